@@ -1,0 +1,163 @@
+"""connect and connect_unix: the client's way to a Socket."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import sys
+from typing import Literal
+
+import trio
+
+from ._address import (
+    check_port,
+    format_host_port,
+    oserror,
+    same_errno,
+    to_ascii_host,
+)
+from ._socket import Socket
+from ._tls import ClientTLS, TLSArgument, resolve
+
+# A Unix socket whose backlog is full refuses a non-blocking connect at once, and tells nobody
+# when there is room again: look again after this long, doubling (seconds).
+_FIRST_RETRY = 0.001
+_LAST_RETRY = 0.1
+
+
+async def connect(
+    host: str,
+    port: int,
+    *,
+    tls: TLSArgument | Literal[True] | None = None,
+    local_address: str | None = None,
+) -> Socket:
+    """Connect over TCP, by name or address, IPv4 or IPv6.
+
+    Several addresses are tried one after the other, each with a head start of 250 ms before the
+    next (happy eyeballs, RFC 8305); the first to answer wins.
+
+    Args:
+      host: a name (also an international one) or an address.
+      port: 0 to 65535.
+      tls: ``True`` for TLS from the start, the server verified by ``host`` against the system's
+        trust store; or what ``Socket.starttls`` takes.
+      local_address: the local address to connect from.
+
+    Returns: a ``Socket`` whose side is ``"client"``.
+
+    Raises:
+      OSError: nobody could be reached; the text has the address, and the cause is the group of
+        what went wrong with each one. Where all attempts failed alike it is that subclass
+        (``ConnectionRefusedError``). An unknown host is a ``socket.gaierror``.
+      TLSError: as ``Socket.starttls``.
+      TypeError, ValueError: an argument cannot be used; no connection was made.
+
+    Cancelled, it leaves nothing open. Source: Pluto's ``socket.connect``.
+    """
+    ascii_host = to_ascii_host(host)
+    check_port(port, host)
+    if tls is not None:
+        tls = ClientTLS() if tls is True else tls
+        resolve(tls, server_hostname=None, connected_host=host, side="client")  # complain first
+    where = format_host_port(host, port)
+    try:
+        stream = await trio.open_tcp_stream(ascii_host.encode(), port, local_address=local_address)
+    except OSError as exc:
+        attempts = exc.__cause__
+        errors = getattr(attempts, "exceptions", (exc,))
+        number = same_errno(errors)
+        if attempts is None or number is None:
+            raise oserror(exc, f"cannot connect to {where}") from attempts
+        raise OSError(number, f"cannot connect to {where}: {os.strerror(number)}") from attempts
+    return await _start(stream, host, tls, where)
+
+
+async def connect_unix(
+    path: str | bytes | os.PathLike[str] | os.PathLike[bytes],
+    *,
+    tls: TLSArgument | None = None,
+) -> Socket:
+    r"""Connect to a Unix socket.
+
+    Args:
+      path: its path; on Linux also an abstract name (``"\0name"``).
+      tls: what ``Socket.starttls`` takes; a verified client's must have a name.
+
+    Returns: a ``Socket`` whose side is ``"client"``.
+
+    Raises:
+      OSError: nobody listens there (``FileNotFoundError``, ``ConnectionRefusedError``, ...), with
+        the path as its file name; or there are no Unix sockets on this platform.
+      TLSError: as ``Socket.starttls``.
+      TypeError, ValueError: an argument cannot be used.
+
+    Where the listener's backlog is full it waits. Cancelled, it leaves nothing open.
+    """
+    name = unix_path(path)
+    if tls is not None:
+        resolve(tls, server_hostname=None, connected_host=None, side="client")
+    sock = unix_socket()
+    try:
+        sock.setblocking(False)
+        await trio.lowlevel.checkpoint()
+        retry = _FIRST_RETRY
+        while True:
+            try:
+                sock.connect(name)
+                break
+            except BlockingIOError:
+                await trio.sleep(retry)
+                retry = min(2 * retry, _LAST_RETRY)
+            except OSError as exc:
+                raise OSError(exc.errno, exc.strerror, os.fsdecode(name)) from exc
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+    except BaseException:
+        sock.close()
+        raise
+    return await _start(stream, None, tls, os.fsdecode(name))
+
+
+async def _start(
+    stream: trio.SocketStream, host: str | None, tls: TLSArgument | None, where: str
+) -> Socket:
+    try:
+        sock = Socket(stream, side="client")
+    except OSError as exc:
+        stream.socket.close()
+        raise oserror(exc, f"cannot connect to {where}") from exc
+    sock._connected_host = host
+    if tls is not None:
+        await sock.starttls(tls)
+    return sock
+
+
+# The longest path: sun_path has 108 bytes on Linux, 104 on BSD and macOS, one of which ends it.
+_MAX_PATH = 107 if sys.platform == "linux" else 103
+
+
+def unix_path(path: object) -> str | bytes:
+    """Return a path that can be bound and connected to, or raise OSError that names it."""
+    if not isinstance(path, (str, bytes, os.PathLike)):
+        raise TypeError(f"a path is str, bytes or os.PathLike, not {path!r}")
+    name = os.fspath(path)
+    raw = os.fsencode(name)
+    if not raw:
+        raise ValueError("the path of a Unix socket is empty")
+    if b"\0" in raw[1:] and not raw.startswith(b"\0"):
+        raise ValueError(f"the path of a Unix socket holds a NUL: {name!r}")
+    if len(raw) > _MAX_PATH:
+        raise OSError(
+            errno.ENAMETOOLONG,
+            f"the path of a Unix socket has at most {_MAX_PATH} bytes, not {len(raw)}",
+            os.fsdecode(name),
+        )
+    return name
+
+
+def unix_socket(kind: int = socket.SOCK_STREAM) -> socket.socket:
+    """Return a new Unix socket; OSError where the platform has none."""
+    if not hasattr(socket, "AF_UNIX"):
+        raise OSError(errno.EAFNOSUPPORT, "there are no Unix sockets on this platform")
+    return socket.socket(socket.AF_UNIX, kind)

@@ -1,0 +1,461 @@
+"""listen, listen_unix and Listener: where connections come in."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+import sys
+from collections.abc import AsyncIterator, Iterable, Sequence
+
+import trio
+
+from ._address import (
+    Address,
+    address_from_sockaddr,
+    check_port,
+    format_host_port,
+    oserror,
+    to_ascii_host,
+)
+from ._connect import unix_path, unix_socket
+from ._socket import Socket
+from ._turns import Exclusive
+
+# The kernel keeps it in 16 bits and cuts it to what the system allows: as much as there is.
+_MAX_BACKLOG = 0xFFFF
+
+# With port 0 the first address gets a free port, and the others must get the same. Somebody may
+# have it there; then the next try gets another.
+_SAME_PORT_TRIES = 32
+
+# How long to wait for another program that is starting to listen in the same directory (seconds).
+_LOCK_TIMEOUT = 10.0
+_LOCK_RETRY = 0.01
+
+# What accept(2) reports about a connection that died before it was accepted (accept(2), "Error
+# handling", and what Trio has found on other systems). Everything else is about us.
+_DEAD_CONNECTION = {
+    getattr(errno, name)
+    for name in (
+        "ECONNABORTED", "ECONNRESET", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH",
+        "ENONET", "ENOPROTOOPT", "ENOSR", "ENOTCONN", "EOPNOTSUPP", "EPERM", "EPROTO",
+        "EPROTONOSUPPORT", "ESOCKTNOSUPPORT", "ETIMEDOUT",
+    )
+    if hasattr(errno, name)
+}  # fmt: skip
+
+
+async def listen(
+    port: int,
+    host: str | None = None,
+    *,
+    backlog: int | None = None,
+    reuse_port: bool = False,
+) -> Listener:
+    """Listen for TCP connections.
+
+    Args:
+      port: 0 to 65535; 0 lets the system choose a free one (``Listener.port`` tells which).
+      host: the local address or name to listen on. With none, it is all addresses of this machine,
+        IPv4 and IPv6, at one port.
+      backlog: how many connections may wait to be accepted; ``None`` for as many as the system
+        allows.
+      reuse_port: share the port with other listeners of the same user, among which the kernel
+        divides the connections (``SO_REUSEPORT``).
+
+    Returns: a ``Listener``, listening.
+
+    Raises:
+      OSError: it cannot listen there (``EADDRINUSE``, ``EACCES``, ...); the text has the address.
+      TypeError, ValueError: an argument cannot be used.
+
+    Cancelled, it leaves nothing open. Source: Pluto's ``socket.listen``.
+    """
+    check_port(port, host)
+    backlog = _backlog(backlog)
+    if host is not None and not isinstance(host, str):
+        raise TypeError(f"a host is a str or None, not {host!r}")
+    if reuse_port and not hasattr(socket, "SO_REUSEPORT"):
+        raise OSError(errno.EOPNOTSUPP, "there is no SO_REUSEPORT on this platform")
+    where = format_host_port("*" if host is None else host, port)
+    try:
+        found = await trio.socket.getaddrinfo(
+            None if host is None else to_ascii_host(host).encode(),
+            port,
+            type=socket.SOCK_STREAM,
+            flags=socket.AI_PASSIVE,
+        )
+        targets = list(dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in found))
+        for tries_left in reversed(range(_SAME_PORT_TRIES)):
+            try:
+                return Listener(_bind_all(targets, port, backlog, reuse_port, host is None))
+            except OSError as exc:
+                if port != 0 or exc.errno != errno.EADDRINUSE or not tries_left:
+                    raise
+    except OSError as exc:
+        raise oserror(exc, f"cannot listen on {where}") from exc
+    raise AssertionError("the last try has returned or raised")  # pragma: no cover
+
+
+def _bind_all(
+    targets: Sequence[tuple[int, tuple[object, ...]]],
+    port: int,
+    backlog: int,
+    reuse_port: bool,
+    any_family: bool,
+) -> list[socket.socket]:
+    sockets: list[socket.socket] = []
+    missing: list[OSError] = []
+    with contextlib.ExitStack() as on_error:
+        for family, sockaddr in targets:
+            try:
+                sock = socket.socket(family, socket.SOCK_STREAM)
+            except OSError as exc:  # a kernel without this family
+                missing.append(exc)
+                continue
+            on_error.callback(sock.close)
+            if sys.platform == "win32":  # pragma: no cover (tests run on Linux)
+                # SO_REUSEADDR would let another program take our connections there.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+            else:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if reuse_port:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if family == socket.AF_INET6:
+                # IPv4 has a socket of its own: so it works where IPv6 is switched off.
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            try:
+                sock.bind((sockaddr[0], port, *sockaddr[2:]))
+            except OSError as exc:
+                if not any_family or exc.errno != errno.EADDRNOTAVAIL:
+                    raise
+                missing.append(exc)  # a family that is switched off
+                continue
+            sock.listen(backlog)
+            port = sock.getsockname()[1]
+            sockets.append(sock)
+        if not sockets:
+            raise missing[0]
+        on_error.pop_all()
+    return sockets
+
+
+async def listen_unix(
+    path: str | bytes | os.PathLike[str] | os.PathLike[bytes],
+    *,
+    mode: int | None = None,
+    backlog: int | None = None,
+) -> Listener:
+    r"""Listen on a Unix socket.
+
+    The path goes away with the listener, unless it has become somebody else's by then. One that a
+    dead program has left is replaced; one where somebody listens is not.
+
+    Args:
+      path: where; on Linux also an abstract name (``"\0name"``), which has no file.
+      mode: the file's permissions, such as ``0o660``, set before the first client can connect.
+        ``None`` leaves them to the umask.
+      backlog: as in ``listen``.
+
+    Returns: a ``Listener``, listening.
+
+    Raises:
+      OSError: it cannot listen there, with the path as its file name: ``EADDRINUSE`` where somebody
+        listens or the file is no socket; or there are no Unix sockets on this platform.
+      TypeError, ValueError: an argument cannot be used.
+
+    Cancelled, it leaves nothing open.
+    """
+    name = unix_path(path)
+    backlog = _backlog(backlog)
+    sock = unix_socket()
+    try:
+        if os.fsencode(name).startswith(b"\0"):
+            if mode is not None:
+                raise ValueError("an abstract name has no file, and so no mode")
+            await trio.lowlevel.checkpoint()
+            _bind_unix(sock, name)
+            sock.listen(backlog)
+            return Listener([sock])
+        async with _directory_lock(name):
+            try:
+                _bind_unix(sock, name)
+            except OSError as exc:
+                if exc.errno != errno.EADDRINUSE or not _is_stale(name):
+                    raise
+                os.unlink(name)
+                _bind_unix(sock, name)
+            try:
+                # Nobody can connect before listen(2).
+                if mode is not None:
+                    os.chmod(name, mode)
+                bound_path = _BoundPath(name)
+                sock.listen(backlog)
+            except BaseException:
+                os.unlink(name)
+                raise
+        return Listener([sock], _bound_path=bound_path)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _bind_unix(sock: socket.socket, name: str | bytes) -> None:
+    try:
+        sock.bind(name)
+    except OSError as exc:
+        raise OSError(exc.errno, exc.strerror, os.fsdecode(name)) from exc
+
+
+def _is_stale(name: str | bytes) -> bool:
+    """Whether a path is a socket to which nobody listens any more."""
+    if not stat.S_ISSOCK(os.lstat(name).st_mode):
+        return False
+    # Of another type than the listener is: so a listener that lives says EPROTOTYPE, and does not
+    # find a connection in its queue from which nothing ever comes.
+    with unix_socket(socket.SOCK_DGRAM) as probe:
+        probe.setblocking(False)
+        return probe.connect_ex(name) == errno.ECONNREFUSED
+
+
+@contextlib.asynccontextmanager
+async def _directory_lock(name: str | bytes) -> AsyncIterator[None]:
+    """Keep other starters from a path between finding that it is stale and replacing it.
+
+    The lock is on the directory: a lock file would stay behind, or be removed under a waiter.
+    """
+    await trio.lowlevel.checkpoint()
+    if sys.platform == "win32":  # pragma: no cover (tests run on Linux)
+        yield
+        return
+    import fcntl
+
+    directory = os.path.dirname(os.fsencode(name)) or b"."
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as exc:
+        raise OSError(exc.errno, exc.strerror, os.fsdecode(name)) from exc
+    try:
+        with trio.move_on_after(_LOCK_TIMEOUT) as scope:
+            while True:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    await trio.sleep(_LOCK_RETRY)
+        if scope.cancelled_caught:
+            raise OSError(
+                errno.ETIMEDOUT, "another program keeps the directory locked", os.fsdecode(name)
+            )
+        yield
+    finally:
+        os.close(descriptor)
+
+
+class _BoundPath:
+    """The file of a Unix socket, known by its inode."""
+
+    def __init__(self, name: str | bytes) -> None:
+        self._path = os.path.abspath(name)
+        self._identity = self._look()
+
+    def _look(self) -> tuple[int, int] | None:
+        try:
+            status = os.lstat(self._path)
+        except OSError:
+            return None
+        return (status.st_dev, status.st_ino)
+
+    def remove(self) -> None:
+        """Remove the file if it is still the same."""
+        if self._identity is not None and self._look() == self._identity:
+            with contextlib.suppress(OSError):
+                os.unlink(self._path)
+
+
+class Listener(trio.abc.Listener[Socket]):
+    """Accepts connections from one or more listening sockets.
+
+    Made by ``listen`` and ``listen_unix``, or from listening sockets that exist (socket
+    activation), which it takes over.
+
+    Args:
+      sockets: listening stream sockets, of ``socket`` or ``trio.socket``.
+
+    Raises:
+      TypeError, ValueError: there is none, or one is not a listening stream socket.
+
+    Attributes:
+      dropped: how many connections died before they could be accepted.
+    """
+
+    def __init__(
+        self,
+        sockets: Iterable[socket.socket | trio.socket.SocketType],
+        *,
+        _bound_path: _BoundPath | None = None,
+    ) -> None:
+        self._sockets = [_adopt(sock) for sock in sockets]
+        if not self._sockets:
+            raise ValueError("a Listener needs at least one socket")
+        self._addresses = tuple(
+            address_from_sockaddr(sock.family, sock.getsockname()) for sock in self._sockets
+        )
+        self._bound_path = _bound_path
+        self._closed = False
+        self._accepting = Exclusive("another task is accepting from this listener")
+        # What hasconnection has accepted for the next accept.
+        self._accepted: Socket | None = None
+        self.dropped = 0
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open"
+        return f"<trisock.Listener {', '.join(map(str, self._addresses))} {state}>"
+
+    @property
+    def port(self) -> int:
+        """The port, also after closing; 0 for a Unix socket."""
+        return self._addresses[0].port
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """All addresses that it listens on, also after closing."""
+        return self._addresses
+
+    async def accept(self) -> Socket:
+        """Wait for a connection and return it, as a ``Socket`` whose side is ``"server"``.
+
+        A connection that dies before it is one is dropped (and counted in ``dropped``).
+
+        Raises:
+          trio.ClosedResourceError: the listener was closed.
+          OSError: the system has run out of something, such as descriptors (``EMFILE``).
+          trio.BusyResourceError: another task is accepting.
+
+        Cancelled, it has accepted nothing. A full checkpoint. Source: Pluto's ``accept``.
+        """
+        with self._accepting:
+            await trio.lowlevel.checkpoint()
+            while True:
+                self._check_open()
+                sock, self._accepted = self._accepted or self._accept_nowait(), None
+                if sock is not None:
+                    return sock
+                await self._wait()
+
+    def hasconnection(self) -> bool:
+        """Return whether the next ``accept`` will not wait: True is certain.
+
+        False while another task is in ``accept``, which gets the connection. Source: Pluto's
+        ``hasconnection``.
+        """
+        self._check_open()
+        if self._accepted is None and not self._accepting.held:
+            with contextlib.suppress(OSError):  # accept will raise it
+                self._accepted = self._accept_nowait()
+        return self._accepted is not None
+
+    def __aiter__(self) -> Listener:
+        """Iterate over connections: ``async for sock in listener``; ends when it is closed."""
+        return self
+
+    async def __anext__(self) -> Socket:
+        try:
+            return await self.accept()
+        except trio.ClosedResourceError:
+            raise StopAsyncIteration from None
+
+    async def close(self) -> None:
+        """Stop listening. The same as ``aclose``. Connections that nobody has accepted are reset.
+
+        Wakes the task in ``accept`` with ``trio.ClosedResourceError``. Removes the path of a Unix
+        socket. A checkpoint; it is closed also when cancelled.
+        """
+        self._close()
+        await trio.lowlevel.checkpoint()
+
+    async def aclose(self) -> None:
+        """Stop listening. The same as ``close``."""
+        await self.close()
+
+    def _close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        if self._bound_path is not None:
+            self._bound_path.remove()
+        for sock in self._sockets:
+            trio.lowlevel.notify_closing(sock)
+            sock.close()
+        if self._accepted is not None:
+            self._accepted.abort()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError("this listener was already closed")
+
+    def _accept_nowait(self) -> Socket | None:
+        """Accept one connection, if one is waiting."""
+        for index, sock in enumerate(self._sockets):
+            while True:
+                try:
+                    connection, _ = sock.accept()
+                except BlockingIOError:
+                    break
+                except OSError as exc:
+                    if exc.errno not in _DEAD_CONNECTION:
+                        raise
+                    self.dropped += 1
+                    continue
+                # The next one to be asked first is the next one: none can keep the others out.
+                self._sockets = self._sockets[index + 1 :] + self._sockets[: index + 1]
+                try:
+                    stream = trio.SocketStream(trio.socket.from_stdlib_socket(connection))
+                    return Socket(stream, side="server")
+                except OSError:  # reset in the backlog: it has no peer any more
+                    connection.close()
+                    self.dropped += 1
+                    return self._accept_nowait()
+        return None
+
+    async def _wait(self) -> None:
+        """Wait until one of the sockets may have a connection."""
+        if len(self._sockets) == 1:
+            await trio.lowlevel.wait_readable(self._sockets[0])
+            return
+
+        async def wait_for(sock: socket.socket) -> None:
+            with contextlib.suppress(trio.ClosedResourceError):  # accept looks for itself
+                await trio.lowlevel.wait_readable(sock)
+            nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            for sock in self._sockets:
+                nursery.start_soon(wait_for, sock)
+
+
+def _adopt(sock: socket.socket | trio.socket.SocketType) -> socket.socket:
+    if isinstance(sock, trio.socket.SocketType):
+        sock = socket.socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
+    if not isinstance(sock, socket.socket):
+        raise TypeError(f"a Listener needs sockets, not {sock!r}")
+    if sock.type != socket.SOCK_STREAM:
+        raise ValueError(f"not a stream socket: {sock!r}")
+    with contextlib.suppress(OSError):  # macOS does not tell
+        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise ValueError(f"not a listening socket: {sock!r}")
+    sock.setblocking(False)
+    return sock
+
+
+def _backlog(backlog: int | None) -> int:
+    if backlog is None:
+        return _MAX_BACKLOG
+    if not isinstance(backlog, int) or isinstance(backlog, bool):
+        raise TypeError(f"backlog is an int or None, not {backlog!r}")
+    if backlog < 0:
+        raise ValueError(f"backlog must be 0 or more, not {backlog}")
+    return min(backlog, _MAX_BACKLOG)

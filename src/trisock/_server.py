@@ -1,0 +1,370 @@
+"""bind and Server: a handler for each connection, and a server that outlives them all."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import trio
+
+from ._address import Address
+from ._listener import Listener, listen
+from ._socket import Buffer, Socket, _bytes_view, _timeout
+from ._tls import ClientTLS, TLSArgument, resolve
+
+if sys.version_info < (3, 11):  # pragma: no cover (one of the two on each version)
+    from exceptiongroup import BaseExceptionGroup  # which Trio needs as well
+
+Handler: TypeAlias = "Callable[[Socket], Awaitable[object]]"
+
+_logger = logging.getLogger("trisock.server")
+
+
+@dataclass(frozen=True)
+class ServerStats:
+    """Counters of a Server, at one moment.
+
+    Attributes:
+      accepted: connections accepted since the start.
+      active: connections that are open now: in the handshake, the handler or the close.
+      dropped: connections that died before they could be accepted.
+      refused: connections accepted but not given to the handler, because the server was stopping.
+      failed_handshakes: connections whose handshake for ``bind(tls=)`` failed or timed out.
+      handler_errors: connections whose handler raised an ``Exception`` that was logged.
+      lost: connections whose handler ended by an error of the connection itself: the peer vanished.
+      aborted: connections that ``broadcast`` has aborted because they were too slow.
+    """
+
+    accepted: int = 0
+    active: int = 0
+    dropped: int = 0
+    refused: int = 0
+    failed_handshakes: int = 0
+    handler_errors: int = 0
+    lost: int = 0
+    aborted: int = 0
+
+
+async def bind(
+    nursery: trio.Nursery,
+    port_or_listener: int | Listener,
+    handler: Handler,
+    *,
+    host: str | None = None,
+    tls: TLSArgument | None = None,
+    max_connections: int | None = None,
+    handshake_timeout: float | None = 60,
+    backlog: int | None = None,
+    reuse_port: bool = False,
+) -> Server:
+    """Listen, and run ``handler(sock)`` in a task of its own for each connection.
+
+    It is listening when this returns; one task in the nursery runs it, on the semantics of
+    ``trio.serve_listeners``. When the handler returns, the socket is closed (gracefully). An
+    ``Exception`` that it raises is logged, with the peer's address, on the logger
+    ``trisock.server``; only that connection dies.
+
+    Args:
+      nursery: where the server's task runs. Cancelling it cancels the handlers.
+      port_or_listener: the port to ``listen`` on, or a ``Listener``, which the server takes over.
+      handler: an async function that takes a ``Socket``.
+      host, backlog, reuse_port: as in ``listen``, for a port.
+      tls: the TLS server's role, as ``Socket.starttls`` takes it, for TLS from the start.
+      max_connections: how many connections there may be at once, from before ``accept(2)`` to
+        after the close. The others wait in the listener's backlog. ``None``: no limit.
+      handshake_timeout: seconds that a client has for the handshake of ``tls``; ``None``: no limit.
+
+    Returns: the ``Server``.
+
+    Raises:
+      OSError: as ``listen``.
+      TypeError, ValueError: an argument cannot be used. Nothing listens then.
+
+    Cancelled, nothing listens. Source: Pluto's ``socket.bind``, ``trio.serve_tcp``.
+    """
+    if not callable(handler):
+        raise TypeError(f"a handler is an async function, not {handler!r}")
+    if max_connections is not None:
+        if not isinstance(max_connections, int) or isinstance(max_connections, bool):
+            raise TypeError(f"max_connections is an int or None, not {max_connections!r}")
+        if max_connections < 1:
+            raise ValueError(f"max_connections must be 1 or more, not {max_connections}")
+    if tls is not None:
+        _check_server_role(tls)
+    timeout = _timeout(handshake_timeout)
+    if isinstance(port_or_listener, Listener):
+        if host is not None or backlog is not None or reuse_port:
+            raise ValueError("host, backlog and reuse_port are for a port, not for a Listener")
+        listener = port_or_listener
+        await trio.lowlevel.checkpoint()
+    else:
+        listener = await listen(port_or_listener, host, backlog=backlog, reuse_port=reuse_port)
+    server = Server(listener, handler, tls, max_connections, timeout)
+    try:
+        nursery.start_soon(server._run, name=f"trisock server on {listener.addresses[0]}")
+    except BaseException:  # the nursery is closed
+        listener._close()
+        raise
+    return server
+
+
+def _check_server_role(tls: object) -> None:
+    if isinstance(tls, (str, ClientTLS)):
+        raise TypeError(f"a server needs certificates, not a {type(tls).__name__}")
+    role = resolve(tls, server_hostname=None, connected_host=None, side="server")
+    if not role.server_side:
+        raise ValueError("a server needs the context of a TLS server")
+
+
+class Server:
+    """A running server, made by ``bind``.
+
+    Attributes:
+      closing: a ``trio.Event``, set when the server begins to stop, for handlers that are idle.
+
+    Invariant: a socket is in ``_connections`` exactly while its handler runs, and its
+    handshake's scope is in ``_handshakes`` exactly while that does, so that ``stop`` and
+    ``broadcast`` reach those they should and no others.
+    """
+
+    def __init__(
+        self,
+        listener: Listener,
+        handler: Handler,
+        tls: TLSArgument | None,
+        max_connections: int | None,
+        handshake_timeout: float,
+    ) -> None:
+        self._listener = listener
+        self._handler = handler
+        self._tls = tls
+        self._handshake_timeout = handshake_timeout
+        self._slots = None if max_connections is None else trio.Semaphore(max_connections)
+        self._connections: set[Socket] = set()
+        self._handshakes: set[trio.CancelScope] = set()
+        self._counts: Counter[str] = Counter()
+        self._accepting = trio.CancelScope()
+        self._deadline = math.inf  # of the handlers, once the server is stopping
+        self._handlers = trio.CancelScope()
+        self._closed = trio.Event()
+        self.closing = trio.Event()
+
+    def __repr__(self) -> str:
+        state = (
+            "closed" if self._closed.is_set() else "closing" if self.closing.is_set() else "open"
+        )
+        where = ", ".join(map(str, self.addresses))
+        return f"<trisock.Server {where} {state}, {self._counts['active']} connections>"
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on, also after it was closed."""
+        return self._listener.port
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """All addresses that it listens on, also after it was closed."""
+        return self._listener.addresses
+
+    @property
+    def connections(self) -> tuple[Socket, ...]:
+        """The sockets that handlers have now; none that is in the handshake of ``bind(tls=)``."""
+        return tuple(self._connections)
+
+    def stats(self) -> ServerStats:
+        """Return the counters."""
+        return ServerStats(dropped=self._listener.dropped, **self._counts)
+
+    def set_tls(self, tls: TLSArgument) -> None:
+        """Use other certificates (or rules) for the connections that come from now on.
+
+        Raises TypeError or ValueError where ``tls`` cannot be used, or would be none: a server does
+        not fall back to the clear. Nothing has changed then.
+        """
+        _check_server_role(tls)
+        self._tls = tls
+
+    def stop(self, grace: float | None = None) -> None:
+        """Begin to stop: a plain call, also from a handler.
+
+        Accepts no more, sets ``closing``, drops the handshakes of ``bind(tls=)`` that are in
+        progress, and gives handlers their time; then it cancels them. Called again, it can
+        only shorten that time.
+
+        Args:
+          grace: how many seconds handlers have from now on; ``None`` for as long as they need.
+        """
+        if grace is not None and not grace >= 0:
+            raise ValueError(f"grace is a number of seconds or None, not {grace!r}")
+        self.closing.set()
+        self._accepting.cancel()
+        self._listener._close()
+        for scope in self._handshakes:
+            scope.cancel()
+        if grace is not None:
+            self._deadline = min(self._deadline, trio.current_time() + grace)
+            self._handlers.deadline = self._deadline
+
+    async def wait_closed(self) -> None:
+        """Wait until the last handler has ended and the last connection is closed."""
+        await self._closed.wait()
+
+    async def broadcast(self, data: Buffer, *, timeout: float = 10) -> int:
+        """Send the same data to all connections that are open now, to all at once.
+
+        It goes after what a connection's own handler is sending, and never into the middle of
+        it. Connections in a handshake, or in the middle of ``starttls``, are left out. A client
+        that has not taken all of it in time is aborted, and so hurts no other.
+
+        Args:
+          data: what to send; copied if it can change.
+          timeout: seconds that each client has.
+
+        Returns: how many got all of it (as far as their kernels are concerned).
+
+        Cancelled, an unknown part was sent: to connections that had got a part already
+        nothing more can be sent.
+        """
+        content = bytes(_bytes_view(data))
+        limit = _timeout(timeout)
+        delivered = 0
+
+        async def send_to(sock: Socket) -> None:
+            nonlocal delivered
+            with trio.move_on_after(limit) as scope:
+                try:
+                    await sock._send_for_broadcast(content)
+                except (trio.BrokenResourceError, trio.ClosedResourceError):
+                    return
+                delivered += 1
+            if scope.cancelled_caught:
+                self._counts["aborted"] += 1
+                sock.abort()
+
+        await trio.lowlevel.checkpoint()
+        async with trio.open_nursery() as nursery:
+            for sock in self._connections:
+                if sock.isopen() and not sock._changing:
+                    nursery.start_soon(send_to, sock)
+        return delivered
+
+    # ---- the server's task ----
+
+    async def _run(self) -> None:
+        try:
+            with self._handlers:
+                async with trio.open_nursery() as nursery:
+                    with self._accepting:
+                        await trio.serve_listeners(
+                            self._serve, [_SlotListener(self)], handler_nursery=nursery
+                        )
+        finally:
+            self.closing.set()
+            self._listener._close()
+            self._closed.set()
+
+    async def _serve(self, sock: Socket) -> None:
+        """Serve one connection, from after its accept to after its close."""
+        self._counts["accepted"] += 1
+        self._counts["active"] += 1
+        try:
+            try:
+                if await self._secure(sock):
+                    await self._handle(sock)
+            finally:
+                # Everything that handlers have sent arrives, also if they were cancelled just now;
+                # then the close is hard, but takes nothing back.
+                await sock.close()
+        finally:
+            self._counts["active"] -= 1
+            if self._slots is not None:
+                self._slots.release()
+
+    async def _secure(self, sock: Socket) -> bool:
+        """Do what comes before the handler; False where there is to be none."""
+        if self._tls is not None and not self.closing.is_set():
+            with trio.CancelScope() as scope:
+                self._handshakes.add(scope)
+                try:
+                    await sock.starttls(self._tls, handshake_timeout=self._handshake_timeout)
+                except trio.BrokenResourceError as exc:
+                    self._counts["failed_handshakes"] += 1
+                    _logger.info("%s", exc)
+                    return False
+                finally:
+                    self._handshakes.discard(scope)
+        if self.closing.is_set():
+            self._counts["refused"] += 1
+            return False
+        return True
+
+    async def _handle(self, sock: Socket) -> None:
+        self._connections.add(sock)
+        try:
+            await self._handler(sock)
+        except BaseException as exc:
+            rest = self._log(sock, exc)
+            if rest is exc:
+                raise
+            if rest is not None:
+                raise rest from None
+        finally:
+            self._connections.discard(sock)
+
+    def _log(self, sock: Socket, exc: BaseException) -> BaseException | None:
+        """Log what a handler raised; return the part that is not for us to end."""
+        errors: BaseException | None
+        rest: BaseException | None
+        if isinstance(exc, BaseExceptionGroup):
+            errors, rest = exc.split(Exception)
+        elif isinstance(exc, Exception):
+            errors, rest = exc, None
+        else:
+            errors, rest = None, exc
+        if errors is not None:
+            self._log_errors(sock, errors)
+        return rest
+
+    def _log_errors(self, sock: Socket, errors: BaseException) -> None:
+        lost: BaseException | None
+        others: BaseException | None
+        if isinstance(errors, BaseExceptionGroup):
+            lost, others = errors.split(sock._is_own_failure)
+        elif sock._is_own_failure(errors):
+            lost, others = errors, None
+        else:
+            lost, others = None, errors
+        if others is not None:
+            self._counts["handler_errors"] += 1
+            _logger.error("the handler of %s failed", sock.getpeer(), exc_info=others)
+        elif lost is not None:
+            self._counts["lost"] += 1
+            _logger.info("the connection with %s was lost: %s", sock.getpeer(), lost)
+
+
+class _SlotListener(trio.abc.Listener[Socket]):
+    """Takes a slot, and only then accepts: the excess waits in the backlog."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    async def accept(self) -> Socket:
+        slots = self._server._slots
+        if slots is not None:
+            await slots.acquire()
+        try:
+            return await self._server._listener.accept()
+        except BaseException as exc:
+            if slots is not None:
+                slots.release()
+            if isinstance(exc, trio.ClosedResourceError) and self._server.closing.is_set():
+                await trio.sleep_forever()  # stop() has cancelled us, too
+            raise
+
+    async def aclose(self) -> None:
+        await self._server._listener.aclose()

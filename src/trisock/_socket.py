@@ -1,0 +1,796 @@
+"""Socket: one connection, in the clear or encrypted, with a buffer that can be pushed back to."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import operator
+import os
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Literal, overload
+
+import trio
+
+from ._address import Address, address_from_sockaddr
+from ._buffer import ReceiveBuffer
+from ._errors import IncompleteReadError, LimitExceededError, TLSError
+from ._tls import TLSArgument, TLSInfo, resolve
+from ._tls_connection import TLSConnection
+from ._transport import RECEIVE_SIZE, Transport
+from ._turns import Exclusive, SendTurn
+
+# After so many reads in a row that were served from the receive buffer, the next one lets other
+# tasks run. A number small enough that nobody waits long (each such read takes microseconds)
+# and large enough that the pass through the scheduler does not show.
+READS_PER_PASS = 64
+
+# What send_file reads at a time where the kernel cannot do it alone.
+_FILE_CHUNK = 262_144
+
+Buffer = bytes | bytearray | memoryview
+Side = Literal["client", "server"]
+
+
+@dataclass(frozen=True)
+class ConnectionInfo:
+    """What is known about a connection, at one moment.
+
+    Attributes:
+      local: our address.
+      peer: the other end's address.
+      side: which side of the connection this is.
+      isopen: as ``Socket.isopen()``.
+      istls: as ``Socket.istls()``.
+      tls: as ``Socket.tls``.
+      buffered: how many bytes have arrived here (or were pushed back) and were not consumed.
+    """
+
+    local: Address
+    peer: Address
+    side: Side
+    isopen: bool
+    istls: bool
+    tls: TLSInfo | None
+    buffered: int
+
+
+class Socket(trio.abc.HalfCloseableStream):
+    """A connection that can turn to TLS, and back, in mid-conversation.
+
+    Made by ``connect``, by a ``Listener`` or a ``Server``, or from a ``trio.SocketStream``, which
+    it takes over.
+
+    Args:
+      stream: the connection.
+      side: which side of it this is, ``"client"`` or ``"server"``.
+
+    Raises:
+      TypeError, ValueError: the stream is no ``trio.SocketStream``, or the side neither.
+      OSError: the connection is dead already (``ENOTCONN``).
+
+    One task may read and one may write at the same time; a second of either gets
+    ``trio.BusyResourceError``. Every async method is a cancel point. After a cancelled read no
+    byte is lost; what a cancelled send, ``starttls`` or ``close`` leaves behind is said there.
+
+    After ``close`` every method raises ``trio.ClosedResourceError``, but for ``close`` and what
+    only tells (addresses, ``tls``, ``isopen``, ``info``).
+    """
+
+    def __init__(self, stream: trio.SocketStream, *, side: Side = "client") -> None:
+        if not isinstance(stream, trio.SocketStream):
+            raise TypeError(f"a Socket needs a trio.SocketStream, not {stream!r}")
+        if side not in ("client", "server"):
+            raise ValueError(f"the side is 'client' or 'server', not {side!r}")
+        family = stream.socket.family
+        self._peer = address_from_sockaddr(family, stream.socket.getpeername())
+        self._local = address_from_sockaddr(family, stream.socket.getsockname())
+        self._side: Side = side
+        self._transport = Transport(stream)
+        self._tls: TLSConnection | None = None
+        self._tls_info: TLSInfo | None = None
+        self._connected_host: str | None = None
+        # Bytes of one kind only: clear ones before starttls and after stoptls, decrypted ones
+        # between them. starttls hands what is here to TLS, stoptls insists that it is empty.
+        self._buffer = ReceiveBuffer()
+        self._reads_since_pass = 0
+        self._reading = Exclusive("another task is reading from this socket")
+        self._sending = SendTurn()
+        self._changing = False
+        self._aborted = False
+        self._closed = trio.Event()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._transport.closing else "open" if self.isopen() else "ended"
+        layer = self._tls_info.version if self._tls_info else "clear"
+        return f"<trisock.Socket {self._side} {self._local} <-> {self._peer} {layer} {state}>"
+
+    # ---- reading ----
+
+    async def recv(self, max_bytes: int | None = None) -> bytes:
+        """Return the oldest chunk of received data; ``b""`` at the end of the stream.
+
+        A chunk is what one read of the connection gave or, under TLS, one record; pushed-back
+        data is a chunk as well.
+
+        Args:
+          max_bytes: return at most so many bytes of the chunk; the rest stays the oldest.
+
+        Raises:
+          trio.BrokenResourceError: the connection broke (also ``TLSError``).
+          ValueError, TypeError: ``max_bytes`` is not a positive int.
+
+        Cancelled, it has consumed nothing. Source: Pluto's ``socket.recv``.
+        """
+        max_bytes = _positive("max_bytes", max_bytes)
+        with self._reading:
+            self._check_open()
+            if self._buffer:
+                await self._buffered_read()
+            else:
+                await self._receive()
+            return self._buffer.take_chunk(max_bytes)
+
+    async def peek(self) -> bytes | None:
+        """Return the chunk that ``recv`` would return next, without consuming it or waiting for it.
+
+        Looks at what has arrived in the kernel, and decrypts it, too. Returns ``None`` if nothing
+        has arrived and ``b""`` at the end of the stream. An error of the peer's is
+        not raised (``None``); the next ``recv`` raises it.
+
+        Cancelled, it has consumed nothing. Source: Pluto's ``socket.peek``.
+        """
+        with self._reading:
+            self._check_open()
+            if self._buffer:
+                await self._buffered_read()
+                return self._buffer.peek_chunk()
+            await trio.lowlevel.checkpoint()
+            self._check_open()
+            chunk = self._receive_nowait()
+            if chunk:
+                self._buffer.append(chunk)
+            return chunk
+
+    def unrecv(self, data: Buffer) -> None:
+        """Push data to the front of the receive buffer: the last pushed is the first received.
+
+        Empty data changes nothing. After the end of the stream pushed-back data is read first,
+        then comes the end again. If ``starttls`` follows, the data is taken as the peer's TLS.
+
+        Args:
+          data: bytes; copied if it can change.
+
+        Raises:
+          TypeError: it is not bytes.
+          trio.BusyResourceError: another task is reading: where its read ends is not known.
+
+        Source: Pluto's ``socket.unrecv``.
+        """
+        view = _bytes_view(data)
+        self._check_open()
+        self._reading.check()
+        self._buffer.push_front(bytes(view))
+
+    async def recv_exactly(self, n: int) -> bytes:
+        """Return exactly ``n`` bytes.
+
+        Raises:
+          IncompleteReadError: the stream ended before; the bytes that came stay to be read.
+          trio.BrokenResourceError: the connection broke.
+          ValueError, TypeError: ``n`` is not an int of 0 or more.
+
+        Cancelled, it has consumed nothing: the next read starts where it did.
+        """
+        n = operator.index(n)
+        if n < 0:
+            raise ValueError(f"n must be 0 or more, not {n}")
+        with self._reading:
+            self._check_open()
+            if len(self._buffer) >= n:
+                await self._buffered_read()
+            while len(self._buffer) < n:
+                if not await self._receive():
+                    raise IncompleteReadError(self._buffer.peek_all(), n)
+            return self._buffer.take(n)
+
+    async def recv_until(self, delimiter: Buffer, *, max_bytes: int = 65536) -> bytes:
+        """Return everything up to and including the first delimiter.
+
+        Args:
+          delimiter: what to look for; at least one byte.
+          max_bytes: how many bytes, delimiter included, are looked at (and so held).
+
+        Raises:
+          LimitExceededError: the delimiter did not come within ``max_bytes``.
+          IncompleteReadError: the stream ended before; ``expected`` is ``None``.
+          trio.BrokenResourceError: the connection broke.
+
+        After each of them, and cancelled, it has consumed nothing.
+        """
+        wanted = bytes(_bytes_view(delimiter))
+        if not wanted:
+            raise ValueError("a delimiter has at least one byte")
+        limit = _positive("max_bytes", max_bytes)
+        with self._reading:
+            self._check_open()
+            waited = False
+            while (end := self._buffer.find(wanted)) is None and len(self._buffer) < limit:
+                waited = True
+                if not await self._receive():
+                    raise IncompleteReadError(self._buffer.peek_all(), None)
+            if not waited:
+                await self._buffered_read()
+            if end is None or end > limit:
+                raise LimitExceededError(limit)
+            return self._buffer.take(end)
+
+    def lines(
+        self, *, delimiter: Buffer = b"\n", keep_ends: bool = False, max_bytes: int = 65536
+    ) -> Lines:
+        r"""Iterate over lines: ``async for line in sock.lines():``.
+
+        It holds no bytes itself: leave the loop whenever you like, the next read goes on there.
+
+        Args:
+          delimiter: what ends a line, such as ``b"\r\n"``.
+          keep_ends: whether lines are given with their delimiter.
+          max_bytes: the most that a line may have, delimiter included.
+
+        Raises, while iterating:
+          IncompleteReadError: the stream ended in the middle of a line. A command
+            that was cut off must not be taken for a whole one; its bytes stay to be read.
+          LimitExceededError: a line is longer than ``max_bytes``.
+        """
+        return Lines(self, bytes(_bytes_view(delimiter)), keep_ends, max_bytes)
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Do the same as ``recv``, for ``trio.abc.ReceiveStream``: always a full checkpoint."""
+        max_bytes = _positive("max_bytes", max_bytes)
+        with self._reading:
+            self._check_open()
+            if self._buffer:
+                await trio.lowlevel.checkpoint()
+                self._check_open()
+            else:
+                await self._receive()
+            return self._buffer.take_chunk(max_bytes)
+
+    async def _buffered_read(self) -> None:
+        """Be the checkpoint of a read that need not wait, before it takes anything."""
+        self._reads_since_pass += 1
+        if self._reads_since_pass < READS_PER_PASS:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            return
+        self._reads_since_pass = 0
+        await trio.lowlevel.checkpoint()
+        self._check_open()
+
+    async def _receive(self) -> bool:
+        """Wait for one more chunk and add it to the buffer; False at the end of the stream."""
+        self._reads_since_pass = 0
+        if self._tls is None:
+            chunk = await self._transport.receive()
+        else:
+            chunk = await self._tls.receive()
+        self._buffer.append(chunk)
+        return bool(chunk)
+
+    def _receive_nowait(self) -> bytes | None:
+        """Return the next chunk if it has arrived, ``b""`` at the end; raise nothing."""
+        if self._tls is not None:
+            return self._tls.receive_nowait()
+        try:
+            return self._transport.receive_nowait()
+        except (BlockingIOError, trio.BrokenResourceError):
+            return None
+
+    # ---- sending ----
+
+    async def send(self, *buffers: Buffer) -> None:
+        """Send all bytes of all buffers, in order, in as few system calls as possible.
+
+        On a plain connection nothing is copied: do not change a buffer before it returns.
+
+        Raises:
+          trio.BrokenResourceError: the connection broke (also ``TLSError``). What the peer
+            said before can still be read.
+          TypeError: a buffer is not bytes; nothing was sent.
+
+        Cancelled before the first byte went out it changes nothing. Later, an unknown part is
+        sent and sending is over (``BrokenResourceError``); under TLS reading is as well.
+        Source: Pluto's ``socket.send``.
+        """
+        views = [_bytes_view(each) for each in buffers]
+        async with self._sending:
+            await self._send(views)
+
+    async def send_all(self, data: Buffer) -> None:
+        """Do the same as ``send(data)``, as ``trio.abc.SendStream`` has it."""
+        await self.send(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until a send might start at once. See ``trio.abc.SendStream``."""
+        async with self._sending:
+            self._check_open()
+            if self._tls is None:
+                await self._transport.wait_writable()
+            else:
+                await self._tls.wait_send_all_might_not_block()
+
+    async def send_file(
+        self,
+        file: BinaryIO | io.IOBase,
+        offset: int = 0,
+        count: int | None = None,
+        *,
+        progress: Callable[[int], object] | None = None,
+    ) -> int:
+        """Send a file, or a part of it.
+
+        A regular file on a plain connection goes from the kernel to the kernel
+        (``os.sendfile``); anything else is read in worker threads.
+
+        Args:
+          file: a binary file object, open for reading (also one of ``trio.open_file``). Its
+            position does not matter, and is not kept.
+          offset: where to start, in bytes.
+          count: how many bytes to send; ``None`` for all up to the end.
+          progress: called with the number of bytes sent so far, after each piece.
+
+        Returns: the number of bytes sent.
+
+        Raises:
+          EOFError: the file ended before ``count`` bytes; the text says how many were sent.
+          trio.BrokenResourceError: the connection broke.
+          OSError: the file cannot be read.
+          ValueError, TypeError: it is not a binary file, or a number is negative.
+
+        Cancellation as in ``send``.
+        """
+        file = getattr(file, "wrapped", file)  # what trio.open_file returns
+        if isinstance(file, io.TextIOBase) or not hasattr(file, "read"):
+            raise TypeError(f"send_file needs a binary file object, not {file!r}")
+        offset = operator.index(offset)
+        if offset < 0 or (count is not None and operator.index(count) < 0):
+            raise ValueError("offset and count must be 0 or more")
+        sent = 0
+
+        def on_sent(size: int) -> None:
+            nonlocal sent
+            sent += size
+            if progress is not None:
+                progress(sent)
+
+        async with self._sending:
+            self._check_open()
+            whole = False
+            if self._tls is None:
+                whole = await self._send_file_by_kernel(file, offset, count, on_sent)
+            if not whole:
+                await self._send_file_by_chunks(file, offset, count, on_sent)
+        if count is not None and sent < count:
+            raise EOFError(f"the file ended after {sent} of {count} bytes, which were sent")
+        return sent
+
+    async def send_eof(self) -> None:
+        """End the sending half; reading goes on. Once more changes nothing.
+
+        Raises:
+          NotImplementedError: under TLS, where ``trio.SSLStream`` has no half-closed state.
+          trio.BrokenResourceError: the connection broke.
+        """
+        async with self._sending:
+            self._check_open()
+            if self._tls is not None:
+                raise NotImplementedError("there is no half-closed state under TLS")
+            await self._transport.send_eof()
+
+    async def _send(self, views: list[memoryview]) -> None:
+        self._check_open()
+        if self._tls is None:
+            await self._transport.send(views)
+            return
+        try:
+            await self._tls.send(views)
+        except trio.BrokenResourceError:
+            self._look_for_an_alert(self._tls)
+            raise
+
+    def _look_for_an_alert(self, tls: TLSConnection) -> None:
+        """Raise the peer's alert, if that is why it does not take what we send.
+
+        In TLS 1.3 a server refuses a client's certificate after the client's handshake is done.
+        What was said before the alert goes into the buffer; nothing is lost.
+        """
+        if self._reading.held:
+            return  # the task that is reading will get it
+        while len(self._buffer) < RECEIVE_SIZE:
+            chunk = tls.receive_nowait()
+            if not chunk:
+                break
+            self._buffer.append(chunk)
+        if isinstance(tls.failure, TLSError):
+            raise tls.failure from None
+
+    async def _send_file_by_kernel(
+        self, file: Any, offset: int, count: int | None, on_sent: Callable[[int], None]
+    ) -> bool:
+        # Only a file that is what its descriptor is: a GzipFile has one, too.
+        if not isinstance(getattr(file, "raw", file), io.FileIO):
+            return False
+        if file.writable():
+            await trio.to_thread.run_sync(file.flush)
+        descriptor = file.fileno()
+        if count is None:
+            count = max(0, os.fstat(descriptor).st_size - offset)
+        return await self._transport.send_file(descriptor, offset, count, on_sent)
+
+    async def _send_file_by_chunks(
+        self, file: Any, offset: int, count: int | None, on_sent: Callable[[int], None]
+    ) -> None:
+        await trio.to_thread.run_sync(file.seek, offset)
+        left = math.inf if count is None else count
+        started = False
+        try:
+            while left:
+                chunk = await trio.to_thread.run_sync(file.read, int(min(_FILE_CHUNK, left)))
+                if not chunk:
+                    break
+                await self._send([memoryview(chunk)])
+                started = True
+                left -= len(chunk)
+                on_sent(len(chunk))
+        except BaseException:
+            if started:  # the peer cannot know that the rest of the file will not come
+                self._transport.sending_over = True
+            raise
+
+    async def _send_for_broadcast(self, data: bytes) -> None:
+        """Send for somebody else than the connection's own task: after what that one sends."""
+        async with self._sending.for_broadcast():
+            await self._send([memoryview(data)])
+
+    # ---- TLS ----
+
+    async def starttls(
+        self,
+        tls: TLSArgument,
+        *,
+        server_hostname: str | None = None,
+        https_compatible: bool = False,
+        handshake_timeout: float | None = 60,
+    ) -> TLSInfo:
+        """Turn the connection to TLS.
+
+        Args:
+          tls: the role to take. A server's name or a ``ClientTLS`` for the client's, one
+            or more ``Certificate`` or a ``ServerTLS`` for the server's, or an ``ssl.SSLContext``.
+            It is the TLS role, and need not be the side (RFC 4217, section 7).
+          server_hostname: the name to verify; by default the one in ``tls``, then the host
+            given to ``connect``.
+          https_compatible: take the end of the connection for the end of the stream, and send no
+            ``close_notify``. For protocols that say themselves where a message ends.
+          handshake_timeout: seconds until a peer that does not go on is given up; ``None``: never.
+
+        Returns: what was agreed on (also ``Socket.tls``).
+
+        Raises:
+          TLSError: the handshake failed or took too long. The socket is closed, the peer was sent
+            the alert that says why, and nothing was or will be sent in the clear.
+          RuntimeError: the connection is TLS already. Nothing has happened.
+          TypeError, ValueError: an argument cannot be used. Nothing has happened.
+          trio.BusyResourceError: another task is using the connection. Nothing has happened.
+
+        Cancelled, the socket is closed, hard.
+
+        **Bytes received but not consumed belong to TLS**: what was pushed back, peeked at or read
+        too far is taken as the peer's part of the handshake. So it fails on clear text that
+        somebody slipped in behind the command that announced TLS (CVE-2011-0411), and it
+        works after a look at the first bytes of a ClientHello.
+
+        Source: Pluto's ``socket.starttls``.
+        """
+        timeout = _timeout(handshake_timeout)
+        self._check_open()
+        self._check_idle()
+        if self._tls is not None:
+            raise RuntimeError("this connection is using TLS already")
+        role = resolve(
+            tls,
+            server_hostname=server_hostname,
+            connected_host=self._connected_host,
+            side=self._side,
+        )
+        async with self._both_directions():
+            if self._transport.eof_sent:
+                raise trio.ClosedResourceError("TLS cannot be started after send_eof")
+            where = f"{self._peer}"
+            if role.server_hostname is not None:
+                where = f"{role.server_hostname!r} ({where})"
+            connection = TLSConnection(
+                self._transport,
+                role,
+                early=self._buffer.take(len(self._buffer)),
+                https_compatible=https_compatible,
+                where=where,
+            )
+            self._tls = connection
+            async with self._closing_on_failure(connection):
+                self._tls_info = await connection.handshake(timeout)
+            return self._tls_info
+
+    async def stoptls(self) -> None:
+        """End TLS cleanly and go on in the clear.
+
+        Sends ``close_notify`` and waits for the peer's, so the peer must do the same.
+
+        Raises:
+          RuntimeError: the connection is not TLS, or decrypted bytes are waiting to be read:
+            they must never be taken for clear ones. Nothing has happened.
+          TLSError: the peer was still sending encrypted data, or ended without
+            ``close_notify``. The socket is closed.
+          trio.BusyResourceError: another task is using the connection. Nothing has happened.
+
+        Cancelled, the socket is closed, hard.
+        """
+        self._check_open()
+        self._check_idle()
+        if self._tls is None:
+            raise RuntimeError("this connection is not using TLS")
+        async with self._both_directions():
+            while chunk := self._tls.receive_arrived():
+                self._buffer.append(chunk)
+            if self._buffer:
+                raise RuntimeError("decrypted bytes are waiting to be read: read them first")
+            async with self._closing_on_failure(self._tls):
+                trailing = await self._tls.stop()
+            self._tls = self._tls_info = None
+            self._buffer.append(trailing)
+
+    def _check_idle(self) -> None:
+        self._reading.check()
+        self._sending.check()
+
+    @contextlib.asynccontextmanager
+    async def _both_directions(self) -> AsyncIterator[None]:
+        """Keep every other task off the connection while what it carries is changing."""
+        with self._reading:
+            async with self._sending:  # waits only for a broadcast that was there before
+                self._check_open()
+                self._changing = True
+                try:
+                    yield
+                finally:
+                    self._changing = False
+
+    @contextlib.asynccontextmanager
+    async def _closing_on_failure(self, tls: TLSConnection) -> AsyncIterator[None]:
+        try:
+            yield
+        except trio.BrokenResourceError:
+            await self._close(tls)
+            raise
+        except trio.ClosedResourceError:  # by another task, in the meantime
+            raise
+        except BaseException:
+            self._close_hard()
+            raise
+
+    # ---- closing ----
+
+    async def close(self) -> None:
+        """Close gracefully: nothing that was sent is lost. The same as ``aclose``.
+
+        Sends ``close_notify`` under TLS, then FIN, and reads (and drops) what the peer still sends
+        for at most 2 seconds and 64 MiB, because closing with unread input would make the
+        kernel destroy what is on its way. Where nothing is unread and everything is
+        acknowledged, it closes at once.
+
+        Tasks that wait on the socket are woken with ``trio.ClosedResourceError``. Closing again
+        changes nothing. Cancelled, it closes hard, and raises ``Cancelled``. Source: Pluto's
+        ``socket.close``.
+        """
+        if self._transport.closing:  # done, or another task is at it
+            try:
+                await trio.lowlevel.checkpoint()
+                await self._closed.wait()
+            except BaseException:
+                self._close_hard()
+                raise
+            return
+        await self._close(self._tls)
+
+    async def aclose(self) -> None:
+        """Close gracefully. The same as ``close``."""
+        await self.close()
+
+    def abort(self) -> None:
+        """Close hard, at once, without waiting: the peer sees a reset.
+
+        What was sent and has not reached the peer may be lost. Tasks that wait on the
+        socket are woken with ``trio.ClosedResourceError``.
+        """
+        self._aborted = True
+        self._transport.abort()
+        self._closed.set()
+
+    async def _close(self, tls: TLSConnection | None) -> None:
+        self._transport.wake()
+        try:
+            # Those who were woken go first: what they leave unsent decides what is due.
+            await trio.lowlevel.checkpoint()
+            due = b"" if tls is None else await tls.farewell()
+        except BaseException:
+            self._close_hard()
+            raise
+        try:
+            await self._transport.close(due)
+        finally:
+            self._closed.set()
+
+    def _close_hard(self) -> None:
+        """Do what a cancelled close does: like ``abort``, but leave what was sent to the kernel."""
+        self._transport.close_hard()
+        self._closed.set()
+
+    def _is_own_failure(self, exc: BaseException) -> bool:
+        """Whether an error is about this very connection: it broke, or was aborted."""
+        if isinstance(exc, trio.ClosedResourceError):
+            return self._aborted
+        return exc is self._transport.failure or (
+            self._tls is not None and exc is self._tls.failure
+        )
+
+    def _check_open(self) -> None:
+        if self._transport.closing:
+            raise trio.ClosedResourceError("this socket was already closed")
+
+    # ---- what is known ----
+
+    @property
+    def stream(self) -> trio.SocketStream:
+        """The ``trio.SocketStream`` below. Reading it or writing to it breaks the Socket."""
+        return self._transport.stream
+
+    @property
+    def tls(self) -> TLSInfo | None:
+        """What TLS agreed on, or ``None`` while the connection is in the clear."""
+        return self._tls_info
+
+    def getpeer(self) -> Address:
+        """Return the other end's address, also after ``close``. Source: Pluto's ``getpeer``."""
+        return self._peer
+
+    def getlocal(self) -> Address:
+        """Return our end's address, also after ``close``."""
+        return self._local
+
+    def getside(self) -> Side:
+        """Return ``"client"`` or ``"server"``. Source: Pluto's ``socket.getside``."""
+        return self._side
+
+    def istls(self) -> bool:
+        """Return whether the connection is encrypted. Source: Pluto's ``socket.istls``."""
+        return self._tls_info is not None
+
+    def isopen(self) -> bool:
+        """Return whether the connection is open, without waiting and without consuming anything.
+
+        False once it is closed here or broken, or when the peer has ended its side and nothing is
+        left to read. Under TLS a True may be out of date until the next read. Source: Pluto's
+        ``socket.isopen``.
+        """
+        if self._transport.closing:
+            return False
+        if self._buffer:
+            return True
+        return not (self._transport if self._tls is None else self._tls).at_end()
+
+    def info(self) -> ConnectionInfo:
+        """Return all that is known about the connection."""
+        return ConnectionInfo(
+            local=self._local,
+            peer=self._peer,
+            side=self._side,
+            isopen=self.isopen(),
+            istls=self.istls(),
+            tls=self._tls_info,
+            buffered=len(self._buffer),
+        )
+
+    def fileno(self) -> int:
+        """Return the file descriptor, -1 once it is closed."""
+        return self.stream.socket.fileno()
+
+    @overload
+    def setsockopt(self, level: int, option: int, value: int | Buffer) -> None: ...
+
+    @overload
+    def setsockopt(self, level: int, option: int, value: None, length: int) -> None: ...
+
+    def setsockopt(
+        self, level: int, option: int, value: int | Buffer | None, length: int | None = None
+    ) -> None:
+        """Set an option of the socket; see ``socket.socket.setsockopt``."""
+        if value is None and length is not None:
+            self.stream.setsockopt(level, option, None, length)
+        elif value is not None and length is None:
+            self.stream.setsockopt(level, option, value)
+        else:
+            raise TypeError("setsockopt takes a value, or None and a length")
+
+    @overload
+    def getsockopt(self, level: int, option: int) -> int: ...
+
+    @overload
+    def getsockopt(self, level: int, option: int, buffersize: int) -> bytes: ...
+
+    def getsockopt(self, level: int, option: int, buffersize: int = 0) -> int | bytes:
+        """Return an option of the socket; see ``socket.socket.getsockopt``."""
+        return self.stream.getsockopt(level, option, buffersize)
+
+
+class Lines:
+    """The async iterator that ``Socket.lines`` returns.
+
+    A class and not an async generator: those are not closed when their loop is left early.
+    """
+
+    def __init__(self, sock: Socket, delimiter: bytes, keep_ends: bool, max_bytes: int) -> None:
+        self._sock = sock
+        self._delimiter = delimiter
+        self._keep_ends = keep_ends
+        self._max_bytes = max_bytes
+
+    def __aiter__(self) -> Lines:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            line = await self._sock.recv_until(self._delimiter, max_bytes=self._max_bytes)
+        except IncompleteReadError as exc:
+            if exc.partial:
+                raise
+            raise StopAsyncIteration from None
+        return line if self._keep_ends else line[: -len(self._delimiter)]
+
+
+def _bytes_view(data: object) -> memoryview:
+    """Return a flat view of bytes-like data; TypeError for anything else, such as str."""
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise TypeError(f"bytes are needed, not {type(data).__name__}")
+    view = memoryview(data)
+    return view if view.format == "B" and view.ndim == 1 and view.contiguous else _flat(view)
+
+
+def _flat(view: memoryview) -> memoryview:
+    return view.cast("B") if view.c_contiguous else memoryview(bytes(view))
+
+
+@overload
+def _positive(name: str, value: int) -> int: ...
+
+
+@overload
+def _positive(name: str, value: int | None) -> int | None: ...
+
+
+def _positive(name: str, value: int | None) -> int | None:
+    if value is None:
+        return None
+    value = operator.index(value)
+    if value < 1:
+        raise ValueError(f"{name} must be 1 or more, not {value}")
+    return value
+
+
+def _timeout(seconds: float | None) -> float:
+    if seconds is None:
+        return math.inf
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise TypeError(f"handshake_timeout is a number of seconds or None, not {seconds!r}")
+    if not seconds >= 0:
+        raise ValueError(f"handshake_timeout must be 0 or more, not {seconds}")
+    return seconds

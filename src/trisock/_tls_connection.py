@@ -1,0 +1,414 @@
+"""TLSConnection: one TLS conversation over a Transport.
+
+The state machine is ``trio.SSLStream``'s. This module gives it a transport and a context
+of our own making, and by these two sees what it needs to:
+
+- ``_Carrier`` is the transport. It hands out bytes that were received before TLS began, tells
+  the end of the connection from the end of the encrypted stream by an exception of its own,
+  keeps a failed send to itself so that what the peer said before can still be read, and
+  collects, while closing, what is to be sent instead of waiting for it to be.
+- ``_Tap`` is the context. ``SSLStream`` asks it for one thing, ``wrap_bio``, and so it gets
+  to hold the ``SSLObject`` and the memory BIOs: for the alert that ``SSLStream`` leaves there
+  when a handshake fails, and for reading without waiting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+from typing import cast
+
+import trio
+
+from ._errors import TLSError
+from ._tls import SNIRecorder, TLSInfo, TLSRole
+from ._transport import Transport
+
+# The most that one TLS record holds (RFC 8446, section 5.1): reading this much of it at a
+# time gives one record a read.
+_RECORD_SIZE = 16384
+
+# What is encrypted at a time: the ciphertext of a send does not exist all at once, however
+# much is sent.
+_SEND_SIZE = 65536
+
+
+class _EndOfTransport(Exception):
+    """The connection ended; whether the encrypted stream had is for the reader to say."""
+
+
+class _Carrier(trio.abc.Stream):
+    """What ``SSLStream`` takes for its transport.
+
+    Invariant: ``cut_off`` is set from before the first byte of a piece of ciphertext goes
+    out until the last one has. What follows on the wire would make sense only after it.
+    """
+
+    def __init__(self, transport: Transport, early: bytes) -> None:
+        self._transport = transport
+        self._early = early
+        self.cut_off = False
+        self.send_failure: trio.BrokenResourceError | None = None
+        self.collected: list[bytes] | None = None
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        if self._early:
+            data, self._early = self._early, b""
+            await trio.lowlevel.checkpoint()
+        else:
+            data = await self._transport.receive()
+        if not data:
+            raise _EndOfTransport
+        return data
+
+    def receive_nowait(self) -> bytes:
+        data = self._transport.receive_nowait()
+        if not data:
+            raise _EndOfTransport
+        return data
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        if self.collected is not None:
+            self.collected.append(bytes(data))
+            return
+        if self.send_failure is not None:
+            return
+        self.cut_off = True
+        try:
+            await self._transport.send([memoryview(data)])
+        except trio.BrokenResourceError as exc:
+            self.send_failure = exc
+        else:
+            self.cut_off = False
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._transport.wait_writable()
+
+    async def aclose(self) -> None:
+        """Leave closing to the Socket: there is more to it than ``SSLStream`` knows."""
+
+
+class _Tap:
+    """What ``SSLStream`` takes for its context."""
+
+    ssl_object: ssl.SSLObject
+    incoming: ssl.MemoryBIO
+    outgoing: ssl.MemoryBIO
+
+    def __init__(self, role: TLSRole) -> None:
+        self._role = role
+
+    def wrap_bio(
+        self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, **_: object
+    ) -> ssl.SSLObject:
+        self.incoming, self.outgoing = incoming, outgoing
+        self.ssl_object = self._role.context.wrap_bio(
+            incoming,
+            outgoing,
+            server_side=self._role.server_side,
+            server_hostname=self._role.server_hostname,
+        )
+        return self.ssl_object
+
+
+class TLSConnection:
+    """TLS over one Transport, from the handshake to the last record.
+
+    Args:
+      transport: the connection.
+      role: who we are and whom we expect.
+      early: bytes that were received already and belong to TLS.
+      https_compatible: as in ``trio.SSLStream``: no ``close_notify``, neither sent nor missed.
+      where: how errors call the peer.
+
+    Invariant: once ``failure`` is set, reading and sending raise it, because the state of
+    the encryption is not known any more or the peer has shown that it is not to be trusted.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        role: TLSRole,
+        *,
+        early: bytes,
+        https_compatible: bool,
+        where: str,
+    ) -> None:
+        self._transport = transport
+        self._role = role
+        self._https_compatible = https_compatible
+        self._where = where
+        self._carrier = _Carrier(transport, early)
+        self._tap = _Tap(role)
+        self._stream = trio.SSLStream(
+            self._carrier, cast(ssl.SSLContext, self._tap), server_side=role.server_side
+        )
+        self.failure: trio.BrokenResourceError | None = None
+        self._ended = False
+        self.info: TLSInfo | None = None
+
+    # ---- the beginning ----
+
+    async def handshake(self, timeout: float) -> TLSInfo:
+        """Agree on keys and verify the peer; ``TLSError`` if that fails.
+
+        Then, and when it is cancelled, the connection cannot be used any more: what is to be
+        sent to the peer before closing is in ``farewell``.
+        """
+        with trio.move_on_after(timeout) as scope:
+            try:
+                await self._stream.do_handshake()
+            except _EndOfTransport:
+                raise self._fail("the peer closed the connection") from None
+            except trio.BrokenResourceError as exc:
+                raise self._fail_by(exc) from exc.__cause__
+        if scope.cancelled_caught:
+            raise self._fail(f"not finished within {timeout:g} seconds")
+        if self._carrier.send_failure is not None:
+            raise self._fail("the peer closed the connection")
+        ssl_object = self._tap.ssl_object
+        alpn_protocol = ssl_object.selected_alpn_protocol()
+        if self._role.require_alpn and alpn_protocol is None:
+            raise self._fail("the peer shares no ALPN protocol, and one is required")
+        version = ssl_object.version()
+        cipher = ssl_object.cipher()
+        assert version is not None
+        assert cipher is not None
+        certificate = ssl_object.getpeercert(binary_form=True)
+        server_hostname = self._role.server_hostname
+        if isinstance(ssl_object, SNIRecorder):
+            server_hostname = ssl_object.requested_name
+        self.info = TLSInfo(
+            version=version,
+            cipher=cipher[0],
+            alpn_protocol=alpn_protocol,
+            server_hostname=server_hostname,
+            peer_certificate=certificate,
+            session_reused=bool(ssl_object.session_reused),
+            _tls_unique=None if version == "TLSv1.3" else ssl_object.get_channel_binding(),
+            _server_certificate=None if self._role.server_side else certificate,
+        )
+        return self.info
+
+    # ---- reading ----
+
+    async def receive(self) -> bytes:
+        """Return one record's bytes; ``b""`` after ``close_notify``. A full checkpoint."""
+        self._check()
+        try:
+            data = await self._stream.receive_some(_RECORD_SIZE)
+        except _EndOfTransport:
+            return self._transport_ended()
+        except trio.BrokenResourceError as exc:
+            raise self._fail_by(exc) from exc.__cause__
+        self._ended = not data
+        return bytes(data)
+
+    def receive_nowait(self) -> bytes | None:
+        """Return one record's bytes, ``b""`` at the end, ``None`` if no whole record is here.
+
+        Raises nothing: an error is kept for the next ``receive``. It talks to the ``SSLObject``
+        itself, which is atomic; what ``SSLStream`` would have to send afterwards it
+        finds in its outgoing BIO and sends next time.
+        """
+        while self.failure is None:
+            try:
+                data = self._tap.ssl_object.read(_RECORD_SIZE)
+            except ssl.SSLWantReadError:
+                try:
+                    self._tap.incoming.write(self._carrier.receive_nowait())
+                except _EndOfTransport:
+                    return b"" if self._https_compatible else None
+                except (BlockingIOError, trio.BrokenResourceError):
+                    return None
+            except ssl.SSLError as exc:
+                self._fail_by_ssl(exc)
+            else:
+                self._ended = not data
+                return data
+        return None
+
+    def receive_arrived(self) -> bytes | None:
+        """Return one record's bytes if it was read from the kernel already, ``None`` if not."""
+        with contextlib.suppress(ssl.SSLError):
+            return self._tap.ssl_object.read(_RECORD_SIZE) or None
+        return None
+
+    def at_end(self) -> bool:
+        """Whether nothing is left to read, as far as can be told without decrypting."""
+        if self.failure is not None or self._ended:
+            return True
+        if self._tap.ssl_object.pending() or self._tap.incoming.pending:
+            return False
+        return self._transport.at_end()
+
+    def _transport_ended(self) -> bytes:
+        if self._https_compatible:
+            return b""
+        # RFC 8446, section 6.1. Whatever the context says: a context of the user's, or one of a
+        # later Python, may have OP_IGNORE_UNEXPECTED_EOF set.
+        raise self._fail("the peer ended the connection without close_notify: data may be missing")
+
+    # ---- sending ----
+
+    async def send(self, views: list[memoryview]) -> None:
+        """Encrypt and send all bytes of all views. A full checkpoint.
+
+        Cancelled before the first byte it changes nothing; later, the connection is over.
+        """
+        self._check_sending()
+        pieces = _pieces(views)
+        if not pieces:
+            await trio.lowlevel.checkpoint()
+        started = False
+        try:
+            for piece in pieces:
+                # What is encrypted must be sent. So wait first: until there is room for a byte,
+                # changing one's mind harms nothing.
+                if not self._transport.writable_now():
+                    await self._stream.wait_send_all_might_not_block()
+                await trio.lowlevel.checkpoint_if_cancelled()
+                started = True
+                await self._stream.send_all(piece)
+                self._check_sending()
+        except BaseException as exc:
+            if started and not isinstance(exc, Exception) and self.failure is None:
+                self.failure = self._transport.broken("an earlier send was cut off")
+            raise
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until a send might start at once. A full checkpoint."""
+        self._check_sending()
+        await self._stream.wait_send_all_might_not_block()
+
+    def _check_sending(self) -> None:
+        self._check()
+        if self._carrier.send_failure is not None:
+            raise self._carrier.send_failure.with_traceback(None)
+
+    # ---- the end ----
+
+    async def stop(self) -> bytes:
+        """Exchange ``close_notify`` and return the clear bytes that came after the peer's.
+
+        Raises ``TLSError`` if the peer still sends encrypted data, or does not speak TLS to the
+        end; then, and when it is cancelled, the connection cannot be used any more.
+        """
+        self._check_sending()
+        try:
+            _, trailing = await self._stream.unwrap()
+        except _EndOfTransport:
+            raise self._fail("the peer ended the connection without close_notify") from None
+        except trio.BrokenResourceError as exc:
+            raise self._fail_by(exc) from exc.__cause__
+        if self._carrier.send_failure is not None:
+            raise self._fail("the peer closed the connection")
+        return bytes(trailing)
+
+    async def farewell(self) -> bytes:
+        """Return the bytes to send before FIN: ``close_notify``, or the alert that says why.
+
+        Nothing, if they could not be understood: after ciphertext that was cut off.
+        """
+        if self.failure is not None:
+            due = self._tap.outgoing.read()
+        elif self.info is None or self._https_compatible:
+            return b""
+        else:
+            # SSL_shutdown fails on data that was not read, before SSLStream has sent anything.
+            with contextlib.suppress(ssl.SSLError):
+                while self._tap.ssl_object.read(_RECORD_SIZE):
+                    pass
+            self._carrier.collected = []
+            with contextlib.suppress(trio.BrokenResourceError):
+                await self._stream.aclose()
+            due = b"".join(self._carrier.collected) + self._tap.outgoing.read()
+        return b"" if self._carrier.cut_off else due
+
+    # ---- errors ----
+
+    def _check(self) -> None:
+        if self.failure is not None:
+            raise self.failure.with_traceback(None)
+
+    def _fail(
+        self, why: str, *, reason: str | None = None, verify_code: int | None = None
+    ) -> TLSError:
+        what = "TLS handshake" if self.info is None else "TLS"
+        error = TLSError(
+            f"{what} with {self._where} failed: {why}", reason=reason, verify_code=verify_code
+        )
+        self.failure = error
+        return error
+
+    def _fail_by(self, exc: trio.BrokenResourceError) -> trio.BrokenResourceError:
+        """Turn what came out of ``SSLStream`` into the error to raise."""
+        if self.failure is not None:
+            return self.failure
+        if isinstance(exc.__cause__, ssl.SSLError):
+            return self._fail_by_ssl(exc.__cause__)
+        if self.info is None:
+            return self._fail(str(exc))
+        return exc
+
+    def _fail_by_ssl(self, exc: ssl.SSLError) -> TLSError:
+        return self._fail(
+            describe(exc),
+            reason=exc.reason or None,
+            verify_code=getattr(exc, "verify_code", None),
+        )
+
+
+def _pieces(views: list[memoryview]) -> list[memoryview]:
+    """Return the same bytes, small ones joined and large ones cut: few records, little memory."""
+    total = sum(len(view) for view in views)
+    if len(views) > 1 and total <= _SEND_SIZE:
+        views = [memoryview(b"".join(views))]
+    return [
+        view[start : start + _SEND_SIZE]
+        for view in views
+        for start in range(0, len(view), _SEND_SIZE)
+    ]
+
+
+# OpenSSL's reasons for a peer that does not speak TLS: what its first bytes looked like.
+_NOT_TLS = {
+    "WRONG_VERSION_NUMBER",
+    "HTTP_REQUEST",
+    "HTTPS_PROXY_REQUEST",
+    "UNKNOWN_PROTOCOL",
+    "PACKET_LENGTH_TOO_LONG",
+    "RECORD_LENGTH_MISMATCH",
+    "UNEXPECTED_MESSAGE",
+    "BAD_RECORD_TYPE",
+}
+
+_IN_WORDS = {
+    "UNSUPPORTED_PROTOCOL": "the peer speaks no TLS version that is accepted here",
+    "VERSION_TOO_LOW": "the peer speaks no TLS version that is accepted here",
+    "NO_PROTOCOLS_AVAILABLE": "the context allows no TLS version",
+    "NO_SHARED_CIPHER": "the two sides share no cipher, or no certificate that fits one",
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "the peer showed no certificate, and one is required",
+    "NO_APPLICATION_PROTOCOL": "the two sides share no ALPN protocol",
+    "APPLICATION_DATA_AFTER_CLOSE_NOTIFY": "the peer was still sending encrypted data",
+    "DECRYPTION_FAILED_OR_BAD_RECORD_MAC": "a record was forged or damaged",
+    "UNEXPECTED_EOF_WHILE_READING": "the peer closed the connection",
+}
+
+
+def describe(exc: ssl.SSLError) -> str:
+    """Say in words what an SSLError means."""
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        return f"the certificate was refused: {exc.verify_message}"
+    reason = exc.reason or ""
+    if reason in _NOT_TLS:
+        return f"the peer does not speak TLS ({_spaced(reason)})"
+    if reason in _IN_WORDS:
+        return _IN_WORDS[reason]
+    if "_ALERT_" in reason:
+        return f"the peer refused, with the alert '{_spaced(reason.partition('_ALERT_')[2])}'"
+    return _spaced(reason) or str(exc)
+
+
+def _spaced(reason: str) -> str:
+    return reason.lower().replace("_", " ")

@@ -1,0 +1,436 @@
+"""Transport: the kernel's end of a connection, read and written without waste.
+
+It stands on a ``trio.SocketStream`` and uses the same descriptor. What it adds:
+
+- the first try of every read and write is one plain system call, and only where
+  the kernel says "not now" does the task wait;
+- reads and writes that do not wait at all (``receive_nowait``, ``send_nowait``),
+  for looking ahead and for closing;
+- several buffers in one system call, files without copying;
+- a close that loses nothing that was sent.
+
+It keeps what the peer did to the connection: ``failure`` is the last error that the
+kernel reported. A failed send says nothing about reading: what the peer said
+before can still be in the kernel, so reads go on until they meet an error of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import socket
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from typing import NoReturn
+
+import trio
+
+# What one read takes at most. Trio's own choice; a larger one would hold more memory for
+# each connection that is being read.
+RECEIVE_SIZE = 65536
+
+# How long, and for how many bytes, a close goes on reading from a peer that still sends.
+# Both bounds are needed: the first against a peer that is silent or slow, the second against
+# one that is fast. 1 MiB in place of 64 cost an answer its tail when the peer was uploading 4 MiB.
+LINGER_SECONDS = 2.0
+LINGER_BYTES = 64 * 1024 * 1024
+
+# How long a close waits between two looks at the send queue, for which there is no event:
+# at first a loopback round trip, then doubling to what a delayed ACK takes (RFC 9293: < 0.5 s,
+# Linux: 40 ms).
+_FIRST_LOOK = 0.0005
+_LAST_LOOK = 0.04
+
+# The most buffers that one writev takes.
+_IOV_MAX = os.sysconf("SC_IOV_MAX") if hasattr(os, "sysconf") else 1
+
+_HAS_SENDFILE = hasattr(os, "sendfile")
+
+# What os.sendfile takes at a time. The call reads the file itself, and does not return before
+# it has: a small count keeps the event loop's pauses short when the file is on a slow disk.
+_SENDFILE_SIZE = 1024 * 1024
+
+# A struct linger that is on, with no time: close(2) resets the connection (socket(7)).
+_LINGER_AND_RESET = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
+
+_CLOSED_ERRNOS = {errno.EBADF, errno.ENOTSOCK}
+
+
+class Transport:
+    """One connection's descriptor.
+
+    Args:
+      stream: the connection. The Transport uses it and closes it; it stays
+          usable for what the Transport does not do, such as socket options.
+
+    Invariant: once ``_closing`` is set no public method touches the descriptor but
+    the close itself, and once ``sending_over`` is set nothing more is sent, because the
+    peer cannot tell where what was cut off would go on.
+    """
+
+    __slots__ = ("_closing", "_read_failure", "_socket", "failure", "sending_over", "stream")
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self.stream = stream
+        # The number is asked for anew at each use: whoever closes the stream below us must not
+        # make us read from the connection that gets the number next.
+        self._socket = stream.socket
+        self._closing = False
+        self.sending_over = False
+        self._read_failure: trio.BrokenResourceError | None = None
+        self.failure: trio.BrokenResourceError | None = None
+
+    # ---- reading ----
+
+    async def receive(self, max_bytes: int = RECEIVE_SIZE) -> bytes:
+        """Wait for bytes and return them; ``b""`` at the end. A full checkpoint.
+
+        Cancelled, it has taken nothing from the kernel.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        try:
+            data = self.receive_nowait(max_bytes)
+        except BlockingIOError:
+            pass
+        else:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            return data
+        while True:
+            await trio.lowlevel.wait_readable(self._descriptor())
+            with contextlib.suppress(BlockingIOError):
+                return self.receive_nowait(max_bytes)
+
+    def receive_nowait(self, max_bytes: int = RECEIVE_SIZE) -> bytes:
+        """Return what has arrived; ``b""`` at the end, ``BlockingIOError`` if nothing has.
+
+        An error is raised again each time: after a reset the kernel would report a clean end.
+        """
+        if self._read_failure is not None:
+            raise self._read_failure.with_traceback(None)
+        try:
+            return _read(self._descriptor(), max_bytes)
+        except BlockingIOError:
+            raise
+        except OSError as exc:
+            try:
+                self._raise_broken(exc)
+            except trio.BrokenResourceError as broken:
+                self._read_failure = broken
+                raise
+
+    def at_end(self) -> bool:
+        """Whether nothing is left to read and nothing will come. Consumes nothing.
+
+        Not even an error: a read, with ``MSG_PEEK`` too, would take a pending one away.
+        """
+        if self._read_failure is not None:
+            return True
+        try:
+            descriptor = self._descriptor()
+            return _readable(descriptor) and _unread(descriptor) == 0
+        except (OSError, trio.ClosedResourceError):  # closed below us
+            return True
+
+    # ---- writing ----
+
+    async def send(self, views: list[memoryview]) -> None:
+        """Send all bytes of all views. A full checkpoint.
+
+        Cancelled before the first byte it changes nothing; later, sending is over.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._check_sending()
+        views = [view for view in views if len(view)]
+        started = waited = False
+        try:
+            while views:
+                try:
+                    sent = self._write(views)
+                except BlockingIOError:
+                    waited = True
+                    await self.wait_writable()
+                else:
+                    started = True
+                    views = _after(views, sent)
+        except BaseException:
+            if started:
+                self.sending_over = True
+            raise
+        if not waited:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+
+    def send_nowait(self, data: bytes) -> int:
+        """Send what the kernel takes now and return how much that was."""
+        self._check_sending()
+        try:
+            return self._write([memoryview(data)])
+        except BlockingIOError:
+            return 0
+
+    async def send_file(
+        self, descriptor: int, offset: int, count: int, on_sent: Callable[[int], None]
+    ) -> bool:
+        """Send a part of a file without copying it; False if the kernel cannot, for this file.
+
+        Calls ``on_sent`` with the size of each piece. Ends early at the end of the file.
+        Cancellation as in ``send``. A full checkpoint.
+        """
+        await trio.lowlevel.checkpoint()
+        self._check_sending()
+        if not _HAS_SENDFILE:
+            return False
+        started = False
+        end = offset + count
+        try:
+            while offset < end:
+                try:
+                    sent = os.sendfile(
+                        self._descriptor(), descriptor, offset, min(_SENDFILE_SIZE, end - offset)
+                    )
+                except BlockingIOError:
+                    await self.wait_writable()
+                    continue
+                except OSError as exc:
+                    if not started and exc.errno in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                        return False
+                    self._raise_broken(exc)
+                if sent == 0:
+                    break
+                started = True
+                offset += sent
+                on_sent(sent)
+                await trio.lowlevel.checkpoint()
+        except BaseException:
+            if started:
+                self.sending_over = True
+            raise
+        return True
+
+    def writable_now(self) -> bool:
+        """Whether the kernel would take at least one byte now, or report an error."""
+        return _writable(self._descriptor())
+
+    async def wait_writable(self) -> None:
+        """Wait until ``writable_now``. A full checkpoint."""
+        await trio.lowlevel.wait_writable(self._descriptor())
+        self._descriptor()  # closed while we waited: then it is not writable but over
+
+    async def send_eof(self) -> None:
+        """Send FIN; reading goes on. A full checkpoint. Once more changes nothing."""
+        self._descriptor()
+        await self.stream.send_eof()
+
+    @property
+    def eof_sent(self) -> bool:
+        """Whether ``send_eof`` was called."""
+        return self._socket.did_shutdown_SHUT_WR
+
+    def _write(self, views: list[memoryview]) -> int:
+        try:
+            return _writev(self._descriptor(), views)
+        except BlockingIOError:
+            raise
+        except OSError as exc:
+            self._raise_broken(exc)
+
+    def _check_sending(self) -> None:
+        self._descriptor()
+        if self.eof_sent:
+            raise trio.ClosedResourceError("nothing can be sent after send_eof")
+        if self.sending_over:
+            raise self.broken("an earlier send was cut off")
+
+    # ---- closing ----
+
+    @property
+    def closing(self) -> bool:
+        """Whether ``close`` or ``abort`` was called."""
+        return self._closing
+
+    def wake(self) -> None:
+        """Wake the tasks that wait on this connection with ``ClosedResourceError``.
+
+        From here on only ``close`` and ``abort`` do anything.
+        """
+        self._closing = True
+        if self._socket.fileno() >= 0:
+            trio.lowlevel.notify_closing(self._socket.fileno())
+
+    async def close(self, due: bytes = b"") -> None:
+        """Send ``due``, then FIN, and close in such a way that the peer gets it all.
+
+        ``close(2)`` with unread input, or a byte that comes after it, makes the kernel send RST,
+        and RST destroys what is on its way (RFC 1122, section 4.2.2.13; RFC 2525, section
+        2.17). So the peer is read from until it ends its side, for at most ``LINGER_SECONDS``
+        and ``LINGER_BYTES``. Where nothing is unread and all that was sent is
+        acknowledged there is nothing to lose, and the close is immediate.
+
+        A checkpoint. Cancelled, it closes hard (``close(2)``); it raises nothing but ``Cancelled``.
+        """
+        if not self._closing:
+            self.wake()
+        try:
+            await trio.lowlevel.checkpoint()
+            with (
+                trio.move_on_after(LINGER_SECONDS),
+                contextlib.suppress(OSError, trio.ClosedResourceError),
+            ):
+                await self._linger(due)
+        finally:
+            self._close_now()
+
+    def abort(self) -> None:
+        """Close hard: RST to the peer, and nothing that is still in the kernel is kept for it."""
+        self.wake()
+        if self._socket.fileno() >= 0:
+            with contextlib.suppress(OSError):  # a Unix socket, where it means nothing
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_AND_RESET)
+        self._close_now()
+
+    def close_hard(self) -> None:
+        """Close at once, as ``trio.SocketStream`` does; the kernel still sends what it has."""
+        self.wake()
+        self._close_now()
+
+    def _close_now(self) -> None:
+        self._socket.close()
+
+    async def _linger(self, due: bytes) -> None:
+        fin_sent = self.eof_sent
+        drained = 0
+        pause = _FIRST_LOOK
+        while True:
+            # Everything below may raise OSError: the connection is over, and so is the close.
+            descriptor = self._socket.fileno()
+            if due and not fin_sent:
+                with contextlib.suppress(BlockingIOError):
+                    due = due[_writev(descriptor, [memoryview(due)]) :]
+            try:
+                data: bytes | None = _read(descriptor, RECEIVE_SIZE)
+            except BlockingIOError:
+                data = None
+            if data == b"" and not due:
+                return  # the peer has ended its side: nothing can come that would make a RST
+            if not due and not drained and data is None and _unacknowledged(self._socket) == 0:
+                return
+            if not due and not fin_sent:
+                self._socket.shutdown(socket.SHUT_WR)
+                fin_sent = True
+            if data:
+                drained += len(data)
+                if drained > LINGER_BYTES:
+                    return
+                await trio.lowlevel.checkpoint()
+            elif due or not drained:
+                # Room in the send queue, or the acknowledgement: no event tells of both.
+                if data is None:
+                    with trio.move_on_after(pause):
+                        await trio.lowlevel.wait_readable(descriptor)
+                else:
+                    await trio.sleep(pause)
+                pause = min(2 * pause, _LAST_LOOK)
+            else:
+                await trio.lowlevel.wait_readable(descriptor)
+
+    # ---- errors ----
+
+    def _descriptor(self) -> int:
+        descriptor = self._socket.fileno()
+        if descriptor < 0 or self._closing:
+            raise trio.ClosedResourceError("this socket was already closed")
+        return descriptor
+
+    def _raise_broken(self, exc: OSError) -> NoReturn:
+        if exc.errno in _CLOSED_ERRNOS:
+            raise trio.ClosedResourceError("this socket was already closed") from None
+        raise self.broken(exc.strerror or str(exc)) from exc
+
+    def broken(self, why: str) -> trio.BrokenResourceError:
+        """Make the error of a broken connection, and remember it as this connection's."""
+        self.failure = trio.BrokenResourceError(f"the connection is broken: {why}")
+        return self.failure
+
+
+# ---- the system calls, on a descriptor that is non-blocking because Trio made it so ----
+
+if sys.platform == "win32":  # pragma: no cover (tests run on Linux)
+    # A socket's handle is no file descriptor there. The borrowed object is given up again
+    # before anything else can run, so that it never closes what is not its own.
+
+    @contextlib.contextmanager
+    def _borrow(handle: int) -> Iterator[socket.socket]:
+        sock = socket.socket(fileno=handle)
+        try:
+            yield sock
+        finally:
+            sock.detach()
+
+    def _read(handle: int, max_bytes: int) -> bytes:
+        with _borrow(handle) as sock:
+            return sock.recv(max_bytes)
+
+    def _writev(handle: int, views: list[memoryview]) -> int:
+        with _borrow(handle) as sock:
+            return sock.send(views[0])
+
+    def _readable(handle: int) -> bool:
+        return bool(select.select([handle], [], [], 0)[0])
+
+    def _writable(handle: int) -> bool:
+        return bool(select.select([], [handle], [], 0)[1])
+
+    def _unread(handle: int) -> int:
+        with _borrow(handle) as sock:
+            return len(sock.recv(1, socket.MSG_PEEK))
+
+else:
+    import fcntl
+    import termios
+
+    _read = os.read
+
+    def _writev(descriptor: int, views: list[memoryview]) -> int:
+        # On a socket, writev(2) is sendmsg(2) without flags; its Python call is the cheaper one.
+        if len(views) == 1:
+            return os.write(descriptor, views[0])
+        return os.writev(descriptor, views[:_IOV_MAX])
+
+    def _readable(descriptor: int) -> bool:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def _writable(descriptor: int) -> bool:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLOUT)
+        return bool(poll.poll(0))
+
+    def _unread(descriptor: int) -> int:
+        """Return the number of bytes in the kernel's receive queue."""
+        answer = fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4))
+        return int.from_bytes(answer, sys.byteorder)
+
+
+def _unacknowledged(sock: trio.socket.SocketType) -> int:
+    """Return the number of bytes sent that the peer's kernel has not acknowledged.
+
+    A Unix socket puts everything into the peer's queue at once, and closing leaves it
+    there. Where the kernel is not asked in this way (other systems than Linux), what is
+    left after the peer was drained is taken to be acknowledged.
+    """
+    if sys.platform != "linux" or sock.family == socket.AF_UNIX:
+        return 0
+    answer = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))  # tcp(7): SIOCOUTQ
+    return int.from_bytes(answer, sys.byteorder)
+
+
+def _after(views: list[memoryview], sent: int) -> list[memoryview]:
+    """Return what is left of the views after the first ``sent`` bytes."""
+    for index, view in enumerate(views):
+        if sent < len(view):
+            return [view[sent:], *views[index + 1 :]]
+        sent -= len(view)
+    return []

@@ -41,7 +41,8 @@ class _Carrier(trio.abc.Stream):
     """What ``SSLStream`` takes for its transport.
 
     Invariant: ``cut_off`` is set from before the first byte of a piece of ciphertext goes
-    out until the last one has. What follows on the wire would make sense only after it.
+    out until the last one has, and for good when a message ended before its last piece. Then
+    nothing may follow on the wire: it could not be decrypted, or would vouch for half a message.
     """
 
     def __init__(self, transport: Transport, early: bytes) -> None:
@@ -272,8 +273,10 @@ class TLSConnection:
                 await self._stream.send_all(piece)
                 self._check_sending()
         except BaseException as exc:
-            if started and not isinstance(exc, Exception) and self.failure is None:
-                self.failure = self._transport.broken("an earlier send was cut off")
+            if started:
+                self._carrier.cut_off = True
+                if not isinstance(exc, Exception) and self.failure is None:
+                    self.failure = self._transport.broken("an earlier send was cut off")
             raise
 
     async def wait_send_all_might_not_block(self) -> None:

@@ -1,0 +1,159 @@
+"""What the tests share: connected pairs, certificates, a deadline."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+import pytest
+import trio
+import trustme
+
+import trisock
+from trisock import Certificate, ClientTLS, ServerTLS, Socket
+
+# Every test is bounded: a hang is a failure and not a stuck run. No test waits so long when it
+# passes.
+DEADLINE = 60
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Bound each async test from inside: a fixture's deadline does not bound the test."""
+    for item in items:
+        function = getattr(item, "obj", None)
+        if function is not None and _is_async(function):
+            item.obj = _bounded(function)  # type: ignore[attr-defined]
+
+
+def _is_async(function: object) -> bool:
+    import inspect
+
+    return inspect.iscoroutinefunction(function)
+
+
+def _bounded(function: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    import functools
+
+    @functools.wraps(function)
+    async def bounded(**kwargs: object) -> None:
+        with trio.fail_after(DEADLINE):
+            await function(**kwargs)
+
+    return bounded
+
+
+@pytest.fixture(autouse=True)
+def no_leaked_descriptor() -> Iterator[None]:
+    """Fail a test that leaves a descriptor open."""
+    gc.collect()
+    before = _sockets()
+    yield
+    gc.collect()
+    left = _sockets() - before
+    assert not left, f"left open: {left}"
+
+
+def _sockets() -> set[str]:
+    found = set()
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            target = os.readlink(f"/proc/self/fd/{number}")
+            if "anon_inode" not in target:
+                found.add(f"{number} {target}")
+    return found
+
+
+class Authority:
+    """A certificate authority and what it has issued, made once per run: keys are slow."""
+
+    def __init__(self) -> None:
+        self.ca = trustme.CA()
+        self.pem = self.ca.cert_pem.bytes()
+        self._issued: dict[object, Certificate] = {}
+
+    def issue(self, *names: str, key_type: trustme.KeyType = trustme.KeyType.ECDSA) -> Certificate:
+        key = (names, key_type)
+        if key not in self._issued:
+            self._issued[key] = certificate(self.ca.issue_cert(*names, key_type=key_type))
+        return self._issued[key]
+
+
+def certificate(leaf: trustme.LeafCert) -> Certificate:
+    return Certificate(
+        b"".join(blob.bytes() for blob in leaf.cert_chain_pems), leaf.private_key_pem.bytes()
+    )
+
+
+@pytest.fixture(scope="session")
+def authority() -> Authority:
+    return Authority()
+
+
+@pytest.fixture(scope="session")
+def other_authority() -> Authority:
+    return Authority()
+
+
+@pytest.fixture(scope="session")
+def server_tls(authority: Authority) -> ServerTLS:
+    return ServerTLS(authority.issue("localhost", "example.org", "127.0.0.1", "::1"))
+
+
+@pytest.fixture(scope="session")
+def client_tls(authority: Authority) -> ClientTLS:
+    return ClientTLS("example.org", ca=authority.pem)
+
+
+async def tcp_pair() -> tuple[Socket, Socket]:
+    """Return the two ends (client, server) of a TCP connection."""
+    async with await trisock.listen(0, "127.0.0.1") as listener:
+        client = await trisock.connect("127.0.0.1", listener.port)
+        return client, await listener.accept()
+
+
+async def tls_pair(client_tls: object, server_tls: object) -> tuple[Socket, Socket]:
+    """Return the two ends (client, server) of a connection after starttls."""
+    client, server = await tcp_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.starttls, server_tls)
+        await client.starttls(client_tls)  # type: ignore[arg-type]
+    return client, server
+
+
+@contextlib.asynccontextmanager
+async def closing(*socks: Socket) -> AsyncIterator[None]:
+    """Abort sockets at the end, whatever became of them."""
+    try:
+        yield
+    finally:
+        for sock in socks:
+            sock.abort()
+
+
+def raw_pair() -> tuple[Socket, socket.socket]:
+    """Return a Socket and the plain, blocking socket at its other end, over TCP."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        raw = socket.create_connection(listening.getsockname())
+        accepted, _ = listening.accept()
+    stream = trio.SocketStream(trio.socket.from_stdlib_socket(accepted))
+    return Socket(stream, side="server"), raw
+
+
+def unix_pair() -> tuple[Socket, Socket]:
+    """Return the two ends of a Unix connection: what fills it is known exactly, unlike over TCP."""
+    a, b = (trio.socket.from_stdlib_socket(each) for each in socket.socketpair())
+    return Socket(trio.SocketStream(a)), Socket(trio.SocketStream(b), side="server")
+
+
+async def clog(sock: Socket) -> None:
+    """Fill a Unix connection until a send would have to wait (the peer must not be reading)."""
+    while sock._transport.writable_now():
+        await sock.send(b"x" * 100)
+    if not sock.istls():  # a plain send tries before it waits: leave it no room at all
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(sock.fileno(), b"x")

@@ -1,0 +1,365 @@
+"""Closing loses nothing that was sent, does not wait where there is nothing to wait for, and ends."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import ssl
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+from conftest import clog, closing, raw_pair, tcp_pair, tls_pair, unix_pair
+
+import trisock
+from trisock import ClientTLS, ServerTLS, Socket, _transport
+
+ANSWER = b"HTTP/1.1 200 OK\r\nConnection: Close\r\nContent-Length: 10000000\r\n\r\n"
+BODY = bytes(range(250)) * 40_000  # 10 MB
+UPLOAD = b"u" * 1_000_000
+
+
+async def answer_without_reading(sock: Socket) -> None:
+    """Pluto's own ``bind`` example, grown."""
+    await sock.send(ANSWER, BODY)
+
+
+def post(port: int) -> bytes:
+    """Post 1 MB with a plain blocking client, which reads when it has sent everything."""
+    with socket.create_connection(("127.0.0.1", port)) as sock:
+        sock.settimeout(30)
+        sock.sendall(b"POST / HTTP/1.1\r\nContent-Length: 1000000\r\n\r\n" + UPLOAD)
+        return b"".join(iter(lambda: sock.recv(1 << 20), b""))
+
+
+async def test_an_answer_to_a_request_that_was_never_read_arrives_whole_200_times() -> None:
+    async with trio.open_nursery() as nursery:
+        server = await trisock.bind(nursery, 0, answer_without_reading)
+        for _ in range(200):
+            assert await trio.to_thread.run_sync(post, server.port) == ANSWER + BODY
+        server.stop()
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+async def test_curl_gets_an_answer_to_a_post_that_was_never_read_200_times(tmp_path: Path) -> None:
+    (tmp_path / "upload").write_bytes(UPLOAD)
+    command = ["curl", "-sS", "--fail", "-H", "Expect:", "--data-binary", f"@{tmp_path}/upload"]
+    async with trio.open_nursery() as nursery:
+        server = await trisock.bind(nursery, 0, answer_without_reading)
+        for _ in range(200):
+            done = await trio.run_process(
+                [*command, f"http://127.0.0.1:{server.port}/"], capture_stdout=True
+            )
+            assert done.stdout == BODY
+        server.stop()
+
+
+async def test_under_tls_too_an_unread_request_does_not_cost_the_answer(
+    authority: object, client_tls: ClientTLS, server_tls: ServerTLS
+) -> None:
+    async with trio.open_nursery() as nursery:
+        server = await trisock.bind(nursery, 0, answer_without_reading, tls=server_tls)
+        for _ in range(5):
+            async with await trisock.connect("127.0.0.1", server.port, tls=client_tls) as sock:
+                async with trio.open_nursery() as uploading:
+                    uploading.start_soon(sock.send, UPLOAD)
+                    assert await sock.recv_exactly(len(ANSWER) + len(BODY)) == ANSWER + BODY
+                    assert await sock.recv() == b""  # and close_notify
+        server.stop()
+
+
+async def test_a_client_that_closes_without_reading_its_tls_tickets_loses_nothing(
+    client_tls: ClientTLS, server_tls: ServerTLS
+) -> None:
+    for _ in range(20):
+        client, server = await tls_pair(client_tls, server_tls)
+        async with closing(client, server):
+            await server.send(b"a banner that nobody reads")  # and with it the tickets
+            await client.send(b"x" * 100_000)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(client.close)
+                assert await server.recv_exactly(100_000) == b"x" * 100_000
+                assert await server.recv() == b""
+                await server.close()
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix", "tls"])
+async def test_closing_an_idle_connection_does_not_wait(
+    kind: str, client_tls: ClientTLS, server_tls: ServerTLS
+) -> None:
+    if kind == "tls":
+        a, b = await tls_pair(client_tls, server_tls)
+    else:
+        a, b = await tcp_pair() if kind == "tcp" else unix_pair()
+    async with closing(a, b):
+        with trio.fail_after(_transport.LINGER_SECONDS / 2):
+            await a.close()
+        assert a.fileno() == -1
+        assert await b.recv() == b""
+        with trio.fail_after(_transport.LINGER_SECONDS / 2):
+            await b.close()
+
+
+async def test_a_peer_that_never_stops_sending_does_not_keep_the_close_from_ending(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_transport, "LINGER_BYTES", 1_000_000)
+    a, b = await tcp_pair()
+    async with closing(a, b):
+        total = 0
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(a.close)
+            with pytest.raises(trio.BrokenResourceError):
+                while True:
+                    await b.send(b"x" * 65536)
+                    total += 65536
+        assert total > 500_000
+
+
+async def test_a_peer_that_goes_silent_does_not_keep_the_close_from_ending(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Time is Trio's here, and jumps when everybody waits: no second of it passes.
+    a, b = await tcp_pair()
+    async with closing(a, b):
+        await b.send(b"unread")
+        await trio.lowlevel.wait_readable(a.fileno())
+        start = trio.current_time()
+        await a.close()
+        assert trio.current_time() - start == pytest.approx(_transport.LINGER_SECONDS)
+
+
+async def test_what_is_due_is_sent_also_when_there_is_no_room_for_it_at_first(
+    client_tls: ClientTLS, server_tls: ServerTLS
+) -> None:
+    a, b = unix_pair()
+    async with closing(a, b):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(b.starttls, server_tls)
+            await a.starttls(client_tls)
+        await clog(a)
+        sent = 0
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(a.close)  # its close_notify has to wait
+            await trio.testing.wait_all_tasks_blocked()
+            while chunk := await b.recv():
+                sent += len(chunk)
+        assert sent
+        assert await b.recv() == b""  # close_notify came
+
+
+async def test_closing_again_changes_nothing_and_waits_for_the_first() -> None:
+    a, b = await tcp_pair()
+    async with closing(a, b):
+        await b.send(b"unread")
+        await trio.lowlevel.wait_readable(a.fileno())
+        done = []
+
+        async def close() -> None:
+            await a.close()
+            assert a.fileno() == -1
+            done.append(1)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(close)
+            nursery.start_soon(close)
+            await trio.testing.wait_all_tasks_blocked()
+            assert done == []
+            await b.close()
+        await a.close()
+        await a.aclose()
+        assert done == [1, 1]
+
+
+@pytest.mark.parametrize("who", ["first", "second"])
+async def test_a_cancelled_close_closes_hard_and_raises_cancelled(who: str) -> None:
+    a, b = await tcp_pair()
+    async with closing(a, b):
+        await b.send(b"unread")
+        await trio.lowlevel.wait_readable(a.fileno())
+        async with trio.open_nursery() as nursery:
+            if who == "second":
+                nursery.start_soon(a.close)
+                await trio.testing.wait_all_tasks_blocked()
+            with trio.CancelScope() as scope:
+
+                async def cancel() -> None:
+                    await trio.testing.wait_all_tasks_blocked()
+                    scope.cancel()
+
+                nursery.start_soon(cancel)
+                await a.close()
+            assert scope.cancelled_caught
+            assert a.fileno() == -1
+        with pytest.raises(trio.ClosedResourceError):
+            await a.recv()
+
+
+async def test_a_close_that_was_cancelled_before_it_began_still_closes(
+    client_tls: ClientTLS, server_tls: ServerTLS
+) -> None:
+    for a, b in (await tcp_pair(), await tls_pair(client_tls, server_tls)):
+        async with closing(a, b):
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await a.close()
+            assert scope.cancelled_caught
+            assert a.fileno() == -1
+
+
+@pytest.mark.parametrize("kind", ["plain", "tls"])
+@pytest.mark.parametrize("how", ["close", "abort"])
+async def test_closing_wakes_the_tasks_that_wait_on_the_socket(
+    kind: str, how: str, client_tls: ClientTLS, server_tls: ServerTLS
+) -> None:
+    a, b = unix_pair()
+    async with closing(a, b):
+        if kind == "tls":
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(b.starttls, server_tls)
+                await a.starttls(client_tls)
+        woken = []
+
+        async def expect_closed(name: str, call: object) -> None:
+            with pytest.raises(trio.ClosedResourceError):
+                await call()  # type: ignore[operator]
+            woken.append(name)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(expect_closed, "recv", a.recv)
+            nursery.start_soon(expect_closed, "send", lambda: a.send(b"x" * 10_000_000))
+            await trio.testing.wait_all_tasks_blocked()
+            if how == "abort":
+                a.abort()
+            else:
+                with trio.fail_after(_transport.LINGER_SECONDS / 2):
+                    await a.close()  # does not queue behind the send that is stuck
+        assert sorted(woken) == ["recv", "send"]
+        if kind == "tls":
+            # The message was cut off, so there is no close_notify to say that it was not.
+            with pytest.raises(trisock.TLSError):
+                while await b.recv():
+                    pass
+
+
+async def test_after_close_everything_but_telling_is_over() -> None:
+    a, b = await tcp_pair()
+    async with closing(a, b):
+        peer, local = a.getpeer(), a.getlocal()
+        a.unrecv(b"pushed back")
+        await a.close()
+        for call in (
+            a.recv,
+            a.peek,
+            a.receive_some,
+            lambda: a.recv_exactly(1),
+            lambda: a.recv_until(b"\n"),
+            a.lines().__anext__,
+            a.send,
+            lambda: a.send(b"x"),
+            lambda: a.send_all(b""),
+            a.wait_send_all_might_not_block,
+            a.send_eof,
+            lambda: a.starttls("localhost"),
+            a.stoptls,
+        ):
+            with pytest.raises(trio.ClosedResourceError):
+                await call()
+        with open(__file__, "rb") as file, pytest.raises(trio.ClosedResourceError):
+            await a.send_file(file)
+        with pytest.raises(trio.ClosedResourceError):
+            a.unrecv(b"x")
+        assert not a.isopen()
+        assert (a.getpeer(), a.getlocal()) == (peer, local)
+        assert a.getside() == "client"
+        assert a.info().peer == peer
+        assert a.fileno() == -1
+        assert repr(a).endswith("clear closed>")
+
+
+async def test_abort_resets_the_connection() -> None:
+    sock, raw = raw_pair()
+    with raw:
+        sock.abort()
+        sock.abort()
+        with pytest.raises(ConnectionResetError):
+            raw.recv(1)
+
+
+async def test_abort_ends_a_close_that_is_waiting() -> None:
+    a, b = await tcp_pair()
+    async with closing(a, b):
+        await b.send(b"unread")
+        await trio.lowlevel.wait_readable(a.fileno())
+        with trio.fail_after(_transport.LINGER_SECONDS / 2):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(a.close)
+                await trio.testing.wait_all_tasks_blocked()
+                a.abort()
+
+
+async def test_the_stream_below_may_be_closed_by_somebody_else() -> None:
+    a, b = await tcp_pair()
+    async with closing(a, b):
+        await a.stream.aclose()
+        assert not a.isopen()
+        with pytest.raises(trio.ClosedResourceError):
+            await a.recv()
+        with pytest.raises(trio.ClosedResourceError):
+            await a.send(b"x")
+        await a.close()
+
+
+async def test_a_close_after_the_peers_reset_is_quiet() -> None:
+    sock, raw = raw_pair()
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    raw.close()
+    await trio.lowlevel.wait_readable(sock.fileno())
+    await sock.close()
+
+
+async def test_a_socket_is_closed_by_its_context() -> None:
+    a, b = await tcp_pair()
+    async with a, b:
+        await a.send(b"x")
+        assert await b.recv() == b"x"
+    assert a.fileno() == b.fileno() == -1
+
+
+async def test_the_alert_of_a_failed_read_is_sent_before_the_close(
+    authority: object, server_tls: ServerTLS
+) -> None:
+    """A record that was forged: the peer is told so (RFC 8446, section 6.2)."""
+    sock, raw = raw_pair()
+    context = ssl.create_default_context(cadata=authority.pem.decode())  # type: ignore[attr-defined]
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    peer = context.wrap_bio(incoming, outgoing, server_hostname="example.org")
+
+    def handshake() -> None:
+        while True:
+            try:
+                peer.do_handshake()
+            except ssl.SSLWantReadError:
+                raw.sendall(outgoing.read())
+                incoming.write(raw.recv(65536))
+            else:
+                raw.sendall(outgoing.read())
+                return
+
+    with raw:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(sock.starttls, server_tls)
+            await trio.to_thread.run_sync(handshake)
+        await sock.send(b"hello")  # with the tickets, so that what follows can be understood
+        incoming.write(await trio.to_thread.run_sync(raw.recv, 65536))
+        assert peer.read() == b"hello"
+        raw.sendall(b"\x17\x03\x03\x00\x20" + bytes(32))
+        with pytest.raises(trisock.TLSError, match="a record was forged or damaged"):
+            await sock.recv()
+        with pytest.raises(trisock.TLSError, match="a record was forged or damaged"):
+            await sock.recv()
+        await sock.close()
+        incoming.write(await trio.to_thread.run_sync(raw.recv, 65536))
+        with pytest.raises(ssl.SSLError, match="ALERT_BAD_RECORD_MAC"):
+            peer.read()

@@ -7,6 +7,7 @@ import io
 import math
 import operator
 import os
+import stat
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal, overload
@@ -423,14 +424,18 @@ class Socket(trio.abc.HalfCloseableStream):
         if file.writable():
             await trio.to_thread.run_sync(file.flush)
         descriptor = file.fileno()
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or not status.st_size:
+            return False  # a pipe, or one of those in /proc that are made when they are read
         if count is None:
-            count = max(0, os.fstat(descriptor).st_size - offset)
+            count = max(0, status.st_size - offset)
         return await self._transport.send_file(descriptor, offset, count, on_sent)
 
     async def _send_file_by_chunks(
         self, file: Any, offset: int, count: int | None, on_sent: Callable[[int], None]
     ) -> None:
-        await trio.to_thread.run_sync(file.seek, offset)
+        if offset or file.seekable():
+            await trio.to_thread.run_sync(file.seek, offset)
         left = math.inf if count is None else count
         started = False
         try:

@@ -132,6 +132,7 @@ def _bind_all(
             except OSError as exc:
                 if not any_family or exc.errno != errno.EADDRNOTAVAIL:
                     raise
+                sock.close()
                 missing.append(exc)  # a family that is switched off
                 continue
             sock.listen(backlog)

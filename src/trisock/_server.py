@@ -334,7 +334,7 @@ class Server:
         lost: BaseException | None
         others: BaseException | None
         if isinstance(errors, BaseExceptionGroup):
-            lost, others = errors.split(sock._is_own_failure)
+            lost, others = errors.split(lambda each: sock._is_own_failure(each))
         elif sock._is_own_failure(errors):
             lost, others = errors, None
         else:

@@ -83,7 +83,16 @@ def test_one_ascii_form_is_resolved_sent_and_verified(
 
 @pytest.mark.parametrize(
     "host",
-    ["", ".", "a..b", "a b", "a\0b", "x" * 64, ".".join(["x" * 60] * 5), "\N{COMBINING GRAVE ACCENT}a"],
+    [
+        "",
+        ".",
+        "a..b",
+        "a b",
+        "a\0b",
+        "x" * 64,
+        ".".join(["x" * 60] * 5),
+        "\N{COMBINING GRAVE ACCENT}a",
+    ],
 )
 def test_what_can_be_no_host_name_is_a_value_error_that_names_it(host: str) -> None:
     with pytest.raises(ValueError, match="is not a host name"):

@@ -313,9 +313,7 @@ def test_contexts_are_built_once_for_equal_values(
         ).context
 
     def client(name: str) -> ssl.SSLContext:
-        return _tls.resolve(
-            name, server_hostname=None, connected_host=None, side="client"
-        ).context
+        return _tls.resolve(name, server_hostname=None, connected_host=None, side="client").context
 
     assert server() is server()
     # The system's trust store is loaded once, whatever the names are.
@@ -358,4 +356,3 @@ def test_verification_is_on_unless_it_is_switched_off(authority: Authority) -> N
     unverified = ClientTLS("example.org", verify=False)._context()
     assert not unverified.check_hostname
     assert unverified.verify_mode == ssl.CERT_NONE
-

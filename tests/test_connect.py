@@ -53,7 +53,13 @@ def free_port() -> int:
 
 @pytest.mark.parametrize(
     ("listen_host", "host"),
-    [("127.0.0.1", "127.0.0.1"), ("::1", "::1"), (None, "localhost"), (None, "127.0.0.1"), (None, "::1")],
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("::1", "::1"),
+        (None, "localhost"),
+        (None, "127.0.0.1"),
+        (None, "::1"),
+    ],
 )
 async def test_it_connects_by_name_and_by_address(listen_host: str | None, host: str) -> None:
     async with await trisock.listen(0, listen_host) as listener:

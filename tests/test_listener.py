@@ -503,3 +503,57 @@ async def test_a_path_that_was_removed_under_us_is_no_error(
     async with await trisock.listen_unix(path, mode=0o600):
         path.touch()
     assert path.exists()
+
+
+async def test_a_backlog_full_of_dead_connections_is_got_through() -> None:
+    async with await trisock.listen(0, "127.0.0.1") as listener:
+        for _ in range(1500):
+            reset_in_the_backlog(listener.port)
+        client = await trisock.connect("127.0.0.1", listener.port)
+        with trio.testing.assert_checkpoints():
+            server = await listener.accept()
+        async with closing(client, server):
+            assert listener.dropped == 1500
+            assert server.getpeer() == client.getlocal()
+
+
+@pytest.mark.parametrize("passes", range(6))
+async def test_closing_at_any_moment_ends_an_accept(passes: int) -> None:
+    listener = await trisock.listen(0)
+    async with trio.open_nursery() as nursery:
+
+        async def iterate() -> None:
+            async for _ in listener:
+                raise AssertionError
+
+        nursery.start_soon(iterate)
+        for _ in range(passes):
+            await trio.lowlevel.checkpoint()
+        await listener.close()
+
+
+async def test_a_socket_that_cannot_be_adopted_stays_its_owners() -> None:
+    with trio.socket.socket() as sock:
+        with pytest.raises(ValueError, match="not a listening socket"):
+            Listener([sock])
+        assert sock.fileno() >= 0
+
+
+async def test_a_stale_path_that_goes_away_while_we_look_at_it_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as leaving:
+        leaving.bind(str(path))
+        real = os.lstat
+
+        def remove_and_look(name: str) -> os.stat_result:
+            path.unlink(missing_ok=True)
+            monkeypatch.setattr(os, "lstat", real)
+            return real(name)
+
+        monkeypatch.setattr(os, "lstat", remove_and_look)
+        async with await trisock.listen_unix(path) as listener:
+            client = await trisock.connect_unix(path)
+            async with closing(client, await listener.accept()):
+                pass

@@ -7,6 +7,7 @@ import errno
 import logging
 import resource
 import socket
+import ssl
 import sys
 from collections.abc import Iterator
 
@@ -585,9 +586,7 @@ async def test_an_unexpected_error_of_accept_ends_the_server(
         raise OSError(errno.EIO, "unheard of")
 
     monkeypatch.setattr(listener, "_accept_nowait", fail)
-    with pytest.RaisesGroup(
-        pytest.RaisesExc(OSError, match="unheard of"), flatten_subgroups=True
-    ):
+    with pytest.RaisesGroup(pytest.RaisesExc(OSError, match="unheard of"), flatten_subgroups=True):
         async with trio.open_nursery() as nursery:
             await trisock.bind(nursery, listener, echo)
 
@@ -785,6 +784,114 @@ async def test_starttls_waits_for_a_broadcast_that_was_there_before(
         assert await client.recv() == b"secret"
         await client.close()
         server.stop()
+
+
+async def test_a_broadcast_that_comes_too_late_for_the_clear_is_left_out(
+    server_tls: ServerTLS, client_tls: ClientTLS
+) -> None:
+    """It was waiting behind the handler's go-ahead; what the handler does next is starttls."""
+    big = b"go ahead " * 500_000
+
+    async def handler(sock: Socket) -> None:
+        await sock.send(big)
+        await sock.starttls(server_tls)
+        await sock.recv()
+
+    async with trio.open_nursery() as nursery:
+        server = await trisock.bind(nursery, 0, handler)
+        client = await connect(server)
+        while not server.connections:
+            await trio.lowlevel.checkpoint()
+        await trio.testing.wait_all_tasks_blocked()
+        delivered = []
+
+        async def broadcast() -> None:
+            delivered.append(await server.broadcast(b"NEWS"))
+
+        nursery.start_soon(broadcast)
+        await trio.testing.wait_all_tasks_blocked()
+        assert await client.recv_exactly(len(big)) == big
+        # Either it went out before starttls began, whole, or not at all.
+        news = await client.peek()
+        if news is not None:
+            assert await client.recv_exactly(4) == b"NEWS"
+        await client.starttls(client_tls)
+        assert delivered == [0 if news is None else 1]
+        await client.close()
+        server.stop()
+
+
+async def test_a_peer_that_vanishes_from_several_tasks_is_not_worth_a_traceback_either(
+    log: pytest.LogCaptureFixture,
+) -> None:
+    async def handler(sock: Socket) -> None:
+        async def write() -> None:
+            while True:
+                await sock.send(b"x" * 100_000)
+
+        async with trio.open_nursery() as inner:
+            inner.start_soon(sock.recv)
+            inner.start_soon(write)
+
+    async with trio.open_nursery() as nursery:
+        server = await trisock.bind(nursery, 0, handler)
+        for _ in range(10):
+            client = await connect(server)
+            await client.recv()
+            client.abort()
+        while server.stats().active or server.stats().accepted < 10:
+            await trio.lowlevel.checkpoint()
+        server.stop()
+        await server.wait_closed()
+        assert server.stats() == trisock.ServerStats(accepted=10, lost=10)
+
+
+async def test_send_eof_to_a_peer_that_vanished_is_that_connections_own_failure() -> None:
+    async def handler(sock: Socket) -> None:
+        with contextlib.suppress(trio.BrokenResourceError):
+            while True:
+                await sock.send(b"x" * 100_000)
+        await sock.send_eof()
+
+    async with trio.open_nursery() as nursery:
+        server = await trisock.bind(nursery, 0, handler)
+        client = await connect(server)
+        await client.recv()
+        client.abort()
+        while server.stats().active or server.stats().accepted < 1:
+            await trio.lowlevel.checkpoint()
+        server.stop()
+        await server.wait_closed()
+        assert server.stats() == trisock.ServerStats(accepted=1, lost=1)
+
+
+async def test_certificates_are_read_when_bind_is_called(
+    authority: Authority, client_tls: ClientTLS
+) -> None:
+    certificates = [authority.issue("example.org")]
+    async with trio.open_nursery() as nursery:
+        server = await trisock.bind(nursery, 0, echo, tls=certificates)
+        certificates.clear()
+        async with await connect(server, tls=client_tls) as client:
+            assert client.istls()
+        server.stop()
+
+
+async def test_a_context_that_goes_bad_costs_its_connections_and_not_the_server(
+    authority: Authority, log: pytest.LogCaptureFixture
+) -> None:
+    class Bad(ssl.SSLContext):
+        def wrap_bio(self, *_: object, **__: object) -> ssl.SSLObject:
+            raise RuntimeError("a plug-in has failed")
+
+    async with trio.open_nursery() as nursery:
+        server = await trisock.bind(nursery, 0, echo, tls=Bad(ssl.PROTOCOL_TLS_SERVER))
+        async with await connect(server) as client:
+            assert await client.recv() == b""
+        server.stop()
+        await server.wait_closed()
+        assert server.stats().failed_handshakes == 1
+    assert "a plug-in has failed" in log.text
 
 
 async def test_a_cancelled_broadcast_ends(autojump_clock: trio.testing.MockClock) -> None:

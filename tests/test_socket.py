@@ -413,7 +413,12 @@ async def test_send_sends_all_buffers_in_order() -> None:
         numbers = array.array("I", [1, 2, 3])
         square = memoryview(bytes(range(4))).cast("B", (2, 2))
         await a.send(
-            b"one", bytearray(b"two"), b"", memoryview(b"xthreex")[1:-1], memoryview(numbers), square
+            b"one",
+            bytearray(b"two"),
+            b"",
+            memoryview(b"xthreex")[1:-1],
+            memoryview(numbers),
+            square,
         )
         expected = b"onetwothree" + numbers.tobytes() + bytes(range(4))
         assert await b.recv_exactly(len(expected)) == expected
@@ -487,6 +492,40 @@ async def test_a_send_that_failed_hides_nothing_that_the_peer_said_before() -> N
         assert not sock.isopen()
         with contextlib.suppress(trio.BrokenResourceError):
             assert await sock.recv() == b""
+
+
+async def test_a_reset_that_a_send_has_met_does_not_turn_into_a_clean_end() -> None:
+    """The kernel reports it once, to whoever comes first; after that a read finds the end."""
+    sock, raw = raw_pair()
+    async with closing(sock):
+        raw.sendall(b"the first half of an answer")
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        raw.close()
+        with pytest.raises(trio.BrokenResourceError, match="reset by peer"):
+            while True:
+                await sock.send(b"x")
+        assert await sock.recv() == b"the first half of an answer"
+        for _ in range(2):
+            with pytest.raises(trio.BrokenResourceError, match="reset by peer"):
+                await sock.recv()
+
+
+async def test_many_small_buffers_do_not_keep_other_tasks_from_running() -> None:
+    a, b = await tcp_pair()
+    async with closing(a, b), trio.open_nursery() as nursery:
+        passes = 0
+
+        async def count() -> None:
+            nonlocal passes
+            while True:
+                await trio.lowlevel.checkpoint()
+                passes += 1
+
+        nursery.start_soon(count)
+        nursery.start_soon(b.recv_exactly, 100_000)
+        await a.send(*[b"x"] * 100_000)
+        assert passes >= 100_000 // _transport._IOV_MAX // 2
+        nursery.cancel_scope.cancel()
 
 
 async def test_send_eof_ends_one_direction() -> None:
@@ -615,6 +654,22 @@ async def test_a_peer_that_leaves_ends_send_file(tmp_path: Path) -> None:
                 raw.close()
 
 
+async def test_a_file_that_cannot_be_read_is_not_the_connections_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, "the disk is broken")
+
+    monkeypatch.setattr(os, "sendfile", fail)
+    (tmp_path / "file").write_bytes(b"content")
+    a, b = await tcp_pair()
+    async with closing(a, b):
+        with open(tmp_path / "file", "rb") as file, pytest.raises(OSError, match="the disk"):
+            await a.send_file(file)
+        await a.send(b"no harm done")
+        assert await b.recv() == b"no harm done"
+
+
 async def test_what_is_no_regular_file_is_read() -> None:
     a, b = await tcp_pair()
     async with closing(a, b):
@@ -653,6 +708,20 @@ async def test_send_file_wants_a_binary_file_and_numbers_that_can_be() -> None:
         for bad in (io.StringIO("text"), "path", None):
             with pytest.raises(TypeError, match="binary file"):
                 await a.send_file(bad)  # type: ignore[arg-type]
+        with tempfile.NamedTemporaryFile() as named, open(named.name, "wb") as write_only:
+            with pytest.raises(ValueError, match="open for reading"):
+                await a.send_file(write_only)
+
+        class OnlyRead:
+            """All that is needed: a read method."""
+
+            parts = [b"ab", b"c"]
+
+            def read(self, size: int) -> bytes:
+                return self.parts.pop(0) if self.parts else b""
+
+        assert await a.send_file(OnlyRead()) == 3  # type: ignore[arg-type]
+        assert await b.recv_exactly(3) == b"abc"
         for offset, count in ((-1, None), (0, -1)):
             with pytest.raises(ValueError, match="0 or more"):
                 await a.send_file(io.BytesIO(), offset, count)

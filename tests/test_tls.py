@@ -294,8 +294,20 @@ async def test_a_certificate_that_is_not_right_is_refused_in_words_and_the_serve
     good = authority.issue("example.org")
     self_signed = other_authority.ca
     for client_tls, server_certificate, words, code, alert in [
-        (ClientTLS("example.net", ca=authority.pem), good, "Hostname mismatch", 62, "bad certificate"),
-        (ClientTLS("127.0.0.1", ca=authority.pem), good, "IP address mismatch", 64, "bad certificate"),
+        (
+            ClientTLS("example.net", ca=authority.pem),
+            good,
+            "Hostname mismatch",
+            62,
+            "bad certificate",
+        ),
+        (
+            ClientTLS("127.0.0.1", ca=authority.pem),
+            good,
+            "IP address mismatch",
+            64,
+            "bad certificate",
+        ),
         (ClientTLS("example.org", ca=other_authority.pem), good, "local issuer", 20, "unknown ca"),
         (ClientTLS("example.org"), good, "certificate", None, "unknown ca"),
         (
@@ -357,7 +369,12 @@ async def test_tls_before_1_2_is_not_spoken(authority: Authority, server_tls: Se
 
 @pytest.mark.parametrize(
     "greeting",
-    [b"220 mail.example.org ESMTP\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\0" * 100, b"\x16" * 50],
+    [
+        b"220 mail.example.org ESMTP\r\n",
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        b"\0" * 100,
+        b"\x16" * 50,
+    ],
 )
 @pytest.mark.parametrize("role", ["server", "client"])
 async def test_a_peer_that_does_not_speak_tls(
@@ -489,6 +506,7 @@ async def test_an_argument_that_cannot_be_used_leaves_the_connection_as_it_was(
             ([{"chain": "x", "private_key": "y"}], {}, ValueError, "not PEM"),
             (ClientTLS(ca=authority.pem), {"server_hostname": 1}, TypeError, "is a str"),
             ([good], {"server_hostname": "example.org"}, ValueError, "for the TLS client's role"),
+            (client_tls, {"server_hostname": ""}, ValueError, "not a host name"),
             (client_tls, {"handshake_timeout": "1"}, TypeError, "number of seconds"),
             (client_tls, {"handshake_timeout": True}, TypeError, "number of seconds"),
             (client_tls, {"handshake_timeout": -1}, ValueError, "0 or more"),
@@ -772,6 +790,80 @@ async def test_a_tls_send_that_was_cancelled_before_its_first_byte_changes_nothi
         assert await b.recv() == b"but this"
         await b.send(b"and back")
         assert await a.recv() == b"and back"
+
+
+@pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
+@pytest.mark.parametrize("passes", range(6))
+async def test_a_tls_send_with_room_is_never_cut_off_by_being_cancelled(
+    passes: int, version: str, authority: Authority, server_tls: ServerTLS
+) -> None:
+    """Whenever it comes: all of it was sent or nothing was."""
+    context = ssl.create_default_context(cadata=authority.pem.decode())
+    context.maximum_version = ssl.TLSVersion[version]
+    context.check_hostname = False
+    a, b = await tls_pair(context, server_tls)
+    async with closing(a, b):
+        sent = False
+        async with trio.open_nursery() as nursery:
+
+            async def send() -> None:
+                nonlocal sent
+                await a.send(b"first ")
+                sent = True
+
+            nursery.start_soon(send)
+            for _ in range(passes):
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+        await a.send(b"second")
+        expected = b"first second" if sent else b"second"
+        assert await b.recv_exactly(len(expected)) == expected
+
+
+async def test_a_file_that_could_not_be_read_to_its_end_is_not_vouched_for(
+    client_tls: ClientTLS, server_tls: ServerTLS
+) -> None:
+    class Broken:
+        parts = [b"the first half"]
+
+        def read(self, size: int) -> bytes:
+            if self.parts:
+                return self.parts.pop()
+            raise OSError("the disk is broken")
+
+    a, b = await tls_pair(client_tls, server_tls)
+    async with closing(a, b):
+        with pytest.raises(OSError, match="the disk is broken"):
+            await a.send_file(Broken())  # type: ignore[arg-type]
+        with pytest.raises(trio.BrokenResourceError, match="cut off"):
+            await a.send(b"x")
+        await b.send(b"still heard")
+        assert await a.recv() == b"still heard"
+        assert await b.recv() == b"the first half"
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(a.close)
+            with pytest.raises(TLSError, match="without close_notify"):
+                await b.recv()
+            await b.close()
+    a, b = await tls_pair(client_tls, server_tls)
+    async with closing(a, b):
+        Broken.parts.append(b"the first half")
+        with pytest.raises(OSError, match="the disk is broken"):
+            await a.send_file(Broken())  # type: ignore[arg-type]
+        with pytest.raises(TLSError, match="cut off before"):
+            await a.stoptls()
+        assert not a.isopen()
+
+
+async def test_after_a_send_that_was_cut_off_there_is_no_starttls(client_tls: ClientTLS) -> None:
+    a, b = await tcp_pair()
+    async with closing(a, b):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(a.send, b"x" * 50_000_000)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        with pytest.raises(trio.BrokenResourceError, match="cut off"):
+            await a.starttls(client_tls)
 
 
 async def test_a_tls_send_that_failed_hides_nothing_that_the_peer_said_before(

@@ -31,6 +31,10 @@ _MAX_BACKLOG = 0xFFFF
 # have it there; then the next try gets another.
 _SAME_PORT_TRIES = 32
 
+# How many connections that are dead already accept takes from a socket before it lets other tasks
+# run: whoever fills the backlog with them must not stop the program.
+_DEAD_IN_A_ROW = 64
+
 # How long to wait for another program that is starting to listen in the same directory (seconds).
 _LOCK_TIMEOUT = 10.0
 _LOCK_RETRY = 0.01
@@ -187,7 +191,8 @@ async def listen_unix(
             except OSError as exc:
                 if exc.errno != errno.EADDRINUSE or not _is_stale(name):
                     raise
-                os.unlink(name)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name)
                 _bind_unix(sock, name)
             try:
                 # Nobody can connect before listen(2).
@@ -213,8 +218,11 @@ def _bind_unix(sock: socket.socket, name: str | bytes) -> None:
 
 def _is_stale(name: str | bytes) -> bool:
     """Whether a path is a socket to which nobody listens any more."""
-    if not stat.S_ISSOCK(os.lstat(name).st_mode):
-        return False
+    try:
+        if not stat.S_ISSOCK(os.lstat(name).st_mode):
+            return False
+    except FileNotFoundError:  # its owner has removed it just now
+        return True
     # Of another type than the listener is: so a listener that lives says EPROTOTYPE, and does not
     # find a connection in its queue from which nothing ever comes.
     with unix_socket(socket.SOCK_DGRAM) as probe:
@@ -401,7 +409,7 @@ class Listener(trio.abc.Listener[Socket]):
     def _accept_nowait(self) -> Socket | None:
         """Accept one connection, if one is waiting."""
         for index, sock in enumerate(self._sockets):
-            while True:
+            for _ in range(_DEAD_IN_A_ROW):
                 try:
                     connection, _ = sock.accept()
                 except BlockingIOError:
@@ -411,15 +419,16 @@ class Listener(trio.abc.Listener[Socket]):
                         raise
                     self.dropped += 1
                     continue
-                # The next one to be asked first is the next one: none can keep the others out.
-                self._sockets = self._sockets[index + 1 :] + self._sockets[: index + 1]
                 try:
                     stream = trio.SocketStream(trio.socket.from_stdlib_socket(connection))
-                    return Socket(stream, side="server")
+                    accepted = Socket(stream, side="server")
                 except OSError:  # reset in the backlog: it has no peer any more
                     connection.close()
                     self.dropped += 1
-                    return self._accept_nowait()
+                else:
+                    # The others come first now: none can keep them out.
+                    self._sockets = self._sockets[index + 1 :] + self._sockets[: index + 1]
+                    return accepted
         return None
 
     async def _wait(self) -> None:
@@ -429,6 +438,8 @@ class Listener(trio.abc.Listener[Socket]):
             return
 
         async def wait_for(sock: socket.socket) -> None:
+            if self._closed:  # since the nursery was opened
+                return
             with contextlib.suppress(trio.ClosedResourceError):  # accept looks for itself
                 await trio.lowlevel.wait_readable(sock)
             nursery.cancel_scope.cancel()
@@ -439,15 +450,15 @@ class Listener(trio.abc.Listener[Socket]):
 
 
 def _adopt(sock: socket.socket | trio.socket.SocketType) -> socket.socket:
-    if isinstance(sock, trio.socket.SocketType):
-        sock = socket.socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
-    if not isinstance(sock, socket.socket):
+    if not isinstance(sock, (socket.socket, trio.socket.SocketType)):
         raise TypeError(f"a Listener needs sockets, not {sock!r}")
     if sock.type != socket.SOCK_STREAM:
         raise ValueError(f"not a stream socket: {sock!r}")
     with contextlib.suppress(OSError):  # macOS does not tell
         if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             raise ValueError(f"not a listening socket: {sock!r}")
+    if isinstance(sock, trio.socket.SocketType):
+        sock = socket.socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
     sock.setblocking(False)
     return sock
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
+import ssl
 import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -15,7 +17,7 @@ import trio
 from ._address import Address
 from ._listener import Listener, listen
 from ._socket import Buffer, Socket, _bytes_view, _timeout
-from ._tls import ClientTLS, TLSArgument, resolve
+from ._tls import ClientTLS, ServerTLS, TLSArgument, resolve, to_role
 
 if sys.version_info < (3, 11):  # pragma: no cover (one of the two on each version)
     from exceptiongroup import BaseExceptionGroup  # which Trio needs as well
@@ -94,8 +96,7 @@ async def bind(
             raise TypeError(f"max_connections is an int or None, not {max_connections!r}")
         if max_connections < 1:
             raise ValueError(f"max_connections must be 1 or more, not {max_connections}")
-    if tls is not None:
-        _check_server_role(tls)
+    role = None if tls is None else _server_role(tls)
     timeout = _timeout(handshake_timeout)
     if isinstance(port_or_listener, Listener):
         if host is not None or backlog is not None or reuse_port:
@@ -104,7 +105,7 @@ async def bind(
         await trio.lowlevel.checkpoint()
     else:
         listener = await listen(port_or_listener, host, backlog=backlog, reuse_port=reuse_port)
-    server = Server(listener, handler, tls, max_connections, timeout)
+    server = Server(listener, handler, role, max_connections, timeout)
     try:
         nursery.start_soon(server._run, name=f"trisock server on {listener.addresses[0]}")
     except BaseException:  # the nursery is closed
@@ -113,12 +114,16 @@ async def bind(
     return server
 
 
-def _check_server_role(tls: object) -> None:
+def _server_role(tls: object) -> ServerTLS | ssl.SSLContext:
+    """Return what ``starttls`` takes without reading it anew for each connection."""
     if isinstance(tls, (str, ClientTLS)):
         raise TypeError(f"a server needs certificates, not a {type(tls).__name__}")
+    tls = to_role(tls)
     role = resolve(tls, server_hostname=None, connected_host=None, side="server")
     if not role.server_side:
         raise ValueError("a server needs the context of a TLS server")
+    assert isinstance(tls, (ServerTLS, ssl.SSLContext))
+    return tls
 
 
 class Server:
@@ -136,7 +141,7 @@ class Server:
         self,
         listener: Listener,
         handler: Handler,
-        tls: TLSArgument | None,
+        tls: ServerTLS | ssl.SSLContext | None,
         max_connections: int | None,
         handshake_timeout: float,
     ) -> None:
@@ -186,8 +191,7 @@ class Server:
         Raises TypeError or ValueError where ``tls`` cannot be used, or would be none: a server does
         not fall back to the clear. Nothing has changed then.
         """
-        _check_server_role(tls)
-        self._tls = tls
+        self._tls = _server_role(tls)
 
     def stop(self, grace: float | None = None) -> None:
         """Begin to stop: a plain call, also from a handler.
@@ -237,11 +241,9 @@ class Server:
         async def send_to(sock: Socket) -> None:
             nonlocal delivered
             with trio.move_on_after(limit) as scope:
-                try:
-                    await sock._send_for_broadcast(content)
-                except (trio.BrokenResourceError, trio.ClosedResourceError):
-                    return
-                delivered += 1
+                with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                    if await sock._send_for_broadcast(content):
+                        delivered += 1
             if scope.cancelled_caught:
                 self._counts["aborted"] += 1
                 sock.abort()
@@ -295,6 +297,10 @@ class Server:
                 except trio.BrokenResourceError as exc:
                     self._counts["failed_handshakes"] += 1
                     _logger.info("%s", exc)
+                    return False
+                except Exception:  # a context of the user's that cannot be used
+                    self._counts["failed_handshakes"] += 1
+                    _logger.exception("no TLS handshake with %s", sock.getpeer())
                     return False
                 finally:
                     self._handshakes.discard(scope)

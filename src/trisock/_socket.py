@@ -345,14 +345,16 @@ class Socket(trio.abc.HalfCloseableStream):
         Raises:
           EOFError: the file ended before ``count`` bytes; the text says how many were sent.
           trio.BrokenResourceError: the connection broke.
-          OSError: the file cannot be read.
-          ValueError, TypeError: it is not a binary file, or a number is negative.
+          OSError: the file cannot be read; if a part of it was sent, sending is over.
+          ValueError, TypeError: it is not a binary file that can be read, or a number is negative.
 
         Cancellation as in ``send``.
         """
         file = getattr(file, "wrapped", file)  # what trio.open_file returns
         if isinstance(file, io.TextIOBase) or not hasattr(file, "read"):
             raise TypeError(f"send_file needs a binary file object, not {file!r}")
+        if not getattr(file, "readable", lambda: True)():
+            raise ValueError(f"send_file needs a file that is open for reading, not {file!r}")
         offset = operator.index(offset)
         if offset < 0 or (count is not None and operator.index(count) < 0):
             raise ValueError("offset and count must be 0 or more")
@@ -434,7 +436,7 @@ class Socket(trio.abc.HalfCloseableStream):
     async def _send_file_by_chunks(
         self, file: Any, offset: int, count: int | None, on_sent: Callable[[int], None]
     ) -> None:
-        if offset or file.seekable():
+        if offset or getattr(file, "seekable", lambda: False)():
             await trio.to_thread.run_sync(file.seek, offset)
         left = math.inf if count is None else count
         started = False
@@ -450,12 +452,20 @@ class Socket(trio.abc.HalfCloseableStream):
         except BaseException:
             if started:  # the peer cannot know that the rest of the file will not come
                 self._transport.sending_over = True
+                if self._tls is not None:
+                    self._tls.cut_off()
             raise
 
-    async def _send_for_broadcast(self, data: bytes) -> None:
-        """Send for somebody else than the connection's own task: after what that one sends."""
+    async def _send_for_broadcast(self, data: bytes) -> bool:
+        """Send for somebody else than the connection's own task: after what that one sends.
+
+        False, and nothing is sent, if the connection is turning to TLS or back by then.
+        """
         async with self._sending.for_broadcast():
+            if self._changing:
+                return False
             await self._send([memoryview(data)])
+            return True
 
     # ---- TLS ----
 
@@ -511,6 +521,8 @@ class Socket(trio.abc.HalfCloseableStream):
         async with self._both_directions():
             if self._transport.eof_sent:
                 raise trio.ClosedResourceError("TLS cannot be started after send_eof")
+            if self._transport.sending_over:
+                raise self._transport.broken("an earlier send was cut off")
             where = f"{self._peer}"
             if role.server_hostname is not None:
                 where = f"{role.server_hostname!r} ({where})"
@@ -562,13 +574,13 @@ class Socket(trio.abc.HalfCloseableStream):
     async def _both_directions(self) -> AsyncIterator[None]:
         """Keep every other task off the connection while what it carries is changing."""
         with self._reading:
-            async with self._sending:  # waits only for a broadcast that was there before
-                self._check_open()
-                self._changing = True
-                try:
+            self._changing = True  # broadcasts that have not begun yet are left out
+            try:
+                async with self._sending:  # waits only for one that has
+                    self._check_open()
                     yield
-                finally:
-                    self._changing = False
+            finally:
+                self._changing = False
 
     @contextlib.asynccontextmanager
     async def _closing_on_failure(self, tls: TLSConnection) -> AsyncIterator[None]:
@@ -644,9 +656,7 @@ class Socket(trio.abc.HalfCloseableStream):
         """Whether an error is about this very connection: it broke, or was aborted."""
         if isinstance(exc, trio.ClosedResourceError):
             return self._aborted
-        return exc is self._transport.failure or (
-            self._tls is not None and exc is self._tls.failure
-        )
+        return self._transport.has_failed_by(exc)
 
     def _check_open(self) -> None:
         if self._transport.closing:
@@ -719,6 +729,7 @@ class Socket(trio.abc.HalfCloseableStream):
         self, level: int, option: int, value: int | Buffer | None, length: int | None = None
     ) -> None:
         """Set an option of the socket; see ``socket.socket.setsockopt``."""
+        self._check_open()
         if value is None and length is not None:
             self.stream.setsockopt(level, option, None, length)
         elif value is not None and length is None:
@@ -734,6 +745,7 @@ class Socket(trio.abc.HalfCloseableStream):
 
     def getsockopt(self, level: int, option: int, buffersize: int = 0) -> int | bytes:
         """Return an option of the socket; see ``socket.socket.getsockopt``."""
+        self._check_open()
         return self.stream.getsockopt(level, option, buffersize)
 
 

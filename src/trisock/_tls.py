@@ -228,6 +228,9 @@ def _private_file(content: bytes) -> Iterator[str]:
 
 # ---- the two roles ----
 
+#: What decides, besides the system, whom it trusts.
+Trust = tuple[Union[str, None], Union[str, None]]  # noqa: UP007 (evaluated)
+
 
 @dataclass(frozen=True)
 class ClientTLS:
@@ -250,6 +253,9 @@ class ClientTLS:
     alpn_protocols: Sequence[str] = field(default=(), kw_only=True)
     certificate: CertificateLike | None = field(default=None, kw_only=True)
     verify: bool = field(default=True, kw_only=True)
+    _built: tuple[Trust | None, ssl.SSLContext] | None = field(
+        default=None, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         if self.server_hostname is not None:
@@ -262,14 +268,19 @@ class ClientTLS:
         self._context()
 
     def _context(self) -> ssl.SSLContext:
+        """Return the context: always the same, but for a change of what the system trusts."""
         trust = _system_trust() if self.ca is None and self.verify else None
-        return _client_context(
-            self.ca,
-            tuple(self.alpn_protocols),
-            cast("Certificate | None", self.certificate),
-            self.verify,
-            trust,
-        )
+        if self._built is None or self._built[0] != trust:
+            context = _client_context(
+                cast("bytes | None", self.ca),
+                tuple(self.alpn_protocols),
+                cast("Certificate | None", self.certificate),
+                self.verify,
+                trust,
+            )
+            _set(self, "_built", (trust, context))
+        assert self._built is not None
+        return self._built[1]
 
 
 @dataclass(frozen=True)
@@ -296,6 +307,7 @@ class ServerTLS:
     require_alpn: bool = field(default=False, kw_only=True)
     client_ca: str | bytes | None = field(default=None, kw_only=True, repr=False)
     require_client_certificate: bool = field(default=False, kw_only=True)
+    _built: ssl.SSLContext = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         given = self.certificates
@@ -314,15 +326,16 @@ class ServerTLS:
         elif self.require_client_certificate:
             # The system's trust store would let in whoever any public authority knows.
             raise ValueError("require_client_certificate needs client_ca")
-        self._context()
-
-    def _context(self) -> ssl.SSLContext:
-        return _server_context(
+        context = _server_context(
             cast("tuple[Certificate, ...]", self.certificates),
             tuple(self.alpn_protocols),
-            self.client_ca,
+            cast("bytes | None", self.client_ca),
             self.require_client_certificate,
         )
+        _set(self, "_built", context)
+
+    def _context(self) -> ssl.SSLContext:
+        return self._built
 
 
 TLSArgument = Union[  # noqa: UP007 (evaluated on 3.10, where Sequence[...] | str works, but not for docs)
@@ -341,6 +354,17 @@ class TLSRole:
     require_alpn: bool = False
 
 
+def to_role(tls: object) -> object:
+    """Turn a bare name or bare certificates into a role; leave anything else."""
+    if isinstance(tls, str):
+        return ClientTLS(tls)
+    if isinstance(tls, (Certificate, Mapping)) or (
+        isinstance(tls, Sequence) and not isinstance(tls, (bytes, bytearray, memoryview))
+    ):
+        return ServerTLS(tls)
+    return tls
+
+
 def resolve(
     tls: object, *, server_hostname: str | None, connected_host: str | None, side: str
 ) -> TLSRole:
@@ -350,16 +374,11 @@ def resolve(
     """
     if server_hostname is not None and not isinstance(server_hostname, str):
         raise TypeError(f"server_hostname is a str, not {_kind(server_hostname)}")
-    if isinstance(tls, str):
-        tls = ClientTLS(tls)
-    elif isinstance(tls, (Certificate, Mapping)) or (
-        isinstance(tls, Sequence) and not isinstance(tls, (bytes, bytearray, memoryview))
-    ):
-        tls = ServerTLS(tls)
+    tls = to_role(tls)
     if isinstance(tls, ServerTLS):
         role = TLSRole(tls._context(), True, None, tls.require_alpn)
     elif isinstance(tls, ClientTLS):
-        name = server_hostname or tls.server_hostname or connected_host
+        name = _first(server_hostname, tls.server_hostname, connected_host)
         role = TLSRole(tls._context(), False, name)
         if name is None and tls.verify:
             raise ValueError("a verified TLS client needs to know the server's name")
@@ -367,7 +386,7 @@ def resolve(
         server_side = tls.protocol == ssl.PROTOCOL_TLS_SERVER or (
             tls.protocol != ssl.PROTOCOL_TLS_CLIENT and side == "server"
         )
-        name = None if server_side else server_hostname or connected_host
+        name = None if server_side else _first(server_hostname, connected_host)
         role = TLSRole(tls, server_side, name)
         if name is None and tls.check_hostname and not server_side:
             raise ValueError("the context checks host names: server_hostname is needed")
@@ -381,6 +400,10 @@ def resolve(
     if role.server_hostname is None:
         return role
     return TLSRole(role.context, False, to_tls_name(role.server_hostname))
+
+
+def _first(*names: str | None) -> str | None:
+    return next((name for name in names if name is not None), None)
 
 
 def _set(instance: object, name: str, value: object) -> None:
@@ -401,7 +424,7 @@ def _alpn(protocols: object) -> tuple[str, ...]:
 # ---- contexts ----
 
 
-def _system_trust() -> tuple[str | None, str | None]:
+def _system_trust() -> Trust:
     """Return what decides, besides the system, whom it trusts."""
     return (os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
 
@@ -412,7 +435,7 @@ def _client_context(
     alpn_protocols: tuple[str, ...],
     certificate: Certificate | None,
     verify: bool,
-    trust: tuple[str | None, str | None] | None,  # only a part of the cache's key
+    trust: Trust | None,  # only a part of the cache's key
 ) -> ssl.SSLContext:
     if verify:
         with _named("ca"):
@@ -466,9 +489,7 @@ def _server_context(
             contexts[chosen] = build(chosen)
         by_name[name] = contexts[chosen]
     first = certificates[0]
-    default_choice = _one_of_each_kind(
-        c for c in certificates if c is first or set(c.names) & set(first.names)
-    )
+    default_choice = _one_of_each_kind(c for c in certificates if set(c.names) == set(first.names))
     if default_choice not in contexts:
         contexts[default_choice] = build(default_choice)
     default = contexts[default_choice]

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import contextlib
 import ssl
-from typing import cast
+from collections.abc import Iterator
+from typing import Any, cast
 
 import trio
 
@@ -40,6 +41,10 @@ class _EndOfTransport(Exception):
 class _Carrier(trio.abc.Stream):
     """What ``SSLStream`` takes for its transport.
 
+    ``tickets`` are what a TLS 1.3 server wants to send right after the handshake. They go out with
+    the first data: a client that closes without reading them would destroy what it has
+    sent (``trio.SSLStream`` has the story). Everything that is sent later comes after them.
+
     Invariant: ``cut_off`` is set from before the first byte of a piece of ciphertext goes
     out until the last one has, and for good when a message ended before its last piece. Then
     nothing may follow on the wire: it could not be decrypted, or would vouch for half a message.
@@ -49,13 +54,15 @@ class _Carrier(trio.abc.Stream):
         self._transport = transport
         self._early = early
         self.cut_off = False
+        self.tickets = b""
         self.send_failure: trio.BrokenResourceError | None = None
         self.collected: list[bytes] | None = None
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Return bytes as a full checkpoint; cancelled, it has taken none."""
         if self._early:
-            data, self._early = self._early, b""
             await trio.lowlevel.checkpoint()
+            data, self._early = self._early, b""
         else:
             data = await self._transport.receive()
         if not data:
@@ -70,13 +77,20 @@ class _Carrier(trio.abc.Stream):
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         if self.collected is not None:
-            self.collected.append(bytes(data))
+            self.collected.append(self.tickets + data)
+            self.tickets = b""
             return
         if self.send_failure is not None:
             return
+        data, self.tickets = self.tickets + data, b""
         self.cut_off = True
         try:
-            await self._transport.send([memoryview(data)])
+            # What is encrypted must go out, so there is no cancel point before the first try.
+            sent = self._transport.send_nowait(data)
+            if sent < len(data):
+                await self._transport.send([memoryview(data)[sent:]])
+            else:
+                await trio.lowlevel.cancel_shielded_checkpoint()
         except trio.BrokenResourceError as exc:
             self.send_failure = exc
         else:
@@ -90,18 +104,21 @@ class _Carrier(trio.abc.Stream):
 
 
 class _Tap:
-    """What ``SSLStream`` takes for its context."""
+    """What ``SSLStream`` takes for its context, and what the context makes.
+
+    As the latter it is the ``SSLObject``, but for one thing: it keeps the tickets of a TLS 1.3
+    server for us, where ``SSLStream`` would keep them for itself and lose them when it fails.
+    """
 
     ssl_object: ssl.SSLObject
     incoming: ssl.MemoryBIO
     outgoing: ssl.MemoryBIO
 
-    def __init__(self, role: TLSRole) -> None:
+    def __init__(self, role: TLSRole, carrier: _Carrier) -> None:
         self._role = role
+        self._carrier = carrier
 
-    def wrap_bio(
-        self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, **_: object
-    ) -> ssl.SSLObject:
+    def wrap_bio(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, **_: object) -> _Tap:
         self.incoming, self.outgoing = incoming, outgoing
         self.ssl_object = self._role.context.wrap_bio(
             incoming,
@@ -109,7 +126,15 @@ class _Tap:
             server_side=self._role.server_side,
             server_hostname=self._role.server_hostname,
         )
-        return self.ssl_object
+        return self
+
+    def do_handshake(self) -> None:
+        self.ssl_object.do_handshake()
+        if self._role.server_side and self.ssl_object.version() == "TLSv1.3":
+            self._carrier.tickets = self.outgoing.read()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.ssl_object, name)
 
 
 class TLSConnection:
@@ -140,7 +165,7 @@ class TLSConnection:
         self._https_compatible = https_compatible
         self._where = where
         self._carrier = _Carrier(transport, early)
-        self._tap = _Tap(role)
+        self._tap = _Tap(role, self._carrier)
         self._stream = trio.SSLStream(
             self._carrier, cast(ssl.SSLContext, self._tap), server_side=role.server_side
         )
@@ -196,14 +221,38 @@ class TLSConnection:
     async def receive(self) -> bytes:
         """Return one record's bytes; ``b""`` after ``close_notify``. A full checkpoint."""
         self._check()
+        await trio.lowlevel.checkpoint_if_cancelled()
         try:
-            data = await self._stream.receive_some(_RECORD_SIZE)
+            data = await self._read()
         except _EndOfTransport:
             return self._transport_ended()
+        except ssl.SSLError as exc:
+            raise self._fail_by_ssl(exc) from exc
         except trio.BrokenResourceError as exc:
+            if self._transport.has_failed_by(exc):  # below TLS
+                raise
             raise self._fail_by(exc) from exc.__cause__
         self._ended = not data
-        return bytes(data)
+        return data
+
+    async def _read(self) -> bytes:
+        read, incoming = self._tap.ssl_object.read, self._tap.incoming
+        try:
+            data = read(_RECORD_SIZE)
+        except ssl.SSLWantReadError:
+            pass
+        else:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            return data
+        # Reading alone never sends: what has been decrypted is returned before anything can be
+        # cancelled. An answer to a key update is left for the next send (RFC 8446, section 4.6.3).
+        while not self._tap.outgoing.pending:
+            incoming.write(await self._carrier.receive_some())
+            with contextlib.suppress(ssl.SSLWantReadError):
+                return read(_RECORD_SIZE)
+        # It may be waiting for an answer to what it wants to send (TLS 1.2: a renegotiation), and
+        # a peer must not make us collect answers without end. That is SSLStream's to sort out.
+        return bytes(await self._stream.receive_some(_RECORD_SIZE))
 
     def receive_nowait(self) -> bytes | None:
         """Return one record's bytes, ``b""`` at the end, ``None`` if no whole record is here.
@@ -258,12 +307,9 @@ class TLSConnection:
         Cancelled before the first byte it changes nothing; later, the connection is over.
         """
         self._check_sending()
-        pieces = _pieces(views)
-        if not pieces:
-            await trio.lowlevel.checkpoint()
         started = False
         try:
-            for piece in pieces:
+            for piece in _pieces(views):
                 # What is encrypted must be sent. So wait first: until there is room for a byte,
                 # changing one's mind harms nothing.
                 if not self._transport.writable_now():
@@ -278,6 +324,8 @@ class TLSConnection:
                 if not isinstance(exc, Exception) and self.failure is None:
                     self.failure = self._transport.broken("an earlier send was cut off")
             raise
+        if not started:
+            await trio.lowlevel.checkpoint()
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until a send might start at once. A full checkpoint."""
@@ -289,6 +337,11 @@ class TLSConnection:
         if self._carrier.send_failure is not None:
             raise self._carrier.send_failure.with_traceback(None)
 
+    def cut_off(self) -> None:
+        """Let nothing follow what was sent: it was only a part of something."""
+        self._carrier.cut_off = True
+        self._carrier.send_failure = self._transport.broken("an earlier send was cut off")
+
     # ---- the end ----
 
     async def stop(self) -> bytes:
@@ -297,7 +350,8 @@ class TLSConnection:
         Raises ``TLSError`` if the peer still sends encrypted data, or does not speak TLS to the
         end; then, and when it is cancelled, the connection cannot be used any more.
         """
-        self._check_sending()
+        if self.failure is not None or self._carrier.send_failure is not None:
+            raise self._fail("it was cut off before")
         try:
             _, trailing = await self._stream.unwrap()
         except _EndOfTransport:
@@ -314,7 +368,7 @@ class TLSConnection:
         Nothing, if they could not be understood: after ciphertext that was cut off.
         """
         if self.failure is not None:
-            due = self._tap.outgoing.read()
+            due = self._carrier.tickets + self._tap.outgoing.read()
         elif self.info is None or self._https_compatible:
             return b""
         else:
@@ -341,18 +395,14 @@ class TLSConnection:
         error = TLSError(
             f"{what} with {self._where} failed: {why}", reason=reason, verify_code=verify_code
         )
-        self.failure = error
+        self.failure = self._transport.note(error)
         return error
 
-    def _fail_by(self, exc: trio.BrokenResourceError) -> trio.BrokenResourceError:
+    def _fail_by(self, exc: trio.BrokenResourceError) -> TLSError:
         """Turn what came out of ``SSLStream`` into the error to raise."""
-        if self.failure is not None:
-            return self.failure
         if isinstance(exc.__cause__, ssl.SSLError):
             return self._fail_by_ssl(exc.__cause__)
-        if self.info is None:
-            return self._fail(str(exc))
-        return exc
+        return self._fail(str(exc) or "it was cut off")
 
     def _fail_by_ssl(self, exc: ssl.SSLError) -> TLSError:
         return self._fail(
@@ -362,16 +412,24 @@ class TLSConnection:
         )
 
 
-def _pieces(views: list[memoryview]) -> list[memoryview]:
-    """Return the same bytes, small ones joined and large ones cut: few records, little memory."""
-    total = sum(len(view) for view in views)
-    if len(views) > 1 and total <= _SEND_SIZE:
-        views = [memoryview(b"".join(views))]
-    return [
-        view[start : start + _SEND_SIZE]
-        for view in views
-        for start in range(0, len(view), _SEND_SIZE)
-    ]
+def _pieces(views: list[memoryview]) -> Iterator[memoryview]:
+    """Give the same bytes with small views joined and large ones cut to ``_SEND_SIZE``."""
+    parts: list[memoryview] = []
+    size = 0
+    for view in views:
+        for start in range(0, len(view), _SEND_SIZE):
+            part = view[start : start + _SEND_SIZE]
+            if size + len(part) > _SEND_SIZE:
+                yield _joined(parts)
+                parts, size = [], 0
+            parts.append(part)
+            size += len(part)
+    if parts:
+        yield _joined(parts)
+
+
+def _joined(parts: list[memoryview]) -> memoryview:
+    return parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
 
 
 # OpenSSL's reasons for a peer that does not speak TLS: what its first bytes looked like.
@@ -401,6 +459,8 @@ _IN_WORDS = {
 
 def describe(exc: ssl.SSLError) -> str:
     """Say in words what an SSLError means."""
+    if isinstance(exc, ssl.SSLZeroReturnError):
+        return "the peer ended it"
     if isinstance(exc, ssl.SSLCertVerificationError):
         return f"the certificate was refused: {exc.verify_message}"
     reason = exc.reason or ""

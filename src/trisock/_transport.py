@@ -9,9 +9,8 @@ It stands on a ``trio.SocketStream`` and uses the same descriptor. What it adds:
 - several buffers in one system call, files without copying;
 - a close that loses nothing that was sent.
 
-It keeps what the peer did to the connection: ``failure`` is the last error that the
-kernel reported. A failed send says nothing about reading: what the peer said
-before can still be in the kernel, so reads go on until they meet an error of their own.
+A failed send says nothing about reading: what the peer said before can still be in the
+kernel, so reads go on until they meet the end or an error.
 """
 
 from __future__ import annotations
@@ -23,8 +22,9 @@ import select
 import socket
 import struct
 import sys
+import weakref
 from collections.abc import Callable, Iterator
-from typing import NoReturn
+from typing import TypeVar
 
 import trio
 
@@ -56,6 +56,8 @@ _SENDFILE_SIZE = 1024 * 1024
 # A struct linger that is on, with no time: close(2) resets the connection (socket(7)).
 _LINGER_AND_RESET = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 
+FailureT = TypeVar("FailureT", bound=trio.BrokenResourceError)
+
 _CLOSED_ERRNOS = {errno.EBADF, errno.ENOTSOCK}
 
 
@@ -71,7 +73,15 @@ class Transport:
     peer cannot tell where what was cut off would go on.
     """
 
-    __slots__ = ("_closing", "_read_failure", "_socket", "failure", "sending_over", "stream")
+    __slots__ = (
+        "_closing",
+        "_failures",
+        "_read_failure",
+        "_reset",
+        "_socket",
+        "sending_over",
+        "stream",
+    )
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self.stream = stream
@@ -81,7 +91,8 @@ class Transport:
         self._closing = False
         self.sending_over = False
         self._read_failure: trio.BrokenResourceError | None = None
-        self.failure: trio.BrokenResourceError | None = None
+        self._reset: trio.BrokenResourceError | None = None
+        self._failures: weakref.WeakSet[BaseException] | None = None
 
     # ---- reading ----
 
@@ -106,20 +117,22 @@ class Transport:
     def receive_nowait(self, max_bytes: int = RECEIVE_SIZE) -> bytes:
         """Return what has arrived; ``b""`` at the end, ``BlockingIOError`` if nothing has.
 
-        An error is raised again each time: after a reset the kernel would report a clean end.
+        An error is raised again each time: the kernel reports a reset once, to the first call
+        that comes, and then a clean end.
         """
         if self._read_failure is not None:
             raise self._read_failure.with_traceback(None)
         try:
-            return _read(self._descriptor(), max_bytes)
+            data = _read(self._descriptor(), max_bytes)
         except BlockingIOError:
             raise
         except OSError as exc:
-            try:
-                self._raise_broken(exc)
-            except trio.BrokenResourceError as broken:
-                self._read_failure = broken
-                raise
+            self._read_failure = self._broken_by(exc)
+            raise self._read_failure from exc
+        if not data and self._reset is not None:
+            self._read_failure = self._reset
+            raise self._reset.with_traceback(None)
+        return data
 
     def at_end(self) -> bool:
         """Whether nothing is left to read and nothing will come. Consumes nothing.
@@ -144,22 +157,29 @@ class Transport:
         await trio.lowlevel.checkpoint_if_cancelled()
         self._check_sending()
         views = [view for view in views if len(view)]
-        started = waited = False
+        first = 0  # the first view of which something is left
+        started = passed = False
         try:
-            while views:
+            while first < len(views):
                 try:
-                    sent = self._write(views)
+                    sent = self._write(views[first : first + _IOV_MAX])
                 except BlockingIOError:
-                    waited = True
                     await self.wait_writable()
-                else:
-                    started = True
-                    views = _after(views, sent)
+                    passed = True
+                    continue
+                started = True
+                while first < len(views) and sent >= len(views[first]):
+                    sent -= len(views[first])
+                    first += 1
+                if first < len(views):
+                    views[first] = views[first][sent:]
+                    await trio.lowlevel.checkpoint()  # there may be many rounds
+                    passed = True
         except BaseException:
             if started:
                 self.sending_over = True
             raise
-        if not waited:
+        if not passed:
             await trio.lowlevel.cancel_shielded_checkpoint()
 
     def send_nowait(self, data: bytes) -> int:
@@ -196,7 +216,9 @@ class Transport:
                 except OSError as exc:
                     if not started and exc.errno in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
                         return False
-                    self._raise_broken(exc)
+                    if exc.errno == errno.EIO:  # the file's, not the connection's
+                        raise
+                    raise self._write_failed(exc) from exc
                 if sent == 0:
                     break
                 started = True
@@ -221,7 +243,10 @@ class Transport:
     async def send_eof(self) -> None:
         """Send FIN; reading goes on. A full checkpoint. Once more changes nothing."""
         self._descriptor()
-        await self.stream.send_eof()
+        try:
+            await self.stream.send_eof()
+        except trio.BrokenResourceError as exc:
+            raise self.note(exc) from exc.__cause__
 
     @property
     def eof_sent(self) -> bool:
@@ -234,7 +259,13 @@ class Transport:
         except BlockingIOError:
             raise
         except OSError as exc:
-            self._raise_broken(exc)
+            raise self._write_failed(exc) from exc
+
+    def _write_failed(self, exc: OSError) -> trio.BrokenResourceError:
+        failure = self._broken_by(exc)
+        if exc.errno != errno.EPIPE:  # which is what comes after the peer's FIN: a clean end
+            self._reset = failure
+        return failure
 
     def _check_sending(self) -> None:
         self._descriptor()
@@ -343,15 +374,25 @@ class Transport:
             raise trio.ClosedResourceError("this socket was already closed")
         return descriptor
 
-    def _raise_broken(self, exc: OSError) -> NoReturn:
-        if exc.errno in _CLOSED_ERRNOS:
+    def _broken_by(self, exc: OSError) -> trio.BrokenResourceError:
+        if exc.errno in _CLOSED_ERRNOS:  # below us, since we looked
             raise trio.ClosedResourceError("this socket was already closed") from None
-        raise self.broken(exc.strerror or str(exc)) from exc
+        return self.broken(exc.strerror or str(exc))
 
     def broken(self, why: str) -> trio.BrokenResourceError:
         """Make the error of a broken connection, and remember it as this connection's."""
-        self.failure = trio.BrokenResourceError(f"the connection is broken: {why}")
-        return self.failure
+        return self.note(trio.BrokenResourceError(f"the connection is broken: {why}"))
+
+    def note(self, failure: FailureT) -> FailureT:
+        """Remember that a failure is this connection's."""
+        if self._failures is None:
+            self._failures = weakref.WeakSet()
+        self._failures.add(failure)
+        return failure
+
+    def has_failed_by(self, exc: BaseException) -> bool:
+        """Whether an exception is a failure of this very connection."""
+        return self._failures is not None and exc in self._failures
 
 
 # ---- the system calls, on a descriptor that is non-blocking because Trio made it so ----
@@ -396,7 +437,7 @@ else:
         # On a socket, writev(2) is sendmsg(2) without flags; its Python call is the cheaper one.
         if len(views) == 1:
             return os.write(descriptor, views[0])
-        return os.writev(descriptor, views[:_IOV_MAX])
+        return os.writev(descriptor, views)
 
     def _readable(descriptor: int) -> bool:
         poll = select.poll()
@@ -425,12 +466,3 @@ def _unacknowledged(sock: trio.socket.SocketType) -> int:
         return 0
     answer = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))  # tcp(7): SIOCOUTQ
     return int.from_bytes(answer, sys.byteorder)
-
-
-def _after(views: list[memoryview], sent: int) -> list[memoryview]:
-    """Return what is left of the views after the first ``sent`` bytes."""
-    for index, view in enumerate(views):
-        if sent < len(view):
-            return [view[sent:], *views[index + 1 :]]
-        sent -= len(view)
-    return []

@@ -1,0 +1,236 @@
+"""Real programs that no one here wrote, as clients and as servers.
+
+(The SMTP example is talked to by ``openssl s_client -starttls smtp`` and ``smtplib`` in
+``test_examples.py``; curl meets an unread POST in ``test_close.py``.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trio
+from conftest import Authority, closing
+
+import trisock
+from trisock import Certificate, ClientTLS, ServerTLS, Socket, TLSError
+
+
+def needs(program: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(shutil.which(program) is None, reason=f"{program} is not installed")
+
+
+@pytest.fixture
+def pem(authority: Authority, tmp_path: Path) -> Path:
+    """A directory with ca.pem, and a server's chain.pem and key.pem."""
+    good = authority.issue("localhost", "127.0.0.1")
+    (tmp_path / "ca.pem").write_bytes(authority.pem)
+    (tmp_path / "chain.pem").write_bytes(good._chain)
+    (tmp_path / "key.pem").write_bytes(good._private_key)
+    return tmp_path
+
+
+async def http(sock: Socket) -> None:
+    """Answer one request."""
+    head = await sock.recv_until(b"\r\n\r\n")
+    body = b"you asked for " + head.split()[1]
+    await sock.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body), body)
+
+
+# ---- curl ----
+
+
+async def curl(*arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
+    return await trio.run_process(
+        ["curl", "--silent", "--show-error", "--noproxy", "*", *map(str, arguments)],
+        capture_stdout=True,
+        capture_stderr=True,
+        check=False,
+    )
+
+
+@needs("curl")
+async def test_curl_over_http_and_https_and_with_a_wrong_ca(
+    pem: Path, other_authority: Authority
+) -> None:
+    tls = ServerTLS(
+        Certificate.from_files(pem / "chain.pem", pem / "key.pem"), alpn_protocols=["http/1.1"]
+    )
+    (pem / "other.pem").write_bytes(other_authority.pem)
+    async with trio.open_nursery() as nursery:
+        plain = await trisock.bind(nursery, 0, http)
+        secure = await trisock.bind(nursery, 0, http, tls=tls)
+        for host in ("127.0.0.1", "[::1]", "localhost"):
+            done = await curl(f"http://{host}:{plain.port}/plain")
+            assert (done.returncode, done.stdout) == (0, b"you asked for /plain")
+        for options in (["--tlsv1.3"], ["--tls-max", "1.2"]):
+            done = await curl(
+                *options, "--cacert", pem / "ca.pem", f"https://localhost:{secure.port}/secure"
+            )
+            assert (done.returncode, done.stdout) == (0, b"you asked for /secure")
+        done = await curl("--cacert", pem / "other.pem", f"https://localhost:{secure.port}/")
+        assert done.returncode == 60  # "peer certificate cannot be authenticated"
+        secure.stop()
+        plain.stop()
+        await secure.wait_closed()
+        assert secure.stats() == trisock.ServerStats(accepted=3, failed_handshakes=1)
+
+
+# ---- openssl ----
+
+
+@contextlib.asynccontextmanager
+async def running(*command: str | Path, **options: object) -> AsyncIterator[trio.Process]:
+    """Run a program for as long as the context lasts."""
+    async with trio.open_nursery() as nursery:
+        process: trio.Process = await nursery.start(
+            lambda task_status: trio.run_process(
+                list(map(str, command)),
+                check=False,
+                task_status=task_status,
+                **options,  # type: ignore[arg-type]
+            )
+        )
+        try:
+            yield process
+        finally:
+            process.terminate()
+
+
+async def lines_of(stream: trio.abc.ReceiveStream) -> AsyncIterator[bytes]:
+    buffer = b""
+    async for chunk in stream:
+        *lines, buffer = (buffer + chunk).split(b"\n")
+        for line in lines:
+            yield line
+
+
+@needs("openssl")
+@pytest.mark.parametrize("version", ["-tls1_2", "-tls1_3"])
+async def test_an_openssl_server(version: str, pem: Path, authority: Authority) -> None:
+    command = ["openssl", "s_server", "-accept", "127.0.0.1:0", "-rev", version]
+    files = ["-cert", pem / "chain.pem", "-key", pem / "key.pem"]
+    async with running(
+        *command, *files, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as server:
+        assert server.stdout is not None
+        async with contextlib.aclosing(lines_of(server.stdout)) as lines:
+            async for line in lines:
+                if line.startswith(b"ACCEPT "):
+                    port = int(line.rpartition(b":")[2])
+                    break
+        with pytest.raises(TLSError, match="Hostname mismatch"):
+            await trisock.connect("127.0.0.1", port, tls=ClientTLS("example.net", ca=authority.pem))
+        async with await trisock.connect(
+            "127.0.0.1", port, tls=ClientTLS(ca=authority.pem)
+        ) as sock:
+            assert sock.tls is not None
+            assert sock.tls.version == {"-tls1_2": "TLSv1.2", "-tls1_3": "TLSv1.3"}[version]
+            await sock.send(b"hello\n")
+            assert await sock.recv_until(b"\n") == b"olleh\n"
+
+
+@needs("openssl")
+@pytest.mark.parametrize("cancel_after", [None, 0, 1, 2, 3, 4])
+async def test_a_key_update_loses_nothing_also_when_the_read_is_cancelled(
+    cancel_after: int | None, pem: Path, server_tls: ServerTLS
+) -> None:
+    """RFC 8446, section 4.6.3: the peer asks us to change keys, and sends data right behind."""
+    async with await trisock.listen(0, "127.0.0.1") as listener:
+        where = f"127.0.0.1:{listener.port}"
+        async with running(
+            *("openssl", "s_client", "-connect", where, "-tls1_3", "-CAfile", pem / "ca.pem"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        ) as client:
+            assert client.stdin is not None
+            assert client.stdout is not None
+            sock = await listener.accept()
+            async with closing(sock):
+                await sock.starttls(server_tls)
+                await client.stdin.send_all(b"K\n")
+                await trio.lowlevel.wait_readable(sock.fileno())
+                assert await sock.peek() is None  # it was no data
+                await client.stdin.send_all(b"K\n")
+                await trio.lowlevel.wait_readable(sock.fileno())
+                await client.stdin.send_all(b"hello\n")
+                got = b""
+                if cancel_after is not None:
+                    async with trio.open_nursery() as nursery:
+
+                        async def read() -> None:
+                            nonlocal got
+                            got += await sock.recv()
+
+                        nursery.start_soon(read)
+                        for _ in range(cancel_after):
+                            await trio.lowlevel.checkpoint()
+                        nursery.cancel_scope.cancel()
+                got += await sock.recv_exactly(6 - len(got))
+                assert got == b"hello\n"
+                await sock.send(b"with new keys\n")
+                async with contextlib.aclosing(lines_of(client.stdout)) as lines:
+                    async for line in lines:
+                        if line == b"with new keys":
+                            break
+
+
+# ---- nginx ----
+
+NGINX = """
+daemon off;
+worker_processes 1;
+error_log stderr crit;
+pid {directory}/nginx.pid;
+events {{}}
+http {{
+    access_log off;
+    client_body_temp_path {directory}/body;
+    proxy_temp_path {directory}/proxy;
+    fastcgi_temp_path {directory}/fastcgi;
+    uwsgi_temp_path {directory}/uwsgi;
+    scgi_temp_path {directory}/scgi;
+    server {{
+        listen 127.0.0.1:{port} ssl;
+        ssl_certificate {directory}/chain.pem;
+        ssl_certificate_key {directory}/key.pem;
+        location / {{ return 200 "hello from nginx\\n"; }}
+    }}
+}}
+"""
+
+
+@needs("nginx")
+async def test_a_stock_nginx_with_tls(
+    pem: Path, authority: Authority, other_authority: Authority
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        (pem / "nginx.conf").write_text(NGINX.format(directory=pem, port=port))
+        os.set_inheritable(listening.fileno(), True)
+        async with running(
+            *("nginx", "-c", pem / "nginx.conf", "-p", pem, "-e", "stderr"),
+            env={**os.environ, "NGINX": f"{listening.fileno()};"},  # it takes the socket over
+            pass_fds=[listening.fileno()],
+            stderr=subprocess.DEVNULL,
+        ):
+            for tls in (ClientTLS(ca=authority.pem), ClientTLS("localhost", ca=authority.pem)):
+                async with await trisock.connect("127.0.0.1", port, tls=tls) as sock:
+                    await sock.send(
+                        b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+                    )
+                    answer = b"".join([chunk async for chunk in sock])
+                    assert answer.endswith(b"\r\n\r\nhello from nginx\n")
+            for tls, words in [
+                (ClientTLS(ca=other_authority.pem), "local issuer"),
+                (ClientTLS("example.net", ca=authority.pem), "Hostname mismatch"),
+            ]:
+                with pytest.raises(TLSError, match=words):
+                    await trisock.connect("127.0.0.1", port, tls=tls)

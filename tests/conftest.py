@@ -139,6 +139,7 @@ def raw_pair() -> tuple[Socket, socket.socket]:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         raw = socket.create_connection(listening.getsockname())
         accepted, _ = listening.accept()
+    raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what is sent is on its way
     stream = trio.SocketStream(trio.socket.from_stdlib_socket(accepted))
     return Socket(stream, side="server"), raw
 

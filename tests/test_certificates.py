@@ -11,9 +11,9 @@ import pytest
 import trio
 import trustme
 from conftest import Authority, closing, tcp_pair
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
-from cryptography import x509
 
 from trisock import Certificate, ClientTLS, ServerTLS, TLSInfo, _tls
 

@@ -1,7 +1,8 @@
-"""Closing loses nothing that was sent, does not wait where there is nothing to wait for, and ends."""
+"""Closing loses nothing that was sent, waits only where it must, and ends."""
 
 from __future__ import annotations
 
+import errno
 import shutil
 import socket
 import ssl
@@ -139,6 +140,7 @@ async def test_what_is_due_is_sent_also_when_there_is_no_room_for_it_at_first(
             nursery.start_soon(b.starttls, server_tls)
             await a.starttls(client_tls)
         await clog(a)
+        a.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # now not a byte more goes in
         sent = 0
         async with trio.open_nursery() as nursery:
             nursery.start_soon(a.close)  # its close_notify has to wait
@@ -146,6 +148,25 @@ async def test_what_is_due_is_sent_also_when_there_is_no_room_for_it_at_first(
             while chunk := await b.recv():
                 sent += len(chunk)
         assert sent
+        assert await b.recv() == b""  # close_notify came
+
+
+async def test_what_is_due_is_sent_also_to_a_peer_that_has_ended_its_side(
+    client_tls: ClientTLS, server_tls: ServerTLS
+) -> None:
+    a, b = unix_pair()
+    async with closing(a, b):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(b.starttls, server_tls)
+            await a.starttls(client_tls)
+        await clog(a)
+        a.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # now not a byte more goes in
+        await b.stream.send_eof()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(a.close)
+            await trio.testing.wait_all_tasks_blocked()
+            while await b.recv():
+                pass
         assert await b.recv() == b""  # close_notify came
 
 
@@ -313,6 +334,22 @@ async def test_the_stream_below_may_be_closed_by_somebody_else() -> None:
         with pytest.raises(trio.ClosedResourceError):
             await a.send(b"x")
         await a.close()
+
+
+async def test_a_descriptor_that_is_closed_while_it_is_used_is_a_closed_socket(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def gone(*_: object) -> bytes:
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    a, b = await tcp_pair()
+    async with closing(a, b):
+        monkeypatch.setattr(_transport, "_read", gone)
+        monkeypatch.setattr(_transport, "_writev", gone)
+        with pytest.raises(trio.ClosedResourceError):
+            await a.recv()
+        with pytest.raises(trio.ClosedResourceError):
+            await a.send(b"x")
 
 
 async def test_a_close_after_the_peers_reset_is_quiet() -> None:

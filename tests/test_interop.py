@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 import trio
-from conftest import Authority, closing
+import trio.testing
+from conftest import Authority, closing, tcp_pair
 
 import trisock
 from trisock import Certificate, ClientTLS, ServerTLS, Socket, TLSError
@@ -180,6 +181,49 @@ async def test_a_key_update_loses_nothing_also_when_the_read_is_cancelled(
                     async for line in lines:
                         if line == b"with new keys":
                             break
+
+
+@needs("openssl")
+async def test_garbage_behind_a_key_update_is_a_tls_error(pem: Path, server_tls: ServerTLS) -> None:
+    async with await trisock.listen(0, "127.0.0.1") as listener:
+        where = f"127.0.0.1:{listener.port}"
+        async with running(
+            *("openssl", "s_client", "-connect", where, "-tls1_3", "-CAfile", pem / "ca.pem"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as client:
+            assert client.stdin is not None
+            in_the_middle = await listener.accept()
+            ours, theirs = await tcp_pair()
+            async with closing(in_the_middle, ours, theirs), trio.open_nursery() as nursery:
+
+                async def back() -> None:
+                    async for chunk in ours:
+                        await in_the_middle.send(chunk)
+
+                async def forth() -> None:
+                    async for chunk in in_the_middle:
+                        await ours.send(chunk)
+
+                nursery.start_soon(back)
+                with trio.CancelScope() as passing_on:
+                    async with trio.open_nursery() as inner:
+                        inner.start_soon(forth)
+                        await theirs.starttls(server_tls)
+                        passing_on.cancel()
+                await client.stdin.send_all(b"K\n")
+                key_update = await in_the_middle.recv()
+
+                async def expect_failure() -> None:
+                    with pytest.raises(TLSError, match="forged or damaged"):
+                        await theirs.recv()
+                    nursery.cancel_scope.cancel()
+
+                nursery.start_soon(expect_failure)
+                await ours.send(key_update)
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                await ours.send(b"\x17\x03\x03\x00\x20" + bytes(32))
 
 
 # ---- nginx ----

@@ -389,7 +389,7 @@ async def test_cancelling_the_nursery_cancels_handlers_without_grace() -> None:
 
 
 async def test_starting_and_stopping_among_connections_that_come_in_never_fails() -> None:
-    for _ in range(50):
+    for turn in range(50):
         async with trio.open_nursery() as nursery:
             server = await trisock.bind(nursery, 0, echo, host="127.0.0.1", max_connections=2)
 
@@ -404,7 +404,7 @@ async def test_starting_and_stopping_among_connections_that_come_in_never_fails(
 
             for _ in range(5):
                 nursery.start_soon(knock)
-            for _ in range(_ % 10):
+            for _ in range(turn % 10):
                 await trio.lowlevel.checkpoint()
             server.stop(grace=1)
             await server.wait_closed()

@@ -45,7 +45,7 @@ async def test_a_socket_adopts_a_trio_stream() -> None:
 
 
 async def test_only_a_trio_socket_stream_can_be_adopted() -> None:
-    with pytest.raises(TypeError, match="needs a trio.SocketStream"):
+    with pytest.raises(TypeError, match=r"needs a trio\.SocketStream"):
         Socket(object())  # type: ignore[arg-type]
     a, b = trio.socket.socketpair()
     with a, b, pytest.raises(ValueError, match="the side is"):
@@ -634,6 +634,18 @@ async def test_a_file_that_was_cut_off_ends_sending(kind: str, tmp_path: Path) -
                 nursery.start_soon(a.send_file, file)
                 await trio.testing.wait_all_tasks_blocked(0.1)
                 nursery.cancel_scope.cancel()
+        with pytest.raises(trio.BrokenResourceError, match="cut off"):
+            await a.send(b"y")
+
+
+@pytest.mark.parametrize("kind", ["kernel", "chunks"])
+async def test_a_progress_callback_that_fails_ends_sending(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    a, b = await tcp_pair()
+    async with closing(a, b):
+        with open(tmp_path / "file", "rb") as on_disk, pytest.raises(ZeroDivisionError):
+            file = on_disk if kind == "kernel" else io.BytesIO(b"content")
+            await a.send_file(file, progress=lambda sent: 1 // (sent - 7))
         with pytest.raises(trio.BrokenResourceError, match="cut off"):
             await a.send(b"y")
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 import contextlib
 import datetime
 import hashlib
+import os
 import socket
 import ssl
+import struct
 import threading
 from collections.abc import Callable, Iterator
 
 import pytest
 import trio
 import trio.testing
-from conftest import Authority, closing, certificate, raw_pair, tcp_pair, tls_pair, unix_pair
+from conftest import Authority, certificate, closing, raw_pair, tcp_pair, tls_pair, unix_pair
 
 import trisock
 from trisock import Certificate, ClientTLS, ServerTLS, Socket, TLSError
+from trisock._tls_connection import describe
 
 
 async def upgrade(
@@ -374,6 +377,7 @@ async def test_tls_before_1_2_is_not_spoken(authority: Authority, server_tls: Se
         b"HTTP/1.1 400 Bad Request\r\n\r\n",
         b"\0" * 100,
         b"\x16" * 50,
+        b"\x15\x03\x03\x00\x02\x01\x00",  # close_notify, in the clear
     ],
 )
 @pytest.mark.parametrize("role", ["server", "client"])
@@ -412,6 +416,59 @@ async def test_a_peer_that_is_gone_in_the_handshake(
             await sock.starttls(client_tls if role == "client" else server_tls)
         assert caught.value.reason is None
         assert caught.value.verify_code is None
+
+
+RESET = struct.pack("ii", 1, 0)
+
+
+async def test_a_peer_that_is_gone_when_the_handshake_ends(server_tls: ServerTLS) -> None:
+    """The client has verified everything, and nobody is there to hear that it has."""
+    sock, raw = raw_pair()
+    peer = RawTLS(raw, server_tls._context(), server_side=True)
+    async with closing(sock), trio.open_nursery() as nursery:
+
+        async def client() -> None:
+            with pytest.raises(TLSError, match="closed the connection"):
+                await sock.starttls(ClientTLS("example.org", verify=False))
+
+        nursery.start_soon(client)
+        await trio.testing.wait_all_tasks_blocked()
+        # All of this before the client's task runs again:
+        with raw, contextlib.suppress(ssl.SSLWantReadError):
+            peer.incoming.write(raw.recv(65536))
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            try:
+                peer.ssl.do_handshake()
+            finally:
+                raw.sendall(peer.outgoing.read())
+
+
+async def test_starttls_waits_for_room_to_send(
+    client_tls: ClientTLS, server_tls: ServerTLS
+) -> None:
+    a, b = unix_pair()
+    async with closing(a, b):
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(a.fileno(), b"x")
+        before = a._transport.writable_now()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(a.starttls, client_tls)
+            await trio.testing.wait_all_tasks_blocked()
+            while set(chunk := await b.recv()) == {ord("x")}:
+                pass
+            b.unrecv(chunk.lstrip(b"x"))
+            await b.starttls(server_tls)
+        assert not before
+
+
+def test_errors_without_a_reason_are_still_described() -> None:
+    unknown = ssl.SSLError(1, "something odd")
+    unknown.reason = ""
+    assert "something odd" in describe(unknown)
+    known = ssl.SSLError(1, "x")
+    known.reason = "SOMETHING_ODD"
+    assert describe(known) == "something odd"
 
 
 @pytest.mark.parametrize("role", ["server", "client"])
@@ -792,6 +849,51 @@ async def test_a_tls_send_that_was_cancelled_before_its_first_byte_changes_nothi
         assert await a.recv() == b"and back"
 
 
+async def test_a_tls_send_that_fails_while_another_task_reads_leaves_the_news_to_that_task(
+    client_tls: ClientTLS, server_tls: ServerTLS
+) -> None:
+    a, b = await tls_pair(client_tls, server_tls)
+    async with closing(a, b):
+        await b.send(b"421 too busy")
+        b.abort()
+        with a._reading, pytest.raises(trio.BrokenResourceError):
+            while True:
+                await a.send(b"more")
+        assert a.info().buffered == 0
+        assert await a.recv() == b"421 too busy"
+
+
+async def test_what_a_failed_tls_send_looks_at_is_bounded(
+    client_tls: ClientTLS, server_tls: ServerTLS
+) -> None:
+    a, b = await tls_pair(client_tls, server_tls)
+    async with closing(a, b):
+        last_words = b"x" * 200_000
+        b.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 500_000)
+        a.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 500_000)
+        await b.send(last_words)
+        await b.stream.send_eof()
+        b.abort()
+        with pytest.raises(trio.BrokenResourceError):
+            while True:
+                await a.send(b"more")
+        assert a.info().buffered <= 2 * 65536
+        assert a.isopen()
+
+
+async def test_a_file_that_cannot_be_read_at_all_changes_nothing() -> None:
+    class Broken:
+        def read(self, size: int) -> bytes:
+            raise OSError("the disk is broken")
+
+    a, b = await tcp_pair()
+    async with closing(a, b):
+        with pytest.raises(OSError, match="the disk is broken"):
+            await a.send_file(Broken())  # type: ignore[arg-type]
+        await a.send(b"no harm done")
+        assert await b.recv() == b"no harm done"
+
+
 @pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
 @pytest.mark.parametrize("passes", range(6))
 async def test_a_tls_send_with_room_is_never_cut_off_by_being_cancelled(
@@ -941,6 +1043,26 @@ async def test_clear_bytes_right_behind_close_notify_are_read_as_clear(
             await sock.stoptls()
             assert not sock.istls()
             assert await sock.recv() == b"clear again"
+
+
+async def test_stoptls_with_a_peer_that_leaves_right_after_its_close_notify(
+    authority: Authority, server_tls: ServerTLS
+) -> None:
+    sock, raw = raw_pair()
+    context = ssl.create_default_context(cadata=authority.pem.decode())
+    peer = RawTLS(raw, context, server_hostname="example.org")
+    async with closing(sock):
+        with raw:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.to_thread.run_sync, peer.run, peer.ssl.do_handshake)
+                await sock.starttls(server_tls)
+            with contextlib.suppress(ssl.SSLWantReadError):
+                peer.ssl.unwrap()
+            peer.flush()
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        await trio.lowlevel.wait_readable(sock.fileno())
+        with pytest.raises(TLSError, match="the peer closed the connection"):
+            await sock.stoptls()
 
 
 @pytest.mark.parametrize("how", ["end", "reset", "garbage"])

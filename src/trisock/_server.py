@@ -348,7 +348,7 @@ class Server:
         if others is not None:
             self._counts["handler_errors"] += 1
             _logger.error("the handler of %s failed", sock.getpeer(), exc_info=others)
-        elif lost is not None:
+        else:
             self._counts["lost"] += 1
             _logger.info("the connection with %s was lost: %s", sock.getpeer(), lost)
 

@@ -80,8 +80,6 @@ class _Carrier(trio.abc.Stream):
             self.collected.append(self.tickets + data)
             self.tickets = b""
             return
-        if self.send_failure is not None:
-            return
         data, self.tickets = self.tickets + data, b""
         self.cut_off = True
         try:

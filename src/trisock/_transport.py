@@ -301,8 +301,7 @@ class Transport:
 
         A checkpoint. Cancelled, it closes hard (``close(2)``); it raises nothing but ``Cancelled``.
         """
-        if not self._closing:
-            self.wake()
+        self.wake()
         try:
             await trio.lowlevel.checkpoint()
             with (

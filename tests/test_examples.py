@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import trio
-from conftest import Authority
+from conftest import Authority, closing, tcp_pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -184,7 +184,7 @@ async def test_without_a_certificate_and_trustme_it_says_what_to_do(
     name: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "trustme.py").write_text("raise ImportError")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     result = await run(*command(name, "--port", "0"))
     assert result.returncode == 1
     complaint = result.stderr.decode()
@@ -309,16 +309,6 @@ async def test_https_server_reads_a_body_that_waits_to_be_asked_for(ca: str) -> 
         assert b"< HTTP/1.1 100 Continue" in result.stderr
 
 
-@needs("curl")
-async def test_https_server_answers_head_without_a_body(ca: str) -> None:
-    async with running("https_server", "--write-ca", ca) as server:
-        url = f"https://127.0.0.1:{server.port}/"
-        result = await curl("--cacert", ca, "--head", url, url)
-        assert result.returncode == 0
-        assert result.stdout.count(b"HTTP/1.1 200 OK\r\n") == 2
-        assert b"Hello" not in result.stdout
-
-
 @needs("openssl")
 async def test_https_server_says_to_openssl_by_alpn_that_it_speaks_http(ca: str) -> None:
     async with running("https_server", "--write-ca", ca) as server:
@@ -356,6 +346,27 @@ async def test_https_server_answers_requests_that_come_at_once_in_their_order(ca
             b"GET /no",
             b"Hello! You asked for /three\n",
         ]
+
+
+async def test_https_server_answers_head_with_the_length_of_a_body_and_none(ca: str) -> None:
+    async with running("https_server", "--write-ca", ca) as server:
+        answer = await ask(server, ca, b"HEAD / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert b"\r\nContent-Length: 23\r\n" in answer
+        assert answer.endswith(b"\r\n\r\n")
+
+
+async def test_https_server_survives_clients_that_vanish(ca: str) -> None:
+    beginnings = [b"", b"GET / HT", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nx"]
+    async with running("https_server", "--write-ca", ca) as server:
+        for sent in beginnings:
+            for leave in (Socket.close, Socket.abort):
+                sock = await trisock.connect("127.0.0.1", server.port, tls=trusting(ca))
+                await sock.send(sent)
+                if (ending := leave(sock)) is not None:
+                    await ending
+        request = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        assert (await ask(server, ca, request)).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
 BAD_REQUESTS = [
@@ -661,7 +672,7 @@ async def test_smtp_server_knows_its_commands_and_their_order() -> None:
 async def test_smtp_server_drops_a_line_that_is_too_long_and_goes_on() -> None:
     async with running("smtp_server") as server:
         async with await smtp_connect(server) as sock:
-            for size in (511, 65536, 65537, 1_000_000):
+            for size in (511, 65534, 65535, 65536, 1_000_000):
                 assert await codes(sock, b"NOOP " + b"x" * (size - 5) + b"\r\nNOOP\r\n") == [
                     500,
                     250,
@@ -749,7 +760,17 @@ def split(data: bytes, size: int) -> list[bytes]:
 
 
 def handshake_message(name: str | None) -> bytes:
-    return client_hello(name)[5:]
+    return handshake_of(client_hello(name))
+
+
+def handshake_of(records: bytes) -> bytes:
+    """Return what is in the records."""
+    message = b""
+    while records:
+        end = 5 + int.from_bytes(records[3:5], "big")
+        message += records[5:end]
+        records = records[end:]
+    return message
 
 
 def name_extension(*names: bytes) -> bytes:
@@ -791,6 +812,7 @@ def test_server_name_is_none_where_a_client_asks_for_none() -> None:
         hello_with(name_extension(b"b\xc3\xbccher.example")),
         hello_with(name_extension(b"one.example\0.two.example")),
         hello_with(b"\0\0\0\2\0\5"),
+        hello_with(b"\0\0\0\3\0\0\0"),
     ],
 )
 def test_server_name_refuses_what_can_be_read_in_two_ways(message: bytes) -> None:
@@ -929,19 +951,42 @@ async def test_router_lets_an_early_answer_through_to_a_client_that_is_still_sen
 
 
 GARBAGE = [
-    b"",
-    b"\x16",
-    b"\x16\x03\x01\x00\x05",
     b"GET / HTTP/1.1\r\nHost: one.example\r\n\r\n",
     b"\x15\x03\x01\x00\x02\x02\x28",
     b"\x16\x02\x00\x00\x05hello",
     b"\x16\x03\x01\x00\x00",
-    b"\x16\x03\x01\xff\xff" + b"x" * 65535,
-    b"\x16\x03\x01\x00\x04\x02\x00\x00\x00",
-    b"\x16\x03\x01\x00\x05hello" * 100,
-    b"\x16\x03\x01\x00\x04\x01\xff\xff\xff" + b"\x16\x03\x01\x10\x00" + b"x" * 4096,
+    b"\x16\x03\x01\xff\xff",
+    b"\x16\x03\x01\x00\x04\x01\xff\xff\xff" + b"\x16\x03\x01\x10\x00" + b"x" * 4096 * 5,
     b"\x16\x03\x01\x00\x01\x01" * 20_000,
 ]
+CUT_OFF = [
+    b"",
+    b"\x16",
+    b"\x16\x03\x01\x00\x05",
+    b"\x16\x03\x01\x00\x05hello",
+    client_hello("echo.example")[:-1],
+]
+
+
+@pytest.mark.parametrize("garbage", [*GARBAGE, *CUT_OFF], ids=lambda garbage: repr(garbage[:9]))
+async def test_peeking_at_a_client_hello_raises_nothing_but_value_error(garbage: bytes) -> None:
+    client, server = await tcp_pair()
+    async with closing(client, server):
+        await client.send(garbage)
+        if garbage in CUT_OFF:
+            await client.send_eof()  # the others are refused without waiting for more
+        with pytest.raises(ValueError, match=r"client|ClientHello") as caught:
+            await sni_router.peek_client_hello(server)
+        assert caught.type is ValueError
+
+
+async def test_peeking_at_a_client_hello_consumes_nothing() -> None:
+    client, server = await tcp_pair()
+    async with closing(client, server):
+        hello = client_hello("echo.example", largest_record=9)
+        await client.send(hello, b"and more")
+        assert await sni_router.peek_client_hello(server) == handshake_of(hello)
+        assert await server.recv_exactly(len(hello) + 8) == hello + b"and more"
 
 
 async def test_router_drops_garbage_and_lives_on() -> None:
@@ -949,7 +994,7 @@ async def test_router_drops_garbage_and_lives_on() -> None:
         running("echo_server") as backend,
         running("sni_router", "--default", f"127.0.0.1:{backend.port}") as router,
     ):
-        for garbage in GARBAGE:
+        for garbage in [*GARBAGE, *CUT_OFF]:
             async with await trisock.connect("127.0.0.1", router.port) as sock:
                 await sock.send(garbage)
                 await sock.send_eof()
@@ -980,7 +1025,16 @@ async def test_router_reports_a_backend_that_cannot_be_reached_and_lives_on() ->
         router.complaints = f"{OSError(number, complaint)}\n" * 2
 
 
-@pytest.mark.parametrize("route", ["one.example", "one.example=", "one.example=host:https"])
+@pytest.mark.parametrize(
+    "route",
+    [
+        "one.example",
+        "one.example=",
+        "one.example=:1",
+        "one.example=host:https",
+        "one.example=host:0",
+    ],
+)
 async def test_router_refuses_a_route_that_leads_nowhere(route: str) -> None:
     result = await run(*command("sni_router", "--route", route))
     assert result.returncode == 2

@@ -1119,7 +1119,7 @@ async def test_channel_bindings(authority: Authority, server_tls: ServerTLS) -> 
             if version == ssl.TLSVersion.TLSv1_2:
                 assert client.channel_binding() == server.channel_binding("tls-unique")
             else:
-                with pytest.raises(ValueError, match="not defined for TLSv1.3"):
+                with pytest.raises(ValueError, match=r"not defined for TLSv1\.3"):
                     client.channel_binding()
 
 

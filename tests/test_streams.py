@@ -9,13 +9,21 @@ import trio
 import trio.testing
 from conftest import Authority, clog, closing, tcp_pair, tls_pair, unix_pair
 
-from trisock import ClientTLS, ServerTLS, Socket
+from trisock import ClientTLS, ServerTLS, Socket, _transport
 
 
+@pytest.fixture
+def short_linger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trio's checks close one end while the other still sends, and wait for it, often."""
+    monkeypatch.setattr(_transport, "LINGER_SECONDS", 0.1)
+
+
+@pytest.mark.usefixtures("short_linger")
 async def test_a_tcp_socket_passes_trios_check_of_half_closeable_streams() -> None:
     await trio.testing.check_half_closeable_stream(tcp_pair, None)
 
 
+@pytest.mark.usefixtures("short_linger")
 async def test_a_unix_socket_passes_trios_check_of_half_closeable_streams() -> None:
     async def pair() -> tuple[Socket, Socket]:
         return unix_pair()
@@ -29,6 +37,7 @@ async def test_a_unix_socket_passes_trios_check_of_half_closeable_streams() -> N
     await trio.testing.check_half_closeable_stream(pair, clogged_pair)
 
 
+@pytest.mark.usefixtures("short_linger")
 @pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
 async def test_after_starttls_a_socket_passes_trios_check_of_two_way_streams(

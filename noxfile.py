@@ -1,0 +1,86 @@
+"""What is run on the project: ``nox -l`` lists it, ``nox -s NAME`` runs one of them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import nox
+
+PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
+
+nox.options.sessions = ["tests", "lint", "examples"]
+nox.options.error_on_missing_interpreters = False
+nox.needs_version = ">= 2024.10.9"
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+
+if shutil.which("pyenv"):
+    # pyenv shows one version unless it is told to show more.
+    installed = subprocess.run(
+        ["pyenv", "versions", "--bare"], capture_output=True, text=True, check=True
+    ).stdout.split()
+    newest = {".".join(each.split(".")[:2]): each for each in installed if each[0].isdigit()}
+    os.environ["PYENV_VERSION"] = ":".join(newest[each] for each in PYTHONS if each in newest)
+
+
+def lowest_trio() -> str:
+    """Return the lowest Trio that pyproject.toml allows."""
+    for requirement in PROJECT["project"]["dependencies"]:
+        if match := re.fullmatch(r"trio\s*>=\s*([\d.]+)", requirement):
+            return match[1]
+    raise LookupError("pyproject.toml names no lowest Trio")
+
+
+@nox.session(python=PYTHONS)
+@nox.parametrize("trio", ["lowest", "newest"])
+def tests(session: nox.Session, trio: str) -> None:
+    """The tests, on each Python there is, at the lowest and the newest Trio."""
+    session.install(".[tests]")
+    session.install(f"trio=={lowest_trio()}.*" if trio == "lowest" else "trio", "--upgrade")
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """The tests, measured: 100 % of lines and branches."""
+    session.install("-e", ".[tests]")
+    session.run("coverage", "erase")
+    session.run("coverage", "run", "-m", "pytest", *session.posargs)
+    session.run("coverage", "combine", "--quiet")
+    session.run("coverage", "report")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Ruff, mypy and pyright."""
+    session.install("-e", ".[tests]", "nox", *nox.project.dependency_groups(PROJECT, "lint"))
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run("mypy")
+    session.run("pyright")
+
+
+@nox.session
+def examples(session: nox.Session) -> None:
+    """Each example, against real clients."""
+    session.install(".[tests]")
+    session.run("python", "-m", "pytest", "tests/test_examples.py", *session.posargs)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """The demo, as the README has it."""
+    session.install(".[demo]")
+    session.run("python", "-m", "trisock", "demo")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The docs, as HTML in docs/_build."""
+    session.install("-e", ".", *nox.project.dependency_groups(PROJECT, "docs"))
+    shutil.rmtree(Path("docs/_build"), ignore_errors=True)
+    session.run("sphinx-build", "-W", "--keep-going", "docs", "docs/_build")

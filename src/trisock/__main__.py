@@ -1,0 +1,77 @@
+"""The command line: ``python -m trisock demo``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import trio
+
+from . import Certificate, ClientTLS, Server, Socket, bind, connect
+
+_NAME = "mail.example.org"
+
+
+async def demo() -> None:
+    """Hold one conversation over loopback, first in the clear, and show every word of it."""
+    import trustme  # what `pip install trisock[demo]` adds
+
+    authority = trustme.CA()
+    issued = authority.issue_cert(_NAME)
+    certificate = Certificate(issued.cert_chain_pems[0].bytes(), issued.private_key_pem.bytes())
+
+    async def serve(sock: Socket) -> None:
+        await _say(sock, "server", "220 ready")
+        async for line in sock.lines(delimiter=b"\r\n"):
+            if line == b"STARTTLS":
+                await _say(sock, "server", "220 go ahead")
+                await sock.starttls([certificate])
+            elif line == b"QUIT":
+                await _say(sock, "server", "221 bye")
+                return
+            else:
+                await _say(sock, "server", f"250 you said {line.decode()!r}")
+
+    async def talk(server: Server) -> None:
+        async with await connect("127.0.0.1", server.port) as sock:
+            lines = sock.lines(delimiter=b"\r\n")
+            await lines.__anext__()
+            for command in ("HELLO", "STARTTLS", "HELLO", "QUIT"):
+                await _say(sock, "client", command)
+                await lines.__anext__()
+                if command == "STARTTLS":
+                    tls = await sock.starttls(ClientTLS(_NAME, ca=authority.cert_pem.bytes()))
+                    print(f"        -- both sides turn to {tls.version}, {tls.cipher};")
+                    print(f"        -- the client has verified {tls.server_hostname}")
+
+    async with trio.open_nursery() as nursery:
+        server = await bind(nursery, 0, serve, host="127.0.0.1")
+        print(f"        -- a server listens on {server.addresses[0]}")
+        await talk(server)
+        server.stop()
+        await server.wait_closed()
+        print(f"        -- it has served {server.stats().accepted} connection and is closed")
+
+
+async def _say(sock: Socket, who: str, text: str) -> None:
+    how = sock.tls.cipher if sock.tls else "in the clear"
+    print(f"{who}: {text:<24} ({how})")
+    await sock.send(text.encode(), b"\r\n")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m trisock", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("demo", help="a conversation over loopback that turns to TLS in its middle")
+    parser.parse_args(arguments)
+    try:
+        trio.run(demo)
+    except ModuleNotFoundError as exc:
+        print(f"the demo needs {exc.name}: pip install 'trisock[demo]'", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

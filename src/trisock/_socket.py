@@ -239,7 +239,7 @@ class Socket(trio.abc.HalfCloseableStream):
           keep_ends: whether lines are given with their delimiter.
           max_bytes: the most that a line may have, delimiter included.
 
-        Raises, while iterating:
+        Raises:
           IncompleteReadError: the stream ended in the middle of a line. A command
             that was cut off must not be taken for a whole one; its bytes stay to be read.
           LimitExceededError: a line is longer than ``max_bytes``.

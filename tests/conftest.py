@@ -134,6 +134,12 @@ async def closing(*socks: Socket) -> AsyncIterator[None]:
             sock.abort()
 
 
+async def all_served(server: trisock.Server, accepted: int) -> None:
+    """Wait until a server has accepted so many connections and has no more to do with any."""
+    while server.stats().accepted < accepted or server.stats().active:
+        await trio.lowlevel.checkpoint()
+
+
 def raw_pair() -> tuple[Socket, socket.socket]:
     """Return a Socket and the plain, blocking socket at its other end, over TCP."""
     with socket.create_server(("127.0.0.1", 0)) as listening:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from conftest import Authority, closing, tcp_pair
+from conftest import Authority, all_served, closing, tcp_pair
 
 import trisock
 from trisock import Certificate, ClientTLS, ServerTLS, Socket, TLSError
@@ -77,6 +77,7 @@ async def test_curl_over_http_and_https_and_with_a_wrong_ca(
             assert (done.returncode, done.stdout) == (0, b"you asked for /secure")
         done = await curl("--cacert", pem / "other.pem", f"https://localhost:{secure.port}/")
         assert done.returncode == 60  # "peer certificate cannot be authenticated"
+        await all_served(secure, 3)
         secure.stop()
         plain.stop()
         await secure.wait_closed()

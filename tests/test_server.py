@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 import trio
 import trio.testing
-from conftest import Authority, closing
+from conftest import Authority, all_served, closing
 from test_listener import reset_in_the_backlog
 
 import trisock
@@ -442,6 +442,7 @@ async def test_tls_from_the_start_and_failed_handshakes_are_counted(
         async with await connect(server) as client:
             await client.send(b"GET / HTTP/1.1\r\n\r\n")
             assert (await client.recv())[:1] in (b"", b"\x15")  # an alert, if OpenSSL makes one
+        await all_served(server, 3)
         server.stop()
         await server.wait_closed()
         assert server.stats() == trisock.ServerStats(accepted=3, failed_handshakes=2)
@@ -839,8 +840,7 @@ async def test_a_peer_that_vanishes_from_several_tasks_is_not_worth_a_traceback_
             client = await connect(server)
             await client.recv()
             client.abort()
-        while server.stats().active or server.stats().accepted < 10:
-            await trio.lowlevel.checkpoint()
+        await all_served(server, 10)
         server.stop()
         await server.wait_closed()
         assert server.stats() == trisock.ServerStats(accepted=10, lost=10)
@@ -858,8 +858,7 @@ async def test_send_eof_to_a_peer_that_vanished_is_that_connections_own_failure(
         client = await connect(server)
         await client.recv()
         client.abort()
-        while server.stats().active or server.stats().accepted < 1:
-            await trio.lowlevel.checkpoint()
+        await all_served(server, 1)
         server.stop()
         await server.wait_closed()
         assert server.stats() == trisock.ServerStats(accepted=1, lost=1)

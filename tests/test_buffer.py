@@ -109,9 +109,39 @@ def test_waiting_for_a_delimiter_looks_at_each_byte_once() -> None:
 
     buffer = ReceiveBuffer()
     for _ in range(1000):
-        buffer.append(Counting(b"x" * 100))
+        buffer.append(Counting(b"x" * 1000))
         assert buffer.find(b"\r\n") is None
-    assert Counting.looked_at == 100_000
+    assert Counting.looked_at == 1_000_000
+
+
+@pytest.mark.parametrize("search", [True, False])
+def test_bytes_that_come_one_by_one_do_not_take_a_hundred_times_their_memory(search: bool) -> None:
+    buffer = ReceiveBuffer()
+    taken = b""
+    for number in range(10_000):
+        buffer.append(bytes([97 + number % 7]))
+        if search or number % 1000 == 500:
+            assert buffer.find(b"\r\n") is None
+        if number == 5000:
+            taken = buffer.take(300)
+    buffer.append(b"\r")
+    buffer.append(b"\n")
+    assert len(buffer._chunks) < 10_000 / 256 + 256
+    assert buffer.find(b"\r\n") == 10_002 - 300
+    whole = bytes(97 + number % 7 for number in range(10_000))
+    assert taken + buffer.take(9_700) == whole
+
+
+def test_only_small_chunks_are_joined() -> None:
+    buffer = ReceiveBuffer()
+    for _ in range(256):
+        buffer.append(b"x")
+    buffer.take(256)
+    large = b"y" * 100_000
+    buffer.push_front(large)
+    buffer.append(b"z")
+    assert buffer.take_chunk() is large
+    assert buffer.take_chunk() == b"z"
 
 
 def test_taking_lines_from_one_chunk_does_not_move_the_rest() -> None:

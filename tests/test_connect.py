@@ -322,10 +322,15 @@ async def test_without_unix_sockets_it_says_so(monkeypatch: pytest.MonkeyPatch) 
 async def test_a_connection_that_dies_at_once_is_an_oserror(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    number = errno.ENOTCONN
+
     def dead(*_: object, **__: object) -> trisock.Socket:
-        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+        raise OSError(number, "dead")
 
     async with await trisock.listen(0, "127.0.0.1") as listener:
         monkeypatch.setattr(_connect, "Socket", dead)
-        with pytest.raises(OSError, match=f"cannot connect to 127.0.0.1:{listener.port}"):
+        with pytest.raises(ConnectionResetError, match=f"127.0.0.1:{listener.port}"):
+            await trisock.connect("127.0.0.1", listener.port)
+        number = errno.ENOBUFS
+        with pytest.raises(OSError, match="No buffer space"):
             await trisock.connect("127.0.0.1", listener.port)

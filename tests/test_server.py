@@ -611,7 +611,7 @@ async def test_broadcast_reaches_all_open_connections() -> None:
         for client in clients:
             assert await client.recv() == b"news"
         clients[0].abort()
-        await clients[1].send_eof()
+        await clients[1].close()
         while len(server.connections) > 3:
             await trio.lowlevel.checkpoint()
         assert await server.broadcast(memoryview(b"more")) == 3
@@ -620,6 +620,43 @@ async def test_broadcast_reaches_all_open_connections() -> None:
         for client in clients:
             client.abort()
         server.stop()
+
+
+async def test_broadcast_reaches_clients_that_have_ended_their_side() -> None:
+    """As ``printf 'SUBSCRIBE\\n' | nc -N`` does: it only listens from then on."""
+
+    async def handler(sock: Socket) -> None:
+        await sock.recv_until(b"\n")
+        assert await sock.recv() == b""
+        await server.closing.wait()
+
+    async with trio.open_nursery() as nursery:
+        server = await trisock.bind(nursery, 0, handler)
+        async with await connect(server) as client:
+            await client.send(b"SUBSCRIBE\n")
+            await client.send_eof()
+            while not server.connections or server.connections[0].isopen():
+                await trio.lowlevel.checkpoint()
+            assert await server.broadcast(b"news") == 1
+            assert await client.recv() == b"news"
+            server.stop()
+
+
+async def test_a_client_that_leaves_in_the_middle_of_a_line_is_not_worth_a_traceback(
+    log: pytest.LogCaptureFixture,
+) -> None:
+    async def handler(sock: Socket) -> None:
+        async for _ in sock.lines():
+            raise AssertionError
+
+    async with trio.open_nursery() as nursery:
+        server = await trisock.bind(nursery, 0, handler)
+        async with await connect(server) as client:
+            await client.send(b"QUI")
+        await all_served(server, 1)
+        assert server.stats() == trisock.ServerStats(accepted=1, lost=1)
+        server.stop()
+    assert not [each for each in log.records if each.levelno > logging.INFO]
 
 
 async def test_a_broadcast_never_goes_into_the_middle_of_what_a_handler_sends() -> None:

@@ -13,7 +13,8 @@ is moved or copied until it is taken. A chunk pushed back goes in front of that
 entry and leaves it alone.
 
 The cost: adding, pushing back and taking a whole chunk is O(1), without a copy;
-taking bytes is O(their number). ``find`` remembers how far it has looked and
+taking bytes is O(their number). Very small chunks are joined, many at a time and each once.
+``find`` remembers how far it has looked and
 goes on there when more has been added, so that a delimiter that is waited for
 costs one look at each byte (and a second one at the ``len(delimiter) - 1``
 bytes on each side of a seam between two chunks). Anything that changes the
@@ -24,19 +25,26 @@ from __future__ import annotations
 
 from collections import deque
 
+# A chunk is an object, with more than 100 bytes around those in it. So that a peer cannot make us
+# hold a hundred times what it sends, by sending it byte by byte, so many chunks in a row that are
+# smaller than so many bytes are joined to one.
+_JOINED_CHUNKS = 256
+_SMALL_CHUNK = 256
+
 
 class ReceiveBuffer:
     """A queue of chunks that can be read by chunk, by count and by delimiter.
 
-    Invariant: no entry is empty (``start < len(chunk)``), and ``_size`` is the
-    sum of their unread parts.
+    Invariant: no entry is empty (``start < len(chunk)``), ``_size`` is the sum of their
+    unread parts, and at most ``_JOINED_CHUNKS`` small ones in a row were appended last.
     """
 
-    __slots__ = ("_chunks", "_search", "_size")
+    __slots__ = ("_chunks", "_search", "_size", "_small_in_a_row")
 
     def __init__(self) -> None:
         self._chunks: deque[tuple[bytes, int]] = deque()
         self._size = 0
+        self._small_in_a_row = 0
         self._search: _Search | None = None
 
     def __len__(self) -> int:
@@ -44,9 +52,35 @@ class ReceiveBuffer:
 
     def append(self, chunk: bytes) -> None:
         """Add a chunk that has arrived. An empty one changes nothing."""
-        if chunk:
-            self._chunks.append((chunk, 0))
-            self._size += len(chunk)
+        if not chunk:
+            return
+        if len(chunk) >= _SMALL_CHUNK:
+            self._small_in_a_row = 0
+        elif self._small_in_a_row == _JOINED_CHUNKS:
+            self._join_small()
+            self._small_in_a_row = 1
+        else:
+            self._small_in_a_row += 1
+        self._chunks.append((chunk, 0))
+        self._size += len(chunk)
+
+    def _join_small(self) -> None:
+        """Make one of the small chunks at the end."""
+        seen = self._search is not None and self._search.chunks_seen == len(self._chunks)
+        small: list[bytes] = []
+        while self._chunks and len(small) < _JOINED_CHUNKS:
+            chunk, start = self._chunks[-1]
+            if len(chunk) >= _SMALL_CHUNK:
+                break
+            self._chunks.pop()
+            small.append(chunk[start:])
+        if small:
+            self._chunks.append((b"".join(reversed(small)), 0))
+        if self._search is not None and self._search.chunks_seen >= len(self._chunks):
+            if seen:
+                self._search.chunks_seen = len(self._chunks)
+            else:  # it stood in the middle of what is one chunk now
+                self._search = None
 
     def push_front(self, chunk: bytes) -> None:
         """Put a chunk before everything else. An empty one changes nothing."""

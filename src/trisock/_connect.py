@@ -126,6 +126,8 @@ async def _start(
         sock = Socket(stream, side="client")
     except OSError as exc:
         stream.socket.close()
+        if exc.errno == errno.ENOTCONN:  # it was reset before we could ask who it is with
+            exc = ConnectionResetError(errno.ECONNRESET, "reset")
         raise oserror(exc, f"cannot connect to {where}") from exc
     sock._connected_host = host
     if tls is not None:

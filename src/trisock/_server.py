@@ -81,7 +81,7 @@ async def bind(
         after the close. The others wait in the listener's backlog. ``None``: no limit.
       handshake_timeout: seconds that a client has for the handshake of ``tls``; ``None``: no limit.
 
-    Returns: the ``Server``.
+    Returns: the ``Server``. No handler runs before it has returned.
 
     Raises:
       OSError: as ``listen``.
@@ -222,8 +222,9 @@ class Server:
         """Send the same data to all connections that are open now, to all at once.
 
         It goes after what a connection's own handler is sending, and never into the middle of
-        it. Connections in a handshake, or in the middle of ``starttls``, are left out. A client
-        that has not taken all of it in time is aborted, and so hurts no other.
+        it. Connections in a handshake, or in the middle of ``starttls``, are left out; a client
+        that has only ended its own side is not. A client that has not taken all of it in time is
+        aborted, and so hurts no other.
 
         Args:
           data: what to send; copied if it can change.
@@ -251,7 +252,7 @@ class Server:
         await trio.lowlevel.checkpoint()
         async with trio.open_nursery() as nursery:
             for sock in self._connections:
-                if sock.isopen() and not sock._changing:
+                if not sock._changing:
                     nursery.start_soon(send_to, sock)
         return delivered
 

@@ -193,7 +193,7 @@ class Socket(trio.abc.HalfCloseableStream):
                 await self._buffered_read()
             while len(self._buffer) < n:
                 if not await self._receive():
-                    raise IncompleteReadError(self._buffer.peek_all(), n)
+                    raise self._incomplete(n)
             return self._buffer.take(n)
 
     async def recv_until(self, delimiter: Buffer, *, max_bytes: int = 65536) -> bytes:
@@ -220,7 +220,7 @@ class Socket(trio.abc.HalfCloseableStream):
             while (end := self._buffer.find(wanted)) is None and len(self._buffer) < limit:
                 waited = True
                 if not await self._receive():
-                    raise IncompleteReadError(self._buffer.peek_all(), None)
+                    raise self._incomplete(None)
             if not waited:
                 await self._buffered_read()
             if end is None or end > limit:
@@ -257,6 +257,15 @@ class Socket(trio.abc.HalfCloseableStream):
             else:
                 await self._receive()
             return self._buffer.take_chunk(max_bytes)
+
+    async def __anext__(self) -> bytes:
+        chunk = await self.receive_some()
+        if not chunk:
+            raise StopAsyncIteration
+        return chunk
+
+    def _incomplete(self, expected: int | None) -> IncompleteReadError:
+        return self._transport.note(IncompleteReadError(self._buffer.peek_all(), expected))
 
     async def _buffered_read(self) -> None:
         """Be the checkpoint of a read that need not wait, before it takes anything."""
@@ -653,7 +662,7 @@ class Socket(trio.abc.HalfCloseableStream):
         self._closed.set()
 
     def _is_own_failure(self, exc: BaseException) -> bool:
-        """Whether an error is about this very connection: it broke, or was aborted."""
+        """Whether an error is about this very connection: it broke, ended early or was aborted."""
         if isinstance(exc, trio.ClosedResourceError):
             return self._aborted
         return self._transport.has_failed_by(exc)

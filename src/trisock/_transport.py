@@ -56,7 +56,7 @@ _SENDFILE_SIZE = 1024 * 1024
 # A struct linger that is on, with no time: close(2) resets the connection (socket(7)).
 _LINGER_AND_RESET = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 
-FailureT = TypeVar("FailureT", bound=trio.BrokenResourceError)
+FailureT = TypeVar("FailureT", bound=BaseException)
 
 _CLOSED_ERRNOS = {errno.EBADF, errno.ENOTSOCK}
 

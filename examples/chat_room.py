@@ -1,0 +1,136 @@
+"""A chat room: what one says, all hear, in the same order.
+
+Run it, and enter it from several terminals:
+
+    python examples/chat_room.py --port 6000
+    nc 127.0.0.1 6000
+
+It shows a broadcast that no slow client can hold up for long, lines of bounded length, and
+handlers that wait for a client and yet leave at once when the server stops.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import trio
+
+import trisock
+
+MAX_LINE = 512  # bytes
+MAX_NAME = 20  # characters
+NAME_TIMEOUT = 60  # seconds to say who one is
+SLOW = 2  # seconds that a client has to take what was said; then it is out
+
+
+def printable(line: bytes) -> str:
+    """Return what may be shown on others' terminals: no escape sequences, for one."""
+    text = line.decode("utf-8", "replace")
+    return "".join(character for character in text if character.isprintable()).strip()
+
+
+@asynccontextmanager
+async def cancelled_by(event: trio.Event) -> AsyncIterator[None]:
+    """Cancel the block when the event comes. An exception leaves it in a group."""
+    async with trio.open_nursery() as nursery:
+
+        async def cancel() -> None:
+            await event.wait()
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(cancel)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+class ChatRoom:
+    """Who is there, and what was said and has not been heard yet (at most one line a client)."""
+
+    server: trisock.Server
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+        self.say, self.said = trio.open_memory_channel[str](0)
+
+    async def tell_all(self) -> None:
+        # One task for all: everybody hears everything in the same order, and no broadcast is cut
+        # off when the client leaves whose line it was.
+        async for text in self.said:
+            await self.server.broadcast(f"{text}\n".encode(), timeout=SLOW)
+
+    async def visit(self, sock: trisock.Socket) -> None:
+        """Serve one client from when it comes to when it leaves."""
+        async with cancelled_by(self.server.closing):
+            await self.chat(sock)
+        if self.server.closing.is_set():
+            await sock.send(b"* the room closes\n")
+
+    async def chat(self, sock: trisock.Socket) -> None:
+        name = await self.ask_name(sock)
+        if name is None:
+            return
+        self.names.add(name)
+        try:
+            await self.say.send(f"* {name} is here")
+            await self.listen(sock, name)
+            await self.say.send(f"* {name} has left")
+        finally:
+            self.names.remove(name)
+
+    async def ask_name(self, sock: trisock.Socket) -> str | None:
+        await sock.send(b"* who are you?\n")
+        with (
+            trio.move_on_after(NAME_TIMEOUT),
+            suppress(trisock.LimitExceededError, trisock.IncompleteReadError),
+        ):
+            async for line in sock.lines(max_bytes=MAX_LINE):
+                name = printable(line)
+                if 0 < len(name) <= MAX_NAME and name not in self.names:
+                    return name
+                await sock.send(b"* empty, too long, or taken. who are you?\n")
+        return None
+
+    async def listen(self, sock: trisock.Socket, name: str) -> None:
+        """Pass on what one says until it leaves, in whatever way."""
+        try:
+            async for line in sock.lines(max_bytes=MAX_LINE):
+                if text := printable(line):
+                    await self.say.send(f"{name}: {text}")
+        except trisock.LimitExceededError:
+            await sock.send(f"* a line has at most {MAX_LINE} bytes\n".encode())
+        except trisock.IncompleteReadError:
+            pass  # left in the middle of a line
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # vanished, or was too slow for a broadcast
+
+
+async def serve(host: str, port: int) -> None:
+    room = ChatRoom()
+    async with trio.open_nursery() as nursery:
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            room.server = await trisock.bind(
+                nursery, port, room.visit, host=host, max_connections=500
+            )
+            nursery.start_soon(room.tell_all)
+            print(f"listening on port {room.server.port}", flush=True)
+            await anext(signals)
+        room.server.stop(grace=5)
+        await room.server.wait_closed()
+        room.say.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=6000, help="0 for a free one")
+    args = parser.parse_args()
+    trio.run(serve, args.host, args.port)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""A client that sends lines and prints what comes back, both at the same time.
+
+With the echo server running (`python examples/echo_server.py --port 7777`), send the arguments as
+a line each, or what is typed or piped in:
+
+    python examples/echo_client.py --port 7777 "first line" "second line"
+    ls | python examples/echo_client.py --port 7777
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import AsyncIterator
+
+import trio
+
+import trisock
+
+
+async def standard_input() -> AsyncIterator[bytes]:
+    # Not through sys.stdin: its lock would still be held by the abandoned thread at exit.
+    while chunk := await trio.to_thread.run_sync(os.read, 0, 65536, abandon_on_cancel=True):
+        yield chunk
+
+
+async def send(sock: trisock.Socket, lines: list[str]) -> None:
+    if lines:
+        await sock.send(*(f"{line}\n".encode() for line in lines))
+    else:
+        async for chunk in standard_input():
+            await sock.send(chunk)
+    await sock.send_eof()  # and go on reading: the last answers are still to come
+
+
+async def talk(host: str, port: int, lines: list[str]) -> None:
+    async with await trisock.connect(host, port) as sock, trio.open_nursery() as nursery:
+        nursery.start_soon(send, sock, lines)
+        async for chunk in sock:
+            sys.stdout.buffer.write(chunk)
+            sys.stdout.buffer.flush()
+        nursery.cancel_scope.cancel()  # the server has ended: nobody is there to send to
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=7777)
+    parser.add_argument("lines", nargs="*", help="what to send; without any, standard input")
+    args = parser.parse_args()
+    try:
+        trio.run(talk, args.host, args.port, args.lines)
+    except OSError as exc:
+        sys.exit(str(exc))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""An echo server: whatever a client sends comes back to it.
+
+Run it, and talk to it:
+
+    python examples/echo_server.py --port 7777
+    nc 127.0.0.1 7777
+
+Ctrl-C or SIGTERM stops it; clients then have a second to finish.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+
+import trio
+
+import trisock
+
+
+async def echo(sock: trisock.Socket) -> None:
+    async for chunk in sock:  # until the client has ended its side
+        await sock.send(chunk)
+
+
+async def serve(host: str, port: int) -> None:
+    async with trio.open_nursery() as nursery:
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            server = await trisock.bind(nursery, port, echo, host=host, max_connections=500)
+            print(f"listening on port {server.port}", flush=True)
+            await anext(signals)
+        server.stop(grace=1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=7777, help="0 for a free one")
+    args = parser.parse_args()
+    trio.run(serve, args.host, args.port)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""One port for HTTP and HTTPS: the client's first byte says which one it is.
+
+Run it with a certificate of its own making, and talk to it both ways:
+
+    python examples/http_and_https.py --port 8080 --write-ca ca.pem
+    curl http://localhost:8080/
+    curl --cacert ca.pem https://localhost:8080/
+
+or with yours: `--cert chain.pem --key key.pem`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import signal
+import sys
+
+import trio
+
+import trisock
+
+TIMEOUT = 20  # seconds for all of a connection
+MAX_HEAD = 16 * 1024  # bytes of a request line and header
+
+TLS_HANDSHAKE = b"\x16"  # the first byte of a ClientHello (RFC 8446, section 5.1); no method has it
+
+
+async def start_tls_if_spoken(sock: trisock.Socket, tls: trisock.ServerTLS) -> None:
+    first = await sock.recv(1)  # unlike peek(), this waits
+    sock.unrecv(first)  # whoever reads next, TLS or HTTP, starts with it
+    if first == TLS_HANDSHAKE:
+        await sock.starttls(tls)
+
+
+async def answer(sock: trisock.Socket) -> None:
+    try:
+        head = await sock.recv_until(b"\r\n\r\n", max_bytes=MAX_HEAD)
+    except trisock.IncompleteReadError:
+        return
+    except trisock.LimitExceededError:
+        head = b""
+    if head.split(b"\r\n")[0].endswith((b" HTTP/1.0", b" HTTP/1.1")):
+        status, text = (
+            "200 OK",
+            f"HTTPS by {sock.tls.version}" if sock.tls else "HTTP, in the clear",
+        )
+    else:
+        status, text = "400 Bad Request", "this is neither HTTP nor HTTPS"
+    await sock.send(
+        f"HTTP/1.1 {status}\r\nContent-Type: text/plain\r\nContent-Length: {len(text) + 1}\r\n"
+        f"Connection: close\r\n\r\n{text}\n".encode()
+    )
+
+
+async def handle(tls: trisock.ServerTLS, sock: trisock.Socket) -> None:
+    with trio.move_on_after(TIMEOUT):
+        await start_tls_if_spoken(sock, tls)
+        await answer(sock)
+
+
+async def serve(host: str, port: int, tls: trisock.ServerTLS) -> None:
+    handler = functools.partial(handle, tls)
+    async with trio.open_nursery() as nursery:
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            server = await trisock.bind(nursery, port, handler, host=host, max_connections=500)
+            print(f"listening on port {server.port}", flush=True)
+            await anext(signals)
+        server.stop(grace=1)
+
+
+def throw_away_certificate(ca_file: str | None) -> trisock.Certificate:
+    """Make a certificate for this machine; write to a file whom to trust for it."""
+    try:
+        import trustme
+    except ImportError:
+        sys.exit("give --cert and --key, or install trustme, which makes certificates for a try")
+    ca = trustme.CA()
+    if ca_file is not None:
+        ca.cert_pem.write_to_path(ca_file)
+    issued = ca.issue_cert("localhost", "127.0.0.1", "::1")
+    chain = b"".join(pem.bytes() for pem in issued.cert_chain_pems)
+    return trisock.Certificate(chain, issued.private_key_pem.bytes())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8080, help="0 for a free one")
+    parser.add_argument("--cert", metavar="FILE", help="certificate chain (PEM)")
+    parser.add_argument("--key", metavar="FILE", help="its private key, if not in the same file")
+    parser.add_argument(
+        "--write-ca", metavar="FILE", help="where to write the CA of a throw-away certificate"
+    )
+    args = parser.parse_args()
+    if args.cert:
+        certificate = trisock.Certificate.from_files(args.cert, args.key)
+    else:
+        certificate = throw_away_certificate(args.write_ca)
+    trio.run(
+        serve, args.host, args.port, trisock.ServerTLS(certificate, alpn_protocols=["http/1.1"])
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,245 @@
+"""A small HTTPS server: HTTP/1.1 with keep-alive, and a limit to everything.
+
+Run it with a certificate of its own making, and talk to it:
+
+    python examples/https_server.py --port 8443 --write-ca ca.pem
+    curl --cacert ca.pem https://localhost:8443/some/path
+    curl --cacert ca.pem https://localhost:8443/ --data "comes back"
+    openssl s_client -crlf -CAfile ca.pem -connect localhost:8443
+
+or with yours: `--cert chain.pem --key key.pem`.
+
+How TLS ends. `bind(tls=...)` gives connections on which each side says that it is done
+(close_notify), so that nobody in between can pass off a part for the whole. HTTP says itself where
+a message ends, and some clients just go away. Here that is no failure: the read raises `TLSError`,
+a `trio.BrokenResourceError`, and the server counts the connection as lost. A server that
+wants not even that, and sends no close_notify either, calls
+`sock.starttls(tls, https_compatible=True)` in its handler instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from email.utils import formatdate
+from http import HTTPStatus
+
+import trio
+
+import trisock
+
+MAX_HEAD = 16 * 1024  # bytes of a request line and header
+MAX_BODY = 1024 * 1024  # bytes
+IDLE_TIMEOUT = 60  # seconds between two requests
+EXCHANGE_TIMEOUT = 60  # seconds from a request's first byte to the answer's last one
+
+# RFC 9110, section 5.6.2, and RFC 9112, sections 3 and 5. Strict: what is read in different ways
+# by different servers is how requests get smuggled past one of them.
+TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+REQUEST_LINE = re.compile(rf"({TOKEN}) ([!-~]+) HTTP/1\.([01])")
+FIELD = re.compile(rf"({TOKEN}):([\t -~\x80-\xff]*)")
+ONLY_ONCE = {"content-length", "host"}
+
+
+# ---- what it is for: put your own here ----
+
+
+def respond(request: Request) -> tuple[HTTPStatus, bytes]:
+    if request.method in ("GET", "HEAD"):
+        return HTTPStatus.OK, f"Hello! You asked for {request.target}\n".encode()
+    if request.method == "POST":
+        return HTTPStatus.OK, request.body
+    return HTTPStatus.NOT_IMPLEMENTED, b"GET, HEAD and POST only\n"
+
+
+# ---- HTTP/1.1, as far as it needs no connection ----
+
+
+class HTTPError(Exception):
+    """A request that gets no other answer than this status, and is the last one."""
+
+    def __init__(self, status: HTTPStatus) -> None:
+        super().__init__(status.phrase)
+        self.status = status
+
+
+@dataclass
+class Request:
+    method: str
+    target: str
+    keep_alive: bool
+    fields: dict[str, str]
+    body: bytes = b""
+
+    @property
+    def content_length(self) -> int:
+        if "transfer-encoding" in self.fields:
+            raise HTTPError(HTTPStatus.NOT_IMPLEMENTED)
+        value = self.fields.get("content-length", "0")
+        if not re.fullmatch("[0-9]{1,18}", value):
+            raise HTTPError(HTTPStatus.BAD_REQUEST)
+        if int(value) > MAX_BODY:
+            raise HTTPError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        return int(value)
+
+
+def parse_head(head: bytes) -> Request:
+    # An empty line before the request is none of it (RFC 9112, section 2.2).
+    first, *rest = (
+        head.decode("latin-1").removeprefix("\r\n").removesuffix("\r\n\r\n").split("\r\n")
+    )
+    request_line = REQUEST_LINE.fullmatch(first)
+    if request_line is None:
+        raise HTTPError(HTTPStatus.BAD_REQUEST)
+    fields: dict[str, str] = {}
+    for line in rest:
+        field = FIELD.fullmatch(line)
+        if field is None:
+            raise HTTPError(HTTPStatus.BAD_REQUEST)
+        name, value = field[1].lower(), field[2].strip(" \t")
+        if name in fields:
+            if name in ONLY_ONCE:
+                raise HTTPError(HTTPStatus.BAD_REQUEST)
+            value = f"{fields[name]}, {value}"
+        fields[name] = value
+    method, target, minor_version = request_line.groups()
+    if minor_version == "1" and "host" not in fields:
+        raise HTTPError(HTTPStatus.BAD_REQUEST)
+    options = {option.strip().lower() for option in fields.get("connection", "").split(",")}
+    return Request(method, target, minor_version == "1" and "close" not in options, fields)
+
+
+# ---- the connection ----
+
+
+async def read_request(sock: trisock.Socket) -> Request:
+    try:
+        head = await sock.recv_until(b"\r\n\r\n", max_bytes=MAX_HEAD)
+    except trisock.LimitExceededError:
+        raise HTTPError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE) from None
+    request = parse_head(head)
+    length = request.content_length
+    if length and request.fields.get("expect", "").lower() == "100-continue":
+        await sock.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+    request.body = await sock.recv_exactly(length)
+    return request
+
+
+async def send_response(
+    sock: trisock.Socket, status: HTTPStatus, body: bytes, *, keep_alive: bool, head_only: bool
+) -> None:
+    head = (
+        f"HTTP/1.1 {status.value} {status.phrase}\r\n"
+        f"Date: {formatdate(usegmt=True)}\r\n"
+        "Content-Type: text/plain; charset=utf-8\r\n"
+        f"Content-Length: {len(body)}\r\n"
+        f"Connection: {'keep-alive' if keep_alive else 'close'}\r\n"
+        "\r\n"
+    )
+    await sock.send(head.encode(), b"" if head_only else body)
+
+
+async def exchange(sock: trisock.Socket, closing: trio.Event) -> bool:
+    """Answer one request; return whether another one may follow."""
+    try:
+        request = await read_request(sock)
+        status, body = respond(request)
+        keep_alive = request.keep_alive and not closing.is_set()
+        head_only = request.method == "HEAD"
+    except HTTPError as exc:
+        status, body = exc.status, f"{exc}\n".encode()
+        keep_alive = head_only = False
+    except trisock.IncompleteReadError:
+        return False
+    await send_response(sock, status, body, keep_alive=keep_alive, head_only=head_only)
+    return keep_alive
+
+
+@asynccontextmanager
+async def cancelled_by(event: trio.Event) -> AsyncIterator[None]:
+    """Cancel the block when the event comes. An exception leaves it in a group."""
+    async with trio.open_nursery() as nursery:
+
+        async def cancel() -> None:
+            await event.wait()
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(cancel)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+async def request_begins(sock: trisock.Socket, closing: trio.Event) -> bool:
+    """Wait for a request's first bytes; False if there will be none."""
+    async with cancelled_by(closing):
+        with trio.move_on_after(IDLE_TIMEOUT):
+            chunk = await sock.recv()
+            sock.unrecv(chunk)
+            return bool(chunk)
+    return False
+
+
+async def converse(sock: trisock.Socket, closing: trio.Event) -> None:
+    """Answer the requests of one connection, one after the other."""
+    keep_alive = True
+    while keep_alive and await request_begins(sock, closing):
+        keep_alive = False
+        with trio.move_on_after(EXCHANGE_TIMEOUT):
+            keep_alive = await exchange(sock, closing)
+
+
+async def serve(host: str, port: int, tls: trisock.ServerTLS) -> None:
+    async def handler(sock: trisock.Socket) -> None:
+        await converse(sock, server.closing)
+
+    async with trio.open_nursery() as nursery:
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            server = await trisock.bind(
+                nursery, port, handler, host=host, tls=tls, max_connections=500
+            )
+            print(f"listening on port {server.port}", flush=True)
+            await anext(signals)
+        server.stop(grace=5)
+
+
+def throw_away_certificate(ca_file: str | None) -> trisock.Certificate:
+    """Make a certificate for this machine; write to a file whom to trust for it."""
+    try:
+        import trustme
+    except ImportError:
+        sys.exit("give --cert and --key, or install trustme, which makes certificates for a try")
+    ca = trustme.CA()
+    if ca_file is not None:
+        ca.cert_pem.write_to_path(ca_file)
+    issued = ca.issue_cert("localhost", "127.0.0.1", "::1")
+    chain = b"".join(pem.bytes() for pem in issued.cert_chain_pems)
+    return trisock.Certificate(chain, issued.private_key_pem.bytes())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8443, help="0 for a free one")
+    parser.add_argument("--cert", metavar="FILE", help="certificate chain (PEM)")
+    parser.add_argument("--key", metavar="FILE", help="its private key, if not in the same file")
+    parser.add_argument(
+        "--write-ca", metavar="FILE", help="where to write the CA of a throw-away certificate"
+    )
+    args = parser.parse_args()
+    if args.cert:
+        certificate = trisock.Certificate.from_files(args.cert, args.key)
+    else:
+        certificate = throw_away_certificate(args.write_ca)
+    tls = trisock.ServerTLS(certificate, alpn_protocols=["http/1.1"])
+    trio.run(serve, args.host, args.port, tls)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,248 @@
+"""An SMTP server that offers STARTTLS and prints a line for each mail it gets.
+
+Run it with a certificate of its own making, and talk to it:
+
+    python examples/smtp_server.py --port 2525 --write-ca ca.pem
+    openssl s_client -starttls smtp -crlf -nocommands -CAfile ca.pem -connect localhost:2525
+    curl --ssl-reqd --cacert ca.pem smtp://localhost:2525 \
+        --mail-from me@example.org --mail-rcpt you@example.org --upload-file mail.txt
+
+or with yours: `--cert chain.pem --key key.pem`.
+
+What somebody slips in behind STARTTLS (CVE-2011-0411) needs no care here: `starttls` takes all that
+has been received for the client's part of the handshake, which then fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import re
+import signal
+import socket
+import sys
+
+import trio
+
+import trisock
+
+MAX_COMMAND = 512  # bytes of a command, CRLF included (RFC 5321, section 4.5.3.1.4)
+MAX_MESSAGE = 4 * 1024 * 1024  # bytes; a connection holds one message at most
+MAX_RECIPIENTS = 100  # RFC 5321, section 4.5.3.1.8
+TIMEOUT = 600  # seconds for one command, message included (RFC 5321, section 4.5.3.2)
+
+CRLF = b"\r\n"
+# Nothing else ends a message: where servers disagree on that, mail is smuggled (CVE-2023-51764).
+END_OF_MESSAGE = b"\r\n.\r\n"
+
+# RFC 5321, section 4.1.1, with the parameters of what EHLO offers and no others.
+FROM = re.compile(
+    r"FROM:<([!-;=?-~]*)>(?: SIZE=([0-9]{1,18})| BODY=(?:7BIT|8BITMIME))*", re.IGNORECASE
+)
+TO = re.compile(r"TO:<([!-;=?-~]+)>", re.IGNORECASE)
+
+
+async def skip_past(sock: trisock.Socket, delimiter: bytes) -> None:
+    """Drop everything up to and including the delimiter, however much it is."""
+    while True:
+        try:
+            await sock.recv_until(delimiter)
+        except trisock.LimitExceededError as exc:
+            # Its last bytes may be the front of the delimiter.
+            await sock.recv_exactly(exc.limit - len(delimiter) + 1)
+        else:
+            return
+
+
+class Session:
+    """One connection.
+
+    Invariant: there is a sender only after a greeting, and there are recipients only with a sender.
+    """
+
+    def __init__(self, sock: trisock.Socket, tls: trisock.ServerTLS) -> None:
+        self.sock = sock
+        self.tls = tls
+        self.host = socket.gethostname()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything that the client has said (RFC 3207, section 4.2)."""
+        self.greeted = False
+        self.reset_mail()
+
+    def reset_mail(self) -> None:
+        self.sender: str | None = None
+        self.recipients: list[str] = []
+
+    async def run(self) -> None:
+        await self.reply(220, f"{self.host} ESMTP")
+        more = True
+        while more:
+            more = False
+            with trio.move_on_after(TIMEOUT):
+                more = await self.serve_one_command()
+
+    async def reply(self, code: int, *lines: str) -> None:
+        *first, last = lines
+        text = "".join(f"{code}-{line}\r\n" for line in first) + f"{code} {last}\r\n"
+        await self.sock.send(text.encode())
+
+    async def serve_one_command(self) -> bool:
+        """Read a command and do what it says; return whether another one may follow."""
+        try:
+            try:
+                line = await self.sock.recv_until(CRLF, max_bytes=MAX_COMMAND)
+            except trisock.LimitExceededError:
+                await skip_past(self.sock, CRLF)
+                await self.reply(500, "line too long")
+                return True
+            verb, _, argument = line.removesuffix(CRLF).decode("latin-1").partition(" ")
+            return await self.do(verb.upper(), argument.strip(" "))
+        except trisock.IncompleteReadError:  # the client has left without a QUIT
+            return False
+
+    async def do(self, verb: str, argument: str) -> bool:
+        match verb:
+            case "EHLO" | "HELO" if not argument:
+                await self.reply(501, f"{verb} needs a name")
+            case "EHLO":
+                self.greet()
+                offers = ["PIPELINING", "8BITMIME", f"SIZE {MAX_MESSAGE}"]
+                if not self.sock.istls():
+                    offers.append("STARTTLS")
+                await self.reply(250, self.host, *offers)
+            case "HELO":
+                self.greet()
+                await self.reply(250, self.host)
+            case "STARTTLS" | "DATA" | "RSET" | "QUIT" if argument:
+                await self.reply(501, f"{verb} takes no parameter")
+            case "STARTTLS" if self.sock.istls():
+                await self.reply(503, "this is TLS already")
+            case "STARTTLS":
+                await self.reply(220, "go ahead")
+                await self.sock.starttls(self.tls)
+                self.reset()
+            case "MAIL":
+                await self.mail(argument)
+            case "RCPT":
+                await self.rcpt(argument)
+            case "DATA":
+                await self.data()
+            case "RSET":
+                self.reset_mail()
+                await self.reply(250, "ok")
+            case "NOOP":
+                await self.reply(250, "ok")
+            case "VRFY":
+                await self.reply(252, "send mail, and see")
+            case "QUIT":
+                await self.reply(221, "goodbye")
+                return False
+            case _:
+                await self.reply(500, "unknown command")
+        return True
+
+    def greet(self) -> None:
+        self.greeted = True
+        self.reset_mail()
+
+    async def mail(self, argument: str) -> None:
+        path = FROM.fullmatch(argument)
+        if not self.greeted or self.sender is not None:
+            await self.reply(503, "EHLO first" if not self.greeted else "one mail at a time")
+        elif path is None:
+            await self.reply(501, "MAIL FROM:<address>")
+        elif int(path[2] or 0) > MAX_MESSAGE:
+            await self.reply(552, "message too large")
+        else:
+            self.sender = path[1]
+            await self.reply(250, "ok")
+
+    async def rcpt(self, argument: str) -> None:
+        path = TO.fullmatch(argument)
+        if self.sender is None:
+            await self.reply(503, "MAIL first")
+        elif path is None:
+            await self.reply(501, "RCPT TO:<address>")
+        elif len(self.recipients) >= MAX_RECIPIENTS:
+            await self.reply(452, "too many recipients")
+        else:
+            self.recipients.append(path[1])
+            await self.reply(250, "ok")
+
+    async def data(self) -> None:
+        if not self.recipients:
+            await self.reply(503, "RCPT first")
+            return
+        await self.reply(354, "end with a dot on a line of its own")
+        # The line break that ended DATA is the first one of END_OF_MESSAGE, if the mail is empty.
+        self.sock.unrecv(CRLF)
+        try:
+            received = await self.sock.recv_until(END_OF_MESSAGE, max_bytes=MAX_MESSAGE)
+        except trisock.LimitExceededError:
+            await skip_past(self.sock, END_OF_MESSAGE)
+            await self.reply(552, "message too large")
+        else:
+            # A line that starts with a dot was sent with one more (RFC 5321, section 4.5.2).
+            text = received.removesuffix(b".\r\n").replace(b"\r\n.", b"\r\n").removeprefix(CRLF)
+            self.deliver(text)
+            await self.reply(250, "ok")
+        self.reset_mail()
+
+    def deliver(self, text: bytes) -> None:
+        """What it is for: put your own here."""
+        to = ", ".join(f"<{recipient}>" for recipient in self.recipients)
+        how = self.sock.tls.version if self.sock.tls else "in the clear"
+        print(f"mail from <{self.sender}> to {to}: {len(text)} bytes, {how}", flush=True)
+
+
+async def handle(tls: trisock.ServerTLS, sock: trisock.Socket) -> None:
+    await Session(sock, tls).run()
+
+
+async def serve(host: str, port: int, tls: trisock.ServerTLS) -> None:
+    handler = functools.partial(handle, tls)
+    async with trio.open_nursery() as nursery:
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            server = await trisock.bind(nursery, port, handler, host=host, max_connections=100)
+            print(f"listening on port {server.port}", flush=True)
+            await anext(signals)
+        server.stop(grace=5)
+
+
+def throw_away_certificate(ca_file: str | None) -> trisock.Certificate:
+    """Make a certificate for this machine; write to a file whom to trust for it."""
+    try:
+        import trustme
+    except ImportError:
+        sys.exit("give --cert and --key, or install trustme, which makes certificates for a try")
+    ca = trustme.CA()
+    if ca_file is not None:
+        ca.cert_pem.write_to_path(ca_file)
+    issued = ca.issue_cert("localhost", "127.0.0.1", "::1")
+    chain = b"".join(pem.bytes() for pem in issued.cert_chain_pems)
+    return trisock.Certificate(chain, issued.private_key_pem.bytes())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=2525, help="0 for a free one")
+    parser.add_argument("--cert", metavar="FILE", help="certificate chain (PEM)")
+    parser.add_argument("--key", metavar="FILE", help="its private key, if not in the same file")
+    parser.add_argument(
+        "--write-ca", metavar="FILE", help="where to write the CA of a throw-away certificate"
+    )
+    args = parser.parse_args()
+    if args.cert:
+        certificate = trisock.Certificate.from_files(args.cert, args.key)
+    else:
+        certificate = throw_away_certificate(args.write_ca)
+    trio.run(serve, args.host, args.port, trisock.ServerTLS(certificate))
+
+
+if __name__ == "__main__":
+    main()

@@ -446,7 +446,7 @@ async def test_the_mode_is_set_before_the_first_client_can_connect(
             modes.append(stat.S_IMODE(path.stat().st_mode))
             super().listen(backlog)
 
-    monkeypatch.setattr("trisock._connect.socket.socket", Watching)
+    monkeypatch.setattr("trisock._unix.socket.socket", Watching)
     async with await trisock.listen_unix(path, mode=0o640):
         assert modes == [0o640]
     async with await trisock.listen_unix(path, mode=0o666):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
-import sys
 from typing import Literal
 
 import trio
@@ -19,6 +17,7 @@ from ._address import (
 )
 from ._socket import Socket
 from ._tls import ClientTLS, TLSArgument, resolve
+from ._unix import unix_path, unix_socket
 
 # A Unix socket whose backlog is full refuses a non-blocking connect at once, and tells nobody
 # when there is room again: look again after this long, doubling (seconds).
@@ -133,33 +132,3 @@ async def _start(
     if tls is not None:
         await sock.starttls(tls)
     return sock
-
-
-# The longest path: sun_path has 108 bytes on Linux, 104 on BSD and macOS, one of which ends it.
-_MAX_PATH = 107 if sys.platform == "linux" else 103
-
-
-def unix_path(path: object) -> str | bytes:
-    """Return a path that can be bound and connected to, or raise OSError that names it."""
-    if not isinstance(path, (str, bytes, os.PathLike)):
-        raise TypeError(f"a path is str, bytes or os.PathLike, not {path!r}")
-    name = os.fspath(path)
-    raw = os.fsencode(name)
-    if not raw:
-        raise ValueError("the path of a Unix socket is empty")
-    if b"\0" in raw[1:] and not raw.startswith(b"\0"):
-        raise ValueError(f"the path of a Unix socket holds a NUL: {name!r}")
-    if len(raw) > _MAX_PATH:
-        raise OSError(
-            errno.ENAMETOOLONG,
-            f"the path of a Unix socket has at most {_MAX_PATH} bytes, not {len(raw)}",
-            os.fsdecode(name),
-        )
-    return name
-
-
-def unix_socket(kind: int = socket.SOCK_STREAM) -> socket.socket:
-    """Return a new Unix socket; OSError where the platform has none."""
-    if not hasattr(socket, "AF_UNIX"):
-        raise OSError(errno.EAFNOSUPPORT, "there are no Unix sockets on this platform")
-    return socket.socket(socket.AF_UNIX, kind)

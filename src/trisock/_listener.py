@@ -6,9 +6,8 @@ import contextlib
 import errno
 import os
 import socket
-import stat
 import sys
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import trio
 
@@ -20,9 +19,9 @@ from ._address import (
     oserror,
     to_ascii_host,
 )
-from ._connect import unix_path, unix_socket
 from ._socket import Socket
 from ._turns import Exclusive
+from ._unix import BoundPath, listening_unix_socket, unix_path
 
 # The kernel keeps it in 16 bits and cuts it to what the system allows: as much as there is.
 _MAX_BACKLOG = 0xFFFF
@@ -34,10 +33,6 @@ _SAME_PORT_TRIES = 32
 # How many connections that are dead already accept takes from a socket before it lets other tasks
 # run: whoever fills the backlog with them must not stop the program.
 _DEAD_IN_A_ROW = 64
-
-# How long to wait for another program that is starting to listen in the same directory (seconds).
-_LOCK_TIMEOUT = 10.0
-_LOCK_RETRY = 0.01
 
 # What accept(2) reports about a connection that died before it was accepted (accept(2), "Error
 # handling", and what Trio has found on other systems). Everything else is about us.
@@ -176,113 +171,8 @@ async def listen_unix(
     """
     name = unix_path(path)
     backlog = _backlog(backlog)
-    sock = unix_socket()
-    try:
-        if os.fsencode(name).startswith(b"\0"):
-            if mode is not None:
-                raise ValueError("an abstract name has no file, and so no mode")
-            await trio.lowlevel.checkpoint()
-            _bind_unix(sock, name)
-            sock.listen(backlog)
-            return Listener([sock])
-        async with _directory_lock(name):
-            try:
-                _bind_unix(sock, name)
-            except OSError as exc:
-                if exc.errno != errno.EADDRINUSE or not _is_stale(name):
-                    raise
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(name)
-                _bind_unix(sock, name)
-            try:
-                # Nobody can connect before listen(2).
-                if mode is not None:
-                    os.chmod(name, mode)
-                bound_path = _BoundPath(name)
-                sock.listen(backlog)
-            except BaseException:
-                os.unlink(name)
-                raise
-        return Listener([sock], _bound_path=bound_path)
-    except BaseException:
-        sock.close()
-        raise
-
-
-def _bind_unix(sock: socket.socket, name: str | bytes) -> None:
-    try:
-        sock.bind(name)
-    except OSError as exc:
-        raise OSError(exc.errno, exc.strerror, os.fsdecode(name)) from exc
-
-
-def _is_stale(name: str | bytes) -> bool:
-    """Whether a path is a socket to which nobody listens any more."""
-    try:
-        if not stat.S_ISSOCK(os.lstat(name).st_mode):
-            return False
-    except FileNotFoundError:  # its owner has removed it just now
-        return True
-    # Of another type than the listener is: so a listener that lives says EPROTOTYPE, and does not
-    # find a connection in its queue from which nothing ever comes.
-    with unix_socket(socket.SOCK_DGRAM) as probe:
-        probe.setblocking(False)
-        return probe.connect_ex(name) == errno.ECONNREFUSED
-
-
-@contextlib.asynccontextmanager
-async def _directory_lock(name: str | bytes) -> AsyncIterator[None]:
-    """Keep other starters from a path between finding that it is stale and replacing it.
-
-    The lock is on the directory: a lock file would stay behind, or be removed under a waiter.
-    """
-    await trio.lowlevel.checkpoint()
-    if sys.platform == "win32":  # pragma: no cover (tests run on Linux)
-        yield
-        return
-    import fcntl
-
-    directory = os.path.dirname(os.fsencode(name)) or b"."
-    try:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as exc:
-        raise OSError(exc.errno, exc.strerror, os.fsdecode(name)) from exc
-    try:
-        with trio.move_on_after(_LOCK_TIMEOUT) as scope:
-            while True:
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    await trio.sleep(_LOCK_RETRY)
-        if scope.cancelled_caught:
-            raise OSError(
-                errno.ETIMEDOUT, "another program keeps the directory locked", os.fsdecode(name)
-            )
-        yield
-    finally:
-        os.close(descriptor)
-
-
-class _BoundPath:
-    """The file of a Unix socket, known by its inode."""
-
-    def __init__(self, name: str | bytes) -> None:
-        self._path = os.path.abspath(name)
-        self._identity = self._look()
-
-    def _look(self) -> tuple[int, int] | None:
-        try:
-            status = os.lstat(self._path)
-        except OSError:
-            return None
-        return (status.st_dev, status.st_ino)
-
-    def remove(self) -> None:
-        """Remove the file if it is still the same."""
-        if self._identity is not None and self._look() == self._identity:
-            with contextlib.suppress(OSError):
-                os.unlink(self._path)
+    sock, bound_path = await listening_unix_socket(name, mode, backlog)
+    return Listener([sock], _bound_path=bound_path)
 
 
 class Listener(trio.abc.Listener[Socket]):
@@ -305,7 +195,7 @@ class Listener(trio.abc.Listener[Socket]):
         self,
         sockets: Iterable[socket.socket | trio.socket.SocketType],
         *,
-        _bound_path: _BoundPath | None = None,
+        _bound_path: BoundPath | None = None,
     ) -> None:
         self._sockets = [_adopt(sock) for sock in sockets]
         if not self._sockets:

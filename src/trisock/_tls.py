@@ -13,6 +13,7 @@ import contextlib
 import functools
 import os
 import ssl
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -210,7 +211,7 @@ def _private_file(content: bytes) -> Iterator[str]:
     On Linux the file is in memory and has no name in any directory. Elsewhere it is a
     temporary one that only this user can read, from its first moment on.
     """
-    if hasattr(os, "memfd_create"):
+    if sys.platform == "linux" and hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("trisock", os.MFD_CLOEXEC)
         path, named = f"/proc/self/fd/{descriptor}", False
     else:

@@ -200,7 +200,7 @@ class Transport:
         """
         await trio.lowlevel.checkpoint()
         self._check_sending()
-        if not _HAS_SENDFILE:
+        if sys.platform == "win32" or not _HAS_SENDFILE:
             return False
         started = False
         end = offset + count
@@ -461,7 +461,7 @@ def _unacknowledged(sock: trio.socket.SocketType) -> int:
     there. Where the kernel is not asked in this way (other systems than Linux), what is
     left after the peer was drained is taken to be acknowledged.
     """
-    if sys.platform != "linux" or sock.family == socket.AF_UNIX:
-        return 0
-    answer = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))  # tcp(7): SIOCOUTQ
-    return int.from_bytes(answer, sys.byteorder)
+    if sys.platform == "linux" and sock.family != socket.AF_UNIX:
+        answer = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))  # tcp(7): SIOCOUTQ
+        return int.from_bytes(answer, sys.byteorder)
+    return 0

@@ -22,15 +22,13 @@ async def demo() -> None:
 
     async def serve(sock: Socket) -> None:
         await _say(sock, "server", "220 ready")
-        async for line in sock.lines(delimiter=b"\r\n"):
-            if line == b"STARTTLS":
+        while (command := (await sock.recv_until(b"\r\n")).strip()) != b"QUIT":
+            if command == b"STARTTLS":
                 await _say(sock, "server", "220 go ahead")
                 await sock.starttls([certificate])
-            elif line == b"QUIT":
-                await _say(sock, "server", "221 bye")
-                return
             else:
-                await _say(sock, "server", f"250 you said {line.decode()!r}")
+                await _say(sock, "server", f"250 you said {command.decode()!r}")
+        await _say(sock, "server", "221 bye")
 
     async def talk(server: Server) -> None:
         async with await connect("127.0.0.1", server.port) as sock:

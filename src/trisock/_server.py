@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import ssl
 import sys
 from collections import Counter
@@ -97,7 +96,7 @@ async def bind(
         if max_connections < 1:
             raise ValueError(f"max_connections must be 1 or more, not {max_connections}")
     role = None if tls is None else _server_role(tls)
-    timeout = _timeout(handshake_timeout)
+    timeout = _timeout("handshake_timeout", handshake_timeout)
     if isinstance(port_or_listener, Listener):
         if host is not None or backlog is not None or reuse_port:
             raise ValueError("host, backlog and reuse_port are for a port, not for a Listener")
@@ -154,7 +153,6 @@ class Server:
         self._handshakes: set[trio.CancelScope] = set()
         self._counts: Counter[str] = Counter()
         self._accepting = trio.CancelScope()
-        self._deadline = math.inf  # of the handlers, once the server is stopping
         self._handlers = trio.CancelScope()
         self._closed = trio.Event()
         self.closing = trio.Event()
@@ -211,8 +209,8 @@ class Server:
         for scope in self._handshakes:
             scope.cancel()
         if grace is not None:
-            self._deadline = min(self._deadline, trio.current_time() + grace)
-            self._handlers.deadline = self._deadline
+            deadline = trio.current_time() + grace
+            self._handlers.deadline = min(self._handlers.deadline, deadline)
 
     async def wait_closed(self) -> None:
         """Wait until the last handler has ended and the last connection is closed."""
@@ -236,7 +234,7 @@ class Server:
         nothing more can be sent.
         """
         content = bytes(_bytes_view(data))
-        limit = _timeout(timeout)
+        limit = _timeout("timeout", timeout)
         delivered = 0
 
         async def send_to(sock: Socket) -> None:

@@ -516,7 +516,7 @@ class Socket(trio.abc.HalfCloseableStream):
 
         Source: Pluto's ``socket.starttls``.
         """
-        timeout = _timeout(handshake_timeout)
+        timeout = _timeout("handshake_timeout", handshake_timeout)
         self._check_open()
         self._check_idle()
         if self._tls is not None:
@@ -812,11 +812,11 @@ def _positive(name: str, value: int | None) -> int | None:
     return value
 
 
-def _timeout(seconds: float | None) -> float:
+def _timeout(name: str, seconds: float | None) -> float:
     if seconds is None:
         return math.inf
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
-        raise TypeError(f"handshake_timeout is a number of seconds or None, not {seconds!r}")
+        raise TypeError(f"{name} is a number of seconds or None, not {seconds!r}")
     if not seconds >= 0:
-        raise ValueError(f"handshake_timeout must be 0 or more, not {seconds}")
+        raise ValueError(f"{name} must be 0 or more, not {seconds}")
     return seconds

@@ -169,3 +169,11 @@ def test_a_chunk_goes_through_without_being_copied() -> None:
 def test_taking_more_than_there_is_is_a_mistake() -> None:
     with pytest.raises(AssertionError):
         ReceiveBuffer().take(1)
+
+
+def test_find_starts_anew_after_a_push_front() -> None:
+    buffer = ReceiveBuffer()
+    buffer.append(b"abc")
+    assert buffer.find(b"\n") is None
+    buffer.push_front(b"x\ny")
+    assert buffer.find(b"\n") == 2

@@ -356,3 +356,19 @@ def test_verification_is_on_unless_it_is_switched_off(authority: Authority) -> N
     unverified = ClientTLS("example.org", verify=False)._context()
     assert not unverified.check_hostname
     assert unverified.verify_mode == ssl.CERT_NONE
+
+
+async def test_sni_wildcard_of_a_certificate_that_is_not_the_first(authority: Authority) -> None:
+    certs = [authority.issue("first.example"), authority.issue("*.wild.example")]
+    context = ssl.create_default_context(cadata=authority.pem.decode())
+    a, b = await tcp_pair()
+    async with closing(a, b), trio.open_nursery() as nursery:
+        nursery.start_soon(b.starttls, certs)
+        await a.starttls(context, server_hostname="any.wild.example")
+
+
+def test_ssl_cert_dir_is_part_of_the_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    role = ClientTLS("example.org")
+    before = role._context()
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
+    assert role._context() is not before

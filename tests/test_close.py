@@ -406,3 +406,42 @@ async def test_the_alert_of_a_failed_read_is_sent_before_the_close(
         incoming.write(await trio.to_thread.run_sync(raw.recv, 65536))
         with pytest.raises(ssl.SSLError, match="ALERT_BAD_RECORD_MAC"):
             peer.read()
+
+
+async def test_the_drain_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_transport, "LINGER_BYTES", 1_000_000)
+    monkeypatch.setattr(_transport, "LINGER_SECONDS", 1000)
+    a, b = await tcp_pair()
+    async with closing(a, b):
+        total = 0
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(a.close)
+                with pytest.raises(trio.BrokenResourceError):
+                    while True:
+                        await b.send(b"x" * 65536)
+                        total += 65536
+        assert total > 500_000
+
+
+def test_the_bounds_of_the_drain() -> None:
+    assert (_transport.LINGER_SECONDS, _transport.LINGER_BYTES) == (2, 64 << 20)
+
+
+async def test_a_late_byte_does_not_destroy_what_is_not_acknowledged() -> None:
+    sock, raw = raw_pair()
+    async with closing(sock):
+        with raw:
+            sent = 0
+            while not _transport._unacknowledged(sock.stream.socket):
+                await sock.send(b"x" * 65536)  # until the peer's kernel takes no more
+                sent += 65536
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(sock.close)
+                await trio.testing.wait_all_tasks_blocked()
+                raw.sendall(b"late")
+                got = 0
+                while chunk := await trio.to_thread.run_sync(raw.recv, 1 << 20):
+                    got += len(chunk)
+                raw.shutdown(socket.SHUT_WR)
+            assert got == sent

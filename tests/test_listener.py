@@ -557,3 +557,73 @@ async def test_a_stale_path_that_goes_away_while_we_look_at_it_is_free(
             client = await trisock.connect_unix(path)
             async with closing(client, await listener.accept()):
                 pass
+
+
+async def test_the_directory_is_locked_until_it_listens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    locked = []
+
+    def look() -> None:
+        fd = os.open(tmp_path, os.O_RDONLY)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locked.append(False)
+        except BlockingIOError:
+            locked.append(True)
+        finally:
+            os.close(fd)
+
+    real = os.unlink
+
+    def unlink(name, **options):
+        if not locked:
+            look()
+        real(name, **options)
+
+    class Watching(socket.socket):
+        def listen(self, backlog: int = 0) -> None:
+            look()
+            super().listen(backlog)
+
+    monkeypatch.setattr(os, "unlink", unlink)
+    monkeypatch.setattr(socket, "socket", Watching)
+    async with await trisock.listen_unix(path):
+        pass
+    assert locked == [True, True]
+
+
+async def test_a_port_can_be_listened_on_again_at_once() -> None:
+    async with await trisock.listen(0, "127.0.0.1") as listener:
+        client = await trisock.connect("127.0.0.1", listener.port)
+        server = await listener.accept()
+        await server.send_eof()  # the server ends first: TIME_WAIT is on its side
+        assert await client.recv() == b""
+        await client.close()
+        await server.close()
+    async with await trisock.listen(listener.port, "127.0.0.1"):
+        pass
+
+
+async def test_a_cancelled_close_of_a_listener_closes_it(tmp_path: Path) -> None:
+    listener = await trisock.listen_unix(tmp_path / "socket")
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await listener.close()
+    assert scope.cancelled_caught
+    assert not (tmp_path / "socket").exists()
+    with pytest.raises(trio.ClosedResourceError):
+        listener.hasconnection()
+
+
+async def test_dead_connections_are_got_through_in_parts() -> None:
+    async with await trisock.listen(0, "127.0.0.1") as listener:
+        for _ in range(200):
+            sock = socket.create_connection(("127.0.0.1", listener.port))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            sock.close()
+        assert not listener.hasconnection()
+        assert listener.dropped == _listener._DEAD_IN_A_ROW

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import inspect
 import logging
 import resource
 import socket
@@ -940,3 +941,90 @@ async def test_a_cancelled_broadcast_ends(autojump_clock: trio.testing.MockClock
         assert scope.cancelled_caught
         async with closing(client):
             server.stop(grace=0)
+
+
+async def test_broadcast_is_to_all_at_once(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def handler(sock: Socket) -> None:
+        await sock.send(b"hi\n")
+        await sock.recv()
+
+    async with trio.open_nursery() as nursery:
+        server = await trisock.bind(nursery, 0, handler)
+        slow = [await trisock.connect("127.0.0.1", server.port) for _ in range(3)]
+        for each in slow:
+            assert await each.recv() == b"hi\n"
+        start = trio.current_time()
+        assert await server.broadcast(b"b" * 50_000_000, timeout=5) == 0
+        assert trio.current_time() - start == pytest.approx(5, abs=1)
+        for each in slow:
+            each.abort()
+        server.stop()
+
+
+async def test_a_broadcast_that_waited_behind_a_go_ahead_is_left_out(
+    client_tls: ClientTLS, server_tls: ServerTLS
+) -> None:
+    delivered = []
+
+    async def handler(sock: Socket) -> None:
+        async with trio.open_nursery() as inner:
+
+            async def broadcast() -> None:
+                delivered.append(await server.broadcast(b"NEWS"))
+
+            async with sock._sending:
+                inner.start_soon(broadcast)
+                await trio.testing.wait_all_tasks_blocked()
+            await sock.starttls(server_tls)  # without a pass through the scheduler
+        await sock.recv()
+
+    async with trio.open_nursery() as nursery:
+        server = await trisock.bind(nursery, 0, handler)
+        async with await trisock.connect("127.0.0.1", server.port) as client:
+            await client.starttls(client_tls)
+        server.stop()
+    assert delivered == [0]
+
+
+def test_default_timeouts() -> None:
+    def default(function: object, name: str) -> object:
+        return inspect.signature(function).parameters[name].default  # type: ignore[arg-type]
+
+    assert default(Socket.starttls, "handshake_timeout") == 60
+    assert default(trisock.bind, "handshake_timeout") == 60
+    assert default(trisock.Server.broadcast, "timeout") == 10
+
+
+async def test_an_accept_that_fails_gives_its_slot_back(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    listener = await trisock.listen(0, "127.0.0.1")
+    real, failures = listener._accept_nowait, [errno.EMFILE] * 3
+
+    def accept() -> Socket | None:
+        if failures:
+            raise OSError(failures.pop(), "no")
+        return real()
+
+    monkeypatch.setattr(listener, "_accept_nowait", accept)
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+
+            async def hello(sock: Socket) -> None:
+                await sock.send(b"hi")
+
+            server = await trisock.bind(nursery, listener, hello, max_connections=1)
+            async with await trisock.connect("127.0.0.1", server.port) as client:
+                assert await client.recv() == b"hi"
+            server.stop()
+
+
+async def test_stop_closes_the_port_at_once() -> None:
+    async with trio.open_nursery() as nursery:
+        server = await trisock.bind(nursery, 0, lambda s: trio.sleep(0), host="127.0.0.1")
+        await trio.testing.wait_all_tasks_blocked()
+        server.stop()
+        with socket.socket() as sock:
+            assert sock.connect_ex(("127.0.0.1", server.port)) == errno.ECONNREFUSED

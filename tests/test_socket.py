@@ -741,3 +741,46 @@ async def test_send_file_wants_a_binary_file_and_numbers_that_can_be() -> None:
 
 async def test_the_chunks_of_a_file_are_bounded() -> None:
     assert _socket._FILE_CHUNK <= 1 << 20
+
+
+async def test_send_takes_one_system_call_for_many_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    real = _transport._writev
+
+    def counting(descriptor: int, views: list[memoryview]) -> int:
+        calls.append(len(views))
+        return real(descriptor, views)
+
+    monkeypatch.setattr(_transport, "_writev", counting)
+    a, b = await tcp_pair()
+    async with closing(a, b):
+        await a.send(b"one", b"two", b"", b"three")
+        assert calls == [3]
+
+
+async def test_a_clean_end_stays_one_though_a_send_has_failed() -> None:
+    """EPIPE: the peer had ended its side cleanly before it stopped listening."""
+    sock, raw = raw_pair()
+    async with closing(sock):
+        raw.sendall(b"bye")
+        raw.close()
+        with pytest.raises(trio.BrokenResourceError, match="Broken pipe"):
+            while True:
+                await sock.send(b"more")
+        assert await sock.recv() == b"bye"
+        assert await sock.recv() == b""
+
+
+@pytest.mark.parametrize("buffering", ["some", "all"])
+async def test_what_was_written_to_a_file_and_not_flushed_is_sent(
+    buffering: str, tmp_path: Path
+) -> None:
+    a, b = await tcp_pair()
+    async with closing(a, b):
+        with open(tmp_path / "file", "w+b") as file:
+            file.write(b"first ")
+            if buffering == "some":
+                file.flush()
+            file.write(b"second")
+            assert await a.send_file(file) == 12
+        assert await b.recv_exactly(12) == b"first second"

@@ -18,7 +18,7 @@ import trio.testing
 from conftest import Authority, certificate, closing, raw_pair, tcp_pair, tls_pair, unix_pair
 
 import trisock
-from trisock import Certificate, ClientTLS, ServerTLS, Socket, TLSError
+from trisock import Certificate, ClientTLS, ServerTLS, Socket, TLSError, _transport
 from trisock._tls_connection import describe
 
 
@@ -1136,3 +1136,34 @@ async def test_a_resumed_session_is_told(authority: Authority, server_tls: Serve
                 info = await sock.starttls(server_tls)
                 assert info.session_reused == resumed
             session = peer.ssl.session
+
+
+async def test_isopen_under_tls_while_a_record_is_left_and_the_peer_is_gone(
+    client_tls: ClientTLS, server_tls: ServerTLS
+) -> None:
+    client, server = await tls_pair(client_tls, server_tls)
+    async with closing(client, server):
+        await client.send(b"x")
+        await client.send(b"y")
+        await client.stream.send_eof()
+        while _transport._unread(server.fileno()) < 2 * 23:  # two records, and the end is behind
+            await trio.lowlevel.checkpoint()
+        assert await server.recv() == b"x"
+        assert server.isopen()  # y is in OpenSSL's BIO, the kernel is at its end
+        assert await server.recv() == b"y"
+        assert not server.isopen()
+
+
+async def test_isopen_is_false_after_close_notify_without_fin(
+    client_tls: ClientTLS, server_tls: ServerTLS
+) -> None:
+    client, server = await tls_pair(client_tls, server_tls)
+    async with closing(client, server), trio.open_nursery() as nursery:
+        nursery.start_soon(client.stoptls)  # close_notify, and no FIN
+        assert await server.recv() == b""
+        assert not server.isopen()
+        nursery.cancel_scope.cancel()
+
+
+def test_no_renegotiation(server_tls: ServerTLS) -> None:
+    assert server_tls._context().options & ssl.OP_NO_RENEGOTIATION

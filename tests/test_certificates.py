@@ -316,6 +316,8 @@ def test_contexts_are_built_once_for_equal_values(
         return _tls.resolve(name, server_hostname=None, connected_host=None, side="client").context
 
     assert server() is server()
+    mapping = {"chain": chain, "private_key": key}
+    assert _tls.to_certificate(mapping) is _tls.to_certificate(dict(mapping))
     # The system's trust store is loaded once, whatever the names are.
     assert client("one.example") is client("two.example")
     before = client("one.example")

@@ -274,6 +274,23 @@ async def test_somebody_elses_broken_connection_is_worth_one(
     assert [each for each in log.records if each.levelno == logging.ERROR]
 
 
+async def test_a_socket_that_the_handler_itself_has_closed_is_its_mistake(
+    log: pytest.LogCaptureFixture,
+) -> None:
+    async def handler(sock: Socket) -> None:
+        await sock.close()
+        await sock.recv()
+
+    async with trio.open_nursery() as nursery:
+        server = await trisock.bind(nursery, 0, handler)
+        async with await connect(server) as client:
+            await client.recv()
+        await all_served(server, 1)
+        assert server.stats().handler_errors == 1
+        server.stop()
+    assert [each for each in log.records if each.levelno == logging.ERROR]
+
+
 async def test_a_handler_may_close_its_socket_itself() -> None:
     async def handler(sock: Socket) -> None:
         await sock.close()
@@ -988,13 +1005,15 @@ async def test_a_broadcast_that_waited_behind_a_go_ahead_is_left_out(
     assert delivered == [0]
 
 
-def test_default_timeouts() -> None:
+def test_what_is_bounded_by_default() -> None:
     def default(function: object, name: str) -> object:
         return inspect.signature(function).parameters[name].default  # type: ignore[arg-type]
 
     assert default(Socket.starttls, "handshake_timeout") == 60
     assert default(trisock.bind, "handshake_timeout") == 60
     assert default(trisock.Server.broadcast, "timeout") == 10
+    assert default(Socket.recv_until, "max_bytes") == 65536
+    assert default(Socket.lines, "max_bytes") == 65536
 
 
 async def test_an_accept_that_fails_gives_its_slot_back(

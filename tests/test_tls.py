@@ -19,7 +19,7 @@ from conftest import Authority, certificate, closing, raw_pair, tcp_pair, tls_pa
 
 import trisock
 from trisock import Certificate, ClientTLS, ServerTLS, Socket, TLSError, _transport
-from trisock._tls_connection import describe
+from trisock._tls_connection import _pieces, describe
 
 
 async def upgrade(
@@ -1167,3 +1167,11 @@ async def test_isopen_is_false_after_close_notify_without_fin(
 
 def test_no_renegotiation(server_tls: ServerTLS) -> None:
     assert server_tls._context().options & ssl.OP_NO_RENEGOTIATION
+
+
+def test_what_is_encrypted_at_a_time_is_bounded_and_small_buffers_share_a_record() -> None:
+    views = [memoryview(b"a" * 10)] * 1000 + [memoryview(b"b" * 1_000_000)] + [memoryview(b"c")] * 5
+    pieces = list(_pieces(views))
+    assert b"".join(pieces) == b"".join(views)
+    assert max(map(len, pieces)) <= 65536
+    assert len(pieces) <= 20

@@ -318,6 +318,8 @@ def test_contexts_are_built_once_for_equal_values(
     assert server() is server()
     mapping = {"chain": chain, "private_key": key}
     assert _tls.to_certificate(mapping) is _tls.to_certificate(dict(mapping))
+    with pytest.raises(ValueError, match="has the fields"):
+        _tls.to_certificate({**mapping, "privat_key": key})
     # The system's trust store is loaded once, whatever the names are.
     assert client("one.example") is client("two.example")
     before = client("one.example")

@@ -188,6 +188,24 @@ async def test_a_cancelled_connect_leaves_nothing_open() -> None:
             filler.close()
 
 
+async def test_connecting_and_listening_are_cancel_points_and_leave_nothing_open(
+    tmp_path: Path,
+) -> None:
+    async with await trisock.listen(0, "127.0.0.1") as listener:
+        async with await trisock.listen_unix(tmp_path / "one"):
+            for call in (
+                lambda: trisock.connect("127.0.0.1", listener.port),
+                lambda: trisock.connect_unix(tmp_path / "one"),
+                lambda: trisock.listen(0),
+                lambda: trisock.listen_unix(tmp_path / "two"),
+            ):
+                with trio.CancelScope() as scope:
+                    scope.cancel()
+                    await call()  # type: ignore[no-untyped-call]
+                assert scope.cancelled_caught
+        assert not (tmp_path / "two").exists()
+
+
 # ---- tls= ----
 
 

@@ -329,6 +329,7 @@ async def test_stop_lets_handlers_finish() -> None:
 async def test_stop_cancels_handlers_after_their_grace(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
+    autojump_clock.autojump_threshold = 0.05  # not while bytes are on their way
     cancelled = []
 
     async def handler(sock: Socket) -> None:
@@ -464,6 +465,7 @@ async def test_tls_from_the_start_and_failed_handshakes_are_counted(
         server.stop()
         await server.wait_closed()
         assert server.stats() == trisock.ServerStats(accepted=3, failed_handshakes=2)
+        assert not server._handshakes
     messages = [each.getMessage() for each in log.records]
     assert any("does not speak TLS" in each for each in messages)
     assert not [each for each in log.records if each.levelno > logging.INFO]
@@ -472,6 +474,7 @@ async def test_tls_from_the_start_and_failed_handshakes_are_counted(
 async def test_a_silent_client_loses_its_handshake(
     server_tls: ServerTLS, autojump_clock: trio.testing.MockClock
 ) -> None:
+    autojump_clock.autojump_threshold = 0.05  # not while bytes are on their way
     async with trio.open_nursery() as nursery:
         server = await trisock.bind(nursery, 0, echo, tls=server_tls, handshake_timeout=3)
         client = await connect(server)
@@ -765,6 +768,7 @@ async def test_a_handler_that_is_cancelled_while_it_waits_for_its_turn_leaves_th
 async def test_a_slow_client_is_aborted_and_hurts_no_other(
     autojump_clock: trio.testing.MockClock, log: pytest.LogCaptureFixture
 ) -> None:
+    autojump_clock.autojump_threshold = 0.05  # not while bytes are on their way
     async with trio.open_nursery() as nursery:
         server = await trisock.bind(nursery, 0, chat)
         slow, fast = await connect(server), await connect(server)
@@ -816,6 +820,62 @@ async def test_connections_in_a_handshake_or_upgrade_are_left_out(
             assert await client.recv() == b"SECRET"
             await client.close()
             server.stop()
+
+
+@pytest.mark.parametrize("how", ["timeout", "cancelled"])
+async def test_a_starttls_that_a_broadcast_keeps_waiting_closes_as_any_other(
+    how: str, server_tls: ServerTLS, autojump_clock: trio.testing.MockClock
+) -> None:
+    autojump_clock.autojump_threshold = 0.05  # not while bytes are on their way
+    done = []
+
+    async def handler(sock: Socket) -> None:
+        await sock.recv()
+        if how == "timeout":
+            with pytest.raises(trisock.TLSError, match="a broadcast was in its way"):
+                await sock.starttls(server_tls, handshake_timeout=5)
+        else:
+            with trio.move_on_after(5) as scope:
+                await sock.starttls(server_tls)
+            assert scope.cancelled_caught
+        assert not sock.isopen()
+        done.append(how)
+
+    async with trio.open_nursery() as nursery:
+        server = await trisock.bind(nursery, 0, handler)
+        client = await connect(server)
+        while not server.connections:
+            await trio.lowlevel.checkpoint()
+        async with closing(client), trio.open_nursery() as inner:
+            inner.start_soon(lambda: server.broadcast(b"b" * 50_000_000, timeout=100))
+            await trio.testing.wait_all_tasks_blocked()
+            await client.send(b"STARTTLS")
+            while server.stats().active:
+                await trio.sleep(1)  # by a clock that jumps
+        assert done == [how]
+        server.stop()
+
+
+async def test_what_is_broadcast_is_what_it_was_at_the_call() -> None:
+    big = b"h" * 5_000_000
+
+    async def handler(sock: Socket) -> None:
+        await sock.send(big)
+        await sock.recv()
+
+    async with trio.open_nursery() as nursery:
+        server = await trisock.bind(nursery, 0, handler)
+        client = await connect(server)
+        while not server.connections:
+            await trio.lowlevel.checkpoint()
+        await trio.testing.wait_all_tasks_blocked()
+        news = bytearray(b"old")
+        nursery.start_soon(server.broadcast, news)
+        await trio.testing.wait_all_tasks_blocked()
+        news[:] = b"new"
+        assert await client.recv_exactly(len(big) + 3) == big + b"old"
+        await client.close()
+        server.stop()
 
 
 async def test_starttls_waits_for_a_broadcast_that_was_there_before(
@@ -949,6 +1009,7 @@ async def test_a_context_that_goes_bad_costs_its_connections_and_not_the_server(
 
 
 async def test_a_cancelled_broadcast_ends(autojump_clock: trio.testing.MockClock) -> None:
+    autojump_clock.autojump_threshold = 0.05  # not while bytes are on their way
     async with trio.open_nursery() as nursery:
         server = await trisock.bind(nursery, 0, chat)
         client = await connect(server)
@@ -963,6 +1024,8 @@ async def test_a_cancelled_broadcast_ends(autojump_clock: trio.testing.MockClock
 async def test_broadcast_is_to_all_at_once(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
+    autojump_clock.autojump_threshold = 0.05  # not while bytes are on their way
+
     async def handler(sock: Socket) -> None:
         await sock.send(b"hi\n")
         await sock.recv()

@@ -150,6 +150,33 @@ async def test_isopen_under_tls(client_tls: ClientTLS, server_tls: ServerTLS) ->
         assert not server.isopen()
 
 
+async def test_a_reset_under_tls_is_a_broken_connection_and_no_fault_of_tls(
+    client_tls: ClientTLS, server_tls: ServerTLS
+) -> None:
+    client, server = await tls_pair(client_tls, server_tls)
+    async with closing(client, server):
+        client.abort()
+        with pytest.raises(trio.BrokenResourceError, match="reset by peer") as caught:
+            await server.recv()
+        assert type(caught.value) is trio.BrokenResourceError
+
+
+async def test_a_context_that_fails_leaves_the_connection_as_it_was() -> None:
+    class Bad(ssl.SSLContext):
+        def wrap_bio(self, *_: object, **__: object) -> ssl.SSLObject:
+            raise RuntimeError("a plug-in has failed")
+
+    a, b = await tcp_pair()
+    async with closing(a, b):
+        a.unrecv(b"early")
+        with pytest.raises(RuntimeError, match="plug-in"):
+            await a.starttls(Bad(ssl.PROTOCOL_TLS_SERVER))
+        assert await a.recv() == b"early"
+    async with await trisock.listen(0, "127.0.0.1") as listener:
+        with pytest.raises(RuntimeError, match="plug-in"):  # and leaves nothing open
+            await trisock.connect("127.0.0.1", listener.port, tls=Bad(ssl.PROTOCOL_TLS_SERVER))
+
+
 async def test_send_eof_does_not_exist_under_tls(
     client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
@@ -496,6 +523,7 @@ async def test_without_a_timeout_the_handshake_may_take_for_ever(
             await a.starttls(client_tls, handshake_timeout=None)
         assert scope.cancelled_caught
         assert not a.isopen()  # cancelled: closed as well
+        await a.close()
 
 
 async def test_closing_during_a_handshake_ends_it(client_tls: ClientTLS) -> None:

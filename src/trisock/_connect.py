@@ -130,5 +130,9 @@ async def _start(
         raise oserror(exc, f"cannot connect to {where}") from exc
     sock._connected_host = host
     if tls is not None:
-        await sock.starttls(tls)
+        try:
+            await sock.starttls(tls)
+        except BaseException:  # a context of the user's may raise anything
+            sock.abort()
+            raise
     return sock

@@ -527,24 +527,30 @@ class Socket(trio.abc.HalfCloseableStream):
             connected_host=self._connected_host,
             side=self._side,
         )
-        async with self._both_directions():
+        deadline = trio.current_time() + timeout
+        where = str(self._peer)
+        if role.server_hostname is not None:
+            where = f"{role.server_hostname!r} ({where})"
+        async with self._both_directions(deadline) as in_time:
+            if not in_time:
+                raise self._transport.note(
+                    TLSError(f"TLS handshake with {where} failed: a broadcast was in its way")
+                )
             if self._transport.eof_sent:
                 raise trio.ClosedResourceError("TLS cannot be started after send_eof")
             if self._transport.sending_over:
                 raise self._transport.broken("an earlier send was cut off")
-            where = f"{self._peer}"
-            if role.server_hostname is not None:
-                where = f"{role.server_hostname!r} ({where})"
             connection = TLSConnection(
                 self._transport,
                 role,
-                early=self._buffer.take(len(self._buffer)),
+                early=self._buffer.peek_all(),
                 https_compatible=https_compatible,
                 where=where,
             )
+            self._buffer = ReceiveBuffer()  # what was in it is TLS's now
             self._tls = connection
             async with self._closing_on_failure(connection):
-                self._tls_info = await connection.handshake(timeout)
+                self._tls_info = await connection.handshake(deadline, timeout)
             return self._tls_info
 
     async def stoptls(self) -> None:
@@ -580,14 +586,29 @@ class Socket(trio.abc.HalfCloseableStream):
         self._sending.check()
 
     @contextlib.asynccontextmanager
-    async def _both_directions(self) -> AsyncIterator[None]:
-        """Keep every other task off the connection while what it carries is changing."""
+    async def _both_directions(self, deadline: float = math.inf) -> AsyncIterator[bool]:
+        """Keep every other task off the connection while what it carries is changing.
+
+        That waits for nothing but a broadcast that has begun; False if it took too long. Then, and
+        cancelled while waiting, the socket is closed: the peer expects something else to come.
+        """
         with self._reading:
             self._changing = True  # broadcasts that have not begun yet are left out
             try:
-                async with self._sending:  # waits only for one that has
-                    self._check_open()
-                    yield
+                with trio.CancelScope(deadline=deadline) as waiting:
+                    try:
+                        await self._sending.__aenter__()
+                    except trio.Cancelled:
+                        self._close_hard()
+                        raise
+                in_time = not waiting.cancelled_caught
+                try:
+                    if in_time:
+                        self._check_open()
+                    yield in_time
+                finally:
+                    if in_time:
+                        await self._sending.__aexit__()
             finally:
                 self._changing = False
 

@@ -173,13 +173,13 @@ class TLSConnection:
 
     # ---- the beginning ----
 
-    async def handshake(self, timeout: float) -> TLSInfo:
+    async def handshake(self, deadline: float, timeout: float) -> TLSInfo:
         """Agree on keys and verify the peer; ``TLSError`` if that fails.
 
         Then, and when it is cancelled, the connection cannot be used any more: what is to be
         sent to the peer before closing is in ``farewell``.
         """
-        with trio.move_on_after(timeout) as scope:
+        with trio.CancelScope(deadline=deadline) as scope:
             try:
                 await self._stream.do_handshake()
             except _EndOfTransport:

@@ -17,7 +17,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Union, cast
+from typing import cast
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -118,7 +118,7 @@ class Certificate:
         return hash(self._value())
 
 
-CertificateLike = Union[Certificate, Mapping[str, Union[str, bytes]]]  # noqa: UP007 (3.10 runtime)
+CertificateLike = Certificate | Mapping[str, str | bytes]
 
 
 def to_certificate(value: object) -> Certificate:
@@ -230,7 +230,7 @@ def _private_file(content: bytes) -> Iterator[str]:
 # ---- the two roles ----
 
 #: What decides, besides the system, whom it trusts.
-Trust = tuple[Union[str, None], Union[str, None]]  # noqa: UP007 (evaluated)
+Trust = tuple[str | None, str | None]
 
 
 @dataclass(frozen=True)
@@ -339,9 +339,7 @@ class ServerTLS:
         return self._built
 
 
-TLSArgument = Union[  # noqa: UP007 (evaluated on 3.10, where Sequence[...] | str works, but not for docs)
-    str, ClientTLS, ServerTLS, ssl.SSLContext, Certificate, Sequence[CertificateLike]
-]
+TLSArgument = str | ClientTLS | ServerTLS | ssl.SSLContext | Certificate | Sequence[CertificateLike]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,84 @@
+"""What all servers have in common: their arguments, and how they are held."""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import ctypes
+import os
+import signal
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+HOST = "127.0.0.1"
+READ_SIZE = 65536
+BLOCK = bytes(65536)
+
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a server is to do.
+
+    Attributes:
+      work: ``echo``, ``receive``, ``send`` or ``lines``.
+      tls: the directory of ``chain.pem`` and ``key.pem``, or ``None`` for plain TCP.
+      flavour: which event loop, where a peer has several.
+    """
+
+    work: str
+    tls: Path | None
+    flavour: str
+
+    def server_context(self) -> ssl.SSLContext | None:
+        """Return what most libraries take for TLS: a context with our certificate."""
+        if self.tls is None:
+            return None
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(self.tls / "chain.pem", self.tls / "key.pem")
+        return context
+
+
+def take_task() -> Task:
+    """Read the command line, and let this process be held as the driver wants it."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("work", choices=["echo", "receive", "send", "lines"])
+    parser.add_argument("--tls", type=Path)
+    parser.add_argument("--flavour", default="")
+    parser.add_argument("--core", type=int, help="the core to run on")
+    parser.add_argument("--parent", type=int, help="the process to end with")
+    parser.add_argument("--profile", type=Path, help="where to write a profile on SIGTERM")
+    args = parser.parse_args()
+    if args.core is not None:
+        os.sched_setaffinity(0, {args.core})
+    if args.parent is not None:
+        _end_with(args.parent)
+    if args.profile is not None:
+        _profile_to(args.profile)
+    return Task(args.work, args.tls, args.flavour)
+
+
+def announce(port: int) -> None:
+    """Tell the driver that connections are accepted, and where."""
+    print(port, flush=True)
+
+
+def _end_with(parent: int) -> None:
+    """Be killed when the parent dies, however it dies."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it had died before
+        os._exit(1)
+
+
+def _profile_to(path: Path) -> None:
+    profile = cProfile.Profile()
+
+    def finish(*_: object) -> None:
+        profile.disable()
+        profile.dump_stats(path)
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, finish)
+    profile.enable()

@@ -1,0 +1,84 @@
+"""Bare Trio: ``SocketStream``, ``SSLStream``, ``serve_tcp`` and ``serve_ssl_over_tcp``."""
+
+from __future__ import annotations
+
+import functools
+
+import trio
+
+from .serving import BLOCK, HOST, READ_SIZE, Task, announce, take_task
+
+Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
+
+
+class LineReader:
+    """Reads lines, in the way that Trio programs have done it by hand for years."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._buffer = bytearray()
+        self._searched = 0  # there is no newline in the buffer before this
+
+    async def readline(self) -> bytes | bytearray:
+        """Return the next line with its end, ``b""`` at the end of the stream."""
+        while True:
+            end = self._buffer.find(b"\n", self._searched) + 1
+            if end:
+                line = self._buffer[:end]
+                del self._buffer[:end]
+                self._searched = 0
+                return line
+            self._searched = len(self._buffer)
+            more = await self._stream.receive_some(READ_SIZE)
+            if not more:
+                return b""
+            self._buffer += more
+
+
+async def echo(stream: Stream) -> None:
+    while chunk := await stream.receive_some(READ_SIZE):
+        await stream.send_all(chunk)
+
+
+async def receive(stream: Stream) -> None:
+    while request := await stream.receive_some(READ_SIZE):
+        await stream.send_all(request)
+        wanted, received = int(request), 0
+        while received < wanted:
+            chunk = await stream.receive_some(READ_SIZE)
+            if not chunk:
+                break
+            received += len(chunk)
+        await stream.send_all(b"%d" % received)
+
+
+async def send(stream: Stream) -> None:
+    while request := await stream.receive_some(READ_SIZE):
+        for _ in range(int(request) // len(BLOCK)):
+            await stream.send_all(BLOCK)
+
+
+async def lines(stream: Stream) -> None:
+    reader = LineReader(stream)
+    count = 0
+    while await reader.readline():
+        count += 1
+    await stream.send_all(b"%d" % count)
+
+
+async def main(task: Task) -> None:
+    handler = {"echo": echo, "receive": receive, "send": send, "lines": lines}[task.work]
+    context = task.server_context()
+    if context is None:
+        serve = functools.partial(trio.serve_tcp, handler, 0, host=HOST)
+    else:
+        serve = functools.partial(trio.serve_ssl_over_tcp, handler, 0, context, host=HOST)
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(serve)
+        listener = listeners[0]
+        socket = listener.socket if context is None else listener.transport_listener.socket
+        announce(socket.getsockname()[1])
+
+
+if __name__ == "__main__":
+    trio.run(main, take_task())

@@ -1,0 +1,53 @@
+"""trisock: ``bind`` and the methods of its ``Socket``."""
+
+from __future__ import annotations
+
+import trio
+
+import trisock
+
+from .serving import BLOCK, HOST, Task, announce, take_task
+
+
+async def echo(sock: trisock.Socket) -> None:
+    while chunk := await sock.recv():
+        await sock.send(chunk)
+
+
+async def receive(sock: trisock.Socket) -> None:
+    while request := await sock.recv():
+        await sock.send(request)
+        wanted, received = int(request), 0
+        while received < wanted:
+            chunk = await sock.recv()
+            if not chunk:
+                break
+            received += len(chunk)
+        await sock.send(b"%d" % received)
+
+
+async def send(sock: trisock.Socket) -> None:
+    while request := await sock.recv():
+        for _ in range(int(request) // len(BLOCK)):
+            await sock.send(BLOCK)
+
+
+async def lines(sock: trisock.Socket) -> None:
+    count = 0
+    async for _ in sock.lines():
+        count += 1
+    await sock.send(b"%d" % count)
+
+
+async def main(task: Task) -> None:
+    handler = {"echo": echo, "receive": receive, "send": send, "lines": lines}[task.work]
+    tls = None
+    if task.tls is not None:
+        tls = [trisock.Certificate.from_files(task.tls / "chain.pem", task.tls / "key.pem")]
+    async with trio.open_nursery() as nursery:
+        server = await trisock.bind(nursery, 0, handler, host=HOST, tls=tls)
+        announce(server.port)
+
+
+if __name__ == "__main__":
+    trio.run(main, take_task())

@@ -1,48 +1,60 @@
-"""The command line: ``python -m benchmarks``."""
-import argparse, tempfile, statistics, time
-from pathlib import Path
-import os
-import trustme
-from .rows import ROWS
-from .server import Server
-from .client import Client
+"""The command line of the benchmarks."""
 
-def main():
-    p = argparse.ArgumentParser()
-    p.add_argument("--quick", action="store_true")
-    p.add_argument("--rounds", type=int)
-    p.add_argument("--rows", default="echo64")
-    p.add_argument("--peers", default="trio,trisock")
-    a = p.parse_args()
-    rounds = a.rounds or (3 if a.quick else 5)
-    cores = sorted(os.sched_getaffinity(0))
-    core, own = cores[0], cores[-1]
-    os.sched_setaffinity(0, {own})
-    with tempfile.TemporaryDirectory() as d:
-        d = Path(d)
-        ca = trustme.CA()
-        leaf = ca.issue_cert("localhost", key_type=trustme.KeyType.ECDSA)
-        ca.cert_pem.write_to_path(d / "ca.pem")
-        leaf.private_key_pem.write_to_path(d / "key.pem")
-        for blob in leaf.cert_chain_pems: blob.write_to_path(d / "chain.pem", append=True)
-        for row in ROWS:
-            if row.name not in a.rows.split(","): continue
-            rates = {}
-            for r in range(rounds):
-                for peer in a.peers.split(","):
-                    cmd = [f"benchmarks.peers.{peer}", row.work]
-                    if row.tls: cmd.append(f"--tls={d}")
-                    s = Server(cmd, core)
-                    c = Client(s.port(), d / "ca.pem" if row.tls else None)
-                    c.open(row.connections)
-                    n = row.quick_amount if a.quick else row.amount
-                    c.echo(n // 10)
-                    b, w = s.cpu_seconds(), time.perf_counter()
-                    c.echo(n)
-                    e, w2 = s.cpu_seconds(), time.perf_counter()
-                    s.stop(); c.close()
-                    rates.setdefault(peer, []).append(n / (e - b))
-                    print(row.name, peer, f"{n/(e-b):.0f}/cpu s, {n/(w2-w):.0f}/s", flush=True)
-            for peer in rates:
-                print(row.name, peer, f"{statistics.median(rates[peer]):.0f}/cpu s  x{statistics.median(x/y for x,y in zip(rates[peer], rates['trio'])):.2f}")
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from .contest import Result, compete, prepare
+from .peers import BASE, PEERS
+from .rows import ROWS
+
+
+def main() -> None:
+    args = parse()
+    rounds = args.rounds or (3 if args.quick else 5)
+    from rich.console import Console
+
+    from .report import show
+
+    console = Console()
+    results: list[Result] = []
+    with tempfile.TemporaryDirectory() as directory:
+        place = prepare(Path(directory))
+        for name in args.rows:
+            row = ROWS[name]
+            with console.status("") as status:
+                result = compete(
+                    row,
+                    [PEERS[each] for each in args.peers],
+                    place,
+                    amount=row.quick if args.quick else row.amount,
+                    rounds=rounds,
+                    on_round=lambda number: status.update(f"{name}, round {number + 1}"),
+                )
+            results.append(result)
+            show(result, console)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="less work in fewer rounds: for a look")
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--rows", type=names_of(ROWS), default=list(ROWS), metavar="ROW,...")
+    parser.add_argument("--peers", type=names_of(PEERS), default=list(PEERS), metavar="PEER,...")
+    return parser.parse_args()
+
+
+def names_of(known):
+    def parse(text: str) -> list[str]:
+        names = text.split(",")
+        for name in names:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
+        return names
+
+    return parse
+
+
 main()

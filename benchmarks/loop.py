@@ -62,6 +62,9 @@ class Loop:
                     self._epoll.modify(fd, wanted)
                     watched[fd] = wanted
 
-    def close(self) -> None:
+    def __enter__(self) -> Loop:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Give the epoll descriptor back; jobs that are left are never resumed."""
         self._epoll.close()

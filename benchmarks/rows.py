@@ -1,8 +1,17 @@
-"""The rows of the table: each is one kind of work, with what trisock is meant to reach in it."""
+"""The rows: each is one kind of work, with what trisock is meant to reach in it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .peers.serving import BLOCK_SIZE
+
+Work = Literal["echo", "receive", "send", "lines"]
+Load = Literal["echo", "visit", "upload", "download", "lines", "idle"]
+
+MIB = 1 << 20
+GIB = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -11,32 +20,68 @@ class Row:
 
     Attributes:
       name: what it is called on the command line and in the docs.
-      title: what it is called in the table.
-      work: what the server does: ``echo``, ``receive``, ``send`` or ``lines``.
+      title: what it is.
+      work: what the server does.
       load: what the client does.
-      amount: how much work one measurement is.
-      quick_amount: the same for a quick look.
-      unit: what is counted.
-      target: trisock's figure relative to bare Trio's.
-      tls: whether it is over TLS.
-      connections: how many connections there are at a time.
-      is_memory: whether the figure is memory, and so better if lower.
+      unit: what is counted; of memory rows, the connections that are held.
+      amount: how much of it one measurement is, in a full run.
+      quick: the same in a quick one.
+      target: what trisock's figure is to be, relative to bare Trio's; at least, or at most if
+        the row is of memory.
+      tls: whether it goes over TLS.
+      connections: how many are open before the work begins.
     """
 
     name: str
     title: str
-    work: str
-    load: str
-    amount: int
-    quick_amount: int
+    work: Work
+    load: Load
     unit: str
+    amount: int
+    quick: int
     target: float
-    tls: bool = False
-    connections: int = 1
+    tls: bool = field(default=False, kw_only=True)
+    connections: int = field(default=1, kw_only=True)
+
+    @property
+    def is_memory(self) -> bool:
+        """Whether the figure is bytes per connection, and so better if lower."""
+        return self.load == "idle"
+
+    def warm_up(self, amount: int) -> int:
+        """Return how much work goes before the measured: a tenth, in whole writes of a server."""
+        return -(-amount // 10 // BLOCK_SIZE) * BLOCK_SIZE if self.unit == "bytes" else max(amount // 10, 1)
+
+    def meets_target(self, ratio: float) -> bool:
+        """Return whether so much, relative to bare Trio, is what was aimed at."""
+        return ratio <= self.target if self.is_memory else ratio >= self.target
 
 
-ROWS = [
-    Row("echo64", "echo, 64 connections", "echo", "echo", 64000, 12800, "messages", 1.5, connections=64),
-    Row("echo1", "echo, 1 connection", "echo", "echo", 20000, 4000, "messages", 1.12),
-    Row("tls-echo1", "TLS echo, 1 connection", "echo", "echo", 20000, 4000, "messages", 1.3, tls=True),
-]
+# fmt: off
+ROWS = {row.name: row for row in [
+    Row("echo64", "echo, 64 connections, 64 bytes", "echo", "echo",
+        "messages", 60_000, 12_000, 1.5, connections=64),
+    Row("echo1", "echo, 1 connection, 64 bytes", "echo", "echo",
+        "messages", 20_000, 4_000, 1.12),
+    Row("connections", "connect, 1 echo, close", "echo", "visit",
+        "connections", 5_000, 1_000, 1.4, connections=0),
+    Row("receive", "receive", "receive", "upload",
+        "bytes", GIB, 256 * MIB, 1.4),
+    Row("send", "send", "send", "download",
+        "bytes", GIB, 256 * MIB, 1.25),
+    Row("lines", "64-byte lines, pipelined", "lines", "lines",
+        "lines", 4_000_000, 500_000, 2.0, connections=0),
+    Row("tls-echo1", "TLS echo, 1 connection, 64 bytes", "echo", "echo",
+        "messages", 20_000, 3_000, 1.3, tls=True),
+    Row("tls-handshakes", "TLS: connect, 1 echo, close", "echo", "visit",
+        "connections", 1_000, 200, 1.1, tls=True, connections=0),
+    Row("tls-receive", "TLS receive", "receive", "upload",
+        "bytes", 256 * MIB, 64 * MIB, 1.8, tls=True),
+    Row("tls-send", "TLS send", "send", "download",
+        "bytes", 256 * MIB, 64 * MIB, 1.3, tls=True),
+    Row("memory", "memory of an idle connection", "echo", "idle",
+        "connections", 1_000, 300, 1.3, connections=0),
+    Row("tls-memory", "memory of an idle TLS connection", "echo", "idle",
+        "connections", 1_000, 300, 1.1, tls=True, connections=0),
+]}
+# fmt: on

@@ -1,4 +1,4 @@
-"""A peer's server, in a process of its own, and what it has used so far."""
+"""A peer's server in a process of its own, and what that has used so far."""
 
 from __future__ import annotations
 
@@ -10,58 +10,57 @@ import time
 from pathlib import Path
 
 
-class PeerFailed(Exception):
-    """The server did not start, or has ended; the text says why."""
+class ServerEnded(Exception):
+    """The server has ended before it accepted connections."""
 
 
 class Server:
-    """A running server.
+    """A running server, which does not outlive this process.
 
     Args:
-      command: the module that is the server, and its arguments.
+      arguments: the module that is the server, and its own arguments.
       core: the core that it runs on.
     """
 
-    def __init__(self, command: list[str], core: int) -> None:
-        self._errors = tempfile.TemporaryFile()
+    def __init__(self, arguments: list[str], core: int) -> None:
+        self._stderr = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", *command, f"--core={core}", f"--parent={os.getpid()}"],
+            [sys.executable, "-m", *arguments, f"--core={core}", f"--parent={os.getpid()}"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=self._errors,
+            stderr=self._stderr,
         )
-        # The clock of another process: clock_getcpuclockid(3) makes its number in this way
-        # (CPUCLOCK_SCHED, <linux/posix-timers.h>; glibc, sysdeps/unix/sysv/linux). It
-        # counts nanoseconds, where /proc/PID/stat counts hundredths of a second.
-        self._clock = (~self._process.pid << 3) | 2
+        self._announced: bytes | None = None
+        # The clock of another process; clock_getcpuclockid(3) makes its number in this way (glibc,
+        # sysdeps/unix/sysv/linux; CPUCLOCK_SCHED is 2). It counts nanoseconds, where
+        # /proc/PID/stat counts hundredths of a second.
+        self._cpu_clock = (~self._process.pid << 3) | 2
+
+    def wait_ready(self) -> None:
+        """Wait until the server accepts connections, or has ended."""
+        if self._announced is None:
+            assert self._process.stdout is not None
+            self._announced = self._process.stdout.readline()
 
     def port(self) -> int:
-        """Wait until the server accepts connections, and return its port."""
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            self._process.wait()
-            raise PeerFailed(self.complaint())
-        return int(line)
+        """Return its port, as soon as it accepts connections."""
+        self.wait_ready()
+        if not self._announced:
+            raise ServerEnded("the server did not start")
+        return int(self._announced)
 
     def cpu_seconds(self) -> float:
         """Return the CPU time that it has used, in its own code and in the kernel's."""
-        return time.clock_gettime(self._clock)
+        return time.clock_gettime(self._cpu_clock)
 
     def private_bytes(self) -> int:
-        """Return how much memory it has for itself alone."""
+        """Return how much memory it has that no other process shares."""
         rollup = Path(f"/proc/{self._process.pid}/smaps_rollup").read_text()
         sizes = dict(line.split(":", 1) for line in rollup.splitlines()[1:])
-        return sum(int(sizes[key].split()[0]) * 1024 for key in ("Private_Clean", "Private_Dirty"))
+        return sum(int(sizes[each].split()[0]) * 1024 for each in ("Private_Clean", "Private_Dirty"))
 
-    def complaint(self) -> str:
-        """Return the last line that it wrote to stderr."""
-        self._errors.seek(0)
-        lines = self._errors.read().decode(errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "it just ended")
-
-    def stop(self) -> None:
-        """End it."""
+    def stop(self) -> str:
+        """End it, and return the last line that it has written to stderr, if any."""
         self._process.terminate()
         try:
             self._process.wait(10)
@@ -70,4 +69,9 @@ class Server:
             self._process.wait()
         assert self._process.stdout is not None
         self._process.stdout.close()
-        self._errors.close()
+        if self._stderr.closed:
+            return ""
+        with self._stderr:
+            self._stderr.seek(0)
+            lines = self._stderr.read().decode(errors="replace").splitlines()
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")

@@ -10,3 +10,47 @@ the library has it. All do the same four works on a connection:
 - ``send``: a request is answered by so many bytes (a multiple of 64 KiB).
 - ``lines``: count lines until the end, and answer how many they were.
 """
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A library, or a way to run it.
+
+    Attributes:
+      name: what it is called on the command line and in the table.
+      module: which module is its server.
+      flavour: which event loop, where that module has several.
+      packages: what it needs, and so whose versions belong to the result.
+    """
+
+    name: str
+    module: str
+    flavour: str = ""
+    packages: tuple[str, ...] = ()
+
+    @property
+    def missing(self) -> list[str]:
+        """The packages that it needs and that are not installed."""
+        return [each for each in self.packages if importlib.util.find_spec(each) is None]
+
+
+BASE = "trio"  # to which all others are relative
+
+PEERS = {
+    peer.name: peer
+    for peer in [
+        Peer(BASE, "benchmarks.peers.trio", packages=("trio",)),
+        Peer("trisock", "benchmarks.peers.trisock", packages=("trisock", "trio")),
+        Peer("anyio-trio", "benchmarks.peers.anyio", "trio", ("anyio", "trio")),
+        Peer("anyio-asyncio", "benchmarks.peers.anyio", "asyncio", ("anyio",)),
+        Peer("asyncio", "benchmarks.peers.asyncio"),
+        Peer("uvloop", "benchmarks.peers.asyncio", "uvloop", ("uvloop",)),
+        Peer("gevent", "benchmarks.peers.gevent", packages=("gevent",)),
+        Peer("epoll", "benchmarks.peers.epoll"),
+    ]
+}

@@ -1,0 +1,62 @@
+"""anyio, on Trio or on asyncio."""
+
+from __future__ import annotations
+
+import anyio
+from anyio.abc import ByteStream, SocketAttribute
+from anyio.streams.buffered import BufferedByteReceiveStream
+from anyio.streams.tls import TLSListener
+
+from .serving import BLOCK, HOST, READ_SIZE, Task, announce, take_task
+
+
+async def echo(stream: ByteStream) -> None:
+    async with stream:
+        async for chunk in stream:
+            await stream.send(chunk)
+
+
+async def receive(stream: ByteStream) -> None:
+    async with stream:
+        async for request in stream:
+            await stream.send(request)
+            wanted, received = int(request), 0
+            while received < wanted:
+                received += len(await stream.receive(READ_SIZE))
+            await stream.send(b"%d" % received)
+
+
+async def send(stream: ByteStream) -> None:
+    async with stream:
+        async for request in stream:
+            for _ in range(int(request) // len(BLOCK)):
+                await stream.send(BLOCK)
+
+
+async def lines(stream: ByteStream) -> None:
+    async with stream:
+        buffered = BufferedByteReceiveStream(stream)
+        count = 0
+        try:
+            while True:
+                await buffered.receive_until(b"\n", READ_SIZE)
+                count += 1
+        except anyio.IncompleteRead:
+            await stream.send(b"%d" % count)
+
+
+async def main(task: Task) -> None:
+    handler = {"echo": echo, "receive": receive, "send": send, "lines": lines}[task.work]
+    listener = await anyio.create_tcp_listener(local_host=HOST)
+    port = listener.extra(SocketAttribute.local_port)
+    context = task.server_context()
+    announce(port)
+    if context is None:
+        await listener.serve(handler)
+    else:
+        await TLSListener(listener, context).serve(handler)
+
+
+if __name__ == "__main__":
+    task = take_task()
+    anyio.run(main, task, backend=task.flavour)

@@ -1,0 +1,63 @@
+"""asyncio's streams, on its own event loop or on uvloop."""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import StreamReader, StreamWriter
+
+from .serving import BLOCK, HOST, READ_SIZE, Task, announce, take_task
+
+
+async def echo(reader: StreamReader, writer: StreamWriter) -> None:
+    while chunk := await reader.read(READ_SIZE):
+        writer.write(chunk)
+        await writer.drain()
+    writer.close()
+
+
+async def receive(reader: StreamReader, writer: StreamWriter) -> None:
+    while request := await reader.read(READ_SIZE):
+        writer.write(request)
+        wanted, received = int(request), 0
+        while received < wanted:
+            chunk = await reader.read(READ_SIZE)
+            if not chunk:
+                break
+            received += len(chunk)
+        writer.write(b"%d" % received)
+        await writer.drain()
+    writer.close()
+
+
+async def send(reader: StreamReader, writer: StreamWriter) -> None:
+    while request := await reader.read(READ_SIZE):
+        for _ in range(int(request) // len(BLOCK)):
+            writer.write(BLOCK)
+            await writer.drain()
+    writer.close()
+
+
+async def lines(reader: StreamReader, writer: StreamWriter) -> None:
+    count = 0
+    async for _ in reader:
+        count += 1
+    writer.write(b"%d" % count)
+    await writer.drain()
+    writer.close()
+
+
+async def main(task: Task) -> None:
+    handler = {"echo": echo, "receive": receive, "send": send, "lines": lines}[task.work]
+    server = await asyncio.start_server(handler, HOST, 0, ssl=task.server_context())
+    announce(server.sockets[0].getsockname()[1])
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    task = take_task()
+    if task.flavour == "uvloop":
+        import uvloop
+
+        uvloop.run(main(task))
+    else:
+        asyncio.run(main(task))

@@ -10,6 +10,7 @@ import io
 import os
 import socket
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -744,19 +745,31 @@ async def test_the_chunks_of_a_file_are_bounded() -> None:
     assert _transport._SENDFILE_SIZE <= 1 << 20
 
 
-async def test_send_takes_one_system_call_for_many_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    real = _transport._writev
+class CountingSends:
+    """A socket below a Transport that keeps how many buffers each system call was given."""
 
-    def counting(descriptor: int, views: list[memoryview]) -> int:
-        calls.append(len(views))
-        return real(descriptor, views)
+    def __init__(self, sock: Socket) -> None:
+        self.calls: list[int] = []
+        self._real = sock._transport._raw
+        sock._transport._raw = self  # type: ignore[assignment]
 
-    monkeypatch.setattr(_transport, "_writev", counting)
-    a, b = await tcp_pair()
-    async with closing(a, b):
-        await a.send(b"one", b"two", b"", b"three")
-        assert calls == [3]
+    def send(self, data: object) -> int:
+        self.calls.append(1)
+        return self._real.send(data)  # type: ignore[arg-type]
+
+    def sendmsg(self, buffers: Sequence[bytes | memoryview]) -> int:
+        self.calls.append(len(buffers))
+        return self._real.sendmsg(buffers)
+
+
+async def test_send_takes_one_system_call_for_many_buffers() -> None:
+    for a, b in (await tcp_pair(), unix_pair()):  # a socket of our own, and one that was adopted
+        async with closing(a, b):
+            counting = CountingSends(a)
+            await a.send(b"one", b"two", b"", b"three")
+            await a.send(b"four")
+            assert counting.calls == [3, 1]
+            assert await b.recv_exactly(15) == b"onetwothreefour"
 
 
 async def test_a_clean_end_stays_one_though_a_send_has_failed() -> None:

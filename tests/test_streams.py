@@ -114,7 +114,8 @@ async def test_whatever_touches_the_transport_is_a_schedule_point(
                 await send()
         with trio.testing.assert_checkpoints():
             await a.recv(3)
-        assert not a.info().buffered
+        while a.info().buffered:
+            await a.recv()
         with trio.testing.assert_checkpoints():
             await a.peek()
         a.unrecv(b"z")
@@ -129,10 +130,13 @@ async def test_whatever_touches_the_transport_is_a_schedule_point(
                 await sock.close()
 
 
-async def test_a_task_that_reads_from_a_full_buffer_lets_others_run_every_64_reads() -> None:
+async def test_a_reader_of_a_full_buffer_lets_others_run_every_64_reads_or_1024_lines() -> (
+    None
+):
+    from trisock._buffer import LINES_AT_A_TIME
     from trisock._socket import READS_PER_PASS
 
-    assert READS_PER_PASS == 64  # the bound that docs/design.md states
+    assert (READS_PER_PASS, LINES_AT_A_TIME) == (64, 1024)  # the bounds that docs/design.md states
     a, b = await tcp_pair()
     async with closing(a, b):
         others = 0
@@ -158,11 +162,13 @@ async def test_a_task_that_reads_from_a_full_buffer_lets_others_run_every_64_rea
                 for _ in range(640):
                     await read()
                 assert others - before >= 9
-            before = others
-            count = 0
-            async for _ in a.lines():
-                count += 1
-                if count == 640:
-                    break
-            assert others - before >= 9
+            for size in (2, 64):
+                a.unrecv((b"x" * (size - 1) + b"\n") * 10 * LINES_AT_A_TIME)
+                before = others
+                count = 0
+                async for _ in a.lines():
+                    count += 1
+                    if count == 10 * LINES_AT_A_TIME:
+                        break
+                assert others - before >= 9
             nursery.cancel_scope.cancel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 from typing import Literal
 
 import trio
@@ -70,7 +71,10 @@ async def connect(
         if attempts is None or number is None:
             raise oserror(exc, f"cannot connect to {where}") from attempts
         raise OSError(number, f"cannot connect to {where}: {os.strerror(number)}") from attempts
-    return await _start(stream, host, tls, where)
+    # The same descriptor, in a socket that we can see: its calls are cheaper.
+    family, kind, protocol = stream.socket.family, stream.socket.type, stream.socket.proto
+    raw = socket.socket(family, kind, protocol, stream.socket.detach())
+    return await _start(raw, host, tls, where)
 
 
 async def connect_unix(
@@ -111,20 +115,20 @@ async def connect_unix(
                 retry = min(2 * retry, _LAST_RETRY)
             except OSError as exc:
                 raise OSError(exc.errno, exc.strerror, os.fsdecode(name)) from exc
-        stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
     except BaseException:
         sock.close()
         raise
-    return await _start(stream, None, tls, os.fsdecode(name))
+    return await _start(sock, None, tls, os.fsdecode(name))
 
 
 async def _start(
-    stream: trio.SocketStream, host: str | None, tls: TLSArgument | None, where: str
+    raw: socket.socket, host: str | None, tls: TLSArgument | None, where: str
 ) -> Socket:
     try:
-        sock = Socket(stream, side="client")
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(raw))
+        sock = Socket(stream, side="client", _raw=raw)
     except OSError as exc:
-        stream.socket.close()
+        raw.close()
         if exc.errno == errno.ENOTCONN:  # it was reset before we could ask who it is with
             exc = ConnectionResetError(errno.ECONNRESET, "reset")
         raise oserror(exc, f"cannot connect to {where}") from exc

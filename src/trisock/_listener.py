@@ -311,7 +311,7 @@ class Listener(trio.abc.Listener[Socket]):
                     continue
                 try:
                     stream = trio.SocketStream(trio.socket.from_stdlib_socket(connection))
-                    accepted = Socket(stream, side="server")
+                    accepted = Socket(stream, side="server", _raw=connection)
                 except OSError:  # reset in the backlog: it has no peer any more
                     connection.close()
                     self.dropped += 1

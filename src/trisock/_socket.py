@@ -7,8 +7,9 @@ import io
 import math
 import operator
 import os
+import socket
 import stat
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal, overload
 
@@ -79,33 +80,60 @@ class Socket(trio.abc.HalfCloseableStream):
     only tells (addresses, ``tls``, ``isopen``, ``info``).
     """
 
-    def __init__(self, stream: trio.SocketStream, *, side: Side = "client") -> None:
+    __slots__ = (
+        "_aborted",
+        "_buffer",
+        "_changing",
+        "_closed",
+        "_connected_host",
+        "_layer",
+        "_local",
+        "_peer",
+        "_reading",
+        "_reads_since_pass",
+        "_sending",
+        "_side",
+        "_tls",
+        "_tls_info",
+        "_transport",
+    )
+
+    def __init__(
+        self,
+        stream: trio.SocketStream,
+        *,
+        side: Side = "client",
+        _raw: socket.socket | None = None,
+    ) -> None:
         if not isinstance(stream, trio.SocketStream):
             raise TypeError(f"a Socket needs a trio.SocketStream, not {stream!r}")
         if side not in ("client", "server"):
             raise ValueError(f"the side is 'client' or 'server', not {side!r}")
-        family = stream.socket.family
-        self._peer = address_from_sockaddr(family, stream.socket.getpeername())
-        self._local = address_from_sockaddr(family, stream.socket.getsockname())
+        # As the system gives them: who asks for them gets an Address.
+        self._peer = stream.socket.getpeername()
+        self._local = stream.socket.getsockname()
         self._side: Side = side
-        self._transport = Transport(stream)
+        self._transport = Transport(stream, _raw)
         self._tls: TLSConnection | None = None
         self._tls_info: TLSInfo | None = None
+        # Where the next byte comes from and goes to: the TLS connection, if there is one.
+        self._layer: Transport | TLSConnection = self._transport
         self._connected_host: str | None = None
         # Bytes of one kind only: clear ones before starttls and after stoptls, decrypted ones
         # between them. starttls hands what is here to TLS, stoptls insists that it is empty.
         self._buffer = ReceiveBuffer()
         self._reads_since_pass = 0
         self._reading = Exclusive("another task is reading from this socket")
-        self._sending = SendTurn()
+        self._sending = SendTurn("another task is sending on this socket")
         self._changing = False
         self._aborted = False
-        self._closed = trio.Event()
+        self._closed: trio.Event | None = None  # made by the first who waits for it
 
     def __repr__(self) -> str:
         state = "closed" if self._transport.closing else "open" if self.isopen() else "ended"
         layer = self._tls_info.version if self._tls_info else "clear"
-        return f"<trisock.Socket {self._side} {self._local} <-> {self._peer} {layer} {state}>"
+        ends = f"{self.getlocal()} <-> {self.getpeer()}"
+        return f"<trisock.Socket {self._side} {ends} {layer} {state}>"
 
     # ---- reading ----
 
@@ -124,14 +152,26 @@ class Socket(trio.abc.HalfCloseableStream):
 
         Cancelled, it has consumed nothing. Source: Pluto's ``socket.recv``.
         """
-        max_bytes = _positive("max_bytes", max_bytes)
-        with self._reading:
-            self._check_open()
-            if self._buffer:
+        if max_bytes is not None:
+            max_bytes = _positive("max_bytes", max_bytes)
+        reading = self._reading
+        if reading.held:
+            reading.check()
+        reading.held = True
+        try:
+            if not self._buffer.size:  # the hot path: what arrives is not even put into the buffer
+                chunk = await self._layer.receive()
+                if max_bytes is None and self._tls is None:
+                    return chunk
+                self._arrived(chunk)
+            elif self._buffer:
+                self._check_open()
                 await self._buffered_read()
             else:
                 await self._receive()
             return self._buffer.take_chunk(max_bytes)
+        finally:
+            reading.held = False
 
     async def peek(self) -> bytes | None:
         """Return the chunk that ``recv`` would return next, without consuming it or waiting for it.
@@ -210,22 +250,25 @@ class Socket(trio.abc.HalfCloseableStream):
 
         After each of them, and cancelled, it has consumed nothing.
         """
-        wanted = bytes(_bytes_view(delimiter))
-        if not wanted:
-            raise ValueError("a delimiter has at least one byte")
+        wanted = _delimiter(delimiter)
         limit = _positive("max_bytes", max_bytes)
         with self._reading:
-            self._check_open()
-            waited = False
-            while (end := self._buffer.find(wanted)) is None and len(self._buffer) < limit:
-                waited = True
-                if not await self._receive():
-                    raise self._incomplete(None)
-            if not waited:
-                await self._buffered_read()
-            if end is None or end > limit:
-                raise LimitExceededError(limit)
-            return self._buffer.take(end)
+            return self._buffer.take(await self._find(wanted, limit))
+
+    async def _find(self, delimiter: bytes, max_bytes: int) -> int:
+        """Wait until a delimiter has come and return where it ends. Takes nothing."""
+        self._check_open()
+        buffer = self._buffer
+        waited = False
+        while (end := buffer.find(delimiter)) is None and buffer.size < max_bytes:
+            waited = True
+            if not await self._receive():
+                raise self._incomplete(None)
+        if not waited:
+            await self._buffered_read()
+        if end is None or end > max_bytes:
+            raise LimitExceededError(max_bytes)
+        return end
 
     def lines(
         self, *, delimiter: Buffer = b"\n", keep_ends: bool = False, max_bytes: int = 65536
@@ -244,7 +287,25 @@ class Socket(trio.abc.HalfCloseableStream):
             that was cut off must not be taken for a whole one; its bytes stay to be read.
           LimitExceededError: a line is longer than ``max_bytes``.
         """
-        return Lines(self, bytes(_bytes_view(delimiter)), keep_ends, max_bytes)
+        return Lines(self, _delimiter(delimiter), keep_ends, _positive("max_bytes", max_bytes))
+
+    async def _next_lines(
+        self, delimiter: bytes, keep_ends: bool, max_bytes: int
+    ) -> tuple[bytes, Iterator[bytes]]:
+        """Return the next line, and those that can be taken after it without waiting."""
+        with self._reading:
+            try:
+                end = await self._find(delimiter, max_bytes)
+            except IncompleteReadError as exc:
+                if exc.partial:
+                    raise
+                raise StopAsyncIteration from None
+            batch = self._buffer.take_lines(delimiter, keep_ends, max_bytes)
+            self._reads_since_pass += operator.length_hint(batch)
+            for line in batch:
+                return line, batch
+            line = self._buffer.take(end)  # its end is in another chunk
+            return line if keep_ends else line[: -len(delimiter)], batch
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Do the same as ``recv``, for ``trio.abc.ReceiveStream``: always a full checkpoint."""
@@ -279,13 +340,16 @@ class Socket(trio.abc.HalfCloseableStream):
 
     async def _receive(self) -> bool:
         """Wait for one more chunk and add it to the buffer; False at the end of the stream."""
-        self._reads_since_pass = 0
-        if self._tls is None:
-            chunk = await self._transport.receive()
-        else:
-            chunk = await self._tls.receive()
-        self._buffer.append(chunk)
+        chunk = await self._layer.receive()
+        self._arrived(chunk)
         return bool(chunk)
+
+    def _arrived(self, chunk: bytes) -> None:
+        """Put what has arrived into the buffer: all of it that can be decrypted without waiting."""
+        self._buffer.append(chunk)
+        if self._tls is not None and chunk:
+            for record in self._tls.receive_arrived():
+                self._buffer.append(record)
 
     def _receive_nowait(self) -> bytes | None:
         """Return the next chunk if it has arrived, ``b""`` at the end; raise nothing."""
@@ -312,9 +376,29 @@ class Socket(trio.abc.HalfCloseableStream):
         sent and sending is over (``BrokenResourceError``); under TLS reading is as well.
         Source: Pluto's ``socket.send``.
         """
-        views = [_bytes_view(each) for each in buffers]
-        async with self._sending:
-            await self._send(views)
+        views: tuple[bytes | memoryview, ...]
+        if len(buffers) == 1 and type(buffers[0]) is bytes:
+            views = (buffers[0],)
+        else:
+            views = tuple(map(_bytes_view, buffers))
+        turn = self._sending
+        if turn.held:
+            turn.check()
+        turn.held = True
+        try:
+            if turn.taken:
+                await turn.take()
+            else:
+                turn.taken = True
+            try:
+                await self._send(views)
+            finally:
+                if turn.queue:
+                    turn.give()
+                else:
+                    turn.taken = False
+        finally:
+            turn.held = False
 
     async def send_all(self, data: Buffer) -> None:
         """Do the same as ``send(data)``, as ``trio.abc.SendStream`` has it."""
@@ -324,10 +408,7 @@ class Socket(trio.abc.HalfCloseableStream):
         """Wait until a send might start at once. See ``trio.abc.SendStream``."""
         async with self._sending:
             self._check_open()
-            if self._tls is None:
-                await self._transport.wait_writable()
-            else:
-                await self._tls.wait_send_all_might_not_block()
+            await self._layer.wait_writable()
 
     async def send_file(
         self,
@@ -399,15 +480,12 @@ class Socket(trio.abc.HalfCloseableStream):
                 raise NotImplementedError("there is no half-closed state under TLS")
             await self._transport.send_eof()
 
-    async def _send(self, views: list[memoryview]) -> None:
-        self._check_open()
-        if self._tls is None:
-            await self._transport.send(views)
-            return
+    async def _send(self, buffers: Sequence[bytes | memoryview]) -> None:
         try:
-            await self._tls.send(views)
+            await self._layer.send(buffers)
         except trio.BrokenResourceError:
-            self._look_for_an_alert(self._tls)
+            if self._tls is not None:
+                self._look_for_an_alert(self._tls)
             raise
 
     def _look_for_an_alert(self, tls: TLSConnection) -> None:
@@ -460,9 +538,7 @@ class Socket(trio.abc.HalfCloseableStream):
                 on_sent(len(chunk))
         except BaseException:
             if started:  # the peer cannot know that the rest of the file will not come
-                self._transport.sending_over = True
-                if self._tls is not None:
-                    self._tls.cut_off()
+                self._layer.cut_off()
             raise
 
     async def _send_for_broadcast(self, data: bytes) -> bool:
@@ -528,7 +604,7 @@ class Socket(trio.abc.HalfCloseableStream):
             side=self._side,
         )
         deadline = trio.current_time() + timeout
-        where = str(self._peer)
+        where = str(self.getpeer())
         if role.server_hostname is not None:
             where = f"{role.server_hostname!r} ({where})"
         async with self._both_directions(deadline) as in_time:
@@ -536,10 +612,7 @@ class Socket(trio.abc.HalfCloseableStream):
                 raise self._transport.note(
                     TLSError(f"TLS handshake with {where} failed: a broadcast was in its way")
                 )
-            if self._transport.eof_sent:
-                raise trio.ClosedResourceError("TLS cannot be started after send_eof")
-            if self._transport.sending_over:
-                raise self._transport.broken("an earlier send was cut off")
+            self._transport.check_sending()
             connection = TLSConnection(
                 self._transport,
                 role,
@@ -548,7 +621,7 @@ class Socket(trio.abc.HalfCloseableStream):
                 where=where,
             )
             self._buffer = ReceiveBuffer()  # what was in it is TLS's now
-            self._tls = connection
+            self._tls = self._layer = connection
             async with self._closing_on_failure(connection):
                 self._tls_info = await connection.handshake(deadline, timeout)
             return self._tls_info
@@ -572,13 +645,14 @@ class Socket(trio.abc.HalfCloseableStream):
         if self._tls is None:
             raise RuntimeError("this connection is not using TLS")
         async with self._both_directions():
-            while chunk := self._tls.receive_arrived():
-                self._buffer.append(chunk)
+            for record in self._tls.receive_arrived():
+                self._buffer.append(record)
             if self._buffer:
                 raise RuntimeError("decrypted bytes are waiting to be read: read them first")
             async with self._closing_on_failure(self._tls):
                 trailing = await self._tls.stop()
             self._tls = self._tls_info = None
+            self._layer = self._transport
             self._buffer.append(trailing)
 
     def _check_idle(self) -> None:
@@ -642,7 +716,10 @@ class Socket(trio.abc.HalfCloseableStream):
         if self._transport.closing:  # done, or another task is at it
             try:
                 await trio.lowlevel.checkpoint()
-                await self._closed.wait()
+                if self.fileno() >= 0:
+                    if self._closed is None:
+                        self._closed = trio.Event()
+                    await self._closed.wait()
             except BaseException:
                 self._close_hard()
                 raise
@@ -661,10 +738,11 @@ class Socket(trio.abc.HalfCloseableStream):
         """
         self._aborted = True
         self._transport.abort()
-        self._closed.set()
+        self._has_closed()
 
     async def _close(self, tls: TLSConnection | None) -> None:
         self._transport.wake()
+        self._let_go()
         try:
             # Those who were woken go first: what they leave unsent decides what is due.
             await trio.lowlevel.checkpoint()
@@ -675,12 +753,22 @@ class Socket(trio.abc.HalfCloseableStream):
         try:
             await self._transport.close(due)
         finally:
-            self._closed.set()
+            self._has_closed()
 
     def _close_hard(self) -> None:
         """Do what a cancelled close does: like ``abort``, but leave what was sent to the kernel."""
         self._transport.close_hard()
-        self._closed.set()
+        self._has_closed()
+
+    def _let_go(self) -> None:
+        """Let every read and send from now on meet the transport, which is closed."""
+        self._layer = self._transport
+        self._buffer.settle()  # also of lines
+
+    def _has_closed(self) -> None:
+        self._let_go()
+        if self._closed is not None:
+            self._closed.set()
 
     def _is_own_failure(self, exc: BaseException) -> bool:
         """Whether an error is about this very connection: it broke, ended early or was aborted."""
@@ -706,11 +794,11 @@ class Socket(trio.abc.HalfCloseableStream):
 
     def getpeer(self) -> Address:
         """Return the other end's address, also after ``close``. Source: Pluto's ``getpeer``."""
-        return self._peer
+        return address_from_sockaddr(self.stream.socket.family, self._peer)
 
     def getlocal(self) -> Address:
         """Return our end's address, also after ``close``."""
-        return self._local
+        return address_from_sockaddr(self.stream.socket.family, self._local)
 
     def getside(self) -> Side:
         """Return ``"client"`` or ``"server"``. Source: Pluto's ``socket.getside``."""
@@ -731,13 +819,13 @@ class Socket(trio.abc.HalfCloseableStream):
             return False
         if self._buffer:
             return True
-        return not (self._transport if self._tls is None else self._tls).at_end()
+        return not self._layer.at_end()
 
     def info(self) -> ConnectionInfo:
         """Return all that is known about the connection."""
         return ConnectionInfo(
-            local=self._local,
-            peer=self._peer,
+            local=self.getlocal(),
+            peer=self.getpeer(),
             side=self._side,
             isopen=self.isopen(),
             istls=self.istls(),
@@ -783,25 +871,30 @@ class Lines:
     """The async iterator that ``Socket.lines`` returns.
 
     A class and not an async generator: those are not closed when their loop is left early.
+
+    Invariant: ``_batch`` gives lines that are still in the socket's buffer, and is empty as soon as
+    anything else is done to that. So a line is taken when it is returned, and not before.
     """
+
+    __slots__ = ("_batch", "_delimiter", "_keep_ends", "_max_bytes", "_sock")
 
     def __init__(self, sock: Socket, delimiter: bytes, keep_ends: bool, max_bytes: int) -> None:
         self._sock = sock
         self._delimiter = delimiter
         self._keep_ends = keep_ends
         self._max_bytes = max_bytes
+        self._batch: Iterator[bytes] = iter(())
 
     def __aiter__(self) -> Lines:
         return self
 
     async def __anext__(self) -> bytes:
-        try:
-            line = await self._sock.recv_until(self._delimiter, max_bytes=self._max_bytes)
-        except IncompleteReadError as exc:
-            if exc.partial:
-                raise
-            raise StopAsyncIteration from None
-        return line if self._keep_ends else line[: -len(self._delimiter)]
+        for line in self._batch:  # the hot path (row lines)
+            return line
+        line, self._batch = await self._sock._next_lines(
+            self._delimiter, self._keep_ends, self._max_bytes
+        )
+        return line
 
 
 def _bytes_view(data: object) -> memoryview:
@@ -810,6 +903,13 @@ def _bytes_view(data: object) -> memoryview:
         raise TypeError(f"bytes are needed, not {type(data).__name__}")
     view = memoryview(data)
     return view if view.format == "B" and view.ndim == 1 and view.contiguous else _flat(view)
+
+
+def _delimiter(data: Buffer) -> bytes:
+    delimiter = bytes(_bytes_view(data))
+    if not delimiter:
+        raise ValueError("a delimiter has at least one byte")
+    return delimiter
 
 
 def _flat(view: memoryview) -> memoryview:

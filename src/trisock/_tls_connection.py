@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import trio
@@ -57,6 +57,7 @@ class _Carrier(trio.abc.Stream):
         self.tickets = b""
         self.send_failure: trio.BrokenResourceError | None = None
         self.collected: list[bytes] | None = None
+        self._sending: trio.Event | None = None  # set when what is being sent has gone out
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Return bytes as a full checkpoint; cancelled, it has taken none."""
@@ -69,30 +70,37 @@ class _Carrier(trio.abc.Stream):
             raise _EndOfTransport
         return data
 
-    def receive_nowait(self) -> bytes:
-        data = self._transport.receive_nowait()
-        if not data:
-            raise _EndOfTransport
-        return data
-
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         if self.collected is not None:
             self.collected.append(self.tickets + data)
             self.tickets = b""
             return
-        data, self.tickets = self.tickets + data, b""
+        while self._sending is not None:
+            await self._sending.wait()
+        with contextlib.suppress(trio.BrokenResourceError):
+            await self.send(bytes(data))
+
+    async def send(self, data: bytes) -> None:
+        """Send what has been encrypted. A schedule point; no cancel point before the first try."""
+        if self.tickets:
+            data, self.tickets = self.tickets + data, b""
         self.cut_off = True
         try:
-            # What is encrypted must go out, so there is no cancel point before the first try.
             sent = self._transport.send_nowait(data)
             if sent < len(data):
-                await self._transport.send([memoryview(data)[sent:]])
+                self._sending = trio.Event()
+                try:
+                    await self._transport.send([memoryview(data)[sent:]])
+                finally:
+                    self._sending.set()
+                    self._sending = None
+                self.cut_off = False
             else:
+                self.cut_off = False
                 await trio.lowlevel.cancel_shielded_checkpoint()
         except trio.BrokenResourceError as exc:
             self.send_failure = exc
-        else:
-            self.cut_off = False
+            raise
 
     async def wait_send_all_might_not_block(self) -> None:
         await self._transport.wait_writable()
@@ -167,8 +175,12 @@ class TLSConnection:
         self._stream = trio.SSLStream(
             self._carrier, cast(ssl.SSLContext, self._tap), server_side=role.server_side
         )
+        self._ssl_object = self._tap.ssl_object
+        self._incoming = self._tap.incoming
+        self._outgoing = self._tap.outgoing
         self.failure: trio.BrokenResourceError | None = None
         self._ended = False
+        self._reading_through_stream = False
         self.info: TLSInfo | None = None
 
     # ---- the beginning ----
@@ -190,7 +202,7 @@ class TLSConnection:
             raise self._fail(f"not finished within {timeout:g} seconds")
         if self._carrier.send_failure is not None:
             raise self._fail("the peer closed the connection")
-        ssl_object = self._tap.ssl_object
+        ssl_object = self._ssl_object
         alpn_protocol = ssl_object.selected_alpn_protocol()
         if self._role.require_alpn and alpn_protocol is None:
             raise self._fail("the peer shares no ALPN protocol, and one is required")
@@ -217,76 +229,98 @@ class TLSConnection:
     # ---- reading ----
 
     async def receive(self) -> bytes:
-        """Return one record's bytes; ``b""`` after ``close_notify``. A full checkpoint."""
-        self._check()
-        await trio.lowlevel.checkpoint_if_cancelled()
+        """Return one record's bytes; ``b""`` after ``close_notify``. A full checkpoint.
+
+        Cancelled, it has taken nothing. More that has come with it is in ``receive_arrived``.
+        """
+        if self.failure is not None:
+            self._check()
+        if self._incoming.pending or self._ended or self._ssl_object.pending():
+            await trio.lowlevel.checkpoint_if_cancelled()
+            data = self._decrypt()
+            if data is not None:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+                return data
+        # Reading alone never sends: what has been decrypted is returned before anything can be
+        # cancelled. An answer to a key update is left for the next send (RFC 8446, section 4.6.3).
+        while not self._outgoing.pending:
+            ciphertext = await self._transport.receive()
+            if not ciphertext:
+                return self._transport_ended()
+            self._incoming.write(ciphertext)
+            data = self._decrypt()
+            if data is not None:
+                return data
+        # It may be waiting for an answer to what it wants to send (TLS 1.2: a renegotiation), and
+        # a peer must not make us collect answers without end. That is SSLStream's to sort out.
+        return await self._receive_through_stream()
+
+    def _decrypt(self) -> bytes | None:
+        """Return one record's bytes, ``b""`` at the end, ``None`` if more must come before."""
         try:
-            data = await self._read()
-        except _EndOfTransport:
-            return self._transport_ended()
+            data = self._ssl_object.read(_RECORD_SIZE)
+        except ssl.SSLWantReadError:
+            return None
         except ssl.SSLError as exc:
             raise self._fail_by_ssl(exc) from exc
+        if not data:
+            self._ended = True
+        return data
+
+    async def _receive_through_stream(self) -> bytes:
+        self._reading_through_stream = True
+        try:
+            data = bytes(await self._stream.receive_some(_RECORD_SIZE))
+        except _EndOfTransport:
+            return self._transport_ended()
         except trio.BrokenResourceError as exc:
             if self._transport.has_failed_by(exc):  # below TLS
                 raise
             raise self._fail_by(exc) from exc.__cause__
+        finally:
+            self._reading_through_stream = False
         self._ended = not data
         return data
 
-    async def _read(self) -> bytes:
-        read, incoming = self._tap.ssl_object.read, self._tap.incoming
-        try:
-            data = read(_RECORD_SIZE)
-        except ssl.SSLWantReadError:
-            pass
-        else:
-            await trio.lowlevel.cancel_shielded_checkpoint()
-            return data
-        # Reading alone never sends: what has been decrypted is returned before anything can be
-        # cancelled. An answer to a key update is left for the next send (RFC 8446, section 4.6.3).
-        while not self._tap.outgoing.pending:
-            incoming.write(await self._carrier.receive_some())
-            with contextlib.suppress(ssl.SSLWantReadError):
-                return read(_RECORD_SIZE)
-        # It may be waiting for an answer to what it wants to send (TLS 1.2: a renegotiation), and
-        # a peer must not make us collect answers without end. That is SSLStream's to sort out.
-        return bytes(await self._stream.receive_some(_RECORD_SIZE))
+    def receive_arrived(self) -> list[bytes]:
+        """Return the bytes of each record that was read from the kernel already.
+
+        Raises nothing: an error, like the end, is for the next ``receive`` to tell.
+        """
+        records: list[bytes] = []
+        while self._incoming.pending or self._ssl_object.pending():
+            try:
+                data = None if self.failure is not None else self._decrypt()
+            except TLSError:
+                break
+            if not data:
+                break
+            records.append(data)
+        return records
 
     def receive_nowait(self) -> bytes | None:
         """Return one record's bytes, ``b""`` at the end, ``None`` if no whole record is here.
 
-        Raises nothing: an error is kept for the next ``receive``. It talks to the ``SSLObject``
-        itself, which is atomic; what ``SSLStream`` would have to send afterwards it
-        finds in its outgoing BIO and sends next time.
+        Raises nothing: an error is kept for the next ``receive``.
         """
         while self.failure is None:
             try:
-                data = self._tap.ssl_object.read(_RECORD_SIZE)
-            except ssl.SSLWantReadError:
-                try:
-                    self._tap.incoming.write(self._carrier.receive_nowait())
-                except _EndOfTransport:
-                    return b"" if self._https_compatible else None
-                except (BlockingIOError, trio.BrokenResourceError):
-                    return None
-            except ssl.SSLError as exc:
-                self._fail_by_ssl(exc)
-            else:
-                self._ended = not data
-                return data
-        return None
-
-    def receive_arrived(self) -> bytes | None:
-        """Return one record's bytes if it was read from the kernel already, ``None`` if not."""
-        with contextlib.suppress(ssl.SSLError):
-            return self._tap.ssl_object.read(_RECORD_SIZE) or None
+                data = self._decrypt()
+                if data is not None:
+                    return data
+                ciphertext = self._transport.receive_nowait()
+            except (BlockingIOError, trio.BrokenResourceError):
+                return None
+            if not ciphertext:
+                return b"" if self._https_compatible else None
+            self._incoming.write(ciphertext)
         return None
 
     def at_end(self) -> bool:
         """Whether nothing is left to read, as far as can be told without decrypting."""
         if self.failure is not None or self._ended:
             return True
-        if self._tap.ssl_object.pending() or self._tap.incoming.pending:
+        if self._ssl_object.pending() or self._incoming.pending:
             return False
         return self._transport.at_end()
 
@@ -299,23 +333,22 @@ class TLSConnection:
 
     # ---- sending ----
 
-    async def send(self, views: list[memoryview]) -> None:
-        """Encrypt and send all bytes of all views. A full checkpoint.
+    async def send(self, buffers: Sequence[bytes | memoryview]) -> None:
+        """Encrypt and send all bytes of all buffers. A full checkpoint.
 
         Cancelled before the first byte it changes nothing; later, the connection is over.
         """
         self._check_sending()
         started = False
         try:
-            for piece in _pieces(views):
+            for piece in _pieces(buffers):
                 # What is encrypted must be sent. So wait first: until there is room for a byte,
                 # changing one's mind harms nothing.
                 if not self._transport.writable_now():
-                    await self._stream.wait_send_all_might_not_block()
+                    await self._transport.wait_writable()
                 await trio.lowlevel.checkpoint_if_cancelled()
                 started = True
-                await self._stream.send_all(piece)
-                self._check_sending()
+                await self._send_piece(piece)
         except BaseException as exc:
             if started:
                 self._carrier.cut_off = True
@@ -325,10 +358,20 @@ class TLSConnection:
         if not started:
             await trio.lowlevel.checkpoint()
 
-    async def wait_send_all_might_not_block(self) -> None:
+    async def _send_piece(self, piece: bytes | memoryview) -> None:
+        self._check_sending()  # a reader may have met an error while we waited
+        if not self._reading_through_stream:
+            with contextlib.suppress(ssl.SSLError):  # SSLStream will meet it again
+                self._ssl_object.write(piece)
+                await self._carrier.send(self._outgoing.read())
+                return
+        await self._stream.send_all(piece)
+        self._check_sending()
+
+    async def wait_writable(self) -> None:
         """Wait until a send might start at once. A full checkpoint."""
         self._check_sending()
-        await self._stream.wait_send_all_might_not_block()
+        await self._transport.wait_writable()
 
     def _check_sending(self) -> None:
         self._check()
@@ -366,18 +409,18 @@ class TLSConnection:
         Nothing, if they could not be understood: after ciphertext that was cut off.
         """
         if self.failure is not None:
-            due = self._carrier.tickets + self._tap.outgoing.read()
+            due = self._carrier.tickets + self._outgoing.read()
         elif self.info is None or self._https_compatible:
             return b""
         else:
             # SSL_shutdown fails on data that was not read, before SSLStream has sent anything.
             with contextlib.suppress(ssl.SSLError):
-                while self._tap.ssl_object.read(_RECORD_SIZE):
+                while self._ssl_object.read(_RECORD_SIZE):
                     pass
             self._carrier.collected = []
             with contextlib.suppress(trio.BrokenResourceError):
                 await self._stream.aclose()
-            due = b"".join(self._carrier.collected) + self._tap.outgoing.read()
+            due = b"".join(self._carrier.collected) + self._outgoing.read()
         return b"" if self._carrier.cut_off else due
 
     # ---- errors ----
@@ -410,11 +453,18 @@ class TLSConnection:
         )
 
 
-def _pieces(views: list[memoryview]) -> Iterator[memoryview]:
-    """Give the same bytes with small views joined and large ones cut to ``_SEND_SIZE``."""
+def _pieces(buffers: Sequence[bytes | memoryview]) -> Iterable[bytes | memoryview]:
+    """Give the same bytes with small buffers joined and large ones cut to ``_SEND_SIZE``."""
+    if len(buffers) == 1 and 0 < len(buffers[0]) <= _SEND_SIZE:
+        return buffers
+    return _cut(buffers)
+
+
+def _cut(buffers: Sequence[bytes | memoryview]) -> Iterator[bytes | memoryview]:
     parts: list[memoryview] = []
     size = 0
-    for view in views:
+    for each in buffers:
+        view = memoryview(each)
         for start in range(0, len(view), _SEND_SIZE):
             part = view[start : start + _SEND_SIZE]
             if size + len(part) > _SEND_SIZE:
@@ -426,8 +476,8 @@ def _pieces(views: list[memoryview]) -> Iterator[memoryview]:
         yield _joined(parts)
 
 
-def _joined(parts: list[memoryview]) -> memoryview:
-    return parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
+def _joined(parts: list[memoryview]) -> bytes | memoryview:
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 # OpenSSL's reasons for a peer that does not speak TLS: what its first bytes looked like.

@@ -57,7 +57,9 @@ def coverage(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Ruff, mypy and pyright."""
-    session.install("-e", ".[tests]", "nox", *nox.project.dependency_groups(PROJECT, "lint"))
+    session.install(
+        "-e", ".[tests]", "nox", *nox.project.dependency_groups(PROJECT, "lint", "bench")
+    )
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("mypy")
@@ -86,3 +88,10 @@ def docs(session: nox.Session) -> None:
     session.install("-e", ".", *nox.project.dependency_groups(PROJECT, "docs"))
     shutil.rmtree(Path("docs/_build"), ignore_errors=True)
     session.run("sphinx-build", "-W", "--keep-going", "docs", "docs/_build")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """The benchmarks (docs/benchmarks.md); ``nox -s bench -- --quick`` for a look."""
+    session.install(".", *nox.project.dependency_groups(PROJECT, "bench"))
+    session.run("python", "-m", "benchmarks", *session.posargs)

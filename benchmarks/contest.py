@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import trustme
 
 from .measure import Failed, Measurement, measure
 from .peers import BASE, Peer
-from .rows import Row
+from .rows import ROWS, Row
 from .server import Server
 
 
@@ -51,7 +52,7 @@ class Result:
         """Return the row's figure: work per CPU second, or bytes per connection."""
         return Spread.of([each.figure(self.row) for each in self.series[peer].measurements])
 
-    def per_wall_second(self, peer: str) -> Spread:
+    def per_second(self, peer: str) -> Spread:
         """Return the work that was done in a second of time."""
         return Spread.of([each.amount / each.wall for each in self.series[peer].measurements])
 
@@ -83,6 +84,13 @@ class Place:
     certificates: Path
 
     @property
+    def cores(self) -> str:
+        """Say which core does what."""
+        if self.server_core == self.client_core:
+            return f"{self.server_core} only: servers and client share it"
+        return f"{self.server_core} for the servers, {self.client_core} for the client"
+
+    @property
     def authority(self) -> Path:
         """Who has signed the servers' certificate."""
         return self.certificates / "ca.pem"
@@ -90,6 +98,7 @@ class Place:
 
 def prepare(directory: Path) -> Place:
     """Take a core for the client, leave one to the servers, and make a certificate for them."""
+    _allow_connections()
     cores = sorted(os.sched_getaffinity(0))
     place = Place(cores[0], cores[-1], directory)
     os.sched_setaffinity(0, {place.client_core})
@@ -102,6 +111,15 @@ def prepare(directory: Path) -> Place:
     return place
 
 
+def _allow_connections() -> None:
+    """Let this process, and the servers, have as many connections as the memory rows open."""
+    wanted = 2 * max(max(row.amount, row.connections) for row in ROWS.values() if row.is_memory)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+
+
 def compete(
     row: Row,
     peers: Sequence[Peer],
@@ -109,19 +127,13 @@ def compete(
     *,
     amount: int,
     rounds: int,
-    on_round: Callable[[int], object] = lambda number: None,
 ) -> Result:
-    """Let each peer do a row's work in each round; who fails once is out of it.
-
-    Args:
-      on_round: called with the number of each round before it begins.
-    """
+    """Let each peer do a row's work in each round; who fails once is out of it."""
     series = {peer.name: Series() for peer in peers}
     for peer in peers:
         if peer.missing:
             series[peer.name].failure = f"not installed: {', '.join(peer.missing)}"
     for number in range(rounds):
-        on_round(number)
         shift = number % len(peers)
         order = [each for each in [*peers[shift:], *peers[:shift]] if not series[each.name].failure]
         with contextlib.ExitStack() as stack:

@@ -1,72 +1,78 @@
-"""Results as a table on the terminal."""
+"""Results as tables on the terminal, in Markdown, so that they can go into the docs as they are."""
 
 from __future__ import annotations
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from .contest import Result, Spread
-from .peers import BASE
-from .rows import Row
-
-SUBJECT = "trisock"
+from .contest import Result
+from .peers import BASE, SUBJECT
+from .rows import Row, amount_text
 
 
-def show(result: Result, console: Console) -> None:
-    """Print one row's results."""
+def show_row(result: Result, console: Console) -> None:
+    """Print all of one row's results."""
     row = result.row
-    relation, better = ("<=", "less") if row.is_memory else (">=", "more")
-    table = Table(
-        title=f"{row.name}: {row.title} ({amount(result.amount, row.unit)})",
-        title_justify="left",
-        caption=f"trisock's target: {relation} {row.target} x {BASE} ({better} is better)",
-        caption_justify="left",
-    )
+    table = _table(f"{row.name}: {row.title}, {amount_text(result.amount, row.unit)}")
     table.add_column("peer")
-    table.add_column(f"x {BASE}", justify="right")
-    table.add_column("low - high", justify="right")
-    if row.is_memory:
-        table.add_column("KiB a connection", justify="right")
-    else:
-        table.add_column(f"{unit(row)} a CPU second", justify="right")
-        table.add_column("a second", justify="right")
-        table.add_column("busy", justify="right")
-    table.add_column("target")
+    unit = "MiB" if row.unit == "bytes" else row.unit
+    columns = ["KiB / connection"] if row.is_memory else [f"{unit} / CPU s", f"{unit} / s", "busy"]
+    for column in [f"x {BASE}", "spread", *columns]:
+        table.add_column(column, justify="right")
+    failures = []
     for name, series in result.series.items():
         if series.failure:
-            table.add_row(name, "failed", "", "", *[""] * (0 if row.is_memory else 2), series.failure)
+            table.add_row(name, "failed")
+            failures.append(f"{name} failed: {series.failure}")
             continue
-        ratio = result.ratio(name)
-        cells = [name, *_ratio(ratio), _number(result.figure(name).median, row)]
+        cells = [name, "", "", _figure(result.figure(name).median, row)]
+        if ratio := result.ratio(name):
+            cells[1:3] = [f"{ratio.median:.2f}", f"{ratio.low:.2f} to {ratio.high:.2f}"]
         if not row.is_memory:
-            cells += [_number(result.per_wall_second(name).median, row), f"{result.busy(name):.0%}"]
-        table.add_row(*cells, verdict(row, ratio) if name == SUBJECT and ratio else "")
+            cells += [_figure(result.per_second(name).median, row), f"{result.busy(name):.0%}"]
+        table.add_row(*cells)
     console.print(table)
+    for failure in failures:
+        console.print(failure, markup=False)
     console.print()
 
 
-def verdict(row: Row, ratio: Spread) -> str:
-    """Say whether trisock has reached what it is meant to."""
-    return "met" if row.meets_target(ratio.median) else "missed"
+def show_summary(results: list[Result], console: Console) -> None:
+    """Print every row's ratios, and whether trisock has reached what it is meant to."""
+    peers = [each for each in results[0].series if each != BASE]
+    table = _table("work per CPU second of the server, bare Trio = 1; memory: less is better")
+    table.add_column("row")
+    for peer in peers:
+        table.add_column(peer, justify="right")
+    table.add_column(f"{SUBJECT}'s target")
+    for result in results:
+        cells = [result.row.name]
+        for peer in peers:
+            ratio = result.ratio(peer)
+            cells.append(f"{ratio.median:.2f}" if ratio else _absence(result, peer))
+        table.add_row(*cells, _target(result))
+    console.print(table)
 
 
-def amount(number: int, unit: str) -> str:
-    """Write an amount of work: 256 MiB, 60,000 messages."""
-    return f"{number / (1 << 20):,g} MiB" if unit == "bytes" else f"{number:,} {unit}"
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=box.MARKDOWN)
 
 
-def unit(row: Row) -> str:
-    """Return the unit that figures of a row are shown in."""
-    return "MiB" if row.unit == "bytes" else row.unit
+def _target(result: Result) -> str:
+    row = result.row
+    text = f"{'<=' if row.is_memory else '>='} {row.target}"
+    ratio = result.ratio(SUBJECT) if SUBJECT in result.series else None
+    if ratio:
+        text += ": met" if row.meets_target(ratio.median) else ": missed"
+    return text
 
 
-def _ratio(ratio: Spread | None) -> tuple[str, str]:
-    if ratio is None:
-        return "", ""
-    return f"{ratio.median:.2f}", f"{ratio.low:.2f} - {ratio.high:.2f}"
+def _absence(result: Result, peer: str) -> str:
+    return "failed" if result.series[peer].failure else ""
 
 
-def _number(figure: float, row: Row) -> str:
+def _figure(figure: float, row: Row) -> str:
     if row.is_memory:
         return f"{figure / 1024:,.1f}"
     return f"{figure / (1 << 20):,.0f}" if row.unit == "bytes" else f"{figure:,.0f}"

@@ -50,7 +50,11 @@ class Row:
 
     def warm_up(self, amount: int) -> int:
         """Return how much work goes before the measured: a tenth, in whole writes of a server."""
-        return -(-amount // 10 // BLOCK_SIZE) * BLOCK_SIZE if self.unit == "bytes" else max(amount // 10, 1)
+        return (
+            -(-amount // 10 // BLOCK_SIZE) * BLOCK_SIZE
+            if self.unit == "bytes"
+            else max(amount // 10, 1)
+        )
 
     def meets_target(self, ratio: float) -> bool:
         """Return whether so much, relative to bare Trio, is what was aimed at."""
@@ -85,3 +89,8 @@ ROWS = {row.name: row for row in [
         "connections", 1_000, 300, 1.1, tls=True, connections=0),
 ]}
 # fmt: on
+
+
+def amount_text(number: int, unit: str) -> str:
+    """Write an amount of work, such as 256 MiB or 60,000 messages."""
+    return f"{number / MIB:,g} MiB" if unit == "bytes" else f"{number:,} {unit}"

@@ -9,6 +9,8 @@ import tempfile
 import time
 from pathlib import Path
 
+_PROJECT = Path(__file__).parents[1]
+
 
 class ServerEnded(Exception):
     """The server has ended before it accepted connections."""
@@ -23,9 +25,10 @@ class Server:
     """
 
     def __init__(self, arguments: list[str], core: int) -> None:
-        self._stderr = tempfile.TemporaryFile()
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115, for as long as the server
         self._process = subprocess.Popen(
             [sys.executable, "-m", *arguments, f"--core={core}", f"--parent={os.getpid()}"],
+            cwd=_PROJECT,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
@@ -57,7 +60,9 @@ class Server:
         """Return how much memory it has that no other process shares."""
         rollup = Path(f"/proc/{self._process.pid}/smaps_rollup").read_text()
         sizes = dict(line.split(":", 1) for line in rollup.splitlines()[1:])
-        return sum(int(sizes[each].split()[0]) * 1024 for each in ("Private_Clean", "Private_Dirty"))
+        return sum(
+            int(sizes[each].split()[0]) * 1024 for each in ("Private_Clean", "Private_Dirty")
+        )
 
     def stop(self) -> str:
         """End it, and return the last line that it has written to stderr, if any."""

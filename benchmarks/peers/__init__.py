@@ -23,12 +23,14 @@ class Peer:
 
     Attributes:
       name: what it is called on the command line and in the table.
+      title: what it is.
       module: which module is its server.
       flavour: which event loop, where that module has several.
       packages: what it needs, and so whose versions belong to the result.
     """
 
     name: str
+    title: str
     module: str
     flavour: str = ""
     packages: tuple[str, ...] = ()
@@ -39,18 +41,26 @@ class Peer:
         return [each for each in self.packages if importlib.util.find_spec(each) is None]
 
 
+SUBJECT = "trisock"  # which the others are there for
 BASE = "trio"  # to which all others are relative
 
-PEERS = {
-    peer.name: peer
-    for peer in [
-        Peer(BASE, "benchmarks.peers.trio", packages=("trio",)),
-        Peer("trisock", "benchmarks.peers.trisock", packages=("trisock", "trio")),
-        Peer("anyio-trio", "benchmarks.peers.anyio", "trio", ("anyio", "trio")),
-        Peer("anyio-asyncio", "benchmarks.peers.anyio", "asyncio", ("anyio",)),
-        Peer("asyncio", "benchmarks.peers.asyncio"),
-        Peer("uvloop", "benchmarks.peers.asyncio", "uvloop", ("uvloop",)),
-        Peer("gevent", "benchmarks.peers.gevent", packages=("gevent",)),
-        Peer("epoll", "benchmarks.peers.epoll"),
-    ]
-}
+# fmt: off
+PEERS = {peer.name: peer for peer in [
+    Peer(BASE, "bare Trio",
+         "benchmarks.peers.trio", packages=("trio",)),
+    Peer(SUBJECT, "trisock",
+         "benchmarks.peers.trisock", packages=("trisock", "trio")),
+    Peer("anyio-trio", "anyio on Trio",
+         "benchmarks.peers.anyio", "trio", packages=("anyio", "trio")),
+    Peer("anyio-asyncio", "anyio on asyncio",
+         "benchmarks.peers.anyio", "asyncio", packages=("anyio",)),
+    Peer("asyncio", "asyncio streams",
+         "benchmarks.peers.asyncio"),
+    Peer("uvloop", "asyncio streams on uvloop",
+         "benchmarks.peers.asyncio", "uvloop", packages=("uvloop",)),
+    Peer("gevent", "gevent",
+         "benchmarks.peers.gevent", packages=("gevent",)),
+    Peer("epoll", "a bare epoll loop, the floor",
+         "benchmarks.peers.epoll"),
+]}
+# fmt: on

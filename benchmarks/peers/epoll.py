@@ -74,6 +74,7 @@ def main(task: Task) -> None:
                 yield READABLE
             else:
                 sock.setblocking(False)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 loop.start(sock.fileno(), serve(sock) if context is None else secure(sock, context))
 
     def serve(sock: socket.socket) -> Job:

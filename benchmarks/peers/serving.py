@@ -14,7 +14,7 @@ from pathlib import Path
 HOST = "127.0.0.1"
 READ_SIZE = 65536
 BLOCK_SIZE = 65536
-BLOCK = bytes(BLOCK_SIZE)
+BLOCK = b"x" * BLOCK_SIZE
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 

@@ -69,15 +69,18 @@ async def lines(stream: Stream) -> None:
 async def main(task: Task) -> None:
     handler = {"echo": echo, "receive": receive, "send": send, "lines": lines}[task.work]
     context = task.server_context()
-    if context is None:
-        serve = functools.partial(trio.serve_tcp, handler, 0, host=HOST)
-    else:
-        serve = functools.partial(trio.serve_ssl_over_tcp, handler, 0, context, host=HOST)
     async with trio.open_nursery() as nursery:
-        listeners = await nursery.start(serve)
-        listener = listeners[0]
-        socket = listener.socket if context is None else listener.transport_listener.socket
-        announce(socket.getsockname()[1])
+        if context is None:
+            listeners = await nursery.start(
+                functools.partial(trio.serve_tcp, handler, 0, host=HOST)
+            )
+            listening = listeners[0].socket
+        else:
+            listeners = await nursery.start(
+                functools.partial(trio.serve_ssl_over_tcp, handler, 0, context, host=HOST)
+            )
+            listening = listeners[0].transport_listener.socket
+        announce(listening.getsockname()[1])
 
 
 if __name__ == "__main__":

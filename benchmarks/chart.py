@@ -1,0 +1,87 @@
+"""Results as a chart: a panel for each row, a bar for each peer, relative to bare Trio."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("svg")
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+from .contest import Result
+from .peers import BASE, SUBJECT
+from .rows import amount_text
+
+# The page behind it may be white or nearly black: these can be read on both.
+TEXT = "#7a7f87"
+OTHERS = "#b4bcc6"
+HIGHLIGHT = {SUBJECT: "#2f81d6", BASE: "#7a7f87"}
+TARGET = "#d2691e"
+
+# A bar that is longer is cut, and says so: else one peer would make all others look the same.
+LONGEST = 5.0
+
+COLUMNS = 3
+
+
+def draw(results: list[Result], path: Path) -> None:
+    """Write the chart as SVG, its text as text."""
+    settings: dict[Any, Any] = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "trisock",  # the same figures give the same file
+        "font.size": 8,
+        "axes.facecolor": "none",
+        "text.color": TEXT,
+        "axes.labelcolor": TEXT,
+        "axes.edgecolor": TEXT,
+        "xtick.color": TEXT,
+        "ytick.color": TEXT,
+    }
+    lines = -(-len(results) // COLUMNS)
+    with plt.rc_context(settings):
+        figure, grid = plt.subplots(
+            lines, COLUMNS, figsize=(11, 2.4 * lines), squeeze=False, layout="constrained"
+        )
+        for panel, result in zip(grid.flat, results, strict=False):
+            _draw_row(panel, result)
+        for panel in list(grid.flat)[len(results) :]:
+            panel.set_axis_off()
+        figure.suptitle(
+            "Work per CPU second of the server, relative to bare Trio "
+            "(bar: median of the rounds; line: lowest to highest; dashes: trisock's target)",
+            fontsize=9,
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, format="svg", transparent=True, metadata={"Date": None})
+        plt.close(figure)
+
+
+def _draw_row(panel: Axes, result: Result) -> None:
+    row = result.row
+    names = list(result.series)
+    beyond = panel.get_yaxis_transform()  # to the right of all bars, at the height of one
+    longest = row.target
+    for place, name in enumerate(names):
+        ratio = result.ratio(name)
+        if ratio is None:
+            panel.text(1.02, place, "no figure", transform=beyond, va="center", style="italic")
+            continue
+        low, bar, high = (min(each, LONGEST) for each in (ratio.low, ratio.median, ratio.high))
+        panel.barh(place, bar, color=HIGHLIGHT.get(name, OTHERS), height=0.7)
+        panel.plot([low, high], [place, place], color=TEXT, linewidth=1.2)
+        cut = " (cut)" if ratio.median > LONGEST else ""
+        panel.text(1.02, place, f"{ratio.median:.2f}{cut}", transform=beyond, va="center")
+        longest = max(longest, high)
+    panel.axvline(row.target, color=TARGET, linestyle="--", linewidth=1)
+    panel.set_xlim(0, longest * 1.03)
+    panel.set_xticks([])
+    panel.set_yticks(range(len(names)), names)
+    panel.invert_yaxis()
+    panel.tick_params(length=0)
+    panel.spines[["top", "right", "bottom"]].set_visible(False)
+    detail = "less is better" if row.is_memory else amount_text(result.amount, row.unit)
+    panel.set_title(f"{row.name}\n{row.title}; {detail}", loc="left", x=-0.42, fontsize=8)

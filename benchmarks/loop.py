@@ -66,5 +66,7 @@ class Loop:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give the epoll descriptor back; jobs that are left are never resumed."""
+        """End the jobs that are left, and give the epoll descriptor back."""
+        for job in self._jobs.values():
+            job.close()
         self._epoll.close()

@@ -54,7 +54,8 @@ def measure(row: Row, server: Server, amount: int, authority: Path) -> Measureme
         memory = server.private_bytes()
         cpu, wall = server.cpu_seconds(), time.perf_counter()
         load(amount)
-        cpu, wall = server.cpu_seconds() - cpu, time.perf_counter() - wall
+        wall = time.perf_counter() - wall
+        cpu = server.cpu_seconds() - cpu
         return Measurement(amount, cpu, wall, server.private_bytes() - memory)
     except (Wrong, ServerEnded, OSError) as exc:
         raise Failed("; ".join(filter(None, [str(exc), server.stop()]))) from exc

@@ -1,0 +1,169 @@
+"""The benchmarks do the work that they time, and notice where a server does not."""
+
+from __future__ import annotations
+
+import os
+import resource
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+if sys.platform != "linux":
+    pytest.skip("the benchmarks need epoll and /proc", allow_module_level=True)
+
+from benchmarks import record
+from benchmarks.contest import Place, Result, Series, compete, prepare
+from benchmarks.measure import Measurement
+from benchmarks.peers import PEERS, Peer
+from benchmarks.rows import MIB, ROWS
+
+# Those that need nothing but what the other tests need.
+AT_HAND = [PEERS[name] for name in ("trio", "trisock", "asyncio", "epoll")]
+
+LITTLE = {
+    "echo64": 1280,
+    "connections": 40,
+    "receive": 4 * MIB,
+    "send": 4 * MIB,
+    "lines": 10_000,
+    "tls-handshakes": 20,
+    "tls-receive": MIB,
+    "tls-send": MIB,
+    "memory": 20,
+}
+
+# A server that does everything but one byte, or one line, of it.
+LOSSY = """
+import socket
+from benchmarks.peers.serving import BLOCK, HOST, READ_SIZE, announce, take_task
+
+def serve(work, sock):
+    if work == "echo":
+        sock.sendall(sock.recv(READ_SIZE)[:-1])
+        return
+    if work == "lines":
+        count = -1
+        while chunk := sock.recv(READ_SIZE):
+            count += chunk.count(b"\\n")
+        sock.sendall(b"%d" % count)
+        return
+    request = sock.recv(READ_SIZE)
+    wanted = int(request)
+    if work == "send":
+        sock.sendall(BLOCK * (wanted // len(BLOCK) - 1) + BLOCK[:-1])
+        return
+    sock.sendall(request)
+    while wanted > 0:
+        wanted -= len(sock.recv(READ_SIZE))
+    sock.sendall(b"%d" % (int(request) - 1))
+
+task = take_task()
+with socket.create_server((HOST, 0)) as listening:
+    announce(listening.getsockname()[1])
+    while True:
+        sock, _ = listening.accept()
+        with sock:
+            serve(task.work, sock)
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    cores = os.sched_getaffinity(0)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield prepare(tmp_path_factory.mktemp("certificates"))
+    os.sched_setaffinity(0, cores)
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.parametrize("name", LITTLE)
+def test_every_peer_does_all_of_a_rows_work(name: str, place: Place) -> None:
+    result = compete(ROWS[name], AT_HAND, place, amount=LITTLE[name], rounds=1)
+    assert {peer: series.failure for peer, series in result.series.items()} == {
+        peer.name: None for peer in AT_HAND
+    }
+    for series in result.series.values():
+        [measured] = series.measurements
+        assert measured.amount == LITTLE[name]
+        assert measured.cpu > 0
+
+
+@pytest.mark.parametrize("name", ["echo1", "connections", "receive", "send", "lines"])
+def test_a_server_that_loses_something_has_no_figure(
+    name: str, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lossy.py").write_text(LOSSY)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    amount = LITTLE.get(name, 100)
+    result = compete(ROWS[name], [Peer("lossy", "", "lossy")], place, amount=amount, rounds=2)
+    lossy = result.series["lossy"]
+    assert lossy.failure
+    assert not lossy.measurements
+
+
+def test_a_peer_without_its_library_is_listed_with_the_reason(place: Place) -> None:
+    absent = Peer("absent", "", "benchmarks.peers.trio", packages=("no_such_library",))
+    result = compete(ROWS["echo1"], [absent], place, amount=10, rounds=1)
+    assert result.series["absent"].failure == "not installed: no_such_library"
+
+
+def test_a_server_that_does_not_start_is_listed_with_what_it_said(place: Place) -> None:
+    broken = Peer("broken", "", "benchmarks.peers.no_such_peer")
+    result = compete(ROWS["echo1"], [broken], place, amount=10, rounds=1)
+    assert "No module named benchmarks.peers.no_such_peer" in str(result.series["broken"].failure)
+
+
+def test_a_server_does_not_outlive_a_driver_that_is_killed() -> None:
+    driver = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import os, time\n"
+            "from benchmarks.server import Server\n"
+            "server = Server(['benchmarks.peers.epoll', 'echo'], min(os.sched_getaffinity(0)))\n"
+            "server.wait_ready()\n"
+            "print(server.pid, flush=True)\n"
+            "time.sleep(3600)\n",
+        ],
+        stdout=subprocess.PIPE,
+    )
+    assert driver.stdout is not None
+    with driver, driver.stdout:
+        server = os.pidfd_open(int(driver.stdout.readline()))
+        try:
+            driver.send_signal(signal.SIGKILL)
+            ended = select.poll()
+            ended.register(server, select.POLLIN)
+            assert ended.poll(60_000)
+        finally:
+            os.close(server)
+
+
+def test_ratios_are_taken_within_a_round() -> None:
+    def series(*seconds: float) -> Series:
+        return Series([Measurement(100, each, each, 0) for each in seconds])
+
+    # The machine was half as fast in the second round, and hit both alike.
+    result = Result(ROWS["echo1"], 100, {"trio": series(1, 2), "trisock": series(0.5, 1)})
+    ratio = result.ratio("trisock")
+    assert ratio is not None
+    assert (ratio.low, ratio.median, ratio.high) == (2, 2, 2)
+    assert ROWS["echo1"].meets_target(2)
+    assert not ROWS["memory"].meets_target(2)
+
+
+def test_the_record_holds_every_rounds_figures(place: Place, tmp_path: Path) -> None:
+    import json
+
+    result = compete(ROWS["echo1"], AT_HAND[:2], place, amount=100, rounds=2)
+    record.write([result], record.machine(place), tmp_path / "new" / "latest.json")
+    written = json.loads((tmp_path / "new" / "latest.json").read_text())
+    assert written["machine"]["trio"]
+    for name in ("trio", "trisock"):
+        rounds = written["rows"]["echo1"]["peers"][name]["rounds"]
+        assert [each["amount"] for each in rounds] == [100, 100]

@@ -582,7 +582,7 @@ async def test_running_out_of_descriptors_never_kills_the_server(
                 assert await talking.recv(5) == b"hello"
         server.stop()
     assert {each.name for each in log.records if each.levelno > logging.INFO} == {
-        "trio.serve_listeners"
+        "trisock.server"
     }
 
 
@@ -604,10 +604,10 @@ async def test_an_unexpected_error_of_accept_ends_the_server(
 ) -> None:
     listener = await trisock.listen(0, "127.0.0.1")
 
-    def fail() -> None:
+    def fail(_: socket.socket) -> None:
         raise OSError(errno.EIO, "unheard of")
 
-    monkeypatch.setattr(listener, "_accept_nowait", fail)
+    monkeypatch.setattr(listener, "_accept_from", fail)
     with pytest.RaisesGroup(pytest.RaisesExc(OSError, match="unheard of"), flatten_subgroups=True):
         async with trio.open_nursery() as nursery:
             await trisock.bind(nursery, listener, echo)

@@ -239,8 +239,7 @@ class Listener(trio.abc.Listener[Socket]):
         with self._accepting:
             await trio.lowlevel.checkpoint()
             while True:
-                self._check_open()
-                sock, self._accepted = self._accepted or self._accept_nowait(), None
+                sock = self._accept_nowait()
                 if sock is not None:
                     return sock
                 await self._wait()
@@ -299,26 +298,35 @@ class Listener(trio.abc.Listener[Socket]):
     def _accept_nowait(self) -> Socket | None:
         """Accept one connection, if one is waiting."""
         for index, sock in enumerate(self._sockets):
-            for _ in range(_DEAD_IN_A_ROW):
-                try:
-                    connection, _ = sock.accept()
-                except BlockingIOError:
-                    break
-                except OSError as exc:
-                    if exc.errno not in _DEAD_CONNECTION:
-                        raise
-                    self.dropped += 1
-                    continue
-                try:
-                    stream = trio.SocketStream(trio.socket.from_stdlib_socket(connection))
-                    accepted = Socket(stream, side="server", _raw=connection)
-                except OSError:  # reset in the backlog: it has no peer any more
-                    connection.close()
-                    self.dropped += 1
-                else:
-                    # The others come first now: none can keep them out.
-                    self._sockets = self._sockets[index + 1 :] + self._sockets[: index + 1]
-                    return accepted
+            accepted = self._accept_from(sock)
+            if accepted is not None:
+                # The others come first now: none can keep them out.
+                self._sockets = self._sockets[index + 1 :] + self._sockets[: index + 1]
+                return accepted
+        return None
+
+    def _accept_from(self, sock: socket.socket) -> Socket | None:
+        """Accept one connection from one of the sockets, if one is waiting there."""
+        self._check_open()
+        if self._accepted is not None:
+            accepted, self._accepted = self._accepted, None
+            return accepted
+        for _ in range(_DEAD_IN_A_ROW):
+            try:
+                connection, _ = sock.accept()
+            except BlockingIOError:
+                break
+            except OSError as exc:
+                if exc.errno not in _DEAD_CONNECTION:
+                    raise
+                self.dropped += 1
+                continue
+            try:
+                stream = trio.SocketStream(trio.socket.from_stdlib_socket(connection))
+                return Socket(stream, side="server", _raw=connection)
+            except OSError:  # reset in the backlog: it has no peer any more
+                connection.close()
+                self.dropped += 1
         return None
 
     async def _wait(self) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
+import os
+import socket
 import ssl
 import sys
 from collections import Counter
@@ -20,6 +23,14 @@ from ._tls import ClientTLS, ServerTLS, TLSArgument, resolve, to_role
 
 if sys.version_info < (3, 11):  # pragma: no cover (one of the two on each version)
     from exceptiongroup import BaseExceptionGroup  # which Trio needs as well
+
+# How many connections one listening socket accepts before it lets other tasks run.
+_ACCEPTS_PER_PASS = 64
+
+# What accept(2) reports when the system has no more of something, and how long to wait until there
+# may be some again, in seconds: what Trio does.
+_OUT_OF_SOMETHING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
+_RETRY_SECONDS = 0.1
 
 Handler: TypeAlias = "Callable[[Socket], Awaitable[object]]"
 
@@ -257,17 +268,64 @@ class Server:
     # ---- the server's task ----
 
     async def _run(self) -> None:
+        listener = self._listener
         try:
             with self._handlers:
-                async with trio.open_nursery() as nursery:
-                    with self._accepting:
-                        await trio.serve_listeners(
-                            self._serve, [_SlotListener(self)], handler_nursery=nursery
-                        )
+                async with trio.open_nursery() as handlers:
+                    with self._accepting, listener._accepting:
+                        async with trio.open_nursery() as acceptors:
+                            for sock in listener._sockets:
+                                acceptors.start_soon(self._accept_from, sock, handlers)
         finally:
             self.closing.set()
-            self._listener._close()
+            listener._close()
             self._closed.set()
+
+    async def _accept_from(self, listening: socket.socket, handlers: trio.Nursery) -> None:
+        """Start a task for each connection that comes in at one of the listening sockets.
+
+        As ``trio.serve_listeners`` does, but all that are waiting at once, which makes a short
+        connection a third cheaper (row connections).
+        """
+        while True:
+            try:
+                for _ in range(_ACCEPTS_PER_PASS):
+                    if not await self._accept_one(listening, handlers):
+                        break
+                await trio.lowlevel.wait_readable(listening)
+            except trio.ClosedResourceError:
+                if self.closing.is_set():  # by stop()
+                    return
+                raise
+            except OSError as exc:
+                if exc.errno not in _OUT_OF_SOMETHING:
+                    raise
+                _logger.error(
+                    "accept returned %s (%s); retrying in %s seconds",
+                    errno.errorcode[exc.errno],
+                    os.strerror(exc.errno),
+                    _RETRY_SECONDS,
+                    exc_info=True,
+                )
+                await trio.sleep(_RETRY_SECONDS)
+
+    async def _accept_one(self, listening: socket.socket, handlers: trio.Nursery) -> bool:
+        """Take a slot, and only then accept: the excess waits in the backlog."""
+        if self._slots is not None:
+            try:
+                self._slots.acquire_nowait()
+            except trio.WouldBlock:
+                await self._slots.acquire()
+        sock = None
+        try:
+            sock = self._listener._accept_from(listening)
+        finally:
+            if sock is None and self._slots is not None:
+                self._slots.release()
+        if sock is None:
+            return False
+        handlers.start_soon(self._serve, sock)
+        return True
 
     async def _serve(self, sock: Socket) -> None:
         """Serve one connection, from after its accept to after its close."""
@@ -275,8 +333,22 @@ class Server:
         self._counts["active"] += 1
         try:
             try:
-                if await self._secure(sock):
-                    await self._handle(sock)
+                if self._tls is not None and not await self._secure(sock):
+                    return
+                if self.closing.is_set():
+                    self._counts["refused"] += 1
+                    return
+                self._connections.add(sock)
+                try:
+                    await self._handler(sock)
+                except BaseException as exc:
+                    rest = self._log(sock, exc)
+                    if rest is exc:
+                        raise
+                    if rest is not None:
+                        raise rest from None
+                finally:
+                    self._connections.discard(sock)
             finally:
                 # Everything that handlers have sent arrives, also if they were cancelled just now;
                 # then the close is hard, but takes nothing back.
@@ -287,39 +359,23 @@ class Server:
                 self._slots.release()
 
     async def _secure(self, sock: Socket) -> bool:
-        """Do what comes before the handler; False where there is to be none."""
-        if self._tls is not None and not self.closing.is_set():
-            with trio.CancelScope() as scope:
-                self._handshakes.add(scope)
-                try:
-                    await sock.starttls(self._tls, handshake_timeout=self._handshake_timeout)
-                except trio.BrokenResourceError as exc:
-                    self._counts["failed_handshakes"] += 1
-                    _logger.info("%s", exc)
-                    return False
-                except Exception:  # a context of the user's that cannot be used
-                    self._counts["failed_handshakes"] += 1
-                    _logger.exception("no TLS handshake with %s", sock.getpeer())
-                    return False
-                finally:
-                    self._handshakes.discard(scope)
-        if self.closing.is_set():
-            self._counts["refused"] += 1
-            return False
+        """Shake hands; False where that failed."""
+        assert self._tls is not None
+        with trio.CancelScope() as scope:
+            self._handshakes.add(scope)
+            try:
+                await sock.starttls(self._tls, handshake_timeout=self._handshake_timeout)
+            except trio.BrokenResourceError as exc:
+                self._counts["failed_handshakes"] += 1
+                _logger.info("%s", exc)
+                return False
+            except Exception:  # a context of the user's that cannot be used
+                self._counts["failed_handshakes"] += 1
+                _logger.exception("no TLS handshake with %s", sock.getpeer())
+                return False
+            finally:
+                self._handshakes.discard(scope)
         return True
-
-    async def _handle(self, sock: Socket) -> None:
-        self._connections.add(sock)
-        try:
-            await self._handler(sock)
-        except BaseException as exc:
-            rest = self._log(sock, exc)
-            if rest is exc:
-                raise
-            if rest is not None:
-                raise rest from None
-        finally:
-            self._connections.discard(sock)
 
     def _log(self, sock: Socket, exc: BaseException) -> BaseException | None:
         """Log what a handler raised; return the part that is not for us to end."""
@@ -350,26 +406,3 @@ class Server:
         else:
             self._counts["lost"] += 1
             _logger.info("the connection with %s was lost: %s", sock.getpeer(), lost)
-
-
-class _SlotListener(trio.abc.Listener[Socket]):
-    """Takes a slot, and only then accepts: the excess waits in the backlog."""
-
-    def __init__(self, server: Server) -> None:
-        self._server = server
-
-    async def accept(self) -> Socket:
-        slots = self._server._slots
-        if slots is not None:
-            await slots.acquire()
-        try:
-            return await self._server._listener.accept()
-        except BaseException as exc:
-            if slots is not None:
-                slots.release()
-            if isinstance(exc, trio.ClosedResourceError) and self._server.closing.is_set():
-                await trio.sleep_forever()  # stop() has cancelled us, too
-            raise
-
-    async def aclose(self) -> None:
-        await self._server._listener.aclose()

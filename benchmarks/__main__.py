@@ -10,7 +10,7 @@ from collections.abc import Callable, Container
 from pathlib import Path
 
 from .contest import Place, Result, compete, prepare, start
-from .measure import measure
+from .measure import Failed, measure
 from .peers import PEERS, SUBJECT, Peer
 from .rows import ROWS, Row
 
@@ -71,7 +71,10 @@ def _profile(row: Row, peers: list[Peer], place: Place, *, quick: bool) -> None:
     path = place.certificates / "profile"
     for peer in peers:
         server = start(row, peer, place, f"--profile={path}")
-        measure(row, server, row.quick if quick else row.amount, place.authority)
+        try:
+            measure(row, server, row.quick if quick else row.amount, place.authority)
+        except Failed as exc:
+            sys.exit(f"{peer.name} failed: {exc}")
         print(f"{row.name}, {peer.name}: the server, from its start")
         pstats.Stats(str(path)).strip_dirs().sort_stats("tottime").print_stats(30)
 
@@ -100,7 +103,10 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--profile", metavar="ROW", choices=ROWS, help=f"profile {SUBJECT}'s (or --peers') server"
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.rounds is not None and args.rounds < 1:
+        parser.error("at least one round is needed")
+    return args
 
 
 def _names(known: Container[str]) -> Callable[[str], list[str]]:

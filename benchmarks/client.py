@@ -156,14 +156,16 @@ def _visit(sock: socket.socket, address: tuple[str, int], context: ssl.SSLContex
             closing.enter_context(sock)
             yield from _shake_hands(sock)
         yield from _echo(sock, 1)
+        # The echo has come; how the server ends its side, with close_notify, without it or by a
+        # reset, is its own affair. Our end goes first: ours is the port in TIME-WAIT, then. When
+        # the server's has come, all of its work is done.
         if isinstance(sock, ssl.SSLSocket):
-            with contextlib.suppress(ssl.SSLWantReadError):
-                sock.unwrap()  # sends close_notify; the server's own is not waited for
-        # Our end goes first: ours is the port in TIME-WAIT, then. When the server's end has come,
-        # all of its work is done.
-        sock.shutdown(socket.SHUT_WR)
-        while (yield from _receive(sock)):
-            pass
+            with contextlib.suppress(ssl.SSLError):  # SSLWantReadError, if its own is not there yet
+                sock.unwrap()  # sends close_notify
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_WR)
+            while (yield from _receive(sock)):
+                pass
 
 
 def _shake_hands(sock: ssl.SSLSocket) -> Job:

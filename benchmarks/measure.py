@@ -57,7 +57,7 @@ def measure(row: Row, server: Server, amount: int, authority: Path) -> Measureme
         wall = time.perf_counter() - wall
         cpu = server.cpu_seconds() - cpu
         return Measurement(amount, cpu, wall, server.private_bytes() - memory)
-    except (Wrong, ServerEnded, OSError) as exc:
+    except (Wrong, ServerEnded, OSError, ValueError) as exc:
         raise Failed("; ".join(filter(None, [str(exc), server.stop()]))) from exc
     finally:
         server.stop()

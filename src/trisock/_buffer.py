@@ -62,6 +62,7 @@ class ReceiveBuffer:
         "_line_end",
         "_lines",
         "_lines_left",
+        "_lines_size",
         "_newer",
         "_older",
         "_piece",
@@ -78,7 +79,7 @@ class ReceiveBuffer:
         self._search: _Search | None = None
         self._lines: list[bytes] | None = None
         self._lines_left: Iterator[bytes] = iter(())
-        self._line_end = 0
+        self._lines_size = self._line_end = 0
         self._piece = _FIRST_PIECE
 
     def __len__(self) -> int:
@@ -187,30 +188,24 @@ class ReceiveBuffer:
     def take_lines(self, delimiter: bytes, keep_ends: bool, max_bytes: int) -> Iterator[bytes]:
         """Take lines off the oldest chunk as the iterator that is returned goes.
 
-        It gives as many lines as are whole in a piece of that chunk, which may be none, and stops
-        before one that is longer than ``max_bytes``, delimiter included. The lines that it has
-        not given stay where they are: it is empty as soon as anything else is
-        asked of the buffer, other than to append.
+        It gives as many lines as are whole in a piece of that chunk, which may be none; each has
+        at most ``max_bytes``, delimiter included. The lines that it has not given stay
+        where they are: it is empty as soon as anything but ``append`` is asked of the buffer.
         """
         if not len(self):
             return iter(())
         chunk, start = self._oldest()
-        piece = chunk
-        if start or len(chunk) > self._piece:
-            piece = chunk[start : start + self._piece]
+        # No line in a piece of that size, delimiter included, is longer than max_bytes.
+        size = min(self._piece, max_bytes)
+        piece = chunk[start : start + size] if start or len(chunk) > size else chunk
         lines = piece.split(delimiter, LINES_AT_A_TIME)
-        lines.pop()  # what comes after the last delimiter
-        longest = max_bytes - len(delimiter)
-        if len(piece) > longest:
-            for number, line in enumerate(lines):
-                if len(line) > longest:
-                    del lines[number:]
-                    break
+        rest = lines.pop()  # what comes after the last delimiter
         if keep_ends:
             lines = [line + delimiter for line in lines]
         self._search = None
         self._lines = lines
         self._lines_left = iter(lines)
+        self._lines_size = len(piece) - len(rest)
         self._line_end = 0 if keep_ends else len(delimiter)
         return self._lines_left
 
@@ -222,9 +217,10 @@ class ReceiveBuffer:
         left = operator.length_hint(self._lines_left)
         self._piece = _FIRST_PIECE if left else min(self._piece * 4, _LARGEST_PIECE)
         self._lines = None
-        given = len(lines) - left
-        if given:
-            taken = sum(map(len, lines[:given] if left else lines)) + given * self._line_end
+        if left < len(lines):
+            taken = self._lines_size
+            if left:
+                taken -= sum(map(len, lines[-left:])) + left * self._line_end
             chunk, start = self._oldest()
             self.size -= taken
             if start + taken < len(chunk):

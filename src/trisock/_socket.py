@@ -161,7 +161,7 @@ class Socket(trio.abc.HalfCloseableStream):
         try:
             if not self._buffer.size:  # the hot path: what arrives is not even put into the buffer
                 chunk = await self._layer.receive()
-                if max_bytes is None and self._tls is None:
+                if max_bytes is None and (self._tls is None or not self._tls.has_arrived()):
                     return chunk
                 self._arrived(chunk)
             elif self._buffer:
@@ -391,7 +391,10 @@ class Socket(trio.abc.HalfCloseableStream):
             else:
                 turn.taken = True
             try:
-                await self._send(views)
+                await self._layer.send(views)
+            except trio.BrokenResourceError:
+                self._look_for_an_alert()
+                raise
             finally:
                 if turn.queue:
                     turn.give()
@@ -484,17 +487,17 @@ class Socket(trio.abc.HalfCloseableStream):
         try:
             await self._layer.send(buffers)
         except trio.BrokenResourceError:
-            if self._tls is not None:
-                self._look_for_an_alert(self._tls)
+            self._look_for_an_alert()
             raise
 
-    def _look_for_an_alert(self, tls: TLSConnection) -> None:
+    def _look_for_an_alert(self) -> None:
         """Raise the peer's alert, if that is why it does not take what we send.
 
         In TLS 1.3 a server refuses a client's certificate after the client's handshake is done.
         What was said before the alert goes into the buffer; nothing is lost.
         """
-        if self._reading.held:
+        tls = self._tls
+        if tls is None or self._reading.held:
             return  # the task that is reading will get it
         while len(self._buffer) < RECEIVE_SIZE:
             chunk = tls.receive_nowait()

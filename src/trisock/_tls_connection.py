@@ -77,30 +77,41 @@ class _Carrier(trio.abc.Stream):
             return
         while self._sending is not None:
             await self._sending.wait()
+        # What is encrypted must go out, so there is no cancel point before the first try.
         with contextlib.suppress(trio.BrokenResourceError):
-            await self.send(bytes(data))
+            rest = self.send_nowait(bytes(data))
+            if rest is None:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+            else:
+                await self.send_rest(rest)
 
-    async def send(self, data: bytes) -> None:
-        """Send what has been encrypted. A schedule point; no cancel point before the first try."""
+    def send_nowait(self, data: bytes) -> memoryview | None:
+        """Send what has been encrypted; return what is left of it, for ``send_rest``."""
         if self.tickets:
             data, self.tickets = self.tickets + data, b""
-        self.cut_off = True
         try:
             sent = self._transport.send_nowait(data)
-            if sent < len(data):
-                self._sending = trio.Event()
-                try:
-                    await self._transport.send([memoryview(data)[sent:]])
-                finally:
-                    self._sending.set()
-                    self._sending = None
-                self.cut_off = False
-            else:
-                self.cut_off = False
-                await trio.lowlevel.cancel_shielded_checkpoint()
+        except trio.BrokenResourceError as exc:
+            self.cut_off = True
+            self.send_failure = exc
+            raise
+        if sent == len(data):
+            return None
+        self.cut_off = True
+        return memoryview(data)[sent:]
+
+    async def send_rest(self, rest: memoryview) -> None:
+        """Send what ``send_nowait`` has left, before anything else goes out."""
+        self._sending = trio.Event()
+        try:
+            await self._transport.send([rest])
         except trio.BrokenResourceError as exc:
             self.send_failure = exc
             raise
+        finally:
+            self._sending.set()
+            self._sending = None
+        self.cut_off = False
 
     async def wait_send_all_might_not_block(self) -> None:
         await self._transport.wait_writable()
@@ -235,7 +246,7 @@ class TLSConnection:
         """
         if self.failure is not None:
             self._check()
-        if self._incoming.pending or self._ended or self._ssl_object.pending():
+        if self._ended or self.has_arrived():
             await trio.lowlevel.checkpoint_if_cancelled()
             data = self._decrypt()
             if data is not None:
@@ -282,13 +293,17 @@ class TLSConnection:
         self._ended = not data
         return data
 
+    def has_arrived(self) -> bool:
+        """Whether anything that has not been decrypted was read from the kernel already."""
+        return bool(self._incoming.pending or self._ssl_object.pending())
+
     def receive_arrived(self) -> list[bytes]:
         """Return the bytes of each record that was read from the kernel already.
 
         Raises nothing: an error, like the end, is for the next ``receive`` to tell.
         """
         records: list[bytes] = []
-        while self._incoming.pending or self._ssl_object.pending():
+        while self.has_arrived():
             try:
                 data = None if self.failure is not None else self._decrypt()
             except TLSError:
@@ -320,7 +335,7 @@ class TLSConnection:
         """Whether nothing is left to read, as far as can be told without decrypting."""
         if self.failure is not None or self._ended:
             return True
-        if self._ssl_object.pending() or self._incoming.pending:
+        if self.has_arrived():
             return False
         return self._transport.at_end()
 
@@ -338,17 +353,26 @@ class TLSConnection:
 
         Cancelled before the first byte it changes nothing; later, the connection is over.
         """
-        self._check_sending()
         started = False
         try:
             for piece in _pieces(buffers):
+                self._check_sending()
                 # What is encrypted must be sent. So wait first: until there is room for a byte,
                 # changing one's mind harms nothing.
                 if not self._transport.writable_now():
                     await self._transport.wait_writable()
+                    self._check_sending()  # a reader may have met an error meanwhile
                 await trio.lowlevel.checkpoint_if_cancelled()
                 started = True
-                await self._send_piece(piece)
+                if self._reading_through_stream or not self._encrypt(piece):
+                    await self._stream.send_all(piece)
+                    self._check_sending()
+                    continue
+                rest = self._carrier.send_nowait(self._outgoing.read())
+                if rest is None:
+                    await trio.lowlevel.cancel_shielded_checkpoint()
+                else:
+                    await self._carrier.send_rest(rest)
         except BaseException as exc:
             if started:
                 self._carrier.cut_off = True
@@ -356,17 +380,16 @@ class TLSConnection:
                     self.failure = self._transport.broken("an earlier send was cut off")
             raise
         if not started:
+            self._check_sending()
             await trio.lowlevel.checkpoint()
 
-    async def _send_piece(self, piece: bytes | memoryview) -> None:
-        self._check_sending()  # a reader may have met an error while we waited
-        if not self._reading_through_stream:
-            with contextlib.suppress(ssl.SSLError):  # SSLStream will meet it again
-                self._ssl_object.write(piece)
-                await self._carrier.send(self._outgoing.read())
-                return
-        await self._stream.send_all(piece)
-        self._check_sending()
+    def _encrypt(self, piece: bytes | memoryview) -> bool:
+        """Encrypt; False if OpenSSL wants something else done first, which ``SSLStream`` knows."""
+        try:
+            self._ssl_object.write(piece)
+        except ssl.SSLError:
+            return False
+        return True
 
     async def wait_writable(self) -> None:
         """Wait until a send might start at once. A full checkpoint."""

@@ -39,6 +39,11 @@ import trio
 RECEIVE_SIZE = 65536
 _LARGE_RECEIVE_SIZE = 131072
 
+# A read tries before it waits, unless so many tries in a row were in vain: then the peer waits for
+# our answers, and so many reads wait at once (row echo1).
+_MISSES = 4
+_SKIPPED = 15
+
 # How long, and for how many bytes, a close goes on reading from a peer that still sends.
 # Both bounds are needed: the first against a peer that is silent or slow, the second against
 # one that is fast. 1 MiB in place of 64 cost an answer its tail when the peer was uploading 4 MiB.
@@ -86,6 +91,8 @@ class Transport:
 
     __slots__ = (
         "_failures",
+        "_misses",
+        "_poll_writable",
         "_raw",
         "_read_failure",
         "_receive_size",
@@ -105,6 +112,8 @@ class Transport:
         else:
             self._raw = _Descriptor(stream.socket)
         self._receive_size = RECEIVE_SIZE
+        self._misses = 0
+        self._poll_writable: Callable[[int], object] | None = None
         self.closing = False
         self._read_failure: Exception | None = None
         self._send_failure: Exception | None = None
@@ -120,25 +129,30 @@ class Transport:
         """
         if self._read_failure is not None:
             self._refuse(self._read_failure)
-        await trio.lowlevel.checkpoint_if_cancelled()
-        try:
-            data = self._raw.recv(self._receive_size)
-        except BlockingIOError:
-            pass
-        except OSError as exc:
-            raise self._reading_failed(exc) from exc
+        if self._misses < _MISSES:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            try:
+                data = self._raw.recv(self._receive_size)
+            except BlockingIOError:
+                self._misses += 1
+            except OSError as exc:
+                raise self._reading_failed(exc) from exc
+            else:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+                self._misses = 0
+                if len(data) >= RECEIVE_SIZE:
+                    self._receive_size = _LARGE_RECEIVE_SIZE
+                return data if data else self._end()
+        elif self._misses < _MISSES + _SKIPPED:
+            self._misses += 1
         else:
-            await trio.lowlevel.cancel_shielded_checkpoint()
-            if len(data) >= RECEIVE_SIZE:
-                self._receive_size = _LARGE_RECEIVE_SIZE
-            return data if data else self._end()
-        return await self._wait_and_receive()
-
-    async def _wait_and_receive(self) -> bytes:
+            self._misses = _MISSES - 1
         while True:
             await trio.lowlevel.wait_readable(self._descriptor())
-            with contextlib.suppress(BlockingIOError):
+            try:
                 return self.receive_nowait()
+            except BlockingIOError:
+                pass
 
     def receive_nowait(self) -> bytes:
         """Return what has arrived; ``b""`` at the end, ``BlockingIOError`` if nothing has.
@@ -154,7 +168,11 @@ class Transport:
             raise
         except OSError as exc:
             raise self._reading_failed(exc) from exc
-        self._receive_size = RECEIVE_SIZE if len(data) < RECEIVE_SIZE else _LARGE_RECEIVE_SIZE
+        if len(data) < RECEIVE_SIZE:
+            self._receive_size = RECEIVE_SIZE
+        else:
+            self._receive_size = _LARGE_RECEIVE_SIZE
+            self._misses = 0
         return data if data else self._end()
 
     def _end(self) -> bytes:
@@ -272,7 +290,10 @@ class Transport:
 
     def writable_now(self) -> bool:
         """Whether the kernel would take at least one byte now, or report an error."""
-        return _writable(self._descriptor())
+        descriptor = self._descriptor()
+        if self._poll_writable is None:  # once under TLS, never in the clear
+            self._poll_writable = _poll_writable(descriptor)
+        return bool(self._poll_writable(0))
 
     async def wait_writable(self) -> None:
         """Wait until ``writable_now``. A full checkpoint."""
@@ -520,8 +541,8 @@ if sys.platform == "win32":  # pragma: no cover (tests run on Linux)
     def _readable(handle: int) -> bool:
         return bool(select.select([handle], [], [], 0)[0])
 
-    def _writable(handle: int) -> bool:
-        return bool(select.select([], [handle], [], 0)[1])
+    def _poll_writable(handle: int) -> Callable[[int], object]:
+        return lambda timeout: select.select([], [handle], [], timeout)[1]
 
     def _unread(handle: int) -> int:
         with _borrow(handle) as sock, contextlib.suppress(BlockingIOError):
@@ -537,10 +558,11 @@ else:
         poll.register(descriptor, select.POLLIN)
         return bool(poll.poll(0))
 
-    def _writable(descriptor: int) -> bool:
+    def _poll_writable(descriptor: int) -> Callable[[int], object]:
+        """Return a function that tells whether a descriptor can be written to within so long."""
         poll = select.poll()
         poll.register(descriptor, select.POLLOUT)
-        return bool(poll.poll(0))
+        return poll.poll
 
     def _unread(descriptor: int) -> int:
         """Return the number of bytes in the kernel's receive queue."""

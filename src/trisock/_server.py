@@ -142,9 +142,9 @@ class Server:
     Attributes:
       closing: a ``trio.Event``, set when the server begins to stop, for handlers that are idle.
 
-    Invariant: a socket is in ``_connections`` exactly while its handler runs, and its
-    handshake's scope is in ``_handshakes`` exactly while that does, so that ``stop`` and
-    ``broadcast`` reach those they should and no others.
+    Invariant: a socket is in ``_handshakes`` exactly while the handshake of ``bind(tls=)`` runs,
+    and in ``_connections`` exactly while its handler does, so that ``stop`` and ``broadcast`` reach
+    those they should and no others.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class Server:
         self._handshake_timeout = handshake_timeout
         self._slots = None if max_connections is None else trio.Semaphore(max_connections)
         self._connections: set[Socket] = set()
-        self._handshakes: set[trio.CancelScope] = set()
+        self._handshakes: set[Socket] = set()
         self._counts: Counter[str] = Counter()
         self._accepting = trio.CancelScope()
         self._handlers = trio.CancelScope()
@@ -217,8 +217,8 @@ class Server:
         self.closing.set()
         self._accepting.cancel()
         self._listener._close()
-        for scope in self._handshakes:
-            scope.cancel()
+        for sock in self._handshakes:
+            sock._close_hard()
         if grace is not None:
             deadline = trio.current_time() + grace
             self._handlers.deadline = min(self._handlers.deadline, deadline)
@@ -361,21 +361,23 @@ class Server:
     async def _secure(self, sock: Socket) -> bool:
         """Shake hands; False where that failed."""
         assert self._tls is not None
-        with trio.CancelScope() as scope:
-            self._handshakes.add(scope)
-            try:
-                await sock.starttls(self._tls, handshake_timeout=self._handshake_timeout)
-            except trio.BrokenResourceError as exc:
-                self._counts["failed_handshakes"] += 1
-                _logger.info("%s", exc)
-                return False
-            except Exception:  # a context of the user's that cannot be used
+        self._handshakes.add(sock)
+        try:
+            await sock.starttls(self._tls, handshake_timeout=self._handshake_timeout)
+        except trio.BrokenResourceError as exc:
+            self._counts["failed_handshakes"] += 1
+            _logger.info("%s", exc)
+        except Exception as exc:
+            if isinstance(exc, trio.ClosedResourceError) and self.closing.is_set():
+                self._counts["refused"] += 1
+            else:  # a context of the user's that cannot be used
                 self._counts["failed_handshakes"] += 1
                 _logger.exception("no TLS handshake with %s", sock.getpeer())
-                return False
-            finally:
-                self._handshakes.discard(scope)
-        return True
+        else:
+            return True
+        finally:
+            self._handshakes.discard(sock)
+        return False
 
     def _log(self, sock: Socket, exc: BaseException) -> BaseException | None:
         """Log what a handler raised; return the part that is not for us to end."""

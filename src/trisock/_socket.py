@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import math
 import operator
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Literal, overload
+from typing import Any, BinaryIO, Literal, TypeVar, overload
 
 import trio
 
@@ -33,6 +32,8 @@ _FILE_CHUNK = 262_144
 
 Buffer = bytes | bytearray | memoryview
 Side = Literal["client", "server"]
+
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
@@ -610,11 +611,11 @@ class Socket(trio.abc.HalfCloseableStream):
         where = str(self.getpeer())
         if role.server_hostname is not None:
             where = f"{role.server_hostname!r} ({where})"
-        async with self._both_directions(deadline) as in_time:
-            if not in_time:
-                raise self._transport.note(
-                    TLSError(f"TLS handshake with {where} failed: a broadcast was in its way")
-                )
+        if not await self._take_both_directions(deadline):
+            raise self._transport.note(
+                TLSError(f"TLS handshake with {where} failed: a broadcast was in its way")
+            )
+        try:
             self._transport.check_sending()
             connection = TLSConnection(
                 self._transport,
@@ -625,9 +626,10 @@ class Socket(trio.abc.HalfCloseableStream):
             )
             self._buffer = ReceiveBuffer()  # what was in it is TLS's now
             self._tls = self._layer = connection
-            async with self._closing_on_failure(connection):
-                self._tls_info = await connection.handshake(deadline, timeout)
+            self._tls_info = await self._or_close(connection.handshake(deadline, timeout))
             return self._tls_info
+        finally:
+            self._give_both_directions()
 
     async def stoptls(self) -> None:
         """End TLS cleanly and go on in the clear.
@@ -647,54 +649,64 @@ class Socket(trio.abc.HalfCloseableStream):
         self._check_idle()
         if self._tls is None:
             raise RuntimeError("this connection is not using TLS")
-        async with self._both_directions():
+        await self._take_both_directions()
+        try:
             for record in self._tls.receive_arrived():
                 self._buffer.append(record)
             if self._buffer:
                 raise RuntimeError("decrypted bytes are waiting to be read: read them first")
-            async with self._closing_on_failure(self._tls):
-                trailing = await self._tls.stop()
+            trailing = await self._or_close(self._tls.stop())
             self._tls = self._tls_info = None
             self._layer = self._transport
             self._buffer.append(trailing)
+        finally:
+            self._give_both_directions()
 
     def _check_idle(self) -> None:
         self._reading.check()
         self._sending.check()
 
-    @contextlib.asynccontextmanager
-    async def _both_directions(self, deadline: float = math.inf) -> AsyncIterator[bool]:
+    async def _take_both_directions(self, deadline: float = math.inf) -> bool:
         """Keep every other task off the connection while what it carries is changing.
 
         That waits for nothing but a broadcast that has begun; False if it took too long. Then, and
         cancelled while waiting, the socket is closed: the peer expects something else to come.
         """
-        with self._reading:
-            self._changing = True  # broadcasts that have not begun yet are left out
-            try:
-                with trio.CancelScope(deadline=deadline) as waiting:
-                    try:
-                        await self._sending.__aenter__()
-                    except trio.Cancelled:
-                        self._close_hard()
-                        raise
-                in_time = not waiting.cancelled_caught
-                try:
-                    if in_time:
-                        self._check_open()
-                    yield in_time
-                finally:
-                    if in_time:
-                        await self._sending.__aexit__()
-            finally:
-                self._changing = False
-
-    @contextlib.asynccontextmanager
-    async def _closing_on_failure(self, tls: TLSConnection) -> AsyncIterator[None]:
+        self._reading.held = self._sending.held = True
+        self._changing = True  # broadcasts that have not begun yet are left out
+        if not self._sending.taken:
+            self._sending.taken = True
+            return True
         try:
-            yield
+            with trio.CancelScope(deadline=deadline):
+                try:
+                    await self._sending.take()
+                except trio.Cancelled:
+                    self._close_hard()
+                    raise
+                if self._transport.closing:
+                    self._sending.give()
+                    self._check_open()
+                return True
+        except BaseException:
+            self._let_both_directions_go()
+            raise
+        self._let_both_directions_go()
+        return False
+
+    def _give_both_directions(self) -> None:
+        self._sending.give()
+        self._let_both_directions_go()
+
+    def _let_both_directions_go(self) -> None:
+        self._reading.held = self._sending.held = self._changing = False
+
+    async def _or_close(self, changing: Awaitable[ResultT]) -> ResultT:
+        """Wait for what changes the connection, and close that if it fails."""
+        try:
+            return await changing
         except trio.BrokenResourceError:
-            await self._close(tls)
+            await self._close(self._tls)
             raise
         except trio.ClosedResourceError:  # by another task, in the meantime
             raise

@@ -41,6 +41,9 @@ class _EndOfTransport(Exception):
 class _Carrier(trio.abc.Stream):
     """What ``SSLStream`` takes for its transport.
 
+    It is a checkpoint only where it must wait: ``SSLStream`` takes a lock before each call, and that
+    is one.
+
     ``tickets`` are what a TLS 1.3 server wants to send right after the handshake. They go out with
     the first data: a client that closes without reading them would destroy what it has
     sent (``trio.SSLStream`` has the story). Everything that is sent later comes after them.
@@ -60,12 +63,14 @@ class _Carrier(trio.abc.Stream):
         self._sending: trio.Event | None = None  # set when what is being sent has gone out
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Return bytes as a full checkpoint; cancelled, it has taken none."""
+        """Return bytes; cancelled, it has taken none."""
         if self._early:
-            await trio.lowlevel.checkpoint()
             data, self._early = self._early, b""
         else:
-            data = await self._transport.receive()
+            try:
+                data = self._transport.receive_nowait()
+            except BlockingIOError:
+                data = await self._transport.receive()
         if not data:
             raise _EndOfTransport
         return data
@@ -80,9 +85,7 @@ class _Carrier(trio.abc.Stream):
         # What is encrypted must go out, so there is no cancel point before the first try.
         with contextlib.suppress(trio.BrokenResourceError):
             rest = self.send_nowait(bytes(data))
-            if rest is None:
-                await trio.lowlevel.cancel_shielded_checkpoint()
-            else:
+            if rest is not None:
                 await self.send_rest(rest)
 
     def send_nowait(self, data: bytes) -> memoryview | None:

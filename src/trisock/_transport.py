@@ -373,10 +373,7 @@ class Transport:
         self._stop()
         try:
             if due or not self._settled():
-                with (
-                    trio.move_on_after(LINGER_SECONDS),
-                    contextlib.suppress(OSError, trio.ClosedResourceError),
-                ):
+                with contextlib.suppress(OSError, trio.ClosedResourceError):
                     await self._linger(due)
         finally:
             self._close_now()
@@ -416,7 +413,8 @@ class Transport:
         fin_sent = self.eof_sent
         drained = 0
         pause = _FIRST_LOOK
-        while True:
+        deadline = trio.current_time() + LINGER_SECONDS
+        while trio.current_time() < deadline:
             # Everything below may raise OSError: the connection is over, and so is the close.
             descriptor = self._socket.fileno()
             if due and not fin_sent:
@@ -438,16 +436,17 @@ class Transport:
                 if drained > LINGER_BYTES:
                     return
                 await trio.lowlevel.checkpoint()
-            elif due or not drained:
+                continue
+            look_again = deadline
+            if due or not drained:
                 # Room in the send queue, or the acknowledgement: no event tells of both.
-                if data is None:
-                    with trio.move_on_after(pause):
-                        await trio.lowlevel.wait_readable(descriptor)
-                else:
-                    await trio.sleep(pause)
+                look_again = min(trio.current_time() + pause, deadline)
                 pause = min(2 * pause, _LAST_LOOK)
-            else:
-                await trio.lowlevel.wait_readable(descriptor)
+            with trio.move_on_at(look_again):
+                if data is None:
+                    await trio.lowlevel.wait_readable(descriptor)
+                else:
+                    await trio.sleep_forever()
 
     # ---- errors ----
 

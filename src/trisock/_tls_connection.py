@@ -3,10 +3,10 @@
 The state machine is ``trio.SSLStream``'s. This module gives it a transport and a context
 of our own making, and by these two sees what it needs to:
 
-- ``_Carrier`` is the transport. It hands out bytes that were received before TLS began, tells
-  the end of the connection from the end of the encrypted stream by an exception of its own,
-  keeps a failed send to itself so that what the peer said before can still be read, and
-  collects, while closing, what is to be sent instead of waiting for it to be.
+- ``_Carrier`` is the transport. It tells the end of the connection from the end of the
+  encrypted stream by an exception of its own, keeps a failed send to itself so that what the
+  peer said before can still be read, and collects, while closing, what is to be sent
+  instead of waiting for it to be.
 - ``_Tap`` is the context. ``SSLStream`` asks it for one thing, ``wrap_bio``, and so it gets
   to hold the ``SSLObject`` and the memory BIOs: for the alert that ``SSLStream`` leaves there
   when a handshake fails, and for reading without waiting.
@@ -41,8 +41,8 @@ class _EndOfTransport(Exception):
 class _Carrier(trio.abc.Stream):
     """What ``SSLStream`` takes for its transport.
 
-    It is a checkpoint only where it must wait: ``SSLStream`` takes a lock before each call, and that
-    is one.
+    It is a checkpoint only where it must wait: ``SSLStream`` takes a lock before each call, and
+    that is one.
 
     ``tickets`` are what a TLS 1.3 server wants to send right after the handshake. They go out with
     the first data: a client that closes without reading them would destroy what it has
@@ -53,9 +53,8 @@ class _Carrier(trio.abc.Stream):
     nothing may follow on the wire: it could not be decrypted, or would vouch for half a message.
     """
 
-    def __init__(self, transport: Transport, early: bytes) -> None:
+    def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        self._early = early
         self.cut_off = False
         self.tickets = b""
         self.send_failure: trio.BrokenResourceError | None = None
@@ -64,13 +63,10 @@ class _Carrier(trio.abc.Stream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Return bytes; cancelled, it has taken none."""
-        if self._early:
-            data, self._early = self._early, b""
-        else:
-            try:
-                data = self._transport.receive_nowait()
-            except BlockingIOError:
-                data = await self._transport.receive()
+        try:
+            data = self._transport.receive_nowait()
+        except BlockingIOError:
+            data = await self._transport.receive()
         if not data:
             raise _EndOfTransport
         return data
@@ -184,7 +180,7 @@ class TLSConnection:
         self._role = role
         self._https_compatible = https_compatible
         self._where = where
-        self._carrier = _Carrier(transport, early)
+        self._carrier = _Carrier(transport)
         self._tap = _Tap(role, self._carrier)
         self._stream = trio.SSLStream(
             self._carrier, cast(ssl.SSLContext, self._tap), server_side=role.server_side
@@ -192,6 +188,7 @@ class TLSConnection:
         self._ssl_object = self._tap.ssl_object
         self._incoming = self._tap.incoming
         self._outgoing = self._tap.outgoing
+        self._incoming.write(early)
         self.failure: trio.BrokenResourceError | None = None
         self._ended = False
         self._reading_through_stream = False
@@ -207,6 +204,9 @@ class TLSConnection:
         """
         with trio.CancelScope(deadline=deadline) as scope:
             try:
+                if self._role.server_side and not self._incoming.pending:
+                    # The client speaks first: OpenSSL need not be asked whether it has.
+                    self._incoming.write(await self._carrier.receive_some())
                 await self._stream.do_handshake()
             except _EndOfTransport:
                 raise self._fail("the peer closed the connection") from None

@@ -162,7 +162,7 @@ class Socket(trio.abc.HalfCloseableStream):
         try:
             if not self._buffer.size:  # the hot path: what arrives is not even put into the buffer
                 chunk = await self._layer.receive()
-                if max_bytes is None and (self._tls is None or not self._tls.has_arrived()):
+                if max_bytes is None and (self._tls is None or not self._tls.arrived.pending):
                     return chunk
                 self._arrived(chunk)
             elif self._buffer:

@@ -165,6 +165,10 @@ class TLSConnection:
 
     Invariant: once ``failure`` is set, reading and sending raise it, because the state of
     the encryption is not known any more or the peer has shown that it is not to be trusted.
+    Every read takes a whole record, so nothing that is decrypted waits inside OpenSSL.
+
+    Attributes:
+      arrived: the ciphertext that was read from the kernel and not decrypted yet.
     """
 
     def __init__(
@@ -186,9 +190,9 @@ class TLSConnection:
             self._carrier, cast(ssl.SSLContext, self._tap), server_side=role.server_side
         )
         self._ssl_object = self._tap.ssl_object
-        self._incoming = self._tap.incoming
+        self.arrived = self._tap.incoming
         self._outgoing = self._tap.outgoing
-        self._incoming.write(early)
+        self.arrived.write(early)
         self.failure: trio.BrokenResourceError | None = None
         self._ended = False
         self._reading_through_stream = False
@@ -204,9 +208,9 @@ class TLSConnection:
         """
         with trio.CancelScope(deadline=deadline) as scope:
             try:
-                if self._role.server_side and not self._incoming.pending:
+                if self._role.server_side and not self.arrived.pending:
                     # The client speaks first: OpenSSL need not be asked whether it has.
-                    self._incoming.write(await self._carrier.receive_some())
+                    self.arrived.write(await self._carrier.receive_some())
                 await self._stream.do_handshake()
             except _EndOfTransport:
                 raise self._fail("the peer closed the connection") from None
@@ -249,7 +253,7 @@ class TLSConnection:
         """
         if self.failure is not None:
             self._check()
-        if self._ended or self.has_arrived():
+        if self._ended or self.arrived.pending:
             await trio.lowlevel.checkpoint_if_cancelled()
             data = self._decrypt()
             if data is not None:
@@ -261,7 +265,7 @@ class TLSConnection:
             ciphertext = await self._transport.receive()
             if not ciphertext:
                 return self._transport_ended()
-            self._incoming.write(ciphertext)
+            self.arrived.write(ciphertext)
             data = self._decrypt()
             if data is not None:
                 return data
@@ -296,17 +300,13 @@ class TLSConnection:
         self._ended = not data
         return data
 
-    def has_arrived(self) -> bool:
-        """Whether anything that has not been decrypted was read from the kernel already."""
-        return bool(self._incoming.pending or self._ssl_object.pending())
-
     def receive_arrived(self) -> list[bytes]:
         """Return the bytes of each record that was read from the kernel already.
 
         Raises nothing: an error, like the end, is for the next ``receive`` to tell.
         """
         records: list[bytes] = []
-        while self.has_arrived():
+        while self.arrived.pending:
             try:
                 data = None if self.failure is not None else self._decrypt()
             except TLSError:
@@ -331,14 +331,14 @@ class TLSConnection:
                 return None
             if not ciphertext:
                 return b"" if self._https_compatible else None
-            self._incoming.write(ciphertext)
+            self.arrived.write(ciphertext)
         return None
 
     def at_end(self) -> bool:
         """Whether nothing is left to read, as far as can be told without decrypting."""
         if self.failure is not None or self._ended:
             return True
-        if self.has_arrived():
+        if self.arrived.pending:
             return False
         return self._transport.at_end()
 
@@ -359,7 +359,8 @@ class TLSConnection:
         started = False
         try:
             for piece in _pieces(buffers):
-                self._check_sending()
+                if self.failure is not None or self._carrier.send_failure is not None:
+                    self._check_sending()
                 # What is encrypted must be sent. So wait first: until there is room for a byte,
                 # changing one's mind harms nothing.
                 if not self._transport.writable_now():

@@ -209,7 +209,7 @@ class Transport:
             self._refuse(self._send_failure)
         await trio.lowlevel.checkpoint_if_cancelled()
         if len(buffers) == 1:
-            sent = self._try_to_send(buffers[0])
+            sent = self.send_nowait(buffers[0])
             if sent == len(buffers[0]):
                 await trio.lowlevel.cancel_shielded_checkpoint()
             else:
@@ -223,7 +223,7 @@ class Transport:
         passed = False
         try:
             while first < len(views):
-                sent = self._try_to_send(*views[first : first + _IOV_MAX])
+                sent = self.send_nowait(*views[first : first + _IOV_MAX])
                 if not sent:
                     await self.wait_writable()
                     passed = True
@@ -242,10 +242,6 @@ class Transport:
             raise
         if not passed:
             await trio.lowlevel.cancel_shielded_checkpoint()
-
-    def send_nowait(self, data: bytes) -> int:
-        """Send what the kernel takes now and return how much that was."""
-        return self._try_to_send(data)
 
     async def send_file(
         self, descriptor: int, offset: int, count: int, on_sent: Callable[[int], None]
@@ -290,9 +286,8 @@ class Transport:
 
     def writable_now(self) -> bool:
         """Whether the kernel would take at least one byte now, or report an error."""
-        descriptor = self._descriptor()
         if self._poll_writable is None:  # once under TLS, never in the clear
-            self._poll_writable = _poll_writable(descriptor)
+            self._poll_writable = _poll_writable(self._descriptor())
         return bool(self._poll_writable(0))
 
     async def wait_writable(self) -> None:
@@ -326,8 +321,8 @@ class Transport:
         if self._send_failure is None:
             self._send_failure = self.broken("an earlier send was cut off")
 
-    def _try_to_send(self, *buffers: bytes | memoryview) -> int:
-        """Send what the kernel takes now, 0 bytes if it takes none."""
+    def send_nowait(self, *buffers: bytes | memoryview) -> int:
+        """Send what the kernel takes now and return how much that was."""
         if self._send_failure is not None:
             self._refuse(self._send_failure)
         try:

@@ -130,13 +130,11 @@ async def test_whatever_touches_the_transport_is_a_schedule_point(
                 await sock.close()
 
 
-async def test_a_reader_of_a_full_buffer_lets_others_run_every_64_reads_or_1024_lines() -> (
-    None
-):
+async def test_a_reader_of_a_full_buffer_lets_others_run_every_64_reads_or_2048_lines() -> None:
     from trisock._buffer import LINES_AT_A_TIME
     from trisock._socket import READS_PER_PASS
 
-    assert (READS_PER_PASS, LINES_AT_A_TIME) == (64, 1024)  # the bounds that docs/design.md states
+    assert (READS_PER_PASS, LINES_AT_A_TIME) == (64, 2048)  # the bounds that docs/design.md states
     a, b = await tcp_pair()
     async with closing(a, b):
         others = 0

@@ -38,10 +38,10 @@ _SMALL_CHUNK = 256
 # How much of a chunk take_lines splits at a time: little at first, for a program that reads
 # something else after each line, and four times as much after each piece that was used up.
 _FIRST_PIECE = 1024
-_LARGEST_PIECE = 65536
+_LARGEST_PIECE = 131072
 
 # The most lines that take_lines takes at a time: so many are read without letting other tasks run.
-LINES_AT_A_TIME = 1024
+LINES_AT_A_TIME = 2048
 
 
 class ReceiveBuffer:
@@ -186,13 +186,15 @@ class ReceiveBuffer:
         return None
 
     def take_lines(self, delimiter: bytes, keep_ends: bool, max_bytes: int) -> Iterator[bytes]:
-        """Take lines off the oldest chunk as the iterator that is returned goes.
+        """Take lines off the front, where ``find`` has just found one, as the iterator goes.
 
-        It gives as many lines as are whole in a piece of that chunk, which may be none; each has
-        at most ``max_bytes``, delimiter included. The lines that it has not given stay
+        It gives as many lines as are whole in a piece of the oldest chunk, which may be none; each
+        has at most ``max_bytes``, delimiter included. The lines that it has not given stay
         where they are: it is empty as soon as anything but ``append`` is asked of the buffer.
         """
-        if not len(self):
+        search = self._search
+        assert search is not None, "find comes first"
+        if search.chunks_seen and not self._join_two():
             return iter(())
         chunk, start = self._oldest()
         # No line in a piece of that size, delimiter included, is longer than max_bytes.
@@ -237,6 +239,21 @@ class ReceiveBuffer:
             self._newer.reverse()
             self._older, self._newer = self._newer, self._older
         return self._older[-1]
+
+    def _join_two(self) -> bool:
+        """Make one chunk of the two oldest, if a line of ``find``'s goes from one to the other.
+
+        False if it goes further, or the second is large: that line is better taken alone.
+        """
+        assert self._search is not None
+        second, second_start = self._chunk(1)
+        if self._search.chunks_seen > 1 or len(second) > _LARGEST_PIECE:
+            return False
+        first, start = self._oldest()
+        self._older.pop()
+        self._oldest()  # the second
+        self._older[-1] = (first[start:] + second[second_start:], 0)
+        return True
 
     def _count(self) -> int:
         return len(self._older) + len(self._newer)

@@ -438,7 +438,8 @@ class Socket(trio.abc.HalfCloseableStream):
 
         Raises:
           EOFError: the file ended before ``count`` bytes; the text says how many were sent.
-          trio.BrokenResourceError: the connection broke.
+          trio.BrokenResourceError: the connection broke; the text says how many bytes were sent
+            (where they are read in worker threads: in whole pieces of 256 KiB).
           OSError: the file cannot be read; if a part of it was sent, sending is over.
           ValueError, TypeError: it is not a binary file that can be read, or a number is negative.
 
@@ -462,11 +463,18 @@ class Socket(trio.abc.HalfCloseableStream):
 
         async with self._sending:
             self._check_open()
-            whole = False
-            if self._tls is None:
-                whole = await self._send_file_by_kernel(file, offset, count, on_sent)
-            if not whole:
-                await self._send_file_by_chunks(file, offset, count, on_sent)
+            try:
+                whole = False
+                if self._tls is None:
+                    whole = await self._send_file_by_kernel(file, offset, count, on_sent)
+                if not whole:
+                    await self._send_file_by_chunks(file, offset, count, on_sent)
+            except trio.BrokenResourceError as exc:
+                what = f"{exc}, after {sent} bytes of the file"
+                error = trio.BrokenResourceError(what)
+                if isinstance(exc, TLSError):
+                    error = TLSError(what, reason=exc.reason, verify_code=exc.verify_code)
+                raise self._transport.note(error) from exc
         if count is not None and sent < count:
             raise EOFError(f"the file ended after {sent} of {count} bytes, which were sent")
         return sent

@@ -148,7 +148,10 @@ class Transport:
         else:
             self._misses = _MISSES - 1
         while True:
-            await trio.lowlevel.wait_readable(self._descriptor())
+            descriptor = self._raw.fileno()
+            if descriptor < 0:  # closed below us
+                self._refuse(_CLOSED)
+            await trio.lowlevel.wait_readable(descriptor)
             try:
                 return self.receive_nowait()
             except BlockingIOError:

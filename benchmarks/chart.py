@@ -56,7 +56,9 @@ def draw(results: list[Result], path: Path) -> None:
             fontsize=9,
         )
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, format="svg", transparent=True, metadata={"Date": None})
+        figure.savefig(
+            path, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None}
+        )
         plt.close(figure)
 
 

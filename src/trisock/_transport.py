@@ -212,11 +212,17 @@ class Transport:
             self._refuse(self._send_failure)
         await trio.lowlevel.checkpoint_if_cancelled()
         if len(buffers) == 1:
-            sent = self.send_nowait(buffers[0])
-            if sent == len(buffers[0]):
+            data = buffers[0]
+            try:
+                sent = self._raw.send(data)
+            except BlockingIOError:
+                sent = 0
+            except OSError as exc:
+                raise self._sending_failed(exc) from exc
+            if sent == len(data):
                 await trio.lowlevel.cancel_shielded_checkpoint()
             else:
-                await self._send_rest([memoryview(buffers[0])[sent:]], started=bool(sent))
+                await self._send_rest([memoryview(data)[sent:]], started=bool(sent))
         else:
             views = [memoryview(each) for each in buffers if len(each)]
             await self._send_rest(views, started=False)
@@ -335,11 +341,11 @@ class Transport:
         except BlockingIOError:
             return 0
         except OSError as exc:
-            if self.eof_sent:
-                raise trio.ClosedResourceError("nothing can be sent after send_eof") from None
             raise self._sending_failed(exc) from exc
 
     def _sending_failed(self, exc: OSError) -> trio.BrokenResourceError:
+        if self.eof_sent:
+            raise trio.ClosedResourceError("nothing can be sent after send_eof") from None
         failure = self._broken_by(exc)
         if exc.errno != errno.EPIPE:  # which is what comes after the peer's FIN: a clean end
             self._reset = failure

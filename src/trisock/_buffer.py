@@ -108,10 +108,7 @@ class ReceiveBuffer:
         before = self._count()
         small: list[bytes] = []
         while self._newer and len(small) < _JOINED_CHUNKS:
-            chunk, start = self._newer[-1]
-            if len(chunk) >= _SMALL_CHUNK:
-                break
-            self._newer.pop()
+            chunk, start = self._newer.pop()
             small.append(chunk[start:])
         if small:
             self._newer.append((b"".join(reversed(small)), 0))

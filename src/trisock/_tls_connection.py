@@ -29,6 +29,9 @@ from ._transport import Transport
 # time gives one record a read.
 _RECORD_SIZE = 16384
 
+# How many bytes of answers a peer can make us keep by not reading them: some 2000 key updates.
+_MOST_ANSWERS = 65536
+
 # What is encrypted at a time: the ciphertext of a send does not exist all at once, however
 # much is sent.
 _SEND_SIZE = 65536
@@ -44,9 +47,9 @@ class _Carrier(trio.abc.Stream):
     It is a checkpoint only where it must wait: ``SSLStream`` takes a lock before each call, and
     that is one.
 
-    ``tickets`` are what a TLS 1.3 server wants to send right after the handshake. They go out with
-    the first data: a client that closes without reading them would destroy what it has
-    sent (``trio.SSLStream`` has the story). Everything that is sent later comes after them.
+    ``unsent`` goes out with the next thing that does, and before it. That is what a TLS 1.3 server
+    wants to send right after the handshake, the session tickets: a client that closes without
+    reading them would destroy what it has sent (``trio.SSLStream`` has the story).
 
     Invariant: ``cut_off`` is set from before the first byte of a piece of ciphertext goes
     out until the last one has, and for good when a message ended before its last piece. Then
@@ -56,10 +59,9 @@ class _Carrier(trio.abc.Stream):
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
         self.cut_off = False
-        self.tickets = b""
+        self.unsent: bytes | memoryview = b""
         self.send_failure: trio.BrokenResourceError | None = None
         self.collected: list[bytes] | None = None
-        self._sending: trio.Event | None = None  # set when what is being sent has gone out
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Return bytes; cancelled, it has taken none."""
@@ -73,11 +75,9 @@ class _Carrier(trio.abc.Stream):
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         if self.collected is not None:
-            self.collected.append(self.tickets + data)
-            self.tickets = b""
+            self.collected.append(bytes(self.unsent) + data)
+            self.unsent = b""
             return
-        while self._sending is not None:
-            await self._sending.wait()
         # What is encrypted must go out, so there is no cancel point before the first try.
         with contextlib.suppress(trio.BrokenResourceError):
             rest = self.send_nowait(bytes(data))
@@ -86,8 +86,8 @@ class _Carrier(trio.abc.Stream):
 
     def send_nowait(self, data: bytes) -> memoryview | None:
         """Send what has been encrypted; return what is left of it, for ``send_rest``."""
-        if self.tickets:
-            data, self.tickets = self.tickets + data, b""
+        if self.unsent:
+            data, self.unsent = bytes(self.unsent) + data, b""
         try:
             sent = self._transport.send_nowait(data)
         except trio.BrokenResourceError as exc:
@@ -95,21 +95,18 @@ class _Carrier(trio.abc.Stream):
             self.send_failure = exc
             raise
         if sent == len(data):
+            self.cut_off = False
             return None
         self.cut_off = True
         return memoryview(data)[sent:]
 
     async def send_rest(self, rest: memoryview) -> None:
         """Send what ``send_nowait`` has left, before anything else goes out."""
-        self._sending = trio.Event()
         try:
             await self._transport.send([rest])
         except trio.BrokenResourceError as exc:
             self.send_failure = exc
             raise
-        finally:
-            self._sending.set()
-            self._sending = None
         self.cut_off = False
 
     async def wait_send_all_might_not_block(self) -> None:
@@ -147,7 +144,7 @@ class _Tap:
     def do_handshake(self) -> None:
         self.ssl_object.do_handshake()
         if self._role.server_side and self.ssl_object.version() == "TLSv1.3":
-            self._carrier.tickets = self.outgoing.read()
+            self._carrier.unsent = self.outgoing.read()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.ssl_object, name)
@@ -195,7 +192,7 @@ class TLSConnection:
         self.arrived.write(early)
         self.failure: trio.BrokenResourceError | None = None
         self._ended = False
-        self._reading_through_stream = False
+        self._sending_through_stream = False
         self.info: TLSInfo | None = None
 
     # ---- the beginning ----
@@ -259,9 +256,9 @@ class TLSConnection:
             if data is not None:
                 await trio.lowlevel.cancel_shielded_checkpoint()
                 return data
-        # Reading alone never sends: what has been decrypted is returned before anything can be
-        # cancelled. An answer to a key update is left for the next send (RFC 8446, section 4.6.3).
-        while not self._outgoing.pending:
+        while True:
+            if self._outgoing.pending:
+                self._answer()
             ciphertext = await self._transport.receive()
             if not ciphertext:
                 return self._transport_ended()
@@ -269,9 +266,20 @@ class TLSConnection:
             data = self._decrypt()
             if data is not None:
                 return data
-        # It may be waiting for an answer to what it wants to send (TLS 1.2: a renegotiation), and
-        # a peer must not make us collect answers without end. That is SSLStream's to sort out.
-        return await self._receive_through_stream()
+
+    def _answer(self) -> None:
+        """Send what OpenSSL has to say to what was read, such as to a key update, if there is room.
+
+        Else it stays where it is and goes out with the next send (RFC 8446, section 4.6.3): a
+        reader does not wait for that, nor can a cancel come between.
+        """
+        if self._outgoing.pending > _MOST_ANSWERS:
+            raise self._fail("the peer asks for answers and does not take them")
+        if self._carrier.cut_off or self._sending_through_stream:
+            return  # it would come into the middle of something
+        with contextlib.suppress(trio.BrokenResourceError):
+            if self._transport.writable_now():
+                self._carrier.unsent = self._carrier.send_nowait(self._outgoing.read()) or b""
 
     def _decrypt(self) -> bytes | None:
         """Return one record's bytes, ``b""`` at the end, ``None`` if more must come before."""
@@ -283,21 +291,6 @@ class TLSConnection:
             raise self._fail_by_ssl(exc) from exc
         if not data:
             self._ended = True
-        return data
-
-    async def _receive_through_stream(self) -> bytes:
-        self._reading_through_stream = True
-        try:
-            data = bytes(await self._stream.receive_some(_RECORD_SIZE))
-        except _EndOfTransport:
-            return self._transport_ended()
-        except trio.BrokenResourceError as exc:
-            if self._transport.has_failed_by(exc):  # below TLS
-                raise
-            raise self._fail_by(exc) from exc.__cause__
-        finally:
-            self._reading_through_stream = False
-        self._ended = not data
         return data
 
     def receive_arrived(self) -> list[bytes]:
@@ -368,9 +361,8 @@ class TLSConnection:
                     self._check_sending()  # a reader may have met an error meanwhile
                 await trio.lowlevel.checkpoint_if_cancelled()
                 started = True
-                if self._reading_through_stream or not self._encrypt(piece):
-                    await self._stream.send_all(piece)
-                    self._check_sending()
+                if not self._encrypt(piece):
+                    await self._send_through_stream(piece)
                     continue
                 rest = self._carrier.send_nowait(self._outgoing.read())
                 if rest is None:
@@ -386,6 +378,14 @@ class TLSConnection:
         if not started:
             self._check_sending()
             await trio.lowlevel.checkpoint()
+
+    async def _send_through_stream(self, piece: bytes | memoryview) -> None:
+        self._sending_through_stream = True
+        try:
+            await self._stream.send_all(piece)
+        finally:
+            self._sending_through_stream = False
+        self._check_sending()
 
     def _encrypt(self, piece: bytes | memoryview) -> bool:
         """Encrypt; False if OpenSSL wants something else done first, which ``SSLStream`` knows."""
@@ -436,7 +436,7 @@ class TLSConnection:
         Nothing, if they could not be understood: after ciphertext that was cut off.
         """
         if self.failure is not None:
-            due = self._carrier.tickets + self._outgoing.read()
+            due = bytes(self._carrier.unsent) + self._outgoing.read()
         elif self.info is None or self._https_compatible:
             return b""
         else:

@@ -376,8 +376,8 @@ class Transport:
         """
         self._stop()
         try:
-            if due or not self._settled():
-                with contextlib.suppress(OSError, trio.ClosedResourceError):
+            with contextlib.suppress(OSError, trio.ClosedResourceError):
+                if due or not self._settled():
                     await self._linger(due)
         finally:
             self._close_now()
@@ -392,10 +392,7 @@ class Transport:
         descriptor = self._socket.fileno()
         if descriptor < 0:  # closed below us
             return True
-        try:
-            return _unread(descriptor) == 0 and _unacknowledged(self._socket) == 0
-        except OSError:  # it is broken: there is nothing left to lose
-            return True
+        return _unread(descriptor) == 0 and _unacknowledged(self._socket) == 0
 
     def abort(self) -> None:
         """Close hard: RST to the peer, and nothing that is still in the kernel is kept for it."""

@@ -546,8 +546,12 @@ class Socket(trio.abc.HalfCloseableStream):
                     break
                 await self._send([memoryview(chunk)])
                 started = True
+                if self._tls is not None:
+                    self._tls.unfinished = True
                 left -= len(chunk)
                 on_sent(len(chunk))
+            if self._tls is not None:
+                self._tls.unfinished = False
         except BaseException:
             if started:  # the peer cannot know that the rest of the file will not come
                 self._layer.cut_off()

@@ -166,6 +166,8 @@ class TLSConnection:
 
     Attributes:
       arrived: the ciphertext that was read from the kernel and not decrypted yet.
+      unfinished: whether a part of something is sent, a large message or a file, whose end
+        is not.
     """
 
     def __init__(
@@ -192,7 +194,9 @@ class TLSConnection:
         self.arrived.write(early)
         self.failure: trio.BrokenResourceError | None = None
         self._ended = False
-        self._sending_through_stream = False
+        self.unfinished = False
+        self._feeding = False
+        self._fed: trio.Event | None = None  # set when a task that feeds is done with it
         self.info: TLSInfo | None = None
 
     # ---- the beginning ----
@@ -259,13 +263,33 @@ class TLSConnection:
         while True:
             if self._outgoing.pending:
                 self._answer()
-            ciphertext = await self._transport.receive()
-            if not ciphertext:
+            if not await self._feed():
                 return self._transport_ended()
-            self.arrived.write(ciphertext)
             data = self._decrypt()
             if data is not None:
                 return data
+
+    async def _feed(self) -> bool:
+        """Wait for ciphertext and give it to OpenSSL; False at the end of the connection.
+
+        A sender may need some as well, when half a message of TLS has come: then one task reads,
+        and the other waits for that. A full checkpoint; cancelled, it has taken nothing.
+        """
+        if self._feeding:
+            if self._fed is None:
+                self._fed = trio.Event()
+            await self._fed.wait()
+            return True
+        self._feeding = True
+        try:
+            ciphertext = await self._transport.receive()
+            self.arrived.write(ciphertext)
+        finally:
+            self._feeding = False
+            if self._fed is not None:
+                self._fed.set()
+                self._fed = None
+        return bool(ciphertext)
 
     def _answer(self) -> None:
         """Send what OpenSSL has to say to what was read, such as to a key update, if there is room.
@@ -275,7 +299,7 @@ class TLSConnection:
         """
         if self._outgoing.pending > _MOST_ANSWERS:
             raise self._fail("the peer asks for answers and does not take them")
-        if self._carrier.cut_off or self._sending_through_stream:
+        if self._carrier.cut_off:
             return  # it would come into the middle of something
         with contextlib.suppress(trio.BrokenResourceError):
             if self._transport.writable_now():
@@ -350,20 +374,25 @@ class TLSConnection:
         Cancelled before the first byte it changes nothing; later, the connection is over.
         """
         started = False
+        unfinished = self.unfinished
         try:
             for piece in _pieces(buffers):
-                if self.failure is not None or self._carrier.send_failure is not None:
-                    self._check_sending()
-                # What is encrypted must be sent. So wait first: until there is room for a byte,
-                # changing one's mind harms nothing.
-                if not self._transport.writable_now():
-                    await self._transport.wait_writable()
-                    self._check_sending()  # a reader may have met an error meanwhile
-                await trio.lowlevel.checkpoint_if_cancelled()
-                started = True
-                if not self._encrypt(piece):
-                    await self._send_through_stream(piece)
-                    continue
+                while True:
+                    if self.failure is not None or self._carrier.send_failure is not None:
+                        self._check_sending()
+                    # What is encrypted must be sent. So wait first: until there is room for a
+                    # byte, changing one's mind harms nothing.
+                    if not self._transport.writable_now():
+                        await self._transport.wait_writable()
+                        self._check_sending()  # a reader may have met an error meanwhile
+                    await trio.lowlevel.checkpoint_if_cancelled()
+                    if self._encrypt(piece):
+                        break
+                    self._answer()
+                    if not await self._feed():
+                        self._transport_ended()
+                        raise self._transport.broken("the peer has ended the connection")
+                started = self.unfinished = True
                 rest = self._carrier.send_nowait(self._outgoing.read())
                 if rest is None:
                     await trio.lowlevel.cancel_shielded_checkpoint()
@@ -375,24 +404,19 @@ class TLSConnection:
                 if not isinstance(exc, Exception) and self.failure is None:
                     self.failure = self._transport.broken("an earlier send was cut off")
             raise
+        self.unfinished = unfinished
         if not started:
             self._check_sending()
             await trio.lowlevel.checkpoint()
 
-    async def _send_through_stream(self, piece: bytes | memoryview) -> None:
-        self._sending_through_stream = True
-        try:
-            await self._stream.send_all(piece)
-        finally:
-            self._sending_through_stream = False
-        self._check_sending()
-
     def _encrypt(self, piece: bytes | memoryview) -> bool:
-        """Encrypt; False if OpenSSL wants something else done first, which ``SSLStream`` knows."""
+        """Encrypt; False if OpenSSL has to read first: it is in the middle of a message of TLS."""
         try:
             self._ssl_object.write(piece)
-        except ssl.SSLError:
+        except ssl.SSLWantReadError:
             return False
+        except ssl.SSLError as exc:
+            raise self._fail_by_ssl(exc) from exc
         return True
 
     async def wait_writable(self) -> None:
@@ -433,7 +457,8 @@ class TLSConnection:
     async def farewell(self) -> bytes:
         """Return the bytes to send before FIN: ``close_notify``, or the alert that says why.
 
-        Nothing, if they could not be understood: after ciphertext that was cut off.
+        Nothing, if they could not be understood, after ciphertext that was cut off, or would vouch
+        for what is ``unfinished``.
         """
         if self.failure is not None:
             due = bytes(self._carrier.unsent) + self._outgoing.read()
@@ -448,7 +473,7 @@ class TLSConnection:
             with contextlib.suppress(trio.BrokenResourceError):
                 await self._stream.aclose()
             due = b"".join(self._carrier.collected) + self._outgoing.read()
-        return b"" if self._carrier.cut_off else due
+        return b"" if self._carrier.cut_off or self.unfinished else due
 
     # ---- errors ----
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -177,3 +178,47 @@ def test_find_starts_anew_after_a_push_front() -> None:
     assert buffer.find(b"\n") is None
     buffer.push_front(b"x\ny")
     assert buffer.find(b"\n") == 2
+
+
+def lines_of(buffer: ReceiveBuffer, **options: object) -> Iterator[bytes]:
+    assert buffer.find(b"\n") is not None
+    return buffer.take_lines(b"\n", **{"keep_ends": False, "max_bytes": 100, **options})  # type: ignore[arg-type]
+
+
+def test_lines_that_were_split_and_not_given_stay_where_they_are() -> None:
+    for taken in range(4):
+        buffer = ReceiveBuffer()
+        buffer.append(b"one\ntwo\nthree\nrest")
+        lines = lines_of(buffer)
+        assert [next(lines) for _ in range(taken)] == [b"one", b"two", b"three"][:taken]
+        buffer.append(b" of it")  # this alone ends nothing
+        left = [b"one\n", b"two\n", b"three\n", b"rest of it"][taken:]
+        assert buffer.peek_all() == b"".join(left)
+        assert len(buffer) == len(b"".join(left))
+        assert list(lines) == []  # something else was asked of the buffer
+
+
+def test_lines_keep_their_ends_and_their_limit() -> None:
+    buffer = ReceiveBuffer()
+    buffer.append(b"a\nbb\n" + b"c" * 100 + b"\n")
+    assert list(lines_of(buffer, keep_ends=True)) == [b"a\n", b"bb\n"]
+    assert buffer.find(b"\n") == 101  # longer than max_bytes: it is not for take_lines
+    assert buffer.take(101) == b"c" * 100 + b"\n"
+
+
+def test_a_line_over_a_seam_comes_with_those_behind_it() -> None:
+    buffer = ReceiveBuffer()
+    for chunk in (b"o", b"ne\ntwo\nth", b"ree\n"):
+        buffer.append(chunk)
+    assert list(lines_of(buffer)) == [b"one", b"two"]
+    assert list(lines_of(buffer)) == [b"three"]
+    assert len(buffer) == 0
+
+
+def test_a_line_over_many_chunks_or_into_a_large_one_is_taken_alone() -> None:
+    for chunks in ([b"o", b"n", b"e\nx"], [b"o", b"ne\n" + b"x" * 1_000_000]):
+        buffer = ReceiveBuffer()
+        for chunk in chunks:
+            buffer.append(chunk)
+        assert list(lines_of(buffer)) == []
+        assert buffer.take(4) == b"one\n"

@@ -347,6 +347,69 @@ async def test_a_descriptor_that_is_taken_away_below_us_is_a_closed_socket() -> 
             assert not a.isopen()
 
 
+async def test_a_stream_that_is_closed_below_us_while_the_peer_waits_is_a_closed_socket() -> None:
+    """Also where reads wait at once, because so many tries in a row have found nothing."""
+    a, b = await tcp_pair()
+    async with closing(a, b), trio.open_nursery() as nursery:
+
+        async def echo() -> None:
+            async for chunk in b:
+                await b.send(chunk)
+
+        nursery.start_soon(echo)
+        for number in range(30):
+            await a.send(b"%d" % number)
+            with trio.fail_after(5):
+                assert await a.recv() == b"%d" % number
+        a.stream.socket.close()
+        with pytest.raises(trio.ClosedResourceError):
+            await a.recv()
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_read_that_wakes_for_nothing_waits_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """select(2): a descriptor may be reported as ready although a read would block."""
+    real = trio.lowlevel.wait_readable
+    woken = []
+
+    async def spurious(descriptor: int) -> None:
+        woken.append(descriptor)
+        if len(woken) == 1:
+            await trio.lowlevel.checkpoint()
+        else:
+            await real(descriptor)
+
+    a, b = await tcp_pair()
+    async with closing(a, b), trio.open_nursery() as nursery:
+        monkeypatch.setattr(trio.lowlevel, "wait_readable", spurious)
+        nursery.start_soon(a.recv)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(woken) == 2
+        await b.send(b"x")
+
+
+async def test_after_a_close_nothing_goes_out_below_either() -> None:
+    a, b = await tcp_pair()
+    async with closing(a, b):
+        a.abort()
+        with pytest.raises(trio.ClosedResourceError):
+            a._transport.send_nowait(b"x")
+
+
+async def test_many_tasks_may_close_at_once() -> None:
+    sock, raw = raw_pair()
+    with raw:
+        raw.sendall(b"unread, so that the close has to wait for the end")
+        await trio.lowlevel.wait_readable(sock.fileno())
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(sock.close)
+            await trio.testing.wait_all_tasks_blocked()
+            raw.close()
+        assert sock.fileno() == -1
+        await sock.close()
+
+
 async def test_a_close_after_the_peers_reset_is_quiet() -> None:
     sock, raw = raw_pair()
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import inspect
+import io
 import logging
 import resource
 import socket
@@ -581,9 +582,24 @@ async def test_running_out_of_descriptors_never_kills_the_server(
                 await talking.send(b"hello")
                 assert await talking.recv(5) == b"hello"
         server.stop()
-    assert {each.name for each in log.records if each.levelno > logging.INFO} == {
-        "trisock.server"
-    }
+    assert {each.name for each in log.records if each.levelno > logging.INFO} == {"trisock.server"}
+
+
+async def test_a_full_backlog_does_not_keep_other_tasks_from_running() -> None:
+    accepted = []
+
+    async def handler(_: Socket) -> None:
+        accepted.append(server.stats().accepted)
+
+    async with trio.open_nursery() as nursery:
+        listener = await trisock.listen(0, "127.0.0.1")
+        clients = [socket.create_connection(("127.0.0.1", listener.port)) for _ in range(200)]
+        server = await trisock.bind(nursery, listener, handler)
+        await all_served(server, 200)
+        for client in clients:
+            client.close()
+        server.stop()
+    assert min(accepted) <= 64 < max(accepted) == 200
 
 
 async def test_connections_that_die_before_accept_kill_nobody() -> None:
@@ -822,7 +838,7 @@ async def test_connections_in_a_handshake_or_upgrade_are_left_out(
             server.stop()
 
 
-@pytest.mark.parametrize("how", ["timeout", "cancelled"])
+@pytest.mark.parametrize("how", ["timeout", "cancelled", "aborted"])
 async def test_a_starttls_that_a_broadcast_keeps_waiting_closes_as_any_other(
     how: str, server_tls: ServerTLS, autojump_clock: trio.testing.MockClock
 ) -> None:
@@ -834,6 +850,16 @@ async def test_a_starttls_that_a_broadcast_keeps_waiting_closes_as_any_other(
         if how == "timeout":
             with pytest.raises(trisock.TLSError, match="a broadcast was in its way"):
                 await sock.starttls(server_tls, handshake_timeout=5)
+        elif how == "aborted":
+            async with trio.open_nursery() as inner:
+
+                async def abort() -> None:
+                    await trio.sleep(5)
+                    sock.abort()
+
+                inner.start_soon(abort)
+                with pytest.raises(trio.ClosedResourceError):
+                    await sock.starttls(server_tls)
         else:
             with trio.move_on_after(5) as scope:
                 await sock.starttls(server_tls)
@@ -853,6 +879,36 @@ async def test_a_starttls_that_a_broadcast_keeps_waiting_closes_as_any_other(
             while server.stats().active:
                 await trio.sleep(1)  # by a clock that jumps
         assert done == [how]
+        server.stop()
+
+
+async def test_a_send_file_that_a_broadcast_keeps_waiting_can_be_cancelled(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    autojump_clock.autojump_threshold = 0.05  # not while bytes are on their way
+    big = b"b" * 5_000_000
+
+    async def handler(sock: Socket) -> None:
+        await sock.recv()
+        with trio.move_on_after(5) as scope:
+            await sock.send_file(io.BytesIO(b"never"))
+        assert scope.cancelled_caught
+        async with trio.open_nursery() as inner:
+            inner.start_soon(sock.recv)  # the go-ahead of the client
+            await sock.send(b"mine")  # it is nobody's turn but the broadcast's
+
+    async with trio.open_nursery() as nursery:
+        server = await trisock.bind(nursery, 0, handler)
+        client = await connect(server)
+        while not server.connections:
+            await trio.lowlevel.checkpoint()
+        async with closing(client), trio.open_nursery() as inner:
+            inner.start_soon(server.broadcast, big)
+            await trio.testing.wait_all_tasks_blocked()
+            await client.send(b"file, please")
+            await trio.sleep(6)
+            await client.send(b"go on")
+            assert await client.recv_exactly(len(big) + 4) == big + b"mine"
         server.stop()
 
 

@@ -1038,6 +1038,34 @@ async def test_stoptls_refuses_while_decrypted_bytes_are_waiting(
             await a.stoptls()
 
 
+async def test_stoptls_refuses_while_bytes_that_came_with_the_handshake_are_waiting(
+    authority: Authority, server_tls: ServerTLS
+) -> None:
+    sock, raw = raw_pair()
+    context = ssl.create_default_context(cadata=authority.pem.decode())
+    peer = RawTLS(raw, context, server_hostname="example.org")
+
+    def shake_hands_and_talk() -> None:
+        while True:
+            try:
+                peer.ssl.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                peer.flush()
+                peer.incoming.write(raw.recv(65536))
+        peer.ssl.write(b"early bird")
+        peer.flush()  # the end of the handshake and the data, in one segment
+
+    with raw:
+        async with closing(sock), trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, shake_hands_and_talk)
+            await sock.starttls(server_tls)
+            with pytest.raises(RuntimeError, match="decrypted bytes are waiting"):
+                await sock.stoptls()
+            assert sock.isopen()
+            assert await sock.recv() == b"early bird"
+
+
 async def test_stoptls_fails_on_encrypted_data_in_flight(
     client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:

@@ -479,6 +479,9 @@ moments = st.sampled_from(["patient", "patient", "patient", "before", "late", "r
 meanwhile = st.lists(said, max_size=4)
 
 families = st.sampled_from(["unix", "tcp"])
+# What another task sends meanwhile: nothing, little, or more than there is room for.
+sizes = st.sampled_from([0, 0, 0, 0, 5, 300_000])
+
 seldom = st.sampled_from([True, False, False, False, False])
 
 
@@ -548,9 +551,11 @@ class SocketMachine(RuleBasedStateMachine):
 
     # ---- reading ----
 
-    @rule(read=single_reads, when=moments, meanwhile=meanwhile, look=st.booleans())
-    def reads(self, read: Read, when: str | int, meanwhile: list[Said], look: bool) -> None:
-        self.call(self.perform, read, when, meanwhile, look)
+    @rule(read=single_reads, when=moments, meanwhile=meanwhile, sending=sizes, look=st.booleans())
+    def reads(
+        self, read: Read, when: str | int, meanwhile: list[Said], sending: int, look: bool
+    ) -> None:
+        self.call(self.perform, read, when, meanwhile, sending, look)
 
     @rule(
         target=iterators,
@@ -567,23 +572,33 @@ class SocketMachine(RuleBasedStateMachine):
         steps=st.integers(1, 4) | st.sampled_from([10, 1000, 30_000]),
         when=moments,
         meanwhile=meanwhile,
+        sending=sizes,
         look=st.booleans(),
     )
     def reads_lines(
-        self, opened: Opened, steps: int, when: str | int, meanwhile: list[Said], look: bool
+        self,
+        opened: Opened,
+        steps: int,
+        when: str | int,
+        meanwhile: list[Said],
+        sending: int,
+        look: bool,
     ) -> None:
-        self.call(self.perform, Next(opened, steps), when, meanwhile, look)
+        self.call(self.perform, Next(opened, steps), when, meanwhile, sending, look)
 
     @precondition(lambda self: self.peer.ending is None)
     @rule(read=single_reads, line=lines)
     def reads_what_comes_byte_by_byte(self, read: Read, line: bytes) -> None:
         drops = [Said(line[n % len(line) :][:1]) for n in range(270)]
-        self.call(self.perform, read, "dripping", drops, True)
+        self.call(self.perform, read, "dripping", drops, 0, True)
 
-    async def perform(self, read: Read, when: str | int, meanwhile: list[Said], look: bool) -> None:
+    async def perform(
+        self, read: Read, when: str | int, meanwhile: list[Said], sending: int, look: bool
+    ) -> None:
         """Read, in a task of its own, and check what comes.
 
-        ``look``: also at what is buffered, before and after, which must change nothing.
+        ``sending``: another task sends so many bytes, which the peer does not take before the
+        read is over. ``look``: also at what is buffered, which must change nothing.
         """
         sock = self.sock
         self.peer.write()  # what the kernel had no room for
@@ -607,7 +622,11 @@ class SocketMachine(RuleBasedStateMachine):
             finally:
                 done.set()
 
+        if self.peer.ending is not None:
+            sending = 0
         async with trio.open_nursery() as nursery:
+            if sending:
+                nursery.start_soon(sock.send, b"s" * sending)
             nursery.start_soon(task)
             if when in ("patient", "dripping"):
                 await self.supply(read, when, meanwhile, done)
@@ -622,6 +641,8 @@ class SocketMachine(RuleBasedStateMachine):
                 for _ in range(when):
                     await trio.lowlevel.checkpoint()
                 scope.cancel()
+            await done.wait()
+            assert await self.peer.receive(sending) == b"s" * sending
 
         taken, ending = read.expected(self.left, self.peer.ended, got)
         if scope.cancelled_caught:

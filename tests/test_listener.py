@@ -627,3 +627,19 @@ async def test_dead_connections_are_got_through_in_parts() -> None:
             sock.close()
         assert not listener.hasconnection()
         assert listener.dropped == _listener._DEAD_IN_A_ROW
+
+
+async def test_a_listener_may_be_closed_at_any_moment_of_an_accept() -> None:
+    for ticks in range(6):
+        for _ in range(5):  # which task runs first is chance
+            listener = await trisock.listen(0)
+            async with trio.open_nursery() as nursery:
+
+                async def accept(listener: trisock.Listener = listener) -> None:
+                    with pytest.raises(trio.ClosedResourceError):
+                        await listener.accept()
+
+                nursery.start_soon(accept)
+                for _ in range(ticks):
+                    await trio.lowlevel.checkpoint()
+                await listener.close()

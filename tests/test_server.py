@@ -536,6 +536,7 @@ async def test_max_connections_keeps_the_excess_in_the_backlog() -> None:
 
 async def test_a_slot_covers_the_close() -> None:
     async def handler(sock: Socket) -> None:
+        await trio.lowlevel.wait_readable(sock.fileno())
         await sock.send(b"bye")
 
     async with trio.open_nursery() as nursery:
@@ -544,6 +545,7 @@ async def test_a_slot_covers_the_close() -> None:
         await first.send(b"unread, so that the close has to linger")
         assert await first.recv() == b"bye"
         second = await connect(server)
+        await second.send(b"unread, too")
         await trio.testing.wait_all_tasks_blocked()
         assert server.stats().accepted == 1
         await first.close()

@@ -798,3 +798,20 @@ async def test_what_was_written_to_a_file_and_not_flushed_is_sent(
             file.write(b"second")
             assert await a.send_file(file) == 12
         assert await b.recv_exactly(12) == b"first second"
+
+
+async def test_after_the_last_line_of_a_chunk_the_next_read_waits_for_more() -> None:
+    a, b = await tcp_pair()
+    async with closing(a, b), trio.open_nursery() as nursery:
+        await b.send(b"one\ntwo\n")
+        lines = a.lines()
+        assert [await lines.__anext__(), await lines.__anext__()] == [b"one", b"two"]
+        got = []
+
+        async def read() -> None:
+            got.append(await a.recv())
+
+        nursery.start_soon(read)
+        await trio.testing.wait_all_tasks_blocked()
+        await b.send(b"more")
+    assert got == [b"more"]

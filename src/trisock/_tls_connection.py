@@ -110,7 +110,7 @@ class _Carrier(trio.abc.Stream):
         self.cut_off = False
 
     async def wait_send_all_might_not_block(self) -> None:
-        await self._transport.wait_writable()
+        """Do nothing: the Socket asks the Transport itself."""
 
     async def aclose(self) -> None:
         """Leave closing to the Socket: there is more to it than ``SSLStream`` knows."""
@@ -276,8 +276,7 @@ class TLSConnection:
         and the other waits for that. A full checkpoint; cancelled, it has taken nothing.
         """
         if self._feeding:
-            if self._fed is None:
-                self._fed = trio.Event()
+            self._fed = trio.Event()
             await self._fed.wait()
             return True
         self._feeding = True

@@ -247,7 +247,6 @@ async def test_a_peer_that_leaves_in_the_middle_of_a_message_is_a_broken_connect
             await sock.send(b"x")
 
 
-@pytest.mark.parametrize("first", ["answer", "send"])
 async def test_the_same_where_the_end_of_the_connection_is_the_end_of_the_stream(
     authority: Authority, wide_certificate: Certificate
 ) -> None:
@@ -262,6 +261,7 @@ async def test_the_same_where_the_end_of_the_connection_is_the_end_of_the_stream
             await sock.send(b"x")
 
 
+@pytest.mark.parametrize("first", ["answer", "send"])
 async def test_an_answer_and_a_send_may_wait_for_room_at_the_same_time(
     first: str, authority: Authority, wide_certificate: Certificate
 ) -> None:

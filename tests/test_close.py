@@ -498,3 +498,32 @@ async def test_a_late_byte_does_not_destroy_what_is_not_acknowledged() -> None:
                     got += len(chunk)
                 raw.shutdown(socket.SHUT_WR)
             assert got == sent
+
+
+@pytest.mark.parametrize("adopted", [False, True])
+async def test_a_send_after_send_eof_does_not_take_the_peers_reset_away(adopted: bool) -> None:
+    """The kernel tells of a reset once. A download that was cut off must not look complete."""
+    if adopted:
+        sock, raw = raw_pair()
+    else:
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            sock = await trisock.connect("127.0.0.1", listening.getsockname()[1])
+            raw, _ = listening.accept()
+    async with closing(sock):
+        await sock.send_eof()
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        raw.close()
+        await trio.lowlevel.wait_readable(sock.fileno())
+        with pytest.raises(trio.ClosedResourceError):
+            await sock.send(b"a mistake")
+        with pytest.raises(trio.BrokenResourceError):
+            await sock.recv()
+
+
+@pytest.mark.parametrize("buffers", [(), (b"",), (b"", b"")])
+async def test_nothing_is_sent_after_send_eof_not_even_nothing(buffers: tuple[bytes, ...]) -> None:
+    client, server = await tcp_pair()
+    async with closing(client, server):
+        await client.send_eof()
+        with pytest.raises(trio.ClosedResourceError):
+            await client.send(*buffers)

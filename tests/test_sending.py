@@ -9,6 +9,7 @@ import os
 import re
 import select
 import socket
+import ssl
 import sys
 import tempfile
 import threading
@@ -20,7 +21,8 @@ from typing import Any, BinaryIO
 import pytest
 import trio
 import trio.testing
-from conftest import Authority, all_served, clog, closing, tcp_pair, tls_pair, unix_pair
+from conftest import Authority, all_served, clog, closing, raw_pair, tcp_pair, tls_pair, unix_pair
+from test_tls import RawTLS
 
 import trisock
 from trisock import ClientTLS, ServerTLS, Socket, TLSError, _socket, _transport
@@ -562,3 +564,28 @@ async def test_a_file_that_grows_is_sent_up_to_the_count() -> None:
             assert await a.send_file(file, 3, 2) == 2
             assert await a.send_file(file, 5) == 1
         assert await b.recv_exactly(6) == b"onetwo"
+
+
+async def test_a_peers_alert_is_what_ends_send_file(authority: Authority) -> None:
+    """TLS 1.3: the server refuses the client's certificate after the client's handshake."""
+    server_context = ServerTLS(
+        authority.issue("example.org"), client_ca=authority.pem, require_client_certificate=True
+    )._context()
+    sock, raw = raw_pair()
+    peer = RawTLS(raw, server_context, server_side=True)
+
+    def refuse() -> None:
+        with contextlib.suppress(ssl.SSLError):
+            peer.run(peer.ssl.do_handshake)
+        raw.close()
+
+    async with closing(sock):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, refuse)
+            await sock.starttls(trisock.ClientTLS("example.org", ca=authority.pem))
+        await trio.lowlevel.wait_readable(sock.fileno())
+        with pytest.raises(
+            trisock.TLSError, match=r"certificate required.*after .* bytes"
+        ) as caught:
+            await sock.send_file(io.BytesIO(bytes(1 << 24)))
+        assert caught.value.reason is not None

@@ -7,6 +7,7 @@ client answer while it reads.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 import socket
 import ssl
@@ -17,7 +18,7 @@ import pytest
 import trio
 import trio.testing
 import trustme
-from conftest import Authority, certificate, clog, closing
+from conftest import Authority, certificate, clog, closing, raw_pair
 from test_tls import RawTLS
 
 from trisock import Certificate, ClientTLS, ServerTLS, Socket, TLSError, _tls_connection
@@ -464,3 +465,191 @@ async def ends(peer: RawTLS) -> tuple[bytes, bool]:
                 peer.raw.shutdown(socket.SHUT_WR)
                 return data, True
             data += part
+
+
+async def test_an_answer_that_found_a_send_in_its_way_goes_out_after_it(
+    authority: Authority,
+) -> None:
+    """The peer may be waiting for it, and nothing else need ever be sent."""
+    async with asked(authority) as (sock, peer), trio.open_nursery() as nursery:
+        size = 1 << 16  # encrypted at once: no more comes after it
+        sent = trio.Event()
+
+        async def send() -> None:
+            await sock.send(bytes(size))
+            sent.set()
+
+        await start(nursery, send)  # stuck in the middle of it: the peer does not read
+        ask(peer)
+        await start(nursery, sock.recv)
+        got = 0
+        while got < size:
+            await trio.lowlevel.wait_readable(peer.raw)
+            got += len(heard(peer))
+        await sent.wait()
+        await answered(peer)
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_answer_that_found_no_room_goes_out_when_there_is_some(
+    authority: Authority, wide_certificate: Certificate
+) -> None:
+    async with asked(authority, wide_certificate) as (sock, peer), trio.open_nursery() as nursery:
+        await clog(sock)
+        ask(peer)
+        await start(nursery, sock.recv)
+        await answered(peer)
+        nursery.cancel_scope.cancel()
+
+
+async def answered(peer: object) -> None:
+    """Wait until the peer has the answer to its question: then it can ask again."""
+    while True:
+        heard(peer)  # type: ignore[arg-type]
+        with contextlib.suppress(Exception):
+            peer.ssl.verify_client_post_handshake()  # type: ignore[attr-defined]
+            return
+        with trio.fail_after(10):
+            await trio.lowlevel.wait_readable(peer.raw)  # type: ignore[attr-defined]
+
+
+async def test_a_close_after_a_part_of_an_answer_still_says_goodbye(
+    authority: Authority, wide_certificate: Certificate
+) -> None:
+    """All that was sent was sent whole: the peer must not think that something is missing."""
+    async with asked(authority, wide_certificate) as (sock, peer), trio.open_nursery() as nursery:
+        await sock.send(b"all of it")
+        ask(peer)
+        async with trio.open_nursery() as readers:
+            await start(readers, sock.recv)  # a part of the answer is out: it is a large one
+            readers.cancel_scope.cancel()
+        nursery.start_soon(sock.close)
+        assert await ends(peer) == (b"all of it", True)
+
+
+async def test_peek_does_not_overtake_a_sender_that_reads(
+    authority: Authority, wide_certificate: Certificate
+) -> None:
+    """The sender holds what came first for a pass through the scheduler; Trio draws lots."""
+    for _ in range(40):
+        async with half_a_message(authority, wide_certificate) as (sock, peer, rest):
+            assert await sock.peek() is None
+            peer.ssl.write(b"pong")
+            peer.raw.sendall(rest[:100])
+
+            async def look(sock: Socket = sock, raw: socket.socket = peer.raw) -> None:
+                raw.sendall(rest[100:] + peer.outgoing.read())
+                await sock.peek()
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(sock.send, b"ping")
+                nursery.start_soon(look)
+            assert await sock.recv() == b"pong"
+
+
+async def test_a_peer_that_leaves_while_an_answer_waits_for_room_is_a_broken_connection(
+    authority: Authority, wide_certificate: Certificate
+) -> None:
+    async with asked(authority, wide_certificate) as (sock, peer), trio.open_nursery() as nursery:
+
+        async def read() -> None:
+            with pytest.raises(trio.BrokenResourceError):
+                await sock.recv()
+
+        await clog(sock)
+        ask(peer)
+        await start(nursery, read)
+        peer.raw.close()
+
+
+async def test_a_close_while_an_answer_waits_for_room_is_a_closed_socket_for_the_reader(
+    authority: Authority, wide_certificate: Certificate
+) -> None:
+    async with asked(authority, wide_certificate) as (sock, peer), trio.open_nursery() as nursery:
+
+        async def read() -> None:
+            with pytest.raises(trio.ClosedResourceError):
+                await sock.recv()
+
+        await clog(sock)
+        ask(peer)
+        await start(nursery, read)
+        sock.abort()
+
+
+async def test_a_peer_that_does_not_take_the_answers_it_asks_for_is_given_up(
+    authority: Authority,
+) -> None:
+    async with asked(authority) as (sock, peer), trio.open_nursery() as nursery:
+        await start(nursery, sock.send, bytes(1 << 16))  # stuck
+        for _ in range(10):
+            peer.raw.sendall(b"".join(next_key_update(peer, asking=True) for _ in range(500)))
+            if await sock.peek() is None and sock._tls.failure is not None:  # type: ignore[union-attr]
+                break
+        with pytest.raises(TLSError, match="asks for answers"):
+            await sock.recv()
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_read_and_a_send_that_are_both_in_need_of_the_rest_end_with_the_connection(
+    authority: Authority, wide_certificate: Certificate
+) -> None:
+    """With https_compatible the reader gets the end, the sender an error all the same."""
+    async with half_a_message(authority, wide_certificate, https_compatible=True) as (
+        sock,
+        peer,
+        _,
+    ):
+
+        async def read() -> None:
+            assert await sock.recv() == b""
+
+        async def send() -> None:
+            with pytest.raises(trio.BrokenResourceError, match="has ended"):
+                await sock.send(b"x")
+
+        async with trio.open_nursery() as nursery:
+            await start(nursery, read)
+            await start(nursery, send)
+            peer.raw.shutdown(socket.SHUT_WR)
+
+
+async def test_peek_does_not_go_on_for_as_long_as_a_peer_likes(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Records without data (key updates) come without end: peek must not stop the program."""
+    context = ssl.create_default_context(cadata=authority.pem.decode())
+    sock, raw = raw_pair()
+    peer = RawTLS(raw, context, server_hostname="example.org")
+    with raw:
+        async with closing(sock):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.to_thread.run_sync, peer.run, peer.ssl.do_handshake)
+                await sock.starttls(ServerTLS(authority.issue("example.org")))
+            reads = 0
+
+            def key_update() -> bytes:
+                nonlocal reads
+                reads += 1
+                if reads > 1000:
+                    raise BlockingIOError
+                return next_key_update(peer)
+
+            monkeypatch.setattr(type(sock._transport), "receive_nowait", lambda _: key_update())
+            assert await sock.peek() is None
+            assert reads <= 100
+
+
+def next_key_update(peer: RawTLS, *, asking: bool = False) -> bytes:
+    """Let OpenSSL change its keys, which the ssl module cannot."""
+    import _ssl
+
+    libssl = ctypes.CDLL(_ssl.__file__)
+    libssl.SSL_key_update.argtypes = [ctypes.c_void_p, ctypes.c_int]
+    libssl.SSL_do_handshake.argtypes = [ctypes.c_void_p]
+    # PySSLSocket: the object's head, a weak reference to a socket, the SSL.
+    address = id(peer.ssl._sslobj) + object.__basicsize__ + ctypes.sizeof(ctypes.c_void_p)
+    pointer = ctypes.c_void_p.from_address(address).value
+    assert libssl.SSL_key_update(pointer, int(asking)) == 1
+    libssl.SSL_do_handshake(pointer)
+    return peer.outgoing.read()

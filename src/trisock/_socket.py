@@ -771,7 +771,7 @@ class Socket(trio.abc.HalfCloseableStream):
         self._transport.wake()
         self._let_go()
         try:
-            # Those who were woken go first: what they leave unsent decides what is due.
+            # Those who were woken end: what they leave unsent decides what is due.
             await trio.lowlevel.checkpoint()
             due = b"" if tls is None else await tls.farewell()
         except BaseException:

@@ -32,6 +32,10 @@ _RECORD_SIZE = 16384
 # How many bytes of answers a peer can make us keep by not reading them: some 2000 key updates.
 _MOST_ANSWERS = 65536
 
+# How often ``peek`` looks into the kernel for a record with data: what has none comes without end
+# from a peer that likes to keep us busy.
+_MOST_LOOKS = 16
+
 # What is encrypted at a time: the ciphertext of a send does not exist all at once, however
 # much is sent.
 _SEND_SIZE = 65536
@@ -62,6 +66,7 @@ class _Carrier(trio.abc.Stream):
         self.unsent: bytes | memoryview = b""
         self.send_failure: trio.BrokenResourceError | None = None
         self.collected: list[bytes] | None = None
+        self._room = trio.Lock()  # a sender and an answer may wait for it, a descriptor has one
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Return bytes; cancelled, it has taken none."""
@@ -103,11 +108,23 @@ class _Carrier(trio.abc.Stream):
     async def send_rest(self, rest: memoryview) -> None:
         """Send what ``send_nowait`` has left, before anything else goes out."""
         try:
-            await self._transport.send([rest])
+            while len(rest):
+                await self.wait_writable()
+                rest = rest[self._transport.send_nowait(rest) :]
         except trio.BrokenResourceError as exc:
             self.send_failure = exc
             raise
         self.cut_off = False
+
+    async def wait_writable(self) -> None:
+        try:  # nearly always nobody else waits; Lock.acquire would be a checkpoint more
+            self._room.acquire_nowait()
+        except trio.WouldBlock:
+            await self._room.acquire()
+        try:
+            await self._transport.wait_writable()
+        finally:
+            self._room.release()
 
     async def wait_send_all_might_not_block(self) -> None:
         """Do nothing: the Socket asks the Transport itself."""
@@ -195,6 +212,7 @@ class TLSConnection:
         self.failure: trio.BrokenResourceError | None = None
         self._ended = False
         self.unfinished = False
+        self._answer_cut = False  # a part of an answer is in the carrier's unsent
         self._feeding = False
         self._fed: trio.Event | None = None  # set when a task that feeds is done with it
         self.info: TLSInfo | None = None
@@ -261,7 +279,7 @@ class TLSConnection:
                 await trio.lowlevel.cancel_shielded_checkpoint()
                 return data
         while True:
-            if self._outgoing.pending:
+            if self._outgoing.pending or self._answer_cut:
                 self._answer()
             if not await self._feed():
                 return self._transport_ended()
@@ -281,6 +299,8 @@ class TLSConnection:
             return True
         self._feeding = True
         try:
+            if self._outgoing.pending or self._answer_cut:
+                return await self._receive_and_answer()
             ciphertext = await self._transport.receive()
             self.arrived.write(ciphertext)
         finally:
@@ -293,16 +313,46 @@ class TLSConnection:
     def _answer(self) -> None:
         """Send what OpenSSL has to say to what was read, such as to a key update, if there is room.
 
-        Else it stays where it is and goes out with the next send (RFC 8446, section 4.6.3): a
-        reader does not wait for that, nor can a cancel come between.
+        Else it stays where it is, for the next send (RFC 8446, section 4.6.3) or for the reader,
+        who waits for room and for data: the peer may be waiting for it.
         """
+        carrier = self._carrier
+        with contextlib.suppress(trio.BrokenResourceError):
+            # Not into the middle of something.
+            if not carrier.cut_off and self._transport.writable_now():
+                carrier.unsent = carrier.send_nowait(self._outgoing.read()) or b""
+                carrier.cut_off = False  # what is left of it is not lost, and goes out first
+                self._answer_cut = bool(carrier.unsent)
         if self._outgoing.pending > _MOST_ANSWERS:
             raise self._fail("the peer asks for answers and does not take them")
-        if self._carrier.cut_off:
-            return  # it would come into the middle of something
-        with contextlib.suppress(trio.BrokenResourceError):
-            if self._transport.writable_now():
-                self._carrier.unsent = self._carrier.send_nowait(self._outgoing.read()) or b""
+
+    async def _receive_and_answer(self) -> bool:
+        """Wait as ``_feed`` does, and answer when there is room: the peer may wait for that."""
+        failure: Exception | None = None
+        ciphertext = b""
+
+        async def receive() -> None:
+            nonlocal ciphertext, failure
+            try:
+                ciphertext = await self._transport.receive()
+                self.arrived.write(ciphertext)
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+                failure = exc
+            nursery.cancel_scope.cancel()
+
+        async def answer() -> None:
+            with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                while self._outgoing.pending or self._answer_cut:
+                    await self._carrier.wait_writable()
+                    self._check_sending()
+                    self._answer()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive)
+            nursery.start_soon(answer)
+        if failure is not None:
+            raise failure
+        return bool(ciphertext)
 
     def _decrypt(self) -> bytes | None:
         """Return one record's bytes, ``b""`` at the end, ``None`` if more must come before."""
@@ -337,11 +387,15 @@ class TLSConnection:
 
         Raises nothing: an error is kept for the next ``receive``.
         """
-        while self.failure is None:
+        for _ in range(_MOST_LOOKS):
+            if self.failure is not None:
+                break
             try:
                 data = self._decrypt()
                 if data is not None:
                     return data
+                if self._feeding:  # a sender: what it has taken comes first
+                    break
                 ciphertext = self._transport.receive_nowait()
             except (BlockingIOError, trio.BrokenResourceError):
                 return None
@@ -382,7 +436,7 @@ class TLSConnection:
                     # What is encrypted must be sent. So wait first: until there is room for a
                     # byte, changing one's mind harms nothing.
                     if not self._transport.writable_now():
-                        await self._transport.wait_writable()
+                        await self._carrier.wait_writable()
                         self._check_sending()  # a reader may have met an error meanwhile
                     await trio.lowlevel.checkpoint_if_cancelled()
                     if self._encrypt(piece):
@@ -393,6 +447,7 @@ class TLSConnection:
                         raise self._transport.broken("the peer has ended the connection")
                 started = self.unfinished = True
                 rest = self._carrier.send_nowait(self._outgoing.read())
+                self._answer_cut = False  # what was left of it is in rest
                 if rest is None:
                     await trio.lowlevel.cancel_shielded_checkpoint()
                 else:
@@ -421,7 +476,7 @@ class TLSConnection:
     async def wait_writable(self) -> None:
         """Wait until a send might start at once. A full checkpoint."""
         self._check_sending()
-        await self._transport.wait_writable()
+        await self._carrier.wait_writable()
 
     def _check_sending(self) -> None:
         self._check()

@@ -225,6 +225,8 @@ class Transport:
                 await self._send_rest([memoryview(data)[sent:]], started=bool(sent))
         else:
             views = [memoryview(each) for each in buffers if len(each)]
+            if not views:
+                self.check_sending()
             await self._send_rest(views, started=False)
 
     async def _send_rest(self, views: list[memoryview], *, started: bool) -> None:
@@ -344,11 +346,11 @@ class Transport:
             raise self._sending_failed(exc) from exc
 
     def _sending_failed(self, exc: OSError) -> trio.BrokenResourceError:
-        if self.eof_sent:
-            raise trio.ClosedResourceError("nothing can be sent after send_eof") from None
         failure = self._broken_by(exc)
         if exc.errno != errno.EPIPE:  # which is what comes after the peer's FIN: a clean end
-            self._reset = failure
+            self._reset = failure  # the kernel does not tell of it again
+        if self.eof_sent:
+            raise trio.ClosedResourceError("nothing can be sent after send_eof") from None
         return failure
 
     # ---- closing ----

@@ -59,7 +59,6 @@ _LAST_LOOK = 0.04
 # The most buffers that one sendmsg takes.
 _IOV_MAX = os.sysconf("SC_IOV_MAX") if hasattr(os, "sysconf") else 1
 
-_HAS_SENDMSG = hasattr(socket.socket, "sendmsg")
 _HAS_SENDFILE = hasattr(os, "sendfile")
 
 # What os.sendfile takes at a time. The call reads the file itself, and does not return before
@@ -337,7 +336,7 @@ class Transport:
         if self._send_failure is not None:
             self._refuse(self._send_failure)
         try:
-            if len(buffers) == 1 or not _HAS_SENDMSG:
+            if sys.platform == "win32" or len(buffers) == 1:  # there is no sendmsg there
                 return self._raw.send(buffers[0])
             return self._raw.sendmsg(buffers)
         except BlockingIOError:

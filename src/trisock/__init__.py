@@ -3,7 +3,7 @@
 from ._address import Address
 from ._connect import connect, connect_unix
 from ._errors import IncompleteReadError, LimitExceededError, TLSError
-from ._listener import Listener, listen, listen_unix
+from ._listener import Listener, listen, listen_nowait, listen_unix, listen_unix_nowait
 from ._server import Server, ServerStats, bind
 from ._socket import ConnectionInfo, Lines, Socket
 from ._tls import Certificate, ClientTLS, ServerTLS, TLSInfo
@@ -27,5 +27,7 @@ __all__ = [
     "connect",
     "connect_unix",
     "listen",
+    "listen_nowait",
     "listen_unix",
+    "listen_unix_nowait",
 ]

@@ -21,7 +21,12 @@ from ._address import (
 )
 from ._socket import Socket
 from ._turns import Exclusive
-from ._unix import BoundPath, listening_unix_socket, unix_path
+from ._unix import (
+    BoundPath,
+    listening_unix_socket,
+    listening_unix_socket_nowait,
+    unix_path,
+)
 
 # The kernel keeps it in 16 bits and cuts it to what the system allows: as much as there is.
 _MAX_BACKLOG = 0xFFFF
@@ -73,29 +78,77 @@ async def listen(
 
     Cancelled, it leaves nothing open. Source: Pluto's ``socket.listen``.
     """
-    check_port(port, host)
+    host_to_bind = _check(port, host, reuse_port)
     backlog = _backlog(backlog)
+    try:
+        found = await trio.socket.getaddrinfo(
+            host_to_bind, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except OSError as exc:
+        raise oserror(exc, f"cannot listen on {_where(port, host)}") from exc
+    return _listen(found, port, host, backlog, reuse_port)
+
+
+def listen_nowait(
+    port: int,
+    host: str | None = None,
+    *,
+    backlog: int | None = None,
+    reuse_port: bool = False,
+) -> Listener:
+    """Do the same as ``listen`` in a plain call, which may come from outside Trio.
+
+    For what has to be known at once, or before Trio runs: whether the port is free, or while
+    the program is still allowed to have it. The listener can be used in any Trio program then.
+
+    Args:
+      port, backlog, reuse_port: as in ``listen``.
+      host: the local address to listen on, or ``None``. A name is a ``ValueError``: it would have
+        to be resolved.
+
+    Returns: a ``Listener``, listening.
+
+    Raises: as ``listen``.
+    """
+    host_to_bind = _check(port, host, reuse_port)
+    backlog = _backlog(backlog)
+    flags = socket.AI_PASSIVE | socket.AI_NUMERICHOST
+    try:
+        found = socket.getaddrinfo(host_to_bind, port, type=socket.SOCK_STREAM, flags=flags)
+    except socket.gaierror:
+        raise ValueError(f"listen_nowait takes an address, not a name: {host!r}") from None
+    return _listen(found, port, host, backlog, reuse_port)
+
+
+def _check(port: int, host: str | None, reuse_port: bool) -> bytes | None:
+    """Return the host as the resolver takes it."""
+    check_port(port, host)
     if host is not None and not isinstance(host, str):
         raise TypeError(f"a host is a str or None, not {host!r}")
     if reuse_port and not hasattr(socket, "SO_REUSEPORT"):
         raise OSError(errno.EOPNOTSUPP, "there is no SO_REUSEPORT on this platform")
-    where = format_host_port("*" if host is None else host, port)
-    try:
-        found = await trio.socket.getaddrinfo(
-            None if host is None else to_ascii_host(host).encode(),
-            port,
-            type=socket.SOCK_STREAM,
-            flags=socket.AI_PASSIVE,
-        )
-        targets = list(dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in found))
-        for tries_left in reversed(range(_SAME_PORT_TRIES)):
-            try:
-                return Listener(_bind_all(targets, port, backlog, reuse_port, host is None))
-            except OSError as exc:
-                if port != 0 or exc.errno != errno.EADDRINUSE or not tries_left:
-                    raise
-    except OSError as exc:
-        raise oserror(exc, f"cannot listen on {where}") from exc
+    return None if host is None else to_ascii_host(host).encode()
+
+
+def _where(port: int, host: str | None) -> str:
+    return format_host_port("*" if host is None else host, port)
+
+
+def _listen(
+    found: Sequence[tuple[int, int, int, str, tuple[object, ...]]],
+    port: int,
+    host: str | None,
+    backlog: int,
+    reuse_port: bool,
+) -> Listener:
+    """Listen on all the addresses that were found, at one port."""
+    targets = list(dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in found))
+    for tries_left in reversed(range(_SAME_PORT_TRIES)):
+        try:
+            return Listener(_bind_all(targets, port, backlog, reuse_port, host is None))
+        except OSError as exc:
+            if port != 0 or exc.errno != errno.EADDRINUSE or not tries_left:
+                raise oserror(exc, f"cannot listen on {_where(port, host)}") from exc
     raise AssertionError("the last try has returned or raised")  # pragma: no cover
 
 
@@ -172,6 +225,28 @@ async def listen_unix(
     name = unix_path(path)
     backlog = _backlog(backlog)
     sock, bound_path = await listening_unix_socket(name, mode, backlog)
+    return Listener([sock], _bound_path=bound_path)
+
+
+def listen_unix_nowait(
+    path: str | bytes | os.PathLike[str] | os.PathLike[bytes],
+    *,
+    mode: int | None = None,
+    backlog: int | None = None,
+) -> Listener:
+    """Do the same as ``listen_unix`` in a plain call, which may come from outside Trio.
+
+    Args: as in ``listen_unix``.
+
+    Returns: a ``Listener``, listening.
+
+    Raises:
+      BlockingIOError: another program is starting to listen in the same directory just now, which
+        ``listen_unix`` would wait for.
+      OSError, TypeError, ValueError: as ``listen_unix``.
+    """
+    name = unix_path(path)
+    sock, bound_path = listening_unix_socket_nowait(name, mode, _backlog(backlog))
     return Listener([sock], _bound_path=bound_path)
 
 
@@ -272,21 +347,27 @@ class Listener(trio.abc.Listener[Socket]):
         Wakes the task in ``accept`` with ``trio.ClosedResourceError``. Removes the path of a Unix
         socket. A checkpoint; it is closed also when cancelled.
         """
-        self._close()
+        self.abort()
         await trio.lowlevel.checkpoint()
 
     async def aclose(self) -> None:
         """Stop listening. The same as ``close``."""
         await self.close()
 
-    def _close(self) -> None:
+    def abort(self) -> None:
+        """Stop listening at once: what ``close`` does, in a plain call.
+
+        While no task accepts, it may come from outside Trio, or from a finaliser. A ``Server``'s
+        listener is stopped by ``Server.stop``.
+        """
         if self._closed:
             return
         self._closed = True
         if self._bound_path is not None:
             self._bound_path.remove()
         for sock in self._sockets:
-            trio.lowlevel.notify_closing(sock)
+            with contextlib.suppress(RuntimeError):  # outside Trio: nobody is waiting
+                trio.lowlevel.notify_closing(sock)
             sock.close()
         if self._accepted is not None:
             self._accepted.abort()

@@ -119,7 +119,7 @@ async def bind(
     try:
         nursery.start_soon(server._run, name=f"trisock server on {listener.addresses[0]}")
     except BaseException:  # the nursery is closed
-        listener._close()
+        listener.abort()
         raise
     return server
 
@@ -216,7 +216,7 @@ class Server:
             raise ValueError(f"grace is a number of seconds or None, not {grace!r}")
         self.closing.set()
         self._accepting.cancel()
-        self._listener._close()
+        self._listener.abort()
         for sock in self._handshakes:
             sock._close_hard()
         if grace is not None:
@@ -278,7 +278,7 @@ class Server:
                                 acceptors.start_soon(self._accept_from, sock, handlers)
         finally:
             self.closing.set()
-            listener._close()
+            listener.abort()
             self._closed.set()
 
     async def _accept_from(self, listening: socket.socket, handlers: trio.Nursery) -> None:

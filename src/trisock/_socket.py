@@ -761,7 +761,8 @@ class Socket(trio.abc.HalfCloseableStream):
         """Close hard, at once, without waiting: the peer sees a reset.
 
         What was sent and has not reached the peer may be lost. Tasks that wait on the
-        socket are woken with ``trio.ClosedResourceError``.
+        socket are woken with ``trio.ClosedResourceError``. While no task uses it, this may be
+        called outside Trio.
         """
         self._aborted = True
         self._transport.abort()

@@ -8,7 +8,7 @@ import os
 import socket
 import stat
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 
 import trio
 
@@ -50,16 +50,30 @@ async def listening_unix_socket(
     name: str | bytes, mode: int | None, backlog: int
 ) -> tuple[socket.socket, BoundPath | None]:
     """Listen on a path; return the socket, and the file that goes away with it, if it has one."""
+    await trio.lowlevel.checkpoint()
+    deadline = trio.current_time() + _LOCK_TIMEOUT
+    while True:
+        try:
+            return listening_unix_socket_nowait(name, mode, backlog)
+        except DirectoryLockedError as exc:
+            if trio.current_time() >= deadline:
+                raise OSError(errno.ETIMEDOUT, exc.strerror, exc.filename) from None
+        await trio.sleep(_LOCK_RETRY)
+
+
+def listening_unix_socket_nowait(
+    name: str | bytes, mode: int | None, backlog: int
+) -> tuple[socket.socket, BoundPath | None]:
+    """Do the same at once, or raise DirectoryLockedError."""
     sock = unix_socket()
     try:
         if os.fsencode(name).startswith(b"\0"):
             if mode is not None:
                 raise ValueError("an abstract name has no file, and so no mode")
-            await trio.lowlevel.checkpoint()
             _bind(sock, name)
             sock.listen(backlog)
             return sock, None
-        async with _directory_lock(name):
+        with _directory_lock(name):
             try:
                 _bind(sock, name)
             except OSError as exc:
@@ -104,13 +118,16 @@ def _is_stale(name: str | bytes) -> bool:
         return probe.connect_ex(name) == errno.ECONNREFUSED
 
 
-@contextlib.asynccontextmanager
-async def _directory_lock(name: str | bytes) -> AsyncIterator[None]:
+class DirectoryLockedError(BlockingIOError):
+    """Another program is starting to listen in the same directory."""
+
+
+@contextlib.contextmanager
+def _directory_lock(name: str | bytes) -> Iterator[None]:
     """Keep other starters from a path between finding that it is stale and replacing it.
 
     The lock is on the directory: a lock file would stay behind, or be removed under a waiter.
     """
-    await trio.lowlevel.checkpoint()
     if sys.platform == "win32":  # pragma: no cover (tests run on Linux)
         yield
         return
@@ -122,17 +139,12 @@ async def _directory_lock(name: str | bytes) -> AsyncIterator[None]:
     except OSError as exc:
         raise OSError(exc.errno, exc.strerror, os.fsdecode(name)) from exc
     try:
-        with trio.move_on_after(_LOCK_TIMEOUT) as scope:
-            while True:
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    await trio.sleep(_LOCK_RETRY)
-        if scope.cancelled_caught:
-            raise OSError(
-                errno.ETIMEDOUT, "another program keeps the directory locked", os.fsdecode(name)
-            )
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            raise DirectoryLockedError(
+                exc.errno, "another program keeps the directory locked", os.fsdecode(name)
+            ) from None
         yield
     finally:
         os.close(descriptor)

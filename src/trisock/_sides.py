@@ -1,0 +1,100 @@
+"""Two sides: inside Trio, where calls are awaited, and outside it, where the same calls block.
+
+What is made on one side stays there. Outside Trio all calls are made in one background thread
+(``_background``), plain ones too: so nothing is ever done to a connection in two threads at once.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+
+import trio
+
+from ._background import Background
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Run = trio.lowlevel.TrioToken
+
+background = Background()
+
+
+def current_run() -> Run | None:
+    """Return which run of Trio this is; ``None`` outside Trio."""
+    try:
+        return trio.lowlevel.current_trio_token()
+    except RuntimeError:
+        return None
+
+
+class OneSided:
+    """Belongs to one run of Trio, or to none (``run``), and is used there only."""
+
+    def __init__(self, run: Run | None) -> None:
+        self._run = run
+
+    def is_inside(self) -> bool:
+        """Return whether calls are awaited; RuntimeError on the wrong side."""
+        run = current_run()
+        if run is self._run:
+            return run is not None
+        made = "outside Trio" if self._run is None else "inside Trio"
+        here = "outside Trio" if run is None else "inside Trio"
+        if made == here:
+            here = "in another run of Trio"
+        raise RuntimeError(f"this {type(self).__name__} was made {made}: it cannot be used {here}")
+
+    def at_once(self, function: Callable[[], R]) -> R:
+        """Make a plain call, on the side where this is used."""
+        if self.is_inside():
+            return function()
+
+        async def call() -> R:
+            return function()
+
+        return background.call(call)
+
+
+class Awaited(OneSided):
+    """Made inside Trio. What type checkers tell the two sides by."""
+
+
+if TYPE_CHECKING:
+
+    class Waits(Generic[P, R]):
+        """A method that waits, as type checkers see it on each side."""
+
+        @overload
+        def __get__(
+            self, instance: Awaited, owner: object
+        ) -> Callable[P, Coroutine[Any, Any, R]]: ...
+        @overload
+        def __get__(self, instance: OneSided, owner: object) -> Callable[P, R]: ...
+        @overload
+        def __get__(self, instance: None, owner: object) -> Callable[..., Any]: ...
+        def __get__(self, instance: object, owner: object) -> object: ...
+
+
+def waits(method: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]) -> Waits[P, R]:
+    """Make an async method of a OneSided one that is awaited inside Trio and blocks outside it."""
+    return taken_back_by(None)(method)
+
+
+def taken_back_by(
+    undo: Callable[[Any, Any], object] | None,
+) -> Callable[[Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]], Waits[P, R]]:
+    """Do the same as ``waits``; ``undo`` takes back a result that a Ctrl-C kept from the caller."""
+
+    def decorate(method: Callable[..., Coroutine[Any, Any, R]]) -> Any:
+        @functools.wraps(method)
+        def call(self: OneSided, *args: Any, **kwargs: Any) -> object:
+            bound = functools.partial(method, self, *args, **kwargs)
+            if self.is_inside():
+                return bound()
+            return background.call(bound, undo and functools.partial(undo, self))
+
+        return call
+
+    return decorate

@@ -56,12 +56,15 @@ def _ipv6_text(host: str, scope_id: int) -> str:
     mapped = ipaddress.IPv6Address(bare).ipv4_mapped
     if mapped is not None:
         return str(mapped)
-    if not scope_id:
-        return bare
+    return f"{bare}%{zone_name(scope_id)}" if scope_id else bare
+
+
+def zone_name(scope_id: int) -> str:
+    """Return the name of an IPv6 zone, or its number in text where there is none."""
     try:
-        return f"{bare}%{socket.if_indextoname(scope_id)}"
+        return socket.if_indextoname(scope_id)
     except OSError:  # the interface has gone away since
-        return f"{bare}%{scope_id}"
+        return str(scope_id)
 
 
 def _is_ip(host: str) -> bool:

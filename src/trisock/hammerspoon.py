@@ -1,0 +1,400 @@
+"""Hammerspoon's ``hs.socket``: calls that return at once, queues, callbacks and tags.
+
+For callback code, and ports of Hammerspoon programs::
+
+    from trisock import hammerspoon
+
+    async with hammerspoon.open_sockets() as hs:
+        client = hs.new(print).connect("localhost", 8080)
+        client.write("GET / HTTP/1.0\\r\\n\\r\\n")
+        client.read("\\r\\n\\r\\n")
+        await trio.sleep(1)
+
+Reads and writes queue, and are done in order in the background, as is ``startTLS``, which waits for
+those before it; the callbacks of one object come in order, too. A callback is a plain or an async
+function; one that raises is logged and harms nothing else. Leaving ``open_sockets`` ends it all.
+
+Data is ``bytes``; ``str`` is taken as UTF-8 for what is written, and for delimiters. What hs.socket
+logs is on the logger ``trisock.hammerspoon``; ``nil`` is ``None``. Source: Hammerspoon's
+documentation, page "hs.socket". ``docs/dialects.md`` has what differs.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TypedDict
+
+import trio
+
+import trisock
+
+from ._callbacks import CallbackQueue
+from ._queued import Delivery, QueuedClient, QueuedServer, logger
+from ._sockaddr import ParsedAddress, pack_sockaddr, parse_sockaddr
+
+__all__ = ["Info", "Socket", "Sockets", "open_sockets"]
+
+# The levels of hs.logger, from 0: two are called otherwise in Python.
+_LEVELS = ["nothing", "error", "warning", "info", "debug", "verbose"]
+_OTHERS = {"nothing": logging.CRITICAL + 1, "verbose": logging.DEBUG}
+
+Callback = Callable[..., object]
+
+
+class Info(TypedDict):
+    """What ``Socket.info`` returns: empty (``b""``, ``""``, 0) where there is nothing to tell."""
+
+    connectedAddress: bytes
+    connectedHost: str
+    connectedPort: int
+    connectedURL: str
+    connections: int
+    isConnected: bool
+    isDisconnected: bool
+    isIPv4: bool
+    isIPv4Enabled: bool
+    isIPv4PreferredOverIPv6: bool
+    isIPv6: bool
+    isIPv6Enabled: bool
+    isSecure: bool
+    localAddress: bytes
+    localHost: str
+    localPort: int
+    timeout: float
+    unixSocketPath: str
+    userData: str
+
+
+@asynccontextmanager
+async def open_sockets() -> AsyncIterator[Sockets]:
+    """Give a block its sockets: ``async with open_sockets() as hs:``.
+
+    When the block is left, all of them are closed and all that they do in the background has ended.
+    What the block raises comes out as it is; cancelled, it leaves nothing behind.
+    """
+    error: BaseException | None = None
+    async with trio.open_nursery() as nursery:
+        try:
+            yield Sockets(nursery)
+        except BaseException as exc:  # goes on as it is, and not in the nursery's group
+            error = exc
+        nursery.cancel_scope.cancel()
+    if error is not None:
+        raise error
+
+
+class Sockets:
+    """Hammerspoon's ``hs.socket``, made by ``open_sockets``.
+
+    Attributes:
+      timeout: seconds that an operation may take, for objects made from now on; negative: no limit.
+    """
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self.timeout: float = -1
+        self._nursery = nursery
+
+    def new(self, fn: Callback | None = None) -> Socket:
+        """Create an unconnected object; ``fn`` as in ``setCallback``. Source: ``hs.socket.new``."""
+        return Socket(self._nursery, self.timeout, fn)
+
+    def server(self, port_or_path: int | str, fn: Callback | None = None) -> Socket:
+        """Create an object and listen on a port or a path: ``new(fn)``, then ``listen``.
+
+        Returns the object also if it cannot listen; that is logged. Source: ``hs.socket.server``.
+        """
+        created = self.new(fn)
+        created.listen(port_or_path)
+        return created
+
+    @staticmethod
+    def parseAddress(sockaddr: bytes) -> ParsedAddress | None:  # noqa: N802
+        """Parse a binary sockaddr, such as ``info()`` gives: of IPv4 or IPv6, BSD's or Linux's.
+
+        Returns ``{"host": ..., "port": ..., "addressFamily": ...}``, or ``None`` for anything else.
+        Source: ``hs.socket.parseAddress``.
+        """
+        return parse_sockaddr(sockaddr) if isinstance(sockaddr, bytes) else None
+
+    @staticmethod
+    def setLogLevel(level: str | int) -> None:  # noqa: N802
+        """Set how much is logged, in the whole process: a level of hs.logger, or its number.
+
+        ``"nothing"`` (0), ``"error"``, ``"warning"``, ``"info"``, ``"debug"``, ``"verbose"`` (5).
+        Source: ``hs.socket.setLogLevel``.
+        """
+        name = _LEVELS[level if isinstance(level, int) else _LEVELS.index(level)]
+        logger.setLevel(_OTHERS.get(name, name.upper()))
+
+
+class Socket:
+    """Hammerspoon's ``hs.socket object``: a client, a server, or neither yet.
+
+    Made by ``Sockets.new`` and ``Sockets.server``. All methods are plain calls, and return at once.
+    """
+
+    def __init__(self, nursery: trio.Nursery, timeout: float, fn: Callback | None) -> None:
+        self._nursery = nursery
+        self._timeout = timeout
+        self._callback = fn
+        self._role: QueuedClient | QueuedServer | None = None
+        self._callbacks = CallbackQueue(nursery, logger)
+
+    def __repr__(self) -> str:
+        info = self.info()
+        kind, where = "hs.socket", f"{info['connectedHost']}:{info['connectedPort']}"
+        if info["userData"] == "SERVER":
+            kind, where = "hs.socket(server)", f"{info['localHost']}:{info['localPort']}"
+        return f"{kind}: {info['unixSocketPath'] or where} ({id(self):#x})"
+
+    # ---- connecting, listening ----
+
+    def connect(
+        self, host_or_path: str, port: int | Callback | None = None, fn: Callback | None = None
+    ) -> Socket | None:
+        """Connect: ``connect(host, port[, fn])``, or ``connect(path[, fn])`` to a Unix socket.
+
+        Args:
+          host_or_path: a name or an address; or, where no port is given, a path.
+          port: 1 to 65535.
+          fn: called once, without arguments, when it is connected.
+
+        Returns: self, or ``None`` if it is connected or listening already. Where nobody can be
+        reached, that is logged later, and the object is unconnected again.
+        Source: ``hs.socket:connect``.
+        """
+        if callable(port):
+            port, fn = None, port
+        if port is None:
+            path = os.path.expanduser(host_or_path)
+            connect, name = partial(trisock.connect_unix, path), path
+        else:
+            path, name = "", f"{host_or_path}:{port}"
+            connect = partial(trisock.connect, host_or_path, port)
+        if self._is_in_use():
+            return None
+        put = self._callbacks.put
+        return self._take_on(QueuedClient(connect, fn, put, self._limit, name=name, path=path))
+
+    def listen(self, port_or_path: int | str) -> Socket | None:
+        """Listen on a port (0 for any that is free), or on the path of a Unix socket.
+
+        Returns: self, or ``None`` if it cannot, or is in use already: that is logged.
+        Source: ``hs.socket:listen``.
+        """
+        if self._is_in_use():
+            return None
+        path = os.path.expanduser(port_or_path) if isinstance(port_or_path, str) else ""
+        try:
+            if isinstance(port_or_path, str):
+                listener = trisock.listen_unix_nowait(path)
+            else:
+                listener = trisock.listen_nowait(port_or_path)
+        except (OSError, ValueError) as exc:
+            self._log(f"cannot listen: {exc}")
+            return None
+        return self._take_on(QueuedServer(listener, self._callbacks.put, path))
+
+    def disconnect(self) -> Socket:
+        """Disconnect: drop what is queued, and be free at once for another connect or listen.
+
+        A server disconnects its clients, and removes its Unix path. What was sent already is
+        not lost. Source: ``hs.socket:disconnect``.
+        """
+        role, self._role = self._role, None
+        self._callbacks.clear()
+        if role is not None:
+            role.disconnect()
+        return self
+
+    def _is_in_use(self) -> bool:
+        if self._nursery.cancel_scope.cancel_called:
+            self._log("its open_sockets() has ended")
+        elif self._role is not None:
+            self._log("it is connected or listening already")
+        else:
+            return False
+        return True
+
+    def _take_on(self, role: QueuedClient | QueuedServer) -> Socket:
+        self._role = role
+        self._nursery.start_soon(role.run, self._free)
+        return self
+
+    def _free(self, role: object) -> None:
+        if self._role is role:
+            self._role = None
+
+    def _log(self, error: str) -> None:
+        logger.error("%r: %s", self, error)
+
+    @property
+    def _limit(self) -> float:
+        return math.inf if self._timeout < 0 else self._timeout
+
+    # ---- reading, writing, TLS ----
+
+    def read(self, delimiter: int | str | bytes, tag: int = -1) -> Socket | None:
+        """Read, and give what was read to the callback: ``fn(data, tag)``.
+
+        A server reads from each of the clients that are connected now.
+
+        Args:
+          delimiter: how many bytes to read; or what to read up to, and including it.
+          tag: passed to the callback.
+
+        Returns: self, or ``None`` if there is no callback or no connection: that is logged.
+        Source: ``hs.socket:read``.
+        """
+        if self._callback is None:
+            self._log("cannot read: there is no callback")
+            return None
+        if self._role is None:
+            self._log("cannot read: it is not connected")
+            return None
+        wanted = delimiter if isinstance(delimiter, int) else _to_bytes(delimiter)
+        for connection in self._role.connections:
+            connection.read(wanted, self._limit, partial(self._callbacks.put, self._give, tag))
+        return self
+
+    receive = read
+
+    def write(
+        self, message: str | bytes, tag: int | Callback = -1, fn: Callback | None = None
+    ) -> Socket:
+        """Write: ``write(message[, tag][, fn])``. A server writes to each of its clients.
+
+        Args:
+          message: what to write.
+          tag: passed to ``fn``.
+          fn: called once, ``fn(tag)``, when it is written: by a server when all its clients have it
+            (those that were lost meanwhile do not count; if none has it, it is not called).
+
+        Returns: self, also where there is no connection, which is logged.
+        Source: ``hs.socket:write``.
+        """
+        if callable(tag):
+            fn, tag = tag, -1
+        if self._role is None:
+            self._log("cannot write: it is not connected")
+            return self
+        data = _to_bytes(message)
+        connections = list(self._role.connections)
+        delivery = Delivery(len(connections), fn and partial(self._callbacks.put, fn, tag))
+        for connection in connections:
+            connection.write(data, self._limit, delivery)
+        return self
+
+    send = write
+
+    def startTLS(  # noqa: N802
+        self,
+        verify: bool | str | trisock.ClientTLS | trisock.ServerTLS = True,
+        peerName: str | None = None,  # noqa: N803
+    ) -> Socket:
+        """Secure the connection, when the reads and writes before it are done.
+
+        Whatever fails in it disconnects: nothing that comes after is ever sent in the clear.
+
+        Args:
+          verify: ``startTLS(False)``, and nothing else, takes any certificate from anybody.
+            Or the name, in place of ``peerName``; or TLS as ``trisock`` has it: a server's (or
+            a server object's) certificates, a client's own authorities.
+          peerName: the name that the certificate must be for; without one, the host given to
+            ``connect``. (hs.socket would verify no name then.)
+
+        Returns: self. Raises ``ValueError`` or ``TypeError`` where TLS cannot be set up so.
+        Source: ``hs.socket:startTLS``.
+        """
+        if self._role is None:
+            self._log("cannot start TLS: it is not connected")
+            return self
+        name = verify if isinstance(verify, str) else peerName
+        try:
+            if isinstance(verify, (bool, str)):
+                verify = trisock.ClientTLS(name, verify=verify is not False or name is not None)
+        except BaseException:
+            self.disconnect()
+            raise
+        for connection in self._role.connections:
+            connection.start_tls(verify, self._limit)
+        return self
+
+    def _give(self, tag: int, data: bytes) -> object:
+        return None if self._callback is None else self._callback(data, tag)
+
+    # ---- settings, and what is known ----
+
+    def setCallback(self, fn: Callback | None = None) -> Socket:  # noqa: N802
+        """Set (or, with ``None``, clear) the read callback: ``fn(data, tag)``.
+
+        Source: ``hs.socket:setCallback``.
+        """
+        self._callback = fn
+        return self
+
+    def setTimeout(self, timeout: float) -> Socket:  # noqa: N802
+        """Set how many seconds the operations queued from now on may take; negative: no limit.
+
+        Each is timed from when its turn comes. One that takes longer disconnects.
+        Source: ``hs.socket:setTimeout``.
+        """
+        self._timeout = timeout
+        return self
+
+    def connected(self) -> bool:
+        """Return whether it, or any of a server's clients, is connected. Source: ``connected``."""
+        return self.connections() > 0
+
+    def connections(self) -> int:
+        """Return how many connections it has; at most 1, unless it is a server.
+
+        Source: ``hs.socket:connections``.
+        """
+        connections = () if self._role is None else self._role.connections
+        return sum(connection.sock is not None for connection in connections)
+
+    def info(self) -> Info:
+        """Return what is known about it, under the 19 keys of hs.socket's page.
+        Source: ``hs.socket:info``.
+        """
+        role = self._role
+        path = "" if role is None else role.path
+        sock = role.connections[0].sock if isinstance(role, QueuedClient) else None
+        peer = trisock.Address("", 0)
+        addresses = role.addresses if isinstance(role, QueuedServer) else [peer]
+        if sock is not None:
+            addresses, peer = [sock.getlocal()], sock.getpeer()
+        if path:  # of a Unix socket, which has nothing else
+            addresses = [peer := trisock.Address("", 0)]
+        hosts = [address.host for address in addresses]
+        return {
+            "connectedAddress": pack_sockaddr(peer),
+            "connectedHost": peer.host,
+            "connectedPort": peer.port,
+            "connectedURL": path if sock is not None else "",
+            "connections": self.connections(),
+            "isConnected": sock is not None,
+            "isDisconnected": role is None,
+            "isIPv4": any("." in host for host in hosts),
+            "isIPv4Enabled": True,
+            "isIPv4PreferredOverIPv6": False,
+            "isIPv6": any(":" in host for host in hosts),
+            "isIPv6Enabled": True,
+            "isSecure": sock is not None and sock.istls(),
+            "localAddress": pack_sockaddr(addresses[0]),
+            "localHost": hosts[0],
+            "localPort": addresses[0].port,
+            "timeout": self._timeout,
+            "unixSocketPath": path,
+            "userData": "SERVER" if isinstance(role, QueuedServer) else "DEFAULT" if sock else "",
+        }
+
+
+def _to_bytes(data: str | bytes) -> bytes:
+    return data.encode() if isinstance(data, str) else bytes(memoryview(data))

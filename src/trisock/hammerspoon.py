@@ -104,10 +104,7 @@ class Sockets:
         return Socket(self._nursery, self.timeout, fn)
 
     def server(self, port_or_path: int | str, fn: Callback | None = None) -> Socket:
-        """Create an object and listen on a port or a path: ``new(fn)``, then ``listen``.
-
-        Returns the object also if it cannot listen; that is logged. Source: ``hs.socket.server``.
-        """
+        """Do ``new(fn)`` and ``listen``; return it also if it cannot. Source: ``server``."""
         created = self.new(fn)
         created.listen(port_or_path)
         return created
@@ -135,7 +132,7 @@ class Sockets:
 class Socket:
     """Hammerspoon's ``hs.socket object``: a client, a server, or neither yet.
 
-    Made by ``Sockets.new`` and ``Sockets.server``. All methods are plain calls, and return at once.
+    Made by ``Sockets.new`` and ``Sockets.server``. Its methods are plain calls and return at once.
     """
 
     def __init__(self, nursery: trio.Nursery, timeout: float, fn: Callback | None) -> None:

@@ -72,7 +72,15 @@ def lint(session: nox.Session) -> None:
 def examples(session: nox.Session) -> None:
     """Each example, against real clients."""
     session.install(".[tests]")
-    session.run("python", "-m", "pytest", "tests/test_examples.py", *session.posargs)
+    session.run(
+        "python",
+        "-m",
+        "pytest",
+        "tests/test_examples.py",
+        "tests/test_pluto_examples.py",
+        "tests/test_hammerspoon_examples.py",
+        *session.posargs,
+    )
 
 
 @nox.session

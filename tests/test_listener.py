@@ -643,3 +643,87 @@ async def test_a_listener_may_be_closed_at_any_moment_of_an_accept() -> None:
                 for _ in range(ticks):
                     await trio.lowlevel.checkpoint()
                 await listener.close()
+
+
+# ---- plain calls ----
+
+
+def test_a_plain_call_listens_outside_trio_and_trio_serves_it_later() -> None:
+    listener = trisock.listen_nowait(0)
+    assert listener.addresses == (("0.0.0.0", listener.port), ("::", listener.port))
+    client = socket.create_connection(("127.0.0.1", listener.port))
+
+    async def serve() -> None:
+        async with listener, await listener.accept() as server:
+            assert server.getpeer() == client.getsockname()
+
+    with client:
+        trio.run(serve)
+
+
+async def test_a_plain_call_listens_on_an_address_and_resolves_no_name() -> None:
+    async with trisock.listen_nowait(0, "::1") as listener:
+        assert listener.addresses == (("::1", listener.port),)
+        with pytest.raises(OSError, match=rf"\[::1\]:{listener.port}") as caught:
+            trisock.listen_nowait(listener.port, "::1")
+        assert caught.value.errno == errno.EADDRINUSE
+    with pytest.raises(ValueError, match="not a name: 'localhost'"):
+        trisock.listen_nowait(0, "localhost")
+    with pytest.raises(TypeError):
+        trisock.listen_nowait("80")  # type: ignore[arg-type]
+
+
+def test_a_plain_call_listens_on_a_path_outside_trio(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    listener = trisock.listen_unix_nowait(path, mode=0o600)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    with pytest.raises(OSError, match="in use") as caught:
+        trisock.listen_unix_nowait(path)
+    assert caught.value.errno == errno.EADDRINUSE
+    listener.abort()
+    assert not path.exists()
+
+
+def test_a_plain_call_does_not_wait_for_a_locked_directory(tmp_path: Path) -> None:
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with pytest.raises(BlockingIOError, match="keeps the directory locked") as caught:
+            trisock.listen_unix_nowait(tmp_path / "socket")
+        assert caught.value.filename == str(tmp_path / "socket")
+    finally:
+        os.close(descriptor)
+    trisock.listen_unix_nowait(tmp_path / "socket").abort()
+
+
+async def test_abort_stops_listening_at_once() -> None:
+    listener = await trisock.listen(0)
+    async with trio.open_nursery() as nursery:
+
+        async def accept() -> None:
+            with pytest.raises(trio.ClosedResourceError):
+                await listener.accept()
+
+        nursery.start_soon(accept)
+        await trio.testing.wait_all_tasks_blocked()
+        listener.abort()
+    listener.abort()  # again changes nothing
+    trisock.listen_nowait(listener.port).abort()  # the port is free
+
+
+def test_listeners_and_sockets_can_be_aborted_outside_trio() -> None:
+    listener = trisock.listen_nowait(0, "127.0.0.1")
+    with (
+        socket.create_connection(("127.0.0.1", listener.port)) as first,
+        socket.create_connection(("127.0.0.1", listener.port)) as second,
+    ):
+        accepted = trio.run(listener.accept)
+        assert accepted.isopen()
+        accepted.abort()
+        assert not accepted.isopen()
+        with pytest.raises(ConnectionResetError):
+            first.recv(1)
+        assert listener.hasconnection()
+        listener.abort()
+        with pytest.raises(ConnectionResetError):
+            second.recv(1)

@@ -14,6 +14,7 @@ import trustme
 
 import trisock
 from trisock import Certificate, ClientTLS, ServerTLS, Socket
+from trisock._sides import background
 
 # Every test is bounded: a hang is a failure and not a stuck run. No test waits so long when it
 # passes.
@@ -52,6 +53,7 @@ def no_leaked_descriptor() -> Iterator[None]:
     gc.collect()
     before = _sockets()
     yield
+    background.stop()  # the thread of trisock.pluto
     gc.collect()
     left = _sockets() - before
     assert not left, f"left open: {left}"

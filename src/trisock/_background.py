@@ -151,11 +151,16 @@ class Background:
             with self._lock:
                 self._calls -= 1
 
+    def stop(self) -> None:
+        """Stop the thread, unless a call is going on. It starts again with the next one."""
+        with self._lock:
+            if self._thread is not None and not self._calls:
+                self._thread.stop()
+                self._thread = None
+
     def _before_fork(self) -> None:
         self._lock.acquire()  # until after the fork: nobody starts a thread meanwhile
-        if self._thread is not None and not self._calls:
-            self._thread.stop()
-            self._thread = None
+        self.stop()
 
     def _after_fork_in_child(self) -> None:
         self._thread = None

@@ -188,7 +188,7 @@ class QueuedConnection:
                 else:
                     data = await self.sock.recv_until(wanted, max_bytes=MAX_READ)
         except trisock.IncompleteReadError:
-            await self._come_to_the_end()
+            self._end_in_order()
         else:
             give(data)
 
@@ -196,18 +196,17 @@ class QueuedConnection:
         assert self.sock is not None
         chunk = await self.sock.recv()
         if not chunk:
-            await self._come_to_the_end()
+            self._end_in_order()
         self.sock.unrecv(chunk)
         await trio.sleep_forever()  # or until there is a read to be done
 
-    async def _come_to_the_end(self) -> None:
+    def _end_in_order(self) -> None:
         """Disconnect behind the callbacks that are due now, and what they write."""
 
         async def end() -> None:
             self.disconnect()
 
         self._in_order(self._writes.put, end)
-        await trio.sleep_forever()
 
     async def _write(self, data: bytes, timeout: float) -> None:
         assert self.sock is not None

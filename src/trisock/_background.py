@@ -134,9 +134,16 @@ class Background:
 
         Returns, raises: what the function does.
         """
-        call = _Call(function, undo)
         with self._lock:
             self._calls += 1
+        try:
+            return self._make(_Call(function, undo))
+        finally:
+            with self._lock:
+                self._calls -= 1
+
+    def _make(self, call: _Call[T]) -> T:
+        with self._lock:
             if self._thread is None or self._thread.has_failed():
                 self._thread = _Thread()
             thread = self._thread
@@ -147,9 +154,6 @@ class Background:
             if not call.result.done() or call.result.exception() is not exc:
                 thread.give_up(call)
             raise
-        finally:
-            with self._lock:
-                self._calls -= 1
 
     def stop(self) -> None:
         """Stop the thread, unless a call is going on. It starts again with the next one."""

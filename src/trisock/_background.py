@@ -93,14 +93,14 @@ class _Thread:
         token.run_sync_soon(nursery.start_soon, call.run)
 
     def give_up(self, call: _Call[Any]) -> None:
-        if self.has_failed():
+        if self._started.exception() is not None:
             return
         token, _ = self._started.result()
         token.run_sync_soon(call.give_up)
         call.given_up.result()
 
     def stop(self) -> None:
-        if self.has_failed():
+        if self._started.exception() is not None:
             return
         token, nursery = self._started.result()
         token.run_sync_soon(nursery.cancel_scope.cancel)

@@ -159,8 +159,8 @@ class Background:
         """Stop the thread, unless a call is going on. It starts again with the next one."""
         with self._lock:
             if self._thread is not None and not self._calls:
-                self._thread.stop()
-                self._thread = None
+                thread, self._thread = self._thread, None
+                thread.stop()
 
     def _before_fork(self) -> None:
         self._lock.acquire()  # until after the fork: nobody starts a thread meanwhile

@@ -15,6 +15,7 @@ call finds nothing busy. If the call was done by then its result is taken back b
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Awaitable, Callable
@@ -24,6 +25,8 @@ from typing import Any, Generic, TypeVar
 import trio
 
 T = TypeVar("T")
+
+_logger = logging.getLogger("trisock.pluto")
 
 
 class _Call(Generic[T]):
@@ -61,8 +64,11 @@ class _Call(Generic[T]):
             self._take_back()
 
     def _take_back(self) -> None:
-        if self._undo is not None and self.result.done() and self.result.exception() is None:
-            self._undo(self.result.result())
+        try:
+            if self._undo is not None and self.result.done() and self.result.exception() is None:
+                self._undo(self.result.result())
+        except Exception:  # it must not end the thread, which does the calls of all
+            _logger.exception("could not take back the result of an interrupted call")
         self.given_up.set_result(None)
 
 

@@ -153,8 +153,9 @@ class socket(OneSided):  # noqa: N801 (Pluto's name)
         return True
 
     def _unrecv(self, data: bytes | None) -> None:
-        if data is not None:
-            self._sock.unrecv(data)
+        # Closed in another thread meanwhile, or read: then it has no place to go back to.
+        with contextlib.suppress(trio.ClosedResourceError, trio.BusyResourceError):
+            self._sock.unrecv(data or b"")
 
     @taken_back_by(_unrecv)
     async def recv(self) -> bytes | None:

@@ -312,7 +312,7 @@ class listener(OneSided):  # noqa: N801 (Pluto's name)
         Awaited inside Trio, blocks outside. (Pluto has no such thing: its listeners end when
         they are collected.)
         """
-        self._closed = True
+        self._closed, self._accepted = True, None
         if self._server is not None:
             self._server.stop()
         elif not self._serving:

@@ -214,6 +214,7 @@ class socket(OneSided):  # noqa: N801 (Pluto's name)
         try:
             await self._sock.starttls(tls)
         except _OVER as exc:
+            await self._sock.close()  # where it was broken before TLS began
             return self._is_over(exc)
         return True
 

@@ -339,6 +339,7 @@ class listener(OneSided):  # noqa: N801 (Pluto's name)
                 if self._closed:
                     self._server.stop()
         finally:
+            self._listening.abort()  # where it was cancelled before the server had it
             self._run = bound_in
 
 

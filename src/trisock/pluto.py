@@ -50,6 +50,7 @@ TLS = (
     | trisock.ServerTLS
 )
 
+# Gets texts and never an exception: a handler that keeps those keeps the sockets in their frames.
 _logger = logging.getLogger("trisock.pluto")
 
 # What Pluto has no exceptions for: the connection is over.
@@ -92,7 +93,7 @@ class socket(OneSided):  # noqa: N801 (Pluto's name)
             try:
                 return _wrap(await trisock.connect(host, port), run)
             except (OSError, ValueError) as exc:
-                _logger.info("%s", exc)
+                _logger.info(str(exc))
                 return None
 
         return cast("_Made", make() if run is not None else background.call(make))
@@ -111,7 +112,7 @@ class socket(OneSided):  # noqa: N801 (Pluto's name)
         try:
             return listener(trisock.listen_nowait(port), current_run())
         except (OSError, ValueError) as exc:
-            _logger.info("%s", exc)
+            _logger.info(str(exc))
             return None
 
     @staticmethod
@@ -246,7 +247,7 @@ class socket(OneSided):  # noqa: N801 (Pluto's name)
         return self.at_once(self._sock.isopen)
 
     def _is_over(self, reason: Exception) -> Literal[False]:
-        _logger.info("%s: %s", self._sock.getpeer(), reason)
+        _logger.info(f"{self._sock.getpeer()}: {reason}")
         return False
 
 

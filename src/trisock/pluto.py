@@ -70,7 +70,7 @@ class socket(OneSided):  # noqa: N801 (Pluto's name)
         super().__init__(run)
         self._sock = sock
         if owned:  # a server's is not: to close the descriptor under it would crash it
-            weakref.finalize(self, _close_descriptor, sock)
+            weakref.finalize(self, _close_descriptor, sock.stream.socket)
 
     def __repr__(self) -> str:
         return f"<trisock.pluto.{type(self).__name__} {self._sock!r}>"
@@ -386,9 +386,10 @@ def _wrap(sock: trisock.Socket, run: trio.lowlevel.TrioToken | None) -> socket:
     return socket(sock, None) if run is None else async_socket(sock, run)
 
 
-def _close_descriptor(sock: trisock.Socket) -> None:
+def _close_descriptor(sock: trio.socket.SocketType) -> None:
     """Close a socket that nobody uses any more: in any thread, in Trio or not, and at once."""
-    descriptor = sock.stream.socket.detach()
+    # The innermost: a trisock.Socket that broke has the exception, and so the frames and us.
+    descriptor = sock.detach()
     if descriptor >= 0:
         _stdlib.close(descriptor)
 

@@ -15,11 +15,15 @@ import inspect
 import logging
 import os
 import pathlib
+import resource
 import select
 import signal
 import socket as stdlib
 import ssl
+import subprocess
+import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -1335,3 +1339,670 @@ async def test_a_socket_that_was_closed_and_is_dropped_closes_no_other() -> None
             gc.collect()
         finally:
             os.close(number)  # it is still there
+
+
+# ---- Ctrl-C ----
+
+
+class Interrupter(trio.abc.Instrument):
+    """Sends a signal to the main thread as soon as the next call waits in the background."""
+
+    def __init__(self, signum: signal.Signals) -> None:
+        self._signum = signum
+        self._begun = False
+
+    def task_spawned(self, task: trio.lowlevel.Task) -> None:
+        self._begun = True
+
+    def before_io_wait(self, timeout: float) -> None:
+        if self._begun and timeout > 0:
+            self._begun = False
+            ident = threading.main_thread().ident
+            assert ident is not None
+            signal.pthread_kill(ident, self._signum)
+
+
+class AlarmError(Exception):
+    pass
+
+
+SIGNALS = {signal.SIGINT: KeyboardInterrupt, signal.SIGUSR1: AlarmError}
+
+
+@pytest.fixture(params=SIGNALS, ids=lambda signum: signum.name)
+def interrupted(request: pytest.FixtureRequest) -> Iterator[Callable[[Callable[[], Any]], None]]:
+    """Return what makes a call and checks that a signal in the middle of it ends it."""
+
+    def alarm(*_: object) -> None:
+        raise AlarmError
+
+    def check(call: Callable[[], Any]) -> None:
+        async def arm() -> Interrupter:
+            instrument = Interrupter(request.param)
+            trio.lowlevel.add_instrument(instrument)
+            return instrument
+
+        instrument = background.call(arm)
+        with pytest.raises(SIGNALS[request.param]):
+            call()
+
+        async def disarm() -> None:
+            trio.lowlevel.remove_instrument(instrument)
+
+        background.call(disarm)
+
+    before = signal.signal(signal.SIGUSR1, alarm)
+    yield check
+    signal.signal(signal.SIGUSR1, before)
+
+
+Interrupted = Callable[[Callable[[], Any]], None]
+
+
+def test_ctrl_c_ends_recv_and_no_byte_is_lost(interrupted: Interrupted) -> None:
+    client, raw = finish(raw_peer())
+    with raw:
+        for _ in range(3):
+            interrupted(client.recv)
+        raw.sendall(b"hello")
+        assert client.recv() == b"hello"
+        assert client.send("and on")
+        assert raw.recv(100) == b"and on"
+
+
+def test_ctrl_c_ends_accept_and_no_client_is_lost(interrupted: Interrupted) -> None:
+    listening = socket.listen(0)
+    interrupted(listening.accept)
+    client = socket.connect("127.0.0.1", listening.port)
+    server = listening.accept()
+    client.send("hello")
+    assert server.recv() == b"hello"
+
+
+def test_ctrl_c_ends_connect(interrupted: Interrupted) -> None:
+    with contextlib.ExitStack() as stack:
+        full = stack.enter_context(stdlib.create_server(("127.0.0.1", 0), backlog=0))
+        address = full.getsockname()
+        others = []
+        for _ in range(3):  # more than fit: the kernel answers no other SYN
+            other = stack.enter_context(stdlib.socket())
+            other.setblocking(False)
+            other.connect_ex(address)
+            others.append(other)
+        select.select([], others[:1], [], DEADLINE)
+        interrupted(lambda: socket.connect(*address))
+    with stdlib.create_server(("127.0.0.1", 0)) as listening:
+        assert socket.connect(*listening.getsockname()) is not None
+
+
+def test_ctrl_c_ends_starttls_and_closes_the_socket(interrupted: Interrupted) -> None:
+    client, raw = finish(raw_peer())
+    with raw:
+        interrupted(lambda: client.starttls("localhost"))
+        assert client.isopen() is False
+        assert client.recv() is None
+        assert client.starttls("localhost") is False
+
+
+def test_ctrl_c_ends_send_and_nothing_follows_what_was_cut_off(interrupted: Interrupted) -> None:
+    client, raw = finish(raw_peer())
+    with raw:
+        interrupted(lambda: client.send(bytes(50_000_000)))
+        assert client.send("x") is False
+        assert client.isopen()
+        client.unrecv("still to be read")
+        assert client.recv() == b"still to be read"
+        assert client.starttls("localhost") is False
+        assert client.isopen() is False
+
+
+def test_ctrl_c_ends_a_script_that_reads() -> None:
+    program = """
+import os, signal, socket, sys, threading, trio
+from trisock.pluto import socket as pluto
+from trisock._sides import background
+
+class Tell(trio.abc.Instrument):
+    begun = False
+    def task_spawned(self, task):
+        self.begun = True
+    def before_io_wait(self, timeout):
+        if self.begun and timeout > 0:
+            self.begun = False
+            print("waiting", flush=True)
+
+async def tell():
+    trio.lowlevel.add_instrument(Tell())
+
+listening = pluto.listen(0)
+peer = socket.create_connection(("127.0.0.1", listening.port))
+s = listening.accept()
+background.call(tell)
+try:
+    s.recv()
+except KeyboardInterrupt:
+    peer.sendall(b"hello")
+    print(s.recv(), flush=True)
+peer.close()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-X", "dev", "-W", "error", "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"waiting\n"
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=DEADLINE)
+    assert b"hello" in out
+    assert (process.returncode, err) == (0, b"")
+
+
+@pytest.fixture
+def own() -> Iterator[Background]:
+    """A background thread of the test's own."""
+    made = Background()
+    yield made
+    at_rest(made)
+
+
+def raise_in_main(signum: signal.Signals = signal.SIGINT) -> None:
+    ident = threading.main_thread().ident
+    assert ident is not None
+    signal.pthread_kill(ident, signum)
+
+
+def test_undo_takes_back_the_result_of_a_call_that_was_done_when_ctrl_c_came(
+    own: Background,
+) -> None:
+    undone: list[str] = []
+
+    async def done() -> str:
+        with trio.CancelScope(shield=True):  # as if it came to its end just then
+            raise_in_main()
+            while not any(scope_of(own)):
+                await trio.lowlevel.checkpoint()
+        return "result"
+
+    with pytest.raises(KeyboardInterrupt):
+        own.call(done, undone.append)
+    assert undone == ["result"]
+
+
+def scope_of(which: Background) -> Iterator[bool]:
+    """Give whether the call that runs now has been given up."""
+    status = trio.lowlevel.current_task()._cancel_status
+    while status is not None:
+        yield status._scope.cancel_called
+        status = status._parent
+
+
+def test_undo_takes_back_the_result_that_a_signal_handler_kept_from_the_caller(
+    own: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is there already, and the exception comes while it is being fetched."""
+    undone: list[str] = []
+
+    async def done() -> str:
+        return "result"
+
+    from trisock import _background
+
+    class Late(_background.Future):  # type: ignore[type-arg]
+        def result(self, timeout: float | None = None) -> Any:
+            value = super().result(timeout)
+            if value == "result" and not undone and threading.current_thread() is main:
+                raise KeyboardInterrupt
+            return value
+
+    main = threading.main_thread()
+    monkeypatch.setattr(_background, "Future", Late)
+    with pytest.raises(KeyboardInterrupt):
+        own.call(done, undone.append)
+    assert undone == ["result"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_undo_is_for_results_only(own: Background, fails: bool) -> None:
+    undone: list[object] = []
+
+    async def function() -> str:
+        if fails:
+            raise ValueError("a mistake")
+        return "result"
+
+    with contextlib.nullcontext() if not fails else pytest.raises(ValueError, match="mistake"):
+        assert own.call(function, undone.append) == "result"
+
+    async def waiting() -> None:
+        raise_in_main()
+        await trio.sleep_forever()
+
+    with pytest.raises(KeyboardInterrupt):
+        own.call(waiting, undone.append)
+    assert undone == []
+
+
+def test_an_undo_that_fails_harms_no_later_call(
+    own: Background, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def done() -> str:
+        with trio.CancelScope(shield=True):
+            raise_in_main()
+            while not any(scope_of(own)):
+                await trio.lowlevel.checkpoint()
+        return "result"
+
+    def undo(result: str) -> None:
+        raise ValueError("a mistake")
+
+    with pytest.raises(KeyboardInterrupt):
+        own.call(done, undo)
+
+    async def later() -> str:
+        return "fine"
+
+    assert own.call(later) == "fine"
+    assert "could not take back" in caplog.text
+    caplog.clear()
+
+
+def test_a_call_that_was_given_up_before_it_began_is_not_made(own: Background) -> None:
+    made: list[str] = []
+
+    async def block() -> None:
+        token = trio.lowlevel.current_trio_token()
+
+        def hold() -> None:
+            raise_in_main_soon.set()
+            given_up.wait(DEADLINE)
+
+        token.run_sync_soon(hold)
+
+    async def never() -> None:
+        made.append("made")
+
+    raise_in_main_soon, given_up = threading.Event(), threading.Event()
+
+    def interrupt() -> None:
+        raise_in_main_soon.wait(DEADLINE)
+        while not own._calls:
+            pass
+        raise_in_main()
+
+    # The background thread is held; the call queues up behind that, and so does its end.
+    thread = Thread(interrupt)
+    own.call(block)
+    original = own._thread.give_up  # type: ignore[union-attr]
+
+    def give_up(call: Any) -> None:
+        token, _ = own._thread._started.result()  # type: ignore[union-attr]
+        token.run_sync_soon(call.give_up)
+        given_up.set()
+        call.given_up.result()
+
+    own._thread.give_up = give_up  # type: ignore[union-attr, method-assign]
+    assert original is not None
+    with pytest.raises(KeyboardInterrupt):
+        own.call(never)
+    thread.result()
+    own.call(trio.lowlevel.checkpoint)
+    assert made == []
+
+
+def test_recv_pushes_back_what_ctrl_c_kept_from_the_caller() -> None:
+    client, raw = finish(raw_peer())
+    with raw:
+        client.unrecv("second")
+        background.call(functools.partial(trio.to_thread.run_sync, int))
+        client._unrecv(b"first")
+        client._unrecv(None)
+        assert [client.recv() for _ in range(2)] == [b"first", b"second"]
+        client.close()
+        client._unrecv(b"late")  # has no place to go back to
+        assert client.recv() is None
+
+
+def hold_back(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Have a call of the core end with a result and a Ctrl-C at the same time."""
+    where = {"recv": trisock.Socket, "accept": trisock.Listener}[name]
+    original = getattr(where, name)
+
+    async def result_and_signal(self: Any) -> Any:
+        result = await original(self)
+        monkeypatch.setattr(where, name, original)
+        with trio.CancelScope(shield=True):
+            raise_in_main()
+            while not any(scope_of(background)):
+                await trio.lowlevel.checkpoint()
+        return result
+
+    monkeypatch.setattr(where, name, result_and_signal)
+
+
+def test_recv_has_what_ctrl_c_kept_from_the_caller_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    client, raw = finish(raw_peer())
+    with raw:
+        raw.sendall(b"hello")
+        hold_back(monkeypatch, "recv")
+        with pytest.raises(KeyboardInterrupt):
+            client.recv()
+        assert client.recv() == b"hello"
+
+
+def test_accept_has_the_client_that_ctrl_c_kept_from_the_caller_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    listening = socket.listen(0)
+    with stdlib.create_connection(("127.0.0.1", listening.port)) as raw:
+        hold_back(monkeypatch, "accept")
+        with pytest.raises(KeyboardInterrupt):
+            listening.accept()
+        assert listening.hasconnection()
+        assert listening.accept().getpeer() == raw.getsockname()
+        assert not listening.hasconnection()
+
+
+def test_a_closed_listener_has_no_client_that_ctrl_c_left_to_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    listening = socket.listen(0)
+    with stdlib.create_connection(("127.0.0.1", listening.port), timeout=DEADLINE) as raw:
+        hold_back(monkeypatch, "accept")
+        with pytest.raises(KeyboardInterrupt):
+            listening.accept()
+        listening.close()
+        assert not listening.hasconnection()
+        assert listening.accept() is None
+        assert raw.recv(1) == b""
+
+
+# ---- threads ----
+
+
+def test_several_threads_use_different_sockets_at_once() -> None:
+    def exchange(number: int) -> None:
+        client, server = finish(pair())
+        for n in range(50):
+            client.send(f"{number} {n}")
+            assert server.recv() == f"{number} {n}".encode()
+
+    for thread in [Thread(functools.partial(exchange, number)) for number in range(8)]:
+        thread.result()
+
+
+def test_one_thread_reads_while_another_writes_on_one_socket() -> None:
+    client, raw = finish(raw_peer())
+    with raw:
+        reading = Thread(client.recv)
+        while not client._sock._reading.held:
+            wait_a_pass()
+        client.send("question")
+        assert raw.recv(100) == b"question"
+        raw.sendall(b"answer")
+        assert reading.result() == b"answer"
+
+
+def test_two_threads_that_read_from_one_socket_are_a_mistake() -> None:
+    client, raw = finish(raw_peer())
+    with raw:
+        reading = Thread(client.recv)
+        while not client._sock._reading.held:
+            wait_a_pass()
+        for call in (client.recv, client.peek, lambda: client.unrecv("x")):
+            with pytest.raises(trio.BusyResourceError, match="reading"):
+                call()
+        raw.sendall(b"hello")
+        assert reading.result() == b"hello"
+
+
+def test_a_socket_that_another_thread_closes_ends_a_recv() -> None:
+    client, raw = finish(raw_peer())
+    with raw:
+        reading = Thread(client.recv)
+        while not client._sock._reading.held:
+            wait_a_pass()
+        client.close()
+        assert reading.result() is None
+
+
+# ---- the background thread ----
+
+
+@contextlib.contextmanager
+def no_descriptors_left() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        yield
+    finally:
+        for each in taken:
+            os.close(each)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_thread_that_cannot_start_is_an_oserror_and_later_calls_work(own: Background) -> None:
+    with no_descriptors_left():
+        for _ in range(2):
+            with pytest.raises(OSError, match="Too many open files"):
+                own.call(trio.lowlevel.checkpoint)
+    at_rest(own)  # also one that has failed
+    own.call(trio.lowlevel.checkpoint)
+    with no_descriptors_left():
+        own.call(trio.lowlevel.checkpoint)  # it is running
+    at_rest(own)
+    with no_descriptors_left(), pytest.raises(OSError, match="Too many open files"):
+        own.call(trio.lowlevel.checkpoint)
+    own.call(trio.lowlevel.checkpoint)  # in another one
+
+
+def test_ctrl_c_while_a_thread_cannot_start_is_a_keyboard_interrupt(
+    own: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trisock import _background
+
+    run = trio.run
+
+    def fail(*args: Any) -> None:
+        monkeypatch.setattr(trio, "run", run)
+        raise_in_main()
+        interrupted.wait(DEADLINE)
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    interrupted = threading.Event()
+    give_up = _background._Thread.give_up
+
+    def give_up_and_tell(self: Any, call: Any) -> None:
+        interrupted.set()
+        give_up(self, call)
+
+    monkeypatch.setattr(trio, "run", fail)
+    monkeypatch.setattr(_background._Thread, "give_up", give_up_and_tell)
+    with pytest.raises(KeyboardInterrupt):
+        own.call(trio.lowlevel.checkpoint)
+    own.call(trio.lowlevel.checkpoint)
+
+
+def test_a_thread_that_the_system_refuses_leaves_nothing_behind(
+    own: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="new thread"):
+            own.call(trio.lowlevel.checkpoint)
+    assert not own._calls
+    own.call(trio.lowlevel.checkpoint)
+
+
+def script(program: str) -> str:
+    """Run a program that must end with status 0 and nothing on stderr; return what it prints."""
+    result = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", "-c", program],
+        capture_output=True,
+        timeout=DEADLINE,
+    )
+    assert (result.returncode, result.stderr.decode()) == (0, "")
+    return result.stdout.decode()
+
+
+def test_the_background_thread_starts_with_the_first_call_and_ends_with_the_process() -> None:
+    printed = script(
+        """
+import threading
+from trisock.pluto import scheduler, socket
+def threads():
+    print([each.name for each in threading.enumerate() if each.name == "trisock"])
+threads()
+listening = socket.listen(0)
+threads()
+listening.hasconnection()
+threads()
+"""
+    )
+    assert printed == "[]\n[]\n['trisock']\n"
+
+
+def test_a_process_ends_without_a_word_with_sockets_open() -> None:
+    script(
+        """
+import threading
+from trisock.pluto import scheduler, socket
+listening = socket.listen(0)
+client = socket.connect("127.0.0.1", listening.port)
+server = listening.accept()
+waiting = socket.connect("127.0.0.1", listening.port)
+assert listening.hasconnection()
+bound = socket.bind(scheduler(), 0, print)
+threading.Thread(target=server.recv, daemon=True).start()
+while not server._sock._reading.held:
+    server.istls()
+"""
+    )
+
+
+# ---- fork ----
+
+
+def child(function: Callable[[], None]) -> None:
+    """Run a function in a forked child, which must not warn, complain or hang."""
+    number = os.fork()
+    if not number:
+        status = 1
+        try:
+            signal.alarm(DEADLINE)
+            function()
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(number, 0)[1]) == 0
+
+
+def converse(client: Any, server: Any) -> None:
+    client.send("hello")
+    assert server.recv() == b"hello"
+
+
+def test_fork_before_the_first_call() -> None:
+    listening = socket.listen(0)
+    child(lambda: converse(*finish(pair())))
+    child(lambda: converse(socket.connect("127.0.0.1", listening.port), listening.accept()))
+    converse(*finish(pair()))
+
+
+def test_fork_after_calls_lets_the_child_use_its_sockets_and_the_parent_go_on() -> None:
+    client, server = finish(pair())
+    converse(client, server)
+
+    def in_child() -> None:
+        assert background._thread is None
+        converse(server, client)
+        converse(*finish(pair()))
+        child(lambda: converse(client, server))  # and forks itself
+        converse(client, server)
+
+    child(in_child)
+    assert background._thread is None  # it was stopped
+    converse(client, server)
+    child(in_child)
+
+
+def test_fork_after_a_name_was_resolved() -> None:
+    def by_name() -> None:
+        with stdlib.create_server(("127.0.0.1", 0)) as listening:
+            assert socket.connect("localhost", listening.getsockname()[1]) is not None
+
+    by_name()
+    with warnings.catch_warnings():
+        # Trio's thread for the resolver may be there still.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child(by_name)
+    by_name()
+
+
+def test_fork_while_another_thread_is_in_a_call() -> None:
+    client, raw = finish(raw_peer())
+    with raw:
+        reading = Thread(client.recv)
+        while not client._sock._reading.held:
+            wait_a_pass()
+
+        def in_child() -> None:
+            client.send("from the child")
+            converse(*finish(pair()))
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # there are threads, indeed
+            child(in_child)
+        assert raw.recv(100) == b"from the child"
+        client.send("from the parent")
+        assert raw.recv(100) == b"from the parent"
+        raw.sendall(b"hello")
+        assert reading.result() == b"hello"
+
+
+def test_fork_inside_trio_leaves_the_run_alone() -> None:
+    client, server = finish(pair())
+
+    async def main() -> None:
+        child(lambda: os.fstat(client._sock.fileno()) and None)
+        await trio.lowlevel.checkpoint()
+
+    trio.run(main)
+    converse(client, server)
+
+
+def test_fork_makes_no_warning_where_nothing_is_going_on() -> None:
+    script(
+        """
+import os
+from trisock.pluto import socket
+listening = socket.listen(0)
+client = socket.connect("127.0.0.1", listening.port)
+server = listening.accept()
+for _ in range(20):
+    client.send("x")
+    assert server.recv() == b"x"
+    number = os.fork()
+    if not number:
+        client.send("y")
+        assert server.recv() == b"y"
+        os._exit(0)
+    assert os.waitpid(number, 0)[1] == 0
+"""
+    )
+
+
+def test_a_platform_without_fork_has_nothing_to_register(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "register_at_fork")
+    made = Background()
+    made.call(trio.lowlevel.checkpoint)
+    at_rest(made)

@@ -13,6 +13,7 @@ import functools
 import gc
 import inspect
 import logging
+import math
 import os
 import pathlib
 import resource
@@ -34,7 +35,7 @@ import trustme
 from conftest import DEADLINE, Authority, clog, unix_pair
 
 import trisock
-from trisock import ClientTLS, ServerTLS
+from trisock import ClientTLS, ServerTLS, _background
 from trisock._background import Background
 from trisock._sides import background
 from trisock.pluto import async_socket, listener, scheduler, socket
@@ -1512,29 +1513,24 @@ def raise_in_main(signum: signal.Signals = signal.SIGINT) -> None:
     signal.pthread_kill(ident, signum)
 
 
+async def raise_in_main_and_be_given_up() -> None:
+    raise_in_main()
+    while trio.current_effective_deadline() > -math.inf:
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+
 def test_undo_takes_back_the_result_of_a_call_that_was_done_when_ctrl_c_came(
     own: Background,
 ) -> None:
     undone: list[str] = []
 
     async def done() -> str:
-        with trio.CancelScope(shield=True):  # as if it came to its end just then
-            raise_in_main()
-            while not any(scope_of(own)):
-                await trio.lowlevel.checkpoint()
-        return "result"
+        await raise_in_main_and_be_given_up()
+        return "result"  # it has come to its end just then
 
     with pytest.raises(KeyboardInterrupt):
         own.call(done, undone.append)
     assert undone == ["result"]
-
-
-def scope_of(which: Background) -> Iterator[bool]:
-    """Give whether the call that runs now has been given up."""
-    status = trio.lowlevel.current_task()._cancel_status
-    while status is not None:
-        yield status._scope.cancel_called
-        status = status._parent
 
 
 def test_undo_takes_back_the_result_that_a_signal_handler_kept_from_the_caller(
@@ -1545,8 +1541,6 @@ def test_undo_takes_back_the_result_that_a_signal_handler_kept_from_the_caller(
 
     async def done() -> str:
         return "result"
-
-    from trisock import _background
 
     class Late(_background.Future):  # type: ignore[type-arg]
         def result(self, timeout: float | None = None) -> Any:
@@ -1587,10 +1581,7 @@ def test_an_undo_that_fails_harms_no_later_call(
     own: Background, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def done() -> str:
-        with trio.CancelScope(shield=True):
-            raise_in_main()
-            while not any(scope_of(own)):
-                await trio.lowlevel.checkpoint()
+        await raise_in_main_and_be_given_up()
         return "result"
 
     def undo(result: str) -> None:
@@ -1607,46 +1598,16 @@ def test_an_undo_that_fails_harms_no_later_call(
     caplog.clear()
 
 
-def test_a_call_that_was_given_up_before_it_began_is_not_made(own: Background) -> None:
+async def test_a_call_that_was_given_up_before_it_began_is_not_made() -> None:
     made: list[str] = []
 
-    async def block() -> None:
-        token = trio.lowlevel.current_trio_token()
-
-        def hold() -> None:
-            raise_in_main_soon.set()
-            given_up.wait(DEADLINE)
-
-        token.run_sync_soon(hold)
-
-    async def never() -> None:
+    async def function() -> None:
         made.append("made")
 
-    raise_in_main_soon, given_up = threading.Event(), threading.Event()
-
-    def interrupt() -> None:
-        raise_in_main_soon.wait(DEADLINE)
-        while not own._calls:
-            pass
-        raise_in_main()
-
-    # The background thread is held; the call queues up behind that, and so does its end.
-    thread = Thread(interrupt)
-    own.call(block)
-    original = own._thread.give_up  # type: ignore[union-attr]
-
-    def give_up(call: Any) -> None:
-        token, _ = own._thread._started.result()  # type: ignore[union-attr]
-        token.run_sync_soon(call.give_up)
-        given_up.set()
-        call.given_up.result()
-
-    own._thread.give_up = give_up  # type: ignore[union-attr, method-assign]
-    assert original is not None
-    with pytest.raises(KeyboardInterrupt):
-        own.call(never)
-    thread.result()
-    own.call(trio.lowlevel.checkpoint)
+    call = _background._Call(function, made.append)
+    call.give_up()
+    assert call.given_up.done()
+    await call.run()
     assert made == []
 
 
@@ -1654,7 +1615,6 @@ def test_recv_pushes_back_what_ctrl_c_kept_from_the_caller() -> None:
     client, raw = finish(raw_peer())
     with raw:
         client.unrecv("second")
-        background.call(functools.partial(trio.to_thread.run_sync, int))
         client._unrecv(b"first")
         client._unrecv(None)
         assert [client.recv() for _ in range(2)] == [b"first", b"second"]
@@ -1671,10 +1631,7 @@ def hold_back(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     async def result_and_signal(self: Any) -> Any:
         result = await original(self)
         monkeypatch.setattr(where, name, original)
-        with trio.CancelScope(shield=True):
-            raise_in_main()
-            while not any(scope_of(background)):
-                await trio.lowlevel.checkpoint()
+        await raise_in_main_and_be_given_up()
         return result
 
     monkeypatch.setattr(where, name, result_and_signal)
@@ -1803,8 +1760,6 @@ def test_a_thread_that_cannot_start_is_an_oserror_and_later_calls_work(own: Back
 def test_ctrl_c_while_a_thread_cannot_start_is_a_keyboard_interrupt(
     own: Background, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trisock import _background
-
     run = trio.run
 
     def fail(*args: Any) -> None:
@@ -1995,8 +1950,8 @@ for _ in range(20):
     if not number:
         client.send("y")
         assert server.recv() == b"y"
-        os._exit(0)
-    assert os.waitpid(number, 0)[1] == 0
+        break
+    assert os.waitpid(number, 0)[1] == 0  # it has ended as programs do
 """
     )
 

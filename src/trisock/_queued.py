@@ -263,20 +263,22 @@ class QueuedClient:
         """Connect, and do what is queued until the end; then ``free(self)``, and close."""
         sock = None
         [connection] = self.connections
-        with self._scope:
-            try:
-                with trio.fail_after(self._timeout):
-                    sock = await self._connect()
-            except Exception as exc:
-                connection.fail(exc)
-            else:
-                logger.debug("%s: connected", sock.getpeer())
-                if self._connected is not None:
-                    self._in_order(self._connected)
-                await connection.run(sock)
-        free(self)
-        if sock is not None:
-            await sock.close()
+        try:
+            with self._scope:
+                try:
+                    with trio.fail_after(self._timeout):
+                        sock = await self._connect()
+                except Exception as exc:
+                    connection.fail(exc)
+                else:
+                    logger.debug("%s: connected", sock.getpeer())
+                    if self._connected is not None:
+                        self._in_order(self._connected)
+                    await connection.run(sock)
+        finally:
+            free(self)
+            if sock is not None:
+                await sock.close()
 
 
 class QueuedServer:

@@ -29,16 +29,22 @@ class CallbackQueue:
         self._due: deque[Callable[[], object]] = deque()
         self._calling = False
 
-    def put(self, callback: Callable[..., object], *args: object) -> None:
-        """Call it, behind those that are due already."""
-        self._due.append(partial(callback, *args))
+    @property
+    def put(self) -> Callable[..., None]:
+        """Call a function (with arguments), behind those that are due: good until ``clear``."""
+        return partial(self._put, self._due)
+
+    def _put(
+        self, due: deque[Callable[[], object]], callback: Callable[..., object], *args: object
+    ) -> None:
+        due.append(partial(callback, *args))
         if not self._calling:
             self._calling = True
             self._nursery.start_soon(self._call_all)
 
     def clear(self) -> None:
-        """Drop those that are due. One that has begun goes on."""
-        self._due.clear()
+        """Drop those that are due, and what a ``put`` from before brings. One that runs goes on."""
+        self._due = deque()
 
     async def _call_all(self) -> None:
         try:

@@ -84,6 +84,7 @@ async def open_sockets() -> AsyncIterator[Sockets]:
         except BaseException as exc:  # goes on as it is, and not in the nursery's group
             error = exc
         nursery.cancel_scope.cancel()
+        nursery.cancel_scope.shield = True  # no Cancelled from outside takes the error's place
     if error is not None:
         raise error
 

@@ -125,7 +125,9 @@ class QueuedConnection:
         self._deliveries.append(delivery)
         self._writes.put(partial(self._write, data, timeout))
 
-    def start_tls(self, tls: trisock.ClientTLS | trisock.ServerTLS, timeout: float) -> None:
+    def start_tls(
+        self, tls: trisock.ClientTLS | trisock.ServerTLS, name: str | None, timeout: float
+    ) -> None:
         """Queue a handshake, behind the reads and writes that are queued now."""
         reads_done, secured = trio.Event(), trio.Event()
 
@@ -135,7 +137,7 @@ class QueuedConnection:
 
         async def start() -> None:
             await reads_done.wait()
-            await self._start_tls(tls, timeout)
+            await self._start_tls(tls, name, timeout)
             secured.set()
 
         self._reads.put(make_way)
@@ -215,13 +217,15 @@ class QueuedConnection:
         self._unsent -= len(data)
         self._deliveries.popleft().over(True)
 
-    async def _start_tls(self, tls: trisock.ClientTLS | trisock.ServerTLS, timeout: float) -> None:
+    async def _start_tls(
+        self, tls: trisock.ClientTLS | trisock.ServerTLS, name: str | None, timeout: float
+    ) -> None:
         assert self.sock is not None
         if self.sock.istls():
             logger.error("%s: it is using TLS already", self._name)
             return
         limit = _HANDSHAKE_TIMEOUT if timeout == math.inf else timeout
-        await self.sock.starttls(tls, handshake_timeout=limit)
+        await self.sock.starttls(tls, server_hostname=name, handshake_timeout=limit)
         logger.debug("%s: secured", self._name)
 
 

@@ -320,7 +320,7 @@ class Socket:
             self.disconnect()
             raise
         for connection in self._role.connections:
-            connection.start_tls(verify, self._limit)
+            connection.start_tls(verify, name, self._limit)
         return self
 
     def _give(self, tag: int, data: bytes) -> object:

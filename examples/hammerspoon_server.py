@@ -1,0 +1,62 @@
+"""A line server in hs.socket's style: what one of its clients says, all of them hear.
+
+Run it, and talk to it from several terminals:
+
+    python examples/hammerspoon_server.py --port 7777
+    nc 127.0.0.1 7777
+
+A server object of hs.socket is all its clients at once: it reads from each and writes to each, and
+does not tell who said what. `chat_room.py` shows a server that knows its clients.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+
+import trio
+
+from trisock import hammerspoon
+
+
+async def greet(server: hammerspoon.Socket) -> None:
+    # Nothing calls back when a client comes: look, as in Hammerspoon by hs.timer. Whoever comes
+    # in the moment in which another one leaves is not noticed before the next.
+    known = 0
+    while True:
+        if server.connections() != known:
+            known = server.connections()
+            server.write(f"* hello, {known} are here\r\n")
+            server.read("\n")
+        await trio.sleep(0.02)
+
+
+async def serve(port: int) -> None:
+    def callback(data: bytes, tag: int) -> None:
+        server.write(b"> " + data)
+        server.read("\n")
+
+    async with hammerspoon.open_sockets() as hs:
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            server = hs.server(port, callback)
+            if server.info()["isDisconnected"]:
+                sys.exit(1)  # why it cannot listen is logged
+            print(f"listening on port {server.info()['localPort']}", flush=True)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(greet, server)
+                await anext(signals)
+                nursery.cancel_scope.cancel()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--port", type=int, default=7777, help="0 for a free one")
+    args = parser.parse_args()
+    trio.run(serve, args.port)
+
+
+if __name__ == "__main__":
+    main()

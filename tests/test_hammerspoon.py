@@ -26,7 +26,7 @@ from trisock import ClientTLS, ServerTLS, _callbacks, _queued, hammerspoon
 from trisock.hammerspoon import Info, Socket, Sockets
 
 if sys.version_info < (3, 11):
-    from exceptiongroup import ExceptionGroup
+    from exceptiongroup import BaseExceptionGroup, ExceptionGroup
 
 LOCALHOST = "127.0.0.1"
 MORE_THAN_FITS = b"x" * 4_000_000  # into a connection whose peer does not read
@@ -1721,15 +1721,35 @@ async def test_what_a_callbacks_own_nursery_raises_is_logged_and_cancelled_passe
     assert "ZeroDivisionError: while it was cancelled" in log.text
 
 
-async def test_a_callback_that_raises_what_is_no_Exception_ends_all() -> None:
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), BaseExceptionGroup("group", [KeyboardInterrupt()])]
+)
+async def test_a_callback_that_raises_what_is_no_Exception_ends_all(error: BaseException) -> None:
     def callback() -> None:
-        raise KeyboardInterrupt
+        raise error
 
     with pytest.raises(BaseException) as caught:  # noqa: PT011
         async with hammerspoon.open_sockets() as hs:
             hs.new().connect(LOCALHOST, hs.server(0).info()["localPort"], callback)
             await trio.sleep_forever()
-    assert [type(each) for each in getattr(caught.value, "exceptions", [])] == [KeyboardInterrupt]
+    assert isinstance(caught.value, BaseExceptionGroup)
+    assert caught.value.split(KeyboardInterrupt)[1] is None  # there is nothing else
+
+
+class Group(BaseExceptionGroup[Exception]):
+    """A group that is no Exception, with nothing but those."""
+
+
+async def test_a_callbacks_group_of_exceptions_is_logged_whatever_it_is_called(
+    hs: Sockets, log: pytest.LogCaptureFixture
+) -> None:
+    def callback() -> None:
+        raise Group("group", [ZeroDivisionError("in a group")])
+
+    async with connected(hs) as (client, peer):
+        client.disconnect().connect(*peer.getlocal(), callback)
+        await until(lambda: complaints(log))
+        assert "ZeroDivisionError: in a group" in log.text
 
 
 async def test_an_async_callback_that_reconnects_its_own_object(hs: Sockets, calls: Calls) -> None:
@@ -1776,31 +1796,33 @@ async def test_leaving_ends_all(
     async with (
         await trisock.listen(0, LOCALHOST) as listener,
         nobody_accepts(str(tmp_path / "full")),
+        contextlib.AsyncExitStack() as stack,
     ):
         async with hammerspoon.open_sockets() as hs:
             server, unix = hs.server(0, calls), hs.server(path, calls)
-            idle = hs.new(calls).connect(LOCALHOST, listener.port, calls)
-            in_handshake = hs.new(calls).connect(LOCALHOST, listener.port)
-            in_callback = hs.new(calls).connect(LOCALHOST, listener.port, trio.sleep_forever)
+            await stack.enter_async_context(clients_of(server, 2))
+            await stack.enter_async_context(clients_of(unix, 2))
+            objects = [server, unix]
+            for number in range(4):
+                client = hs.new(calls).connect(LOCALHOST, listener.port)
+                assert client is not None
+                await stack.enter_async_context(closing(await listener.accept()))
+                await until(client.connected)
+                objects.append(client)
+                if number == 0:  # reads
+                    client.read("\n")
+                elif number == 1:  # shakes hands
+                    client.startTLS(False)
+                elif number == 2:  # is in a callback, and another one is due
+                    client.write("x", lambda tag: trio.sleep_forever())
+                    client.write("x", calls)
+                else:  # closes
+                    client.disconnect()
             connecting = hs.new(calls).connect(str(tmp_path / "full"), calls)
-            lingering = hs.new().connect(LOCALHOST, listener.port)
-            assert idle is not None
-            assert in_handshake is not None
-            assert in_callback is not None
             assert connecting is not None
-            assert lingering is not None
-            idle.read("\n")
-            in_handshake.startTLS(False)
-            in_callback.write("x", calls)  # a callback that will be due
-            peers = [await listener.accept() for _ in range(4)]
-            async with closing(*peers), clients_of(server, 2), clients_of(unix, 2):
-                await calls.next()
-                unix.write(MORE_THAN_FITS, calls)
-                await until(lambda: lingering.connected() and in_callback.connected())
-                lingering.disconnect()
-                await trio.testing.wait_all_tasks_blocked(0.01)
-                hs._nursery.cancel_scope.cancel()  # what leaving begins with
-        objects = [server, unix, idle, in_handshake, in_callback, connecting, lingering]
+            objects.append(connecting)
+            unix.write(MORE_THAN_FITS, calls)
+            await trio.testing.wait_all_tasks_blocked(0.01)
         assert all(each.info() == NOTHING for each in objects)
         assert not os.path.exists(path)
     assert await calls.none()

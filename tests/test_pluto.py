@@ -43,13 +43,6 @@ from trisock.pluto import async_socket, listener, scheduler, socket
 # ---- both sides ----
 
 
-def at_rest(which: Background) -> None:
-    """End a background thread, as before a fork: no call may be going on."""
-    which._before_fork()
-    which._lock.release()
-    assert which._thread is None
-
-
 @pytest.fixture(autouse=True)
 def bounded(no_leaked_descriptor: None) -> Iterator[None]:
     """Bound each test, also one that blocks, and end its background thread."""
@@ -65,7 +58,7 @@ def bounded(no_leaked_descriptor: None) -> Iterator[None]:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
         gc.collect()
-        at_rest(background)
+        background.stop()
 
 
 def finish(coroutine: Any) -> Any:
@@ -1504,7 +1497,7 @@ def own() -> Iterator[Background]:
     """A background thread of the test's own."""
     made = Background()
     yield made
-    at_rest(made)
+    made.stop()
 
 
 def raise_in_main(signum: signal.Signals = signal.SIGINT) -> None:
@@ -1747,11 +1740,11 @@ def test_a_thread_that_cannot_start_is_an_oserror_and_later_calls_work(own: Back
         for _ in range(2):
             with pytest.raises(OSError, match="Too many open files"):
                 own.call(trio.lowlevel.checkpoint)
-    at_rest(own)  # also one that has failed
+    own.stop()  # also one that has failed
     own.call(trio.lowlevel.checkpoint)
     with no_descriptors_left():
         own.call(trio.lowlevel.checkpoint)  # it is running
-    at_rest(own)
+    own.stop()
     with no_descriptors_left(), pytest.raises(OSError, match="Too many open files"):
         own.call(trio.lowlevel.checkpoint)
     own.call(trio.lowlevel.checkpoint)  # in another one
@@ -1960,4 +1953,4 @@ def test_a_platform_without_fork_has_nothing_to_register(monkeypatch: pytest.Mon
     monkeypatch.delattr(os, "register_at_fork")
     made = Background()
     made.call(trio.lowlevel.checkpoint)
-    at_rest(made)
+    made.stop()

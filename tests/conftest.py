@@ -30,6 +30,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.obj = _bounded(function)  # type: ignore[attr-defined]
 
 
+def pytest_collection_finish() -> None:
+    """Keep what was imported out of the garbage collection before and after each test."""
+    gc.collect()
+    gc.freeze()
+
+
 def _is_async(function: object) -> bool:
     import inspect
 

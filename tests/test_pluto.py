@@ -1754,15 +1754,20 @@ def test_ctrl_c_while_a_thread_cannot_start_is_a_keyboard_interrupt(
     own: Background, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = trio.run
-
-    def fail(*args: Any) -> None:
-        monkeypatch.setattr(trio, "run", run)
-        raise_in_main()
-        interrupted.wait(DEADLINE)
-        raise OSError(errno.EMFILE, "Too many open files")
-
     interrupted = threading.Event()
     give_up = _background._Thread.give_up
+
+    def wait_until_main_waits_for_the_start() -> None:
+        while own._thread is None or not own._thread._started._condition._waiters:
+            pass
+
+    def fail(*_: Any) -> None:
+        monkeypatch.setattr(trio, "run", run)
+        wait_until_main_waits_for_the_start()
+        raise_in_main()
+        interrupted.wait(DEADLINE)
+        wait_until_main_waits_for_the_start()  # again
+        raise OSError(errno.EMFILE, "Too many open files")
 
     def give_up_and_tell(self: Any, call: Any) -> None:
         interrupted.set()

@@ -31,6 +31,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 import trustme
 from conftest import DEADLINE, Authority, clog, unix_pair
 
@@ -888,8 +889,10 @@ async def test_starttls_closes_a_socket_whose_last_send_was_cut_off(
     await clog(one)
     one.unrecv(b"still to be read")
     os.read(other.fileno(), 200_000)  # room for a part of what follows
-    with trio.move_on_after(0.01):
-        await s.send(bytes(10_000_000))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(s.send, bytes(10_000_000))
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
     assert s.isopen()
     assert await s.starttls(certs) is False
     assert not s.isopen()

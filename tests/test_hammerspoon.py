@@ -1583,6 +1583,35 @@ async def test_a_client_that_shuts_down_its_side_gets_all_that_is_queued(
         assert await ended(peer) == MORE_THAN_FITS + b"the last"
 
 
+async def test_the_end_of_a_secure_stream_disconnects(
+    hs: Sockets, server_tls: ServerTLS, calls: Calls, log: pytest.LogCaptureFixture
+) -> None:
+    async with connected(hs, calls) as (client, peer):
+        client.startTLS(False).read("\n", 1)
+        await peer.starttls(server_tls)
+        await peer.send(b"line\nrest")
+        await peer.close()
+        assert await calls.next() == (b"line\n", 1)
+        client.read(4, 2)
+        assert await calls.next() == (b"rest", 2)
+        await until(lambda: client.info()["isDisconnected"])
+    assert all(each.levelno == logging.DEBUG for each in log.records)
+
+
+async def test_the_end_of_a_secure_stream_without_close_notify_is_logged(
+    hs: Sockets, server_tls: ServerTLS, calls: Calls, log: pytest.LogCaptureFixture
+) -> None:
+    async with connected(hs, calls) as (client, peer):
+        client.startTLS(False).read("\n")
+        await peer.starttls(server_tls)
+        await peer.send(b"cut of")
+        await until(lambda: client.info()["isSecure"])
+        peer.stream.socket.shutdown(socket.SHUT_WR)  # behind the back of TLS
+        await until(lambda: client.info()["isDisconnected"])
+    assert log.records[-2].levelno == logging.WARNING
+    assert await calls.none()
+
+
 async def test_a_reset_disconnects(
     hs: Sockets, calls: Calls, log: pytest.LogCaptureFixture
 ) -> None:

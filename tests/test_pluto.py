@@ -1761,7 +1761,7 @@ def test_ctrl_c_while_a_thread_cannot_start_is_a_keyboard_interrupt(
     give_up = _background._Thread.give_up
 
     def wait_until_main_waits_for_the_start() -> None:
-        while own._thread is None or not own._thread._started._condition._waiters:
+        while own._thread is None or not own._thread._running._condition._waiters:
             pass
 
     def fail(*_: Any) -> None:

@@ -11,12 +11,17 @@ forgets it, and starts one of its own.
 **Ctrl-C.** A ``KeyboardInterrupt`` (or whatever else a signal handler raises) ends the wait. Then
 the call is cancelled, and the exception goes on when that has come to its end, so that the next
 call finds nothing busy. If the call was done by then its result is taken back by ``undo``.
+
+**The end.** When the interpreter finalises, daemon threads have stopped for good: a call from a
+``__del__`` that runs only then is a ``RuntimeError``. So is one that the garbage collector makes in
+the background thread itself.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
@@ -53,7 +58,9 @@ class _Call(Generic[T]):
         with self._scope:
             try:
                 self.result.set_result(await self._function())
-            except Exception as exc:
+            except trio.Cancelled:
+                raise
+            except BaseException as exc:  # the caller's, and not the end of this thread
                 self.result.set_exception(exc)
         if self._scope.cancel_called:
             self._take_back()
@@ -72,45 +79,45 @@ class _Call(Generic[T]):
         self.given_up.set_result(None)
 
 
-class _Thread:
+class _Thread(threading.Thread):
     """A Trio run in a daemon thread."""
 
     def __init__(self) -> None:
-        self._started: Future[tuple[trio.lowlevel.TrioToken, trio.Nursery]] = Future()
-        self._thread = threading.Thread(target=self._run, name="trisock", daemon=True)
-        self._thread.start()
+        super().__init__(name="trisock", daemon=True)
+        self._running: Future[tuple[trio.lowlevel.TrioToken, trio.Nursery]] = Future()
 
-    def _run(self) -> None:
+    def run(self) -> None:
         try:
             trio.run(self._main)
         except OSError as exc:  # such as EMFILE: who waits for the start gets it
-            self._started.set_exception(exc)
-
-    def has_failed(self) -> bool:
-        return self._started.done() and self._started.exception() is not None
+            self._running.set_exception(exc)
 
     async def _main(self) -> None:
         async with trio.open_nursery() as nursery:
-            self._started.set_result((trio.lowlevel.current_trio_token(), nursery))
+            self._running.set_result((trio.lowlevel.current_trio_token(), nursery))
             await trio.sleep_forever()
 
-    def start(self, call: _Call[Any]) -> None:
-        token, nursery = self._started.result()
+    def has_failed(self) -> bool:
+        """Whether it cannot be used: nor in the child of a fork, where it is not alive."""
+        return not self.is_alive() or (
+            self._running.done() and self._running.exception() is not None
+        )
+
+    def begin(self, call: _Call[Any]) -> None:
+        token, nursery = self._running.result()
         token.run_sync_soon(nursery.start_soon, call.run)
 
     def give_up(self, call: _Call[Any]) -> None:
-        if self._started.exception() is not None:
-            return
-        token, _ = self._started.result()
-        token.run_sync_soon(call.give_up)
-        call.given_up.result()
+        if self.is_alive() and self._running.exception() is None:
+            token, _ = self._running.result()
+            token.run_sync_soon(call.give_up)
+            call.given_up.result()
 
     def stop(self) -> None:
-        if self._started.exception() is not None:
-            return
-        token, nursery = self._started.result()
-        token.run_sync_soon(nursery.cancel_scope.cancel)
-        self._thread.join()
+        if self.is_alive() and self._running.exception() is None:
+            token, nursery = self._running.result()
+            token.run_sync_soon(nursery.cancel_scope.cancel)
+            self.join()
 
 
 class Background:
@@ -120,7 +127,7 @@ class Background:
         # Reentrant: a signal handler may fork in the middle of everything.
         self._lock = threading.RLock()
         self._thread: _Thread | None = None
-        self._calls = 0
+        self._calls: set[_Call[Any]] = set()
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(
                 before=self._before_fork,
@@ -140,26 +147,29 @@ class Background:
 
         Returns, raises: what the function does.
         """
-        with self._lock:
-            self._calls += 1
+        if sys.is_finalizing() or isinstance(threading.current_thread(), _Thread):
+            raise RuntimeError("a blocking call cannot be made here: it would wait for ever")
+        call = _Call(function, undo)
+        thread = None
         try:
-            return self._make(_Call(function, undo))
-        finally:
             with self._lock:
-                self._calls -= 1
-
-    def _make(self, call: _Call[T]) -> T:
-        with self._lock:
-            if self._thread is None or self._thread.has_failed():
-                self._thread = _Thread()
-            thread = self._thread
-        try:
-            thread.start(call)
+                self._calls.add(call)
+                thread = self._usable_thread()
+            thread.begin(call)
             return call.result.result()
         except BaseException as exc:
-            if not call.result.done() or call.result.exception() is not exc:
+            is_its_own = call.result.done() and call.result.exception() is exc
+            if thread is not None and not is_its_own:
                 thread.give_up(call)
             raise
+        finally:
+            self._calls.discard(call)
+
+    def _usable_thread(self) -> _Thread:
+        if self._thread is None or self._thread.has_failed():
+            self._thread = _Thread()
+            self._thread.start()
+        return self._thread
 
     def stop(self) -> None:
         """Stop the thread, unless a call is going on. It starts again with the next one."""
@@ -174,5 +184,5 @@ class Background:
 
     def _after_fork_in_child(self) -> None:
         self._thread = None
-        self._calls = 0
+        self._calls.clear()
         self._lock.release()

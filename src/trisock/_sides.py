@@ -7,12 +7,16 @@ What is made on one side stays there. Outside Trio all calls are made in one bac
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Coroutine
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 import trio
 
 from ._background import Background
+
+if sys.version_info < (3, 11):  # pragma: no cover (one of the two on each version)
+    from exceptiongroup import BaseExceptionGroup  # which Trio needs as well
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -22,11 +26,18 @@ background = Background()
 
 
 def current_run() -> Run | None:
-    """Return which run of Trio this is; ``None`` outside Trio."""
+    """Return which run of Trio this task is in; ``None`` outside Trio."""
+    return trio.lowlevel.current_trio_token() if trio.lowlevel.in_trio_task() else None
+
+
+def run_trio(main: Callable[[], Awaitable[None]]) -> None:
+    """Run Trio in this thread. A Ctrl-C comes out of it as such, and not in a group."""
     try:
-        return trio.lowlevel.current_trio_token()
-    except RuntimeError:
-        return None
+        trio.run(main)
+    except BaseExceptionGroup as group:
+        if group.subgroup(KeyboardInterrupt) is None:
+            raise
+        raise KeyboardInterrupt from group.split(KeyboardInterrupt)[1]
 
 
 class OneSided:

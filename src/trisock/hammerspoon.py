@@ -39,9 +39,9 @@ from ._sockaddr import ParsedAddress, pack_sockaddr, parse_sockaddr
 
 __all__ = ["Info", "Socket", "Sockets", "open_sockets"]
 
-# The levels of hs.logger, from 0: two are called otherwise in Python.
+# The levels of hs.logger, from 0, and Python's: in this there is nothing below DEBUG.
 _LEVELS = ["nothing", "error", "warning", "info", "debug", "verbose"]
-_OTHERS = {"nothing": logging.CRITICAL + 1, "verbose": logging.DEBUG}
+_PYTHONS = [logging.CRITICAL + 1, *range(logging.ERROR, 0, -10), logging.DEBUG]
 
 Callback = Callable[..., object]
 
@@ -126,8 +126,8 @@ class Sockets:
         ``"nothing"`` (0), ``"error"``, ``"warning"``, ``"info"``, ``"debug"``, ``"verbose"`` (5).
         Source: ``hs.socket.setLogLevel``.
         """
-        name = _LEVELS[level if isinstance(level, int) else _LEVELS.index(level)]
-        logger.setLevel(_OTHERS.get(name, name.upper()))
+        number = _LEVELS.index(level) if isinstance(level, str) else range(6).index(level)
+        logger.setLevel(_PYTHONS[number])
 
 
 class Socket:
@@ -306,7 +306,7 @@ class Socket:
           peerName: the name that the certificate must be for; without one, the host given to
             ``connect``. (hs.socket would verify no name then.)
 
-        Returns: self. Raises ``ValueError`` or ``TypeError`` where TLS cannot be set up so.
+        Returns: self. Raises ``ValueError`` or ``TypeError`` for a name that cannot be one.
         Source: ``hs.socket:startTLS``.
         """
         if self._role is None:
@@ -379,7 +379,7 @@ class Socket:
             "connections": self.connections(),
             "isConnected": sock is not None,
             "isDisconnected": role is None,
-            "isIPv4": any("." in host for host in hosts),
+            "isIPv4": any(host and ":" not in host for host in hosts),
             "isIPv4Enabled": True,
             "isIPv4PreferredOverIPv6": False,
             "isIPv6": any(":" in host for host in hosts),

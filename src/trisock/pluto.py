@@ -39,7 +39,7 @@ import trio
 
 import trisock
 
-from ._sides import Awaited, OneSided, background, current_run, taken_back_by, waits
+from ._sides import Awaited, OneSided, background, current_run, run_trio, taken_back_by, waits
 
 __all__ = ["async_socket", "listener", "scheduler", "socket"]
 
@@ -53,6 +53,10 @@ TLS = (
 # Gets texts and never an exception: a handler that keeps those keeps the sockets in their frames.
 _logger = logging.getLogger("trisock.pluto")
 
+# The first finaliser decides when they all are called at exit: after exit handlers that are set
+# from now on, and so may still use their sockets.
+weakref.finalize(background, len, ())
+
 # What Pluto has no exceptions for: the connection is over.
 _OVER = (trio.BrokenResourceError, trio.ClosedResourceError)
 
@@ -60,8 +64,8 @@ _OVER = (trio.BrokenResourceError, trio.ClosedResourceError)
 class socket(OneSided):  # noqa: N801 (Pluto's name)
     """A connection: a client made by ``connect``, or a server's by ``listen`` or ``bind``.
 
-    One that is dropped is closed when it is collected, without a word. The calls of Pluto's page
-    that take "the socket instance" first can be written so: ``socket.send(s, data)``.
+    One that is dropped is closed when it is collected, without a word. Calls can also be written
+    as on Pluto's page: ``socket.send(s, data)``.
     """
 
     def __init__(
@@ -132,9 +136,7 @@ class socket(OneSided):  # noqa: N801 (Pluto's name)
 
         Returns: the listener; its ``close`` ends the serving, when the last handler is done.
 
-        Raises ``OSError`` where it cannot listen: Pluto's own raises too.
-
-        Source: ``socket.bind``.
+        Raises ``OSError`` where it cannot listen: Pluto's own raises too. Source: ``socket.bind``.
         """
         bound = listener(trisock.listen_nowait(port), current_run())
         sched.add(functools.partial(bound._serve, handler))
@@ -311,8 +313,7 @@ class listener(OneSided):  # noqa: N801 (Pluto's name)
     async def close(self) -> _Done:
         """Stop listening. One of ``bind`` ends its server, when the last handler is done.
 
-        Awaited inside Trio, blocks outside. (Pluto has no such thing: its listeners end when
-        they are collected.)
+        Awaited inside Trio, blocks outside. (In Pluto it ends when it is collected.)
         """
         self._closed, self._accepted = True, None
         if self._server is not None:
@@ -354,7 +355,7 @@ class scheduler:  # noqa: N801 (Pluto's name)
     def add(self, function: Callable[[], Awaitable[object]]) -> None:
         """Run an async function in a task of its own, when the scheduler runs. A plain call.
 
-        What it raises comes out of ``run``. Source: Pluto's ``scheduler.add``.
+        What it raises comes out of ``run``, in a group. Source: Pluto's ``scheduler.add``.
         """
         if self._nursery is not None:
             self._nursery.start_soon(function)
@@ -364,12 +365,12 @@ class scheduler:  # noqa: N801 (Pluto's name)
     def run(self) -> _Done:
         """Run until everything that was added has ended; servers end by their listener's ``close``.
 
-        Awaited inside Trio; outside it runs Trio, in this thread. Raises ``RuntimeError`` if it is
-        running already. Source: Pluto's ``scheduler.run``.
+        Awaited inside Trio; outside it runs Trio, in this thread, until a Ctrl-C. Raises
+        ``RuntimeError`` if it is running already. Source: Pluto's ``scheduler.run``.
         """
         if current_run() is not None:
             return cast("_Done", self._run_all())
-        return cast("_Done", trio.run(self._run_all))
+        return cast("_Done", run_trio(self._run_all))
 
     async def _run_all(self) -> None:
         if self._nursery is not None:

@@ -1973,6 +1973,20 @@ async def test_a_client_that_does_not_read_is_disconnected_at_MAX_UNSENT_and_no_
     assert not complaints(log)
 
 
+async def test_reads_that_wait_for_a_silent_client_are_MAX_READS_at_most(
+    hs: Sockets, path: str, monkeypatch: pytest.MonkeyPatch, calls: Calls
+) -> None:
+    monkeypatch.setattr(_queued, "MAX_READS", 3)
+    server = hs.server(path, calls)
+    async with clients_of(server, 1) as [client]:
+        for tag in range(5):
+            server.read("\n", tag)
+        await client.send(b"a\nb\nc\nd\n")
+        assert [await calls.next() for _ in range(3)] == [(b"a\n", 0), (b"b\n", 1), (b"c\n", 2)]
+        server.read("\n", 5)
+        assert await calls.next() == (b"d\n", 5)
+
+
 async def test_a_client_object_writes_as_much_as_the_program_wants(
     hs: Sockets, path: str, monkeypatch: pytest.MonkeyPatch, calls: Calls
 ) -> None:

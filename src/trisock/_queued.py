@@ -20,10 +20,14 @@ import trio
 
 import trisock
 
-# hs.socket has no bounds: how many bytes a read may look for its delimiter in, and how many may
-# wait for a peer that does not take them, where there is a limit to that.
+# hs.socket has no bounds. How many bytes a read may look for its delimiter in:
 MAX_READ = 16 * 1024 * 1024
+
+# And of a server, whose clients can make it write and read for each other: how many bytes may wait
+# for one that does not take them, and how many reads for one that says nothing. (A server's callback
+# asks for the next line of whoever has spoken, and so for one more of each.)
 MAX_UNSENT = 64 * 1024 * 1024
+MAX_READS = 1000
 
 # Seconds for a handshake that has no limit of its own: a silent peer there is an attack.
 _HANDSHAKE_TIMEOUT = 60
@@ -48,6 +52,9 @@ class _Queue:
         self._meanwhile = meanwhile
         self._operations: deque[Callable[[], Awaitable[object]]] = deque()
         self._idle = trio.CancelScope()
+
+    def __len__(self) -> int:
+        return len(self._operations)
 
     def put(self, operation: Callable[[], Awaitable[object]]) -> None:
         self._operations.append(operation)
@@ -83,7 +90,8 @@ class QueuedConnection:
     Args:
       in_order: calls a function behind the callbacks that are due.
       name: what it is called in the log.
-      max_unsent: how many bytes may wait for the peer.
+      max_unsent: how many bytes may wait for the peer; one more write ends it then.
+      max_reads: how many reads may wait for it; one more is dropped then.
       loglevel: at which level it is logged that something went wrong with the connection.
 
     Timeouts are in seconds, ``math.inf`` for none, and begin with the operation's turn.
@@ -98,12 +106,14 @@ class QueuedConnection:
         name: str,
         *,
         max_unsent: float = math.inf,
+        max_reads: float = math.inf,
         loglevel: int = logging.WARNING,
     ) -> None:
         self.sock: trisock.Socket | None = None  # while it is connected
         self._in_order = in_order
         self._name = name
         self._max_unsent = max_unsent
+        self._max_reads = max_reads
         self._loglevel = loglevel
         self._unsent = 0
         self._deliveries: deque[Delivery] = deque()
@@ -115,7 +125,8 @@ class QueuedConnection:
 
     def read(self, wanted: int | bytes, timeout: float, give: Callable[[bytes], object]) -> None:
         """Queue a read, of so many bytes or up to a delimiter; ``give`` gets what was read."""
-        self._reads.put(partial(self._read, wanted, timeout, give))
+        if len(self._reads) < self._max_reads:
+            self._reads.put(partial(self._read, wanted, timeout, give))
 
     def write(self, data: bytes, timeout: float, delivery: Delivery) -> None:
         """Queue a write."""
@@ -336,6 +347,7 @@ class QueuedServer:
             self._in_order,
             f"the client {sock.getpeer()}",
             max_unsent=MAX_UNSENT,
+            max_reads=MAX_READS,
             loglevel=logging.INFO,  # or else anybody could fill the log
         )
         self.connections.append(connection)

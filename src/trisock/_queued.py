@@ -24,8 +24,8 @@ import trisock
 MAX_READ = 16 * 1024 * 1024
 
 # And of a server, whose clients can make it write and read for each other: how many bytes may wait
-# for one that does not take them, and how many reads for one that says nothing. (A server's callback
-# asks for the next line of whoever has spoken, and so for one more of each.)
+# for one that does not take them, and how many reads for one that says nothing (a server's callback
+# asks for the next line of whoever has spoken, and so for one more of each).
 MAX_UNSENT = 64 * 1024 * 1024
 MAX_READS = 1000
 

@@ -1062,6 +1062,18 @@ async def test_write_fn_of_a_listening_socket_does_not_count_those_who_are_lost(
         assert await calls.none()
 
 
+async def test_write_fn_of_a_listening_socket_does_not_wait_for_those_who_have_left(
+    hs: Sockets, calls: Calls
+) -> None:
+    server = hs.server(0)
+    async with clients_of(server, 2) as [leaves, stays]:
+        await leaves.close()
+        await until(lambda: server.connections() == 1)
+        server.write("hello", 5, calls)
+        assert await calls.next() == (5,)
+        assert await stays.recv() == b"hello"
+
+
 async def test_write_fn_of_a_listening_socket_is_not_called_if_nobody_has_it(
     hs: Sockets, path: str, calls: Calls
 ) -> None:

@@ -852,8 +852,10 @@ async def test_read_tag_is_passed_to_the_callback(hs: Sockets, calls: Calls) -> 
         client.read("\n", 7)
         client.read("\n", tag=0)
         client.read("\n")
-        await peer.send(b"a\nb\nc\n")
-        assert [await calls.next() for _ in range(3)] == [(b"a\n", 7), (b"b\n", 0), (b"c\n", -1)]
+        client.read("\n", None)
+        await peer.send(b"a\nb\nc\nd\n")
+        expected = [(b"a\n", 7), (b"b\n", 0), (b"c\n", -1), (b"d\n", -1)]
+        assert [await calls.next() for _ in range(4)] == expected
 
 
 async def test_read_calls_queue_in_order(hs: Sockets, calls: Calls) -> None:
@@ -978,6 +980,7 @@ async def test_write_fn_receives_the_tag(hs: Sockets, calls: Calls) -> None:
             ((calls,), -1),
             ((7, calls), 7),
             ((0, calls), 0),
+            ((None, calls), -1),
         ]:
             assert client.write("x", *arguments) is client  # type: ignore[arg-type]
             assert await calls.next() == (tag,)
@@ -986,7 +989,7 @@ async def test_write_fn_receives_the_tag(hs: Sockets, calls: Calls) -> None:
         client.write("x", fn=calls, tag=9)
         assert await calls.next() == (-1,)
         assert await calls.next() == (9,)
-        assert await peer.recv_exactly(6) == b"xxxxxx"
+        assert await peer.recv_exactly(7) == b"xxxxxxx"
         assert await calls.none()  # single-use
 
 
@@ -1289,6 +1292,7 @@ async def tls_by_hand(peer: trisock.Socket, tls: ServerTLS) -> bytes:
 
 
 GOOD = [(), (True,), (False,), ("example.org",), (True, "example.org"), (False, "example.org")]
+GOOD += [(None,), (None, "example.org")]
 
 
 @pytest.mark.parametrize("arguments", GOOD)
@@ -1490,7 +1494,7 @@ async def test_startTLS_with_bad_arguments_raises_and_disconnects(
         assert await ended(peer) == b""
 
 
-@pytest.mark.parametrize("arguments", [(None,), (0,), (5,), (b"example.org",)])
+@pytest.mark.parametrize("arguments", [(0,), (5,), (b"example.org",)])
 async def test_startTLS_with_what_is_no_role_is_logged_and_disconnects(
     hs: Sockets, log: pytest.LogCaptureFixture, arguments: tuple[Any, ...]
 ) -> None:

@@ -14,9 +14,9 @@ Reads and writes queue, and are done in order in the background, as is ``startTL
 those before it; the callbacks of one object come in order, too. A callback is a plain or an async
 function; one that raises is logged and harms nothing else. Leaving ``open_sockets`` ends it all.
 
-Data is ``bytes``; ``str`` is taken as UTF-8 for what is written, and for delimiters. What hs.socket
-logs is on the logger ``trisock.hammerspoon``; ``nil`` is ``None``. Source: Hammerspoon's
-documentation, page "hs.socket". ``docs/dialects.md`` has what differs.
+Data is ``bytes``; ``str`` is taken as UTF-8 where it goes out. What hs.socket logs is on the logger
+``trisock.hammerspoon``. Source: Hammerspoon's documentation, page "hs.socket"; ``docs/dialects.md``
+has what differs.
 """
 
 from __future__ import annotations
@@ -162,8 +162,8 @@ class Socket:
           port: 1 to 65535.
           fn: called once, without arguments, when it is connected.
 
-        Returns: self, or ``None`` if it is connected or listening already. Where nobody can be
-        reached, that is logged later, and the object is unconnected again.
+        Returns: self, or ``None`` if it is in use already. Where nobody can be reached, that is
+        logged later, and the object is unconnected again.
         Source: ``hs.socket:connect``.
         """
         if callable(port):
@@ -237,14 +237,14 @@ class Socket:
 
     # ---- reading, writing, TLS ----
 
-    def read(self, delimiter: int | str | bytes, tag: int = -1) -> Socket | None:
+    def read(self, delimiter: int | str | bytes, tag: int | None = None) -> Socket | None:
         """Read, and give what was read to the callback: ``fn(data, tag)``.
 
         A server reads from each of the clients that are connected now.
 
         Args:
           delimiter: how many bytes to read; or what to read up to, and including it.
-          tag: passed to the callback.
+          tag: passed to the callback; -1 without one.
 
         Returns: self, or ``None`` if there is no callback or no connection: that is logged.
         Source: ``hs.socket:read``.
@@ -256,20 +256,21 @@ class Socket:
             self._log("cannot read: it is not connected")
             return None
         wanted = delimiter if isinstance(delimiter, int) else _to_bytes(delimiter)
+        give = partial(self._callbacks.put, self._give, -1 if tag is None else tag)
         for connection in self._role.connections:
-            connection.read(wanted, self._limit, partial(self._callbacks.put, self._give, tag))
+            connection.read(wanted, self._limit, give)
         return self
 
     receive = read
 
     def write(
-        self, message: str | bytes, tag: int | Callback = -1, fn: Callback | None = None
+        self, message: str | bytes, tag: int | Callback | None = None, fn: Callback | None = None
     ) -> Socket:
         """Write: ``write(message[, tag][, fn])``. A server writes to each of its clients.
 
         Args:
           message: what to write.
-          tag: passed to ``fn``.
+          tag: passed to ``fn``; -1 without one.
           fn: called once, ``fn(tag)``, when it is written: by a server when all its clients have it
             (those that were lost meanwhile do not count; if none has it, it is not called).
 
@@ -277,13 +278,13 @@ class Socket:
         Source: ``hs.socket:write``.
         """
         if callable(tag):
-            fn, tag = tag, -1
+            fn, tag = tag, None
         if self._role is None:
             self._log("cannot write: it is not connected")
             return self
-        data = _to_bytes(message)
+        data, put, tag = _to_bytes(message), self._callbacks.put, -1 if tag is None else tag
         connections = list(self._role.connections)
-        delivery = Delivery(len(connections), fn and partial(self._callbacks.put, fn, tag))
+        delivery = Delivery(len(connections), fn and partial(put, fn, tag))
         for connection in connections:
             connection.write(data, self._limit, delivery)
         return self
@@ -292,7 +293,7 @@ class Socket:
 
     def startTLS(  # noqa: N802
         self,
-        verify: bool | str | trisock.ClientTLS | trisock.ServerTLS = True,
+        verify: bool | str | trisock.ClientTLS | trisock.ServerTLS | None = True,
         peerName: str | None = None,  # noqa: N803
     ) -> Socket:
         """Secure the connection, when the reads and writes before it are done.
@@ -301,8 +302,7 @@ class Socket:
 
         Args:
           verify: ``startTLS(False)``, and nothing else, takes any certificate from anybody.
-            Or the name, in place of ``peerName``; or TLS as ``trisock`` has it: a server's (or
-            a server object's) certificates, a client's own authorities.
+            Or the name; or TLS as ``trisock`` has it: certificates, one's own authorities.
           peerName: the name that the certificate must be for; without one, the host given to
             ``connect``. (hs.socket would verify no name then.)
 
@@ -314,7 +314,7 @@ class Socket:
             return self
         name = verify if isinstance(verify, str) else peerName
         try:
-            if isinstance(verify, (bool, str)):
+            if verify is None or isinstance(verify, (bool, str)):
                 verify = trisock.ClientTLS(name, verify=verify is not False or name is not None)
         except BaseException:
             self.disconnect()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 import textwrap
@@ -298,3 +299,56 @@ def test_what_else_comes_out_of_a_running_scheduler_is_in_a_group() -> None:
     with pytest.raises(BaseExceptionGroup) as caught:
         sched.run()
     assert caught.group_contains(ValueError, match="of the program")
+
+
+async def test_a_forgotten_await_of_connect_or_accept_is_an_error() -> None:
+    listener = pluto.socket.listen(0)
+    assert listener is not None
+    for calling in (pluto.socket.connect("127.0.0.1", listener.port), listener.accept()):
+        with pytest.raises(AttributeError, match="inside Trio this call is awaited"):
+            calling.close()
+        s = await calling
+        assert s is not None
+        await s.close()
+
+
+def test_connect_outside_trio_returns_none_where_its_thread_cannot_start(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    caplog.set_level("INFO", "trisock.pluto")
+    listener = pluto.socket.listen(0)
+    assert listener is not None
+    with monkeypatch.context() as patched:
+        patched.setattr(trio, "run", fail)
+        assert pluto.socket.connect("127.0.0.1", listener.port) is None
+        assert "Too many open files" in caplog.text
+        with pytest.raises(OSError, match="Too many open files"):
+            listener.hasconnection()
+    assert pluto.socket.connect("127.0.0.1", listener.port) is not None
+
+
+async def test_a_handler_that_is_no_async_function_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    sched = pluto.scheduler()
+    listener = pluto.socket.bind(sched, 0, lambda s: s.getpeer())  # type: ignore[arg-type,return-value]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sched.run)
+        client = await pluto.socket.connect("127.0.0.1", listener.port)
+        assert client is not None
+        assert await client.recv() is None
+        await client.close()
+        await listener.close()
+    assert "a handler is an async function, which" in caplog.text
+
+
+def test_what_is_no_function_is_no_handler_and_cannot_be_added() -> None:
+    sched = pluto.scheduler()
+    with pytest.raises(TypeError, match="a handler is an async function, not 5"):
+        pluto.socket.bind(sched, 0, 5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="runs async functions, not None"):
+        sched.add(None)  # type: ignore[arg-type]
+    sched.run()

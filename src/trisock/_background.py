@@ -79,6 +79,10 @@ class _Call(Generic[T]):
         self.given_up.set_result(None)
 
 
+class ThreadStartError(OSError):
+    """The background thread could not start Trio: there are no descriptors left, for instance."""
+
+
 class _Thread(threading.Thread):
     """A Trio run in a daemon thread."""
 
@@ -89,8 +93,8 @@ class _Thread(threading.Thread):
     def run(self) -> None:
         try:
             trio.run(self._main)
-        except OSError as exc:  # such as EMFILE: who waits for the start gets it
-            self._running.set_exception(exc)
+        except OSError as exc:  # who waits for the start gets it
+            self._running.set_exception(ThreadStartError(exc.errno, exc.strerror))
 
     async def _main(self) -> None:
         async with trio.open_nursery() as nursery:

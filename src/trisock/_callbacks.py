@@ -23,7 +23,8 @@ class CallbackQueue:
     Invariant: there is a task that calls them exactly while ``_calling``.
     """
 
-    def __init__(self, nursery: trio.Nursery, logger: logging.Logger) -> None:
+    def __init__(self, owner: object, nursery: trio.Nursery, logger: logging.Logger) -> None:
+        self._owner = owner
         self._nursery = nursery
         self._logger = logger
         self._due: deque[Callable[[], object]] = deque()
@@ -60,10 +61,10 @@ class CallbackQueue:
             if inspect.isawaitable(waiting):
                 await waiting
         except Exception:
-            self._logger.exception("a callback has failed")
+            self._logger.exception("a callback of %r has failed", self._owner)
         except BaseExceptionGroup as group:
             failed, rest = group.split(Exception)
             if failed is not None:
-                self._logger.error("a callback has failed", exc_info=failed)
+                self._logger.error("a callback of %r has failed", self._owner, exc_info=failed)
             if rest is not None:
                 raise rest from None

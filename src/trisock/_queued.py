@@ -13,7 +13,8 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import trio
@@ -43,6 +44,15 @@ _EXPECTED = (
     trio.ClosedResourceError,
     trisock.LimitExceededError,
 )
+
+
+@contextmanager
+def _at_most(seconds: float, what: str) -> Iterator[None]:
+    try:
+        with trio.fail_after(seconds):
+            yield
+    except trio.TooSlowError:
+        raise TimeoutError(f"{what} has taken more than {seconds} s") from None
 
 
 class _Queue:
@@ -162,8 +172,6 @@ class QueuedConnection:
         """Log what went wrong with the connection, and end it."""
         if isinstance(exc, _EXPECTED):
             logger.log(self._loglevel, "%s: %s", self._name, exc)
-        elif isinstance(exc, trio.TooSlowError):
-            logger.log(self._loglevel, "%s: an operation has taken too long", self._name)
         else:
             logger.error("%s failed", self._name, exc_info=exc)
         self.disconnect()
@@ -195,7 +203,7 @@ class QueuedConnection:
     ) -> None:
         assert self.sock is not None
         try:
-            with trio.fail_after(timeout):
+            with _at_most(timeout, "a read"):
                 if isinstance(wanted, int):
                     data = await self.sock.recv_exactly(wanted)
                 else:
@@ -203,6 +211,7 @@ class QueuedConnection:
         except trisock.IncompleteReadError:
             self._end_in_order()
         else:
+            logger.debug("%s: data read", self._name)
             give(data)
 
     async def _look_out_for_the_end(self) -> None:
@@ -223,8 +232,9 @@ class QueuedConnection:
 
     async def _write(self, data: bytes, timeout: float) -> None:
         assert self.sock is not None
-        with trio.fail_after(timeout):
+        with _at_most(timeout, "a write"):
             await self.sock.send(data)
+        logger.debug("%s: data written", self._name)
         self._unsent -= len(data)
         self._deliveries.popleft().over(True)
 
@@ -281,7 +291,7 @@ class QueuedClient:
         try:
             with self._scope:
                 try:
-                    with trio.fail_after(self._timeout):
+                    with _at_most(self._timeout, "the connect"):
                         sock = await self._connect()
                 except Exception as exc:
                     connection.fail(exc)

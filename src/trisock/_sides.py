@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, NoReturn, ParamSpec, TypeVar, overload
 
 import trio
 
@@ -46,7 +46,7 @@ class OneSided:
     def __init__(self, run: Run | None) -> None:
         self._run = run
 
-    def is_inside(self) -> bool:
+    def _is_inside(self) -> bool:
         """Return whether calls are awaited; RuntimeError on the wrong side."""
         run = current_run()
         if run is self._run:
@@ -57,9 +57,9 @@ class OneSided:
             here = "in another run of Trio"
         raise RuntimeError(f"this {type(self).__name__} was made {made}: it cannot be used {here}")
 
-    def at_once(self, function: Callable[[], R]) -> R:
+    def _at_once(self, function: Callable[[], R]) -> R:
         """Make a plain call, on the side where this is used."""
-        if self.is_inside():
+        if self._is_inside():
             return function()
 
         async def call() -> R:
@@ -70,6 +70,22 @@ class OneSided:
 
 class Awaited(OneSided):
     """Made inside Trio. What type checkers tell the two sides by."""
+
+
+class ToBeAwaited(Generic[R]):
+    """What there will be when it is awaited, and not the coroutine that makes it.
+
+    A coroutine has a ``send`` and a ``close``, too: who forgets the ``await`` would call those.
+    """
+
+    def __init__(self, coroutine: Coroutine[Any, Any, R]) -> None:
+        self._coroutine = coroutine
+
+    def __await__(self) -> Generator[Any, Any, R]:
+        return self._coroutine.__await__()
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"there is no {name!r} yet: inside Trio this call is awaited")
 
 
 if TYPE_CHECKING:
@@ -95,16 +111,20 @@ def waits(method: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]) -> Wait
 
 def taken_back_by(
     undo: Callable[[Any, Any], object] | None,
+    wrap: Callable[[Coroutine[Any, Any, Any]], object] | None = None,
 ) -> Callable[[Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]], Waits[P, R]]:
-    """Do the same as ``waits``; ``undo`` takes back a result that a Ctrl-C kept from the caller."""
+    """Do the same as ``waits``; ``undo`` takes back a result that a Ctrl-C kept from the caller.
+
+    ``wrap`` is for the coroutine, inside Trio.
+    """
 
     def decorate(method: Callable[..., Coroutine[Any, Any, R]]) -> Any:
         @functools.wraps(method)
         def call(self: OneSided, *args: Any, **kwargs: Any) -> object:
             bound = functools.partial(method, self, *args, **kwargs)
-            if self.is_inside():
-                return bound()
-            return background.call(bound, undo and functools.partial(undo, self))
+            if not self._is_inside():
+                return background.call(bound, undo and functools.partial(undo, self))
+            return bound() if wrap is None else wrap(bound())
 
         return call
 

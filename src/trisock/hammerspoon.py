@@ -27,47 +27,23 @@ import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TypedDict
 
 import trio
 
 import trisock
 
 from ._callbacks import CallbackQueue
+from ._info import Info, connections_of, info_of
 from ._queued import Delivery, QueuedClient, QueuedServer, logger
-from ._sockaddr import ParsedAddress, pack_sockaddr, parse_sockaddr
+from ._sockaddr import ParsedAddress, parse_sockaddr
 
-__all__ = ["Info", "Socket", "Sockets", "open_sockets"]
+__all__ = ["Callback", "Info", "ParsedAddress", "Socket", "Sockets", "open_sockets"]
 
 # The levels of hs.logger, from 0, and Python's: in this there is nothing below DEBUG.
 _LEVELS = ["nothing", "error", "warning", "info", "debug", "verbose"]
 _PYTHONS = [logging.CRITICAL + 1, *range(logging.ERROR, 0, -10), logging.DEBUG]
 
 Callback = Callable[..., object]
-
-
-class Info(TypedDict):
-    """What ``Socket.info`` returns: empty (``b""``, ``""``, 0) where there is nothing to tell."""
-
-    connectedAddress: bytes
-    connectedHost: str
-    connectedPort: int
-    connectedURL: str
-    connections: int
-    isConnected: bool
-    isDisconnected: bool
-    isIPv4: bool
-    isIPv4Enabled: bool
-    isIPv4PreferredOverIPv6: bool
-    isIPv6: bool
-    isIPv6Enabled: bool
-    isSecure: bool
-    localAddress: bytes
-    localHost: str
-    localPort: int
-    timeout: float
-    unixSocketPath: str
-    userData: str
 
 
 @asynccontextmanager
@@ -126,7 +102,9 @@ class Sockets:
         ``"nothing"`` (0), ``"error"``, ``"warning"``, ``"info"``, ``"debug"``, ``"verbose"`` (5).
         Source: ``hs.socket.setLogLevel``.
         """
-        number = _LEVELS.index(level) if isinstance(level, str) else range(6).index(level)
+        number = _LEVELS.index(level) if level in _LEVELS else level
+        if not isinstance(number, int) or not 0 <= number < len(_LEVELS):
+            raise ValueError(f"a log level is one of {_LEVELS} or its number, not {level!r}")
         logger.setLevel(_PYTHONS[number])
 
 
@@ -138,10 +116,10 @@ class Socket:
 
     def __init__(self, nursery: trio.Nursery, timeout: float, fn: Callback | None) -> None:
         self._nursery = nursery
-        self._timeout = timeout
-        self._callback = fn
+        self._timeout = _check_timeout(timeout)
+        self._callback = _check_callback(fn)
         self._role: QueuedClient | QueuedServer | None = None
-        self._callbacks = CallbackQueue(nursery, logger)
+        self._callbacks = CallbackQueue(self, nursery, logger)
 
     def __repr__(self) -> str:
         info = self.info()
@@ -168,6 +146,9 @@ class Socket:
         """
         if callable(port):
             port, fn = None, port
+        _check_callback(fn)
+        if not isinstance(host_or_path, str) or not isinstance(port, int | None):
+            raise TypeError(f"no host and port, and no path: {host_or_path!r}, {port!r}")
         if port is None:
             path = os.path.expanduser(host_or_path)
             connect, name = partial(trisock.connect_unix, path), path
@@ -256,6 +237,8 @@ class Socket:
             self._log("cannot read: it is not connected")
             return None
         wanted = delimiter if isinstance(delimiter, int) else _to_bytes(delimiter)
+        if wanted == b"" or (isinstance(wanted, int) and wanted < 0):
+            raise ValueError(f"a read takes a number of bytes or a delimiter, not {delimiter!r}")
         give = partial(self._callbacks.put, self._give, -1 if tag is None else tag)
         for connection in self._role.connections:
             connection.read(wanted, self._limit, give)
@@ -279,6 +262,7 @@ class Socket:
         """
         if callable(tag):
             fn, tag = tag, None
+        _check_callback(fn)
         if self._role is None:
             self._log("cannot write: it is not connected")
             return self
@@ -333,7 +317,7 @@ class Socket:
 
         Source: ``hs.socket:setCallback``.
         """
-        self._callback = fn
+        self._callback = _check_callback(fn)
         return self
 
     def setTimeout(self, timeout: float) -> Socket:  # noqa: N802
@@ -342,7 +326,7 @@ class Socket:
         Each is timed from when its turn comes. One that takes longer disconnects.
         Source: ``hs.socket:setTimeout``.
         """
-        self._timeout = timeout
+        self._timeout = _check_timeout(timeout)
         return self
 
     def connected(self) -> bool:
@@ -354,45 +338,28 @@ class Socket:
 
         Source: ``hs.socket:connections``.
         """
-        connections = () if self._role is None else self._role.connections
-        return sum(connection.sock is not None for connection in connections)
+        return connections_of(self._role)
 
     def info(self) -> Info:
         """Return what is known about it, under the 19 keys of hs.socket's page.
         Source: ``hs.socket:info``.
         """
-        role = self._role
-        path = "" if role is None else role.path
-        sock = role.connections[0].sock if isinstance(role, QueuedClient) else None
-        peer = trisock.Address("", 0)
-        addresses = role.addresses if isinstance(role, QueuedServer) else [peer]
-        if sock is not None:
-            addresses, peer = [sock.getlocal()], sock.getpeer()
-        if path:  # of a Unix socket, which has nothing else
-            addresses = [peer := trisock.Address("", 0)]
-        hosts = [address.host for address in addresses]
-        return {
-            "connectedAddress": pack_sockaddr(peer),
-            "connectedHost": peer.host,
-            "connectedPort": peer.port,
-            "connectedURL": path if sock is not None else "",
-            "connections": self.connections(),
-            "isConnected": sock is not None,
-            "isDisconnected": role is None,
-            "isIPv4": any(host and ":" not in host for host in hosts),
-            "isIPv4Enabled": True,
-            "isIPv4PreferredOverIPv6": False,
-            "isIPv6": any(":" in host for host in hosts),
-            "isIPv6Enabled": True,
-            "isSecure": sock is not None and sock.istls(),
-            "localAddress": pack_sockaddr(addresses[0]),
-            "localHost": hosts[0],
-            "localPort": addresses[0].port,
-            "timeout": self._timeout,
-            "unixSocketPath": path,
-            "userData": "SERVER" if isinstance(role, QueuedServer) else "DEFAULT" if sock else "",
-        }
+        return info_of(self._role, self._timeout)
 
 
-def _to_bytes(data: str | bytes) -> bytes:
-    return data.encode() if isinstance(data, str) else bytes(memoryview(data))
+def _to_bytes(data: object) -> bytes:
+    if not isinstance(data, (str, bytes, bytearray, memoryview)):
+        raise TypeError(f"data is bytes or str, not {data!r}")
+    return data.encode() if isinstance(data, str) else bytes(data)
+
+
+def _check_callback(fn: Callback | None) -> Callback | None:
+    if fn is not None and not callable(fn):
+        raise TypeError(f"a callback is a function, not {fn!r}")
+    return fn
+
+
+def _check_timeout(timeout: object) -> float:
+    if not isinstance(timeout, (int, float)) or math.isnan(timeout):
+        raise TypeError(f"a timeout is a number of seconds, not {timeout!r}")
+    return timeout

@@ -39,7 +39,12 @@ import trio
 
 import trisock
 
-from ._sides import Awaited, OneSided, background, current_run, run_trio, taken_back_by, waits
+from ._background import ThreadStartError
+from ._scheduler import scheduler
+from ._sides import Awaited, OneSided, ToBeAwaited, background, current_run, taken_back_by, waits
+
+if TYPE_CHECKING:
+    from ._scheduler import Done
 
 __all__ = ["async_socket", "listener", "scheduler", "socket"]
 
@@ -100,7 +105,13 @@ class socket(OneSided):  # noqa: N801 (Pluto's name)
                 _logger.info(str(exc))
                 return None
 
-        return cast("_Made", make() if run is not None else background.call(make))
+        if run is not None:
+            return cast("_Made", ToBeAwaited(make()))
+        try:
+            return cast("_Made", background.call(make))
+        except ThreadStartError as exc:  # no descriptors left, for instance
+            _logger.info(str(exc))
+            return cast("_Made", None)
 
     @staticmethod
     def listen(port: int) -> listener | None:
@@ -121,7 +132,7 @@ class socket(OneSided):  # noqa: N801 (Pluto's name)
 
     @staticmethod
     def bind(
-        sched: scheduler, port: int, handler: Callable[[async_socket], Awaitable[object] | None]
+        sched: scheduler, port: int, handler: Callable[[async_socket], Awaitable[object]]
     ) -> listener:
         """Serve a port: ``handler(s)`` in a task of its own for each client. A plain call.
 
@@ -138,6 +149,8 @@ class socket(OneSided):  # noqa: N801 (Pluto's name)
 
         Raises ``OSError`` where it cannot listen: Pluto's own raises too. Source: ``socket.bind``.
         """
+        if not callable(handler):
+            raise TypeError(f"a handler is an async function, not {handler!r}")
         bound = listener(trisock.listen_nowait(port), current_run())
         sched.add(functools.partial(bound._serve, handler))
         return bound
@@ -146,8 +159,9 @@ class socket(OneSided):  # noqa: N801 (Pluto's name)
     async def send(self, data: str | bytes) -> bool:
         """Send data, all of it.
 
-        Returns: whether it could be sent; ``False`` means that the connection is over. Awaited
-        inside Trio, blocks outside. (Pluto returns nothing.) Source: ``socket.send``.
+        Returns: whether it could be sent; ``False`` means that nothing more can be, also where
+        there is more to receive and ``isopen`` is True, as after a Ctrl-C in a send. Awaited inside
+        Trio, blocks outside. (Pluto returns nothing.) Source: ``socket.send``.
         """
         try:
             await self._sock.send(_to_bytes(data))
@@ -193,7 +207,7 @@ class socket(OneSided):  # noqa: N801 (Pluto's name)
         """
         chunk = _to_bytes(data)
         try:
-            self.at_once(lambda: self._sock.unrecv(chunk))
+            self._at_once(lambda: self._sock.unrecv(chunk))
         except _OVER as exc:
             self._is_over(exc)
 
@@ -246,7 +260,7 @@ class socket(OneSided):  # noqa: N801 (Pluto's name)
 
     def isopen(self) -> bool:
         """Return whether the connection is open. A plain call. Source: ``socket.isopen``."""
-        return self.at_once(self._sock.isopen)
+        return self._at_once(self._sock.isopen)
 
     def _is_over(self, reason: Exception) -> Literal[False]:
         _logger.info(f"{self._sock.getpeer()}: {reason}")
@@ -261,9 +275,6 @@ if TYPE_CHECKING:
 
     class _Made(socket, Awaitable[async_socket | None]):
         """A new socket: outside Trio it is one, inside it is waited for."""
-
-    class _Done(Awaitable[None]):
-        """Nothing: outside Trio it is done, inside it is waited for."""
 
 
 class listener(OneSided):  # noqa: N801 (Pluto's name)
@@ -288,7 +299,7 @@ class listener(OneSided):  # noqa: N801 (Pluto's name)
     def _keep(self, accepted: socket | None) -> None:
         self._accepted = accepted
 
-    @taken_back_by(_keep)
+    @taken_back_by(_keep, ToBeAwaited)
     async def accept(self) -> _Made:
         """Wait for a client.
 
@@ -306,11 +317,11 @@ class listener(OneSided):  # noqa: N801 (Pluto's name)
         A plain call. False once it is closed. Source: ``hasconnection``.
         """
         with contextlib.suppress(trio.ClosedResourceError):
-            return self._accepted is not None or self.at_once(self._listening.hasconnection)
+            return self._accepted is not None or self._at_once(self._listening.hasconnection)
         return False
 
     @waits
-    async def close(self) -> _Done:
+    async def close(self) -> Done:
         """Stop listening. One of ``bind`` ends its server, when the last handler is done.
 
         Awaited inside Trio, blocks outside. (In Pluto it ends when it is collected.)
@@ -321,15 +332,16 @@ class listener(OneSided):  # noqa: N801 (Pluto's name)
         elif not self._serving:
             self._listening.abort()
         await trio.lowlevel.checkpoint()
-        return cast("_Done", None)
+        return cast("Done", None)
 
-    async def _serve(self, handler: Callable[[async_socket], Awaitable[object] | None]) -> None:
+    async def _serve(self, handler: Callable[[async_socket], Awaitable[object]]) -> None:
         """Run a server until it is closed. While it runs, the listener is on its side."""
 
         async def handle(sock: trisock.Socket) -> None:
             waiting = handler(async_socket(sock, self._run, owned=False))
-            if inspect.isawaitable(waiting):
-                await waiting
+            if not inspect.isawaitable(waiting):  # nothing that it has sent has gone out
+                raise TypeError(f"a handler is an async function, which {handler!r} is not")
+            await waiting
 
         if self._closed:
             return
@@ -343,44 +355,6 @@ class listener(OneSided):  # noqa: N801 (Pluto's name)
         finally:
             self._listening.abort()  # where it was cancelled before the server had it
             self._run = bound_in
-
-
-class scheduler:  # noqa: N801 (Pluto's name)
-    """Runs the servers of ``socket.bind``, and whatever else it is given. Source: Pluto's page."""
-
-    def __init__(self) -> None:
-        self._waiting: list[Callable[[], Awaitable[object]]] = []
-        self._nursery: trio.Nursery | None = None
-
-    def add(self, function: Callable[[], Awaitable[object]]) -> None:
-        """Run an async function in a task of its own, when the scheduler runs. A plain call.
-
-        What it raises comes out of ``run``, in a group. Source: Pluto's ``scheduler.add``.
-        """
-        if self._nursery is not None:
-            self._nursery.start_soon(function)
-        else:
-            self._waiting.append(function)
-
-    def run(self) -> _Done:
-        """Run until everything that was added has ended; servers end by their listener's ``close``.
-
-        Awaited inside Trio; outside it runs Trio, in this thread, until a Ctrl-C. Raises
-        ``RuntimeError`` if it is running already. Source: Pluto's ``scheduler.run``.
-        """
-        if current_run() is not None:
-            return cast("_Done", self._run_all())
-        return cast("_Done", run_trio(self._run_all))
-
-    async def _run_all(self) -> None:
-        if self._nursery is not None:
-            raise RuntimeError("this scheduler is running already")
-        try:
-            async with trio.open_nursery() as self._nursery:
-                while self._waiting:
-                    self._nursery.start_soon(self._waiting.pop(0))
-        finally:
-            self._nursery = None
 
 
 def _wrap(sock: trisock.Socket, run: trio.lowlevel.TrioToken | None) -> socket:

@@ -349,7 +349,7 @@ class Socket:
 
 def _to_bytes(data: object) -> bytes:
     if not isinstance(data, (str, bytes, bytearray, memoryview)):
-        raise TypeError(f"data is bytes or str, not {data!r}")
+        raise TypeError(f"data is bytes or str, not {type(data).__name__}")
     return data.encode() if isinstance(data, str) else bytes(data)
 
 

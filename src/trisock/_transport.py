@@ -360,7 +360,9 @@ class Transport:
         From here on only ``close`` and ``abort`` do anything.
         """
         self._stop()
-        self._notify_closing()
+        if self._socket.fileno() >= 0:
+            with contextlib.suppress(RuntimeError):  # outside Trio nobody waits
+                trio.lowlevel.notify_closing(self._socket.fileno())
 
     async def close(self, due: bytes = b"") -> None:
         """Send ``due``, then FIN, and close in such a way that the peer gets it all.
@@ -407,17 +409,11 @@ class Transport:
         self.wake()
         self._close_now()
 
-    def _notify_closing(self) -> None:
-        # Outside Trio nobody can be waiting: there a finaliser closes what nobody uses any more.
-        if self._socket.fileno() >= 0:
-            with contextlib.suppress(RuntimeError):
-                trio.lowlevel.notify_closing(self._socket.fileno())
-
     def _close_now(self) -> None:
-        self._notify_closing()
-        descriptor = self._socket.detach()
-        if descriptor >= 0:
-            socket.close(descriptor)
+        try:
+            self._socket.close()
+        except RuntimeError:  # outside Trio: nobody waits, and Trio's socket cannot tell them so
+            socket.close(self._socket.detach())
 
     async def _linger(self, due: bytes) -> None:
         fin_sent = self.eof_sent

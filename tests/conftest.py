@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import shutil
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
 
 import pytest
 import trio
@@ -20,6 +22,30 @@ from trisock._sides import background
 # Every test is bounded: a hang is a failure and not a stuck run. No test waits so long when it
 # passes.
 DEADLINE = 60
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--all-programs",
+        action="store_true",
+        help="a test whose programs are not installed fails instead of being skipped",
+    )
+    parser.addoption(
+        "--times",
+        type=int,
+        default=1,
+        help="do so many times as much in the tests that try what chance brings",
+    )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip (or fail) a test marked ``needs(program, ...)`` where such a program is missing."""
+    for mark in item.iter_markers("needs"):
+        for program in mark.args:
+            # Debian keeps servers where only root's path looks.
+            if shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None:
+                give_up = pytest.fail if item.config.getoption("--all-programs") else pytest.skip
+                give_up(f"the program {program} is not installed")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -120,6 +146,24 @@ def server_tls(authority: Authority) -> ServerTLS:
 @pytest.fixture(scope="session")
 def client_tls(authority: Authority) -> ClientTLS:
     return ClientTLS("example.org", ca=authority.pem)
+
+
+@pytest.fixture(scope="session")
+def times(request: pytest.FixtureRequest) -> int:
+    """How many times as much to try as in a usual run (``--times``)."""
+    number: int = request.config.getoption("--times")
+    return number
+
+
+@pytest.fixture
+def pem(authority: Authority, tmp_path: Path) -> Path:
+    """A directory with ca.pem, and a server's chain.pem and key.pem (readable by its owner)."""
+    good = authority.issue("localhost", "127.0.0.1")
+    (tmp_path / "ca.pem").write_bytes(authority.pem)
+    (tmp_path / "chain.pem").write_bytes(good._chain)
+    (tmp_path / "key.pem").touch(mode=0o600)
+    (tmp_path / "key.pem").write_bytes(good._private_key)
+    return tmp_path
 
 
 async def tcp_pair() -> tuple[Socket, Socket]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import ssl
 from pathlib import Path
@@ -42,7 +41,7 @@ async def test_an_answer_to_a_request_that_was_never_read_arrives_whole_200_time
         server.stop()
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@pytest.mark.needs("curl")
 async def test_curl_gets_an_answer_to_a_post_that_was_never_read_200_times(tmp_path: Path) -> None:
     (tmp_path / "upload").write_bytes(UPLOAD)
     command = ["curl", "-sS", "--fail", "-H", "Expect:", "--data-binary", f"@{tmp_path}/upload"]

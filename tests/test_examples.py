@@ -6,7 +6,6 @@ import errno
 import importlib.util
 import os
 import pathlib
-import shutil
 import signal
 import smtplib
 import ssl
@@ -36,12 +35,6 @@ SERVERS = [
     "chat_room",
 ]
 TLS_SERVERS = ["https_server", "smtp_server", "http_and_https"]
-
-
-def needs(program: str) -> pytest.MarkDecorator:
-    return pytest.mark.skipif(
-        shutil.which(program) is None, reason=f"the program {program} is not installed"
-    )
 
 
 # ---- running examples ----
@@ -267,7 +260,7 @@ async def test_echo_client_says_in_one_line_that_nobody_listens() -> None:
 # ---- https_server ----
 
 
-@needs("curl")
+@pytest.mark.needs("curl")
 async def test_https_server_answers_curl_which_verifies_it(ca: str) -> None:
     async with running("https_server", "--write-ca", ca) as server:
         url = f"https://127.0.0.1:{server.port}/some/path"
@@ -277,7 +270,7 @@ async def test_https_server_answers_curl_which_verifies_it(ca: str) -> None:
         assert result.stdout == b"Hello! You asked for /some/path\n1.1 200"
 
 
-@needs("curl")
+@pytest.mark.needs("curl")
 async def test_https_server_is_refused_by_a_curl_that_trusts_another_ca(
     ca: str, other_ca: str
 ) -> None:
@@ -287,7 +280,7 @@ async def test_https_server_is_refused_by_a_curl_that_trusts_another_ca(
         assert (await curl("--cacert", ca, url)).returncode == 0  # and lives on
 
 
-@needs("curl")
+@pytest.mark.needs("curl")
 async def test_https_server_keeps_a_connection_for_the_next_request(ca: str) -> None:
     async with running("https_server", "--write-ca", ca) as server:
         url = f"https://127.0.0.1:{server.port}/"
@@ -295,7 +288,7 @@ async def test_https_server_keeps_a_connection_for_the_next_request(ca: str) -> 
         assert result.stdout.splitlines()[1::2] == [b"1", b"0", b"0"]
 
 
-@needs("curl")
+@pytest.mark.needs("curl")
 async def test_https_server_reads_a_body_that_waits_to_be_asked_for(ca: str) -> None:
     body = bytes(range(256)) * 3000
     async with running("https_server", "--write-ca", ca) as server:
@@ -309,7 +302,7 @@ async def test_https_server_reads_a_body_that_waits_to_be_asked_for(ca: str) -> 
         assert b"< HTTP/1.1 100 Continue" in result.stderr
 
 
-@needs("openssl")
+@pytest.mark.needs("openssl")
 async def test_https_server_says_to_openssl_by_alpn_that_it_speaks_http(ca: str) -> None:
     async with running("https_server", "--write-ca", ca) as server:
         result = await run(
@@ -428,7 +421,7 @@ async def test_https_server_finishes_a_request_that_has_begun_when_it_stops(ca: 
 # ---- http_and_https ----
 
 
-@needs("curl")
+@pytest.mark.needs("curl")
 async def test_one_port_serves_http_and_https(ca: str, other_ca: str) -> None:
     async with running("http_and_https", "--write-ca", ca) as server:
         for _ in range(2):
@@ -537,7 +530,7 @@ async def test_smtp_server_is_refused_by_smtplib_with_another_ca(ca: str, other_
             await in_thread(upgrade)
 
 
-@needs("openssl")
+@pytest.mark.needs("openssl")
 async def test_smtp_server_speaks_starttls_with_openssl(ca: str) -> None:
     async with running("smtp_server", "--write-ca", ca) as server:
         result = await run(
@@ -553,7 +546,7 @@ async def test_smtp_server_speaks_starttls_with_openssl(ca: str) -> None:
         assert b"221 goodbye\r\n" in result.stdout
 
 
-@needs("openssl")
+@pytest.mark.needs("openssl")
 async def test_smtp_server_is_refused_by_an_openssl_that_trusts_another_ca(
     ca: str, other_ca: str
 ) -> None:
@@ -566,7 +559,7 @@ async def test_smtp_server_is_refused_by_an_openssl_that_trusts_another_ca(
         assert b"221" not in result.stdout
 
 
-@needs("curl")
+@pytest.mark.needs("curl")
 async def test_smtp_server_takes_mail_from_curl(ca: str) -> None:
     async with running("smtp_server", "--write-ca", ca) as server:
         result = await curl(
@@ -857,7 +850,7 @@ def test_server_name_raises_nothing_but_value_error_on_a_damaged_hello(
     name_or_value_error(REAL_HELLO[:start] + replacement + REAL_HELLO[end:])
 
 
-@needs("curl")
+@pytest.mark.needs("curl")
 async def test_router_leads_curl_to_the_server_it_asks_for(
     tmp_path: pathlib.Path, authority: Authority, other_authority: Authority
 ) -> None:

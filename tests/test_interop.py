@@ -8,33 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import socket
 import subprocess
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
 from conftest import Authority, all_served, closing, tcp_pair
+from programs import lines_of, running
 
 import trisock
 from trisock import Certificate, ClientTLS, ServerTLS, Socket, TLSError
-
-
-def needs(program: str) -> pytest.MarkDecorator:
-    return pytest.mark.skipif(shutil.which(program) is None, reason=f"{program} is not installed")
-
-
-@pytest.fixture
-def pem(authority: Authority, tmp_path: Path) -> Path:
-    """A directory with ca.pem, and a server's chain.pem and key.pem."""
-    good = authority.issue("localhost", "127.0.0.1")
-    (tmp_path / "ca.pem").write_bytes(authority.pem)
-    (tmp_path / "chain.pem").write_bytes(good._chain)
-    (tmp_path / "key.pem").write_bytes(good._private_key)
-    return tmp_path
 
 
 async def http(sock: Socket) -> None:
@@ -56,7 +41,7 @@ async def curl(*arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
     )
 
 
-@needs("curl")
+@pytest.mark.needs("curl")
 async def test_curl_over_http_and_https_and_with_a_wrong_ca(
     pem: Path, other_authority: Authority
 ) -> None:
@@ -87,33 +72,7 @@ async def test_curl_over_http_and_https_and_with_a_wrong_ca(
 # ---- openssl ----
 
 
-@contextlib.asynccontextmanager
-async def running(*command: str | Path, **options: object) -> AsyncIterator[trio.Process]:
-    """Run a program for as long as the context lasts."""
-    async with trio.open_nursery() as nursery:
-        process: trio.Process = await nursery.start(
-            lambda task_status: trio.run_process(
-                list(map(str, command)),
-                check=False,
-                task_status=task_status,
-                **options,  # type: ignore[arg-type]
-            )
-        )
-        try:
-            yield process
-        finally:
-            process.terminate()
-
-
-async def lines_of(stream: trio.abc.ReceiveStream) -> AsyncIterator[bytes]:
-    buffer = b""
-    async for chunk in stream:
-        *lines, buffer = (buffer + chunk).split(b"\n")
-        for line in lines:
-            yield line
-
-
-@needs("openssl")
+@pytest.mark.needs("openssl")
 @pytest.mark.parametrize("version", ["-tls1_2", "-tls1_3"])
 async def test_an_openssl_server(version: str, pem: Path, authority: Authority) -> None:
     command = ["openssl", "s_server", "-accept", "127.0.0.1:0", "-rev", version]
@@ -138,7 +97,7 @@ async def test_an_openssl_server(version: str, pem: Path, authority: Authority) 
             assert await sock.recv_until(b"\n") == b"olleh\n"
 
 
-@needs("openssl")
+@pytest.mark.needs("openssl")
 @pytest.mark.parametrize("cancel_after", [None, 0, 1, 2, 3, 4])
 async def test_a_key_update_loses_nothing_also_when_the_read_is_cancelled(
     cancel_after: int | None, pem: Path, server_tls: ServerTLS
@@ -184,7 +143,7 @@ async def test_a_key_update_loses_nothing_also_when_the_read_is_cancelled(
                             break
 
 
-@needs("openssl")
+@pytest.mark.needs("openssl")
 async def test_garbage_behind_a_key_update_is_a_tls_error(pem: Path, server_tls: ServerTLS) -> None:
     async with await trisock.listen(0, "127.0.0.1") as listener:
         where = f"127.0.0.1:{listener.port}"
@@ -252,7 +211,7 @@ http {{
 """
 
 
-@needs("nginx")
+@pytest.mark.needs("nginx")
 async def test_a_stock_nginx_with_tls(
     pem: Path, authority: Authority, other_authority: Authority
 ) -> None:

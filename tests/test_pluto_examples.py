@@ -7,7 +7,7 @@ import pathlib
 import signal
 
 import pytest
-from test_examples import ca, command, curl, needs, other_ca, run, running
+from test_examples import ca, command, curl, other_ca, run, running
 
 __all__ = ["ca", "other_ca"]  # fixtures
 
@@ -32,7 +32,7 @@ async def test_help_tells_how_to_run_it(name: str) -> None:
     assert f"python examples/{name}.py" in result.stdout.decode()
 
 
-@needs("curl")
+@pytest.mark.needs("curl")
 async def test_hello_server_answers_curl() -> None:
     async with running("pluto_hello_server") as server:
         for host in ("127.0.0.1", "localhost"):
@@ -40,14 +40,14 @@ async def test_hello_server_answers_curl() -> None:
             assert (result.returncode, result.stdout, result.stderr) == (0, b"Hello, world!", b"")
 
 
-@needs("curl")
+@pytest.mark.needs("curl")
 async def test_https_server_answers_curl_which_verifies_it(ca: str) -> None:
     async with running("pluto_https_server", "--write-ca", ca) as server:
         result = await curl("--cacert", ca, f"https://localhost:{server.port}/")
         assert (result.returncode, result.stdout, result.stderr) == (0, b"Hello, world!", b"")
 
 
-@needs("curl")
+@pytest.mark.needs("curl")
 async def test_https_server_is_refused_by_a_curl_that_trusts_another_ca_and_lives_on(
     ca: str, other_ca: str
 ) -> None:

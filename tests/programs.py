@@ -1,0 +1,35 @@
+"""Running real programs beside a test. (``@pytest.mark.needs(program, ...)`` is in conftest.)"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import trio
+
+
+@contextlib.asynccontextmanager
+async def running(*command: str | Path, **options: object) -> AsyncIterator[trio.Process]:
+    """Run a program for as long as the context lasts."""
+    async with trio.open_nursery() as nursery:
+        process: trio.Process = await nursery.start(
+            lambda task_status: trio.run_process(
+                list(map(str, command)),
+                check=False,
+                task_status=task_status,
+                **options,  # type: ignore[arg-type]
+            )
+        )
+        try:
+            yield process
+        finally:
+            process.terminate()
+
+
+async def lines_of(stream: trio.abc.ReceiveStream) -> AsyncIterator[bytes]:
+    buffer = b""
+    async for chunk in stream:
+        *lines, buffer = (buffer + chunk).split(b"\n")
+        for line in lines:
+            yield line

@@ -342,6 +342,7 @@ class Socket:
 
     def info(self) -> Info:
         """Return what is known about it, under the 19 keys of hs.socket's page.
+
         Source: ``hs.socket:info``.
         """
         return info_of(self._role, self._timeout)

@@ -41,7 +41,16 @@ import trisock
 
 from ._background import ThreadStartError
 from ._scheduler import scheduler
-from ._sides import Awaited, OneSided, ToBeAwaited, background, current_run, taken_back_by, waits
+from ._sides import (
+    Awaited,
+    OneSided,
+    Run,
+    ToBeAwaited,
+    background,
+    current_run,
+    taken_back_by,
+    waits,
+)
 
 if TYPE_CHECKING:
     from ._scheduler import Done
@@ -73,9 +82,7 @@ class socket(OneSided):  # noqa: N801 (Pluto's name)
     as on Pluto's page: ``socket.send(s, data)``.
     """
 
-    def __init__(
-        self, sock: trisock.Socket, run: trio.lowlevel.TrioToken | None, *, owned: bool = True
-    ) -> None:
+    def __init__(self, sock: trisock.Socket, run: Run | None, *, owned: bool = True) -> None:
         super().__init__(run)
         self._sock = sock
         if owned:  # a server's is not: to close the descriptor under it would crash it
@@ -280,7 +287,7 @@ if TYPE_CHECKING:
 class listener(OneSided):  # noqa: N801 (Pluto's name)
     """Accepts connections, made by ``socket.listen``. Closed when collected, without a word."""
 
-    def __init__(self, listening: trisock.Listener, run: trio.lowlevel.TrioToken | None) -> None:
+    def __init__(self, listening: trisock.Listener, run: Run | None) -> None:
         super().__init__(run)
         self._listening = listening
         self._accepted: socket | None = None  # kept for the next accept
@@ -357,7 +364,7 @@ class listener(OneSided):  # noqa: N801 (Pluto's name)
             self._run = bound_in
 
 
-def _wrap(sock: trisock.Socket, run: trio.lowlevel.TrioToken | None) -> socket:
+def _wrap(sock: trisock.Socket, run: Run | None) -> socket:
     return socket(sock, None) if run is None else async_socket(sock, run)
 
 

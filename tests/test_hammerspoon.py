@@ -1500,6 +1500,27 @@ async def test_startTLS_what_came_while_nothing_was_read_reaches_no_callback(
         assert await calls.none()
 
 
+@pytest.mark.parametrize("more", ["", "\n"], ids=["nothing to read", "a read that cannot be done"])
+async def test_startTLS_behind_the_end_of_the_stream_disconnects_behind_what_was_written(
+    more: str, hs: Sockets, trusted: None, calls: Calls
+) -> None:
+    def callback(data: bytes, tag: int) -> None:
+        calls(data)
+        client.write("last words\n")
+        if more:
+            client.read(more)
+        client.startTLS("example.org")
+
+    async with connected(hs) as (client, peer):
+        client.setCallback(callback).read("\n")
+        await peer.send(b"go ahead\n")
+        await peer.send_eof()
+        assert (await ended(peer)).startswith(b"last words\n")
+        await until(lambda: client.info()["isDisconnected"])
+        assert await calls.next() == (b"go ahead\n",)
+        assert await calls.none()
+
+
 @pytest.mark.parametrize("arguments", [("",), (True, "not a name"), (True, 5), (False, b"x")])
 async def test_startTLS_with_bad_arguments_raises_and_disconnects(
     hs: Sockets, arguments: tuple[Any, ...]

@@ -76,11 +76,60 @@ def examples(session: nox.Session) -> None:
         "python",
         "-m",
         "pytest",
-        "tests/test_examples.py",
-        "tests/test_pluto_examples.py",
-        "tests/test_hammerspoon_examples.py",
+        *map(str, sorted(Path("tests").glob("test_*examples.py"))),
         *session.posargs,
     )
+
+
+@nox.session
+def interop(session: nox.Session) -> None:
+    """Real programs as peers, whole servers of other projects among them; none may be missing."""
+    session.install(".[tests]", *nox.project.dependency_groups(PROJECT, "interop"))
+    session.env["PATH"] = f"{os.environ['PATH']}:/usr/sbin"  # where Debian keeps servers
+    session.run(
+        "python",
+        "-m",
+        "pytest",
+        "-m",
+        "",
+        "--all-programs",
+        "tests/test_interop.py",
+        "tests/test_tls_peers.py",
+        "tests/test_starttls_clients.py",
+        "tests/test_starttls_servers.py",
+        *session.posargs,
+    )
+
+
+@nox.session
+def chance(session: nox.Session) -> None:
+    """The hostile network and the fuzzing, with 20 times as many tries as among the tests."""
+    session.install(".[tests]")
+    session.run(
+        "python",
+        "-m",
+        "pytest",
+        "-rP",
+        "--times",
+        "20",
+        "tests/test_hostile_network.py",
+        "tests/test_fuzz.py",
+        *session.posargs,
+    )
+
+
+@nox.session
+def load(session: nox.Session) -> None:
+    """10,000 connections, 1,000 a second, and what exhausts a server; ``-- --quick`` for a look."""
+    session.install(".[tests]")
+    session.run("python", "tests/load.py", *session.posargs)
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """An hour of mixed work that leaves nothing behind; ``-- --minutes 1`` for a look."""
+    session.install(".[tests]")
+    session.run("python", "-X", "dev", "-W", "error", "tests/soak.py", *session.posargs)
 
 
 @nox.session

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import ast
 import re
-from pathlib import Path
 
 import pytest
 import trio
 from conftest import all_served
+from documents import ROOT, all_tests
 
 import trisock
 from trisock import ClientTLS, ServerTLS, Socket, hammerspoon, pluto
-
-TESTS = Path(__file__).parent
-ROOT = TESTS.parent
-
 
 # ---- one process, three faces ----
 
@@ -136,16 +132,6 @@ def tables() -> dict[str, list[list[str]]]:
 
 def names(cell: str) -> list[str]:
     return re.findall(r"`([^`]+)`", cell)
-
-
-def all_tests() -> set[str]:
-    return {
-        f"{path.name}::{node.name}"
-        for path in TESTS.glob("test_*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
-        and node.name.startswith("test_")
-    }
 
 
 @pytest.mark.parametrize("dialect", ["trisock.pluto", "trisock.hammerspoon"])

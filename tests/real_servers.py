@@ -53,9 +53,15 @@ class RealServer:
     log: Path
     process: subprocess.Popen[bytes]
 
-    def children(self) -> set[int]:
-        """Return the processes that it has started, and those that they have."""
-        return _descendants(self.process.pid)
+    def child_called(self, word: str) -> int:
+        """Return the one process of it that has a word in its command line."""
+        found = []
+        for pid in _descendants(self.process.pid):
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                if word in Path(f"/proc/{pid}/cmdline").read_text():
+                    found.append(pid)
+        (pid,) = found
+        return pid
 
 
 # ---- what all of them need ----
@@ -528,12 +534,14 @@ LoadModule mod_tls.c
 PidFile {directory}/pid
 ScoreboardFile {directory}/scoreboard
 SystemLog {directory}/log
-TransferLog none
-WtmpLog off
-DelayEngine off
-AuthOrder mod_auth_file.c
+ControlsSocket {directory}/controls
+DelayTable {directory}/delay
 <Global>
   AllowOverwrite on
+  AuthOrder mod_auth_file.c
+  DelayEngine off
+  TransferLog none
+  WtmpLog off
   AuthUserFile {directory}/users
   RequireValidShell off
   TLSEngine on
@@ -596,22 +604,21 @@ VSFTPD = """
 background=NO
 listen=YES
 listen_address=127.0.0.1
-listen_port={vsftpd}
+listen_port={ftp}
 anonymous_enable=YES
 anon_root={directory}/home
 anon_upload_enable=YES
 anon_umask=022
 anon_world_readable_only=NO
 write_enable=YES
-ftp_username=nobody
+ftp_username=daemon
 nopriv_user=nobody
 secure_chroot_dir={directory}/empty
 seccomp_sandbox=NO
 connect_from_port_20=NO
-xferlog_enable=NO
+xferlog_enable=YES
 syslog_enable=NO
 vsftpd_log_file={directory}/log
-dual_log_enable=YES
 log_ftp_protocol=YES
 ssl_enable=YES
 allow_anon_ssl=YES
@@ -628,13 +635,13 @@ strict_ssl_write_shutdown=YES
 @contextlib.contextmanager
 def vsftpd(authority: Authority) -> Iterator[RealServer]:
     """Start vsftpd: data connections must reuse the TLS session, as it has it by default."""
-    with temporary_directory() as directory, reserved_ports("vsftpd") as ports:
+    with temporary_directory() as directory, reserved_ports("ftp") as ports:
         write_certificate(
             authority.issue("localhost", "127.0.0.1", key_type=KeyType.RSA), directory, "server"
         )
         for name in ("home", "home/upload", "empty"):
             (directory / name).mkdir()
-        shutil.chown(directory / "home/upload", "nobody")
+        shutil.chown(directory / "home/upload", "daemon")
         configuration = directory / "vsftpd.conf"
         configuration.write_text(VSFTPD.format(directory=directory, **ports))
         with started(

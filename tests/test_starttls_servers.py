@@ -7,13 +7,15 @@ of them goes on in the clear when it does not get TLS.
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import hashlib
 import hmac
 import os
 import secrets
+import signal
 import ssl
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -91,9 +93,29 @@ def vsftpd(authority: Authority) -> Iterator[RealServer]:
         yield server
 
 
-def for_version(version: str, authority: Authority) -> ssl.SSLContext:
+class ResumingContext(ssl.SSLContext):
+    """A client's context whose connections go on with the TLS session of the first.
+
+    FTP servers want it: they know by it that a data connection is from whom they talk to.
+    """
+
+    _first: ssl.SSLObject | None = None
+
+    def wrap_bio(self, *args: object, **options: object) -> ssl.SSLObject:
+        ssl_object = super().wrap_bio(*args, **options)
+        if self._first is None:
+            self._first = ssl_object
+        else:
+            ssl_object.session = self._first.session
+        return ssl_object
+
+
+def for_version(
+    version: str, authority: Authority, kind: type[ssl.SSLContext] = ssl.SSLContext
+) -> ssl.SSLContext:
     """Return a client's context that speaks one version of TLS only."""
-    context = ssl.create_default_context(cadata=authority.pem.decode())
+    context = kind(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(cadata=authority.pem.decode())
     context.minimum_version = context.maximum_version = {
         "TLSv1.2": ssl.TLSVersion.TLSv1_2,
         "TLSv1.3": ssl.TLSVersion.TLSv1_3,
@@ -453,29 +475,25 @@ async def ftp_login(sock: Socket, user: bytes = b"alice") -> None:
     await ask(sock, b"TYPE I", 200)
 
 
-async def ftp_passive(sock: Socket) -> Socket:
-    """Open a data connection (RFC 2428)."""
-    answer = await ask(sock, b"EPSV", 229)
-    return await trisock.connect("127.0.0.1", int(answer.split(b"|")[3]))
+async def vsftp_login(sock: Socket) -> None:
+    await ftp_login(sock, b"anonymous")
 
 
-async def ftp_store(
-    sock: Socket, tls: ClientTLS | ssl.SSLContext, name: bytes, data: bytes
-) -> None:
-    async with await ftp_passive(sock) as channel:
-        await ask(sock, b"STOR " + name, 150)
-        await channel.starttls(tls, server_hostname="localhost")
-        await channel.send(data)
-    await expect(sock, 226)
-
-
-async def ftp_retrieve(sock: Socket, tls: ClientTLS | ssl.SSLContext, command: bytes) -> bytes:
-    async with await ftp_passive(sock) as channel:
+@contextlib.asynccontextmanager
+async def ftp_transfer(
+    sock: Socket, tls: ClientTLS | ssl.SSLContext, command: bytes
+) -> AsyncIterator[Socket]:
+    """Open a command's data connection; at its end the server must say that all is well."""
+    answer = await ask(sock, b"EPSV", 229)  # RFC 2428
+    async with await trisock.connect("127.0.0.1", int(answer.split(b"|")[3])) as channel:
         await ask(sock, command, 150)
         await channel.starttls(tls, server_hostname="localhost")
-        data = b"".join([chunk async for chunk in channel])
+        yield channel
     await expect(sock, 226)
-    return data
+
+
+async def read_all(sock: Socket) -> bytes:
+    return b"".join([chunk async for chunk in sock])
 
 
 # ---- what holds for all of them ----
@@ -525,6 +543,7 @@ ALL = services(
         "postgresql", "postgres", pg_starttls, pg_login, "pg_ctlcluster", root=False
     ),
     ftp=Service("proftpd", "ftp", ftp_starttls, ftp_login, "proftpd"),
+    vsftp=Service("vsftpd", "ftp", ftp_starttls, vsftp_login, "vsftpd"),
 )
 
 # 127.0.0.3 is whom Dovecot is told to offer no TLS.
@@ -812,13 +831,14 @@ async def test_lmtp_over_a_unix_socket_with_starttls_and_pop3(
         received = CRLF.join([*await pop3_lines(sock), b""])
         await pop3(sock, b"QUIT")
     assert received.startswith(b"Return-Path: <a@b.example>\r\nDelivered-To: carol")
+    assert b"with LMTPS" in received
     assert received[received.index(b"Subject:") :] == mail
 
 
 # ---- OpenLDAP ----
 
 
-async def ldap_client(slapd: RealServer, tls: ClientTLS) -> Socket:
+async def ldap_client(slapd: RealServer, tls: ClientTLS | ssl.SSLContext) -> Socket:
     sock = await trisock.connect("127.0.0.1", slapd.ports["ldap"])
     await ldap_starttls(sock)
     await sock.starttls(tls)
@@ -890,6 +910,19 @@ async def test_slapd_knows_a_client_by_its_certificate(
         code, _ = await ldap(sock, SASL_EXTERNAL)
         assert code == SUCCESS
         assert (await ldap_whoami(sock)).startswith(b"dn:cn=certified,")
+
+
+@pytest.mark.needs("slapd")
+@both_versions
+async def test_slapd_answers_the_end_of_tls_and_goes(
+    version: str, slapd: RealServer, authority: Authority
+) -> None:
+    """RFC 4511, section 4.14.3.2, lets a server go on in the clear, or close; slapd closes."""
+    async with await ldap_client(slapd, for_version(version, authority)) as sock:
+        await ldap_login(sock)
+        await sock.stoptls()
+        assert not sock.istls()
+        assert await sock.recv() == b""
 
 
 # ---- PostgreSQL ----
@@ -1030,18 +1063,156 @@ async def ftp_client(
 
 @as_root
 @pytest.mark.needs("proftpd")
+async def test_proftpd_takes_no_password_in_the_clear(proftpd: RealServer) -> None:
+    async with await trisock.connect("127.0.0.1", proftpd.ports["ftp"]) as sock:
+        await expect(sock, 220)
+        await ask(sock, b"USER alice", 550)
+
+
+@as_root
+@pytest.mark.needs("proftpd")
 @both_versions
 async def test_files_to_proftpd_and_back(
     version: str, proftpd: RealServer, authority: Authority
 ) -> None:
+    """The end of a file is the end of TLS, so a file may be empty as well."""
     tls = for_version(version, authority)
-    data = secrets.token_bytes(5_000_000)
     async with await ftp_client(proftpd, "ftp", tls) as sock:
-        await ftp_store(sock, tls, b"large", data)
-        assert (proftpd.directory / "home/large").read_bytes() == data
-        assert await ftp_retrieve(sock, tls, b"RETR large") == data
-        assert b" 5000000 " in await ftp_retrieve(sock, tls, b"LIST")
-        await ftp_store(sock, tls, b"empty", b"")
-        assert await ftp_retrieve(sock, tls, b"RETR empty") == b""
+        for data in (secrets.token_bytes(5_000_000), b""):
+            async with ftp_transfer(sock, tls, b"STOR a-file") as channel:
+                await channel.send(data)
+            assert (proftpd.directory / "home/a-file").read_bytes() == data
+            async with ftp_transfer(sock, tls, b"RETR a-file") as channel:
+                assert await read_all(channel) == data
+            async with ftp_transfer(sock, tls, b"LIST") as channel:
+                assert b" %d " % len(data) in await read_all(channel)
         await ask(sock, b"QUIT", 221)
         assert await sock.recv() == b""
+
+
+async def check_session_reuse(
+    server: RealServer, port: str, user: bytes, name: bytes, version: str, authority: Authority
+) -> None:
+    data = secrets.token_bytes(5_000_000)
+    tls = for_version(version, authority, ResumingContext)
+    async with await ftp_client(server, port, tls, user) as sock:
+        async with ftp_transfer(sock, tls, b"STOR " + name) as channel:
+            assert channel.tls is not None
+            assert channel.tls.session_reused
+            await channel.send(data)
+        async with ftp_transfer(sock, tls, b"RETR " + name) as channel:
+            assert await read_all(channel) == data
+    tls = for_version(version, authority)
+    async with await ftp_client(server, port, tls, user) as sock:
+        with pytest.raises((trio.BrokenResourceError, RefusedError)):
+            async with ftp_transfer(sock, tls, b"STOR " + name) as channel:
+                await channel.send(data)
+
+
+@as_root
+@pytest.mark.needs("proftpd")
+@both_versions
+async def test_proftpd_that_insists_on_the_session_of_the_control_connection(
+    version: str, proftpd: RealServer, authority: Authority
+) -> None:
+    await check_session_reuse(proftpd, "reuse", b"alice", b"reused", version, authority)
+
+
+@as_root
+@pytest.mark.needs("vsftpd")
+@both_versions
+async def test_vsftpd_that_insists_on_the_session_of_the_control_connection(
+    version: str, vsftpd: RealServer, authority: Authority
+) -> None:
+    """And on ``close_notify``: vsftpd refuses an upload that ends without."""
+    name = b"upload/" + version.encode()
+    await check_session_reuse(vsftpd, "ftp", b"anonymous", name, version, authority)
+
+
+@as_root
+@pytest.mark.needs("proftpd")
+@both_versions
+async def test_a_data_connection_that_the_server_opens(
+    version: str, proftpd: RealServer, authority: Authority
+) -> None:
+    """RFC 4217, section 7: who has accepted the connection is the client of TLS."""
+    data = secrets.token_bytes(5_000_000)
+    (proftpd.directory / "home/active").write_bytes(data)
+    tls = for_version(version, authority)
+    async with (
+        await ftp_client(proftpd, "ftp", tls) as sock,
+        await trisock.listen(0, "127.0.0.1") as listener,
+    ):
+        await ask(sock, b"EPRT |1|127.0.0.1|%d|" % listener.port, 200)
+        await ask(sock, b"RETR active", 150)
+        async with await listener.accept() as channel:
+            assert channel.getside() == "server"
+            with pytest.raises(ValueError, match="server_hostname is needed"):
+                await channel.starttls(tls)
+            info = await channel.starttls(tls, server_hostname="localhost")
+            assert info.server_hostname == "localhost"
+            assert await read_all(channel) == data
+        await expect(sock, 226)
+
+
+@as_root
+@pytest.mark.needs("proftpd")
+@both_versions
+async def test_back_to_the_clear_with_ccc(
+    version: str, proftpd: RealServer, authority: Authority
+) -> None:
+    """RFC 4217, section 6: commands go on in the clear, data does not."""
+    tls = for_version(version, authority)
+    data = secrets.token_bytes(100_000)
+    async with await ftp_client(proftpd, "ftp", tls) as sock:
+        await ask(sock, b"CCC", 200)
+        await sock.stoptls()
+        assert not sock.istls()
+        async with ftp_transfer(sock, tls, b"STOR cleared") as channel:
+            await channel.send(data)
+        await ask(sock, b"QUIT", 221)
+        assert await sock.recv() == b""
+    assert (proftpd.directory / "home/cleared").read_bytes() == data
+
+
+@pytest.fixture
+def endless_file(proftpd: RealServer) -> Iterator[bytes]:
+    """More than all buffers on the way can hold."""
+    path = proftpd.directory / "home/endless"
+    with path.open("wb") as file:
+        file.truncate(100_000_000)
+    yield b"RETR endless"
+    path.unlink()
+
+
+@as_root
+@pytest.mark.needs("proftpd")
+@both_versions
+async def test_a_transfer_that_the_client_aborts(
+    version: str, proftpd: RealServer, endless_file: bytes, authority: Authority
+) -> None:
+    tls = for_version(version, authority)
+    async with await ftp_client(proftpd, "ftp", tls) as sock:
+        with pytest.raises(RefusedError, match="b'426 "):
+            async with ftp_transfer(sock, tls, endless_file) as channel:
+                await channel.recv_exactly(1_000_000)
+                channel.abort()
+        await ask(sock, b"NOOP", 200)
+
+
+@as_root
+@pytest.mark.needs("proftpd")
+@both_versions
+async def test_a_file_whose_end_does_not_come_is_not_taken_for_a_whole_one(
+    version: str, proftpd: RealServer, endless_file: bytes, authority: Authority
+) -> None:
+    """A server that dies ends its connections as if all was said, but for the ``close_notify``."""
+    tls = for_version(version, authority)
+    async with await ftp_client(proftpd, "ftp", tls, b"bob") as sock:
+        with pytest.raises(TLSError, match="without close_notify: data may be missing"):
+            async with ftp_transfer(sock, tls, endless_file) as channel:
+                await channel.recv_exactly(1_000_000)
+                os.kill(proftpd.child_called("bob"), signal.SIGKILL)
+                await read_all(channel)
+        with pytest.raises(TLSError, match="without close_notify"):
+            await sock.recv()

@@ -16,6 +16,7 @@ import secrets
 import signal
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import pytest
@@ -31,10 +32,6 @@ from trisock import ClientTLS, Socket, TLSError
 
 pytestmark = pytest.mark.interop
 
-as_root = pytest.mark.skipif(
-    os.geteuid() != 0, reason="this server insists on being started by root"
-)
-
 CRLF = b"\r\n"
 
 
@@ -45,52 +42,29 @@ class RefusedError(Exception):
 # ---- the servers, each started once ----
 
 
-@pytest.fixture(scope="module")
-def postfix(authority: Authority) -> Iterator[RealServer]:
-    with real_servers.postfix(authority) as server:
-        yield server
+def fixture_of(
+    start: Callable[..., AbstractContextManager[RealServer]], *, root: bool, **options: bool
+) -> object:
+    """Return a fixture that runs a server from the first test that needs it to the last of all."""
+
+    @pytest.fixture(scope="module")
+    def server(authority: Authority) -> Iterator[RealServer]:
+        if root and os.geteuid() != 0:
+            pytest.skip("this server insists on being started by root")
+        with start(authority, **options) as running:
+            yield running
+
+    return server
 
 
-@pytest.fixture(scope="module")
-def dovecot(authority: Authority) -> Iterator[RealServer]:
-    with real_servers.dovecot(authority) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def slapd(authority: Authority) -> Iterator[RealServer]:
-    with real_servers.slapd(authority) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def slapd_without_tls(authority: Authority) -> Iterator[RealServer]:
-    with real_servers.slapd(authority, tls=False) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def postgresql(authority: Authority) -> Iterator[RealServer]:
-    with real_servers.postgresql(authority) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def postgresql_without_tls(authority: Authority) -> Iterator[RealServer]:
-    with real_servers.postgresql(authority, tls=False) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def proftpd(authority: Authority) -> Iterator[RealServer]:
-    with real_servers.proftpd(authority) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def vsftpd(authority: Authority) -> Iterator[RealServer]:
-    with real_servers.vsftpd(authority) as server:
-        yield server
+postfix = fixture_of(real_servers.postfix, root=True)
+dovecot = fixture_of(real_servers.dovecot, root=True)
+slapd = fixture_of(real_servers.slapd, root=False)
+slapd_without_tls = fixture_of(real_servers.slapd, root=False, tls=False)
+postgresql = fixture_of(real_servers.postgresql, root=False)
+postgresql_without_tls = fixture_of(real_servers.postgresql, root=False, tls=False)
+proftpd = fixture_of(real_servers.proftpd, root=True)
+vsftpd = fixture_of(real_servers.vsftpd, root=True)
 
 
 class ResumingContext(ssl.SSLContext):
@@ -314,7 +288,7 @@ def ber_elements(data: bytes) -> Iterator[tuple[int, bytes]]:
         data = data[start + size :]
 
 
-def text(value: bytes) -> bytes:
+def octet_string(value: bytes) -> bytes:
     return ber(0x04, value)
 
 
@@ -350,10 +324,15 @@ def extended(oid: bytes) -> bytes:
 
 
 def bind(name: bytes, password: bytes) -> bytes:
-    return ber(0x60, ber(INTEGER, b"\x03"), text(name), ber(0x80, password))
+    return ber(0x60, ber(INTEGER, b"\x03"), octet_string(name), ber(0x80, password))
 
 
-SASL_EXTERNAL = ber(0x60, ber(INTEGER, b"\x03"), text(b""), ber(0xA3, text(b"EXTERNAL"), text(b"")))
+SASL_EXTERNAL = ber(
+    0x60,
+    ber(INTEGER, b"\x03"),
+    octet_string(b""),
+    ber(0xA3, octet_string(b"EXTERNAL"), octet_string(b"")),
+)
 
 
 async def ldap_starttls(sock: Socket) -> None:
@@ -510,7 +489,6 @@ class Service:
       login: says something that the server takes under TLS.
       needs: the program.
       local_address: where the client comes from.
-      root: whether the server must be started by root.
     """
 
     server: str
@@ -519,16 +497,11 @@ class Service:
     login: Callable[[Socket], Awaitable[None]]
     needs: str
     local_address: str = "127.0.0.2"  # Dovecot takes who comes from its own address for safe
-    root: bool = True
 
 
 def services(**named: Service) -> list[object]:
     return [
-        pytest.param(
-            service,
-            id=name,
-            marks=[pytest.mark.needs(service.needs), *([as_root] if service.root else [])],
-        )
+        pytest.param(service, id=name, marks=pytest.mark.needs(service.needs))
         for name, service in named.items()
     ]
 
@@ -538,10 +511,8 @@ ALL = services(
     imap=Service("dovecot", "imap", imap_starttls, imap_login, "dovecot"),
     pop3=Service("dovecot", "pop3", pop3_starttls, pop3_login, "dovecot"),
     lmtp=Service("dovecot", "lmtp", lmtp_starttls, lmtp_hello, "dovecot"),
-    ldap=Service("slapd", "ldap", ldap_starttls, ldap_login, "slapd", root=False),
-    postgresql=Service(
-        "postgresql", "postgres", pg_starttls, pg_login, "pg_ctlcluster", root=False
-    ),
+    ldap=Service("slapd", "ldap", ldap_starttls, ldap_login, "slapd"),
+    postgresql=Service("postgresql", "postgres", pg_starttls, pg_login, "pg_ctlcluster"),
     ftp=Service("proftpd", "ftp", ftp_starttls, ftp_login, "proftpd"),
     vsftp=Service("vsftpd", "ftp", ftp_starttls, vsftp_login, "vsftpd"),
 )
@@ -551,9 +522,9 @@ WITHOUT_TLS = services(
     smtp=Service("postfix", "plain", smtp_starttls, smtp_hello, "postfix"),
     imap=Service("dovecot", "imap", imap_starttls, imap_login, "dovecot", "127.0.0.3"),
     pop3=Service("dovecot", "pop3", pop3_starttls, pop3_login, "dovecot", "127.0.0.3"),
-    ldap=Service("slapd_without_tls", "ldap", ldap_starttls, ldap_login, "slapd", root=False),
+    ldap=Service("slapd_without_tls", "ldap", ldap_starttls, ldap_login, "slapd"),
     postgresql=Service(
-        "postgresql_without_tls", "postgres", pg_starttls, pg_login, "pg_ctlcluster", root=False
+        "postgresql_without_tls", "postgres", pg_starttls, pg_login, "pg_ctlcluster"
     ),
     ftp=Service("proftpd", "plain", ftp_starttls, ftp_login, "proftpd"),
 )
@@ -629,7 +600,6 @@ async def test_a_server_that_has_no_tls(place: tuple[Service, int]) -> None:
 # ---- Postfix ----
 
 
-@as_root
 @pytest.mark.needs("postfix")
 @both_versions
 async def test_postfix_takes_a_large_mail(
@@ -648,7 +618,6 @@ async def test_postfix_takes_a_large_mail(
     assert arrived_mail.endswith(CRLF + mail)
 
 
-@as_root
 @pytest.mark.needs("postfix")
 @both_versions
 async def test_postfix_relays_for_a_client_with_a_certificate_only(
@@ -676,7 +645,6 @@ async def test_postfix_relays_for_a_client_with_a_certificate_only(
     assert b"(verified OK)" in arrived_mail
 
 
-@as_root
 @pytest.mark.needs("postfix")
 async def test_postfix_with_tls_from_the_start(postfix: RealServer, authority: Authority) -> None:
     async with await trisock.connect(
@@ -719,7 +687,6 @@ async def imap_fetch(sock: Socket, what: bytes) -> bytes:
     return data
 
 
-@as_root
 @pytest.mark.needs("dovecot")
 async def test_dovecot_takes_no_password_in_the_clear(dovecot: RealServer) -> None:
     """The log-ins in the other tests are proof that Dovecot sees TLS, then."""
@@ -737,7 +704,6 @@ async def test_dovecot_takes_no_password_in_the_clear(dovecot: RealServer) -> No
             assert line.startswith(answer)
 
 
-@as_root
 @pytest.mark.needs("dovecot")
 @pytest.mark.parametrize("checkpoints", [1, 2, 3, 5])
 async def test_a_large_mail_by_imap_and_back(
@@ -756,7 +722,6 @@ async def test_a_large_mail_by_imap_and_back(
         await imap_ok(sock)
 
 
-@as_root
 @pytest.mark.needs("dovecot")
 async def test_imap_idle_that_is_cancelled(dovecot: RealServer, authority: Authority) -> None:
     """RFC 2177: the server talks when it has something to say; who gives up waiting loses nothing.
@@ -782,7 +747,6 @@ async def test_imap_idle_that_is_cancelled(dovecot: RealServer, authority: Autho
         await imap(idle, b"NOOP")
 
 
-@as_root
 @pytest.mark.needs("dovecot")
 async def test_dovecot_chooses_the_certificate_by_sni(
     dovecot: RealServer, authority: Authority
@@ -799,7 +763,6 @@ async def test_dovecot_chooses_the_certificate_by_sni(
     assert len(set(seen)) == 2
 
 
-@as_root
 @pytest.mark.needs("dovecot")
 async def test_imaps(dovecot: RealServer, authority: Authority) -> None:
     tls = ClientTLS("imap.example.org", ca=authority.pem)
@@ -810,7 +773,6 @@ async def test_imaps(dovecot: RealServer, authority: Authority) -> None:
         assert await sock.recv() == b""  # Dovecot has said close_notify
 
 
-@as_root
 @pytest.mark.needs("dovecot")
 async def test_lmtp_over_a_unix_socket_with_starttls_and_pop3(
     dovecot: RealServer, authority: Authority
@@ -861,7 +823,7 @@ async def test_slapd_takes_no_password_in_the_clear(
 @pytest.mark.needs("slapd")
 async def test_slapd_keeps_a_large_value(slapd: RealServer, authority: Authority) -> None:
     def attribute(name: bytes, value: bytes) -> bytes:
-        return ber(SEQUENCE, text(name), ber(0x31, text(value)))
+        return ber(SEQUENCE, octet_string(name), ber(0x31, octet_string(value)))
 
     large = secrets.token_hex(500_000).encode()
     async with await ldap_client(slapd, ClientTLS(ca=authority.pem)) as sock:
@@ -872,7 +834,7 @@ async def test_slapd_keeps_a_large_value(slapd: RealServer, authority: Authority
             attribute(b"o", b"example"),
             attribute(b"description", large),
         )
-        add = ber(0x68, text(b"o=example"), attributes)
+        add = ber(0x68, octet_string(b"o=example"), attributes)
         code, answer = await ldap(sock, add)
         assert code == SUCCESS, answer
         zero = ber(INTEGER, b"\0")
@@ -881,10 +843,10 @@ async def test_slapd_keeps_a_large_value(slapd: RealServer, authority: Authority
             sock,
             ber(
                 0x63,
-                text(b"o=example"),
+                octet_string(b"o=example"),
                 *whole,
                 ber(0x87, b"objectClass"),
-                ber(SEQUENCE, text(b"description")),
+                ber(SEQUENCE, octet_string(b"description")),
             ),
         )
         tag, entry = await ldap_receive(sock)
@@ -1061,7 +1023,6 @@ async def ftp_client(
     return sock
 
 
-@as_root
 @pytest.mark.needs("proftpd")
 async def test_proftpd_takes_no_password_in_the_clear(proftpd: RealServer) -> None:
     async with await trisock.connect("127.0.0.1", proftpd.ports["ftp"]) as sock:
@@ -1069,7 +1030,6 @@ async def test_proftpd_takes_no_password_in_the_clear(proftpd: RealServer) -> No
         await ask(sock, b"USER alice", 550)
 
 
-@as_root
 @pytest.mark.needs("proftpd")
 @both_versions
 async def test_files_to_proftpd_and_back(
@@ -1109,7 +1069,6 @@ async def check_session_reuse(
                 await channel.send(data)
 
 
-@as_root
 @pytest.mark.needs("proftpd")
 @both_versions
 async def test_proftpd_that_insists_on_the_session_of_the_control_connection(
@@ -1118,7 +1077,6 @@ async def test_proftpd_that_insists_on_the_session_of_the_control_connection(
     await check_session_reuse(proftpd, "reuse", b"alice", b"reused", version, authority)
 
 
-@as_root
 @pytest.mark.needs("vsftpd")
 @both_versions
 async def test_vsftpd_that_insists_on_the_session_of_the_control_connection(
@@ -1129,7 +1087,6 @@ async def test_vsftpd_that_insists_on_the_session_of_the_control_connection(
     await check_session_reuse(vsftpd, "ftp", b"anonymous", name, version, authority)
 
 
-@as_root
 @pytest.mark.needs("proftpd")
 @both_versions
 async def test_a_data_connection_that_the_server_opens(
@@ -1155,7 +1112,6 @@ async def test_a_data_connection_that_the_server_opens(
         await expect(sock, 226)
 
 
-@as_root
 @pytest.mark.needs("proftpd")
 @both_versions
 async def test_back_to_the_clear_with_ccc(
@@ -1185,7 +1141,6 @@ def endless_file(proftpd: RealServer) -> Iterator[bytes]:
     path.unlink()
 
 
-@as_root
 @pytest.mark.needs("proftpd")
 @both_versions
 async def test_a_transfer_that_the_client_aborts(
@@ -1200,7 +1155,6 @@ async def test_a_transfer_that_the_client_aborts(
         await ask(sock, b"NOOP", 200)
 
 
-@as_root
 @pytest.mark.needs("proftpd")
 @both_versions
 async def test_a_file_whose_end_does_not_come_is_not_taken_for_a_whole_one(

@@ -659,14 +659,19 @@ async def test_postfix_with_tls_from_the_start(postfix: RealServer, authority: A
 # ---- Dovecot ----
 
 
-async def imap_client(dovecot: RealServer, authority: Authority, user: bytes) -> Socket:
+@contextlib.asynccontextmanager
+async def imap_client(
+    dovecot: RealServer, authority: Authority, user: bytes
+) -> AsyncIterator[Socket]:
     """Connect, turn to TLS and log in, to an empty mailbox."""
-    sock = await trisock.connect("127.0.0.1", dovecot.ports["imap"], local_address="127.0.0.2")
-    await imap_starttls(sock)
-    await sock.starttls(ClientTLS(ca=authority.pem))
-    await imap(sock, b"LOGIN %s %s" % (user, PASSWORD.encode()))
-    await imap(sock, b"SELECT INBOX")
-    return sock
+    async with await trisock.connect(
+        "127.0.0.1", dovecot.ports["imap"], local_address="127.0.0.2"
+    ) as sock:
+        await imap_starttls(sock)
+        await sock.starttls(ClientTLS(ca=authority.pem))
+        await imap(sock, b"LOGIN %s %s" % (user, PASSWORD.encode()))
+        await imap(sock, b"SELECT INBOX")
+        yield sock
 
 
 async def imap_append(sock: Socket, mail: bytes) -> None:
@@ -711,7 +716,7 @@ async def test_a_large_mail_by_imap_and_back(
 ) -> None:
     """The second time the reading of it is cancelled again and again."""
     mail = a_mail()
-    async with await imap_client(dovecot, authority, b"large%d" % checkpoints) as sock:
+    async with imap_client(dovecot, authority, b"large%d" % checkpoints) as sock:
         await imap_append(sock, mail)
         assert await imap_fetch(sock, b"BODY[]") == mail
         await sock.send(b"a FETCH * BODY[]\r\n")
@@ -729,8 +734,8 @@ async def test_imap_idle_that_is_cancelled(dovecot: RealServer, authority: Autho
     The mail comes while nobody reads, and is announced all the same.
     """
     async with (
-        await imap_client(dovecot, authority, b"idle") as idle,
-        await imap_client(dovecot, authority, b"idle") as other,
+        imap_client(dovecot, authority, b"idle") as idle,
+        imap_client(dovecot, authority, b"idle") as other,
     ):
         await idle.send(b"a IDLE\r\n")
         assert (await idle.recv_until(CRLF)).startswith(b"+ ")
@@ -800,11 +805,12 @@ async def test_lmtp_over_a_unix_socket_with_starttls_and_pop3(
 # ---- OpenLDAP ----
 
 
-async def ldap_client(slapd: RealServer, tls: ClientTLS | ssl.SSLContext) -> Socket:
-    sock = await trisock.connect("127.0.0.1", slapd.ports["ldap"])
-    await ldap_starttls(sock)
-    await sock.starttls(tls)
-    return sock
+@contextlib.asynccontextmanager
+async def ldap_client(slapd: RealServer, tls: ClientTLS | ssl.SSLContext) -> AsyncIterator[Socket]:
+    async with await trisock.connect("127.0.0.1", slapd.ports["ldap"]) as sock:
+        await ldap_starttls(sock)
+        await sock.starttls(tls)
+        yield sock
 
 
 @pytest.mark.needs("slapd")
@@ -826,7 +832,7 @@ async def test_slapd_keeps_a_large_value(slapd: RealServer, authority: Authority
         return ber(SEQUENCE, octet_string(name), ber(0x31, octet_string(value)))
 
     large = secrets.token_hex(500_000).encode()
-    async with await ldap_client(slapd, ClientTLS(ca=authority.pem)) as sock:
+    async with ldap_client(slapd, ClientTLS(ca=authority.pem)) as sock:
         await ldap_login(sock)
         attributes = ber(
             SEQUENCE,
@@ -868,7 +874,7 @@ async def test_slapd_knows_a_client_by_its_certificate(
 ) -> None:
     leaf = authority.ca.issue_cert("client.example.org", common_name="certified")
     tls = ClientTLS(ca=authority.pem, certificate=certificate(leaf))
-    async with await ldap_client(slapd, tls) as sock:
+    async with ldap_client(slapd, tls) as sock:
         code, _ = await ldap(sock, SASL_EXTERNAL)
         assert code == SUCCESS
         assert (await ldap_whoami(sock)).startswith(b"dn:cn=certified,")
@@ -880,7 +886,7 @@ async def test_slapd_answers_the_end_of_tls_and_goes(
     version: str, slapd: RealServer, authority: Authority
 ) -> None:
     """RFC 4511, section 4.14.3.2, lets a server go on in the clear, or close; slapd closes."""
-    async with await ldap_client(slapd, for_version(version, authority)) as sock:
+    async with ldap_client(slapd, for_version(version, authority)) as sock:
         await ldap_login(sock)
         await sock.stoptls()
         assert not sock.istls()
@@ -890,11 +896,14 @@ async def test_slapd_answers_the_end_of_tls_and_goes(
 # ---- PostgreSQL ----
 
 
-async def pg_client(postgresql: RealServer, tls: ClientTLS | ssl.SSLContext) -> Socket:
-    sock = await trisock.connect("127.0.0.1", postgresql.ports["postgres"])
-    await pg_starttls(sock)
-    await sock.starttls(tls)
-    return sock
+@contextlib.asynccontextmanager
+async def pg_client(
+    postgresql: RealServer, tls: ClientTLS | ssl.SSLContext
+) -> AsyncIterator[Socket]:
+    async with await trisock.connect("127.0.0.1", postgresql.ports["postgres"]) as sock:
+        await pg_starttls(sock)
+        await sock.starttls(tls)
+        yield sock
 
 
 @pytest.mark.needs("pg_ctlcluster")
@@ -902,7 +911,7 @@ async def pg_client(postgresql: RealServer, tls: ClientTLS | ssl.SSLContext) -> 
 async def test_postgresql_sees_tls(
     version: str, postgresql: RealServer, authority: Authority
 ) -> None:
-    async with await pg_client(postgresql, for_version(version, authority)) as sock:
+    async with pg_client(postgresql, for_version(version, authority)) as sock:
         await pg_login(sock)
         query = "SELECT version FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
         assert await pg_query(sock, query) == [version.encode()]
@@ -914,7 +923,7 @@ async def test_postgresql_refuses_the_binding_to_another_connection(
     version: str, postgresql: RealServer, authority: Authority
 ) -> None:
     """So that the log-ins of the other tests say something about the binding."""
-    async with await pg_client(postgresql, for_version(version, authority)) as sock:
+    async with pg_client(postgresql, for_version(version, authority)) as sock:
         with pytest.raises(RefusedError, match="SCRAM channel binding check failed"):
             await pg_login(sock, binding=bytes(32))
 
@@ -944,7 +953,7 @@ async def test_postgresql_knows_a_client_by_its_certificate(
     version: str, postgresql: RealServer, authority: Authority
 ) -> None:
     """``clientcert=verify-full``: the certificate's common name is the user's."""
-    async with await pg_client(postgresql, for_version(version, authority)) as sock:
+    async with pg_client(postgresql, for_version(version, authority)) as sock:
         await pg_startup(sock, b"certified")
         with pytest.raises(RefusedError, match="requires a valid client certificate"):
             await pg_receive(sock)
@@ -952,7 +961,7 @@ async def test_postgresql_knows_a_client_by_its_certificate(
         context = for_version(version, authority)
         leaf = authority.ca.issue_cert("client.example.org", common_name=name)
         certificate(leaf).load_into(context)
-        async with await pg_client(postgresql, context) as sock:
+        async with pg_client(postgresql, context) as sock:
             await pg_startup(sock, b"certified")
             if name == "other":
                 with pytest.raises(RefusedError, match="authentication failed"):
@@ -973,7 +982,7 @@ async def test_a_large_result_whose_reading_is_cancelled(
     """6 MB, in messages that begin and end anywhere in records."""
     query = f"SELECT repeat(md5(i::text), 100) FROM generate_series(1, {ROWS}) i"
     expected = [hashlib.md5(b"%d" % i).hexdigest().encode() * 100 for i in range(1, ROWS + 1)]
-    async with await pg_client(postgresql, ClientTLS(ca=authority.pem)) as sock:
+    async with pg_client(postgresql, ClientTLS(ca=authority.pem)) as sock:
         await pg_login(sock)
         if checkpoints is None:
             assert await pg_query(sock, query) == expected
@@ -996,7 +1005,7 @@ async def test_copying_a_table_into_postgresql(
     """5 MB, as many small buffers of one send."""
     lines = [b"%d\t%s\n" % (i, secrets.token_hex(250).encode()) for i in range(10_000)]
     digest = hashlib.md5(b"".join(line.split()[1] for line in lines)).hexdigest()
-    async with await pg_client(postgresql, for_version(version, authority)) as sock:
+    async with pg_client(postgresql, for_version(version, authority)) as sock:
         await pg_login(sock)
         await pg_query(sock, "CREATE TEMPORARY TABLE copied (number int, line text)")
         await sock.send(message(b"Q", b"COPY copied FROM STDIN\0"))
@@ -1013,14 +1022,15 @@ async def test_copying_a_table_into_postgresql(
 # ---- FTP ----
 
 
+@contextlib.asynccontextmanager
 async def ftp_client(
     server: RealServer, port: str, tls: ClientTLS | ssl.SSLContext, user: bytes = b"alice"
-) -> Socket:
-    sock = await trisock.connect("127.0.0.1", server.ports[port])
-    await ftp_starttls(sock)
-    await sock.starttls(tls, server_hostname="localhost")
-    await ftp_login(sock, user)
-    return sock
+) -> AsyncIterator[Socket]:
+    async with await trisock.connect("127.0.0.1", server.ports[port]) as sock:
+        await ftp_starttls(sock)
+        await sock.starttls(tls, server_hostname="localhost")
+        await ftp_login(sock, user)
+        yield sock
 
 
 @pytest.mark.needs("proftpd")
@@ -1037,7 +1047,7 @@ async def test_files_to_proftpd_and_back(
 ) -> None:
     """The end of a file is the end of TLS, so a file may be empty as well."""
     tls = for_version(version, authority)
-    async with await ftp_client(proftpd, "ftp", tls) as sock:
+    async with ftp_client(proftpd, "ftp", tls) as sock:
         for data in (secrets.token_bytes(5_000_000), b""):
             async with ftp_transfer(sock, tls, b"STOR a-file") as channel:
                 await channel.send(data)
@@ -1055,7 +1065,7 @@ async def check_session_reuse(
 ) -> None:
     data = secrets.token_bytes(5_000_000)
     tls = for_version(version, authority, ResumingContext)
-    async with await ftp_client(server, port, tls, user) as sock:
+    async with ftp_client(server, port, tls, user) as sock:
         async with ftp_transfer(sock, tls, b"STOR " + name) as channel:
             assert channel.tls is not None
             assert channel.tls.session_reused
@@ -1063,7 +1073,7 @@ async def check_session_reuse(
         async with ftp_transfer(sock, tls, b"RETR " + name) as channel:
             assert await read_all(channel) == data
     tls = for_version(version, authority)
-    async with await ftp_client(server, port, tls, user) as sock:
+    async with ftp_client(server, port, tls, user) as sock:
         with pytest.raises((trio.BrokenResourceError, RefusedError)):
             async with ftp_transfer(sock, tls, b"STOR " + name) as channel:
                 await channel.send(data)
@@ -1087,6 +1097,23 @@ async def test_vsftpd_that_insists_on_the_session_of_the_control_connection(
     await check_session_reuse(vsftpd, "ftp", b"anonymous", name, version, authority)
 
 
+@pytest.mark.needs("vsftpd")
+@both_versions
+async def test_what_vsftpd_says_in_the_clear_under_tls_is_no_reply(
+    version: str, vsftpd: RealServer, authority: Authority
+) -> None:
+    """It does when it fails: ``500 OOPS: cannot change directory`` comes without encryption."""
+    home = vsftpd.directory / "home"
+    tls = for_version(version, authority)
+    home.rename(vsftpd.directory / "away")
+    try:
+        with pytest.raises(TLSError, match="the peer does not speak TLS"):
+            async with ftp_client(vsftpd, "ftp", tls, b"anonymous"):
+                pass
+    finally:
+        (vsftpd.directory / "away").rename(home)
+
+
 @pytest.mark.needs("proftpd")
 @both_versions
 async def test_a_data_connection_that_the_server_opens(
@@ -1097,7 +1124,7 @@ async def test_a_data_connection_that_the_server_opens(
     (proftpd.directory / "home/active").write_bytes(data)
     tls = for_version(version, authority)
     async with (
-        await ftp_client(proftpd, "ftp", tls) as sock,
+        ftp_client(proftpd, "ftp", tls) as sock,
         await trisock.listen(0, "127.0.0.1") as listener,
     ):
         await ask(sock, b"EPRT |1|127.0.0.1|%d|" % listener.port, 200)
@@ -1120,7 +1147,7 @@ async def test_back_to_the_clear_with_ccc(
     """RFC 4217, section 6: commands go on in the clear, data does not."""
     tls = for_version(version, authority)
     data = secrets.token_bytes(100_000)
-    async with await ftp_client(proftpd, "ftp", tls) as sock:
+    async with ftp_client(proftpd, "ftp", tls) as sock:
         await ask(sock, b"CCC", 200)
         await sock.stoptls()
         assert not sock.istls()
@@ -1147,7 +1174,7 @@ async def test_a_transfer_that_the_client_aborts(
     version: str, proftpd: RealServer, endless_file: bytes, authority: Authority
 ) -> None:
     tls = for_version(version, authority)
-    async with await ftp_client(proftpd, "ftp", tls) as sock:
+    async with ftp_client(proftpd, "ftp", tls) as sock:
         with pytest.raises(RefusedError, match="b'426 "):
             async with ftp_transfer(sock, tls, endless_file) as channel:
                 await channel.recv_exactly(1_000_000)
@@ -1162,7 +1189,7 @@ async def test_a_file_whose_end_does_not_come_is_not_taken_for_a_whole_one(
 ) -> None:
     """A server that dies ends its connections as if all was said, but for the ``close_notify``."""
     tls = for_version(version, authority)
-    async with await ftp_client(proftpd, "ftp", tls, b"bob") as sock:
+    async with ftp_client(proftpd, "ftp", tls, b"bob") as sock:
         with pytest.raises(TLSError, match="without close_notify: data may be missing"):
             async with ftp_transfer(sock, tls, endless_file) as channel:
                 await channel.recv_exactly(1_000_000)

@@ -180,7 +180,7 @@ async def sieve(site: Site, sock: Socket) -> None:
 
     async def greet() -> None:
         offer = b'"SASL" "PLAIN"' if sock.istls() else b'"STARTTLS"'
-        await sock.send(b'"IMPLEMENTATION" "test"\r\n', offer, b"\r\nOK\r\n")
+        await sock.send(b'"IMPLEMENTATION" "test"\r\n', offer, b'\r\nOK "ready"\r\n')
 
     await greet()
     async for line in sock.lines(delimiter=CRLF):
@@ -276,6 +276,8 @@ class FTP:
                 await self.reply("230 welcome" if password == PASSWORD else "530 no")
             case "PWD", _:
                 await self.reply('257 "/"')
+            case "FEAT", _:
+                await self.reply("211 nothing that is new")
             case "TYPE" | "CWD" | "NOOP", _:
                 await self.reply("200 ok")
             case _:
@@ -374,6 +376,7 @@ async def xmpp(site: Site, sock: Socket) -> None:
             case "STREAM:STREAM", _:
                 offer = b"<starttls xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>"
                 await sock.send(
+                    b"<?xml version='1.0'?>",
                     b"<stream:stream xmlns:stream='http://etherx.jabber.org/streams' ",
                     b"xmlns='jabber:client' from='localhost' id='1' version='1.0'>",
                     b"<stream:features>",

@@ -43,9 +43,13 @@ FILE = random.Random(1).randbytes(1_048_576 + 3)
 
 @pytest.fixture
 def site(authority: Authority, tmp_path: Path) -> Site:
-    (tmp_path / "files").mkdir()
-    (tmp_path / "ca.pem").write_bytes(authority.pem)
-    return Site(issue(authority, "localhost", "127.0.0.1"), tmp_path / "files")
+    return make_site(authority, tmp_path)
+
+
+def make_site(authority: Authority, directory: Path) -> Site:
+    (directory / "files").mkdir(parents=True)
+    (directory / "ca.pem").write_bytes(authority.pem)
+    return Site(issue(authority, "localhost", "127.0.0.1", "::1"), directory / "files")
 
 
 def issue(authority: Authority, *names: str) -> Certificate:
@@ -154,9 +158,9 @@ def by_nntplib(visit: Visit) -> None:
     assert visit.site.mail.pop() == MAIL
 
 
-def by_ftplib(visit: Visit, *, passive: bool = True) -> None:
+def by_ftplib(visit: Visit, *, host: str = "localhost", passive: bool = True) -> None:
     with ftplib.FTP_TLS(context=visit.context(), timeout=30) as client:
-        client.connect("localhost", visit.port)
+        client.connect(host, visit.port)
         client.set_pasv(passive)
         client.login(USER, PASSWORD)
         for protect in (client.prot_p, client.prot_c):
@@ -174,6 +178,14 @@ def by_ftplib(visit: Visit, *, passive: bool = True) -> None:
 
 def by_ftplib_active(visit: Visit) -> None:
     by_ftplib(visit, passive=False)
+
+
+def by_ftplib_ipv6(visit: Visit) -> None:
+    by_ftplib(visit, host="::1")
+
+
+def by_ftplib_ipv6_active(visit: Visit) -> None:
+    by_ftplib(visit, host="::1", passive=False)
 
 
 async def curl(visit: Visit, path: str, *options: str | Path, stdin: bytes = b"") -> bytes:
@@ -211,10 +223,6 @@ async def by_curl_ftp(visit: Visit, *options: str) -> None:
     await curl(visit, "ftp://localhost/file", *options, "--upload-file", "-", stdin=FILE)
     assert (visit.site.directory / "file").read_bytes() == FILE
     assert await curl(visit, "ftp://localhost/file", *options) == FILE
-
-
-async def by_curl_ftp_ccc(visit: Visit) -> None:
-    await by_curl_ftp(visit, "--ftp-ssl-ccc-mode", "active")
 
 
 async def by_lftp(visit: Visit, *settings: str) -> None:
@@ -298,11 +306,12 @@ CLIENTS = [
     client(by_poplib, servers.pop3, PYTHON),
     client(by_ftplib, servers.ftp, PYTHON),
     client(by_ftplib_active, servers.ftp, PYTHON),
+    client(by_ftplib_ipv6, servers.ftp, PYTHON),
+    client(by_ftplib_ipv6_active, servers.ftp, PYTHON),
     client(by_curl_smtp, servers.submission, CURL, "curl"),
     client(by_curl_imap, servers.imap, CURL, "curl"),
     client(by_curl_pop3, servers.pop3, CURL, "curl"),
     client(by_curl_ftp, servers.ftp, CURL, "curl"),
-    client(by_curl_ftp_ccc, servers.ftp, CURL, "curl"),
     client(by_lftp, servers.ftp, LFTP, "lftp"),
     client(by_lftp_active, servers.ftp, LFTP, "lftp"),
     client(by_ldapsearch, servers.ldap, LDAP, "ldapsearch"),
@@ -358,7 +367,7 @@ async def test_a_client_refuses_a_wrong_certificate_and_the_server_goes_on(
     if wrong == "name":
         site.tls = ServerTLS(issue(authority, "example.net"))
     else:
-        site.tls = ServerTLS(issue(other_authority, "localhost", "127.0.0.1"))
+        site.tls = ServerTLS(issue(other_authority, "localhost", "127.0.0.1", "::1"))
     async with serving(server, site) as bound:
         with pytest.raises((Refused, ssl.SSLCertVerificationError), match=refusal):
             await talk(Visit(site, bound.port, pem / "ca.pem"))
@@ -375,10 +384,29 @@ async def test_a_client_refuses_a_wrong_certificate_and_the_server_goes_on(
         await talk(Visit(site, bound.port, pem / "ca.pem"))
 
 
+@pytest.mark.interop
+@pytest.mark.needs("curl", "lftp", "ldapsearch", "ldapadd", "psql")
+@pytest.mark.filterwarnings("ignore:'nntplib' is deprecated:DeprecationWarning")
+async def test_all_clients_at_once(times: int, authority: Authority, tmp_path: Path) -> None:
+    async def serve(parameters: Any, directory: Path) -> None:
+        talk, server, _ = parameters.values
+        site = make_site(authority, directory)
+        async with serving(server, site) as bound:
+            await talk(Visit(site, bound.port, directory / "ca.pem"))
+        assert bound.stats().lost == 0
+
+    for turn in range(2 * times):
+        with trio.fail_after(50):
+            async with trio.open_nursery() as nursery:
+                for number, parameters in enumerate(CLIENTS):
+                    nursery.start_soon(serve, parameters, tmp_path / f"{turn}-{number}")
+
+
 @pytest.mark.needs("psql")
 async def test_channel_binding_unmasks_one_in_the_middle_whom_the_client_trusts(
     site: Site, pem: Path, authority: Authority
 ) -> None:
+    """RFC 5929: what TLS alone cannot tell, the password can."""
     other_certificate = issue(authority, "localhost")
 
     async def in_the_middle(sock: Socket) -> None:
@@ -483,7 +511,7 @@ DIALOGUES = {
     ),
     "sieve": Dialogue(
         servers.sieve,
-        ((b"", b"OK\r\n"),),
+        ((b"", b'OK "ready"\r\n'),),
         *(STARTTLS, b'OK "go ahead"\r\n', b"LOGOUT\r\n", b'OK "goodbye"\r\n'),
     ),
     "irc": Dialogue(
@@ -560,6 +588,30 @@ async def test_openssl_turns_to_tls_in_every_protocol(
     assert bound.stats().lost == 0
 
 
+@pytest.mark.needs("gnutls-cli")
+@pytest.mark.parametrize(
+    "protocol", ["smtp", "lmtp", "imap", "pop3", "nntp", "sieve", "ftp", "xmpp", "ldap", "postgres"]
+)
+async def test_gnutls_turns_to_tls_in_every_protocol_that_it_knows(
+    protocol: str, site: Site, pem: Path
+) -> None:
+    dialogue = DIALOGUES[protocol]
+    async with serving(dialogue.server, site) as bound:
+        done = await trio.run_process(
+            [
+                *("gnutls-cli", f"--starttls-proto={protocol}", f"--x509cafile={pem}/ca.pem"),
+                *("-p", str(bound.port), "localhost"),
+            ],
+            stdin=dialogue.leave,
+            capture_stdout=True,
+            capture_stderr=True,
+        )
+    assert b"- Status: The certificate is trusted." in done.stdout
+    assert dialogue.answer in done.stdout
+    assert site.heard[-1][0] == "TLSv1.3"
+    assert bound.stats().lost == 0
+
+
 each_protocol = pytest.mark.parametrize("protocol", DIALOGUES)
 
 
@@ -623,6 +675,16 @@ async def test_answers_slipped_in_behind_the_one_that_agrees_to_tls_are_not_beli
 # ---- FTP ----
 
 
+@pytest.mark.needs("curl")
+async def test_curl_clears_the_command_channel(site: Site, pem: Path) -> None:
+    async with serving(servers.ftp, site) as bound:
+        # In the passive mode it does not answer close_notify, and cannot be told from an attacker.
+        await by_curl_ftp(Visit(site, bound.port, pem / "ca.pem"), "--ftp-ssl-ccc-mode", "active")
+    cleared = site.heard.index(("TLSv1.3", b"CCC"))
+    assert ("TLSv1.3", f"PASS {PASSWORD}".encode()) in site.heard[:cleared]
+    assert site.heard[cleared + 1] == (None, b"PWD")
+
+
 async def test_an_upload_that_is_cut_off_leaves_no_file(site: Site, authority: Authority) -> None:
     tls = ClientTLS("localhost", ca=authority.pem)
     async with serving(servers.ftp, site) as bound:
@@ -656,24 +718,35 @@ defaults
     timeout server 60s
 listen proxy
     bind fd@{fd} {bind}
+    option tcp-check
+    tcp-check send hello\\n
+    tcp-check expect string hello
     server only 127.0.0.1:{port} {server}
 """
 
 
 @contextlib.asynccontextmanager
 async def haproxy(
-    host: str, port: int, directory: Path, *, server: str, bind: str = ""
+    where: str | Path, port: int, directory: Path, *, server: str, bind: str = ""
 ) -> AsyncIterator[int]:
-    """Run HAProxy in front of a port; the port that it listens on is open from the start."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, 0), family=family) as listening:
+    """Run HAProxy in front of a port; what it listens on is open from the start.
+
+    Gives the port, if it listens at an address and not at a path.
+    """
+    if isinstance(where, Path):
+        family: int = socket.AF_UNIX
+    else:
+        family = socket.AF_INET6 if ":" in where else socket.AF_INET
+    with socket.socket(family) as listening:
+        listening.bind(str(where) if isinstance(where, Path) else (where, 0))
+        listening.listen()
         fd = listening.fileno()
         config = directory / "haproxy.cfg"
         config.write_text(HAPROXY.format(fd=fd, port=port, server=server, bind=bind))
         async with running(
             *("haproxy", "-db", "-f", config), pass_fds=[fd], stderr=subprocess.DEVNULL
         ):
-            yield listening.getsockname()[1]
+            yield 0 if isinstance(where, Path) else listening.getsockname()[1]
 
 
 class BehindProxy:
@@ -682,7 +755,7 @@ class BehindProxy:
     def __init__(self, *, read_ahead: bool = False) -> None:
         self.read_ahead = read_ahead
         self.headers: list[Proxied] = []
-        self.checked = trio.Event()
+        self.checked = trio.Event()  # by the proxy itself
 
     async def __call__(self, site: Site, sock: Socket) -> None:
         if self.read_ahead:  # until a part of the ClientHello is there, however it comes
@@ -692,15 +765,14 @@ class BehindProxy:
             sock.unrecv(start)
         header = await servers.receive_proxy_header(sock)
         self.headers.append(header)
-        if header.client is None:
-            self.checked.set()
-            return
         first = await sock.recv(1)
         sock.unrecv(first)
         if first == b"\x16":  # a ClientHello
             await sock.starttls(site.tls)
         async for line in sock.lines(max_bytes=len(FILE) + 1):
             await sock.send(str(header.client).encode(), b" ", line, b"\n")
+            if header.client is None:
+                self.checked.set()
 
 
 @pytest.mark.needs("haproxy")
@@ -734,13 +806,34 @@ async def test_behind_haproxy_each_client_is_known_by_its_own_address(
 
 
 @pytest.mark.needs("haproxy")
-async def test_haproxys_own_checks_are_nobodys_connections(site: Site, pem: Path) -> None:
+@pytest.mark.parametrize("tls", [False, True])
+async def test_haproxys_own_checks_are_nobodys_connections(
+    tls: bool, site: Site, pem: Path
+) -> None:
     behind = BehindProxy()
-    check = "send-proxy-v2 check inter 100ms"  # version 1 cannot tell them
+    check = "send-proxy-v2 check inter 100ms"  # version 1 has no word for them
+    if tls:
+        check += f" check-ssl check-sni localhost verify required ca-file {pem}/ca.pem"
     async with serving(behind, site) as bound:
         async with haproxy("127.0.0.1", bound.port, pem, server=check):
             await behind.checked.wait()
     assert {header.client for header in behind.headers} == {None}
+
+
+@pytest.mark.needs("haproxy")
+@pytest.mark.parametrize("server", ["send-proxy", "send-proxy-v2"])
+async def test_behind_haproxy_a_client_without_an_address_has_none(
+    server: str, site: Site, pem: Path, authority: Authority
+) -> None:
+    path = pem / "socket"
+    behind = BehindProxy()
+    async with (
+        serving(behind, site) as bound,
+        haproxy(path, bound.port, pem, server=server),
+        await trisock.connect_unix(path, tls=ClientTLS("localhost", ca=authority.pem)) as sock,
+    ):
+        await sock.send(b"hello\n")
+        assert await sock.recv_until(b"\n") == b"None hello\n"
 
 
 @pytest.mark.needs("haproxy")

@@ -277,7 +277,7 @@ class FTP:
             case "PWD", _:
                 await self.reply('257 "/"')
             case "FEAT", _:
-                await self.reply("211 nothing that is new")
+                await self.reply("211-these\r\n AUTH TLS\r\n PBSZ\r\n PROT\r\n211 and no more")
             case "TYPE" | "CWD" | "NOOP", _:
                 await self.reply("200 ok")
             case _:

@@ -1,0 +1,345 @@
+"""Every combination of what two sides of TLS may bring, and what has to come of it.
+
+Versions, kinds of keys, client certificates, names and ALPN: the full product, trisock at both
+ends. Other programs at the other end are in ``test_tls_peers.py``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import ssl
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import trio
+from certificates import (
+    CLIENTS_ONLY,
+    EXPIRED,
+    KINDS,
+    NOT_YET_VALID,
+    SERVERS_ONLY,
+    CertificateAuthority,
+    der,
+)
+from conftest import closing, raw_pair, tcp_pair
+from test_tls import RawTLS
+
+from trisock import Certificate, ClientTLS, ServerTLS, Socket, TLSError, TLSInfo
+
+VERSIONS = ("TLSv1.2", "TLSv1.3")
+
+# What the cipher of TLS 1.2 says about the server's key.
+AUTHENTICATION = {"RSA 2048": "RSA", "P-256": "ECDSA", "P-384": "ECDSA", "Ed25519": "ECDSA"}
+
+
+# ---- what may be wrong, and who gets to know what ----
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """What one side finds wrong: its error, and the alert that the other side gets, if any."""
+
+    words: str
+    alert: str | None
+    reason: str | None = "CERTIFICATE_VERIFY_FAILED"
+    verify_code: int | None = None
+    alert_of_1_2: str | None = None  # where it is another one
+
+    def check(self, finder: object, other: object, version: str) -> None:
+        assert isinstance(finder, TLSError)
+        assert self.words in str(finder)
+        assert finder.reason == self.reason
+        assert finder.verify_code == self.verify_code
+        assert isinstance(other, TLSError)
+        alert = (version == "TLSv1.2" and self.alert_of_1_2) or self.alert
+        if alert is None:  # OpenSSL makes none
+            assert "without close_notify" in str(other)
+            assert other.reason is None
+        else:
+            assert f"refused, with the alert '{alert}'" in str(other)
+            assert other.reason is not None
+            assert other.reason.endswith(f"ALERT_{alert.upper().replace(' ', '_')}")
+
+
+WRONG_NAME = Fault("Hostname mismatch", "bad certificate", verify_code=62)
+WRONG_ADDRESS = Fault("IP address mismatch", "bad certificate", verify_code=64)
+WRONG_CA = Fault("unable to get local issuer certificate", "unknown ca", verify_code=20)
+TOO_LATE = Fault("certificate has expired", "certificate expired", verify_code=10)
+TOO_EARLY = Fault("certificate is not yet valid", "bad certificate", verify_code=9)
+WRONG_PURPOSE = Fault("purpose", "unsupported certificate", verify_code=26)
+NO_CERTIFICATE = Fault(
+    "the peer showed no certificate, and one is required",
+    "certificate required",
+    reason="PEER_DID_NOT_RETURN_A_CERTIFICATE",
+    alert_of_1_2="handshake failure",
+)
+NO_ALPN = Fault("shares no ALPN protocol, and one is required", None, reason=None)
+
+
+# ---- the axes ----
+
+
+class Name(NamedTuple):
+    certified: str
+    asked: str
+    on_the_wire: str | None  # in SNI, which has no addresses
+    fault: Fault | None = None
+
+
+# (Those below the line are tried alone, not in every combination.)
+NAMES = {
+    "exact": Name("example.org", "example.org", "example.org"),
+    "wildcard": Name("*.example.org", "www.example.org", "www.example.org"),
+    "address": Name("127.0.0.1", "127.0.0.1", None),
+    "international": Name("xn--bcher-kva.example", "bücher.example", "xn--bcher-kva.example"),
+    "mismatch": Name("example.org", "example.net", "example.net", WRONG_NAME),
+    "another address": Name("127.0.0.1", "127.0.0.2", None, WRONG_ADDRESS),
+}
+MORE_NAMES = {
+    "with a dot at its end": Name("example.org", "example.org.", "example.org"),
+    "IPv6 address": Name("::1", "::1", None),
+    "the wildcard's own domain": Name("*.example.org", "example.org", "", WRONG_NAME),
+    "too deep for the wildcard": Name("*.example.org", "a.b.example.org", "", WRONG_NAME),
+    "a wildcard that is a part": Name("w*.example.org", "www.example.org", "", WRONG_NAME),
+    "another international": Name("xn--bcher-kva.example", "bucher.example", "", WRONG_NAME),
+    "an address that looks like it": Name("127-0-0-1.example", "127.0.0.1", None, WRONG_ADDRESS),
+}
+
+
+class ClientCertificate(NamedTuple):
+    asked: str
+    shown: str | None
+    fault: Fault | None = None
+
+
+CLIENT_CERTIFICATES = {
+    "none": ClientCertificate("no", None),
+    "optional, none": ClientCertificate("optional", None),
+    "optional, right": ClientCertificate("optional", "right"),
+    "optional, wrong CA": ClientCertificate("optional", "wrong CA", WRONG_CA),
+    "required, right": ClientCertificate("required", "right"),
+    "required, none": ClientCertificate("required", None, NO_CERTIFICATE),
+    "required, wrong CA": ClientCertificate("required", "wrong CA", WRONG_CA),
+    "required, expired": ClientCertificate("required", "expired", TOO_LATE),
+}
+MORE_CLIENT_CERTIFICATES = {
+    "not asked for": ClientCertificate("no", "right"),
+    "by an intermediate": ClientCertificate("required", "intermediate"),
+    "without its intermediate": ClientCertificate("required", "no intermediate", WRONG_CA),
+    "a server's": ClientCertificate("required", "a server's", WRONG_PURPOSE),
+    "optional, expired": ClientCertificate("optional", "expired", TOO_LATE),
+}
+
+
+class ALPN(NamedTuple):
+    offered: tuple[str, ...]
+    spoken: tuple[str, ...]
+    chosen: str | None = None
+    required: bool = False
+    fault: Fault | None = None
+
+
+ALPNS = {
+    "none": ALPN((), ()),
+    "match": ALPN(("imap", "h2"), ("h2", "imap"), "h2", required=True),
+    "no match": ALPN(("imap",), ("h2",)),
+    "no match, required": ALPN(("imap",), ("h2",), None, required=True, fault=NO_ALPN),
+}
+
+
+# ---- conversations ----
+
+
+class Authorities:
+    """The right authority and a wrong one, and what they have issued, made once."""
+
+    def __init__(self) -> None:
+        self.right = CertificateAuthority("right")
+        self.wrong = CertificateAuthority("wrong")
+        self.intermediate = CertificateAuthority("intermediate", issuer=self.right)
+        self._issued: dict[object, Certificate] = {}
+
+    def server(self, name: str, kind: str) -> Certificate:
+        return self._once((name, kind), lambda: self.right.issue(name, kind=kind))
+
+    def client(self, what: str | None, kind: str) -> Certificate | None:
+        makers: dict[str, Callable[..., Certificate]] = {
+            "right": self.right.issue,
+            "wrong CA": self.wrong.issue,
+            "expired": functools.partial(self.right.issue, dates=EXPIRED),
+            "intermediate": self.intermediate.issue,
+            "no intermediate": functools.partial(self.intermediate.issue, with_chain=False),
+            "a server's": functools.partial(self.right.issue, purpose=SERVERS_ONLY),
+        }
+        if what is None:
+            return None
+        return self._once(("client", what, kind), lambda: makers[what]("client", kind=kind))
+
+    def _once(self, key: object, make: Callable[[], Certificate]) -> Certificate:
+        if key not in self._issued:
+            self._issued[key] = make()
+        return self._issued[key]
+
+
+@pytest.fixture(scope="session")
+def authorities() -> Authorities:
+    return Authorities()
+
+
+def client_of(
+    version: str,
+    ca: bytes,
+    *,
+    alpn: tuple[str, ...] = (),
+    certificate: Certificate | None = None,
+) -> ClientTLS | ssl.SSLContext:
+    """Return a client's role: for TLS 1.2 a context of the user's own, which has a version."""
+    if version == "TLSv1.3":
+        return ClientTLS(ca=ca, alpn_protocols=alpn, certificate=certificate)
+    context = ssl.create_default_context(cadata=ca.decode())
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    if alpn:
+        context.set_alpn_protocols(alpn)
+    if certificate is not None:
+        certificate.load_into(context)
+    return context
+
+
+Outcome = TLSInfo | TLSError
+
+
+async def converse(
+    client_tls: ClientTLS | ssl.SSLContext, name: str, server_tls: ServerTLS | ssl.SSLContext
+) -> tuple[Outcome, Outcome]:
+    """Talk both ways, in several records, and close; return what came of it on either side."""
+    outcomes: dict[str, Outcome] = {}
+    question, answer = bytes(range(256)) * 70, b"answer" * 3000
+
+    async def client(sock: Socket) -> TLSInfo:
+        info = await sock.starttls(client_tls, server_hostname=name)
+        await sock.send(question)
+        assert await sock.recv_exactly(len(answer)) == answer
+        await sock.close()
+        return info
+
+    async def server(sock: Socket) -> TLSInfo:
+        info = await sock.starttls(server_tls)
+        assert await sock.recv_exactly(len(question)) == question
+        await sock.send(answer)
+        assert await sock.recv() == b""  # close_notify
+        return info
+
+    a, b = await tcp_pair()
+    async with closing(a, b), trio.open_nursery() as nursery:
+
+        async def run(side: str) -> None:
+            try:
+                outcomes[side] = await (client(a) if side == "client" else server(b))
+            except TLSError as exc:
+                outcomes[side] = exc
+                await (a if side == "client" else b).close()
+
+        nursery.start_soon(run, "client")
+        nursery.start_soon(run, "server")
+    return outcomes["client"], outcomes["server"]
+
+
+# ---- the product ----
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_the_matrix(version: str, kind: str, authorities: Authorities) -> None:
+    usual = (NAMES["exact"], CLIENT_CERTIFICATES["none"], ALPNS["none"])
+    for name, client_certificate, alpn in [
+        *itertools.product(NAMES.values(), CLIENT_CERTIFICATES.values(), ALPNS.values()),
+        *((each, *usual[1:]) for each in MORE_NAMES.values()),
+        *((usual[0], each, usual[2]) for each in MORE_CLIENT_CERTIFICATES.values()),
+    ]:
+        certificate = authorities.server(name.certified, kind)
+        shown = authorities.client(client_certificate.shown, kind)
+        client_tls = client_of(
+            version, authorities.right.pem, alpn=alpn.offered, certificate=shown
+        )
+        server_tls = ServerTLS(
+            certificate,
+            alpn_protocols=alpn.spoken,
+            require_alpn=alpn.required,
+            client_ca=None if client_certificate.asked == "no" else authorities.right.pem,
+            require_client_certificate=client_certificate.asked == "required",
+        )
+        client, server = await converse(client_tls, name.asked, server_tls)
+        # The client looks first, and the protocol is looked at when all is done.
+        if name.fault is not None:
+            name.fault.check(client, server, version)
+            continue
+        if (fault := client_certificate.fault or alpn.fault) is not None:
+            fault.check(server, client, version)
+            continue
+        where = (name, client_certificate, alpn)
+        assert isinstance(client, TLSInfo), where
+        assert isinstance(server, TLSInfo), where
+        for info in (client, server):
+            assert info.version == version
+            assert info.alpn_protocol == alpn.chosen
+            assert not info.session_reused
+        assert client.cipher == server.cipher
+        fits = "TLS_" if version == "TLSv1.3" else f"ECDHE-{AUTHENTICATION[kind]}-"
+        assert client.cipher.startswith(fits)
+        assert client.server_hostname == (name.on_the_wire or name.asked)
+        assert server.server_hostname == name.on_the_wire
+        assert client.peer_certificate == der(certificate)
+        certificate_asked_for = shown is not None and client_certificate.asked != "no"
+        assert server.peer_certificate == (der(shown) if certificate_asked_for else None)
+
+
+# ---- the server's certificate ----
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_what_may_be_wrong_with_a_servers_certificate(
+    version: str, kind: str, authorities: Authorities
+) -> None:
+    right, wrong, intermediate = authorities.right, authorities.wrong, authorities.intermediate
+    for certificate, fault in [
+        (intermediate.issue("example.org", kind=kind), None),
+        (intermediate.issue("example.org", kind=kind, with_chain=False), WRONG_CA),
+        (wrong.issue("example.org", kind=kind), WRONG_CA),
+        (right.issue("example.org", kind=kind, dates=EXPIRED), TOO_LATE),
+        (right.issue("example.org", kind=kind, dates=NOT_YET_VALID), TOO_EARLY),
+        (right.issue("example.org", kind=kind, purpose=CLIENTS_ONLY), WRONG_PURPOSE),
+    ]:
+        client, server = await converse(
+            client_of(version, right.pem), "example.org", ServerTLS(certificate)
+        )
+        if fault is None:
+            assert isinstance(client, TLSInfo)
+            assert client.peer_certificate == der(certificate)
+        else:
+            fault.check(client, server, version)
+
+
+def test_a_key_that_is_too_small_is_refused_before_a_byte_is_sent(
+    authorities: Authorities,
+) -> None:
+    small = authorities.right.issue("example.org", kind="RSA 1024")
+    for make in (lambda: ServerTLS(small), lambda: ClientTLS("x", certificate=small)):
+        with pytest.raises(ValueError, match=r"example\.org.*key too small"):
+            make()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_a_key_that_is_too_small_is_refused_from_a_peer(
+    version: str, authorities: Authorities
+) -> None:
+    small = authorities.right.issue("example.org", kind="RSA 1024")
+    weak = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    weak.set_ciphers("DEFAULT:@SECLEVEL=0")
+    small.load_into(weak)
+    client, server = await converse(client_of(version, authorities.right.pem), "example.org", weak)
+    fault = Fault("EE certificate key too weak", "bad certificate", verify_code=66)
+    fault.check(client, server, version)

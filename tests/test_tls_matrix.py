@@ -6,6 +6,7 @@ ends. Other programs at the other end are in ``test_tls_peers.py``.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -343,3 +344,116 @@ async def test_a_key_that_is_too_small_is_refused_from_a_peer(
     client, server = await converse(client_of(version, authorities.right.pem), "example.org", weak)
     fault = Fault("EE certificate key too weak", "bad certificate", verify_code=66)
     fault.check(client, server, version)
+
+
+# ---- resumption ----
+
+
+async def visit(
+    server_tls: ServerTLS, context: ssl.SSLContext, name: str, session: ssl.SSLSession | None
+) -> tuple[Outcome, ssl.SSLSession | None]:
+    """Let a client in, perhaps with a session that it has; return what the server says of it."""
+    sock, raw = raw_pair()
+    peer = RawTLS(raw, context, server_hostname=name, session=session)
+
+    def client() -> None:
+        with contextlib.suppress(ssl.SSLError, EOFError):
+            peer.run(peer.ssl.do_handshake)
+            peer.run(lambda: peer.ssl.read(100))  # in TLS 1.3 a session comes with the first data
+            peer.run(lambda: peer.ssl.unwrap())
+
+    with raw:
+        async with closing(sock), trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, client)
+            try:
+                outcome: Outcome = await sock.starttls(server_tls)
+                await sock.send(b"welcome")
+                assert await sock.recv() == b""
+            except TLSError as exc:
+                outcome = exc
+            await sock.close()
+    return outcome, peer.ssl.session
+
+
+def plain_client(version: str, ca: bytes, certificate: Certificate | None) -> ssl.SSLContext:
+    context = ssl.create_default_context(cadata=ca.decode())
+    context.maximum_version = ssl.TLSVersion[version.replace(".", "_")]
+    if certificate is not None:
+        certificate.load_into(context)
+    return context
+
+
+@pytest.mark.parametrize("tickets", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_a_session_is_resumed_and_its_client_is_known(
+    version: str, kind: str, tickets: bool, authorities: Authorities
+) -> None:
+    right = authorities.right.pem
+    shown = authorities.client("right", kind)
+    assert shown is not None
+    context = plain_client(version, right, shown)
+    if not tickets:  # the server remembers
+        context.options |= ssl.OP_NO_TICKET
+    names = ("first.example", "*.second.example")
+    certificates = [authorities.server(name, kind) for name in names]
+    server_tls = ServerTLS(certificates, client_ca=right, require_client_certificate=True)
+    for name in ("first.example", "any.second.example"):
+        session = None
+        for reused in (False, True, True):
+            info, session = await visit(server_tls, context, name, session)
+            assert isinstance(info, TLSInfo)
+            assert info.session_reused == reused
+            assert info.peer_certificate == der(shown)
+            assert info.version == version
+            assert info.server_hostname == name
+
+
+@pytest.mark.parametrize("name", ["first.example", "second.example"])
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_a_session_opens_no_door_that_it_was_not_made_at(
+    version: str, name: str, authorities: Authorities
+) -> None:
+    """A session without a certificate, or with one that another authority vouches for.
+
+    All servers here have the same certificates, and are in one process.
+    """
+    right, wrong = authorities.right.pem, authorities.wrong.pem
+    certificates = [authorities.server(f"{each}.example", "P-256") for each in ("first", "second")]
+    strict = ServerTLS(certificates, client_ca=right, require_client_certificate=True)
+    for other, shown, fault in [
+        (ServerTLS(certificates), None, NO_CERTIFICATE),
+        (ServerTLS(certificates, client_ca=right), None, NO_CERTIFICATE),
+        (
+            ServerTLS(certificates, client_ca=wrong, require_client_certificate=True),
+            "wrong CA",
+            WRONG_CA,
+        ),
+    ]:
+        context = plain_client(version, right, authorities.client(shown, "P-256"))
+        info, session = await visit(other, context, name, None)
+        assert isinstance(info, TLSInfo)
+        info, session = await visit(other, context, name, session)
+        assert isinstance(info, TLSInfo)
+        assert info.session_reused
+        error, _ = await visit(strict, context, name, session)
+        assert isinstance(error, TLSError)
+        assert fault.words in str(error)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_a_certificate_that_was_refused_leaves_no_session(
+    version: str, authorities: Authorities
+) -> None:
+    right = authorities.right.pem
+    server_tls = ServerTLS(
+        authorities.server("example.org", "P-256"),
+        client_ca=right,
+        require_client_certificate=True,
+    )
+    context = plain_client(version, right, authorities.client("wrong CA", "P-256"))
+    session = None
+    for _ in range(2):
+        error, session = await visit(server_tls, context, "example.org", session)
+        assert isinstance(error, TLSError)
+        assert WRONG_CA.words in str(error)

@@ -20,7 +20,7 @@ Dates = tuple[datetime.datetime, datetime.datetime]
 #: The kinds of keys that servers have.
 KINDS = ("RSA 2048", "P-256", "P-384", "Ed25519")
 
-_now = datetime.datetime.now(datetime.timezone.utc)
+_now = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)  # as they are kept
 _day = datetime.timedelta(days=1)
 VALID: Dates = (_now - _day, _now + 90 * _day)
 EXPIRED: Dates = (_now - 3 * _day, _now - _day)

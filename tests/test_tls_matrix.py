@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import itertools
 import ssl
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from certificates import (
     KINDS,
     NOT_YET_VALID,
     SERVERS_ONLY,
+    VALID,
     CertificateAuthority,
     der,
 )
@@ -457,3 +459,23 @@ async def test_a_certificate_that_was_refused_leaves_no_session(
         error, session = await visit(server_tls, context, "example.org", session)
         assert isinstance(error, TLSError)
         assert WRONG_CA.words in str(error)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_a_session_does_not_outlive_the_certificate_it_was_made_with(
+    version: str, authorities: Authorities, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = authorities.right.pem
+    server_tls = ServerTLS(authorities.server("example.org", "P-256"), client_ca=right)
+    context = plain_client(version, right, authorities.client("right", "P-256"))
+    info, session = await visit(server_tls, context, "example.org", None)
+    assert isinstance(info, TLSInfo)
+    monkeypatch.setattr(time, "time", VALID[1].timestamp)  # its last moment
+    info, session = await visit(server_tls, context, "example.org", session)
+    assert isinstance(info, TLSInfo)
+    assert info.session_reused
+    monkeypatch.setattr(time, "time", lambda: VALID[1].timestamp() + 1)
+    error, _ = await visit(server_tls, context, "example.org", session)
+    assert isinstance(error, TLSError)
+    assert "the certificate was refused: certificate has expired" in str(error)
+    assert (error.reason, error.verify_code) == ("CERTIFICATE_VERIFY_FAILED", 10)

@@ -15,6 +15,7 @@ import os
 import ssl
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
@@ -539,6 +540,12 @@ def _named(what: str) -> Iterator[None]:
 
 
 # ---- what was agreed on ----
+
+
+def has_expired(certificate: bytes) -> bool:
+    """Return whether the time of a certificate (DER) is over."""
+    end = x509.load_der_x509_certificate(certificate).not_valid_after_utc
+    return end.timestamp() < time.time()
 
 
 @dataclass(frozen=True)

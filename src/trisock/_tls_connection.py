@@ -22,7 +22,7 @@ from typing import Any, cast
 import trio
 
 from ._errors import TLSError
-from ._tls import SNIRecorder, TLSInfo, TLSRole
+from ._tls import SNIRecorder, TLSInfo, TLSRole, has_expired
 from ._transport import Transport
 
 # The most that one TLS record holds (RFC 8446, section 5.1): reading this much of it at a
@@ -248,6 +248,14 @@ class TLSConnection:
         assert version is not None
         assert cipher is not None
         certificate = ssl_object.getpeercert(binary_form=True)
+        session_reused = bool(ssl_object.session_reused)
+        if session_reused and certificate is not None and has_expired(certificate):
+            # OpenSSL has verified it when the session began, up to two hours ago, and not now.
+            raise self._fail(
+                "the certificate was refused: certificate has expired",
+                reason="CERTIFICATE_VERIFY_FAILED",
+                verify_code=10,
+            )
         server_hostname = self._role.server_hostname
         if isinstance(ssl_object, SNIRecorder):
             server_hostname = ssl_object.requested_name
@@ -257,7 +265,7 @@ class TLSConnection:
             alpn_protocol=alpn_protocol,
             server_hostname=server_hostname,
             peer_certificate=certificate,
-            session_reused=bool(ssl_object.session_reused),
+            session_reused=session_reused,
             _tls_unique=None if version == "TLSv1.3" else ssl_object.get_channel_binding(),
             _server_certificate=None if self._role.server_side else certificate,
         )

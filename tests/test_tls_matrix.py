@@ -479,3 +479,40 @@ async def test_a_session_does_not_outlive_the_certificate_it_was_made_with(
     assert isinstance(error, TLSError)
     assert "the certificate was refused: certificate has expired" in str(error)
     assert (error.reason, error.verify_code) == ("CERTIFICATE_VERIFY_FAILED", 10)
+
+
+# ---- ciphers ----
+
+# Without secrecy, without a certificate, without forward secrecy, out of use. (What OpenSSL has
+# forgotten already, such as RC4, the scanner in test_tls_peers.py knows.)
+WEAK = ["eNULL", "aNULL", "kRSA", "ECDHE+ARIA", "ECDHE+CAMELLIA"]
+# What many servers still have, and ours does without: CBC, and Diffie-Hellman in finite fields.
+OLD = ["ECDHE+SHA1", "ECDHE+SHA256:!AESGCM:!CHACHA20", "DHE"]
+
+
+def limited_to(context: ssl.SSLContext, ciphers: str) -> ssl.SSLContext:
+    """Leave a context these ciphers of TLS 1.2 only, however weak."""
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(f"{ciphers}:@SECLEVEL=0")
+    return context
+
+
+@pytest.mark.parametrize("ciphers", WEAK + OLD)
+async def test_a_server_does_without_weak_ciphers(ciphers: str, authorities: Authorities) -> None:
+    name = "example.org"
+    server_tls = ServerTLS([authorities.server(name, kind) for kind in ("RSA 2048", "P-256")])
+    context = ssl.create_default_context(cadata=authorities.right.pem.decode())
+    client, server = await converse(limited_to(context, ciphers), name, server_tls)
+    fault = Fault("share no cipher", "handshake failure", reason="NO_SHARED_CIPHER")
+    fault.check(server, client, "TLSv1.2")
+
+
+@pytest.mark.parametrize("ciphers", WEAK)
+async def test_a_client_does_without_weak_ciphers(ciphers: str, authorities: Authorities) -> None:
+    context = limited_to(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ciphers)
+    for kind in ("RSA 2048", "P-256"):
+        authorities.server("example.org", kind).load_into(context)
+    client_tls = ClientTLS(ca=authorities.right.pem)
+    client, server = await converse(client_tls, "example.org", context)
+    fault = Fault("share no cipher", "handshake failure", reason="NO_SHARED_CIPHER")
+    fault.check(server, client, "TLSv1.2")

@@ -38,6 +38,12 @@ MAX_BODY = 1024 * 1024  # bytes
 IDLE_TIMEOUT = 60  # seconds between two requests
 EXCHANGE_TIMEOUT = 60  # seconds from a request's first byte to the answer's last one
 
+# Clients are to come by HTTPS only, for a year (RFC 6797; they ignore it from one whose certificate
+# they do not trust), and not to guess what they have got.
+SECURITY_FIELDS = (
+    "Strict-Transport-Security: max-age=31536000\r\nX-Content-Type-Options: nosniff\r\n"
+)
+
 # RFC 9110, section 5.6.2, and RFC 9112, sections 3 and 5. Strict: what is read in different ways
 # by different servers is how requests get smuggled past one of them.
 TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
@@ -139,6 +145,7 @@ async def send_response(
         "Content-Type: text/plain; charset=utf-8\r\n"
         f"Content-Length: {len(body)}\r\n"
         f"Connection: {'keep-alive' if keep_alive else 'close'}\r\n"
+        f"{SECURITY_FIELDS}"
         "\r\n"
     )
     await sock.send(head.encode(), b"" if head_only else body)

@@ -264,9 +264,7 @@ async def test_the_matrix(version: str, kind: str, authorities: Authorities) -> 
     ]:
         certificate = authorities.server(name.certified, kind)
         shown = authorities.client(client_certificate.shown, kind)
-        client_tls = client_of(
-            version, authorities.right.pem, alpn=alpn.offered, certificate=shown
-        )
+        client_tls = client_of(version, authorities.right.pem, alpn=alpn.offered, certificate=shown)
         server_tls = ServerTLS(
             certificate,
             alpn_protocols=alpn.spoken,

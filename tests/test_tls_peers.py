@@ -1,0 +1,527 @@
+"""TLS with those that no one here wrote, in both roles: OpenSSL, GnuTLS, curl, Go and Node.js.
+
+Each value of the axes of ``test_tls_matrix.py`` meets each of them at least once, with data both
+ways, an end that both sides have seen, and where something is wrong the words of either side.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import ipaddress
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import trio
+from certificates import KINDS, der
+from conftest import closing
+from programs import lines_of, running
+from test_tls_matrix import (
+    CLIENT_CERTIFICATES,
+    NAMES,
+    VERSIONS,
+    Authorities,
+    ClientCertificate,
+    Fault,
+    Name,
+    client_of,
+)
+
+import trisock
+from trisock import Certificate, ServerTLS, Socket, TLSError
+
+PEERS = Path(__file__).parent / "tls_peers"
+
+# Several records' worth, in lines; no line begins as a command of s_client or s_server does.
+QUESTION = b"0123456789\n" * 4000
+ANSWER = b"9876543210\n" * 4000
+
+
+# ---- cases: one value of one axis is another than usual ----
+
+
+class ALPN(NamedTuple):
+    offered: str | None = None
+    spoken: str | None = None
+    required: bool = False
+
+    @property
+    def chosen(self) -> str | None:
+        return self.offered if self.offered == self.spoken else None
+
+
+ALPNS = {
+    "match": ALPN("http/1.1", "http/1.1"),
+    "no match": ALPN("http/1.1", "imap"),
+    "no match, required": ALPN("http/1.1", "imap", required=True),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    version: str = "TLSv1.3"
+    kind: str = "P-256"
+    name: Name = NAMES["exact"]
+    client_certificate: ClientCertificate = CLIENT_CERTIFICATES["none"]
+    alpn: ALPN = ALPN()
+
+    @property
+    def ascii_name(self) -> str:
+        return self.name.on_the_wire or self.name.asked
+
+    @property
+    def is_address(self) -> bool:
+        with contextlib.suppress(ValueError):
+            return bool(ipaddress.ip_address(self.ascii_name))
+        return False
+
+
+def cases() -> Iterator[tuple[str, Case]]:
+    for version in VERSIONS:
+        usual = Case(version)
+        for kind in KINDS:
+            yield f"{version}, {kind}", dataclasses.replace(usual, kind=kind)
+        for words, name in NAMES.items():
+            yield f"{version}, name: {words}", dataclasses.replace(usual, name=name)
+        for words, shown in CLIENT_CERTIFICATES.items():
+            case = dataclasses.replace(usual, client_certificate=shown)
+            yield f"{version}, client certificate: {words}", case
+        for words, alpn in ALPNS.items():
+            yield f"{version}, ALPN: {words}", dataclasses.replace(usual, alpn=alpn)
+
+
+class Files:
+    """Certificates where programs can read them."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def ca(self, pem: bytes) -> Path:
+        path = self.directory / "ca.pem"
+        path.write_bytes(pem)
+        return path
+
+    def certificate(self, name: str, certificate: Certificate) -> tuple[Path, Path]:
+        chain, key = self.directory / f"{name}-chain.pem", self.directory / f"{name}-key.pem"
+        chain.write_bytes(certificate._chain)
+        key.touch(mode=0o600)
+        key.write_bytes(certificate._private_key)
+        return chain, key
+
+
+# ---- the peers ----
+
+# What they say of an alert that they have got: OpenSSL (and who is built on it), GnuTLS, Go.
+HEARD = {
+    "bad certificate": ["alert bad certificate", "alert [42]", "tls: bad certificate"],
+    # (And where curl passes on OpenSSL's words without saying whose they are.)
+    "certificate expired": [
+        "alert certificate expired",
+        "TLS alert, certificate expired",
+        "alert [45]",
+        "tls: expired certificate",
+    ],
+    "unknown ca": ["alert unknown ca", "alert [48]", "tls: unknown certificate authority"],
+    "handshake failure": ["alert handshake failure", "alert [40]", "tls: handshake failure"],
+    "certificate required": [
+        "alert certificate required",
+        "alert number 116",
+        "alert [116]",
+        "tls: certificate required",
+        "tls: alert(116)",
+    ],
+}
+
+Command = list[str | Path]
+
+
+class Peer(NamedTuple):
+    """A program that speaks TLS."""
+
+    name: str
+    program: str
+    client: Callable[[Case, int, Path, tuple[Path, Path] | None], Command]
+    server: Callable[[Case, Path, tuple[Path, Path]], Command] | None
+    says_alpn: str
+    says_wrong_name: str
+    interop: bool = False
+
+    def marks(self) -> list[pytest.MarkDecorator]:
+        return [pytest.mark.needs(self.program)] + [pytest.mark.interop] * self.interop
+
+
+def openssl_client(
+    case: Case, port: int, ca: Path, certificate: tuple[Path, Path] | None
+) -> Command:
+    command: Command = ["openssl", "s_client", "-connect", f"127.0.0.1:{port}"]
+    command += [OPENSSL_VERSIONS[case.version], "-CAfile", ca, "-verify_return_error"]
+    if case.is_address:
+        command += ["-verify_ip", case.ascii_name]
+    else:
+        command += ["-servername", case.ascii_name, "-verify_hostname", case.ascii_name]
+    if case.alpn.offered:
+        command += ["-alpn", case.alpn.offered]
+    if certificate is not None:
+        command += ["-cert", certificate[0], "-key", certificate[1]]
+    return command
+
+
+OPENSSL_VERSIONS = {"TLSv1.2": "-tls1_2", "TLSv1.3": "-tls1_3"}
+
+
+def openssl_server(case: Case, ca: Path, certificate: tuple[Path, Path]) -> Command:
+    command: Command = ["openssl", "s_server", "-accept", "127.0.0.1:0", "-rev"]
+    command += [OPENSSL_VERSIONS[case.version], "-cert", certificate[0], "-key", certificate[1]]
+    asked = case.client_certificate.asked
+    if asked != "no":
+        command += ["-verify" if asked == "optional" else "-Verify", "1", "-CAfile", ca]
+        command += ["-verify_return_error"]
+    if case.alpn.spoken:
+        command += ["-alpn", case.alpn.spoken]
+    return command
+
+
+def gnutls_client(
+    case: Case, port: int, ca: Path, certificate: tuple[Path, Path] | None
+) -> Command:
+    command: Command = ["gnutls-cli", "--port", str(port), "--x509cafile", ca]
+    command += [GNUTLS_PRIORITIES[case.version], f"--verify-hostname={case.name.asked}"]
+    if not case.is_address:
+        command += [f"--sni-hostname={case.ascii_name}"]
+    if case.alpn.offered:
+        command += [f"--alpn={case.alpn.offered}"]
+    if certificate is not None:
+        command += ["--x509certfile", certificate[0], "--x509keyfile", certificate[1]]
+    return [*command, "127.0.0.1"]
+
+
+GNUTLS_PRIORITIES = {
+    version: f"--priority=NORMAL:-VERS-ALL:+VERS-{version.replace('v', '')}" for version in VERSIONS
+}
+
+
+def gnutls_server(case: Case, ca: Path, certificate: tuple[Path, Path]) -> Command:
+    command: Command = ["gnutls-serv", "--echo", "--port", "0", GNUTLS_PRIORITIES[case.version]]
+    command += ["--x509certfile", certificate[0], "--x509keyfile", certificate[1]]
+    if case.client_certificate.asked == "no":
+        command += ["--disable-client-cert"]
+    else:
+        command += ["--x509cafile", ca, "--verify-client-cert"]
+        if case.client_certificate.asked == "required":
+            command += ["--require-client-cert"]
+    if case.alpn.spoken:
+        command += [f"--alpn={case.alpn.spoken}"]
+        if case.alpn.required:
+            command += ["--alpn-fatal"]
+    return command
+
+
+def curl(case: Case, port: int, ca: Path, certificate: tuple[Path, Path] | None) -> Command:
+    version = case.version.replace("TLSv", "")
+    command: Command = ["curl", "--verbose", "--no-progress-meter", "--noproxy", "*", "--http1.1"]
+    command += [f"--tlsv{version}", "--tls-max", version, "--cacert", ca]
+    command += ["--connect-to", f"::127.0.0.1:{port}", "--data-binary", "@-"]
+    if not case.alpn.offered:
+        command += ["--no-alpn"]
+    if certificate is not None:
+        command += ["--cert", certificate[0], "--key", certificate[1]]
+    return [*command, f"https://{case.name.asked}:{port}/"]
+
+
+def our_client(
+    program: Command, case: Case, port: int, ca: Path, certificate: tuple[Path, Path] | None
+) -> Command:
+    command = [*program, "client", "-connect", f"127.0.0.1:{port}", "-version", case.version]
+    command += ["-ca", ca, "-name", case.ascii_name]
+    if case.alpn.offered:
+        command += ["-alpn", case.alpn.offered]
+    if certificate is not None:
+        command += ["-cert", certificate[0], "-key", certificate[1]]
+    return command
+
+
+def our_server(program: Command, case: Case, ca: Path, certificate: tuple[Path, Path]) -> Command:
+    command = [*program, "server", "-version", case.version]
+    command += ["-cert", certificate[0], "-key", certificate[1]]
+    if case.client_certificate.asked != "no":
+        command += ["-ca", ca]
+        if case.client_certificate.asked == "required":
+            command += ["-require"]
+    if case.alpn.spoken:
+        command += ["-alpn", case.alpn.spoken]
+    return command
+
+
+GO: Command = ["tls-peer-in-go"]
+NODE: Command = ["node", PEERS / "peer.js"]
+
+OPENSSL = Peer(
+    "openssl",
+    "openssl",
+    openssl_client,
+    openssl_server,
+    "ALPN protocol: ",
+    "(hostname|IP address) mismatch",
+)
+
+ALL = [
+    OPENSSL,
+    Peer(
+        "gnutls",
+        "gnutls-cli",
+        gnutls_client,
+        gnutls_server,
+        "- Application protocol: ",
+        "name in the certificate does not match",
+    ),
+    Peer("curl", "curl", curl, None, "ALPN: server accepted ", "no alternative certificate"),
+    Peer(
+        "go",
+        "go",
+        functools.partial(our_client, GO),
+        functools.partial(our_server, GO),
+        "alpn=",
+        "x509: certificate is valid for",
+        interop=True,
+    ),
+    Peer(
+        "node",
+        "node",
+        functools.partial(our_client, NODE),
+        functools.partial(our_server, NODE),
+        "alpn=",
+        "ERR_TLS_CERT_ALTNAME_INVALID",
+        interop=True,
+    ),
+]
+
+
+# ---- running them ----
+
+
+@pytest.fixture(scope="session", name="authorities")
+def fixture_authorities() -> Authorities:
+    return Authorities()
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    return Files(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def go_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("go") / "peer"
+    subprocess.run(["go", "build", "-o", path, PEERS / "peer.go"], check=True, timeout=300)
+    return path
+
+
+@pytest.fixture
+def built(request: pytest.FixtureRequest) -> Callable[[Command], Command]:
+    """Give commands with Go's program built, if it is Go's that they name."""
+
+    def build(command: Command) -> Command:
+        if command[0] == GO[0]:
+            return [request.getfixturevalue("go_program"), *command[1:]]
+        return command
+
+    return build
+
+
+@dataclasses.dataclass
+class Output:
+    out: bytes = b""
+    err: bytes = b""
+
+    @property
+    def text(self) -> str:
+        return (self.out + self.err).decode(errors="replace")
+
+
+async def run_client(command: Command, *, end_when: bytes = ANSWER) -> tuple[int, Output]:
+    """Run a client that passes on its standard input; end that when it has got the answer."""
+    output = Output()
+    pipe = subprocess.PIPE
+    environment = {**os.environ, "LC_ALL": "C.UTF-8"}  # for international names
+    async with running(*command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+
+        async def feed(stdin: trio.abc.SendStream) -> None:
+            with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                await stdin.send_all(QUESTION)
+                if command[0] == "curl":  # it sends when it has all
+                    await stdin.aclose()
+
+        async def read_errors(stderr: trio.abc.ReceiveStream) -> None:
+            async for chunk in stderr:
+                output.err += chunk
+
+        async with process.stdin, process.stdout, process.stderr, trio.open_nursery() as nursery:
+            nursery.start_soon(feed, process.stdin)
+            nursery.start_soon(read_errors, process.stderr)
+            async for chunk in process.stdout:
+                output.out += chunk
+                if end_when in output.out:
+                    await process.stdin.aclose()
+        status = await process.wait()
+    return status, output
+
+
+class Server:
+    """A program that runs as a server."""
+
+    def __init__(self, port: int, lines: AsyncIterator[bytes]) -> None:
+        self.port = port
+        self._lines = lines
+
+    async def says(self, *words: str) -> None:
+        """Wait until it says one of these."""
+        async for line in self._lines:
+            if any(each in line.decode(errors="replace") for each in words):
+                return
+        raise AssertionError(f"it ended, and has not said any of {words}")
+
+
+@contextlib.asynccontextmanager
+async def run_server(command: Command) -> AsyncIterator[Server]:
+    options = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
+    if command[0] == "gnutls-serv":
+        command = ["stdbuf", "--output=L", *command]
+    async with running(*command, stdout=subprocess.PIPE, **options) as process:
+        assert process.stdout is not None
+        async with contextlib.aclosing(lines_of(process.stdout)) as lines:
+            async for line in lines:
+                if found := re.search(
+                    rb"(?:ACCEPT .*:|^port |listening on IPv4 .*port )(\d+)", line
+                ):
+                    break
+            else:
+                raise AssertionError("it ended before it listened")
+            yield Server(int(found[1]) or listening_port(process.pid), lines)
+
+
+def listening_port(pid: int) -> int:
+    """Return the IPv4 port that a process listens on, which does not say which it got."""
+    sockets = {os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()}
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, _, state, *_, inode = line.split()[:10]
+        if state == "0A" and f"socket:[{inode}]" in sockets:
+            return int(local.rpartition(":")[2], 16)
+    raise AssertionError("it listens nowhere")
+
+
+# ---- they are the client ----
+
+
+def peers_and_cases(role: str) -> list[object]:
+    return [
+        pytest.param(peer, case, marks=peer.marks(), id=f"{peer.name}, {words}")
+        for peer in ALL
+        if getattr(peer, role) is not None
+        for words, case in cases()
+    ]
+
+
+async def answer(sock: Socket) -> None:
+    assert await sock.recv_exactly(len(QUESTION)) == QUESTION
+    await sock.send(ANSWER)
+    assert await sock.recv() == b""  # close_notify
+    await sock.close()
+
+
+async def answer_http(sock: Socket) -> None:
+    """Answer a request; where the answer ends only close_notify says."""
+    head = await sock.recv_until(b"\r\n\r\n")
+    assert b"Content-Length: %d\r\n" % len(QUESTION) in head
+    assert await sock.recv_exactly(len(QUESTION)) == QUESTION
+    await sock.send(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n", ANSWER)
+    await sock.close()
+
+
+@pytest.mark.parametrize(("peer", "case"), peers_and_cases("client"))
+async def test_a_server_of_ours_with(
+    peer: Peer,
+    case: Case,
+    authorities: Authorities,
+    files: Files,
+    built: Callable[[Command], Command],
+) -> None:
+    right = authorities.right.pem
+    certificate = authorities.server(case.name.certified, case.kind)
+    asked, what, client_fault = case.client_certificate
+    server_tls = ServerTLS(
+        certificate,
+        alpn_protocols=[case.alpn.spoken] if case.alpn.spoken else [],
+        require_alpn=case.alpn.required,
+        client_ca=None if asked == "no" else right,
+        require_client_certificate=asked == "required",
+    )
+    shown = authorities.client(what, case.kind)
+    client_files = None if shown is None else files.certificate("client", shown)
+    error: TLSError | trisock.IncompleteReadError | None = None
+    async with await trisock.listen(0, "127.0.0.1") as listener:
+
+        async def serve() -> None:
+            nonlocal error
+            sock = await listener.accept()
+            async with closing(sock):
+                try:
+                    await sock.starttls(server_tls)
+                    info = sock.tls
+                    await (answer_http if peer.program == "curl" else answer)(sock)
+                except (TLSError, trisock.IncompleteReadError) as exc:
+                    error = exc
+                    await sock.close()
+                    return
+            assert info is not None
+            assert info.version == case.version
+            assert info.alpn_protocol == case.alpn.chosen
+            assert info.server_hostname == case.name.on_the_wire
+            assert info.peer_certificate == (None if shown is None else der(shown))
+            assert not info.session_reused
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve)
+            command = peer.client(case, listener.port, files.ca(right), client_files)
+            status, output = await run_client(built(command))
+
+    if case.name.fault is not None:
+        assert error is not None
+        assert ANSWER not in output.out
+        assert re.search(peer.says_wrong_name, output.text), output.text
+        assert status != 0
+    elif client_fault is not None:
+        assert isinstance(error, TLSError)
+        assert client_fault.words in str(error)
+        assert (error.reason, error.verify_code) == (client_fault.reason, client_fault.verify_code)
+        assert_heard(client_fault, case, output.text)
+        assert status != 0
+    elif case.alpn.required and case.alpn.chosen is None:
+        assert "shares no ALPN protocol" in str(error)
+        assert ANSWER not in output.out
+    else:
+        if error is not None:
+            raise error
+        assert ANSWER in output.out
+        assert status == 0, output.text
+        if case.alpn.chosen:
+            assert f"{peer.says_alpn}{case.alpn.chosen}" in output.text
+
+
+def alert_of(fault: Fault, case: Case) -> str:
+    alert = (case.version == "TLSv1.2" and fault.alert_of_1_2) or fault.alert
+    assert alert is not None
+    return alert
+
+
+def assert_heard(fault: Fault, case: Case, text: str) -> None:
+    assert any(words in text for words in HEARD[alert_of(fault, case)]), text

@@ -31,6 +31,7 @@ from conftest import closing, raw_pair, tcp_pair
 from test_tls import RawTLS
 
 from trisock import Certificate, ClientTLS, ServerTLS, Socket, TLSError, TLSInfo
+from trisock._tls_connection import describe, reason_of
 
 VERSIONS = ("TLSv1.2", "TLSv1.3")
 
@@ -514,3 +515,24 @@ async def test_a_client_does_without_weak_ciphers(ciphers: str, authorities: Aut
     client, server = await converse(client_tls, "example.org", context)
     fault = Fault("share no cipher", "handshake failure", reason="NO_SHARED_CIPHER")
     fault.check(server, client, "TLSv1.2")
+
+
+# ---- alerts ----
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "alert"),
+    [
+        ("tlsv1 alert no application protocol", None, "no application protocol"),
+        ("tlsv1 unrecognized name", "TLSV1_UNRECOGNIZED_NAME", "unrecognized name"),
+        ("tlsv13 alert certificate required", None, "certificate required"),
+        ("sslv3 alert bad certificate", "SSLV3_ALERT_BAD_CERTIFICATE", "bad certificate"),
+    ],
+)
+def test_alerts_are_told_by_name_also_those_that_python_has_no_name_for(
+    text: str, reason: str | None, alert: str
+) -> None:
+    error = ssl.SSLError(1, f"[SSL] {text} (_ssl.c:1006)")
+    error.reason = reason  # type: ignore[assignment]
+    assert describe(error) == f"the peer refused, with the alert '{alert}'"
+    assert reason_of(error) == text.upper().replace(" ", "_")

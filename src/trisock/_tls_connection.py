@@ -15,6 +15,7 @@ of our own making, and by these two sees what it needs to:
 from __future__ import annotations
 
 import contextlib
+import re
 import ssl
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
@@ -562,7 +563,7 @@ class TLSConnection:
     def _fail_by_ssl(self, exc: ssl.SSLError) -> TLSError:
         return self._fail(
             describe(exc),
-            reason=exc.reason or None,
+            reason=reason_of(exc) or None,
             verify_code=getattr(exc, "verify_code", None),
         )
 
@@ -619,19 +620,31 @@ _IN_WORDS = {
 }
 
 
+def reason_of(exc: ssl.SSLError) -> str:
+    """Return OpenSSL's name for it, if there is one.
+
+    Python's table of them has gaps, such as the alert that there is no ALPN protocol: there the
+    text alone says it.
+    """
+    if exc.reason:
+        return exc.reason
+    found = re.match(r"\[SSL\] (.+) \(", str(exc))
+    return found[1].upper().replace(" ", "_") if found else ""
+
+
 def describe(exc: ssl.SSLError) -> str:
     """Say in words what an SSLError means."""
     if isinstance(exc, ssl.SSLZeroReturnError):
         return "the peer ended it"
     if isinstance(exc, ssl.SSLCertVerificationError):
         return f"the certificate was refused: {exc.verify_message}"
-    reason = exc.reason or ""
+    reason = reason_of(exc)
     if reason in _NOT_TLS:
         return f"the peer does not speak TLS ({_spaced(reason)})"
     if reason in _IN_WORDS:
         return _IN_WORDS[reason]
-    if "_ALERT_" in reason:
-        return f"the peer refused, with the alert '{_spaced(reason.partition('_ALERT_')[2])}'"
+    if alert := re.match(r"(?:SSLV3|TLSV1|TLSV13)_(?:ALERT_)?(.+)", reason):
+        return f"the peer refused, with the alert '{_spaced(alert[1])}'"
     return _spaced(reason) or str(exc)
 
 

@@ -41,7 +41,7 @@ def key_of(kind: str) -> Key:
 
 
 class CertificateAuthority:
-    """An authority: a root, or one that another has made (its certificate goes with what it issues).
+    """An authority: a root, or one that another has made, whose certificate goes along then.
 
     Attributes:
       pem: its own certificate.

@@ -12,7 +12,6 @@ import functools
 import ipaddress
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -22,7 +21,7 @@ import pytest
 import trio
 from certificates import KINDS, der
 from conftest import closing
-from programs import lines_of, running
+from programs import running
 from test_tls_matrix import (
     CLIENT_CERTIFICATES,
     NAMES,
@@ -57,6 +56,7 @@ class ALPN(NamedTuple):
         return self.offered if self.offered == self.spoken else None
 
 
+NO_ALPN = ALPN()
 ALPNS = {
     "match": ALPN("http/1.1", "http/1.1"),
     "no match": ALPN("http/1.1", "imap"),
@@ -70,7 +70,7 @@ class Case:
     kind: str = "P-256"
     name: Name = NAMES["exact"]
     client_certificate: ClientCertificate = CLIENT_CERTIFICATES["none"]
-    alpn: ALPN = ALPN()
+    alpn: ALPN = NO_ALPN
 
     @property
     def ascii_name(self) -> str:
@@ -120,7 +120,12 @@ class Files:
 
 # What they say of an alert that they have got: OpenSSL (and who is built on it), GnuTLS, Go.
 HEARD = {
-    "bad certificate": ["alert bad certificate", "alert [42]", "tls: bad certificate"],
+    "bad certificate": [
+        "alert bad certificate",
+        "alert [42]",
+        "Alert[2|42]",
+        "tls: bad certificate",
+    ],
     # (And where curl passes on OpenSSL's words without saying whose they are.)
     "certificate expired": [
         "alert certificate expired",
@@ -208,7 +213,14 @@ GNUTLS_PRIORITIES = {
 
 
 def gnutls_server(case: Case, ca: Path, certificate: tuple[Path, Path]) -> Command:
-    command: Command = ["gnutls-serv", "--echo", "--port", "0", GNUTLS_PRIORITIES[case.version]]
+    command: Command = [
+        "gnutls-serv",
+        "--debug=5",
+        "--echo",
+        "--port",
+        "0",
+        GNUTLS_PRIORITIES[case.version],
+    ]
     command += ["--x509certfile", certificate[0], "--x509keyfile", certificate[1]]
     if case.client_certificate.asked == "no":
         command += ["--disable-client-cert"]
@@ -377,36 +389,53 @@ async def run_client(command: Command, *, end_when: bytes = ANSWER) -> tuple[int
 
 
 class Server:
-    """A program that runs as a server."""
+    """A program that runs as a server, and what it has said so far."""
 
-    def __init__(self, port: int, lines: AsyncIterator[bytes]) -> None:
-        self.port = port
-        self._lines = lines
+    def __init__(self, output: trio.abc.ReceiveStream) -> None:
+        self._output = output
+        self._more = trio.Event()
+        self._ended = False
+        self.port = 0
+        self.text = ""
 
-    async def says(self, *words: str) -> None:
+    async def listen_to_it(self) -> None:
+        """Read all that it says: a program whose pipe is full stands still."""
+        async for chunk in self._output:
+            self.text += chunk.decode(errors="replace")
+            self._tell()
+        self._ended = True
+        self._tell()
+
+    def _tell(self) -> None:
+        self._more.set()
+        self._more = trio.Event()
+
+    async def says(self, *patterns: str) -> re.Match[str]:
         """Wait until it says one of these."""
-        async for line in self._lines:
-            if any(each in line.decode(errors="replace") for each in words):
-                return
-        raise AssertionError(f"it ended, and has not said any of {words}")
+        while True:
+            if found := re.search("|".join(patterns), self.text):
+                return found
+            assert not self._ended, f"it has ended, and not said {patterns}, but {self.text}"
+            await self._more.wait()
+
+
+LISTENS = r"(?:ACCEPT .*:|port |listening on IPv4 .* port )(\d+)(?:\n|\.\.\.done)"
 
 
 @contextlib.asynccontextmanager
 async def run_server(command: Command) -> AsyncIterator[Server]:
-    options = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
+    pipe = subprocess.PIPE
     if command[0] == "gnutls-serv":
         command = ["stdbuf", "--output=L", *command]
-    async with running(*command, stdout=subprocess.PIPE, **options) as process:
+    async with running(*command, stdout=pipe, stderr=subprocess.STDOUT) as process:
         assert process.stdout is not None
-        async with contextlib.aclosing(lines_of(process.stdout)) as lines:
-            async for line in lines:
-                if found := re.search(
-                    rb"(?:ACCEPT .*:|^port |listening on IPv4 .*port )(\d+)", line
-                ):
-                    break
-            else:
-                raise AssertionError("it ended before it listened")
-            yield Server(int(found[1]) or listening_port(process.pid), lines)
+        async with process.stdout, trio.open_nursery() as nursery:
+            server = Server(process.stdout)
+            nursery.start_soon(server.listen_to_it)
+            port = int((await server.says(LISTENS))[1])
+            server.port = port or listening_port(process.pid)
+            yield server
+            process.terminate()
 
 
 def listening_port(pid: int) -> int:
@@ -428,6 +457,8 @@ def peers_and_cases(role: str) -> list[object]:
         for peer in ALL
         if getattr(peer, role) is not None
         for words, case in cases()
+        # Node.js asks for a certificate and has none refused, or all that are not right.
+        if (peer.name, role, case.client_certificate.asked) != ("node", "server", "optional")
     ]
 
 
@@ -525,3 +556,82 @@ def alert_of(fault: Fault, case: Case) -> str:
 
 def assert_heard(fault: Fault, case: Case, text: str) -> None:
     assert any(words in text for words in HEARD[alert_of(fault, case)]), text
+
+
+# ---- they are the server ----
+
+# What they, as servers, say to a client certificate that is not right. Go says the same of all
+# (or did, before 1.21), GnuTLS has words of its own, and Node.js hangs up.
+REFUSED = {
+    "openssl": "with the alert '{}'",
+    "gnutls": "with the alert '({}|access denied|decode error)'",
+    "go": "with the alert '({}|bad certificate)'",
+    "node": "with the alert '{}'|closed the connection|without close_notify",
+}
+
+
+async def ask(sock: Socket) -> bytes:
+    """Ask, and return the answer: servers give the question back, s_server each line in reverse."""
+    await sock.send(QUESTION)
+    return await sock.recv_exactly(len(QUESTION))
+
+
+def in_reverse(lines: bytes) -> bytes:
+    return b"".join(line[::-1] + b"\n" for line in lines.splitlines())
+
+
+@pytest.mark.parametrize(("peer", "case"), peers_and_cases("server"))
+async def test_a_client_of_ours_with(
+    peer: Peer,
+    case: Case,
+    authorities: Authorities,
+    files: Files,
+    built: Callable[[Command], Command],
+) -> None:
+    right = authorities.right.pem
+    certificate = authorities.server(case.name.certified, case.kind)
+    _, what, client_fault = case.client_certificate
+    shown = authorities.client(what, case.kind)
+    client_tls = client_of(
+        case.version,
+        right,
+        alpn=(case.alpn.offered,) if case.alpn.offered else (),
+        certificate=shown,
+    )
+    error: TLSError | None = None
+    assert peer.server is not None
+    command = peer.server(case, files.ca(right), files.certificate("server", certificate))
+    async with run_server(built(command)) as server:
+        sock = await trisock.connect("127.0.0.1", server.port)
+        async with closing(sock):
+            try:
+                info = await sock.starttls(client_tls, server_hostname=case.name.asked)
+                answer = await ask(sock)
+                await sock.stoptls()  # each side's close_notify, to which it is the answer
+            except TLSError as exc:
+                error = exc
+            await sock.close()
+        if (fault := case.name.fault) is not None:
+            assert error is not None
+            assert fault.words in str(error)
+            assert (error.reason, error.verify_code) == (fault.reason, fault.verify_code)
+            # OpenSSL sends this alert in the clear, which in TLS 1.3 they do not take.
+            in_the_clear = {"go": ["bad record MAC"], "gnutls": ["Error in handshake"]}
+            await server.says(
+                *map(re.escape, HEARD[alert_of(fault, case)]), *in_the_clear.get(peer.name, [])
+            )
+        elif client_fault is not None:
+            refused = REFUSED[peer.name].format(alert_of(client_fault, case))
+            assert re.search(refused, str(error)), error
+        elif case.alpn.offered != case.alpn.chosen and (
+            peer.name != "gnutls" or case.alpn.required
+        ):
+            assert "with the alert 'no application protocol'" in str(error)
+        else:
+            if error is not None:
+                raise error
+            assert answer == (in_reverse(QUESTION) if peer is OPENSSL else QUESTION)
+            assert info.version == case.version
+            assert info.alpn_protocol == case.alpn.chosen
+            assert info.server_hostname == case.ascii_name
+            assert info.peer_certificate == der(certificate)

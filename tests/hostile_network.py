@@ -1,0 +1,645 @@
+"""A network that does to a conversation what a seed says: the worst that a network can do.
+
+``plan`` draws from a seed what is said and what happens to it. ``HostileNetwork`` stands between
+a client and a server and does it. It always splits, joins and delays; and most plans have a
+fault: at one byte of one phase of the conversation the network ends it, breaks it, damages it or
+goes silent. It knows the phase of each byte by counting the clear ones (the plan has their
+number) and by the headers of the TLS records.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+import random
+import socket
+import struct
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import trio
+
+# ---- what can happen ----
+
+# Which way bytes go: from the client to the server, and back.
+UP, DOWN = "up", "down"
+
+# The phases of a conversation. Each flight of the handshake goes one way, as do the command that
+# announces TLS and its answer. STOP is the close_notify of a TLS that is left again. CLOSE is the
+# close_notify (if the conversation ends in TLS) and the FIN.
+CONNECT, CLEAR, COMMAND, ANSWER = "connect", "clear talk", "command", "answer"
+FLIGHT1, FLIGHT2, FLIGHT3, FLIGHT4 = "flight 1", "flight 2", "flight 3", "flight 4"
+SECRET, STOP, AFTER, CLOSE = "TLS talk", "stop", "clear talk after TLS", "close"
+
+UPGRADE = (COMMAND, ANSWER)
+HANDSHAKE = (FLIGHT1, FLIGHT2, FLIGHT3, FLIGHT4)
+DIRECTIONS = {COMMAND: UP, ANSWER: DOWN, FLIGHT1: UP, FLIGHT2: DOWN, FLIGHT3: UP, FLIGHT4: DOWN}
+
+# The modes of a conversation, and the phases of each after CONNECT.
+PLAIN, TLS, UPGRADED, RETURNED = "plain", "tls", "upgraded", "returned"
+PHASES = {
+    PLAIN: (CLEAR, CLOSE),
+    TLS: (*HANDSHAKE, SECRET, CLOSE),
+    UPGRADED: (CLEAR, *UPGRADE, *HANDSHAKE, SECRET, CLOSE),
+    RETURNED: (CLEAR, *UPGRADE, *HANDSHAKE, SECRET, STOP, AFTER, CLOSE),
+}
+VERSIONS = {PLAIN: ("",), **dict.fromkeys((TLS, UPGRADED, RETURNED), ("TLSv1.2", "TLSv1.3"))}
+
+# What the network does to a connection: nothing listens; one direction ends, the other goes on;
+# both end; both are reset; a byte is changed, lost or added; a clear line is slipped in behind
+# another (CVE-2011-0411); one or both go silent for ever.
+REFUSE, HALF_CLOSE, TRUNCATE, RESET = "refuse", "half-close", "truncate", "reset"
+CORRUPT, INJECT, STALL = "corrupt", "inject", "stall"
+CONNECT_KINDS = (REFUSE, TRUNCATE, RESET, STALL)
+KINDS = (HALF_CLOSE, TRUNCATE, RESET, CORRUPT, STALL)
+
+COMMAND_LINE = b"STARTTLS\r\n"
+ANSWER_LINE = b"220 go ahead\r\n"
+INJECTED_LINE = b"DELETE everything\r\n"
+
+# What is said under TLS begins with this, and the network must never see it.
+MARKER = b"for your eyes only\n"
+
+# How many bytes of a phase there are at the least, where the plan does not say it. (A client's
+# hello; a server's, with a certificate; Finished; the same; a close_notify.)
+_LEAST = {FLIGHT1: 150, FLIGHT2: 500, FLIGHT3: 64, FLIGHT4: 51, STOP: 23, CLOSE: 23}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens, after how many bytes of which phase, which way."""
+
+    kind: str
+    phase: str
+    direction: str = UP
+    offset: int = 0
+    how: int = 0  # a number that decides the rest: which bit, whether both ways, ...
+
+
+@dataclass(frozen=True)
+class Flow:
+    """How the bytes of one direction travel when nothing is wrong.
+
+    Attributes:
+      tiny: how many bytes at the beginning of each phase travel one to three at a time.
+      largest: the most that travel together.
+      gather: how many passes of the scheduler to wait for more, to send it on as one.
+      pause: how many passes at most between two pieces.
+      naps: how many of the pauses are as long as a millisecond.
+      narrow: whether the kernel's buffers are small.
+    """
+
+    tiny: int
+    largest: int
+    gather: int
+    pause: int
+    naps: int
+    narrow: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A conversation, and what becomes of it. All of it comes from the seed.
+
+    Attributes:
+      ending: who closes first: ``client``, ``server``, ``both``, or ``eof`` for both with
+        ``send_eof``.
+      sizes: how many bytes are said, by phase and direction.
+      hasty: whether ``starttls`` has a timeout that is shorter than the user's patience.
+    """
+
+    seed: int
+    mode: str
+    version: str
+    ending: str
+    sizes: dict[tuple[str, str], int]
+    flows: dict[str, Flow]
+    faults: tuple[Fault, ...]
+    hasty: bool
+
+    def said(self, phase: str, direction: str) -> bytes:
+        """Return what is said in a phase."""
+        return _said(self.seed, phase, direction, self.sizes[phase, direction])
+
+    @property
+    def kind(self) -> str:
+        """What becomes of it, in a word."""
+        return self.faults[0].kind if self.faults else "clean"
+
+    @property
+    def variant(self) -> str:
+        return f"{self.mode} {self.version}".strip()
+
+    def has(self, *kinds: str) -> bool:
+        """Whether one of its faults is of one of these kinds."""
+        return any(fault.kind in kinds for fault in self.faults)
+
+    def may_hold_up_handshakes(self) -> bool:
+        """Whether a handshake may come to wait for ever."""
+        return _may_hold_up_handshakes(self.faults)
+
+    def damages_clear_bytes(self) -> bool:
+        """Whether it changes what only the application can find to be wrong."""
+        clear = {CLEAR, *UPGRADE, AFTER} | ({CLOSE} if self.mode in (PLAIN, RETURNED) else set())
+        return any(
+            fault.kind == INJECT or (fault.kind == CORRUPT and fault.phase in clear)
+            for fault in self.faults
+        )
+
+
+@functools.lru_cache(maxsize=256)
+def _said(seed: int, phase: str, direction: str, size: int) -> bytes:
+    data = random.Random(f"{seed} {phase} {direction}").randbytes(size)
+    return MARKER + data[len(MARKER) :] if phase == SECRET else data
+
+
+# ---- the plan ----
+
+Combination = tuple[str, str, "Fault | None"]
+
+
+@functools.cache
+def combinations() -> tuple[Combination, ...]:
+    """Return every mode, version and fault that there is, each with and without."""
+    return tuple(
+        (mode, version, fault)
+        for mode, versions in VERSIONS.items()
+        for version in versions
+        for fault in (*[None] * 8, *_faults(mode))
+    )
+
+
+def _faults(mode: str) -> Iterator[Fault]:
+    for kind in CONNECT_KINDS:
+        yield Fault(kind, CONNECT)
+    for phase in PHASES[mode]:
+        for direction in (UP, DOWN):
+            if DIRECTIONS.get(phase, direction) == direction:
+                for kind in KINDS:
+                    yield Fault(kind, phase, direction)
+                if phase in UPGRADE:
+                    yield Fault(INJECT, phase, direction)
+
+
+def plan(seed: int) -> Plan:
+    """Draw a plan. Seeds that follow each other go through all the combinations."""
+    mode, version, fault = combinations()[seed % len(combinations())]
+    rng = random.Random(seed)
+    flows = {direction: _flow(rng) for direction in (UP, DOWN)}
+    talks = {CLEAR, SECRET, AFTER}.intersection(PHASES[mode])
+    sizes = {
+        (phase, direction): rng.randint(
+            len(MARKER) if phase == SECRET else 1, _most(rng, flows[direction])
+        )
+        for phase in sorted(talks)
+        for direction in (UP, DOWN)
+    }
+    faults = [] if fault is None else [_placed(fault, rng, sizes)]
+    if fault is not None and seed >= len(combinations()) and rng.random() < 0.2:
+        others = [each for each in _faults(mode) if each.phase != CONNECT]
+        faults.append(_placed(rng.choice(others), rng, sizes))
+    endings = ["client", "server", "both"] + (["eof"] if mode in (PLAIN, RETURNED) else [])
+    return Plan(
+        seed=seed,
+        mode=mode,
+        version=version,
+        ending=rng.choice(endings),
+        sizes=sizes,
+        flows=flows,
+        faults=tuple(faults),
+        hasty=rng.random() < 0.5 and _may_hold_up_handshakes(faults),
+    )
+
+
+def _may_hold_up_handshakes(faults: Iterable[Fault]) -> bool:
+    return any(
+        fault.kind in (STALL, CORRUPT, INJECT) and fault.phase in (CONNECT, *UPGRADE, *HANDSHAKE)
+        for fault in faults
+    )
+
+
+def _flow(rng: random.Random) -> Flow:
+    return Flow(
+        tiny=rng.choice([0, 0, 6, 100]),
+        largest=rng.choice([65536, 65536, 5000, 1000, 100]),
+        gather=rng.choice([0, 0, 1, 5, 30]),
+        pause=rng.choice([0, 0, 1, 4]),
+        naps=rng.choice([0, 0, 0, 10]),
+        narrow=rng.random() < 0.2,
+    )
+
+
+def _most(rng: random.Random, flow: Flow) -> int:
+    """Return the most that is to be said: now and then more than the kernel's buffers hold."""
+    return min(rng.choice([30, 300, 3000, 3000, 30_000, 100_000, 800_000]), 300 * flow.largest)
+
+
+def _placed(fault: Fault, rng: random.Random, sizes: dict[tuple[str, str], int]) -> Fault:
+    """Choose the byte: any one, but often one of the first or the last."""
+    if fault.phase in UPGRADE:
+        length = len(COMMAND_LINE if fault.phase == COMMAND else ANSWER_LINE)
+    else:
+        length = sizes.get((fault.phase, fault.direction)) or _LEAST.get(fault.phase, 1)
+    last = length - 1
+    offset = min(last, rng.choice([0, 1, 4, 5, last, *[rng.randrange(length) for _ in range(5)]]))
+    if fault.kind == INJECT:  # behind the whole line
+        offset = last
+    if fault.phase == CLOSE and rng.random() < 0.3:  # behind the close_notify, before the FIN
+        offset = 1_000_000
+    return dataclasses.replace(fault, offset=offset, how=rng.getrandbits(16))
+
+
+# ---- which phase a byte belongs to ----
+
+_CHANGE_CIPHER_SPEC, _ALERT, _HANDSHAKE, _APPLICATION_DATA = 20, 21, 22, 23
+_HEADER = 5
+_TICKETS = 2  # how many a TLS 1.3 server gives
+
+
+class Track:
+    """Tells the phase of each byte that one side sends, and what it must not have sent. No I/O.
+
+    Attributes:
+      phase: of the last byte.
+      notified: whether the last byte of close_notify was seen.
+      complaint: what was wrong with the bytes, ``""`` for nothing.
+    """
+
+    def __init__(self, plan: Plan, direction: str) -> None:
+        self.phase = CONNECT
+        self.notified = False
+        self.complaint = ""
+        self.other: Track  # of the other direction
+        self._up = direction == UP
+        self._newer = plan.version == "TLSv1.3"
+        self._clear: list[tuple[str, int]] = []  # what comes in the clear, before TLS or after
+        self._encrypted = plan.mode != PLAIN
+        if (CLEAR, direction) in plan.sizes:
+            self._clear.append((CLEAR, plan.sizes[CLEAR, direction]))
+        if plan.mode in (UPGRADED, RETURNED):
+            line = (COMMAND, COMMAND_LINE) if self._up else (ANSWER, ANSWER_LINE)
+            self._clear.append((line[0], len(line[1])))
+        self._after = plan.sizes.get((AFTER, direction))
+        self._secret = plan.sizes.get((SECRET, direction), 0)
+        self._header = b""
+        self._left = 0  # of the record's body
+        self._last_of_flight = False
+        self._tickets = _TICKETS if self._newer else 0
+        self._changed = False
+        self._seen = b""  # the end of what was seen, in case the marker begins there
+
+    def feed(self, data: bytes) -> Iterator[tuple[str, bytes]]:
+        """Cut data where a phase, or a record, begins."""
+        while data:
+            if self._clear:
+                phase, left = self._clear[0]
+                part, data = data[:left], data[left:]
+                self._clear[0] = (phase, left - len(part))
+                if left == len(part):
+                    del self._clear[0]
+                self.phase = phase
+                yield phase, part
+            elif not self._encrypted:
+                self.complaint = self.complaint or f"{len(data)} bytes too many: {data[:40]!r}"
+                yield CLOSE, data
+                return
+            elif not self._left:
+                missing = _HEADER - len(self._header)
+                self._header, data = self._header + data[:missing], data[missing:]
+                if len(self._header) == _HEADER:
+                    header, self._header = self._header, b""
+                    self._record_begins(header)
+                    yield self.phase, header
+            else:
+                part, data = data[: self._left], data[self._left :]
+                self._left -= len(part)
+                self._watch(part)
+                if not self._left and self.phase in (STOP, CLOSE):
+                    self._notified()
+                yield self.phase, part
+
+    def rest(self) -> bytes:
+        """Return what was kept because a header was not whole."""
+        return self._header
+
+    def _watch(self, part: bytes) -> None:
+        if MARKER in self._seen + part:
+            self.complaint = "the marker was seen: what was to be encrypted is in the clear"
+        self._seen = part[-len(MARKER) + 1 :]
+
+    def _notified(self) -> None:
+        self.notified = True
+        self._encrypted = False
+        if self._after is not None:
+            self._clear.append((AFTER, self._after))
+
+    def _record_begins(self, header: bytes) -> None:
+        kind, version, self._left = struct.unpack("!BHH", header)
+        if not _CHANGE_CIPHER_SPEC <= kind <= _APPLICATION_DATA or version >> 8 != 3:
+            self.complaint = self.complaint or f"this is no TLS: {header!r}"
+        self.phase = self._phase_of(kind, self._left)
+
+    def _phase_of(self, kind: int, length: int) -> str:
+        if self.phase in (CONNECT, COMMAND, ANSWER):
+            return FLIGHT1 if self._up else FLIGHT2
+        if self.phase == FLIGHT1 or (self.phase == FLIGHT2 and self.other.phase != FLIGHT1):
+            self._changed = False
+            return self._in_last_flight(kind)
+        if self.phase == FLIGHT2:
+            return FLIGHT2
+        if self.phase in (FLIGHT3, FLIGHT4) and not self._last_of_flight:
+            return self._in_last_flight(kind)
+        # Each record of TLS 1.3 has its true type and a tag of 16 bytes at its end.
+        if kind == _ALERT or (self._newer and self._secret <= 0):
+            return STOP if self._after is not None else CLOSE
+        self._secret -= length - 17
+        return SECRET
+
+    def _in_last_flight(self, kind: int) -> str:
+        """Finished, after a change of cipher; of a TLS 1.3 server, tickets."""
+        if self._newer and not self._up:
+            self._tickets -= 1
+            self._last_of_flight = self._tickets == 0
+        else:
+            self._last_of_flight = self._changed
+            self._changed = kind == _CHANGE_CIPHER_SPEC
+        return FLIGHT3 if self._up else FLIGHT4
+
+
+# ---- the network ----
+
+# The kernel's buffers, where they are to be small. (It doubles the number.)
+_NARROW = 8192
+
+_MOST_AT_A_TIME = 262_144
+
+_LINGER_AND_RESET = struct.pack("ii", 1, 0)
+
+
+class _CutOff(Exception):
+    """Nothing goes on this way any more."""
+
+
+class HostileNetwork:
+    """What one client connects to in place of a server, and what a plan says happens to it.
+
+    Args:
+      plan: what happens.
+      server_port: where the server listens.
+      expect: called with the port that the server will see, before it can see it.
+      accepted: waits until the server has accepted the connection.
+
+    Attributes:
+      port: what the client is to connect to.
+      reached: whether it has connected to the server.
+      struck: the faults that have happened.
+      trouble: set once somebody may have to wait for ever.
+      still: set once nothing moves any more: both ways have ended, or are silent for ever.
+      up, down: the two directions.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        server_port: int,
+        expect: Callable[[int], object],
+        accepted: Callable[[], Awaitable[object]],
+    ) -> None:
+        self.plan = plan
+        self._server_port = server_port
+        self._expect = expect
+        self._accepted = accepted
+        self.reached = False
+        self.struck: list[Fault] = []
+        self.trouble = trio.Event()
+        self.still = trio.Event()
+        self.up, self.down = _Way(self, UP), _Way(self, DOWN)
+        self.up.other, self.down.other = self.down, self.up
+        self.up.track.other, self.down.track.other = self.down.track, self.up.track
+        at_once = [fault for fault in plan.faults if fault.phase == CONNECT]
+        self._at_once = at_once[0] if at_once else None
+        self._sockets = [self._socket(narrow=plan.flows[UP].narrow)]
+        self.port: int = self._sockets[0].getsockname()[1]
+        if not plan.has(REFUSE):
+            self._sockets[0].listen(1)
+
+    def _socket(self, *, narrow: bool) -> socket.socket:
+        sock = socket.socket()
+        sock.setblocking(False)
+        sock.bind(("127.0.0.1", 0))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what is split stays split
+        if narrow:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _NARROW)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _NARROW)
+        return sock
+
+    async def run(self) -> None:
+        """Carry a client's connection until both its ways have ended."""
+        try:
+            if self._at_once is None:
+                await self._carry(await self._accept(), await self._reach())
+            else:
+                self.strikes(self._at_once)
+                await self._be_hostile_at_once(self._at_once)
+        finally:
+            self.still.set()
+            for sock in self._sockets:
+                trio.lowlevel.notify_closing(sock)
+                sock.close()
+
+    async def _accept(self) -> trio.SocketStream:
+        await trio.lowlevel.wait_readable(self._sockets[0])
+        sock, _ = self._sockets[0].accept()
+        return self._stream(sock)
+
+    async def _reach(self) -> trio.SocketStream:
+        sock = self._socket(narrow=self.plan.flows[DOWN].narrow)
+        stream = self._stream(sock)
+        self._expect(sock.getsockname()[1])
+        sock.connect_ex(("127.0.0.1", self._server_port))
+        self.reached = True
+        await self._accepted()
+        return stream
+
+    def _stream(self, sock: socket.socket) -> trio.SocketStream:
+        self._sockets.append(sock)
+        return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+
+    async def _carry(self, client: trio.SocketStream, server: trio.SocketStream) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.up.carry, client, server)
+            nursery.start_soon(self.down.carry, server, client)
+            await self.up.stopped.wait()
+            await self.down.stopped.wait()
+            self.still.set()
+
+    async def _be_hostile_at_once(self, fault: Fault) -> None:
+        if fault.kind == REFUSE:
+            return
+        if fault.kind == STALL and fault.how & 1:  # it stays in the backlog
+            await self.be_silent()
+        client = await self._accept()
+        server = await self._reach() if fault.how & 2 else None
+        if fault.kind == RESET:
+            self.reset()
+        elif fault.kind == STALL:
+            await self.be_silent()
+        elif server is None:
+            await self.up.end(client, client)
+        else:
+            self.up.scope.cancel()
+            self.down.scope.cancel()
+            await self._carry(client, server)
+
+    def strikes(self, fault: Fault) -> None:
+        """Note that a fault has happened."""
+        self.struck.append(fault)
+        if fault.kind in (STALL, CORRUPT, INJECT):
+            self.trouble.set()
+
+    async def be_silent(self) -> None:
+        """Do nothing, for ever."""
+        self.still.set()
+        await trio.sleep_forever()
+
+    def reset(self) -> None:
+        """Reset both connections."""
+        for sock in self._sockets[1:]:
+            if sock.fileno() >= 0:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_AND_RESET)
+                trio.lowlevel.notify_closing(sock)
+                sock.close()
+
+
+class _Way:
+    """One direction: what it carries, and what has become of it.
+
+    Attributes:
+      notified: whether an undamaged close_notify went through.
+      scope: cancelled to cut it off from outside.
+      stopped: set once nothing moves this way any more.
+    """
+
+    def __init__(self, network: HostileNetwork, direction: str) -> None:
+        plan = network.plan
+        self._network = network
+        self._flow = plan.flows[direction]
+        self._faults = [
+            each for each in plan.faults if each.direction == direction and each.phase != CONNECT
+        ]
+        self._rng = random.Random(f"{plan.seed} {direction}")
+        self.track = Track(plan, direction)
+        self.other: _Way
+        self.notified = False
+        self.scope = trio.CancelScope()
+        self.stopped = trio.Event()
+        self._silent = False
+        self._phase = CONNECT
+        self._passed = 0  # bytes of that phase
+        self._tiny = 0  # bytes that still travel in tiny pieces
+        self._naps = self._flow.naps
+        self._damaged_end = False
+
+    async def carry(self, source: trio.SocketStream, target: trio.SocketStream) -> None:
+        """Carry everything to the end, or until the network has other plans."""
+        await self._carry(source, target)
+        self.stopped.set()
+        if self._silent:
+            await trio.sleep_forever()
+
+    async def _carry(self, source: trio.SocketStream, target: trio.SocketStream) -> None:
+        with contextlib.suppress(_CutOff), self.scope:
+            while data := await self._receive(source):
+                for phase, part in self.track.feed(data):
+                    await self._pass_on(phase, part, target)
+            await self._send(self.track.rest(), target)
+            await self._pass_on(CLOSE, b"", target, last=True)
+            with contextlib.suppress(trio.BrokenResourceError):
+                await target.send_eof()
+            return
+        if not self._silent:
+            await self.end(source, target)
+
+    async def end(self, source: trio.SocketStream, target: trio.SocketStream) -> None:
+        """End one side, and lose what the other still says: all of it is read, for no reset."""
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            await target.send_eof()
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            while await source.receive_some():
+                pass
+
+    async def _receive(self, source: trio.SocketStream) -> bytes:
+        try:
+            data = bytes(await source.receive_some())
+            for _ in range(self._flow.gather if data else 0):
+                await trio.lowlevel.checkpoint()
+                with contextlib.suppress(BlockingIOError):
+                    data += os.read(source.socket.fileno(), _MOST_AT_A_TIME)
+                if len(data) > _MOST_AT_A_TIME:
+                    break
+            return data
+        except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
+            self._network.reset()
+            raise _CutOff from None
+
+    async def _pass_on(
+        self, phase: str, part: bytes, target: trio.SocketStream, *, last: bool = False
+    ) -> None:
+        if phase != self._phase:
+            self._phase, self._passed, self._tiny = phase, 0, self._flow.tiny
+        begin, self._passed = self._passed, self._passed + len(part)
+        for fault in self._faults:
+            if fault.phase == phase and (last or fault.offset < self._passed):
+                self._faults.remove(fault)
+                cut = max(fault.offset - begin, 0)
+                await self._send(part[:cut], target)
+                self._network.strikes(fault)
+                part = self._strike(fault, part[cut:])
+                self._damaged_end |= phase in (STOP, CLOSE) and not last
+                break
+        await self._send(part, target)
+        self.notified = self.track.notified and not self._damaged_end
+
+    def _strike(self, fault: Fault, part: bytes) -> bytes:
+        """Return what goes on in place of a part; else cut this way off, and perhaps the other."""
+        if fault.kind == CORRUPT:
+            return _damaged(part, fault.how)
+        if fault.kind == INJECT:
+            return part[:1] + INJECTED_LINE + part[1:]
+        if fault.kind == RESET:
+            self._network.reset()
+        both = fault.kind == TRUNCATE or (fault.kind == STALL and fault.how & 1)
+        for way in (self, self.other) if both else (self,):
+            way._silent = fault.kind == STALL
+            way.scope.cancel()
+        raise _CutOff
+
+    async def _send(self, part: bytes, target: trio.SocketStream) -> None:
+        try:
+            while part:
+                size = self._rng.randint(1, self._flow.largest)
+                if self._tiny > 0:
+                    size = self._rng.randint(1, 3)
+                    self._tiny -= size
+                await target.send_all(part[:size])
+                part = part[size:]
+                for _ in range(self._rng.randint(0, self._flow.pause)):
+                    await trio.lowlevel.checkpoint()
+                if self._naps > 0 and self._rng.random() < 0.2:
+                    self._naps -= 1
+                    await trio.sleep(0.001)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            raise _CutOff from None
+
+
+def _damaged(part: bytes, how: int) -> bytes:
+    """Change the first byte, or one bit of it, or put another before it, or leave it out."""
+    way, how = how % 4, how // 4
+    if way == 0 or not part:
+        return bytes([how % 256]) + part
+    if way == 1:
+        return part[1:]
+    change = 1 << how % 8 if way == 2 else 1 + how % 255
+    return bytes([part[0] ^ change]) + part[1:]

@@ -1142,6 +1142,33 @@ async def test_stoptls_with_a_peer_that_does_not_do_the_same(
             await a.recv()
 
 
+@pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
+async def test_stoptls_takes_an_alert_for_no_end_and_nobody_else_meets_it(
+    version: str, authority: Authority, client_tls: ClientTLS, server_tls: ServerTLS
+) -> None:
+    """OpenSSL takes it for one, and leaves its error to the next connection that it works for."""
+    sock, raw = raw_pair()
+    context = ssl.create_default_context(cadata=authority.pem.decode())
+    context.maximum_version = ssl.TLSVersion[version]
+    peer = RawTLS(raw, context, server_hostname="example.org")
+    a, b = await tls_pair(client_tls, server_tls)
+    async with closing(sock, a, b):
+        with raw:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.to_thread.run_sync, peer.run, peer.ssl.do_handshake)
+                await sock.starttls(server_tls)
+            peer.incoming.write(b"\x17\x03\x03\x00\x20" + bytes(32))  # a forged record
+            with pytest.raises(ssl.SSLError, match=r"(?i)bad record mac"):
+                peer.ssl.read()
+            peer.flush()
+            await trio.lowlevel.wait_readable(sock.fileno())
+            with pytest.raises(TLSError, match="the peer refused, with the alert 'bad record mac'"):
+                await sock.stoptls()
+        assert await a.peek() is None
+        await b.send(b"x")
+        assert await a.recv() == b"x"
+
+
 async def test_a_cancelled_stoptls_closes(client_tls: ClientTLS, server_tls: ServerTLS) -> None:
     a, b = await tls_pair(client_tls, server_tls)
     async with closing(a, b):

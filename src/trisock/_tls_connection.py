@@ -137,8 +137,9 @@ class _Carrier(trio.abc.Stream):
 class _Tap:
     """What ``SSLStream`` takes for its context, and what the context makes.
 
-    As the latter it is the ``SSLObject``, but for one thing: it keeps the tickets of a TLS 1.3
-    server for us, where ``SSLStream`` would keep them for itself and lose them when it fails.
+    As the latter it is the ``SSLObject``, but for two things. It keeps the tickets of a TLS 1.3
+    server for us, where ``SSLStream`` would keep them for itself and lose them when it fails. And
+    it tells an alert from a close_notify when TLS ends.
     """
 
     ssl_object: ssl.SSLObject
@@ -163,6 +164,16 @@ class _Tap:
         self.ssl_object.do_handshake()
         if self._role.server_side and self.ssl_object.version() == "TLSv1.3":
             self._carrier.unsent = self.outgoing.read()
+
+    def unwrap(self) -> None:
+        """End TLS. OpenSSL takes an alert for the peer's close_notify; a read tells which it was.
+
+        It also takes the error of the alert away, which OpenSSL leaves in the thread's queue: there
+        the next connection would find it, and fail by it.
+        """
+        self.ssl_object.unwrap()
+        with contextlib.suppress(ssl.SSLZeroReturnError):
+            self.ssl_object.read(1)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.ssl_object, name)

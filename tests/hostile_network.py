@@ -540,6 +540,7 @@ class _Way:
         self._passed = 0  # bytes of that phase
         self._tiny = 0  # bytes that still travel in tiny pieces
         self._naps = self._flow.naps
+        self._nobody_listens = False
         self._damaged_end = False
 
     async def carry(self, source: trio.SocketStream, target: trio.SocketStream) -> None:
@@ -552,11 +553,11 @@ class _Way:
     async def _carry(self, source: trio.SocketStream, target: trio.SocketStream) -> None:
         with contextlib.suppress(_CutOff), self.scope:
             while data := await self._receive(source):
-                for phase, part in self.track.feed(data):
+                for phase, part in list(self.track.feed(data)):
                     await self._pass_on(phase, part, target)
             await self._send(self.track.rest(), target)
             await self._pass_on(CLOSE, b"", target, last=True)
-            with contextlib.suppress(trio.BrokenResourceError):
+            with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 await target.send_eof()
             return
         if not self._silent:
@@ -567,8 +568,8 @@ class _Way:
         with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             await target.send_eof()
         with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            while await source.receive_some():
-                pass
+            while data := await source.receive_some():
+                list(self.track.feed(bytes(data)))
 
     async def _receive(self, source: trio.SocketStream) -> bytes:
         try:
@@ -618,7 +619,7 @@ class _Way:
 
     async def _send(self, part: bytes, target: trio.SocketStream) -> None:
         try:
-            while part:
+            while part and not self._nobody_listens:
                 size = self._rng.randint(1, self._flow.largest)
                 if self._tiny > 0:
                     size = self._rng.randint(1, 3)
@@ -631,7 +632,7 @@ class _Way:
                     self._naps -= 1
                     await trio.sleep(0.001)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            raise _CutOff from None
+            self._nobody_listens = True
 
 
 def _damaged(part: bytes, how: int) -> bytes:

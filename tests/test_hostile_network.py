@@ -114,6 +114,7 @@ class Side:
         self.name = "client" if direction == UP else "server"
         self.rng = random.Random(f"{plan.seed} {self.name}")
         self.how = ""
+        self.errors: list[BaseException] = []
         self.saw_end = False
         self.saw_end_of_tls = False
         self.complaints: list[str] = []
@@ -132,7 +133,7 @@ class Side:
             self.how = "deadline" if scope.cancelled_caught else "whole"
         except (Exception, BaseExceptionGroup) as exc:
             failure = exc
-            errors = list(_leaves(exc))
+            self.errors = errors = list(_leaves(exc))
             own = [each for each in errors if isinstance(each, (WrongBytes, EndedEarly))]
             self.how = type((own or errors)[0]).__name__
             for each in errors:
@@ -383,12 +384,13 @@ class Conversation:
                 if not self.dies_at_once:
                     yield f"the {side.name} has not ended"
             elif not self.may_end(side.how):
-                yield f"the {side.name} ended: {side.how}"
+                yield f"the {side.name} ended: {side.how}: {side.errors}"
             if side.saw_end_of_tls and not way.other.notified:
                 yield f"the {side.name} took a connection that was cut for a clean end of TLS"
         # (A machine that is slow may let a handshake time out before.)
         if plan.faults and not network.struck and not plan.may_hold_up_handshakes():
-            yield "the fault did not happen"
+            sides = (self.client_side, self.server_side)
+            yield f"the fault did not happen: {[(side.how, side.errors) for side in sides]}"
         if plan.has(REFUSE) and self.client_side.how != "ConnectionRefusedError":
             yield f"nobody listened, and the client ended: {self.client_side.how}"
 

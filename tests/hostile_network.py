@@ -274,14 +274,15 @@ class Track:
         self.other: Track  # of the other direction
         self._up = direction == UP
         self._newer = plan.version == "TLSv1.3"
-        self._clear: list[tuple[str, int]] = []  # what comes in the clear, before TLS or after
+        # What is to come in the clear, before TLS or after.
+        self._clear: list[tuple[str, memoryview]] = []
         self._encrypted = plan.mode != PLAIN
         if (CLEAR, direction) in plan.sizes:
-            self._clear.append((CLEAR, plan.sizes[CLEAR, direction]))
+            self._clear.append((CLEAR, memoryview(plan.said(CLEAR, direction))))
         if plan.mode in (UPGRADED, RETURNED):
-            line = (COMMAND, COMMAND_LINE) if self._up else (ANSWER, ANSWER_LINE)
-            self._clear.append((line[0], len(line[1])))
-        self._after = plan.sizes.get((AFTER, direction))
+            phase, line = (COMMAND, COMMAND_LINE) if self._up else (ANSWER, ANSWER_LINE)
+            self._clear.append((phase, memoryview(line)))
+        self._after = plan.said(AFTER, direction) if plan.mode == RETURNED else None
         self._secret = plan.sizes.get((SECRET, direction), 0)
         self._header = b""
         self._left = 0  # of the record's body
@@ -294,15 +295,16 @@ class Track:
         """Cut data where a phase, or a record, begins."""
         while data:
             if self._clear:
-                phase, left = self._clear[0]
-                part, data = data[:left], data[left:]
-                self._clear[0] = (phase, left - len(part))
-                if left == len(part):
-                    del self._clear[0]
+                phase, expected = self._clear.pop(0)
+                part, data = data[: len(expected)], data[len(expected) :]
+                if expected[: len(part)] != part:
+                    self._complain(f"something else in the {phase}", part)
+                if len(expected) > len(part):
+                    self._clear.insert(0, (phase, expected[len(part) :]))
                 self.phase = phase
                 yield phase, part
             elif not self._encrypted:
-                self.complaint = self.complaint or f"{len(data)} bytes too many: {data[:40]!r}"
+                self._complain("something after the end", data)
                 yield CLOSE, data
                 return
             elif not self._left:
@@ -320,25 +322,28 @@ class Track:
                     self._notified()
                 yield self.phase, part
 
+    def _complain(self, what: str, data: bytes) -> None:
+        self.complaint = self.complaint or f"{what}: {data[:40]!r}"
+
     def rest(self) -> bytes:
         """Return what was kept because a header was not whole."""
         return self._header
 
     def _watch(self, part: bytes) -> None:
         if MARKER in self._seen + part:
-            self.complaint = "the marker was seen: what was to be encrypted is in the clear"
+            self._complain("in the clear what was to be encrypted", part)
         self._seen = part[-len(MARKER) + 1 :]
 
     def _notified(self) -> None:
         self.notified = True
         self._encrypted = False
         if self._after is not None:
-            self._clear.append((AFTER, self._after))
+            self._clear.append((AFTER, memoryview(self._after)))
 
     def _record_begins(self, header: bytes) -> None:
         kind, version, self._left = struct.unpack("!BHH", header)
         if not _CHANGE_CIPHER_SPEC <= kind <= _APPLICATION_DATA or version >> 8 != 3:
-            self.complaint = self.complaint or f"this is no TLS: {header!r}"
+            self._complain("what is no TLS", header)
         self.phase = self._phase_of(kind, self._left)
 
     def _phase_of(self, kind: int, length: int) -> str:

@@ -492,6 +492,7 @@ class HostileNetwork:
         elif fault.kind == STALL:
             await self.be_silent()
         elif server is None:
+            self.down.finished = True
             await self.up.end(client, client)
         else:
             self.up.scope.cancel()
@@ -522,6 +523,7 @@ class _Way:
     """One direction: what it carries, and what has become of it.
 
     Attributes:
+      finished: whether its end went through, a FIN.
       notified: whether an undamaged close_notify went through.
       scope: cancelled to cut it off from outside.
       stopped: set once nothing moves this way any more.
@@ -537,6 +539,7 @@ class _Way:
         self._rng = random.Random(f"{plan.seed} {direction}")
         self.track = Track(plan, direction)
         self.other: _Way
+        self.finished = False
         self.notified = False
         self.scope = trio.CancelScope()
         self.stopped = trio.Event()
@@ -562,25 +565,28 @@ class _Way:
                     await self._pass_on(phase, part, target)
             await self._send(self.track.rest(), target)
             await self._pass_on(CLOSE, b"", target, last=True)
-            with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                await target.send_eof()
+            await self._finish(target)
             return
         if not self._silent:
             await self.end(source, target)
 
     async def end(self, source: trio.SocketStream, target: trio.SocketStream) -> None:
         """End one side, and lose what the other still says: all of it is read, for no reset."""
-        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            await target.send_eof()
+        await self._finish(target)
         with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             while data := await source.receive_some():
                 list(self.track.feed(bytes(data)))
+
+    async def _finish(self, target: trio.SocketStream) -> None:
+        self.finished = True
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            await target.send_eof()
 
     async def _receive(self, source: trio.SocketStream) -> bytes:
         try:
             data = bytes(await source.receive_some())
             for _ in range(self._flow.gather if data else 0):
-                await trio.lowlevel.checkpoint()
+                await trio.lowlevel.cancel_shielded_checkpoint()  # what was read is not lost
                 with contextlib.suppress(BlockingIOError):
                     data += os.read(source.socket.fileno(), _MOST_AT_A_TIME)
                 if len(data) > _MOST_AT_A_TIME:

@@ -96,7 +96,9 @@ class Side:
 
     Attributes:
       how: how it ended: ``"whole"``, ``"deadline"``, or the name of an error.
-      saw_end: whether it saw a clean end of what the other said (under TLS: a close_notify).
+      encrypted: whether it was under TLS by then.
+      saw_end: whether it saw an end of the connection that looked clean.
+      saw_end_of_tls: whether it saw one of TLS, which is a close_notify.
       complaints: what must not be.
     """
 
@@ -115,6 +117,7 @@ class Side:
         self.rng = random.Random(f"{plan.seed} {self.name}")
         self.how = ""
         self.errors: list[BaseException] = []
+        self.encrypted = False
         self.saw_end = False
         self.saw_end_of_tls = False
         self.complaints: list[str] = []
@@ -136,6 +139,8 @@ class Side:
             self.errors = errors = list(_leaves(exc))
             own = [each for each in errors if isinstance(each, (WrongBytes, EndedEarly))]
             self.how = type((own or errors)[0]).__name__
+            if not self.encrypted and self.how in ("EndedEarly", "IncompleteReadError"):
+                self.saw_end = True
             for each in errors:
                 if not isinstance(each, DOCUMENTED):
                     text = "".join(traceback.format_exception(each))
@@ -154,11 +159,13 @@ class Side:
                     await self.agree(sock)
                 if not sock.istls():
                     await self.start_tls(sock)
+                self.encrypted = True
                 assert sock.tls is not None
                 assert sock.tls.version == plan.version
             if phase == AFTER:
                 await sock.stoptls()
                 self.saw_end_of_tls = True
+                self.encrypted = False
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.speak, sock, phase)
                 await self.listen(sock, plan.said(phase, self.hears))
@@ -167,8 +174,10 @@ class Side:
                 trailing = await sock.recv()
                 if trailing:
                     raise WrongBytes(f"{trailing[:40]!r} in place of the end")
-            self.saw_end = True
-            self.saw_end_of_tls |= sock.istls()
+            if self.encrypted:
+                self.saw_end_of_tls = True
+            else:
+                self.saw_end = True
 
     async def agree(self, sock: Socket) -> None:
         """Announce TLS, as SMTP does."""
@@ -383,8 +392,10 @@ class Conversation:
             if side.how == "" and (side.name == "client" or network.reached):
                 if not self.dies_at_once:
                     yield f"the {side.name} has not ended"
-            elif not self.may_end(side.how):
+            elif not self.may_end(side):
                 yield f"the {side.name} ended: {side.how}: {side.errors}"
+            if side.saw_end and not way.other.finished:
+                yield f"the {side.name} took a connection that broke for one that ended"
             if side.saw_end_of_tls and not way.other.notified:
                 yield f"the {side.name} took a connection that was cut for a clean end of TLS"
         # (A machine that is slow may let a handshake time out before.)
@@ -394,26 +405,22 @@ class Conversation:
         if plan.has(REFUSE) and self.client_side.how != "ConnectionRefusedError":
             yield f"nobody listened, and the client ended: {self.client_side.how}"
 
-    def may_end(self, how: str) -> bool:
+    def may_end(self, side: Side) -> bool:
         """Whether a side may end in such a way."""
         plan = self.plan
-        if how in ("whole", ""):
+        if side.how in ("whole", ""):
             return True
-        if how == "deadline":
+        if side.how == "deadline":
             return plan.has(STALL, CORRUPT, INJECT)
-        if how in ("WrongBytes", "LimitExceededError"):
-            return plan.damages_clear_bytes()
-        if how == "TLSError":
-            return bool(plan.faults) and plan.mode != PLAIN
-        if how == "ConnectionRefusedError":
+        if side.how in ("TLSError", "BrokenResourceError"):
+            return bool(plan.faults) and (side.how != "TLSError" or plan.mode != PLAIN)
+        if side.how in ("IncompleteReadError", "EndedEarly"):
+            return bool(plan.faults) and not side.encrypted
+        if side.how in ("WrongBytes", "LimitExceededError"):
+            return plan.damages_clear_bytes() and not side.encrypted
+        if side.how == "ConnectionRefusedError":
             return plan.has(REFUSE)
-        if how == "ConnectionResetError":
-            return self.dies_at_once
-        return bool(plan.faults) and how in (
-            "BrokenResourceError",
-            "IncompleteReadError",
-            "EndedEarly",
-        )
+        return side.how == "ConnectionResetError" and self.dies_at_once
 
 
 class Place(logging.Handler):

@@ -16,7 +16,7 @@ import os
 import random
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -213,9 +213,11 @@ def plan(seed: int) -> Plan:
     )
 
 
-def _may_hold_up_handshakes(faults: Iterable[Fault]) -> bool:
+def _may_hold_up_handshakes(faults: Sequence[Fault]) -> bool:
+    # After another fault the end may come while it is still the handshake.
     return any(
-        fault.kind in (STALL, CORRUPT, INJECT) and fault.phase in (CONNECT, *UPGRADE, *HANDSHAKE)
+        fault.kind in (STALL, CORRUPT, INJECT)
+        and (fault.phase in (CONNECT, *UPGRADE, *HANDSHAKE) or len(faults) > 1)
         for fault in faults
     )
 

@@ -402,6 +402,9 @@ class Conversation:
         if plan.faults and not network.struck and not plan.may_hold_up_handshakes():
             sides = (self.client_side, self.server_side)
             yield f"the fault did not happen: {[(side.how, side.errors) for side in sides]}"
+        injected = any(fault.kind == INJECT for fault in network.struck)
+        if injected and "whole" in (self.client_side.how, self.server_side.how):
+            yield "clear bytes behind the command, or its answer, were passed over"
         if plan.has(REFUSE) and self.client_side.how != "ConnectionRefusedError":
             yield f"nobody listened, and the client ended: {self.client_side.how}"
 

@@ -1,0 +1,140 @@
+"""The other end of a connection, without Trio: it does what it is told to, and never waits."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import socket
+import ssl
+import sys
+import termios
+from collections.abc import Iterator
+
+
+class Peer:
+    """A raw socket's end of a connection, which can turn to TLS and back.
+
+    Attributes:
+      wire: all bytes that have come.
+      heard: what they meant, decrypted where they were encrypted.
+      gone: whether the connection has ended, in whatever way.
+      finished: whether it has ended as it should: under TLS with ``close_notify``.
+      secured: whether a handshake is done.
+    """
+
+    def __init__(self, raw: socket.socket) -> None:
+        raw.setblocking(False)
+        self.raw = raw
+        self.wire = bytearray()
+        self.heard = bytearray()
+        self.gone = self.finished = self.secured = False
+        self._ssl: ssl.SSLObject | None = None
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.raw.close()
+
+    def turn_to_tls(
+        self,
+        context: ssl.SSLContext,
+        *,
+        server_side: bool,
+        server_hostname: str | None = None,
+        after: int | None = None,
+    ) -> None:
+        """Speak TLS from now on; what was heard after so many bytes was TLS already."""
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._ssl = context.wrap_bio(
+            self._incoming,
+            self._outgoing,
+            server_side=server_side,
+            server_hostname=server_hostname,
+        )
+        if after is not None:
+            self._incoming.write(self.heard[after:])
+            del self.heard[after:]
+
+    def act(self) -> None:
+        """Take all that has come, and answer it, where TLS has an answer."""
+        try:
+            while chunk := self.raw.recv(65536):
+                self.wire += chunk
+                if self._ssl is None:
+                    self.heard += chunk
+                else:
+                    self._incoming.write(chunk)
+            self.gone = True
+            self.finished |= self._ssl is None
+        except BlockingIOError:
+            pass
+        except ConnectionError:
+            self.gone = True
+        if self._ssl is not None:
+            self._go_on(self._ssl)
+
+    def _go_on(self, ssl_object: ssl.SSLObject) -> None:
+        try:
+            if not self.secured:
+                ssl_object.do_handshake()
+                self.secured = True
+            while data := ssl_object.read(65536):
+                self.heard += data
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLZeroReturnError:
+            self._answer_the_end(ssl_object)
+        except ssl.SSLError:  # cut off, or an alert
+            self._ssl = None
+        else:  # read() tells of the end in this way, too
+            self._answer_the_end(ssl_object)
+        self._flush()
+
+    def _answer_the_end(self, ssl_object: ssl.SSLObject) -> None:
+        with contextlib.suppress(ssl.SSLError):
+            ssl_object.unwrap()
+        self.finished, self.secured, self._ssl = True, False, None
+        self.heard += self._incoming.read()
+
+    def encrypt(self, data: bytes) -> bytes:
+        """Return what is to be sent to say this; as it is, in the clear."""
+        if self._ssl is None:
+            return data
+        self._ssl.write(data)
+        return self._outgoing.read()
+
+    def send(self, data: bytes) -> None:
+        """Put bytes on the wire as they are, as many as go."""
+        with contextlib.suppress(OSError):
+            self.raw.send(data)
+
+    def say(self, data: bytes) -> None:
+        """Say something."""
+        self.send(self.encrypt(data))
+
+    def end(self) -> None:
+        """End our side: with ``close_notify`` under TLS, with FIN otherwise."""
+        if self._ssl is None:
+            with contextlib.suppress(OSError):
+                self.raw.shutdown(socket.SHUT_WR)
+        else:
+            with contextlib.suppress(ssl.SSLError):
+                self._ssl.unwrap()
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._outgoing.pending:
+            self.send(self._outgoing.read())
+
+    def arrived(self) -> int:
+        """Return how many bytes have come, read or not."""
+        waiting = fcntl.ioctl(self.raw.fileno(), termios.FIONREAD, bytes(4))
+        return len(self.wire) + int.from_bytes(waiting, sys.byteorder)
+
+    def acting(self) -> Iterator[None]:
+        """Act each time it is asked to, for as long as it is."""
+        while True:
+            self.act()
+            yield

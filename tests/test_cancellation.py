@@ -1,0 +1,775 @@
+"""Cancellation at every moment: each public async method, cancelled wherever it can be.
+
+A call is made again and again, on fresh connections; the n-th time it is cancelled at its n-th
+moment, until there is none that has not been tried. A moment is whatever lets a cancellation in:
+
+- a task of the call is about to go on (what it has waited for has come, and now the cancel too);
+- it has stopped, to wait or to let others run;
+- it asks whether it is cancelled (``checkpoint_if_cancelled``).
+
+After each attempt what the docs say about the state is checked, and that no descriptor and no task
+is left. The peer is no task: it does its next step when every task is blocked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import itertools
+import os
+import re
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from conftest import Authority, clog, closing, raw_pair, unix_pair
+from peers import Peer
+from test_tls_answers import raw_unix_pair
+
+import trisock
+from trisock import ClientTLS, ServerTLS, Socket, hammerspoon, pluto
+from trisock._sides import current_run
+
+Call = Callable[[], Awaitable[Any]]
+Script = Iterator[object]
+
+
+class Attempt(trio.abc.Instrument):
+    """One call, cancelled at its n-th moment if it has so many.
+
+    Attributes:
+      reached: how many moments there were.
+      cancelled: whether the call has ended by its cancellation.
+      value: what it has returned, if it has.
+      error: what it has raised, if that was anything else.
+    """
+
+    def __init__(self, moment: int) -> None:
+        self.moment = moment
+        self.reached = 0
+        self.cancelled = False
+        self.value: Any = None
+        self.error: BaseException | None = None
+        self._scope = trio.CancelScope()
+        self._nursery: trio.Nursery | None = None
+        self._tasks: set[trio.lowlevel.Task] = set()
+
+    async def __call__(self, call: Call, script: Script = iter(())) -> None:
+        """Make the call; the script's next step is done each time when all tasks are blocked.
+
+        Its first step is done before the call.
+        """
+        next(script, None)
+        trio.lowlevel.add_instrument(self)
+        try:
+            async with trio.open_nursery() as actors:
+                actors.start_soon(_act, script)
+                with self._asked():
+                    async with trio.open_nursery() as self._nursery:
+                        self._nursery.start_soon(self._run, call)
+                actors.cancel_scope.cancel()
+        finally:
+            trio.lowlevel.remove_instrument(self)
+        self.cancelled = self._scope.cancelled_caught
+
+    async def _run(self, call: Call) -> None:
+        with self._scope:
+            try:
+                self.value = await call()
+            except Exception as exc:
+                self.error = exc
+        self._tasks.clear()
+
+    @contextlib.contextmanager
+    def _asked(self) -> Iterator[None]:
+        ask = trio.lowlevel.checkpoint_if_cancelled
+
+        async def checkpoint_if_cancelled() -> None:
+            self._pass_moment(trio.lowlevel.current_task())
+            await ask()
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(trio.lowlevel, "checkpoint_if_cancelled", checkpoint_if_cancelled)
+            yield
+
+    def _pass_moment(self, task: trio.lowlevel.Task) -> None:
+        if task in self._tasks:
+            self.reached += 1
+            if self.reached == self.moment:
+                self._scope.cancel()
+
+    def task_spawned(self, task: trio.lowlevel.Task) -> None:
+        nursery = task.parent_nursery
+        if nursery is not None and (
+            nursery is self._nursery or nursery.parent_task in self._tasks
+        ):
+            self._tasks.add(task)
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self._pass_moment(task)
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        self._pass_moment(task)
+
+
+async def _act(script: Script) -> None:
+    while True:
+        await trio.testing.wait_all_tasks_blocked()
+        try:
+            next(script)
+        except StopIteration:
+            return
+
+
+async def at_every_moment(scenario: Callable[[Attempt], Awaitable[None]]) -> None:
+    """Run a scenario, which makes one attempt, until the call has no moment more."""
+    for moment in itertools.count(1):
+        descriptors, tasks = os.listdir("/proc/self/fd"), _living_tasks()
+        attempt = Attempt(moment)
+        await scenario(attempt)
+        assert os.listdir("/proc/self/fd") == descriptors, f"left open at moment {moment}"
+        assert _living_tasks() == tasks
+        assert attempt.cancelled or moment > 1, "cancelled from the start, it did not look"
+        if attempt.reached < moment:
+            return
+
+
+def _living_tasks() -> int:
+    return trio.lowlevel.current_statistics().tasks_living
+
+
+async def alongside(script: Script, call: Call) -> Any:
+    """Make a call that is not cancelled, with the peer acting."""
+    attempt = Attempt(0)
+    await attempt(call, script)
+    if attempt.error is not None:
+        raise attempt.error
+    return attempt.value
+
+
+COVERED: set[str] = set()
+
+
+def covers(*names: str) -> Callable[[Any], Any]:
+    """Say which public names a test is about."""
+    COVERED.update(names)
+    return lambda test: test
+
+
+# ---- connections ----
+
+UNIX, TCP = "unix", "tcp"
+TLS = ["TLSv1_2 client", "TLSv1_3 client", "TLSv1_3 server"]
+LAYERS = [UNIX, TCP, *TLS]
+
+
+@dataclass(frozen=True)
+class Kit:
+    """What connections are made of."""
+
+    client_tls: ClientTLS
+    server_tls: ServerTLS
+    peer_contexts: dict[str, ssl.SSLContext]
+
+    def role_of(self, layer: str) -> ClientTLS | ServerTLS:
+        return self.client_tls if layer.endswith("client") else self.server_tls
+
+    def turn_to_tls(self, peer: Peer, layer: str, **options: int) -> None:
+        """Let the peer of a layer's client, or server, speak TLS."""
+        server_side = layer.endswith("client")
+        peer.turn_to_tls(
+            self.peer_contexts[layer],
+            server_side=server_side,
+            server_hostname=None if server_side else "example.org",
+            **options,
+        )
+
+    @contextlib.asynccontextmanager
+    async def pair(self, layer: str) -> AsyncIterator[tuple[Socket, Peer]]:
+        sock, raw = raw_pair() if layer == TCP else raw_unix_pair()
+        async with closing(sock):
+            with Peer(raw) as peer:
+                if layer in TLS:
+                    self.turn_to_tls(peer, layer)
+                    await alongside(peer.acting(), lambda: sock.starttls(self.role_of(layer)))
+                    peer.act()
+                yield sock, peer
+
+
+@pytest.fixture(scope="session")
+def kit(authority: Authority, client_tls: ClientTLS, server_tls: ServerTLS) -> Kit:
+    contexts = {}
+    for layer in TLS:
+        version, _, side = layer.partition(" ")
+        if side == "client":  # so the peer is the server
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            authority.issue("example.org").load_into(context)
+        else:
+            context = ssl.create_default_context(cadata=authority.pem.decode())
+        context.maximum_version = ssl.TLSVersion[version]
+        contexts[layer] = context
+    return Kit(client_tls, server_tls, contexts)
+
+
+# ---- reading ----
+
+SAID = b"one\ntwo\nthree\n"
+
+
+async def recv(sock: Socket, got: list[bytes]) -> None:
+    got.append(await sock.recv())
+
+
+async def recv_a_part(sock: Socket, got: list[bytes]) -> None:
+    got.append(await sock.recv(2))
+
+
+async def recv_exactly(sock: Socket, got: list[bytes]) -> None:
+    got.append(await sock.recv_exactly(9))
+
+
+async def recv_until(sock: Socket, got: list[bytes]) -> None:
+    got.append(await sock.recv_until(b"two\n"))
+
+
+async def receive_some(sock: Socket, got: list[bytes]) -> None:
+    got.append(await sock.receive_some())
+
+
+async def next_chunk(sock: Socket, got: list[bytes]) -> None:
+    got.append(await anext(sock, b""))
+
+
+async def all_chunks(sock: Socket, got: list[bytes]) -> None:
+    async for chunk in sock:
+        got.append(chunk)
+
+
+async def one_line(sock: Socket, got: list[bytes]) -> None:
+    got.append(await anext(sock.lines(keep_ends=True)))
+
+
+async def all_lines(sock: Socket, got: list[bytes]) -> None:
+    async for line in sock.lines(keep_ends=True):
+        got.append(line)
+
+
+async def peek(sock: Socket, got: list[bytes]) -> None:
+    assert SAID.startswith(await sock.peek() or b"")
+
+
+async def pluto_recv(sock: Socket, got: list[bytes]) -> None:
+    got.append(await pluto_socket(sock).recv() or b"")
+
+
+async def pluto_peek(sock: Socket, got: list[bytes]) -> None:
+    assert SAID.startswith(await pluto_socket(sock).peek() or b"")
+
+
+def pluto_socket(sock: Socket) -> pluto.async_socket:
+    return pluto.async_socket(sock, current_run(), owned=False)
+
+
+READS = {
+    recv: "Socket.recv",
+    recv_a_part: "Socket.recv",
+    recv_exactly: "Socket.recv_exactly",
+    recv_until: "Socket.recv_until",
+    receive_some: "Socket.receive_some",
+    next_chunk: "Socket.__anext__",
+    all_chunks: "Socket.__anext__",
+    one_line: "Lines.__anext__",
+    all_lines: "Lines.__anext__",
+    peek: "Socket.peek",
+    pluto_recv: "pluto.socket.recv",
+    pluto_peek: "pluto.socket.peek",
+}
+
+
+# What a state does up to its first yield is there before the read begins.
+
+
+def pushed_back(sock: Socket, peer: Peer) -> Script:
+    sock.unrecv(SAID)
+    yield
+    peer.end()
+
+
+def arrived(sock: Socket, peer: Peer) -> Script:
+    peer.say(SAID)
+    yield
+    peer.end()
+
+
+def arrived_with_the_end(sock: Socket, peer: Peer) -> Script:
+    for line in SAID.splitlines(keepends=True):
+        peer.say(line)
+    peer.end()
+    yield
+
+
+def not_there_yet(sock: Socket, peer: Peer) -> Script:
+    yield
+    peer.say(SAID)
+    yield
+    peer.end()
+
+
+def a_part_of_each(sock: Socket, peer: Peer) -> Script:
+    sock.unrecv(SAID[:2])
+    peer.say(SAID[2:5])
+    yield
+    for start in range(5, len(SAID), 3):
+        peer.say(SAID[start : start + 3])
+        yield
+    peer.end()
+
+
+def in_pieces_of_records(sock: Socket, peer: Peer) -> Script:
+    wire = peer.encrypt(SAID[:6]) + peer.encrypt(SAID[6:])
+    cuts = [0, 3, 6, len(wire) // 2, len(wire) - 1, len(wire)]  # a record's header has 5 bytes
+    for start, end in itertools.pairwise(cuts):
+        yield
+        peer.send(wire[start:end])
+    yield
+    peer.end()
+
+
+def ended_too_early(sock: Socket, peer: Peer) -> Script:
+    sock.unrecv(SAID[:2])
+    peer.say(SAID[2:3])
+    yield
+    peer.end()
+
+
+STATES_OF_READS = [
+    pushed_back,
+    arrived,
+    arrived_with_the_end,
+    not_there_yet,
+    a_part_of_each,
+    in_pieces_of_records,
+    ended_too_early,
+]
+
+
+@covers(*READS.values())
+@pytest.mark.parametrize("state", STATES_OF_READS)
+@pytest.mark.parametrize("read", READS)
+@pytest.mark.parametrize("layer", LAYERS)
+async def test_a_cancelled_read_has_consumed_nothing(
+    layer: str,
+    read: Callable[[Socket, list[bytes]], Awaitable[None]],
+    state: Callable[[Socket, Peer], Script],
+    kit: Kit,
+) -> None:
+    said = SAID[:3] if state is ended_too_early else SAID
+
+    async def scenario(attempt: Attempt) -> None:
+        async with kit.pair(layer) as (sock, peer):
+            script, got = state(sock, peer), []
+            await attempt(lambda: read(sock, got), script)
+            if state is ended_too_early and read in (recv_exactly, recv_until, one_line, all_lines):
+                assert attempt.cancelled or isinstance(attempt.error, trisock.IncompleteReadError)
+            else:
+                assert attempt.error is None
+            if read in (peek, pluto_peek):
+                assert not got
+            elif not attempt.cancelled and attempt.error is None:
+                assert got
+            for _ in script:
+                pass
+            while chunk := await sock.recv():
+                got.append(chunk)
+            assert b"".join(got) == said
+
+    await at_every_moment(scenario)
+
+
+# ---- sending ----
+
+SMALL = b"some, to be sent"
+LARGE = bytes(range(256)) * 1200  # more than the kernel takes at once
+
+
+async def send_parts(sock: Socket, data: bytes) -> None:
+    await sock.send(data[:3], b"", bytearray(data[3:7]), memoryview(data)[7:])
+
+
+async def send_file(sock: Socket, data: bytes) -> None:
+    sizes: list[int] = []
+    descriptor = os.memfd_create("a file")
+    with open(descriptor, "w+b") as file:
+        file.write(data)
+        assert await sock.send_file(file, progress=sizes.append) == len(data)
+    assert sizes[-1] == len(data)
+
+
+async def send_file_by_chunks(sock: Socket, data: bytes) -> None:
+    assert await sock.send_file(io.BytesIO(data)) == len(data)
+
+
+async def pluto_send(sock: Socket, data: bytes) -> None:
+    assert await pluto_socket(sock).send(data) is True
+
+
+async def wait_and_send(sock: Socket, data: bytes) -> None:
+    await sock.wait_send_all_might_not_block()
+    await sock.send(data)
+
+
+SENDS = {
+    Socket.send: "Socket.send",
+    send_parts: "Socket.send",
+    Socket.send_all: "Socket.send_all",
+    send_file: "Socket.send_file",
+    send_file_by_chunks: "Socket.send_file",
+    pluto_send: "pluto.socket.send",
+    wait_and_send: "Socket.wait_send_all_might_not_block",
+}
+
+
+@covers(*SENDS.values())
+@pytest.mark.parametrize("state", ["room", "clogged", "room for a part"])
+@pytest.mark.parametrize("send", SENDS)
+@pytest.mark.parametrize("layer", [UNIX, *TLS])
+async def test_a_cancelled_send_has_changed_nothing_or_ends_sending(
+    layer: str,
+    send: Callable[[Socket, bytes], Awaitable[None]],
+    state: str,
+    kit: Kit,
+) -> None:
+    data = LARGE if state == "room for a part" else SMALL
+
+    async def scenario(attempt: Attempt) -> None:
+        async with kit.pair(layer) as (sock, peer):
+            if state == "clogged":
+                await clog(sock)
+            before = peer.arrived()
+            await attempt(lambda: send(sock, data), itertools.chain([None], peer.acting()))
+            assert attempt.error is None
+            went_out = peer.arrived() - before
+            peer.act()
+            heard = bytes(peer.heard).lstrip(b"x")  # which it was clogged with
+            if not attempt.cancelled:
+                assert heard == data
+            elif not went_out:
+                await alongside(peer.acting(), lambda: sock.send(b"after it"))
+                peer.act()
+                assert bytes(peer.heard).lstrip(b"x") == b"after it"
+            else:
+                assert data.startswith(heard)
+                with pytest.raises(trio.BrokenResourceError, match="cut off"):
+                    await sock.send(b"after it")
+                peer.say(b"more")
+                try:
+                    assert await sock.recv() == b"more"
+                except trio.BrokenResourceError:
+                    assert layer in TLS
+                else:  # between two pieces of a file the records are whole
+                    assert layer == UNIX or send in (send_file, send_file_by_chunks)
+                peer.act()
+                assert bytes(peer.heard).lstrip(b"x") == heard
+
+    await at_every_moment(scenario)
+
+
+@pytest.mark.parametrize("send", SENDS)
+@pytest.mark.parametrize("layer", [UNIX, *TLS])
+async def test_a_send_to_a_peer_that_has_left_takes_nothing_from_reading_when_it_is_cancelled(
+    layer: str, send: Callable[[Socket, bytes], Awaitable[None]], kit: Kit
+) -> None:
+    async def scenario(attempt: Attempt) -> None:
+        async with kit.pair(layer) as (sock, peer):
+            peer.say(b"good")
+            peer.say(b"bye")
+            peer.raw.close()
+            await attempt(lambda: send(sock, SMALL))
+            assert attempt.cancelled or isinstance(
+                attempt.error, AssertionError if send is pluto_send else trio.BrokenResourceError
+            )
+            assert await sock.recv_exactly(7) == b"goodbye"
+
+    await at_every_moment(scenario)
+
+
+@covers("Socket.send_eof")
+@pytest.mark.parametrize("layer", [UNIX, TCP])
+async def test_a_cancelled_send_eof_has_changed_nothing(layer: str, kit: Kit) -> None:
+    async def scenario(attempt: Attempt) -> None:
+        async with kit.pair(layer) as (sock, peer):
+            await attempt(sock.send_eof)
+            if attempt.cancelled:
+                await sock.send(SMALL)
+                await sock.send_eof()
+            peer.say(b"answer")
+            assert await sock.recv() == b"answer"
+            peer.act()
+            assert peer.heard == (SMALL if attempt.cancelled else b"")
+            assert peer.gone
+
+    await at_every_moment(scenario)
+
+
+# ---- TLS begins and ends ----
+
+
+async def assert_closed(sock: Socket, peer: Peer) -> None:
+    """Check that a socket is closed here, for every method, and over for the peer."""
+    assert sock.fileno() == -1
+    assert not sock.isopen()
+    for call in (
+        sock.recv,
+        sock.peek,
+        sock.receive_some,
+        sock.send_eof,
+        sock.stoptls,
+        sock.wait_send_all_might_not_block,
+        sock.lines().__anext__,
+        lambda: sock.send(b"x"),
+        lambda: sock.send_file(io.BytesIO(b"x")),
+        lambda: sock.recv_exactly(1),
+        lambda: sock.recv_until(b"\n"),
+        lambda: sock.starttls("example.org"),
+    ):
+        with pytest.raises(trio.ClosedResourceError):
+            await call()
+    await sock.close()
+    peer.act()
+    assert peer.gone
+
+
+def is_tls(wire: bytes) -> bool:
+    """Return whether bytes are records of TLS, of which the last may be cut off."""
+    while wire:
+        if not re.match(rb"[\x14-\x17](\x03|$)", wire):
+            return False
+        wire = wire[5 + int.from_bytes(wire[3:5], "big") :]
+    return True
+
+
+async def hello_has_arrived(sock: Socket, peer: Peer) -> None:
+    peer.act()
+
+
+async def hello_was_peeked_at(sock: Socket, peer: Peer) -> None:
+    peer.act()
+    assert await sock.peek()
+
+
+async def nothing_has_arrived(sock: Socket, peer: Peer) -> None:
+    pass
+
+
+async def the_peer_has_left(sock: Socket, peer: Peer) -> None:
+    peer.raw.close()
+
+
+async def sending_is_clogged(sock: Socket, peer: Peer) -> None:
+    await clog(sock)
+
+
+@covers("Socket.starttls", "pluto.socket.starttls")
+@pytest.mark.parametrize(
+    "state",
+    [
+        nothing_has_arrived,
+        hello_has_arrived,
+        hello_was_peeked_at,
+        the_peer_has_left,
+        sending_is_clogged,
+    ],
+)
+@pytest.mark.parametrize("face", ["trisock", "pluto"])
+@pytest.mark.parametrize("layer", TLS)
+async def test_a_cancelled_starttls_has_closed_the_socket(
+    layer: str,
+    face: str,
+    state: Callable[[Socket, Peer], Awaitable[None]],
+    kit: Kit,
+) -> None:
+    if state is hello_was_peeked_at and layer.endswith("client"):
+        pytest.skip("a client hears nothing before it has spoken")
+
+    async def scenario(attempt: Attempt) -> None:
+        async with kit.pair(UNIX) as (sock, peer):
+            starttls = sock.starttls if face == "trisock" else pluto_socket(sock).starttls
+            if state is not sending_is_clogged:
+                kit.turn_to_tls(peer, layer)
+            await state(sock, peer)
+
+            def script() -> Script:
+                yield
+                if state is the_peer_has_left:
+                    return
+                if state is sending_is_clogged:
+                    yield
+                    peer.act()
+                    kit.turn_to_tls(peer, layer)
+                yield from peer.acting()
+
+            await attempt(lambda: starttls(kit.role_of(layer)), script())
+            if state is the_peer_has_left:
+                assert attempt.cancelled or face == "pluto" or attempt.error is not None
+                assert sock.fileno() == -1
+                return
+            if not attempt.cancelled:
+                assert attempt.error is None
+                assert sock.istls()
+                await sock.send(b"confidential")
+                peer.act()
+                assert peer.heard.lstrip(b"x") == b"confidential"
+            else:
+                await assert_closed(sock, peer)
+                assert not peer.heard.strip(b"x")
+            assert is_tls(bytes(peer.wire).lstrip(b"x"))
+
+    await at_every_moment(scenario)
+
+
+@pytest.mark.parametrize("layer", TLS)
+async def test_a_starttls_that_is_cancelled_behind_a_broadcast_has_closed_the_socket(
+    layer: str, kit: Kit
+) -> None:
+    async def scenario(attempt: Attempt) -> None:
+        async with kit.pair(UNIX) as (sock, peer):
+
+            def script() -> Script:
+                yield
+                while len(peer.heard) < len(LARGE) and not peer.gone:
+                    peer.act()
+                    yield
+                kit.turn_to_tls(peer, layer, after=len(LARGE))
+                yield from peer.acting()
+
+            async with trio.open_nursery() as nursery:
+
+                async def broadcast() -> None:
+                    with contextlib.suppress(trio.ClosedResourceError):
+                        await sock._send_for_broadcast(LARGE)
+
+                nursery.start_soon(broadcast)
+                await trio.testing.wait_all_tasks_blocked()
+                await attempt(lambda: sock.starttls(kit.role_of(layer)), script())
+            if attempt.cancelled:
+                await assert_closed(sock, peer)
+            assert LARGE.startswith(peer.wire[: len(LARGE)])
+            assert is_tls(bytes(peer.wire[len(LARGE) :]))
+
+    await at_every_moment(scenario)
+
+
+@covers("Socket.stoptls")
+@pytest.mark.parametrize("first", ["we", "the peer"])
+@pytest.mark.parametrize("layer", TLS)
+async def test_a_cancelled_stoptls_has_closed_the_socket(layer: str, first: str, kit: Kit) -> None:
+    async def scenario(attempt: Attempt) -> None:
+        async with kit.pair(layer) as (sock, peer):
+            if first == "the peer":
+                peer.end()
+            await attempt(sock.stoptls, itertools.chain([None], peer.acting()))
+            if attempt.cancelled:
+                await assert_closed(sock, peer)
+            else:
+                assert attempt.error is None
+                peer.act()
+                await sock.send(b"in the clear")
+                peer.act()
+            assert is_tls(bytes(peer.wire).removesuffix(b"in the clear"))
+            assert peer.heard == (b"" if attempt.cancelled else b"in the clear")
+
+    await at_every_moment(scenario)
+
+
+# ---- closing ----
+
+
+async def leave(sock: Socket) -> None:
+    async with sock:
+        await trio.lowlevel.checkpoint()
+
+
+async def pluto_close(sock: Socket) -> None:
+    await pluto_socket(sock).close()
+
+
+CLOSES = {
+    Socket.close: "Socket.close",
+    Socket.aclose: "Socket.aclose",
+    leave: "Socket.__aexit__",
+    pluto_close: "pluto.socket.close",
+}
+
+
+async def bytes_are_unread(sock: Socket, peer: Peer) -> None:
+    peer.say(b"unread")
+    await trio.lowlevel.wait_readable(sock.fileno())
+
+
+async def something_was_said(sock: Socket, peer: Peer) -> None:
+    await sock.send(b"said")
+
+
+@covers(*CLOSES.values())
+@pytest.mark.parametrize(
+    "state", [something_was_said, bytes_are_unread, sending_is_clogged, the_peer_has_left]
+)
+@pytest.mark.parametrize("close", CLOSES)
+@pytest.mark.parametrize("layer", LAYERS)
+async def test_a_cancelled_close_has_closed(
+    layer: str,
+    close: Callable[[Socket], Awaitable[None]],
+    state: Callable[[Socket, Peer], Awaitable[None]],
+    kit: Kit,
+) -> None:
+    if layer == TCP and state is sending_is_clogged:
+        pytest.skip("what fills a TCP connection is not known exactly")
+
+    async def scenario(attempt: Attempt) -> None:
+        async with kit.pair(layer) as (sock, peer):
+            await state(sock, peer)
+
+            def script() -> Script:
+                yield
+                while state is not the_peer_has_left:
+                    peer.act()
+                    if peer.gone:
+                        peer.end()
+                    yield
+
+            await attempt(lambda: close(sock), script())
+            assert attempt.error is None
+            assert sock.fileno() == -1
+            if state is the_peer_has_left:
+                return
+            await assert_closed(sock, peer)
+            if state is something_was_said:
+                assert peer.heard == b"said"  # the kernel had it
+            assert peer.finished or attempt.cancelled or state is bytes_are_unread
+
+    await at_every_moment(scenario)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+async def test_a_cancelled_close_wakes_a_reader_and_a_second_closer(layer: str, kit: Kit) -> None:
+    async def scenario(attempt: Attempt) -> None:
+        async with kit.pair(layer) as (sock, peer), trio.open_nursery() as nursery:
+
+            async def read() -> None:
+                with pytest.raises(trio.ClosedResourceError):
+                    await sock.recv()
+                await sock.close()
+
+            nursery.start_soon(read)
+            await trio.testing.wait_all_tasks_blocked()
+            await attempt(sock.close, itertools.chain([None], peer.acting()))
+            assert sock.fileno() == -1
+
+    await at_every_moment(scenario)

@@ -112,13 +112,14 @@ async def bind(
         if host is not None or backlog is not None or reuse_port:
             raise ValueError("host, backlog and reuse_port are for a port, not for a Listener")
         listener = port_or_listener
-        await trio.lowlevel.checkpoint()
     else:
         listener = await listen(port_or_listener, host, backlog=backlog, reuse_port=reuse_port)
     server = Server(listener, handler, role, max_connections, timeout)
     try:
+        if listener is port_or_listener:  # listen was a checkpoint, this is one
+            await trio.lowlevel.checkpoint()
         nursery.start_soon(server._run, name=f"trisock server on {listener.addresses[0]}")
-    except BaseException:  # the nursery is closed
+    except BaseException:  # cancelled, or the nursery is closed
         listener.abort()
         raise
     return server

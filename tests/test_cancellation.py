@@ -30,7 +30,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from conftest import Authority, clog, closing, raw_pair, unix_pair
+from conftest import Authority, clog, closing, raw_pair
 from peers import Peer
 from test_tls_answers import raw_unix_pair
 
@@ -62,11 +62,12 @@ class Attempt(trio.abc.Instrument):
         self._nursery: trio.Nursery | None = None
         self._tasks: set[trio.lowlevel.Task] = set()
 
-    async def __call__(self, call: Call, script: Script = iter(())) -> None:
+    async def __call__(self, call: Call, script: Script | None = None) -> None:
         """Make the call; the script's next step is done each time when all tasks are blocked.
 
         Its first step is done before the call.
         """
+        script = script or iter(())
         next(script, None)
         trio.lowlevel.add_instrument(self)
         try:
@@ -108,9 +109,7 @@ class Attempt(trio.abc.Instrument):
 
     def task_spawned(self, task: trio.lowlevel.Task) -> None:
         nursery = task.parent_nursery
-        if nursery is not None and (
-            nursery is self._nursery or nursery.parent_task in self._tasks
-        ):
+        if nursery is not None and (nursery is self._nursery or nursery.parent_task in self._tasks):
             self._tasks.add(task)
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
@@ -207,15 +206,14 @@ class Kit:
 @pytest.fixture(scope="session")
 def kit(authority: Authority, client_tls: ClientTLS, server_tls: ServerTLS) -> Kit:
     contexts = {}
-    for layer in TLS:
-        version, _, side = layer.partition(" ")
+    for version, side in itertools.product(["TLSv1_2", "TLSv1_3"], ["client", "server"]):
         if side == "client":  # so the peer is the server
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             authority.issue("example.org").load_into(context)
         else:
             context = ssl.create_default_context(cadata=authority.pem.decode())
         context.maximum_version = ssl.TLSVersion[version]
-        contexts[layer] = context
+        contexts[f"{version} {side}"] = context
     return Kit(client_tls, server_tls, contexts)
 
 
@@ -577,28 +575,29 @@ async def sending_is_clogged(sock: Socket, peer: Peer) -> None:
     await clog(sock)
 
 
-@covers("Socket.starttls", "pluto.socket.starttls")
-@pytest.mark.parametrize(
-    "state",
-    [
+STATES_OF_STARTTLS = [
+    (layer, state)
+    for layer in TLS
+    for state in (
         nothing_has_arrived,
         hello_has_arrived,
         hello_was_peeked_at,
         the_peer_has_left,
         sending_is_clogged,
-    ],
-)
+    )
+    if state is not hello_was_peeked_at or layer.endswith("server")
+]
+
+
+@covers("Socket.starttls", "pluto.socket.starttls")
+@pytest.mark.parametrize(("layer", "state"), STATES_OF_STARTTLS)
 @pytest.mark.parametrize("face", ["trisock", "pluto"])
-@pytest.mark.parametrize("layer", TLS)
 async def test_a_cancelled_starttls_has_closed_the_socket(
     layer: str,
     face: str,
     state: Callable[[Socket, Peer], Awaitable[None]],
     kit: Kit,
 ) -> None:
-    if state is hello_was_peeked_at and layer.endswith("client"):
-        pytest.skip("a client hears nothing before it has spoken")
-
     async def scenario(attempt: Attempt) -> None:
         async with kit.pair(UNIX) as (sock, peer):
             starttls = sock.starttls if face == "trisock" else pluto_socket(sock).starttls
@@ -718,21 +717,23 @@ async def something_was_said(sock: Socket, peer: Peer) -> None:
     await sock.send(b"said")
 
 
+STATES_OF_CLOSES = [
+    (layer, state)
+    for layer in LAYERS
+    for state in (something_was_said, bytes_are_unread, sending_is_clogged, the_peer_has_left)
+    if layer != TCP or state is not sending_is_clogged  # what fills it is not known exactly
+]
+
+
 @covers(*CLOSES.values())
-@pytest.mark.parametrize(
-    "state", [something_was_said, bytes_are_unread, sending_is_clogged, the_peer_has_left]
-)
+@pytest.mark.parametrize(("layer", "state"), STATES_OF_CLOSES)
 @pytest.mark.parametrize("close", CLOSES)
-@pytest.mark.parametrize("layer", LAYERS)
 async def test_a_cancelled_close_has_closed(
     layer: str,
     close: Callable[[Socket], Awaitable[None]],
     state: Callable[[Socket, Peer], Awaitable[None]],
     kit: Kit,
 ) -> None:
-    if layer == TCP and state is sending_is_clogged:
-        pytest.skip("what fills a TCP connection is not known exactly")
-
     async def scenario(attempt: Attempt) -> None:
         async with kit.pair(layer) as (sock, peer):
             await state(sock, peer)
@@ -876,7 +877,9 @@ async def test_a_cancelled_connect_leaves_nothing(
     async def scenario(attempt: Attempt) -> None:
         path = tmp_path / "socket"
         path.unlink(missing_ok=True)
-        with accepting(str(path) if how == "connect_unix" else ("127.0.0.1", 0), secure) as acceptor:
+        with accepting(
+            str(path) if how == "connect_unix" else ("127.0.0.1", 0), secure
+        ) as acceptor:
             await attempt(lambda: connect(acceptor), acceptor.acting())
             connected = getattr(attempt.value, "_sock", attempt.value)
             await assert_connected_or_nothing_left(attempt, connected, acceptor)
@@ -946,7 +949,10 @@ async def test_a_cancelled_connect_unix_behind_a_full_backlog_leaves_nothing(
     async def scenario(attempt: Attempt) -> None:
         path = tmp_path / "socket"
         path.unlink(missing_ok=True)
-        with accepting(str(path), lambda peer: None) as acceptor, socket.socket(socket.AF_UNIX) as first:
+        with (
+            accepting(str(path), lambda peer: None) as acceptor,
+            socket.socket(socket.AF_UNIX) as first,
+        ):
             acceptor.listening.listen(0)
             first.connect(str(path))
 
@@ -1017,15 +1023,410 @@ async def test_a_cancelled_listen_unix_leaves_no_path_and_no_lock(
     await at_every_moment(scenario)
 
 
-async def accept(listener: trisock.Listener) -> Socket:
-    return await listener.accept()
+# A method keeps its listener alive: one of pluto's closes when it is dropped.
+ACCEPTS: dict[str, Callable[[trisock.Listener], Call]] = {
+    "Listener.accept": lambda listener: listener.accept,
+    "Listener.__anext__": lambda listener: listener.__anext__,
+    "pluto.listener.accept": lambda listener: pluto.listener(listener, current_run()).accept,
+}
 
 
-async def accept_the_next(listener: trisock.Listener) -> Socket:
-    return await anext(listener)
+async def listen_on(where: str, path: Path) -> trisock.Listener:
+    if where == "unix":
+        return await trisock.listen_unix(path)
+    return await trisock.listen(0, None if where == "both" else "127.0.0.1")
 
 
-async def pluto_accept(listener: trisock.Listener) -> Socket:
-    accepted = await pluto.listener(listener, current_run()).accept()
-    assert accepted is not None
-    return accepted._sock
+def connect_to(listener: trisock.Listener) -> socket.socket:
+    host, port = listener.addresses[-1]
+    if not port:
+        with contextlib.ExitStack() as on_error:
+            client = on_error.enter_context(socket.socket(socket.AF_UNIX))
+            client.connect(host)
+            on_error.pop_all()
+        return client
+    return socket.create_connection(("::1" if ":" in host else "127.0.0.1", port))
+
+
+@covers(*ACCEPTS)
+@pytest.mark.parametrize("state", ["waiting", "late", "found by hasconnection"])
+@pytest.mark.parametrize("name", ACCEPTS)
+@pytest.mark.parametrize("where", ["unix", "IPv4", "both"])
+async def test_a_cancelled_accept_has_lost_no_connection(
+    where: str, name: str, state: str, tmp_path: Path
+) -> None:
+    async def scenario(attempt: Attempt) -> None:
+        async with await listen_on(where, tmp_path / "socket") as listener:
+            clients: list[socket.socket] = []
+
+            def script() -> Script:
+                if state == "late":
+                    yield
+                clients.append(connect_to(listener))
+                if state == "found by hasconnection":
+                    assert listener.hasconnection()
+                yield
+
+            steps, accept = script(), ACCEPTS[name](listener)
+            await attempt(accept, steps)
+            assert attempt.error is None
+            for _ in steps:
+                pass
+            accepted = attempt.value or await listener.accept()
+            assert not listener.hasconnection()
+            with clients[0] as client:
+                async with closing(getattr(accepted, "_sock", accepted)):
+                    client.sendall(b"hello")
+                    assert await accepted.recv() == b"hello"
+
+    await at_every_moment(scenario)
+
+
+async def leave_listener(listener: trisock.Listener) -> None:
+    async with listener:
+        pass
+
+
+async def pluto_close_listener(listener: trisock.Listener) -> None:
+    await pluto.listener(listener, current_run()).close()
+
+
+LISTENER_CLOSES = {
+    trisock.Listener.close: "Listener.close",
+    trisock.Listener.aclose: "Listener.aclose",
+    leave_listener: "Listener.__aexit__",
+    pluto_close_listener: "pluto.listener.close",
+}
+
+
+@covers(*LISTENER_CLOSES.values())
+@pytest.mark.parametrize("close", LISTENER_CLOSES)
+@pytest.mark.parametrize("where", ["unix", "both"])
+async def test_a_cancelled_close_of_a_listener_has_closed_it_and_woken_who_accepts(
+    where: str, close: Callable[[trisock.Listener], Awaitable[None]], tmp_path: Path
+) -> None:
+    async def scenario(attempt: Attempt) -> None:
+        listener = await listen_on(where, tmp_path / "socket")
+        async with trio.open_nursery() as nursery:
+
+            async def accept() -> None:
+                with pytest.raises(trio.ClosedResourceError):
+                    await listener.accept()
+
+            nursery.start_soon(accept)
+            await trio.testing.wait_all_tasks_blocked()
+            await attempt(lambda: close(listener))
+        assert not list(tmp_path.iterdir())
+        with pytest.raises(trio.ClosedResourceError):
+            listener.hasconnection()
+        with pytest.raises((ConnectionRefusedError, FileNotFoundError)):
+            connect_to(listener)
+
+    await at_every_moment(scenario)
+
+
+# ---- servers ----
+
+
+async def greet(sock: Socket) -> None:
+    await sock.send(b"hello")
+    while line := await sock.recv():
+        await sock.send(line)
+
+
+@covers("bind")
+@pytest.mark.parametrize("given", ["port", "listener"])
+async def test_a_cancelled_bind_leaves_nothing_that_listens(given: str) -> None:
+    async def scenario(attempt: Attempt) -> None:
+        listener = trisock.listen_nowait(0)
+        port = listener.port
+        if given == "port":
+            listener.abort()
+        async with trio.open_nursery() as nursery:
+            await attempt(
+                lambda: trisock.bind(nursery, port if given == "port" else listener, greet)
+            )
+            assert attempt.error is None
+            if not attempt.cancelled:
+                attempt.value.stop()
+        trisock.listen_nowait(port).abort()
+
+    await at_every_moment(scenario)
+
+
+@covers("bind")
+@pytest.mark.parametrize("max_connections", [None, 1])
+@pytest.mark.parametrize("layer", ["clear", "TLSv1_2 server", "TLSv1_3 server"])
+async def test_a_cancelled_server_leaves_no_connection_and_no_listener(
+    layer: str, max_connections: int | None, kit: Kit
+) -> None:
+    """Its own task is cancelled, and so are those of the handlers, wherever they are."""
+
+    async def scenario(attempt: Attempt) -> None:
+        listener = trisock.listen_nowait(0, "127.0.0.1")
+        peers = []
+        servers = []
+
+        async def serve() -> None:
+            async with trio.open_nursery() as nursery:
+                server = await trisock.bind(
+                    nursery,
+                    listener,
+                    greet,
+                    tls=None if layer == "clear" else kit.server_tls,
+                    max_connections=max_connections,
+                )
+                servers.append(server)
+
+        def script() -> Script:
+            for _ in range(2):
+                peers.append(Peer(connect_to(listener)))
+                if layer != "clear":
+                    kit.turn_to_tls(peers[-1], layer)
+            yield
+            for peer in peers:
+                while not peer.heard:
+                    peer.act()
+                    yield
+                peer.say(b"line")
+                while peer.heard != b"helloline":
+                    peer.act()
+                    yield
+                peer.end()
+                yield
+                if not peer.gone:  # it waits for both directions to end
+                    peer.act()
+                    peer.raw.close()
+                    peer.gone = True
+            servers[0].stop()
+
+        await attempt(serve, script())
+        assert attempt.error is None
+        for server in servers:
+            await server.wait_closed()
+            assert not server.connections
+            assert server.stats().active == 0
+            assert server.stats().handler_errors == 0
+        trisock.listen_nowait(listener.port, "127.0.0.1").abort()
+        for peer in peers:
+            if not peer.gone:
+                peer.raw.setblocking(True)
+                with contextlib.suppress(ConnectionError):
+                    while peer.raw.recv(65536):
+                        pass
+            peer.raw.close()
+
+    await at_every_moment(scenario)
+
+
+@covers("Server.wait_closed")
+async def test_a_cancelled_wait_closed_leaves_the_server_as_it_is() -> None:
+    async def scenario(attempt: Attempt) -> None:
+        async with trio.open_nursery() as nursery:
+            server = await trisock.bind(nursery, 0, greet)
+
+            def script() -> Script:
+                yield
+                yield
+                server.stop()
+
+            await attempt(server.wait_closed, script())
+            if attempt.cancelled:
+                client = await trisock.connect("127.0.0.1", server.port)
+                assert await client.recv() == b"hello"
+                await client.close()
+                server.stop()
+                await server.wait_closed()
+
+    await at_every_moment(scenario)
+
+
+@covers("Server.broadcast")
+@pytest.mark.parametrize("layer", ["clear", "TLSv1_2 server", "TLSv1_3 server"])
+async def test_a_cancelled_broadcast_ends_sending_only_where_a_part_was_sent(
+    layer: str, kit: Kit, tmp_path: Path
+) -> None:
+    """To one client that takes it all, and one that does not."""
+
+    async def scenario(attempt: Attempt) -> None:
+        listener = trisock.listen_unix_nowait(tmp_path / "socket")
+        answers = []
+
+        async def handler(sock: Socket) -> None:
+            await sock.send(b"hello")
+            await sock.recv()
+            try:
+                await sock.send(b"after it")
+            except trio.BrokenResourceError:
+                answers.append("broken")
+            else:
+                answers.append("sent")
+
+        async with trio.open_nursery() as nursery:
+            server = await trisock.bind(
+                nursery, listener, handler, tls=None if layer == "clear" else kit.server_tls
+            )
+            peers = [Peer(connect_to(listener)) for _ in range(2)]
+            slow, fast = peers
+            for peer in peers:
+                if layer != "clear":
+                    kit.turn_to_tls(peer, layer)
+                while peer.heard != b"hello":
+                    peer.act()
+                    await trio.lowlevel.checkpoint()
+
+            def script() -> Script:
+                yield
+                while len(fast.heard) < len(LARGE):
+                    fast.act()
+                    yield
+                yield from slow.acting()
+
+            await attempt(lambda: server.broadcast(LARGE), script())
+            assert attempt.error is None
+            assert attempt.cancelled or attempt.value == 2
+            for peer in peers:
+                peer.act()
+                peer.say(b"go on")
+            while len(answers) < 2:
+                await trio.lowlevel.checkpoint()
+                for peer in peers:
+                    peer.act()
+            server.stop()
+        for peer in peers:
+            while not peer.gone:
+                peer.act()
+            peer.raw.close()
+            said = bytes(peer.heard).removeprefix(b"hello")
+            if said.endswith(b"after it"):
+                assert said.removesuffix(b"after it") in (b"", LARGE)
+            else:
+                assert attempt.cancelled
+                assert LARGE.startswith(said)
+        assert sum(peer.heard.endswith(b"after it") for peer in peers) == answers.count("sent")
+
+    await at_every_moment(scenario)
+
+
+# ---- hs.socket ----
+
+
+@covers("hammerspoon.open_sockets")
+async def test_cancelled_open_sockets_leave_nothing(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+
+    async def scenario(attempt: Attempt) -> None:
+        async def converse() -> None:
+            async with hammerspoon.open_sockets() as hs:
+                over = trio.Event()
+                server = hs.server(path, lambda data, tag: server.write(data))
+                client = hs.new(lambda data, tag: over.set()).connect(path)
+                client.write(b"line\n").read(5)
+                while not server.connections():
+                    await trio.lowlevel.checkpoint()
+                server.read(b"\n")
+                await over.wait()
+
+        await attempt(converse)
+        assert attempt.error is None
+        assert not list(tmp_path.iterdir())
+
+    await at_every_moment(scenario)
+
+
+@covers("pluto.scheduler.run")
+async def test_a_cancelled_scheduler_has_ended_its_tasks_and_can_run_again() -> None:
+    async def scenario(attempt: Attempt) -> None:
+        scheduler = pluto.scheduler()
+        listener = pluto.socket.bind(scheduler, 0, lambda s: s.send(b"hello"))
+
+        def script() -> Script:
+            yield
+            with Peer(connect_to(listener._listening)) as peer:
+                while peer.heard != b"hello":
+                    peer.act()
+                    yield
+            listener._server.stop()
+
+        await attempt(scheduler.run, script())
+        assert attempt.error is None
+        trisock.listen_nowait(listener.port).abort()
+        scheduler.add(trio.lowlevel.checkpoint)
+        await scheduler.run()
+
+    await at_every_moment(scenario)
+
+
+# ---- all of them ----
+
+
+def public_async_names() -> set[str]:
+    """Return what is public and awaited, or iterated over or entered asynchronously."""
+    names = {"pluto.socket.connect", "pluto.scheduler.run"}  # plain, but return an awaitable
+    for module, prefix in (trisock, ""), (pluto, "pluto."), (hammerspoon, "hammerspoon."):
+        for name in module.__all__:
+            thing = getattr(module, name)
+            if not inspect.isclass(thing):
+                if is_async(thing):
+                    names.add(f"{prefix}{name}")
+                continue
+            for attribute in dir(thing):
+                if is_public(attribute) and is_async(getattr(thing, attribute)):
+                    names.add(f"{prefix}{name}.{attribute}")
+    # The same function as socket's; and Trio's own, which does nothing.
+    return {
+        name
+        for name in names
+        if not name.startswith("pluto.async_socket.") and not name.endswith(".__aenter__")
+    }
+
+
+def is_public(name: str) -> bool:
+    return not name.startswith("_") or name.startswith("__a")
+
+
+def is_async(thing: object) -> bool:
+    if not callable(thing):
+        return False
+    function = inspect.unwrap(thing)
+    return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
+
+
+def test_each_public_async_name_is_covered() -> None:
+    assert public_async_names() == COVERED
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+async def test_the_methods_of_trio_abc_are_full_checkpoints(layer: str, kit: Kit) -> None:
+    async with kit.pair(layer) as (sock, peer):
+        for call in (
+            sock.wait_send_all_might_not_block,
+            lambda: sock.send_all(b""),
+            lambda: sock.send_all(b"x"),
+        ):
+            with trio.testing.assert_checkpoints():
+                await call()
+        sock.unrecv(b"pushed back")
+        peer.say(b"arrived")
+        peer.end()
+        for expected in (b"pushed back", b"arrived", b"", b""):
+            with trio.testing.assert_checkpoints():
+                assert await sock.receive_some() == expected
+        if layer not in TLS:
+            with trio.testing.assert_checkpoints():
+                await sock.send_eof()
+        for close in (sock.aclose, sock.aclose, lambda: sock.__aexit__(None, None, None)):
+            with trio.testing.assert_checkpoints():
+                await close()
+
+
+async def test_the_methods_of_a_listener_are_full_checkpoints() -> None:
+    listener = trisock.listen_nowait(0)
+    with connect_to(listener), connect_to(listener):
+        for accept in (listener.accept, lambda: anext(listener)):
+            with trio.testing.assert_checkpoints():
+                sock = await accept()
+            sock.abort()
+        for _ in range(2):
+            with trio.testing.assert_checkpoints():
+                await listener.aclose()

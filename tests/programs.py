@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 
 import trio
@@ -27,7 +27,7 @@ async def running(*command: str | Path, **options: object) -> AsyncIterator[trio
             process.terminate()
 
 
-async def lines_of(stream: trio.abc.ReceiveStream) -> AsyncIterator[bytes]:
+async def lines_of(stream: trio.abc.ReceiveStream) -> AsyncGenerator[bytes, None]:
     buffer = b""
     async for chunk in stream:
         *lines, buffer = (buffer + chunk).split(b"\n")

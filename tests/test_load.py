@@ -1,0 +1,84 @@
+"""A server under load, and where something has run out: ``load.py`` in small sizes."""
+
+from __future__ import annotations
+
+import load
+import pytest
+from conftest import Authority
+from load import MIB, Ground, Result
+
+ONCE = 15
+
+
+@pytest.fixture(scope="session")
+def ground(authority: Authority) -> Ground:
+    return Ground(authority)
+
+
+def check(result: Result, served: int) -> None:
+    """All were served, and the server holds what it has held before."""
+    outcome, before, after = result.outcome, result.before, result.after
+    assert (outcome.offered, outcome.served) == (served, served), outcome
+    assert after.descriptors == before.descriptors
+    assert after.tasks == before.tasks
+    # Python has caches for isinstance: some objects come once, and none with each connection.
+    assert after.objects - before.objects < ONCE
+
+
+async def test_idle_connections(ground: Ground) -> None:
+    result = await load.idle(ground, 200)
+    check(result, 200)
+    assert result.outcome.facts["idle at once"] == 200
+    assert result.counted("accepted") == 202
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_connections_at_a_rate(tls: bool, ground: Ground) -> None:
+    count = 30 if tls else 200
+    result = await load.rate(ground, 2 * count, 0.5, tls=tls)
+    check(result, count)
+    assert result.counted("accepted") == count + 1
+    assert result.counted("failed_handshakes") == result.counted("lost") == 0
+
+
+async def test_others_are_served_while_handshakes_are_slow(ground: Ground) -> None:
+    result = await load.slowloris(ground, 20, 10, handshake_timeout=None, every=0.01)
+    check(result, 10)
+    assert result.outcome.facts["dropped meanwhile"] == 0
+    assert result.counted("failed_handshakes") == 20  # they have left
+
+
+async def test_slow_handshakes_are_dropped(ground: Ground) -> None:
+    result = await load.slowloris(ground, 20, 0, handshake_timeout=0.5, every=0.01)
+    check(result, 0)
+    assert result.outcome.facts["dropped"] == 20
+    assert result.counted("failed_handshakes") == 20
+
+
+async def test_no_descriptor_is_left_and_then_there_are_some_again(ground: Ground) -> None:
+    result = await load.out_of_descriptors(ground, limit=50, clients=80)
+    check(result, 80)
+    assert result.outcome.facts["descriptors then"] == 50
+    assert result.outcome.facts["inside"] == 50 - result.before.descriptors
+    assert result.logged("accept returned") > 0
+
+
+async def test_max_connections_is_full(ground: Ground) -> None:
+    result = await load.full(ground, 60, max_connections=5)
+    check(result, 60)
+    assert result.outcome.facts["at most at once"] == 5
+
+
+async def test_a_broadcast_to_one_that_never_reads_hurts_no_other(ground: Ground) -> None:
+    result = await load.broadcast(ground, 6, 8 * MIB, messages=1, timeout=2)
+    check(result, 6)
+    assert result.outcome.facts["delivered"] == [6]
+    assert result.counted("aborted") == 1
+    assert result.after.peak - result.before.resident < 4 * 8 * MIB  # not a copy for each
+
+
+async def test_handlers_that_raise(ground: Ground) -> None:
+    result = await load.raising(ground, 100)
+    check(result, 100)
+    assert result.counted("handler_errors") == result.logged("the handler of %s failed") == 80
+    assert result.counted("lost") == result.logged("the connection with %s was lost") == 20

@@ -82,6 +82,7 @@ class Gauge:
             "descriptors": sum(map(_is_open, range(resource.getrlimit(resource.RLIMIT_NOFILE)[0]))),
             "tasks": trio.lowlevel.current_statistics().tasks_living,
             "objects": len(gc.get_objects()),
+            "blocks": sys.getallocatedblocks(),
             "cpu": time.process_time(),
         }
 
@@ -209,6 +210,7 @@ class Report:
     descriptors: int
     tasks: int
     objects: int
+    blocks: int
     cpu: float
 
 
@@ -217,8 +219,8 @@ class Server:
 
     port: int
 
-    def __init__(self, process: trio.Process, answers: AsyncIterator[bytes], ca: str) -> None:
-        self._process = process
+    def __init__(self, orders: trio.abc.SendStream, answers: AsyncIterator[bytes], ca: str) -> None:
+        self._orders = orders
         self._answers = answers
         self._context = ssl.create_default_context(cadata=ca)
         self._uses_tls = False
@@ -228,8 +230,7 @@ class Server:
         self.port = await self._ask(options)
 
     async def _ask(self, question: object) -> Any:
-        assert self._process.stdin is not None
-        await self._process.stdin.send_all(json.dumps(question).encode() + b"\n")
+        await self._orders.send_all(json.dumps(question).encode() + b"\n")
         return json.loads(await anext(self._answers))
 
     async def report(self) -> Report:
@@ -363,7 +364,8 @@ class Result:
 
     def cells(self) -> list[str]:
         outcome, before, after = self.outcome, self.before, self.after
-        memory = (self.fresh.resident, before.resident, after.peak, after.resident)
+        fresh = self.fresh.resident
+        memory = (fresh, before.peak, before.resident, after.peak, after.resident)
         return [
             self.name,
             f"{outcome.offered:,}",
@@ -375,6 +377,7 @@ class Result:
             f"{before.descriptors} / {after.descriptors}",
             f"{before.tasks} / {after.tasks}",
             f"{before.objects:,} / {after.objects:,}",
+            f"{before.blocks:,} / {after.blocks:,}",
             f"{after.cpu - before.cpu:.1f} s",
             ", ".join(f"{name} {value}" for name, value in outcome.facts.items()),
         ]
@@ -382,8 +385,8 @@ class Result:
 
 HEAD = [
     *("scenario", "offered", "accepted", "served", "refused", "failed"),
-    "RSS in MiB: new / before / peak / after",
-    *("descriptors", "tasks", "objects", "CPU of the server", "besides"),
+    "RSS in MiB: new / peak and end of the warm-up / peak / end",
+    *("descriptors", "tasks", "objects", "blocks", "CPU of the server", "besides"),
 ]
 
 Work = Callable[[Server, Outcome], Coroutine[Any, Any, None]]
@@ -403,11 +406,13 @@ class Ground:
         async with running(
             *(sys.executable, __file__, "--serve"), stdin=subprocess.PIPE, stdout=subprocess.PIPE
         ) as process:
+            assert process.stdin is not None
             assert process.stdout is not None
-            async with contextlib.aclosing(lines_of(process.stdout)) as answers:
-                server = Server(process, answers, self._ca)
-                await server.begin(options)
-                yield server
+            async with process.stdin, process.stdout:
+                async with contextlib.aclosing(lines_of(process.stdout)) as answers:
+                    server = Server(process.stdin, answers, self._ca)
+                    await server.begin(options)
+                    yield server
 
     async def measure(
         self, name: str, work: Work, *, warm_up: Work | None = None, **options: object
@@ -417,8 +422,8 @@ class Ground:
             fresh = await server.report()
             await (warm_up or work)(server, Outcome())
             await server.at_rest()
-            await server.reset_peak()
             before = await server.report()
+            await server.reset_peak()
             outcome = Outcome()
             await work(server, outcome)
             await server.at_rest()

@@ -33,10 +33,9 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
-from conftest import Authority
 from programs import lines_of, running
 
 import trisock
@@ -45,6 +44,9 @@ from trisock._sides import run_trio  # a Ctrl-C comes out as such
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
+
+if TYPE_CHECKING:
+    from conftest import Authority
 
 NAME = "localhost"
 
@@ -270,17 +272,23 @@ class Server:
             sock.close()
             raise
 
-    async def visit(self, number: int = 0) -> None:
-        """Connect, ask something, and check the answer."""
-        stream: trio.abc.Stream = await self.dial(number)
+    async def connect(self, number: int = 0) -> trio.abc.Stream:
+        """Dial, and shake hands where the server does."""
+        stream = await self.dial(number)
+        if not self._uses_tls:
+            return stream
+        secure = trio.SSLStream(stream, self._context, server_hostname=NAME)
         try:
-            if self._uses_tls:
-                stream = trio.SSLStream(stream, self._context, server_hostname=NAME)
-            await ask(stream, number)
-            await stream.aclose()
+            await secure.do_handshake()
         except BaseException:
             await trio.aclose_forcefully(stream)
             raise
+        return secure
+
+    async def visit(self, number: int = 0) -> None:
+        """Connect, ask something, and check the answer."""
+        async with await self.connect(number) as stream:
+            await ask(stream, number)
 
 
 async def ask(stream: trio.abc.Stream, number: int) -> None:
@@ -421,7 +429,11 @@ class Ground:
     def __init__(self, authority: Authority) -> None:
         self._ca = authority.pem.decode()
         issued = authority.issue(NAME)
-        self.certificate = (issued._chain.decode(), issued._private_key.decode())
+        self._certificate = (issued._chain.decode(), issued._private_key.decode())
+
+    def tls(self, wanted: bool) -> dict[str, Any]:
+        """Return what a server needs for TLS, where that is wanted."""
+        return {"certificate": self._certificate} if wanted else {}
 
     @contextlib.asynccontextmanager
     async def server(self, **options: object) -> AsyncIterator[Server]:
@@ -458,14 +470,14 @@ class Ground:
 # ---- scenarios ----
 
 
-async def idle(ground: Ground, count: int) -> Result:
+async def idle(ground: Ground, count: int, *, tls: bool = False) -> Result:
     """Many connections that do nothing, until each asks something after all."""
 
     async def work(server: Server, outcome: Outcome) -> None:
-        streams: list[trio.SocketStream] = []
+        streams: list[trio.abc.Stream] = []
 
         async def open_one(number: int) -> None:
-            streams.append(await server.dial(number))
+            streams.append(await server.connect(number))
 
         async def ask_and_close(number: int) -> None:
             async with streams[number] as stream:
@@ -479,9 +491,10 @@ async def idle(ground: Ground, count: int) -> Result:
             await many(count, functools.partial(outcome.count, ask_and_close))
         finally:
             for stream in streams:
-                stream.socket.close()
+                await trio.aclose_forcefully(stream)
 
-    return await ground.measure(f"{count:,} idle connections", work)
+    name = f"{count:,} idle {'TLS ' if tls else ''}connections"
+    return await ground.measure(name, work, **ground.tls(tls))
 
 
 async def rate(ground: Ground, per_second: int, seconds: float, *, tls: bool = False) -> Result:
@@ -501,7 +514,7 @@ async def rate(ground: Ground, per_second: int, seconds: float, *, tls: bool = F
         f"{per_second:,} {'TLS ' if tls else ''}connections a second, {seconds:g} s",
         functools.partial(offer, seconds=seconds),
         warm_up=functools.partial(offer, seconds=min(seconds, 10)),
-        **({"certificate": ground.certificate} if tls else {}),
+        **ground.tls(tls),
     )
 
 
@@ -549,7 +562,7 @@ async def slowloris(
     return await ground.measure(
         f"{slow} slow handshakes, {others} others",
         work,
-        certificate=ground.certificate,
+        **ground.tls(True),
         handshake_timeout=handshake_timeout,
     )
 
@@ -683,6 +696,7 @@ async def raising(ground: Ground, count: int) -> Result:
 
 SCENARIOS: dict[str, Callable[[Ground, bool], Awaitable[Result]]] = {
     "idle": lambda ground, quick: idle(ground, 300 if quick else 10_000),
+    "tls-idle": lambda ground, quick: idle(ground, 100 if quick else 2000, tls=True),
     "rate": lambda ground, quick: rate(ground, 200 if quick else 1000, 2 if quick else 60),
     "tls-rate": lambda ground, quick: rate(
         ground, 30 if quick else 100, 2 if quick else 60, tls=True
@@ -725,6 +739,8 @@ def main() -> None:
 
 
 async def show(names: list[str], quick: bool) -> None:
+    from conftest import Authority  # which the server's process has no use for
+
     wrongs = []
     ground = Ground(Authority())
     print("| " + " | ".join(HEAD) + " |")

@@ -18,11 +18,13 @@ def check(result: Result, served: int) -> None:
     assert result.wrongs() == []
 
 
-async def test_idle_connections(ground: Ground) -> None:
-    result = await load.idle(ground, 200)
-    check(result, 200)
-    assert result.outcome.facts["idle at once"] == 200
-    assert result.counted("accepted") == 202
+@pytest.mark.parametrize("tls", [False, True])
+async def test_idle_connections(tls: bool, ground: Ground) -> None:
+    count = 30 if tls else 200
+    result = await load.idle(ground, count, tls=tls)
+    check(result, count)
+    assert result.outcome.facts["idle at once"] == count
+    assert result.counted("accepted") == count + 2
 
 
 @pytest.mark.parametrize("tls", [False, True])

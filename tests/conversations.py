@@ -110,6 +110,7 @@ class Site:
         self.path = directory / "sock"
         self.faults = 0
         self.log = Log()
+        self.identity = self.authority.issue(NAME)
         self.tls = self.new_tls()
         self.trusting = ClientTLS(NAME, ca=self.authority.pem)
         self.old = ssl.create_default_context(cadata=self.authority.pem.decode())
@@ -412,7 +413,8 @@ async def a_cancelled_connect_or_close(site: Site, rng: random.Random) -> None:
 
 async def a_peer_resets(site: Site, rng: random.Random) -> None:
     sock = await rng.choice([site.dial, site.dial_secure])(rng)
-    await sock.send(b"echo 1000000\n", payload(rng))
+    command = rng.choice([b"echo 1000000\n", b"lines 1000\n", b"file 0 700000\n"])
+    await sock.send(command, payload(rng, 60_000))
     await cancelled_after(rng.randrange(5), sock.recv)
     sock.abort()
 
@@ -477,6 +479,33 @@ async def a_certificate_of_a_stranger(site: Site, rng: random.Random) -> None:
         return
     sock.abort()
     raise Wrong("a stranger's certificate was taken")
+
+
+async def a_client_certificate(site: Site, rng: random.Random) -> None:
+    """Demanded by the server: who has none is turned away, and learns it after the handshake."""
+    wanting = ServerTLS(
+        site.identity, client_ca=site.authority.pem, require_client_certificate=True
+    )
+    identity = rng.choice([site.identity, None])
+    tls = ClientTLS(NAME, ca=site.authority.pem, certificate=identity)
+
+    async def handler(sock: Socket) -> None:
+        check(sock.tls is not None and sock.tls.peer_certificate is not None, True)
+        await site.serve(sock)
+
+    async with trio.open_nursery() as nursery:
+        server = await trisock.bind(nursery, 0, handler, host=LOCALHOST, tls=wanting)
+        async with await trisock.connect(LOCALHOST, server.port, tls=tls) as sock:
+            try:
+                await sock.send(b"echo 5\nhello")
+                check(await sock.recv_exactly(5), b"hello")
+            except trisock.TLSError:
+                check(identity, None)
+            else:
+                check(identity is None, False)
+        server.stop()
+        await server.wait_closed()
+        check(server.stats().failed_handshakes, int(identity is None))
 
 
 async def new_certificates(site: Site, rng: random.Random) -> None:
@@ -590,6 +619,22 @@ async def a_stale_path(site: Site, rng: random.Random) -> None:
             check(await server.recv(), b"hello")
             check(listener.hasconnection(), False)
     check(path.exists(), False)
+
+
+async def a_cancelled_accept(site: Site, rng: random.Random) -> None:
+    """It loses no connection."""
+    async with await trisock.listen(0, LOCALHOST) as listener:
+        clients = [await trisock.connect(LOCALHOST, listener.port) for _ in range(3)]
+        accepted: list[Socket] = []
+        while len(accepted) < len(clients):
+            if rng.random() < 0.3:
+                listener.hasconnection()
+            sock = await cancelled_after(rng.randrange(3), listener.accept)
+            if sock is not None:
+                accepted.append(sock)
+        check({each.getpeer() for each in accepted}, {each.getlocal() for each in clients})
+        for sock in clients + accepted:
+            await sock.close()
 
 
 async def pluto_in_trio(site: Site, rng: random.Random) -> None:
@@ -716,7 +761,12 @@ async def hammerspoon_sockets(site: Site, rng: random.Random) -> None:
 KINDS: dict[str, list[Conversation]] = {
     "clear": [in_the_clear, half_closed],
     "TLS": [starttls_in_mid_conversation, tls_from_the_start],
-    "cancelled": [a_cancelled_send, a_cancelled_handshake, a_cancelled_connect_or_close],
+    "cancelled": [
+        a_cancelled_send,
+        a_cancelled_handshake,
+        a_cancelled_connect_or_close,
+        a_cancelled_accept,
+    ],
     "bad peers": [
         a_peer_resets,
         a_peer_truncates,
@@ -727,6 +777,7 @@ KINDS: dict[str, list[Conversation]] = {
     ],
     "servers": [
         a_handler_raises,
+        a_client_certificate,
         new_certificates,
         more_than_max_connections,
         a_broadcast,

@@ -93,6 +93,12 @@ async def test_a_machine_without_ipv6_listens_on_ipv4(
         await trisock.listen(0, "::1")
 
 
+async def test_too_few_descriptors_are_an_error_and_not_one_family_only() -> None:
+    with no_more_descriptors(but=1), pytest.raises(OSError, match="cannot listen on") as caught:
+        await trisock.listen(0)
+    assert caught.value.errno == errno.EMFILE
+
+
 async def test_a_taken_port_is_an_oserror_with_the_address() -> None:
     async with await trisock.listen(0, "127.0.0.1") as listener:
         with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{listener.port}") as caught:
@@ -280,11 +286,11 @@ async def test_running_out_of_descriptors_is_raised_and_loses_no_connection() ->
 
 
 @contextlib.contextmanager
-def no_more_descriptors() -> Iterator[None]:
+def no_more_descriptors(but: int = 0) -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     probe = os.dup(0)
     os.close(probe)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (probe, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (probe + but, hard))
     try:
         yield
     finally:

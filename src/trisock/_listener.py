@@ -165,8 +165,10 @@ def _bind_all(
         for family, sockaddr in targets:
             try:
                 sock = socket.socket(family, socket.SOCK_STREAM)
-            except OSError as exc:  # a kernel without this family
-                missing.append(exc)
+            except OSError as exc:
+                if exc.errno != errno.EAFNOSUPPORT:  # no descriptor is left, for instance
+                    raise
+                missing.append(exc)  # a kernel without this family
                 continue
             on_error.callback(sock.close)
             if sys.platform == "win32":  # pragma: no cover (tests run on Linux)

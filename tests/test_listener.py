@@ -285,6 +285,16 @@ async def test_running_out_of_descriptors_is_raised_and_loses_no_connection() ->
             pass
 
 
+async def test_errors_of_unix_sockets_name_the_path_also_where_no_descriptor_is_left(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "sock"
+    for call in (trisock.listen_unix, trisock.connect_unix):
+        with no_more_descriptors(), pytest.raises(OSError, match="Too many open files") as caught:
+            await call(path)
+        assert (caught.value.errno, caught.value.filename) == (errno.EMFILE, str(path))
+
+
 @contextlib.contextmanager
 def no_more_descriptors(but: int = 0) -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -101,7 +101,7 @@ async def connect_unix(
     name = unix_path(path)
     if tls is not None:
         resolve(tls, server_hostname=None, connected_host=None, side="client")
-    sock = unix_socket()
+    sock = unix_socket(name)
     try:
         sock.setblocking(False)
         await trio.lowlevel.checkpoint()

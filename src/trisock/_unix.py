@@ -39,11 +39,14 @@ def unix_path(path: object) -> str | bytes:
     return name
 
 
-def unix_socket(kind: int = socket.SOCK_STREAM) -> socket.socket:
-    """Return a new Unix socket; OSError where the platform has none."""
+def unix_socket(name: str | bytes, kind: int = socket.SOCK_STREAM) -> socket.socket:
+    """Return a new Unix socket, for a path; OSError where the platform has none."""
     if not hasattr(socket, "AF_UNIX"):
         raise OSError(errno.EAFNOSUPPORT, "there are no Unix sockets on this platform")
-    return socket.socket(socket.AF_UNIX, kind)
+    try:
+        return socket.socket(socket.AF_UNIX, kind)
+    except OSError as exc:  # no descriptor is left, for instance
+        raise OSError(exc.errno, exc.strerror, os.fsdecode(name)) from exc
 
 
 async def listening_unix_socket(
@@ -65,7 +68,7 @@ def listening_unix_socket_nowait(
     name: str | bytes, mode: int | None, backlog: int
 ) -> tuple[socket.socket, BoundPath | None]:
     """Do the same at once, or raise DirectoryLockedError."""
-    sock = unix_socket()
+    sock = unix_socket(name)
     try:
         if os.fsencode(name).startswith(b"\0"):
             if mode is not None:
@@ -113,7 +116,7 @@ def _is_stale(name: str | bytes) -> bool:
         return True
     # Of another type than the listener is: so a listener that lives says EPROTOTYPE, and does not
     # find a connection in its queue from which nothing ever comes.
-    with unix_socket(socket.SOCK_DGRAM) as probe:
+    with unix_socket(name, socket.SOCK_DGRAM) as probe:
         probe.setblocking(False)
         return probe.connect_ex(name) == errno.ECONNREFUSED
 

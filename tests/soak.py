@@ -58,8 +58,8 @@ ROUND = (2, 20)
 CACHED = 32
 
 # What may be added between the first third and the last, as a median. It is for noise: how many
-# worker threads Trio has kept, how full its free lists are. 100 bytes lost in each conversation
-# are more after one minute.
+# worker threads Trio has kept, how full its free lists are. 100 bytes lost with each socket are
+# more after one minute.
 BOUNDS = {"traced": 64 * 1024, "objects": 500, "allocated": 1024 * 1024}
 
 ROWS = 12

@@ -30,7 +30,7 @@ async def test_idle_connections(tls: bool, ground: Ground) -> None:
 @pytest.mark.parametrize("tls", [False, True])
 async def test_connections_at_a_rate(tls: bool, ground: Ground) -> None:
     count = 30 if tls else 200
-    result = await load.rate(ground, 2 * count, 0.5, tls=tls)
+    result = await load.rate(ground, 4 * count, 0.25, tls=tls)
     check(result, count)
     assert result.counted("accepted") == count + 1
     assert result.counted("failed_handshakes") == result.counted("lost") == 0
@@ -65,7 +65,7 @@ async def test_max_connections_is_full(ground: Ground) -> None:
 
 
 async def test_a_broadcast_to_one_that_never_reads_hurts_no_other(ground: Ground) -> None:
-    result = await load.broadcast(ground, 6, 8 * MIB, messages=1, timeout=2)
+    result = await load.broadcast(ground, 6, 8 * MIB, messages=1, timeout=1.5)
     check(result, 6)
     assert result.outcome.facts["delivered"] == [6]
     assert result.counted("aborted") == 1

@@ -49,8 +49,10 @@ CLIENTS = 6
 # Seconds that a conversation may take at most; none needs them.
 PATIENCE = 60
 
-# How much of the time is warm-up, and how long a round is, in seconds.
+# How much of the time is warm-up, and how long it is at least; how many rounds there are, and how
+# long one is (in seconds).
 WARM_UP = 0.2
+LEAST_WARM_UP = 20
 ROUNDS = 60
 ROUND = (2, 20)
 
@@ -198,11 +200,12 @@ class Soak:
         length = min(max(self.seconds / ROUNDS, ROUND[0]), ROUND[1])
         for _ in range(CACHED):
             self.site.new_tls()
+        warm_up = max(WARM_UP * self.seconds, LEAST_WARM_UP)
         told = 0.0
         while not self.is_over():
             await self.round(length)
             sample = self.sample()
-            if self.elapsed > WARM_UP * self.seconds:
+            if self.elapsed > warm_up:
                 if self.warm is None:
                     self.warm = tracemalloc.take_snapshot()
                 else:

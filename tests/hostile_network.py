@@ -551,6 +551,7 @@ class _Way:
         self._tiny = 0  # bytes that still travel in tiny pieces
         self._naps = self._flow.naps
         self._nobody_listens = False
+        self._in_one_piece = False  # what is sent next
         self._damaged_end = False
 
     async def carry(self, source: trio.SocketStream, target: trio.SocketStream) -> None:
@@ -621,6 +622,7 @@ class _Way:
         if fault.kind == CORRUPT:
             return _damaged(part, fault.how)
         if fault.kind == INJECT:
+            self._in_one_piece = True
             return part[:1] + INJECTED_LINE + part[1:]
         if fault.kind == RESET:
             self._network.reset()
@@ -637,6 +639,8 @@ class _Way:
                 if self._tiny > 0:
                     size = self._rng.randint(1, 3)
                     self._tiny -= size
+                if self._in_one_piece:
+                    size, self._in_one_piece = len(part), False
                 await target.send_all(part[:size])
                 part = part[size:]
                 for _ in range(self._rng.randint(0, self._flow.pause)):

@@ -1,4 +1,8 @@
-"""The other end of a connection, without Trio: it does what it is told to, and never waits."""
+"""The other end of a connection, which is no task: it does what it is told to, and never waits.
+
+What it does beside a task of Trio is written down as a script, a generator that yields between two
+steps. ``alongside`` has the next step done whenever all tasks are blocked.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,31 @@ import socket
 import ssl
 import sys
 import termios
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+
+import trio
+import trio.testing
+
+Script = Iterator[object]
+
+
+@contextlib.asynccontextmanager
+async def alongside(script: Script) -> AsyncIterator[None]:
+    """Do a script's first step now, and the others one by one, each when all tasks are blocked."""
+    next(script, None)
+
+    async def go_on() -> None:
+        while True:
+            await trio.testing.wait_all_tasks_blocked()
+            try:
+                next(script)
+            except StopIteration:
+                return
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(go_on)
+        yield
+        nursery.cancel_scope.cancel()
 
 
 class Peer:
@@ -120,9 +148,14 @@ class Peer:
             with contextlib.suppress(OSError):
                 self.raw.shutdown(socket.SHUT_WR)
         else:
-            with contextlib.suppress(ssl.SSLError):
-                self._ssl.unwrap()
-            self._flush()
+            self.send(self.the_end())
+
+    def the_end(self) -> bytes:
+        """Return a ``close_notify``, which is to be sent."""
+        assert self._ssl is not None
+        with contextlib.suppress(ssl.SSLError):
+            self._ssl.unwrap()
+        return self._outgoing.read()
 
     def _flush(self) -> None:
         if self._outgoing.pending:
@@ -133,7 +166,7 @@ class Peer:
         waiting = fcntl.ioctl(self.raw.fileno(), termios.FIONREAD, bytes(4))
         return len(self.wire) + int.from_bytes(waiting, sys.byteorder)
 
-    def acting(self) -> Iterator[None]:
+    def acting(self) -> Script:
         """Act each time it is asked to, for as long as it is."""
         while True:
             self.act()

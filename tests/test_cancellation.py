@@ -31,7 +31,7 @@ import pytest
 import trio
 import trio.testing
 from conftest import Authority, clog, closing, raw_pair
-from peers import Peer
+from peers import Peer, Script, alongside
 from test_tls_answers import raw_unix_pair
 
 import trisock
@@ -39,7 +39,6 @@ from trisock import ClientTLS, ServerTLS, Socket, hammerspoon, pluto
 from trisock._sides import current_run
 
 Call = Callable[[], Awaitable[Any]]
-Script = Iterator[object]
 
 
 class Attempt(trio.abc.Instrument):
@@ -63,20 +62,13 @@ class Attempt(trio.abc.Instrument):
         self._tasks: set[trio.lowlevel.Task] = set()
 
     async def __call__(self, call: Call, script: Script | None = None) -> None:
-        """Make the call; the script's next step is done each time when all tasks are blocked.
-
-        Its first step is done before the call.
-        """
-        script = script or iter(())
-        next(script, None)
+        """Make the call, alongside what the peer does; the first step of that comes before."""
         trio.lowlevel.add_instrument(self)
         try:
-            async with trio.open_nursery() as actors:
-                actors.start_soon(_act, script)
+            async with alongside(script or iter(())):
                 with self._asked():
                     async with trio.open_nursery() as self._nursery:
                         self._nursery.start_soon(self._run, call)
-                actors.cancel_scope.cancel()
         finally:
             trio.lowlevel.remove_instrument(self)
         self.cancelled = self._scope.cancelled_caught
@@ -119,15 +111,6 @@ class Attempt(trio.abc.Instrument):
         self._pass_moment(task)
 
 
-async def _act(script: Script) -> None:
-    while True:
-        await trio.testing.wait_all_tasks_blocked()
-        try:
-            next(script)
-        except StopIteration:
-            return
-
-
 async def at_every_moment(scenario: Callable[[Attempt], Awaitable[None]]) -> None:
     """Run a scenario, which makes one attempt, until the call has no moment more."""
     for moment in itertools.count(1):
@@ -143,15 +126,6 @@ async def at_every_moment(scenario: Callable[[Attempt], Awaitable[None]]) -> Non
 
 def _living_tasks() -> int:
     return trio.lowlevel.current_statistics().tasks_living
-
-
-async def alongside(script: Script, call: Call) -> Any:
-    """Make a call that is not cancelled, with the peer acting."""
-    attempt = Attempt(0)
-    await attempt(call, script)
-    if attempt.error is not None:
-        raise attempt.error
-    return attempt.value
 
 
 COVERED: set[str] = set()
@@ -211,7 +185,8 @@ class Kit:
             with Peer(raw) as peer:
                 if layer in TLS:
                     self.turn_to_tls(peer, layer)
-                    await alongside(peer.acting(), lambda: sock.starttls(self.role_of(layer)))
+                    async with alongside(peer.acting()):
+                        await sock.starttls(self.role_of(layer))
                     peer.act()
                 yield sock, peer
 
@@ -492,7 +467,8 @@ async def test_a_cancelled_send_has_changed_nothing_or_ends_sending(
             if not attempt.cancelled:
                 assert heard == data
             elif not went_out:
-                await alongside(peer.acting(), lambda: sock.send(b"after it"))
+                async with alongside(peer.acting()):
+                    await sock.send(b"after it")
                 peer.act()
                 assert bytes(peer.heard).lstrip(b"x") == b"after it"
             else:

@@ -10,9 +10,11 @@ import contextlib
 import dataclasses
 import functools
 import ipaddress
+import json
 import os
 import re
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -178,7 +180,12 @@ def openssl_client(
     return command
 
 
-OPENSSL_VERSIONS = {"TLSv1.2": "-tls1_2", "TLSv1.3": "-tls1_3"}
+OPENSSL_VERSIONS = {
+    "TLSv1": "-tls1",
+    "TLSv1.1": "-tls1_1",
+    "TLSv1.2": "-tls1_2",
+    "TLSv1.3": "-tls1_3",
+}
 
 
 def openssl_server(case: Case, ca: Path, certificate: tuple[Path, Path]) -> Command:
@@ -391,8 +398,10 @@ async def run_client(command: Command, *, end_when: bytes = ANSWER) -> tuple[int
 class Server:
     """A program that runs as a server, and what it has said so far."""
 
-    def __init__(self, output: trio.abc.ReceiveStream) -> None:
-        self._output = output
+    def __init__(self, process: trio.Process) -> None:
+        assert process.stdout is not None
+        self._output = process.stdout
+        self.kill = process.kill
         self._more = trio.Event()
         self._ended = False
         self.port = 0
@@ -427,10 +436,11 @@ async def run_server(command: Command) -> AsyncIterator[Server]:
     pipe = subprocess.PIPE
     if command[0] == "gnutls-serv":
         command = ["stdbuf", "--output=L", *command]
-    async with running(*command, stdout=pipe, stderr=subprocess.STDOUT) as process:
+    async with running(*command, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT) as process:
+        assert process.stdin is not None
         assert process.stdout is not None
-        async with process.stdout, trio.open_nursery() as nursery:
-            server = Server(process.stdout)
+        async with process.stdin, process.stdout, trio.open_nursery() as nursery:
+            server = Server(process)
             nursery.start_soon(server.listen_to_it)
             port = int((await server.says(LISTENS))[1])
             server.port = port or listening_port(process.pid)
@@ -635,3 +645,314 @@ async def test_a_client_of_ours_with(
             assert info.alpn_protocol == case.alpn.chosen
             assert info.server_hostname == case.ascii_name
             assert info.peer_certificate == der(certificate)
+
+
+# ---- the end that is none ----
+
+
+@pytest.mark.parametrize("https_compatible", [False, True])
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    "peer", [pytest.param(each, marks=each.marks(), id=each.name) for each in ALL if each.server]
+)
+async def test_a_server_that_is_killed_has_not_said_goodbye(
+    peer: Peer,
+    version: str,
+    https_compatible: bool,
+    authorities: Authorities,
+    files: Files,
+    built: Callable[[Command], Command],
+) -> None:
+    right = authorities.right.pem
+    certificate = files.certificate("server", authorities.server("example.org", "P-256"))
+    assert peer.server is not None
+    command = built(peer.server(Case(version), files.ca(right), certificate))
+    async with run_server(command) as server:
+        sock = await trisock.connect("127.0.0.1", server.port)
+        async with closing(sock):
+            await sock.starttls(
+                client_of(version, right),
+                server_hostname="example.org",
+                https_compatible=https_compatible,
+            )
+            await ask(sock)
+            server.kill()
+            if https_compatible:
+                assert await sock.recv() == b""
+            else:
+                with pytest.raises(TLSError, match="without close_notify: data may be missing"):
+                    await sock.recv()
+
+
+@pytest.mark.parametrize("https_compatible", [False, True])
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    "peer",
+    [pytest.param(each, marks=each.marks(), id=each.name) for each in ALL if each.name != "curl"],
+)
+async def test_a_client_that_is_killed_has_not_said_goodbye(
+    peer: Peer,
+    version: str,
+    https_compatible: bool,
+    authorities: Authorities,
+    files: Files,
+    built: Callable[[Command], Command],
+) -> None:
+    right = authorities.right.pem
+    async with await trisock.listen(0, "127.0.0.1") as listener:
+        command = built(peer.client(Case(version), listener.port, files.ca(right), None))
+        pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
+        async with running(*command, stdin=pipe, stdout=nowhere, stderr=nowhere) as process:
+            assert process.stdin is not None
+            async with process.stdin, await listener.accept() as sock:
+                await sock.starttls(
+                    ServerTLS(authorities.server("example.org", "P-256")),
+                    https_compatible=https_compatible,
+                )
+                await process.stdin.send_all(QUESTION)
+                assert await sock.recv_exactly(len(QUESTION)) == QUESTION
+                process.kill()
+                if https_compatible:
+                    assert await sock.recv() == b""
+                else:
+                    with pytest.raises(TLSError, match="without close_notify: data may be missing"):
+                        await sock.recv()
+
+
+# ---- resumption ----
+
+
+@contextlib.asynccontextmanager
+async def echoing(server_tls: ServerTLS) -> AsyncIterator[tuple[int, list[trisock.TLSInfo]]]:
+    """Serve an echo, and tell what was agreed on each connection, and what failed."""
+    infos: list[trisock.TLSInfo] = []
+
+    async def echo(sock: Socket) -> None:
+        infos.append(await sock.starttls(server_tls))
+        async for chunk in sock:
+            await sock.send(chunk)
+
+    async with trio.open_nursery() as nursery:
+        server = await trisock.bind(nursery, 0, echo, host="127.0.0.1")
+        yield server.port, infos
+        server.stop()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    "peer",
+    [pytest.param(each, marks=each.marks(), id=each.name) for each in ALL if each.interop],
+)
+async def test_a_session_is_resumed_by(
+    peer: Peer,
+    version: str,
+    authorities: Authorities,
+    files: Files,
+    built: Callable[[Command], Command],
+) -> None:
+    right = authorities.right.pem
+    shown = authorities.client("right", "P-256")
+    assert shown is not None
+    server_tls = ServerTLS(
+        authorities.server("example.org", "P-256"),
+        client_ca=right,
+        require_client_certificate=True,
+    )
+    async with echoing(server_tls) as (port, infos):
+        certificate = files.certificate("client", shown)
+        command = peer.client(Case(version), port, files.ca(right), certificate)
+        done = await trio.run_process(
+            [*built(command), "-visits", "3"], stdin=b"", capture_stderr=True
+        )
+    assert [info.session_reused for info in infos] == [False, True, True]
+    assert {info.peer_certificate for info in infos} == {der(shown)}
+    assert re.findall(rb"reused=(\w+)", done.stderr) == [b"false", b"true", b"true"]
+
+
+@pytest.mark.needs("openssl")
+async def test_a_session_is_resumed_by_s_client_again_and_again(
+    authorities: Authorities, files: Files
+) -> None:
+    right = authorities.right.pem
+    async with echoing(ServerTLS(authorities.server("example.org", "P-256"))) as (port, infos):
+        command = openssl_client(Case("TLSv1.2"), port, files.ca(right), None)
+        await trio.run_process([*command, "-reconnect"], stdin=b"", capture_stdout=True)
+    assert [info.session_reused for info in infos] == [False] + [True] * 5
+
+
+# ---- what attackers and the past ask for ----
+
+
+async def s_client(
+    authorities: Authorities, files: Files, version: str, *options: str | Path
+) -> tuple[str, list[object]]:
+    """Have s_client say something; return what it says of the connection, and what came of it."""
+    heard: list[object] = []
+    async with await trisock.listen(0, "127.0.0.1") as listener:
+
+        async def serve() -> None:
+            sock = await listener.accept()
+            async with sock:
+                try:
+                    await sock.starttls(ServerTLS(authorities.server("example.org", "P-256")))
+                    while chunk := await sock.recv():
+                        heard.append(chunk)
+                        await sock.send(ANSWER)
+                except TLSError as exc:
+                    heard.append(exc)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve)
+            ca = files.ca(authorities.right.pem)
+            command = openssl_client(Case(version), listener.port, ca, None)
+            _, output = await run_client([*command, *options])
+    return output.text, heard
+
+
+@pytest.mark.needs("openssl")
+@pytest.mark.parametrize("version", ["TLSv1", "TLSv1.1"])
+async def test_a_client_of_the_past_is_refused(
+    version: str, authorities: Authorities, files: Files
+) -> None:
+    said, heard = await s_client(authorities, files, version, "-cipher", "ALL:@SECLEVEL=0")
+    assert "alert protocol version" in said
+    assert len(heard) == 1
+    assert "speaks no TLS version that is accepted here" in str(heard[0])
+
+
+@pytest.mark.needs("openssl")
+async def test_a_client_that_was_talked_into_a_lower_version_is_refused(
+    authorities: Authorities, files: Files
+) -> None:
+    """RFC 7507"""
+    said, heard = await s_client(authorities, files, "TLSv1.2", "-fallback_scsv")
+    assert "alert inappropriate fallback" in said
+    assert len(heard) == 1
+    assert "inappropriate fallback" in str(heard[0])
+
+
+@pytest.mark.needs("openssl")
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_nothing_is_compressed(version: str, authorities: Authorities, files: Files) -> None:
+    said, heard = await s_client(authorities, files, version, "-comp")
+    assert "Compression: NONE" in said
+    assert b"".join(chunk for chunk in heard if isinstance(chunk, bytes)) == QUESTION
+
+
+@pytest.mark.needs("openssl")
+async def test_no_client_renegotiates(authorities: Authorities, files: Files) -> None:
+    """RFC 5746 is spoken, and the wish is refused; s_client gives up then, as it must."""
+    async with await trisock.listen(0, "127.0.0.1") as listener:
+        ca = files.ca(authorities.right.pem)
+        command = openssl_client(Case("TLSv1.2"), listener.port, ca, None)
+        pipe = subprocess.PIPE
+        async with running(*command, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            async with process.stdin, process.stdout, await listener.accept() as sock:
+                await sock.starttls(ServerTLS(authorities.server("example.org", "P-256")))
+                await process.stdin.send_all(b"hello\n")
+                assert await sock.recv() == b"hello\n"
+                await process.stdin.send_all(b"R\n")
+                with pytest.raises(TLSError, match="alert 'handshake failure'"):
+                    await sock.recv()
+                said = b"".join([chunk async for chunk in process.stdout])
+    assert b"Secure Renegotiation IS supported" in said
+    assert b"no renegotiation" in said
+
+
+@pytest.mark.needs("openssl")
+async def test_early_data_is_never_delivered(
+    authorities: Authorities, files: Files, tmp_path: Path
+) -> None:
+    """A session of another server, which takes early data, makes s_client send some to ours."""
+    certificate = files.certificate("server", authorities.server("example.org", "P-256"))
+    ca = files.ca(authorities.right.pem)
+    session, early = tmp_path / "session.pem", tmp_path / "early"
+    early.write_bytes(b"attack at dawn\n")
+    command = openssl_server(Case(), ca, certificate)
+    command[command.index("-rev") :] = ["-early_data", *command[command.index("-rev") + 1 :]]
+    async with run_server(command) as server:
+        # It ends with its input, but not before it has the session, and says so.
+        client = ["stdbuf", "--output=L", *openssl_client(Case(), server.port, ca, None)]
+        async with running(
+            *(*client, "-sess_out", session),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        ) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            async with process.stdin, process.stdout:
+                said = b""
+                while b"Max Early Data: 16384" not in said:
+                    said += await process.stdout.receive_some()
+    said_then, heard = await s_client(
+        authorities, files, "TLSv1.3", "-sess_in", session, "-early_data", early
+    )
+    assert "Early data was rejected" in said_then
+    assert b"".join(chunk for chunk in heard if isinstance(chunk, bytes)) == QUESTION
+
+
+# ---- scanners ----
+
+
+@pytest.fixture
+def scanned_example(authorities: Authorities, files: Files) -> Command:
+    """Give the example with a certificate that is as good as one can be on a private network."""
+    certificate = authorities.right.issue(
+        "localhost", "127.0.0.1", revocation_list="http://localhost/revoked"
+    )
+    chain, key = files.certificate("server", certificate)
+    example = Path(__file__).parent.parent / "examples" / "https_server.py"
+    return [sys.executable, example, "--port", "0", "--cert", chain, "--key", key]
+
+
+@pytest.mark.interop
+@pytest.mark.needs("testssl")
+def test_testssl_finds_nothing(
+    scanned_example: Command, authorities: Authorities, files: Files, tmp_path: Path
+) -> None:
+    findings = tmp_path / "findings.json"
+    with example(scanned_example) as port:
+        command: Command = ["testssl", "--warnings=off", "--quiet", "--color", "0"]
+        command += ["--nodns", "none", "--add-ca", files.ca(authorities.right.pem)]
+        command += ["--jsonfile", findings, f"localhost:{port}"]
+        subprocess.run(command, check=False, stdout=subprocess.DEVNULL, timeout=900)
+    found = json.loads(findings.read_text())
+    assert len(found) > 100
+    assert {"cert_chain_of_trust", "heartbleed", "LUCKY13", "HSTS"} <= {
+        each["id"] for each in found
+    }
+    # (WARN is about the scanner itself: what its OpenSSL cannot do.)
+    severe = ("LOW", "MEDIUM", "HIGH", "CRITICAL", "FATAL")
+    assert [each for each in found if each["severity"] in severe] == []
+
+
+@pytest.mark.interop
+@pytest.mark.needs("sslyze")
+def test_sslyze_finds_nothing(
+    scanned_example: Command, authorities: Authorities, files: Files
+) -> None:
+    """Mozilla's "intermediate" configuration, but for two more curves that are as good."""
+    with example(scanned_example) as port:
+        command: Command = ["sslyze", "--mozilla_config=intermediate"]
+        command += ["--certinfo_ca_file", files.ca(authorities.right.pem), f"localhost:{port}"]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
+    _, _, verdict = done.stdout.partition("COMPLIANCE AGAINST TLS CONFIGURATION")
+    complaints = re.findall(r"^ +\* (.*)", verdict, re.MULTILINE)
+    curves = [each for each in complaints if each.startswith("tls_curves: ")]
+    assert verdict
+    assert complaints == curves
+    assert set(re.findall(r"'(\w+)'", "".join(curves))) <= {"secp521r1", "X448"}
+
+
+@contextlib.contextmanager
+def example(command: Command) -> Iterator[int]:
+    """Run an example that says on which port it listens."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        try:
+            yield int(process.stdout.readline().split()[-1])
+        finally:
+            process.terminate()

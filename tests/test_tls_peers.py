@@ -399,8 +399,10 @@ class Server:
     """A program that runs as a server, and what it has said so far."""
 
     def __init__(self, process: trio.Process) -> None:
+        assert process.stdin is not None
         assert process.stdout is not None
-        self._output = process.stdout
+        self.stdin = process.stdin
+        self.output = process.stdout
         self.kill = process.kill
         self._more = trio.Event()
         self._ended = False
@@ -409,7 +411,7 @@ class Server:
 
     async def listen_to_it(self) -> None:
         """Read all that it says: a program whose pipe is full stands still."""
-        async for chunk in self._output:
+        async for chunk in self.output:
             self.text += chunk.decode(errors="replace")
             self._tell()
         self._ended = True
@@ -437,10 +439,8 @@ async def run_server(command: Command) -> AsyncIterator[Server]:
     if command[0] == "gnutls-serv":
         command = ["stdbuf", "--output=L", *command]
     async with running(*command, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        async with process.stdin, process.stdout, trio.open_nursery() as nursery:
-            server = Server(process)
+        server = Server(process)
+        async with server.stdin, server.output, trio.open_nursery() as nursery:
             nursery.start_soon(server.listen_to_it)
             port = int((await server.says(LISTENS))[1])
             server.port = port or listening_port(process.pid)
@@ -859,6 +859,33 @@ async def test_no_client_renegotiates(authorities: Authorities, files: Files) ->
                 said = b"".join([chunk async for chunk in process.stdout])
     assert b"Secure Renegotiation IS supported" in said
     assert b"no renegotiation" in said
+
+
+@pytest.mark.needs("openssl")
+async def test_a_server_that_renegotiates_is_followed_and_nothing_is_lost(
+    authorities: Authorities, files: Files
+) -> None:
+    """Before TLS 1.3 some servers ask for a certificate that way, when they know the request."""
+    certificate = files.certificate("server", authorities.server("example.org", "P-256"))
+    command = openssl_server(Case("TLSv1.2"), files.ca(authorities.right.pem), certificate)
+    command.remove("-rev")
+    async with run_server(command) as server:
+        client_tls = client_of("TLSv1.2", authorities.right.pem)
+        sock = await trisock.connect("127.0.0.1", server.port)
+        async with closing(sock), trio.open_nursery() as nursery:
+            await sock.starttls(client_tls, server_hostname="example.org")
+
+            async def read() -> None:
+                assert await sock.recv() == b"from now on\n"
+                await sock.send(b"with new keys\n")
+
+            nursery.start_soon(read)
+            await sock.send(b"before\n")
+            await server.says("before\n")
+            await server.stdin.send_all(b"r\n")  # the command
+            await server.says("SSL_do_handshake -> 1")
+            await server.stdin.send_all(b"from now on\n")
+            await server.says("with new keys\n")
 
 
 @pytest.mark.needs("openssl")

@@ -493,6 +493,9 @@ def test_errors_without_a_reason_are_still_described() -> None:
     unknown = ssl.SSLError(1, "something odd")
     unknown.reason = ""
     assert "something odd" in describe(unknown)
+    nameless = ssl.SSLError(1, "[SSL] ASN1 lib (_ssl.c:1006)")
+    nameless.reason = ""
+    assert describe(nameless) == "asn1 lib"
     known = ssl.SSLError(1, "x")
     known.reason = "SOMETHING_ODD"
     assert describe(known) == "something odd"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import ssl
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -176,6 +177,14 @@ def test_a_key_never_lies_where_others_can_read_it(
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
+    real, modes = os.open, []
+
+    def watched(*args: object, **options: object) -> int:
+        descriptor = real(*args, **options)  # type: ignore[arg-type]
+        modes.append(stat.S_IMODE(os.fstat(descriptor).st_mode))
+        return descriptor
+
+    monkeypatch.setattr(os, "open", watched)
     if not memory:
         monkeypatch.delattr(os, "memfd_create")
     old = os.umask(0)
@@ -188,6 +197,7 @@ def test_a_key_never_lies_where_others_can_read_it(
                 assert not list(tmp_path.iterdir())
             else:
                 assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+                assert set(modes) == {0o600}  # from its first moment on
     finally:
         os.umask(old)
     assert not os.path.exists(path)
@@ -207,26 +217,30 @@ def test_a_missing_password_is_never_asked_for(authority: Authority) -> None:
 
 
 async def test_sni_chooses_the_certificate(authority: Authority) -> None:
-    first = authority.issue("first.example", "*.wild.example")
-    second = authority.issue("second.example", "exact.wild.example")
+    first = authority.issue("first.example")
+    second = authority.issue("second.example", "*.wild.example")
+    third = authority.issue("third.example", "exact.wild.example")
     context = trusting(authority)
     for name, expected in [
         ("first.example", "first.example"),
         ("second.example", "second.example"),
         ("SECOND.example", "second.example"),
-        ("any.wild.example", "first.example"),
-        ("exact.wild.example", "second.example"),
+        ("any.wild.example", "second.example"),
+        ("exact.wild.example", "third.example"),
         ("deep.any.wild.example", "first.example"),  # not found: the first
         ("unknown.example", "first.example"),
         ("127.0.0.1", "first.example"),  # no SNI for an address
     ]:
-        info = await shown([first, second], name, context)
+        info = await shown([first, second, third], name, context)
         assert names_of(info)[0] == expected
 
 
-@pytest.mark.parametrize("position", [0, 1])
+@pytest.mark.parametrize(
+    ("position", "asked"),
+    [(0, "several.example"), (1, "several.example"), (0, "unknown.example")],
+)
 async def test_a_name_may_have_a_certificate_of_each_key_kind(
-    position: int, authority: Authority
+    position: int, asked: str, authority: Authority
 ) -> None:
     name = "several.example"
     certificates = [
@@ -242,7 +256,7 @@ async def test_a_name_may_have_a_certificate_of_each_key_kind(
         context = trusting(authority)
         context.maximum_version = ssl.TLSVersion.TLSv1_2
         context.set_ciphers(cipher)
-        info = await shown(certificates, name, context)
+        info = await shown(certificates, asked, context)
         assert info.peer_certificate is not None
         key = x509.load_der_x509_certificate(info.peer_certificate).public_key()
         assert kind in type(key).__name__
@@ -334,6 +348,20 @@ async def test_ssl_cert_file_is_part_of_the_systems_trust(
 ) -> None:
     (tmp_path / "ca.pem").write_bytes(authority.pem)
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    a, b = await tcp_pair()
+    async with closing(a, b), trio.open_nursery() as nursery:
+        nursery.start_soon(b.starttls, [authority.issue("example.org")])
+        await a.starttls("example.org")
+
+
+@pytest.mark.needs("openssl")
+async def test_ssl_cert_dir_is_part_of_the_systems_trust(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "ca.pem").write_bytes(authority.pem)
+    # OpenSSL looks for a file by the hash of the certificate's name.
+    subprocess.run(["openssl", "rehash", tmp_path], check=True)
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
     a, b = await tcp_pair()
     async with closing(a, b), trio.open_nursery() as nursery:
         nursery.start_soon(b.starttls, [authority.issue("example.org")])

@@ -48,7 +48,8 @@ async def test_a_handler_runs_for_each_connection() -> None:
     async with trio.open_nursery() as nursery:
         server = await trisock.bind(nursery, 0, echo)
         assert server.addresses == (("0.0.0.0", server.port), ("::", server.port))
-        clients = [await connect(server) for _ in range(3)]
+        hosts = ("127.0.0.1", "::1", "127.0.0.1")
+        clients = [await trisock.connect(host, server.port) for host in hosts]
         for number, client in enumerate(clients):
             await client.send(b"%d" % number)
         for number, client in enumerate(clients):
@@ -373,6 +374,22 @@ async def test_stop_may_come_from_a_handler_and_before_the_server_has_begun() ->
     await server.wait_closed()
     with pytest.raises(ValueError, match="grace is"):
         server.stop(grace=-1)
+
+
+async def test_stop_keeps_from_handlers_what_was_accepted_at_the_same_moment() -> None:
+    handled = []
+
+    async def handler(sock: Socket) -> None:
+        handled.append(sock.getpeer())
+        server.stop()
+
+    listener = await trisock.listen(0, "127.0.0.1")
+    clients = [await trisock.connect("127.0.0.1", listener.port) for _ in range(3)]
+    async with closing(*clients), trio.open_nursery() as nursery:
+        server = await trisock.bind(nursery, listener, handler)  # all of them are waiting
+        await server.wait_closed()
+        assert len(handled) == 1
+        assert server.stats() == trisock.ServerStats(accepted=3, refused=2)
 
 
 async def test_stop_drops_handshakes_in_progress(
@@ -1137,18 +1154,19 @@ def test_what_is_bounded_by_default() -> None:
     assert default(Socket.lines, "max_bytes") == 65536
 
 
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS])
 async def test_an_accept_that_fails_gives_its_slot_back(
-    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+    number: int, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
 ) -> None:
     listener = await trisock.listen(0, "127.0.0.1")
-    real, failures = listener._accept_nowait, [errno.EMFILE] * 3
+    real, failures = listener._accept_from, [number] * 3
 
-    def accept() -> Socket | None:
+    def accept(listening: socket.socket) -> Socket | None:
         if failures:
             raise OSError(failures.pop(), "no")
-        return real()
+        return real(listening)
 
-    monkeypatch.setattr(listener, "_accept_nowait", accept)
+    monkeypatch.setattr(listener, "_accept_from", accept)
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:
 

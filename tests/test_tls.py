@@ -415,10 +415,13 @@ async def test_a_peer_that_does_not_speak_tls(
     async with closing(sock):
         with raw:
             raw.sendall(greeting)
-            with pytest.raises(TLSError, match=r"TLS handshake with .* failed"):
+            words = r"TLS handshake with .* failed: the peer (does not speak TLS \(|ended it)"
+            with pytest.raises(TLSError, match=words):
                 with in_thread(lambda: raw.shutdown(socket.SHUT_WR)):
                     await sock.starttls(client_tls if role == "client" else server_tls)
-            assert not sock.isopen()
+            assert sock.fileno() == -1
+            with pytest.raises(trio.ClosedResourceError):
+                await sock.send(b"a password")
             said = b"".join(iter(lambda: raw.recv(65536), b""))
             # Alerts and handshake records, and nothing else: no application data, no clear text.
             while said:
@@ -514,7 +517,7 @@ async def test_a_silent_peer_is_given_up(
         with pytest.raises(TLSError, match="not finished within 7 seconds"):
             await a.starttls(client_tls if role == "client" else server_tls, handshake_timeout=7)
         assert 7 <= trio.current_time() - start <= 10
-        assert not a.isopen()
+        assert a.fileno() == -1
 
 
 async def test_without_a_timeout_the_handshake_may_take_for_ever(
@@ -525,7 +528,7 @@ async def test_without_a_timeout_the_handshake_may_take_for_ever(
         with trio.move_on_after(50) as scope:
             await a.starttls(client_tls, handshake_timeout=None)
         assert scope.cancelled_caught
-        assert not a.isopen()  # cancelled: closed as well
+        assert a.fileno() == -1  # cancelled: closed as well
         await a.close()
 
 
@@ -619,18 +622,19 @@ async def test_an_argument_that_cannot_be_used_leaves_the_connection_as_it_was(
 async def test_the_name_that_is_checked_is_the_nearest_one(
     authority: Authority, server_tls: ServerTLS
 ) -> None:
-    for name_in_tls, name_given, verified in [
-        (None, None, "127.0.0.1"),  # what connect was given
-        ("example.org", None, "example.org"),
-        ("example.net", "localhost", "localhost"),
-        ("example.org.", None, "example.org"),
+    context = ssl.create_default_context(cadata=authority.pem.decode())
+    for tls, name_given, verified in [
+        (ClientTLS(ca=authority.pem), None, "127.0.0.1"),  # what connect was given
+        (ClientTLS("example.org", ca=authority.pem), None, "example.org"),
+        (ClientTLS("example.net", ca=authority.pem), "localhost", "localhost"),
+        (ClientTLS("example.org.", ca=authority.pem), None, "example.org"),
+        (context, None, "127.0.0.1"),
+        (context, "localhost", "localhost"),
     ]:
         a, b = await tcp_pair()
         async with closing(a, b), trio.open_nursery() as nursery:
             nursery.start_soon(b.starttls, server_tls)
-            info = await a.starttls(
-                ClientTLS(name_in_tls, ca=authority.pem), server_hostname=name_given
-            )
+            info = await a.starttls(tls, server_hostname=name_given)
             assert info.server_hostname == verified
 
 
@@ -650,6 +654,11 @@ async def test_a_context_of_ones_own(authority: Authority, server_tls: ServerTLS
     async with closing(a, b):
         infos = await upgrade(a, client_context, b, server_context)
         assert [info.server_hostname for info in infos] == ["127.0.0.1", None]
+    a, b = await tcp_pair()
+    async with closing(a, b), trio.open_nursery() as nursery:
+        nursery.start_soon(a.starttls, server_context)  # whichever side made the connection
+        info = await b.starttls(client_context, server_hostname="127.0.0.1")
+        assert info.server_hostname == "127.0.0.1"
 
 
 @pytest.mark.filterwarnings("ignore:ssl.PROTOCOL_TLS is deprecated")
@@ -672,6 +681,44 @@ async def test_without_verification_anybody_is_taken(authority: Authority) -> No
                 a, ClientTLS(name, verify=False), b, [authority.issue("example.org")]
             )
             assert info.peer_certificate
+
+
+# ---- one at a time ----
+
+
+@pytest.mark.parametrize("changing", ["starttls", "stoptls"])
+async def test_while_a_connection_turns_to_tls_or_back_nobody_else_may_use_it(
+    changing: str, client_tls: ClientTLS, server_tls: ServerTLS
+) -> None:
+    a, b = await (tcp_pair() if changing == "starttls" else tls_pair(client_tls, server_tls))
+    async with closing(a, b):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(
+                *((a.starttls, client_tls) if changing == "starttls" else (a.stoptls,))
+            )
+            await trio.testing.wait_all_tasks_blocked()
+            for call in (
+                a.recv,
+                a.peek,
+                a.receive_some,
+                lambda: a.recv_exactly(1),
+                lambda: a.recv_until(b"x"),
+                a.lines().__anext__,
+                lambda: a.send(b"x"),
+                lambda: a.send(b"x", b"y"),
+                lambda: a.send_all(b"x"),
+                a.wait_send_all_might_not_block,
+                a.send_eof,
+                lambda: a.starttls(client_tls),
+                a.stoptls,
+            ):
+                with pytest.raises(trio.BusyResourceError):
+                    await call()
+            with pytest.raises(trio.BusyResourceError):
+                a.unrecv(b"x")
+            await (b.starttls(server_tls) if changing == "starttls" else b.stoptls())
+        await a.send(b"nothing has happened")
+        assert await b.recv() == b"nothing has happened"
 
 
 # ---- client certificates ----
@@ -1078,7 +1125,7 @@ async def test_stoptls_fails_on_encrypted_data_in_flight(
         await b.send(b"in flight")
         with pytest.raises(TLSError, match="still sending encrypted data"):
             await a.stoptls()
-        assert not a.isopen()
+        assert a.fileno() == -1
 
 
 async def test_clear_bytes_right_behind_close_notify_are_read_as_clear(
@@ -1183,7 +1230,7 @@ async def test_a_cancelled_stoptls_closes(client_tls: ClientTLS, server_tls: Ser
             with pytest.raises(trio.BusyResourceError):
                 await a.send(b"x")
             nursery.cancel_scope.cancel()
-        assert not a.isopen()
+        assert a.fileno() == -1
 
 
 # ---- what was agreed on ----

@@ -509,6 +509,8 @@ async def test_set_tls_is_for_new_connections(authority: Authority, client_tls: 
     async with trio.open_nursery() as nursery:
         server = await trisock.bind(nursery, 0, echo, tls=[old])
         async with await connect(server, tls=client_tls) as client:
+            await client.send(b"hello")
+            assert await client.recv() == b"hello"
             for wrong, error in [(None, TypeError), ("x", TypeError), ([], ValueError)]:
                 with pytest.raises(error):
                     server.set_tls(wrong)  # type: ignore[arg-type]
@@ -567,6 +569,21 @@ async def test_a_slot_covers_the_close() -> None:
         assert server.stats().accepted == 1
         await first.close()
         assert await second.recv() == b"bye"
+        second.abort()
+        server.stop()
+
+
+async def test_a_slot_covers_the_handshake(client_tls: ClientTLS, server_tls: ServerTLS) -> None:
+    async with trio.open_nursery() as nursery:
+        server = await trisock.bind(nursery, 0, chat, tls=server_tls, max_connections=1)
+        silent, second = await connect(server), await connect(server)
+        while not server.stats().active:
+            await trio.lowlevel.checkpoint()
+        await trio.testing.wait_all_tasks_blocked()
+        assert server.stats().accepted == 1
+        silent.abort()
+        await second.starttls(client_tls)
+        assert await second.recv() == b"hi\n"
         second.abort()
         server.stop()
 
@@ -695,6 +712,29 @@ async def test_broadcast_reaches_clients_that_have_ended_their_side() -> None:
                 await trio.lowlevel.checkpoint()
             assert await server.broadcast(b"news") == 1
             assert await client.recv() == b"news"
+            server.stop()
+
+
+@pytest.mark.parametrize("how", ["reset by the client", "closed by the handler"])
+async def test_a_connection_that_is_over_costs_a_broadcast_nothing(how: str) -> None:
+    async def handler(sock: Socket) -> None:
+        if how == "closed by the handler" and await sock.recv() == b"QUIT":
+            await sock.close()
+        await server.closing.wait()
+
+    async with trio.open_nursery() as nursery:
+        server = await trisock.bind(nursery, 0, handler)
+        async with await connect(server) as leaving, await connect(server) as staying:
+            await staying.send(b"STAY")
+            if how == "closed by the handler":
+                await leaving.send(b"QUIT")
+                assert await leaving.recv() == b""
+            else:
+                leaving.abort()
+            while len(server.connections) < 2 or all(each.isopen() for each in server.connections):
+                await trio.lowlevel.checkpoint()
+            assert await server.broadcast(b"news") == 1
+            assert await staying.recv() == b"news"
             server.stop()
 
 
@@ -1154,6 +1194,22 @@ def test_what_is_bounded_by_default() -> None:
     assert default(Socket.lines, "max_bytes") == 65536
 
 
+def test_nothing_else_has_a_timeout_of_its_own() -> None:
+    """For all the rest there are cancel scopes."""
+    calls = {
+        f"{owner.__name__}.{name}": call
+        for owner in (trisock, Socket, trisock.Listener, trisock.Server)
+        for name, call in vars(owner).items()
+        if inspect.isfunction(call) and not name.startswith("_")
+    }
+    assert len(calls) > 30
+    assert {
+        name
+        for name, call in calls.items()
+        if any("timeout" in each for each in inspect.signature(call).parameters)
+    } == {"Socket.starttls", "trisock.bind", "Server.broadcast"}
+
+
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS])
 async def test_an_accept_that_fails_gives_its_slot_back(
     number: int, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
@@ -1177,6 +1233,23 @@ async def test_an_accept_that_fails_gives_its_slot_back(
             async with await trisock.connect("127.0.0.1", server.port) as client:
                 assert await client.recv() == b"hi"
             server.stop()
+
+
+async def test_every_async_call_of_a_server_is_a_cancel_point() -> None:
+    async with await trisock.listen(0, "127.0.0.1") as listener, trio.open_nursery() as nursery:
+        server = await trisock.bind(nursery, 0, echo)
+        server.stop()
+        await server.wait_closed()
+        for call in (
+            lambda: trisock.bind(nursery, 0, echo),
+            lambda: trisock.bind(nursery, listener, echo),
+            lambda: server.broadcast(b"nobody"),
+            server.wait_closed,
+        ):
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await call()
+            assert scope.cancelled_caught
 
 
 async def test_stop_closes_the_port_at_once() -> None:

@@ -71,18 +71,28 @@ async def test_every_async_method_is_a_cancel_point(
         a, b = await tcp_pair()
     else:
         a, b = await tls_pair(client_tls, server_tls)
+    reads = (
+        lambda: a.recv(),
+        lambda: a.recv(1),
+        lambda: a.peek(),
+        lambda: a.recv_exactly(1),
+        lambda: a.recv_exactly(0),
+        lambda: a.recv_until(b"\n"),
+        lambda: a.lines().__anext__(),
+        lambda: a.receive_some(),
+    )
     async with closing(a, b):
+        await b.send(b"three\n")
+        await trio.lowlevel.wait_readable(a.fileno())
+        for call in reads:  # what has arrived in the kernel
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await call()
+            assert scope.cancelled_caught
         a.unrecv(b"one\ntwo\n")
         with open(__file__, "rb") as file:
             for call in (
-                lambda: a.recv(),
-                lambda: a.recv(1),
-                lambda: a.peek(),
-                lambda: a.recv_exactly(1),
-                lambda: a.recv_exactly(0),
-                lambda: a.recv_until(b"\n"),
-                lambda: a.lines().__anext__(),
-                lambda: a.receive_some(),
+                *reads,
                 lambda: a.send(b""),
                 lambda: a.send(b"x"),
                 lambda: a.send_all(b"x"),
@@ -96,6 +106,7 @@ async def test_every_async_method_is_a_cancel_point(
                 assert scope.cancelled_caught
         # Nothing was consumed, nothing was sent, nothing was broken.
         assert await a.recv() == b"one\ntwo\n"
+        assert await a.recv() == b"three\n"
         await a.send(b"still here")
         assert await b.recv() == b"still here"
 

@@ -6,6 +6,7 @@ import errno
 import socket
 
 import pytest
+import trio
 
 import trisock
 from trisock import Address
@@ -134,6 +135,9 @@ def test_errors_say_what_was_there_and_what_was_wanted() -> None:
     assert (count.partial, count.expected) == (b"abc", 5)
     assert str(count) == "the stream ended after 3 bytes, before 5 bytes had come"
     assert isinstance(count, EOFError)
+    tls = trisock.TLSError("no", reason="WHY", verify_code=62)
+    assert isinstance(tls, trio.BrokenResourceError)
+    assert pickle.loads(pickle.dumps(tls)).__dict__ == {"reason": "WHY", "verify_code": 62}
     line = trisock.IncompleteReadError(b"abc", None)
     assert str(line) == "the stream ended after 3 bytes, before the delimiter had come"
     limit = trisock.LimitExceededError(9)

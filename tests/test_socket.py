@@ -394,6 +394,14 @@ async def test_lines_have_a_limit() -> None:
         with pytest.raises(LimitExceededError):
             async for _ in a.lines(max_bytes=99):
                 pass
+        await b.send(b"\nfits\n" + b"x" * 9 + b"\nrest")
+        assert await a.recv_exactly(101) == b"x" * 100 + b"\n"
+        got = []
+        with pytest.raises(LimitExceededError):  # though the line is there, and in one chunk
+            async for line in a.lines(max_bytes=9):
+                got.append(line)
+        assert got == [b"fits"]
+        assert await a.recv_exactly(14) == b"x" * 9 + b"\nrest"
 
 
 async def test_a_socket_can_be_iterated_over_by_chunks() -> None:

@@ -231,6 +231,11 @@ async def test_tls_from_the_start(
                 assert await sock.recv() == b"hello"
         with pytest.raises(TLSError, match="Hostname mismatch"):
             await trisock.connect("localhost", server.port, tls="example.net")
+        with pytest.raises(TLSError, match="IP address mismatch"):
+            await trisock.connect("127.0.0.2", server.port, tls=True)
+        monkeypatch.delenv("SSL_CERT_FILE")
+        with pytest.raises(TLSError, match="local issuer certificate"):
+            await trisock.connect("localhost", server.port, tls=True)
         server.stop()
 
 

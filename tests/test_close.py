@@ -264,11 +264,38 @@ async def test_closing_wakes_the_tasks_that_wait_on_the_socket(
                     pass
 
 
+@pytest.mark.parametrize("kind", ["plain", "tls"])
+async def test_who_waits_is_woken_when_a_close_begins_and_nothing_goes_out_while_it_lasts(
+    kind: str, client_tls: ClientTLS, server_tls: ServerTLS
+) -> None:
+    a, b = await (tcp_pair() if kind == "plain" else tls_pair(client_tls, server_tls))
+    async with closing(a, b), trio.open_nursery() as nursery:
+        woken = trio.Event()
+
+        async def send() -> None:
+            with pytest.raises(trio.ClosedResourceError):
+                await a.send(b"x" * 50_000_000)
+            woken.set()
+
+        nursery.start_soon(send)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(a.close)  # it waits for the peer, who takes nothing
+        with trio.fail_after(_transport.LINGER_SECONDS / 2):
+            await woken.wait()
+        for call in (a.recv, lambda: a.send(b"x"), lambda: a.send(b"x", b"y"), a.send_eof):
+            assert a.fileno() >= 0
+            with pytest.raises(trio.ClosedResourceError):
+                await call()
+        a.abort()
+
+
 async def test_after_close_everything_but_telling_is_over() -> None:
     a, b = await tcp_pair()
     async with closing(a, b):
         peer, local = a.getpeer(), a.getlocal()
-        a.unrecv(b"pushed back")
+        a.unrecv(b"one\ntwo\npushed back")
+        lines = a.lines()
+        assert await lines.__anext__() == b"one"
         await a.close()
         for call in (
             a.recv,
@@ -276,6 +303,7 @@ async def test_after_close_everything_but_telling_is_over() -> None:
             a.receive_some,
             lambda: a.recv_exactly(1),
             lambda: a.recv_until(b"\n"),
+            lines.__anext__,
             a.lines().__anext__,
             a.send,
             lambda: a.send(b"x"),

@@ -519,6 +519,17 @@ async def test_a_reset_that_a_send_has_met_does_not_turn_into_a_clean_end() -> N
                 await sock.recv()
 
 
+async def test_a_reset_is_told_to_each_read() -> None:
+    """Not the first only, as the kernel does."""
+    sock, raw = raw_pair()
+    async with closing(sock):
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        raw.close()
+        for read in (sock.recv, lambda: sock.recv_exactly(1), sock.lines().__anext__):
+            with pytest.raises(trio.BrokenResourceError, match="reset by peer"):
+                await read()
+
+
 async def test_many_small_buffers_do_not_keep_other_tasks_from_running() -> None:
     a, b = await tcp_pair()
     async with closing(a, b), trio.open_nursery() as nursery:

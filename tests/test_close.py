@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import ssl
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -270,18 +271,18 @@ async def test_who_waits_is_woken_when_a_close_begins_and_nothing_goes_out_while
 ) -> None:
     a, b = await (tcp_pair() if kind == "plain" else tls_pair(client_tls, server_tls))
     async with closing(a, b), trio.open_nursery() as nursery:
-        woken = trio.Event()
 
-        async def send() -> None:
+        async def expect_closed(call: Callable[[], Awaitable[object]]) -> None:
             with pytest.raises(trio.ClosedResourceError):
-                await a.send(b"x" * 50_000_000)
-            woken.set()
+                await call()
 
-        nursery.start_soon(send)
-        await trio.testing.wait_all_tasks_blocked()
-        nursery.start_soon(a.close)  # it waits for the peer, who takes nothing
-        with trio.fail_after(_transport.LINGER_SECONDS / 2):
-            await woken.wait()
+        async with trio.open_nursery() as waiting:
+            waiting.start_soon(expect_closed, a.recv)
+            waiting.start_soon(expect_closed, lambda: a.send(b"x" * 50_000_000))
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(a.close)  # it waits for the peer, who takes nothing
+            waiting.cancel_scope.deadline = trio.current_time() + _transport.LINGER_SECONDS / 2
+        assert not waiting.cancel_scope.cancelled_caught
         for call in (a.recv, lambda: a.send(b"x"), lambda: a.send(b"x", b"y"), a.send_eof):
             assert a.fileno() >= 0
             with pytest.raises(trio.ClosedResourceError):
@@ -298,12 +299,12 @@ async def test_after_close_everything_but_telling_is_over() -> None:
         assert await lines.__anext__() == b"one"
         await a.close()
         for call in (
+            lines.__anext__,
             a.recv,
             a.peek,
             a.receive_some,
             lambda: a.recv_exactly(1),
             lambda: a.recv_until(b"\n"),
-            lines.__anext__,
             a.lines().__anext__,
             a.send,
             lambda: a.send(b"x"),

@@ -113,7 +113,9 @@ async def test_unrecv_makes_the_last_pushed_the_first_received() -> None:
     a, b = await tcp_pair()
     async with closing(a, b):
         a.unrecv(b"World")
-        a.unrecv(bytearray(b"Hello"))
+        hello = bytearray(b"Hello")
+        a.unrecv(hello)
+        hello[:] = b"it was copied"
         a.unrecv(b"")
         a.unrecv(memoryview(b"xx")[:0])
         assert await a.recv() == b"Hello"

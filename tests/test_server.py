@@ -715,6 +715,32 @@ async def test_broadcast_reaches_clients_that_have_ended_their_side() -> None:
             server.stop()
 
 
+async def test_who_comes_or_goes_during_a_broadcast_does_not_change_it() -> None:
+    big = b"b" * 5_000_000
+    async with trio.open_nursery() as nursery:
+        server = await trisock.bind(nursery, 0, chat)
+        staying, leaving = await connect(server), await connect(server)
+        assert await staying.recv() == await leaving.recv() == b"hi\n"
+        delivered = []
+
+        async def broadcast() -> None:
+            delivered.append(await server.broadcast(big))
+
+        async with trio.open_nursery() as broadcasting:
+            broadcasting.start_soon(broadcast)
+            await trio.testing.wait_all_tasks_blocked()
+            leaving.abort()
+            late = await connect(server)
+            assert await late.recv() == b"hi\n"
+            assert await staying.recv_exactly(len(big)) == big
+        assert delivered == [1]
+        assert await server.broadcast(b"news") == 2
+        assert await staying.recv() == await late.recv() == b"news"
+        staying.abort()
+        late.abort()
+        server.stop()
+
+
 @pytest.mark.parametrize("how", ["reset by the client", "closed by the handler"])
 async def test_a_connection_that_is_over_costs_a_broadcast_nothing(how: str) -> None:
     async def handler(sock: Socket) -> None:

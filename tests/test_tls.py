@@ -10,7 +10,7 @@ import socket
 import ssl
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 import trio
@@ -1088,9 +1088,11 @@ async def test_stoptls_refuses_while_decrypted_bytes_are_waiting(
             await a.stoptls()
 
 
-async def test_stoptls_refuses_while_bytes_that_came_with_the_handshake_are_waiting(
+@contextlib.asynccontextmanager
+async def early_bird(
     authority: Authority, server_tls: ServerTLS
-) -> None:
+) -> AsyncIterator[tuple[Socket, socket.socket]]:
+    """Give a server to which the end of the handshake and data came in one segment."""
     sock, raw = raw_pair()
     context = ssl.create_default_context(cadata=authority.pem.decode())
     peer = RawTLS(raw, context, server_hostname="example.org")
@@ -1104,19 +1106,44 @@ async def test_stoptls_refuses_while_bytes_that_came_with_the_handshake_are_wait
                 peer.flush()
                 peer.incoming.write(raw.recv(65536))
         peer.ssl.write(b"early bird")
-        peer.flush()  # the end of the handshake and the data, in one segment
+        peer.flush()
 
     with raw:
-        async with closing(sock), trio.open_nursery() as nursery:
-            nursery.start_soon(trio.to_thread.run_sync, shake_hands_and_talk)
-            await sock.starttls(server_tls)
-            raw.shutdown(socket.SHUT_WR)
-            await trio.lowlevel.wait_readable(sock.fileno())
-            assert sock.isopen()  # the kernel is at its end, TLS is not
-            with pytest.raises(RuntimeError, match="decrypted bytes are waiting"):
-                await sock.stoptls()
-            assert sock.isopen()
+        async with closing(sock):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.to_thread.run_sync, shake_hands_and_talk)
+                await sock.starttls(server_tls)
+            yield sock, raw
+
+
+async def test_a_read_that_is_cancelled_as_it_decrypts_what_came_with_the_handshake_loses_nothing(
+    authority: Authority, server_tls: ServerTLS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with early_bird(authority, server_tls) as (sock, _):
+        assert sock._tls is not None
+        real = sock._tls._decrypt
+
+        def decrypt_and_cancel() -> bytes | None:
+            scope.cancel()
+            return real()
+
+        monkeypatch.setattr(sock._tls, "_decrypt", decrypt_and_cancel)
+        with trio.CancelScope() as scope:
             assert await sock.recv() == b"early bird"
+        assert not scope.cancelled_caught
+
+
+async def test_stoptls_refuses_while_bytes_that_came_with_the_handshake_are_waiting(
+    authority: Authority, server_tls: ServerTLS
+) -> None:
+    async with early_bird(authority, server_tls) as (sock, raw):
+        raw.shutdown(socket.SHUT_WR)
+        await trio.lowlevel.wait_readable(sock.fileno())
+        assert sock.isopen()  # the kernel is at its end, TLS is not
+        with pytest.raises(RuntimeError, match="decrypted bytes are waiting"):
+            await sock.stoptls()
+        assert sock.isopen()
+        assert await sock.recv() == b"early bird"
 
 
 async def test_stoptls_fails_on_encrypted_data_in_flight(

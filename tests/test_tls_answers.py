@@ -21,7 +21,15 @@ import trustme
 from conftest import Authority, certificate, clog, closing, raw_pair
 from test_tls import RawTLS
 
-from trisock import Certificate, ClientTLS, ServerTLS, Socket, TLSError, _tls_connection
+from trisock import (
+    Certificate,
+    ClientTLS,
+    ServerTLS,
+    Socket,
+    TLSError,
+    _tls_connection,
+    _transport,
+)
 
 
 def raw_unix_pair() -> tuple[Socket, socket.socket]:
@@ -132,6 +140,37 @@ async def test_a_cancelled_read_that_was_answering_has_lost_nothing(authority: A
                 got += await sock.recv()
             nursery.cancel_scope.cancel()
         assert got.startswith(b"precious")
+
+
+async def test_a_reader_that_is_cancelled_as_it_takes_what_came_has_lost_nothing(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = _transport.Transport.receive
+    got: list[bytes] = []
+    waiting = False
+
+    async def receive_and_cancel(self: _transport.Transport) -> bytes:
+        data = await real(self)
+        if waiting:
+            readers.cancel_scope.cancel()
+        return data
+
+    monkeypatch.setattr(_transport.Transport, "receive", receive_and_cancel)
+    async with asked(authority) as (sock, peer):
+
+        async def read() -> None:
+            got.append(await sock.recv())
+
+        await clog(sock)
+        async with trio.open_nursery() as readers:
+            ask(peer)
+            await start(readers, read)  # it waits for data, and for room to answer
+            waiting = True
+            say(peer, b"precious", asking=False)
+        waiting = False
+        if not got:
+            await read()
+    assert got == [b"precious"]
 
 
 async def test_a_reader_gets_what_came_although_its_answer_has_to_wait(

@@ -18,6 +18,7 @@ import ssl
 import struct
 import sys
 import traceback
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
@@ -62,12 +63,17 @@ def check(got: object, wanted: object) -> None:
 
 
 class Log(logging.Handler):
-    """Counts the faults that servers log, and keeps the text of whatever else is an error."""
+    """Counts the faults that servers log, and keeps the text of whatever else is an error.
+
+    Attributes:
+      last: what was logged last, for whoever has to find out what went wrong.
+    """
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
         self.faults = 0
         self.errors: list[str] = []
+        self.last: deque[str] = deque(maxlen=20)
 
     def attach(self) -> None:
         logger = logging.getLogger("trisock")
@@ -77,6 +83,7 @@ class Log(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
+        self.last.append(text)
         exc = record.exc_info[1] if record.exc_info else None
         if record.levelno < logging.ERROR:
             return

@@ -165,7 +165,7 @@ class Soak:
 
     def fail(self, what: str) -> None:
         self.failures.append(what)
-        print(f"FAILED: {what}", file=sys.stderr, flush=True)
+        print(f"FAILED: {what}", *self.site.log.last, sep="\n", file=sys.stderr, flush=True)
 
     def catch_what_nobody_catches(self) -> None:
         sys.unraisablehook = lambda args: self.fail(

@@ -44,7 +44,7 @@ MORE_THAN_FITS = bytes(10_000_000)
 NARROW = 2
 
 # Seconds that the secure server waits for a handshake: there are peers that are silent in one.
-HANDSHAKE_TIMEOUT = 1.0
+HANDSHAKE_TIMEOUT = 5.0
 
 _OVER = (trio.BrokenResourceError, trio.ClosedResourceError)
 

@@ -48,6 +48,7 @@ class Peer:
       gone: whether the connection has ended, in whatever way.
       finished: whether it has ended as it should: under TLS with ``close_notify``.
       secured: whether a handshake is done.
+      greeting: what it says together with the last that it says in a handshake.
     """
 
     def __init__(self, raw: socket.socket) -> None:
@@ -56,6 +57,7 @@ class Peer:
         self.wire = bytearray()
         self.heard = bytearray()
         self.gone = self.finished = self.secured = False
+        self.greeting = b""
         self._ssl: ssl.SSLObject | None = None
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
 
@@ -108,6 +110,8 @@ class Peer:
             if not self.secured:
                 ssl_object.do_handshake()
                 self.secured = True
+                if self.greeting:
+                    ssl_object.write(self.greeting)
             while data := ssl_object.read(65536):
                 self.heard += data
         except ssl.SSLWantReadError:

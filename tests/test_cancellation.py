@@ -179,15 +179,17 @@ class Kit:
         )
 
     @contextlib.asynccontextmanager
-    async def pair(self, layer: str) -> AsyncIterator[tuple[Socket, Peer]]:
+    async def pair(self, layer: str, greeting: bytes = b"") -> AsyncIterator[tuple[Socket, Peer]]:
         sock, raw = raw_pair() if layer == TCP else raw_unix_pair()
         async with closing(sock):
             with Peer(raw) as peer:
+                peer.greeting = greeting
                 if layer in TLS:
                     self.turn_to_tls(peer, layer)
                     async with alongside(peer.acting()):
                         await sock.starttls(self.role_of(layer))
                     peer.act()
+                    peer.greeting = b""
                 yield sock, peer
 
 
@@ -388,6 +390,25 @@ async def test_a_cancelled_read_has_consumed_nothing(
             while chunk := await sock.recv():
                 got.append(chunk)
             assert b"".join(got) == said
+
+    await at_every_moment(scenario)
+
+
+# In the others the peer speaks last, but waits for us before it does.
+@pytest.mark.parametrize("layer", ["TLSv1_2 client", "TLSv1_3 server"])
+@pytest.mark.parametrize("read", [recv, recv_exactly, recv_until, receive_some, all_lines, peek])
+async def test_a_cancelled_read_of_what_came_with_the_handshake_has_consumed_nothing(
+    layer: str, read: Callable[[Socket, list[bytes]], Awaitable[None]], kit: Kit
+) -> None:
+    async def scenario(attempt: Attempt) -> None:
+        async with kit.pair(layer, greeting=SAID) as (sock, peer):
+            got: list[bytes] = []
+            peer.end()
+            await attempt(lambda: read(sock, got))
+            assert attempt.error is None
+            while chunk := await sock.recv():
+                got.append(chunk)
+            assert b"".join(got) == SAID
 
     await at_every_moment(scenario)
 

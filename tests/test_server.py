@@ -553,6 +553,21 @@ async def test_max_connections_keeps_the_excess_in_the_backlog() -> None:
         server.stop()
 
 
+async def test_what_a_full_server_leaves_waiting_another_one_can_take() -> None:
+    """As processes do that share a listening socket."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    async with trisock.Listener([listening.dup()]) as other, trio.open_nursery() as nursery:
+        listener = trisock.Listener([listening])
+        server = await trisock.bind(nursery, listener, chat, max_connections=1)
+        first = await connect(server)
+        assert await first.recv() == b"hi\n"
+        second = await connect(server)
+        await trio.testing.wait_all_tasks_blocked()
+        assert other.hasconnection()
+        async with closing(first, second, await other.accept()):
+            server.stop()
+
+
 async def test_a_slot_covers_the_close() -> None:
     async def handler(sock: Socket) -> None:
         await trio.lowlevel.wait_readable(sock.fileno())

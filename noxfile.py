@@ -37,9 +37,16 @@ def lowest_trio() -> str:
     raise LookupError("pyproject.toml names no lowest Trio")
 
 
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The tests, on the Python that runs nox, with the newest Trio."""
+    session.install(".[tests]")
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
 @nox.session(python=PYTHONS)
 @nox.parametrize("trio", ["lowest", "newest"])
-def tests(session: nox.Session, trio: str) -> None:
+def versions(session: nox.Session, trio: str) -> None:
     """The tests, on each Python there is, at the lowest and the newest Trio."""
     session.install(".[tests]")
     session.install(f"trio=={lowest_trio()}.*" if trio == "lowest" else "trio", "--upgrade")

@@ -95,7 +95,8 @@ async def bind(
 
     Raises:
       OSError: as ``listen``.
-      TypeError, ValueError: an argument cannot be used. Nothing listens then.
+      TypeError, ValueError: an argument cannot be used. Nothing was done then; a ``Listener`` is
+        still the caller's.
 
     Cancelled, nothing listens. Source: Pluto's ``socket.bind``, ``trio.serve_tcp``.
     """

@@ -41,7 +41,7 @@ def lowest_trio() -> str:
 def tests(session: nox.Session) -> None:
     """The tests, on the Python that runs nox, with the newest Trio."""
     session.install(".[tests]")
-    session.run("python", "-m", "pytest", *session.posargs)
+    session.run("python", "-m", "pytest", "-n", "2", *session.posargs)
 
 
 @nox.session(python=PYTHONS)
@@ -50,7 +50,7 @@ def versions(session: nox.Session, trio: str) -> None:
     """The tests, on each Python there is, at the lowest and the newest Trio."""
     session.install(".[tests]")
     session.install(f"trio=={lowest_trio()}.*" if trio == "lowest" else "trio", "--upgrade")
-    session.run("python", "-m", "pytest", *session.posargs)
+    session.run("python", "-m", "pytest", "-n", "2", *session.posargs)
 
 
 @nox.session(python=INSTALLED[-1] if INSTALLED else None)

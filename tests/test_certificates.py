@@ -6,6 +6,7 @@ import os
 import ssl
 import stat
 import subprocess
+import traceback
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,25 @@ def test_a_key_is_never_shown(authority: Authority) -> None:
         assert "BEGIN" not in repr(thing)
         assert "hunter2" not in repr(thing)
     assert repr(certificate) == "<trisock.Certificate example.org, example.net (EC)>"
+
+
+def test_an_error_shows_nothing_of_a_key_that_is_damaged_or_in_the_wrong_place(
+    authority: Authority, tmp_path: Path
+) -> None:
+    chain, key = pems(authority, "example.org")
+    damaged = key.replace(b" KEY-----", b" KEY", 1)  # now it is all the name of a PEM block
+    one_file = tmp_path / "key_and_chain.pem"
+    one_file.write_bytes(damaged + chain)
+    for make in (
+        lambda: Certificate.from_files(one_file),
+        lambda: Certificate(chain, damaged + chain),
+        lambda: ClientTLS("example.org", ca=key + b"\xff"),
+    ):
+        with pytest.raises(ValueError, match="PEM") as caught:
+            make()
+        told = "".join(traceback.format_exception(caught.value))
+        told += repr(caught.value) + repr(caught.value.__cause__)
+        assert key.decode().splitlines()[1] not in told
 
 
 @pytest.mark.parametrize("memory", [True, False])

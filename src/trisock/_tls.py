@@ -173,7 +173,7 @@ def _load_chain(pem: bytes) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(pem)
     except (ValueError, UnsupportedAlgorithm) as exc:
-        raise ValueError(f"chain is not a PEM certificate: {exc}") from exc
+        raise ValueError(f"chain is not a PEM certificate: {_told(exc)}") from None
 
 
 def _load_key(pem: bytes, password: bytes | None) -> PrivateKeyTypes:
@@ -185,7 +185,13 @@ def _load_key(pem: bytes, password: bytes | None) -> PrivateKeyTypes:
         return _load_key(pem, None)  # not needed is fine, as it is for OpenSSL
     except (ValueError, UnsupportedAlgorithm) as exc:
         hint = "" if password is None else ", or the password is wrong"
-        raise ValueError(f"private_key is not a PEM private key{hint}: {exc}") from exc
+        raise ValueError(f"private_key is not a PEM private key{hint}: {_told(exc)}") from None
+
+
+def _told(exc: Exception) -> str:
+    # Without what it quotes. A line that has lost its dashes makes of the whole key the name of a
+    # PEM block, and of that a part of the text: MismatchedTags("PRIVATE KEY\nMIIE...", ...).
+    return str(exc).partition('("')[0]
 
 
 def _public_bytes(key: PublicKeyTypes) -> bytes:
@@ -538,7 +544,8 @@ def _named(what: str) -> Iterator[None]:
     try:
         yield
     except (ssl.SSLError, UnicodeDecodeError, ValueError) as exc:
-        raise ValueError(f"{what} holds no PEM certificate that OpenSSL can use: {exc}") from exc
+        # The cause is left out: UnicodeDecodeError's repr has all the data, which may be a key.
+        raise ValueError(f"{what} holds no PEM certificate that OpenSSL can use: {exc}") from None
 
 
 # ---- what was agreed on ----

@@ -59,6 +59,7 @@ class Peer:
         self.gone = self.finished = self.secured = False
         self.greeting = b""
         self._ssl: ssl.SSLObject | None = None
+        self._deaf = False  # since something came that cannot be decrypted
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
 
     def __enter__(self) -> Peer:
@@ -92,12 +93,12 @@ class Peer:
         try:
             while chunk := self.raw.recv(65536):
                 self.wire += chunk
-                if self._ssl is None:
-                    self.heard += chunk
-                else:
+                if self._ssl is not None:
                     self._incoming.write(chunk)
+                elif not self._deaf:
+                    self.heard += chunk
             self.gone = True
-            self.finished |= self._ssl is None
+            self.finished |= self._ssl is None and not self._deaf
         except BlockingIOError:
             pass
         except ConnectionError:
@@ -119,7 +120,7 @@ class Peer:
         except ssl.SSLZeroReturnError:
             self._answer_the_end(ssl_object)
         except ssl.SSLError:  # cut off, or an alert
-            self._ssl = None
+            self._ssl, self._deaf = None, True
         else:  # read() tells of the end in this way, too
             self._answer_the_end(ssl_object)
         self._flush()

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Iterator
 import trio
 import trio.testing
 
-Script = Iterator[object]
+Script = Iterator[None]
 
 
 @contextlib.asynccontextmanager

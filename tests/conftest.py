@@ -10,6 +10,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -177,12 +178,12 @@ async def tcp_pair() -> tuple[Socket, Socket]:
         return client, await listener.accept()
 
 
-async def tls_pair(client_tls: object, server_tls: object) -> tuple[Socket, Socket]:
+async def tls_pair(client_tls: Any, server_tls: Any) -> tuple[Socket, Socket]:
     """Return the two ends (client, server) of a connection after starttls."""
     client, server = await tcp_pair()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(server.starttls, server_tls)
-        await client.starttls(client_tls)  # type: ignore[arg-type]
+        await client.starttls(client_tls)
     return client, server
 
 

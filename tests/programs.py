@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import trio
 
 
 @contextlib.asynccontextmanager
-async def running(*command: str | Path, **options: object) -> AsyncIterator[trio.Process]:
+async def running(*command: str | Path, **options: Any) -> AsyncIterator[trio.Process]:
     """Run a program for as long as the context lasts."""
     async with trio.open_nursery() as nursery:
         process: trio.Process = await nursery.start(
@@ -18,7 +19,7 @@ async def running(*command: str | Path, **options: object) -> AsyncIterator[trio
                 list(map(str, command)),
                 check=False,
                 task_status=task_status,
-                **options,  # type: ignore[arg-type]
+                **options,
             )
         )
         try:

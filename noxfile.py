@@ -26,6 +26,17 @@ if shutil.which("pyenv"):
     newest = {".".join(each.split(".")[:2]): each for each in installed if each[0].isdigit()}
     os.environ["PYENV_VERSION"] = ":".join(newest[each] for each in PYTHONS if each in newest)
 
+# Tests that try much, and much of it again and again (docs/reliability.md).
+CAMPAIGNS = [
+    "cancellation",
+    "fuzz",
+    "hostile_network",
+    "load",
+    "starttls_clients",
+    "tls_matrix",
+    "tls_peers",
+]
+
 INSTALLED = [each for each in PYTHONS if shutil.which(f"python{each}")]
 
 
@@ -55,10 +66,14 @@ def versions(session: nox.Session, trio: str) -> None:
 
 @nox.session(python=INSTALLED[-1] if INSTALLED else None)
 def coverage(session: nox.Session) -> None:
-    """The tests on the newest Python there is, measured: 100 % of lines and branches."""
+    """The tests on the newest Python there is, measured: 100 % of lines and branches.
+
+    Without the campaigns: each line has a test that is about it.
+    """
     session.install("-e", ".[tests]")
     session.run("coverage", "erase")
-    session.run("coverage", "run", "-m", "pytest", *session.posargs)
+    ignored = [f"--ignore=tests/test_{each}.py" for each in CAMPAIGNS]
+    session.run("coverage", "run", "-m", "pytest", *ignored, *session.posargs)
     session.run("coverage", "combine", "--quiet")
     session.run("coverage", "report")
 
@@ -113,19 +128,11 @@ def interop(session: nox.Session) -> None:
 
 @nox.session
 def chance(session: nox.Session) -> None:
-    """The hostile network and the fuzzing, with 20 times as many tries as among the tests."""
+    """Cancellation in all combinations; the hostile network and fuzzing, 20 times as much."""
     session.install(".[tests]")
-    session.run(
-        "python",
-        "-m",
-        "pytest",
-        "-rP",
-        "--times",
-        "20",
-        "tests/test_hostile_network.py",
-        "tests/test_fuzz.py",
-        *session.posargs,
-    )
+    campaigns = [f"tests/test_{each}.py" for each in ("cancellation", "hostile_network", "fuzz")]
+    options = ["-m", "", "--times", "20", "--capture=no"]
+    session.run("python", "-m", "pytest", *options, *campaigns, *session.posargs)
 
 
 @nox.session

@@ -33,7 +33,6 @@ CAMPAIGNS = [
     "hostile_network",
     "load",
     "starttls_clients",
-    "tls_matrix",
     "tls_peers",
 ]
 

@@ -26,14 +26,10 @@ if shutil.which("pyenv"):
     newest = {".".join(each.split(".")[:2]): each for each in installed if each[0].isdigit()}
     os.environ["PYENV_VERSION"] = ":".join(newest[each] for each in PYTHONS if each in newest)
 
-# Tests that try much, and much of it again and again (docs/reliability.md).
-CAMPAIGNS = [
-    "cancellation",
-    "fuzz",
-    "hostile_network",
-    "load",
-    "starttls_clients",
-    "tls_peers",
+# What coverage does without: campaigns (docs/reliability.md), and what runs whole programs.
+NOT_FOR_COVERAGE = [
+    *("cancellation", "fuzz", "hostile_network", "load", "starttls_clients", "tls_peers"),
+    *("benchmarks", "examples", "hammerspoon_examples", "pluto_examples"),
 ]
 
 INSTALLED = [each for each in PYTHONS if shutil.which(f"python{each}")]
@@ -67,11 +63,12 @@ def versions(session: nox.Session, trio: str) -> None:
 def coverage(session: nox.Session) -> None:
     """The tests on the newest Python there is, measured: 100 % of lines and branches.
 
-    Without the campaigns: each line has a test that is about it.
+    Without what tries much or runs whole programs: each line has a test that is about it.
     """
     session.install("-e", ".[tests]")
     session.run("coverage", "erase")
-    ignored = [f"--ignore=tests/test_{each}.py" for each in CAMPAIGNS]
+    ignored = [f"--ignore=tests/test_{each}.py" for each in NOT_FOR_COVERAGE]
+    ignored.append("--deselect=tests/test_tls_matrix.py::test_the_matrix")
     session.run("coverage", "run", "-m", "pytest", *ignored, *session.posargs)
     session.run("coverage", "combine", "--quiet")
     session.run("coverage", "report")

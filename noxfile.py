@@ -105,8 +105,6 @@ def examples(session: nox.Session) -> None:
 def interop(session: nox.Session) -> None:
     """Real programs as peers, whole servers of other projects among them; none may be missing."""
     session.install(".[tests]", *nox.project.dependency_groups(PROJECT, "interop"))
-    # sslyze is in the environment, and Debian keeps servers in /usr/sbin.
-    session.env["PATH"] = f"{session.bin}:{os.environ['PATH']}:/usr/sbin"
     session.run(
         "python",
         "-m",

@@ -46,8 +46,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip (or fail) a test marked ``needs(program, ...)`` where such a program is missing."""
     for mark in item.iter_markers("needs"):
         for program in mark.args:
-            # Debian keeps servers where only root's path looks.
-            if shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None:
+            if shutil.which(program) is None:
                 wanted = item.config.getoption("--all-programs") and program not in OPTIONAL
                 give_up = pytest.fail if wanted else pytest.skip
                 give_up(f"the program {program} is not installed")
@@ -63,8 +62,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_configure() -> None:
-    """Have Ctrl-C work, here and in what tests start: a shell's background jobs ignore it."""
+    """Have Ctrl-C work, and servers found, here and in what tests start."""
+    # A shell's background jobs ignore it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Debian keeps servers where only root's path looks.
+    os.environ["PATH"] += f"{os.pathsep}/usr/sbin{os.pathsep}/sbin"
 
 
 def pytest_collection_finish() -> None:

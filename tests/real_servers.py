@@ -18,7 +18,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,8 +130,7 @@ def started(
     *,
     ports: dict[str, int],
     directory: Path,
-    log: Path,
-    ready: Callable[[], bool],
+    announced: bytes | None = None,
     user: str | None = None,
     stop: signal.Signals = signal.SIGTERM,
 ) -> Iterator[RealServer]:
@@ -139,11 +138,18 @@ def started(
 
     Args:
       command: starts it in the foreground.
-      log: where it logs to; what it prints goes there, too.
-      ready: whether it serves.
+      directory: its own. It logs to the file "log" there; what it prints goes there, too.
+      announced: what it logs when it serves; by default it does when all its ports answer.
       user: whom to run it as, if it is root who starts it.
       stop: the signal that tells it to stop.
     """
+    log = directory / "log"
+
+    def ready() -> bool:
+        if announced is not None:
+            return announced in log.read_bytes()
+        return all(map(answers, ports.values()))
+
     with log.open("ab") as output:
         process = subprocess.Popen(
             list(map(str, command)),
@@ -291,8 +297,6 @@ def postfix(authority: Authority) -> Iterator[RealServer]:
             ["/usr/lib/postfix/sbin/master", "-d", "-c", directory],
             ports=ports,
             directory=directory,
-            log=directory / "log",
-            ready=lambda: all(map(answers, ports.values())),
         ) as server:
             yield server
 
@@ -379,8 +383,6 @@ def dovecot(authority: Authority) -> Iterator[RealServer]:
             ["dovecot", "-F", "-c", configuration],
             ports=ports,
             directory=directory,
-            log=directory / "log",
-            ready=lambda: all(map(answers, ports.values())),
         ) as server:
             yield server
 
@@ -433,8 +435,6 @@ def slapd(authority: Authority, *, tls: bool = True) -> Iterator[RealServer]:
             ],
             ports=ports,
             directory=directory,
-            log=directory / "log",
-            ready=lambda: all(map(answers, ports.values())),
         ) as server:
             yield server
 
@@ -504,13 +504,11 @@ def postgresql(authority: Authority, *, tls: bool = True) -> Iterator[RealServer
             capture_output=True,
             **_identity("postgres"),
         )
-        log = directory / "log"
         with started(
             [newest / "postgres", "-D", data],
             ports=ports,
             directory=directory,
-            log=log,
-            ready=lambda: b"ready to accept connections" in log.read_bytes(),
+            announced=b"ready to accept connections",
             user="postgres",
             stop=signal.SIGINT,  # SIGTERM would wait for the clients
         ) as server:
@@ -592,8 +590,6 @@ def proftpd(authority: Authority) -> Iterator[RealServer]:
             ["proftpd", "-n", "-c", configuration],
             ports=ports,
             directory=directory,
-            log=directory / "log",
-            ready=lambda: all(map(answers, ports.values())),
         ) as server:
             yield server
 
@@ -648,7 +644,5 @@ def vsftpd(authority: Authority) -> Iterator[RealServer]:
             ["vsftpd", configuration],
             ports=ports,
             directory=directory,
-            log=directory / "log",
-            ready=lambda: all(map(answers, ports.values())),
         ) as server:
             yield server

@@ -117,7 +117,8 @@ class Transport:
         self._read_failure: Exception | None = None
         self._send_failure: Exception | None = None
         self._reset: trio.BrokenResourceError | None = None
-        self._failures: weakref.WeakSet[BaseException] | None = None
+        # By identity: an exception may be of a class that cannot be hashed or compared.
+        self._failures: weakref.WeakValueDictionary[int, BaseException] | None = None
 
     # ---- reading ----
 
@@ -479,13 +480,13 @@ class Transport:
     def note(self, failure: FailureT) -> FailureT:
         """Remember that a failure is this connection's."""
         if self._failures is None:
-            self._failures = weakref.WeakSet()
-        self._failures.add(failure)
+            self._failures = weakref.WeakValueDictionary()
+        self._failures[id(failure)] = failure
         return failure
 
     def has_failed_by(self, exc: BaseException) -> bool:
         """Whether an exception is a failure of this very connection."""
-        return self._failures is not None and exc in self._failures
+        return self._failures is not None and self._failures.get(id(exc)) is exc
 
 
 # What everything raises after a close: never this very one, for it would collect tracebacks.

@@ -60,9 +60,9 @@ class Result:
         """Return the share of the time in which the server was running."""
         return statistics.median(each.cpu / each.wall for each in self.series[peer].measurements)
 
-    def ratio(self, peer: str) -> Spread | None:
-        """Return the figure relative to bare Trio's in the same round, if there are both."""
-        base = self.series.get(BASE)
+    def ratio(self, peer: str, to: str = BASE) -> Spread | None:
+        """Return the figure relative to another peer's in the same round, if there are both."""
+        base = self.series.get(to)
         if base is None or base.failure or self.series[peer].failure:
             return None
         rounds = zip(self.series[peer].measurements, base.measurements, strict=True)
@@ -160,4 +160,4 @@ def start(row: Row, peer: Peer, place: Place, *arguments: str) -> Server:
         command.append(f"--flavour={peer.flavour}")
     if row.tls:
         command.append(f"--tls={place.certificates}")
-    return Server(command, place.server_core)
+    return Server(command, place.server_core, peer.source)

@@ -22,13 +22,15 @@ class Server:
     Args:
       arguments: the module that is the server, and its own arguments.
       core: the core that it runs on.
+      source: a directory that comes first on its ``PYTHONPATH``, if there is one.
     """
 
-    def __init__(self, arguments: list[str], core: int) -> None:
+    def __init__(self, arguments: list[str], core: int, source: str = "") -> None:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115, for as long as the server
         self._process = subprocess.Popen(
             [sys.executable, "-m", *arguments, f"--core={core}", f"--parent={os.getpid()}"],
             cwd=_PROJECT,
+            env=os.environ | ({"PYTHONPATH": source} if source else {}),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self._stderr,

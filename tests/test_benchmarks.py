@@ -17,6 +17,7 @@ if sys.platform != "linux":
     pytest.skip("the benchmarks need epoll and /proc", allow_module_level=True)
 
 from benchmarks import record
+from benchmarks.against import compare
 from benchmarks.contest import Place, Result, Series, compete, prepare
 from benchmarks.measure import Measurement
 from benchmarks.peers import PEERS, Peer
@@ -167,3 +168,32 @@ def test_the_record_holds_every_rounds_figures(place: Place, tmp_path: Path) -> 
     for name in ("trio", "trisock"):
         rounds = written["rows"]["echo1"]["peers"][name]["rounds"]
         assert [each["amount"] for each in rounds] == [100, 100]
+
+
+@pytest.mark.parametrize(
+    ("row", "before", "verdict"),
+    [
+        ("echo1", 1.0, "equal"),
+        ("echo1", 1.1, "slower"),
+        ("echo1", 0.9, "faster"),
+        ("memory", 0.9, "slower"),
+        ("memory", 1.1, "faster"),
+    ],
+)
+def test_a_build_is_slower_only_outside_the_noise(row: str, before: float, verdict: str) -> None:
+    def series(figures: list[float]) -> Series:
+        if ROWS[row].is_memory:
+            return Series([Measurement(100, 1, 1, round(100_000 * each)) for each in figures])
+        return Series([Measurement(1000, 1 / each, 1, 0) for each in figures])
+
+    # Two equal builds differ by up to 5 % in these rounds.
+    result = Result(
+        ROWS[row],
+        1000,
+        {
+            "now": series([1.0, 1.0, 1.0]),
+            "now again": series([0.96, 1.0, 1.05]),
+            "before": series([before] * 3),
+        },
+    )
+    assert compare(result)[1] == verdict

@@ -27,6 +27,7 @@ class Peer:
       module: which module is its server.
       flavour: which event loop, where that module has several.
       packages: what it needs, and so whose versions belong to the result.
+      source: a directory that comes first on the server's ``PYTHONPATH``: another build.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Peer:
     module: str
     flavour: str = ""
     packages: tuple[str, ...] = ()
+    source: str = ""
 
     @property
     def missing(self) -> list[str]:

@@ -791,7 +791,8 @@ class Socket(trio.abc.HalfCloseableStream):
     def _let_go(self) -> None:
         """Let every read and send from now on meet the transport, which is closed."""
         self._layer = self._transport
-        self._buffer.settle()  # also of lines
+        self._buffer.settle()  # ends the batches of lines
+        self._reading.closed = self._sending.closed = True
 
     def _has_closed(self) -> None:
         self._let_go()
@@ -901,13 +902,16 @@ class Lines:
     A class and not an async generator: those are not closed when their loop is left early.
 
     Invariant: ``_batch`` gives lines that are still in the socket's buffer, and is empty as soon as
-    anything else is done to that. So a line is taken when it is returned, and not before.
+    anything else is done to that. So a line is taken when it is returned, and not before. Each
+    step asks first whether another task is reading, also for a line that is split already:
+    while ``starttls`` waits, what is in the buffer belongs to TLS.
     """
 
-    __slots__ = ("_batch", "_delimiter", "_keep_ends", "_max_bytes", "_sock")
+    __slots__ = ("_batch", "_delimiter", "_keep_ends", "_max_bytes", "_reading", "_sock")
 
     def __init__(self, sock: Socket, delimiter: bytes, keep_ends: bool, max_bytes: int) -> None:
         self._sock = sock
+        self._reading = sock._reading
         self._delimiter = delimiter
         self._keep_ends = keep_ends
         self._max_bytes = max_bytes
@@ -917,7 +921,9 @@ class Lines:
         return self
 
     async def __anext__(self) -> bytes:
-        for line in self._batch:  # the hot path (row lines)
+        if self._reading.held:  # the hot path (row lines); the test costs 2 % of a line
+            self._reading.check()
+        for line in self._batch:
             return line
         line, self._batch = await self._sock._next_lines(
             self._delimiter, self._keep_ends, self._max_bytes

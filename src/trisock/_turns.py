@@ -14,13 +14,18 @@ class Exclusive:
     """One task at a time; a second one gets ``BusyResourceError``.
 
     A hot path sets ``held`` itself, after ``check``: two calls fewer than ``with``.
+
+    Attributes:
+      held: whether a task is inside.
+      closed: whether the socket is closed. Then a conflict is not the program's mistake: the task
+        inside was woken and has not left yet.
     """
 
-    __slots__ = ("_conflict", "held")
+    __slots__ = ("_conflict", "closed", "held")
 
     def __init__(self, conflict: str) -> None:
         self._conflict = conflict
-        self.held = False
+        self.held = self.closed = False
 
     def __enter__(self) -> None:
         if self.held:
@@ -33,6 +38,8 @@ class Exclusive:
     def check(self) -> None:
         """Raise ``BusyResourceError`` if a task is inside."""
         if self.held:
+            if self.closed:
+                raise trio.ClosedResourceError("this socket was already closed")
             raise trio.BusyResourceError(self._conflict)
 
 

@@ -35,7 +35,8 @@ class TLSError(trio.BrokenResourceError):
 class IncompleteReadError(EOFError):
     """The stream ended before everything that was asked for had come.
 
-    The bytes that did come are not lost: the next read returns them.
+    The bytes that did come are not lost: the next read returns them. The text and the ``repr`` of
+    the error show how many there are, and never the bytes: they may be half a password.
 
     Attributes:
       partial: the bytes that are there, as ``bytes``.
@@ -44,14 +45,42 @@ class IncompleteReadError(EOFError):
     """
 
     def __init__(self, partial: bytes, expected: int | None) -> None:
-        # The arguments as they are, so that the error can be pickled.
-        super().__init__(partial, expected)
-        self.partial = partial
+        self._partial = partial
+        self._entries: list[tuple[bytes, int]] = []
         self.expected = expected
+        self._describe(len(partial))
 
-    def __str__(self) -> str:
+    @classmethod
+    def _in_pieces(
+        cls, entries: list[tuple[bytes, int]], size: int, expected: int | None
+    ) -> IncompleteReadError:
+        """Make one whose ``partial`` is in chunks, each with its start.
+
+        They are joined when somebody asks: a program that tries again after each byte that it takes
+        would otherwise copy all of them each time.
+        """
+        error = cls(b"", expected)
+        error._entries = entries
+        error._describe(size)
+        return error
+
+    def _describe(self, size: int) -> None:
         wanted = "the delimiter" if self.expected is None else f"{self.expected} bytes"
-        return f"the stream ended after {len(self.partial)} bytes, before {wanted} had come"
+        # The text is the only argument: args are what repr() and many log formatters show.
+        self.args = (f"the stream ended after {size} bytes, before {wanted} had come",)
+
+    @property
+    def partial(self) -> bytes:
+        """The bytes that are there."""
+        if self._entries:
+            self._partial = b"".join(chunk[start:] for chunk, start in self._entries)
+            self._entries = []
+        return self._partial
+
+    def __reduce__(self) -> tuple[object, ...]:
+        own = ("_partial", "_entries", "expected")
+        state = {name: value for name, value in self.__dict__.items() if name not in own}
+        return type(self), (self.partial, self.expected), state or None
 
 
 class LimitExceededError(Exception):

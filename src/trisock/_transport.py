@@ -191,14 +191,26 @@ class Transport:
     def at_end(self) -> bool:
         """Whether nothing is left to read and nothing will come. Consumes nothing.
 
-        Not even an error: a read, with ``MSG_PEEK`` too, would take a pending one away.
+        A count of the unread bytes does not tell: beside urgent data FIONREAD stops at the mark,
+        and on a Unix socket it goes on counting an urgent byte that was read over.
         """
         if self._read_failure is not None:
             return True
         try:
             descriptor = self._descriptor()
-            return _readable(descriptor) and _unread(descriptor) == 0
-        except (OSError, trio.ClosedResourceError):  # closed below us
+            events = _readable(descriptor)
+            if not events:
+                return False
+            if events & _POLLERR and not _unread(descriptor):
+                return True  # a read, with MSG_PEEK too, would take the error away
+            return not _peek(self._socket)
+        except BlockingIOError:  # what can be read is urgent data only
+            return False
+        except trio.ClosedResourceError:  # closed below us
+            return True
+        except OSError as exc:
+            with contextlib.suppress(trio.ClosedResourceError):
+                self._reading_failed(exc)  # kept for the next read
             return True
 
     # ---- writing ----
@@ -544,8 +556,10 @@ if sys.platform == "win32":  # pragma: no cover (tests run on Linux)
         finally:
             sock.detach()
 
-    def _readable(handle: int) -> bool:
-        return bool(select.select([handle], [], [], 0)[0])
+    _POLLERR = 0
+
+    def _readable(handle: int) -> int:
+        return len(select.select([handle], [], [], 0)[0])
 
     def _poll_writable(handle: int) -> Callable[[int], object]:
         return lambda timeout: select.select([], [handle], [], timeout)[1]
@@ -559,10 +573,13 @@ else:
     import fcntl
     import termios
 
-    def _readable(descriptor: int) -> bool:
+    _POLLERR = select.POLLERR
+
+    def _readable(descriptor: int, events: int = select.POLLIN) -> int:
+        """Return those of some events, and of errors, that poll(2) reports; 0 for none."""
         poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        return bool(poll.poll(0))
+        poll.register(descriptor, events)
+        return sum(found for _, found in poll.poll(0))
 
     def _poll_writable(descriptor: int) -> Callable[[int], object]:
         """Return a function that tells whether a descriptor can be written to within so long."""
@@ -571,9 +588,26 @@ else:
         return poll.poll
 
     def _unread(descriptor: int) -> int:
-        """Return the number of bytes in the kernel's receive queue."""
+        """Return the number of bytes in the kernel's receive queue.
+
+        It is exact unless there is urgent data: then it is 1 at least, because close(2) takes an
+        urgent byte for unread, too.
+        """
         answer = fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4))
-        return int.from_bytes(answer, sys.byteorder)
+        count = int.from_bytes(answer, sys.byteorder)
+        if not count and _readable(descriptor, select.POLLPRI) & select.POLLPRI:
+            return 1
+        return count
+
+
+def _peek(sock: trio.socket.SocketType) -> bytes:
+    """Look at the next byte, past an urgent one; ``b""`` at the end."""
+    borrowed = socket.socket(sock.family, sock.type, sock.proto, fileno=sock.fileno())
+    try:
+        borrowed.setblocking(False)  # as it is; socket.setdefaulttimeout must not matter
+        return borrowed.recv(1, socket.MSG_PEEK)
+    finally:
+        borrowed.detach()
 
 
 def _unacknowledged(sock: trio.socket.SocketType) -> int:

@@ -21,6 +21,7 @@ from ._address import (
 )
 from ._socket import Socket
 from ._turns import Exclusive
+from ._uncopied import Uncopied
 from ._unix import (
     BoundPath,
     listening_unix_socket,
@@ -252,7 +253,7 @@ def listen_unix_nowait(
     return Listener([sock], _bound_path=bound_path)
 
 
-class Listener(trio.abc.Listener[Socket]):
+class Listener(Uncopied, trio.abc.Listener[Socket]):
     """Accepts connections from one or more listening sockets.
 
     Made by ``listen`` and ``listen_unix``, or from listening sockets that exist (socket

@@ -20,6 +20,7 @@ from ._address import Address
 from ._listener import Listener, listen
 from ._socket import Buffer, Socket, _bytes_view, _timeout
 from ._tls import ClientTLS, ServerTLS, TLSArgument, resolve, to_role
+from ._uncopied import Uncopied
 
 if sys.version_info < (3, 11):  # pragma: no cover (one of the two on each version)
     from exceptiongroup import BaseExceptionGroup  # which Trio needs as well
@@ -138,7 +139,7 @@ def _server_role(tls: object) -> ServerTLS | ssl.SSLContext:
     return tls
 
 
-class Server:
+class Server(Uncopied):
     """A running server, made by ``bind``.
 
     Attributes:

@@ -21,6 +21,7 @@ from ._tls import TLSArgument, TLSInfo, resolve
 from ._tls_connection import TLSConnection
 from ._transport import RECEIVE_SIZE, Transport
 from ._turns import Exclusive, SendTurn
+from ._uncopied import Uncopied
 
 # After so many reads in a row that were served from the receive buffer, the next one lets other
 # tasks run. A number small enough that nobody waits long (each such read takes microseconds)
@@ -59,7 +60,7 @@ class ConnectionInfo:
     buffered: int
 
 
-class Socket(trio.abc.HalfCloseableStream):
+class Socket(Uncopied, trio.abc.HalfCloseableStream):
     """A connection that can turn to TLS, and back, in mid-conversation.
 
     Made by ``connect``, by a ``Listener`` or a ``Server``, or from a ``trio.SocketStream``, which
@@ -79,6 +80,8 @@ class Socket(trio.abc.HalfCloseableStream):
 
     After ``close`` every method raises ``trio.ClosedResourceError``, but for ``close`` and what
     only tells (addresses, ``tls``, ``isopen``, ``info``).
+
+    It cannot be copied or pickled (``TypeError``).
     """
 
     __slots__ = (
@@ -901,7 +904,7 @@ class Socket(trio.abc.HalfCloseableStream):
         return self.stream.getsockopt(level, option, buffersize)
 
 
-class Lines:
+class Lines(Uncopied):
     """The async iterator that ``Socket.lines`` returns.
 
     A class and not an async generator: those are not closed when their loop is left early.

@@ -1,0 +1,31 @@
+"""Objects that stand for something in the kernel or in a running task, and so cannot be copied."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+
+class Uncopied:
+    """Refuses ``copy.copy``, ``copy.deepcopy`` and ``pickle`` with a ``TypeError`` that says why.
+
+    A copy would share the descriptor and not the state: after ``starttls`` on one, the other would
+    go on in plain text.
+    """
+
+    __slots__ = ()
+
+    def __copy__(self) -> NoReturn:
+        self._refuse("copied")
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        self._refuse("copied")
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        self._refuse("pickled")
+
+    def _refuse(self, what: str) -> NoReturn:
+        name = type(self).__name__
+        raise TypeError(
+            f"a {name} cannot be {what}: it stands for one connection or listening socket, "
+            "which a second object would use without knowing its state"
+        )

@@ -507,6 +507,8 @@ class SocketMachine(RuleBasedStateMachine):
         self.front: deque[bytes] = deque()
         self.end_met = False
         self.failed = False
+        self.opened: list[Opened] = []
+        self.changes = self.urged = False
         self.raw: socket.socket | None = None
         self.sock: Socket = None  # type: ignore[assignment]
         self.peer: Peer = None  # type: ignore[assignment]
@@ -565,7 +567,8 @@ class SocketMachine(RuleBasedStateMachine):
     )
     def opens_lines(self, delimiter: bytes, keep_ends: bool, max_bytes: int) -> Opened:
         lines = self.sock.lines(delimiter=delimiter, keep_ends=keep_ends, max_bytes=max_bytes)
-        return Opened(lines.__aiter__(), delimiter, keep_ends, max_bytes)
+        self.opened.append(Opened(lines.__aiter__(), delimiter, keep_ends, max_bytes))
+        return self.opened[-1]
 
     @rule(
         opened=iterators,
@@ -776,10 +779,47 @@ class SocketMachine(RuleBasedStateMachine):
         elif self.end_met or (self.synchronous and type(self.peer) is Peer):
             assert not info.isopen
 
+    @rule(now=seldom)
+    def changes_at_the_end(self, now: bool) -> None:
+        """Let the last thing be a ``starttls`` or ``stoptls`` that waits while others read."""
+        self.changes |= now
+
+    async def change(self) -> None:
+        """Change what the connection carries, behind a broadcast that is stuck; read meanwhile."""
+        sock = self.sock
+
+        async def broadcast() -> None:
+            async with sock._sending.for_broadcast():
+                await trio.sleep_forever()
+
+        async def change() -> None:
+            with pytest.raises(trio.ClosedResourceError):
+                await (sock.stoptls() if sock.istls() else sock.starttls(_tls("server")))
+
+        reads: list[Read] = [Next(opened, 1) for opened in self.opened]
+        reads += [Chunk("recv", 1), Chunk("receive_some", None), Chunk("__anext__", None)]
+        reads += [Exactly(0), Exactly(1), Until(b"\n", 65536)]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(broadcast)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(change)
+            await trio.testing.wait_all_tasks_blocked()
+            for refusal in (trio.BusyResourceError, trio.ClosedResourceError):
+                for read in reads:
+                    with pytest.raises(refusal):
+                        await read.step(sock)
+                with pytest.raises(refusal):
+                    await sock.peek()
+                with pytest.raises(refusal):
+                    sock.unrecv(b"x")
+                assert bytes(self.left).startswith(sock._buffer.peek_all())
+                sock.abort()
+            nursery.cancel_scope.cancel()
+
     def teardown(self) -> None:
         try:
             if not self.failed:
-                self.call(self.read_to_the_end)
+                self.call(self.change if self.changes else self.read_to_the_end)
         finally:
             if self.sock is not None:
                 self.trio.call(self.abort)
@@ -819,6 +859,15 @@ class ClearMachine(SocketMachine):
     def peer_ends(self, now: bool) -> None:
         if now:
             self.peer.end("clean", fin=True)
+
+    @precondition(lambda self: self.peer.ending is None and not self.urged)
+    @rule(now=seldom)
+    def peer_sends_an_urgent_byte(self, now: bool) -> None:
+        """It is no part of the stream. The kernel keeps one: a second one would be."""
+        if now and not self.synchronous:
+            with contextlib.suppress(BlockingIOError):
+                self.peer.raw.send(b"!", socket.MSG_OOB)
+                self.urged = True
 
 
 class EncryptedMachine(SocketMachine):

@@ -840,6 +840,53 @@ def test_lines_and_their_limits(fuzz: Fuzz) -> None:
     )
 
 
+def test_skipping_lines_over_the_limit(fuzz: Fuzz) -> None:
+    """Against a plain search: take a part of the line, put half of it back, and look again."""
+
+    async def read(
+        clock: trio.testing.MockClock, said: bytes, delimiter: bytes, limit: int, cuts: list[int]
+    ) -> None:
+        part = max(1, limit - len(delimiter) + 1)
+        expected = []
+        left = said
+        while True:
+            end = left.find(delimiter) + len(delimiter)
+            if len(delimiter) <= end <= limit:
+                expected.append(left[:end])
+                left = left[end:]
+            elif len(left) >= limit:
+                left = left[part - part // 2 :]
+            else:
+                break
+        got = []
+        sock, raw = raw_unix_pair()
+        with Mutant(raw, [], -1, cuts) as mutant:
+            async with closing(sock):
+                mutant.send(said)
+                async with alongside(mutant.conversing(clock, "ended")):
+                    while True:
+                        try:
+                            got.append(await sock.recv_until(delimiter, max_bytes=limit))
+                        except trisock.LimitExceededError:
+                            skipped = await sock.recv_exactly(part)
+                            sock.unrecv(skipped[part - part // 2 :])
+                        except trisock.IncompleteReadError as exc:
+                            rest = exc.partial
+                            break
+        assert (got, rest) == (expected, left)
+
+    letters = st.sampled_from([b"a", b"b", b"\r", b"\n", b"\0"])
+    text = st.lists(letters, max_size=60).map(b"".join)
+    fuzz(
+        lambda **drawn: run(read, *drawn.values()),
+        150,
+        said=text,
+        delimiter=text.map(lambda data: data[:3]).filter(len),
+        limit=st.integers(1, 40),
+        cuts=SOME_CUTS,
+    )
+
+
 # ---- hosts, ports and paths ----
 
 REAL_HOSTS = ["localhost", "127.0.0.1", "::1", "example.org", "b\xfccher.example"]

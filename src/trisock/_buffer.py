@@ -110,15 +110,16 @@ class ReceiveBuffer:
 
     def append(self, chunk: bytes) -> None:
         """Add a chunk that has arrived. An empty one changes nothing."""
-        if not chunk:
+        size = len(chunk)
+        if not size:
             return
         if self._loose_newer == _LOOSE_CHUNKS:
             self._join_newer()
         self._newer.append((chunk, 0))
         self._loose_newer += 1
         self._chunks_end += 1
-        self._end += len(chunk)
-        self.size += len(chunk)
+        self._end += size
+        self.size += size
 
     def push_front(self, chunk: bytes) -> None:
         """Put a chunk before everything else. An empty one changes nothing."""

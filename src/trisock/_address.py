@@ -4,13 +4,30 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import socket
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import idna
 
+from ._text import printable
+
 _MAX_NAME = 253  # characters of a DNS name without its final dot (RFC 1035, section 2.3.4)
+
+# What a resolver can find or a certificate can name, in ASCII. Everything else that has a meaning
+# (ports, brackets, URLs, user names, wildcards) is not part of a host name.
+_ASCII_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")
+
+# An interface has at most 15 characters and no colon, slash or white space (Linux: IFNAMSIZ and
+# dev_valid_name). A number is always possible.
+_ZONE = re.compile(r"[A-Za-z0-9!#$&()*+,.;<=>?@^_`{|}~-]{1,15}")
+
+# Paths that need no quotes: nobody takes them for anything else.
+_PLAIN_PATH = re.compile(r"/[A-Za-z0-9._/@+~-]*")
+
+# Labels longer than this are not quoted in errors: keys and tokens are long, names are not.
+_MAX_QUOTED_LABEL = 32
 
 
 class Address(NamedTuple):
@@ -22,6 +39,13 @@ class Address(NamedTuple):
           given to ``connect`` again. For Unix sockets the path (``""`` for the
           unnamed end of a connection).
       port: the port, 0 for Unix sockets.
+
+    A Unix peer chooses its own path, which may look like an IP address. The port of a TCP
+    connection is never 0, so ``address.port == 0`` tells a Unix socket from a host.
+
+    ``str(address)`` is one line that is safe in a log: what is not printable is escaped, and an
+    unusual path is quoted (``unix:'127.0.0.1:80'``), so that it never looks like a host and a
+    port. ``host`` itself is not escaped.
     """
 
     host: str
@@ -29,21 +53,65 @@ class Address(NamedTuple):
 
     def __str__(self) -> str:
         if self.port == 0 and not _is_ip(self.host):
-            return self.host or "an unnamed Unix socket"
+            return format_unix_path(self.host)
         return format_host_port(self.host, self.port)
+
+
+class UnixAddress(Address):
+    """The Address of a Unix socket: its path may look like an IP address."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return format_unix_path(self.host)
+
+
+def format_unix_path(path: str | bytes) -> str:
+    """Return a path as text for a log or an error, which cannot be taken for ``host:port``.
+
+    A path of ordinary characters that starts with a slash stays as it is.
+    """
+    path = os.fsdecode(path)
+    if not path:
+        return "an unnamed Unix socket"
+    return path if _PLAIN_PATH.fullmatch(path) else f"unix:{path!r}"
 
 
 def format_host_port(host: str, port: int) -> str:
     """``host:port``, with brackets around an IPv6 address (RFC 3986, section 3.2.2)."""
+    if not _is_ip(host) and max(map(len, host.split("."))) > _MAX_QUOTED_LABEL:
+        return f"<a host name of {len(host)} characters>:{port}"
+    host = printable(host)
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def quoted(value: object) -> str:
+    """Return how an error shows an argument: quoted only if it cannot be a key or a password.
+
+    A key may be given in the place of any argument, and errors end up in logs.
+    """
+    if value is None or isinstance(value, (bool, float)):
+        return repr(value)
+    if isinstance(value, int):
+        small = value.bit_length() <= 64
+        return repr(value) if small else f"an int of {value.bit_length()} bits"
+    if isinstance(value, str):
+        labels = re.split(r"[.:]", value)
+        plausible = re.fullmatch(r"[\w.:%\[\]-]{0,253}", value) and value.isprintable()
+        if plausible and max(map(len, labels)) <= _MAX_QUOTED_LABEL:
+            return repr(value)
+        return f"a str of {len(value)} characters"
+    if isinstance(value, (bytes, bytearray)):
+        return f"{type(value).__name__} ({len(value)} bytes)"
+    return f"an object of type {type(value).__name__}"
 
 
 def address_from_sockaddr(family: int, sockaddr: object) -> Address:
     """Turn what ``getpeername``, ``getsockname`` or ``accept`` gave into an Address."""
     if isinstance(sockaddr, (str, bytes)):  # AF_UNIX; bytes is Linux's abstract namespace
-        return Address(os.fsdecode(sockaddr), 0)
+        return UnixAddress(os.fsdecode(sockaddr), 0)
     if not isinstance(sockaddr, tuple) or len(sockaddr) < 2:
-        raise ValueError(f"not an address of a stream socket: {sockaddr!r}")
+        raise ValueError(f"not an address of a stream socket: {quoted(sockaddr)}")
     host, port = sockaddr[0], sockaddr[1]
     if family == socket.AF_INET6:
         scope_id = sockaddr[3] if len(sockaddr) > 3 else 0
@@ -60,11 +128,12 @@ def _ipv6_text(host: str, scope_id: int) -> str:
 
 
 def zone_name(scope_id: int) -> str:
-    """Return the name of an IPv6 zone, or its number in text where there is none."""
+    """Return the name of an IPv6 zone, or its number in text where there is no plain name."""
     try:
-        return socket.if_indextoname(scope_id)
+        name = socket.if_indextoname(scope_id)
     except OSError:  # the interface has gone away since
         return str(scope_id)
+    return name if _ZONE.fullmatch(name) else str(scope_id)
 
 
 def _is_ip(host: str) -> bool:
@@ -86,27 +155,50 @@ def to_ascii_host(host: str) -> str:
     Raises ``TypeError`` where it is no ``str``, ``ValueError`` where it can be no host name.
     """
     if not isinstance(host, str):
-        raise TypeError(f"a host is a str, not {host!r}")
+        raise TypeError(f"a host is a str, not {quoted(host)}")
     if _is_ip(host):
+        _check_zone(host)
         return host
     name = host
-    if not host.isascii():
+    # No name that is longer becomes shorter, but for characters that mean nothing.
+    if not host.isascii() and len(host) <= _MAX_NAME + 1:
         try:
             mapped = idna.uts46_remap(host, std3_rules=False, transitional=False)
             name = ".".join(
                 label if label.isascii() else idna.alabel(label).decode("ascii")
                 for label in mapped.split(".")
             )
-        except idna.IDNAError as exc:
-            raise ValueError(f"{host!r} is not a host name: {exc}") from None
+        except UnicodeError:  # idna's own error is one; its text quotes the host
+            raise ValueError(f"{quoted(host)} is not a host name") from None
     bare = name.removesuffix(".")
     if (
-        len(bare) > _MAX_NAME
-        or any(not 0 < len(label) <= 63 for label in bare.split("."))
-        or any(char <= " " or char == "\x7f" for char in bare)
+        _ASCII_NAME.fullmatch(name) is None
+        or len(bare) > _MAX_NAME
+        or any(len(label) > 63 for label in bare.split("."))
     ):
-        raise ValueError(f"{host!r} is not a host name")
+        raise ValueError(f"{quoted(host)} is not a host name{_hint(host)}")
     return name
+
+
+def _check_zone(host: str) -> None:
+    _, percent, zone = host.partition("%")
+    if percent and not _ZONE.fullmatch(zone):
+        raise ValueError(f"{quoted(host)} is not a host name: no interface has this name")
+
+
+def _hint(host: str) -> str:
+    """Say what is wrong with some usual mistakes."""
+    if "://" in host or "/" in host:
+        return ": give the host alone, without the other parts of a URL"
+    if "@" in host:
+        return ": give the host alone, without a user name"
+    if "*" in host:
+        return ": a wildcard is for certificates"
+    if host.startswith("[") and host.endswith("]"):
+        return ": an IPv6 address has no brackets here"
+    if ":" in host:
+        return ": give the host alone, without a port"
+    return ""
 
 
 def to_tls_name(host: str) -> str:
@@ -114,20 +206,25 @@ def to_tls_name(host: str) -> str:
 
     The ASCII form of it, without the final dot (RFC 6066, section 3: "without a
     trailing dot") and without an IPv6 zone, which has a meaning on this machine only.
+
+    Raises as ``to_ascii_host``; also ``ValueError`` for a short form of an IPv4 address
+    (``127.1``), which resolvers take and no certificate can match.
     """
     ascii_host = to_ascii_host(host)
     if _is_ip(ascii_host):
         return ascii_host.partition("%")[0]
+    if re.fullmatch(r"[0-9]+(\.[0-9]+)+\.?", ascii_host):
+        raise ValueError(f"{quoted(host)} is not a host name, nor an IPv4 address in full")
     return ascii_host.removesuffix(".")
 
 
 def check_port(port: object, host: str | None) -> int:
     """Return the port if it can be one; ``TypeError`` or ``ValueError`` that names the address."""
-    where = "" if host is None else f" (host {host!r})"
+    where = "" if host is None else f" (host {quoted(host)})"
     if not isinstance(port, int) or isinstance(port, bool):
-        raise TypeError(f"a port is an int, not {port!r}{where}")
+        raise TypeError(f"a port is an int, not {quoted(port)}{where}")
     if not 0 <= port <= 65535:
-        raise ValueError(f"a port is in 0-65535, not {port}{where}")
+        raise ValueError(f"a port is in 0-65535, not {quoted(port)}{where}")
     return port
 
 

@@ -12,7 +12,9 @@ import trio
 from ._address import (
     check_port,
     format_host_port,
+    format_unix_path,
     oserror,
+    quoted,
     same_errno,
     to_ascii_host,
 )
@@ -58,6 +60,10 @@ async def connect(
     """
     ascii_host = to_ascii_host(host)
     check_port(port, host)
+    if local_address is not None:
+        if not isinstance(local_address, str):
+            raise TypeError(f"local_address is a str or None, not {quoted(local_address)}")
+        local_address = to_ascii_host(local_address)
     if tls is not None:
         tls = ClientTLS() if tls is True else tls
         resolve(tls, server_hostname=None, connected_host=host, side="client")  # complain first
@@ -118,7 +124,7 @@ async def connect_unix(
     except BaseException:
         sock.close()
         raise
-    return await _start(sock, None, tls, os.fsdecode(name))
+    return await _start(sock, None, tls, format_unix_path(name))
 
 
 async def _start(

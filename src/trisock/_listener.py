@@ -17,6 +17,7 @@ from ._address import (
     check_port,
     format_host_port,
     oserror,
+    quoted,
     to_ascii_host,
 )
 from ._socket import Socket
@@ -117,7 +118,7 @@ def listen_nowait(
     try:
         found = socket.getaddrinfo(host_to_bind, port, type=socket.SOCK_STREAM, flags=flags)
     except socket.gaierror:
-        raise ValueError(f"listen_nowait takes an address, not a name: {host!r}") from None
+        raise ValueError(f"listen_nowait takes an address, not a name: {quoted(host)}") from None
     return _listen(found, port, host, backlog, reuse_port)
 
 
@@ -125,7 +126,7 @@ def _check(port: int, host: str | None, reuse_port: bool) -> bytes | None:
     """Return the host as the resolver takes it."""
     check_port(port, host)
     if host is not None and not isinstance(host, str):
-        raise TypeError(f"a host is a str or None, not {host!r}")
+        raise TypeError(f"a host is a str or None, not {quoted(host)}")
     if reuse_port and not hasattr(socket, "SO_REUSEPORT"):
         raise OSError(errno.EOPNOTSUPP, "there is no SO_REUSEPORT on this platform")
     return None if host is None else to_ascii_host(host).encode()
@@ -433,7 +434,7 @@ class Listener(Uncopied, trio.abc.Listener[Socket]):
 
 def _adopt(sock: socket.socket | trio.socket.SocketType) -> socket.socket:
     if not isinstance(sock, (socket.socket, trio.socket.SocketType)):
-        raise TypeError(f"a Listener needs sockets, not {sock!r}")
+        raise TypeError(f"a Listener needs sockets, not {quoted(sock)}")
     if sock.type != socket.SOCK_STREAM:
         raise ValueError(f"not a stream socket: {sock!r}")
     with contextlib.suppress(OSError):  # macOS does not tell
@@ -449,7 +450,7 @@ def _backlog(backlog: int | None) -> int:
     if backlog is None:
         return _MAX_BACKLOG
     if not isinstance(backlog, int) or isinstance(backlog, bool):
-        raise TypeError(f"backlog is an int or None, not {backlog!r}")
+        raise TypeError(f"backlog is an int or None, not {quoted(backlog)}")
     if backlog < 0:
         raise ValueError(f"backlog must be 0 or more, not {backlog}")
     return min(backlog, _MAX_BACKLOG)

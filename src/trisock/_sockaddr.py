@@ -13,7 +13,7 @@ import socket
 import sys
 from typing import TypedDict
 
-from ._address import Address, zone_name
+from ._address import Address, UnixAddress, zone_name
 
 _SIZE_IPV4 = 16
 _SIZE_IPV6 = 28
@@ -58,6 +58,8 @@ def parse_sockaddr(data: bytes) -> ParsedAddress | None:
 
 def pack_sockaddr(address: Address) -> bytes:
     """Return an address in this system's layout; ``b""`` if it is not one of IPv4 or IPv6."""
+    if isinstance(address, UnixAddress):  # its path may look like an IP address
+        return b""
     host, _, zone = address.host.partition("%")
     try:
         ip = ipaddress.ip_address(host)

@@ -830,7 +830,11 @@ class Socket(Uncopied, trio.abc.HalfCloseableStream):
         return self._tls_info
 
     def getpeer(self) -> Address:
-        """Return the other end's address, also after ``close``. Source: Pluto's ``getpeer``."""
+        """Return the other end's address, also after ``close``. Source: Pluto's ``getpeer``.
+
+        A Unix socket's is ``(path, 0)``. The peer chooses its path, which may look like an IP
+        address; the port, never 0 for TCP, tells them apart.
+        """
         return address_from_sockaddr(self.stream.socket.family, self._peer)
 
     def getlocal(self) -> Address:

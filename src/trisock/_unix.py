@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import socket
 import stat
 import sys
 from collections.abc import Iterator
 
 import trio
+
+from ._address import quoted
 
 # How long to wait for another program that is starting to listen in the same directory (seconds).
 _LOCK_TIMEOUT = 10.0
@@ -23,19 +26,19 @@ _MAX_PATH = 107 if sys.platform == "linux" else 103
 def unix_path(path: object) -> str | bytes:
     """Return a path that can be bound and connected to, or raise OSError that names it."""
     if not isinstance(path, (str, bytes, os.PathLike)):
-        raise TypeError(f"a path is str, bytes or os.PathLike, not {path!r}")
+        raise TypeError(f"a path is str, bytes or os.PathLike, not {quoted(path)}")
     name = os.fspath(path)
     raw = os.fsencode(name)
     if not raw:
         raise ValueError("the path of a Unix socket is empty")
     if b"\0" in raw[1:] and not raw.startswith(b"\0"):
-        raise ValueError(f"the path of a Unix socket holds a NUL: {name!r}")
+        raise ValueError("the path of a Unix socket holds a NUL")
     if len(raw) > _MAX_PATH:
-        raise OSError(
-            errno.ENAMETOOLONG,
-            f"the path of a Unix socket has at most {_MAX_PATH} bytes, not {len(raw)}",
-            os.fsdecode(name),
-        )
+        text = f"the path of a Unix socket has at most {_MAX_PATH} bytes, not {len(raw)}"
+        # It may be a key, given in the wrong place: then it is not quoted.
+        if re.fullmatch(rb"[!-~]*", raw) and not re.search(rb"(?=[^/]{33})[^/]*[0-9]", raw):
+            raise OSError(errno.ENAMETOOLONG, text, os.fsdecode(name))
+        raise OSError(errno.ENAMETOOLONG, text)
     return name
 
 

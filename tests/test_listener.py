@@ -490,37 +490,6 @@ async def test_a_mode_that_cannot_be_set_leaves_nothing_behind(
     assert not path.exists()
 
 
-async def test_a_directory_that_stays_locked_is_an_oserror(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
-    path = tmp_path / "socket"
-    descriptor = os.open(tmp_path, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        with pytest.raises(TimeoutError, match="keeps the directory locked"):
-            await trisock.listen_unix(path)
-    finally:
-        os.close(descriptor)
-    async with await trisock.listen_unix(path):
-        pass
-
-
-async def test_a_path_that_was_removed_under_us_is_no_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "socket"
-    real = os.chmod
-
-    def chmod_and_remove(name: str, mode: int) -> None:
-        real(name, mode)
-        os.unlink(name)
-
-    monkeypatch.setattr(os, "chmod", chmod_and_remove)
-    async with await trisock.listen_unix(path, mode=0o600):
-        path.touch()
-    assert path.exists()
-
-
 async def test_a_backlog_full_of_dead_connections_is_got_through() -> None:
     async with await trisock.listen(0, "127.0.0.1") as listener:
         for _ in range(1500):
@@ -553,63 +522,6 @@ async def test_a_socket_that_cannot_be_adopted_stays_its_owners() -> None:
         with pytest.raises(ValueError, match="not a listening socket"):
             Listener([sock])
         assert sock.fileno() >= 0
-
-
-async def test_a_stale_path_that_goes_away_while_we_look_at_it_is_free(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "socket"
-    with socket.socket(socket.AF_UNIX) as leaving:
-        leaving.bind(str(path))
-        real = os.lstat
-
-        def remove_and_look(name: str) -> os.stat_result:
-            path.unlink(missing_ok=True)
-            monkeypatch.setattr(os, "lstat", real)
-            return real(name)
-
-        monkeypatch.setattr(os, "lstat", remove_and_look)
-        async with await trisock.listen_unix(path) as listener:
-            client = await trisock.connect_unix(path)
-            async with closing(client, await listener.accept()):
-                pass
-
-
-async def test_the_directory_is_locked_until_it_listens(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "socket"
-    with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(path))
-    locked = []
-
-    def look() -> None:
-        fd = os.open(tmp_path, os.O_RDONLY)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            locked.append(False)
-        except BlockingIOError:
-            locked.append(True)
-        finally:
-            os.close(fd)
-
-    real = os.unlink
-
-    def unlink(name, **options):
-        if not locked:
-            look()
-        real(name, **options)
-
-    class Watching(socket.socket):
-        def listen(self, backlog: int = 0) -> None:
-            look()
-            super().listen(backlog)
-
-    monkeypatch.setattr(os, "unlink", unlink)
-    monkeypatch.setattr(socket, "socket", Watching)
-    async with await trisock.listen_unix(path):
-        pass
-    assert locked == [True, True]
 
 
 async def test_a_port_can_be_listened_on_again_at_once() -> None:
@@ -698,18 +610,6 @@ def test_a_plain_call_listens_on_a_path_outside_trio(tmp_path: Path) -> None:
     assert caught.value.errno == errno.EADDRINUSE
     listener.abort()
     assert not path.exists()
-
-
-def test_a_plain_call_does_not_wait_for_a_locked_directory(tmp_path: Path) -> None:
-    descriptor = os.open(tmp_path, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        with pytest.raises(BlockingIOError, match="keeps the directory locked") as caught:
-            trisock.listen_unix_nowait(tmp_path / "socket")
-        assert caught.value.filename == str(tmp_path / "socket")
-    finally:
-        os.close(descriptor)
-    trisock.listen_unix_nowait(tmp_path / "socket").abort()
 
 
 async def test_abort_stops_listening_at_once() -> None:

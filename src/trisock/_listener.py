@@ -208,20 +208,22 @@ async def listen_unix(
 ) -> Listener:
     r"""Listen on a Unix socket.
 
-    The path goes away with the listener, unless it has become somebody else's by then. One that a
-    dead program has left is replaced; one where somebody listens is not.
+    The path goes away with the listener, unless it has become somebody else's by then. Only the
+    process that made it removes it: after a fork, the child does not. A path that a dead program
+    has left is replaced; one where somebody listens is not.
 
     Args:
       path: where; on Linux also an abstract name (``"\0name"``), which has no file.
-      mode: the file's permissions, such as ``0o660``, set before the first client can connect.
-        ``None`` leaves them to the umask.
+      mode: the file's permissions, such as ``0o660``, set before the first client can connect, on
+        the socket just bound and on no other file. ``None`` leaves them to the umask.
       backlog: as in ``listen``.
 
     Returns: a ``Listener``, listening.
 
     Raises:
       OSError: it cannot listen there, with the path as its file name: ``EADDRINUSE`` where somebody
-        listens or the file is no socket; or there are no Unix sockets on this platform.
+        listens or the file is no socket, ``EEXIST`` where somebody has swapped the file before its
+        mode was set; or there are no Unix sockets on this platform.
       TypeError, ValueError: an argument cannot be used.
 
     Cancelled, it leaves nothing open.
@@ -245,8 +247,8 @@ def listen_unix_nowait(
     Returns: a ``Listener``, listening.
 
     Raises:
-      BlockingIOError: another program is starting to listen in the same directory just now, which
-        ``listen_unix`` would wait for.
+      BlockingIOError: another program of the same user is replacing the same path just now, which
+        ``listen_unix`` would wait for (up to 10 seconds).
       OSError, TypeError, ValueError: as ``listen_unix``.
     """
     name = unix_path(path)
@@ -287,6 +289,7 @@ class Listener(Uncopied, trio.abc.Listener[Socket]):
         self._accepting = Exclusive("another task is accepting from this listener")
         # What hasconnection has accepted for the next accept.
         self._accepted: Socket | None = None
+        self._accepted_by = 0  # the process: after a fork the connection is the parent's
         self.dropped = 0
 
     def __repr__(self) -> str:
@@ -330,9 +333,11 @@ class Listener(Uncopied, trio.abc.Listener[Socket]):
         ``hasconnection``.
         """
         self._check_open()
+        self._drop_inherited()
         if self._accepted is None and not self._accepting.held:
             with contextlib.suppress(OSError):  # accept will raise it
                 self._accepted = self._accept_nowait()
+                self._accepted_by = os.getpid()
         return self._accepted is not None
 
     def __aiter__(self) -> Listener:
@@ -361,8 +366,9 @@ class Listener(Uncopied, trio.abc.Listener[Socket]):
     def abort(self) -> None:
         """Stop listening at once: what ``close`` does, in a plain call.
 
-        While no task accepts, it may come from outside Trio, or from a finaliser. A ``Server``'s
-        listener is stopped by ``Server.stop``.
+        While no task accepts, it may come from outside Trio, or from a finaliser. In the child of a
+        fork it leaves the path and the parent's listening alone. A ``Server``'s listener is stopped
+        by ``Server.stop``.
         """
         if self._closed:
             return
@@ -373,8 +379,17 @@ class Listener(Uncopied, trio.abc.Listener[Socket]):
             with contextlib.suppress(RuntimeError):  # outside Trio: nobody is waiting
                 trio.lowlevel.notify_closing(sock)
             sock.close()
+        self._drop_inherited()
         if self._accepted is not None:
             self._accepted.abort()
+
+    def _drop_inherited(self) -> None:
+        """Forget a connection that another process has accepted, and leave it alone."""
+        if self._accepted is not None and self._accepted_by != os.getpid():
+            descriptor = self._accepted.stream.socket.detach()
+            if descriptor >= 0:
+                os.close(descriptor)
+            self._accepted = None
 
     def _check_open(self) -> None:
         if self._closed:
@@ -393,6 +408,8 @@ class Listener(Uncopied, trio.abc.Listener[Socket]):
     def _accept_from(self, sock: socket.socket) -> Socket | None:
         """Accept one connection from one of the sockets, if one is waiting there."""
         self._check_open()
+        if self._accepted is not None:
+            self._drop_inherited()
         if self._accepted is not None:
             accepted, self._accepted = self._accepted, None
             return accepted

@@ -16,6 +16,7 @@ import socket
 import stat
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -298,16 +299,15 @@ def test_a_hostile_neighbour_changes_no_mode(shared: Path, times: int) -> None:
     victim.chmod(0o600)
 
     def swap() -> None:
-        link = shared / "link"
+        name, link = os.fsencode(path), os.fsencode(shared / "link")
         while True:
-            with contextlib.suppress(OSError):
-                link.symlink_to(victim)
-            with contextlib.suppress(OSError):
-                if stat.S_ISSOCK(path.lstat().st_mode):
-                    link.rename(path)
-            with contextlib.suppress(OSError):
-                if path.is_symlink():
-                    path.unlink()
+            os.symlink(victim, link)
+            while not os.access(name, os.F_OK, follow_symlinks=False):
+                pass
+            os.rename(link, name)
+            time.sleep(0.0001)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
 
     try:
         with child(swap, user=NOBODY):

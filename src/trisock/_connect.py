@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import struct
+import sys
 from typing import Literal
 
 import trio
@@ -26,6 +28,13 @@ from ._unix import unix_path, unix_socket
 # when there is room again: look again after this long, doubling (seconds).
 _FIRST_RETRY = 0.001
 _LAST_RETRY = 0.1
+
+# A connection attempt to a port of this machine can get that very port as its local one, and then
+# connects to itself. Where nobody listens that is rare, but for ranges of a few ports.
+_SELF_CONNECT_TRIES = 16
+
+# SO_LINGER for a reset: on, 0 seconds.
+_RESET = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 
 
 async def connect(
@@ -52,7 +61,9 @@ async def connect(
     Raises:
       OSError: nobody could be reached; the text has the address, and the cause is the group of
         what went wrong with each one. Where all attempts failed alike it is that subclass
-        (``ConnectionRefusedError``). An unknown host is a ``socket.gaierror``.
+        (``ConnectionRefusedError``). An unknown host is a ``socket.gaierror``. Where nobody
+        listens on a port of this machine the kernel can connect a socket to itself: this is never
+        returned, but tried again, and ``ConnectionRefusedError`` in the end.
       TLSError: as ``Socket.starttls``.
       TypeError, ValueError: an argument cannot be used; no connection was made.
 
@@ -68,6 +79,17 @@ async def connect(
         tls = ClientTLS() if tls is True else tls
         resolve(tls, server_hostname=None, connected_host=host, side="client")  # complain first
     where = format_host_port(host, port)
+    for _ in range(_SELF_CONNECT_TRIES):
+        raw = await _open_tcp(ascii_host, port, local_address, where)
+        if not _reset_if_connected_to_itself(raw):
+            return await _start(raw, host, tls, where)
+    text = f"cannot connect to {where}: {os.strerror(errno.ECONNREFUSED)}"
+    raise ConnectionRefusedError(errno.ECONNREFUSED, text)
+
+
+async def _open_tcp(
+    ascii_host: str, port: int, local_address: str | None, where: str
+) -> socket.socket:
     try:
         stream = await trio.open_tcp_stream(ascii_host.encode(), port, local_address=local_address)
     except OSError as exc:
@@ -79,8 +101,22 @@ async def connect(
         raise OSError(number, f"cannot connect to {where}: {os.strerror(number)}") from attempts
     # The same descriptor, in a socket that we can see: its calls are cheaper.
     family, kind, protocol = stream.socket.family, stream.socket.type, stream.socket.proto
-    raw = socket.socket(family, kind, protocol, stream.socket.detach())
-    return await _start(raw, host, tls, where)
+    return socket.socket(family, kind, protocol, stream.socket.detach())
+
+
+def _reset_if_connected_to_itself(raw: socket.socket) -> bool:
+    """Whether both ends were one (RFC 9293, section 3.5: simultaneous open). Then it is closed.
+
+    By a reset: TIME_WAIT would keep the port from the server that is awaited there.
+    """
+    try:
+        if raw.getsockname() != raw.getpeername():
+            return False
+    except OSError:  # reset already
+        return False
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    raw.close()
+    return True
 
 
 async def connect_unix(

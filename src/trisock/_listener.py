@@ -66,7 +66,8 @@ async def listen(
     Args:
       port: 0 to 65535; 0 lets the system choose a free one (``Listener.port`` tells which).
       host: the local address or name to listen on. With none, it is all addresses of this machine,
-        IPv4 and IPv6, at one port.
+        IPv4 and IPv6, at one port. A name stands for all its addresses that this machine has.
+        ``"::"`` is IPv6 only, ``"0.0.0.0"`` IPv4 only.
       backlog: how many connections may wait to be accepted; ``None`` for as many as the system
         allows.
       reuse_port: share the port with other listeners of the same user, among which the kernel
@@ -143,11 +144,11 @@ def _listen(
     backlog: int,
     reuse_port: bool,
 ) -> Listener:
-    """Listen on all the addresses that were found, at one port."""
+    """Listen on all the addresses that were found and that this machine has, at one port."""
     targets = list(dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in found))
     for tries_left in reversed(range(_SAME_PORT_TRIES)):
         try:
-            return Listener(_bind_all(targets, port, backlog, reuse_port, host is None))
+            return Listener(_bind_all(targets, port, backlog, reuse_port))
         except OSError as exc:
             if port != 0 or exc.errno != errno.EADDRINUSE or not tries_left:
                 raise oserror(exc, f"cannot listen on {_where(port, host)}") from exc
@@ -159,7 +160,6 @@ def _bind_all(
     port: int,
     backlog: int,
     reuse_port: bool,
-    any_family: bool,
 ) -> list[socket.socket]:
     sockets: list[socket.socket] = []
     missing: list[OSError] = []
@@ -186,10 +186,11 @@ def _bind_all(
             try:
                 sock.bind((sockaddr[0], port, *sockaddr[2:]))
             except OSError as exc:
-                if not any_family or exc.errno != errno.EADDRNOTAVAIL:
+                if exc.errno != errno.EADDRNOTAVAIL:
                     raise
                 sock.close()
-                missing.append(exc)  # a family that is switched off
+                # A family that is switched off, or one address of a name that is not there.
+                missing.append(exc)
                 continue
             sock.listen(backlog)
             port = sock.getsockname()[1]

@@ -170,7 +170,8 @@ def test_there_is_a_row_for_each_name_of_hs_sockets_page() -> None:
     "module",
     [
         *("pluto", "_sides", "_background", "_scheduler"),
-        *("hammerspoon", "_info", "_queued", "_callbacks"),
+        *("hammerspoon", "_info", "_endpoints", "_queued", "_operations", "_callbacks"),
+        *("_hangup", "_hs_arguments"),
     ],
 )
 def test_dialects_are_thin_and_use_public_names_of_trisock_only(module: str) -> None:
@@ -180,7 +181,10 @@ def test_dialects_are_thin_and_use_public_names_of_trisock_only(module: str) -> 
         if isinstance(node, ast.ImportFrom) and node.level:
             assert node.module in {
                 *("_sides", "_background", "_scheduler"),
-                *("_info", "_queued", "_callbacks", "_sockaddr"),
+                *("_info", "_endpoints", "_queued", "_operations", "_callbacks", "_hangup"),
+                "_hs_arguments",
+                *("_sockaddr", "_guard", "_text"),
+                "_connect",  # the plain call that hammerspoon's connect needs
             }
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "trisock":
             assert node.attr in trisock.__all__

@@ -182,3 +182,20 @@ async def _start(
             sock.abort()
             raise
     return sock
+
+
+def connect_unix_nowait(path: str) -> Socket:
+    """Connect to a Unix socket at once; ``BlockingIOError`` where the backlog is full.
+
+    For ``trisock.hammerspoon``, whose ``connect`` is a plain call. Raises as ``connect_unix`` does.
+    """
+    name = unix_path(path)
+    raw = unix_socket(name)
+    try:
+        raw.setblocking(False)
+        raw.connect(name)
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(raw))
+        return Socket(stream, side="client", _raw=raw)
+    except BaseException:
+        raw.close()
+        raise

@@ -6,7 +6,7 @@ from typing import TypedDict
 
 import trisock
 
-from ._queued import QueuedClient, QueuedServer
+from ._endpoints import QueuedClient, QueuedServer
 from ._sockaddr import pack_sockaddr
 
 

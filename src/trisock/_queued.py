@@ -4,8 +4,8 @@ Each has two queues, for reads and for writes, because a read that waits for the
 up the write that the peer waits for. Each is done in order. What changes the connection, TLS,
 stands in both: it begins when both have come to it, and both go on when it is done.
 
-A reader that has nothing to do looks out for the end of the stream, and for nothing more than
-that: a chunk that it gets meanwhile goes back to the front of the buffer.
+A reader that has nothing to do watches for the end of the stream: a chunk that it gets meanwhile
+goes back to the front of the buffer, and from then on it waits for the hangup behind it.
 """
 
 from __future__ import annotations
@@ -13,25 +13,39 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 
 import trio
 
 import trisock
 
+from ._callbacks import CallbackLine, cost
+from ._guard import log
+from ._hangup import wait_for_hangup
+from ._operations import Delivery, Operation, Queue, Read, ReadBudget, Write
+from ._text import printable
+
 # hs.socket has no bounds. How many bytes a read may look for its delimiter in:
 MAX_READ = 16 * 1024 * 1024
 
-# And of a server, whose clients can make it write and read for each other: how many bytes may wait
-# for one that does not take them, and how many reads for one that says nothing (a server's callback
-# asks for the next line of whoever has spoken, and so for one more of each).
+# And of a server, whose clients can make it write and read for each other, with what each entry of
+# a queue costs: how many bytes may wait for a client that does not take them, how many reads for
+# one that says nothing (a server's callback asks for the next line of whoever has spoken, and so
+# for one more of each), and how many bytes the reads of all clients may cost.
 MAX_UNSENT = 64 * 1024 * 1024
 MAX_READS = 1000
+MAX_READS_HELD = 16 * 1024 * 1024
 
 # Seconds for a handshake that has no limit of its own: a silent peer there is an attack.
 _HANDSHAKE_TIMEOUT = 60
+
+# Seconds until a connection is dropped whose peer is gone, with data unread and no read queued.
+UNREAD_SECONDS = 2.0
+
+# How long a reader without work leaves unread data alone (seconds). A callback that asks for more
+# has done so by then, and what it would cost to wait for the hangup is saved.
+_SETTLE_SECONDS = 0.05
 
 logger = logging.getLogger("trisock.hammerspoon")
 
@@ -47,7 +61,8 @@ _EXPECTED = (
 
 
 @contextmanager
-def _at_most(seconds: float, what: str) -> Iterator[None]:
+def at_most(seconds: float, what: str) -> Iterator[None]:
+    """Raise ``TimeoutError`` where the block takes longer."""
     try:
         with trio.fail_after(seconds):
             yield
@@ -55,101 +70,80 @@ def _at_most(seconds: float, what: str) -> Iterator[None]:
         raise TimeoutError(f"{what} has taken more than {seconds} s") from None
 
 
-class _Queue:
-    """Operations of one direction, done in order; ``meanwhile`` runs while there is none."""
-
-    def __init__(self, meanwhile: Callable[[], Awaitable[object]]) -> None:
-        self._meanwhile = meanwhile
-        self._operations: deque[Callable[[], Awaitable[object]]] = deque()
-        self._idle = trio.CancelScope()
-
-    def __len__(self) -> int:
-        return len(self._operations)
-
-    def put(self, operation: Callable[[], Awaitable[object]]) -> None:
-        self._operations.append(operation)
-        self._idle.cancel()
-
-    async def run(self) -> None:
-        while True:
-            while not self._operations:
-                with trio.CancelScope() as self._idle:
-                    await self._meanwhile()
-            await self._operations.popleft()()
-
-
-class Delivery:
-    """One message to several connections: ``done`` is called when all that are left have it."""
-
-    def __init__(self, recipients: int, done: Callable[[], object] | None) -> None:
-        self._left = recipients
-        self._has_arrived = False
-        self._done = done
-
-    def over(self, delivered: bool) -> None:
-        """Count one recipient: it has the message, or it is lost."""
-        self._left -= 1
-        self._has_arrived |= delivered
-        if not self._left and self._has_arrived and self._done is not None:
-            self._done()
-
-
 class QueuedConnection:
     """One connection and its two queues, which can be filled before it is there.
 
     Args:
-      in_order: calls a function behind the callbacks that are due.
+      callbacks: where those of the object are queued.
       name: what it is called in the log.
       max_unsent: how many bytes may wait for the peer; one more write ends it then.
       max_reads: how many reads may wait for it; one more is dropped then.
+      budget: what the reads of all of a server's clients cost.
       loglevel: at which level it is logged that something went wrong with the connection.
 
     Timeouts are in seconds, ``math.inf`` for none, and begin with the operation's turn.
 
-    Invariant: ``_deliveries`` has one for each write that is not done, and ``_unsent`` is how many
-    bytes those have.
+    Invariant: ``_unsent`` is what the writes cost that are queued, and the one that is done now;
+    ``_unread`` is how many reads those are. After ``_sending_is_over`` no write is queued.
     """
 
     def __init__(
         self,
-        in_order: Callable[..., object],
+        callbacks: CallbackLine,
         name: str,
         *,
         max_unsent: float = math.inf,
         max_reads: float = math.inf,
+        budget: ReadBudget | None = None,
         loglevel: int = logging.WARNING,
     ) -> None:
         self.sock: trisock.Socket | None = None  # while it is connected
-        self._in_order = in_order
-        self._name = name
+        self._callbacks = callbacks
+        self._name = printable(name)
         self._max_unsent = max_unsent
         self._max_reads = max_reads
+        self._budget = budget
         self._loglevel = loglevel
         self._unsent = 0
-        self._deliveries: deque[Delivery] = deque()
+        self._unread = 0
+        self._sending_is_over = False
+        self._is_ending = False
+        self._has_tls = False  # or will have, when its turn comes
         self._scope = trio.CancelScope()
-        self._reads = _Queue(self._look_out_for_the_end)
-        self._writes = _Queue(trio.sleep_forever)
+        self._reads = Queue(self._watch_for_the_end)
+        self._writes = Queue(trio.sleep_forever)
 
     # ---- plain calls ----
 
-    def read(self, wanted: int | bytes, timeout: float, give: Callable[[bytes], object]) -> None:
-        """Queue a read, of so many bytes or up to a delimiter; ``give`` gets what was read."""
-        if len(self._reads) < self._max_reads:
-            self._reads.put(partial(self._read, wanted, timeout, give))
+    def read(self, read: Read) -> None:
+        """Queue a read."""
+        if self._unread >= self._max_reads:
+            return
+        if self._budget is not None:
+            if self._unread and self._budget.held > MAX_READS_HELD:
+                return
+            read.hold(self._budget)
+        self._unread += 1
+        self._reads.put(read)
 
     def write(self, data: bytes, timeout: float, delivery: Delivery) -> None:
         """Queue a write."""
-        if self._unsent > self._max_unsent:
+        if self._unsent > self._max_unsent and not self._scope.cancel_called:
             self.fail(trio.BrokenResourceError(f"{self._unsent} bytes are waiting for it already"))
-        self._unsent += len(data)
-        self._deliveries.append(delivery)
-        self._writes.put(partial(self._write, data, timeout))
+        if self._sending_is_over:
+            delivery.over(False)
+            return
+        self._unsent += cost(data)
+        self._writes.put(Write(data, timeout, delivery))
 
     def start_tls(
         self, tls: trisock.ClientTLS | trisock.ServerTLS, name: str | None, timeout: float
     ) -> None:
         """Queue a handshake, behind the reads and writes that are queued now."""
+        if self._has_tls:
+            log(logger, self._loglevel, "%s: it is using TLS already", self._name)
+            return
+        self._has_tls = True
         reads_done, secured = trio.Event(), trio.Event()
 
         async def make_way() -> None:
@@ -170,11 +164,16 @@ class QueuedConnection:
 
     def fail(self, exc: Exception) -> None:
         """Log what went wrong with the connection, and end it."""
-        if isinstance(exc, _EXPECTED):
-            logger.log(self._loglevel, "%s: %s", self._name, exc)
-        else:
-            logger.error("%s failed", self._name, exc_info=exc)
+        self._log(exc)
         self.disconnect()
+
+    def _log(self, exc: Exception) -> None:
+        if issubclass(type(exc), _EXPECTED):
+            # Once: a write that failed is often followed by a read that fails for the same reason.
+            level = logging.DEBUG if self._sending_is_over else self._loglevel
+            log(logger, level, "%s: %s", self._name, _text_of(exc))
+        else:
+            log(logger, logging.ERROR, "%s failed", self._name, exc_info=exc)
 
     # ---- in the background ----
 
@@ -188,181 +187,139 @@ class QueuedConnection:
                     nursery.start_soon(self._work_off, self._writes)
         finally:
             self.sock = None
-            logger.debug("%s: disconnected", self._name)
-            while self._deliveries:
-                self._deliveries.popleft().over(False)
+            log(logger, logging.DEBUG, "%s: disconnected", self._name)
+            self._end_sending()
+            for operation in self._reads.operations:
+                if isinstance(operation, Read):
+                    operation.release()
+            self._reads.operations.clear()
 
-    async def _work_off(self, queue: _Queue) -> None:
+    async def _work_off(self, queue: Queue) -> None:
         try:
-            await queue.run()
+            await queue.run(self._perform)
         except Exception as exc:
             self.fail(exc)
 
-    async def _read(
-        self, wanted: int | bytes, timeout: float, give: Callable[[bytes], object]
-    ) -> None:
+    async def _perform(self, operation: Operation) -> None:
+        if isinstance(operation, Read):
+            try:
+                await self._read(operation)
+            finally:
+                self._unread -= 1
+                operation.release()
+        elif isinstance(operation, Write):
+            delivered = False
+            try:
+                delivered = await self._write(operation)
+            finally:
+                self._unsent -= cost(operation.data)
+                operation.delivery.over(delivered)
+        else:
+            await operation()
+
+    async def _read(self, read: Read) -> None:
         assert self.sock is not None
+        await self._callbacks.room()
         try:
-            with _at_most(timeout, "a read"):
-                if isinstance(wanted, int):
-                    data = await self.sock.recv_exactly(wanted)
+            with at_most(read.timeout, "a read"), self._reads.step():
+                if isinstance(read.wanted, int):
+                    data = await self.sock.recv_exactly(read.wanted)
                 else:
-                    data = await self.sock.recv_until(wanted, max_bytes=MAX_READ)
+                    data = await self.sock.recv_until(read.wanted, max_bytes=MAX_READ)
         except trisock.IncompleteReadError:
             self._end_in_order()
         else:
-            logger.debug("%s: data read", self._name)
-            give(data)
+            log(logger, logging.DEBUG, "%s: data read", self._name)
+            read.give(data)
 
-    async def _look_out_for_the_end(self) -> None:
+    async def _watch_for_the_end(self) -> None:
+        """While no read is queued: end when the peer is gone, and what it sent is not asked for."""
         assert self.sock is not None
-        chunk = await self.sock.recv()
-        if not chunk:
-            self._end_in_order()
-        self.sock.unrecv(chunk)
-        await trio.sleep_forever()  # or until there is a read to be done
+        if not self._sending_is_over:
+            chunk: bytes | None = await self.sock.recv()
+            if chunk:
+                self.sock.unrecv(chunk)
+                await trio.sleep(_SETTLE_SECONDS)
+                await wait_for_hangup(self.sock.fileno())
+        else:
+            chunk = await self.sock.peek()
+        self._writes.bound()
+        if chunk:
+            await trio.sleep(UNREAD_SECONDS)
+        # A callback that is queued may ask for what is unread, or write an answer.
+        flushed = trio.Event()
+
+        async def flush() -> None:
+            flushed.set()
+
+        self._callbacks.put(self._writes.put, flush)
+        await flushed.wait()
+        self.disconnect()
 
     def _end_in_order(self) -> None:
-        """Disconnect behind the callbacks that are due now, and what they write."""
+        """Disconnect behind the callbacks that are queued now, and what they write."""
+        if self._is_ending:
+            return
+        self._is_ending = True
+        self._writes.bound()
 
         async def end() -> None:
             self.disconnect()
 
-        self._in_order(self._writes.put, end)
+        self._callbacks.put(self._writes.put, end)
 
-    async def _write(self, data: bytes, timeout: float) -> None:
+    async def _write(self, write: Write) -> bool:
+        """Write; False if it cannot be written. What has arrived can still be read then."""
         assert self.sock is not None
-        with _at_most(timeout, "a write"):
-            await self.sock.send(data)
-        logger.debug("%s: data written", self._name)
-        self._unsent -= len(data)
-        self._deliveries.popleft().over(True)
+        try:
+            # In one send: under TLS, what is cut short must not be followed by a clean end.
+            with at_most(write.timeout, "a write"), self._writes.step(len(write.data)):
+                await self.sock.send(write.data)
+        except trio.BrokenResourceError as exc:
+            self._log(exc)
+            self._end_sending()
+            self._reads.bound()
+            self._reads.wake()
+            return False
+        log(logger, logging.DEBUG, "%s: data written", self._name)
+        return True
+
+    def _end_sending(self) -> None:
+        """Drop the writes that are queued, and take no more."""
+        self._sending_is_over = True
+        operations, self._writes.operations = self._writes.operations, deque()
+        for operation in operations:
+            if isinstance(operation, Write):
+                self._unsent -= cost(operation.data)
+                operation.delivery.over(False)
+            else:
+                self._writes.operations.append(operation)
 
     async def _start_tls(
         self, tls: trisock.ClientTLS | trisock.ServerTLS, name: str | None, timeout: float
     ) -> None:
         assert self.sock is not None
-        if self.sock.istls():
-            logger.error("%s: it is using TLS already", self._name)
-            return
         limit = _HANDSHAKE_TIMEOUT if timeout == math.inf else timeout
         await self.sock.starttls(tls, server_hostname=name, handshake_timeout=limit)
-        logger.debug("%s: secured", self._name)
+        log(logger, logging.DEBUG, "%s: secured", self._name)
 
 
-class QueuedClient:
-    """A connection that is made, from the moment on when it is asked for.
-
-    Args:
-      connect: makes it.
-      connected: called (``in_order``) when it is there.
-      in_order: calls a function behind the callbacks that are due.
-      timeout: seconds that ``connect`` may take; ``math.inf`` for no limit.
-      name: what it is called in the log.
-      path: of a Unix socket, or ``""``.
-    """
-
-    def __init__(
-        self,
-        connect: Callable[[], Awaitable[trisock.Socket]],
-        connected: Callable[[], object] | None,
-        in_order: Callable[..., object],
-        timeout: float,
-        *,
-        name: str,
-        path: str = "",
-    ) -> None:
-        self.path = path
-        self.connections = [QueuedConnection(in_order, name)]
-        self._connect = connect
-        self._connected = connected
-        self._in_order = in_order
-        self._timeout = timeout
-        self._scope = trio.CancelScope()
-
-    def disconnect(self) -> None:
-        """Drop what is queued, and end."""
-        self._scope.cancel()
-
-    async def run(self, free: Callable[[object], object]) -> None:
-        """Connect, and do what is queued until the end; then ``free(self)``, and close."""
-        sock = None
-        [connection] = self.connections
-        try:
-            with self._scope:
-                try:
-                    with _at_most(self._timeout, "the connect"):
-                        sock = await self._connect()
-                except Exception as exc:
-                    connection.fail(exc)
-                else:
-                    logger.debug("%s: connected", sock.getpeer())
-                    if self._connected is not None:
-                        self._in_order(self._connected)
-                    await connection.run(sock)
-        finally:
-            free(self)
-            if sock is not None:
-                await sock.close()
+def connection_of_a_server(
+    callbacks: CallbackLine, name: str, budget: ReadBudget
+) -> QueuedConnection:
+    """Return a connection whose peer is a server's client: with the bounds for those."""
+    return QueuedConnection(
+        callbacks,
+        name,
+        max_unsent=MAX_UNSENT,
+        max_reads=MAX_READS,
+        budget=budget,
+        loglevel=logging.INFO,  # or else anybody could fill the log
+    )
 
 
-class QueuedServer:
-    """A server, each of whose clients has queues of its own.
-
-    Args:
-      listener: where it listens; taken over.
-      in_order: calls a function behind the callbacks that are due.
-      path: of a Unix socket, or ``""``.
-    """
-
-    def __init__(
-        self, listener: trisock.Listener, in_order: Callable[..., object], path: str = ""
-    ) -> None:
-        self.path = path
-        self.connections: list[QueuedConnection] = []
-        self._listener = listener
-        self._in_order = in_order
-        self._server: trisock.Server | None = None
-        self._scope = trio.CancelScope()
-
-    @property
-    def addresses(self) -> list[trisock.Address]:
-        """Where it listens; IPv4 first, as hs.socket has it."""
-        return sorted(self._listener.addresses, key=lambda address: ":" in address.host)
-
-    def disconnect(self) -> None:
-        """Stop listening, drop what is queued for the clients, and disconnect them."""
-        if self._server is None:
-            self._scope.cancel()
-            self._listener.abort()
-        else:
-            self._server.stop()
-        for connection in self.connections:
-            connection.disconnect()
-
-    async def run(self, free: Callable[[object], object]) -> None:
-        """Serve until the end; then ``free(self)``."""
-        try:
-            with self._scope:
-                async with trio.open_nursery() as nursery:
-                    self._server = await trisock.bind(nursery, self._listener, self._serve)
-        except Exception as exc:  # accept(2) has failed for good
-            logger.error("the server on %s failed", self.path or self.addresses[0], exc_info=exc)
-        finally:
-            self._listener.abort()
-            free(self)
-
-    async def _serve(self, sock: trisock.Socket) -> None:
-        connection = QueuedConnection(
-            self._in_order,
-            f"the client {sock.getpeer()}",
-            max_unsent=MAX_UNSENT,
-            max_reads=MAX_READS,
-            loglevel=logging.INFO,  # or else anybody could fill the log
-        )
-        self.connections.append(connection)
-        logger.debug("%s: connected", sock.getpeer())
-        try:
-            await connection.run(sock)
-        finally:
-            self.connections.remove(connection)
+def _text_of(exc: Exception) -> str:
+    try:
+        return printable(str(exc))
+    except Exception:  # of a class of the program's, such as a TLS context of its own raises
+        return type(exc).__name__

@@ -21,6 +21,7 @@ has what differs.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -33,9 +34,15 @@ import trio
 import trisock
 
 from ._callbacks import CallbackQueue
+from ._connect import connect_unix_nowait
+from ._endpoints import QueuedClient, QueuedServer
+from ._guard import log
+from ._hs_arguments import check_callback, check_timeout, is_int, to_bytes, to_wanted, where
 from ._info import Info, connections_of, info_of
-from ._queued import Delivery, QueuedClient, QueuedServer, logger
+from ._operations import Delivery, Read
+from ._queued import logger
 from ._sockaddr import ParsedAddress, parse_sockaddr
+from ._text import printable
 
 __all__ = ["Callback", "Info", "ParsedAddress", "Socket", "Sockets", "open_sockets"]
 
@@ -103,8 +110,8 @@ class Sockets:
         Source: ``hs.socket.setLogLevel``.
         """
         number = _LEVELS.index(level) if level in _LEVELS else level
-        if not isinstance(number, int) or not 0 <= number < len(_LEVELS):
-            raise ValueError(f"a log level is one of {_LEVELS} or its number, not {level!r}")
+        if type(number) is not int or not 0 <= number < len(_LEVELS):
+            raise ValueError(f"a log level is one of {_LEVELS} or its number")
         logger.setLevel(_PYTHONS[number])
 
 
@@ -116,17 +123,17 @@ class Socket:
 
     def __init__(self, nursery: trio.Nursery, timeout: float, fn: Callback | None) -> None:
         self._nursery = nursery
-        self._timeout = _check_timeout(timeout)
-        self._callback = _check_callback(fn)
+        self._timeout = check_timeout(timeout)
+        self._callback = check_callback(fn)
         self._role: QueuedClient | QueuedServer | None = None
         self._callbacks = CallbackQueue(self, nursery, logger)
 
     def __repr__(self) -> str:
         info = self.info()
-        kind, where = "hs.socket", f"{info['connectedHost']}:{info['connectedPort']}"
+        kind, name = "hs.socket", f"{info['connectedHost']}:{info['connectedPort']}"
         if info["userData"] == "SERVER":
-            kind, where = "hs.socket(server)", f"{info['localHost']}:{info['localPort']}"
-        return f"{kind}: {info['unixSocketPath'] or where} ({id(self):#x})"
+            kind, name = "hs.socket(server)", f"{info['localHost']}:{info['localPort']}"
+        return f"{kind}: {printable(info['unixSocketPath'] or name)} ({id(self):#x})"
 
     # ---- connecting, listening ----
 
@@ -138,27 +145,40 @@ class Socket:
         Args:
           host_or_path: a name or an address; or, where no port is given, a path.
           port: 1 to 65535.
-          fn: called once, without arguments, when it is connected.
+          fn: called once, without arguments, when it is connected. A server of the same program
+            has the connection by then.
 
-        Returns: self, or ``None`` if it is in use already. Where nobody can be reached, that is
-        logged later, and the object is unconnected again.
+        Returns: self, or ``None`` if it is in use already. To a path, it is connected at once if
+        the server's backlog has room. Where nobody can be reached, that is logged later, and the
+        object is unconnected again.
         Source: ``hs.socket:connect``.
         """
         if callable(port):
             port, fn = None, port
-        _check_callback(fn)
-        if not isinstance(host_or_path, str) or not isinstance(port, int | None):
-            raise TypeError(f"no host and port, and no path: {host_or_path!r}, {port!r}")
-        if port is None:
-            path = os.path.expanduser(host_or_path)
-            connect, name = partial(trisock.connect_unix, path), path
-        else:
-            path, name = "", f"{host_or_path}:{port}"
-            connect = partial(trisock.connect, host_or_path, port)
+        check_callback(fn)
+        if not isinstance(host_or_path, str) or not (port is None or is_int(port)):
+            kinds = f"{type(host_or_path).__name__}, {type(port).__name__}"
+            raise TypeError(f"no host and port, and no path: {kinds}")
+        path = os.path.expanduser(host_or_path) if port is None else ""
         if self._is_in_use():
             return None
-        put = self._callbacks.put
-        return self._take_on(QueuedClient(connect, fn, put, self._limit, name=name, path=path))
+        sock = None
+        if port is None:
+            connect = partial(trisock.connect_unix, path)
+            with contextlib.suppress(OSError, ValueError):  # the other one says what is wrong
+                sock = connect_unix_nowait(path)
+        else:
+            connect = partial(trisock.connect, host_or_path, port)
+        client = QueuedClient(
+            connect,
+            fn,
+            self._callbacks.line,
+            self._limit,
+            name=path or where(host_or_path, port),
+            path=path,
+            sock=sock,
+        )
+        return self._take_on(client)
 
     def listen(self, port_or_path: int | str) -> Socket | None:
         """Listen on a port (0 for any that is free), or on the path of a Unix socket.
@@ -168,16 +188,17 @@ class Socket:
         """
         if self._is_in_use():
             return None
-        path = os.path.expanduser(port_or_path) if isinstance(port_or_path, str) else ""
+        path = ""
         try:
             if isinstance(port_or_path, str):
+                path = os.path.expanduser(port_or_path)
                 listener = trisock.listen_unix_nowait(path)
             else:
                 listener = trisock.listen_nowait(port_or_path)
         except (OSError, ValueError) as exc:
             self._log(f"cannot listen: {exc}")
             return None
-        return self._take_on(QueuedServer(listener, self._callbacks.put, path))
+        return self._take_on(QueuedServer(listener, self._callbacks.line, path))
 
     def disconnect(self) -> Socket:
         """Disconnect: drop what is queued, and be free at once for another connect or listen.
@@ -210,7 +231,7 @@ class Socket:
             self._role = None
 
     def _log(self, error: str) -> None:
-        logger.error("%r: %s", self, error)
+        log(logger, logging.ERROR, "%r: %s", self, printable(error))
 
     @property
     def _limit(self) -> float:
@@ -224,24 +245,27 @@ class Socket:
         A server reads from each of the clients that are connected now.
 
         Args:
-          delimiter: how many bytes to read; or what to read up to, and including it.
+          delimiter: how many bytes to read (0 is ignored, as in hs.socket); or what to read up
+            to, and including it.
           tag: passed to the callback; -1 without one.
 
         Returns: self, or ``None`` if there is no callback or no connection: that is logged.
         Source: ``hs.socket:read``.
         """
+        wanted = to_wanted(delimiter)
         if self._callback is None:
             self._log("cannot read: there is no callback")
             return None
         if self._role is None:
             self._log("cannot read: it is not connected")
             return None
-        wanted = delimiter if isinstance(delimiter, int) else _to_bytes(delimiter)
-        if wanted == b"" or (isinstance(wanted, int) and wanted < 0):
-            raise ValueError(f"a read takes a number of bytes or a delimiter, not {delimiter!r}")
-        give = partial(self._callbacks.put, self._give, -1 if tag is None else tag)
+        if wanted == 0:
+            return self
+        tag = -1 if tag is None else tag
+        give = partial(self._callbacks.put, self._give, tag)
+        read = Read(wanted, self._limit, give, tag)
         for connection in self._role.connections:
-            connection.read(wanted, self._limit, give)
+            connection.read(read)
         return self
 
     receive = read
@@ -262,13 +286,14 @@ class Socket:
         """
         if callable(tag):
             fn, tag = tag, None
-        _check_callback(fn)
+        check_callback(fn)
         if self._role is None:
             self._log("cannot write: it is not connected")
             return self
-        data, put, tag = _to_bytes(message), self._callbacks.put, -1 if tag is None else tag
+        data, put, tag = to_bytes(message), self._callbacks.put, -1 if tag is None else tag
         connections = list(self._role.connections)
-        delivery = Delivery(len(connections), fn and partial(put, fn, tag))
+        # Not the truth of fn: a callable object may have a __bool__.
+        delivery = Delivery(len(connections), None if fn is None else partial(put, fn, tag))
         for connection in connections:
             connection.write(data, self._limit, delivery)
         return self
@@ -317,7 +342,7 @@ class Socket:
 
         Source: ``hs.socket:setCallback``.
         """
-        self._callback = _check_callback(fn)
+        self._callback = check_callback(fn)
         return self
 
     def setTimeout(self, timeout: float) -> Socket:  # noqa: N802
@@ -326,7 +351,7 @@ class Socket:
         Each is timed from when its turn comes. One that takes longer disconnects.
         Source: ``hs.socket:setTimeout``.
         """
-        self._timeout = _check_timeout(timeout)
+        self._timeout = check_timeout(timeout)
         return self
 
     def connected(self) -> bool:
@@ -346,21 +371,3 @@ class Socket:
         Source: ``hs.socket:info``.
         """
         return info_of(self._role, self._timeout)
-
-
-def _to_bytes(data: object) -> bytes:
-    if not isinstance(data, (str, bytes, bytearray, memoryview)):
-        raise TypeError(f"data is bytes or str, not {type(data).__name__}")
-    return data.encode() if isinstance(data, str) else bytes(data)
-
-
-def _check_callback(fn: Callback | None) -> Callback | None:
-    if fn is not None and not callable(fn):
-        raise TypeError(f"a callback is a function, not {fn!r}")
-    return fn
-
-
-def _check_timeout(timeout: object) -> float:
-    if not isinstance(timeout, (int, float)) or math.isnan(timeout):
-        raise TypeError(f"a timeout is a number of seconds, not {timeout!r}")
-    return timeout

@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 import trio
 from conftest import Authority, certificate
+from hammerspoon_conversations import hammerspoon_floods, hammerspoon_peers_vanish
 
 import trisock
 from trisock import ClientTLS, ServerTLS, Socket, hammerspoon, pluto
@@ -791,5 +792,8 @@ KINDS: dict[str, list[Conversation]] = {
         a_server_starts_and_stops,
         a_stale_path,
     ],
-    "dialects": [pluto_in_trio, pluto_outside_trio, a_server_of_pluto, hammerspoon_sockets],
+    "dialects": [
+        *(pluto_in_trio, pluto_outside_trio, a_server_of_pluto),
+        *(hammerspoon_sockets, hammerspoon_peers_vanish, hammerspoon_floods),
+    ],
 }

@@ -1374,6 +1374,47 @@ async def test_cancelled_open_sockets_leave_nothing(tmp_path: Path) -> None:
     await at_every_moment(scenario)
 
 
+@pytest.mark.parametrize("kind", ["unread", "write fails", "slow callback"])
+async def test_cancelled_open_sockets_leave_nothing_of_peers_that_are_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """What waits for a hangup, for two seconds, or for a callback, holds descriptors too."""
+    monkeypatch.setattr("trisock._queued.UNREAD_SECONDS", 0, raising=False)
+    monkeypatch.setattr("trisock._queued._SETTLE_SECONDS", 0, raising=False)
+    monkeypatch.setattr("trisock._callbacks.MAX_HELD", 0, raising=False)
+    path = str(tmp_path / "socket")
+    descriptors = len(os.listdir("/proc/self/fd"))
+
+    async def scenario(attempt: Attempt) -> None:
+        async def converse() -> None:
+            async with hammerspoon.open_sockets() as hs:
+
+                async def slow(data: bytes, tag: int) -> None:
+                    await trio.lowlevel.checkpoint()
+                    server.read(1)
+
+                server = hs.server(path, slow)
+                with socket.socket(socket.AF_UNIX) as peer:
+                    peer.connect(path)
+                    while not server.connections():
+                        await trio.lowlevel.checkpoint()
+                    if kind == "slow callback":
+                        server.read(1)
+                        server.read(1)
+                    peer.send(b"unread")
+                if kind == "write fails":
+                    server.write(b"x")
+                while server.connections():
+                    await trio.lowlevel.checkpoint()
+
+        await attempt(converse)
+        assert attempt.error is None
+        assert not list(tmp_path.iterdir())
+        assert len(os.listdir("/proc/self/fd")) == descriptors
+
+    await at_every_moment(scenario)
+
+
 @covers("pluto.scheduler.run")
 async def test_a_cancelled_scheduler_has_ended_its_tasks_and_can_run_again() -> None:
     async def scenario(attempt: Attempt) -> None:

@@ -124,26 +124,26 @@ async def test_reads_wait_while_a_slow_callback_holds_data(
         for _ in range(60):
             await sock.send_all(line)
 
-    async with hammerspoon.open_sockets() as hs, trio.open_nursery() as nursery:
-        if kind == "server":
-            reader = hs.server(0, slow)
-            peer = await trio.open_tcp_stream("127.0.0.1", reader.info()["localPort"])
-            await until(reader.connected)
-            context = contextlib.nullcontext()
-        else:
-            context = connected(hs, fn=slow)
-            reader, peer = await context.__aenter__()
-        with measured() as grown:
-            for _ in range(60):
-                reader.read("\n")
-            nursery.start_soon(send, peer)
-            await trio.testing.wait_all_tasks_blocked(0.3)
-        assert grown[0] < 4 * MIB  # of 15: what is held, and one that is read
-        go_on.set()
-        await until(lambda: heard == 60)
-        await peer.aclose()
+    async def flood(reader: hammerspoon.Socket, peer: trio.abc.SendStream) -> None:
+        async with trio.open_nursery() as nursery:
+            with measured() as grown:
+                for _ in range(60):
+                    reader.read("\n")
+                nursery.start_soon(send, peer)
+                await trio.testing.wait_all_tasks_blocked(0.3)
+            assert grown[0] < 4 * MIB  # of 15: what is held, and one that is read
+            go_on.set()
+            await until(lambda: heard == 60)
+
+    async with hammerspoon.open_sockets() as hs:
         if kind == "client":
-            await context.__aexit__(None, None, None)
+            async with connected(hs, fn=slow) as (client, peer):
+                await flood(client, peer)
+        else:
+            server = hs.server(0, slow)
+            async with await trio.open_tcp_stream("127.0.0.1", server.info()["localPort"]) as sent:
+                await until(server.connected)
+                await flood(server, sent)
 
 
 async def test_a_disconnect_frees_what_waits_for_a_slow_callback(

@@ -44,11 +44,8 @@ class Hostile(Exception):
     def fail(self, *_: object) -> Any:
         raise ZeroDivisionError("a hostile method")
 
-    __eq__ = __hash__ = __str__ = __repr__ = __bool__ = __reduce__ = __setstate__ = fail  # type: ignore[assignment]
-
-    @property
-    def __notes__(self) -> Any:
-        self.fail()
+    __eq__ = __hash__ = __str__ = __repr__ = __bool__ = __reduce__ = __setstate__ = fail
+    __notes__ = property(fail)  # type: ignore[assignment]
 
 
 class HostileGroup(ExceptionGroup[Exception]):
@@ -58,7 +55,7 @@ class HostileGroup(ExceptionGroup[Exception]):
     def exceptions(self) -> Any:
         raise ZeroDivisionError("a hostile group")
 
-    split = subgroup = derive = Hostile.fail  # type: ignore[assignment]
+    split = subgroup = derive = Hostile.fail
 
 
 class Falsy:

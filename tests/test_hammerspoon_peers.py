@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
+import select
 import socket
 import sys
 from pathlib import Path
@@ -84,6 +86,31 @@ async def test_a_dead_client_with_more_unread_than_one_chunk_is_dropped(
         begin = trio.current_time()
         while server.connected() and trio.current_time() < begin + 10:
             await trio.sleep(0.1)
+        assert not server.connected()
+
+
+@pytest.mark.parametrize("system", ["linux", "darwin"])
+async def test_a_dead_client_is_dropped_where_no_epoll_can_be_had(
+    clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch, system: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async with hammerspoon.open_sockets() as hs:
+        server = hs.server(0, print)
+        peer = raw_client(server)
+        await until(server.connected)
+        peer.sendall(b"x")
+        with monkeypatch.context() as patched:
+            if system == "linux":
+                patched.setattr(select, "epoll", fail)
+            else:
+                patched.setattr("trisock._hangup.sys.platform", system)
+            await trio.sleep(0.2)
+        await trio.sleep(3)
+        assert server.connected()
+        peer.close()
+        await trio.sleep(3.5)
         assert not server.connected()
 
 

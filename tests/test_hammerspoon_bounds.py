@@ -164,6 +164,24 @@ async def test_a_disconnect_frees_what_waits_for_a_slow_callback(
         assert client.info()["isConnected"]
 
 
+async def test_reads_wait_until_enough_callbacks_are_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_callbacks, "MAX_HELD", 700, raising=False)
+    calls, go_on = Calls(), trio.Event()
+    async with hammerspoon.open_sockets() as hs, connected(hs, fn=calls) as (client, peer):
+        client.write("x", lambda tag: go_on.wait())
+        for tag in range(3):
+            client.write("x", tag, calls)
+        await peer.recv_exactly(4)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        await peer.send(b"line\n")
+        client.read("\n")
+        assert await calls.none()
+        go_on.set()
+        assert [await calls.next() for _ in range(4)] == [(0,), (1,), (2,), (b"line\n", -1)]
+
+
 async def test_startTLS_asked_for_often_costs_silent_clients_nothing() -> None:  # noqa: N802
     async with hammerspoon.open_sockets() as hs:
         server = hs.server(0, Calls())

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import socket
+import ssl
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -45,7 +46,13 @@ class Hostile(Exception):
         raise ZeroDivisionError("a hostile method")
 
     __eq__ = __hash__ = __str__ = __repr__ = __bool__ = __reduce__ = __setstate__ = fail
-    __notes__ = property(fail)  # type: ignore[assignment]
+    __notes__ = property(fail)
+
+
+class HostileValueError(ValueError):
+    """An error that would be worth a line in the log, if it had a text."""
+
+    __str__ = __repr__ = Hostile.fail
 
 
 class HostileGroup(ExceptionGroup[Exception]):
@@ -165,6 +172,20 @@ async def test_a_callable_object_is_a_callback_whatever_its_truth(hs: Sockets) -
     client.setCallback(fn).read("\n")
     server.write("line\n")
     await until(lambda: fn.calls == 4)
+
+
+async def test_a_hostile_error_of_a_tls_context_is_logged_and_disconnects(
+    hs: Sockets, log: pytest.LogCaptureFixture
+) -> None:
+    class Failing(ssl.SSLContext):
+        def wrap_bio(self, *_: object, **__: object) -> Any:
+            raise HostileValueError
+
+    async with connected(hs) as (client, peer):
+        client.startTLS(Failing(ssl.PROTOCOL_TLS_CLIENT), "example.org").write("secret")  # type: ignore[arg-type]
+        assert b"".join([chunk async for chunk in peer]) == b""
+        await until(lambda: client.info()["isDisconnected"])
+    assert any("HostileValueError" in each for each in log.messages)
 
 
 @pytest.mark.parametrize("level", [logging.DEBUG, logging.ERROR])

@@ -89,6 +89,19 @@ async def test_a_dead_client_with_more_unread_than_one_chunk_is_dropped(
         assert not server.connected()
 
 
+async def test_reads_that_the_end_has_left_undone_disconnect_once(calls: Calls) -> None:
+    async with hammerspoon.open_sockets() as hs:
+        server = hs.server(0, calls)
+        peer = raw_client(server)
+        await until(server.connected)
+        for _ in range(100):
+            server.read(10)
+        peer.sendall(b"too few")
+        peer.close()
+        await until(lambda: not server.connected())
+        assert await calls.none()
+
+
 @pytest.mark.parametrize("system", ["linux", "darwin"])
 async def test_a_dead_client_is_dropped_where_no_epoll_can_be_had(
     clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch, system: str

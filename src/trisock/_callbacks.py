@@ -104,13 +104,12 @@ class CallbackQueue:
         calls = 0
         try:
             while self.line.queued:
-                calls += 1
-                if calls % _CALLS_PER_PASS:
-                    await trio.lowlevel.checkpoint_if_cancelled()  # a plain function would not look
-                else:
+                if calls == _CALLS_PER_PASS:
+                    calls = 0
                     await trio.lowlevel.checkpoint()
-                    if not self.line.queued:  # disconnected meanwhile
-                        return
+                    continue  # it may have been disconnected meanwhile
+                calls += 1
+                await trio.lowlevel.checkpoint_if_cancelled()  # a plain function would not look
                 line = self.line
                 callback, args = line.queued.popleft()
                 try:

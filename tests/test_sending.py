@@ -25,7 +25,7 @@ from conftest import Authority, all_served, clog, closing, raw_pair, tcp_pair, t
 from test_tls import RawTLS
 
 import trisock
-from trisock import ClientTLS, ServerTLS, Socket, TLSError, _socket, _transport
+from trisock import ClientTLS, ServerTLS, Socket, TLSError, _send_file, _transport
 
 IOV_MAX = _transport._IOV_MAX
 MIB = 1024 * 1024
@@ -353,7 +353,7 @@ async def test_a_file_that_shrinks_while_it_is_sent_is_sent_up_to_where_it_then_
                 nursery.start_soon(send)
                 await until_full(a)
                 # Further than has been read, also by those who read a piece at a time.
-                end = seen[-1] + 2 * _socket._FILE_CHUNK + 1000
+                end = seen[-1] + 2 * _send_file.FILE_CHUNK + 1000
                 assert end < size
                 os.truncate(path, end)
                 assert await b.recv_exactly(end) == content[:end]
@@ -404,7 +404,7 @@ async def test_when_the_peer_leaves_the_error_says_how_much_of_the_file_was_sent
         assert number == seen[-1]
         assert 0 < number < size
         if way != "kernel":
-            assert number % _socket._FILE_CHUNK == 0
+            assert number % _send_file.FILE_CHUNK == 0
         assert error.__cause__ is not None
         assert str(error).startswith(str(error.__cause__))
         with pytest.raises(trio.BrokenResourceError):

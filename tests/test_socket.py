@@ -25,7 +25,7 @@ from trisock import (
     LimitExceededError,
     ServerTLS,
     Socket,
-    _socket,
+    _send_file,
     _transport,
 )
 
@@ -762,7 +762,7 @@ async def test_send_file_wants_a_binary_file_and_numbers_that_can_be() -> None:
 
 
 async def test_the_chunks_of_a_file_are_bounded() -> None:
-    assert _socket._FILE_CHUNK <= 1 << 20
+    assert _send_file.FILE_CHUNK <= 1 << 20
     assert _transport._SENDFILE_SIZE <= 1 << 20
 
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 import io
 import math
 import operator
-import os
 import socket
-import stat
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Literal, TypeVar, overload
+from typing import BinaryIO, Literal, TypeVar, overload
 
 import trio
 
 from ._address import Address, address_from_sockaddr
 from ._buffer import ReceiveBuffer
 from ._errors import IncompleteReadError, LimitExceededError, TLSError
+from ._send_file import open_source, send_file
 from ._tls import TLSArgument, TLSInfo, resolve
 from ._tls_connection import TLSConnection
 from ._transport import RECEIVE_SIZE, Transport
@@ -27,9 +26,6 @@ from ._uncopied import Uncopied
 # tasks run. A number small enough that nobody waits long (each such read takes microseconds)
 # and large enough that the pass through the scheduler does not show.
 READS_PER_PASS = 64
-
-# What send_file reads at a time where the kernel cannot do it alone.
-_FILE_CHUNK = 262_144
 
 Buffer = bytes | bytearray | memoryview
 Side = Literal["client", "server"]
@@ -432,26 +428,36 @@ class Socket(Uncopied, trio.abc.HalfCloseableStream):
     ) -> int:
         """Send a file, or a part of it.
 
-        A regular file on a plain connection goes from the kernel to the kernel
-        (``os.sendfile``); anything else is read in worker threads.
+        A regular file on a plain connection goes from the kernel to the kernel (``os.sendfile``);
+        elsewhere it is read by offset in worker threads. Both send the same bytes, whoever else
+        reads or moves in the file, or closes it. A pipe, a terminal or a socket is read when
+        something has come. Any other file object is asked to seek and to read in one step: several
+        sends may share it, but nobody else may use it meanwhile.
 
         Args:
           file: a binary file object, open for reading (also one of ``trio.open_file``). Its
-            position does not matter, and is not kept.
+            position does not matter, and may be another one afterwards.
           offset: where to start, in bytes.
-          count: how many bytes to send; ``None`` for all up to the end.
+          count: how many bytes to send; ``None`` for all. All is what a regular file or an
+            ``io.BytesIO`` holds at the call, and what comes until the end of anything else.
           progress: called with the number of bytes sent so far, after each piece.
 
-        Returns: the number of bytes sent.
+        Returns: the number of bytes sent. Less than a regular file had, if it has shrunk meanwhile.
 
         Raises:
-          EOFError: the file ended before ``count`` bytes; the text says how many were sent.
+          EOFError: the file ended before ``count`` bytes; the text says how many were sent. They
+            arrive, but under TLS no ``close_notify`` will follow them: it would vouch for the rest.
           trio.BrokenResourceError: the connection broke; the text says how many bytes were sent
             (where they are read in worker threads: in whole pieces of 256 KiB).
           OSError: the file cannot be read; if a part of it was sent, sending is over.
           ValueError, TypeError: it is not a binary file that can be read, or a number is negative.
 
-        Cancellation as in ``send``.
+        Cancellation as in ``send``. What was taken from a pipe counts as sent; nothing is taken
+        before there is room to send it. A silent pipe can be given up at any time. A ``read`` of a
+        file object of the program's own (``gzip.GzipFile``, too) runs in a thread to its end.
+
+        Where SIGPIPE has its default action, ``os.sendfile`` is not used: a peer that leaves would
+        end the process.
         """
         file = getattr(file, "wrapped", file)  # what trio.open_file returns
         if isinstance(file, io.TextIOBase) or not hasattr(file, "read"):
@@ -461,6 +467,7 @@ class Socket(Uncopied, trio.abc.HalfCloseableStream):
         offset = operator.index(offset)
         if offset < 0 or (count is not None and operator.index(count) < 0):
             raise ValueError("offset and count must be 0 or more")
+        self._check_open()
         sent = 0
 
         def on_sent(size: int) -> None:
@@ -469,23 +476,34 @@ class Socket(Uncopied, trio.abc.HalfCloseableStream):
             if progress is not None:
                 progress(sent)
 
-        async with self._sending:
-            self._check_open()
+        with self._sending:
+            # At the call: while we wait, the number of the descriptor may become another file's.
+            source = open_source(file)
             try:
-                whole = False
-                if self._tls is None:
-                    whole = await self._send_file_by_kernel(file, offset, count, on_sent)
-                if not whole:
-                    await self._send_file_by_chunks(file, offset, count, on_sent)
+                await source.begin()
+                await self._sending.take()
+                try:
+                    self._check_open()
+                    await send_file(source, self._transport, self._tls, offset, count, on_sent)
+                finally:
+                    self._sending.give()
             except trio.BrokenResourceError as exc:
-                what = f"{exc}, after {sent} bytes of the file"
-                error = trio.BrokenResourceError(what)
-                if isinstance(exc, TLSError):
-                    error = TLSError(what, reason=exc.reason, verify_code=exc.verify_code)
-                raise self._transport.note(error) from exc
+                raise self._transport.note(self._file_failure(exc, sent)) from exc
+            finally:
+                await source.close()
         if count is not None and sent < count:
             raise EOFError(f"the file ended after {sent} of {count} bytes, which were sent")
         return sent
+
+    def _file_failure(self, exc: trio.BrokenResourceError, sent: int) -> trio.BrokenResourceError:
+        try:
+            self._look_for_an_alert()
+        except TLSError as alert:
+            exc = alert
+        text = f"{exc}, after {sent} bytes of the file"
+        if isinstance(exc, TLSError):
+            return TLSError(text, reason=exc.reason, verify_code=exc.verify_code)
+        return trio.BrokenResourceError(text)
 
     async def send_eof(self) -> None:
         """End the sending half; reading goes on. Once more changes nothing.
@@ -523,47 +541,6 @@ class Socket(Uncopied, trio.abc.HalfCloseableStream):
             self._buffer.append(chunk)
         if isinstance(tls.failure, TLSError):
             raise tls.failure from None
-
-    async def _send_file_by_kernel(
-        self, file: Any, offset: int, count: int | None, on_sent: Callable[[int], None]
-    ) -> bool:
-        # Only a file that is what its descriptor is: a GzipFile has one, too.
-        if not isinstance(getattr(file, "raw", file), io.FileIO):
-            return False
-        if file.writable():
-            await trio.to_thread.run_sync(file.flush)
-        descriptor = file.fileno()
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or not status.st_size:
-            return False  # a pipe, or one of those in /proc that are made when they are read
-        if count is None:
-            count = max(0, status.st_size - offset)
-        return await self._transport.send_file(descriptor, offset, count, on_sent)
-
-    async def _send_file_by_chunks(
-        self, file: Any, offset: int, count: int | None, on_sent: Callable[[int], None]
-    ) -> None:
-        if offset or getattr(file, "seekable", lambda: False)():
-            await trio.to_thread.run_sync(file.seek, offset)
-        left = math.inf if count is None else count
-        started = False
-        try:
-            while left:
-                chunk = await trio.to_thread.run_sync(file.read, int(min(_FILE_CHUNK, left)))
-                if not chunk:
-                    break
-                await self._send([memoryview(chunk)])
-                started = True
-                if self._tls is not None:
-                    self._tls.unfinished = True
-                left -= len(chunk)
-                on_sent(len(chunk))
-            if self._tls is not None:
-                self._tls.unfinished = False
-        except BaseException:
-            if started:  # the peer cannot know that the rest of the file will not come
-                self._layer.cut_off()
-            raise
 
     async def _send_for_broadcast(self, data: bytes) -> bool:
         """Send for somebody else than the connection's own task: after what that one sends.

@@ -23,6 +23,7 @@ import contextlib
 import errno
 import os
 import select
+import signal
 import socket
 import struct
 import sys
@@ -278,6 +279,8 @@ class Transport:
         self.check_sending()
         if sys.platform == "win32" or not _HAS_SENDFILE:
             return False
+        if signal.getsignal(signal.SIGPIPE) is signal.SIG_DFL:
+            return False  # sendfile(2) has no MSG_NOSIGNAL: a peer that leaves would kill us
         started = False
         end = offset + count
         try:

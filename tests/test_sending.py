@@ -78,13 +78,15 @@ class Calls:
         self._real = sock._transport._raw
         sock._transport._raw = self  # type: ignore[assignment]
 
-    def send(self, data: bytes | memoryview) -> int:
-        sent = self._real.send(data)
+    def send(self, data: bytes | memoryview, flags: int) -> int:
+        sent = self._real.send(data, flags)
         self.calls.append(([len(data)], sent))
         return sent
 
-    def sendmsg(self, buffers: Sequence[bytes | memoryview]) -> int:
-        sent = self._real.sendmsg(buffers)
+    def sendmsg(
+        self, buffers: Sequence[bytes | memoryview], ancillary: tuple[()], flags: int
+    ) -> int:
+        sent = self._real.sendmsg(buffers, ancillary, flags)
         self.calls.append(([len(each) for each in buffers], sent))
         return sent
 

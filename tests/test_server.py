@@ -568,7 +568,7 @@ async def test_what_a_full_server_leaves_waiting_another_one_can_take() -> None:
             server.stop()
 
 
-async def test_a_slot_covers_the_close() -> None:
+async def test_a_close_keeps_its_slot_when_as_many_are_closing_beside_it() -> None:
     async def handler(sock: Socket) -> None:
         await trio.lowlevel.wait_readable(sock.fileno())
         await sock.send(b"bye")
@@ -578,13 +578,16 @@ async def test_a_slot_covers_the_close() -> None:
         first = await connect(server)
         await first.send(b"unread, so that the close has to linger")
         assert await first.recv() == b"bye"
-        second = await connect(server)
+        second, third = await connect(server), await connect(server)
         await second.send(b"unread, too")
-        await trio.testing.wait_all_tasks_blocked()
-        assert server.stats().accepted == 1
-        await first.close()
         assert await second.recv() == b"bye"
+        await third.send(b"unread, too")
+        await trio.testing.wait_all_tasks_blocked()
+        assert server.stats().accepted == 2
+        await first.close()
+        assert await third.recv() == b"bye"
         second.abort()
+        third.abort()
         server.stop()
 
 

@@ -774,13 +774,15 @@ class CountingSends:
         self._real = sock._transport._raw
         sock._transport._raw = self  # type: ignore[assignment]
 
-    def send(self, data: object) -> int:
+    def send(self, data: object, flags: int) -> int:
         self.calls.append(1)
-        return self._real.send(data)  # type: ignore[arg-type]
+        return self._real.send(data, flags)  # type: ignore[arg-type]
 
-    def sendmsg(self, buffers: Sequence[bytes | memoryview]) -> int:
+    def sendmsg(
+        self, buffers: Sequence[bytes | memoryview], ancillary: tuple[()], flags: int
+    ) -> int:
         self.calls.append(len(buffers))
-        return self._real.sendmsg(buffers)
+        return self._real.sendmsg(buffers, ancillary, flags)
 
 
 async def test_send_takes_one_system_call_for_many_buffers() -> None:

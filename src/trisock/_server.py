@@ -17,7 +17,9 @@ from typing import TypeAlias
 import trio
 
 from ._address import Address
+from ._errors import IncompleteReadError
 from ._listener import Listener, listen
+from ._slots import Slots
 from ._socket import Buffer, Socket, _bytes_view, _timeout
 from ._tls import ClientTLS, ServerTLS, TLSArgument, resolve, to_role
 from ._uncopied import Uncopied
@@ -88,8 +90,11 @@ async def bind(
       handler: an async function that takes a ``Socket``.
       host, backlog, reuse_port: as in ``listen``, for a port.
       tls: the TLS server's role, as ``Socket.starttls`` takes it, for TLS from the start.
-      max_connections: how many connections there may be at once, from before ``accept(2)`` to
-        after the close. The others wait in the listener's backlog. ``None``: no limit.
+      max_connections: how many connections there may be at once, from before ``accept(2)`` until
+        the handler has ended. The others wait in the listener's backlog. Besides them as many may
+        be closing: a close waits for its peer for 2 seconds at most, so a server with a limit of
+        1,000 takes 1,000 connections a second from clients that never close, and memory for 2,000
+        connections is needed. ``None``: no limit.
       handshake_timeout: seconds that a client has for the handshake of ``tls``; ``None``: no limit.
 
     Returns: the ``Server``. No handler runs before it has returned.
@@ -162,7 +167,7 @@ class Server(Uncopied):
         self._handler = handler
         self._tls = tls
         self._handshake_timeout = handshake_timeout
-        self._slots = None if max_connections is None else trio.Semaphore(max_connections)
+        self._slots = None if max_connections is None else Slots(max_connections)
         self._connections: set[Socket] = set()
         self._handshakes: set[Socket] = set()
         self._counts: Counter[str] = Counter()
@@ -334,6 +339,7 @@ class Server(Uncopied):
         """Serve one connection, from after its accept to after its close."""
         self._counts["accepted"] += 1
         self._counts["active"] += 1
+        whole = True  # whether the handler has said all that it wanted to say
         try:
             try:
                 if self._tls is not None and not await self._secure(sock):
@@ -345,6 +351,12 @@ class Server(Uncopied):
                 try:
                     await self._handler(sock)
                 except BaseException as exc:
+                    # A peer that has ended between two messages has got its answers.
+                    whole = (
+                        sock._is_own_failure(exc)
+                        and type(exc) is IncompleteReadError
+                        and not exc.partial
+                    )
                     rest = self._log(sock, exc)
                     if rest is exc:
                         raise
@@ -353,13 +365,14 @@ class Server(Uncopied):
                 finally:
                     self._connections.discard(sock)
             finally:
-                # Everything that handlers have sent arrives, also if they were cancelled just now;
-                # then the close is hard, but takes nothing back.
-                await sock.close()
+                # Everything that handlers have sent arrives, also if they have failed. Only
+                # close_notify is not sent then: it would vouch for what is missing. A handler that
+                # was cancelled just now has its connection closed immediately, and the kernel
+                # still sends what it has.
+                with contextlib.nullcontext() if self._slots is None else self._slots.closing():
+                    await sock._close_gracefully(whole=whole)
         finally:
             self._counts["active"] -= 1
-            if self._slots is not None:
-                self._slots.release()
 
     async def _secure(self, sock: Socket) -> bool:
         """Shake hands; False where that failed."""

@@ -8,6 +8,7 @@ import operator
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from types import TracebackType
 from typing import BinaryIO, Literal, TypeVar, overload
 
 import trio
@@ -714,17 +715,28 @@ class Socket(Uncopied, trio.abc.HalfCloseableStream):
     # ---- closing ----
 
     async def close(self) -> None:
-        """Close gracefully: nothing that was sent is lost. The same as ``aclose``.
+        """Close gracefully, and lose nothing that was sent, as far as 2 seconds and 64 MiB go.
 
-        Sends ``close_notify`` under TLS, then FIN, and reads (and drops) what the peer still sends
-        for at most 2 seconds and 64 MiB, because closing with unread input would make the
-        kernel destroy what is on its way. Where nothing is unread and everything is
-        acknowledged, it closes at once.
+        The same as ``aclose``. Sends ``close_notify`` under TLS, then FIN, and reads (and drops)
+        what the peer still sends for at most 2 seconds and 64 MiB, because closing with unread
+        input would make the kernel destroy what is on its way. Where nothing is unread and
+        everything is acknowledged, it closes at once. What the peer has not taken after that is
+        the kernel's: it goes on trying, but a byte more from the peer makes it give up.
+
+        The connection ends also for others that hold the descriptor, such as a forked child.
+        ``SO_LINGER`` changes nothing.
+
+        Leaving ``async with sock`` by an exception closes it in the same way, but without
+        ``close_notify``: that would say that all was sent.
 
         Tasks that wait on the socket are woken with ``trio.ClosedResourceError``. Closing again
-        changes nothing. Cancelled, it closes hard, and raises ``Cancelled``. Source: Pluto's
+        changes nothing. Cancelled, it closes immediately, and raises ``Cancelled``. Source: Pluto's
         ``socket.close``.
         """
+        await self._close_gracefully(whole=True)
+
+    async def _close_gracefully(self, *, whole: bool) -> None:
+        """Close; under TLS, say with ``close_notify`` that all was sent only if it is ``whole``."""
         if self._transport.closing:  # done, or another task is at it
             try:
                 await trio.lowlevel.checkpoint()
@@ -736,30 +748,41 @@ class Socket(Uncopied, trio.abc.HalfCloseableStream):
                 self._close_hard()
                 raise
             return
-        await self._close(self._tls)
+        await self._close(self._tls, whole=whole)
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._close_gracefully(whole=exc_type is None)
 
     async def aclose(self) -> None:
         """Close gracefully. The same as ``close``."""
         await self.close()
 
     def abort(self) -> None:
-        """Close hard, at once, without waiting: the peer sees a reset.
+        """Close immediately, without waiting: the peer sees a reset.
 
-        What was sent and has not reached the peer may be lost. Tasks that wait on the
-        socket are woken with ``trio.ClosedResourceError``. While no task uses it, this may be
-        called outside Trio.
+        Also if others hold the descriptor, such as a forked child. (Where the system cannot do
+        that, and over a Unix path, the peer sees an end.) What was sent and has not reached the
+        peer may be lost. Tasks that wait on the socket are woken with
+        ``trio.ClosedResourceError``. While no task uses it, this may be called outside Trio.
         """
         self._aborted = True
         self._transport.abort()
         self._has_closed()
 
-    async def _close(self, tls: TLSConnection | None) -> None:
+    async def _close(self, tls: TLSConnection | None, *, whole: bool = True) -> None:
         self._transport.wake()
         self._let_go()
         try:
             # Those who were woken end: what they leave unsent decides what is due.
             await trio.lowlevel.checkpoint()
-            due = b"" if tls is None else await tls.farewell()
+            due = b""
+            if tls is not None and (whole or tls.failure is not None):  # an alert may be said
+                due = await tls.farewell()
         except BaseException:
             self._close_hard()
             raise

@@ -66,8 +66,16 @@ _HAS_SENDFILE = hasattr(os, "sendfile")
 # it has: a small count keeps the event loop's pauses short when the file is on a slow disk.
 _SENDFILE_SIZE = 1024 * 1024
 
-# A struct linger that is on, with no time: close(2) resets the connection (socket(7)).
-_LINGER_AND_RESET = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
+# struct linger (socket(7)). On with no time: close(2) resets the connection. Off: close(2) returns
+# at once. On with some time it would keep the whole thread waiting, on a non-blocking socket too.
+_LINGER_FORMAT = "hh" if sys.platform == "win32" else "ii"
+_LINGER_AND_RESET = struct.pack(_LINGER_FORMAT, 1, 0)
+_NO_LINGER = struct.pack(_LINGER_FORMAT, 0, 0)
+
+# Python ignores SIGPIPE at its start, but programs may give it its default action back (command
+# line tools do): then a write to a peer that has left would end the process. macOS and Windows do
+# not have the flag; Windows has no such signal either.
+_SEND_FLAGS: int = getattr(socket, "MSG_NOSIGNAL", 0)
 
 FailureT = TypeVar("FailureT", bound=BaseException)
 
@@ -227,7 +235,7 @@ class Transport:
         if len(buffers) == 1:
             data = buffers[0]
             try:
-                sent = self._raw.send(data)
+                sent = self._raw.send(data, _SEND_FLAGS)
             except BlockingIOError:
                 sent = 0
             except OSError as exc:
@@ -353,8 +361,8 @@ class Transport:
             self._refuse(self._send_failure)
         try:
             if sys.platform == "win32" or len(buffers) == 1:  # there is no sendmsg there
-                return self._raw.send(buffers[0])
-            return self._raw.sendmsg(buffers)
+                return self._raw.send(buffers[0], _SEND_FLAGS)
+            return self._raw.sendmsg(buffers, (), _SEND_FLAGS)
         except BlockingIOError:
             return 0
         except OSError as exc:
@@ -389,8 +397,8 @@ class Transport:
         and ``LINGER_BYTES``. Where nothing is unread and all that was sent is
         acknowledged there is nothing to lose, and the close is immediate.
 
-        A checkpoint if it has to wait. Cancelled, it closes hard (``close(2)``); it raises nothing
-        but ``Cancelled``.
+        A checkpoint if it has to wait. Cancelled, it closes immediately; it raises nothing but
+        ``Cancelled``.
         """
         self._stop()
         try:
@@ -398,7 +406,8 @@ class Transport:
                 if due or not self._settled():
                     await self._linger(due)
         finally:
-            self._close_now()
+            self._end_connection()
+            self._close_descriptor()
 
     def _stop(self) -> None:
         """Let nothing be read or sent any more but by the close."""
@@ -413,19 +422,42 @@ class Transport:
         return _unread(descriptor) == 0 and _unacknowledged(self._socket) == 0
 
     def abort(self) -> None:
-        """Close hard: RST to the peer, and nothing that is still in the kernel is kept for it."""
+        """Reset the connection at once: nothing that is still in the kernel is kept for the peer.
+
+        Also if others hold the descriptor, such as a forked child. Where the system cannot reset
+        then, it is shut down.
+        """
         self.wake()
-        if self._socket.fileno() >= 0:
-            with contextlib.suppress(OSError):  # a Unix socket, where it means nothing
+        if self._socket.fileno() >= 0 and not _reset(self._socket):
+            with contextlib.suppress(OSError):
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_AND_RESET)
-        self._close_now()
+                # With FIN before RST some peers take a connection that was cut short for one that
+                # has ended. So FIN is for those that close(2) does not reset.
+                if self._socket.family not in _INTERNET or _has_forked or _connect is not None:
+                    self._socket.shutdown(socket.SHUT_RDWR)
+        self._close_descriptor()
 
     def close_hard(self) -> None:
         """Close at once, as ``trio.SocketStream`` does; the kernel still sends what it has."""
         self.wake()
-        self._close_now()
+        self._end_connection()
+        self._close_descriptor()
 
-    def _close_now(self) -> None:
+    def _end_connection(self) -> None:
+        """Do to the connection what close(2) does, for all who hold the descriptor.
+
+        close(2) does it for the last one only. So a forked child would keep the peer waiting.
+        """
+        descriptor = self._socket.fileno()
+        if descriptor < 0:
+            return
+        with contextlib.suppress(OSError):  # the connection is over already
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+            if _unread(descriptor) and _reset(self._socket):
+                return
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def _close_descriptor(self) -> None:
         try:
             self._socket.close()
         except RuntimeError:  # outside Trio: nobody waits, and Trio's socket cannot tell them so
@@ -441,7 +473,7 @@ class Transport:
             descriptor = self._socket.fileno()
             if due and not fin_sent:
                 with contextlib.suppress(BlockingIOError):
-                    due = due[self._raw.send(due) :]
+                    due = due[self._raw.send(due, _SEND_FLAGS) :]
             try:
                 data: bytes | None = self._raw.recv(RECEIVE_SIZE)
             except BlockingIOError:
@@ -511,42 +543,47 @@ _CLOSED = trio.ClosedResourceError("this socket was already closed")
 # ---- the system calls, on a descriptor that is non-blocking because Trio made it so ----
 
 
+class _Borrowed(socket.socket):
+    """A socket object for a descriptor that belongs to somebody else: it never closes it."""
+
+    def __del__(self) -> None:
+        self.detach()
+
+
 class _Descriptor:
     """The calls of a ``socket.socket`` that the Transport needs, on a stream that it was given.
 
-    The socket inside is not for us to see there, only its descriptor. The number is asked for anew
-    at each use: whoever closes the stream below us must not make us read from the connection
-    that gets the number next.
+    The socket inside is not for us to see there, only its descriptor. Each call first asks whether
+    the stream still has it: whoever closes the stream below us must not make us read from the
+    connection that gets the number next.
     """
 
-    __slots__ = ("fileno",)
+    __slots__ = ("_borrowed", "_number", "fileno")
 
     def __init__(self, sock: trio.socket.SocketType) -> None:
         self.fileno = sock.fileno
+        self._number = sock.fileno()
+        self._borrowed = _Borrowed(sock.family, sock.type, sock.proto, fileno=self._number)
+        self._borrowed.setblocking(False)  # as it is; socket.setdefaulttimeout must not matter
 
-    if sys.platform == "win32":  # pragma: no cover (tests run on Linux)
-        # A socket's handle is no file descriptor there. The borrowed object is given up again
-        # before anything else can run, so that it never closes what is not its own.
+    def recv(self, max_bytes: int) -> bytes:
+        if self.fileno() != self._number:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return self._borrowed.recv(max_bytes)
 
-        def recv(self, max_bytes: int) -> bytes:
-            with _borrow(self.fileno()) as sock:
-                return sock.recv(max_bytes)
+    def send(self, data: bytes | memoryview, flags: int) -> int:
+        if self.fileno() != self._number:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return self._borrowed.send(data, flags)
 
-        def send(self, data: bytes | memoryview) -> int:
-            with _borrow(self.fileno()) as sock:
-                return sock.send(data)
+    if sys.platform != "win32":
 
-    else:
-        # On a socket these are recv(2), send(2) and sendmsg(2) without flags.
-
-        def recv(self, max_bytes: int) -> bytes:
-            return os.read(self.fileno(), max_bytes)
-
-        def send(self, data: bytes | memoryview) -> int:
-            return os.write(self.fileno(), data)
-
-        def sendmsg(self, buffers: Sequence[bytes | memoryview]) -> int:
-            return os.writev(self.fileno(), buffers)
+        def sendmsg(
+            self, buffers: Sequence[bytes | memoryview], ancillary: tuple[()], flags: int
+        ) -> int:
+            if self.fileno() != self._number:
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+            return self._borrowed.sendmsg(buffers, ancillary, flags)
 
 
 if sys.platform == "win32":  # pragma: no cover (tests run on Linux)
@@ -624,3 +661,48 @@ def _unacknowledged(sock: trio.socket.SocketType) -> int:
         answer = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))  # tcp(7): SIOCOUTQ
         return int.from_bytes(answer, sys.byteorder)
     return 0
+
+
+_INTERNET = (socket.AF_INET, socket.AF_INET6)
+
+# A struct sockaddr of the family AF_UNSPEC.
+_UNSPECIFIED = bytes(16)
+
+
+def _load_connect() -> Callable[[int, bytes, int], int] | None:
+    """Return connect(2), to which Python's ``socket.connect`` gives no address of no family."""
+    if sys.platform == "linux":
+        # Some builds of Python do without ctypes.
+        with contextlib.suppress(ImportError, OSError, AttributeError):
+            import ctypes
+
+            connect: Callable[[int, bytes, int], int] = ctypes.CDLL(None).connect
+            return connect
+    return None
+
+
+# Loaded now: later there may be no descriptor left to load it by.
+_connect = _load_connect()
+
+
+def _reset(sock: trio.socket.SocketType) -> bool:
+    """Reset a TCP connection, whoever else holds it; False if the system cannot.
+
+    On Linux, connect(2) to no address dissolves the connection (tcp_disconnect), which sends RST.
+    """
+    if _connect is None or sock.family not in _INTERNET:
+        return False
+    return _connect(sock.fileno(), _UNSPECIFIED, len(_UNSPECIFIED)) == 0
+
+
+# Whether a fork may have given our descriptors to another process.
+_has_forked = False
+
+
+def _notice_fork() -> None:
+    global _has_forked
+    _has_forked = True
+
+
+if sys.platform != "win32":
+    os.register_at_fork(after_in_parent=_notice_fork, after_in_child=_notice_fork)

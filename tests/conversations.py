@@ -10,13 +10,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import gzip
+import io
 import logging
 import math
+import os
 import random
 import socket
 import ssl
 import struct
 import sys
+import tempfile
 import traceback
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -115,6 +119,8 @@ class Site:
         self.file = directory / "file"
         self.content = random.Random(0).randbytes(700_000)
         self.file.write_bytes(self.content)
+        self.zipped = directory / "zipped"
+        self.zipped.write_bytes(gzip.compress(self.content, 0))
         self.path = directory / "sock"
         self.faults = 0
         self.log = Log()
@@ -138,7 +144,13 @@ class Site:
             )
             self.narrow = await bind(0, self.serve, host=LOCALHOST, max_connections=NARROW)
             self.unix = await bind(await trisock.listen_unix(self.path, mode=0o600), self.serve)
-            yield
+            with (
+                open(self.file, "rb") as on_disk,
+                io.BytesIO(self.content) as in_memory,
+                gzip.open(self.zipped) as zipped,
+            ):
+                self.shared = {"disk": on_disk, "memory": in_memory, "zipped": zipped}
+                yield
             for server in self.servers:
                 server.stop(grace)
                 await server.wait_closed()
@@ -195,6 +207,37 @@ class Site:
         offset, count = map(int, part.split())
         with open(self.file, "rb") as file:
             check(await sock.send_file(file, offset, count), count)
+
+    async def _do_shared(self, sock: Socket, part: str) -> None:
+        """Send from a file that other connections are sent from at the same time."""
+        kind, offset, count = part.split()
+        sent = await sock.send_file(self.shared[kind], int(offset), int(count))  # type: ignore[arg-type]
+        check(sent, int(count))
+
+    async def _do_growing(self, sock: Socket, kind: str) -> None:
+        """Send a file that somebody appends to."""
+        with io.BytesIO() if kind == "memory" else tempfile.TemporaryFile() as file:
+            file.write(self.content)
+            file.flush()
+            left = [b"more" * 1000] * 5
+
+            def append(_: int) -> None:
+                if left:
+                    file.seek(0, os.SEEK_END)
+                    file.write(left.pop())
+                    file.flush()
+
+            await sock.send(b"%d\n" % len(self.content))
+            sent = await sock.send_file(file, progress=append)  # type: ignore[arg-type]
+            check(sent, len(self.content))
+
+    async def _do_piped(self, sock: Socket, size: str) -> None:
+        """Send from a pipe, which is silent at first; cancelled then, it changes nothing."""
+        reading, writing = os.pipe()
+        with open(reading, "rb") as pipe, open(writing, "wb", buffering=0) as end:
+            await cancelled_after(5, sock.send_file, pipe)
+            end.write(self.content[: int(size)])
+            check(await sock.send_file(pipe, count=int(size)), int(size))
 
     async def _do_pushback(self, sock: Socket, size: str) -> None:
         got = b""
@@ -298,6 +341,26 @@ async def file(site: Site, sock: Socket, rng: random.Random) -> None:
     check(await sock.recv_exactly(count), site.content[offset : offset + count])
 
 
+async def shared_file(site: Site, sock: Socket, rng: random.Random) -> None:
+    kind = rng.choice(["disk", "memory", "zipped"])
+    offset = rng.randrange(len(site.content))
+    count = rng.randrange(len(site.content) - offset)
+    await sock.send(b"shared %s %d %d\n" % (kind.encode(), offset, count))
+    check(await sock.recv_exactly(count), site.content[offset : offset + count])
+
+
+async def growing_file(site: Site, sock: Socket, rng: random.Random) -> None:
+    await sock.send(b"growing %s\n" % rng.choice([b"disk", b"memory"]))
+    count = int(await sock.recv_until(b"\n"))
+    check(await sock.recv_exactly(count), site.content)
+
+
+async def piped(site: Site, sock: Socket, rng: random.Random) -> None:
+    size = rng.randrange(1, 60_000)  # what a pipe holds
+    await sock.send(b"piped %d\n" % size)
+    check(await sock.recv_exactly(size), site.content[:size])
+
+
 async def push_back(site: Site, sock: Socket, rng: random.Random) -> None:
     data = payload(rng, 20_000)
     await sock.send(b"pushback %d\n" % len(data), data)
@@ -339,7 +402,17 @@ async def start_tls(site: Site, sock: Socket, rng: random.Random) -> None:
         check(sock.tls and sock.tls.version, "TLSv1.2")
 
 
-STEPS: list[Step] = [echo, lines, file, push_back, cancelled_reads, start_tls]
+STEPS: list[Step] = [
+    echo,
+    lines,
+    file,
+    shared_file,
+    growing_file,
+    piped,
+    push_back,
+    cancelled_reads,
+    start_tls,
+]
 
 
 async def steps(site: Site, sock: Socket, rng: random.Random, most: int = 4) -> None:
@@ -382,7 +455,31 @@ async def tls_from_the_start(site: Site, rng: random.Random) -> None:
 async def a_handler_raises(site: Site, rng: random.Random) -> None:
     async with await rng.choice([site.dial, site.dial_secure])(rng) as sock:
         await sock.send(b"raise %s\n" % rng.choice([b"plain", b"group", b"nursery"]))
-        check(b"".join([chunk async for chunk in sock]), b"last words\n")
+        check(await sock.recv_until(b"\n"), b"last words\n")
+        if sock.istls():  # no close_notify says that this was all
+            with contextlib.suppress(trisock.TLSError):
+                raise Wrong(f"a clean end: {await sock.recv()!r}")
+        else:
+            check(await sock.recv(), b"")
+
+
+async def another_process_has_the_descriptor(site: Site, rng: random.Random) -> None:
+    """As a forked child has: the server hears of our end all the same."""
+    sock = await rng.choice([site.dial, site.dial_secure])(rng)
+    others = os.dup(sock.fileno())
+    try:
+        await echo(site, sock, rng)
+        if rng.random() < 0.3:
+            sock.abort()
+        else:
+            await cancelled_after(rng.randrange(5), sock.close)
+        with trio.fail_after(10):
+            while sock.getlocal() in [
+                each.getpeer() for server in site.servers for each in server.connections
+            ]:
+                await trio.sleep(0.01)
+    finally:
+        os.close(others)
 
 
 async def a_cancelled_send(site: Site, rng: random.Random) -> None:
@@ -785,6 +882,7 @@ KINDS: dict[str, list[Conversation]] = {
     ],
     "servers": [
         a_handler_raises,
+        another_process_has_the_descriptor,
         a_client_certificate,
         new_certificates,
         more_than_max_connections,

@@ -401,12 +401,14 @@ class Transport:
         ``Cancelled``.
         """
         self._stop()
+        settled = False
         try:
             with contextlib.suppress(OSError, trio.ClosedResourceError):
-                if due or not self._settled():
+                settled = not due and self._settled()
+                if not settled:
                     await self._linger(due)
         finally:
-            self._end_connection()
+            self._end_connection(may_be_unread=not settled)
             self._close_descriptor()
 
     def _stop(self) -> None:
@@ -443,19 +445,18 @@ class Transport:
         self._end_connection()
         self._close_descriptor()
 
-    def _end_connection(self) -> None:
+    def _end_connection(self, *, may_be_unread: bool = True) -> None:
         """Do to the connection what close(2) does, for all who hold the descriptor.
 
         close(2) does it for the last one only. So a forked child would keep the peer waiting.
         """
-        descriptor = self._socket.fileno()
-        if descriptor < 0:
-            return
-        with contextlib.suppress(OSError):  # the connection is over already
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
-            if _unread(descriptor) and _reset(self._socket):
-                return
-            self._socket.shutdown(socket.SHUT_RDWR)
+        sock = self._socket
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+            if not (may_be_unread and _unread(sock.fileno()) and _reset(sock)):
+                sock.shutdown(socket.SHUT_RDWR)
+        except (OSError, ValueError):  # the connection is over already, or was closed below us
+            pass
 
     def _close_descriptor(self) -> None:
         try:

@@ -22,6 +22,7 @@ import os
 import re
 import socket
 import ssl
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -436,6 +437,25 @@ async def send_file_by_chunks(sock: Socket, data: bytes) -> None:
     assert await sock.send_file(io.BytesIO(data)) == len(data)
 
 
+class Unknown:
+    """A file of which nothing is known: it is read, and sought in, in a thread."""
+
+    def __init__(self, data: bytes) -> None:
+        self._file = io.BytesIO(data)
+        self.seek, self.read = self._file.seek, self._file.read
+
+
+async def send_unknown_file(sock: Socket, data: bytes) -> None:
+    assert await sock.send_file(Unknown(data)) == len(data)  # type: ignore[arg-type]
+
+
+async def send_shared_file(sock: Socket, data: bytes) -> None:
+    """Somebody moves in the file all the time."""
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        assert await sock.send_file(file, progress=lambda _: file.seek(3)) == len(data)  # type: ignore[arg-type]
+
+
 async def pluto_send(sock: Socket, data: bytes) -> None:
     assert await pluto_socket(sock).send(data) is True
 
@@ -451,6 +471,8 @@ SENDS = {
     Socket.send_all: "Socket.send_all",
     send_file: "Socket.send_file",
     send_file_by_chunks: "Socket.send_file",
+    send_unknown_file: "Socket.send_file",
+    send_shared_file: "Socket.send_file",
     pluto_send: "pluto.socket.send",
     wait_and_send: "Socket.wait_send_all_might_not_block",
 }
@@ -502,9 +524,59 @@ async def test_a_cancelled_send_has_changed_nothing_or_ends_sending(
                 except trio.BrokenResourceError:
                     assert layer in TLS
                 else:  # between two pieces of a file the records are whole
-                    assert layer == UNIX or send in (send_file, send_file_by_chunks)
+                    assert layer == UNIX or SENDS[send] == "Socket.send_file"
                 peer.act()
                 assert bytes(peer.heard).lstrip(b"x") == heard
+
+    await at_every_moment(scenario)
+
+
+@covers("Socket.send_file")
+@pytest.mark.parametrize("state", ["room", "clogged", "silent"])
+@pytest.mark.parametrize("buffering", [0, -1])
+@pytest.mark.parametrize("layer", [UNIX, *TLS])
+async def test_a_cancelled_send_of_a_pipe_has_taken_nothing_or_ends_sending(
+    layer: str, buffering: int, state: str, kit: Kit
+) -> None:
+    async def scenario(attempt: Attempt) -> None:
+        reading, writing = os.pipe()
+        with open(reading, "rb", buffering=buffering) as pipe, open(writing, "wb", 0) as end:
+            async with kit.pair(layer) as (sock, peer):
+                if state == "clogged":
+                    await clog(sock)
+
+                left = [SMALL]
+
+                def write() -> None:
+                    while left:
+                        end.write(left.pop())
+                    end.close()
+
+                def script() -> Script:
+                    if state != "silent":
+                        write()
+                    for _ in peer.acting():
+                        yield
+                        write()
+
+                await attempt(lambda: sock.send_file(pipe), script())
+                assert attempt.error is None
+                write()
+                rest = pipe.read()
+                if not attempt.cancelled:
+                    assert (attempt.value, rest) == (len(SMALL), b"")
+                elif rest:
+                    async with alongside(peer.acting()):
+                        await sock.send(rest)
+                else:
+                    with pytest.raises(trio.BrokenResourceError, match="cut off"):
+                        await sock.send(b"after it")
+                peer.act()
+                heard = bytes(peer.heard).lstrip(b"x")
+                if rest or not attempt.cancelled:
+                    assert heard == SMALL
+                else:
+                    assert SMALL.startswith(heard)
 
     await at_every_moment(scenario)
 

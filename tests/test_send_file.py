@@ -272,6 +272,42 @@ async def test_a_send_of_a_silent_file_can_be_cancelled(
             assert await b.recv_exactly(9) == b"free kept"
 
 
+@pytest.mark.parametrize("layer", ["plain", "tls"])
+@pytest.mark.parametrize("how", ["close", "abort", "cancelled close"])
+async def test_closing_the_socket_ends_a_send_of_a_silent_file(
+    how: str, layer: str, client_tls: ClientTLS, server_tls: ServerTLS
+) -> None:
+    a, b = await pair(layer, client_tls, server_tls)
+    async with closing(a, b):
+        with silent("pipe") as (file, say):
+            ended = trio.Event()
+
+            async def send() -> None:
+                with pytest.raises(trio.ClosedResourceError):
+                    await a.send_file(file)
+                ended.set()
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(send)
+                say(b"a part")
+                assert await b.recv() == b"a part"
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                if how == "abort":
+                    a.abort()
+                else:
+                    with trio.CancelScope() as scope:
+                        if how != "close":
+                            scope.cancel()
+                        await a.close()
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                was_woken = ended.is_set()
+                say(b"also for a thread that would wait on")
+            assert was_woken
+        if layer == "tls":
+            with pytest.raises(trio.BrokenResourceError):
+                await b.recv()
+
+
 @pytest.mark.parametrize("kind", SILENT)
 async def test_nothing_is_taken_from_a_pipe_before_it_can_be_sent(kind: str) -> None:
     a, b = unix_pair()

@@ -93,6 +93,7 @@ class Socket(Uncopied, trio.abc.HalfCloseableStream):
         "_reading",
         "_reads_since_pass",
         "_sending",
+        "_sending_file",
         "_side",
         "_tls",
         "_tls_info",
@@ -126,6 +127,8 @@ class Socket(Uncopied, trio.abc.HalfCloseableStream):
         self._reads_since_pass = 0
         self._reading = Exclusive("another task is reading from this socket")
         self._sending = SendTurn("another task is sending on this socket")
+        # What send_file waits in: for a file, which does not notice that the socket is closed.
+        self._sending_file: trio.CancelScope | None = None
         self._changing = False
         self._aborted = False
         self._closed: trio.Event | None = None  # made by the first who waits for it
@@ -485,9 +488,14 @@ class Socket(Uncopied, trio.abc.HalfCloseableStream):
                 await self._sending.take()
                 try:
                     self._check_open()
-                    await send_file(source, self._transport, self._tls, offset, count, on_sent)
+                    with trio.CancelScope() as scope:
+                        self._sending_file = scope
+                        await send_file(source, self._transport, self._tls, offset, count, on_sent)
                 finally:
+                    self._sending_file = None
                     self._sending.give()
+                if scope.cancelled_caught:
+                    self._check_open()
             except trio.BrokenResourceError as exc:
                 raise self._transport.note(self._file_failure(exc, sent)) from exc
             finally:
@@ -801,6 +809,8 @@ class Socket(Uncopied, trio.abc.HalfCloseableStream):
         self._layer = self._transport
         self._buffer.settle()  # ends the batches of lines
         self._reading.closed = self._sending.closed = True
+        if self._sending_file is not None:
+            self._sending_file.cancel()
 
     def _has_closed(self) -> None:
         self._let_go()

@@ -465,9 +465,9 @@ class Socket(Uncopied, trio.abc.HalfCloseableStream):
         """
         file = getattr(file, "wrapped", file)  # what trio.open_file returns
         if isinstance(file, io.TextIOBase) or not hasattr(file, "read"):
-            raise TypeError(f"send_file needs a binary file object, not {file!r}")
+            raise TypeError(f"send_file needs a binary file object, not {type(file).__name__}")
         if not getattr(file, "readable", lambda: True)():
-            raise ValueError(f"send_file needs a file that is open for reading, not {file!r}")
+            raise ValueError("send_file needs a file that is open for reading")
         offset = operator.index(offset)
         if offset < 0 or (count is not None and operator.index(count) < 0):
             raise ValueError("offset and count must be 0 or more")

@@ -24,6 +24,8 @@ import trisock
 
 MAX_CLIENT_HELLO = 16 * 1024  # bytes; real ones have 200 to 2000
 TIMEOUT = 10  # seconds for the ClientHello, and for reaching the backend
+IDLE_TIMEOUT = 300  # seconds without a byte from either side
+LAST_TIMEOUT = 10  # seconds for one side when the other has ended
 
 HANDSHAKE = 22  # the type of a record (RFC 8446, section 5.1)
 CLIENT_HELLO = 1  # the type of a handshake message (RFC 8446, section 4)
@@ -118,11 +120,19 @@ async def peek_client_hello(sock: trisock.Socket) -> bytes:
 
 
 async def tunnel(client: trisock.Socket, backend: trisock.Socket) -> None:
-    """Pass on what each side sends, and its end, until both have ended or one breaks."""
+    """Pass on what each side sends, and its end, until both have ended or one breaks.
+
+    A tunnel holds a slot of the server, so no side can keep it open alone: not by silence, and not
+    by going on for long when the other has ended.
+    """
+    ended = False
 
     async def pump(source: trisock.Socket, sink: trisock.Socket) -> None:
+        nonlocal ended
         try:
             async for chunk in source:
+                if not ended:
+                    limit.deadline = trio.current_time() + IDLE_TIMEOUT
                 try:
                     await sink.send(chunk)
                 except trio.BrokenResourceError:
@@ -130,11 +140,15 @@ async def tunnel(client: trisock.Socket, backend: trisock.Socket) -> None:
             await sink.send_eof()
         except trio.BrokenResourceError:
             # TLS tells the two ends that something is missing: an ordinary close will do.
-            nursery.cancel_scope.cancel()
+            limit.cancel()
+        finally:
+            ended = True
+            limit.deadline = min(limit.deadline, trio.current_time() + LAST_TIMEOUT)
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(pump, client, backend)
-        nursery.start_soon(pump, backend, client)
+    with trio.move_on_after(IDLE_TIMEOUT) as limit:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pump, client, backend)
+            nursery.start_soon(pump, backend, client)
 
 
 Address = tuple[str, int]

@@ -892,9 +892,14 @@ def test_skipping_lines_over_the_limit(fuzz: Fuzz) -> None:
 REAL_HOSTS = ["localhost", "127.0.0.1", "::1", "example.org", "b\xfccher.example"]
 SOME_HOSTS = st.sampled_from(REAL_HOSTS) | st.text(max_size=300) | st.sampled_from(
     ["", ".", "..", "127.1", "fe80::1%lo", "::1%", "[::1]", "*", "a..b", "\0", "a b",
-     "xn--", "xn--a", "\u2024", "\ud800", "a" * 64]
-)  # fmt: skip
+     "xn--", "xn--a", "\u2024", "\ud800", "a" * 64, "localhost:443", "https://x/", "user@host"]
+) | st.text(max_size=20).map(lambda zone: f"fe80::1%{zone}")  # fmt: skip
 SOME_PORTS = st.sampled_from([-1, 0, 1, 65535, 65536, True]) | st.integers()
+
+
+def is_one_line(text: str) -> bool:
+    """Whether it can be logged: no control characters, line ends or lone surrogates."""
+    return text.isprintable()
 
 
 def test_hosts_and_ports(fuzz: Fuzz, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -924,6 +929,9 @@ def test_hosts_and_ports(fuzz: Fuzz, monkeypatch: pytest.MonkeyPatch) -> None:
         except (OSError, TypeError, ValueError) as exc:
             error = exc
         assert error is None or (str(error) and not isinstance(error, UnicodeError))
+        assert is_one_line(str(error))
+        if isinstance(host, str) and len(host) > 40 and not host.replace(".", "").isalpha():
+            assert host not in str(error)  # it may be a key
 
     fuzz(
         lambda **drawn: run(try_all, *drawn.values()),
@@ -943,12 +951,19 @@ def test_paths(fuzz: Fuzz, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             if how == "connect_unix":
                 (await trisock.connect_unix(path)).abort()
             elif how == "listen_unix":
-                (await trisock.listen_unix(path)).abort()
+                async with await trisock.listen_unix(path) as listener:
+                    texts = [repr(listener), str(listener.addresses[0])]
+                    client = await trisock.connect_unix(path)
+                    async with closing(client):
+                        texts += [repr(client), str(client.getpeer())]
+                    assert all("unix:'" in text or 'unix:"' in text for text in texts)
+                    assert all(is_one_line(text) for text in texts)
             else:
                 trisock.listen_unix_nowait(path).abort()
         except (OSError, TypeError, ValueError) as exc:
             error = exc
         assert error is None or str(error)
+        assert is_one_line(str(error))
         assert not list(tmp_path.iterdir())
 
     names = st.text(max_size=120).map(lambda text: text.replace("/", "\\"))

@@ -87,6 +87,7 @@ class Socket(Uncopied, trio.abc.HalfCloseableStream):
         "_changing",
         "_closed",
         "_connected_host",
+        "_generation",
         "_layer",
         "_local",
         "_peer",
@@ -130,6 +131,9 @@ class Socket(Uncopied, trio.abc.HalfCloseableStream):
         # What send_file waits in: for a file, which does not notice that the socket is closed.
         self._sending_file: trio.CancelScope | None = None
         self._changing = False
+        # Raised by each starttls and stoptls when it begins. What was decided before a wait, such as
+        # to send encrypted, holds only while this is the same; ``_changing`` can come back.
+        self._generation = 0
         self._aborted = False
         self._closed: trio.Event | None = None  # made by the first who waits for it
 
@@ -680,6 +684,8 @@ class Socket(Uncopied, trio.abc.HalfCloseableStream):
         """
         self._reading.held = self._sending.held = True
         self._changing = True  # broadcasts that have not begun yet are left out
+        self._generation += 1
+        self._buffer.settle()  # no iterator gives out lines that it has split already
         if not self._sending.taken:
             self._sending.taken = True
             return True

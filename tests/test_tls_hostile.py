@@ -10,15 +10,17 @@ import os
 import socket
 import ssl
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
 import trio
-from conftest import Authority, closing, raw_pair
+import trio.testing
+from conftest import Authority, closing, raw_pair, tls_pair
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
+from soak import allocated
 from test_tls import RawTLS
 
 from trisock import ClientTLS, ServerTLS, Socket, TLSError
@@ -191,3 +193,119 @@ async def test_a_flood_stops_no_other_task_can_be_cancelled_and_takes_no_memory(
             enough.set()
             assert await sock.recv() == b"the end"
         assert memory() - before < 20_000_000  # of 64 MB of tickets
+
+
+# ---- whatever decrypts keeps the same bounds ----
+
+ASKING = message(KEY_UPDATE, b"\1")  # asks for an answer
+
+
+async def peeking(sock: Socket) -> None:
+    while not await sock.peek():
+        assert sock.isopen()
+
+
+READERS: dict[str, Callable[[Socket], Awaitable[object]]] = {
+    "peek": peeking,
+    "recv": Socket.recv,
+    "recv_exactly": lambda sock: sock.recv_exactly(1),
+}
+
+
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+async def test_key_updates_are_answered_however_they_are_read(
+    read: Callable[[Socket], Awaitable[object]], authority: Authority, tmp_path: Path
+) -> None:
+    async with forging("server", authority, tmp_path) as (sock, raw, forger):
+        flood = b"".join(forger.record(HANDSHAKE, ASKING) for _ in range(1000))
+        raw.sendall(flood + forger.record(DATA, b"the end"))
+        await read(sock)
+        raw.setblocking(False)
+        answers = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                answers += len(raw.recv(1_000_000))
+        assert answers >= 990 * 22  # all but the last few
+
+
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+async def test_answers_that_are_not_taken_are_bounded(
+    read: Callable[[Socket], Awaitable[object]], authority: Authority, tmp_path: Path
+) -> None:
+    async with forging("server", authority, tmp_path) as (sock, raw, forger):
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+
+        data = b"".join(forger.record(HANDSHAKE, ASKING) for _ in range(30_000))
+
+        def flood() -> None:
+            with contextlib.suppress(OSError):
+                raw.sendall(data)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, flood)
+            with contextlib.suppress(TLSError, AssertionError):
+                await read(sock)
+            with pytest.raises(TLSError, match="asks for answers and does not take them"):
+                await sock.recv()
+            sock.abort()
+
+
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+async def test_other_tasks_run_between_a_few_records_without_data(
+    read: Callable[[Socket], Awaitable[object]], authority: Authority, tmp_path: Path
+) -> None:
+    async with forging("server", authority, tmp_path) as (sock, raw, forger):
+        flood = b"".join(forger.record(HANDSHAKE, NEW_KEYS) for _ in range(2000))
+        raw.sendall(flood + forger.record(DATA, b"the end"))
+        passes = 0
+
+        async def count() -> None:
+            nonlocal passes
+            while True:
+                await trio.lowlevel.checkpoint()
+                passes += 1
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(count)
+            await read(sock)
+            nursery.cancel_scope.cancel()
+        assert passes >= 2000 / 64
+
+
+async def test_stoptls_goes_on_behind_records_without_data(
+    authority: Authority, tmp_path: Path
+) -> None:
+    async with forging("server", authority, tmp_path) as (sock, raw, forger):
+        first = forger.record(DATA, b"CCC\n")
+        flood = b"".join(forger.record(HANDSHAKE, NEW_KEYS) for _ in range(500))
+        raw.sendall(first + flood + forger.record(DATA, b"more"))
+        assert await sock.recv() == b"CCC\n"
+        with pytest.raises(RuntimeError, match="decrypted bytes are waiting") as caught:
+            await sock.stoptls()
+        assert sock._is_own_failure(caught.value)  # a peer alone can cause it
+        assert await sock.recv() == b"more"
+
+
+@pytest.mark.skipif(not allocated(), reason="malloc does not tell what it has given out")
+async def test_an_idle_connection_gives_memory_back_after_a_burst(
+    client_tls: ClientTLS, server_tls: ServerTLS
+) -> None:
+    pairs = [await tls_pair(client_tls, server_tls) for _ in range(10)]
+    async with closing(*(sock for pair in pairs for sock in pair)):
+
+        async def send(client: Socket, size: int) -> None:
+            for _ in range(0, size, 10_000):
+                await client.send(bytes(10_000))  # so that its own BIO stays small
+
+        async def burst(size: int) -> int:
+            for client, server in pairs:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(send, client, size)
+                    await trio.testing.wait_all_tasks_blocked()
+                    await server.recv_exactly(size)
+            return allocated()
+
+        before = await burst(10_000)
+        after = await burst(300_000)
+        assert (after - before) / len(pairs) < 30_000

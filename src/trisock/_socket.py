@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import operator
-import socket
+import socket as stdlib_socket
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -28,10 +28,20 @@ from ._uncopied import Uncopied
 # and large enough that the pass through the scheduler does not show.
 READS_PER_PASS = 64
 
+# After how many records a failed send stops looking for an alert: it lets no other task run.
+_MOST_CHUNKS_BEFORE_AN_ALERT = 1024
+
 Buffer = bytes | bytearray | memoryview
 Side = Literal["client", "server"]
 
 ResultT = TypeVar("ResultT")
+
+
+class _UnreadError(RuntimeError):
+    """A RuntimeError that can be referred to weakly, so that ``Transport.note`` can mark it."""
+
+
+_UNREAD = "decrypted bytes are waiting to be read: read them first"
 
 
 @dataclass(frozen=True)
@@ -106,7 +116,7 @@ class Socket(Uncopied, trio.abc.HalfCloseableStream):
         stream: trio.SocketStream,
         *,
         side: Side = "client",
-        _raw: socket.socket | None = None,
+        _raw: stdlib_socket.socket | None = None,
     ) -> None:
         if not isinstance(stream, trio.SocketStream):
             raise TypeError(f"a Socket needs a trio.SocketStream, not {stream!r}")
@@ -131,8 +141,8 @@ class Socket(Uncopied, trio.abc.HalfCloseableStream):
         # What send_file waits in: for a file, which does not notice that the socket is closed.
         self._sending_file: trio.CancelScope | None = None
         self._changing = False
-        # Raised by each starttls and stoptls when it begins. What was decided before a wait, such as
-        # to send encrypted, holds only while this is the same; ``_changing`` can come back.
+        # Incremented by each starttls and stoptls when it begins. What was decided before a wait,
+        # such as to send encrypted, holds only while this is the same; ``_changing`` can come back.
         self._generation = 0
         self._aborted = False
         self._closed: trio.Event | None = None  # made by the first who waits for it
@@ -547,7 +557,9 @@ class Socket(Uncopied, trio.abc.HalfCloseableStream):
         tls = self._tls
         if tls is None or self._reading.held:
             return  # the task that is reading will get it
-        while len(self._buffer) < RECEIVE_SIZE:
+        for _ in range(_MOST_CHUNKS_BEFORE_AN_ALERT):
+            if len(self._buffer) >= RECEIVE_SIZE:
+                break
             chunk = tls.receive_nowait()
             if not chunk:
                 break
@@ -661,16 +673,26 @@ class Socket(Uncopied, trio.abc.HalfCloseableStream):
             raise RuntimeError("this connection is not using TLS")
         await self._take_both_directions()
         try:
-            for record in self._tls.receive_arrived():
-                self._buffer.append(record)
+            if self._tls.can_decrypt and not self._buffer:
+                await self._or_close(self._decrypt_all_arrived(self._tls))
             if self._buffer:
-                raise RuntimeError("decrypted bytes are waiting to be read: read them first")
+                # A peer that does not wait for the answer causes this alone.
+                raise self._transport.note(_UnreadError(_UNREAD))
             trailing = await self._or_close(self._tls.stop())
             self._tls = self._tls_info = None
             self._layer = self._transport
             self._buffer.append(trailing)
         finally:
             self._give_both_directions()
+
+    async def _decrypt_all_arrived(self, tls: TLSConnection) -> None:
+        """Decrypt what was read from the kernel until there is data, and let other tasks run."""
+        while True:
+            for record in tls.receive_arrived():
+                self._buffer.append(record)
+            if self._buffer or not tls.can_decrypt:
+                return
+            await trio.lowlevel.checkpoint()
 
     def _check_idle(self) -> None:
         self._reading.check()
@@ -785,10 +807,17 @@ class Socket(Uncopied, trio.abc.HalfCloseableStream):
         ``trio.ClosedResourceError``. While no task uses it, this may be called outside Trio.
         """
         self._aborted = True
-        self._transport.abort()
+        if not self._is_another_process():
+            self._transport.abort()
+        else:
+            self._transport.release()
         self._has_closed()
 
     async def _close(self, tls: TLSConnection | None, *, whole: bool = True) -> None:
+        if self._is_another_process():
+            self._close_hard()
+            await trio.lowlevel.checkpoint()
+            return
         self._transport.wake()
         self._let_go()
         try:
@@ -807,8 +836,18 @@ class Socket(Uncopied, trio.abc.HalfCloseableStream):
 
     def _close_hard(self) -> None:
         """Do what a cancelled close does: like ``abort``, but leave what was sent to the kernel."""
-        self._transport.close_hard()
+        if not self._is_another_process():
+            self._transport.close_hard()
+        else:
+            self._transport.release()
         self._has_closed()
+
+    def _is_another_process(self) -> bool:
+        """Whether the connection is another process's, which has the keys of its TLS.
+
+        Then closing gives up our descriptor and leaves the connection alone.
+        """
+        return self._tls is not None and self._tls.forked
 
     def _let_go(self) -> None:
         """Let every read and send from now on meet the transport, which is closed."""
@@ -839,6 +878,14 @@ class Socket(Uncopied, trio.abc.HalfCloseableStream):
     def stream(self) -> trio.SocketStream:
         """The ``trio.SocketStream`` below. Reading it or writing to it breaks the Socket."""
         return self._transport.stream
+
+    @property
+    def socket(self) -> trio.socket.SocketType:
+        """The socket below, as ``trio.SocketStream.socket``: for libraries that ask for addresses.
+
+        Reading it or writing to it breaks the Socket.
+        """
+        return self._transport.stream.socket
 
     @property
     def tls(self) -> TLSInfo | None:

@@ -15,10 +15,12 @@ of our own making, and by these two sees what it needs to:
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
 import re
 import ssl
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NoReturn, TypeVar, cast
 
 import trio
 
@@ -30,20 +32,180 @@ from ._transport import Transport
 # time gives one record a read.
 _RECORD_SIZE = 16384
 
+# The most that one record takes on the wire (RFC 5246, section 6.2.3), and its header.
+_HEADER_SIZE = 5
+_MAX_CIPHERTEXT = _HEADER_SIZE + 16384 + 2048
+
+# How the header of a record with data begins.
+_DATA_HEADER = b"\x17\x03\x03"
+
 # How many bytes of answers a peer can make us keep by not reading them: some 2000 key updates.
 _MOST_ANSWERS = 65536
 
-# How often ``peek`` looks into the kernel for a record with data: what has none comes without end
-# from a peer that likes to keep us busy.
+# How many records without data are decrypted before other tasks run. A key update costs some
+# microseconds and 22 bytes, and an honest peer sends one at a time. (Go ends the connection after
+# 16 in a row.)
+_MOST_EMPTY_RECORDS = 16
+
+# How many records are decrypted ahead before other tasks run: some two milliseconds.
+_MOST_RECORDS = 1024
+
+# How often ``peek`` looks into the kernel for a record with data: a peer can send what has none
+# without end.
 _MOST_LOOKS = 16
 
-# What is encrypted at a time: the ciphertext of a send does not exist all at once, however
+# How much goes into one system call: the ciphertext of a send does not exist all at once, however
 # much is sent.
 _SEND_SIZE = 65536
+
+# ---- what is never shared ----
+
+
+# How many forks lie between the program's first process and this one. Two processes that go on with
+# the same keys encrypt different data under one nonce, and so give both away. A counter and not
+# os.getpid(): reads and sends compare it, and getpid is a system call.
+_forks = 0
+
+
+def _count_fork() -> None:
+    global _forks
+    _forks += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_count_fork)
+
+_FORKED = "TLS stays with the process that began it, and this one was forked from it: fork first"
+
+
+def _clear_error_queue() -> None:
+    """Clear OpenSSL's error queue, which all connections of a thread share.
+
+    Whatever failed before, or succeeded and left an error behind, makes OpenSSL report the next
+    WANT_READ as that error. A handshake clears the queue, both when it starts and when it has
+    nothing to read.
+    """
+    with contextlib.suppress(ssl.SSLWantReadError):
+        _spare().do_handshake()
+
+
+@functools.cache
+def _spare() -> ssl.SSLObject:
+    """Return an SSLObject that waits for a client for good."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    return context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_side=True)
+
+
+ResultT = TypeVar("ResultT")
 
 
 class _EndOfTransport(Exception):
     """The connection ended; whether the encrypted stream had is for the reader to say."""
+
+
+class _Arrived:
+    """Ciphertext that was read from the kernel and that OpenSSL does not have yet.
+
+    OpenSSL gets it by the record: what is written into a ``MemoryBIO`` at once sets the size that
+    this keeps, and a read decrypts all records in there until one has data.
+
+    Invariant: the next byte is the first of a record's header if ``_missing`` is 0 and ``_header``
+    is empty. Else ``_header`` is the part of the header that was taken, or ``_missing`` the number
+    of bytes that the record still has. A peer that does not speak TLS does no harm: OpenSSL gets
+    the same bytes in the same order, only in other pieces.
+
+    Attributes:
+      pending: how many bytes there are.
+    """
+
+    __slots__ = ("_data", "_header", "_missing", "_start", "pending")
+
+    def __init__(self) -> None:
+        self._data = b""
+        self._start = 0
+        self._header = b""
+        self._missing = 0
+        self.pending = 0
+
+    def write(self, data: bytes) -> None:
+        """Add what was read from the kernel."""
+        if self.pending:
+            data = self._data[self._start :] + data
+            self._start = 0
+        self._data = data
+        self.pending = len(data)
+
+    def take(self) -> bytes | memoryview:
+        """Take the oldest record, or the part of it that is here; ``b""`` if nothing is."""
+        data, start, size = self._data, self._start, self._missing
+        if not size:
+            if self.pending < _HEADER_SIZE or self._header:
+                size = self._take_header()
+            else:
+                size = _HEADER_SIZE + (data[start + 3] << 8) + data[start + 4]
+        if size == self.pending:  # the hot path: one record has come (row tls-echo1)
+            self._missing = self._start = self.pending = 0
+            self._data = b""
+            return memoryview(data)[start:] if start else data
+        end = min(start + size, start + _MAX_CIPHERTEXT, len(data))
+        self._missing = size - (end - start)
+        return self._take_to(end)
+
+    def _take_header(self) -> int:
+        """Return how much to take where a header is split."""
+        part = self._data[self._start : self._start + _HEADER_SIZE - len(self._header)]
+        header = self._header + part
+        if len(header) < _HEADER_SIZE:
+            self._header = header
+            return len(part)
+        self._header = b""
+        return len(part) + int.from_bytes(header[3:], "big")
+
+    def take_many(self) -> tuple[bytes | memoryview, int]:
+        """Take a few whole records, or a part of one, and return it and how many reads it is for.
+
+        That is the number of records, 0 for a part of one that looks as data does, and else 1.
+        """
+        data, start = self._data, self._start
+        end, count = start, 0
+        if not self._missing and not self._header:
+            size = len(data)
+            while count < _MOST_EMPTY_RECORDS and end + _HEADER_SIZE <= size:
+                following = end + _HEADER_SIZE + (data[end + 3] << 8) + data[end + 4]
+                if following - start > _MAX_CIPHERTEXT:
+                    break
+                if following > size:
+                    if not count and data.startswith(_DATA_HEADER, start):
+                        return self.take(), 0
+                    break
+                end = following
+                count += 1
+        if not count:
+            return self.take(), 1
+        return self._take_to(end), count
+
+    def _take_to(self, end: int) -> bytes | memoryview:
+        data, start = self._data, self._start
+        if end == len(data):
+            self._data = b""  # gives the memory back
+            self._start = self.pending = 0
+            return memoryview(data)[start:] if start else data
+        self._start = end
+        self.pending = len(data) - end
+        return memoryview(data)[start:end]
+
+    def take_all(self) -> bytes:
+        """Take everything."""
+        data = self._data[self._start :]
+        self._data = b""
+        self._start = self.pending = 0
+        return data
+
+    def restart(self, data: bytes) -> None:
+        """Put ``data`` before everything else. A record starts there."""
+        data += self.take_all()
+        self._header, self._missing = b"", 0
+        self.write(data)
 
 
 class _Carrier(trio.abc.Stream):
@@ -63,6 +225,8 @@ class _Carrier(trio.abc.Stream):
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
+        self._forks = _forks
+        self.arrived = _Arrived()
         self.cut_off = False
         self.unsent: bytes | memoryview = b""
         self.send_failure: trio.BrokenResourceError | None = None
@@ -70,14 +234,22 @@ class _Carrier(trio.abc.Stream):
         self._room = trio.Lock()  # a sender and an answer may wait for it, a descriptor has one
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Return bytes; cancelled, it has taken none."""
-        try:
-            data = self._transport.receive_nowait()
-        except BlockingIOError:
-            data = await self._transport.receive()
-        if not data:
-            raise _EndOfTransport
-        return data
+        """Return bytes of one record; cancelled, it has taken none."""
+        arrived = self.arrived
+        if not arrived.pending:
+            self.check_process()
+            try:
+                data = self._transport.receive_nowait()
+            except BlockingIOError:
+                data = await self._transport.receive()
+            if not data:
+                raise _EndOfTransport
+            arrived.write(data)
+        return bytes(arrived.take())
+
+    def check_process(self) -> None:
+        if self._forks != _forks:
+            raise self._transport.broken(_FORKED)
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         if self.collected is not None:
@@ -111,6 +283,7 @@ class _Carrier(trio.abc.Stream):
         try:
             while len(rest):
                 await self.wait_writable()
+                self.check_process()
                 rest = rest[self._transport.send_nowait(rest) :]
         except trio.BrokenResourceError as exc:
             self.send_failure = exc
@@ -161,7 +334,22 @@ class _Tap:
         return self
 
     def do_handshake(self) -> None:
-        self.ssl_object.do_handshake()
+        self._carrier.check_process()
+        try:
+            self.ssl_object.do_handshake()
+        except (ssl.SSLWantReadError, ssl.SSLZeroReturnError):
+            raise
+        except ssl.SSLError as exc:
+            # A useless certificate in a good chain leaves an error that hides WANT_READ. A
+            # handshake that has failed fails again.
+            try:
+                self.ssl_object.do_handshake()
+            except ssl.SSLWantReadError:
+                raise
+            except ssl.SSLError:
+                raise exc from None
+        # The peer's certificates may have left an error though all is well.
+        _clear_error_queue()
         if self._role.server_side and self.ssl_object.version() == "TLSv1.3":
             self._carrier.unsent = self.outgoing.read()
 
@@ -171,6 +359,8 @@ class _Tap:
         It also takes the error of the alert away, which OpenSSL leaves in the thread's queue: there
         the next connection would find it, and fail by it.
         """
+        self._carrier.check_process()
+        _clear_error_queue()
         self.ssl_object.unwrap()
         with contextlib.suppress(ssl.SSLZeroReturnError):
             self.ssl_object.read(1)
@@ -194,7 +384,7 @@ class TLSConnection:
     Every read takes a whole record, so nothing that is decrypted waits inside OpenSSL.
 
     Attributes:
-      arrived: the ciphertext that was read from the kernel and not decrypted yet.
+      arrived: the ciphertext that was read from the kernel and that OpenSSL does not have yet.
       unfinished: whether a part of something is sent, a large message or a file, whose end
         is not.
     """
@@ -218,13 +408,15 @@ class TLSConnection:
             self._carrier, cast(ssl.SSLContext, self._tap), server_side=role.server_side
         )
         self._ssl_object = self._tap.ssl_object
-        self.arrived = self._tap.incoming
+        self._incoming = self._tap.incoming
+        self.arrived = self._carrier.arrived
         self._outgoing = self._tap.outgoing
         self.arrived.write(early)
         self.failure: trio.BrokenResourceError | None = None
         self._ended = False
         self.unfinished = False
         self._answer_cut = False  # a part of an answer is in the carrier's unsent
+        self._forks = _forks
         self._feeding = False
         self._fed: trio.Event | None = None  # set when a task that feeds is done with it
         self.info: TLSInfo | None = None
@@ -241,7 +433,11 @@ class TLSConnection:
             try:
                 if self._role.server_side and not self.arrived.pending:
                     # The client speaks first: OpenSSL need not be asked whether it has.
-                    self.arrived.write(await self._carrier.receive_some())
+                    self.arrived.write(await self._transport.receive())
+                    if not self.arrived.pending:
+                        raise _EndOfTransport
+                if self.arrived.pending:
+                    self._incoming.write(self.arrived.take())
                 await self._stream.do_handshake()
             except _EndOfTransport:
                 raise self._fail("the peer closed the connection") from None
@@ -251,6 +447,7 @@ class TLSConnection:
             raise self._fail(f"not finished within {timeout:g} seconds")
         if self._carrier.send_failure is not None:
             raise self._fail("the peer closed the connection")
+        self.arrived.restart(self._incoming.read())
         ssl_object = self._ssl_object
         alpn_protocol = ssl_object.selected_alpn_protocol()
         if self._role.require_alpn and alpn_protocol is None:
@@ -294,21 +491,38 @@ class TLSConnection:
             self._check()
         if self._ended or self.arrived.pending:
             await trio.lowlevel.checkpoint_if_cancelled()
+            self._give()
             data = self._decrypt()
             if data is not None:
                 await trio.lowlevel.cancel_shielded_checkpoint()
                 return data
+        elif self._forks != _forks:  # before anything is taken that is the other process's
+            self._refuse_in_fork()
         while True:
-            if self._outgoing.pending or self._answer_cut:
+            if self.arrived.pending:  # many records without data
+                await trio.lowlevel.checkpoint()
+            elif self._feeding or self._outgoing.pending or self._answer_cut:
                 self._answer()
-            if not await self._feed():
-                return self._transport_ended()
+                if not await self._feed():
+                    return self._transport_ended()
+            else:  # as _feed does: the hot path (row tls-echo1)
+                self._feeding = True
+                try:
+                    ciphertext = await self._transport.receive()
+                finally:
+                    self._feeding = False
+                    if self._fed is not None:
+                        self._has_fed()
+                if not ciphertext:
+                    return self._transport_ended()
+                self.arrived.write(ciphertext)
+            self._give()
             data = self._decrypt()
             if data is not None:
                 return data
 
     async def _feed(self) -> bool:
-        """Wait for ciphertext and give it to OpenSSL; False at the end of the connection.
+        """Wait for ciphertext; False at the end of the connection.
 
         A sender may need some as well, when half a message of TLS has come: then one task reads,
         and the other waits for that. A full checkpoint; cancelled, it has taken nothing.
@@ -326,9 +540,14 @@ class TLSConnection:
         finally:
             self._feeding = False
             if self._fed is not None:
-                self._fed.set()
-                self._fed = None
+                self._has_fed()
         return bool(ciphertext)
+
+    def _has_fed(self) -> None:
+        """Wake the task that waits for what another one has read."""
+        assert self._fed is not None
+        self._fed.set()
+        self._fed = None
 
     def _answer(self) -> None:
         """Send what OpenSSL has to say to what was read, such as to a key update, if there is room.
@@ -338,12 +557,13 @@ class TLSConnection:
         """
         carrier = self._carrier
         with contextlib.suppress(trio.BrokenResourceError):
+            carrier.check_process()
             # Not into the middle of something.
             if not carrier.cut_off and self._transport.writable_now():
                 carrier.unsent = carrier.send_nowait(self._outgoing.read()) or b""
                 carrier.cut_off = False  # what is left of it is not lost, and goes out first
                 self._answer_cut = bool(carrier.unsent)
-        if self._outgoing.pending > _MOST_ANSWERS:
+        if self._outgoing.pending + len(carrier.unsent) > _MOST_ANSWERS:
             raise self._fail("the peer asks for answers and does not take them")
 
     async def _receive_and_answer(self) -> bool:
@@ -374,48 +594,136 @@ class TLSConnection:
             raise failure
         return bool(ciphertext)
 
+    def _give(self) -> None:
+        """Give OpenSSL the next record; nothing after ``close_notify``: it may be plain text."""
+        if self.arrived.pending and not self._ended:
+            self._incoming.write(self.arrived.take())
+
     def _decrypt(self) -> bytes | None:
-        """Return one record's bytes, ``b""`` at the end, ``None`` if more must come before."""
+        """Return one record's bytes, ``b""`` at the end, ``None`` if more must come before.
+
+        ``None`` also after many records without data: then something is left in ``arrived``, and
+        other tasks have to run. What OpenSSL answers to what it has read is sent.
+        """
+        if self._forks != _forks:
+            self._refuse_in_fork()
+        data: bytes | None
         try:
             data = self._ssl_object.read(_RECORD_SIZE)
-        except ssl.SSLWantReadError:
-            return None
         except ssl.SSLError as exc:
-            raise self._fail_by_ssl(exc) from exc
-        if not data:
+            data = self._decrypt_more(exc)
+        if self._outgoing.pending:
+            self._answer_unless(data)
+        if data is not None and not data:
             self._ended = True
         return data
+
+    def _decrypt_more(self, exc: ssl.SSLError) -> bytes | None:
+        """Go on after an exception, which says most often that the record had no data."""
+        for _ in range(_MOST_EMPTY_RECORDS):
+            if not isinstance(exc, ssl.SSLWantReadError):
+                return self._call_again(exc, lambda: self._ssl_object.read(_RECORD_SIZE))
+            if not self.arrived.pending:
+                break
+            self._give()
+            try:
+                return self._ssl_object.read(_RECORD_SIZE)
+            except ssl.SSLError as another:
+                exc = another
+        return None
+
+    def _answer_unless(self, data: bytes | None) -> None:
+        """Answer; if that fails, what was decrypted is returned and the next call raises."""
+        try:
+            self._answer()
+        except TLSError:
+            if not data:
+                raise
+
+    def _call_again(self, exc: ssl.SSLError, call: Callable[[], ResultT]) -> ResultT | None:
+        """Call OpenSSL again if an error may be another connection's; ``None`` if it has to read.
+
+        The error queue belongs to the thread: an error that something else has left there takes the
+        place of WANT_READ (and of close_notify), and nothing tells whose it is. But after an error
+        of this connection its handshake fails, and else it is finished and does nothing, or has to
+        read. The queue is empty now: Python clears it when it raises. To clear it before
+        each call would cost 1.5 microseconds, a tenth of a small message.
+        """
+        try:
+            self._ssl_object.do_handshake()
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLError:
+            raise self._fail_by_ssl(exc) from exc
+        try:
+            return call()
+        except ssl.SSLWantReadError:
+            return None
+        except ssl.SSLError as again:
+            raise self._fail_by_ssl(again) from again
+
+    def _refuse_in_fork(self) -> NoReturn:
+        """Refuse to use keys that another process uses: the next record would have its nonce."""
+        if self.failure is None:
+            self.failure = self._carrier.send_failure = self._transport.broken(_FORKED)
+        raise self.failure.with_traceback(None)
 
     def receive_arrived(self) -> list[bytes]:
         """Return the bytes of each record that was read from the kernel already.
 
-        Raises nothing: an error, like the end, is for the next ``receive`` to tell.
+        Of many records it returns the first, in bounded time. Raises nothing: an error, like the
+        end, is for the next ``receive`` to tell.
         """
         records: list[bytes] = []
-        while self.arrived.pending:
-            try:
-                data = None if self.failure is not None else self._decrypt()
-            except TLSError:
-                break
-            if not data:
-                break
-            records.append(data)
+        if not self.can_decrypt or self._forks != _forks:
+            return records
+        arrived = self.arrived
+        read = self._ssl_object.read
+        data: bytes | None = None
+        try:
+            while arrived.pending and len(records) < _MOST_RECORDS:
+                given, count = arrived.take_many()
+                self._incoming.write(given)
+                for _ in range(count):  # what _decrypt does, for many (row tls-receive)
+                    try:
+                        data = read(_RECORD_SIZE)
+                    except ssl.SSLError as exc:
+                        data = self._decrypt_more(exc)
+                    if not data:
+                        break
+                    records.append(data)
+                if self._outgoing.pending:
+                    self._answer()
+                if not data and (data is not None or arrived.pending):
+                    break  # the end; or many records without data, and other tasks have to run
+        except trio.BrokenResourceError:
+            pass
+        if data is not None and not data:
+            self._ended = True
+            arrived.restart(self._incoming.read())  # plain text may come after close_notify
         return records
+
+    @property
+    def can_decrypt(self) -> bool:
+        """Whether ciphertext was read from the kernel and is still to be decrypted."""
+        return bool(self.arrived.pending) and self.failure is None and not self._ended
 
     def receive_nowait(self) -> bytes | None:
         """Return one record's bytes, ``b""`` at the end, ``None`` if no whole record is here.
 
-        Raises nothing: an error is kept for the next ``receive``.
+        ``None`` also if what is here begins with many records without data. Raises nothing: an
+        error is kept for the next ``receive``.
         """
         for _ in range(_MOST_LOOKS):
             if self.failure is not None:
                 break
             try:
+                self._give()
                 data = self._decrypt()
                 if data is not None:
                     return data
-                if self._feeding:  # a sender: what it has taken comes first
-                    break
+                if self._feeding or self.arrived.pending:
+                    break  # a sender: what it has taken comes first; or many records without data
                 ciphertext = self._transport.receive_nowait()
             except (BlockingIOError, trio.BrokenResourceError):
                 return None
@@ -424,9 +732,14 @@ class TLSConnection:
             self.arrived.write(ciphertext)
         return None
 
+    @property
+    def forked(self) -> bool:
+        """Whether another process began TLS and keeps the connection."""
+        return self._forks != _forks
+
     def at_end(self) -> bool:
         """Whether nothing is left to read, as far as can be told without decrypting."""
-        if self.failure is not None or self._ended:
+        if self.failure is not None or self._ended or self.forked:
             return True
         if self.arrived.pending:
             return False
@@ -462,7 +775,10 @@ class TLSConnection:
                     if self._encrypt(piece):
                         break
                     self._answer()
-                    if not await self._feed():
+                    if self.arrived.pending:
+                        self._give()
+                        await trio.lowlevel.checkpoint()
+                    elif not await self._feed():
                         self._transport_ended()
                         raise self._transport.broken("the peer has ended the connection")
                 started = self.unfinished = True
@@ -485,12 +801,14 @@ class TLSConnection:
 
     def _encrypt(self, piece: bytes | memoryview) -> bool:
         """Encrypt; False if OpenSSL has to read first: it is in the middle of a message of TLS."""
+        if self._forks != _forks:
+            self._refuse_in_fork()
         try:
             self._ssl_object.write(piece)
         except ssl.SSLWantReadError:
             return False
         except ssl.SSLError as exc:
-            raise self._fail_by_ssl(exc) from exc
+            return self._call_again(exc, lambda: self._ssl_object.write(piece)) is not None
         return True
 
     async def wait_writable(self) -> None:
@@ -516,6 +834,8 @@ class TLSConnection:
         Raises ``TLSError`` if the peer still sends encrypted data, or does not speak TLS to the
         end; then, and when it is cancelled, the connection cannot be used any more.
         """
+        if self._forks != _forks:
+            self._refuse_in_fork()
         if self.failure is not None or self._carrier.send_failure is not None:
             raise self._fail("it was cut off before")
         try:
@@ -526,23 +846,22 @@ class TLSConnection:
             raise self._fail_by(exc) from exc.__cause__
         if self._carrier.send_failure is not None:
             raise self._fail("the peer closed the connection")
-        return bytes(trailing)
+        return bytes(trailing) + self.arrived.take_all()
 
     async def farewell(self) -> bytes:
         """Return the bytes to send before FIN: ``close_notify``, or the alert that says why.
 
         Nothing, if they could not be understood, after ciphertext that was cut off, or would vouch
-        for what is ``unfinished``.
+        for what is ``unfinished``, or come from a fork.
         """
+        if self.forked:
+            return b""
         if self.failure is not None:
             due = bytes(self._carrier.unsent) + self._outgoing.read()
         elif self.info is None or self._https_compatible:
             return b""
         else:
-            # SSL_shutdown fails on data that was not read, before SSLStream has sent anything.
-            with contextlib.suppress(ssl.SSLError):
-                while self._ssl_object.read(_RECORD_SIZE):
-                    pass
+            # Unread data stays in ``arrived``: SSL_shutdown would fail on it, and send nothing.
             self._carrier.collected = []
             with contextlib.suppress(trio.BrokenResourceError):
                 await self._stream.aclose()
@@ -552,6 +871,8 @@ class TLSConnection:
     # ---- errors ----
 
     def _check(self) -> None:
+        if self._forks != _forks:
+            self._refuse_in_fork()
         if self.failure is not None:
             raise self.failure.with_traceback(None)
 

@@ -458,6 +458,12 @@ class Transport:
         except (OSError, ValueError):  # the connection is over already, or was closed below us
             pass
 
+    def release(self) -> None:
+        """Close our descriptor and leave the connection to the process that has another of it."""
+        self.wake()
+        with contextlib.suppress(OSError):  # closed below us
+            socket.close(self._socket.detach())
+
     def _close_descriptor(self) -> None:
         try:
             self._socket.close()

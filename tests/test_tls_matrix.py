@@ -103,6 +103,7 @@ NAMES = {
     "another address": Name("127.0.0.1", "127.0.0.2", None, WRONG_ADDRESS),
 }
 MORE_NAMES = {
+    "with capitals": Name("example.org", "Example.ORG", "Example.ORG"),
     "with a dot at its end": Name("example.org", "example.org.", "example.org"),
     "IPv6 address": Name("::1", "::1", None),
     "the wildcard's own domain": Name("*.example.org", "example.org", "", WRONG_NAME),

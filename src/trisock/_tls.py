@@ -10,22 +10,27 @@ takes tens of milliseconds. They are never changed after they were built.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import errno
 import functools
 import os
 import ssl
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, NoReturn, TypeVar, cast
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, PublicKeyTypes
 
+from . import _pem
 from ._address import to_tls_name
+from ._client_hello import ClientHello
+from ._text import printable
+
+T = TypeVar("T")
 
 # ---- certificates ----
 
@@ -39,13 +44,16 @@ class Certificate:
       password: what the key is encrypted with.
 
     Raises:
-      ValueError: it is no PEM, the key does not fit the first certificate, or the key is
-        encrypted and the password is missing or wrong (there is never a prompt).
+      ValueError: it is no PEM, a certificate or the key cannot be read, the key does not fit
+        the first certificate, or the key is encrypted and the password is missing or wrong
+        (there is never a prompt). The text says which argument is wrong and quotes nothing.
       TypeError: an argument is neither ``str`` nor ``bytes``.
+      OSError: OpenSSL, which reads files only, cannot be given one.
 
-    Certificates are immutable, equal by value, and never show their key. The names a
-    server's certificate is chosen by are its DNS names (RFC 6125), or the common name
-    where it has none.
+    What lies outside the PEM blocks does not matter. Each certificate is sent once, in the order
+    given. Certificates are immutable, equal by value, and never show their key: copies are the
+    certificate itself, and pickling is a ``TypeError``. The names a server's certificate is
+    chosen by are its DNS names, or the common name where it has none (RFC 6125, section 6.4.4).
     """
 
     __slots__ = ("_chain", "_password", "_private_key", "key_kind", "names")
@@ -55,21 +63,43 @@ class Certificate:
     #: What kind of key it has, such as ``"RSA"``: a client chooses among them.
     key_kind: str
 
+    # Invariant: OpenSSL has taken _chain with _private_key, both in PEM that _pem has written.
+
     def __init__(
         self, chain: str | bytes, private_key: str | bytes, password: str | bytes | None = None
     ) -> None:
-        self._chain = _pem(chain, "chain")
-        self._private_key = _pem(private_key, "private_key")
-        self._password = None if password is None else _encoded(password, "password")
-        leaf = _load_chain(self._chain)[0]
-        self.names = _names(leaf)
+        chain_pem = _pem_argument(chain, "chain")
+        key_pem = _pem_argument(private_key, "private_key")
+        self._password = None if password is None else _password_argument(password)
+        ders = _told_as("chain is not a PEM certificate", lambda: _pem.certificates(chain_pem))
+        self._chain = _pem.written_certificates(ders)
+        leaf = _told_as(
+            "chain is not a certificate", lambda: x509.load_der_x509_certificate(ders[0])
+        )
+        self.names = _told_as("chain: the names cannot be read", lambda: _names(leaf))
+        public_key = _told_as(
+            "chain: the public key cannot be read", lambda: _public_bytes(leaf.public_key())
+        )
+        self._private_key = _told_as(
+            "private_key is not a PEM private key", lambda: _pem.private_key(key_pem)
+        )
         key = _load_key(self._private_key, self._password)
-        if _public_bytes(key.public_key()) != _public_bytes(leaf.public_key()):
+        if public_key != _told_as(
+            "private_key cannot be used", lambda: _public_bytes(key.public_key())
+        ):
             raise ValueError(
                 "private_key does not fit the first certificate of the chain, "
-                f"which is for {', '.join(self.names) or 'no name'}"
+                f"which is for {_listed(self.names) or 'no name'}"
             )
         self.key_kind = type(key).__name__.removeprefix("_").removesuffix("PrivateKey")
+        if self.key_kind == "RSA" and public_key not in leaf.tbs_certificate_bytes:
+            # The certificate names another algorithm than the one that cryptography, for which
+            # both kinds are RSA, writes for the key.
+            self.key_kind = "RSA-PSS"
+        # Small keys are for the context to refuse: it may be one of the user's that takes them.
+        trial = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        trial.set_ciphers("DEFAULT:@SECLEVEL=0")
+        self.load_into(trial)
 
     @classmethod
     def from_files(
@@ -82,12 +112,10 @@ class Certificate:
 
         Raises ``OSError`` for a file that cannot be read, and what the class itself raises.
         """
-        with open(chain, "rb") as file:
-            chain_pem = file.read()
+        chain_pem = _content(chain, "chain")
         if private_key is None:
             return cls(chain_pem, chain_pem, password)
-        with open(private_key, "rb") as file:
-            return cls(chain_pem, file.read(), password)
+        return cls(chain_pem, _content(private_key, "private_key"), password)
 
     def load_into(self, context: ssl.SSLContext) -> None:
         """Use this certificate in a context."""
@@ -96,18 +124,17 @@ class Certificate:
             # Without a function OpenSSL would ask on the terminal, and the event loop wait.
             return self._password or b""
 
-        with _private_file(self._chain + b"\n" + self._private_key) as path:
+        with _private_file(self._chain) as chain, _private_file(self._private_key) as key:
             try:
-                context.load_cert_chain(path, password=the_password)
+                context.load_cert_chain(chain, key, password=the_password)
             except ssl.SSLError as exc:
                 raise ValueError(
-                    f"OpenSSL does not take the certificate {self.names}: {exc}"
+                    "chain or private_key: OpenSSL does not take the certificate for "
+                    f"{_listed(self.names) or 'no name'}: {exc}"
                 ) from exc
 
     def __repr__(self) -> str:
-        return (
-            f"<trisock.Certificate {', '.join(self.names) or 'without a name'} ({self.key_kind})>"
-        )
+        return f"<trisock.Certificate {_listed(self.names) or 'without a name'} ({self.key_kind})>"
 
     def _value(self) -> tuple[bytes, bytes, bytes | None]:
         return (self._chain, self._private_key, self._password)
@@ -117,6 +144,18 @@ class Certificate:
 
     def __hash__(self) -> int:
         return hash(self._value())
+
+    def __copy__(self) -> Certificate:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Certificate:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a trisock.Certificate cannot be pickled, nor can what holds one: the pickle would "
+            "show its private key. Read the files where it is needed (Certificate.from_files)."
+        )
 
 
 CertificateLike = Certificate | Mapping[str, str | bytes]
@@ -130,15 +169,16 @@ def to_certificate(value: object) -> Certificate:
         unknown = set(value) - {"chain", "private_key", "password"}
         missing = {"chain", "private_key"} - set(value)
         if unknown or missing:
+            # The names of unknown fields are not shown: one may be a key.
             raise ValueError(
-                "a certificate has the fields chain and private_key (and password), "
-                f"not {sorted(map(str, value))}"
+                "a certificate has the fields chain and private_key (and password): "
+                f"{_listed(sorted(missing)) or 'none'} missing, {len(unknown)} unknown"
             )
         password = value.get("password")
         return _certificate(
             _encoded(value["chain"], "chain"),
             _encoded(value["private_key"], "private_key"),
-            None if password is None else _encoded(password, "password"),
+            None if password is None else _password_argument(password),
         )
     raise TypeError(f"a certificate is a trisock.Certificate or a mapping, not {_kind(value)}")
 
@@ -156,24 +196,51 @@ def _kind(value: object) -> str:
 
 def _encoded(value: object, what: str) -> bytes:
     if isinstance(value, str):
-        return value.encode()
+        return value.encode(errors="replace")  # what is not UTF-8 is not in a PEM block
     if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value)
     raise TypeError(f"{what} is str or bytes, not {_kind(value)}")
 
 
-def _pem(value: object, what: str) -> bytes:
+def _password_argument(value: object) -> bytes:
+    if not isinstance(value, str):
+        return _encoded(value, "password")
+    try:
+        return value.encode(errors="surrogateescape")  # as it was, if it comes from the system
+    except UnicodeEncodeError:
+        raise ValueError("password has characters that cannot be encoded") from None
+
+
+def _pem_argument(value: object, what: str) -> bytes:
     data = _encoded(value, what)
     if b"-----BEGIN " not in data:
         raise ValueError(f"{what} is not PEM: it has no '-----BEGIN' line")
     return data
 
 
-def _load_chain(pem: bytes) -> list[x509.Certificate]:
+def _content(path: str | os.PathLike[str], what: str) -> bytes:
+    """Return what is in a file. The error shows a path, and nothing that may be a key."""
+    name = os.fsdecode(path)
+    if not name.isprintable() or "-----BEGIN" in name:
+        raise ValueError(f"{what} is a path, and what was given is none; PEM goes to Certificate()")
     try:
-        return x509.load_pem_x509_certificates(pem)
-    except (ValueError, UnsupportedAlgorithm) as exc:
-        raise ValueError(f"chain is not a PEM certificate: {_told(exc)}") from None
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as exc:
+        if exc.errno != errno.ENAMETOOLONG:
+            raise
+        raise OSError(exc.errno, f"{what}: {exc.strerror} ({len(name)} characters)") from None
+
+
+def _told_as(problem: str, function: Callable[[], T]) -> T:
+    """Call what reads a certificate or a key; whatever it raises becomes one ``ValueError``.
+
+    ``cryptography`` raises errors of many kinds, and warnings under ``-W error``.
+    """
+    try:
+        return function()
+    except Exception as exc:
+        raise ValueError(f"{problem}: {_told(exc)}") from None
 
 
 def _load_key(pem: bytes, password: bytes | None) -> PrivateKeyTypes:
@@ -183,7 +250,7 @@ def _load_key(pem: bytes, password: bytes | None) -> PrivateKeyTypes:
         if password is None:
             raise ValueError("private_key is encrypted, and no password was given") from None
         return _load_key(pem, None)  # not needed is fine, as it is for OpenSSL
-    except (ValueError, UnsupportedAlgorithm) as exc:
+    except Exception as exc:  # also warnings, under -W error
         hint = "" if password is None else ", or the password is wrong"
         raise ValueError(f"private_key is not a PEM private key{hint}: {_told(exc)}") from None
 
@@ -191,7 +258,11 @@ def _load_key(pem: bytes, password: bytes | None) -> PrivateKeyTypes:
 def _told(exc: Exception) -> str:
     # Without what it quotes. A line that has lost its dashes makes of the whole key the name of a
     # PEM block, and of that a part of the text: MismatchedTags("PRIVATE KEY\nMIIE...", ...).
-    return str(exc).partition('("')[0]
+    return printable(str(exc).partition('("')[0]) or type(exc).__name__
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(printable, names))
 
 
 def _public_bytes(key: PublicKeyTypes) -> bytes:
@@ -201,13 +272,13 @@ def _public_bytes(key: PublicKeyTypes) -> bytes:
 
 
 def _names(leaf: x509.Certificate) -> tuple[str, ...]:
-    try:
+    found: list[str] = []
+    with contextlib.suppress(x509.ExtensionNotFound):
         extension = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName)
-    except x509.ExtensionNotFound:
+        found = extension.value.get_values_for_type(x509.DNSName)
+    if not found:
         common = leaf.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
         found = [str(attribute.value) for attribute in common]
-    else:
-        found = extension.value.get_values_for_type(x509.DNSName)
     return tuple(name.lower().removesuffix(".") for name in found)
 
 
@@ -215,14 +286,22 @@ def _names(leaf: x509.Certificate) -> tuple[str, ...]:
 def _private_file(content: bytes) -> Iterator[str]:
     """Give the content a path for as long as OpenSSL, which reads files only, needs it.
 
-    On Linux the file is in memory and has no name in any directory. Elsewhere it is a
-    temporary one that only this user can read, from its first moment on.
+    The file is in memory and has no name in any directory, if the system can do that (Linux,
+    with ``/proc``). Otherwise it is a temporary one that only this user can read, from its
+    first moment on.
     """
-    if sys.platform == "linux" and hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("trisock", os.MFD_CLOEXEC)
+    descriptor = _memory_file()
+    if descriptor is not None:
         path, named = f"/proc/self/fd/{descriptor}", False
     else:
-        descriptor, path = tempfile.mkstemp(prefix="trisock-")
+        try:
+            descriptor, path = tempfile.mkstemp(prefix="trisock-")
+        except OSError as exc:
+            raise OSError(
+                exc.errno,
+                "OpenSSL reads certificates from files only, and none can be made for it: no "
+                f"memory file (it needs memfd_create and /proc), and no temporary one: {exc}",
+            ) from exc
         named = True
     try:
         with open(descriptor, "wb") as file:
@@ -232,6 +311,20 @@ def _private_file(content: bytes) -> Iterator[str]:
     finally:
         if named:
             os.unlink(path)
+
+
+def _memory_file() -> int | None:
+    """Return a descriptor that can be opened by its name in ``/proc``; ``None`` without one."""
+    try:
+        descriptor = os.memfd_create("trisock", os.MFD_CLOEXEC)
+    except (AttributeError, OSError):  # another system; seccomp
+        return None
+    try:
+        os.close(os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC))
+    except OSError:  # chroot
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 # ---- the two roles ----
@@ -247,7 +340,8 @@ class ClientTLS:
     Args:
       server_hostname: the name (or IP address) that the server's certificate must be
         for; ``None`` for the host given to ``connect``.
-      ca: the certificates to trust, in PEM, in place of the system's.
+      ca: the certificates to trust, in PEM, in place of the system's. An intermediate or
+        the server's own certificate may be among them, and trust ends there.
       alpn_protocols: the protocols to offer, the preferred first (RFC 7301).
       certificate: what to show to a server that asks for a client certificate.
       verify: ``False`` takes any certificate from anybody. It protects from nobody who
@@ -261,16 +355,15 @@ class ClientTLS:
     alpn_protocols: Sequence[str] = field(default=(), kw_only=True)
     certificate: CertificateLike | None = field(default=None, kw_only=True)
     verify: bool = field(default=True, kw_only=True)
-    _built: tuple[Trust | None, ssl.SSLContext] | None = field(
-        default=None, init=False, repr=False, compare=False
-    )
+    # No annotation: it is not a field, so that it is not compared, copied, pickled or shown.
+    _built = cast("tuple[Trust | None, ssl.SSLContext] | None", None)
 
     def __post_init__(self) -> None:
         if self.server_hostname is not None:
             to_tls_name(self.server_hostname)
         _set(self, "alpn_protocols", _alpn(self.alpn_protocols))
         if self.ca is not None:
-            _set(self, "ca", _pem(self.ca, "ca"))
+            _set(self, "ca", _authorities(self.ca, "ca"))
         if self.certificate is not None:
             _set(self, "certificate", to_certificate(self.certificate))
         self._context()
@@ -290,6 +383,13 @@ class ClientTLS:
         assert self._built is not None
         return self._built[1]
 
+    def __getstate__(self) -> dict[str, Any]:
+        return _fields_of(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        _restore(self, state)
+        self.__post_init__()
+
 
 @dataclass(frozen=True)
 class ServerTLS:
@@ -297,15 +397,19 @@ class ServerTLS:
 
     Args:
       certificates: one or more. The one for the name that the client asks for (SNI) is
-        used; there may be one of each key kind for a name. A name that is not found,
-        and a client that names none, gets the first.
+        used; there may be one of each key kind for a name (of two of one kind the first is
+        used, and one that names the host before a wildcard). A name that is not found, and
+        a client that names none, gets the first.
       alpn_protocols: the protocols that are spoken, the preferred first (RFC 7301).
       require_alpn: whether a client that shares none of them is turned away.
       client_ca: the certificates (PEM) that client certificates are verified with; with
-        it clients are asked for theirs, and a wrong one is turned away.
+        it clients are asked for theirs, and a wrong one is turned away. An intermediate
+        or a client's own certificate may be among them, and trust ends there.
       require_client_certificate: whether a client without one is turned away too.
 
-    The rules are the same whichever certificate is chosen.
+    The rules are the same whichever certificate is chosen. Clients of TLS 1.2 that take no
+    tickets can resume a session as long as it is among the last few: at most 16 of those
+    that have ended are remembered.
 
     Raises ``ValueError`` or ``TypeError`` for what cannot be used. Immutable.
     """
@@ -315,7 +419,7 @@ class ServerTLS:
     require_alpn: bool = field(default=False, kw_only=True)
     client_ca: str | bytes | None = field(default=None, kw_only=True, repr=False)
     require_client_certificate: bool = field(default=False, kw_only=True)
-    _built: ssl.SSLContext = field(init=False, repr=False, compare=False)
+    _built = cast("ServerContexts", None)  # not a field, as in ClientTLS
 
     def __post_init__(self) -> None:
         given = self.certificates
@@ -330,20 +434,27 @@ class ServerTLS:
         if self.require_alpn and not self.alpn_protocols:
             raise ValueError("require_alpn needs alpn_protocols")
         if self.client_ca is not None:
-            _set(self, "client_ca", _pem(self.client_ca, "client_ca"))
+            _set(self, "client_ca", _authorities(self.client_ca, "client_ca"))
         elif self.require_client_certificate:
             # The system's trust store would let in whoever any public authority knows.
             raise ValueError("require_client_certificate needs client_ca")
-        context = _server_context(
+        contexts = _server_contexts(
             cast("tuple[Certificate, ...]", self.certificates),
             tuple(self.alpn_protocols),
             cast("bytes | None", self.client_ca),
             self.require_client_certificate,
         )
-        _set(self, "_built", context)
+        _set(self, "_built", contexts)
 
     def _context(self) -> ssl.SSLContext:
-        return self._built
+        return self._built.default
+
+    def __getstate__(self) -> dict[str, Any]:
+        return _fields_of(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        _restore(self, state)
+        self.__post_init__()
 
 
 TLSArgument = str | ClientTLS | ServerTLS | ssl.SSLContext | Certificate | Sequence[CertificateLike]
@@ -358,6 +469,9 @@ class TLSRole:
     #: The name to verify, as it goes over the wire; None for servers.
     server_hostname: str | None
     require_alpn: bool = False
+    #: Where a server's context comes from, once the ClientHello is known; None for one of the
+    #: user's.
+    contexts: ServerContexts | None = None
 
 
 def to_role(tls: object) -> object:
@@ -382,7 +496,7 @@ def resolve(
         raise TypeError(f"server_hostname is a str, not {_kind(server_hostname)}")
     tls = to_role(tls)
     if isinstance(tls, ServerTLS):
-        role = TLSRole(tls._context(), True, None, tls.require_alpn)
+        role = TLSRole(tls._context(), True, None, tls.require_alpn, tls._built)
     elif isinstance(tls, ClientTLS):
         name = _first(server_hostname, tls.server_hostname, connected_host)
         role = TLSRole(tls._context(), False, name)
@@ -416,14 +530,37 @@ def _set(instance: object, name: str, value: object) -> None:
     object.__setattr__(instance, name, value)  # how a frozen dataclass normalises its own fields
 
 
+def _fields_of(role: ClientTLS | ServerTLS) -> dict[str, Any]:
+    return {each.name: getattr(role, each.name) for each in dataclasses.fields(role)}
+
+
+def _restore(role: ClientTLS | ServerTLS, state: dict[str, Any]) -> None:
+    for name, value in state.items():
+        _set(role, name, value)
+
+
+def _authorities(value: object, what: str) -> bytes:
+    """Return the certificates to trust, as PEM that we have written."""
+    data = _pem_argument(value, what)
+    return _pem.written_certificates(
+        _told_as(
+            f"{what} holds no PEM certificate that OpenSSL can use",
+            lambda: _pem.certificates(data),
+        )
+    )
+
+
 def _alpn(protocols: object) -> tuple[str, ...]:
     if isinstance(protocols, (str, bytes)) or not isinstance(protocols, Sequence):
         raise TypeError(f"alpn_protocols is a sequence of str, not {_kind(protocols)}")
     for protocol in protocols:
         if not isinstance(protocol, str):
-            raise TypeError(f"an ALPN protocol is a str, not {protocol!r}")
-        if not protocol.isascii() or not 1 <= len(protocol) <= 255:
-            raise ValueError(f"an ALPN protocol is 1 to 255 ASCII characters, not {protocol!r}")
+            raise TypeError(f"an ALPN protocol is a str, not {_kind(protocol)}")
+        if not (protocol.isascii() and protocol.isprintable() and 1 <= len(protocol) <= 255):
+            raise ValueError(
+                "an ALPN protocol is 1 to 255 printable ASCII characters, and one of "
+                f"alpn_protocols is not: it has {len(protocol)} characters"
+            )
     return tuple(protocols)
 
 
@@ -444,10 +581,7 @@ def _client_context(
     trust: Trust | None,  # only a part of the cache's key
 ) -> ssl.SSLContext:
     if verify:
-        with _named("ca"):
-            context = ssl.create_default_context(
-                ssl.Purpose.SERVER_AUTH, cadata=None if ca is None else ca.decode()
-            )
+        context = _verifying_context(ssl.Purpose.SERVER_AUTH, ca, "ca")
     else:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
@@ -458,78 +592,122 @@ def _client_context(
     return context
 
 
-@functools.lru_cache(maxsize=32)
-def _server_context(
-    certificates: tuple[Certificate, ...],
-    alpn_protocols: tuple[str, ...],
-    client_ca: bytes | None,
-    require_client_certificate: bool,
-) -> ssl.SSLContext:
-    """Build the context of a server; its SNI callback changes to the others.
+class ServerContexts:
+    """The contexts of a server, by the name that a client asks for.
 
-    The contexts differ in their certificates only: what OpenSSL takes from the first one
-    even after a change (whether a client certificate is required, the versions) and what
-    it takes from the new one (ALPN, whose client certificates are trusted) is the same in all.
+    They differ in their certificates only: whose client certificates are trusted, ALPN, versions
+    and ciphers are the same in all.
+
+    ``ssl`` cannot switch off OpenSSL's cache of sessions, where a client of TLS 1.2 that takes no
+    tickets stays for two hours, with its whole certificate chain. So clients that do not show
+    that they take tickets get contexts of their own, which ``_MOST_REMEMBERED`` connections use,
+    and then others are built. With the last connection of a context its sessions are gone.
+
+    Invariant: ``_remembering`` holds the contexts for such clients, one for each choice of
+    certificates that was asked for, and at most ``_MOST_REMEMBERED`` connections were made with
+    all of them together.
     """
 
-    def build(chosen: tuple[Certificate, ...]) -> ssl.SSLContext:
-        with _named("client_ca"):
-            context = ssl.create_default_context(
-                ssl.Purpose.CLIENT_AUTH, cadata=None if client_ca is None else client_ca.decode()
-            )
-        _set_common(context, alpn_protocols)
+    def __init__(
+        self,
+        certificates: tuple[Certificate, ...],
+        alpn_protocols: tuple[str, ...],
+        client_ca: bytes | None,
+        require_client_certificate: bool,
+    ) -> None:
+        self._alpn_protocols = alpn_protocols
+        self._client_ca = client_ca
+        self._require_client_certificate = require_client_certificate
+        self._choices: dict[str, tuple[Certificate, ...]] = {}
+        for name in {name: None for certificate in certificates for name in certificate.names}:
+            exact = [each for each in certificates if name in each.names]
+            wild = [each for each in certificates if _wildcard(name) in each.names]
+            self._choices[name] = _one_of_each_kind([*exact, *wild])
+        names = set(certificates[0].names)
+        self._default = _one_of_each_kind(c for c in certificates if set(c.names) == names)
+        self._contexts = {
+            chosen: self._build(chosen) for chosen in {*self._choices.values(), self._default}
+        }
+        self._remembering: dict[tuple[Certificate, ...], ssl.SSLContext] = {}
+        self._uses_left = _MOST_REMEMBERED
+
+    @property
+    def default(self) -> ssl.SSLContext:
+        """The context for clients that ask for no name, or for none that is here."""
+        return self._contexts[self._default]
+
+    def choose(self, hello: ClientHello) -> ssl.SSLContext:
+        """Return the context for a client."""
+        chosen = self._default
+        if hello.server_name is not None:
+            name = hello.server_name.decode("latin-1").lower().removesuffix(".")
+            found = self._choices.get(name) or self._choices.get(_wildcard(name))
+            chosen = found or chosen
+        if hello.takes_tickets:
+            return self._contexts[chosen]
+        if not self._uses_left:
+            self._remembering = {}
+            self._uses_left = _MOST_REMEMBERED
+        self._uses_left -= 1
+        if chosen not in self._remembering:
+            try:
+                self._remembering[chosen] = self._build(chosen)
+            except OSError:  # out of descriptors: no reason to refuse a client
+                return self._contexts[chosen]
+        return self._remembering[chosen]
+
+    def _build(self, chosen: tuple[Certificate, ...]) -> ssl.SSLContext:
+        context = _verifying_context(ssl.Purpose.CLIENT_AUTH, self._client_ca, "client_ca")
+        _set_common(context, self._alpn_protocols)
         # Forward secrecy and AEAD, which is what RFC 9325, section 4.2, recommends for TLS 1.2.
         context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")
         context.options |= ssl.OP_NO_RENEGOTIATION  # RFC 7457, sections 2.6 and 2.10
-        if client_ca is not None:
+        if self._client_ca is not None:
             context.verify_mode = (
-                ssl.CERT_REQUIRED if require_client_certificate else ssl.CERT_OPTIONAL
+                ssl.CERT_REQUIRED if self._require_client_certificate else ssl.CERT_OPTIONAL
             )
         for certificate in chosen:
             certificate.load_into(context)
         return context
 
-    contexts: dict[tuple[Certificate, ...], ssl.SSLContext] = {}
-    by_name: dict[str, ssl.SSLContext] = {}
-    for name in {name: None for certificate in certificates for name in certificate.names}:
-        chosen = _one_of_each_kind(c for c in certificates if name in c.names)
-        if chosen not in contexts:
-            contexts[chosen] = build(chosen)
-        by_name[name] = contexts[chosen]
-    first = certificates[0]
-    default_choice = _one_of_each_kind(c for c in certificates if set(c.names) == set(first.names))
-    if default_choice not in contexts:
-        contexts[default_choice] = build(default_choice)
-    default = contexts[default_choice]
 
-    def choose(ssl_object: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
-        if name is None:
-            return
-        name = name.lower().removesuffix(".")
-        assert isinstance(ssl_object, SNIRecorder)
-        ssl_object.requested_name = name
-        wildcard = "*." + name.partition(".")[2]
-        found = by_name.get(name) or by_name.get(wildcard)
-        if found is not None:
-            ssl_object.context = found
+#: How many connections the cache of a server's sessions holds. An attacker can make each of them
+#: 0.7 MB large, so this is 11 MB.
+_MOST_REMEMBERED = 16
 
-    default.sslobject_class = SNIRecorder
-    default.sni_callback = choose
-    return default
+#: Built once for equal roles.
+_server_contexts = functools.lru_cache(maxsize=32)(ServerContexts)
 
 
-class SNIRecorder(ssl.SSLObject):
-    """An SSLObject that remembers the name that the client asked for."""
-
-    requested_name: str | None = None
+def _wildcard(name: str) -> str:
+    return "*." + name.partition(".")[2]
 
 
-def _one_of_each_kind(certificates: Iterator[Certificate]) -> tuple[Certificate, ...]:
+def _one_of_each_kind(certificates: Iterable[Certificate]) -> tuple[Certificate, ...]:
     """Return the first certificate of each key kind: a context has one place for each."""
     kinds: dict[str, Certificate] = {}
     for certificate in certificates:
         kinds.setdefault(certificate.key_kind, certificate)
     return tuple(kinds.values())
+
+
+def _verifying_context(
+    purpose: ssl.Purpose, authorities: bytes | None, what: str
+) -> ssl.SSLContext:
+    """Return a context of the interpreter's, which trusts these certificates (PEM) if given.
+
+    Whom they make it trust must not change with the version of Python: from 3.13 on it takes a
+    partial chain, and refuses certificates that break small rules of RFC 5280.
+    """
+    if authorities is None:
+        return ssl.create_default_context(purpose)
+    try:
+        context = ssl.create_default_context(purpose, cadata=authorities.decode())
+    except ssl.SSLError as exc:
+        raise ValueError(f"{what} holds no PEM certificate that OpenSSL can use: {exc}") from None
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    return context
 
 
 def _set_common(context: ssl.SSLContext, alpn_protocols: tuple[str, ...]) -> None:
@@ -538,22 +716,15 @@ def _set_common(context: ssl.SSLContext, alpn_protocols: tuple[str, ...]) -> Non
         context.set_alpn_protocols(alpn_protocols)
 
 
-@contextlib.contextmanager
-def _named(what: str) -> Iterator[None]:
-    """Turn OpenSSL's complaint about the certificates to trust into one that says which."""
-    try:
-        yield
-    except (ssl.SSLError, UnicodeDecodeError, ValueError) as exc:
-        # The cause is left out: UnicodeDecodeError's repr has all the data, which may be a key.
-        raise ValueError(f"{what} holds no PEM certificate that OpenSSL can use: {exc}") from None
-
-
 # ---- what was agreed on ----
 
 
 def has_expired(certificate: bytes) -> bool:
-    """Return whether the time of a certificate (DER) is over."""
-    end = x509.load_der_x509_certificate(certificate).not_valid_after_utc
+    """Return whether the time of a certificate (DER) is over; ``ValueError`` if it has none."""
+    end = _told_as(
+        "the certificate cannot be read",
+        lambda: x509.load_der_x509_certificate(certificate).not_valid_after_utc,
+    )
     return end.timestamp() < time.time()
 
 
@@ -565,8 +736,9 @@ class TLSInfo:
       version: such as ``"TLSv1.3"``.
       cipher: the cipher suite by its OpenSSL name, such as ``"TLS_AES_256_GCM_SHA384"``.
       alpn_protocol: the protocol chosen by ALPN, or ``None``.
-      server_hostname: as a client the name that was verified, as a server the one that
-        the client asked for (SNI); as it went over the wire (A-labels), or ``None``.
+      server_hostname: as a client the name that was verified. As a server the one that the
+        client asked for (SNI), as it was on the wire (A-labels; upper case stays); ``None``
+        if it asked for none, or for what is no host name.
       peer_certificate: the peer's certificate in DER, or ``None`` if it showed none.
       session_reused: whether an earlier session was resumed.
     """
@@ -599,13 +771,22 @@ class TLSInfo:
         if type == "tls-server-end-point":
             if self._server_certificate is None:
                 raise ValueError("tls-server-end-point: the server's certificate is not known here")
-            certificate = x509.load_der_x509_certificate(self._server_certificate)
-            algorithm = certificate.signature_hash_algorithm
-            if algorithm is None:  # Ed25519, Ed448
-                raise ValueError(
-                    "tls-server-end-point is not defined for this certificate's signature"
-                )
-            if algorithm.name in ("md5", "sha1"):
-                algorithm = hashes.SHA256()
-            return certificate.fingerprint(algorithm)
+            return _end_point(self._server_certificate)
         raise ValueError(f"no channel binding of the type {type!r}")
+
+
+def _end_point(server_certificate: bytes) -> bytes:
+    def digest() -> bytes | None:
+        certificate = x509.load_der_x509_certificate(server_certificate)
+        algorithm = certificate.signature_hash_algorithm
+        if algorithm is None:  # Ed25519, Ed448
+            return None
+        if algorithm.name in ("md5", "sha1"):
+            algorithm = hashes.SHA256()
+        return certificate.fingerprint(algorithm)
+
+    refused = "tls-server-end-point is not defined for this certificate's signature"
+    found = _told_as(refused, digest)
+    if found is None:
+        raise ValueError(refused)
+    return found

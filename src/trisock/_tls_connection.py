@@ -24,8 +24,9 @@ from typing import Any, NoReturn, TypeVar, cast
 
 import trio
 
+from ._client_hello import ClientHelloReader
 from ._errors import TLSError
-from ._tls import SNIRecorder, TLSInfo, TLSRole, has_expired
+from ._tls import TLSInfo, TLSRole, has_expired
 from ._transport import Transport
 
 # The most that one TLS record holds (RFC 8446, section 5.1): reading this much of it at a
@@ -313,6 +314,9 @@ class _Tap:
     As the latter it is the ``SSLObject``, but for two things. It keeps the tickets of a TLS 1.3
     server for us, where ``SSLStream`` would keep them for itself and lose them when it fails. And
     it tells an alert from a close_notify when TLS ends.
+
+    A server's ``SSLObject`` is made once the ClientHello is whole, which says what context is the
+    right one. (With a context of the user's there is no choice, but the name is to be known.)
     """
 
     ssl_object: ssl.SSLObject
@@ -322,19 +326,27 @@ class _Tap:
     def __init__(self, role: TLSRole, carrier: _Carrier) -> None:
         self._role = role
         self._carrier = carrier
+        self._hello = ClientHelloReader() if role.server_side else None
+        self.requested_name: str | None = None  # what a client has asked a server for
 
     def wrap_bio(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, **_: object) -> _Tap:
         self.incoming, self.outgoing = incoming, outgoing
-        self.ssl_object = self._role.context.wrap_bio(
-            incoming,
-            outgoing,
+        if self._role.contexts is None:
+            self._wrap(self._role.context)
+        return self
+
+    def _wrap(self, context: ssl.SSLContext) -> None:
+        self.ssl_object = context.wrap_bio(
+            self.incoming,
+            self.outgoing,
             server_side=self._role.server_side,
             server_hostname=self._role.server_hostname,
         )
-        return self
 
     def do_handshake(self) -> None:
         self._carrier.check_process()
+        if self._hello is not None:
+            self._read_hello(self._hello)
         try:
             self.ssl_object.do_handshake()
         except (ssl.SSLWantReadError, ssl.SSLZeroReturnError):
@@ -352,6 +364,19 @@ class _Tap:
         _clear_error_queue()
         if self._role.server_side and self.ssl_object.version() == "TLSv1.3":
             self._carrier.unsent = self.outgoing.read()
+
+    def _read_hello(self, reader: ClientHelloReader) -> None:
+        hello = reader.feed(self.incoming.read())
+        if hello is None:
+            raise ssl.SSLWantReadError
+        # OpenSSL reads it from the start, by the record like everything else.
+        arrived = self._carrier.arrived
+        arrived.restart(reader.wire())
+        self.incoming.write(arrived.take())
+        self._hello = None
+        self.requested_name = hello.host_name
+        if self._role.contexts is not None:
+            self._wrap(self._role.contexts.choose(hello))
 
     def unwrap(self) -> None:
         """End TLS. OpenSSL takes an alert for the peer's close_notify; a read tells which it was.
@@ -407,7 +432,7 @@ class TLSConnection:
         self._stream = trio.SSLStream(
             self._carrier, cast(ssl.SSLContext, self._tap), server_side=role.server_side
         )
-        self._ssl_object = self._tap.ssl_object
+        self._ssl_object: ssl.SSLObject  # from the end of the handshake on
         self._incoming = self._tap.incoming
         self.arrived = self._carrier.arrived
         self._outgoing = self._tap.outgoing
@@ -448,7 +473,7 @@ class TLSConnection:
         if self._carrier.send_failure is not None:
             raise self._fail("the peer closed the connection")
         self.arrived.restart(self._incoming.read())
-        ssl_object = self._ssl_object
+        ssl_object = self._ssl_object = self._tap.ssl_object
         alpn_protocol = ssl_object.selected_alpn_protocol()
         if self._role.require_alpn and alpn_protocol is None:
             raise self._fail("the peer shares no ALPN protocol, and one is required")
@@ -458,7 +483,11 @@ class TLSConnection:
         assert cipher is not None
         certificate = ssl_object.getpeercert(binary_form=True)
         session_reused = bool(ssl_object.session_reused)
-        if session_reused and certificate is not None and has_expired(certificate):
+        try:
+            expired = session_reused and certificate is not None and has_expired(certificate)
+        except ValueError as exc:
+            raise self._fail(str(exc)) from None
+        if expired:
             # OpenSSL has verified it when the session began, up to two hours ago, and not now.
             raise self._fail(
                 "the certificate was refused: certificate has expired",
@@ -466,8 +495,8 @@ class TLSConnection:
                 verify_code=10,
             )
         server_hostname = self._role.server_hostname
-        if isinstance(ssl_object, SNIRecorder):
-            server_hostname = ssl_object.requested_name
+        if self._role.server_side:
+            server_hostname = self._tap.requested_name
         self.info = TLSInfo(
             version=version,
             cipher=cipher[0],

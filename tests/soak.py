@@ -328,6 +328,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
     args = parser.parse_args()
     warnings.simplefilter("error")
+    # Trio says so of the generators that handlers leave in the middle of a timeout.
+    warnings.filterwarnings("ignore", "Async generator", ResourceWarning)
     print(f"seed {args.seed}", file=sys.stderr)
     gc.collect()
     gc.freeze()  # what was imported stays, and need not be looked at in each collection

@@ -18,6 +18,7 @@ import fcntl
 import inspect
 import io
 import itertools
+import math
 import os
 import re
 import socket
@@ -757,7 +758,7 @@ async def test_a_starttls_that_is_cancelled_behind_a_broadcast_has_closed_the_so
 
                 async def broadcast() -> None:
                     with contextlib.suppress(trio.ClosedResourceError):
-                        await sock._send_for_broadcast(LARGE)
+                        await sock._send_for_broadcast(LARGE, sock._generation, math.inf)
 
                 nursery.start_soon(broadcast)
                 await trio.testing.wait_all_tasks_blocked()

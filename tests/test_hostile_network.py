@@ -444,7 +444,7 @@ class Place(logging.Handler):
         text = record.getMessage()
         if record.levelno >= logging.WARNING:
             self.unexpected.append(text)
-        elif " lost: " not in text:
+        elif "closed the connection with " not in text:
             found = re.search(r"127\.0\.0\.1:(\d+)", text)
             assert found is not None, text
             conversation = self.expected.pop(int(found[1]))
@@ -494,7 +494,7 @@ async def hold(place: Place, plans: list[Plan]) -> list[Conversation]:
                 accepted=place.connections[server] - dropped,
                 dropped=dropped,
                 failed_handshakes=place.failed_handshakes[server],
-                lost=place.lost[server],
+                peer_errors=place.lost[server],
             )
     return [*conversations, healthy]
 

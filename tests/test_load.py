@@ -76,4 +76,4 @@ async def test_handlers_that_raise(ground: Ground) -> None:
     result = await load.raising(ground, 100)
     check(result, 100)
     assert result.counted("handler_errors") == result.logged("the handler of %s failed") == 80
-    assert result.counted("lost") == result.logged("the connection with %s was lost") == 20
+    assert result.counted("peer_errors") == result.logged("closed the connection with %s") == 20

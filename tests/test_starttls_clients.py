@@ -348,7 +348,7 @@ async def test_a_client_turns_to_tls_and_does_its_work(
 ) -> None:
     async with serving(server, site) as bound:
         await talk(Visit(site, bound.port, pem / "ca.pem", version))
-    assert bound.stats().lost == 0
+    assert bound.stats().peer_errors == 0
     assert {how for how, _ in site.heard} - {None} == {version}
     assert not any(how is None and PASSWORD.encode() in command for how, command in site.heard)
 
@@ -381,7 +381,7 @@ async def test_a_client_refuses_a_wrong_certificate_and_the_server_goes_on(
         if alert := ALERTS.get((refusal, wrong)):
             (message,) = caplog.messages
             assert re.fullmatch(
-                r"the connection with (\S+) was lost: TLS handshake with \1 failed: "
+                r"closed the connection with (\S+): TLS handshake with \1 failed: "
                 rf"the peer refused, with the alert '{alert}'",
                 message,
             )
@@ -398,7 +398,7 @@ async def test_all_clients_at_once(times: int, authority: Authority, tmp_path: P
         site = make_site(authority, directory)
         async with serving(server, site) as bound:
             await talk(Visit(site, bound.port, directory / "ca.pem"))
-        assert bound.stats().lost == 0
+        assert bound.stats().peer_errors == 0
 
     for turn in range(2 * times):
         with trio.fail_after(50):
@@ -590,7 +590,7 @@ async def test_openssl_turns_to_tls_in_every_protocol(
     assert b"Verify return code: 0 (ok)" in done.stdout
     assert dialogue.answer in done.stdout
     assert site.heard[-1][0] == {"-tls1_2": "TLSv1.2", "-tls1_3": "TLSv1.3"}[version]
-    assert bound.stats().lost == 0
+    assert bound.stats().peer_errors == 0
 
 
 @pytest.mark.needs("gnutls-cli")
@@ -614,7 +614,7 @@ async def test_gnutls_turns_to_tls_in_every_protocol_that_it_knows(
     assert b"- Status: The certificate is trusted." in done.stdout
     assert dialogue.answer in done.stdout
     assert site.heard[-1][0] == "TLSv1.3"
-    assert bound.stats().lost == 0
+    assert bound.stats().peer_errors == 0
 
 
 each_protocol = pytest.mark.parametrize("protocol", DIALOGUES)
@@ -639,14 +639,14 @@ async def test_commands_slipped_in_behind_the_one_that_asks_for_tls_are_not_obey
         assert site.heard == heard
         (message,) = caplog.messages
         assert message.startswith(
-            f"the connection with {where} was lost: TLS handshake with {where} failed: "
+            f"closed the connection with {where}: TLS handshake with {where} failed: "
         )
         async with await trisock.connect("127.0.0.1", bound.port) as sock:
             await dialogue.ask_for_tls(sock)
             await sock.starttls(tls)
             await sock.send(dialogue.leave)
             await sock.recv_until(dialogue.answer)
-        assert bound.stats().lost == 1
+        assert bound.stats().peer_errors == 1
 
 
 @each_protocol
@@ -807,7 +807,7 @@ async def test_behind_haproxy_each_client_is_known_by_its_own_address(
                     nursery.start_soon(visit, port)
             await all_served(bound, 5)
     assert served == len(behind.headers) == 5
-    assert bound.stats().lost == 0
+    assert bound.stats().peer_errors == 0
 
 
 @pytest.mark.needs("haproxy")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import os
 import socket
 import ssl
-import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -16,16 +16,15 @@ from typing import TypeAlias
 
 import trio
 
+from . import _guard
 from ._address import Address
 from ._errors import IncompleteReadError
 from ._listener import Listener, listen
 from ._slots import Slots
 from ._socket import Buffer, Socket, _bytes_view, _timeout
+from ._text import printable
 from ._tls import ClientTLS, ServerTLS, TLSArgument, resolve, to_role
 from ._uncopied import Uncopied
-
-if sys.version_info < (3, 11):  # pragma: no cover (one of the two on each version)
-    from exceptiongroup import BaseExceptionGroup  # which Trio needs as well
 
 # How many connections one listening socket accepts before it lets other tasks run.
 _ACCEPTS_PER_PASS = 64
@@ -34,6 +33,9 @@ _ACCEPTS_PER_PASS = 64
 # may be some again, in seconds: what Trio does.
 _OUT_OF_SOMETHING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 _RETRY_SECONDS = 0.1
+
+# Clients can bring that about, so the log gets a line when it begins and then one a minute.
+_REPORT_SECONDS = 60
 
 Handler: TypeAlias = "Callable[[Socket], Awaitable[object]]"
 
@@ -50,8 +52,10 @@ class ServerStats:
       dropped: connections that died before they could be accepted.
       refused: connections accepted but not given to the handler, because the server was stopping.
       failed_handshakes: connections whose handshake for ``bind(tls=)`` failed or timed out.
-      handler_errors: connections whose handler raised an ``Exception`` that was logged.
-      lost: connections whose handler ended by an error of the connection itself: the peer vanished.
+      handler_errors: connections whose handler raised an ``Exception`` of its own, which was
+        logged with its traceback.
+      peer_errors: connections whose handler ended by an error of the connection itself, which the
+        peer can cause: it vanished, broke TLS, sent a line that was too long.
       aborted: connections that ``broadcast`` has aborted because they were too slow.
     """
 
@@ -61,7 +65,7 @@ class ServerStats:
     refused: int = 0
     failed_handshakes: int = 0
     handler_errors: int = 0
-    lost: int = 0
+    peer_errors: int = 0
     aborted: int = 0
 
 
@@ -80,9 +84,15 @@ async def bind(
     """Listen, and run ``handler(sock)`` in a task of its own for each connection.
 
     It is listening when this returns; one task in the nursery runs it, on the semantics of
-    ``trio.serve_listeners``. When the handler returns, the socket is closed (gracefully). An
-    ``Exception`` that it raises is logged, with the peer's address, on the logger
-    ``trisock.server``; only that connection dies.
+    ``trio.serve_listeners``. When the handler returns, the socket is closed (gracefully).
+
+    Whatever a handler raises as ``Exception``, alone or in a group, ends only its own connection.
+    It is logged on the logger ``trisock.server`` with the peer's address: at ERROR with a
+    traceback; but in one line at INFO if it is an error of this very socket that the peer can
+    cause (``BrokenResourceError``, ``TLSError``, ``IncompleteReadError``, ``LimitExceededError``).
+    The same holds for a cancel scope that a handler leaves open, which is an error of the handler.
+    A nursery that it leaves open is not covered: that breaks Trio's own books. What is no
+    ``Exception`` (``KeyboardInterrupt``, ``SystemExit``) ends the server.
 
     Args:
       nursery: where the server's task runs. Cancelling it cancels the handlers.
@@ -173,6 +183,9 @@ class Server(Uncopied):
         self._counts: Counter[str] = Counter()
         self._accepting = trio.CancelScope()
         self._handlers = trio.CancelScope()
+        self._nursery: trio.Nursery | None = None  # of the handlers
+        self._exhaustion: str | None = None
+        self._exhausted_accepts = 0
         self._closed = trio.Event()
         self.closing = trio.Event()
 
@@ -238,40 +251,49 @@ class Server(Uncopied):
     async def broadcast(self, data: Buffer, *, timeout: float = 10) -> int:
         """Send the same data to all connections that are open now, to all at once.
 
-        It goes after what a connection's own handler is sending, and never into the middle of
-        it. Connections in a handshake, or in the middle of ``starttls``, are left out; a client
-        that has only ended its own side is not. A client that has not taken all of it in time is
-        aborted, and so hurts no other.
+        On each connection it goes after what the handler is sending, never into the middle of it.
+        It waits at most ``timeout`` seconds for that turn; then this client is left out, because
+        the handler may wait for something else than its client. Once its turn has come, a client
+        that does not take the data within ``timeout`` seconds is aborted, and hurts no other.
+
+        Connections in a handshake, a ``starttls`` or a ``stoptls`` are left out, also if that
+        begins while the broadcast waits for its turn: the data never crosses from TLS to plain
+        text or back. A client that has only ended its own side is not left out.
 
         Args:
           data: what to send; copied if it can change.
-          timeout: seconds that each client has.
+          timeout: seconds for the turn, and again for the sending. With ``math.inf`` a client that
+            does not read keeps the call waiting.
 
         Returns: how many got all of it (as far as their kernels are concerned).
 
-        Cancelled, an unknown part was sent: to connections that had got a part already
-        nothing more can be sent.
+        Cancelled before it has begun, nothing was sent. Then it is shielded from cancellation,
+        because half a message would end the other connections, and ends within its timeouts. With
+        an infinite ``timeout`` it is not shielded: cancelled, an unknown part was sent, and
+        connections that got a part can send no more. A hard stop of the server ends it as well.
         """
         content = bytes(_bytes_view(data))
         limit = _timeout("timeout", timeout)
-        delivered = 0
-
-        async def send_to(sock: Socket) -> None:
-            nonlocal delivered
-            with trio.move_on_after(limit) as scope:
-                with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                    if await sock._send_for_broadcast(content):
-                        delivered += 1
-            if scope.cancelled_caught:
-                self._counts["aborted"] += 1
-                sock.abort()
-
-        await trio.lowlevel.checkpoint()
-        async with trio.open_nursery() as nursery:
-            for sock in self._connections:
-                if not sock._changing:
-                    nursery.start_soon(send_to, sock)
-        return delivered
+        await trio.lowlevel.checkpoint_if_cancelled()
+        targets = [(sock, sock._generation) for sock in self._connections if not sock._changing]
+        if not targets:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            return 0
+        # Its tasks run beside the handlers, so that only what ends those ends them.
+        assert self._nursery is not None
+        broadcast = _Broadcast(content, limit)
+        self._nursery.start_soon(broadcast.run, targets)
+        try:
+            with trio.CancelScope(shield=limit < math.inf):
+                await broadcast.done.wait()
+        except BaseException:
+            broadcast.scope.cancel()
+            raise
+        finally:
+            self._counts["aborted"] += broadcast.aborted
+        if broadcast.failure is not None:
+            raise broadcast.failure
+        return broadcast.delivered
 
     # ---- the server's task ----
 
@@ -280,16 +302,19 @@ class Server(Uncopied):
         try:
             with self._handlers:
                 async with trio.open_nursery() as handlers:
+                    self._nursery = handlers
                     with self._accepting, listener._accepting:
                         async with trio.open_nursery() as acceptors:
                             for sock in listener._sockets:
-                                acceptors.start_soon(self._accept_from, sock, handlers)
+                                acceptors.start_soon(self._accept_from, sock, handlers, acceptors)
         finally:
             self.closing.set()
             listener.abort()
             self._closed.set()
 
-    async def _accept_from(self, listening: socket.socket, handlers: trio.Nursery) -> None:
+    async def _accept_from(
+        self, listening: socket.socket, handlers: trio.Nursery, acceptors: trio.Nursery
+    ) -> None:
         """Start a task for each connection that comes in at one of the listening sockets.
 
         As ``trio.serve_listeners`` does, but all that are waiting at once, which makes a short
@@ -308,14 +333,24 @@ class Server(Uncopied):
             except OSError as exc:
                 if exc.errno not in _OUT_OF_SOMETHING:
                     raise
-                _logger.error(
-                    "accept returned %s (%s); retrying in %s seconds",
-                    errno.errorcode[exc.errno],
-                    os.strerror(exc.errno),
-                    _RETRY_SECONDS,
-                    exc_info=True,
-                )
+                self._exhausted_accepts += 1
+                if self._exhaustion is None:
+                    self._exhaustion = f"{errno.errorcode[exc.errno]} ({os.strerror(exc.errno)})"
+                    acceptors.start_soon(self._report_exhaustion)
                 await trio.sleep(_RETRY_SECONDS)
+
+    async def _report_exhaustion(self) -> None:
+        """Log that accept has failed: one line at once, and then one a minute with a count."""
+        message = "accept failed with %s; it is tried again every %s seconds"
+        _guard.log(_logger, logging.ERROR, message, self._exhaustion, _RETRY_SECONDS)
+        self._exhausted_accepts = 0
+        await trio.sleep(_REPORT_SECONDS)
+        while self._exhausted_accepts:
+            message = "accept failed with %s %s times in the last %s seconds"
+            count, self._exhausted_accepts = self._exhausted_accepts, 0
+            _guard.log(_logger, logging.ERROR, message, self._exhaustion, count, _REPORT_SECONDS)
+            await trio.sleep(_REPORT_SECONDS)
+        self._exhaustion = None
 
     async def _accept_one(self, listening: socket.socket, handlers: trio.Nursery) -> bool:
         """Take a slot, and only then accept: the excess waits in the backlog."""
@@ -349,7 +384,7 @@ class Server(Uncopied):
                     return
                 self._connections.add(sock)
                 try:
-                    await self._handler(sock)
+                    await _guard.isolated(lambda: self._handler(sock))
                 except BaseException as exc:
                     # A peer that has ended between two messages has got its answers.
                     whole = (
@@ -357,7 +392,9 @@ class Server(Uncopied):
                         and type(exc) is IncompleteReadError
                         and not exc.partial
                     )
-                    rest = self._log(sock, exc)
+                    errors, rest = _guard.parts(exc)
+                    if errors is not None:
+                        self._log(sock, errors)
                     if rest is exc:
                         raise
                     if rest is not None:
@@ -377,50 +414,81 @@ class Server(Uncopied):
     async def _secure(self, sock: Socket) -> bool:
         """Shake hands; False where that failed."""
         assert self._tls is not None
+        tls = self._tls
         self._handshakes.add(sock)
         try:
-            await sock.starttls(self._tls, handshake_timeout=self._handshake_timeout)
-        except trio.BrokenResourceError as exc:
-            self._counts["failed_handshakes"] += 1
-            _logger.info("%s", exc)
+            # The context may be of a class of the program's.
+            await _guard.isolated(
+                lambda: sock.starttls(tls, handshake_timeout=self._handshake_timeout)
+            )
         except Exception as exc:
-            if isinstance(exc, trio.ClosedResourceError) and self.closing.is_set():
+            if type(exc) is trio.ClosedResourceError and self.closing.is_set():
                 self._counts["refused"] += 1
-            else:  # a context of the user's that cannot be used
-                self._counts["failed_handshakes"] += 1
-                _logger.exception("no TLS handshake with %s", sock.getpeer())
+                return False
+            self._counts["failed_handshakes"] += 1
+            if sock._is_own_failure(exc):
+                _guard.log(_logger, logging.INFO, "%s", _guard.text(exc))
+            else:
+                message = "no TLS handshake with %s"
+                _guard.log(_logger, logging.ERROR, message, _peer(sock), exc_info=exc)
         else:
             return True
         finally:
             self._handshakes.discard(sock)
         return False
 
-    def _log(self, sock: Socket, exc: BaseException) -> BaseException | None:
-        """Log what a handler raised; return the part that is not for us to end."""
-        errors: BaseException | None
-        rest: BaseException | None
-        if isinstance(exc, BaseExceptionGroup):
-            errors, rest = exc.split(Exception)
-        elif isinstance(exc, Exception):
-            errors, rest = exc, None
+    def _log(self, sock: Socket, errors: BaseException) -> None:
+        """Log the ``Exception`` (or the group of them) that a handler raised."""
+        each = _guard.leaves(errors)
+        if all(sock._is_own_failure(leaf) for leaf in each):
+            self._counts["peer_errors"] += 1
+            why = "; ".join(dict.fromkeys(map(_guard.text, each)))
+            message = "closed the connection with %s: %s"
+            _guard.log(_logger, logging.INFO, message, _peer(sock), why)
         else:
-            errors, rest = None, exc
-        if errors is not None:
-            self._log_errors(sock, errors)
-        return rest
-
-    def _log_errors(self, sock: Socket, errors: BaseException) -> None:
-        lost: BaseException | None
-        others: BaseException | None
-        if isinstance(errors, BaseExceptionGroup):
-            lost, others = errors.split(lambda each: sock._is_own_failure(each))
-        elif sock._is_own_failure(errors):
-            lost, others = errors, None
-        else:
-            lost, others = None, errors
-        if others is not None:
             self._counts["handler_errors"] += 1
-            _logger.error("the handler of %s failed", sock.getpeer(), exc_info=others)
-        else:
-            self._counts["lost"] += 1
-            _logger.info("the connection with %s was lost: %s", sock.getpeer(), lost)
+            message = "the handler of %s failed"
+            _guard.log(_logger, logging.ERROR, message, _peer(sock), exc_info=errors)
+
+
+class _Broadcast:
+    """One broadcast: what is sent, and what came of it.
+
+    Attributes:
+      scope: cancels it.
+      done: set when it has ended.
+      failure: what nobody expected, for the caller: it must not end the server.
+    """
+
+    def __init__(self, content: bytes, timeout: float) -> None:
+        self.content = content
+        self.timeout = timeout
+        self.delivered = 0
+        self.aborted = 0
+        self.failure: Exception | None = None
+        self.scope = trio.CancelScope()
+        self.done = trio.Event()
+
+    async def run(self, targets: list[tuple[Socket, int]]) -> None:
+        try:
+            with self.scope:
+                async with trio.open_nursery() as nursery:
+                    for sock, generation in targets:
+                        nursery.start_soon(self._send, sock, generation)
+        except Exception as exc:
+            self.failure = exc
+        finally:
+            self.done.set()
+
+    async def _send(self, sock: Socket, generation: int) -> None:
+        try:
+            if await sock._send_for_broadcast(self.content, generation, self.timeout):
+                self.delivered += 1
+        except trio.TooSlowError:
+            self.aborted += 1
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+
+
+def _peer(sock: Socket) -> str:
+    return printable(str(sock.getpeer()))

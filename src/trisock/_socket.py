@@ -567,16 +567,38 @@ class Socket(Uncopied, trio.abc.HalfCloseableStream):
         if isinstance(tls.failure, TLSError):
             raise tls.failure from None
 
-    async def _send_for_broadcast(self, data: bytes) -> bool:
-        """Send for somebody else than the connection's own task: after what that one sends.
+    async def _send_for_broadcast(self, data: bytes, generation: int, timeout: float) -> bool:
+        """Send for a server's broadcast: after what the connection's own task is sending.
 
-        False, and nothing is sent, if the connection is turning to TLS or back by then.
+        Waits at most ``timeout`` seconds for its turn, and then sends nothing: the connection's own
+        task may wait for something else than the peer. Once it has its turn, a peer that does not
+        take the data within ``timeout`` seconds is aborted (``trio.TooSlowError``).
+
+        The data is meant for what the connection was at ``generation``. If ``starttls`` or
+        ``stoptls`` has begun since then, nothing is sent and nothing is aborted.
+
+        Returns: whether all of it was sent.
         """
-        async with self._sending.for_broadcast():
-            if self._changing:
+        if generation != self._generation:
+            return False
+        turn = self._sending
+        with trio.move_on_after(timeout) as waiting:
+            await turn.take()
+        if waiting.cancelled_caught:
+            return False
+        try:
+            if generation != self._generation:
                 return False
-            await self._send([memoryview(data)])
-            return True
+            with trio.move_on_after(timeout):
+                await self._send([memoryview(data)])
+                return True
+            # If an upgrade waits behind us, it goes on, or fails because our send was cut short.
+            if generation != self._generation:
+                return False
+            self.abort()
+            raise trio.TooSlowError
+        finally:
+            turn.give()
 
     # ---- TLS ----
 
@@ -864,7 +886,7 @@ class Socket(Uncopied, trio.abc.HalfCloseableStream):
 
     def _is_own_failure(self, exc: BaseException) -> bool:
         """Whether an error is about this very connection: it broke, ended early or was aborted."""
-        if isinstance(exc, trio.ClosedResourceError):
+        if type(exc) is trio.ClosedResourceError:  # isinstance would ask a class of the program's
             return self._aborted
         return self._transport.has_failed_by(exc)
 

@@ -46,7 +46,8 @@ class Exclusive:
 class SendTurn(Exclusive):
     """One sender at a time: the application's tasks collide, broadcasts queue.
 
-    ``async with`` takes the turn for a task of the application; ``broadcast`` is for the others.
+    ``async with`` takes the turn for a task of the application. A broadcast calls ``take`` and
+    ``give`` itself.
 
     Invariant: ``held`` while a task of the application is inside or waits to be, ``taken`` from
     when any sender goes in until the queue is empty and the last one came out; a sender
@@ -74,10 +75,6 @@ class SendTurn(Exclusive):
         self.__exit__()
         self.give()
 
-    def for_broadcast(self) -> _BroadcastTurn:
-        """Return the turn of a sender that may wait, as an async context manager."""
-        return _BroadcastTurn(self)
-
     async def take(self) -> None:
         """Take the turn, or wait for it. A checkpoint only if it must wait."""
         if self.taken:
@@ -93,16 +90,3 @@ class SendTurn(Exclusive):
             self.queue.unpark()
         else:
             self.taken = False
-
-
-class _BroadcastTurn:
-    __slots__ = ("_turn",)
-
-    def __init__(self, turn: SendTurn) -> None:
-        self._turn = turn
-
-    async def __aenter__(self) -> None:
-        await self._turn.take()
-
-    async def __aexit__(self, *_: object) -> None:
-        self._turn.give()

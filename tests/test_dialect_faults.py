@@ -248,28 +248,6 @@ def test_a_ctrl_c_while_the_thread_is_stopped_leaves_calls_working(
     assert s.send("x")
 
 
-def test_what_cannot_be_taken_back_harms_no_other_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Ctrl-C comes when data is there, and another thread closes before it is pushed back."""
-    s, peer = connection()
-    peer.send("data")
-    result = _background.Future.result
-
-    def interrupted(future: _background.Future[object]) -> object:
-        if result(future) == b"data":
-            monkeypatch.undo()
-            closer = threading.Thread(target=s.close)
-            closer.start()
-            closer.join()
-            raise KeyboardInterrupt
-        return result(future)
-
-    monkeypatch.setattr(_background.Future, "result", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        s.recv()
-    assert peer.recv() is None
-    assert not s.send("x")
-
-
 def test_a_ctrl_c_comes_out_of_a_running_scheduler_as_such() -> None:
     out = run_program(
         """

@@ -37,7 +37,7 @@ import trustme
 from conftest import DEADLINE, Authority, clog, unix_pair
 
 import trisock
-from trisock import ClientTLS, ServerTLS, _background
+from trisock import ClientTLS, ServerTLS
 from trisock._background import Background
 from trisock._sides import background
 from trisock.pluto import async_socket, listener, scheduler, socket
@@ -1524,29 +1524,6 @@ def test_undo_takes_back_the_result_of_a_call_that_was_done_when_ctrl_c_came(
     assert undone == ["result"]
 
 
-def test_undo_takes_back_the_result_that_a_signal_handler_kept_from_the_caller(
-    own: Background, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is there already, and the exception comes while it is being fetched."""
-    undone: list[str] = []
-
-    async def done() -> str:
-        return "result"
-
-    class Late(_background.Future):  # type: ignore[type-arg]
-        def result(self, timeout: float | None = None) -> Any:
-            value = super().result(timeout)
-            if value == "result" and not undone and threading.current_thread() is main:
-                raise KeyboardInterrupt
-            return value
-
-    main = threading.main_thread()
-    monkeypatch.setattr(_background, "Future", Late)
-    with pytest.raises(KeyboardInterrupt):
-        own.call(done, undone.append)
-    assert undone == ["result"]
-
-
 @pytest.mark.parametrize("fails", [False, True])
 def test_undo_is_for_results_only(own: Background, fails: bool) -> None:
     undone: list[object] = []
@@ -1587,19 +1564,6 @@ def test_an_undo_that_fails_harms_no_later_call(
     assert own.call(later) == "fine"
     assert "could not take back" in caplog.text
     caplog.clear()
-
-
-async def test_a_call_that_was_given_up_before_it_began_is_not_made() -> None:
-    made: list[str] = []
-
-    async def function() -> None:
-        made.append("made")
-
-    call = _background._Call(function, made.append)
-    call.give_up()
-    assert call.given_up.done()
-    await call.run()
-    assert made == []
 
 
 def test_recv_pushes_back_what_ctrl_c_kept_from_the_caller() -> None:
@@ -1753,28 +1717,20 @@ def test_ctrl_c_while_a_thread_cannot_start_is_a_keyboard_interrupt(
 ) -> None:
     run = trio.run
     interrupted = threading.Event()
-    give_up = _background._Thread.give_up
-
-    def wait_until_main_waits_for_the_start() -> None:
-        while own._thread is None or not own._thread._running._condition._waiters:
-            pass
 
     def fail(*_: Any) -> None:
         monkeypatch.setattr(trio, "run", run)
-        wait_until_main_waits_for_the_start()
         raise_in_main()
         interrupted.wait(DEADLINE)
-        wait_until_main_waits_for_the_start()  # again
         raise OSError(errno.EMFILE, "Too many open files")
 
-    def give_up_and_tell(self: Any, call: Any) -> None:
-        interrupted.set()
-        give_up(self, call)
-
     monkeypatch.setattr(trio, "run", fail)
-    monkeypatch.setattr(_background._Thread, "give_up", give_up_and_tell)
     with pytest.raises(KeyboardInterrupt):
         own.call(trio.lowlevel.checkpoint)
+    failing = background_threads()
+    interrupted.set()
+    for each in failing:
+        each.join()
     own.call(trio.lowlevel.checkpoint)
 
 
@@ -1788,7 +1744,6 @@ def test_a_thread_that_the_system_refuses_leaves_nothing_behind(
         patched.setattr(threading.Thread, "start", refuse)
         with pytest.raises(RuntimeError, match="new thread"):
             own.call(trio.lowlevel.checkpoint)
-    assert not own._calls
     own.call(trio.lowlevel.checkpoint)
 
 
@@ -1857,6 +1812,10 @@ def child(function: Callable[[], None]) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(number, 0)[1]) == 0
 
 
+def background_threads() -> list[threading.Thread]:
+    return [each for each in threading.enumerate() if each.name == "trisock"]
+
+
 def converse(client: Any, server: Any) -> None:
     client.send("hello")
     assert server.recv() == b"hello"
@@ -1874,14 +1833,14 @@ def test_fork_after_calls_lets_the_child_use_its_sockets_and_the_parent_go_on() 
     converse(client, server)
 
     def in_child() -> None:
-        assert background._thread is None
+        assert not background_threads()
         converse(server, client)
         converse(*finish(pair()))
         child(lambda: converse(client, server))  # and forks itself
         converse(client, server)
 
     child(in_child)
-    assert background._thread is None  # it was stopped
+    assert not background_threads()  # it was stopped
     converse(client, server)
     child(in_child)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NoReturn, cast
 
 import trio
 
-from ._sides import current_run, run_trio
+from ._guard import isolated
+from ._sides import current_run, run_trio, shown
 
 if TYPE_CHECKING:
 
@@ -22,15 +23,19 @@ class scheduler:  # noqa: N801 (Pluto's name)
         self._waiting: list[Callable[[], Awaitable[object]]] = []
         self._nursery: trio.Nursery | None = None
 
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("a scheduler cannot be copied or pickled: it runs what it was given once")
+
     def add(self, function: Callable[[], Awaitable[object]]) -> None:
         """Run an async function in a task of its own, when the scheduler runs. A plain call.
 
-        What it raises comes out of ``run``, in a group. Source: Pluto's ``scheduler.add``.
+        What it raises comes out of ``run``, in a group; so does a ``RuntimeError`` if it ends with
+        a cancel scope left open. Source: Pluto's ``scheduler.add``.
         """
         if not callable(function):
-            raise TypeError(f"a scheduler runs async functions, not {function!r}")
+            raise TypeError(f"a scheduler runs async functions, not {shown(function)}")
         if self._nursery is not None:
-            self._nursery.start_soon(function)
+            self._nursery.start_soon(isolated, function, name=function)
         else:
             self._waiting.append(function)
 
@@ -50,6 +55,7 @@ class scheduler:  # noqa: N801 (Pluto's name)
         try:
             async with trio.open_nursery() as self._nursery:
                 while self._waiting:
-                    self._nursery.start_soon(self._waiting.pop(0))
+                    function = self._waiting.pop(0)
+                    self._nursery.start_soon(isolated, function, name=function)
         finally:
             self._nursery = None

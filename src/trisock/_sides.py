@@ -7,6 +7,7 @@ What is made on one side stays there. Outside Trio all calls are made in one bac
 from __future__ import annotations
 
 import functools
+import logging
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, NoReturn, ParamSpec, TypeVar, overload
@@ -14,6 +15,9 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, NoReturn, ParamSpec
 import trio
 
 from ._background import Background
+from ._call import Call
+from ._guard import leaves, log
+from ._text import printable
 
 if sys.version_info < (3, 11):  # pragma: no cover (one of the two on each version)
     from exceptiongroup import BaseExceptionGroup  # which Trio needs as well
@@ -24,10 +28,28 @@ Run = trio.lowlevel.TrioToken
 
 background = Background()
 
+_logger = logging.getLogger("trisock.pluto")
+
 
 def current_run() -> Run | None:
     """Return which run of Trio this task is in; ``None`` outside Trio."""
     return trio.lowlevel.current_trio_token() if trio.lowlevel.in_trio_task() else None
+
+
+def shown(mistake: object) -> str:
+    """Tell what was given in place of a function; not its text, which may be a private key."""
+    if mistake is None or type(mistake) in (bool, int, float):
+        return repr(mistake)
+    return f"a {type(mistake).__name__}"
+
+
+def log_reason(reason: Exception, where: str = "") -> None:
+    """Log why something failed, as text: a handler that keeps exceptions keeps their frames."""
+    try:
+        text = str(reason)
+    except Exception:  # of an argument whose class is the program's
+        text = type(reason).__name__
+    log(_logger, logging.INFO, "%s", printable(where + text))
 
 
 def run_trio(main: Callable[[], Awaitable[None]]) -> None:
@@ -35,9 +57,13 @@ def run_trio(main: Callable[[], Awaitable[None]]) -> None:
     try:
         trio.run(main)
     except BaseExceptionGroup as group:
-        if group.subgroup(KeyboardInterrupt) is None:
+        # Not split(): it calls methods of the groups in it, whose classes may be the program's.
+        found = leaves(group)
+        rest = [each for each in found if not issubclass(type(each), KeyboardInterrupt)]
+        if len(rest) == len(found):
             raise
-        raise KeyboardInterrupt from group.split(KeyboardInterrupt)[1]
+        cause = BaseExceptionGroup("besides the Ctrl-C", rest) if rest else None
+        raise KeyboardInterrupt from cause
 
 
 class OneSided:
@@ -56,6 +82,10 @@ class OneSided:
         if made == here:
             here = "in another run of Trio"
         raise RuntimeError(f"this {type(self).__name__} was made {made}: it cannot be used {here}")
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        # What copying, deep copying and pickling ask. Two would share a buffer, or a descriptor.
+        raise TypeError(f"a {type(self).__name__} cannot be copied or pickled")
 
     def _at_once(self, function: Callable[[], R]) -> R:
         """Make a plain call, on the side where this is used."""
@@ -123,7 +153,12 @@ def taken_back_by(
         def call(self: OneSided, *args: Any, **kwargs: Any) -> object:
             bound = functools.partial(method, self, *args, **kwargs)
             if not self._is_inside():
-                return background.call(bound, undo and functools.partial(undo, self))
+                blocking = Call(bound, undo and functools.partial(undo, self))
+                try:
+                    return background.result_of(blocking)
+                except BaseException:
+                    background.abandon(blocking)
+                    raise
             return bound() if wrap is None else wrap(bound())
 
         return call

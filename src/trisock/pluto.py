@@ -26,10 +26,10 @@ Source: Pluto's documentation, page "Socket". ``docs/dialects.md`` has what diff
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import inspect
-import logging
 import socket as _stdlib
 import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -48,6 +48,8 @@ from ._sides import (
     ToBeAwaited,
     background,
     current_run,
+    log_reason,
+    shown,
     taken_back_by,
     waits,
 )
@@ -63,9 +65,6 @@ TLS = (
     | trisock.ClientTLS
     | trisock.ServerTLS
 )
-
-# Gets texts and never an exception: a handler that keeps those keeps the sockets in their frames.
-_logger = logging.getLogger("trisock.pluto")
 
 # The first finaliser decides when they all are called at exit: after exit handlers that are set
 # from now on, and so may still use their sockets.
@@ -85,6 +84,7 @@ class socket(OneSided):  # noqa: N801 (Pluto's name)
     def __init__(self, sock: trisock.Socket, run: Run | None, *, owned: bool = True) -> None:
         super().__init__(run)
         self._sock = sock
+        self._taken_back = b""  # what could not be pushed back yet
         if owned:  # a server's is not: to close the descriptor under it would crash it
             weakref.finalize(self, _close_descriptor, sock.stream.socket)
 
@@ -109,7 +109,7 @@ class socket(OneSided):  # noqa: N801 (Pluto's name)
             try:
                 return _wrap(await trisock.connect(host, port), run)
             except (OSError, ValueError) as exc:
-                _logger.info(str(exc))
+                log_reason(exc)
                 return None
 
         if run is not None:
@@ -117,7 +117,7 @@ class socket(OneSided):  # noqa: N801 (Pluto's name)
         try:
             return cast("_Made", background.call(make))
         except ThreadStartError as exc:  # no descriptors left, for instance
-            _logger.info(str(exc))
+            log_reason(exc)
             return cast("_Made", None)
 
     @staticmethod
@@ -134,7 +134,7 @@ class socket(OneSided):  # noqa: N801 (Pluto's name)
         try:
             return listener(trisock.listen_nowait(port), current_run())
         except (OSError, ValueError) as exc:
-            _logger.info(str(exc))
+            log_reason(exc)
             return None
 
     @staticmethod
@@ -157,7 +157,7 @@ class socket(OneSided):  # noqa: N801 (Pluto's name)
         Raises ``OSError`` where it cannot listen: Pluto's own raises too. Source: ``socket.bind``.
         """
         if not callable(handler):
-            raise TypeError(f"a handler is an async function, not {handler!r}")
+            raise TypeError(f"a handler is an async function, not {shown(handler)}")
         bound = listener(trisock.listen_nowait(port), current_run())
         sched.add(functools.partial(bound._serve, handler))
         return bound
@@ -177,9 +177,18 @@ class socket(OneSided):  # noqa: N801 (Pluto's name)
         return True
 
     def _unrecv(self, data: bytes | None) -> None:
-        # Closed in another thread meanwhile, or read: then it has no place to go back to.
-        with contextlib.suppress(trio.ClosedResourceError, trio.BusyResourceError):
-            self._sock.unrecv(data or b"")
+        self._taken_back += data or b""
+        # Another thread may be reading by now: then the next call pushes it back.
+        with contextlib.suppress(trio.BusyResourceError):
+            self._push_back()
+
+    def _push_back(self, more: bytes = b"") -> None:
+        if self._taken_back:
+            with contextlib.suppress(*_OVER):  # closed: it has no place to go back to
+                self._sock.unrecv(self._taken_back)
+            self._taken_back = b""
+        if more != b"":
+            self._sock.unrecv(more)
 
     @taken_back_by(_unrecv)
     async def recv(self) -> bytes | None:
@@ -189,6 +198,7 @@ class socket(OneSided):  # noqa: N801 (Pluto's name)
         outside. Source: ``socket.recv``.
         """
         try:
+            self._push_back()
             return await self._sock.recv() or None
         except _OVER as exc:
             self._is_over(exc)
@@ -202,8 +212,10 @@ class socket(OneSided):  # noqa: N801 (Pluto's name)
         same. Source: ``socket.peek``.
         """
         try:
+            self._push_back()
             return await self._sock.peek() or None
-        except _OVER:
+        except _OVER as exc:
+            self._is_over(exc)
             return None
 
     def unrecv(self, data: str | bytes) -> None:
@@ -214,7 +226,7 @@ class socket(OneSided):  # noqa: N801 (Pluto's name)
         """
         chunk = _to_bytes(data)
         try:
-            self._at_once(lambda: self._sock.unrecv(chunk))
+            self._at_once(functools.partial(self._push_back, chunk))
         except _OVER as exc:
             self._is_over(exc)
 
@@ -236,6 +248,7 @@ class socket(OneSided):  # noqa: N801 (Pluto's name)
         if self._sock.istls():
             return None
         try:
+            self._push_back()
             await self._sock.starttls(tls)
         except _OVER as exc:
             await self._sock.close()  # where it was broken before TLS began
@@ -248,7 +261,10 @@ class socket(OneSided):  # noqa: N801 (Pluto's name)
 
         Awaited inside Trio, blocks outside. Source: ``socket.close``.
         """
-        await self._sock.close()
+        try:
+            await self._sock.close()
+        except _OVER as exc:  # a TLS connection in the child of a fork, for instance
+            self._is_over(exc)
 
     def getpeer(self) -> tuple[str, int]:
         """Return the other end's address and port: ``ip, port = s.getpeer()``.
@@ -267,10 +283,10 @@ class socket(OneSided):  # noqa: N801 (Pluto's name)
 
     def isopen(self) -> bool:
         """Return whether the connection is open. A plain call. Source: ``socket.isopen``."""
-        return self._at_once(self._sock.isopen)
+        return self._at_once(lambda: bool(self._taken_back) or self._sock.isopen())
 
     def _is_over(self, reason: Exception) -> Literal[False]:
-        _logger.info(f"{self._sock.getpeer()}: {reason}")
+        log_reason(reason, f"{self._sock.getpeer()}: ")
         return False
 
 
@@ -290,7 +306,7 @@ class listener(OneSided):  # noqa: N801 (Pluto's name)
     def __init__(self, listening: trisock.Listener, run: Run | None) -> None:
         super().__init__(run)
         self._listening = listening
-        self._accepted: socket | None = None  # kept for the next accept
+        self._kept: collections.deque[socket] = collections.deque()  # for the next accepts
         self._serving = self._closed = False
         self._server: trisock.Server | None = None
         weakref.finalize(self, listening.abort)
@@ -304,7 +320,8 @@ class listener(OneSided):  # noqa: N801 (Pluto's name)
         return self._listening.port
 
     def _keep(self, accepted: socket | None) -> None:
-        self._accepted = accepted
+        if accepted is not None and not self._closed:
+            self._kept.append(accepted)
 
     @taken_back_by(_keep, ToBeAwaited)
     async def accept(self) -> _Made:
@@ -313,7 +330,7 @@ class listener(OneSided):  # noqa: N801 (Pluto's name)
         Returns: its socket; ``None`` when the listener is closed. Awaited inside Trio, blocks
         outside. Raises ``OSError`` where the system has run out of something. Source: ``accept``.
         """
-        accepted, self._accepted = self._accepted, None
+        accepted = self._kept.popleft() if self._kept else None
         with contextlib.suppress(trio.ClosedResourceError):
             accepted = accepted or _wrap(await self._listening.accept(), self._run)
         return cast("_Made", accepted)
@@ -324,7 +341,7 @@ class listener(OneSided):  # noqa: N801 (Pluto's name)
         A plain call. False once it is closed. Source: ``hasconnection``.
         """
         with contextlib.suppress(trio.ClosedResourceError):
-            return self._accepted is not None or self._at_once(self._listening.hasconnection)
+            return self._at_once(lambda: bool(self._kept) or self._listening.hasconnection())
         return False
 
     @waits
@@ -333,7 +350,8 @@ class listener(OneSided):  # noqa: N801 (Pluto's name)
 
         Awaited inside Trio, blocks outside. (In Pluto it ends when it is collected.)
         """
-        self._closed, self._accepted = True, None
+        self._closed = True
+        self._kept.clear()
         if self._server is not None:
             self._server.stop()
         elif not self._serving:
@@ -347,7 +365,7 @@ class listener(OneSided):  # noqa: N801 (Pluto's name)
         async def handle(sock: trisock.Socket) -> None:
             waiting = handler(async_socket(sock, self._run, owned=False))
             if not inspect.isawaitable(waiting):  # nothing that it has sent has gone out
-                raise TypeError(f"a handler is an async function, which {handler!r} is not")
+                raise TypeError(f"a handler is an async function, which {shown(handler)} is not")
             await waiting
 
         if self._closed:

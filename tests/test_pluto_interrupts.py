@@ -71,7 +71,7 @@ def test_interrupted_recv_and_peek_lose_no_byte() -> None:
         got, interrupts = bytearray(), 0
         def receive():
             while len(got) < len(sent):
-                arm()
+                arm(0.0003 if interrupts % 2 else 0.0015)
                 if interrupts % 3 == 2:
                     client.peek()
                 got.extend(client.recv())
@@ -105,14 +105,14 @@ def test_a_call_that_would_wait_for_ever_ends_by_each_interrupt(call: str) -> No
         def unanswered():
             socket.connect(*full.getsockname())
         longest = 0
-        for number in range(700):
+        for number in range(2000):
             try:
                 began = time.monotonic()
-                arm()
+                arm(0.0003 if number % 2 else 0.0015)
                 {call}
             except Alarm:
                 longest = max(longest, time.monotonic() - began)
-        print(number, longest < 1)
+        print(longest < 1)
         assert client.send("x") and raw.recv(1) == b"x"
         raw.sendall(b"y")
         assert client.recv() == b"y"
@@ -120,7 +120,7 @@ def test_a_call_that_would_wait_for_ever_ends_by_each_interrupt(call: str) -> No
         assert listening.accept().getpeer() == other.getsockname()
         """
     )
-    assert out == "699 True\n"
+    assert out == "True\n"
 
 
 def test_interrupted_send_connect_close_and_starttls_leave_the_next_call_working() -> None:

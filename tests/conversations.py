@@ -25,6 +25,7 @@ import traceback
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
 import trio
@@ -908,6 +909,54 @@ async def pluto_outside_trio(site: Site, rng: random.Random) -> None:
         await trio.to_thread.run_sync(script)
 
 
+async def pluto_interrupted(site: Site, rng: random.Random) -> None:
+    """Calls outside Trio that an exception ends at some line of trisock lose no byte.
+
+    A trace function of the thread raises it, as a signal handler would in the main thread.
+    """
+    data = payload(rng, 2000)
+
+    def talk() -> None:
+        s = pluto.socket.connect(LOCALHOST, site.plain.port)
+        assert s is not None
+        s.send(b"echo %d\n" % len(data) + data)
+        got = b""
+        while len(got) < len(data):
+            got += interrupted_at(rng.randrange(1, 60), s.recv) or b""
+        check(got, data)
+        s.close()
+
+    await trio.to_thread.run_sync(talk)
+
+
+class InterruptedCall(BaseException):
+    pass
+
+
+def interrupted_at(line: int, call: Callable[[], T]) -> T | None:
+    """Make a call that an exception ends at a line of trisock's code, if it comes so far."""
+    count = 0
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal count
+        if not frame.f_code.co_filename.startswith(str(Path(trisock.__file__).parent)):
+            return None
+        if event == "line":
+            count += 1
+            if count == line:
+                raise InterruptedCall
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        return call()
+    except InterruptedCall:
+        return None
+    finally:
+        sys.settrace(before)
+
+
 async def a_server_of_pluto(site: Site, rng: random.Random) -> None:
     async def handler(s: pluto.async_socket) -> None:
         await s.send(await s.recv() or b"")
@@ -995,7 +1044,7 @@ KINDS: dict[str, list[Conversation]] = {
         a_stale_path,
     ],
     "dialects": [
-        *(pluto_in_trio, pluto_outside_trio, a_server_of_pluto),
+        *(pluto_in_trio, pluto_outside_trio, pluto_interrupted, a_server_of_pluto),
         *(hammerspoon_sockets, hammerspoon_peers_vanish, hammerspoon_floods),
     ],
 }

@@ -234,7 +234,10 @@ def test_a_socket_dropped_in_a_child_leaves_the_connection_open() -> None:
 def run_program(text: str) -> str:
     program = "from trisock.pluto import socket\n" + textwrap.dedent(text)
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=DEADLINE
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
     )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout

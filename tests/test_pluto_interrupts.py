@@ -240,6 +240,8 @@ INJECT = """
 import gc
 from trisock._sides import background
 
+OURS = os.path.dirname(sys.modules["trisock"].__file__)
+
 class Injected(BaseException):
     pass
 
@@ -249,7 +251,7 @@ def lines_of(call, at, second=None):
     again = None
     def trace(frame, event, arg):
         nonlocal count, again
-        if "trisock" not in frame.f_code.co_filename:
+        if not frame.f_code.co_filename.startswith(OURS):
             return None
         if event == "line":
             count += 1

@@ -933,7 +933,7 @@ class InterruptedCall(BaseException):
     pass
 
 
-def interrupted_at(line: int, call: Callable[[], T]) -> T | None:
+def interrupted_at(line: int, call: Callable[[], bytes | None]) -> bytes | None:
     """Make a call that an exception ends at a line of trisock's code, if it comes so far."""
     count = 0
 

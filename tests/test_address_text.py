@@ -193,7 +193,7 @@ KEYS: list[Any] = [KEY, KEY.encode(), BODY, BODY[:64], BODY.encode(), "00ff" * 1
 
 @pytest.mark.usefixtures("in_tmp_path")
 @pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("key", KEYS, ids=range(len(KEYS)))
 async def test_no_error_quotes_a_key(call: Callable[[Any], Any], key: Any) -> None:
     with pytest.raises((TypeError, ValueError, OSError)) as caught:
         (await call(key)).abort()  # a short path that can be listened on

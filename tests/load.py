@@ -594,7 +594,7 @@ async def out_of_descriptors(ground: Ground, limit: int, clients: int, look: flo
         async with trio.open_nursery() as nursery:
             for number in range(clients):
                 nursery.start_soon(outcome.count, stay, number)
-            out_of_them = await logged_more(server, "accept returned")
+            out_of_them = await at_its_limit(server, limit)
             while inside < room:
                 await trio.sleep(_LOOK)
             await trio.sleep(look)
@@ -611,14 +611,9 @@ async def out_of_descriptors(ground: Ground, limit: int, clients: int, look: flo
     )
 
 
-async def logged_more(server: Server, text: str) -> Report:
-    """Wait until a text is logged once more."""
-
-    def count(report: Report) -> int:
-        return sum(number for each, number in report.logged.items() if text in each)
-
-    before = count(await server.report())
-    while count(report := await server.report()) == before:
+async def at_its_limit(server: Server, limit: int) -> Report:
+    """Wait until a server has used all of its descriptors."""
+    while (report := await server.report()).descriptors < limit:
         await trio.sleep(_LOOK)
     return report
 

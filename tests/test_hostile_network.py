@@ -448,8 +448,8 @@ class Place(logging.Handler):
             found = re.search(r"127\.0\.0\.1:(\d+)", text)
             assert found is not None, text
             conversation = self.expected.pop(int(found[1]))
-            assert isinstance(record.args, tuple)
-            conversation.server_side.how = type(record.args[0]).__name__
+            is_tls = text.startswith("TLS handshake")
+            conversation.server_side.how = "TLSError" if is_tls else "BrokenResourceError"
             conversation.server_side.ended.set()
             self.failed_handshakes[conversation.server] += 1
 

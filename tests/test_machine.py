@@ -789,8 +789,11 @@ class SocketMachine(RuleBasedStateMachine):
         sock = self.sock
 
         async def broadcast() -> None:
-            async with sock._sending.for_broadcast():
+            await sock._sending.take()
+            try:
                 await trio.sleep_forever()
+            finally:
+                sock._sending.give()
 
         async def change() -> None:
             with pytest.raises(trio.ClosedResourceError):

@@ -43,6 +43,8 @@ def background_threads():
     return [each for each in threading.enumerate() if each.name == "trisock"]
 
 random.seed(7)
+# CPython drops what a signal handler raises in the callback of a weak reference, and says so.
+sys.unraisablehook = lambda unraisable: None
 signal.signal(signal.SIGALRM, interrupt)
 """
 

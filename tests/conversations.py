@@ -241,7 +241,7 @@ class Site:
     async def _do_shared(self, sock: Socket, part: str) -> None:
         """Send from a file that other connections are sent from at the same time."""
         kind, offset, count = part.split()
-        sent = await sock.send_file(self.shared[kind], int(offset), int(count))  # type: ignore[arg-type]
+        sent = await sock.send_file(self.shared[kind], int(offset), int(count))
         check(sent, int(count))
 
     async def _do_growing(self, sock: Socket, kind: str) -> None:
@@ -258,7 +258,7 @@ class Site:
                     file.flush()
 
             await sock.send(b"%d\n" % len(self.content))
-            sent = await sock.send_file(file, progress=append)  # type: ignore[arg-type]
+            sent = await sock.send_file(file, progress=append)
             check(sent, len(self.content))
 
     async def _do_piped(self, sock: Socket, size: str) -> None:

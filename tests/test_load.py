@@ -55,7 +55,8 @@ async def test_no_descriptor_is_left_and_then_there_are_some_again(ground: Groun
     check(result, 80)
     assert result.outcome.facts["descriptors then"] == 50
     assert result.outcome.facts["inside"] == 50 - result.before.descriptors
-    assert result.logged("accept failed") > 0
+    # The first of the two times has logged it: then it is at most one line a minute.
+    assert result.logged("accept failed") <= 1
 
 
 async def test_max_connections_is_full(ground: Ground) -> None:

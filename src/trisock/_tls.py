@@ -15,6 +15,7 @@ import errno
 import functools
 import os
 import ssl
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -315,9 +316,11 @@ def _private_file(content: bytes) -> Iterator[str]:
 
 def _memory_file() -> int | None:
     """Return a descriptor that can be opened by its name in ``/proc``; ``None`` without one."""
+    if sys.platform != "linux":
+        return None
     try:
         descriptor = os.memfd_create("trisock", os.MFD_CLOEXEC)
-    except (AttributeError, OSError):  # another system; seccomp
+    except (AttributeError, OSError):  # an old C library; seccomp
         return None
     try:
         os.close(os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC))

@@ -15,10 +15,10 @@ of our own making, and by these two sees what it needs to:
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import re
 import ssl
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -87,14 +87,18 @@ def _clear_error_queue() -> None:
     nothing to read.
     """
     with contextlib.suppress(ssl.SSLWantReadError):
-        _spare().do_handshake()
+        _spare.ssl_object.do_handshake()
 
 
-@functools.cache
-def _spare() -> ssl.SSLObject:
-    """Return an SSLObject that waits for a client for good."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    return context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_side=True)
+class _Spare(threading.local):
+    """An SSLObject that waits for a client for good; one for each thread, like the queue."""
+
+    def __init__(self) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.ssl_object = context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_side=True)
+
+
+_spare = _Spare()
 
 
 ResultT = TypeVar("ResultT")

@@ -228,7 +228,7 @@ def test_a_missing_password_is_never_asked_for(authority: Authority) -> None:
     """OpenSSL would ask on the terminal. Here it cannot: stdin is not even looked at."""
     chain, key = pems(authority, "example.org")
     certificate = Certificate(chain, encrypted(key, b"secret"), "secret")
-    certificate._password = None
+    object.__setattr__(certificate, "_password", None)
     with pytest.raises(ValueError, match="OpenSSL does not take the certificate"):
         certificate.load_into(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
 

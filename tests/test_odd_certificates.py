@@ -422,3 +422,23 @@ async def test_ended_connections_leave_few_sessions(
             nursery.start_soon(b.close)
     gc.collect()
     assert sum(each.session_stats()["number"] for each in contexts) <= 16
+
+
+@pytest.mark.parametrize("unset", [None, 0, "", "no", ()])
+def test_a_security_option_is_a_bool_or_a_type_error(authority: Authority, unset: object) -> None:
+    certificate = authority.issue("localhost")
+    with pytest.raises(TypeError, match="verify is True or False"):
+        ClientTLS("localhost", verify=unset)  # type: ignore[arg-type]
+    for name in ("require_alpn", "require_client_certificate"):
+        with pytest.raises(TypeError, match=f"{name} is True or False"):
+            ServerTLS(certificate, **{name: unset})  # type: ignore[arg-type]
+
+
+def test_a_certificate_cannot_be_changed(authority: Authority) -> None:
+    certificate = authority.issue("localhost")
+    with pytest.raises(AttributeError, match="cannot be changed"):
+        certificate.names = ("another.example",)
+    with pytest.raises(AttributeError, match="cannot be changed"):
+        del certificate.names
+    with pytest.raises(TypeError, match=r"an ssl\.SSLContext"):
+        certificate.load_into(None)  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import trio
 
+from . import _fork
 from ._address import (
     Address,
     address_from_sockaddr,
@@ -377,8 +378,7 @@ class Listener(Uncopied, trio.abc.Listener[Socket]):
         if self._bound_path is not None:
             self._bound_path.remove()
         for sock in self._sockets:
-            with contextlib.suppress(RuntimeError):  # outside Trio: nobody is waiting
-                trio.lowlevel.notify_closing(sock)
+            _fork.notify_closing(sock.fileno())
             sock.close()
         self._drop_inherited()
         if self._accepted is not None:

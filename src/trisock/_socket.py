@@ -17,7 +17,7 @@ from ._address import Address, address_from_sockaddr
 from ._buffer import ReceiveBuffer
 from ._errors import IncompleteReadError, LimitExceededError, TLSError
 from ._send_file import open_source, send_file
-from ._tls import TLSArgument, TLSInfo, resolve
+from ._tls import TLSArgument, TLSInfo, check_flag, resolve
 from ._tls_connection import TLSConnection
 from ._transport import RECEIVE_SIZE, Transport
 from ._turns import Exclusive, SendTurn
@@ -641,6 +641,7 @@ class Socket(Uncopied, trio.abc.HalfCloseableStream):
         Source: Pluto's ``socket.starttls``.
         """
         timeout = _timeout("handshake_timeout", handshake_timeout)
+        check_flag("https_compatible", https_compatible)
         self._check_open()
         self._check_idle()
         if self._tls is not None:

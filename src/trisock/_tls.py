@@ -63,6 +63,9 @@ class Certificate:
     names: tuple[str, ...]
     #: What kind of key it has, such as ``"RSA"``: a client chooses among them.
     key_kind: str
+    _chain: bytes
+    _private_key: bytes
+    _password: bytes | None
 
     # Invariant: OpenSSL has taken _chain with _private_key, both in PEM that _pem has written.
 
@@ -71,19 +74,20 @@ class Certificate:
     ) -> None:
         chain_pem = _pem_argument(chain, "chain")
         key_pem = _pem_argument(private_key, "private_key")
-        self._password = None if password is None else _password_argument(password)
+        _set(self, "_password", None if password is None else _password_argument(password))
         ders = _told_as("chain is not a PEM certificate", lambda: _pem.certificates(chain_pem))
-        self._chain = _pem.written_certificates(ders)
+        _set(self, "_chain", _pem.written_certificates(ders))
         leaf = _told_as(
             "chain is not a certificate", lambda: x509.load_der_x509_certificate(ders[0])
         )
-        self.names = _told_as("chain: the names cannot be read", lambda: _names(leaf))
+        _set(self, "names", _told_as("chain: the names cannot be read", lambda: _names(leaf)))
         public_key = _told_as(
             "chain: the public key cannot be read", lambda: _public_bytes(leaf.public_key())
         )
-        self._private_key = _told_as(
+        key_pem = _told_as(
             "private_key is not a PEM private key", lambda: _pem.private_key(key_pem)
         )
+        _set(self, "_private_key", key_pem)
         key = _load_key(self._private_key, self._password)
         if public_key != _told_as(
             "private_key cannot be used", lambda: _public_bytes(key.public_key())
@@ -92,11 +96,12 @@ class Certificate:
                 "private_key does not fit the first certificate of the chain, "
                 f"which is for {_listed(self.names) or 'no name'}"
             )
-        self.key_kind = type(key).__name__.removeprefix("_").removesuffix("PrivateKey")
-        if self.key_kind == "RSA" and public_key not in leaf.tbs_certificate_bytes:
+        kind = type(key).__name__.removeprefix("_").removesuffix("PrivateKey")
+        if kind == "RSA" and public_key not in leaf.tbs_certificate_bytes:
             # The certificate names another algorithm than the one that cryptography, for which
             # both kinds are RSA, writes for the key.
-            self.key_kind = "RSA-PSS"
+            kind = "RSA-PSS"
+        _set(self, "key_kind", kind)
         # Small keys are for the context to refuse: it may be one of the user's that takes them.
         trial = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         trial.set_ciphers("DEFAULT:@SECLEVEL=0")
@@ -119,7 +124,9 @@ class Certificate:
         return cls(chain_pem, _content(private_key, "private_key"), password)
 
     def load_into(self, context: ssl.SSLContext) -> None:
-        """Use this certificate in a context."""
+        """Use this certificate in a context. ``TypeError`` if it is no ``ssl.SSLContext``."""
+        if not isinstance(context, ssl.SSLContext):
+            raise TypeError(f"a certificate is loaded into an ssl.SSLContext, not {_kind(context)}")
 
         def the_password() -> bytes:
             # Without a function OpenSSL would ask on the terminal, and the event loop wait.
@@ -145,6 +152,12 @@ class Certificate:
 
     def __hash__(self) -> int:
         return hash(self._value())
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError("a trisock.Certificate cannot be changed")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError("a trisock.Certificate cannot be changed")
 
     def __copy__(self) -> Certificate:
         return self
@@ -369,6 +382,7 @@ class ClientTLS:
             _set(self, "ca", _authorities(self.ca, "ca"))
         if self.certificate is not None:
             _set(self, "certificate", to_certificate(self.certificate))
+        check_flag("verify", self.verify)
         self._context()
 
     def _context(self) -> ssl.SSLContext:
@@ -434,6 +448,8 @@ class ServerTLS:
         if not self.certificates:
             raise ValueError("a TLS server needs at least one certificate")
         _set(self, "alpn_protocols", _alpn(self.alpn_protocols))
+        check_flag("require_alpn", self.require_alpn)
+        check_flag("require_client_certificate", self.require_client_certificate)
         if self.require_alpn and not self.alpn_protocols:
             raise ValueError("require_alpn needs alpn_protocols")
         if self.client_ca is not None:
@@ -553,6 +569,13 @@ def _authorities(value: object, what: str) -> bytes:
     )
 
 
+def check_flag(name: str, value: object) -> None:
+    """Raise ``TypeError`` unless the value is a bool."""
+    # An option that a program left unset (None) must not switch a check off.
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is True or False, not {_kind(value)}")
+
+
 def _alpn(protocols: object) -> tuple[str, ...]:
     if isinstance(protocols, (str, bytes)) or not isinstance(protocols, Sequence):
         raise TypeError(f"alpn_protocols is a sequence of str, not {_kind(protocols)}")
@@ -603,12 +626,13 @@ class ServerContexts:
 
     ``ssl`` cannot switch off OpenSSL's cache of sessions, where a client of TLS 1.2 that takes no
     tickets stays for two hours, with its whole certificate chain. So clients that do not show
-    that they take tickets get contexts of their own, which ``_MOST_REMEMBERED`` connections use,
-    and then others are built. With the last connection of a context its sessions are gone.
+    that they take tickets get contexts of their own. One serves ``_MOST_REMEMBERED`` connections
+    that chose the same certificates, and then another is built, so a client that changes the name
+    that it asks for does not make us build more of them. With the last connection of a context its
+    sessions are gone.
 
-    Invariant: ``_remembering`` holds the contexts for such clients, one for each choice of
-    certificates that was asked for, and at most ``_MOST_REMEMBERED`` connections were made with
-    all of them together.
+    Invariant: ``_remembering`` holds the context for such clients of each choice of certificates
+    that was asked for, and how many more connections may use it.
     """
 
     def __init__(
@@ -631,8 +655,7 @@ class ServerContexts:
         self._contexts = {
             chosen: self._build(chosen) for chosen in {*self._choices.values(), self._default}
         }
-        self._remembering: dict[tuple[Certificate, ...], ssl.SSLContext] = {}
-        self._uses_left = _MOST_REMEMBERED
+        self._remembering: dict[tuple[Certificate, ...], tuple[ssl.SSLContext, int]] = {}
 
     @property
     def default(self) -> ssl.SSLContext:
@@ -642,22 +665,20 @@ class ServerContexts:
     def choose(self, hello: ClientHello) -> ssl.SSLContext:
         """Return the context for a client."""
         chosen = self._default
-        if hello.server_name is not None:
-            name = hello.server_name.decode("latin-1").lower().removesuffix(".")
+        if hello.host_name is not None:
+            name = hello.host_name.lower().removesuffix(".")
             found = self._choices.get(name) or self._choices.get(_wildcard(name))
             chosen = found or chosen
         if hello.takes_tickets:
             return self._contexts[chosen]
-        if not self._uses_left:
-            self._remembering = {}
-            self._uses_left = _MOST_REMEMBERED
-        self._uses_left -= 1
-        if chosen not in self._remembering:
+        context, uses_left = self._remembering.get(chosen, (None, 0))
+        if context is None or not uses_left:
             try:
-                self._remembering[chosen] = self._build(chosen)
+                context, uses_left = self._build(chosen), _MOST_REMEMBERED
             except OSError:  # out of descriptors: no reason to refuse a client
                 return self._contexts[chosen]
-        return self._remembering[chosen]
+        self._remembering[chosen] = context, uses_left - 1
+        return context
 
     def _build(self, chosen: tuple[Certificate, ...]) -> ssl.SSLContext:
         context = _verifying_context(ssl.Purpose.CLIENT_AUTH, self._client_ca, "client_ca")
@@ -674,8 +695,8 @@ class ServerContexts:
         return context
 
 
-#: How many connections the cache of a server's sessions holds. An attacker can make each of them
-#: 0.7 MB large, so this is 11 MB.
+#: How many ended connections the cache of a server's sessions holds, for each choice of
+#: certificates. An attacker can make each of them 0.7 MB large, so this is 11 MB.
 _MOST_REMEMBERED = 16
 
 #: Built once for equal roles.
@@ -739,7 +760,8 @@ class TLSInfo:
       version: such as ``"TLSv1.3"``.
       cipher: the cipher suite by its OpenSSL name, such as ``"TLS_AES_256_GCM_SHA384"``.
       alpn_protocol: the protocol chosen by ALPN, or ``None``.
-      server_hostname: as a client the name that was verified. As a server the one that the
+      server_hostname: as a client the name that was asked for, and verified unless
+        verification is off. As a server the one that the
         client asked for (SNI), as it was on the wire (A-labels; upper case stays); ``None``
         if it asked for none, or for what is no host name.
       peer_certificate: the peer's certificate in DER, or ``None`` if it showed none.

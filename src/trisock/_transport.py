@@ -33,6 +33,8 @@ from typing import NoReturn, TypeVar
 
 import trio
 
+from . import _fork
+
 # What one read takes at most: Trio's own choice at first, for each connection that is being read
 # costs that much memory. Where a read was filled, the next one takes twice as much: then the
 # pass through the scheduler is the dearer part (row receive: 1.5 times bare Trio's speed in
@@ -385,8 +387,7 @@ class Transport:
         """
         self._stop()
         if self._socket.fileno() >= 0:
-            with contextlib.suppress(RuntimeError):  # outside Trio nobody waits
-                trio.lowlevel.notify_closing(self._socket.fileno())
+            _fork.notify_closing(self._socket.fileno())
 
     async def close(self, due: bytes = b"") -> None:
         """Send ``due``, then FIN, and close in such a way that the peer gets it all.
@@ -465,9 +466,10 @@ class Transport:
             socket.close(self._socket.detach())
 
     def _close_descriptor(self) -> None:
-        try:
+        if not _fork.wakes_nobody():
             self._socket.close()
-        except RuntimeError:  # outside Trio: nobody waits, and Trio's socket cannot tell them so
+            return
+        with contextlib.suppress(OSError):  # closed already
             socket.close(self._socket.detach())
 
     async def _linger(self, due: bytes) -> None:

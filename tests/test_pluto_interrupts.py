@@ -354,3 +354,45 @@ def test_an_exception_at_any_line_leaves_the_next_calls_working(call: str) -> No
         timeout=60,
     )
     assert out == ""
+
+
+def test_an_interrupted_starttls_leaves_no_socket_in_plain_text() -> None:
+    out = program(
+        """
+        class Tried(BaseException):
+            pass
+
+        import trisock._sides as sides
+        client, raw = peer_of()
+        # The interrupt comes before the call is handed over, at the latest moment.
+        hand_over = sides.background.result_of
+        def interrupted(call):
+            raise Tried
+        sides.background.result_of = interrupted
+        try:
+            client.starttls("localhost")
+        except Tried:
+            pass
+        sides.background.result_of = hand_over
+        print(client.isopen(), client.send("PASS hunter2"), client.recv(), client.istls())
+        raw.settimeout(20)
+        try:
+            print(raw.recv(100))
+        except ConnectionResetError:
+            print("nothing")
+
+        client, raw = peer_of()  # arguments that cannot be used change nothing
+        for tls in (1, "no such\\name"):
+            try:
+                client.starttls(tls)
+            except (TypeError, ValueError):
+                print(client.isopen(), client.send("still in plain text"))
+        client.close()
+        """
+    )
+    assert out.splitlines() == [
+        "False False None False",
+        "nothing",
+        "True True",
+        "True True",
+    ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import socket
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, NoReturn, ParamSpec, TypeVar, overload
@@ -41,6 +42,14 @@ def shown(mistake: object) -> str:
     if mistake is None or type(mistake) in (bool, int, float):
         return repr(mistake)
     return f"a {type(mistake).__name__}"
+
+
+def close_descriptor(sock: trio.socket.SocketType) -> None:
+    """Close a socket that nobody uses any more: in any thread, in Trio or not, and at once."""
+    # The innermost: a trisock.Socket that broke has the exception, and so the frames and us.
+    descriptor = sock.detach()
+    if descriptor >= 0:
+        socket.close(descriptor)
 
 
 def log_reason(reason: Exception, where: str = "") -> None:
@@ -142,24 +151,29 @@ def waits(method: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]) -> Wait
 def taken_back_by(
     undo: Callable[[Any, Any], object] | None,
     wrap: Callable[[Coroutine[Any, Any, Any]], object] | None = None,
+    announce: Callable[[Any], object] | None = None,
 ) -> Callable[[Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]], Waits[P, R]]:
     """Do the same as ``waits``; ``undo`` takes back a result that a Ctrl-C kept from the caller.
 
-    ``wrap`` is for the coroutine, inside Trio.
+    ``wrap`` is for the coroutine, inside Trio. ``announce`` is called outside it before anything
+    else: what it notes is known also if an interrupt keeps the call from beginning.
     """
 
     def decorate(method: Callable[..., Coroutine[Any, Any, R]]) -> Any:
         @functools.wraps(method)
         def call(self: OneSided, *args: Any, **kwargs: Any) -> object:
-            bound = functools.partial(method, self, *args, **kwargs)
             if not self._is_inside():
+                if announce is not None:
+                    announce(self)
+                bound = functools.partial(method, self, *args, **kwargs)
                 blocking = Call(bound, undo and functools.partial(undo, self))
                 try:
                     return background.result_of(blocking)
                 except BaseException:
                     background.abandon(blocking)
                     raise
-            return bound() if wrap is None else wrap(bound())
+            awaited = method(self, *args, **kwargs)
+            return awaited if wrap is None else wrap(awaited)
 
         return call
 

@@ -30,7 +30,6 @@ import collections
 import contextlib
 import functools
 import inspect
-import socket as _stdlib
 import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, cast
@@ -47,12 +46,14 @@ from ._sides import (
     Run,
     ToBeAwaited,
     background,
+    close_descriptor,
     current_run,
     log_reason,
     shown,
     taken_back_by,
     waits,
 )
+from ._upgrade import Upgrade
 
 if TYPE_CHECKING:
     from ._scheduler import Done
@@ -85,8 +86,9 @@ class socket(OneSided):  # noqa: N801 (Pluto's name)
         super().__init__(run)
         self._sock = sock
         self._taken_back = b""  # what could not be pushed back yet
+        self._upgrade = Upgrade(sock)
         if owned:  # a server's is not: to close the descriptor under it would crash it
-            weakref.finalize(self, _close_descriptor, sock.stream.socket)
+            weakref.finalize(self, close_descriptor, sock.stream.socket)
 
     def __repr__(self) -> str:
         return f"<trisock.pluto.{type(self).__name__} {self._sock!r}>"
@@ -171,6 +173,7 @@ class socket(OneSided):  # noqa: N801 (Pluto's name)
         Trio, blocks outside. (Pluto returns nothing.) Source: ``socket.send``.
         """
         try:
+            self._upgrade.check()
             await self._sock.send(_to_bytes(data))
         except _OVER as exc:
             return self._is_over(exc)
@@ -183,6 +186,7 @@ class socket(OneSided):  # noqa: N801 (Pluto's name)
             self._push_back()
 
     def _push_back(self, more: bytes = b"") -> None:
+        self._upgrade.check()
         if self._taken_back:
             with contextlib.suppress(*_OVER):  # closed: it has no place to go back to
                 self._sock.unrecv(self._taken_back)
@@ -230,7 +234,10 @@ class socket(OneSided):  # noqa: N801 (Pluto's name)
         except _OVER as exc:
             self._is_over(exc)
 
-    @waits
+    def _announce_tls(self) -> None:
+        self._upgrade.announced = True
+
+    @taken_back_by(None, announce=_announce_tls)
     async def starttls(self, tls: TLS) -> bool | None:
         """Add TLS to the connection.
 
@@ -242,18 +249,19 @@ class socket(OneSided):  # noqa: N801 (Pluto's name)
         Returns: True on success. False on failure; the socket is closed. ``None`` if it is using
         TLS already. Awaited inside Trio, blocks outside.
 
-        Raises ``TypeError`` or ``ValueError`` for certificates that cannot be used; the connection
-        is untouched. Source: ``socket.starttls``.
+        A Ctrl-C closes the socket. Raises ``TypeError`` or ``ValueError`` for certificates that
+        cannot be used; the connection is untouched. Source: ``socket.starttls``.
         """
-        if self._sock.istls():
-            return None
-        try:
-            self._push_back()
-            await self._sock.starttls(tls)
-        except _OVER as exc:
-            await self._sock.close()  # where it was broken before TLS began
-            return self._is_over(exc)
-        return True
+        with self._upgrade.work():
+            if self._sock.istls():
+                return None
+            try:
+                self._push_back()
+                await self._sock.starttls(tls)
+            except _OVER as exc:
+                await self._sock.close()  # where it was broken before TLS began
+                return self._is_over(exc)
+            return True
 
     @waits
     async def close(self) -> None:
@@ -261,10 +269,7 @@ class socket(OneSided):  # noqa: N801 (Pluto's name)
 
         Awaited inside Trio, blocks outside. Source: ``socket.close``.
         """
-        try:
-            await self._sock.close()
-        except _OVER as exc:  # a TLS connection in the child of a fork, for instance
-            self._is_over(exc)
+        await self._sock.close()
 
     def getpeer(self) -> tuple[str, int]:
         """Return the other end's address and port: ``ip, port = s.getpeer()``.
@@ -283,7 +288,9 @@ class socket(OneSided):  # noqa: N801 (Pluto's name)
 
     def isopen(self) -> bool:
         """Return whether the connection is open. A plain call. Source: ``socket.isopen``."""
-        return self._at_once(lambda: bool(self._taken_back) or self._sock.isopen())
+        return self._at_once(
+            lambda: self._upgrade.check() and (bool(self._taken_back) or self._sock.isopen())
+        )
 
     def _is_over(self, reason: Exception) -> Literal[False]:
         log_reason(reason, f"{self._sock.getpeer()}: ")
@@ -384,14 +391,6 @@ class listener(OneSided):  # noqa: N801 (Pluto's name)
 
 def _wrap(sock: trisock.Socket, run: Run | None) -> socket:
     return socket(sock, None) if run is None else async_socket(sock, run)
-
-
-def _close_descriptor(sock: trio.socket.SocketType) -> None:
-    """Close a socket that nobody uses any more: in any thread, in Trio or not, and at once."""
-    # The innermost: a trisock.Socket that broke has the exception, and so the frames and us.
-    descriptor = sock.detach()
-    if descriptor >= 0:
-        _stdlib.close(descriptor)
 
 
 def _to_bytes(data: str | bytes) -> bytes:

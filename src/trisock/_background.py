@@ -279,7 +279,7 @@ class Background:
                     return
             if lock.acquire(blocking=False):  # the last that it did
                 return
-            if os.getpid() != pid:
+            if os.getpid() != pid:  # pragma: no cover (a frame older than the fork is not traced)
                 raise RuntimeError("this process was forked in the middle of a blocking call")
 
     def _give_up(self, call: Call[Any]) -> None:

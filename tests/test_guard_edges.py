@@ -1,0 +1,19 @@
+"""What a group of the program's exceptions is split into."""
+
+from __future__ import annotations
+
+import sys
+
+from trisock._guard import parts
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
+
+
+def test_a_mixed_group_becomes_errors_and_all_others() -> None:
+    error, interrupt, leaving = ValueError(), KeyboardInterrupt(), SystemExit()
+    errors, others = parts(BaseExceptionGroup("mixed", [error, interrupt, leaving]))
+    assert isinstance(errors, BaseExceptionGroup)
+    assert isinstance(others, BaseExceptionGroup)
+    assert errors.exceptions == (error,)
+    assert others.exceptions == (interrupt, leaving)

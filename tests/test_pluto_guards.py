@@ -214,9 +214,22 @@ def test_in_a_child_a_tls_connection_is_none_or_false(authority: Authority, side
         mine.close()
 
     in_child(use)
+    in_child(mine.close)
     assert mine.recv() == b"waits"
     assert mine.send("of the parent")
     assert other.recv() == b"of the parent"
+
+
+def test_close_of_a_broken_connection_raises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    client, _ = connection()
+
+    async def refuse() -> None:
+        client._sock.abort()
+        raise trio.BrokenResourceError("TLS of another process")
+
+    monkeypatch.setattr(client._sock, "close", refuse)
+    assert client.close() is None
+    assert not client.isopen()
 
 
 def test_a_socket_dropped_in_a_child_leaves_the_connection_open() -> None:

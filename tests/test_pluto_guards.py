@@ -223,11 +223,11 @@ def test_in_a_child_a_tls_connection_is_none_or_false(authority: Authority, side
 def test_close_of_a_broken_connection_raises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     client, _ = connection()
 
-    async def refuse() -> None:
-        client._sock.abort()
+    async def refuse(sock: trisock.Socket) -> None:
+        sock.abort()
         raise trio.BrokenResourceError("TLS of another process")
 
-    monkeypatch.setattr(client._sock, "close", refuse)
+    monkeypatch.setattr(trisock.Socket, "close", refuse)
     assert client.close() is None
     assert not client.isopen()
 

@@ -100,3 +100,22 @@ def test_only_host_names_are_shown(asked: bytes, shown: str | None) -> None:
     hello = ClientHelloReader().feed(hello_for(asked))
     assert hello is not None
     assert (hello.server_name, hello.host_name) == (asked, shown)
+
+
+def hello_with(extensions: bytes | None) -> bytes:
+    """Return a ClientHello of TLS 1.2 in one record, with (or without) a list of extensions."""
+    body = b"\x03\x03" + bytes(32) + b"\0" + b"\0\x02\x00\x9c" + b"\x01\0"
+    if extensions is not None:
+        body += len(extensions).to_bytes(2, "big") + extensions
+    message = b"\x01" + len(body).to_bytes(3, "big") + body
+    return b"\x16\x03\x01" + len(message).to_bytes(2, "big") + message
+
+
+def test_a_client_of_tls_1_2_need_not_have_extensions() -> None:
+    assert ClientHelloReader().feed(hello_with(None)) == ClientHello(None, takes_tickets=False)
+
+
+def test_an_extension_that_comes_twice_is_not_well_formed() -> None:
+    ticket = b"\0\x23\0\0"
+    assert ClientHelloReader().feed(hello_with(ticket)) == ClientHello(None, takes_tickets=True)
+    assert ClientHelloReader().feed(hello_with(ticket * 2)) is NOT_A_CLIENT_HELLO

@@ -220,18 +220,6 @@ def test_in_a_child_a_tls_connection_is_none_or_false(authority: Authority, side
     assert other.recv() == b"of the parent"
 
 
-def test_close_of_a_broken_connection_raises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    client, _ = connection()
-
-    async def refuse(sock: trisock.Socket) -> None:
-        sock.abort()
-        raise trio.BrokenResourceError("TLS of another process")
-
-    monkeypatch.setattr(trisock.Socket, "close", refuse)
-    assert client.close() is None
-    assert not client.isopen()
-
-
 def test_a_socket_dropped_in_a_child_leaves_the_connection_open() -> None:
     client, server = connection()
 

@@ -225,3 +225,23 @@ async def test_a_hard_stop_ends_a_broadcast(how: str, timeout: float) -> None:
             else:
                 nursery.cancel_scope.cancel()
     await server.wait_closed()
+
+
+async def test_an_error_of_a_broadcast_is_its_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(sock: Socket, *_: object) -> bool:
+        raise ValueError("nobody expects this")
+
+    async def handler(sock: Socket) -> None:
+        await sock.recv()
+
+    async with trio.open_nursery() as nursery:
+        server = await trisock.bind(nursery, 0, handler, host="127.0.0.1")
+        async with await trisock.connect("127.0.0.1", server.port) as client:
+            while not server.connections:
+                await trio.lowlevel.checkpoint()
+            monkeypatch.setattr(Socket, "_send_for_broadcast", broken)
+            with pytest.RaisesGroup(ValueError):
+                await server.broadcast(b"news")
+            assert len(server.connections) == 1
+            assert client.isopen()
+        nursery.cancel_scope.cancel()

@@ -17,7 +17,7 @@ def _notice_run() -> None:
         _inherited = trio.lowlevel.current_trio_token()
 
 
-if hasattr(os, "register_at_fork"):
+if hasattr(os, "register_at_fork"):  # pragma: no branch (Windows has no fork)
     os.register_at_fork(after_in_child=_notice_run)
 
 

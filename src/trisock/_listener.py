@@ -387,9 +387,8 @@ class Listener(Uncopied, trio.abc.Listener[Socket]):
     def _drop_inherited(self) -> None:
         """Forget a connection that another process has accepted, and leave it alone."""
         if self._accepted is not None and self._accepted_by != os.getpid():
-            descriptor = self._accepted.stream.socket.detach()
-            if descriptor >= 0:
-                os.close(descriptor)
+            with contextlib.suppress(OSError):  # closed already
+                os.close(self._accepted.stream.socket.detach())
             self._accepted = None
 
     def _check_open(self) -> None:

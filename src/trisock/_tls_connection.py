@@ -73,7 +73,7 @@ def _count_fork() -> None:
     _forks += 1
 
 
-if hasattr(os, "register_at_fork"):
+if hasattr(os, "register_at_fork"):  # pragma: no branch (Windows has no fork)
     os.register_at_fork(after_in_child=_count_fork)
 
 _FORKED = "TLS stays with the process that began it, and this one was forked from it: fork first"

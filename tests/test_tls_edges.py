@@ -58,7 +58,9 @@ async def test_an_error_of_another_connection_is_tried_again(
         assert tls._call_again(ssl.SSLError("of another"), lambda: 5) == 5
 
         def fails() -> int:
-            raise ssl.SSLError("of its own")
+            error = ssl.SSLError(1, "of its own")
+            error.reason = "BAD_RECORD_TYPE"
+            raise error
 
         with pytest.raises(TLSError):
             tls._call_again(ssl.SSLError("of another"), fails)

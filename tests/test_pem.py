@@ -56,3 +56,18 @@ def test_a_key_whose_headers_never_end_is_damaged() -> None:
 def test_without_a_key_it_says_so() -> None:
     with pytest.raises(ValueError, match="no block of a private key"):
         _pem.private_key(block("CERTIFICATE"))
+
+
+def test_blocks_that_are_commented_out_are_looked_at_once() -> None:
+    comment = b"# -----BEGIN CERTIFICATE-----\n"
+
+    class Counted(bytes):
+        looks = 0
+
+        def __getitem__(self, index: object) -> object:  # type: ignore[override]
+            Counted.looks += 1
+            return super().__getitem__(index)  # type: ignore[index]
+
+    data = Counted(comment * 2000)
+    assert list(_pem.blocks(data)) == []
+    assert Counted.looks <= 4 * 2000 * 2

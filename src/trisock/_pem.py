@@ -21,7 +21,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 _MARKER = re.compile(rb"-----(BEGIN|END) ([A-Z0-9][A-Z0-9 ]{0,62})-----")
-_VISIBLE = re.compile(rb"[!-~]")
 _LINE_END = re.compile(rb"[\r\n]")
 _HEADERS_END = re.compile(rb"\r?\n[ \t]*\r?\n")
 
@@ -60,8 +59,12 @@ def blocks(data: bytes) -> Iterator[Block]:
 
 def _begins_a_line(data: bytes, start: int, marker: int) -> bool:
     """Return whether nothing visible comes before a marker on its line, from ``start`` on."""
-    line = max(data.rfind(b"\n", start, marker), data.rfind(b"\r", start, marker)) + 1
-    return _VISIBLE.search(data, max(line, start), marker) is None
+    for at in range(marker - 1, start - 1, -1):
+        if data[at] in b"\r\n":
+            break
+        if 0x21 <= data[at] <= 0x7E:  # printable ASCII
+            return False
+    return True
 
 
 def certificates(data: bytes) -> list[bytes]:

@@ -105,3 +105,17 @@ async def test_a_read_that_was_given_up_before_it_began_reads_nothing(tmp_path: 
         assert isinstance(source, _send_file._OnDisk)
         await source.close()
         assert source._read(0, 100) == b""
+
+
+class Generous(Silent):
+    """A file object that returns more than it was asked for."""
+
+    def read(self, size: int = -1) -> bytes:  # type: ignore[override]
+        return b"x" * (size + 10)
+
+
+async def test_a_file_object_that_returns_too_much_is_an_error() -> None:
+    a, b = await tcp_pair()
+    async with closing(a, b):
+        with pytest.raises(ValueError, match="15 bytes where 5 were asked for"):
+            await a.send_file(Generous(), count=5)

@@ -129,3 +129,12 @@ def test_without_a_descriptor_for_the_lock_it_is_an_oserror(
     monkeypatch.setattr(_unix.os, "open", broken)
     with pytest.raises(OSError, match="too many open files"):
         _unix._open_lock(b"lock")
+
+
+@pytest.mark.parametrize(
+    ("mode", "error"), [(-1, ValueError), (0o10000, ValueError), (True, TypeError)]
+)
+def test_a_mode_that_is_none_is_refused(tmp_path: Path, mode: int, error: type[Exception]) -> None:
+    with pytest.raises(error, match="mode is"):
+        trisock.listen_unix_nowait(tmp_path / "s", mode=mode)
+    assert os.listdir(tmp_path) == []

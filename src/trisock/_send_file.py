@@ -230,6 +230,10 @@ class _FileObject(Source):
             data = self._file.read(size)
         if data is None:
             raise BlockingIOError(errno.EAGAIN, "the file has nothing to read at the moment")
+        if len(data) > size:
+            raise ValueError(
+                f"the file's read returned {len(data)} bytes where {size} were asked for"
+            )
         return data
 
     async def close(self) -> None:

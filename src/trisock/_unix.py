@@ -88,6 +88,11 @@ def listening_unix_socket_nowait(
     name: str | bytes, mode: int | None, backlog: int
 ) -> tuple[socket.socket, BoundPath | None]:
     """Do the same at once, or raise PathLockedError."""
+    if mode is not None:
+        if not isinstance(mode, int) or isinstance(mode, bool):
+            raise TypeError(f"mode is an int or None, not a {type(mode).__name__}")
+        if not 0 <= mode <= 0o777:  # -1 would let everybody in
+            raise ValueError("mode is from 0 to 0o777")
     sock = unix_socket(name)
     try:
         if os.fsencode(name).startswith(b"\0"):

@@ -221,6 +221,21 @@ def unix_pair() -> tuple[Socket, Socket]:
     return Socket(trio.SocketStream(a)), Socket(trio.SocketStream(b), side="server")
 
 
+async def pair(layer: str, client_tls: Any, server_tls: Any) -> tuple[Socket, Socket]:
+    """Return the two ends of a TCP connection, after starttls if the layer is ``"tls"``."""
+    return await (tls_pair(client_tls, server_tls) if layer == "tls" else tcp_pair())
+
+
+async def small_pair(layer: str, client_tls: Any, server_tls: Any) -> tuple[Socket, Socket]:
+    """Return a connected pair that holds little: what it takes before it is full is bounded."""
+    a, b = unix_pair()
+    if layer == "tls":
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(b.starttls, server_tls)
+            await a.starttls(client_tls)
+    return a, b
+
+
 async def clog(sock: Socket) -> None:
     """Fill a Unix connection until a send would have to wait (the peer must not be reading)."""
     while sock._transport.writable_now():

@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import math
 import os
 import pathlib
 import re
@@ -21,6 +20,7 @@ import pytest
 import trio
 import trio.testing
 from conftest import Authority, closing
+from hammerspoon_kit import Calls
 
 import trisock
 from trisock import ClientTLS, ServerTLS, _callbacks, _queued, hammerspoon
@@ -31,24 +31,6 @@ if sys.version_info < (3, 11):
 
 LOCALHOST = "127.0.0.1"
 MORE_THAN_FITS = b"x" * 4_000_000  # into a connection whose peer does not read
-
-
-class Calls:
-    """A callback that keeps what it is called with, and can be waited for."""
-
-    def __init__(self) -> None:
-        self._send, self._receive = trio.open_memory_channel[tuple[object, ...]](math.inf)
-
-    def __call__(self, *arguments: object) -> None:
-        self._send.send_nowait(arguments)
-
-    async def next(self) -> tuple[object, ...]:
-        return await self._receive.receive()
-
-    async def none(self) -> bool:
-        """Whether there is no call, when everything has come to rest."""
-        await trio.testing.wait_all_tasks_blocked(0.01)
-        return not self._receive.statistics().current_buffer_used
 
 
 async def until(condition: Callable[[], object]) -> None:

@@ -19,31 +19,13 @@ from typing import Any, BinaryIO
 import pytest
 import trio
 import trio.testing
-from conftest import clog, closing, tcp_pair, tls_pair, unix_pair
+from conftest import clog, closing, pair, small_pair, tcp_pair, tls_pair, unix_pair
 
 import trisock
 from trisock import ClientTLS, ServerTLS, Socket, TLSError, _transport
 
 MIB = 1024 * 1024
 CONTENT = os.urandom(3 * MIB + 7)
-
-
-async def pair(layer: str, client_tls: ClientTLS, server_tls: ServerTLS) -> tuple[Socket, Socket]:
-    if layer == "tls":
-        return await tls_pair(client_tls, server_tls)
-    return await tcp_pair()
-
-
-async def small_pair(
-    layer: str, client_tls: ClientTLS, server_tls: ServerTLS
-) -> tuple[Socket, Socket]:
-    """Return a connected pair whose buffers are soon full."""
-    a, b = unix_pair()
-    if layer == "tls":
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(b.starttls, server_tls)
-            await a.starttls(client_tls)
-    return a, b
 
 
 async def until_full(sock: Socket) -> None:

@@ -21,7 +21,18 @@ from typing import Any, BinaryIO
 import pytest
 import trio
 import trio.testing
-from conftest import Authority, all_served, clog, closing, raw_pair, tcp_pair, tls_pair, unix_pair
+from conftest import (
+    Authority,
+    all_served,
+    clog,
+    closing,
+    pair,
+    raw_pair,
+    small_pair,
+    tcp_pair,
+    tls_pair,
+    unix_pair,
+)
 from test_tls import RawTLS
 
 import trisock
@@ -29,24 +40,6 @@ from trisock import ClientTLS, ServerTLS, Socket, TLSError, _send_file, _transpo
 
 IOV_MAX = _transport._IOV_MAX
 MIB = 1024 * 1024
-
-
-async def pair(layer: str, client_tls: ClientTLS, server_tls: ServerTLS) -> tuple[Socket, Socket]:
-    if layer == "tls":
-        return await tls_pair(client_tls, server_tls)
-    return await tcp_pair()
-
-
-async def small_pair(
-    layer: str, client_tls: ClientTLS, server_tls: ServerTLS
-) -> tuple[Socket, Socket]:
-    """Return a connected pair that holds little: what it takes before it is full is bounded."""
-    a, b = unix_pair()
-    if layer == "tls":
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(b.starttls, server_tls)
-            await a.starttls(client_tls)
-    return a, b
 
 
 def writable(sock: Socket) -> bool:

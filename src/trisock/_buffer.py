@@ -21,7 +21,7 @@ What it costs, whatever the sizes:
 - ``find``: it looks at ``max_bytes`` bytes at most, and at each byte once, however often it is
   called, whatever is taken in between, and whatever the limits. It looks again only at the
   ``len(delimiter) - 1`` bytes on each side of a seam: where two chunks meet, where an earlier call
-  stopped at its limit, and where something was pushed back. Another delimiter starts anew.
+  stopped at its limit, and where something was pushed back. Another delimiter starts a new search.
 - ``take_lines``: one look at, and two copies of, each byte of the lines taken. The rest of the
   piece that it splits is looked at as well. That is less than what was taken since it last did so,
   plus ``_FIRST_PIECE``.
@@ -255,7 +255,7 @@ class ReceiveBuffer:
     def _look_before(self, search: _Search, front: int, stop: int) -> bool:
         """Look at what was pushed back before what the search has seen.
 
-        False if a delimiter is there, or if ``stop`` is: then the search starts anew.
+        False if a delimiter is there, or if ``stop`` is: then a new search starts.
         """
         end = search.start + len(search.delimiter) - 1
         if end > stop:

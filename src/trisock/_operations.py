@@ -110,7 +110,7 @@ class Queue:
         self.wake()
 
     def wake(self) -> None:
-        """Begin ``meanwhile`` anew, if it runs."""
+        """Restart ``meanwhile``, if it runs."""
         self._idle.cancel()
 
     async def run(self, perform: Callable[[Operation], Awaitable[object]]) -> None:
@@ -122,7 +122,7 @@ class Queue:
 
     @contextmanager
     def step(self, size: int = 0) -> Iterator[None]:
-        """Do one operation, of so many bytes; ``TimeoutError`` if it is bounded and too slow."""
+        """Do one operation of ``size`` bytes; ``TimeoutError`` if it is bounded and too slow."""
         self._limit = HALF_OPEN_SECONDS + size / _BYTES_PER_SECOND
         with trio.CancelScope() as self._step:
             if self._is_bounded:

@@ -595,7 +595,7 @@ class _Descriptor:
             return self._borrowed.sendmsg(buffers, ancillary, flags)
 
 
-if sys.platform == "win32":  # pragma: no cover (tests run on Linux)
+if sys.platform == "win32":  # pragma: no cover (tests run on Linux with ctypes)
 
     @contextlib.contextmanager
     def _borrow(handle: int) -> Iterator[socket.socket]:

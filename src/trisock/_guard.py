@@ -42,15 +42,9 @@ async def isolated(function: Callable[[], Awaitable[T]]) -> T:
                 raise
     except BaseException as exc:
         if exc is failure:
-            if (
-                _holds(exc, _is_cancelled)
-                and not _holds(exc, _must_go_on)
-                and trio.current_effective_deadline() > -math.inf
-            ):
-                raise RuntimeError(
-                    "trio.Cancelled was raised, but nothing around this call was cancelled: "
-                    "an exception of another cancel scope was kept and raised again"
-                ) from exc
+            stray = stray_cancelled(exc)
+            if stray is not None:
+                raise stray from exc
             raise
         # Trio says that a scope was left open; its error has the code's own as the context.
         if failure is not None and _holds(failure, _must_go_on):
@@ -59,6 +53,26 @@ async def isolated(function: Callable[[], Awaitable[T]]) -> T:
     finally:
         del failure  # its traceback refers to this frame
     raise AssertionError("nobody cancels that scope")  # pragma: no cover
+
+
+def stray_cancelled(exc: BaseException) -> RuntimeError | None:
+    """Return the error that names the mistake, if ``Cancelled`` came where nothing was cancelled.
+
+    ``None`` for any other exception. To be called in a task, or a scope, that only the library's
+    own cancel scopes surround.
+    """
+    if (
+        not _holds(exc, _is_cancelled)
+        or _holds(exc, _must_go_on)
+        or trio.current_effective_deadline() == -math.inf
+    ):
+        return None
+    error = RuntimeError(
+        "trio.Cancelled was raised, but nothing around this call was cancelled: a cancel scope "
+        "was left open, or an exception of another scope was kept and raised again"
+    )
+    error.__cause__ = exc
+    return error
 
 
 def leaves(exc: BaseException) -> list[BaseException]:

@@ -857,6 +857,20 @@ class Socket(Uncopied, trio.abc.HalfCloseableStream):
         finally:
             self._has_closed()
 
+    def _close_at_once(self) -> bool:
+        """Close gracefully if that need not wait for anything; False, and nothing done, if it must.
+
+        Under TLS it always must: the peer has to get ``close_notify``.
+        """
+        if self._transport.closing:
+            return self.fileno() < 0
+        if self._tls is not None or self._reading.held or self._sending.taken:
+            return False
+        if not self._transport.close_at_once():
+            return False
+        self._has_closed()
+        return True
+
     def _close_hard(self) -> None:
         """Do what a cancelled close does: like ``abort``, but leave what was sent to the kernel."""
         if not self._is_another_process():

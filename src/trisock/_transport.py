@@ -412,6 +412,18 @@ class Transport:
             self._end_connection(may_be_unread=not settled)
             self._close_descriptor()
 
+    def close_at_once(self) -> bool:
+        """Close if there is nothing to lose, and nobody to wake; else return False."""
+        try:
+            if not self._settled():
+                return False
+        except OSError:
+            return False
+        self._stop()
+        self._end_connection(may_be_unread=False)
+        self._close_descriptor()
+        return True
+
     def _stop(self) -> None:
         """Let nothing be read or sent any more but by the close."""
         self.closing = True

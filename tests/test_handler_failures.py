@@ -342,10 +342,6 @@ async def entered_before_a_return(_: Socket) -> None:
     trio.CancelScope(deadline=trio.current_time() + 0.0001).__enter__()
 
 
-async def entered_with_a_shield(_: Socket) -> None:
-    trio.CancelScope(shield=True).__enter__()
-
-
 async def cancelled_that_was_kept(_: Socket) -> None:
     kept: list[BaseException] = []
     with trio.move_on_after(0):

@@ -10,6 +10,7 @@ The cost is linear in the bytes that were fed, however they are split.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ class ClientHello:
     server_name: bytes | None
     takes_tickets: bool
 
-    @property
+    @functools.cached_property
     def host_name(self) -> str | None:
         """``server_name`` as text; ``None`` if no host can have it, or it is an IP address."""
         return None if self.server_name is None else _host_name(self.server_name)
@@ -116,72 +117,73 @@ class ClientHelloReader:
 
 def parse_client_hello(body: bytes) -> ClientHello:
     """Read a ClientHello, without the header of its message; ``ValueError`` if it is none."""
-    fields = _Fields(body)
-    fields.take(2 + 32)  # legacy_version, random
-    fields.vector(1)  # legacy_session_id
-    fields.vector(2)  # cipher_suites
-    fields.vector(1)  # legacy_compression_methods
-    extensions: dict[int, bytes] = {}
-    if fields:  # a client of TLS 1.2 need not have any
-        listed = _Fields(fields.vector(2))
-        while listed:
-            kind = int.from_bytes(listed.take(2), "big")
-            if kind in extensions:
-                raise ValueError("an extension comes twice")
-            extensions[kind] = listed.vector(2)
-    if fields:
-        raise ValueError("bytes follow the extensions")
-    name = None
-    if _SERVER_NAME in extensions:
-        name = _first_name(extensions[_SERVER_NAME])
-    takes_tickets = _SESSION_TICKET in extensions
-    if _SUPPORTED_VERSIONS in extensions:
-        versions = _Fields(extensions[_SUPPORTED_VERSIONS]).vector(1)
-        takes_tickets |= any(versions[at : at + 2] == _TLS_1_3 for at in range(0, len(versions), 2))
+    at = 2 + 32  # legacy_version, random
+    for width in (1, 2, 1):  # legacy_session_id, cipher_suites, legacy_compression_methods
+        _, at = _vector(body, at, width)
+    name, takes_tickets = None, False
+    if at < len(body):  # a client of TLS 1.2 need not have any extensions
+        extensions = _extensions(body, at)
+        if _SERVER_NAME in extensions:
+            name = _first_name(extensions[_SERVER_NAME])
+        takes_tickets = _SESSION_TICKET in extensions
+        if _SUPPORTED_VERSIONS in extensions:
+            versions = extensions[_SUPPORTED_VERSIONS]
+            start, end = _vector(versions, 0, 1)
+            takes_tickets |= any(versions[i : i + 2] == _TLS_1_3 for i in range(start, end, 2))
     return ClientHello(name, takes_tickets)
+
+
+def _extensions(body: bytes, at: int) -> dict[int, bytes]:
+    """Return the data of each extension, by its type; they are the rest of the body."""
+    at, end = _vector(body, at, 2)
+    if end != len(body):
+        raise ValueError("bytes follow the extensions")
+    found: dict[int, bytes] = {}
+    while at < end:
+        if at + 2 > end:
+            raise ValueError("an extension is cut short")
+        kind = (body[at] << 8) + body[at + 1]
+        start, at = _vector(body, at + 2, 2)
+        if kind in found:
+            raise ValueError("an extension comes twice")
+        found[kind] = body[start:at]
+    return found
 
 
 def _first_name(extension: bytes) -> bytes:
     """Return the name in an extension of SNI. There is one, and OpenSSL takes no other either."""
-    whole = _Fields(extension)
-    names = _Fields(whole.vector(2))
-    if whole or names.take(1) != b"\0":  # the type of a name: there is no other than host_name
+    at, end = _vector(extension, 0, 2)
+    # 0 is the type of a name: there is no other than host_name.
+    if end != len(extension) or at == end or extension[at] != 0:
         raise ValueError("not a list of host names")
-    name = names.vector(2)
-    if names or not name:
+    start, end = _vector(extension, at + 1, 2)
+    if end != len(extension) or start == end:
         raise ValueError("not one name")
-    return name
+    return extension[start:end]
+
+
+def _vector(data: bytes, at: int, width: int) -> tuple[int, int]:
+    """Return where a vector starts and ends that has its length, of ``width`` bytes, before it."""
+    start = at + width
+    end = start + int.from_bytes(data[at:start], "big")
+    if end > len(data):  # a length that is itself cut short starts behind the end
+        raise ValueError("a field is cut short")
+    return start, end
 
 
 def _host_name(name: bytes) -> str | None:
     if not _HOST_NAME.match(name):
         return None
     text = name.decode("ascii")
+    # RFC 6066, section 3: literal addresses are not permitted. (Colons are in no name anyway.)
+    return None if _is_ipv4(text.removesuffix(".")) else text
+
+
+def _is_ipv4(text: str) -> bool:
+    if not text.replace(".", "").isdecimal():  # nearly always; the rest costs as much as parsing
+        return False
     try:
-        ipaddress.ip_address(text.removesuffix("."))
+        ipaddress.IPv4Address(text)
     except ValueError:
-        return text
-    return None  # RFC 6066, section 3: literal addresses are not permitted
-
-
-class _Fields:
-    """Reads fields one after the other; ``ValueError`` where one is cut short."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._position = 0
-
-    def __bool__(self) -> bool:
-        return self._position < len(self._data)
-
-    def take(self, size: int) -> bytes:
-        end = self._position + size
-        if end > len(self._data):
-            raise ValueError("a field is cut short")
-        taken = self._data[self._position : end]
-        self._position = end
-        return taken
-
-    def vector(self, length_size: int) -> bytes:
-        """Return what comes after its own length."""
-        return self.take(int.from_bytes(self.take(length_size), "big"))
+        return False
+    return True

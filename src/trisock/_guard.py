@@ -120,6 +120,14 @@ def text(exc: BaseException) -> str:
         return _name(exc)
 
 
+def is_logged(logger: logging.Logger, level: int) -> bool:
+    """Return whether a logger takes this level: where not, nothing need be formatted."""
+    try:
+        return logger.isEnabledFor(level)
+    except Exception:  # a class of the program's; log reports it
+        return True
+
+
 def log(
     logger: logging.Logger,
     level: int,

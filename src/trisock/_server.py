@@ -422,7 +422,7 @@ class Server(Uncopied):
                         and not failure.partial
                     )
                     self._sort(sock, _guard.stray_cancelled(failure) or failure)
-                elif deadline < trio.current_effective_deadline():
+                elif deadline < math.inf and deadline < trio.current_effective_deadline():
                     whole = False
                     self._log(sock, RuntimeError("the handler has left a cancel scope open"))
             finally:
@@ -449,13 +449,9 @@ class Server(Uncopied):
     async def _secure(self, sock: Socket) -> bool:
         """Shake hands; False where that failed."""
         assert self._tls is not None
-        tls = self._tls
         self._handshakes.add(sock)
         try:
-            # The context may be of a class of the program's.
-            await _guard.isolated(
-                lambda: sock.starttls(tls, handshake_timeout=self._handshake_timeout)
-            )
+            await sock.starttls(self._tls, handshake_timeout=self._handshake_timeout)
         except Exception as exc:
             if type(exc) is trio.ClosedResourceError and self.closing.is_set():
                 self._counts["refused"] += 1
@@ -477,6 +473,8 @@ class Server(Uncopied):
         each = _guard.leaves(errors)
         if all(sock._is_own_failure(leaf) for leaf in each):
             self._counts["peer_errors"] += 1
+            if not _guard.is_logged(_logger, logging.INFO):
+                return
             why = "; ".join(dict.fromkeys(map(_guard.text, each)))
             message = "closed the connection with %s: %s"
             _guard.log(_logger, logging.INFO, message, _peer(sock), why)

@@ -653,12 +653,12 @@ class Socket(Uncopied, trio.abc.HalfCloseableStream):
             side=self._side,
         )
         deadline = trio.current_time() + timeout
-        where = str(self.getpeer())
-        if role.server_hostname is not None:
-            where = f"{role.server_hostname!r} ({where})"
         if not await self._take_both_directions(deadline):
             raise self._transport.note(
-                TLSError(f"TLS handshake with {where} failed: a broadcast was in its way")
+                TLSError(
+                    f"TLS handshake with {role.named(self.getpeer())} failed: "
+                    "a broadcast was in its way"
+                )
             )
         try:
             self._transport.check_sending()
@@ -667,7 +667,7 @@ class Socket(Uncopied, trio.abc.HalfCloseableStream):
                 role,
                 early=self._buffer.peek_all(),
                 https_compatible=https_compatible,
-                where=where,
+                peer=self.getpeer(),
             )
             self._buffer = ReceiveBuffer()  # what was in it is TLS's now
             self._tls = self._layer = connection
@@ -848,7 +848,7 @@ class Socket(Uncopied, trio.abc.HalfCloseableStream):
             await trio.lowlevel.checkpoint()
             due = b""
             if tls is not None and (whole or tls.failure is not None):  # an alert may be said
-                due = await tls.farewell()
+                due = tls.last_bytes()
         except BaseException:
             self._close_hard()
             raise

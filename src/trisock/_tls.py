@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, PublicKeyTypes
 
 from . import _pem
-from ._address import to_tls_name
+from ._address import Address, to_tls_name
 from ._client_hello import ClientHello
 from ._text import printable
 
@@ -491,6 +491,11 @@ class TLSRole:
     #: Where a server's context comes from, once the ClientHello is known; None for one of the
     #: user's.
     contexts: ServerContexts | None = None
+
+    def named(self, peer: Address) -> str:
+        """Return how an error calls the peer at an address."""
+        name = self.server_hostname
+        return str(peer) if name is None else f"{name!r} ({peer})"
 
 
 def to_role(tls: object) -> object:

@@ -4,9 +4,8 @@ The state machine is ``trio.SSLStream``'s. This module gives it a transport and 
 of our own making, and by these two sees what it needs to:
 
 - ``_Carrier`` is the transport. It tells the end of the connection from the end of the
-  encrypted stream by an exception of its own, keeps a failed send to itself so that what the
-  peer said before can still be read, and collects, while closing, what is to be sent
-  instead of waiting for it to be.
+  encrypted stream by an exception of its own, and keeps a failed send to itself so that what
+  the peer said before can still be read.
 - ``_Tap`` is the context. ``SSLStream`` asks it for one thing, ``wrap_bio``, and so it gets
   to hold the ``SSLObject`` and the memory BIOs: for the alert that ``SSLStream`` leaves there
   when a handshake fails, and for reading without waiting.
@@ -24,6 +23,7 @@ from typing import Any, NoReturn, TypeVar, cast
 
 import trio
 
+from ._address import Address
 from ._client_hello import ClientHelloReader
 from ._errors import TLSError
 from ._tls import TLSInfo, TLSRole, has_expired
@@ -235,11 +235,10 @@ class _Carrier(trio.abc.Stream):
         self.cut_off = False
         self.unsent: bytes | memoryview = b""
         self.send_failure: trio.BrokenResourceError | None = None
-        self.collected: list[bytes] | None = None
         self._room = trio.Lock()  # a sender and an answer may wait for it, a descriptor has one
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Return bytes of one record; cancelled, it has taken none."""
+        """Return a few whole records, or a part of one; cancelled, it has taken none."""
         arrived = self.arrived
         if not arrived.pending:
             self.check_process()
@@ -250,17 +249,13 @@ class _Carrier(trio.abc.Stream):
             if not data:
                 raise _EndOfTransport
             arrived.write(data)
-        return bytes(arrived.take())
+        return bytes(arrived.take_many()[0])
 
     def check_process(self) -> None:
         if self._forks != _forks:
             raise self._transport.broken(_FORKED)
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        if self.collected is not None:
-            self.collected.append(bytes(self.unsent) + data)
-            self.unsent = b""
-            return
         # What is encrypted must go out, so there is no cancel point before the first try.
         with contextlib.suppress(trio.BrokenResourceError):
             rest = self.send_nowait(bytes(data))
@@ -406,7 +401,7 @@ class TLSConnection:
       role: who we are and whom we expect.
       early: bytes that were received already and belong to TLS.
       https_compatible: as in ``trio.SSLStream``: no ``close_notify``, neither sent nor missed.
-      where: how errors call the peer.
+      peer: the peer's address, for errors.
 
     Invariant: once ``failure`` is set, reading and sending raise it, because the state of
     the encryption is not known any more or the peer has shown that it is not to be trusted.
@@ -425,12 +420,12 @@ class TLSConnection:
         *,
         early: bytes,
         https_compatible: bool,
-        where: str,
+        peer: Address,
     ) -> None:
         self._transport = transport
         self._role = role
         self._https_compatible = https_compatible
-        self._where = where
+        self._peer = peer
         self._carrier = _Carrier(transport)
         self._tap = _Tap(role, self._carrier)
         self._stream = trio.SSLStream(
@@ -456,7 +451,7 @@ class TLSConnection:
         """Agree on keys and verify the peer; ``TLSError`` if that fails.
 
         Then, and when it is cancelled, the connection cannot be used any more: what is to be
-        sent to the peer before closing is in ``farewell``.
+        sent to the peer before closing is in ``last_bytes``.
         """
         with trio.CancelScope(deadline=deadline) as scope:
             try:
@@ -881,24 +876,22 @@ class TLSConnection:
             raise self._fail("the peer closed the connection")
         return bytes(trailing) + self.arrived.take_all()
 
-    async def farewell(self) -> bytes:
-        """Return the bytes to send before FIN: ``close_notify``, or the alert that says why.
+    def last_bytes(self) -> bytes:
+        """Return what to send before FIN: ``close_notify``, or the alert that says why.
 
         Nothing, if they could not be understood, after ciphertext that was cut off, or would vouch
-        for what is ``unfinished``, or come from a fork.
+        for what is ``unfinished``, or come from a fork. Nothing can be sent afterwards.
         """
         if self.forked:
             return b""
-        if self.failure is not None:
-            due = bytes(self._carrier.unsent) + self._outgoing.read()
-        elif self.info is None or self._https_compatible:
-            return b""
-        else:
+        if self.failure is None:
+            if self.info is None or self._https_compatible:
+                return b""
             # Unread data stays in ``arrived``: SSL_shutdown would fail on it, and send nothing.
-            self._carrier.collected = []
-            with contextlib.suppress(trio.BrokenResourceError):
-                await self._stream.aclose()
-            due = b"".join(self._carrier.collected) + self._outgoing.read()
+            with contextlib.suppress(ssl.SSLError):  # it does not wait for the peer's
+                self._ssl_object.unwrap()
+            _clear_error_queue()  # of an alert that had come
+        due = bytes(self._carrier.unsent) + self._outgoing.read()
         return b"" if self._carrier.cut_off or self.unfinished else due
 
     # ---- errors ----
@@ -913,9 +906,8 @@ class TLSConnection:
         self, why: str, *, reason: str | None = None, verify_code: int | None = None
     ) -> TLSError:
         what = "TLS handshake" if self.info is None else "TLS"
-        error = TLSError(
-            f"{what} with {self._where} failed: {why}", reason=reason, verify_code=verify_code
-        )
+        text = f"{what} with {self._role.named(self._peer)} failed: {why}"
+        error = TLSError(text, reason=reason, verify_code=verify_code)
         self.failure = self._transport.note(error)
         return error
 

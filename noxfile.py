@@ -47,7 +47,7 @@ def lowest_trio() -> str:
 def tests(session: nox.Session) -> None:
     """The tests, on the Python that runs nox, with the newest Trio."""
     session.install(".[tests]")
-    session.run("python", "-m", "pytest", "-n", "2", *session.posargs)
+    session.run("python", "-m", "pytest", *session.posargs)
 
 
 @nox.session(python=PYTHONS)
@@ -56,7 +56,7 @@ def versions(session: nox.Session, trio: str) -> None:
     """The tests, on each Python there is, at the lowest and the newest Trio."""
     session.install(".[tests]")
     session.install(f"trio=={lowest_trio()}.*" if trio == "lowest" else "trio", "--upgrade")
-    session.run("python", "-m", "pytest", "-n", "2", *session.posargs)
+    session.run("python", "-m", "pytest", *session.posargs)
 
 
 @nox.session(python=INSTALLED[-1] if INSTALLED else None)
@@ -109,6 +109,8 @@ def interop(session: nox.Session) -> None:
         "python",
         "-m",
         "pytest",
+        "-n",
+        "0",  # a scanner and servers that are not ours have the machine for themselves
         "-m",
         "",
         "--all-programs",
@@ -125,7 +127,7 @@ def chance(session: nox.Session) -> None:
     """Cancellation in all combinations; the hostile network and fuzzing, 20 times as much."""
     session.install(".[tests]")
     campaigns = [f"tests/test_{each}.py" for each in ("cancellation", "hostile_network", "fuzz")]
-    options = ["-m", "", "--times", "20", "--capture=no"]
+    options = ["-n", "0", "-m", "", "--times", "20", "--capture=no"]
     session.run("python", "-m", "pytest", *options, *campaigns, *session.posargs)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import io
 import logging
 import os
 import socket
@@ -188,6 +191,41 @@ CALLS: list[Callable[[Any], Any]] = [
     lambda key: trisock.connect_unix(key),
     lambda key: trisock.listen_unix("x", backlog=key),
 ]
+# In a place where no key belongs, but for a mistake in the order of arguments.
+MISPLACED: list[Callable[[trio.Nursery, Any], Any]] = [
+    lambda nursery, key: trisock.bind(nursery, 0, key),
+    lambda nursery, key: trisock.bind(nursery, key, print),  # type: ignore[arg-type]
+    lambda nursery, key: trisock.bind(nursery, 0, print, max_connections=key),  # type: ignore[arg-type]
+    lambda nursery, key: trisock.bind(nursery, 0, print, handshake_timeout=key),  # type: ignore[arg-type]
+    lambda nursery, key: trisock.bind(nursery, 0, print, backlog=key),  # type: ignore[arg-type]
+    lambda nursery, key: trisock.bind(nursery, 0, print, host=key),  # type: ignore[arg-type]
+]
+ON_A_SERVER: list[Callable[[trisock.Server, Any], Any]] = [
+    lambda server, key: server.broadcast(key),
+    lambda server, key: server.broadcast(b"", timeout=key),
+    lambda server, key: server.stop(key),
+    lambda server, key: server.set_tls(key),
+]
+ON_A_SOCKET: list[Callable[[Socket, Any], Any]] = [
+    lambda sock, key: sock.starttls(key, server_hostname=1),  # type: ignore[arg-type]
+    lambda sock, key: sock.starttls("a", server_hostname=key, handshake_timeout=0),
+    lambda sock, key: sock.starttls("a", handshake_timeout=key),
+    lambda sock, key: sock.starttls("a", https_compatible=key),
+    lambda sock, key: sock.recv(key),
+    lambda sock, key: sock.recv_exactly(key),
+    lambda sock, key: sock.recv_until(b"x", max_bytes=key),
+    lambda sock, key: sock.send_file(key),
+    lambda sock, key: sock.send_file(io.BytesIO(), key),
+    lambda sock, key: sock.send_file(io.BytesIO(), count=key),
+    lambda sock, key: sock.send_file(io.BytesIO(), progress=key),
+    lambda sock, key: sock.setsockopt(key, 1, 1),
+    lambda _, key: Socket(key),
+    lambda sock, key: Socket(sock.stream, side=key),
+    lambda _, key: trisock.Listener([key]),
+    lambda _, key: trisock.Listener(key),
+    lambda _, key: BINDING.channel_binding(key),
+]
+BINDING = trisock.TLSInfo("TLSv1.3", "", None, None, None, False, None, None)
 KEYS: list[Any] = [KEY, KEY.encode(), BODY, BODY[:64], BODY.encode(), "00ff" * 10, [KEY], {KEY: 1}]
 
 
@@ -206,6 +244,35 @@ async def test_no_error_quotes_a_key(call: Callable[[Any], Any], key: Any) -> No
             assert secret not in str(error)
         error = error.__cause__
     assert_safe(str(caught.value).replace(":0 ", " "))
+
+
+@pytest.mark.parametrize("key", KEYS, ids=range(len(KEYS)))
+async def test_no_error_quotes_a_key_in_the_place_of_another_argument(key: Any) -> None:
+    async with trio.open_nursery() as nursery:
+        server = await trisock.bind(nursery, 0, sleep, host="127.0.0.1")
+        async with await trisock.connect("127.0.0.1", server.port) as sock:
+            calls: list[Callable[[], Any]] = [
+                *(functools.partial(call, nursery, key) for call in MISPLACED),
+                *(functools.partial(call, server, key) for call in ON_A_SERVER),
+                *(functools.partial(call, sock, key) for call in ON_A_SOCKET),
+            ]
+            for call in calls:
+                error: BaseException | None = None
+                try:
+                    result = call()
+                    if inspect.isawaitable(result):
+                        await result
+                except Exception as exc:
+                    error = exc
+                while error is not None:
+                    for secret in (KEY, BODY, BODY[:30], "00ff00ff00ff"):
+                        assert secret not in repr(error), call
+                    error = error.__cause__
+        nursery.cancel_scope.cancel()
+
+
+async def sleep(_: Socket) -> None:
+    await trio.sleep_forever()
 
 
 @pytest.mark.parametrize("port", [2**64, 10**5000, -(10**5000)], ids=["64", "big", "negative"])

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_fuzz import hello_for, in_records
 
-from trisock._client_hello import NOT_A_CLIENT_HELLO, ClientHello, ClientHelloReader
+from trisock._client_hello import NOT_A_CLIENT_HELLO, ClientHello, ClientHelloReader, TooLongError
 
 WHOLE = hello_for(b"Example.org")
 
@@ -66,15 +66,23 @@ def test_any_change_gives_a_hello_or_none(data: st.DataObject) -> None:
 
 def test_a_reader_takes_256_kib_at_most() -> None:
     reader = ClientHelloReader()
-    fed = 0
-    while reader.feed(b"\x16\x03\x01\0\0") is None:
-        fed += 5
-    assert fed <= 256 * 1024
+    for _ in range(256 * 1024 // 5):
+        assert reader.feed(b"\x16\x03\x01\0\0") is None
+    with pytest.raises(TooLongError):
+        reader.feed(b"\x16\x03\x01\0\0")
 
 
 def test_only_128_kib_are_a_hello() -> None:
     assert ClientHelloReader().feed(in_records(b"\x01\x02\0\0", 4)) == NOT_A_CLIENT_HELLO
     assert ClientHelloReader().feed(in_records(b"\x01\x01\xff\xfc", 4)) is None
+
+
+def test_a_hello_in_tiny_records_is_refused_once_it_takes_256_kib() -> None:
+    wire = in_records(b"\x01\x01\xff\xfc" + bytes(60_000), 1)
+    reader = ClientHelloReader()
+    assert reader.feed(wire[: 256 * 1024]) is None
+    with pytest.raises(TooLongError, match="more than 256 KiB"):
+        reader.feed(wire[256 * 1024 :])
 
 
 @pytest.mark.parametrize(

@@ -180,7 +180,7 @@ def test_dialects_are_thin_and_use_public_names_of_trisock_only(module: str) -> 
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ImportFrom) and node.level:
             assert node.module in {
-                *("_sides", "_background", "_call", "_scheduler", "_upgrade"),
+                *("_sides", "_background", "_call", "_scheduler", "_announced"),
                 *("_info", "_endpoints", "_queued", "_operations", "_callbacks", "_hangup"),
                 *("_hs_arguments", "_sockaddr", "_guard", "_text"),
                 "_connect",  # the plain call that hammerspoon's connect needs

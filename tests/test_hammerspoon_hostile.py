@@ -36,6 +36,23 @@ def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     return caplog
 
 
+# ---- keys ----
+
+
+async def test_a_key_in_the_place_of_a_path_is_not_logged(
+    hs: Sockets, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = "-----BEGIN PRIVATE KEY-----\n" + "MIIE" * 400
+    with caplog.at_level(logging.DEBUG, "trisock"):
+        client = hs.new()
+        assert client.connect(key) is client
+        while client.connections():
+            await trio.lowlevel.checkpoint()
+        await trio.testing.wait_all_tasks_blocked()
+    assert "MIIEMIIE" not in caplog.text
+    assert "no path" in caplog.text
+
+
 # ---- callbacks ----
 
 

@@ -308,6 +308,76 @@ def test_an_exception_at_any_line_of_recv_loses_no_byte(second: int | None, stop
     assert out == "True True\n"
 
 
+def test_an_exception_at_any_line_of_close_still_closes() -> None:
+    """But for the first lines, which a program cannot tell from those before the call."""
+    out = program(
+        INJECT
+        + textwrap.dedent("""
+        opens = []
+        for at in range(1, 1000):
+            client, raw = peer_of()
+            result, count = lines_of(client.close, at, None)
+            if count < at:
+                break
+            opens.append(client.isopen())
+            assert opens[-1] or client.send("x") is False
+            if not opens[-1]:
+                raw.settimeout(20)
+                try:
+                    assert raw.recv(1) == b""
+                except ConnectionResetError:
+                    pass
+            raw.close()
+        first = opens.index(False)
+        print(len(opens) > 20, first < 15, opens[first:] == [False] * (len(opens) - first))
+        """),
+        timeout=60,
+    )
+    assert out == "True True True\n"
+
+
+def test_an_exception_at_any_line_of_starttls_leaves_nothing_open() -> None:
+    out = program(
+        INJECT
+        + textwrap.dedent("""
+        import ssl, trustme
+        authority = trustme.CA()
+        issued = authority.issue_cert("localhost", key_type=trustme.KeyType.ECDSA)
+        certificate = {
+            "chain": b"".join(each.bytes() for each in issued.cert_chain_pems),
+            "private_key": issued.private_key_pem.bytes(),
+        }
+        context = ssl.create_default_context()
+        authority.configure_trust(context)
+
+        def handshake(raw):
+            try:
+                with context.wrap_socket(raw, server_hostname="localhost") as secured:
+                    secured.recv(1)
+            except OSError:
+                pass
+
+        opens = []
+        for at in range(1, 1000):
+            client, raw = peer_of()
+            raw.settimeout(20)
+            shaking = threading.Thread(target=handshake, args=(raw,))
+            shaking.start()
+            result, count = lines_of(lambda: client.starttls([certificate]), at)
+            opens.append(client.isopen())
+            client.close()
+            shaking.join()
+            if count < at:
+                assert opens.pop() and result is True
+                break
+        first = opens.index(False)
+        print(len(opens) > 20, first < 15, opens[first:] == [False] * (len(opens) - first))
+        """),
+        timeout=60,
+    )
+    assert out == "True True True\n"
+
+
 @pytest.mark.parametrize(
     "call",
     [

@@ -28,7 +28,8 @@ class Call(Generic[T]):
 
     The caller sets ``abandoned``, ``gone`` and ``delivered`` (its error was raised), the
     background thread all else. ``finished`` is released when ``value`` or ``error`` is there,
-    ``gone`` when an abandoned call has ended and its result was taken back.
+    ``gone`` when an abandoned call has ended and its result was taken back. ``unbegun`` is called
+    in place of the function if the call is abandoned before it has begun.
     """
 
     __slots__ = (
@@ -41,15 +42,20 @@ class Call(Generic[T]):
         "gone",
         "has_value",
         "scope",
+        "unbegun",
         "undo",
         "value",
     )
 
     def __init__(
-        self, function: Callable[[], Awaitable[T]], undo: Callable[[T], object] | None
+        self,
+        function: Callable[[], Awaitable[T]],
+        undo: Callable[[T], object] | None,
+        unbegun: Callable[[], object] | None = None,
     ) -> None:
         self.function: Callable[[], Awaitable[T]] | None = function
         self.undo = undo
+        self.unbegun = unbegun
         self.finished = held_lock()
         self.gone: _thread.LockType | None = None
         self.abandoned = self.begun = self.delivered = self.has_value = False
@@ -85,13 +91,16 @@ class Call(Generic[T]):
     def take_back(self) -> None:
         """Undo the result that the caller does not get; once more changes nothing."""
         value, has_value, undo = self.value, self.has_value, self.undo
+        unbegun, self.unbegun = self.unbegun, None
         self.value, self.has_value, self.undo, self.error = None, False, None, None
-        if has_value and undo is not None:
-            try:
+        try:
+            if has_value and undo is not None:
                 undo(value)  # type: ignore[arg-type]
-            except BaseException as exc:  # it must not end the thread, which makes all calls
-                message = "could not take back the result of an interrupted call"
-                log(_logger, logging.ERROR, message, exc_info=exc)
+            elif unbegun is not None and not self.begun:
+                unbegun()
+        except BaseException as exc:  # it must not end the thread, which makes all calls
+            message = "could not take back the result of an interrupted call"
+            log(_logger, logging.ERROR, message, exc_info=exc)
         gone, self.gone = self.gone, None
         if gone is not None:
             gone.release()

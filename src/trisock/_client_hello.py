@@ -55,6 +55,10 @@ class ClientHello:
         return None if self.server_name is None else _host_name(self.server_name)
 
 
+class TooLongError(ValueError):
+    """A ClientHello takes more bytes on the wire than a server reads."""
+
+
 #: All that is known of what is not a ClientHello.
 NOT_A_CLIENT_HELLO = ClientHello(None, takes_tickets=False)
 
@@ -71,7 +75,10 @@ class ClientHelloReader:
         self._message = bytearray()
 
     def feed(self, data: bytes) -> ClientHello | None:
-        """Take more bytes; return the hello once it is whole, or cannot become one."""
+        """Take more bytes; return the hello once it is whole, or cannot become one.
+
+        Raises ``TooLongError`` if it is cut into so many records that it takes more than 256 KiB.
+        """
         self._wire += data
         try:
             while (fragment := self._next_fragment()) is not None:
@@ -81,7 +88,9 @@ class ClientHelloReader:
                     return hello
         except ValueError:
             return NOT_A_CLIENT_HELLO
-        return NOT_A_CLIENT_HELLO if len(self._wire) > _MAX_WIRE else None
+        if len(self._wire) > _MAX_WIRE:
+            raise TooLongError("the ClientHello takes more than 256 KiB")
+        return None
 
     def wire(self) -> bytes:
         """Return all bytes that were fed."""

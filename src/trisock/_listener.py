@@ -469,5 +469,5 @@ def _backlog(backlog: int | None) -> int:
     if not isinstance(backlog, int) or isinstance(backlog, bool):
         raise TypeError(f"backlog is an int or None, not {quoted(backlog)}")
     if backlog < 0:
-        raise ValueError(f"backlog must be 0 or more, not {backlog}")
+        raise ValueError(f"backlog must be 0 or more, not {quoted(backlog)}")
     return min(backlog, _MAX_BACKLOG)

@@ -17,7 +17,7 @@ from typing import TypeAlias
 import trio
 
 from . import _guard
-from ._address import Address
+from ._address import Address, quoted
 from ._errors import IncompleteReadError
 from ._listener import Listener, listen
 from ._slots import Slots
@@ -118,12 +118,12 @@ async def bind(
     Cancelled, nothing listens. Source: Pluto's ``socket.bind``, ``trio.serve_tcp``.
     """
     if not callable(handler):
-        raise TypeError(f"a handler is an async function, not {handler!r}")
+        raise TypeError(f"a handler is an async function, not {quoted(handler)}")
     if max_connections is not None:
         if not isinstance(max_connections, int) or isinstance(max_connections, bool):
-            raise TypeError(f"max_connections is an int or None, not {max_connections!r}")
+            raise TypeError(f"max_connections is an int or None, not {quoted(max_connections)}")
         if max_connections < 1:
-            raise ValueError(f"max_connections must be 1 or more, not {max_connections}")
+            raise ValueError(f"max_connections must be 1 or more, not {quoted(max_connections)}")
     role = None if tls is None else _server_role(tls)
     timeout = _timeout("handshake_timeout", handshake_timeout)
     if isinstance(port_or_listener, Listener):
@@ -235,7 +235,7 @@ class Server(Uncopied):
           grace: how many seconds handlers have from now on; ``None`` for as long as they need.
         """
         if grace is not None and not grace >= 0:
-            raise ValueError(f"grace is a number of seconds or None, not {grace!r}")
+            raise ValueError(f"grace is a number of seconds or None, not {quoted(grace)}")
         self.closing.set()
         self._accepting.cancel()
         self._listener.abort()

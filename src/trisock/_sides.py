@@ -151,22 +151,24 @@ def waits(method: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]) -> Wait
 def taken_back_by(
     undo: Callable[[Any, Any], object] | None,
     wrap: Callable[[Coroutine[Any, Any, Any]], object] | None = None,
-    announce: Callable[[Any], object] | None = None,
+    announced: str = "",
 ) -> Callable[[Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]], Waits[P, R]]:
     """Do the same as ``waits``; ``undo`` takes back a result that a Ctrl-C kept from the caller.
 
-    ``wrap`` is for the coroutine, inside Trio. ``announce`` is called outside it before anything
-    else: what it notes is known also if an interrupt keeps the call from beginning.
+    ``wrap`` is for the coroutine, inside Trio. ``announced`` names the attribute with the
+    ``Announced`` of this call: it is known also if an interrupt keeps the call from beginning.
     """
 
     def decorate(method: Callable[..., Coroutine[Any, Any, R]]) -> Any:
         @functools.wraps(method)
         def call(self: OneSided, *args: Any, **kwargs: Any) -> object:
             if not self._is_inside():
-                if announce is not None:
-                    announce(self)
+                unbegun = None
+                if announced:
+                    getattr(self, announced).announced = True
+                    unbegun = getattr(self, announced).check
                 bound = functools.partial(method, self, *args, **kwargs)
-                blocking = Call(bound, undo and functools.partial(undo, self))
+                blocking = Call(bound, undo and functools.partial(undo, self), unbegun)
                 try:
                     return background.result_of(blocking)
                 except BaseException:

@@ -13,7 +13,7 @@ from typing import BinaryIO, Literal, TypeVar, overload
 
 import trio
 
-from ._address import Address, address_from_sockaddr
+from ._address import Address, address_from_sockaddr, quoted
 from ._buffer import ReceiveBuffer
 from ._errors import IncompleteReadError, LimitExceededError, TLSError
 from ._send_file import open_source, send_file
@@ -119,9 +119,9 @@ class Socket(Uncopied, trio.abc.HalfCloseableStream):
         _raw: stdlib_socket.socket | None = None,
     ) -> None:
         if not isinstance(stream, trio.SocketStream):
-            raise TypeError(f"a Socket needs a trio.SocketStream, not {stream!r}")
+            raise TypeError(f"a Socket needs a trio.SocketStream, not {quoted(stream)}")
         if side not in ("client", "server"):
-            raise ValueError(f"the side is 'client' or 'server', not {side!r}")
+            raise ValueError(f"the side is 'client' or 'server', not {quoted(side)}")
         # As the system gives them: who asks for them gets an Address.
         self._peer = stream.socket.getpeername()
         self._local = stream.socket.getsockname()
@@ -244,7 +244,7 @@ class Socket(Uncopied, trio.abc.HalfCloseableStream):
         """
         n = operator.index(n)
         if n < 0:
-            raise ValueError(f"n must be 0 or more, not {n}")
+            raise ValueError(f"n must be 0 or more, not {quoted(n)}")
         with self._reading:
             self._check_open()
             if len(self._buffer) >= n:
@@ -483,8 +483,11 @@ class Socket(Uncopied, trio.abc.HalfCloseableStream):
         if not getattr(file, "readable", lambda: True)():
             raise ValueError("send_file needs a file that is open for reading")
         offset = operator.index(offset)
-        if offset < 0 or (count is not None and operator.index(count) < 0):
-            raise ValueError("offset and count must be 0 or more")
+        for number in (offset, operator.index(count or 0)):
+            if not 0 <= number < 2**63:
+                raise ValueError("offset and count must be 0 or more, and less than 2**63")
+        if progress is not None and not callable(progress):
+            raise TypeError(f"progress is a function, not {quoted(progress)}")
         self._check_open()
         sent = 0
 
@@ -1075,7 +1078,7 @@ def _positive(name: str, value: int | None) -> int | None:
         return None
     value = operator.index(value)
     if value < 1:
-        raise ValueError(f"{name} must be 1 or more, not {value}")
+        raise ValueError(f"{name} must be 1 or more, not {quoted(value)}")
     return value
 
 
@@ -1083,7 +1086,10 @@ def _timeout(name: str, seconds: float | None) -> float:
     if seconds is None:
         return math.inf
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
-        raise TypeError(f"{name} is a number of seconds or None, not {seconds!r}")
+        raise TypeError(f"{name} is a number of seconds or None, not {quoted(seconds)}")
     if not seconds >= 0:
-        raise ValueError(f"{name} must be 0 or more, not {seconds}")
-    return seconds
+        raise ValueError(f"{name} must be 0 or more, not {quoted(seconds)}")
+    try:
+        return float(seconds)
+    except OverflowError:
+        raise ValueError(f"{name} is too long: {quoted(seconds)}") from None

@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, PublicKeyTypes
 
 from . import _pem
-from ._address import Address, to_tls_name
+from ._address import Address, quoted, to_tls_name
 from ._client_hello import ClientHello
 from ._text import printable
 
@@ -219,10 +219,9 @@ def _encoded(value: object, what: str) -> bytes:
 def _password_argument(value: object) -> bytes:
     if not isinstance(value, str):
         return _encoded(value, "password")
-    try:
+    with contextlib.suppress(UnicodeEncodeError):  # which quotes the whole password
         return value.encode(errors="surrogateescape")  # as it was, if it comes from the system
-    except UnicodeEncodeError:
-        raise ValueError("password has characters that cannot be encoded") from None
+    raise ValueError("password has characters that cannot be encoded")
 
 
 def _pem_argument(value: object, what: str) -> bytes:
@@ -495,7 +494,7 @@ class TLSRole:
     def named(self, peer: Address) -> str:
         """Return how an error calls the peer at an address."""
         name = self.server_hostname
-        return str(peer) if name is None else f"{name!r} ({peer})"
+        return str(peer) if name is None else f"{quoted(name)} ({peer})"
 
 
 def to_role(tls: object) -> object:
@@ -802,7 +801,7 @@ class TLSInfo:
             if self._server_certificate is None:
                 raise ValueError("tls-server-end-point: the server's certificate is not known here")
             return _end_point(self._server_certificate)
-        raise ValueError(f"no channel binding of the type {type!r}")
+        raise ValueError(f"no channel binding of the type {quoted(type)}")
 
 
 def _end_point(server_certificate: bytes) -> bytes:

@@ -24,7 +24,7 @@ from typing import Any, NoReturn, TypeVar, cast
 import trio
 
 from ._address import Address
-from ._client_hello import ClientHelloReader
+from ._client_hello import ClientHelloReader, TooLongError
 from ._errors import TLSError
 from ._tls import TLSInfo, TLSRole, has_expired
 from ._transport import Transport
@@ -365,7 +365,10 @@ class _Tap:
             self._carrier.unsent = self.outgoing.read()
 
     def _read_hello(self, reader: ClientHelloReader) -> None:
-        hello = reader.feed(self.incoming.read())
+        try:
+            hello = reader.feed(self.incoming.read())
+        except TooLongError as exc:
+            raise trio.BrokenResourceError(str(exc)) from None
         if hello is None:
             raise ssl.SSLWantReadError
         # OpenSSL reads it from the start, by the record like everything else.

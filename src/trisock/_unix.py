@@ -45,7 +45,11 @@ def unix_path(path: object) -> str | bytes:
     if not isinstance(path, (str, bytes, os.PathLike)):
         raise TypeError(f"a path is str, bytes or os.PathLike, not {quoted(path)}")
     name = os.fspath(path)
-    raw = os.fsencode(name)
+    raw = None
+    with contextlib.suppress(UnicodeEncodeError):  # which quotes the whole path
+        raw = os.fsencode(name)
+    if raw is None:
+        raise ValueError("the path of a Unix socket has characters that cannot be encoded")
     if not raw:
         raise ValueError("the path of a Unix socket is empty")
     if b"\0" in raw[1:] and not raw.startswith(b"\0"):

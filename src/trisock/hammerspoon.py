@@ -174,7 +174,7 @@ class Socket:
             fn,
             self._callbacks.line,
             self._limit,
-            name=path or where(host_or_path, port),
+            name=where(path or host_or_path, port),
             path=path,
             sock=sock,
         )

@@ -38,6 +38,7 @@ import trio
 
 import trisock
 
+from ._announced import Announced
 from ._background import ThreadStartError
 from ._scheduler import scheduler
 from ._sides import (
@@ -53,7 +54,6 @@ from ._sides import (
     taken_back_by,
     waits,
 )
-from ._upgrade import Upgrade
 
 if TYPE_CHECKING:
     from ._scheduler import Done
@@ -86,7 +86,7 @@ class socket(OneSided):  # noqa: N801 (Pluto's name)
         super().__init__(run)
         self._sock = sock
         self._taken_back = b""  # what could not be pushed back yet
-        self._upgrade = Upgrade(sock)
+        self._upgrade, self._end = Announced(sock), Announced(sock)
         if owned:  # a server's is not: to close the descriptor under it would crash it
             weakref.finalize(self, close_descriptor, sock.stream.socket)
 
@@ -173,7 +173,7 @@ class socket(OneSided):  # noqa: N801 (Pluto's name)
         Trio, blocks outside. (Pluto returns nothing.) Source: ``socket.send``.
         """
         try:
-            self._upgrade.check()
+            self._check()
             await self._sock.send(_to_bytes(data))
         except _OVER as exc:
             return self._is_over(exc)
@@ -186,7 +186,7 @@ class socket(OneSided):  # noqa: N801 (Pluto's name)
             self._push_back()
 
     def _push_back(self, more: bytes = b"") -> None:
-        self._upgrade.check()
+        self._check()
         if self._taken_back:
             with contextlib.suppress(*_OVER):  # closed: it has no place to go back to
                 self._sock.unrecv(self._taken_back)
@@ -234,10 +234,7 @@ class socket(OneSided):  # noqa: N801 (Pluto's name)
         except _OVER as exc:
             self._is_over(exc)
 
-    def _announce_tls(self) -> None:
-        self._upgrade.announced = True
-
-    @taken_back_by(None, announce=_announce_tls)
+    @taken_back_by(lambda self, _: self._sock.abort(), announced="_upgrade")
     async def starttls(self, tls: TLS) -> bool | None:
         """Add TLS to the connection.
 
@@ -263,13 +260,14 @@ class socket(OneSided):  # noqa: N801 (Pluto's name)
                 return self._is_over(exc)
             return True
 
-    @waits
+    @taken_back_by(None, announced="_end")
     async def close(self) -> None:
         """Close the connection; nothing that was sent is lost.
 
         Awaited inside Trio, blocks outside. Source: ``socket.close``.
         """
-        await self._sock.close()
+        with self._end.work():
+            await self._sock.close()
 
     def getpeer(self) -> tuple[str, int]:
         """Return the other end's address and port: ``ip, port = s.getpeer()``.
@@ -289,8 +287,11 @@ class socket(OneSided):  # noqa: N801 (Pluto's name)
     def isopen(self) -> bool:
         """Return whether the connection is open. A plain call. Source: ``socket.isopen``."""
         return self._at_once(
-            lambda: self._upgrade.check() and (bool(self._taken_back) or self._sock.isopen())
+            lambda: self._check() and (bool(self._taken_back) or self._sock.isopen())
         )
+
+    def _check(self) -> bool:
+        return self._upgrade.check() and self._end.check()
 
     def _is_over(self, reason: Exception) -> Literal[False]:
         log_reason(reason, f"{self._sock.getpeer()}: ")

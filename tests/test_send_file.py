@@ -455,6 +455,21 @@ async def test_no_close_notify_follows_a_file_that_was_too_short(
             await b.recv()
 
 
+async def test_stoptls_does_not_follow_a_file_that_was_too_short(
+    client_tls: ClientTLS, server_tls: ServerTLS
+) -> None:
+    a, b = await tls_pair(client_tls, server_tls)
+    async with closing(a, b):
+        with pytest.raises(EOFError):
+            await a.send_file(io.BytesIO(b"12345"), count=6)
+        with pytest.raises(TLSError, match="a file was sent in part only"):
+            await a.stoptls()
+        assert not a.isopen()
+        assert await b.recv_exactly(5) == b"12345"
+        with pytest.raises(TLSError, match="close_notify"):
+            await b.recv()
+
+
 async def test_no_close_notify_follows_a_file_that_has_shrunk(
     tmp_path: Path, client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:

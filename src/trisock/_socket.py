@@ -688,7 +688,7 @@ class Socket(Uncopied, trio.abc.HalfCloseableStream):
           RuntimeError: the connection is not TLS, or decrypted bytes are waiting to be read:
             they must never be taken for clear ones. Nothing has happened.
           TLSError: the peer was still sending encrypted data, or ended without
-            ``close_notify``. The socket is closed.
+            ``close_notify``; or a file that was too short was sent before. The socket is closed.
           trio.BusyResourceError: another task is using the connection. Nothing has happened.
 
         Cancelled, the socket is closed, hard.

@@ -869,6 +869,8 @@ class TLSConnection:
             self._refuse_in_fork()
         if self.failure is not None or self._carrier.send_failure is not None:
             raise self._fail("it was cut off before")
+        if self.unfinished:  # close_notify would vouch for the rest
+            raise self._fail("a file was sent in part only")
         try:
             _, trailing = await self._stream.unwrap()
         except _EndOfTransport:

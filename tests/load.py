@@ -160,6 +160,8 @@ class Subject:
             async for line in sock.lines():
                 if line.startswith(b"raise "):
                     await self._raise(sock, line.split()[1].decode())
+                if line == b"bye":
+                    return
                 await sock.send(line, b"\n")
         finally:
             self._at_once -= 1
@@ -633,6 +635,33 @@ async def full(ground: Ground, clients: int, max_connections: int) -> Result:
     )
 
 
+async def lingering(ground: Ground, others: int, max_connections: int) -> Result:
+    """Clients that send too much and never close, one for each slot, while others are served."""
+
+    async def work(server: Server, outcome: Outcome) -> None:
+        async def linger(number: int, *, task_status: trio.TaskStatus[None]) -> None:
+            async with await server.dial(number) as stream:
+                await stream.send_all(b"bye\n" + bytes(200_000))
+                assert await stream.receive_some() == b""
+                task_status.started()
+                await trio.sleep_forever()
+
+        async with trio.open_nursery() as nursery:
+            for number in range(max_connections):
+                await nursery.start(linger, number)
+            await many(others, functools.partial(outcome.count, server.visit), at_once=1)
+            await server.until(lambda stats: stats["active"] <= max_connections)
+            outcome.facts["still closing"] = (await server.report()).stats["active"]
+            nursery.cancel_scope.cancel()
+        outcome.tell_times()
+
+    return await ground.measure(
+        f"{max_connections} lingering closes, {others} others",
+        work,
+        max_connections=max_connections,
+    )
+
+
 async def broadcast(
     ground: Ground, readers: int, size: int, messages: int, timeout: float
 ) -> Result:
@@ -707,6 +736,7 @@ SCENARIOS: dict[str, Callable[[Ground, bool], Awaitable[Result]]] = {
         ground, 64 if quick else 1024, 100 if quick else 2000, look=0.5 if quick else 5
     ),
     "full": lambda ground, quick: full(ground, 100 if quick else 2000, 10 if quick else 50),
+    "lingering": lambda ground, quick: lingering(ground, 20, 10 if quick else 50),
     "broadcast": lambda ground, quick: broadcast(
         ground,
         10 if quick else 200,

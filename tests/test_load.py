@@ -65,6 +65,12 @@ async def test_max_connections_is_full(ground: Ground) -> None:
     assert result.outcome.facts["at most at once"] == 5
 
 
+async def test_lingering_closes_keep_nobody_out(ground: Ground) -> None:
+    result = await load.lingering(ground, others=3, max_connections=5)
+    check(result, 3)
+    assert result.outcome.facts["still closing"] == 5
+
+
 async def test_a_broadcast_to_one_that_never_reads_hurts_no_other(ground: Ground) -> None:
     result = await load.broadcast(ground, 6, 8 * MIB, messages=1, timeout=1.5)
     check(result, 6)

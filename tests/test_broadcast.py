@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
+import sys
 
 import pytest
 import trio
@@ -245,3 +247,48 @@ async def test_an_error_of_a_broadcast_is_its_callers(monkeypatch: pytest.Monkey
             assert len(server.connections) == 1
             assert client.isopen()
         nursery.cancel_scope.cancel()
+
+
+def test_a_ctrl_c_at_any_line_of_a_broadcast_ends_the_program() -> None:
+    program = """
+import signal, sys
+import trio, trisock
+from trisock import _server
+
+def run(at):
+    count = 0
+    def trace(frame, event, arg):
+        nonlocal count
+        if frame.f_code is not _server._Broadcast.run.__code__ or event not in ("call", "line"):
+            return trace if frame.f_code is _server._Broadcast.run.__code__ else None
+        count += event == "line"
+        if count == at and event == "line":
+            signal.raise_signal(signal.SIGINT)
+        return trace
+    async def main():
+        async with trio.open_nursery() as nursery:
+            server = await trisock.bind(nursery, 0, trisock.Socket.recv, host="127.0.0.1")
+            async with await trisock.connect("127.0.0.1", server.port):
+                while not server.connections:
+                    await trio.lowlevel.checkpoint()
+                sys.settrace(trace)
+                await server.broadcast(b"x")
+                sys.settrace(None)
+                nursery.cancel_scope.cancel()
+    try:
+        trio.run(main, strict_exception_groups=False)
+    except KeyboardInterrupt:
+        pass
+    sys.settrace(None)
+    return count >= at
+
+at = 1
+while run(at):
+    at += 1
+print(at)
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert done.stderr == ""
+    assert int(done.stdout) > 5

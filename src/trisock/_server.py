@@ -502,6 +502,8 @@ class _Broadcast:
         self.scope = trio.CancelScope()
         self.done = trio.Event()
 
+    # A Ctrl-C here would keep ``done`` from being set, for which the caller waits with a shield.
+    @trio.lowlevel.enable_ki_protection
     async def run(self, targets: list[tuple[Socket, int]]) -> None:
         try:
             with self.scope:

@@ -83,8 +83,8 @@ def check(got: object, wanted: object) -> None:
         raise Wrong(f"got {got!r:.200}, wanted {wanted!r:.200}")
 
 
-# What Trio says of a handler that has left one.
-OPEN_SCOPE = "Cancel scope stack corrupted"
+# What the log says of a handler that has left one.
+OPEN_SCOPE = "a cancel scope was left open"
 
 
 def leaves_of(exc: BaseException | None) -> list[BaseException]:

@@ -373,8 +373,23 @@ async def test_stop_may_come_from_a_handler_and_before_the_server_has_begun() ->
         server = await trisock.bind(nursery, 0, handler)
         server.stop()
     await server.wait_closed()
-    with pytest.raises(ValueError, match="grace is"):
+    with pytest.raises(ValueError, match="grace must be 0 or more, not -1"):
         server.stop(grace=-1)
+
+
+async def test_arguments_that_cannot_be_used_change_nothing() -> None:
+    async with await trisock.listen(0, "127.0.0.1") as listener:
+        with pytest.raises(TypeError, match=r"needs a trio.Nursery, not 5"):
+            await trisock.bind(5, listener, trio.sleep)  # type: ignore[arg-type]
+        async with trio.open_nursery() as nursery:
+            server = await trisock.bind(nursery, listener, Socket.recv)
+            with pytest.raises(ValueError, match="grace is too long"):
+                server.stop(10**400)
+            with pytest.raises(TypeError, match="grace is a number of seconds or None"):
+                server.stop("1")  # type: ignore[arg-type]
+            assert not server.closing.is_set()
+            async with await trisock.connect("127.0.0.1", server.port):
+                server.stop()
 
 
 async def test_stop_keeps_from_handlers_what_was_accepted_at_the_same_moment() -> None:

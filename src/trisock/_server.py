@@ -117,6 +117,8 @@ async def bind(
 
     Cancelled, nothing listens. Source: Pluto's ``socket.bind``, ``trio.serve_tcp``.
     """
+    if not isinstance(nursery, trio.Nursery):
+        raise TypeError(f"a server needs a trio.Nursery, not {quoted(nursery)}")
     if not callable(handler):
         raise TypeError(f"a handler is an async function, not {quoted(handler)}")
     if max_connections is not None:
@@ -234,16 +236,14 @@ class Server(Uncopied):
         Args:
           grace: how many seconds handlers have from now on; ``None`` for as long as they need.
         """
-        if grace is not None and not grace >= 0:
-            raise ValueError(f"grace is a number of seconds or None, not {quoted(grace)}")
+        seconds = _timeout("grace", grace)
         self.closing.set()
         self._accepting.cancel()
         self._listener.abort()
         for sock in self._handshakes:
             sock._close_hard()
-        if grace is not None:
-            deadline = trio.current_time() + grace
-            self._handlers.deadline = min(self._handlers.deadline, deadline)
+        deadline = trio.current_time() + seconds
+        self._handlers.deadline = min(self._handlers.deadline, deadline)
 
     async def wait_closed(self) -> None:
         """Wait until the last handler has ended and the last connection is closed."""
@@ -442,7 +442,7 @@ class Server(Uncopied):
         if errors is not None:
             self._log(sock, errors)
         if rest is failure:
-            raise rest
+            raise failure
         if rest is not None:
             raise rest from None
 

@@ -675,6 +675,8 @@ class Socket(Uncopied, trio.abc.HalfCloseableStream):
             self._buffer = ReceiveBuffer()  # what was in it is TLS's now
             self._tls = self._layer = connection
             self._tls_info = await self._or_close(connection.handshake(deadline, timeout))
+            for record in connection.receive_arrived():  # data that came with the handshake
+                self._buffer.append(record)
             return self._tls_info
         finally:
             self._give_both_directions()

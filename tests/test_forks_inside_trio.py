@@ -41,6 +41,20 @@ async def test_a_child_that_closes_a_listener_leaves_accept_waiting() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+async def test_a_child_that_stops_a_server_leaves_the_parents_serving() -> None:
+    async with trio.open_nursery() as nursery:
+        server = await trisock.bind(nursery, 0, Socket.recv, host="127.0.0.1")
+        await trio.testing.wait_all_tasks_blocked()
+        in_a_child(lambda: server.stop(0))
+        async with await trisock.connect("127.0.0.1", server.port):
+            while not server.connections:
+                await trio.lowlevel.checkpoint()
+            in_a_child(server.stop)
+            assert not server.closing.is_set()
+        server.stop()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("end", [Socket.abort, Socket._close_hard])
 async def test_a_child_that_ends_its_tls_socket_leaves_a_read_waiting(
     client_tls: ClientTLS, server_tls: ServerTLS, end: Callable[[Socket], None]

@@ -21,6 +21,11 @@ if hasattr(os, "register_at_fork"):  # pragma: no branch (Windows has no fork)
     os.register_at_fork(after_in_child=_notice_run)
 
 
+def in_copied_run() -> bool:
+    """Return whether this is the child of a fork, inside the run that it was forked in."""
+    return _inherited is not None and wakes_nobody()
+
+
 def wakes_nobody() -> bool:
     """Return whether no task of this process can wait here: outside Trio, or in a copied run."""
     try:

@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 import trio
 
-from . import _guard
+from . import _fork, _guard
 from ._address import Address, quoted
 from ._errors import IncompleteReadError
 from ._listener import Listener, listen
@@ -231,12 +231,16 @@ class Server(Uncopied):
 
         Accepts no more, sets ``closing``, drops the handshakes of ``bind(tls=)`` that are in
         progress, and gives handlers their time; then it cancels them. Called again, it can
-        only shorten that time.
+        only shorten that time. In the child of a fork it closes the child's listening sockets, and
+        leaves the parent's server alone.
 
         Args:
           grace: how many seconds handlers have from now on; ``None`` for as long as they need.
         """
         seconds = _timeout("grace", grace)
+        if _fork.in_copied_run():  # to cancel a task would take its descriptor from the parent's
+            self._listener.abort()
+            return
         self.closing.set()
         self._accepting.cancel()
         self._listener.abort()

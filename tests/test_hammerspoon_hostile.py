@@ -46,11 +46,20 @@ async def test_a_key_in_the_place_of_a_path_is_not_logged(
     with caplog.at_level(logging.DEBUG, "trisock"):
         client = hs.new()
         assert client.connect(key) is client
-        while client.connections():
+        assert "MIIEMIIE" not in repr(client)
+        other = hs.new()
+        assert other.connect("MIIE" * 16, 80) is other
+        while client.connections() or other.connections():
             await trio.lowlevel.checkpoint()
         await trio.testing.wait_all_tasks_blocked()
     assert "MIIEMIIE" not in caplog.text
     assert "no path" in caplog.text
+
+
+async def test_startTLS_takes_one_name(hs: Sockets) -> None:  # noqa: N802
+    async with connected(hs) as (client, _):
+        with pytest.raises(TypeError, match="two were given"):
+            client.startTLS("localhost", "other.example")
 
 
 # ---- callbacks ----

@@ -17,6 +17,7 @@ import traceback
 import warnings
 import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -25,7 +26,7 @@ from certificates import CertificateAuthority, der
 from conftest import Authority, closing, tcp_pair
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import dsa, ec
 from test_certificates import encrypted, names_of, pems, shown, trusting
 from test_fuzz import hello_for, records_of
 from test_sni import flight_for
@@ -41,14 +42,14 @@ KEY_PEM = KEY.private_bytes(
 NAME = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "example.org")])
 
 
-def self_signed(*extensions: x509.ExtensionType) -> bytes:
-    """Return a certificate for KEY, in DER."""
+def self_signed(*extensions: x509.ExtensionType, key: Any = KEY) -> bytes:
+    """Return a certificate for a key, in DER."""
     now = datetime.datetime.now(datetime.timezone.utc)
     day = datetime.timedelta(1)
-    builder = x509.CertificateBuilder(NAME, NAME, KEY.public_key(), 1, now - day, now + day)
+    builder = x509.CertificateBuilder(NAME, NAME, key.public_key(), 1, now - day, now + day)
     for each in extensions:
         builder = builder.add_extension(each, critical=False)
-    return builder.sign(KEY, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
+    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
 
 
 def pem_of(content: bytes) -> bytes:
@@ -442,3 +443,15 @@ def test_a_certificate_cannot_be_changed(authority: Authority) -> None:
         del certificate.names
     with pytest.raises(TypeError, match=r"an ssl\.SSLContext"):
         certificate.load_into(None)  # type: ignore[arg-type]
+
+
+def test_a_key_of_a_kind_that_tls_does_not_have_is_refused() -> None:
+    key = dsa.generate_private_key(2048)
+    chain = pem_of(self_signed(key=key))
+    pem = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    with pytest.raises(ValueError, match="private_key is of a kind that TLS does not have"):
+        Certificate(chain, pem)

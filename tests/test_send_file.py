@@ -455,6 +455,18 @@ async def test_no_close_notify_follows_a_file_that_was_too_short(
             await b.recv()
 
 
+@pytest.mark.parametrize("offset", [2**40, 2**62, 2**63 - 1])
+async def test_an_offset_behind_the_end_of_any_file_is_an_early_end(
+    offset: int, tmp_path: Path
+) -> None:
+    a, b = await tcp_pair()
+    async with closing(a, b):
+        with make_file("file", tmp_path) as file, pytest.raises(EOFError, match="after 0 of 6"):
+            await a.send_file(file, offset, 6)
+        await a.send(b"goes on")
+        assert await b.recv() == b"goes on"
+
+
 async def test_stoptls_does_not_follow_a_file_that_was_too_short(
     client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:

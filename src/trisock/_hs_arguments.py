@@ -60,4 +60,5 @@ def where(host: str, port: int | None) -> str:
     """Return how the log calls a host or a path; not what cannot be one: that may be a key."""
     if port is None:
         return host if len(host) < 108 and host.isprintable() else "no path"
-    return f"{host if len(host) < 256 and not host.split()[1:] else 'no host'}:{port}"
+    plausible = len(host) < 256 and not host.split()[1:] and max(map(len, host.split("."))) < 64
+    return f"{host if plausible else 'no host'}:{port}"

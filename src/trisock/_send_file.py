@@ -309,6 +309,8 @@ else:
                 self._measure(os.fstat(self._duplicate))
 
         async def read(self, offset: int, size: int) -> bytes:
+            if self.size is not None and offset >= self.size:
+                return b""  # pread(2) refuses the highest offsets
             data = await _in_thread(_disk_readers, self._read, offset, size, abandon_on_cancel=True)
             if self._regular and self.size is None and os.fstat(self._duplicate).st_size:
                 return b""  # it was empty at the call, and has grown since

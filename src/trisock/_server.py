@@ -92,8 +92,8 @@ async def bind(
     cause (``BrokenResourceError``, ``TLSError``, ``IncompleteReadError``, ``LimitExceededError``).
     A cancel scope that a handler leaves open is an error of the handler, if the scope has a
     deadline or has cancelled the handler; any other is not noticed, and cancels nothing. A nursery
-    that it leaves open is not covered: that breaks Trio's own books. What is no
-    ``Exception`` (``KeyboardInterrupt``, ``SystemExit``) ends the server.
+    that it leaves open is not covered: that breaks Trio's own books. What is no ``Exception``
+    (``KeyboardInterrupt``, ``SystemExit``) ends the server.
 
     Args:
       nursery: where the server's task runs. Cancelling it cancels the handlers.

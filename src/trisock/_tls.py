@@ -24,6 +24,7 @@ from typing import Any, NoReturn, TypeVar, cast
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, PublicKeyTypes
 
 from . import _pem
@@ -96,6 +97,8 @@ class Certificate:
                 "private_key does not fit the first certificate of the chain, "
                 f"which is for {_listed(self.names) or 'no name'}"
             )
+        if not isinstance(key, _TLS_KEYS):
+            raise ValueError("private_key is of a kind that TLS does not have")
         kind = type(key).__name__.removeprefix("_").removesuffix("PrivateKey")
         if kind == "RSA" and public_key not in leaf.tbs_certificate_bytes:
             # The certificate names another algorithm than the one that cryptography, for which
@@ -171,6 +174,13 @@ class Certificate:
             "show its private key. Read the files where it is needed (Certificate.from_files)."
         )
 
+
+_TLS_KEYS = (
+    rsa.RSAPrivateKey,
+    ec.EllipticCurvePrivateKey,
+    ed25519.Ed25519PrivateKey,
+    ed448.Ed448PrivateKey,
+)
 
 CertificateLike = Certificate | Mapping[str, str | bytes]
 

@@ -64,6 +64,9 @@ _IOV_MAX = os.sysconf("SC_IOV_MAX") if hasattr(os, "sysconf") else 1
 
 _HAS_SENDFILE = hasattr(os, "sendfile")
 
+# What it says of a file, or an offset, that it does not take.
+_NOT_BY_SENDFILE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EOVERFLOW}
+
 # What os.sendfile takes at a time. The call reads the file itself, and does not return before
 # it has: a small count keeps the event loop's pauses short when the file is on a slow disk.
 _SENDFILE_SIZE = 1024 * 1024
@@ -303,7 +306,7 @@ class Transport:
                     await self.wait_writable()
                     continue
                 except OSError as exc:
-                    if not started and exc.errno in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                    if not started and exc.errno in _NOT_BY_SENDFILE:
                         return False
                     if exc.errno == errno.EIO:  # the file's, not the connection's
                         raise

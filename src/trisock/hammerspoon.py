@@ -133,7 +133,9 @@ class Socket:
         kind, name = "hs.socket", f"{info['connectedHost']}:{info['connectedPort']}"
         if info["userData"] == "SERVER":
             kind, name = "hs.socket(server)", f"{info['localHost']}:{info['localPort']}"
-        return f"{kind}: {printable(info['unixSocketPath'] or name)} ({id(self):#x})"
+        if info["unixSocketPath"]:
+            name = where(info["unixSocketPath"], None)
+        return f"{kind}: {printable(name)} ({id(self):#x})"
 
     # ---- connecting, listening ----
 
@@ -315,14 +317,16 @@ class Socket:
           peerName: the name that the certificate must be for; without one, the host given to
             ``connect``. (hs.socket would verify no name then.)
 
-        Returns: self. Raises ``ValueError`` or ``TypeError`` for a name that cannot be one.
-        Source: ``hs.socket:startTLS``.
+        Returns: self. Raises ``ValueError`` or ``TypeError`` for a name that cannot be one, and for
+        two names. Source: ``hs.socket:startTLS``.
         """
         if self._role is None:
             self._log("cannot start TLS: it is not connected")
             return self
         name = verify if isinstance(verify, str) else peerName
         try:
+            if isinstance(verify, str) and peerName is not None:
+                raise TypeError("startTLS takes one name, and two were given")
             if verify is None or isinstance(verify, (bool, str)):
                 verify = trisock.ClientTLS(name, verify=verify is not False or name is not None)
         except BaseException:

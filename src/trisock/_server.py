@@ -90,10 +90,10 @@ async def bind(
     It is logged on the logger ``trisock.server`` with the peer's address: at ERROR with a
     traceback; but in one line at INFO if it is an error of this very socket that the peer can
     cause (``BrokenResourceError``, ``TLSError``, ``IncompleteReadError``, ``LimitExceededError``).
-    A cancel scope that a handler leaves open is an error of the handler, if the scope has a
-    deadline or has cancelled the handler; any other is not noticed, and cancels nothing. A nursery
-    that it leaves open is not covered: that breaks Trio's own books. What is no ``Exception``
-    (``KeyboardInterrupt``, ``SystemExit``) ends the server.
+    A cancel scope that a handler leaves open is an error of the handler, if the scope has cancelled
+    the handler, or has a deadline before any around the server. Another one is not noticed, and
+    cancels nothing. A nursery that it leaves open is not covered: that breaks Trio's own books.
+    What is no ``Exception`` (``KeyboardInterrupt``, ``SystemExit``) ends the server.
 
     Args:
       nursery: where the server's task runs. Cancelling it cancels the handlers.

@@ -72,9 +72,11 @@ def test_a_reader_takes_256_kib_at_most() -> None:
         reader.feed(b"\x16\x03\x01\0\0")
 
 
-def test_only_128_kib_are_a_hello() -> None:
-    assert ClientHelloReader().feed(in_records(b"\x01\x02\0\0", 4)) == NOT_A_CLIENT_HELLO
-    assert ClientHelloReader().feed(in_records(b"\x01\x01\xff\xfc", 4)) is None
+def test_a_hello_may_be_as_long_as_openssl_takes() -> None:
+    longest = (131396).to_bytes(3, "big")
+    assert ClientHelloReader().feed(in_records(b"\x01" + longest, 4)) is None
+    longer = (131397).to_bytes(3, "big")
+    assert ClientHelloReader().feed(in_records(b"\x01" + longer, 4)) == NOT_A_CLIENT_HELLO
 
 
 def test_a_hello_in_tiny_records_is_refused_once_it_takes_256_kib() -> None:

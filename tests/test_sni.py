@@ -38,6 +38,31 @@ def padded(hello: bytes, size: int) -> bytes:
     return b"\x01" + len(body).to_bytes(3, "big") + body
 
 
+def longest(hello: bytes) -> bytes:
+    """Return the message of a hello with as much in every field as fits: 131,396 bytes."""
+    body = hello[9:]
+    at = 35 + body[34]
+    ciphers_size = int.from_bytes(body[at : at + 2], "big")
+    ciphers = body[at + 2 : at + 2 + ciphers_size]
+    extensions = body[at + 2 + ciphers_size + 2 + 2 :]
+    filler = 65535 - len(extensions) - 4
+    longer = (
+        body[:34]
+        + bytes([32])
+        + bytes(32)
+        + (65534).to_bytes(2, "big")
+        + ciphers.ljust(65534, b"\x0a")
+        + bytes([255])
+        + bytes(255)
+        + (65535).to_bytes(2, "big")
+        + extensions
+        + b"\xfa\xfa"
+        + filler.to_bytes(2, "big")
+        + bytes(filler)
+    )
+    return b"\x01" + len(longer).to_bytes(3, "big") + longer
+
+
 async def flight_for(role: ServerTLS, *pieces: bytes) -> tuple[bytes, Exception | None]:
     """Return what a server sends to a client that sends these pieces and closes."""
     sock, raw = raw_pair()
@@ -93,6 +118,15 @@ async def test_what_is_no_name_gets_the_first_certificate(
     assert certificate_in(flight) == first
     assert not unraisable
     assert not any(capfd.readouterr())
+
+
+async def test_the_longest_hello_gets_the_certificate_it_asks_for(authority: Authority) -> None:
+    certificates = [authority.issue("first.example"), authority.issue("second.example")]
+    message = longest(hello_for(b"second.example"))
+    assert len(message) == 4 + 131396
+    flight, _ = await flight_for(ServerTLS(certificates), in_records(message, 16384))
+    second = ssl.PEM_cert_to_DER_cert(certificates[1]._chain.decode())
+    assert certificate_in(flight) == second
 
 
 @pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])

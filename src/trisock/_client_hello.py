@@ -15,11 +15,11 @@ import ipaddress
 import re
 from dataclasses import dataclass
 
-# OpenSSL takes 131396 bytes at most.
-_MAX_MESSAGE = 128 * 1024
+# What OpenSSL takes at most, and the header of the message.
+_MAX_MESSAGE = 131396 + 4
 
 # With the headers of its records: a client may put one byte into each.
-_MAX_WIRE = 2 * _MAX_MESSAGE
+_MAX_WIRE = 256 * 1024
 
 _MAX_FRAGMENT = 16384  # RFC 8446, section 5.1
 _HANDSHAKE = 22  # the type of a record

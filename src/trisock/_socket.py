@@ -159,7 +159,7 @@ class Socket(Uncopied, trio.abc.HalfCloseableStream):
         """Return the oldest chunk of received data; ``b""`` at the end of the stream.
 
         A chunk is what one read of the connection gave or, under TLS, one record; pushed-back
-        data is a chunk as well.
+        data is a chunk as well. Small chunks are joined when more than 256 are unread.
 
         Args:
           max_bytes: return at most so many bytes of the chunk; the rest stays the oldest.

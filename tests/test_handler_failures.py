@@ -296,6 +296,36 @@ async def test_a_log_file_that_cannot_be_opened_costs_no_connection(
     handler.close()
 
 
+@dataclasses.dataclass
+class ProtocolError(Exception):
+    """Cannot be hashed, as a dataclass that compares by value."""
+
+    code: int
+
+
+async def test_an_unhashable_error_raised_from_the_connections_own(records: Records) -> None:
+    async def handler(sock: Socket) -> None:
+        try:
+            await sock.recv_until(b"\n")
+        except trisock.IncompleteReadError as exc:
+            raise ProtocolError(500) from exc
+
+    async with trio.open_nursery() as nursery:
+        server = await trisock.bind(nursery, 0, handler, host="127.0.0.1")
+        async with await trisock.connect("127.0.0.1", server.port) as bystander:
+            async with await trisock.connect("127.0.0.1", server.port) as client:
+                await client.send(b"no en")
+                await client.send_eof()
+                assert await client.recv() == b""
+            while server.stats().active > 1:
+                await trio.lowlevel.checkpoint()
+            assert bystander.isopen()
+            (record,) = records.errors
+        server.stop()
+    assert record.exc_info
+    assert type(record.exc_info[1]) is ProtocolError
+
+
 # ---- cancel scopes that are left open ----
 
 

@@ -28,8 +28,16 @@ if shutil.which("pyenv"):
 
 # What coverage does without: campaigns (docs/reliability.md), and what runs whole programs.
 NOT_FOR_COVERAGE = [
-    *("cancellation", "fuzz", "hostile_network", "load", "starttls_clients", "tls_peers"),
-    *("benchmarks", "examples", "hammerspoon_examples", "pluto_examples"),
+    "tests/campaigns/test_cancellation.py",
+    "tests/campaigns/test_fuzz.py",
+    "tests/campaigns/test_hostile_network.py",
+    "tests/campaigns/test_load.py",
+    "tests/interop/test_starttls_clients.py",
+    "tests/interop/test_tls_peers.py",
+    "tests/project/test_benchmarks.py",
+    "tests/project/test_examples.py",
+    "tests/project/test_hammerspoon_examples.py",
+    "tests/project/test_pluto_examples.py",
 ]
 
 INSTALLED = [each for each in PYTHONS if shutil.which(f"python{each}")]
@@ -67,8 +75,8 @@ def coverage(session: nox.Session) -> None:
     """
     session.install("-e", ".[tests]")
     session.run("coverage", "erase")
-    ignored = [f"--ignore=tests/test_{each}.py" for each in NOT_FOR_COVERAGE]
-    ignored.append("--deselect=tests/test_tls_matrix.py::test_the_matrix")
+    ignored = [f"--ignore={each}" for each in NOT_FOR_COVERAGE]
+    ignored.append("--deselect=tests/campaigns/test_tls_matrix.py::test_the_matrix")
     session.run("coverage", "run", "-m", "pytest", *ignored, *session.posargs)
     session.run("coverage", "combine", "--quiet")
     session.run("coverage", "report")
@@ -96,7 +104,7 @@ def examples(session: nox.Session) -> None:
         "python",
         "-m",
         "pytest",
-        *map(str, sorted(Path("tests").glob("test_*examples.py"))),
+        *map(str, sorted(Path("tests/project").glob("test_*examples.py"))),
         *session.posargs,
     )
 
@@ -114,10 +122,7 @@ def interop(session: nox.Session) -> None:
         "-m",
         "",
         "--all-programs",
-        "tests/test_interop.py",
-        "tests/test_tls_peers.py",
-        "tests/test_starttls_clients.py",
-        "tests/test_starttls_servers.py",
+        "tests/interop",
         *session.posargs,
     )
 
@@ -126,7 +131,8 @@ def interop(session: nox.Session) -> None:
 def chance(session: nox.Session) -> None:
     """Cancellation in all combinations; the hostile network and fuzzing, 20 times as much."""
     session.install(".[tests]")
-    campaigns = [f"tests/test_{each}.py" for each in ("cancellation", "hostile_network", "fuzz")]
+    tried = ("cancellation", "hostile_network", "fuzz")
+    campaigns = [f"tests/campaigns/test_{each}.py" for each in tried]
     options = ["-n", "0", "-m", "", "--times", "20", "--capture=no"]
     session.run("python", "-m", "pytest", *options, *campaigns, *session.posargs)
 
@@ -135,14 +141,14 @@ def chance(session: nox.Session) -> None:
 def load(session: nox.Session) -> None:
     """10,000 connections, 1,000 a second, and what exhausts a server; ``-- --quick`` for a look."""
     session.install(".[tests]")
-    session.run("python", "tests/load.py", *session.posargs)
+    session.run("python", "tests/campaigns/load.py", *session.posargs)
 
 
 @nox.session
 def soak(session: nox.Session) -> None:
     """An hour of mixed work that leaves nothing behind; ``-- --minutes 1`` for a look."""
     session.install(".[tests]")
-    session.run("python", "-X", "dev", "-W", "error", "tests/soak.py", *session.posargs)
+    session.run("python", "-X", "dev", "-W", "error", "tests/campaigns/soak.py", *session.posargs)
 
 
 @nox.session

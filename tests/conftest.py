@@ -1,4 +1,4 @@
-"""What the tests share: connected pairs, certificates, a deadline."""
+"""Hooks, and the fixtures of all tests: certificates, a deadline, no descriptor left open."""
 
 from __future__ import annotations
 
@@ -7,22 +7,18 @@ import gc
 import os
 import shutil
 import signal
-import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
-import trustme
 
-import trisock
-from trisock import Certificate, ClientTLS, ServerTLS, Socket
-from trisock._sides import background
+pytest.register_assert_rewrite("helpers")  # an assert in there tells as much as one in a test
 
-# Every test is bounded: a hang is a failure and not a stuck run. No test waits so long when it
-# passes.
-DEADLINE = 60
+from helpers.authority import Authority
+from helpers.deadline import DEADLINE
+from trisock import ClientTLS, ServerTLS
+from trisock.pluto.blocking import background
 
 # May be missing also with --all-programs: Debian installs this one or proftpd, not both.
 OPTIONAL = {"vsftpd"}
@@ -114,27 +110,6 @@ def _sockets() -> set[str]:
     return found
 
 
-class Authority:
-    """A certificate authority and what it has issued, made once per run: keys are slow."""
-
-    def __init__(self) -> None:
-        self.ca = trustme.CA()
-        self.pem = self.ca.cert_pem.bytes()
-        self._issued: dict[object, Certificate] = {}
-
-    def issue(self, *names: str, key_type: trustme.KeyType = trustme.KeyType.ECDSA) -> Certificate:
-        key = (names, key_type)
-        if key not in self._issued:
-            self._issued[key] = certificate(self.ca.issue_cert(*names, key_type=key_type))
-        return self._issued[key]
-
-
-def certificate(leaf: trustme.LeafCert) -> Certificate:
-    return Certificate(
-        b"".join(blob.bytes() for blob in leaf.cert_chain_pems), leaf.private_key_pem.bytes()
-    )
-
-
 @pytest.fixture(scope="session")
 def authority() -> Authority:
     return Authority()
@@ -171,76 +146,3 @@ def pem(authority: Authority, tmp_path: Path) -> Path:
     (tmp_path / "key.pem").touch(mode=0o600)
     (tmp_path / "key.pem").write_bytes(good._private_key)
     return tmp_path
-
-
-async def tcp_pair() -> tuple[Socket, Socket]:
-    """Return the two ends (client, server) of a TCP connection."""
-    async with await trisock.listen(0, "127.0.0.1") as listener:
-        client = await trisock.connect("127.0.0.1", listener.port)
-        return client, await listener.accept()
-
-
-async def tls_pair(client_tls: Any, server_tls: Any) -> tuple[Socket, Socket]:
-    """Return the two ends (client, server) of a connection after starttls."""
-    client, server = await tcp_pair()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(server.starttls, server_tls)
-        await client.starttls(client_tls)
-    return client, server
-
-
-@contextlib.asynccontextmanager
-async def closing(*socks: Socket) -> AsyncIterator[None]:
-    """Abort sockets at the end, whatever became of them."""
-    try:
-        yield
-    finally:
-        for sock in socks:
-            sock.abort()
-
-
-async def all_served(server: trisock.Server, accepted: int) -> None:
-    """Wait until a server has accepted so many connections and has no more to do with any."""
-    while server.stats().accepted < accepted or server.stats().active:
-        await trio.lowlevel.checkpoint()
-
-
-def raw_pair() -> tuple[Socket, socket.socket]:
-    """Return a Socket and the plain, blocking socket at its other end, over TCP."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        raw = socket.create_connection(listening.getsockname())
-        accepted, _ = listening.accept()
-    raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what is sent is on its way
-    stream = trio.SocketStream(trio.socket.from_stdlib_socket(accepted))
-    return Socket(stream, side="server"), raw
-
-
-def unix_pair() -> tuple[Socket, Socket]:
-    """Return the two ends of a Unix connection: what fills it is known exactly, unlike over TCP."""
-    a, b = (trio.socket.from_stdlib_socket(each) for each in socket.socketpair())
-    return Socket(trio.SocketStream(a)), Socket(trio.SocketStream(b), side="server")
-
-
-async def pair(layer: str, client_tls: Any, server_tls: Any) -> tuple[Socket, Socket]:
-    """Return the two ends of a TCP connection, after starttls if the layer is ``"tls"``."""
-    return await (tls_pair(client_tls, server_tls) if layer == "tls" else tcp_pair())
-
-
-async def small_pair(layer: str, client_tls: Any, server_tls: Any) -> tuple[Socket, Socket]:
-    """Return a connected pair that holds little: what it takes before it is full is bounded."""
-    a, b = unix_pair()
-    if layer == "tls":
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(b.starttls, server_tls)
-            await a.starttls(client_tls)
-    return a, b
-
-
-async def clog(sock: Socket) -> None:
-    """Fill a Unix connection until a send would have to wait (the peer must not be reading)."""
-    while sock._transport.writable_now():
-        await sock.send(b"x" * 100)
-    if not sock.istls():  # a plain send tries before it waits: leave it no room at all
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                os.write(sock.fileno(), b"x")

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import idna
 
+from ._arguments import MAX_QUOTED_LABEL, quoted
 from ._text import printable
 
 _MAX_NAME = 253  # characters of a DNS name without its final dot (RFC 1035, section 2.3.4)
@@ -25,9 +26,6 @@ _ZONE = re.compile(r"[A-Za-z0-9!#$&()*+,.;<=>?@^_`{|}~-]{1,15}")
 
 # Paths that need no quotes: nobody takes them for anything else.
 _PLAIN_PATH = re.compile(r"/[A-Za-z0-9._/@+~-]*")
-
-# Labels longer than this are not quoted in errors: keys and tokens are long, names are not.
-_MAX_QUOTED_LABEL = 32
 
 
 class Address(NamedTuple):
@@ -79,31 +77,10 @@ def format_unix_path(path: str | bytes) -> str:
 
 def format_host_port(host: str, port: int) -> str:
     """``host:port``, with brackets around an IPv6 address (RFC 3986, section 3.2.2)."""
-    if not _is_ip(host) and max(map(len, host.split("."))) > _MAX_QUOTED_LABEL:
+    if not _is_ip(host) and max(map(len, host.split("."))) > MAX_QUOTED_LABEL:
         return f"<a host name of {len(host)} characters>:{port}"
     host = printable(host)
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def quoted(value: object) -> str:
-    """Return how an error shows an argument: quoted only if it cannot be a key or a password.
-
-    A key may be given in the place of any argument, and errors end up in logs.
-    """
-    if value is None or isinstance(value, (bool, float)):
-        return repr(value)
-    if isinstance(value, int):
-        small = value.bit_length() <= 64
-        return repr(value) if small else f"an int of {value.bit_length()} bits"
-    if isinstance(value, str):
-        labels = re.split(r"[.:]", value)
-        plausible = re.fullmatch(r"[\w.:%\[\]-]{0,253}", value) and value.isprintable()
-        if plausible and max(map(len, labels)) <= _MAX_QUOTED_LABEL:
-            return repr(value)
-        return f"a str of {len(value)} characters"
-    if isinstance(value, (bytes, bytearray)):
-        return f"{type(value).__name__} ({len(value)} bytes)"
-    return f"an object of type {type(value).__name__}"
 
 
 def address_from_sockaddr(family: int, sockaddr: object) -> Address:

@@ -16,13 +16,14 @@ from ._address import (
     format_host_port,
     format_unix_path,
     oserror,
-    quoted,
     same_errno,
     to_ascii_host,
 )
-from ._socket import Socket
-from ._tls import ClientTLS, TLSArgument, resolve
-from ._unix import unix_path, unix_socket
+from ._arguments import quoted
+from ._net.connection import Connection
+from ._net.socket import Socket, new_socket
+from ._net.unix_path import unix_path, unix_socket
+from ._tls.roles import ClientTLS, TLSArgument, resolve_role
 
 # A Unix socket whose backlog is full refuses a non-blocking connect at once, and tells nobody
 # when there is room again: look again after this long, doubling (seconds).
@@ -77,7 +78,8 @@ async def connect(
         local_address = to_ascii_host(local_address)
     if tls is not None:
         tls = ClientTLS() if tls is True else tls
-        resolve(tls, server_hostname=None, connected_host=host, side="client")  # complain first
+        # What cannot be used is an error before anything is done.
+        resolve_role(tls, server_hostname=None, connected_host=host, side="client")
     where = format_host_port(host, port)
     for _ in range(_SELF_CONNECT_TRIES):
         raw = await _open_tcp(ascii_host, port, local_address, where)
@@ -142,7 +144,7 @@ async def connect_unix(
     """
     name = unix_path(path)
     if tls is not None:
-        resolve(tls, server_hostname=None, connected_host=None, side="client")
+        resolve_role(tls, server_hostname=None, connected_host=None, side="client")
     sock = unix_socket(name)
     try:
         sock.setblocking(False)
@@ -168,13 +170,14 @@ async def _start(
 ) -> Socket:
     try:
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(raw))
-        sock = Socket(stream, side="client", _raw=raw)
+        connection = Connection(stream, "client", raw)
     except OSError as exc:
         raw.close()
         if exc.errno == errno.ENOTCONN:  # it was reset before we could ask who it is with
             exc = ConnectionResetError(errno.ECONNRESET, "reset")
         raise oserror(exc, f"cannot connect to {where}") from exc
-    sock._connected_host = host
+    connection.connected_host = host
+    sock = new_socket(connection)
     if tls is not None:
         try:
             await sock.starttls(tls)
@@ -195,7 +198,7 @@ def connect_unix_nowait(path: str) -> Socket:
         raw.setblocking(False)
         raw.connect(name)
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(raw))
-        return Socket(stream, side="client", _raw=raw)
+        return new_socket(Connection(stream, "client", raw))
     except BaseException:
         raw.close()
         raise

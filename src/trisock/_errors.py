@@ -6,6 +6,9 @@ Everything else is Trio's (``BrokenResourceError``, ``ClosedResourceError``,
 
 from __future__ import annotations
 
+import re
+import ssl
+
 import trio
 
 
@@ -98,3 +101,62 @@ class LimitExceededError(Exception):
 
     def __str__(self) -> str:
         return f"no delimiter within {self.limit} bytes"
+
+
+# ---- what an ssl.SSLError means ----
+
+# OpenSSL's reasons for a peer that does not speak TLS: what its first bytes looked like.
+_NOT_TLS = {
+    "WRONG_VERSION_NUMBER",
+    "HTTP_REQUEST",
+    "HTTPS_PROXY_REQUEST",
+    "UNKNOWN_PROTOCOL",
+    "PACKET_LENGTH_TOO_LONG",
+    "RECORD_LENGTH_MISMATCH",
+    "UNEXPECTED_MESSAGE",
+    "BAD_RECORD_TYPE",
+}
+
+_IN_WORDS = {
+    "UNSUPPORTED_PROTOCOL": "the peer speaks no TLS version that is accepted here",
+    "VERSION_TOO_LOW": "the peer speaks no TLS version that is accepted here",
+    "NO_PROTOCOLS_AVAILABLE": "the context allows no TLS version",
+    "NO_SHARED_CIPHER": "the two sides share no cipher, or no certificate that fits one",
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "the peer showed no certificate, and one is required",
+    "NO_APPLICATION_PROTOCOL": "the two sides share no ALPN protocol",
+    "APPLICATION_DATA_AFTER_CLOSE_NOTIFY": "the peer was still sending encrypted data",
+    "DECRYPTION_FAILED_OR_BAD_RECORD_MAC": "a record was forged or damaged",
+    "UNEXPECTED_EOF_WHILE_READING": "the peer closed the connection",
+}
+
+
+def ssl_reason(exc: ssl.SSLError) -> str:
+    """Return OpenSSL's name for it, if there is one.
+
+    Python's table of them has gaps, such as the alert that there is no ALPN protocol: there the
+    text alone says it.
+    """
+    if exc.reason:
+        return exc.reason
+    found = re.match(r"\[SSL\] (.+) \(", str(exc))
+    return found[1].upper().replace(" ", "_") if found else ""
+
+
+def describe_ssl_error(exc: ssl.SSLError) -> str:
+    """Say in words what an SSLError means."""
+    if isinstance(exc, ssl.SSLZeroReturnError):
+        return "the peer ended it"
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        return f"the certificate was refused: {exc.verify_message}"
+    reason = ssl_reason(exc)
+    if reason in _NOT_TLS:
+        return f"the peer does not speak TLS ({_spaced(reason)})"
+    if reason in _IN_WORDS:
+        return _IN_WORDS[reason]
+    if alert := re.match(r"(?:SSLV3|TLSV1|TLSV13)_(?:ALERT_)?(.+)", reason):
+        return f"the peer refused, with the alert '{_spaced(alert[1])}'"
+    return _spaced(reason) or str(exc)
+
+
+def _spaced(reason: str) -> str:
+    return reason.lower().replace("_", " ")

@@ -11,14 +11,21 @@ import trio
 _inherited: trio.lowlevel.TrioToken | None = None
 
 
-def _notice_run() -> None:
-    global _inherited
+# How many forks lie between the program's first process and this one. Two processes that go on with
+# the same TLS keys encrypt different data under one nonce, and so give both away. A counter and not
+# os.getpid(): each read and send compares it, and getpid is a system call.
+count = 0
+
+
+def _notice_fork() -> None:
+    global _inherited, count
+    count += 1
     with contextlib.suppress(RuntimeError):  # not inside Trio
         _inherited = trio.lowlevel.current_trio_token()
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch (Windows has no fork)
-    os.register_at_fork(after_in_child=_notice_run)
+    os.register_at_fork(after_in_child=_notice_fork)
 
 
 def in_copied_run() -> bool:

@@ -1,0 +1,1 @@
+"""One connection: the descriptor, TLS over it, what is unread, and the Socket."""

@@ -1,0 +1,434 @@
+"""Connection: the layers of one connection, and how they change: TLS begins, TLS ends, the close.
+
+Nothing here is for users. ``Socket`` and ``BufferedReceiver`` are what they see, and a ``Server``
+keeps the ``Connection`` of each of its sockets.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import socket as stdlib_socket
+from collections.abc import Awaitable, Sequence
+from typing import Literal, TypeVar
+
+import trio
+
+from .._address import Address, address_from_sockaddr
+from .._errors import TLSError
+from .._tls.info import TLSInfo
+from .._tls.roles import TLSRole
+from .conflicts import ConflictDetector, SendLock
+from .receive_buffer import ReceiveBuffer
+from .tls_stream import TLSConnection
+from .transport import RECEIVE_SIZE, Transport
+
+Side = Literal["client", "server"]
+
+ResultT = TypeVar("ResultT")
+
+# A failed send looks for an alert in at most this many records: it is not a checkpoint.
+_MAX_RECORDS_BEFORE_AN_ALERT = 1024
+
+_UNREAD = "decrypted bytes are waiting to be read: read them first"
+
+
+class ConnectionState(enum.Enum):
+    """What a connection is at the moment."""
+
+    PLAIN = enum.auto()
+    CHANGING = enum.auto()  # starttls or stoptls is in progress
+    TLS = enum.auto()
+    CLOSING = enum.auto()
+    CLOSED = enum.auto()
+    ABORTED = enum.auto()  # closed by ``abort``
+
+
+class _UnreadError(RuntimeError):
+    """A RuntimeError that a weak reference can point to, so that ``Transport.note`` takes it."""
+
+
+class Connection:
+    """One connection: its descriptor, TLS over it, its unread bytes, and who is using it.
+
+    Args:
+      stream: the connection.
+      side: which side of it this is.
+      raw: the socket that the stream was made of, where it is known.
+
+    Raises OSError for a connection that is dead already (``ENOTCONN``).
+
+    Invariant: ``buffer`` holds unread bytes of ``layer`` only: plain text, or decrypted bytes.
+    ``layer`` is the TLS stream while there is one, and else the transport. Once the connection
+    is closing, ``layer`` is the closed transport, and ``state`` is CLOSING or later.
+
+    Attributes:
+      generation: incremented by each ``starttls`` and ``stoptls`` when it begins. What was decided
+        before an await, such as to send encrypted, holds only while this is the same.
+      sending_file: what a ``send_file`` waits in. A file does not notice that the socket is closed.
+    """
+
+    __slots__ = (
+        "_closed",
+        "_local",
+        "_peer",
+        "buffer",
+        "connected_host",
+        "generation",
+        "layer",
+        "reading",
+        "sending",
+        "sending_file",
+        "side",
+        "state",
+        "tls",
+        "tls_info",
+        "transport",
+    )
+
+    def __init__(
+        self, stream: trio.SocketStream, side: Side, raw: stdlib_socket.socket | None = None
+    ) -> None:
+        # Raw sockaddrs; converted to Address lazily.
+        self._peer = stream.socket.getpeername()
+        self._local = stream.socket.getsockname()
+        self.side = side
+        self.connected_host: str | None = None
+        self.transport = Transport(stream, raw)
+        self.tls: TLSConnection | None = None
+        self.tls_info: TLSInfo | None = None
+        self.layer: Transport | TLSConnection = self.transport
+        self.buffer = ReceiveBuffer()
+        self.reading = ConflictDetector("another task is reading from this socket")
+        self.sending = SendLock("another task is sending on this socket")
+        self.sending_file: trio.CancelScope | None = None
+        self.state = ConnectionState.PLAIN
+        self.generation = 0
+        self._closed: trio.Event | None = None  # made by the first task that waits for it
+
+    # ---- what is known ----
+
+    @property
+    def stream(self) -> trio.SocketStream:
+        """The Trio stream below."""
+        return self.transport.stream
+
+    @property
+    def peer(self) -> Address:
+        """The other end's address."""
+        return address_from_sockaddr(self.stream.socket.family, self._peer)
+
+    @property
+    def local(self) -> Address:
+        """Our end's address."""
+        return address_from_sockaddr(self.stream.socket.family, self._local)
+
+    def fileno(self) -> int:
+        """Return the file descriptor, -1 once it is closed."""
+        return self.stream.socket.fileno()
+
+    def is_open(self) -> bool:
+        """Return whether something is left to read, or may still come."""
+        if self.transport.closing:
+            return False
+        return bool(self.buffer) or not self.layer.at_end()
+
+    def caused(self, exc: BaseException) -> bool:
+        """Return whether an error is about this connection: it broke, ended early, was aborted."""
+        if type(exc) is trio.ClosedResourceError:  # isinstance would ask a class of the program's
+            return self.state is ConnectionState.ABORTED
+        return self.transport.has_failed_by(exc)
+
+    def check_open(self) -> None:
+        """Raise ``ClosedResourceError`` if the connection is closed, or being closed."""
+        if self.transport.closing:
+            raise trio.ClosedResourceError("this socket was already closed")
+
+    def check_plain(self) -> None:
+        """Raise an error unless TLS can begin: no task is using it, and it is plain text."""
+        self._check_idle()
+        if self.tls is not None:
+            raise RuntimeError("this connection is using TLS already")
+
+    # ---- data ----
+
+    def arrived(self, chunk: bytes) -> None:
+        """Buffer a chunk that was read, and all that can be decrypted without waiting."""
+        self.buffer.append(chunk)
+        if self.tls is not None and chunk:
+            for record in self.tls.receive_arrived():
+                self.buffer.append(record)
+
+    def receive_nowait(self) -> bytes | None:
+        """Return the next chunk if it has arrived, ``b""`` at the end. Raises nothing."""
+        if self.tls is not None:
+            return self.tls.receive_nowait()
+        try:
+            return self.transport.receive_nowait()
+        except (BlockingIOError, trio.BrokenResourceError):
+            return None
+
+    async def send(self, buffers: Sequence[bytes | memoryview]) -> None:
+        """Send all bytes of all buffers. The caller has the turn. A full checkpoint."""
+        try:
+            await self.layer.send(buffers)
+        except trio.BrokenResourceError:
+            self.raise_pending_alert()
+            raise
+
+    def raise_pending_alert(self) -> None:
+        """Raise the peer's alert, if that is why it does not take what we send.
+
+        In TLS 1.3 a server refuses a client's certificate after the client's handshake is done.
+        What the peer sent before the alert goes into the buffer: nothing is lost.
+        """
+        tls = self.tls
+        if tls is None or self.reading.in_use:
+            return  # the task that is reading will get it
+        for _ in range(_MAX_RECORDS_BEFORE_AN_ALERT):
+            if len(self.buffer) >= RECEIVE_SIZE:
+                break
+            chunk = tls.receive_nowait()
+            if not chunk:
+                break
+            self.buffer.append(chunk)
+        if isinstance(tls.failure, TLSError):
+            raise tls.failure from None
+
+    async def broadcast(self, data: bytes, generation: int, timeout: float) -> bool:
+        """Send for a server's broadcast: after what the connection's own task is sending.
+
+        Waits at most ``timeout`` seconds for its turn, and then sends nothing: the connection's own
+        task may be waiting for something other than the peer. Once it has its turn, a peer that
+        does not take the data within ``timeout`` seconds is aborted (``trio.TooSlowError``).
+
+        The data is meant for what the connection was at ``generation``. If ``starttls`` or
+        ``stoptls`` has begun since then, nothing is sent and nothing is aborted.
+
+        Returns: whether all of it was sent.
+        """
+        if generation != self.generation:
+            return False
+        lock = self.sending
+        with trio.move_on_after(timeout) as waiting:
+            await lock.acquire()
+        if waiting.cancelled_caught:
+            return False
+        try:
+            if generation != self.generation:
+                return False
+            with trio.move_on_after(timeout):
+                await self.send([memoryview(data)])
+                return True
+            # An upgrade that waits behind us goes on, or fails because our send was cut short.
+            if generation != self.generation:
+                return False
+            self.abort()
+            raise trio.TooSlowError
+        finally:
+            lock.release()
+
+    # ---- TLS ----
+
+    async def starttls(self, role: TLSRole, *, https_compatible: bool, timeout: float) -> TLSInfo:
+        """Begin TLS. Unread bytes become TLS's: the start of the peer's handshake."""
+        deadline = trio.current_time() + timeout
+        if not await self._acquire_both(deadline):
+            text = f"TLS handshake with {role.named(self.peer)} failed: a broadcast was in its way"
+            raise self.transport.note(TLSError(text))
+        try:
+            self.transport.check_sending()
+            tls = TLSConnection(
+                self.transport,
+                role,
+                early=self.buffer.peek_all(),
+                https_compatible=https_compatible,
+                peer=self.peer,
+            )
+            self.buffer = ReceiveBuffer()
+            self.tls = self.layer = tls
+            self.tls_info = await self._close_on_error(tls.handshake(deadline, timeout))
+            for record in tls.receive_arrived():  # data that came with the handshake
+                self.buffer.append(record)
+            return self.tls_info
+        finally:
+            self._release_both()
+
+    async def stoptls(self) -> None:
+        """End TLS, and go on in plain text. Refuses while decrypted bytes are unread."""
+        self.check_open()
+        self._check_idle()
+        if self.tls is None:
+            raise RuntimeError("this connection is not using TLS")
+        await self._acquire_both()
+        try:
+            if self.tls.can_decrypt and not self.buffer:
+                await self._close_on_error(self._decrypt_all_arrived(self.tls))
+            if self.buffer:
+                # A peer that does not wait for the answer causes this alone.
+                raise self.transport.note(_UnreadError(_UNREAD))
+            trailing = await self._close_on_error(self.tls.stop())
+            self.tls = self.tls_info = None
+            self.layer = self.transport
+            self.buffer.append(trailing)
+        finally:
+            self._release_both()
+
+    async def _decrypt_all_arrived(self, tls: TLSConnection) -> None:
+        """Decrypt what was read from the kernel until there is data. Lets other tasks run."""
+        while True:
+            for record in tls.receive_arrived():
+                self.buffer.append(record)
+            if self.buffer or not tls.can_decrypt:
+                return
+            await trio.lowlevel.checkpoint()
+
+    def _check_idle(self) -> None:
+        self.reading.check()
+        self.sending.check()
+
+    async def _acquire_both(self, deadline: float = math.inf) -> bool:
+        """Keep every other task off the connection while its layers change.
+
+        That waits only for a broadcast that has begun. Returns False if it took too long. Then, and
+        when cancelled while waiting, the socket is closed: the peer expects something else next.
+        """
+        self.reading.in_use = self.sending.in_use = True
+        self.state = ConnectionState.CHANGING  # broadcasts that have not begun are left out
+        self.generation += 1
+        self.buffer.settle()  # no iterator gives out lines that it has split already
+        if not self.sending.locked:
+            self.sending.locked = True
+            return True
+        try:
+            with trio.CancelScope(deadline=deadline):
+                try:
+                    await self.sending.acquire()
+                except trio.Cancelled:
+                    self.close_immediately()
+                    raise
+                if self.transport.closing:
+                    self.sending.release()
+                    self.check_open()
+                return True
+        except BaseException:
+            self._end_change()
+            raise
+        self._end_change()
+        return False
+
+    def _release_both(self) -> None:
+        self.sending.release()
+        self._end_change()
+
+    def _end_change(self) -> None:
+        self.reading.in_use = self.sending.in_use = False
+        if self.state is ConnectionState.CHANGING:
+            self.state = ConnectionState.PLAIN if self.tls is None else ConnectionState.TLS
+
+    async def _close_on_error(self, change: Awaitable[ResultT]) -> ResultT:
+        """Await what changes the layers, and close the connection if that fails."""
+        try:
+            return await change
+        except trio.BrokenResourceError:
+            await self._close(complete=True)
+            raise
+        except trio.ClosedResourceError:  # by another task, meanwhile
+            raise
+        except BaseException:
+            self.close_immediately()
+            raise
+
+    # ---- closing ----
+
+    async def close(self, *, complete: bool = True) -> None:
+        """Close gracefully. A second close waits for the first one.
+
+        ``complete``: whether all was sent that was to be. Otherwise no ``close_notify`` says so.
+        """
+        if self.transport.closing:  # done, or another task is at it
+            try:
+                await trio.lowlevel.checkpoint()
+                if self.fileno() >= 0:
+                    if self._closed is None:
+                        self._closed = trio.Event()
+                    await self._closed.wait()
+            except BaseException:
+                self.close_immediately()
+                raise
+            return
+        await self._close(complete=complete)
+
+    async def _close(self, *, complete: bool) -> None:
+        if self._is_another_process():
+            self.close_immediately()
+            await trio.lowlevel.checkpoint()
+            return
+        tls = self.tls
+        self.transport.wake()
+        self._detach(ConnectionState.CLOSING)
+        try:
+            # Let woken tasks unwind first: after a partial send there is no close_notify.
+            await trio.lowlevel.checkpoint()
+            final_bytes = b""
+            if tls is not None and (complete or tls.failure is not None):  # an alert may be said
+                final_bytes = tls.last_bytes()
+        except BaseException:
+            self.close_immediately()
+            raise
+        try:
+            await self.transport.close(final_bytes)
+        finally:
+            self._has_closed()
+
+    def close_at_once(self) -> bool:
+        """Close gracefully if that need not wait for anything; False, and nothing done, if it must.
+
+        Under TLS it always must: the peer has to get ``close_notify``.
+        """
+        if self.transport.closing:
+            return self.fileno() < 0
+        if self.tls is not None or self.reading.in_use or self.sending.locked:
+            return False
+        if not self.transport.close_at_once():
+            return False
+        self._has_closed()
+        return True
+
+    def close_immediately(self) -> None:
+        """Do what a cancelled close does: like ``abort``, but leave what was sent to the kernel."""
+        if not self._is_another_process():
+            self.transport.close_hard()
+        else:
+            self.transport.release()
+        self._has_closed()
+
+    def abort(self) -> None:
+        """Reset the connection, without waiting."""
+        if not self._is_another_process():
+            self.transport.abort()
+        else:
+            self.transport.release()
+        self._has_closed(ConnectionState.ABORTED)
+
+    def _is_another_process(self) -> bool:
+        """Whether another process began TLS, and keeps the connection.
+
+        Then closing gives up our descriptor and leaves the connection alone.
+        """
+        return self.tls is not None and self.tls.forked
+
+    def _detach(self, state: ConnectionState) -> None:
+        """Let every read and send from now on meet the closed transport."""
+        if self.state is not ConnectionState.ABORTED:
+            self.state = state
+        self.layer = self.transport
+        self.buffer.settle()  # ends the batches of lines
+        self.reading.closed = self.sending.closed = True
+        if self.sending_file is not None:
+            self.sending_file.cancel()
+
+    def _has_closed(self, state: ConnectionState = ConnectionState.CLOSED) -> None:
+        self._detach(state)
+        if self._closed is not None:
+            self._closed.set()

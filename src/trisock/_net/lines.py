@@ -1,0 +1,46 @@
+"""Lines: the async iterator over the lines of a connection."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+
+from .._uncopied import Uncopied
+from .conflicts import ConflictDetector
+
+
+class Lines(Uncopied):
+    """The async iterator that ``Socket.lines`` returns.
+
+    A class and not an async generator: a generator is not closed when its loop is left early.
+
+    Args:
+      reading: who may read.
+      next_batch: waits for a line, and returns it with those that can be taken without waiting.
+
+    Invariant: ``_batch`` gives lines that are still in the receive buffer. It is empty as soon as
+    anything else is done to that buffer. So a line is taken when it is returned, and not before.
+    Each step first checks whether another task is reading, also for a line that is split already:
+    while ``starttls`` waits, what is in the buffer belongs to TLS.
+    """
+
+    __slots__ = ("_batch", "_next_batch", "_reading")
+
+    def __init__(
+        self,
+        reading: ConflictDetector,
+        next_batch: Callable[[], Awaitable[tuple[bytes, Iterator[bytes]]]],
+    ) -> None:
+        self._reading = reading
+        self._next_batch = next_batch
+        self._batch: Iterator[bytes] = iter(())
+
+    def __aiter__(self) -> Lines:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._reading.in_use:  # the hot path (row lines); the test is 3 % of it
+            self._reading.check()
+        for line in self._batch:
+            return line
+        line, self._batch = await self._next_batch()
+        return line

@@ -1,0 +1,1 @@
+"""Many connections: listening, accepting, and a task for each."""

@@ -1,0 +1,313 @@
+"""listen, listen_unix and Listener: where connections come in."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Iterable, Sequence
+
+import trio
+
+from .._address import (
+    Address,
+    check_port,
+    format_host_port,
+    oserror,
+    to_ascii_host,
+)
+from .._arguments import quoted
+from .._net.conflicts import ConflictDetector
+from .._net.socket import Socket, new_socket
+from .._net.unix_path import (
+    listening_unix_socket,
+    listening_unix_socket_nowait,
+    unix_path,
+)
+from .._uncopied import Uncopied
+from .listening import ListeningSockets, backlog_size, bind_all
+
+# With port 0 the first address gets a free port, and the others must get the same. Somebody may
+# have it there; then the next try gets another.
+_SAME_PORT_TRIES = 32
+
+
+async def listen(
+    port: int,
+    host: str | None = None,
+    *,
+    backlog: int | None = None,
+    reuse_port: bool = False,
+) -> Listener:
+    """Listen for TCP connections.
+
+    Args:
+      port: 0 to 65535; 0 lets the system choose a free one (``Listener.port`` tells which).
+      host: the local address or name to listen on. With none, it is all addresses of this machine,
+        IPv4 and IPv6, at one port. A name stands for all its addresses that this machine has.
+        ``"::"`` is IPv6 only, ``"0.0.0.0"`` IPv4 only.
+      backlog: how many connections may wait to be accepted; ``None`` for as many as the system
+        allows.
+      reuse_port: share the port with other listeners of the same user, among which the kernel
+        divides the connections (``SO_REUSEPORT``).
+
+    Returns: a ``Listener``, listening.
+
+    Raises:
+      OSError: it cannot listen there (``EADDRINUSE``, ``EACCES``, ...); the text has the address.
+      TypeError, ValueError: an argument cannot be used.
+
+    Cancelled, it leaves nothing open. Source: Pluto's ``socket.listen``.
+    """
+    host_to_bind = _check(port, host, reuse_port)
+    backlog = backlog_size(backlog)
+    try:
+        found = await trio.socket.getaddrinfo(
+            host_to_bind, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except OSError as exc:
+        raise oserror(exc, f"cannot listen on {_where(port, host)}") from exc
+    return _listen(found, port, host, backlog, reuse_port)
+
+
+def listen_nowait(
+    port: int,
+    host: str | None = None,
+    *,
+    backlog: int | None = None,
+    reuse_port: bool = False,
+) -> Listener:
+    """Do the same as ``listen`` in a plain call, which may come from outside Trio.
+
+    For what has to be known at once, or before Trio runs: whether the port is free, or while
+    the program is still allowed to have it. The listener can be used in any Trio program then.
+
+    Args:
+      port, backlog, reuse_port: as in ``listen``.
+      host: the local address to listen on, or ``None``. A name is a ``ValueError``: it would have
+        to be resolved.
+
+    Returns: a ``Listener``, listening.
+
+    Raises: as ``listen``.
+    """
+    host_to_bind = _check(port, host, reuse_port)
+    backlog = backlog_size(backlog)
+    flags = socket.AI_PASSIVE | socket.AI_NUMERICHOST
+    try:
+        found = socket.getaddrinfo(host_to_bind, port, type=socket.SOCK_STREAM, flags=flags)
+    except socket.gaierror:
+        raise ValueError(f"listen_nowait takes an address, not a name: {quoted(host)}") from None
+    return _listen(found, port, host, backlog, reuse_port)
+
+
+def _check(port: int, host: str | None, reuse_port: bool) -> bytes | None:
+    """Return the host as the resolver takes it."""
+    check_port(port, host)
+    if host is not None and not isinstance(host, str):
+        raise TypeError(f"a host is a str or None, not {quoted(host)}")
+    if reuse_port and not hasattr(socket, "SO_REUSEPORT"):
+        raise OSError(errno.EOPNOTSUPP, "there is no SO_REUSEPORT on this platform")
+    return None if host is None else to_ascii_host(host).encode()
+
+
+def _where(port: int, host: str | None) -> str:
+    return format_host_port("*" if host is None else host, port)
+
+
+def _listen(
+    found: Sequence[tuple[int, int, int, str, tuple[object, ...]]],
+    port: int,
+    host: str | None,
+    backlog: int,
+    reuse_port: bool,
+) -> Listener:
+    """Listen on all the addresses that were found and that this machine has, at one port."""
+    targets = list(dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in found))
+    for tries_left in reversed(range(_SAME_PORT_TRIES)):
+        try:
+            return new_listener(ListeningSockets(bind_all(targets, port, backlog, reuse_port)))
+        except OSError as exc:
+            if port != 0 or exc.errno != errno.EADDRINUSE or not tries_left:
+                raise oserror(exc, f"cannot listen on {_where(port, host)}") from exc
+    raise AssertionError("the last try has returned or raised")  # pragma: no cover
+
+
+async def listen_unix(
+    path: str | bytes | os.PathLike[str] | os.PathLike[bytes],
+    *,
+    mode: int | None = None,
+    backlog: int | None = None,
+) -> Listener:
+    r"""Listen on a Unix socket.
+
+    The path goes away with the listener, unless it has become somebody else's by then. Only the
+    process that made it removes it: after a fork, the child does not. A path that a dead program
+    has left is replaced; one where somebody listens is not.
+
+    Args:
+      path: where; on Linux also an abstract name (``"\0name"``), which has no file.
+      mode: the file's permissions, such as ``0o660``, set before the first client can connect, on
+        the socket just bound and on no other file. ``None`` leaves them to the umask.
+      backlog: as in ``listen``.
+
+    Returns: a ``Listener``, listening.
+
+    Raises:
+      OSError: it cannot listen there, with the path as its file name: ``EADDRINUSE`` where somebody
+        listens or the file is no socket, ``EEXIST`` where somebody has swapped the file before its
+        mode was set; or there are no Unix sockets on this platform.
+      TypeError, ValueError: an argument cannot be used.
+
+    Cancelled, it leaves nothing open.
+    """
+    name = unix_path(path)
+    backlog = backlog_size(backlog)
+    sock, bound_path = await listening_unix_socket(name, mode, backlog)
+    return new_listener(ListeningSockets([sock], bound_path))
+
+
+def listen_unix_nowait(
+    path: str | bytes | os.PathLike[str] | os.PathLike[bytes],
+    *,
+    mode: int | None = None,
+    backlog: int | None = None,
+) -> Listener:
+    """Do the same as ``listen_unix`` in a plain call, which may come from outside Trio.
+
+    Args: as in ``listen_unix``.
+
+    Returns: a ``Listener``, listening.
+
+    Raises:
+      BlockingIOError: another program of the same user is replacing the same path just now, which
+        ``listen_unix`` would wait for (up to 10 seconds).
+      OSError, TypeError, ValueError: as ``listen_unix``.
+    """
+    name = unix_path(path)
+    sock, bound_path = listening_unix_socket_nowait(name, mode, backlog_size(backlog))
+    return new_listener(ListeningSockets([sock], bound_path))
+
+
+class Listener(Uncopied, trio.abc.Listener[Socket]):
+    """Accepts connections from one or more listening sockets.
+
+    Made by ``listen`` and ``listen_unix``, or from listening sockets that exist (socket
+    activation), which it takes over.
+
+    Args:
+      sockets: listening stream sockets, of ``socket`` or ``trio.socket``.
+
+    Raises:
+      TypeError, ValueError: there is none, or one is not a listening stream socket.
+    """
+
+    def __init__(self, sockets: Iterable[socket.socket | trio.socket.SocketType]) -> None:
+        self._set_up(ListeningSockets(sockets))
+
+    def _set_up(self, listening: ListeningSockets) -> None:
+        self._listening = listening
+        self._accepting = ConflictDetector("another task is accepting from this listener")
+
+    def __repr__(self) -> str:
+        state = "closed" if self._listening.closed else "open"
+        return f"<trisock.Listener {', '.join(map(str, self.addresses))} {state}>"
+
+    @property
+    def port(self) -> int:
+        """The port, also after closing; 0 for a Unix socket."""
+        return self.addresses[0].port
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """All addresses that it listens on, also after closing."""
+        return self._listening.addresses
+
+    @property
+    def dropped(self) -> int:
+        """How many connections died before they could be accepted."""
+        return self._listening.dropped
+
+    async def accept(self) -> Socket:
+        """Wait for a connection and return it, as a ``Socket`` whose side is ``"server"``.
+
+        A connection that dies before it is one is dropped (and counted in ``dropped``).
+
+        Raises:
+          trio.ClosedResourceError: the listener was closed.
+          OSError: the system has run out of something, such as descriptors (``EMFILE``).
+          trio.BusyResourceError: another task is accepting.
+
+        Cancelled, it has accepted nothing. A full checkpoint. Source: Pluto's ``accept``.
+        """
+        with self._accepting:
+            await trio.lowlevel.checkpoint()
+            while True:
+                connection = self._listening.accept_nowait()
+                if connection is not None:
+                    return new_socket(connection)
+                await self._listening.wait()
+
+    def hasconnection(self) -> bool:
+        """Return whether the next ``accept`` will not wait: True is certain.
+
+        False while another task is in ``accept``, which gets the connection. Source: Pluto's
+        ``hasconnection``.
+        """
+        listening = self._listening
+        listening.check_open()
+        return listening.has_ahead() if self._accepting.in_use else listening.accept_ahead()
+
+    def __aiter__(self) -> Listener:
+        """Iterate over connections: ``async for sock in listener``; ends when it is closed."""
+        return self
+
+    async def __anext__(self) -> Socket:
+        try:
+            return await self.accept()
+        except trio.ClosedResourceError:
+            raise StopAsyncIteration from None
+
+    async def close(self) -> None:
+        """Stop listening. The same as ``aclose``. Connections that nobody has accepted are reset.
+
+        Wakes the task in ``accept`` with ``trio.ClosedResourceError``. Removes the path of a Unix
+        socket. A checkpoint; it is closed also when cancelled.
+        """
+        self.abort()
+        await trio.lowlevel.checkpoint()
+
+    async def aclose(self) -> None:
+        """Stop listening. The same as ``close``."""
+        await self.close()
+
+    def abort(self) -> None:
+        """Stop listening at once: what ``close`` does, in a plain call.
+
+        While no task accepts, it may come from outside Trio, or from a finaliser. In the child of a
+        fork it leaves the path and the parent's listening alone. A ``Server``'s listener is stopped
+        by ``Server.stop``.
+        """
+        self._listening.close()
+
+    def _take_over(self) -> ListeningSockets:
+        """Give the sockets to a server: from now on ``accept`` is refused."""
+        self._accepting.check()
+        self._listening.check_open()
+        self._accepting.in_use = True
+        return self._listening
+
+
+def new_listener(listening: ListeningSockets) -> Listener:
+    """Return a Listener for sockets of the library's own making."""
+    listener = object.__new__(Listener)
+    listener._set_up(listening)
+    return listener
+
+
+def take_over(listener: Listener) -> ListeningSockets:
+    """Return the sockets of a listener, for a server. From now on ``accept`` is refused.
+
+    Raises BusyResourceError if a task is accepting, ClosedResourceError if it is closed.
+    """
+    return listener._take_over()

@@ -1,0 +1,500 @@
+"""bind and Server: a handler for each connection, and a server that outlives them all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import math
+import os
+import socket
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import trio
+
+from .. import _fork, _guard
+from .._address import Address
+from .._arguments import Buffer, bytes_view, quoted, seconds_or_inf
+from .._errors import IncompleteReadError
+from .._net.connection import Connection, ConnectionState
+from .._net.socket import Socket, new_socket
+from .._text import printable
+from .._tls.roles import ClientTLS, TLSArgument, TLSRole, resolve_role
+from .._uncopied import Uncopied
+from .broadcast import Broadcast
+from .listener import Listener, listen, take_over
+from .listening import ListeningSockets
+from .slots import Slots
+
+# How many connections one listening socket accepts before it lets other tasks run.
+_ACCEPTS_PER_PASS = 64
+
+# What accept(2) reports when the system has no more of something, and how long to wait until there
+# may be some again, in seconds: what Trio does.
+_OUT_OF_SOMETHING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
+_RETRY_SECONDS = 0.1
+
+# Clients can bring that about, so the log gets a line when it begins and then one a minute.
+_REPORT_SECONDS = 60
+
+Handler: TypeAlias = "Callable[[Socket], Awaitable[object]]"
+
+_logger = logging.getLogger("trisock.server")
+
+
+@dataclass(frozen=True)
+class ServerStats:
+    """Counters of a Server, at one moment.
+
+    Attributes:
+      accepted: connections accepted since the start.
+      active: connections that are open now: in the handshake, the handler or the close.
+      dropped: connections that died before they could be accepted.
+      refused: connections accepted but not given to the handler, because the server was stopping.
+      failed_handshakes: connections whose handshake for ``bind(tls=)`` failed or timed out.
+      handler_errors: connections whose handler raised an ``Exception`` of its own, which was
+        logged with its traceback.
+      peer_errors: connections whose handler ended by an error of the connection itself, which the
+        peer can cause: it vanished, broke TLS, sent a line that was too long.
+      aborted: connections that ``broadcast`` has aborted because they were too slow.
+    """
+
+    accepted: int = 0
+    active: int = 0
+    dropped: int = 0
+    refused: int = 0
+    failed_handshakes: int = 0
+    handler_errors: int = 0
+    peer_errors: int = 0
+    aborted: int = 0
+
+
+async def bind(
+    nursery: trio.Nursery,
+    port_or_listener: int | Listener,
+    handler: Handler,
+    *,
+    host: str | None = None,
+    tls: TLSArgument | None = None,
+    max_connections: int | None = None,
+    handshake_timeout: float | None = 60,
+    backlog: int | None = None,
+    reuse_port: bool = False,
+) -> Server:
+    """Listen, and run ``handler(sock)`` in a task of its own for each connection.
+
+    It is listening when this returns; one task in the nursery runs it, on the semantics of
+    ``trio.serve_listeners``. When the handler returns, the socket is closed (gracefully).
+
+    Whatever a handler raises as ``Exception``, alone or in a group, ends only its own connection.
+    It is logged on the logger ``trisock.server`` with the peer's address: at ERROR with a
+    traceback; but in one line at INFO if it is an error of this very socket that the peer can
+    cause (``BrokenResourceError``, ``TLSError``, ``IncompleteReadError``, ``LimitExceededError``).
+    A cancel scope that a handler leaves open is an error of the handler, if the scope has cancelled
+    the handler, or has a deadline before any around the server. Another one is not noticed, and
+    cancels nothing. A nursery that it leaves open is not covered: that breaks Trio's own books.
+    What is no ``Exception`` (``KeyboardInterrupt``, ``SystemExit``) ends the server.
+
+    Args:
+      nursery: where the server's task runs. Cancelling it cancels the handlers.
+      port_or_listener: the port to ``listen`` on, or a ``Listener``, which the server takes over.
+      handler: an async function that takes a ``Socket``.
+      host, backlog, reuse_port: as in ``listen``, for a port.
+      tls: the TLS server's role, as ``Socket.starttls`` takes it, for TLS from the start.
+      max_connections: how many connections there may be at once, from before ``accept(2)`` until
+        the handler has ended. The others wait in the listener's backlog. Besides them as many may
+        be closing: a close waits for its peer for 2 seconds at most, so a server with a limit of
+        1,000 takes 1,000 connections a second from clients that never close, and memory for 2,000
+        connections is needed. ``None``: no limit.
+      handshake_timeout: seconds that a client has for the handshake of ``tls``; ``None``: no limit.
+
+    Returns: the ``Server``. No handler runs before it has returned.
+
+    Raises:
+      OSError: as ``listen``.
+      TypeError, ValueError: an argument cannot be used. Nothing was done then; a ``Listener`` is
+        still the caller's.
+
+    Cancelled, nothing listens. Source: Pluto's ``socket.bind``, ``trio.serve_tcp``.
+    """
+    if not isinstance(nursery, trio.Nursery):
+        raise TypeError(f"a server needs a trio.Nursery, not {quoted(nursery)}")
+    if not callable(handler):
+        raise TypeError(f"a handler is an async function, not {quoted(handler)}")
+    if max_connections is not None:
+        if not isinstance(max_connections, int) or isinstance(max_connections, bool):
+            raise TypeError(f"max_connections is an int or None, not {quoted(max_connections)}")
+        if max_connections < 1:
+            raise ValueError(f"max_connections must be 1 or more, not {quoted(max_connections)}")
+    role = None if tls is None else _server_role(tls)
+    timeout = seconds_or_inf("handshake_timeout", handshake_timeout)
+    if isinstance(port_or_listener, Listener):
+        if host is not None or backlog is not None or reuse_port:
+            raise ValueError("host, backlog and reuse_port are for a port, not for a Listener")
+        listener = port_or_listener
+    else:
+        listener = await listen(port_or_listener, host, backlog=backlog, reuse_port=reuse_port)
+    server = Server(take_over(listener), handler, role, max_connections, timeout)
+    try:
+        if listener is port_or_listener:  # listen was a checkpoint, this is one
+            await trio.lowlevel.checkpoint()
+        nursery.start_soon(server._run, name=f"trisock server on {listener.addresses[0]}")
+    except BaseException:  # cancelled, or the nursery is closed
+        listener.abort()
+        raise
+    return server
+
+
+def _server_role(tls: object) -> TLSRole:
+    """Return the role for each connection, or raise an error for what is no server's."""
+    if isinstance(tls, (str, ClientTLS)):
+        raise TypeError(f"a server needs certificates, not a {type(tls).__name__}")
+    role = resolve_role(tls, server_hostname=None, connected_host=None, side="server")
+    if not role.server_side:
+        raise ValueError("a server needs the context of a TLS server")
+    return role
+
+
+class Server(Uncopied):
+    """A running server, made by ``bind``.
+
+    Attributes:
+      closing: a ``trio.Event``, set when the server begins to stop, for handlers that are idle.
+
+    Invariant: a socket is in ``_handshakes`` exactly while the handshake of ``bind(tls=)`` runs,
+    and in ``_connections`` exactly while its handler does, so that ``stop`` and ``broadcast`` reach
+    those they should and no others.
+    """
+
+    def __init__(
+        self,
+        listening: ListeningSockets,
+        handler: Handler,
+        tls: TLSRole | None,
+        max_connections: int | None,
+        handshake_timeout: float,
+    ) -> None:
+        self._listening = listening
+        self._handler = handler
+        self._tls = tls
+        self._handshake_timeout = handshake_timeout
+        self._slots = None if max_connections is None else Slots(max_connections)
+        self._connections: dict[Connection, Socket] = {}
+        self._handshakes: set[Connection] = set()
+        self._counts: Counter[str] = Counter()
+        self._accepting = trio.CancelScope()
+        self._handlers = trio.CancelScope()
+        self._nursery: trio.Nursery | None = None  # of the handlers
+        self._exhaustion: str | None = None
+        self._exhausted_accepts = 0
+        self._closed = trio.Event()
+        self.closing = trio.Event()
+
+    def __repr__(self) -> str:
+        state = (
+            "closed" if self._closed.is_set() else "closing" if self.closing.is_set() else "open"
+        )
+        where = ", ".join(map(str, self.addresses))
+        return f"<trisock.Server {where} {state}, {self._counts['active']} connections>"
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on, also after it was closed."""
+        return self.addresses[0].port
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """All addresses that it listens on, also after it was closed."""
+        return self._listening.addresses
+
+    @property
+    def connections(self) -> tuple[Socket, ...]:
+        """The sockets that handlers have now; none that is in the handshake of ``bind(tls=)``."""
+        return tuple(self._connections.values())
+
+    def stats(self) -> ServerStats:
+        """Return the counters."""
+        return ServerStats(dropped=self._listening.dropped, **self._counts)
+
+    def set_tls(self, tls: TLSArgument) -> None:
+        """Use other certificates (or rules) for the connections that come from now on.
+
+        Raises TypeError or ValueError where ``tls`` cannot be used, or would be none: a server does
+        not fall back to the clear. Nothing has changed then.
+        """
+        self._tls = _server_role(tls)
+
+    def stop(self, grace: float | None = None) -> None:
+        """Begin to stop: a plain call, also from a handler.
+
+        Accepts no more, sets ``closing``, drops the handshakes of ``bind(tls=)`` that are in
+        progress, and gives handlers their time; then it cancels them. Called again, it can
+        only shorten that time. In the child of a fork it closes the child's listening sockets, and
+        leaves the parent's server alone.
+
+        Args:
+          grace: how many seconds handlers have from now on; ``None`` for as long as they need.
+        """
+        seconds = seconds_or_inf("grace", grace)
+        if _fork.in_copied_run():  # to cancel a task would take its descriptor from the parent's
+            self._listening.close()
+            return
+        self.closing.set()
+        self._accepting.cancel()
+        self._listening.close()
+        for connection in self._handshakes:
+            connection.close_immediately()
+        deadline = trio.current_time() + seconds
+        self._handlers.deadline = min(self._handlers.deadline, deadline)
+
+    async def wait_closed(self) -> None:
+        """Wait until the last handler has ended and the last connection is closed."""
+        await self._closed.wait()
+
+    async def broadcast(self, data: Buffer, *, timeout: float = 10) -> int:
+        """Send the same data to all connections that are open now, to all at once.
+
+        On each connection it goes after what the handler is sending, never into the middle of it.
+        It waits at most ``timeout`` seconds for that turn; then this client is left out, because
+        the handler may wait for something else than its client. Once its turn has come, a client
+        that does not take the data within ``timeout`` seconds is aborted, and hurts no other.
+
+        Connections in a handshake, a ``starttls`` or a ``stoptls`` are left out, also if that
+        begins while the broadcast waits for its turn: the data never crosses from TLS to plain
+        text or back. A client that has only ended its own side is not left out.
+
+        Args:
+          data: what to send; copied if it can change.
+          timeout: seconds for the turn, and again for the sending. With ``math.inf`` a client that
+            does not read keeps the call waiting.
+
+        Returns: how many got all of it (as far as their kernels are concerned).
+
+        Cancelled before it has begun, nothing was sent. Then it is shielded from cancellation,
+        because half a message would end the other connections, and ends within its timeouts. With
+        an infinite ``timeout`` it is not shielded: cancelled, an unknown part was sent, and
+        connections that got a part can send no more. A hard stop of the server ends it as well.
+        """
+        content = bytes(bytes_view(data))
+        limit = seconds_or_inf("timeout", timeout)
+        await trio.lowlevel.checkpoint_if_cancelled()
+        targets = [
+            (each, each.generation)
+            for each in self._connections
+            if each.state is not ConnectionState.CHANGING
+        ]
+        if not targets:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            return 0
+        # Its tasks run beside the handlers, so that only what ends those ends them.
+        assert self._nursery is not None
+        broadcast = Broadcast(content, limit)
+        self._nursery.start_soon(broadcast.run, targets)
+        try:
+            with trio.CancelScope(shield=limit < math.inf):
+                await broadcast.done.wait()
+        except BaseException:
+            broadcast.scope.cancel()
+            raise
+        finally:
+            self._counts["aborted"] += broadcast.aborted
+        if broadcast.failure is not None:
+            raise broadcast.failure
+        return broadcast.delivered
+
+    # ---- the server's task ----
+
+    async def _run(self) -> None:
+        try:
+            with self._handlers:
+                async with trio.open_nursery() as handlers:
+                    self._nursery = handlers
+                    with self._accepting:
+                        async with trio.open_nursery() as acceptors:
+                            for sock in self._listening.sockets:
+                                acceptors.start_soon(self._accept_from, sock, handlers, acceptors)
+        finally:
+            self.closing.set()
+            self._listening.close()
+            self._closed.set()
+
+    async def _accept_from(
+        self, listening: socket.socket, handlers: trio.Nursery, acceptors: trio.Nursery
+    ) -> None:
+        """Start a task for each connection that comes in at one of the listening sockets.
+
+        As ``trio.serve_listeners`` does, but all that are waiting at once, which makes a short
+        connection a third cheaper (row connections).
+        """
+        while True:
+            try:
+                for _ in range(_ACCEPTS_PER_PASS):
+                    if not await self._accept_one(listening, handlers):
+                        break
+                await trio.lowlevel.wait_readable(listening)
+            except trio.ClosedResourceError:
+                if self.closing.is_set():  # by stop()
+                    return
+                raise
+            except OSError as exc:
+                if exc.errno not in _OUT_OF_SOMETHING:
+                    raise
+                self._exhausted_accepts += 1
+                if self._exhaustion is None:
+                    self._exhaustion = f"{errno.errorcode[exc.errno]} ({os.strerror(exc.errno)})"
+                    acceptors.start_soon(self._report_exhaustion)
+                await trio.sleep(_RETRY_SECONDS)
+
+    async def _report_exhaustion(self) -> None:
+        """Log that accept has failed: one line at once, and then one a minute with a count."""
+        message = "accept failed with %s; it is tried again every %s seconds"
+        _guard.log(_logger, logging.ERROR, message, self._exhaustion, _RETRY_SECONDS)
+        self._exhausted_accepts = 0
+        await trio.sleep(_REPORT_SECONDS)
+        while self._exhausted_accepts:
+            message = "accept failed with %s %s times in the last %s seconds"
+            count, self._exhausted_accepts = self._exhausted_accepts, 0
+            _guard.log(_logger, logging.ERROR, message, self._exhaustion, count, _REPORT_SECONDS)
+            await trio.sleep(_REPORT_SECONDS)
+        self._exhaustion = None
+
+    async def _accept_one(self, listening: socket.socket, handlers: trio.Nursery) -> bool:
+        """Take a slot, and only then accept: the excess waits in the backlog."""
+        if self._slots is not None:
+            try:
+                self._slots.acquire_nowait()
+            except trio.WouldBlock:
+                await self._slots.acquire()
+        connection = None
+        try:
+            connection = self._listening.accept_from(listening)
+        finally:
+            if connection is None and self._slots is not None:
+                self._slots.release()
+        if connection is None:
+            return False
+        handlers.start_soon(self._serve, connection)
+        return True
+
+    async def _serve(self, connection: Connection) -> None:
+        """Serve one connection, from its accept to the end of its handler.
+
+        A cancel scope that the handler leaves open still surrounds this task. So nothing is awaited
+        after the handler: what has to wait is for ``_finish``, in a task of its own. (A scope
+        around each handler would cost an eighth of the memory of an idle connection.)
+        """
+        self._counts["accepted"] += 1
+        self._counts["active"] += 1
+        failure: BaseException | None = None
+        try:
+            if self._tls is not None and not await self._secure(connection):
+                pass
+            elif self.closing.is_set():
+                self._counts["refused"] += 1
+            else:
+                sock = new_socket(connection)
+                self._connections[connection] = sock
+                try:
+                    await self._handler(sock)
+                finally:
+                    del self._connections[connection]
+        except BaseException as exc:
+            failure = exc
+        deadline = trio.current_effective_deadline()
+        if failure is None and deadline == math.inf and connection.close_at_once():
+            self._counts["active"] -= 1
+            if self._slots is not None:
+                self._slots.release()
+        else:
+            assert self._nursery is not None
+            self._nursery.start_soon(self._finish, connection, failure, deadline)
+        del failure  # its traceback refers to this frame
+
+    async def _finish(
+        self, connection: Connection, failure: BaseException | None, deadline: float
+    ) -> None:
+        """Log what the handler raised, and close its connection.
+
+        Args:
+          failure: what the handler raised, if it did.
+          deadline: what ``trio.current_effective_deadline()`` was when the handler had ended.
+        """
+        complete = True  # whether the handler has sent all that it wanted to send
+        try:
+            try:
+                if failure is not None:
+                    # A peer that has ended between two messages has got its answers.
+                    complete = (
+                        connection.caused(failure)
+                        and type(failure) is IncompleteReadError
+                        and not failure.partial
+                    )
+                    self._sort(connection, _guard.stray_cancelled(failure) or failure)
+                elif deadline < math.inf and deadline < trio.current_effective_deadline():
+                    complete = False
+                    self._log(connection, RuntimeError("the handler has left a cancel scope open"))
+            finally:
+                # Everything that handlers have sent arrives, also if they have failed. Only
+                # close_notify is not sent then: it would vouch for what is missing. A handler that
+                # was cancelled just now has its connection closed immediately, and the kernel
+                # still sends what it has.
+                with contextlib.nullcontext() if self._slots is None else self._slots.closing():
+                    await connection.close(complete=complete)
+        finally:
+            self._counts["active"] -= 1
+            del failure
+
+    def _sort(self, connection: Connection, failure: BaseException) -> None:
+        """Log what is an ``Exception``, and raise the rest."""
+        errors, rest = _guard.parts(failure)
+        if errors is not None:
+            self._log(connection, errors)
+        if rest is failure:
+            raise failure
+        if rest is not None:
+            raise rest from None
+
+    async def _secure(self, connection: Connection) -> bool:
+        """Shake hands; False where that failed."""
+        assert self._tls is not None
+        self._handshakes.add(connection)
+        try:
+            timeout = self._handshake_timeout
+            await connection.starttls(self._tls, https_compatible=False, timeout=timeout)
+        except Exception as exc:
+            if type(exc) is trio.ClosedResourceError and self.closing.is_set():
+                self._counts["refused"] += 1
+                return False
+            self._counts["failed_handshakes"] += 1
+            if connection.caused(exc):
+                _guard.log(_logger, logging.INFO, "%s", _guard.text(exc))
+            else:
+                message = "no TLS handshake with %s"
+                _guard.log(_logger, logging.ERROR, message, _peer(connection), exc_info=exc)
+        else:
+            return True
+        finally:
+            self._handshakes.discard(connection)
+        return False
+
+    def _log(self, connection: Connection, errors: BaseException) -> None:
+        """Log the ``Exception`` (or the group of them) that a handler raised."""
+        each = _guard.leaves(errors)
+        if all(connection.caused(leaf) for leaf in each):
+            self._counts["peer_errors"] += 1
+            if not _guard.is_logged(_logger, logging.INFO):
+                return
+            why = "; ".join(dict.fromkeys(map(_guard.text, each)))
+            message = "closed the connection with %s: %s"
+            _guard.log(_logger, logging.INFO, message, _peer(connection), why)
+        else:
+            self._counts["handler_errors"] += 1
+            message = "the handler of %s failed"
+            _guard.log(_logger, logging.ERROR, message, _peer(connection), exc_info=errors)
+
+
+def _peer(connection: Connection) -> str:
+    return printable(str(connection.peer))

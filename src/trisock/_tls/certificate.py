@@ -1,0 +1,346 @@
+"""Certificate: a chain and its private key, checked before a byte is sent.
+
+What is checked is what is loaded: the PEM is parsed once (``pem``), written anew, and OpenSSL gets
+these bytes. No error shows a part of what was given: it may be a key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import os
+import ssl
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NoReturn, TypeVar
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, PublicKeyTypes
+
+from .._arguments import type_name
+from .._text import printable
+from . import pem
+
+T = TypeVar("T")
+
+
+def set_field(instance: object, name: str, value: object) -> None:
+    object.__setattr__(instance, name, value)  # how a frozen dataclass normalises its own fields
+
+
+class Certificate:
+    """A certificate chain with its private key, checked to belong together.
+
+    Args:
+      chain: the certificates in PEM, the server's (or client's) own first.
+      private_key: its private key in PEM: RSA, ECDSA, Ed25519 or Ed448, also encrypted.
+      password: what the key is encrypted with.
+
+    Raises:
+      ValueError: it is no PEM, a certificate or the key cannot be read, the key does not fit
+        the first certificate, or the key is encrypted and the password is missing or wrong
+        (there is never a prompt). The text says which argument is wrong and quotes nothing.
+      TypeError: an argument is neither ``str`` nor ``bytes``.
+      OSError: OpenSSL, which reads files only, cannot be given one.
+
+    What lies outside the PEM blocks does not matter. Each certificate is sent once, in the order
+    given. Certificates are immutable, equal by value, and never show their key: copies are the
+    certificate itself, and pickling is a ``TypeError``. The names a server's certificate is
+    chosen by are its DNS names, or the common name where it has none (RFC 6125, section 6.4.4).
+    """
+
+    __slots__ = ("_chain", "_password", "_private_key", "key_kind", "names")
+
+    #: The names that the certificate is for, in lower case; wildcards as ``*.example.org``.
+    names: tuple[str, ...]
+    #: What kind of key it has, such as ``"RSA"``: a client chooses among them.
+    key_kind: str
+    _chain: bytes
+    _private_key: bytes
+    _password: bytes | None
+
+    # Invariant: OpenSSL has taken _chain with _private_key, both in PEM that _pem has written.
+
+    def __init__(
+        self, chain: str | bytes, private_key: str | bytes, password: str | bytes | None = None
+    ) -> None:
+        chain_pem = pem_argument(chain, "chain")
+        key_pem = pem_argument(private_key, "private_key")
+        set_field(self, "_password", None if password is None else _password_argument(password))
+        ders = as_value_error("chain is not a PEM certificate", lambda: pem.certificates(chain_pem))
+        set_field(self, "_chain", pem.written_certificates(ders))
+        leaf = as_value_error(
+            "chain is not a certificate", lambda: x509.load_der_x509_certificate(ders[0])
+        )
+        set_field(
+            self, "names", as_value_error("chain: the names cannot be read", lambda: _names(leaf))
+        )
+        public_key = as_value_error(
+            "chain: the public key cannot be read", lambda: _public_bytes(leaf.public_key())
+        )
+        key_pem = as_value_error(
+            "private_key is not a PEM private key", lambda: pem.private_key(key_pem)
+        )
+        set_field(self, "_private_key", key_pem)
+        key = _load_key(self._private_key, self._password)
+        if public_key != as_value_error(
+            "private_key cannot be used", lambda: _public_bytes(key.public_key())
+        ):
+            raise ValueError(
+                "private_key does not fit the first certificate of the chain, "
+                f"which is for {listed(self.names) or 'no name'}"
+            )
+        if not isinstance(key, _TLS_KEYS):
+            raise ValueError("private_key is of a kind that TLS does not have")
+        kind = type(key).__name__.removeprefix("_").removesuffix("PrivateKey")
+        if kind == "RSA" and public_key not in leaf.tbs_certificate_bytes:
+            # The certificate names another algorithm than the one that cryptography, for which
+            # both kinds are RSA, writes for the key.
+            kind = "RSA-PSS"
+        set_field(self, "key_kind", kind)
+        # Small keys are for the context to refuse: it may be one of the user's that takes them.
+        trial = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        trial.set_ciphers("DEFAULT:@SECLEVEL=0")
+        self.load_into(trial)
+
+    @classmethod
+    def from_files(
+        cls,
+        chain: str | os.PathLike[str],
+        private_key: str | os.PathLike[str] | None = None,
+        password: str | bytes | None = None,
+    ) -> Certificate:
+        """Read a certificate from PEM files (one file, if the key is in it as well).
+
+        Raises ``OSError`` for a file that cannot be read, and what the class itself raises.
+        """
+        chain_pem = _content(chain, "chain")
+        if private_key is None:
+            return cls(chain_pem, chain_pem, password)
+        return cls(chain_pem, _content(private_key, "private_key"), password)
+
+    def load_into(self, context: ssl.SSLContext) -> None:
+        """Use this certificate in a context. ``TypeError`` if it is no ``ssl.SSLContext``."""
+        if not isinstance(context, ssl.SSLContext):
+            raise TypeError(
+                f"a certificate is loaded into an ssl.SSLContext, not {type_name(context)}"
+            )
+
+        def the_password() -> bytes:
+            # Without a function OpenSSL would ask on the terminal, and the event loop wait.
+            return self._password or b""
+
+        with _private_file(self._chain) as chain, _private_file(self._private_key) as key:
+            try:
+                context.load_cert_chain(chain, key, password=the_password)
+            except ssl.SSLError as exc:
+                raise ValueError(
+                    "chain or private_key: OpenSSL does not take the certificate for "
+                    f"{listed(self.names) or 'no name'}: {exc}"
+                ) from exc
+
+    def __repr__(self) -> str:
+        return f"<trisock.Certificate {listed(self.names) or 'without a name'} ({self.key_kind})>"
+
+    def _value(self) -> tuple[bytes, bytes, bytes | None]:
+        return (self._chain, self._private_key, self._password)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Certificate) and self._value() == other._value()
+
+    def __hash__(self) -> int:
+        return hash(self._value())
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError("a trisock.Certificate cannot be changed")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError("a trisock.Certificate cannot be changed")
+
+    def __copy__(self) -> Certificate:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Certificate:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a trisock.Certificate cannot be pickled, nor can what holds one: the pickle would "
+            "show its private key. Read the files where it is needed (Certificate.from_files)."
+        )
+
+
+_TLS_KEYS = (
+    rsa.RSAPrivateKey,
+    ec.EllipticCurvePrivateKey,
+    ed25519.Ed25519PrivateKey,
+    ed448.Ed448PrivateKey,
+)
+
+CertificateLike = Certificate | Mapping[str, str | bytes]
+
+
+def to_certificate(value: object) -> Certificate:
+    """Return a Certificate from one, or from a mapping that has its fields."""
+    if isinstance(value, Certificate):
+        return value
+    if isinstance(value, Mapping):
+        unknown = set(value) - {"chain", "private_key", "password"}
+        missing = {"chain", "private_key"} - set(value)
+        if unknown or missing:
+            # The names of unknown fields are not shown: one may be a key.
+            raise ValueError(
+                "a certificate has the fields chain and private_key (and password): "
+                f"{listed(sorted(missing)) or 'none'} missing, {len(unknown)} unknown"
+            )
+        password = value.get("password")
+        return _certificate(
+            _encoded(value["chain"], "chain"),
+            _encoded(value["private_key"], "private_key"),
+            None if password is None else _password_argument(password),
+        )
+    raise TypeError(f"a certificate is a trisock.Certificate or a mapping, not {type_name(value)}")
+
+
+@functools.lru_cache(maxsize=32)
+def _certificate(chain: bytes, private_key: bytes, password: bytes | None) -> Certificate:
+    # Checking an RSA key takes milliseconds: not once per connection.
+    return Certificate(chain, private_key, password)
+
+
+def _encoded(value: object, what: str) -> bytes:
+    if isinstance(value, str):
+        return value.encode(errors="replace")  # what is not UTF-8 is not in a PEM block
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value)
+    raise TypeError(f"{what} is str or bytes, not {type_name(value)}")
+
+
+def _password_argument(value: object) -> bytes:
+    if not isinstance(value, str):
+        return _encoded(value, "password")
+    with contextlib.suppress(UnicodeEncodeError):  # which quotes the whole password
+        return value.encode(errors="surrogateescape")  # as it was, if it comes from the system
+    raise ValueError("password has characters that cannot be encoded")
+
+
+def pem_argument(value: object, what: str) -> bytes:
+    data = _encoded(value, what)
+    if b"-----BEGIN " not in data:
+        raise ValueError(f"{what} is not PEM: it has no '-----BEGIN' line")
+    return data
+
+
+def _content(path: str | os.PathLike[str], what: str) -> bytes:
+    """Return what is in a file. The error shows a path, and nothing that may be a key."""
+    name = os.fsdecode(path)
+    if not name.isprintable() or "-----BEGIN" in name:
+        raise ValueError(f"{what} is a path, and what was given is none; PEM goes to Certificate()")
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as exc:
+        if exc.errno != errno.ENAMETOOLONG:
+            raise
+        raise OSError(exc.errno, f"{what}: {exc.strerror} ({len(name)} characters)") from None
+
+
+def as_value_error(problem: str, function: Callable[[], T]) -> T:
+    """Call what reads a certificate or a key; whatever it raises becomes one ``ValueError``.
+
+    ``cryptography`` raises errors of many kinds, and warnings under ``-W error``.
+    """
+    try:
+        return function()
+    except Exception as exc:
+        raise ValueError(f"{problem}: {_redacted(exc)}") from None
+
+
+def _load_key(pem: bytes, password: bytes | None) -> PrivateKeyTypes:
+    try:
+        return serialization.load_pem_private_key(pem, password)
+    except TypeError:  # a password is missing, or there is one that is not needed
+        if password is None:
+            raise ValueError("private_key is encrypted, and no password was given") from None
+        return _load_key(pem, None)  # not needed is fine, as it is for OpenSSL
+    except Exception as exc:  # also warnings, under -W error
+        hint = "" if password is None else ", or the password is wrong"
+        raise ValueError(f"private_key is not a PEM private key{hint}: {_redacted(exc)}") from None
+
+
+def _redacted(exc: Exception) -> str:
+    # Without what it quotes. A line that has lost its dashes makes of the whole key the name of a
+    # PEM block, and of that a part of the text: MismatchedTags("PRIVATE KEY\nMIIE...", ...).
+    return printable(str(exc).partition('("')[0]) or type(exc).__name__
+
+
+def listed(names: Iterable[str]) -> str:
+    return ", ".join(map(printable, names))
+
+
+def _public_bytes(key: PublicKeyTypes) -> bytes:
+    return key.public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+
+
+def _names(leaf: x509.Certificate) -> tuple[str, ...]:
+    found: list[str] = []
+    with contextlib.suppress(x509.ExtensionNotFound):
+        extension = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        found = extension.value.get_values_for_type(x509.DNSName)
+    if not found:
+        common = leaf.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
+        found = [str(attribute.value) for attribute in common]
+    return tuple(name.lower().removesuffix(".") for name in found)
+
+
+@contextlib.contextmanager
+def _private_file(content: bytes) -> Iterator[str]:
+    """Give the content a path for as long as OpenSSL, which reads files only, needs it.
+
+    The file is in memory and has no name in any directory, if the system can do that (Linux,
+    with ``/proc``). Otherwise it is a temporary one that only this user can read, from its
+    first moment on.
+    """
+    descriptor = _memory_file()
+    if descriptor is not None:
+        path, named = f"/proc/self/fd/{descriptor}", False
+    else:
+        try:
+            descriptor, path = tempfile.mkstemp(prefix="trisock-")
+        except OSError as exc:
+            raise OSError(
+                exc.errno,
+                "OpenSSL reads certificates from files only, and none can be made for it: no "
+                f"memory file (it needs memfd_create and /proc), and no temporary one: {exc}",
+            ) from exc
+        named = True
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            yield path
+    finally:
+        if named:
+            os.unlink(path)
+
+
+def _memory_file() -> int | None:
+    """Return a descriptor that can be opened by its name in ``/proc``; ``None`` without one."""
+    if sys.platform != "linux":  # pragma: no cover (tests run on Linux)
+        return None
+    try:
+        descriptor = os.memfd_create("trisock", os.MFD_CLOEXEC)
+    except (AttributeError, OSError):  # an old C library; seccomp
+        return None
+    try:
+        os.close(os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC))
+    except OSError:  # chroot
+        os.close(descriptor)
+        return None
+    return descriptor

@@ -1,0 +1,86 @@
+"""TLSInfo: what both sides agreed on, and who the peer has shown to be."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+
+from .._arguments import quoted
+from .certificate import as_value_error
+
+
+def has_expired(certificate: bytes) -> bool:
+    """Return whether the time of a certificate (DER) is over; ``ValueError`` if it has none."""
+    end = as_value_error(
+        "the certificate cannot be read",
+        lambda: x509.load_der_x509_certificate(certificate).not_valid_after_utc,
+    )
+    return end.timestamp() < time.time()
+
+
+@dataclass(frozen=True)
+class TLSInfo:
+    """What both sides agreed on, and who the peer has shown to be.
+
+    Attributes:
+      version: such as ``"TLSv1.3"``.
+      cipher: the cipher suite by its OpenSSL name, such as ``"TLS_AES_256_GCM_SHA384"``.
+      alpn_protocol: the protocol chosen by ALPN, or ``None``.
+      server_hostname: as a client the name that was asked for, and verified unless
+        verification is off. As a server the one that the
+        client asked for (SNI), as it was on the wire (A-labels; upper case stays); ``None``
+        if it asked for none, or for what is no host name.
+      peer_certificate: the peer's certificate in DER, or ``None`` if it showed none.
+      session_reused: whether an earlier session was resumed.
+    """
+
+    version: str
+    cipher: str
+    alpn_protocol: str | None
+    server_hostname: str | None
+    peer_certificate: bytes | None = field(repr=False)
+    session_reused: bool
+    _tls_unique: bytes | None = field(repr=False)
+    _server_certificate: bytes | None = field(repr=False)
+
+    def channel_binding(self, type: str = "tls-unique") -> bytes:
+        """Return the data that binds an authentication to this connection (RFC 5056).
+
+        Args:
+          type: ``"tls-unique"`` (RFC 5929, section 3; not defined for TLS 1.3) or
+            ``"tls-server-end-point"`` (section 4; clients only, a server's ``ssl`` module does
+            not say which of its certificates was used).
+
+        Raises ``ValueError`` where there is no such binding for this connection.
+        """
+        if type == "tls-unique":
+            if self._tls_unique is None:
+                raise ValueError(
+                    f"tls-unique is not defined for {self.version} (RFC 8446, appendix C.5)"
+                )
+            return self._tls_unique
+        if type == "tls-server-end-point":
+            if self._server_certificate is None:
+                raise ValueError("tls-server-end-point: the server's certificate is not known here")
+            return _end_point(self._server_certificate)
+        raise ValueError(f"no channel binding of the type {quoted(type)}")
+
+
+def _end_point(server_certificate: bytes) -> bytes:
+    def digest() -> bytes | None:
+        certificate = x509.load_der_x509_certificate(server_certificate)
+        algorithm = certificate.signature_hash_algorithm
+        if algorithm is None:  # Ed25519, Ed448
+            return None
+        if algorithm.name in ("md5", "sha1"):
+            algorithm = hashes.SHA256()
+        return certificate.fingerprint(algorithm)
+
+    refused = "tls-server-end-point is not defined for this certificate's signature"
+    found = as_value_error(refused, digest)
+    if found is None:
+        raise ValueError(refused)
+    return found

@@ -1,0 +1,262 @@
+"""The two roles of TLS, ``ClientTLS`` and ``ServerTLS``, and what a caller may give in their place.
+
+Everything that can be wrong in an option is found here, before a byte is sent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import ssl
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from .._address import Address, to_tls_name
+from .._arguments import check_bool, quoted, type_name
+from . import pem
+from .certificate import (
+    Certificate,
+    CertificateLike,
+    as_value_error,
+    pem_argument,
+    set_field,
+    to_certificate,
+)
+from .contexts import ServerContexts, SystemTrust, client_context, server_contexts, system_trust
+
+
+@dataclass(frozen=True)
+class ClientTLS:
+    """The TLS client's role, verified: what ``starttls`` and ``connect(tls=)`` take.
+
+    Args:
+      server_hostname: the name (or IP address) that the server's certificate must be
+        for; ``None`` for the host given to ``connect``.
+      ca: the certificates to trust, in PEM, in place of the system's. An intermediate or
+        the server's own certificate may be among them, and trust ends there.
+      alpn_protocols: the protocols to offer, the preferred first (RFC 7301).
+      certificate: what to show to a server that asks for a client certificate.
+      verify: ``False`` takes any certificate from anybody. It protects from nobody who
+        can stand in between.
+
+    Raises ``ValueError`` or ``TypeError`` for what cannot be used. Immutable.
+    """
+
+    server_hostname: str | None = None
+    ca: str | bytes | None = field(default=None, kw_only=True, repr=False)
+    alpn_protocols: Sequence[str] = field(default=(), kw_only=True)
+    certificate: CertificateLike | None = field(default=None, kw_only=True)
+    verify: bool = field(default=True, kw_only=True)
+    # No annotation: it is not a field, so that it is not compared, copied, pickled or shown.
+    _built = cast("tuple[SystemTrust | None, ssl.SSLContext] | None", None)
+
+    def __post_init__(self) -> None:
+        if self.server_hostname is not None:
+            to_tls_name(self.server_hostname)
+        set_field(self, "alpn_protocols", _alpn(self.alpn_protocols))
+        if self.ca is not None:
+            set_field(self, "ca", _authorities(self.ca, "ca"))
+        if self.certificate is not None:
+            set_field(self, "certificate", to_certificate(self.certificate))
+        check_bool("verify", self.verify)
+        self._context()
+
+    def _context(self) -> ssl.SSLContext:
+        """Return the context: always the same, but for a change of what the system trusts."""
+        trust = system_trust() if self.ca is None and self.verify else None
+        if self._built is None or self._built[0] != trust:
+            context = client_context(
+                cast("bytes | None", self.ca),
+                tuple(self.alpn_protocols),
+                cast("Certificate | None", self.certificate),
+                self.verify,
+                trust,
+            )
+            set_field(self, "_built", (trust, context))
+        assert self._built is not None
+        return self._built[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return _fields_of(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        _restore(self, state)
+        self.__post_init__()
+
+
+@dataclass(frozen=True)
+class ServerTLS:
+    """The TLS server's role: what ``starttls`` and ``bind(tls=)`` take.
+
+    Args:
+      certificates: one or more. The one for the name that the client asks for (SNI) is
+        used; there may be one of each key kind for a name (of two of one kind the first is
+        used, and one that names the host before a wildcard). A name that is not found, and
+        a client that names none, gets the first.
+      alpn_protocols: the protocols that are spoken, the preferred first (RFC 7301).
+      require_alpn: whether a client that shares none of them is turned away.
+      client_ca: the certificates (PEM) that client certificates are verified with; with
+        it clients are asked for theirs, and a wrong one is turned away. An intermediate
+        or a client's own certificate may be among them, and trust ends there.
+      require_client_certificate: whether a client without one is turned away too.
+
+    The rules are the same whichever certificate is chosen. Clients of TLS 1.2 that take no
+    tickets can resume a session as long as it is among the last few: at most 16 of those
+    that have ended are remembered.
+
+    Raises ``ValueError`` or ``TypeError`` for what cannot be used. Immutable.
+    """
+
+    certificates: CertificateLike | Sequence[CertificateLike]
+    alpn_protocols: Sequence[str] = field(default=(), kw_only=True)
+    require_alpn: bool = field(default=False, kw_only=True)
+    client_ca: str | bytes | None = field(default=None, kw_only=True, repr=False)
+    require_client_certificate: bool = field(default=False, kw_only=True)
+    _built = cast("ServerContexts", None)  # not a field, as in ClientTLS
+
+    def __post_init__(self) -> None:
+        given = self.certificates
+        if isinstance(given, (str, bytes)):
+            raise TypeError(
+                f"certificates are given as trisock.Certificate, not as {type_name(given)}"
+            )
+        if isinstance(given, (Certificate, Mapping)):
+            given = [given]
+        set_field(self, "certificates", tuple(to_certificate(each) for each in given))
+        if not self.certificates:
+            raise ValueError("a TLS server needs at least one certificate")
+        set_field(self, "alpn_protocols", _alpn(self.alpn_protocols))
+        check_bool("require_alpn", self.require_alpn)
+        check_bool("require_client_certificate", self.require_client_certificate)
+        if self.require_alpn and not self.alpn_protocols:
+            raise ValueError("require_alpn needs alpn_protocols")
+        if self.client_ca is not None:
+            set_field(self, "client_ca", _authorities(self.client_ca, "client_ca"))
+        elif self.require_client_certificate:
+            # The system's trust store would let in whoever any public authority knows.
+            raise ValueError("require_client_certificate needs client_ca")
+        contexts = server_contexts(
+            cast("tuple[Certificate, ...]", self.certificates),
+            tuple(self.alpn_protocols),
+            cast("bytes | None", self.client_ca),
+            self.require_client_certificate,
+        )
+        set_field(self, "_built", contexts)
+
+    def _context(self) -> ssl.SSLContext:
+        return self._built.default
+
+    def __getstate__(self) -> dict[str, Any]:
+        return _fields_of(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        _restore(self, state)
+        self.__post_init__()
+
+
+TLSArgument = str | ClientTLS | ServerTLS | ssl.SSLContext | Certificate | Sequence[CertificateLike]
+
+
+@dataclass(frozen=True)
+class TLSRole:
+    """What a handshake needs to know."""
+
+    context: ssl.SSLContext
+    server_side: bool
+    #: The name to verify, as it goes over the wire; None for servers.
+    server_hostname: str | None
+    require_alpn: bool = False
+    #: Where a server's context comes from, once the ClientHello is known; None for one of the
+    #: user's.
+    contexts: ServerContexts | None = None
+
+    def named(self, peer: Address) -> str:
+        """Return how an error calls the peer at an address."""
+        name = self.server_hostname
+        return str(peer) if name is None else f"{quoted(name)} ({peer})"
+
+
+def parse_role(tls: object) -> object:
+    """Turn a bare name or bare certificates into a role; leave anything else."""
+    if isinstance(tls, str):
+        return ClientTLS(tls)
+    if isinstance(tls, (Certificate, Mapping)) or (
+        isinstance(tls, Sequence) and not isinstance(tls, (bytes, bytearray, memoryview))
+    ):
+        return ServerTLS(tls)
+    return tls
+
+
+def resolve_role(
+    tls: object, *, server_hostname: str | None, connected_host: str | None, side: str
+) -> TLSRole:
+    """Turn what the user gave for ``tls`` into a role, or raise TypeError or ValueError.
+
+    The name checked is, in this order, ``server_hostname``, the one in ``tls``, ``connected_host``.
+    """
+    if server_hostname is not None and not isinstance(server_hostname, str):
+        raise TypeError(f"server_hostname is a str, not {type_name(server_hostname)}")
+    tls = parse_role(tls)
+    if isinstance(tls, ServerTLS):
+        role = TLSRole(tls._context(), True, None, tls.require_alpn, tls._built)
+    elif isinstance(tls, ClientTLS):
+        name = _first(server_hostname, tls.server_hostname, connected_host)
+        role = TLSRole(tls._context(), False, name)
+        if name is None and tls.verify:
+            raise ValueError("a verified TLS client needs to know the server's name")
+    elif isinstance(tls, ssl.SSLContext):
+        server_side = tls.protocol == ssl.PROTOCOL_TLS_SERVER or (
+            tls.protocol != ssl.PROTOCOL_TLS_CLIENT and side == "server"
+        )
+        name = None if server_side else _first(server_hostname, connected_host)
+        role = TLSRole(tls, server_side, name)
+        if name is None and tls.check_hostname and not server_side:
+            raise ValueError("the context checks host names: server_hostname is needed")
+    else:
+        raise TypeError(
+            "tls is a server name, ClientTLS, certificates, ServerTLS or an ssl.SSLContext, "
+            f"not {type_name(tls)}"
+        )
+    if role.server_side and server_hostname is not None:
+        raise ValueError("server_hostname is for the TLS client's role")
+    if role.server_hostname is None:
+        return role
+    return TLSRole(role.context, False, to_tls_name(role.server_hostname))
+
+
+def _first(*names: str | None) -> str | None:
+    return next((name for name in names if name is not None), None)
+
+
+def _fields_of(role: ClientTLS | ServerTLS) -> dict[str, Any]:
+    return {each.name: getattr(role, each.name) for each in dataclasses.fields(role)}
+
+
+def _restore(role: ClientTLS | ServerTLS, state: dict[str, Any]) -> None:
+    for name, value in state.items():
+        set_field(role, name, value)
+
+
+def _authorities(value: object, what: str) -> bytes:
+    """Return the certificates to trust, as PEM that we have written."""
+    data = pem_argument(value, what)
+    return pem.written_certificates(
+        as_value_error(
+            f"{what} holds no PEM certificate that OpenSSL can use",
+            lambda: pem.certificates(data),
+        )
+    )
+
+
+def _alpn(protocols: object) -> tuple[str, ...]:
+    if isinstance(protocols, (str, bytes)) or not isinstance(protocols, Sequence):
+        raise TypeError(f"alpn_protocols is a sequence of str, not {type_name(protocols)}")
+    for protocol in protocols:
+        if not isinstance(protocol, str):
+            raise TypeError(f"an ALPN protocol is a str, not {type_name(protocol)}")
+        if not (protocol.isascii() and protocol.isprintable() and 1 <= len(protocol) <= 255):
+            raise ValueError(
+                "an ALPN protocol is 1 to 255 printable ASCII characters, and one of "
+                f"alpn_protocols is not: it has {len(protocol)} characters"
+            )
+    return tuple(protocols)

@@ -1,0 +1,1 @@
+"""What tests share; one idea per module. Tests import it, and never each other."""

@@ -1,0 +1,55 @@
+"""A server's first flight, and the certificate in it."""
+
+from __future__ import annotations
+
+import trio
+
+from helpers.client_hellos import records_of
+from helpers.pairs import closing, raw_pair
+from trisock import ServerTLS, TLSError
+
+
+async def flight_for(role: ServerTLS, *pieces: bytes) -> tuple[bytes, Exception | None]:
+    """Return what a server sends to a client that sends these pieces and closes."""
+    sock, raw = raw_pair()
+    failure: Exception | None = None
+
+    def client() -> bytes:
+        for piece in pieces:
+            raw.sendall(piece)
+        raw.settimeout(20)
+        flight = b""
+        # A hello of TLS 1.2 is answered by a flight that ends with ServerHelloDone.
+        while not flight.endswith(b"\x0e\0\0\0"):
+            chunk = raw.recv(65536)
+            flight += chunk
+            if not chunk:
+                break
+        raw.close()
+        return flight
+
+    flight = b""
+
+    async def talk() -> None:
+        nonlocal flight
+        flight = await trio.to_thread.run_sync(client)
+
+    async with closing(sock), trio.open_nursery() as nursery:
+        nursery.start_soon(talk)
+        try:
+            await sock.starttls(role)
+        except TLSError as exc:
+            failure = exc
+            await sock.close()
+    return flight, failure
+
+
+def certificate_in(flight: bytes) -> bytes | None:
+    """Return the first certificate in a server's first flight (RFC 5246, section 7.4.2)."""
+    messages = b"".join(record[5:] for record in records_of(flight) if record[0] == 22)
+    while messages:
+        size = int.from_bytes(messages[1:4], "big")
+        if messages[0] == 11:
+            return messages[10 : 10 + int.from_bytes(messages[7:10], "big")]
+        messages = messages[4 + size :]
+    return None

@@ -1,0 +1,106 @@
+"""A check on many examples, and changes to what is real."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from helpers.client_hellos import records_of
+
+Check = Callable[..., None]
+
+
+class Fuzz:
+    """Runs a check on many examples."""
+
+    def __init__(self, times: int) -> None:
+        self._times = times
+        self.examples = 0
+
+    def __call__(self, check: Check, examples: int, **strategies: st.SearchStrategy[Any]) -> None:
+        """Run ``check(**drawn)`` so many times, or ``--times`` as often."""
+
+        def counted(**drawn: Any) -> None:
+            self.examples += 1
+            check(**drawn)
+
+        tuned = settings(
+            max_examples=examples * self._times,
+            derandomize=self._times == 1,
+            database=None,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        )
+        tuned(given(**strategies)(counted))()
+
+
+Change = tuple[str, int, bytes]
+
+
+def header_changed(at: int, part: slice, what: bytes, data: bytes) -> bytes:
+    records = records_of(data)
+    if records:
+        record = bytearray(records[at % len(records)])
+        record[part] = what[: len(record[part])]
+        records[at % len(records)] = bytes(record)
+    return b"".join(records)
+
+
+def records_moved(at: int, how: Callable[[list[bytes], int], object], data: bytes) -> bytes:
+    records = records_of(data)
+    if records:
+        how(records, at % len(records))
+    return b"".join(records)
+
+
+def split_record(data: bytes, at: int, what: bytes) -> bytes:
+    """Cut a record into two, which say the same (in the handshake, in the clear)."""
+    records = records_of(data)
+    if not records:
+        return data
+    header, body = records[-1][:3], records[-1][5:]
+    cut = at % (len(body) + 1)
+    records[-1:] = [
+        header + len(part).to_bytes(2, "big") + part for part in (body[:cut], body[cut:])
+    ]
+    return b"".join(records)
+
+
+def flip(data: bytes, at: int, what: bytes) -> bytes:
+    end = at + len(what)
+    flipped = bytes(a ^ b for a, b in zip(data[at:end], what, strict=False))
+    return data[:at] + flipped + data[end:]
+
+
+CHANGES: dict[str, Callable[[bytes, int, bytes], bytes]] = {
+    "flip": flip,
+    "cut off": lambda data, at, what: data[:at],
+    "cut out": lambda data, at, what: data[:at] + data[at + 1 + len(what) :],
+    "insert": lambda data, at, what: data[:at] + what + data[at:],
+    "double": lambda data, at, what: data[:at] + data[max(0, at - 8 * len(what)) :],
+    "type": lambda data, at, what: header_changed(at, slice(0, 1), what, data),
+    "version": lambda data, at, what: header_changed(at, slice(1, 3), what, data),
+    "length": lambda data, at, what: header_changed(at, slice(3, 5), what, data),
+    "drop a record": lambda data, at, what: records_moved(at, list.pop, data),
+    "repeat a record": lambda data, at, what: records_moved(
+        at, lambda records, index: records.insert(index, records[index]), data
+    ),
+    "move a record": lambda data, at, what: records_moved(
+        at, lambda records, index: records.append(records.pop(index)), data
+    ),
+    "split a record": split_record,
+}
+
+# Where it is changed is drawn from all that may be; half of the time from near the beginning.
+AN_OFFSET = st.integers(0, 100) | st.integers(0, 5000)
+A_CHANGE = st.tuples(st.sampled_from(sorted(CHANGES)), AN_OFFSET, st.binary(min_size=1, max_size=8))
+SOME_CHANGES = st.lists(A_CHANGE, min_size=1, max_size=3)
+
+
+def changed(data: bytes, changes: list[Change]) -> bytes:
+    for kind, at, what in changes:
+        data = CHANGES[kind](data, at % (len(data) + 1), what)
+    return data

@@ -1,0 +1,33 @@
+"""Names that only a test knows."""
+
+from __future__ import annotations
+
+import socket
+
+import trio
+
+
+class Resolver(trio.abc.HostnameResolver):
+    """Names that no resolver of this machine knows."""
+
+    def __init__(self, **names: list[str]) -> None:
+        self.names = names
+        self.asked: list[bytes | None] = []
+
+    async def getaddrinfo(  # type: ignore[override]
+        self, host: bytes | None, port: int, family: int = 0, type: int = 0, *_: int
+    ) -> list[tuple[int, int, int, str, tuple[object, ...]]]:
+        self.asked.append(host)
+        return [
+            (
+                socket.AF_INET6 if ":" in address else socket.AF_INET,
+                type,
+                0,
+                "",
+                (address, port, 0, 0) if ":" in address else (address, port),
+            )
+            for address in self.names[(host or b"").decode()]
+        ]
+
+    async def getnameinfo(self, sockaddr: object, flags: int) -> tuple[str, str]:
+        raise NotImplementedError

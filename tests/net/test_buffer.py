@@ -1,0 +1,224 @@
+"""ReceiveBuffer, alone: against a bytearray as the model, with every split of the input."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from trisock._net.receive_buffer import ReceiveBuffer
+
+small = st.binary(max_size=8)
+# Few different bytes, so that delimiters and their beginnings are everywhere.
+text = st.lists(st.sampled_from([b"a", b"b", b"\r", b"\n"]), max_size=12).map(b"".join)
+
+
+class BufferMachine(RuleBasedStateMachine):
+    """Any mix of operations keeps every byte, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.buffer = ReceiveBuffer()
+        self.chunks: deque[bytes] = deque()  # the model: what is left of each chunk
+
+    @property
+    def model(self) -> bytes:
+        return b"".join(self.chunks)
+
+    @rule(chunk=text)
+    def append(self, chunk: bytes) -> None:
+        self.buffer.append(chunk)
+        if chunk:
+            self.chunks.append(chunk)
+
+    @rule(chunk=text)
+    def push_front(self, chunk: bytes) -> None:
+        self.buffer.push_front(chunk)
+        if chunk:
+            self.chunks.appendleft(chunk)
+
+    @rule(max_bytes=st.none() | st.integers(1, 6))
+    def take_chunk(self, max_bytes: int | None) -> None:
+        expected = b""
+        if self.chunks:
+            chunk = self.chunks.popleft()
+            expected = chunk[:max_bytes]
+            if chunk[len(expected) :]:
+                self.chunks.appendleft(chunk[len(expected) :])
+        assert self.buffer.take_chunk(max_bytes) == expected
+
+    @precondition(lambda self: self.chunks)
+    @rule(data=st.data())
+    def take(self, data: st.DataObject) -> None:
+        count = data.draw(st.integers(0, len(self.model)))
+        expected = self.model[:count]
+        assert self.buffer.take(count) == expected
+        while count:
+            chunk = self.chunks.popleft()
+            if len(chunk) > count:
+                self.chunks.appendleft(chunk[count:])
+            count = max(0, count - len(chunk))
+
+    @rule()
+    def peek_chunk(self) -> None:
+        assert self.buffer.peek_chunk() == (self.chunks[0] if self.chunks else b"")
+
+    @rule(delimiter=text.filter(len))
+    def find(self, delimiter: bytes) -> None:
+        at = self.model.find(delimiter)
+        assert self.buffer.find(delimiter) == (None if at < 0 else at + len(delimiter))
+
+    @invariant()
+    def same_bytes(self) -> None:
+        assert len(self.buffer) == len(self.model)
+        assert self.buffer.peek_all() == self.model
+
+
+TestAnyMixOfOperationsKeepsEveryByte = BufferMachine.TestCase
+
+
+@given(before=text, delimiter=text.filter(len), after=text, sizes=st.lists(st.integers(1, 5)))
+def test_a_delimiter_is_found_wherever_the_chunks_are_split(
+    before: bytes, delimiter: bytes, after: bytes, sizes: list[int]
+) -> None:
+    whole = before + delimiter + after
+    expected = whole.find(delimiter) + len(delimiter)
+    buffer = ReceiveBuffer()
+    found: int | None = None
+    rest = whole
+    for size in [*sizes, *[1] * len(whole)]:
+        buffer.append(rest[:size])
+        rest = rest[size:]
+        if found is None:
+            found = buffer.find(delimiter)
+    assert found == expected
+
+
+def test_waiting_for_a_delimiter_looks_at_each_byte_once() -> None:
+    class Counting(bytes):
+        """Bytes that count how many of them a search was allowed to look at."""
+
+        looked_at = 0
+
+        def find(self, sub: bytes, start: int, end: int) -> int:  # type: ignore[override]
+            Counting.looked_at += end - start
+            return super().find(sub, start, end)
+
+    buffer = ReceiveBuffer()
+    for _ in range(1000):
+        buffer.append(Counting(b"x" * 1000))
+        assert buffer.find(b"\r\n") is None
+    assert Counting.looked_at == 1_000_000
+
+
+@pytest.mark.parametrize("search", [True, False])
+def test_bytes_that_come_one_by_one_do_not_take_a_hundred_times_their_memory(search: bool) -> None:
+    buffer = ReceiveBuffer()
+    taken = b""
+    for number in range(10_000):
+        buffer.append(bytes([97 + number % 7]))
+        if search or number % 1000 == 500:
+            assert buffer.find(b"\r\n") is None
+        if number == 5000:
+            taken = buffer.take(300)
+    buffer.append(b"\r")
+    buffer.append(b"\n")
+    assert buffer._count() < 10_000 / 255 + 2 * 256
+    assert buffer.find(b"\r\n") == 10_002 - 300
+    whole = bytes(97 + number % 7 for number in range(10_000))
+    assert taken + buffer.take(9_700) == whole
+
+
+def test_only_small_chunks_are_joined() -> None:
+    buffer = ReceiveBuffer()
+    for _ in range(256):
+        buffer.append(b"x")
+    buffer.take(256)
+    large = b"y" * 100_000
+    buffer.push_front(large)
+    buffer.append(b"z")
+    assert buffer.take_chunk() is large
+    assert buffer.take_chunk() == b"z"
+
+
+def test_taking_lines_from_one_chunk_does_not_move_the_rest() -> None:
+    buffer = ReceiveBuffer()
+    chunk = b"line\n" * 1000
+    buffer.append(chunk)
+    for _ in range(999):
+        end = buffer.find(b"\n")
+        assert end is not None
+        assert buffer.take(end) == b"line\n"
+    # The very chunk that was put in is still the one that is read from.
+    assert buffer._chunk(0)[0] is chunk
+
+
+def test_a_chunk_goes_through_without_being_copied() -> None:
+    buffer = ReceiveBuffer()
+    first, second = b"x" * 10_000, b"y" * 10_000
+    buffer.append(second)
+    buffer.push_front(first)
+    assert buffer.peek_chunk() is first
+    assert buffer.take_chunk() is first
+    assert buffer.take(10_000) is second
+
+
+def test_taking_more_than_there_is_is_a_mistake() -> None:
+    with pytest.raises(AssertionError):
+        ReceiveBuffer().take(1)
+
+
+def test_find_starts_anew_after_a_push_front() -> None:
+    buffer = ReceiveBuffer()
+    buffer.append(b"abc")
+    assert buffer.find(b"\n") is None
+    buffer.push_front(b"x\ny")
+    assert buffer.find(b"\n") == 2
+
+
+def lines_of(buffer: ReceiveBuffer, **options: object) -> Iterator[bytes]:
+    assert buffer.find(b"\n") is not None
+    return buffer.take_lines(b"\n", **{"keep_ends": False, "max_bytes": 100, **options})  # type: ignore[arg-type]
+
+
+def test_lines_that_were_split_and_not_given_stay_where_they_are() -> None:
+    for taken in range(4):
+        buffer = ReceiveBuffer()
+        buffer.append(b"one\ntwo\nthree\nrest")
+        lines = lines_of(buffer)
+        assert [next(lines) for _ in range(taken)] == [b"one", b"two", b"three"][:taken]
+        buffer.append(b" of it")  # this alone ends nothing
+        left = [b"one\n", b"two\n", b"three\n", b"rest of it"][taken:]
+        assert buffer.peek_all() == b"".join(left)
+        assert len(buffer) == len(b"".join(left))
+        assert list(lines) == []  # something else was asked of the buffer
+
+
+def test_lines_keep_their_ends_and_their_limit() -> None:
+    buffer = ReceiveBuffer()
+    buffer.append(b"a\nbb\n" + b"c" * 100 + b"\n")
+    assert list(lines_of(buffer, keep_ends=True)) == [b"a\n", b"bb\n"]
+    assert buffer.find(b"\n") == 101  # longer than max_bytes: it is not for take_lines
+    assert buffer.take(101) == b"c" * 100 + b"\n"
+
+
+def test_a_line_over_a_seam_comes_with_those_behind_it() -> None:
+    buffer = ReceiveBuffer()
+    for chunk in (b"o", b"ne\ntwo\nth", b"ree\n"):
+        buffer.append(chunk)
+    assert list(lines_of(buffer)) == [b"one", b"two"]
+    assert list(lines_of(buffer)) == [b"three"]
+    assert len(buffer) == 0
+
+
+def test_a_line_over_many_chunks_or_into_a_large_one_is_taken_alone() -> None:
+    for chunks in ([b"o", b"n", b"e\nx"], [b"o", b"ne\n" + b"x" * 1_000_000]):
+        buffer = ReceiveBuffer()
+        for chunk in chunks:
+            buffer.append(chunk)
+        assert list(lines_of(buffer)) == []
+        assert buffer.take(4) == b"one\n"

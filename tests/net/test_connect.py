@@ -1,0 +1,335 @@
+"""connect and connect_unix."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+import trisock
+from helpers.authority import Authority
+from helpers.pairs import closing
+from helpers.resolver import Resolver
+from trisock import ClientTLS, ServerTLS, TLSError, _connect
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port where nobody listens (and, in the ephemeral range, hardly anybody will)."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port: int = sock.getsockname()[1]
+        return port
+
+
+@pytest.mark.parametrize(
+    ("listen_host", "host"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("::1", "::1"),
+        (None, "localhost"),
+        (None, "127.0.0.1"),
+        (None, "::1"),
+    ],
+)
+async def test_it_connects_by_name_and_by_address(listen_host: str | None, host: str) -> None:
+    async with await trisock.listen(0, listen_host) as listener:
+        client = await trisock.connect(host, listener.port)
+        server = await listener.accept()
+        async with closing(client, server):
+            assert client.getside() == "client"
+            assert server.getside() == "server"
+            assert client.getpeer().port == listener.port
+            assert server.getpeer() == client.getlocal()
+            await client.send(b"hello")
+            assert await server.recv() == b"hello"
+
+
+async def test_an_address_that_does_not_answer_does_not_keep_the_others_back() -> None:
+    trio.socket.set_custom_hostname_resolver(Resolver(**{"two.example": ["::1", "127.0.0.1"]}))
+    async with await trisock.listen(0, "127.0.0.1") as listener:  # not on ::1
+        sock = await trisock.connect("two.example", listener.port)
+        async with closing(sock):
+            assert sock.getpeer() == ("127.0.0.1", listener.port)
+
+
+async def test_an_international_name_is_resolved_by_its_a_label() -> None:
+    resolver = Resolver(**{"xn--fa-hia.de": ["127.0.0.1"], "my_service": ["127.0.0.1"]})
+    trio.socket.set_custom_hostname_resolver(resolver)
+    async with await trisock.listen(0, "127.0.0.1") as listener:
+        for name in ("faß.de", "my_service"):
+            (await trisock.connect(name, listener.port)).abort()
+    assert resolver.asked[-2:] == [b"xn--fa-hia.de", b"my_service"]
+
+
+async def test_where_all_attempts_fail_alike_it_is_that_error(free_port: int) -> None:
+    trio.socket.set_custom_hostname_resolver(Resolver(**{"two.example": ["::1", "127.0.0.1"]}))
+    for host, attempts in [("127.0.0.1", 1), ("two.example", 2)]:
+        with pytest.raises(ConnectionRefusedError, match=f"{host}:{free_port}") as caught:
+            await trisock.connect(host, free_port)
+        assert caught.value.errno == errno.ECONNREFUSED
+        assert len(caught.value.__cause__.exceptions) == attempts  # type: ignore[union-attr]
+
+
+async def test_where_attempts_fail_differently_it_is_an_oserror_with_all_of_them(
+    free_port: int,
+) -> None:
+    # Nothing listens on one, the other (RFC 5737) is not reached from a socket bound to loopback.
+    trio.socket.set_custom_hostname_resolver(Resolver(**{"two.example": ["127.0.0.1", "::1"]}))
+    with pytest.raises(OSError, match=f"two.example:{free_port}") as caught:
+        await trisock.connect("two.example", free_port, local_address="127.0.0.1")
+    assert type(caught.value) is OSError
+    assert len(caught.value.__cause__.exceptions) == 2  # type: ignore[union-attr]
+
+
+async def test_an_ipv6_address_is_in_brackets_in_the_error(free_port: int) -> None:
+    with pytest.raises(ConnectionRefusedError, match=rf"\[::1\]:{free_port}"):
+        await trisock.connect("::1", free_port)
+
+
+async def test_an_unknown_host_is_a_gaierror_that_names_it() -> None:
+    with pytest.raises(socket.gaierror, match=r"unknown\.invalid:80"):
+        await trisock.connect("unknown.invalid", 80)
+
+
+async def test_arguments_are_checked_before_anything_is_done(authority: Authority) -> None:
+    for arguments, options, error, words in [
+        (("localhost", "80"), {}, TypeError, "a port is an int.*localhost"),
+        (("localhost", 65536), {}, ValueError, "0-65535.*localhost"),
+        ((b"localhost", 80), {}, TypeError, "a host is a str"),
+        (("", 80), {}, ValueError, "not a host name"),
+        (("a b", 80), {}, ValueError, "not a host name"),
+        (("localhost", 80), {"tls": 1}, TypeError, "tls is a server name"),
+        (("localhost", 80), {"tls": False}, TypeError, "tls is a server name"),
+        (("localhost", 80), {"tls": []}, ValueError, "at least one certificate"),
+    ]:
+        with pytest.raises(error, match=words):
+            await trisock.connect(*arguments, **options)  # type: ignore[arg-type]
+
+
+async def test_the_local_address_can_be_chosen() -> None:
+    async with await trisock.listen(0, "127.0.0.1") as listener:
+        sock = await trisock.connect("127.0.0.1", listener.port, local_address="127.0.0.2")
+        async with closing(sock):
+            assert sock.getlocal().host == "127.0.0.2"
+
+
+async def test_a_link_local_peer_can_be_connected_to_again() -> None:
+    address = next((each for each in link_local_addresses()), None)
+    if address is None:
+        pytest.skip("this machine has no link-local IPv6 address")
+    async with await trisock.listen(0, address) as listener:
+        assert listener.addresses[0].host == address
+        client = await trisock.connect(address, listener.port)
+        server = await listener.accept()
+        async with closing(client, server):
+            assert client.getpeer().host == address
+            again = await trisock.connect(client.getpeer().host, client.getpeer().port)
+            again.abort()
+
+
+def link_local_addresses() -> list[str]:
+    found = []
+    for line in Path("/proc/net/if_inet6").read_text().splitlines():
+        digits, _, _, _, flags, name = line.split()
+        if digits.startswith("fe80") and not int(flags, 16) & 0x40:  # not tentative
+            address = socket.inet_ntop(socket.AF_INET6, bytes.fromhex(digits))
+            found.append(f"{address}%{name}")
+    return found
+
+
+async def test_a_cancelled_connect_leaves_nothing_open() -> None:
+    # A listener whose queue is full answers nobody (Linux).
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        fillers = []
+        for _ in range(2):
+            filler = socket.socket()
+            filler.setblocking(False)
+            filler.connect_ex(full.getsockname())
+            fillers.append(filler)
+        before = set(os.listdir("/proc/self/fd"))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trisock.connect, "127.0.0.1", full.getsockname()[1])
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        assert set(os.listdir("/proc/self/fd")) == before
+        for filler in fillers:
+            filler.close()
+
+
+async def test_connecting_and_listening_are_cancel_points_and_leave_nothing_open(
+    tmp_path: Path,
+) -> None:
+    async with await trisock.listen(0, "127.0.0.1") as listener:
+        async with await trisock.listen_unix(tmp_path / "one"):
+            for call in (
+                lambda: trisock.connect("127.0.0.1", listener.port),
+                lambda: trisock.connect_unix(tmp_path / "one"),
+                lambda: trisock.listen(0),
+                lambda: trisock.listen_unix(tmp_path / "two"),
+            ):
+                with trio.CancelScope() as scope:
+                    scope.cancel()
+                    await call()  # type: ignore[no-untyped-call]
+                assert scope.cancelled_caught
+        assert not (tmp_path / "two").exists()
+
+
+# ---- tls= ----
+
+
+async def test_tls_from_the_start(
+    authority: Authority, server_tls: ServerTLS, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "ca.pem").write_bytes(authority.pem)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+
+    async def hello(sock: trisock.Socket) -> None:
+        await sock.send(b"hello")
+
+    async with trio.open_nursery() as nursery:
+        server = await trisock.bind(nursery, 0, hello, tls=server_tls)
+        for tls, name in [
+            (True, "localhost"),
+            ("example.org", "example.org"),
+            (ClientTLS(ca=authority.pem), "localhost"),
+        ]:
+            async with await trisock.connect("localhost", server.port, tls=tls) as sock:  # type: ignore[arg-type]
+                assert sock.tls is not None
+                assert sock.tls.server_hostname == name
+                assert await sock.recv() == b"hello"
+        with pytest.raises(TLSError, match="Hostname mismatch"):
+            await trisock.connect("localhost", server.port, tls="example.net")
+        with pytest.raises(TLSError, match="IP address mismatch"):
+            await trisock.connect("127.0.0.2", server.port, tls=True)
+        monkeypatch.delenv("SSL_CERT_FILE")
+        with pytest.raises(TLSError, match="local issuer certificate"):
+            await trisock.connect("localhost", server.port, tls=True)
+        server.stop()
+
+
+# ---- Unix ----
+
+
+async def test_it_connects_to_a_unix_socket(
+    tmp_path: Path, client_tls: ClientTLS, server_tls: ServerTLS
+) -> None:
+    path = tmp_path / "socket"
+    async with await trisock.listen_unix(path) as listener:
+        for name in (path, str(path), os.fsencode(path)):
+            client = await trisock.connect_unix(name)
+            server = await listener.accept()
+            async with closing(client, server):
+                assert client.getpeer() == (str(path), 0)
+                assert server.getlocal() == (str(path), 0)
+                assert server.getpeer() == ("", 0)
+                await client.send(b"hello")
+                assert await server.recv() == b"hello"
+        async with trio.open_nursery() as nursery:
+
+            async def serve() -> None:
+                async with await listener.accept() as sock:
+                    await sock.starttls(server_tls)
+
+            nursery.start_soon(serve)
+            async with await trisock.connect_unix(path, tls=client_tls) as client:
+                assert client.istls()
+
+
+async def test_where_nobody_listens_the_error_has_the_path(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        await trisock.connect_unix(tmp_path / "nothing")
+    assert caught.value.filename == str(tmp_path / "nothing")
+    (tmp_path / "file").touch()
+    with pytest.raises(ConnectionRefusedError) as caught_refused:
+        await trisock.connect_unix(tmp_path / "file")
+    assert caught_refused.value.filename == str(tmp_path / "file")
+
+
+async def test_paths_are_checked() -> None:
+    for path, error, words in [
+        ("", ValueError, "empty"),
+        ("a\0b", ValueError, "NUL"),
+        (1, TypeError, "a path is"),
+        ("x" * 108, OSError, "at most 107 bytes"),
+    ]:
+        for call in (trisock.connect_unix, trisock.listen_unix):
+            with pytest.raises(error, match=words) as caught:
+                await call(path)  # type: ignore[arg-type]
+            if isinstance(caught.value, OSError):
+                assert caught.value.errno == errno.ENAMETOOLONG
+                assert caught.value.filename == path
+    with pytest.raises(ValueError, match="server's name"):
+        await trisock.connect_unix("x", tls=ClientTLS())
+
+
+async def test_it_waits_while_the_backlog_is_full(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    async with await trisock.listen_unix(path, backlog=0) as listener:
+        first = await trisock.connect_unix(path)
+        connected = []
+
+        async def connect() -> None:
+            connected.append(await trisock.connect_unix(path))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(connect)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not connected
+            accepted = [await listener.accept(), await listener.accept()]
+        async with closing(first, *connected, *accepted):
+            await connected[0].send(b"hello")
+            assert await accepted[1].recv() == b"hello"
+        # Cancelled while it waits, it leaves nothing open (the fixture looks).
+        first = await trisock.connect_unix(path)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(connect)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        first.abort()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="abstract names are Linux's")
+async def test_abstract_names() -> None:
+    name = f"\0trisock-test-{os.getpid()}"
+    async with await trisock.listen_unix(name) as listener:
+        assert listener.addresses == ((name, 0),)
+        client = await trisock.connect_unix(name)
+        server = await listener.accept()
+        async with closing(client, server):
+            assert client.getpeer() == (name, 0)
+        with pytest.raises(OSError, match="in use"):
+            await trisock.listen_unix(name)
+        with pytest.raises(ValueError, match="no mode"):
+            await trisock.listen_unix(name, mode=0o600)
+
+
+async def test_without_unix_sockets_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(socket, "AF_UNIX")
+    for call in (trisock.connect_unix, trisock.listen_unix):
+        with pytest.raises(OSError, match="no Unix sockets on this platform"):
+            await call("/tmp/x")
+
+
+async def test_a_connection_that_dies_at_once_is_an_oserror(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    number = errno.ENOTCONN
+
+    def dead(*_: object, **__: object) -> trisock.Socket:
+        raise OSError(number, "dead")
+
+    async with await trisock.listen(0, "127.0.0.1") as listener:
+        monkeypatch.setattr(_connect, "Connection", dead)
+        with pytest.raises(ConnectionResetError, match=f"127.0.0.1:{listener.port}"):
+            await trisock.connect("127.0.0.1", listener.port)
+        number = errno.ENOBUFS
+        with pytest.raises(OSError, match="No buffer space"):
+            await trisock.connect("127.0.0.1", listener.port)

@@ -1,0 +1,85 @@
+"""The errors of our own: they say how much there was and never what, and can be copied."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import pickle
+import traceback
+from collections.abc import Callable
+
+import pytest
+
+from helpers.pairs import closing, unix_pair
+from trisock import IncompleteReadError, LimitExceededError
+
+SECRET = b"PASS hunter2"
+
+
+async def error_of(read: str) -> IncompleteReadError:
+    a, b = unix_pair()
+    async with closing(a, b):
+        for part in (b"PA", b"SS hun", b"ter2"):
+            await b.send(part)
+        await b.send_eof()
+        a.unrecv(await a.recv_exactly(5))
+        with pytest.raises(IncompleteReadError) as caught:
+            await (a.recv_exactly(100) if read == "recv_exactly" else anext(a.lines()))
+        assert await a.recv_exactly(len(SECRET)) == SECRET  # nothing is lost
+        return caught.value
+
+
+@pytest.mark.parametrize("read", ["recv_exactly", "lines"])
+async def test_no_way_to_show_the_error_shows_the_bytes(read: str) -> None:
+    error = await error_of(read)
+    record = logging.LogRecord(
+        "x", 40, "x", 1, "%r %s %s", (error, error, error.args), (type(error), error, None)
+    )
+    for shown in (
+        str(error),
+        repr(error),
+        f"{error.args}",
+        "".join(traceback.format_exception(error)),
+        logging.Formatter().format(record),
+    ):
+        assert "hunter2" not in shown
+        assert "12 bytes" in shown
+    assert error.partial == SECRET
+    assert error.expected == (100 if read == "recv_exactly" else None)
+
+
+COPIES: list[Callable[[BaseException], BaseException]] = [
+    copy.copy,
+    copy.deepcopy,
+    lambda error: pickle.loads(pickle.dumps(error)),
+    lambda error: copy.copy(pickle.loads(pickle.dumps(copy.deepcopy(error)))),
+]
+
+
+@pytest.mark.parametrize("copied", COPIES)
+async def test_an_error_that_is_copied_or_pickled_is_the_same(
+    copied: Callable[[BaseException], BaseException],
+) -> None:
+    for error in (await error_of("lines"), IncompleteReadError(SECRET, 100)):
+        error.__dict__["note"] = "kept"
+        twin = copied(error)
+        assert isinstance(twin, IncompleteReadError)
+        assert type(twin.partial) is bytes
+        assert (twin.partial, twin.expected) == (error.partial, error.expected)
+        assert (str(twin), repr(twin), twin.__dict__["note"]) == (str(error), repr(error), "kept")
+    twin = copied(LimitExceededError(9))
+    assert isinstance(twin, LimitExceededError)
+    assert (twin.limit, str(twin)) == (9, "no delimiter within 9 bytes")
+
+
+async def test_partial_stays_what_it_was_when_reading_goes_on() -> None:
+    a, b = unix_pair()
+    async with closing(a, b):
+        a.unrecv(SECRET)
+        await b.send_eof()
+        with pytest.raises(IncompleteReadError) as caught:
+            await a.recv_exactly(100)
+        await a.recv_exactly(5)
+        a.unrecv(b"other")
+        assert caught.value.partial == SECRET
+        assert caught.value.partial is caught.value.partial

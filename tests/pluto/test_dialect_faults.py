@@ -1,0 +1,334 @@
+"""The dialects where something goes wrong: at the end, under cancellation, at the wrong moment."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+import textwrap
+import threading
+
+import pytest
+import trio
+import trio.testing
+
+import trisock
+from helpers.deadline import DEADLINE
+from helpers.pairs import all_served
+from trisock import Socket, hammerspoon, pluto
+from trisock.pluto import trio_thread as _background
+from trisock.pluto.blocking import background
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
+
+# ---- trisock.hammerspoon: the end ----
+
+
+async def test_leaving_the_block_closes_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Socket] = []
+    connect = trisock.connect
+
+    async def remember(host: str, port: int) -> Socket:
+        made.append(await connect(host, port))
+        return made[0]
+
+    monkeypatch.setattr(trisock, "connect", remember)
+    connected = trio.Event()
+    async with hammerspoon.open_sockets() as hs:
+        port = hs.server(0).info()["localPort"]
+        client = hs.new(print).connect("127.0.0.1", port, connected.set)
+        assert client is not None
+        await connected.wait()
+    assert made[0].fileno() == -1
+    assert client.info()["isDisconnected"]
+    assert client.read(1) is None
+
+
+async def test_what_the_block_raises_comes_out_also_if_it_is_cancelled_by_then() -> None:
+    with pytest.raises(ValueError, match="of the block"):
+        with trio.CancelScope() as scope:
+            async with hammerspoon.open_sockets() as hs:
+                hs.server(0)
+                await trio.testing.wait_all_tasks_blocked()
+                scope.cancel()
+                raise ValueError("of the block")
+
+
+async def test_a_block_that_is_cancelled_ends_by_that() -> None:
+    with trio.CancelScope() as scope:
+        async with hammerspoon.open_sockets() as hs:
+            hs.server(0)
+            scope.cancel()
+            await trio.sleep_forever()
+    assert scope.cancelled_caught
+
+
+# ---- trisock.hammerspoon: one object, used again ----
+
+
+class BeforeTask(trio.abc.Instrument):
+    """Calls a function just before a task runs whose name has a word in it; once."""
+
+    def __init__(self, word: str, function: object) -> None:
+        self.word, self.function = word, function
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        if self.word in task.name and self.function is not None:
+            function, self.function = self.function, None
+            function()  # type: ignore[operator]
+
+
+async def test_nothing_of_before_a_disconnect_reaches_a_callback_after_it() -> None:
+    """It is disconnected when what it reads has arrived, and its reader is about to run."""
+    calls: list[object] = []
+    connected_again = trio.Event()
+    peers: list[Socket] = []
+
+    async def serve(sock: Socket) -> None:
+        peers.append(sock)
+        await sock.recv()
+
+    def use_again() -> None:
+        client.disconnect()
+        assert client.connect("127.0.0.1", server.port, connected_again.set)
+
+    async with trio.open_nursery() as nursery, hammerspoon.open_sockets() as hs:
+        server = await trisock.bind(nursery, 0, serve, host="127.0.0.1")
+        client = hs.new(lambda data, tag: calls.append(data))
+        client.connect("127.0.0.1", server.port)
+        while not (client.connected() and peers):
+            await trio.lowlevel.checkpoint()
+        client.read(3)
+        await trio.testing.wait_all_tasks_blocked()
+        before = BeforeTask("_work_off", use_again)
+        trio.lowlevel.add_instrument(before)
+        await peers[0].send(b"old")
+        await connected_again.wait()
+        await trio.testing.wait_all_tasks_blocked()
+        trio.lowlevel.remove_instrument(before)
+        assert calls == []
+        client.disconnect()
+        await all_served(server, 2)
+        server.stop()
+
+
+async def test_the_client_of_an_ipv6_zone_with_a_dot_is_not_of_ipv4(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    connected = trio.Event()
+    monkeypatch.setattr(Socket, "getlocal", lambda self: trisock.Address("fe80::1%eth0.5", 1))
+    async with hammerspoon.open_sockets() as hs:
+        port = hs.server(0).info()["localPort"]
+        client = hs.new().connect("127.0.0.1", port, connected.set)
+        assert client is not None
+        await connected.wait()
+        assert client.info()["isIPv6"]
+        assert not client.info()["isIPv4"]
+
+
+# ---- trisock.pluto outside Trio ----
+
+
+def connection() -> tuple[pluto.socket, pluto.socket]:
+    """Return the two ends of a connection, outside Trio."""
+    listener = pluto.socket.listen(0)
+    assert listener is not None
+    return pluto.socket.connect("127.0.0.1", listener.port), listener.accept()
+
+
+def run_program(text: str) -> str:
+    """Run a program in a process of its own; a hang is a failure."""
+    program = "from trisock.pluto import socket\n" + textwrap.dedent(text)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=DEADLINE
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_call_when_the_interpreter_has_ended_is_an_error_and_no_hang() -> None:
+    out = run_program(
+        """
+        import sys
+        class Holder:
+            def __init__(self):
+                self.listener = socket.listen(0)
+                self.s = socket.connect("127.0.0.1", self.listener.port)
+            def __del__(self):
+                try:
+                    self.s.close()
+                except RuntimeError as exc:
+                    print(exc)
+        sys.modules["a last reference"] = Holder()
+        """
+    )
+    assert "cannot be made here" in out
+
+
+def test_sockets_are_still_open_when_the_program_says_goodbye_at_exit() -> None:
+    out = run_program(
+        """
+        import atexit
+        atexit.register(lambda: print(c.send("bye"), s.recv()))
+        listener = socket.listen(0)
+        c = socket.connect("127.0.0.1", listener.port)
+        s = listener.accept()
+        """
+    )
+    assert out == "True b'bye'\n"
+
+
+def test_a_signal_handler_can_fork_in_the_middle_of_a_call_and_the_child_can_exit() -> None:
+    out = run_program(
+        """
+        import os, signal, sys
+        def fork(*_):
+            global child
+            child = os.fork()
+            if not child:
+                sys.exit(7)
+            s.send("the parent goes on")
+        signal.signal(signal.SIGALRM, fork)
+        listener = socket.listen(0)
+        c = socket.connect("127.0.0.1", listener.port)
+        s = listener.accept()
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        received = c.recv()
+        print(received, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        """
+    )
+    assert out == "b'the parent goes on' 7\n"
+
+
+def test_a_call_in_the_background_thread_itself_is_an_error_and_no_hang() -> None:
+    s, _ = connection()
+
+    async def collect() -> None:
+        _background.Background.call(background, s._sock.peek)
+
+    with pytest.raises(RuntimeError, match="cannot be made here"):
+        background.call(collect)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_a_thread_that_could_not_be_started_is_no_call_that_goes_on(
+    monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    s, _ = connection()
+    background.stop()
+    start = threading.Thread.start
+
+    def fail(thread: threading.Thread) -> None:
+        if error is KeyboardInterrupt:
+            start(thread)
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", fail)
+        with pytest.raises(error):
+            s.isopen()
+    background.stop()
+    assert not [each for each in threading.enumerate() if each.name == "trisock"]
+    assert s.isopen()
+
+
+def test_a_ctrl_c_while_the_thread_is_stopped_leaves_calls_working(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    s, _ = connection()
+    join = threading.Thread.join
+
+    def interrupted(thread: threading.Thread) -> None:
+        join(thread)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "join", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            background.stop()
+    assert s.send("x")
+
+
+def test_a_ctrl_c_comes_out_of_a_running_scheduler_as_such() -> None:
+    out = run_program(
+        """
+        import signal, trio
+        from trisock.pluto import scheduler
+        async def interrupt():
+            signal.raise_signal(signal.SIGINT)
+            await trio.sleep_forever()
+        sched = scheduler()
+        listener = socket.bind(sched, 0, lambda s: s.send("hello"))
+        sched.add(interrupt)
+        try:
+            sched.run()
+        except KeyboardInterrupt:
+            print("interrupted", socket.connect("127.0.0.1", listener.port))
+        """
+    )
+    assert out == "interrupted None\n"
+
+
+def test_what_else_comes_out_of_a_running_scheduler_is_in_a_group() -> None:
+    async def fail() -> None:
+        raise ValueError("of the program")
+
+    sched = pluto.scheduler()
+    sched.add(fail)
+    with pytest.raises(BaseExceptionGroup) as caught:
+        sched.run()
+    assert caught.group_contains(ValueError, match="of the program")
+
+
+async def test_a_forgotten_await_of_connect_or_accept_is_an_error() -> None:
+    listener = pluto.socket.listen(0)
+    assert listener is not None
+    for calling in (pluto.socket.connect("127.0.0.1", listener.port), listener.accept()):
+        with pytest.raises(AttributeError, match="inside Trio this call is awaited"):
+            calling.close()
+        s = await calling
+        assert s is not None
+        await s.close()
+
+
+def test_connect_outside_trio_returns_none_where_its_thread_cannot_start(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    caplog.set_level("INFO", "trisock.pluto")
+    listener = pluto.socket.listen(0)
+    assert listener is not None
+    with monkeypatch.context() as patched:
+        patched.setattr(trio, "run", fail)
+        assert pluto.socket.connect("127.0.0.1", listener.port) is None
+        assert "Too many open files" in caplog.text
+        with pytest.raises(OSError, match="Too many open files"):
+            listener.hasconnection()
+    assert pluto.socket.connect("127.0.0.1", listener.port) is not None
+
+
+async def test_a_handler_that_is_no_async_function_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    sched = pluto.scheduler()
+    listener = pluto.socket.bind(sched, 0, lambda s: s.getpeer())  # type: ignore[arg-type,return-value]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sched.run)
+        client = await pluto.socket.connect("127.0.0.1", listener.port)
+        assert client is not None
+        assert await client.recv() is None
+        await client.close()
+        await listener.close()
+    assert "a handler is an async function, which" in caplog.text
+
+
+def test_what_is_no_function_is_no_handler_and_cannot_be_added() -> None:
+    sched = pluto.scheduler()
+    with pytest.raises(TypeError, match="a handler is an async function, not 5"):
+        pluto.socket.bind(sched, 0, 5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="runs async functions, not None"):
+        sched.add(None)  # type: ignore[arg-type]
+    sched.run()

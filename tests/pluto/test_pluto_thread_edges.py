@@ -1,0 +1,277 @@
+"""The background thread of trisock.pluto: failures of the system, races, late interrupts."""
+
+from __future__ import annotations
+
+import collections
+import errno
+import os
+import threading
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import pytest
+import trio
+
+from trisock.pluto import socket
+from trisock.pluto import trio_thread as _background
+from trisock.pluto.blocking import background, log_reason
+from trisock.pluto.call import Call, Item, Stop
+from trisock.pluto.trio_thread import ThreadStartError, _Thread
+
+
+async def answer() -> str:
+    return "result"
+
+
+def new_thread(*items: Item) -> _Thread:
+    return _Thread(collections.deque(items), {}, os.getpid())
+
+
+def launched(thread: _Thread) -> None:
+    """Launch it and wait for its end."""
+    thread.launch()
+    assert thread.thread is not None
+    thread.thread.join()
+    assert thread.over
+
+
+def stopped() -> None:
+    """Stop the thread from another one, also where it is just ending a call."""
+
+    def stop() -> None:
+        while os.getpid() in background._current:
+            background.stop()
+
+    stopping = threading.Thread(target=stop)
+    stopping.start()
+    stopping.join()
+
+
+def after_wake(monkeypatch: pytest.MonkeyPatch, then: Callable[[], None]) -> None:
+    """Have something happen once: when a caller has woken the thread, before it waits."""
+    wake = _Thread.wake
+
+    def patched(thread: _Thread) -> None:
+        monkeypatch.setattr(_Thread, "wake", wake)
+        wake(thread)
+        then()
+
+    monkeypatch.setattr(_Thread, "wake", patched)
+
+
+def test_where_no_thread_can_start_calls_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: threading.Thread) -> NoReturn:
+        raise RuntimeError("can't start new thread")
+
+    call, stop = Call(answer, None), Stop()
+    thread = new_thread(call, stop)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            background.call(answer)
+        thread.launch()
+    assert thread.over
+    assert str(call.error) == "can't start new thread"
+    assert stop.answered.acquire(blocking=False)
+    assert background.call(answer) == "result"
+
+
+def test_a_start_that_fails_late_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def start_and_fail(thread: threading.Thread) -> None:
+        start(thread)
+        raise MemoryError
+
+    call = Call(answer, None)
+    thread = new_thread(call)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start_and_fail)
+        launched(thread)
+    assert type(call.error) is MemoryError
+
+
+def test_stop_ends_where_no_thread_can_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: object) -> NoReturn:
+        raise MemoryError
+
+    pid = os.getpid()
+    background.stop()
+    # An interrupted call has made it, and not launched it.
+    background._current[pid] = _Thread(background._inbox, background._current, pid)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading, "Thread", refuse)
+        background.stop()
+    assert background.call(answer) == "result"
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.EMFILE, "too many"), ValueError("odd")])
+def test_where_trio_fails_so_do_the_calls(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, failure: Exception
+) -> None:
+    def fail(*_: object) -> NoReturn:
+        raise failure
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trio, "run", fail)
+        with pytest.raises((ThreadStartError, ValueError)) as caught:
+            background.call(answer)
+    assert str(caught.value) == str(failure)
+    logged = [record.getMessage() for record in caplog.records]
+    expected = [] if isinstance(failure, OSError) else ["the background thread has failed"]
+    assert logged == expected
+    assert background.call(answer) == "result"
+
+
+def test_calls_behind_a_stop_are_left_to_the_next_thread() -> None:
+    stop, behind = Stop(), Call(answer, None)
+
+    async def be_abandoned() -> None:
+        first.abandoned = True
+        thread._inbox.extend([first, stop, behind])
+        thread.wake()
+        await trio.sleep_forever()
+
+    first = Call(be_abandoned, None)
+    thread = new_thread(first)
+    launched(thread)
+    assert stop.agreed
+    assert list(thread._inbox) == [behind]
+
+
+def test_a_result_is_returned_when_the_thread_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = threading.Event()
+
+    async def begin() -> str:
+        begun.set()
+        return "result"
+
+    def end() -> None:
+        begun.wait()
+        stopped()
+
+    background.call(answer)
+    after_wake(monkeypatch, end)
+    assert background.call(begin) == "result"
+
+
+def test_a_new_thread_takes_the_result_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = threading.Event()
+
+    async def begin() -> str:
+        begun.set()
+        return "result"
+
+    def end() -> None:
+        begun.wait()
+        stopped()
+        raise KeyboardInterrupt
+
+    undone: list[str] = []
+    after_wake(monkeypatch, end)
+    with pytest.raises(KeyboardInterrupt):
+        background.call(begin, undone.append)
+    assert undone == ["result"]
+
+
+def test_an_interrupted_call_that_does_not_end_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = threading.Event()
+    released: list[tuple[trio.lowlevel.TrioToken, trio.Event]] = []
+
+    async def stay() -> str:
+        release = trio.Event()
+        released.append((trio.lowlevel.current_trio_token(), release))
+        begun.set()
+        with trio.CancelScope(shield=True):
+            await release.wait()
+        return "late"
+
+    def interrupt() -> None:
+        begun.wait()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_background, "_LOOK", 0.001)
+    undone: list[str] = []
+    after_wake(monkeypatch, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        background.call(stay, undone.append)
+    assert undone == []
+    token, release = released[0]
+    token.run_sync_soon(release.set)
+    assert background.call(answer) == "result"
+    assert undone == ["late"]
+
+
+def test_stop_waits_for_an_answer_of_a_busy_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    async def block() -> None:
+        begun.set()
+        go_on.wait()
+
+    blocking = threading.Thread(target=background.call, args=(block,))
+    blocking.start()
+    begun.wait()
+    monkeypatch.setattr(_background, "_LOOK", 0.001)
+    # By its second look the first was in vain.
+    after_wake(monkeypatch, lambda: after_wake(monkeypatch, go_on.set))
+    background.stop()
+    blocking.join()
+    assert background.call(answer) == "result"
+
+
+def test_two_threads_can_stop_it_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def overtaken() -> Stop:
+        monkeypatch.setattr(_background, "Stop", Stop)
+        stopped()
+        return Stop()
+
+    background.call(answer)
+    monkeypatch.setattr(_background, "Stop", overtaken)
+    background.stop()
+    assert os.getpid() not in background._current
+    assert background.call(answer) == "result"
+
+
+def test_a_cancellation_that_was_kept_is_an_error_of_its_call() -> None:
+    async def raise_kept() -> None:
+        kept: Any = None
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            try:
+                await trio.lowlevel.checkpoint()
+            except trio.Cancelled as exc:
+                kept = exc
+                raise
+        raise kept
+
+    with pytest.raises(RuntimeError, match="cancel scope"):
+        background.call(raise_kept)
+    assert background.call(answer) == "result"
+
+
+def test_a_failure_after_the_result_changes_nothing() -> None:
+    call = Call(answer, None)
+    trio.run(call.run)
+    call.fail(MemoryError())
+    assert (call.value, call.error) == ("result", None)
+
+
+def test_a_reason_that_cannot_be_printed_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    class SilentError(Exception):
+        def __str__(self) -> str:
+            raise ValueError
+
+    caplog.set_level("INFO", "trisock.pluto")
+    log_reason(SilentError(), "connect: ")
+    assert [record.getMessage() for record in caplog.records] == ["connect: SilentError"]
+
+
+def test_a_client_taken_back_by_a_closed_listener_is_dropped() -> None:
+    listening: Any = socket.listen(0)
+    client: Any = socket.connect("127.0.0.1", listening.port)
+    accepted = listening.accept()
+    listening.close()
+    listening._keep(accepted)
+    del accepted
+    assert client.recv() is None

@@ -1,0 +1,98 @@
+"""Each public class can be copied and pickled, or refuses both with a reason."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+
+import trisock
+from helpers.pairs import closing, tls_pair
+from trisock import ClientTLS, ServerTLS
+
+WAYS: dict[str, Callable[[Any], Any]] = {
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    **{
+        f"pickle {protocol}": lambda it, protocol=protocol: pickle.loads(  # type: ignore[misc]
+            pickle.dumps(it, protocol)
+        )
+        for protocol in range(pickle.HIGHEST_PROTOCOL + 1)
+    },
+}
+
+# The roles and certificates have tests of their own.
+ROLES = {"Certificate", "ClientTLS", "ServerTLS"}
+
+
+@asynccontextmanager
+async def one_of_each(
+    client_tls: ClientTLS, server_tls: ServerTLS
+) -> AsyncIterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Yield what refuses to be copied, and what can be."""
+
+    async def handler(sock: object) -> None:
+        """Do nothing."""
+
+    client, server_side = await tls_pair(client_tls, server_tls)
+    async with closing(client, server_side), trio.open_nursery() as nursery:
+        server = await trisock.bind(nursery, 0, handler, host="127.0.0.1")
+        async with await trisock.listen(0, "127.0.0.1") as listener:
+            refusing = {
+                "Socket": client,
+                "Lines": client.lines(),
+                "Listener": listener,
+                "Server": server,
+            }
+            copied = {
+                "Address": client.getpeer(),
+                "ConnectionInfo": client.info(),
+                "TLSInfo": client.tls,
+                "ServerStats": server.stats(),
+                "TLSError": trisock.TLSError("no", reason="WHY", verify_code=62),
+                "IncompleteReadError": trisock.IncompleteReadError(b"abc", 5),
+                "LimitExceededError": trisock.LimitExceededError(9),
+            }
+            yield refusing, copied
+        server.stop()
+
+
+async def test_a_new_public_class_is_tested_here(
+    client_tls: ClientTLS, server_tls: ServerTLS
+) -> None:
+    public = {name for name in trisock.__all__ if isinstance(getattr(trisock, name), type)}
+    async with one_of_each(client_tls, server_tls) as (refusing, copied):
+        assert public == {*refusing, *copied, *ROLES}
+        for name, each in {**refusing, **copied}.items():
+            assert type(each) is getattr(trisock, name)
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_what_stands_for_a_connection_refuses_to_be_copied(
+    way: str, client_tls: ClientTLS, server_tls: ServerTLS
+) -> None:
+    async with one_of_each(client_tls, server_tls) as (refusing, _):
+        for name, each in refusing.items():
+            with pytest.raises(TypeError, match=f"a {name} cannot be (copied|pickled): it stands"):
+                WAYS[way](each)
+        await refusing["Socket"].send(b"it is as it was")
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_what_only_tells_can_be_copied(
+    way: str, client_tls: ClientTLS, server_tls: ServerTLS
+) -> None:
+    async with one_of_each(client_tls, server_tls) as (_, copied):
+        for each in copied.values():
+            twin = WAYS[way](each)
+            assert type(twin) is type(each)
+            assert repr(twin) == repr(each)
+            if isinstance(each, BaseException):
+                assert vars(twin) == vars(each)
+            else:
+                assert twin == each

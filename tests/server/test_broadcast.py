@@ -1,0 +1,295 @@
+"""Broadcasts keep to the layer they were meant for, and wait for their turn only so long."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import trio
+import trio.testing
+
+import trisock
+from helpers.pairs import closing
+from trisock import ClientTLS, ServerTLS, Socket
+from trisock._net.connection import Connection
+
+BIG = b"b" * 20_000_000
+
+
+async def connect(server: trisock.Server) -> Socket:
+    return await trisock.connect("127.0.0.1", server.port)
+
+
+async def passes(number: int) -> None:
+    for _ in range(number):
+        await trio.lowlevel.checkpoint()
+
+
+# How many passes of the scheduler lie between the broadcast and the change.
+PASSES = pytest.mark.parametrize("between", range(6))
+
+
+@PASSES
+async def test_a_broadcast_never_crosses_into_plain_text(
+    between: int, server_tls: ServerTLS, client_tls: ClientTLS
+) -> None:
+    async def handler(sock: Socket) -> None:
+        await sock.recv_until(b"CCC\n")
+        async with trio.open_nursery() as inner:
+            inner.start_soon(lambda: server.broadcast(b"SECRET\n", timeout=3))
+            await passes(between)
+            try:
+                await sock.stoptls()
+            except trisock.TLSError:
+                return  # the client has read SECRET in place of the end
+        await sock.send(b"plain\n")
+
+    async with trio.open_nursery() as nursery:
+        server = await trisock.bind(nursery, 0, handler, tls=server_tls)
+        for _ in range(5):
+            client = await trisock.connect("127.0.0.1", server.port, tls=client_tls)
+            async with closing(client):
+                await client.send(b"CCC\n")
+                try:
+                    await client.stoptls()
+                except trisock.TLSError:
+                    continue  # it came encrypted
+                assert b"".join([chunk async for chunk in client]) == b"plain\n"
+        server.stop()
+
+
+@PASSES
+async def test_a_broadcast_never_aborts_a_starttls(
+    between: int, server_tls: ServerTLS, client_tls: ClientTLS
+) -> None:
+    delivered: list[int] = []
+
+    async def handler(sock: Socket) -> None:
+        async def broadcast() -> None:
+            delivered.append(await server.broadcast(b"NEWS\n", timeout=0.05))
+
+        async with trio.open_nursery() as inner:
+            inner.start_soon(broadcast)
+            await passes(between)
+            await sock.starttls(server_tls)
+        await sock.send(b"secret")
+
+    async with trio.open_nursery() as nursery:
+        server = await trisock.bind(nursery, 0, handler)
+        for _ in range(10):
+            delivered.clear()
+            client = await connect(server)
+            async with closing(client):
+                while not delivered:  # its ClientHello comes after the broadcast
+                    await trio.lowlevel.checkpoint()
+                if delivered == [1]:
+                    assert await client.recv_until(b"\n") == b"NEWS\n"
+                await client.starttls(client_tls)
+                assert await client.recv() == b"secret"
+        server.stop()
+        await server.wait_closed()
+        assert server.stats() == trisock.ServerStats(accepted=10)
+
+
+async def test_a_broadcast_behind_a_send_leaves_an_upgrade_alone(
+    server_tls: ServerTLS, client_tls: ClientTLS
+) -> None:
+    """The turn comes to it in the same pass in which the handler begins ``starttls``."""
+    delivered = []
+
+    async def handler(sock: Socket) -> None:
+        await sock.send(BIG)
+        await sock.starttls(server_tls)
+        await sock.send(b"secret")
+
+    async with trio.open_nursery() as nursery:
+        server = await trisock.bind(nursery, 0, handler)
+        client = await connect(server)
+        async with closing(client):
+            while not server.connections:
+                await trio.lowlevel.checkpoint()
+            await trio.testing.wait_all_tasks_blocked()
+
+            async def broadcast() -> None:
+                delivered.append(await server.broadcast(b"NEWS"))
+
+            nursery.start_soon(broadcast)
+            await trio.testing.wait_all_tasks_blocked()
+            assert await client.recv_exactly(len(BIG)) == BIG
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            if delivered == [1]:
+                assert await client.recv_exactly(4) == b"NEWS"
+            await client.starttls(client_tls)
+            assert await client.recv() == b"secret"
+        server.stop()
+
+
+async def test_a_client_whose_handler_waits_for_a_file_is_left_out() -> None:
+    source, sink = os.pipe()
+
+    async def handler(sock: Socket) -> None:
+        with open(source, "rb", buffering=0) as pipe:
+            await sock.send_file(pipe)
+        await sock.recv()
+
+    async with trio.open_nursery() as nursery:
+        server = await trisock.bind(nursery, 0, handler)
+        async with await connect(server) as client:
+            os.write(sink, b"first,")
+            assert await client.recv_exactly(6) == b"first,"
+            assert await server.broadcast(b"news", timeout=0.1) == 0
+            os.write(sink, b"second")
+            os.close(sink)
+            assert await client.recv_exactly(6) == b"second"
+            assert await server.broadcast(b"news") == 1
+            assert await client.recv_exactly(4) == b"news"
+        server.stop()
+        await server.wait_closed()
+        assert server.stats() == trisock.ServerStats(accepted=1)
+
+
+async def test_a_client_that_reads_a_long_answer_is_left_out() -> None:
+    async def handler(sock: Socket) -> None:
+        await sock.send(BIG)
+        await sock.recv()
+
+    async with trio.open_nursery() as nursery:
+        server = await trisock.bind(nursery, 0, handler)
+        async with await connect(server) as client:
+            got = len(await client.recv())
+            results: list[int] = []
+
+            async def broadcast() -> None:
+                results.append(await server.broadcast(b"news", timeout=0.1))
+
+            nursery.start_soon(broadcast)
+            while not results:  # steadily, and slower than the server sends
+                got += len(await client.recv(50_000))
+                await trio.sleep(0.01)
+            assert results == [0]
+            await client.recv_exactly(len(BIG) - got)
+            assert await server.broadcast(b"more") == 1
+            assert await client.recv_exactly(4) == b"more"
+        server.stop()
+        await server.wait_closed()
+        assert server.stats() == trisock.ServerStats(accepted=1)
+
+
+async def quiet(sock: Socket) -> None:
+    await sock.send(b"hi\n")
+    await sock.recv()
+
+
+async def test_a_broadcast_that_has_begun_is_shielded() -> None:
+    async with trio.open_nursery() as nursery:
+        server = await trisock.bind(nursery, 0, quiet)
+        async with await connect(server) as client:
+            assert await client.recv() == b"hi\n"
+            results = []
+
+            async def broadcast() -> None:
+                results.append(await server.broadcast(BIG))
+
+            async with trio.open_nursery() as inner:
+                inner.start_soon(broadcast)
+                await trio.testing.wait_all_tasks_blocked()
+                inner.cancel_scope.cancel()
+                assert server.connections  # no checkpoint may come before the end of it
+                with trio.CancelScope(shield=True):
+                    assert await client.recv_exactly(len(BIG)) == BIG
+            assert results == [1]
+            assert await server.broadcast(b"news") == 1
+            assert await client.recv_exactly(4) == b"news"
+        server.stop()
+
+
+@pytest.mark.parametrize("timeout", [1000, math.inf])
+@pytest.mark.parametrize("how", ["hard stop", "cancelled"])
+async def test_a_hard_stop_ends_a_broadcast(how: str, timeout: float) -> None:
+    returned = trio.Event()
+
+    async def handler(sock: Socket) -> None:
+        await sock.send(b"hi\n")
+        await server.broadcast(BIG, timeout=timeout)
+        returned.set()
+
+    async with trio.open_nursery() as nursery:
+        server = await trisock.bind(nursery, 0, handler)
+        client = await connect(server)
+        async with closing(client):
+            assert await client.recv_until(b"\n") == b"hi\n"
+            await trio.testing.wait_all_tasks_blocked()
+            if how == "hard stop":
+                server.stop(grace=0)
+                await server.wait_closed()
+            else:
+                nursery.cancel_scope.cancel()
+    await server.wait_closed()
+
+
+async def test_an_error_of_a_broadcast_is_its_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(sock: Socket, *_: object) -> bool:
+        raise ValueError("nobody expects this")
+
+    async def handler(sock: Socket) -> None:
+        await sock.recv()
+
+    async with trio.open_nursery() as nursery:
+        server = await trisock.bind(nursery, 0, handler, host="127.0.0.1")
+        async with await trisock.connect("127.0.0.1", server.port) as client:
+            while not server.connections:
+                await trio.lowlevel.checkpoint()
+            monkeypatch.setattr(Connection, "broadcast", broken)
+            with pytest.RaisesGroup(ValueError):
+                await server.broadcast(b"news")
+            assert len(server.connections) == 1
+            assert client.isopen()
+        nursery.cancel_scope.cancel()
+
+
+def test_a_ctrl_c_at_any_line_of_a_broadcast_ends_the_program() -> None:
+    program = """
+import signal, sys
+import trio, trisock
+from trisock._server import broadcast
+
+def run(at):
+    count = 0
+    def trace(frame, event, arg):
+        nonlocal count
+        if frame.f_code is not broadcast.Broadcast.run.__code__ or event not in ("call", "line"):
+            return trace if frame.f_code is broadcast.Broadcast.run.__code__ else None
+        count += event == "line"
+        if count == at and event == "line":
+            signal.raise_signal(signal.SIGINT)
+        return trace
+    async def main():
+        async with trio.open_nursery() as nursery:
+            server = await trisock.bind(nursery, 0, trisock.Socket.recv, host="127.0.0.1")
+            async with await trisock.connect("127.0.0.1", server.port):
+                while not server.connections:
+                    await trio.lowlevel.checkpoint()
+                sys.settrace(trace)
+                await server.broadcast(b"x")
+                sys.settrace(None)
+                nursery.cancel_scope.cancel()
+    try:
+        trio.run(main, strict_exception_groups=False)
+    except KeyboardInterrupt:
+        pass
+    sys.settrace(None)
+    return count >= at
+
+at = 1
+while run(at):
+    at += 1
+print(at)
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert done.stderr == ""
+    assert int(done.stdout) > 5

@@ -1,0 +1,161 @@
+"""After a fork the parent keeps its TLS connections: two processes must never share keys."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Awaitable, Callable
+
+import pytest
+import trio
+
+from helpers.authority import Authority
+from helpers.pairs import closing, tcp_pair, tls_pair
+from trisock import ClientTLS, ServerTLS, Socket, bind, pluto
+
+USES: dict[str, Callable[[Socket], Awaitable[object]]] = {
+    "send": lambda sock: sock.send(b"secret"),
+    "send a lot": lambda sock: sock.send(b"secret" * 100_000),
+    "recv": lambda sock: sock.recv(),
+    "recv_exactly": lambda sock: sock.recv_exactly(1),
+    "stoptls": lambda sock: sock.stoptls(),
+    "wait": lambda sock: sock.wait_send_all_might_not_block(),
+}
+
+
+def in_child(use: Callable[[Socket], Awaitable[object]], sock: Socket) -> str:
+    """Use a socket in a fork of this process, in a run of Trio there; return what that raised."""
+
+    async def bounded() -> None:
+        with trio.fail_after(10):
+            await use(sock)
+
+    def run() -> str:
+        try:
+            trio.run(bounded)
+        except Exception as exc:
+            return f"{type(exc).__name__}: {exc}"
+        return "nothing"
+
+    return forked(run)
+
+
+def forked(function: Callable[[], str]) -> str:
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(writing, function().encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        said = pipe.read().decode()
+    os.waitpid(child, 0)
+    return said
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+@pytest.mark.parametrize("role", ["client", "server"])
+def test_a_fork_leaves_tls_to_the_parent(
+    use: Callable[[Socket], Awaitable[object]],
+    role: str,
+    client_tls: ClientTLS,
+    server_tls: ServerTLS,
+) -> None:
+    async def before() -> tuple[Socket, Socket]:
+        client, server = await tls_pair(client_tls, server_tls)
+        ours, peer = (client, server) if role == "client" else (server, client)
+        await peer.send(b"for the parent")
+        return ours, peer
+
+    async def use_and_close(sock: Socket) -> None:
+        try:
+            await use(sock)
+        finally:
+            await sock.close()
+            assert sock.fileno() == -1
+            assert not sock.isopen()
+
+    async def after(ours: Socket, peer: Socket) -> None:
+        async with closing(ours, peer):
+            assert await ours.recv() == b"for the parent"  # the child has taken nothing
+            await ours.send(b"one")
+            assert await peer.recv() == b"one"  # nor sent anything
+            await ours.close()
+            assert await peer.recv() == b""
+
+    ours, peer = trio.run(before)
+    said = in_child(use_and_close, ours)
+    assert said.startswith("BrokenResourceError"), said
+    assert "fork" in said
+    trio.run(after, ours, peer)
+
+
+def test_a_child_that_aborts_resets_nothing(client_tls: ClientTLS, server_tls: ServerTLS) -> None:
+    async def after() -> None:
+        async with closing(client, server):
+            await client.send(b"one")
+            assert await server.recv() == b"one"
+            await client.close()
+            assert await server.recv() == b""
+
+    def abort() -> str:
+        client.abort()
+        return str(client.fileno())
+
+    client, server = trio.run(tls_pair, client_tls, server_tls)
+    assert forked(abort) == "-1"
+    trio.run(after)
+
+
+def test_a_child_may_turn_a_connection_to_tls_itself(
+    client_tls: ClientTLS, server_tls: ServerTLS
+) -> None:
+    async def turn(sock: Socket) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.starttls, server_tls)
+            await sock.starttls(client_tls)
+        await sock.send(b"from the child")
+        assert await server.recv() == b"from the child"
+
+    client, server = trio.run(tcp_pair)
+    assert in_child(turn, client) == "nothing"
+    client.abort()
+    server.abort()
+
+
+def test_a_fork_leaves_the_tls_of_pluto_to_the_parent(authority: Authority) -> None:
+    """Outside Trio, where pluto blocks."""
+    started = threading.Event()
+    port = 0
+    stop = trio.CancelScope()
+    token: list[trio.lowlevel.TrioToken] = []
+
+    async def echo(sock: Socket) -> None:
+        async for line in sock.lines(keep_ends=True):
+            await sock.send(line)
+
+    async def serve() -> None:
+        nonlocal port
+        with stop:
+            async with trio.open_nursery() as nursery:
+                tls = ServerTLS(authority.issue("example.org"))
+                server = await bind(nursery, 0, echo, host="127.0.0.1", tls=tls)
+                port = server.port
+                token.append(trio.lowlevel.current_trio_token())
+                started.set()
+
+    thread = threading.Thread(target=trio.run, args=(serve,))
+    thread.start()
+    try:
+        started.wait()
+        sock = pluto.socket.connect("127.0.0.1", port)
+        assert sock.starttls(ClientTLS("example.org", ca=authority.pem))
+        assert forked(lambda: repr(sock.send(b"secret\n"))) in ("None", "False")
+        sock.send(b"one\n")
+        assert sock.recv() == b"one\n"
+        sock.close()
+    finally:
+        token[0].run_sync_soon(stop.cancel)
+        thread.join()

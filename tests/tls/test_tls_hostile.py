@@ -1,0 +1,312 @@
+"""A TLS 1.3 peer that keeps to the keys and to no rule: floods of what carries no data, and worse.
+
+What OpenSSL allows without end may keep us busy, but no other task, and takes no memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import ssl
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
+
+from helpers.authority import Authority
+from helpers.memory import allocated
+from helpers.pairs import closing, raw_pair, tls_pair
+from helpers.raw_tls import RawTLS
+from trisock import ClientTLS, ServerTLS, Socket, TLSError
+
+# RFC 8446, section 5.1
+ALERT, HANDSHAKE, DATA, HEARTBEAT = 21, 22, 23, 24
+# section 4
+NEW_SESSION_TICKET, KEY_UPDATE, FINISHED, CERTIFICATE_REQUEST = 4, 24, 20, 13
+
+
+def message(kind: int, body: bytes) -> bytes:
+    return bytes([kind]) + len(body).to_bytes(3, "big") + body
+
+
+NEW_KEYS = message(KEY_UPDATE, b"\0")  # the sender's only
+TICKET = message(NEW_SESSION_TICKET, bytes(8) + b"\x01x" + b"\x3e\x80" + bytes(16000) + b"\0\0")
+
+
+def expand(secret: bytes, label: bytes, length: int) -> bytes:
+    """RFC 8446, section 7.1: HKDF-Expand-Label, without a context."""
+    full = b"tls13 " + label
+    info = length.to_bytes(2, "big") + bytes([len(full)]) + full + b"\0"
+    return HKDFExpand(hashes.SHA384(), length, info).derive(secret)
+
+
+class Forger:
+    """Encrypts whatever it is told to, as records of TLS 1.3 with AES-256-GCM."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._use(secret)
+
+    def _use(self, secret: bytes) -> None:
+        self._secret = secret
+        self._key, self._iv = AESGCM(expand(secret, b"key", 32)), expand(secret, b"iv", 12)
+        self._number = 0
+
+    def record(self, kind: int, content: bytes) -> bytes:
+        inner = content + bytes([kind])
+        header = b"\x17\x03\x03" + (len(inner) + 16).to_bytes(2, "big")
+        nonce = bytes(
+            a ^ b for a, b in zip(self._iv, self._number.to_bytes(12, "big"), strict=True)
+        )
+        self._number += 1
+        sealed = header + self._key.encrypt(nonce, inner, header)
+        if kind == HANDSHAKE and content[:1] == bytes([KEY_UPDATE]):
+            self._use(expand(self._secret, b"traffic upd", 48))
+        return sealed
+
+
+@contextlib.asynccontextmanager
+async def forging(
+    role: str, authority: Authority, tmp_path: Path
+) -> AsyncIterator[tuple[Socket, socket.socket, Forger]]:
+    """Give one of ours in a role, its peer's plain socket, and what encrypts for the peer."""
+    sock, raw = raw_pair()
+    certificate = authority.issue("example.org")
+    if role == "server":
+        context = ssl.create_default_context(cadata=authority.pem.decode())
+        options: dict[str, object] = {"server_hostname": "example.org"}
+    else:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.num_tickets = 0
+        certificate.load_into(context)
+        options = {"server_side": True}
+    context.keylog_filename = str(tmp_path / "keys")
+    peer = RawTLS(raw, context, **options)
+    with raw:
+        async with closing(sock):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.to_thread.run_sync, peer.run, peer.ssl.do_handshake)
+                if role == "server":
+                    await sock.starttls(ServerTLS(certificate))
+                else:
+                    await sock.starttls(ClientTLS("example.org", ca=authority.pem))
+            assert sock.tls is not None
+            assert sock.tls.cipher == "TLS_AES_256_GCM_SHA384"
+            which = "CLIENT_TRAFFIC_SECRET_0" if role == "server" else "SERVER_TRAFFIC_SECRET_0"
+            [secret] = [
+                line.split()[2]
+                for line in (tmp_path / "keys").read_text().splitlines()
+                if line.startswith(which)
+            ]
+            yield sock, raw, Forger(bytes.fromhex(secret))
+
+
+# ---- what OpenSSL has an end to ----
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "words"),
+    [
+        pytest.param(DATA, b"", "record too small", id="empty records"),
+        pytest.param(ALERT, b"\x01\x5a", "too many warn alerts", id="warnings"),
+        pytest.param(ALERT, b"\x01\x70", "the alert 'unrecognized name'", id="an alert"),
+        pytest.param(HANDSHAKE, b"", "bad length", id="empty messages"),
+        pytest.param(HANDSHAKE, message(FINISHED, bytes(48)), "unexpected", id="Finished"),
+        pytest.param(HANDSHAKE, message(CERTIFICATE_REQUEST, b"\0\0\0"), "unexpected", id="ask"),
+        pytest.param(HANDSHAKE, message(KEY_UPDATE, b"\2"), "bad key update", id="neither"),
+        pytest.param(HEARTBEAT, b"\x01\xff\xff", "bad record type", id="heartbeat"),
+        pytest.param(99, b"x", "bad record type", id="a type that is none"),
+        pytest.param(DATA, bytes(16385), "data length too long", id="too large"),
+        pytest.param(0, b"", "bad record type|unexpected", id="nothing but zeros"),
+    ],
+)
+@pytest.mark.parametrize("role", ["server", "client"])
+async def test_what_no_peer_sends_ends_the_connection(
+    role: str, kind: int, content: bytes, words: str, authority: Authority, tmp_path: Path
+) -> None:
+    async with forging(role, authority, tmp_path) as (sock, raw, forger):
+        raw.sendall(b"".join(forger.record(kind, content) for _ in range(40)))
+        for _ in range(2):
+            with pytest.raises(TLSError, match=words):
+                await sock.recv()
+        assert not sock.isopen()
+
+
+async def test_a_server_takes_no_session_tickets(authority: Authority, tmp_path: Path) -> None:
+    async with forging("server", authority, tmp_path) as (sock, raw, forger):
+        raw.sendall(forger.record(HANDSHAKE, TICKET))
+        with pytest.raises(TLSError, match="unexpected message"):
+            await sock.recv()
+
+
+async def test_a_message_is_not_collected_without_end(authority: Authority, tmp_path: Path) -> None:
+    async with forging("client", authority, tmp_path) as (sock, raw, forger):
+        claim = bytes([NEW_SESSION_TICKET]) + b"\xff\xff\xff"  # 16 MiB
+        raw.sendall(forger.record(HANDSHAKE, claim + bytes(16000)))
+        with pytest.raises(TLSError, match="excessive message size"):
+            await sock.recv()
+
+
+# ---- what it has no end to ----
+
+FLOODS = [("server", NEW_KEYS), ("client", NEW_KEYS), ("client", TICKET)]
+IDS = ["key updates for a server", "key updates for a client", "tickets for a client"]
+
+
+def memory() -> int:
+    """Return how many bytes of memory this process takes."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize(("role", "content"), FLOODS, ids=IDS)
+async def test_a_flood_stops_no_other_task_can_be_cancelled_and_takes_no_memory(
+    role: str, content: bytes, authority: Authority, tmp_path: Path
+) -> None:
+    async with forging(role, authority, tmp_path) as (sock, raw, forger):
+        # More than the kernel holds: nobody can have sent so many unless they were read.
+        records, most = 0, max(50_000, 20_000_000 // (len(content) + 22))
+        enough = threading.Event()
+
+        def flood() -> None:
+            nonlocal records
+            while not enough.is_set() and records < most:
+                records += 10
+                raw.sendall(b"".join(forger.record(HANDSHAKE, content) for _ in range(10)))
+            raw.sendall(forger.record(DATA, b"the end"))
+
+        before = memory()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, flood)
+            for number in range(1000, 5000, 1000):
+                async with trio.open_nursery() as reading:
+                    reading.start_soon(sock.recv)
+                    while records < number:  # the task that the flood must not stop
+                        await trio.lowlevel.checkpoint()
+                    assert records < most
+                    reading.cancel_scope.cancel()
+            enough.set()
+            assert await sock.recv() == b"the end"
+        assert memory() - before < 20_000_000  # of 64 MB of tickets
+
+
+# ---- whatever decrypts keeps the same bounds ----
+
+ASKING = message(KEY_UPDATE, b"\1")  # asks for an answer
+
+
+async def peeking(sock: Socket) -> None:
+    while not await sock.peek():
+        assert sock.isopen()
+
+
+READERS: dict[str, Callable[[Socket], Awaitable[object]]] = {
+    "peek": peeking,
+    "recv": Socket.recv,
+    "recv_exactly": lambda sock: sock.recv_exactly(1),
+}
+
+
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+async def test_key_updates_are_answered_however_they_are_read(
+    read: Callable[[Socket], Awaitable[object]], authority: Authority, tmp_path: Path
+) -> None:
+    async with forging("server", authority, tmp_path) as (sock, raw, forger):
+        flood = b"".join(forger.record(HANDSHAKE, ASKING) for _ in range(1000))
+        raw.sendall(flood + forger.record(DATA, b"the end"))
+        await read(sock)
+        raw.setblocking(False)
+        answers = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                answers += len(raw.recv(1_000_000))
+        assert answers >= 990 * 22  # all but the last few
+
+
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+async def test_answers_that_are_not_taken_are_bounded(
+    read: Callable[[Socket], Awaitable[object]], authority: Authority, tmp_path: Path
+) -> None:
+    async with forging("server", authority, tmp_path) as (sock, raw, forger):
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+
+        data = b"".join(forger.record(HANDSHAKE, ASKING) for _ in range(30_000))
+
+        def flood() -> None:
+            with contextlib.suppress(OSError):
+                raw.sendall(data)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, flood)
+            with contextlib.suppress(TLSError, AssertionError):
+                await read(sock)
+            with pytest.raises(TLSError, match="asks for answers and does not take them"):
+                await sock.recv()
+            sock.abort()
+
+
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+async def test_other_tasks_run_between_a_few_records_without_data(
+    read: Callable[[Socket], Awaitable[object]], authority: Authority, tmp_path: Path
+) -> None:
+    async with forging("server", authority, tmp_path) as (sock, raw, forger):
+        flood = b"".join(forger.record(HANDSHAKE, NEW_KEYS) for _ in range(2000))
+        raw.sendall(flood + forger.record(DATA, b"the end"))
+        passes = 0
+
+        async def count() -> None:
+            nonlocal passes
+            while True:
+                await trio.lowlevel.checkpoint()
+                passes += 1
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(count)
+            await read(sock)
+            nursery.cancel_scope.cancel()
+        assert passes >= 2000 / 64
+
+
+async def test_stoptls_goes_on_behind_records_without_data(
+    authority: Authority, tmp_path: Path
+) -> None:
+    async with forging("server", authority, tmp_path) as (sock, raw, forger):
+        first = forger.record(DATA, b"CCC\n")
+        flood = b"".join(forger.record(HANDSHAKE, NEW_KEYS) for _ in range(500))
+        raw.sendall(first + flood + forger.record(DATA, b"more"))
+        assert await sock.recv() == b"CCC\n"
+        with pytest.raises(RuntimeError, match="decrypted bytes are waiting") as caught:
+            await sock.stoptls()
+        assert sock._connection.caused(caught.value)  # a peer alone can cause it
+        assert await sock.recv() == b"more"
+
+
+@pytest.mark.skipif(not allocated(), reason="malloc does not tell what it has given out")
+async def test_an_idle_connection_gives_memory_back_after_a_burst(
+    client_tls: ClientTLS, server_tls: ServerTLS
+) -> None:
+    pairs = [await tls_pair(client_tls, server_tls) for _ in range(10)]
+    async with closing(*(sock for pair in pairs for sock in pair)):
+
+        async def send(client: Socket, size: int) -> None:
+            for _ in range(0, size, 10_000):
+                await client.send(bytes(10_000))  # so that its own BIO stays small
+
+        async def burst(size: int) -> int:
+            for client, server in pairs:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(send, client, size)
+                    await trio.testing.wait_all_tasks_blocked()
+                    await server.recv_exactly(size)
+            return allocated()
+
+        before = await burst(10_000)
+        after = await burst(300_000)
+        assert (after - before) / len(pairs) < 30_000

@@ -56,6 +56,10 @@ LINES_AT_A_TIME = 2048
 Entry = tuple[bytes, int]
 
 
+# What an iterator over lines is when there are none: exhausted, so one is enough for all.
+_NO_LINES: Iterator[bytes] = iter(())
+
+
 class ReceiveBuffer:
     """A queue of chunks that can be read by chunk, by count, by delimiter and by line.
 
@@ -98,7 +102,7 @@ class ReceiveBuffer:
         self.size = self._end = self._chunks_end = 0
         self._search: _Search | None = None
         self._lines: list[bytes] | None = None
-        self._lines_left: Iterator[bytes] = iter(())
+        self._lines_left = _NO_LINES
         self._lines_size = self._line_end = 0
         self._piece = _FIRST_PIECE
 

@@ -1,1 +1,1 @@
-"""Many connections: listening, accepting, and a task for each."""
+"""Servers: listen, accept, and run a task per connection."""

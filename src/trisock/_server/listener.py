@@ -1,4 +1,4 @@
-"""listen, listen_unix and Listener: where connections come in."""
+"""listen, listen_unix and Listener: accept connections."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from .._net.unix_path import (
 from .._uncopied import Uncopied
 from .listening import ListeningSockets, backlog_size, bind_all
 
-# With port 0 the first address gets a free port, and the others must get the same. Somebody may
-# have it there; then the next try gets another.
+# With port 0 the first address gets a free port, and the other addresses must use the same one. It
+# may be taken there; then we try again with another port.
 _SAME_PORT_TRIES = 32
 
 
@@ -42,22 +42,22 @@ async def listen(
     """Listen for TCP connections.
 
     Args:
-      port: 0 to 65535; 0 lets the system choose a free one (``Listener.port`` tells which).
-      host: the local address or name to listen on. With none, it is all addresses of this machine,
-        IPv4 and IPv6, at one port. A name stands for all its addresses that this machine has.
+      port: 0 to 65535; 0 lets the system choose a free port (see ``Listener.port``).
+      host: the local address or name to listen on. ``None`` means all addresses of this machine,
+        IPv4 and IPv6, on one port. A name means all of its addresses that this machine has.
         ``"::"`` is IPv6 only, ``"0.0.0.0"`` IPv4 only.
-      backlog: how many connections may wait to be accepted; ``None`` for as many as the system
-        allows.
-      reuse_port: share the port with other listeners of the same user, among which the kernel
-        divides the connections (``SO_REUSEPORT``).
+      backlog: how many connections may wait to be accepted; ``None`` for the system's maximum.
+      reuse_port: share the port with other listeners of the same user; the kernel distributes the
+        connections among them (``SO_REUSEPORT``).
 
     Returns: a ``Listener``, listening.
 
     Raises:
-      OSError: it cannot listen there (``EADDRINUSE``, ``EACCES``, ...); the text has the address.
-      TypeError, ValueError: an argument cannot be used.
+      OSError: cannot listen on this address (``EADDRINUSE``, ``EACCES``, ...). The message
+        contains the address.
+      TypeError, ValueError: an argument is invalid.
 
-    Cancelled, it leaves nothing open. Source: Pluto's ``socket.listen``.
+    If cancelled, it leaves nothing open. Source: Pluto's ``socket.listen``.
     """
     host_to_bind = _check(port, host, reuse_port)
     backlog = backlog_size(backlog)
@@ -77,15 +77,15 @@ def listen_nowait(
     backlog: int | None = None,
     reuse_port: bool = False,
 ) -> Listener:
-    """Do the same as ``listen`` in a plain call, which may come from outside Trio.
+    """Do the same as ``listen``, synchronously. It may be called outside Trio.
 
-    For what has to be known at once, or before Trio runs: whether the port is free, or while
-    the program is still allowed to have it. The listener can be used in any Trio program then.
+    Use it to bind before Trio runs: to find out whether the port is free, or before the program
+    drops the privileges that the port needs. The listener can then be used in any Trio run.
 
     Args:
       port, backlog, reuse_port: as in ``listen``.
-      host: the local address to listen on, or ``None``. A name is a ``ValueError``: it would have
-        to be resolved.
+      host: the local address to listen on, or ``None``. A name raises ``ValueError``, because it
+        would have to be resolved.
 
     Returns: a ``Listener``, listening.
 
@@ -102,7 +102,7 @@ def listen_nowait(
 
 
 def _check(port: int, host: str | None, reuse_port: bool) -> bytes | None:
-    """Return the host as the resolver takes it."""
+    """Check the arguments, and return the host in the form that the resolver takes."""
     check_port(port, host)
     if host is not None and not isinstance(host, str):
         raise TypeError(f"a host is a str or None, not {quoted(host)}")
@@ -122,7 +122,7 @@ def _listen(
     backlog: int,
     reuse_port: bool,
 ) -> Listener:
-    """Listen on all the addresses that were found and that this machine has, at one port."""
+    """Listen on one port, on those of the resolved addresses that this machine has."""
     targets = list(dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in found))
     for tries_left in reversed(range(_SAME_PORT_TRIES)):
         try:
@@ -141,25 +141,25 @@ async def listen_unix(
 ) -> Listener:
     r"""Listen on a Unix socket.
 
-    The path goes away with the listener, unless it has become somebody else's by then. Only the
-    process that made it removes it: after a fork, the child does not. A path that a dead program
-    has left is replaced; one where somebody listens is not.
+    Closing the listener removes the path, unless another socket has replaced it by then. Only the
+    process that bound the path removes it; a forked child does not. A stale path of a dead program
+    is replaced. A path where another program listens is not.
 
     Args:
-      path: where; on Linux also an abstract name (``"\0name"``), which has no file.
-      mode: the file's permissions, such as ``0o660``, set before the first client can connect, on
-        the socket just bound and on no other file. ``None`` leaves them to the umask.
+      path: the path; on Linux also an abstract name (``"\0name"``), which has no file.
+      mode: the file's permissions, such as ``0o660``. They are set before the first client can
+        connect, on the socket just bound and on no other file. ``None`` leaves them to the umask.
       backlog: as in ``listen``.
 
     Returns: a ``Listener``, listening.
 
     Raises:
-      OSError: it cannot listen there, with the path as its file name: ``EADDRINUSE`` where somebody
-        listens or the file is no socket, ``EEXIST`` where somebody has swapped the file before its
-        mode was set; or there are no Unix sockets on this platform.
-      TypeError, ValueError: an argument cannot be used.
+      OSError: cannot listen on this path, which is the error's file name. ``EADDRINUSE``: another
+        program listens there, or the file is not a socket. ``EEXIST``: the file was swapped before
+        its mode was set. Also raised where the platform has no Unix sockets.
+      TypeError, ValueError: an argument is invalid.
 
-    Cancelled, it leaves nothing open.
+    If cancelled, it leaves nothing open.
     """
     name = unix_path(path)
     backlog = backlog_size(backlog)
@@ -173,15 +173,15 @@ def listen_unix_nowait(
     mode: int | None = None,
     backlog: int | None = None,
 ) -> Listener:
-    """Do the same as ``listen_unix`` in a plain call, which may come from outside Trio.
+    """Do the same as ``listen_unix``, synchronously. It may be called outside Trio.
 
     Args: as in ``listen_unix``.
 
     Returns: a ``Listener``, listening.
 
     Raises:
-      BlockingIOError: another program of the same user is replacing the same path just now, which
-        ``listen_unix`` would wait for (up to 10 seconds).
+      BlockingIOError: another program of the same user is replacing the same path at this moment.
+        (``listen_unix`` waits for it, up to 10 seconds.)
       OSError, TypeError, ValueError: as ``listen_unix``.
     """
     name = unix_path(path)
@@ -192,14 +192,14 @@ def listen_unix_nowait(
 class Listener(Uncopied, trio.abc.Listener[Socket]):
     """Accepts connections from one or more listening sockets.
 
-    Made by ``listen`` and ``listen_unix``, or from listening sockets that exist (socket
-    activation), which it takes over.
+    ``listen`` and ``listen_unix`` return one. Create one directly from existing listening sockets
+    (socket activation); the Listener takes ownership of them.
 
     Args:
       sockets: listening stream sockets, of ``socket`` or ``trio.socket``.
 
     Raises:
-      TypeError, ValueError: there is none, or one is not a listening stream socket.
+      TypeError, ValueError: there is no socket, or one is not a listening stream socket.
     """
 
     def __init__(self, sockets: Iterable[socket.socket | trio.socket.SocketType]) -> None:
@@ -215,12 +215,12 @@ class Listener(Uncopied, trio.abc.Listener[Socket]):
 
     @property
     def port(self) -> int:
-        """The port, also after closing; 0 for a Unix socket."""
+        """The port, also after the close; 0 for a Unix socket."""
         return self.addresses[0].port
 
     @property
     def addresses(self) -> tuple[Address, ...]:
-        """All addresses that it listens on, also after closing."""
+        """All addresses that it listens on, also after the close."""
         return self._listening.addresses
 
     @property
@@ -231,14 +231,14 @@ class Listener(Uncopied, trio.abc.Listener[Socket]):
     async def accept(self) -> Socket:
         """Wait for a connection and return it, as a ``Socket`` whose side is ``"server"``.
 
-        A connection that dies before it is one is dropped (and counted in ``dropped``).
+        A connection that dies before it is accepted is dropped (and counted in ``dropped``).
 
         Raises:
-          trio.ClosedResourceError: the listener was closed.
-          OSError: the system has run out of something, such as descriptors (``EMFILE``).
+          trio.ClosedResourceError: the listener is closed.
+          OSError: the system has run out of a resource, such as descriptors (``EMFILE``).
           trio.BusyResourceError: another task is accepting.
 
-        Cancelled, it has accepted nothing. A full checkpoint. Source: Pluto's ``accept``.
+        If cancelled, it has accepted nothing. A full checkpoint. Source: Pluto's ``accept``.
         """
         with self._accepting:
             await trio.lowlevel.checkpoint()
@@ -249,9 +249,9 @@ class Listener(Uncopied, trio.abc.Listener[Socket]):
                 await self._listening.wait()
 
     def hasconnection(self) -> bool:
-        """Return whether the next ``accept`` will not wait: True is certain.
+        """Return whether a connection is ready. After True, the next ``accept`` does not wait.
 
-        False while another task is in ``accept``, which gets the connection. Source: Pluto's
+        False while another task is in ``accept``: that task gets the connection. Source: Pluto's
         ``hasconnection``.
         """
         listening = self._listening
@@ -259,7 +259,7 @@ class Listener(Uncopied, trio.abc.Listener[Socket]):
         return listening.has_ahead() if self._accepting.in_use else listening.accept_ahead()
 
     def __aiter__(self) -> Listener:
-        """Iterate over connections: ``async for sock in listener``; ends when it is closed."""
+        """Iterate over connections: ``async for sock in listener``. A close ends the loop."""
         return self
 
     async def __anext__(self) -> Socket:
@@ -269,10 +269,10 @@ class Listener(Uncopied, trio.abc.Listener[Socket]):
             raise StopAsyncIteration from None
 
     async def close(self) -> None:
-        """Stop listening. The same as ``aclose``. Connections that nobody has accepted are reset.
+        """Stop listening. The same as ``aclose``. Connections that were not accepted are reset.
 
-        Wakes the task in ``accept`` with ``trio.ClosedResourceError``. Removes the path of a Unix
-        socket. A checkpoint; it is closed also when cancelled.
+        A task in ``accept`` gets ``trio.ClosedResourceError``. The path of a Unix socket is
+        removed. A checkpoint; the listener is closed even if cancelled.
         """
         self.abort()
         await trio.lowlevel.checkpoint()
@@ -282,16 +282,16 @@ class Listener(Uncopied, trio.abc.Listener[Socket]):
         await self.close()
 
     def abort(self) -> None:
-        """Stop listening at once: what ``close`` does, in a plain call.
+        """Stop listening immediately: the same as ``close``, but synchronous.
 
-        While no task accepts, it may come from outside Trio, or from a finaliser. In the child of a
-        fork it leaves the path and the parent's listening alone. A ``Server``'s listener is stopped
-        by ``Server.stop``.
+        While no task is accepting, it may be called outside Trio or from a finaliser. In a forked
+        child it leaves the path and the parent's sockets alone. To stop the listener of a
+        ``Server``, call ``Server.stop``.
         """
         self._listening.close()
 
     def _take_over(self) -> ListeningSockets:
-        """Give the sockets to a server: from now on ``accept`` is refused."""
+        """Give the sockets to a server. From now on ``accept`` raises BusyResourceError."""
         self._accepting.check()
         self._listening.check_open()
         self._accepting.in_use = True
@@ -299,15 +299,16 @@ class Listener(Uncopied, trio.abc.Listener[Socket]):
 
 
 def new_listener(listening: ListeningSockets) -> Listener:
-    """Return a Listener for sockets of the library's own making."""
+    """Return a Listener for sockets that the library itself has opened."""
     listener = object.__new__(Listener)
     listener._set_up(listening)
     return listener
 
 
 def take_over(listener: Listener) -> ListeningSockets:
-    """Return the sockets of a listener, for a server. From now on ``accept`` is refused.
+    """Return the sockets of a listener, for a server.
 
-    Raises BusyResourceError if a task is accepting, ClosedResourceError if it is closed.
+    From now on ``Listener.accept`` raises BusyResourceError. Raises BusyResourceError if a task is
+    accepting, ClosedResourceError if the listener is closed.
     """
     return listener._take_over()

@@ -1,4 +1,4 @@
-"""ListeningSockets: what a Listener or a Server accepts from."""
+"""ListeningSockets: the sockets that a Listener or a Server accepts from."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from .._arguments import quoted
 from .._net.connection import Connection
 from .._net.unix_path import BoundPath
 
-# The kernel keeps it in 16 bits and cuts it to what the system allows: as much as there is.
+# The kernel stores the backlog in 16 bits and caps it at the system's limit.
 _MAX_BACKLOG = 0xFFFF
 
-# How many connections that are dead already accept takes from a socket before it lets other tasks
-# run: whoever fills the backlog with them must not stop the program.
+# After this many dead connections in a row, let other tasks run: a client that fills the backlog
+# with them must not block the program.
 _MAX_DEAD_PER_PASS = 64
 
-# What accept(2) reports about a connection that died before it was accepted (accept(2), "Error
-# handling", and what Trio has found on other systems). Everything else is about us.
+# What accept(2) reports for a connection that died before it was accepted (accept(2), "Error
+# handling", plus what Trio has found on other systems). Every other error is a failure of ours.
 _DEAD_CONNECTION = {
     getattr(errno, name)
     for name in (
@@ -38,18 +38,18 @@ _DEAD_CONNECTION = {
 
 
 class ListeningSockets:
-    """Listening sockets, and the connections that wait there.
+    """Listening sockets, and the connections that are pending on them.
 
     Args:
-      sockets: listening stream sockets, which are taken over.
-      bound_path: the path of a Unix socket, removed at the close.
+      sockets: listening stream sockets; this object takes ownership of them.
+      bound_path: the path of a Unix socket, removed by ``close``.
 
-    Raises TypeError or ValueError if there is none, or one is not a listening stream socket.
+    Raises TypeError or ValueError if there is no socket, or one is not a listening stream socket.
 
-    Invariant: all of them listen until ``close``, which closes all of them.
+    Invariant: all sockets listen until ``close``, which closes all of them.
 
     Attributes:
-      addresses: all addresses that they listen on, also after the close.
+      addresses: all addresses that the sockets listen on, also after the close.
       dropped: how many connections died before they could be accepted.
     """
 
@@ -67,37 +67,37 @@ class ListeningSockets:
         self._bound_path = bound_path
         self.closed = False
         self.dropped = 0
-        # Accepted ahead of its time, for the next accept, and by which process: after a fork the
-        # connection is the parent's.
+        # A connection accepted early, for the next accept, and the process that accepted it: after
+        # a fork the connection still belongs to the parent.
         self._ahead: Connection | None = None
-        self._ahead_by = 0
+        self._ahead_pid = 0
 
     def accept_ahead(self) -> bool:
-        """Accept a connection for the next accept, if one is waiting; return whether there is."""
+        """Accept a pending connection early, for the next accept; return whether there is one."""
         self.check_open()
         self._drop_inherited()
         if self._ahead is None:
-            with contextlib.suppress(OSError):  # accept will raise it
+            with contextlib.suppress(OSError):  # the next accept raises it
                 self._ahead = self.accept_nowait()
-                self._ahead_by = os.getpid()
+                self._ahead_pid = os.getpid()
         return self.has_ahead()
 
     def has_ahead(self) -> bool:
-        """Return whether a connection was accepted for the next accept."""
+        """Return whether a connection was accepted early, for the next accept."""
         return self._ahead is not None
 
     def accept_nowait(self) -> Connection | None:
-        """Accept one connection from any of them, if one is waiting."""
+        """Accept one connection from any of the sockets; ``None`` if none is pending."""
         for index, sock in enumerate(self.sockets):
             accepted = self.accept_from(sock)
             if accepted is not None:
-                # The others come first now: none can keep them out.
+                # Round robin: one busy socket must not starve the others.
                 self.sockets = self.sockets[index + 1 :] + self.sockets[: index + 1]
                 return accepted
         return None
 
     def accept_from(self, sock: socket.socket) -> Connection | None:
-        """Accept one connection from one of them, if one is waiting there."""
+        """Accept one connection from the given socket; ``None`` if none is pending."""
         self.check_open()
         if self._ahead is not None:
             self._drop_inherited()
@@ -117,21 +117,21 @@ class ListeningSockets:
             try:
                 stream = trio.SocketStream(trio.socket.from_stdlib_socket(raw))
                 return Connection(stream, "server", raw)
-            except OSError:  # reset in the backlog: it has no peer any more
+            except OSError:  # reset in the backlog: getpeername fails
                 raw.close()
                 self.dropped += 1
         return None
 
     async def wait(self) -> None:
-        """Wait until one of the sockets may have a connection."""
+        """Wait until one of the sockets may have a pending connection."""
         if len(self.sockets) == 1:
             await trio.lowlevel.wait_readable(self.sockets[0])
             return
 
         async def wait_for(sock: socket.socket) -> None:
-            if self.closed:  # since the nursery was opened
+            if self.closed:  # closed before this task ran
                 return
-            with contextlib.suppress(trio.ClosedResourceError):  # accept looks for itself
+            with contextlib.suppress(trio.ClosedResourceError):  # accept checks for itself
                 await trio.lowlevel.wait_readable(sock)
             nursery.cancel_scope.cancel()
 
@@ -140,9 +140,9 @@ class ListeningSockets:
                 nursery.start_soon(wait_for, sock)
 
     def close(self) -> None:
-        """Stop listening. Connections that nobody has accepted are reset.
+        """Stop listening. Connections that were not accepted are reset.
 
-        In the child of a fork it leaves the path and the parent's sockets alone.
+        In a forked child it leaves the path and the parent's sockets alone.
         """
         if self.closed:
             return
@@ -157,13 +157,13 @@ class ListeningSockets:
             self._ahead.abort()
 
     def check_open(self) -> None:
-        """Raise ``ClosedResourceError`` if they are closed."""
+        """Raise ``ClosedResourceError`` if the sockets are closed."""
         if self.closed:
             raise trio.ClosedResourceError("this listener was already closed")
 
     def _drop_inherited(self) -> None:
-        """Forget a connection that another process has accepted, and leave it alone."""
-        if self._ahead is not None and self._ahead_by != os.getpid():
+        """Forget a connection that another process accepted. That connection stays open."""
+        if self._ahead is not None and self._ahead_pid != os.getpid():
             with contextlib.suppress(OSError):  # closed already
                 os.close(self._ahead.stream.socket.detach())
             self._ahead = None
@@ -175,7 +175,7 @@ def bind_all(
     backlog: int,
     reuse_port: bool,
 ) -> list[socket.socket]:
-    """Return sockets that listen on all targets that this machine has, at one port."""
+    """Return listening sockets for those of the targets that this machine has, on one port."""
     sockets: list[socket.socket] = []
     missing: list[OSError] = []
     with contextlib.ExitStack() as on_error:
@@ -183,20 +183,20 @@ def bind_all(
             try:
                 sock = socket.socket(family, socket.SOCK_STREAM)
             except OSError as exc:
-                if exc.errno != errno.EAFNOSUPPORT:  # no descriptor is left, for instance
+                if exc.errno != errno.EAFNOSUPPORT:  # such as EMFILE
                     raise
-                missing.append(exc)  # a kernel without this family
+                missing.append(exc)  # the kernel lacks this family
                 continue
             on_error.callback(sock.close)
             if sys.platform == "win32":  # pragma: no cover (tests run on Linux)
-                # SO_REUSEADDR would let another program take our connections there.
+                # On Windows, SO_REUSEADDR would let another program take our connections.
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
             else:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 if reuse_port:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             if family == socket.AF_INET6:
-                # IPv4 has a socket of its own: so it works where IPv6 is switched off.
+                # IPv4 has a socket of its own, so that it works where IPv6 is disabled.
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             try:
                 sock.bind((sockaddr[0], port, *sockaddr[2:]))
@@ -204,7 +204,7 @@ def bind_all(
                 if exc.errno != errno.EADDRNOTAVAIL:
                     raise
                 sock.close()
-                # A family that is switched off, or one address of a name that is not there.
+                # The family is disabled, or the name also has addresses of other machines.
                 missing.append(exc)
                 continue
             sock.listen(backlog)
@@ -221,7 +221,7 @@ def _adopt(sock: socket.socket | trio.socket.SocketType) -> socket.socket:
         raise TypeError(f"a Listener needs sockets, not {quoted(sock)}")
     if sock.type != socket.SOCK_STREAM:
         raise ValueError(f"not a stream socket: {sock!r}")
-    with contextlib.suppress(OSError):  # macOS does not tell
+    with contextlib.suppress(OSError):  # macOS does not support this query
         if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             raise ValueError(f"not a listening socket: {sock!r}")
     if isinstance(sock, trio.socket.SocketType):
@@ -231,7 +231,7 @@ def _adopt(sock: socket.socket | trio.socket.SocketType) -> socket.socket:
 
 
 def backlog_size(backlog: int | None) -> int:
-    """Return the backlog to ask for, or raise an error for what is none."""
+    """Return the backlog for listen(2); ``TypeError`` or ``ValueError`` if it is invalid."""
     if backlog is None:
         return _MAX_BACKLOG
     if not isinstance(backlog, int) or isinstance(backlog, bool):

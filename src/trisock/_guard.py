@@ -1,7 +1,7 @@
-"""Calls into the program's own code, and what it raises.
+"""Call the user's code, and handle what it raises.
 
-Handlers, callbacks and log filters may do anything. So nothing here hashes or compares an
-exception, or calls a method of its class: a class of the program's may override each of them.
+Handlers, callbacks and log filters may do anything. So this module never hashes or compares an
+exception, and never calls a method of its class: a user's class may override any of them.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ T = TypeVar("T")
 
 
 async def isolated(function: Callable[[], Awaitable[T]]) -> T:
-    """Await the program's code in a cancel scope of its own.
+    """Await the user's code in its own cancel scope.
 
-    A cancel scope that the code leaves open (a timeout inside an async generator) would cancel the
-    task of the library. Trio notices it when the outer scope ends, and raises ``RuntimeError``.
-    A ``Cancelled`` that no enclosing scope asked for would end the nursery without a trace. It
-    becomes a ``RuntimeError`` too. ``KeyboardInterrupt`` and its like always go on.
+    If the code leaves a cancel scope open (a timeout inside an async generator), that scope would
+    cancel our task. Trio notices it when the outer scope exits, and raises ``RuntimeError``. A
+    ``Cancelled`` that no enclosing scope requested would end the nursery silently; it also becomes
+    a ``RuntimeError``. ``KeyboardInterrupt`` and the like always propagate.
     """
     failure: BaseException | None = None
     try:
@@ -46,8 +46,8 @@ async def isolated(function: Callable[[], Awaitable[T]]) -> T:
             if stray is not None:
                 raise stray from exc
             raise
-        # Trio says that a scope was left open; its error has the code's own as the context.
-        if failure is not None and _holds(failure, _must_go_on):
+        # Trio's error for the open scope; its context is the exception of the user's code.
+        if failure is not None and _contains(failure, _must_propagate):
             raise failure from None
         raise
     finally:
@@ -56,14 +56,14 @@ async def isolated(function: Callable[[], Awaitable[T]]) -> T:
 
 
 def stray_cancelled(exc: BaseException) -> RuntimeError | None:
-    """Return the error that names the mistake, if ``Cancelled`` came where nothing was cancelled.
+    """If ``Cancelled`` was raised but nothing was cancelled, return an error that explains it.
 
-    ``None`` for any other exception. To be called in a task, or a scope, that only the library's
-    own cancel scopes surround.
+    ``None`` for any other exception. Call it in a task, or a scope, that is surrounded only by the
+    library's own cancel scopes.
     """
     if (
-        not _holds(exc, _is_cancelled)
-        or _holds(exc, _must_go_on)
+        not _contains(exc, _is_cancelled)
+        or _contains(exc, _must_propagate)
         or trio.current_effective_deadline() == -math.inf
     ):
         return None
@@ -76,27 +76,28 @@ def stray_cancelled(exc: BaseException) -> RuntimeError | None:
 
 
 def leaves(exc: BaseException) -> list[BaseException]:
-    """Return the exceptions of a group, and of the groups in it; of anything else, itself."""
+    """Return all exceptions in a group and its nested groups; for anything else, ``[exc]``."""
     found: list[BaseException] = []
-    waiting = [exc]
-    while waiting:
-        each = waiting.pop()
+    pending = [exc]
+    while pending:
+        each = pending.pop()
         if issubclass(type(each), BaseExceptionGroup):
-            waiting.extend(reversed(_exceptions(each)))
+            pending.extend(reversed(_exceptions(each)))
         else:
             found.append(each)
     return found
 
 
 def is_error(exc: BaseException) -> bool:
-    """Return whether it is an ``Exception``, and not ``Cancelled``, ``KeyboardInterrupt``, ..."""
+    """Return whether it is an ``Exception``; not ``Cancelled``, ``KeyboardInterrupt``, ..."""
     return issubclass(type(exc), Exception)
 
 
-def parts(exc: BaseException) -> tuple[BaseException | None, BaseException | None]:
-    """Split into what is an ``Exception``, to be logged, and what is not, to be raised again.
+def split_errors(exc: BaseException) -> tuple[BaseException | None, BaseException | None]:
+    """Split into ``Exception``s, to be logged, and the rest, to be raised again.
 
-    A group of both kinds becomes two flat ones: ``split`` of its class may do anything.
+    A group of both kinds becomes two flat groups. We do not call its ``split``: a user's class may
+    override it.
     """
     each = leaves(exc)
     errors = [leaf for leaf in each if is_error(leaf)]
@@ -105,15 +106,15 @@ def parts(exc: BaseException) -> tuple[BaseException | None, BaseException | Non
         return exc, None
     if not errors:
         return None, exc
-    where = _attribute(exc, "__traceback__")
+    tb = _attribute(exc, "__traceback__")
     return (
-        BaseExceptionGroup("raised along with others", errors).with_traceback(where),
-        _together(others, where),
+        BaseExceptionGroup("raised along with others", errors).with_traceback(tb),
+        _regroup(others, tb),
     )
 
 
 def text(exc: BaseException) -> str:
-    """Return what an exception says, or the name of its class, as one line."""
+    """Return the message of an exception, or the name of its class, as one line."""
     try:
         return printable(str(exc)) or _name(exc)
     except Exception:
@@ -121,10 +122,10 @@ def text(exc: BaseException) -> str:
 
 
 def is_logged(logger: logging.Logger, level: int) -> bool:
-    """Return whether a logger takes this level: where not, nothing need be formatted."""
+    """Return whether a logger is enabled for a level. If not, skip the formatting."""
     try:
         return logger.isEnabledFor(level)
-    except Exception:  # a class of the program's; log reports it
+    except Exception:  # a user's class; log() reports the failure
         return True
 
 
@@ -136,10 +137,10 @@ def log(
     exc_info: BaseException | None = None,
     extra: dict[str, object] | None = None,
 ) -> None:
-    """Log, and never raise. Where logging fails, stderr gets the message and both tracebacks.
+    """Log, and never raise. If logging fails, print the message and both tracebacks to stderr.
 
-    A filter may raise, a handler may fail to open its file, and ``StreamHandler`` raises a
-    ``RecursionError`` again. An exception that cannot be formatted is replaced by one that can:
+    A filter may raise, a handler may fail to open its file, and ``StreamHandler`` re-raises
+    ``RecursionError``. An exception that cannot be formatted is replaced by one that can, because
     logging would drop the record.
     """
     shown: BaseException | None = None
@@ -147,11 +148,11 @@ def log(
         info = None
         if exc_info is not None:
             shown = _loggable(exc_info)
-            # A tuple: logging asks a bare exception for its __traceback__, and for its truth.
+            # A tuple: logging evaluates a bare exception's truth value and its __traceback__.
             info = (type(shown), shown, _attribute(shown, "__traceback__"))
         logger.log(level, message, *args, exc_info=info, extra=extra, stacklevel=2)
     except Exception as failure:
-        # Not print: without a stderr (None) it would write to stdout.
+        # Not print(file=sys.stderr): if sys.stderr is None, it writes to stdout.
         with contextlib.suppress(Exception):
             lines = [f"logging on {logger.name!r} failed; the message was: {message % args}\n"]
             if shown is not None:
@@ -167,16 +168,16 @@ def _is_cancelled(exc: BaseException) -> bool:
     return issubclass(type(exc), trio.Cancelled)
 
 
-def _must_go_on(exc: BaseException) -> bool:
+def _must_propagate(exc: BaseException) -> bool:
     return not is_error(exc) and not _is_cancelled(exc)
 
 
-def _holds(exc: BaseException, condition: Callable[[BaseException], bool]) -> bool:
+def _contains(exc: BaseException, condition: Callable[[BaseException], bool]) -> bool:
     return any(condition(each) for each in leaves(exc))
 
 
 def _attribute(exc: BaseException, name: str) -> Any:
-    """Return an attribute that every exception has, past whatever its class has in place of it."""
+    """Return an attribute of ``BaseException``, even if the exception's class overrides it."""
     return BaseException.__dict__[name].__get__(exc)
 
 
@@ -189,26 +190,26 @@ def _exceptions(group: BaseException) -> tuple[BaseException, ...]:
     return found
 
 
-def _together(others: list[BaseException], where: Any) -> BaseException:
+def _regroup(others: list[BaseException], tb: Any) -> BaseException:
     if len(others) > 1:
-        with contextlib.suppress(Exception):  # a class that lies about itself
-            return BaseExceptionGroup("raised along with others", others).with_traceback(where)
+        with contextlib.suppress(Exception):  # a user's class may break this
+            return BaseExceptionGroup("raised along with others", others).with_traceback(tb)
     return others[0]
 
 
 def _name(exc: BaseException) -> str:
-    # Not of the class itself, whose metaclass may do anything.
+    # Not type(exc).__qualname__: a metaclass may override it.
     return printable(str(type.__dict__["__qualname__"].__get__(type(exc))))
 
 
 class _NotPrintable(Exception):
-    """Stands in the log for an exception that cannot be formatted."""
+    """Replaces an exception that cannot be formatted, in the log."""
 
 
 def _loggable(exc: BaseException, *, nested: bool = False) -> BaseException:
-    """Return the exception, or what can be logged in its place, with its traceback.
+    """Return the exception, or a loggable replacement with the same traceback.
 
-    ``nested``: it is the cause or the context of another one, or in a group.
+    ``nested``: it is the cause or the context of another exception, or in a group.
     """
     try:
         _format(_caused_by(exc) if nested else exc)
@@ -216,19 +217,19 @@ def _loggable(exc: BaseException, *, nested: bool = False) -> BaseException:
         why = text(failure)
     else:
         return exc
-    where = _attribute(exc, "__traceback__")
+    tb = _attribute(exc, "__traceback__")
     found = leaves(exc)
     if len(found) > 1 or found[0] is not exc:
-        each_loggable = [_loggable(each, nested=True) for each in found]
-        return BaseExceptionGroup(f"a {_name(exc)}", each_loggable).with_traceback(where)
-    stand_in = _NotPrintable(f"{_name(exc)}: {text(exc)} (its traceback cannot be printed: {why})")
+        loggable = [_loggable(each, nested=True) for each in found]
+        return BaseExceptionGroup(f"a {_name(exc)}", loggable).with_traceback(tb)
+    shown = _NotPrintable(f"{_name(exc)}: {text(exc)} (its traceback cannot be printed: {why})")
     for name in ("__context__", "__cause__"):
         value = _attribute(exc, name)
         if value is not None:
             with contextlib.suppress(Exception):
                 _format(_caused_by(value))
-                setattr(stand_in, name, value)
-    return stand_in.with_traceback(where)
+                setattr(shown, name, value)
+    return shown.with_traceback(tb)
 
 
 def _caused_by(exc: BaseException) -> Exception:

@@ -1,4 +1,4 @@
-"""Broadcast: the same data to many connections at once."""
+"""Broadcast: send the same data to many connections at once."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from .._net.connection import Connection
 
 
 class Broadcast:
-    """One broadcast: what is sent, and what came of it.
+    """One broadcast: its data, and the results.
 
     Attributes:
-      scope: cancels it.
-      done: set when it has ended.
-      failure: what nobody expected, for the caller: it must not end the server.
+      delivered: how many connections took all of the data.
+      aborted: how many were too slow and were aborted.
+      scope: cancels the broadcast.
+      done: set when the broadcast has ended.
+      failure: an unexpected exception. The caller raises it, so that it does not end the server.
     """
 
     def __init__(self, content: bytes, timeout: float) -> None:
@@ -25,7 +27,7 @@ class Broadcast:
         self.scope = trio.CancelScope()
         self.done = trio.Event()
 
-    # A Ctrl-C here would keep ``done`` from being set, for which the caller waits with a shield.
+    # The caller waits for ``done`` with a shield: a Ctrl-C must not keep it from being set.
     @trio.lowlevel.enable_ki_protection
     async def run(self, targets: list[tuple[Connection, int]]) -> None:
         try:

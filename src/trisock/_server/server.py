@@ -1,4 +1,4 @@
-"""bind and Server: a handler for each connection, and a server that outlives them all."""
+"""bind and Server: run a handler for each connection; its failure does not end the server."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from .listener import Listener, listen, take_over
 from .listening import ListeningSockets
 from .slots import Slots
 
-# How many connections one listening socket accepts before it lets other tasks run.
+# After accepting this many connections from one listening socket, let other tasks run.
 _ACCEPTS_PER_PASS = 64
 
-# What accept(2) reports when the system has no more of something, and how long to wait until there
-# may be some again, in seconds: what Trio does.
-_OUT_OF_SOMETHING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
+# What accept(2) reports when a resource has run out, and how many seconds to wait before the next
+# try. The same as Trio's serve_listeners.
+_RESOURCE_ERRNOS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 _RETRY_SECONDS = 0.1
 
-# Clients can bring that about, so the log gets a line when it begins and then one a minute.
+# Clients can cause this. So log one line when it begins, and then one per minute.
 _REPORT_SECONDS = 60
 
 Handler: TypeAlias = "Callable[[Socket], Awaitable[object]]"
@@ -47,19 +47,20 @@ _logger = logging.getLogger("trisock.server")
 
 @dataclass(frozen=True)
 class ServerStats:
-    """Counters of a Server, at one moment.
+    """A snapshot of a Server's counters.
 
     Attributes:
       accepted: connections accepted since the start.
       active: connections that are open now: in the handshake, the handler or the close.
       dropped: connections that died before they could be accepted.
-      refused: connections accepted but not given to the handler, because the server was stopping.
+      refused: connections that were accepted but not given to the handler, because the server was
+        stopping.
       failed_handshakes: connections whose handshake for ``bind(tls=)`` failed or timed out.
-      handler_errors: connections whose handler raised an ``Exception`` of its own, which was
-        logged with its traceback.
-      peer_errors: connections whose handler ended by an error of the connection itself, which the
-        peer can cause: it vanished, broke TLS, sent a line that was too long.
-      aborted: connections that ``broadcast`` has aborted because they were too slow.
+      handler_errors: connections whose handler raised an ``Exception`` of its own. It was logged
+        with its traceback.
+      peer_errors: connections whose handler ended with an error that the peer can cause: it
+        vanished, broke TLS, or sent a line that was too long.
+      aborted: connections that ``broadcast`` aborted because they were too slow.
     """
 
     accepted: int = 0
@@ -84,41 +85,42 @@ async def bind(
     backlog: int | None = None,
     reuse_port: bool = False,
 ) -> Server:
-    """Listen, and run ``handler(sock)`` in a task of its own for each connection.
+    """Listen, and run ``handler(sock)`` in its own task for each connection.
 
-    It is listening when this returns; one task in the nursery runs it, on the semantics of
-    ``trio.serve_listeners``. When the handler returns, the socket is closed (gracefully).
+    The server is listening when this returns. It runs in one task of the nursery, with the
+    semantics of ``trio.serve_listeners``. When the handler returns, the socket is closed
+    gracefully.
 
-    Whatever a handler raises as ``Exception``, alone or in a group, ends only its own connection.
-    It is logged on the logger ``trisock.server`` with the peer's address: at ERROR with a
-    traceback; but in one line at INFO if it is an error of this very socket that the peer can
-    cause (``BrokenResourceError``, ``TLSError``, ``IncompleteReadError``, ``LimitExceededError``).
-    A cancel scope that a handler leaves open is an error of the handler, if the scope has cancelled
-    the handler, or has a deadline before any around the server. Another one is not noticed, and
-    cancels nothing. A nursery that it leaves open is not covered: that breaks Trio's own books.
-    What is no ``Exception`` (``KeyboardInterrupt``, ``SystemExit``) ends the server.
+    An ``Exception`` from a handler, alone or in a group, ends only its own connection. It is logged
+    on the logger ``trisock.server`` with the peer's address: at ERROR with a traceback, or in one
+    line at INFO if this very socket raised it and the peer can cause it (``BrokenResourceError``,
+    ``TLSError``, ``IncompleteReadError``, ``LimitExceededError``). If a handler leaves a cancel
+    scope open, and the scope has cancelled the handler or has an earlier deadline than any scope
+    around the server, that is an error of the handler. Other open scopes go unnoticed and cancel
+    nothing. A nursery that a handler leaves open is not covered: it corrupts Trio's own state.
+    Anything that is not an ``Exception`` (``KeyboardInterrupt``, ``SystemExit``) ends the server.
 
     Args:
-      nursery: where the server's task runs. Cancelling it cancels the handlers.
-      port_or_listener: the port to ``listen`` on, or a ``Listener``, which the server takes over.
+      nursery: runs the server's task. Cancelling it cancels the handlers.
+      port_or_listener: the port to ``listen`` on, or a ``Listener``; the server takes ownership.
       handler: an async function that takes a ``Socket``.
-      host, backlog, reuse_port: as in ``listen``, for a port.
-      tls: the TLS server's role, as ``Socket.starttls`` takes it, for TLS from the start.
-      max_connections: how many connections there may be at once, from before ``accept(2)`` until
-        the handler has ended. The others wait in the listener's backlog. Besides them as many may
-        be closing: a close waits for its peer for 2 seconds at most, so a server with a limit of
-        1,000 takes 1,000 connections a second from clients that never close, and memory for 2,000
-        connections is needed. ``None``: no limit.
-      handshake_timeout: seconds that a client has for the handshake of ``tls``; ``None``: no limit.
+      host, backlog, reuse_port: as in ``listen``; only for a port.
+      tls: the TLS server's role, as in ``Socket.starttls``, for TLS from the start.
+      max_connections: the maximum number of concurrent connections, each counted from before
+        ``accept(2)`` until its handler has ended. Further connections wait in the listener's
+        backlog. As many again may be closing: a close waits at most 2 seconds for its peer. So a
+        server with a limit of 1,000 accepts 1,000 connections per second from clients that never
+        close, and needs memory for 2,000 connections. ``None``: no limit.
+      handshake_timeout: seconds for the handshake of ``tls``; ``None``: no limit.
 
-    Returns: the ``Server``. No handler runs before it has returned.
+    Returns: the ``Server``. No handler starts before ``bind`` has returned.
 
     Raises:
       OSError: as ``listen``.
-      TypeError, ValueError: an argument cannot be used. Nothing was done then; a ``Listener`` is
-        still the caller's.
+      TypeError, ValueError: an argument is invalid. Nothing has been done, and a ``Listener`` still
+        belongs to the caller.
 
-    Cancelled, nothing listens. Source: Pluto's ``socket.bind``, ``trio.serve_tcp``.
+    If cancelled, nothing listens. Source: Pluto's ``socket.bind``, ``trio.serve_tcp``.
     """
     if not isinstance(nursery, trio.Nursery):
         raise TypeError(f"a server needs a trio.Nursery, not {quoted(nursery)}")
@@ -139,7 +141,7 @@ async def bind(
         listener = await listen(port_or_listener, host, backlog=backlog, reuse_port=reuse_port)
     server = Server(take_over(listener), handler, role, max_connections, timeout)
     try:
-        if listener is port_or_listener:  # listen was a checkpoint, this is one
+        if listener is port_or_listener:  # otherwise listen was the checkpoint
             await trio.lowlevel.checkpoint()
         nursery.start_soon(server._run, name=f"trisock server on {listener.addresses[0]}")
     except BaseException:  # cancelled, or the nursery is closed
@@ -149,7 +151,7 @@ async def bind(
 
 
 def _server_role(tls: object) -> TLSRole:
-    """Return the role for each connection, or raise an error for what is no server's."""
+    """Return the TLS role for each connection; an error if it is not a server's role."""
     if isinstance(tls, (str, ClientTLS)):
         raise TypeError(f"a server needs certificates, not a {type(tls).__name__}")
     role = resolve_role(tls, server_hostname=None, connected_host=None, side="server")
@@ -162,11 +164,11 @@ class Server(Uncopied):
     """A running server, made by ``bind``.
 
     Attributes:
-      closing: a ``trio.Event``, set when the server begins to stop, for handlers that are idle.
+      closing: a ``trio.Event``, set when the server begins to stop. Idle handlers can wait for it.
 
-    Invariant: a socket is in ``_handshakes`` exactly while the handshake of ``bind(tls=)`` runs,
-    and in ``_connections`` exactly while its handler does, so that ``stop`` and ``broadcast`` reach
-    those they should and no others.
+    Invariant: a connection is in ``_handshakes`` exactly while the handshake of ``bind(tls=)``
+    runs, and in ``_connections`` exactly while its handler runs. So ``stop`` and ``broadcast``
+    reach the right ones.
     """
 
     def __init__(
@@ -202,17 +204,17 @@ class Server(Uncopied):
 
     @property
     def port(self) -> int:
-        """The port that it listens on, also after it was closed."""
+        """The port that it listens on, also after the close."""
         return self.addresses[0].port
 
     @property
     def addresses(self) -> tuple[Address, ...]:
-        """All addresses that it listens on, also after it was closed."""
+        """All addresses that it listens on, also after the close."""
         return self._listening.addresses
 
     @property
     def connections(self) -> tuple[Socket, ...]:
-        """The sockets that handlers have now; none that is in the handshake of ``bind(tls=)``."""
+        """The sockets whose handlers are running; without those in the ``bind(tls=)`` handshake."""
         return tuple(self._connections.values())
 
     def stats(self) -> ServerStats:
@@ -220,26 +222,27 @@ class Server(Uncopied):
         return ServerStats(dropped=self._listening.dropped, **self._counts)
 
     def set_tls(self, tls: TLSArgument) -> None:
-        """Use other certificates (or rules) for the connections that come from now on.
+        """Use other certificates (or other TLS settings) for new connections.
 
-        Raises TypeError or ValueError where ``tls`` cannot be used, or would be none: a server does
-        not fall back to the clear. Nothing has changed then.
+        Raises TypeError or ValueError if ``tls`` is invalid or ``None``: a server does not fall
+        back to plain text. In that case nothing changes.
         """
         self._tls = _server_role(tls)
 
     def stop(self, grace: float | None = None) -> None:
-        """Begin to stop: a plain call, also from a handler.
+        """Begin to stop. A synchronous call; handlers may call it too.
 
-        Accepts no more, sets ``closing``, drops the handshakes of ``bind(tls=)`` that are in
-        progress, and gives handlers their time; then it cancels them. Called again, it can
-        only shorten that time. In the child of a fork it closes the child's listening sockets, and
-        leaves the parent's server alone.
+        The server stops accepting, sets ``closing`` and drops the ``bind(tls=)`` handshakes that
+        are in progress. Handlers may run on for ``grace`` seconds, then they are cancelled. A
+        second call can only shorten that time. In a forked child, this closes the child's listening
+        sockets and leaves the parent's server alone.
 
         Args:
-          grace: how many seconds handlers have from now on; ``None`` for as long as they need.
+          grace: seconds that handlers may still run; ``None`` for as long as they need.
         """
         seconds = seconds_or_inf("grace", grace)
-        if _fork.in_copied_run():  # to cancel a task would take its descriptor from the parent's
+        # In the child, cancelling a task would remove its descriptor from the parent's epoll set.
+        if _fork.in_copied_run():
             self._listening.close()
             return
         self.closing.set()
@@ -255,28 +258,30 @@ class Server(Uncopied):
         await self._closed.wait()
 
     async def broadcast(self, data: Buffer, *, timeout: float = 10) -> int:
-        """Send the same data to all connections that are open now, to all at once.
+        """Send the same data to all connections that are open now, concurrently.
 
-        On each connection it goes after what the handler is sending, never into the middle of it.
-        It waits at most ``timeout`` seconds for that turn; then this client is left out, because
-        the handler may wait for something else than its client. Once its turn has come, a client
-        that does not take the data within ``timeout`` seconds is aborted, and hurts no other.
+        On each connection the data follows what the handler is sending; it never splits a message
+        of the handler. The broadcast waits at most ``timeout`` seconds for its turn, then skips the
+        connection: its handler may be blocked by something other than the client. When its turn
+        comes, a client that does not take the data within ``timeout`` seconds is aborted. A slow
+        client does not delay the others.
 
-        Connections in a handshake, a ``starttls`` or a ``stoptls`` are left out, also if that
-        begins while the broadcast waits for its turn: the data never crosses from TLS to plain
-        text or back. A client that has only ended its own side is not left out.
+        Connections in a handshake, ``starttls`` or ``stoptls`` are skipped, even if it begins while
+        the broadcast waits for its turn: the data never crosses from TLS to plain text or back. A
+        client that has half-closed its connection is not skipped.
 
         Args:
-          data: what to send; copied if it can change.
-          timeout: seconds for the turn, and again for the sending. With ``math.inf`` a client that
-            does not read keeps the call waiting.
+          data: the data to send; copied if it is mutable.
+          timeout: seconds for the turn, and again for the send. With ``math.inf`` a client that
+            does not read blocks the call.
 
-        Returns: how many got all of it (as far as their kernels are concerned).
+        Returns: how many connections took all of the data (into the kernel's buffers).
 
-        Cancelled before it has begun, nothing was sent. Then it is shielded from cancellation,
-        because half a message would end the other connections, and ends within its timeouts. With
-        an infinite ``timeout`` it is not shielded: cancelled, an unknown part was sent, and
-        connections that got a part can send no more. A hard stop of the server ends it as well.
+        If cancelled before it begins, nothing is sent. Once begun it is shielded from cancellation,
+        because a partial message would break the other connections; it ends within its timeouts.
+        With an infinite ``timeout`` it is not shielded: if cancelled, an unknown part was sent, and
+        connections that got only a part can send nothing more. A hard stop of the server also ends
+        it.
         """
         content = bytes(bytes_view(data))
         limit = seconds_or_inf("timeout", timeout)
@@ -289,7 +294,7 @@ class Server(Uncopied):
         if not targets:
             await trio.lowlevel.cancel_shielded_checkpoint()
             return 0
-        # Its tasks run beside the handlers, so that only what ends those ends them.
+        # Its tasks run in the handlers' nursery, so that only what ends the handlers ends them.
         assert self._nursery is not None
         broadcast = Broadcast(content, limit)
         self._nursery.start_soon(broadcast.run, targets)
@@ -324,10 +329,10 @@ class Server(Uncopied):
     async def _accept_from(
         self, listening: socket.socket, handlers: trio.Nursery, acceptors: trio.Nursery
     ) -> None:
-        """Start a task for each connection that comes in at one of the listening sockets.
+        """Accept from one listening socket, and start a task for each connection.
 
-        As ``trio.serve_listeners`` does, but all that are waiting at once, which makes a short
-        connection a third cheaper (row connections).
+        Unlike ``trio.serve_listeners``, it accepts all pending connections in one pass, which makes
+        a short connection a third cheaper (row connections).
         """
         while True:
             try:
@@ -336,11 +341,11 @@ class Server(Uncopied):
                         break
                 await trio.lowlevel.wait_readable(listening)
             except trio.ClosedResourceError:
-                if self.closing.is_set():  # by stop()
+                if self.closing.is_set():  # stop() was called
                     return
                 raise
             except OSError as exc:
-                if exc.errno not in _OUT_OF_SOMETHING:
+                if exc.errno not in _RESOURCE_ERRNOS:
                     raise
                 self._exhausted_accepts += 1
                 if self._exhaustion is None:
@@ -349,7 +354,7 @@ class Server(Uncopied):
                 await trio.sleep(_RETRY_SECONDS)
 
     async def _report_exhaustion(self) -> None:
-        """Log that accept has failed: one line at once, and then one a minute with a count."""
+        """Log that accept failed: one line immediately, then one per minute with a count."""
         message = "accept failed with %s; it is tried again every %s seconds"
         _guard.log(_logger, logging.ERROR, message, self._exhaustion, _RETRY_SECONDS)
         self._exhausted_accepts = 0
@@ -362,7 +367,7 @@ class Server(Uncopied):
         self._exhaustion = None
 
     async def _accept_one(self, listening: socket.socket, handlers: trio.Nursery) -> bool:
-        """Take a slot, and only then accept: the excess waits in the backlog."""
+        """Acquire a slot before accepting, so that excess connections wait in the backlog."""
         if self._slots is not None:
             try:
                 self._slots.acquire_nowait()
@@ -380,17 +385,17 @@ class Server(Uncopied):
         return True
 
     async def _serve(self, connection: Connection) -> None:
-        """Serve one connection, from its accept to the end of its handler.
+        """Serve one connection, from accept until the handler ends.
 
-        A cancel scope that the handler leaves open still surrounds this task. So nothing is awaited
-        after the handler: what has to wait is for ``_finish``, in a task of its own. (A scope
-        around each handler would cost an eighth of the memory of an idle connection.)
+        If the handler leaves a cancel scope open, the scope still surrounds this task. So await
+        nothing after the handler: a close that has to wait runs in ``_finish``, in its own task. (A
+        scope around each handler would cost an eighth of the memory of an idle connection.)
         """
         self._counts["accepted"] += 1
         self._counts["active"] += 1
         failure: BaseException | None = None
         try:
-            if self._tls is not None and not await self._secure(connection):
+            if self._tls is not None and not await self._handshake(connection):
                 pass
             elif self.closing.is_set():
                 self._counts["refused"] += 1
@@ -419,37 +424,36 @@ class Server(Uncopied):
         """Log what the handler raised, and close its connection.
 
         Args:
-          failure: what the handler raised, if it did.
-          deadline: what ``trio.current_effective_deadline()`` was when the handler had ended.
+          failure: what the handler raised, if anything.
+          deadline: ``trio.current_effective_deadline()`` when the handler ended.
         """
-        complete = True  # whether the handler has sent all that it wanted to send
+        complete = True  # whether the handler sent everything it meant to send
         try:
             try:
                 if failure is not None:
-                    # A peer that has ended between two messages has got its answers.
+                    # A peer that ended between two messages has received its responses.
                     complete = (
                         connection.caused(failure)
                         and type(failure) is IncompleteReadError
                         and not failure.partial
                     )
-                    self._sort(connection, _guard.stray_cancelled(failure) or failure)
+                    self._log_or_raise(connection, _guard.stray_cancelled(failure) or failure)
                 elif deadline < math.inf and deadline < trio.current_effective_deadline():
                     complete = False
-                    self._log(connection, RuntimeError("the handler has left a cancel scope open"))
+                    self._log(connection, RuntimeError("the handler left a cancel scope open"))
             finally:
-                # Everything that handlers have sent arrives, also if they have failed. Only
-                # close_notify is not sent then: it would vouch for what is missing. A handler that
-                # was cancelled just now has its connection closed immediately, and the kernel
-                # still sends what it has.
+                # Everything that a handler sent arrives, even if it failed. But then we send no
+                # close_notify: it would claim that nothing is missing. If the handler was
+                # cancelled, close() closes immediately, and the kernel still sends what it has.
                 with contextlib.nullcontext() if self._slots is None else self._slots.closing():
                     await connection.close(complete=complete)
         finally:
             self._counts["active"] -= 1
             del failure
 
-    def _sort(self, connection: Connection, failure: BaseException) -> None:
+    def _log_or_raise(self, connection: Connection, failure: BaseException) -> None:
         """Log what is an ``Exception``, and raise the rest."""
-        errors, rest = _guard.parts(failure)
+        errors, rest = _guard.split_errors(failure)
         if errors is not None:
             self._log(connection, errors)
         if rest is failure:
@@ -457,8 +461,8 @@ class Server(Uncopied):
         if rest is not None:
             raise rest from None
 
-    async def _secure(self, connection: Connection) -> bool:
-        """Shake hands; False where that failed."""
+    async def _handshake(self, connection: Connection) -> bool:
+        """Do the TLS handshake; return whether it succeeded. A failure is logged."""
         assert self._tls is not None
         self._handshakes.add(connection)
         try:
@@ -472,7 +476,7 @@ class Server(Uncopied):
             if connection.caused(exc):
                 _guard.log(_logger, logging.INFO, "%s", _guard.text(exc))
             else:
-                message = "no TLS handshake with %s"
+                message = "the TLS handshake with %s failed"
                 _guard.log(_logger, logging.ERROR, message, _peer(connection), exc_info=exc)
         else:
             return True
@@ -481,7 +485,7 @@ class Server(Uncopied):
         return False
 
     def _log(self, connection: Connection, errors: BaseException) -> None:
-        """Log the ``Exception`` (or the group of them) that a handler raised."""
+        """Log the ``Exception``, or the group, that a handler raised."""
         each = _guard.leaves(errors)
         if all(connection.caused(leaf) for leaf in each):
             self._counts["peer_errors"] += 1

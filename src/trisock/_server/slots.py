@@ -1,4 +1,4 @@
-"""Slots: how many connections a server has at once."""
+"""Slots: the limit on a server's concurrent connections."""
 
 from __future__ import annotations
 
@@ -9,53 +9,52 @@ import trio
 
 
 class Slots:
-    """``limit`` slots for connections, and as many places for those that are closing.
+    """``limit`` slots for connections, plus ``limit`` places for connections that are closing.
 
-    A close may wait for its peer for two seconds, which costs the peer nothing. So a close gives
-    its slot back, and takes a place beside them. If there is none, it keeps its slot until there
-    is one. (To close the oldest immediately instead would destroy answers to honest clients when
-    many come at once.)
+    A close may wait up to two seconds for its peer, at no cost to the peer. So a closing
+    connection releases its slot and moves to a closing place. If none is free, it keeps its slot
+    until one is. (Closing the oldest one immediately instead would destroy responses to honest
+    clients during a burst.)
 
-    Invariant: ``_closing`` is the number of closes without a slot, at most ``limit``. ``_keeping``
-    are the closes that still have one, in the order in which they began; there are none unless
-    ``_closing`` is ``limit``.
+    Invariant: ``_closing`` counts the closes without a slot, at most ``limit``. ``_holding`` has
+    the closes that still hold a slot, oldest first. It is empty unless ``_closing == limit``.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._free = trio.Semaphore(limit)
         self._closing = 0
-        self._keeping: dict[object, None] = {}
+        self._holding: dict[object, None] = {}
 
     def acquire_nowait(self) -> None:
-        """Take a slot, or raise ``trio.WouldBlock``."""
+        """Acquire a slot, or raise ``trio.WouldBlock``."""
         self._free.acquire_nowait()
 
     async def acquire(self) -> None:
-        """Take a slot, or wait for one."""
+        """Acquire a slot; wait if none is free."""
         await self._free.acquire()
 
     def release(self) -> None:
-        """Give a slot back."""
+        """Release a slot."""
         self._free.release()
 
     @contextlib.contextmanager
     def closing(self) -> Iterator[None]:
-        """Give the slot of a connection back while, or after, it is being closed."""
+        """Close a connection in this block. Its slot is released at the start or at the end."""
         close = object()
         if self._closing < self._limit:
             self._closing += 1
             self._free.release()
         else:
-            self._keeping[close] = None
+            self._holding[close] = None
         try:
             yield
         finally:
-            if close in self._keeping:
-                del self._keeping[close]
+            if close in self._holding:
+                del self._holding[close]
                 self._free.release()
-            elif self._keeping:  # our place is the next one's, which gives its slot back
-                del self._keeping[next(iter(self._keeping))]
+            elif self._holding:  # the oldest takes over our place and releases its slot
+                del self._holding[next(iter(self._holding))]
                 self._free.release()
             else:
                 self._closing -= 1

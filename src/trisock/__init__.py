@@ -1,4 +1,4 @@
-"""A socket library for Trio: one Socket that can turn to TLS in mid-conversation."""
+"""A socket library for Trio: start in plain text, upgrade to TLS on the same connection."""
 
 from ._address import Address
 from ._connect import connect, connect_unix

@@ -13,8 +13,8 @@ _NAME = "mail.example.org"
 
 
 async def demo() -> None:
-    """Hold one conversation over loopback, first in the clear, and show every word of it."""
-    import trustme  # what `pip install trisock[demo]` adds
+    """Print a conversation over loopback that starts in plain text and upgrades to TLS."""
+    import trustme  # installed by `pip install trisock[demo]`
 
     authority = trustme.CA()
     issued = authority.issue_cert(_NAME)
@@ -39,7 +39,7 @@ async def demo() -> None:
                 await lines.__anext__()
                 if command == "STARTTLS":
                     tls = await sock.starttls(ClientTLS(_NAME, ca=authority.cert_pem.bytes()))
-                    print(f"        -- both sides turn to {tls.version}, {tls.cipher};")
+                    print(f"        -- both sides upgrade to {tls.version}, {tls.cipher};")
                     print(f"        -- the client has verified {tls.server_hostname}")
 
     async with trio.open_nursery() as nursery:
@@ -52,7 +52,7 @@ async def demo() -> None:
 
 
 async def _say(sock: Socket, who: str, text: str) -> None:
-    how = sock.tls.cipher if sock.tls else "in the clear"
+    how = sock.tls.cipher if sock.tls else "plain text"
     print(f"{who}: {text:<24} ({how})")
     await sock.send(text.encode(), b"\r\n")
 
@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m trisock", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("demo", help="a conversation over loopback that turns to TLS in its middle")
+    commands.add_parser("demo", help="a conversation over loopback that upgrades to TLS")
     parser.parse_args(arguments)
     try:
         trio.run(demo)

@@ -1,4 +1,4 @@
-"""connect and connect_unix: the client's way to a Socket."""
+"""connect and connect_unix: open a client connection."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from ._net.socket import Socket, new_socket
 from ._net.unix_path import unix_path, unix_socket
 from ._tls.roles import ClientTLS, TLSArgument, resolve_role
 
-# A Unix socket whose backlog is full refuses a non-blocking connect at once, and tells nobody
-# when there is room again: look again after this long, doubling (seconds).
+# If the backlog of a Unix listener is full, a non-blocking connect fails with EAGAIN, and no event
+# says when there is room again. So retry after this many seconds, and double it each time.
 _FIRST_RETRY = 0.001
 _LAST_RETRY = 0.1
 
-# A connection attempt to a port of this machine can get that very port as its local one, and then
-# connects to itself. Where nobody listens that is rare, but for ranges of a few ports.
+# If nothing listens on a local port, a connect can get that very port as its source port and so
+# connect to itself. This is rare, unless the range of ephemeral ports is tiny.
 _SELF_CONNECT_TRIES = 16
 
-# SO_LINGER for a reset: on, 0 seconds.
+# SO_LINGER on with 0 seconds: close sends a reset.
 _RESET = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 
 
@@ -45,30 +45,30 @@ async def connect(
     tls: TLSArgument | Literal[True] | None = None,
     local_address: str | None = None,
 ) -> Socket:
-    """Connect over TCP, by name or address, IPv4 or IPv6.
+    """Connect over TCP, to a name or an address, IPv4 or IPv6.
 
-    Several addresses are tried one after the other, each with a head start of 250 ms before the
-    next (happy eyeballs, RFC 8305); the first to answer wins.
+    If the name has several addresses, they are tried in order. Each has a head start of 250 ms
+    before the next (happy eyeballs, RFC 8305). The first to connect wins.
 
     Args:
-      host: a name (also an international one) or an address.
+      host: a name (also an internationalized one) or an address.
       port: 0 to 65535.
-      tls: ``True`` for TLS from the start, the server verified by ``host`` against the system's
-        trust store; or what ``Socket.starttls`` takes.
+      tls: ``True`` for TLS from the start: the server's certificate must match ``host`` and chain
+        to the system's trust store. Or what ``Socket.starttls`` takes.
       local_address: the local address to connect from.
 
     Returns: a ``Socket`` whose side is ``"client"``.
 
     Raises:
-      OSError: nobody could be reached; the text has the address, and the cause is the group of
-        what went wrong with each one. Where all attempts failed alike it is that subclass
-        (``ConnectionRefusedError``). An unknown host is a ``socket.gaierror``. Where nobody
-        listens on a port of this machine the kernel can connect a socket to itself: this is never
-        returned, but tried again, and ``ConnectionRefusedError`` in the end.
+      OSError: all attempts failed. The message contains the address, and the cause is the group of
+        the individual errors. If all of them have the same errno, it is that subclass
+        (``ConnectionRefusedError``). An unknown host is a ``socket.gaierror``. If nothing listens
+        on a local port, the kernel can connect a socket to itself. Such a connection is never
+        returned; ``connect`` retries, and finally raises ``ConnectionRefusedError``.
       TLSError: as ``Socket.starttls``.
-      TypeError, ValueError: an argument cannot be used; no connection was made.
+      TypeError, ValueError: an argument is invalid; no connection was made.
 
-    Cancelled, it leaves nothing open. Source: Pluto's ``socket.connect``.
+    If cancelled, it leaves nothing open. Source: Pluto's ``socket.connect``.
     """
     ascii_host = to_ascii_host(host)
     check_port(port, host)
@@ -78,12 +78,12 @@ async def connect(
         local_address = to_ascii_host(local_address)
     if tls is not None:
         tls = ClientTLS() if tls is True else tls
-        # What cannot be used is an error before anything is done.
+        # Reject invalid arguments before connecting.
         resolve_role(tls, server_hostname=None, connected_host=host, side="client")
     where = format_host_port(host, port)
     for _ in range(_SELF_CONNECT_TRIES):
         raw = await _open_tcp(ascii_host, port, local_address, where)
-        if not _reset_if_connected_to_itself(raw):
+        if not _reset_if_self_connected(raw):
             return await _start(raw, host, tls, where)
     text = f"cannot connect to {where}: {os.strerror(errno.ECONNREFUSED)}"
     raise ConnectionRefusedError(errno.ECONNREFUSED, text)
@@ -101,15 +101,16 @@ async def _open_tcp(
         if attempts is None or number is None:
             raise oserror(exc, f"cannot connect to {where}") from attempts
         raise OSError(number, f"cannot connect to {where}: {os.strerror(number)}") from attempts
-    # The same descriptor, in a socket that we can see: its calls are cheaper.
+    # Move the descriptor to a plain socket of our own: its calls are cheaper.
     family, kind, protocol = stream.socket.family, stream.socket.type, stream.socket.proto
     return socket.socket(family, kind, protocol, stream.socket.detach())
 
 
-def _reset_if_connected_to_itself(raw: socket.socket) -> bool:
-    """Whether both ends were one (RFC 9293, section 3.5: simultaneous open). Then it is closed.
+def _reset_if_self_connected(raw: socket.socket) -> bool:
+    """Close the socket if it is connected to itself, and return whether it was.
 
-    By a reset: TIME_WAIT would keep the port from the server that is awaited there.
+    This happens by simultaneous open (RFC 9293, section 3.5). The close is a reset: TIME_WAIT would
+    block the port for the server that is expected there.
     """
     try:
         if raw.getsockname() != raw.getpeername():
@@ -130,17 +131,17 @@ async def connect_unix(
 
     Args:
       path: its path; on Linux also an abstract name (``"\0name"``).
-      tls: what ``Socket.starttls`` takes; a verified client's must have a name.
+      tls: what ``Socket.starttls`` takes. A client that verifies the server needs a name.
 
     Returns: a ``Socket`` whose side is ``"client"``.
 
     Raises:
-      OSError: nobody listens there (``FileNotFoundError``, ``ConnectionRefusedError``, ...), with
-        the path as its file name; or there are no Unix sockets on this platform.
+      OSError: nothing listens there (``FileNotFoundError``, ``ConnectionRefusedError``, ...). The
+        path is the error's file name. Also raised where the platform has no Unix sockets.
       TLSError: as ``Socket.starttls``.
-      TypeError, ValueError: an argument cannot be used.
+      TypeError, ValueError: an argument is invalid.
 
-    Where the listener's backlog is full it waits. Cancelled, it leaves nothing open.
+    If the listener's backlog is full, it waits. If cancelled, it leaves nothing open.
     """
     name = unix_path(path)
     if tls is not None:
@@ -173,7 +174,7 @@ async def _start(
         connection = Connection(stream, "client", raw)
     except OSError as exc:
         raw.close()
-        if exc.errno == errno.ENOTCONN:  # it was reset before we could ask who it is with
+        if exc.errno == errno.ENOTCONN:  # reset before we could ask for the peer's address
             exc = ConnectionResetError(errno.ECONNRESET, "reset")
         raise oserror(exc, f"cannot connect to {where}") from exc
     connection.connected_host = host
@@ -181,16 +182,16 @@ async def _start(
     if tls is not None:
         try:
             await sock.starttls(tls)
-        except BaseException:  # a context of the user's may raise anything
+        except BaseException:  # an SSLContext of the caller's may raise anything
             sock.abort()
             raise
     return sock
 
 
 def connect_unix_nowait(path: str) -> Socket:
-    """Connect to a Unix socket at once; ``BlockingIOError`` where the backlog is full.
+    """Connect to a Unix socket without waiting; ``BlockingIOError`` if the backlog is full.
 
-    For ``trisock.hammerspoon``, whose ``connect`` is a plain call. Raises as ``connect_unix`` does.
+    For ``trisock.hammerspoon``, whose ``connect`` is synchronous. Raises as ``connect_unix`` does.
     """
     name = unix_path(path)
     raw = unix_socket(name)

@@ -16,10 +16,10 @@ def test_the_demo_shows_both_sides_turning_to_tls() -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    before = lines.index(next(line for line in lines if "both sides turn to TLSv1.3" in line))
+    before = lines.index(next(line for line in lines if "both sides upgrade to TLSv1.3" in line))
     said = [line for line in lines if line.startswith(("server:", "client:"))]
     assert len(said) == 9
-    assert all("in the clear" in line for line in lines[:before] if line in said)
+    assert all("plain text" in line for line in lines[:before] if line in said)
     assert all("(TLS_" in line for line in lines[before:] if line in said)
     assert "mail.example.org" in done.stdout
 

@@ -1,4 +1,4 @@
-"""Addresses: what the kernel calls them, what users see, what TLS needs."""
+"""Addresses and host names: from the kernel, for users, for the resolver and for TLS."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from ._text import printable
 
 _MAX_NAME = 253  # characters of a DNS name without its final dot (RFC 1035, section 2.3.4)
 
-# What a resolver can find or a certificate can name, in ASCII. Everything else that has a meaning
-# (ports, brackets, URLs, user names, wildcards) is not part of a host name.
+# ASCII names that a resolver can look up or a certificate can contain. Ports, brackets, URLs, user
+# names and wildcards are not part of a host name.
 _ASCII_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")
 
-# An interface has at most 15 characters and no colon, slash or white space (Linux: IFNAMSIZ and
-# dev_valid_name). A number is always possible.
+# An interface name has at most 15 characters and no colon, slash or white space (Linux: IFNAMSIZ
+# and dev_valid_name). A number is always valid.
 _ZONE = re.compile(r"[A-Za-z0-9!#$&()*+,.;<=>?@^_`{|}~-]{1,15}")
 
-# Paths that need no quotes: nobody takes them for anything else.
+# Paths that need no quotes, because they cannot be mistaken for anything else.
 _PLAIN_PATH = re.compile(r"/[A-Za-z0-9._/@+~-]*")
 
 
@@ -32,16 +32,15 @@ class Address(NamedTuple):
     """One end of a connection.
 
     Attributes:
-      host: an IPv4 or IPv6 address in text; an IPv4-mapped IPv6 address is
-          shown as IPv4, an IPv6 zone stays (``fe80::1%eth0``), so that it can be
-          given to ``connect`` again. For Unix sockets the path (``""`` for the
-          unnamed end of a connection).
-      port: the port, 0 for Unix sockets.
+      host: an IPv4 or IPv6 address as text. An IPv4-mapped IPv6 address is shown as IPv4. An IPv6
+        zone is kept (``fe80::1%eth0``), so that ``connect`` accepts the address. For a Unix socket
+        the path (``""`` for the unnamed end of a connection).
+      port: the port; 0 for a Unix socket.
 
     A Unix peer chooses its own path, which may look like an IP address. The port of a TCP
-    connection is never 0, so ``address.port == 0`` tells a Unix socket from a host.
+    connection is never 0, so ``address.port == 0`` identifies a Unix socket.
 
-    ``str(address)`` is one line that is safe in a log: what is not printable is escaped, and an
+    ``str(address)`` is one line that is safe to log. Unprintable characters are escaped, and an
     unusual path is quoted (``unix:'127.0.0.1:80'``), so that it never looks like a host and a
     port. ``host`` itself is not escaped.
     """
@@ -56,7 +55,7 @@ class Address(NamedTuple):
 
 
 class UnixAddress(Address):
-    """The Address of a Unix socket: its path may look like an IP address."""
+    """The Address of a Unix socket. It is a class because the path may look like an IP address."""
 
     __slots__ = ()
 
@@ -65,9 +64,9 @@ class UnixAddress(Address):
 
 
 def format_unix_path(path: str | bytes) -> str:
-    """Return a path as text for a log or an error, which cannot be taken for ``host:port``.
+    """Format a path for a log or an error, so that it cannot be mistaken for ``host:port``.
 
-    A path of ordinary characters that starts with a slash stays as it is.
+    A path of ordinary characters that starts with a slash is returned unchanged.
     """
     path = os.fsdecode(path)
     if not path:
@@ -76,7 +75,7 @@ def format_unix_path(path: str | bytes) -> str:
 
 
 def format_host_port(host: str, port: int) -> str:
-    """``host:port``, with brackets around an IPv6 address (RFC 3986, section 3.2.2)."""
+    """Format ``host:port``, with brackets around an IPv6 address (RFC 3986, section 3.2.2)."""
     if not _is_ip(host) and max(map(len, host.split("."))) > MAX_QUOTED_LABEL:
         return f"<a host name of {len(host)} characters>:{port}"
     host = printable(host)
@@ -84,7 +83,7 @@ def format_host_port(host: str, port: int) -> str:
 
 
 def address_from_sockaddr(family: int, sockaddr: object) -> Address:
-    """Turn what ``getpeername``, ``getsockname`` or ``accept`` gave into an Address."""
+    """Convert a sockaddr from ``getpeername``, ``getsockname`` or ``accept`` to an Address."""
     if isinstance(sockaddr, (str, bytes)):  # AF_UNIX; bytes is Linux's abstract namespace
         return UnixAddress(os.fsdecode(sockaddr), 0)
     if not isinstance(sockaddr, tuple) or len(sockaddr) < 2:
@@ -105,10 +104,10 @@ def _ipv6_text(host: str, scope_id: int) -> str:
 
 
 def zone_name(scope_id: int) -> str:
-    """Return the name of an IPv6 zone, or its number in text where there is no plain name."""
+    """Return the interface name of an IPv6 zone, or its number as text if it has no plain name."""
     try:
         name = socket.if_indextoname(scope_id)
-    except OSError:  # the interface has gone away since
+    except OSError:  # the interface no longer exists
         return str(scope_id)
     return name if _ZONE.fullmatch(name) else str(scope_id)
 
@@ -122,14 +121,13 @@ def _is_ip(host: str) -> bool:
 
 
 def to_ascii_host(host: str) -> str:
-    """Turn a host into the one ASCII form that is resolved, sent as SNI and verified.
+    """Convert a host to the ASCII form that is resolved, sent as SNI and verified.
 
-    An IP address stays as it is. A name with other than ASCII characters is
-    mapped by UTS 46 and each label turned into its A-label (RFC 5890). ASCII
-    names pass unchanged, also those that IDNA would refuse but that exist
-    (``my_service``).
+    An IP address is returned unchanged. A name with non-ASCII characters is mapped by UTS 46, and
+    each label is converted to its A-label (RFC 5890). ASCII names are returned unchanged, including
+    those that IDNA rejects but that exist (``my_service``).
 
-    Raises ``TypeError`` where it is no ``str``, ``ValueError`` where it can be no host name.
+    Raises ``TypeError`` if it is not a ``str``, ``ValueError`` if it is not a valid host name.
     """
     if not isinstance(host, str):
         raise TypeError(f"a host is a str, not {quoted(host)}")
@@ -137,7 +135,7 @@ def to_ascii_host(host: str) -> str:
         _check_zone(host)
         return host
     name = host
-    # No name that is longer becomes shorter, but for characters that mean nothing.
+    # Mapping does not shorten a longer name to a valid one, unless its characters mean nothing.
     if not host.isascii() and len(host) <= _MAX_NAME + 1:
         try:
             mapped = idna.uts46_remap(host, std3_rules=False, transitional=False)
@@ -145,7 +143,7 @@ def to_ascii_host(host: str) -> str:
                 label if label.isascii() else idna.alabel(label).decode("ascii")
                 for label in mapped.split(".")
             )
-        except UnicodeError:  # idna's own error is one; its text quotes the host
+        except UnicodeError:  # idna.IDNAError, whose message quotes the host
             raise ValueError(f"{quoted(host)} is not a host name") from None
     bare = name.removesuffix(".")
     if (
@@ -164,7 +162,7 @@ def _check_zone(host: str) -> None:
 
 
 def _hint(host: str) -> str:
-    """Say what is wrong with some usual mistakes."""
+    """Explain the common mistakes."""
     if "://" in host or "/" in host:
         return ": give the host alone, without the other parts of a URL"
     if "@" in host:
@@ -179,13 +177,13 @@ def _hint(host: str) -> str:
 
 
 def to_tls_name(host: str) -> str:
-    """Turn a host into the name that a certificate is checked against.
+    """Convert a host to the name that the certificate must match.
 
-    The ASCII form of it, without the final dot (RFC 6066, section 3: "without a
-    trailing dot") and without an IPv6 zone, which has a meaning on this machine only.
+    This is its ASCII form without a trailing dot (RFC 6066, section 3) and without an IPv6 zone,
+    which is meaningful only on this machine.
 
-    Raises as ``to_ascii_host``; also ``ValueError`` for a short form of an IPv4 address
-    (``127.1``), which resolvers take and no certificate can match.
+    Raises as ``to_ascii_host``; also ``ValueError`` for an abbreviated IPv4 address (``127.1``):
+    resolvers accept it, but no certificate can match it.
     """
     ascii_host = to_ascii_host(host)
     if _is_ip(ascii_host):
@@ -196,7 +194,7 @@ def to_tls_name(host: str) -> str:
 
 
 def check_port(port: object, host: str | None) -> int:
-    """Return the port if it can be one; ``TypeError`` or ``ValueError`` that names the address."""
+    """Return a valid port; otherwise raise ``TypeError`` or ``ValueError`` with the host in it."""
     where = "" if host is None else f" (host {quoted(host)})"
     if not isinstance(port, int) or isinstance(port, bool):
         raise TypeError(f"a port is an int, not {quoted(port)}{where}")
@@ -206,7 +204,7 @@ def check_port(port: object, host: str | None) -> int:
 
 
 def oserror(cause: OSError, message: str) -> OSError:
-    """Make an ``OSError`` of the same errno (and so the same subclass) that says more."""
+    """Make an ``OSError`` of the same errno, and so the same subclass, with a longer message."""
     if isinstance(cause, socket.gaierror):
         return socket.gaierror(cause.errno, f"{message}: {cause.strerror}")
     if cause.errno is None:
@@ -215,6 +213,6 @@ def oserror(cause: OSError, message: str) -> OSError:
 
 
 def same_errno(errors: Sequence[BaseException]) -> int | None:
-    """Return the errno that all of the errors have, or ``None``."""
+    """Return the errno that all of the errors share, or ``None``."""
     errnos = {exc.errno if isinstance(exc, OSError) else None for exc in errors}
     return errnos.pop() if len(errnos) == 1 else None

@@ -1,4 +1,4 @@
-"""Checks of arguments, and how an error shows one."""
+"""Argument checks, and how an error message shows an argument."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import TypeAlias
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
 
-# Labels longer than this are not quoted in errors: keys and tokens are long, names are not.
+# Labels longer than this many characters are not quoted: keys and tokens are long, names are not.
 MAX_QUOTED_LABEL = 32
 
 
 def quoted(value: object) -> str:
-    """Return how an error shows an argument: quoted only if it cannot be a key or a password.
+    """Format an argument for an error message; quote it only if it is unlikely to be a secret.
 
-    A key may be given in the place of any argument, and errors end up in logs.
+    A caller may pass a key in place of any argument, and error messages end up in logs.
     """
     if value is None or isinstance(value, (bool, float)):
         return repr(value)
@@ -35,19 +35,19 @@ def quoted(value: object) -> str:
 
 
 def type_name(value: object) -> str:
-    # The type only: the value may be a key that was put into the wrong place.
+    # The type only: the value may be a key, passed as the wrong argument.
     return f"a {type(value).__name__}"
 
 
 def check_bool(name: str, value: object) -> None:
     """Raise ``TypeError`` unless the value is a bool."""
-    # An option that a program left unset (None) must not switch a check off.
+    # An option that the program left unset (None) must not disable a check.
     if not isinstance(value, bool):
         raise TypeError(f"{name} is True or False, not {type_name(value)}")
 
 
 def bytes_view(data: object) -> memoryview:
-    """Return a flat view of bytes-like data; TypeError for anything else, such as str."""
+    """Return a flat view of a bytes-like object; ``TypeError`` for anything else, such as str."""
     if not isinstance(data, (bytes, bytearray, memoryview)):
         raise TypeError(f"bytes are needed, not {type(data).__name__}")
     view = memoryview(data)
@@ -66,7 +66,7 @@ def _flat(view: memoryview) -> memoryview:
 
 
 def positive_int(name: str, value: int) -> int:
-    """Return the value as an int; TypeError or ValueError, with the argument's name, otherwise."""
+    """Return the value as an int; raise ``TypeError`` or ``ValueError`` unless it is positive."""
     try:
         value = operator.index(value)
     except TypeError:
@@ -77,7 +77,7 @@ def positive_int(name: str, value: int) -> int:
 
 
 def seconds_or_inf(name: str, seconds: float | None) -> float:
-    """Return a timeout as a float; ``math.inf`` for ``None``."""
+    """Return a timeout in seconds as a float; ``math.inf`` for ``None``."""
     if seconds is None:
         return math.inf
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):

@@ -1,7 +1,7 @@
-"""The errors that are trisock's own.
+"""trisock's own exceptions.
 
-Everything else is Trio's (``BrokenResourceError``, ``ClosedResourceError``,
-``BusyResourceError``) or the system's (``OSError``).
+All others are Trio's (``BrokenResourceError``, ``ClosedResourceError``, ``BusyResourceError``) or
+the system's (``OSError``).
 """
 
 from __future__ import annotations
@@ -13,18 +13,17 @@ import trio
 
 
 class TLSError(trio.BrokenResourceError):
-    """TLS failed; the text says in words what was wrong.
+    """TLS failed; the message says why in plain words.
 
-    Raised by ``starttls`` and ``stoptls`` (the socket is closed by then), and
-    by reads and sends when the peer broke the encrypted stream: an alert, a
-    forged record, an end without ``close_notify``.
+    Raised by ``starttls`` and ``stoptls`` (the socket is closed by then), and by reads and sends
+    when the peer broke the encrypted stream: an alert, a forged record, an end without
+    ``close_notify``.
 
     Attributes:
-      reason: OpenSSL's name for what happened, such as
-          ``"CERTIFICATE_VERIFY_FAILED"``, or ``None`` where OpenSSL was not
-          what failed (a timeout, a connection that ended).
-      verify_code: OpenSSL's X509 verify code (``62`` is a host name that does
-          not match), or ``None`` where no certificate was refused here.
+      reason: OpenSSL's name for the error, such as ``"CERTIFICATE_VERIFY_FAILED"``. ``None`` if the
+        error did not come from OpenSSL (a timeout, a connection that ended).
+      verify_code: OpenSSL's X509 verify code (``62`` is a host name mismatch). ``None`` unless this
+        side rejected the peer's certificate.
     """
 
     def __init__(
@@ -36,15 +35,14 @@ class TLSError(trio.BrokenResourceError):
 
 
 class IncompleteReadError(EOFError):
-    """The stream ended before everything that was asked for had come.
+    """The stream ended before all of the requested data had arrived.
 
-    The bytes that did come are not lost: the next read returns them. The text and the ``repr`` of
-    the error show how many there are, and never the bytes: they may be half a password.
+    The bytes that did arrive are not lost: the next read returns them. The error's message and
+    ``repr`` show their number, never the bytes: they may be half of a password.
 
     Attributes:
-      partial: the bytes that are there, as ``bytes``.
-      expected: how many bytes were asked for, or ``None`` where the read was
-          waiting for a delimiter.
+      partial: the bytes that arrived.
+      expected: how many bytes were requested; ``None`` if the read was waiting for a delimiter.
     """
 
     def __init__(self, partial: bytes, expected: int | None) -> None:
@@ -57,10 +55,10 @@ class IncompleteReadError(EOFError):
     def _in_pieces(
         cls, entries: list[tuple[bytes, int]], size: int, expected: int | None
     ) -> IncompleteReadError:
-        """Make one whose ``partial`` is in chunks, each with its start.
+        """Make an error whose ``partial`` consists of chunks, each with a start offset.
 
-        They are joined when somebody asks: a program that tries again after each byte that it takes
-        would otherwise copy all of them each time.
+        The chunks are joined lazily. Otherwise a program that takes one byte and retries, in a
+        loop, would copy all of them each time.
         """
         error = cls(b"", expected)
         error._entries = entries
@@ -69,12 +67,12 @@ class IncompleteReadError(EOFError):
 
     def _describe(self, size: int) -> None:
         wanted = "the delimiter" if self.expected is None else f"{self.expected} bytes"
-        # The text is the only argument: args are what repr() and many log formatters show.
+        # The message is the only argument: repr() and many log formatters show args.
         self.args = (f"the stream ended after {size} bytes, before {wanted} had come",)
 
     @property
     def partial(self) -> bytes:
-        """The bytes that are there."""
+        """The bytes that arrived."""
         if self._entries:
             self._partial = b"".join(chunk[start:] for chunk, start in self._entries)
             self._entries = []
@@ -87,9 +85,9 @@ class IncompleteReadError(EOFError):
 
 
 class LimitExceededError(Exception):
-    """A delimiter did not come within the limit given to the read.
+    """A read found no delimiter within its limit.
 
-    No byte is lost: the next read returns them.
+    No data is lost: the next read returns it.
 
     Attributes:
       limit: the ``max_bytes`` that was exceeded.
@@ -103,9 +101,9 @@ class LimitExceededError(Exception):
         return f"no delimiter within {self.limit} bytes"
 
 
-# ---- what an ssl.SSLError means ----
+# ---- ssl.SSLError in plain words ----
 
-# OpenSSL's reasons for a peer that does not speak TLS: what its first bytes looked like.
+# OpenSSL's reasons when the peer does not speak TLS: what it made of the first bytes.
 _NOT_TLS = {
     "WRONG_VERSION_NUMBER",
     "HTTP_REQUEST",
@@ -117,7 +115,7 @@ _NOT_TLS = {
     "BAD_RECORD_TYPE",
 }
 
-_IN_WORDS = {
+_DESCRIPTIONS = {
     "UNSUPPORTED_PROTOCOL": "the peer speaks no TLS version that is accepted here",
     "VERSION_TOO_LOW": "the peer speaks no TLS version that is accepted here",
     "NO_PROTOCOLS_AVAILABLE": "the context allows no TLS version",
@@ -131,10 +129,10 @@ _IN_WORDS = {
 
 
 def ssl_reason(exc: ssl.SSLError) -> str:
-    """Return OpenSSL's name for it, if there is one.
+    """Return OpenSSL's name for the error, or ``""``.
 
-    Python's table of them has gaps, such as the alert that there is no ALPN protocol: there the
-    text alone says it.
+    Python's table of reasons has gaps, such as the no_application_protocol alert. For those, take
+    it from the message.
     """
     if exc.reason:
         return exc.reason
@@ -143,20 +141,20 @@ def ssl_reason(exc: ssl.SSLError) -> str:
 
 
 def describe_ssl_error(exc: ssl.SSLError) -> str:
-    """Say in words what an SSLError means."""
+    """Describe an SSLError in plain words."""
     if isinstance(exc, ssl.SSLZeroReturnError):
         return "the peer ended it"
     if isinstance(exc, ssl.SSLCertVerificationError):
         return f"the certificate was refused: {exc.verify_message}"
     reason = ssl_reason(exc)
     if reason in _NOT_TLS:
-        return f"the peer does not speak TLS ({_spaced(reason)})"
-    if reason in _IN_WORDS:
-        return _IN_WORDS[reason]
+        return f"the peer does not speak TLS ({_to_words(reason)})"
+    if reason in _DESCRIPTIONS:
+        return _DESCRIPTIONS[reason]
     if alert := re.match(r"(?:SSLV3|TLSV1|TLSV13)_(?:ALERT_)?(.+)", reason):
-        return f"the peer refused, with the alert '{_spaced(alert[1])}'"
-    return _spaced(reason) or str(exc)
+        return f"the peer refused, with the alert '{_to_words(alert[1])}'"
+    return _to_words(reason) or str(exc)
 
 
-def _spaced(reason: str) -> str:
+def _to_words(reason: str) -> str:
     return reason.lower().replace("_", " ")

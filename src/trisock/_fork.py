@@ -1,4 +1,4 @@
-"""A fork inside ``trio.run``: the child has a copy of the run, and shares its epoll set."""
+"""fork inside ``trio.run``: the child gets a copy of the run, but shares the epoll set."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import os
 
 import trio
 
-# The run of Trio that this process was forked in, if it was. Its tasks wait in the parent.
+# If this process was forked inside a run of Trio: that run. Its tasks wait in the parent.
 _inherited: trio.lowlevel.TrioToken | None = None
 
 
-# How many forks lie between the program's first process and this one. Two processes that go on with
-# the same TLS keys encrypt different data under one nonce, and so give both away. A counter and not
-# os.getpid(): each read and send compares it, and getpid is a system call.
+# The number of forks between the program's first process and this one. If two processes continue
+# with the same TLS keys, they encrypt different data under one nonce, which reveals both. This is a
+# counter because each read and send compares it, and os.getpid() is a system call.
 count = 0
 
 
@@ -29,12 +29,12 @@ if hasattr(os, "register_at_fork"):  # pragma: no branch (Windows has no fork)
 
 
 def in_copied_run() -> bool:
-    """Return whether this is the child of a fork, inside the run that it was forked in."""
+    """Return whether this is a forked child, in its copy of the parent's run of Trio."""
     return _inherited is not None and wakes_nobody()
 
 
 def wakes_nobody() -> bool:
-    """Return whether no task of this process can wait here: outside Trio, or in a copied run."""
+    """Return whether there are no tasks of this process to wake: outside Trio, or in a copy."""
     try:
         return trio.lowlevel.current_trio_token() is _inherited
     except RuntimeError:
@@ -44,8 +44,8 @@ def wakes_nobody() -> bool:
 def notify_closing(descriptor: int) -> None:
     """Wake the tasks of this process that wait for a descriptor.
 
-    In a copied run Trio would take the descriptor out of the parent's epoll set: the parent's
-    tasks would wait for good.
+    Do nothing in a copied run: Trio would remove the descriptor from the parent's epoll set, and
+    the parent's tasks would hang.
     """
     if not wakes_nobody():
         trio.lowlevel.notify_closing(descriptor)

@@ -1,13 +1,13 @@
-"""Text from outside, made safe for one line of a log, an error or a repr."""
+"""Escape untrusted text for one line of a log, an error message or a repr."""
 
 from __future__ import annotations
 
 
 def printable(text: str) -> str:
-    """Escape what is not printable, as ``repr`` does, and leave the rest.
+    """Escape unprintable characters, as ``repr`` does.
 
-    Escaped are control characters, line ends (U+0085, U+2028 and U+2029 too), bidirectional
-    controls and lone surrogates: the result is one line, and every codec of Unicode takes it.
+    These are control characters, line ends (also U+0085, U+2028 and U+2029), bidirectional controls
+    and lone surrogates. So the result is one line, and every Unicode codec can encode it.
     """
     if text.isprintable():
         return text

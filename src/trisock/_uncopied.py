@@ -1,4 +1,4 @@
-"""Objects that stand for something in the kernel or in a running task, and so cannot be copied."""
+"""A base class for objects that represent a kernel object or a running task: no copies."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import NoReturn
 
 
 class Uncopied:
-    """Refuses ``copy.copy``, ``copy.deepcopy`` and ``pickle`` with a ``TypeError`` that says why.
+    """Makes ``copy.copy``, ``copy.deepcopy`` and ``pickle`` raise a ``TypeError`` that says why.
 
-    A copy would share the descriptor and not the state: after ``starttls`` on one, the other would
-    go on in plain text.
+    A copy would share the descriptor but not the state: after ``starttls`` on one, the other would
+    continue in plain text.
     """
 
     __slots__ = ()

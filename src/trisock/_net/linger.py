@@ -1,4 +1,4 @@
-"""The close that loses nothing: reading on until the peer has taken all that was sent."""
+"""The lingering close: read until the peer has acknowledged everything that was sent."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ import trio
 
 from .syscalls import SEND_FLAGS, Descriptor, unacknowledged_bytes
 
-# How long, and for how many bytes, a close goes on reading from a peer that still sends.
-# Both bounds are needed: the first against a peer that is silent or slow, the second against
-# one that is fast. 1 MiB in place of 64 cost an answer its tail when the peer was uploading 4 MiB.
+# A close reads from a peer that is still sending for at most this long (seconds) and this many
+# bytes. The first bound is for a silent or slow peer, the second for a fast one. With 1 MiB instead
+# of 64 MiB, a peer that was uploading 4 MiB lost the end of our answer.
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 64 * 1024 * 1024
 
-# How long a close waits between two looks at the send queue, for which there is no event:
-# at first a loopback round trip, then doubling to what a delayed ACK takes (RFC 9293: < 0.5 s,
-# Linux: 40 ms).
-_FIRST_POLL = 0.0005
-_LAST_POLL = 0.04
+# No event reports an acknowledged send queue, so a close polls it (seconds): first after a loopback
+# round trip, then doubling up to the delay of a delayed ACK (RFC 9293: < 0.5 s, Linux: 40 ms).
+_MIN_POLL_INTERVAL = 0.0005
+_MAX_POLL_INTERVAL = 0.04
 
-# What one read takes at most (Trio's own choice).
+# The most bytes that one read takes (Trio's size).
 _RECEIVE_SIZE = 65536
 
 
@@ -32,12 +31,12 @@ async def linger(
     *,
     fin_sent: bool,
 ) -> None:
-    """Send ``final_bytes`` and FIN, then read until the peer has taken all, or a bound is met.
+    """Send ``final_bytes`` and FIN, then read until the peer has everything or a limit is reached.
 
-    Raises OSError if the connection breaks meanwhile: then it is over, and so is the close.
+    Raises OSError if the connection breaks, which also ends the close.
     """
     drained = 0
-    pause = _FIRST_POLL
+    interval = _MIN_POLL_INTERVAL
     deadline = trio.current_time() + LINGER_SECONDS
     while trio.current_time() < deadline:
         descriptor = sock.fileno()
@@ -49,7 +48,7 @@ async def linger(
         except BlockingIOError:
             data = None
         if data == b"" and not final_bytes:
-            return  # the peer has ended its side: nothing can come that would make a RST
+            return  # the peer has sent FIN: no later input can cause a RST
         if not final_bytes and not drained and data is None and unacknowledged_bytes(sock) == 0:
             return
         if not final_bytes and not fin_sent:
@@ -61,12 +60,12 @@ async def linger(
                 return
             await trio.lowlevel.checkpoint()
             continue
-        look_again = deadline
+        poll_at = deadline
         if final_bytes or not drained:
-            # Room in the send queue, or the acknowledgement: no event tells of both.
-            look_again = min(trio.current_time() + pause, deadline)
-            pause = min(2 * pause, _LAST_POLL)
-        with trio.move_on_at(look_again):
+            # No event reports both room in the send queue and the ACK, so poll.
+            poll_at = min(trio.current_time() + interval, deadline)
+            interval = min(2 * interval, _MAX_POLL_INTERVAL)
+        with trio.move_on_at(poll_at):
             if data is None:
                 await trio.lowlevel.wait_readable(descriptor)
             else:

@@ -1,6 +1,6 @@
-"""System calls that Python or Trio do not have, and what differs per platform.
+"""Platform differences, and system calls that Python and Trio do not offer.
 
-All of them work on a descriptor that is non-blocking because Trio made it so.
+Every descriptor here is non-blocking, because Trio made it so.
 """
 
 from __future__ import annotations
@@ -16,36 +16,36 @@ from collections.abc import Callable, Iterator, Sequence
 
 import trio
 
-# The most buffers that one sendmsg takes.
+# The most buffers for one sendmsg.
 IOV_MAX = os.sysconf("SC_IOV_MAX") if hasattr(os, "sysconf") else 1
 
 HAS_SENDFILE = hasattr(os, "sendfile")
 
-# struct linger (socket(7)). On with no time: close(2) resets the connection. Off: close(2) returns
-# at once. On with some time it would keep the whole thread waiting, on a non-blocking socket too.
+# struct linger (socket(7)). On, with 0 seconds: close(2) resets the connection. Off: close(2)
+# returns immediately. On, with more: close(2) blocks the thread, even for a non-blocking socket.
 _LINGER_FORMAT = "hh" if sys.platform == "win32" else "ii"
 LINGER_AND_RESET = struct.pack(_LINGER_FORMAT, 1, 0)
 NO_LINGER = struct.pack(_LINGER_FORMAT, 0, 0)
 
-# Python ignores SIGPIPE at its start, but programs may give it its default action back (command
-# line tools do): then a write to a peer that has left would end the process. macOS and Windows do
-# not have the flag; Windows has no such signal either.
+# Python ignores SIGPIPE at startup, but command line tools often restore its default action. Then
+# a write to a peer that has closed would kill the process. macOS and Windows lack the flag; Windows
+# has no SIGPIPE either.
 SEND_FLAGS: int = getattr(socket, "MSG_NOSIGNAL", 0)
 
 
-class _Borrowed(socket.socket):
-    """A socket object for a descriptor that belongs to somebody else: it never closes it."""
+class _BorrowedSocket(socket.socket):
+    """A socket object for a descriptor that it does not own, and so never closes."""
 
     def __del__(self) -> None:
         self.detach()
 
 
 class Descriptor:
-    """The calls of a ``socket.socket`` that the Transport needs, on a stream that it was given.
+    """The ``socket.socket`` calls that Transport needs, for a stream that the user passed in.
 
-    The socket inside is not for us to see there, only its descriptor. Each call first asks whether
-    the stream still has it: whoever closes the stream below us must not make us read from the
-    connection that gets the number next.
+    Trio hides the stream's ``socket.socket``, so we have only its descriptor. Each call first
+    checks that the stream still owns it. Otherwise, after somebody closes the stream underneath
+    us, we would read from the next connection that gets the same number.
     """
 
     __slots__ = ("_borrowed", "_number", "fileno")
@@ -53,8 +53,8 @@ class Descriptor:
     def __init__(self, sock: trio.socket.SocketType) -> None:
         self.fileno = sock.fileno
         self._number = sock.fileno()
-        self._borrowed = _Borrowed(sock.family, sock.type, sock.proto, fileno=self._number)
-        self._borrowed.setblocking(False)  # as it is; socket.setdefaulttimeout must not matter
+        self._borrowed = _BorrowedSocket(sock.family, sock.type, sock.proto, fileno=self._number)
+        self._borrowed.setblocking(False)  # already so, but undo socket.setdefaulttimeout
 
     def recv(self, max_bytes: int) -> bytes:
         if self.fileno() != self._number:
@@ -106,13 +106,13 @@ else:
     POLLERR = select.POLLERR
 
     def poll_readable(descriptor: int, events: int = select.POLLIN) -> int:
-        """Return those of some events, and of errors, that poll(2) reports; 0 for none."""
+        """Return the requested events, and errors, that poll(2) reports now; 0 for none."""
         poll = select.poll()
         poll.register(descriptor, events)
         return sum(found for _, found in poll.poll(0))
 
     def writable_poller(descriptor: int) -> Callable[[int], object]:
-        """Return a function that tells whether a descriptor can be written to within so long."""
+        """Return a function that reports whether the descriptor is writable within a timeout."""
         poll = select.poll()
         poll.register(descriptor, select.POLLOUT)
         return poll.poll
@@ -120,8 +120,8 @@ else:
     def unread_bytes(descriptor: int) -> int:
         """Return the number of bytes in the kernel's receive queue.
 
-        It is exact unless there is urgent data: then it is 1 at least, because close(2) takes an
-        urgent byte for unread, too.
+        With urgent data the count is not exact, but at least 1: close(2) counts an urgent byte as
+        unread too.
         """
         answer = fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4))
         count = int.from_bytes(answer, sys.byteorder)
@@ -131,21 +131,20 @@ else:
 
 
 def peek_byte(sock: trio.socket.SocketType) -> bytes:
-    """Look at the next byte, past an urgent one; ``b""`` at the end."""
+    """Peek at the next byte, skipping an urgent one; ``b""`` at the end."""
     borrowed = socket.socket(sock.family, sock.type, sock.proto, fileno=sock.fileno())
     try:
-        borrowed.setblocking(False)  # as it is; socket.setdefaulttimeout must not matter
+        borrowed.setblocking(False)  # already so, but undo socket.setdefaulttimeout
         return borrowed.recv(1, socket.MSG_PEEK)
     finally:
         borrowed.detach()
 
 
 def unacknowledged_bytes(sock: trio.socket.SocketType) -> int:
-    """Return the number of bytes sent that the peer's kernel has not acknowledged.
+    """Return the number of sent bytes that the peer's kernel has not acknowledged.
 
-    A Unix socket puts everything into the peer's queue at once, and closing leaves it
-    there. Where the kernel is not asked in this way (other systems than Linux), what is
-    left after the peer was drained is taken to be acknowledged.
+    A Unix socket delivers everything to the peer's queue immediately, and a close leaves it there.
+    Only Linux can tell. Elsewhere everything counts as acknowledged once the peer was drained.
     """
     if sys.platform == "linux" and sock.family != socket.AF_UNIX:
         answer = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))  # tcp(7): SIOCOUTQ
@@ -155,14 +154,14 @@ def unacknowledged_bytes(sock: trio.socket.SocketType) -> int:
 
 INTERNET_FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
-# A struct sockaddr of the family AF_UNSPEC.
+# A struct sockaddr of family AF_UNSPEC.
 _UNSPECIFIED = bytes(16)
 
 
 def _load_connect() -> Callable[[int, bytes, int], int] | None:
-    """Return connect(2), to which Python's ``socket.connect`` gives no address of no family."""
+    """Return connect(2): ``socket.connect`` does not support AF_UNSPEC."""
     if sys.platform == "linux":
-        # Some builds of Python do without ctypes.
+        # Some builds of Python lack ctypes.
         with contextlib.suppress(ImportError, OSError, AttributeError):
             import ctypes
 
@@ -171,14 +170,14 @@ def _load_connect() -> Callable[[int, bytes, int], int] | None:
     return None  # pragma: no cover (tests run on Linux)
 
 
-# Loaded now: later there may be no descriptor left to load it by.
+# Loaded at import: later, loading may fail because no descriptor is left.
 _connect = _load_connect()
 
 
 def reset_connection(sock: trio.socket.SocketType) -> bool:
-    """Reset a TCP connection, whoever else holds it; False if the system cannot.
+    """Reset a TCP connection for every holder. Returns False if the system cannot.
 
-    On Linux, connect(2) to no address dissolves the connection (tcp_disconnect), which sends RST.
+    On Linux, connect(2) to AF_UNSPEC disconnects the socket (tcp_disconnect), which sends RST.
     """
     if _connect is None or sock.family not in INTERNET_FAMILIES:
         return False
@@ -186,11 +185,11 @@ def reset_connection(sock: trio.socket.SocketType) -> bool:
 
 
 def close_resets(sock: trio.socket.SocketType) -> bool:
-    """Whether close(2) resets a connection that has ``LINGER_AND_RESET``, for all who hold it."""
+    """Return whether close(2) with ``LINGER_AND_RESET`` resets this connection for every holder."""
     return sock.family in INTERNET_FAMILIES and not _has_forked and _connect is None
 
 
-# Whether a fork may have given our descriptors to another process.
+# Whether a fork may have copied our descriptors into another process.
 _has_forked = False
 
 

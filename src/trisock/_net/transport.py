@@ -1,20 +1,19 @@
-"""Transport: the kernel's end of a connection, read and written without waste.
+"""Transport: one connection's descriptor, with no TLS and no buffer.
 
-It stands on a ``trio.SocketStream`` and uses the same descriptor. What it adds:
+It wraps a ``trio.SocketStream`` and uses the same descriptor. It adds:
 
-- the first try of every read and write is one plain system call, and only where
-  the kernel says "not now" does the task wait;
-- reads and writes that do not wait at all (``receive_nowait``, ``send_nowait``),
-  for looking ahead and for closing;
-- several buffers in one system call, files without copying;
-- a close that loses nothing that was sent.
+- reads and writes that start with one plain system call; the task waits only after ``EAGAIN``;
+- reads and writes that never wait (``receive_nowait``, ``send_nowait``), for reading ahead
+  and for closing;
+- several buffers in one system call, and files without copying;
+- a close that does not lose data in flight.
 
-A failed send says nothing about reading: what the peer said before can still be in the
-kernel, so reads go on until they meet the end or an error.
+A failed send does not stop reading. Data that the peer sent earlier may still be in the
+kernel, so reads continue until the end or an error.
 
-``receive`` and ``send`` are hot: every byte goes through them, and half of what an echo
-costs here is Python. So they ask one attribute whether anything is out of the ordinary, and leave
-all that is to other functions (``nox -s bench``, rows echo64, echo1, receive, send).
+``receive`` and ``send`` are hot: every byte goes through them, and Python is half the cost of
+an echo. So they check one attribute for anything unusual and leave the rest to other
+functions (``nox -s bench``, rows echo64, echo1, receive, send).
 """
 
 from __future__ import annotations
@@ -50,23 +49,23 @@ from .syscalls import (
     writable_poller,
 )
 
-# What one read takes at most: Trio's own choice at first, for each connection that is being read
-# costs that much memory. Where a read was filled, the next one takes twice as much: then the
-# pass through the scheduler is the dearer part (row receive: 1.5 times bare Trio's speed in
-# place of 1.25; 256 KiB is slower again, the cache ends).
+# The most bytes that one read takes. Trio's size first: each connection being read costs that much
+# memory. After a read that fills it, the next takes twice as much, because the trip through the
+# scheduler then dominates (row receive: 1.5 times bare Trio's speed instead of 1.25; 256 KiB is
+# slower again, because it exceeds the cache).
 RECEIVE_SIZE = 65536
 _LARGE_RECEIVE_SIZE = 131072
 
-# A read tries before it waits, unless so many tries in a row were in vain: then the peer waits for
-# our answers, and so many reads wait at once (row echo1).
-_MISSES = 4
-_SKIPPED = 15
+# After four EAGAINs in a row, wait first for the next 15 reads: the peer waits for our answers, so
+# an immediate recv would find nothing (row echo1).
+_MAX_EAGAINS = 4
+_WAIT_FIRST_READS = 15
 
-# What it says of a file, or an offset, that it does not take.
-_NOT_BY_SENDFILE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EOVERFLOW}
+# What os.sendfile raises for a file or an offset that it does not support.
+_SENDFILE_UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EOVERFLOW}
 
-# What os.sendfile takes at a time. The call reads the file itself, and does not return before
-# it has: a small count keeps the event loop's pauses short when the file is on a slow disk.
+# The most bytes for one os.sendfile call. The call blocks while it reads the file, so a small
+# count keeps the event loop's pauses short on a slow disk.
 _SENDFILE_SIZE = 1024 * 1024
 
 FailureT = TypeVar("FailureT", bound=BaseException)
@@ -78,20 +77,20 @@ class Transport:
     """One connection's descriptor.
 
     Args:
-      stream: the connection. The Transport uses it and closes it; it stays
-          usable for what the Transport does not do, such as socket options.
-      raw: the socket that the stream was made of, where it is known: its calls are
-          cheaper than those on a descriptor, and as safe.
+      stream: the connection. The Transport uses and closes it; it remains usable for
+          everything else, such as socket options.
+      raw: the ``socket.socket`` that the stream was made from, if known. Its calls are
+          cheaper than a ``Descriptor``'s, and as safe.
 
-    Invariant: ``_read_failure`` is what every read from now on raises, ``_send_failure`` what every
-    send does, and ``None`` while all is well. Both are set once ``closing`` is: no public
-    method touches the descriptor then but the close itself. What cut off a send has set the latter,
-    because the peer cannot tell where it would go on.
+    Invariant: every read raises ``_read_failure`` and every send raises ``_send_failure``, unless
+    it is ``None``. Once ``closing`` is set, both are set, and only the close touches the
+    descriptor. A send that was cut short sets ``_send_failure``, because the peer cannot tell
+    where the next one begins. ``_reset`` is an error that a send met; a read raises it at the end.
     """
 
     __slots__ = (
+        "_eagain_count",
         "_failures",
-        "_misses",
         "_poll_writable",
         "_raw",
         "_read_failure",
@@ -112,13 +111,13 @@ class Transport:
         else:
             self._raw = Descriptor(stream.socket)
         self._receive_size = RECEIVE_SIZE
-        self._misses = 0
+        self._eagain_count = 0
         self._poll_writable: Callable[[int], object] | None = None
         self.closing = False
         self._read_failure: Exception | None = None
         self._send_failure: Exception | None = None
         self._reset: trio.BrokenResourceError | None = None
-        # By identity: an exception may be of a class that cannot be hashed or compared.
+        # Keyed by identity: the exception's class may not be hashable or comparable.
         self._failures: weakref.WeakValueDictionary[int, BaseException] | None = None
 
     # ---- reading ----
@@ -126,32 +125,32 @@ class Transport:
     async def receive(self) -> bytes:
         """Wait for bytes and return them; ``b""`` at the end. A full checkpoint.
 
-        Cancelled, it has taken nothing from the kernel.
+        A cancelled call has read nothing from the kernel.
         """
         if self._read_failure is not None:
-            self._refuse(self._read_failure)
-        if self._misses < _MISSES:
+            self._raise_failure(self._read_failure)
+        if self._eagain_count < _MAX_EAGAINS:
             await trio.lowlevel.checkpoint_if_cancelled()
             try:
                 data = self._raw.recv(self._receive_size)
             except BlockingIOError:
-                self._misses += 1
+                self._eagain_count += 1
             except OSError as exc:
                 raise self._reading_failed(exc) from exc
             else:
                 await trio.lowlevel.cancel_shielded_checkpoint()
-                self._misses = 0
+                self._eagain_count = 0
                 if len(data) >= RECEIVE_SIZE:
                     self._receive_size = _LARGE_RECEIVE_SIZE
-                return data if data else self._end()
-        elif self._misses < _MISSES + _SKIPPED:
-            self._misses += 1
+                return data if data else self._end_of_stream()
+        elif self._eagain_count < _MAX_EAGAINS + _WAIT_FIRST_READS:
+            self._eagain_count += 1
         else:
-            self._misses = _MISSES - 1
+            self._eagain_count = _MAX_EAGAINS - 1
         while True:
             descriptor = self._raw.fileno()
-            if descriptor < 0:  # closed below us
-                self._refuse(_CLOSED)
+            if descriptor < 0:  # closed underneath us
+                self._raise_failure(_CLOSED)
             await trio.lowlevel.wait_readable(descriptor)
             try:
                 return self.receive_nowait()
@@ -159,13 +158,13 @@ class Transport:
                 pass
 
     def receive_nowait(self) -> bytes:
-        """Return what has arrived; ``b""`` at the end, ``BlockingIOError`` if nothing has.
+        """Return what has arrived, ``b""`` at the end. Raises ``BlockingIOError`` if nothing has.
 
-        An error is raised again each time: the kernel reports a reset once, to the first call
-        that comes, and then a clean end.
+        Errors are stored and raised again: the kernel reports a reset only once, to the first
+        call after it, and then a clean end.
         """
         if self._read_failure is not None:
-            self._refuse(self._read_failure)
+            self._raise_failure(self._read_failure)
         try:
             data = self._raw.recv(self._receive_size)
         except BlockingIOError:
@@ -176,24 +175,24 @@ class Transport:
             self._receive_size = RECEIVE_SIZE
         else:
             self._receive_size = _LARGE_RECEIVE_SIZE
-            self._misses = 0
-        return data if data else self._end()
+            self._eagain_count = 0
+        return data if data else self._end_of_stream()
 
-    def _end(self) -> bytes:
+    def _end_of_stream(self) -> bytes:
         if self._reset is not None:
             self._read_failure = self._reset
             raise self._reset.with_traceback(None)
         return b""
 
     def _reading_failed(self, exc: OSError) -> trio.BrokenResourceError:
-        self._read_failure = failure = self._broken_by(exc)
+        self._read_failure = failure = self._broken_from(exc)
         return failure
 
     def at_end(self) -> bool:
-        """Whether nothing is left to read and nothing will come. Consumes nothing.
+        """Return whether nothing is unread and nothing more will come. Consumes nothing.
 
-        A count of the unread bytes does not tell: beside urgent data FIONREAD stops at the mark,
-        and on a Unix socket it goes on counting an urgent byte that was read over.
+        A count of unread bytes is not enough. FIONREAD stops at the mark of urgent data, and on
+        a Unix socket it keeps counting an urgent byte after the read has passed it.
         """
         if self._read_failure is not None:
             return True
@@ -203,15 +202,15 @@ class Transport:
             if not events:
                 return False
             if events & POLLERR and not unread_bytes(descriptor):
-                return True  # a read, with MSG_PEEK too, would take the error away
+                return True  # any read, even with MSG_PEEK, would clear the error
             return not peek_byte(self._socket)
-        except BlockingIOError:  # what can be read is urgent data only
+        except BlockingIOError:  # only urgent data is readable
             return False
-        except trio.ClosedResourceError:  # closed below us
+        except trio.ClosedResourceError:  # closed underneath us
             return True
         except OSError as exc:
             with contextlib.suppress(trio.ClosedResourceError):
-                self._reading_failed(exc)  # kept for the next read
+                self._reading_failed(exc)  # stored for the next read
             return True
 
     # ---- writing ----
@@ -219,10 +218,10 @@ class Transport:
     async def send(self, buffers: Sequence[bytes | memoryview]) -> None:
         """Send all bytes of all buffers. A full checkpoint.
 
-        Cancelled before the first byte it changes nothing; later, sending is over.
+        Cancelled before the first byte, it changes nothing. Cancelled later, sending is over.
         """
         if self._send_failure is not None:
-            self._refuse(self._send_failure)
+            self._raise_failure(self._send_failure)
         await trio.lowlevel.checkpoint_if_cancelled()
         if len(buffers) == 1:
             data = buffers[0]
@@ -243,14 +242,14 @@ class Transport:
             await self._send_rest(views, started=False)
 
     async def _send_rest(self, views: list[memoryview], *, started: bool) -> None:
-        first = 0  # the first view of which something is left
-        passed = False
+        first = 0  # the first view with unsent bytes
+        checkpointed = False
         try:
             while first < len(views):
                 sent = self.send_nowait(*views[first : first + IOV_MAX])
                 if not sent:
                     await self.wait_writable()
-                    passed = True
+                    checkpointed = True
                     continue
                 started = True
                 while first < len(views) and sent >= len(views[first]):
@@ -258,29 +257,29 @@ class Transport:
                     first += 1
                 if first < len(views):
                     views[first] = views[first][sent:]
-                    await trio.lowlevel.checkpoint()  # there may be many rounds
-                    passed = True
+                    await trio.lowlevel.checkpoint()  # this loop may be long
+                    checkpointed = True
         except BaseException:
             if started:
                 self.cut_off()
             raise
-        if not passed:
+        if not checkpointed:
             await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def send_file(
         self, descriptor: int, offset: int, count: int, on_sent: Callable[[int], None]
     ) -> bool:
-        """Send a part of a file without copying it; False if the kernel cannot, for this file.
+        """Send part of a file without copying it. Returns False if the kernel cannot send it.
 
-        Calls ``on_sent`` with the size of each piece. Ends early at the end of the file.
-        Cancellation as in ``send``. A full checkpoint.
+        Calls ``on_sent`` with the size of each piece. Stops early at the end of the file.
+        Cancellation is as in ``send``. A full checkpoint.
         """
         await trio.lowlevel.checkpoint()
         self.check_sending()
         if sys.platform == "win32" or not HAS_SENDFILE:
             return False
         if signal.getsignal(signal.SIGPIPE) is signal.SIG_DFL:
-            return False  # sendfile(2) has no MSG_NOSIGNAL: a peer that leaves would kill us
+            return False  # sendfile(2) has no MSG_NOSIGNAL: SIGPIPE would kill the process
         started = False
         end = offset + count
         try:
@@ -293,9 +292,9 @@ class Transport:
                     await self.wait_writable()
                     continue
                 except OSError as exc:
-                    if not started and exc.errno in _NOT_BY_SENDFILE:
+                    if not started and exc.errno in _SENDFILE_UNSUPPORTED:
                         return False
-                    if exc.errno == errno.EIO:  # the file's, not the connection's
+                    if exc.errno == errno.EIO:  # an error of the file, not of the connection
                         raise
                     raise self._sending_failed(exc) from exc
                 if sent == 0:
@@ -311,18 +310,18 @@ class Transport:
         return True
 
     def writable_now(self) -> bool:
-        """Whether the kernel would take at least one byte now, or report an error."""
-        if self._poll_writable is None:  # once under TLS, never in the clear
+        """Return whether the kernel would take at least one byte now, or report an error."""
+        if self._poll_writable is None:  # only TLS needs it
             self._poll_writable = writable_poller(self._descriptor())
         return bool(self._poll_writable(0))
 
     async def wait_writable(self) -> None:
         """Wait until ``writable_now``. A full checkpoint."""
         await trio.lowlevel.wait_writable(self._descriptor())
-        self._descriptor()  # closed while we waited: then it is not writable but over
+        self._descriptor()  # may have been closed while we waited
 
     async def send_eof(self) -> None:
-        """Send FIN; reading goes on. A full checkpoint. Once more changes nothing."""
+        """Send FIN; reading goes on. A full checkpoint. Calling it again changes nothing."""
         self._descriptor()
         try:
             await self.stream.send_eof()
@@ -335,24 +334,24 @@ class Transport:
         return self._socket.did_shutdown_SHUT_WR
 
     def check_sending(self) -> None:
-        """Raise what a send would raise, as far as that is known."""
+        """Raise what a send would raise, as far as is known without sending."""
         if self._send_failure is not None:
-            self._refuse(self._send_failure)
+            self._raise_failure(self._send_failure)
         self._descriptor()
         if self.eof_sent:
             raise trio.ClosedResourceError("nothing can be sent after send_eof")
 
     def cut_off(self) -> None:
-        """Let nothing follow what was sent: it was only a part of something."""
+        """Refuse later sends: only part of a message or a file was sent."""
         if self._send_failure is None:
             self._send_failure = self.broken("an earlier send was cut off")
 
     def send_nowait(self, *buffers: bytes | memoryview) -> int:
-        """Send what the kernel takes now and return how much that was."""
+        """Send what the kernel takes now and return the number of bytes."""
         if self._send_failure is not None:
-            self._refuse(self._send_failure)
+            self._raise_failure(self._send_failure)
         try:
-            if sys.platform == "win32" or len(buffers) == 1:  # there is no sendmsg there
+            if sys.platform == "win32" or len(buffers) == 1:  # Windows has no sendmsg
                 return self._raw.send(buffers[0], SEND_FLAGS)
             return self._raw.sendmsg(buffers, (), SEND_FLAGS)
         except BlockingIOError:
@@ -361,9 +360,9 @@ class Transport:
             raise self._sending_failed(exc) from exc
 
     def _sending_failed(self, exc: OSError) -> trio.BrokenResourceError:
-        failure = self._broken_by(exc)
-        if exc.errno != errno.EPIPE:  # which is what comes after the peer's FIN: a clean end
-            self._reset = failure  # the kernel does not tell of it again
+        failure = self._broken_from(exc)
+        if exc.errno != errno.EPIPE:  # EPIPE follows the peer's FIN, so the read ends cleanly
+            self._reset = failure  # the kernel does not report it again
         if self.eof_sent:
             raise trio.ClosedResourceError("nothing can be sent after send_eof") from None
         return failure
@@ -371,107 +370,109 @@ class Transport:
     # ---- closing ----
 
     def wake(self) -> None:
-        """Wake the tasks that wait on this connection with ``ClosedResourceError``.
+        """Begin to close: wake waiting tasks with ``ClosedResourceError``.
 
-        From here on only ``close`` and ``abort`` do anything.
+        From now on only ``close``, ``abort``, ``close_hard`` and ``release`` have an effect.
         """
-        self._stop()
+        self._mark_closing()
         if self._socket.fileno() >= 0:
             _fork.notify_closing(self._socket.fileno())
 
-    async def close(self, due: bytes = b"") -> None:
-        """Send ``due``, then FIN, and close in such a way that the peer gets it all.
+    async def close(self, final_bytes: bytes = b"") -> None:
+        """Send ``final_bytes``, then FIN, and close without losing data in flight.
 
-        ``close(2)`` with unread input, or a byte that comes after it, makes the kernel send RST,
-        and RST destroys what is on its way (RFC 1122, section 4.2.2.13; RFC 2525, section
-        2.17). So the peer is read from until it ends its side, for at most ``LINGER_SECONDS``
-        and ``LINGER_BYTES``. Where nothing is unread and all that was sent is
-        acknowledged there is nothing to lose, and the close is immediate.
+        If ``close(2)`` finds unread input, or input arrives after it, the kernel sends RST, and
+        RST destroys data in flight (RFC 1122, section 4.2.2.13; RFC 2525, section 2.17). So we
+        read until the peer ends its side, for at most ``LINGER_SECONDS`` and ``LINGER_BYTES``.
+        If nothing is unread and everything sent is acknowledged, we close immediately.
 
-        A checkpoint if it has to wait. Cancelled, it closes immediately; it raises nothing but
-        ``Cancelled``.
+        A checkpoint only if it has to wait. A cancelled call closes immediately. Raises nothing
+        but ``Cancelled``.
         """
-        self._stop()
-        settled = False
+        self._mark_closing()
+        drained = False
         try:
             with contextlib.suppress(OSError, trio.ClosedResourceError):
-                settled = not due and self._settled()
-                if not settled:
-                    await linger(self._socket, self._raw, due, fin_sent=self.eof_sent)
+                drained = not final_bytes and self._is_drained()
+                if not drained:
+                    await linger(self._socket, self._raw, final_bytes, fin_sent=self.eof_sent)
         finally:
-            self._end_connection(may_be_unread=not settled)
+            self._end_connection(may_be_unread=not drained)
             self._close_descriptor()
 
     def close_at_once(self) -> bool:
-        """Close if there is nothing to lose, and nobody to wake; else return False."""
+        """Close if nothing can be lost, and return True; else do nothing and return False.
+
+        No task may be waiting on the connection: none is woken.
+        """
         try:
-            if not self._settled():
+            if not self._is_drained():
                 return False
         except OSError:
             return False
-        self._stop()
+        self._mark_closing()
         self._end_connection(may_be_unread=False)
         self._close_descriptor()
         return True
 
-    def _stop(self) -> None:
-        """Let nothing be read or sent any more but by the close."""
+    def _mark_closing(self) -> None:
+        """Refuse every read and send except those of the close."""
         self.closing = True
         self._read_failure = self._send_failure = _CLOSED
 
-    def _settled(self) -> bool:
-        """Whether nothing is unread here, and nothing on its way to the peer."""
+    def _is_drained(self) -> bool:
+        """Return whether nothing is unread here and nothing is in flight to the peer."""
         descriptor = self._socket.fileno()
-        if descriptor < 0:  # closed below us
+        if descriptor < 0:  # closed underneath us
             return True
         return unread_bytes(descriptor) == 0 and unacknowledged_bytes(self._socket) == 0
 
     def abort(self) -> None:
-        """Reset the connection at once: nothing that is still in the kernel is kept for the peer.
+        """Reset the connection immediately. Data that is still in the kernel is discarded.
 
-        Also if others hold the descriptor, such as a forked child. Where the system cannot reset
-        then, it is shut down.
+        This also works when others hold the descriptor, such as a forked child. Where the system
+        cannot reset a shared connection, it is shut down.
         """
         self.wake()
         if self._socket.fileno() >= 0 and not reset_connection(self._socket):
             with contextlib.suppress(OSError):
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_AND_RESET)
-                # With FIN before RST some peers take a connection that was cut short for one that
-                # has ended. So FIN is for those that close(2) does not reset.
+                # Some peers take a FIN before the RST for a clean end. So send FIN only if close(2)
+                # does not reset the connection.
                 if not close_resets(self._socket):
                     self._socket.shutdown(socket.SHUT_RDWR)
         self._close_descriptor()
 
     def close_hard(self) -> None:
-        """Close at once, as ``trio.SocketStream`` does; the kernel still sends what it has."""
+        """Close immediately, as ``trio.SocketStream`` does. The kernel still sends its data."""
         self.wake()
         self._end_connection()
         self._close_descriptor()
 
     def _end_connection(self, *, may_be_unread: bool = True) -> None:
-        """Do to the connection what close(2) does, for all who hold the descriptor.
+        """End the connection as close(2) would, for every holder of the descriptor.
 
-        close(2) does it for the last one only. So a forked child would keep the peer waiting.
+        close(2) ends it only when the last holder closes: a forked child would keep it open.
         """
         sock = self._socket
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
             if not (may_be_unread and unread_bytes(sock.fileno()) and reset_connection(sock)):
                 sock.shutdown(socket.SHUT_RDWR)
-        except (OSError, ValueError):  # the connection is over already, or was closed below us
+        except (OSError, ValueError):  # already over, or closed underneath us
             pass
 
     def release(self) -> None:
-        """Close our descriptor and leave the connection to the process that has another of it."""
+        """Close our descriptor and leave the connection to the other process that holds it."""
         self.wake()
-        with contextlib.suppress(OSError):  # closed below us
+        with contextlib.suppress(OSError):  # closed underneath us
             socket.close(self._socket.detach())
 
     def _close_descriptor(self) -> None:
         if not _fork.wakes_nobody():
             self._socket.close()
             return
-        with contextlib.suppress(OSError):  # closed already
+        with contextlib.suppress(OSError):  # already closed
             socket.close(self._socket.detach())
 
     # ---- errors ----
@@ -482,31 +483,31 @@ class Transport:
             raise trio.ClosedResourceError(*_CLOSED.args)
         return descriptor
 
-    def _refuse(self, failure: Exception) -> NoReturn:
+    def _raise_failure(self, failure: Exception) -> NoReturn:
         if failure is _CLOSED:
             raise trio.ClosedResourceError(*_CLOSED.args)
         raise failure.with_traceback(None)
 
-    def _broken_by(self, exc: OSError) -> trio.BrokenResourceError:
-        if exc.errno in _CLOSED_ERRNOS:  # below us
+    def _broken_from(self, exc: OSError) -> trio.BrokenResourceError:
+        if exc.errno in _CLOSED_ERRNOS:  # closed underneath us
             raise trio.ClosedResourceError(*_CLOSED.args) from None
         return self.broken(exc.strerror or str(exc))
 
     def broken(self, why: str) -> trio.BrokenResourceError:
-        """Make the error of a broken connection, and remember it as this connection's."""
+        """Create the error of a broken connection and remember it as one of ours."""
         return self.note(trio.BrokenResourceError(f"the connection is broken: {why}"))
 
     def note(self, failure: FailureT) -> FailureT:
-        """Remember that a failure is this connection's."""
+        """Remember that this failure belongs to this connection, and return it."""
         if self._failures is None:
             self._failures = weakref.WeakValueDictionary()
         self._failures[id(failure)] = failure
         return failure
 
     def has_failed_by(self, exc: BaseException) -> bool:
-        """Whether an exception is a failure of this very connection."""
+        """Return whether this connection raised the exception."""
         return self._failures is not None and self._failures.get(id(exc)) is exc
 
 
-# What everything raises after a close: never this very one, for it would collect tracebacks.
+# The error after a close. Raise copies of it, because this object would collect tracebacks.
 _CLOSED = trio.ClosedResourceError("this socket was already closed")

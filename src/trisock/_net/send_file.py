@@ -1,14 +1,14 @@
-"""What ``Socket.send_file`` sends: the bytes of a file object, whichever kind it is.
+"""The source of ``Socket.send_file``: it reads from any kind of binary file object.
 
-Nobody who uses the same file changes what is sent, and no wait for a file holds up anything else:
+Other users of the file do not change what is sent, and waiting for a file blocks nothing else:
 
-- a regular file or a block device is read by offset, on a duplicate of its descriptor. So its
-  position does not matter, and the file may be closed in the meantime;
-- a pipe, a terminal or a socket is polled, on a duplicate too. A silent one costs no thread, and
-  the wait can be cancelled at any time;
-- of an ``io.BytesIO`` we take what it holds at the call;
-- anything else (``gzip.GzipFile``, a class of the program's) is asked to seek and to read in one
-  call in a worker thread, under a lock that all sends of this object share.
+- A regular file or block device is read by offset, through a duplicate of its descriptor. So its
+  position does not matter, and the caller may close it meanwhile.
+- A pipe, terminal or socket is polled, through a duplicate too. A silent one needs no thread, and
+  the wait can be cancelled at any time.
+- An ``io.BytesIO`` is sent as it is at the call.
+- Any other object (``gzip.GzipFile``, a class of the user's) seeks and reads in one call in a
+  worker thread, under a lock shared by all sends of the same object.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ import trio
 from .tls_stream import TLSConnection
 from .transport import Transport
 
-# How many bytes are read at a time where the kernel does not send the file by itself.
+# How many bytes are read at a time where sendfile(2) is not used.
 FILE_CHUNK = 262_144
 
-# How many threads read at the same time. Files have threads of their own, because the usual ones
-# (``trio.to_thread``) also look up names, which may take minutes. Regular files do not share theirs
-# with file objects of the program's, whose ``read`` may wait for anything.
-_READERS = 40
+# How many threads may read at a time. Files have their own limiters: threads under the default one
+# (``trio.to_thread``) also resolve names, which may take minutes. Regular files and file objects
+# have one each, because an object's ``read`` may wait for anything.
+_MAX_READERS = 40
 
-# How long a cancelled send waits for the thread that is reading from the disk. Nearly always the
-# thread is done by then, and the duplicate is closed before ``send_file`` ends. A disk that does
-# not answer (NFS) takes longer; then the thread closes it.
-_PATIENCE = 1.0
+# How long (seconds) a cancelled send waits for a thread that is reading from the disk. Nearly
+# always the thread is done by then, and ``send_file`` closes the duplicate before it ends. If the
+# disk takes longer (NFS), the thread closes it.
+_CLOSE_TIMEOUT = 1.0
 
 ResultT = TypeVar("ResultT")
 
@@ -52,41 +52,41 @@ _object_readers: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunV
 
 
 class Source:
-    """What there is to send of a file object.
+    """What a send reads from.
 
     Attributes:
-      size: how many bytes a regular file had at the call; ``None`` where the end is not known.
-      descriptor: what ``os.sendfile`` can read by offset; ``None`` if there is no such thing.
-      takes: whether bytes that were read are gone from the file, as they are from a pipe.
+      consumes: whether reading removes the bytes from the file, as from a pipe.
+      size: the size of a regular file at the call; ``None`` if the end is unknown.
+      descriptor: a descriptor that ``os.sendfile`` can read by offset, or ``None``.
     """
 
-    takes: bool = False
+    consumes: bool = False
     size: int | None = None
     descriptor: int | None = None
 
     async def begin(self) -> None:
-        """Do what must be done before the first read and may have to wait."""
+        """Prepare for the first read. May wait."""
 
     async def wait_readable(self) -> bool:
-        """Wait until ``read`` gives something. False if the end is known without a read."""
+        """Wait until ``read`` can return something. False at a known end."""
         return True
 
     async def read(self, offset: int, size: int) -> bytes | memoryview | None:
-        """Return a piece; empty at the end, ``None`` if another reader was faster."""
+        """Return a piece: empty at the end, ``None`` if another reader took it first."""
         raise NotImplementedError  # pragma: no cover (each kind has its own)
 
     def has_shrunk(self) -> bool:
-        """Whether the file is shorter than it was at the call."""
+        """Return whether the file is now shorter than at the call."""
         return False
 
     async def close(self) -> None:
-        """Close what this has opened, also when cancelled. Not a checkpoint."""
+        """Close what this source has opened, even when cancelled. Not a checkpoint."""
 
 
 def open_source(file: Any) -> Source:
-    """Take hold of a file object, without any wait: from here on nobody can exchange it."""
+    """Open a file object as a source, with no await: from now on nobody can swap the file."""
     if isinstance(file, io.BytesIO) and _is_builtin(file.read) and _is_builtin(file.getvalue):
-        return _Memory(file.getvalue())  # which copies nothing, until somebody writes to the file
+        return _InMemory(file.getvalue())  # copied only if somebody writes to the file
     raw = _raw_of(file)
     if raw is None:
         return _FileObject(file)
@@ -94,9 +94,9 @@ def open_source(file: Any) -> Source:
 
 
 def _raw_of(file: Any) -> io.FileIO | socket.SocketIO | None:
-    """Return the raw file below a file object, if what that reads is what the descriptor gives.
+    """Return the raw file below a file object, if reading the descriptor gives the same bytes.
 
-    Not so for a ``GzipFile``, which has a descriptor, nor for a class that has its own ``read``.
+    It does not for a ``GzipFile``, which has a descriptor, nor for a class with its own ``read``.
     """
     raw = getattr(file, "raw", file)
     if isinstance(raw, io.FileIO):
@@ -112,7 +112,7 @@ def _raw_of(file: Any) -> io.FileIO | socket.SocketIO | None:
             return None
     else:
         return None
-    read = getattr(file.read, "__wrapped__", file.read)  # tempfile wraps the methods of a file
+    read = getattr(file.read, "__wrapped__", file.read)  # tempfile wraps a file's methods
     reader = getattr(read, "__self__", None)
     if _is_builtin(read) and (reader is raw or getattr(reader, "raw", None) is raw):
         return raw
@@ -131,12 +131,12 @@ async def send_file(
     count: int | None,
     on_sent: Callable[[int], None],
 ) -> None:
-    """Send a part of a file. Ends early where the file does. A full checkpoint.
+    """Send part of a file. Stops early at the end of the file. A full checkpoint.
 
-    Calls ``on_sent`` with the size of each piece. Under TLS, a file that ended early leaves
-    ``tls.unfinished`` set: no ``close_notify`` vouches for the part.
+    Calls ``on_sent`` with the size of each piece. If the file ends too early under TLS,
+    ``tls.unfinished`` stays set: ``close_notify`` must not vouch for part of a file.
     """
-    if source.takes and offset:
+    if source.consumes and offset:
         raise OSError(errno.ESPIPE, os.strerror(errno.ESPIPE))
     left: float = math.inf
     if count is not None:
@@ -151,12 +151,12 @@ async def send_file(
     started = False
     try:
         while left:
-            if source.takes:
+            if source.consumes:
                 if not await source.wait_readable():
                     break
                 if not started:
-                    # What was taken from a pipe cannot be put back. So nothing is taken before it
-                    # can be sent: until then, cancelling loses nothing.
+                    # What was read from a pipe cannot be put back. So wait until there is room to
+                    # send it: until then, a cancellation loses nothing.
                     transport.check_sending()
                     await layer.wait_writable()
             piece = await source.read(offset, int(min(FILE_CHUNK, left)))
@@ -165,18 +165,18 @@ async def send_file(
                 continue
             if not piece:
                 break
-            started = started or source.takes
+            started = started or source.consumes
             await layer.send([memoryview(piece)])
             started = True
             if tls is not None:
-                tls.unfinished = True  # send has just put it back
+                tls.unfinished = True  # send has just reset it
             offset += len(piece)
             left -= len(piece)
             on_sent(len(piece))
         if not started:
-            await layer.send(())  # raises what a send would, and is a checkpoint
+            await layer.send(())  # a checkpoint that raises what a send would
     except BaseException:
-        if started:  # the peer cannot know that the rest of the file will not come
+        if started:  # the peer cannot tell that the rest of the file is missing
             layer.cut_off()
         raise
     if tls is not None:
@@ -184,10 +184,10 @@ async def send_file(
         tls.unfinished = was_unfinished or not whole
 
 
-# ---- the kinds of files ----
+# ---- kinds of files ----
 
 
-class _Memory(Source):
+class _InMemory(Source):
     def __init__(self, content: bytes) -> None:
         self._content = memoryview(content)
         self.size = len(content)
@@ -197,35 +197,35 @@ class _Memory(Source):
 
 
 class _FileObject(Source):
-    """A file object of which nothing is known but its methods.
+    """A file object of which we know only the methods.
 
-    Its position is everybody's. So each read seeks first, and both are one call in a thread, which
-    no other send of the same object can interrupt.
+    Anyone may move its position. So each read is a seek and a read in one thread call, which no
+    other send of the same object can interrupt.
     """
 
-    # Those that are being sent from: how many sends, and what they lock. By identity, since an
-    # object of the program's may be of a class that cannot be hashed. An entry keeps its number
-    # from being given to another object: each send holds the object.
-    _shared: ClassVar[dict[int, tuple[int, threading.Lock]]] = {}
-    _guard: ClassVar[threading.Lock] = threading.Lock()
+    # The objects being sent from: the number of sends and their lock. Keyed by identity, because an
+    # object's class may not be hashable. Each send holds a reference, so no other object gets the
+    # same id.
+    _locks: ClassVar[dict[int, tuple[int, threading.Lock]]] = {}
+    _locks_guard: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self, file: Any, size: int | None = None) -> None:
         self._file = file
         self.size = size
         seekable = getattr(file, "seekable", None)
-        self.takes = not (hasattr(file, "seek") if seekable is None else seekable())
-        with self._guard:
-            users, self._lock = self._shared.get(id(file), (0, threading.Lock()))
-            self._shared[id(file)] = users + 1, self._lock
+        self.consumes = not (hasattr(file, "seek") if seekable is None else seekable())
+        with self._locks_guard:
+            users, self._lock = self._locks.get(id(file), (0, threading.Lock()))
+            self._locks[id(file)] = users + 1, self._lock
 
     async def read(self, offset: int, size: int) -> Any:
-        # Not abandoned when cancelled: a thread that went on would use the program's object when
-        # the program does not expect it any more.
+        # Not abandoned when cancelled: the thread would use the user's object after the send had
+        # ended.
         return await _in_thread(_object_readers, self._read, offset, size)
 
     def _read(self, offset: int, size: int) -> Any:
         with self._lock:
-            if not self.takes:
+            if not self.consumes:
                 self._file.seek(offset)
             data = self._file.read(size)
         if data is None:
@@ -237,12 +237,12 @@ class _FileObject(Source):
         return data
 
     async def close(self) -> None:
-        with self._guard:
-            users, lock = self._shared[id(self._file)]
+        with self._locks_guard:
+            users, lock = self._locks[id(self._file)]
             if users == 1:
-                del self._shared[id(self._file)]
+                del self._locks[id(self._file)]
             else:
-                self._shared[id(self._file)] = users - 1, lock
+                self._locks[id(self._file)] = users - 1, lock
 
 
 async def _in_thread(
@@ -254,7 +254,7 @@ async def _in_thread(
     try:
         limiter = readers.get()
     except LookupError:
-        limiter = trio.CapacityLimiter(_READERS)
+        limiter = trio.CapacityLimiter(_MAX_READERS)
         readers.set(limiter)
     return await trio.to_thread.run_sync(
         function, *args, abandon_on_cancel=abandon_on_cancel, limiter=limiter
@@ -264,7 +264,7 @@ async def _in_thread(
 if sys.platform == "win32":  # pragma: no cover (tests run on Linux)
 
     def _open_descriptor(descriptor: int, file: Any) -> Source:
-        # There is no pread, and only sockets can be waited for.
+        # Windows has no pread and waits only for sockets.
         status = os.fstat(descriptor)
         return _FileObject(file, status.st_size if stat.S_ISREG(status.st_mode) else None)
 
@@ -276,7 +276,7 @@ else:
             status = os.fstat(duplicate)
             if stat.S_ISREG(status.st_mode) or stat.S_ISBLK(status.st_mode):
                 return _OnDisk(duplicate, status, file)
-            return _Stream(duplicate, file if isinstance(file, io.BufferedReader) else None)
+            return _Pollable(duplicate, file if isinstance(file, io.BufferedReader) else None)
         except BaseException:
             os.close(duplicate)
             raise
@@ -284,7 +284,7 @@ else:
     class _OnDisk(Source):
         """A regular file or a block device.
 
-        Invariant: the duplicate is open until ``close``, and on while a thread reads from it.
+        Invariant: the duplicate is open until ``close``, or until a thread that is reading ends.
         """
 
         def __init__(self, duplicate: int, status: os.stat_result, file: Any) -> None:
@@ -298,7 +298,7 @@ else:
             self._measure(status)
 
         def _measure(self, status: os.stat_result) -> None:
-            # Files in /proc are made when they are read, and say that their size is 0.
+            # Files in /proc are generated when read, and report a size of 0.
             if self._regular and status.st_size:
                 self.size = status.st_size
                 self.descriptor = self._duplicate
@@ -310,15 +310,15 @@ else:
 
         async def read(self, offset: int, size: int) -> bytes:
             if self.size is not None and offset >= self.size:
-                return b""  # pread(2) refuses the highest offsets
+                return b""  # pread(2) fails at the highest offsets
             data = await _in_thread(_disk_readers, self._read, offset, size, abandon_on_cancel=True)
             if self._regular and self.size is None and os.fstat(self._duplicate).st_size:
-                return b""  # it was empty at the call, and has grown since
+                return b""  # empty at the call, and has grown since
             return data
 
         def _read(self, offset: int, size: int) -> bytes:
             with self._lock:
-                if self._closed:  # given up before the thread began
+                if self._closed:  # cancelled before the thread began
                     return b""
                 self._reading = True
             try:
@@ -342,19 +342,18 @@ else:
                     os.close(self._duplicate)
                     return
                 self._token = trio.lowlevel.current_trio_token()
-            with trio.move_on_after(_PATIENCE) as scope:
+            with trio.move_on_after(_CLOSE_TIMEOUT) as scope:
                 scope.shield = True
                 await self._done.wait()
 
-    class _Stream(Source):
-        """A pipe, a terminal, a socket: what has no offsets and may be silent.
+    class _Pollable(Source):
+        """A pipe, terminal or socket: it has no offsets and may be silent.
 
-        Its descriptor may be shared with other programs, so it is not made non-blocking: that would
-        change theirs. Each read follows a poll that has found something, with no await between
-        them.
+        Other programs may share the open file, so we do not make it non-blocking: that would affect
+        them too. Instead each read follows a successful poll, with no await in between.
         """
 
-        takes = True
+        consumes = True
 
         def __init__(self, duplicate: int, buffered: io.BufferedReader | None) -> None:
             self._duplicate = duplicate
@@ -363,7 +362,7 @@ else:
             self._poll.register(duplicate, select.POLLIN)
 
         def _has_buffered(self) -> bool:
-            """Whether Python has read ahead. Reads nothing."""
+            """Return whether Python has read ahead. Reads nothing."""
             if self._buffered is not None and not _peek(self._buffered):
                 self._buffered = None
             return self._buffered is not None
@@ -371,7 +370,7 @@ else:
         async def wait_readable(self) -> bool:
             while not self._has_buffered():
                 if events := self._poll.poll(0):
-                    # Only a hang-up: the end. (On a terminal a read would be an error then.)
+                    # POLLHUP alone is the end. (Reading a terminal then would fail.)
                     return events[0][1] != select.POLLHUP
                 await trio.lowlevel.wait_readable(self._duplicate)
             return True
@@ -386,14 +385,14 @@ else:
             return None
 
         async def close(self) -> None:
-            trio.lowlevel.notify_closing(self._duplicate)  # Trio must forget the number
+            trio.lowlevel.notify_closing(self._duplicate)  # Trio must forget the descriptor
             os.close(self._duplicate)
 
     def _peek(file: io.BufferedReader) -> bytes:
-        """Return what a file has in its buffer, and do not fill it.
+        """Return the contents of a file's buffer without filling it.
 
-        ``peek`` reads from the raw file if the buffer is empty, and there is no other way to ask.
-        So the raw file says for this moment that it would block.
+        ``peek`` reads from the raw file if the buffer is empty, and nothing else can tell. So for a
+        moment the raw file reports that it would block.
         """
         attributes = vars(file.raw)
         attributes["readinto"] = lambda _: None

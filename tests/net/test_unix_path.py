@@ -445,7 +445,7 @@ def test_a_plain_call_does_not_wait_for_another_starter(
     with replacing_held(path, monkeypatch):
         (lock,) = (name for name in tmp_path.iterdir() if name != path)
         assert stat.S_IMODE(lock.stat().st_mode) == 0o600
-        with pytest.raises(BlockingIOError, match="starting to listen there") as caught:
+        with pytest.raises(BlockingIOError, match="starting to listen on this path") as caught:
             trisock.listen_unix_nowait(path)
         assert caught.value.filename == str(path)
         trisock.listen_unix_nowait(tmp_path / "other").abort()
@@ -458,7 +458,7 @@ async def test_waiting_for_another_starter_has_an_end(
     path = tmp_path / "socket"
     leave_stale(path)
     with replacing_held(path, monkeypatch):
-        with pytest.raises(TimeoutError, match="starting to listen there"):
+        with pytest.raises(TimeoutError, match="starting to listen on this path"):
             await trisock.listen_unix(path)
 
 

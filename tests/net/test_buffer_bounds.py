@@ -136,7 +136,7 @@ class SearchMachine(RuleBasedStateMachine):
     What is joined, and when, is made so small that each example meets all of it.
     """
 
-    SIZES = {"_LOOSE_CHUNKS": 3, "_SMALL_CHUNK": 4, "_MOST_READ_BYTES": 2}
+    SIZES = {"_MAX_UNCOALESCED": 3, "_SMALL_CHUNK": 4, "_MAX_CONSUMED_BYTES": 2}
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,48 +1,48 @@
-"""Records of TLS: what OpenSSL gets at a time, and how what is sent is cut and joined. No I/O."""
+"""TLS records: splitting input for OpenSSL, and splitting and joining output. No I/O."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-# The most that one record takes on the wire (RFC 5246, section 6.2.3), and its header.
+# The size of a record's header, and of the largest record on the wire (RFC 5246, section 6.2.3).
 _HEADER_SIZE = 5
 _MAX_CIPHERTEXT = _HEADER_SIZE + 16384 + 2048
 
-# How the header of a record with data begins.
+# The start of an application data record's header.
 _DATA_HEADER = b"\x17\x03\x03"
 
-# How many records without data are decrypted before other tasks run. A key update costs some
-# microseconds and 22 bytes, and an honest peer sends one at a time. (Go ends the connection after
-# 16 in a row.)
+# How many records without data are decrypted before other tasks run. A key update costs a few
+# microseconds and 22 bytes, and an honest peer sends one at a time. (Go closes the connection
+# after 16 in a row.)
 MAX_EMPTY_RECORDS = 16
 
-# How much goes into one system call: the ciphertext of a send does not exist all at once, however
-# much is sent.
+# How many bytes are encrypted for one system call. It bounds the ciphertext in memory, whatever the
+# size of the send.
 _SEND_SIZE = 65536
 
 
 class IncomingCiphertext:
-    """Ciphertext that was read from the kernel and that OpenSSL does not have yet.
+    """Ciphertext that was read from the kernel and not yet given to OpenSSL.
 
-    OpenSSL gets it by the record: what is written into a ``MemoryBIO`` at once sets the size that
-    this keeps, and a read decrypts all records in there until one has data.
+    OpenSSL gets it record by record, for two reasons: a ``MemoryBIO`` keeps the size of the largest
+    write, and one read decrypts all records in it until one has data.
 
-    Invariant: the next byte is the first of a record's header if ``_missing`` is 0 and ``_header``
-    is empty. Else ``_header`` is the part of the header that was taken, or ``_missing`` the number
-    of bytes that the record still has. A peer that does not speak TLS does no harm: OpenSSL gets
-    the same bytes in the same order, only in other pieces.
+    Invariant: if ``_record_left`` is 0 and ``_header`` is empty, the next byte starts a record.
+    Otherwise ``_header`` is the part of a split header that was taken, or ``_record_left`` is the
+    number of bytes that the current record still needs. A peer that does not speak TLS does no
+    harm: OpenSSL gets the same bytes in the same order, only split differently.
 
     Attributes:
-      pending: how many bytes there are.
+      pending: the number of bytes held.
     """
 
-    __slots__ = ("_data", "_header", "_missing", "_start", "pending")
+    __slots__ = ("_data", "_header", "_record_left", "_start", "pending")
 
     def __init__(self) -> None:
         self._data = b""
         self._start = 0
         self._header = b""
-        self._missing = 0
+        self._record_left = 0
         self.pending = 0
 
     def write(self, data: bytes) -> None:
@@ -54,23 +54,23 @@ class IncomingCiphertext:
         self.pending = len(data)
 
     def take(self) -> bytes | memoryview:
-        """Take the oldest record, or the part of it that is here; ``b""`` if nothing is."""
-        data, start, size = self._data, self._start, self._missing
+        """Take the oldest record, or the part of it that has arrived; ``b""`` if empty."""
+        data, start, size = self._data, self._start, self._record_left
         if not size:
             if self.pending < _HEADER_SIZE or self._header:
                 size = self._take_header()
             else:
                 size = _HEADER_SIZE + (data[start + 3] << 8) + data[start + 4]
-        if size == self.pending:  # the hot path: one record has come (row tls-echo1)
-            self._missing = self._start = self.pending = 0
+        if size == self.pending:  # the hot path: exactly one record (row tls-echo1)
+            self._record_left = self._start = self.pending = 0
             self._data = b""
             return memoryview(data)[start:] if start else data
         end = min(start + size, start + _MAX_CIPHERTEXT, len(data))
-        self._missing = size - (end - start)
+        self._record_left = size - (end - start)
         return self._take_to(end)
 
     def _take_header(self) -> int:
-        """Return how much to take where a header is split."""
+        """Take the rest of a split header; return how many bytes ``take`` should take."""
         part = self._data[self._start : self._start + _HEADER_SIZE - len(self._header)]
         header = self._header + part
         if len(header) < _HEADER_SIZE:
@@ -80,23 +80,24 @@ class IncomingCiphertext:
         return len(part) + int.from_bytes(header[3:], "big")
 
     def take_many(self) -> tuple[bytes | memoryview, int]:
-        """Take a few whole records, or a part of one, and return it and how many reads it is for.
+        """Take a few whole records, or part of one; return it with the number of reads it needs.
 
-        That is the number of records, 0 for a part of one that looks as data does, and else 1.
+        That is the number of whole records. Part of a record needs 0 reads if it looks like
+        application data, else 1.
         """
         data, start = self._data, self._start
         end, count = start, 0
-        if not self._missing and not self._header:
+        if not self._record_left and not self._header:
             size = len(data)
             while count < MAX_EMPTY_RECORDS and end + _HEADER_SIZE <= size:
-                following = end + _HEADER_SIZE + (data[end + 3] << 8) + data[end + 4]
-                if following - start > _MAX_CIPHERTEXT:
+                record_end = end + _HEADER_SIZE + (data[end + 3] << 8) + data[end + 4]
+                if record_end - start > _MAX_CIPHERTEXT:
                     break
-                if following > size:
+                if record_end > size:
                     if not count and data.startswith(_DATA_HEADER, start):
                         return self.take(), 0
                     break
-                end = following
+                end = record_end
                 count += 1
         if not count:
             return self.take(), 1
@@ -105,7 +106,7 @@ class IncomingCiphertext:
     def _take_to(self, end: int) -> bytes | memoryview:
         data, start = self._data, self._start
         if end == len(data):
-            self._data = b""  # gives the memory back
+            self._data = b""  # releases the memory
             self._start = self.pending = 0
             return memoryview(data)[start:] if start else data
         self._start = end
@@ -113,27 +114,27 @@ class IncomingCiphertext:
         return memoryview(data)[start:end]
 
     def take_all(self) -> bytes:
-        """Take everything."""
+        """Take all bytes."""
         data = self._data[self._start :]
         self._data = b""
         self._start = self.pending = 0
         return data
 
     def restart(self, data: bytes) -> None:
-        """Put ``data`` before everything else. A record starts there."""
+        """Put ``data`` in front. A record starts there."""
         data += self.take_all()
-        self._header, self._missing = b"", 0
+        self._header, self._record_left = b"", 0
         self.write(data)
 
 
 def pieces(buffers: Sequence[bytes | memoryview]) -> Iterable[bytes | memoryview]:
-    """Give the same bytes with small buffers joined and large ones cut to ``_SEND_SIZE``."""
+    """Return the same bytes with small buffers joined and large ones split at ``_SEND_SIZE``."""
     if len(buffers) == 1 and 0 < len(buffers[0]) <= _SEND_SIZE:
         return buffers
-    return _cut(buffers)
+    return _split(buffers)
 
 
-def _cut(buffers: Sequence[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+def _split(buffers: Sequence[bytes | memoryview]) -> Iterator[bytes | memoryview]:
     parts: list[memoryview] = []
     size = 0
     for each in buffers:
@@ -141,13 +142,13 @@ def _cut(buffers: Sequence[bytes | memoryview]) -> Iterator[bytes | memoryview]:
         for start in range(0, len(view), _SEND_SIZE):
             part = view[start : start + _SEND_SIZE]
             if size + len(part) > _SEND_SIZE:
-                yield _joined(parts)
+                yield _join(parts)
                 parts, size = [], 0
             parts.append(part)
             size += len(part)
     if parts:
-        yield _joined(parts)
+        yield _join(parts)
 
 
-def _joined(parts: list[memoryview]) -> bytes | memoryview:
+def _join(parts: list[memoryview]) -> bytes | memoryview:
     return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -1,30 +1,29 @@
 """ReceiveBuffer: bytes that have arrived and are unread. It does no I/O.
 
-What a Socket wants of it:
+Its operations:
 
-- add a chunk that arrived at the end; push a chunk back to the front;
-- take the oldest chunk (or the front of it), exactly n bytes, or many lines at once;
+- append a chunk that has arrived; push a chunk back to the front;
+- take the oldest chunk (or its first bytes), exactly n bytes, or many lines at once;
 - find the first delimiter, without consuming.
 
-The plan: a queue of chunks as they came. The oldest may be read in part, so each
-entry carries the offset at which its unread part starts; nothing is moved or copied until it
-is taken. The queue is two lists, the older half reversed, so that both of its ends are
-the ends of lists: empty, it weighs a fifth of a ``deque``, and each connection has one.
+The plan: a queue of chunks as they arrived. The oldest may be partly read, so each entry has the
+offset of its first unread byte, and nothing is moved or copied until it is taken. The queue is two
+lists, with the front one reversed, so that both ends of the queue are ends of lists. Every
+connection has a buffer, and two empty lists take a fifth of the memory of a ``deque``.
 
-What it costs, whatever the sizes:
+What the operations cost, for any sizes:
 
-- ``append``, ``push_front`` and ``take_chunk`` of a whole chunk: constant, nothing copied.
-- Memory: at most twice the unread bytes, and a constant. Small chunks are joined, many at a time.
-  A chunk that is mostly read is cut down to what is unread. For both each byte is copied a constant
-  number of times.
-- ``take`` and ``take_chunk(max_bytes)``: the bytes taken are copied once.
-- ``find``: it looks at ``max_bytes`` bytes at most, and at each byte once, however often it is
-  called, whatever is taken in between, and whatever the limits. It looks again only at the
-  ``len(delimiter) - 1`` bytes on each side of a seam: where two chunks meet, where an earlier call
-  stopped at its limit, and where something was pushed back. Another delimiter starts a new search.
-- ``take_lines``: one look at, and two copies of, each byte of the lines taken. The rest of the
-  piece that it splits is looked at as well. That is less than what was taken since it last did so,
-  plus ``_FIRST_PIECE``.
+- ``append``, ``push_front``, and ``take_chunk`` of a whole chunk: constant, nothing copied.
+- Memory: at most twice the unread bytes, plus a constant. Runs of small chunks are coalesced, many
+  at a time. A chunk that is mostly read is trimmed. Both copy each byte a constant number of times.
+- ``take`` and ``take_chunk(max_bytes)``: copy the bytes taken once.
+- ``find``: scans at most ``max_bytes`` bytes, and each byte once, even over repeated calls, with
+  any limits and with bytes taken in between. Only the ``len(delimiter) - 1`` bytes on each side of
+  a seam are scanned again. A seam is where two chunks meet, where an earlier call stopped at its
+  limit, and where bytes were pushed back. Another delimiter starts a new search.
+- ``take_lines``: scans each byte of the lines taken once and copies it twice. It also scans the
+  rest of the piece that it splits: fewer bytes than were taken since it last did so, plus
+  ``_FIRST_SPLIT_SIZE``.
 - ``entries``: constant for each chunk, nothing copied.
 """
 
@@ -34,25 +33,25 @@ import operator
 import sys
 from collections.abc import Iterator
 
-# A chunk is an object, with more than 100 bytes around those in it. A peer that sends byte by byte
-# must not make us hold a hundred times what it sends. So whenever this many entries have come to
-# one end of the queue, the neighbours among them that are smaller than this are joined.
-_LOOSE_CHUNKS = 256
+# Coalesce runs of small chunks, to bound the overhead: a bytes object takes more than 100 bytes in
+# addition to its content, and a peer may send byte by byte. Whenever this many entries have been
+# added to one end of the queue, neighbours among them that are smaller than this many bytes are
+# joined.
+_MAX_UNCOALESCED = 256
 _SMALL_CHUNK = 256
 
-# A chunk that was read in part is cut down when more bytes are read than unread, by this many.
-_MOST_READ_BYTES = 16384
+# A partly read chunk is trimmed once its read bytes outnumber the unread ones by more than this.
+_MAX_CONSUMED_BYTES = 16384
 
-# How much of a chunk take_lines splits at a time: little at first, for a program that reads
-# something else after each line, and four times as much after each piece that was used up.
-_FIRST_PIECE = 1024
-_LARGEST_PIECE = 131072
+# How many bytes of a chunk take_lines splits at a time. It starts small, for a program that reads
+# something else after each line, and is multiplied by 4 after each piece whose lines were all used.
+_FIRST_SPLIT_SIZE = 1024
+_MAX_SPLIT_SIZE = 131072
 
-# The most lines that take_lines takes at a time: this many are read without letting other tasks
-# run.
+# The most lines that take_lines takes at a time. Other tasks do not run while these are read.
 LINES_AT_A_TIME = 2048
 
-# A chunk, and where its unread part starts.
+# A chunk, and the offset of its first unread byte.
 Entry = tuple[bytes, int]
 
 
@@ -63,48 +62,48 @@ _NO_LINES: Iterator[bytes] = iter(())
 class ReceiveBuffer:
     """A queue of chunks that can be read by chunk, by count, by delimiter and by line.
 
-    Invariant: the unread bytes are those of ``_older`` from its last entry to its first, then those
-    of ``_newer`` in order. No entry is empty (``start < len(chunk)``) and ``size`` is the sum
-    of their unread parts, both but for the lines that were given out by the iterator that
-    ``take_lines`` has returned: ``settle`` takes those off. The last ``_loose_older`` entries of
-    ``_older``, and ``_loose_newer`` of ``_newer``, have come since small ones were last joined
-    there: at most ``_LOOSE_CHUNKS``.
+    Invariant: the unread bytes are those of ``_front`` from its last entry to its first, then those
+    of ``_back`` in order. No entry is empty (``start < len(chunk)``), and ``size`` is the sum of
+    the entries' unread bytes. Lines that the iterator of ``take_lines`` has yielded are still
+    counted until ``settle`` consumes them. Since small chunks were last coalesced, the last
+    ``_uncoalesced_front`` entries of ``_front`` and ``_uncoalesced_back`` of ``_back`` have been
+    added: at most ``_MAX_UNCOALESCED`` each.
 
-    Places in the stream are counted from its first byte, so they do not change when bytes are
-    taken: the first unread byte is at ``_end - size``. In the same way chunks are numbered, and the
-    oldest has the number ``_chunks_end - _count()``. What is pushed back counts backwards.
+    A position counts bytes from the start of the stream, so taking bytes does not change it. The
+    first unread byte is at ``_stream_end - size``, called ``head``. Chunks are numbered in the same
+    way, and the oldest is ``_chunks_end - _count()``. Pushing back makes both numbers smaller.
 
     Attributes:
-      size: how many bytes there are, more at most by the lines given out since they were split:
-        zero is certain, ``len()`` is exact.
+      size: the number of unread bytes. Before ``settle``, it still includes the lines yielded since
+        they were split. Zero is certain, and ``len()`` is exact.
     """
 
     __slots__ = (
+        "_back",
         "_chunks_end",
-        "_end",
+        "_front",
         "_line_end",
         "_lines",
-        "_lines_left",
+        "_lines_iterator",
         "_lines_size",
-        "_loose_newer",
-        "_loose_older",
-        "_newer",
-        "_older",
-        "_piece",
         "_search",
+        "_split_size",
+        "_stream_end",
+        "_uncoalesced_back",
+        "_uncoalesced_front",
         "size",
     )
 
     def __init__(self) -> None:
-        self._older: list[Entry] = []
-        self._newer: list[Entry] = []
-        self._loose_older = self._loose_newer = 0
-        self.size = self._end = self._chunks_end = 0
+        self._front: list[Entry] = []
+        self._back: list[Entry] = []
+        self._uncoalesced_front = self._uncoalesced_back = 0
+        self.size = self._stream_end = self._chunks_end = 0
         self._search: _Search | None = None
         self._lines: list[bytes] | None = None
-        self._lines_left = _NO_LINES
+        self._lines_iterator = _NO_LINES
         self._lines_size = self._line_end = 0
-        self._piece = _FIRST_PIECE
+        self._split_size = _FIRST_SPLIT_SIZE
 
     def __len__(self) -> int:
         self.settle()
@@ -113,93 +112,93 @@ class ReceiveBuffer:
     # ---- bytes in ----
 
     def append(self, chunk: bytes) -> None:
-        """Add a chunk that has arrived. An empty one changes nothing."""
+        """Add a chunk at the end. An empty one changes nothing."""
         size = len(chunk)
         if not size:
             return
-        if self._loose_newer == _LOOSE_CHUNKS:
-            self._join_newer()
-        self._newer.append((chunk, 0))
-        self._loose_newer += 1
+        if self._uncoalesced_back == _MAX_UNCOALESCED:
+            self._coalesce_back()
+        self._back.append((chunk, 0))
+        self._uncoalesced_back += 1
         self._chunks_end += 1
-        self._end += size
+        self._stream_end += size
         self.size += size
 
     def push_front(self, chunk: bytes) -> None:
-        """Put a chunk before everything else. An empty one changes nothing."""
+        """Put a chunk in front of all others. An empty one changes nothing."""
         if not chunk:
             return
         self.settle()
-        front = self._end - self.size
-        if self._older:
-            oldest, start = self._older[-1]
+        head = self._stream_end - self.size
+        if self._front:
+            oldest, start = self._front[-1]
             if start:
-                self._loose_older = max(self._loose_older, 1)
-                if 2 * start > len(oldest):  # it stays long, so hold only what is unread
-                    self._older[-1] = (oldest[start:], 0)
-        if self._loose_older == _LOOSE_CHUNKS:
-            self._join_older(front)
-        if self._search is not None and not self._search.is_kept_behind(front):
+                self._uncoalesced_front = max(self._uncoalesced_front, 1)
+                if 2 * start > len(oldest):  # it may stay for long: hold only its unread bytes
+                    self._front[-1] = (oldest[start:], 0)
+        if self._uncoalesced_front == _MAX_UNCOALESCED:
+            self._coalesce_front(head)
+        if self._search is not None and not self._search.keep_behind(head):
             self._search = None
-        self._older.append((chunk, 0))
-        self._loose_older += 1
+        self._front.append((chunk, 0))
+        self._uncoalesced_front += 1
         self.size += len(chunk)
 
-    def _join_newer(self) -> None:
-        """Join small chunks among the loose ones at the end."""
-        loose = self._newer[-self._loose_newer :]
-        joined = _join_small(loose)
-        self._newer[-len(loose) :] = joined
-        first = self._chunks_end - len(loose)
-        self._chunks_end += len(joined) - len(loose)
-        self._loose_newer = 1  # the last one may still grow
-        if self._search is not None and self._search.chunk >= first:
-            self._search.move_to(joined, self._end - sum(map(_unread, joined)), first)
+    def _coalesce_back(self) -> None:
+        """Coalesce the entries added at the back."""
+        entries = self._back[-self._uncoalesced_back :]
+        coalesced = _coalesce_small(entries)
+        self._back[-len(entries) :] = coalesced
+        first = self._chunks_end - len(entries)
+        self._chunks_end += len(coalesced) - len(entries)
+        self._uncoalesced_back = 1  # the last one may be joined again
+        if self._search is not None and self._search.chunk_number >= first:
+            self._search.relocate(coalesced, self._stream_end - sum(map(_unread, coalesced)), first)
 
-    def _join_older(self, front: int) -> None:
-        """Join small chunks among the loose ones at the front."""
-        loose = self._older[: -self._loose_older - 1 : -1]
-        joined = _join_small(loose)
+    def _coalesce_front(self, head: int) -> None:
+        """Coalesce the entries added at the front."""
+        entries = self._front[: -self._uncoalesced_front - 1 : -1]
+        coalesced = _coalesce_small(entries)
         first = self._chunks_end - self._count()
-        self._older[-len(loose) :] = reversed(joined)
-        self._loose_older = 1
-        if self._search is not None and self._search.chunk < first + len(loose):
-            self._search.move_to(joined, front, self._chunks_end - self._count())
+        self._front[-len(entries) :] = reversed(coalesced)
+        self._uncoalesced_front = 1
+        if self._search is not None and self._search.chunk_number < first + len(entries):
+            self._search.relocate(coalesced, head, self._chunks_end - self._count())
 
     # ---- bytes out ----
 
     def peek_chunk(self) -> bytes:
-        """Return the unread part of the oldest chunk without taking it; ``b""`` when empty."""
+        """Return the unread bytes of the oldest chunk without taking them; ``b""`` if empty."""
         if not len(self):
             return b""
         chunk, start = self._oldest()
-        if start:  # cut it once, so that peeking again costs nothing
+        if start:  # trim it once, so that the next peek does not copy
             chunk = chunk[start:]
-            self._older[-1] = (chunk, 0)
-            self._loose_older = max(self._loose_older, 1)
+            self._front[-1] = (chunk, 0)
+            self._uncoalesced_front = max(self._uncoalesced_front, 1)
         return chunk
 
     def take_chunk(self, max_bytes: int | None = None) -> bytes:
-        """Take the oldest chunk, at most ``max_bytes`` of it; ``b""`` when empty."""
+        """Take the oldest chunk, or its first ``max_bytes`` bytes; ``b""`` if empty."""
         if not len(self):
             return b""
         chunk, start = self._oldest()
         if max_bytes is not None and len(chunk) - start > max_bytes:
             self.size -= max_bytes
-            self._read_up_to(chunk, start + max_bytes)
+            self._consume_to(chunk, start + max_bytes)
             return chunk[start : start + max_bytes]
         self.size -= len(chunk) - start
         self._pop_oldest()
         return chunk[start:] if start else chunk
 
     def take(self, count: int) -> bytes:
-        """Take exactly ``count`` bytes, which must be there."""
-        assert count <= len(self), "more taken than there is"
-        if self._older:
-            chunk, start = self._older[-1]
-            if count < len(chunk) - start:  # most often it is a part of the oldest chunk
+        """Take exactly ``count`` bytes. The buffer must hold as many."""
+        assert count <= len(self), "count exceeds the unread bytes"
+        if self._front:
+            chunk, start = self._front[-1]
+            if count < len(chunk) - start:  # usually it is part of the oldest chunk
                 self.size -= count
-                self._read_up_to(chunk, start + count)
+                self._consume_to(chunk, start + count)
                 return chunk[start : start + count]
         parts = []
         while count:
@@ -209,63 +208,63 @@ class ReceiveBuffer:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def peek_all(self) -> bytes:
-        """Return everything without taking it."""
+        """Return all unread bytes without taking them."""
         return b"".join(chunk[start:] for chunk, start in self.entries())
 
     def entries(self) -> list[Entry]:
-        """Return what there is without taking or copying it, the oldest first."""
+        """Return all entries, the oldest first, without taking or copying them."""
         self.settle()
-        return [*reversed(self._older), *self._newer]
+        return [*reversed(self._front), *self._back]
 
     # ---- delimiters ----
 
     def find(self, delimiter: bytes, max_bytes: int = sys.maxsize) -> int | None:
-        """Return the number of bytes up to and including the first delimiter.
+        """Return the number of bytes up to the end of the first delimiter.
 
-        ``None`` if it is not within the first ``max_bytes`` bytes.
+        ``None`` if it does not end within the first ``max_bytes`` bytes.
         """
         if self._lines is not None:
             self.settle()
-        front = self._end - self.size
-        stop = front + max_bytes
-        if stop > self._end:
-            stop = self._end
+        head = self._stream_end - self.size
+        stop = head + max_bytes
+        if stop > self._stream_end:
+            stop = self._stream_end
         search = self._search
-        oldest = self._chunks_end - len(self._older) - len(self._newer)
+        oldest = self._chunks_end - len(self._front) - len(self._back)
         if search is None or search.delimiter != delimiter:
-            search = self._search = _Search(delimiter, front, oldest)
-        elif search.start > front and not self._look_before(search, front, stop):
-            search.restart(front, oldest)
-        elif search.hit is not None and search.hit - len(delimiter) >= front:
-            return search.hit - front if search.hit <= stop else None
-        elif search.end <= front:
-            search.restart(front, oldest)
+            search = self._search = _Search(delimiter, head, oldest)
+        elif search.start > head and not self._scan_pushed_back(search, head, stop):
+            search.restart(head, oldest)
+        elif search.match_end is not None and search.match_end - len(delimiter) >= head:
+            return search.match_end - head if search.match_end <= stop else None
+        elif search.end <= head:
+            search.restart(head, oldest)
         else:
-            search.hit = None  # a part of it was taken
-            search.start = front
-        index = search.chunk - oldest
+            search.match_end = None  # part of the match was taken
+            search.start = head
+        index = search.chunk_number - oldest
         while search.end < stop:
             if index:
                 chunk, start = self._chunk(index)
             else:
-                chunk, start = self._older[-1] if self._older else self._newer[0]
-                search.chunk_at = front
-            hit = search.look_at(chunk, start, stop)
-            if hit is not None:
-                return hit - front
+                chunk, start = self._front[-1] if self._front else self._back[0]
+                search.chunk_position = head
+            match_end = search.scan(chunk, start, stop)
+            if match_end is not None:
+                return match_end - head
             index += 1
         return None
 
-    def _look_before(self, search: _Search, front: int, stop: int) -> bool:
-        """Look at what was pushed back before what the search has seen.
+    def _scan_pushed_back(self, search: _Search, head: int, stop: int) -> bool:
+        """Scan the bytes that were pushed back in front of what the search has scanned.
 
-        False if a delimiter is there, or if ``stop`` is: then a new search starts.
+        Returns False if they contain a delimiter or reach past ``stop``. Then the search restarts.
         """
         end = search.start + len(search.delimiter) - 1
         if end > stop:
             return False
         parts: list[bytes] = []
-        left = end - front
+        left = end - head
         index = 0
         while left:
             chunk, start = self._chunk(index)
@@ -274,43 +273,43 @@ class ReceiveBuffer:
             index += 1
         if search.delimiter in b"".join(parts):
             return False
-        search.start = front
+        search.start = head
         return True
 
     def take_lines(self, delimiter: bytes, keep_ends: bool, max_bytes: int) -> Iterator[bytes]:
-        """Take lines off the front, where ``find`` has just found one, as the iterator goes.
+        """Return an iterator over lines at the front. It consumes each line that it yields.
 
-        It gives as many lines as are whole in a piece of the oldest chunk, which may be none; each
-        has at most ``max_bytes``, delimiter included. The lines that it has not given stay
-        where they are: it is empty as soon as anything but ``append`` is asked of the buffer.
+        ``find`` must have just found the first one. The iterator yields the whole lines in a piece
+        of the oldest chunk, perhaps none, each at most ``max_bytes`` long including its delimiter.
+        Any operation but ``append`` ends it; lines that it has not yielded remain unread.
         """
         search = self._search
-        assert search is not None, "find comes first"
-        # How many chunks end before the delimiter does.
-        index = search.chunk - (self._chunks_end - self._count())
-        if index and not self._join_two(index):
+        assert search is not None, "call find first"
+        # The index of the chunk where the delimiter ends.
+        index = search.chunk_number - (self._chunks_end - self._count())
+        if index and not self._merge_oldest_two(index):
             return iter(())
         chunk, start = self._oldest()
-        # No line in a piece of that size, delimiter included, is longer than max_bytes.
-        size = min(self._piece, max_bytes)
+        # A piece of this size has no line longer than max_bytes, delimiter included.
+        size = min(self._split_size, max_bytes)
         piece = chunk[start : start + size] if start or len(chunk) > size else chunk
         lines = piece.split(delimiter, LINES_AT_A_TIME)
-        rest = lines.pop()  # what comes after the last delimiter
+        rest = lines.pop()  # the bytes after the last delimiter
         if keep_ends:
             lines = [line + delimiter for line in lines]
         self._lines = lines
-        self._lines_left = iter(lines)
+        self._lines_iterator = iter(lines)
         self._lines_size = len(piece) - len(rest)
         self._line_end = 0 if keep_ends else len(delimiter)
-        return self._lines_left
+        return self._lines_iterator
 
     def settle(self) -> None:
-        """Take off the lines that were given out, and give out no more of those split."""
+        """Consume the lines that the iterator has yielded, and end it."""
         lines = self._lines
         if lines is None:
             return
-        left = operator.length_hint(self._lines_left)
-        self._piece = _FIRST_PIECE if left else min(self._piece * 4, _LARGEST_PIECE)
+        left = operator.length_hint(self._lines_iterator)
+        self._split_size = _FIRST_SPLIT_SIZE if left else min(self._split_size * 4, _MAX_SPLIT_SIZE)
         self._lines = None
         if left < len(lines):
             taken = self._lines_size
@@ -319,90 +318,97 @@ class ReceiveBuffer:
             chunk, start = self._oldest()
             self.size -= taken
             if start + taken < len(chunk):
-                self._read_up_to(chunk, start + taken)
+                self._consume_to(chunk, start + taken)
             else:
                 self._pop_oldest()
-        lines.clear()  # this ends the iterator, whoever has it
+        lines.clear()  # ends the iterator
 
     # ---- the queue ----
 
     def _oldest(self) -> Entry:
-        """Return the oldest entry, which is the last of ``_older``; there must be one."""
-        if not self._older:
-            self._newer.reverse()
-            self._older, self._newer = self._newer, self._older
-            # The loose ones lie at the far end now. There is at most one group of these: the next
-            # one comes when all of it is taken.
-            self._loose_older = self._loose_newer = 0
-        return self._older[-1]
+        """Return the oldest entry and make it the last of ``_front``. The queue must have one."""
+        if not self._front:
+            self._back.reverse()
+            self._front, self._back = self._back, self._front
+            # The uncoalesced entries are now at the far end. That is at most one group of them: the
+            # lists are swapped again only when all these entries are taken.
+            self._uncoalesced_front = self._uncoalesced_back = 0
+        return self._front[-1]
 
     def _pop_oldest(self) -> None:
-        self._older.pop()
-        if self._loose_older:
-            self._loose_older -= 1
+        self._front.pop()
+        if self._uncoalesced_front:
+            self._uncoalesced_front -= 1
 
-    def _read_up_to(self, chunk: bytes, start: int) -> None:
-        """Let the oldest chunk be unread from ``start`` on; do not hold much more than that."""
-        if 2 * start > len(chunk) + _MOST_READ_BYTES:
+    def _consume_to(self, chunk: bytes, start: int) -> None:
+        """Set the offset of the oldest chunk's first unread byte, and trim the chunk if due."""
+        if 2 * start > len(chunk) + _MAX_CONSUMED_BYTES:
             chunk, start = chunk[start:], 0
-            self._loose_older = max(self._loose_older, 1)
-        self._older[-1] = (chunk, start)
+            self._uncoalesced_front = max(self._uncoalesced_front, 1)
+        self._front[-1] = (chunk, start)
 
-    def _join_two(self, index: int) -> bool:
-        """Make one chunk of the two oldest, if a line of ``find``'s ends in the second.
+    def _merge_oldest_two(self, index: int) -> bool:
+        """Merge the two oldest chunks if the delimiter that ``find`` found ends in the second.
 
-        False if it ends later, or the second is large: that line is better taken alone.
+        Returns False if it ends later or the second is large: then take the line on its own.
         """
         second, second_start = self._chunk(1)
-        if index > 1 or len(second) > _LARGEST_PIECE:
+        if index > 1 or len(second) > _MAX_SPLIT_SIZE:
             return False
         first, start = self._oldest()
         self._pop_oldest()
         self._oldest()  # the second
-        self._older[-1] = (first[start:] + second[second_start:], 0)
+        self._front[-1] = (first[start:] + second[second_start:], 0)
         return True
 
     def _count(self) -> int:
-        return len(self._older) + len(self._newer)
+        return len(self._front) + len(self._back)
 
     def _chunk(self, index: int) -> Entry:
-        """Return an entry by its place in the queue, the oldest being 0."""
-        older = len(self._older)
-        return self._older[older - 1 - index] if index < older else self._newer[index - older]
+        """Return an entry by its index in the queue; the oldest is 0."""
+        front = len(self._front)
+        return self._front[front - 1 - index] if index < front else self._back[index - front]
 
 
 class _Search:
-    """How far the search for one delimiter has come. All places are counted as the buffer does.
+    """The progress of the search for one delimiter. Positions are those of the buffer.
 
-    Invariant: no delimiter begins at ``start`` or later and ends at ``end`` or earlier. The byte at
-    ``end`` is the next to look at. It is in the chunk with the number ``chunk``, the unread
-    part of which began at ``chunk_at`` when it was first looked at. ``tail`` is the last of
-    the bytes before ``end``, at most ``len(delimiter) - 1``: what may be the front of a
-    delimiter that goes on there; only those from ``start`` on count.
+    Invariant: no delimiter begins at ``start`` or later and ends at ``end`` or earlier. The next
+    byte to scan is at ``end``, in chunk ``chunk_number``. The chunk's unread bytes began at
+    ``chunk_position`` when it was first scanned. ``tail`` is the last bytes before ``end``, at most
+    ``len(delimiter) - 1``: a delimiter may begin there. Only those from ``start`` on count.
 
     Attributes:
-      hit: where the first delimiter at ``start`` or later ends, if that is known. It ends in the
-        chunk with the number ``chunk``.
+      match_end: where the first delimiter at ``start`` or later ends, if known. It ends in chunk
+        ``chunk_number``.
     """
 
-    __slots__ = ("chunk", "chunk_at", "delimiter", "end", "hit", "start", "tail")
+    __slots__ = (
+        "chunk_number",
+        "chunk_position",
+        "delimiter",
+        "end",
+        "match_end",
+        "start",
+        "tail",
+    )
 
-    def __init__(self, delimiter: bytes, front: int, chunk: int) -> None:
+    def __init__(self, delimiter: bytes, head: int, chunk_number: int) -> None:
         self.delimiter = delimiter
-        self.restart(front, chunk)
+        self.restart(head, chunk_number)
 
-    def restart(self, front: int, chunk: int) -> None:
-        """Begin at the first unread byte, in the oldest chunk."""
-        self.start = self.end = self.chunk_at = front
-        self.chunk = chunk
+    def restart(self, head: int, chunk_number: int) -> None:
+        """Start over at the first unread byte, in the oldest chunk."""
+        self.start = self.end = self.chunk_position = head
+        self.chunk_number = chunk_number
         self.tail = b""
-        self.hit: int | None = None
+        self.match_end: int | None = None
 
-    def look_at(self, chunk: bytes, start: int, stop: int) -> int | None:
-        """Look at the chunk, up to ``stop``; return ``hit`` if the delimiter ends in there."""
+    def scan(self, chunk: bytes, start: int, stop: int) -> int | None:
+        """Scan the chunk up to ``stop``; return ``match_end`` if a delimiter ends there."""
         delimiter = self.delimiter
         end = self.end
-        start -= self.chunk_at  # from places in the stream to places in the chunk
+        start -= self.chunk_position  # converts positions to offsets in the chunk
         offset = start + end
         limit = start + stop
         if limit > len(chunk):
@@ -410,44 +416,44 @@ class _Search:
         overlap = len(delimiter) - 1
         tail = self.tail
         if tail:
-            if len(tail) > end - self.start:  # some of it was taken since
+            if len(tail) > end - self.start:  # part of it was taken
                 tail = tail[len(tail) - (end - self.start) :]
             seam = tail + chunk[offset : min(offset + overlap, limit)]
-            at = seam.find(delimiter)
-            if at >= 0:
-                self.hit = end - len(tail) + at + len(delimiter)
-                return self.hit
-        at = chunk.find(delimiter, offset, limit)
-        if at >= 0:
-            self.hit = at - start + len(delimiter)
-            return self.hit
+            index = seam.find(delimiter)
+            if index >= 0:
+                self.match_end = end - len(tail) + index + len(delimiter)
+                return self.match_end
+        index = chunk.find(delimiter, offset, limit)
+        if index >= 0:
+            self.match_end = index - start + len(delimiter)
+            return self.match_end
         if overlap:
             self.tail = (tail + chunk[max(offset, limit - overlap) : limit])[-overlap:]
         self.end = limit - start
         if limit == len(chunk):
-            self.chunk += 1
-            self.chunk_at = self.end
+            self.chunk_number += 1
+            self.chunk_position = self.end
         return None
 
-    def is_kept_behind(self, front: int) -> bool:
-        """Keep what is known although bytes are put before ``front``; False if it is nothing."""
-        if self.hit is not None and self.hit - len(self.delimiter) < front:
-            self.hit = None  # a part of it was taken
-        if self.hit is None and self.end <= front:
+    def keep_behind(self, head: int) -> bool:
+        """Keep the progress while bytes are put before ``head``. False if nothing is worth it."""
+        if self.match_end is not None and self.match_end - len(self.delimiter) < head:
+            self.match_end = None  # part of the match was taken
+        if self.match_end is None and self.end <= head:
             return False
-        self.start = max(self.start, front)
-        self.end = max(self.end, front)
-        self.chunk_at = max(self.chunk_at, front)
+        self.start = max(self.start, head)
+        self.end = max(self.end, head)
+        self.chunk_position = max(self.chunk_position, head)
         return True
 
-    def move_to(self, chunks: list[Entry], at: int, number: int) -> None:
-        """Find the chunk to look at among those that others were joined to."""
+    def relocate(self, chunks: list[Entry], position: int, number: int) -> None:
+        """Find the chunk to scan next after coalescing, from the chunk with this number on."""
         for entry in chunks:
-            if self.end < at + _unread(entry):
+            if self.end < position + _unread(entry):
                 break
-            at += _unread(entry)
+            position += _unread(entry)
             number += 1
-        self.chunk, self.chunk_at = number, at
+        self.chunk_number, self.chunk_position = number, position
 
 
 def _unread(entry: Entry) -> int:
@@ -455,18 +461,18 @@ def _unread(entry: Entry) -> int:
     return len(chunk) - start
 
 
-def _join_small(entries: list[Entry]) -> list[Entry]:
-    """Return the same bytes with small neighbours joined."""
-    joined: list[Entry] = []
+def _coalesce_small(entries: list[Entry]) -> list[Entry]:
+    """Return the same bytes with runs of small chunks joined."""
+    coalesced: list[Entry] = []
     small: list[bytes] = []
     for entry in entries:
         if _unread(entry) < _SMALL_CHUNK:
             small.append(entry[0][entry[1] :])
             continue
         if small:
-            joined.append((b"".join(small), 0))
+            coalesced.append((b"".join(small), 0))
             small = []
-        joined.append(entry)
+        coalesced.append(entry)
     if small:
-        joined.append((b"".join(small), 0))
-    return joined
+        coalesced.append((b"".join(small), 0))
+    return coalesced

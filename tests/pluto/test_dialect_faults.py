@@ -16,7 +16,7 @@ import trisock
 from helpers.deadline import DEADLINE
 from helpers.pairs import all_served
 from trisock import Socket, hammerspoon, pluto
-from trisock.pluto import trio_thread as _background
+from trisock.pluto import trio_thread
 from trisock.pluto.blocking import background
 
 if sys.version_info < (3, 11):
@@ -205,7 +205,7 @@ def test_a_call_in_the_background_thread_itself_is_an_error_and_no_hang() -> Non
     s, _ = connection()
 
     async def collect() -> None:
-        _background.Background.call(background, s._sock.peek)
+        trio_thread.TrioThread.call(background, s._sock.peek)
 
     with pytest.raises(RuntimeError, match="cannot be made here"):
         background.call(collect)

@@ -42,7 +42,7 @@ from helpers.pairs import clog, unix_pair
 from trisock import ClientTLS, ServerTLS
 from trisock.pluto import async_socket, listener, scheduler, socket
 from trisock.pluto.blocking import background
-from trisock.pluto.trio_thread import Background
+from trisock.pluto.trio_thread import TrioThread
 
 # ---- both sides ----
 
@@ -1493,9 +1493,9 @@ peer.close()
 
 
 @pytest.fixture
-def own() -> Iterator[Background]:
+def own() -> Iterator[TrioThread]:
     """A background thread of the test's own."""
-    made = Background()
+    made = TrioThread()
     yield made
     made.stop()
 
@@ -1513,7 +1513,7 @@ async def raise_in_main_and_be_given_up() -> None:
 
 
 def test_undo_takes_back_the_result_of_a_call_that_was_done_when_ctrl_c_came(
-    own: Background,
+    own: TrioThread,
 ) -> None:
     undone: list[str] = []
 
@@ -1527,7 +1527,7 @@ def test_undo_takes_back_the_result_of_a_call_that_was_done_when_ctrl_c_came(
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_undo_is_for_results_only(own: Background, fails: bool) -> None:
+def test_undo_is_for_results_only(own: TrioThread, fails: bool) -> None:
     undone: list[object] = []
 
     async def function() -> str:
@@ -1548,7 +1548,7 @@ def test_undo_is_for_results_only(own: Background, fails: bool) -> None:
 
 
 def test_an_undo_that_fails_harms_no_later_call(
-    own: Background, caplog: pytest.LogCaptureFixture
+    own: TrioThread, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def done() -> str:
         await raise_in_main_and_be_given_up()
@@ -1699,7 +1699,7 @@ def no_descriptors_left() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_a_thread_that_cannot_start_is_an_oserror_and_later_calls_work(own: Background) -> None:
+def test_a_thread_that_cannot_start_is_an_oserror_and_later_calls_work(own: TrioThread) -> None:
     with no_descriptors_left():
         for _ in range(2):
             with pytest.raises(OSError, match="Too many open files"):
@@ -1715,7 +1715,7 @@ def test_a_thread_that_cannot_start_is_an_oserror_and_later_calls_work(own: Back
 
 
 def test_ctrl_c_while_a_thread_cannot_start_is_a_keyboard_interrupt(
-    own: Background, monkeypatch: pytest.MonkeyPatch
+    own: TrioThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = trio.run
     interrupted = threading.Event()
@@ -1737,7 +1737,7 @@ def test_ctrl_c_while_a_thread_cannot_start_is_a_keyboard_interrupt(
 
 
 def test_a_thread_that_the_system_refuses_leaves_nothing_behind(
-    own: Background, monkeypatch: pytest.MonkeyPatch
+    own: TrioThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -1915,6 +1915,6 @@ for _ in range(20):
 
 def test_a_platform_without_fork_has_nothing_to_register(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "register_at_fork")
-    made = Background()
+    made = TrioThread()
     made.call(trio.lowlevel.checkpoint)
     made.stop()

@@ -12,8 +12,7 @@ from typing import Any, NoReturn
 import pytest
 import trio
 
-from trisock.pluto import socket
-from trisock.pluto import trio_thread as _background
+from trisock.pluto import socket, trio_thread
 from trisock.pluto.blocking import background, log_reason
 from trisock.pluto.call import Call, Item, Stop
 from trisock.pluto.trio_thread import ThreadStartError, _Thread
@@ -190,7 +189,7 @@ def test_an_interrupted_call_that_does_not_end_is_left(monkeypatch: pytest.Monke
         begun.wait()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_background, "_LOOK", 0.001)
+    monkeypatch.setattr(trio_thread, "_POLL_SECONDS", 0.001)
     undone: list[str] = []
     after_wake(monkeypatch, interrupt)
     with pytest.raises(KeyboardInterrupt):
@@ -212,7 +211,7 @@ def test_stop_waits_for_an_answer_of_a_busy_thread(monkeypatch: pytest.MonkeyPat
     blocking = threading.Thread(target=background.call, args=(block,))
     blocking.start()
     begun.wait()
-    monkeypatch.setattr(_background, "_LOOK", 0.001)
+    monkeypatch.setattr(trio_thread, "_POLL_SECONDS", 0.001)
     # By its second look the first was in vain.
     after_wake(monkeypatch, lambda: after_wake(monkeypatch, go_on.set))
     background.stop()
@@ -222,12 +221,12 @@ def test_stop_waits_for_an_answer_of_a_busy_thread(monkeypatch: pytest.MonkeyPat
 
 def test_two_threads_can_stop_it_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def overtaken() -> Stop:
-        monkeypatch.setattr(_background, "Stop", Stop)
+        monkeypatch.setattr(trio_thread, "Stop", Stop)
         stopped()
         return Stop()
 
     background.call(answer)
-    monkeypatch.setattr(_background, "Stop", overtaken)
+    monkeypatch.setattr(trio_thread, "Stop", overtaken)
     background.stop()
     assert os.getpid() not in background._current
     assert background.call(answer) == "result"

@@ -1,4 +1,4 @@
-"""Pluto's ``socket`` library: the same names, the same results.
+"""Pluto's ``socket`` library: the same names and the same results.
 
 For scripts, the REPL, and ports of Pluto programs::
 
@@ -8,20 +8,19 @@ For scripts, the REPL, and ports of Pluto programs::
     s.send("GET / HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n")
     print(s.recv())
 
-What Pluto does in a coroutine, where calls yield, is done here in a Trio task, where they are
-awaited: ``await s.recv()``. Outside of one its calls block, and so they do here outside Trio, where
-one background thread does the work for the whole process. A socket stays on the side it was made
-on: to use it on the other is a ``RuntimeError``.
+In Pluto, calls yield inside a coroutine and block outside. Here, calls are awaited inside a Trio
+task (``await s.recv()``) and block outside Trio, where one background thread does the work for the
+whole process. A socket stays on the side where it was made; using it on the other side raises
+``RuntimeError``.
 
-Failures are Pluto's too: ``None`` and ``False`` in place of exceptions. The reasons are on the
-logger ``trisock.pluto``, at the level INFO. Mistakes in the program (``TypeError``, two tasks
-reading at once, a certificate that is none) are exceptions all the same. Data is ``bytes``; where
-it goes out, ``str`` is taken as UTF-8.
+Failures are reported as in Pluto: by ``None`` and ``False``, not by exceptions. The reasons are
+logged on ``trisock.pluto`` at INFO. Programming errors (``TypeError``, two tasks reading at once,
+an invalid certificate) still raise exceptions. Received data is ``bytes``; ``str`` to send is
+encoded as UTF-8.
 
-For type checkers ``socket`` is what a script sees, whose calls give results, and ``async_socket``
-what a Trio task sees, whose calls are awaited.
+For type checkers, ``socket`` has blocking calls and ``async_socket`` has calls that are awaited.
 
-Source: Pluto's documentation, page "Socket". ``docs/dialects.md`` has what differs.
+Source: Pluto's documentation, page "Socket". ``docs/dialects.md`` lists the differences.
 """
 
 from .scheduler import scheduler

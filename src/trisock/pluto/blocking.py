@@ -1,7 +1,7 @@
-"""Two sides: inside Trio, where calls are awaited, and outside it, where the same calls block.
+"""Methods that are awaited inside Trio and block outside it.
 
-What is made on one side stays there. Outside Trio all calls are made in one background thread
-(``_background``), plain ones too: so nothing is ever done to a connection in two threads at once.
+An object stays on the side where it was made. Outside Trio, all calls run in one background thread
+(``trio_thread``), synchronous ones too. So no two threads ever work on one connection.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import trio
 from .._guard import leaves, log
 from .._text import printable
 from .call import Call
-from .trio_thread import Background
+from .trio_thread import TrioThread
 
 if sys.version_info < (3, 11):  # pragma: no cover (one of the two on each version)
     from exceptiongroup import BaseExceptionGroup  # which Trio needs as well
@@ -27,46 +27,47 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Run = trio.lowlevel.TrioToken
 
-background = Background()
+background = TrioThread()  # one for the whole process
 
 _logger = logging.getLogger("trisock.pluto")
 
 
 def current_run() -> Run | None:
-    """Return which run of Trio this task is in; ``None`` outside Trio."""
+    """Return the run of Trio that this task belongs to; ``None`` outside Trio."""
     return trio.lowlevel.current_trio_token() if trio.lowlevel.in_trio_task() else None
 
 
-def shown(mistake: object) -> str:
-    """Tell what was given in place of a function; not its text, which may be a private key."""
-    if mistake is None or type(mistake) in (bool, int, float):
-        return repr(mistake)
-    return f"a {type(mistake).__name__}"
+def describe(value: object) -> str:
+    """Describe an argument that is not a function; without its text, which may be a secret."""
+    if value is None or type(value) in (bool, int, float):
+        return repr(value)
+    return f"a {type(value).__name__}"
 
 
 def close_descriptor(sock: trio.socket.SocketType) -> None:
-    """Close a socket that nobody uses any more: in any thread, in Trio or not, and at once."""
-    # The innermost: a trisock.Socket that broke has the exception, and so the frames and us.
+    """Close an unused socket immediately; callable in any thread, inside Trio or not."""
+    # Takes the innermost socket: a broken trisock.Socket refers to its exception, and so to the
+    # frames and to us.
     descriptor = sock.detach()
     if descriptor >= 0:
         socket.close(descriptor)
 
 
 def log_reason(reason: Exception, where: str = "") -> None:
-    """Log why something failed, as text: a handler that keeps exceptions keeps their frames."""
+    """Log a failure as text. (A log handler that stores exceptions would keep their frames.)"""
     try:
         text = str(reason)
-    except Exception:  # of an argument whose class is the program's
+    except Exception:  # its arguments may be of a user's class
         text = type(reason).__name__
     log(_logger, logging.INFO, "%s", printable(where + text))
 
 
 def run_trio(main: Callable[[], Awaitable[None]]) -> None:
-    """Run Trio in this thread. A Ctrl-C comes out of it as such, and not in a group."""
+    """Run Trio in this thread. A Ctrl-C is raised as ``KeyboardInterrupt``, not in a group."""
     try:
         trio.run(main)
     except BaseExceptionGroup as group:
-        # Not split(): it calls methods of the groups in it, whose classes may be the program's.
+        # Not split(): it calls methods of the nested groups, which may be of a user's class.
         found = leaves(group)
         rest = [each for each in found if not issubclass(type(each), KeyboardInterrupt)]
         if len(rest) == len(found):
@@ -75,14 +76,14 @@ def run_trio(main: Callable[[], Awaitable[None]]) -> None:
         raise KeyboardInterrupt from cause
 
 
-class OneSided:
-    """Belongs to one run of Trio, or to none (``run``), and is used there only."""
+class RunBound:
+    """An object that belongs to one run of Trio (``run``), or to none, and is only used there."""
 
     def __init__(self, run: Run | None) -> None:
         self._run = run
 
-    def _is_inside(self) -> bool:
-        """Return whether calls are awaited; RuntimeError on the wrong side."""
+    def _in_trio(self) -> bool:
+        """Return whether calls are awaited; ``RuntimeError`` on the wrong side."""
         run = current_run()
         if run is self._run:
             return run is not None
@@ -93,12 +94,12 @@ class OneSided:
         raise RuntimeError(f"this {type(self).__name__} was made {made}: it cannot be used {here}")
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        # What copying, deep copying and pickling ask. Two would share a buffer, or a descriptor.
+        # For copy, deepcopy and pickle. A copy would share the buffer or the descriptor.
         raise TypeError(f"a {type(self).__name__} cannot be copied or pickled")
 
-    def _at_once(self, function: Callable[[], R]) -> R:
-        """Make a plain call, on the side where this is used."""
-        if self._is_inside():
+    def _call(self, function: Callable[[], R]) -> R:
+        """Make a synchronous call: directly inside Trio, in the background thread outside."""
+        if self._in_trio():
             return function()
 
         async def call() -> R:
@@ -107,14 +108,14 @@ class OneSided:
         return background.call(call)
 
 
-class Awaited(OneSided):
-    """Made inside Trio. What type checkers tell the two sides by."""
+class InsideTrio(RunBound):
+    """Marks an object that was made inside Trio, for type checkers."""
 
 
-class ToBeAwaited(Generic[R]):
-    """What there will be when it is awaited, and not the coroutine that makes it.
+class PendingCall(Generic[R]):
+    """An awaitable without the methods of a coroutine.
 
-    A coroutine has a ``send`` and a ``close``, too: who forgets the ``await`` would call those.
+    A coroutine has ``send`` and ``close`` too: a forgotten ``await`` must not reach these.
     """
 
     def __init__(self, coroutine: Coroutine[Any, Any, R]) -> None:
@@ -129,46 +130,44 @@ class ToBeAwaited(Generic[R]):
 
 if TYPE_CHECKING:
 
-    class Waits(Generic[P, R]):
-        """A method that waits, as type checkers see it on each side."""
+    class AsyncOrBlocking(Generic[P, R]):
+        """A method that is async inside Trio and blocking outside, for type checkers."""
 
         @overload
         def __get__(
-            self, instance: Awaited, owner: object
+            self, instance: InsideTrio, owner: object
         ) -> Callable[P, Coroutine[Any, Any, R]]: ...
         @overload
-        def __get__(self, instance: OneSided, owner: object) -> Callable[P, R]: ...
+        def __get__(self, instance: RunBound, owner: object) -> Callable[P, R]: ...
         @overload
         def __get__(self, instance: None, owner: object) -> Callable[..., Any]: ...
         def __get__(self, instance: object, owner: object) -> object: ...
 
 
-def waits(method: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]) -> Waits[P, R]:
-    """Make an async method of a OneSided one that is awaited inside Trio and blocks outside it."""
-    return taken_back_by(None)(method)
-
-
-def taken_back_by(
-    undo: Callable[[Any, Any], object] | None,
+def async_or_blocking(
+    undo: Callable[[Any, Any], object] | None = None,
     wrap: Callable[[Coroutine[Any, Any, Any]], object] | None = None,
-    announced: str = "",
-) -> Callable[[Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]], Waits[P, R]]:
-    """Do the same as ``waits``; ``undo`` takes back a result that a Ctrl-C kept from the caller.
+    intent: str = "",
+) -> Callable[[Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]], AsyncOrBlocking[P, R]]:
+    """Decorate an async method of a RunBound: awaited inside Trio, blocking outside.
 
-    ``wrap`` is for the coroutine, inside Trio. ``announced`` names the attribute with the
-    ``Announced`` of this call: it is known also if an interrupt keeps the call from beginning.
+    Args:
+      undo: called with the object and the result if a Ctrl-C kept the result from the caller.
+      wrap: wraps the coroutine, inside Trio.
+      intent: names the attribute with the ``Intent`` of this call. It is recorded even if an
+        interrupt keeps the call from starting.
     """
 
     def decorate(method: Callable[..., Coroutine[Any, Any, R]]) -> Any:
         @functools.wraps(method)
-        def call(self: OneSided, *args: Any, **kwargs: Any) -> object:
-            if not self._is_inside():
-                unbegun = None
-                if announced:
-                    getattr(self, announced).announced = True
-                    unbegun = getattr(self, announced).check
+        def call(self: RunBound, *args: Any, **kwargs: Any) -> object:
+            if not self._in_trio():
+                on_not_started = None
+                if intent:
+                    getattr(self, intent).recorded = True
+                    on_not_started = getattr(self, intent).check
                 bound = functools.partial(method, self, *args, **kwargs)
-                blocking = Call(bound, undo and functools.partial(undo, self), unbegun)
+                blocking = Call(bound, undo and functools.partial(undo, self), on_not_started)
                 try:
                     return background.result_of(blocking)
                 except BaseException:

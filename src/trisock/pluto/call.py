@@ -1,4 +1,4 @@
-"""One blocking call: what the caller and the background thread share of it (``_background``)."""
+"""One blocking call: the state that the caller shares with the background thread."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ T = TypeVar("T")
 _logger = logging.getLogger("trisock.pluto")
 
 
-def held_lock() -> _thread.LockType:
-    """Return a lock that another thread is to release, once: an event without Python code."""
+def new_locked_lock() -> _thread.LockType:
+    """Return a locked lock, for another thread to release once: an event without Python code."""
     lock = _thread.allocate_lock()
     lock.acquire()
     return lock
 
 
 class Call(Generic[T]):
-    """One call: made in one thread, done in the other.
+    """One call: made by the caller's thread, run by the background thread.
 
-    The caller sets ``abandoned``, ``gone`` and ``delivered`` (its error was raised), the
-    background thread all else. ``finished`` is released when ``value`` or ``error`` is there,
-    ``gone`` when an abandoned call has ended and its result was taken back. ``unbegun`` is called
-    in place of the function if the call is abandoned before it has begun.
+    The caller sets ``abandoned``, ``ended`` and ``delivered`` (its error was raised). The
+    background thread sets all other attributes. ``finished`` is released when ``value`` or
+    ``error`` is set, ``ended`` when an abandoned call has ended and its result was undone. If a
+    call is abandoned before it starts, ``on_not_started`` is called instead of the function.
     """
 
     __slots__ = (
         "abandoned",
-        "begun",
         "delivered",
+        "ended",
         "error",
         "finished",
         "function",
-        "gone",
         "has_value",
+        "on_not_started",
         "scope",
-        "unbegun",
+        "started",
         "undo",
         "value",
     )
@@ -51,28 +51,28 @@ class Call(Generic[T]):
         self,
         function: Callable[[], Awaitable[T]],
         undo: Callable[[T], object] | None,
-        unbegun: Callable[[], object] | None = None,
+        on_not_started: Callable[[], object] | None = None,
     ) -> None:
         self.function: Callable[[], Awaitable[T]] | None = function
         self.undo = undo
-        self.unbegun = unbegun
-        self.finished = held_lock()
-        self.gone: _thread.LockType | None = None
-        self.abandoned = self.begun = self.delivered = self.has_value = False
+        self.on_not_started = on_not_started
+        self.finished = new_locked_lock()
+        self.ended: _thread.LockType | None = None
+        self.abandoned = self.started = self.delivered = self.has_value = False
         self.scope: trio.CancelScope | None = None
         self.value: T | None = None
         self.error: BaseException | None = None
 
     async def run(self) -> None:
-        """Await the function, in the background thread."""
+        """Run the function, in the background thread."""
         function, self.function = self.function, None
         assert function is not None
         try:
             with trio.CancelScope() as self.scope:
                 self.value = await function()
                 self.has_value = True
-        except BaseException as exc:  # the caller's, and not the end of this thread
-            if self.has_value:  # and a cancel scope that the function has left open
+        except BaseException as exc:  # for the caller; it must not end this thread
+            if self.has_value:  # the function left a cancel scope open
                 self.take_back()
             if issubclass(type(exc), trio.Cancelled):
                 self.error = RuntimeError("a cancel scope was left open by code of this call")
@@ -81,7 +81,7 @@ class Call(Generic[T]):
         self.finished.release()
 
     def fail(self, error: BaseException) -> None:
-        """End it where there is no Trio to run it."""
+        """End the call with an error, because Trio cannot run it."""
         self.function = None
         if self.abandoned:
             self.take_back()
@@ -90,28 +90,28 @@ class Call(Generic[T]):
             self.finished.release()
 
     def take_back(self) -> None:
-        """Undo the result that the caller does not get; once more changes nothing."""
+        """Undo a result that did not reach the caller. Idempotent."""
         value, has_value, undo = self.value, self.has_value, self.undo
-        unbegun, self.unbegun = self.unbegun, None
+        on_not_started, self.on_not_started = self.on_not_started, None
         self.value, self.has_value, self.undo, self.error = None, False, None, None
         try:
             if has_value and undo is not None:
                 undo(value)  # type: ignore[arg-type]
-            elif unbegun is not None and not self.begun:
-                unbegun()
-        except BaseException as exc:  # it must not end the thread, which makes all calls
+            elif on_not_started is not None and not self.started:
+                on_not_started()
+        except BaseException as exc:  # it must not end the thread, which runs all calls
             message = "could not take back the result of an interrupted call"
             log(_logger, logging.ERROR, message, exc_info=exc)
-        gone, self.gone = self.gone, None
-        if gone is not None:
-            gone.release()
+        ended, self.ended = self.ended, None
+        if ended is not None:
+            ended.release()
 
 
 class Stop:
-    """Asks the thread to end. It agrees if no call is in progress."""
+    """A request to end the thread. The thread agrees if no call is in progress."""
 
     def __init__(self) -> None:
-        self.answered = held_lock()
+        self.answered = new_locked_lock()
         self.agreed = self.withdrawn = False
 
 

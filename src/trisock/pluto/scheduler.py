@@ -1,4 +1,4 @@
-"""Pluto's scheduler, as far as servers need it: what is added to it runs when it is run."""
+"""Pluto's scheduler, as far as servers need it: ``add`` async functions, then ``run`` them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, NoReturn, cast
 import trio
 
 from .._guard import isolated
-from .blocking import current_run, run_trio, shown
+from .blocking import current_run, describe, run_trio
 
 if TYPE_CHECKING:
 
     class Done(Awaitable[None]):
-        """Nothing: outside Trio it is done, inside it is waited for."""
+        """No result. Inside Trio it is awaited; outside, the call has ended."""
 
 
 class scheduler:  # noqa: N801 (Pluto's name)
-    """Runs the servers of ``socket.bind``, and whatever else it is given. Source: Pluto's page."""
+    """Runs the servers of ``socket.bind``, and other async functions. Source: Pluto's page."""
 
     def __init__(self) -> None:
         self._waiting: list[Callable[[], Awaitable[object]]] = []
@@ -27,23 +27,23 @@ class scheduler:  # noqa: N801 (Pluto's name)
         raise TypeError("a scheduler cannot be copied or pickled: it runs what it was given once")
 
     def add(self, function: Callable[[], Awaitable[object]]) -> None:
-        """Run an async function in a task of its own, when the scheduler runs. A plain call.
+        """Add an async function. It runs in its own task while the scheduler runs. Synchronous.
 
-        What it raises comes out of ``run``, in a group; so does a ``RuntimeError`` if it ends with
-        a cancel scope left open. Source: Pluto's ``scheduler.add``.
+        ``run`` raises what the function raises, in a group; also a ``RuntimeError`` if the function
+        leaves a cancel scope open. Source: Pluto's ``scheduler.add``.
         """
         if not callable(function):
-            raise TypeError(f"a scheduler runs async functions, not {shown(function)}")
+            raise TypeError(f"a scheduler runs async functions, not {describe(function)}")
         if self._nursery is not None:
             self._nursery.start_soon(isolated, function, name=function)
         else:
             self._waiting.append(function)
 
     def run(self) -> Done:
-        """Run until everything that was added has ended; servers end by their listener's ``close``.
+        """Run until all added functions have ended. To end a server, ``close`` its listener.
 
-        Awaited inside Trio; outside it runs Trio, in this thread, until a Ctrl-C. Raises
-        ``RuntimeError`` if it is running already. Source: Pluto's ``scheduler.run``.
+        Awaited inside Trio. Outside, it runs Trio in this thread, and a Ctrl-C ends it. Raises
+        ``RuntimeError`` if it is already running. Source: Pluto's ``scheduler.run``.
         """
         if current_run() is not None:
             return cast("Done", self._run_all())

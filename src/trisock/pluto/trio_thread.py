@@ -1,24 +1,24 @@
-"""Trio for programs that are not in Trio: one background thread makes their calls.
+"""Trio for synchronous programs: one background thread runs their calls.
 
-The thread starts with the first call and is a daemon: it ends with the process, and keeps none
-alive. Sockets are not tied to it, only the calls in progress.
+The thread starts with the first call. It is a daemon thread: it ends with the process, and does not
+keep the process alive. Sockets are not tied to the thread, only calls in progress are.
 
 **Interrupts.** A signal handler may raise between any two bytecodes of the caller, and again while
-the first exception is handled. So the caller takes no lock that it has to give back. It shares with
-the background thread what CPython does in one step of C: it appends to a deque, sets attributes,
-and waits for a lock that the other thread releases. A ``Future``, an ``Event`` or a ``with lock``
-is Python code, and an exception in the middle leaves its lock held. An interrupted call is marked,
-and put into the inbox once more. The background thread cancels it, takes back its result
-(``undo``), and begins no other call before that is done. Only a result that the caller has on its
-stack can be lost: Python 3.10 looks for signals there as well.
+the first exception is handled. So the caller never acquires a lock that it would have to release.
+It only uses operations that CPython does in one step of C: it appends to a deque, sets attributes,
+and waits for a lock that the other thread releases. ``Future``, ``Event`` and ``with lock`` are
+Python code, and an exception inside them leaves their lock held. An interrupted call is marked as
+abandoned and put into the inbox once more. The background thread cancels it, undoes its result
+(``undo``), and starts no other call before that. Only a result that is already on the caller's
+stack can be lost: Python 3.10 handles signals there too.
 
 **Fork.** A thread does not survive ``fork``. So it is stopped before a fork, if no call is in
-progress, and starts again with the next call, in the parent and in the child. Where another thread
-is in a call it cannot be stopped: the child forgets it, and starts one of its own.
+progress, and starts again with the next call, in the parent and in the child. While another thread
+has a call in progress, it cannot be stopped. Then the child forgets it and starts its own.
 
-**The end.** When the interpreter finalizes, daemon threads have stopped for good: a call from a
-``__del__`` that runs only then is a ``RuntimeError``. So is one that the garbage collector makes in
-the background thread itself.
+**Exit.** When the interpreter finalizes, daemon threads no longer run. So a call from a ``__del__``
+at that time raises ``RuntimeError``, and so does a call that the garbage collector makes in the
+background thread itself.
 """
 
 from __future__ import annotations
@@ -38,31 +38,31 @@ from typing import Any, TypeVar
 import trio
 
 from .._guard import log
-from .call import Call, Item, Stop, held_lock
+from .call import Call, Item, Stop, new_locked_lock
 
 T = TypeVar("T")
 
 _logger = logging.getLogger("trisock.pluto")
 
-# How long a caller waits (seconds) before it lets its signal handlers run. CPython does not notice
-# a signal that comes in the microsecond before it waits for a lock.
-_LOOK = 0.05
+# A caller polls at this interval (seconds), to let its signal handlers run: CPython misses a signal
+# that comes in the microsecond before it waits for a lock.
+_POLL_SECONDS = 0.05
 
-# The most waits of an interrupted call for its end: one that does not end is left behind.
-_LOOKS = 20
+# An interrupted call waits for its end for at most this many polls, and is then left behind.
+_MAX_POLLS = 20
 
-# How long the end of a thread waits for callers that are about to wake it.
-_WAKING_SECONDS = 1.0
+# An ending thread waits at most this long (seconds) for callers that are about to wake it.
+_MAX_WAKE_SECONDS = 1.0
 
-_here = threading.local()
+_local = threading.local()
 
 
 class ThreadStartError(OSError):
-    """The background thread could not start Trio: there are no descriptors left, for instance."""
+    """The background thread could not start Trio, for example with no descriptors left."""
 
 
 class _Thread:
-    """A run of Trio in a daemon thread, which takes what is in the inbox."""
+    """A daemon thread that runs Trio and handles the items in the inbox."""
 
     def __init__(
         self, inbox: collections.deque[Item], current: dict[int, _Thread], pid: int
@@ -73,23 +73,25 @@ class _Thread:
         self.launched = self.over = False
         self.thread: threading.Thread | None = None
         self._launching = _thread.allocate_lock()
-        self._go = held_lock()
-        # The end of a socket pair that wakes the thread, while it can be woken; and who does.
+        self._go = new_locked_lock()
+        # One end of a socket pair, which wakes the thread; set while the thread can be woken. And
+        # the callers that are about to use it.
         self._waker: socket.socket | None = None
         self._waking: dict[object, bool] = {}
         self._running: set[Call[Any]] = set()
-        self._ending: set[Call[Any]] = set()  # abandoned, and not at their end yet
-        self._held: collections.deque[Item] = collections.deque()  # behind those
+        self._cancelled: set[Call[Any]] = set()  # abandoned calls that have not ended yet
+        self._deferred: collections.deque[Item] = collections.deque()  # items that wait for these
         self._stopping = False
 
     # ---- in the callers' threads ----
 
     def launch(self) -> None:
-        """Start it, in a thread of its own, which no signal interrupts: the first launch counts.
+        """Start the thread; only the first launch counts.
 
-        ``Thread.start`` waits for an ``Event``.
+        Call it in a new thread, where no signal interrupts: ``Thread.start`` waits for an
+        ``Event``.
         """
-        if self._launching.acquire(blocking=False):  # pragma: no branch (an interrupt's second)
+        if self._launching.acquire(blocking=False):  # pragma: no branch (second after interrupt)
             self.launched = True
             try:
                 self.thread = threading.Thread(target=self._run, name="trisock", daemon=True)
@@ -99,12 +101,12 @@ class _Thread:
                 self._go.release()
                 if self.thread is not None and self.thread.is_alive():
                     self.thread.join()
-                self._leave(exc)
+                self._shut_down(exc)
             else:
                 self._go.release()
 
     def wake(self) -> None:
-        """Have it look into the inbox. What it has not been woken for it finds at the next time."""
+        """Make the thread check the inbox. After a missed wake, it finds the item the next time."""
         key = object()
         try:
             self._waking[key] = True
@@ -120,7 +122,7 @@ class _Thread:
         self._go.acquire()
         if self.over:
             return
-        _here.is_background = True
+        _local.is_background = True
         failure: BaseException | None = None
         sockets: tuple[socket.socket, ...] = ()
         try:
@@ -132,19 +134,19 @@ class _Thread:
             if not issubclass(type(exc), OSError):
                 message = "the background thread has failed"
                 log(_logger, logging.ERROR, message, exc_info=exc)
-        self._leave(failure)
-        deadline = time.monotonic() + _WAKING_SECONDS
+        self._shut_down(failure)
+        deadline = time.monotonic() + _MAX_WAKE_SECONDS
         while self._waking and time.monotonic() < deadline:
-            time.sleep(0.0001)  # closed now, the number could be another connection's
+            time.sleep(0.0001)  # after close, the descriptor's number may be reused
         for each in sockets:
             each.close()
 
-    def _leave(self, failure: BaseException | None) -> None:
-        """Make way for another thread; where this one has failed, so do the calls."""
+    def _shut_down(self, failure: BaseException | None) -> None:
+        """Make room for a new thread. If this thread has failed, fail its calls too."""
         self._waker = None
         if failure is not None:
-            calls = [*self._running, *self._ending, *self._held]
-            self._held.clear()
+            calls = [*self._running, *self._cancelled, *self._deferred]
+            self._deferred.clear()
             with contextlib.suppress(IndexError):
                 while True:
                     calls.append(self._inbox.popleft())
@@ -156,8 +158,8 @@ class _Thread:
                     call.fail(ThreadStartError(failure.errno, failure.strerror))
                 else:
                     call.fail(failure)
-        while self._held:
-            self._inbox.appendleft(self._held.pop())
+        while self._deferred:
+            self._inbox.appendleft(self._deferred.pop())
         self._current.pop(self.pid, None)
         self.over = True
 
@@ -167,51 +169,51 @@ class _Thread:
             while True:
                 with contextlib.suppress(IndexError):
                     while not self._stopping:
-                        self._take(self._inbox.popleft(), nursery)
+                        self._handle(self._inbox.popleft(), nursery)
                 if self._stopping:
                     return
                 await trio.lowlevel.wait_readable(reader)
                 with contextlib.suppress(BlockingIOError):
                     reader.recv(4096)
 
-    def _take(self, item: Item, nursery: trio.Nursery) -> None:
+    def _handle(self, item: Item, nursery: trio.Nursery) -> None:
         if isinstance(item, Call) and item.abandoned:
             if item in self._running and item.scope is not None:
-                self._ending.add(item)
+                self._cancelled.add(item)
                 item.scope.cancel()
-            elif item.begun and item not in self._running:
-                self._ending.add(item)
-                nursery.start_soon(self._take_back, item, nursery)
-            elif not item.begun:
+            elif item.started and item not in self._running:
+                self._cancelled.add(item)
+                nursery.start_soon(self._undo, item, nursery)
+            elif not item.started:
                 item.take_back()
-        elif self._ending:
-            self._held.append(item)
+        elif self._cancelled:
+            self._deferred.append(item)
         elif isinstance(item, Call):
-            item.begun = True
+            item.started = True
             self._running.add(item)
-            nursery.start_soon(self._make, item, nursery)
+            nursery.start_soon(self._run_call, item, nursery)
         elif not item.withdrawn:
             item.agreed = self._stopping = not self._running
             if self._stopping:
                 nursery.cancel_scope.cancel()
             item.answered.release()
 
-    async def _make(self, call: Call[Any], nursery: trio.Nursery) -> None:
+    async def _run_call(self, call: Call[Any], nursery: trio.Nursery) -> None:
         if not call.abandoned:
             await call.run()
         self._running.discard(call)
         if call.abandoned:
-            await self._take_back(call, nursery)
+            await self._undo(call, nursery)
 
-    async def _take_back(self, call: Call[Any], nursery: trio.Nursery) -> None:
+    async def _undo(self, call: Call[Any], nursery: trio.Nursery) -> None:
         call.take_back()
-        self._ending.discard(call)
-        while self._held and not self._ending and not self._stopping:
-            self._take(self._held.popleft(), nursery)
+        self._cancelled.discard(call)
+        while self._deferred and not self._cancelled and not self._stopping:
+            self._handle(self._deferred.popleft(), nursery)
 
 
-class Background:
-    """Makes blocking calls of async functions; see the module."""
+class TrioThread:
+    """Runs async functions as blocking calls; see the module's docstring."""
 
     def __init__(self) -> None:
         self._inbox: collections.deque[Item] = collections.deque()
@@ -224,14 +226,14 @@ class Background:
     def call(
         self, function: Callable[[], Awaitable[T]], undo: Callable[[T], object] | None = None
     ) -> T:
-        """Call an async function in the background thread and wait for its result.
+        """Run an async function in the background thread and wait for its result.
 
         Args:
           function: takes no arguments.
-          undo: called with the result (in the background thread) if an exception, such as a
-            ``KeyboardInterrupt``, ended the wait for it.
+          undo: called with the result, in the background thread, if an exception such as
+            ``KeyboardInterrupt`` ended the wait for it.
 
-        Returns, raises: what the function does.
+        Returns and raises what the function returns or raises.
         """
         call = Call(function, undo)
         try:
@@ -241,7 +243,7 @@ class Background:
             raise
 
     def result_of(self, call: Call[T]) -> T:
-        """Make a call and wait for its result. If it does not reach the caller: ``abandon``."""
+        """Run a call and wait for its result. If this raises, the caller must ``abandon`` it."""
         if sys.is_finalizing() or _is_background():
             call.delivered = True
             raise RuntimeError("a blocking call cannot be made here: it would never end")
@@ -252,7 +254,7 @@ class Background:
                 return call.value  # type: ignore[return-value]
         except BaseException:
             call.abandoned = True
-            self._give_up(call)
+            self._cancel(call)
             raise
         error, call.error, call.delivered = call.error, None, True
         try:
@@ -261,9 +263,10 @@ class Background:
             del error  # or exception and traceback would refer to each other
 
     def abandon(self, call: Call[Any]) -> None:
-        """Take a call back in the frame of the caller, where an exception has come last.
+        """Abandon a call from the caller's frame, the last place where an exception can occur.
 
-        Mostly ``result_of`` has done it. This does not wait: the next call comes behind it.
+        Usually ``result_of`` has done it already. This does not wait: the next call is queued
+        behind it.
         """
         if not call.delivered:
             call.abandoned = True
@@ -275,15 +278,15 @@ class Background:
             thread = self._usable_thread()
             thread.wake()
             while self._current.get(pid) is thread:
-                if lock.acquire(timeout=_LOOK):
+                if lock.acquire(timeout=_POLL_SECONDS):
                     return
-            if lock.acquire(blocking=False):  # the last that it did
+            if lock.acquire(blocking=False):  # released just before the thread ended
                 return
             if os.getpid() != pid:  # pragma: no cover (a frame older than the fork is not traced)
                 raise RuntimeError("this process was forked in the middle of a blocking call")
 
-    def _give_up(self, call: Call[Any]) -> None:
-        call.gone = gone = held_lock()
+    def _cancel(self, call: Call[Any]) -> None:
+        call.ended = ended = new_locked_lock()
         self._inbox.append(call)
         thread = self._current.get(os.getpid())
         if thread is None and call.has_value:
@@ -291,8 +294,8 @@ class Background:
                 thread = self._usable_thread()
         if thread is not None:
             thread.wake()
-            for _ in range(_LOOKS if call.begun else 0):
-                if gone.acquire(timeout=_LOOK):
+            for _ in range(_MAX_POLLS if call.started else 0):
+                if ended.acquire(timeout=_POLL_SECONDS):
                     break
 
     def _usable_thread(self) -> _Thread:
@@ -305,7 +308,7 @@ class Background:
         return thread
 
     def stop(self) -> None:
-        """Stop the thread, unless a call is in progress. It starts again with the next one."""
+        """Stop the thread, unless a call is in progress. The next call starts it again."""
         pid = os.getpid()
         thread = self._current.get(pid)
         if thread is None or _is_background():
@@ -314,15 +317,15 @@ class Background:
         self._inbox.append(request)
         while thread is self._current.get(pid):
             self._usable_thread().wake()
-            if request.answered.acquire(timeout=_LOOK):
+            if request.answered.acquire(timeout=_POLL_SECONDS):
                 break
-        request.withdrawn = True  # where an earlier one, which was interrupted, has ended it
+        request.withdrawn = True  # if an earlier, interrupted request ended the thread
         if request.agreed or thread is not self._current.get(pid):
             while not thread.over:
                 time.sleep(0.0001)
             if thread.thread is not None:
-                thread.thread.join()  # it is at its end, and needs nobody for that
+                thread.thread.join()  # it is ending, and needs nothing from this thread
 
 
 def _is_background() -> bool:
-    return getattr(_here, "is_background", False)
+    return getattr(_local, "is_background", False)

@@ -1,0 +1,37 @@
+"""Intent: a blocking ``starttls`` or ``close`` takes effect even if it is interrupted early."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import trisock
+
+
+class Intent:
+    """Records that ``starttls``, or ``close``, was called on a socket outside Trio.
+
+    Invariant: ``recorded`` is set from the call until its work has ended. If another call finds it
+    set while no work is running, an interrupt came before the work began. The program may not know
+    that. It must not continue with an open connection, or in plain text, so the socket is aborted.
+    """
+
+    def __init__(self, sock: trisock.Socket) -> None:
+        self._sock = sock
+        self.recorded = self._working = False
+
+    def check(self) -> bool:
+        """If the call was made but its work never began, abort the socket and return False."""
+        if self.recorded and not self._working:
+            self._sock.abort()
+            return False
+        return True
+
+    @contextlib.contextmanager
+    def work(self) -> Iterator[None]:
+        """Run the work of the call in this block."""
+        self._working = True
+        try:
+            yield
+        finally:
+            self.recorded = self._working = False

@@ -345,11 +345,11 @@ async def test_an_answer_that_was_cut_off_garbles_nothing(
 async def test_a_peer_that_takes_no_answers_cannot_make_us_keep_them_without_end(
     authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_tls_connection, "_MOST_ANSWERS", 100)
+    monkeypatch.setattr(_tls_connection, "_MAX_RESPONSES", 100)
     async with asked(authority) as (sock, peer):
         await clog(sock)
         ask(peer)
-        with pytest.raises(TLSError, match="asks for answers and does not take them"):
+        with pytest.raises(TLSError, match="asks for responses but does not read them"):
             await sock.recv()
 
 
@@ -615,7 +615,7 @@ async def test_a_peer_that_does_not_take_the_answers_it_asks_for_is_given_up(
             peer.raw.sendall(b"".join(next_key_update(peer, asking=True) for _ in range(500)))
             if await sock.peek() is None and sock._connection.tls.failure is not None:  # type: ignore[union-attr]
                 break
-        with pytest.raises(TLSError, match="asks for answers"):
+        with pytest.raises(TLSError, match="asks for responses"):
             await sock.recv()
         nursery.cancel_scope.cancel()
 

@@ -247,7 +247,7 @@ async def test_answers_that_are_not_taken_are_bounded(
             nursery.start_soon(trio.to_thread.run_sync, flood)
             with contextlib.suppress(TLSError, AssertionError):
                 await read(sock)
-            with pytest.raises(TLSError, match="asks for answers and does not take them"):
+            with pytest.raises(TLSError, match="asks for responses but does not read them"):
                 await sock.recv()
             sock.abort()
 

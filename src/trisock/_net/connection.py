@@ -1,7 +1,7 @@
-"""Connection: the layers of one connection, and how they change: TLS begins, TLS ends, the close.
+"""Connection: the layers of one connection and how they change: TLS starts, TLS ends, the close.
 
-Nothing here is for users. ``Socket`` and ``BufferedReceiver`` are what they see, and a ``Server``
-keeps the ``Connection`` of each of its sockets.
+Nothing here is public. Users see ``Socket`` and ``BufferedReceiver``, and a ``Server`` keeps the
+``Connection`` of each of its sockets.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ Side = Literal["client", "server"]
 
 ResultT = TypeVar("ResultT")
 
-# A failed send looks for an alert in at most this many records: it is not a checkpoint.
-_MAX_RECORDS_BEFORE_AN_ALERT = 1024
+# A failed send looks for an alert in at most this many records, because it is not a checkpoint.
+_MAX_RECORDS_BEFORE_ALERT = 1024
 
-_UNREAD = "decrypted bytes are waiting to be read: read them first"
+_UNREAD_BYTES = "decrypted bytes are waiting to be read: read them first"
 
 
 class ConnectionState(enum.Enum):
-    """What a connection is at the moment."""
+    """The state of a connection."""
 
     PLAIN = enum.auto()
     CHANGING = enum.auto()  # starttls or stoptls is in progress
@@ -45,27 +45,28 @@ class ConnectionState(enum.Enum):
 
 
 class _UnreadError(RuntimeError):
-    """A RuntimeError that a weak reference can point to, so that ``Transport.note`` takes it."""
+    """A RuntimeError that supports weak references, as ``Transport.note`` needs."""
 
 
 class Connection:
-    """One connection: its descriptor, TLS over it, its unread bytes, and who is using it.
+    """One connection: its descriptor, its TLS layer, its unread bytes, and who is using it.
 
     Args:
       stream: the connection.
-      side: which side of it this is.
-      raw: the socket that the stream was made of, where it is known.
+      side: our side of it.
+      raw: the socket under ``stream``, if it is known.
 
-    Raises OSError for a connection that is dead already (``ENOTCONN``).
+    Raises OSError if the connection is already dead (``ENOTCONN``).
 
     Invariant: ``buffer`` holds unread bytes of ``layer`` only: plain text, or decrypted bytes.
-    ``layer`` is the TLS stream while there is one, and else the transport. Once the connection
+    ``layer`` is the TLS stream while there is one, and otherwise the transport. Once the connection
     is closing, ``layer`` is the closed transport, and ``state`` is CLOSING or later.
 
     Attributes:
-      generation: incremented by each ``starttls`` and ``stoptls`` when it begins. What was decided
-        before an await, such as to send encrypted, holds only while this is the same.
-      sending_file: what a ``send_file`` waits in. A file does not notice that the socket is closed.
+      generation: incremented when a ``starttls`` or ``stoptls`` begins. A decision made before an
+        await, such as to send encrypted, is valid only while this is unchanged.
+      sending_file: the cancel scope of a ``send_file``. A file does not notice that the socket is
+        closed.
     """
 
     __slots__ = (
@@ -104,23 +105,23 @@ class Connection:
         self.sending_file: trio.CancelScope | None = None
         self.state = ConnectionState.PLAIN
         self.generation = 0
-        self._closed: trio.Event | None = None  # made by the first task that waits for it
+        self._closed: trio.Event | None = None  # created by the first task that waits for it
 
-    # ---- what is known ----
+    # ---- information ----
 
     @property
     def stream(self) -> trio.SocketStream:
-        """The Trio stream below."""
+        """The underlying Trio stream."""
         return self.transport.stream
 
     @property
     def peer(self) -> Address:
-        """The other end's address."""
+        """The peer's address."""
         return address_from_sockaddr(self.stream.socket.family, self._peer)
 
     @property
     def local(self) -> Address:
-        """Our end's address."""
+        """Our own address."""
         return address_from_sockaddr(self.stream.socket.family, self._local)
 
     def fileno(self) -> int:
@@ -128,14 +129,14 @@ class Connection:
         return self.stream.socket.fileno()
 
     def is_open(self) -> bool:
-        """Return whether something is left to read, or may still come."""
+        """Return whether data is unread or may still arrive."""
         if self.transport.closing:
             return False
         return bool(self.buffer) or not self.layer.at_end()
 
     def caused(self, exc: BaseException) -> bool:
-        """Return whether an error is about this connection: it broke, ended early, was aborted."""
-        if type(exc) is trio.ClosedResourceError:  # isinstance would ask a class of the program's
+        """Return whether this connection caused an error: it broke, ended early or was aborted."""
+        if type(exc) is trio.ClosedResourceError:  # isinstance may run the program's code
             return self.state is ConnectionState.ABORTED
         return self.transport.has_failed_by(exc)
 
@@ -145,22 +146,22 @@ class Connection:
             raise trio.ClosedResourceError("this socket was already closed")
 
     def check_plain(self) -> None:
-        """Raise an error unless TLS can begin: no task is using it, and it is plain text."""
+        """Raise an error unless TLS can start: the connection is idle and plain text."""
         self._check_idle()
         if self.tls is not None:
             raise RuntimeError("this connection is using TLS already")
 
     # ---- data ----
 
-    def arrived(self, chunk: bytes) -> None:
-        """Buffer a chunk that was read, and all that can be decrypted without waiting."""
+    def buffer_received(self, chunk: bytes) -> None:
+        """Buffer a chunk, and all records that can be decrypted without waiting."""
         self.buffer.append(chunk)
         if self.tls is not None and chunk:
-            for record in self.tls.receive_arrived():
+            for record in self.tls.receive_pending():
                 self.buffer.append(record)
 
     def receive_nowait(self) -> bytes | None:
-        """Return the next chunk if it has arrived, ``b""`` at the end. Raises nothing."""
+        """Return the next chunk that has arrived, ``b""`` at the end, or ``None``. Never raises."""
         if self.tls is not None:
             return self.tls.receive_nowait()
         try:
@@ -169,7 +170,7 @@ class Connection:
             return None
 
     async def send(self, buffers: Sequence[bytes | memoryview]) -> None:
-        """Send all bytes of all buffers. The caller has the turn. A full checkpoint."""
+        """Send all bytes of all buffers. The caller holds the send lock. A full checkpoint."""
         try:
             await self.layer.send(buffers)
         except trio.BrokenResourceError:
@@ -177,15 +178,15 @@ class Connection:
             raise
 
     def raise_pending_alert(self) -> None:
-        """Raise the peer's alert, if that is why it does not take what we send.
+        """Raise the peer's alert, if that is why a send failed.
 
-        In TLS 1.3 a server refuses a client's certificate after the client's handshake is done.
-        What the peer sent before the alert goes into the buffer: nothing is lost.
+        In TLS 1.3 a server rejects a client's certificate after the client has finished its
+        handshake. Data that the peer sent before the alert goes into the buffer: nothing is lost.
         """
         tls = self.tls
         if tls is None or self.reading.in_use:
-            return  # the task that is reading will get it
-        for _ in range(_MAX_RECORDS_BEFORE_AN_ALERT):
+            return  # the task that is reading gets the alert
+        for _ in range(_MAX_RECORDS_BEFORE_ALERT):
             if len(self.buffer) >= RECEIVE_SIZE:
                 break
             chunk = tls.receive_nowait()
@@ -196,13 +197,14 @@ class Connection:
             raise tls.failure from None
 
     async def broadcast(self, data: bytes, generation: int, timeout: float) -> bool:
-        """Send for a server's broadcast: after what the connection's own task is sending.
+        """Send for a server's broadcast, after what the connection's own task is sending.
 
-        Waits at most ``timeout`` seconds for its turn, and then sends nothing: the connection's own
-        task may be waiting for something other than the peer. Once it has its turn, a peer that
-        does not take the data within ``timeout`` seconds is aborted (``trio.TooSlowError``).
+        Waits at most ``timeout`` seconds for its turn, then gives up and sends nothing: the
+        connection's own task may be waiting for something other than the peer. Once it has its
+        turn, a peer that does not take the data within ``timeout`` seconds is aborted
+        (``trio.TooSlowError``).
 
-        The data is meant for what the connection was at ``generation``. If ``starttls`` or
+        The data is meant for the connection as it was at ``generation``. If ``starttls`` or
         ``stoptls`` has begun since then, nothing is sent and nothing is aborted.
 
         Returns: whether all of it was sent.
@@ -220,7 +222,7 @@ class Connection:
             with trio.move_on_after(timeout):
                 await self.send([memoryview(data)])
                 return True
-            # An upgrade that waits behind us goes on, or fails because our send was cut short.
+            # A starttls that waits behind us goes on, or fails because our send was cut short.
             if generation != self.generation:
                 return False
             self.abort()
@@ -231,7 +233,7 @@ class Connection:
     # ---- TLS ----
 
     async def starttls(self, role: TLSRole, *, https_compatible: bool, timeout: float) -> TLSInfo:
-        """Begin TLS. Unread bytes become TLS's: the start of the peer's handshake."""
+        """Start TLS. Unread bytes become the start of the peer's handshake."""
         deadline = trio.current_time() + timeout
         if not await self._acquire_both(deadline):
             text = f"TLS handshake with {role.named(self.peer)} failed: a broadcast was in its way"
@@ -248,14 +250,14 @@ class Connection:
             self.buffer = ReceiveBuffer()
             self.tls = self.layer = tls
             self.tls_info = await self._close_on_error(tls.handshake(deadline, timeout))
-            for record in tls.receive_arrived():  # data that came with the handshake
+            for record in tls.receive_pending():  # data that arrived with the handshake
                 self.buffer.append(record)
             return self.tls_info
         finally:
             self._release_both()
 
     async def stoptls(self) -> None:
-        """End TLS, and go on in plain text. Refuses while decrypted bytes are unread."""
+        """End TLS and continue in plain text. Refuses while decrypted bytes are unread."""
         self.check_open()
         self._check_idle()
         if self.tls is None:
@@ -263,21 +265,21 @@ class Connection:
         await self._acquire_both()
         try:
             if self.tls.can_decrypt and not self.buffer:
-                await self._close_on_error(self._decrypt_all_arrived(self.tls))
+                await self._close_on_error(self._decrypt_pending(self.tls))
             if self.buffer:
-                # A peer that does not wait for the answer causes this alone.
-                raise self.transport.note(_UnreadError(_UNREAD))
-            trailing = await self._close_on_error(self.tls.stop())
+                # The peer alone can cause this, by not waiting for our answer.
+                raise self.transport.note(_UnreadError(_UNREAD_BYTES))
+            trailing = await self._close_on_error(self.tls.unwrap())
             self.tls = self.tls_info = None
             self.layer = self.transport
             self.buffer.append(trailing)
         finally:
             self._release_both()
 
-    async def _decrypt_all_arrived(self, tls: TLSConnection) -> None:
-        """Decrypt what was read from the kernel until there is data. Lets other tasks run."""
+    async def _decrypt_pending(self, tls: TLSConnection) -> None:
+        """Decrypt pending ciphertext until there is data. Lets other tasks run."""
         while True:
-            for record in tls.receive_arrived():
+            for record in tls.receive_pending():
                 self.buffer.append(record)
             if self.buffer or not tls.can_decrypt:
                 return
@@ -288,15 +290,15 @@ class Connection:
         self.sending.check()
 
     async def _acquire_both(self, deadline: float = math.inf) -> bool:
-        """Keep every other task off the connection while its layers change.
+        """Keep all other tasks off the connection while its layers change.
 
-        That waits only for a broadcast that has begun. Returns False if it took too long. Then, and
-        when cancelled while waiting, the socket is closed: the peer expects something else next.
+        Waits only for a broadcast in progress. Returns False if the deadline passes first. Then,
+        and if cancelled while waiting, the socket is closed: the peer expects something else next.
         """
         self.reading.in_use = self.sending.in_use = True
-        self.state = ConnectionState.CHANGING  # broadcasts that have not begun are left out
+        self.state = ConnectionState.CHANGING  # broadcasts not yet begun skip us
         self.generation += 1
-        self.buffer.settle()  # no iterator gives out lines that it has split already
+        self.buffer.settle()  # iterators forget the lines they have split already
         if not self.sending.locked:
             self.sending.locked = True
             return True
@@ -327,13 +329,13 @@ class Connection:
             self.state = ConnectionState.PLAIN if self.tls is None else ConnectionState.TLS
 
     async def _close_on_error(self, change: Awaitable[ResultT]) -> ResultT:
-        """Await what changes the layers, and close the connection if that fails."""
+        """Await a change of the layers. If it fails, close the connection."""
         try:
             return await change
         except trio.BrokenResourceError:
             await self._close(complete=True)
             raise
-        except trio.ClosedResourceError:  # by another task, meanwhile
+        except trio.ClosedResourceError:  # another task closed it meanwhile
             raise
         except BaseException:
             self.close_immediately()
@@ -344,9 +346,10 @@ class Connection:
     async def close(self, *, complete: bool = True) -> None:
         """Close gracefully. A second close waits for the first one.
 
-        ``complete``: whether all was sent that was to be. Otherwise no ``close_notify`` says so.
+        ``complete``: whether everything was sent that should be. If not, there is no
+        ``close_notify``.
         """
-        if self.transport.closing:  # done, or another task is at it
+        if self.transport.closing:  # closed, or another task is closing it
             try:
                 await trio.lowlevel.checkpoint()
                 if self.fileno() >= 0:
@@ -360,7 +363,7 @@ class Connection:
         await self._close(complete=complete)
 
     async def _close(self, *, complete: bool) -> None:
-        if self._is_another_process():
+        if self._is_forked():
             self.close_immediately()
             await trio.lowlevel.checkpoint()
             return
@@ -371,20 +374,20 @@ class Connection:
             # Let woken tasks unwind first: after a partial send there is no close_notify.
             await trio.lowlevel.checkpoint()
             final_bytes = b""
-            if tls is not None and (complete or tls.failure is not None):  # an alert may be said
-                final_bytes = tls.last_bytes()
+            if tls is not None and (complete or tls.failure is not None):  # then it is an alert
+                final_bytes = tls.final_bytes()
         except BaseException:
             self.close_immediately()
             raise
         try:
             await self.transport.close(final_bytes)
         finally:
-            self._has_closed()
+            self._mark_closed()
 
     def close_at_once(self) -> bool:
-        """Close gracefully if that need not wait for anything; False, and nothing done, if it must.
+        """Close gracefully if that needs no waiting. Otherwise do nothing, and return False.
 
-        Under TLS it always must: the peer has to get ``close_notify``.
+        Under TLS it always needs waiting: the peer must get ``close_notify``.
         """
         if self.transport.closing:
             return self.fileno() < 0
@@ -392,43 +395,43 @@ class Connection:
             return False
         if not self.transport.close_at_once():
             return False
-        self._has_closed()
+        self._mark_closed()
         return True
 
     def close_immediately(self) -> None:
-        """Do what a cancelled close does: like ``abort``, but leave what was sent to the kernel."""
-        if not self._is_another_process():
+        """Close as a cancelled close does: like ``abort``, but the kernel keeps sending."""
+        if not self._is_forked():
             self.transport.close_hard()
         else:
             self.transport.release()
-        self._has_closed()
+        self._mark_closed()
 
     def abort(self) -> None:
         """Reset the connection, without waiting."""
-        if not self._is_another_process():
+        if not self._is_forked():
             self.transport.abort()
         else:
             self.transport.release()
-        self._has_closed(ConnectionState.ABORTED)
+        self._mark_closed(ConnectionState.ABORTED)
 
-    def _is_another_process(self) -> bool:
-        """Whether another process began TLS, and keeps the connection.
+    def _is_forked(self) -> bool:
+        """Whether another process began TLS and keeps the connection.
 
-        Then closing gives up our descriptor and leaves the connection alone.
+        If so, closing releases our descriptor and leaves the connection alone.
         """
         return self.tls is not None and self.tls.forked
 
     def _detach(self, state: ConnectionState) -> None:
-        """Let every read and send from now on meet the closed transport."""
+        """Make every later read and send fail on the closed transport."""
         if self.state is not ConnectionState.ABORTED:
             self.state = state
         self.layer = self.transport
-        self.buffer.settle()  # ends the batches of lines
+        self.buffer.settle()  # iterators forget the lines they have split already
         self.reading.closed = self.sending.closed = True
         if self.sending_file is not None:
             self.sending_file.cancel()
 
-    def _has_closed(self, state: ConnectionState = ConnectionState.CLOSED) -> None:
+    def _mark_closed(self, state: ConnectionState = ConnectionState.CLOSED) -> None:
         self._detach(state)
         if self._closed is not None:
             self._closed.set()

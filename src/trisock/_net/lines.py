@@ -11,16 +11,16 @@ from .conflicts import ConflictDetector
 class Lines(Uncopied):
     """The async iterator that ``Socket.lines`` returns.
 
-    A class and not an async generator: a generator is not closed when its loop is left early.
+    A class, because an async generator is not closed when its loop is left early.
 
     Args:
-      reading: who may read.
-      next_batch: waits for a line, and returns it with those that can be taken without waiting.
+      reading: detects whether another task is reading.
+      next_batch: waits for a line, and returns it with those after it that need no waiting.
 
-    Invariant: ``_batch`` gives lines that are still in the receive buffer. It is empty as soon as
-    anything else is done to that buffer. So a line is taken when it is returned, and not before.
-    Each step first checks whether another task is reading, also for a line that is split already:
-    while ``starttls`` waits, what is in the buffer belongs to TLS.
+    Invariant: ``_batch`` yields lines that are still in the receive buffer. Any other use of that
+    buffer ends the batch. So a line is consumed when it is returned, and not before. Each step first
+    checks whether another task is reading, even if the line is split already: while ``starttls``
+    waits, unread bytes belong to TLS.
     """
 
     __slots__ = ("_batch", "_next_batch", "_reading")
@@ -38,7 +38,7 @@ class Lines(Uncopied):
         return self
 
     async def __anext__(self) -> bytes:
-        if self._reading.in_use:  # the hot path (row lines); the test is 3 % of it
+        if self._reading.in_use:  # the hot path (row lines): the check is 3 % of it
             self._reading.check()
         for line in self._batch:
             return line

@@ -1,6 +1,6 @@
 """BufferedReceiver: every way to read from a connection.
 
-All of them keep one promise: a read that failed or was cancelled has consumed nothing.
+All reads keep one promise: a read that fails or is cancelled consumes nothing.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ from .._errors import IncompleteReadError, LimitExceededError
 from .connection import Connection
 from .lines import Lines
 
-# After this many reads in a row that were served from the receive buffer, the next one lets other
-# tasks run. Small enough that nobody waits long (each such read takes microseconds), and large
-# enough that the pass through the scheduler does not show.
+# After this many reads in a row from the receive buffer, the next one lets other tasks run. Such a
+# read takes microseconds, so nobody waits long, and the pass through the scheduler does not show.
 READS_PER_CHECKPOINT = 64
 
 
 class BufferedReceiver(trio.abc.ReceiveStream):
     """Reads from a Connection.
 
-    A base class and not an object that ``Socket`` forwards to: that costs 90 ns a call.
+    A base class, because an object that ``Socket`` forwards to would cost 90 ns a call.
     """
 
     __slots__ = ("_connection", "_reads_since_checkpoint")
@@ -34,19 +33,19 @@ class BufferedReceiver(trio.abc.ReceiveStream):
     _reads_since_checkpoint: int
 
     async def recv(self, max_bytes: int | None = None) -> bytes:
-        """Return the oldest chunk of received data; ``b""`` at the end of the stream.
+        """Return the oldest chunk of received data, or ``b""`` at the end of the stream.
 
-        A chunk is what one read of the connection gave or, under TLS, one record; pushed-back
+        A chunk is what one read from the kernel returned or, under TLS, one record. Pushed-back
         data is a chunk as well. Small chunks are joined when more than 256 are unread.
 
         Args:
-          max_bytes: return at most so many bytes of the chunk; the rest stays the oldest.
+          max_bytes: return at most this many bytes of the chunk. The rest stays first in line.
 
         Raises:
-          trio.BrokenResourceError: the connection broke (also ``TLSError``).
+          trio.BrokenResourceError: the connection is broken (``TLSError`` is one of these).
           ValueError, TypeError: ``max_bytes`` is not a positive int.
 
-        Cancelled, it has consumed nothing. Source: Pluto's ``socket.recv``.
+        If cancelled, it consumes nothing. Source: Pluto's ``socket.recv``.
         """
         if max_bytes is not None:
             max_bytes = positive_int("max_bytes", max_bytes)
@@ -57,12 +56,12 @@ class BufferedReceiver(trio.abc.ReceiveStream):
         reading.in_use = True
         try:
             buffer = connection.buffer
-            if not buffer.size:  # the hot path: what arrives is not even buffered
+            if not buffer.size:  # the hot path bypasses the buffer
                 chunk = await connection.layer.receive()
                 tls = connection.tls
-                if max_bytes is None and (tls is None or not tls.arrived.pending):
+                if max_bytes is None and (tls is None or not tls.incoming.pending):
                     return chunk
-                connection.arrived(chunk)
+                connection.buffer_received(chunk)
             elif buffer:
                 connection.check_open()
                 await self._buffered_checkpoint()
@@ -75,11 +74,11 @@ class BufferedReceiver(trio.abc.ReceiveStream):
     async def peek(self) -> bytes | None:
         """Return the chunk that ``recv`` would return next, without consuming it or waiting for it.
 
-        Looks at what has arrived in the kernel, and decrypts it, too. Returns ``None`` if nothing
-        has arrived and ``b""`` at the end of the stream. An error of the peer's is
-        not raised (``None``); the next ``recv`` raises it.
+        Also looks at what has arrived in the kernel, and decrypts it. Returns ``None`` if nothing
+        has arrived, and ``b""`` at the end of the stream. Does not raise an error that the peer
+        caused: it returns ``None``, and the next ``recv`` raises.
 
-        Cancelled, it has consumed nothing. Source: Pluto's ``socket.peek``.
+        If cancelled, it consumes nothing. Source: Pluto's ``socket.peek``.
         """
         with self._connection.reading:
             self._connection.check_open()
@@ -94,17 +93,17 @@ class BufferedReceiver(trio.abc.ReceiveStream):
             return chunk
 
     def unrecv(self, data: Buffer) -> None:
-        """Push data to the front of the receive buffer: the last pushed is the first received.
+        """Push data back to the front of the receive buffer: the last push is received first.
 
-        Empty data changes nothing. After the end of the stream pushed-back data is read first,
-        then comes the end again. If ``starttls`` follows, the data is taken as the peer's TLS.
+        Empty data changes nothing. After the end of the stream, pushed-back data is read first, and
+        then the end again. If ``starttls`` follows, the data becomes the start of the peer's TLS.
 
         Args:
-          data: bytes; copied if it can change.
+          data: bytes-like. It is copied if it is mutable.
 
         Raises:
-          TypeError: it is not bytes.
-          trio.BusyResourceError: another task is reading: where its read ends is not known.
+          TypeError: ``data`` is not bytes-like.
+          trio.BusyResourceError: another task is reading, and where its read ends is not known.
 
         Source: Pluto's ``socket.unrecv``.
         """
@@ -117,11 +116,11 @@ class BufferedReceiver(trio.abc.ReceiveStream):
         """Return exactly ``n`` bytes.
 
         Raises:
-          IncompleteReadError: the stream ended before; the bytes that came stay to be read.
-          trio.BrokenResourceError: the connection broke.
+          IncompleteReadError: the stream ended first. The bytes that arrived stay unread.
+          trio.BrokenResourceError: the connection is broken.
           ValueError, TypeError: ``n`` is not an int of 0 or more.
 
-        Cancelled, it has consumed nothing: the next read starts where it did.
+        If cancelled, it consumes nothing: the next read starts at the same byte.
         """
         n = operator.index(n)
         if n < 0:
@@ -139,16 +138,16 @@ class BufferedReceiver(trio.abc.ReceiveStream):
         """Return everything up to and including the first delimiter.
 
         Args:
-          delimiter: what to look for; at least one byte.
-          max_bytes: how many bytes are looked at, delimiter included. What is held is at most this
-            and one read more (128 KiB; under TLS all records in it).
+          delimiter: the bytes to search for; at least one.
+          max_bytes: how many bytes to search, including the delimiter. At most this and one more
+            read are buffered (128 KiB; under TLS all records in it).
 
         Raises:
-          LimitExceededError: the delimiter did not come within ``max_bytes``.
-          IncompleteReadError: the stream ended before; ``expected`` is ``None``.
-          trio.BrokenResourceError: the connection broke.
+          LimitExceededError: there is no delimiter within ``max_bytes``.
+          IncompleteReadError: the stream ended first. ``expected`` is ``None``.
+          trio.BrokenResourceError: the connection is broken.
 
-        After each of them, and cancelled, it has consumed nothing.
+        If it fails or is cancelled, it consumes nothing.
         """
         wanted = delimiter_bytes(delimiter)
         limit = positive_int("max_bytes", max_bytes)
@@ -156,7 +155,7 @@ class BufferedReceiver(trio.abc.ReceiveStream):
             return self._connection.buffer.take(await self._find(wanted, limit))
 
     async def _find(self, delimiter: bytes, max_bytes: int) -> int:
-        """Wait until a delimiter has come and return where it ends. Takes nothing."""
+        """Wait for a delimiter and return where it ends. Consumes nothing."""
         self._connection.check_open()
         buffer = self._connection.buffer
         waited = False
@@ -175,17 +174,17 @@ class BufferedReceiver(trio.abc.ReceiveStream):
     ) -> Lines:
         r"""Iterate over lines: ``async for line in sock.lines():``.
 
-        It holds no bytes itself: leave the loop whenever you like, the next read goes on there.
+        The iterator holds no bytes: leave the loop at any time, and the next read continues there.
 
         Args:
           delimiter: what ends a line, such as ``b"\r\n"``.
-          keep_ends: whether lines are given with their delimiter.
-          max_bytes: the most that a line may have, delimiter included. What is held is at most
-            this and one read more, as in ``recv_until``.
+          keep_ends: whether lines keep their delimiter.
+          max_bytes: the longest line, in bytes, including the delimiter. At most this and one more
+            read are buffered, as in ``recv_until``.
 
         Raises:
-          IncompleteReadError: the stream ended in the middle of a line. A command
-            that was cut off must not be taken for a whole one; its bytes stay to be read.
+          IncompleteReadError: the stream ended in the middle of a line. Its bytes stay unread: a
+            command that was cut short must not be taken for a complete one.
           LimitExceededError: a line is longer than ``max_bytes``.
         """
         next_batch = functools.partial(
@@ -199,7 +198,7 @@ class BufferedReceiver(trio.abc.ReceiveStream):
     async def _next_lines(
         self, delimiter: bytes, keep_ends: bool, max_bytes: int
     ) -> tuple[bytes, Iterator[bytes]]:
-        """Return the next line, and those that can be taken after it without waiting."""
+        """Return the next line, and those after it that need no waiting."""
         with self._connection.reading:
             try:
                 end = await self._find(delimiter, max_bytes)
@@ -211,11 +210,11 @@ class BufferedReceiver(trio.abc.ReceiveStream):
             self._reads_since_checkpoint += operator.length_hint(batch)
             for line in batch:
                 return line, batch
-            line = self._connection.buffer.take(end)  # its end is in another chunk
+            line = self._connection.buffer.take(end)  # it spans chunks
             return line if keep_ends else line[: -len(delimiter)], batch
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Do the same as ``recv``, for ``trio.abc.ReceiveStream``: always a full checkpoint."""
+        """Do the same as ``recv``, for ``trio.abc.ReceiveStream``. Always a full checkpoint."""
         if max_bytes is not None:
             max_bytes = positive_int("max_bytes", max_bytes)
         with self._connection.reading:
@@ -250,8 +249,8 @@ class BufferedReceiver(trio.abc.ReceiveStream):
         self._connection.check_open()
 
     async def _receive(self) -> bool:
-        """Wait for one more chunk and buffer it; False at the end of the stream."""
+        """Wait for one more chunk and buffer it. Returns False at the end of the stream."""
         connection = self._connection
         chunk = await connection.layer.receive()
-        connection.arrived(chunk)
+        connection.buffer_received(chunk)
         return bool(chunk)

@@ -1,6 +1,6 @@
-"""Socket: what users see of one connection.
+"""Socket: the public face of one connection.
 
-Reading is in ``receiving``, what a connection is and how it changes in ``connection``.
+The reads are in ``receiving``. The layers and how they change are in ``connection``.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from .send_file import open_source, send_file
 
 @dataclass(frozen=True)
 class ConnectionInfo:
-    """What is known about a connection, at one moment.
+    """A snapshot of what is known about a connection.
 
     Attributes:
-      local: our address.
-      peer: the other end's address.
-      side: which side of the connection this is.
-      isopen: as ``Socket.isopen()``.
-      istls: as ``Socket.istls()``.
-      tls: as ``Socket.tls``.
-      buffered: how many bytes have arrived here (or were pushed back) and were not consumed.
+      local: our own address.
+      peer: the peer's address.
+      side: our side of the connection, ``"client"`` or ``"server"``.
+      isopen: ``Socket.isopen()``.
+      istls: ``Socket.istls()``.
+      tls: ``Socket.tls``.
+      buffered: the number of unread bytes in the receive buffer, including pushed-back ones.
     """
 
     local: Address
@@ -49,27 +49,28 @@ class ConnectionInfo:
 
 
 class Socket(Uncopied, BufferedReceiver, trio.abc.HalfCloseableStream):
-    """A connection that can turn to TLS, and back, in mid-conversation.
+    """A connection that can start TLS, and end it again, in mid-conversation.
 
-    Made by ``connect``, by a ``Listener`` or a ``Server``, or from a ``trio.SocketStream``, which
-    it takes over.
+    ``connect``, a ``Listener`` and a ``Server`` make Sockets. The constructor takes over a
+    ``trio.SocketStream``.
 
     Args:
       stream: the connection.
-      side: which side of it this is, ``"client"`` or ``"server"``.
+      side: our side of it, ``"client"`` or ``"server"``.
 
     Raises:
-      TypeError, ValueError: the stream is no ``trio.SocketStream``, or the side neither.
-      OSError: the connection is dead already (``ENOTCONN``).
+      TypeError: ``stream`` is not a ``trio.SocketStream``.
+      ValueError: ``side`` is neither ``"client"`` nor ``"server"``.
+      OSError: the connection is already dead (``ENOTCONN``).
 
-    One task may read and one may write at the same time; a second of either gets
-    ``trio.BusyResourceError``. Every async method is a cancel point. After a cancelled read no
-    byte is lost; what a cancelled send, ``starttls`` or ``close`` leaves behind is said there.
+    One task may read while another one sends. A second reader or sender gets
+    ``trio.BusyResourceError``. Every async method is a cancel point. A cancelled read loses no
+    bytes. ``send``, ``starttls`` and ``close`` say what their cancellation leaves behind.
 
-    After ``close`` every method raises ``trio.ClosedResourceError``, but for ``close`` and what
-    only tells (addresses, ``tls``, ``isopen``, ``info``).
+    After ``close`` every method raises ``trio.ClosedResourceError``, except ``close``, ``abort``
+    and the methods that only report (addresses, ``tls``, ``isopen``, ``info``).
 
-    It cannot be copied or pickled (``TypeError``).
+    A Socket cannot be copied or pickled (``TypeError``).
     """
 
     __slots__ = ()
@@ -98,18 +99,18 @@ class Socket(Uncopied, BufferedReceiver, trio.abc.HalfCloseableStream):
     # ---- sending ----
 
     async def send(self, *buffers: Buffer) -> None:
-        """Send all bytes of all buffers, in order, in as few system calls as possible.
+        """Send all bytes of all buffers, in order, with as few system calls as possible.
 
-        On a plain connection nothing is copied: do not change a buffer before it returns.
+        On a plain-text connection nothing is copied: do not modify a buffer before it returns.
 
         Raises:
-          trio.BrokenResourceError: the connection broke (also ``TLSError``). What the peer
-            said before can still be read.
-          TypeError: a buffer is not bytes; nothing was sent.
+          trio.BrokenResourceError: the connection is broken (``TLSError`` is one of these). Data
+            that the peer sent earlier can still be read.
+          TypeError: a buffer is not bytes-like. Nothing was sent.
 
-        Cancelled before the first byte went out it changes nothing. Later, an unknown part is
-        sent and sending is over (``BrokenResourceError``); under TLS reading is as well.
-        Source: Pluto's ``socket.send``.
+        If cancelled before the first byte is sent, nothing changes. If cancelled later, an unknown
+        part was sent, and every later send fails (``BrokenResourceError``); under TLS every later
+        read fails too. Source: Pluto's ``socket.send``.
         """
         views: tuple[bytes | memoryview, ...]
         if len(buffers) == 1 and type(buffers[0]) is bytes:
@@ -140,11 +141,11 @@ class Socket(Uncopied, BufferedReceiver, trio.abc.HalfCloseableStream):
             lock.in_use = False
 
     async def send_all(self, data: Buffer) -> None:
-        """Do the same as ``send(data)``, as ``trio.abc.SendStream`` has it."""
+        """Send all of ``data``: the same as ``send(data)``, for ``trio.abc.SendStream``."""
         await self.send(data)
 
     async def wait_send_all_might_not_block(self) -> None:
-        """Wait until a send might start at once. See ``trio.abc.SendStream``."""
+        """Wait until a send might not block. See ``trio.abc.SendStream``."""
         async with self._connection.sending:
             self._connection.check_open()
             await self._connection.layer.wait_writable()
@@ -159,36 +160,40 @@ class Socket(Uncopied, BufferedReceiver, trio.abc.HalfCloseableStream):
     ) -> int:
         """Send a file, or a part of it.
 
-        A regular file on a plain connection goes from the kernel to the kernel (``os.sendfile``);
-        elsewhere it is read by offset in worker threads. Both send the same bytes, whoever else
-        reads or moves in the file, or closes it. A pipe, a terminal or a socket is read when
-        something has come. Any other file object is asked to seek and to read in one step: several
-        sends may share it, but nobody else may use it meanwhile.
+        On a plain-text connection the kernel sends a regular file by itself (``os.sendfile``).
+        Otherwise worker threads read it at explicit offsets. Both send the same bytes, even if
+        something else reads, seeks in or closes the file. A pipe, a terminal or a socket is read
+        when it has data. Any other file object is read piece by piece, each with one seek and one
+        read: several ``send_file`` calls may share it, but nothing else may use it at the same
+        time.
 
         Args:
-          file: a binary file object, open for reading (also one of ``trio.open_file``). Its
-            position does not matter, and may be another one afterwards.
+          file: a binary file object, open for reading; one of ``trio.open_file`` is fine too. Its
+            position is ignored, and may be a different one afterwards.
           offset: where to start, in bytes.
-          count: how many bytes to send; ``None`` for all. All is what a regular file or an
-            ``io.BytesIO`` holds at the call, and what comes until the end of anything else.
+          count: how many bytes to send, or ``None`` for all of them: what a regular file or an
+            ``io.BytesIO`` holds at the time of the call, and everything up to the end of other
+            files.
           progress: called with the number of bytes sent so far, after each piece.
 
-        Returns: the number of bytes sent. Less than a regular file had, if it has shrunk meanwhile.
+        Returns: the number of bytes sent. It is smaller than a regular file that shrank meanwhile.
 
         Raises:
-          EOFError: the file ended before ``count`` bytes; the text says how many were sent. They
-            arrive, but under TLS no ``close_notify`` will follow them: it would vouch for the rest.
-          trio.BrokenResourceError: the connection broke; the text says how many bytes were sent
-            (where they are read in worker threads: in whole pieces of 256 KiB).
-          OSError: the file cannot be read; if a part of it was sent, sending is over.
-          ValueError, TypeError: it is not a binary file that can be read, or a number is negative.
+          EOFError: the file ended before ``count`` bytes. The text says how many were sent. The
+            peer gets them, but under TLS no ``close_notify`` follows: it would vouch for the
+            missing ones.
+          trio.BrokenResourceError: the connection is broken. The text says how many bytes were sent
+            (in whole pieces of 256 KiB if worker threads read the file).
+          OSError: the file cannot be read. If a part of it was sent, every later send fails.
+          ValueError, TypeError: ``file`` is not a readable binary file, or a number is negative.
 
-        Cancellation as in ``send``. What was taken from a pipe counts as sent; nothing is taken
-        before there is room to send it. A silent pipe can be given up at any time. A ``read`` of a
-        file object of the program's own (``gzip.GzipFile``, too) runs in a thread to its end.
+        Cancellation works as in ``send``. Bytes taken from a pipe count as sent, and nothing is
+        taken until there is room to send it. Waiting for a silent pipe can be cancelled at any
+        time. The ``read`` of a Python file object (such as ``gzip.GzipFile``) runs in a thread
+        until it returns.
 
-        Where SIGPIPE has its default action, ``os.sendfile`` is not used: a peer that leaves would
-        end the process.
+        ``os.sendfile`` is not used while SIGPIPE has its default action: a peer that closes the
+        connection would then kill the process.
         """
         file = getattr(file, "wrapped", file)  # what trio.open_file returns
         if isinstance(file, io.TextIOBase) or not hasattr(file, "read"):
@@ -211,7 +216,7 @@ class Socket(Uncopied, BufferedReceiver, trio.abc.HalfCloseableStream):
                 progress(sent)
 
         with self._connection.sending:
-            # At the call: while we wait, the number of the descriptor may become another file's.
+            # Open it now: while we wait, the descriptor number may become another file's.
             source = open_source(file)
             try:
                 await source.begin()
@@ -252,11 +257,11 @@ class Socket(Uncopied, BufferedReceiver, trio.abc.HalfCloseableStream):
         return trio.BrokenResourceError(text)
 
     async def send_eof(self) -> None:
-        """End the sending half; reading goes on. Once more changes nothing.
+        """Close the sending half (FIN). Reading goes on. A second call changes nothing.
 
         Raises:
-          NotImplementedError: under TLS, where ``trio.SSLStream`` has no half-closed state.
-          trio.BrokenResourceError: the connection broke.
+          NotImplementedError: under TLS, because ``trio.SSLStream`` has no half-closed state.
+          trio.BrokenResourceError: the connection is broken.
         """
         async with self._connection.sending:
             self._connection.check_open()
@@ -274,33 +279,33 @@ class Socket(Uncopied, BufferedReceiver, trio.abc.HalfCloseableStream):
         https_compatible: bool = False,
         handshake_timeout: float | None = 60,
     ) -> TLSInfo:
-        """Turn the connection to TLS.
+        """Start TLS on the connection.
 
         Args:
-          tls: the role to take. A server's name or a ``ClientTLS`` for the client's, one
-            or more ``Certificate`` or a ``ServerTLS`` for the server's, or an ``ssl.SSLContext``.
-            It is the TLS role, and need not be the side (RFC 4217, section 7).
-          server_hostname: the name to verify; by default the one in ``tls``, then the host
+          tls: the TLS role. As a client: a server name or a ``ClientTLS``. As a server: one or more
+            ``Certificate``, or a ``ServerTLS``. Or an ``ssl.SSLContext``. The TLS role does not
+            have to be the connection's side (RFC 4217, section 7).
+          server_hostname: the name to verify. The default is the name in ``tls``, then the host
             given to ``connect``.
-          https_compatible: take the end of the connection for the end of the stream, and send no
-            ``close_notify``. For protocols that say themselves where a message ends.
-          handshake_timeout: seconds until a peer that does not go on is given up; ``None``: never.
+          https_compatible: treat the end of the connection as the end of the stream, and send no
+            ``close_notify``. For protocols that mark the end of a message themselves.
+          handshake_timeout: seconds that the handshake may take, or ``None`` for no limit.
 
-        Returns: what was agreed on (also ``Socket.tls``).
+        Returns: the negotiated parameters (also in ``Socket.tls``).
 
         Raises:
-          TLSError: the handshake failed or took too long. The socket is closed, the peer was sent
-            the alert that says why, and nothing was or will be sent in the clear.
-          RuntimeError: the connection is TLS already. Nothing has happened.
-          TypeError, ValueError: an argument cannot be used. Nothing has happened.
-          trio.BusyResourceError: another task is using the connection. Nothing has happened.
+          TLSError: the handshake failed or timed out. The socket is closed, and the peer was sent
+            the alert that says why. Nothing was sent in plain text, and nothing will be.
+          RuntimeError: the connection uses TLS already. Nothing has changed.
+          TypeError, ValueError: an argument is invalid. Nothing has changed.
+          trio.BusyResourceError: another task is using the connection. Nothing has changed.
 
-        Cancelled, the socket is closed, hard.
+        If cancelled, the socket is closed immediately.
 
-        **Bytes received but not consumed belong to TLS**: what was pushed back, peeked at or read
-        too far is taken as the peer's part of the handshake. So it fails on clear text that
-        somebody slipped in behind the command that announced TLS (CVE-2011-0411), and it
-        works after a look at the first bytes of a ClientHello.
+        **Unread bytes become part of TLS.** Bytes that were pushed back, peeked at or received
+        ahead are taken as the start of the peer's handshake. So plain text that an attacker injects
+        behind the command that announces TLS makes the handshake fail (CVE-2011-0411). And you can
+        peek at a ClientHello before you call ``starttls``.
 
         Source: Pluto's ``socket.starttls``.
         """
@@ -318,41 +323,41 @@ class Socket(Uncopied, BufferedReceiver, trio.abc.HalfCloseableStream):
         return await connection.starttls(role, https_compatible=https_compatible, timeout=timeout)
 
     async def stoptls(self) -> None:
-        """End TLS cleanly and go on in the clear.
+        """End TLS cleanly and continue in plain text.
 
-        Sends ``close_notify`` and waits for the peer's, so the peer must do the same.
+        Sends ``close_notify`` and waits for the peer's, so the peer must end TLS as well.
 
         Raises:
-          RuntimeError: the connection is not TLS, or decrypted bytes are waiting to be read:
-            they must never be taken for clear ones. Nothing has happened.
-          TLSError: the peer was still sending encrypted data, or ended without
-            ``close_notify``; or a file that was too short was sent before. The socket is closed.
-          trio.BusyResourceError: another task is using the connection. Nothing has happened.
+          RuntimeError: the connection does not use TLS, or decrypted bytes are unread: they must
+            never be mistaken for plain text. Nothing has changed.
+          TLSError: the peer was still sending encrypted data, or ended the connection without
+            ``close_notify``, or a file was sent only in part before. The socket is closed.
+          trio.BusyResourceError: another task is using the connection. Nothing has changed.
 
-        Cancelled, the socket is closed, hard.
+        If cancelled, the socket is closed immediately.
         """
         await self._connection.stoptls()
 
     # ---- closing ----
 
     async def close(self) -> None:
-        """Close gracefully, and lose nothing that was sent, as far as 2 seconds and 64 MiB go.
+        """Close gracefully: nothing that was sent is lost, within 2 seconds and 64 MiB.
 
-        The same as ``aclose``. Sends ``close_notify`` under TLS, then FIN, and reads (and drops)
-        what the peer still sends for at most 2 seconds and 64 MiB, because closing with unread
-        input would make the kernel destroy what is on its way. Where nothing is unread and
-        everything is acknowledged, it closes at once. What the peer has not taken after that is
-        the kernel's: it goes on trying, but a byte more from the peer makes it give up.
+        The same as ``aclose``. Sends ``close_notify`` under TLS, then FIN. Then it reads and
+        discards what the peer still sends, for at most 2 seconds and 64 MiB: closing with unread
+        input would make the kernel destroy data in flight. If nothing is unread and everything sent
+        has been acknowledged, it closes right away. After the close, the kernel keeps sending what
+        the peer has not taken yet, but gives up as soon as the peer sends another byte.
 
-        The connection ends also for others that hold the descriptor, such as a forked child.
-        ``SO_LINGER`` changes nothing.
+        The connection also ends for others that hold the descriptor, such as a forked child.
+        ``SO_LINGER`` has no effect.
 
-        Leaving ``async with sock`` by an exception closes it in the same way, but without
-        ``close_notify``: that would say that all was sent.
+        If an exception leaves ``async with sock``, the socket closes in the same way but sends no
+        ``close_notify``, which would claim that everything was sent.
 
         Tasks that wait on the socket are woken with ``trio.ClosedResourceError``. Closing again
-        changes nothing. Cancelled, it closes immediately, and raises ``Cancelled``. Source: Pluto's
-        ``socket.close``.
+        changes nothing. If cancelled, it closes immediately and raises ``Cancelled``. Source:
+        Pluto's ``socket.close``.
         """
         await self._connection.close()
 
@@ -371,47 +376,48 @@ class Socket(Uncopied, BufferedReceiver, trio.abc.HalfCloseableStream):
     def abort(self) -> None:
         """Close immediately, without waiting: the peer sees a reset.
 
-        Also if others hold the descriptor, such as a forked child. (Where the system cannot do
-        that, and over a Unix path, the peer sees an end.) What was sent and has not reached the
-        peer may be lost. Tasks that wait on the socket are woken with
-        ``trio.ClosedResourceError``. While no task uses it, this may be called outside Trio.
+        This also resets the connection of others that hold the descriptor, such as a forked child.
+        Where the system cannot do that, and on a Unix socket, the peer sees the end of the stream
+        instead. Data that has not reached the peer yet may be lost. Tasks that wait on the socket
+        are woken with ``trio.ClosedResourceError``. While no task uses the socket, this may be
+        called outside Trio.
         """
         self._connection.abort()
 
-    # ---- what is known ----
+    # ---- information ----
 
     @property
     def stream(self) -> trio.SocketStream:
-        """The ``trio.SocketStream`` below. Reading it or writing to it breaks the Socket."""
+        """The underlying ``trio.SocketStream``. Reading or writing it breaks the Socket."""
         return self._connection.transport.stream
 
     @property
     def socket(self) -> trio.socket.SocketType:
-        """The socket below, as ``trio.SocketStream.socket``: for libraries that ask for addresses.
+        """The underlying ``trio.socket.SocketType``, for libraries that ask for addresses.
 
-        Reading it or writing to it breaks the Socket.
+        Reading or writing it breaks the Socket.
         """
         return self._connection.transport.stream.socket
 
     @property
     def tls(self) -> TLSInfo | None:
-        """What TLS agreed on, or ``None`` while the connection is in the clear."""
+        """The negotiated TLS parameters, or ``None`` while the connection is plain text."""
         return self._connection.tls_info
 
     def getpeer(self) -> Address:
-        """Return the other end's address, also after ``close``. Source: Pluto's ``getpeer``.
+        """Return the peer's address, also after ``close``. Source: Pluto's ``socket.getpeer``.
 
-        A Unix socket's is ``(path, 0)``. The peer chooses its path, which may look like an IP
-        address; the port, never 0 for TCP, tells them apart.
+        The address of a Unix socket is ``(path, 0)``. The peer chooses its path, which may look
+        like an IP address. The port tells them apart: for TCP it is never 0.
         """
         return self._connection.peer
 
     def getlocal(self) -> Address:
-        """Return our end's address, also after ``close``."""
+        """Return our own address, also after ``close``."""
         return self._connection.local
 
     def getside(self) -> Side:
-        """Return ``"client"`` or ``"server"``. Source: Pluto's ``socket.getside``."""
+        """Return our side, ``"client"`` or ``"server"``. Source: Pluto's ``socket.getside``."""
         return self._connection.side
 
     def istls(self) -> bool:
@@ -419,16 +425,16 @@ class Socket(Uncopied, BufferedReceiver, trio.abc.HalfCloseableStream):
         return self._connection.tls_info is not None
 
     def isopen(self) -> bool:
-        """Return whether the connection is open, without waiting and without consuming anything.
+        """Return whether the connection is open. Neither waits nor consumes anything.
 
-        False once it is closed here or broken, or when the peer has ended its side and nothing is
-        left to read. Under TLS a True may be out of date until the next read. Source: Pluto's
+        False once the socket is closed or broken, or when the peer has ended its side and nothing
+        is unread. Under TLS, True may be out of date until the next read. Source: Pluto's
         ``socket.isopen``.
         """
         return self._connection.is_open()
 
     def info(self) -> ConnectionInfo:
-        """Return all that is known about the connection."""
+        """Return a snapshot of what is known about the connection."""
         return ConnectionInfo(
             local=self.getlocal(),
             peer=self.getpeer(),
@@ -440,7 +446,7 @@ class Socket(Uncopied, BufferedReceiver, trio.abc.HalfCloseableStream):
         )
 
     def fileno(self) -> int:
-        """Return the file descriptor, -1 once it is closed."""
+        """Return the file descriptor, or -1 once it is closed."""
         return self._connection.fileno()
 
     @overload
@@ -452,7 +458,7 @@ class Socket(Uncopied, BufferedReceiver, trio.abc.HalfCloseableStream):
     def setsockopt(
         self, level: int, option: int, value: int | Buffer | None, length: int | None = None
     ) -> None:
-        """Set an option of the socket; see ``socket.socket.setsockopt``."""
+        """Set a socket option; see ``socket.socket.setsockopt``."""
         self._connection.check_open()
         if value is None and length is not None:
             self.stream.setsockopt(level, option, None, length)
@@ -468,13 +474,13 @@ class Socket(Uncopied, BufferedReceiver, trio.abc.HalfCloseableStream):
     def getsockopt(self, level: int, option: int, buffersize: int) -> bytes: ...
 
     def getsockopt(self, level: int, option: int, buffersize: int = 0) -> int | bytes:
-        """Return an option of the socket; see ``socket.socket.getsockopt``."""
+        """Return a socket option; see ``socket.socket.getsockopt``."""
         self._connection.check_open()
         return self.stream.getsockopt(level, option, buffersize)
 
 
 def new_socket(connection: Connection) -> Socket:
-    """Return a Socket for a connection of the library's own making."""
+    """Return a Socket for a ``Connection`` that the library made."""
     sock = object.__new__(Socket)
     sock._set_up(connection)
     return sock

@@ -1,14 +1,14 @@
-"""TLSConnection: one TLS conversation over a Transport.
+"""TLSConnection: TLS over a Transport.
 
-The state machine is ``trio.SSLStream``'s. This module gives it a transport and a context
-of our own making, and by these two sees what it needs to:
+``trio.SSLStream`` runs the handshake and the shutdown. We pass it our own transport and context to
+observe it:
 
 - ``CiphertextStream`` is the transport. It tells the end of the connection from the end of the
-  encrypted stream by an exception of its own, and keeps a failed send to itself so that what
-  the peer said before can still be read.
-- ``SSLObjectTap`` is the context. ``SSLStream`` asks it for one thing, ``wrap_bio``, and so it gets
-  to hold the ``SSLObject`` and the memory BIOs: for the alert that ``SSLStream`` leaves there
-  when a handshake fails, and for reading without waiting.
+  encrypted stream by an exception of its own. It also keeps a failed send to itself, so that what
+  the peer sent before can still be read.
+- ``SSLObjectTap`` is the context. ``SSLStream`` calls only its ``wrap_bio``, which gives it the
+  ``SSLObject`` and the memory BIOs: for the alert that ``SSLStream`` leaves there when a handshake
+  fails, and for reading without waiting.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from .ciphertext import MAX_EMPTY_RECORDS, pieces
 from .ssl_stream import FORKED, CiphertextStream, EndOfTransport, SSLObjectTap
 from .transport import Transport
 
-# The most that one TLS record holds (RFC 8446, section 5.1): reading this much of it at a
-# time gives one record a read.
+# The plaintext limit of a TLS record (RFC 8446, section 5.1): a read of this size returns one
+# record.
 _RECORD_SIZE = 16384
 
-# How many bytes of answers a peer can make us keep by not reading them: some 2000 key updates.
-_MOST_ANSWERS = 65536
+# How many bytes of responses are queued for a peer that does not read them: some 2000 key updates.
+_MAX_RESPONSES = 65536
 
 # How many records are decrypted ahead before other tasks run: some two milliseconds.
-_MOST_RECORDS = 1024
+_MAX_RECORDS_AHEAD = 1024
 
-# How often ``peek`` looks into the kernel for a record with data: a peer can send what has none
-# without end.
-_MOST_LOOKS = 16
+# How often ``peek`` reads from the kernel to find a record with data: a peer can send empty records
+# forever.
+_MAX_PEEK_READS = 16
 
 
 ResultT = TypeVar("ResultT")
@@ -53,19 +53,18 @@ class TLSConnection:
 
     Args:
       transport: the connection.
-      role: who we are and whom we expect.
-      early: bytes that were received already and belong to TLS.
-      https_compatible: as in ``trio.SSLStream``: no ``close_notify``, neither sent nor missed.
+      role: our TLS role, and the peer that we expect.
+      early: bytes received earlier that belong to TLS.
+      https_compatible: as in ``trio.SSLStream``: ``close_notify`` is neither sent nor required.
       peer: the peer's address, for errors.
 
-    Invariant: once ``failure`` is set, reading and sending raise it, because the state of
-    the encryption is not known any more or the peer has shown that it is not to be trusted.
-    Every read takes a whole record, so nothing that is decrypted waits inside OpenSSL.
+    Invariant: once ``failure`` is set, every read and send raises it. The state of the encryption
+    is unknown then, or the peer has proved that it cannot be trusted. Every read takes a whole
+    record, so no decrypted bytes wait inside OpenSSL.
 
     Attributes:
-      arrived: the ciphertext that was read from the kernel and that OpenSSL does not have yet.
-      unfinished: whether a part of something is sent, a large message or a file, whose end
-        is not.
+      incoming: ciphertext that was read from the kernel but not passed to OpenSSL yet.
+      unfinished: whether a message or a file was sent only in part.
     """
 
     def __init__(
@@ -81,52 +80,52 @@ class TLSConnection:
         self._role = role
         self._https_compatible = https_compatible
         self._peer = peer
-        self._carrier = CiphertextStream(transport)
-        self._tap = SSLObjectTap(role, self._carrier)
-        self._stream = trio.SSLStream(
-            self._carrier, cast(ssl.SSLContext, self._tap), server_side=role.server_side
+        self._ciphertext_stream = CiphertextStream(transport)
+        self._tap = SSLObjectTap(role, self._ciphertext_stream)
+        self._ssl_stream = trio.SSLStream(
+            self._ciphertext_stream, cast(ssl.SSLContext, self._tap), server_side=role.server_side
         )
-        self._ssl_object: ssl.SSLObject  # from the end of the handshake on
-        self._incoming = self._tap.incoming
-        self.arrived = self._carrier.arrived
-        self._outgoing = self._tap.outgoing
-        self.arrived.write(early)
+        self._ssl_object: ssl.SSLObject  # set by the handshake
+        self._incoming_bio = self._tap.incoming_bio
+        self.incoming = self._ciphertext_stream.incoming
+        self._outgoing_bio = self._tap.outgoing_bio
+        self.incoming.write(early)
         self.failure: trio.BrokenResourceError | None = None
         self._ended = False
         self.unfinished = False
-        self._answer_cut = False  # a part of an answer is in the carrier's unsent
+        self._response_unsent = False  # a part of one is in the stream's unsent
         self._forks = _fork.count
-        self._feeding = False
-        self._fed: trio.Event | None = None  # set when a task that feeds is done with it
+        self._filling = False
+        self._filled: trio.Event | None = None  # set when the task that fills is done
         self.info: TLSInfo | None = None
 
-    # ---- the beginning ----
+    # ---- handshake ----
 
     async def handshake(self, deadline: float, timeout: float) -> TLSInfo:
-        """Agree on keys and verify the peer; ``TLSError`` if that fails.
+        """Negotiate keys and verify the peer. Raises ``TLSError`` if that fails.
 
-        Then, and when it is cancelled, the connection cannot be used any more: what is to be
-        sent to the peer before closing is in ``last_bytes``.
+        If it fails or is cancelled, the connection is unusable, and ``final_bytes`` is what to send
+        to the peer before closing.
         """
         with trio.CancelScope(deadline=deadline) as scope:
             try:
-                if self._role.server_side and not self.arrived.pending:
-                    # The client speaks first: OpenSSL need not be asked whether it has.
-                    self.arrived.write(await self._transport.receive())
-                    if not self.arrived.pending:
+                if self._role.server_side and not self.incoming.pending:
+                    # The client speaks first: wait for it without asking OpenSSL.
+                    self.incoming.write(await self._transport.receive())
+                    if not self.incoming.pending:
                         raise EndOfTransport
-                if self.arrived.pending:
-                    self._incoming.write(self.arrived.take())
-                await self._stream.do_handshake()
+                if self.incoming.pending:
+                    self._incoming_bio.write(self.incoming.take())
+                await self._ssl_stream.do_handshake()
             except EndOfTransport:
                 raise self._fail("the peer closed the connection") from None
             except trio.BrokenResourceError as exc:
-                raise self._fail_by(exc) from exc.__cause__
+                raise self._fail_from(exc) from exc.__cause__
         if scope.cancelled_caught:
             raise self._fail(f"not finished within {timeout:g} seconds")
-        if self._carrier.send_failure is not None:
+        if self._ciphertext_stream.send_failure is not None:
             raise self._fail("the peer closed the connection")
-        self.arrived.restart(self._incoming.read())
+        self.incoming.restart(self._incoming_bio.read())
         ssl_object = self._ssl_object = self._tap.ssl_object
         alpn_protocol = ssl_object.selected_alpn_protocol()
         if self._role.require_alpn and alpn_protocol is None:
@@ -142,7 +141,7 @@ class TLSConnection:
         except ValueError as exc:
             raise self._fail(str(exc)) from None
         if expired:
-            # OpenSSL has verified it when the session began, up to two hours ago, and not now.
+            # OpenSSL verified it when the session began, up to two hours ago, and not now.
             raise self._fail(
                 "the certificate was refused: certificate has expired",
                 reason="CERTIFICATE_VERIFY_FAILED",
@@ -166,91 +165,92 @@ class TLSConnection:
     # ---- reading ----
 
     async def receive(self) -> bytes:
-        """Return one record's bytes; ``b""`` after ``close_notify``. A full checkpoint.
+        """Return one record's bytes, or ``b""`` after ``close_notify``. A full checkpoint.
 
-        Cancelled, it has taken nothing. More that has come with it is in ``receive_arrived``.
+        If cancelled, it consumes nothing. ``receive_pending`` returns what else has arrived with
+        it.
         """
         if self.failure is not None:
             self._check()
-        if self._ended or self.arrived.pending:
+        if self._ended or self.incoming.pending:
             await trio.lowlevel.checkpoint_if_cancelled()
-            self._give()
+            self._feed_record()
             data = self._decrypt()
             if data is not None:
                 await trio.lowlevel.cancel_shielded_checkpoint()
                 return data
-        elif self._forks != _fork.count:  # before anything is taken that is the other process's
+        elif self._forks != _fork.count:  # before we take the other process's data
             self._refuse_in_fork()
         while True:
-            if self.arrived.pending:  # many records without data
+            if self.incoming.pending:  # many empty records
                 await trio.lowlevel.checkpoint()
-            elif self._feeding or self._outgoing.pending or self._answer_cut:
-                self._answer()
-                if not await self._feed():
+            elif self._filling or self._outgoing_bio.pending or self._response_unsent:
+                self._flush_responses()
+                if not await self._fill():
                     return self._transport_ended()
-            else:  # as _feed does: the hot path (row tls-echo1)
-                self._feeding = True
+            else:  # _fill, inlined: the hot path (row tls-echo1)
+                self._filling = True
                 try:
                     ciphertext = await self._transport.receive()
                 finally:
-                    self._feeding = False
-                    if self._fed is not None:
-                        self._has_fed()
+                    self._filling = False
+                    if self._filled is not None:
+                        self._wake_waiter()
                 if not ciphertext:
                     return self._transport_ended()
-                self.arrived.write(ciphertext)
-            self._give()
+                self.incoming.write(ciphertext)
+            self._feed_record()
             data = self._decrypt()
             if data is not None:
                 return data
 
-    async def _feed(self) -> bool:
-        """Wait for ciphertext; False at the end of the connection.
+    async def _fill(self) -> bool:
+        """Wait for ciphertext. Returns False at the end of the connection.
 
-        A sender may need some as well, when half a message of TLS has come: then one task reads,
-        and the other waits for that. A full checkpoint; cancelled, it has taken nothing.
+        A sender may need ciphertext too, if half a TLS message has arrived. Then one task reads,
+        and the other one waits for it. A full checkpoint. If cancelled, it consumes nothing.
         """
-        if self._feeding:
-            self._fed = trio.Event()
-            await self._fed.wait()
+        if self._filling:
+            self._filled = trio.Event()
+            await self._filled.wait()
             return True
-        self._feeding = True
+        self._filling = True
         try:
-            if self._outgoing.pending or self._answer_cut:
-                return await self._receive_and_answer()
+            if self._outgoing_bio.pending or self._response_unsent:
+                return await self._receive_and_flush()
             ciphertext = await self._transport.receive()
-            self.arrived.write(ciphertext)
+            self.incoming.write(ciphertext)
         finally:
-            self._feeding = False
-            if self._fed is not None:
-                self._has_fed()
+            self._filling = False
+            if self._filled is not None:
+                self._wake_waiter()
         return bool(ciphertext)
 
-    def _has_fed(self) -> None:
-        """Wake the task that waits for what another one has read."""
-        assert self._fed is not None
-        self._fed.set()
-        self._fed = None
+    def _wake_waiter(self) -> None:
+        """Wake the task that waits for this one's read."""
+        assert self._filled is not None
+        self._filled.set()
+        self._filled = None
 
-    def _answer(self) -> None:
-        """Send what OpenSSL has to say to what was read, such as to a key update, if there is room.
+    def _flush_responses(self) -> None:
+        """If there is room, send OpenSSL's responses to what it has read, such as to a key update.
 
-        Else it stays where it is, for the next send (RFC 8446, section 4.6.3) or for the reader,
-        who waits for room and for data: the peer may be waiting for it.
+        Otherwise they stay queued: for the next send (RFC 8446, section 4.6.3), or for the reader,
+        which waits for room as well as for data, because the peer may be waiting for them.
         """
-        carrier = self._carrier
+        stream = self._ciphertext_stream
         with contextlib.suppress(trio.BrokenResourceError):
-            carrier.check_process()
-            # Not into the middle of something.
-            if not carrier.cut_off and self._transport.writable_now():
-                carrier.unsent = carrier.send_nowait(self._outgoing.read()) or b""
-                carrier.cut_off = False  # what is left of it is not lost, and goes out first
-                self._answer_cut = bool(carrier.unsent)
-        if self._outgoing.pending + len(carrier.unsent) > _MOST_ANSWERS:
-            raise self._fail("the peer asks for answers and does not take them")
+            stream.check_process()
+            # Never in the middle of a message.
+            if not stream.cut_short and self._transport.writable_now():
+                stream.unsent = stream.send_nowait(self._outgoing_bio.read()) or b""
+                stream.cut_short = False  # the rest is not lost: it goes out first
+                self._response_unsent = bool(stream.unsent)
+        if self._outgoing_bio.pending + len(stream.unsent) > _MAX_RESPONSES:
+            raise self._fail("the peer asks for responses but does not read them")
 
-    async def _receive_and_answer(self) -> bool:
-        """Wait as ``_feed`` does, and answer when there is room: the peer may wait for that."""
+    async def _receive_and_flush(self) -> bool:
+        """Wait as ``_fill`` does, and flush responses when there is room."""
         failure: Exception | None = None
         ciphertext = b""
 
@@ -258,35 +258,35 @@ class TLSConnection:
             nonlocal ciphertext, failure
             try:
                 ciphertext = await self._transport.receive()
-                self.arrived.write(ciphertext)
+                self.incoming.write(ciphertext)
             except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
                 failure = exc
             nursery.cancel_scope.cancel()
 
-        async def answer() -> None:
+        async def flush() -> None:
             with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                while self._outgoing.pending or self._answer_cut:
-                    await self._carrier.wait_writable()
+                while self._outgoing_bio.pending or self._response_unsent:
+                    await self._ciphertext_stream.wait_writable()
                     self._check_sending()
-                    self._answer()
+                    self._flush_responses()
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(receive)
-            nursery.start_soon(answer)
+            nursery.start_soon(flush)
         if failure is not None:
             raise failure
         return bool(ciphertext)
 
-    def _give(self) -> None:
-        """Give OpenSSL the next record; nothing after ``close_notify``: it may be plain text."""
-        if self.arrived.pending and not self._ended:
-            self._incoming.write(self.arrived.take())
+    def _feed_record(self) -> None:
+        """Pass OpenSSL the next record. What follows ``close_notify`` may be plain text."""
+        if self.incoming.pending and not self._ended:
+            self._incoming_bio.write(self.incoming.take())
 
     def _decrypt(self) -> bytes | None:
-        """Return one record's bytes, ``b""`` at the end, ``None`` if more must come before.
+        """Return one record's bytes, ``b""`` at the end, ``None`` if it needs more ciphertext.
 
-        ``None`` also after many records without data: then something is left in ``arrived``, and
-        other tasks have to run. What OpenSSL answers to what it has read is sent.
+        Also ``None`` after many empty records. Then ``incoming`` still holds some, and other tasks
+        must run. Sends OpenSSL's responses to what it has read.
         """
         if self._forks != _fork.count:
             self._refuse_in_fork()
@@ -295,79 +295,79 @@ class TLSConnection:
             data = self._ssl_object.read(_RECORD_SIZE)
         except ssl.SSLError as exc:
             data = self._decrypt_more(exc)
-        if self._outgoing.pending:
-            self._answer_unless(data)
+        if self._outgoing_bio.pending:
+            self._flush_after_read(data)
         if data is not None and not data:
             self._ended = True
         return data
 
     def _decrypt_more(self, exc: ssl.SSLError) -> bytes | None:
-        """Go on after an exception, which says most often that the record had no data."""
+        """Continue after an exception. Most often the record was empty."""
         for _ in range(MAX_EMPTY_RECORDS):
             if not isinstance(exc, ssl.SSLWantReadError):
-                return self._call_again(exc, lambda: self._ssl_object.read(_RECORD_SIZE))
-            if not self.arrived.pending:
+                return self._retry(exc, lambda: self._ssl_object.read(_RECORD_SIZE))
+            if not self.incoming.pending:
                 break
-            self._give()
+            self._feed_record()
             try:
                 return self._ssl_object.read(_RECORD_SIZE)
             except ssl.SSLError as another:
                 exc = another
         return None
 
-    def _answer_unless(self, data: bytes | None) -> None:
-        """Answer; if that fails, what was decrypted is returned and the next call raises."""
+    def _flush_after_read(self, data: bytes | None) -> None:
+        """Flush responses. If that fails, decrypted data is not lost: the next call raises."""
         try:
-            self._answer()
+            self._flush_responses()
         except TLSError:
             if not data:
                 raise
 
-    def _call_again(self, exc: ssl.SSLError, call: Callable[[], ResultT]) -> ResultT | None:
-        """Call OpenSSL again if an error may be another connection's; ``None`` if it has to read.
+    def _retry(self, exc: ssl.SSLError, call: Callable[[], ResultT]) -> ResultT | None:
+        """Retry an OpenSSL call whose error may be another connection's; ``None`` if it must read.
 
-        The error queue belongs to the thread: an error that something else has left there takes the
-        place of WANT_READ (and of close_notify), and nothing tells whose it is. But after an error
-        of this connection its handshake fails, and else it is finished and does nothing, or has to
-        read. The queue is empty now: Python clears it when it raises. To clear it before
-        each call would cost 1.5 microseconds, a tenth of a small message.
+        The error queue belongs to the thread. An error that something else left there replaces
+        WANT_READ (and close_notify), and nothing tells whose it is. But after an error of this
+        connection its handshake fails. Otherwise the handshake is finished and does nothing, or has
+        to read. The queue is empty now: Python clears it when it raises. Clearing it before each
+        call would cost 1.5 microseconds, a tenth of a small message.
         """
         try:
             self._ssl_object.do_handshake()
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLError:
-            raise self._fail_by_ssl(exc) from exc
+            raise self._fail_from_ssl(exc) from exc
         try:
             return call()
         except ssl.SSLWantReadError:
             return None
-        except ssl.SSLError as again:
-            raise self._fail_by_ssl(again) from again
+        except ssl.SSLError as own:
+            raise self._fail_from_ssl(own) from own
 
     def _refuse_in_fork(self) -> NoReturn:
-        """Refuse to use keys that another process uses: the next record would have its nonce."""
+        """Refuse to use another process's keys: the next record would reuse a nonce."""
         if self.failure is None:
-            self.failure = self._carrier.send_failure = self._transport.broken(FORKED)
+            self.failure = self._ciphertext_stream.send_failure = self._transport.broken(FORKED)
         raise self.failure.with_traceback(None)
 
-    def receive_arrived(self) -> list[bytes]:
-        """Return the bytes of each record that was read from the kernel already.
+    def receive_pending(self) -> list[bytes]:
+        """Return the bytes of each record that was already read from the kernel.
 
-        Of many records it returns the first, in bounded time. Raises nothing: an error, like the
-        end, is for the next ``receive`` to tell.
+        Of many records it returns the first ones, in bounded time. Never raises: the next
+        ``receive`` reports an error, like the end.
         """
         records: list[bytes] = []
         if not self.can_decrypt or self._forks != _fork.count:
             return records
-        arrived = self.arrived
+        incoming = self.incoming
         read = self._ssl_object.read
         data: bytes | None = None
         try:
-            while arrived.pending and len(records) < _MOST_RECORDS:
-                given, count = arrived.take_many()
-                self._incoming.write(given)
-                for _ in range(count):  # what _decrypt does, for many (row tls-receive)
+            while incoming.pending and len(records) < _MAX_RECORDS_AHEAD:
+                ciphertext, count = incoming.take_many()
+                self._incoming_bio.write(ciphertext)
+                for _ in range(count):  # _decrypt, inlined (row tls-receive)
                     try:
                         data = read(_RECORD_SIZE)
                     except ssl.SSLError as exc:
@@ -375,44 +375,44 @@ class TLSConnection:
                     if not data:
                         break
                     records.append(data)
-                if self._outgoing.pending:
-                    self._answer()
-                if not data and (data is not None or arrived.pending):
-                    break  # the end; or many records without data, and other tasks have to run
+                if self._outgoing_bio.pending:
+                    self._flush_responses()
+                if not data and (data is not None or incoming.pending):
+                    break  # the end, or many empty records: other tasks must run
         except trio.BrokenResourceError:
             pass
         if data is not None and not data:
             self._ended = True
-            arrived.restart(self._incoming.read())  # plain text may come after close_notify
+            incoming.restart(self._incoming_bio.read())  # plain text may follow close_notify
         return records
 
     @property
     def can_decrypt(self) -> bool:
-        """Whether ciphertext was read from the kernel and is still to be decrypted."""
-        return bool(self.arrived.pending) and self.failure is None and not self._ended
+        """Whether ciphertext was read from the kernel but not decrypted yet."""
+        return bool(self.incoming.pending) and self.failure is None and not self._ended
 
     def receive_nowait(self) -> bytes | None:
-        """Return one record's bytes, ``b""`` at the end, ``None`` if no whole record is here.
+        """Return one record's bytes, ``b""`` at the end, ``None`` if no whole record has arrived.
 
-        ``None`` also if what is here begins with many records without data. Raises nothing: an
-        error is kept for the next ``receive``.
+        Also ``None`` if many empty records come first. Never raises: an error is kept for the next
+        ``receive``.
         """
-        for _ in range(_MOST_LOOKS):
+        for _ in range(_MAX_PEEK_READS):
             if self.failure is not None:
                 break
             try:
-                self._give()
+                self._feed_record()
                 data = self._decrypt()
                 if data is not None:
                     return data
-                if self._feeding or self.arrived.pending:
-                    break  # a sender: what it has taken comes first; or many records without data
+                if self._filling or self.incoming.pending:
+                    break  # a sender's read comes first, or many empty records
                 ciphertext = self._transport.receive_nowait()
             except (BlockingIOError, trio.BrokenResourceError):
                 return None
             if not ciphertext:
                 return b"" if self._https_compatible else None
-            self.arrived.write(ciphertext)
+            self.incoming.write(ciphertext)
         return None
 
     @property
@@ -421,18 +421,18 @@ class TLSConnection:
         return self._forks != _fork.count
 
     def at_end(self) -> bool:
-        """Whether nothing is left to read, as far as can be told without decrypting."""
+        """Whether nothing is left to read, as far as is known without decrypting."""
         if self.failure is not None or self._ended or self.forked:
             return True
-        if self.arrived.pending:
+        if self.incoming.pending:
             return False
         return self._transport.at_end()
 
     def _transport_ended(self) -> bytes:
         if self._https_compatible:
             return b""
-        # RFC 8446, section 6.1. Whatever the context says: a context of the user's, or one of a
-        # later Python, may have OP_IGNORE_UNEXPECTED_EOF set.
+        # RFC 8446, section 6.1. This must not depend on the context: the user's, or that of a later
+        # Python, may have OP_IGNORE_UNEXPECTED_EOF set.
         raise self._fail("the peer ended the connection without close_notify: data may be missing")
 
     # ---- sending ----
@@ -440,40 +440,41 @@ class TLSConnection:
     async def send(self, buffers: Sequence[bytes | memoryview]) -> None:
         """Encrypt and send all bytes of all buffers. A full checkpoint.
 
-        Cancelled before the first byte it changes nothing; later, the connection is over.
+        If cancelled before the first byte is sent, nothing changes. Later, the connection is
+        unusable.
         """
         started = False
         unfinished = self.unfinished
         try:
             for piece in pieces(buffers):
                 while True:
-                    if self.failure is not None or self._carrier.send_failure is not None:
+                    if self.failure is not None or self._ciphertext_stream.send_failure is not None:
                         self._check_sending()
-                    # What is encrypted must be sent. So wait first: until there is room for a
-                    # byte, changing one's mind harms nothing.
+                    # What is encrypted must be sent. So wait first: until there is room for a byte,
+                    # cancellation does no harm.
                     if not self._transport.writable_now():
-                        await self._carrier.wait_writable()
-                        self._check_sending()  # a reader may have met an error meanwhile
+                        await self._ciphertext_stream.wait_writable()
+                        self._check_sending()  # a reader may have failed meanwhile
                     await trio.lowlevel.checkpoint_if_cancelled()
                     if self._encrypt(piece):
                         break
-                    self._answer()
-                    if self.arrived.pending:
-                        self._give()
+                    self._flush_responses()
+                    if self.incoming.pending:
+                        self._feed_record()
                         await trio.lowlevel.checkpoint()
-                    elif not await self._feed():
+                    elif not await self._fill():
                         self._transport_ended()
                         raise self._transport.broken("the peer has ended the connection")
                 started = self.unfinished = True
-                rest = self._carrier.send_nowait(self._outgoing.read())
-                self._answer_cut = False  # what was left of it is in rest
+                rest = self._ciphertext_stream.send_nowait(self._outgoing_bio.read())
+                self._response_unsent = False  # its unsent part is in rest
                 if rest is None:
                     await trio.lowlevel.cancel_shielded_checkpoint()
                 else:
-                    await self._carrier.send_rest(rest)
+                    await self._ciphertext_stream.send_rest(rest)
         except BaseException as exc:
             if started:
-                self._carrier.cut_off = True
+                self._ciphertext_stream.cut_short = True
                 if not isinstance(exc, Exception) and self.failure is None:
                     self.failure = self._transport.broken("an earlier send was cut off")
             raise
@@ -483,7 +484,7 @@ class TLSConnection:
             await trio.lowlevel.checkpoint()
 
     def _encrypt(self, piece: bytes | memoryview) -> bool:
-        """Encrypt; False if OpenSSL has to read first: it is in the middle of a message of TLS."""
+        """Encrypt. Returns False if OpenSSL must read first, inside a TLS message."""
         if self._forks != _fork.count:
             self._refuse_in_fork()
         try:
@@ -491,65 +492,65 @@ class TLSConnection:
         except ssl.SSLWantReadError:
             return False
         except ssl.SSLError as exc:
-            return self._call_again(exc, lambda: self._ssl_object.write(piece)) is not None
+            return self._retry(exc, lambda: self._ssl_object.write(piece)) is not None
         return True
 
     async def wait_writable(self) -> None:
-        """Wait until a send might start at once. A full checkpoint."""
+        """Wait until a send might not block. A full checkpoint."""
         self._check_sending()
-        await self._carrier.wait_writable()
+        await self._ciphertext_stream.wait_writable()
 
     def _check_sending(self) -> None:
         self._check()
-        if self._carrier.send_failure is not None:
-            raise self._carrier.send_failure.with_traceback(None)
+        if self._ciphertext_stream.send_failure is not None:
+            raise self._ciphertext_stream.send_failure.with_traceback(None)
 
     def cut_off(self) -> None:
-        """Let nothing follow what was sent: it was only a part of something."""
-        self._carrier.cut_off = True
-        self._carrier.send_failure = self._transport.broken("an earlier send was cut off")
+        """Let nothing follow what was sent: it was cut short."""
+        self._ciphertext_stream.cut_short = True
+        self._ciphertext_stream.send_failure = self._transport.broken("an earlier send was cut off")
 
-    # ---- the end ----
+    # ---- shutdown ----
 
-    async def stop(self) -> bytes:
-        """Exchange ``close_notify`` and return the clear bytes that came after the peer's.
+    async def unwrap(self) -> bytes:
+        """Exchange ``close_notify`` and return the plain text that followed the peer's.
 
-        Raises ``TLSError`` if the peer still sends encrypted data, or does not speak TLS to the
-        end; then, and when it is cancelled, the connection cannot be used any more.
+        Raises ``TLSError`` if the peer still sends encrypted data, or does not end TLS properly. If
+        it fails or is cancelled, the connection is unusable.
         """
         if self._forks != _fork.count:
             self._refuse_in_fork()
-        if self.failure is not None or self._carrier.send_failure is not None:
+        if self.failure is not None or self._ciphertext_stream.send_failure is not None:
             raise self._fail("it was cut off before")
         if self.unfinished:  # close_notify would vouch for the rest
             raise self._fail("a file was sent in part only")
         try:
-            _, trailing = await self._stream.unwrap()
+            _, trailing = await self._ssl_stream.unwrap()
         except EndOfTransport:
             raise self._fail("the peer ended the connection without close_notify") from None
         except trio.BrokenResourceError as exc:
-            raise self._fail_by(exc) from exc.__cause__
-        if self._carrier.send_failure is not None:
+            raise self._fail_from(exc) from exc.__cause__
+        if self._ciphertext_stream.send_failure is not None:
             raise self._fail("the peer closed the connection")
-        return bytes(trailing) + self.arrived.take_all()
+        return bytes(trailing) + self.incoming.take_all()
 
-    def last_bytes(self) -> bytes:
+    def final_bytes(self) -> bytes:
         """Return what to send before FIN: ``close_notify``, or the alert that says why.
 
-        Nothing, if they could not be understood, after ciphertext that was cut off, or would vouch
-        for what is ``unfinished``, or come from a fork. Nothing can be sent afterwards.
+        Empty if the peer could not decrypt it (after ciphertext that was cut short), if it would
+        vouch for something ``unfinished``, or in a forked process. Nothing can be sent afterwards.
         """
         if self.forked:
             return b""
         if self.failure is None:
             if self.info is None or self._https_compatible:
                 return b""
-            # Unread data stays in ``arrived``: SSL_shutdown would fail on it, and send nothing.
+            # Unread data stays in ``incoming``: SSL_shutdown would fail on it and send nothing.
             with contextlib.suppress(ssl.SSLError):  # it does not wait for the peer's
                 self._ssl_object.unwrap()
-            clear_error_queue()  # of an alert that had come
-        due = bytes(self._carrier.unsent) + self._outgoing.read()
-        return b"" if self._carrier.cut_off or self.unfinished else due
+            clear_error_queue()  # an alert may have left an error
+        data = bytes(self._ciphertext_stream.unsent) + self._outgoing_bio.read()
+        return b"" if self._ciphertext_stream.cut_short or self.unfinished else data
 
     # ---- errors ----
 
@@ -568,13 +569,13 @@ class TLSConnection:
         self.failure = self._transport.note(error)
         return error
 
-    def _fail_by(self, exc: trio.BrokenResourceError) -> TLSError:
-        """Turn what came out of ``SSLStream`` into the error to raise."""
+    def _fail_from(self, exc: trio.BrokenResourceError) -> TLSError:
+        """Convert an error from ``SSLStream`` into the one to raise."""
         if isinstance(exc.__cause__, ssl.SSLError):
-            return self._fail_by_ssl(exc.__cause__)
+            return self._fail_from_ssl(exc.__cause__)
         return self._fail(str(exc) or "it was cut off")
 
-    def _fail_by_ssl(self, exc: ssl.SSLError) -> TLSError:
+    def _fail_from_ssl(self, exc: ssl.SSLError) -> TLSError:
         return self._fail(
             describe_ssl_error(exc),
             reason=ssl_reason(exc) or None,

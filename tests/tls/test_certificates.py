@@ -75,7 +75,7 @@ def test_what_cannot_be_used_is_an_error_that_says_which(authority: Authority) -
         ((broken, key), ValueError, "chain is not a PEM certificate"),
         ((key, key), ValueError, "chain is not a PEM certificate"),
         ((chain, chain), ValueError, "private_key is not a PEM private key"),
-        ((chain, other_key), ValueError, r"private_key does not fit .* for example\.org"),
+        ((chain, other_key), ValueError, r"private_key does not match .* for example\.org"),
         ((chain, secret), ValueError, "private_key is encrypted, and no password was given"),
         ((chain, secret, "wrong"), ValueError, "or the password is wrong"),
         ((None, key), TypeError, "chain is str or bytes, not a NoneType"),
@@ -199,7 +199,7 @@ def test_a_missing_password_is_never_asked_for(authority: Authority) -> None:
     chain, key = pems(authority, "example.org")
     certificate = Certificate(chain, encrypted(key, b"secret"), "secret")
     object.__setattr__(certificate, "_password", None)
-    with pytest.raises(ValueError, match="OpenSSL does not take the certificate"):
+    with pytest.raises(ValueError, match="OpenSSL does not accept the certificate"):
         certificate.load_into(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
 
 

@@ -26,7 +26,7 @@ def test_every_split_in_three_gives_the_same() -> None:
         found = [reader.feed(part) for part in parts]
         hello = next(each for each in found if each is not None)
         assert (hello.server_name, hello.host_name) == (b"Example.org", "Example.org")
-        assert hello.takes_tickets
+        assert hello.supports_tickets
         assert reader.wire() == WHOLE
 
 
@@ -127,10 +127,10 @@ def hello_with(extensions: bytes | None) -> bytes:
 
 
 def test_a_client_of_tls_1_2_need_not_have_extensions() -> None:
-    assert ClientHelloReader().feed(hello_with(None)) == ClientHello(None, takes_tickets=False)
+    assert ClientHelloReader().feed(hello_with(None)) == ClientHello(None, supports_tickets=False)
 
 
 def test_an_extension_that_comes_twice_is_not_well_formed() -> None:
     ticket = b"\0\x23\0\0"
-    assert ClientHelloReader().feed(hello_with(ticket)) == ClientHello(None, takes_tickets=True)
+    assert ClientHelloReader().feed(hello_with(ticket)) == ClientHello(None, supports_tickets=True)
     assert ClientHelloReader().feed(hello_with(ticket * 2)) is NOT_A_CLIENT_HELLO

@@ -428,5 +428,5 @@ def test_a_key_of_a_kind_that_tls_does_not_have_is_refused() -> None:
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-    with pytest.raises(ValueError, match="private_key is of a kind that TLS does not have"):
+    with pytest.raises(ValueError, match="private_key is of a type that TLS does not support"):
         Certificate(chain, pem)

@@ -30,7 +30,7 @@ def block(label: str, content: bytes = CONTENT) -> bytes:
     ids=["two begins", "another end", "no end", "no base64", "empty", "another kind", "nothing"],
 )
 def test_a_damaged_certificate_does_not_go_missing_silently(data: bytes) -> None:
-    with pytest.raises(ValueError, match=r"a block is damaged|there is no block"):
+    with pytest.raises(ValueError, match=r"a block is damaged|there is no .* block"):
         _pem.certificates(data)
 
 
@@ -54,7 +54,7 @@ def test_a_key_whose_headers_never_end_is_damaged() -> None:
 
 
 def test_without_a_key_it_says_so() -> None:
-    with pytest.raises(ValueError, match="no block of a private key"):
+    with pytest.raises(ValueError, match="no private key block"):
         _pem.private_key(block("CERTIFICATE"))
 
 

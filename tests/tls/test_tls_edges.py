@@ -61,7 +61,7 @@ async def test_an_error_of_another_connection_is_tried_again(
         tls = a._connection.tls
         assert tls is not None
         tls._ssl_object = Peer(ssl.SSLWantReadError())  # type: ignore[assignment]
-        assert tls._call_again(ssl.SSLError("of another"), lambda: 5) == 5
+        assert tls._retry(ssl.SSLError("of another"), lambda: 5) == 5
 
         def fails() -> int:
             error = ssl.SSLError(1, "of its own")
@@ -69,7 +69,7 @@ async def test_an_error_of_another_connection_is_tried_again(
             raise error
 
         with pytest.raises(TLSError):
-            tls._call_again(ssl.SSLError("of another"), fails)
+            tls._retry(ssl.SSLError("of another"), fails)
 
 
 async def test_an_answer_that_fails_keeps_what_was_decrypted(
@@ -83,10 +83,10 @@ async def test_an_answer_that_fails_keeps_what_was_decrypted(
         def answer(self: TLSConnection) -> None:
             raise TLSError("too many answers")
 
-        monkeypatch.setattr(TLSConnection, "_answer", answer)
-        tls._answer_unless(b"data")
+        monkeypatch.setattr(TLSConnection, "_flush_responses", answer)
+        tls._flush_after_read(b"data")
         with pytest.raises(TLSError):
-            tls._answer_unless(None)
+            tls._flush_after_read(None)
 
 
 async def test_an_end_while_an_answer_waits_is_an_error(
@@ -95,14 +95,14 @@ async def test_an_end_while_an_answer_waits_is_an_error(
     a, b = await tls_pair(client_tls, server_tls)
     async with closing(a, b):
         assert a._connection.tls is not None
-        a._connection.tls._answer_cut = True
+        a._connection.tls._response_unsent = True
 
         async def ended(self: TLSConnection) -> bool:
             await trio.lowlevel.checkpoint()
             return False
 
-        monkeypatch.setattr(TLSConnection, "_answer", lambda self: None)
-        monkeypatch.setattr(TLSConnection, "_feed", ended)
+        monkeypatch.setattr(TLSConnection, "_flush_responses", lambda self: None)
+        monkeypatch.setattr(TLSConnection, "_fill", ended)
         with pytest.raises(TLSError, match="without close_notify"):
             await a.recv()
 
@@ -115,13 +115,15 @@ async def test_records_read_ahead_are_answered(
         await b.send(b"one")
         tls = a._connection.tls
         assert tls is not None
-        tls.arrived.write(await a._connection.transport.receive())
-        tls._outgoing.write(b"an answer")
+        tls.incoming.write(await a._connection.transport.receive())
+        tls._outgoing_bio.write(b"an answer")
         answered: list[bytes] = []
         monkeypatch.setattr(
-            TLSConnection, "_answer", lambda self: answered.append(self._outgoing.read())
+            TLSConnection,
+            "_flush_responses",
+            lambda self: answered.append(self._outgoing_bio.read()),
         )
-        assert tls.receive_arrived()[-1] == b"one"
+        assert tls.receive_pending()[-1] == b"one"
         assert answered == [b"an answer"]
 
 
@@ -133,14 +135,14 @@ async def test_after_a_fork_no_way_into_tls_is_open(
         await b.send(b"for the parent")
         tls = a._connection.tls
         assert tls is not None
-        tls.arrived.write(await a._connection.transport.receive())
+        tls.incoming.write(await a._connection.transport.receive())
         with monkeypatch.context() as patch:
             patch.setattr(_fork, "count", _fork.count + 1)
             with pytest.raises(trio.BrokenResourceError, match="fork first"):
-                tls._carrier.check_process()
+                tls._ciphertext_stream.check_process()
             with pytest.raises(trio.BrokenResourceError, match="fork first"):
                 await a.recv()
-            assert tls.last_bytes() == b""
+            assert tls.final_bytes() == b""
 
 
 async def test_a_resumed_certificate_that_cannot_be_read_is_a_tls_error(
@@ -166,7 +168,7 @@ async def test_a_resumed_certificate_that_cannot_be_read_is_a_tls_error(
 async def test_the_search_for_an_alert_has_an_end(
     client_tls: ClientTLS, server_tls: ServerTLS, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_connection, "_MAX_RECORDS_BEFORE_AN_ALERT", 1)
+    monkeypatch.setattr(_connection, "_MAX_RECORDS_BEFORE_ALERT", 1)
     a, b = await tls_pair(client_tls, server_tls)
     async with closing(a, b):
         for each in (b"one", b"two", b"three"):
@@ -212,5 +214,5 @@ def test_out_of_descriptors_a_client_gets_the_common_context(
         raise OSError(24, "too many open files")
 
     monkeypatch.setattr(role.contexts, "_build", broken)
-    common = role.contexts.choose(ClientHello(b"localhost", takes_tickets=True))
-    assert role.contexts.choose(ClientHello(b"localhost", takes_tickets=False)) is common
+    common = role.contexts.choose(ClientHello(b"localhost", supports_tickets=True))
+    assert role.contexts.choose(ClientHello(b"localhost", supports_tickets=False)) is common

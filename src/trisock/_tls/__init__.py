@@ -1,1 +1,1 @@
-"""What TLS is to be: certificates, the two roles, and their contexts. No I/O."""
+"""TLS configuration: certificates, the two roles, and their contexts. No I/O."""

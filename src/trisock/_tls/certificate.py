@@ -1,7 +1,7 @@
 """Certificate: a chain and its private key, checked before a byte is sent.
 
-What is checked is what is loaded: the PEM is parsed once (``pem``), written anew, and OpenSSL gets
-these bytes. No error shows a part of what was given: it may be a key.
+What is checked is what is loaded: ``pem`` parses the input once and writes it again, and OpenSSL
+gets those bytes. No error quotes the input, which may be a key.
 """
 
 from __future__ import annotations
@@ -33,37 +33,38 @@ def set_field(instance: object, name: str, value: object) -> None:
 
 
 class Certificate:
-    """A certificate chain with its private key, checked to belong together.
+    """A certificate chain and its private key, checked to match.
 
     Args:
       chain: the certificates in PEM, the server's (or client's) own first.
-      private_key: its private key in PEM: RSA, ECDSA, Ed25519 or Ed448, also encrypted.
-      password: what the key is encrypted with.
+      private_key: its private key in PEM: RSA, ECDSA, Ed25519 or Ed448, encrypted or not.
+      password: the password of an encrypted key.
 
     Raises:
-      ValueError: it is no PEM, a certificate or the key cannot be read, the key does not fit
-        the first certificate, or the key is encrypted and the password is missing or wrong
-        (there is never a prompt). The text says which argument is wrong and quotes nothing.
+      ValueError: an argument is not PEM, a certificate or the key cannot be read, the key does not
+        match the first certificate, or the key is encrypted and the password is missing or wrong
+        (there is never a prompt). The text names the argument and quotes nothing.
       TypeError: an argument is neither ``str`` nor ``bytes``.
-      OSError: OpenSSL, which reads files only, cannot be given one.
+      OSError: no file can be created for OpenSSL, which reads certificates from files only.
 
-    What lies outside the PEM blocks does not matter. Each certificate is sent once, in the order
-    given. Certificates are immutable, equal by value, and never show their key: copies are the
-    certificate itself, and pickling is a ``TypeError``. The names a server's certificate is
-    chosen by are its DNS names, or the common name where it has none (RFC 6125, section 6.4.4).
+    Anything outside the PEM blocks is ignored. Each certificate is sent once, in the order given.
+    Certificates are immutable, compare by value, and never show their key. A copy is the
+    certificate itself, and pickling raises ``TypeError``. A server selects a certificate by its DNS
+    names, or by its common name if it has none (RFC 6125, section 6.4.4).
     """
 
     __slots__ = ("_chain", "_password", "_private_key", "key_kind", "names")
 
-    #: The names that the certificate is for, in lower case; wildcards as ``*.example.org``.
+    #: The names that the certificate is valid for, in lower case; wildcards as ``*.example.org``.
     names: tuple[str, ...]
-    #: What kind of key it has, such as ``"RSA"``: a client chooses among them.
+    #: The type of its key, such as ``"RSA"``. A client chooses among key types.
     key_kind: str
     _chain: bytes
     _private_key: bytes
     _password: bytes | None
 
-    # Invariant: OpenSSL has taken _chain with _private_key, both in PEM that _pem has written.
+    # Invariant: OpenSSL has accepted _chain with _private_key. Both are PEM that ``pem`` has
+    # written.
 
     def __init__(
         self, chain: str | bytes, private_key: str | bytes, password: str | bytes | None = None
@@ -72,7 +73,7 @@ class Certificate:
         key_pem = pem_argument(private_key, "private_key")
         set_field(self, "_password", None if password is None else _password_argument(password))
         ders = as_value_error("chain is not a PEM certificate", lambda: pem.certificates(chain_pem))
-        set_field(self, "_chain", pem.written_certificates(ders))
+        set_field(self, "_chain", pem.encode_certificates(ders))
         leaf = as_value_error(
             "chain is not a certificate", lambda: x509.load_der_x509_certificate(ders[0])
         )
@@ -91,18 +92,18 @@ class Certificate:
             "private_key cannot be used", lambda: _public_bytes(key.public_key())
         ):
             raise ValueError(
-                "private_key does not fit the first certificate of the chain, "
+                "private_key does not match the first certificate of the chain, "
                 f"which is for {listed(self.names) or 'no name'}"
             )
         if not isinstance(key, _TLS_KEYS):
-            raise ValueError("private_key is of a kind that TLS does not have")
+            raise ValueError("private_key is of a type that TLS does not support")
         kind = type(key).__name__.removeprefix("_").removesuffix("PrivateKey")
         if kind == "RSA" and public_key not in leaf.tbs_certificate_bytes:
-            # The certificate names another algorithm than the one that cryptography, for which
-            # both kinds are RSA, writes for the key.
+            # cryptography treats RSA-PSS keys as RSA, and writes that algorithm for the key. The
+            # certificate names another one.
             kind = "RSA-PSS"
         set_field(self, "key_kind", kind)
-        # Small keys are for the context to refuse: it may be one of the user's that takes them.
+        # Accept small keys here: the context refuses them, unless it is the user's and allows them.
         trial = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         trial.set_ciphers("DEFAULT:@SECLEVEL=0")
         self.load_into(trial)
@@ -114,32 +115,32 @@ class Certificate:
         private_key: str | os.PathLike[str] | None = None,
         password: str | bytes | None = None,
     ) -> Certificate:
-        """Read a certificate from PEM files (one file, if the key is in it as well).
+        """Read a certificate from PEM files, or from one file that also holds the key.
 
-        Raises ``OSError`` for a file that cannot be read, and what the class itself raises.
+        Raises ``OSError`` if a file cannot be read, and whatever the class itself raises.
         """
-        chain_pem = _content(chain, "chain")
+        chain_pem = _read_file(chain, "chain")
         if private_key is None:
             return cls(chain_pem, chain_pem, password)
-        return cls(chain_pem, _content(private_key, "private_key"), password)
+        return cls(chain_pem, _read_file(private_key, "private_key"), password)
 
     def load_into(self, context: ssl.SSLContext) -> None:
-        """Use this certificate in a context. ``TypeError`` if it is no ``ssl.SSLContext``."""
+        """Load this certificate into a context. ``TypeError`` if it is no ``ssl.SSLContext``."""
         if not isinstance(context, ssl.SSLContext):
             raise TypeError(
                 f"a certificate is loaded into an ssl.SSLContext, not {type_name(context)}"
             )
 
-        def the_password() -> bytes:
-            # Without a function OpenSSL would ask on the terminal, and the event loop wait.
+        def get_password() -> bytes:
+            # Without a callback OpenSSL would prompt on the terminal, and block the event loop.
             return self._password or b""
 
         with _private_file(self._chain) as chain, _private_file(self._private_key) as key:
             try:
-                context.load_cert_chain(chain, key, password=the_password)
+                context.load_cert_chain(chain, key, password=get_password)
             except ssl.SSLError as exc:
                 raise ValueError(
-                    "chain or private_key: OpenSSL does not take the certificate for "
+                    "chain or private_key: OpenSSL does not accept the certificate for "
                     f"{listed(self.names) or 'no name'}: {exc}"
                 ) from exc
 
@@ -185,22 +186,22 @@ CertificateLike = Certificate | Mapping[str, str | bytes]
 
 
 def to_certificate(value: object) -> Certificate:
-    """Return a Certificate from one, or from a mapping that has its fields."""
+    """Return a Certificate from itself, or from a mapping of its fields."""
     if isinstance(value, Certificate):
         return value
     if isinstance(value, Mapping):
         unknown = set(value) - {"chain", "private_key", "password"}
         missing = {"chain", "private_key"} - set(value)
         if unknown or missing:
-            # The names of unknown fields are not shown: one may be a key.
+            # Do not show the names of unknown fields: one may be a key.
             raise ValueError(
                 "a certificate has the fields chain and private_key (and password): "
                 f"{listed(sorted(missing)) or 'none'} missing, {len(unknown)} unknown"
             )
         password = value.get("password")
         return _certificate(
-            _encoded(value["chain"], "chain"),
-            _encoded(value["private_key"], "private_key"),
+            _to_bytes(value["chain"], "chain"),
+            _to_bytes(value["private_key"], "private_key"),
             None if password is None else _password_argument(password),
         )
     raise TypeError(f"a certificate is a trisock.Certificate or a mapping, not {type_name(value)}")
@@ -208,13 +209,13 @@ def to_certificate(value: object) -> Certificate:
 
 @functools.lru_cache(maxsize=32)
 def _certificate(chain: bytes, private_key: bytes, password: bytes | None) -> Certificate:
-    # Checking an RSA key takes milliseconds: not once per connection.
+    # Checking an RSA key takes milliseconds: too long to do for each connection.
     return Certificate(chain, private_key, password)
 
 
-def _encoded(value: object, what: str) -> bytes:
+def _to_bytes(value: object, what: str) -> bytes:
     if isinstance(value, str):
-        return value.encode(errors="replace")  # what is not UTF-8 is not in a PEM block
+        return value.encode(errors="replace")  # PEM blocks are ASCII: what is replaced is outside
     if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value)
     raise TypeError(f"{what} is str or bytes, not {type_name(value)}")
@@ -222,24 +223,24 @@ def _encoded(value: object, what: str) -> bytes:
 
 def _password_argument(value: object) -> bytes:
     if not isinstance(value, str):
-        return _encoded(value, "password")
-    with contextlib.suppress(UnicodeEncodeError):  # which quotes the whole password
-        return value.encode(errors="surrogateescape")  # as it was, if it comes from the system
+        return _to_bytes(value, "password")
+    with contextlib.suppress(UnicodeEncodeError):  # its text quotes the password
+        return value.encode(errors="surrogateescape")  # restores bytes that the system gave
     raise ValueError("password has characters that cannot be encoded")
 
 
 def pem_argument(value: object, what: str) -> bytes:
-    data = _encoded(value, what)
+    data = _to_bytes(value, what)
     if b"-----BEGIN " not in data:
         raise ValueError(f"{what} is not PEM: it has no '-----BEGIN' line")
     return data
 
 
-def _content(path: str | os.PathLike[str], what: str) -> bytes:
-    """Return what is in a file. The error shows a path, and nothing that may be a key."""
+def _read_file(path: str | os.PathLike[str], what: str) -> bytes:
+    """Return a file's content. An error shows the path, but nothing that may be a key."""
     name = os.fsdecode(path)
     if not name.isprintable() or "-----BEGIN" in name:
-        raise ValueError(f"{what} is a path, and what was given is none; PEM goes to Certificate()")
+        raise ValueError(f"{what} must be a path here; pass PEM to Certificate() instead")
     try:
         with open(path, "rb") as file:
             return file.read()
@@ -250,9 +251,9 @@ def _content(path: str | os.PathLike[str], what: str) -> bytes:
 
 
 def as_value_error(problem: str, function: Callable[[], T]) -> T:
-    """Call what reads a certificate or a key; whatever it raises becomes one ``ValueError``.
+    """Call a parser of certificates or keys. Whatever it raises becomes a ``ValueError``.
 
-    ``cryptography`` raises errors of many kinds, and warnings under ``-W error``.
+    ``cryptography`` raises errors of many types, and warnings under ``-W error``.
     """
     try:
         return function()
@@ -263,18 +264,18 @@ def as_value_error(problem: str, function: Callable[[], T]) -> T:
 def _load_key(pem: bytes, password: bytes | None) -> PrivateKeyTypes:
     try:
         return serialization.load_pem_private_key(pem, password)
-    except TypeError:  # a password is missing, or there is one that is not needed
+    except TypeError:  # the password is missing, or not needed
         if password is None:
             raise ValueError("private_key is encrypted, and no password was given") from None
-        return _load_key(pem, None)  # not needed is fine, as it is for OpenSSL
+        return _load_key(pem, None)  # OpenSSL ignores a needless one too
     except Exception as exc:  # also warnings, under -W error
         hint = "" if password is None else ", or the password is wrong"
         raise ValueError(f"private_key is not a PEM private key{hint}: {_redacted(exc)}") from None
 
 
 def _redacted(exc: Exception) -> str:
-    # Without what it quotes. A line that has lost its dashes makes of the whole key the name of a
-    # PEM block, and of that a part of the text: MismatchedTags("PRIVATE KEY\nMIIE...", ...).
+    # Drop what the message quotes. If a line has lost its dashes, the whole key becomes the label
+    # of a PEM block, which the message quotes: MismatchedTags("PRIVATE KEY\nMIIE...", ...).
     return printable(str(exc).partition('("')[0]) or type(exc).__name__
 
 
@@ -301,11 +302,10 @@ def _names(leaf: x509.Certificate) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def _private_file(content: bytes) -> Iterator[str]:
-    """Give the content a path for as long as OpenSSL, which reads files only, needs it.
+    """Yield a path to the content, while OpenSSL needs it: it reads files only.
 
-    The file is in memory and has no name in any directory, if the system can do that (Linux,
-    with ``/proc``). Otherwise it is a temporary one that only this user can read, from its
-    first moment on.
+    On Linux with ``/proc`` the file is in memory, and has no name in any directory. Elsewhere it is
+    a temporary file, which only this user can read from its first moment on.
     """
     descriptor = _memory_file()
     if descriptor is not None:
@@ -316,8 +316,8 @@ def _private_file(content: bytes) -> Iterator[str]:
         except OSError as exc:
             raise OSError(
                 exc.errno,
-                "OpenSSL reads certificates from files only, and none can be made for it: no "
-                f"memory file (it needs memfd_create and /proc), and no temporary one: {exc}",
+                "OpenSSL reads certificates from files only, and none can be created: no memory "
+                f"file (which needs memfd_create and /proc), and no temporary one: {exc}",
             ) from exc
         named = True
     try:
@@ -331,7 +331,7 @@ def _private_file(content: bytes) -> Iterator[str]:
 
 
 def _memory_file() -> int | None:
-    """Return a descriptor that can be opened by its name in ``/proc``; ``None`` without one."""
+    """Return a descriptor that can be opened by its path in ``/proc``, or ``None``."""
     if sys.platform != "linux":  # pragma: no cover (tests run on Linux)
         return None
     try:

@@ -1,11 +1,11 @@
-"""The first message of a TLS client, read before OpenSSL sees it (RFC 8446, section 4.1.2).
+"""The first message of a TLS client, parsed before OpenSSL sees it (RFC 8446, section 4.1.2).
 
-A server chooses its context by what the client says first: the name that it asks for (SNI, RFC
-6066, section 3), and whether it can resume a session by a ticket. No I/O happens here, and nothing
-is decided about the handshake. What is not a well-formed ClientHello is left for OpenSSL, which
-sends the right alert.
+A server selects its context by this message: by the name that the client requests (SNI, RFC 6066,
+section 3), and by whether the client can resume a session with a ticket. This module does no I/O
+and decides nothing about the handshake. It leaves a malformed ClientHello to OpenSSL, which sends
+the right alert.
 
-The cost is linear in the bytes that were fed, however they are split.
+The cost is linear in the bytes fed, however they are split.
 """
 
 from __future__ import annotations
@@ -15,58 +15,58 @@ import ipaddress
 import re
 from dataclasses import dataclass
 
-# What OpenSSL takes at most, and the header of the message.
+# OpenSSL's limit, and the header of the message.
 _MAX_MESSAGE = 131396 + 4
 
-# With the headers of its records: a client may put one byte into each.
+# Including the headers of its records: a client may put a single byte into each record.
 _MAX_WIRE = 256 * 1024
 
 _MAX_FRAGMENT = 16384  # RFC 8446, section 5.1
-_HANDSHAKE = 22  # the type of a record
-_CLIENT_HELLO = 1  # the type of a message in it
+_HANDSHAKE = 22  # a record type
+_CLIENT_HELLO = 1  # a handshake message type
 
-# Types of extensions.
+# Extension types.
 _SERVER_NAME = 0
 _SESSION_TICKET = 35
 _SUPPORTED_VERSIONS = 43
 
 _TLS_1_3 = b"\x03\x04"
 
-# Letters, digits and hyphens (RFC 1123, section 2.1), and the underscore, which is in use.
+# Letters, digits and hyphens (RFC 1123, section 2.1), and underscores, which are in use.
 _HOST_NAME = re.compile(rb"(?=.{1,254}\Z)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?\Z")
 
 
 @dataclass(frozen=True)
 class ClientHello:
-    """What a server wants to know of a ClientHello before it chooses a context.
+    """What a server needs from a ClientHello to select a context.
 
     Attributes:
-      server_name: what the client asks for, as sent, whether it is a name or not.
-      takes_tickets: whether the client keeps its session in a ticket, so that the server
-        need not remember it: TLS 1.3, or the extension of RFC 5077.
+      server_name: the name that the client requests, as sent, even if it is not a valid name.
+      supports_tickets: whether the client keeps its session in a ticket, so that the server need
+        not store it: TLS 1.3, or the extension of RFC 5077.
     """
 
     server_name: bytes | None
-    takes_tickets: bool
+    supports_tickets: bool
 
     @functools.cached_property
     def host_name(self) -> str | None:
-        """``server_name`` as text; ``None`` if no host can have it, or it is an IP address."""
+        """``server_name`` as text, or ``None`` if it is no valid host name, or an IP address."""
         return None if self.server_name is None else _host_name(self.server_name)
 
 
 class TooLongError(ValueError):
-    """A ClientHello takes more bytes on the wire than a server reads."""
+    """A ClientHello takes more bytes on the wire than a server accepts."""
 
 
-#: All that is known of what is not a ClientHello.
-NOT_A_CLIENT_HELLO = ClientHello(None, takes_tickets=False)
+#: What a server knows if the bytes are not a ClientHello.
+NOT_A_CLIENT_HELLO = ClientHello(None, supports_tickets=False)
 
 
 class ClientHelloReader:
-    """Collects the bytes of a TLS client until its ClientHello is whole.
+    """Collects the bytes of a TLS client until its ClientHello is complete.
 
-    Invariant: ``_message`` holds the fragments of all whole records before ``_position``.
+    Invariant: ``_message`` holds the fragments of all complete records before ``_position``.
     """
 
     def __init__(self) -> None:
@@ -75,15 +75,15 @@ class ClientHelloReader:
         self._message = bytearray()
 
     def feed(self, data: bytes) -> ClientHello | None:
-        """Take more bytes; return the hello once it is whole, or cannot become one.
+        """Add bytes. Returns the hello once it is complete, or once it cannot become one.
 
-        Raises ``TooLongError`` if it is cut into so many records that it takes more than 256 KiB.
+        Raises ``TooLongError`` if it is split into so many records that it exceeds 256 KiB.
         """
         self._wire += data
         try:
             while (fragment := self._next_fragment()) is not None:
                 self._message += fragment
-                hello = self._whole_hello()
+                hello = self._complete_hello()
                 if hello is not None:
                     return hello
         except ValueError:
@@ -93,11 +93,11 @@ class ClientHelloReader:
         return None
 
     def wire(self) -> bytes:
-        """Return all bytes that were fed."""
+        """Return all bytes fed so far."""
         return bytes(self._wire)
 
     def _next_fragment(self) -> bytes | None:
-        """Return what the next record holds; ``None`` until it is whole."""
+        """Return the content of the next record, or ``None`` until it is complete."""
         header = self._wire[self._position : self._position + 5]
         if header and header[0] != _HANDSHAKE:
             raise ValueError("not a record of a handshake")
@@ -112,7 +112,7 @@ class ClientHelloReader:
         self._position = start + size
         return bytes(self._wire[start : self._position])
 
-    def _whole_hello(self) -> ClientHello | None:
+    def _complete_hello(self) -> ClientHello | None:
         message = self._message
         if message and message[0] != _CLIENT_HELLO:
             raise ValueError("not a ClientHello")
@@ -125,25 +125,25 @@ class ClientHelloReader:
 
 
 def parse_client_hello(body: bytes) -> ClientHello:
-    """Read a ClientHello, without the header of its message; ``ValueError`` if it is none."""
+    """Parse a ClientHello, without its message header. ``ValueError`` if it is malformed."""
     at = 2 + 32  # legacy_version, random
     for width in (1, 2, 1):  # legacy_session_id, cipher_suites, legacy_compression_methods
         _, at = _vector(body, at, width)
-    name, takes_tickets = None, False
-    if at < len(body):  # a client of TLS 1.2 need not have any extensions
+    name, supports_tickets = None, False
+    if at < len(body):  # a TLS 1.2 client may have no extensions
         extensions = _extensions(body, at)
         if _SERVER_NAME in extensions:
             name = _first_name(extensions[_SERVER_NAME])
-        takes_tickets = _SESSION_TICKET in extensions
+        supports_tickets = _SESSION_TICKET in extensions
         if _SUPPORTED_VERSIONS in extensions:
             versions = extensions[_SUPPORTED_VERSIONS]
             start, end = _vector(versions, 0, 1)
-            takes_tickets |= any(versions[i : i + 2] == _TLS_1_3 for i in range(start, end, 2))
-    return ClientHello(name, takes_tickets)
+            supports_tickets |= any(versions[i : i + 2] == _TLS_1_3 for i in range(start, end, 2))
+    return ClientHello(name, supports_tickets)
 
 
 def _extensions(body: bytes, at: int) -> dict[int, bytes]:
-    """Return the data of each extension, by its type; they are the rest of the body."""
+    """Return the data of each extension, by type. Extensions are the rest of the body."""
     at, end = _vector(body, at, 2)
     if end != len(body):
         raise ValueError("bytes follow the extensions")
@@ -160,9 +160,9 @@ def _extensions(body: bytes, at: int) -> dict[int, bytes]:
 
 
 def _first_name(extension: bytes) -> bytes:
-    """Return the name in an extension of SNI. There is one, and OpenSSL takes no other either."""
+    """Return the name in an SNI extension. There must be exactly one, as for OpenSSL."""
     at, end = _vector(extension, 0, 2)
-    # 0 is the type of a name: there is no other than host_name.
+    # The only name type is 0, host_name.
     if end != len(extension) or at == end or extension[at] != 0:
         raise ValueError("not a list of host names")
     start, end = _vector(extension, at + 1, 2)
@@ -172,10 +172,10 @@ def _first_name(extension: bytes) -> bytes:
 
 
 def _vector(data: bytes, at: int, width: int) -> tuple[int, int]:
-    """Return where a vector starts and ends that has its length, of ``width`` bytes, before it."""
+    """Return the start and the end of a vector, which follows its length of ``width`` bytes."""
     start = at + width
     end = start + int.from_bytes(data[at:start], "big")
-    if end > len(data):  # a length that is itself cut short starts behind the end
+    if end > len(data):  # also if the length itself is cut short
         raise ValueError("a field is cut short")
     return start, end
 
@@ -189,7 +189,7 @@ def _host_name(name: bytes) -> str | None:
 
 
 def _is_ipv4(text: str) -> bool:
-    if not text.replace(".", "").isdecimal():  # nearly always; the rest costs as much as parsing
+    if not text.replace(".", "").isdecimal():  # nearly always, and cheaper than IPv4Address
         return False
     try:
         ipaddress.IPv4Address(text)

@@ -1,4 +1,4 @@
-"""TLSInfo: what both sides agreed on, and who the peer has shown to be."""
+"""TLSInfo: what both sides negotiated, and the peer's certificate."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .certificate import as_value_error
 
 
 def has_expired(certificate: bytes) -> bool:
-    """Return whether the time of a certificate (DER) is over; ``ValueError`` if it has none."""
+    """Return whether a certificate (DER) has expired. ``ValueError`` if it cannot be read."""
     end = as_value_error(
         "the certificate cannot be read",
         lambda: x509.load_der_x509_certificate(certificate).not_valid_after_utc,
@@ -23,17 +23,16 @@ def has_expired(certificate: bytes) -> bool:
 
 @dataclass(frozen=True)
 class TLSInfo:
-    """What both sides agreed on, and who the peer has shown to be.
+    """What both sides negotiated, and the peer's certificate.
 
     Attributes:
-      version: such as ``"TLSv1.3"``.
+      version: the TLS version, such as ``"TLSv1.3"``.
       cipher: the cipher suite by its OpenSSL name, such as ``"TLS_AES_256_GCM_SHA384"``.
-      alpn_protocol: the protocol chosen by ALPN, or ``None``.
-      server_hostname: as a client the name that was asked for, and verified unless
-        verification is off. As a server the one that the
-        client asked for (SNI), as it was on the wire (A-labels; upper case stays); ``None``
-        if it asked for none, or for what is no host name.
-      peer_certificate: the peer's certificate in DER, or ``None`` if it showed none.
+      alpn_protocol: the protocol selected by ALPN, or ``None``.
+      server_hostname: for a client, the name that it requested; it was verified unless verification
+        is off. For a server, the name that the client requested (SNI), as sent (A-labels, upper
+        case preserved), or ``None`` if it requested none or no valid host name.
+      peer_certificate: the peer's certificate in DER, or ``None`` if it sent none.
       session_reused: whether an earlier session was resumed.
     """
 
@@ -51,10 +50,10 @@ class TLSInfo:
 
         Args:
           type: ``"tls-unique"`` (RFC 5929, section 3; not defined for TLS 1.3) or
-            ``"tls-server-end-point"`` (section 4; clients only, a server's ``ssl`` module does
-            not say which of its certificates was used).
+            ``"tls-server-end-point"`` (section 4; clients only, because the ``ssl`` module does not
+            tell a server which of its certificates was used).
 
-        Raises ``ValueError`` where there is no such binding for this connection.
+        Raises ``ValueError`` if this connection has no such binding.
         """
         if type == "tls-unique":
             if self._tls_unique is None:
@@ -65,11 +64,11 @@ class TLSInfo:
         if type == "tls-server-end-point":
             if self._server_certificate is None:
                 raise ValueError("tls-server-end-point: the server's certificate is not known here")
-            return _end_point(self._server_certificate)
+            return _server_end_point(self._server_certificate)
         raise ValueError(f"no channel binding of the type {quoted(type)}")
 
 
-def _end_point(server_certificate: bytes) -> bytes:
+def _server_end_point(server_certificate: bytes) -> bytes:
     def digest() -> bytes | None:
         certificate = x509.load_der_x509_certificate(server_certificate)
         algorithm = certificate.signature_hash_algorithm

@@ -1,16 +1,15 @@
-"""The one reader of PEM (RFC 7468), for chains, keys and authorities.
+"""The only parser of PEM (RFC 7468), for chains, keys and authorities.
 
-OpenSSL, ``cryptography`` and ``ssl`` each read PEM in a way of their own, and differ in what they
-take. So we read it once, and give them what was read: DER, or PEM that was written here.
+OpenSSL, ``cryptography`` and ``ssl`` each parse PEM in their own way, and accept different input.
+So we parse it once and give them the result: DER, or PEM that this module has written.
 
-- A block begins on a line of its own, or right behind the end of another one. Bytes that are not
-  printable ASCII may come before it: a byte order mark, spaces. A block that is commented out is
-  none: nobody wants to trust it.
-- What lies outside the blocks does not matter, in whatever encoding it is. Nor do blocks that
-  nobody asked for.
-- A block of the right kind that is damaged is an error: it must not go missing silently.
+- A block begins on a line of its own, or right after the end of another block. Bytes that are not
+  printable ASCII may precede it, such as a byte order mark or spaces. A block that is commented
+  out is ignored: nobody wants to trust it.
+- Anything outside the blocks is ignored, whatever its encoding. So are blocks of other types.
+- A damaged block of the right type is an error: it must not go missing silently.
 
-No error quotes anything: it may be a key.
+No error quotes the input, which may be a key.
 """
 
 from __future__ import annotations
@@ -29,36 +28,36 @@ _CERTIFICATES = {"CERTIFICATE", "X509 CERTIFICATE", "TRUSTED CERTIFICATE"}
 
 @dataclass(frozen=True)
 class Block:
-    """One block: its label, and all between its two markers, or ``None`` if it is damaged."""
+    """One block: its label, and the text between its markers, or ``None`` if it is damaged."""
 
     label: str
     body: bytes | None
 
 
 def blocks(data: bytes) -> Iterator[Block]:
-    """Give all blocks, also those that are damaged. The cost is linear."""
-    begun: re.Match[bytes] | None = None
+    """Yield all blocks, including damaged ones. The cost is linear."""
+    begin: re.Match[bytes] | None = None
     end = 0  # of the last marker
     for marker in _MARKER.finditer(data):
         kind, label = marker.groups()
         if kind == b"END":
-            if begun is not None:
-                fits = label == begun[2]
-                body = data[begun.end() : marker.start()] if fits else None
-                yield Block(begun[2].decode(), body)
-                begun = None
+            if begin is not None:
+                matches = label == begin[2]
+                body = data[begin.end() : marker.start()] if matches else None
+                yield Block(begin[2].decode(), body)
+                begin = None
                 end = marker.end()
-        elif _begins_a_line(data, end, marker.start()):
-            if begun is not None:
-                yield Block(begun[2].decode(), None)
-            begun = marker
+        elif _at_line_start(data, end, marker.start()):
+            if begin is not None:
+                yield Block(begin[2].decode(), None)
+            begin = marker
             end = marker.end()
-    if begun is not None:
-        yield Block(begun[2].decode(), None)
+    if begin is not None:
+        yield Block(begin[2].decode(), None)
 
 
-def _begins_a_line(data: bytes, start: int, marker: int) -> bool:
-    """Return whether nothing visible comes before a marker on its line, from ``start`` on."""
+def _at_line_start(data: bytes, start: int, marker: int) -> bool:
+    """Return whether only invisible bytes precede a marker on its line, from ``start`` on."""
     for at in range(marker - 1, start - 1, -1):
         if data[at] in b"\r\n":
             break
@@ -68,34 +67,34 @@ def _begins_a_line(data: bytes, start: int, marker: int) -> bool:
 
 
 def certificates(data: bytes) -> list[bytes]:
-    """Return the certificates in DER, in order, each once. ``ValueError`` if there is none."""
+    """Return the certificates in DER, in order, each once. ``ValueError`` if there are none."""
     found: dict[bytes, None] = {}
     for block in blocks(data):
         if block.label in _CERTIFICATES:
-            der = _decoded(block.body)
-            if block.label == "TRUSTED CERTIFICATE":  # OpenSSL's own data follows
+            der = _decode(block.body)
+            if block.label == "TRUSTED CERTIFICATE":  # OpenSSL's trust settings follow
                 der = der[: _der_size(der)]
             found[der] = None
     if not found:
-        raise ValueError("there is no block of a certificate")
+        raise ValueError("there is no certificate block")
     return list(found)
 
 
 def private_key(data: bytes) -> bytes:
-    """Return the first private key, in PEM as OpenSSL wants it. ``ValueError`` if there is none."""
+    """Return the first private key, in PEM that OpenSSL reads. ``ValueError`` if there is none."""
     for block in blocks(data):
         if block.label.endswith("PRIVATE KEY"):
-            headers, body = _without_headers(block.body)
-            return _written(block.label, headers, _decoded(body))
-    raise ValueError("there is no block of a private key")
+            headers, body = _split_headers(block.body)
+            return _encode(block.label, headers, _decode(body))
+    raise ValueError("there is no private key block")
 
 
-def written_certificates(ders: list[bytes]) -> bytes:
+def encode_certificates(ders: list[bytes]) -> bytes:
     """Return certificates in PEM."""
-    return b"".join(_written("CERTIFICATE", b"", der) for der in ders)
+    return b"".join(_encode("CERTIFICATE", b"", der) for der in ders)
 
 
-def _without_headers(body: bytes | None) -> tuple[bytes, bytes | None]:
+def _split_headers(body: bytes | None) -> tuple[bytes, bytes | None]:
     """Split off the headers of an encrypted key (RFC 1421, section 4.6)."""
     if body is None or b":" not in body:
         return b"", body
@@ -107,9 +106,9 @@ def _without_headers(body: bytes | None) -> tuple[bytes, bytes | None]:
     return b"".join(line + b"\n" for line in lines if line) + b"\n", body[end.end() :]
 
 
-def _decoded(body: bytes | None) -> bytes:
+def _decode(body: bytes | None) -> bytes:
     if body is None:
-        raise ValueError("a block is damaged: its BEGIN and END lines do not fit")
+        raise ValueError("a block is damaged: its BEGIN and END lines do not match")
     try:
         content = base64.b64decode(b"".join(body.split()), validate=True)
     except ValueError:
@@ -119,7 +118,7 @@ def _decoded(body: bytes | None) -> bytes:
     return content
 
 
-def _written(label: str, headers: bytes, content: bytes) -> bytes:
+def _encode(label: str, headers: bytes, content: bytes) -> bytes:
     text = base64.b64encode(content)
     lines = [text[at : at + 64] for at in range(0, len(text), 64)]
     begin, end = (f"-----{each} {label}-----".encode() for each in ("BEGIN", "END"))
@@ -127,7 +126,7 @@ def _written(label: str, headers: bytes, content: bytes) -> bytes:
 
 
 def _der_size(der: bytes) -> int:
-    """Return how long the first value of DER is, with its header (X.690, section 8.1)."""
+    """Return the size of the first DER value, including its header (X.690, section 8.1)."""
     if len(der) < 2 or der[1] < 0x80:
         return 2 + der[1] if len(der) > 1 else len(der)
     count = der[1] & 0x7F

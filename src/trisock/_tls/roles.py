@@ -1,6 +1,6 @@
-"""The two roles of TLS, ``ClientTLS`` and ``ServerTLS``, and what a caller may give in their place.
+"""The two TLS roles, ``ClientTLS`` and ``ServerTLS``, and the arguments that stand for one.
 
-Everything that can be wrong in an option is found here, before a byte is sent.
+Every mistake in an option is found here, before a byte is sent.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from .contexts import ServerContexts, SystemTrust, client_context, server_contex
 
 @dataclass(frozen=True)
 class ClientTLS:
-    """The TLS client's role, verified: what ``starttls`` and ``connect(tls=)`` take.
+    """The TLS client's role, for ``starttls`` and ``connect(tls=)``. It verifies the server.
 
     Args:
-      server_hostname: the name (or IP address) that the server's certificate must be
-        for; ``None`` for the host given to ``connect``.
-      ca: the certificates to trust, in PEM, in place of the system's. An intermediate or
-        the server's own certificate may be among them, and trust ends there.
-      alpn_protocols: the protocols to offer, the preferred first (RFC 7301).
-      certificate: what to show to a server that asks for a client certificate.
-      verify: ``False`` takes any certificate from anybody. It protects from nobody who
-        can stand in between.
+      server_hostname: the name (or IP address) that the server's certificate must match; ``None``
+        for the host given to ``connect``.
+      ca: the certificates to trust, in PEM, instead of the system's trust store. They may include
+        an intermediate or the server's own certificate; verification then stops there.
+      alpn_protocols: the protocols to offer, in order of preference (RFC 7301).
+      certificate: the client certificate to send if the server requests one.
+      verify: ``False`` accepts any certificate from anybody. The connection is then not protected
+        from an attacker in the middle.
 
-    Raises ``ValueError`` or ``TypeError`` for what cannot be used. Immutable.
+    Raises ``ValueError`` or ``TypeError`` if an argument is invalid. Immutable.
     """
 
     server_hostname: str | None = None
@@ -47,7 +47,7 @@ class ClientTLS:
     alpn_protocols: Sequence[str] = field(default=(), kw_only=True)
     certificate: CertificateLike | None = field(default=None, kw_only=True)
     verify: bool = field(default=True, kw_only=True)
-    # No annotation: it is not a field, so that it is not compared, copied, pickled or shown.
+    # No annotation, so it is not a field: not compared, copied, pickled or shown.
     _built = cast("tuple[SystemTrust | None, ssl.SSLContext] | None", None)
 
     def __post_init__(self) -> None:
@@ -62,7 +62,7 @@ class ClientTLS:
         self._context()
 
     def _context(self) -> ssl.SSLContext:
-        """Return the context: always the same, but for a change of what the system trusts."""
+        """Return the context. It changes only if the system's trust store does."""
         trust = system_trust() if self.ca is None and self.verify else None
         if self._built is None or self._built[0] != trust:
             context = client_context(
@@ -86,25 +86,25 @@ class ClientTLS:
 
 @dataclass(frozen=True)
 class ServerTLS:
-    """The TLS server's role: what ``starttls`` and ``bind(tls=)`` take.
+    """The TLS server's role, for ``starttls`` and ``bind(tls=)``.
 
     Args:
-      certificates: one or more. The one for the name that the client asks for (SNI) is
-        used; there may be one of each key kind for a name (of two of one kind the first is
-        used, and one that names the host before a wildcard). A name that is not found, and
-        a client that names none, gets the first.
-      alpn_protocols: the protocols that are spoken, the preferred first (RFC 7301).
-      require_alpn: whether a client that shares none of them is turned away.
-      client_ca: the certificates (PEM) that client certificates are verified with; with
-        it clients are asked for theirs, and a wrong one is turned away. An intermediate
-        or a client's own certificate may be among them, and trust ends there.
-      require_client_certificate: whether a client without one is turned away too.
+      certificates: one or more. The name that the client requests (SNI) selects one. A name may
+        have one certificate of each key type. If several of the same type match, an exact name
+        wins over a wildcard, and the first one is used. A client that requests no name, or an
+        unknown one, gets the first certificate.
+      alpn_protocols: the supported protocols, in order of preference (RFC 7301).
+      require_alpn: whether to reject a client that shares none of them.
+      client_ca: the certificates (PEM) that verify client certificates. If given, the server
+        requests a certificate from each client, and rejects an invalid one. They may
+        include an intermediate or a client's own certificate; verification then stops there.
+      require_client_certificate: whether to reject a client without a certificate as well.
 
-    The rules are the same whichever certificate is chosen. Clients of TLS 1.2 that take no
-    tickets can resume a session as long as it is among the last few: at most 16 of those
-    that have ended are remembered.
+    The rules are the same whichever certificate is selected. A TLS 1.2 client without ticket
+    support can resume a session only while it is among the last few: the server stores at most 16
+    of those that have ended.
 
-    Raises ``ValueError`` or ``TypeError`` for what cannot be used. Immutable.
+    Raises ``ValueError`` or ``TypeError`` if an argument is invalid. Immutable.
     """
 
     certificates: CertificateLike | Sequence[CertificateLike]
@@ -133,7 +133,7 @@ class ServerTLS:
         if self.client_ca is not None:
             set_field(self, "client_ca", _authorities(self.client_ca, "client_ca"))
         elif self.require_client_certificate:
-            # The system's trust store would let in whoever any public authority knows.
+            # The system's trust store would admit anyone whom a public authority knows.
             raise ValueError("require_client_certificate needs client_ca")
         contexts = server_contexts(
             cast("tuple[Certificate, ...]", self.certificates),
@@ -163,21 +163,20 @@ class TLSRole:
 
     context: ssl.SSLContext
     server_side: bool
-    #: The name to verify, as it goes over the wire; None for servers.
+    #: The name to verify, as sent on the wire; None for servers.
     server_hostname: str | None
     require_alpn: bool = False
-    #: Where a server's context comes from, once the ClientHello is known; None for one of the
-    #: user's.
+    #: Selects a server's context, once the ClientHello is known; None for the user's own context.
     contexts: ServerContexts | None = None
 
     def named(self, peer: Address) -> str:
-        """Return how an error calls the peer at an address."""
+        """Return the peer's name for an error message."""
         name = self.server_hostname
         return str(peer) if name is None else f"{quoted(name)} ({peer})"
 
 
 def parse_role(tls: object) -> object:
-    """Turn a bare name or bare certificates into a role; leave anything else."""
+    """Turn a bare name or bare certificates into a role. Return anything else unchanged."""
     if isinstance(tls, str):
         return ClientTLS(tls)
     if isinstance(tls, (Certificate, Mapping)) or (
@@ -190,9 +189,9 @@ def parse_role(tls: object) -> object:
 def resolve_role(
     tls: object, *, server_hostname: str | None, connected_host: str | None, side: str
 ) -> TLSRole:
-    """Turn what the user gave for ``tls`` into a role, or raise TypeError or ValueError.
+    """Turn the user's ``tls`` argument into a role, or raise TypeError or ValueError.
 
-    The name checked is, in this order, ``server_hostname``, the one in ``tls``, ``connected_host``.
+    The name to verify is the first of ``server_hostname``, the one in ``tls``, ``connected_host``.
     """
     if server_hostname is not None and not isinstance(server_hostname, str):
         raise TypeError(f"server_hostname is a str, not {type_name(server_hostname)}")
@@ -200,7 +199,7 @@ def resolve_role(
     if isinstance(tls, ServerTLS):
         role = TLSRole(tls._context(), True, None, tls.require_alpn, tls._built)
     elif isinstance(tls, ClientTLS):
-        name = _first(server_hostname, tls.server_hostname, connected_host)
+        name = _first_given(server_hostname, tls.server_hostname, connected_host)
         role = TLSRole(tls._context(), False, name)
         if name is None and tls.verify:
             raise ValueError("a verified TLS client needs to know the server's name")
@@ -208,7 +207,7 @@ def resolve_role(
         server_side = tls.protocol == ssl.PROTOCOL_TLS_SERVER or (
             tls.protocol != ssl.PROTOCOL_TLS_CLIENT and side == "server"
         )
-        name = None if server_side else _first(server_hostname, connected_host)
+        name = None if server_side else _first_given(server_hostname, connected_host)
         role = TLSRole(tls, server_side, name)
         if name is None and tls.check_hostname and not server_side:
             raise ValueError("the context checks host names: server_hostname is needed")
@@ -224,7 +223,7 @@ def resolve_role(
     return TLSRole(role.context, False, to_tls_name(role.server_hostname))
 
 
-def _first(*names: str | None) -> str | None:
+def _first_given(*names: str | None) -> str | None:
     return next((name for name in names if name is not None), None)
 
 
@@ -238,9 +237,9 @@ def _restore(role: ClientTLS | ServerTLS, state: dict[str, Any]) -> None:
 
 
 def _authorities(value: object, what: str) -> bytes:
-    """Return the certificates to trust, as PEM that we have written."""
+    """Return the certificates to trust, in PEM that ``pem`` has written."""
     data = pem_argument(value, what)
-    return pem.written_certificates(
+    return pem.encode_certificates(
         as_value_error(
             f"{what} holds no PEM certificate that OpenSSL can use",
             lambda: pem.certificates(data),

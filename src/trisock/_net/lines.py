@@ -18,7 +18,7 @@ class Lines(Uncopied):
       next_batch: waits for a line, and returns it with those after it that need no waiting.
 
     Invariant: ``_batch`` yields lines that are still in the receive buffer. Any other use of that
-    buffer ends the batch. So a line is consumed when it is returned, and not before. Each step first
+    buffer ends the batch. So a line is consumed when it is returned, not before. Each step first
     checks whether another task is reading, even if the line is split already: while ``starttls``
     waits, unread bytes belong to TLS.
     """

@@ -101,7 +101,7 @@ async def test_nothing_of_before_a_disconnect_reaches_a_callback_after_it() -> N
             await trio.lowlevel.checkpoint()
         client.read(3)
         await trio.testing.wait_all_tasks_blocked()
-        before = BeforeTask("_work_off", use_again)
+        before = BeforeTask("_run_queue", use_again)
         trio.lowlevel.add_instrument(before)
         await peers[0].send(b"old")
         await connected_again.wait()

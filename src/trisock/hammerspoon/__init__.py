@@ -10,13 +10,14 @@ For callback code, and ports of Hammerspoon programs::
         client.read("\\r\\n\\r\\n")
         await trio.sleep(1)
 
-Reads and writes queue, and are done in order in the background, as is ``startTLS``, which waits for
-those before it; the callbacks of one object come in order, too. A callback is a plain or an async
-function; one that raises is logged and harms nothing else. Leaving ``open_sockets`` ends it all.
+Reads and writes are queued, and done in order in the background. ``startTLS`` waits for those
+queued before it. The callbacks of one object also run in order. A callback is a plain or an async
+function. If it raises, that is logged and affects nothing else. Leaving ``open_sockets`` ends
+everything.
 
-Data is ``bytes``; ``str`` is taken as UTF-8 where it goes out. What hs.socket logs is on the logger
-``trisock.hammerspoon``. Source: Hammerspoon's documentation, page "hs.socket"; ``docs/dialects.md``
-has what differs.
+Received data is ``bytes``; ``str`` to send is encoded as UTF-8. hs.socket's log messages go to the
+logger ``trisock.hammerspoon``. Source: Hammerspoon's documentation, page "hs.socket".
+``docs/dialects.md`` lists the differences.
 """
 
 from .socket import Callback, Info, ParsedAddress, Socket, Sockets, open_sockets

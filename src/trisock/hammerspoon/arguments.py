@@ -1,6 +1,6 @@
-"""Checks of what ``trisock.hammerspoon``'s calls are given.
+"""Argument checks of ``trisock.hammerspoon``.
 
-No error quotes an argument: it may be a password, or a key in the wrong place.
+No error message quotes an argument: it may be a password, or a key passed as the wrong argument.
 """
 
 from __future__ import annotations
@@ -11,29 +11,29 @@ from typing import TypeGuard
 
 
 def is_int(value: object) -> TypeGuard[int]:
-    """Return whether it is a number, and not a bool, which is an int to Python."""
+    """Return whether the value is an int and not a bool, which Python counts as an int."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def to_wanted(delimiter: object) -> int | bytes:
+def parse_delimiter(delimiter: object) -> int | bytes:
     """Return what a read waits for: a number of bytes, or a delimiter."""
     if isinstance(delimiter, bool):
         raise TypeError("a read takes a number of bytes or a delimiter, not a bool")
-    wanted = delimiter if isinstance(delimiter, int) else to_bytes(delimiter)
-    if wanted == b"" or (isinstance(wanted, int) and wanted < 0):
+    until = delimiter if isinstance(delimiter, int) else to_bytes(delimiter)
+    if until == b"" or (isinstance(until, int) and until < 0):
         raise ValueError("a read takes a number of bytes or a delimiter of at least one byte")
-    return wanted
+    return until
 
 
 def to_bytes(data: object) -> bytes:
-    """Return data as bytes; a copy of what can change."""
+    """Return data as bytes; mutable data is copied."""
     if not isinstance(data, (str, bytes, bytearray, memoryview)):
         raise TypeError(f"data is bytes or str, not {type(data).__name__}")
     if not isinstance(data, str):
         return bytes(data)
     try:
         return data.encode()
-    except UnicodeEncodeError as exc:  # its repr has all of the text
+    except UnicodeEncodeError as exc:  # its repr contains the whole text
         raise ValueError(f"the character at {exc.start} cannot be sent: {exc.reason}") from None
 
 
@@ -45,7 +45,7 @@ def check_callback(fn: Callable[..., object] | None) -> Callable[..., object] | 
 
 
 def check_timeout(timeout: object) -> float:
-    """Return a number of seconds; ``TypeError`` or ``ValueError`` if it is none."""
+    """Return a timeout in seconds; ``TypeError`` or ``ValueError`` if it is invalid."""
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
         raise TypeError(f"a timeout is a number of seconds, not {type(timeout).__name__}")
     try:
@@ -56,8 +56,8 @@ def check_timeout(timeout: object) -> float:
     return timeout
 
 
-def where(host: str, port: int | None) -> str:
-    """Return how the log calls a host or a path; not what cannot be one: that may be a key."""
+def describe_target(host: str, port: int | None) -> str:
+    """Format ``host:port``, or a path, for the log; not an implausible one, which may be a key."""
     if port is None:
         return host if len(host) < 108 and host.isprintable() else "no path"
     plausible = len(host) < 256 and not host.split()[1:] and max(map(len, host.split("."))) < 64

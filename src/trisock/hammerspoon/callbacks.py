@@ -1,4 +1,4 @@
-"""Callbacks, plain or async, called in the background: one after the other, whatever they raise."""
+"""Run callbacks, plain or async, in the background: in order, whatever they raise."""
 
 from __future__ import annotations
 
@@ -16,129 +16,125 @@ from .._guard import is_error, isolated, leaves, log
 if sys.version_info < (3, 11):  # pragma: no cover (one of the two on each version)
     from exceptiongroup import BaseExceptionGroup  # which Trio needs as well
 
-# What an entry of a queue costs beside its data: the objects around it and its place. Measured:
-# 200 to 450 bytes. Without it, a flood of empty lines would cost nothing.
-ENTRY = 512
+# The overhead of a queue entry in bytes: the objects around its data, and its slot. Measured: 200
+# to 450 bytes. Without it, a flood of empty lines would cost nothing.
+ENTRY_OVERHEAD = 512
 
-# How many bytes the callbacks of one object may hold, in data that was read for them, before its
-# reads wait.
+# If the queued callbacks of one object hold more than this many bytes, its reads pause.
 MAX_HELD = 16 * 1024 * 1024
 
-# How many plain callbacks are called in a row before other tasks run.
-_CALLS_PER_PASS = 16
+# After this many plain callbacks in a row, let other tasks run.
+_CALLS_PER_CHECKPOINT = 16
 
 
 def cost(*held: object) -> int:
-    """Return how many bytes an entry of a queue costs that holds these."""
-    # Exactly these types: a class of the program's may override __sizeof__.
-    return ENTRY + sum(sys.getsizeof(each) for each in held if type(each) in (bytes, int, str))
+    """Return the memory cost, in bytes, of a queue entry that holds these objects."""
+    # Only these exact types: a user's class may override __sizeof__.
+    return ENTRY_OVERHEAD + sum(
+        sys.getsizeof(each) for each in held if type(each) in (bytes, int, str)
+    )
 
 
-class CallbackLine:
-    """The callbacks that are queued for one life of an object: until it is disconnected.
+class PendingCallbacks:
+    """The queued callbacks of an object, until it is disconnected.
 
-    Invariant: ``held`` is what those cost that are queued, and the one that runs.
+    Invariant: ``held`` is the cost of the queued callbacks and the running one.
     """
 
-    def __init__(self, start: Callable[[CallbackLine], object]) -> None:
+    def __init__(self, start: Callable[[PendingCallbacks], object]) -> None:
         self.queued: deque[tuple[Callable[..., object], tuple[object, ...]]] = deque()
         self.held = 0
         self._start = start
         self._readers = trio.lowlevel.ParkingLot()
 
     def put(self, callback: Callable[..., object], *args: object) -> None:
-        """Call a function (with arguments), behind those that are queued."""
+        """Queue a function and its arguments."""
         self.queued.append((callback, args))
         self.held += cost(*args)
         self._start(self)
 
     def done(self, args: tuple[object, ...]) -> None:
-        """Count one that was called as gone."""
+        """Subtract the cost of a callback that has ended."""
         self.held -= cost(*args)
         if self.held <= MAX_HELD:
             self._readers.unpark_all()
 
-    async def room(self) -> None:
-        """Wait until the callbacks hold no more than ``MAX_HELD``. A checkpoint if it waits."""
+    async def wait_for_room(self) -> None:
+        """Wait until the callbacks hold at most ``MAX_HELD`` bytes. A checkpoint if it waits."""
         while self.held > MAX_HELD:
             await self._readers.park()
 
 
 class CallbackQueue:
-    """Callbacks that are called in order, in a task that is there only while there are any.
+    """Runs callbacks in order, in a task that exists only while there are any.
 
-    What one raises as ``Exception``, also in a group, is logged and ends nothing. The same holds
-    for a cancel scope that one leaves open.
+    If a callback raises an ``Exception``, also in a group, that is logged and ends nothing. The
+    same holds for a cancel scope that it leaves open.
 
-    Invariant: there is a task that calls them exactly while ``_calling``.
+    Invariant: a task that runs callbacks exists exactly while ``_running`` is set.
     """
 
     def __init__(self, owner: object, nursery: trio.Nursery, logger: logging.Logger) -> None:
         self._owner = owner
         self._nursery = nursery
         self._logger = logger
-        self._calling = False
-        self.line = CallbackLine(self._start)
+        self._running = False
+        self.pending = PendingCallbacks(self._start)
 
     @property
     def put(self) -> Callable[..., None]:
-        """Call a function (with arguments), behind those that are queued: good until ``clear``."""
-        return self.line.put
+        """The method that queues a function and its arguments; valid until ``clear``."""
+        return self.pending.put
 
     def clear(self) -> None:
-        """Drop those that are queued, and what a ``put`` from before brings. One that runs goes on.
+        """Drop the queued callbacks, and those that an older ``put`` adds. A running one continues.
 
-        A read for the old line is cancelled by the same disconnect, so nothing waits for its room.
+        The same disconnect cancels reads for the old callbacks, so nothing waits for their room.
         """
-        self.line.queued.clear()
-        self.line = CallbackLine(self._start)
+        self.pending.queued.clear()
+        self.pending = PendingCallbacks(self._start)
 
-    def _start(self, line: CallbackLine) -> None:
-        if line is not self.line:
-            line.queued.clear()
-        elif not self._calling:
-            self._calling = True
-            self._nursery.start_soon(self._call_all)
+    def _start(self, callbacks: PendingCallbacks) -> None:
+        if callbacks is not self.pending:
+            callbacks.queued.clear()
+        elif not self._running:
+            self._running = True
+            self._nursery.start_soon(self._run_all)
 
-    async def _call_all(self) -> None:
+    async def _run_all(self) -> None:
         calls = 0
         try:
-            while self.line.queued:
-                if calls == _CALLS_PER_PASS:
+            while self.pending.queued:
+                if calls == _CALLS_PER_CHECKPOINT:
                     calls = 0
                     await trio.lowlevel.checkpoint()
-                    continue  # it may have been disconnected meanwhile
+                    continue  # disconnect may have cleared the queue
                 calls += 1
-                await trio.lowlevel.checkpoint_if_cancelled()  # a plain function would not look
-                line = self.line
-                callback, args = line.queued.popleft()
+                await trio.lowlevel.checkpoint_if_cancelled()  # plain functions have no checkpoint
+                pending = self.pending
+                callback, args = pending.queued.popleft()
                 try:
                     await self._call(callback, args)
                 finally:
-                    line.done(args)
-                del callback, args  # the data is not held while the next one runs
+                    pending.done(args)
+                del callback, args  # free the data before the next callback
         finally:
-            self._calling = False
+            self._running = False
 
     async def _call(self, callback: Callable[..., object], args: tuple[object, ...]) -> None:
         async def call() -> None:
-            waiting = callback(*args)
-            if inspect.isawaitable(waiting):
-                await waiting
+            awaitable = callback(*args)
+            if inspect.isawaitable(awaitable):
+                await awaitable
 
         try:
             await isolated(call)
         except BaseException as exc:
             raised = leaves(exc)
-            rest = [each for each in raised if not _is_the_callbacks(each)]
+            rest = [each for each in raised if not _is_callback_error(each)]
             if len(rest) < len(raised):
-                log(
-                    self._logger,
-                    logging.ERROR,
-                    "a callback of %r has failed",
-                    self._owner,
-                    exc_info=exc,
-                )
+                message = "a callback of %r failed"
+                log(self._logger, logging.ERROR, message, self._owner, exc_info=exc)
             if not rest:
                 return
             if len(rest) == 1 and rest[0] is exc:
@@ -148,11 +144,11 @@ class CallbackQueue:
         raise BaseExceptionGroup(f"out of a callback of {self._owner!r}", rest)
 
 
-def _is_the_callbacks(exc: BaseException) -> bool:
-    """Whether an exception is a failure of the callback's, and ends nothing else.
+def _is_callback_error(exc: BaseException) -> bool:
+    """Return whether an exception is only a failure of the callback.
 
-    A ``Cancelled`` is one where our task is not cancelled: it belongs to another scope, and was
-    kept, or passed on to us.
+    So is a ``Cancelled`` while our task is not cancelled: it belongs to another scope, and the
+    callback stored it or passed it on.
     """
     if issubclass(type(exc), trio.Cancelled):
         return trio.current_effective_deadline() != -math.inf

@@ -1,4 +1,4 @@
-"""What an object of hs.socket's is while it is in use: a client, or a server with its clients."""
+"""The endpoints behind an hs.socket object: a client, or a server with its clients."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ import trisock
 
 from .._guard import log
 from .._text import printable
-from .callbacks import CallbackLine
+from .callbacks import PendingCallbacks
 from .operations import ReadBudget
-from .queues import QueuedConnection, at_most, connection_of_a_server, logger
+from .queues import QueuedConnection, accepted_connection, logger, time_limit
 
-# How long a client waits for a server of its own program to have the connection (seconds): that is
-# some passes through the scheduler, unless the server cannot accept.
-_HANDOVER_SECONDS = 1.0
+# A client waits at most this long (seconds) until a server of the same program has accepted the
+# connection. It takes a few passes of the scheduler, unless the server cannot accept.
+_ACCEPT_SECONDS = 1.0
 
-# After so many passes in which a server took no connection, it has taken all that waited. One makes
-# the listening socket readable, one accepts, one starts the handler; the rest is to spare.
+# If a server accepts nothing for this many passes, it has accepted all pending connections. One
+# pass makes the listening socket readable, one accepts, one starts the handler; the rest is margin.
 _QUIET_PASSES = 16
 
 _servers: trio.lowlevel.RunVar[set[QueuedServer]] = trio.lowlevel.RunVar("hammerspoon's servers")
 
 
 class QueuedClient:
-    """A connection that is made, from the moment on when it is asked for.
+    """A client: connecting at first, then connected.
 
     Args:
-      connect: makes it.
-      connected: called, in order with the other callbacks, when it is there.
-      callbacks: where those of the object are queued.
+      connect: makes the connection.
+      connected: called when it is connected, in order with the other callbacks.
+      callbacks: the object's queued callbacks.
       timeout: seconds that ``connect`` may take; ``math.inf`` for no limit.
-      name: what it is called in the log.
-      path: of a Unix socket, or ``""``.
-      sock: the connection, if it is there already.
+      name: its name in the log.
+      path: the path of a Unix socket, or ``""``.
+      sock: the connection, if it is already connected.
     """
 
     def __init__(
         self,
         connect: Callable[[], Awaitable[trisock.Socket]],
         connected: Callable[[], object] | None,
-        callbacks: CallbackLine,
+        callbacks: PendingCallbacks,
         timeout: float,
         *,
         name: str,
@@ -60,18 +60,18 @@ class QueuedClient:
         self._scope = trio.CancelScope()
 
     def disconnect(self) -> None:
-        """Drop what is queued, and end."""
+        """Drop the queued operations, and end."""
         self._scope.cancel()
 
-    async def run(self, free: Callable[[object], object]) -> None:
-        """Connect, and do what is queued until the end; then ``free(self)``, and close."""
+    async def run(self, finish: Callable[[object], object]) -> None:
+        """Connect, and do the queued operations until the end. Then ``finish(self)`` and close."""
         [connection] = self.connections
         sock = connection.sock
         try:
             with self._scope:
                 try:
                     if sock is None:
-                        with at_most(self._timeout, "the connect"):
+                        with time_limit(self._timeout, "the connect"):
                             sock = await self._connect()
                 except Exception as exc:
                     connection.fail(exc)
@@ -79,26 +79,28 @@ class QueuedClient:
                     connection.sock = sock
                     log(logger, logging.DEBUG, "%s: connected", printable(str(sock.getpeer())))
                     if self._connected is not None:
-                        await _handed_over(sock)
+                        await _wait_accepted(sock)
                         self._callbacks.put(self._connected)
                     await connection.run(sock)
         finally:
             connection.sock = None
-            free(self)
+            finish(self)
             if sock is not None:
                 await sock.close()
 
 
 class QueuedServer:
-    """A server, each of whose clients has queues of its own.
+    """A server; each of its clients has its own queues.
 
     Args:
-      listener: where it listens; taken over.
-      callbacks: where those of the object are queued.
-      path: of a Unix socket, or ``""``.
+      listener: the server takes ownership.
+      callbacks: the object's queued callbacks.
+      path: the path of a Unix socket, or ``""``.
     """
 
-    def __init__(self, listener: trisock.Listener, callbacks: CallbackLine, path: str = "") -> None:
+    def __init__(
+        self, listener: trisock.Listener, callbacks: PendingCallbacks, path: str = ""
+    ) -> None:
         self.path = path
         self.connections: list[QueuedConnection] = []
         self._listener = listener
@@ -106,19 +108,19 @@ class QueuedServer:
         self._budget = ReadBudget()
         self._server: trisock.Server | None = None
         self._scope = trio.CancelScope()
-        # For clients of this program that wait to be taken on.
+        # For clients of the same program that wait to be accepted.
         self._is_open = True
-        self._taken = 0
-        self._news = trio.lowlevel.ParkingLot()
-        _servers_here().add(self)
+        self._accepted = 0
+        self._changed = trio.lowlevel.ParkingLot()
+        _local_servers().add(self)
 
     @property
     def addresses(self) -> list[trisock.Address]:
-        """Where it listens; IPv4 first, as hs.socket has it."""
+        """The addresses it listens on; IPv4 first, as in hs.socket."""
         return sorted(self._listener.addresses, key=lambda address: ":" in address.host)
 
     def disconnect(self) -> None:
-        """Stop listening, drop what is queued for the clients, and disconnect them."""
+        """Stop listening, drop the clients' queued operations, and disconnect them."""
         self._end()
         if self._server is None:
             self._scope.cancel()
@@ -128,72 +130,72 @@ class QueuedServer:
         for connection in self.connections:
             connection.disconnect()
 
-    async def run(self, free: Callable[[object], object]) -> None:
-        """Serve until the end; then ``free(self)``."""
+    async def run(self, finish: Callable[[object], object]) -> None:
+        """Serve until the end. Then ``finish(self)``."""
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
                     self._server = await trisock.bind(nursery, self._listener, self._serve)
-                    self._news.unpark_all()
-        except Exception as exc:  # accept(2) has failed for good
+                    self._changed.unpark_all()
+        except Exception as exc:  # accept(2) failed permanently
             where = printable(self.path or str(self.addresses[0]))
             log(logger, logging.ERROR, "the server on %s failed", where, exc_info=exc)
         finally:
             self._end()
             self._listener.abort()
-            free(self)
+            finish(self)
 
     def _end(self) -> None:
         self._is_open = False
-        self._news.unpark_all()
-        _servers_here().discard(self)
+        self._changed.unpark_all()
+        _local_servers().discard(self)
 
     async def _serve(self, sock: trisock.Socket) -> None:
         peer = sock.getpeer()
-        connection = connection_of_a_server(self._callbacks, f"the client {peer}", self._budget)
+        connection = accepted_connection(self._callbacks, f"the client {peer}", self._budget)
         self.connections.append(connection)
         log(logger, logging.DEBUG, "%s: connected", printable(str(peer)))
-        self._taken += 1
+        self._accepted += 1
         try:
             connection.sock = sock
-            self._news.unpark_all()
+            self._changed.unpark_all()
             await connection.run(sock)
         finally:
             self.connections.remove(connection)
 
     # ---- for clients of the same program ----
 
-    def listens_for(self, sock: trisock.Socket) -> bool:
-        """Whether it may be the server that a client of this machine is connected to."""
+    def may_be_peer(self, sock: trisock.Socket) -> bool:
+        """Return whether this may be the server that a local client is connected to."""
         here, there = sock.getlocal(), sock.getpeer()
         if there.port == 0:  # a Unix socket
             return there in self.addresses
-        # It listens on all addresses.
+        # The server listens on all addresses.
         is_here = here.host == there.host or there.host.startswith("127.")
         return is_here and any(address.port == there.port for address in self.addresses)
 
-    async def has_taken(self, sock: trisock.Socket) -> None:
-        """Wait until a connection to it is among its ``connections``, or it has ended."""
+    async def wait_accepted(self, sock: trisock.Socket) -> None:
+        """Wait until a client's connection is in ``connections``, or the server has ended."""
         here, there = sock.getlocal(), sock.getpeer()
         while self._is_open and self._server is None:
-            await self._news.park()
+            await self._changed.park()
         if there.port:
-            # The kernel may complete the handshake on its side later than on the client's.
+            # The TCP handshake may complete later on the server's side than on the client's.
             while self._is_open and not any(
                 each.sock is not None and each.sock.getpeer() == here for each in self.connections
             ):
-                await self._news.park()
+                await self._changed.park()
             return
-        # Unix sockets have no names to compare, but they are in the listener's queue at once: it is
-        # enough to wait until that is empty.
+        # Unix clients have no address to compare. But their connections are in the backlog
+        # immediately, so it is enough to wait until that is empty.
         quiet = 0
         while self._is_open and quiet < _QUIET_PASSES:
-            taken = self._taken
+            accepted = self._accepted
             await trio.lowlevel.checkpoint()
-            quiet = quiet + 1 if taken == self._taken else 0
+            quiet = quiet + 1 if accepted == self._accepted else 0
 
 
-def _servers_here() -> set[QueuedServer]:
+def _local_servers() -> set[QueuedServer]:
     """Return the servers of this run of Trio."""
     try:
         return _servers.get()
@@ -202,9 +204,9 @@ def _servers_here() -> set[QueuedServer]:
         return _servers.get()
 
 
-async def _handed_over(sock: trisock.Socket) -> None:
-    """Wait until a server of this program has a connection, if it is to one."""
-    for server in tuple(_servers_here()):
-        if server.listens_for(sock):
-            with trio.move_on_after(_HANDOVER_SECONDS):
-                await server.has_taken(sock)
+async def _wait_accepted(sock: trisock.Socket) -> None:
+    """If a client is connected to a server of this program, wait until that has accepted it."""
+    for server in tuple(_local_servers()):
+        if server.may_be_peer(sock):
+            with trio.move_on_after(_ACCEPT_SECONDS):
+                await server.wait_accepted(sock)

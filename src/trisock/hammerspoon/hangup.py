@@ -1,4 +1,4 @@
-"""Waits until a peer is gone, whatever is unread: a read would meet the end only behind that."""
+"""Wait for a peer's hangup, even behind unread data. (A read would find it only after the data.)"""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ import sys
 
 import trio
 
-# How often to look where no event tells (seconds).
-_LOOK_AGAIN = 1.0
+# Where there is no event, poll at this interval (seconds).
+_POLL_SECONDS = 1.0
 
 
 async def wait_for_hangup(descriptor: int) -> None:
     """Wait until the peer has ended its side of a connection (FIN), or has reset it.
 
-    Reads nothing. Where the system cannot tell with data unread, it waits for good.
+    Reads nothing. If the platform cannot report a hangup behind unread data, it waits forever.
     """
     if sys.platform == "linux":
-        # Trio waits for EPOLLIN, which unread data sets. So an epoll that waits for nothing but the
-        # hangup, and Trio waits for that epoll.
+        # Trio waits for EPOLLIN, which unread data sets. So a second epoll waits for the hangup
+        # alone, and Trio waits for that epoll.
         try:
             hangups = select.epoll(1)
-        except OSError:  # no descriptor is left
+        except OSError:  # such as EMFILE
             pass
         else:
             with hangups:
-                hangups.register(descriptor, select.EPOLLRDHUP)  # and a reset, always
+                hangups.register(descriptor, select.EPOLLRDHUP)  # resets are always reported
                 await trio.lowlevel.wait_readable(hangups.fileno())
             return
     while not _has_hung_up(descriptor):  # noqa: ASYNC110 (there is no event)
-        await trio.sleep(_LOOK_AGAIN)
+        await trio.sleep(_POLL_SECONDS)
 
 
 def _has_hung_up(descriptor: int) -> bool:

@@ -1,4 +1,4 @@
-"""What hs.socket's ``info`` tells."""
+"""hs.socket's ``info``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .sockaddr import pack_sockaddr
 
 
 class Info(TypedDict):
-    """What ``info`` returns: empty (``b""``, ``""``, 0) where there is nothing to tell."""
+    """What ``info`` returns. A value that does not apply is empty (``b""``, ``""``, 0)."""
 
     connectedAddress: bytes
     connectedHost: str
@@ -34,21 +34,21 @@ class Info(TypedDict):
     userData: str
 
 
-def connections_of(role: QueuedClient | QueuedServer | None) -> int:
-    """Return how many connections an object has, whatever it is."""
-    connections = () if role is None else role.connections
+def connections_of(endpoint: QueuedClient | QueuedServer | None) -> int:
+    """Return how many connections an object has: a client, a server, or neither."""
+    connections = () if endpoint is None else endpoint.connections
     return sum(connection.sock is not None for connection in connections)
 
 
-def info_of(role: QueuedClient | QueuedServer | None, timeout: float) -> Info:
-    """Return what is known about an object: a client, a server, or neither."""
-    path = "" if role is None else role.path
-    sock = role.connections[0].sock if isinstance(role, QueuedClient) else None
+def info_of(endpoint: QueuedClient | QueuedServer | None, timeout: float) -> Info:
+    """Return the information about an object: a client, a server, or neither."""
+    path = "" if endpoint is None else endpoint.path
+    sock = endpoint.connections[0].sock if isinstance(endpoint, QueuedClient) else None
     peer = trisock.Address("", 0)
-    addresses = role.addresses if isinstance(role, QueuedServer) else [peer]
+    addresses = endpoint.addresses if isinstance(endpoint, QueuedServer) else [peer]
     if sock is not None:
         addresses, peer = [sock.getlocal()], sock.getpeer()
-    if path:  # of a Unix socket, which has nothing else
+    if path:  # a Unix socket has no other address
         addresses = [peer := trisock.Address("", 0)]
     hosts = [address.host for address in addresses]
     return {
@@ -56,9 +56,9 @@ def info_of(role: QueuedClient | QueuedServer | None, timeout: float) -> Info:
         "connectedHost": peer.host,
         "connectedPort": peer.port,
         "connectedURL": path if sock is not None else "",
-        "connections": connections_of(role),
+        "connections": connections_of(endpoint),
         "isConnected": sock is not None,
-        "isDisconnected": role is None,
+        "isDisconnected": endpoint is None,
         "isIPv4": any(host and ":" not in host for host in hosts),
         "isIPv4Enabled": True,
         "isIPv4PreferredOverIPv6": False,
@@ -70,5 +70,5 @@ def info_of(role: QueuedClient | QueuedServer | None, timeout: float) -> Info:
         "localPort": addresses[0].port,
         "timeout": timeout,
         "unixSocketPath": path,
-        "userData": "SERVER" if isinstance(role, QueuedServer) else "DEFAULT" if sock else "",
+        "userData": "SERVER" if isinstance(endpoint, QueuedServer) else "DEFAULT" if sock else "",
     }

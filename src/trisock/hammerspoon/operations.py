@@ -1,4 +1,4 @@
-"""What is queued for a connection of hs.socket's kind, what that costs, and the queue itself."""
+"""The operations that are queued for a connection, their cost, and the queue."""
 
 from __future__ import annotations
 
@@ -12,70 +12,73 @@ import trio
 
 from .callbacks import cost
 
-# Seconds that an operation of one direction may take when the other one is over; and how many bytes
-# of a write are worth a second more.
+# When one direction has ended, an operation of the other one may take this many seconds, and a
+# write one second more per this many bytes.
 HALF_OPEN_SECONDS = 60.0
 _BYTES_PER_SECOND = 65536
 
 
 class ReadBudget:
-    """What the reads cost that are queued for all clients of a server; each counts once."""
+    """The cost of the reads that are queued for all clients of a server. Each counts once."""
 
     def __init__(self) -> None:
         self.held = 0
 
 
 class Read:
-    """One read, that several connections may have to do.
+    """One read, possibly shared by several connections.
 
     Args:
-      wanted: how many bytes, or what to read up to.
+      until: a number of bytes, or the delimiter to read up to.
       timeout: seconds from when its turn comes; ``math.inf`` for none.
-      give: gets what was read.
+      deliver: called with the data.
       tag: counted in the cost.
     """
 
-    __slots__ = ("_budget", "_cost", "_holders", "give", "timeout", "wanted")
+    __slots__ = ("_budget", "_cost", "_references", "deliver", "timeout", "until")
 
     def __init__(
-        self, wanted: int | bytes, timeout: float, give: Callable[[bytes], object], tag: object
+        self, until: int | bytes, timeout: float, deliver: Callable[[bytes], object], tag: object
     ) -> None:
-        self.wanted = wanted
+        self.until = until
         self.timeout = timeout
-        self.give = give
-        self._cost = cost(wanted, tag)
-        self._holders = 0
+        self.deliver = deliver
+        self._cost = cost(until, tag)
+        self._references = 0
         self._budget: ReadBudget | None = None
 
-    def hold(self, budget: ReadBudget) -> None:
-        """Count one connection that has it queued."""
-        if not self._holders:
+    def acquire(self, budget: ReadBudget) -> None:
+        """Count a connection that queues this read."""
+        if not self._references:
             self._budget = budget
             budget.held += self._cost
-        self._holders += 1
+        self._references += 1
 
     def release(self) -> None:
-        """Count one connection that has done it, or dropped it."""
-        self._holders -= 1
-        if not self._holders and self._budget is not None:
+        """Count a connection that has done this read, or dropped it."""
+        self._references -= 1
+        if not self._references and self._budget is not None:
             self._budget.held -= self._cost
 
 
 class Delivery:
-    """One message to several connections: ``done`` is called when all that are left have it."""
+    """One message to several connections.
 
-    __slots__ = ("_done", "_has_arrived", "_left")
+    ``done`` is called when each connection has taken the message or is lost, if one has taken it.
+    """
+
+    __slots__ = ("_any_delivered", "_done", "_pending")
 
     def __init__(self, recipients: int, done: Callable[[], object] | None) -> None:
-        self._left = recipients
-        self._has_arrived = False
+        self._pending = recipients
+        self._any_delivered = False
         self._done = done
 
-    def over(self, delivered: bool) -> None:
-        """Count one recipient: it has the message, or it is lost."""
-        self._left -= 1
-        self._has_arrived |= delivered
-        if not self._left and self._has_arrived and self._done is not None:
+    def finish(self, delivered: bool) -> None:
+        """Count one connection: it has taken the message, or it is lost."""
+        self._pending -= 1
+        self._any_delivered |= delivered
+        if not self._pending and self._any_delivered and self._done is not None:
             self._done()
 
 
@@ -89,18 +92,19 @@ class Write:
     delivery: Delivery
 
 
-# Besides reads and writes: whatever has to be done in its turn.
+# The callable is any other action that has to wait for its turn.
 Operation: TypeAlias = "Read | Write | Callable[[], Awaitable[object]]"
 
 
 class Queue:
-    """Operations of one direction, done in order; ``meanwhile`` runs while there is none.
+    """The operations of one direction, done in order. While there is none, ``when_idle`` runs.
 
-    What an operation waits for is inside ``step``, to be bounded once the other direction is over.
+    An operation waits for the peer only inside ``step``, so that the wait can be bounded when the
+    other direction has ended.
     """
 
-    def __init__(self, meanwhile: Callable[[], Awaitable[object]]) -> None:
-        self._meanwhile = meanwhile
+    def __init__(self, when_idle: Callable[[], Awaitable[object]]) -> None:
+        self._when_idle = when_idle
         self.operations: deque[Operation] = deque()
         self._idle = trio.CancelScope()
         self._step = trio.CancelScope()
@@ -113,20 +117,20 @@ class Queue:
         self.wake()
 
     def wake(self) -> None:
-        """Restart ``meanwhile``, if it runs."""
+        """Restart ``when_idle``, if it is running."""
         self._idle.cancel()
 
     async def run(self, perform: Callable[[Operation], Awaitable[object]]) -> None:
-        """Perform operations in order, for good."""
+        """Perform operations in order, forever."""
         while True:
             while not self.operations:
                 with trio.CancelScope() as self._idle:
-                    await self._meanwhile()
+                    await self._when_idle()
             await perform(self.operations.popleft())
 
     @contextmanager
     def step(self, size: int = 0) -> Iterator[None]:
-        """Do one operation of ``size`` bytes; ``TimeoutError`` if it is bounded and too slow."""
+        """Do an operation of ``size`` bytes; ``TimeoutError`` if it is bounded and too slow."""
         self._limit = HALF_OPEN_SECONDS + size / _BYTES_PER_SECOND
         with trio.CancelScope() as self._step:
             if self._is_bounded:
@@ -134,11 +138,11 @@ class Queue:
             yield
         if self._step.cancelled_caught:
             raise TimeoutError(
-                f"one direction is over, and the other has waited for {self._limit:.0f} s"
+                f"one direction has ended, and the other has waited for {self._limit:.0f} s"
             )
 
     def bound(self) -> None:
-        """Bound the step that runs, and each from now on."""
+        """Bound the running step, and all later ones."""
         self._is_bounded = True
         deadline = trio.current_time() + self._limit
         self._step.deadline = min(self._step.deadline, deadline)

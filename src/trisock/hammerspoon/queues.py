@@ -1,11 +1,11 @@
-"""Connections that do in the background what is queued for them: hs.socket's way.
+"""Connections whose operations are queued and done in the background, as in hs.socket.
 
-Each has two queues, for reads and for writes, because a read that waits for the peer must not hold
-up the write that the peer waits for. Each is done in order. What changes the connection, TLS,
-stands in both: it begins when both have come to it, and both go on when it is done.
+Each connection has a queue for reads and one for writes, because a read that waits for the peer
+must not block the write that the peer waits for. Each queue is done in order. A TLS handshake is in
+both: it begins when both queues have reached it, and both continue after it.
 
-A reader that has nothing to do watches for the end of the stream: a chunk that it gets meanwhile
-goes back to the front of the buffer, and from then on it waits for the hangup behind it.
+An idle reader watches for the end of the stream. If it receives a chunk instead, it pushes that
+back to the front of the buffer, and from then on waits for the hangup behind it.
 """
 
 from __future__ import annotations
@@ -22,38 +22,39 @@ import trisock
 
 from .._guard import log
 from .._text import printable
-from .callbacks import CallbackLine, cost
+from .callbacks import PendingCallbacks, cost
 from .hangup import wait_for_hangup
 from .operations import Delivery, Operation, Queue, Read, ReadBudget, Write
 
-# hs.socket has no bounds. How many bytes a read may look for its delimiter in:
+# hs.socket has no limits. Ours: a read searches for its delimiter in at most this many bytes.
 MAX_READ = 16 * 1024 * 1024
 
-# And of a server, whose clients can make it write and read for each other, with what each entry of
-# a queue costs: how many bytes may wait for a client that does not take them, how many reads for
-# one that says nothing (a server's callback asks for the next line of whoever has spoken, and so
-# for one more of each), and how many bytes the reads of all clients may cost.
+# Limits for a server, whose clients can make it queue writes and reads for each other. All include
+# the overhead of the queue entries. In order: the unsent bytes for a client that does not read; the
+# queued reads for a silent client (when one client speaks, the server's callback asks for the next
+# line, which queues one more read for every client); the cost in bytes of the reads of all clients.
 MAX_UNSENT = 64 * 1024 * 1024
 MAX_READS = 1000
 MAX_READS_HELD = 16 * 1024 * 1024
 
-# Seconds for a handshake that has no limit of its own: a silent peer there is an attack.
+# Seconds for a handshake without a timeout of its own: a silent peer is an attack.
 _HANDSHAKE_TIMEOUT = 60
 
-# Seconds until a connection is dropped whose peer is gone, with data unread and no read queued.
+# If the peer is gone, with data unread and no read queued, drop the connection after this many
+# seconds.
 UNREAD_SECONDS = 2.0
 
-# How long a reader without work leaves unread data alone (seconds). A callback that asks for more
-# has done so by then, and what it would cost to wait for the hangup is saved.
+# An idle reader waits this long (seconds) before it watches for the hangup behind unread data. By
+# then a callback that wants more has queued its read, which saves the cost of the watch.
 _SETTLE_SECONDS = 0.05
 
 logger = logging.getLogger("trisock.hammerspoon")
 
 
-# What is worth a line in the log; anything else is worth a traceback.
+# Logged as one line; all other exceptions are logged with a traceback.
 _EXPECTED = (
     OSError,
-    ValueError,  # such as a verified TLS client that knows no name
+    ValueError,  # such as a TLS client that verifies but has no server name
     trio.BrokenResourceError,
     trio.ClosedResourceError,
     trisock.LimitExceededError,
@@ -61,35 +62,35 @@ _EXPECTED = (
 
 
 @contextmanager
-def at_most(seconds: float, what: str) -> Iterator[None]:
-    """Raise ``TimeoutError`` where the block takes longer."""
+def time_limit(seconds: float, what: str) -> Iterator[None]:
+    """Raise ``TimeoutError`` if the block takes longer than ``seconds``."""
     try:
         with trio.fail_after(seconds):
             yield
     except trio.TooSlowError:
-        raise TimeoutError(f"{what} has taken more than {seconds} s") from None
+        raise TimeoutError(f"{what} took more than {seconds} s") from None
 
 
 class QueuedConnection:
-    """One connection and its two queues, which can be filled before it is there.
+    """One connection and its two queues, which can be filled before it is connected.
 
     Args:
-      callbacks: where those of the object are queued.
-      name: what it is called in the log.
-      max_unsent: how many bytes may wait for the peer; one more write ends it then.
-      max_reads: how many reads may wait for it; one more is dropped then.
-      budget: what the reads of all of a server's clients cost.
-      loglevel: at which level it is logged that something went wrong with the connection.
+      callbacks: the object's queued callbacks.
+      name: its name in the log.
+      max_unsent: a write while more than this many bytes are queued ends the connection.
+      max_reads: a read while this many are queued is dropped.
+      budget: the cost of the reads of all clients of a server.
+      loglevel: the level at which errors of the connection are logged.
 
-    Timeouts are in seconds, ``math.inf`` for none, and begin with the operation's turn.
+    Timeouts are in seconds, ``math.inf`` for none. They start when the operation's turn comes.
 
-    Invariant: ``_unsent`` is what the writes cost that are queued, and the one that is done now;
-    ``_unread`` is how many reads those are. After ``_sending_is_over`` no write is queued.
+    Invariant: ``_unsent`` is the cost of the queued writes and the current one; ``_reads_pending``
+    is the number of queued reads and the current one. While ``_sending_ended`` no write is queued.
     """
 
     def __init__(
         self,
-        callbacks: CallbackLine,
+        callbacks: PendingCallbacks,
         name: str,
         *,
         max_unsent: float = math.inf,
@@ -105,33 +106,33 @@ class QueuedConnection:
         self._budget = budget
         self._loglevel = loglevel
         self._unsent = 0
-        self._unread = 0
-        self._sending_is_over = False
+        self._reads_pending = 0
+        self._sending_ended = False
         self._is_ending = False
-        self._has_tls = False  # or will have, when its turn comes
+        self._has_tls = False  # also while startTLS is queued
         self._scope = trio.CancelScope()
-        self._reads = Queue(self._watch_for_the_end)
+        self._reads = Queue(self._watch_for_end)
         self._writes = Queue(trio.sleep_forever)
 
-    # ---- plain calls ----
+    # ---- synchronous calls ----
 
     def read(self, read: Read) -> None:
         """Queue a read."""
-        if self._unread >= self._max_reads:
+        if self._reads_pending >= self._max_reads:
             return
         if self._budget is not None:
-            if self._unread and self._budget.held > MAX_READS_HELD:
+            if self._reads_pending and self._budget.held > MAX_READS_HELD:
                 return
-            read.hold(self._budget)
-        self._unread += 1
+            read.acquire(self._budget)
+        self._reads_pending += 1
         self._reads.put(read)
 
     def write(self, data: bytes, timeout: float, delivery: Delivery) -> None:
         """Queue a write."""
         if self._unsent > self._max_unsent and not self._scope.cancel_called:
-            self.fail(trio.BrokenResourceError(f"{self._unsent} bytes are waiting for it already"))
-        if self._sending_is_over:
-            delivery.over(False)
+            self.fail(trio.BrokenResourceError(f"{self._unsent} bytes are already queued for it"))
+        if self._sending_ended:
+            delivery.finish(False)
             return
         self._unsent += cost(data)
         self._writes.put(Write(data, timeout, delivery))
@@ -139,14 +140,14 @@ class QueuedConnection:
     def start_tls(
         self, tls: trisock.ClientTLS | trisock.ServerTLS, name: str | None, timeout: float
     ) -> None:
-        """Queue a handshake, behind the reads and writes that are queued now."""
+        """Queue a handshake, behind the queued reads and writes."""
         if self._has_tls:
             log(logger, self._loglevel, "%s: it is using TLS already", self._name)
             return
         self._has_tls = True
         reads_done, secured = trio.Event(), trio.Event()
 
-        async def make_way() -> None:
+        async def pause_reads() -> None:
             reads_done.set()
             await secured.wait()
 
@@ -155,22 +156,22 @@ class QueuedConnection:
             await self._start_tls(tls, name, timeout)
             secured.set()
 
-        self._reads.put(make_way)
+        self._reads.put(pause_reads)
         self._writes.put(start)
 
     def disconnect(self) -> None:
-        """Drop what is queued, and end."""
+        """Drop the queued operations, and end."""
         self._scope.cancel()
 
     def fail(self, exc: Exception) -> None:
-        """Log what went wrong with the connection, and end it."""
+        """Log an error of the connection, and end it."""
         self._log(exc)
         self.disconnect()
 
     def _log(self, exc: Exception) -> None:
         if issubclass(type(exc), _EXPECTED):
-            # Once: a write that failed is often followed by a read that fails for the same reason.
-            level = logging.DEBUG if self._sending_is_over else self._loglevel
+            # Only once: after a failed write, a read often fails for the same reason.
+            level = logging.DEBUG if self._sending_ended else self._loglevel
             log(logger, level, "%s: %s", self._name, _text_of(exc))
         else:
             log(logger, logging.ERROR, "%s failed", self._name, exc_info=exc)
@@ -178,13 +179,13 @@ class QueuedConnection:
     # ---- in the background ----
 
     async def run(self, sock: trisock.Socket) -> None:
-        """Do what is queued, until the end. It raises nothing but ``Cancelled``, closes nothing."""
+        """Do the queued operations until the end. Raises only ``Cancelled``, and closes nothing."""
         self.sock = sock
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._work_off, self._reads)
-                    nursery.start_soon(self._work_off, self._writes)
+                    nursery.start_soon(self._run_queue, self._reads)
+                    nursery.start_soon(self._run_queue, self._writes)
         finally:
             self.sock = None
             log(logger, logging.DEBUG, "%s: disconnected", self._name)
@@ -194,7 +195,7 @@ class QueuedConnection:
                     operation.release()
             self._reads.operations.clear()
 
-    async def _work_off(self, queue: Queue) -> None:
+    async def _run_queue(self, queue: Queue) -> None:
         try:
             await queue.run(self._perform)
         except Exception as exc:
@@ -205,7 +206,7 @@ class QueuedConnection:
             try:
                 await self._read(operation)
             finally:
-                self._unread -= 1
+                self._reads_pending -= 1
                 operation.release()
         elif isinstance(operation, Write):
             delivered = False
@@ -213,29 +214,29 @@ class QueuedConnection:
                 delivered = await self._write(operation)
             finally:
                 self._unsent -= cost(operation.data)
-                operation.delivery.over(delivered)
+                operation.delivery.finish(delivered)
         else:
             await operation()
 
     async def _read(self, read: Read) -> None:
         assert self.sock is not None
-        await self._callbacks.room()
+        await self._callbacks.wait_for_room()
         try:
-            with at_most(read.timeout, "a read"), self._reads.step():
-                if isinstance(read.wanted, int):
-                    data = await self.sock.recv_exactly(read.wanted)
+            with time_limit(read.timeout, "a read"), self._reads.step():
+                if isinstance(read.until, int):
+                    data = await self.sock.recv_exactly(read.until)
                 else:
-                    data = await self.sock.recv_until(read.wanted, max_bytes=MAX_READ)
+                    data = await self.sock.recv_until(read.until, max_bytes=MAX_READ)
         except trisock.IncompleteReadError:
-            self._end_in_order()
+            self._disconnect_in_order()
         else:
             log(logger, logging.DEBUG, "%s: data read", self._name)
-            read.give(data)
+            read.deliver(data)
 
-    async def _watch_for_the_end(self) -> None:
-        """While no read is queued: end when the peer is gone, and what it sent is not asked for."""
+    async def _watch_for_end(self) -> None:
+        """While no read is queued: end when the peer is gone and nothing asks for its data."""
         assert self.sock is not None
-        if not self._sending_is_over:
+        if not self._sending_ended:
             chunk: bytes | None = await self.sock.recv()
             if chunk:
                 self.sock.unrecv(chunk)
@@ -246,7 +247,7 @@ class QueuedConnection:
         self._writes.bound()
         if chunk:
             await trio.sleep(UNREAD_SECONDS)
-        # A callback that is queued may ask for what is unread, or write an answer.
+        # A queued callback may read the unread data, or write a response.
         flushed = trio.Event()
 
         async def flush() -> None:
@@ -256,8 +257,8 @@ class QueuedConnection:
         await flushed.wait()
         self.disconnect()
 
-    def _end_in_order(self) -> None:
-        """Disconnect behind the callbacks that are queued now, and what they write."""
+    def _disconnect_in_order(self) -> None:
+        """Disconnect after the queued callbacks and what they write."""
         if self._is_ending:
             return
         self._is_ending = True
@@ -269,11 +270,11 @@ class QueuedConnection:
         self._callbacks.put(self._writes.put, end)
 
     async def _write(self, write: Write) -> bool:
-        """Write; False if it cannot be written. What has arrived can still be read then."""
+        """Write; return False if that fails. Received data can still be read then."""
         assert self.sock is not None
         try:
-            # In one send: under TLS, what is cut short must not be followed by a clean end.
-            with at_most(write.timeout, "a write"), self._writes.step(len(write.data)):
+            # In one send: under TLS, data that was cut short must not be followed by a clean end.
+            with time_limit(write.timeout, "a write"), self._writes.step(len(write.data)):
                 await self.sock.send(write.data)
         except trio.BrokenResourceError as exc:
             self._log(exc)
@@ -285,13 +286,13 @@ class QueuedConnection:
         return True
 
     def _end_sending(self) -> None:
-        """Drop the writes that are queued, and take no more."""
-        self._sending_is_over = True
+        """Drop the queued writes, and accept no more."""
+        self._sending_ended = True
         operations, self._writes.operations = self._writes.operations, deque()
         for operation in operations:
             if isinstance(operation, Write):
                 self._unsent -= cost(operation.data)
-                operation.delivery.over(False)
+                operation.delivery.finish(False)
             else:
                 self._writes.operations.append(operation)
 
@@ -304,22 +305,22 @@ class QueuedConnection:
         log(logger, logging.DEBUG, "%s: secured", self._name)
 
 
-def connection_of_a_server(
-    callbacks: CallbackLine, name: str, budget: ReadBudget
+def accepted_connection(
+    callbacks: PendingCallbacks, name: str, budget: ReadBudget
 ) -> QueuedConnection:
-    """Return a connection whose peer is a server's client: with the bounds for those."""
+    """Return a connection of a server, with the limits for those."""
     return QueuedConnection(
         callbacks,
         name,
         max_unsent=MAX_UNSENT,
         max_reads=MAX_READS,
         budget=budget,
-        loglevel=logging.INFO,  # or else anybody could fill the log
+        loglevel=logging.INFO,  # otherwise anybody could flood the log
     )
 
 
 def _text_of(exc: Exception) -> str:
     try:
         return printable(str(exc))
-    except Exception:  # of a class of the program's, such as a TLS context of its own raises
+    except Exception:  # of a user's class, such as raised by the user's SSLContext
         return type(exc).__name__

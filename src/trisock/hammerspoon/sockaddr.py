@@ -1,9 +1,9 @@
-"""Binary socket addresses (``struct sockaddr_in``, ``sockaddr_in6``), in the layouts that are seen.
+"""Binary socket addresses (``struct sockaddr_in``, ``sockaddr_in6``), in the two common layouts.
 
-BSD's (and macOS's) begins with a byte for the length and one for the family; Linux's and Windows'
-with two for the family, in the machine's byte order. After those: the port (2 bytes, network
-order), then for IPv4 the address (4) and zeros (8), for IPv6 the flow label (4), the address (16)
-and the scope (4, machine's order). The number of IPv6's family is each system's own.
+On BSD and macOS they begin with one byte for the length and one for the family; on Linux and
+Windows with two bytes for the family, in host byte order. Then follow the port (2 bytes, network
+order); for IPv4 the address (4) and zeros (8); for IPv6 the flow label (4), the address (16) and
+the scope (4, host order). Each system has its own number for the IPv6 family.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _SIZE_IPV4 = 16
 _SIZE_IPV6 = 28
 _HAS_LENGTH = sys.platform == "darwin" or "bsd" in sys.platform
 
-# The families of IPv6 in the two layouts: this system's own in its own layout, and the best known
-# other system's in the other.
+# The IPv6 family in the two layouts: this system's in its own layout, and the best known other
+# system's in the other layout.
 _AF_INET6_WITH_LENGTH = socket.AF_INET6 if _HAS_LENGTH else 30  # Darwin's
 _AF_INET6_WITHOUT_LENGTH = 10 if _HAS_LENGTH else socket.AF_INET6  # Linux's
 
 
 class ParsedAddress(TypedDict):
-    """What ``hs.socket.parseAddress`` returns; the family is the number that is in the sockaddr."""
+    """What ``hs.socket.parseAddress`` returns; the family is the number in the sockaddr."""
 
     host: str
     port: int
@@ -34,7 +34,7 @@ class ParsedAddress(TypedDict):
 
 
 def parse_sockaddr(data: bytes) -> ParsedAddress | None:
-    """Read an address of IPv4 or IPv6; ``None`` for anything else."""
+    """Parse an IPv4 or IPv6 address; ``None`` for anything else."""
     size = len(data)
     if size not in (_SIZE_IPV4, _SIZE_IPV6):
         return None
@@ -57,7 +57,7 @@ def parse_sockaddr(data: bytes) -> ParsedAddress | None:
 
 
 def pack_sockaddr(address: Address) -> bytes:
-    """Return an address in this system's layout; ``b""`` if it is not one of IPv4 or IPv6."""
+    """Return an IPv4 or IPv6 address in this system's layout; ``b""`` for anything else."""
     if isinstance(address, UnixAddress):  # its path may look like an IP address
         return b""
     host, _, zone = address.host.partition("%")
@@ -82,7 +82,7 @@ def _scope(zone: str) -> int:
         return int(zone or 0)
     try:
         return socket.if_nametoindex(zone)
-    except OSError:  # the interface has gone away since
+    except OSError:  # the interface no longer exists
         return 0
 
 

@@ -1,23 +1,4 @@
-"""Hammerspoon's ``hs.socket``: calls that return at once, queues, callbacks and tags.
-
-For callback code, and ports of Hammerspoon programs::
-
-    from trisock import hammerspoon
-
-    async with hammerspoon.open_sockets() as hs:
-        client = hs.new(print).connect("localhost", 8080)
-        client.write("GET / HTTP/1.0\\r\\n\\r\\n")
-        client.read("\\r\\n\\r\\n")
-        await trio.sleep(1)
-
-Reads and writes queue, and are done in order in the background, as is ``startTLS``, which waits for
-those before it; the callbacks of one object come in order, too. A callback is a plain or an async
-function; one that raises is logged and harms nothing else. Leaving ``open_sockets`` ends it all.
-
-Data is ``bytes``; ``str`` is taken as UTF-8 where it goes out. What hs.socket logs is on the logger
-``trisock.hammerspoon``. Source: Hammerspoon's documentation, page "hs.socket"; ``docs/dialects.md``
-has what differs.
-"""
+"""hs.socket's objects: ``Sockets`` and ``Socket``. The package's docstring says how to use them."""
 
 from __future__ import annotations
 
@@ -36,7 +17,14 @@ import trisock
 from .._connect import connect_unix_nowait
 from .._guard import log
 from .._text import printable
-from .arguments import check_callback, check_timeout, is_int, to_bytes, to_wanted, where
+from .arguments import (
+    check_callback,
+    check_timeout,
+    describe_target,
+    is_int,
+    parse_delimiter,
+    to_bytes,
+)
 from .callbacks import CallbackQueue
 from .endpoints import QueuedClient, QueuedServer
 from .info import Info, connections_of, info_of
@@ -46,7 +34,7 @@ from .sockaddr import ParsedAddress, parse_sockaddr
 
 __all__ = ["Callback", "Info", "ParsedAddress", "Socket", "Sockets", "open_sockets"]
 
-# The levels of hs.logger, from 0, and Python's: in this there is nothing below DEBUG.
+# The levels of hs.logger, from 0, and Python's levels, which have nothing below DEBUG.
 _LEVELS = ["nothing", "error", "warning", "info", "debug", "verbose"]
 _PYTHONS = [logging.CRITICAL + 1, *range(logging.ERROR, 0, -10), logging.DEBUG]
 
@@ -55,19 +43,19 @@ Callback = Callable[..., object]
 
 @asynccontextmanager
 async def open_sockets() -> AsyncIterator[Sockets]:
-    """Give a block its sockets: ``async with open_sockets() as hs:``.
+    """Open sockets for a block: ``async with open_sockets() as hs:``.
 
-    When the block is left, all of them are closed and all that they do in the background has ended.
-    What the block raises comes out as it is; cancelled, it leaves nothing behind.
+    After the block, all sockets are closed and all background work has ended. An exception of the
+    block is raised unchanged. If cancelled, it leaves nothing behind.
     """
     error: BaseException | None = None
     async with trio.open_nursery() as nursery:
         try:
             yield Sockets(nursery)
-        except BaseException as exc:  # goes on as it is, and not in the nursery's group
+        except BaseException as exc:  # raised below, so that the nursery does not wrap it
             error = exc
         nursery.cancel_scope.cancel()
-        nursery.cancel_scope.shield = True  # no Cancelled from outside takes the error's place
+        nursery.cancel_scope.shield = True  # no outside Cancelled must replace the error
     if error is not None:
         raise error
 
@@ -76,7 +64,7 @@ class Sockets:
     """Hammerspoon's ``hs.socket``, made by ``open_sockets``.
 
     Attributes:
-      timeout: seconds that an operation may take, for objects made from now on; negative: no limit.
+      timeout: seconds that an operation may take, for new objects; negative: no limit.
     """
 
     def __init__(self, nursery: trio.Nursery) -> None:
@@ -88,14 +76,14 @@ class Sockets:
         return Socket(self._nursery, self.timeout, fn)
 
     def server(self, port_or_path: int | str, fn: Callback | None = None) -> Socket:
-        """Do ``new(fn)`` and ``listen``; return it also if it cannot. Source: ``server``."""
+        """Do ``new(fn)`` and ``listen``; return the object in any case. Source: ``server``."""
         created = self.new(fn)
         created.listen(port_or_path)
         return created
 
     @staticmethod
     def parseAddress(sockaddr: bytes) -> ParsedAddress | None:  # noqa: N802
-        """Parse a binary sockaddr, such as ``info()`` gives: of IPv4 or IPv6, BSD's or Linux's.
+        """Parse a binary sockaddr, as in ``info()``: IPv4 or IPv6, in BSD's or Linux's layout.
 
         Returns ``{"host": ..., "port": ..., "addressFamily": ...}``, or ``None`` for anything else.
         Source: ``hs.socket.parseAddress``.
@@ -104,7 +92,7 @@ class Sockets:
 
     @staticmethod
     def setLogLevel(level: str | int) -> None:  # noqa: N802
-        """Set how much is logged, in the whole process: a level of hs.logger, or its number.
+        """Set the log level for the whole process: a level of hs.logger, or its number.
 
         ``"nothing"`` (0), ``"error"``, ``"warning"``, ``"info"``, ``"debug"``, ``"verbose"`` (5).
         Source: ``hs.socket.setLogLevel``.
@@ -118,14 +106,14 @@ class Sockets:
 class Socket:
     """Hammerspoon's ``hs.socket object``: a client, a server, or neither yet.
 
-    Made by ``Sockets.new`` and ``Sockets.server``. Its methods are plain calls and return at once.
+    Made by ``Sockets.new`` and ``Sockets.server``. Its methods are synchronous and do not wait.
     """
 
     def __init__(self, nursery: trio.Nursery, timeout: float, fn: Callback | None) -> None:
         self._nursery = nursery
         self._timeout = check_timeout(timeout)
         self._callback = check_callback(fn)
-        self._role: QueuedClient | QueuedServer | None = None
+        self._endpoint: QueuedClient | QueuedServer | None = None
         self._callbacks = CallbackQueue(self, nursery, logger)
 
     def __repr__(self) -> str:
@@ -134,7 +122,7 @@ class Socket:
         if info["userData"] == "SERVER":
             kind, name = "hs.socket(server)", f"{info['localHost']}:{info['localPort']}"
         if info["unixSocketPath"]:
-            name = where(info["unixSocketPath"], None)
+            name = describe_target(info["unixSocketPath"], None)
         return f"{kind}: {printable(name)} ({id(self):#x})"
 
     # ---- connecting, listening ----
@@ -145,14 +133,14 @@ class Socket:
         """Connect: ``connect(host, port[, fn])``, or ``connect(path[, fn])`` to a Unix socket.
 
         Args:
-          host_or_path: a name or an address; or, where no port is given, a path.
+          host_or_path: a name or an address; without a port, a path.
           port: 1 to 65535.
-          fn: called once, without arguments, when it is connected. A server of the same program
-            has the connection by then.
+          fn: called once, without arguments, when connected. By then, a server of the same program
+            has accepted the connection.
 
-        Returns: self, or ``None`` if it is in use already. To a path, it is connected at once if
-        the server's backlog has room. Where nobody can be reached, that is logged later, and the
-        object is unconnected again.
+        Returns: self, or ``None`` if the object is already in use. A connect to a path succeeds
+        immediately if the server's backlog has room. If the connect fails, that is logged later,
+        and the object is unconnected again.
         Source: ``hs.socket:connect``.
         """
         if callable(port):
@@ -162,33 +150,33 @@ class Socket:
             kinds = f"{type(host_or_path).__name__}, {type(port).__name__}"
             raise TypeError(f"no host and port, and no path: {kinds}")
         path = os.path.expanduser(host_or_path) if port is None else ""
-        if self._is_in_use():
+        if self._in_use():
             return None
         sock = None
         if port is None:
             connect = partial(trisock.connect_unix, path)
-            with contextlib.suppress(OSError, ValueError):  # the other one says what is wrong
+            with contextlib.suppress(OSError, ValueError):  # connect_unix reports the error
                 sock = connect_unix_nowait(path)
         else:
             connect = partial(trisock.connect, host_or_path, port)
         client = QueuedClient(
             connect,
             fn,
-            self._callbacks.line,
+            self._callbacks.pending,
             self._limit,
-            name=where(path or host_or_path, port),
+            name=describe_target(path or host_or_path, port),
             path=path,
             sock=sock,
         )
-        return self._take_on(client)
+        return self._start(client)
 
     def listen(self, port_or_path: int | str) -> Socket | None:
-        """Listen on a port (0 for any that is free), or on the path of a Unix socket.
+        """Listen on a port (0 for any free one), or on the path of a Unix socket.
 
-        Returns: self, or ``None`` if it cannot, or is in use already: that is logged.
+        Returns: self, or ``None`` if that fails or the object is already in use; this is logged.
         Source: ``hs.socket:listen``.
         """
-        if self._is_in_use():
+        if self._in_use():
             return None
         path = ""
         try:
@@ -200,37 +188,37 @@ class Socket:
         except (OSError, ValueError) as exc:
             self._log(f"cannot listen: {exc}")
             return None
-        return self._take_on(QueuedServer(listener, self._callbacks.line, path))
+        return self._start(QueuedServer(listener, self._callbacks.pending, path))
 
     def disconnect(self) -> Socket:
-        """Disconnect: drop what is queued, and be free at once for another connect or listen.
+        """Disconnect: drop what is queued. The object can connect or listen again immediately.
 
-        A server disconnects its clients, and removes its Unix path. What was sent already is
+        A server disconnects its clients, and removes its Unix path. Data that was already sent is
         not lost. Source: ``hs.socket:disconnect``.
         """
-        role, self._role = self._role, None
+        endpoint, self._endpoint = self._endpoint, None
         self._callbacks.clear()
-        if role is not None:
-            role.disconnect()
+        if endpoint is not None:
+            endpoint.disconnect()
         return self
 
-    def _is_in_use(self) -> bool:
+    def _in_use(self) -> bool:
         if self._nursery.cancel_scope.cancel_called:
             self._log("its open_sockets() has ended")
-        elif self._role is not None:
+        elif self._endpoint is not None:
             self._log("it is connected or listening already")
         else:
             return False
         return True
 
-    def _take_on(self, role: QueuedClient | QueuedServer) -> Socket:
-        self._role = role
-        self._nursery.start_soon(role.run, self._free)
+    def _start(self, endpoint: QueuedClient | QueuedServer) -> Socket:
+        self._endpoint = endpoint
+        self._nursery.start_soon(endpoint.run, self._finish)
         return self
 
-    def _free(self, role: object) -> None:
-        if self._role is role:
-            self._role = None
+    def _finish(self, endpoint: object) -> None:
+        if self._endpoint is endpoint:
+            self._endpoint = None
 
     def _log(self, error: str) -> None:
         log(logger, logging.ERROR, "%r: %s", self, printable(error))
@@ -242,31 +230,31 @@ class Socket:
     # ---- reading, writing, TLS ----
 
     def read(self, delimiter: int | str | bytes, tag: int | None = None) -> Socket | None:
-        """Read, and give what was read to the callback: ``fn(data, tag)``.
+        """Queue a read. The callback gets the data: ``fn(data, tag)``.
 
-        A server reads from each of the clients that are connected now.
+        A server reads from each client that is connected now.
 
         Args:
-          delimiter: how many bytes to read (0 is ignored, as in hs.socket); or what to read up
-            to, and including it.
-          tag: passed to the callback; -1 without one.
+          delimiter: the number of bytes to read (0 is ignored, as in hs.socket), or a delimiter to
+            read up to; the data includes it.
+          tag: passed to the callback; ``None`` becomes -1.
 
-        Returns: self, or ``None`` if there is no callback or no connection: that is logged.
+        Returns: self, or ``None`` if there is no callback or no connection; this is logged.
         Source: ``hs.socket:read``.
         """
-        wanted = to_wanted(delimiter)
+        until = parse_delimiter(delimiter)
         if self._callback is None:
             self._log("cannot read: there is no callback")
             return None
-        if self._role is None:
+        if self._endpoint is None:
             self._log("cannot read: it is not connected")
             return None
-        if wanted == 0:
+        if until == 0:
             return self
         tag = -1 if tag is None else tag
-        give = partial(self._callbacks.put, self._give, tag)
-        read = Read(wanted, self._limit, give, tag)
-        for connection in self._role.connections:
+        deliver = partial(self._callbacks.put, self._deliver, tag)
+        read = Read(until, self._limit, deliver, tag)
+        for connection in self._endpoint.connections:
             connection.read(read)
         return self
 
@@ -275,26 +263,26 @@ class Socket:
     def write(
         self, message: str | bytes, tag: int | Callback | None = None, fn: Callback | None = None
     ) -> Socket:
-        """Write: ``write(message[, tag][, fn])``. A server writes to each of its clients.
+        """Queue a write: ``write(message[, tag][, fn])``. A server writes to each of its clients.
 
         Args:
-          message: what to write.
-          tag: passed to ``fn``; -1 without one.
-          fn: called once, ``fn(tag)``, when it is written: by a server when all its clients have it
-            (those that were lost meanwhile do not count; if none has it, it is not called).
+          message: the data.
+          tag: passed to ``fn``; ``None`` becomes -1.
+          fn: called once as ``fn(tag)`` when the data is written; for a server, to all its clients.
+            (Clients lost meanwhile do not count. If no client got the data, it is not called.)
 
-        Returns: self, also where there is no connection, which is logged.
+        Returns: self, even without a connection; this is logged.
         Source: ``hs.socket:write``.
         """
         if callable(tag):
             fn, tag = tag, None
         check_callback(fn)
-        if self._role is None:
+        if self._endpoint is None:
             self._log("cannot write: it is not connected")
             return self
         data, put, tag = to_bytes(message), self._callbacks.put, -1 if tag is None else tag
-        connections = list(self._role.connections)
-        # Not the truth of fn: a callable object may have a __bool__.
+        connections = list(self._endpoint.connections)
+        # Not bool(fn): a callable object may have a __bool__.
         delivery = Delivery(len(connections), None if fn is None else partial(put, fn, tag))
         for connection in connections:
             connection.write(data, self._limit, delivery)
@@ -307,20 +295,20 @@ class Socket:
         verify: bool | str | trisock.ClientTLS | trisock.ServerTLS | None = True,
         peerName: str | None = None,  # noqa: N803
     ) -> Socket:
-        """Secure the connection, when the reads and writes before it are done.
+        """Upgrade to TLS, after the reads and writes that are already queued.
 
-        Whatever fails in it disconnects: nothing that comes after is ever sent in the clear.
+        Any failure disconnects: later data is never sent in plain text.
 
         Args:
-          verify: ``startTLS(False)``, and nothing else, takes any certificate from anybody.
-            Or the name; or TLS as ``trisock`` has it: certificates, one's own authorities.
-          peerName: the name that the certificate must be for; without one, the host given to
-            ``connect``. (hs.socket would verify no name then.)
+          verify: only ``startTLS(False)``, without a name, accepts any certificate. Or the name. Or
+            a ``trisock.ClientTLS`` or ``ServerTLS``: with certificates, or authorities of your own.
+          peerName: the name that the certificate must match. The default is the host given to
+            ``connect``. (hs.socket would then verify no name.)
 
-        Returns: self. Raises ``ValueError`` or ``TypeError`` for a name that cannot be one, and for
-        two names. Source: ``hs.socket:startTLS``.
+        Returns: self. Raises ``ValueError`` or ``TypeError`` for an invalid name or two names.
+        Source: ``hs.socket:startTLS``.
         """
-        if self._role is None:
+        if self._endpoint is None:
             self._log("cannot start TLS: it is not connected")
             return self
         name = verify if isinstance(verify, str) else peerName
@@ -332,14 +320,14 @@ class Socket:
         except BaseException:
             self.disconnect()
             raise
-        for connection in self._role.connections:
+        for connection in self._endpoint.connections:
             connection.start_tls(verify, name, self._limit)
         return self
 
-    def _give(self, tag: int, data: bytes) -> object:
+    def _deliver(self, tag: int, data: bytes) -> object:
         return None if self._callback is None else self._callback(data, tag)
 
-    # ---- settings, and what is known ----
+    # ---- settings and information ----
 
     def setCallback(self, fn: Callback | None = None) -> Socket:  # noqa: N802
         """Set (or, with ``None``, clear) the read callback: ``fn(data, tag)``.
@@ -350,28 +338,28 @@ class Socket:
         return self
 
     def setTimeout(self, timeout: float) -> Socket:  # noqa: N802
-        """Set how many seconds the operations queued from now on may take; negative: no limit.
+        """Set the timeout in seconds for operations queued from now on; negative: no limit.
 
-        Each is timed from when its turn comes. One that takes longer disconnects.
+        The time starts when the operation's turn comes. A timeout disconnects.
         Source: ``hs.socket:setTimeout``.
         """
         self._timeout = check_timeout(timeout)
         return self
 
     def connected(self) -> bool:
-        """Return whether it, or any of a server's clients, is connected. Source: ``connected``."""
+        """Return whether it, or any client of a server, is connected. Source: ``connected``."""
         return self.connections() > 0
 
     def connections(self) -> int:
-        """Return how many connections it has; at most 1, unless it is a server.
+        """Return the number of connections; at most 1, unless it is a server.
 
         Source: ``hs.socket:connections``.
         """
-        return connections_of(self._role)
+        return connections_of(self._endpoint)
 
     def info(self) -> Info:
-        """Return what is known about it, under the 19 keys of hs.socket's page.
+        """Return its state, under the 19 keys of hs.socket's page.
 
         Source: ``hs.socket:info``.
         """
-        return info_of(self._role, self._timeout)
+        return info_of(self._endpoint, self._timeout)

@@ -117,7 +117,7 @@ def test_where_trio_fails_so_do_the_calls(
             background.call(answer)
     assert str(caught.value) == str(failure)
     logged = [record.getMessage() for record in caplog.records]
-    expected = [] if isinstance(failure, OSError) else ["the background thread has failed"]
+    expected = [] if isinstance(failure, OSError) else ["the background thread failed"]
     assert logged == expected
     assert background.call(answer) == "result"
 

@@ -132,7 +132,7 @@ class _Thread:
         except BaseException as exc:
             failure = exc
             if not issubclass(type(exc), OSError):
-                message = "the background thread has failed"
+                message = "the background thread failed"
                 log(_logger, logging.ERROR, message, exc_info=exc)
         self._shut_down(failure)
         deadline = time.monotonic() + _MAX_WAKE_SECONDS

@@ -93,7 +93,7 @@ class Connection:
         # Raw sockaddrs; converted to Address lazily.
         self._peer = stream.socket.getpeername()
         self._local = stream.socket.getsockname()
-        self.side = side
+        self.side: Side = side
         self.connected_host: str | None = None
         self.transport = Transport(stream, raw)
         self.tls: TLSConnection | None = None

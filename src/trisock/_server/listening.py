@@ -25,7 +25,7 @@ _MAX_BACKLOG = 0xFFFF
 _MAX_DEAD_PER_PASS = 64
 
 # What accept(2) reports for a connection that died before it was accepted (accept(2), "Error
-# handling", plus what Trio has found on other systems). Every other error is a failure of ours.
+# handling", plus what Trio has found on other systems). All other errors concern this process.
 _DEAD_CONNECTION = {
     getattr(errno, name)
     for name in (

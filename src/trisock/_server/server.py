@@ -266,9 +266,9 @@ class Server(Uncopied):
         comes, a client that does not take the data within ``timeout`` seconds is aborted. A slow
         client does not delay the others.
 
-        Connections in a handshake, ``starttls`` or ``stoptls`` are skipped, even if it begins while
-        the broadcast waits for its turn: the data never crosses from TLS to plain text or back. A
-        client that has half-closed its connection is not skipped.
+        Connections in a handshake, ``starttls`` or ``stoptls`` are skipped, even if that begins
+        while the broadcast waits for its turn: the data never crosses from TLS to plain text or
+        back. A client that has half-closed its connection is not skipped.
 
         Args:
           data: the data to send; copied if it is mutable.

@@ -1,4 +1,4 @@
-"""Hammerspoon's ``hs.socket``: calls that return at once, queues, callbacks and tags.
+"""Hammerspoon's ``hs.socket``: calls that do not wait, queues, callbacks and tags.
 
 For callback code, and ports of Hammerspoon programs::
 

@@ -73,7 +73,7 @@ class Call(Generic[T]):
                 self.has_value = True
         except BaseException as exc:  # for the caller; it must not end this thread
             if self.has_value:  # the function left a cancel scope open
-                self.take_back()
+                self.undo_result()
             if issubclass(type(exc), trio.Cancelled):
                 self.error = RuntimeError("a cancel scope was left open by code of this call")
             else:
@@ -84,12 +84,12 @@ class Call(Generic[T]):
         """End the call with an error, because Trio cannot run it."""
         self.function = None
         if self.abandoned:
-            self.take_back()
+            self.undo_result()
         elif not self.has_value and self.error is None:
             self.error = error
             self.finished.release()
 
-    def take_back(self) -> None:
+    def undo_result(self) -> None:
         """Undo a result that did not reach the caller. Idempotent."""
         value, has_value, undo = self.value, self.has_value, self.undo
         on_not_started, self.on_not_started = self.on_not_started, None

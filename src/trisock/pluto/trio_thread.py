@@ -185,7 +185,7 @@ class _Thread:
                 self._cancelled.add(item)
                 nursery.start_soon(self._undo, item, nursery)
             elif not item.started:
-                item.take_back()
+                item.undo_result()
         elif self._cancelled:
             self._deferred.append(item)
         elif isinstance(item, Call):
@@ -206,7 +206,7 @@ class _Thread:
             await self._undo(call, nursery)
 
     async def _undo(self, call: Call[Any], nursery: trio.Nursery) -> None:
-        call.take_back()
+        call.undo_result()
         self._cancelled.discard(call)
         while self._deferred and not self._cancelled and not self._stopping:
             self._handle(self._deferred.popleft(), nursery)

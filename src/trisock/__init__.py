@@ -1,21 +1,26 @@
 """A socket library for Trio: start in plain text, upgrade to TLS on the same connection."""
 
 from ._address import Address
+from ._arguments import Buffer
 from ._connect import connect, connect_unix
 from ._errors import IncompleteReadError, LimitExceededError, TLSError
 from ._net.lines import Lines
 from ._net.socket import ConnectionInfo, Socket
 from ._server.listener import Listener, listen, listen_nowait, listen_unix, listen_unix_nowait
-from ._server.server import Server, ServerStats, bind
+from ._server.server import Handler, Server, ServerStats, bind
 from ._tls.certificate import Certificate
 from ._tls.info import TLSInfo
-from ._tls.roles import ClientTLS, ServerTLS
+from ._tls.roles import ClientTLS, ServerTLS, TLSArgument
+
+__version__ = "0.1.0"
 
 __all__ = [
     "Address",
+    "Buffer",
     "Certificate",
     "ClientTLS",
     "ConnectionInfo",
+    "Handler",
     "IncompleteReadError",
     "LimitExceededError",
     "Lines",
@@ -24,6 +29,7 @@ __all__ = [
     "ServerStats",
     "ServerTLS",
     "Socket",
+    "TLSArgument",
     "TLSError",
     "TLSInfo",
     "bind",

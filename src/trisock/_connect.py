@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import ssl
 import struct
 import sys
 from typing import Literal
@@ -19,7 +20,7 @@ from ._address import (
     same_errno,
     to_ascii_host,
 )
-from ._arguments import quoted
+from ._arguments import quoted, type_name
 from ._net.connection import Connection
 from ._net.socket import Socket, new_socket
 from ._net.unix_path import unix_path, unix_socket
@@ -78,8 +79,7 @@ async def connect(
         local_address = to_ascii_host(local_address)
     if tls is not None:
         tls = ClientTLS() if tls is True else tls
-        # Reject invalid arguments before connecting.
-        resolve_role(tls, server_hostname=None, connected_host=host, side="client")
+        _check_client_role(tls, host)
     where = format_host_port(host, port)
     for _ in range(_SELF_CONNECT_TRIES):
         raw = await _open_tcp(ascii_host, port, local_address, where)
@@ -145,7 +145,7 @@ async def connect_unix(
     """
     name = unix_path(path)
     if tls is not None:
-        resolve_role(tls, server_hostname=None, connected_host=None, side="client")
+        _check_client_role(tls, None)
     sock = unix_socket(name)
     try:
         sock.setblocking(False)
@@ -164,6 +164,16 @@ async def connect_unix(
         sock.close()
         raise
     return await _start(sock, None, tls, format_unix_path(name))
+
+
+def _check_client_role(tls: TLSArgument, host: str | None) -> None:
+    """Reject what is no client's role before connecting."""
+    role = resolve_role(tls, server_hostname=None, connected_host=host, side="client")
+    if role.server_side and not isinstance(tls, ssl.SSLContext):
+        raise TypeError(
+            f"connect takes a TLS client's role, not {type_name(tls)}: "
+            "to be the TLS server on this connection, call starttls"
+        )
 
 
 async def _start(

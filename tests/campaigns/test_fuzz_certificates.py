@@ -17,6 +17,7 @@ from helpers.fuzzing import SOME_CHANGES, Change, Fuzz, changed
 from helpers.odd_certificates import BAD_CHAINS, KEY, SERIAL_0, self_signed
 from helpers.pem import assert_shows_no_key, chains_and_keys, der_of, encoded
 from trisock import Certificate, ClientTLS, ServerTLS, TLSInfo
+from trisock._tls.info import new_tls_info
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +104,9 @@ def test_a_certificate_that_was_changed(fuzz: Fuzz, authority: Authority) -> Non
                 assert type(failure) is ValueError, repr(failure)
                 assert str(failure).startswith(words), str(failure)
                 assert_shows_no_key(failure, key)
-        info = TLSInfo("TLSv1.3", "x", None, None, der, False, None, der)
+        info = new_tls_info(
+            TLSInfo("TLSv1.3", "x", None, None, der, False), tls_unique=None, server_certificate=der
+        )
         failure = failure_of(lambda: info.channel_binding("tls-server-end-point"))
         assert failure is None or "tls-server-end-point" in str(failure)
 

@@ -225,7 +225,7 @@ ON_A_SOCKET: list[Callable[[Socket, Any], Any]] = [
     lambda _, key: trisock.Listener(key),
     lambda _, key: BINDING.channel_binding(key),
 ]
-BINDING = trisock.TLSInfo("TLSv1.3", "", None, None, None, False, None, None)
+BINDING = trisock.TLSInfo("TLSv1.3", "", None, None, None, False)
 KEYS: list[Any] = [KEY, KEY.encode(), BODY, BODY[:64], BODY.encode(), "00ff" * 10, [KEY], {KEY: 1}]
 
 

@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -333,3 +334,19 @@ async def test_a_connection_that_dies_at_once_is_an_oserror(
         number = errno.ENOBUFS
         with pytest.raises(OSError, match="No buffer space"):
             await trisock.connect("127.0.0.1", listener.port)
+
+
+async def test_certificates_are_no_clients_role(authority: Authority, free_port: int) -> None:
+    certificate = authority.issue("localhost")
+    for tls in (certificate, [certificate], trisock.ServerTLS(certificate)):
+        with pytest.raises(TypeError, match="takes a TLS client's role"):
+            await trisock.connect("localhost", free_port, tls=tls)
+        with pytest.raises(TypeError, match="takes a TLS client's role"):
+            await trisock.connect_unix("no such path", tls=tls)
+
+
+async def test_a_socket_can_be_referred_to_weakly() -> None:
+    async with await trisock.listen(0, "127.0.0.1") as listener:
+        async with await trisock.connect("127.0.0.1", listener.port) as sock:
+            assert weakref.ref(sock)() is sock
+        assert weakref.ref(listener)() is listener

@@ -23,6 +23,7 @@ from helpers.sni import names_of, shown, trusting
 from trisock import Certificate, ClientTLS, ServerTLS, TLSInfo
 from trisock._tls import certificate as loading
 from trisock._tls import roles
+from trisock._tls.info import new_tls_info
 
 # ---- PEM ----
 
@@ -293,7 +294,11 @@ async def test_tls_server_end_point_replaces_weak_hashes_as_rfc_5929_says() -> N
     import hashlib
     from unittest import mock
 
-    info = TLSInfo("TLSv1.3", "x", None, None, b"der", False, None, b"der")
+    info = new_tls_info(
+        TLSInfo("TLSv1.3", "x", None, None, b"der", False),
+        tls_unique=None,
+        server_certificate=b"der",
+    )
     certificate = mock.Mock()
     certificate.signature_hash_algorithm.name = "sha1"
     certificate.fingerprint = lambda algorithm: hashlib.new(algorithm.name, b"der").digest()

@@ -34,6 +34,7 @@ from helpers.pairs import closing, tcp_pair
 from helpers.pem import encrypted, pems
 from helpers.sni import names_of, shown, trusting
 from trisock import Certificate, ClientTLS, ServerTLS, TLSInfo
+from trisock._tls.info import new_tls_info
 
 KEY_PEM = KEY.private_bytes(
     serialization.Encoding.PEM,
@@ -166,7 +167,9 @@ def test_a_key_that_cannot_be_used_is_a_value_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bad", [*BAD_CHAINS.values(), SERIAL_0], ids=[*BAD_CHAINS, "serial 0"])
 def test_a_binding_to_an_odd_certificate_is_bytes_or_a_value_error(bad: bytes) -> None:
-    info = TLSInfo("TLSv1.3", "x", None, None, bad, False, None, bad)
+    info = new_tls_info(
+        TLSInfo("TLSv1.3", "x", None, None, bad, False), tls_unique=None, server_certificate=bad
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         try:

@@ -27,7 +27,7 @@ class BufferedReceiver(trio.abc.ReceiveStream):
     A base class, because an object that ``Socket`` forwards to would cost 90 ns a call.
     """
 
-    __slots__ = ("_connection", "_reads_since_checkpoint")
+    __slots__ = ("__weakref__", "_connection", "_reads_since_checkpoint")
 
     _connection: Connection
     _reads_since_checkpoint: int

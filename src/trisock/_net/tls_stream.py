@@ -24,7 +24,7 @@ from .. import _fork
 from .._address import Address
 from .._errors import TLSError, describe_ssl_error, ssl_reason
 from .._tls.error_queue import clear_error_queue
-from .._tls.info import TLSInfo, has_expired
+from .._tls.info import TLSInfo, has_expired, new_tls_info
 from .._tls.roles import TLSRole
 from .ciphertext import MAX_EMPTY_RECORDS, pieces
 from .ssl_stream import FORKED, CiphertextStream, EndOfTransport, SSLObjectTap
@@ -150,15 +150,18 @@ class TLSConnection:
         server_hostname = self._role.server_hostname
         if self._role.server_side:
             server_hostname = self._tap.requested_name
-        self.info = TLSInfo(
+        info = TLSInfo(
             version=version,
             cipher=cipher[0],
             alpn_protocol=alpn_protocol,
             server_hostname=server_hostname,
             peer_certificate=certificate,
             session_reused=session_reused,
-            _tls_unique=None if version == "TLSv1.3" else ssl_object.get_channel_binding(),
-            _server_certificate=None if self._role.server_side else certificate,
+        )
+        self.info = new_tls_info(
+            info,
+            tls_unique=None if version == "TLSv1.3" else ssl_object.get_channel_binding(),
+            server_certificate=None if self._role.server_side else certificate,
         )
         return self.info
 

@@ -42,8 +42,9 @@ class TLSInfo:
     server_hostname: str | None
     peer_certificate: bytes | None = field(repr=False)
     session_reused: bool
-    _tls_unique: bytes | None = field(repr=False)
-    _server_certificate: bytes | None = field(repr=False)
+    # Set by new_tls_info: no part of the public constructor.
+    _tls_unique: bytes | None = field(default=None, init=False, repr=False)
+    _server_certificate: bytes | None = field(default=None, init=False, repr=False)
 
     def channel_binding(self, type: str = "tls-unique") -> bytes:
         """Return the data that binds an authentication to this connection (RFC 5056).
@@ -66,6 +67,15 @@ class TLSInfo:
                 raise ValueError("tls-server-end-point: the server's certificate is not known here")
             return _server_end_point(self._server_certificate)
         raise ValueError(f"no channel binding of the type {quoted(type)}")
+
+
+def new_tls_info(
+    info: TLSInfo, *, tls_unique: bytes | None, server_certificate: bytes | None
+) -> TLSInfo:
+    """Return the info with what channel bindings need."""
+    object.__setattr__(info, "_tls_unique", tls_unique)
+    object.__setattr__(info, "_server_certificate", server_certificate)
+    return info
 
 
 def _server_end_point(server_certificate: bytes) -> bytes:

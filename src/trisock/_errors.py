@@ -101,6 +101,17 @@ class LimitExceededError(Exception):
         return f"no delimiter within {self.limit} bytes"
 
 
+def fresh(failure: trio.BrokenResourceError) -> trio.BrokenResourceError:
+    """Return an equal error that was never raised.
+
+    A connection stores one error and raises another. The traceback of an error that was raised
+    refers to the frames that refer to the connection: stored there, it would be a reference cycle.
+    """
+    if isinstance(failure, TLSError):
+        return TLSError(str(failure), reason=failure.reason, verify_code=failure.verify_code)
+    return trio.BrokenResourceError(*failure.args)
+
+
 # ---- ssl.SSLError in plain words ----
 
 # OpenSSL's reasons when the peer does not speak TLS: what it made of the first bytes.

@@ -15,7 +15,7 @@ from typing import Literal, TypeVar
 import trio
 
 from .._address import Address, address_from_sockaddr
-from .._errors import TLSError
+from .._errors import TLSError, fresh
 from .._tls.info import TLSInfo
 from .._tls.roles import TLSRole
 from .conflicts import ConflictDetector, SendLock
@@ -194,7 +194,7 @@ class Connection:
                 break
             self.buffer.append(chunk)
         if isinstance(tls.failure, TLSError):
-            raise tls.failure from None
+            raise self.transport.note(fresh(tls.failure)) from None
 
     async def broadcast(self, data: bytes, generation: int, timeout: float) -> bool:
         """Send for a server's broadcast, after what the connection's own task is sending.
@@ -270,6 +270,7 @@ class Connection:
                 # The peer alone can cause this, by not waiting for our answer.
                 raise self.transport.note(_UnreadError(_UNREAD_BYTES))
             trailing = await self._close_on_error(self.tls.unwrap())
+            self.tls.release()
             self.tls = self.tls_info = None
             self.layer = self.transport
             self.buffer.append(trailing)
@@ -433,5 +434,7 @@ class Connection:
 
     def _mark_closed(self, state: ConnectionState = ConnectionState.CLOSED) -> None:
         self._detach(state)
+        if self.tls is not None:
+            self.tls.release()
         if self._closed is not None:
             self._closed.set()

@@ -12,6 +12,7 @@ from typing import Any
 import trio
 
 from .. import _fork
+from .._errors import fresh
 from .._tls.client_hello import ClientHelloReader, TooLongError
 from .._tls.error_queue import clear_error_queue
 from .._tls.roles import TLSRole
@@ -82,7 +83,7 @@ class CiphertextStream(trio.abc.Stream):
             sent = self._transport.send_nowait(data)
         except trio.BrokenResourceError as exc:
             self.cut_short = True
-            self.send_failure = exc
+            self.send_failure = fresh(exc)
             raise
         if sent == len(data):
             self.cut_short = False
@@ -98,7 +99,7 @@ class CiphertextStream(trio.abc.Stream):
                 self.check_process()
                 rest = rest[self._transport.send_nowait(rest) :]
         except trio.BrokenResourceError as exc:
-            self.send_failure = exc
+            self.send_failure = fresh(exc)
             raise
         self.cut_short = False
 

@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import contextlib
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn, TypeVar, cast
 
 import trio
 
 from .. import _fork
 from .._address import Address
-from .._errors import TLSError, describe_ssl_error, ssl_reason
+from .._errors import TLSError, describe_ssl_error, fresh, ssl_reason
 from .._tls.error_queue import clear_error_queue
 from .._tls.info import TLSInfo, has_expired, new_tls_info
 from .._tls.roles import TLSRole
@@ -91,6 +91,7 @@ class TLSConnection:
         self._outgoing_bio = self._tap.outgoing_bio
         self.incoming.write(early)
         self.failure: trio.BrokenResourceError | None = None
+        self._in_ssl_stream = self._released = False
         self._ended = False
         self.unfinished = False
         self._response_unsent = False  # a part of one is in the stream's unsent
@@ -116,7 +117,8 @@ class TLSConnection:
                         raise EndOfTransport
                 if self.incoming.pending:
                     self._incoming_bio.write(self.incoming.take())
-                await self._ssl_stream.do_handshake()
+                with self._using_ssl_stream():
+                    await self._ssl_stream.do_handshake()
             except EndOfTransport:
                 raise self._fail("the peer closed the connection") from None
             except trio.BrokenResourceError as exc:
@@ -352,7 +354,7 @@ class TLSConnection:
         """Refuse to use another process's keys: the next record would reuse a nonce."""
         if self.failure is None:
             self.failure = self._ciphertext_stream.send_failure = self._transport.broken(FORKED)
-        raise self.failure.with_traceback(None)
+        raise self._transport.note(fresh(self.failure))
 
     def receive_pending(self) -> list[bytes]:
         """Return the bytes of each record that was already read from the kernel.
@@ -506,7 +508,7 @@ class TLSConnection:
     def _check_sending(self) -> None:
         self._check()
         if self._ciphertext_stream.send_failure is not None:
-            raise self._ciphertext_stream.send_failure.with_traceback(None)
+            raise self._transport.note(fresh(self._ciphertext_stream.send_failure))
 
     def cut_off(self) -> None:
         """Let nothing follow what was sent: it was cut short."""
@@ -528,7 +530,8 @@ class TLSConnection:
         if self.unfinished:  # close_notify would vouch for the rest
             raise self._fail("a file was sent in part only")
         try:
-            _, trailing = await self._ssl_stream.unwrap()
+            with self._using_ssl_stream():
+                _, trailing = await self._ssl_stream.unwrap()
         except EndOfTransport:
             raise self._fail("the peer ended the connection without close_notify") from None
         except trio.BrokenResourceError as exc:
@@ -536,6 +539,26 @@ class TLSConnection:
         if self._ciphertext_stream.send_failure is not None:
             raise self._fail("the peer closed the connection")
         return bytes(trailing) + self.incoming.take_all()
+
+    @contextlib.contextmanager
+    def _using_ssl_stream(self) -> Iterator[None]:
+        self._in_ssl_stream = True
+        try:
+            yield
+        finally:
+            self._in_ssl_stream = False
+            if self._released:
+                self.release()
+
+    def release(self) -> None:
+        """Break the reference cycle of ``SSLStream``, which nobody uses any more.
+
+        It refers to itself by a bound method. Without this, each ended connection (and a server's
+        context, with its sessions) would wait for the garbage collector.
+        """
+        self._released = True
+        if not self._in_ssl_stream:
+            vars(self._ssl_stream).clear()
 
     def final_bytes(self) -> bytes:
         """Return what to send before FIN: ``close_notify``, or the alert that says why.
@@ -561,7 +584,7 @@ class TLSConnection:
         if self._forks != _fork.count:
             self._refuse_in_fork()
         if self.failure is not None:
-            raise self.failure.with_traceback(None)
+            raise self._transport.note(fresh(self.failure))
 
     def _fail(
         self, why: str, *, reason: str | None = None, verify_code: int | None = None
@@ -569,8 +592,8 @@ class TLSConnection:
         what = "TLS handshake" if self.info is None else "TLS"
         text = f"{what} with {self._role.named(self._peer)} failed: {why}"
         error = TLSError(text, reason=reason, verify_code=verify_code)
-        self.failure = self._transport.note(error)
-        return error
+        self.failure = fresh(error)
+        return self._transport.note(error)
 
     def _fail_from(self, exc: trio.BrokenResourceError) -> TLSError:
         """Convert an error from ``SSLStream`` into the one to raise."""

@@ -31,6 +31,7 @@ from typing import NoReturn, TypeVar
 import trio
 
 from .. import _fork
+from .._errors import fresh
 from .linger import linger
 from .syscalls import (
     HAS_SENDFILE,
@@ -181,11 +182,12 @@ class Transport:
     def _end_of_stream(self) -> bytes:
         if self._reset is not None:
             self._read_failure = self._reset
-            raise self._reset.with_traceback(None)
+            self._raise_failure(self._reset)
         return b""
 
     def _reading_failed(self, exc: OSError) -> trio.BrokenResourceError:
-        self._read_failure = failure = self._broken_from(exc)
+        failure = self._broken_from(exc)
+        self._read_failure = fresh(failure)
         return failure
 
     def at_end(self) -> bool:
@@ -362,7 +364,7 @@ class Transport:
     def _sending_failed(self, exc: OSError) -> trio.BrokenResourceError:
         failure = self._broken_from(exc)
         if exc.errno != errno.EPIPE:  # EPIPE follows the peer's FIN, so the read ends cleanly
-            self._reset = failure  # the kernel does not report it again
+            self._reset = fresh(failure)  # the kernel does not report it again
         if self.eof_sent:
             raise trio.ClosedResourceError("nothing can be sent after send_eof") from None
         return failure
@@ -484,9 +486,9 @@ class Transport:
         return descriptor
 
     def _raise_failure(self, failure: Exception) -> NoReturn:
-        if failure is _CLOSED:
-            raise trio.ClosedResourceError(*_CLOSED.args)
-        raise failure.with_traceback(None)
+        if isinstance(failure, trio.BrokenResourceError):
+            raise self.note(fresh(failure))
+        raise trio.ClosedResourceError(*_CLOSED.args)
 
     def _broken_from(self, exc: OSError) -> trio.BrokenResourceError:
         if exc.errno in _CLOSED_ERRNOS:  # closed underneath us

@@ -1,0 +1,106 @@
+"""Connections that have ended are freed at once: none waits for the garbage collector."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import socket
+import weakref
+from collections.abc import Awaitable, Callable, Iterator
+
+import pytest
+import trio
+
+import trisock
+from helpers.pairs import closing, raw_pair, tcp_pair, tls_pair
+from trisock import ClientTLS, ServerTLS, Socket
+
+End = Callable[[Socket, Socket], Awaitable[object]]
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+async def closed(a: Socket, b: Socket) -> None:
+    await a.send(b"x")
+    assert await b.recv() == b"x"
+
+
+async def aborted(a: Socket, b: Socket) -> None:
+    a.abort()
+    with contextlib.suppress(trio.BrokenResourceError):
+        await b.recv()
+    for _ in range(2):
+        with contextlib.suppress(trio.BrokenResourceError):
+            await b.send(b"x")
+        with contextlib.suppress(trio.BrokenResourceError):
+            await b.recv()
+
+
+async def failed_reads(a: Socket, b: Socket) -> None:
+    await a.send(b"half a line")
+    a.abort()
+    for _ in range(2):
+        with contextlib.suppress(trio.BrokenResourceError, trisock.IncompleteReadError):
+            await b.recv_until(b"\n")
+
+
+async def cancelled_close(a: Socket, b: Socket) -> None:
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await a.close()
+    with contextlib.suppress(trio.BrokenResourceError):
+        await b.recv()
+
+
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize("end", [closed, aborted, failed_reads, cancelled_close])
+@pytest.mark.parametrize("layer", ["plain", "tls"])
+async def test_an_ended_connection_is_freed_at_once(
+    layer: str, end: End, client_tls: ClientTLS, server_tls: ServerTLS
+) -> None:
+    a, b = await (tcp_pair() if layer == "plain" else tls_pair(client_tls, server_tls))
+    references = [weakref.ref(each) for each in (a, b, a.stream, b.stream)]
+    references += [weakref.ref(each._connection.tls) for each in (a, b) if each._connection.tls]
+    async with closing(a, b):
+        await end(a, b)
+    del a, b
+    await trio.lowlevel.checkpoint()
+    assert [reference() for reference in references if reference() is not None] == []
+
+
+@pytest.mark.usefixtures("no_collector")
+async def test_a_failed_handshake_is_freed_at_once(server_tls: ServerTLS) -> None:
+    sock, raw = raw_pair()
+    reference = weakref.ref(sock)
+    with raw:
+        raw.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        raw.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(trisock.TLSError):
+            await sock.starttls(server_tls)
+        await sock.close()
+    del sock
+    await trio.lowlevel.checkpoint()
+    assert reference() is None
+
+
+@pytest.mark.usefixtures("no_collector")
+async def test_plain_text_after_tls_is_freed_at_once(
+    client_tls: ClientTLS, server_tls: ServerTLS
+) -> None:
+    a, b = await tls_pair(client_tls, server_tls)
+    references = [weakref.ref(each._connection.tls) for each in (a, b) if each._connection.tls]
+    async with closing(a, b):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(a.stoptls)
+            await b.stoptls()
+        await trio.lowlevel.checkpoint()
+        assert len(references) == 2
+        assert [reference() for reference in references if reference() is not None] == []

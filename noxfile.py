@@ -26,18 +26,28 @@ if shutil.which("pyenv"):
     newest = {".".join(each.split(".")[:2]): each for each in installed if each[0].isdigit()}
     os.environ["PYENV_VERSION"] = ":".join(newest[each] for each in PYTHONS if each in newest)
 
+# What tries much, and chance has a part in it.
+CHANCE = [
+    "tests/campaigns/test_cancel*.py",
+    "tests/campaigns/test_hostile_network.py",
+    "tests/campaigns/test_fuzz_addresses.py",
+    "tests/campaigns/test_fuzz_lines.py",
+    "tests/campaigns/test_fuzz_pem.py",
+    "tests/campaigns/test_fuzz_tls.py",
+]
+
 # What coverage does without: campaigns (docs/reliability.md), and what runs whole programs.
 NOT_FOR_COVERAGE = [
-    "tests/campaigns/test_cancellation.py",
-    "tests/campaigns/test_fuzz.py",
-    "tests/campaigns/test_hostile_network.py",
+    *CHANCE,
     "tests/campaigns/test_load.py",
+    "tests/interop/test_haproxy.py",
     "tests/interop/test_starttls_clients.py",
+    "tests/interop/test_starttls_dialogues.py",
+    "tests/interop/test_tls_attackers.py",
     "tests/interop/test_tls_peers.py",
+    "tests/interop/test_tls_scanners.py",
     "tests/project/test_benchmarks.py",
-    "tests/project/test_examples.py",
-    "tests/project/test_hammerspoon_examples.py",
-    "tests/project/test_pluto_examples.py",
+    "tests/project/test_*examples.py",
 ]
 
 INSTALLED = [each for each in PYTHONS if shutil.which(f"python{each}")]
@@ -75,7 +85,7 @@ def coverage(session: nox.Session) -> None:
     """
     session.install("-e", ".[tests]")
     session.run("coverage", "erase")
-    ignored = [f"--ignore={each}" for each in NOT_FOR_COVERAGE]
+    ignored = [f"--ignore-glob={each}" for each in NOT_FOR_COVERAGE]
     ignored.append("--deselect=tests/campaigns/test_tls_matrix.py::test_the_matrix")
     session.run("coverage", "run", "-m", "pytest", *ignored, *session.posargs)
     session.run("coverage", "combine", "--quiet")
@@ -131,8 +141,7 @@ def interop(session: nox.Session) -> None:
 def chance(session: nox.Session) -> None:
     """Cancellation in all combinations; the hostile network and fuzzing, 20 times as much."""
     session.install(".[tests]")
-    tried = ("cancellation", "hostile_network", "fuzz")
-    campaigns = [f"tests/campaigns/test_{each}.py" for each in tried]
+    campaigns = [str(file) for each in CHANCE for file in sorted(Path().glob(each))]
     options = ["-n", "0", "-m", "", "--times", "20", "--capture=no"]
     session.run("python", "-m", "pytest", *options, *campaigns, *session.posargs)
 

@@ -146,3 +146,11 @@ def pem(authority: Authority, tmp_path: Path) -> Path:
     (tmp_path / "key.pem").touch(mode=0o600)
     (tmp_path / "key.pem").write_bytes(good._private_key)
     return tmp_path
+
+
+@pytest.fixture
+def trusted(tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the tests' authority in the system's trust store, as far as this process sees it."""
+    path = tmp_path / "trusted.pem"
+    path.write_bytes(authority.pem)
+    monkeypatch.setenv("SSL_CERT_FILE", str(path))

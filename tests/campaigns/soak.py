@@ -41,7 +41,8 @@ import trio
 
 sys.path.append(str(Path(__file__).parents[1]))  # for helpers, when this is run as a program
 
-from conversations import KINDS, Conversation, Site
+from conversation_site import Conversation, Site
+from conversations import KINDS
 from helpers.memory import allocated
 from trisock.pluto.blocking import background
 

@@ -6,7 +6,7 @@ import pytest
 
 import load
 from helpers.authority import Authority
-from load import MIB, Ground, Result
+from load_ground import MIB, Ground, Result
 
 
 @pytest.fixture(scope="session")

@@ -296,7 +296,7 @@ async def test_a_session_does_not_outlive_the_certificate_it_was_made_with(
 # ---- ciphers ----
 
 # Without secrecy, without a certificate, without forward secrecy, out of use. (What OpenSSL has
-# forgotten already, such as RC4, the scanner in test_tls_peers.py knows.)
+# forgotten already, such as RC4, the scanner in test_tls_scanners.py knows.)
 WEAK = ["eNULL", "aNULL", "kRSA", "ECDHE+ARIA", "ECDHE+CAMELLIA"]
 # What many servers still have, and ours does without: CBC, and Diffie-Hellman in finite fields.
 OLD = ["ECDHE+SHA1", "ECDHE+SHA256:!AESGCM:!CHACHA20", "DHE"]

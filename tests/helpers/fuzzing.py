@@ -1,4 +1,9 @@
-"""A check on many examples, and changes to what is real."""
+"""Fuzzing: whatever comes from outside, only what is documented comes of it.
+
+Random bytes, and real conversations that were changed: bits flipped, parts cut, inserted, doubled
+and swapped, records with other types, versions and lengths. A usual run tries the same examples
+each time; ``--times N`` tries N times as many, and others each time.
+"""
 
 from __future__ import annotations
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import pytest
 import trio
 import trio.testing
 
@@ -17,6 +19,30 @@ from helpers.pairs import closing
 from trisock.hammerspoon import Socket, Sockets
 
 LOCALHOST = "127.0.0.1"
+MORE_THAN_FITS = b"x" * 4_000_000  # into a connection whose peer does not read
+
+# What info() says of an object that is not connected.
+NOTHING: dict[str, object] = {
+    "connectedAddress": b"",
+    "connectedHost": "",
+    "connectedPort": 0,
+    "connectedURL": "",
+    "connections": 0,
+    "isConnected": False,
+    "isDisconnected": True,
+    "isIPv4": False,
+    "isIPv4Enabled": True,
+    "isIPv4PreferredOverIPv6": False,
+    "isIPv6": False,
+    "isIPv6Enabled": True,
+    "isSecure": False,
+    "localAddress": b"",
+    "localHost": "",
+    "localPort": 0,
+    "timeout": -1,
+    "unixSocketPath": "",
+    "userData": "",
+}
 
 
 class Calls:
@@ -61,18 +87,55 @@ def vanish(raw: socket.socket, how: str) -> None:
 
 @contextlib.asynccontextmanager
 async def connected(
-    hs: Sockets, path: str = "", fn: Any = None
+    hs: Sockets, path: str = "", fn: Any = None, host: str = LOCALHOST
 ) -> AsyncIterator[tuple[Socket, trisock.Socket]]:
     """Give an object that is connected, over TCP or a Unix path, and the other end."""
-    listening = trisock.listen_unix(path) if path else trisock.listen(0, LOCALHOST)
+    listening = trisock.listen_unix(path) if path else trisock.listen(0, host)
     async with await listening as listener:
         ready = trio.Event()
         client = hs.new(fn)
         if path:
             client.connect(path, ready.set)
         else:
-            client.connect(LOCALHOST, listener.port, ready.set)
+            client.connect(host, listener.port, ready.set)
         peer = await listener.accept()
         async with closing(peer):
             await ready.wait()
             yield client, peer
+
+
+@contextlib.asynccontextmanager
+async def clients_of(server: Socket, number: int = 1) -> AsyncIterator[list[trisock.Socket]]:
+    """Give so many connections to a server, which has them all."""
+    async with contextlib.AsyncExitStack() as stack:
+        peers = []
+        for _ in range(number):
+            path = server.info()["unixSocketPath"]
+            if path:
+                peer = await trisock.connect_unix(path)
+            else:
+                peer = await trisock.connect(LOCALHOST, server.info()["localPort"])
+            await stack.enter_async_context(closing(peer))
+            peers.append(peer)
+        await until(lambda: server.connections() == number)
+        yield peers
+
+
+@contextlib.asynccontextmanager
+async def nobody_accepts(path: str) -> AsyncIterator[None]:
+    """Give a Unix path to which a connect waits for as long as one likes."""
+    async with await trisock.listen_unix(path, backlog=1):
+        with contextlib.ExitStack() as stack, contextlib.suppress(BlockingIOError):
+            while True:
+                waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
+                waiting.setblocking(False)
+                try:
+                    waiting.connect(path)
+                except BlockingIOError:
+                    break
+            yield
+
+
+def complaints(log: pytest.LogCaptureFixture) -> list[str]:
+    """What is logged as an error: what is wrong with the program."""
+    return [each.getMessage() for each in log.records if each.levelno >= logging.ERROR]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import struct
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,6 +13,9 @@ import trio
 
 import trisock
 from trisock import Socket
+
+# SO_LINGER with this: a close is a reset.
+RESET = struct.pack("ii", 1, 0)
 
 
 async def tcp_pair() -> tuple[Socket, Socket]:

@@ -1,7 +1,7 @@
 """Real programs that no one here wrote, as clients and as servers.
 
 (The SMTP example is talked to by ``openssl s_client -starttls smtp`` and ``smtplib`` in
-``test_examples.py``; curl meets an unread POST in ``test_close.py``.)
+``test_smtp_examples.py``; curl meets an unread POST in ``test_close.py``.)
 """
 
 from __future__ import annotations

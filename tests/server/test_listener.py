@@ -1,24 +1,16 @@
-"""listen, listen_unix and Listener."""
+"""listen and Listener."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import os
-import resource
 import socket
-import stat
-import subprocess
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
 
 import trisock
-from helpers.failures import reset_in_the_backlog
+from helpers.failures import few_descriptors, reset_in_the_backlog
 from helpers.pairs import closing
 from trisock import Listener
 from trisock._server import listening as _listening
@@ -26,7 +18,7 @@ from trisock._server import listening as _listening
 # ---- TCP ----
 
 
-async def test_with_no_host_it_listens_on_ipv4_and_ipv6_at_one_port() -> None:
+async def test_without_a_host_ipv4_and_ipv6_share_one_port() -> None:
     async with await trisock.listen(0) as listener:
         assert listener.port
         assert listener.addresses == (("0.0.0.0", listener.port), ("::", listener.port))
@@ -46,7 +38,7 @@ async def test_a_name_with_several_addresses_gets_one_port_too() -> None:
         assert len({address.port for address in listener.addresses}) == 1
 
 
-async def test_if_the_port_is_taken_on_the_second_address_another_is_tried(
+async def test_if_one_address_has_the_port_taken_another_is_tried(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     real = socket.socket.bind
@@ -94,8 +86,8 @@ async def test_a_machine_without_ipv6_listens_on_ipv4(
         await trisock.listen(0, "::1")
 
 
-async def test_too_few_descriptors_are_an_error_and_not_one_family_only() -> None:
-    with no_more_descriptors(but=1), pytest.raises(OSError, match="cannot listen on") as caught:
+async def test_too_few_descriptors_are_an_error_not_one_family_only() -> None:
+    with few_descriptors(1), pytest.raises(OSError, match="cannot listen on") as caught:
         await trisock.listen(0)
     assert caught.value.errno == errno.EMFILE
 
@@ -133,6 +125,18 @@ async def test_arguments_are_checked() -> None:
     ]:
         with pytest.raises(error, match=words):
             await trisock.listen(*arguments, **options)  # type: ignore[arg-type]
+
+
+async def test_a_port_can_be_listened_on_again_at_once() -> None:
+    async with await trisock.listen(0, "127.0.0.1") as listener:
+        client = await trisock.connect("127.0.0.1", listener.port)
+        server = await listener.accept()
+        await server.send_eof()  # the server ends first: TIME_WAIT is on its side
+        assert await client.recv() == b""
+        await client.close()
+        await server.close()
+    async with await trisock.listen(listener.port, "127.0.0.1"):
+        pass
 
 
 # ---- Listener ----
@@ -211,7 +215,7 @@ async def test_hasconnection_takes_nothing_from_a_task_in_accept() -> None:
             assert len(got) == 1
 
 
-async def test_a_connection_that_hasconnection_found_is_reset_when_the_listener_closes() -> None:
+async def test_what_hasconnection_found_is_reset_when_the_listener_closes() -> None:
     async with await trisock.listen(0) as listener:
         client = await trisock.connect("localhost", listener.port)
         while not listener.hasconnection():
@@ -232,7 +236,7 @@ async def test_a_cancelled_accept_has_accepted_nothing() -> None:
             pass
 
 
-async def test_a_connection_that_was_reset_before_accept_is_dropped_and_counted() -> None:
+async def test_a_connection_reset_before_accept_is_dropped_and_counted() -> None:
     async with await trisock.listen(0, "127.0.0.1") as listener:
         for _ in range(3):
             reset_in_the_backlog(listener.port)
@@ -271,35 +275,13 @@ async def test_what_accept_reports_of_a_dead_connection_is_not_raised(
 async def test_running_out_of_descriptors_is_raised_and_loses_no_connection() -> None:
     async with await trisock.listen(0, "127.0.0.1") as listener:
         client = await trisock.connect("127.0.0.1", listener.port)
-        with no_more_descriptors():
+        with few_descriptors(0):
             with pytest.raises(OSError, match="Too many open files") as caught:
                 await listener.accept()
             assert caught.value.errno == errno.EMFILE
             assert not listener.hasconnection()  # accept would raise, not return
         async with closing(client, await listener.accept()):
             pass
-
-
-async def test_errors_of_unix_sockets_name_the_path_also_where_no_descriptor_is_left(
-    tmp_path: Path,
-) -> None:
-    path = tmp_path / "sock"
-    for call in (trisock.listen_unix, trisock.connect_unix):
-        with no_more_descriptors(), pytest.raises(OSError, match="Too many open files") as caught:
-            await call(path)
-        assert (caught.value.errno, caught.value.filename) == (errno.EMFILE, str(path))
-
-
-@contextlib.contextmanager
-def no_more_descriptors(but: int = 0) -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    probe = os.dup(0)
-    os.close(probe)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (probe + but, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def test_sockets_are_accepted_from_in_turn() -> None:
@@ -341,150 +323,6 @@ async def test_what_does_not_listen_cannot_be_adopted() -> None:
             Listener([datagram])
 
 
-# ---- Unix ----
-
-
-async def test_a_path_goes_away_with_its_listener(tmp_path: Path) -> None:
-    path = tmp_path / "socket"
-    listener = await trisock.listen_unix(path)
-    assert listener.port == 0
-    assert listener.addresses == ((str(path), 0),)
-    assert stat.S_ISSOCK(path.stat().st_mode)
-    await listener.close()
-    assert not path.exists()
-
-
-async def test_a_path_that_is_somebody_elses_by_then_stays(tmp_path: Path) -> None:
-    path = tmp_path / "socket"
-    async with await trisock.listen_unix(path):
-        path.unlink()
-        path.touch()
-    assert path.exists()
-    path.unlink()
-    async with await trisock.listen_unix(path):
-        path.unlink()
-
-
-async def test_a_relative_path_goes_away_also_after_chdir(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    async with await trisock.listen_unix("socket"):
-        monkeypatch.chdir("/")
-        assert (tmp_path / "socket").exists()
-    assert not (tmp_path / "socket").exists()
-
-
-async def test_a_path_where_somebody_listens_is_in_use(tmp_path: Path) -> None:
-    path = tmp_path / "socket"
-    async with await trisock.listen_unix(path) as listener:
-        for _ in range(2):
-            with pytest.raises(OSError, match="in use") as caught:
-                await trisock.listen_unix(path)
-            assert caught.value.errno == errno.EADDRINUSE
-            assert caught.value.filename == str(path)
-        assert not listener.hasconnection()  # asking has left no connection behind
-        client = await trisock.connect_unix(path)
-        async with closing(client, await listener.accept()):
-            pass
-
-
-async def test_a_stale_path_is_replaced_and_nothing_else_is(tmp_path: Path) -> None:
-    path = tmp_path / "socket"
-    with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(path))
-    async with await trisock.listen_unix(path) as listener:
-        client = await trisock.connect_unix(path)
-        async with closing(client, await listener.accept()):
-            pass
-    path.write_text("precious")
-    with pytest.raises(OSError, match="in use"):
-        await trisock.listen_unix(path)
-    assert path.read_text() == "precious"
-
-
-async def test_only_one_of_several_starters_wins(tmp_path: Path) -> None:
-    """Each of them finds the path stale; the lock lets only one replace it."""
-    path = tmp_path / "socket"
-    starter = (
-        "import sys, trio, trisock\n"
-        "async def main():\n"
-        "    print('ready', flush=True)\n"
-        "    sys.stdin.readline()\n"
-        "    try:\n"
-        "        async with await trisock.listen_unix(sys.argv[1]) as listener:\n"
-        "            print('won', flush=True)\n"
-        "            await trio.to_thread.run_sync(sys.stdin.readline)\n"
-        "    except OSError:\n"
-        "        print('lost', flush=True)\n"
-        "trio.run(main)\n"
-    )
-    for _ in range(3):
-        with socket.socket(socket.AF_UNIX) as dead:
-            dead.bind(str(path))
-        starters = [
-            subprocess.Popen(
-                [sys.executable, "-c", starter, str(path)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            for _ in range(4)
-        ]
-
-        for process in starters:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-        for process in starters:
-            assert process.stdin is not None
-            process.stdin.write("\n")
-            process.stdin.flush()
-        results = [process.stdout.readline().strip() for process in starters]  # type: ignore[union-attr]
-        for process in starters:
-            process.communicate("\n")
-        assert sorted(results) == ["lost", "lost", "lost", "won"]
-        assert not path.exists()
-
-
-async def test_the_mode_is_set_before_the_first_client_can_connect(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "socket"
-    modes = []
-
-    class Watching(socket.socket):
-        def listen(self, backlog: int = 0) -> None:
-            modes.append(stat.S_IMODE(path.stat().st_mode))
-            super().listen(backlog)
-
-    monkeypatch.setattr("trisock._net.unix_path.socket.socket", Watching)
-    async with await trisock.listen_unix(path, mode=0o640):
-        assert modes == [0o640]
-    async with await trisock.listen_unix(path, mode=0o666):
-        assert modes == [0o640, 0o666]
-
-
-async def test_a_directory_that_is_not_there_is_an_oserror_with_the_path(tmp_path: Path) -> None:
-    path = tmp_path / "nothing" / "socket"
-    with pytest.raises(FileNotFoundError) as caught:
-        await trisock.listen_unix(path)
-    assert caught.value.filename == str(path)
-
-
-async def test_a_mode_that_cannot_be_set_leaves_nothing_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "socket"
-
-    def refuse(*_: object) -> None:
-        raise PermissionError(errno.EPERM, "no")
-
-    monkeypatch.setattr(os, "chmod", refuse)
-    with pytest.raises(PermissionError):
-        await trisock.listen_unix(path, mode=0o600)
-    assert not path.exists()
-
-
 async def test_a_backlog_full_of_dead_connections_is_got_through() -> None:
     async with await trisock.listen(0, "127.0.0.1") as listener:
         for _ in range(1500):
@@ -495,6 +333,14 @@ async def test_a_backlog_full_of_dead_connections_is_got_through() -> None:
         async with closing(client, server):
             assert listener.dropped == 1500
             assert server.getpeer() == client.getlocal()
+
+
+async def test_dead_connections_are_got_through_in_parts() -> None:
+    async with await trisock.listen(0, "127.0.0.1") as listener:
+        for _ in range(200):
+            reset_in_the_backlog(listener.port)
+        assert not listener.hasconnection()
+        assert listener.dropped == _listening._MAX_DEAD_PER_PASS
 
 
 @pytest.mark.parametrize("passes", range(6))
@@ -512,47 +358,7 @@ async def test_closing_at_any_moment_ends_an_accept(passes: int) -> None:
         await listener.close()
 
 
-async def test_a_socket_that_cannot_be_adopted_stays_its_owners() -> None:
-    with trio.socket.socket() as sock:
-        with pytest.raises(ValueError, match="not a listening socket"):
-            Listener([sock])
-        assert sock.fileno() >= 0
-
-
-async def test_a_port_can_be_listened_on_again_at_once() -> None:
-    async with await trisock.listen(0, "127.0.0.1") as listener:
-        client = await trisock.connect("127.0.0.1", listener.port)
-        server = await listener.accept()
-        await server.send_eof()  # the server ends first: TIME_WAIT is on its side
-        assert await client.recv() == b""
-        await client.close()
-        await server.close()
-    async with await trisock.listen(listener.port, "127.0.0.1"):
-        pass
-
-
-async def test_a_cancelled_close_of_a_listener_closes_it(tmp_path: Path) -> None:
-    listener = await trisock.listen_unix(tmp_path / "socket")
-    with trio.CancelScope() as scope:
-        scope.cancel()
-        await listener.close()
-    assert scope.cancelled_caught
-    assert not (tmp_path / "socket").exists()
-    with pytest.raises(trio.ClosedResourceError):
-        listener.hasconnection()
-
-
-async def test_dead_connections_are_got_through_in_parts() -> None:
-    async with await trisock.listen(0, "127.0.0.1") as listener:
-        for _ in range(200):
-            sock = socket.create_connection(("127.0.0.1", listener.port))
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-            sock.close()
-        assert not listener.hasconnection()
-        assert listener.dropped == _listening._MAX_DEAD_PER_PASS
-
-
-async def test_a_listener_may_be_closed_at_any_moment_of_an_accept() -> None:
+async def test_a_listener_may_close_at_any_moment_of_accept() -> None:
     for ticks in range(6):
         for _ in range(5):  # which task runs first is chance
             listener = await trisock.listen(0)
@@ -568,10 +374,17 @@ async def test_a_listener_may_be_closed_at_any_moment_of_an_accept() -> None:
                 await listener.close()
 
 
+async def test_a_socket_that_cannot_be_adopted_stays_its_owners() -> None:
+    with trio.socket.socket() as sock:
+        with pytest.raises(ValueError, match="not a listening socket"):
+            Listener([sock])
+        assert sock.fileno() >= 0
+
+
 # ---- plain calls ----
 
 
-def test_a_plain_call_listens_outside_trio_and_trio_serves_it_later() -> None:
+def test_a_plain_call_listens_outside_trio_for_trio_to_serve() -> None:
     listener = trisock.listen_nowait(0)
     assert listener.addresses == (("0.0.0.0", listener.port), ("::", listener.port))
     client = socket.create_connection(("127.0.0.1", listener.port))
@@ -584,7 +397,7 @@ def test_a_plain_call_listens_outside_trio_and_trio_serves_it_later() -> None:
         trio.run(serve)
 
 
-async def test_a_plain_call_listens_on_an_address_and_resolves_no_name() -> None:
+async def test_a_plain_call_listens_on_addresses_and_resolves_nothing() -> None:
     async with trisock.listen_nowait(0, "::1") as listener:
         assert listener.addresses == (("::1", listener.port),)
         with pytest.raises(OSError, match=rf"\[::1\]:{listener.port}") as caught:
@@ -594,17 +407,6 @@ async def test_a_plain_call_listens_on_an_address_and_resolves_no_name() -> None
         trisock.listen_nowait(0, "localhost")
     with pytest.raises(TypeError):
         trisock.listen_nowait("80")  # type: ignore[arg-type]
-
-
-def test_a_plain_call_listens_on_a_path_outside_trio(tmp_path: Path) -> None:
-    path = tmp_path / "socket"
-    listener = trisock.listen_unix_nowait(path, mode=0o600)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    with pytest.raises(OSError, match="in use") as caught:
-        trisock.listen_unix_nowait(path)
-    assert caught.value.errno == errno.EADDRINUSE
-    listener.abort()
-    assert not path.exists()
 
 
 async def test_abort_stops_listening_at_once() -> None:

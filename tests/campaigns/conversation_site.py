@@ -1,0 +1,463 @@
+"""The servers that conversations of ``conversations.py`` are held with, and the steps of these.
+
+A client asks, in a line, for what is to be done next; the server's handler does its part of it. So
+a connection can be used in any order of steps: echo, then TLS, then a file, then the clear again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gzip
+import io
+import logging
+import math
+import os
+import random
+import ssl
+import sys
+import tempfile
+import traceback
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import trio
+
+import trisock
+from helpers.authority import Authority, certificate
+from trisock import ClientTLS, ServerTLS, Socket
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup, ExceptionGroup
+
+T = TypeVar("T")
+
+LOCALHOST = "127.0.0.1"
+NAME = "example.org"
+
+# Into a connection whose peer does not read.
+MORE_THAN_FITS = bytes(10_000_000)
+
+# How many connections the narrow server serves at once.
+NARROW = 2
+
+# Seconds that the secure server waits for a handshake: there are peers that are silent in one.
+HANDSHAKE_TIMEOUT = 5.0
+
+
+class Fault(Exception):
+    """What a handler raises because it was asked to."""
+
+
+class Hostile(Fault):
+    """One that cannot be compared, hashed, printed or asked for anything."""
+
+    __eq__ = __hash__ = __bool__ = __str__ = __repr__ = None  # type: ignore[assignment]
+
+    def __getattribute__(self, name: str) -> object:
+        raise LookupError(name)
+
+
+class HostileGroup(ExceptionGroup[Exception]):
+    """A group that cannot be taken apart."""
+
+    split = subgroup = derive = None  # type: ignore[assignment]
+
+
+class Wrong(Exception):
+    """Something was not as promised."""
+
+
+def check(got: object, wanted: object) -> None:
+    if got != wanted:
+        raise Wrong(f"got {got!r:.200}, wanted {wanted!r:.200}")
+
+
+# What the log says of a handler that has left one.
+OPEN_SCOPE = "a cancel scope was left open"
+
+
+def leaves_of(exc: BaseException | None) -> list[BaseException]:
+    if isinstance(exc, BaseExceptionGroup):
+        return [leaf for each in exc.exceptions for leaf in leaves_of(each)]
+    return [exc] if exc is not None else [Wrong("an error without an exception")]
+
+
+class Log(logging.Handler):
+    """Counts the faults that servers log, and keeps the text of whatever else is an error.
+
+    Attributes:
+      last: what was logged last, for whoever has to find out what went wrong.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.faults = 0
+        self.errors: list[str] = []
+        self.last: deque[str] = deque(maxlen=20)
+
+    def attach(self) -> None:
+        logger = logging.getLogger("trisock")
+        logger.addHandler(self)
+        logger.setLevel(self.level)
+        logger.propagate = False
+        # Trio's word on the timeouts that handlers leave open in generators.
+        logging.getLogger("trio.async_generator_errors").disabled = True
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        self.last.append(text)
+        exc = record.exc_info[1] if record.exc_info else None
+        if record.levelno < logging.ERROR:
+            return
+        logged = traceback.format_exception(exc)
+        if OPEN_SCOPE in "".join(logged) or all(
+            issubclass(type(each), Fault) or each.args[0].startswith("Hostile: ")
+            for each in leaves_of(exc)
+        ):
+            self.faults += 1
+        else:
+            self.errors.append(text + "".join(traceback.format_exception(exc)))
+
+
+class Site:
+    """The servers, and what clients need to know of them.
+
+    Attributes:
+      faults: how many handlers were made to raise.
+      log: what the servers have logged.
+    """
+
+    plain: trisock.Server
+    secure: trisock.Server
+    narrow: trisock.Server
+    unix: trisock.Server
+
+    def __init__(self, directory: Path) -> None:
+        self.authority, self.stranger = Authority(), Authority()
+        self.directory = directory
+        self.file = directory / "file"
+        self.content = random.Random(0).randbytes(700_000)
+        self.file.write_bytes(self.content)
+        self.zipped = directory / "zipped"
+        self.zipped.write_bytes(gzip.compress(self.content, 0))
+        self.path = directory / "sock"
+        self.faults = 0
+        self.log = Log()
+        self.identity = self.authority.issue(NAME)
+        self.tls = self.new_tls()
+        self.trusting = ClientTLS(NAME, ca=self.authority.pem)
+        self.old = ssl.create_default_context(cadata=self.authority.pem.decode())
+        self.old.maximum_version = ssl.TLSVersion.TLSv1_2
+
+    def new_tls(self) -> ServerTLS:
+        return ServerTLS(certificate(self.authority.ca.issue_cert(NAME, LOCALHOST)))
+
+    @contextlib.asynccontextmanager
+    async def open(self, grace: float | None) -> AsyncIterator[None]:
+        """Run the servers; at the end stop them, and wait for their last connection."""
+        async with trio.open_nursery() as nursery:
+            bind = functools.partial(trisock.bind, nursery)
+            self.plain = await bind(0, self.serve)
+            self.secure = await bind(
+                0, self.serve, host=LOCALHOST, tls=self.tls, handshake_timeout=HANDSHAKE_TIMEOUT
+            )
+            self.narrow = await bind(0, self.serve, host=LOCALHOST, max_connections=NARROW)
+            self.unix = await bind(await trisock.listen_unix(self.path, mode=0o600), self.serve)
+            with (
+                open(self.file, "rb") as on_disk,
+                io.BytesIO(self.content) as in_memory,
+                gzip.open(self.zipped) as zipped,
+            ):
+                self.shared = {"disk": on_disk, "memory": in_memory, "zipped": zipped}
+                yield
+            for server in self.servers:
+                server.stop(grace)
+                await server.wait_closed()
+        for server in self.servers:
+            check(server.stats().active, 0)
+            check(server.connections, ())
+        check(self.path.exists(), False)
+
+    @property
+    def servers(self) -> list[trisock.Server]:
+        return [self.plain, self.secure, self.narrow, self.unix]
+
+    async def dial(self, rng: random.Random) -> Socket:
+        """Connect to the plain server, or the one on a Unix socket."""
+        if rng.random() < 0.2:
+            return await trisock.connect_unix(self.path)
+        return await trisock.connect(rng.choice([LOCALHOST, "::1"]), self.plain.port)
+
+    async def dial_secure(self, rng: random.Random) -> Socket:
+        """Connect to the secure server, by TLS 1.2 or 1.3."""
+        if rng.random() < 0.5:
+            return await trisock.connect(LOCALHOST, self.secure.port, tls=self.trusting)
+        sock = await trisock.connect(LOCALHOST, self.secure.port)
+        await sock.starttls(self.old, server_hostname=NAME)
+        return sock
+
+    # ---- the servers' part ----
+
+    async def serve(self, sock: Socket) -> None:
+        """Do what the client asks for, step by step."""
+        async for line in sock.lines(max_bytes=100):
+            command, _, argument = line.decode().partition(" ")
+            if await getattr(self, f"_do_{command}")(sock, argument):
+                return
+
+    async def _do_echo(self, sock: Socket, size: str) -> None:
+        left = int(size)
+        while left:
+            chunk = await sock.recv(left)
+            if not chunk:
+                return
+            await sock.send(chunk)
+            left -= len(chunk)
+
+    async def _do_lines(self, sock: Socket, count: str) -> None:
+        left = int(count)
+        async for line in sock.lines(delimiter=b"\r\n"):
+            await sock.send(line[::-1], b"\r\n")
+            left -= 1
+            if not left:
+                return
+
+    async def _do_file(self, sock: Socket, part: str) -> None:
+        offset, count = map(int, part.split())
+        with open(self.file, "rb") as file:
+            check(await sock.send_file(file, offset, count), count)
+
+    async def _do_shared(self, sock: Socket, part: str) -> None:
+        """Send from a file that other connections are sent from at the same time."""
+        kind, offset, count = part.split()
+        sent = await sock.send_file(self.shared[kind], int(offset), int(count))
+        check(sent, int(count))
+
+    async def _do_growing(self, sock: Socket, kind: str) -> None:
+        """Send a file that somebody appends to."""
+        with io.BytesIO() if kind == "memory" else tempfile.TemporaryFile() as file:
+            file.write(self.content)
+            file.flush()
+            left = [b"more" * 1000] * 5
+
+            def append(_: int) -> None:
+                if left:
+                    file.seek(0, os.SEEK_END)
+                    file.write(left.pop())
+                    file.flush()
+
+            await sock.send(b"%d\n" % len(self.content))
+            sent = await sock.send_file(file, progress=append)
+            check(sent, len(self.content))
+
+    async def _do_piped(self, sock: Socket, size: str) -> None:
+        """Send from a pipe, which is silent at first; cancelled then, it changes nothing."""
+        reading, writing = os.pipe()
+        with open(reading, "rb") as pipe, open(writing, "wb", buffering=0) as end:
+            await cancelled_after(5, sock.send_file, pipe)
+            end.write(self.content[: int(size)])
+            check(await sock.send_file(pipe, count=int(size)), int(size))
+
+    async def _do_pushback(self, sock: Socket, size: str) -> None:
+        got = b""
+        while len(got) < int(size):
+            chunk = await sock.recv(int(size) - len(got))
+            if not chunk:
+                return
+            half = len(chunk) // 2
+            sock.unrecv(chunk[half:])
+            check(await sock.peek(), chunk[half:])
+            sock.unrecv(chunk[:half])
+            check(await sock.recv_exactly(len(chunk)), chunk)
+            got += chunk
+        await sock.send(got)
+
+    async def _do_rest(self, sock: Socket, _: str) -> bool:
+        """Take all that comes, and answer when the client has ended its side."""
+        await sock.send(b"".join([chunk async for chunk in sock])[::-1])
+        return True
+
+    async def _do_starttls(self, sock: Socket, role: str) -> None:
+        await sock.send(b"go ahead\n")
+        await sock.starttls(self.tls if role == "server" else self.trusting)
+
+    async def _do_stoptls(self, sock: Socket, _: str) -> None:
+        await sock.send(b"go ahead\n")
+        await sock.stoptls()
+
+    async def _do_give_up(self, sock: Socket, passes: str) -> bool:
+        """Be cancelled in a handshake."""
+        await sock.send(b"go ahead\n")
+        await cancelled_after(int(passes), sock.starttls, self.tls)
+        return True
+
+    async def _do_raise(self, sock: Socket, kind: str) -> None:
+        await sock.send(b"last words\n")
+        self.faults += 1
+        if kind == "group":
+            raise ExceptionGroup("several", [Fault("one"), Fault("two")])
+        if kind == "nursery":
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.sleep_forever)
+                raise Fault("in a nursery")
+        if kind == "hostile":
+            raise Hostile
+        if kind == "hostile_group":
+            raise HostileGroup("several", [Fault("one"), ExceptionGroup("in it", [Hostile()])])
+        if kind == "open_scope":
+            trio.CancelScope(deadline=trio.current_time() + 0.01).__enter__()
+            await trio.sleep_forever()
+        if kind == "abandoned_generator":
+            async for _ in within_a_timeout():
+                break
+            await trio.sleep_forever()
+        raise Fault("plain")
+
+
+async def within_a_timeout() -> AsyncIterator[None]:
+    """Leave a cancel scope open in the task of whoever breaks off the loop."""
+    while True:
+        with trio.fail_after(0.01):
+            yield
+
+
+async def cancelled_after(
+    passes: int, function: Callable[..., Awaitable[T]], *args: object
+) -> T | None:
+    """Cancel a call after so many passes of the scheduler; ``None`` if it was not done by then."""
+    result: T | None = None
+    error: Exception | None = None
+    async with trio.open_nursery() as nursery:
+
+        async def cancel() -> None:
+            for _ in range(passes):
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(cancel)
+        try:
+            result = await function(*args)
+        except Exception as exc:  # goes on as it is, and not in a group
+            error = exc
+        nursery.cancel_scope.cancel()
+    if error is not None:
+        raise error
+    return result
+
+
+def payload(rng: random.Random, most: int = 200_000) -> bytes:
+    """Return some bytes: a few, most of the time."""
+    return rng.randbytes(int(math.exp(rng.uniform(0, math.log(most)))))
+
+
+# ---- steps: the client's part ----
+
+Step = Callable[[Site, Socket, random.Random], Awaitable[None]]
+
+
+async def echo(site: Site, sock: Socket, rng: random.Random) -> None:
+    data = payload(rng)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sock.send, b"echo %d\n" % len(data), data)
+        check(await sock.recv_exactly(len(data)), data)
+
+
+async def lines(site: Site, sock: Socket, rng: random.Random) -> None:
+    said = [payload(rng, 1000).replace(b"\r", b"").replace(b"\n", b"") for _ in range(20)]
+    async with trio.open_nursery() as nursery:
+        command = b"lines %d\n" % len(said)
+        nursery.start_soon(sock.send, command, *(line + b"\r\n" for line in said))
+        for line in said:
+            check(await sock.recv_until(b"\r\n"), line[::-1] + b"\r\n")
+
+
+async def file(site: Site, sock: Socket, rng: random.Random) -> None:
+    offset = rng.randrange(len(site.content))
+    count = rng.randrange(len(site.content) - offset)
+    await sock.send(b"file %d %d\n" % (offset, count))
+    check(await sock.recv_exactly(count), site.content[offset : offset + count])
+
+
+async def shared_file(site: Site, sock: Socket, rng: random.Random) -> None:
+    kind = rng.choice(["disk", "memory", "zipped"])
+    offset = rng.randrange(len(site.content))
+    count = rng.randrange(len(site.content) - offset)
+    await sock.send(b"shared %s %d %d\n" % (kind.encode(), offset, count))
+    check(await sock.recv_exactly(count), site.content[offset : offset + count])
+
+
+async def growing_file(site: Site, sock: Socket, rng: random.Random) -> None:
+    await sock.send(b"growing %s\n" % rng.choice([b"disk", b"memory"]))
+    count = int(await sock.recv_until(b"\n"))
+    check(await sock.recv_exactly(count), site.content)
+
+
+async def piped(site: Site, sock: Socket, rng: random.Random) -> None:
+    size = rng.randrange(1, 60_000)  # what a pipe holds
+    await sock.send(b"piped %d\n" % size)
+    check(await sock.recv_exactly(size), site.content[:size])
+
+
+async def push_back(site: Site, sock: Socket, rng: random.Random) -> None:
+    data = payload(rng, 20_000)
+    await sock.send(b"pushback %d\n" % len(data), data)
+    check(await sock.recv_exactly(len(data)), data)
+
+
+async def cancelled_reads(site: Site, sock: Socket, rng: random.Random) -> None:
+    data = payload(rng)
+    got = b""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sock.send, b"echo %d\n" % len(data), data)
+        while left := len(data) - len(got):
+            read: Callable[[], Awaitable[bytes]] = sock.recv
+            if rng.random() < 0.5:
+                read = functools.partial(sock.recv_exactly, min(left, 500))
+            chunk = await cancelled_after(rng.randrange(6), read)
+            got += chunk or b""
+    check(got, data)
+
+
+async def start_tls(site: Site, sock: Socket, rng: random.Random) -> None:
+    """Turn to TLS, or back to the clear."""
+    if sock.istls():
+        await sock.send(b"stoptls\n")
+        check(await sock.recv_until(b"\n"), b"go ahead\n")
+        await sock.stoptls()
+        return
+    role = rng.choice(["server", "client"])
+    await sock.send(b"starttls %s\n" % role.encode())
+    check(await sock.recv_until(b"\n"), b"go ahead\n")
+    if role == "client":  # that is what the server is to be
+        await sock.starttls(site.tls)
+        check(sock.tls and sock.tls.version, "TLSv1.3")
+    elif rng.random() < 0.5:
+        await sock.starttls(site.trusting)
+        check(sock.tls and sock.tls.version, "TLSv1.3")
+    else:
+        await sock.starttls(site.old, server_hostname=NAME)
+        check(sock.tls and sock.tls.version, "TLSv1.2")
+
+
+STEPS: list[Step] = [
+    echo,
+    lines,
+    file,
+    shared_file,
+    growing_file,
+    piped,
+    push_back,
+    cancelled_reads,
+    start_tls,
+]
+
+
+async def steps(site: Site, sock: Socket, rng: random.Random, most: int = 4) -> None:
+    for _ in range(rng.randint(1, most)):
+        await rng.choice(STEPS)(site, sock, rng)
+
+
+Conversation = Callable[[Site, random.Random], Coroutine[Any, Any, None]]

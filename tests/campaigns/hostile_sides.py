@@ -1,0 +1,262 @@
+"""One side of a conversation over a hostile network."""
+
+from __future__ import annotations
+
+import random
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+
+import pytest
+import trio
+
+from hostile_plan import (
+    AFTER,
+    ANSWER_LINE,
+    CLEAR,
+    COMMAND_LINE,
+    DOWN,
+    MARKER,
+    PHASES,
+    PLAIN,
+    SECRET,
+    TLS,
+    UP,
+    Plan,
+)
+from trisock import (
+    IncompleteReadError,
+    LimitExceededError,
+    Socket,
+    TLSError,
+)
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
+
+# How long a side waits, once the network is such that it may wait for ever; how long for a
+# handshake, where that is to be what ends it; and after how long it hangs. In seconds.
+PATIENCE, HASTE, HANG = 0.4, 0.4, 40
+
+
+class WrongBytes(Exception):
+    """What came is not what was sent: the application has found it."""
+
+
+class EndedEarly(Exception):
+    """The stream ended before everything had come."""
+
+
+class Side:
+    """One end: says what the plan says, and reads what the other says by a random mix of reads.
+
+    Attributes:
+      how: how it ended: ``"whole"``, ``"deadline"``, or the name of an error.
+      encrypted: whether it was under TLS by then.
+      saw_end: whether it saw an end of the connection that looked clean.
+      saw_end_of_tls: whether it saw one of TLS, which is a close_notify.
+      complaints: what must not be.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        direction: str,
+        tls: object,
+        patience: Callable[[], trio.CancelScope],
+    ) -> None:
+        self.plan = plan
+        self.tls = tls
+        self.patience = patience
+        self.says, self.hears = (UP, DOWN) if direction == UP else (DOWN, UP)
+        self.name = "client" if direction == UP else "server"
+        self.rng = random.Random(f"{plan.seed} {self.name}")
+        self.how = ""
+        self.errors: list[BaseException] = []
+        self.encrypted = False
+        self.saw_end = False
+        self.saw_end_of_tls = False
+        self.complaints: list[str] = []
+        self.ended = trio.Event()
+
+    @property
+    def handshake_timeout(self) -> float:
+        return HASTE if self.plan.hasty else 2 * HANG
+
+    async def run(self, converse: Callable[[], object]) -> BaseException | None:
+        """Run a side to its end, and return what ended it."""
+        failure: BaseException | None = None
+        try:
+            with self.patience() as scope:
+                await converse()  # type: ignore[misc]
+            self.how = "deadline" if scope.cancelled_caught else "whole"
+        except (Exception, BaseExceptionGroup) as exc:
+            failure = exc
+            self.errors = errors = list(leaves_of(exc))
+            own = [each for each in errors if isinstance(each, (WrongBytes, EndedEarly))]
+            self.how = type((own or errors)[0]).__name__
+            if not self.encrypted and self.how in ("EndedEarly", "IncompleteReadError"):
+                self.saw_end = True
+            for each in errors:
+                if not isinstance(each, DOCUMENTED):
+                    text = "".join(traceback.format_exception(each))
+                    self.complaints.append(f"the {self.name} got {each!r}\n{text}")
+        finally:
+            self.ended.set()
+        return failure
+
+    async def converse(self, sock: Socket) -> None:
+        plan = self.plan
+        for phase in (CLEAR, SECRET, AFTER):
+            if phase not in PHASES[plan.mode]:
+                continue
+            if phase == SECRET:
+                if plan.mode != TLS:
+                    await self.agree(sock)
+                if not sock.istls():
+                    await self.start_tls(sock)
+                self.encrypted = True
+                assert sock.tls is not None
+                assert sock.tls.version == plan.version
+            if phase == AFTER:
+                await sock.stoptls()
+                self.saw_end_of_tls = True
+                self.encrypted = False
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.speak, sock, phase)
+                await self.listen(sock, plan.said(phase, self.hears))
+        if plan.ending not in (self.name, "both"):
+            for _ in range(2):
+                trailing = await sock.recv()
+                if trailing:
+                    raise WrongBytes(f"{trailing[:40]!r} in place of the end")
+            if self.encrypted:
+                self.saw_end_of_tls = True
+            else:
+                self.saw_end = True
+
+    async def agree(self, sock: Socket) -> None:
+        """Announce TLS, as SMTP does."""
+        if self.name == "client":
+            await sock.send(COMMAND_LINE)
+            line, expected = await sock.recv_until(b"\r\n", max_bytes=64), ANSWER_LINE
+        else:
+            line, expected = await sock.recv_until(b"\r\n", max_bytes=64), COMMAND_LINE
+        if line != expected:
+            raise WrongBytes(f"{line!r} in place of {expected!r}")
+        if self.name == "server":
+            await sock.send(ANSWER_LINE)
+
+    async def start_tls(self, sock: Socket) -> None:
+        try:
+            await sock.starttls(
+                self.tls,  # type: ignore[arg-type]
+                server_hostname="example.org" if self.name == "client" else None,
+                handshake_timeout=self.handshake_timeout,
+            )
+        except TLSError:
+            # Now nothing must go out in the clear any more. (The network looks for the marker.)
+            with pytest.raises(trio.ClosedResourceError):
+                await sock.send(MARKER)
+            raise
+
+    async def speak(self, sock: Socket, phase: str) -> None:
+        """Say everything, in random pieces."""
+        data = memoryview(self.plan.said(phase, self.says))
+        rng = self.rng
+        while data:
+            pieces = []
+            for _ in range(rng.choice([1, 1, 1, 2, 5])):
+                size = rng.choice([1, 10, 1000, 20_000, 100_000, 1_000_000])
+                size = rng.randint(max(1, size // 2), size)
+                pieces.append(rng.choice([bytes, bytearray, memoryview])(data[:size]))
+                data = data[size:]
+            await sock.send(*pieces)
+        if self.plan.ending == "eof" and phase == (CLEAR if self.plan.mode == PLAIN else AFTER):
+            await sock.send_eof()
+
+    # ---- reading ----
+
+    async def listen(self, sock: Socket, expected: bytes) -> None:
+        """Read everything that is expected, and compare each byte."""
+        ways = [self.by_recv, self.by_number, self.by_delimiter, self.by_line, self.by_peek]
+        position = 0
+        while position < len(expected):
+            way = self.rng.choice([*ways, self.by_pushing_back, self.by_trying])
+            data = await way(sock, expected, position)
+            if len(data) > len(expected) - position:  # it belongs to what comes next
+                sock.unrecv(data[len(expected) - position :])
+                data = data[: len(expected) - position]
+            if not expected.startswith(data, position):
+                raise WrongBytes(f"at {position} of {len(expected)}, by {way.__name__}")
+            position += len(data)
+
+    async def by_recv(self, sock: Socket, expected: bytes, position: int) -> bytes:
+        data = await sock.recv(self.rng.choice([None, None, 1, 100, 10_000]))
+        if not data:
+            raise EndedEarly(f"{position} of {len(expected)} bytes")
+        return data
+
+    async def by_number(self, sock: Socket, expected: bytes, position: int) -> bytes:
+        left = len(expected) - position
+        return await sock.recv_exactly(self.rng.randint(0, min(left, self.rng.choice([5, 70_000]))))
+
+    async def by_delimiter(self, sock: Socket, expected: bytes, position: int) -> bytes:
+        begin = position + self.rng.randint(0, min(len(expected) - position - 1, 60_000))
+        delimiter = expected[begin : begin + self.rng.randint(1, 3)]
+        end = expected.find(delimiter, position) + len(delimiter)
+        data = await sock.recv_until(delimiter, max_bytes=end - position)
+        if len(data) < end - position:
+            raise WrongBytes(f"{delimiter!r} too early, at {position} of {len(expected)}")
+        return data
+
+    async def by_line(self, sock: Socket, expected: bytes, position: int) -> bytes:
+        number = self.rng.randint(0, min(expected.count(b"\n", position), 300))
+        keep_ends = self.rng.random() < 0.5
+        lines: list[bytes] = []
+        if number:
+            async for line in sock.lines(keep_ends=keep_ends, max_bytes=1_000_000):
+                lines.append(line if keep_ends else line + b"\n")
+                if len(lines) == number:
+                    return b"".join(lines)
+            raise EndedEarly(f"{position} of {len(expected)} bytes, and {len(lines)} lines")
+        return b""
+
+    async def by_peek(self, sock: Socket, expected: bytes, position: int) -> bytes:
+        seen = await sock.peek()
+        data = await self.by_recv(sock, expected, position)
+        if seen is not None and not seen.startswith(data):
+            raise WrongBytes(f"peek gave {seen[:40]!r}, recv {data[:40]!r}")
+        return data
+
+    async def by_pushing_back(self, sock: Socket, expected: bytes, position: int) -> bytes:
+        data = await self.by_recv(sock, expected, position)
+        a, b = sorted(self.rng.choices(range(len(data) + 1), k=2))
+        sock.unrecv(data[b:])
+        sock.unrecv(data[a:b])
+        return data[:a]
+
+    async def by_trying(self, sock: Socket, expected: bytes, position: int) -> bytes:
+        """Give up soon: what was not returned is not lost."""
+        number = min(len(expected) - position, 5000)
+        with trio.move_on_after(self.rng.choice([0, 0.001, 0.01])):
+            return await sock.recv_exactly(number)
+        return b""
+
+
+DOCUMENTED = (
+    trio.BrokenResourceError,  # also TLSError
+    IncompleteReadError,
+    LimitExceededError,
+    OSError,
+    WrongBytes,
+    EndedEarly,
+)
+
+
+def leaves_of(exc: BaseException) -> Iterator[BaseException]:
+    if isinstance(exc, BaseExceptionGroup):
+        for each in exc.exceptions:
+            yield from leaves_of(each)
+    else:
+        yield exc

@@ -1,0 +1,389 @@
+"""Fuzzing of TLS: handshakes, records, ClientHellos and the names in them."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import re
+import ssl
+from collections.abc import Awaitable, Callable
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import strategies as st
+
+import trisock
+from helpers.authority import Authority
+from helpers.client_hellos import handshake_of, hello_for, hello_with, name_extension
+from helpers.examples import name_or_value_error, sni_router
+from helpers.flights import certificate_in
+from helpers.fuzzing import AN_OFFSET, SOME_CHANGES, Change, Fuzz, changed
+from helpers.mutants import SOME_CUTS, Mutant, run
+from helpers.pairs import closing, raw_pair, raw_unix_pair
+from helpers.peers import Script, alongside
+from trisock import ClientTLS, ServerTLS, Socket, TLSError
+
+# ---- the handshake ----
+
+ROLES = ["TLSv1_2 client", "TLSv1_3 client", "TLSv1_2 server", "TLSv1_3 server"]
+
+
+@functools.lru_cache
+def roles_of(
+    authority: Authority, role: str, client_certificate: bool
+) -> tuple[ClientTLS | ServerTLS, ssl.SSLContext]:
+    """Return our side's role, and the peer's context."""
+    version, _, side = role.partition(" ")
+    certificate = authority.issue("example.org")
+    ours: ClientTLS | ServerTLS
+    if side == "client":
+        ours = ClientTLS(
+            "example.org", ca=authority.pem, certificate=certificate if client_certificate else None
+        )
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    else:
+        ours = ServerTLS(
+            certificate,
+            client_ca=authority.pem if client_certificate else None,
+            require_client_certificate=client_certificate,
+        )
+        context = ssl.create_default_context(cadata=authority.pem.decode())
+    if side == "client" or client_certificate:
+        certificate.load_into(context)
+    if side == "client" and client_certificate:
+        context.load_verify_locations(cadata=authority.pem.decode())
+        context.verify_mode = ssl.CERT_REQUIRED
+    context.maximum_version = ssl.TLSVersion[version]
+    return ours, context
+
+
+async def shake_hands(
+    sock: Socket, role: ClientTLS | ServerTLS, script: Script, ending: str
+) -> bool:
+    """Check that starttls succeeds, or fails as documented."""
+    error = None
+    async with alongside(script):
+        try:
+            info = await sock.starttls(role)
+        except TLSError as exc:
+            error = exc
+    if error is None:
+        assert sock.tls is info
+        return True
+    assert sock.fileno() == -1
+    assert sock.tls is None
+    where = re.escape(str(sock.getpeer()))
+    said = re.fullmatch(rf"TLS handshake with .*{where}\)? failed: (\w[^_]*)", str(error))
+    assert said, str(error)
+    assert ending == "silent" or "seconds" not in said[1]
+    for call in (sock.recv, sock.peek, lambda: sock.send(b"x"), lambda: sock.starttls(role)):
+        with pytest.raises(trio.ClosedResourceError):
+            await call()
+    return False
+
+
+THE_ENDING = st.sampled_from(["ended", "ended", "silent"])
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_handshake_with_a_mutant(role: str, authority: Authority, fuzz: Fuzz) -> None:
+    async def converse(
+        clock: trio.testing.MockClock,
+        changes: list[Change],
+        flight: int,
+        cuts: list[int],
+        client_certificate: bool,
+        ending: str,
+    ) -> None:
+        ours, context = roles_of(authority, role, client_certificate)
+        sock, raw = raw_pair()
+        with Mutant(raw, changes, flight, cuts) as mutant:
+            async with closing(sock):
+                server_side = isinstance(ours, ClientTLS)
+                mutant.turn_to_tls(
+                    context,
+                    server_side=server_side,
+                    server_hostname=None if server_side else "example.org",
+                )
+                if await shake_hands(sock, ours, mutant.conversing(clock, ending), ending):
+                    async with alongside(mutant.conversing(clock, "ended")):
+                        with contextlib.suppress(trio.BrokenResourceError):
+                            await sock.send(b"confidential")
+                            await sock.recv()
+                        await sock.close()
+                assert mutant.heard in (b"", b"confidential")
+
+    fuzz(
+        lambda **drawn: run(converse, *drawn.values()),
+        60,
+        changes=SOME_CHANGES,
+        flight=st.integers(0, 2),
+        cuts=SOME_CUTS,
+        client_certificate=st.booleans(),
+        ending=THE_ENDING,
+    )
+
+
+@functools.lru_cache
+def recording(authority: Authority, role: str, client_certificate: bool) -> bytes:
+    """Return all that the peer of a role says in a whole conversation."""
+    ours, context = roles_of(authority, role, client_certificate)
+    server_side = isinstance(ours, ClientTLS)
+    ends = [
+        ours._context().wrap_bio(
+            a := ssl.MemoryBIO(),
+            b := ssl.MemoryBIO(),
+            server_side=not server_side,
+            server_hostname="example.org" if server_side else None,
+        ),
+        context.wrap_bio(
+            c := ssl.MemoryBIO(),
+            d := ssl.MemoryBIO(),
+            server_side=server_side,
+            server_hostname=None if server_side else "example.org",
+        ),
+    ]
+    said = b""
+    for _ in range(4):
+        for end in ends:
+            with contextlib.suppress(ssl.SSLWantReadError):
+                end.do_handshake()
+            c.write(b.read())
+            flight = d.read()
+            said += flight
+            a.write(flight)
+    ends[1].write(b"data")
+    with contextlib.suppress(ssl.SSLWantReadError):
+        ends[1].unwrap()
+    return said + d.read()
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_handshake_with_a_recording_or_with_garbage(
+    role: str, authority: Authority, fuzz: Fuzz
+) -> None:
+    async def play(
+        clock: trio.testing.MockClock, wire: bytes, cuts: list[int], early: int, ending: str
+    ) -> None:
+        ours, _ = roles_of(authority, role, False)
+        sock, raw = raw_pair()
+        with Mutant(raw, [], -1, cuts) as mutant:
+            async with closing(sock):
+                early %= len(wire) + 1
+                sock.unrecv(wire[:early])
+                mutant.send(wire[early:])
+                assert not await shake_hands(sock, ours, mutant.conversing(clock, ending), ending)
+
+    recordings = st.booleans().map(lambda certificate: recording(authority, role, certificate))
+    fuzz(
+        lambda **drawn: run(play, *drawn.values()),
+        60,
+        wire=st.binary(max_size=600)
+        | st.builds(changed, recordings, SOME_CHANGES)
+        | recordings
+        | st.binary(max_size=300).map(lambda data: b"\x16\x03\x01\x01\x2c\x01\x00" + data),
+        cuts=SOME_CUTS,
+        early=st.just(0) | AN_OFFSET,
+        ending=THE_ENDING,
+    )
+
+
+# ---- after the handshake ----
+
+SAID = [b"first", b"", b"second\n", b"third" * 1000]
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_records_of_a_mutant(role: str, authority: Authority, fuzz: Fuzz) -> None:
+    """What is read is what was said, in order, up to an error."""
+
+    async def read(
+        clock: trio.testing.MockClock, changes: list[Change], cuts: list[int], calls: list[str]
+    ) -> None:
+        ours, context = roles_of(authority, role, False)
+        server_side = isinstance(ours, ClientTLS)
+        sock, raw = raw_unix_pair()
+        with Mutant(raw, changes, -1, cuts) as mutant:
+            async with closing(sock):
+                mutant.turn_to_tls(
+                    context,
+                    server_side=server_side,
+                    server_hostname=None if server_side else "example.org",
+                )
+                async with alongside(mutant.conversing(clock, "silent")):
+                    await sock.starttls(ours)
+                mutant.act()
+                mutant._flight = 0
+                mutant.send(b"".join(map(mutant.encrypt, SAID)) + mutant.the_end())
+                got = b""
+                async with alongside(mutant.conversing(clock, "ended")):
+                    for call in itertools.chain(calls, itertools.repeat("recv")):
+                        try:
+                            chunk = await READS[call](sock)
+                        except trisock.IncompleteReadError:
+                            continue
+                        except RuntimeError:  # bytes are waiting to be read
+                            assert call == "stoptls"
+                            continue
+                        except TLSError:
+                            break
+                        got += chunk or b""
+                        if call == "stoptls" or (call == "recv" and not chunk):
+                            assert got == b"".join(SAID), "the end came too early"
+                            assert sock.istls() == (call == "recv")
+                            break
+                assert b"".join(SAID).startswith(got)
+
+    fuzz(
+        lambda **drawn: run(read, *drawn.values()),
+        60,
+        changes=SOME_CHANGES,
+        cuts=SOME_CUTS,
+        calls=st.lists(st.sampled_from(sorted(READS)), max_size=6),
+    )
+
+
+async def peeked(sock: Socket) -> bytes:
+    first = await sock.peek()
+    assert await sock.peek() == first or first is None
+    return b""
+
+
+async def asked(sock: Socket) -> bytes:
+    assert sock.isopen() in (True, False)
+    assert sock.info().istls
+    return b""
+
+
+READS: dict[str, Callable[[Socket], Awaitable[bytes | None]]] = {
+    "recv": Socket.recv,
+    "recv_exactly": lambda sock: sock.recv_exactly(7),
+    "recv_until": lambda sock: sock.recv_until(b"\n"),
+    "peek": peeked,
+    "isopen": asked,
+    "stoptls": lambda sock: sock.stoptls(),  # type: ignore[dict-item, return-value]
+}
+
+
+# ---- SNI ----
+
+NAMES = [
+    ("first.example",),
+    ("example.org", "www.example.org"),
+    ("*.wild.example",),
+    ("xn--bcher-kva.example",),
+]
+
+
+def index_for(name: bytes) -> int:
+    """Return which of the certificates fits; the first where none does."""
+    asked = name.decode("latin-1").lower().removesuffix(".")
+    for index, names in enumerate(NAMES):
+        for each in names:
+            if each == asked or (each[:2] == "*." and asked.partition(".")[2] == each[2:]):
+                return index
+    return 0
+
+
+A_LABEL = st.sampled_from(
+    ["", "*", "www", "wild", "example", "org", "WILD", "xn--bcher-kva", "b\xfc"]
+)
+SOME_NAMES = (
+    st.binary(min_size=1, max_size=300)
+    | st.text(min_size=1, max_size=80).map(str.encode)
+    | st.lists(A_LABEL | st.text("ab-_. ", max_size=70), min_size=1, max_size=4).map(
+        lambda labels: ".".join(labels).encode()
+    )
+    | st.sampled_from(
+        [
+            *(name.encode() for names in NAMES for name in names),
+            b"a.wild.example",
+            b"a.b.wild.example",
+            b"example.org.",
+            b"Www.Example.ORG",
+            b"127.0.0.1",
+            b"::1",
+            b".",
+            b"..",
+            b"\0",
+            b"example.org\0.wild.example",
+            "b\xfccher.example".encode(),
+            b"a" * 64 + b".wild.example",
+            b"a" * 300,
+        ]
+    )
+)
+
+
+A_HOST = re.compile(rb"(?=.{1,254}\Z)(?:[\w-]{1,63}\.)*[\w-]{1,63}\.?\Z")
+
+
+def test_the_choice_of_a_certificate(authority: Authority, fuzz: Fuzz) -> None:
+    """One that fits, or the first; a name that no host can have may be refused."""
+    certificates = [authority.issue(*names) for names in NAMES]
+    role = ServerTLS(certificates)
+    ders = [ssl.PEM_cert_to_DER_cert(each._chain.decode()) for each in certificates]
+
+    async def ask(clock: trio.testing.MockClock, name: bytes) -> None:
+        sock, raw = raw_pair()
+        with Mutant(raw, [], -1, []) as mutant:
+            async with closing(sock):
+                mutant.send(hello_for(name))
+                assert not await shake_hands(sock, role, mutant.conversing(clock, "ended"), "ended")
+                mutant.act()
+                chosen = certificate_in(bytes(mutant.wire))
+                if chosen is None:  # turned away: it can be no name at all
+                    assert mutant.wire[0] == 21, "no alert"
+                    assert len(name) > 255 or b"\0" in name
+                else:
+                    # What no host can be called is compared with no certificate.
+                    assert ders.index(chosen) == (index_for(name) if A_HOST.match(name) else 0)
+
+    fuzz(lambda name: run(ask, name), 150, name=SOME_NAMES.filter(len))
+
+
+# ---- the ClientHello, as the example reads it ----
+
+
+def test_the_reader_of_a_client_hello(fuzz: Fuzz) -> None:
+    hellos = st.binary(max_size=300).map(hello_with) | SOME_NAMES.map(
+        lambda name: hello_with(name_extension(name))
+    )
+    real = st.just(handshake_of(hello_for(b"example.org")))
+    fuzz(
+        name_or_value_error,
+        200,
+        message=hellos | st.builds(changed, hellos | real, SOME_CHANGES) | st.binary(max_size=300),
+    )
+
+
+def test_peeking_at_a_client_hello(fuzz: Fuzz) -> None:
+    """It consumes nothing of one, in whatever pieces it comes, and refuses all else."""
+
+    async def peek(clock: trio.testing.MockClock, wire: bytes, cuts: list[int]) -> None:
+        sock, raw = raw_unix_pair()
+        with Mutant(raw, [], -1, cuts) as mutant:
+            async with closing(sock):
+                mutant.send(wire)
+                error, message, read = ValueError, None, b""
+                async with alongside(mutant.conversing(clock, "ended")):
+                    try:
+                        message = await sni_router.peek_client_hello(sock)
+                    except ValueError as exc:
+                        error = type(exc)
+                    while chunk := await sock.recv():
+                        read += chunk
+                assert error is ValueError
+                if message is not None:
+                    assert read == wire
+                    assert handshake_of(wire).startswith(message)
+
+    real = st.just(hello_for(b"example.org"))
+    fuzz(
+        lambda **drawn: run(peek, *drawn.values()),
+        80,
+        wire=real | st.builds(changed, real, SOME_CHANGES) | st.binary(max_size=100),
+        cuts=SOME_CUTS,
+    )

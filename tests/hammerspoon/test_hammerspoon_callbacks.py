@@ -1,0 +1,203 @@
+"""Callbacks of hs.socket's objects: their order, and what they raise."""
+
+# ruff: noqa: N802 (tests are named after hs.socket's names)
+
+from __future__ import annotations
+
+import re
+import sys
+
+import pytest
+import trio
+import trio.testing
+
+import trisock
+from helpers.hammerspoon_kit import LOCALHOST, Calls, complaints, connected, until
+from helpers.pairs import closing
+from trisock import hammerspoon
+from trisock.hammerspoon import Sockets
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup, ExceptionGroup
+
+
+async def test_callbacks_may_be_async(hs: Sockets, calls: Calls) -> None:
+    async def connecting() -> None:
+        await trio.lowlevel.checkpoint()
+        calls("connected")
+
+    async def reading(data: bytes, tag: int) -> None:
+        await trio.lowlevel.checkpoint()
+        calls(data, tag)
+
+    async def writing(tag: int) -> None:
+        await trio.lowlevel.checkpoint()
+        calls(tag)
+
+    async with await trisock.listen(0, LOCALHOST) as listener:
+        client = hs.new(reading).connect(LOCALHOST, listener.port, connecting)
+        assert client is not None
+        client.write("x\n", 1, writing).read("\n", 2)
+        peer = await listener.accept()
+        async with closing(peer):
+            await peer.send(await peer.recv())
+            assert await calls.next() == ("connected",)
+            assert await calls.next() == (1,)
+            assert await calls.next() == (b"x\n", 2)
+
+
+async def test_an_objects_callbacks_come_in_order_one_at_a_time(hs: Sockets, calls: Calls) -> None:
+    go_on = trio.Event()
+
+    async def connecting() -> None:
+        calls("connected")
+        await go_on.wait()
+        calls("still connecting")
+
+    async with await trisock.listen(0, LOCALHOST) as listener:
+        client = hs.new(calls).connect(LOCALHOST, listener.port, connecting)
+        assert client is not None
+        client.write("x\n", 1, calls)
+        client.read("\n", 2)
+        client.read("\n", 3)
+        peer = await listener.accept()
+        async with closing(peer):
+            assert await calls.next() == ("connected",)
+            assert await peer.recv() == b"x\n"  # only the callbacks wait
+            await peer.send(b"a\nb\n")
+            assert await calls.none()
+            async with connected(hs, fn=calls) as (other, others_peer):  # and only this object's
+                other.read("\n")
+                await others_peer.send(b"other\n")
+                assert await calls.next() == (b"other\n", -1)
+            go_on.set()
+            assert await calls.next() == ("still connecting",)
+            assert await calls.next() == (1,)
+            assert await calls.next() == (b"a\n", 2)
+            assert await calls.next() == (b"b\n", 3)
+
+
+async def test_a_callback_that_raises_is_logged_and_harms_nothing(
+    hs: Sockets, calls: Calls, log: pytest.LogCaptureFixture
+) -> None:
+    def failing(*arguments: object) -> None:
+        raise ZeroDivisionError("plain")
+
+    async def failing_later(*arguments: object) -> None:
+        await trio.lowlevel.checkpoint()
+        raise ZeroDivisionError("async")
+
+    async def failing_in_a_group(*arguments: object) -> None:
+        raise ExceptionGroup("group", [ZeroDivisionError("in a group")])
+
+    async with await trisock.listen(0, LOCALHOST) as listener:
+        for callback, words in [
+            (failing, "plain"),
+            (failing_later, "async"),
+            (failing_in_a_group, "in a group"),
+        ]:
+            log.clear()
+            client = hs.new(callback).connect(LOCALHOST, listener.port, callback)
+            assert client is not None
+            client.write("x\n", callback).read("\n")
+            peer = await listener.accept()
+            async with closing(peer):
+                await peer.send(await peer.recv())
+                await until(lambda: len(complaints(log)) == 3)
+                assert complaints(log) == [f"a callback of {client!r} failed"] * 3
+                assert f"ZeroDivisionError: {words}" in log.text
+                client.setCallback(calls).read("\n")
+                await peer.send(b"goes on\n")
+                assert await calls.next() == (b"goes on\n", -1)
+                client.disconnect()
+
+
+async def test_what_a_callbacks_nursery_raises_is_logged_and_cancelled_passes(
+    log: pytest.LogCaptureFixture,
+) -> None:
+    begun = trio.Event()
+
+    async def fail_when_cancelled() -> None:
+        try:
+            await trio.sleep_forever()
+        except trio.Cancelled:
+            raise ZeroDivisionError("while it was cancelled") from None
+
+    async def callback() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fail_when_cancelled)
+            nursery.start_soon(trio.sleep_forever)
+            begun.set()
+
+    async with hammerspoon.open_sockets() as hs:
+        async with connected(hs) as (client, peer):
+            client.disconnect().connect(*peer.getlocal(), callback)
+            await begun.wait()
+    [complaint] = complaints(log)
+    assert re.fullmatch(r"a callback of hs\.socket: .* failed", complaint)
+    assert "ZeroDivisionError: while it was cancelled" in log.text
+
+
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), BaseExceptionGroup("group", [KeyboardInterrupt()])]
+)
+async def test_a_callback_that_raises_what_is_no_Exception_ends_all(error: BaseException) -> None:
+    def callback() -> None:
+        raise error
+
+    with pytest.raises(BaseException) as caught:  # noqa: PT011
+        async with hammerspoon.open_sockets() as hs:
+            hs.new().connect(LOCALHOST, hs.server(0).info()["localPort"], callback)
+            await trio.sleep_forever()
+    assert isinstance(caught.value, BaseExceptionGroup)
+    assert caught.value.split(KeyboardInterrupt)[1] is None  # there is nothing else
+
+
+class Group(BaseExceptionGroup[Exception]):
+    """A group that is no Exception, with nothing but those."""
+
+
+async def test_a_callbacks_exception_group_is_logged_whatever_its_class(
+    hs: Sockets, log: pytest.LogCaptureFixture
+) -> None:
+    def callback() -> None:
+        raise Group("group", [ZeroDivisionError("in a group")])
+
+    async with connected(hs) as (client, peer):
+        client.disconnect().connect(*peer.getlocal(), callback)
+        await until(lambda: complaints(log))
+        assert "ZeroDivisionError: in a group" in log.text
+
+
+async def test_an_async_callback_that_reconnects_its_own_object(hs: Sockets, calls: Calls) -> None:
+    async def callback(data: bytes, tag: int) -> None:
+        calls(data, tag)
+        if data == b"again\n":
+            client.disconnect()
+            await trio.lowlevel.checkpoint()
+            assert client.connect(LOCALHOST, listener.port, reconnected) is client
+            client.write("me again\n").read("\n", 2)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            calls("still in the first callback")
+
+    def reconnected() -> None:
+        calls("connected")
+
+    async with await trisock.listen(0, LOCALHOST) as listener:
+        client = hs.new(callback)
+        client.connect(LOCALHOST, listener.port)
+        client.read("\n", 1)
+        client.read("\n", "dropped")  # type: ignore[arg-type]
+        peer = await listener.accept()
+        async with closing(peer):
+            await peer.send(b"again\n")
+            again = await listener.accept()
+            async with closing(again):
+                assert await peer.recv() == b""
+                assert await again.recv_until(b"\n") == b"me again\n"
+                await again.send(b"welcome\n")
+                assert await calls.next() == (b"again\n", 1)
+                assert await calls.next() == ("still in the first callback",)
+                assert await calls.next() == ("connected",)
+                assert await calls.next() == (b"welcome\n", 2)
+                assert await calls.none()

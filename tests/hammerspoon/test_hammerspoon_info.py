@@ -1,0 +1,174 @@
+"""info: each key of hs.socket's page, at each stage of an object's life."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from helpers.hammerspoon_kit import LOCALHOST, NOTHING, clients_of, connected, nobody_accepts, until
+from trisock import ServerTLS
+from trisock.hammerspoon import Info, Socket, Sockets
+
+KEYS: dict[str, tuple[type, ...]] = {
+    "connectedAddress": (bytes,),
+    "connectedHost": (str,),
+    "connectedPort": (int,),
+    "connectedURL": (str,),
+    "connections": (int,),
+    "isConnected": (bool,),
+    "isDisconnected": (bool,),
+    "isIPv4": (bool,),
+    "isIPv4Enabled": (bool,),
+    "isIPv4PreferredOverIPv6": (bool,),
+    "isIPv6": (bool,),
+    "isIPv6Enabled": (bool,),
+    "isSecure": (bool,),
+    "localAddress": (bytes,),
+    "localHost": (str,),
+    "localPort": (int,),
+    "timeout": (int, float),
+    "unixSocketPath": (str,),
+    "userData": (str,),
+}
+
+
+def info_of(sock: Socket) -> Info:
+    """Return its info(), which has all keys, each of its type, and no others."""
+    info = sock.info()
+    assert list(info) == list(KEYS)
+    assert len(info) == 19
+    for key, types in KEYS.items():
+        value = info[key]  # type: ignore[literal-required]
+        assert type(value) in types, key
+    return info
+
+
+def address(info: Info, key: str) -> tuple[object, ...]:
+    parsed = Sockets.parseAddress(info[key])  # type: ignore[literal-required]
+    assert parsed is not None
+    return parsed["host"], parsed["port"], parsed["addressFamily"]
+
+
+async def test_info_of_an_object_that_was_never_connected(hs: Sockets) -> None:
+    assert info_of(hs.new()) == NOTHING
+
+
+async def test_info_while_it_is_connecting(hs: Sockets, path: str) -> None:
+    tcp = hs.new().connect(LOCALHOST, hs.server(0).info()["localPort"])
+    assert tcp is not None
+    assert info_of(tcp) == {**NOTHING, "isDisconnected": False}
+    async with nobody_accepts(path):
+        unix = hs.new().connect(path)
+        assert unix is not None
+        assert info_of(unix) == {**NOTHING, "isDisconnected": False, "unixSocketPath": path}
+
+
+@pytest.mark.parametrize(
+    ("host", "family"), [(LOCALHOST, socket.AF_INET), ("::1", socket.AF_INET6)]
+)
+async def test_info_of_a_connection(hs: Sockets, host: str, family: int) -> None:
+    async with connected(hs, host=host) as (client, peer):
+        info = info_of(client)
+        here, there = peer.getpeer(), peer.getlocal()
+        assert address(info, "connectedAddress") == (*there, family)
+        assert address(info, "localAddress") == (*here, family)
+        assert info == {
+            **NOTHING,
+            "connectedAddress": info["connectedAddress"],
+            "connectedHost": host,
+            "connectedPort": there.port,
+            "connections": 1,
+            "isConnected": True,
+            "isDisconnected": False,
+            "isIPv4": family == socket.AF_INET,
+            "isIPv6": family == socket.AF_INET6,
+            "localAddress": info["localAddress"],
+            "localHost": host,
+            "localPort": here.port,
+            "userData": "DEFAULT",
+        }
+
+
+async def test_info_of_a_unix_connection(hs: Sockets, path: str) -> None:
+    async with connected(hs, path) as (client, _peer):
+        assert info_of(client) == {
+            **NOTHING,
+            "connectedURL": path,
+            "connections": 1,
+            "isConnected": True,
+            "isDisconnected": False,
+            "unixSocketPath": path,
+            "userData": "DEFAULT",
+        }
+
+
+async def test_info_of_a_secure_connection(hs: Sockets, server_tls: ServerTLS) -> None:
+    async with connected(hs) as (client, peer):
+        client.startTLS(False)
+        assert info_of(client)["isSecure"] is False
+        await peer.starttls(server_tls)
+        await until(lambda: client.info()["isSecure"])
+        assert info_of(client)["isConnected"] is True
+
+
+async def test_info_of_a_server_on_both_families(hs: Sockets) -> None:
+    server = hs.server(0)
+    info = info_of(server)
+    assert address(info, "localAddress") == ("0.0.0.0", info["localPort"], socket.AF_INET)
+    assert info["localPort"] > 0
+    listening = {
+        **NOTHING,
+        "isDisconnected": False,
+        "isIPv4": True,
+        "isIPv6": True,
+        "localAddress": info["localAddress"],
+        "localHost": "0.0.0.0",
+        "localPort": info["localPort"],
+        "userData": "SERVER",
+    }
+    assert info == listening
+    async with clients_of(server, 2):
+        assert info_of(server) == {**listening, "connections": 2}
+
+
+async def test_info_of_a_unix_server(hs: Sockets, path: str) -> None:
+    listening = {
+        **NOTHING,
+        "isDisconnected": False,
+        "unixSocketPath": path,
+        "userData": "SERVER",
+    }
+    server = hs.server(path)
+    assert info_of(server) == listening
+    async with clients_of(server, 2):
+        assert info_of(server) == {**listening, "connections": 2}
+
+
+async def test_info_after_disconnect(hs: Sockets, path: str) -> None:
+    for port_or_path in (0, path):
+        server = hs.server(port_or_path)
+        assert info_of(server.disconnect()) == NOTHING
+    async with connected(hs) as (client, _peer):
+        assert info_of(client.disconnect()) == NOTHING
+    async with connected(hs) as (client, peer):
+        await peer.close()
+        await until(lambda: not client.connected())
+        assert info_of(client) == NOTHING
+
+
+async def test_repr_says_what_it_is_and_where(hs: Sockets, path: str) -> None:
+    def tail(created: Socket) -> str:
+        return f" ({id(created):#x})"
+
+    server = hs.server(0)
+    port = server.info()["localPort"]
+    assert repr(server) == f"hs.socket(server): 0.0.0.0:{port}" + tail(server)
+    unix = hs.server(path)
+    assert repr(unix) == f"hs.socket(server): {path}" + tail(unix)
+    async with connected(hs) as (client, peer):
+        assert repr(client) == f"hs.socket: {peer.getlocal()}" + tail(client)
+        client.disconnect()
+        assert repr(client) == "hs.socket: :0" + tail(client)
+    client.connect(path)
+    assert repr(client) == f"hs.socket: {path}" + tail(client)

@@ -1,0 +1,329 @@
+"""hs.socket's module: its page, timeout, new, server, open_sockets, setLogLevel."""
+
+# ruff: noqa: N802 (tests are named after hs.socket's names)
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pathlib
+
+import pytest
+import trio
+import trio.testing
+
+import trisock
+from helpers.hammerspoon_kit import (
+    LOCALHOST,
+    MORE_THAN_FITS,
+    NOTHING,
+    Calls,
+    clients_of,
+    complaints,
+    connected,
+    nobody_accepts,
+    until,
+)
+from helpers.pairs import closing, read_all
+from trisock import hammerspoon
+from trisock.hammerspoon import Socket, Sockets
+from trisock.hammerspoon import callbacks as _callbacks
+
+# ---- the page ----
+
+
+def test_all_names_of_the_page_are_there() -> None:
+    for name in [
+        "connect", "connected", "connections", "disconnect", "info", "listen", "read", "receive",
+        "send", "setCallback", "setTimeout", "startTLS", "write",
+    ]:  # fmt: skip
+        assert callable(getattr(Socket, name))
+    for name in ["new", "server", "parseAddress", "setLogLevel"]:
+        assert callable(getattr(Sockets, name))
+
+
+def test_receive_is_read_and_send_is_write() -> None:
+    assert Socket.receive is Socket.read
+    assert Socket.send is Socket.write
+
+
+async def test_the_pages_http_client(hs: Sockets) -> None:
+    requests = []
+
+    async def handler(sock: trisock.Socket) -> None:
+        requests.append(await sock.recv_until(b"\r\n\r\n"))
+        await sock.send(b"HTTP/1.0 301 Moved Permanently\r\nContent-Length: 5\r\n\r\n<html")
+
+    printed = Calls()
+    TAG_HTTP_HEADER, TAG_HTTP_CONTENT = 1, 2  # noqa: N806
+
+    def httpCallback(data: bytes, tag: int) -> None:
+        if tag == TAG_HTTP_HEADER:
+            printed(tag, "TAG_HTTP_HEADER")
+            printed(data)
+            contentLength = data.partition(b"\r\nContent-Length: ")[2].partition(b"\r\n")[0]  # noqa: N806
+            client.read(int(contentLength), TAG_HTTP_CONTENT)
+        elif tag == TAG_HTTP_CONTENT:
+            printed(tag, "TAG_HTTP_CONTENT")
+            printed(data)
+
+    async with trio.open_nursery() as nursery:
+        server = await trisock.bind(nursery, 0, handler)
+        found = hs.new(httpCallback).connect("localhost", server.port)
+        assert found is not None
+        client = found
+        client.write("GET /index.html HTTP/1.0\r\nHost: google.com\r\n\r\n")
+        client.read("\r\n\r\n", TAG_HTTP_HEADER)
+        assert [await printed.next() for _ in range(4)] == [
+            (1, "TAG_HTTP_HEADER"),
+            (b"HTTP/1.0 301 Moved Permanently\r\nContent-Length: 5\r\n\r\n",),
+            (2, "TAG_HTTP_CONTENT"),
+            (b"<html",),
+        ]
+        await until(lambda: not client.connected())
+        server.stop()
+    assert requests == [b"GET /index.html HTTP/1.0\r\nHost: google.com\r\n\r\n"]
+
+
+# ---- timeout, new, server ----
+
+
+async def test_timeout_is_for_new_objects_only(hs: Sockets) -> None:
+    assert hs.timeout == -1  # which is hs.socket's default
+    before = hs.new()
+    hs.timeout = 5
+    assert before.info()["timeout"] == -1
+    assert hs.new().info()["timeout"] == 5
+    assert hs.server(0).info()["timeout"] == 5
+    assert hs.new().setTimeout(7).info()["timeout"] == 7
+
+
+async def test_timeout_holds_for_what_new_objects_do(
+    jumping_clock: trio.testing.MockClock, hs: Sockets
+) -> None:
+    hs.timeout = 5
+    async with connected(hs, fn=print) as (client, peer):
+        hs.timeout = -1
+        client.read("\n")
+        assert await read_all(peer) == b""
+        assert 5 <= trio.current_time() < 6
+
+
+async def test_new_is_unconnected(hs: Sockets) -> None:
+    created = hs.new()
+    assert isinstance(created, Socket)
+    assert not created.connected()
+    assert created.connections() == 0
+
+
+async def test_new_takes_the_read_callback(hs: Sockets, calls: Calls) -> None:
+    async with connected(hs, fn=calls) as (client, peer):
+        client.read("\n")
+        await peer.send(b"line\n")
+        assert await calls.next() == (b"line\n", -1)
+
+
+async def test_server_listens_on_a_port_with_a_read_callback(hs: Sockets, calls: Calls) -> None:
+    async with await trisock.listen(0) as listener:
+        port = listener.port
+    server = hs.server(port, calls)
+    assert server.info()["localPort"] == port
+    async with clients_of(server) as [peer]:
+        server.read("\n")
+        await peer.send(b"line\n")
+        assert await calls.next() == (b"line\n", -1)
+
+
+async def test_server_on_port_0_takes_any_that_is_free(hs: Sockets) -> None:
+    ports = {hs.server(0).info()["localPort"] for _ in range(3)}
+    assert len(ports) == 3
+    assert 0 not in ports
+
+
+async def test_server_listens_on_a_path(hs: Sockets, path: str, calls: Calls) -> None:
+    server = hs.server(path, calls)
+    async with clients_of(server) as [peer]:
+        server.read("\n")
+        await peer.send(b"line\n")
+        assert await calls.next() == (b"line\n", -1)
+
+
+async def test_server_that_cannot_listen_is_an_object_all_the_same(
+    hs: Sockets, log: pytest.LogCaptureFixture, path: str
+) -> None:
+    port = hs.server(0).info()["localPort"]
+    hs.server(path)
+    for taken in (port, path):
+        log.clear()
+        created = hs.server(taken)
+        assert isinstance(created, Socket)
+        assert created.info()["isDisconnected"]
+        assert "cannot listen" in log.text
+        assert created.listen(0) is created
+
+
+# ---- open_sockets ----
+
+
+async def test_leaving_ends_all(
+    path: str, tmp_path: pathlib.Path, log: pytest.LogCaptureFixture, calls: Calls
+) -> None:
+    before = trio.lowlevel.current_statistics().tasks_living
+    async with (
+        await trisock.listen(0, LOCALHOST) as listener,
+        nobody_accepts(str(tmp_path / "full")),
+        contextlib.AsyncExitStack() as stack,
+    ):
+        async with hammerspoon.open_sockets() as hs:
+            server, unix = hs.server(0, calls), hs.server(path, calls)
+            await stack.enter_async_context(clients_of(server, 2))
+            await stack.enter_async_context(clients_of(unix, 2))
+            objects = [server, unix]
+            for number in range(4):
+                client = hs.new(calls).connect(LOCALHOST, listener.port)
+                assert client is not None
+                await stack.enter_async_context(closing(await listener.accept()))
+                await until(client.connected)
+                objects.append(client)
+                if number == 0:  # reads
+                    client.read("\n")
+                elif number == 1:  # shakes hands
+                    client.startTLS(False)
+                elif number == 2:  # is in a callback, and another one is due
+                    client.write("x", lambda tag: trio.sleep_forever())
+                    client.write("x", calls)
+                else:  # closes
+                    client.disconnect()
+            connecting = hs.new(calls).connect(str(tmp_path / "full"), calls)
+            assert connecting is not None
+            objects.append(connecting)
+            unix.write(MORE_THAN_FITS, calls)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+        assert all(each.info() == NOTHING for each in objects)
+        assert not os.path.exists(path)
+    assert await calls.none()
+    assert trio.lowlevel.current_statistics().tasks_living == before
+    assert not complaints(log)
+
+
+async def test_no_callback_begins_after_leaving() -> None:
+    calls = Calls()
+    async with trio.open_nursery() as nursery:
+        queue = _callbacks.CallbackQueue("it", nursery, logging.getLogger("test"))
+        queue.put(calls)
+        nursery.cancel_scope.cancel()
+    assert await calls.none()
+
+
+async def test_an_exception_of_the_block_comes_out_unchanged() -> None:
+    error = ZeroDivisionError()
+    with pytest.raises(ZeroDivisionError) as caught:
+        async with hammerspoon.open_sockets() as hs:
+            hs.server(0)
+            raise error
+    assert caught.value is error
+
+
+async def test_an_exception_of_a_cancelled_block_comes_out_unchanged() -> None:
+    error = ZeroDivisionError()
+    with pytest.raises(ZeroDivisionError) as caught, trio.CancelScope() as scope:
+        async with hammerspoon.open_sockets() as hs:
+            hs.server(0)
+            await trio.testing.wait_all_tasks_blocked()
+            scope.cancel()
+            raise error
+    assert caught.value is error
+
+
+async def test_cancellation_passes_through_and_leaves_nothing_behind() -> None:
+    before = trio.lowlevel.current_statistics().tasks_living
+    with trio.CancelScope() as scope:
+        async with hammerspoon.open_sockets() as hs, connected(hs, fn=print) as (client, _peer):
+            client.read("\n")
+            hs.server(0)
+            await trio.testing.wait_all_tasks_blocked()
+            scope.cancel()
+            await trio.sleep_forever()
+    assert scope.cancelled_caught
+    assert client.info() == NOTHING
+    assert trio.lowlevel.current_statistics().tasks_living == before
+
+
+async def test_calls_after_leaving_are_logged(
+    log: pytest.LogCaptureFixture, path: str, calls: Calls
+) -> None:
+    async with hammerspoon.open_sockets() as hs, connected(hs, fn=calls) as (client, _peer):
+        server = hs.server(0, calls)
+    for each in (client, server, hs.new(calls), hs.server(0, calls)):
+        for call in [
+            lambda: each.connect(LOCALHOST, 1),  # noqa: B023
+            lambda: each.connect(path),  # noqa: B023
+            lambda: each.listen(0),  # noqa: B023
+            lambda: each.listen(path),  # noqa: B023
+            lambda: each.read("\n"),  # noqa: B023
+        ]:
+            log.clear()
+            assert call() is None
+            assert len(complaints(log)) == 1
+        for again in [lambda: each.write("lost", calls), each.startTLS]:  # noqa: B023
+            log.clear()
+            assert again() is each
+            assert len(complaints(log)) == 1
+        assert each.disconnect() is each
+        assert each.setCallback().setTimeout(1).connected() is False
+    assert not os.path.exists(path)
+    assert await calls.none()
+
+
+# ---- setLogLevel ----
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "level"),
+    [
+        ("nothing", 0, logging.CRITICAL + 1),
+        ("error", 1, logging.ERROR),
+        ("warning", 2, logging.WARNING),
+        ("info", 3, logging.INFO),
+        ("debug", 4, logging.DEBUG),
+        ("verbose", 5, logging.DEBUG),
+    ],
+)
+def test_setLogLevel_takes_the_levels_of_hs_logger(
+    log: pytest.LogCaptureFixture, name: str, number: int, level: int
+) -> None:
+    logger = logging.getLogger("trisock.hammerspoon")
+    for given in (name, number):
+        logger.setLevel(logging.NOTSET)
+        Sockets.setLogLevel(given)
+        assert logger.level == level
+
+
+@pytest.mark.parametrize("wrong", ["loud", 6, ""])
+def test_setLogLevel_of_anything_else_raises(
+    log: pytest.LogCaptureFixture, wrong: str | int
+) -> None:
+    with pytest.raises((ValueError, IndexError)):
+        Sockets.setLogLevel(wrong)
+
+
+async def test_setLogLevel_decides_what_is_logged(
+    hs: Sockets, log: pytest.LogCaptureFixture
+) -> None:
+    for level, messages in [("nothing", 0), ("error", 1), ("debug", 1)]:
+        hs.setLogLevel(level)
+        log.clear()
+        hs.new().write("lost")
+        assert len(log.records) == messages
+
+
+async def test_connecting_and_disconnecting_is_logged_for_debugging(
+    hs: Sockets, log: pytest.LogCaptureFixture
+) -> None:
+    server = hs.server(0)
+    async with clients_of(server) as [peer]:
+        await peer.close()
+        await until(lambda: not server.connected())
+        where = peer.getlocal()
+    assert log.messages == [f"{where}: connected", f"the client {where}: disconnected"]

@@ -1,0 +1,226 @@
+"""The peer of test_machine.py, in the clear and under TLS, and what the two of them run in."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import queue
+import socket
+import ssl
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import trio
+import trio.testing
+
+# Seconds. Nothing waits so long when it passes: a hang is a failure.
+BOUND = 10
+
+T = TypeVar("T")
+
+
+class TrioRun:
+    """A Trio run that goes on only while one of its functions is being called, from outside."""
+
+    def __init__(self) -> None:
+        self._due: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        self._call: Callable[[], Awaitable[Any]] | None = None
+        self._outcome: tuple[Any, BaseException | None] | None = None
+        self._over = False
+        trio.lowlevel.start_guest_run(
+            self._main, run_sync_soon_threadsafe=self._due.put, done_callback=self._done
+        )
+
+    async def _main(self) -> None:
+        # Never blocked between two calls, it makes Trio ask for its next turn and not for a thread.
+        while not self._over:
+            if self._call is not None:
+                call, self._call = self._call, None
+                try:
+                    with trio.fail_after(BOUND):
+                        self._outcome = await call(), None
+                except BaseException as exc:
+                    self._outcome = None, exc
+            await trio.lowlevel.checkpoint()
+
+    def _done(self, outcome: Any) -> None:
+        self._outcome = None, getattr(outcome, "error", None)
+
+    def call(self, function: Callable[..., Awaitable[T]], *args: object) -> T:
+        self._call = functools.partial(function, *args)
+        return self._turn()  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        self._over = True
+        self._turn()
+
+    def _turn(self) -> Any:
+        self._outcome = None
+        while self._outcome is None:
+            self._due.get(timeout=2 * BOUND)()
+        value, failure = self._outcome
+        if failure is not None:
+            raise failure
+        return value
+
+
+# ---- what the peer says ----
+
+
+@dataclass(frozen=True)
+class Said:
+    """What the peer says at once: ``line`` so many times."""
+
+    line: bytes
+    times: int = 1
+    record: int = 16384  # how much of it goes into one TLS record
+    held: int = 0  # how many bytes at its end stay with the peer until it says more
+
+    @property
+    def data(self) -> bytes:
+        return self.line * self.times
+
+
+class Peer:
+    """The other end of a plain connection: a raw socket, and what is to be written to it.
+
+    ``heard`` is called with the bytes that can be read from now on, message by message.
+    """
+
+    def __init__(self, raw: socket.socket, heard: Callable[[bytes], None]) -> None:
+        raw.setblocking(False)
+        self.raw = raw
+        self.heard = heard
+        self.wire = bytearray()  # not yet written
+        self.held = 0  # so many bytes at the end of it are not to be written now
+        self.ending: str | None = None  # once the end is due
+        self.ended: str | None = None  # once it is sent
+        self.fin = False
+
+    def say(self, said: Said) -> None:
+        self.encode(said)
+        self.held = min(said.held, len(self.wire))
+        self.write()
+
+    def end(self, how: str, *, fin: bool) -> None:
+        """End the stream: ``"clean"`` or ``"cut"``, which leaves out what was held back."""
+        if how == "cut":
+            del self.wire[len(self.wire) - self.held :]
+        else:
+            self.encode_end()
+        self.held = 0
+        self.ending = how
+        self.fin = fin or how == "cut"
+        self.write()
+
+    def write(self) -> bool:
+        """Write what is due, as far as the kernel takes it; whether that was anything."""
+        wrote = False
+        with contextlib.suppress(BlockingIOError):
+            while due := len(self.wire) - self.held:
+                count = self.raw.send(self.wire[: min(due, 262_144)])
+                self.written(bytes(self.wire[:count]))
+                del self.wire[:count]
+                wrote = True
+        if self.ending is not None and self.ended is None and not self.wire:
+            if self.fin:
+                self.raw.shutdown(socket.SHUT_WR)
+            self.ended = self.ending
+            wrote = True
+        return wrote
+
+    async def receive(self, count: int) -> bytes:
+        """Return so many bytes of what the Socket has sent."""
+        got = b""
+        while len(got) < count:
+            got += await self.receive_some(count - len(got))
+        return got
+
+    async def read_wire(self, max_bytes: int) -> bytes:
+        await trio.lowlevel.wait_readable(self.raw)
+        data = self.raw.recv(max_bytes)
+        assert data, "the Socket has ended the connection"
+        return data
+
+    async def receive_some(self, max_bytes: int) -> bytes:
+        return await self.read_wire(max_bytes)
+
+    def encode(self, said: Said) -> None:
+        self.wire += said.data
+
+    def encode_end(self) -> None:
+        """Nothing but FIN ends a stream in the clear."""
+
+    def written(self, wire: bytes) -> None:
+        self.heard(wire)
+
+
+class TLSPeer(Peer):
+    """The other end of an encrypted connection."""
+
+    def __init__(
+        self, raw: socket.socket, heard: Callable[[bytes], None], context: ssl.SSLContext, side: str
+    ) -> None:
+        super().__init__(raw, heard)
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(
+            self.incoming,
+            self.outgoing,
+            server_side=side == "server",
+            server_hostname="example.org" if side == "client" else None,
+        )
+        # For each record that was not yet written to its end: what is left of it, what is in it.
+        self.records: deque[tuple[int, bytes]] = deque()
+
+    async def handshake(self) -> None:
+        while True:
+            try:
+                self.tls.do_handshake()
+            except ssl.SSLWantReadError:
+                self.put(b"")
+                self.write()
+                self.incoming.write(await self.read_wire(65536))
+            else:
+                self.put(b"")
+                self.write()
+                return
+
+    def put(self, plain: bytes) -> None:
+        wire = self.outgoing.read()
+        self.wire += wire
+        self.records.append((len(wire), plain))
+
+    def encode(self, said: Said) -> None:
+        data = said.data
+        size = max(said.record, len(data) // 700)
+        for start in range(0, len(data), size):
+            plain = data[start : start + size]
+            for part in (plain[:16384], plain[16384:]):
+                if part:
+                    self.tls.write(part)
+                    self.put(part)
+
+    def encode_end(self) -> None:
+        with contextlib.suppress(ssl.SSLWantReadError):  # for the answer, which never comes
+            self.tls.unwrap()
+        self.put(b"")
+
+    def written(self, wire: bytes) -> None:
+        count = len(wire)
+        while self.records and self.records[0][0] <= count:
+            size, plain = self.records.popleft()
+            count -= size
+            if plain:
+                self.heard(plain)
+        if count:
+            size, plain = self.records[0]
+            self.records[0] = size - count, plain
+
+    async def receive_some(self, max_bytes: int) -> bytes:
+        while True:
+            try:
+                return self.tls.read(max_bytes)
+            except ssl.SSLWantReadError:
+                self.incoming.write(await self.read_wire(65536))

@@ -1,0 +1,310 @@
+"""Small servers of the protocols that turn to TLS in mid-conversation, for clients of others.
+
+Each knows as much of its protocol as such clients ask for. A server is ``protocol(site, sock)``.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import socket
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trisock import Address, Certificate, ServerTLS, Socket
+
+CRLF = b"\r\n"
+USER = "user"
+PASSWORD = "pencil"
+
+
+@dataclass
+class Site:
+    """What the servers of one test have in common.
+
+    Attributes:
+      certificate: what they show.
+      directory: where FTP's files are.
+      mail: the messages that were taken in and are given out.
+      heard: each command that was obeyed, with the version of TLS it came by (None: in the clear).
+    """
+
+    certificate: Certificate
+    directory: Path
+    mail: list[bytes] = field(default_factory=list)
+    heard: list[tuple[str | None, bytes]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.tls = ServerTLS(self.certificate)
+
+    def hear(self, sock: Socket, command: bytes) -> tuple[str, str]:
+        """Note a command; return its first word in upper case, and the rest."""
+        self.heard.append((sock.tls.version if sock.tls else None, command))
+        verb, _, argument = command.decode("latin-1").partition(" ")
+        return verb.upper(), argument
+
+
+# ---- mail ----
+
+
+async def receive_text(sock: Socket) -> bytes:
+    """Read lines up to a single dot, and take off the dots that others were sent with."""
+    lines = []
+    async for line in sock.lines(delimiter=CRLF, keep_ends=True):
+        if line == b".\r\n":
+            break
+        lines.append(line.removeprefix(b"."))
+    return b"".join(lines)
+
+
+def dotted(text: bytes) -> bytes:
+    return re.sub(rb"(?m)^\.", b"..", text) + b".\r\n"
+
+
+async def smtp(site: Site, sock: Socket, *, must_log_in: bool = False) -> None:
+    """Take mail by SMTP (RFC 3207); LMTP with one recipient is no different."""
+    logged_in = False
+    await sock.send(b"220 localhost ready\r\n")
+    async for line in sock.lines(delimiter=CRLF):
+        match site.hear(sock, line):
+            case "EHLO" | "LHLO", _:
+                offer = b"AUTH PLAIN" if sock.istls() else b"STARTTLS"
+                await sock.send(b"250-localhost\r\n250 ", offer, CRLF)
+            case "STARTTLS", _ if not sock.istls():
+                await sock.send(b"220 go ahead\r\n")
+                await sock.starttls(site.tls)
+            case "AUTH", argument if sock.istls():
+                response = argument.removeprefix("PLAIN").strip().encode()
+                if not response:
+                    await sock.send(b"334 \r\n")
+                    response = (await sock.recv_until(CRLF)).strip()
+                logged_in = base64.b64decode(response) == f"\0{USER}\0{PASSWORD}".encode()
+                await sock.send(b"235 welcome\r\n" if logged_in else b"535 no\r\n")
+            case "MAIL", _ if must_log_in and not logged_in:
+                await sock.send(b"530 log in first\r\n")
+            case "MAIL" | "RCPT" | "RSET" | "NOOP", _:
+                await sock.send(b"250 ok\r\n")
+            case "DATA", _:
+                await sock.send(b"354 end with a dot\r\n")
+                site.mail.append(await receive_text(sock))
+                await sock.send(b"250 ok\r\n")
+            case "QUIT", _:
+                await sock.send(b"221 goodbye\r\n")
+                return
+            case _:
+                await sock.send(b"502 no\r\n")
+
+
+async def submission(site: Site, sock: Socket) -> None:
+    """Take mail from those who have logged in, which is offered under TLS only (RFC 6409)."""
+    await smtp(site, sock, must_log_in=True)
+
+
+async def pop3(site: Site, sock: Socket) -> None:
+    """Give out mail by POP3 (RFC 2595)."""
+    await sock.send(b"+OK ready\r\n")
+    async for line in sock.lines(delimiter=CRLF):
+        match site.hear(sock, line):
+            case "CAPA", _:
+                await sock.send(b"+OK\r\n", b"USER" if sock.istls() else b"STLS", b"\r\n.\r\n")
+            case "STLS", _ if not sock.istls():
+                await sock.send(b"+OK go ahead\r\n")
+                await sock.starttls(site.tls)
+            case "USER", _ if sock.istls():
+                await sock.send(b"+OK\r\n")
+            case "PASS", password if sock.istls():
+                await sock.send(b"+OK\r\n" if password == PASSWORD else b"-ERR no\r\n")
+            case "STAT", _ if sock.istls():
+                await sock.send(b"+OK %d %d\r\n" % (len(site.mail), sum(map(len, site.mail))))
+            case "RETR", number if sock.istls():
+                await sock.send(b"+OK\r\n", dotted(site.mail[int(number) - 1]))
+            case "QUIT", _:
+                await sock.send(b"+OK goodbye\r\n")
+                return
+            case _:
+                await sock.send(b"-ERR no\r\n")
+
+
+async def imap(site: Site, sock: Socket) -> None:
+    """Take mail in and give it out by IMAP (RFC 9051)."""
+    await sock.send(b"* OK IMAP4rev1 ready\r\n")
+    async for line in sock.lines(delimiter=CRLF):
+        tag, _, command = line.partition(b" ")
+        match site.hear(sock, command):
+            case "CAPABILITY", _:
+                offer = b"" if sock.istls() else b" STARTTLS"
+                await sock.send(b"* CAPABILITY IMAP4rev1", offer, CRLF)
+            case "STARTTLS", _ if not sock.istls():
+                await sock.send(tag, b" OK go ahead\r\n")
+                await sock.starttls(site.tls)
+                continue
+            case "LOGIN", argument if sock.istls():
+                if argument.replace('"', "") != f"{USER} {PASSWORD}":
+                    await sock.send(tag, b" NO wrong\r\n")
+                    continue
+            case "SELECT", _ if sock.istls():
+                await sock.send(b"* %d EXISTS\r\n" % len(site.mail))
+            case "APPEND", argument if sock.istls():
+                await sock.send(b"+ go ahead\r\n")
+                size = int(argument.rpartition("{")[2].removesuffix("}"))
+                site.mail.append(await sock.recv_exactly(size))
+                await sock.recv_until(CRLF)
+            case "FETCH" | "UID", argument if sock.istls():
+                number = int(argument.removeprefix("FETCH ").partition(" ")[0])
+                text = site.mail[number - 1]
+                await sock.send(
+                    b"* %d FETCH (UID %d BODY[] {%d}\r\n" % (number, number, len(text)),
+                    text,
+                    b")\r\n",
+                )
+            case "LOGOUT", _:
+                await sock.send(b"* BYE goodbye\r\n", tag, b" OK done\r\n")
+                return
+            case _:
+                await sock.send(tag, b" BAD what?\r\n")
+                continue
+        await sock.send(tag, b" OK done\r\n")
+
+
+async def sieve(site: Site, sock: Socket) -> None:
+    """Speak ManageSieve, which says anew after STARTTLS what it offers (RFC 5804)."""
+
+    async def greet() -> None:
+        offer = b'"SASL" "PLAIN"' if sock.istls() else b'"STARTTLS"'
+        await sock.send(b'"IMPLEMENTATION" "test"\r\n', offer, b'\r\nOK "ready"\r\n')
+
+    await greet()
+    async for line in sock.lines(delimiter=CRLF):
+        match site.hear(sock, line):
+            case "STARTTLS", _ if not sock.istls():
+                await sock.send(b'OK "go ahead"\r\n')
+                await sock.starttls(site.tls)
+                await greet()
+            case "LOGOUT", _:
+                await sock.send(b'OK "goodbye"\r\n')
+                return
+            case _:
+                await sock.send(b'NO "what?"\r\n')
+
+
+async def nntp(site: Site, sock: Socket) -> None:
+    """Take articles in and give them out by NNTP (RFC 4642)."""
+    await sock.send(b"200 ready\r\n")
+    async for line in sock.lines(delimiter=CRLF):
+        match site.hear(sock, line):
+            case "CAPABILITIES", _:
+                offer = b"POST" if sock.istls() else b"STARTTLS"
+                await sock.send(b"101 what there is\r\nVERSION 2\r\n", offer, b"\r\n.\r\n")
+            case "STARTTLS", _ if not sock.istls():
+                await sock.send(b"382 go ahead\r\n")
+                await sock.starttls(site.tls)
+            case "POST", _ if sock.istls():
+                await sock.send(b"340 end with a dot\r\n")
+                site.mail.append(await receive_text(sock))
+                await sock.send(b"240 ok\r\n")
+            case "ARTICLE", number if sock.istls():
+                await sock.send(b"220 1 <1@localhost>\r\n", dotted(site.mail[int(number) - 1]))
+            case "QUIT", _:
+                await sock.send(b"205 goodbye\r\n")
+                return
+            case _:
+                await sock.send(b"500 what?\r\n")
+
+
+# ---- XMPP, IRC, Telnet ----
+
+
+async def xmpp(site: Site, sock: Socket) -> None:
+    """Open an XMPP stream, and another one under TLS (RFC 6120, section 5)."""
+    while True:
+        tag = await sock.recv_until(b">")
+        match site.hear(sock, tag.strip().strip(b"</>")):
+            case "STREAM:STREAM", "":
+                await sock.send(b"</stream:stream>")
+                return
+            case "STREAM:STREAM", _:
+                offer = b"<starttls xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>"
+                await sock.send(
+                    b"<?xml version='1.0'?>",
+                    b"<stream:stream xmlns:stream='http://etherx.jabber.org/streams' ",
+                    b"xmlns='jabber:client' from='localhost' id='1' version='1.0'>",
+                    b"<stream:features>",
+                    b"" if sock.istls() else offer,
+                    b"</stream:features>",
+                )
+            case "STARTTLS", _ if not sock.istls():
+                await sock.send(b"<proceed xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>")
+                await sock.starttls(site.tls)
+
+
+async def irc(site: Site, sock: Socket) -> None:
+    """Speak IRC: the client asks for TLS before anything was said."""
+    async for line in sock.lines(delimiter=CRLF):
+        match site.hear(sock, line):
+            case "STARTTLS", _ if not sock.istls():
+                await sock.send(b":localhost 670 * :go ahead\r\n")
+                await sock.starttls(site.tls)
+            case "PING", token:
+                await sock.send(b":localhost PONG ", token.encode(), CRLF)
+            case "QUIT", _:
+                await sock.send(b"ERROR :goodbye\r\n")
+                return
+
+
+DO_START_TLS = b"\xff\xfd\x2e"
+WILL_START_TLS = b"\xff\xfb\x2e"
+TLS_FOLLOWS = b"\xff\xfa\x2e\x01\xff\xf0"
+
+
+async def telnet(site: Site, sock: Socket) -> None:
+    """Ask for TLS, as a Telnet server does, and then echo one line."""
+    await sock.send(DO_START_TLS)
+    if await sock.recv_exactly(9) == WILL_START_TLS + TLS_FOLLOWS:
+        await sock.send(TLS_FOLLOWS)
+        await sock.starttls(site.tls)
+        line = await sock.recv_until(CRLF)
+        site.hear(sock, line)
+        await sock.send(b"you said ", line)
+
+
+# ---- behind a proxy ----
+
+PROXY_V2 = b"\r\n\r\n\0\r\nQUIT\n"
+
+
+@dataclass(frozen=True)
+class Proxied:
+    """What a PROXY header says: whose connection it is (None: the proxy's own), and what else."""
+
+    client: Address | None
+    fields: dict[int, bytes] = field(default_factory=dict)
+
+
+async def receive_proxy_header(sock: Socket) -> Proxied:
+    """Read the header that HAProxy puts in front of a connection, version 1 or 2."""
+    start = await sock.recv_exactly(12)
+    if start != PROXY_V2:
+        sock.unrecv(start)
+        match (await sock.recv_until(CRLF, max_bytes=107)).split():
+            case [b"PROXY", b"UNKNOWN", *_]:
+                return Proxied(None)
+            case [b"PROXY", b"TCP4" | b"TCP6", client, _, client_port, _]:
+                return Proxied(Address(client.decode(), int(client_port)))
+        raise ValueError("this is no PROXY header")
+    command, family, size = struct.unpack("!BBH", await sock.recv_exactly(4))
+    content = await sock.recv_exactly(size)
+    if command == 0x20:  # LOCAL
+        return Proxied(None)
+    kind, width = {0x11: (socket.AF_INET, 4), 0x21: (socket.AF_INET6, 16)}[family]
+    host = socket.inet_ntop(kind, content[:width])
+    (port,) = struct.unpack_from("!H", content, 2 * width)
+    return Proxied(Address(host, port), split_tlv(content[2 * width + 4 :]))
+
+
+def split_tlv(data: bytes) -> dict[int, bytes]:
+    found = {}
+    while data:
+        kind, size = struct.unpack_from("!BH", data)
+        found[kind], data = data[3 : 3 + size], data[3 + size :]
+    return found

@@ -1,0 +1,47 @@
+"""Where the servers of starttls_servers.py run: a site's certificate and files, and bind."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import trio
+import trustme
+
+import trisock
+from helpers.authority import Authority, certificate
+from helpers.starttls_servers import Site
+from trisock import Certificate, Socket
+
+Server = Callable[[Site, Socket], Awaitable[None]]
+
+# A megabyte each way: many records, and more than all buffers on the way hold.
+MAIL = b"Subject: big\r\n\r\n.\r\n..\r\n" + b"".join(b"%062d\r\n" % n for n in range(16_384))
+FILE = random.Random(1).randbytes(1_048_576 + 3)
+
+
+def make_site(authority: Authority, directory: Path) -> Site:
+    (directory / "files").mkdir(parents=True)
+    (directory / "ca.pem").write_bytes(authority.pem)
+    return Site(issue(authority, "localhost", "127.0.0.1", "::1"), directory / "files")
+
+
+def issue(authority: Authority, *names: str) -> Certificate:
+    # OpenLDAP takes no certificate without a common name.
+    return certificate(
+        authority.ca.issue_cert(*names, common_name=names[0], key_type=trustme.KeyType.ECDSA)
+    )
+
+
+@contextlib.asynccontextmanager
+async def serving(server: Server, site: Site) -> AsyncIterator[trisock.Server]:
+    """Serve for as long as the context lasts, and then until everybody has been served."""
+    async with trio.open_nursery() as nursery:
+        bound = await trisock.bind(nursery, 0, functools.partial(server, site))
+        yield bound
+        bound.stop()
+        await bound.wait_closed()
+        assert bound.stats().handler_errors == 0

@@ -1,0 +1,78 @@
+"""The fixtures of interop tests: whole servers, a site for small ones, and what TLS peers need."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from helpers import real_databases, real_ftp_servers, real_mail_servers
+from helpers.authority import Authority
+from helpers.real_servers import RealServer
+from helpers.starttls_servers import Site
+from helpers.starttls_sites import make_site
+from helpers.tls_axes import Authorities
+from helpers.tls_programs import GO, PEERS, Command, Files
+
+
+def fixture_of(
+    start: Callable[..., AbstractContextManager[RealServer]], *, root: bool, **options: bool
+) -> object:
+    """Return a fixture that runs a server from the first test that needs it to the last of all."""
+
+    @pytest.fixture(scope="session")
+    def server(authority: Authority) -> Iterator[RealServer]:
+        if root and os.geteuid() != 0:
+            pytest.skip("this server insists on being started by root")
+        with start(authority, **options) as running:
+            yield running
+
+    return server
+
+
+postfix = fixture_of(real_mail_servers.postfix, root=True)
+dovecot = fixture_of(real_mail_servers.dovecot, root=True)
+slapd = fixture_of(real_databases.slapd, root=False)
+slapd_without_tls = fixture_of(real_databases.slapd, root=False, tls=False)
+postgresql = fixture_of(real_databases.postgresql, root=False)
+postgresql_without_tls = fixture_of(real_databases.postgresql, root=False, tls=False)
+proftpd = fixture_of(real_ftp_servers.proftpd, root=True)
+vsftpd = fixture_of(real_ftp_servers.vsftpd, root=True)
+
+
+@pytest.fixture
+def site(authority: Authority, tmp_path: Path) -> Site:
+    return make_site(authority, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def authorities() -> Authorities:
+    return Authorities()
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    return Files(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def go_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("go") / "peer"
+    subprocess.run(["go", "build", "-o", path, PEERS / "peer.go"], check=True, timeout=300)
+    return path
+
+
+@pytest.fixture
+def built(request: pytest.FixtureRequest) -> Callable[[Command], Command]:
+    """Give commands with Go's program built, if it is Go's that they name."""
+
+    def build(command: Command) -> Command:
+        if command[0] == GO[0]:
+            return [request.getfixturevalue("go_program"), *command[1:]]
+        return command
+
+    return build

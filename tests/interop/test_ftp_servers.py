@@ -1,0 +1,202 @@
+"""A trisock client of ProFTPD and vsftpd (real_ftp_servers.py starts them)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import ssl
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import trio
+import trio.testing
+
+import trisock
+from helpers.authority import Authority
+from helpers.ftp_client import ftp_login, ftp_starttls, ftp_transfer
+from helpers.mail_client import ask, expect
+from helpers.pairs import read_all
+from helpers.real_servers import RealServer
+from helpers.tls_clients import RefusedError, ResumingContext, both_versions, for_version
+from trisock import ClientTLS, Socket, TLSError
+
+pytestmark = pytest.mark.interop
+
+
+@contextlib.asynccontextmanager
+async def ftp_client(
+    server: RealServer, port: str, tls: ClientTLS | ssl.SSLContext, user: bytes = b"alice"
+) -> AsyncIterator[Socket]:
+    async with await trisock.connect("127.0.0.1", server.ports[port]) as sock:
+        await ftp_starttls(sock)
+        await sock.starttls(tls, server_hostname="localhost")
+        await ftp_login(sock, user)
+        yield sock
+
+
+@pytest.mark.needs("proftpd")
+async def test_proftpd_takes_no_password_in_the_clear(proftpd: RealServer) -> None:
+    async with await trisock.connect("127.0.0.1", proftpd.ports["ftp"]) as sock:
+        await expect(sock, 220)
+        await ask(sock, b"USER alice", 550)
+
+
+@pytest.mark.needs("proftpd")
+@both_versions
+async def test_files_to_proftpd_and_back(
+    version: str, proftpd: RealServer, authority: Authority
+) -> None:
+    """The end of a file is the end of TLS, so a file may be empty as well."""
+    tls = for_version(version, authority)
+    async with ftp_client(proftpd, "ftp", tls) as sock:
+        for data in (secrets.token_bytes(5_000_000), b""):
+            async with ftp_transfer(sock, tls, b"STOR a-file") as channel:
+                await channel.send(data)
+            assert (proftpd.directory / "home/a-file").read_bytes() == data
+            async with ftp_transfer(sock, tls, b"RETR a-file") as channel:
+                assert await read_all(channel) == data
+            async with ftp_transfer(sock, tls, b"LIST") as channel:
+                assert b" %d " % len(data) in await read_all(channel)
+        await ask(sock, b"QUIT", 221)
+        assert await sock.recv() == b""
+
+
+async def check_session_reuse(
+    server: RealServer, port: str, user: bytes, name: bytes, version: str, authority: Authority
+) -> None:
+    data = secrets.token_bytes(5_000_000)
+    tls = for_version(version, authority, ResumingContext)
+    async with ftp_client(server, port, tls, user) as sock:
+        async with ftp_transfer(sock, tls, b"STOR " + name) as channel:
+            assert channel.tls is not None
+            assert channel.tls.session_reused
+            await channel.send(data)
+        async with ftp_transfer(sock, tls, b"RETR " + name) as channel:
+            assert await read_all(channel) == data
+    tls = for_version(version, authority)
+    async with ftp_client(server, port, tls, user) as sock:
+        with pytest.raises((trio.BrokenResourceError, RefusedError)):
+            async with ftp_transfer(sock, tls, b"STOR " + name) as channel:
+                await channel.send(data)
+
+
+@pytest.mark.needs("proftpd")
+@both_versions
+async def test_proftpd_that_insists_on_the_session_of_the_control_connection(
+    version: str, proftpd: RealServer, authority: Authority
+) -> None:
+    await check_session_reuse(proftpd, "reuse", b"alice", b"reused", version, authority)
+
+
+@pytest.mark.needs("vsftpd")
+@both_versions
+async def test_vsftpd_that_insists_on_the_session_of_the_control_connection(
+    version: str, vsftpd: RealServer, authority: Authority
+) -> None:
+    """And on ``close_notify``: vsftpd refuses an upload that ends without."""
+    name = b"upload/" + version.encode()
+    await check_session_reuse(vsftpd, "ftp", b"anonymous", name, version, authority)
+
+
+@pytest.mark.needs("vsftpd")
+@both_versions
+async def test_clear_text_of_vsftpd_under_tls_is_no_reply(
+    version: str, vsftpd: RealServer, authority: Authority
+) -> None:
+    """It does when it fails: ``500 OOPS: cannot change directory`` comes without encryption."""
+    home = vsftpd.directory / "home"
+    tls = for_version(version, authority)
+    home.rename(vsftpd.directory / "away")
+    try:
+        with pytest.raises(TLSError, match="the peer does not speak TLS"):
+            async with ftp_client(vsftpd, "ftp", tls, b"anonymous"):
+                pass
+    finally:
+        (vsftpd.directory / "away").rename(home)
+
+
+@pytest.mark.needs("proftpd")
+@both_versions
+async def test_a_data_connection_that_the_server_opens(
+    version: str, proftpd: RealServer, authority: Authority
+) -> None:
+    """RFC 4217, section 7: who has accepted the connection is the client of TLS."""
+    data = secrets.token_bytes(5_000_000)
+    (proftpd.directory / "home/active").write_bytes(data)
+    tls = for_version(version, authority)
+    async with (
+        ftp_client(proftpd, "ftp", tls) as sock,
+        await trisock.listen(0, "127.0.0.1") as listener,
+    ):
+        await ask(sock, b"EPRT |1|127.0.0.1|%d|" % listener.port, 200)
+        await ask(sock, b"RETR active", 150)
+        async with await listener.accept() as channel:
+            assert channel.getside() == "server"
+            with pytest.raises(ValueError, match="server_hostname is needed"):
+                await channel.starttls(tls)
+            info = await channel.starttls(tls, server_hostname="localhost")
+            assert info.server_hostname == "localhost"
+            assert await read_all(channel) == data
+        await expect(sock, 226)
+
+
+@pytest.mark.needs("proftpd")
+@both_versions
+async def test_back_to_the_clear_with_ccc(
+    version: str, proftpd: RealServer, authority: Authority
+) -> None:
+    """RFC 4217, section 6: commands go on in the clear, data does not."""
+    tls = for_version(version, authority)
+    data = secrets.token_bytes(100_000)
+    async with ftp_client(proftpd, "ftp", tls) as sock:
+        await ask(sock, b"CCC", 200)
+        await sock.stoptls()
+        assert not sock.istls()
+        async with ftp_transfer(sock, tls, b"STOR cleared") as channel:
+            await channel.send(data)
+        await ask(sock, b"QUIT", 221)
+        assert await sock.recv() == b""
+    assert (proftpd.directory / "home/cleared").read_bytes() == data
+
+
+@pytest.fixture
+def endless_file(proftpd: RealServer) -> Iterator[bytes]:
+    """More than all buffers on the way can hold."""
+    path = proftpd.directory / "home/endless"
+    with path.open("wb") as file:
+        file.truncate(100_000_000)
+    yield b"RETR endless"
+    path.unlink()
+
+
+@pytest.mark.needs("proftpd")
+@both_versions
+async def test_a_transfer_that_the_client_aborts(
+    version: str, proftpd: RealServer, endless_file: bytes, authority: Authority
+) -> None:
+    tls = for_version(version, authority)
+    async with ftp_client(proftpd, "ftp", tls) as sock:
+        with pytest.raises(RefusedError, match="b'426 "):
+            async with ftp_transfer(sock, tls, endless_file) as channel:
+                await channel.recv_exactly(1_000_000)
+                channel.abort()
+        await ask(sock, b"NOOP", 200)
+
+
+@pytest.mark.needs("proftpd")
+@both_versions
+async def test_a_file_whose_end_does_not_come_is_no_whole_one(
+    version: str, proftpd: RealServer, endless_file: bytes, authority: Authority
+) -> None:
+    """A server that dies ends its connections as if all was said, but for the ``close_notify``."""
+    tls = for_version(version, authority)
+    async with ftp_client(proftpd, "ftp", tls, b"bob") as sock:
+        with pytest.raises(TLSError, match="without close_notify: data may be missing"):
+            async with ftp_transfer(sock, tls, endless_file) as channel:
+                await channel.recv_exactly(1_000_000)
+                os.kill(proftpd.child_called("bob"), signal.SIGKILL)
+                await read_all(channel)
+        with pytest.raises(TLSError, match="without close_notify"):
+            await sock.recv()

@@ -1,0 +1,173 @@
+"""HAProxy before a trisock server, and its PROXY headers."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trio
+
+import trisock
+from helpers import starttls_servers as servers
+from helpers.authority import Authority
+from helpers.pairs import all_served
+from helpers.programs import running
+from helpers.starttls_servers import Proxied, Site
+from helpers.starttls_sites import FILE, serving
+from trisock import ClientTLS, Socket
+
+HAPROXY = """
+defaults
+    mode tcp
+    timeout connect 60s
+    timeout client 60s
+    timeout server 60s
+listen proxy
+    bind fd@{fd} {bind}
+    option tcp-check
+    tcp-check send hello\\n
+    tcp-check expect string hello
+    server only 127.0.0.1:{port} {server}
+"""
+
+
+@contextlib.asynccontextmanager
+async def haproxy(
+    where: str | Path, port: int, directory: Path, *, server: str, bind: str = ""
+) -> AsyncIterator[int]:
+    """Run HAProxy in front of a port; what it listens on is open from the start.
+
+    Gives the port, if it listens at an address and not at a path.
+    """
+    if isinstance(where, Path):
+        family: int = socket.AF_UNIX
+    else:
+        family = socket.AF_INET6 if ":" in where else socket.AF_INET
+    with socket.socket(family) as listening:
+        listening.bind(str(where) if isinstance(where, Path) else (where, 0))
+        listening.listen()
+        fd = listening.fileno()
+        config = directory / "haproxy.cfg"
+        config.write_text(HAPROXY.format(fd=fd, port=port, server=server, bind=bind))
+        async with running(
+            *("haproxy", "-db", "-f", config), pass_fds=[fd], stderr=subprocess.DEVNULL
+        ):
+            yield 0 if isinstance(where, Path) else listening.getsockname()[1]
+
+
+class BehindProxy:
+    """Answers each line with whose connection it is; notes what the PROXY headers say."""
+
+    def __init__(self, *, read_ahead: bool = False) -> None:
+        self.read_ahead = read_ahead
+        self.headers: list[Proxied] = []
+        self.checked = trio.Event()  # by the proxy itself
+
+    async def __call__(self, site: Site, sock: Socket) -> None:
+        if self.read_ahead:  # until a part of the ClientHello is there, however it comes
+            start = b""
+            while b"\x16\x03" not in start:
+                start += await sock.recv()
+            sock.unrecv(start)
+        header = await servers.receive_proxy_header(sock)
+        self.headers.append(header)
+        first = await sock.recv(1)
+        sock.unrecv(first)
+        if first == b"\x16":  # a ClientHello
+            await sock.starttls(site.tls)
+        async for line in sock.lines(max_bytes=len(FILE) + 1):
+            await sock.send(str(header.client).encode(), b" ", line, b"\n")
+            if header.client is None:
+                self.checked.set()
+
+
+@pytest.mark.needs("haproxy")
+@pytest.mark.parametrize("how", ["clear", "TLS", "TLS, read ahead"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("server", ["send-proxy", "send-proxy-v2"])
+async def test_behind_haproxy_each_client_is_known_by_its_own_address(
+    server: str, host: str, how: str, site: Site, pem: Path, authority: Authority
+) -> None:
+    behind = BehindProxy(read_ahead=how == "TLS, read ahead")
+    tls = None if how == "clear" else ClientTLS("localhost", ca=authority.pem)
+    line = FILE.replace(b"\n", b"")
+    served = 0
+
+    async def visit(port: int) -> None:
+        nonlocal served
+        async with await trisock.connect(host, port, tls=tls) as sock:
+            await sock.send(line, b"\n")
+            answer = await sock.recv_until(b"\n", max_bytes=len(FILE) + 100)
+            assert answer == str(sock.getlocal()).encode() + b" " + line + b"\n"
+        served += 1
+
+    async with serving(behind, site) as bound:
+        async with haproxy(host, bound.port, pem, server=server) as port:
+            async with trio.open_nursery() as nursery:
+                for _ in range(5):
+                    nursery.start_soon(visit, port)
+            await all_served(bound, 5)
+    assert served == len(behind.headers) == 5
+    assert bound.stats().peer_errors == 0
+
+
+@pytest.mark.needs("haproxy")
+@pytest.mark.parametrize("tls", [False, True])
+async def test_haproxys_own_checks_are_nobodys_connections(
+    tls: bool, site: Site, pem: Path
+) -> None:
+    behind = BehindProxy()
+    check = "send-proxy-v2 check inter 100ms"  # version 1 has no word for them
+    if tls:
+        check += f" check-ssl check-sni localhost verify required ca-file {pem}/ca.pem"
+    async with serving(behind, site) as bound:
+        async with haproxy("127.0.0.1", bound.port, pem, server=check):
+            await behind.checked.wait()
+    assert {header.client for header in behind.headers} == {None}
+
+
+@pytest.mark.needs("haproxy")
+@pytest.mark.parametrize("server", ["send-proxy", "send-proxy-v2"])
+async def test_behind_haproxy_a_client_without_an_address_has_none(
+    server: str, site: Site, pem: Path, authority: Authority
+) -> None:
+    path = pem / "socket"
+    behind = BehindProxy()
+    async with (
+        serving(behind, site) as bound,
+        haproxy(path, bound.port, pem, server=server),
+        await trisock.connect_unix(path, tls=ClientTLS("localhost", ca=authority.pem)) as sock,
+    ):
+        await sock.send(b"hello\n")
+        assert await sock.recv_until(b"\n") == b"None hello\n"
+
+
+@pytest.mark.needs("haproxy")
+async def test_haproxy_tells_what_tls_it_took_off(
+    site: Site, pem: Path, authority: Authority
+) -> None:
+    combined = pem / "combined.pem"
+    combined.touch(mode=0o600)
+    combined.write_bytes((pem / "chain.pem").read_bytes() + (pem / "key.pem").read_bytes())
+    behind = BehindProxy()
+    async with (
+        serving(behind, site) as bound,
+        haproxy(
+            *("127.0.0.1", bound.port, pem),
+            bind=f"ssl crt {combined}",
+            server="send-proxy-v2 proxy-v2-options ssl,authority,crc32c",
+        ) as port,
+        await trisock.connect(
+            "127.0.0.1", port, tls=ClientTLS("localhost", ca=authority.pem)
+        ) as sock,
+    ):
+        await sock.send(b"hello\n")
+        assert await sock.recv_until(b"\n") == f"{sock.getlocal()} hello\n".encode()
+    (header,) = behind.headers
+    assert header.fields[0x02] == b"localhost"
+    assert header.fields[0x20][0] & 1  # by TLS
+    assert servers.split_tlv(header.fields[0x20][5:])[0x21] == b"TLSv1.3"

@@ -1,0 +1,96 @@
+"""The programs of Pluto's page, on this machine."""
+
+from __future__ import annotations
+
+import socket as stdlib
+
+import pytest
+
+from helpers.pluto_kit import Thread, in_thread, serve_once
+from trisock.pluto import async_socket, scheduler, socket
+
+pytestmark = pytest.mark.usefixtures("bounded")  # some of these calls block
+
+
+def test_page_recv_example() -> None:
+    port, peer = serve_once()
+    s = socket.connect("localhost", port)
+    s.send("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert s.recv() == b"HTTP/1.1 200 OK\r\n\r\n"
+    assert peer.result() == b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+def test_page_unrecv_example(capsys: pytest.CaptureFixture[str]) -> None:
+    with stdlib.create_server(("127.0.0.1", 0)) as listening:
+        sock = socket.connect("localhost", listening.getsockname()[1])
+        sock.unrecv("World")
+        sock.unrecv("Hello")
+        print(sock.recv().decode())
+        print(sock.recv().decode())
+    assert capsys.readouterr().out == "Hello\nWorld\n"
+
+
+def test_page_bind_and_starttls_examples(
+    certs: list[dict[str, str | bytes]], trusted: None
+) -> None:
+    """The TLS server and the TLS client of the page, one in each of the two worlds."""
+    sched = scheduler()
+
+    async def handler(s: async_socket) -> None:
+        if await s.starttls(certs):
+            content = "Hello, world!"
+            await s.send(
+                f"HTTP/1.1 200 OK\r\nConnection: Close\r\nContent-Length: {len(content)}\r\n\r\n"
+                + content
+            )
+
+    server = socket.bind(sched, 0, handler)
+
+    def client() -> bytes:
+        s = socket.connect("localhost", server.port)
+        assert s.starttls("localhost"), "Failed to establish secure connection."
+        s.send("GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        received = b""
+        while data := s.recv():
+            received += data
+        return received
+
+    async def talk() -> None:
+        received.append(await in_thread(client))
+        await server.close()
+
+    received: list[bytes] = []
+    sched.add(talk)
+    sched.run()
+    assert received[0].endswith(b"\r\nContent-Length: 13\r\n\r\nHello, world!")
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_page_getpeer_getside_istls_isopen_examples(
+    tls: bool, certs: list[dict[str, str | bytes]], trusted: None
+) -> None:
+    listening = socket.listen(0)
+    peer = Thread(lambda: listening.accept().starttls(certs) if tls else listening.accept())
+    sock = socket.connect("127.0.0.1", listening.port)
+    ip, port = sock.getpeer()
+    assert ip == "127.0.0.1"
+    assert port == listening.port
+    assert sock.getside() == "client"
+    assert not sock.istls()
+    if tls:
+        assert sock.starttls("127.0.0.1")
+        assert sock.istls()
+    else:
+        assert sock.isopen()
+        sock.close()
+        assert not sock.isopen()
+    peer.result()
+
+
+def test_page_hasconnection_example() -> None:
+    lst = socket.listen(0)
+    with stdlib.create_connection(("127.0.0.1", lst.port)) as raw:
+        while not lst.hasconnection():
+            pass
+        raw.sendall(b"GET /")
+        assert lst.accept().recv() == b"GET /"

@@ -1,0 +1,478 @@
+"""Pluto's sockets and listeners in the clear: each name of the page, inside Trio and outside it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket as stdlib
+import ssl
+from collections.abc import Callable
+
+import pytest
+import trio
+import trio.testing
+
+from helpers.authority import Authority
+from helpers.pluto_kit import (
+    Thread,
+    arrived,
+    both_sides,
+    got,
+    inside,
+    pair,
+    raw_peer,
+    starttls_on_both,
+    together,
+    wait_a_pass,
+)
+from trisock.pluto import async_socket, listener, socket
+
+pytestmark = pytest.mark.usefixtures("bounded")  # some of these calls block
+
+# ---- socket.connect ----
+
+
+def closed_port() -> int:
+    with stdlib.create_server(("127.0.0.1", 0)) as nobody:
+        return int(nobody.getsockname()[1])
+
+
+@both_sides
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+async def test_connect_returns_a_socket(host: str) -> None:
+    with stdlib.create_server(("127.0.0.1", 0)) as listening:
+        s = await got(socket.connect(host, listening.getsockname()[1]))
+        assert isinstance(s, socket)
+        assert isinstance(s, async_socket) is inside()
+        await got(s.close())
+
+
+@both_sides
+async def test_connect_takes_an_ipv6_address() -> None:
+    listening = socket.listen(0)
+    s = await got(socket.connect("::1", listening.port))
+    if s is None:
+        pytest.skip("no IPv6 here")
+    assert s.getpeer() == ("::1", listening.port)
+
+
+@both_sides
+async def test_connect_returns_none_when_refused(reasons: Callable[[], list[str]]) -> None:
+    port = closed_port()
+    assert await got(socket.connect("127.0.0.1", port)) is None
+    assert f"cannot connect to 127.0.0.1:{port}: Connection refused" in reasons()[0]
+
+
+@both_sides
+async def test_connect_returns_none_for_a_name_that_does_not_resolve(
+    monkeypatch: pytest.MonkeyPatch, reasons: Callable[[], list[str]]
+) -> None:
+    async def unknown(*_: object, **__: object) -> None:
+        raise stdlib.gaierror(stdlib.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(trio.socket, "getaddrinfo", unknown)
+    assert await got(socket.connect("no-such-host.invalid", 80)) is None
+    assert "no-such-host.invalid:80" in reasons()[0]
+
+
+@both_sides
+@pytest.mark.parametrize(("host", "port"), [("a..b", 80), ("x" * 64, 80), ("localhost", 65536)])
+async def test_connect_returns_none_for_an_impossible_host_or_port(
+    host: str, port: int, reasons: Callable[[], list[str]]
+) -> None:
+    assert await got(socket.connect(host, port)) is None
+    assert len(reasons()) == 1
+
+
+@both_sides
+async def test_connect_raises_type_error_for_a_mistake_in_the_program() -> None:
+    with pytest.raises(TypeError):
+        await got(socket.connect("localhost", "80"))
+
+
+# ---- socket.listen ----
+
+
+@both_sides
+async def test_listen_returns_a_listener_at_once() -> None:
+    listening = socket.listen(0)
+    assert isinstance(listening, listener)
+    assert 0 < listening.port < 65536
+    assert str(listening.port) in repr(listening)
+    stdlib.create_connection(("127.0.0.1", listening.port)).close()
+
+
+@both_sides
+async def test_listen_returns_none_where_the_port_is_taken(
+    reasons: Callable[[], list[str]],
+) -> None:
+    listening = socket.listen(0)
+    assert listening is not None
+    assert socket.listen(listening.port) is None
+    assert f"cannot listen on *:{listening.port}: Address already in use" in reasons()[0]
+
+
+@both_sides
+async def test_listen_returns_none_for_what_cannot_be_a_port() -> None:
+    assert socket.listen(65536) is None
+
+
+# ---- send ----
+
+
+@both_sides
+@pytest.mark.parametrize("data", ["gr\u00fc\u00df dich", "gr\u00fc\u00df dich".encode()])
+async def test_send_sends_str_as_utf8_and_bytes(data: str | bytes) -> None:
+    client, raw = await raw_peer()
+    with raw:
+        assert await got(client.send(data)) is True
+        assert raw.recv(100) == "gr\u00fc\u00df dich".encode()
+
+
+@both_sides
+async def test_send_returns_false_when_the_connection_is_over(
+    reasons: Callable[[], list[str]],
+) -> None:
+    client, raw = await raw_peer()
+    with raw:
+        await got(client.close())
+        assert await got(client.send("x")) is False
+    assert "already closed" in reasons()[0]
+    assert str(client.getpeer()) in reasons()[0]
+
+
+@both_sides
+async def test_send_raises_type_error_for_what_is_no_data() -> None:
+    client, raw = await raw_peer()
+    with raw, pytest.raises(TypeError):
+        await got(client.send(1))
+
+
+@both_sides
+async def test_calls_can_be_written_with_the_socket_instance_first() -> None:
+    client, server = await pair()
+    assert await got(socket.send(client, "hello")) is True
+    assert await got(socket.recv(server)) == b"hello"
+    socket.unrecv(server, "again")
+    assert await got(socket.peek(server)) == b"again"
+    assert socket.getside(server) == "server"
+    assert socket.getpeer(client) == client.getpeer()
+    assert socket.isopen(client)
+    assert not socket.istls(client)
+    await got(socket.close(client))
+    assert not socket.isopen(client)
+    listening = socket.listen(0)
+    assert not listener.hasconnection(listening)
+    await got(listener.close(listening))
+    assert await got(listener.accept(listening)) is None
+
+
+# ---- recv ----
+
+
+@both_sides
+async def test_recv_returns_the_oldest_chunk() -> None:
+    client, raw = await raw_peer()
+    with raw:
+        raw.sendall(b"one")
+        assert await got(client.recv()) == b"one"
+        raw.sendall(b"two")
+        assert await got(client.recv()) == b"two"
+
+
+@both_sides
+async def test_recv_returns_one_record_under_tls(
+    certs: list[dict[str, str | bytes]], trusted: None
+) -> None:
+    client, server = await pair()
+    assert await starttls_on_both(client, server, "localhost", certs) == (True, True)
+    await got(client.send("one"))
+    await got(client.send("two"))
+    assert [await got(server.recv()) for _ in range(2)] == [b"one", b"two"]
+
+
+@both_sides
+async def test_recv_waits_for_a_chunk() -> None:
+    client, server = await pair()
+    thread_or_task = await together(lambda: got(server.recv()), lambda: got(client.send("late")))
+    assert thread_or_task == (b"late", True)
+
+
+@both_sides
+async def test_recv_returns_none_when_the_peer_has_closed() -> None:
+    client, raw = await raw_peer()
+    raw.sendall(b"last")
+    raw.close()
+    assert await got(client.recv()) == b"last"
+    assert [await got(client.recv()) for _ in range(2)] == [None, None]
+
+
+@both_sides
+async def test_recv_returns_none_when_closed_here() -> None:
+    client, raw = await raw_peer()
+    with raw:
+        await got(client.close())
+        assert await got(client.recv()) is None
+
+
+@both_sides
+async def test_recv_returns_none_when_the_connection_broke(
+    reasons: Callable[[], list[str]],
+) -> None:
+    client, raw = await raw_peer()
+    raw.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    raw.close()
+    assert await got(client.recv()) is None
+    assert "reset by peer" in reasons()[0]
+
+
+# ---- peek ----
+
+
+@both_sides
+async def test_peek_returns_what_recv_would_without_consuming_it() -> None:
+    client, raw = await raw_peer()
+    with raw:
+        raw.sendall(b"hello")
+        await arrived(client)
+        assert [await got(client.peek()) for _ in range(2)] == [b"hello"] * 2
+        assert await got(client.recv()) == b"hello"
+
+
+@both_sides
+async def test_peek_returns_none_when_there_is_no_message() -> None:
+    client, raw = await raw_peer()
+    assert await got(client.peek()) is None
+    raw.close()
+    await arrived(client)
+    assert await got(client.peek()) is None
+    await got(client.close())
+    assert await got(client.peek()) is None
+
+
+# ---- unrecv ----
+
+
+@both_sides
+async def test_unrecv_makes_it_oldest() -> None:
+    client, server = await pair()
+    await got(server.send("later"))
+    client.unrecv("World")
+    client.unrecv(b"Hello")
+    assert [await got(client.recv()) for _ in range(3)] == [b"Hello", b"World", b"later"]
+
+
+@both_sides
+async def test_unrecv_after_close_does_nothing() -> None:
+    client, _ = await pair()
+    await got(client.close())
+    client.unrecv("x")
+    assert await got(client.recv()) is None
+
+
+def client_hello(authority: Authority) -> tuple[ssl.SSLObject, ssl.MemoryBIO, ssl.MemoryBIO]:
+    context = ssl.create_default_context(cadata=authority.pem.decode())
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    peer = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    with contextlib.suppress(ssl.SSLWantReadError):
+        peer.do_handshake()
+    return peer, incoming, outgoing
+
+
+@both_sides
+@pytest.mark.parametrize("how", ["unrecv", "peek"])
+async def test_unrecv_gives_a_client_hello_back_to_starttls(
+    how: str, authority: Authority, certs: list[dict[str, str | bytes]]
+) -> None:
+    client, raw = await raw_peer()  # that connected it may be TLS's server all the same
+    peer, incoming, outgoing = client_hello(authority)
+    raw.sendall(outgoing.read())
+    await arrived(client)
+    if how == "unrecv":
+        client.unrecv(await got(client.recv()))
+    else:
+        assert (await got(client.peek())).startswith(b"\x16\x03")
+
+    def shake_hands() -> None:
+        while True:
+            try:
+                peer.do_handshake()
+            except ssl.SSLWantReadError:
+                incoming.write(raw.recv(65536))
+            else:
+                raw.sendall(outgoing.read())
+                return
+
+    with raw:
+        thread = Thread(shake_hands)
+        assert await got(client.starttls(certs)) is True
+        thread.result()
+
+
+@both_sides
+async def test_unrecv_of_clear_text_makes_starttls_fail(
+    certs: list[dict[str, str | bytes]], trusted: None
+) -> None:
+    client, server = await pair()
+    client.unrecv("slipped in")
+    assert await starttls_on_both(client, server, "localhost", certs) == (False, False)
+    assert not client.isopen()
+
+
+# ---- close, getpeer, getside, istls, isopen ----
+
+
+@both_sides
+async def test_close_loses_nothing_that_was_sent() -> None:
+    client, raw = await raw_peer()
+    with raw:
+        message = bytes(range(256)) * 4000
+        thread = Thread(lambda: b"".join(iter(lambda: raw.recv(65536), b"")))
+        await got(client.send(message))
+        assert await got(client.close()) is None
+        assert thread.result() == message
+        await got(client.close())  # changes nothing
+
+
+@both_sides
+async def test_getpeer_returns_address_and_port() -> None:
+    client, raw = await raw_peer()
+    with raw:
+        ip, port = client.getpeer()
+        assert (ip, port) == raw.getsockname()
+        await got(client.close())
+        assert client.getpeer() == (ip, port)
+
+
+@both_sides
+async def test_getside_returns_client_or_server() -> None:
+    client, server = await pair()
+    assert (client.getside(), server.getside()) == ("client", "server")
+
+
+@both_sides
+async def test_istls_tells_whether_it_is_encrypted(
+    certs: list[dict[str, str | bytes]], trusted: None
+) -> None:
+    client, server = await pair()
+    assert client.istls() is server.istls() is False
+    await starttls_on_both(client, server, "localhost", certs)
+    assert client.istls() is server.istls() is True
+
+
+@both_sides
+async def test_isopen_is_false_when_closed_here() -> None:
+    client, _ = await pair()
+    assert client.isopen() is True
+    await got(client.close())
+    assert client.isopen() is False
+
+
+@both_sides
+async def test_isopen_is_false_when_the_peers_end_has_been_read() -> None:
+    client, raw = await raw_peer()
+    raw.sendall(b"last")
+    raw.close()
+    await arrived(client)
+    assert client.isopen()
+    assert await got(client.recv()) == b"last"
+    await arrived(client)
+    assert not client.isopen()
+
+
+@both_sides
+async def test_repr_tells_what_it_is() -> None:
+    client, _ = await pair()
+    name = "async_socket" if inside() else "socket"
+    assert repr(client).startswith(f"<trisock.pluto.{name} <trisock.Socket client")
+
+
+# ---- listener: accept, hasconnection, close ----
+
+
+@both_sides
+async def test_accept_returns_at_once_if_there_is_a_client() -> None:
+    listening = socket.listen(0)
+    with stdlib.create_connection(("127.0.0.1", listening.port)) as raw:
+        s = await got(listening.accept())
+        assert s.getside() == "server"
+        assert s.getpeer() == raw.getsockname()
+
+
+@both_sides
+async def test_accept_waits_for_a_client() -> None:
+    listening = socket.listen(0)
+    server, client = await together(
+        lambda: got(listening.accept()),
+        lambda: got(socket.connect("127.0.0.1", listening.port)),
+    )
+    await got(client.send("hello"))
+    assert await got(server.recv()) == b"hello"
+
+
+@both_sides
+async def test_accept_returns_none_when_the_listener_is_closed() -> None:
+    listening = socket.listen(0)
+    await got(listening.close())
+    assert await got(listening.accept()) is None
+
+
+@both_sides
+async def test_accept_that_waits_returns_none_when_the_listener_is_closed() -> None:
+    listening = socket.listen(0)
+
+    async def close() -> None:
+        with contextlib.suppress(trio.BusyResourceError):  # until the other is in accept
+            while listening._listening._accepting.in_use is False:
+                await got(wait_a_pass())
+        await got(listening.close())
+
+    assert await together(lambda: got(listening.accept()), close) == (None, None)
+
+
+@both_sides
+async def test_accept_raises_oserror_when_there_are_no_descriptors_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    listening = socket.listen(0)
+
+    def full(_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(listening._listening._listening, "accept_from", full)
+    with pytest.raises(OSError, match="Too many open files"):
+        await got(listening.accept())
+
+
+@both_sides
+async def test_hasconnection_tells_whether_there_is_a_client() -> None:
+    listening = socket.listen(0)
+    assert listening.hasconnection() is False
+    with stdlib.create_connection(("127.0.0.1", listening.port)):
+        while not listening.hasconnection():
+            await got(wait_a_pass())
+        assert listening.hasconnection() is True
+        assert await got(listening.accept()) is not None
+        assert listening.hasconnection() is False
+
+
+@both_sides
+async def test_hasconnection_guarantees_that_the_next_accept_does_not_wait() -> None:
+    listening = socket.listen(0)
+    raw = stdlib.create_connection(("127.0.0.1", listening.port))
+    while not listening.hasconnection():
+        await got(wait_a_pass())
+    raw.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    raw.close()  # also if the client is gone by then
+    s = await got(listening.accept())
+    assert await got(s.recv()) is None
+
+
+@both_sides
+async def test_hasconnection_is_false_once_it_is_closed() -> None:
+    listening = socket.listen(0)
+    with stdlib.create_connection(("127.0.0.1", listening.port)):
+        while not listening.hasconnection():
+            await got(wait_a_pass())
+        await got(listening.close())
+        assert listening.hasconnection() is False

@@ -1,0 +1,122 @@
+"""Pluto's starttls: whom it believes, and which certificates it takes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+import trustme
+
+from helpers.authority import Authority
+from helpers.pairs import clog, unix_pair
+from helpers.pluto_kit import both_sides, got, mapping, pair, raw_peer, starttls_on_both
+from trisock import ClientTLS, ServerTLS
+from trisock.pluto import async_socket
+
+pytestmark = pytest.mark.usefixtures("bounded")  # some of these calls block
+
+
+@both_sides
+async def test_starttls_returns_true_on_success_for_client_and_server(
+    certs: list[dict[str, str | bytes]], trusted: None
+) -> None:
+    client, server = await pair()
+    assert await starttls_on_both(client, server, "localhost", certs) == (True, True)
+    await got(client.send("secret"))
+    assert await got(server.recv()) == b"secret"
+
+
+@both_sides
+@pytest.mark.parametrize("name", ["elsewhere.example", "127.0.0.2"])
+async def test_starttls_returns_false_and_closes_for_the_wrong_name(
+    name: str,
+    certs: list[dict[str, str | bytes]],
+    trusted: None,
+    reasons: Callable[[], list[str]],
+) -> None:
+    client, server = await pair()
+    assert await starttls_on_both(client, server, name, certs) == (False, False)
+    assert any("handshake" in each for each in reasons())
+    for sock in (client, server):
+        assert not sock.isopen()
+        assert not sock.istls()
+        assert await got(sock.send("x")) is False
+        assert await got(sock.starttls(certs)) is False
+
+
+@both_sides
+async def test_starttls_returns_false_for_a_certificate_that_nobody_trusts(
+    certs: list[dict[str, str | bytes]],
+) -> None:
+    client, server = await pair()
+    assert await starttls_on_both(client, server, "localhost", certs) == (False, False)
+
+
+@both_sides
+async def test_starttls_returns_none_when_it_is_using_tls_already(
+    certs: list[dict[str, str | bytes]], trusted: None
+) -> None:
+    client, server = await pair()
+    await starttls_on_both(client, server, "localhost", certs)
+    assert await got(client.starttls("localhost")) is None
+    assert await got(server.starttls(certs)) is None
+    await got(client.send("goes on"))
+    assert await got(server.recv()) == b"goes on"
+
+
+@both_sides
+async def test_starttls_takes_several_certificates(authority: Authority, trusted: None) -> None:
+    several = [mapping(authority.ca.issue_cert(name)) for name in ("one.example", "two.example")]
+    for name in ("one.example", "two.example"):
+        client, server = await pair()
+        assert await starttls_on_both(client, server, name, several) == (True, True)
+
+
+@both_sides
+async def test_starttls_takes_rsa_keys_and_others(authority: Authority, trusted: None) -> None:
+    for kind in trustme.KeyType:
+        given = [mapping(authority.ca.issue_cert("localhost", key_type=kind))]
+        client, server = await pair()
+        assert await starttls_on_both(client, server, "localhost", given) == (True, True)
+
+
+@both_sides
+async def test_starttls_takes_what_a_trisock_socket_does(
+    client_tls: ClientTLS, server_tls: ServerTLS
+) -> None:
+    client, server = await pair()
+    assert await starttls_on_both(client, server, client_tls, server_tls) == (True, True)
+
+
+@both_sides
+@pytest.mark.parametrize("mistake", [[{"chain": "x", "private_key": "y"}], [{"chain": "x"}], [], 1])
+async def test_starttls_raises_for_a_certificate_that_is_none(mistake: Any) -> None:
+    client, raw = await raw_peer()
+    with raw:
+        with pytest.raises((TypeError, ValueError)):
+            await got(client.starttls(mistake))
+        assert client.isopen()
+        assert await got(client.send("untouched")) is True
+        assert raw.recv(100) == b"untouched"
+
+
+async def test_starttls_closes_a_socket_whose_last_send_was_cut_off(
+    certs: list[dict[str, str | bytes]],
+) -> None:
+    one, other = unix_pair()
+    s = async_socket(one, trio.lowlevel.current_trio_token())
+    await clog(one)
+    one.unrecv(b"still to be read")
+    os.read(other.fileno(), 200_000)  # room for a part of what follows
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(s.send, bytes(10_000_000))
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert s.isopen()
+    assert await s.starttls(certs) is False
+    assert not s.isopen()
+    other.abort()

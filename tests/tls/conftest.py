@@ -1,0 +1,16 @@
+"""The fixture of the tests of TLS."""
+
+from __future__ import annotations
+
+import pytest
+import trustme
+
+from helpers.authority import Authority, certificate
+from trisock import Certificate
+
+
+@pytest.fixture(scope="session")
+def wide_certificate(authority: Authority) -> Certificate:
+    """A certificate so large that a session ticket with it takes more than one record."""
+    names = [f"{number}.{'x' * 60}.example.org" for number in range(300)]
+    return certificate(authority.ca.issue_cert(*names, key_type=trustme.KeyType.ECDSA))

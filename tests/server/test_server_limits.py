@@ -98,6 +98,28 @@ async def test_a_slot_covers_the_handshake(client_tls: ClientTLS, server_tls: Se
         server.stop()
 
 
+async def test_the_close_of_a_failed_handshake_keeps_no_slot(
+    client_tls: ClientTLS, server_tls: ServerTLS
+) -> None:
+    active: list[int] = []
+
+    async def handler(sock: Socket) -> None:
+        active.append(server.stats().active)
+        await sock.send(b"hi\n")
+
+    async with trio.open_nursery() as nursery:
+        server = await trisock.bind(nursery, 0, handler, tls=server_tls, max_connections=1)
+        async with await connect(server) as plain, await connect(server) as second:
+            await plain.send(b"GET / HTTP/1.1\r\n\r\n" + bytes(200_000))
+            while not server.stats().failed_handshakes:
+                await trio.lowlevel.checkpoint()
+            await second.starttls(client_tls)
+            assert await second.recv() == b"hi\n"
+            assert active == [2]  # the first one is still closing: its peer says nothing
+            plain.abort()
+        server.stop()
+
+
 @pytest.mark.parametrize("limit", [None, 100])
 async def test_running_out_of_descriptors_never_kills_the_server(
     limit: int | None, log: pytest.LogCaptureFixture, autojump_clock: trio.testing.MockClock

@@ -232,8 +232,13 @@ class Connection:
 
     # ---- TLS ----
 
-    async def starttls(self, role: TLSRole, *, https_compatible: bool, timeout: float) -> TLSInfo:
-        """Start TLS. Unread bytes become the start of the peer's handshake."""
+    async def starttls(
+        self, role: TLSRole, *, https_compatible: bool, timeout: float, close: bool = True
+    ) -> TLSInfo:
+        """Start TLS. Unread bytes become the start of the peer's handshake.
+
+        ``close``: whether a failed handshake closes the connection. Otherwise the caller must.
+        """
         deadline = trio.current_time() + timeout
         if not await self._acquire_both(deadline):
             text = f"TLS handshake with {role.named(self.peer)} failed: a broadcast was in its way"
@@ -249,7 +254,8 @@ class Connection:
             )
             self.buffer = ReceiveBuffer()
             self.tls = self.layer = tls
-            self.tls_info = await self._close_on_error(tls.handshake(deadline, timeout))
+            handshake = tls.handshake(deadline, timeout)
+            self.tls_info = await self._close_on_error(handshake, gracefully=close)
             for record in tls.receive_pending():  # data that arrived with the handshake
                 self.buffer.append(record)
             return self.tls_info
@@ -329,12 +335,19 @@ class Connection:
         if self.state is ConnectionState.CHANGING:
             self.state = ConnectionState.PLAIN if self.tls is None else ConnectionState.TLS
 
-    async def _close_on_error(self, change: Awaitable[ResultT]) -> ResultT:
-        """Await a change of the layers. If it fails, close the connection."""
+    async def _close_on_error(
+        self, change: Awaitable[ResultT], *, gracefully: bool = True
+    ) -> ResultT:
+        """Await a change of the layers. If it fails, close the connection.
+
+        ``gracefully``: if the peer caused it. That may wait for the peer, so a server does it
+        itself, where it costs no slot.
+        """
         try:
             return await change
         except trio.BrokenResourceError:
-            await self._close(complete=True)
+            if gracefully:
+                await self._close(complete=True)
             raise
         except trio.ClosedResourceError:  # another task closed it meanwhile
             raise

@@ -466,8 +466,9 @@ class Server(Uncopied):
         assert self._tls is not None
         self._handshakes.add(connection)
         try:
-            timeout = self._handshake_timeout
-            await connection.starttls(self._tls, https_compatible=False, timeout=timeout)
+            await connection.starttls(
+                self._tls, https_compatible=False, timeout=self._handshake_timeout, close=False
+            )
         except Exception as exc:
             if type(exc) is trio.ClosedResourceError and self.closing.is_set():
                 self._counts["refused"] += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import ssl
@@ -557,3 +558,20 @@ async def test_nothing_is_sent_after_send_eof_not_even_nothing(buffers: tuple[by
         await client.send_eof()
         with pytest.raises(trio.ClosedResourceError):
             await client.send(*buffers)
+
+
+async def test_a_close_at_once_leaves_what_cannot_be_told_to_the_graceful_close(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(_: int) -> int:
+        raise OSError(errno.EIO, "cannot be told")
+
+    a, b = await tcp_pair()
+    async with closing(a, b):
+        with monkeypatch.context() as patch:
+            patch.setattr("trisock._net.transport.unread_bytes", fail)
+            assert not a._connection.close_at_once()
+        assert a.isopen()
+        await b.send(b"unread")
+        while not await a.peek():
+            await trio.lowlevel.checkpoint()

@@ -138,3 +138,10 @@ def test_a_mode_that_is_none_is_refused(tmp_path: Path, mode: int, error: type[E
     with pytest.raises(error, match="mode is"):
         trisock.listen_unix_nowait(tmp_path / "s", mode=mode)
     assert os.listdir(tmp_path) == []
+
+
+async def test_a_path_that_cannot_be_encoded_is_not_quoted() -> None:
+    with pytest.raises(ValueError, match="cannot be encoded") as caught:
+        await trisock.listen_unix("secret\ud800")
+    assert "secret" not in str(caught.value)
+    assert caught.value.__context__ is None

@@ -1,9 +1,14 @@
-"""What a group of the program's exceptions is split into."""
+"""Calls into the program's own code: groups, scopes left open, loggers that fail."""
 
 from __future__ import annotations
 
+import logging
 import sys
 
+import pytest
+import trio
+
+from trisock import _guard
 from trisock._guard import split_errors
 
 if sys.version_info < (3, 11):
@@ -17,3 +22,34 @@ def test_a_mixed_group_becomes_errors_and_all_others() -> None:
     assert isinstance(others, BaseExceptionGroup)
     assert errors.exceptions == (error,)
     assert others.exceptions == (interrupt, leaving)
+
+
+async def test_an_interrupt_passes_a_scope_left_open() -> None:
+    async def leave_one_open() -> None:
+        trio.CancelScope().__enter__()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        await _guard.isolated(leave_one_open)
+
+
+def test_a_logger_that_cannot_tell_its_level_is_asked_to_log() -> None:
+    class Refusing(logging.Logger):
+        def isEnabledFor(self, level: int) -> bool:  # noqa: N802
+            raise ValueError("the logger's")
+
+    assert _guard.is_logged(Refusing("refusing"), logging.INFO)
+
+
+class Unprintable(Exception):
+    def __getattribute__(self, name: str) -> object:
+        raise ValueError("the exception's")
+
+
+def test_an_exception_that_cannot_be_printed_keeps_its_cause() -> None:
+    cause = ValueError("the cause")
+    failure = Unprintable()
+    BaseException.__dict__["__cause__"].__set__(failure, cause)
+    shown = _guard._loggable(failure)
+    assert shown is not failure
+    assert shown.__cause__ is cause

@@ -109,6 +109,7 @@ def test_a_hello_in_tiny_records_is_refused_once_it_takes_256_kib() -> None:
         (b"Example.org.", "Example.org."),
         (b"xn--bcher-kva.example", "xn--bcher-kva.example"),
         (b"a" * 63, "a" * 63),
+        (b"1.2.3", "1.2.3"),
     ],
 )
 def test_only_host_names_are_shown(asked: bytes, shown: str | None) -> None:
@@ -134,3 +135,8 @@ def test_an_extension_that_comes_twice_is_not_well_formed() -> None:
     ticket = b"\0\x23\0\0"
     assert ClientHelloReader().feed(hello_with(ticket)) == ClientHello(None, supports_tickets=True)
     assert ClientHelloReader().feed(hello_with(ticket * 2)) is NOT_A_CLIENT_HELLO
+
+
+@pytest.mark.parametrize("cut", [b"\0", b"\0\x0a", b"\0\x0a\0", b"\0\x0a\0\x05ab"])
+def test_an_extension_that_is_cut_short_is_not_well_formed(cut: bytes) -> None:
+    assert ClientHelloReader().feed(hello_with(cut)) == NOT_A_CLIENT_HELLO

@@ -124,9 +124,8 @@ def issue(
     return builder.sign(issuer_key, hashes.SHA256()), key
 
 
-async def test_a_chain_with_a_bad_certificate_breaks_no_other_connection(
-    authority: Authority, tmp_path: Path
-) -> None:
+def client_with_a_bad_chain(authority: Authority, tmp_path: Path) -> ssl.SSLContext:
+    """Return the context of a client whose chain is good but for a certificate more."""
     root = x509.load_pem_x509_certificate(authority.pem)
     root_key = authority.ca._private_key
     intermediate, intermediate_key = issue("Middle", root.subject, root_key, is_ca=True, san=b"")
@@ -137,9 +136,16 @@ async def test_a_chain_with_a_bad_certificate_breaks_no_other_connection(
         b"".join(each.public_bytes(pem) for each in (leaf, made_up, intermediate))
         + key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
-    server_tls = ServerTLS(authority.issue("example.org"), client_ca=authority.pem)
     context = ssl.create_default_context(cadata=authority.pem.decode())
     context.load_cert_chain(tmp_path / "chain.pem")
+    return context
+
+
+async def test_a_chain_with_a_bad_certificate_breaks_no_other_connection(
+    authority: Authority, tmp_path: Path
+) -> None:
+    server_tls = ServerTLS(authority.issue("example.org"), client_ca=authority.pem)
+    context = client_with_a_bad_chain(authority, tmp_path)
     sock, raw = raw_pair()
     victim, victim_raw = raw_pair()
     with raw, victim_raw:
@@ -173,3 +179,38 @@ async def test_errors_of_its_own_still_end_a_connection(
         await client.stream.send_all(b"\x17\x03\x03\0\x20" + bytes(32))
         with pytest.raises(trio.BrokenResourceError, match="forged or damaged"):
             await server.recv()
+
+
+async def test_a_bad_chain_that_comes_alone_does_not_end_the_handshake(
+    authority: Authority, tmp_path: Path
+) -> None:
+    """The error that it leaves takes the place of WANT_READ."""
+    server_tls = ServerTLS(authority.issue("example.org"), client_ca=authority.pem)
+    context = client_with_a_bad_chain(authority, tmp_path)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = context.wrap_bio(incoming, outgoing, server_hostname="example.org")
+    sock, raw = raw_pair()
+    with raw:
+        async with closing(sock), trio.open_nursery() as nursery:
+            nursery.start_soon(sock.starttls, server_tls)
+            raw.setblocking(False)
+            while True:
+                try:
+                    client.do_handshake()
+                    break
+                except ssl.SSLWantReadError:
+                    # A record at a time: the server has to wait after each.
+                    wire = outgoing.read()
+                    while wire:
+                        size = 5 + int.from_bytes(wire[3:5], "big")
+                        raw.sendall(wire[:size])
+                        wire = wire[size:]
+                        await trio.testing.wait_all_tasks_blocked()
+                    while True:
+                        try:
+                            incoming.write(raw.recv(65536))
+                            break
+                        except BlockingIOError:
+                            await trio.lowlevel.checkpoint()
+        assert sock.istls()

@@ -394,6 +394,7 @@ class Server(Uncopied):
         self._counts["accepted"] += 1
         self._counts["active"] += 1
         failure: BaseException | None = None
+        outer_deadline = trio.current_effective_deadline()
         try:
             if self._tls is not None and not await self._handshake(connection):
                 pass
@@ -409,7 +410,7 @@ class Server(Uncopied):
         except BaseException as exc:
             failure = exc
         deadline = trio.current_effective_deadline()
-        if failure is None and deadline == math.inf and connection.close_at_once():
+        if failure is None and deadline == outer_deadline and connection.close_at_once():
             self._counts["active"] -= 1
             if self._slots is not None:
                 self._slots.release()

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 import trio
+import trio.testing
 
 import trisock
 from helpers.pairs import closing, raw_pair, tcp_pair, tls_pair
@@ -104,3 +105,22 @@ async def test_plain_text_after_tls_is_freed_at_once(
         await trio.lowlevel.checkpoint()
         assert len(references) == 2
         assert [reference() for reference in references if reference() is not None] == []
+
+
+@pytest.mark.usefixtures("no_collector")
+async def test_an_aborted_handshake_is_freed_at_once(client_tls: ClientTLS) -> None:
+    sock, raw = raw_pair()
+    reference = weakref.ref(sock)
+
+    async def start(sock: Socket) -> None:
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            await sock.starttls(client_tls)
+
+    with raw:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(start, sock)
+            await trio.testing.wait_all_tasks_blocked()
+            sock.abort()
+    del sock
+    await trio.lowlevel.checkpoint()
+    assert reference() is None

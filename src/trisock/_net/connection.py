@@ -20,8 +20,9 @@ from .._tls.info import TLSInfo
 from .._tls.roles import TLSRole
 from .conflicts import ConflictDetector, SendLock
 from .receive_buffer import ReceiveBuffer
+from .syscalls import RECEIVE_SIZE
 from .tls_stream import TLSConnection
-from .transport import RECEIVE_SIZE, Transport
+from .transport import Transport
 
 Side = Literal["client", "server"]
 

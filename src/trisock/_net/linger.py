@@ -7,7 +7,7 @@ import socket
 
 import trio
 
-from .syscalls import SEND_FLAGS, Descriptor, unacknowledged_bytes
+from .syscalls import RECEIVE_SIZE, SEND_FLAGS, Descriptor, unacknowledged_bytes
 
 # A close reads from a peer that is still sending for at most this long (seconds) and this many
 # bytes. The first bound is for a silent or slow peer, the second for a fast one. With 1 MiB instead
@@ -19,9 +19,6 @@ LINGER_BYTES = 64 * 1024 * 1024
 # round trip, then doubling up to the delay of a delayed ACK (RFC 9293: < 0.5 s, Linux: 40 ms).
 _MIN_POLL_INTERVAL = 0.0005
 _MAX_POLL_INTERVAL = 0.04
-
-# The most bytes that one read takes (Trio's size).
-_RECEIVE_SIZE = 65536
 
 
 async def linger(
@@ -44,7 +41,7 @@ async def linger(
             with contextlib.suppress(BlockingIOError):
                 final_bytes = final_bytes[raw.send(final_bytes, SEND_FLAGS) :]
         try:
-            data: bytes | None = raw.recv(_RECEIVE_SIZE)
+            data: bytes | None = raw.recv(RECEIVE_SIZE)
         except BlockingIOError:
             data = None
         if data == b"" and not final_bytes:

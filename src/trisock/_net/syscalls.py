@@ -16,6 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import trio
 
+# The most bytes that one read takes: Trio's own choice.
+RECEIVE_SIZE = 65536
+
 # The most buffers for one sendmsg.
 IOV_MAX = os.sysconf("SC_IOV_MAX") if hasattr(os, "sysconf") else 1
 

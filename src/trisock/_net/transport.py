@@ -39,6 +39,7 @@ from .syscalls import (
     LINGER_AND_RESET,
     NO_LINGER,
     POLLERR,
+    RECEIVE_SIZE,
     SEND_FLAGS,
     Descriptor,
     close_resets,
@@ -50,11 +51,9 @@ from .syscalls import (
     writable_poller,
 )
 
-# The most bytes that one read takes. Trio's size first: each connection being read costs that much
-# memory. After a read that fills it, the next takes twice as much, because the trip through the
-# scheduler then dominates (row receive: 1.5 times bare Trio's speed instead of 1.25; 256 KiB is
+# A read takes RECEIVE_SIZE at most: each connection being read costs that much memory. After a read
+# that fills it, the next takes twice as much, because the trip through the scheduler then dominates (row receive: 1.5 times bare Trio's speed instead of 1.25; 256 KiB is
 # slower again, because it exceeds the cache).
-RECEIVE_SIZE = 65536
 _LARGE_RECEIVE_SIZE = 131072
 
 # After four EAGAINs in a row, wait first for the next 15 reads: the peer waits for our answers, so

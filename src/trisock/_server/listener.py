@@ -290,13 +290,6 @@ class Listener(Uncopied, trio.abc.Listener[Socket]):
         """
         self._listening.close()
 
-    def _take_over(self) -> ListeningSockets:
-        """Give the sockets to a server. From now on ``accept`` raises BusyResourceError."""
-        self._accepting.check()
-        self._listening.check_open()
-        self._accepting.in_use = True
-        return self._listening
-
 
 def new_listener(listening: ListeningSockets) -> Listener:
     """Return a Listener for sockets that the library itself has opened."""
@@ -311,4 +304,7 @@ def take_over(listener: Listener) -> ListeningSockets:
     From now on ``Listener.accept`` raises BusyResourceError. Raises BusyResourceError if a task is
     accepting, ClosedResourceError if the listener is closed.
     """
-    return listener._take_over()
+    listener._accepting.check()
+    listener._listening.check_open()
+    listener._accepting.in_use = True
+    return listener._listening

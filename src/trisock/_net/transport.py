@@ -52,8 +52,9 @@ from .syscalls import (
 )
 
 # A read takes RECEIVE_SIZE at most: each connection being read costs that much memory. After a read
-# that fills it, the next takes twice as much, because the trip through the scheduler then dominates (row receive: 1.5 times bare Trio's speed instead of 1.25; 256 KiB is
-# slower again, because it exceeds the cache).
+# that fills it, the next takes twice as much, because the trip through the scheduler then dominates
+# (row receive: 1.5 times bare Trio's speed instead of 1.25; 256 KiB is slower again, because it
+# exceeds the cache).
 _LARGE_RECEIVE_SIZE = 131072
 
 # After four EAGAINs in a row, wait first for the next 15 reads: the peer waits for our answers, so

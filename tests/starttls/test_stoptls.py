@@ -72,13 +72,13 @@ async def test_a_cancelled_read_of_what_came_with_the_handshake_loses_nothing(
 ) -> None:
     async with early_bird(authority, server_tls) as (sock, _):
         assert sock._connection.tls is not None
-        real = sock._connection.tls._decrypt
+        real = sock._connection.tls._read_record
 
-        def decrypt_and_cancel() -> bytes | None:
+        def read_and_cancel() -> bytes | None:
             scope.cancel()
             return real()
 
-        monkeypatch.setattr(sock._connection.tls, "_decrypt", decrypt_and_cancel)
+        monkeypatch.setattr(sock._connection.tls, "_read_record", read_and_cancel)
         with trio.CancelScope() as scope:
             assert await sock.recv() == b"early bird"
         assert not scope.cancelled_caught

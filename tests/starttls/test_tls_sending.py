@@ -13,7 +13,7 @@ from helpers.authority import Authority
 from helpers.pairs import closing, tcp_pair, tls_pair, unix_pair
 from helpers.raw_tls import upgrade
 from trisock import ClientTLS, ServerTLS, TLSError
-from trisock._net.ciphertext import pieces
+from trisock._tls.records import pieces
 
 
 async def test_after_a_cancelled_tls_send_the_connection_is_over(

@@ -18,7 +18,7 @@ from helpers.pairs import clog, closing, raw_pair
 from helpers.raw_tls import RawTLS
 from helpers.tls_questions import answered, ask, asked, ends, heard, next_key_update, say, start
 from trisock import Certificate, ServerTLS, TLSError
-from trisock._net import tls_stream as _tls_connection
+from trisock._net import tls_stream as _tls_stream
 from trisock._net import transport as _transport
 
 
@@ -167,7 +167,7 @@ async def test_an_answer_that_was_cut_off_garbles_nothing(
 async def test_answers_that_the_peer_does_not_take_are_bounded(
     authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_tls_connection, "_MAX_RESPONSES", 100)
+    monkeypatch.setattr(_tls_stream, "_MAX_UNSENT", 100)
     async with asked(authority) as (sock, peer):
         await clog(sock)
         ask(peer)
@@ -217,7 +217,7 @@ async def test_a_peer_that_takes_no_answers_is_given_up(
         await start(nursery, sock.send, bytes(1 << 16))  # stuck
         for _ in range(10):
             peer.raw.sendall(b"".join(next_key_update(peer, asking=True) for _ in range(500)))
-            if await sock.peek() is None and sock._connection.tls.failure is not None:  # type: ignore[union-attr]
+            if await sock.peek() is None and sock._connection.tls.engine.failure is not None:  # type: ignore[union-attr]
                 break
         with pytest.raises(TLSError, match="asks for responses"):
             await sock.recv()

@@ -13,12 +13,12 @@ from helpers.authority import Authority
 from helpers.pairs import closing, tcp_pair, tls_pair
 from trisock import Certificate, ClientTLS, ServerTLS, TLSError, _fork
 from trisock._net import connection as _connection
-from trisock._net import tls_stream as _tls_connection
-from trisock._net.ciphertext import IncomingCiphertext
-from trisock._net.tls_stream import TLSConnection
+from trisock._net.tls_stream import TLSStream
 from trisock._tls import certificate as certificate_module
+from trisock._tls import engine as engine_module
 from trisock._tls import roles
 from trisock._tls.client_hello import ClientHello
+from trisock._tls.records import IncomingCiphertext
 
 RECORD = b"\x17\x03\x03\x00\x02ab"
 
@@ -60,8 +60,8 @@ async def test_an_error_of_another_connection_is_tried_again(
     async with closing(a, b):
         tls = a._connection.tls
         assert tls is not None
-        tls._ssl_object = Peer(ssl.SSLWantReadError())  # type: ignore[assignment]
-        assert tls._retry(ssl.SSLError("of another"), lambda: 5) == 5
+        tls.engine._ssl_object = Peer(ssl.SSLWantReadError())  # type: ignore[assignment]
+        assert tls.engine._retry(ssl.SSLError("of another"), lambda: 5) == 5
 
         def fails() -> int:
             error = ssl.SSLError(1, "of its own")
@@ -69,7 +69,7 @@ async def test_an_error_of_another_connection_is_tried_again(
             raise error
 
         with pytest.raises(TLSError):
-            tls._retry(ssl.SSLError("of another"), fails)
+            tls.engine._retry(ssl.SSLError("of another"), fails)
 
 
 async def test_an_answer_that_fails_keeps_what_was_decrypted(
@@ -80,13 +80,16 @@ async def test_an_answer_that_fails_keeps_what_was_decrypted(
         tls = a._connection.tls
         assert tls is not None
 
-        def answer(self: TLSConnection) -> None:
-            raise TLSError("too many answers")
+        def flush(self: TLSStream) -> None:
+            raise TLSError("too many responses")
 
-        monkeypatch.setattr(TLSConnection, "_flush_responses", answer)
-        tls._flush_after_read(b"data")
+        monkeypatch.setattr(TLSStream, "_flush_responses", flush)
+        await b.send(b"data")
+        tls.engine.incoming.write(await a._connection.transport.receive())
+        tls.engine.outgoing.write(b"a response")
+        assert await a.recv() == b"data"
         with pytest.raises(TLSError):
-            tls._flush_after_read(None)
+            await a.recv()
 
 
 async def test_an_end_while_an_answer_waits_is_an_error(
@@ -95,14 +98,14 @@ async def test_an_end_while_an_answer_waits_is_an_error(
     a, b = await tls_pair(client_tls, server_tls)
     async with closing(a, b):
         assert a._connection.tls is not None
-        a._connection.tls._response_unsent = True
+        a._connection.tls.engine.put_back(b"half a response")
 
-        async def ended(self: TLSConnection) -> bool:
+        async def ended(self: TLSStream) -> bool:
             await trio.lowlevel.checkpoint()
             return False
 
-        monkeypatch.setattr(TLSConnection, "_flush_responses", lambda self: None)
-        monkeypatch.setattr(TLSConnection, "_fill", ended)
+        monkeypatch.setattr(TLSStream, "_flush_responses", lambda self: None)
+        monkeypatch.setattr(TLSStream, "_fill", ended)
         with pytest.raises(TLSError, match="without close_notify"):
             await a.recv()
 
@@ -115,16 +118,16 @@ async def test_records_read_ahead_are_answered(
         await b.send(b"one")
         tls = a._connection.tls
         assert tls is not None
-        tls.incoming.write(await a._connection.transport.receive())
-        tls._outgoing_bio.write(b"an answer")
+        tls.engine.incoming.write(await a._connection.transport.receive())
+        tls.engine.outgoing.write(b"a response")
         answered: list[bytes] = []
         monkeypatch.setattr(
-            TLSConnection,
+            TLSStream,
             "_flush_responses",
-            lambda self: answered.append(self._outgoing_bio.read()),
+            lambda self: answered.append(self.engine.outgoing.read()),
         )
         assert tls.receive_pending()[-1] == b"one"
-        assert answered == [b"an answer"]
+        assert answered == [b"a response"]
 
 
 async def test_after_a_fork_no_way_into_tls_is_open(
@@ -135,11 +138,11 @@ async def test_after_a_fork_no_way_into_tls_is_open(
         await b.send(b"for the parent")
         tls = a._connection.tls
         assert tls is not None
-        tls.incoming.write(await a._connection.transport.receive())
+        tls.engine.incoming.write(await a._connection.transport.receive())
         with monkeypatch.context() as patch:
             patch.setattr(_fork, "count", _fork.count + 1)
             with pytest.raises(trio.BrokenResourceError, match="fork first"):
-                tls._ciphertext_stream.check_process()
+                tls.engine.check()
             with pytest.raises(trio.BrokenResourceError, match="fork first"):
                 await a.recv()
             assert tls.final_bytes() == b""
@@ -152,7 +155,7 @@ async def test_a_resumed_certificate_that_cannot_be_read_is_a_tls_error(
         raise ValueError("the certificate cannot be read")
 
     monkeypatch.setattr(ssl.SSLObject, "session_reused", property(lambda self: True))
-    monkeypatch.setattr(_tls_connection, "has_expired", unreadable)
+    monkeypatch.setattr(engine_module, "has_expired", unreadable)
     a, b = await tcp_pair()
     async with closing(a, b), trio.open_nursery() as nursery:
 

@@ -21,7 +21,7 @@ from .._tls.roles import TLSRole
 from .conflicts import ConflictDetector, SendLock
 from .receive_buffer import ReceiveBuffer
 from .syscalls import RECEIVE_SIZE
-from .tls_stream import TLSConnection
+from .tls_stream import TLSStream
 from .transport import Transport
 
 Side = Literal["client", "server"]
@@ -46,7 +46,7 @@ class ConnectionState(enum.Enum):
 
 
 class _UnreadError(RuntimeError):
-    """A RuntimeError that supports weak references, as ``Transport.note`` needs."""
+    """A RuntimeError that supports weak references, as ``Transport.remember_failure`` needs."""
 
 
 class Connection:
@@ -97,9 +97,9 @@ class Connection:
         self.side: Side = side
         self.connected_host: str | None = None
         self.transport = Transport(stream, raw)
-        self.tls: TLSConnection | None = None
+        self.tls: TLSStream | None = None
         self.tls_info: TLSInfo | None = None
-        self.layer: Transport | TLSConnection = self.transport
+        self.layer: Transport | TLSStream = self.transport
         self.buffer = ReceiveBuffer()
         self.reading = ConflictDetector("another task is reading from this socket")
         self.sending = SendLock("another task is sending on this socket")
@@ -139,7 +139,7 @@ class Connection:
         """Return whether this connection caused an error: it broke, ended early or was aborted."""
         if type(exc) is trio.ClosedResourceError:  # isinstance may run the program's code
             return self.state is ConnectionState.ABORTED
-        return self.transport.has_failed_by(exc)
+        return self.transport.caused(exc)
 
     def check_open(self) -> None:
         """Raise ``ClosedResourceError`` if the connection is closed, or being closed."""
@@ -194,8 +194,8 @@ class Connection:
             if not chunk:
                 break
             self.buffer.append(chunk)
-        if isinstance(tls.failure, TLSError):
-            raise self.transport.note(fresh(tls.failure)) from None
+        if isinstance(tls.engine.failure, TLSError):
+            raise self.transport.remember_failure(fresh(tls.engine.failure)) from None
 
     async def broadcast(self, data: bytes, generation: int, timeout: float) -> bool:
         """Send for a server's broadcast, after what the connection's own task is sending.
@@ -243,10 +243,10 @@ class Connection:
         deadline = trio.current_time() + timeout
         if not await self._acquire_both(deadline):
             text = f"TLS handshake with {role.named(self.peer)} failed: a broadcast was in its way"
-            raise self.transport.note(TLSError(text))
+            raise self.transport.remember_failure(TLSError(text))
         try:
             self.transport.check_sending()
-            tls = TLSConnection(
+            tls = TLSStream(
                 self.transport,
                 role,
                 early=self.buffer.peek_all(),
@@ -271,11 +271,11 @@ class Connection:
             raise RuntimeError("this connection is not using TLS")
         await self._acquire_both()
         try:
-            if self.tls.can_decrypt and not self.buffer:
+            if self.tls.engine.can_read and not self.buffer:
                 await self._close_on_error(self._decrypt_pending(self.tls))
             if self.buffer:
                 # The peer alone can cause this, by not waiting for our answer.
-                raise self.transport.note(_UnreadError(_UNREAD_BYTES))
+                raise self.transport.remember_failure(_UnreadError(_UNREAD_BYTES))
             trailing = await self._close_on_error(self.tls.unwrap())
             self.tls.release()
             self.tls = self.tls_info = None
@@ -284,12 +284,12 @@ class Connection:
         finally:
             self._release_both()
 
-    async def _decrypt_pending(self, tls: TLSConnection) -> None:
+    async def _decrypt_pending(self, tls: TLSStream) -> None:
         """Decrypt pending ciphertext until there is data. Lets other tasks run."""
         while True:
             for record in tls.receive_pending():
                 self.buffer.append(record)
-            if self.buffer or not tls.can_decrypt:
+            if self.buffer or not tls.engine.can_read:
                 return
             await trio.lowlevel.checkpoint()
 
@@ -306,7 +306,7 @@ class Connection:
         self.reading.in_use = self.sending.in_use = True
         self.state = ConnectionState.CHANGING  # broadcasts not yet begun skip us
         self.generation += 1
-        self.buffer.settle()  # iterators forget the lines they have split already
+        self.buffer.commit_lines()  # iterators forget the lines they have split already
         if not self.sending.locked:
             self.sending.locked = True
             return True
@@ -383,13 +383,15 @@ class Connection:
             await trio.lowlevel.checkpoint()
             return
         tls = self.tls
-        self.transport.wake()
+        self.transport.begin_close()
         self._detach(ConnectionState.CLOSING)
         try:
             # Let woken tasks unwind first: after a partial send there is no close_notify.
             await trio.lowlevel.checkpoint()
             final_bytes = b""
-            if tls is not None and (complete or tls.failure is not None):  # then it is an alert
+            if tls is not None and (
+                complete or tls.engine.failure is not None
+            ):  # then it is an alert
                 final_bytes = tls.final_bytes()
         except BaseException:
             self.close_immediately()
@@ -416,7 +418,7 @@ class Connection:
     def close_immediately(self) -> None:
         """Close as a cancelled close does: like ``abort``, but the kernel keeps sending."""
         if not self._is_forked():
-            self.transport.close_hard()
+            self.transport.close_immediately()
         else:
             self.transport.release()
         self._mark_closed()
@@ -434,14 +436,14 @@ class Connection:
 
         If so, closing releases our descriptor and leaves the connection alone.
         """
-        return self.tls is not None and self.tls.forked
+        return self.tls is not None and self.tls.engine.forked
 
     def _detach(self, state: ConnectionState) -> None:
         """Make every later read and send fail on the closed transport."""
         if self.state is not ConnectionState.ABORTED:
             self.state = state
         self.layer = self.transport
-        self.buffer.settle()  # iterators forget the lines they have split already
+        self.buffer.commit_lines()  # iterators forget the lines they have split already
         self.reading.closed = self.sending.closed = True
         if self.sending_file is not None:
             self.sending_file.cancel()

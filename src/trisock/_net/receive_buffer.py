@@ -65,7 +65,7 @@ class ReceiveBuffer:
     Invariant: the unread bytes are those of ``_front`` from its last entry to its first, then those
     of ``_back`` in order. No entry is empty (``start < len(chunk)``), and ``size`` is the sum of
     the entries' unread bytes. Lines that the iterator of ``take_lines`` has yielded are still
-    counted until ``settle`` consumes them. Since small chunks were last coalesced, the last
+    counted until ``commit_lines`` consumes them. Since small chunks were last coalesced, the last
     ``_uncoalesced_front`` entries of ``_front`` and ``_uncoalesced_back`` of ``_back`` have been
     added: at most ``_MAX_UNCOALESCED`` each.
 
@@ -74,8 +74,8 @@ class ReceiveBuffer:
     way, and the oldest is ``_chunks_end - _count()``. Pushing back makes both numbers smaller.
 
     Attributes:
-      size: the number of unread bytes. Before ``settle``, it still includes the lines yielded since
-        they were split. Zero is certain, and ``len()`` is exact.
+      size: the number of unread bytes. Before ``commit_lines``, it still includes the lines that
+        were yielded since they were split. Zero is certain, and ``len()`` is exact.
     """
 
     __slots__ = (
@@ -106,7 +106,7 @@ class ReceiveBuffer:
         self._split_size = _FIRST_SPLIT_SIZE
 
     def __len__(self) -> int:
-        self.settle()
+        self.commit_lines()
         return self.size
 
     # ---- bytes in ----
@@ -128,7 +128,7 @@ class ReceiveBuffer:
         """Put a chunk in front of all others. An empty one changes nothing."""
         if not chunk:
             return
-        self.settle()
+        self.commit_lines()
         head = self._stream_end - self.size
         if self._front:
             oldest, start = self._front[-1]
@@ -213,7 +213,7 @@ class ReceiveBuffer:
 
     def entries(self) -> list[Entry]:
         """Return all entries, the oldest first, without taking or copying them."""
-        self.settle()
+        self.commit_lines()
         return [*reversed(self._front), *self._back]
 
     # ---- delimiters ----
@@ -224,7 +224,7 @@ class ReceiveBuffer:
         ``None`` if it does not end within the first ``max_bytes`` bytes.
         """
         if self._lines is not None:
-            self.settle()
+            self.commit_lines()
         head = self._stream_end - self.size
         stop = head + max_bytes
         if stop > self._stream_end:
@@ -303,7 +303,7 @@ class ReceiveBuffer:
         self._line_end = 0 if keep_ends else len(delimiter)
         return self._lines_iterator
 
-    def settle(self) -> None:
+    def commit_lines(self) -> None:
         """Consume the lines that the iterator has yielded, and end it."""
         lines = self._lines
         if lines is None:

@@ -59,7 +59,7 @@ class BufferedReceiver(trio.abc.ReceiveStream):
             if not buffer.size:  # the hot path bypasses the buffer
                 chunk = await connection.layer.receive()
                 tls = connection.tls
-                if max_bytes is None and (tls is None or not tls.incoming.pending):
+                if max_bytes is None and (tls is None or not tls.engine.incoming.pending):
                     return chunk
                 connection.buffer_received(chunk)
             elif buffer:
@@ -166,7 +166,7 @@ class BufferedReceiver(trio.abc.ReceiveStream):
         if not waited:
             await self._buffered_checkpoint()
         if end is None:
-            raise self._connection.transport.note(LimitExceededError(max_bytes))
+            raise self._connection.transport.remember_failure(LimitExceededError(max_bytes))
         return end
 
     def lines(
@@ -234,7 +234,7 @@ class BufferedReceiver(trio.abc.ReceiveStream):
 
     def _incomplete(self, expected: int | None) -> IncompleteReadError:
         entries = self._connection.buffer.entries()
-        return self._connection.transport.note(
+        return self._connection.transport.remember_failure(
             IncompleteReadError._in_pieces(entries, self._connection.buffer.size, expected)
         )
 

@@ -29,7 +29,7 @@ from typing import Any, ClassVar, TypeVar
 
 import trio
 
-from .tls_stream import TLSConnection
+from .tls_stream import SendState, TLSStream
 from .transport import Transport
 
 # How many bytes are read at a time where sendfile(2) is not used.
@@ -126,7 +126,7 @@ def _is_builtin(method: object) -> bool:
 async def send_file(
     source: Source,
     transport: Transport,
-    tls: TLSConnection | None,
+    tls: TLSStream | None,
     offset: int,
     count: int | None,
     on_sent: Callable[[int], None],
@@ -134,7 +134,7 @@ async def send_file(
     """Send part of a file. Stops early at the end of the file. A full checkpoint.
 
     Calls ``on_sent`` with the size of each piece. If the file ends too early under TLS,
-    ``tls.unfinished`` stays set: ``close_notify`` must not vouch for part of a file.
+    the stream stays IN_MESSAGE: ``close_notify`` must not vouch for part of a file.
     """
     if source.consumes and offset:
         raise OSError(errno.ESPIPE, os.strerror(errno.ESPIPE))
@@ -147,7 +147,7 @@ async def send_file(
     if descriptor is not None and await transport.send_file(descriptor, offset, int(left), on_sent):
         return
     layer = transport if tls is None else tls
-    was_unfinished = tls is not None and tls.unfinished
+    before = SendState.READY if tls is None else tls.send_state
     started = False
     try:
         while left:
@@ -169,7 +169,7 @@ async def send_file(
             await layer.send([memoryview(piece)])
             started = True
             if tls is not None:
-                tls.unfinished = True  # send has just reset it
+                tls.send_state = SendState.IN_MESSAGE  # send has just reset it
             offset += len(piece)
             left -= len(piece)
             on_sent(len(piece))
@@ -177,11 +177,11 @@ async def send_file(
             await layer.send(())  # a checkpoint that raises what a send would
     except BaseException:
         if started:  # the peer cannot tell that the rest of the file is missing
-            layer.cut_off()
+            layer.cut_short()
         raise
     if tls is not None:
         whole = not left or (count is None and not source.has_shrunk())
-        tls.unfinished = was_unfinished or not whole
+        tls.send_state = before if whole else SendState.IN_MESSAGE
 
 
 # ---- kinds of files ----

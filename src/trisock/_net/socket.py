@@ -239,7 +239,9 @@ class Socket(Uncopied, BufferedReceiver, trio.abc.HalfCloseableStream):
                 if scope.cancelled_caught:
                     self._connection.check_open()
             except trio.BrokenResourceError as exc:
-                raise self._connection.transport.note(self._file_failure(exc, sent)) from exc
+                raise self._connection.transport.remember_failure(
+                    self._file_failure(exc, sent)
+                ) from exc
             finally:
                 await source.close()
         if count is not None and sent < count:

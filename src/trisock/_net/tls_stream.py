@@ -1,41 +1,31 @@
-"""TLSConnection: TLS over a Transport.
+"""TLSStream: TLS over a Transport.
 
-``trio.SSLStream`` runs the handshake and the shutdown. We pass it our own transport and context to
-observe it:
-
-- ``CiphertextStream`` is the transport. It tells the end of the connection from the end of the
-  encrypted stream by an exception of its own. It also keeps a failed send to itself, so that what
-  the peer sent before can still be read.
-- ``SSLObjectTap`` is the context. ``SSLStream`` calls only its ``wrap_bio``, which gives it the
-  ``SSLObject`` and the memory BIOs: for the alert that ``SSLStream`` leaves there when a handshake
-  fails, and for reading without waiting.
+A ``TLSEngine`` encrypts and decrypts; this module carries its ciphertext. ``trio.SSLStream`` runs
+the handshake and the shutdown. For these it gets the engine, in place of an ``ssl.SSLContext``, and
+a ``_CiphertextStream``, in place of the transport.
 """
 
 from __future__ import annotations
 
 import contextlib
+import enum
 import ssl
-from collections.abc import Callable, Iterator, Sequence
-from typing import NoReturn, TypeVar, cast
+from collections.abc import Iterator, Sequence
+from typing import cast
 
 import trio
 
-from .. import _fork
 from .._address import Address
-from .._errors import TLSError, describe_ssl_error, fresh, ssl_reason
-from .._tls.error_queue import clear_error_queue
-from .._tls.info import TLSInfo, has_expired, new_tls_info
+from .._errors import TLSError, fresh
+from .._tls.engine import TLSEngine, TLSState
+from .._tls.info import TLSInfo
+from .._tls.records import SEND_SIZE, pieces
 from .._tls.roles import TLSRole
-from .ciphertext import MAX_EMPTY_RECORDS, pieces
-from .ssl_stream import FORKED, CiphertextStream, EndOfTransport, SSLObjectTap
 from .transport import Transport
 
-# The plaintext limit of a TLS record (RFC 8446, section 5.1): a read of this size returns one
-# record.
-_RECORD_SIZE = 16384
-
-# How many bytes of responses are queued for a peer that does not read them: some 2000 key updates.
-_MAX_RESPONSES = 65536
+# How many bytes wait for a peer that does not read: a piece of a message, with its overhead, and 64
+# KiB of responses, some 2000 key updates.
+_MAX_UNSENT = 65536 + SEND_SIZE + 4096
 
 # How many records are decrypted ahead before other tasks run: some two milliseconds.
 _MAX_RECORDS_AHEAD = 1024
@@ -45,10 +35,19 @@ _MAX_RECORDS_AHEAD = 1024
 _MAX_PEEK_READS = 16
 
 
-ResultT = TypeVar("ResultT")
+class SendState(enum.Enum):
+    """What may follow what was sent. Only in READY is that ``close_notify``, or an alert."""
+
+    READY = enum.auto()
+    IN_MESSAGE = enum.auto()  # a message or a file was sent in part, and the rest may follow
+    OVER = enum.auto()  # nothing: the peer could not decrypt it, or would take a part for the whole
 
 
-class TLSConnection:
+class EndOfTransport(Exception):
+    """The connection ended. The reader decides whether the encrypted stream had ended too."""
+
+
+class TLSStream:
     """TLS over one Transport, from the handshake to the last record.
 
     Args:
@@ -58,13 +57,13 @@ class TLSConnection:
       https_compatible: as in ``trio.SSLStream``: ``close_notify`` is neither sent nor required.
       peer: the peer's address, for errors.
 
-    Invariant: once ``failure`` is set, every read and send raises it. The state of the encryption
-    is unknown then, or the peer has proved that it cannot be trusted. Every read takes a whole
-    record, so no decrypted bytes wait inside OpenSSL.
+    Invariant: ciphertext goes out in the order in which the engine wrote it, whichever task sends
+    it. A failed send does not stop reading: what the peer sent before may still be in the kernel.
 
     Attributes:
-      incoming: ciphertext that was read from the kernel but not passed to OpenSSL yet.
-      unfinished: whether a message or a file was sent only in part.
+      engine: encrypts and decrypts.
+      send_state: what may follow what was sent. After a file that was too short it stays
+        IN_MESSAGE.
     """
 
     def __init__(
@@ -77,28 +76,21 @@ class TLSConnection:
         peer: Address,
     ) -> None:
         self._transport = transport
-        self._role = role
         self._https_compatible = https_compatible
-        self._peer = peer
-        self._ciphertext_stream = CiphertextStream(transport)
-        self._tap = SSLObjectTap(role, self._ciphertext_stream)
-        self._ssl_stream = trio.SSLStream(
-            self._ciphertext_stream, cast(ssl.SSLContext, self._tap), server_side=role.server_side
-        )
-        self._ssl_object: ssl.SSLObject  # set by the handshake
-        self._incoming_bio = self._tap.incoming_bio
-        self.incoming = self._ciphertext_stream.incoming
-        self._outgoing_bio = self._tap.outgoing_bio
-        self.incoming.write(early)
-        self.failure: trio.BrokenResourceError | None = None
-        self._in_ssl_stream = self._released = False
-        self._ended = False
-        self.unfinished = False
-        self._response_unsent = False  # a part of one is in the stream's unsent
-        self._forks = _fork.count
+        self.engine = TLSEngine(role, peer, transport.remember_failure)
+        self.engine.incoming.write(early)
+        self.send_state = SendState.READY
+        self._send_failure: trio.BrokenResourceError | None = None
+        self._writable_lock = trio.Lock()  # a descriptor takes one waiter, and there may be two
         self._filling = False
         self._filled: trio.Event | None = None  # set when the task that fills is done
-        self.info: TLSInfo | None = None
+        self._ssl_stream = trio.SSLStream(
+            _CiphertextStream(self, transport),
+            # SSLStream uses it as a context with one method (see TLSEngine).
+            cast(ssl.SSLContext, self.engine),
+            server_side=role.server_side,
+        )
+        self._in_ssl_stream = False
 
     # ---- handshake ----
 
@@ -108,64 +100,21 @@ class TLSConnection:
         If it fails or is cancelled, the connection is unusable, and ``final_bytes`` is what to send
         to the peer before closing.
         """
-        with trio.CancelScope(deadline=deadline) as scope:
-            try:
-                if self._role.server_side and not self.incoming.pending:
-                    # The client speaks first: wait for it without asking OpenSSL.
-                    self.incoming.write(await self._transport.receive())
-                    if not self.incoming.pending:
-                        raise EndOfTransport
-                if self.incoming.pending:
-                    self._incoming_bio.write(self.incoming.take())
-                with self._using_ssl_stream():
-                    await self._ssl_stream.do_handshake()
-            except EndOfTransport:
-                raise self._fail("the peer closed the connection") from None
-            except trio.BrokenResourceError as exc:
-                raise self._fail_from(exc) from exc.__cause__
+        engine = self.engine
+        with (
+            trio.CancelScope(deadline=deadline) as scope,
+            self._using_ssl_stream(at_end="the peer closed the connection"),
+        ):
+            if engine.server_side and not engine.incoming.pending:
+                # The client speaks first: wait for it without asking OpenSSL.
+                engine.incoming.write(await self._transport.receive())
+                if not engine.incoming.pending:
+                    raise EndOfTransport
+            engine.feed_record()
+            await self._ssl_stream.do_handshake()
         if scope.cancelled_caught:
-            raise self._fail(f"not finished within {timeout:g} seconds")
-        if self._ciphertext_stream.send_failure is not None:
-            raise self._fail("the peer closed the connection")
-        self.incoming.restart(self._incoming_bio.read())
-        ssl_object = self._ssl_object = self._tap.ssl_object
-        alpn_protocol = ssl_object.selected_alpn_protocol()
-        if self._role.require_alpn and alpn_protocol is None:
-            raise self._fail("the peer shares no ALPN protocol, and one is required")
-        version = ssl_object.version()
-        cipher = ssl_object.cipher()
-        assert version is not None
-        assert cipher is not None
-        certificate = ssl_object.getpeercert(binary_form=True)
-        session_reused = bool(ssl_object.session_reused)
-        try:
-            expired = session_reused and certificate is not None and has_expired(certificate)
-        except ValueError as exc:
-            raise self._fail(str(exc)) from None
-        if expired:
-            # OpenSSL verified it when the session began, up to two hours ago, and not now.
-            raise self._fail(
-                "the certificate was refused: certificate has expired",
-                reason="CERTIFICATE_VERIFY_FAILED",
-                verify_code=10,
-            )
-        server_hostname = self._role.server_hostname
-        if self._role.server_side:
-            server_hostname = self._tap.requested_name
-        info = TLSInfo(
-            version=version,
-            cipher=cipher[0],
-            alpn_protocol=alpn_protocol,
-            server_hostname=server_hostname,
-            peer_certificate=certificate,
-            session_reused=session_reused,
-        )
-        self.info = new_tls_info(
-            info,
-            tls_unique=None if version == "TLSv1.3" else ssl_object.get_channel_binding(),
-            server_certificate=None if self._role.server_side else certificate,
-        )
-        return self.info
+            raise engine.fail(f"not finished within {timeout:g} seconds")
+        return engine.finish_handshake()
 
     # ---- reading ----
 
@@ -175,21 +124,22 @@ class TLSConnection:
         If cancelled, it consumes nothing. ``receive_pending`` returns what else has arrived with
         it.
         """
-        if self.failure is not None:
-            self._check()
-        if self._ended or self.incoming.pending:
+        engine = self.engine
+        incoming = engine.incoming
+        if engine.failure is not None:
+            engine.check()
+        if incoming.pending or engine.state is TLSState.PEER_CLOSED:
             await trio.lowlevel.checkpoint_if_cancelled()
-            self._feed_record()
-            data = self._decrypt()
+            data = self._read_record()
             if data is not None:
                 await trio.lowlevel.cancel_shielded_checkpoint()
                 return data
-        elif self._forks != _fork.count:  # before we take the other process's data
-            self._refuse_in_fork()
+        elif engine.forked:  # before we take the other process's data
+            engine.refuse_in_fork()
         while True:
-            if self.incoming.pending:  # many empty records
+            if incoming.pending:  # many empty records
                 await trio.lowlevel.checkpoint()
-            elif self._filling or self._outgoing_bio.pending or self._response_unsent:
+            elif self._filling or engine.unsent:
                 self._flush_responses()
                 if not await self._fill():
                     return self._transport_ended()
@@ -203,11 +153,24 @@ class TLSConnection:
                         self._wake_waiter()
                 if not ciphertext:
                     return self._transport_ended()
-                self.incoming.write(ciphertext)
-            self._feed_record()
-            data = self._decrypt()
+                incoming.write(ciphertext)
+            data = self._read_record()
             if data is not None:
                 return data
+
+    def _read_record(self) -> bytes | None:
+        """Read from the engine, and flush its responses to what it has read.
+
+        If the flush fails, decrypted data is not lost: the next call raises.
+        """
+        data = self.engine.read()
+        if self.engine.outgoing.pending:
+            try:
+                self._flush_responses()
+            except TLSError:
+                if not data:
+                    raise
+        return data
 
     async def _fill(self) -> bool:
         """Wait for ciphertext. Returns False at the end of the connection.
@@ -221,10 +184,10 @@ class TLSConnection:
             return True
         self._filling = True
         try:
-            if self._outgoing_bio.pending or self._response_unsent:
+            if self.engine.unsent:
                 return await self._receive_and_flush()
             ciphertext = await self._transport.receive()
-            self.incoming.write(ciphertext)
+            self.engine.incoming.write(ciphertext)
         finally:
             self._filling = False
             if self._filled is not None:
@@ -243,118 +206,36 @@ class TLSConnection:
         Otherwise they stay queued: for the next send (RFC 8446, section 4.6.3), or for the reader,
         which waits for room as well as for data, because the peer may be waiting for them.
         """
-        stream = self._ciphertext_stream
-        with contextlib.suppress(trio.BrokenResourceError):
-            stream.check_process()
-            # Never in the middle of a message.
-            if not stream.cut_short and self._transport.writable_now():
-                stream.unsent = stream.send_nowait(self._outgoing_bio.read()) or b""
-                stream.cut_short = False  # the rest is not lost: it goes out first
-                self._response_unsent = bool(stream.unsent)
-        if self._outgoing_bio.pending + len(stream.unsent) > _MAX_RESPONSES:
-            raise self._fail("the peer asks for responses but does not read them")
+        if self.send_state is not SendState.OVER:
+            with contextlib.suppress(trio.BrokenResourceError):
+                if self._transport.writable_now():
+                    self._send_nowait()
+        if self.engine.unsent > _MAX_UNSENT:
+            raise self.engine.fail("the peer asks for responses but does not read them")
 
     async def _receive_and_flush(self) -> bool:
         """Wait as ``_fill`` does, and flush responses when there is room."""
         failure: Exception | None = None
         ciphertext = b""
 
-        async def receive() -> None:
-            nonlocal ciphertext, failure
-            try:
-                ciphertext = await self._transport.receive()
-                self.incoming.write(ciphertext)
-            except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-                failure = exc
-            nursery.cancel_scope.cancel()
-
         async def flush() -> None:
             with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                while self._outgoing_bio.pending or self._response_unsent:
-                    await self._ciphertext_stream.wait_writable()
+                while self.engine.unsent:
+                    await self._wait_writable()
                     self._check_sending()
                     self._flush_responses()
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(receive)
             nursery.start_soon(flush)
+            try:
+                ciphertext = await self._transport.receive()
+                self.engine.incoming.write(ciphertext)
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+                failure = exc  # raised below: the nursery would raise a group
+            nursery.cancel_scope.cancel()
         if failure is not None:
             raise failure
         return bool(ciphertext)
-
-    def _feed_record(self) -> None:
-        """Pass OpenSSL the next record. What follows ``close_notify`` may be plain text."""
-        if self.incoming.pending and not self._ended:
-            self._incoming_bio.write(self.incoming.take())
-
-    def _decrypt(self) -> bytes | None:
-        """Return one record's bytes, ``b""`` at the end, ``None`` if it needs more ciphertext.
-
-        Also ``None`` after many empty records. Then ``incoming`` still holds some, and other tasks
-        must run. Sends OpenSSL's responses to what it has read.
-        """
-        if self._forks != _fork.count:
-            self._refuse_in_fork()
-        data: bytes | None
-        try:
-            data = self._ssl_object.read(_RECORD_SIZE)
-        except ssl.SSLError as exc:
-            data = self._decrypt_more(exc)
-        if self._outgoing_bio.pending:
-            self._flush_after_read(data)
-        if data is not None and not data:
-            self._ended = True
-        return data
-
-    def _decrypt_more(self, exc: ssl.SSLError) -> bytes | None:
-        """Continue after an exception. Most often the record was empty."""
-        for _ in range(MAX_EMPTY_RECORDS):
-            if not isinstance(exc, ssl.SSLWantReadError):
-                return self._retry(exc, lambda: self._ssl_object.read(_RECORD_SIZE))
-            if not self.incoming.pending:
-                break
-            self._feed_record()
-            try:
-                return self._ssl_object.read(_RECORD_SIZE)
-            except ssl.SSLError as another:
-                exc = another
-        return None
-
-    def _flush_after_read(self, data: bytes | None) -> None:
-        """Flush responses. If that fails, decrypted data is not lost: the next call raises."""
-        try:
-            self._flush_responses()
-        except TLSError:
-            if not data:
-                raise
-
-    def _retry(self, exc: ssl.SSLError, call: Callable[[], ResultT]) -> ResultT | None:
-        """Retry an OpenSSL call whose error may be another connection's; ``None`` if it must read.
-
-        The error queue belongs to the thread. An error that something else left there replaces
-        WANT_READ (and close_notify), and nothing tells whose it is. But after an error of this
-        connection its handshake fails. Otherwise the handshake is finished and does nothing, or has
-        to read. The queue is empty now: Python clears it when it raises. Clearing it before each
-        call would cost 1.5 microseconds, a tenth of a small message.
-        """
-        try:
-            self._ssl_object.do_handshake()
-        except ssl.SSLWantReadError:
-            pass
-        except ssl.SSLError:
-            raise self._fail_from_ssl(exc) from exc
-        try:
-            return call()
-        except ssl.SSLWantReadError:
-            return None
-        except ssl.SSLError as own:
-            raise self._fail_from_ssl(own) from own
-
-    def _refuse_in_fork(self) -> NoReturn:
-        """Refuse to use another process's keys: the next record would reuse a nonce."""
-        if self.failure is None:
-            self.failure = self._ciphertext_stream.send_failure = self._transport.broken(FORKED)
-        raise self._transport.note(fresh(self.failure))
 
     def receive_pending(self) -> list[bytes]:
         """Return the bytes of each record that was already read from the kernel.
@@ -363,38 +244,14 @@ class TLSConnection:
         ``receive`` reports an error, like the end.
         """
         records: list[bytes] = []
-        if not self.can_decrypt or self._forks != _fork.count:
-            return records
-        incoming = self.incoming
-        read = self._ssl_object.read
-        data: bytes | None = None
-        try:
-            while incoming.pending and len(records) < _MAX_RECORDS_AHEAD:
-                ciphertext, count = incoming.take_many()
-                self._incoming_bio.write(ciphertext)
-                for _ in range(count):  # _decrypt, inlined (row tls-receive)
-                    try:
-                        data = read(_RECORD_SIZE)
-                    except ssl.SSLError as exc:
-                        data = self._decrypt_more(exc)
-                    if not data:
-                        break
-                    records.append(data)
-                if self._outgoing_bio.pending:
+        engine = self.engine
+        more = True
+        with contextlib.suppress(trio.BrokenResourceError):
+            while more and engine.can_read and len(records) < _MAX_RECORDS_AHEAD:
+                more = engine.read_batch(records)
+                if engine.outgoing.pending:
                     self._flush_responses()
-                if not data and (data is not None or incoming.pending):
-                    break  # the end, or many empty records: other tasks must run
-        except trio.BrokenResourceError:
-            pass
-        if data is not None and not data:
-            self._ended = True
-            incoming.restart(self._incoming_bio.read())  # plain text may follow close_notify
         return records
-
-    @property
-    def can_decrypt(self) -> bool:
-        """Whether ciphertext was read from the kernel but not decrypted yet."""
-        return bool(self.incoming.pending) and self.failure is None and not self._ended
 
     def receive_nowait(self) -> bytes | None:
         """Return one record's bytes, ``b""`` at the end, ``None`` if no whole record has arrived.
@@ -403,42 +260,37 @@ class TLSConnection:
         ``receive``.
         """
         for _ in range(_MAX_PEEK_READS):
-            if self.failure is not None:
+            if self.engine.failure is not None:
                 break
             try:
-                self._feed_record()
-                data = self._decrypt()
+                data = self._read_record()
                 if data is not None:
                     return data
-                if self._filling or self.incoming.pending:
+                if self._filling or self.engine.incoming.pending:
                     break  # a sender's read comes first, or many empty records
                 ciphertext = self._transport.receive_nowait()
             except (BlockingIOError, trio.BrokenResourceError):
                 return None
             if not ciphertext:
                 return b"" if self._https_compatible else None
-            self.incoming.write(ciphertext)
+            self.engine.incoming.write(ciphertext)
         return None
-
-    @property
-    def forked(self) -> bool:
-        """Whether another process began TLS and keeps the connection."""
-        return self._forks != _fork.count
 
     def at_end(self) -> bool:
         """Whether nothing is left to read, as far as is known without decrypting."""
-        if self.failure is not None or self._ended or self.forked:
+        engine = self.engine
+        if engine.failure is not None or engine.state is TLSState.PEER_CLOSED or engine.forked:
             return True
-        if self.incoming.pending:
-            return False
-        return self._transport.at_end()
+        return not engine.incoming.pending and self._transport.at_end()
 
     def _transport_ended(self) -> bytes:
         if self._https_compatible:
             return b""
         # RFC 8446, section 6.1. This must not depend on the context: the user's, or that of a later
         # Python, may have OP_IGNORE_UNEXPECTED_EOF set.
-        raise self._fail("the peer ended the connection without close_notify: data may be missing")
+        raise self.engine.fail(
+            "the peer ended the connection without close_notify: data may be missing"
+        )
 
     # ---- sending ----
 
@@ -448,72 +300,103 @@ class TLSConnection:
         If cancelled before the first byte is sent, nothing changes. Later, the connection is
         unusable.
         """
+        engine = self.engine
+        before = self.send_state
         started = False
-        unfinished = self.unfinished
         try:
             for piece in pieces(buffers):
                 while True:
-                    if self.failure is not None or self._ciphertext_stream.send_failure is not None:
+                    if engine.failure is not None or self._send_failure is not None:
                         self._check_sending()
                     # What is encrypted must be sent. So wait first: until there is room for a byte,
                     # cancellation does no harm.
                     if not self._transport.writable_now():
-                        await self._ciphertext_stream.wait_writable()
+                        await self._wait_writable()
                         self._check_sending()  # a reader may have failed meanwhile
                     await trio.lowlevel.checkpoint_if_cancelled()
-                    if self._encrypt(piece):
+                    if engine.write(piece):
                         break
                     self._flush_responses()
-                    if self.incoming.pending:
-                        self._feed_record()
+                    if engine.incoming.pending:
+                        engine.feed_record()
                         await trio.lowlevel.checkpoint()
                     elif not await self._fill():
                         self._transport_ended()
                         raise self._transport.broken("the peer has ended the connection")
-                started = self.unfinished = True
-                rest = self._ciphertext_stream.send_nowait(self._outgoing_bio.read())
-                self._response_unsent = False  # its unsent part is in rest
-                if rest is None:
+                started = True
+                self.send_state = SendState.IN_MESSAGE
+                if self._send_nowait():
                     await trio.lowlevel.cancel_shielded_checkpoint()
                 else:
-                    await self._ciphertext_stream.send_rest(rest)
+                    await self._send_rest()
         except BaseException as exc:
             if started:
-                self._ciphertext_stream.cut_short = True
-                if not isinstance(exc, Exception) and self.failure is None:
-                    self.failure = self._transport.broken("an earlier send was cut off")
+                self.send_state = SendState.OVER
+                if not isinstance(exc, Exception) and engine.failure is None:
+                    engine.set_failure(self._transport.broken("an earlier send was cut off"))
             raise
-        self.unfinished = unfinished
+        self.send_state = before
         if not started:
             self._check_sending()
             await trio.lowlevel.checkpoint()
 
-    def _encrypt(self, piece: bytes | memoryview) -> bool:
-        """Encrypt. Returns False if OpenSSL must read first, inside a TLS message."""
-        if self._forks != _fork.count:
-            self._refuse_in_fork()
+    def _send_nowait(self) -> bool:
+        """Send what the engine has to send; return whether the kernel took all of it."""
+        if self.engine.forked:
+            self.engine.refuse_in_fork()
+        data = self.engine.data_to_send()
         try:
-            self._ssl_object.write(piece)
-        except ssl.SSLWantReadError:
-            return False
-        except ssl.SSLError as exc:
-            return self._retry(exc, lambda: self._ssl_object.write(piece)) is not None
-        return True
+            sent = self._transport.send_nowait(data)
+        except trio.BrokenResourceError as exc:
+            self.send_state = SendState.OVER
+            self._send_failure = fresh(exc)
+            raise
+        if sent == len(data):
+            return True
+        self.engine.put_back(memoryview(data)[sent:])
+        return False
+
+    async def _send_rest(self) -> None:
+        """Send what ``_send_nowait`` has left. A reader may send some of it meanwhile."""
+        while self.engine.unsent:
+            await self._wait_writable()
+            self._send_nowait()
+
+    async def send_ciphertext(self, data: bytes) -> None:
+        """Send what ``SSLStream`` took from the engine. If cancelled, sending is over.
+
+        What is encrypted must be sent, so there is no cancel point before the first attempt.
+        """
+        self.engine.put_back(self.engine.data_to_send() + data)
+        self.send_state = SendState.IN_MESSAGE
+        if not self._send_nowait():
+            await self._send_rest()
+        self.send_state = SendState.READY
+
+    async def _wait_writable(self) -> None:
+        try:  # rarely contended, and Lock.acquire would be another checkpoint
+            self._writable_lock.acquire_nowait()
+        except trio.WouldBlock:
+            await self._writable_lock.acquire()
+        try:
+            await self._transport.wait_writable()
+        finally:
+            self._writable_lock.release()
 
     async def wait_writable(self) -> None:
         """Wait until a send might not block. A full checkpoint."""
         self._check_sending()
-        await self._ciphertext_stream.wait_writable()
+        await self._wait_writable()
 
     def _check_sending(self) -> None:
-        self._check()
-        if self._ciphertext_stream.send_failure is not None:
-            raise self._transport.note(fresh(self._ciphertext_stream.send_failure))
+        self.engine.check()
+        if self._send_failure is not None:
+            raise self._transport.remember_failure(fresh(self._send_failure))
 
-    def cut_off(self) -> None:
-        """Let nothing follow what was sent: it was cut short."""
-        self._ciphertext_stream.cut_short = True
-        self._ciphertext_stream.send_failure = self._transport.broken("an earlier send was cut off")
+    def cut_short(self) -> None:
+        """Let nothing follow what was sent: only part of a file was."""
+        self.send_state = SendState.OVER
+        self._send_failure = self._transport.broken("an earlier send was cut off")
 
     # ---- shutdown ----
 
@@ -523,31 +406,34 @@ class TLSConnection:
         Raises ``TLSError`` if the peer still sends encrypted data, or does not end TLS properly. If
         it fails or is cancelled, the connection is unusable.
         """
-        if self._forks != _fork.count:
-            self._refuse_in_fork()
-        if self.failure is not None or self._ciphertext_stream.send_failure is not None:
-            raise self._fail("it was cut off before")
-        if self.unfinished:  # close_notify would vouch for the rest
-            raise self._fail("a file was sent in part only")
-        try:
-            with self._using_ssl_stream():
-                _, trailing = await self._ssl_stream.unwrap()
-        except EndOfTransport:
-            raise self._fail("the peer ended the connection without close_notify") from None
-        except trio.BrokenResourceError as exc:
-            raise self._fail_from(exc) from exc.__cause__
-        if self._ciphertext_stream.send_failure is not None:
-            raise self._fail("the peer closed the connection")
-        return bytes(trailing) + self.incoming.take_all()
+        engine = self.engine
+        if engine.forked:
+            engine.refuse_in_fork()
+        if engine.failure is not None or self._send_failure is not None:
+            raise engine.fail("it was cut off before")
+        if self.send_state is not SendState.READY:  # close_notify would vouch for the rest
+            raise engine.fail("a file was sent in part only")
+        with self._using_ssl_stream(at_end="the peer ended the connection without close_notify"):
+            _, trailing = await self._ssl_stream.unwrap()
+        return bytes(trailing) + engine.incoming.take_all()
 
     @contextlib.contextmanager
-    def _using_ssl_stream(self) -> Iterator[None]:
+    def _using_ssl_stream(self, *, at_end: str) -> Iterator[None]:
+        """Convert the errors of ``SSLStream``. ``at_end``: what the end of the connection means."""
         self._in_ssl_stream = True
         try:
             yield
+            if self._send_failure is not None:
+                raise self.engine.fail("the peer closed the connection")
+        except EndOfTransport:
+            raise self.engine.fail(at_end) from None
+        except TLSError:  # the engine's
+            raise
+        except trio.BrokenResourceError as exc:
+            raise self.engine.fail(str(exc) or "it was cut off") from exc.__cause__
         finally:
             self._in_ssl_stream = False
-            if self._released:
+            if self._transport.closing:
                 self.release()
 
     def release(self) -> None:
@@ -556,54 +442,60 @@ class TLSConnection:
         It refers to itself by a bound method. Without this, each ended connection (and a server's
         context, with its sessions) would wait for the garbage collector.
         """
-        self._released = True
         if not self._in_ssl_stream:
             vars(self._ssl_stream).clear()
 
     def final_bytes(self) -> bytes:
         """Return what to send before FIN: ``close_notify``, or the alert that says why.
 
-        Empty if the peer could not decrypt it (after ciphertext that was cut short), if it would
-        vouch for something ``unfinished``, or in a forked process. Nothing can be sent afterwards.
+        Empty if the peer could not decrypt it, if it would vouch for something sent in part, or in
+        a forked process. Nothing can be sent afterwards.
         """
-        if self.forked:
+        engine = self.engine
+        if engine.forked:
             return b""
-        if self.failure is None:
-            if self.info is None or self._https_compatible:
+        if engine.failure is None:
+            if engine.state is TLSState.HANDSHAKE or self._https_compatible:
                 return b""
-            # Unread data stays in ``incoming``: SSL_shutdown would fail on it and send nothing.
-            with contextlib.suppress(ssl.SSLError):  # it does not wait for the peer's
-                self._ssl_object.unwrap()
-            clear_error_queue()  # an alert may have left an error
-        data = bytes(self._ciphertext_stream.unsent) + self._outgoing_bio.read()
-        return b"" if self._ciphertext_stream.cut_short or self.unfinished else data
+            engine.close_notify()
+        data = engine.data_to_send()
+        return data if self.send_state is SendState.READY else b""
 
-    # ---- errors ----
 
-    def _check(self) -> None:
-        if self._forks != _fork.count:
-            self._refuse_in_fork()
-        if self.failure is not None:
-            raise self._transport.note(fresh(self.failure))
+class _CiphertextStream(trio.abc.Stream):
+    """The transport of ``SSLStream``.
 
-    def _fail(
-        self, why: str, *, reason: str | None = None, verify_code: int | None = None
-    ) -> TLSError:
-        what = "TLS handshake" if self.info is None else "TLS"
-        text = f"{what} with {self._role.named(self._peer)} failed: {why}"
-        error = TLSError(text, reason=reason, verify_code=verify_code)
-        self.failure = fresh(error)
-        return self._transport.note(error)
+    A call is a checkpoint only if it has to wait: ``SSLStream`` acquires a lock before each call,
+    and that is a checkpoint. ``EndOfTransport`` tells the end of the connection from the end of the
+    encrypted stream.
+    """
 
-    def _fail_from(self, exc: trio.BrokenResourceError) -> TLSError:
-        """Convert an error from ``SSLStream`` into the one to raise."""
-        if isinstance(exc.__cause__, ssl.SSLError):
-            return self._fail_from_ssl(exc.__cause__)
-        return self._fail(str(exc) or "it was cut off")
+    def __init__(self, tls: TLSStream, transport: Transport) -> None:
+        self._tls = tls
+        self._transport = transport
 
-    def _fail_from_ssl(self, exc: ssl.SSLError) -> TLSError:
-        return self._fail(
-            describe_ssl_error(exc),
-            reason=ssl_reason(exc) or None,
-            verify_code=getattr(exc, "verify_code", None),
-        )
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Return a few whole records, or a part of one. If cancelled, it consumes nothing."""
+        incoming = self._tls.engine.incoming
+        if not incoming.pending:
+            self._tls.engine.check()
+            try:
+                data = self._transport.receive_nowait()
+            except BlockingIOError:
+                data = await self._transport.receive()
+            if not data:
+                raise EndOfTransport
+            incoming.write(data)
+        return bytes(incoming.take_many()[0])
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        # A failed send is reported when SSLStream is done: what the peer sent before, such as an
+        # alert, can still be read.
+        with contextlib.suppress(trio.BrokenResourceError):
+            await self._tls.send_ciphertext(bytes(data))
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Do nothing: the Socket asks the Transport itself."""
+
+    async def aclose(self) -> None:
+        """Leave closing to the Socket, which does more than ``SSLStream`` can."""

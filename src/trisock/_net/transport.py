@@ -263,7 +263,7 @@ class Transport:
                     checkpointed = True
         except BaseException:
             if started:
-                self.cut_off()
+                self.cut_short()
             raise
         if not checkpointed:
             await trio.lowlevel.cancel_shielded_checkpoint()
@@ -307,7 +307,7 @@ class Transport:
                 await trio.lowlevel.checkpoint()
         except BaseException:
             if started:
-                self.cut_off()
+                self.cut_short()
             raise
         return True
 
@@ -328,7 +328,7 @@ class Transport:
         try:
             await self.stream.send_eof()
         except trio.BrokenResourceError as exc:
-            raise self.note(exc) from exc.__cause__
+            raise self.remember_failure(exc) from exc.__cause__
 
     @property
     def eof_sent(self) -> bool:
@@ -343,7 +343,7 @@ class Transport:
         if self.eof_sent:
             raise trio.ClosedResourceError("nothing can be sent after send_eof")
 
-    def cut_off(self) -> None:
+    def cut_short(self) -> None:
         """Refuse later sends: only part of a message or a file was sent."""
         if self._send_failure is None:
             self._send_failure = self.broken("an earlier send was cut off")
@@ -371,10 +371,10 @@ class Transport:
 
     # ---- closing ----
 
-    def wake(self) -> None:
+    def begin_close(self) -> None:
         """Begin to close: wake waiting tasks with ``ClosedResourceError``.
 
-        From now on only ``close``, ``abort``, ``close_hard`` and ``release`` have an effect.
+        From now on only ``close``, ``abort``, ``close_immediately`` and ``release`` have an effect.
         """
         self._mark_closing()
         if self._socket.fileno() >= 0:
@@ -435,7 +435,7 @@ class Transport:
         This also works when others hold the descriptor, such as a forked child. Where the system
         cannot reset a shared connection, it is shut down.
         """
-        self.wake()
+        self.begin_close()
         if self._socket.fileno() >= 0 and not reset_connection(self._socket):
             with contextlib.suppress(OSError):
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_AND_RESET)
@@ -445,9 +445,9 @@ class Transport:
                     self._socket.shutdown(socket.SHUT_RDWR)
         self._close_descriptor()
 
-    def close_hard(self) -> None:
+    def close_immediately(self) -> None:
         """Close immediately, as ``trio.SocketStream`` does. The kernel still sends its data."""
-        self.wake()
+        self.begin_close()
         self._end_connection()
         self._close_descriptor()
 
@@ -466,7 +466,7 @@ class Transport:
 
     def release(self) -> None:
         """Close our descriptor and leave the connection to the other process that holds it."""
-        self.wake()
+        self.begin_close()
         with contextlib.suppress(OSError):  # closed underneath us
             socket.close(self._socket.detach())
 
@@ -487,7 +487,7 @@ class Transport:
 
     def _raise_failure(self, failure: Exception) -> NoReturn:
         if isinstance(failure, trio.BrokenResourceError):
-            raise self.note(fresh(failure))
+            raise self.remember_failure(fresh(failure))
         raise trio.ClosedResourceError(*_CLOSED.args)
 
     def _broken_from(self, exc: OSError) -> trio.BrokenResourceError:
@@ -497,16 +497,16 @@ class Transport:
 
     def broken(self, why: str) -> trio.BrokenResourceError:
         """Create the error of a broken connection and remember it as one of ours."""
-        return self.note(trio.BrokenResourceError(f"the connection is broken: {why}"))
+        return self.remember_failure(trio.BrokenResourceError(f"the connection is broken: {why}"))
 
-    def note(self, failure: FailureT) -> FailureT:
+    def remember_failure(self, failure: FailureT) -> FailureT:
         """Remember that this failure belongs to this connection, and return it."""
         if self._failures is None:
             self._failures = weakref.WeakValueDictionary()
         self._failures[id(failure)] = failure
         return failure
 
-    def has_failed_by(self, exc: BaseException) -> bool:
+    def caused(self, exc: BaseException) -> bool:
         """Return whether this connection raised the exception."""
         return self._failures is not None and self._failures.get(id(exc)) is exc
 

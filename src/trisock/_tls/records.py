@@ -18,7 +18,7 @@ MAX_EMPTY_RECORDS = 16
 
 # How many bytes are encrypted for one system call. It bounds the ciphertext in memory, whatever the
 # size of the send.
-_SEND_SIZE = 65536
+SEND_SIZE = 65536
 
 
 class IncomingCiphertext:
@@ -128,8 +128,8 @@ class IncomingCiphertext:
 
 
 def pieces(buffers: Sequence[bytes | memoryview]) -> Iterable[bytes | memoryview]:
-    """Return the same bytes with small buffers joined and large ones split at ``_SEND_SIZE``."""
-    if len(buffers) == 1 and 0 < len(buffers[0]) <= _SEND_SIZE:
+    """Return the same bytes with small buffers joined and large ones split at ``SEND_SIZE``."""
+    if len(buffers) == 1 and 0 < len(buffers[0]) <= SEND_SIZE:
         return buffers
     return _split(buffers)
 
@@ -139,9 +139,9 @@ def _split(buffers: Sequence[bytes | memoryview]) -> Iterator[bytes | memoryview
     size = 0
     for each in buffers:
         view = memoryview(each)
-        for start in range(0, len(view), _SEND_SIZE):
-            part = view[start : start + _SEND_SIZE]
-            if size + len(part) > _SEND_SIZE:
+        for start in range(0, len(view), SEND_SIZE):
+            part = view[start : start + SEND_SIZE]
+            if size + len(part) > SEND_SIZE:
                 yield _join(parts)
                 parts, size = [], 0
             parts.append(part)

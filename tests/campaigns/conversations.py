@@ -404,7 +404,7 @@ async def a_stale_path(site: Site, rng: random.Random) -> None:
 
 async def a_cancelled_accept(site: Site, rng: random.Random) -> None:
     """It loses no connection."""
-    async with await trisock.listen(0, LOCALHOST) as listener:
+    async with await trisock.listen(0, host=LOCALHOST) as listener:
         clients = [await trisock.connect(LOCALHOST, listener.port) for _ in range(3)]
         accepted: list[Socket] = []
         while len(accepted) < len(clients):

@@ -23,15 +23,15 @@ from trisock.pluto.blocking import current_run
 @covers("listen")
 @pytest.mark.parametrize("host", [None, "127.0.0.1", "localhost"])
 async def test_a_cancelled_listen_leaves_the_port_free(host: str | None) -> None:
-    async with await trisock.listen(0, host) as listener:
+    async with await trisock.listen(0, host=host) as listener:
         port = listener.port
 
     async def scenario(attempt: Attempt) -> None:
-        await attempt(lambda: trisock.listen(port, host))
+        await attempt(lambda: trisock.listen(port, host=host))
         assert attempt.error is None
         if not attempt.cancelled:
             attempt.value.abort()
-        async with await trisock.listen(port, host):
+        async with await trisock.listen(port, host=host):
             pass
 
     await at_every_moment(scenario)
@@ -81,7 +81,7 @@ ACCEPTS: dict[str, Callable[[trisock.Listener], Call]] = {
 async def listen_on(where: str, path: Path) -> trisock.Listener:
     if where == "unix":
         return await trisock.listen_unix(path)
-    return await trisock.listen(0, None if where == "both" else "127.0.0.1")
+    return await trisock.listen(0, host=None if where == "both" else "127.0.0.1")
 
 
 @covers(*ACCEPTS)

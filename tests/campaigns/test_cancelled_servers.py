@@ -70,7 +70,7 @@ async def test_a_cancelled_server_leaves_no_connection_and_no_listener(
     """Its own task is cancelled, and so are those of the handlers, wherever they are."""
 
     async def scenario(attempt: Attempt) -> None:
-        listener = trisock.listen_nowait(0, "127.0.0.1")
+        listener = trisock.listen_nowait(0, host="127.0.0.1")
         peers = []
         servers = []
 
@@ -114,7 +114,7 @@ async def test_a_cancelled_server_leaves_no_connection_and_no_listener(
             assert not server.connections
             assert server.stats().active == 0
             assert server.stats().handler_errors == 0
-        trisock.listen_nowait(listener.port, "127.0.0.1").abort()
+        trisock.listen_nowait(listener.port, host="127.0.0.1").abort()
         for peer in peers:
             if not peer.gone:
                 peer.raw.setblocking(True)

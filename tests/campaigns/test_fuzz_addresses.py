@@ -80,9 +80,9 @@ def test_hosts_and_ports(fuzz: Fuzz, monkeypatch: pytest.MonkeyPatch) -> None:
             if how == "connect":
                 (await trisock.connect(host, port)).abort()
             elif how == "listen":
-                (await trisock.listen(port, host)).abort()
+                (await trisock.listen(port, host=host)).abort()
             else:
-                trisock.listen_nowait(port, host).abort()
+                trisock.listen_nowait(port, host=host).abort()
         except (OSError, TypeError, ValueError) as exc:
             error = exc
         assert error is None or (str(error) and not isinstance(error, UnicodeError))

@@ -34,7 +34,7 @@ async def test_callbacks_may_be_async(hs: Sockets, calls: Calls) -> None:
         await trio.lowlevel.checkpoint()
         calls(tag)
 
-    async with await trisock.listen(0, LOCALHOST) as listener:
+    async with await trisock.listen(0, host=LOCALHOST) as listener:
         client = hs.new(reading).connect(LOCALHOST, listener.port, connecting)
         assert client is not None
         client.write("x\n", 1, writing).read("\n", 2)
@@ -54,7 +54,7 @@ async def test_an_objects_callbacks_come_in_order_one_at_a_time(hs: Sockets, cal
         await go_on.wait()
         calls("still connecting")
 
-    async with await trisock.listen(0, LOCALHOST) as listener:
+    async with await trisock.listen(0, host=LOCALHOST) as listener:
         client = hs.new(calls).connect(LOCALHOST, listener.port, connecting)
         assert client is not None
         client.write("x\n", 1, calls)
@@ -90,7 +90,7 @@ async def test_a_callback_that_raises_is_logged_and_harms_nothing(
     async def failing_in_a_group(*arguments: object) -> None:
         raise ExceptionGroup("group", [ZeroDivisionError("in a group")])
 
-    async with await trisock.listen(0, LOCALHOST) as listener:
+    async with await trisock.listen(0, host=LOCALHOST) as listener:
         for callback, words in [
             (failing, "plain"),
             (failing_later, "async"),
@@ -183,7 +183,7 @@ async def test_an_async_callback_that_reconnects_its_own_object(hs: Sockets, cal
     def reconnected() -> None:
         calls("connected")
 
-    async with await trisock.listen(0, LOCALHOST) as listener:
+    async with await trisock.listen(0, host=LOCALHOST) as listener:
         client = hs.new(callback)
         client.connect(LOCALHOST, listener.port)
         client.read("\n", 1)

@@ -32,7 +32,7 @@ from trisock.hammerspoon import callbacks as _callbacks
 
 
 async def test_connect_host_port_returns_self(hs: Sockets) -> None:
-    async with await trisock.listen(0, LOCALHOST) as listener:
+    async with await trisock.listen(0, host=LOCALHOST) as listener:
         client = hs.new()
         assert client.connect(LOCALHOST, listener.port) is client
         assert not client.connected()  # returns at once
@@ -64,7 +64,7 @@ async def test_connect_fn_is_called_once_and_without_arguments(
     hs: Sockets, path: str, calls: Calls
 ) -> None:
     async with (
-        await trisock.listen(0, LOCALHOST) as tcp,
+        await trisock.listen(0, host=LOCALHOST) as tcp,
         await trisock.listen_unix(path) as unix,
     ):
         for listener, arguments in [
@@ -115,7 +115,7 @@ async def test_connect_of_a_listening_or_connecting_object_is_None(
 async def test_connect_where_nobody_listens_is_logged_and_unconnected_again(
     hs: Sockets, log: pytest.LogCaptureFixture, path: str, calls: Calls
 ) -> None:
-    async with await trisock.listen(0, LOCALHOST) as listener:
+    async with await trisock.listen(0, host=LOCALHOST) as listener:
         port = listener.port
     for arguments, words in [((LOCALHOST, port), "refused"), ((path,), "No such file")]:
         client = hs.new(calls)

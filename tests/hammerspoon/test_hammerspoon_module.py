@@ -171,7 +171,7 @@ async def test_leaving_ends_all(
 ) -> None:
     before = trio.lowlevel.current_statistics().tasks_living
     async with (
-        await trisock.listen(0, LOCALHOST) as listener,
+        await trisock.listen(0, host=LOCALHOST) as listener,
         nobody_accepts(str(tmp_path / "full")),
         contextlib.AsyncExitStack() as stack,
     ):

@@ -437,7 +437,7 @@ async def test_the_connect_callback_runs_where_a_foreign_server_has_the_same_por
     async with hammerspoon.open_sockets() as hs:
         server = hs.server(0)
         port = server.info()["localPort"]
-        async with await trisock.listen(0, "127.0.0.2") as other:
+        async with await trisock.listen(0, host="127.0.0.2") as other:
             assert other.port != port
             hs.new().connect("127.0.0.2", other.port, calls)
             async with closing(await other.accept()):

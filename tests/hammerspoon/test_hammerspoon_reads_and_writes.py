@@ -79,7 +79,7 @@ async def test_read_calls_queue_in_order(hs: Sockets, calls: Calls) -> None:
 
 
 async def test_read_before_it_is_connected(hs: Sockets, calls: Calls) -> None:
-    async with await trisock.listen(0, LOCALHOST) as listener:
+    async with await trisock.listen(0, host=LOCALHOST) as listener:
         client = hs.new(calls).connect(LOCALHOST, listener.port)
         assert client is not None
         assert client.read("\n", 1) is client
@@ -227,7 +227,7 @@ async def test_write_copies_what_can_change(hs: Sockets) -> None:
 
 
 async def test_write_before_it_is_connected(hs: Sockets, calls: Calls) -> None:
-    async with await trisock.listen(0, LOCALHOST) as listener:
+    async with await trisock.listen(0, host=LOCALHOST) as listener:
         client = hs.new().connect(LOCALHOST, listener.port, calls)
         assert client is not None
         client.write("hello\n", 1, calls)

@@ -90,7 +90,7 @@ async def connected(
     hs: Sockets, path: str = "", fn: Any = None, host: str = LOCALHOST
 ) -> AsyncIterator[tuple[Socket, trisock.Socket]]:
     """Give an object that is connected, over TCP or a Unix path, and the other end."""
-    listening = trisock.listen_unix(path) if path else trisock.listen(0, host)
+    listening = trisock.listen_unix(path) if path else trisock.listen(0, host=host)
     async with await listening as listener:
         ready = trio.Event()
         client = hs.new(fn)

@@ -20,7 +20,7 @@ RESET = struct.pack("ii", 1, 0)
 
 async def tcp_pair() -> tuple[Socket, Socket]:
     """Return the two ends (client, server) of a TCP connection."""
-    async with await trisock.listen(0, "127.0.0.1") as listener:
+    async with await trisock.listen(0, host="127.0.0.1") as listener:
         client = await trisock.connect("127.0.0.1", listener.port)
         return client, await listener.accept()
 

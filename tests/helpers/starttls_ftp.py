@@ -97,7 +97,7 @@ class FTP:
         match verb:
             case "PASV" | "EPSV":
                 host, _ = self.control.getlocal()
-                self.listener = await trisock.listen(0, host)
+                self.listener = await trisock.listen(0, host=host)
                 port = self.listener.port
                 if verb == "PASV":
                     numbers = ",".join([*host.split("."), *map(str, divmod(port, 256))])

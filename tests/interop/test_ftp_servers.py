@@ -128,7 +128,7 @@ async def test_a_data_connection_that_the_server_opens(
     tls = for_version(version, authority)
     async with (
         ftp_client(proftpd, "ftp", tls) as sock,
-        await trisock.listen(0, "127.0.0.1") as listener,
+        await trisock.listen(0, host="127.0.0.1") as listener,
     ):
         await ask(sock, b"EPRT |1|127.0.0.1|%d|" % listener.port, 200)
         await ask(sock, b"RETR active", 150)

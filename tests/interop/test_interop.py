@@ -104,7 +104,7 @@ async def test_a_key_update_loses_nothing_also_when_the_read_is_cancelled(
     cancel_after: int | None, pem: Path, server_tls: ServerTLS
 ) -> None:
     """RFC 8446, section 4.6.3: the peer asks us to change keys, and sends data right behind."""
-    async with await trisock.listen(0, "127.0.0.1") as listener:
+    async with await trisock.listen(0, host="127.0.0.1") as listener:
         where = f"127.0.0.1:{listener.port}"
         async with running(
             *("openssl", "s_client", "-connect", where, "-tls1_3", "-CAfile", pem / "ca.pem"),
@@ -146,7 +146,7 @@ async def test_a_key_update_loses_nothing_also_when_the_read_is_cancelled(
 
 @pytest.mark.needs("openssl")
 async def test_garbage_behind_a_key_update_is_a_tls_error(pem: Path, server_tls: ServerTLS) -> None:
-    async with await trisock.listen(0, "127.0.0.1") as listener:
+    async with await trisock.listen(0, host="127.0.0.1") as listener:
         where = f"127.0.0.1:{listener.port}"
         async with running(
             *("openssl", "s_client", "-connect", where, "-tls1_3", "-CAfile", pem / "ca.pem"),

@@ -34,7 +34,7 @@ async def s_client(
 ) -> tuple[str, list[object]]:
     """Have s_client say something; return what it says of the connection, and what came of it."""
     heard: list[object] = []
-    async with await trisock.listen(0, "127.0.0.1") as listener:
+    async with await trisock.listen(0, host="127.0.0.1") as listener:
 
         async def serve() -> None:
             sock = await listener.accept()
@@ -88,7 +88,7 @@ async def test_nothing_is_compressed(version: str, authorities: Authorities, fil
 @pytest.mark.needs("openssl")
 async def test_no_client_renegotiates(authorities: Authorities, files: Files) -> None:
     """RFC 5746 is spoken, and the wish is refused; s_client gives up then, as it must."""
-    async with await trisock.listen(0, "127.0.0.1") as listener:
+    async with await trisock.listen(0, host="127.0.0.1") as listener:
         ca = files.ca(authorities.right.pem)
         command = openssl_client(Case("TLSv1.2"), listener.port, ca, None)
         pipe = subprocess.PIPE

@@ -92,7 +92,7 @@ async def test_a_server_of_ours_with(
     shown = authorities.client(what, case.kind)
     client_files = None if shown is None else files.certificate("client", shown)
     error: TLSError | trisock.IncompleteReadError | None = None
-    async with await trisock.listen(0, "127.0.0.1") as listener:
+    async with await trisock.listen(0, host="127.0.0.1") as listener:
 
         async def serve() -> None:
             nonlocal error
@@ -282,7 +282,7 @@ async def test_a_client_that_is_killed_has_not_said_goodbye(
     built: Callable[[Command], Command],
 ) -> None:
     right = authorities.right.pem
-    async with await trisock.listen(0, "127.0.0.1") as listener:
+    async with await trisock.listen(0, host="127.0.0.1") as listener:
         command = built(peer.client(Case(version), listener.port, files.ca(right), None))
         pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
         async with running(*command, stdin=pipe, stdout=nowhere, stderr=nowhere) as process:

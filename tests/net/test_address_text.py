@@ -132,7 +132,7 @@ async def test_a_unix_peer_named_like_a_host_has_no_sockaddr() -> None:
      "::1%" + "x" * 16, "fe80::1%\udcff"],
 )  # fmt: skip
 async def test_a_zone_that_names_no_interface_is_refused(host: str) -> None:
-    for call in (lambda: trisock.connect(host, 9), lambda: trisock.listen(0, host)):
+    for call in (lambda: trisock.connect(host, 9), lambda: trisock.listen(0, host=host)):
         with pytest.raises(ValueError, match="is not a host name") as caught:
             await call()
         assert_safe(str(caught.value))
@@ -168,7 +168,7 @@ async def test_a_host_with_more_than_a_name_is_refused(host: str, hint: str) -> 
     with pytest.raises(ValueError, match=f"is not a host name.*{hint}"):
         await trisock.connect(host, 443)
     with pytest.raises(ValueError, match=f"is not a host name.*{hint}"):
-        await trisock.listen(0, host)
+        await trisock.listen(0, host=host)
 
 
 @pytest.mark.parametrize("host", ["127.1", "256.1.1.1", "1.2.3.4.5", "127.0.0.01"])
@@ -184,7 +184,7 @@ CALLS: list[Callable[[Any], Any]] = [
     lambda key: trisock.connect("localhost", key),
     lambda key: trisock.connect("127.0.0.1", 1, local_address=key),
     lambda key: trisock.connect(key, "1"),  # type: ignore[arg-type]
-    lambda key: trisock.listen(0, key),
+    lambda key: trisock.listen(0, host=key),
     lambda key: trisock.listen(key),
     lambda key: trisock.listen(0, backlog=key),
     lambda key: trisock.listen_unix(key),

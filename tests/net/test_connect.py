@@ -39,7 +39,7 @@ def free_port() -> int:
     ],
 )
 async def test_it_connects_by_name_and_by_address(listen_host: str | None, host: str) -> None:
-    async with await trisock.listen(0, listen_host) as listener:
+    async with await trisock.listen(0, host=listen_host) as listener:
         client = await trisock.connect(host, listener.port)
         server = await listener.accept()
         async with closing(client, server):
@@ -53,7 +53,7 @@ async def test_it_connects_by_name_and_by_address(listen_host: str | None, host:
 
 async def test_an_address_that_does_not_answer_does_not_keep_the_others_back() -> None:
     trio.socket.set_custom_hostname_resolver(Resolver(**{"two.example": ["::1", "127.0.0.1"]}))
-    async with await trisock.listen(0, "127.0.0.1") as listener:  # not on ::1
+    async with await trisock.listen(0, host="127.0.0.1") as listener:  # not on ::1
         sock = await trisock.connect("two.example", listener.port)
         async with closing(sock):
             assert sock.getpeer() == ("127.0.0.1", listener.port)
@@ -62,7 +62,7 @@ async def test_an_address_that_does_not_answer_does_not_keep_the_others_back() -
 async def test_an_international_name_is_resolved_by_its_a_label() -> None:
     resolver = Resolver(**{"xn--fa-hia.de": ["127.0.0.1"], "my_service": ["127.0.0.1"]})
     trio.socket.set_custom_hostname_resolver(resolver)
-    async with await trisock.listen(0, "127.0.0.1") as listener:
+    async with await trisock.listen(0, host="127.0.0.1") as listener:
         for name in ("faß.de", "my_service"):
             (await trisock.connect(name, listener.port)).abort()
     assert resolver.asked[-2:] == [b"xn--fa-hia.de", b"my_service"]
@@ -114,7 +114,7 @@ async def test_arguments_are_checked_before_anything_is_done(authority: Authorit
 
 
 async def test_the_local_address_can_be_chosen() -> None:
-    async with await trisock.listen(0, "127.0.0.1") as listener:
+    async with await trisock.listen(0, host="127.0.0.1") as listener:
         sock = await trisock.connect("127.0.0.1", listener.port, local_address="127.0.0.2")
         async with closing(sock):
             assert sock.getlocal().host == "127.0.0.2"
@@ -124,7 +124,7 @@ async def test_a_link_local_peer_can_be_connected_to_again() -> None:
     address = next((each for each in link_local_addresses()), None)
     if address is None:
         pytest.skip("this machine has no link-local IPv6 address")
-    async with await trisock.listen(0, address) as listener:
+    async with await trisock.listen(0, host=address) as listener:
         assert listener.addresses[0].host == address
         client = await trisock.connect(address, listener.port)
         server = await listener.accept()
@@ -168,7 +168,7 @@ async def test_a_cancelled_connect_leaves_nothing_open() -> None:
 async def test_connecting_and_listening_are_cancel_points_and_leave_nothing_open(
     tmp_path: Path,
 ) -> None:
-    async with await trisock.listen(0, "127.0.0.1") as listener:
+    async with await trisock.listen(0, host="127.0.0.1") as listener:
         async with await trisock.listen_unix(tmp_path / "one"):
             for call in (
                 lambda: trisock.connect("127.0.0.1", listener.port),
@@ -327,7 +327,7 @@ async def test_a_connection_that_dies_at_once_is_an_oserror(
     def dead(*_: object, **__: object) -> trisock.Socket:
         raise OSError(number, "dead")
 
-    async with await trisock.listen(0, "127.0.0.1") as listener:
+    async with await trisock.listen(0, host="127.0.0.1") as listener:
         monkeypatch.setattr(_connect, "Connection", dead)
         with pytest.raises(ConnectionResetError, match=f"127.0.0.1:{listener.port}"):
             await trisock.connect("127.0.0.1", listener.port)
@@ -346,7 +346,7 @@ async def test_certificates_are_no_clients_role(authority: Authority, free_port:
 
 
 async def test_a_socket_can_be_referred_to_weakly() -> None:
-    async with await trisock.listen(0, "127.0.0.1") as listener:
+    async with await trisock.listen(0, host="127.0.0.1") as listener:
         async with await trisock.connect("127.0.0.1", listener.port) as sock:
             assert weakref.ref(sock)() is sock
         assert weakref.ref(listener)() is listener

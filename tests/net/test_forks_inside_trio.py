@@ -27,7 +27,10 @@ def in_a_child(function: Callable[[], object]) -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of a fork beside threads
 async def test_a_child_that_closes_a_listener_leaves_accept_waiting() -> None:
-    async with await trisock.listen(0, "127.0.0.1") as listener, trio.open_nursery() as nursery:
+    async with (
+        await trisock.listen(0, host="127.0.0.1") as listener,
+        trio.open_nursery() as nursery,
+    ):
 
         async def accept() -> None:
             async with await listener.accept() as sock:
@@ -88,7 +91,7 @@ async def test_a_child_that_aborts_a_plain_socket_wakes_the_parent() -> None:
 
 
 def test_a_listener_made_before_a_fork_wakes_its_child_run() -> None:
-    listener = trisock.listen_nowait(0, "127.0.0.1")
+    listener = trisock.listen_nowait(0, host="127.0.0.1")
 
     async def main() -> None:
         async def accept() -> None:

@@ -72,7 +72,7 @@ async def test_a_server_that_comes_meanwhile_is_found(own_port: int) -> None:
 
     def socket_and_server(self: OnePort, *args: Any) -> Any:
         if len(self.made) == 3:
-            servers.append(trisock.listen_nowait(own_port, "127.0.0.1"))
+            servers.append(trisock.listen_nowait(own_port, host="127.0.0.1"))
         return real(self, *args)
 
     servers: list[trisock.Listener] = []
@@ -91,7 +91,7 @@ async def test_a_name_with_an_absent_address_listens_on_the_others(
     addresses: list[str], fixed: bool, own_port: int
 ) -> None:
     trio.socket.set_custom_hostname_resolver(Resolver(**{"both.example": addresses}))
-    async with await trisock.listen(own_port if fixed else 0, "both.example") as listener:
+    async with await trisock.listen(own_port if fixed else 0, host="both.example") as listener:
         assert [address.host for address in listener.addresses] == ["127.0.0.1"]
         client = await trisock.connect("127.0.0.1", listener.port)
         async with closing(client, await listener.accept()):
@@ -114,25 +114,25 @@ async def test_bind_takes_a_name_with_an_absent_address() -> None:
 async def test_a_name_without_any_address_here_is_an_oserror(addresses: list[str]) -> None:
     trio.socket.set_custom_hostname_resolver(Resolver(**{"none.example": addresses}))
     with pytest.raises(OSError, match=r"cannot listen on none\.example:0: Cannot assign"):
-        await trisock.listen(0, "none.example")
+        await trisock.listen(0, host="none.example")
 
 
 async def test_an_address_that_is_not_here_is_an_oserror() -> None:
     for listen in (trisock.listen, lambda *args: trisock.listen_nowait(*args)):
         with pytest.raises(OSError, match=r"192\.0\.2\.1:0: Cannot assign"):
-            await listen(0, "192.0.2.1")
+            await listen(0, host="192.0.2.1")
 
 
 async def test_a_port_taken_on_one_address_of_a_name_is_an_oserror() -> None:
     names = {"both.example": ["127.0.0.1", "127.0.0.2"]}
     trio.socket.set_custom_hostname_resolver(Resolver(**names))
-    async with await trisock.listen(0, "127.0.0.2") as other:
+    async with await trisock.listen(0, host="127.0.0.2") as other:
         with pytest.raises(OSError, match="in use"):
-            await trisock.listen(other.port, "both.example")
+            await trisock.listen(other.port, host="both.example")
 
 
 async def test_the_any_address_of_ipv6_is_ipv6_only() -> None:
-    async with await trisock.listen(0, "::") as listener:
+    async with await trisock.listen(0, host="::") as listener:
         with pytest.raises(ConnectionRefusedError):
             await trisock.connect("127.0.0.1", listener.port)
     assert '"::"`` is IPv6 only' in (trisock.listen.__doc__ or "")

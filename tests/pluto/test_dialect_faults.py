@@ -329,6 +329,8 @@ def test_what_is_no_function_is_no_handler_and_cannot_be_added() -> None:
     sched = pluto.scheduler()
     with pytest.raises(TypeError, match="a handler is an async function, not 5"):
         pluto.socket.bind(sched, 0, 5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="a server runs in a scheduler, not in None"):
+        pluto.socket.bind(None, 0, print)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="runs async functions, not None"):
         sched.add(None)  # type: ignore[arg-type]
     sched.run()

@@ -42,7 +42,7 @@ async def one_of_each(
     client, server_side = await tls_pair(client_tls, server_tls)
     async with closing(client, server_side), trio.open_nursery() as nursery:
         server = await trisock.bind(nursery, 0, handler, host="127.0.0.1")
-        async with await trisock.listen(0, "127.0.0.1") as listener:
+        async with await trisock.listen(0, host="127.0.0.1") as listener:
             refusing = {
                 "Socket": client,
                 "Lines": client.lines(),

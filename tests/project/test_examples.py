@@ -112,7 +112,7 @@ async def test_echo_client_sends_standard_input_and_prints_the_answers() -> None
 
 
 async def test_echo_client_ends_with_the_server_despite_open_input() -> None:
-    async with await trisock.listen(0, "127.0.0.1") as listener:
+    async with await trisock.listen(0, host="127.0.0.1") as listener:
         arguments = command("echo_client", "--port", str(listener.port))
         async with started(arguments, stdin=subprocess.PIPE) as client:
             assert client.process.stdin is not None
@@ -126,7 +126,7 @@ async def test_echo_client_ends_with_the_server_despite_open_input() -> None:
 
 
 async def test_echo_client_says_in_one_line_that_nobody_listens() -> None:
-    async with await trisock.listen(0, "127.0.0.1") as listener:
+    async with await trisock.listen(0, host="127.0.0.1") as listener:
         pass
     result = await run(*command("echo_client", "--port", str(listener.port), "hello"))
     assert result.returncode == 1

@@ -62,7 +62,7 @@ async def test_http_client_ends_with_the_connection() -> None:
 
 
 async def test_http_client_says_that_nobody_listens() -> None:
-    async with await trisock.listen(0, "127.0.0.1") as listener:
+    async with await trisock.listen(0, host="127.0.0.1") as listener:
         pass
     result = await run(*command("hammerspoon_http_client", "127.0.0.1", str(listener.port)))
     assert result.stdout == b""

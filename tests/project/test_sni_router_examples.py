@@ -147,7 +147,7 @@ async def test_router_passes_on_every_byte_and_each_end(cut: int) -> None:
 
 
 async def test_router_ends_the_other_side_when_one_breaks() -> None:
-    async with await trisock.listen(0, "127.0.0.1") as backend:
+    async with await trisock.listen(0, host="127.0.0.1") as backend:
         async with running("sni_router", "--default", f"127.0.0.1:{backend.port}") as router:
             hello = client_hello("any.example")
             for broken in ("client", "backend"):
@@ -162,7 +162,7 @@ async def test_router_ends_the_other_side_when_one_breaks() -> None:
 
 
 async def test_router_passes_an_early_answer_to_a_sending_client() -> None:
-    async with await trisock.listen(0, "127.0.0.1") as backend:
+    async with await trisock.listen(0, host="127.0.0.1") as backend:
         async with running("sni_router", "--default", f"127.0.0.1:{backend.port}") as router:
             async with await trisock.connect("127.0.0.1", router.port) as client:
                 await client.send(client_hello("any.example"))
@@ -239,7 +239,7 @@ async def test_router_tells_a_client_of_an_unknown_name(ca: str) -> None:
 
 
 async def test_router_reports_an_unreachable_backend_and_lives_on() -> None:
-    async with await trisock.listen(0, "127.0.0.1") as nobody:
+    async with await trisock.listen(0, host="127.0.0.1") as nobody:
         pass
     async with running("sni_router", "--default", f"127.0.0.1:{nobody.port}") as router:
         for _ in range(2):

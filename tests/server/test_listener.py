@@ -34,7 +34,7 @@ async def test_without_a_host_ipv4_and_ipv6_share_one_port() -> None:
 
 
 async def test_a_name_with_several_addresses_gets_one_port_too() -> None:
-    async with await trisock.listen(0, "localhost") as listener:
+    async with await trisock.listen(0, host="localhost") as listener:
         assert len({address.port for address in listener.addresses}) == 1
 
 
@@ -83,7 +83,7 @@ async def test_a_machine_without_ipv6_listens_on_ipv4(
     async with await trisock.listen(0) as listener:
         assert listener.addresses == (("0.0.0.0", listener.port),)
     with pytest.raises(OSError, match="cannot listen on"):
-        await trisock.listen(0, "::1")
+        await trisock.listen(0, host="::1")
 
 
 async def test_too_few_descriptors_are_an_error_not_one_family_only() -> None:
@@ -93,15 +93,15 @@ async def test_too_few_descriptors_are_an_error_not_one_family_only() -> None:
 
 
 async def test_a_taken_port_is_an_oserror_with_the_address() -> None:
-    async with await trisock.listen(0, "127.0.0.1") as listener:
+    async with await trisock.listen(0, host="127.0.0.1") as listener:
         with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{listener.port}") as caught:
-            await trisock.listen(listener.port, "127.0.0.1")
+            await trisock.listen(listener.port, host="127.0.0.1")
         assert caught.value.errno == errno.EADDRINUSE
 
 
 async def test_a_port_can_be_shared() -> None:
-    async with await trisock.listen(0, "127.0.0.1", reuse_port=True) as one:
-        async with await trisock.listen(one.port, "127.0.0.1", reuse_port=True) as two:
+    async with await trisock.listen(0, host="127.0.0.1", reuse_port=True) as one:
+        async with await trisock.listen(one.port, host="127.0.0.1", reuse_port=True) as two:
             assert one.port == two.port
 
 
@@ -128,14 +128,14 @@ async def test_arguments_are_checked() -> None:
 
 
 async def test_a_port_can_be_listened_on_again_at_once() -> None:
-    async with await trisock.listen(0, "127.0.0.1") as listener:
+    async with await trisock.listen(0, host="127.0.0.1") as listener:
         client = await trisock.connect("127.0.0.1", listener.port)
         server = await listener.accept()
         await server.send_eof()  # the server ends first: TIME_WAIT is on its side
         assert await client.recv() == b""
         await client.close()
         await server.close()
-    async with await trisock.listen(listener.port, "127.0.0.1"):
+    async with await trisock.listen(listener.port, host="127.0.0.1"):
         pass
 
 
@@ -143,7 +143,7 @@ async def test_a_port_can_be_listened_on_again_at_once() -> None:
 
 
 async def test_a_listener_is_iterated_over_until_it_is_closed() -> None:
-    listener = await trisock.listen(0, "127.0.0.1")
+    listener = await trisock.listen(0, host="127.0.0.1")
     got = []
     async with trio.open_nursery() as nursery:
 
@@ -168,7 +168,7 @@ async def test_a_listener_is_iterated_over_until_it_is_closed() -> None:
 
 @pytest.mark.parametrize("host", [None, "127.0.0.1"])
 async def test_closing_wakes_the_task_in_accept(host: str | None) -> None:
-    listener = await trisock.listen(0, host)
+    listener = await trisock.listen(0, host=host)
     async with trio.open_nursery() as nursery:
 
         async def expect_closed() -> None:
@@ -237,7 +237,7 @@ async def test_a_cancelled_accept_has_accepted_nothing() -> None:
 
 
 async def test_a_connection_reset_before_accept_is_dropped_and_counted() -> None:
-    async with await trisock.listen(0, "127.0.0.1") as listener:
+    async with await trisock.listen(0, host="127.0.0.1") as listener:
         for _ in range(3):
             reset_in_the_backlog(listener.port)
         assert not listener.hasconnection()
@@ -273,7 +273,7 @@ async def test_what_accept_reports_of_a_dead_connection_is_not_raised(
 
 
 async def test_running_out_of_descriptors_is_raised_and_loses_no_connection() -> None:
-    async with await trisock.listen(0, "127.0.0.1") as listener:
+    async with await trisock.listen(0, host="127.0.0.1") as listener:
         client = await trisock.connect("127.0.0.1", listener.port)
         with few_descriptors(0):
             with pytest.raises(OSError, match="Too many open files") as caught:
@@ -324,7 +324,7 @@ async def test_what_does_not_listen_cannot_be_adopted() -> None:
 
 
 async def test_a_backlog_full_of_dead_connections_is_got_through() -> None:
-    async with await trisock.listen(0, "127.0.0.1") as listener:
+    async with await trisock.listen(0, host="127.0.0.1") as listener:
         for _ in range(1500):
             reset_in_the_backlog(listener.port)
         client = await trisock.connect("127.0.0.1", listener.port)
@@ -336,7 +336,7 @@ async def test_a_backlog_full_of_dead_connections_is_got_through() -> None:
 
 
 async def test_dead_connections_are_got_through_in_parts() -> None:
-    async with await trisock.listen(0, "127.0.0.1") as listener:
+    async with await trisock.listen(0, host="127.0.0.1") as listener:
         for _ in range(200):
             reset_in_the_backlog(listener.port)
         assert not listener.hasconnection()
@@ -398,13 +398,13 @@ def test_a_plain_call_listens_outside_trio_for_trio_to_serve() -> None:
 
 
 async def test_a_plain_call_listens_on_addresses_and_resolves_nothing() -> None:
-    async with trisock.listen_nowait(0, "::1") as listener:
+    async with trisock.listen_nowait(0, host="::1") as listener:
         assert listener.addresses == (("::1", listener.port),)
         with pytest.raises(OSError, match=rf"\[::1\]:{listener.port}") as caught:
-            trisock.listen_nowait(listener.port, "::1")
+            trisock.listen_nowait(listener.port, host="::1")
         assert caught.value.errno == errno.EADDRINUSE
     with pytest.raises(ValueError, match="not a name: 'localhost'"):
-        trisock.listen_nowait(0, "localhost")
+        trisock.listen_nowait(0, host="localhost")
     with pytest.raises(TypeError):
         trisock.listen_nowait("80")  # type: ignore[arg-type]
 
@@ -425,7 +425,7 @@ async def test_abort_stops_listening_at_once() -> None:
 
 
 def test_listeners_and_sockets_can_be_aborted_outside_trio() -> None:
-    listener = trisock.listen_nowait(0, "127.0.0.1")
+    listener = trisock.listen_nowait(0, host="127.0.0.1")
     with (
         socket.create_connection(("127.0.0.1", listener.port)) as first,
         socket.create_connection(("127.0.0.1", listener.port)) as second,

@@ -66,7 +66,7 @@ async def test_plutos_own_example() -> None:
 
 
 async def test_it_takes_over_a_listener() -> None:
-    listener = await trisock.listen(0, "127.0.0.1")
+    listener = await trisock.listen(0, host="127.0.0.1")
     async with trio.open_nursery() as nursery:
         server = await trisock.bind(nursery, listener, echo)
         assert server.port == listener.port
@@ -80,7 +80,10 @@ async def test_arguments_are_checked_and_nothing_listens_then(
     authority: Authority, client_tls: ClientTLS
 ) -> None:
     context = ClientTLS("x", verify=False)._context()
-    async with await trisock.listen(0, "127.0.0.1") as listener, trio.open_nursery() as nursery:
+    async with (
+        await trisock.listen(0, host="127.0.0.1") as listener,
+        trio.open_nursery() as nursery,
+    ):
         for arguments, options, error, words in [
             ((listener, None), {}, TypeError, "a handler is an async function"),
             (("80", echo), {}, TypeError, "a port is an int"),
@@ -125,7 +128,10 @@ def test_nothing_else_has_a_timeout_of_its_own() -> None:
 
 
 async def test_every_async_call_of_a_server_is_a_cancel_point() -> None:
-    async with await trisock.listen(0, "127.0.0.1") as listener, trio.open_nursery() as nursery:
+    async with (
+        await trisock.listen(0, host="127.0.0.1") as listener,
+        trio.open_nursery() as nursery,
+    ):
         server = await trisock.bind(nursery, 0, echo)
         server.stop()
         await server.wait_closed()
@@ -214,7 +220,7 @@ async def test_stop_may_come_from_a_handler_or_before_the_start() -> None:
 
 
 async def test_arguments_that_cannot_be_used_change_nothing() -> None:
-    async with await trisock.listen(0, "127.0.0.1") as listener:
+    async with await trisock.listen(0, host="127.0.0.1") as listener:
         with pytest.raises(TypeError, match=r"needs a trio.Nursery, not 5"):
             await trisock.bind(5, listener, trio.sleep)  # type: ignore[arg-type]
         async with trio.open_nursery() as nursery:
@@ -235,7 +241,7 @@ async def test_stop_keeps_what_is_just_accepted_from_handlers() -> None:
         handled.append(sock.getpeer())
         server.stop()
 
-    listener = await trisock.listen(0, "127.0.0.1")
+    listener = await trisock.listen(0, host="127.0.0.1")
     clients = [await trisock.connect("127.0.0.1", listener.port) for _ in range(3)]
     async with closing(*clients), trio.open_nursery() as nursery:
         server = await trisock.bind(nursery, listener, handler)  # all of them are waiting
@@ -302,7 +308,7 @@ async def test_starting_and_stopping_among_connections_that_come_in_never_fails(
 
 async def test_a_listener_that_somebody_else_closes_ends_the_server() -> None:
     """As trio.serve_listeners does: nobody would hear the silence."""
-    listener = await trisock.listen(0, "127.0.0.1")
+    listener = await trisock.listen(0, host="127.0.0.1")
     with pytest.RaisesGroup(trio.ClosedResourceError, flatten_subgroups=True):
         async with trio.open_nursery() as nursery:
             await trisock.bind(nursery, listener, echo, max_connections=1)

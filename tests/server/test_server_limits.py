@@ -148,7 +148,7 @@ async def test_a_full_backlog_does_not_keep_other_tasks_from_running() -> None:
         accepted.append(server.stats().accepted)
 
     async with trio.open_nursery() as nursery:
-        listener = await trisock.listen(0, "127.0.0.1")
+        listener = await trisock.listen(0, host="127.0.0.1")
         clients = [socket.create_connection(("127.0.0.1", listener.port)) for _ in range(200)]
         server = await trisock.bind(nursery, listener, handler)
         await all_served(server, 200)
@@ -160,7 +160,7 @@ async def test_a_full_backlog_does_not_keep_other_tasks_from_running() -> None:
 
 async def test_connections_that_die_before_accept_kill_nobody() -> None:
     async with trio.open_nursery() as nursery:
-        listener = await trisock.listen(0, "127.0.0.1")
+        listener = await trisock.listen(0, host="127.0.0.1")
         for _ in range(3):
             reset_in_the_backlog(listener.port)
         server = await trisock.bind(nursery, listener, echo, max_connections=1)
@@ -174,7 +174,7 @@ async def test_connections_that_die_before_accept_kill_nobody() -> None:
 async def test_an_unexpected_error_of_accept_ends_the_server(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    listener = await trisock.listen(0, "127.0.0.1")
+    listener = await trisock.listen(0, host="127.0.0.1")
 
     def fail(_: socket.socket) -> None:
         raise OSError(errno.EIO, "unheard of")
@@ -189,7 +189,7 @@ async def test_an_unexpected_error_of_accept_ends_the_server(
 async def test_an_accept_that_fails_gives_its_slot_back(
     number: int, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
 ) -> None:
-    listener = await trisock.listen(0, "127.0.0.1")
+    listener = await trisock.listen(0, host="127.0.0.1")
     listening = listener._listening
     real, failures = listening.accept_from, [number] * 3
 

@@ -97,7 +97,7 @@ async def test_a_context_that_fails_leaves_the_connection_as_it_was() -> None:
         with pytest.raises(RuntimeError, match="plug-in"):
             await a.starttls(Bad(ssl.PROTOCOL_TLS_SERVER))
         assert await a.recv() == b"early"
-    async with await trisock.listen(0, "127.0.0.1") as listener:
+    async with await trisock.listen(0, host="127.0.0.1") as listener:
         with pytest.raises(RuntimeError, match="plug-in"):  # and leaves nothing open
             await trisock.connect("127.0.0.1", listener.port, tls=Bad(ssl.PROTOCOL_TLS_SERVER))
 

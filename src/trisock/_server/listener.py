@@ -34,8 +34,8 @@ _SAME_PORT_TRIES = 32
 
 async def listen(
     port: int,
-    host: str | None = None,
     *,
+    host: str | None = None,
     backlog: int | None = None,
     reuse_port: bool = False,
 ) -> Listener:
@@ -72,8 +72,8 @@ async def listen(
 
 def listen_nowait(
     port: int,
-    host: str | None = None,
     *,
+    host: str | None = None,
     backlog: int | None = None,
     reuse_port: bool = False,
 ) -> Listener:

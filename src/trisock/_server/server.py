@@ -138,7 +138,7 @@ async def bind(
             raise ValueError("host, backlog and reuse_port are for a port, not for a Listener")
         listener = port_or_listener
     else:
-        listener = await listen(port_or_listener, host, backlog=backlog, reuse_port=reuse_port)
+        listener = await listen(port_or_listener, host=host, backlog=backlog, reuse_port=reuse_port)
     server = Server(take_over(listener), handler, role, max_connections, timeout)
     try:
         if listener is port_or_listener:  # otherwise listen was the checkpoint

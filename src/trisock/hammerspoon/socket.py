@@ -317,6 +317,11 @@ class Socket:
                 raise TypeError("startTLS takes one name, and two were given")
             if verify is None or isinstance(verify, (bool, str)):
                 verify = trisock.ClientTLS(name, verify=verify is not False or name is not None)
+            elif not isinstance(verify, (trisock.ClientTLS, trisock.ServerTLS)):
+                raise TypeError(
+                    "verify is a bool, a name, a trisock.ClientTLS or a trisock.ServerTLS, "
+                    f"not a {type(verify).__name__}"
+                )
         except BaseException:
             self.disconnect()
             raise

@@ -133,6 +133,8 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
 
         Raises ``OSError`` if it cannot listen, as in Pluto. Source: ``socket.bind``.
         """
+        if not isinstance(sched, scheduler):
+            raise TypeError(f"a server runs in a scheduler, not in {describe(sched)}")
         if not callable(handler):
             raise TypeError(f"a handler is an async function, not {describe(handler)}")
         bound = listener(trisock.listen_nowait(port), current_run())

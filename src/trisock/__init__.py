@@ -7,7 +7,8 @@ from ._errors import IncompleteReadError, LimitExceededError, TLSError
 from ._net.lines import Lines
 from ._net.socket import ConnectionInfo, Socket
 from ._server.listener import Listener, listen, listen_nowait, listen_unix, listen_unix_nowait
-from ._server.server import Handler, Server, ServerStats, bind
+from ._server.server import Handler, Server, bind
+from ._server.stats import ServerStats
 from ._tls.certificate import Certificate
 from ._tls.info import TLSInfo
 from ._tls.roles import ClientTLS, ServerTLS, TLSArgument

@@ -208,7 +208,7 @@ async def test_a_hostile_error_of_a_tls_context_is_logged_and_disconnects(
             raise HostileValueError
 
     async with connected(hs) as (client, peer):
-        client.startTLS(Failing(ssl.PROTOCOL_TLS_CLIENT), "example.org").write("secret")  # type: ignore[arg-type]
+        client.startTLS(Failing(ssl.PROTOCOL_TLS_CLIENT), "example.org").write("secret")
         assert b"".join([chunk async for chunk in peer]) == b""
         await until(lambda: client.info()["isDisconnected"])
     assert any("HostileValueError" in each for each in log.messages)

@@ -1,4 +1,4 @@
-"""The floors of the house: who may import whom. ``docs/design.md`` has the picture."""
+"""The house keeps its floors, and its rooms stay small. ``docs/design.md`` has the picture."""
 
 from __future__ import annotations
 
@@ -8,57 +8,16 @@ from pathlib import Path
 import pytest
 
 import trisock
+from helpers.floors import FLOORS, MODULES, floor_of, imports_of, name_of
 
-SOURCE = Path(trisock.__file__).parent
-MODULES = sorted(SOURCE.rglob("*.py"))
-
-# From the bottom up. A module imports from its own floor and from those below.
-FLOORS = [
-    {"_text", "_uncopied", "_fork"},
-    {"_guard", "_arguments"},
-    {"_address", "_errors"},
-    {"_tls"},
-    {"_net"},
-    {"_server"},
-    {"_connect"},
-    {""},  # the public names
-    {"pluto", "hammerspoon", "__main__"},  # the faces
-]
-
-# Faces use public names only, and these: the guard around calls of the program's code, text from
-# outside, and what the public names have no plain call for.
+# Faces use public names only, and these: the guard around calls of the user's code, the escaping of
+# text from outside, and functions that have no public name.
 OPEN_TO_FACES = {"_guard", "_text", "_connect", "_address"}
 
+TESTS = sorted(Path(__file__).parents[1].rglob("*.py"))
 
-def name_of(path: Path) -> str:
-    parts = path.relative_to(SOURCE).with_suffix("").parts
-    return ".".join(part for part in parts if part != "__init__")
-
-
-def floor_of(module: str) -> int:
-    top = module.split(".")[0]
-    return next(number for number, floor in enumerate(FLOORS) if top in floor)
-
-
-def imports_of(path: Path) -> set[str]:
-    """Return the modules of trisock that a module imports; ``""`` is the public one."""
-    name = name_of(path)
-    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    modules = {name_of(each) for each in MODULES}
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names = [each.name for each in node.names if each.name.split(".")[0] == "trisock"]
-            found |= {each.removeprefix("trisock").removeprefix(".") for each in names}
-        elif isinstance(node, ast.ImportFrom) and node.level:
-            parts = package.split(".") if package else []
-            parts = parts[: len(parts) - (node.level - 1)]
-            base = ".".join([*parts, *([node.module] if node.module else [])])
-            for each in node.names:
-                below = f"{base}.{each.name}" if base else each.name
-                # In pluto and hammerspoon a name may be a module's and a class's.
-                found.add(below if below in modules and node.module is None else base)
-    return found - {name}
+# The most lines of a module, a class and a file of tests: more cannot be read at one sitting.
+MODULE_LINES, CLASS_LINES, TEST_LINES = 500, 450, 600
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
@@ -93,3 +52,18 @@ def test_no_imports_go_in_a_circle() -> None:
 
     for name in graph:
         visit(name, ())
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_modules_and_classes_stay_small(path: Path) -> None:
+    text = path.read_text()
+    assert text.count("\n") <= MODULE_LINES
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ClassDef):
+            assert node.end_lineno is not None
+            assert node.end_lineno - node.lineno < CLASS_LINES, node.name
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.name)
+def test_files_of_tests_stay_small(path: Path) -> None:
+    assert path.read_text().count("\n") <= TEST_LINES

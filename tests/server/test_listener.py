@@ -115,13 +115,13 @@ async def test_arguments_are_checked() -> None:
     for arguments, options, error, words in [
         (("80",), {}, TypeError, "a port is an int"),
         ((65536,), {}, ValueError, "0-65535"),
-        ((0, b"localhost"), {}, TypeError, "a host is a str or None"),
-        ((0, "a b"), {}, ValueError, "not a host name"),
+        ((0,), {"host": b"localhost"}, TypeError, "a host is a str or None"),
+        ((0,), {"host": "a b"}, ValueError, "not a host name"),
         ((0,), {"backlog": 1.5}, TypeError, "backlog is an int or None"),
         ((0,), {"backlog": True}, TypeError, "backlog is an int or None"),
         ((0,), {"backlog": -1}, ValueError, "backlog must be 0 or more"),
-        ((0, "unknown.invalid"), {}, OSError, "cannot listen on unknown.invalid:0"),
-        ((0, "192.0.2.1"), {}, OSError, "cannot listen on 192.0.2.1:0"),
+        ((0,), {"host": "unknown.invalid"}, OSError, "cannot listen on unknown.invalid:0"),
+        ((0,), {"host": "192.0.2.1"}, OSError, "cannot listen on 192.0.2.1:0"),
     ]:
         with pytest.raises(error, match=words):
             await trisock.listen(*arguments, **options)  # type: ignore[arg-type]

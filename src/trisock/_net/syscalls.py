@@ -27,8 +27,8 @@ HAS_SENDFILE = hasattr(os, "sendfile")
 # struct linger (socket(7)). On, with 0 seconds: close(2) resets the connection. Off: close(2)
 # returns immediately. On, with more: close(2) blocks the thread, even for a non-blocking socket.
 _LINGER_FORMAT = "hh" if sys.platform == "win32" else "ii"
-LINGER_AND_RESET = struct.pack(_LINGER_FORMAT, 1, 0)
-NO_LINGER = struct.pack(_LINGER_FORMAT, 0, 0)
+_LINGER_AND_RESET = struct.pack(_LINGER_FORMAT, 1, 0)
+_NO_LINGER = struct.pack(_LINGER_FORMAT, 0, 0)
 
 # Python ignores SIGPIPE at startup, but command line tools often restore its default action. Then
 # a write to a peer that has closed would kill the process. macOS and Windows lack the flag; Windows
@@ -177,7 +177,7 @@ def _load_connect() -> Callable[[int, bytes, int], int] | None:
 _connect = _load_connect()
 
 
-def reset_connection(sock: trio.socket.SocketType) -> bool:
+def _reset_connection(sock: trio.socket.SocketType) -> bool:
     """Reset a TCP connection for every holder. Returns False if the system cannot.
 
     On Linux, connect(2) to AF_UNSPEC disconnects the socket (tcp_disconnect), which sends RST.
@@ -187,8 +187,8 @@ def reset_connection(sock: trio.socket.SocketType) -> bool:
     return _connect(sock.fileno(), _UNSPECIFIED, len(_UNSPECIFIED)) == 0
 
 
-def close_resets(sock: trio.socket.SocketType) -> bool:
-    """Return whether close(2) with ``LINGER_AND_RESET`` resets this connection for every holder."""
+def _close_resets(sock: trio.socket.SocketType) -> bool:
+    """Return whether close(2) with ``_LINGER_AND_RESET`` resets the connection for all holders."""
     return sock.family in INTERNET_FAMILIES and not _has_forked and _connect is None
 
 
@@ -203,3 +203,28 @@ def _notice_fork() -> None:
 
 if sys.platform != "win32":  # pragma: no branch (tests run on Linux)
     os.register_at_fork(after_in_parent=_notice_fork, after_in_child=_notice_fork)
+
+
+def abort_connection(sock: trio.socket.SocketType) -> None:
+    """Reset a connection before its close(2). Where the system cannot, shut it down."""
+    if _reset_connection(sock):
+        return
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_AND_RESET)
+        # Some peers take a FIN before the RST for a clean end. So send FIN only if close(2) does
+        # not reset the connection.
+        if not _close_resets(sock):
+            sock.shutdown(socket.SHUT_RDWR)
+
+
+def end_connection(sock: trio.socket.SocketType, *, may_be_unread: bool) -> None:
+    """End a connection as close(2) would, but for every holder of the descriptor.
+
+    close(2) ends it only when the last holder closes: a forked child would keep it open.
+    """
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+        if not (may_be_unread and unread_bytes(sock.fileno()) and _reset_connection(sock)):
+            sock.shutdown(socket.SHUT_RDWR)
+    except (OSError, ValueError):  # already over, or closed underneath us
+        pass

@@ -23,8 +23,8 @@ from .._tls.records import SEND_SIZE, pieces
 from .._tls.roles import TLSRole
 from .transport import Transport
 
-# How many bytes wait for a peer that does not read: a piece of a message, with its overhead, and 64
-# KiB of responses, some 2000 key updates.
+# How many bytes wait for a peer that does not read: a piece of a message with its overhead, and 64
+# KiB of responses (some 2000 key updates).
 _MAX_UNSENT = 65536 + SEND_SIZE + 4096
 
 # How many records are decrypted ahead before other tasks run: some two milliseconds.
@@ -206,10 +206,9 @@ class TLSStream:
         Otherwise they stay queued: for the next send (RFC 8446, section 4.6.3), or for the reader,
         which waits for room as well as for data, because the peer may be waiting for them.
         """
-        if self.send_state is not SendState.OVER:
-            with contextlib.suppress(trio.BrokenResourceError):
-                if self._transport.writable_now():
-                    self._send_nowait()
+        with contextlib.suppress(trio.BrokenResourceError):
+            if self.send_state is not SendState.OVER and self._transport.writable_now():
+                self._send_nowait()
         if self.engine.unsent > _MAX_UNSENT:
             raise self.engine.fail("the peer asks for responses but does not read them")
 
@@ -427,7 +426,7 @@ class TLSStream:
                 raise self.engine.fail("the peer closed the connection")
         except EndOfTransport:
             raise self.engine.fail(at_end) from None
-        except TLSError:  # the engine's
+        except TLSError:
             raise
         except trio.BrokenResourceError as exc:
             raise self.engine.fail(str(exc) or "it was cut off") from exc.__cause__

@@ -36,16 +36,14 @@ from .linger import linger
 from .syscalls import (
     HAS_SENDFILE,
     IOV_MAX,
-    LINGER_AND_RESET,
-    NO_LINGER,
     POLLERR,
     RECEIVE_SIZE,
     SEND_FLAGS,
     Descriptor,
-    close_resets,
+    abort_connection,
+    end_connection,
     peek_byte,
     poll_readable,
-    reset_connection,
     unacknowledged_bytes,
     unread_bytes,
     writable_poller,
@@ -399,7 +397,7 @@ class Transport:
                 if not drained:
                     await linger(self._socket, self._raw, final_bytes, fin_sent=self.eof_sent)
         finally:
-            self._end_connection(may_be_unread=not drained)
+            end_connection(self._socket, may_be_unread=not drained)
             self._close_descriptor()
 
     def close_at_once(self) -> bool:
@@ -413,7 +411,7 @@ class Transport:
         except OSError:
             return False
         self._mark_closing()
-        self._end_connection(may_be_unread=False)
+        end_connection(self._socket, may_be_unread=False)
         self._close_descriptor()
         return True
 
@@ -436,33 +434,15 @@ class Transport:
         cannot reset a shared connection, it is shut down.
         """
         self.begin_close()
-        if self._socket.fileno() >= 0 and not reset_connection(self._socket):
-            with contextlib.suppress(OSError):
-                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_AND_RESET)
-                # Some peers take a FIN before the RST for a clean end. So send FIN only if close(2)
-                # does not reset the connection.
-                if not close_resets(self._socket):
-                    self._socket.shutdown(socket.SHUT_RDWR)
+        if self._socket.fileno() >= 0:
+            abort_connection(self._socket)
         self._close_descriptor()
 
     def close_immediately(self) -> None:
         """Close immediately, as ``trio.SocketStream`` does. The kernel still sends its data."""
         self.begin_close()
-        self._end_connection()
+        end_connection(self._socket, may_be_unread=True)
         self._close_descriptor()
-
-    def _end_connection(self, *, may_be_unread: bool = True) -> None:
-        """End the connection as close(2) would, for every holder of the descriptor.
-
-        close(2) ends it only when the last holder closes: a forked child would keep it open.
-        """
-        sock = self._socket
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
-            if not (may_be_unread and unread_bytes(sock.fileno()) and reset_connection(sock)):
-                sock.shutdown(socket.SHUT_RDWR)
-        except (OSError, ValueError):  # already over, or closed underneath us
-            pass
 
     def release(self) -> None:
         """Close our descriptor and leave the connection to the other process that holds it."""

@@ -10,7 +10,6 @@ import os
 import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import trio
@@ -28,6 +27,7 @@ from .broadcast import Broadcast
 from .listener import Listener, listen, take_over
 from .listening import ListeningSockets
 from .slots import Slots
+from .stats import ServerStats
 
 # After accepting this many connections from one listening socket, let other tasks run.
 _ACCEPTS_PER_PASS = 64
@@ -43,34 +43,6 @@ _REPORT_SECONDS = 60
 Handler: TypeAlias = "Callable[[Socket], Awaitable[object]]"
 
 _logger = logging.getLogger("trisock.server")
-
-
-@dataclass(frozen=True)
-class ServerStats:
-    """A snapshot of a Server's counters.
-
-    Attributes:
-      accepted: connections accepted since the start.
-      active: connections that are open now: in the handshake, the handler or the close.
-      dropped: connections that died before they could be accepted.
-      refused: connections that were accepted but not given to the handler, because the server was
-        stopping.
-      failed_handshakes: connections whose handshake for ``bind(tls=)`` failed or timed out.
-      handler_errors: connections whose handler raised an ``Exception`` of its own. It was logged
-        with its traceback.
-      peer_errors: connections whose handler ended with an error that the peer can cause: it
-        vanished, broke TLS, or sent a line that was too long.
-      aborted: connections that ``broadcast`` aborted because they were too slow.
-    """
-
-    accepted: int = 0
-    active: int = 0
-    dropped: int = 0
-    refused: int = 0
-    failed_handshakes: int = 0
-    handler_errors: int = 0
-    peer_errors: int = 0
-    aborted: int = 0
 
 
 async def bind(

@@ -138,7 +138,10 @@ class QueuedConnection:
         self._writes.put(Write(data, timeout, delivery))
 
     def start_tls(
-        self, tls: trisock.ClientTLS | trisock.ServerTLS, name: str | None, timeout: float
+        self,
+        tls: trisock.ClientTLS | trisock.ServerTLS | ssl.SSLContext,
+        name: str | None,
+        timeout: float,
     ) -> None:
         """Queue a handshake, behind the queued reads and writes."""
         if self._has_tls:
@@ -297,7 +300,10 @@ class QueuedConnection:
                 self._writes.operations.append(operation)
 
     async def _start_tls(
-        self, tls: trisock.ClientTLS | trisock.ServerTLS, name: str | None, timeout: float
+        self,
+        tls: trisock.ClientTLS | trisock.ServerTLS | ssl.SSLContext,
+        name: str | None,
+        timeout: float,
     ) -> None:
         assert self.sock is not None
         limit = _HANDSHAKE_TIMEOUT if timeout == math.inf else timeout

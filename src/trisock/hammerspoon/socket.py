@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import os
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -292,7 +293,7 @@ class Socket:
 
     def startTLS(  # noqa: N802
         self,
-        verify: bool | str | trisock.ClientTLS | trisock.ServerTLS | None = True,
+        verify: bool | str | trisock.ClientTLS | trisock.ServerTLS | ssl.SSLContext | None = True,
         peerName: str | None = None,  # noqa: N803
     ) -> Socket:
         """Upgrade to TLS, after the reads and writes that are already queued.
@@ -301,7 +302,8 @@ class Socket:
 
         Args:
           verify: only ``startTLS(False)``, without a name, accepts any certificate. Or the name. Or
-            a ``trisock.ClientTLS`` or ``ServerTLS``: with certificates, or authorities of your own.
+            a ``trisock.ClientTLS`` or ``ServerTLS`` (with certificates, or authorities of your
+            own), or an ``ssl.SSLContext``.
           peerName: the name that the certificate must match. The default is the host given to
             ``connect``. (hs.socket would then verify no name.)
 
@@ -317,9 +319,9 @@ class Socket:
                 raise TypeError("startTLS takes one name, and two were given")
             if verify is None or isinstance(verify, (bool, str)):
                 verify = trisock.ClientTLS(name, verify=verify is not False or name is not None)
-            elif not isinstance(verify, (trisock.ClientTLS, trisock.ServerTLS)):
+            elif not isinstance(verify, (trisock.ClientTLS, trisock.ServerTLS, ssl.SSLContext)):
                 raise TypeError(
-                    "verify is a bool, a name, a trisock.ClientTLS or a trisock.ServerTLS, "
+                    "verify is a bool, a name, a ClientTLS, a ServerTLS or an ssl.SSLContext, "
                     f"not a {type(verify).__name__}"
                 )
         except BaseException:

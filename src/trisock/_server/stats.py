@@ -1,0 +1,33 @@
+"""ServerStats: what a Server counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ServerStats:
+    """A snapshot of a Server's counters.
+
+    Attributes:
+      accepted: connections accepted since the start.
+      active: connections that are open now: in the handshake, the handler or the close.
+      dropped: connections that died before they could be accepted.
+      refused: connections that were accepted but not given to the handler, because the server was
+        stopping.
+      failed_handshakes: connections whose handshake for ``bind(tls=)`` failed or timed out.
+      handler_errors: connections whose handler raised an ``Exception`` of its own. It was logged
+        with its traceback.
+      peer_errors: connections whose handler ended with an error that the peer can cause: it
+        vanished, broke TLS, or sent a line that was too long.
+      aborted: connections that ``broadcast`` aborted because they were too slow.
+    """
+
+    accepted: int = 0
+    active: int = 0
+    dropped: int = 0
+    refused: int = 0
+    failed_handshakes: int = 0
+    handler_errors: int = 0
+    peer_errors: int = 0
+    aborted: int = 0

@@ -139,7 +139,7 @@ class QueuedConnection:
 
     def start_tls(
         self,
-        tls: trisock.ClientTLS | trisock.ServerTLS | ssl.SSLContext,
+        tls: trisock.TLSArgument,
         name: str | None,
         timeout: float,
     ) -> None:
@@ -301,7 +301,7 @@ class QueuedConnection:
 
     async def _start_tls(
         self,
-        tls: trisock.ClientTLS | trisock.ServerTLS | ssl.SSLContext,
+        tls: trisock.TLSArgument,
         name: str | None,
         timeout: float,
     ) -> None:

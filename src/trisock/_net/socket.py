@@ -92,7 +92,7 @@ class Socket(Uncopied, BufferedReceiver, trio.abc.HalfCloseableStream):
             state = "closed"
         else:
             state = "open" if connection.is_open() else "ended"
-        layer = connection.tls_info.version if connection.tls_info else "clear"
+        layer = connection.tls_info.version if connection.tls_info else "plain"
         ends = f"{connection.local} <-> {connection.peer}"
         return f"<trisock.Socket {connection.side} {ends} {layer} {state}>"
 

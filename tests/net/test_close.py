@@ -331,7 +331,7 @@ async def test_after_close_everything_but_telling_is_over() -> None:
         assert a.getside() == "client"
         assert a.info().peer == peer
         assert a.fileno() == -1
-        assert repr(a).endswith("clear closed>")
+        assert repr(a).endswith("plain closed>")
 
 
 async def test_abort_resets_the_connection() -> None:

@@ -60,7 +60,7 @@ async def test_what_is_known_about_a_connection() -> None:
             buffered=3,
         )
         assert "client 127.0.0.1:" in repr(a)
-        assert repr(a).endswith("clear open>")
+        assert repr(a).endswith("plain open>")
 
 
 async def test_socket_options() -> None:

@@ -8,12 +8,13 @@ import ssl
 
 import pytest
 import trio
+import trio.testing
 
 from helpers.authority import Authority
 from helpers.pairs import closing, tcp_pair, tls_pair
 from trisock import Certificate, ClientTLS, ServerTLS, TLSError, _fork
 from trisock._net import connection as _connection
-from trisock._net.tls_stream import TLSStream
+from trisock._net.tls_stream import SendState, TLSStream
 from trisock._tls import certificate as certificate_module
 from trisock._tls import engine as engine_module
 from trisock._tls import roles
@@ -108,6 +109,20 @@ async def test_an_end_while_an_answer_waits_is_an_error(
         monkeypatch.setattr(TLSStream, "_fill", ended)
         with pytest.raises(TLSError, match="without close_notify"):
             await a.recv()
+
+
+async def test_a_reader_does_not_spin_on_responses_that_cannot_be_sent(
+    client_tls: ClientTLS, server_tls: ServerTLS
+) -> None:
+    a, b = await tls_pair(client_tls, server_tls)
+    async with closing(a, b), trio.open_nursery() as nursery:
+        tls = a._connection.tls
+        assert tls is not None
+        tls.engine.put_back(b"a response")
+        tls.send_state = SendState.OVER
+        nursery.start_soon(a.recv)
+        await trio.testing.wait_all_tasks_blocked()  # a loop that spins would never be blocked
+        nursery.cancel_scope.cancel()
 
 
 async def test_records_read_ahead_are_answered(

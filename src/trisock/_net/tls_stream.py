@@ -219,7 +219,7 @@ class TLSStream:
 
         async def flush() -> None:
             with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                while self.engine.unsent:
+                while self.engine.unsent and self.send_state is not SendState.OVER:
                     await self._wait_writable()
                     self._check_sending()
                     self._flush_responses()

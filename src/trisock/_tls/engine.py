@@ -242,8 +242,8 @@ class TLSEngine:
         Also ``None`` after many empty records. Then ``incoming`` still holds some, and other tasks
         must run.
         """
-        if self._forks != _fork.count:
-            self.refuse_in_fork()
+        if self.failure is not None or self._forks != _fork.count:
+            self.check()
         self.feed_record()
         data: bytes | None
         try:
@@ -294,8 +294,8 @@ class TLSEngine:
 
     def write(self, data: bytes | memoryview) -> bool:
         """Encrypt. Returns False if OpenSSL must read first, inside a TLS message."""
-        if self._forks != _fork.count:
-            self.refuse_in_fork()
+        if self.failure is not None or self._forks != _fork.count:
+            self.check()
         try:
             self._ssl_object.write(data)
         except ssl.SSLWantReadError:

@@ -1,0 +1,224 @@
+"""TLSEngine: the states of a TLS connection, without I/O, however its ciphertext is split."""
+
+from __future__ import annotations
+
+import ssl
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import trio
+
+import trisock
+from helpers.authority import Authority
+from trisock import Address, ClientTLS, ServerTLS, TLSError, TLSInfo
+from trisock._tls.engine import TLSEngine, TLSState
+from trisock._tls.roles import resolve_role
+
+PEER = Address("192.0.2.1", 25)
+
+
+class Side:
+    """An engine and what it has raised."""
+
+    def __init__(self, tls: ClientTLS | ServerTLS, side: str) -> None:
+        role = resolve_role(tls, server_hostname=None, connected_host=None, side=side)
+        self.errors: list[trio.BrokenResourceError] = []
+        self.engine = TLSEngine(role, PEER, self.remember)
+        self.bio = ssl.MemoryBIO()
+        self.engine.wrap_bio(self.bio, ssl.MemoryBIO())
+        self.info: TLSInfo | None = None
+
+    def remember(self, error: trio.BrokenResourceError) -> trio.BrokenResourceError:
+        self.errors.append(error)
+        return error
+
+    def shake(self, ciphertext: bytes) -> bytes:
+        """Take a step of the handshake, and return what to send."""
+        self.bio.write(ciphertext)
+        try:
+            self.engine.do_handshake()
+        except ssl.SSLWantReadError:
+            return self.engine.data_to_send()
+        data = self.engine.data_to_send() if not self.engine.server_side else b""
+        if self.info is None:
+            self.info = self.engine.finish_handshake()
+        return data
+
+
+def connected(
+    client_tls: ClientTLS, server_tls: ServerTLS, split: Callable[[bytes], list[bytes]]
+) -> tuple[Side, Side]:
+    """Return two sides that have finished their handshakes. ``split`` cuts each flight."""
+    client, server = Side(client_tls, "client"), Side(server_tls, "server")
+    flight, turn, other = client.shake(b""), server, client
+    while client.info is None or server.info is None:
+        response = b"".join(turn.shake(piece) for piece in split(flight))
+        flight, turn, other = response, other, turn
+    return client, server
+
+
+@pytest.fixture
+def sides(client_tls: ClientTLS, server_tls: ServerTLS) -> tuple[Side, Side]:
+    return connected(client_tls, server_tls, lambda data: [data])
+
+
+def read_all(engine: TLSEngine, ciphertext: bytes) -> bytes | None:
+    """Pass ciphertext to an engine and return what it decrypts; ``None`` if that is nothing."""
+    engine.incoming.write(ciphertext)
+    found = None
+    while (data := engine.read()) is not None:
+        found = (found or b"") + data
+        if not data:
+            break
+    return found
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 6, 100])
+def test_a_handshake_and_data_may_be_split_anywhere(
+    client_tls: ClientTLS, server_tls: ServerTLS, size: int
+) -> None:
+    def split(data: bytes) -> list[bytes]:
+        return [data[i : i + size] for i in range(0, len(data), size)]
+
+    client, server = connected(client_tls, server_tls, split)
+    assert client.info is not None
+    assert client.info.version == "TLSv1.3"
+    assert server.info is not None
+    assert server.info.server_hostname == "example.org"
+    message = bytes(range(256)) * 100  # two records
+    client.engine.write(message)
+    got = b""
+    for piece in split(client.engine.data_to_send()):
+        got += read_all(server.engine, piece) or b""
+    assert got == message
+
+
+def test_every_split_of_two_records_gives_the_same_bytes(
+    client_tls: ClientTLS, server_tls: ServerTLS
+) -> None:
+    client, server = connected(client_tls, server_tls, lambda data: [data])
+    client.engine.write(b"one")
+    length = len(client.engine.data_to_send()) * 2
+    for cut in range(length + 1):
+        client, server = connected(client_tls, server_tls, lambda data: [data])
+        client.engine.write(b"one")
+        client.engine.write(b"two")
+        ciphertext = client.engine.data_to_send()
+        first = read_all(server.engine, ciphertext[:cut]) or b""
+        assert first + (read_all(server.engine, ciphertext[cut:]) or b"") == b"onetwo"
+
+
+def test_tickets_go_out_with_the_first_data(sides: tuple[Side, Side]) -> None:
+    _, server = sides
+    assert server.engine.unsent == 0
+    server.engine.write(b"hello")
+    only_hello = server.engine.unsent
+    assert len(server.engine.data_to_send()) > only_hello  # the tickets come first
+
+
+def test_what_the_kernel_did_not_take_goes_out_first(sides: tuple[Side, Side]) -> None:
+    client, server = sides
+    client.engine.write(b"one")
+    ciphertext = client.engine.data_to_send()
+    client.engine.put_back(ciphertext[10:])
+    client.engine.write(b"two")
+    assert client.engine.unsent > len(ciphertext) - 10
+    assert read_all(server.engine, ciphertext[:10] + client.engine.data_to_send()) == b"onetwo"
+    assert client.engine.unsent == 0
+
+
+def test_the_states_of_a_clean_end(sides: tuple[Side, Side]) -> None:
+    client, server = sides
+    assert client.engine.state is server.engine.state is TLSState.OPEN
+    with pytest.raises(ssl.SSLWantReadError):
+        client.engine.unwrap()
+    assert client.engine.state is TLSState.CLOSING
+    plain_text = b"plain text"
+    assert read_all(server.engine, client.engine.data_to_send()) == b""
+    assert server.engine.state is TLSState.PEER_CLOSED
+    server.engine.incoming.write(plain_text)
+    assert not server.engine.can_read
+    assert server.engine.read() == b""  # and again
+    server.engine.unwrap()
+    assert server.engine.state is TLSState.CLOSED
+    assert server.engine.incoming.take_all() == plain_text
+    client.bio.write(server.engine.data_to_send())
+    client.engine.unwrap()
+    assert client.engine.state is TLSState.CLOSED
+
+
+def test_what_follows_close_notify_in_a_batch_stays_unread(sides: tuple[Side, Side]) -> None:
+    client, server = sides
+    client.engine.write(b"last")
+    client.engine.close_notify()
+    server.engine.incoming.write(client.engine.data_to_send() + b"plain text")
+    records: list[bytes] = []
+    while server.engine.can_read and server.engine.read_batch(records):
+        pass
+    assert records == [b"last"]
+    assert server.engine.state is TLSState.PEER_CLOSED
+    assert server.engine.incoming.take_all() == b"plain text"
+
+
+@pytest.mark.parametrize("call", ["read", "write", "unwrap", "do_handshake"])
+def test_a_failed_engine_raises_a_fresh_copy_of_its_failure(
+    sides: tuple[Side, Side], call: str
+) -> None:
+    client, server = sides
+    client.engine.write(b"data")
+    ciphertext = bytearray(client.engine.data_to_send())
+    ciphertext[-1] ^= 1
+    with pytest.raises(TLSError, match="a record was forged or damaged") as first:
+        read_all(server.engine, bytes(ciphertext))
+    assert server.engine.state is TLSState.FAILED
+    assert server.engine.unsent  # the alert
+    arguments: tuple[Any, ...] = (b"data",) if call == "write" else ()
+    with pytest.raises(TLSError, match="a record was forged or damaged") as again:
+        getattr(server.engine, call)(*arguments)
+    assert again.value is not first.value
+    assert server.errors == [first.value, again.value]
+
+
+def test_a_failed_handshake_names_the_peer_and_leaves_its_alert(
+    server_tls: ServerTLS, authority: Authority
+) -> None:
+    client = Side(ClientTLS("other.example", ca=authority.pem), "client")
+    server = Side(server_tls, "server")
+    flight = server.shake(client.shake(b""))
+    with pytest.raises(TLSError, match=r"TLS handshake with 'other\.example' \(192\.0\.2\.1:25\)"):
+        client.shake(flight)
+    assert client.engine.state is TLSState.FAILED
+    with pytest.raises(TLSError, match="alert"):
+        server.shake(client.engine.data_to_send())
+
+
+def test_SSLStream_uses_five_names_of_its_context_and_object(  # noqa: N802
+    monkeypatch: pytest.MonkeyPatch, client_tls: ClientTLS, server_tls: ServerTLS
+) -> None:
+    """If a later Trio uses more of them, the engine must offer more."""
+    used: set[str] = set()
+    real = TLSEngine.__getattribute__
+
+    def recorded(self: TLSEngine, name: str) -> object:
+        if sys._getframe(1).f_globals["__name__"] == "trio._ssl":
+            used.add(name)
+        return real(self, name)
+
+    async def main() -> None:
+        async def echo(sock: trisock.Socket) -> None:
+            await sock.send(await sock.recv())
+            await sock.stoptls()
+
+        async with trio.open_nursery() as nursery:
+            server = await trisock.bind(nursery, 0, echo, host="127.0.0.1", tls=server_tls)
+            async with await trisock.connect("127.0.0.1", server.port, tls=client_tls) as sock:
+                await sock.send(b"x")
+                assert await sock.recv() == b"x"
+                await sock.stoptls()
+            server.stop()
+
+    monkeypatch.setattr(TLSEngine, "__getattribute__", recorded)
+    trio.run(main)
+    assert used == {"wrap_bio", "do_handshake", "unwrap", "server_side", "version"}

@@ -51,20 +51,6 @@ class IncompleteReadError(EOFError):
         self.expected = expected
         self._describe(len(partial))
 
-    @classmethod
-    def _in_pieces(
-        cls, entries: list[tuple[bytes, int]], size: int, expected: int | None
-    ) -> IncompleteReadError:
-        """Make an error whose ``partial`` consists of chunks, each with a start offset.
-
-        The chunks are joined lazily. Otherwise a program that takes one byte and retries, in a
-        loop, would copy all of them each time.
-        """
-        error = cls(b"", expected)
-        error._entries = entries
-        error._describe(size)
-        return error
-
     def _describe(self, size: int) -> None:
         wanted = "the delimiter" if self.expected is None else f"{self.expected} bytes"
         # The message is the only argument: repr() and many log formatters show args.
@@ -82,6 +68,20 @@ class IncompleteReadError(EOFError):
         own = ("_partial", "_entries", "expected")
         state = {name: value for name, value in self.__dict__.items() if name not in own}
         return type(self), (self.partial, self.expected), state or None
+
+
+def new_incomplete_read_error(
+    entries: list[tuple[bytes, int]], size: int, expected: int | None
+) -> IncompleteReadError:
+    """Return an error whose ``partial`` consists of chunks, each with a start offset.
+
+    The chunks are joined lazily. Otherwise a program that takes one byte and retries, in a loop,
+    would copy all of them each time.
+    """
+    error = IncompleteReadError(b"", expected)
+    error._entries = entries
+    error._describe(size)
+    return error
 
 
 class LimitExceededError(Exception):

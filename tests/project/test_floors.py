@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from helpers.floors import FLOORS, MODULES, floor_of, imports_of, name_of
 OPEN_TO_FACES = {"_guard", "_text", "_connect", "_address"}
 
 TESTS = sorted(Path(__file__).parents[1].rglob("*.py"))
+
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 # The most lines of a module, a class and a file of tests: more cannot be read at one sitting.
 MODULE_LINES, CLASS_LINES, TEST_LINES = 500, 450, 600
@@ -52,6 +55,16 @@ def test_no_imports_go_in_a_circle() -> None:
 
     for name in graph:
         visit(name, ())
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_no_module_uses_private_names_of_another(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    own = {node.name for node in ast.walk(tree) if isinstance(node, FUNCTIONS)}
+    own |= {node.attr for node in attributes if ast.unparse(node.value) in ("self", "cls")}
+    private = {node.attr for node in attributes if re.match("_[a-z]", node.attr)}
+    assert private <= own
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

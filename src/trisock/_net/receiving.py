@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import trio
 
 from .._arguments import Buffer, bytes_view, delimiter_bytes, positive_int, quoted
-from .._errors import IncompleteReadError, LimitExceededError
+from .._errors import IncompleteReadError, LimitExceededError, new_incomplete_read_error
 from .connection import Connection
 from .lines import Lines
 
@@ -235,7 +235,7 @@ class BufferedReceiver(trio.abc.ReceiveStream):
     def _incomplete(self, expected: int | None) -> IncompleteReadError:
         entries = self._connection.buffer.entries()
         return self._connection.transport.remember_failure(
-            IncompleteReadError._in_pieces(entries, self._connection.buffer.size, expected)
+            new_incomplete_read_error(entries, self._connection.buffer.size, expected)
         )
 
     async def _buffered_checkpoint(self) -> None:

@@ -207,10 +207,7 @@ class Site:
 
     async def _do_echo(self, sock: Socket, size: str) -> None:
         left = int(size)
-        while left:
-            chunk = await sock.recv(left)
-            if not chunk:
-                return
+        while left and (chunk := await sock.recv(left)):
             await sock.send(chunk)
             left -= len(chunk)
 
@@ -326,13 +323,13 @@ async def cancelled_after(
     """Cancel a call after some scheduler passes. Return ``None`` if it was cancelled."""
     result: T | None = None
     error: Exception | None = None
+
+    async def cancel() -> None:
+        for _ in range(passes):
+            await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+
     async with trio.open_nursery() as nursery:
-
-        async def cancel() -> None:
-            for _ in range(passes):
-                await trio.lowlevel.checkpoint()
-            nursery.cancel_scope.cancel()
-
         nursery.start_soon(cancel)
         try:
             result = await function(*args)

@@ -32,6 +32,7 @@ class Track:
       phase: of the last byte.
       notified: whether the last byte of close_notify was seen.
       complaint: what is wrong with the bytes, or ``""``.
+      header: the bytes of an incomplete record header.
       other: the track of the other direction.
     """
 
@@ -52,7 +53,7 @@ class Track:
             self._clear.append((phase, LINES[phase]))
         self._after = plan.payload(Phase.AFTER, direction) if plan.mode == Mode.RETURNED else None
         self._secret = plan.sizes.get((Phase.SECRET, direction), 0)
-        self._header = b""
+        self.header = b""
         self._left = 0  # of the record's body
         self._last_of_flight = False
         self._tickets = _TICKETS if self._newer else 0
@@ -76,10 +77,10 @@ class Track:
                 yield Phase.CLOSE, data
                 return
             elif not self._left:
-                missing = _HEADER - len(self._header)
-                self._header, data = self._header + data[:missing], data[missing:]
-                if len(self._header) == _HEADER:
-                    header, self._header = self._header, b""
+                missing = _HEADER - len(self.header)
+                self.header, data = self.header + data[:missing], data[missing:]
+                if len(self.header) == _HEADER:
+                    header, self.header = self.header, b""
                     self._record_begins(header)
                     yield self.phase, header
             else:
@@ -92,10 +93,6 @@ class Track:
 
     def _complain(self, what: str, data: bytes) -> None:
         self.complaint = self.complaint or f"{what}: {data[:40]!r}"
-
-    def rest(self) -> bytes:
-        """Return the part of an incomplete header."""
-        return self._header
 
     def _watch(self, part: bytes) -> None:
         if MARKER in self._seen + part:
@@ -329,7 +326,7 @@ class _Way:
             while data := await self._receive(source):
                 for phase, part in list(self.track.feed(data)):
                     await self._pass_on(phase, part, target)
-            await self._send(self.track.rest(), target)
+            await self._send(self.track.header, target)
             await self._pass_on(Phase.CLOSE, b"", target, last=True)
             await self._finish(target)
             return

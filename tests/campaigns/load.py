@@ -26,19 +26,7 @@ import trio
 sys.path.append(str(Path(__file__).parents[1]))  # for helpers, when this is run as a program
 
 from helpers.client_hellos import client_hello
-from load_ground import (
-    HEAD,
-    LOOK,
-    MIB,
-    NAME,
-    Ground,
-    Outcome,
-    Result,
-    Server,
-    Wrong,
-    check_echo,
-    many,
-)
+from load_ground import LOOK, MIB, NAME, Ground, Outcome, Result, Server, Wrong, check_echo, many
 from load_server import payload
 from trisock.pluto.blocking import run_trio  # raises KeyboardInterrupt itself, not in a group
 
@@ -164,8 +152,7 @@ async def out_of_descriptors(ground: Ground, limit: int, clients: int, look: flo
                 await trio.sleep(LOOK)
             await trio.sleep(look)
             report = await server.report()
-            outcome.facts["descriptors then"] = report.descriptors
-            outcome.facts["inside"] = inside
+            outcome.facts |= {"descriptors then": report.descriptors, "inside": inside}
             if look:
                 used = report.cpu - exhausted.cpu
                 outcome.facts["CPU while exhausted"] = f"{used / look:.1%}"
@@ -263,9 +250,9 @@ async def raising(ground: Ground, count: int) -> Result:
             kind = kinds[number % len(kinds)]
             async with await server.dial(number) as stream:
                 await stream.send_all(b"raise %s\n" % kind.encode())
-                answer = await stream.receive_some()
-                if bool(answer) != (kind in ("broken", "both")):
-                    raise Wrong(f"{answer!r} from a handler that raises ({kind})")
+                response = await stream.receive_some()
+                if bool(response) != (kind in ("broken", "both")):
+                    raise Wrong(f"{response!r} from a handler that raises ({kind})")
                 reset = struct.pack("ii", 1, 0)
                 stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
 
@@ -328,8 +315,8 @@ async def show(names: list[str], quick: bool) -> None:
 
     wrongs = []
     ground = Ground(Authority())
-    show_row(HEAD)
-    show_row(["---"] * len(HEAD))
+    show_row(Result.HEAD)
+    show_row(["---"] * len(Result.HEAD))
     for name in names:
         scenario, full_size, quick_size = SCENARIOS[name]
         result = await scenario(ground, **(quick_size if quick else full_size))

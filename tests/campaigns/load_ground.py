@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import trio
 
@@ -225,32 +225,30 @@ class Result:
             if text in each
         )
 
+    HEAD: ClassVar = [
+        *("scenario", "offered", "accepted", "served", "refused", "failed"),
+        "RSS in MiB: new / peak and end of the warm-up / peak and end",
+        *("descriptors", "tasks", "objects", "blocks", "CPU of the server", "besides"),
+    ]
+
     def cells(self) -> list[str]:
         outcome, before, after = self.outcome, self.before, self.after
         fresh = self.fresh.resident
         memory = [(fresh,), (before.peak, before.resident), (after.peak, after.resident)]
+        accepted, failed = self.counted("accepted"), outcome.failed.total()
+        counts = (outcome.offered, accepted, outcome.served, outcome.refused, failed)
         return [
             self.name,
-            f"{outcome.offered:,}",
-            f"{self.counted('accepted'):,}",
-            f"{outcome.served:,}",
-            f"{outcome.refused:,}",
-            f"{outcome.failed.total():,}",
+            *(f"{each:,}" for each in counts),
             " / ".join(", ".join(f"{each / MIB:.1f}" for each in times) for times in memory),
-            f"{before.descriptors} / {after.descriptors}",
-            f"{before.tasks} / {after.tasks}",
-            f"{before.objects:,} / {after.objects:,}",
-            f"{before.blocks:,} / {after.blocks:,}",
+            *(
+                f"{getattr(before, name):,} / {getattr(after, name):,}"
+                for name in ("descriptors", "tasks", "objects", "blocks")
+            ),
             f"{after.cpu - before.cpu:.1f} s",
             ", ".join(f"{name} {value}" for name, value in outcome.facts.items()),
         ]
 
-
-HEAD = [
-    *("scenario", "offered", "accepted", "served", "refused", "failed"),
-    "RSS in MiB: new / peak and end of the warm-up / peak and end",
-    *("descriptors", "tasks", "objects", "blocks", "CPU of the server", "besides"),
-]
 
 Work = Callable[[Server, Outcome], Coroutine[Any, Any, None]]
 

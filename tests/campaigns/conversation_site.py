@@ -1,7 +1,7 @@
-"""The servers that conversations of ``conversations.py`` are held with, and the steps of these.
+"""The servers for ``conversations.py``, and the steps of a conversation.
 
-A client asks, in a line, for what is to be done next; the server's handler does its part of it. So
-a connection can be used in any order of steps: echo, then TLS, then a file, then the clear again.
+A client requests each step with a line, and the server's handler does its part. So the steps come
+in any order: echo, then TLS, then a file, then plain text again.
 """
 
 from __future__ import annotations
@@ -37,22 +37,17 @@ T = TypeVar("T")
 LOCALHOST = "127.0.0.1"
 NAME = "example.org"
 
-# Into a connection whose peer does not read.
-MORE_THAN_FITS = bytes(10_000_000)
-
-# How many connections the narrow server serves at once.
-NARROW = 2
-
-# Seconds that the secure server waits for a handshake: there are peers that are silent in one.
-HANDSHAKE_TIMEOUT = 5.0
+MORE_THAN_FITS = bytes(10_000_000)  # into a connection whose peer does not read
+NARROW = 2  # the max_connections of the narrow server
+HANDSHAKE_TIMEOUT = 5.0  # seconds, for peers that go silent
 
 
 class Fault(Exception):
-    """What a handler raises because it was asked to."""
+    """Raised by a handler at the client's request."""
 
 
 class Hostile(Fault):
-    """One that cannot be compared, hashed, printed or asked for anything."""
+    """An error that cannot be compared, hashed, printed or inspected."""
 
     __eq__ = __hash__ = __bool__ = __str__ = __repr__ = None  # type: ignore[assignment]
 
@@ -67,7 +62,7 @@ class HostileGroup(ExceptionGroup[Exception]):
 
 
 class Wrong(Exception):
-    """Something was not as promised."""
+    """A promise was broken."""
 
 
 def check(got: object, wanted: object) -> None:
@@ -75,7 +70,7 @@ def check(got: object, wanted: object) -> None:
         raise Wrong(f"got {got!r:.200}, wanted {wanted!r:.200}")
 
 
-# What the log says of a handler that has left one.
+# Logged when a handler leaves one open.
 OPEN_SCOPE = "a cancel scope was left open"
 
 
@@ -86,10 +81,10 @@ def leaves_of(exc: BaseException | None) -> list[BaseException]:
 
 
 class Log(logging.Handler):
-    """Counts the faults that servers log, and keeps the text of whatever else is an error.
+    """Counts the faults that servers log, and keeps the text of other errors.
 
     Attributes:
-      last: what was logged last, for whoever has to find out what went wrong.
+      last: the last entries, to help find what went wrong.
     """
 
     def __init__(self) -> None:
@@ -103,7 +98,7 @@ class Log(logging.Handler):
         logger.addHandler(self)
         logger.setLevel(self.level)
         logger.propagate = False
-        # Trio's word on the timeouts that handlers leave open in generators.
+        # Trio complains of the timeouts that handlers leave open in generators.
         logging.getLogger("trio.async_generator_errors").disabled = True
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -112,22 +107,21 @@ class Log(logging.Handler):
         exc = record.exc_info[1] if record.exc_info else None
         if record.levelno < logging.ERROR:
             return
-        logged = traceback.format_exception(exc)
-        if OPEN_SCOPE in "".join(logged) or all(
+        logged = "".join(traceback.format_exception(exc))
+        if OPEN_SCOPE in logged or all(
             issubclass(type(each), Fault) or each.args[0].startswith("Hostile: ")
             for each in leaves_of(exc)
         ):
             self.faults += 1
         else:
-            self.errors.append(text + "".join(traceback.format_exception(exc)))
+            self.errors.append(text + logged)
 
 
 class Site:
-    """The servers, and what clients need to know of them.
+    """The servers, and the data that clients need.
 
     Attributes:
       faults: how many handlers were made to raise.
-      log: what the servers have logged.
     """
 
     plain: trisock.Server
@@ -157,7 +151,7 @@ class Site:
 
     @contextlib.asynccontextmanager
     async def open(self, grace: float | None) -> AsyncIterator[None]:
-        """Run the servers; at the end stop them, and wait for their last connection."""
+        """Run the servers, then stop them and wait for their last connection."""
         async with trio.open_nursery() as nursery:
             bind = functools.partial(trisock.bind, nursery)
             self.plain = await bind(0, self.serve)
@@ -186,23 +180,26 @@ class Site:
         return [self.plain, self.secure, self.narrow, self.unix]
 
     async def dial(self, rng: random.Random) -> Socket:
-        """Connect to the plain server, or the one on a Unix socket."""
+        """Connect to the plain text server, by TCP or a Unix socket."""
         if rng.random() < 0.2:
             return await trisock.connect_unix(self.path)
         return await trisock.connect(rng.choice([LOCALHOST, "::1"]), self.plain.port)
 
     async def dial_secure(self, rng: random.Random) -> Socket:
-        """Connect to the secure server, by TLS 1.2 or 1.3."""
+        """Connect to the secure server with TLS 1.2 or 1.3."""
         if rng.random() < 0.5:
             return await trisock.connect(LOCALHOST, self.secure.port, tls=self.trusting)
         sock = await trisock.connect(LOCALHOST, self.secure.port)
         await sock.starttls(self.old, server_hostname=NAME)
         return sock
 
-    # ---- the servers' part ----
+    async def dial_any(self, rng: random.Random) -> Socket:
+        return await rng.choice([self.dial, self.dial_secure])(rng)
+
+    # ---- steps: the server's part ----
 
     async def serve(self, sock: Socket) -> None:
-        """Do what the client asks for, step by step."""
+        """Do the steps that the client requests."""
         async for line in sock.lines(max_bytes=100):
             command, _, argument = line.decode().partition(" ")
             if await getattr(self, f"_do_{command}")(sock, argument):
@@ -210,10 +207,7 @@ class Site:
 
     async def _do_echo(self, sock: Socket, size: str) -> None:
         left = int(size)
-        while left:
-            chunk = await sock.recv(left)
-            if not chunk:
-                return
+        while left and (chunk := await sock.recv(left)):
             await sock.send(chunk)
             left -= len(chunk)
 
@@ -231,13 +225,13 @@ class Site:
             check(await sock.send_file(file, offset, count), count)
 
     async def _do_shared(self, sock: Socket, part: str) -> None:
-        """Send from a file that other connections are sent from at the same time."""
+        """Send from a file that other connections use at the same time."""
         kind, offset, count = part.split()
-        sent = await sock.send_file(self.shared[kind], int(offset), int(count))
-        check(sent, int(count))
+        file = self.shared[kind]
+        check(await sock.send_file(file, int(offset), int(count)), int(count))
 
     async def _do_growing(self, sock: Socket, kind: str) -> None:
-        """Send a file that somebody appends to."""
+        """Send a file that grows meanwhile."""
         with io.BytesIO() if kind == "memory" else tempfile.TemporaryFile() as file:
             file.write(self.content)
             file.flush()
@@ -250,11 +244,10 @@ class Site:
                     file.flush()
 
             await sock.send(b"%d\n" % len(self.content))
-            sent = await sock.send_file(file, progress=append)
-            check(sent, len(self.content))
+            check(await sock.send_file(file, progress=append), len(self.content))
 
     async def _do_piped(self, sock: Socket, size: str) -> None:
-        """Send from a pipe, which is silent at first; cancelled then, it changes nothing."""
+        """Send from a pipe. Cancelling this while the pipe is empty loses nothing."""
         reading, writing = os.pipe()
         with open(reading, "rb") as pipe, open(writing, "wb", buffering=0) as end:
             await cancelled_after(5, sock.send_file, pipe)
@@ -276,8 +269,8 @@ class Site:
         await sock.send(got)
 
     async def _do_rest(self, sock: Socket, _: str) -> bool:
-        """Take all that comes, and answer when the client has ended its side."""
-        await sock.send(b"".join([chunk async for chunk in sock])[::-1])
+        """Read to the end of the client's half, then respond."""
+        await sock.send((await read_all(sock))[::-1])
         return True
 
     async def _do_starttls(self, sock: Socket, role: str) -> None:
@@ -318,7 +311,7 @@ class Site:
 
 
 async def within_a_timeout() -> AsyncIterator[None]:
-    """Leave a cancel scope open in the task of whoever breaks off the loop."""
+    """Leave a cancel scope open in a task that breaks out of the loop."""
     while True:
         with trio.fail_after(0.01):
             yield
@@ -327,20 +320,20 @@ async def within_a_timeout() -> AsyncIterator[None]:
 async def cancelled_after(
     passes: int, function: Callable[..., Awaitable[T]], *args: object
 ) -> T | None:
-    """Cancel a call after so many passes of the scheduler; ``None`` if it was not done by then."""
+    """Cancel a call after some scheduler passes. Return ``None`` if it was cancelled."""
     result: T | None = None
     error: Exception | None = None
+
+    async def cancel() -> None:
+        for _ in range(passes):
+            await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+
     async with trio.open_nursery() as nursery:
-
-        async def cancel() -> None:
-            for _ in range(passes):
-                await trio.lowlevel.checkpoint()
-            nursery.cancel_scope.cancel()
-
         nursery.start_soon(cancel)
         try:
             result = await function(*args)
-        except Exception as exc:  # goes on as it is, and not in a group
+        except Exception as exc:  # raise it later, outside the nursery and its groups
             error = exc
         nursery.cancel_scope.cancel()
     if error is not None:
@@ -349,8 +342,21 @@ async def cancelled_after(
 
 
 def payload(rng: random.Random, most: int = 200_000) -> bytes:
-    """Return some bytes: a few, most of the time."""
+    """Return some random bytes, most often a few."""
     return rng.randbytes(int(math.exp(rng.uniform(0, math.log(most)))))
+
+
+async def read_all(sock: Socket) -> bytes:
+    return b"".join([chunk async for chunk in sock])
+
+
+async def check_line(sock: Socket, wanted: bytes) -> None:
+    check(await sock.recv_until(b"\n"), wanted)
+
+
+async def request(sock: Socket, command: bytes) -> None:
+    await sock.send(command)
+    await check_line(sock, b"go ahead\n")
 
 
 # ---- steps: the client's part ----
@@ -366,27 +372,23 @@ async def echo(site: Site, sock: Socket, rng: random.Random) -> None:
 
 
 async def lines(site: Site, sock: Socket, rng: random.Random) -> None:
-    said = [payload(rng, 1000).replace(b"\r", b"").replace(b"\n", b"") for _ in range(20)]
+    sent = [payload(rng, 1000).replace(b"\r", b"").replace(b"\n", b"") for _ in range(20)]
     async with trio.open_nursery() as nursery:
-        command = b"lines %d\n" % len(said)
-        nursery.start_soon(sock.send, command, *(line + b"\r\n" for line in said))
-        for line in said:
+        command = b"lines %d\n" % len(sent)
+        nursery.start_soon(sock.send, command, *(line + b"\r\n" for line in sent))
+        for line in sent:
             check(await sock.recv_until(b"\r\n"), line[::-1] + b"\r\n")
 
 
-async def file(site: Site, sock: Socket, rng: random.Random) -> None:
+async def file(site: Site, sock: Socket, rng: random.Random, command: bytes = b"file") -> None:
     offset = rng.randrange(len(site.content))
     count = rng.randrange(len(site.content) - offset)
-    await sock.send(b"file %d %d\n" % (offset, count))
+    await sock.send(b"%s %d %d\n" % (command, offset, count))
     check(await sock.recv_exactly(count), site.content[offset : offset + count])
 
 
 async def shared_file(site: Site, sock: Socket, rng: random.Random) -> None:
-    kind = rng.choice(["disk", "memory", "zipped"])
-    offset = rng.randrange(len(site.content))
-    count = rng.randrange(len(site.content) - offset)
-    await sock.send(b"shared %s %d %d\n" % (kind.encode(), offset, count))
-    check(await sock.recv_exactly(count), site.content[offset : offset + count])
+    await file(site, sock, rng, b"shared " + rng.choice([b"disk", b"memory", b"zipped"]))
 
 
 async def growing_file(site: Site, sock: Socket, rng: random.Random) -> None:
@@ -396,7 +398,7 @@ async def growing_file(site: Site, sock: Socket, rng: random.Random) -> None:
 
 
 async def piped(site: Site, sock: Socket, rng: random.Random) -> None:
-    size = rng.randrange(1, 60_000)  # what a pipe holds
+    size = rng.randrange(1, 60_000)  # fits into a pipe
     await sock.send(b"piped %d\n" % size)
     check(await sock.recv_exactly(size), site.content[:size])
 
@@ -422,36 +424,27 @@ async def cancelled_reads(site: Site, sock: Socket, rng: random.Random) -> None:
 
 
 async def start_tls(site: Site, sock: Socket, rng: random.Random) -> None:
-    """Turn to TLS, or back to the clear."""
+    """Start TLS, or return to plain text."""
     if sock.istls():
-        await sock.send(b"stoptls\n")
-        check(await sock.recv_until(b"\n"), b"go ahead\n")
+        await request(sock, b"stoptls\n")
         await sock.stoptls()
         return
     role = rng.choice(["server", "client"])
-    await sock.send(b"starttls %s\n" % role.encode())
-    check(await sock.recv_until(b"\n"), b"go ahead\n")
-    if role == "client":  # that is what the server is to be
+    await request(sock, b"starttls %s\n" % role.encode())
+    version = "TLSv1.3"
+    if role == "client":  # of the server
         await sock.starttls(site.tls)
-        check(sock.tls and sock.tls.version, "TLSv1.3")
     elif rng.random() < 0.5:
         await sock.starttls(site.trusting)
-        check(sock.tls and sock.tls.version, "TLSv1.3")
     else:
         await sock.starttls(site.old, server_hostname=NAME)
-        check(sock.tls and sock.tls.version, "TLSv1.2")
+        version = "TLSv1.2"
+    check(sock.tls and sock.tls.version, version)
 
 
 STEPS: list[Step] = [
-    echo,
-    lines,
-    file,
-    shared_file,
-    growing_file,
-    piped,
-    push_back,
-    cancelled_reads,
-    start_tls,
+    *(echo, lines, file, shared_file, growing_file, piped),
+    *(push_back, cancelled_reads, start_tls),
 ]
 
 

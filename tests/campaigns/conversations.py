@@ -1,6 +1,4 @@
-"""Conversations of all kinds with servers of trisock, each checked to the byte; ``soak.py`` holds
-them by the hundred thousand.
-"""
+"""Conversations of all kinds with trisock servers, each checked to the byte, for ``soak.py``."""
 
 from __future__ import annotations
 
@@ -10,7 +8,6 @@ import functools
 import os
 import random
 import socket
-import ssl
 import struct
 
 import trio
@@ -26,26 +23,31 @@ from conversation_site import (
     Wrong,
     cancelled_after,
     check,
+    check_line,
     echo,
     lines,
     payload,
+    read_all,
+    request,
     start_tls,
     steps,
 )
 from dialect_conversations import (
     a_server_of_pluto,
+    hammerspoon_floods,
+    hammerspoon_peers_vanish,
     hammerspoon_sockets,
     pluto_in_trio,
     pluto_interrupted,
     pluto_outside_trio,
 )
-from hammerspoon_conversations import hammerspoon_floods, hammerspoon_peers_vanish
+from helpers.client_hellos import client_hello
 from trisock import ClientTLS, ServerTLS, Socket
 
 _OVER = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 
-async def in_the_clear(site: Site, rng: random.Random) -> None:
+async def plain_text(site: Site, rng: random.Random) -> None:
     async with await site.dial(rng) as sock:
         await echo(site, sock, rng)
         await steps(site, sock, rng)
@@ -56,11 +58,11 @@ async def half_closed(site: Site, rng: random.Random) -> None:
     async with await site.dial(rng) as sock:
         await sock.send(b"rest\n", data)
         await sock.send_eof()
-        check(b"".join([chunk async for chunk in sock]), data[::-1])
+        check(await read_all(sock), data[::-1])
         check(sock.isopen(), False)
 
 
-async def starttls_in_mid_conversation(site: Site, rng: random.Random) -> None:
+async def upgraded_midway(site: Site, rng: random.Random) -> None:
     async with await site.dial(rng) as sock:
         await rng.choice([echo, lines])(site, sock, rng)
         await start_tls(site, sock, rng)
@@ -79,10 +81,10 @@ FAULTS = [
 
 
 async def a_handler_raises(site: Site, rng: random.Random) -> None:
-    async with await rng.choice([site.dial, site.dial_secure])(rng) as sock:
+    async with await site.dial_any(rng) as sock:
         await sock.send(b"raise %s\n" % rng.choice(FAULTS))
-        check(await sock.recv_until(b"\n"), b"last words\n")
-        if sock.istls():  # no close_notify says that this was all
+        await check_line(sock, b"last words\n")
+        if sock.istls():  # there is no close_notify
             with contextlib.suppress(trisock.TLSError):
                 raise Wrong(f"a clean end: {await sock.recv()!r}")
         else:
@@ -90,8 +92,8 @@ async def a_handler_raises(site: Site, rng: random.Random) -> None:
 
 
 async def another_process_has_the_descriptor(site: Site, rng: random.Random) -> None:
-    """As a forked child has: the server hears of our end all the same."""
-    sock = await rng.choice([site.dial, site.dial_secure])(rng)
+    """The server sees the end although another process, such as a forked child, has the socket."""
+    sock = await site.dial_any(rng)
     others = os.dup(sock.fileno())
     try:
         await echo(site, sock, rng)
@@ -109,7 +111,7 @@ async def another_process_has_the_descriptor(site: Site, rng: random.Random) -> 
 
 
 async def a_cancelled_send(site: Site, rng: random.Random) -> None:
-    async with await rng.choice([site.dial, site.dial_secure])(rng) as sock:
+    async with await site.dial_any(rng) as sock:
         await sock.send(b"echo %d\n" % 10**9)
         await cancelled_after(rng.randrange(30), sock.send, MORE_THAN_FITS)
         if rng.random() < 0.5:
@@ -122,13 +124,11 @@ async def a_cancelled_handshake(site: Site, rng: random.Random) -> None:
     async with await site.dial(rng) as sock:
         passes = rng.randrange(20)
         if rng.random() < 0.5:
-            await sock.send(b"starttls server\n")
-            check(await sock.recv_until(b"\n"), b"go ahead\n")
+            await request(sock, b"starttls server\n")
             if not await cancelled_after(passes, sock.starttls, site.trusting):
                 check((sock.isopen(), sock.fileno()), (False, -1))
         else:
-            await sock.send(b"give_up %d\n" % passes)
-            check(await sock.recv_until(b"\n"), b"go ahead\n")
+            await request(sock, b"give_up %d\n" % passes)
             with contextlib.suppress(*_OVER):
                 await sock.starttls(site.trusting)
                 check(await sock.recv(), b"")
@@ -143,7 +143,7 @@ async def a_cancelled_connect_or_close(site: Site, rng: random.Random) -> None:
 
 
 async def a_peer_resets(site: Site, rng: random.Random) -> None:
-    sock = await rng.choice([site.dial, site.dial_secure])(rng)
+    sock = await site.dial_any(rng)
     command = rng.choice([b"echo 1000000\n", b"lines 1000\n", b"file 0 700000\n"])
     await sock.send(command, payload(rng, 60_000))
     await cancelled_after(rng.randrange(5), sock.recv)
@@ -151,7 +151,7 @@ async def a_peer_resets(site: Site, rng: random.Random) -> None:
 
 
 async def a_peer_truncates(site: Site, rng: random.Random) -> None:
-    """It ends the connection, and not TLS."""
+    """It ends the connection but not TLS."""
     sock = await site.dial_secure(rng)
     await sock.send(b"echo 5\nhello")
     check(await sock.recv_exactly(5), b"hello")
@@ -161,60 +161,45 @@ async def a_peer_truncates(site: Site, rng: random.Random) -> None:
     sock.abort()
 
 
-def client_hello() -> bytes:
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    context = ssl.create_default_context()
-    with contextlib.suppress(ssl.SSLWantReadError):
-        context.wrap_bio(incoming, outgoing, server_hostname=NAME).do_handshake()
-    return outgoing.read()
-
-
 async def a_peer_talks_nonsense(site: Site, rng: random.Random) -> None:
-    """In place of a handshake, or in the middle of one; or it says nothing at all."""
-    nonsense = rng.choice([payload(rng, 1000), client_hello() + payload(rng, 1000)])
+    """Instead of a handshake or in the middle of one, or it goes silent."""
+    nonsense = rng.choice([payload(rng, 1000), client_hello(NAME) + payload(rng, 1000)])
     silent = rng.random() < 0.05
-    with trio.socket.socket() as raw:
-        await raw.connect((LOCALHOST, site.secure.port))
-        stream = trio.SocketStream(raw)
-        await stream.send_all(client_hello()[:-1] if silent else nonsense)
+    async with await trio.open_tcp_stream(LOCALHOST, site.secure.port) as stream:
+        await stream.send_all(client_hello(NAME)[:-1] if silent else nonsense)
         if not silent:
             await stream.send_eof()
         with contextlib.suppress(trio.BrokenResourceError):
-            async for _ in stream:  # an alert, if anything
+            async for _ in stream:  # perhaps an alert
                 pass
 
 
 async def a_peer_vanishes_in_the_handshake(site: Site, rng: random.Random) -> None:
-    hello = client_hello()
-    with trio.socket.socket() as raw:
-        await raw.connect((LOCALHOST, site.secure.port))
-        await raw.send(hello[: rng.randrange(1, len(hello) + 1)])
+    hello = client_hello(NAME)
+    async with await trio.open_tcp_stream(LOCALHOST, site.secure.port) as stream:
+        await stream.send_all(hello[: rng.randrange(1, len(hello) + 1)])
         if rng.random() < 0.5:
-            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
-async def clear_text_behind_starttls(site: Site, rng: random.Random) -> None:
+async def plain_text_after_starttls(site: Site, rng: random.Random) -> None:
     async with await trisock.connect(LOCALHOST, site.plain.port) as sock:
         await sock.send(b"starttls server\necho 5\nhello")
         with contextlib.suppress(trio.BrokenResourceError):
-            check(await sock.recv_until(b"\n"), b"go ahead\n")
-            check(b"hello" in b"".join([chunk async for chunk in sock]), False)
+            await check_line(sock, b"go ahead\n")
+            check(b"hello" in await read_all(sock), False)
 
 
-async def a_certificate_of_a_stranger(site: Site, rng: random.Random) -> None:
-    try:
-        sock = await trisock.connect(
-            LOCALHOST, site.secure.port, tls=ClientTLS(NAME, ca=site.stranger.pem)
-        )
-    except trisock.TLSError:
-        return
-    sock.abort()
-    raise Wrong("a stranger's certificate was taken")
+async def an_untrusted_certificate(site: Site, rng: random.Random) -> None:
+    tls = ClientTLS(NAME, ca=site.stranger.pem)
+    with contextlib.suppress(trisock.TLSError):
+        (await trisock.connect(LOCALHOST, site.secure.port, tls=tls)).abort()
+        raise Wrong("an untrusted certificate was accepted")
 
 
 async def a_client_certificate(site: Site, rng: random.Random) -> None:
-    """Demanded by the server: who has none is turned away, and learns it after the handshake."""
-    wanting = ServerTLS(
+    """The server requires one. A client without one learns of the refusal after the handshake."""
+    requiring = ServerTLS(
         site.identity, client_ca=site.authority.pem, require_client_certificate=True
     )
     identity = rng.choice([site.identity, None])
@@ -225,7 +210,7 @@ async def a_client_certificate(site: Site, rng: random.Random) -> None:
         await site.serve(sock)
 
     async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, handler, host=LOCALHOST, tls=wanting)
+        server = await trisock.bind(nursery, 0, handler, host=LOCALHOST, tls=requiring)
         async with await trisock.connect(LOCALHOST, server.port, tls=tls) as sock:
             try:
                 await sock.send(b"echo 5\nhello")
@@ -258,23 +243,22 @@ async def more_than_max_connections(site: Site, rng: random.Random) -> None:
 
 
 async def a_broadcast(site: Site, rng: random.Random) -> None:
-    """To some that read, one that is gone, and sometimes one that never reads."""
+    """To peers that read, one that is gone, and one that does not read."""
     message = payload(rng) if rng.random() < 0.97 else MORE_THAN_FITS
 
-    async def until_the_end(sock: Socket) -> None:
+    async def handler(sock: Socket) -> None:
         await sock.send(b"welcome\n")
-        async for _ in sock:
-            pass
+        await read_all(sock)
 
     async def read(sock: Socket) -> None:
         async with sock:
             check(await sock.recv_exactly(len(message)), message)
 
     async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, until_the_end, host=LOCALHOST)
+        server = await trisock.bind(nursery, 0, handler, host=LOCALHOST)
         socks = [await trisock.connect(LOCALHOST, server.port) for _ in range(5)]
         for sock in socks:
-            check(await sock.recv_until(b"\n"), b"welcome\n")
+            await check_line(sock, b"welcome\n")
         gone, silent, *others = socks
         gone.abort()
         async with trio.open_nursery() as readers:
@@ -287,14 +271,14 @@ async def a_broadcast(site: Site, rng: random.Random) -> None:
 
 
 async def a_broadcast_beside_an_upgrade(site: Site, rng: random.Random) -> None:
-    """At any moment of starttls or stoptls: it goes by the layer that it was meant for, or not."""
+    """During starttls or stoptls, news is sent in the layer it was meant for, or not at all."""
     under_tls = rng.random() < 0.5
     passes = rng.randrange(8)
     news = b"NEWS\n"
     returned = trio.Event()
 
     async def handler(sock: Socket) -> None:
-        check(await sock.recv_until(b"\n"), b"change\n")
+        await check_line(sock, b"change\n")
         async with trio.open_nursery() as inner:
 
             async def broadcast() -> None:
@@ -312,7 +296,7 @@ async def a_broadcast_beside_an_upgrade(site: Site, rng: random.Random) -> None:
                 try:
                     await sock.stoptls()
                 except trisock.TLSError:
-                    return  # news in place of the end
+                    return  # news instead of the end
         await sock.send(b"done\n")
 
     async with trio.open_nursery() as nursery:
@@ -321,23 +305,23 @@ async def a_broadcast_beside_an_upgrade(site: Site, rng: random.Random) -> None:
         trusting = site.trusting if under_tls else None
         async with await trisock.connect(LOCALHOST, server.port, tls=trusting) as sock:
             await sock.send(b"change\n")
-            await returned.wait()  # the client is slower than the broadcast
+            await returned.wait()  # the client acts after the broadcast
             if under_tls:
                 with contextlib.suppress(trisock.TLSError):
                     await sock.stoptls()
-                    check(b"".join([chunk async for chunk in sock]), b"done\n")
+                    check(await read_all(sock), b"done\n")
             else:
                 if await sock.peek() is not None:
                     check(await sock.recv_exactly(len(news)), news)
                 await sock.starttls(site.trusting)
-                check(await sock.recv_until(b"\n"), b"done\n")
+                await check_line(sock, b"done\n")
         server.stop()
         await server.wait_closed()
         check(server.stats().handler_errors, 0)
 
 
 async def a_server_starts_and_stops(site: Site, rng: random.Random) -> None:
-    """With grace or without, from outside or in a handler, with clients in all states."""
+    """With or without grace, from outside or in a handler, with clients in all states."""
     grace = rng.choice([None, 0, 0.01])
 
     async def handler(sock: Socket) -> None:
@@ -360,7 +344,7 @@ async def a_server_starts_and_stops(site: Site, rng: random.Random) -> None:
             await waiting.connect((LOCALHOST, server.port))
             socks = [await connect() for _ in range(3)]
             for sock in socks:
-                check(await sock.recv_until(b"\n"), b"welcome\n")
+                await check_line(sock, b"welcome\n")
             if rng.random() < 0.5:
                 await socks[0].send(b"stop")
                 await server.closing.wait()
@@ -373,15 +357,13 @@ async def a_server_starts_and_stops(site: Site, rng: random.Random) -> None:
                     await sock.send(b"go on")
         for sock in socks:
             with contextlib.suppress(*may_break):
-                heard = b"".join([chunk async for chunk in sock])
-                check(heard, b"bye\n" if grace is None or heard else b"")
+                got = await read_all(sock)
+                check(got, b"bye\n" if grace is None or got else b"")
             await sock.close()
         await server.wait_closed()
-    try:
+    with contextlib.suppress(OSError):
         (await trisock.connect(LOCALHOST, server.port)).abort()
-    except OSError:
-        return
-    raise Wrong("a server that has stopped is listening")
+        raise Wrong("a stopped server still listens")
 
 
 async def a_stale_path(site: Site, rng: random.Random) -> None:
@@ -394,7 +376,7 @@ async def a_stale_path(site: Site, rng: random.Random) -> None:
         except OSError as exc:
             check(exc.errno, errno.EADDRINUSE)
         else:
-            raise Wrong("two listen on one path")
+            raise Wrong("two listeners on one path")
         async with await trisock.connect_unix(path) as client, await listener.accept() as server:
             await client.send(b"hello")
             check(await server.recv(), b"hello")
@@ -403,7 +385,7 @@ async def a_stale_path(site: Site, rng: random.Random) -> None:
 
 
 async def a_cancelled_accept(site: Site, rng: random.Random) -> None:
-    """It loses no connection."""
+    """A cancelled accept loses no connection."""
     async with await trisock.listen(0, host=LOCALHOST) as listener:
         clients = [await trisock.connect(LOCALHOST, listener.port) for _ in range(3)]
         accepted: list[Socket] = []
@@ -418,34 +400,22 @@ async def a_cancelled_accept(site: Site, rng: random.Random) -> None:
             await sock.close()
 
 
-# By what they have in common, for the table.
+# The groups of the table.
 KINDS: dict[str, list[Conversation]] = {
-    "clear": [in_the_clear, half_closed],
-    "TLS": [starttls_in_mid_conversation, tls_from_the_start],
+    "plain text": [plain_text, half_closed],
+    "TLS": [upgraded_midway, tls_from_the_start],
     "cancelled": [
-        a_cancelled_send,
-        a_cancelled_handshake,
-        a_cancelled_connect_or_close,
-        a_cancelled_accept,
+        *(a_cancelled_send, a_cancelled_handshake),
+        *(a_cancelled_connect_or_close, a_cancelled_accept),
     ],
     "bad peers": [
-        a_peer_resets,
-        a_peer_truncates,
-        a_peer_talks_nonsense,
-        a_peer_vanishes_in_the_handshake,
-        clear_text_behind_starttls,
-        a_certificate_of_a_stranger,
+        *(a_peer_resets, a_peer_truncates, a_peer_talks_nonsense),
+        *(a_peer_vanishes_in_the_handshake, plain_text_after_starttls, an_untrusted_certificate),
     ],
     "servers": [
-        a_handler_raises,
-        another_process_has_the_descriptor,
-        a_client_certificate,
-        new_certificates,
-        more_than_max_connections,
-        a_broadcast,
-        a_broadcast_beside_an_upgrade,
-        a_server_starts_and_stops,
-        a_stale_path,
+        *(a_handler_raises, another_process_has_the_descriptor, a_client_certificate),
+        *(new_certificates, more_than_max_connections, a_broadcast, a_broadcast_beside_an_upgrade),
+        *(a_server_starts_and_stops, a_stale_path),
     ],
     "dialects": [
         *(pluto_in_trio, pluto_outside_trio, pluto_interrupted, a_server_of_pluto),

@@ -1,10 +1,12 @@
-"""Conversations of the two dialects for the soak: with servers of each, and clients in a thread."""
+"""Conversations of the two dialects for the soak, with peers that vanish and slow callbacks."""
 
 from __future__ import annotations
 
 import random
 import socket
+import struct
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -14,7 +16,12 @@ import trio
 
 import trisock
 from conversation_site import LOCALHOST, Site, check, payload
-from trisock import hammerspoon, pluto
+from trisock import ClientTLS, ServerTLS, hammerspoon, pluto
+
+# Seconds until a connection whose peer is gone is dropped, and extra time for a busy machine.
+_DROPPED_WITHIN = 2 + 8
+
+# ---- pluto ----
 
 
 async def pluto_in_trio(site: Site, rng: random.Random) -> None:
@@ -28,15 +35,14 @@ async def pluto_in_trio(site: Site, rng: random.Random) -> None:
     assert server is not None
     await client.send(data)
     check(await received(server, len(data)), data)
-    secured: list[object] = []
 
-    async def secure() -> None:
-        secured.append(await server.starttls(site.tls))
+    async def secure(s: pluto.async_socket, tls: ServerTLS | ClientTLS) -> None:
+        check(await s.starttls(tls), True)
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(secure)
-        check(await client.starttls(site.trusting), True)
-    check((secured, client.istls(), await client.starttls(site.trusting)), ([True], True, None))
+        nursery.start_soon(secure, server, site.tls)
+        nursery.start_soon(secure, client, site.trusting)
+    check((client.istls(), await client.starttls(site.trusting)), (True, None))
     await server.send(data)
     check(await received(client, len(data)), data)
     check(await client.peek(), None)
@@ -55,7 +61,7 @@ async def received(s: pluto.async_socket, size: int) -> bytes:
 
 
 async def pluto_outside_trio(site: Site, rng: random.Random) -> None:
-    """In a thread, where its calls block: its background thread does them."""
+    """In a thread, where calls block while a background thread does the work."""
     data = payload(rng, 10_000)
 
     def script() -> None:
@@ -74,16 +80,16 @@ async def pluto_outside_trio(site: Site, rng: random.Random) -> None:
             s.close()
         check(pluto.socket.connect(LOCALHOST, unused), None)
 
-    with socket.socket() as bound:  # and does not listen
-        bound.bind((LOCALHOST, 0))
-        unused = bound.getsockname()[1]
+    with socket.socket() as not_listening:
+        not_listening.bind((LOCALHOST, 0))
+        unused = not_listening.getsockname()[1]
         await trio.to_thread.run_sync(script)
 
 
 async def pluto_interrupted(site: Site, rng: random.Random) -> None:
-    """Calls outside Trio that an exception ends at some line of trisock lose no byte.
+    """Calls outside Trio that are interrupted at some line of trisock lose no byte.
 
-    A trace function of the thread raises it, as a signal handler would in the main thread.
+    A trace function raises the exception, as a signal handler would in the main thread.
     """
     data = payload(rng, 2000)
 
@@ -105,7 +111,7 @@ class InterruptedCall(BaseException):
 
 
 def interrupted_at(line: int, call: Callable[[], bytes | None]) -> bytes | None:
-    """Make a call that an exception ends at a line of trisock's code, if it comes so far."""
+    """Interrupt a call at the given line of trisock's code, counted as executed."""
     count = 0
 
     def trace(frame: FrameType, event: str, _: object) -> Any:
@@ -142,10 +148,45 @@ async def a_server_of_pluto(site: Site, rng: random.Random) -> None:
         await listener.close()
 
 
+# ---- hammerspoon ----
+
+
+def _server(hs: hammerspoon.Sockets, site: Site, rng: random.Random, fn: Any) -> hammerspoon.Socket:
+    if rng.random() < 0.5:
+        return hs.server(str(site.directory / f"hs-{rng.randrange(10**9)}"), fn)
+    return hs.server(0, fn)
+
+
+def _address(server: hammerspoon.Socket) -> tuple[str, int] | tuple[str]:
+    info = server.info()
+    path = info["unixSocketPath"]
+    return (path,) if path else (LOCALHOST, info["localPort"])
+
+
+def _client(server: hammerspoon.Socket) -> socket.socket:
+    address = _address(server)
+    if len(address) == 2:
+        return socket.create_connection(address)
+    raw = socket.socket(socket.AF_UNIX)
+    raw.connect(*address)
+    return raw
+
+
+async def _connected(server: hammerspoon.Socket, count: int = 1) -> None:
+    while server.connections() < count:
+        await trio.lowlevel.checkpoint()
+
+
+async def _disconnected(server: hammerspoon.Socket) -> None:
+    with trio.fail_after(_DROPPED_WITHIN):
+        while server.connections():
+            await trio.sleep(0.001)
+
+
 async def hammerspoon_sockets(site: Site, rng: random.Random) -> None:
-    """A server that echoes lines, a client that turns to TLS, and what is queued meanwhile."""
-    said = [payload(rng, 1000).replace(b"\n", b"") + b"\n" for _ in range(5)]
-    heard: list[object] = []
+    """A server echoes lines to a client that starts TLS, with lines queued meanwhile."""
+    sent = [payload(rng, 1000).replace(b"\n", b"") + b"\n" for _ in range(5)]
+    got: list[object] = []
     done = trio.Event()
 
     def serve(data: bytes, tag: int) -> None:
@@ -155,31 +196,82 @@ async def hammerspoon_sockets(site: Site, rng: random.Random) -> None:
             server.write(data)
         server.read("\n")
 
-    def hear(data: bytes, tag: int) -> None:
-        heard.append((data, tag))
-        if len(heard) == len(said) + 1:
+    def receive(data: bytes, tag: int) -> None:
+        got.append((data, tag))
+        if len(got) == len(sent) + 1:
             done.set()
 
     async with hammerspoon.open_sockets() as hs:
-        client = hs.new(hear)
-        if rng.random() < 0.5:
-            path = str(site.directory / f"hs-{rng.randrange(10**9)}")
-            server = hs.server(path, serve)
-            client.connect(path)
-        else:
-            server = hs.server(0, serve)
-            client.connect(LOCALHOST, server.info()["localPort"])
-        while not server.connections():
-            await trio.lowlevel.checkpoint()
+        server = _server(hs, site, rng, serve)
+        client = hs.new(receive)
+        client.connect(*_address(server))
+        await _connected(server)
         server.read("\n")
         client.write("STARTTLS\n").read("\n", 0)
         client.startTLS(site.trusting)
-        for tag, line in enumerate(said, 1):
+        for tag, line in enumerate(sent, 1):
             client.write(line, tag).read(b"\n", tag)
         await done.wait()
-        check(heard, [(b"go ahead\n", 0), *((line, tag) for tag, line in enumerate(said, 1))])
+        check(got, [(b"go ahead\n", 0), *((line, tag) for tag, line in enumerate(sent, 1))])
         check((client.connected(), client.info()["isSecure"]), (True, True))
         if rng.random() < 0.5:
             client.disconnect()
-            while server.connections():
-                await trio.lowlevel.checkpoint()
+            await _disconnected(server)
+
+
+async def hammerspoon_peers_vanish(site: Site, rng: random.Random) -> None:
+    """Clients send lines and leave, by FIN or RST, while the server writes or reads or neither.
+
+    Every line before a FIN is read, if a read is queued within two seconds. No connection stays.
+    """
+    got: Counter[bytes] = Counter()
+    sent: Counter[bytes] = Counter()
+
+    async with hammerspoon.open_sockets() as hs:
+        server = _server(hs, site, rng, lambda data, tag: got.update([data]))
+        clients = [_client(server) for _ in range(rng.randint(1, 5))]
+        await _connected(server, len(clients))
+        reads = rng.choice([0, 3])
+        reads_first = rng.random() < 0.5
+        for _ in range(reads if reads_first else 0):
+            server.read("\n")
+        for number, client in enumerate(clients):
+            lines = [b"%d.%d\n" % (number, each) for each in range(rng.randint(0, 3))]
+            client.sendall(b"".join(lines))
+            if rng.random() < 0.3 and client.family != socket.AF_UNIX:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            else:
+                sent.update(lines)
+            client.close()
+        for _ in range(rng.randint(0, 3)):
+            server.write("to all\n")
+            await trio.sleep(rng.choice([0, 0.002]))
+        for _ in range(0 if reads_first else reads):
+            server.read("\n")
+        await _disconnected(server)
+        check(sent - got if reads else Counter(), Counter())
+
+
+async def hammerspoon_floods(site: Site, rng: random.Random) -> None:
+    """A slow callback receives a flood of lines, most of them empty, complete and in order."""
+    number = rng.randint(100, 2000)
+    got: list[bytes] = []
+
+    async def slow(data: bytes, tag: int) -> None:
+        got.append(data)
+        if rng.random() < 0.05:
+            await trio.sleep(0.001)
+        server.read("\n")
+
+    async with hammerspoon.open_sockets() as hs:
+        server = _server(hs, site, rng, slow)
+        client = _client(server)
+        await _connected(server)
+        for _ in range(rng.randint(1, 50)):
+            server.read("\n")
+        lines = [b"\n" if rng.random() < 0.9 else b"x" * 5000 + b"\n" for _ in range(number)]
+        await trio.to_thread.run_sync(client.sendall, b"".join(lines))
+        client.close()
+        while server.connections():
+            await trio.sleep(0.001)
+        check((len(got), got == lines), (number, True))

@@ -1,9 +1,8 @@
-"""A network that does to a conversation what a plan says: the worst that a network can do.
+"""A proxy between a client and a server that does the worst a network can do.
 
-``HostileNetwork`` stands between a client and a server and does it. It always splits, joins and
-delays; and at a plan's fault, one byte of one phase of the conversation, it ends it, breaks it,
-damages it or goes silent. It knows the phase of each byte by counting the clear ones (the plan
-has their number) and by the headers of the TLS records.
+``HostileNetwork`` always splits, joins and delays data. At a plan's fault (a byte of a phase of the
+conversation) it ends, resets or damages the connection, or goes silent. It finds the phase of each
+byte by counting plain text bytes, whose number is in the plan, and from the TLS record headers.
 """
 
 from __future__ import annotations
@@ -17,189 +16,155 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import trio
 
-from hostile_plan import (
-    AFTER,
-    ANSWER,
-    ANSWER_LINE,
-    CLEAR,
-    CLOSE,
-    COMMAND,
-    COMMAND_LINE,
-    CONNECT,
-    CORRUPT,
-    DOWN,
-    FLIGHT1,
-    FLIGHT2,
-    FLIGHT3,
-    FLIGHT4,
-    INJECT,
-    INJECTED_LINE,
-    MARKER,
-    PLAIN,
-    REFUSE,
-    RESET,
-    RETURNED,
-    SECRET,
-    STALL,
-    STOP,
-    TRUNCATE,
-    UP,
-    UPGRADED,
-    Fault,
-    Plan,
-)
+from hostile_plan import DOWN, INJECTED_LINE, LINES, MARKER, UP, Fault, Kind, Mode, Phase, Plan
 
-# ---- which phase a byte belongs to ----
+# ---- the phase of a byte ----
 
 _CHANGE_CIPHER_SPEC, _ALERT, _HANDSHAKE, _APPLICATION_DATA = 20, 21, 22, 23
 _HEADER = 5
-_TICKETS = 2  # how many a TLS 1.3 server gives
+_TICKETS = 2  # that a TLS 1.3 server sends
 
 
 class Track:
-    """Tells the phase of each byte that one side sends, and what it must not have sent. No I/O.
+    """Finds the phase of each byte from one side, and bytes it must not send. No I/O.
 
     Attributes:
       phase: of the last byte.
       notified: whether the last byte of close_notify was seen.
-      complaint: what was wrong with the bytes, ``""`` for nothing.
+      complaint: what is wrong with the bytes, or ``""``.
+      header: the bytes of an incomplete record header.
+      other: the track of the other direction.
     """
 
+    other: Track
+
     def __init__(self, plan: Plan, direction: str) -> None:
-        self.phase = CONNECT
+        self.phase = Phase.CONNECT
         self.notified = False
         self.complaint = ""
-        self.other: Track  # of the other direction
         self._up = direction == UP
         self._newer = plan.version == "TLSv1.3"
-        # What is to come in the clear, before TLS or after.
-        self._clear: list[tuple[str, memoryview]] = []
-        self._encrypted = plan.mode != PLAIN
-        if (CLEAR, direction) in plan.sizes:
-            self._clear.append((CLEAR, memoryview(plan.said(CLEAR, direction))))
-        if plan.mode in (UPGRADED, RETURNED):
-            phase, line = (COMMAND, COMMAND_LINE) if self._up else (ANSWER, ANSWER_LINE)
-            self._clear.append((phase, memoryview(line)))
-        self._after = plan.said(AFTER, direction) if plan.mode == RETURNED else None
-        self._secret = plan.sizes.get((SECRET, direction), 0)
-        self._header = b""
+        self._clear: list[tuple[str, bytes]] = []  # expected plain text
+        self._encrypted = plan.mode != Mode.PLAIN
+        if (Phase.CLEAR, direction) in plan.sizes:
+            self._clear.append((Phase.CLEAR, plan.payload(Phase.CLEAR, direction)))
+        if plan.mode in (Mode.UPGRADED, Mode.RETURNED):
+            phase = Phase.COMMAND if self._up else Phase.RESPONSE
+            self._clear.append((phase, LINES[phase]))
+        self._after = plan.payload(Phase.AFTER, direction) if plan.mode == Mode.RETURNED else None
+        self._secret = plan.sizes.get((Phase.SECRET, direction), 0)
+        self.header = b""
         self._left = 0  # of the record's body
         self._last_of_flight = False
         self._tickets = _TICKETS if self._newer else 0
         self._changed = False
-        self._seen = b""  # the end of what was seen, in case the marker begins there
+        self._seen = b""  # the last bytes seen, in case the marker begins there
 
     def feed(self, data: bytes) -> Iterator[tuple[str, bytes]]:
-        """Cut data where a phase, or a record, begins."""
+        """Split data where a phase or a record begins."""
         while data:
             if self._clear:
                 phase, expected = self._clear.pop(0)
                 part, data = data[: len(expected)], data[len(expected) :]
-                if expected[: len(part)] != part:
-                    self._complain(f"something else in the {phase}", part)
+                if not expected.startswith(part):
+                    self._complain(f"wrong bytes in the {phase}", part)
                 if len(expected) > len(part):
                     self._clear.insert(0, (phase, expected[len(part) :]))
                 self.phase = phase
                 yield phase, part
             elif not self._encrypted:
-                self._complain("something after the end", data)
-                yield CLOSE, data
+                self._complain("bytes after the end", data)
+                yield Phase.CLOSE, data
                 return
             elif not self._left:
-                missing = _HEADER - len(self._header)
-                self._header, data = self._header + data[:missing], data[missing:]
-                if len(self._header) == _HEADER:
-                    header, self._header = self._header, b""
+                missing = _HEADER - len(self.header)
+                self.header, data = self.header + data[:missing], data[missing:]
+                if len(self.header) == _HEADER:
+                    header, self.header = self.header, b""
                     self._record_begins(header)
                     yield self.phase, header
             else:
                 part, data = data[: self._left], data[self._left :]
                 self._left -= len(part)
                 self._watch(part)
-                if not self._left and self.phase in (STOP, CLOSE):
+                if not self._left and self.phase in (Phase.STOP, Phase.CLOSE):
                     self._notified()
                 yield self.phase, part
 
     def _complain(self, what: str, data: bytes) -> None:
         self.complaint = self.complaint or f"{what}: {data[:40]!r}"
 
-    def rest(self) -> bytes:
-        """Return what was kept because a header was not whole."""
-        return self._header
-
     def _watch(self, part: bytes) -> None:
         if MARKER in self._seen + part:
-            self._complain("in the clear what was to be encrypted", part)
+            self._complain("secrets in plain text", part)
         self._seen = part[-len(MARKER) + 1 :]
 
     def _notified(self) -> None:
         self.notified = True
         self._encrypted = False
         if self._after is not None:
-            self._clear.append((AFTER, memoryview(self._after)))
+            self._clear.append((Phase.AFTER, self._after))
 
     def _record_begins(self, header: bytes) -> None:
         kind, version, self._left = struct.unpack("!BHH", header)
         if not _CHANGE_CIPHER_SPEC <= kind <= _APPLICATION_DATA or version >> 8 != 3:
-            self._complain("what is no TLS", header)
+            self._complain("something that is not TLS", header)
         self.phase = self._phase_of(kind, self._left)
 
     def _phase_of(self, kind: int, length: int) -> str:
-        if self.phase in (CONNECT, COMMAND, ANSWER):
-            return FLIGHT1 if self._up else FLIGHT2
-        if self.phase == FLIGHT1 or (self.phase == FLIGHT2 and self.other.phase != FLIGHT1):
+        if self.phase in (Phase.CONNECT, Phase.COMMAND, Phase.RESPONSE):
+            return Phase.FLIGHT1 if self._up else Phase.FLIGHT2
+        if self.phase == Phase.FLIGHT2 and self.other.phase == Phase.FLIGHT1:
+            return Phase.FLIGHT2
+        if self.phase in (Phase.FLIGHT1, Phase.FLIGHT2):
             self._changed = False
             return self._in_last_flight(kind)
-        if self.phase == FLIGHT2:
-            return FLIGHT2
-        if self.phase in (FLIGHT3, FLIGHT4) and not self._last_of_flight:
+        if self.phase in (Phase.FLIGHT3, Phase.FLIGHT4) and not self._last_of_flight:
             return self._in_last_flight(kind)
-        # Each record of TLS 1.3 has its true type and a tag of 16 bytes at its end.
+        # A TLS 1.3 record ends in its true type and a tag of 16 bytes.
         if kind == _ALERT or (self._newer and self._secret <= 0):
-            return STOP if self._after is not None else CLOSE
+            return Phase.STOP if self._after is not None else Phase.CLOSE
         self._secret -= length - 17
-        return SECRET
+        return Phase.SECRET
 
     def _in_last_flight(self, kind: int) -> str:
-        """Finished, after a change of cipher; of a TLS 1.3 server, tickets."""
+        """Finished, after ChangeCipherSpec; tickets from a TLS 1.3 server."""
         if self._newer and not self._up:
             self._tickets -= 1
             self._last_of_flight = self._tickets == 0
         else:
             self._last_of_flight = self._changed
             self._changed = kind == _CHANGE_CIPHER_SPEC
-        return FLIGHT3 if self._up else FLIGHT4
+        return Phase.FLIGHT3 if self._up else Phase.FLIGHT4
 
 
 # ---- the network ----
 
-# The kernel's buffers, where they are to be small. (It doubles the number.)
-_NARROW = 8192
-
+_NARROW = 8192  # bytes in a small kernel buffer (Linux doubles it)
 _MOST_AT_A_TIME = 262_144
 
 _LINGER_AND_RESET = struct.pack("ii", 1, 0)
 
 
 class _CutOff(Exception):
-    """Nothing goes on this way any more."""
+    """This direction carries no more data."""
 
 
 class HostileNetwork:
-    """What one client connects to in place of a server, and what a plan says happens to it.
+    """The proxy for one client. It follows a plan.
 
     Args:
-      plan: what happens.
-      server_port: where the server listens.
-      expect: called with the port that the server will see, before it can see it.
+      plan: the faults, and how data flows.
+      server_port: the port of the server.
+      expect: called with the client port that the server will see, before it connects.
       accepted: waits until the server has accepted the connection.
 
     Attributes:
-      port: what the client is to connect to.
-      reached: whether it has connected to the server.
+      port: the port for the client to connect to.
+      reached: whether the proxy has connected to the server.
       struck: the faults that have happened.
-      trouble: set once somebody may have to wait for ever.
-      still: set once nothing moves any more: both ways have ended, or are silent for ever.
+      trouble: set when a side may have to wait forever.
+      still: set when both directions have ended or are silent forever.
       up, down: the two directions.
     """
 
@@ -221,25 +186,23 @@ class HostileNetwork:
         self.up, self.down = _Way(self, UP), _Way(self, DOWN)
         self.up.other, self.down.other = self.down, self.up
         self.up.track.other, self.down.track.other = self.down.track, self.up.track
-        at_once = [fault for fault in plan.faults if fault.phase == CONNECT]
-        self._at_once = at_once[0] if at_once else None
+        self._at_once = next((each for each in plan.faults if each.phase == Phase.CONNECT), None)
         self._sockets = [self._socket(narrow=plan.flows[UP].narrow)]
         self.port: int = self._sockets[0].getsockname()[1]
-        if not plan.has(REFUSE):
+        if not plan.has(Kind.REFUSE):
             self._sockets[0].listen(1)
 
     def _socket(self, *, narrow: bool) -> socket.socket:
         sock = socket.socket()
         sock.setblocking(False)
         sock.bind(("127.0.0.1", 0))
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what is split stays split
-        if narrow:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _NARROW)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _NARROW)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for option in (socket.SO_RCVBUF, socket.SO_SNDBUF) if narrow else ():
+            sock.setsockopt(socket.SOL_SOCKET, option, _NARROW)
         return sock
 
     async def run(self) -> None:
-        """Carry a client's connection until both its ways have ended."""
+        """Carry a client's connection until both directions have ended."""
         try:
             if self._at_once is None:
                 await self._carry(await self._accept(), await self._reach())
@@ -279,15 +242,15 @@ class HostileNetwork:
             self.still.set()
 
     async def _be_hostile_at_once(self, fault: Fault) -> None:
-        if fault.kind == REFUSE:
+        if fault.kind == Kind.REFUSE:
             return
-        if fault.kind == STALL and fault.how & 1:  # it stays in the backlog
+        if fault.kind == Kind.STALL and fault.how & 1:  # the client stays in the backlog
             await self.be_silent()
         client = await self._accept()
         server = await self._reach() if fault.how & 2 else None
-        if fault.kind == RESET:
+        if fault.kind == Kind.RESET:
             self.reset()
-        elif fault.kind == STALL:
+        elif fault.kind == Kind.STALL:
             await self.be_silent()
         elif server is None:
             self.down.finished = True
@@ -298,18 +261,15 @@ class HostileNetwork:
             await self._carry(client, server)
 
     def strikes(self, fault: Fault) -> None:
-        """Note that a fault has happened."""
         self.struck.append(fault)
-        if fault.kind in (STALL, CORRUPT, INJECT):
+        if fault.kind in (Kind.STALL, Kind.CORRUPT, Kind.INJECT):
             self.trouble.set()
 
     async def be_silent(self) -> None:
-        """Do nothing, for ever."""
         self.still.set()
         await trio.sleep_forever()
 
     def reset(self) -> None:
-        """Reset both connections."""
         for sock in self._sockets[1:]:
             if sock.fileno() >= 0:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_AND_RESET)
@@ -318,40 +278,44 @@ class HostileNetwork:
 
 
 class _Way:
-    """One direction: what it carries, and what has become of it.
+    """One direction.
 
     Attributes:
-      finished: whether its end went through, a FIN.
-      notified: whether an undamaged close_notify went through.
-      scope: cancelled to cut it off from outside.
-      stopped: set once nothing moves this way any more.
+      other: the other direction.
+      finished: whether a FIN was passed on.
+      notified: whether an undamaged close_notify was passed on.
+      scope: cancelled to cut the direction off from outside.
+      stopped: set when nothing more is carried.
     """
+
+    other: _Way
 
     def __init__(self, network: HostileNetwork, direction: str) -> None:
         plan = network.plan
         self._network = network
         self._flow = plan.flows[direction]
         self._faults = [
-            each for each in plan.faults if each.direction == direction and each.phase != CONNECT
+            each
+            for each in plan.faults
+            if each.direction == direction and each.phase != Phase.CONNECT
         ]
         self._rng = random.Random(f"{plan.seed} {direction}")
         self.track = Track(plan, direction)
-        self.other: _Way
         self.finished = False
         self.notified = False
         self.scope = trio.CancelScope()
         self.stopped = trio.Event()
         self._silent = False
-        self._phase = CONNECT
-        self._passed = 0  # bytes of that phase
-        self._tiny = 0  # bytes that still travel in tiny pieces
+        self._phase = Phase.CONNECT
+        self._passed = 0  # bytes of this phase
+        self._tiny = 0  # bytes still to send in tiny pieces
         self._naps = self._flow.naps
         self._nobody_listens = False
-        self._in_one_piece = False  # what is sent next
+        self._in_one_piece = False  # the next part
         self._damaged_end = False
 
     async def carry(self, source: trio.SocketStream, target: trio.SocketStream) -> None:
-        """Carry everything to the end, or until the network has other plans."""
+        """Carry everything to the end, or up to a fault."""
         await self._carry(source, target)
         self.stopped.set()
         if self._silent:
@@ -362,15 +326,15 @@ class _Way:
             while data := await self._receive(source):
                 for phase, part in list(self.track.feed(data)):
                     await self._pass_on(phase, part, target)
-            await self._send(self.track.rest(), target)
-            await self._pass_on(CLOSE, b"", target, last=True)
+            await self._send(self.track.header, target)
+            await self._pass_on(Phase.CLOSE, b"", target, last=True)
             await self._finish(target)
             return
         if not self._silent:
             await self.end(source, target)
 
     async def end(self, source: trio.SocketStream, target: trio.SocketStream) -> None:
-        """End one side, and lose what the other still says: all of it is read, for no reset."""
+        """Send a FIN and discard the rest. Reading it avoids a reset."""
         await self._finish(target)
         with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             while data := await source.receive_some():
@@ -385,7 +349,7 @@ class _Way:
         try:
             data = bytes(await source.receive_some())
             for _ in range(self._flow.gather if data else 0):
-                await trio.lowlevel.cancel_shielded_checkpoint()  # what was read is not lost
+                await trio.lowlevel.cancel_shielded_checkpoint()  # keep what was read
                 with contextlib.suppress(BlockingIOError):
                     data += os.read(source.socket.fileno(), _MOST_AT_A_TIME)
                 if len(data) > _MOST_AT_A_TIME:
@@ -408,23 +372,23 @@ class _Way:
                 await self._send(part[:cut], target)
                 self._network.strikes(fault)
                 part = self._strike(fault, part[cut:])
-                self._damaged_end |= phase in (STOP, CLOSE) and not last
+                self._damaged_end |= phase in (Phase.STOP, Phase.CLOSE) and not last
                 break
         await self._send(part, target)
         self.notified = self.track.notified and not self._damaged_end
 
     def _strike(self, fault: Fault, part: bytes) -> bytes:
-        """Return what goes on in place of a part; else cut this way off, and perhaps the other."""
-        if fault.kind == CORRUPT:
+        """Return the replacement of a part, or cut off this direction and perhaps the other."""
+        if fault.kind == Kind.CORRUPT:
             return _damaged(part, fault.how)
-        if fault.kind == INJECT:
+        if fault.kind == Kind.INJECT:
             self._in_one_piece = True
             return part[:1] + INJECTED_LINE + part[1:]
-        if fault.kind == RESET:
+        if fault.kind == Kind.RESET:
             self._network.reset()
-        both = fault.kind == TRUNCATE or (fault.kind == STALL and fault.how & 1)
+        both = fault.kind == Kind.TRUNCATE or (fault.kind == Kind.STALL and fault.how & 1)
         for way in (self, self.other) if both else (self,):
-            way._silent = fault.kind == STALL
+            way._silent = fault.kind == Kind.STALL
             way.scope.cancel()
         raise _CutOff
 
@@ -449,7 +413,7 @@ class _Way:
 
 
 def _damaged(part: bytes, how: int) -> bytes:
-    """Change the first byte, or one bit of it, or put another before it, or leave it out."""
+    """Add a byte before the first, or remove it, or change one bit or all of it."""
     way, how = how % 4, how // 4
     if way == 0 or not part:
         return bytes([how % 256]) + part

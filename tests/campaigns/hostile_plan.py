@@ -1,6 +1,6 @@
-"""What is said in a conversation, and what the network does to it, as a seed says.
+"""What a conversation contains and what the network does to it, drawn from a seed.
 
-``plan`` draws it: most plans have a fault, and ``combinations`` are all that can come first.
+Most plans have a fault; ``combinations`` lists every one that can come first.
 """
 
 from __future__ import annotations
@@ -16,56 +16,88 @@ from dataclasses import dataclass
 # Which way bytes go: from the client to the server, and back.
 UP, DOWN = "up", "down"
 
-# The phases of a conversation. Each flight of the handshake goes one way, as do the command that
-# announces TLS and its answer. STOP is the close_notify of a TLS that is left again. CLOSE is the
-# close_notify (if the conversation ends in TLS) and the FIN.
-CONNECT, CLEAR, COMMAND, ANSWER = "connect", "clear talk", "command", "answer"
-FLIGHT1, FLIGHT2, FLIGHT3, FLIGHT4 = "flight 1", "flight 2", "flight 3", "flight 4"
-SECRET, STOP, AFTER, CLOSE = "TLS talk", "stop", "clear talk after TLS", "close"
 
-UPGRADE = (COMMAND, ANSWER)
-HANDSHAKE = (FLIGHT1, FLIGHT2, FLIGHT3, FLIGHT4)
-DIRECTIONS = {COMMAND: UP, ANSWER: DOWN, FLIGHT1: UP, FLIGHT2: DOWN, FLIGHT3: UP, FLIGHT4: DOWN}
+class Phase:
+    """The phases of a conversation.
 
-# The modes of a conversation, and the phases of each after CONNECT.
-PLAIN, TLS, UPGRADED, RETURNED = "plain", "tls", "upgraded", "returned"
-PHASES = {
-    PLAIN: (CLEAR, CLOSE),
-    TLS: (*HANDSHAKE, SECRET, CLOSE),
-    UPGRADED: (CLEAR, *UPGRADE, *HANDSHAKE, SECRET, CLOSE),
-    RETURNED: (CLEAR, *UPGRADE, *HANDSHAKE, SECRET, STOP, AFTER, CLOSE),
+    The handshake's flights each go one way, as do the command that announces TLS and its response.
+    STOP is the close_notify of ``stoptls``. CLOSE is the close_notify (if the conversation ends
+    under TLS) and the FIN.
+    """
+
+    CONNECT, CLEAR, COMMAND, RESPONSE = "connect", "clear talk", "command", "answer"
+    FLIGHT1, FLIGHT2, FLIGHT3, FLIGHT4 = "flight 1", "flight 2", "flight 3", "flight 4"
+    SECRET, STOP, AFTER, CLOSE = "TLS talk", "stop", "clear talk after TLS", "close"
+    UPGRADE = (COMMAND, RESPONSE)
+    HANDSHAKE = (FLIGHT1, FLIGHT2, FLIGHT3, FLIGHT4)
+
+
+class Mode:
+    """Plain text only, TLS only, plain text and then TLS, or back to plain text after that."""
+
+    PLAIN, TLS, UPGRADED, RETURNED = "plain", "tls", "upgraded", "returned"
+
+
+class Kind:
+    """What the network does to a connection.
+
+    REFUSE: nothing listens. HALF_CLOSE: one direction ends. TRUNCATE: both end. RESET: both are
+    reset. CORRUPT: a byte is changed, lost or added. INJECT: a plain text line is added after
+    another (CVE-2011-0411). STALL: one or both directions go silent forever.
+    """
+
+    REFUSE, HALF_CLOSE, TRUNCATE, RESET = "refuse", "half-close", "truncate", "reset"
+    CORRUPT, INJECT, STALL = "corrupt", "inject", "stall"
+    AT_CONNECT = (REFUSE, TRUNCATE, RESET, STALL)
+    LATER = (HALF_CLOSE, TRUNCATE, RESET, CORRUPT, STALL)
+
+
+_ONE_WAY = {
+    **dict.fromkeys((Phase.COMMAND, Phase.FLIGHT1, Phase.FLIGHT3), UP),
+    **dict.fromkeys((Phase.RESPONSE, Phase.FLIGHT2, Phase.FLIGHT4), DOWN),
 }
-VERSIONS = {PLAIN: ("",), **dict.fromkeys((TLS, UPGRADED, RETURNED), ("TLSv1.2", "TLSv1.3"))}
 
-# What the network does to a connection: nothing listens; one direction ends, the other goes on;
-# both end; both are reset; a byte is changed, lost or added; a clear line is slipped in behind
-# another (CVE-2011-0411); one or both go silent for ever.
-REFUSE, HALF_CLOSE, TRUNCATE, RESET = "refuse", "half-close", "truncate", "reset"
-CORRUPT, INJECT, STALL = "corrupt", "inject", "stall"
-CONNECT_KINDS = (REFUSE, TRUNCATE, RESET, STALL)
-KINDS = (HALF_CLOSE, TRUNCATE, RESET, CORRUPT, STALL)
+# The phases of each mode after CONNECT.
+_UPGRADED = (Phase.CLEAR, *Phase.UPGRADE, *Phase.HANDSHAKE, Phase.SECRET)
+PHASES = {
+    Mode.PLAIN: (Phase.CLEAR, Phase.CLOSE),
+    Mode.TLS: (*Phase.HANDSHAKE, Phase.SECRET, Phase.CLOSE),
+    Mode.UPGRADED: (*_UPGRADED, Phase.CLOSE),
+    Mode.RETURNED: (*_UPGRADED, Phase.STOP, Phase.AFTER, Phase.CLOSE),
+}
+VARIANTS = [
+    (mode, version)
+    for mode in PHASES
+    for version in ([""] if mode == Mode.PLAIN else ["TLSv1.2", "TLSv1.3"])
+]
 
-COMMAND_LINE = b"STARTTLS\r\n"
-ANSWER_LINE = b"220 go ahead\r\n"
+LINES = {Phase.COMMAND: b"STARTTLS\r\n", Phase.RESPONSE: b"220 go ahead\r\n"}
 INJECTED_LINE = b"DELETE everything\r\n"
 
-# What is said under TLS begins with this, and the network must never see it.
+# TLS data begins with this marker, which the network must never see.
 MARKER = b"for your eyes only\n"
 
-# How many bytes of a phase there are at the least, where the plan does not say it. (A client's
-# hello; a server's, with a certificate; Finished; the same; a close_notify.)
-_LEAST = {FLIGHT1: 150, FLIGHT2: 500, FLIGHT3: 64, FLIGHT4: 51, STOP: 23, CLOSE: 23}
+# The least number of bytes in each phase whose size is not in the plan: a ClientHello, a
+# ServerHello with a certificate, Finished (twice), close_notify (twice).
+_LEAST = {
+    Phase.FLIGHT1: 150,
+    Phase.FLIGHT2: 500,
+    Phase.FLIGHT3: 64,
+    Phase.FLIGHT4: 51,
+    Phase.STOP: 23,
+    Phase.CLOSE: 23,
+}
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens, after how many bytes of which phase, which way."""
+    """A kind of fault after ``offset`` bytes of a phase in one direction."""
 
     kind: str
     phase: str
     direction: str = UP
     offset: int = 0
-    how: int = 0  # a number that decides the rest: which bit, whether both ways, ...
+    how: int = 0  # decides the rest: which bit, one direction or both, ...
 
 
 @dataclass(frozen=True)
@@ -73,11 +105,11 @@ class Flow:
     """How the bytes of one direction travel when nothing is wrong.
 
     Attributes:
-      tiny: how many bytes at the beginning of each phase travel one to three at a time.
-      largest: the most that travel together.
-      gather: how many passes of the scheduler to wait for more, to send it on as one.
-      pause: how many passes at most between two pieces.
-      naps: how many of the pauses are as long as a millisecond.
+      tiny: bytes at the start of each phase that travel one to three at a time.
+      largest: the largest piece.
+      gather: scheduler passes to wait for more data, to join it into one piece.
+      pause: scheduler passes between two pieces, at most.
+      naps: pauses that last a millisecond.
       narrow: whether the kernel's buffers are small.
     """
 
@@ -91,13 +123,13 @@ class Flow:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """A conversation, and what becomes of it. All of it comes from the seed.
+    """A conversation and its faults. Everything is derived from the seed.
 
     Attributes:
-      ending: who closes first: ``client``, ``server``, ``both``, or ``eof`` for both with
-        ``send_eof``.
-      sizes: how many bytes are said, by phase and direction.
-      hasty: whether ``starttls`` has a timeout that is shorter than the user's patience.
+      ending: the side that closes first: ``client``, ``server``, ``both``, or ``eof`` (both call
+        ``send_eof``).
+      sizes: bytes sent, by phase and direction.
+      hasty: whether the timeout of ``starttls`` is shorter than the user's patience.
     """
 
     seed: int
@@ -109,13 +141,11 @@ class Plan:
     faults: tuple[Fault, ...]
     hasty: bool
 
-    def said(self, phase: str, direction: str) -> bytes:
-        """Return what is said in a phase."""
-        return _said(self.seed, phase, direction, self.sizes[phase, direction])
+    def payload(self, phase: str, direction: str) -> bytes:
+        return _payload(self.seed, phase, direction, self.sizes[phase, direction])
 
     @property
     def kind(self) -> str:
-        """What becomes of it, in a word."""
         return self.faults[0].kind if self.faults else "clean"
 
     @property
@@ -123,91 +153,79 @@ class Plan:
         return f"{self.mode} {self.version}".strip()
 
     def has(self, *kinds: str) -> bool:
-        """Whether one of its faults is of one of these kinds."""
         return any(fault.kind in kinds for fault in self.faults)
 
     def may_hold_up_handshakes(self) -> bool:
-        """Whether a handshake may come to wait for ever."""
+        """Whether a handshake may wait forever."""
         return _may_hold_up_handshakes(self.faults)
 
     def damages_clear_bytes(self) -> bool:
-        """Whether it changes what only the application can find to be wrong."""
-        clear = {CLEAR, *UPGRADE, AFTER} | ({CLOSE} if self.mode in (PLAIN, RETURNED) else set())
+        """Whether only the application can notice the damage."""
+        clear = {Phase.CLEAR, *Phase.UPGRADE, Phase.AFTER}
+        if self.mode in (Mode.PLAIN, Mode.RETURNED):
+            clear.add(Phase.CLOSE)
         return any(
-            fault.kind == INJECT or (fault.kind == CORRUPT and fault.phase in clear)
+            fault.kind == Kind.INJECT or (fault.kind == Kind.CORRUPT and fault.phase in clear)
             for fault in self.faults
         )
 
 
 @functools.lru_cache(maxsize=256)
-def _said(seed: int, phase: str, direction: str, size: int) -> bytes:
+def _payload(seed: int, phase: str, direction: str, size: int) -> bytes:
     data = random.Random(f"{seed} {phase} {direction}").randbytes(size)
-    return MARKER + data[len(MARKER) :] if phase == SECRET else data
+    return MARKER + data[len(MARKER) :] if phase == Phase.SECRET else data
 
 
 # ---- the plan ----
 
-Combination = tuple[str, str, "Fault | None"]
-
 
 @functools.cache
-def combinations() -> tuple[Combination, ...]:
-    """Return every mode, version and fault that there is, each with and without."""
+def combinations() -> tuple[tuple[str, str, Fault | None], ...]:
+    """Return every mode and version, without a fault (8 times) and with each one."""
     return tuple(
-        (mode, version, fault)
-        for mode, versions in VERSIONS.items()
-        for version in versions
-        for fault in (*[None] * 8, *_faults(mode))
+        (*variant, fault) for variant in VARIANTS for fault in (*[None] * 8, *_faults(variant[0]))
     )
 
 
 def _faults(mode: str) -> Iterator[Fault]:
-    for kind in CONNECT_KINDS:
-        yield Fault(kind, CONNECT)
+    for kind in Kind.AT_CONNECT:
+        yield Fault(kind, Phase.CONNECT)
     for phase in PHASES[mode]:
         for direction in (UP, DOWN):
-            if DIRECTIONS.get(phase, direction) == direction:
-                for kind in KINDS:
+            if _ONE_WAY.get(phase, direction) == direction:
+                for kind in Kind.LATER:
                     yield Fault(kind, phase, direction)
-                if phase in UPGRADE:
-                    yield Fault(INJECT, phase, direction)
+                if phase in Phase.UPGRADE:
+                    yield Fault(Kind.INJECT, phase, direction)
 
 
 def plan(seed: int) -> Plan:
-    """Draw a plan. Seeds that follow each other go through all the combinations."""
+    """Draw a plan. Successive seeds go through all the combinations."""
     mode, version, fault = combinations()[seed % len(combinations())]
     rng = random.Random(seed)
     flows = {direction: _flow(rng) for direction in (UP, DOWN)}
-    talks = {CLEAR, SECRET, AFTER}.intersection(PHASES[mode])
-    sizes = {
-        (phase, direction): rng.randint(
-            len(MARKER) if phase == SECRET else 1, _most(rng, flows[direction])
-        )
-        for phase in sorted(talks)
-        for direction in (UP, DOWN)
-    }
+    sizes = {}
+    for phase in sorted({Phase.CLEAR, Phase.SECRET, Phase.AFTER}.intersection(PHASES[mode])):
+        least = len(MARKER) if phase == Phase.SECRET else 1
+        for direction in (UP, DOWN):
+            sizes[phase, direction] = rng.randint(least, _most(rng, flows[direction]))
     faults = [] if fault is None else [_placed(fault, rng, sizes)]
     if fault is not None and seed >= len(combinations()) and rng.random() < 0.2:
-        others = [each for each in _faults(mode) if each.phase != CONNECT]
+        others = [each for each in _faults(mode) if each.phase != Phase.CONNECT]
         faults.append(_placed(rng.choice(others), rng, sizes))
-    endings = ["client", "server", "both"] + (["eof"] if mode in (PLAIN, RETURNED) else [])
-    return Plan(
-        seed=seed,
-        mode=mode,
-        version=version,
-        ending=rng.choice(endings),
-        sizes=sizes,
-        flows=flows,
-        faults=tuple(faults),
-        hasty=rng.random() < 0.5 and _may_hold_up_handshakes(faults),
+    endings = ["client", "server", "both"] + (
+        ["eof"] if mode in (Mode.PLAIN, Mode.RETURNED) else []
     )
+    ending = rng.choice(endings)
+    hasty = rng.random() < 0.5 and _may_hold_up_handshakes(faults)
+    return Plan(seed, mode, version, ending, sizes, flows, tuple(faults), hasty)
 
 
 def _may_hold_up_handshakes(faults: Sequence[Fault]) -> bool:
-    # After another fault the end may come while it is still the handshake.
+    # With two faults, the first may leave the second to strike during the handshake.
     return any(
-        fault.kind in (STALL, CORRUPT, INJECT)
-        and (fault.phase in (CONNECT, *UPGRADE, *HANDSHAKE) or len(faults) > 1)
+        fault.kind in (Kind.STALL, Kind.CORRUPT, Kind.INJECT)
+        and (fault.phase in (Phase.CONNECT, *Phase.UPGRADE, *Phase.HANDSHAKE) or len(faults) > 1)
         for fault in faults
     )
 
@@ -224,20 +242,20 @@ def _flow(rng: random.Random) -> Flow:
 
 
 def _most(rng: random.Random, flow: Flow) -> int:
-    """Return the most that is to be said: now and then more than the kernel's buffers hold."""
+    """Return the largest payload: sometimes it exceeds the kernel's buffers."""
     return min(rng.choice([30, 300, 3000, 3000, 30_000, 100_000, 800_000]), 300 * flow.largest)
 
 
 def _placed(fault: Fault, rng: random.Random, sizes: dict[tuple[str, str], int]) -> Fault:
-    """Choose the byte: any one, but often one of the first or the last."""
-    if fault.phase in UPGRADE:
-        length = len(COMMAND_LINE if fault.phase == COMMAND else ANSWER_LINE)
+    """Choose the byte to strike: any one, but often one of the first or the last."""
+    if fault.phase in Phase.UPGRADE:
+        length = len(LINES[fault.phase])
     else:
         length = sizes.get((fault.phase, fault.direction)) or _LEAST.get(fault.phase, 1)
     last = length - 1
     offset = min(last, rng.choice([0, 1, 4, 5, last, *[rng.randrange(length) for _ in range(5)]]))
-    if fault.kind == INJECT:  # behind the whole line
+    if fault.kind == Kind.INJECT:  # after the whole line
         offset = last
-    if fault.phase == CLOSE and rng.random() < 0.3:  # behind the close_notify, before the FIN
+    if fault.phase == Phase.CLOSE and rng.random() < 0.3:  # between close_notify and FIN
         offset = 1_000_000
     return dataclasses.replace(fault, offset=offset, how=rng.getrandbits(16))

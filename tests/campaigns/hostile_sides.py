@@ -10,65 +10,43 @@ from collections.abc import Callable, Iterator
 import pytest
 import trio
 
-from hostile_plan import (
-    AFTER,
-    ANSWER_LINE,
-    CLEAR,
-    COMMAND_LINE,
-    DOWN,
-    MARKER,
-    PHASES,
-    PLAIN,
-    SECRET,
-    TLS,
-    UP,
-    Plan,
-)
-from trisock import (
-    IncompleteReadError,
-    LimitExceededError,
-    Socket,
-    TLSError,
-)
+from hostile_plan import DOWN, LINES, MARKER, PHASES, UP, Mode, Phase, Plan
+from trisock import IncompleteReadError, LimitExceededError, Socket, TLSError
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
-# How long a side waits, once the network is such that it may wait for ever; how long for a
-# handshake, where that is to be what ends it; and after how long it hangs. In seconds.
+# In seconds: how long a side waits once it may wait forever; the handshake timeout where the
+# timeout is meant to end the handshake; when a conversation counts as hung.
 PATIENCE, HASTE, HANG = 0.4, 0.4, 40
 
 
 class WrongBytes(Exception):
-    """What came is not what was sent: the application has found it."""
+    """The application received something that was not sent."""
 
 
 class EndedEarly(Exception):
-    """The stream ended before everything had come."""
+    """The stream ended too early."""
 
 
 class Side:
-    """One end: says what the plan says, and reads what the other says by a random mix of reads.
+    """One end: it sends its payload and reads the other's with a random mix of reads.
 
     Attributes:
       how: how it ended: ``"whole"``, ``"deadline"``, or the name of an error.
-      encrypted: whether it was under TLS by then.
-      saw_end: whether it saw an end of the connection that looked clean.
-      saw_end_of_tls: whether it saw one of TLS, which is a close_notify.
-      complaints: what must not be.
+      encrypted: whether it was under TLS at that time.
+      saw_end: whether the connection seemed to end cleanly.
+      saw_end_of_tls: whether TLS seemed to end cleanly, with a close_notify.
+      complaints: errors that are not documented.
     """
 
     def __init__(
-        self,
-        plan: Plan,
-        direction: str,
-        tls: object,
-        patience: Callable[[], trio.CancelScope],
+        self, plan: Plan, direction: str, tls: object, patience: Callable[[], trio.CancelScope]
     ) -> None:
         self.plan = plan
         self.tls = tls
         self.patience = patience
-        self.says, self.hears = (UP, DOWN) if direction == UP else (DOWN, UP)
+        self.sends, self.receives = (UP, DOWN) if direction == UP else (DOWN, UP)
         self.name = "client" if direction == UP else "server"
         self.rng = random.Random(f"{plan.seed} {self.name}")
         self.how = ""
@@ -84,14 +62,12 @@ class Side:
         return HASTE if self.plan.hasty else 2 * HANG
 
     async def run(self, converse: Callable[[], object]) -> BaseException | None:
-        """Run a side to its end, and return what ended it."""
-        failure: BaseException | None = None
+        """Run a side to its end and return its error, if any."""
         try:
             with self.patience() as scope:
                 await converse()  # type: ignore[misc]
             self.how = "deadline" if scope.cancelled_caught else "whole"
         except (Exception, BaseExceptionGroup) as exc:
-            failure = exc
             self.errors = errors = list(leaves_of(exc))
             own = [each for each in errors if isinstance(each, (WrongBytes, EndedEarly))]
             self.how = type((own or errors)[0]).__name__
@@ -101,51 +77,52 @@ class Side:
                 if not isinstance(each, DOCUMENTED):
                     text = "".join(traceback.format_exception(each))
                     self.complaints.append(f"the {self.name} got {each!r}\n{text}")
+            return exc
         finally:
             self.ended.set()
-        return failure
+        return None
 
     async def converse(self, sock: Socket) -> None:
         plan = self.plan
-        for phase in (CLEAR, SECRET, AFTER):
+        for phase in (Phase.CLEAR, Phase.SECRET, Phase.AFTER):
             if phase not in PHASES[plan.mode]:
                 continue
-            if phase == SECRET:
-                if plan.mode != TLS:
+            if phase == Phase.SECRET:
+                if plan.mode != Mode.TLS:
                     await self.agree(sock)
                 if not sock.istls():
                     await self.start_tls(sock)
                 self.encrypted = True
                 assert sock.tls is not None
                 assert sock.tls.version == plan.version
-            if phase == AFTER:
+            if phase == Phase.AFTER:
                 await sock.stoptls()
                 self.saw_end_of_tls = True
                 self.encrypted = False
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self.speak, sock, phase)
-                await self.listen(sock, plan.said(phase, self.hears))
+                nursery.start_soon(self.send_all, sock, phase)
+                await self.receive_all(sock, plan.payload(phase, self.receives))
         if plan.ending not in (self.name, "both"):
             for _ in range(2):
                 trailing = await sock.recv()
                 if trailing:
-                    raise WrongBytes(f"{trailing[:40]!r} in place of the end")
+                    raise WrongBytes(f"{trailing[:40]!r} instead of the end")
             if self.encrypted:
                 self.saw_end_of_tls = True
             else:
                 self.saw_end = True
 
     async def agree(self, sock: Socket) -> None:
-        """Announce TLS, as SMTP does."""
+        """Agree on TLS with a command and a response, as SMTP does."""
+        expected = LINES[Phase.COMMAND]
         if self.name == "client":
-            await sock.send(COMMAND_LINE)
-            line, expected = await sock.recv_until(b"\r\n", max_bytes=64), ANSWER_LINE
-        else:
-            line, expected = await sock.recv_until(b"\r\n", max_bytes=64), COMMAND_LINE
+            await sock.send(expected)
+            expected = LINES[Phase.RESPONSE]
+        line = await sock.recv_until(b"\r\n", max_bytes=64)
         if line != expected:
-            raise WrongBytes(f"{line!r} in place of {expected!r}")
+            raise WrongBytes(f"{line!r} instead of {expected!r}")
         if self.name == "server":
-            await sock.send(ANSWER_LINE)
+            await sock.send(LINES[Phase.RESPONSE])
 
     async def start_tls(self, sock: Socket) -> None:
         try:
@@ -155,14 +132,14 @@ class Side:
                 handshake_timeout=self.handshake_timeout,
             )
         except TLSError:
-            # Now nothing must go out in the clear any more. (The network looks for the marker.)
+            # No plain text may go out now. (The network looks for the marker.)
             with pytest.raises(trio.ClosedResourceError):
                 await sock.send(MARKER)
             raise
 
-    async def speak(self, sock: Socket, phase: str) -> None:
-        """Say everything, in random pieces."""
-        data = memoryview(self.plan.said(phase, self.says))
+    async def send_all(self, sock: Socket, phase: str) -> None:
+        """Send the payload of a phase in random pieces."""
+        data = memoryview(self.plan.payload(phase, self.sends))
         rng = self.rng
         while data:
             pieces = []
@@ -172,19 +149,20 @@ class Side:
                 pieces.append(rng.choice([bytes, bytearray, memoryview])(data[:size]))
                 data = data[size:]
             await sock.send(*pieces)
-        if self.plan.ending == "eof" and phase == (CLEAR if self.plan.mode == PLAIN else AFTER):
+        last = Phase.CLEAR if self.plan.mode == Mode.PLAIN else Phase.AFTER
+        if self.plan.ending == "eof" and phase == last:
             await sock.send_eof()
 
     # ---- reading ----
 
-    async def listen(self, sock: Socket, expected: bytes) -> None:
-        """Read everything that is expected, and compare each byte."""
+    async def receive_all(self, sock: Socket, expected: bytes) -> None:
+        """Read the expected bytes and compare each."""
         ways = [self.by_recv, self.by_number, self.by_delimiter, self.by_line, self.by_peek]
         position = 0
         while position < len(expected):
             way = self.rng.choice([*ways, self.by_pushing_back, self.by_trying])
             data = await way(sock, expected, position)
-            if len(data) > len(expected) - position:  # it belongs to what comes next
+            if len(data) > len(expected) - position:  # belongs to the next phase
                 sock.unrecv(data[len(expected) - position :])
                 data = data[: len(expected) - position]
             if not expected.startswith(data, position):
@@ -237,20 +215,17 @@ class Side:
         return data[:a]
 
     async def by_trying(self, sock: Socket, expected: bytes, position: int) -> bytes:
-        """Give up soon: what was not returned is not lost."""
+        """Give up soon. A cancelled read loses nothing."""
         number = min(len(expected) - position, 5000)
         with trio.move_on_after(self.rng.choice([0, 0.001, 0.01])):
             return await sock.recv_exactly(number)
         return b""
 
 
+# TLSError is a BrokenResourceError.
 DOCUMENTED = (
-    trio.BrokenResourceError,  # also TLSError
-    IncompleteReadError,
-    LimitExceededError,
-    OSError,
-    WrongBytes,
-    EndedEarly,
+    *(trio.BrokenResourceError, IncompleteReadError, LimitExceededError, OSError),
+    *(WrongBytes, EndedEarly),
 )
 
 

@@ -1,11 +1,11 @@
-"""Load and exhaustion: many connections, fast, slow, silent and failing ones, and no room for more.
+"""Load and exhaustion: many connections, fast, slow, silent and failing, up to every limit.
 
     python tests/campaigns/load.py [--quick] [SCENARIO ...]
 
-The server is a process of its own (``load_server.py``). The clients are in this process, and are
-bare Trio. Each scenario is done once as a warm-up, which leaves the allocator where it will be, and
-then measured: what was offered and what became of it, and what the server holds before,
-at most, and after. ``test_load.py`` asserts on the same scenarios, smaller.
+The server has its own process (``load_server.py``). The clients are in this process and use Trio
+only. Each scenario runs once as a warm-up, to settle the allocator. The second run is measured: how
+many connections are offered and served, and what the server holds before, at most, and after.
+``test_load.py`` asserts on the same scenarios in small sizes.
 """
 
 from __future__ import annotations
@@ -15,36 +15,24 @@ import contextlib
 import functools
 import resource
 import socket
-import ssl
 import struct
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import trio
 
 sys.path.append(str(Path(__file__).parents[1]))  # for helpers, when this is run as a program
 
-from load_ground import (
-    HEAD,
-    LOOK,
-    MIB,
-    NAME,
-    Ground,
-    Outcome,
-    Report,
-    Result,
-    Server,
-    Wrong,
-    ask,
-    many,
-)
+from helpers.client_hellos import client_hello
+from load_ground import LOOK, MIB, NAME, Ground, Outcome, Result, Server, Wrong, check_echo, many
 from load_server import payload
-from trisock.pluto.blocking import run_trio  # a Ctrl-C comes out as such
+from trisock.pluto.blocking import run_trio  # raises KeyboardInterrupt itself, not in a group
 
 
 async def idle(ground: Ground, count: int, *, tls: bool = False) -> Result:
-    """Many connections that do nothing, until each asks something after all."""
+    """Many connections that do nothing until each has a request after all."""
 
     async def work(server: Server, outcome: Outcome) -> None:
         streams: list[trio.abc.Stream] = []
@@ -52,16 +40,16 @@ async def idle(ground: Ground, count: int, *, tls: bool = False) -> Result:
         async def open_one(number: int) -> None:
             streams.append(await server.connect(number))
 
-        async def ask_and_close(number: int) -> None:
+        async def finish(number: int) -> None:
             async with streams[number] as stream:
-                await ask(stream, number)
+                await check_echo(stream, number)
 
         try:
             await many(count, open_one)
             await server.until(lambda stats: stats["active"] == count)
             outcome.facts["idle at once"] = (await server.report()).stats["active"]
             await server.visit()
-            await many(count, functools.partial(outcome.count, ask_and_close))
+            await many(count, functools.partial(outcome.count, finish))
         finally:
             for stream in streams:
                 await trio.aclose_forcefully(stream)
@@ -71,7 +59,7 @@ async def idle(ground: Ground, count: int, *, tls: bool = False) -> Result:
 
 
 async def rate(ground: Ground, per_second: int, seconds: float, *, tls: bool = False) -> Result:
-    """So many new connections each second, whether the last ones are done or not."""
+    """New connections at a constant rate, whether earlier ones are done or not."""
 
     async def offer(server: Server, outcome: Outcome, seconds: float) -> None:
         count = round(per_second * seconds)
@@ -81,7 +69,7 @@ async def rate(ground: Ground, per_second: int, seconds: float, *, tls: bool = F
                 await trio.sleep_until(begin + number / per_second)
                 nursery.start_soon(outcome.count, server.visit, number)
             outcome.facts["offered each second"] = round(count / (trio.current_time() - begin))
-        outcome.tell_times()
+        outcome.add_times()
 
     return await ground.measure(
         f"{per_second:,} {'TLS ' if tls else ''}connections a second, {seconds:g} s",
@@ -94,9 +82,9 @@ async def rate(ground: Ground, per_second: int, seconds: float, *, tls: bool = F
 async def slowloris(
     ground: Ground, slow: int, others: int, *, handshake_timeout: float | None, every: float
 ) -> Result:
-    """Clients that send a byte of their handshake now and then, while others are served.
+    """Clients that send their handshake byte by byte, while others are served.
 
-    They go on until they are dropped; where there is no timeout, until the others are served.
+    They continue until they are dropped, or without a timeout, until the others are served.
     """
 
     async def work(server: Server, outcome: Outcome) -> None:
@@ -119,7 +107,7 @@ async def slowloris(
                 nursery.cancel_scope.cancel()
             dropped += 1
 
-        hello = client_hello()
+        hello = client_hello(NAME)
         accepted = (await server.report()).stats["accepted"]
         async with trio.open_nursery() as nursery:
             for number in range(slow):
@@ -127,7 +115,7 @@ async def slowloris(
             await server.until(lambda stats: stats["accepted"] == accepted + slow)
             await many(others, functools.partial(outcome.count, server.visit), at_once=10)
             outcome.facts["dropped meanwhile"] = dropped
-            outcome.tell_times()
+            outcome.add_times()
             if handshake_timeout is None:
                 nursery.cancel_scope.cancel()
         outcome.facts["dropped"] = dropped
@@ -140,17 +128,8 @@ async def slowloris(
     )
 
 
-def client_hello() -> bytes:
-    outgoing = ssl.MemoryBIO()
-    with contextlib.suppress(ssl.SSLWantReadError):
-        ssl.create_default_context().wrap_bio(
-            ssl.MemoryBIO(), outgoing, server_hostname=NAME
-        ).do_handshake()
-    return outgoing.read()
-
-
 async def out_of_descriptors(ground: Ground, limit: int, clients: int, look: float = 0) -> Result:
-    """More clients than the server has descriptors; they stay until no more can come in."""
+    """More clients than the server has descriptors. They stay until no more can connect."""
 
     async def work(server: Server, outcome: Outcome) -> None:
         leave = trio.Event()
@@ -160,23 +139,23 @@ async def out_of_descriptors(ground: Ground, limit: int, clients: int, look: flo
         async def stay(number: int) -> None:
             nonlocal inside
             async with await server.dial(number) as stream:
-                await ask(stream, number)
+                await check_echo(stream, number)
                 inside += 1
                 await leave.wait()
 
         async with trio.open_nursery() as nursery:
             for number in range(clients):
                 nursery.start_soon(outcome.count, stay, number)
-            out_of_them = await at_its_limit(server, limit)
+            while (exhausted := await server.report()).descriptors < limit:
+                await trio.sleep(LOOK)
             while inside < room:
                 await trio.sleep(LOOK)
             await trio.sleep(look)
             report = await server.report()
-            outcome.facts["descriptors then"] = report.descriptors
-            outcome.facts["inside"] = inside
+            outcome.facts |= {"descriptors then": report.descriptors, "inside": inside}
             if look:
-                used = report.cpu - out_of_them.cpu
-                outcome.facts["CPU while there is none"] = f"{used / look:.1%}"
+                used = report.cpu - exhausted.cpu
+                outcome.facts["CPU while exhausted"] = f"{used / look:.1%}"
             leave.set()
 
     return await ground.measure(
@@ -184,20 +163,13 @@ async def out_of_descriptors(ground: Ground, limit: int, clients: int, look: flo
     )
 
 
-async def at_its_limit(server: Server, limit: int) -> Report:
-    """Wait until a server has used all of its descriptors."""
-    while (report := await server.report()).descriptors < limit:
-        await trio.sleep(LOOK)
-    return report
-
-
 async def full(ground: Ground, clients: int, max_connections: int) -> Result:
-    """More clients than ``max_connections``; the others wait, and none is lost."""
+    """More clients than ``max_connections``. The excess waits, and none is lost."""
 
     async def work(server: Server, outcome: Outcome) -> None:
         await many(clients, functools.partial(outcome.count, server.visit), at_once=clients)
         outcome.facts["at most at once"] = (await server.report()).most_at_once
-        outcome.tell_times()
+        outcome.add_times()
 
     return await ground.measure(
         f"{clients:,} clients, max_connections {max_connections}",
@@ -207,7 +179,7 @@ async def full(ground: Ground, clients: int, max_connections: int) -> Result:
 
 
 async def lingering(ground: Ground, others: int, max_connections: int) -> Result:
-    """Clients that send too much and never close, one for each slot, while others are served."""
+    """Clients that send too much and never close, one per slot, while others are served."""
 
     async def work(server: Server, outcome: Outcome) -> None:
         async def linger(number: int, *, task_status: trio.TaskStatus[None]) -> None:
@@ -224,7 +196,7 @@ async def lingering(ground: Ground, others: int, max_connections: int) -> Result
             await server.until(lambda stats: stats["active"] <= max_connections)
             outcome.facts["still closing"] = (await server.report()).stats["active"]
             nursery.cancel_scope.cancel()
-        outcome.tell_times()
+        outcome.add_times()
 
     return await ground.measure(
         f"{max_connections} lingering closes, {others} others",
@@ -236,7 +208,7 @@ async def lingering(ground: Ground, others: int, max_connections: int) -> Result
 async def broadcast(
     ground: Ground, readers: int, size: int, messages: int, timeout: float
 ) -> Result:
-    """Broadcasts to clients that read, and one that never does."""
+    """Broadcasts to clients that read, and one that does not."""
 
     async def work(server: Server, outcome: Outcome) -> None:
         message = payload(size)
@@ -250,9 +222,9 @@ async def broadcast(
                     while left:
                         chunk = await stream.receive_some(len(left))
                         if not chunk:
-                            raise trio.BrokenResourceError("the end, in a broadcast")
+                            raise trio.BrokenResourceError("the end during a broadcast")
                         if left[: len(chunk)] != chunk:
-                            raise Wrong("not what was broadcast")
+                            raise Wrong("not the broadcast")
                         left = left[len(chunk) :]
 
         async with await server.dial(), trio.open_nursery() as nursery:
@@ -270,7 +242,7 @@ async def broadcast(
 
 
 async def raising(ground: Ground, count: int) -> Result:
-    """Handlers that raise: an error, a group, out of a nursery, because the connection broke."""
+    """Handlers that raise an error, a group, from a nursery, or after a broken connection."""
     kinds = ["error", "group", "nursery", "broken", "both"]
 
     async def work(server: Server, outcome: Outcome) -> None:
@@ -278,9 +250,9 @@ async def raising(ground: Ground, count: int) -> Result:
             kind = kinds[number % len(kinds)]
             async with await server.dial(number) as stream:
                 await stream.send_all(b"raise %s\n" % kind.encode())
-                answer = await stream.receive_some()
-                if bool(answer) != (kind in ("broken", "both")):
-                    raise Wrong(f"{answer!r} from a handler that raises ({kind})")
+                response = await stream.receive_some()
+                if bool(response) != (kind in ("broken", "both")):
+                    raise Wrong(f"{response!r} from a handler that raises ({kind})")
                 reset = struct.pack("ii", 1, 0)
                 stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
 
@@ -289,40 +261,49 @@ async def raising(ground: Ground, count: int) -> Result:
     return await ground.measure(f"{count:,} handlers that raise", work)
 
 
-SCENARIOS: dict[str, Callable[[Ground, bool], Awaitable[Result]]] = {
-    "idle": lambda ground, quick: idle(ground, 300 if quick else 10_000),
-    "tls-idle": lambda ground, quick: idle(ground, 100 if quick else 2000, tls=True),
-    "rate": lambda ground, quick: rate(ground, 200 if quick else 1000, 2 if quick else 60),
-    "tls-rate": lambda ground, quick: rate(
-        ground, 30 if quick else 100, 2 if quick else 60, tls=True
+# The scenario and its arguments, full and quick.
+SCENARIOS: dict[str, tuple[Callable[..., Awaitable[Result]], dict[str, Any], dict[str, Any]]] = {
+    "idle": (idle, {"count": 10_000}, {"count": 300}),
+    "tls-idle": (idle, {"count": 2000, "tls": True}, {"count": 100, "tls": True}),
+    "rate": (rate, {"per_second": 1000, "seconds": 60}, {"per_second": 200, "seconds": 2}),
+    "tls-rate": (
+        rate,
+        {"per_second": 100, "seconds": 60, "tls": True},
+        {"per_second": 30, "seconds": 2, "tls": True},
     ),
-    "slowloris": lambda ground, quick: slowloris(
-        ground,
-        50 if quick else 500,
-        20 if quick else 300,
-        handshake_timeout=2 if quick else 15,
-        every=0.1 if quick else 1,
+    "slowloris": (
+        slowloris,
+        {"slow": 500, "others": 300, "handshake_timeout": 15, "every": 1},
+        {"slow": 50, "others": 20, "handshake_timeout": 2, "every": 0.1},
     ),
-    "descriptors": lambda ground, quick: out_of_descriptors(
-        ground, 64 if quick else 1024, 100 if quick else 2000, look=0.5 if quick else 5
+    "descriptors": (
+        out_of_descriptors,
+        {"limit": 1024, "clients": 2000, "look": 5},
+        {"limit": 64, "clients": 100, "look": 0.5},
     ),
-    "full": lambda ground, quick: full(ground, 100 if quick else 2000, 10 if quick else 50),
-    "lingering": lambda ground, quick: lingering(ground, 20, 10 if quick else 50),
-    "broadcast": lambda ground, quick: broadcast(
-        ground,
-        10 if quick else 200,
-        8 * MIB if quick else MIB,
-        2 if quick else 20,
-        3 if quick else 10,
+    "full": (
+        full,
+        {"clients": 2000, "max_connections": 50},
+        {"clients": 100, "max_connections": 10},
     ),
-    "raising": lambda ground, quick: raising(ground, 100 if quick else 1000),
+    "lingering": (
+        lingering,
+        {"others": 20, "max_connections": 50},
+        {"others": 20, "max_connections": 10},
+    ),
+    "broadcast": (
+        broadcast,
+        {"readers": 200, "size": MIB, "messages": 20, "timeout": 10},
+        {"readers": 10, "size": 8 * MIB, "messages": 2, "timeout": 3},
+    ),
+    "raising": (raising, {"count": 1000}, {"count": 100}),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=", ".join(SCENARIOS))
-    parser.add_argument("--quick", action="store_true", help="small sizes, for a look")
+    parser.add_argument("--quick", action="store_true", help="small sizes")
     args = parser.parse_args()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -330,18 +311,23 @@ def main() -> None:
 
 
 async def show(names: list[str], quick: bool) -> None:
-    from helpers.authority import Authority  # which the server's process has no use for
+    from helpers.authority import Authority  # not needed by the server's process
 
     wrongs = []
     ground = Ground(Authority())
-    print("| " + " | ".join(HEAD) + " |")
-    print("| " + " | ".join("---" for _ in HEAD) + " |", flush=True)
+    show_row(Result.HEAD)
+    show_row(["---"] * len(Result.HEAD))
     for name in names:
-        result = await SCENARIOS[name](ground, quick)
-        print("| " + " | ".join(result.cells()) + " |", flush=True)
+        scenario, full_size, quick_size = SCENARIOS[name]
+        result = await scenario(ground, **(quick_size if quick else full_size))
+        show_row(result.cells())
         wrongs += [f"{name}: {wrong}" for wrong in result.wrongs()]
     if wrongs:
         sys.exit("\n".join(wrongs))
+
+
+def show_row(cells: list[str]) -> None:
+    print("| " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What load.py's scenarios need: the server as its clients see it, and what became of these."""
+"""For load.py: the server as its clients see it, and the results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import trio
 
@@ -23,31 +23,24 @@ if TYPE_CHECKING:
 
 NAME = "localhost"
 
-# Seconds after which a client has waited long enough, and its connection has failed.
-PATIENCE = 60
+PATIENCE = 60  # seconds until a client's connection has failed
+LOOK = 0.01  # seconds between two looks at a server
+MIB = 1024 * 1024
 
-# Seconds between two looks at a server that has not got there yet.
-LOOK = 0.01
-
-# The server's addresses: one has room for 28,000 connections, counting those in TIME_WAIT.
+# One address has room for 28,000 connections, with those in TIME_WAIT.
 _ADDRESSES = [f"127.0.0.{number}" for number in range(1, 9)]
 
-# The program that is the server.
 _SERVER = str(Path(__file__).with_name("load_server.py"))
+_AT_ONCE = 100  # connections opened at a time, by default
 
-# How many connections are opened at a time where no rate is asked for.
-_AT_ONCE = 100
-
-# Python has caches for isinstance: so many objects may come once. (One that stayed with each
-# connection would be more, in each scenario.)
+# Python's caches for isinstance may add these objects once. One object leaked with each connection
+# would be more, in every scenario.
 _OBJECTS = 15
-
-MIB = 1024 * 1024
 
 
 @dataclass(frozen=True)
 class Report:
-    """How the server is; counts are since it was started."""
+    """The state of the server. Counts are since its start."""
 
     stats: dict[str, int]
     logged: dict[str, int]
@@ -62,37 +55,39 @@ class Report:
 
 
 class Server:
-    """A server in its own process, and what its clients need."""
+    """A server in its own process, and its clients."""
 
     port: int
 
-    def __init__(self, orders: trio.abc.SendStream, answers: AsyncIterator[bytes], ca: str) -> None:
-        self._orders = orders
-        self._answers = answers
+    def __init__(
+        self, requests: trio.abc.SendStream, responses: AsyncIterator[bytes], ca: str
+    ) -> None:
+        self._requests = requests
+        self._responses = responses
         self._context = ssl.create_default_context(cadata=ca)
         self._uses_tls = False
 
     async def begin(self, options: dict[str, object]) -> None:
         self._uses_tls = "certificate" in options
-        self.port = await self._ask(options)
+        self.port = await self._request(options)
 
-    async def _ask(self, question: object) -> Any:
-        await self._orders.send_all(json.dumps(question).encode() + b"\n")
-        return json.loads(await anext(self._answers))
+    async def _request(self, request: object) -> Any:
+        await self._requests.send_all(json.dumps(request).encode() + b"\n")
+        return json.loads(await anext(self._responses))
 
     async def report(self) -> Report:
-        return Report(**await self._ask(["report"]))
+        return Report(**await self._request(["report"]))
 
     async def reset_peak(self) -> None:
-        await self._ask(["reset_peak"])
+        await self._request(["reset_peak"])
 
     async def broadcast(self, size: int, timeout: float) -> int:
-        delivered: int = await self._ask(["broadcast", size, timeout])
+        delivered: int = await self._request(["broadcast", size, timeout])
         return delivered
 
     async def until(self, condition: Callable[[dict[str, int]], bool]) -> None:
-        """Wait until the counters are as wanted."""
-        while not condition(await self._ask(["stats"])):
+        """Wait until the counters meet a condition."""
+        while not condition(await self._request(["stats"])):
             await trio.sleep(LOOK)
 
     async def at_rest(self) -> None:
@@ -110,7 +105,7 @@ class Server:
             raise
 
     async def connect(self, number: int = 0) -> trio.abc.Stream:
-        """Dial, and shake hands where the server does."""
+        """Dial, and start TLS if the server does."""
         stream = await self.dial(number)
         if not self._uses_tls:
             return stream
@@ -123,32 +118,32 @@ class Server:
         return secure
 
     async def visit(self, number: int = 0) -> None:
-        """Connect, ask something, and check the answer."""
+        """Connect, send a line, and check the response."""
         async with await self.connect(number) as stream:
-            await ask(stream, number)
+            await check_echo(stream, number)
 
 
-async def ask(stream: trio.abc.Stream, number: int) -> None:
-    question = b"hello %d\n" % number
-    await stream.send_all(question)
+async def check_echo(stream: trio.abc.Stream, number: int) -> None:
+    line = b"hello %d\n" % number
+    await stream.send_all(line)
     got = b""
-    while len(got) < len(question):
+    while len(got) < len(line):
         chunk = await stream.receive_some()
         if not chunk:
-            raise trio.BrokenResourceError("the end, in place of an answer")
+            raise trio.BrokenResourceError("the end instead of a response")
         got += chunk
-    if got != question:
-        raise Wrong(f"{got!r} in place of {question!r}")
+    if got != line:
+        raise Wrong(f"{got!r} instead of {line!r}")
 
 
 class Wrong(Exception):
-    """An answer that is not the one to the question."""
+    """A wrong response."""
 
 
 async def many(
     count: int, function: Callable[[int], Awaitable[object]], at_once: int = _AT_ONCE
 ) -> None:
-    """Call a function with each number, so many at a time."""
+    """Call a function with each number, at most ``at_once`` at a time."""
     numbers = iter(range(count))
 
     async def work() -> None:
@@ -162,7 +157,7 @@ async def many(
 
 @dataclass
 class Outcome:
-    """What became of what clients have offered; ``facts`` is what else there is to tell."""
+    """The results of the offered connections. ``facts`` are for the table."""
 
     offered: int = 0
     served: int = 0
@@ -172,7 +167,7 @@ class Outcome:
     facts: dict[str, object] = field(default_factory=dict)
 
     async def count(self, function: Callable[..., Awaitable[object]], *arguments: object) -> None:
-        """Call what serves one connection."""
+        """Run one connection and count its result."""
         self.offered += 1
         begin = trio.current_time()
         try:
@@ -186,8 +181,8 @@ class Outcome:
             self.served += 1
             self.seconds.append(trio.current_time() - begin)
 
-    def tell_times(self) -> None:
-        """Add how long it has taken to serve one."""
+    def add_times(self) -> None:
+        """Add the time to serve a connection to the facts."""
         if self.seconds:
             self.facts["median"] = f"{statistics.median(self.seconds) * 1000:.1f} ms"
             self.facts["slowest"] = f"{max(self.seconds) * 1000:.0f} ms"
@@ -195,7 +190,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Result:
-    """A scenario's outcome, and the server at rest: new, before and after."""
+    """A scenario's outcome, and reports of the server at rest: new, before and after."""
 
     name: str
     outcome: Outcome
@@ -204,7 +199,7 @@ class Result:
     after: Report
 
     def wrongs(self) -> list[str]:
-        """Say who was not served, and what the server holds that it has not held before."""
+        """List connections that were not served, and what the server leaks."""
         found = []
         outcome = self.outcome
         if outcome.served != outcome.offered:
@@ -219,49 +214,47 @@ class Result:
         return found
 
     def counted(self, name: str) -> int:
-        """How much one of the server's counters has grown."""
+        """The growth of one of the server's counters."""
         return self.after.stats[name] - self.before.stats[name]
 
     def logged(self, text: str) -> int:
-        """How many entries of the log have such a text."""
+        """The number of new log entries with a text."""
         return sum(
             count - self.before.logged.get(each, 0)
             for each, count in self.after.logged.items()
             if text in each
         )
 
+    HEAD: ClassVar = [
+        *("scenario", "offered", "accepted", "served", "refused", "failed"),
+        "RSS in MiB: new / peak and end of the warm-up / peak and end",
+        *("descriptors", "tasks", "objects", "blocks", "CPU of the server", "besides"),
+    ]
+
     def cells(self) -> list[str]:
         outcome, before, after = self.outcome, self.before, self.after
         fresh = self.fresh.resident
         memory = [(fresh,), (before.peak, before.resident), (after.peak, after.resident)]
+        accepted, failed = self.counted("accepted"), outcome.failed.total()
+        counts = (outcome.offered, accepted, outcome.served, outcome.refused, failed)
         return [
             self.name,
-            f"{outcome.offered:,}",
-            f"{self.counted('accepted'):,}",
-            f"{outcome.served:,}",
-            f"{outcome.refused:,}",
-            f"{outcome.failed.total():,}",
+            *(f"{each:,}" for each in counts),
             " / ".join(", ".join(f"{each / MIB:.1f}" for each in times) for times in memory),
-            f"{before.descriptors} / {after.descriptors}",
-            f"{before.tasks} / {after.tasks}",
-            f"{before.objects:,} / {after.objects:,}",
-            f"{before.blocks:,} / {after.blocks:,}",
+            *(
+                f"{getattr(before, name):,} / {getattr(after, name):,}"
+                for name in ("descriptors", "tasks", "objects", "blocks")
+            ),
             f"{after.cpu - before.cpu:.1f} s",
             ", ".join(f"{name} {value}" for name, value in outcome.facts.items()),
         ]
 
 
-HEAD = [
-    *("scenario", "offered", "accepted", "served", "refused", "failed"),
-    "RSS in MiB: new / peak and end of the warm-up / peak and end",
-    *("descriptors", "tasks", "objects", "blocks", "CPU of the server", "besides"),
-]
-
 Work = Callable[[Server, Outcome], Coroutine[Any, Any, None]]
 
 
 class Ground:
-    """Where scenarios take place: it starts servers, and has certificates for them."""
+    """Starts servers for the scenarios, with certificates."""
 
     def __init__(self, authority: Authority) -> None:
         self._ca = authority.pem.decode()
@@ -269,27 +262,27 @@ class Ground:
         self._certificate = (issued._chain.decode(), issued._private_key.decode())
 
     def tls(self, wanted: bool) -> dict[str, Any]:
-        """Return what a server needs for TLS, where that is wanted."""
+        """Return a server's options for TLS, or none."""
         return {"certificate": self._certificate} if wanted else {}
 
     @contextlib.asynccontextmanager
     async def server(self, **options: object) -> AsyncIterator[Server]:
-        """Run a server for as long as the context lasts; it ends when its orders do, too."""
+        """Run a server for the lifetime of the context."""
         async with running(
             *(sys.executable, _SERVER), stdin=subprocess.PIPE, stdout=subprocess.PIPE
         ) as process:
             assert process.stdin is not None
             assert process.stdout is not None
             async with process.stdin, process.stdout:
-                async with contextlib.aclosing(lines_of(process.stdout)) as answers:
-                    server = Server(process.stdin, answers, self._ca)
+                async with contextlib.aclosing(lines_of(process.stdout)) as responses:
+                    server = Server(process.stdin, responses, self._ca)
                     await server.begin(options)
                     yield server
 
     async def measure(
         self, name: str, work: Work, *, warm_up: Work | None = None, **options: object
     ) -> Result:
-        """Do some work with a server twice, and report on the second time."""
+        """Do some work with a server twice, and report on the second run."""
         async with self.server(**options) as server:
             fresh = await server.report()
             await (warm_up or work)(server, Outcome())
@@ -299,6 +292,6 @@ class Ground:
             outcome = Outcome()
             await work(server, outcome)
             await server.at_rest()
-            await server.visit()  # it lives
+            await server.visit()  # still works
             await server.at_rest()
             return Result(name, outcome, fresh, before, await server.report())

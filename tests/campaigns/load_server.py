@@ -1,6 +1,6 @@
-"""The server of load.py: it does what lines of JSON tell it, and answers how it is.
+"""The server of load.py, in its own process, with its own memory and descriptors.
 
-It is a process of its own, so that its memory and its descriptors are its own.
+It reads requests as lines of JSON and responds in the same way.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if sys.version_info < (3, 11):
 
 
 class Gauge:
-    """What a process holds. It opens nothing: there may be no descriptor left."""
+    """Measures what the process holds, without a new descriptor: none may be left."""
 
     def __init__(self) -> None:
         self._status = os.open("/proc/self/status", os.O_RDONLY)
@@ -43,7 +43,7 @@ class Gauge:
     def read(self) -> dict[str, int | float]:
         gc.collect()
         with contextlib.suppress(AttributeError):  # not glibc
-            ctypes.CDLL(None).malloc_trim(0)  # what is kept for the next time is not held
+            ctypes.CDLL(None).malloc_trim(0)  # free memory that is kept for later does not count
         status = dict(
             line.split(":", 1) for line in os.pread(self._status, 8192, 0).decode().splitlines()
         )
@@ -70,7 +70,7 @@ def _is_open(descriptor: int) -> bool:
 
 
 class _Log(logging.Handler):
-    """Counts what is logged, by its text before the arguments are put in."""
+    """Counts log entries by their text without arguments."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class _Log(logging.Handler):
 
 
 class Subject:
-    """The server that is loaded. Its handler answers each line with the same line."""
+    """The server under load. Its handler echoes lines."""
 
     def __init__(self) -> None:
         self._log = _Log()
@@ -98,8 +98,8 @@ class Subject:
                 print(json.dumps(self._server.port), flush=True)
                 async for line in lines:
                     command, *arguments = json.loads(line)
-                    answer = await getattr(self, f"_do_{command}")(*arguments)
-                    print(json.dumps(answer), flush=True)
+                    response = await getattr(self, f"_do_{command}")(*arguments)
+                    print(json.dumps(response), flush=True)
             nursery.cancel_scope.cancel()
 
     async def _bind(
@@ -144,7 +144,7 @@ class Subject:
                 raise ExceptionGroup(kind, [exc, ValueError("and more")]) from None
             raise
 
-    # ---- what it is told to do ----
+    # ---- requests ----
 
     async def _do_report(self) -> dict[str, object]:
         return {
@@ -169,5 +169,5 @@ def payload(size: int) -> bytes:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends when its orders do
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with its standard input
     trio.run(Subject().run)

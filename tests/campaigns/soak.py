@@ -1,19 +1,17 @@
-"""An hour of conversations of all kinds: what is open, and what is held, must not grow.
+"""An hour of conversations of all kinds: nothing may leak.
 
     python -X dev -W error tests/campaigns/soak.py --minutes 60
 
-Servers and clients are in this one process, so that ``tracemalloc`` sees both. In each round
-the servers start, clients talk to them in all kinds of ways (``conversations.py``) and check every
-answer, and the servers stop. Then nothing is going on, garbage is collected, and it is counted
-what is left. After a warm-up, which fills the caches,
+Servers and clients share this process, so that ``tracemalloc`` sees both. In each round the servers
+start, clients hold conversations with them (``conversations.py``) and check every response, and the
+servers stop. Then garbage is collected and a sample is taken. After a warm-up, which fills caches:
 
-- descriptors, tasks and threads have to be the same after each round;
-- traced memory, objects and what ``malloc`` has given out (to OpenSSL, too) may have grown, from
-  the median of the first third of the rounds to that of the last, by no more than ``BOUNDS``;
-- and nothing else may have gone wrong: an answer, a count, a log entry that is an error, a warning,
-  an exception that nobody has caught.
+- descriptors, tasks and threads must be the same after each round;
+- traced memory, objects and memory from ``malloc`` (OpenSSL's too) may grow by at most ``BOUNDS``
+  from the median of the first third of the rounds to that of the last;
+- nothing else may go wrong: a response, a count, a logged error, a warning, an uncaught exception.
 
-It ends with a table, and with 1 where that is not so. Ctrl-C ends it early, with the same.
+It prints tables, and exits with 1 after a failure. Ctrl-C ends it early with the same result.
 """
 
 from __future__ import annotations
@@ -46,25 +44,15 @@ from conversations import KINDS
 from helpers.memory import allocated
 from trisock.pluto.blocking import background
 
-# How many clients talk at a time.
-CLIENTS = 6
-
-# Seconds that a conversation may take at most; none needs them.
-PATIENCE = 60
-
-# How much of the time is warm-up, and how long it is at least; how many rounds there are, and how
-# long one is (in seconds).
-WARM_UP = 0.2
-LEAST_WARM_UP = 20
+CLIENTS = 6  # at a time
+PATIENCE = 60  # seconds for a conversation; none needs them
+WARM_UP, LEAST_WARM_UP = 0.2, 20  # a share of the time, and seconds
 ROUNDS = 60
-ROUND = (2, 20)
+ROUND = (2, 20)  # the least and the most seconds in a round
+CACHED = 32  # contexts in trisock's caches, which are filled before anything is measured
 
-# The caches of trisock have room for so many contexts: they are filled before anything is measured.
-CACHED = 32
-
-# What may be added between the first third and the last, as a median. It is for noise: how many
-# worker threads Trio has kept, how full its free lists are. 100 bytes lost with each socket are
-# more after one minute.
+# The bounds allow for noise: the worker threads that Trio keeps, its free lists. A leak of 100
+# bytes in each socket exceeds them after one minute.
 BOUNDS = {"traced": 64 * 1024, "objects": 500, "allocated": 1024 * 1024}
 
 ROWS = 12
@@ -72,7 +60,7 @@ ROWS = 12
 
 @dataclass(frozen=True)
 class Sample:
-    """What there was when nothing was going on."""
+    """What the process holds between two rounds."""
 
     seconds: float
     conversations: dict[str, int]
@@ -90,49 +78,31 @@ class Sample:
         return sum(self.conversations.values())
 
     def cells(self) -> list[str]:
-        groups = {
-            group: sum(self.conversations.get(each.__name__, 0) for each in kinds)
-            for group, kinds in KINDS.items()
-        }
+        groups = [
+            sum(self.conversations.get(each.__name__, 0) for each in kinds)
+            for kinds in KINDS.values()
+        ]
+        counts = (self.total, *groups, self.descriptors, self.tasks, self.threads, self.objects)
+        memory = (self.traced, self.peak, self.allocated, self.resident)
         return [
             f"{self.seconds / 60:.1f}",
-            *(f"{each:,}" for each in (self.total, *groups.values())),
-            str(self.descriptors),
-            str(self.tasks),
-            str(self.threads),
-            f"{self.objects:,}",
-            f"{self.traced / 1024:,.0f}",
-            f"{self.peak / 1024:,.0f}",
-            f"{self.allocated / 1024:,.0f}",
-            f"{self.resident / 1024:,.0f}",
+            *(f"{each:,}" for each in counts),
+            *(f"{each / 1024:,.0f}" for each in memory),
         ]
 
 
 HEAD = [
-    *("min", "conversations", *KINDS),
-    *(
-        "descriptors",
-        "tasks",
-        "threads",
-        "objects",
-        "traced KiB",
-        "peak KiB",
-        "malloc KiB",
-        "RSS KiB",
-    ),
+    *("min", "conversations", *KINDS, "descriptors", "tasks", "threads", "objects"),
+    *("traced KiB", "peak KiB", "malloc KiB", "RSS KiB"),
 ]
 
 
 class Soak:
-    """One run.
-
-    Attributes:
-      failures: what has gone wrong, as text.
-    """
+    """One run, and the texts of its failures."""
 
     def __init__(self, site: Site, seconds: float, seed: int) -> None:
         self.site = site
-        # One sample a line, for each round after the warm-up. Kept here, they would be growth.
+        # One sample a line, for each round after the warm-up. Kept in memory, they would be growth.
         self.record = site.directory / "samples"
         self.record.touch()
         self.seconds = seconds
@@ -147,7 +117,7 @@ class Soak:
         self.failures.append(what)
         print(f"FAILED: {what}", *self.site.log.last, sep="\n", file=sys.stderr, flush=True)
 
-    def catch_what_nobody_catches(self) -> None:
+    def catch_uncaught_exceptions(self) -> None:
         sys.unraisablehook = lambda args: self.fail(
             f"{args.err_msg or 'unraisable'}: {args.object!r:.100}: "
             + "".join(traceback.format_exception(args.exc_value))
@@ -167,11 +137,11 @@ class Soak:
             nursery.cancel_scope.cancel()
 
     async def end_early(self) -> None:
-        """At the first Ctrl-C let the conversations come to their end; the second is one."""
+        """Finish the conversations at the first Ctrl-C, and stop at the second."""
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             print(f"ended by {signal.Signals(await anext(signals)).name}", file=sys.stderr)
             self.ended = True
-        await trio.sleep_forever()  # the number of tasks is the same
+        await trio.sleep_forever()  # keeps the number of tasks
 
     def is_over(self) -> bool:
         return self.ended or bool(self.failures) or self.elapsed >= self.seconds
@@ -181,7 +151,7 @@ class Soak:
         for _ in range(CACHED):
             self.site.new_tls()
         warm_up = max(WARM_UP * self.seconds, LEAST_WARM_UP)
-        told = 0.0
+        reported = 0.0
         while not self.is_over():
             await self.round(length)
             sample = self.sample()
@@ -191,29 +161,29 @@ class Soak:
                 else:
                     with self.record.open("a") as record:
                         print(json.dumps(asdict(sample)), file=record)
-            if self.elapsed - told > 60 or not told:
-                told = self.elapsed
+            if self.elapsed - reported > 60 or not reported:
+                reported = self.elapsed
                 facts = zip(HEAD, sample.cells(), strict=True)
                 print(", ".join(f"{name} {value}" for name, value in facts), file=sys.stderr)
 
     async def round(self, length: float) -> None:
-        """Start the servers, talk to them, and stop them."""
+        """Start the servers, hold conversations with them, and stop them."""
         site = self.site
         async with site.open(grace=self.rng.choice([None, 0, 10])):
             async with trio.open_nursery() as nursery:
                 end = trio.current_time() + length
                 for _ in range(CLIENTS):
-                    nursery.start_soon(self.talk, random.Random(self.rng.random()), end)
+                    nursery.start_soon(self.client, random.Random(self.rng.random()), end)
         background.stop()
         if site.log.faults != site.faults:
-            self.fail(f"{site.faults} handlers have raised, {site.log.faults} were logged")
+            self.fail(f"{site.faults} handlers raised, {site.log.faults} were logged")
         for each in site.log.errors:
             self.fail(f"logged: {each}")
 
-    async def talk(self, rng: random.Random, end: float) -> None:
+    async def client(self, rng: random.Random, end: float) -> None:
         kinds: list[Conversation] = []
         while trio.current_time() < end and not self.is_over():
-            if not kinds:  # all in turn, in another order each time
+            if not kinds:  # each once, in random order
                 kinds = [each for group in KINDS.values() for each in group]
                 rng.shuffle(kinds)
             conversation = kinds.pop()
@@ -225,29 +195,29 @@ class Soak:
             self.conversations[conversation.__name__] += 1
 
     def sample(self) -> Sample:
-        for _ in range(3):  # what a finaliser lets go is garbage of the next one
+        for _ in range(3):  # a finaliser may release more garbage
             gc.collect()
-        resident = int(Path("/proc/self/statm").read_text().split()[1])
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
         traced, peak = tracemalloc.get_traced_memory()
         tracemalloc.reset_peak()
         return Sample(
             seconds=self.elapsed,
             conversations=dict(self.conversations),
-            descriptors=len(os.listdir("/proc/self/fd")) - 1,  # the one that lists them
+            descriptors=len(os.listdir("/proc/self/fd")) - 1,  # without the one that lists them
             tasks=trio.lowlevel.current_statistics().tasks_living,
-            # Trio keeps its workers for 10 seconds.
+            # Trio keeps its worker threads for 10 seconds.
             threads=sum("Trio thread" not in each.name for each in threading.enumerate()),
             objects=len(gc.get_objects()),
             traced=traced,
             peak=peak,
             allocated=allocated(),
-            resident=resident * os.sysconf("SC_PAGE_SIZE"),
+            resident=pages * os.sysconf("SC_PAGE_SIZE"),
         )
 
-    # ---- what came of it ----
+    # ---- the result ----
 
     def judge(self) -> None:
-        """Fail where something has grown."""
+        """Fail where something grew."""
         self.samples = [Sample(**json.loads(line)) for line in self.record.read_text().splitlines()]
         if len(self.samples) < 3:
             print("too short to tell whether anything grows", file=sys.stderr)
@@ -258,35 +228,23 @@ class Soak:
                 self.fail(f"the number of {name} changes: {values}")
         grown = {name: growth for name in BOUNDS if (growth := self.growth(name)) > BOUNDS[name]}
         for name, growth in grown.items():
-            self.fail(f"{name}: grown by {growth:,.0f}, and {BOUNDS[name]:,} is the bound")
-        if grown:
-            self.show_what_grew()
+            self.fail(f"{name}: grew by {growth:,.0f}, and the bound is {BOUNDS[name]:,}")
+        if grown and self.warm is not None:
+            differences = tracemalloc.take_snapshot().compare_to(self.warm, "lineno")
+            print(*differences[:15], sep="\n", file=sys.stderr)
 
     def growth(self, name: str) -> float:
         values = [getattr(each, name) for each in self.samples]
         third = math.ceil(len(values) / 3)
         return float(statistics.median(values[-third:]) - statistics.median(values[:third]))
 
-    def show_what_grew(self) -> None:
-        if self.warm is not None:
-            differences = tracemalloc.take_snapshot().compare_to(self.warm, "lineno")
-            for each in differences[:15]:
-                print(each, file=sys.stderr)
-
     def show(self) -> None:
         """Print the tables, as Markdown."""
         step = max(1, math.ceil((len(self.samples) - 1) / (ROWS - 1)))
-        shown = [*self.samples[::-step][::-1]]
-        show_row(HEAD)
-        show_row(["---:"] * len(HEAD))
-        for each in shown:
-            show_row(each.cells())
-        print()
-        show_row(["conversation", "held"])
-        show_row(["---", "---:"])
-        for name, count in sorted(self.conversations.items()):
-            show_row([name.replace("_", " "), f"{count:,}"])
-        print()
+        show_table(HEAD, [each.cells() for each in self.samples[::-step][::-1]])
+        counts = sorted(self.conversations.items())
+        rows = [[name.replace("_", " "), f"{count:,}"] for name, count in counts]
+        show_table(["conversation", "held"], rows)
         if len(self.samples) >= 3:
             print(
                 f"From the first third to the last: traced memory {self.growth('traced'):+,.0f} "
@@ -298,8 +256,10 @@ class Soak:
         print("Flat." if not self.failures else f"{len(self.failures)} failures.")
 
 
-def show_row(cells: list[str]) -> None:
-    print("| " + " | ".join(cells) + " |")
+def show_table(head: list[str], rows: list[list[str]]) -> None:
+    for row in [head, ["---:"] * len(head), *rows]:
+        print("| " + " | ".join(row) + " |")
+    print()
 
 
 def main() -> int:
@@ -308,15 +268,15 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
     args = parser.parse_args()
     warnings.simplefilter("error")
-    # Trio says so of the generators that handlers leave in the middle of a timeout.
+    # Trio warns of the generators that handlers leave inside a timeout.
     warnings.filterwarnings("ignore", "Async generator", ResourceWarning)
     print(f"seed {args.seed}", file=sys.stderr)
     gc.collect()
-    gc.freeze()  # what was imported stays, and need not be looked at in each collection
+    gc.freeze()  # imported modules stay: exclude them from collections
     with tempfile.TemporaryDirectory() as directory:
         tracemalloc.start()
         soak = Soak(Site(Path(directory)), args.minutes * 60, args.seed)
-        soak.catch_what_nobody_catches()
+        soak.catch_uncaught_exceptions()
         soak.site.log.attach()
         trio.run(soak.run)
         soak.judge()

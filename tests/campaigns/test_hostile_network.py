@@ -1,20 +1,23 @@
-"""Conversations over the worst network there is: whole, or ended by an error that is documented.
+"""Conversations over a hostile network are complete or end in a documented error.
 
-A failed test names the seeds of what went wrong; ``HOSTILE_SEED=17`` in the environment runs
-the conversation of one seed alone. ``--times`` does as many rounds of all combinations. At the end
-the outcomes are printed (``-s`` or ``-rA`` shows them).
+A failed test names the seeds of the bad conversations. ``HOSTILE_SEED=17`` in the environment runs
+one seed alone. ``--times`` is the number of rounds of all combinations. The outcomes are printed at
+the end (``-s`` or ``-rA`` shows them).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
+import itertools
 import logging
 import os
 import re
 import ssl
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import trio
@@ -24,64 +27,21 @@ import trisock
 from helpers.authority import Authority
 from helpers.pairs import all_served
 from hostile_network import HostileNetwork
-from hostile_plan import (
-    AFTER,
-    CLEAR,
-    CLOSE,
-    CONNECT,
-    CONNECT_KINDS,
-    CORRUPT,
-    DOWN,
-    INJECT,
-    KINDS,
-    PHASES,
-    PLAIN,
-    REFUSE,
-    RESET,
-    SECRET,
-    STALL,
-    STOP,
-    TLS,
-    UP,
-    UPGRADE,
-    VERSIONS,
-    Plan,
-    combinations,
-)
+from hostile_plan import DOWN, PHASES, UP, VARIANTS, Kind, Mode, Phase, Plan, combinations
 from hostile_sides import HANG, HASTE, PATIENCE, Side, leaves_of
-from trisock import (
-    ClientTLS,
-    IncompleteReadError,
-    ServerTLS,
-    Socket,
-)
+from trisock import ClientTLS, IncompleteReadError, ServerTLS, Socket
 
-# How many conversations there are at once.
-AT_ONCE = 30
-
-# Modes and versions, as the tests' names have them.
-VARIANTS = {
-    f"{mode} {version}".strip(): (mode, version)
-    for mode, versions in VERSIONS.items()
-    for version in versions
-}
-
-
-# ---- a conversation ----
+AT_ONCE = 30  # concurrent conversations
 
 
 class Conversation:
-    """A client, the network, and a connection of a server.
-
-    Args:
-      place: the servers, and what they want to know.
-    """
+    """A client, the network, and a connection of a server."""
 
     def __init__(self, place: Place, plan: Plan) -> None:
         self.place = place
         self.plan = plan
-        # What bind(tls=) has in place of a user's patience is its timeout.
-        self.server = place.servers[plan.mode == TLS and plan.may_hold_up_handshakes()]
+        # With bind(tls=), a timeout takes the place of the user's patience.
+        self.server = place.servers[plan.mode == Mode.TLS and plan.may_hold_up_handshakes()]
         self.scopes: list[trio.CancelScope] = []
         self.client_side = Side(plan, UP, place.client_tls, self.patience)
         self.server_side = Side(plan, DOWN, place.server_tls, self.patience)
@@ -93,20 +53,20 @@ class Conversation:
         self.place.expected[port] = self
 
     async def accepted(self) -> None:
-        """Wait until the server has accepted as many connections as there are by now."""
+        """Wait until the server has accepted all connections made so far."""
         self.place.connections[self.server] += 1
         number = self.place.connections[self.server]
         while (stats := self.server.stats()).accepted + stats.dropped < number:
             await trio.lowlevel.checkpoint()
 
     def patience(self) -> trio.CancelScope:
-        """Return the scope of a side, which ends once there is trouble and nothing goes on."""
+        """Return a scope for a side. It expires after trouble, when nothing moves."""
         self.scopes.append(trio.CancelScope(deadline=self.deadline))
         return self.scopes[-1]
 
     async def lose_patience(self) -> None:
         await self.network.trouble.wait()
-        # Where handshakes have a timeout of their own that comes first.
+        # A handshake's own timeout must expire first.
         self.deadline = trio.current_time() + PATIENCE + (2 * HASTE if self.plan.hasty else 0)
         for scope in self.scopes:
             scope.deadline = self.deadline
@@ -122,73 +82,73 @@ class Conversation:
             nursery.start_soon(self.lose_patience)
             nursery.start_soon(self.network.run)
             await self.client_side.run(self.client)
-            # A connection that is reset at once may die before the server has it.
-            if self.network.reached and not self.dies_at_once:
+            # The server may never see a connection that is reset immediately.
+            if self.network.reached and not self.reset_immediately:
                 await self.server_side.ended.wait()
             await self.network.still.wait()
             nursery.cancel_scope.cancel()
 
     @property
-    def dies_at_once(self) -> bool:
-        return any(fault.phase == CONNECT and fault.kind == RESET for fault in self.plan.faults)
+    def reset_immediately(self) -> bool:
+        faults = self.plan.faults
+        return any((each.phase, each.kind) == (Phase.CONNECT, Kind.RESET) for each in faults)
 
     async def client(self) -> None:
         side = self.client_side
-        if self.plan.mode == TLS and not self.plan.hasty and side.rng.random() < 0.5:
-            sock = await trisock.connect("127.0.0.1", self.network.port, tls=side.tls)  # type: ignore[arg-type]
-        else:
-            sock = await trisock.connect("127.0.0.1", self.network.port)
-        async with sock:
+        tls: Any = None
+        if self.plan.mode == Mode.TLS and not self.plan.hasty and side.rng.random() < 0.5:
+            tls = side.tls
+        async with await trisock.connect("127.0.0.1", self.network.port, tls=tls) as sock:
             await side.converse(sock)
 
     def complaints(self) -> Iterator[str]:
-        """Say what must not have been."""
+        """List everything that went wrong."""
         plan, network = self.plan, self.network
         if self.hung:
-            yield "it hangs"
+            yield "it hung"
         for side, way in ((self.client_side, network.up), (self.server_side, network.down)):
             yield from side.complaints
             if way.track.complaint:
                 yield f"the {side.name} sent {way.track.complaint}"
             if side.how == "" and (side.name == "client" or network.reached):
-                if not self.dies_at_once:
+                if not self.reset_immediately:
                     yield f"the {side.name} has not ended"
             elif not self.may_end(side):
                 yield f"the {side.name} ended: {side.how}: {side.errors}"
             if side.saw_end and not way.other.finished:
-                yield f"the {side.name} took a connection that broke for one that ended"
+                yield f"the {side.name} took a broken connection for a clean end"
             if side.saw_end_of_tls and not way.other.notified:
-                yield f"the {side.name} took a connection that was cut for a clean end of TLS"
-        # (A machine that is slow may let a handshake time out before.)
+                yield f"the {side.name} took a truncated connection for a clean end of TLS"
+        # On a slow machine a handshake may time out before the fault.
         if plan.faults and not network.struck and not plan.may_hold_up_handshakes():
             sides = (self.client_side, self.server_side)
             yield f"the fault did not happen: {[(side.how, side.errors) for side in sides]}"
-        injected = any(fault.kind == INJECT for fault in network.struck)
+        injected = any(fault.kind == Kind.INJECT for fault in network.struck)
         if injected and "whole" in (self.client_side.how, self.server_side.how):
-            yield "clear bytes behind the command, or its answer, were passed over"
-        if plan.has(REFUSE) and self.client_side.how != "ConnectionRefusedError":
-            yield f"nobody listened, and the client ended: {self.client_side.how}"
+            yield "plain text injected after the command or the response was ignored"
+        if plan.has(Kind.REFUSE) and self.client_side.how != "ConnectionRefusedError":
+            yield f"the connection was refused and the client ended: {self.client_side.how}"
 
     def may_end(self, side: Side) -> bool:
-        """Whether a side may end in such a way."""
+        """Whether a side may end this way."""
         plan = self.plan
         if side.how in ("whole", ""):
             return True
         if side.how == "deadline":
-            return plan.has(STALL, CORRUPT, INJECT)
+            return plan.has(Kind.STALL, Kind.CORRUPT, Kind.INJECT)
         if side.how in ("TLSError", "BrokenResourceError"):
-            return bool(plan.faults) and (side.how != "TLSError" or plan.mode != PLAIN)
+            return bool(plan.faults) and (side.how != "TLSError" or plan.mode != Mode.PLAIN)
         if side.how in ("IncompleteReadError", "EndedEarly"):
             return bool(plan.faults) and not side.encrypted
         if side.how in ("WrongBytes", "LimitExceededError"):
             return plan.damages_clear_bytes() and not side.encrypted
         if side.how == "ConnectionRefusedError":
-            return plan.has(REFUSE)
-        return side.how == "ConnectionResetError" and self.dies_at_once
+            return plan.has(Kind.REFUSE)
+        return side.how == "ConnectionResetError" and self.reset_immediately
 
 
 class Place(logging.Handler):
-    """Where conversations are held: the servers, who tell by their log whose handshake failed."""
+    """The servers. Their log shows which conversations failed in the handshake."""
 
     def __init__(self, client_tls: object, server_tls: object) -> None:
         super().__init__()
@@ -230,14 +190,11 @@ class Place(logging.Handler):
 
 
 async def hold(place: Place, plans: list[Plan]) -> list[Conversation]:
-    """Hold conversations, many at once, and see that the servers are well afterwards."""
-    role = place.server_tls if plans[0].mode == TLS else None
+    """Run conversations concurrently, then check that the servers still work."""
+    role = place.server_tls if plans[0].mode == Mode.TLS else None
     async with trio.open_nursery() as nursery:
-        for timeout in (2 * HANG, HASTE):
-            server = await trisock.bind(
-                nursery, 0, place.serve, host="127.0.0.1", tls=role, handshake_timeout=timeout
-            )
-            place.servers.append(server)
+        bind = functools.partial(trisock.bind, nursery, 0, place.serve, host="127.0.0.1", tls=role)
+        place.servers = [await bind(handshake_timeout=timeout) for timeout in (2 * HANG, HASTE)]
         conversations = [Conversation(place, plan) for plan in plans]
         limit = trio.CapacityLimiter(AT_ONCE)
         async with trio.open_nursery() as together:
@@ -260,17 +217,14 @@ async def hold(place: Place, plans: list[Plan]) -> list[Conversation]:
     return [*conversations, healthy]
 
 
-# ---- the tests ----
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Make a test for each mode and version, in each round; or one for a seed alone."""
+    """Make one test for each mode, version and round, or one for a single seed."""
     if "plans" not in metafunc.fixturenames:
         return
     size = len(combinations())
     seeds = range(size * metafunc.config.getoption("--times"))
-    if "HOSTILE_SEED" in os.environ:
-        seeds = range(int(os.environ["HOSTILE_SEED"]), int(os.environ["HOSTILE_SEED"]) + 1)
+    if seed := os.environ.get("HOSTILE_SEED"):
+        seeds = range(int(seed), int(seed) + 1)
     tests: dict[str, list[Plan]] = {}
     for plan in map(hostile_plan.plan, seeds):
         tests.setdefault(f"{plan.variant} {plan.seed // size}", []).append(plan)
@@ -279,7 +233,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="module")
 def outcomes() -> Iterator[Counter[tuple[str, str, str]]]:
-    """Count how sides end: by mode and version, by fault, and how; print it at the end."""
+    """Count how sides end, by variant and fault, and print the counts at the end."""
     counter: Counter[tuple[str, str, str]] = Counter()
     yield counter
     print(f"\n{sum(counter.values())} sides of conversations ended:")
@@ -292,7 +246,11 @@ def outcomes() -> Iterator[Counter[tuple[str, str, str]]]:
 
 @pytest.fixture
 def place(
-    authority: Authority, client_tls: ClientTLS, server_tls: ServerTLS, plans: list[Plan]
+    authority: Authority,
+    client_tls: ClientTLS,
+    server_tls: ServerTLS,
+    plans: list[Plan],
+    caplog: pytest.LogCaptureFixture,
 ) -> Iterator[Place]:
     tls: ClientTLS | ssl.SSLContext = client_tls
     if plans[0].version == "TLSv1.2":
@@ -300,62 +258,49 @@ def place(
         tls.maximum_version = ssl.TLSVersion.TLSv1_2
     place = Place(tls, server_tls)
     logger = logging.getLogger("trisock.server")
-    level = logger.level
-    logger.setLevel(logging.INFO)
     logger.addHandler(place)
-    yield place
+    with caplog.at_level(logging.INFO, logger.name):
+        yield place
     logger.removeHandler(place)
-    logger.setLevel(level)
 
 
-# A client's hello whose server name is damaged has CPython print that it cannot decode it, from
-# inside the handshake, which fails.
+# CPython reports a damaged server name, which it cannot decode, from inside the failed handshake.
 @pytest.mark.filterwarnings(
     "ignore:Exception ignored in. b':pytest.PytestUnraisableExceptionWarning"
 )
-async def test_each_conversation_is_whole_or_ends_by_a_documented_error(
+async def test_each_conversation_is_complete_or_ends_in_a_documented_error(
     place: Place, plans: list[Plan], outcomes: Counter[tuple[str, str, str]]
 ) -> None:
     tasks = trio.lowlevel.current_statistics().tasks_living
     conversations = await hold(place, plans)
     assert trio.lowlevel.current_statistics().tasks_living == tasks
     assert place.unexpected == []
-    gc.collect()  # what is not closed warns now
+    gc.collect()  # unclosed sockets warn now
+    failed = []
     for conversation in conversations:
+        plan = conversation.plan
         for side in (conversation.client_side, conversation.server_side):
-            how = side.how or "not reached"
-            outcomes[conversation.plan.variant, conversation.plan.kind, how] += 1
-    failed = {
-        conversation.plan: complaints
-        for conversation in conversations
-        if (complaints := list(conversation.complaints()))
-    }
-    text = "\n\n".join(f"{plan}:\n" + "\n".join(what) for plan, what in failed.items())
+            outcomes[plan.variant, plan.kind, side.how or "not reached"] += 1
+        if complaints := list(conversation.complaints()):
+            failed.append("\n".join([f"{plan}:", *complaints]))
+    text = "\n\n".join(failed)
     assert not failed, f"{len(failed)} of {len(conversations)} conversations:\n\n{text}"
 
 
-def test_every_fault_is_tried_in_every_phase_both_ways() -> None:
+def test_every_fault_is_tried_in_every_phase_and_direction() -> None:
     plans = [hostile_plan.plan(seed) for seed in range(len(combinations()))]
-    tried = {
-        (plan.variant, fault.phase, fault.direction, fault.kind)
-        for plan in plans
-        for fault in plan.faults
-    }
-    for variant, (mode, _) in VARIANTS.items():
-        assert sum(plan.variant == variant and not plan.faults for plan in plans) == 8
-        assert {(variant, CONNECT, UP, kind) for kind in CONNECT_KINDS} <= tried
-        both_ways = {CLEAR, SECRET, STOP, AFTER, CLOSE}.intersection(PHASES[mode])
-        assert {
-            (variant, phase, direction, kind)
-            for phase in both_ways
-            for direction in (UP, DOWN)
-            for kind in KINDS
-        } <= tried
-        one_way = set(PHASES[mode]) - both_ways
-        assert {(variant, phase, kind) for phase in one_way for kind in KINDS} <= {
-            (variant, phase, kind) for variant, phase, _, kind in tried
+    for mode, version in VARIANTS:
+        mine = [plan for plan in plans if (plan.mode, plan.version) == (mode, version)]
+        assert sum(not plan.faults for plan in mine) == 8
+        tried = {
+            (fault.phase, fault.direction, fault.kind) for plan in mine for fault in plan.faults
         }
-        for phase in UPGRADE:
-            injected = any(each[:2] == (variant, phase) and each[3] == INJECT for each in tried)
-            assert injected == (phase in PHASES[mode])
+        assert {(Phase.CONNECT, UP, kind) for kind in Kind.AT_CONNECT} <= tried
+        one_way = {*Phase.UPGRADE, *Phase.HANDSHAKE}.intersection(PHASES[mode])
+        both_ways = set(PHASES[mode]) - one_way
+        assert set(itertools.product(both_ways, (UP, DOWN), Kind.LATER)) <= tried
+        tried_in_phase = {(phase, kind) for phase, _, kind in tried}
+        assert set(itertools.product(one_way, Kind.LATER)) <= tried_in_phase
+        for phase in Phase.UPGRADE:
+            assert ((phase, Kind.INJECT) in tried_in_phase) == (phase in PHASES[mode])
     assert {plan.ending for plan in plans} == {"client", "server", "both", "eof"}

@@ -1,28 +1,19 @@
-"""trisock.pluto where the program fails: log handlers, exceptions, cancel scopes, forks."""
+"""trisock.pluto when the program fails: log handlers, exceptions, cancel scopes, forks."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import logging
-import os
 import pickle
-import signal
 import socket as stdlib
-import subprocess
 import sys
-import textwrap
-import threading
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import trio
 
-import trisock
-from helpers.authority import Authority
-from helpers.deadline import DEADLINE
-from trisock import ClientTLS
+from helpers.pluto import FORK_WARNS, in_child, recv_in_thread, run_program, tls_pair
+from helpers.pluto_kit import finish, pair
 from trisock.pluto import scheduler, socket
 from trisock.pluto.blocking import background
 
@@ -30,14 +21,8 @@ if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
 
-def connection() -> tuple[Any, Any]:
-    listening = socket.listen(0)
-    assert listening is not None
-    return socket.connect("127.0.0.1", listening.port), listening.accept()
-
-
 class HostileError(Exception):
-    """Fails wherever logging or a set touches it."""
+    """Fails when it is logged, compared or hashed."""
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -45,26 +30,21 @@ class HostileError(Exception):
         raise RuntimeError("compared")
 
     def __bool__(self) -> bool:
-        raise RuntimeError("asked for its truth")
+        raise RuntimeError("tested for truth")
 
     def __str__(self) -> str:
         raise RuntimeError("printed")
 
 
 @pytest.fixture
-def failing_log() -> Iterator[None]:
-    """Have each record of pluto's fail in a filter."""
+def failing_log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a log filter fail on each record of trisock.pluto."""
 
     def fail(_: logging.LogRecord) -> bool:
         raise OSError("the disk is full")
 
-    logger = logging.getLogger("trisock.pluto")
-    level = logger.level
-    logger.setLevel(logging.INFO)
-    logger.addFilter(fail)
-    yield
-    logger.removeFilter(fail)
-    logger.setLevel(level)
+    caplog.set_level(logging.INFO, "trisock.pluto")
+    monkeypatch.setattr(logging.getLogger("trisock.pluto"), "filters", [fail])
 
 
 @pytest.mark.usefixtures("failing_log")
@@ -72,7 +52,7 @@ def test_a_log_filter_that_raises_changes_no_result() -> None:
     assert socket.connect("127.0.0.1", 70000) is None
     assert socket.connect("", 1) is None
     assert socket.listen(70000) is None
-    client, server = connection()
+    client, server = finish(pair())
     server._sock.stream.socket.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     del server
     assert client.recv() is None
@@ -87,7 +67,7 @@ async def test_a_log_filter_that_raises_changes_no_result_inside_trio() -> None:
 
 
 def test_a_hostile_exception_reaches_the_caller_and_ends_no_thread() -> None:
-    client, server = connection()
+    client, server = finish(pair())
 
     async def fail() -> None:
         raise HostileError
@@ -101,10 +81,8 @@ def test_a_hostile_exception_reaches_the_caller_and_ends_no_thread() -> None:
 
 @pytest.mark.parametrize("deadline", [-1.0, 0.0])
 def test_a_cancel_scope_left_open_fails_its_own_call_only(deadline: float) -> None:
-    client, server = connection()
-    received: list[object] = []
-    reading = threading.Thread(target=lambda: received.append(server.recv()))
-    reading.start()
+    client, server = finish(pair())
+    reading = recv_in_thread(server)
 
     async def leave_open() -> str:
         trio.CancelScope(deadline=deadline).__enter__()
@@ -117,12 +95,11 @@ def test_a_cancel_scope_left_open_fails_its_own_call_only(deadline: float) -> No
         background.call(leave_open, undone.append)
     assert undone == ["result"]
     assert client.send("x")
-    reading.join()
-    assert received == [b"x"]
+    assert reading.result() == b"x"
 
 
-def test_a_stray_cancellation_is_an_error_of_its_own_call_only() -> None:
-    client, _ = connection()
+def test_a_stray_cancellation_fails_its_own_call_only() -> None:
+    client, _ = finish(pair())
 
     async def be_cancelled() -> None:
         trio.CancelScope(deadline=-1).__enter__()
@@ -133,7 +110,7 @@ def test_a_stray_cancellation_is_an_error_of_its_own_call_only() -> None:
     assert client.isopen()
 
 
-async def test_a_scope_left_open_in_a_schedulers_function_is_named() -> None:
+async def test_a_cancel_scope_left_open_in_a_scheduler_is_named() -> None:
     ended: list[str] = []
 
     async def leave_open() -> None:
@@ -159,7 +136,7 @@ def test_a_host_with_line_ends_is_one_line_of_the_log(caplog: pytest.LogCaptureF
 
 
 def test_sockets_listeners_and_schedulers_refuse_to_be_copied() -> None:
-    client, _ = connection()
+    client, _ = finish(pair())
     for each in (client, socket.listen(0), scheduler()):
         for copying in (copy.copy, copy.deepcopy, pickle.dumps):
             with pytest.raises(TypeError, match="cannot be copied or pickled"):
@@ -177,72 +154,40 @@ def test_an_error_about_a_handler_does_not_quote_it() -> None:
         assert "PRIVATE" not in str(caught.value)
 
 
-def in_child(function: Any) -> None:
-    """Run it in a forked child; what fails there fails here."""
-    number = os.fork()
-    if not number:
-        status = 1
-        with contextlib.suppress(BaseException):
-            signal.alarm(DEADLINE)
-            function()
-            status = 0
-        os._exit(status)
-    assert os.waitstatus_to_exitcode(os.waitpid(number, 0)[1]) == 0
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Trio's thread for names may live
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Trio's resolver thread may live
 @pytest.mark.parametrize("side", ["client", "server"])
-def test_in_a_child_a_tls_connection_is_none_or_false(authority: Authority, side: str) -> None:
-    """The parent keeps it, and no byte of the child's reaches the peer."""
-    client, server = connection()
-    role = ClientTLS("localhost", ca=authority.pem)
-    leaf = authority.ca.issue_cert("localhost")
-    certificate = trisock.Certificate(
-        b"".join(each.bytes() for each in leaf.cert_chain_pems), leaf.private_key_pem.bytes()
-    )
-    greeting = threading.Thread(target=lambda: server.starttls([certificate]))
-    greeting.start()
-    assert client.starttls(role)
-    greeting.join()
+def test_a_child_cannot_use_a_tls_connection(
+    side: str, certs: list[dict[str, str | bytes]], trusted: None
+) -> None:
+    """The parent keeps it, and the child sends nothing to the peer."""
+    client, server = finish(tls_pair(certs))
     mine, other = (client, server) if side == "client" else (server, client)
-    other.send("waits")
+    other.send("unread")
 
     def use() -> None:
-        assert mine.send("of the child") is False
+        assert mine.send("from the child") is False
         assert mine.recv() is None
         assert mine.peek() is None
-        assert mine.starttls(role) is None
+        assert mine.starttls("localhost") is None
         mine.close()
 
     in_child(use)
     in_child(mine.close)
-    assert mine.recv() == b"waits"
-    assert mine.send("of the parent")
-    assert other.recv() == b"of the parent"
+    assert mine.recv() == b"unread"
+    assert mine.send("from the parent")
+    assert other.recv() == b"from the parent"
 
 
 def test_a_socket_dropped_in_a_child_leaves_the_connection_open() -> None:
-    client, server = connection()
+    client, server = finish(pair())
 
     def drop() -> None:
         nonlocal client
         del client
 
     in_child(drop)
-    assert client.send("still")
-    assert server.recv() == b"still"
-
-
-def run_program(text: str) -> str:
-    program = "from trisock.pluto import socket\n" + textwrap.dedent(text)
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program],
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
+    assert client.send("still open")
+    assert server.recv() == b"still open"
 
 
 def test_a_signal_handler_can_make_blocking_calls_while_a_call_waits() -> None:
@@ -260,7 +205,7 @@ def test_a_signal_handler_can_make_blocking_calls_while_a_call_waits() -> None:
             assert d.recv() == b"nested"
             if rounds == 20:
                 b.send("at last")
-            else:  # not earlier: a handler in a handler would read what is not its own
+            else:  # no nested handlers: one would read the data of another
                 signal.setitimer(signal.ITIMER_REAL, 0.003)
         signal.signal(signal.SIGALRM, handler)
         signal.setitimer(signal.ITIMER_REAL, 0.001)
@@ -270,7 +215,7 @@ def test_a_signal_handler_can_make_blocking_calls_while_a_call_waits() -> None:
     assert out == "b'at last'\n"
 
 
-def test_a_child_of_a_handlers_fork_that_returns_gets_an_error() -> None:
+def test_a_child_forked_in_the_middle_of_a_call_gets_an_error() -> None:
     out = run_program(
         """
         import os, signal
@@ -280,7 +225,7 @@ def test_a_child_of_a_handlers_fork_that_returns_gets_an_error() -> None:
             global child
             child = os.fork()
             if child:
-                b.send("on")
+                b.send("go on")
         signal.signal(signal.SIGALRM, handler)
         signal.setitimer(signal.ITIMER_REAL, 0.1)
         try:
@@ -288,23 +233,21 @@ def test_a_child_of_a_handlers_fork_that_returns_gets_an_error() -> None:
         except RuntimeError as exc:
             os._exit(7 if "forked" in str(exc) else 1)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-        """
+        """,
+        *FORK_WARNS,
     )
     assert out == "7\n"
 
 
-def test_data_taken_back_while_another_thread_reads_is_not_lost() -> None:
-    client, server = connection()
-    reading = threading.Thread(target=client.recv)
-    reading.start()
-    while not client._sock._connection.reading.in_use:
-        background.call(trio.lowlevel.checkpoint)
+def test_data_put_back_while_another_thread_reads_is_not_lost() -> None:
+    client, server = finish(pair())
+    reading = recv_in_thread(client)
 
-    async def take_back() -> None:
+    async def put_back() -> None:
         client._unrecv(b"first")
 
-    background.call(take_back)
+    background.call(put_back)
     server.send("for the other")
-    reading.join()
+    assert reading.result() == b"for the other"
     assert client.isopen()
     assert client.peek() == client.recv() == b"first"

@@ -1,17 +1,16 @@
-"""Blocking calls of trisock.pluto, interrupted at each moment: no hang, no loss."""
+"""Blocking calls of trisock.pluto, interrupted at any moment: no hang, no loss."""
 
 from __future__ import annotations
 
-import subprocess
 import sys
-import textwrap
 
 import pytest
 
-from helpers.deadline import DEADLINE
+from helpers.pluto import run_program
+from helpers.pluto_kit import finish, raw_peer
+from trisock.pluto.blocking import background
 
-# A result that is on the caller's stack is lost to a signal there: CPython 3.10 looks for signals
-# when a call has returned, later ones do not.
+# Python 3.10 handles signals when a call has returned. Then a result on the caller's stack is lost.
 lossless = pytest.mark.skipif(
     sys.version_info < (3, 11), reason="a signal on the caller's stack loses the result"
 )
@@ -20,6 +19,7 @@ PRELUDE = """
 import os, random, signal, socket as stdlib, sys, threading, time
 import trio
 from trisock.pluto import socket
+from trisock.pluto.blocking import background
 
 class Alarm(BaseException):
     pass
@@ -33,38 +33,46 @@ def arm(most=0.0015):
 def disarm():
     signal.setitimer(signal.ITIMER_REAL, 0)
 
+interrupts = 0
+
+def attempt(function):
+    '''Make a call that a signal interrupts; return whether it came to its end.'''
+    global interrupts
+    try:
+        function()
+        disarm()
+        return True
+    except Alarm:
+        interrupts += 1
+        return False
+
 def peer_of():
     with stdlib.create_server(("127.0.0.1", 0)) as listening:
         client = socket.connect("127.0.0.1", listening.getsockname()[1])
         raw, _ = listening.accept()
     raw.setsockopt(stdlib.IPPROTO_TCP, stdlib.TCP_NODELAY, 1)
+    raw.settimeout(20)
     return client, raw
 
 def background_threads():
     return [each for each in threading.enumerate() if each.name == "trisock"]
 
+def check_that_threads_end():
+    background.stop()
+    for each in background_threads():  # an interrupted stop leaves one that is ending
+        each.join(5)
+    assert threading.active_count() == 1, threading.enumerate()
+
 random.seed(7)
-# CPython drops what a signal handler raises in the callback of a weak reference, and says so.
+# CPython drops what a signal handler raises in a weak reference's callback, and reports it.
 sys.unraisablehook = lambda unraisable: None
 signal.signal(signal.SIGALRM, interrupt)
 """
 
 
-def program(text: str, timeout: float = DEADLINE) -> str:
-    """Run a program in a process of its own; a hang is a failure."""
-    done = subprocess.run(
-        [sys.executable, "-c", PRELUDE + textwrap.dedent(text)],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
-
-
 @lossless
 def test_interrupted_recv_and_peek_lose_no_byte() -> None:
-    out = program(
+    out = run_program(
         """
         client, raw = peer_of()
         sent = bytes(random.randrange(256) for _ in range(100_000))
@@ -72,32 +80,26 @@ def test_interrupted_recv_and_peek_lose_no_byte() -> None:
             for at in range(0, len(sent), 50):
                 raw.sendall(sent[at : at + 50])
                 time.sleep(0.0005)
-        feeding = threading.Thread(target=feed, daemon=True)
-        feeding.start()
-        got, interrupts = bytearray(), 0
+        threading.Thread(target=feed, daemon=True).start()
+        got = bytearray()
         def receive():
             while len(got) < len(sent):
                 arm(0.0003 if interrupts % 2 else 0.0015)
                 if interrupts % 3 == 2:
                     client.peek()
                 got.extend(client.recv())
-            disarm()
-        while True:
-            try:
-                receive()
-                break
-            except Alarm:
-                interrupts += 1
+        while not attempt(receive):
+            pass
         print(got == sent, interrupts > 500)
         """,
-        timeout=40,
+        prelude=PRELUDE,
     )
     assert out == "True True\n"
 
 
 @pytest.mark.parametrize("call", ["client.recv()", "listening.accept()", "unanswered()"])
-def test_a_call_that_would_wait_for_ever_ends_by_each_interrupt(call: str) -> None:
-    out = program(
+def test_each_interrupt_ends_a_call_that_waits_forever(call: str) -> None:
+    out = run_program(
         f"""
         client, raw = peer_of()
         listening = socket.listen(0)
@@ -124,13 +126,14 @@ def test_a_call_that_would_wait_for_ever_ends_by_each_interrupt(call: str) -> No
         assert client.recv() == b"y"
         other = stdlib.create_connection(("127.0.0.1", listening.port))
         assert listening.accept().getpeer() == other.getsockname()
-        """
+        """,
+        prelude=PRELUDE,
     )
     assert out == "True\n"
 
 
 def test_interrupted_send_connect_close_and_starttls_leave_the_next_call_working() -> None:
-    out = program(
+    out = run_program(
         """
         host = stdlib.create_server(("127.0.0.1", 0), backlog=128)
         taken = []
@@ -140,32 +143,26 @@ def test_interrupted_send_connect_close_and_starttls_leave_the_next_call_working
                 if len(taken) > 50:
                     taken.pop(0).close()
         threading.Thread(target=accept, daemon=True).start()
-        interrupts = 0
+        def connect_send_close():
+            global client
+            arm()
+            client = socket.connect(*host.getsockname())
+            client.send(bytes(1000))
+            client.send(bytes(3_000_000))
+            client.close()
+        def connect_starttls():
+            global client
+            arm()
+            client = client or socket.connect(*host.getsockname())
+            client.starttls("localhost")
+        def close():
+            arm()
+            if client is not None:
+                client.close()
         while interrupts < 600:
             client = None
-            try:
-                arm()
-                client = socket.connect(*host.getsockname())
-                client.send(bytes(1000))
-                client.send(bytes(3_000_000))
-                client.close()
-                disarm()
-            except Alarm:
-                interrupts += 1
-            try:
-                arm()
-                client = client or socket.connect(*host.getsockname())
-                client.starttls("localhost")
-                disarm()
-            except Alarm:
-                interrupts += 1
-            try:
-                arm()
-                if client is not None:
-                    client.close()
-                disarm()
-            except Alarm:
-                interrupts += 1
+            for function in (connect_send_close, connect_starttls, close):
+                attempt(function)
             if client is not None:
                 client.close()
                 assert not client.isopen() and client.recv() is None
@@ -174,14 +171,14 @@ def test_interrupted_send_connect_close_and_starttls_leave_the_next_call_working
         del client
         print(len(background_threads()))
         """,
-        timeout=60,
+        prelude=PRELUDE,
     )
     assert out == "1\n"
 
 
 @lossless
 def test_interrupted_accept_loses_no_client() -> None:
-    out = program(
+    out = run_program(
         """
         listening = socket.listen(0)
         addresses = []
@@ -190,8 +187,9 @@ def test_interrupted_accept_loses_no_client() -> None:
                 with stdlib.create_connection(("127.0.0.1", listening.port)) as raw:
                     addresses.append(raw.getsockname())
                     raw.recv(1)
-        threading.Thread(target=come, daemon=True).start()
-        served, interrupts = [], 0
+        coming = threading.Thread(target=come, daemon=True)
+        coming.start()
+        served = []
         def serve():
             while len(served) < 300:
                 disarm()
@@ -201,59 +199,51 @@ def test_interrupted_accept_loses_no_client() -> None:
                 if interrupts % 2:
                     listening.hasconnection()
                 served.append(listening.accept())
-            disarm()
-        while True:
-            try:
-                serve()
-                break
-            except Alarm:
-                interrupts += 1
+        while not attempt(serve):
+            pass
+        served[-1].close()
+        coming.join()  # the last client may be accepted before it notes its address
         print([each.getpeer() for each in served] == addresses, interrupts > 50)
         """,
-        timeout=60,
+        prelude=PRELUDE,
     )
     assert out == "True True\n"
 
 
 def test_interrupts_in_stop_and_start_leave_no_thread_behind() -> None:
-    out = program(
+    run_program(
         """
-        from trisock.pluto.blocking import background
         client, raw = peer_of()
-        interrupts = 0
+        def stop_and_start():
+            arm(0.0006)
+            background.stop()
+            client.isopen()
+            background.stop()
         while interrupts < 300:
-            try:
-                arm(0.0006)
-                background.stop()
-                client.isopen()
-                background.stop()
-                disarm()
-            except Alarm:
-                interrupts += 1
+            attempt(stop_and_start)
             assert len(background_threads()) <= 3
         client.isopen()
-        background.stop()
-        for each in background_threads():  # of a stop that was interrupted
-            each.join(5)
-        assert threading.active_count() == 1, threading.enumerate()
-        """
+        check_that_threads_end()
+        """,
+        prelude=PRELUDE,
     )
-    assert out == ""
 
 
-# ---- at each line: what a signal does at one moment, a trace function does at all of them ----
+# ---- at each line: a signal comes at one moment, a trace function raises at all of them ----
 
-INJECT = """
-import gc
-from trisock.pluto.blocking import background
-
+INJECT = (
+    PRELUDE
+    + """
 OURS = os.path.dirname(sys.modules["trisock"].__file__)
 
 class Injected(BaseException):
     pass
 
 def lines_of(call, at, second=None):
-    '''Make a call and raise at the at-th line of trisock that this thread comes to.'''
+    '''Make a call, and raise at the at-th line of trisock that this thread reaches.
+
+    Raise again after so many more lines. Return the result, or None, and the number of lines.
+    '''
     count = 0
     again = None
     def trace(frame, event, arg):
@@ -274,15 +264,20 @@ def lines_of(call, at, second=None):
         return None, count
     finally:
         sys.settrace(None)
+
+def check_opens(opens):
+    '''Only the first lines may leave it open: they look like those before the call.'''
+    first = opens.index(False)
+    assert len(opens) > 20 and first < 15 and not any(opens[first:]), opens
 """
+)
 
 
 @pytest.mark.parametrize("second", [None, 1, 2, 3, 4, 5, 6, 7])
 @pytest.mark.parametrize("stopped", [False, True])
 def test_an_exception_at_any_line_of_recv_loses_no_byte(second: int | None, stopped: bool) -> None:
-    out = program(
-        INJECT
-        + textwrap.dedent(f"""
+    out = run_program(
+        f"""
         client, raw = peer_of()
         interrupted = 0
         for at in range(1, 1000):
@@ -299,48 +294,39 @@ def test_an_exception_at_any_line_of_recv_loses_no_byte(second: int | None, stop
             if count < at:
                 break
         print(interrupted == at - 1, at > 20)
-        background.stop()
-        for each in background_threads():  # of a stop that was interrupted
-            each.join(5)
-        assert threading.active_count() == 1, threading.enumerate()
-        """),
-        timeout=60,
+        check_that_threads_end()
+        """,
+        prelude=INJECT,
     )
     assert out == "True True\n"
 
 
 def test_an_exception_at_any_line_of_close_still_closes() -> None:
-    """But for the first lines, which a program cannot tell from those before the call."""
-    out = program(
-        INJECT
-        + textwrap.dedent("""
+    run_program(
+        """
         opens = []
         for at in range(1, 1000):
             client, raw = peer_of()
-            result, count = lines_of(client.close, at, None)
+            result, count = lines_of(client.close, at)
             if count < at:
                 break
             opens.append(client.isopen())
             assert opens[-1] or client.send("x") is False
             if not opens[-1]:
-                raw.settimeout(20)
                 try:
                     assert raw.recv(1) == b""
                 except ConnectionResetError:
                     pass
             raw.close()
-        first = opens.index(False)
-        print(len(opens) > 20, first < 15, opens[first:] == [False] * (len(opens) - first))
-        """),
-        timeout=60,
+        check_opens(opens)
+        """,
+        prelude=INJECT,
     )
-    assert out == "True True True\n"
 
 
 def test_an_exception_at_any_line_of_starttls_leaves_nothing_open() -> None:
-    out = program(
-        INJECT
-        + textwrap.dedent("""
+    run_program(
+        """
         import ssl, trustme
         authority = trustme.CA()
         issued = authority.issue_cert("localhost", key_type=trustme.KeyType.ECDSA)
@@ -361,7 +347,6 @@ def test_an_exception_at_any_line_of_starttls_leaves_nothing_open() -> None:
         opens = []
         for at in range(1, 1000):
             client, raw = peer_of()
-            raw.settimeout(20)
             shaking = threading.Thread(target=handshake, args=(raw,))
             shaking.start()
             result, count = lines_of(lambda: client.starttls([certificate]), at)
@@ -371,12 +356,10 @@ def test_an_exception_at_any_line_of_starttls_leaves_nothing_open() -> None:
             if count < at:
                 assert opens.pop() and result is True
                 break
-        first = opens.index(False)
-        print(len(opens) > 20, first < 15, opens[first:] == [False] * (len(opens) - first))
-        """),
-        timeout=60,
+        check_opens(opens)
+        """,
+        prelude=INJECT,
     )
-    assert out == "True True True\n"
 
 
 @pytest.mark.parametrize(
@@ -394,9 +377,8 @@ def test_an_exception_at_any_line_of_starttls_leaves_nothing_open() -> None:
     ],
 )
 def test_an_exception_at_any_line_leaves_the_next_calls_working(call: str) -> None:
-    out = program(
-        INJECT
-        + textwrap.dedent(f"""
+    run_program(
+        f"""
         client, raw = peer_of()
         listening = socket.listen(0)
         port = listening.port
@@ -404,9 +386,7 @@ def test_an_exception_at_any_line_leaves_the_next_calls_working(call: str) -> No
             other = stdlib.create_connection(("127.0.0.1", port))
             raw.sendall(b"y")
             result, count = lines_of(lambda: {call}, at, at % 5 or None)
-            if "accept" not in {call!r}:
-                result = listening.accept()
-            elif result is None:
+            if "accept" not in {call!r} or result is None:
                 result = listening.accept()
             result.close()
             client.unrecv("z")
@@ -417,53 +397,28 @@ def test_an_exception_at_any_line_leaves_the_next_calls_working(call: str) -> No
                 break
         assert at > 3
         assert client.send("x")
-        background.stop()
-        for each in background_threads():  # of a stop that was interrupted
-            each.join(5)
-        assert threading.active_count() == 1, threading.enumerate()
-        """),
-        timeout=60,
+        check_that_threads_end()
+        """,
+        prelude=INJECT,
     )
-    assert out == ""
 
 
-def test_an_interrupted_starttls_leaves_no_socket_in_plain_text() -> None:
-    out = program(
-        """
-        class Tried(BaseException):
-            pass
+@pytest.mark.usefixtures("bounded")
+def test_a_starttls_interrupted_before_it_starts_closes_the_socket(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupt(_: object) -> None:  # at the latest moment before the thread has the call
+        raise KeyboardInterrupt
 
-        import trisock.pluto.blocking as sides
-        client, raw = peer_of()
-        # The interrupt comes before the call is handed over, at the latest moment.
-        hand_over = sides.background.result_of
-        def interrupted(call):
-            raise Tried
-        sides.background.result_of = interrupted
-        try:
-            client.starttls("localhost")
-        except Tried:
-            pass
-        sides.background.result_of = hand_over
-        print(client.isopen(), client.send("PASS hunter2"), client.recv(), client.istls())
-        raw.settimeout(20)
-        try:
-            print(raw.recv(100))
-        except ConnectionResetError:
-            print("nothing")
-
-        client, raw = peer_of()  # arguments that cannot be used change nothing
-        for tls in (1, "no such\\name"):
-            try:
-                client.starttls(tls)
-            except (TypeError, ValueError):
-                print(client.isopen(), client.send("still in plain text"))
-        client.close()
-        """
-    )
-    assert out.splitlines() == [
-        "False False None False",
-        "nothing",
-        "True True",
-        "True True",
-    ]
+    client, raw = finish(raw_peer())
+    with raw:
+        with monkeypatch.context() as patched:
+            patched.setattr(background, "result_of", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                client.starttls("localhost")
+        assert not client.isopen()
+        assert client.send("PASS hunter2") is False
+        assert client.recv() is None
+        assert not client.istls()
+        with pytest.raises(ConnectionResetError):
+            raw.recv(100)

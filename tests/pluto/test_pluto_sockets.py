@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import socket as stdlib
 import ssl
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import trio
 import trio.testing
 
 from helpers.authority import Authority
+from helpers.pluto import client_waits, no_descriptors, reset, tls_pair
 from helpers.pluto_kit import (
     Thread,
     arrived,
@@ -30,11 +30,6 @@ from trisock.pluto import async_socket, listener, socket
 pytestmark = pytest.mark.usefixtures("bounded")  # some of these calls block
 
 # ---- socket.connect ----
-
-
-def closed_port() -> int:
-    with stdlib.create_server(("127.0.0.1", 0)) as nobody:
-        return int(nobody.getsockname()[1])
 
 
 @both_sides
@@ -58,7 +53,8 @@ async def test_connect_takes_an_ipv6_address() -> None:
 
 @both_sides
 async def test_connect_returns_none_when_refused(reasons: Callable[[], list[str]]) -> None:
-    port = closed_port()
+    with stdlib.create_server(("127.0.0.1", 0)) as nobody:
+        port = nobody.getsockname()[1]
     assert await got(socket.connect("127.0.0.1", port)) is None
     assert f"cannot connect to 127.0.0.1:{port}: Connection refused" in reasons()[0]
 
@@ -85,7 +81,7 @@ async def test_connect_returns_none_for_an_impossible_host_or_port(
 
 
 @both_sides
-async def test_connect_raises_type_error_for_a_mistake_in_the_program() -> None:
+async def test_connect_raises_type_error_for_a_port_that_is_text() -> None:
     with pytest.raises(TypeError):
         await got(socket.connect("localhost", "80"))
 
@@ -103,18 +99,13 @@ async def test_listen_returns_a_listener_at_once() -> None:
 
 
 @both_sides
-async def test_listen_returns_none_where_the_port_is_taken(
+async def test_listen_returns_none_for_a_port_that_is_taken_or_impossible(
     reasons: Callable[[], list[str]],
 ) -> None:
-    listening = socket.listen(0)
-    assert listening is not None
-    assert socket.listen(listening.port) is None
-    assert f"cannot listen on *:{listening.port}: Address already in use" in reasons()[0]
-
-
-@both_sides
-async def test_listen_returns_none_for_what_cannot_be_a_port() -> None:
     assert socket.listen(65536) is None
+    listening = socket.listen(0)
+    assert socket.listen(listening.port) is None
+    assert f"cannot listen on *:{listening.port}: Address already in use" in reasons()[1]
 
 
 # ---- send ----
@@ -127,25 +118,8 @@ async def test_send_sends_str_as_utf8_and_bytes(data: str | bytes) -> None:
     with raw:
         assert await got(client.send(data)) is True
         assert raw.recv(100) == "gr\u00fc\u00df dich".encode()
-
-
-@both_sides
-async def test_send_returns_false_when_the_connection_is_over(
-    reasons: Callable[[], list[str]],
-) -> None:
-    client, raw = await raw_peer()
-    with raw:
-        await got(client.close())
-        assert await got(client.send("x")) is False
-    assert "already closed" in reasons()[0]
-    assert str(client.getpeer()) in reasons()[0]
-
-
-@both_sides
-async def test_send_raises_type_error_for_what_is_no_data() -> None:
-    client, raw = await raw_peer()
-    with raw, pytest.raises(TypeError):
-        await got(client.send(1))
+        with pytest.raises(TypeError):
+            await got(client.send(1))
 
 
 @both_sides
@@ -184,8 +158,7 @@ async def test_recv_returns_the_oldest_chunk() -> None:
 async def test_recv_returns_one_record_under_tls(
     certs: list[dict[str, str | bytes]], trusted: None
 ) -> None:
-    client, server = await pair()
-    assert await starttls_on_both(client, server, "localhost", certs) == (True, True)
+    client, server = await tls_pair(certs)
     await got(client.send("one"))
     await got(client.send("two"))
     assert [await got(server.recv()) for _ in range(2)] == [b"one", b"two"]
@@ -194,8 +167,8 @@ async def test_recv_returns_one_record_under_tls(
 @both_sides
 async def test_recv_waits_for_a_chunk() -> None:
     client, server = await pair()
-    thread_or_task = await together(lambda: got(server.recv()), lambda: got(client.send("late")))
-    assert thread_or_task == (b"late", True)
+    results = await together(lambda: got(server.recv()), lambda: got(client.send("late")))
+    assert results == (b"late", True)
 
 
 @both_sides
@@ -208,20 +181,11 @@ async def test_recv_returns_none_when_the_peer_has_closed() -> None:
 
 
 @both_sides
-async def test_recv_returns_none_when_closed_here() -> None:
-    client, raw = await raw_peer()
-    with raw:
-        await got(client.close())
-        assert await got(client.recv()) is None
-
-
-@both_sides
 async def test_recv_returns_none_when_the_connection_broke(
     reasons: Callable[[], list[str]],
 ) -> None:
     client, raw = await raw_peer()
-    raw.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-    raw.close()
+    reset(raw)
     assert await got(client.recv()) is None
     assert "reset by peer" in reasons()[0]
 
@@ -230,7 +194,7 @@ async def test_recv_returns_none_when_the_connection_broke(
 
 
 @both_sides
-async def test_peek_returns_what_recv_would_without_consuming_it() -> None:
+async def test_peek_returns_what_recv_would_and_consumes_nothing() -> None:
     client, raw = await raw_peer()
     with raw:
         raw.sendall(b"hello")
@@ -246,28 +210,18 @@ async def test_peek_returns_none_when_there_is_no_message() -> None:
     raw.close()
     await arrived(client)
     assert await got(client.peek()) is None
-    await got(client.close())
-    assert await got(client.peek()) is None
 
 
 # ---- unrecv ----
 
 
 @both_sides
-async def test_unrecv_makes_it_oldest() -> None:
+async def test_unrecv_puts_data_before_all_unread_data() -> None:
     client, server = await pair()
     await got(server.send("later"))
     client.unrecv("World")
     client.unrecv(b"Hello")
     assert [await got(client.recv()) for _ in range(3)] == [b"Hello", b"World", b"later"]
-
-
-@both_sides
-async def test_unrecv_after_close_does_nothing() -> None:
-    client, _ = await pair()
-    await got(client.close())
-    client.unrecv("x")
-    assert await got(client.recv()) is None
 
 
 def client_hello(authority: Authority) -> tuple[ssl.SSLObject, ssl.MemoryBIO, ssl.MemoryBIO]:
@@ -284,7 +238,7 @@ def client_hello(authority: Authority) -> tuple[ssl.SSLObject, ssl.MemoryBIO, ss
 async def test_unrecv_gives_a_client_hello_back_to_starttls(
     how: str, authority: Authority, certs: list[dict[str, str | bytes]]
 ) -> None:
-    client, raw = await raw_peer()  # that connected it may be TLS's server all the same
+    client, raw = await raw_peer()  # the side that connected may be the TLS server
     peer, incoming, outgoing = client_hello(authority)
     raw.sendall(outgoing.read())
     await arrived(client)
@@ -310,16 +264,44 @@ async def test_unrecv_gives_a_client_hello_back_to_starttls(
 
 
 @both_sides
-async def test_unrecv_of_clear_text_makes_starttls_fail(
+async def test_starttls_fails_after_unrecv_of_plain_text(
     certs: list[dict[str, str | bytes]], trusted: None
 ) -> None:
     client, server = await pair()
-    client.unrecv("slipped in")
+    client.unrecv("injected")
     assert await starttls_on_both(client, server, "localhost", certs) == (False, False)
     assert not client.isopen()
 
 
-# ---- close, getpeer, getside, istls, isopen ----
+# ---- close, getpeer, getside, isopen ----
+
+
+@both_sides
+async def test_a_closed_socket_neither_sends_nor_receives(
+    reasons: Callable[[], list[str]],
+) -> None:
+    client, raw = await raw_peer()
+    with raw:
+        assert client.isopen() is True
+        await got(client.close())
+        assert client.isopen() is False
+        assert await got(client.send("x")) is False
+        assert await got(client.recv()) is None
+        client.unrecv("x")
+        assert await got(client.recv()) is None
+        assert await got(client.peek()) is None
+    assert "already closed" in reasons()[0]
+    assert str(client.getpeer()) in reasons()[0]
+
+
+@both_sides
+async def test_getpeer_and_getside_tell_who_talks_to_whom() -> None:
+    client, raw = await raw_peer()
+    with raw:
+        for _ in range(2):  # after close, too
+            assert client.getpeer() == raw.getsockname()
+            assert client.getside() == "client"
+            await got(client.close())
 
 
 @both_sides
@@ -331,41 +313,7 @@ async def test_close_loses_nothing_that_was_sent() -> None:
         await got(client.send(message))
         assert await got(client.close()) is None
         assert thread.result() == message
-        await got(client.close())  # changes nothing
-
-
-@both_sides
-async def test_getpeer_returns_address_and_port() -> None:
-    client, raw = await raw_peer()
-    with raw:
-        ip, port = client.getpeer()
-        assert (ip, port) == raw.getsockname()
-        await got(client.close())
-        assert client.getpeer() == (ip, port)
-
-
-@both_sides
-async def test_getside_returns_client_or_server() -> None:
-    client, server = await pair()
-    assert (client.getside(), server.getside()) == ("client", "server")
-
-
-@both_sides
-async def test_istls_tells_whether_it_is_encrypted(
-    certs: list[dict[str, str | bytes]], trusted: None
-) -> None:
-    client, server = await pair()
-    assert client.istls() is server.istls() is False
-    await starttls_on_both(client, server, "localhost", certs)
-    assert client.istls() is server.istls() is True
-
-
-@both_sides
-async def test_isopen_is_false_when_closed_here() -> None:
-    client, _ = await pair()
-    assert client.isopen() is True
-    await got(client.close())
-    assert client.isopen() is False
+        await got(client.close())  # does nothing
 
 
 @both_sides
@@ -381,7 +329,7 @@ async def test_isopen_is_false_when_the_peers_end_has_been_read() -> None:
 
 
 @both_sides
-async def test_repr_tells_what_it_is() -> None:
+async def test_repr_names_class_and_connection() -> None:
     client, _ = await pair()
     name = "async_socket" if inside() else "socket"
     assert repr(client).startswith(f"<trisock.pluto.{name} <trisock.Socket client")
@@ -418,7 +366,7 @@ async def test_accept_returns_none_when_the_listener_is_closed() -> None:
 
 
 @both_sides
-async def test_accept_that_waits_returns_none_when_the_listener_is_closed() -> None:
+async def test_closing_a_listener_ends_an_accept_that_waits() -> None:
     listening = socket.listen(0)
 
     async def close() -> None:
@@ -435,11 +383,7 @@ async def test_accept_raises_oserror_when_there_are_no_descriptors_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     listening = socket.listen(0)
-
-    def full(_: object) -> None:
-        raise OSError(errno.EMFILE, "Too many open files")
-
-    monkeypatch.setattr(listening._listening._listening, "accept_from", full)
+    monkeypatch.setattr(listening._listening._listening, "accept_from", no_descriptors)
     with pytest.raises(OSError, match="Too many open files"):
         await got(listening.accept())
 
@@ -449,10 +393,13 @@ async def test_hasconnection_tells_whether_there_is_a_client() -> None:
     listening = socket.listen(0)
     assert listening.hasconnection() is False
     with stdlib.create_connection(("127.0.0.1", listening.port)):
-        while not listening.hasconnection():
-            await got(wait_a_pass())
+        await client_waits(listening)
         assert listening.hasconnection() is True
         assert await got(listening.accept()) is not None
+        assert listening.hasconnection() is False
+    with stdlib.create_connection(("127.0.0.1", listening.port)):
+        await client_waits(listening)
+        await got(listening.close())
         assert listening.hasconnection() is False
 
 
@@ -460,19 +407,7 @@ async def test_hasconnection_tells_whether_there_is_a_client() -> None:
 async def test_hasconnection_guarantees_that_the_next_accept_does_not_wait() -> None:
     listening = socket.listen(0)
     raw = stdlib.create_connection(("127.0.0.1", listening.port))
-    while not listening.hasconnection():
-        await got(wait_a_pass())
-    raw.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-    raw.close()  # also if the client is gone by then
+    await client_waits(listening)
+    reset(raw)  # even if the client has gone by then
     s = await got(listening.accept())
     assert await got(s.recv()) is None
-
-
-@both_sides
-async def test_hasconnection_is_false_once_it_is_closed() -> None:
-    listening = socket.listen(0)
-    with stdlib.create_connection(("127.0.0.1", listening.port)):
-        while not listening.hasconnection():
-            await got(wait_a_pass())
-        await got(listening.close())
-        assert listening.hasconnection() is False

@@ -1,4 +1,4 @@
-"""Pluto's starttls: whom it believes, and which certificates it takes."""
+"""Pluto's starttls: whom it trusts, and which certificates it takes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import trustme
 
 from helpers.authority import Authority
 from helpers.pairs import clog, unix_pair
+from helpers.pluto import tls_pair
 from helpers.pluto_kit import both_sides, got, mapping, pair, raw_peer, starttls_on_both
 from trisock import ClientTLS, ServerTLS
 from trisock.pluto import async_socket
@@ -25,7 +26,9 @@ async def test_starttls_returns_true_on_success_for_client_and_server(
     certs: list[dict[str, str | bytes]], trusted: None
 ) -> None:
     client, server = await pair()
+    assert client.istls() is server.istls() is False
     assert await starttls_on_both(client, server, "localhost", certs) == (True, True)
+    assert client.istls() is server.istls() is True
     await got(client.send("secret"))
     assert await got(server.recv()) == b"secret"
 
@@ -49,7 +52,7 @@ async def test_starttls_returns_false_and_closes_for_the_wrong_name(
 
 
 @both_sides
-async def test_starttls_returns_false_for_a_certificate_that_nobody_trusts(
+async def test_starttls_returns_false_for_an_untrusted_certificate(
     certs: list[dict[str, str | bytes]],
 ) -> None:
     client, server = await pair()
@@ -57,15 +60,14 @@ async def test_starttls_returns_false_for_a_certificate_that_nobody_trusts(
 
 
 @both_sides
-async def test_starttls_returns_none_when_it_is_using_tls_already(
+async def test_starttls_returns_none_if_tls_is_in_use_already(
     certs: list[dict[str, str | bytes]], trusted: None
 ) -> None:
-    client, server = await pair()
-    await starttls_on_both(client, server, "localhost", certs)
+    client, server = await tls_pair(certs)
     assert await got(client.starttls("localhost")) is None
     assert await got(server.starttls(certs)) is None
-    await got(client.send("goes on"))
-    assert await got(server.recv()) == b"goes on"
+    await got(client.send("still works"))
+    assert await got(server.recv()) == b"still works"
 
 
 @both_sides
@@ -77,7 +79,7 @@ async def test_starttls_takes_several_certificates(authority: Authority, trusted
 
 
 @both_sides
-async def test_starttls_takes_rsa_keys_and_others(authority: Authority, trusted: None) -> None:
+async def test_starttls_takes_every_type_of_key(authority: Authority, trusted: None) -> None:
     for kind in trustme.KeyType:
         given = [mapping(authority.ca.issue_cert("localhost", key_type=kind))]
         client, server = await pair()
@@ -85,7 +87,7 @@ async def test_starttls_takes_rsa_keys_and_others(authority: Authority, trusted:
 
 
 @both_sides
-async def test_starttls_takes_what_a_trisock_socket_does(
+async def test_starttls_takes_client_tls_and_server_tls(
     client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
     client, server = await pair()
@@ -93,8 +95,11 @@ async def test_starttls_takes_what_a_trisock_socket_does(
 
 
 @both_sides
-@pytest.mark.parametrize("mistake", [[{"chain": "x", "private_key": "y"}], [{"chain": "x"}], [], 1])
-async def test_starttls_raises_for_a_certificate_that_is_none(mistake: Any) -> None:
+@pytest.mark.parametrize(
+    "mistake",
+    [[{"chain": "x", "private_key": "y"}], [{"chain": "x"}], [], 1, "no such\\name"],
+)
+async def test_starttls_raises_for_an_invalid_argument_and_changes_nothing(mistake: Any) -> None:
     client, raw = await raw_peer()
     with raw:
         with pytest.raises((TypeError, ValueError)):
@@ -104,7 +109,7 @@ async def test_starttls_raises_for_a_certificate_that_is_none(mistake: Any) -> N
         assert raw.recv(100) == b"untouched"
 
 
-async def test_starttls_closes_a_socket_whose_last_send_was_cut_off(
+async def test_starttls_closes_a_socket_whose_last_send_was_cut_short(
     certs: list[dict[str, str | bytes]],
 ) -> None:
     one, other = unix_pair()

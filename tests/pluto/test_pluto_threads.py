@@ -1,19 +1,13 @@
-"""Pluto's objects among runs of Trio, threads and processes."""
+"""Pluto's objects in several runs of Trio, threads and processes."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import os
 import resource
-import signal
 import socket as stdlib
-import subprocess
-import sys
 import threading
-import traceback
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,7 +16,16 @@ import trio
 import trio.testing
 
 from helpers.deadline import DEADLINE
-from helpers.pluto_kit import Thread, finish, in_thread, pair, raise_in_main, raw_peer, wait_a_pass
+from helpers.pluto import (
+    STRICT,
+    background_threads,
+    in_child,
+    no_descriptors,
+    no_new_thread,
+    recv_in_thread,
+    run_program,
+)
+from helpers.pluto_kit import Thread, finish, in_thread, pair, raise_in_main, raw_peer
 from trisock.pluto import socket
 from trisock.pluto.trio_thread import TrioThread
 
@@ -54,12 +57,12 @@ def refused(s: Any, listening: Any, why: str) -> None:
         for call in calls:
             with pytest.raises(RuntimeError, match=f"this {type(thing).__name__} was {why}"):
                 call(thing)
-    assert not s.istls()  # plain on any side
+    assert not s.istls()  # works on every side
     assert s.getside() == "client"
     assert s.getpeer()
 
 
-def test_what_was_made_outside_trio_cannot_be_used_inside() -> None:
+def test_objects_made_outside_trio_cannot_be_used_inside() -> None:
     client, server = finish(pair())
     listening = socket.listen(0)
 
@@ -67,11 +70,11 @@ def test_what_was_made_outside_trio_cannot_be_used_inside() -> None:
         refused(client, listening, "made outside Trio: it cannot be used inside Trio")
 
     trio.run(use)
-    client.send("works on")
-    assert server.recv() == b"works on"
+    client.send("still works")
+    assert server.recv() == b"still works"
 
 
-def test_what_was_made_inside_trio_is_for_that_run_only() -> None:
+def test_objects_made_inside_trio_belong_to_that_run() -> None:
     made = []
 
     async def make() -> None:
@@ -105,21 +108,17 @@ def test_several_threads_use_different_sockets_at_once() -> None:
 def test_one_thread_reads_while_another_writes_on_one_socket() -> None:
     client, raw = finish(raw_peer())
     with raw:
-        reading = Thread(client.recv)
-        while not client._sock._connection.reading.in_use:
-            wait_a_pass()
+        reading = recv_in_thread(client)
         client.send("question")
         assert raw.recv(100) == b"question"
         raw.sendall(b"answer")
         assert reading.result() == b"answer"
 
 
-def test_two_threads_that_read_from_one_socket_are_a_mistake() -> None:
+def test_two_threads_cannot_read_from_one_socket_at_once() -> None:
     client, raw = finish(raw_peer())
     with raw:
-        reading = Thread(client.recv)
-        while not client._sock._connection.reading.in_use:
-            wait_a_pass()
+        reading = recv_in_thread(client)
         for call in (client.recv, client.peek, lambda: client.unrecv("x")):
             with pytest.raises(trio.BusyResourceError, match="reading"):
                 call()
@@ -127,12 +126,10 @@ def test_two_threads_that_read_from_one_socket_are_a_mistake() -> None:
         assert reading.result() == b"hello"
 
 
-def test_a_socket_that_another_thread_closes_ends_a_recv() -> None:
+def test_close_in_another_thread_ends_a_recv() -> None:
     client, raw = finish(raw_peer())
     with raw:
-        reading = Thread(client.recv)
-        while not client._sock._connection.reading.in_use:
-            wait_a_pass()
+        reading = recv_in_thread(client)
         client.close()
         assert reading.result() is None
 
@@ -161,7 +158,7 @@ def test_a_failed_start_is_an_oserror_and_later_calls_work(own: TrioThread) -> N
         for _ in range(2):
             with pytest.raises(OSError, match="Too many open files"):
                 own.call(trio.lowlevel.checkpoint)
-    own.stop()  # also one that has failed
+    own.stop()  # works for a thread that has failed, too
     own.call(trio.lowlevel.checkpoint)
     with no_descriptors_left():
         own.call(trio.lowlevel.checkpoint)  # it is running
@@ -181,7 +178,7 @@ def test_ctrl_c_during_a_failed_start_is_a_keyboard_interrupt(
         monkeypatch.setattr(trio, "run", run)
         raise_in_main()
         interrupted.wait(DEADLINE)
-        raise OSError(errno.EMFILE, "Too many open files")
+        no_descriptors()
 
     monkeypatch.setattr(trio, "run", fail)
     with pytest.raises(KeyboardInterrupt):
@@ -196,83 +193,49 @@ def test_ctrl_c_during_a_failed_start_is_a_keyboard_interrupt(
 def test_a_thread_that_the_system_refuses_leaves_nothing_behind(
     own: TrioThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(_: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
     with monkeypatch.context() as patched:
-        patched.setattr(threading.Thread, "start", refuse)
+        patched.setattr(threading.Thread, "start", no_new_thread)
         with pytest.raises(RuntimeError, match="new thread"):
             own.call(trio.lowlevel.checkpoint)
     own.call(trio.lowlevel.checkpoint)
 
 
-def script(program: str) -> str:
-    """Run a program that must end with status 0 and nothing on stderr; return what it prints."""
-    result = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", "-c", program],
-        capture_output=True,
-        timeout=DEADLINE,
-    )
-    assert (result.returncode, result.stderr.decode()) == (0, "")
-    return result.stdout.decode()
-
-
-def test_the_thread_lives_from_the_first_call_to_the_end() -> None:
-    printed = script(
+def test_the_thread_starts_with_the_first_call() -> None:
+    printed = run_program(
         """
-import threading
-from trisock.pluto import scheduler, socket
-def threads():
-    print([each.name for each in threading.enumerate() if each.name == "trisock"])
-threads()
-listening = socket.listen(0)
-threads()
-listening.hasconnection()
-threads()
-"""
+        import threading
+        def threads():
+            print([each.name for each in threading.enumerate() if each.name == "trisock"])
+        threads()
+        listening = socket.listen(0)
+        threads()
+        listening.hasconnection()
+        threads()
+        """,
+        *STRICT,
     )
     assert printed == "[]\n[]\n['trisock']\n"
 
 
-def test_a_process_ends_without_a_word_with_sockets_open() -> None:
-    script(
+def test_a_process_with_open_sockets_ends_silently() -> None:
+    run_program(
         """
-import threading
-from trisock.pluto import scheduler, socket
-listening = socket.listen(0)
-client = socket.connect("127.0.0.1", listening.port)
-server = listening.accept()
-waiting = socket.connect("127.0.0.1", listening.port)
-assert listening.hasconnection()
-bound = socket.bind(scheduler(), 0, print)
-threading.Thread(target=server.recv, daemon=True).start()
-while not server._sock._connection.reading.in_use:
-    server.istls()
-"""
+        import threading
+        listening = socket.listen(0)
+        client = socket.connect("127.0.0.1", listening.port)
+        server = listening.accept()
+        waiting = socket.connect("127.0.0.1", listening.port)
+        assert listening.hasconnection()
+        bound = socket.bind(scheduler(), 0, print)
+        threading.Thread(target=server.recv, daemon=True).start()
+        while not server._sock._connection.reading.in_use:
+            server.istls()
+        """,
+        *STRICT,
     )
 
 
 # ---- fork ----
-
-
-def child(function: Callable[[], None]) -> None:
-    """Run a function in a forked child, which must not warn, complain or hang."""
-    number = os.fork()
-    if not number:
-        status = 1
-        try:
-            signal.alarm(DEADLINE)
-            function()
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    assert os.waitstatus_to_exitcode(os.waitpid(number, 0)[1]) == 0
-
-
-def background_threads() -> list[threading.Thread]:
-    return [each for each in threading.enumerate() if each.name == "trisock"]
 
 
 def converse(client: Any, server: Any) -> None:
@@ -282,55 +245,50 @@ def converse(client: Any, server: Any) -> None:
 
 def test_fork_before_the_first_call() -> None:
     listening = socket.listen(0)
-    child(lambda: converse(*finish(pair())))
-    child(lambda: converse(socket.connect("127.0.0.1", listening.port), listening.accept()))
+    in_child(lambda: converse(*finish(pair())))
+    in_child(lambda: converse(socket.connect("127.0.0.1", listening.port), listening.accept()))
     converse(*finish(pair()))
 
 
-def test_fork_after_calls_lets_child_and_parent_go_on() -> None:
+def test_child_and_parent_go_on_after_a_fork() -> None:
     client, server = finish(pair())
     converse(client, server)
 
-    def in_child() -> None:
+    def go_on() -> None:
         assert not background_threads()
         converse(server, client)
         converse(*finish(pair()))
-        child(lambda: converse(client, server))  # and forks itself
+        in_child(lambda: converse(client, server))  # a child can fork, too
         converse(client, server)
 
-    child(in_child)
-    assert not background_threads()  # it was stopped
+    in_child(go_on)
+    assert not background_threads()  # the fork has stopped it
     converse(client, server)
-    child(in_child)
+    in_child(go_on)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Trio's resolver thread may live
 def test_fork_after_a_name_was_resolved() -> None:
     def by_name() -> None:
         with stdlib.create_server(("127.0.0.1", 0)) as listening:
             assert socket.connect("localhost", listening.getsockname()[1]) is not None
 
     by_name()
-    with warnings.catch_warnings():
-        # Trio's thread for the resolver may be there still.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        child(by_name)
+    in_child(by_name)
     by_name()
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # there are threads indeed
 def test_fork_while_another_thread_is_in_a_call() -> None:
     client, raw = finish(raw_peer())
     with raw:
-        reading = Thread(client.recv)
-        while not client._sock._connection.reading.in_use:
-            wait_a_pass()
+        reading = recv_in_thread(client)
 
-        def in_child() -> None:
+        def go_on() -> None:
             client.send("from the child")
             converse(*finish(pair()))
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # there are threads, indeed
-            child(in_child)
+        in_child(go_on)
         assert raw.recv(100) == b"from the child"
         client.send("from the parent")
         assert raw.recv(100) == b"from the parent"
@@ -342,31 +300,31 @@ def test_fork_inside_trio_leaves_the_run_alone() -> None:
     client, server = finish(pair())
 
     async def main() -> None:
-        child(lambda: os.fstat(client._sock.fileno()) and None)
+        in_child(lambda: os.fstat(client._sock.fileno()))
         await trio.lowlevel.checkpoint()
 
     trio.run(main)
     converse(client, server)
 
 
-def test_fork_makes_no_warning_where_nothing_is_going_on() -> None:
-    script(
+def test_fork_warns_of_nothing_if_no_call_is_in_progress() -> None:
+    run_program(
         """
-import os
-from trisock.pluto import socket
-listening = socket.listen(0)
-client = socket.connect("127.0.0.1", listening.port)
-server = listening.accept()
-for _ in range(20):
-    client.send("x")
-    assert server.recv() == b"x"
-    number = os.fork()
-    if not number:
-        client.send("y")
-        assert server.recv() == b"y"
-        break
-    assert os.waitpid(number, 0)[1] == 0  # it has ended as programs do
-"""
+        import os
+        listening = socket.listen(0)
+        client = socket.connect("127.0.0.1", listening.port)
+        server = listening.accept()
+        for _ in range(20):
+            client.send("x")
+            assert server.recv() == b"x"
+            number = os.fork()
+            if not number:
+                client.send("y")
+                assert server.recv() == b"y"
+                break
+            assert os.waitpid(number, 0)[1] == 0  # the child reached the program's end
+        """,
+        *STRICT,
     )
 
 

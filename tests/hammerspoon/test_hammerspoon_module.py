@@ -100,7 +100,7 @@ async def test_timeout_is_for_new_objects_only(hs: Sockets) -> None:
 
 
 async def test_timeout_holds_for_what_new_objects_do(
-    jumping_clock: trio.testing.MockClock, hs: Sockets
+    autojump_clock: trio.testing.MockClock, hs: Sockets
 ) -> None:
     hs.timeout = 5
     async with connected(hs, fn=print) as (client, peer):

@@ -1,18 +1,20 @@
-"""The fixtures of the tests of hs.socket's objects."""
+"""Fixtures for the tests of trisock.hammerspoon."""
 
 from __future__ import annotations
 
 import logging
 import pathlib
+import socket
 from collections.abc import AsyncIterator
 
 import pytest
 import trio
 import trio.testing
 
-from helpers.hammerspoon_kit import Calls
+import trisock
+from helpers.hammerspoon_kit import Calls, connected, raw_client, until
 from trisock import hammerspoon
-from trisock.hammerspoon import Sockets
+from trisock.hammerspoon import Socket, Sockets
 
 
 @pytest.fixture
@@ -37,7 +39,44 @@ def path(tmp_path: pathlib.Path) -> str:
     return str(tmp_path / "socket")
 
 
+@pytest.fixture(params=["TCP", "Unix"])
+def port_or_path(request: pytest.FixtureRequest, path: str) -> int | str:
+    """0 (any free port), or a path."""
+    return 0 if request.param == "TCP" else path
+
+
 @pytest.fixture
-def jumping_clock() -> trio.testing.MockClock:
-    """A clock that jumps when nothing is left to do; the rest leaves loopback some time."""
+async def server(hs: Sockets, port_or_path: int | str, calls: Calls) -> Socket:
+    """A listening object, with ``calls`` as its callback."""
+    return hs.server(port_or_path, calls)
+
+
+@pytest.fixture
+async def raw(server: Socket) -> AsyncIterator[socket.socket]:
+    """A client of ``server``: a blocking socket."""
+    with raw_client(server) as raw:
+        await until(server.connected)
+        yield raw
+
+
+@pytest.fixture
+async def pair(hs: Sockets, calls: Calls) -> AsyncIterator[tuple[Socket, trisock.Socket]]:
+    async with connected(hs, fn=calls) as pair:
+        yield pair
+
+
+@pytest.fixture
+def client(pair: tuple[Socket, trisock.Socket]) -> Socket:
+    """An object that is connected to ``peer`` over TCP, with ``calls`` as its callback."""
+    return pair[0]
+
+
+@pytest.fixture
+def peer(pair: tuple[Socket, trisock.Socket]) -> trisock.Socket:
+    return pair[1]
+
+
+@pytest.fixture
+def autojump_clock() -> trio.testing.MockClock:
+    """A clock that jumps when all tasks wait; the threshold leaves loopback some time."""
     return trio.testing.MockClock(autojump_threshold=0.05)

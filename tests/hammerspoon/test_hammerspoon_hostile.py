@@ -8,7 +8,7 @@ import os
 import socket
 import ssl
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,50 +16,28 @@ import pytest
 import trio
 import trio.testing
 
+import trisock
 from helpers.hammerspoon_kit import LOCALHOST, Calls, connected, until
-from trisock import hammerspoon
-from trisock.hammerspoon import Sockets
+from helpers.pairs import read_all
+from trisock.hammerspoon import Socket, Sockets
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup, ExceptionGroup
 
 
-@pytest.fixture
-async def hs() -> AsyncIterator[Sockets]:
-    async with hammerspoon.open_sockets() as hs:
-        yield hs
-
-
-@pytest.fixture
-def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    caplog.set_level(logging.DEBUG, "trisock.hammerspoon")
-    return caplog
-
-
-# ---- keys ----
-
-
-async def test_a_key_in_the_place_of_a_path_is_not_logged(
-    hs: Sockets, caplog: pytest.LogCaptureFixture
+async def test_a_key_given_as_a_path_is_not_logged(
+    hs: Sockets, log: pytest.LogCaptureFixture
 ) -> None:
-    key = "-----BEGIN PRIVATE KEY-----\n" + "MIIE" * 400
-    with caplog.at_level(logging.DEBUG, "trisock"):
-        client = hs.new()
-        assert client.connect(key) is client
-        assert "MIIEMIIE" not in repr(client)
-        other = hs.new()
-        assert other.connect("MIIE" * 16, 80) is other
-        while client.connections() or other.connections():
-            await trio.lowlevel.checkpoint()
-        await trio.testing.wait_all_tasks_blocked()
-    assert "MIIEMIIE" not in caplog.text
-    assert "no path" in caplog.text
-
-
-async def test_startTLS_takes_one_name(hs: Sockets) -> None:  # noqa: N802
-    async with connected(hs) as (client, _):
-        with pytest.raises(TypeError, match="two were given"):
-            client.startTLS("localhost", "other.example")
+    log.set_level(logging.DEBUG, "trisock")
+    client, other = hs.new(), hs.new()
+    assert client.connect("-----BEGIN PRIVATE KEY-----\n" + "MIIE" * 400) is client
+    assert "MIIEMIIE" not in repr(client)
+    assert other.connect("MIIE" * 16, 80) is other
+    while client.connections() or other.connections():
+        await trio.lowlevel.checkpoint()
+    await trio.testing.wait_all_tasks_blocked()
+    assert "MIIEMIIE" not in log.text
+    assert "no path" in log.text
 
 
 # ---- callbacks ----
@@ -76,7 +54,7 @@ class Hostile(Exception):
 
 
 class HostileValueError(ValueError):
-    """An error that would be worth a line in the log, if it had a text."""
+    """An error that is logged as one line, but has no text."""
 
     __str__ = __repr__ = Hostile.fail
 
@@ -92,7 +70,7 @@ class HostileGroup(ExceptionGroup[Exception]):
 
 
 class Falsy:
-    """A callable object that is false, has no length, and cannot be printed."""
+    """A callable object whose truth, length and repr all fail."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -107,7 +85,7 @@ class Falsy:
 
 
 class LyingResult:
-    """What a callback returns, and what nothing can be asked of."""
+    """A return value without attributes."""
 
     def __getattribute__(self, name: str) -> Any:
         raise ZeroDivisionError("a hostile attribute")
@@ -175,20 +153,19 @@ CALLBACKS: list[Callable[..., object]] = [
 
 @pytest.mark.parametrize("number", range(len(CALLBACKS)))
 async def test_a_hostile_callback_is_logged_and_ends_nothing(
-    hs: Sockets, log: pytest.LogCaptureFixture, number: int
+    hs: Sockets, log: pytest.LogCaptureFixture, calls: Calls, number: int
 ) -> None:
-    calls = Calls()
     async with connected(hs, fn=CALLBACKS[number]) as (client, peer):
         client.write("x", CALLBACKS[number]).read("\n")
         await peer.send(b"line\n")
         await until(lambda: sum(each.levelno == logging.ERROR for each in log.records) >= 2)
-        await trio.sleep(0.05)  # what a scope left open would cancel
+        await trio.sleep(0.05)  # a scope that is still open would cancel it
         client.setCallback(calls).read("\n")
         await peer.send(b"goes on\n")
         assert await calls.next() == (b"goes on\n", -1)
 
 
-async def test_a_callable_object_is_a_callback_whatever_its_truth(hs: Sockets) -> None:
+async def test_a_callable_object_without_a_truth_value_is_a_callback(hs: Sockets) -> None:
     fn = Falsy()
     server = hs.server(0)
     client = hs.new(fn).connect(LOCALHOST, server.info()["localPort"], fn)
@@ -201,117 +178,122 @@ async def test_a_callable_object_is_a_callback_whatever_its_truth(hs: Sockets) -
 
 
 async def test_a_hostile_error_of_a_tls_context_is_logged_and_disconnects(
-    hs: Sockets, log: pytest.LogCaptureFixture
+    client: Socket, peer: trisock.Socket, log: pytest.LogCaptureFixture
 ) -> None:
     class Failing(ssl.SSLContext):
         def wrap_bio(self, *_: object, **__: object) -> Any:
             raise HostileValueError
 
-    async with connected(hs) as (client, peer):
-        client.startTLS(Failing(ssl.PROTOCOL_TLS_CLIENT), "example.org").write("secret")
-        assert b"".join([chunk async for chunk in peer]) == b""
-        await until(lambda: client.info()["isDisconnected"])
+    client.startTLS(Failing(ssl.PROTOCOL_TLS_CLIENT), "example.org").write("secret")
+    assert await read_all(peer) == b""
+    await until(lambda: client.info()["isDisconnected"])
     assert any("HostileValueError" in each for each in log.messages)
 
 
 @pytest.mark.parametrize("level", [logging.DEBUG, logging.ERROR])
-async def test_logging_that_fails_ends_nothing(hs: Sockets, level: int) -> None:
+async def test_logging_that_fails_ends_nothing(
+    hs: Sockets,
+    log: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    calls: Calls,
+    level: int,
+) -> None:
     class Failing(logging.Filter):
         def filter(self, record: logging.LogRecord) -> bool:
             if record.levelno >= level:
                 raise ZeroDivisionError("a hostile filter")
             return True
 
-    logger = logging.getLogger("trisock.hammerspoon")
-    before, hostile, calls = logger.level, Failing(), Calls()
-    logger.setLevel(logging.DEBUG)
-    logger.addFilter(hostile)
-    try:
-        async with connected(hs, fn=raising(ValueError())) as (client, peer):
-            client.write("x", raising(ValueError())).read("\n")
-            await peer.send(b"one\ntwo\n")
-            await trio.testing.wait_all_tasks_blocked(0.02)
-            client.setCallback(calls).read("\n")
-            assert await calls.next() == (b"two\n", -1)
-            hs.new().write("nobody")
-    finally:
-        logger.removeFilter(hostile)
-        logger.setLevel(before)
+    monkeypatch.setattr(logging.getLogger("trisock.hammerspoon"), "filters", [Failing()])
+    async with connected(hs, fn=raising(ValueError())) as (client, peer):
+        client.write("x", raising(ValueError())).read("\n")
+        await peer.send(b"one\ntwo\n")
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        client.setCallback(calls).read("\n")
+        assert await calls.next() == (b"two\n", -1)
+        hs.new().write("nobody")
 
 
-async def test_many_callbacks_let_other_tasks_run(hs: Sockets) -> None:
-    ran = 0
-    longest = 0
+async def test_many_callbacks_let_other_tasks_run(client: Socket, peer: trisock.Socket) -> None:
+    ran = longest = seen = 0
 
     def callback(data: bytes, tag: int) -> None:
         nonlocal ran, longest
         ran += 1
         longest = max(longest, ran - seen)
 
-    seen = 0
-    async with connected(hs, fn=callback) as (client, peer):
-        hold = trio.Event()
-        client.write("x", lambda tag: hold.wait())
-        await peer.recv()
-        for _ in range(500):
-            client.read("\n")
-        await peer.send(b"\n" * 500)
-        await trio.testing.wait_all_tasks_blocked(0.02)
-        hold.set()
-        while ran < 500:
-            seen = ran
-            await trio.lowlevel.checkpoint()
+    hold = trio.Event()
+    client.setCallback(callback).write("x", lambda tag: hold.wait())
+    await peer.recv()
+    for _ in range(500):
+        client.read("\n")
+    await peer.send(b"\n" * 500)
+    await trio.testing.wait_all_tasks_blocked(0.02)
+    hold.set()
+    while ran < 500:
+        seen = ran
+        await trio.lowlevel.checkpoint()
     assert longest <= 64
 
 
 # ---- arguments ----
 
 
-async def test_read_of_0_bytes_is_ignored(hs: Sockets) -> None:
-    calls = Calls()
-    async with connected(hs, fn=calls) as (client, peer):
-        assert client.read(0, 5) is client
-        await peer.send(b"a\n")
-        assert client.read("\n", 6) is client
-        assert await calls.next() == (b"a\n", 6)
-        assert await calls.none()
-
-
 SECRET = "PASS hunter2"
 
-WRONG: list[tuple[type[Exception], Callable[[Sockets], object]]] = [
-    (TypeError, lambda hs: hs.new(print).read(True)),
-    (TypeError, lambda hs: hs.new(print).read(False)),
-    (TypeError, lambda hs: hs.new(print).read(None)),  # type: ignore[arg-type]
-    (TypeError, lambda hs: hs.new(print).read([SECRET])),  # type: ignore[arg-type]
-    (ValueError, lambda hs: hs.new(print).read(-1)),
-    (ValueError, lambda hs: hs.new(print).read(-(10**30))),
-    (ValueError, lambda hs: hs.new(print).read("")),
-    (ValueError, lambda hs: hs.new(print).read(b"")),
-    (ValueError, lambda hs: hs.new(print).read(SECRET + "\ud800")),
-    (TypeError, lambda hs: hs.new().setTimeout(True)),
-    (TypeError, lambda hs: hs.new().setTimeout(math.nan)),
-    (TypeError, lambda hs: hs.new().setTimeout(SECRET)),  # type: ignore[arg-type]
-    (ValueError, lambda hs: hs.new().setTimeout(10**400)),
-    (TypeError, lambda hs: hs.new().connect(LOCALHOST, True)),
-    (TypeError, lambda hs: hs.new().connect(LOCALHOST, SECRET)),  # type: ignore[arg-type]
-    (TypeError, lambda hs: hs.new().connect(SECRET.encode(), 80)),  # type: ignore[arg-type]
-    (TypeError, lambda hs: hs.new().connect(LOCALHOST, 80, SECRET)),  # type: ignore[arg-type]
-    (TypeError, lambda hs: hs.new(SECRET)),  # type: ignore[arg-type]
-    (TypeError, lambda hs: hs.new().setCallback(SECRET)),  # type: ignore[arg-type]
-    (TypeError, lambda hs: hs.new().listen(True)),
-    (TypeError, lambda hs: hs.new().listen(1.5)),  # type: ignore[arg-type]
-    (ValueError, lambda hs: hs.setLogLevel(SECRET)),
-    (ValueError, lambda hs: hs.setLogLevel(True)),
+WRONG: list[tuple[type[Exception], str, Callable[[Sockets], object]]] = [
+    (TypeError, "not bool", lambda hs: hs.new().setTimeout(True)),
+    (TypeError, "not NaN", lambda hs: hs.new().setTimeout(math.nan)),
+    (TypeError, "of seconds", lambda hs: hs.new().setTimeout(SECRET)),  # type: ignore[arg-type]
+    (ValueError, "no larger", lambda hs: hs.new().setTimeout(10**400)),
+    (TypeError, "no host", lambda hs: hs.new().connect(LOCALHOST, True)),
+    (TypeError, "no host", lambda hs: hs.new().connect(LOCALHOST, SECRET)),  # type: ignore[arg-type]
+    (TypeError, "no host", lambda hs: hs.new().connect(SECRET.encode(), 80)),  # type: ignore[arg-type]
+    (TypeError, "no host", lambda hs: hs.new().connect({"host": SECRET, "port": 80})),  # type: ignore[arg-type]
+    (TypeError, "a function", lambda hs: hs.new().connect(LOCALHOST, 80, SECRET)),  # type: ignore[arg-type]
+    (TypeError, "a function", lambda hs: hs.new().write("x", 1, SECRET)),  # type: ignore[arg-type]
+    (TypeError, "a function", lambda hs: hs.new(SECRET)),  # type: ignore[arg-type]
+    (TypeError, "a function", lambda hs: hs.new().setCallback(SECRET)),  # type: ignore[arg-type]
+    (TypeError, "an int", lambda hs: hs.new().listen(True)),
+    (TypeError, "an int", lambda hs: hs.new().listen(1.5)),  # type: ignore[arg-type]
+    (ValueError, "a log level", lambda hs: hs.setLogLevel(SECRET)),
+    (ValueError, "a log level", lambda hs: hs.setLogLevel("")),
+    (ValueError, "a log level", lambda hs: hs.setLogLevel(6)),
+    (ValueError, "a log level", lambda hs: hs.setLogLevel(True)),
 ]
 
 
 @pytest.mark.parametrize("number", range(len(WRONG)))
 async def test_wrong_arguments_raise_at_once_and_are_not_quoted(hs: Sockets, number: int) -> None:
-    error, call = WRONG[number]
-    with pytest.raises(error) as caught:
+    error, words, call = WRONG[number]
+    with pytest.raises(error, match=words) as caught:
         call(hs)
     assert "hunter2" not in str(caught.value) + repr(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "words"),
+    [
+        *((each, TypeError, "not a bool") for each in (True, False)),
+        *((each, TypeError, "data is bytes or str") for each in (None, 1.5, [SECRET])),
+        *((each, ValueError, "at least one byte") for each in (-1, -(10**30), "", b"")),
+        (SECRET + "\ud800", ValueError, "cannot be sent"),
+    ],
+)
+async def test_a_read_with_a_wrong_argument_raises_and_harms_nothing(
+    client: Socket,
+    peer: trisock.Socket,
+    calls: Calls,
+    wrong: Any,
+    error: type[Exception],
+    words: str,
+) -> None:
+    with pytest.raises(error, match=words) as caught:
+        client.read(wrong)
+    assert "hunter2" not in str(caught.value) + repr(caught.value)
+    client.read("\n")
+    await peer.send(b"a\n")
+    assert await calls.next() == (b"a\n", -1)
 
 
 @pytest.mark.parametrize(
@@ -322,7 +304,7 @@ async def test_wrong_arguments_raise_at_once_and_are_not_quoted(hs: Sockets, num
         *(("",), ("x\0y",), ("x" * 1000,)),
     ],
 )
-async def test_where_nobody_can_be_reached_is_logged_later(
+async def test_a_connect_to_an_impossible_address_is_logged_later(
     hs: Sockets, log: pytest.LogCaptureFixture, arguments: tuple[Any, ...]
 ) -> None:
     client = hs.new()
@@ -336,7 +318,7 @@ async def test_where_nobody_can_be_reached_is_logged_later(
 
 
 @pytest.mark.parametrize("where", [-1, 65536, 10**30, "", "x\0y", "~a\0b", "x" * 1000, "/no/where"])
-async def test_listening_where_it_cannot_be_is_None_and_logged(  # noqa: N802
+async def test_listen_on_an_impossible_address_is_None_and_logged(  # noqa: N802
     hs: Sockets, log: pytest.LogCaptureFixture, where: int | str
 ) -> None:
     created = hs.new()
@@ -346,38 +328,34 @@ async def test_listening_where_it_cannot_be_is_None_and_logged(  # noqa: N802
     assert all(each.isprintable() for each in log.messages)
 
 
-async def test_infinite_and_huge_timeouts_are_none(hs: Sockets) -> None:
-    calls = Calls()
-    for timeout in (math.inf, -math.inf, 1e308, -1, -(10**30), 10**30):
-        async with connected(hs, fn=calls) as (client, peer):
-            client.setTimeout(timeout).write("x", calls).read(1)
-            await peer.send(b"y")
-            assert {await calls.next(), await calls.next()} == {(-1,), (b"y", -1)}
-            assert client.info()["timeout"] == timeout
+@pytest.mark.parametrize("timeout", [math.inf, -math.inf, 1e308, -1, -(10**30), 10**30])
+async def test_infinite_huge_and_negative_timeouts_are_none(
+    client: Socket, peer: trisock.Socket, calls: Calls, timeout: float
+) -> None:
+    client.setTimeout(timeout).write("x", calls).read(1)
+    await peer.send(b"y")
+    assert {await calls.next(), await calls.next()} == {(-1,), (b"y", -1)}
+    assert client.info()["timeout"] == timeout
 
 
-async def test_a_read_of_a_huge_number_waits_and_harms_nothing(hs: Sockets) -> None:
-    calls = Calls()
-    async with connected(hs, fn=calls) as (client, peer):
-        client.read(10**30)
-        client.write("x", calls)
-        assert await calls.next() == (-1,)
-        await peer.send(b"some")
-        assert await calls.none()
-        assert client.connected()
+async def test_a_read_of_a_huge_size_waits_and_harms_nothing(
+    client: Socket, peer: trisock.Socket, calls: Calls
+) -> None:
+    client.read(10**30)
+    client.write("x", calls)
+    assert await calls.next() == (-1,)
+    await peer.send(b"some")
+    assert await calls.none()
+    assert client.connected()
 
 
-# ---- text from outside ----
-
-
-async def test_a_peers_name_reaches_the_log_and_repr_escaped(
+async def test_a_peers_name_is_escaped_in_the_log_and_in_repr(
     hs: Sockets, log: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path = str(tmp_path / "a\nb\x1b[2K\u2028")
     server = hs.server(path, raising(ValueError()))
-    names: list[str | bytes] = [b"\0\n2025-01-01 INFO forged\x1b[2K", b"\0\xff\xfe", "c\u0085d"]
-    for name in names:
+    for name in (b"\0\n2025-01-01 INFO forged\x1b[2K", b"\0\xff\xfe", "c\u0085d"):
         with socket.socket(socket.AF_UNIX) as peer:
             peer.bind(name)
             peer.connect(path)
@@ -386,14 +364,12 @@ async def test_a_peers_name_reaches_the_log_and_repr_escaped(
             peer.sendall(b"x\n")
             await until(lambda: any("a callback" in each for each in log.messages))
         await until(lambda: not server.connected())
-    client = hs.new().connect(path)
-    assert client is not None
-    server.listen("again")  # which is refused
+    client = hs.new()
+    client.connect(path)
+    server.listen("again")  # fails
     hs.new().connect("no\nwhere")
     await until(lambda: any("No such file" in each for each in log.messages))
-    assert repr(server).isprintable()
-    assert repr(client).isprintable()
-    assert all(each.isprintable() for each in log.messages)
-    for each in log.messages:
+    for each in (repr(server), repr(client), *log.messages):
+        assert each.isprintable()
         each.encode()
     assert os.path.exists(path)

@@ -36,7 +36,7 @@ async def test_setTimeout_returns_self(hs: Sockets) -> None:
 
 
 async def test_setTimeout_a_read_that_takes_longer_disconnects(
-    jumping_clock: trio.testing.MockClock,
+    autojump_clock: trio.testing.MockClock,
     hs: Sockets,
     calls: Calls,
     log: pytest.LogCaptureFixture,
@@ -52,7 +52,7 @@ async def test_setTimeout_a_read_that_takes_longer_disconnects(
 
 
 async def test_setTimeout_a_write_that_takes_longer_disconnects(
-    jumping_clock: trio.testing.MockClock, hs: Sockets, path: str, calls: Calls
+    autojump_clock: trio.testing.MockClock, hs: Sockets, path: str, calls: Calls
 ) -> None:
     async with connected(hs, path) as (client, _peer):
         client.setTimeout(5).write(MORE_THAN_FITS, calls)
@@ -64,7 +64,7 @@ async def test_setTimeout_a_write_that_takes_longer_disconnects(
 
 
 async def test_setTimeout_a_connect_that_takes_longer_is_given_up(
-    jumping_clock: trio.testing.MockClock,
+    autojump_clock: trio.testing.MockClock,
     hs: Sockets,
     path: str,
     calls: Calls,
@@ -82,7 +82,7 @@ async def test_setTimeout_a_connect_that_takes_longer_is_given_up(
 
 
 async def test_setTimeout_a_handshake_that_takes_longer_disconnects(
-    jumping_clock: trio.testing.MockClock, hs: Sockets
+    autojump_clock: trio.testing.MockClock, hs: Sockets
 ) -> None:
     async with connected(hs) as (client, peer):
         client.setTimeout(5).startTLS(False)
@@ -94,7 +94,7 @@ async def test_setTimeout_a_handshake_that_takes_longer_disconnects(
 
 
 async def test_setTimeout_no_handshake_is_without_a_limit(
-    jumping_clock: trio.testing.MockClock, hs: Sockets, monkeypatch: pytest.MonkeyPatch
+    autojump_clock: trio.testing.MockClock, hs: Sockets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert _queued._HANDSHAKE_TIMEOUT == 60
     monkeypatch.setattr(_queued, "_HANDSHAKE_TIMEOUT", 30)
@@ -105,7 +105,7 @@ async def test_setTimeout_no_handshake_is_without_a_limit(
 
 
 async def test_setTimeout_is_for_what_is_queued_from_then_on(
-    jumping_clock: trio.testing.MockClock, hs: Sockets, calls: Calls
+    autojump_clock: trio.testing.MockClock, hs: Sockets, calls: Calls
 ) -> None:
     async with connected(hs, fn=calls) as (client, peer):
         client.setTimeout(5).read("\n")
@@ -121,7 +121,7 @@ async def test_setTimeout_is_for_what_is_queued_from_then_on(
 
 
 async def test_setTimeout_counts_from_the_operations_turn(
-    jumping_clock: trio.testing.MockClock, hs: Sockets, calls: Calls
+    autojump_clock: trio.testing.MockClock, hs: Sockets, calls: Calls
 ) -> None:
     async with connected(hs, fn=calls) as (client, peer):
         client.setTimeout(5).read("\n")
@@ -134,7 +134,7 @@ async def test_setTimeout_counts_from_the_operations_turn(
 
 
 async def test_setTimeout_negative_means_none(
-    jumping_clock: trio.testing.MockClock, hs: Sockets, path: str, calls: Calls
+    autojump_clock: trio.testing.MockClock, hs: Sockets, path: str, calls: Calls
 ) -> None:
     async with connected(hs, path, calls) as (client, peer):
         client.setTimeout(-1).read("\n")

@@ -1,4 +1,4 @@
-"""Broadcasts keep to the layer they were meant for, and wait for their turn only so long."""
+"""A broadcast stays in its layer, and waits no longer than its timeout."""
 
 from __future__ import annotations
 
@@ -13,14 +13,12 @@ import trio.testing
 
 import trisock
 from helpers.pairs import closing
+from helpers.server import serving
+from helpers.serving import chat, connect
 from trisock import ClientTLS, ServerTLS, Socket
 from trisock._net.connection import Connection
 
 BIG = b"b" * 20_000_000
-
-
-async def connect(server: trisock.Server) -> Socket:
-    return await trisock.connect("127.0.0.1", server.port)
 
 
 async def passes(number: int) -> None:
@@ -47,10 +45,9 @@ async def test_a_broadcast_never_crosses_into_plain_text(
                 return  # the client has read SECRET in place of the end
         await sock.send(b"plain\n")
 
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, handler, tls=server_tls)
+    async with serving(handler, tls=server_tls) as server:
         for _ in range(5):
-            client = await trisock.connect("127.0.0.1", server.port, tls=client_tls)
+            client = await connect(server, tls=client_tls)
             async with closing(client):
                 await client.send(b"CCC\n")
                 try:
@@ -58,7 +55,6 @@ async def test_a_broadcast_never_crosses_into_plain_text(
                 except trisock.TLSError:
                     continue  # it came encrypted
                 assert b"".join([chunk async for chunk in client]) == b"plain\n"
-        server.stop()
 
 
 @PASSES
@@ -77,8 +73,7 @@ async def test_a_broadcast_never_aborts_a_starttls(
             await sock.starttls(server_tls)
         await sock.send(b"secret")
 
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, handler)
+    async with serving(handler) as server:
         for _ in range(10):
             delivered.clear()
             client = await connect(server)
@@ -89,42 +84,7 @@ async def test_a_broadcast_never_aborts_a_starttls(
                     assert await client.recv_until(b"\n") == b"NEWS\n"
                 await client.starttls(client_tls)
                 assert await client.recv() == b"secret"
-        server.stop()
-        await server.wait_closed()
-        assert server.stats() == trisock.ServerStats(accepted=10)
-
-
-async def test_a_broadcast_behind_a_send_leaves_an_upgrade_alone(
-    server_tls: ServerTLS, client_tls: ClientTLS
-) -> None:
-    """The turn comes to it in the same pass in which the handler begins ``starttls``."""
-    delivered = []
-
-    async def handler(sock: Socket) -> None:
-        await sock.send(BIG)
-        await sock.starttls(server_tls)
-        await sock.send(b"secret")
-
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, handler)
-        client = await connect(server)
-        async with closing(client):
-            while not server.connections:
-                await trio.lowlevel.checkpoint()
-            await trio.testing.wait_all_tasks_blocked()
-
-            async def broadcast() -> None:
-                delivered.append(await server.broadcast(b"NEWS"))
-
-            nursery.start_soon(broadcast)
-            await trio.testing.wait_all_tasks_blocked()
-            assert await client.recv_exactly(len(BIG)) == BIG
-            await trio.testing.wait_all_tasks_blocked(0.01)
-            if delivered == [1]:
-                assert await client.recv_exactly(4) == b"NEWS"
-            await client.starttls(client_tls)
-            assert await client.recv() == b"secret"
-        server.stop()
+    assert server.stats() == trisock.ServerStats(accepted=10)
 
 
 async def test_a_client_whose_handler_waits_for_a_file_is_left_out() -> None:
@@ -135,8 +95,7 @@ async def test_a_client_whose_handler_waits_for_a_file_is_left_out() -> None:
             await sock.send_file(pipe)
         await sock.recv()
 
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, handler)
+    async with serving(handler) as server:
         async with await connect(server) as client:
             os.write(sink, b"first,")
             assert await client.recv_exactly(6) == b"first,"
@@ -146,18 +105,15 @@ async def test_a_client_whose_handler_waits_for_a_file_is_left_out() -> None:
             assert await client.recv_exactly(6) == b"second"
             assert await server.broadcast(b"news") == 1
             assert await client.recv_exactly(4) == b"news"
-        server.stop()
-        await server.wait_closed()
-        assert server.stats() == trisock.ServerStats(accepted=1)
+    assert server.stats() == trisock.ServerStats(accepted=1)
 
 
-async def test_a_client_that_reads_a_long_answer_is_left_out() -> None:
+async def test_a_client_that_reads_a_long_response_is_left_out() -> None:
     async def handler(sock: Socket) -> None:
         await sock.send(BIG)
         await sock.recv()
 
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, handler)
+    async with serving(handler) as server, trio.open_nursery() as nursery:
         async with await connect(server) as client:
             got = len(await client.recv())
             results: list[int] = []
@@ -173,19 +129,11 @@ async def test_a_client_that_reads_a_long_answer_is_left_out() -> None:
             await client.recv_exactly(len(BIG) - got)
             assert await server.broadcast(b"more") == 1
             assert await client.recv_exactly(4) == b"more"
-        server.stop()
-        await server.wait_closed()
-        assert server.stats() == trisock.ServerStats(accepted=1)
+    assert server.stats() == trisock.ServerStats(accepted=1)
 
 
-async def quiet(sock: Socket) -> None:
-    await sock.send(b"hi\n")
-    await sock.recv()
-
-
-async def test_a_broadcast_that_has_begun_is_shielded() -> None:
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, quiet)
+async def test_a_started_broadcast_is_shielded() -> None:
+    async with serving(chat) as server:
         async with await connect(server) as client:
             assert await client.recv() == b"hi\n"
             results = []
@@ -203,7 +151,6 @@ async def test_a_broadcast_that_has_begun_is_shielded() -> None:
             assert results == [1]
             assert await server.broadcast(b"news") == 1
             assert await client.recv_exactly(4) == b"news"
-        server.stop()
 
 
 @pytest.mark.parametrize("timeout", [1000, math.inf])
@@ -230,7 +177,9 @@ async def test_a_hard_stop_ends_a_broadcast(how: str, timeout: float) -> None:
     await server.wait_closed()
 
 
-async def test_an_error_of_a_broadcast_is_its_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_error_in_a_broadcast_is_raised_to_the_caller(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async def broken(sock: Socket, *_: object) -> bool:
         raise ValueError("nobody expects this")
 
@@ -239,7 +188,7 @@ async def test_an_error_of_a_broadcast_is_its_callers(monkeypatch: pytest.Monkey
 
     async with trio.open_nursery() as nursery:
         server = await trisock.bind(nursery, 0, handler, host="127.0.0.1")
-        async with await trisock.connect("127.0.0.1", server.port) as client:
+        async with await connect(server) as client:
             while not server.connections:
                 await trio.lowlevel.checkpoint()
             monkeypatch.setattr(Connection, "broadcast", broken)

@@ -1,4 +1,4 @@
-"""Server.broadcast: whom it reaches, and whom it never hurts."""
+"""Server.broadcast: which connections it reaches, and which it leaves alone."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import trio.testing
 import trisock
 from helpers.authority import Authority
 from helpers.pairs import closing
+from helpers.server import connected, serving
 from helpers.serving import chat, connect
 from trisock import ClientTLS, ServerTLS, Socket
 
 
 async def test_broadcast_reaches_all_open_connections() -> None:
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, chat)
+    async with serving(chat) as server:
         assert await server.broadcast(b"nobody") == 0
         clients = [await connect(server) for _ in range(5)]
         for client in clients:
@@ -36,7 +36,6 @@ async def test_broadcast_reaches_all_open_connections() -> None:
             await server.broadcast("text")  # type: ignore[arg-type]
         for client in clients:
             client.abort()
-        server.stop()
 
 
 async def test_broadcast_reaches_clients_that_have_ended_their_side() -> None:
@@ -61,8 +60,7 @@ async def test_broadcast_reaches_clients_that_have_ended_their_side() -> None:
 
 async def test_coming_and_going_does_not_change_a_broadcast() -> None:
     big = b"b" * 5_000_000
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, chat)
+    async with serving(chat) as server:
         staying, leaving = await connect(server), await connect(server)
         assert await staying.recv() == await leaving.recv() == b"hi\n"
         delivered = []
@@ -82,7 +80,6 @@ async def test_coming_and_going_does_not_change_a_broadcast() -> None:
         assert await staying.recv() == await late.recv() == b"news"
         staying.abort()
         late.abort()
-        server.stop()
 
 
 @pytest.mark.parametrize("how", ["reset by the client", "closed by the handler"])
@@ -116,22 +113,16 @@ async def test_a_broadcast_never_splits_what_a_handler_sends() -> None:
         await sock.send(b"after")
         await sock.recv()
 
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, handler)
-        client = await connect(server)
-        while not server.connections:
-            await trio.lowlevel.checkpoint()
-        await trio.testing.wait_all_tasks_blocked()  # the handler is in the middle of it
+    async with serving(handler) as server, connected(server) as client:
+        await trio.testing.wait_all_tasks_blocked()  # the handler is still sending
         async with trio.open_nursery() as broadcasting:
             broadcasting.start_soon(server.broadcast, b"NEWS")
             broadcasting.start_soon(server.broadcast, b"MORE")
             await trio.testing.wait_all_tasks_blocked()
             assert await client.recv_exactly(len(big)) == big
             rest = await client.recv_exactly(13)
-        # The handler's own next send waits for those that were there before it, and is not refused.
+        # The handler's next send waits for the earlier ones. It is not refused.
         assert rest in (b"NEWSMOREafter", b"MORENEWSafter")
-        await client.close()
-        server.stop()
 
 
 async def test_a_handler_waits_for_a_broadcast_a_second_sender_collides() -> None:
@@ -156,19 +147,17 @@ async def test_a_handler_waits_for_a_broadcast_a_second_sender_collides() -> Non
         await sock.recv()
 
     big = b"b" * 5_000_000
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, handler)
-        client = await connect(server)
-        while not server.connections:
-            await trio.lowlevel.checkpoint()
+    async with (
+        serving(handler) as server,
+        connected(server) as client,
+        trio.open_nursery() as nursery,
+    ):
         nursery.start_soon(server.broadcast, big)
         await trio.testing.wait_all_tasks_blocked()
         await client.send(b"go")
         await trio.testing.wait_all_tasks_blocked(0.01)
         assert await client.recv_exactly(len(big) + 4) == big + b"mine"
         assert results == ["busy"]
-        await client.close()
-        server.stop()
 
 
 async def test_a_handler_that_is_cancelled_while_waiting_leaves_its_turn() -> None:
@@ -180,25 +169,22 @@ async def test_a_handler_that_is_cancelled_while_waiting_leaves_its_turn() -> No
         await sock.recv()
 
     big = b"b" * 5_000_000
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, handler)
-        client = await connect(server)
-        while not server.connections:
-            await trio.lowlevel.checkpoint()
+    async with (
+        serving(handler) as server,
+        connected(server) as client,
+        trio.open_nursery() as nursery,
+    ):
         nursery.start_soon(server.broadcast, big)
         await trio.testing.wait_all_tasks_blocked()
         await client.send(b"go")
         assert await client.recv_exactly(len(big) + 5) == big + b"later"
-        await client.close()
-        server.stop()
 
 
 async def test_a_slow_client_is_aborted_and_hurts_no_other(
     autojump_clock: trio.testing.MockClock, log: pytest.LogCaptureFixture
 ) -> None:
-    autojump_clock.autojump_threshold = 0.05  # not while bytes are on their way
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, chat)
+    autojump_clock.autojump_threshold = 0.05  # not while bytes are in flight
+    async with serving(chat) as server, trio.open_nursery() as nursery:
         slow, fast = await connect(server), await connect(server)
         assert await slow.recv() == await fast.recv() == b"hi\n"
         big = b"b" * 50_000_000
@@ -216,9 +202,7 @@ async def test_a_slow_client_is_aborted_and_hurts_no_other(
         assert server.stats().aborted == 1
         fast.abort()
         slow.abort()
-        server.stop()
-        await server.wait_closed()
-        assert server.stats().handler_errors == 0  # its handler was woken by our own abort
+    assert server.stats().handler_errors == 0  # its handler was woken by our own abort
     assert not [each for each in log.records if each.levelno > logging.INFO]
 
 
@@ -251,10 +235,10 @@ async def test_connections_in_a_handshake_or_upgrade_are_left_out(
 
 
 @pytest.mark.parametrize("how", ["timeout", "cancelled", "aborted"])
-async def test_starttls_behind_a_broadcast_closes_as_any_other(
+async def test_starttls_behind_a_broadcast_can_end_early(
     how: str, server_tls: ServerTLS, autojump_clock: trio.testing.MockClock
 ) -> None:
-    autojump_clock.autojump_threshold = 0.05  # not while bytes are on their way
+    autojump_clock.autojump_threshold = 0.05  # not while bytes are in flight
     done = []
 
     async def handler(sock: Socket) -> None:
@@ -297,7 +281,7 @@ async def test_starttls_behind_a_broadcast_closes_as_any_other(
 async def test_send_file_behind_a_broadcast_can_be_cancelled(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    autojump_clock.autojump_threshold = 0.05  # not while bytes are on their way
+    autojump_clock.autojump_threshold = 0.05  # not while bytes are in flight
     big = b"b" * 5_000_000
 
     async def handler(sock: Socket) -> None:
@@ -307,7 +291,7 @@ async def test_send_file_behind_a_broadcast_can_be_cancelled(
         assert scope.cancelled_caught
         async with trio.open_nursery() as inner:
             inner.start_soon(sock.recv)  # the go-ahead of the client
-            await sock.send(b"mine")  # it is nobody's turn but the broadcast's
+            await sock.send(b"mine")  # only the broadcast is ahead of it
 
     async with trio.open_nursery() as nursery:
         server = await trisock.bind(nursery, 0, handler)
@@ -324,29 +308,27 @@ async def test_send_file_behind_a_broadcast_can_be_cancelled(
         server.stop()
 
 
-async def test_what_is_broadcast_is_what_it_was_at_the_call() -> None:
+async def test_a_broadcast_copies_its_data_at_the_call() -> None:
     big = b"h" * 5_000_000
 
     async def handler(sock: Socket) -> None:
         await sock.send(big)
         await sock.recv()
 
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, handler)
-        client = await connect(server)
-        while not server.connections:
-            await trio.lowlevel.checkpoint()
+    async with (
+        serving(handler) as server,
+        connected(server) as client,
+        trio.open_nursery() as nursery,
+    ):
         await trio.testing.wait_all_tasks_blocked()
         news = bytearray(b"old")
         nursery.start_soon(server.broadcast, news)
         await trio.testing.wait_all_tasks_blocked()
         news[:] = b"new"
         assert await client.recv_exactly(len(big) + 3) == big + b"old"
-        await client.close()
-        server.stop()
 
 
-async def test_starttls_waits_for_a_broadcast_that_was_there_before(
+async def test_starttls_waits_for_an_earlier_broadcast(
     server_tls: ServerTLS, client_tls: ClientTLS
 ) -> None:
     async def handler(sock: Socket) -> None:
@@ -355,37 +337,35 @@ async def test_starttls_waits_for_a_broadcast_that_was_there_before(
         await sock.send(b"secret")
 
     big = b"b" * 5_000_000
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, handler)
-        client = await connect(server)
-        while not server.connections:
-            await trio.lowlevel.checkpoint()
+    async with (
+        serving(handler) as server,
+        connected(server) as client,
+        trio.open_nursery() as nursery,
+    ):
         nursery.start_soon(server.broadcast, big)
         await trio.testing.wait_all_tasks_blocked()
         await client.send(b"STARTTLS")
         assert await client.recv_exactly(len(big)) == big
         await client.starttls(client_tls)
         assert await client.recv() == b"secret"
-        await client.close()
-        server.stop()
 
 
-async def test_a_broadcast_too_late_for_the_clear_is_left_out(
+async def test_a_broadcast_too_late_for_plain_text_is_dropped(
     server_tls: ServerTLS, client_tls: ClientTLS
 ) -> None:
-    """It was waiting behind the handler's go-ahead; what the handler does next is starttls."""
+    """It waits behind the handler's go-ahead, and the handler calls starttls next."""
     big = b"go ahead " * 500_000
 
     async def handler(sock: Socket) -> None:
         await sock.send(big)
         await sock.starttls(server_tls)
-        await sock.recv()
+        await sock.send(b"secret")
 
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, handler)
-        client = await connect(server)
-        while not server.connections:
-            await trio.lowlevel.checkpoint()
+    async with (
+        serving(handler) as server,
+        connected(server) as client,
+        trio.open_nursery() as nursery,
+    ):
         await trio.testing.wait_all_tasks_blocked()
         delivered = []
 
@@ -400,15 +380,14 @@ async def test_a_broadcast_too_late_for_the_clear_is_left_out(
         if news is not None:
             assert await client.recv_exactly(4) == b"NEWS"
         await client.starttls(client_tls)
+        assert await client.recv() == b"secret"
         assert delivered == [0 if news is None else 1]
-        await client.close()
-        server.stop()
 
 
 async def test_a_cancelled_broadcast_without_a_timeout_ends(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    autojump_clock.autojump_threshold = 0.05  # not while bytes are on their way
+    autojump_clock.autojump_threshold = 0.05  # not while bytes are in flight
     async with trio.open_nursery() as nursery:
         server = await trisock.bind(nursery, 0, chat)
         client = await connect(server)
@@ -420,18 +399,13 @@ async def test_a_cancelled_broadcast_without_a_timeout_ends(
             server.stop(grace=0)
 
 
-async def test_broadcast_is_to_all_at_once(
+async def test_broadcast_sends_to_all_concurrently(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    autojump_clock.autojump_threshold = 0.05  # not while bytes are on their way
+    autojump_clock.autojump_threshold = 0.05  # not while bytes are in flight
 
-    async def handler(sock: Socket) -> None:
-        await sock.send(b"hi\n")
-        await sock.recv()
-
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, handler)
-        slow = [await trisock.connect("127.0.0.1", server.port) for _ in range(3)]
+    async with serving(chat) as server:
+        slow = [await connect(server) for _ in range(3)]
         for each in slow:
             assert await each.recv() == b"hi\n"
         start = trio.current_time()
@@ -439,7 +413,6 @@ async def test_broadcast_is_to_all_at_once(
         assert trio.current_time() - start == pytest.approx(5, abs=1)
         for each in slow:
             each.abort()
-        server.stop()
 
 
 async def test_a_broadcast_waiting_behind_a_go_ahead_is_left_out(
@@ -459,9 +432,7 @@ async def test_a_broadcast_waiting_behind_a_go_ahead_is_left_out(
             await sock.starttls(server_tls)  # without a pass through the scheduler
         await sock.recv()
 
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, handler)
-        async with await trisock.connect("127.0.0.1", server.port) as client:
+    async with serving(handler) as server:
+        async with await connect(server) as client:
             await client.starttls(client_tls)
-        server.stop()
     assert delivered == [0]

@@ -1,8 +1,9 @@
-"""How a connection ends: for whom, within which time, and what the end says."""
+"""How a connection ends: for all who hold it, without delay, and what a clean end confirms."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -17,17 +18,22 @@ import trio
 import trio.testing
 
 import trisock
-from helpers.pairs import all_served, closing, raw_pair, raw_unix_pair, tcp_pair, tls_pair
+from helpers.pairs import RESET, all_served, closing, read_all
+from helpers.serving import connect
 from trisock import ClientTLS, ServerTLS, Socket, TLSError
 from trisock._net import linger as _linger
 from trisock._net import syscalls as _syscalls
+from trisock._server import server as _server
 
-PAIRS = {"tcp": raw_pair, "unix": raw_unix_pair}
+BOTH_FAMILIES = pytest.mark.parametrize("family", ["tcp", "unix"])
+
+
+# ---- other holders of the descriptor ----
 
 
 @contextlib.contextmanager
 def another_holder(sock: Socket) -> Iterator[None]:
-    """Let somebody else hold the descriptor, as a forked child does."""
+    """Hold a duplicate of the descriptor, as a forked child does."""
     duplicate = os.dup(sock.fileno())
     try:
         yield
@@ -35,18 +41,14 @@ def another_holder(sock: Socket) -> Iterator[None]:
         os.close(duplicate)
 
 
-# ---- whoever else holds the descriptor ----
-
-
-@pytest.mark.parametrize("kind", PAIRS)
+@BOTH_FAMILIES
 @pytest.mark.parametrize("how", ["close", "cancelled close", "left unread"])
 async def test_a_close_ends_the_connection_for_other_holders_too(
-    kind: str, how: str, monkeypatch: pytest.MonkeyPatch
+    how: str, sock: Socket, raw: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_linger, "LINGER_SECONDS", 0)
-    sock, raw = PAIRS[kind]()
     raw.settimeout(5)
-    with raw, another_holder(sock):
+    with another_holder(sock):
         if how == "left unread":
             raw.sendall(b"x" * 100)
             await trio.lowlevel.wait_readable(sock.fileno())
@@ -60,15 +62,16 @@ async def test_a_close_ends_the_connection_for_other_holders_too(
             assert how == "left unread"
 
 
-@pytest.mark.parametrize("kind", PAIRS)
-async def test_an_abort_ends_the_connection_for_other_holders_too(kind: str) -> None:
-    sock, raw = PAIRS[kind]()
+@BOTH_FAMILIES
+async def test_an_abort_ends_the_connection_for_other_holders_too(
+    family: str, sock: Socket, raw: socket.socket
+) -> None:
     raw.settimeout(5)
-    with raw, another_holder(sock):
-        await sock.send(b"what may be lost")
+    with another_holder(sock):
+        await sock.send(b"this may be lost")
         sock.abort()
-        if kind == "unix":
-            assert raw.recv(100) in (b"what may be lost", b"")
+        if family == "unix":
+            assert raw.recv(100) in (b"this may be lost", b"")
             assert raw.recv(1) == b""
         else:
             with pytest.raises(ConnectionResetError):
@@ -76,46 +79,58 @@ async def test_an_abort_ends_the_connection_for_other_holders_too(kind: str) -> 
                     pass
 
 
-async def test_an_abort_where_the_system_cannot_reset_still_ends_the_connection(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("forked", [False, True])
+async def test_an_abort_without_connect_resets_or_at_least_ends_the_connection(
+    forked: bool, sock: Socket, raw: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """SO_LINGER resets only if nobody else holds the descriptor."""
     monkeypatch.setattr(_syscalls, "_connect", None)
-    monkeypatch.setattr(_syscalls, "_has_forked", True)
-    sock, raw = raw_pair()
+    monkeypatch.setattr(_syscalls, "_has_forked", forked)
     raw.settimeout(5)
-    with raw, another_holder(sock):
+    if forked:
+        with another_holder(sock):
+            sock.abort()
+            with contextlib.suppress(ConnectionResetError):
+                assert raw.recv(1) == b""
+    else:
         sock.abort()
-        with contextlib.suppress(ConnectionResetError):
-            assert raw.recv(1) == b""
+        with pytest.raises(ConnectionResetError):
+            raw.recv(1)
 
 
 # ---- SO_LINGER ----
 
 
 @pytest.mark.parametrize("how", ["close", "cancelled", "leave"])
-async def test_so_linger_does_not_keep_the_thread_waiting(
-    how: str, monkeypatch: pytest.MonkeyPatch
+async def test_so_linger_does_not_block_the_thread(
+    how: str, sock: Socket, raw: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_linger, "LINGER_SECONDS", 0.1)
-    sock, raw = raw_pair()
-    with raw:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 4))
-        with trio.move_on_after(0.1):
-            await sock.send(b"x" * 30_000_000)
-        start = trio.current_time()
-        with trio.CancelScope() as scope:
-            if how == "cancelled":
-                scope.cancel()
-            if how == "leave":
-                async with sock:
-                    pass
-            await sock.close()
-        assert trio.current_time() - start < 2
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 4))
+    with trio.move_on_after(0.1):
+        await sock.send(b"x" * 30_000_000)
+    start = trio.current_time()
+    with trio.CancelScope() as scope:
+        if how == "cancelled":
+            scope.cancel()
+        if how == "leave":
+            async with sock:
+                pass
+        await sock.close()
+    assert trio.current_time() - start < 2
+
+
+async def test_so_linger_does_not_make_an_idle_close_reset(a: Socket, b: Socket) -> None:
+    a.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    await a.send(b"all of it")
+    await a.close()
+    assert await b.recv() == b"all of it"
+    assert await b.recv() == b""
 
 
 # ---- SIGPIPE ----
 
-WRITES = {
+SOURCES = {
     "connected": "sock = await trisock.connect('127.0.0.1', port)",
     "adopted": "sock = trisock.Socket(await trio.open_tcp_stream('127.0.0.1', port))",
 }
@@ -128,9 +143,9 @@ SENDS = {
 }
 
 
-@pytest.mark.parametrize("made", WRITES)
+@pytest.mark.parametrize("made", SOURCES)
 @pytest.mark.parametrize("send", SENDS)
-def test_a_peer_that_has_left_kills_no_process(made: str, send: str) -> None:
+def test_a_send_to_a_peer_that_has_left_raises_no_sigpipe(made: str, send: str) -> None:
     program = f"""
         import io, signal, socket, trio, trisock
 
@@ -138,7 +153,7 @@ def test_a_peer_that_has_left_kills_no_process(made: str, send: str) -> None:
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
             with socket.create_server(("127.0.0.1", 0)) as listening, open(__file__, "rb") as file:
                 port = listening.getsockname()[1]
-                {WRITES[made]}
+                {SOURCES[made]}
                 listening.accept()[0].close()
                 failures = 0
                 for _ in range(50):
@@ -160,49 +175,44 @@ def test_a_peer_that_has_left_kills_no_process(made: str, send: str) -> None:
     assert done.returncode == 0, signal.Signals(-done.returncode)
 
 
-# ---- what a clean end says ----
+# ---- what a clean end confirms ----
 
 
-class Own(Exception):
-    """A fault of the handler's."""
+class HandlerError(Exception):
+    pass
 
 
-async def half_an_answer(sock: Socket) -> None:
+async def half_a_response(sock: Socket) -> None:
     await sock.send(b"half")
-    raise Own
+    raise HandlerError
 
 
-async def half_an_answer_in_a_group(sock: Socket) -> None:
+async def half_a_response_in_a_group(sock: Socket) -> None:
     await sock.send(b"half")
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(half_an_answer, sock)
+        nursery.start_soon(half_a_response, sock)
 
 
-async def half_an_answer_in_a_block(sock: Socket) -> None:
-    with contextlib.suppress(Own):
+async def half_a_response_in_a_block(sock: Socket) -> None:
+    with contextlib.suppress(HandlerError):
         async with sock:
-            await half_an_answer(sock)
+            await half_a_response(sock)
 
 
-async def whole_answer(sock: Socket) -> None:
+async def whole_response(sock: Socket) -> None:
     await sock.send(b"half and half")
-
-
-async def an_answer_to_each_line(sock: Socket) -> None:
-    while True:
-        await sock.send(b"to " + await sock.recv_until(b"\n"))
 
 
 @pytest.mark.parametrize(
     ("handler", "whole"),
     [
-        (half_an_answer, False),
-        (half_an_answer_in_a_group, False),
-        (half_an_answer_in_a_block, False),
-        (whole_answer, True),
+        (half_a_response, False),
+        (half_a_response_in_a_group, False),
+        (half_a_response_in_a_block, False),
+        (whole_response, True),
     ],
 )
-async def test_close_notify_vouches_only_for_a_handler_that_has_returned(
+async def test_close_notify_follows_only_a_handler_that_returned(
     handler: Callable[[Socket], object],
     whole: bool,
     client_tls: ClientTLS,
@@ -210,45 +220,45 @@ async def test_close_notify_vouches_only_for_a_handler_that_has_returned(
 ) -> None:
     async with trio.open_nursery() as nursery:
         server = await trisock.bind(nursery, 0, handler, host="127.0.0.1", tls=server_tls)  # type: ignore[arg-type]
-        client = await trisock.connect("127.0.0.1", server.port, tls=client_tls)
+        client = await connect(server, tls=client_tls)
         async with closing(client):
-            got = b""
-            try:
-                while chunk := await client.recv():
-                    got += chunk
-            except TLSError:
-                assert not whole
+            assert (await client.recv_exactly(4)) == b"half"
+            if whole:
+                assert await read_all(client) == b" and half"
             else:
-                assert whole
-            assert got.startswith(b"half")
+                with pytest.raises(TLSError):
+                    await read_all(client)
         server.stop()
 
 
-async def test_a_block_left_by_an_exception_does_not_vouch(
-    client_tls: ClientTLS, server_tls: ServerTLS
+@pytest.mark.parametrize("layer", ["tls"])
+@pytest.mark.parametrize("fails", [True, False])
+async def test_close_notify_follows_only_a_block_left_without_an_exception(
+    fails: bool, a: Socket, b: Socket
 ) -> None:
-    for error in (Own(), None):
-        a, b = await tls_pair(client_tls, server_tls)
-        async with closing(a, b):
-            with contextlib.suppress(Own):
-                async with a:
-                    await a.send(b"half")
-                    if error is not None:
-                        raise error
-            assert await b.recv() == b"half"
-            if error is None:
-                assert await b.recv() == b""
-            else:
-                with pytest.raises(TLSError, match="close_notify"):
-                    await b.recv()
+    with contextlib.suppress(HandlerError):
+        async with a:
+            await a.send(b"half")
+            if fails:
+                raise HandlerError
+    assert await b.recv() == b"half"
+    if fails:
+        with pytest.raises(TLSError, match="close_notify"):
+            await b.recv()
+    else:
+        assert await b.recv() == b""
 
 
-async def test_a_peer_that_ends_between_two_lines_is_answered_with_close_notify(
+async def test_a_peer_that_ends_between_two_lines_receives_close_notify(
     client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
+    async def handler(sock: Socket) -> None:
+        while True:
+            await sock.send(b"to " + await sock.recv_until(b"\n"))
+
     async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, an_answer_to_each_line, tls=server_tls)
-        client = await trisock.connect("127.0.0.1", server.port, tls=client_tls)
+        server = await trisock.bind(nursery, 0, handler, tls=server_tls)
+        client = await connect(server, tls=client_tls)
         async with closing(client):
             await client.send(b"hello\n")
             assert await client.recv() == b"to hello\n"
@@ -257,14 +267,14 @@ async def test_a_peer_that_ends_between_two_lines_is_answered_with_close_notify(
         server.stop()
 
 
-async def test_what_a_handler_has_sent_before_it_failed_arrives() -> None:
+async def test_everything_sent_by_a_handler_that_failed_arrives() -> None:
     async def handler(sock: Socket) -> None:
         await sock.send(b"x" * 2_000_000)
-        raise Own
+        raise HandlerError
 
     async with trio.open_nursery() as nursery:
         server = await trisock.bind(nursery, 0, handler, host="127.0.0.1")
-        async with await trisock.connect("127.0.0.1", server.port) as client:
+        async with await connect(server) as client:
             await client.send(b"unread")
             assert await client.recv_exactly(2_000_000)
             assert await client.recv() == b""
@@ -275,67 +285,76 @@ async def test_what_a_handler_has_sent_before_it_failed_arrives() -> None:
 
 
 @pytest.fixture
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A close waits for its peer for as long as the test takes."""
+def endless_linger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A close waits for its peer for longer than the test."""
     monkeypatch.setattr(_linger, "LINGER_SECONDS", 1000)
 
 
-async def answer(sock: Socket) -> None:
+async def say_bye(sock: Socket) -> None:
     await trio.lowlevel.wait_readable(sock.fileno())  # and leave it unread
     await sock.send(b"bye")
 
 
-async def lingering(server: trisock.Server) -> Socket:
+async def lingering_client(server: trisock.Server) -> Socket:
     """Return a client for which the server's close waits."""
-    client = await trisock.connect("127.0.0.1", server.port)
-    await client.send(b"a byte too much")
+    client = await connect(server)
+    await client.send(b"unread")
     return client
 
 
-@pytest.mark.usefixtures("patient")
-async def test_a_close_that_waits_for_its_peer_keeps_no_slot_from_others() -> None:
+async def assert_served(*clients: Socket) -> None:
+    for client in clients:
+        assert await client.recv() == b"bye"
+
+
+@pytest.mark.usefixtures("endless_linger")
+async def test_a_close_that_waits_for_its_peer_occupies_no_slot() -> None:
     async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, answer, host="127.0.0.1", max_connections=3)
-        clients = [await lingering(server) for _ in range(3)]
+        server = await trisock.bind(nursery, 0, say_bye, host="127.0.0.1", max_connections=3)
+        clients = [await lingering_client(server) for _ in range(3)]
         async with closing(*clients):
-            for client in clients:
-                assert await client.recv() == b"bye"
+            await assert_served(*clients)
             with trio.fail_after(10):
-                async with await lingering(server) as honest:
-                    assert await honest.recv() == b"bye"
+                async with await lingering_client(server) as another:
+                    await assert_served(another)
         server.stop()
 
 
-@pytest.mark.usefixtures("patient")
-async def test_no_more_closes_wait_than_there_are_slots_beside_them() -> None:
+@pytest.mark.usefixtures("endless_linger")
+async def test_at_most_max_connections_closes_wait_beside_the_slots() -> None:
     async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, answer, host="127.0.0.1", max_connections=3)
-        clients = [await lingering(server) for _ in range(6)]
+        server = await trisock.bind(nursery, 0, say_bye, host="127.0.0.1", max_connections=3)
+        clients = [await lingering_client(server) for _ in range(6)]
         async with closing(*clients):
-            for client in clients:
-                assert await client.recv() == b"bye"
-            late = [await lingering(server) for _ in range(4)]
+            await assert_served(*clients)
+            late = [await lingering_client(server) for _ in range(4)]
             async with closing(*late):
                 await trio.testing.wait_all_tasks_blocked(0.01)
                 assert server.stats().accepted == server.stats().active == 6
-                # Whichever of them ends, the next one is served; and no slot is lost.
+                # Whichever of them ends, the next one is served, and no slot is lost.
                 for gone, client in zip([*clients[4:], *clients[:2]], late, strict=True):
                     await gone.close()
-                    assert await client.recv() == b"bye"
+                    await assert_served(client)
                     assert server.stats().active <= 7
         await all_served(server, 10)
-        clients = [await lingering(server) for _ in range(6)]
+        clients = [await lingering_client(server) for _ in range(6)]
         async with closing(*clients):
-            for client in clients:
-                assert await client.recv() == b"bye"
+            await assert_served(*clients)
         server.stop()
 
 
-async def test_a_pair_that_is_settled_closes_at_once_whatever_its_options() -> None:
-    a, b = await tcp_pair()
-    async with closing(a, b):
-        a.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        await a.send(b"all of it")
-        await a.close()
-        assert await b.recv() == b"all of it"
-        assert await b.recv() == b""
+async def test_a_shortage_is_reported_again_after_a_quiet_interval(
+    autojump_clock: trio.testing.MockClock,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    caplog.set_level(logging.ERROR)
+    monkeypatch.setattr(_server, "_REPORT_SECONDS", 5)
+    async with trio.open_nursery() as nursery:
+        server = await trisock.bind(nursery, 0, say_bye, host="127.0.0.1")
+        for _ in range(2):
+            server._exhaustion = "EMFILE (too many open files)"
+            await server._report_exhaustion()
+            assert server._exhaustion is None
+        nursery.cancel_scope.cancel()
+    assert len(caplog.records) == 2

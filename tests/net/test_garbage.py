@@ -1,4 +1,4 @@
-"""Connections that have ended are freed at once: none waits for the garbage collector."""
+"""Ended connections are freed immediately: none waits for the garbage collector."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ import trio
 import trio.testing
 
 import trisock
-from helpers.pairs import closing, raw_pair, tcp_pair, tls_pair
+from helpers.pairs import closing, pair, raw_pair, tls_pair
 from trisock import ClientTLS, ServerTLS, Socket
 
 End = Callable[[Socket, Socket], Awaitable[object]]
+BROKEN = contextlib.suppress(trio.BrokenResourceError)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def no_collector() -> Iterator[None]:
     gc.collect()
     gc.disable()
@@ -29,6 +30,10 @@ def no_collector() -> Iterator[None]:
         gc.enable()
 
 
+def alive(references: list[weakref.ref[object]]) -> list[object]:
+    return [reference() for reference in references if reference() is not None]
+
+
 async def closed(a: Socket, b: Socket) -> None:
     await a.send(b"x")
     assert await b.recv() == b"x"
@@ -36,12 +41,12 @@ async def closed(a: Socket, b: Socket) -> None:
 
 async def aborted(a: Socket, b: Socket) -> None:
     a.abort()
-    with contextlib.suppress(trio.BrokenResourceError):
+    with BROKEN:
         await b.recv()
     for _ in range(2):
-        with contextlib.suppress(trio.BrokenResourceError):
+        with BROKEN:
             await b.send(b"x")
-        with contextlib.suppress(trio.BrokenResourceError):
+        with BROKEN:
             await b.recv()
 
 
@@ -57,70 +62,66 @@ async def cancelled_close(a: Socket, b: Socket) -> None:
     with trio.CancelScope() as scope:
         scope.cancel()
         await a.close()
-    with contextlib.suppress(trio.BrokenResourceError):
+    with BROKEN:
         await b.recv()
 
 
-@pytest.mark.usefixtures("no_collector")
 @pytest.mark.parametrize("end", [closed, aborted, failed_reads, cancelled_close])
 @pytest.mark.parametrize("layer", ["plain", "tls"])
-async def test_an_ended_connection_is_freed_at_once(
+async def test_an_ended_connection_is_freed_immediately(
     layer: str, end: End, client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
-    a, b = await (tcp_pair() if layer == "plain" else tls_pair(client_tls, server_tls))
+    a, b = await pair(layer, client_tls, server_tls)
     references = [weakref.ref(each) for each in (a, b, a.stream, b.stream)]
     references += [weakref.ref(each._connection.tls) for each in (a, b) if each._connection.tls]
     async with closing(a, b):
         await end(a, b)
     del a, b
     await trio.lowlevel.checkpoint()
-    assert [reference() for reference in references if reference() is not None] == []
+    assert alive(references) == []
 
 
-@pytest.mark.usefixtures("no_collector")
-async def test_a_failed_handshake_is_freed_at_once(server_tls: ServerTLS) -> None:
-    sock, raw = raw_pair()
-    reference = weakref.ref(sock)
-    with raw:
-        raw.sendall(b"GET / HTTP/1.1\r\n\r\n")
-        raw.shutdown(socket.SHUT_WR)
-        with contextlib.suppress(trisock.TLSError):
-            await sock.starttls(server_tls)
-        await sock.close()
-    del sock
-    await trio.lowlevel.checkpoint()
-    assert reference() is None
-
-
-@pytest.mark.usefixtures("no_collector")
-async def test_plain_text_after_tls_is_freed_at_once(
+async def test_plain_text_after_tls_keeps_no_tls_alive(
     client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
     a, b = await tls_pair(client_tls, server_tls)
     references = [weakref.ref(each._connection.tls) for each in (a, b) if each._connection.tls]
+    assert len(references) == 2
     async with closing(a, b):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(a.stoptls)
             await b.stoptls()
         await trio.lowlevel.checkpoint()
-        assert len(references) == 2
-        assert [reference() for reference in references if reference() is not None] == []
+        assert alive(references) == []
 
 
-@pytest.mark.usefixtures("no_collector")
-async def test_an_aborted_handshake_is_freed_at_once(client_tls: ClientTLS) -> None:
-    sock, raw = raw_pair()
-    reference = weakref.ref(sock)
+async def failing(sock: Socket, raw: socket.socket, _: ClientTLS, server_tls: ServerTLS) -> None:
+    raw.sendall(b"GET / HTTP/1.1\r\n\r\n")
+    raw.shutdown(socket.SHUT_WR)
+    with contextlib.suppress(trisock.TLSError):
+        await sock.starttls(server_tls)
+    await sock.close()
 
-    async def start(sock: Socket) -> None:
+
+async def aborting(sock: Socket, raw: socket.socket, client_tls: ClientTLS, _: ServerTLS) -> None:
+    async def start() -> None:
         with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             await sock.starttls(client_tls)
 
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(start)
+        await trio.testing.wait_all_tasks_blocked()
+        sock.abort()
+
+
+@pytest.mark.parametrize("handshake", [failing, aborting])
+async def test_a_failed_handshake_is_freed_immediately(
+    handshake: Callable[..., Awaitable[None]], client_tls: ClientTLS, server_tls: ServerTLS
+) -> None:
+    sock, raw = raw_pair()
+    reference = weakref.ref(sock)
     with raw:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(start, sock)
-            await trio.testing.wait_all_tasks_blocked()
-            sock.abort()
+        await handshake(sock, raw, client_tls, server_tls)
     del sock
     await trio.lowlevel.checkpoint()
     assert reference() is None

@@ -1,207 +1,387 @@
-"""send and send_eof in the clear, and what is read after a send has failed."""
+"""send and send_eof without TLS, and what can be read after a failed send."""
 
 from __future__ import annotations
 
 import array
 import contextlib
+import itertools
 import os
 import socket
-from collections.abc import Sequence
+import sys
+import tracemalloc
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
-from helpers.pairs import closing, raw_pair, tcp_pair, tls_pair, unix_pair
-from trisock import ClientTLS, ServerTLS, Socket
+import trisock
+from helpers.pairs import RESET, clog, closing, raw_pair
+from trisock import Socket
 from trisock._net import transport as _transport
+from trisock._net.conflicts import SendLock
+
+IOV_MAX = _transport.IOV_MAX
+MIB = 1024 * 1024
+
+# One socket created by trisock, one adopted from elsewhere.
+BOTH_FAMILIES = pytest.mark.parametrize("family", ["tcp", "unix"])
 
 
-async def test_send_sends_all_buffers_in_order() -> None:
-    a, b = await tcp_pair()
-    async with closing(a, b):
-        numbers = array.array("I", [1, 2, 3])
-        square = memoryview(bytes(range(4))).cast("B", (2, 2))
-        await a.send(
-            b"one",
-            bytearray(b"two"),
-            b"",
-            memoryview(b"xthreex")[1:-1],
-            memoryview(numbers),
-            square,
-        )
-        expected = b"onetwothree" + numbers.tobytes() + bytes(range(4))
-        assert await b.recv_exactly(len(expected)) == expected
-        await a.send(memoryview(b"a.b.c.")[::2])
-        assert await b.recv() == b"abc"
-
-
-@pytest.mark.parametrize("layer", ["plain", "tls"])
-async def test_more_buffers_than_one_system_call_takes_and_large_ones(
-    layer: str, client_tls: ClientTLS, server_tls: ServerTLS
-) -> None:
-    if layer == "plain":
-        a, b = await tcp_pair()
-    else:
-        a, b = await tls_pair(client_tls, server_tls)
-    async with closing(a, b):
-        many = [bytes([n % 256]) * (n % 7) for n in range(5 * _transport.IOV_MAX)]
-        large = [os.urandom(3_000_000), b"-", os.urandom(1_000_000)]
-        async with trio.open_nursery() as nursery:
-
-            async def send() -> None:
-                await a.send(*many)
-                await a.send(*large)
-
-            nursery.start_soon(send)
-            expected = b"".join(many + large)
-            assert await b.recv_exactly(len(expected)) == expected
-
-
-async def test_a_send_cancelled_before_its_first_byte_changes_nothing() -> None:
-    a, b = unix_pair()
-    async with closing(a, b):
-        sent = 0
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                sent += os.write(a.fileno(), b"x" * 1000)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(a.send, b"never sent")
-            await trio.testing.wait_all_tasks_blocked()
-            nursery.cancel_scope.cancel()
-        assert await b.recv_exactly(sent) == b"x" * sent
-        await a.send(b"but this")
-        assert await b.recv() == b"but this"
-
-
-async def test_a_send_that_was_cut_off_ends_sending_only() -> None:
-    a, b = await tcp_pair()
-    async with closing(a, b):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(a.send, b"x" * 50_000_000)
-            await trio.testing.wait_all_tasks_blocked()
-            nursery.cancel_scope.cancel()
-        for _ in range(2):
-            with pytest.raises(trio.BrokenResourceError, match="cut off"):
-                await a.send(b"y")
-        await b.send(b"still here")
-        assert await a.recv() == b"still here"
-
-
-async def test_a_failed_send_hides_nothing_said_before() -> None:
-    sock, raw = raw_pair()
-    async with closing(sock):
-        with raw:
-            await sock.send(b"a request that is not read")
-            raw.sendall(b"421 too busy\r\n")
-        with pytest.raises(trio.BrokenResourceError, match="connection is broken"):
-            while True:
-                await sock.send(b"more")
-        assert sock.isopen()
-        assert await sock.recv() == b"421 too busy\r\n"
-        assert not sock.isopen()
-        with contextlib.suppress(trio.BrokenResourceError):
-            assert await sock.recv() == b""
-
-
-async def test_a_reset_met_by_a_send_is_no_clean_end() -> None:
-    """The kernel reports it once, to whoever comes first; after that a read finds the end."""
-    sock, raw = raw_pair()
-    async with closing(sock):
-        raw.sendall(b"the first half of an answer")
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        raw.close()
-        with pytest.raises(trio.BrokenResourceError, match="reset by peer"):
-            while True:
-                await sock.send(b"x")
-        assert await sock.recv() == b"the first half of an answer"
-        for _ in range(2):
-            with pytest.raises(trio.BrokenResourceError, match="reset by peer"):
-                await sock.recv()
-
-
-async def test_a_reset_is_told_to_each_read() -> None:
-    """Not the first only, as the kernel does."""
-    sock, raw = raw_pair()
-    async with closing(sock):
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        raw.close()
-        for read in (sock.recv, lambda: sock.recv_exactly(1), sock.lines().__anext__):
-            with pytest.raises(trio.BrokenResourceError, match="reset by peer"):
-                await read()
-
-
-async def test_many_small_buffers_do_not_keep_other_tasks_from_running() -> None:
-    a, b = await tcp_pair()
-    async with closing(a, b), trio.open_nursery() as nursery:
-        passes = 0
-
-        async def count() -> None:
-            nonlocal passes
-            while True:
-                await trio.lowlevel.checkpoint()
-                passes += 1
-
-        nursery.start_soon(count)
-        nursery.start_soon(b.recv_exactly, 100_000)
-        await a.send(*[b"x"] * 100_000)
-        assert passes >= 100_000 // _transport.IOV_MAX // 2
-        nursery.cancel_scope.cancel()
-
-
-async def test_send_eof_ends_one_direction() -> None:
-    a, b = await tcp_pair()
-    async with closing(a, b):
-        await a.send(b"question")
-        await a.send_eof()
-        await a.send_eof()
-        with pytest.raises(trio.ClosedResourceError, match="send_eof"):
-            await a.send(b"x")
-        with pytest.raises(trio.ClosedResourceError, match="send_eof"):
-            await a.starttls("example.org")
-        assert await b.recv() == b"question"
-        assert await b.recv() == b""
-        await b.send(b"answer")
-        assert await a.recv() == b"answer"
-
-
-class CountingSends:
-    """A socket below a Transport that keeps how many buffers each system call was given."""
+class Calls:
+    """The raw socket below a Transport; records the sizes given to each call and bytes sent."""
 
     def __init__(self, sock: Socket) -> None:
-        self.calls: list[int] = []
+        self.calls: list[tuple[list[int], int]] = []
         self._real = sock._connection.transport._raw
         sock._connection.transport._raw = self  # type: ignore[assignment]
 
-    def send(self, data: object, flags: int) -> int:
-        self.calls.append(1)
-        return self._real.send(data, flags)  # type: ignore[arg-type]
+    def fileno(self) -> int:
+        return self._real.fileno()
+
+    def send(self, data: bytes | memoryview, flags: int) -> int:
+        sent = self._real.send(data, flags)
+        self.calls.append(([len(data)], sent))
+        return sent
 
     def sendmsg(
         self, buffers: Sequence[bytes | memoryview], ancillary: tuple[()], flags: int
     ) -> int:
-        self.calls.append(len(buffers))
-        return self._real.sendmsg(buffers, ancillary, flags)
+        sent = self._real.sendmsg(buffers, ancillary, flags)
+        self.calls.append(([len(each) for each in buffers], sent))
+        return sent
 
 
-async def test_send_takes_one_system_call_for_many_buffers() -> None:
-    for a, b in (await tcp_pair(), unix_pair()):  # a socket of our own, and one that was adopted
-        async with closing(a, b):
-            counting = CountingSends(a)
-            await a.send(b"one", b"two", b"", b"three")
-            await a.send(b"four")
-            assert counting.calls == [3, 1]
-            assert await b.recv_exactly(15) == b"onetwothreefour"
+# ---- many buffers ----
 
 
-async def test_a_clean_end_stays_one_though_a_send_has_failed() -> None:
-    """EPIPE: the peer had ended its side cleanly before it stopped listening."""
-    sock, raw = raw_pair()
-    async with closing(sock):
-        raw.sendall(b"bye")
-        raw.close()
-        with pytest.raises(trio.BrokenResourceError, match="Broken pipe"):
-            while True:
-                await sock.send(b"more")
-        assert await sock.recv() == b"bye"
+async def test_send_sends_all_buffers_in_order(a: Socket, b: Socket) -> None:
+    numbers = array.array("I", [1, 2, 3])
+    square = memoryview(bytes(range(4))).cast("B", (2, 2))
+    await a.send(
+        b"one",
+        bytearray(b"two"),
+        b"",
+        memoryview(b"xthreex")[1:-1],
+        memoryview(numbers),
+        square,
+    )
+    expected = b"onetwothree" + numbers.tobytes() + bytes(range(4))
+    assert await b.recv_exactly(len(expected)) == expected
+    await a.send(memoryview(b"a.b.c.")[::2])
+    assert await b.recv() == b"abc"
+
+
+@pytest.mark.parametrize(("family", "layer"), [("tcp", "plain"), ("unix", "plain"), ("tcp", "tls")])
+async def test_a_partial_send_continues_where_the_kernel_stopped(
+    layer: str, a: Socket, b: Socket
+) -> None:
+    a.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # the minimum
+    kinds = itertools.cycle([bytes, bytearray, lambda data: memoryview(b"<" + data + b">")[1:-1]])
+    buffers = [
+        kind(bytes([number % 251]) * (number * 37 % 211))
+        for number, kind in zip(range(5 * IOV_MAX + 7), kinds, strict=False)
+    ]
+    buffers += [b"", os.urandom(MIB), b"", b"z"]
+    before = [bytes(each) for each in buffers]
+    expected = b"".join(before)
+    below = Calls(a)
+    got = bytearray()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(a.send, *buffers)
+        while a._connection.transport.writable_now():
+            await trio.lowlevel.checkpoint()
+        for size in itertools.cycle([1, 7, 1000, 49_999]):
+            got += await b.recv(size)
+            if len(got) >= len(expected):
+                break
+    assert got == expected
+    assert [bytes(each) for each in buffers] == before
+    if layer == "plain":
+        # Some calls stopped within a buffer that was not the first.
+        inside = 0
+        for given, sent in below.calls:
+            assert len(given) <= IOV_MAX
+            borders = list(itertools.accumulate(given))
+            inside += sent > borders[0] and sent not in borders
+        assert inside
+
+
+@BOTH_FAMILIES
+async def test_many_buffers_take_few_system_calls(a: Socket, b: Socket) -> None:
+    below = Calls(a)
+    await a.send(b"one", b"two", b"", b"three")
+    await a.send(b"four")
+    assert below.calls == [([3, 3, 5], 11), ([4], 4)]
+    assert await b.recv_exactly(15) == b"onetwothreefour"
+    for number, calls in ((1, 1), (IOV_MAX, 1), (IOV_MAX + 1, 2), (5 * IOV_MAX, 5)):
+        below.calls.clear()
+        await a.send(*[b"", b"x", b""] * number)
+        assert len(below.calls) == calls
+        assert await b.recv_exactly(number) == b"x" * number
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's struct tcp_info")
+async def test_buffers_of_one_send_share_a_segment(a: Socket) -> None:
+    def segments_with_data() -> int:
+        info = a.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 160)
+        if len(info) < 160:
+            pytest.skip("this kernel does not count them")
+        return int.from_bytes(info[156:160], sys.byteorder)  # tcpi_data_segs_out
+
+    await a.send(b"HTTP/1.1 200 OK\r\n", b"content-length: 5\r\n", b"\r\n", bytearray(b"hello"))
+    assert segments_with_data() == 1
+    await a.send(*[b"x"] * IOV_MAX)
+    assert segments_with_data() == 2
+
+
+@pytest.mark.parametrize("layer", ["plain", "tls"])
+@pytest.mark.parametrize("number", [0, 1, 2 * IOV_MAX])
+async def test_empty_buffers_send_nothing(number: int, a: Socket, b: Socket) -> None:
+    await a.send(*[b"", bytearray(), memoryview(b"")][:number], *[b""] * (number - 3))
+    await a.send(b"x")
+    assert await b.recv() == b"x"
+
+
+async def test_other_tasks_run_while_many_small_buffers_are_sent(a: Socket, b: Socket) -> None:
+    passes = 0
+
+    async def count() -> None:
+        nonlocal passes
+        while True:
+            await trio.lowlevel.checkpoint()
+            passes += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(count)
+        nursery.start_soon(b.recv_exactly, 100_000)
+        await a.send(*[b"x"] * 100_000)
+        assert passes >= 100_000 // IOV_MAX // 2
+        nursery.cancel_scope.cancel()
+
+
+# ---- memory ----
+
+
+@contextlib.contextmanager
+def peak_memory() -> Iterator[Callable[[], int]]:
+    """Yield a function that returns the peak of allocated memory, above that at the start."""
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        yield lambda: tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+
+
+async def discard(sock: Socket, count: int) -> None:
+    """Read below a Socket into one buffer of 1 MiB."""
+    room = bytearray(MIB)
+    while count > 0:
+        count -= await sock.stream.socket.recv_into(room)
+
+
+@pytest.mark.parametrize(
+    ("layer", "kind", "limit"),
+    [
+        ("plain", bytes, 2 * MIB),
+        ("plain", bytearray, 2 * MIB),
+        ("plain", memoryview, 2 * MIB),
+        ("tls", bytearray, 3 * MIB),
+    ],
+)
+async def test_send_copies_no_plain_text_and_encrypts_piecewise(
+    kind: Callable[[bytes], Any], limit: int, a: Socket, b: Socket
+) -> None:
+    large = kind(bytes(32 * MIB))
+    small = kind(bytes(100))
+    with peak_memory() as peak:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(discard, b, 64 * MIB + 300)
+            await a.send(large)
+            await a.send(small, large, b"", small, small)
+        assert MIB <= peak() < limit  # the peer's buffer has 1 MiB
+
+
+@pytest.mark.parametrize(
+    ("layer", "kind"), [("plain", "file"), ("no sendfile", "file"), ("plain", "custom")]
+)
+async def test_send_file_never_holds_the_whole_file(
+    kind: str, a: Socket, b: Socket, make_file: Any
+) -> None:
+    file = make_file(kind, bytes(32 * MIB))
+    with peak_memory() as peak:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(discard, b, 32 * MIB)
+            await a.send_file(file)
+        assert MIB <= peak() < 3 * MIB
+
+
+# ---- cancellation ----
+
+
+@pytest.mark.parametrize("family", ["unix"])
+@pytest.mark.parametrize("buffers", [(b"never sent",), (b"never", b"", b"sent")])
+async def test_a_send_cancelled_before_its_first_byte_changes_nothing(
+    buffers: tuple[bytes, ...], a: Socket, b: Socket
+) -> None:
+    await clog(a)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(a.send, *buffers)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    while await b.peek() is not None:
+        assert set(await b.recv()) == {ord("x")}
+    await a.send(b"but ", b"this")
+    await a.send(b" too")
+    assert await b.recv_exactly(12) == b"but this too"
+
+
+@BOTH_FAMILIES
+@pytest.mark.parametrize(
+    "buffers", [(b"first" + b"x" * 50_000_000,), (b"first", b"x" * 50_000_000, b"last")]
+)
+async def test_a_send_cut_short_ends_sending_only(
+    buffers: tuple[bytes, ...], a: Socket, b: Socket
+) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(a.send, *buffers)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    for more in ((b"y",), (b"y",), (b"y", b"z"), ()):
+        with pytest.raises(trio.BrokenResourceError, match="cut off"):
+            await a.send(*more)
+    assert await b.recv_exactly(6) == b"firstx"
+    await b.send(b"still here")
+    assert await a.recv() == b"still here"
+
+
+async def test_a_cancelled_wait_for_the_send_lock_leaves_no_conflict() -> None:
+    lock = SendLock("busy")
+    await lock.acquire()
+    async with trio.open_nursery() as nursery:
+
+        async def send() -> None:
+            async with lock:
+                raise AssertionError("the lock is not free")
+
+        nursery.start_soon(send)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    lock.check()
+    lock.release()
+    async with lock:
+        pass
+
+
+@pytest.mark.parametrize("family", ["unix"])
+async def test_starttls_fails_after_a_broadcast_cut_short(
+    a: Socket, autojump_clock: trio.testing.MockClock
+) -> None:
+    await clog(a)
+    delivered: list[bool] = []
+
+    async def broadcast() -> None:
+        delivered.append(await a._connection.broadcast(b"news", a._connection.generation, 5))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(broadcast)
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(trio.BrokenResourceError):
+            await a.starttls("example.org", handshake_timeout=20)
+    assert delivered == [False]
+
+
+# ---- reads after a failed send ----
+
+
+async def test_after_a_failed_send_earlier_data_can_be_read(
+    sock: Socket, raw: socket.socket
+) -> None:
+    await sock.send(b"a request that is not read")
+    raw.sendall(b"421 too busy\r\n")
+    raw.close()
+    with pytest.raises(trio.BrokenResourceError, match="connection is broken"):
+        while True:
+            await sock.send(b"more")
+    assert sock.isopen()
+    assert await sock.recv() == b"421 too busy\r\n"
+    assert not sock.isopen()
+    with contextlib.suppress(trio.BrokenResourceError):
         assert await sock.recv() == b""
+
+
+async def test_a_reset_met_by_a_send_is_not_a_clean_end(sock: Socket, raw: socket.socket) -> None:
+    """The kernel reports a reset once, to the first call; a later read finds the end."""
+    raw.sendall(b"the first half of a response")
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    raw.close()
+    with pytest.raises(trio.BrokenResourceError, match="reset by peer"):
+        while True:
+            await sock.send(b"x")
+    assert await sock.recv() == b"the first half of a response"
+    for _ in range(2):
+        with pytest.raises(trio.BrokenResourceError, match="reset by peer"):
+            await sock.recv()
+
+
+async def test_every_read_raises_after_a_reset(sock: Socket, raw: socket.socket) -> None:
+    """The kernel reports it to the first read only."""
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    raw.close()
+    for read in (sock.recv, lambda: sock.recv_exactly(1), sock.lines().__anext__):
+        with pytest.raises(trio.BrokenResourceError, match="reset by peer"):
+            await read()
+
+
+async def test_a_clean_end_stays_clean_after_a_failed_send(
+    sock: Socket, raw: socket.socket
+) -> None:
+    """EPIPE: the peer ended its side cleanly, then closed."""
+    raw.sendall(b"bye")
+    raw.close()
+    with pytest.raises(trio.BrokenResourceError, match="Broken pipe"):
+        while True:
+            await sock.send(b"more")
+    assert await sock.recv() == b"bye"
+    assert await sock.recv() == b""
+
+
+# ---- send_eof ----
+
+
+async def test_send_eof_ends_one_direction(a: Socket, b: Socket) -> None:
+    await a.send(b"question")
+    await a.send_eof()
+    await a.send_eof()
+    for buffers in ((b"x",), (), (b"",), (b"", b"")):
+        with pytest.raises(trio.ClosedResourceError, match="send_eof"):
+            await a.send(*buffers)
+    with pytest.raises(trio.ClosedResourceError, match="send_eof"):
+        await a.starttls("example.org")
+    assert await b.recv() == b"question"
+    assert await b.recv() == b""
+    await b.send(b"answer")
+    assert await a.recv() == b"answer"
+
+
+@pytest.mark.parametrize("adopted", [False, True])
+async def test_a_send_after_send_eof_does_not_hide_the_peers_reset(adopted: bool) -> None:
+    """The kernel reports a reset once. A download cut short must not look complete."""
+    if adopted:
+        sock, raw = raw_pair()
+    else:
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            sock = await trisock.connect("127.0.0.1", listening.getsockname()[1])
+            raw, _ = listening.accept()
+    async with closing(sock):
+        await sock.send_eof()
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        raw.close()
+        await trio.lowlevel.wait_readable(sock.fileno())
+        with pytest.raises(trio.ClosedResourceError):
+            await sock.send(b"a mistake")
+        with pytest.raises(trio.BrokenResourceError):
+            await sock.recv()

@@ -1,518 +1,326 @@
-"""send_file: the bytes of the file and no others, and a wait that can be given up."""
+"""send_file: exactly the bytes of the file, of every kind of file object."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import gzip
+import errno
 import io
 import os
-import pty
-import select
 import socket
-import threading
-import tty
-from collections.abc import Callable, Iterator
+import ssl
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
-import trisock
-from helpers.pairs import clog, closing, pair, small_pair, tcp_pair, tls_pair, unix_pair
-from trisock import ClientTLS, ServerTLS, Socket, TLSError
+from helpers.pairs import closing, pair, read_all
+from trisock import ClientTLS, ServerTLS, Socket
+from trisock._net import send_file as _send_file
 from trisock._net import transport as _transport
 
 MIB = 1024 * 1024
 CONTENT = os.urandom(3 * MIB + 7)
 
+KINDS = ["file", "unbuffered", "temporary", "memory", "custom", "gzip", "trio"]
+ALL_LAYERS = pytest.mark.parametrize("layer", ["plain", "no sendfile", "tls"])
 
-async def until_full(sock: Socket) -> None:
-    while select.select([], [sock], [], 0)[1]:
-        await trio.lowlevel.checkpoint()
-
-
-class Unknown(io.RawIOBase):
-    """A class of the program's: it reads, and seeks, and cannot be hashed."""
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __init__(self, content: bytes) -> None:
-        self._file = io.BytesIO(content)
-
-    def __eq__(self, other: object) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self._file.seek(offset, whence)
-
-    def read(self, size: int = -1) -> bytes:
-        return self._file.read(size)
+MakeFile = Callable[..., Any]
 
 
-def make_file(kind: str, directory: Path, content: bytes = CONTENT) -> Any:
-    path = directory / "file"
-    if kind == "memory":
-        return io.BytesIO(content)
-    if kind == "unknown":
-        return Unknown(content)
-    if kind == "gzip":
-        path.write_bytes(gzip.compress(content, 0))
-        return gzip.open(path)
-    path.write_bytes(content)
-    return open(path, "rb", buffering=0 if kind == "unbuffered" else -1)
+# ---- which bytes ----
 
 
-# ---- whose bytes ----
+@ALL_LAYERS
+@pytest.mark.parametrize("kind", KINDS)
+async def test_send_file_sends_any_part_of_any_binary_file(
+    kind: str, a: Socket, b: Socket, make_file: MakeFile
+) -> None:
+    file = make_file(kind, CONTENT)
+    for offset, count, total in (
+        (0, None, 3 * MIB + 7),
+        (0, 2 * MIB, 2 * MIB),
+        (MIB, 2 * MIB + 1, 2 * MIB + 1),  # progress is counted from the offset
+        (1_000, 5_000, 5_000),
+        (3 * MIB, None, 7),
+        (3 * MIB + 7, None, 0),
+        (3 * MIB + 14, None, 0),
+        (0, 0, 0),
+    ):
+        progress: list[int] = []
+        async with trio.open_nursery() as nursery:
+
+            async def receive(expected: bytes) -> None:
+                assert await b.recv_exactly(len(expected)) == expected
+
+            nursery.start_soon(receive, CONTENT[offset:][:total])
+            assert await a.send_file(file, offset, count, progress=progress.append) == total
+        assert progress == sorted(set(progress))
+        assert (progress or [0])[-1] == total
+        assert 0 not in progress
+        # Called at least once per MiB.
+        assert max(map(int.__sub__, progress, [0, *progress]), default=0) <= MIB
+
+
+@ALL_LAYERS
+@pytest.mark.parametrize("kind", ["file", "unbuffered"])
+async def test_the_position_of_a_file_does_not_matter_and_stays(
+    kind: str, a: Socket, b: Socket, make_file: MakeFile
+) -> None:
+    file = make_file(kind, b"0123456789")
+    for position in (0, 5, 10, 1000):
+        file.seek(position)
+        start = file.read(3)
+        assert await a.send_file(file) == 10
+        assert await a.send_file(file, 7) == 3
+        assert start + file.read() == b"0123456789"[position:]
+        assert await b.recv_exactly(13) == b"0123456789789"
 
 
 @pytest.mark.parametrize("layer", ["plain", "no sendfile", "tls"])
-@pytest.mark.parametrize("kind", ["file", "unbuffered", "memory", "unknown", "gzip"])
+@pytest.mark.parametrize("kind", KINDS)
 async def test_three_sends_share_a_file(
     layer: str,
     kind: str,
-    tmp_path: Path,
+    make_file: MakeFile,
     client_tls: ClientTLS,
     server_tls: ServerTLS,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if layer == "no sendfile":
         monkeypatch.setattr(_transport, "HAS_SENDFILE", False)
+    file = make_file(kind, CONTENT)
     pairs = [await pair(layer, client_tls, server_tls) for _ in range(3)]
     async with closing(*(sock for each in pairs for sock in each)):
-        got: dict[int, bytes] = {}
 
         async def send(sock: Socket, offset: int) -> None:
             assert await sock.send_file(file, offset) == len(CONTENT) - offset
             await sock.close()
 
         async def receive(sock: Socket, offset: int) -> None:
-            got[offset] = b"".join([chunk async for chunk in sock])
+            assert await read_all(sock) == CONTENT[offset:]
 
-        with make_file(kind, tmp_path) as file:
-            async with trio.open_nursery() as nursery:
-                for number, (a, b) in enumerate(pairs):
-                    nursery.start_soon(send, a, number * MIB)
-                    nursery.start_soon(receive, b, number * MIB)
-        for offset, data in got.items():
-            assert data == CONTENT[offset:]
-
-
-@pytest.mark.parametrize("layer", ["plain", "no sendfile", "tls"])
-async def test_another_file_under_the_same_number_is_not_sent(
-    layer: str,
-    tmp_path: Path,
-    client_tls: ClientTLS,
-    server_tls: ServerTLS,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    if layer == "no sendfile":
-        monkeypatch.setattr(_transport, "HAS_SENDFILE", False)
-    (tmp_path / "key").write_bytes(b"secret" * MIB)
-    a, b = await small_pair(layer, client_tls, server_tls)
-    async with closing(a, b):
-        file = make_file("file", tmp_path)
-        number = file.fileno()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(a.send_file, file)
-            await until_full(a)
-            file.close()
-            with open(tmp_path / "key", "rb") as key:
-                assert key.fileno() == number
-                assert await b.recv_exactly(len(CONTENT)) == CONTENT
+            for number, (a, b) in enumerate(pairs):
+                nursery.start_soon(send, a, number * MIB)
+                nursery.start_soon(receive, b, number * MIB)
 
 
-@pytest.mark.parametrize("layer", ["plain", "no sendfile", "tls"])
+@ALL_LAYERS
+@pytest.mark.parametrize("family", ["unix"])
+async def test_another_file_with_the_same_descriptor_is_not_sent(
+    a: Socket, b: Socket, make_file: MakeFile, tmp_path: Path
+) -> None:
+    (tmp_path / "key").write_bytes(b"secret" * MIB)
+    file = make_file("file", CONTENT)
+    descriptor = file.fileno()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(a.send_file, file)
+        while a._connection.transport.writable_now():
+            await trio.lowlevel.checkpoint()
+        file.close()
+        with open(tmp_path / "key", "rb") as key:
+            assert key.fileno() == descriptor
+            assert await b.recv_exactly(len(CONTENT)) == CONTENT
+
+
+@ALL_LAYERS
+@pytest.mark.parametrize("family", ["unix"])
 @pytest.mark.parametrize("kind", ["file", "memory"])
 async def test_a_file_that_grows_is_sent_as_it_was_at_the_call(
-    layer: str,
-    kind: str,
-    tmp_path: Path,
-    client_tls: ClientTLS,
-    server_tls: ServerTLS,
-    monkeypatch: pytest.MonkeyPatch,
+    kind: str, a: Socket, b: Socket, make_file: MakeFile
 ) -> None:
-    if layer == "no sendfile":
-        monkeypatch.setattr(_transport, "HAS_SENDFILE", False)
-    a, b = await small_pair(layer, client_tls, server_tls)
-    async with closing(a, b):
-        with make_file(kind, tmp_path) as file:
-            sent: list[int] = []
+    file = make_file(kind, CONTENT)
 
-            async def send() -> None:
-                sent.append(await a.send_file(file))
+    async def send() -> None:
+        assert await a.send_file(file) == len(CONTENT)
+        await a.send(b"!")
 
-            def grow() -> None:
-                if isinstance(file, io.BytesIO):
-                    file.seek(0, os.SEEK_END)
-                    file.write(b"more" * MIB)
-                else:
-                    with open(tmp_path / "file", "ab") as more:
-                        more.write(b"more" * MIB)
-
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(send)
-                await until_full(a)
-                grow()
-                assert await b.recv_exactly(len(CONTENT)) == CONTENT
-            assert sent == [len(CONTENT)]
-            await a.send(b"!")
-            assert await b.recv() == b"!"
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send)
+        while a._connection.transport.writable_now():
+            await trio.lowlevel.checkpoint()
+        if kind == "memory":
+            file.seek(0, os.SEEK_END)
+            file.write(b"more" * MIB)
+        else:
+            with open(file.name, "ab") as more:
+                more.write(b"more" * MIB)
+        assert await b.recv_exactly(len(CONTENT) + 1) == CONTENT + b"!"
 
 
-async def test_a_class_that_reads_its_own_way_is_asked_to_read(tmp_path: Path) -> None:
-    class Shouting(io.FileIO):
-        def read(self, size: int | None = -1) -> bytes:
-            return (super().read(size) or b"").upper()
+async def test_unflushed_bytes_of_a_growing_file_are_sent(a: Socket, b: Socket) -> None:
+    with tempfile.TemporaryFile() as file:
+        file.write(b"one")
+        assert await a.send_file(file) == 3
+        file.write(b"two")
+        assert await a.send_file(file) == 6
+        file.write(b"three")
+        assert await a.send_file(file, 3, 5) == 5
+        assert await a.send_file(file, 10) == 1
+    assert await b.recv_exactly(15) == b"oneonetwotwothe"
 
+
+@pytest.mark.parametrize("layer", ["tls"])
+async def test_a_file_that_was_empty_at_the_call_sends_nothing(a: Socket, tmp_path: Path) -> None:
+    with open(tmp_path / "file", "w+b", buffering=0) as file:
+        source = _send_file.open_source(file)
+        file.write(b"too late")  # between the call and the first read
+        assert await source.read(0, 100) == b""
+        await source.close()
+        file.truncate(0)
+        assert await a.send_file(file) == 0
+
+
+# ---- how it reads ----
+
+
+class UpperCaseFile(io.FileIO):
+    def read(self, size: int | None = -1) -> bytes:
+        return (super().read(size) or b"").upper()
+
+
+class UpperCaseReader(io.BufferedReader):
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(size).upper()
+
+
+@pytest.mark.parametrize(
+    "own_class", [UpperCaseFile, lambda path: UpperCaseReader(io.FileIO(path))]
+)
+async def test_a_subclass_with_its_own_read_is_read_with_it(
+    own_class: Callable[[Path], Any], a: Socket, b: Socket, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_bytes(b"hello")
-    a, b = await tcp_pair()
-    async with closing(a, b):
-        with Shouting(tmp_path / "file") as file:
-            assert await a.send_file(file) == 5  # type: ignore[arg-type]
-        assert await b.recv() == b"HELLO"
+    with own_class(tmp_path / "file") as file:
+        assert await a.send_file(file) == 5
+    assert await b.recv_exactly(5) == b"HELLO"
 
 
-async def test_the_position_of_a_file_on_disk_stays(tmp_path: Path) -> None:
-    a, b = await tcp_pair()
-    async with closing(a, b):
-        with make_file("file", tmp_path, b"0123456789") as file:
-            assert file.read(3) == b"012"
-            assert await a.send_file(file, 5) == 5
-            assert file.read() == b"3456789"
-        assert await b.recv() == b"56789"
+class OnlyRead:
+    """The least that is needed: a read method."""
+
+    def __init__(self, *results: bytes | None) -> None:
+        self._results = list(results)
+
+    def read(self, size: int) -> bytes | None:
+        return self._results.pop(0) if self._results else b""
 
 
-# ---- waiting ----
+async def test_an_object_with_only_read_is_enough(a: Socket, b: Socket) -> None:
+    assert await a.send_file(OnlyRead(b"ab", b"c")) == 3
+    assert await b.recv_exactly(3) == b"abc"
 
 
-@contextlib.contextmanager
-def silent(kind: str) -> Iterator[tuple[BinaryIO, Callable[[bytes], object]]]:
-    """Give a file that says nothing by itself, and a function that makes it say something."""
-    if kind in ("pipe", "buffered pipe"):
-        reading, writing = os.pipe()
-    elif kind == "terminal":
-        writing, reading = pty.openpty()
-        tty.setraw(reading)
-    else:
-        one, other = socket.socketpair()
-        with one, other:
-            file = one.makefile("rb", buffering=0 if kind == "raw socket" else -1)
-            with file:
-                yield file, other.sendall  # type: ignore[misc]
-        return
-    with open(reading, "rb", buffering=0 if kind == "pipe" else -1) as file:
-        try:
-            yield file, lambda data: os.write(writing, data)  # type: ignore[misc]
-        finally:
-            os.close(writing)
-
-
-SILENT = ["pipe", "buffered pipe", "terminal", "socket", "raw socket"]
-
-
-@pytest.mark.parametrize("layer", ["plain", "tls"])
-@pytest.mark.parametrize("kind", SILENT)
-async def test_a_send_of_a_silent_file_can_be_cancelled(
-    kind: str, layer: str, client_tls: ClientTLS, server_tls: ServerTLS
+@pytest.mark.parametrize(
+    ("result", "error", "words"),
+    [
+        (None, BlockingIOError, "nothing to read"),
+        (b"x" * 15, ValueError, "15 bytes where 5 were asked for"),
+    ],
+)
+async def test_a_file_object_that_reads_nothing_or_too_much_is_an_error(
+    result: bytes | None, error: type[Exception], words: str, a: Socket
 ) -> None:
-    a, b = await pair(layer, client_tls, server_tls)
-    async with closing(a, b):
-        with silent(kind) as (file, say):
-            flags = fcntl.fcntl(file.fileno(), fcntl.F_GETFL)
-            descriptors = os.listdir("/proc/self/fd")
-            ended = trio.Event()
+    with pytest.raises(error, match=words):
+        await a.send_file(OnlyRead(result), count=5)
 
-            async def send() -> None:
-                try:
-                    await a.send_file(file)
-                finally:
-                    ended.set()
 
-            async with trio.open_nursery() as nursery, trio.open_nursery() as sending:
-                sending.start_soon(send)
-                await trio.testing.wait_all_tasks_blocked()
-                sending.cancel_scope.cancel()
-                with trio.CancelScope(shield=True):
-                    await trio.testing.wait_all_tasks_blocked(0.01)
-                    given_up = ended.is_set()
-                    say(b"kept")  # also for a thread that would wait on
-                nursery.cancel_scope.cancel()
-            assert given_up
-            assert os.listdir("/proc/self/fd") == descriptors
-            assert fcntl.fcntl(file.fileno(), fcntl.F_GETFL) == flags
-            # Nothing was lost, here or there.
-            await a.send(b"free ")
-            assert await a.send_file(file, count=4) == 4
-            assert await b.recv_exactly(9) == b"free kept"
+def test_a_file_over_an_ssl_socket_is_not_read_below_tls() -> None:
+    one, other = socket.socketpair()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    options = {"server_hostname": "example.org", "do_handshake_on_connect": False}
+    with other, context.wrap_socket(one, **options) as encrypted:
+        for sock, by_its_methods in ((encrypted, True), (other, False)):
+            with socket.SocketIO(sock, "r") as file:
+                source = _send_file.open_source(file)
+                assert (type(source) is _send_file._FileObject) == by_its_methods
+                trio.run(source.close)
 
 
 @pytest.mark.parametrize("layer", ["plain", "tls"])
-@pytest.mark.parametrize("how", ["close", "abort", "cancelled close"])
-async def test_closing_the_socket_ends_a_send_of_a_silent_file(
-    how: str, layer: str, client_tls: ClientTLS, server_tls: ServerTLS
-) -> None:
-    a, b = await pair(layer, client_tls, server_tls)
-    async with closing(a, b):
-        with silent("pipe") as (file, say):
-            ended = trio.Event()
-
-            async def send() -> None:
-                with pytest.raises(trio.ClosedResourceError):
-                    await a.send_file(file)
-                ended.set()
-
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(send)
-                say(b"a part")
-                assert await b.recv() == b"a part"
-                await trio.testing.wait_all_tasks_blocked(0.01)
-                if how == "abort":
-                    a.abort()
-                else:
-                    with trio.CancelScope() as scope:
-                        if how != "close":
-                            scope.cancel()
-                        await a.close()
-                await trio.testing.wait_all_tasks_blocked(0.01)
-                was_woken = ended.is_set()
-                say(b"also for a thread that would wait on")
-            assert was_woken
-        if layer == "tls":
-            with pytest.raises(trio.BrokenResourceError):
-                await b.recv()
-
-
-@pytest.mark.parametrize("kind", SILENT)
-async def test_nothing_is_taken_from_a_pipe_before_it_can_be_sent(kind: str) -> None:
-    a, b = unix_pair()
-    async with closing(a, b):
-        await clog(a)
-        with silent(kind) as (file, say):
-            say(b"kept")
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(a.send_file, file)
-                await trio.testing.wait_all_tasks_blocked(0.01)
-                nursery.cancel_scope.cancel()
-            assert file.read(4) == b"kept"
-        assert a.info().isopen
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(a.send, b"sending goes on")
-            while not (await b.recv()).endswith(b"sending goes on"):
-                pass
-
-
-async def test_what_was_read_ahead_of_a_pipe_is_sent_at_once() -> None:
-    a, b = await tcp_pair()
-    async with closing(a, b):
-        with silent("buffered pipe") as (file, say):
-            say(b"header\nbody")
-            assert file.readline() == b"header\n"
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(a.send_file, file)
-                assert await b.recv_exactly(4) == b"body"
-                say(b" and more")
-                assert await b.recv_exactly(9) == b" and more"
-                nursery.cancel_scope.cancel()
-
-
-async def test_three_sends_share_a_pipe_and_each_byte_is_sent_once() -> None:
-    pairs = [await tcp_pair() for _ in range(3)]
-    async with closing(*(sock for each in pairs for sock in each)):
-        with silent("pipe") as (file, say):
-            async with trio.open_nursery() as nursery:
-                for a, _ in pairs:
-                    nursery.start_soon(a.send_file, file)
-                got = 0
-                for number in range(30):
-                    await trio.testing.wait_all_tasks_blocked()
-                    say(b"%02d" % number)
-                    await trio.testing.wait_all_tasks_blocked()
-                    got += sum([len((await b.peek() and await b.recv()) or b"") for _, b in pairs])
-                nursery.cancel_scope.cancel()
-            assert got == 60
-
-
-@pytest.mark.parametrize("layer", ["plain", "tls"])
-@pytest.mark.parametrize("kind", ["file", "gzip", "memory", "unknown"])
+@pytest.mark.parametrize("kind", ["file", "gzip", "memory", "custom"])
 async def test_files_do_not_wait_for_name_lookups(
-    layer: str, kind: str, tmp_path: Path, client_tls: ClientTLS, server_tls: ServerTLS
+    kind: str, a: Socket, b: Socket, make_file: MakeFile
 ) -> None:
     threads = trio.to_thread.current_default_thread_limiter()
     holders = [object() for _ in range(int(threads.available_tokens))]
-    a, b = await pair(layer, client_tls, server_tls)
-    async with closing(a, b):
-        with make_file(kind, tmp_path, b"content") as file:
-            for holder in holders:
-                threads.acquire_on_behalf_of_nowait(holder)
-            try:
-                with trio.fail_after(10):
-                    assert await a.send_file(file) == 7
-            finally:
-                for holder in holders:
-                    threads.release_on_behalf_of(holder)
-        assert await b.recv() == b"content"
+    file = make_file(kind, b"content")
+    for holder in holders:
+        threads.acquire_on_behalf_of_nowait(holder)
+    try:
+        with trio.fail_after(10):
+            assert await a.send_file(file) == 7
+    finally:
+        for holder in holders:
+            threads.release_on_behalf_of(holder)
+    assert await b.recv() == b"content"
 
 
-@pytest.mark.parametrize("layer", ["plain", "tls"])
-@pytest.mark.parametrize("kind", ["file", "memory", "pipe", "gzip", "unknown"])
-@pytest.mark.parametrize("count", [None, 0])
-async def test_send_file_is_a_cancel_point_whatever_it_is_given(
-    layer: str,
-    kind: str,
-    count: int | None,
-    tmp_path: Path,
-    client_tls: ClientTLS,
-    server_tls: ServerTLS,
+def test_a_piece_of_a_file_is_at_most_1_mib() -> None:
+    assert _send_file.FILE_CHUNK <= MIB
+    assert _transport._SENDFILE_SIZE <= MIB
+
+
+# ---- errors that leave the connection intact ----
+
+
+async def test_send_file_wants_a_readable_binary_file_and_natural_numbers(a: Socket) -> None:
+    for bad in (io.StringIO("text"), "path", None):
+        with pytest.raises(TypeError, match="binary file"):
+            await a.send_file(bad)
+    with tempfile.NamedTemporaryFile() as named, open(named.name, "wb") as write_only:
+        with pytest.raises(ValueError, match="open for reading"):
+            await a.send_file(write_only)
+    for offset, count in ((-1, None), (0, -1)):
+        with pytest.raises(ValueError, match="0 or more"):
+            await a.send_file(io.BytesIO(), offset, count)
+
+
+async def test_an_unreadable_file_does_not_break_the_connection(
+    a: Socket, b: Socket, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    a, b = await pair(layer, client_tls, server_tls)
-    async with closing(a, b), contextlib.AsyncExitStack() as stack:
-        if kind == "pipe":
-            file, _ = stack.enter_context(silent("pipe"))
-        else:
-            file = stack.enter_context(make_file(kind, tmp_path, b""))
-        if count == 0:
-            with trio.testing.assert_checkpoints():
-                assert await a.send_file(file, count=count) == 0
-        with trio.CancelScope() as scope:
-            scope.cancel()
-            await a.send_file(file, count=count)
-        assert scope.cancelled_caught
-        await a.send(b"free")
-        assert await b.recv() == b"free"
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, "the disk is broken")
+
+    monkeypatch.setattr(os, "sendfile", fail)
+    with pytest.raises(OSError, match="the disk is broken"):
+        await a.send_file(make_file("file", b"content"))
+    await a.send(b"no harm done")
+    assert await b.recv() == b"no harm done"
 
 
-async def test_a_disk_that_does_not_answer_can_be_given_up(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    autojump_clock: trio.testing.MockClock,
-    client_tls: ClientTLS,
-    server_tls: ServerTLS,
+async def test_a_file_that_sendfile_does_not_support_is_read(
+    a: Socket, b: Socket, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers, ended, real = threading.Event(), threading.Event(), os.pread
-    asked = threading.Event()
+    """On some file systems, sendfile(2) fails with EINVAL."""
 
-    def pread(*args: int) -> bytes:
-        asked.set()
-        answers.wait(30)
-        try:
-            return real(*args)
-        finally:
-            ended.set()
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EINVAL, "Invalid argument")
 
-    a, b = await tls_pair(client_tls, server_tls)
-    async with closing(a, b):
-        with make_file("file", tmp_path) as file:
-            descriptors = set(os.listdir("/proc/self/fd"))
-            monkeypatch.setattr(os, "pread", pread)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(a.send_file, file)
-                while not asked.is_set():
-                    await trio.lowlevel.checkpoint()
-                nursery.cancel_scope.cancel()
-            assert not ended.is_set()
-            await a.send(b"free")
-            assert await b.recv() == b"free"
-            answers.set()
-            assert ended.wait(30)
-            while not set(os.listdir("/proc/self/fd")) <= descriptors:  # the thread closes its own
-                await trio.lowlevel.checkpoint()
+    monkeypatch.setattr(os, "sendfile", refuse)
+    assert await a.send_file(make_file("file", b"content")) == 7
+    assert await b.recv() == b"content"
 
 
-# ---- what a clean end says ----
-
-
-@pytest.mark.parametrize("kind", ["file", "memory", "gzip", "unknown", "pipe"])
-@pytest.mark.parametrize("length", [0, 5])
-async def test_no_close_notify_follows_a_file_that_was_too_short(
-    kind: str, length: int, tmp_path: Path, client_tls: ClientTLS, server_tls: ServerTLS
+def test_a_failed_fstat_leaves_no_descriptor_open(
+    make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    content = b"12345"[:length]
-    a, b = await tls_pair(client_tls, server_tls)
-    async with closing(a, b), contextlib.AsyncExitStack() as stack:
-        if kind == "pipe":
-            reading, writing = os.pipe()
-            os.write(writing, content)
-            os.close(writing)
-            file = stack.enter_context(open(reading, "rb"))
-        else:
-            file = stack.enter_context(make_file(kind, tmp_path, content))
-        await a.send(b"header")
-        with pytest.raises(EOFError, match=f"after {length} of 6 bytes"):
-            await a.send_file(file, count=6)
-        with make_file("memory", tmp_path, b", that is all") as excuse:
-            await a.send_file(excuse)  # a later file that is whole vouches for nothing but itself
-        await a.close()
-        assert await b.recv_exactly(19 + length) == b"header" + content + b", that is all"
-        with pytest.raises(TLSError, match="close_notify"):
-            await b.recv()
+    def broken(descriptor: int) -> os.stat_result:
+        raise OSError(errno.EIO, "the disk is gone")
+
+    file = make_file("file", b"content")
+    before = os.listdir("/proc/self/fd")
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="the disk is gone"):
+        patch.setattr(_send_file.os, "fstat", broken)
+        _send_file.open_source(file)
+    assert os.listdir("/proc/self/fd") == before
 
 
-@pytest.mark.parametrize("offset", [2**40, 2**62, 2**63 - 1])
-async def test_an_offset_behind_the_end_of_any_file_is_an_early_end(
-    offset: int, tmp_path: Path
-) -> None:
-    a, b = await tcp_pair()
-    async with closing(a, b):
-        with make_file("file", tmp_path) as file, pytest.raises(EOFError, match="after 0 of 6"):
-            await a.send_file(file, offset, 6)
-        await a.send(b"goes on")
-        assert await b.recv() == b"goes on"
-
-
-async def test_stoptls_does_not_follow_a_file_that_was_too_short(
-    client_tls: ClientTLS, server_tls: ServerTLS
-) -> None:
-    a, b = await tls_pair(client_tls, server_tls)
-    async with closing(a, b):
-        with pytest.raises(EOFError):
-            await a.send_file(io.BytesIO(b"12345"), count=6)
-        with pytest.raises(TLSError, match="a file was sent in part only"):
-            await a.stoptls()
-        assert not a.isopen()
-        assert await b.recv_exactly(5) == b"12345"
-        with pytest.raises(TLSError, match="close_notify"):
-            await b.recv()
-
-
-async def test_no_close_notify_follows_a_file_that_has_shrunk(
-    tmp_path: Path, client_tls: ClientTLS, server_tls: ServerTLS
-) -> None:
-    a, b = await small_pair("tls", client_tls, server_tls)
-    async with closing(a, b):
-        with make_file("file", tmp_path) as file:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(a.send_file, file)
-                await until_full(a)
-                os.truncate(tmp_path / "file", 2 * MIB)
-                assert await b.recv_exactly(2 * MIB) == CONTENT[: 2 * MIB]
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(a.close)
-            with pytest.raises(trisock.TLSError, match="close_notify"):
-                await b.recv()
-
-
-@pytest.mark.parametrize("kind", ["file", "memory", "gzip", "unknown", "proc"])
-async def test_close_notify_follows_a_file_that_was_whole(
-    kind: str, tmp_path: Path, client_tls: ClientTLS, server_tls: ServerTLS
-) -> None:
-    a, b = await tls_pair(client_tls, server_tls)
-    async with closing(a, b):
-        with open("/proc/version", "rb") if kind == "proc" else make_file(kind, tmp_path) as file:
-            async with trio.open_nursery() as nursery:
-
-                async def send() -> None:
-                    await a.send_file(file)
-                    await a.close()
-
-                nursery.start_soon(send)
-                got = b"".join([chunk async for chunk in b])
-        assert got == (Path("/proc/version").read_bytes() if kind == "proc" else CONTENT)
+async def test_a_read_cancelled_before_it_began_reads_nothing(make_file: MakeFile) -> None:
+    source = _send_file.open_source(make_file("file", b"content"))
+    assert isinstance(source, _send_file._OnDisk)
+    await source.close()
+    assert source._read(0, 100) == b""

@@ -3,76 +3,84 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
 import trio.testing
 
 from helpers.authority import Authority
-from helpers.pairs import clog, closing, tcp_pair, tls_pair, unix_pair
-from trisock import ClientTLS, ServerTLS, Socket
+from helpers.pairs import clog, tcp_pair, unix_pair
+from trisock import ServerTLS, Socket
 from trisock._net import linger as _linger
+from trisock._net.receive_buffer import LINES_AT_A_TIME
+from trisock._net.receiving import READS_PER_CHECKPOINT
+
+Pair = Callable[[], Awaitable[tuple[Socket, Socket]]]
 
 
 @pytest.fixture
 def short_linger(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trio's checks close one end while the other still sends, and wait for it, often."""
+    """Trio's checks often close one end while the other still sends, and wait for it."""
     monkeypatch.setattr(_linger, "LINGER_SECONDS", 0.1)
 
 
-@pytest.mark.usefixtures("short_linger")
-async def test_a_tcp_socket_passes_trios_check_of_half_closeable_streams() -> None:
-    await trio.testing.check_half_closeable_stream(tcp_pair, None)
+async def open_pair(family: str) -> tuple[Socket, Socket]:
+    return await tcp_pair() if family == "tcp" else unix_pair()
 
 
-@pytest.mark.usefixtures("short_linger")
-async def test_a_unix_socket_passes_trios_check_of_half_closeable_streams() -> None:
-    async def pair() -> tuple[Socket, Socket]:
-        return unix_pair()
+def clogged(family: str, open_pair: Pair) -> Pair | None:
+    """Return a function that opens a pair on which sends block: known exactly for Unix only."""
 
     async def clogged_pair() -> tuple[Socket, Socket]:
-        a, b = unix_pair()
+        a, b = await open_pair()
         await clog(a)
         await clog(b)
         return a, b
 
-    await trio.testing.check_half_closeable_stream(pair, clogged_pair)
+    return clogged_pair if family == "unix" else None
+
+
+@pytest.mark.usefixtures("short_linger")
+@pytest.mark.parametrize("family", ["tcp", "unix"])
+async def test_a_socket_passes_trios_check_of_half_closeable_streams(family: str) -> None:
+    async def plain_pair() -> tuple[Socket, Socket]:
+        return await open_pair(family)
+
+    await trio.testing.check_half_closeable_stream(plain_pair, clogged(family, plain_pair))
 
 
 @pytest.mark.usefixtures("short_linger")
 @pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
-@pytest.mark.parametrize("kind", ["tcp", "unix"])
+@pytest.mark.parametrize("family", ["tcp", "unix"])
 async def test_after_starttls_a_socket_passes_trios_check_of_two_way_streams(
-    authority: Authority, server_tls: ServerTLS, version: str, kind: str
+    authority: Authority, server_tls: ServerTLS, version: str, family: str
 ) -> None:
     context = ssl.create_default_context(cadata=authority.pem.decode())
     context.maximum_version = ssl.TLSVersion[version]
 
-    async def pair() -> tuple[Socket, Socket]:
-        client, server = await tcp_pair() if kind == "tcp" else unix_pair()
+    async def tls_pair() -> tuple[Socket, Socket]:
+        client, server = await open_pair(family)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(server.starttls, server_tls)
             info = await client.starttls(context, server_hostname="example.org")
         assert info.version == version.replace("_", ".")
         return client, server
 
-    async def clogged_pair() -> tuple[Socket, Socket]:
-        a, b = await pair()
-        await clog(a)
-        await clog(b)
-        return a, b
+    await trio.testing.check_two_way_stream(tls_pair, clogged(family, tls_pair))
 
-    await trio.testing.check_two_way_stream(pair, clogged_pair if kind == "unix" else None)
+
+async def test_a_socket_has_the_socket_of_its_stream(a: Socket, b: Socket) -> None:
+    """Trio libraries may use a Socket where they use a SocketStream."""
+    assert a.socket is a.stream.socket
+    assert a.socket.getpeername() == tuple(b.getlocal())
+    with pytest.raises(AttributeError):
+        a.socket = b.socket  # type: ignore[misc]
+    assert not hasattr(a, "do_handshake")  # it would mean TLS
 
 
 @pytest.mark.parametrize("layer", ["plain", "tls"])
-async def test_every_async_method_is_a_cancel_point(
-    layer: str, client_tls: ClientTLS, server_tls: ServerTLS
-) -> None:
-    if layer == "plain":
-        a, b = await tcp_pair()
-    else:
-        a, b = await tls_pair(client_tls, server_tls)
+async def test_every_async_method_is_a_cancel_point(layer: str, a: Socket, b: Socket) -> None:
     reads = (
         lambda: a.recv(),
         lambda: a.recv(1),
@@ -83,106 +91,90 @@ async def test_every_async_method_is_a_cancel_point(
         lambda: a.lines().__anext__(),
         lambda: a.receive_some(),
     )
-    async with closing(a, b):
-        await b.send(b"three\n")
-        await trio.lowlevel.wait_readable(a.fileno())
-        for call in reads:  # what has arrived in the kernel
-            with trio.CancelScope() as scope:
-                scope.cancel()
-                await call()
-            assert scope.cancelled_caught
-        a.unrecv(b"one\ntwo\n")
-        with open(__file__, "rb") as file:
-            for call in (
-                *reads,
-                lambda: a.send(b""),
-                lambda: a.send(b"x"),
-                lambda: a.send_all(b"x"),
-                lambda: a.send_file(file),
-                lambda: a.wait_send_all_might_not_block(),
-                *((lambda: a.send_eof(),) if layer == "plain" else ()),
-            ):
+    with open(__file__, "rb") as file:
+        sends = (
+            lambda: a.send(b""),
+            lambda: a.send(b"x"),
+            lambda: a.send_all(b"x"),
+            lambda: a.send_file(file),
+            lambda: a.wait_send_all_might_not_block(),
+            *((lambda: a.send_eof(),) if layer == "plain" else ()),
+        )
+
+        async def assert_cancelled(*calls: Callable[[], Awaitable[object]]) -> None:
+            for call in calls:
                 with trio.CancelScope() as scope:
                     scope.cancel()
                     await call()
                 assert scope.cancelled_caught
-        # Nothing was consumed, nothing was sent, nothing was broken.
-        assert await a.recv() == b"one\ntwo\n"
-        assert await a.recv() == b"three\n"
-        await a.send(b"still here")
-        assert await b.recv() == b"still here"
+
+        await b.send(b"three\n")
+        await trio.lowlevel.wait_readable(a.fileno())
+        await assert_cancelled(*reads)  # with data in the kernel
+        a.unrecv(b"one\ntwo\n")
+        await assert_cancelled(*reads, *sends)
+    # Nothing was read, sent or broken.
+    assert await a.recv() == b"one\ntwo\n"
+    assert await a.recv() == b"three\n"
+    await a.send(b"still here")
+    assert await b.recv() == b"still here"
 
 
 @pytest.mark.parametrize("layer", ["plain", "tls"])
-async def test_whatever_touches_the_transport_is_a_schedule_point(
-    layer: str, client_tls: ClientTLS, server_tls: ServerTLS
+async def test_every_use_of_the_transport_is_a_schedule_point(a: Socket, b: Socket) -> None:
+    for send in (lambda: b.send(b"x"), lambda: b.send(b"x", b"y"), lambda: b.send()):
+        with trio.testing.assert_checkpoints():
+            await send()
+    with trio.testing.assert_checkpoints():
+        await a.recv(3)
+    while a.info().buffered:
+        await a.recv()
+    with trio.testing.assert_checkpoints():
+        await a.peek()
+    a.unrecv(b"z")
+    with trio.testing.assert_checkpoints():  # the interface of trio.abc: always
+        assert await a.receive_some() == b"z"
+    with trio.testing.assert_checkpoints():
+        await b.send_all(b"")
+    with open(__file__, "rb") as file, trio.testing.assert_checkpoints():
+        await b.send_file(file, count=1)
+    for sock in (a, b, b):
+        with trio.testing.assert_checkpoints():
+            await sock.close()
+
+
+async def test_a_reader_of_a_full_buffer_lets_others_run_every_64_reads_or_2048_lines(
+    a: Socket,
 ) -> None:
-    if layer == "plain":
-        a, b = await tcp_pair()
-    else:
-        a, b = await tls_pair(client_tls, server_tls)
-    async with closing(a, b):
-        for send in (lambda: b.send(b"x"), lambda: b.send(b"x", b"y"), lambda: b.send()):
-            with trio.testing.assert_checkpoints():
-                await send()
-        with trio.testing.assert_checkpoints():
-            await a.recv(3)
-        while a.info().buffered:
-            await a.recv()
-        with trio.testing.assert_checkpoints():
-            await a.peek()
-        a.unrecv(b"z")
-        with trio.testing.assert_checkpoints():  # the interface of trio.abc: always
-            assert await a.receive_some() == b"z"
-        with trio.testing.assert_checkpoints():
-            await b.send_all(b"")
-        with open(__file__, "rb") as file, trio.testing.assert_checkpoints():
-            await b.send_file(file, count=1)
-        for sock in (a, b, b):
-            with trio.testing.assert_checkpoints():
-                await sock.close()
+    # The bounds that docs/design.md states.
+    assert (READS_PER_CHECKPOINT, LINES_AT_A_TIME) == (64, 2048)
+    others = 0
 
-
-async def test_a_reader_of_a_full_buffer_lets_others_run_every_64_reads_or_2048_lines() -> None:
-    from trisock._net.receive_buffer import LINES_AT_A_TIME
-    from trisock._net.receiving import READS_PER_CHECKPOINT
-
-    assert (READS_PER_CHECKPOINT, LINES_AT_A_TIME) == (
-        64,
-        2048,
-    )  # the bounds that docs/design.md states
-    a, b = await tcp_pair()
-    async with closing(a, b):
-        others = 0
-
-        async def other() -> None:
-            nonlocal others
-            while True:
-                await trio.lowlevel.checkpoint()
-                others += 1
-
-        a.unrecv(b"x\n" * 6400)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(other)
+    async def other() -> None:
+        nonlocal others
+        while True:
             await trio.lowlevel.checkpoint()
-            others = 0
-            for read in (
-                lambda: a.recv(1),
-                lambda: a.recv_exactly(1),
-                lambda: a.recv_until(b"\n"),
-                lambda: a.peek(),
-            ):
-                before = others
-                for _ in range(640):
-                    await read()
-                assert others - before >= 9
-            for size in (2, 64):
-                a.unrecv((b"x" * (size - 1) + b"\n") * 10 * LINES_AT_A_TIME)
-                before = others
-                count = 0
-                async for _ in a.lines():
-                    count += 1
-                    if count == 10 * LINES_AT_A_TIME:
-                        break
-                assert others - before >= 9
-            nursery.cancel_scope.cancel()
+            others += 1
+
+    a.unrecv(b"x\n" * 6400)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(other)
+        await trio.lowlevel.checkpoint()
+        for read in (
+            lambda: a.recv(1),
+            lambda: a.recv_exactly(1),
+            lambda: a.recv_until(b"\n"),
+            lambda: a.peek(),
+        ):
+            before = others
+            for _ in range(640):
+                await read()
+            assert others - before >= 9
+        for size in (2, 64):
+            a.unrecv((b"x" * (size - 1) + b"\n") * 10 * LINES_AT_A_TIME)
+            before = others
+            lines = a.lines()
+            for _ in range(10 * LINES_AT_A_TIME):
+                await lines.__anext__()
+            assert others - before >= 9
+        nursery.cancel_scope.cancel()

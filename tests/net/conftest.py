@@ -1,0 +1,137 @@
+"""The two ends of a connection, and files of every kind to send."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import os
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from helpers.pairs import closing, raw_pair, raw_unix_pair, tcp_pair, unix_pair
+from helpers.raw_tls import upgrade
+from trisock import ClientTLS, ServerTLS, Socket
+from trisock._net import transport as _transport
+
+
+@pytest.fixture
+def family() -> str:
+    """``"tcp"`` or ``"unix"``, which holds little; a test chooses with parametrize."""
+    return "tcp"
+
+
+@pytest.fixture
+def layer() -> str:
+    """``"plain"``, ``"tls"``, or ``"no sendfile"``; a test chooses with parametrize."""
+    return "plain"
+
+
+@pytest.fixture
+async def ends(
+    family: str,
+    layer: str,
+    client_tls: ClientTLS,
+    server_tls: ServerTLS,
+    monkeypatch: pytest.MonkeyPatch,
+) -> AsyncIterator[tuple[Socket, Socket]]:
+    a, b = unix_pair() if family == "unix" else await tcp_pair()
+    async with closing(a, b):
+        if layer == "tls":
+            await upgrade(a, client_tls, b, server_tls)
+        elif layer == "no sendfile":
+            monkeypatch.setattr(_transport, "HAS_SENDFILE", False)
+        yield a, b
+
+
+@pytest.fixture
+def a(ends: tuple[Socket, Socket]) -> Socket:
+    """The client's end of a connection."""
+    return ends[0]
+
+
+@pytest.fixture
+def b(ends: tuple[Socket, Socket]) -> Socket:
+    """The server's end of the same connection."""
+    return ends[1]
+
+
+@pytest.fixture
+async def raw_ends(family: str) -> AsyncIterator[tuple[Socket, socket.socket]]:
+    sock, raw = raw_unix_pair() if family == "unix" else raw_pair()
+    async with closing(sock):
+        with raw:
+            yield sock, raw
+
+
+@pytest.fixture
+def sock(raw_ends: tuple[Socket, socket.socket]) -> Socket:
+    """One end of a connection."""
+    return raw_ends[0]
+
+
+@pytest.fixture
+def raw(raw_ends: tuple[Socket, socket.socket]) -> socket.socket:
+    """The other end of the same connection: a plain, blocking socket."""
+    return raw_ends[1]
+
+
+class CustomFile(io.RawIOBase):
+    """A user's class: it reads and seeks, and cannot be hashed."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, content: bytes) -> None:
+        self._file = io.BytesIO(content)
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def read(self, size: int = -1) -> bytes:
+        return self._file.read(size)
+
+
+@pytest.fixture
+def make_file(tmp_path: Path) -> Iterator[Callable[[str, bytes], Any]]:
+    """A function that opens a file of some kind with some content; closed after the test."""
+    with contextlib.ExitStack() as stack:
+
+        def make(kind: str, content: bytes) -> Any:
+            if kind == "memory":
+                return io.BytesIO(content)
+            if kind == "custom":
+                return CustomFile(content)
+            if kind == "temporary":
+                file: Any = stack.enter_context(tempfile.TemporaryFile())
+                file.write(content)  # part of it remains in Python's buffer
+                return file
+            if kind == "pipe":  # content must fit into the pipe
+                reading, writing = os.pipe()
+                os.write(writing, content)
+                os.close(writing)
+                return stack.enter_context(open(reading, "rb"))
+            path = tmp_path / "file"
+            if kind == "gzip":
+                path.write_bytes(gzip.compress(content, 0))
+                return stack.enter_context(gzip.open(path))
+            path.write_bytes(content)
+            buffering = 0 if kind == "unbuffered" else -1
+            file = stack.enter_context(open(path, "rb", buffering=buffering))
+            return trio.wrap_file(file) if kind == "trio" else file
+
+        yield make

@@ -1,0 +1,300 @@
+"""send_file when the file is too short, the peer leaves or the caller stops; and close_notify."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+import trisock
+from helpers.authority import Authority
+from helpers.pairs import all_served, read_all
+from helpers.raw_tls import RawTLS
+from trisock import ClientTLS, ServerTLS, Socket, TLSError
+from trisock._net import send_file as _send_file
+
+MIB = 1024 * 1024
+CONTENT = os.urandom(4 * MIB)
+
+ALL_LAYERS = pytest.mark.parametrize("layer", ["plain", "no sendfile", "tls"])
+PLAIN_LAYERS = pytest.mark.parametrize("layer", ["plain", "no sendfile"])
+SMALL = pytest.mark.parametrize("family", ["unix"])  # the connection fills early
+
+MakeFile = Callable[..., Any]
+
+
+@pytest.fixture
+def large_file(make_file: MakeFile) -> Any:
+    """64 MiB of zeros, more than any connection holds."""
+    file = make_file("file", b"")
+    os.truncate(file.name, 64 * MIB)
+    return file
+
+
+async def until_full(sock: Socket) -> None:
+    """Wait until another task has sent as much as the kernel takes."""
+    while sock._connection.transport.writable_now():
+        await trio.lowlevel.checkpoint()
+
+
+# ---- files that are too short ----
+
+
+@ALL_LAYERS
+@pytest.mark.parametrize("kind", ["file", "memory", "gzip", "custom", "pipe"])
+@pytest.mark.parametrize("length", [0, 5])
+async def test_a_file_that_is_too_short_is_an_error_and_under_tls_no_clean_end(
+    kind: str, length: int, layer: str, a: Socket, b: Socket, make_file: MakeFile
+) -> None:
+    content = b"12345"[:length]
+    await a.send(b"header")
+    with pytest.raises(EOFError, match=f"after {length} of 6 bytes"):
+        await a.send_file(make_file(kind, content), count=6)
+    await a.send_file(make_file("memory", b", that is all"))  # vouches only for itself
+    await a.close()
+    assert await b.recv_exactly(19 + length) == b"header" + content + b", that is all"
+    if layer == "tls":
+        with pytest.raises(TLSError, match="close_notify"):
+            await b.recv()
+    else:
+        assert await b.recv() == b""
+
+
+@pytest.mark.parametrize("offset", [2**40, 2**62, 2**63 - 1])
+async def test_an_offset_beyond_the_end_is_an_early_end(
+    offset: int, a: Socket, b: Socket, make_file: MakeFile
+) -> None:
+    with pytest.raises(EOFError, match="after 0 of 6"):
+        await a.send_file(make_file("file", CONTENT), offset, 6)
+    await a.send(b"goes on")
+    assert await b.recv() == b"goes on"
+
+
+@pytest.mark.parametrize("layer", ["tls"])
+async def test_stoptls_fails_after_a_file_that_was_too_short(
+    a: Socket, b: Socket, make_file: MakeFile
+) -> None:
+    with pytest.raises(EOFError):
+        await a.send_file(make_file("memory", b"12345"), count=6)
+    with pytest.raises(TLSError, match="a file was sent in part only"):
+        await a.stoptls()
+    assert not a.isopen()
+    assert await b.recv_exactly(5) == b"12345"
+    with pytest.raises(TLSError, match="close_notify"):
+        await b.recv()
+
+
+@SMALL
+@ALL_LAYERS
+@pytest.mark.parametrize("counted", [True, False])
+async def test_a_file_that_shrinks_is_sent_up_to_its_new_end(
+    counted: bool, layer: str, a: Socket, b: Socket, make_file: MakeFile
+) -> None:
+    size = len(CONTENT)
+    file = make_file("file", CONTENT)
+    progress = [0]
+
+    async def send() -> None:
+        if counted:
+            with pytest.raises(EOFError) as caught:
+                await a.send_file(file, count=size, progress=progress.append)
+            assert f"ended after {end} of {size} bytes" in str(caught.value)
+        else:
+            assert await a.send_file(file, progress=progress.append) == end
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send)
+        await until_full(a)
+        # Further than was read, also where a piece is read at a time.
+        end = progress[-1] + 2 * _send_file.FILE_CHUNK + 1000
+        assert end < size
+        os.truncate(file.name, end)
+        assert await b.recv_exactly(end) == CONTENT[:end]
+    assert progress[-1] == end
+    # The connection is intact.
+    await a.send(b"go on")
+    assert await b.recv_exactly(5) == b"go on"
+
+
+@SMALL
+@pytest.mark.parametrize("layer", ["tls"])
+async def test_no_close_notify_follows_a_file_that_shrank(
+    a: Socket, b: Socket, make_file: MakeFile
+) -> None:
+    file = make_file("file", CONTENT)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(a.send_file, file)
+        await until_full(a)
+        os.truncate(file.name, 2 * MIB)
+        assert await b.recv_exactly(2 * MIB) == CONTENT[: 2 * MIB]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(a.close)
+        with pytest.raises(TLSError, match="close_notify"):
+            await b.recv()
+
+
+@pytest.mark.parametrize("layer", ["plain", "tls"])
+@pytest.mark.parametrize("kind", ["file", "memory", "gzip", "custom", "pipe", "proc"])
+async def test_a_whole_file_is_followed_by_a_clean_end(
+    kind: str, a: Socket, b: Socket, make_file: MakeFile
+) -> None:
+    content = {"proc": Path("/proc/version").read_bytes(), "pipe": CONTENT[:1000]}.get(
+        kind, CONTENT
+    )
+
+    async def send() -> None:
+        # A file in /proc reports a size of 0.
+        with open("/proc/version", "rb") if kind == "proc" else make_file(kind, content) as file:
+            assert await a.send_file(file) == len(content)
+        await a.close()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send)
+        assert await read_all(b) == content
+
+
+# ---- sends that are cut short ----
+
+
+@PLAIN_LAYERS
+@pytest.mark.parametrize("kind", ["file", "memory"])
+async def test_a_file_cut_short_by_cancellation_ends_sending(
+    kind: str, a: Socket, make_file: MakeFile
+) -> None:
+    file = make_file(kind, bytes(50_000_000))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(a.send_file, file)
+        await until_full(a)
+        nursery.cancel_scope.cancel()
+    with pytest.raises(trio.BrokenResourceError, match="cut off"):
+        await a.send(b"y")
+
+
+@PLAIN_LAYERS
+@pytest.mark.parametrize("kind", ["file", "memory"])
+async def test_a_progress_callback_that_fails_ends_sending(
+    kind: str, a: Socket, make_file: MakeFile
+) -> None:
+    with pytest.raises(ZeroDivisionError):
+        await a.send_file(make_file(kind, b"content"), progress=lambda sent: 1 // (sent - 7))
+    with pytest.raises(trio.BrokenResourceError, match="cut off"):
+        await a.send(b"y")
+
+
+# ---- peers that leave ----
+
+
+@SMALL
+@pytest.mark.parametrize(
+    ("kind", "layer"),
+    [("file", "plain"), ("file", "no sendfile"), ("file", "tls"), ("memory", "plain")],
+)
+async def test_when_the_peer_leaves_the_error_says_how_much_was_sent(
+    kind: str, layer: str, a: Socket, b: Socket, make_file: MakeFile
+) -> None:
+    size = 8 * MIB
+    file = make_file(kind, bytes(size))
+    progress = [0]
+
+    async def send() -> None:
+        with pytest.raises(trio.BrokenResourceError) as caught:
+            await a.send_file(file, 1000, progress=progress.append)
+        message = str(caught.value)
+        match = re.search(r"after (\d+) bytes of the file$", message)
+        assert match, message
+        number = int(match[1])
+        assert number == progress[-1]
+        assert 0 < number < size
+        if (kind, layer) != ("file", "plain"):
+            assert number % _send_file.FILE_CHUNK == 0
+        assert caught.value.__cause__ is not None
+        assert message.startswith(str(caught.value.__cause__))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send)
+        await b.recv_exactly(MIB)
+        await until_full(a)
+        b.abort()
+    with pytest.raises(trio.BrokenResourceError):
+        await a.send(b"x")
+
+
+@ALL_LAYERS
+async def test_when_the_peer_has_left_0_bytes_are_sent(
+    a: Socket, b: Socket, make_file: MakeFile
+) -> None:
+    file = make_file("unbuffered", b"content")
+    b.abort()
+    await trio.lowlevel.wait_readable(a.fileno())  # the reset has arrived
+    for _ in range(2):
+        with pytest.raises(trio.BrokenResourceError, match=r"after 0 bytes of the file$"):
+            await a.send_file(file)
+
+
+@PLAIN_LAYERS
+async def test_a_response_sent_before_the_peer_left_can_be_read_after_a_failed_file(
+    a: Socket, b: Socket, large_file: Any
+) -> None:
+    await b.send(b"413 too large\r\n")
+
+    async def send() -> None:
+        with pytest.raises(trio.BrokenResourceError, match=r"bytes of the file$"):
+            await a.send_file(large_file)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send)
+        await until_full(a)
+        b.stream.socket.close()  # with unread input: a reset
+    assert await a.recv() == b"413 too large\r\n"
+
+
+@pytest.mark.parametrize("peer", ["trisock", "ssl"])
+async def test_an_alert_that_ends_a_file_is_a_tls_error_and_says_how_much_was_sent(
+    peer: str, a: Socket, b: Socket, authority: Authority, large_file: Any
+) -> None:
+    """TLS 1.3: the server refuses the client's certificate after the client's handshake."""
+    server_tls = ServerTLS(
+        authority.issue("example.org"), client_ca=authority.pem, require_client_certificate=True
+    )
+
+    async def refuse() -> None:
+        if peer == "trisock":
+            with pytest.raises(TLSError, match="showed no certificate"):
+                await b.starttls(server_tls)
+            return
+        with socket.socket(fileno=b.stream.socket.detach()) as raw:
+            raw.setblocking(True)
+            server = RawTLS(raw, server_tls._context(), server_side=True)
+            with pytest.raises(ssl.SSLError):
+                await trio.to_thread.run_sync(server.run, server.ssl.do_handshake)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(refuse)
+        await a.starttls(ClientTLS("example.org", ca=authority.pem))
+        await trio.lowlevel.wait_readable(a.fileno())
+    words = r"'certificate required', after \d+ bytes of the file$"
+    with pytest.raises(TLSError, match=words) as caught:
+        await a.send_file(large_file)
+    assert caught.value.reason == "TLSV13_ALERT_CERTIFICATE_REQUIRED"
+
+
+async def test_a_client_that_aborts_a_download_is_not_a_handler_error(large_file: Any) -> None:
+    async def handler(sock: Socket) -> None:
+        await sock.send_file(large_file)
+
+    async with trio.open_nursery() as nursery:
+        server = await trisock.bind(nursery, 0, handler, host="127.0.0.1")
+        client = await trisock.connect("127.0.0.1", server.port)
+        await client.recv_exactly(1000)
+        client.abort()
+        await all_served(server, 1)
+        assert server.stats().handler_errors == 0
+        server.stop()

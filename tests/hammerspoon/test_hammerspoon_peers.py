@@ -70,6 +70,18 @@ async def test_dead_clients_with_data_unread_are_dropped(
         assert server.connections() == 1
 
 
+@pytest.mark.parametrize("how", ["FIN", "RST"])
+async def test_a_client_that_leaves_right_behind_its_data_is_dropped(
+    autojump_clock: trio.testing.MockClock, server: Socket, how: str
+) -> None:
+    with raw_client(server) as leaving:
+        await until(server.connected)
+        for _ in range(10):  # what the kernels hold, and a FIN behind it
+            leaving.sendall(bytes(10_000))
+        vanish(leaving, how)
+        await seconds_until(lambda: not server.connected())
+
+
 async def test_unfinished_reads_disconnect_once(
     server: Socket, raw: socket.socket, calls: Calls
 ) -> None:

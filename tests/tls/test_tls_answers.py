@@ -167,12 +167,28 @@ async def test_an_answer_that_was_cut_off_garbles_nothing(
 async def test_answers_that_the_peer_does_not_take_are_bounded(
     authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_tls_stream, "_MAX_UNSENT", 100)
+    monkeypatch.setattr(_tls_stream, "_MAX_RESPONSES", 100)
     async with asked(authority) as (sock, peer):
         await clog(sock)
         ask(peer)
         with pytest.raises(TLSError, match="asks for responses but does not read them"):
             await sock.recv()
+
+
+async def test_a_reader_leaves_the_queue_to_a_sender_that_waits_for_room(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traffic in both directions must not open a nursery for each read."""
+
+    async def unexpected(self: _tls_stream.TLSStream) -> bool:
+        raise AssertionError("the reader flushes what the sender will send")
+
+    monkeypatch.setattr(_tls_stream.TLSStream, "_receive_and_flush", unexpected)
+    async with asked(authority) as (sock, peer), trio.open_nursery() as nursery:
+        await start(nursery, sock.send, bytes(1 << 16))  # stuck: the peer does not read
+        say(peer, b"one", asking=False)
+        assert await sock.recv() == b"one"
+        nursery.cancel_scope.cancel()
 
 
 async def test_an_answer_goes_out_after_a_send_in_its_way(

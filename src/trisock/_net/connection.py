@@ -389,9 +389,8 @@ class Connection:
             # Let woken tasks unwind first: after a partial send there is no close_notify.
             await trio.lowlevel.checkpoint()
             final_bytes = b""
-            if tls is not None and (
-                complete or tls.engine.failure is not None
-            ):  # then it is an alert
+            # After a failure it is an alert.
+            if tls is not None and (complete or tls.engine.failure is not None):
                 final_bytes = tls.final_bytes()
         except BaseException:
             self.close_immediately()

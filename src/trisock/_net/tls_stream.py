@@ -1,8 +1,7 @@
 """TLSStream: TLS over a Transport.
 
 A ``TLSEngine`` encrypts and decrypts; this module carries its ciphertext. ``trio.SSLStream`` runs
-the handshake and the shutdown. For these it gets the engine, in place of an ``ssl.SSLContext``, and
-a ``_CiphertextStream``, in place of the transport.
+the handshake and the shutdown, with the engine as its context and a ``_CiphertextStream`` below it.
 """
 
 from __future__ import annotations
@@ -23,15 +22,15 @@ from .._tls.records import SEND_SIZE, pieces
 from .._tls.roles import TLSRole
 from .transport import Transport
 
-# How many bytes wait for a peer that does not read: a piece of a message with its overhead, and 64
-# KiB of responses (some 2000 key updates).
-_MAX_UNSENT = 65536 + SEND_SIZE + 4096
+# How many bytes of responses wait for a peer that does not read: some 2000 key updates. A send that
+# waits for room has a piece of its message in the same queue.
+_MAX_RESPONSES = 65536
+_MAX_PIECE = SEND_SIZE + 4096
 
 # How many records are decrypted ahead before other tasks run: some two milliseconds.
 _MAX_RECORDS_AHEAD = 1024
 
-# How often ``peek`` reads from the kernel to find a record with data: a peer can send empty records
-# forever.
+# How often ``peek`` reads from the kernel for a record with data: empty ones may come forever.
 _MAX_PEEK_READS = 16
 
 
@@ -81,12 +80,12 @@ class TLSStream:
         self.engine.incoming.write(early)
         self.send_state = SendState.READY
         self._send_failure: trio.BrokenResourceError | None = None
+        self._sending_rest = False  # a sender sends all that is queued, responses too
         self._writable_lock = trio.Lock()  # a descriptor takes one waiter, and there may be two
         self._filling = False
         self._filled: trio.Event | None = None  # set when the task that fills is done
         self._ssl_stream = trio.SSLStream(
             _CiphertextStream(self, transport),
-            # SSLStream uses it as a context with one method (see TLSEngine).
             cast(ssl.SSLContext, self.engine),
             server_side=role.server_side,
         )
@@ -139,7 +138,7 @@ class TLSStream:
         while True:
             if incoming.pending:  # many empty records
                 await trio.lowlevel.checkpoint()
-            elif self._filling or engine.unsent:
+            elif self._filling or (engine.unsent and not self._sending_rest):
                 self._flush_responses()
                 if not await self._fill():
                     return self._transport_ended()
@@ -184,7 +183,7 @@ class TLSStream:
             return True
         self._filling = True
         try:
-            if self.engine.unsent:
+            if self.engine.unsent and not self._sending_rest:
                 return await self._receive_and_flush()
             ciphertext = await self._transport.receive()
             self.engine.incoming.write(ciphertext)
@@ -209,7 +208,7 @@ class TLSStream:
         with contextlib.suppress(trio.BrokenResourceError):
             if self.send_state is not SendState.OVER and self._transport.writable_now():
                 self._send_nowait()
-        if self.engine.unsent > _MAX_UNSENT:
+        if self.engine.unsent > _MAX_RESPONSES + (_MAX_PIECE if self._sending_rest else 0):
             raise self.engine.fail("the peer asks for responses but does not read them")
 
     async def _receive_and_flush(self) -> bool:
@@ -243,8 +242,7 @@ class TLSStream:
         ``receive`` reports an error, like the end.
         """
         records: list[bytes] = []
-        engine = self.engine
-        more = True
+        engine, more = self.engine, True
         with contextlib.suppress(trio.BrokenResourceError):
             while more and engine.can_read and len(records) < _MAX_RECORDS_AHEAD:
                 more = engine.read_batch(records)
@@ -287,9 +285,8 @@ class TLSStream:
             return b""
         # RFC 8446, section 6.1. This must not depend on the context: the user's, or that of a later
         # Python, may have OP_IGNORE_UNEXPECTED_EOF set.
-        raise self.engine.fail(
-            "the peer ended the connection without close_notify: data may be missing"
-        )
+        why = "the peer ended the connection without close_notify: data may be missing"
+        raise self.engine.fail(why)
 
     # ---- sending ----
 
@@ -356,10 +353,14 @@ class TLSStream:
         return False
 
     async def _send_rest(self) -> None:
-        """Send what ``_send_nowait`` has left. A reader may send some of it meanwhile."""
-        while self.engine.unsent:
-            await self._wait_writable()
-            self._send_nowait()
+        """Send what ``_send_nowait`` has left, and what is queued meanwhile."""
+        self._sending_rest = True
+        try:
+            while self.engine.unsent:
+                await self._wait_writable()
+                self._send_nowait()
+        finally:
+            self._sending_rest = False
 
     async def send_ciphertext(self, data: bytes) -> None:
         """Send what ``SSLStream`` took from the engine. If cancelled, sending is over.
@@ -457,8 +458,7 @@ class TLSStream:
             if engine.state is TLSState.HANDSHAKE or self._https_compatible:
                 return b""
             engine.close_notify()
-        data = engine.data_to_send()
-        return data if self.send_state is SendState.READY else b""
+        return engine.data_to_send() if self.send_state is SendState.READY else b""
 
 
 class _CiphertextStream(trio.abc.Stream):
@@ -497,4 +497,4 @@ class _CiphertextStream(trio.abc.Stream):
         """Do nothing: the Socket asks the Transport itself."""
 
     async def aclose(self) -> None:
-        """Leave closing to the Socket, which does more than ``SSLStream`` can."""
+        """Do nothing: the Socket closes."""

@@ -88,6 +88,7 @@ class TLSEngine:
         self._tickets = b""
         self._unsent: bytes | memoryview = b""
         self.state = TLSState.HANDSHAKE
+        self._what = "TLS handshake"  # what an error says has failed
         self.failure: trio.BrokenResourceError | None = None
 
     # ---- what SSLStream calls ----
@@ -205,6 +206,7 @@ class TLSEngine:
                 verify_code=10,
             )
         self.state = TLSState.OPEN
+        self._what = "TLS"
         info = TLSInfo(
             version=version,
             cipher=cipher[0],
@@ -255,7 +257,7 @@ class TLSEngine:
         return data
 
     def read_batch(self, records: list[bytes]) -> bool:
-        """Add the bytes of a few records that have arrived. Return False if no more can follow.
+        """Add the bytes of a few records that have arrived. Return whether more may follow.
 
         At the end, ``incoming`` holds what followed ``close_notify``.
         """
@@ -274,7 +276,7 @@ class TLSEngine:
         if data is not None and not data:
             self.state = TLSState.PEER_CLOSED
             self.incoming.restart(self._incoming_bio.read())
-        return bool(data) or (data is None and not self.incoming.pending)
+        return bool(data)
 
     def _read_further(self, exc: ssl.SSLError) -> bytes | None:
         """Continue after an exception. Most often the record was empty."""
@@ -358,8 +360,7 @@ class TLSEngine:
         self, why: str, *, reason: str | None = None, verify_code: int | None = None
     ) -> TLSError:
         """Fail, and return the error to raise."""
-        what = "TLS handshake" if self.state is TLSState.HANDSHAKE else "TLS"
-        text = f"{what} with {self._role.named(self._peer)} failed: {why}"
+        text = f"{self._what} with {self._role.named(self._peer)} failed: {why}"
         error = TLSError(text, reason=reason, verify_code=verify_code)
         self.set_failure(error)
         self._remember(error)

@@ -137,12 +137,7 @@ class QueuedConnection:
         self._unsent += cost(data)
         self._writes.put(Write(data, timeout, delivery))
 
-    def start_tls(
-        self,
-        tls: trisock.TLSArgument,
-        name: str | None,
-        timeout: float,
-    ) -> None:
+    def start_tls(self, tls: trisock.TLSArgument, name: str | None, timeout: float) -> None:
         """Queue a handshake, behind the queued reads and writes."""
         if self._has_tls:
             log(logger, self._loglevel, "%s: it is using TLS already", self._name)
@@ -299,12 +294,7 @@ class QueuedConnection:
             else:
                 self._writes.operations.append(operation)
 
-    async def _start_tls(
-        self,
-        tls: trisock.TLSArgument,
-        name: str | None,
-        timeout: float,
-    ) -> None:
+    async def _start_tls(self, tls: trisock.TLSArgument, name: str | None, timeout: float) -> None:
         assert self.sock is not None
         limit = _HANDSHAKE_TIMEOUT if timeout == math.inf else timeout
         await self.sock.starttls(tls, server_hostname=name, handshake_timeout=limit)

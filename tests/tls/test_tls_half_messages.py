@@ -168,8 +168,8 @@ async def test_half_a_record_behind_the_handshake_is_read_when_whole(
                 peer.incoming.write(raw.recv(65536))
         peer.ssl.write(b"early bird")
         said = peer.outgoing.read()
+        rest = said[-7:]  # before the other thread may send it
         raw.sendall(said[:-7])
-        rest = said[-7:]
 
     with raw:
         async with closing(sock), trio.open_nursery() as nursery:

@@ -294,6 +294,16 @@ async def test_startTLS_with_bad_arguments_raises_and_disconnects(
     assert await read_all(peer) == b""
 
 
+async def test_a_disconnect_drops_a_queued_startTLS(hs: Sockets) -> None:
+    async with connected(hs, fn=print) as (client, peer):
+        client.write("plain text\n")
+        await peer.recv_until(b"\n")
+        client.read("\n").startTLS("example.org").write("secret")
+        client.disconnect()
+        assert await read_all(peer) == b""
+        assert not client.connected()
+
+
 async def test_startTLS_of_a_server_with_a_peerName_disconnects(
     client: Socket, peer: trisock.Socket, server_tls: ServerTLS, log: pytest.LogCaptureFixture
 ) -> None:

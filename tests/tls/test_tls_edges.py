@@ -158,6 +158,9 @@ async def test_after_a_fork_no_way_into_tls_is_open(
             patch.setattr(_fork, "count", _fork.count + 1)
             assert not tls.engine.can_read  # otherwise stoptls would decrypt forever
             with pytest.raises(trio.BrokenResourceError, match="fork first"):
+                await tls.send_ciphertext(b"of the parent")
+            assert tls.final_bytes() == b""
+            with pytest.raises(trio.BrokenResourceError, match="fork first"):
                 tls.engine.check()
             with pytest.raises(trio.BrokenResourceError, match="fork first"):
                 await a.recv()

@@ -1,16 +1,23 @@
-"""ReceiveBuffer: what a search looks at and what is held, against patterns that try to evade it."""
+"""ReceiveBuffer: how much a search scans and how much memory is held, for adversarial patterns."""
 
 from __future__ import annotations
 
 import gc
 import sys
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
+from helpers.scanned_bytes import ScannedBytes
 from trisock._net import receive_buffer as _buffer
 from trisock._net.receive_buffer import ReceiveBuffer
 
@@ -18,123 +25,89 @@ KIB = 1024
 MIB = 1024 * KIB
 
 
-class Watched(bytes):
-    """Bytes that count how many of them (and of what is cut from them) were searched."""
-
-    looked_at = 0
-
-    def find(self, sub: bytes, start: int = 0, end: int | None = None) -> int:  # type: ignore[override]
-        end = len(self) if end is None else min(end, len(self))
-        at = super().find(sub, start, end)
-        Watched.looked_at += (at + len(sub) if at >= 0 else end) - start
-        return at
-
-    def split(self, sep: bytes, maxsplit: int = -1) -> list[bytes]:  # type: ignore[override]
-        Watched.looked_at += len(self)
-        return super().split(sep, maxsplit)
-
-    def __getitem__(self, key: slice) -> Watched:  # type: ignore[override]
-        return Watched(super().__getitem__(key))
-
-    def __add__(self, other: bytes) -> Watched:  # type: ignore[override]
-        return Watched(super().__add__(other))
-
-    def __radd__(self, other: bytes) -> Watched:
-        return Watched(other + bytes(self))
+@pytest.fixture(autouse=True)
+def count_from_zero() -> None:
+    ScannedBytes.scanned = 0
 
 
-def find(buffer: ReceiveBuffer, delimiter: bytes, max_bytes: int) -> int | None:
-    """Find as a Socket does: what is found beyond the limit is not for the caller."""
-    if "max_bytes" not in ReceiveBuffer.find.__code__.co_varnames:  # as it was once
-        end = buffer.find(delimiter)
-        return None if end is None or end > max_bytes else end
-    return buffer.find(delimiter, max_bytes)
-
-
-# ---- looking ----
+# ---- scanning ----
 
 
 @pytest.mark.parametrize("taken", [1, 63, 64, 65, 300])
 @pytest.mark.parametrize("delimiter", [b"\n", b"\r\n", b"\r\n.\r\n"])
 @pytest.mark.parametrize("size", [1, 100, 70_000])
-def test_skipping_what_has_no_delimiter_looks_at_each_byte_once(
+def test_skipping_without_a_delimiter_scans_each_byte_once(
     size: int, delimiter: bytes, taken: int
 ) -> None:
     """A loop of ``recv_until(max_bytes=64)`` and ``recv_exactly(taken)``."""
-    Watched.looked_at = 0
     buffer = ReceiveBuffer()
-    chunk = Watched(b"\r" * size)
-    total = 300 * KIB if size == 70_000 else 20_000
+    chunk = ScannedBytes(b"\r" * size)
+    total = 140_000 if size == 70_000 else 20_000
     for _ in range(total // size):
         buffer.append(chunk)
     total = len(buffer)
     rounds = 0
     while len(buffer) > 500:
-        before = Watched.looked_at
-        assert find(buffer, delimiter, 64) is None
+        before = ScannedBytes.scanned
+        assert buffer.find(delimiter, 64) is None
         seam = 2 * (len(delimiter) - 1)
         pieces = 64 // size + 2
-        assert Watched.looked_at - before <= 64 + pieces * seam
+        assert ScannedBytes.scanned - before <= 64 + pieces * seam
         buffer.take(taken)
         rounds += 1
-    assert Watched.looked_at <= total + (rounds + total // size) * 2 * (len(delimiter) - 1)
+    assert ScannedBytes.scanned <= total + (rounds + total // size) * 2 * (len(delimiter) - 1)
 
 
-def test_limits_that_change_cost_nothing_more() -> None:
-    Watched.looked_at = 0
+def test_changing_limits_scan_no_byte_again() -> None:
     buffer = ReceiveBuffer()
-    buffer.append(Watched(b"\r" * 500 * KIB))
+    buffer.append(ScannedBytes(b"\r" * 500 * KIB))
     for number in range(1000):
         for limit in (10, 400 * KIB, 64, 1):
-            assert find(buffer, b"\r\n", limit + number) is None
+            assert buffer.find(b"\r\n", limit + number) is None
         buffer.take(100)
-    assert Watched.looked_at <= 500 * KIB + 4 * 1000 * 2
+    assert ScannedBytes.scanned <= 500 * KIB + 4 * 1000 * 2
 
 
-def test_a_resynchronising_reader_looks_at_each_byte_once() -> None:
-    """Take four bytes, put three of them back, and look for the end of the line again."""
-    Watched.looked_at = 0
+def test_a_resynchronising_reader_scans_each_byte_once() -> None:
+    """Take four bytes, push three of them back, and search for the end of the line again."""
     buffer = ReceiveBuffer()
-    buffer.append(Watched(b"\r" * 100 * KIB))
+    buffer.append(ScannedBytes(b"\r" * 100 * KIB))
     for _ in range(5000):
-        assert find(buffer, b"\r\n", 64 * KIB) is None
-        buffer.push_front(Watched(buffer.take(4)[1:]))
-    assert Watched.looked_at <= 64 * KIB + 5000 * 8
+        assert buffer.find(b"\r\n", 64 * KIB) is None
+        buffer.push_front(ScannedBytes(buffer.take(4)[1:]))
+    assert ScannedBytes.scanned <= 64 * KIB + 5000 * 8
 
 
-def test_a_delimiter_that_was_found_and_not_taken_is_not_looked_for_again() -> None:
-    Watched.looked_at = 0
+def test_a_delimiter_found_but_unread_is_not_searched_again() -> None:
     buffer = ReceiveBuffer()
-    buffer.append(Watched(b"x" * 50_000 + b"\n"))
-    for number in range(1000):  # cancelled each time
-        assert find(buffer, b"\n", 65536) == 50_001 - number
+    buffer.append(ScannedBytes(b"x" * 50_000 + b"\n"))
+    for number in range(1000):  # as if the reader were cancelled each time
+        assert buffer.find(b"\n", 65536) == 50_001 - number
         buffer.take(1)
-    assert Watched.looked_at == 50_001
+    assert ScannedBytes.scanned == 50_001
 
 
 @pytest.mark.parametrize("max_bytes", [1, 2, 64, 1000])
-def test_short_lines_with_a_small_limit_cost_the_same_for_each_byte(max_bytes: int) -> None:
-    Watched.looked_at = 0
+def test_short_lines_with_a_small_limit_have_a_linear_cost(max_bytes: int) -> None:
     buffer = ReceiveBuffer()
     line = b"x" * (max_bytes - 1) + b"\n"
     count = 20_000 // max_bytes
-    for _ in range(20):
-        buffer.append(Watched(line * count))
+    for _ in range(5):
+        buffer.append(ScannedBytes(line * count))
     lines = 0
-    while (end := find(buffer, b"\n", max_bytes)) is not None:
+    while (end := buffer.find(b"\n", max_bytes)) is not None:
         batch = list(buffer.take_lines(b"\n", False, max_bytes))
         if not batch:
             buffer.take(end)
         lines += len(batch) or 1
-    assert lines == 20 * count
-    assert Watched.looked_at <= 4 * 20 * count * max_bytes
+    assert lines == 5 * count
+    assert ScannedBytes.scanned <= 4 * 5 * count * max_bytes
 
 
 class SearchMachine(RuleBasedStateMachine):
-    """Any mix of operations finds what a plain search finds, and looks no further than it may.
+    """The model is plain bytes. Each search is bounded in the bytes that it scans."""
 
-    What is joined, and when, is made so small that each example meets all of it.
-    """
+    # Small, so that each example coalesces and trims chunks.
 
     SIZES = {"_MAX_UNCOALESCED": 3, "_SMALL_CHUNK": 4, "_MAX_CONSUMED_BYTES": 2}
 
@@ -142,11 +115,9 @@ class SearchMachine(RuleBasedStateMachine):
         super().__init__()
         self.patch = pytest.MonkeyPatch()
         for name, value in self.SIZES.items():
-            self.patch.setattr(_buffer, name, value, raising=False)
+            self.patch.setattr(_buffer, name, value)
         self.buffer = ReceiveBuffer()
         self.model = b""
-        self.lines: Any = iter(())
-        self.lines_model: list[bytes] = []
 
     def teardown(self) -> None:
         self.patch.undo()
@@ -157,12 +128,12 @@ class SearchMachine(RuleBasedStateMachine):
 
     @rule(chunk=text)
     def append(self, chunk: bytes) -> None:
-        self.buffer.append(Watched(chunk))
+        self.buffer.append(ScannedBytes(chunk))
         self.model += chunk
 
     @rule(chunk=text)
     def push_front(self, chunk: bytes) -> None:
-        self.buffer.push_front(Watched(chunk))
+        self.buffer.push_front(ScannedBytes(chunk))
         self.model = chunk + self.model
 
     @rule(max_bytes=st.none() | st.integers(1, 6))
@@ -187,20 +158,20 @@ class SearchMachine(RuleBasedStateMachine):
 
     @rule(delimiter=delimiter, limit=limit)
     def find(self, delimiter: bytes, limit: int) -> None:
-        before = Watched.looked_at
+        before = ScannedBytes.scanned
         at = self.model.find(delimiter)
         end = at + len(delimiter)
         expected = None if at < 0 or end > limit else end
-        assert find(self.buffer, delimiter, limit) == expected
-        looks = min(limit, len(self.model))
-        assert Watched.looked_at - before <= looks * (1 + 2 * (len(delimiter) - 1))
-        before = Watched.looked_at
-        assert find(self.buffer, delimiter, limit) == expected
-        assert Watched.looked_at == before  # it knows
+        assert self.buffer.find(delimiter, limit) == expected
+        most = min(limit, len(self.model))
+        assert ScannedBytes.scanned - before <= most * (1 + 2 * (len(delimiter) - 1))
+        before = ScannedBytes.scanned
+        assert self.buffer.find(delimiter, limit) == expected
+        assert ScannedBytes.scanned == before  # the result is cached
 
     @rule(delimiter=delimiter, limit=limit, keep=st.booleans(), count=st.integers(0, 5))
     def take_lines(self, delimiter: bytes, limit: int, keep: bool, count: int) -> None:
-        end = find(self.buffer, delimiter, limit)
+        end = self.buffer.find(delimiter, limit)
         if end is None:
             return
         lines = self.buffer.take_lines(delimiter, keep, limit)
@@ -216,13 +187,12 @@ class SearchMachine(RuleBasedStateMachine):
         assert self.buffer.size == len(self.model)
 
 
-TestAnyMixOfOperationsFindsWhatIsThere = SearchMachine.TestCase
-TestAnyMixOfOperationsFindsWhatIsThere.settings = settings(
-    max_examples=200, stateful_step_count=60, deadline=None
-)
+def test_any_mix_of_operations_agrees_with_a_plain_search(times: int) -> None:
+    options = settings(max_examples=100 * times, stateful_step_count=60, deadline=None)
+    run_state_machine_as_test(SearchMachine, settings=options)
 
 
-# ---- holding ----
+# ---- memory ----
 
 
 def held(buffer: ReceiveBuffer) -> int:
@@ -237,8 +207,8 @@ def held(buffer: ReceiveBuffer) -> int:
     return sum(map(sys.getsizeof, seen.values()))
 
 
-# Tuples and lists for at most three groups of loose chunks, one chunk that is read in part, and
-# lines that are split already.
+# Tuples and lists for at most three groups of chunks that are not coalesced yet, one partly read
+# chunk, and lines that are already split.
 CONSTANT = 3 * 256 * 110 + 32 * KIB
 
 
@@ -247,7 +217,7 @@ def assert_bounded(buffer: ReceiveBuffer) -> None:
 
 
 def fresh(size: int) -> bytes:
-    """Return bytes that are an object of their own."""
+    """Return zeros, in an object that nothing else refers to."""
     return bytes(bytearray(size))
 
 
@@ -265,20 +235,14 @@ PATTERNS = [
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=lambda sizes: f"{len(sizes)}x{sizes[0]}")
-def test_what_is_held_is_within_a_small_factor_whatever_the_sizes(pattern: list[int]) -> None:
+@pytest.mark.parametrize("add", [ReceiveBuffer.append, ReceiveBuffer.push_front])
+def test_memory_stays_within_a_small_factor_of_the_unread_bytes(
+    add: Callable[[ReceiveBuffer, bytes], None], pattern: list[int]
+) -> None:
     buffer = ReceiveBuffer()
     while len(buffer) < 400_000:
         for size in pattern:
-            buffer.append(fresh(size))
-    assert_bounded(buffer)
-
-
-@pytest.mark.parametrize("pattern", PATTERNS, ids=lambda sizes: f"{len(sizes)}x{sizes[0]}")
-def test_what_was_pushed_back_is_held_in_the_same_way(pattern: list[int]) -> None:
-    buffer = ReceiveBuffer()
-    while len(buffer) < 400_000:
-        for size in pattern:
-            buffer.push_front(fresh(size))
+            add(buffer, fresh(size))
     assert_bounded(buffer)
 
 
@@ -296,9 +260,8 @@ steps = st.lists(
 
 @settings(max_examples=100, deadline=None)
 @given(steps=steps)
-def test_no_mix_of_operations_makes_it_hold_much_more(steps: list[tuple[str, int, int]]) -> None:
+def test_no_mix_of_operations_exceeds_the_memory_bound(steps: list[tuple[str, int, int]]) -> None:
     buffer = ReceiveBuffer()
-    most = 0
     for what, size, times in steps:
         for _ in range(times):
             if what == "append":
@@ -317,12 +280,11 @@ def test_no_mix_of_operations_makes_it_hold_much_more(steps: list[tuple[str, int
                 next(buffer.take_lines(b"\0", False, 65536), None)
             if len(buffer) > 2 * MIB:
                 break
-        most = max(most, len(buffer))
         assert_bounded(buffer)
 
 
 def push_remnants(buffer: ReceiveBuffer, peek: bool) -> None:
-    """Leave one byte of each chunk that is pushed back, under the next one."""
+    """Push chunks back, and leave one byte of each unread behind the next one."""
     for _ in range(2000):
         buffer.push_front(fresh(10_000))
         buffer.take_chunk(9_999)
@@ -331,7 +293,7 @@ def push_remnants(buffer: ReceiveBuffer, peek: bool) -> None:
 
 
 @pytest.mark.parametrize("peek", [True, False])
-def test_a_byte_left_of_a_large_chunk_does_not_keep_all_of_it(peek: bool) -> None:
+def test_one_unread_byte_does_not_keep_its_large_chunk(peek: bool) -> None:
     buffer = ReceiveBuffer()
     buffer.append(fresh(MIB))
     buffer.take(MIB - 1)

@@ -1,0 +1,36 @@
+"""Bytes that count how many of them a search scans."""
+
+from __future__ import annotations
+
+
+class ScannedBytes(bytes):
+    """Bytes that count in ``ScannedBytes.scanned`` how many bytes were scanned.
+
+    Slices and concatenations of them count too. A search that is not counted is refused.
+    """
+
+    scanned = 0
+
+    def find(self, sub: bytes, start: int = 0, end: int | None = None) -> int:  # type: ignore[override]
+        end = len(self) if end is None else min(end, len(self))
+        at = super().find(sub, start, end)
+        ScannedBytes.scanned += (at + len(sub) if at >= 0 else end) - start
+        return at
+
+    def split(self, sep: bytes, maxsplit: int = -1) -> list[bytes]:  # type: ignore[override]
+        ScannedBytes.scanned += len(self)
+        return super().split(sep, maxsplit)
+
+    def index(self, *_: object) -> int:  # type: ignore[override]
+        raise NotImplementedError("count the bytes that this scans, too")
+
+    partition = count = __contains__ = index  # type: ignore[assignment]
+
+    def __getitem__(self, key: slice) -> ScannedBytes:  # type: ignore[override]
+        return ScannedBytes(super().__getitem__(key))
+
+    def __add__(self, other: bytes) -> ScannedBytes:  # type: ignore[override]
+        return ScannedBytes(super().__add__(other))
+
+    def __radd__(self, other: bytes) -> ScannedBytes:
+        return ScannedBytes(other + bytes(self))

@@ -71,6 +71,12 @@ async def raw_ends(family: str) -> AsyncIterator[tuple[Socket, socket.socket]]:
 
 
 @pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A path for a Unix socket; nothing is there yet."""
+    return tmp_path / "socket"
+
+
+@pytest.fixture
 def sock(raw_ends: tuple[Socket, socket.socket]) -> Socket:
     """One end of a connection."""
     return raw_ends[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 import pytest
@@ -10,22 +9,14 @@ import trio
 import trio.testing
 
 import trisock
+from helpers.forks import run_in_child
 from helpers.pairs import closing, tcp_pair, tls_pair
 from trisock import ClientTLS, ServerTLS, Socket
 
-
-def in_a_child(function: Callable[[], object]) -> None:
-    """Fork, call a function in the child, and wait until that has ended."""
-    child = os.fork()
-    if child == 0:
-        try:
-            function()
-        finally:
-            os._exit(0)
-    os.waitpid(child, 0)
+# Python warns of a fork in a process that has threads.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of a fork beside threads
 async def test_a_child_that_closes_a_listener_leaves_accept_waiting() -> None:
     async with (
         await trisock.listen(0, host="127.0.0.1") as listener,
@@ -38,26 +29,24 @@ async def test_a_child_that_closes_a_listener_leaves_accept_waiting() -> None:
 
         nursery.start_soon(accept)
         await trio.testing.wait_all_tasks_blocked()
-        in_a_child(listener.abort)
+        run_in_child(listener.abort)
         async with await trisock.connect("127.0.0.1", listener.port):
             pass
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-async def test_a_child_that_stops_a_server_leaves_the_parents_serving() -> None:
+async def test_a_child_that_stops_a_server_leaves_the_parent_serving() -> None:
     async with trio.open_nursery() as nursery:
         server = await trisock.bind(nursery, 0, Socket.recv, host="127.0.0.1")
         await trio.testing.wait_all_tasks_blocked()
-        in_a_child(lambda: server.stop(0))
+        run_in_child(lambda: server.stop(0))
         async with await trisock.connect("127.0.0.1", server.port):
             while not server.connections:
                 await trio.lowlevel.checkpoint()
-            in_a_child(server.stop)
+            run_in_child(server.stop)
             assert not server.closing.is_set()
         server.stop()
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("end", [Socket.abort, lambda sock: sock._connection.close_immediately()])
 async def test_a_child_that_ends_its_tls_socket_leaves_a_read_waiting(
     client_tls: ClientTLS, server_tls: ServerTLS, end: Callable[[Socket], None]
@@ -70,11 +59,10 @@ async def test_a_child_that_ends_its_tls_socket_leaves_a_read_waiting(
 
         nursery.start_soon(read)
         await trio.testing.wait_all_tasks_blocked()
-        in_a_child(lambda: end(client))
+        run_in_child(lambda: end(client))
         await server.send(b"still here")
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 async def test_a_child_that_aborts_a_plain_socket_wakes_the_parent() -> None:
     client, server = await tcp_pair()
     async with closing(client, server), trio.open_nursery() as nursery:
@@ -83,14 +71,14 @@ async def test_a_child_that_aborts_a_plain_socket_wakes_the_parent() -> None:
             with pytest.raises(trio.BrokenResourceError):
                 while await client.recv():
                     pass
-                raise trio.BrokenResourceError  # an end is an end, too
+                raise trio.BrokenResourceError  # the end of the stream counts too
 
         nursery.start_soon(read)
         await trio.testing.wait_all_tasks_blocked()
-        in_a_child(client.abort)
+        run_in_child(client.abort)
 
 
-def test_a_listener_made_before_a_fork_wakes_its_child_run() -> None:
+def test_a_listener_made_before_a_fork_closes_in_the_child() -> None:
     listener = trisock.listen_nowait(0, host="127.0.0.1")
 
     async def main() -> None:
@@ -104,12 +92,5 @@ def test_a_listener_made_before_a_fork_wakes_its_child_run() -> None:
                 await trio.testing.wait_all_tasks_blocked()
                 await listener.close()
 
-    child = os.fork()
-    if child == 0:
-        try:
-            trio.run(main)
-        except BaseException:
-            os._exit(1)
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
+    run_in_child(lambda: trio.run(main))
     listener.abort()

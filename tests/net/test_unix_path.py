@@ -1,6 +1,6 @@
-"""The paths of Unix sockets: hostile neighbours, forks, locks and odd directories.
+"""The paths of Unix sockets: hostile neighbours, forks, locks and unusual directories.
 
-Most of these need another user, and so root.
+Most of these tests need root, to become another user.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import fcntl
 import os
 import resource
 import shutil
-import signal
 import socket
 import stat
 import tempfile
@@ -25,63 +24,20 @@ import trio
 import trio.testing
 
 import trisock
+from helpers.forks import NOBODY, after_nobody, child, run_in_child
 from helpers.pairs import closing
+from helpers.unix_paths import accepts, leave_stale, listen_once
 
-NOBODY = 65534
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-
-
-def die_with(code: int) -> None:
-    os._exit(code)
-
-
-@contextlib.contextmanager
-def child(function: Callable[[], object], *, user: int | None = None) -> Iterator[int]:
-    """Run a function in a forked child, as another user; its status is 0 if it returned."""
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            if user is not None:
-                os.setgroups([])
-                os.setgid(user)
-                os.setuid(user)
-            function()
-            status = 0
-        finally:
-            die_with(status)
-    try:
-        yield pid
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, 0)
-
-
-def run_in_child(function: Callable[[], object], *, user: int | None = None) -> None:
-    with child(function, user=user) as pid:
-        assert os.waitpid(pid, 0)[1] == 0
 
 
 @pytest.fixture
 def shared() -> Iterator[Path]:
-    """Give a directory where every user can write, as in /tmp but not sticky."""
+    """A directory that every user can write to, like /tmp but not sticky."""
     directory = Path(tempfile.mkdtemp())
     directory.chmod(0o777)
     yield directory
     shutil.rmtree(directory)
-
-
-def leave_stale(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(path))
-
-
-def accepts(listener: trisock.Listener, path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as client:
-        client.connect(str(path))
-        return listener.hasconnection()
 
 
 # ---- fork ----
@@ -100,9 +56,8 @@ def serve_and_stop(listener: trisock.Listener) -> None:
 
 @pytest.mark.parametrize("end", [serve_and_stop, trisock.Listener.abort])
 def test_a_forked_child_does_not_remove_the_path(
-    tmp_path: Path, end: Callable[[trisock.Listener], None]
+    path: Path, end: Callable[[trisock.Listener], None]
 ) -> None:
-    path = tmp_path / "socket"
     listener = trisock.listen_unix_nowait(path)
     try:
         run_in_child(lambda: end(listener))
@@ -112,37 +67,33 @@ def test_a_forked_child_does_not_remove_the_path(
     assert not path.exists()
 
 
-def test_a_forked_child_removes_the_path_it_made(tmp_path: Path) -> None:
-    path = tmp_path / "socket"
+def test_a_forked_child_removes_the_path_it_made(path: Path) -> None:
     run_in_child(lambda: trisock.listen_unix_nowait(path).abort())
     assert not path.exists()
 
 
-def test_a_pluto_listener_dropped_in_a_child_leaves_the_path(tmp_path: Path) -> None:
+def test_a_pluto_listener_dropped_in_a_child_leaves_the_path(path: Path) -> None:
     from trisock.pluto import listener as pluto_listener
 
-    path = tmp_path / "socket"
     listening = trisock.listen_unix_nowait(path)
     listeners = [pluto_listener(listening, None)]
-
     run_in_child(listeners.clear)
     assert accepts(listening, path)
     listeners.clear()
     assert not path.exists()
 
 
-def test_an_accepted_connection_stays_the_parents(tmp_path: Path) -> None:
-    path = tmp_path / "socket"
+def test_a_forked_child_does_not_take_an_accepted_connection(path: Path) -> None:
     listener = trisock.listen_unix_nowait(path)
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(path))
         assert listener.hasconnection()
 
-        def look() -> None:
+        def abort() -> None:
             assert not listener.hasconnection()
             listener.abort()
 
-        run_in_child(look)
+        run_in_child(abort)
         sock = trio.run(listener.accept)
         client.sendall(b"x")
         assert sock.stream.socket.recv  # still open
@@ -156,15 +107,15 @@ def test_an_accepted_connection_stays_the_parents(tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def after_bind(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> Iterator[None]:
-    """Let somebody act once, between bind(2) and what follows."""
+    """Act between ``bind(2)`` and the calls that follow it."""
 
-    class Watched(socket.socket):
+    class ActsAfterBind(socket.socket):
         def bind(self, address: object) -> None:
             super().bind(address)  # type: ignore[arg-type]
             act()
 
     with monkeypatch.context() as patch:
-        patch.setattr(socket, "socket", Watched)
+        patch.setattr(socket, "socket", ActsAfterBind)
         yield
 
 
@@ -190,10 +141,10 @@ SWAPS = [by_link, by_hard_link, by_rename]
 
 @pytest.mark.parametrize("kind", ["file", "socket"])
 @pytest.mark.parametrize("swap", SWAPS)
-async def test_a_swapped_path_is_an_oserror_and_no_mode_changes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swap: Callable[[Path, Path], None], kind: str
+async def test_a_swapped_path_is_an_oserror_and_changes_no_mode(
+    path: Path, monkeypatch: pytest.MonkeyPatch, swap: Callable[[Path, Path], None], kind: str
 ) -> None:
-    path, victim = tmp_path / "socket", tmp_path / "victim"
+    victim = path.with_name("victim")
     if kind == "file":
         victim.write_text("precious")
     else:
@@ -204,13 +155,13 @@ async def test_a_swapped_path_is_an_oserror_and_no_mode_changes(
             await trisock.listen_unix(path, mode=0o666)
     assert caught.value.filename == str(path)
     assert stat.S_IMODE(victim.lstat().st_mode) == 0o600
-    assert path.lstat()  # what is there is not ours to remove
+    assert path.lstat()  # not ours, so it stays
 
 
-async def test_a_live_socket_of_ours_in_its_place_keeps_its_mode(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_another_live_socket_renamed_into_place_keeps_its_mode(
+    path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, other = tmp_path / "socket", tmp_path / "other"
+    other = path.with_name("other")
     async with await trisock.listen_unix(other, mode=0o600):
         with after_bind(monkeypatch, lambda: os.rename(other, path)):
             with pytest.raises(FileExistsError, match="another file"):
@@ -220,10 +171,9 @@ async def test_a_live_socket_of_ours_in_its_place_keeps_its_mode(
 
 
 @pytest.mark.parametrize("mode", [None, 0o600])
-async def test_a_path_that_is_removed_at_once_is_an_oserror(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int | None
+async def test_a_path_removed_after_bind_is_an_oserror(
+    path: Path, monkeypatch: pytest.MonkeyPatch, mode: int | None
 ) -> None:
-    path = tmp_path / "socket"
     with after_bind(monkeypatch, path.unlink), pytest.raises(FileNotFoundError) as caught:
         await trisock.listen_unix(path, mode=mode)
     assert caught.value.filename == str(path)
@@ -231,8 +181,7 @@ async def test_a_path_that_is_removed_at_once_is_an_oserror(
 
 @pytest.mark.parametrize("mode", [0, 0o600, 0o660, 0o666, 0o777])
 @pytest.mark.parametrize("umask", [0, 0o022, 0o777])
-def test_the_mode_is_exact_whatever_the_umask(tmp_path: Path, mode: int, umask: int) -> None:
-    path = tmp_path / "socket"
+def test_the_mode_is_exact_whatever_the_umask(path: Path, mode: int, umask: int) -> None:
 
     def listen() -> None:
         os.umask(umask)
@@ -241,13 +190,13 @@ def test_the_mode_is_exact_whatever_the_umask(tmp_path: Path, mode: int, umask: 
             assert stat.S_IMODE(path.stat().st_mode) == mode
             listener.abort()
             assert not path.exists()
-            leave_stale(path)
+            leave_stale(path)  # for the second round
 
     run_in_child(listen)
 
 
 @needs_root
-def test_the_mode_is_set_where_there_is_no_proc(tmp_path: Path) -> None:
+def test_the_mode_is_set_without_proc(tmp_path: Path) -> None:
     def listen() -> None:
         os.chroot(tmp_path)
         os.chdir("/")
@@ -262,8 +211,9 @@ def test_the_mode_is_set_where_there_is_no_proc(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stale", [False, True])
 @pytest.mark.parametrize("free", range(6))
-def test_without_descriptors_nothing_is_left_behind(tmp_path: Path, free: int, stale: bool) -> None:
-    path = tmp_path / "socket"
+def test_a_shortage_of_descriptors_leaves_nothing_behind(
+    path: Path, free: int, stale: bool
+) -> None:
     if stale:
         leave_stale(path)
 
@@ -285,7 +235,7 @@ def test_without_descriptors_nothing_is_left_behind(tmp_path: Path, free: int, s
         if free > 4:
             assert error is None
         os.close(taken[0])
-        left = os.listdir(tmp_path)
+        left = os.listdir(path.parent)
         assert left == ([path.name] if error and stale else [])
 
     run_in_child(listen)
@@ -293,7 +243,7 @@ def test_without_descriptors_nothing_is_left_behind(tmp_path: Path, free: int, s
 
 @needs_root
 def test_a_hostile_neighbour_changes_no_mode(shared: Path, times: int) -> None:
-    """Another user swaps the path for links all the time, as fast as he can."""
+    """Another user keeps replacing the path by links, as fast as possible."""
     path, victim = shared / "socket", shared.parent / f"{shared.name}.victim"
     victim.write_text("precious")
     victim.chmod(0o600)
@@ -325,39 +275,27 @@ def test_a_hostile_neighbour_changes_no_mode(shared: Path, times: int) -> None:
 @needs_root
 @pytest.mark.parametrize("stale", [False, True])
 @pytest.mark.parametrize("kind", [fcntl.LOCK_SH, fcntl.LOCK_EX])
-def test_who_may_only_read_the_directory_stops_nobody(
-    tmp_path: Path, kind: int, stale: bool
+def test_a_reader_that_locks_the_directory_blocks_nobody(
+    tmp_path: Path, path: Path, kind: int, stale: bool
 ) -> None:
-    path = tmp_path / "socket"
     for directory in [tmp_path, *list(tmp_path.parents)[:2]]:
         directory.chmod(0o755)
     if stale:
         leave_stale(path)
-    reading, writing = os.pipe()
-    # Opened before: the directories above need not let others in.
-    directory_fd = os.open(tmp_path, os.O_RDONLY)
-
-    def lock() -> None:
-        fcntl.flock(directory_fd, kind)
-        os.write(writing, b"x")
-        signal.pause()
-
+    # Opened before the fork: other users may not pass the directories above.
+    directory = os.open(tmp_path, os.O_RDONLY)
     try:
-        with child(lock, user=NOBODY):
-            assert os.read(reading, 1) == b"x"
-            listener = trisock.listen_unix_nowait(path)
-            assert accepts(listener, path)
-            listener.abort()
+        with after_nobody(lambda: fcntl.flock(directory, kind)):
+            listen_once(path)
     finally:
-        for descriptor in (reading, writing, directory_fd):
-            os.close(descriptor)
+        os.close(directory)
     assert os.listdir(tmp_path) == []
 
 
 @needs_root
 @pytest.mark.parametrize("mode", [0o300, 0o1777, 0o700])
 @pytest.mark.parametrize("stale", [False, True])
-def test_where_bind_works_listening_works(shared: Path, mode: int, stale: bool) -> None:
+def test_listening_works_wherever_bind_works(shared: Path, mode: int, stale: bool) -> None:
     path = shared / "socket"
     os.chown(shared, NOBODY if mode != 0o1777 else 0, 0)
     shared.chmod(mode)
@@ -365,9 +303,7 @@ def test_where_bind_works_listening_works(shared: Path, mode: int, stale: bool) 
     def listen() -> None:
         if stale:
             leave_stale(path)
-        listener = trisock.listen_unix_nowait(path, mode=0o666)
-        assert accepts(listener, path)
-        listener.abort()
+        listen_once(path, mode=0o666)
 
     run_in_child(listen, user=NOBODY)
     assert os.listdir(shared) == []
@@ -384,33 +320,19 @@ def make_locked(path: Path) -> None:
 
 @needs_root
 @pytest.mark.parametrize("make", [make_symlink, os.mkfifo, os.mkdir, make_locked])
-def test_a_foreign_lock_file_stops_nobody(shared: Path, make: Callable[[Path], None]) -> None:
+def test_another_users_lock_file_blocks_nobody(shared: Path, make: Callable[[Path], None]) -> None:
     shared.chmod(0o1777)
     path = shared / "socket"
     lock = shared / ".socket.0.lock"
     leave_stale(path)
-    reading, writing = os.pipe()
-
-    def put() -> None:
-        make(lock)
-        os.write(writing, b"x")
-        signal.pause()
-
-    try:
-        with child(put, user=NOBODY):
-            assert os.read(reading, 1) == b"x"
-            listener = trisock.listen_unix_nowait(path)
-            assert accepts(listener, path)
-            listener.abort()
-    finally:
-        os.close(reading)
-        os.close(writing)
+    with after_nobody(lambda: make(lock)):
+        listen_once(path)
     assert os.listdir(shared) == [lock.name]
 
 
 @contextlib.contextmanager
 def replacing_held(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Stop another starter between finding the path stale and binding it."""
+    """Hold another thread between finding the path stale and replacing it."""
     inside, go_on = threading.Event(), threading.Event()
     real = os.unlink
 
@@ -437,10 +359,9 @@ def replacing_held(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     listeners[0].abort()
 
 
-def test_a_plain_call_does_not_wait_for_another_starter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_listen_unix_nowait_does_not_wait_for_another_starter(
+    tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "socket"
     leave_stale(path)
     with replacing_held(path, monkeypatch):
         (lock,) = (name for name in tmp_path.iterdir() if name != path)
@@ -452,18 +373,16 @@ def test_a_plain_call_does_not_wait_for_another_starter(
     assert os.listdir(tmp_path) == []
 
 
-async def test_waiting_for_another_starter_has_an_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+async def test_listen_unix_stops_waiting_for_another_starter(
+    path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
 ) -> None:
-    path = tmp_path / "socket"
     leave_stale(path)
     with replacing_held(path, monkeypatch):
         with pytest.raises(TimeoutError, match="starting to listen on this path"):
             await trisock.listen_unix(path)
 
 
-async def test_a_socket_that_does_not_listen_yet_is_not_stale(tmp_path: Path) -> None:
-    path = tmp_path / "socket"
+async def test_a_socket_between_bind_and_listen_is_not_stale(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as starting:
         starting.bind(str(path))
         with pytest.raises(OSError, match="in use"):
@@ -474,8 +393,7 @@ async def test_a_socket_that_does_not_listen_yet_is_not_stale(tmp_path: Path) ->
             pass
 
 
-async def test_a_lock_file_left_by_a_dead_program_is_no_obstacle(tmp_path: Path) -> None:
-    path = tmp_path / "socket"
+async def test_a_dead_programs_lock_file_blocks_nobody(tmp_path: Path, path: Path) -> None:
     leave_stale(path)
     lock = tmp_path / f".socket.{os.geteuid()}.lock"
     lock.touch(0o600)
@@ -485,7 +403,7 @@ async def test_a_lock_file_left_by_a_dead_program_is_no_obstacle(tmp_path: Path)
 
 
 @needs_root
-def test_a_stale_path_of_another_user_stays_in_a_sticky_directory(shared: Path) -> None:
+def test_a_sticky_directory_keeps_another_users_stale_path(shared: Path) -> None:
     shared.chmod(0o1777)
     path = shared / "socket"
     leave_stale(path)

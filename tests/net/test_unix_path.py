@@ -313,13 +313,19 @@ def make_symlink(path: Path) -> None:
     path.symlink_to("/dev/null")
 
 
-def make_locked(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+def make_locked(path: Path, mode: int = 0o666) -> None:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, mode)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
+def make_locked_and_private(path: Path) -> None:
+    make_locked(path, 0o600)  # root can open it
+
+
 @needs_root
-@pytest.mark.parametrize("make", [make_symlink, os.mkfifo, os.mkdir, make_locked])
+@pytest.mark.parametrize(
+    "make", [make_symlink, os.mkfifo, os.mkdir, make_locked, make_locked_and_private]
+)
 def test_another_users_lock_file_blocks_nobody(shared: Path, make: Callable[[Path], None]) -> None:
     shared.chmod(0o1777)
     path = shared / "socket"

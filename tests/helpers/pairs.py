@@ -91,6 +91,12 @@ async def clog(sock: Socket) -> None:
                 os.write(sock.fileno(), b"x")
 
 
+async def until_full(sock: Socket) -> None:
+    """Wait until another task has sent as much as the kernel takes."""
+    while sock._connection.transport.writable_now():
+        await trio.lowlevel.checkpoint()
+
+
 def raw_unix_pair() -> tuple[Socket, socket.socket]:
     ours, raw = socket.socketpair()
     return Socket(trio.SocketStream(trio.socket.from_stdlib_socket(ours))), raw

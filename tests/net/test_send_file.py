@@ -1,4 +1,4 @@
-"""send_file: exactly the bytes of the file, of every kind of file object."""
+"""send_file sends exactly the bytes of a file, for every kind of file object."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 import trio
 import trio.testing
 
-from helpers.pairs import closing, pair, read_all
+from helpers.pairs import closing, pair, read_all, until_full
 from trisock import ClientTLS, ServerTLS, Socket
 from trisock._net import send_file as _send_file
 from trisock._net import transport as _transport
@@ -60,13 +60,13 @@ async def test_send_file_sends_any_part_of_any_binary_file(
         assert progress == sorted(set(progress))
         assert (progress or [0])[-1] == total
         assert 0 not in progress
-        # Called at least once per MiB.
+        # progress is called at least once per MiB.
         assert max(map(int.__sub__, progress, [0, *progress]), default=0) <= MIB
 
 
 @ALL_LAYERS
 @pytest.mark.parametrize("kind", ["file", "unbuffered"])
-async def test_the_position_of_a_file_does_not_matter_and_stays(
+async def test_send_file_ignores_and_keeps_the_position_of_a_file(
     kind: str, a: Socket, b: Socket, make_file: MakeFile
 ) -> None:
     file = make_file(kind, b"0123456789")
@@ -79,7 +79,7 @@ async def test_the_position_of_a_file_does_not_matter_and_stays(
         assert await b.recv_exactly(13) == b"0123456789789"
 
 
-@pytest.mark.parametrize("layer", ["plain", "no sendfile", "tls"])
+@ALL_LAYERS
 @pytest.mark.parametrize("kind", KINDS)
 async def test_three_sends_share_a_file(
     layer: str,
@@ -118,8 +118,7 @@ async def test_another_file_with_the_same_descriptor_is_not_sent(
     descriptor = file.fileno()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(a.send_file, file)
-        while a._connection.transport.writable_now():
-            await trio.lowlevel.checkpoint()
+        await until_full(a)
         file.close()
         with open(tmp_path / "key", "rb") as key:
             assert key.fileno() == descriptor
@@ -140,8 +139,7 @@ async def test_a_file_that_grows_is_sent_as_it_was_at_the_call(
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(send)
-        while a._connection.transport.writable_now():
-            await trio.lowlevel.checkpoint()
+        await until_full(a)
         if kind == "memory":
             file.seek(0, os.SEEK_END)
             file.write(b"more" * MIB)
@@ -174,7 +172,7 @@ async def test_a_file_that_was_empty_at_the_call_sends_nothing(a: Socket, tmp_pa
         assert await a.send_file(file) == 0
 
 
-# ---- how it reads ----
+# ---- how the file is read ----
 
 
 class UpperCaseFile(io.FileIO):
@@ -190,7 +188,7 @@ class UpperCaseReader(io.BufferedReader):
 @pytest.mark.parametrize(
     "own_class", [UpperCaseFile, lambda path: UpperCaseReader(io.FileIO(path))]
 )
-async def test_a_subclass_with_its_own_read_is_read_with_it(
+async def test_the_read_method_of_a_subclass_is_used(
     own_class: Callable[[Path], Any], a: Socket, b: Socket, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_bytes(b"hello")
@@ -200,7 +198,7 @@ async def test_a_subclass_with_its_own_read_is_read_with_it(
 
 
 class OnlyRead:
-    """The least that is needed: a read method."""
+    """A file object with nothing but a ``read`` method."""
 
     def __init__(self, *results: bytes | None) -> None:
         self._results = list(results)
@@ -209,7 +207,7 @@ class OnlyRead:
         return self._results.pop(0) if self._results else b""
 
 
-async def test_an_object_with_only_read_is_enough(a: Socket, b: Socket) -> None:
+async def test_an_object_with_only_a_read_method_is_enough(a: Socket, b: Socket) -> None:
     assert await a.send_file(OnlyRead(b"ab", b"c")) == 3
     assert await b.recv_exactly(3) == b"abc"
 
@@ -221,7 +219,7 @@ async def test_an_object_with_only_read_is_enough(a: Socket, b: Socket) -> None:
         (b"x" * 15, ValueError, "15 bytes where 5 were asked for"),
     ],
 )
-async def test_a_file_object_that_reads_nothing_or_too_much_is_an_error(
+async def test_a_read_of_nothing_or_too_much_is_an_error(
     result: bytes | None, error: type[Exception], words: str, a: Socket
 ) -> None:
     with pytest.raises(error, match=words):
@@ -242,7 +240,7 @@ def test_a_file_over_an_ssl_socket_is_not_read_below_tls() -> None:
 
 @pytest.mark.parametrize("layer", ["plain", "tls"])
 @pytest.mark.parametrize("kind", ["file", "gzip", "memory", "custom"])
-async def test_files_do_not_wait_for_name_lookups(
+async def test_send_file_does_not_wait_for_name_lookups(
     kind: str, a: Socket, b: Socket, make_file: MakeFile
 ) -> None:
     threads = trio.to_thread.current_default_thread_limiter()
@@ -267,7 +265,7 @@ def test_a_piece_of_a_file_is_at_most_1_mib() -> None:
 # ---- errors that leave the connection intact ----
 
 
-async def test_send_file_wants_a_readable_binary_file_and_natural_numbers(a: Socket) -> None:
+async def test_send_file_checks_its_arguments(a: Socket) -> None:
     for bad in (io.StringIO("text"), "path", None):
         with pytest.raises(TypeError, match="binary file"):
             await a.send_file(bad)
@@ -319,7 +317,7 @@ def test_a_failed_fstat_leaves_no_descriptor_open(
     assert os.listdir("/proc/self/fd") == before
 
 
-async def test_a_read_cancelled_before_it_began_reads_nothing(make_file: MakeFile) -> None:
+async def test_a_closed_source_reads_nothing(make_file: MakeFile) -> None:
     source = _send_file.open_source(make_file("file", b"content"))
     assert isinstance(source, _send_file._OnDisk)
     await source.close()

@@ -1,4 +1,4 @@
-"""send_file when the file is too short, the peer leaves or the caller stops; and close_notify."""
+"""send_file when the file is too short, the peer leaves or the caller cancels; and close_notify."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ import pytest
 import trio
 import trio.testing
 
-import trisock
 from helpers.authority import Authority
-from helpers.pairs import all_served, read_all
+from helpers.pairs import all_served, read_all, until_full
 from helpers.raw_tls import RawTLS
+from helpers.server import serving
+from helpers.serving import connect
 from trisock import ClientTLS, ServerTLS, Socket, TLSError
 from trisock._net import send_file as _send_file
 
@@ -39,26 +40,20 @@ def large_file(make_file: MakeFile) -> Any:
     return file
 
 
-async def until_full(sock: Socket) -> None:
-    """Wait until another task has sent as much as the kernel takes."""
-    while sock._connection.transport.writable_now():
-        await trio.lowlevel.checkpoint()
-
-
 # ---- files that are too short ----
 
 
 @ALL_LAYERS
 @pytest.mark.parametrize("kind", ["file", "memory", "gzip", "custom", "pipe"])
 @pytest.mark.parametrize("length", [0, 5])
-async def test_a_file_that_is_too_short_is_an_error_and_under_tls_no_clean_end(
+async def test_a_short_file_is_an_eof_error_without_close_notify(
     kind: str, length: int, layer: str, a: Socket, b: Socket, make_file: MakeFile
 ) -> None:
     content = b"12345"[:length]
     await a.send(b"header")
     with pytest.raises(EOFError, match=f"after {length} of 6 bytes"):
         await a.send_file(make_file(kind, content), count=6)
-    await a.send_file(make_file("memory", b", that is all"))  # vouches only for itself
+    await a.send_file(make_file("memory", b", that is all"))  # a whole file does not help
     await a.close()
     assert await b.recv_exactly(19 + length) == b"header" + content + b", that is all"
     if layer == "tls":
@@ -69,7 +64,7 @@ async def test_a_file_that_is_too_short_is_an_error_and_under_tls_no_clean_end(
 
 
 @pytest.mark.parametrize("offset", [2**40, 2**62, 2**63 - 1])
-async def test_an_offset_beyond_the_end_is_an_early_end(
+async def test_an_offset_beyond_the_end_is_an_eof_error(
     offset: int, a: Socket, b: Socket, make_file: MakeFile
 ) -> None:
     with pytest.raises(EOFError, match="after 0 of 6"):
@@ -79,9 +74,7 @@ async def test_an_offset_beyond_the_end_is_an_early_end(
 
 
 @pytest.mark.parametrize("layer", ["tls"])
-async def test_stoptls_fails_after_a_file_that_was_too_short(
-    a: Socket, b: Socket, make_file: MakeFile
-) -> None:
+async def test_stoptls_fails_after_a_short_file(a: Socket, b: Socket, make_file: MakeFile) -> None:
     with pytest.raises(EOFError):
         await a.send_file(make_file("memory", b"12345"), count=6)
     with pytest.raises(TLSError, match="a file was sent in part only"):
@@ -113,7 +106,7 @@ async def test_a_file_that_shrinks_is_sent_up_to_its_new_end(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(send)
         await until_full(a)
-        # Further than was read, also where a piece is read at a time.
+        # Beyond what has been read, even where a whole chunk is read ahead.
         end = progress[-1] + 2 * _send_file.FILE_CHUNK + 1000
         assert end < size
         os.truncate(file.name, end)
@@ -197,7 +190,7 @@ async def test_a_progress_callback_that_fails_ends_sending(
     ("kind", "layer"),
     [("file", "plain"), ("file", "no sendfile"), ("file", "tls"), ("memory", "plain")],
 )
-async def test_when_the_peer_leaves_the_error_says_how_much_was_sent(
+async def test_when_the_peer_leaves_the_error_counts_the_bytes_sent(
     kind: str, layer: str, a: Socket, b: Socket, make_file: MakeFile
 ) -> None:
     size = 8 * MIB
@@ -228,7 +221,7 @@ async def test_when_the_peer_leaves_the_error_says_how_much_was_sent(
 
 
 @ALL_LAYERS
-async def test_when_the_peer_has_left_0_bytes_are_sent(
+async def test_when_the_peer_has_left_the_error_counts_0_bytes(
     a: Socket, b: Socket, make_file: MakeFile
 ) -> None:
     file = make_file("unbuffered", b"content")
@@ -240,7 +233,7 @@ async def test_when_the_peer_has_left_0_bytes_are_sent(
 
 
 @PLAIN_LAYERS
-async def test_a_response_sent_before_the_peer_left_can_be_read_after_a_failed_file(
+async def test_a_response_can_be_read_after_a_failed_send_file(
     a: Socket, b: Socket, large_file: Any
 ) -> None:
     await b.send(b"413 too large\r\n")
@@ -257,7 +250,7 @@ async def test_a_response_sent_before_the_peer_left_can_be_read_after_a_failed_f
 
 
 @pytest.mark.parametrize("peer", ["trisock", "ssl"])
-async def test_an_alert_that_ends_a_file_is_a_tls_error_and_says_how_much_was_sent(
+async def test_an_alert_during_send_file_is_a_tls_error(
     peer: str, a: Socket, b: Socket, authority: Authority, large_file: Any
 ) -> None:
     """TLS 1.3: the server refuses the client's certificate after the client's handshake."""
@@ -290,11 +283,9 @@ async def test_a_client_that_aborts_a_download_is_not_a_handler_error(large_file
     async def handler(sock: Socket) -> None:
         await sock.send_file(large_file)
 
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, handler, host="127.0.0.1")
-        client = await trisock.connect("127.0.0.1", server.port)
+    async with serving(handler, host="127.0.0.1") as server:
+        client = await connect(server)
         await client.recv_exactly(1000)
         client.abort()
         await all_served(server, 1)
         assert server.stats().handler_errors == 0
-        server.stop()

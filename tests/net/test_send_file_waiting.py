@@ -1,4 +1,4 @@
-"""send_file waits for silent pipes and slow disks: others run, and the wait can be cancelled."""
+"""send_file waits for silent pipes and slow disks: other tasks run, and it can be cancelled."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def kind() -> str:
 
 @pytest.fixture
 def silent(kind: str) -> Iterator[Silent]:
-    """A file from which nothing can be read yet, and a function that writes to its other end."""
+    """A file that has nothing to read yet, and a function that writes to its other end."""
     with contextlib.ExitStack() as stack:
         if kind.endswith("socket"):
             one, other = (stack.enter_context(each) for each in socket.socketpair())
@@ -80,7 +80,7 @@ async def test_a_send_of_a_silent_file_can_be_cancelled(
     assert was_cancelled
     assert os.listdir("/proc/self/fd") == descriptors
     assert fcntl.fcntl(file.fileno(), fcntl.F_GETFL) == flags
-    # Nothing was lost, neither of the connection nor of the file.
+    # The connection works, and nothing of the file was lost.
     await a.send(b"free ")
     assert await a.send_file(file, count=4) == 4
     assert await b.recv_exactly(9) == b"free kept"
@@ -141,7 +141,7 @@ async def test_a_pipe_is_not_read_before_there_is_room_to_send(
 
 
 @pytest.mark.parametrize("kind", ["buffered pipe"])
-async def test_bytes_read_ahead_of_a_pipe_are_sent_immediately(
+async def test_bytes_read_ahead_from_a_pipe_are_sent_immediately(
     a: Socket, b: Socket, silent: Silent
 ) -> None:
     file, write = silent
@@ -172,9 +172,7 @@ async def test_three_sends_share_a_pipe_and_each_byte_is_sent_once(silent: Silen
         assert got == 60
 
 
-async def test_a_part_of_a_pipe_is_sent_only_from_its_beginning(
-    a: Socket, b: Socket, silent: Silent
-) -> None:
+async def test_an_offset_into_a_pipe_is_refused(a: Socket, b: Socket, silent: Silent) -> None:
     file, write = silent
     write(b"12345")
     with pytest.raises(OSError, match=r"[Ii]llegal seek|not seekable"):
@@ -184,7 +182,7 @@ async def test_a_part_of_a_pipe_is_sent_only_from_its_beginning(
     assert await b.recv_exactly(4) == b"123!"
 
 
-async def test_a_slow_pipe_delays_nobody_else(a: Socket, b: Socket) -> None:
+async def test_a_slow_pipe_delays_no_other_task(a: Socket, b: Socket) -> None:
     reading, writing = os.pipe()
     requests = [threading.Event() for _ in range(3)]
     in_time: list[bool] = []
@@ -193,7 +191,7 @@ async def test_a_slow_pipe_delays_nobody_else(a: Socket, b: Socket) -> None:
     def write() -> None:
         with open(writing, "wb", buffering=0) as pipe:
             for request in requests:
-                in_time.append(request.wait(10))  # False if the reader blocks all tasks
+                in_time.append(request.wait(10))  # times out if the reader blocks all tasks
                 pipe.write(b"piece ")
 
     async def send() -> None:
@@ -205,7 +203,7 @@ async def test_a_slow_pipe_delays_nobody_else(a: Socket, b: Socket) -> None:
         await trio.testing.wait_all_tasks_blocked()
         nursery.start_soon(send)
         for number, request in enumerate(requests):
-            await trio.testing.wait_all_tasks_blocked()  # reading, and not yet at the end
+            await trio.testing.wait_all_tasks_blocked()  # the reader waits
             assert progress == [6, 12][:number]
             request.set()
             assert await b.recv_exactly(6) == b"piece "
@@ -267,5 +265,5 @@ async def test_a_send_can_be_cancelled_while_the_disk_does_not_respond(
     assert await b.recv() == b"free"
     respond.set()
     assert ended.wait(30)
-    while not set(os.listdir("/proc/self/fd")) <= descriptors:  # the thread closes its own
+    while not set(os.listdir("/proc/self/fd")) <= descriptors:  # the thread closes its duplicate
         await trio.lowlevel.checkpoint()

@@ -1,12 +1,28 @@
-"""What is allocated outside of Python, too."""
+"""How much memory objects and ``malloc`` hold."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
+import sys
+
+from trisock._net.receive_buffer import ReceiveBuffer
+
+
+def held(buffer: ReceiveBuffer) -> int:
+    """Return the size of all objects that a buffer keeps alive, each counted once."""
+    seen: dict[int, object] = {}
+    waiting: list[object] = [getattr(buffer, name) for name in buffer.__slots__]
+    while waiting:
+        each = waiting.pop()
+        if id(each) not in seen and not isinstance(each, (type, int)):
+            seen[id(each)] = each
+            waiting += gc.get_referents(each)
+    return sum(map(sys.getsizeof, seen.values()))
 
 
 class _Mallinfo2(ctypes.Structure):
-    """What glibc tells of ``malloc`` (mallinfo(3))."""
+    """glibc's counters of ``malloc`` (mallinfo(3))."""
 
     _fields_ = [
         (name, ctypes.c_size_t)
@@ -18,7 +34,7 @@ class _Mallinfo2(ctypes.Structure):
 
 
 def allocated() -> int:
-    """Return how many bytes are allocated by ``malloc``, of OpenSSL too; 0 where nobody tells."""
+    """Return the bytes allocated by ``malloc``, OpenSSL's too; 0 where this is not known."""
     try:
         mallinfo = ctypes.CDLL(None).mallinfo2
     except AttributeError:

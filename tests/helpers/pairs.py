@@ -50,6 +50,12 @@ async def all_served(server: trisock.Server, accepted: int) -> None:
         await trio.lowlevel.checkpoint()
 
 
+def reset(raw: socket.socket) -> None:
+    """Close a raw socket so that its peer receives a reset."""
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    raw.close()
+
+
 def raw_pair() -> tuple[Socket, socket.socket]:
     """Return a Socket and the plain, blocking socket at its other end, over TCP."""
     with socket.create_server(("127.0.0.1", 0)) as listening:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import sys
 from collections.abc import Callable
 
 import pytest
@@ -17,6 +15,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from helpers.memory import held
 from helpers.scanned_bytes import ScannedBytes
 from trisock._net import receive_buffer as _buffer
 from trisock._net.receive_buffer import ReceiveBuffer
@@ -193,18 +192,6 @@ def test_any_mix_of_operations_agrees_with_a_plain_search(times: int) -> None:
 
 
 # ---- memory ----
-
-
-def held(buffer: ReceiveBuffer) -> int:
-    """Return the size of all objects that a buffer keeps alive, each once."""
-    seen: dict[int, object] = {}
-    waiting: list[object] = [getattr(buffer, name) for name in buffer.__slots__]
-    while waiting:
-        each = waiting.pop()
-        if id(each) not in seen and not isinstance(each, (type, int)):
-            seen[id(each)] = each
-            waiting += gc.get_referents(each)
-    return sum(map(sys.getsizeof, seen.values()))
 
 
 # Tuples and lists for at most three groups of chunks that are not coalesced yet, one partly read

@@ -1,4 +1,4 @@
-"""The errors of our own: they say how much there was and never what, and can be copied."""
+"""trisock's own errors show a number of bytes but never the bytes, and can be copied."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from helpers.pairs import closing, unix_pair
-from trisock import IncompleteReadError, LimitExceededError
+from trisock import IncompleteReadError, LimitExceededError, Socket
 
 SECRET = b"PASS hunter2"
 
@@ -30,7 +30,7 @@ async def error_of(read: str) -> IncompleteReadError:
 
 
 @pytest.mark.parametrize("read", ["recv_exactly", "lines"])
-async def test_no_way_to_show_the_error_shows_the_bytes(read: str) -> None:
+async def test_no_representation_of_an_error_shows_the_bytes(read: str) -> None:
     error = await error_of(read)
     record = logging.LogRecord(
         "x", 40, "x", 1, "%r %s %s", (error, error, error.args), (type(error), error, None)
@@ -57,7 +57,7 @@ COPIES: list[Callable[[BaseException], BaseException]] = [
 
 
 @pytest.mark.parametrize("copied", COPIES)
-async def test_an_error_that_is_copied_or_pickled_is_the_same(
+async def test_a_copied_or_pickled_error_equals_the_original(
     copied: Callable[[BaseException], BaseException],
 ) -> None:
     for error in (await error_of("lines"), IncompleteReadError(SECRET, 100)):
@@ -72,14 +72,13 @@ async def test_an_error_that_is_copied_or_pickled_is_the_same(
     assert (twin.limit, str(twin)) == (9, "no delimiter within 9 bytes")
 
 
-async def test_partial_stays_what_it_was_when_reading_goes_on() -> None:
-    a, b = unix_pair()
-    async with closing(a, b):
-        a.unrecv(SECRET)
-        await b.send_eof()
-        with pytest.raises(IncompleteReadError) as caught:
-            await a.recv_exactly(100)
-        await a.recv_exactly(5)
-        a.unrecv(b"other")
-        assert caught.value.partial == SECRET
-        assert caught.value.partial is caught.value.partial
+@pytest.mark.parametrize("family", ["unix"])
+async def test_partial_stays_the_same_when_reading_goes_on(a: Socket, b: Socket) -> None:
+    a.unrecv(SECRET)
+    await b.send_eof()
+    with pytest.raises(IncompleteReadError) as caught:
+        await a.recv_exactly(100)
+    await a.recv_exactly(5)
+    a.unrecv(b"other")
+    assert caught.value.partial == SECRET
+    assert caught.value.partial is caught.value.partial

@@ -10,8 +10,7 @@ import trio.testing
 
 import trisock
 from helpers.forks import run_in_child
-from helpers.pairs import closing, tcp_pair, tls_pair
-from trisock import ClientTLS, ServerTLS, Socket
+from trisock import Socket
 
 # Python warns of a fork in a process that has threads.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -48,34 +47,33 @@ async def test_a_child_that_stops_a_server_leaves_the_parent_serving() -> None:
 
 
 @pytest.mark.parametrize("end", [Socket.abort, lambda sock: sock._connection.close_immediately()])
+@pytest.mark.parametrize("layer", ["tls"])
 async def test_a_child_that_ends_its_tls_socket_leaves_a_read_waiting(
-    client_tls: ClientTLS, server_tls: ServerTLS, end: Callable[[Socket], None]
+    end: Callable[[Socket], None], a: Socket, b: Socket
 ) -> None:
-    client, server = await tls_pair(client_tls, server_tls)
-    async with closing(client, server), trio.open_nursery() as nursery:
+    async with trio.open_nursery() as nursery:
 
         async def read() -> None:
-            assert await client.recv() == b"still here"
+            assert await a.recv() == b"still here"
 
         nursery.start_soon(read)
         await trio.testing.wait_all_tasks_blocked()
-        run_in_child(lambda: end(client))
-        await server.send(b"still here")
+        run_in_child(lambda: end(a))
+        await b.send(b"still here")
 
 
-async def test_a_child_that_aborts_a_plain_socket_wakes_the_parent() -> None:
-    client, server = await tcp_pair()
-    async with closing(client, server), trio.open_nursery() as nursery:
+async def test_a_child_that_aborts_a_plain_socket_wakes_the_parent(a: Socket) -> None:
+    async with trio.open_nursery() as nursery:
 
         async def read() -> None:
             with pytest.raises(trio.BrokenResourceError):
-                while await client.recv():
+                while await a.recv():
                     pass
                 raise trio.BrokenResourceError  # the end of the stream counts too
 
         nursery.start_soon(read)
         await trio.testing.wait_all_tasks_blocked()
-        run_in_child(client.abort)
+        run_in_child(a.abort)
 
 
 def test_a_listener_made_before_a_fork_closes_in_the_child() -> None:

@@ -1,4 +1,4 @@
-"""Reads of counts, up to delimiters and by lines."""
+"""recv_exactly, recv_until and lines."""
 
 from __future__ import annotations
 
@@ -8,80 +8,70 @@ import pytest
 import trio
 import trio.testing
 
-from helpers.pairs import closing, tcp_pair
-from trisock import IncompleteReadError, LimitExceededError
+from trisock import IncompleteReadError, LimitExceededError, Socket
 from trisock._net import transport as _transport
 
 
-async def test_recv_exactly_takes_its_count_however_it_came() -> None:
-    a, b = await tcp_pair()
-    async with closing(a, b):
-        a.unrecv(b"abc")
-        async with trio.open_nursery() as nursery:
-            got = []
-
-            async def read() -> None:
-                got.append(await a.recv_exactly(8))
-
-            nursery.start_soon(read)
-            for part in (b"d", b"ef", b"ghij"):
-                await trio.testing.wait_all_tasks_blocked()
-                await b.send(part)
-        assert got == [b"abcdefgh"]
-        assert await a.recv_exactly(0) == b""
-        assert await a.recv_exactly(2) == b"ij"
-
-
-async def test_an_incomplete_read_loses_nothing() -> None:
-    a, b = await tcp_pair()
-    async with closing(a, b):
-        await b.send(b"abc")
-        await b.send_eof()
-        for _ in range(2):
-            with pytest.raises(IncompleteReadError) as caught:
-                await a.recv_exactly(4)
-            assert (caught.value.partial, caught.value.expected) == (b"abc", 4)
-            with pytest.raises(IncompleteReadError) as caught:
-                await a.recv_until(b"\n")
-            assert (caught.value.partial, caught.value.expected) == (b"abc", None)
-        assert await a.recv_exactly(3) == b"abc"
-        with pytest.raises(IncompleteReadError) as caught:
-            await a.recv_exactly(1)
-        assert caught.value.partial == b""
-
-
-async def test_recv_until_returns_up_to_and_including_the_delimiter() -> None:
-    a, b = await tcp_pair()
-    async with closing(a, b):
+async def test_recv_exactly_returns_its_count_from_any_chunks(a: Socket, b: Socket) -> None:
+    a.unrecv(b"abc")
+    async with trio.open_nursery() as nursery:
         got = []
 
         async def read() -> None:
-            got.append(await a.recv_until(b"\r\n"))
+            got.append(await a.recv_exactly(8))
 
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(read)
-            for part in (b"EH", b"LO\r", b"\nNEXT\r\n"):
-                await trio.testing.wait_all_tasks_blocked()
-                await b.send(part)
-        assert got == [b"EHLO\r\n"]
-        assert await a.recv_until(bytearray(b"\r\n")) == b"NEXT\r\n"
-
-
-async def test_a_line_over_the_limit_loses_nothing() -> None:
-    a, b = await tcp_pair()
-    async with closing(a, b):
-        a.unrecv(b"0123456789\nrest")
-        for limit in (1, 10):
-            with pytest.raises(LimitExceededError) as caught:
-                await a.recv_until(b"\n", max_bytes=limit)
-            assert caught.value.limit == limit
-        assert await a.recv_until(b"\n", max_bytes=11) == b"0123456789\n"
-        assert await a.recv() == b"rest"
+        nursery.start_soon(read)
+        for part in (b"d", b"ef", b"ghij"):
+            await trio.testing.wait_all_tasks_blocked()
+            await b.send(part)
+    assert got == [b"abcdefgh"]
+    assert await a.recv_exactly(0) == b""
+    assert await a.recv_exactly(2) == b"ij"
 
 
-async def test_no_more_than_the_limit_is_held_of_an_endless_line() -> None:
-    a, b = await tcp_pair()
-    async with closing(a, b), trio.open_nursery() as nursery:
+async def test_an_incomplete_read_loses_nothing(a: Socket, b: Socket) -> None:
+    await b.send(b"abc")
+    await b.send_eof()
+    for _ in range(2):
+        with pytest.raises(IncompleteReadError) as caught:
+            await a.recv_exactly(4)
+        assert (caught.value.partial, caught.value.expected) == (b"abc", 4)
+        with pytest.raises(IncompleteReadError) as caught:
+            await a.recv_until(b"\n")
+        assert (caught.value.partial, caught.value.expected) == (b"abc", None)
+    assert await a.recv_exactly(3) == b"abc"
+    with pytest.raises(IncompleteReadError) as caught:
+        await a.recv_exactly(1)
+    assert caught.value.partial == b""
+
+
+async def test_recv_until_returns_up_to_and_including_the_delimiter(a: Socket, b: Socket) -> None:
+    got = []
+
+    async def read() -> None:
+        got.append(await a.recv_until(b"\r\n"))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        for part in (b"EH", b"LO\r", b"\nNEXT\r\n"):
+            await trio.testing.wait_all_tasks_blocked()
+            await b.send(part)
+    assert got == [b"EHLO\r\n"]
+    assert await a.recv_until(bytearray(b"\r\n")) == b"NEXT\r\n"
+
+
+async def test_a_line_over_the_limit_loses_nothing(a: Socket, b: Socket) -> None:
+    a.unrecv(b"0123456789\nrest")
+    for limit in (1, 10):
+        with pytest.raises(LimitExceededError) as caught:
+            await a.recv_until(b"\n", max_bytes=limit)
+        assert caught.value.limit == limit
+    assert await a.recv_until(b"\n", max_bytes=11) == b"0123456789\n"
+    assert await a.recv() == b"rest"
+
+
+async def test_an_endless_line_is_buffered_up_to_the_limit(a: Socket, b: Socket) -> None:
+    async with trio.open_nursery() as nursery:
 
         async def flood() -> None:
             with contextlib.suppress(trio.BrokenResourceError):
@@ -94,77 +84,66 @@ async def test_no_more_than_the_limit_is_held_of_an_endless_line() -> None:
         a.abort()
 
 
-async def test_a_cancelled_read_loses_nothing() -> None:
-    a, b = await tcp_pair()
-    async with closing(a, b):
-        for read in (lambda: a.recv_exactly(100), lambda: a.recv_until(b"\n")):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(read)
-                await b.send(b"abc")
-                await trio.testing.wait_all_tasks_blocked()
-                nursery.cancel_scope.cancel()
-        assert await a.recv_exactly(6) == b"abcabc"
+async def test_a_cancelled_read_loses_nothing(a: Socket, b: Socket) -> None:
+    for read in (lambda: a.recv_exactly(100), lambda: a.recv_until(b"\n")):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            await b.send(b"abc")
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+    assert await a.recv_exactly(6) == b"abcabc"
 
 
-async def test_a_loop_over_lines_can_be_left_at_any_time() -> None:
-    a, b = await tcp_pair()
-    async with closing(a, b):
-        await b.send(b"one\ntwo\n\nthree\nfour\n")
-        await b.send_eof()
+async def test_a_loop_over_lines_can_be_left_at_any_time(a: Socket, b: Socket) -> None:
+    await b.send(b"one\ntwo\n\nthree\nfour\n")
+    await b.send_eof()
+    async for line in a.lines():
+        if line == b"two":
+            break
+    assert await a.recv_exactly(1) == b"\n"
+    with pytest.raises(ZeroDivisionError):
+        async for line in a.lines(keep_ends=True):
+            assert line == b"three\n"
+            1 / 0  # noqa: B018
+    assert [line async for line in a.lines(delimiter=b"r\n")] == [b"fou"]
+    assert await a.recv() == b""
+
+
+async def test_a_line_cut_short_is_an_incomplete_read(a: Socket, b: Socket) -> None:
+    await b.send(b"DELETE /tmp/x\nDELETE /")
+    await b.send_eof()
+    got = []
+    with pytest.raises(IncompleteReadError) as caught:
         async for line in a.lines():
-            if line == b"two":
-                break
-        assert await a.recv_exactly(1) == b"\n"
-        with pytest.raises(ZeroDivisionError):
-            async for line in a.lines(keep_ends=True):
-                assert line == b"three\n"
-                1 / 0  # noqa: B018
-        assert [line async for line in a.lines(delimiter=b"r\n")] == [b"fou"]
-        assert await a.recv() == b""
+            got.append(line)
+    assert got == [b"DELETE /tmp/x"]
+    assert caught.value.partial == b"DELETE /"
 
 
-async def test_a_line_that_was_cut_off_is_no_whole_one() -> None:
-    a, b = await tcp_pair()
-    async with closing(a, b):
-        await b.send(b"DELETE /tmp/x\nDELETE /")
-        await b.send_eof()
-        got = []
-        with pytest.raises(IncompleteReadError) as caught:
-            async for line in a.lines():
-                got.append(line)
-        assert got == [b"DELETE /tmp/x"]
-        assert caught.value.partial == b"DELETE /"
+async def test_lines_have_a_limit(a: Socket, b: Socket) -> None:
+    await b.send(b"x" * 100)
+    with pytest.raises(LimitExceededError):
+        async for _ in a.lines(max_bytes=99):
+            pass
+    await b.send(b"\nfits\n" + b"x" * 9 + b"\nrest")
+    assert await a.recv_exactly(101) == b"x" * 100 + b"\n"
+    got = []
+    with pytest.raises(LimitExceededError):  # although the whole line is in one chunk
+        async for line in a.lines(max_bytes=9):
+            got.append(line)
+    assert got == [b"fits"]
+    assert await a.recv_exactly(14) == b"x" * 9 + b"\nrest"
 
 
-async def test_lines_have_a_limit() -> None:
-    a, b = await tcp_pair()
-    async with closing(a, b):
-        await b.send(b"x" * 100)
-        with pytest.raises(LimitExceededError):
-            async for _ in a.lines(max_bytes=99):
-                pass
-        await b.send(b"\nfits\n" + b"x" * 9 + b"\nrest")
-        assert await a.recv_exactly(101) == b"x" * 100 + b"\n"
-        got = []
-        with pytest.raises(LimitExceededError):  # though the line is there, and in one chunk
-            async for line in a.lines(max_bytes=9):
-                got.append(line)
-        assert got == [b"fits"]
-        assert await a.recv_exactly(14) == b"x" * 9 + b"\nrest"
+async def test_a_socket_can_be_iterated_over_by_chunks(a: Socket, b: Socket) -> None:
+    await b.send(b"abc")
+    await b.send_eof()
+    a.unrecv(b"first")
+    assert [chunk async for chunk in a] == [b"first", b"abc"]
 
 
-async def test_a_socket_can_be_iterated_over_by_chunks() -> None:
-    a, b = await tcp_pair()
-    async with closing(a, b):
-        await b.send(b"abc")
-        await b.send_eof()
-        a.unrecv(b"first")
-        assert [chunk async for chunk in a] == [b"first", b"abc"]
-
-
-async def test_a_read_behind_the_last_line_of_a_chunk_waits() -> None:
-    a, b = await tcp_pair()
-    async with closing(a, b), trio.open_nursery() as nursery:
+async def test_a_read_after_the_last_line_of_a_chunk_waits(a: Socket, b: Socket) -> None:
+    async with trio.open_nursery() as nursery:
         await b.send(b"one\ntwo\n")
         lines = a.lines()
         assert [await lines.__anext__(), await lines.__anext__()] == [b"one", b"two"]

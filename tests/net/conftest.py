@@ -51,6 +51,21 @@ async def ends(
 
 
 @pytest.fixture
+def other_runs(nursery: trio.Nursery) -> Callable[[], int]:
+    """Start a task that is always ready. Return a function that returns how often it has run."""
+    runs = 0
+
+    async def run() -> None:
+        nonlocal runs
+        while True:
+            await trio.lowlevel.checkpoint()
+            runs += 1
+
+    nursery.start_soon(run)
+    return lambda: runs
+
+
+@pytest.fixture
 def a(ends: tuple[Socket, Socket]) -> Socket:
     """The client's end of a connection."""
     return ends[0]

@@ -1,4 +1,4 @@
-"""Urgent data (``MSG_OOB``) hides neither readable data nor the end."""
+"""Urgent data (``MSG_OOB``) hides neither readable data nor the end of the stream."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import socket
 import pytest
 import trio
 
-from helpers.pairs import RESET
+from helpers.pairs import reset
 from trisock import Socket
 
 
@@ -22,12 +22,11 @@ def act(raw: socket.socket, actions: str) -> None:
         elif action == "F":
             raw.shutdown(socket.SHUT_WR)
         else:
-            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-            raw.close()
+            reset(raw)
 
 
 async def wait_for_event(sock: Socket, event: int) -> None:
-    """Wait until the kernel reports an event that Trio does not wait for."""
+    """Poll for an event that Trio cannot wait for."""
     poll = select.poll()
     poll.register(sock.fileno(), event)
     while not any(found & event for _, found in poll.poll(0)):
@@ -46,7 +45,7 @@ def unix_has_urgent_data() -> bool:
 
 @pytest.mark.parametrize("family", ["tcp", "unix"] if unix_has_urgent_data() else ["tcp"])
 @pytest.mark.parametrize("actions", ["d", "!d", "d!", "!d!", "dF", "!dF", "d!F", "!!dF", "!F", "F"])
-async def test_a_socket_is_open_until_all_is_read_around_urgent_data(
+async def test_a_socket_is_open_until_all_around_urgent_data_is_read(
     actions: str, sock: Socket, raw: socket.socket
 ) -> None:
     act(raw, actions)
@@ -89,7 +88,9 @@ async def test_isopen_does_not_hide_a_reset_from_the_reader(
             await sock.recv()
 
 
-async def test_an_urgent_byte_does_not_make_a_close_reset(sock: Socket, raw: socket.socket) -> None:
+async def test_an_unread_urgent_byte_does_not_make_a_close_reset(
+    sock: Socket, raw: socket.socket
+) -> None:
     act(raw, "!")
     await wait_for_event(sock, select.POLLPRI)
     await sock.send(b"answer")

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 
 NOBODY = 65534
@@ -17,7 +18,9 @@ def child(function: Callable[[], object], *, user: int | None = None) -> Iterato
 
     Its exit status is 0 if the function returned.
     """
-    pid = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork in a process with threads
+        pid = os.fork()
     if pid == 0:
         status = 1
         try:

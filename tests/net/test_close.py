@@ -1,4 +1,4 @@
-"""A close loses nothing that was sent, waits only where it must, and ends."""
+"""A close loses no data, waits only where it must, and for a bounded time."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import pytest
 import trio
 import trio.testing
 
-import trisock
 from helpers.authority import Authority
-from helpers.pairs import RESET, clog, closing, tls_pair
+from helpers.pairs import clog, closing, reset, tls_pair
 from helpers.raw_tls import RawTLS
+from helpers.server import serving
+from helpers.serving import connect
 from trisock import ClientTLS, ServerTLS, Socket, TLSError
 from trisock._net import linger as _linger
 from trisock._net import syscalls as _syscalls
@@ -29,7 +30,7 @@ BOTH_FAMILIES = pytest.mark.parametrize("family", ["tcp", "unix"])
 
 
 async def leave_unread(b: Socket, a: Socket) -> None:
-    """Send from b something that a does not read, so that a's close has to wait for b."""
+    """Send data from b that a does not read, so that a's close waits for b."""
     await b.send(b"unread")
     await trio.lowlevel.wait_readable(a.fileno())
 
@@ -38,12 +39,12 @@ async def leave_unread(b: Socket, a: Socket) -> None:
 
 
 async def respond_without_reading(sock: Socket) -> None:
-    """Pluto's own ``bind`` example, with a larger response."""
+    """Pluto's ``bind`` example, with a larger response."""
     await sock.send(HEADER, BODY)
 
 
 async def post_with_python(port: int) -> bytes:
-    """Post 1 MB with a plain blocking client, which reads after it has sent everything."""
+    """Post 1 MB with a blocking client that sends everything before it reads."""
 
     def post() -> bytes:
         with socket.create_connection(("127.0.0.1", port)) as sock:
@@ -63,28 +64,24 @@ async def post_with_curl(port: int) -> bytes:
 @pytest.mark.parametrize(
     "post", [post_with_python, pytest.param(post_with_curl, marks=pytest.mark.needs("curl"))]
 )
-async def test_a_response_to_an_unread_request_arrives_whole_200_times(
-    post: Callable[[int], Awaitable[bytes]],
+async def test_a_response_to_an_unread_request_arrives_whole(
+    post: Callable[[int], Awaitable[bytes]], times: int
 ) -> None:
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, respond_without_reading)
-        for _ in range(200):
+    async with serving(respond_without_reading) as server:
+        for _ in range(20 * times):
             assert await post(server.port) == HEADER + BODY
-        server.stop()
 
 
 async def test_a_tls_response_to_an_unread_request_arrives_whole(
     client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, respond_without_reading, tls=server_tls)
+    async with serving(respond_without_reading, tls=server_tls) as server:
         for _ in range(5):
-            async with await trisock.connect("127.0.0.1", server.port, tls=client_tls) as sock:
+            async with await connect(server, tls=client_tls) as sock:
                 async with trio.open_nursery() as uploading:
                     uploading.start_soon(sock.send, UPLOAD)
                     assert await sock.recv_exactly(len(HEADER) + len(BODY)) == HEADER + BODY
                     assert await sock.recv() == b""  # and close_notify
-        server.stop()
 
 
 async def test_a_client_that_closes_with_unread_tls_tickets_loses_nothing(
@@ -93,7 +90,7 @@ async def test_a_client_that_closes_with_unread_tls_tickets_loses_nothing(
     for _ in range(20):
         client, server = await tls_pair(client_tls, server_tls)
         async with closing(client, server):
-            await server.send(b"a banner that nobody reads")  # and with it the tickets
+            await server.send(b"an unread banner")  # the tickets come with it
             await client.send(b"x" * 100_000)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(client.close)
@@ -107,7 +104,7 @@ async def test_a_late_byte_does_not_destroy_unacknowledged_data(
 ) -> None:
     sent = 0
     while not _syscalls.unacknowledged_bytes(sock.stream.socket):
-        await sock.send(b"x" * 65536)  # until the peer's kernel takes no more
+        await sock.send(b"x" * 65536)  # until the peer's kernel accepts no more
         sent += 65536
     async with trio.open_nursery() as nursery:
         nursery.start_soon(sock.close)
@@ -122,16 +119,16 @@ async def test_a_late_byte_does_not_destroy_unacknowledged_data(
 
 @pytest.mark.parametrize(("family", "layer"), [("unix", "tls")])
 @pytest.mark.parametrize("half_closed", [False, True])
-async def test_close_notify_is_sent_even_if_there_is_no_room_at_first(
+async def test_close_notify_is_sent_once_there_is_room(
     half_closed: bool, a: Socket, b: Socket
 ) -> None:
     await clog(a)
-    a.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # now there is no room for a byte
+    a.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # no room for another byte
     if half_closed:
         await b.stream.send_eof()
     received = 0
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(a.close)  # its close_notify has to wait
+        nursery.start_soon(a.close)  # close_notify has to wait
         await trio.testing.wait_all_tasks_blocked()
         while chunk := await b.recv():
             received += len(chunk)
@@ -203,7 +200,7 @@ def test_the_bounds_of_the_drain() -> None:
     assert (_linger.LINGER_SECONDS, _linger.LINGER_BYTES) == (2, 64 << 20)
 
 
-async def test_close_at_once_does_nothing_if_the_kernel_does_not_report_unread_bytes(
+async def test_close_at_once_does_nothing_if_unread_bytes_are_unknown(
     a: Socket, b: Socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(_: int) -> int:
@@ -221,7 +218,7 @@ async def test_close_at_once_does_nothing_if_the_kernel_does_not_report_unread_b
 # ---- closing again, cancelled, or by abort ----
 
 
-async def test_closing_again_changes_nothing_and_waits_for_the_first(a: Socket, b: Socket) -> None:
+async def test_a_second_close_waits_for_the_first(a: Socket, b: Socket) -> None:
     await leave_unread(b, a)
     done = []
 
@@ -265,7 +262,7 @@ async def test_a_cancelled_close_closes_immediately_and_raises_cancelled(
 
 
 @BOTH_LAYERS
-async def test_a_close_cancelled_before_it_began_still_closes(a: Socket) -> None:
+async def test_a_close_cancelled_before_it_starts_still_closes(a: Socket) -> None:
     for _ in range(2):
         with trio.CancelScope() as scope:
             scope.cancel()
@@ -293,8 +290,7 @@ async def test_abort_ends_a_close_that_is_waiting(a: Socket, b: Socket) -> None:
 async def test_a_close_after_the_peers_reset_raises_nothing(
     sock: Socket, raw: socket.socket
 ) -> None:
-    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-    raw.close()
+    reset(raw)
     await trio.lowlevel.wait_readable(sock.fileno())
     await sock.close()
 
@@ -330,14 +326,14 @@ async def test_closing_wakes_the_tasks_that_wait_on_the_socket(
             with trio.fail_after(_linger.LINGER_SECONDS / 2):
                 await a.close()  # does not wait for the send
     if layer == "tls":
-        # The message was cut short, and so no close_notify confirms it.
+        # The message was cut short, so there is no close_notify.
         with pytest.raises(TLSError):
             while await b.recv():
                 pass
 
 
 @BOTH_LAYERS
-async def test_a_waiting_close_has_woken_all_tasks_and_refuses_all_calls(
+async def test_a_waiting_close_wakes_other_tasks_and_refuses_calls(
     a: Socket, b: Socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_linger, "LINGER_SECONDS", 1000)
@@ -354,9 +350,7 @@ async def test_a_waiting_close_has_woken_all_tasks_and_refuses_all_calls(
 
 
 @pytest.mark.parametrize("how", ["close", "abort"])
-async def test_after_a_close_every_call_fails_except_those_that_describe(
-    how: str, a: Socket
-) -> None:
+async def test_after_a_close_only_descriptive_calls_work(how: str, a: Socket) -> None:
     peer, local = a.getpeer(), a.getlocal()
     a.unrecv(b"one\ntwo\npushed back")
     lines = a.lines()
@@ -400,13 +394,13 @@ async def test_after_a_close_every_call_fails_except_those_that_describe(
     assert repr(a).endswith("plain closed>")
 
 
-# ---- closed underneath us ----
+# ---- closed below the Socket ----
 
 
 @BOTH_FAMILIES
 @pytest.mark.parametrize("how", ["stream", "socket", "descriptor"])
 @pytest.mark.parametrize("isopen_first", [True, False])
-async def test_a_stream_closed_underneath_us_is_a_closed_socket(
+async def test_a_socket_over_a_closed_stream_is_closed(
     isopen_first: bool, how: str, a: Socket
 ) -> None:
     if how == "stream":
@@ -423,7 +417,7 @@ async def test_a_stream_closed_underneath_us_is_a_closed_socket(
     await a.close()
 
 
-async def test_a_read_that_waits_first_finds_a_stream_closed_underneath_us(a: Socket) -> None:
+async def test_a_read_that_waits_first_notices_a_closed_stream(a: Socket) -> None:
     for _ in range(5):  # after four EAGAINs a read waits first
         async with trio.open_nursery() as nursery:
             nursery.start_soon(a.recv)
@@ -434,10 +428,10 @@ async def test_a_read_that_waits_first_finds_a_stream_closed_underneath_us(a: So
         await assert_closed(a.recv)
 
 
-async def test_a_read_that_wakes_for_nothing_waits_again(
+async def test_a_read_after_a_spurious_wake_up_waits_again(
     a: Socket, b: Socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """select(2): a descriptor may be reported as ready although a read would block."""
+    """select(2): the kernel may report a descriptor as readable although a read would block."""
     real = trio.lowlevel.wait_readable
     woken = []
 

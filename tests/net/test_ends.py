@@ -1,24 +1,24 @@
-"""How a connection ends: for all who hold it, without delay, and what a clean end confirms."""
+"""How a connection ends: for all its holders, without delay, and what a clean end confirms."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import signal
 import socket
 import struct
-import subprocess
-import sys
-import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
 import trio
 import trio.testing
 
 import trisock
+from helpers.forks import run_in_child
 from helpers.pairs import RESET, all_served, closing, read_all
+from helpers.server import serving
 from helpers.serving import connect
 from trisock import ClientTLS, ServerTLS, Socket, TLSError
 from trisock._net import linger as _linger
@@ -80,7 +80,7 @@ async def test_an_abort_ends_the_connection_for_other_holders_too(
 
 
 @pytest.mark.parametrize("forked", [False, True])
-async def test_an_abort_without_connect_resets_or_at_least_ends_the_connection(
+async def test_an_abort_without_connect_ends_the_connection(
     forked: bool, sock: Socket, raw: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SO_LINGER resets only if nobody else holds the descriptor."""
@@ -107,8 +107,10 @@ async def test_so_linger_does_not_block_the_thread(
 ) -> None:
     monkeypatch.setattr(_linger, "LINGER_SECONDS", 0.1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 4))
-    with trio.move_on_after(0.1):
-        await sock.send(b"x" * 30_000_000)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sock.send, b"x" * 30_000_000)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
     start = trio.current_time()
     with trio.CancelScope() as scope:
         if how == "cancelled":
@@ -130,49 +132,53 @@ async def test_so_linger_does_not_make_an_idle_close_reset(a: Socket, b: Socket)
 
 # ---- SIGPIPE ----
 
-SOURCES = {
-    "connected": "sock = await trisock.connect('127.0.0.1', port)",
-    "adopted": "sock = trisock.Socket(await trio.open_tcp_stream('127.0.0.1', port))",
-}
-SENDS = {
-    "send": "await sock.send(b'x')",
-    "buffers": "await sock.send(b'x', b'y')",
-    "file": "await sock.send_file(file)",
-    "memory": "await sock.send_file(io.BytesIO(b'x' * 1000))",
-    "after eof": "await sock.send_eof(); await sock.send(b'x')",
-}
+
+async def connect_with_trio(port: int) -> Socket:
+    return Socket(await trio.open_tcp_stream("127.0.0.1", port))
 
 
-@pytest.mark.parametrize("made", SOURCES)
-@pytest.mark.parametrize("send", SENDS)
-def test_a_send_to_a_peer_that_has_left_raises_no_sigpipe(made: str, send: str) -> None:
-    program = f"""
-        import io, signal, socket, trio, trisock
+async def connect_with_trisock(port: int) -> Socket:
+    return await trisock.connect("127.0.0.1", port)
 
-        async def main():
-            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-            with socket.create_server(("127.0.0.1", 0)) as listening, open(__file__, "rb") as file:
-                port = listening.getsockname()[1]
-                {SOURCES[made]}
-                listening.accept()[0].close()
-                failures = 0
-                for _ in range(50):
-                    try:
-                        {SENDS[send]}
-                    except (trio.BrokenResourceError, trio.ClosedResourceError):
-                        failures += 1
-                    await trio.sleep(0.001)
-                assert failures
-                await sock.close()
 
-        trio.run(main)
-    """
-    with open(os.memfd_create("program"), "w+") as file:
-        file.write(textwrap.dedent(program))
-        file.flush()
-        path = f"/proc/self/fd/{file.fileno()}"
-        done = subprocess.run([sys.executable, path], pass_fds=[file.fileno()], timeout=60)
-    assert done.returncode == 0, signal.Signals(-done.returncode)
+async def send_after_eof(sock: Socket, _: object) -> None:
+    await sock.send_eof()
+    await sock.send(b"x")
+
+
+@pytest.mark.parametrize("connect_to", [connect_with_trio, connect_with_trisock])
+@pytest.mark.parametrize(
+    "send",
+    [
+        lambda sock, _: sock.send(b"x"),
+        lambda sock, _: sock.send(b"x", b"y"),
+        lambda sock, file: sock.send_file(file),
+        lambda sock, _: sock.send_file(io.BytesIO(b"x" * 1000)),
+        send_after_eof,
+    ],
+    ids=["send", "buffers", "file", "memory", "after eof"],
+)
+def test_a_send_to_a_peer_that_has_left_raises_no_sigpipe(
+    connect_to: Callable[[int], Awaitable[Socket]],
+    send: Callable[[Socket, object], Awaitable[object]],
+) -> None:
+    async def send_until_it_has_failed_ten_times() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listening, open(__file__, "rb") as file:
+            sock = await connect_to(listening.getsockname()[1])
+            listening.accept()[0].close()
+            failures = 0
+            while failures < 10:
+                try:
+                    await send(sock, file)
+                except (trio.BrokenResourceError, trio.ClosedResourceError):
+                    failures += 1
+            await sock.close()
+
+    def run() -> None:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        trio.run(send_until_it_has_failed_ten_times)
+
+    run_in_child(run)
 
 
 # ---- what a clean end confirms ----
@@ -213,22 +219,19 @@ async def whole_response(sock: Socket) -> None:
     ],
 )
 async def test_close_notify_follows_only_a_handler_that_returned(
-    handler: Callable[[Socket], object],
+    handler: Callable[[Socket], Awaitable[None]],
     whole: bool,
     client_tls: ClientTLS,
     server_tls: ServerTLS,
 ) -> None:
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, handler, host="127.0.0.1", tls=server_tls)  # type: ignore[arg-type]
-        client = await connect(server, tls=client_tls)
-        async with closing(client):
+    async with serving(handler, host="127.0.0.1", tls=server_tls) as server:
+        async with closing(client := await connect(server, tls=client_tls)):
             assert (await client.recv_exactly(4)) == b"half"
             if whole:
                 assert await read_all(client) == b" and half"
             else:
                 with pytest.raises(TLSError):
                     await read_all(client)
-        server.stop()
 
 
 @pytest.mark.parametrize("layer", ["tls"])
@@ -256,29 +259,23 @@ async def test_a_peer_that_ends_between_two_lines_receives_close_notify(
         while True:
             await sock.send(b"to " + await sock.recv_until(b"\n"))
 
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, handler, tls=server_tls)
-        client = await connect(server, tls=client_tls)
-        async with closing(client):
+    async with serving(handler, tls=server_tls) as server:
+        async with closing(client := await connect(server, tls=client_tls)):
             await client.send(b"hello\n")
             assert await client.recv() == b"to hello\n"
             with trio.fail_after(10):
                 await client.stoptls()  # waits for the server's close_notify
-        server.stop()
 
 
-async def test_everything_sent_by_a_handler_that_failed_arrives() -> None:
+async def test_all_data_of_a_handler_that_failed_arrives() -> None:
     async def handler(sock: Socket) -> None:
         await sock.send(b"x" * 2_000_000)
         raise HandlerError
 
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, handler, host="127.0.0.1")
-        async with await connect(server) as client:
-            await client.send(b"unread")
-            assert await client.recv_exactly(2_000_000)
-            assert await client.recv() == b""
-        server.stop()
+    async with serving(handler, host="127.0.0.1") as server, await connect(server) as client:
+        await client.send(b"unread")
+        assert await client.recv_exactly(2_000_000)
+        assert await client.recv() == b""
 
 
 # ---- slots ----
@@ -286,7 +283,7 @@ async def test_everything_sent_by_a_handler_that_failed_arrives() -> None:
 
 @pytest.fixture
 def endless_linger(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A close waits for its peer for longer than the test."""
+    """A close waits for its peer longer than any test runs."""
     monkeypatch.setattr(_linger, "LINGER_SECONDS", 1000)
 
 
@@ -296,7 +293,7 @@ async def say_bye(sock: Socket) -> None:
 
 
 async def lingering_client(server: trisock.Server) -> Socket:
-    """Return a client for which the server's close waits."""
+    """Return a client that the server's close waits for."""
     client = await connect(server)
     await client.send(b"unread")
     return client
@@ -307,40 +304,40 @@ async def assert_served(*clients: Socket) -> None:
         assert await client.recv() == b"bye"
 
 
+@contextlib.asynccontextmanager
+async def served_clients(server: trisock.Server, count: int) -> AsyncIterator[list[Socket]]:
+    """Yield lingering clients that have been served. Abort them at the end."""
+    clients = [await lingering_client(server) for _ in range(count)]
+    async with closing(*clients):
+        await assert_served(*clients)
+        yield clients
+
+
 @pytest.mark.usefixtures("endless_linger")
 async def test_a_close_that_waits_for_its_peer_occupies_no_slot() -> None:
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, say_bye, host="127.0.0.1", max_connections=3)
-        clients = [await lingering_client(server) for _ in range(3)]
-        async with closing(*clients):
-            await assert_served(*clients)
+    async with serving(say_bye, host="127.0.0.1", max_connections=3) as server:
+        async with served_clients(server, 3):
             with trio.fail_after(10):
-                async with await lingering_client(server) as another:
-                    await assert_served(another)
-        server.stop()
+                async with served_clients(server, 1):
+                    pass
 
 
 @pytest.mark.usefixtures("endless_linger")
 async def test_at_most_max_connections_closes_wait_beside_the_slots() -> None:
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, say_bye, host="127.0.0.1", max_connections=3)
-        clients = [await lingering_client(server) for _ in range(6)]
-        async with closing(*clients):
-            await assert_served(*clients)
+    async with serving(say_bye, host="127.0.0.1", max_connections=3) as server:
+        async with served_clients(server, 6) as clients:
             late = [await lingering_client(server) for _ in range(4)]
             async with closing(*late):
                 await trio.testing.wait_all_tasks_blocked(0.01)
                 assert server.stats().accepted == server.stats().active == 6
-                # Whichever of them ends, the next one is served, and no slot is lost.
-                for gone, client in zip([*clients[4:], *clients[:2]], late, strict=True):
-                    await gone.close()
+                # Whichever client leaves, the next one is served, and no slot is lost.
+                for leaving, client in zip([*clients[4:], *clients[:2]], late, strict=True):
+                    await leaving.close()
                     await assert_served(client)
                     assert server.stats().active <= 7
         await all_served(server, 10)
-        clients = [await lingering_client(server) for _ in range(6)]
-        async with closing(*clients):
-            await assert_served(*clients)
-        server.stop()
+        async with served_clients(server, 6):
+            pass
 
 
 async def test_a_shortage_is_reported_again_after_a_quiet_interval(

@@ -12,9 +12,6 @@ import trisock
 from helpers.forks import run_in_child
 from trisock import Socket
 
-# Python warns of a fork in a process that has threads.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-
 
 async def test_a_child_that_closes_a_listener_leaves_accept_waiting() -> None:
     async with (

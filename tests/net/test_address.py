@@ -34,13 +34,13 @@ from trisock._address import (
         (socket.AF_UNIX, "", ("", 0)),
     ],
 )
-def test_addresses_are_shown_as_users_write_them(
+def test_addresses_look_as_users_write_them(
     family: int, sockaddr: object, expected: tuple[str, int]
 ) -> None:
     assert address_from_sockaddr(family, sockaddr) == Address(*expected)
 
 
-def test_what_is_no_address_of_a_stream_socket_is_refused() -> None:
+def test_a_sockaddr_that_is_not_an_address_is_refused() -> None:
     with pytest.raises(ValueError, match="not an address"):
         address_from_sockaddr(socket.AF_INET, None)
 
@@ -55,7 +55,7 @@ def test_what_is_no_address_of_a_stream_socket_is_refused() -> None:
         (Address("", 0), "an unnamed Unix socket"),
     ],
 )
-def test_the_text_of_an_address(address: Address, text: str) -> None:
+def test_str_of_an_address_is_short(address: Address, text: str) -> None:
     assert str(address) == text
 
 
@@ -67,7 +67,7 @@ def test_the_text_of_an_address(address: Address, text: str) -> None:
         ("my_service", "my_service", "my_service"),
         ("192.0.2.1", "192.0.2.1", "192.0.2.1"),
         ("fe80::1%eth0", "fe80::1%eth0", "fe80::1"),
-        # IDNA 2003 would have made "fass.de" of it, another host (UTS 46, section 6).
+        # IDNA 2003 maps it to "fass.de", another host (UTS 46, section 6).
         ("faß.de", "xn--fa-hia.de", "xn--fa-hia.de"),
         ("Bücher.example", "xn--bcher-kva.example", "xn--bcher-kva.example"),
         ("bücher。example", "xn--bcher-kva.example", "xn--bcher-kva.example"),
@@ -95,18 +95,18 @@ def test_one_ascii_form_is_resolved_sent_and_verified(
         "\N{COMBINING GRAVE ACCENT}a",
     ],
 )
-def test_what_can_be_no_host_name_is_a_value_error_that_names_it(host: str) -> None:
+def test_an_impossible_host_name_is_a_value_error(host: str) -> None:
     with pytest.raises(ValueError, match="is not a host name"):
         to_ascii_host(host)
 
 
-def test_a_host_is_a_str() -> None:
+def test_a_host_that_is_not_a_str_is_a_type_error() -> None:
     with pytest.raises(TypeError, match="a host is a str"):
         to_ascii_host(b"example.org")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("port", ["80", None, 1.5, True])
-def test_a_port_is_an_int(port: object) -> None:
+def test_a_port_that_is_not_an_int_is_a_type_error(port: object) -> None:
     with pytest.raises(TypeError, match=r"a port is an int.*example\.org"):
         check_port(port, "example.org")
 
@@ -118,7 +118,7 @@ def test_a_port_out_of_range_is_a_value_error_that_names_the_host(port: int) -> 
     assert check_port(0, None) == 0
 
 
-def test_an_oserror_that_says_more_is_still_of_its_class() -> None:
+def test_an_oserror_with_more_text_keeps_its_class() -> None:
     refused = oserror(ConnectionRefusedError(errno.ECONNREFUSED, "refused"), "no way")
     assert isinstance(refused, ConnectionRefusedError)
     assert "no way" in str(refused)
@@ -128,7 +128,7 @@ def test_an_oserror_that_says_more_is_still_of_its_class() -> None:
     assert oserror(OSError("odd"), "no way").errno is None
 
 
-def test_errors_say_what_was_there_and_what_was_wanted() -> None:
+def test_errors_describe_what_was_received_and_expected() -> None:
     import pickle
 
     count = trisock.IncompleteReadError(b"abc", 5)

@@ -1,4 +1,4 @@
-"""Addresses and arguments in logs and errors: one safe line, no host that is none, no key."""
+"""Addresses and arguments in logs and errors: one safe line, and never a key."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ import trio
 import trustme
 
 import trisock
-from helpers.pairs import closing
+from helpers.pairs import all_served, closing
+from helpers.serving import connect
 from trisock import ClientTLS, Socket
 
 HOSTILE_NAMES = [
@@ -70,8 +71,7 @@ async def test_a_unix_peers_name_cannot_forge_a_log(
             with socket.socket(socket.AF_UNIX) as peer:
                 peer.bind(name)
                 peer.connect("server")
-                while not server.stats().accepted or server.stats().active:
-                    await trio.lowlevel.checkpoint()
+                await all_served(server, 1)
             server.stop()
     finally:
         logger.removeHandler(to_file)
@@ -109,7 +109,7 @@ async def test_a_listening_path_is_shown_on_one_safe_line(name: str | bytes) -> 
     assert_safe(str(refused.value))
 
 
-async def test_the_port_tells_a_unix_path_from_a_host(tmp_path: Path) -> None:
+async def test_the_port_distinguishes_a_unix_path_from_a_host(tmp_path: Path) -> None:
     async with await trisock.listen_unix(tmp_path / "x") as listener:
         assert [address.port for address in listener.addresses] == [0]
         assert str(listener.addresses[0]) == str(tmp_path / "x")
@@ -140,7 +140,7 @@ async def test_a_zone_that_names_no_interface_is_refused(host: str) -> None:
         ClientTLS(host)
 
 
-# ---- what can never match ----
+# ---- host names that no certificate can match ----
 
 
 @pytest.mark.parametrize(
@@ -172,12 +172,12 @@ async def test_a_host_with_more_than_a_name_is_refused(host: str, hint: str) -> 
 
 
 @pytest.mark.parametrize("host", ["127.1", "256.1.1.1", "1.2.3.4.5", "127.0.0.01"])
-def test_no_certificate_can_name_a_part_of_an_ip_address(host: str) -> None:
+def test_a_part_of_an_ip_address_is_refused(host: str) -> None:
     with pytest.raises(ValueError, match="is not a host name"):
         ClientTLS(host)
 
 
-# ---- keys in the wrong place ----
+# ---- keys as the wrong argument ----
 
 CALLS: list[Callable[[Any], Any]] = [
     lambda key: trisock.connect(key, 1),
@@ -191,7 +191,7 @@ CALLS: list[Callable[[Any], Any]] = [
     lambda key: trisock.connect_unix(key),
     lambda key: trisock.listen_unix("x", backlog=key),
 ]
-# In a place where no key belongs, but for a mistake in the order of arguments.
+# Arguments that become a key only if the order of arguments is confused.
 MISPLACED: list[Callable[[trio.Nursery, Any], Any]] = [
     lambda nursery, key: trisock.bind(nursery, 0, key),
     lambda nursery, key: trisock.bind(nursery, key, print),  # type: ignore[arg-type]
@@ -234,10 +234,10 @@ KEYS: list[Any] = [KEY, KEY.encode(), BODY, BODY[:64], BODY.encode(), "00ff" * 1
 @pytest.mark.parametrize("key", KEYS, ids=range(len(KEYS)))
 async def test_no_error_quotes_a_key(call: Callable[[Any], Any], key: Any) -> None:
     with pytest.raises((TypeError, ValueError, OSError)) as caught:
-        (await call(key)).abort()  # a short path that can be listened on
+        (await call(key)).abort()  # a short key may be a path to listen on
         raise FileNotFoundError
     if isinstance(caught.value, FileNotFoundError | PermissionError):
-        return  # short enough for a path, which is the error's file name
+        return  # a short key may be a path, and the error shows it as its file name
     error: BaseException | None = caught.value
     while error is not None:
         for secret in (KEY, BODY, BODY[:30], "00ff00ff00ff"):
@@ -247,10 +247,10 @@ async def test_no_error_quotes_a_key(call: Callable[[Any], Any], key: Any) -> No
 
 
 @pytest.mark.parametrize("key", KEYS, ids=range(len(KEYS)))
-async def test_no_error_quotes_a_key_in_the_place_of_another_argument(key: Any) -> None:
+async def test_no_error_quotes_a_key_given_as_another_argument(key: Any) -> None:
     async with trio.open_nursery() as nursery:
         server = await trisock.bind(nursery, 0, sleep, host="127.0.0.1")
-        async with await trisock.connect("127.0.0.1", server.port) as sock:
+        async with closing(sock := await connect(server)):
             calls: list[Callable[[], Any]] = [
                 *(functools.partial(call, nursery, key) for call in MISPLACED),
                 *(functools.partial(call, server, key) for call in ON_A_SERVER),
@@ -276,7 +276,7 @@ async def sleep(_: Socket) -> None:
 
 
 @pytest.mark.parametrize("port", [2**64, 10**5000, -(10**5000)], ids=["64", "big", "negative"])
-async def test_a_port_of_many_digits_is_no_port(port: int) -> None:
+async def test_a_port_of_many_digits_is_refused(port: int) -> None:
     with pytest.raises(ValueError, match=r"0-65535, not an int of \d+ bits"):
         await trisock.connect("localhost", port)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import sys
 import weakref
@@ -17,12 +18,13 @@ import trisock
 from helpers.authority import Authority
 from helpers.pairs import closing
 from helpers.resolver import Resolver
+from helpers.server import serving
 from trisock import ClientTLS, ServerTLS, TLSError, _connect
 
 
 @pytest.fixture
 def free_port() -> int:
-    """A port where nobody listens (and, in the ephemeral range, hardly anybody will)."""
+    """A port that nobody listens on."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port: int = sock.getsockname()[1]
         return port
@@ -38,7 +40,7 @@ def free_port() -> int:
         (None, "::1"),
     ],
 )
-async def test_it_connects_by_name_and_by_address(listen_host: str | None, host: str) -> None:
+async def test_connect_takes_names_and_addresses(listen_host: str | None, host: str) -> None:
     async with await trisock.listen(0, host=listen_host) as listener:
         client = await trisock.connect(host, listener.port)
         server = await listener.accept()
@@ -51,7 +53,7 @@ async def test_it_connects_by_name_and_by_address(listen_host: str | None, host:
             assert await server.recv() == b"hello"
 
 
-async def test_an_address_that_does_not_answer_does_not_keep_the_others_back() -> None:
+async def test_connect_tries_every_address_of_a_name() -> None:
     trio.socket.set_custom_hostname_resolver(Resolver(**{"two.example": ["::1", "127.0.0.1"]}))
     async with await trisock.listen(0, host="127.0.0.1") as listener:  # not on ::1
         sock = await trisock.connect("two.example", listener.port)
@@ -68,19 +70,22 @@ async def test_an_international_name_is_resolved_by_its_a_label() -> None:
     assert resolver.asked[-2:] == [b"xn--fa-hia.de", b"my_service"]
 
 
-async def test_where_all_attempts_fail_alike_it_is_that_error(free_port: int) -> None:
-    trio.socket.set_custom_hostname_resolver(Resolver(**{"two.example": ["::1", "127.0.0.1"]}))
-    for host, attempts in [("127.0.0.1", 1), ("two.example", 2)]:
-        with pytest.raises(ConnectionRefusedError, match=f"{host}:{free_port}") as caught:
-            await trisock.connect(host, free_port)
-        assert caught.value.errno == errno.ECONNREFUSED
-        assert len(caught.value.__cause__.exceptions) == attempts  # type: ignore[union-attr]
-
-
-async def test_where_attempts_fail_differently_it_is_an_oserror_with_all_of_them(
-    free_port: int,
+@pytest.mark.parametrize(
+    ("host", "shown", "attempts"),
+    [("127.0.0.1", "127.0.0.1", 1), ("::1", "[::1]", 1), ("two.example", "two.example", 2)],
+)
+async def test_attempts_that_fail_alike_raise_that_error(
+    host: str, shown: str, attempts: int, free_port: int
 ) -> None:
-    # Nothing listens on one, the other (RFC 5737) is not reached from a socket bound to loopback.
+    trio.socket.set_custom_hostname_resolver(Resolver(**{"two.example": ["::1", "127.0.0.1"]}))
+    with pytest.raises(ConnectionRefusedError, match=re.escape(f"{shown}:{free_port}")) as caught:
+        await trisock.connect(host, free_port)
+    assert caught.value.errno == errno.ECONNREFUSED
+    assert len(caught.value.__cause__.exceptions) == attempts  # type: ignore[union-attr]
+
+
+async def test_attempts_that_fail_differently_raise_an_oserror_with_each(free_port: int) -> None:
+    # Nobody listens on 127.0.0.1, and ::1 cannot be reached from an IPv4 address.
     trio.socket.set_custom_hostname_resolver(Resolver(**{"two.example": ["127.0.0.1", "::1"]}))
     with pytest.raises(OSError, match=f"two.example:{free_port}") as caught:
         await trisock.connect("two.example", free_port, local_address="127.0.0.1")
@@ -88,17 +93,12 @@ async def test_where_attempts_fail_differently_it_is_an_oserror_with_all_of_them
     assert len(caught.value.__cause__.exceptions) == 2  # type: ignore[union-attr]
 
 
-async def test_an_ipv6_address_is_in_brackets_in_the_error(free_port: int) -> None:
-    with pytest.raises(ConnectionRefusedError, match=rf"\[::1\]:{free_port}"):
-        await trisock.connect("::1", free_port)
-
-
 async def test_an_unknown_host_is_a_gaierror_that_names_it() -> None:
     with pytest.raises(socket.gaierror, match=r"unknown\.invalid:80"):
         await trisock.connect("unknown.invalid", 80)
 
 
-async def test_arguments_are_checked_before_anything_is_done(authority: Authority) -> None:
+async def test_arguments_are_checked_before_connecting(authority: Authority) -> None:
     for arguments, options, error, words in [
         (("localhost", "80"), {}, TypeError, "a port is an int.*localhost"),
         (("localhost", 65536), {}, ValueError, "0-65535.*localhost"),
@@ -145,7 +145,7 @@ def link_local_addresses() -> list[str]:
 
 
 async def test_a_cancelled_connect_leaves_nothing_open() -> None:
-    # A listener whose queue is full answers nobody (Linux).
+    # On Linux, a listener with a full backlog does not answer.
     with socket.socket() as full:
         full.bind(("127.0.0.1", 0))
         full.listen(0)
@@ -165,9 +165,7 @@ async def test_a_cancelled_connect_leaves_nothing_open() -> None:
             filler.close()
 
 
-async def test_connecting_and_listening_are_cancel_points_and_leave_nothing_open(
-    tmp_path: Path,
-) -> None:
+async def test_cancelled_connects_and_listens_leave_nothing_open(tmp_path: Path) -> None:
     async with await trisock.listen(0, host="127.0.0.1") as listener:
         async with await trisock.listen_unix(tmp_path / "one"):
             for call in (
@@ -186,17 +184,14 @@ async def test_connecting_and_listening_are_cancel_points_and_leave_nothing_open
 # ---- tls= ----
 
 
-async def test_tls_from_the_start(
-    authority: Authority, server_tls: ServerTLS, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.usefixtures("trusted")
+async def test_connect_can_start_tls(
+    authority: Authority, server_tls: ServerTLS, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "ca.pem").write_bytes(authority.pem)
-    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
-
     async def hello(sock: trisock.Socket) -> None:
         await sock.send(b"hello")
 
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, hello, tls=server_tls)
+    async with serving(hello, tls=server_tls) as server:
         for tls, name in [
             (True, "localhost"),
             ("example.org", "example.org"),
@@ -213,16 +208,14 @@ async def test_tls_from_the_start(
         monkeypatch.delenv("SSL_CERT_FILE")
         with pytest.raises(TLSError, match="local issuer certificate"):
             await trisock.connect("localhost", server.port, tls=True)
-        server.stop()
 
 
 # ---- Unix ----
 
 
-async def test_it_connects_to_a_unix_socket(
-    tmp_path: Path, client_tls: ClientTLS, server_tls: ServerTLS
+async def test_connect_unix_takes_every_type_of_path(
+    path: Path, client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
-    path = tmp_path / "socket"
     async with await trisock.listen_unix(path) as listener:
         for name in (path, str(path), os.fsencode(path)):
             client = await trisock.connect_unix(name)
@@ -244,7 +237,7 @@ async def test_it_connects_to_a_unix_socket(
                 assert client.istls()
 
 
-async def test_where_nobody_listens_the_error_has_the_path(tmp_path: Path) -> None:
+async def test_connect_unix_errors_have_the_path(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         await trisock.connect_unix(tmp_path / "nothing")
     assert caught.value.filename == str(tmp_path / "nothing")
@@ -254,7 +247,7 @@ async def test_where_nobody_listens_the_error_has_the_path(tmp_path: Path) -> No
     assert caught_refused.value.filename == str(tmp_path / "file")
 
 
-async def test_paths_are_checked() -> None:
+async def test_unix_paths_are_checked() -> None:
     for path, error, words in [
         ("", ValueError, "empty"),
         ("a\0b", ValueError, "NUL"),
@@ -271,8 +264,7 @@ async def test_paths_are_checked() -> None:
         await trisock.connect_unix("x", tls=ClientTLS())
 
 
-async def test_it_waits_while_the_backlog_is_full(tmp_path: Path) -> None:
-    path = str(tmp_path / "socket")
+async def test_connect_unix_waits_while_the_backlog_is_full(path: Path) -> None:
     async with await trisock.listen_unix(path, backlog=0) as listener:
         first = await trisock.connect_unix(path)
         connected = []
@@ -288,7 +280,7 @@ async def test_it_waits_while_the_backlog_is_full(tmp_path: Path) -> None:
         async with closing(first, *connected, *accepted):
             await connected[0].send(b"hello")
             assert await accepted[1].recv() == b"hello"
-        # Cancelled while it waits, it leaves nothing open (the fixture looks).
+        # A cancelled wait leaves no descriptor open: the fixture no_leaked_descriptor checks it.
         first = await trisock.connect_unix(path)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(connect)
@@ -297,8 +289,8 @@ async def test_it_waits_while_the_backlog_is_full(tmp_path: Path) -> None:
         first.abort()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="abstract names are Linux's")
-async def test_abstract_names() -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has abstract names")
+async def test_abstract_unix_names_need_no_file() -> None:
     name = f"\0trisock-test-{os.getpid()}"
     async with await trisock.listen_unix(name) as listener:
         assert listener.addresses == ((name, 0),)
@@ -312,14 +304,14 @@ async def test_abstract_names() -> None:
             await trisock.listen_unix(name, mode=0o600)
 
 
-async def test_without_unix_sockets_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_unix_sockets_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(socket, "AF_UNIX")
     for call in (trisock.connect_unix, trisock.listen_unix):
         with pytest.raises(OSError, match="no Unix sockets on this platform"):
             await call("/tmp/x")
 
 
-async def test_a_connection_that_dies_at_once_is_an_oserror(
+async def test_a_connection_that_dies_immediately_is_an_oserror(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     number = errno.ENOTCONN
@@ -336,7 +328,7 @@ async def test_a_connection_that_dies_at_once_is_an_oserror(
             await trisock.connect("127.0.0.1", listener.port)
 
 
-async def test_certificates_are_no_clients_role(authority: Authority, free_port: int) -> None:
+async def test_connect_refuses_a_servers_tls_role(authority: Authority, free_port: int) -> None:
     certificate = authority.issue("localhost")
     for tls in (certificate, [certificate], trisock.ServerTLS(certificate)):
         with pytest.raises(TypeError, match="takes a TLS client's role"):
@@ -345,7 +337,7 @@ async def test_certificates_are_no_clients_role(authority: Authority, free_port:
             await trisock.connect_unix("no such path", tls=tls)
 
 
-async def test_a_socket_can_be_referred_to_weakly() -> None:
+async def test_sockets_and_listeners_can_be_weakly_referenced() -> None:
     async with await trisock.listen(0, host="127.0.0.1") as listener:
         async with await trisock.connect("127.0.0.1", listener.port) as sock:
             assert weakref.ref(sock)() is sock

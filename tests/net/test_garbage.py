@@ -1,4 +1,4 @@
-"""Ended connections are freed immediately: none waits for the garbage collector."""
+"""Ended connections are freed immediately, without the garbage collector."""
 
 from __future__ import annotations
 
@@ -81,9 +81,7 @@ async def test_an_ended_connection_is_freed_immediately(
     assert alive(references) == []
 
 
-async def test_plain_text_after_tls_keeps_no_tls_alive(
-    client_tls: ClientTLS, server_tls: ServerTLS
-) -> None:
+async def test_stoptls_frees_all_tls_state(client_tls: ClientTLS, server_tls: ServerTLS) -> None:
     a, b = await tls_pair(client_tls, server_tls)
     references = [weakref.ref(each._connection.tls) for each in (a, b) if each._connection.tls]
     assert len(references) == 2

@@ -1,4 +1,4 @@
-"""connect and listen on this machine: no connection to itself, no name that is all or nothing."""
+"""Local addresses: a socket connected to itself, and names with addresses that are absent."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import trio.testing
 import trisock
 from helpers.pairs import closing
 from helpers.resolver import Resolver
+from helpers.server import serving
+from helpers.serving import echo
 
 IP_LOCAL_PORT_RANGE = 51  # Linux 6.3; Python has no name for it yet
 
@@ -23,7 +25,7 @@ def _port_range(port: int) -> bytes:
 
 
 class OnePort(trio.abc.SocketFactory):
-    """Makes sockets whose free local port is always the same one."""
+    """Makes sockets that can only get one local port."""
 
     def __init__(self, port: int, uses: int | None = None) -> None:
         self.port = port
@@ -60,12 +62,12 @@ async def test_a_socket_connected_to_itself_is_refused(
     with pytest.raises(ConnectionRefusedError, match=f"127.0.0.1:{own_port}"):
         await trisock.connect("127.0.0.1", own_port, **options)
     assert len(factory.made) < 50
-    # Nothing is left of it, not even TIME_WAIT: the awaited server can have the port.
+    # Nothing is left of it, not even TIME_WAIT: a server can bind the port.
     with socket.socket() as server:
         server.bind(("127.0.0.1", own_port))
 
 
-async def test_a_server_that_comes_meanwhile_is_found(own_port: int) -> None:
+async def test_a_server_that_starts_meanwhile_is_found(own_port: int) -> None:
     factory = OnePort(own_port, uses=3)
     trio.socket.set_custom_socket_factory(factory)
     real = OnePort.socket
@@ -101,23 +103,18 @@ async def test_a_name_with_an_absent_address_listens_on_the_others(
 async def test_bind_takes_a_name_with_an_absent_address() -> None:
     names = {"both.example": ["192.0.2.1", "127.0.0.1"]}
     trio.socket.set_custom_hostname_resolver(Resolver(**names))
-    async with trio.open_nursery() as nursery:
-
-        async def handler(sock: trisock.Socket) -> None: ...
-
-        server = await trisock.bind(nursery, 0, handler, host="both.example")
+    async with serving(echo, host="both.example") as server:
         assert [address.host for address in server.addresses] == ["127.0.0.1"]
-        server.stop()
 
 
 @pytest.mark.parametrize("addresses", [["192.0.2.1"], ["192.0.2.1", "2001:db8::1"]])
-async def test_a_name_without_any_address_here_is_an_oserror(addresses: list[str]) -> None:
+async def test_a_name_without_a_local_address_is_an_oserror(addresses: list[str]) -> None:
     trio.socket.set_custom_hostname_resolver(Resolver(**{"none.example": addresses}))
     with pytest.raises(OSError, match=r"cannot listen on none\.example:0: Cannot assign"):
         await trisock.listen(0, host="none.example")
 
 
-async def test_an_address_that_is_not_here_is_an_oserror() -> None:
+async def test_an_address_of_another_machine_is_an_oserror() -> None:
     with pytest.raises(OSError, match=r"192\.0\.2\.1:0: Cannot assign"):
         await trisock.listen(0, host="192.0.2.1")
     with pytest.raises(OSError, match=r"192\.0\.2\.1:0: Cannot assign"):

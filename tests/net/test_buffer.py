@@ -6,9 +6,15 @@ from collections import deque
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from trisock._net.receive_buffer import ReceiveBuffer
 
@@ -77,7 +83,9 @@ class BufferMachine(RuleBasedStateMachine):
         assert self.buffer.peek_all() == self.model
 
 
-TestAnyMixOfOperationsKeepsEveryByte = BufferMachine.TestCase
+def test_any_mix_of_operations_keeps_every_byte(times: int) -> None:
+    options = settings(max_examples=100 * times, deadline=None)
+    run_state_machine_as_test(BufferMachine, settings=options)
 
 
 @given(before=text, delimiter=text.filter(len), after=text, sizes=st.lists(st.integers(1, 5)))

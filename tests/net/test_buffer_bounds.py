@@ -271,7 +271,7 @@ def test_no_mix_of_operations_exceeds_the_memory_bound(steps: list[tuple[str, in
 
 
 def push_remnants(buffer: ReceiveBuffer, peek: bool) -> None:
-    """Push chunks back, and leave one byte of each unread behind the next one."""
+    """Push chunks back, and take all of each but one byte."""
     for _ in range(2000):
         buffer.push_front(fresh(10_000))
         buffer.take_chunk(9_999)

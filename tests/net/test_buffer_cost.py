@@ -214,7 +214,7 @@ def take_lines_one_by_one(count: int) -> None:
     assert len(buffer) == 0
 
 
-def test_taking_a_line_does_not_copy_the_lines_behind_it(traced: None) -> None:
+def test_taking_a_line_does_not_copy_the_next_lines(traced: None) -> None:
     buffer = ReceiveBuffer()
     buffer.append(b"x\n" * 100_000)
 
@@ -236,7 +236,7 @@ def push_and_take(count: int) -> None:
 
 def test_split_lines_that_stay_unread_have_a_linear_cost(traced: None) -> None:
     def take_by_turns(count: int) -> int:
-        """Take lines by ``take_lines`` and ``take`` by turns."""
+        """Take lines alternately by ``take_lines`` and ``take``."""
         buffer = ReceiveBuffer()
         buffer.append(b"a line\n" * 2 * count)
 
@@ -287,7 +287,7 @@ def serve(count: int) -> None:
 
 
 def alternate(count: int) -> None:
-    """Take and append by turns, so that the queue stays long."""
+    """Take and append alternately, so that the queue stays long."""
     buffer = ReceiveBuffer()
     for _ in range(count):
         buffer.append(b"x" * 300)

@@ -1,4 +1,4 @@
-"""Connected pairs of sockets, and what is done with the two ends."""
+"""Connected pairs of sockets, and operations on their two ends."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import trio
 import trisock
 from trisock import Socket
 
-# SO_LINGER with this: a close is a reset.
+# With this value of SO_LINGER, a close resets the connection.
 RESET = struct.pack("ii", 1, 0)
 
 
@@ -36,7 +36,7 @@ async def tls_pair(client_tls: Any, server_tls: Any) -> tuple[Socket, Socket]:
 
 @contextlib.asynccontextmanager
 async def closing(*socks: Socket) -> AsyncIterator[None]:
-    """Abort sockets at the end, whatever became of them."""
+    """Abort sockets at the end of the block, whatever their state."""
     try:
         yield
     finally:
@@ -45,7 +45,7 @@ async def closing(*socks: Socket) -> AsyncIterator[None]:
 
 
 async def all_served(server: trisock.Server, accepted: int) -> None:
-    """Wait until a server has accepted so many connections and has no more to do with any."""
+    """Wait until a server has accepted this many connections and none is active."""
     while server.stats().accepted < accepted or server.stats().active:
         await trio.lowlevel.checkpoint()
 
@@ -61,13 +61,13 @@ def raw_pair() -> tuple[Socket, socket.socket]:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         raw = socket.create_connection(listening.getsockname())
         accepted, _ = listening.accept()
-    raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what is sent is on its way
+    raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # send immediately
     stream = trio.SocketStream(trio.socket.from_stdlib_socket(accepted))
     return Socket(stream, side="server"), raw
 
 
 def unix_pair() -> tuple[Socket, Socket]:
-    """Return the two ends of a Unix connection: what fills it is known exactly, unlike over TCP."""
+    """Return the two ends of a Unix connection, which fills exactly, unlike one over TCP."""
     a, b = (trio.socket.from_stdlib_socket(each) for each in socket.socketpair())
     return Socket(trio.SocketStream(a)), Socket(trio.SocketStream(b), side="server")
 
@@ -78,7 +78,7 @@ async def pair(layer: str, client_tls: Any, server_tls: Any) -> tuple[Socket, So
 
 
 async def small_pair(layer: str, client_tls: Any, server_tls: Any) -> tuple[Socket, Socket]:
-    """Return a connected pair that holds little: what it takes before it is full is bounded."""
+    """Return the two ends of a connection that holds little before it is full."""
     a, b = unix_pair()
     if layer == "tls":
         async with trio.open_nursery() as nursery:
@@ -88,10 +88,10 @@ async def small_pair(layer: str, client_tls: Any, server_tls: Any) -> tuple[Sock
 
 
 async def clog(sock: Socket) -> None:
-    """Fill a Unix connection until a send would have to wait (the peer must not be reading)."""
+    """Fill a Unix connection until a send has to wait. The peer must not be reading."""
     while sock._connection.transport.writable_now():
         await sock.send(b"x" * 100)
-    if not sock.istls():  # a plain send tries before it waits: leave it no room at all
+    if not sock.istls():  # a plain send tries before it waits, so leave no room at all
         with contextlib.suppress(BlockingIOError):
             while True:
                 os.write(sock.fileno(), b"x")

@@ -21,7 +21,7 @@ class ScannedBytes(bytes):
         ScannedBytes.scanned += len(self)
         return super().split(sep, maxsplit)
 
-    def index(self, *_: object) -> int:  # type: ignore[override]
+    def index(self, *_: object) -> int:
         raise NotImplementedError("count the bytes that this scans, too")
 
     partition = count = __contains__ = index  # type: ignore[assignment]

@@ -23,13 +23,13 @@ from trisock._net import transport as _transport
 
 @pytest.fixture
 def family() -> str:
-    """``"tcp"`` or ``"unix"``, which holds little; a test chooses with parametrize."""
+    """``"tcp"`` or ``"unix"``. Tests choose with parametrize. A Unix connection holds little."""
     return "tcp"
 
 
 @pytest.fixture
 def layer() -> str:
-    """``"plain"``, ``"tls"``, or ``"no sendfile"``; a test chooses with parametrize."""
+    """``"plain"``, ``"tls"`` or ``"no sendfile"``. Tests choose with parametrize."""
     return "plain"
 
 
@@ -104,7 +104,7 @@ def raw(raw_ends: tuple[Socket, socket.socket]) -> socket.socket:
 
 
 class CustomFile(io.RawIOBase):
-    """A user's class: it reads and seeks, and cannot be hashed."""
+    """A user-defined file: it reads and seeks, and is not hashable."""
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -129,7 +129,7 @@ class CustomFile(io.RawIOBase):
 
 @pytest.fixture
 def make_file(tmp_path: Path) -> Iterator[Callable[[str, bytes], Any]]:
-    """A function that opens a file of some kind with some content; closed after the test."""
+    """A function that opens a file of a kind with a content. Closed after the test."""
     with contextlib.ExitStack() as stack:
 
         def make(kind: str, content: bytes) -> Any:
@@ -139,9 +139,9 @@ def make_file(tmp_path: Path) -> Iterator[Callable[[str, bytes], Any]]:
                 return CustomFile(content)
             if kind == "temporary":
                 file: Any = stack.enter_context(tempfile.TemporaryFile())
-                file.write(content)  # part of it remains in Python's buffer
+                file.write(content)  # part of it stays in Python's buffer
                 return file
-            if kind == "pipe":  # content must fit into the pipe
+            if kind == "pipe":  # the content must fit into the pipe
                 reading, writing = os.pipe()
                 os.write(writing, content)
                 os.close(writing)

@@ -55,7 +55,7 @@ def test_a_sockaddr_that_is_not_an_address_is_refused() -> None:
         (Address("", 0), "an unnamed Unix socket"),
     ],
 )
-def test_str_of_an_address_is_short(address: Address, text: str) -> None:
+def test_str_of_an_address_is_readable(address: Address, text: str) -> None:
     assert str(address) == text
 
 

@@ -191,7 +191,7 @@ CALLS: list[Callable[[Any], Any]] = [
     lambda key: trisock.connect_unix(key),
     lambda key: trisock.listen_unix("x", backlog=key),
 ]
-# Arguments that become a key only if the order of arguments is confused.
+# A key gets here only if the caller confuses the order of the arguments.
 MISPLACED: list[Callable[[trio.Nursery, Any], Any]] = [
     lambda nursery, key: trisock.bind(nursery, 0, key),
     lambda nursery, key: trisock.bind(nursery, key, print),  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ import trio.testing
 
 import trisock
 from helpers.authority import Authority
+from helpers.blocked import cancel_when_blocked
 from helpers.pairs import closing
 from helpers.resolver import Resolver
 from helpers.server import serving
@@ -156,10 +157,7 @@ async def test_a_cancelled_connect_leaves_nothing_open() -> None:
             filler.connect_ex(full.getsockname())
             fillers.append(filler)
         before = set(os.listdir("/proc/self/fd"))
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(trisock.connect, "127.0.0.1", full.getsockname()[1])
-            await trio.testing.wait_all_tasks_blocked()
-            nursery.cancel_scope.cancel()
+        await cancel_when_blocked(trisock.connect, "127.0.0.1", full.getsockname()[1])
         assert set(os.listdir("/proc/self/fd")) == before
         for filler in fillers:
             filler.close()
@@ -282,10 +280,7 @@ async def test_connect_unix_waits_while_the_backlog_is_full(path: Path) -> None:
             assert await accepted[1].recv() == b"hello"
         # A cancelled wait leaves no descriptor open: the fixture no_leaked_descriptor checks it.
         first = await trisock.connect_unix(path)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(connect)
-            await trio.testing.wait_all_tasks_blocked()
-            nursery.cancel_scope.cancel()
+        await cancel_when_blocked(connect)
         first.abort()
 
 

@@ -16,6 +16,7 @@ import trio
 import trio.testing
 
 import trisock
+from helpers.blocked import cancel_when_blocked
 from helpers.forks import run_in_child
 from helpers.pairs import RESET, all_served, closing, read_all
 from helpers.server import serving
@@ -107,10 +108,7 @@ async def test_so_linger_does_not_block_the_thread(
 ) -> None:
     monkeypatch.setattr(_linger, "LINGER_SECONDS", 0.1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 4))
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(sock.send, b"x" * 30_000_000)
-        await trio.testing.wait_all_tasks_blocked()
-        nursery.cancel_scope.cancel()
+    await cancel_when_blocked(sock.send, b"x" * 30_000_000)
     start = trio.current_time()
     with trio.CancelScope() as scope:
         if how == "cancelled":

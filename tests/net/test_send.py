@@ -17,6 +17,7 @@ import trio
 import trio.testing
 
 import trisock
+from helpers.blocked import cancel_when_blocked
 from helpers.pairs import clog, closing, raw_pair, reset, until_full
 from trisock import Socket
 from trisock._net import transport as _transport
@@ -220,10 +221,7 @@ async def test_a_send_cancelled_before_its_first_byte_changes_nothing(
     buffers: tuple[bytes, ...], a: Socket, b: Socket
 ) -> None:
     await clog(a)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(a.send, *buffers)
-        await trio.testing.wait_all_tasks_blocked()
-        nursery.cancel_scope.cancel()
+    await cancel_when_blocked(a.send, *buffers)
     while await b.peek() is not None:
         assert set(await b.recv()) == {ord("x")}
     await a.send(b"but ", b"this")
@@ -238,10 +236,7 @@ async def test_a_send_cancelled_before_its_first_byte_changes_nothing(
 async def test_a_send_cut_short_ends_sending_only(
     buffers: tuple[bytes, ...], a: Socket, b: Socket
 ) -> None:
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(a.send, *buffers)
-        await trio.testing.wait_all_tasks_blocked()
-        nursery.cancel_scope.cancel()
+    await cancel_when_blocked(a.send, *buffers)
     for more in ((b"y",), (b"y",), (b"y", b"z"), ()):
         with pytest.raises(trio.BrokenResourceError, match="cut off"):
             await a.send(*more)

@@ -61,7 +61,7 @@ async def test_info_describes_a_connection(a: Socket, b: Socket) -> None:
     assert repr(a).endswith("plain open>")
 
 
-async def test_socket_options(a: Socket) -> None:
+async def test_socket_options_can_be_set_and_read(a: Socket) -> None:
     a.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     assert a.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
     assert len(a.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)) == 8

@@ -1,4 +1,4 @@
-"""Conversations of the two dialects for the soak, with peers that vanish and slow callbacks."""
+"""Conversations of the two dialects for ``soak.py``, with peers that vanish and slow callbacks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ import trisock
 from conversation_site import LOCALHOST, Site, check, payload
 from trisock import ClientTLS, ServerTLS, hammerspoon, pluto
 
-# Seconds until a connection whose peer is gone is dropped, and extra time for a busy machine.
+# Hammerspoon sockets drop a connection 2 seconds after its peer has left. The rest is for a busy
+# machine.
 _DROPPED_WITHIN = 2 + 8
 
 # ---- pluto ----
@@ -56,12 +57,12 @@ async def pluto_in_trio(site: Site, rng: random.Random) -> None:
 async def received(s: pluto.async_socket, size: int) -> bytes:
     got = b""
     while len(got) < size:
-        got += await s.recv() or b"the end"
+        got += await s.recv() or b"(the end)"
     return got
 
 
 async def pluto_outside_trio(site: Site, rng: random.Random) -> None:
-    """In a thread, where calls block while a background thread does the work."""
+    """In a thread without Trio, calls block while a background thread does the work."""
     data = payload(rng, 10_000)
 
     def script() -> None:
@@ -73,7 +74,7 @@ async def pluto_outside_trio(site: Site, rng: random.Random) -> None:
         s.send(b"echo %d\n" % len(data) + data)
         got = b""
         while len(got) < len(data):
-            got += s.recv() or b"the end"
+            got += s.recv() or b"(the end)"
         s.unrecv("x")
         check((got, s.peek(), s.recv(), s.isopen()), (data, b"x", b"x", True))
         if rng.random() < 0.5:  # else it is collected
@@ -87,9 +88,9 @@ async def pluto_outside_trio(site: Site, rng: random.Random) -> None:
 
 
 async def pluto_interrupted(site: Site, rng: random.Random) -> None:
-    """Calls outside Trio that are interrupted at some line of trisock lose no byte.
+    """Calls outside Trio lose no byte when they are interrupted at any line of trisock.
 
-    A trace function raises the exception, as a signal handler would in the main thread.
+    A trace function raises the exception, like a signal handler in the main thread.
     """
     data = payload(rng, 2000)
 
@@ -111,7 +112,7 @@ class InterruptedCall(BaseException):
 
 
 def interrupted_at(line: int, call: Callable[[], bytes | None]) -> bytes | None:
-    """Interrupt a call at the given line of trisock's code, counted as executed."""
+    """Interrupt a call when it executes the given number of lines in trisock."""
     count = 0
 
     def trace(frame: FrameType, event: str, _: object) -> Any:
@@ -184,7 +185,7 @@ async def _disconnected(server: hammerspoon.Socket) -> None:
 
 
 async def hammerspoon_sockets(site: Site, rng: random.Random) -> None:
-    """A server echoes lines to a client that starts TLS, with lines queued meanwhile."""
+    """A server echoes lines to a client that queues them while it starts TLS."""
     sent = [payload(rng, 1000).replace(b"\n", b"") + b"\n" for _ in range(5)]
     got: list[object] = []
     done = trio.Event()
@@ -220,9 +221,9 @@ async def hammerspoon_sockets(site: Site, rng: random.Random) -> None:
 
 
 async def hammerspoon_peers_vanish(site: Site, rng: random.Random) -> None:
-    """Clients send lines and leave, by FIN or RST, while the server writes or reads or neither.
+    """Clients send lines and leave, by FIN or RST, while the server writes, reads or does neither.
 
-    Every line before a FIN is read, if a read is queued within two seconds. No connection stays.
+    Every line before a FIN is received if a read is queued within two seconds. No connection stays.
     """
     got: Counter[bytes] = Counter()
     sent: Counter[bytes] = Counter()
@@ -253,7 +254,7 @@ async def hammerspoon_peers_vanish(site: Site, rng: random.Random) -> None:
 
 
 async def hammerspoon_floods(site: Site, rng: random.Random) -> None:
-    """A slow callback receives a flood of lines, most of them empty, complete and in order."""
+    """A slow callback receives every line of a flood, in order. Most lines are empty."""
     number = rng.randint(100, 2000)
     got: list[bytes] = []
 

@@ -20,7 +20,7 @@ from trisock import ClientTLS, ServerTLS
 def fuzz(
     times: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Fuzz]:
-    """Run checks on many examples. Nothing may be logged, and no exception may be reported as unraisable."""
+    """Run checks on many examples. No log entry and no unraisable exception is allowed."""
     unraisable: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda args: unraisable.append(args.exc_type))
     fuzz = Fuzz(times)

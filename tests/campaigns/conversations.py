@@ -8,7 +8,6 @@ import functools
 import os
 import random
 import socket
-import struct
 
 import trio
 
@@ -42,6 +41,7 @@ from dialect_conversations import (
     pluto_outside_trio,
 )
 from helpers.client_hellos import client_hello
+from helpers.pairs import RESET
 from trisock import ClientTLS, ServerTLS, Socket
 
 _OVER = (trio.BrokenResourceError, trio.ClosedResourceError)
@@ -179,7 +179,7 @@ async def a_peer_vanishes_in_the_handshake(site: Site, rng: random.Random) -> No
     async with await trio.open_tcp_stream(LOCALHOST, site.secure.port) as stream:
         await stream.send_all(hello[: rng.randrange(1, len(hello) + 1)])
         if rng.random() < 0.5:
-            stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
 
 
 async def plain_text_after_starttls(site: Site, rng: random.Random) -> None:

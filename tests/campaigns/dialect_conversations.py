@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import socket
-import struct
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import trio
 
 import trisock
 from conversation_site import LOCALHOST, Site, check, payload
+from helpers.pairs import RESET
 from trisock import ClientTLS, ServerTLS, hammerspoon, pluto
 
 # Hammerspoon sockets drop a connection 2 seconds after its peer has left. The rest is for a busy
@@ -240,7 +240,7 @@ async def hammerspoon_peers_vanish(site: Site, rng: random.Random) -> None:
             lines = [b"%d.%d\n" % (number, each) for each in range(rng.randint(0, 3))]
             client.sendall(b"".join(lines))
             if rng.random() < 0.3 and client.family != socket.AF_UNIX:
-                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             else:
                 sent.update(lines)
             client.close()

@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import trio
 
+from helpers.pairs import RESET
 from hostile_plan import DOWN, INJECTED_LINE, LINES, MARKER, UP, Fault, Kind, Mode, Phase, Plan
 
 # ---- the phase of a byte ----
@@ -142,8 +143,6 @@ class Track:
 
 _NARROW = 8192  # bytes in a small kernel buffer (Linux doubles it)
 _MAX_PIECE = 262_144
-
-_LINGER_AND_RESET = struct.pack("ii", 1, 0)
 
 
 class _CutOff(Exception):
@@ -274,7 +273,7 @@ class HostileNetwork:
     def reset(self) -> None:
         for sock in self._sockets[1:]:
             if sock.fileno() >= 0:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_AND_RESET)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
                 trio.lowlevel.notify_closing(sock)
                 sock.close()
 

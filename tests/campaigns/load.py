@@ -15,7 +15,6 @@ import contextlib
 import functools
 import resource
 import socket
-import struct
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -26,6 +25,7 @@ import trio
 sys.path.append(str(Path(__file__).parents[1]))  # for helpers, when this is run as a program
 
 from helpers.client_hellos import client_hello
+from helpers.pairs import RESET
 from load_runner import (
     MIB,
     NAME,
@@ -125,7 +125,7 @@ async def slowloris(
                 await nursery.start(be_slow, number)
             await server.until(lambda stats: stats["accepted"] == accepted + slow)
             await many(others, functools.partial(outcome.count, server.visit), at_once=10)
-            outcome.facts["dropped meanwhile"] = dropped
+            outcome.facts["dropped early"] = dropped
             outcome.add_times()
             if handshake_timeout is None:
                 nursery.cancel_scope.cancel()
@@ -264,8 +264,7 @@ async def raising(runner: Runner, count: int) -> Result:
                 response = await stream.receive_some()
                 if bool(response) != (kind in ("broken", "both")):
                     raise WrongResponse(f"{response!r} from a handler that raises ({kind})")
-                reset = struct.pack("ii", 1, 0)
-                stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+                stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
 
         await many(count, functools.partial(outcome.count, provoke))
 

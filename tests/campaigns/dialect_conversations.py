@@ -47,7 +47,7 @@ async def pluto_in_trio(site: Site, rng: random.Random) -> None:
     await server.send(data)
     check(await received(client, len(data)), data)
     check(await client.peek(), None)
-    if rng.random() < 0.5:  # else they are collected
+    if rng.random() < 0.5:  # otherwise garbage collection closes them
         await client.close()
         check((await server.recv(), server.isopen()), (None, False))
         await server.close()
@@ -77,7 +77,7 @@ async def pluto_outside_trio(site: Site, rng: random.Random) -> None:
             got += s.recv() or b"(the end)"
         s.unrecv("x")
         check((got, s.peek(), s.recv(), s.isopen()), (data, b"x", b"x", True))
-        if rng.random() < 0.5:  # else it is collected
+        if rng.random() < 0.5:  # otherwise garbage collection closes it
             s.close()
         check(pluto.socket.connect(LOCALHOST, unused), None)
 
@@ -112,7 +112,7 @@ class InterruptedCall(BaseException):
 
 
 def interrupted_at(line: int, call: Callable[[], bytes | None]) -> bytes | None:
-    """Interrupt a call when it executes the given number of lines in trisock."""
+    """Interrupt a call at its ``line``-th executed line in trisock."""
     count = 0
 
     def trace(frame: FrameType, event: str, _: object) -> Any:

@@ -55,7 +55,7 @@ class Track:
         self._after = plan.payload(Phase.AFTER, direction) if plan.mode == Mode.RETURNED else None
         self._secret = plan.sizes.get((Phase.SECRET, direction), 0)
         self.header = b""
-        self._left = 0  # of the record's body
+        self._left = 0  # bytes of the record's body still to come
         self._last_of_flight = False
         self._tickets = _TICKETS if self._newer else 0
         self._changed = False
@@ -203,7 +203,7 @@ class HostileNetwork:
         return sock
 
     async def run(self) -> None:
-        """Carry a client's connection until both directions have ended."""
+        """Relay a client's connection until both directions have ended."""
         try:
             if self._connect_fault is None:
                 await self._carry(await self._accept(), await self._reach())
@@ -308,7 +308,7 @@ class _Direction:
         self.stopped = trio.Event()
         self._silent = False
         self._phase = Phase.CONNECT
-        self._passed = 0  # bytes of this phase
+        self._passed = 0  # bytes relayed in this phase
         self._tiny = 0  # bytes still to send in tiny pieces
         self._naps = self._flow.naps
         self._target_closed = False

@@ -72,7 +72,7 @@ async def test_lingering_closes_block_no_other_client(runner: Runner) -> None:
     assert result.outcome.facts["still closing"] == 5
 
 
-async def test_a_broadcast_reaches_others_past_a_silent_client(runner: Runner) -> None:
+async def test_a_broadcast_serves_others_and_drops_a_silent_client(runner: Runner) -> None:
     result = await load.broadcast(runner, 6, 8 * MIB, messages=1, timeout=1)
     check(result, 6)
     assert result.outcome.facts["delivered"] == [6]

@@ -1,4 +1,4 @@
-"""What trisock costs, next to others: each row is one kind of work, each peer does it in its way.
+"""Benchmarks of trisock and other libraries. Each row is one kind of work; each peer is a library.
 
-``python -m benchmarks --help`` runs it; docs/benchmarks.md says how it measures.
+Run ``python -m benchmarks --help``. docs/benchmarks.md explains the method.
 """

@@ -1,4 +1,4 @@
-"""Compare trisock with others: work per CPU second of the server, row by row."""
+"""Compare trisock with other libraries: work per CPU second of the server."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .rows import ROWS, Row
 FULL_ROUNDS = 5
 QUICK_ROUNDS = 3
 JSON = Path("benchmarks/results/latest.json")
-WIDTH = 120  # what the widest table needs, also where the output is a file
+WIDTH = 120  # columns in the widest table; also used when the output is a file
 SVG = Path("docs/benchmark.svg")
 
 
 def main() -> None:
-    """Do what the command line says."""
+    """Run the command line."""
     args = _parse()
     if args.list:
         _list()
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def _compare(args: argparse.Namespace, place: Place) -> None:
-    # Imported here, as the chart is: the tests have no use for what these need.
+    # Imported here, like the chart, because the tests do not install these dependencies.
     from rich.console import Console
 
     from . import record, report
@@ -57,7 +57,7 @@ def _compare(args: argparse.Namespace, place: Place) -> None:
             results.append(compete(row, peers, place, amount=amount, rounds=rounds))
         report.show_row(results[-1], console)
     report.show_summary(results, console)
-    # What is kept is a whole run. A look at a part of it must not take its place.
+    # Only a whole run may replace the recorded results.
     whole = not (args.quick or args.rows or args.peers)
     if path := args.json or (JSON if whole else None):
         record.write(results, about, path)
@@ -75,7 +75,7 @@ def _profile(row: Row, peers: list[Peer], place: Place, *, quick: bool) -> None:
             measure(row, server, row.quick if quick else row.amount, place.authority)
         except Failed as exc:
             sys.exit(f"{peer.name} failed: {exc}")
-        print(f"{row.name}, {peer.name}: the server, from its start")
+        print(f"{row.name}, {peer.name}: profile of the server since it started")
         pstats.Stats(str(path)).strip_dirs().sort_stats("tottime").print_stats(30)
 
 
@@ -91,21 +91,26 @@ def _list() -> None:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="less work, fewer rounds: for a look")
-    parser.add_argument("--rounds", type=int, help=f"{FULL_ROUNDS}, or {QUICK_ROUNDS} if quick")
-    parser.add_argument("--rows", type=_names(ROWS), metavar="ROW,...", help="only these")
-    parser.add_argument("--peers", type=_names(PEERS), metavar="PEER,...", help="only these")
+    parser.add_argument("--quick", action="store_true", help="less work and fewer rounds")
     parser.add_argument(
-        "--json", type=Path, help=f"where to write all figures (whole runs: {JSON})"
+        "--rounds", type=int, help=f"default: {FULL_ROUNDS}, or {QUICK_ROUNDS} with --quick"
     )
-    parser.add_argument("--svg", type=Path, help=f"where to draw the chart (whole runs: {SVG})")
+    parser.add_argument("--rows", type=_names(ROWS), metavar="ROW,...", help="run only these")
+    parser.add_argument("--peers", type=_names(PEERS), metavar="PEER,...", help="run only these")
+    parser.add_argument(
+        "--json", type=Path, help=f"write all figures to this file (whole runs: {JSON})"
+    )
+    parser.add_argument("--svg", type=Path, help=f"draw the chart in this file (whole runs: {SVG})")
     parser.add_argument("--list", action="store_true", help="list rows and peers")
     parser.add_argument(
-        "--profile", metavar="ROW", choices=ROWS, help=f"profile {SUBJECT}'s (or --peers') server"
+        "--profile",
+        metavar="ROW",
+        choices=ROWS,
+        help=f"profile the server of {SUBJECT}, or of --peers",
     )
     args = parser.parse_args()
     if args.rounds is not None and args.rounds < 1:
-        parser.error("at least one round is needed")
+        parser.error("--rounds must be at least 1")
     return args
 
 
@@ -114,7 +119,7 @@ def _names(known: Container[str]) -> Callable[[str], list[str]]:
         found = text.split(",")
         for name in found:
             if name not in known:
-                raise argparse.ArgumentTypeError(f"{name!r} is not known: see --list")
+                raise argparse.ArgumentTypeError(f"unknown name {name!r}: see --list")
         return found
 
     return names

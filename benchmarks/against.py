@@ -1,12 +1,11 @@
-"""Compare two builds of trisock: is a row slower than before, or is that the noise?
+"""Compare two builds of trisock, and tell a slower row from noise.
 
     python -m benchmarks.against ../before/src
 
-Three servers do each row's work in the same rounds: this checkout, this checkout once more, and the
-other one. The first two are equal, so the spread of their ratio is the noise of the machine in
-these minutes. A row counts as slower (or faster) where the median of this checkout's ratio to the
-other one lies outside that spread. The spread of the noise is symmetric: which of two equal servers
-comes first is chance.
+Three servers do each row's work in the same rounds: this checkout, this checkout again, and the
+other one. The first two are equal, so the spread of their ratio is the machine's current noise. A
+row is slower (or faster) if the median ratio of this checkout to the other one lies outside that
+spread. The spread is made symmetric, because the order of two equal servers is chance.
 """
 
 from __future__ import annotations
@@ -25,20 +24,22 @@ _HERE = str(Path(__file__).parents[1] / "src")
 
 
 def main() -> int:
-    """Run the comparison; 1 if a row is slower or a server has failed."""
+    """Run the comparison. Return 1 if a row is slower or a server failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.against")
-    parser.add_argument("before", type=Path, help="the other build: a directory with trisock in it")
+    parser.add_argument(
+        "before", type=Path, help="the other build: the directory that contains trisock"
+    )
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--rows", default=",".join(ROWS), help="ROW,...")
     parser.add_argument("--quick", action="store_true", help="less work in each round")
     args = parser.parse_args()
-    # Imported here: the tests have no use for what these need.
+    # Imported here because the tests do not install this dependency.
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     if not (args.before / "trisock").is_dir():
-        parser.error(f"there is no trisock in {args.before}")
+        parser.error(f"no trisock in {args.before}")
     peers = [
         _build("now", _HERE),
         _build("now again", _HERE),
@@ -67,14 +68,14 @@ def _build(name: str, source: str) -> Peer:
 
 
 def compare(result: Result) -> tuple[list[str], str]:
-    """Return a row's figures, and whether this build is equal, faster or slower."""
+    """Return the cells of a row, and the verdict: equal, faster, slower or failed."""
     equal = result.ratio("now again", to="now")
     change = result.ratio("now", to="before")
     if equal is None or change is None:
         failures = {name: each.failure for name, each in result.series.items() if each.failure}
         return ["", "", ""], f"failed: {failures}"
     noise = max(equal.high, 1 / equal.low)
-    # A higher figure is better, except where it is memory.
+    # A higher figure is better, except for memory.
     gain = 1 / change.median if result.row.is_memory else change.median
     verdict = "slower" if gain < 1 / noise else "faster" if gain > noise else "equal"
     cells = [

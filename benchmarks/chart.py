@@ -1,4 +1,4 @@
-"""Results as a chart: a panel for each row, a bar for each peer, relative to bare Trio."""
+"""The chart of the results, relative to bare Trio: a panel for each row, a bar for each peer."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from .contest import Result
 from .peers import BASE, SUBJECT
 from .rows import amount_text
 
-# The page behind it may be white or nearly black: these can be read on both.
+# These colours are legible on both light and dark pages.
 TEXT = "#7a7f87"
 OTHERS = "#b4bcc6"
 HIGHLIGHT = {SUBJECT: "#2f81d6", BASE: "#7a7f87"}
 TARGET = "#d2691e"
 
-# A bar that is longer is cut, and says so: else one peer would make all others look the same.
+# Longer bars are cut and labelled, so that one outlier does not flatten the others.
 LONGEST = 5.0
 
 COLUMNS = 3
 
 
 def draw(results: list[Result], path: Path) -> None:
-    """Write the chart as SVG, its text as text."""
+    """Write the chart as SVG. Its text stays text."""
     settings: dict[Any, Any] = {
         "svg.fonttype": "none",
-        "svg.hashsalt": "trisock",  # the same figures give the same file
+        "svg.hashsalt": "trisock",  # reproducible output
         "font.size": 8,
         "axes.facecolor": "none",
         "text.color": TEXT,
@@ -65,7 +65,7 @@ def draw(results: list[Result], path: Path) -> None:
 def _draw_row(panel: Axes, result: Result) -> None:
     row = result.row
     names = list(result.series)
-    beyond = panel.get_yaxis_transform()  # to the right of all bars, at the height of one
+    beyond = panel.get_yaxis_transform()  # x relative to the panel, y at a bar
     longest = row.target
     for place, name in enumerate(names):
         ratio = result.ratio(name)

@@ -1,7 +1,7 @@
-"""The client, the same for all servers: what it asks of them, and the check of what it gets.
+"""The client, which is the same for all servers. It generates load and checks every response.
 
-Each load returns when the server has done all of its work, and raises ``Wrong`` where the
-server did something else.
+Each load returns when the server has done all of its work. It raises ``Wrong`` if the server did
+anything else.
 """
 
 from __future__ import annotations
@@ -19,37 +19,37 @@ from .loop import READABLE, WRITABLE, Job, Loop
 MESSAGE_SIZE = 64
 LINE_SIZE = 64
 
-# A server that is silent for so long, in seconds, has lost something.
+# After this many seconds of silence the server has lost data.
 PATIENCE = 20
 
-# How many connections are being opened and closed at the same time.
+# The number of short-lived connections in progress at the same time.
 VISITORS = 16
 
-# Larger pieces than the servers' 64 KiB, to stay ahead of them. (A read takes whole records of TLS,
-# 16 KiB, so that nothing is left in OpenSSL where epoll would not see it.)
+# Larger than the servers' 64 KiB, so that the client stays ahead. Larger than a TLS record
+# (16 KiB), so that a read leaves nothing pending in OpenSSL, where epoll cannot see it.
 _PIECE = 262_144
-# Answers are short, and a large buffer made anew for each (mmap, page faults) cost the client five
-# times as much as all else that it does for an echo.
+# Responses are short. Allocating a large buffer for each (mmap, page faults) cost the client five
+# times as much as the rest of an echo.
 _ANSWER = 4096
 _BYTES = b"x" * _PIECE
 _LINE = b"x" * (LINE_SIZE - 1) + b"\n"
 _LINES = _LINE * (_PIECE // LINE_SIZE)
-_NAME = "localhost"  # which the certificate is for
+_NAME = "localhost"  # the name in the certificate
 
 _NOTHING_YET = (BlockingIOError, ssl.SSLWantReadError)
 _FULL = (BlockingIOError, ssl.SSLWantWriteError)
 
 
 class Wrong(Exception):
-    """The server did not do what it was asked for."""
+    """The server's response is wrong."""
 
 
 class Client:
     """Talks to one server.
 
     Args:
-      port: where it listens.
-      authority: who has signed its certificate, as a PEM file; ``None`` without TLS.
+      port: the server's port.
+      authority: the PEM file of the CA that signed its certificate; ``None`` without TLS.
     """
 
     def __init__(self, port: int, authority: Path | None) -> None:
@@ -61,7 +61,7 @@ class Client:
         self._socks: list[socket.socket] = []
 
     def open(self, count: int) -> None:
-        """Open so many more connections, one after another."""
+        """Open ``count`` more connections, one after another."""
         for _ in range(count):
             sock = socket.create_connection(self._address, timeout=PATIENCE)
             if self._context is not None:
@@ -71,14 +71,14 @@ class Client:
             sock.setblocking(False)
 
     def close(self) -> None:
-        """Close the connections, without a word: the server has ended."""
+        """Close the connections without close_notify, because the server has exited."""
         for sock in self._socks:
             sock.close()
 
     # ---- loads ----
 
     def echo(self, count: int) -> None:
-        """Send so many messages over all connections together; each waits for its echo."""
+        """Spread ``count`` messages over all connections. Each connection waits for every echo."""
         share, rest = divmod(count, len(self._socks))
         with Loop(PATIENCE) as loop:
             for number, sock in enumerate(self._socks):
@@ -86,9 +86,9 @@ class Client:
             loop.run()
 
     def visit(self, count: int) -> None:
-        """Connect, send one message, wait for its echo and then for the end, so many times.
+        """Open ``count`` short-lived connections: one echo, then wait for the end.
 
-        Several are on their way at a time. Each is a full handshake under TLS.
+        Up to ``VISITORS`` are in progress at a time. Under TLS each has a full handshake.
         """
         with Loop(PATIENCE) as loop:
             turns = iter(range(count))
@@ -108,38 +108,38 @@ class Client:
             loop.run()
 
     def upload(self, count: int) -> None:
-        """Send so many bytes."""
+        """Send ``count`` bytes."""
         self._run(_upload, count)
 
     def download(self, count: int) -> None:
-        """Get so many bytes."""
+        """Receive ``count`` bytes."""
         self._run(_download, count)
 
     def idle(self, count: int) -> None:
-        """Open so many connections more, with one message echoed over each, and keep them."""
+        """Open ``count`` more connections, exchange one echo on each, and keep them open."""
         self.open(count)
         self.echo(len(self._socks))
 
     def lines(self, count: int) -> None:
-        """Send so many lines, over a connection of their own, to its end."""
+        """Send ``count`` lines on a new connection, then FIN. Check the server's count."""
         self.open(1)
         self._run(_lines, count)
 
     def _run(self, load: Callable[[socket.socket, int], Job], count: int) -> None:
-        """Run a load over the newest connection."""
+        """Run a load on the newest connection."""
         sock = self._socks[-1]
         with Loop(PATIENCE) as loop:
             loop.start(sock.fileno(), load(sock, count))
             loop.run()
 
 
-# ---- what happens on one connection ----
+# ---- one connection ----
 
 
 def _echo(sock: socket.socket, count: int) -> Job:
     message = os.urandom(MESSAGE_SIZE)
     for _ in range(count):
-        sock.send(message)  # so little is never too much for the kernel
+        sock.send(message)  # short enough never to be refused or split by the kernel
         yield READABLE
         yield from _expect(sock, message)
 
@@ -156,11 +156,10 @@ def _visit(sock: socket.socket, address: tuple[str, int], context: ssl.SSLContex
             closing.enter_context(sock)
             yield from _shake_hands(sock)
         yield from _echo(sock, 1)
-        # The echo has come; how the server ends its side, with close_notify, without it or by a
-        # reset, is its own affair. Our end goes first: ours is the port in TIME-WAIT, then. When
-        # the server's has come, all of its work is done.
+        # The server may end its side with close_notify, without it, or by a reset. Close our side
+        # first, so that TIME-WAIT occupies our port. The server's end shows that its work is done.
         if isinstance(sock, ssl.SSLSocket):
-            with contextlib.suppress(ssl.SSLError):  # SSLWantReadError, if its own is not there yet
+            with contextlib.suppress(ssl.SSLError):  # SSLWantReadError before its close_notify
                 sock.unwrap()  # sends close_notify
         with contextlib.suppress(OSError):
             sock.shutdown(socket.SHUT_WR)
@@ -200,14 +199,14 @@ def _download(sock: socket.socket, count: int) -> Job:
             yield READABLE
         else:
             if not size:
-                raise Wrong(f"the server ended the connection {left} bytes too early")
+                raise Wrong(f"the server closed the connection with {left} bytes missing")
             left -= size
     if left:
-        raise Wrong(f"the server sent {-left} bytes too many")
+        raise Wrong(f"the server sent {-left} excess bytes")
 
 
 def _lines(sock: socket.socket, count: int) -> Job:
-    # The first one is shorter: else each line of those behind it would be whole in one read.
+    # The first line is shorter, so that later lines are split between two reads.
     yield from _send(sock, _LINE[LINE_SIZE // 2 :])
     left = (count - 1) * LINE_SIZE
     lines = memoryview(_LINES)
@@ -219,7 +218,7 @@ def _lines(sock: socket.socket, count: int) -> Job:
     yield from _expect(sock, b"%d" % count)
 
 
-# ---- the socket's own ----
+# ---- socket calls ----
 
 
 def _send(sock: socket.socket, data: bytes) -> Job:
@@ -241,10 +240,10 @@ def _expect(sock: socket.socket, message: bytes) -> Job:
     while len(received) < len(message):
         chunk = yield from _receive(sock)
         if not chunk:
-            raise Wrong(f"the end came where {message[:100]!r} was expected, after {received!r}")
+            raise Wrong(f"expected {message[:100]!r}, got {received!r} and the end")
         received += chunk
     if received != message:
-        raise Wrong(f"{received[:100]!r} came where {message[:100]!r} was expected")
+        raise Wrong(f"expected {message[:100]!r}, got {received[:100]!r}")
 
 
 def _receive(sock: socket.socket) -> Generator[int, None, bytes]:

@@ -1,4 +1,4 @@
-"""All peers at one row: in rounds, one after another, so that what the machine does hits all."""
+"""Measure all peers in one row. Rounds interleave them, so that noise affects all alike."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .server import Server
 
 @dataclass(frozen=True)
 class Spread:
-    """The median of some rounds, with the lowest and the highest."""
+    """The median, lowest and highest of some rounds."""
 
     median: float
     low: float
@@ -34,7 +34,7 @@ class Spread:
 
 @dataclass
 class Series:
-    """What one peer did at one row, round by round; or why it did not, in ``failure``."""
+    """The measurements of one peer in one row, by round, or the reason why there are none."""
 
     measurements: list[Measurement] = field(default_factory=list)
     failure: str | None = None
@@ -42,7 +42,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Result:
-    """One row's, with a series for each peer."""
+    """The result of one row, with a series for each peer."""
 
     row: Row
     amount: int
@@ -53,15 +53,15 @@ class Result:
         return Spread.of([each.figure(self.row) for each in self.series[peer].measurements])
 
     def per_second(self, peer: str) -> Spread:
-        """Return the work that was done in a second of time."""
+        """Return the work per second of wall-clock time."""
         return Spread.of([each.amount / each.wall for each in self.series[peer].measurements])
 
     def busy(self, peer: str) -> float:
-        """Return the share of the time in which the server was running."""
+        """Return the fraction of the time that the server spent on the CPU."""
         return statistics.median(each.cpu / each.wall for each in self.series[peer].measurements)
 
     def ratio(self, peer: str, to: str = BASE) -> Spread | None:
-        """Return the figure relative to another peer's in the same round, if there are both."""
+        """Return the ratio to another peer's figure in the same round, if both have one."""
         base = self.series.get(to)
         if base is None or base.failure or self.series[peer].failure:
             return None
@@ -71,12 +71,12 @@ class Result:
 
 @dataclass(frozen=True)
 class Place:
-    """Where it happens.
+    """The cores and certificates of a run.
 
     Attributes:
-      server_core: which core the servers have for themselves.
-      client_core: which one the client has; the same where there is only one.
-      certificates: a directory with ``chain.pem``, ``key.pem``, and the authority's ``ca.pem``.
+      server_core: the servers' core.
+      client_core: the client's core, which is the same one if there is only one.
+      certificates: the directory of ``chain.pem``, ``key.pem`` and ``ca.pem``.
     """
 
     server_core: int
@@ -85,19 +85,19 @@ class Place:
 
     @property
     def cores(self) -> str:
-        """Say which core does what."""
+        """Describe the use of the cores."""
         if self.server_core == self.client_core:
             return f"{self.server_core} only: servers and client share it"
         return f"{self.server_core} for the servers, {self.client_core} for the client"
 
     @property
     def authority(self) -> Path:
-        """Who has signed the servers' certificate."""
+        """The CA that signed the servers' certificate."""
         return self.certificates / "ca.pem"
 
 
 def prepare(directory: Path) -> Place:
-    """Take a core for the client, leave one to the servers, and make a certificate for them."""
+    """Pin this process to a core, leave another one to the servers, and create certificates."""
     _allow_connections()
     cores = sorted(os.sched_getaffinity(0))
     place = Place(cores[0], cores[-1], directory)
@@ -112,7 +112,7 @@ def prepare(directory: Path) -> Place:
 
 
 def _allow_connections() -> None:
-    """Let this process, and the servers, have as many connections as the memory rows open."""
+    """Raise the descriptor limit of this process and the servers to what the memory rows need."""
     wanted = 2 * max(max(row.amount, row.connections) for row in ROWS.values() if row.is_memory)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -128,7 +128,7 @@ def compete(
     amount: int,
     rounds: int,
 ) -> Result:
-    """Let each peer do a row's work in each round; who fails once is out of it."""
+    """Measure every peer in every round. A peer that fails once is left out from then on."""
     series = {peer.name: Series() for peer in peers}
     for peer in peers:
         if peer.missing:
@@ -137,7 +137,7 @@ def compete(
         shift = number % len(peers)
         order = [each for each in [*peers[shift:], *peers[:shift]] if not series[each.name].failure]
         with contextlib.ExitStack() as stack:
-            # Interpreters start slowly: let them do it together, before anything is measured.
+            # Interpreters start slowly: start all of them together, before any measurement.
             servers = [start(row, peer, place) for peer in order]
             for server in servers:
                 stack.callback(server.stop)

@@ -1,8 +1,7 @@
-"""The smallest loop there is over epoll: for the client, and for the server that is the floor.
+"""A minimal epoll loop, for the client and for the epoll server, which is the lower bound.
 
-A job is a generator that serves one descriptor. It yields what it waits for (``READABLE`` or
-``WRITABLE``) and is resumed when that has come. There is nothing else: no task, no timer, no
-cancellation.
+A job is a generator that serves one descriptor. It yields the event it waits for (``READABLE`` or
+``WRITABLE``) and is resumed by it. There are no tasks, no timers and no cancellation.
 """
 
 from __future__ import annotations
@@ -17,22 +16,22 @@ Job = Generator[int, None, None]
 
 
 class Loop:
-    """Runs jobs, each on the descriptor that it serves.
+    """Runs jobs, each on one descriptor.
 
     Args:
-      patience: how many seconds it waits for something to happen; -1 for ever.
+      patience: seconds to wait for the next event; -1 waits forever.
     """
 
     def __init__(self, patience: float = -1) -> None:
         self._epoll = select.epoll()
         self._patience = patience
-        # By descriptor: the job that serves it, and what epoll watches it for. A descriptor that
-        # is closed leaves epoll by itself, and its number may be another job's at once.
+        # By descriptor: its job, and the event it waits for. The kernel removes a closed descriptor
+        # from epoll, and another job may reuse its number immediately.
         self._jobs: dict[int, Job] = {}
         self._watched: dict[int, int] = {}
 
     def start(self, fd: int, job: Job) -> None:
-        """Run a job up to where it waits for the first time. Jobs may start others."""
+        """Run a job up to its first wait. Jobs may start other jobs."""
         wanted = next(job, None)
         if wanted is not None:
             self._epoll.register(fd, wanted)
@@ -40,20 +39,20 @@ class Loop:
             self._watched[fd] = wanted
 
     def run(self) -> None:
-        """Run until no job is left. What a job raises ends the loop.
+        """Run until all jobs are done. An exception in a job propagates.
 
         Raises:
-          TimeoutError: nothing happened for as long as the loop's patience.
+          TimeoutError: there was no event for ``patience`` seconds.
         """
         jobs, watched, poll = self._jobs, self._watched, self._epoll.poll
         while jobs:
             ready = poll(self._patience)
             if not ready:
-                raise TimeoutError(f"nothing came for {self._patience} seconds")
+                raise TimeoutError(f"no event for {self._patience} seconds")
             for fd, _ in ready:
                 job = jobs.get(fd)
                 if job is None:
-                    raise ValueError("something came that nobody had asked for")
+                    raise ValueError("an event on a descriptor without a job")
                 wanted = next(job, None)
                 if wanted is None:
                     if jobs[fd] is job:
@@ -66,7 +65,7 @@ class Loop:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the jobs that are left, and give the epoll descriptor back."""
+        """Close the remaining jobs and the epoll descriptor."""
         for job in self._jobs.values():
             job.close()
         self._epoll.close()

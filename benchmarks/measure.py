@@ -1,4 +1,4 @@
-"""One measurement: one server, one kind of work, from after its warm-up to its end."""
+"""One measurement: one server does one kind of work, after a warm-up."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from .server import Server, ServerEnded
 
 
 class Failed(Exception):
-    """There is no figure, because the server did not do the work; the text says what happened."""
+    """The server did not do the work, so there is no figure. The text gives the reason."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one measurement found.
+    """The result of one measurement.
 
     Attributes:
-      amount: how much work was done, or how many connections were opened and held.
-      cpu: the CPU seconds that the server used for it.
-      wall: how many seconds it took.
-      memory: by how many bytes the server's memory has grown.
+      amount: the amount of work, or the number of idle connections.
+      cpu: CPU seconds used by the server.
+      wall: seconds of wall-clock time.
+      memory: growth of the server's memory in bytes.
     """
 
     amount: int
@@ -33,23 +33,23 @@ class Measurement:
     memory: int
 
     def figure(self, row: Row) -> float:
-        """Return what the row compares: work per CPU second, or bytes per connection."""
+        """Return the figure that the row compares: work per CPU second, or bytes per connection."""
         return self.memory / self.amount if row.is_memory else self.amount / self.cpu
 
 
 def measure(row: Row, server: Server, amount: int, authority: Path) -> Measurement:
-    """Let a server that was just started do a row's work, see what that takes, and stop it.
+    """Measure a fresh server while it does a row's work, then stop it.
 
     Raises:
-      Failed: it did not do all of it, and nothing else.
+      Failed: the server did not do exactly that work.
     """
     client: Client | None = None
     try:
         client = Client(server.port(), authority if row.tls else None)
         client.open(row.connections)
         load: Callable[[int], None] = getattr(client, row.load)
-        # What happens only once (imports, caches, the interpreter's specialisation of
-        # bytecode, TCP's slow start) is not what is compared.
+        # One-time costs are not compared: imports, caches, the specialisation of bytecode, and
+        # TCP's slow start.
         load(row.warm_up(amount))
         memory = server.private_bytes()
         cpu, wall = server.cpu_seconds(), time.perf_counter()

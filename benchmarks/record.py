@@ -1,4 +1,4 @@
-"""Results as JSON: what was measured, every figure of every round, and on what."""
+"""The results as JSON: every figure of every round, and the machine they come from."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .peers import PEERS
 
 
 def machine(place: Place) -> dict[str, str]:
-    """Return what a figure means nothing without."""
+    """Describe the machine and the software, without which a figure means nothing."""
     return {
         "cpu": _cpu_model(),
         "cores": place.cores,
@@ -28,7 +28,7 @@ def machine(place: Place) -> dict[str, str]:
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Return which versions are installed, of those that are."""
+    """Return the versions of the packages that are installed."""
     found = {}
     for name in sorted(packages):
         try:
@@ -39,7 +39,7 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def write(results: list[Result], about: dict[str, str], path: Path) -> None:
-    """Write it all."""
+    """Write the results to a file."""
     content = {
         "when": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": about,

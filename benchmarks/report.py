@@ -1,4 +1,4 @@
-"""Results as tables on the terminal, in Markdown, so that they can go into the docs as they are."""
+"""The results as tables on the terminal. They are Markdown, ready for the docs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .rows import Row, amount_text
 
 
 def show_row(result: Result, console: Console) -> None:
-    """Print all of one row's results."""
+    """Print the results of one row."""
     row = result.row
     table = _table(f"{row.name}: {row.title}, {amount_text(result.amount, row.unit)}")
     table.add_column("peer")
@@ -39,7 +39,7 @@ def show_row(result: Result, console: Console) -> None:
 
 
 def show_summary(results: list[Result], console: Console) -> None:
-    """Print every row's ratios, and whether trisock has reached what it is meant to."""
+    """Print the ratios of every row, and whether trisock meets its targets."""
     peers = [each for each in results[0].series if each != BASE]
     table = _table("work per CPU second of the server, bare Trio = 1; memory: less is better")
     table.add_column("row")

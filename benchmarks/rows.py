@@ -1,4 +1,4 @@
-"""The rows: each is one kind of work, with what trisock is meant to reach in it."""
+"""The rows: each is one kind of work, with a target for trisock."""
 
 from __future__ import annotations
 
@@ -19,17 +19,16 @@ class Row:
     """One kind of work.
 
     Attributes:
-      name: what it is called on the command line and in the docs.
-      title: what it is.
-      work: what the server does.
-      load: what the client does.
-      unit: what is counted; of memory rows, the connections that are held.
-      amount: how much of it one measurement is, in a full run.
-      quick: the same in a quick one.
-      target: what trisock's figure is to be, relative to bare Trio's; at least, or at most if
-        the row is of memory.
-      tls: whether it goes over TLS.
-      connections: how many are open before the work begins.
+      name: the name on the command line and in the docs.
+      title: a description.
+      work: the server's part.
+      load: the client's part.
+      unit: the unit of work; in a memory row, the idle connections.
+      amount: units in one measurement of a full run.
+      quick: units in one measurement of a quick run.
+      target: trisock's figure relative to bare Trio's: the minimum, or the maximum for memory.
+      tls: whether connections use TLS.
+      connections: connections that are open before the work begins.
     """
 
     name: str
@@ -45,11 +44,11 @@ class Row:
 
     @property
     def is_memory(self) -> bool:
-        """Whether the figure is bytes per connection, and so better if lower."""
+        """Whether the figure is bytes per connection, where lower is better."""
         return self.load == "idle"
 
     def warm_up(self, amount: int) -> int:
-        """Return how much work goes before the measured: a tenth, in whole writes of a server."""
+        """Return the work before the measurement: a tenth of it, rounded up to whole blocks."""
         return (
             -(-amount // 10 // BLOCK_SIZE) * BLOCK_SIZE
             if self.unit == "bytes"
@@ -57,7 +56,7 @@ class Row:
         )
 
     def meets_target(self, ratio: float) -> bool:
-        """Return whether so much, relative to bare Trio, is what was aimed at."""
+        """Return whether a ratio to bare Trio meets the target."""
         return ratio <= self.target if self.is_memory else ratio >= self.target
 
 
@@ -92,5 +91,5 @@ ROWS = {row.name: row for row in [
 
 
 def amount_text(number: int, unit: str) -> str:
-    """Write an amount of work, such as 256 MiB or 60,000 messages."""
+    """Format an amount of work, such as 256 MiB or 60,000 messages."""
     return f"{number / MIB:,g} MiB" if unit == "bytes" else f"{number:,} {unit}"

@@ -1,12 +1,12 @@
-"""A chat room: what one says, all hear, in the same order.
+"""A chat room: every client receives every line, in the same order.
 
-Run it, and enter it from several terminals:
+Run it, and join from several terminals:
 
     python examples/chat_room.py --port 6000
     nc 127.0.0.1 6000
 
-It shows a broadcast that no slow client can hold up for long, lines of bounded length, and
-handlers that wait for a client and yet leave at once when the server stops.
+It shows a broadcast that a slow client cannot delay for long, lines of bounded length, and handlers
+that return immediately when the server stops, even while they wait for a client.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ import trisock
 
 MAX_LINE = 512  # bytes
 MAX_NAME = 20  # characters
-NAME_TIMEOUT = 60  # seconds to say who one is
-SLOW = 2  # seconds that a client has to take what was said; then it is out
+NAME_TIMEOUT = 60  # seconds for a client to choose a name
+SLOW = 2  # seconds for a client to receive a line before it is disconnected
 
 
 def printable(line: bytes) -> str:
-    """Return what may be shown on others' terminals: no escape sequences, for one."""
+    """Return what is safe to show on other terminals, without escape sequences."""
     text = line.decode("utf-8", "replace")
     return "".join(character for character in text if character.isprintable()).strip()
 
 
 @asynccontextmanager
 async def cancelled_by(event: trio.Event) -> AsyncIterator[None]:
-    """Cancel the block when the event comes. An exception leaves it in a group."""
+    """Cancel the block when the event is set. An exception propagates in a group."""
     async with trio.open_nursery() as nursery:
 
         async def cancel() -> None:
@@ -47,7 +47,7 @@ async def cancelled_by(event: trio.Event) -> AsyncIterator[None]:
 
 
 class ChatRoom:
-    """Who is there, and what was said and has not been heard yet (at most one line a client)."""
+    """The names of the clients, and the lines not broadcast yet (at most one for each client)."""
 
     server: trisock.Server
 
@@ -56,13 +56,13 @@ class ChatRoom:
         self.say, self.said = trio.open_memory_channel[str](0)
 
     async def tell_all(self) -> None:
-        # One task for all: everybody hears everything in the same order, and no broadcast is cut
-        # off when the client leaves whose line it was.
+        # A single task broadcasts, so all clients receive lines in the same order, and a client
+        # that leaves does not cancel the broadcast of its last line.
         async for text in self.said:
             await self.server.broadcast(f"{text}\n".encode(), timeout=SLOW)
 
     async def visit(self, sock: trisock.Socket) -> None:
-        """Serve one client from when it comes to when it leaves."""
+        """Serve one client until it leaves or the server stops."""
         async with cancelled_by(self.server.closing):
             await self.chat(sock)
         if self.server.closing.is_set():
@@ -94,7 +94,7 @@ class ChatRoom:
         return None
 
     async def listen(self, sock: trisock.Socket, name: str) -> None:
-        """Pass on what one says until it leaves, in whatever way."""
+        """Broadcast a client's lines until it leaves, however it leaves."""
         try:
             async for line in sock.lines(max_bytes=MAX_LINE):
                 if text := printable(line):
@@ -102,9 +102,9 @@ class ChatRoom:
         except trisock.LimitExceededError:
             await sock.send(f"* a line has at most {MAX_LINE} bytes\n".encode())
         except trisock.IncompleteReadError:
-            pass  # left in the middle of a line
+            pass  # it left in the middle of a line
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # vanished, or was too slow for a broadcast
+            pass  # it vanished, or was too slow for a broadcast
 
 
 async def serve(host: str, port: int) -> None:
@@ -127,7 +127,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=6000, help="0 for a free one")
+    parser.add_argument("--port", type=int, default=6000, help="0 for any free port")
     args = parser.parse_args()
     trio.run(serve, args.host, args.port)
 

@@ -1,7 +1,7 @@
-"""A client that sends lines and prints what comes back, both at the same time.
+"""A client that sends lines and prints the response at the same time.
 
-With the echo server running (`python examples/echo_server.py --port 7777`), send the arguments as
-a line each, or what is typed or piped in:
+Start the echo server (`python examples/echo_server.py --port 7777`). Then send each argument as a
+line, or send standard input:
 
     python examples/echo_client.py --port 7777 "first line" "second line"
     ls | python examples/echo_client.py --port 7777
@@ -20,7 +20,7 @@ import trisock
 
 
 async def standard_input() -> AsyncIterator[bytes]:
-    # Not through sys.stdin: its lock would still be held by the abandoned thread at exit.
+    # Not sys.stdin: the abandoned thread would still hold its lock at exit.
     while chunk := await trio.to_thread.run_sync(os.read, 0, 65536, abandon_on_cancel=True):
         yield chunk
 
@@ -31,7 +31,7 @@ async def send(sock: trisock.Socket, lines: list[str]) -> None:
     else:
         async for chunk in standard_input():
             await sock.send(chunk)
-    await sock.send_eof()  # and go on reading: the last answers are still to come
+    await sock.send_eof()  # the other task reads on: the last responses are still in flight
 
 
 async def talk(host: str, port: int, lines: list[str]) -> None:
@@ -40,7 +40,7 @@ async def talk(host: str, port: int, lines: list[str]) -> None:
         async for chunk in sock:
             sys.stdout.buffer.write(chunk)
             sys.stdout.buffer.flush()
-        nursery.cancel_scope.cancel()  # the server has ended: nobody is there to send to
+        nursery.cancel_scope.cancel()  # the server has closed the connection: stop sending
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def main() -> None:
     )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=7777)
-    parser.add_argument("lines", nargs="*", help="what to send; without any, standard input")
+    parser.add_argument("lines", nargs="*", help="lines to send (default: standard input)")
     args = parser.parse_args()
     try:
         trio.run(talk, args.host, args.port, args.lines)

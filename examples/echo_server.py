@@ -1,11 +1,11 @@
-"""An echo server: whatever a client sends comes back to it.
+"""An echo server: it sends back everything that a client sends.
 
 Run it, and talk to it:
 
     python examples/echo_server.py --port 7777
     nc 127.0.0.1 7777
 
-Ctrl-C or SIGTERM stops it; clients then have a second to finish.
+Ctrl-C or SIGTERM stops it. Clients then have a second to finish.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import trisock
 
 
 async def echo(sock: trisock.Socket) -> None:
-    async for chunk in sock:  # until the client has ended its side
+    async for chunk in sock:  # until the client closes its side
         await sock.send(chunk)
 
 
@@ -37,7 +37,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=7777, help="0 for a free one")
+    parser.add_argument("--port", type=int, default=7777, help="0 for any free port")
     args = parser.parse_args()
     trio.run(serve, args.host, args.port)
 

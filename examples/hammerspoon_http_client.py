@@ -1,11 +1,11 @@
-"""The HTTP client of Hammerspoon's page "hs.socket", with its tags.
+"""The HTTP client from Hammerspoon's page "hs.socket", with its tags.
 
 Give it a host, and the port if it is not 80:
 
     python examples/hammerspoon_http_client.py example.org
     python examples/hammerspoon_http_client.py 127.0.0.1 8080
 
-What goes wrong with the connection is logged, and so on standard error.
+Connection errors are logged to standard error.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ async def get(host: str, port: int) -> None:
         client.connect(host, port)
         client.write(f"GET /index.html HTTP/1.0\r\nHost: {host}\r\n\r\n")
         client.read("\r\n\r\n", TAG_HTTP_HEADER)
-        # Nothing calls back when a connection ends: look, as in Hammerspoon by hs.timer.
+        # There is no callback for the end of a connection, so poll, like hs.timer in Hammerspoon.
         while not client.info()["isDisconnected"]:  # noqa: ASYNC110
             await trio.sleep(0.05)
 

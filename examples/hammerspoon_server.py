@@ -1,12 +1,12 @@
-"""A line server in hs.socket's style: what one of its clients says, all of them hear.
+"""A line server in hs.socket's style: it sends each line of a client to all clients.
 
 Run it, and talk to it from several terminals:
 
     python examples/hammerspoon_server.py --port 7777
     nc 127.0.0.1 7777
 
-A server object of hs.socket is all its clients at once: it reads from each and writes to each, and
-does not tell who said what. `chat_room.py` shows a server that knows its clients.
+A server object of hs.socket stands for all its clients together. It reads from each and writes to
+all, and does not tell them apart. `chat_room.py` shows a server that does.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from trisock import hammerspoon
 
 
 async def greet(server: hammerspoon.Socket) -> None:
-    # Nothing calls back when a client comes: look, as in Hammerspoon by hs.timer. Whoever comes
-    # in the moment in which another one leaves is not noticed before the next.
+    # There is no callback for a new client, so poll, like hs.timer in Hammerspoon. If one client
+    # leaves as another connects, the number stays the same and the new one is not greeted yet.
     known = 0
     while True:
         if server.connections() != known:
@@ -41,7 +41,7 @@ async def serve(port: int) -> None:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             server = hs.server(port, callback)
             if server.info()["isDisconnected"]:
-                sys.exit(1)  # why it cannot listen is logged
+                sys.exit(1)  # the reason is logged
             print(f"listening on port {server.info()['localPort']}", flush=True)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(greet, server)
@@ -53,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--port", type=int, default=7777, help="0 for a free one")
+    parser.add_argument("--port", type=int, default=7777, help="0 for any free port")
     args = parser.parse_args()
     trio.run(serve, args.port)
 

@@ -1,12 +1,12 @@
-"""One port for HTTP and HTTPS: the client's first byte says which one it is.
+"""HTTP and HTTPS on one port: the client's first byte tells them apart.
 
-Run it with a certificate of its own making, and talk to it both ways:
+Run it with a certificate that it creates, and talk to it both ways:
 
     python examples/http_and_https.py --port 8080 --write-ca ca.pem
     curl http://localhost:8080/
     curl --cacert ca.pem https://localhost:8080/
 
-or with yours: `--cert chain.pem --key key.pem`.
+Or use your own certificate: `--cert chain.pem --key key.pem`.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ import trio
 
 import trisock
 
-TIMEOUT = 20  # seconds for all of a connection
-MAX_HEAD = 16 * 1024  # bytes of a request line and header
+TIMEOUT = 20  # seconds for the whole connection
+MAX_HEAD = 16 * 1024  # bytes in the request line and header
 
-TLS_HANDSHAKE = b"\x16"  # the first byte of a ClientHello (RFC 8446, section 5.1); no method has it
+# The first byte of a ClientHello (RFC 8446, section 5.1). No HTTP method begins with it.
+TLS_HANDSHAKE = b"\x16"
 
 
 async def start_tls_if_spoken(sock: trisock.Socket, tls: trisock.ServerTLS) -> None:
     first = await sock.recv(1)  # unlike peek(), this waits
-    sock.unrecv(first)  # whoever reads next, TLS or HTTP, starts with it
+    sock.unrecv(first)  # the TLS handshake or the HTTP request starts with this byte
     if first == TLS_HANDSHAKE:
         await sock.starttls(tls)
 
@@ -70,11 +71,11 @@ async def serve(host: str, port: int, tls: trisock.ServerTLS) -> None:
 
 
 def throw_away_certificate(ca_file: str | None) -> trisock.Certificate:
-    """Make a certificate for this machine; write to a file whom to trust for it."""
+    """Create a certificate for this machine, and write its CA to a file."""
     try:
         import trustme
     except ImportError:
-        sys.exit("give --cert and --key, or install trustme, which makes certificates for a try")
+        sys.exit("give --cert and --key, or install trustme, which creates a test certificate")
     ca = trustme.CA()
     if ca_file is not None:
         ca.cert_pem.write_to_path(ca_file)
@@ -88,11 +89,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8080, help="0 for a free one")
+    parser.add_argument("--port", type=int, default=8080, help="0 for any free port")
     parser.add_argument("--cert", metavar="FILE", help="certificate chain (PEM)")
     parser.add_argument("--key", metavar="FILE", help="its private key, if not in the same file")
     parser.add_argument(
-        "--write-ca", metavar="FILE", help="where to write the CA of a throw-away certificate"
+        "--write-ca", metavar="FILE", help="write the CA of a throw-away certificate to this file"
     )
     args = parser.parse_args()
     if args.cert:

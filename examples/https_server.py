@@ -1,20 +1,19 @@
-"""A small HTTPS server: HTTP/1.1 with keep-alive, and a limit to everything.
+"""A small HTTPS server: HTTP/1.1 with keep-alive, and limits on all sizes and times.
 
-Run it with a certificate of its own making, and talk to it:
+Run it with a certificate that it creates, and talk to it:
 
     python examples/https_server.py --port 8443 --write-ca ca.pem
     curl --cacert ca.pem https://localhost:8443/some/path
     curl --cacert ca.pem https://localhost:8443/ --data "comes back"
     openssl s_client -crlf -CAfile ca.pem -connect localhost:8443
 
-or with yours: `--cert chain.pem --key key.pem`.
+Or use your own certificate: `--cert chain.pem --key key.pem`.
 
-How TLS ends. `bind(tls=...)` gives connections on which each side says that it is done
-(close_notify), so that nobody in between can pass off a part for the whole. HTTP says itself where
-a message ends, and some clients just go away. Here that is no failure: the read raises `TLSError`,
-a `trio.BrokenResourceError`, and the server counts the connection as lost. A server that
-wants not even that, and sends no close_notify either, calls
-`sock.starttls(tls, https_compatible=True)` in its handler instead.
+How TLS ends: on connections of `bind(tls=...)`, each side ends TLS with close_notify, so that an
+attacker cannot truncate the data unnoticed. But HTTP has its own message lengths, and some clients
+close without close_notify. Then the read raises `TLSError`, a `trio.BrokenResourceError`, and the
+server counts the connection as broken. This is harmless. A server that neither expects nor sends
+close_notify calls `sock.starttls(tls, https_compatible=True)` in its handler instead.
 """
 
 from __future__ import annotations
@@ -33,26 +32,26 @@ import trio
 
 import trisock
 
-MAX_HEAD = 16 * 1024  # bytes of a request line and header
+MAX_HEAD = 16 * 1024  # bytes in the request line and header
 MAX_BODY = 1024 * 1024  # bytes
 IDLE_TIMEOUT = 60  # seconds between two requests
-EXCHANGE_TIMEOUT = 60  # seconds from a request's first byte to the answer's last one
+EXCHANGE_TIMEOUT = 60  # seconds from the first byte of a request to the last of its response
 
-# Clients are to come by HTTPS only, for a year (RFC 6797; they ignore it from one whose certificate
-# they do not trust), and not to guess what they have got.
+# Clients must use HTTPS for a year (RFC 6797; they ignore this if they do not trust the
+# certificate), and must not guess the content type.
 SECURITY_FIELDS = (
     "Strict-Transport-Security: max-age=31536000\r\nX-Content-Type-Options: nosniff\r\n"
 )
 
-# RFC 9110, section 5.6.2, and RFC 9112, sections 3 and 5. Strict: what is read in different ways
-# by different servers is how requests get smuggled past one of them.
+# RFC 9110, section 5.6.2, and RFC 9112, sections 3 and 5. Strict, because a request that two
+# servers parse differently can be smuggled past one of them.
 TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 REQUEST_LINE = re.compile(rf"({TOKEN}) ([!-~]+) HTTP/1\.([01])")
 FIELD = re.compile(rf"({TOKEN}):([\t -~\x80-\xff]*)")
 ONLY_ONCE = {"content-length", "host"}
 
 
-# ---- what it is for: put your own here ----
+# ---- the application: replace this with your own ----
 
 
 def respond(request: Request) -> tuple[HTTPStatus, bytes]:
@@ -63,11 +62,11 @@ def respond(request: Request) -> tuple[HTTPStatus, bytes]:
     return HTTPStatus.NOT_IMPLEMENTED, b"GET, HEAD and POST only\n"
 
 
-# ---- HTTP/1.1, as far as it needs no connection ----
+# ---- HTTP/1.1 without I/O ----
 
 
 class HTTPError(Exception):
-    """A request that gets no other answer than this status, and is the last one."""
+    """A bad request. The server responds with this status and closes the connection."""
 
     def __init__(self, status: HTTPStatus) -> None:
         super().__init__(status.phrase)
@@ -95,7 +94,7 @@ class Request:
 
 
 def parse_head(head: bytes) -> Request:
-    # An empty line before the request is none of it (RFC 9112, section 2.2).
+    # Ignore an empty line before the request (RFC 9112, section 2.2).
     first, *rest = (
         head.decode("latin-1").removeprefix("\r\n").removesuffix("\r\n\r\n").split("\r\n")
     )
@@ -152,7 +151,7 @@ async def send_response(
 
 
 async def exchange(sock: trisock.Socket, closing: trio.Event) -> bool:
-    """Answer one request; return whether another one may follow."""
+    """Respond to one request. Return whether another one may follow."""
     try:
         request = await read_request(sock)
         status, body = respond(request)
@@ -169,7 +168,7 @@ async def exchange(sock: trisock.Socket, closing: trio.Event) -> bool:
 
 @asynccontextmanager
 async def cancelled_by(event: trio.Event) -> AsyncIterator[None]:
-    """Cancel the block when the event comes. An exception leaves it in a group."""
+    """Cancel the block when the event is set. An exception propagates in a group."""
     async with trio.open_nursery() as nursery:
 
         async def cancel() -> None:
@@ -182,7 +181,7 @@ async def cancelled_by(event: trio.Event) -> AsyncIterator[None]:
 
 
 async def request_begins(sock: trisock.Socket, closing: trio.Event) -> bool:
-    """Wait for a request's first bytes; False if there will be none."""
+    """Wait for the first bytes of a request. Return False if there are none."""
     async with cancelled_by(closing):
         with trio.move_on_after(IDLE_TIMEOUT):
             chunk = await sock.recv()
@@ -192,7 +191,7 @@ async def request_begins(sock: trisock.Socket, closing: trio.Event) -> bool:
 
 
 async def converse(sock: trisock.Socket, closing: trio.Event) -> None:
-    """Answer the requests of one connection, one after the other."""
+    """Respond to the requests of one connection, one after the other."""
     keep_alive = True
     while keep_alive and await request_begins(sock, closing):
         keep_alive = False
@@ -215,11 +214,11 @@ async def serve(host: str, port: int, tls: trisock.ServerTLS) -> None:
 
 
 def throw_away_certificate(ca_file: str | None) -> trisock.Certificate:
-    """Make a certificate for this machine; write to a file whom to trust for it."""
+    """Create a certificate for this machine, and write its CA to a file."""
     try:
         import trustme
     except ImportError:
-        sys.exit("give --cert and --key, or install trustme, which makes certificates for a try")
+        sys.exit("give --cert and --key, or install trustme, which creates a test certificate")
     ca = trustme.CA()
     if ca_file is not None:
         ca.cert_pem.write_to_path(ca_file)
@@ -233,11 +232,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8443, help="0 for a free one")
+    parser.add_argument("--port", type=int, default=8443, help="0 for any free port")
     parser.add_argument("--cert", metavar="FILE", help="certificate chain (PEM)")
     parser.add_argument("--key", metavar="FILE", help="its private key, if not in the same file")
     parser.add_argument(
-        "--write-ca", metavar="FILE", help="where to write the CA of a throw-away certificate"
+        "--write-ca", metavar="FILE", help="write the CA of a throw-away certificate to this file"
     )
     args = parser.parse_args()
     if args.cert:

@@ -1,6 +1,6 @@
-"""Pluto's own client, of the page on `socket.starttls`: a script that blocks, without any `await`.
+"""The client from Pluto's page on `socket.starttls`: a blocking script without `await`.
 
-It gets a page and prints what comes, over TLS with `--tls`:
+It fetches a page and prints the response, with `--tls` over TLS:
 
     python examples/pluto_client.py --port 8080
     SSL_CERT_FILE=ca.pem python examples/pluto_client.py --port 8443 --tls
@@ -20,7 +20,9 @@ def main() -> None:
     )
     parser.add_argument("--host", default="localhost")
     parser.add_argument("--port", type=int, default=8080)
-    parser.add_argument("--tls", action="store_true", help="the server's certificate is verified")
+    parser.add_argument(
+        "--tls", action="store_true", help="use TLS and verify the server's certificate"
+    )
     args = parser.parse_args()
 
     s = socket.connect(args.host, args.port)

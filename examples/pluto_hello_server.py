@@ -1,4 +1,4 @@
-"""Pluto's own server, of the page on `socket.bind`: it says hello to each client by HTTP.
+"""The server from Pluto's page on `socket.bind`: it greets each client over HTTP.
 
 python examples/pluto_hello_server.py --port 8080
 curl http://localhost:8080/
@@ -25,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--port", type=int, default=8080, help="0 for a free one")
+    parser.add_argument("--port", type=int, default=8080, help="0 for any free port")
     args = parser.parse_args()
 
     sched = scheduler()

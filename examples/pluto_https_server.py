@@ -1,4 +1,4 @@
-"""Pluto's own TLS server, of the page on `socket.starttls`, with a certificate of its own making.
+"""The TLS server from Pluto's page on `socket.starttls`, with a certificate that it creates.
 
 python examples/pluto_https_server.py --port 8443 --write-ca ca.pem
 curl --cacert ca.pem https://localhost:8443/
@@ -16,7 +16,7 @@ from trisock.pluto import async_socket, scheduler, socket
 
 
 def throw_away_certificate(ca_file: str | None) -> dict[str, bytes]:
-    """Make a certificate for this machine; write to a file whom to trust for it."""
+    """Create a certificate for this machine, and write its CA to a file."""
     try:
         import trustme
     except ImportError:
@@ -33,8 +33,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--port", type=int, default=8443, help="0 for a free one")
-    parser.add_argument("--write-ca", metavar="FILE", help="where to write whom to trust")
+    parser.add_argument("--port", type=int, default=8443, help="0 for any free port")
+    parser.add_argument(
+        "--write-ca", metavar="FILE", help="write the CA of the certificate to this file"
+    )
     args = parser.parse_args()
 
     certs = [throw_away_certificate(args.write_ca)]

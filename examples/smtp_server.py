@@ -1,16 +1,16 @@
-"""An SMTP server that offers STARTTLS and prints a line for each mail it gets.
+"""An SMTP server that offers STARTTLS and prints a line for each message it receives.
 
-Run it with a certificate of its own making, and talk to it:
+Run it with a certificate that it creates, and talk to it:
 
     python examples/smtp_server.py --port 2525 --write-ca ca.pem
     openssl s_client -starttls smtp -crlf -nocommands -CAfile ca.pem -connect localhost:2525
     curl --ssl-reqd --cacert ca.pem smtp://localhost:2525 \
         --mail-from me@example.org --mail-rcpt you@example.org --upload-file mail.txt
 
-or with yours: `--cert chain.pem --key key.pem`.
+Or use your own certificate: `--cert chain.pem --key key.pem`.
 
-What somebody slips in behind STARTTLS (CVE-2011-0411) needs no care here: `starttls` takes all that
-has been received for the client's part of the handshake, which then fails.
+Commands injected after STARTTLS (CVE-2011-0411) need no special care here: `starttls` treats every
+unread byte as part of the handshake, which then fails.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ import trio
 
 import trisock
 
-MAX_COMMAND = 512  # bytes of a command, CRLF included (RFC 5321, section 4.5.3.1.4)
-MAX_MESSAGE = 4 * 1024 * 1024  # bytes; a connection holds one message at most
+MAX_COMMAND = 512  # bytes in a command, including CRLF (RFC 5321, section 4.5.3.1.4)
+MAX_MESSAGE = 4 * 1024 * 1024  # bytes; a connection holds at most one message
 MAX_RECIPIENTS = 100  # RFC 5321, section 4.5.3.1.8
-TIMEOUT = 600  # seconds for one command, message included (RFC 5321, section 4.5.3.2)
+TIMEOUT = 600  # seconds for one command, including a message (RFC 5321, section 4.5.3.2)
 
 CRLF = b"\r\n"
-# Nothing else ends a message: where servers disagree on that, mail is smuggled (CVE-2023-51764).
+# The only end of a message. If servers disagree on it, mail can be smuggled (CVE-2023-51764).
 END_OF_MESSAGE = b"\r\n.\r\n"
 
-# RFC 5321, section 4.1.1, with the parameters of what EHLO offers and no others.
+# RFC 5321, section 4.1.1, with only the parameters that EHLO offers.
 FROM = re.compile(
     r"FROM:<([!-;=?-~]*)>(?: SIZE=([0-9]{1,18})| BODY=(?:7BIT|8BITMIME))*", re.IGNORECASE
 )
@@ -43,12 +43,12 @@ TO = re.compile(r"TO:<([!-;=?-~]+)>", re.IGNORECASE)
 
 
 async def skip_past(sock: trisock.Socket, delimiter: bytes) -> None:
-    """Drop everything up to and including the delimiter, however much it is."""
+    """Drop everything up to and including the delimiter, without a size limit."""
     while True:
         try:
             await sock.recv_until(delimiter)
         except trisock.LimitExceededError as exc:
-            # Its last bytes may be the front of the delimiter.
+            # The last bytes may be the start of the delimiter.
             await sock.recv_exactly(exc.limit - len(delimiter) + 1)
         else:
             return
@@ -57,7 +57,7 @@ async def skip_past(sock: trisock.Socket, delimiter: bytes) -> None:
 class Session:
     """One connection.
 
-    Invariant: there is a sender only after a greeting, and there are recipients only with a sender.
+    Invariant: a sender requires a greeting, and recipients require a sender.
     """
 
     def __init__(self, sock: trisock.Socket, tls: trisock.ServerTLS) -> None:
@@ -67,7 +67,7 @@ class Session:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything that the client has said (RFC 3207, section 4.2)."""
+        """Discard everything learned from the client (RFC 3207, section 4.2)."""
         self.greeted = False
         self.reset_mail()
 
@@ -89,7 +89,7 @@ class Session:
         await self.sock.send(text.encode())
 
     async def serve_one_command(self) -> bool:
-        """Read a command and do what it says; return whether another one may follow."""
+        """Read and execute one command. Return whether another one may follow."""
         try:
             try:
                 line = await self.sock.recv_until(CRLF, max_bytes=MAX_COMMAND)
@@ -99,7 +99,7 @@ class Session:
                 return True
             verb, _, argument = line.removesuffix(CRLF).decode("latin-1").partition(" ")
             return await self.do(verb.upper(), argument.strip(" "))
-        except trisock.IncompleteReadError:  # the client has left without a QUIT
+        except trisock.IncompleteReadError:  # the client left without QUIT
             return False
 
     async def do(self, verb: str, argument: str) -> bool:
@@ -176,7 +176,7 @@ class Session:
             await self.reply(503, "RCPT first")
             return
         await self.reply(354, "end with a dot on a line of its own")
-        # The line break that ended DATA is the first one of END_OF_MESSAGE, if the mail is empty.
+        # If the message is empty, END_OF_MESSAGE begins with the CRLF of the DATA command.
         self.sock.unrecv(CRLF)
         try:
             received = await self.sock.recv_until(END_OF_MESSAGE, max_bytes=MAX_MESSAGE)
@@ -184,14 +184,14 @@ class Session:
             await skip_past(self.sock, END_OF_MESSAGE)
             await self.reply(552, "message too large")
         else:
-            # A line that starts with a dot was sent with one more (RFC 5321, section 4.5.2).
+            # Undo dot-stuffing (RFC 5321, section 4.5.2).
             text = received.removesuffix(b".\r\n").replace(b"\r\n.", b"\r\n").removeprefix(CRLF)
             self.deliver(text)
             await self.reply(250, "ok")
         self.reset_mail()
 
     def deliver(self, text: bytes) -> None:
-        """What it is for: put your own here."""
+        """Deliver a message. Replace this with your own code."""
         to = ", ".join(f"<{recipient}>" for recipient in self.recipients)
         how = self.sock.tls.version if self.sock.tls else "in the clear"
         print(f"mail from <{self.sender}> to {to}: {len(text)} bytes, {how}", flush=True)
@@ -212,11 +212,11 @@ async def serve(host: str, port: int, tls: trisock.ServerTLS) -> None:
 
 
 def throw_away_certificate(ca_file: str | None) -> trisock.Certificate:
-    """Make a certificate for this machine; write to a file whom to trust for it."""
+    """Create a certificate for this machine, and write its CA to a file."""
     try:
         import trustme
     except ImportError:
-        sys.exit("give --cert and --key, or install trustme, which makes certificates for a try")
+        sys.exit("give --cert and --key, or install trustme, which creates a test certificate")
     ca = trustme.CA()
     if ca_file is not None:
         ca.cert_pem.write_to_path(ca_file)
@@ -230,11 +230,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=2525, help="0 for a free one")
+    parser.add_argument("--port", type=int, default=2525, help="0 for any free port")
     parser.add_argument("--cert", metavar="FILE", help="certificate chain (PEM)")
     parser.add_argument("--key", metavar="FILE", help="its private key, if not in the same file")
     parser.add_argument(
-        "--write-ca", metavar="FILE", help="where to write the CA of a throw-away certificate"
+        "--write-ca", metavar="FILE", help="write the CA of a throw-away certificate to this file"
     )
     args = parser.parse_args()
     if args.cert:

@@ -1,6 +1,6 @@
-"""A router for TLS: it reads the name that the client asks for and passes everything on.
+"""A TLS router: it reads the server name that the client requests (SNI) and relays everything.
 
-It holds no key and decrypts nothing. With two servers behind it:
+It has no key and decrypts nothing. Run it in front of two servers:
 
     python examples/https_server.py --port 8001 --cert one.pem --key one.key
     python examples/https_server.py --port 8002 --write-ca ca.pem
@@ -23,14 +23,14 @@ import trio
 import trisock
 
 MAX_CLIENT_HELLO = 16 * 1024  # bytes; real ones have 200 to 2000
-TIMEOUT = 10  # seconds for the ClientHello, and for reaching the backend
+TIMEOUT = 10  # seconds to receive the ClientHello and connect to the backend
 IDLE_TIMEOUT = 300  # seconds without a byte from either side
-LAST_TIMEOUT = 10  # seconds for one side when the other has ended
+LAST_TIMEOUT = 10  # seconds for one side after the other has ended
 
-HANDSHAKE = 22  # the type of a record (RFC 8446, section 5.1)
-CLIENT_HELLO = 1  # the type of a handshake message (RFC 8446, section 4)
-SERVER_NAME = 0  # the type of an extension (RFC 6066, section 3)
-HOST_NAME = 0  # the type of a name in it
+HANDSHAKE = 22  # a record type (RFC 8446, section 5.1)
+CLIENT_HELLO = 1  # a handshake message type (RFC 8446, section 4)
+SERVER_NAME = 0  # an extension type (RFC 6066, section 3)
+HOST_NAME = 0  # a name type in that extension
 UNRECOGNIZED_NAME = bytes.fromhex("15 0303 0002 02 70")  # a fatal alert (RFC 6066, section 3)
 
 logger = logging.getLogger("sni_router")
@@ -40,14 +40,14 @@ logger = logging.getLogger("sni_router")
 
 
 class Fields:
-    """Takes the fields of a TLS structure from its bytes; ValueError where they end too early."""
+    """Reads the fields of a TLS structure. Raises ValueError if it ends too early."""
 
     def __init__(self, data: bytes | memoryview) -> None:
         self.left = memoryview(data)
 
     def take(self, size: int) -> memoryview:
         if size > len(self.left):
-            raise ValueError("a field of the ClientHello is longer than what holds it")
+            raise ValueError("a field of the ClientHello is too long")
         field, self.left = self.left[:size], self.left[size:]
         return field
 
@@ -59,9 +59,9 @@ class Fields:
 
 
 def server_name(client_hello: bytes) -> str | None:
-    """Return the name that a ClientHello asks for (SNI), in lower case, if it asks for one.
+    """Return the server name that a ClientHello requests (SNI), if any, in lower case.
 
-    Takes the handshake message, without record headers. Raises ValueError if it is something else.
+    Takes the handshake message, without record headers. Raises ValueError for anything else.
     """
     message = Fields(client_hello)
     if message.integer(1) != CLIENT_HELLO:
@@ -73,7 +73,7 @@ def server_name(client_hello: bytes) -> str | None:
     hello.vector(1)  # legacy_compression_methods
     extensions = hello.vector(2) if hello.left else Fields(b"")
     if message.left or hello.left:
-        raise ValueError("there are bytes behind the ClientHello")
+        raise ValueError("excess bytes after the ClientHello")
     names: list[memoryview] = []
     while extensions.left:
         extension_type, extension = extensions.integer(2), extensions.vector(2)
@@ -84,19 +84,19 @@ def server_name(client_hello: bytes) -> str | None:
                 if name_type == HOST_NAME:
                     names.append(name.left)
             if extension.left:
-                raise ValueError("there are bytes behind the server names of the ClientHello")
+                raise ValueError("excess bytes after the server names of the ClientHello")
     if not names:
         return None
-    # Of several, the backend might take another one than we do.
+    # With several names, the backend might choose a different one.
     if len(names) > 1 or not re.fullmatch(rb"[A-Za-z0-9._-]{1,255}", names[0]):
-        raise ValueError("the ClientHello asks for something that is not a host name")
+        raise ValueError("the ClientHello requests something other than one host name")
     return str(names[0], "ascii").lower()
 
 
 async def peek_client_hello(sock: trisock.Socket) -> bytes:
-    """Wait for the ClientHello and return it; all that was read is still there to be read.
+    """Wait for the ClientHello and return it. Its records stay unread.
 
-    It may be spread over several records. Raises ValueError if the peer sends anything else.
+    It may span several records. Raises ValueError if the peer sends anything else.
     """
     records, message = bytearray(), bytearray()
     while len(message) < 4 or len(message) < 4 + int.from_bytes(message[1:4], "big"):
@@ -109,7 +109,7 @@ async def peek_client_hello(sock: trisock.Socket) -> bytes:
                 raise ValueError("the ClientHello is too long")
             fragment = await sock.recv_exactly(size)
         except trisock.IncompleteReadError:
-            raise ValueError("the client left before it had said what it wants") from None
+            raise ValueError("the client left before its ClientHello was complete") from None
         records += header + fragment
         message += fragment
     sock.unrecv(records)
@@ -120,10 +120,10 @@ async def peek_client_hello(sock: trisock.Socket) -> bytes:
 
 
 async def tunnel(client: trisock.Socket, backend: trisock.Socket) -> None:
-    """Pass on what each side sends, and its end, until both have ended or one breaks.
+    """Relay data and the end of each side, until both have ended or one breaks.
 
-    A tunnel holds a slot of the server, so no side can keep it open alone: not by silence, and not
-    by going on for long when the other has ended.
+    A tunnel occupies one of the server's slots, so timeouts end it: when both sides are silent, and
+    when one side goes on for too long after the other has ended.
     """
     ended = False
 
@@ -136,10 +136,10 @@ async def tunnel(client: trisock.Socket, backend: trisock.Socket) -> None:
                 try:
                     await sink.send(chunk)
                 except trio.BrokenResourceError:
-                    return  # what it had said before is for the other pump to pass on
+                    return  # the other pump still relays what the sink sent before
             await sink.send_eof()
         except trio.BrokenResourceError:
-            # TLS tells the two ends that something is missing: an ordinary close will do.
+            # An ordinary close is enough: TLS shows both ends that data is missing.
             limit.cancel()
         finally:
             ended = True
@@ -168,7 +168,7 @@ class Router:
                 await tunnel(client, backend)
 
     async def connect_for(self, client: trisock.Socket) -> trisock.Socket | None:
-        """Connect to the backend that a client asks for, if there is one."""
+        """Connect to the backend for the name that the client requests, if there is one."""
         try:
             name = server_name(await peek_client_hello(client))
         except ValueError as exc:
@@ -199,7 +199,7 @@ async def serve(host: str, port: int, router: Router) -> None:
 def address(text: str) -> Address:
     host, _, port = text.rpartition(":")
     if not host or not 0 < int(port) < 65536:
-        raise ValueError("it takes a host and a port")
+        raise ValueError("expected HOST:PORT")
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
@@ -213,17 +213,20 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8443, help="0 for a free one")
+    parser.add_argument("--port", type=int, default=8443, help="0 for any free port")
     parser.add_argument(
         "--route",
         type=route,
         action="append",
         default=[],
         metavar="NAME=HOST:PORT",
-        help="where connections that ask for this name go; may be given several times",
+        help="the backend for this server name; may be given several times",
     )
     parser.add_argument(
-        "--default", type=address, metavar="HOST:PORT", help="where all others go; else nowhere"
+        "--default",
+        type=address,
+        metavar="HOST:PORT",
+        help="the backend for all other connections (default: refuse them)",
     )
     args = parser.parse_args()
     trio.run(serve, args.host, args.port, Router(dict(args.route), args.default))

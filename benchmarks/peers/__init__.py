@@ -1,14 +1,14 @@
-"""The servers that are compared, one module for each library.
+"""The servers to compare, one module for each library.
 
-Each shows what somebody who knows the library would write, with nothing tuned and nothing
-hampered: they read 64 KiB at most, write 64 KiB at a time, and have TCP_NODELAY or not as
-the library has it. All do the same four works on a connection:
+Each is written as an experienced user of the library would, and is not tuned. They read at most 64
+KiB, write 64 KiB at a time, and keep the library's default for TCP_NODELAY. All can do these four
+kinds of work on a connection:
 
-- ``echo``: send back what comes, until the end.
-- ``receive``: a request, which is a decimal number, is echoed; then so many bytes are read and
-  dropped, and how many they were is answered. Then comes the next request.
-- ``send``: a request is answered by so many bytes (a multiple of 64 KiB).
-- ``lines``: count lines until the end, and answer how many they were.
+- ``echo``: echo everything until the end.
+- ``receive``: echo the request, which is a decimal number, then read and drop that number of bytes,
+  and respond with the number received. Repeat.
+- ``send``: respond to such a request with that number of bytes (a multiple of 64 KiB). Repeat.
+- ``lines``: count lines until the end, and respond with their number.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ class Peer:
     """A library, or a way to run it.
 
     Attributes:
-      name: what it is called on the command line and in the table.
-      title: what it is.
-      module: which module is its server.
-      flavour: which event loop, where that module has several.
-      packages: what it needs, and so whose versions belong to the result.
-      source: a directory that comes first on the server's ``PYTHONPATH``: another build.
+      name: the name on the command line and in the tables.
+      title: a description.
+      module: the server's module.
+      flavour: the event loop, if the module supports several.
+      packages: the required packages. Their versions are recorded with the results.
+      source: a directory for the server's ``PYTHONPATH``, to run another build.
     """
 
     name: str
@@ -39,12 +39,12 @@ class Peer:
 
     @property
     def missing(self) -> list[str]:
-        """The packages that it needs and that are not installed."""
+        """The required packages that are not installed."""
         return [each for each in self.packages if importlib.util.find_spec(each) is None]
 
 
-SUBJECT = "trisock"  # which the others are there for
-BASE = "trio"  # to which all others are relative
+SUBJECT = "trisock"  # has targets
+BASE = "trio"  # ratios are relative to this peer
 
 # fmt: off
 PEERS = {peer.name: peer for peer in [
@@ -62,7 +62,7 @@ PEERS = {peer.name: peer for peer in [
          "benchmarks.peers.asyncio", "uvloop", packages=("uvloop",)),
     Peer("gevent", "gevent",
          "benchmarks.peers.gevent", packages=("gevent",)),
-    Peer("epoll", "a bare epoll loop, the floor",
+    Peer("epoll", "a bare epoll loop, the lower bound",
          "benchmarks.peers.epoll"),
 ]}
 # fmt: on

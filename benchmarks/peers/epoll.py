@@ -1,4 +1,4 @@
-"""A bare loop over epoll: the floor, below which there is only what Python and the kernel cost."""
+"""A bare epoll loop. It is the lower bound: little more than the cost of Python and the kernel."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .serving import BLOCK, HOST, READ_SIZE, Task, announce, take_task
 def echo(sock: socket.socket) -> Job:
     while chunk := (yield from recv(sock)):
         yield from sendall(sock, chunk)
-        yield READABLE  # after an answer there is nothing yet: save recv its first try
+        yield READABLE  # the next message cannot be here yet: skip a recv that would fail
 
 
 def receive(sock: socket.socket) -> Job:

@@ -1,4 +1,4 @@
-"""gevent's ``StreamServer``: blocking code, a greenlet for each connection."""
+"""gevent's ``StreamServer``: blocking code in a greenlet for each connection."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def main(task: Task) -> None:
     handler = {"echo": echo, "receive": receive, "send": send, "lines": lines}[task.work]
     secured = {}
     if task.tls is not None:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # gevent's own, which does not block
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # gevent's class, which does not block
         context.load_cert_chain(task.tls / "chain.pem", task.tls / "key.pem")
         secured = {"ssl_context": context}
     server = StreamServer((HOST, 0), handler, **secured)

@@ -1,4 +1,4 @@
-"""What all servers have in common: their arguments, and how they are held."""
+"""The common part of all servers: the command line, and the setup of the process."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 @dataclass(frozen=True)
 class Task:
-    """What a server is to do.
+    """The task of a server.
 
     Attributes:
       work: ``echo``, ``receive``, ``send`` or ``lines``.
       tls: the directory of ``chain.pem`` and ``key.pem``, or ``None`` for plain TCP.
-      flavour: which event loop, where a peer has several.
+      flavour: the event loop, if a peer supports several.
     """
 
     work: str
@@ -34,7 +34,7 @@ class Task:
     flavour: str
 
     def server_context(self) -> ssl.SSLContext | None:
-        """Return what most libraries take for TLS: a context with our certificate."""
+        """Return an SSL context with our certificate, or ``None`` for plain TCP."""
         if self.tls is None:
             return None
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -43,14 +43,14 @@ class Task:
 
 
 def take_task() -> Task:
-    """Read the command line, and let this process be held as the driver wants it."""
+    """Parse the command line, and set up the process as the driver requests."""
     parser = argparse.ArgumentParser()
     parser.add_argument("work", choices=["echo", "receive", "send", "lines"])
     parser.add_argument("--tls", type=Path)
     parser.add_argument("--flavour", default="")
     parser.add_argument("--core", type=int, help="the core to run on")
-    parser.add_argument("--parent", type=int, help="the process to end with")
-    parser.add_argument("--profile", type=Path, help="where to write a profile on SIGTERM")
+    parser.add_argument("--parent", type=int, help="the driver, whose death ends this process")
+    parser.add_argument("--profile", type=Path, help="write a profile to this file on SIGTERM")
     args = parser.parse_args()
     if args.core is not None:
         os.sched_setaffinity(0, {args.core})
@@ -62,14 +62,14 @@ def take_task() -> Task:
 
 
 def announce(port: int) -> None:
-    """Tell the driver that connections are accepted, and where."""
+    """Tell the driver the port that accepts connections."""
     print(port, flush=True)
 
 
 def _end_with(parent: int) -> None:
-    """Be killed when the parent dies, however it dies."""
+    """Let the kernel kill this process when the parent dies."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it had died before
+    if os.getppid() != parent:  # it died before the call
         os._exit(1)
 
 

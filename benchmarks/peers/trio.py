@@ -12,15 +12,15 @@ Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
 
 class LineReader:
-    """Reads lines, in the way that Trio programs have done it by hand for years."""
+    """The line reader that many Trio programs carry."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
         self._buffer = bytearray()
-        self._searched = 0  # there is no newline in the buffer before this
+        self._searched = 0  # no newline in the buffer before this position
 
     async def readline(self) -> bytes | bytearray:
-        """Return the next line with its end, ``b""`` at the end of the stream."""
+        """Return the next line with its newline, or ``b""`` at the end of the stream."""
         while True:
             end = self._buffer.find(b"\n", self._searched) + 1
             if end:

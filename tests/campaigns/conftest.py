@@ -1,4 +1,4 @@
-"""The fixtures of the campaigns: what fuzzes, and what connections to cancel are made of."""
+"""Fixtures of the campaigns, for fuzzing and for cancellation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trisock import ClientTLS, ServerTLS
 def fuzz(
     times: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Fuzz]:
-    """Run checks on many examples; nothing may be logged meanwhile, or raised where nobody is."""
+    """Run checks on many examples. No log entry and no unraisable exception is allowed."""
     unraisable: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda args: unraisable.append(args.exc_type))
     fuzz = Fuzz(times)

@@ -1,7 +1,7 @@
 """The servers for ``conversations.py``, and the steps of a conversation.
 
-A client requests each step with a line, and the server's handler does its part. So the steps come
-in any order: echo, then TLS, then a file, then plain text again.
+A client requests each step with a line, and the server's handler does its part. So the steps can
+have any order: echo, then TLS, then a file, then plain text again.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ import trio
 
 import trisock
 from helpers.authority import Authority, certificate
+from helpers.exceptions import leaves_of
 from trisock import ClientTLS, ServerTLS, Socket
 
 if sys.version_info < (3, 11):
-    from exceptiongroup import BaseExceptionGroup, ExceptionGroup
+    from exceptiongroup import ExceptionGroup
 
 T = TypeVar("T")
 
@@ -65,26 +66,25 @@ class Wrong(Exception):
     """A promise was broken."""
 
 
-def check(got: object, wanted: object) -> None:
-    if got != wanted:
-        raise Wrong(f"got {got!r:.200}, wanted {wanted!r:.200}")
+def check(got: object, expected: object) -> None:
+    if got != expected:
+        raise Wrong(f"got {got!r:.200}, expected {expected!r:.200}")
 
 
-# Logged when a handler leaves one open.
+# Logged when a handler leaves a cancel scope open.
 OPEN_SCOPE = "a cancel scope was left open"
 
 
-def leaves_of(exc: BaseException | None) -> list[BaseException]:
-    if isinstance(exc, BaseExceptionGroup):
-        return [leaf for each in exc.exceptions for leaf in leaves_of(each)]
-    return [exc] if exc is not None else [Wrong("an error without an exception")]
+def is_fault(exc: BaseException) -> bool:
+    """Whether a logged error is a fault, or describes a hostile one."""
+    return issubclass(type(exc), Fault) or exc.args[0].startswith("Hostile: ")
 
 
 class Log(logging.Handler):
     """Counts the faults that servers log, and keeps the text of other errors.
 
     Attributes:
-      last: the last entries, to help find what went wrong.
+      last: the last log entries, which help to explain a failure.
     """
 
     def __init__(self) -> None:
@@ -98,7 +98,7 @@ class Log(logging.Handler):
         logger.addHandler(self)
         logger.setLevel(self.level)
         logger.propagate = False
-        # Trio complains of the timeouts that handlers leave open in generators.
+        # Trio complains about the timeouts that handlers leave open in generators.
         logging.getLogger("trio.async_generator_errors").disabled = True
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -108,10 +108,7 @@ class Log(logging.Handler):
         if record.levelno < logging.ERROR:
             return
         logged = "".join(traceback.format_exception(exc))
-        if OPEN_SCOPE in logged or all(
-            issubclass(type(each), Fault) or each.args[0].startswith("Hostile: ")
-            for each in leaves_of(exc)
-        ):
+        if OPEN_SCOPE in logged or (exc is not None and all(map(is_fault, leaves_of(exc)))):
             self.faults += 1
         else:
             self.errors.append(text + logged)
@@ -121,7 +118,7 @@ class Site:
     """The servers, and the data that clients need.
 
     Attributes:
-      faults: how many handlers were made to raise.
+      faults: the number of handlers that raised at a client's request.
     """
 
     plain: trisock.Server
@@ -151,7 +148,7 @@ class Site:
 
     @contextlib.asynccontextmanager
     async def open(self, grace: float | None) -> AsyncIterator[None]:
-        """Run the servers, then stop them and wait for their last connection."""
+        """Run the servers for the block. Then stop them and wait for their last connections."""
         async with trio.open_nursery() as nursery:
             bind = functools.partial(trisock.bind, nursery)
             self.plain = await bind(0, self.serve)
@@ -231,7 +228,7 @@ class Site:
         check(await sock.send_file(file, int(offset), int(count)), int(count))
 
     async def _do_growing(self, sock: Socket, kind: str) -> None:
-        """Send a file that grows meanwhile."""
+        """Send a file that grows at the same time."""
         with io.BytesIO() if kind == "memory" else tempfile.TemporaryFile() as file:
             file.write(self.content)
             file.flush()
@@ -247,7 +244,7 @@ class Site:
             check(await sock.send_file(file, progress=append), len(self.content))
 
     async def _do_piped(self, sock: Socket, size: str) -> None:
-        """Send from a pipe. Cancelling this while the pipe is empty loses nothing."""
+        """Send from a pipe. A send that is cancelled while the pipe is empty loses nothing."""
         reading, writing = os.pipe()
         with open(reading, "rb") as pipe, open(writing, "wb", buffering=0) as end:
             await cancelled_after(5, sock.send_file, pipe)
@@ -269,7 +266,7 @@ class Site:
         await sock.send(got)
 
     async def _do_rest(self, sock: Socket, _: str) -> bool:
-        """Read to the end of the client's half, then respond."""
+        """Read until the client's side ends, then respond."""
         await sock.send((await read_all(sock))[::-1])
         return True
 
@@ -282,7 +279,7 @@ class Site:
         await sock.stoptls()
 
     async def _do_give_up(self, sock: Socket, passes: str) -> bool:
-        """Be cancelled in a handshake."""
+        """Cancel our own handshake."""
         await sock.send(b"go ahead\n")
         await cancelled_after(int(passes), sock.starttls, self.tls)
         return True
@@ -311,7 +308,7 @@ class Site:
 
 
 async def within_a_timeout() -> AsyncIterator[None]:
-    """Leave a cancel scope open in a task that breaks out of the loop."""
+    """Leave a cancel scope open when a task breaks out of the loop."""
     while True:
         with trio.fail_after(0.01):
             yield
@@ -320,7 +317,7 @@ async def within_a_timeout() -> AsyncIterator[None]:
 async def cancelled_after(
     passes: int, function: Callable[..., Awaitable[T]], *args: object
 ) -> T | None:
-    """Cancel a call after some scheduler passes. Return ``None`` if it was cancelled."""
+    """Cancel a call after ``passes`` scheduler passes. Return ``None`` if it was cancelled."""
     result: T | None = None
     error: Exception | None = None
 
@@ -342,7 +339,7 @@ async def cancelled_after(
 
 
 def payload(rng: random.Random, most: int = 200_000) -> bytes:
-    """Return some random bytes, most often a few."""
+    """Return random bytes. Short payloads are more likely."""
     return rng.randbytes(int(math.exp(rng.uniform(0, math.log(most)))))
 
 
@@ -350,8 +347,8 @@ async def read_all(sock: Socket) -> bytes:
     return b"".join([chunk async for chunk in sock])
 
 
-async def check_line(sock: Socket, wanted: bytes) -> None:
-    check(await sock.recv_until(b"\n"), wanted)
+async def check_line(sock: Socket, expected: bytes) -> None:
+    check(await sock.recv_until(b"\n"), expected)
 
 
 async def request(sock: Socket, command: bytes) -> None:

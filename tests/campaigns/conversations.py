@@ -1,4 +1,4 @@
-"""Conversations of all kinds with trisock servers, each checked to the byte, for ``soak.py``."""
+"""Conversations of all kinds for ``soak.py``. Each checks every byte from trisock's servers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import functools
 import os
 import random
 import socket
-import struct
 
 import trio
 
@@ -42,6 +41,7 @@ from dialect_conversations import (
     pluto_outside_trio,
 )
 from helpers.client_hellos import client_hello
+from helpers.pairs import RESET
 from trisock import ClientTLS, ServerTLS, Socket
 
 _OVER = (trio.BrokenResourceError, trio.ClosedResourceError)
@@ -86,13 +86,13 @@ async def a_handler_raises(site: Site, rng: random.Random) -> None:
         await check_line(sock, b"last words\n")
         if sock.istls():  # there is no close_notify
             with contextlib.suppress(trisock.TLSError):
-                raise Wrong(f"a clean end: {await sock.recv()!r}")
+                raise Wrong(f"a clean end after a fault: {await sock.recv()!r}")
         else:
             check(await sock.recv(), b"")
 
 
 async def another_process_has_the_descriptor(site: Site, rng: random.Random) -> None:
-    """The server sees the end although another process, such as a forked child, has the socket."""
+    """The server sees the end although another process, such as a child, still has the socket."""
     sock = await site.dial_any(rng)
     others = os.dup(sock.fileno())
     try:
@@ -151,7 +151,7 @@ async def a_peer_resets(site: Site, rng: random.Random) -> None:
 
 
 async def a_peer_truncates(site: Site, rng: random.Random) -> None:
-    """It ends the connection but not TLS."""
+    """It ends the connection without close_notify."""
     sock = await site.dial_secure(rng)
     await sock.send(b"echo 5\nhello")
     check(await sock.recv_exactly(5), b"hello")
@@ -162,7 +162,7 @@ async def a_peer_truncates(site: Site, rng: random.Random) -> None:
 
 
 async def a_peer_talks_nonsense(site: Site, rng: random.Random) -> None:
-    """Instead of a handshake or in the middle of one, or it goes silent."""
+    """It sends random bytes instead of a handshake or in the middle of one, or goes silent."""
     nonsense = rng.choice([payload(rng, 1000), client_hello(NAME) + payload(rng, 1000)])
     silent = rng.random() < 0.05
     async with await trio.open_tcp_stream(LOCALHOST, site.secure.port) as stream:
@@ -170,7 +170,7 @@ async def a_peer_talks_nonsense(site: Site, rng: random.Random) -> None:
         if not silent:
             await stream.send_eof()
         with contextlib.suppress(trio.BrokenResourceError):
-            async for _ in stream:  # perhaps an alert
+            async for _ in stream:  # wait for the end, perhaps after an alert
                 pass
 
 
@@ -179,7 +179,7 @@ async def a_peer_vanishes_in_the_handshake(site: Site, rng: random.Random) -> No
     async with await trio.open_tcp_stream(LOCALHOST, site.secure.port) as stream:
         await stream.send_all(hello[: rng.randrange(1, len(hello) + 1)])
         if rng.random() < 0.5:
-            stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
 
 
 async def plain_text_after_starttls(site: Site, rng: random.Random) -> None:
@@ -243,7 +243,7 @@ async def more_than_max_connections(site: Site, rng: random.Random) -> None:
 
 
 async def a_broadcast(site: Site, rng: random.Random) -> None:
-    """To peers that read, one that is gone, and one that does not read."""
+    """Broadcast to peers that read, one that has left, and one that does not read."""
     message = payload(rng) if rng.random() < 0.97 else MORE_THAN_FITS
 
     async def handler(sock: Socket) -> None:
@@ -259,8 +259,8 @@ async def a_broadcast(site: Site, rng: random.Random) -> None:
         socks = [await trisock.connect(LOCALHOST, server.port) for _ in range(5)]
         for sock in socks:
             await check_line(sock, b"welcome\n")
-        gone, silent, *others = socks
-        gone.abort()
+        left, silent, *others = socks
+        left.abort()
         async with trio.open_nursery() as readers:
             for sock in others:
                 readers.start_soon(read, sock)
@@ -271,7 +271,7 @@ async def a_broadcast(site: Site, rng: random.Random) -> None:
 
 
 async def a_broadcast_beside_an_upgrade(site: Site, rng: random.Random) -> None:
-    """During starttls or stoptls, news is sent in the layer it was meant for, or not at all."""
+    """A broadcast during starttls or stoptls uses the layer that was in use, or is not sent."""
     under_tls = rng.random() < 0.5
     passes = rng.randrange(8)
     news = b"NEWS\n"
@@ -296,7 +296,7 @@ async def a_broadcast_beside_an_upgrade(site: Site, rng: random.Random) -> None:
                 try:
                     await sock.stoptls()
                 except trisock.TLSError:
-                    return  # news instead of the end
+                    return  # the client received the news instead of close_notify
         await sock.send(b"done\n")
 
     async with trio.open_nursery() as nursery:
@@ -305,7 +305,7 @@ async def a_broadcast_beside_an_upgrade(site: Site, rng: random.Random) -> None:
         trusting = site.trusting if under_tls else None
         async with await trisock.connect(LOCALHOST, server.port, tls=trusting) as sock:
             await sock.send(b"change\n")
-            await returned.wait()  # the client acts after the broadcast
+            await returned.wait()  # act only after the broadcast
             if under_tls:
                 with contextlib.suppress(trisock.TLSError):
                     await sock.stoptls()
@@ -321,7 +321,7 @@ async def a_broadcast_beside_an_upgrade(site: Site, rng: random.Random) -> None:
 
 
 async def a_server_starts_and_stops(site: Site, rng: random.Random) -> None:
-    """With or without grace, from outside or in a handler, with clients in all states."""
+    """Stop with or without grace, outside or in a handler, with clients in all states."""
     grace = rng.choice([None, 0, 0.01])
 
     async def handler(sock: Socket) -> None:
@@ -340,7 +340,7 @@ async def a_server_starts_and_stops(site: Site, rng: random.Random) -> None:
             trisock.connect, LOCALHOST, server.port, tls=None if tls is None else site.trusting
         )
         may_break = () if grace is None else (trio.BrokenResourceError,)
-        with trio.socket.socket() as waiting:  # in its handshake
+        with trio.socket.socket() as waiting:  # never begins its handshake
             await waiting.connect((LOCALHOST, server.port))
             socks = [await connect() for _ in range(3)]
             for sock in socks:
@@ -400,7 +400,7 @@ async def a_cancelled_accept(site: Site, rng: random.Random) -> None:
             await sock.close()
 
 
-# The groups of the table.
+# The conversations by group, as in the table of results.
 KINDS: dict[str, list[Conversation]] = {
     "plain text": [plain_text, half_closed],
     "TLS": [upgraded_midway, tls_from_the_start],

@@ -1,10 +1,9 @@
-"""Conversations of the two dialects for the soak, with peers that vanish and slow callbacks."""
+"""Conversations of the two dialects for ``soak.py``, with peers that vanish and slow callbacks."""
 
 from __future__ import annotations
 
 import random
 import socket
-import struct
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -16,9 +15,11 @@ import trio
 
 import trisock
 from conversation_site import LOCALHOST, Site, check, payload
+from helpers.pairs import RESET
 from trisock import ClientTLS, ServerTLS, hammerspoon, pluto
 
-# Seconds until a connection whose peer is gone is dropped, and extra time for a busy machine.
+# Hammerspoon sockets drop a connection 2 seconds after its peer has left. The rest is for a busy
+# machine.
 _DROPPED_WITHIN = 2 + 8
 
 # ---- pluto ----
@@ -46,7 +47,7 @@ async def pluto_in_trio(site: Site, rng: random.Random) -> None:
     await server.send(data)
     check(await received(client, len(data)), data)
     check(await client.peek(), None)
-    if rng.random() < 0.5:  # else they are collected
+    if rng.random() < 0.5:  # otherwise garbage collection closes them
         await client.close()
         check((await server.recv(), server.isopen()), (None, False))
         await server.close()
@@ -56,12 +57,12 @@ async def pluto_in_trio(site: Site, rng: random.Random) -> None:
 async def received(s: pluto.async_socket, size: int) -> bytes:
     got = b""
     while len(got) < size:
-        got += await s.recv() or b"the end"
+        got += await s.recv() or b"(the end)"
     return got
 
 
 async def pluto_outside_trio(site: Site, rng: random.Random) -> None:
-    """In a thread, where calls block while a background thread does the work."""
+    """In a thread without Trio, calls block while a background thread does the work."""
     data = payload(rng, 10_000)
 
     def script() -> None:
@@ -73,10 +74,10 @@ async def pluto_outside_trio(site: Site, rng: random.Random) -> None:
         s.send(b"echo %d\n" % len(data) + data)
         got = b""
         while len(got) < len(data):
-            got += s.recv() or b"the end"
+            got += s.recv() or b"(the end)"
         s.unrecv("x")
         check((got, s.peek(), s.recv(), s.isopen()), (data, b"x", b"x", True))
-        if rng.random() < 0.5:  # else it is collected
+        if rng.random() < 0.5:  # otherwise garbage collection closes it
             s.close()
         check(pluto.socket.connect(LOCALHOST, unused), None)
 
@@ -87,9 +88,9 @@ async def pluto_outside_trio(site: Site, rng: random.Random) -> None:
 
 
 async def pluto_interrupted(site: Site, rng: random.Random) -> None:
-    """Calls outside Trio that are interrupted at some line of trisock lose no byte.
+    """Calls outside Trio lose no byte when they are interrupted at any line of trisock.
 
-    A trace function raises the exception, as a signal handler would in the main thread.
+    A trace function raises the exception, like a signal handler in the main thread.
     """
     data = payload(rng, 2000)
 
@@ -111,7 +112,7 @@ class InterruptedCall(BaseException):
 
 
 def interrupted_at(line: int, call: Callable[[], bytes | None]) -> bytes | None:
-    """Interrupt a call at the given line of trisock's code, counted as executed."""
+    """Interrupt a call at its ``line``-th executed line in trisock."""
     count = 0
 
     def trace(frame: FrameType, event: str, _: object) -> Any:
@@ -184,7 +185,7 @@ async def _disconnected(server: hammerspoon.Socket) -> None:
 
 
 async def hammerspoon_sockets(site: Site, rng: random.Random) -> None:
-    """A server echoes lines to a client that starts TLS, with lines queued meanwhile."""
+    """A server echoes lines to a client that queues them while it starts TLS."""
     sent = [payload(rng, 1000).replace(b"\n", b"") + b"\n" for _ in range(5)]
     got: list[object] = []
     done = trio.Event()
@@ -220,9 +221,9 @@ async def hammerspoon_sockets(site: Site, rng: random.Random) -> None:
 
 
 async def hammerspoon_peers_vanish(site: Site, rng: random.Random) -> None:
-    """Clients send lines and leave, by FIN or RST, while the server writes or reads or neither.
+    """Clients send lines and leave, by FIN or RST, while the server writes, reads or does neither.
 
-    Every line before a FIN is read, if a read is queued within two seconds. No connection stays.
+    Every line before a FIN is received if a read is queued within two seconds. No connection stays.
     """
     got: Counter[bytes] = Counter()
     sent: Counter[bytes] = Counter()
@@ -239,7 +240,7 @@ async def hammerspoon_peers_vanish(site: Site, rng: random.Random) -> None:
             lines = [b"%d.%d\n" % (number, each) for each in range(rng.randint(0, 3))]
             client.sendall(b"".join(lines))
             if rng.random() < 0.3 and client.family != socket.AF_UNIX:
-                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             else:
                 sent.update(lines)
             client.close()
@@ -253,7 +254,7 @@ async def hammerspoon_peers_vanish(site: Site, rng: random.Random) -> None:
 
 
 async def hammerspoon_floods(site: Site, rng: random.Random) -> None:
-    """A slow callback receives a flood of lines, most of them empty, complete and in order."""
+    """A slow callback receives every line of a flood, in order. Most lines are empty."""
     number = rng.randint(100, 2000)
     got: list[bytes] = []
 

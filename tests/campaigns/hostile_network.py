@@ -1,8 +1,8 @@
-"""A proxy between a client and a server that does the worst a network can do.
+"""A proxy between a client and a server that behaves like the worst network.
 
-``HostileNetwork`` always splits, joins and delays data. At a plan's fault (a byte of a phase of the
-conversation) it ends, resets or damages the connection, or goes silent. It finds the phase of each
-byte by counting plain text bytes, whose number is in the plan, and from the TLS record headers.
+``HostileNetwork`` always splits, joins and delays data. At a fault of the plan (a certain byte of a
+phase) it ends, resets or damages the connection, or goes silent. To find the phase of each byte, it
+counts the plain text bytes, whose number is in the plan, and parses the TLS record headers.
 """
 
 from __future__ import annotations
@@ -16,22 +16,23 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import trio
 
+from helpers.pairs import RESET
 from hostile_plan import DOWN, INJECTED_LINE, LINES, MARKER, UP, Fault, Kind, Mode, Phase, Plan
 
 # ---- the phase of a byte ----
 
 _CHANGE_CIPHER_SPEC, _ALERT, _HANDSHAKE, _APPLICATION_DATA = 20, 21, 22, 23
 _HEADER = 5
-_TICKETS = 2  # that a TLS 1.3 server sends
+_TICKETS = 2  # sent by a TLS 1.3 server
 
 
 class Track:
-    """Finds the phase of each byte from one side, and bytes it must not send. No I/O.
+    """Finds the phase of each byte from one side, and bytes that it must not send. No I/O.
 
     Attributes:
       phase: of the last byte.
-      notified: whether the last byte of close_notify was seen.
-      complaint: what is wrong with the bytes, or ``""``.
+      notified: whether close_notify is complete.
+      complaint: the first error in the bytes, or ``""``.
       header: the bytes of an incomplete record header.
       other: the track of the other direction.
     """
@@ -54,14 +55,14 @@ class Track:
         self._after = plan.payload(Phase.AFTER, direction) if plan.mode == Mode.RETURNED else None
         self._secret = plan.sizes.get((Phase.SECRET, direction), 0)
         self.header = b""
-        self._left = 0  # of the record's body
+        self._left = 0  # bytes of the record's body still to come
         self._last_of_flight = False
         self._tickets = _TICKETS if self._newer else 0
         self._changed = False
-        self._seen = b""  # the last bytes seen, in case the marker begins there
+        self._seen = b""  # the last bytes, where the marker may begin
 
     def feed(self, data: bytes) -> Iterator[tuple[str, bytes]]:
-        """Split data where a phase or a record begins."""
+        """Split data at the start of each phase and each record."""
         while data:
             if self._clear:
                 phase, expected = self._clear.pop(0)
@@ -86,7 +87,7 @@ class Track:
             else:
                 part, data = data[: self._left], data[self._left :]
                 self._left -= len(part)
-                self._watch(part)
+                self._check_secrecy(part)
                 if not self._left and self.phase in (Phase.STOP, Phase.CLOSE):
                     self._notified()
                 yield self.phase, part
@@ -94,9 +95,9 @@ class Track:
     def _complain(self, what: str, data: bytes) -> None:
         self.complaint = self.complaint or f"{what}: {data[:40]!r}"
 
-    def _watch(self, part: bytes) -> None:
+    def _check_secrecy(self, part: bytes) -> None:
         if MARKER in self._seen + part:
-            self._complain("secrets in plain text", part)
+            self._complain("TLS data in plain text", part)
         self._seen = part[-len(MARKER) + 1 :]
 
     def _notified(self) -> None:
@@ -108,7 +109,7 @@ class Track:
     def _record_begins(self, header: bytes) -> None:
         kind, version, self._left = struct.unpack("!BHH", header)
         if not _CHANGE_CIPHER_SPEC <= kind <= _APPLICATION_DATA or version >> 8 != 3:
-            self._complain("something that is not TLS", header)
+            self._complain("an invalid TLS record header", header)
         self.phase = self._phase_of(kind, self._left)
 
     def _phase_of(self, kind: int, length: int) -> str:
@@ -121,14 +122,14 @@ class Track:
             return self._in_last_flight(kind)
         if self.phase in (Phase.FLIGHT3, Phase.FLIGHT4) and not self._last_of_flight:
             return self._in_last_flight(kind)
-        # A TLS 1.3 record ends in its true type and a tag of 16 bytes.
+        # A TLS 1.3 record ends with its true type and a tag of 16 bytes.
         if kind == _ALERT or (self._newer and self._secret <= 0):
             return Phase.STOP if self._after is not None else Phase.CLOSE
         self._secret -= length - 17
         return Phase.SECRET
 
     def _in_last_flight(self, kind: int) -> str:
-        """Finished, after ChangeCipherSpec; tickets from a TLS 1.3 server."""
+        """Track the end of the flight: Finished, or the tickets of a TLS 1.3 server."""
         if self._newer and not self._up:
             self._tickets -= 1
             self._last_of_flight = self._tickets == 0
@@ -141,9 +142,7 @@ class Track:
 # ---- the network ----
 
 _NARROW = 8192  # bytes in a small kernel buffer (Linux doubles it)
-_MOST_AT_A_TIME = 262_144
-
-_LINGER_AND_RESET = struct.pack("ii", 1, 0)
+_MAX_PIECE = 262_144
 
 
 class _CutOff(Exception):
@@ -154,16 +153,16 @@ class HostileNetwork:
     """The proxy for one client. It follows a plan.
 
     Args:
-      plan: the faults, and how data flows.
+      plan: the plan.
       server_port: the port of the server.
-      expect: called with the client port that the server will see, before it connects.
+      expect: called with the port that the server sees as the client's, before the proxy connects.
       accepted: waits until the server has accepted the connection.
 
     Attributes:
-      port: the port for the client to connect to.
+      port: the port for the client.
       reached: whether the proxy has connected to the server.
       struck: the faults that have happened.
-      trouble: set when a side may have to wait forever.
+      trouble: set by a fault after which a side may wait forever.
       still: set when both directions have ended or are silent forever.
       up, down: the two directions.
     """
@@ -183,10 +182,12 @@ class HostileNetwork:
         self.struck: list[Fault] = []
         self.trouble = trio.Event()
         self.still = trio.Event()
-        self.up, self.down = _Way(self, UP), _Way(self, DOWN)
+        self.up, self.down = _Direction(self, UP), _Direction(self, DOWN)
         self.up.other, self.down.other = self.down, self.up
         self.up.track.other, self.down.track.other = self.down.track, self.up.track
-        self._at_once = next((each for each in plan.faults if each.phase == Phase.CONNECT), None)
+        self._connect_fault = next(
+            (each for each in plan.faults if each.phase == Phase.CONNECT), None
+        )
         self._sockets = [self._socket(narrow=plan.flows[UP].narrow)]
         self.port: int = self._sockets[0].getsockname()[1]
         if not plan.has(Kind.REFUSE):
@@ -202,13 +203,13 @@ class HostileNetwork:
         return sock
 
     async def run(self) -> None:
-        """Carry a client's connection until both directions have ended."""
+        """Relay a client's connection until both directions have ended."""
         try:
-            if self._at_once is None:
+            if self._connect_fault is None:
                 await self._carry(await self._accept(), await self._reach())
             else:
-                self.strikes(self._at_once)
-                await self._be_hostile_at_once(self._at_once)
+                self.record(self._connect_fault)
+                await self._fail_at_connect(self._connect_fault)
         finally:
             self.still.set()
             for sock in self._sockets:
@@ -241,17 +242,17 @@ class HostileNetwork:
             await self.down.stopped.wait()
             self.still.set()
 
-    async def _be_hostile_at_once(self, fault: Fault) -> None:
+    async def _fail_at_connect(self, fault: Fault) -> None:
         if fault.kind == Kind.REFUSE:
             return
         if fault.kind == Kind.STALL and fault.how & 1:  # the client stays in the backlog
-            await self.be_silent()
+            await self.stall()
         client = await self._accept()
         server = await self._reach() if fault.how & 2 else None
         if fault.kind == Kind.RESET:
             self.reset()
         elif fault.kind == Kind.STALL:
-            await self.be_silent()
+            await self.stall()
         elif server is None:
             self.down.finished = True
             await self.up.end(client, client)
@@ -260,35 +261,35 @@ class HostileNetwork:
             self.down.scope.cancel()
             await self._carry(client, server)
 
-    def strikes(self, fault: Fault) -> None:
+    def record(self, fault: Fault) -> None:
         self.struck.append(fault)
         if fault.kind in (Kind.STALL, Kind.CORRUPT, Kind.INJECT):
             self.trouble.set()
 
-    async def be_silent(self) -> None:
+    async def stall(self) -> None:
         self.still.set()
         await trio.sleep_forever()
 
     def reset(self) -> None:
         for sock in self._sockets[1:]:
             if sock.fileno() >= 0:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_AND_RESET)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
                 trio.lowlevel.notify_closing(sock)
                 sock.close()
 
 
-class _Way:
+class _Direction:
     """One direction.
 
     Attributes:
       other: the other direction.
-      finished: whether a FIN was passed on.
-      notified: whether an undamaged close_notify was passed on.
-      scope: cancelled to cut the direction off from outside.
-      stopped: set when nothing more is carried.
+      finished: whether a FIN was relayed.
+      notified: whether an undamaged close_notify was relayed.
+      scope: cancelled by the network or the other direction to cut this one off.
+      stopped: set when it relays no more data.
     """
 
-    other: _Way
+    other: _Direction
 
     def __init__(self, network: HostileNetwork, direction: str) -> None:
         plan = network.plan
@@ -307,15 +308,15 @@ class _Way:
         self.stopped = trio.Event()
         self._silent = False
         self._phase = Phase.CONNECT
-        self._passed = 0  # bytes of this phase
+        self._passed = 0  # bytes relayed in this phase
         self._tiny = 0  # bytes still to send in tiny pieces
         self._naps = self._flow.naps
-        self._nobody_listens = False
-        self._in_one_piece = False  # the next part
+        self._target_closed = False
+        self._in_one_piece = False  # send the next part unsplit
         self._damaged_end = False
 
     async def carry(self, source: trio.SocketStream, target: trio.SocketStream) -> None:
-        """Carry everything to the end, or up to a fault."""
+        """Relay everything until the end or a fault."""
         await self._carry(source, target)
         self.stopped.set()
         if self._silent:
@@ -334,7 +335,7 @@ class _Way:
             await self.end(source, target)
 
     async def end(self, source: trio.SocketStream, target: trio.SocketStream) -> None:
-        """Send a FIN and discard the rest. Reading it avoids a reset."""
+        """Send a FIN, then read and discard the rest. Unread data would cause a reset."""
         await self._finish(target)
         with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             while data := await source.receive_some():
@@ -351,8 +352,8 @@ class _Way:
             for _ in range(self._flow.gather if data else 0):
                 await trio.lowlevel.cancel_shielded_checkpoint()  # keep what was read
                 with contextlib.suppress(BlockingIOError):
-                    data += os.read(source.socket.fileno(), _MOST_AT_A_TIME)
-                if len(data) > _MOST_AT_A_TIME:
+                    data += os.read(source.socket.fileno(), _MAX_PIECE)
+                if len(data) > _MAX_PIECE:
                     break
             return data
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
@@ -370,7 +371,7 @@ class _Way:
                 self._faults.remove(fault)
                 cut = max(fault.offset - begin, 0)
                 await self._send(part[:cut], target)
-                self._network.strikes(fault)
+                self._network.record(fault)
                 part = self._strike(fault, part[cut:])
                 self._damaged_end |= phase in (Phase.STOP, Phase.CLOSE) and not last
                 break
@@ -378,7 +379,7 @@ class _Way:
         self.notified = self.track.notified and not self._damaged_end
 
     def _strike(self, fault: Fault, part: bytes) -> bytes:
-        """Return the replacement of a part, or cut off this direction and perhaps the other."""
+        """Return the damaged part, or cut off this direction and perhaps the other."""
         if fault.kind == Kind.CORRUPT:
             return _damaged(part, fault.how)
         if fault.kind == Kind.INJECT:
@@ -387,14 +388,14 @@ class _Way:
         if fault.kind == Kind.RESET:
             self._network.reset()
         both = fault.kind == Kind.TRUNCATE or (fault.kind == Kind.STALL and fault.how & 1)
-        for way in (self, self.other) if both else (self,):
-            way._silent = fault.kind == Kind.STALL
-            way.scope.cancel()
+        for direction in (self, self.other) if both else (self,):
+            direction._silent = fault.kind == Kind.STALL
+            direction.scope.cancel()
         raise _CutOff
 
     async def _send(self, part: bytes, target: trio.SocketStream) -> None:
         try:
-            while part and not self._nobody_listens:
+            while part and not self._target_closed:
                 size = self._rng.randint(1, self._flow.largest)
                 if self._tiny > 0:
                     size = self._rng.randint(1, 3)
@@ -409,11 +410,11 @@ class _Way:
                     self._naps -= 1
                     await trio.sleep(0.001)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            self._nobody_listens = True
+            self._target_closed = True
 
 
 def _damaged(part: bytes, how: int) -> bytes:
-    """Add a byte before the first, or remove it, or change one bit or all of it."""
+    """Add a byte before the first one, remove the first one, or change one bit or more of it."""
     way, how = how % 4, how // 4
     if way == 0 or not part:
         return bytes([how % 256]) + part

@@ -1,6 +1,6 @@
-"""What a conversation contains and what the network does to it, drawn from a seed.
+"""Plans: the content of a conversation and the faults of the network, drawn from a seed.
 
-Most plans have a fault; ``combinations`` lists every one that can come first.
+Most plans have a fault. ``combinations`` lists every possible first fault.
 """
 
 from __future__ import annotations
@@ -11,29 +11,29 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-# ---- what can happen ----
+# ---- phases, modes and faults ----
 
-# Which way bytes go: from the client to the server, and back.
+# The direction of bytes: from the client to the server, and back.
 UP, DOWN = "up", "down"
 
 
 class Phase:
     """The phases of a conversation.
 
-    The handshake's flights each go one way, as do the command that announces TLS and its response.
+    The command that announces TLS, its response, and each flight of the handshake go one way only.
     STOP is the close_notify of ``stoptls``. CLOSE is the close_notify (if the conversation ends
     under TLS) and the FIN.
     """
 
-    CONNECT, CLEAR, COMMAND, RESPONSE = "connect", "clear talk", "command", "answer"
+    CONNECT, CLEAR, COMMAND, RESPONSE = "connect", "plain text", "command", "response"
     FLIGHT1, FLIGHT2, FLIGHT3, FLIGHT4 = "flight 1", "flight 2", "flight 3", "flight 4"
-    SECRET, STOP, AFTER, CLOSE = "TLS talk", "stop", "clear talk after TLS", "close"
+    SECRET, STOP, AFTER, CLOSE = "TLS data", "stop", "plain text after TLS", "close"
     UPGRADE = (COMMAND, RESPONSE)
     HANDSHAKE = (FLIGHT1, FLIGHT2, FLIGHT3, FLIGHT4)
 
 
 class Mode:
-    """Plain text only, TLS only, plain text and then TLS, or back to plain text after that."""
+    """Only plain text, only TLS, plain text and then TLS, or then plain text again."""
 
     PLAIN, TLS, UPGRADED, RETURNED = "plain", "tls", "upgraded", "returned"
 
@@ -41,9 +41,9 @@ class Mode:
 class Kind:
     """What the network does to a connection.
 
-    REFUSE: nothing listens. HALF_CLOSE: one direction ends. TRUNCATE: both end. RESET: both are
-    reset. CORRUPT: a byte is changed, lost or added. INJECT: a plain text line is added after
-    another (CVE-2011-0411). STALL: one or both directions go silent forever.
+    REFUSE: the port is closed. HALF_CLOSE: one direction ends. TRUNCATE: both directions end.
+    RESET: the connection is reset. CORRUPT: a byte is changed, lost or added. INJECT: a plain text
+    line is added after another (CVE-2011-0411). STALL: one or both directions go silent forever.
     """
 
     REFUSE, HALF_CLOSE, TRUNCATE, RESET = "refuse", "half-close", "truncate", "reset"
@@ -74,10 +74,10 @@ VARIANTS = [
 LINES = {Phase.COMMAND: b"STARTTLS\r\n", Phase.RESPONSE: b"220 go ahead\r\n"}
 INJECTED_LINE = b"DELETE everything\r\n"
 
-# TLS data begins with this marker, which the network must never see.
+# TLS data begins with this marker. The network must never see it.
 MARKER = b"for your eyes only\n"
 
-# The least number of bytes in each phase whose size is not in the plan: a ClientHello, a
+# The minimum number of bytes in each phase whose size is not in the plan: a ClientHello, a
 # ServerHello with a certificate, Finished (twice), close_notify (twice).
 _LEAST = {
     Phase.FLIGHT1: 150,
@@ -91,25 +91,25 @@ _LEAST = {
 
 @dataclass(frozen=True)
 class Fault:
-    """A kind of fault after ``offset`` bytes of a phase in one direction."""
+    """A fault that strikes after ``offset`` bytes of a phase in one direction."""
 
     kind: str
     phase: str
     direction: str = UP
     offset: int = 0
-    how: int = 0  # decides the rest: which bit, one direction or both, ...
+    how: int = 0  # selects the details: which bit, one direction or both, ...
 
 
 @dataclass(frozen=True)
 class Flow:
-    """How the bytes of one direction travel when nothing is wrong.
+    """How the network splits, joins and delays the bytes of one direction.
 
     Attributes:
-      tiny: bytes at the start of each phase that travel one to three at a time.
-      largest: the largest piece.
-      gather: scheduler passes to wait for more data, to join it into one piece.
-      pause: scheduler passes between two pieces, at most.
-      naps: pauses that last a millisecond.
+      tiny: bytes at the start of each phase that are sent one to three at a time.
+      largest: maximum size of a piece.
+      gather: scheduler passes to wait for more data that can join a piece.
+      pause: maximum of scheduler passes between two pieces.
+      naps: number of pauses that last a millisecond.
       narrow: whether the kernel's buffers are small.
     """
 
@@ -128,7 +128,7 @@ class Plan:
     Attributes:
       ending: the side that closes first: ``client``, ``server``, ``both``, or ``eof`` (both call
         ``send_eof``).
-      sizes: bytes sent, by phase and direction.
+      sizes: the number of bytes sent, by phase and direction.
       hasty: whether the timeout of ``starttls`` is shorter than the user's patience.
     """
 
@@ -156,11 +156,11 @@ class Plan:
         return any(fault.kind in kinds for fault in self.faults)
 
     def may_hold_up_handshakes(self) -> bool:
-        """Whether a handshake may wait forever."""
+        """Whether a fault may make a handshake wait forever."""
         return _may_hold_up_handshakes(self.faults)
 
     def damages_clear_bytes(self) -> bool:
-        """Whether only the application can notice the damage."""
+        """Whether the damage is in plain text, where only the application can detect it."""
         clear = {Phase.CLEAR, *Phase.UPGRADE, Phase.AFTER}
         if self.mode in (Mode.PLAIN, Mode.RETURNED):
             clear.add(Phase.CLOSE)
@@ -181,7 +181,7 @@ def _payload(seed: int, phase: str, direction: str, size: int) -> bytes:
 
 @functools.cache
 def combinations() -> tuple[tuple[str, str, Fault | None], ...]:
-    """Return every mode and version, without a fault (8 times) and with each one."""
+    """Return every mode and version, 8 times without a fault and once with each fault."""
     return tuple(
         (*variant, fault) for variant in VARIANTS for fault in (*[None] * 8, *_faults(variant[0]))
     )
@@ -222,7 +222,7 @@ def plan(seed: int) -> Plan:
 
 
 def _may_hold_up_handshakes(faults: Sequence[Fault]) -> bool:
-    # With two faults, the first may leave the second to strike during the handshake.
+    # With two faults, the second may strike during the handshake.
     return any(
         fault.kind in (Kind.STALL, Kind.CORRUPT, Kind.INJECT)
         and (fault.phase in (Phase.CONNECT, *Phase.UPGRADE, *Phase.HANDSHAKE) or len(faults) > 1)
@@ -242,12 +242,12 @@ def _flow(rng: random.Random) -> Flow:
 
 
 def _most(rng: random.Random, flow: Flow) -> int:
-    """Return the largest payload: sometimes it exceeds the kernel's buffers."""
+    """Choose the maximum size of a payload. Sometimes it exceeds the kernel's buffers."""
     return min(rng.choice([30, 300, 3000, 3000, 30_000, 100_000, 800_000]), 300 * flow.largest)
 
 
 def _placed(fault: Fault, rng: random.Random, sizes: dict[tuple[str, str], int]) -> Fault:
-    """Choose the byte to strike: any one, but often one of the first or the last."""
+    """Choose the byte to strike: any byte, but often one of the first or the last."""
     if fault.phase in Phase.UPGRADE:
         length = len(LINES[fault.phase])
     else:

@@ -5,24 +5,28 @@ from __future__ import annotations
 import random
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import trio
 
+from helpers.exceptions import leaves_of
 from hostile_plan import DOWN, LINES, MARKER, PHASES, UP, Mode, Phase, Plan
 from trisock import IncompleteReadError, LimitExceededError, Socket, TLSError
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
-# In seconds: how long a side waits once it may wait forever; the handshake timeout where the
-# timeout is meant to end the handshake; when a conversation counts as hung.
-PATIENCE, HASTE, HANG = 0.4, 0.4, 40
+PATIENCE = 0.4  # seconds for a side after a fault that may make it wait forever
+HASTE = 0.4  # seconds for a handshake that only its timeout can end
+HANG = 40  # seconds until a conversation counts as hung
+
+# TLSError is a BrokenResourceError.
+DOCUMENTED = (trio.BrokenResourceError, IncompleteReadError, LimitExceededError, OSError)
 
 
 class WrongBytes(Exception):
-    """The application received something that was not sent."""
+    """The application received something that the peer did not send."""
 
 
 class EndedEarly(Exception):
@@ -30,11 +34,11 @@ class EndedEarly(Exception):
 
 
 class Side:
-    """One end: it sends its payload and reads the other's with a random mix of reads.
+    """One side: it sends its payload and reads the other's with a random mix of reads.
 
     Attributes:
       how: how it ended: ``"whole"``, ``"deadline"``, or the name of an error.
-      encrypted: whether it was under TLS at that time.
+      encrypted: whether it was under TLS when it ended.
       saw_end: whether the connection seemed to end cleanly.
       saw_end_of_tls: whether TLS seemed to end cleanly, with a close_notify.
       complaints: errors that are not documented.
@@ -62,19 +66,19 @@ class Side:
         return HASTE if self.plan.hasty else 2 * HANG
 
     async def run(self, converse: Callable[[], object]) -> BaseException | None:
-        """Run a side to its end and return its error, if any."""
+        """Run this side until it ends, and return its error, if any."""
         try:
             with self.patience() as scope:
                 await converse()  # type: ignore[misc]
             self.how = "deadline" if scope.cancelled_caught else "whole"
         except (Exception, BaseExceptionGroup) as exc:
-            self.errors = errors = list(leaves_of(exc))
+            self.errors = errors = leaves_of(exc)
             own = [each for each in errors if isinstance(each, (WrongBytes, EndedEarly))]
             self.how = type((own or errors)[0]).__name__
             if not self.encrypted and self.how in ("EndedEarly", "IncompleteReadError"):
                 self.saw_end = True
             for each in errors:
-                if not isinstance(each, DOCUMENTED):
+                if not isinstance(each, (*DOCUMENTED, WrongBytes, EndedEarly)):
                     text = "".join(traceback.format_exception(each))
                     self.complaints.append(f"the {self.name} got {each!r}\n{text}")
             return exc
@@ -132,7 +136,7 @@ class Side:
                 handshake_timeout=self.handshake_timeout,
             )
         except TLSError:
-            # No plain text may go out now. (The network looks for the marker.)
+            # No plain text may be sent now. (The network checks for the marker.)
             with pytest.raises(trio.ClosedResourceError):
                 await sock.send(MARKER)
             raise
@@ -156,13 +160,13 @@ class Side:
     # ---- reading ----
 
     async def receive_all(self, sock: Socket, expected: bytes) -> None:
-        """Read the expected bytes and compare each."""
+        """Read the expected bytes and compare them."""
         ways = [self.by_recv, self.by_number, self.by_delimiter, self.by_line, self.by_peek]
         position = 0
         while position < len(expected):
             way = self.rng.choice([*ways, self.by_pushing_back, self.by_trying])
             data = await way(sock, expected, position)
-            if len(data) > len(expected) - position:  # belongs to the next phase
+            if len(data) > len(expected) - position:  # the rest belongs to the next phase
                 sock.unrecv(data[len(expected) - position :])
                 data = data[: len(expected) - position]
             if not expected.startswith(data, position):
@@ -215,23 +219,8 @@ class Side:
         return data[:a]
 
     async def by_trying(self, sock: Socket, expected: bytes, position: int) -> bytes:
-        """Give up soon. A cancelled read loses nothing."""
+        """Cancel a read soon. It loses nothing."""
         number = min(len(expected) - position, 5000)
         with trio.move_on_after(self.rng.choice([0, 0.001, 0.01])):
             return await sock.recv_exactly(number)
         return b""
-
-
-# TLSError is a BrokenResourceError.
-DOCUMENTED = (
-    *(trio.BrokenResourceError, IncompleteReadError, LimitExceededError, OSError),
-    *(WrongBytes, EndedEarly),
-)
-
-
-def leaves_of(exc: BaseException) -> Iterator[BaseException]:
-    if isinstance(exc, BaseExceptionGroup):
-        for each in exc.exceptions:
-            yield from leaves_of(each)
-    else:
-        yield exc

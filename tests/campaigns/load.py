@@ -2,10 +2,10 @@
 
     python tests/campaigns/load.py [--quick] [SCENARIO ...]
 
-The server has its own process (``load_server.py``). The clients are in this process and use Trio
-only. Each scenario runs once as a warm-up, to settle the allocator. The second run is measured: how
-many connections are offered and served, and what the server holds before, at most, and after.
-``test_load.py`` asserts on the same scenarios in small sizes.
+The server has its own process (``load_server.py``). The clients run in this process and use only
+Trio. Each scenario first runs as a warm-up, to settle the allocator. Then it runs again and is
+measured: the connections offered and served, and the server's resources before, after, and at the
+peak. ``test_load.py`` runs the same scenarios in small sizes and checks them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import contextlib
 import functools
 import resource
 import socket
-import struct
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -26,13 +25,25 @@ import trio
 sys.path.append(str(Path(__file__).parents[1]))  # for helpers, when this is run as a program
 
 from helpers.client_hellos import client_hello
-from load_ground import LOOK, MIB, NAME, Ground, Outcome, Result, Server, Wrong, check_echo, many
+from helpers.pairs import RESET
+from load_runner import (
+    MIB,
+    NAME,
+    POLL_INTERVAL,
+    Outcome,
+    Result,
+    Runner,
+    Server,
+    WrongResponse,
+    check_echo,
+    many,
+)
 from load_server import payload
 from trisock.pluto.blocking import run_trio  # raises KeyboardInterrupt itself, not in a group
 
 
-async def idle(ground: Ground, count: int, *, tls: bool = False) -> Result:
-    """Many connections that do nothing until each has a request after all."""
+async def idle(runner: Runner, count: int, *, tls: bool = False) -> Result:
+    """Many connections that are idle until all are open. Then each sends a request."""
 
     async def work(server: Server, outcome: Outcome) -> None:
         streams: list[trio.abc.Stream] = []
@@ -47,7 +58,7 @@ async def idle(ground: Ground, count: int, *, tls: bool = False) -> Result:
         try:
             await many(count, open_one)
             await server.until(lambda stats: stats["active"] == count)
-            outcome.facts["idle at once"] = (await server.report()).stats["active"]
+            outcome.facts["idle"] = (await server.report()).stats["active"]
             await server.visit()
             await many(count, functools.partial(outcome.count, finish))
         finally:
@@ -55,10 +66,10 @@ async def idle(ground: Ground, count: int, *, tls: bool = False) -> Result:
                 await trio.aclose_forcefully(stream)
 
     name = f"{count:,} idle {'TLS ' if tls else ''}connections"
-    return await ground.measure(name, work, **ground.tls(tls))
+    return await runner.measure(name, work, **runner.tls(tls))
 
 
-async def rate(ground: Ground, per_second: int, seconds: float, *, tls: bool = False) -> Result:
+async def rate(runner: Runner, per_second: int, seconds: float, *, tls: bool = False) -> Result:
     """New connections at a constant rate, whether earlier ones are done or not."""
 
     async def offer(server: Server, outcome: Outcome, seconds: float) -> None:
@@ -71,20 +82,20 @@ async def rate(ground: Ground, per_second: int, seconds: float, *, tls: bool = F
             outcome.facts["offered each second"] = round(count / (trio.current_time() - begin))
         outcome.add_times()
 
-    return await ground.measure(
+    return await runner.measure(
         f"{per_second:,} {'TLS ' if tls else ''}connections a second, {seconds:g} s",
         functools.partial(offer, seconds=seconds),
         warm_up=functools.partial(offer, seconds=min(seconds, 10)),
-        **ground.tls(tls),
+        **runner.tls(tls),
     )
 
 
 async def slowloris(
-    ground: Ground, slow: int, others: int, *, handshake_timeout: float | None, every: float
+    runner: Runner, slow: int, others: int, *, handshake_timeout: float | None, every: float
 ) -> Result:
     """Clients that send their handshake byte by byte, while others are served.
 
-    They continue until they are dropped, or without a timeout, until the others are served.
+    They go on until the server drops them or, without a timeout, until the others are served.
     """
 
     async def work(server: Server, outcome: Outcome) -> None:
@@ -102,7 +113,7 @@ async def slowloris(
                 nursery.start_soon(dribble, stream)
                 task_status.started()
                 with contextlib.suppress(trio.BrokenResourceError):
-                    async for _ in stream:  # an alert
+                    async for _ in stream:  # wait for the end, perhaps after an alert
                         pass
                 nursery.cancel_scope.cancel()
             dropped += 1
@@ -114,22 +125,22 @@ async def slowloris(
                 await nursery.start(be_slow, number)
             await server.until(lambda stats: stats["accepted"] == accepted + slow)
             await many(others, functools.partial(outcome.count, server.visit), at_once=10)
-            outcome.facts["dropped meanwhile"] = dropped
+            outcome.facts["dropped early"] = dropped
             outcome.add_times()
             if handshake_timeout is None:
                 nursery.cancel_scope.cancel()
         outcome.facts["dropped"] = dropped
 
-    return await ground.measure(
+    return await runner.measure(
         f"{slow} slow handshakes, {others} others",
         work,
-        **ground.tls(True),
+        **runner.tls(True),
         handshake_timeout=handshake_timeout,
     )
 
 
-async def out_of_descriptors(ground: Ground, limit: int, clients: int, look: float = 0) -> Result:
-    """More clients than the server has descriptors. They stay until no more can connect."""
+async def out_of_descriptors(runner: Runner, limit: int, clients: int, look: float = 0) -> Result:
+    """More clients than the server has descriptors. They stay until the server is full."""
 
     async def work(server: Server, outcome: Outcome) -> None:
         leave = trio.Event()
@@ -147,39 +158,39 @@ async def out_of_descriptors(ground: Ground, limit: int, clients: int, look: flo
             for number in range(clients):
                 nursery.start_soon(outcome.count, stay, number)
             while (exhausted := await server.report()).descriptors < limit:
-                await trio.sleep(LOOK)
+                await trio.sleep(POLL_INTERVAL)
             while inside < room:
-                await trio.sleep(LOOK)
+                await trio.sleep(POLL_INTERVAL)
             await trio.sleep(look)
             report = await server.report()
-            outcome.facts |= {"descriptors then": report.descriptors, "inside": inside}
+            outcome.facts |= {"descriptors in use": report.descriptors, "served then": inside}
             if look:
                 used = report.cpu - exhausted.cpu
                 outcome.facts["CPU while exhausted"] = f"{used / look:.1%}"
             leave.set()
 
-    return await ground.measure(
+    return await runner.measure(
         f"{clients:,} clients, {limit:,} descriptors", work, descriptors=limit
     )
 
 
-async def full(ground: Ground, clients: int, max_connections: int) -> Result:
-    """More clients than ``max_connections``. The excess waits, and none is lost."""
+async def full(runner: Runner, clients: int, max_connections: int) -> Result:
+    """More clients than ``max_connections``. The others wait, and none is lost."""
 
     async def work(server: Server, outcome: Outcome) -> None:
         await many(clients, functools.partial(outcome.count, server.visit), at_once=clients)
-        outcome.facts["at most at once"] = (await server.report()).most_at_once
+        outcome.facts["handlers at most"] = (await server.report()).most_handlers
         outcome.add_times()
 
-    return await ground.measure(
+    return await runner.measure(
         f"{clients:,} clients, max_connections {max_connections}",
         work,
         max_connections=max_connections,
     )
 
 
-async def lingering(ground: Ground, others: int, max_connections: int) -> Result:
-    """Clients that send too much and never close, one per slot, while others are served."""
+async def lingering(runner: Runner, others: int, max_connections: int) -> Result:
+    """Clients that send too much and never close, one in each slot, while others are served."""
 
     async def work(server: Server, outcome: Outcome) -> None:
         async def linger(number: int, *, task_status: trio.TaskStatus[None]) -> None:
@@ -198,7 +209,7 @@ async def lingering(ground: Ground, others: int, max_connections: int) -> Result
             nursery.cancel_scope.cancel()
         outcome.add_times()
 
-    return await ground.measure(
+    return await runner.measure(
         f"{max_connections} lingering closes, {others} others",
         work,
         max_connections=max_connections,
@@ -206,9 +217,9 @@ async def lingering(ground: Ground, others: int, max_connections: int) -> Result
 
 
 async def broadcast(
-    ground: Ground, readers: int, size: int, messages: int, timeout: float
+    runner: Runner, readers: int, size: int, messages: int, timeout: float
 ) -> Result:
-    """Broadcasts to clients that read, and one that does not."""
+    """Broadcasts to clients that read and one that does not."""
 
     async def work(server: Server, outcome: Outcome) -> None:
         message = payload(size)
@@ -222,9 +233,9 @@ async def broadcast(
                     while left:
                         chunk = await stream.receive_some(len(left))
                         if not chunk:
-                            raise trio.BrokenResourceError("the end during a broadcast")
+                            raise trio.BrokenResourceError("the connection ended in a broadcast")
                         if left[: len(chunk)] != chunk:
-                            raise Wrong("not the broadcast")
+                            raise WrongResponse("not the broadcast")
                         left = left[len(chunk) :]
 
         async with await server.dial(), trio.open_nursery() as nursery:
@@ -233,16 +244,17 @@ async def broadcast(
             await server.until(lambda now: now["active"] == readers + 1)
             for _ in range(messages):
                 delivered.append(await server.broadcast(size, timeout))
-            await server.until(lambda now: now["aborted"] > stats["aborted"])
+            # The silent client is disconnected, although it has not closed its side.
+            await server.until(lambda now: now["aborted"] > stats["aborted"] and not now["active"])
         outcome.facts["delivered"] = delivered if messages < 4 else sum(delivered)
 
-    return await ground.measure(
+    return await runner.measure(
         f"{messages} broadcasts of {size / MIB:g} MiB to {readers} and a silent one", work
     )
 
 
-async def raising(ground: Ground, count: int) -> Result:
-    """Handlers that raise an error, a group, from a nursery, or after a broken connection."""
+async def raising(runner: Runner, count: int) -> Result:
+    """Handlers that raise an error, a group, in a nursery, or when the connection breaks."""
     kinds = ["error", "group", "nursery", "broken", "both"]
 
     async def work(server: Server, outcome: Outcome) -> None:
@@ -252,16 +264,15 @@ async def raising(ground: Ground, count: int) -> Result:
                 await stream.send_all(b"raise %s\n" % kind.encode())
                 response = await stream.receive_some()
                 if bool(response) != (kind in ("broken", "both")):
-                    raise Wrong(f"{response!r} from a handler that raises ({kind})")
-                reset = struct.pack("ii", 1, 0)
-                stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+                    raise WrongResponse(f"{response!r} from a handler that raises ({kind})")
+                stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
 
         await many(count, functools.partial(outcome.count, provoke))
 
-    return await ground.measure(f"{count:,} handlers that raise", work)
+    return await runner.measure(f"{count:,} handlers that raise", work)
 
 
-# The scenario and its arguments, full and quick.
+# Each scenario, with the arguments of a full and a quick run.
 SCENARIOS: dict[str, tuple[Callable[..., Awaitable[Result]], dict[str, Any], dict[str, Any]]] = {
     "idle": (idle, {"count": 10_000}, {"count": 300}),
     "tls-idle": (idle, {"count": 2000, "tls": True}, {"count": 100, "tls": True}),
@@ -313,17 +324,17 @@ def main() -> None:
 async def show(names: list[str], quick: bool) -> None:
     from helpers.authority import Authority  # not needed by the server's process
 
-    wrongs = []
-    ground = Ground(Authority())
+    problems = []
+    runner = Runner(Authority())
     show_row(Result.HEAD)
     show_row(["---"] * len(Result.HEAD))
     for name in names:
         scenario, full_size, quick_size = SCENARIOS[name]
-        result = await scenario(ground, **(quick_size if quick else full_size))
+        result = await scenario(runner, **(quick_size if quick else full_size))
         show_row(result.cells())
-        wrongs += [f"{name}: {wrong}" for wrong in result.wrongs()]
-    if wrongs:
-        sys.exit("\n".join(wrongs))
+        problems += [f"{name}: {problem}" for problem in result.problems()]
+    if problems:
+        sys.exit("\n".join(problems))
 
 
 def show_row(cells: list[str]) -> None:

@@ -1,6 +1,6 @@
-"""The server of load.py, in its own process, with its own memory and descriptors.
+"""The server for load.py. It has its own process, and so its own memory and descriptors.
 
-It reads requests as lines of JSON and responds in the same way.
+Requests and responses are lines of JSON on its standard input and output.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if sys.version_info < (3, 11):
 
 
 class Gauge:
-    """Measures what the process holds, without a new descriptor: none may be left."""
+    """Measures the process. It needs no new descriptor, because none may be free."""
 
     def __init__(self) -> None:
         self._status = os.open("/proc/self/status", os.O_RDONLY)
@@ -43,7 +43,7 @@ class Gauge:
     def read(self) -> dict[str, int | float]:
         gc.collect()
         with contextlib.suppress(AttributeError):  # not glibc
-            ctypes.CDLL(None).malloc_trim(0)  # free memory that is kept for later does not count
+            ctypes.CDLL(None).malloc_trim(0)  # exclude memory that malloc keeps for later
         status = dict(
             line.split(":", 1) for line in os.pread(self._status, 8192, 0).decode().splitlines()
         )
@@ -70,7 +70,7 @@ def _is_open(descriptor: int) -> bool:
 
 
 class _Log(logging.Handler):
-    """Counts log entries by their text without arguments."""
+    """Counts log entries by level and unformatted message."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class _Log(logging.Handler):
         self.counts[f"{record.levelname} {record.msg}"] += 1
 
 
-class Subject:
+class LoadServer:
     """The server under load. Its handler echoes lines."""
 
     def __init__(self) -> None:
@@ -88,7 +88,7 @@ class Subject:
         logging.getLogger("trisock").addHandler(self._log)
         logging.getLogger("trisock").setLevel(logging.INFO)
         self._gauge = Gauge()
-        self._at_once = self._most_at_once = 0
+        self._handlers = self._most_handlers = 0
         gc.freeze()
 
     async def run(self) -> None:
@@ -115,8 +115,8 @@ class Subject:
         return await trisock.bind(nursery, 0, self._handle, tls=tls, **options)
 
     async def _handle(self, sock: Socket) -> None:
-        self._at_once += 1
-        self._most_at_once = max(self._most_at_once, self._at_once)
+        self._handlers += 1
+        self._most_handlers = max(self._most_handlers, self._handlers)
         try:
             async for line in sock.lines():
                 if line.startswith(b"raise "):
@@ -125,7 +125,7 @@ class Subject:
                     return
                 await sock.send(line, b"\n")
         finally:
-            self._at_once -= 1
+            self._handlers -= 1
 
     async def _raise(self, sock: Socket, kind: str) -> None:
         if kind == "error":
@@ -150,7 +150,7 @@ class Subject:
         return {
             "stats": dataclasses.asdict(self._server.stats()),
             "logged": self._log.counts,
-            "most_at_once": self._most_at_once,
+            "most_handlers": self._most_handlers,
             **self._gauge.read(),
         }
 
@@ -169,5 +169,5 @@ def payload(size: int) -> bytes:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with its standard input
-    trio.run(Subject().run)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the end of standard input stops it
+    trio.run(LoadServer().run)

@@ -1,17 +1,18 @@
-"""An hour of conversations of all kinds: nothing may leak.
+"""An hour of conversations of all kinds, in which nothing may leak.
 
     python -X dev -W error tests/campaigns/soak.py --minutes 60
 
 Servers and clients share this process, so that ``tracemalloc`` sees both. In each round the servers
 start, clients hold conversations with them (``conversations.py``) and check every response, and the
-servers stop. Then garbage is collected and a sample is taken. After a warm-up, which fills caches:
+servers stop. Then it collects garbage and takes a sample. After a warm-up, which fills caches:
 
-- descriptors, tasks and threads must be the same after each round;
-- traced memory, objects and memory from ``malloc`` (OpenSSL's too) may grow by at most ``BOUNDS``
-  from the median of the first third of the rounds to that of the last;
-- nothing else may go wrong: a response, a count, a logged error, a warning, an uncaught exception.
+- the numbers of descriptors, tasks and threads must not change between rounds;
+- traced memory, objects, and memory from ``malloc`` (including OpenSSL's) may grow by at most
+  ``BOUNDS`` from the median of the first third of the rounds to that of the last third;
+- nothing else may fail: no wrong response or count, logged error, warning or uncaught exception.
 
-It prints tables, and exits with 1 after a failure. Ctrl-C ends it early with the same result.
+It prints tables, and exits with status 1 after a failure. Ctrl-C ends it early and prints the
+result so far.
 """
 
 from __future__ import annotations
@@ -45,14 +46,14 @@ from helpers.memory import allocated
 from trisock.pluto.blocking import background
 
 CLIENTS = 6  # at a time
-PATIENCE = 60  # seconds for a conversation; none needs them
-WARM_UP, LEAST_WARM_UP = 0.2, 20  # a share of the time, and seconds
+PATIENCE = 60  # seconds for a conversation; all should be faster
+WARM_UP, LEAST_WARM_UP = 0.2, 20  # a fraction of the time, and the minimum in seconds
 ROUNDS = 60
-ROUND = (2, 20)  # the least and the most seconds in a round
-CACHED = 32  # contexts in trisock's caches, which are filled before anything is measured
+ROUND = (2, 20)  # minimum and maximum of seconds in a round
+CACHED = 32  # contexts in trisock's caches, which are filled before the first sample
 
-# The bounds allow for noise: the worker threads that Trio keeps, its free lists. A leak of 100
-# bytes in each socket exceeds them after one minute.
+# The bounds allow for noise, such as the worker threads and free lists that Trio keeps. A leak of
+# 100 bytes in each socket exceeds them after one minute.
 BOUNDS = {"traced": 64 * 1024, "objects": 500, "allocated": 1024 * 1024}
 
 ROWS = 12
@@ -60,7 +61,7 @@ ROWS = 12
 
 @dataclass(frozen=True)
 class Sample:
-    """What the process holds between two rounds."""
+    """The resources of the process between two rounds."""
 
     seconds: float
     conversations: dict[str, int]
@@ -98,11 +99,12 @@ HEAD = [
 
 
 class Soak:
-    """One run, and the texts of its failures."""
+    """One run of the soak, and its failures."""
 
     def __init__(self, site: Site, seconds: float, seed: int) -> None:
         self.site = site
-        # One sample a line, for each round after the warm-up. Kept in memory, they would be growth.
+        # One sample in each line, for each round after the warm-up. In memory they would look like
+        # a leak.
         self.record = site.directory / "samples"
         self.record.touch()
         self.seconds = seconds
@@ -141,7 +143,7 @@ class Soak:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             print(f"ended by {signal.Signals(await anext(signals)).name}", file=sys.stderr)
             self.ended = True
-        await trio.sleep_forever()  # keeps the number of tasks
+        await trio.sleep_forever()  # keep the number of tasks constant
 
     def is_over(self) -> bool:
         return self.ended or bool(self.failures) or self.elapsed >= self.seconds
@@ -183,7 +185,7 @@ class Soak:
     async def client(self, rng: random.Random, end: float) -> None:
         kinds: list[Conversation] = []
         while trio.current_time() < end and not self.is_over():
-            if not kinds:  # each once, in random order
+            if not kinds:  # all kinds again, in random order
                 kinds = [each for group in KINDS.values() for each in group]
                 rng.shuffle(kinds)
             conversation = kinds.pop()
@@ -195,7 +197,7 @@ class Soak:
             self.conversations[conversation.__name__] += 1
 
     def sample(self) -> Sample:
-        for _ in range(3):  # a finaliser may release more garbage
+        for _ in range(3):  # finalisers may create more garbage
             gc.collect()
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         traced, peak = tracemalloc.get_traced_memory()
@@ -203,7 +205,7 @@ class Soak:
         return Sample(
             seconds=self.elapsed,
             conversations=dict(self.conversations),
-            descriptors=len(os.listdir("/proc/self/fd")) - 1,  # without the one that lists them
+            descriptors=len(os.listdir("/proc/self/fd")) - 1,  # excludes listdir's own
             tasks=trio.lowlevel.current_statistics().tasks_living,
             # Trio keeps its worker threads for 10 seconds.
             threads=sum("Trio thread" not in each.name for each in threading.enumerate()),
@@ -217,10 +219,10 @@ class Soak:
     # ---- the result ----
 
     def judge(self) -> None:
-        """Fail where something grew."""
+        """Record a failure for each resource that grew."""
         self.samples = [Sample(**json.loads(line)) for line in self.record.read_text().splitlines()]
         if len(self.samples) < 3:
-            print("too short to tell whether anything grows", file=sys.stderr)
+            print("the run was too short to detect growth", file=sys.stderr)
             return
         for name in ("descriptors", "tasks", "threads"):
             values = [getattr(each, name) for each in self.samples]
@@ -228,7 +230,7 @@ class Soak:
                 self.fail(f"the number of {name} changes: {values}")
         grown = {name: growth for name in BOUNDS if (growth := self.growth(name)) > BOUNDS[name]}
         for name, growth in grown.items():
-            self.fail(f"{name}: grew by {growth:,.0f}, and the bound is {BOUNDS[name]:,}")
+            self.fail(f"{name} grew by {growth:,.0f}; the bound is {BOUNDS[name]:,}")
         if grown and self.warm is not None:
             differences = tracemalloc.take_snapshot().compare_to(self.warm, "lineno")
             print(*differences[:15], sep="\n", file=sys.stderr)
@@ -253,7 +255,7 @@ class Soak:
                 f"RSS {self.growth('resident') / 1024:+,.0f} KiB, in "
                 f"{self.samples[-1].total - self.samples[0].total:,} conversations."
             )
-        print("Flat." if not self.failures else f"{len(self.failures)} failures.")
+        print("No failures." if not self.failures else f"{len(self.failures)} failures.")
 
 
 def show_table(head: list[str], rows: list[list[str]]) -> None:
@@ -268,11 +270,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
     args = parser.parse_args()
     warnings.simplefilter("error")
-    # Trio warns of the generators that handlers leave inside a timeout.
+    # Trio warns about the generators that handlers leave inside a timeout.
     warnings.filterwarnings("ignore", "Async generator", ResourceWarning)
     print(f"seed {args.seed}", file=sys.stderr)
     gc.collect()
-    gc.freeze()  # imported modules stay: exclude them from collections
+    gc.freeze()  # exclude imported modules, which stay, from collections
     with tempfile.TemporaryDirectory() as directory:
         tracemalloc.start()
         soak = Soak(Site(Path(directory)), args.minutes * 60, args.seed)

@@ -1,8 +1,8 @@
 """Conversations over a hostile network are complete or end in a documented error.
 
-A failed test names the seeds of the bad conversations. ``HOSTILE_SEED=17`` in the environment runs
-one seed alone. ``--times`` is the number of rounds of all combinations. The outcomes are printed at
-the end (``-s`` or ``-rA`` shows them).
+A failed test prints the seeds of the bad conversations. To run a single seed, set ``HOSTILE_SEED``
+in the environment. ``--times`` is the number of rounds; each tries all combinations. The outcomes
+are printed at the end (``-s`` or ``-rA`` shows them).
 """
 
 from __future__ import annotations
@@ -25,56 +25,55 @@ import trio
 import hostile_plan
 import trisock
 from helpers.authority import Authority
+from helpers.exceptions import leaves_of
 from helpers.pairs import all_served
 from hostile_network import HostileNetwork
 from hostile_plan import DOWN, PHASES, UP, VARIANTS, Kind, Mode, Phase, Plan, combinations
-from hostile_sides import HANG, HASTE, PATIENCE, Side, leaves_of
+from hostile_sides import HANG, HASTE, PATIENCE, Side
 from trisock import ClientTLS, IncompleteReadError, ServerTLS, Socket
-
-AT_ONCE = 30  # concurrent conversations
 
 
 class Conversation:
     """A client, the network, and a connection of a server."""
 
-    def __init__(self, place: Place, plan: Plan) -> None:
-        self.place = place
+    def __init__(self, env: Environment, plan: Plan) -> None:
+        self.env = env
         self.plan = plan
-        # With bind(tls=), a timeout takes the place of the user's patience.
-        self.server = place.servers[plan.mode == Mode.TLS and plan.may_hold_up_handshakes()]
+        # With bind(tls=), the handshake precedes the handler and its scope, so only a timeout can
+        # end it. The second server has a shorter one.
+        self.server = env.servers[plan.mode == Mode.TLS and plan.may_hold_up_handshakes()]
         self.scopes: list[trio.CancelScope] = []
-        self.client_side = Side(plan, UP, place.client_tls, self.patience)
-        self.server_side = Side(plan, DOWN, place.server_tls, self.patience)
+        self.client_side = Side(plan, UP, env.client_tls, self.patience)
+        self.server_side = Side(plan, DOWN, env.server_tls, self.patience)
         self.deadline = float("inf")
         self.hung = False
         self.network = HostileNetwork(plan, self.server.port, self.expect, self.accepted)
 
     def expect(self, port: int) -> None:
-        self.place.expected[port] = self
+        self.env.expected[port] = self
 
     async def accepted(self) -> None:
         """Wait until the server has accepted all connections made so far."""
-        self.place.connections[self.server] += 1
-        number = self.place.connections[self.server]
+        self.env.connections[self.server] += 1
+        number = self.env.connections[self.server]
         while (stats := self.server.stats()).accepted + stats.dropped < number:
             await trio.lowlevel.checkpoint()
 
     def patience(self) -> trio.CancelScope:
-        """Return a scope for a side. It expires after trouble, when nothing moves."""
+        """Return a scope for a side. It expires some time after trouble."""
         self.scopes.append(trio.CancelScope(deadline=self.deadline))
         return self.scopes[-1]
 
     async def lose_patience(self) -> None:
         await self.network.trouble.wait()
-        # A handshake's own timeout must expire first.
+        # The timeout of a handshake must expire first.
         self.deadline = trio.current_time() + PATIENCE + (2 * HASTE if self.plan.hasty else 0)
         for scope in self.scopes:
             scope.deadline = self.deadline
 
-    async def run(self, limit: trio.CapacityLimiter) -> None:
-        async with limit:
-            with trio.move_on_after(HANG) as hang:
-                await self._run()
+    async def run(self) -> None:
+        with trio.move_on_after(HANG) as hang:
+            await self._run()
         self.hung = hang.cancelled_caught
 
     async def _run(self) -> None:
@@ -102,7 +101,7 @@ class Conversation:
             await side.converse(sock)
 
     def complaints(self) -> Iterator[str]:
-        """List everything that went wrong."""
+        """List the broken promises."""
         plan, network = self.plan, self.network
         if self.hung:
             yield "it hung"
@@ -119,7 +118,7 @@ class Conversation:
                 yield f"the {side.name} took a broken connection for a clean end"
             if side.saw_end_of_tls and not way.other.notified:
                 yield f"the {side.name} took a truncated connection for a clean end of TLS"
-        # On a slow machine a handshake may time out before the fault.
+        # On a slow machine, a handshake may time out before the fault.
         if plan.faults and not network.struck and not plan.may_hold_up_handshakes():
             sides = (self.client_side, self.server_side)
             yield f"the fault did not happen: {[(side.how, side.errors) for side in sides]}"
@@ -130,7 +129,7 @@ class Conversation:
             yield f"the connection was refused and the client ended: {self.client_side.how}"
 
     def may_end(self, side: Side) -> bool:
-        """Whether a side may end this way."""
+        """Whether this outcome of a side is allowed."""
         plan = self.plan
         if side.how in ("whole", ""):
             return True
@@ -147,8 +146,8 @@ class Conversation:
         return side.how == "ConnectionResetError" and self.reset_immediately
 
 
-class Place(logging.Handler):
-    """The servers. Their log shows which conversations failed in the handshake."""
+class Environment(logging.Handler):
+    """The servers. Their log shows the conversations that fail before the handler runs."""
 
     def __init__(self, client_tls: object, server_tls: object) -> None:
         super().__init__()
@@ -189,36 +188,35 @@ class Place(logging.Handler):
             raise failure
 
 
-async def hold(place: Place, plans: list[Plan]) -> list[Conversation]:
+async def hold(env: Environment, plans: list[Plan]) -> list[Conversation]:
     """Run conversations concurrently, then check that the servers still work."""
-    role = place.server_tls if plans[0].mode == Mode.TLS else None
+    role = env.server_tls if plans[0].mode == Mode.TLS else None
     async with trio.open_nursery() as nursery:
-        bind = functools.partial(trisock.bind, nursery, 0, place.serve, host="127.0.0.1", tls=role)
-        place.servers = [await bind(handshake_timeout=timeout) for timeout in (2 * HANG, HASTE)]
-        conversations = [Conversation(place, plan) for plan in plans]
-        limit = trio.CapacityLimiter(AT_ONCE)
+        bind = functools.partial(trisock.bind, nursery, 0, env.serve, host="127.0.0.1", tls=role)
+        env.servers = [await bind(handshake_timeout=timeout) for timeout in (2 * HANG, HASTE)]
+        conversations = [Conversation(env, plan) for plan in plans]
         async with trio.open_nursery() as together:
             for conversation in conversations:
-                together.start_soon(conversation.run, limit)
-        healthy = Conversation(place, dataclasses.replace(plans[0], faults=(), hasty=False))
-        await healthy.run(limit)
+                together.start_soon(conversation.run)
+        healthy = Conversation(env, dataclasses.replace(plans[0], faults=(), hasty=False))
+        await healthy.run()
         assert (healthy.client_side.how, healthy.server_side.how) == ("whole", "whole")
-        for server in place.servers:
+        for server in env.servers:
             dropped = server.stats().dropped
-            await all_served(server, place.connections[server] - dropped)
+            await all_served(server, env.connections[server] - dropped)
             server.stop()
             await server.wait_closed()
             assert server.stats() == trisock.ServerStats(
-                accepted=place.connections[server] - dropped,
+                accepted=env.connections[server] - dropped,
                 dropped=dropped,
-                failed_handshakes=place.failed_handshakes[server],
-                peer_errors=place.lost[server],
+                failed_handshakes=env.failed_handshakes[server],
+                peer_errors=env.lost[server],
             )
     return [*conversations, healthy]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Make one test for each mode, version and round, or one for a single seed."""
+    """Parametrize by mode, version and round, or run only the seed from the environment."""
     if "plans" not in metafunc.fixturenames:
         return
     size = len(combinations())
@@ -233,7 +231,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="module")
 def outcomes() -> Iterator[Counter[tuple[str, str, str]]]:
-    """Count how sides end, by variant and fault, and print the counts at the end."""
+    """Count the outcomes of sides by variant and fault, and print them at the end."""
     counter: Counter[tuple[str, str, str]] = Counter()
     yield counter
     print(f"\n{sum(counter.values())} sides of conversations ended:")
@@ -245,37 +243,37 @@ def outcomes() -> Iterator[Counter[tuple[str, str, str]]]:
 
 
 @pytest.fixture
-def place(
+def env(
     authority: Authority,
     client_tls: ClientTLS,
     server_tls: ServerTLS,
     plans: list[Plan],
     caplog: pytest.LogCaptureFixture,
-) -> Iterator[Place]:
+) -> Iterator[Environment]:
     tls: ClientTLS | ssl.SSLContext = client_tls
     if plans[0].version == "TLSv1.2":
         tls = ssl.create_default_context(cadata=authority.pem.decode())
         tls.maximum_version = ssl.TLSVersion.TLSv1_2
-    place = Place(tls, server_tls)
+    env = Environment(tls, server_tls)
     logger = logging.getLogger("trisock.server")
-    logger.addHandler(place)
+    logger.addHandler(env)
     with caplog.at_level(logging.INFO, logger.name):
-        yield place
-    logger.removeHandler(place)
+        yield env
+    logger.removeHandler(env)
 
 
-# CPython reports a damaged server name, which it cannot decode, from inside the failed handshake.
+# A damaged server name fails the handshake, and CPython reports that it cannot decode the name.
 @pytest.mark.filterwarnings(
     "ignore:Exception ignored in. b':pytest.PytestUnraisableExceptionWarning"
 )
 async def test_each_conversation_is_complete_or_ends_in_a_documented_error(
-    place: Place, plans: list[Plan], outcomes: Counter[tuple[str, str, str]]
+    env: Environment, plans: list[Plan], outcomes: Counter[tuple[str, str, str]]
 ) -> None:
     tasks = trio.lowlevel.current_statistics().tasks_living
-    conversations = await hold(place, plans)
+    conversations = await hold(env, plans)
     assert trio.lowlevel.current_statistics().tasks_living == tasks
-    assert place.unexpected == []
-    gc.collect()  # unclosed sockets warn now
+    assert env.unexpected == []
+    gc.collect()  # makes unclosed sockets warn now
     failed = []
     for conversation in conversations:
         plan = conversation.plan

@@ -1,4 +1,4 @@
-"""For load.py: the server as its clients see it, and the results."""
+"""For load.py: runs a server in another process, and measures it."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ if TYPE_CHECKING:
 
 NAME = "localhost"
 
-PATIENCE = 60  # seconds until a client's connection has failed
-LOOK = 0.01  # seconds between two looks at a server
+PATIENCE = 60  # seconds until a client gives up
+POLL_INTERVAL = 0.01  # seconds
 MIB = 1024 * 1024
 
-# One address has room for 28,000 connections, with those in TIME_WAIT.
+# Each address has 28,000 ports, and TIME_WAIT occupies some.
 _ADDRESSES = [f"127.0.0.{number}" for number in range(1, 9)]
 
 _SERVER = str(Path(__file__).with_name("load_server.py"))
 _AT_ONCE = 100  # connections opened at a time, by default
 
-# Python's caches for isinstance may add these objects once. One object leaked with each connection
-# would be more, in every scenario.
-_OBJECTS = 15
+# Python's caches for isinstance may add this many objects once. A leak of one object with each
+# connection exceeds it in every scenario.
+_EXTRA_OBJECTS = 15
 
 
 @dataclass(frozen=True)
 class Report:
-    """The state of the server. Counts are since its start."""
+    """The state of the server. Counters start at zero when the server does."""
 
     stats: dict[str, int]
     logged: dict[str, int]
-    most_at_once: int
+    most_handlers: int
     resident: int
     peak: int
     descriptors: int
@@ -88,7 +88,7 @@ class Server:
     async def until(self, condition: Callable[[dict[str, int]], bool]) -> None:
         """Wait until the counters meet a condition."""
         while not condition(await self._request(["stats"])):
-            await trio.sleep(LOOK)
+            await trio.sleep(POLL_INTERVAL)
 
     async def at_rest(self) -> None:
         await self.until(lambda stats: not stats["active"])
@@ -130,14 +130,14 @@ async def check_echo(stream: trio.abc.Stream, number: int) -> None:
     while len(got) < len(line):
         chunk = await stream.receive_some()
         if not chunk:
-            raise trio.BrokenResourceError("the end instead of a response")
+            raise trio.BrokenResourceError("the connection ended before the response")
         got += chunk
     if got != line:
-        raise Wrong(f"{got!r} instead of {line!r}")
+        raise WrongResponse(f"{got!r} instead of {line!r}")
 
 
-class Wrong(Exception):
-    """A wrong response."""
+class WrongResponse(Exception):
+    """A client received something other than expected."""
 
 
 async def many(
@@ -175,14 +175,14 @@ class Outcome:
                 await function(*arguments)
         except ConnectionRefusedError:
             self.refused += 1
-        except (OSError, Wrong, trio.BrokenResourceError, trio.TooSlowError) as exc:
+        except (OSError, WrongResponse, trio.BrokenResourceError, trio.TooSlowError) as exc:
             self.failed[type(exc).__name__] += 1
         else:
             self.served += 1
             self.seconds.append(trio.current_time() - begin)
 
     def add_times(self) -> None:
-        """Add the time to serve a connection to the facts."""
+        """Add the median and the longest time of a connection to the facts."""
         if self.seconds:
             self.facts["median"] = f"{statistics.median(self.seconds) * 1000:.1f} ms"
             self.facts["slowest"] = f"{max(self.seconds) * 1000:.0f} ms"
@@ -190,7 +190,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Result:
-    """A scenario's outcome, and reports of the server at rest: new, before and after."""
+    """A scenario's outcome, and reports of the server at rest: new, before and after it."""
 
     name: str
     outcome: Outcome
@@ -198,8 +198,8 @@ class Result:
     before: Report
     after: Report
 
-    def wrongs(self) -> list[str]:
-        """List connections that were not served, and what the server leaks."""
+    def problems(self) -> list[str]:
+        """List connections that were not served, and resources that leak."""
         found = []
         outcome = self.outcome
         if outcome.served != outcome.offered:
@@ -207,18 +207,18 @@ class Result:
                 f"{outcome.served} of {outcome.offered} served, {outcome.refused} refused, "
                 f"failed: {dict(outcome.failed)}"
             )
-        for name, bound in (("descriptors", 0), ("tasks", 0), ("objects", _OBJECTS)):
+        for name, bound in (("descriptors", 0), ("tasks", 0), ("objects", _EXTRA_OBJECTS)):
             before, after = getattr(self.before, name), getattr(self.after, name)
             if abs(after - before) > bound:
                 found.append(f"{before} {name} before, {after} after")
         return found
 
     def counted(self, name: str) -> int:
-        """The growth of one of the server's counters."""
+        """Return the growth of one of the server's counters."""
         return self.after.stats[name] - self.before.stats[name]
 
     def logged(self, text: str) -> int:
-        """The number of new log entries with a text."""
+        """Return the number of new log entries that contain a text."""
         return sum(
             count - self.before.logged.get(each, 0)
             for each, count in self.after.logged.items()
@@ -228,7 +228,7 @@ class Result:
     HEAD: ClassVar = [
         *("scenario", "offered", "accepted", "served", "refused", "failed"),
         "RSS in MiB: new / peak and end of the warm-up / peak and end",
-        *("descriptors", "tasks", "objects", "blocks", "CPU of the server", "besides"),
+        *("descriptors", "tasks", "objects", "blocks", "CPU of the server", "other facts"),
     ]
 
     def cells(self) -> list[str]:
@@ -253,8 +253,8 @@ class Result:
 Work = Callable[[Server, Outcome], Coroutine[Any, Any, None]]
 
 
-class Ground:
-    """Starts servers for the scenarios, with certificates."""
+class Runner:
+    """Runs scenarios, each with a new server."""
 
     def __init__(self, authority: Authority) -> None:
         self._ca = authority.pem.decode()
@@ -267,7 +267,7 @@ class Ground:
 
     @contextlib.asynccontextmanager
     async def server(self, **options: object) -> AsyncIterator[Server]:
-        """Run a server for the lifetime of the context."""
+        """Run a server until the block ends."""
         async with running(
             *(sys.executable, _SERVER), stdin=subprocess.PIPE, stdout=subprocess.PIPE
         ) as process:
@@ -282,7 +282,7 @@ class Ground:
     async def measure(
         self, name: str, work: Work, *, warm_up: Work | None = None, **options: object
     ) -> Result:
-        """Do some work with a server twice, and report on the second run."""
+        """Do the work twice with one server, first as a warm-up. Report on the second run."""
         async with self.server(**options) as server:
             fresh = await server.report()
             await (warm_up or work)(server, Outcome())
@@ -292,6 +292,6 @@ class Ground:
             outcome = Outcome()
             await work(server, outcome)
             await server.at_rest()
-            await server.visit()  # still works
+            await server.visit()  # the server still works
             await server.at_rest()
             return Result(name, outcome, fresh, before, await server.report())

@@ -1,4 +1,4 @@
-"""Hooks, and the fixtures of all tests: certificates, a deadline, no descriptor left open."""
+"""Hooks and fixtures of all tests: certificates, a deadline, a check for open descriptors."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 import trio
 
-pytest.register_assert_rewrite("helpers")  # an assert in there tells as much as one in a test
+pytest.register_assert_rewrite("helpers")  # their asserts show values, as those of tests do
 
 from helpers.authority import Authority
 from helpers.deadline import DEADLINE
 from trisock import ClientTLS, ServerTLS
 from trisock.pluto.blocking import background
 
-# May be missing also with --all-programs: Debian installs this one or proftpd, not both.
+# May be missing even with --all-programs: Debian installs either vsftpd or proftpd.
 OPTIONAL = {"vsftpd"}
 
 
@@ -28,13 +28,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--all-programs",
         action="store_true",
-        help="a test whose programs are not installed fails instead of being skipped",
+        help="fail a test whose programs are not installed, instead of skipping it",
     )
     parser.addoption(
         "--times",
         type=int,
         default=1,
-        help="do so many times as much in the tests that try what chance brings",
+        help="multiply the rounds of randomized tests by this number",
     )
 
 
@@ -43,14 +43,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for mark in item.iter_markers("needs"):
         for program in mark.args:
             if shutil.which(program) is None:
-                wanted = item.config.getoption("--all-programs") and program not in OPTIONAL
-                give_up = pytest.fail if wanted else pytest.skip
-                give_up(f"the program {program} is not installed")
+                required = item.config.getoption("--all-programs") and program not in OPTIONAL
+                fail_or_skip = pytest.fail if required else pytest.skip
+                fail_or_skip(f"the program {program} is not installed")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Bound each async test from inside: a fixture's deadline does not bound the test."""
+    """Give each async test a deadline of its own: a fixture's deadline does not bound the test."""
     for item in items:
         function = getattr(item, "obj", None)
         if function is not None and _is_async(function):
@@ -58,15 +58,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_configure() -> None:
-    """Have Ctrl-C work, and servers found, here and in what tests start."""
-    # A shell's background jobs ignore it.
+    """Enable Ctrl-C, and find servers, here and in the programs that tests start."""
+    # A shell starts background jobs with SIGINT ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    # Debian keeps servers where only root's path looks.
+    # Debian installs servers in directories that only root has on its PATH.
     os.environ["PATH"] += f"{os.pathsep}/usr/sbin{os.pathsep}/sbin"
 
 
 def pytest_collection_finish() -> None:
-    """Keep what was imported out of the garbage collection before and after each test."""
+    """Exclude imported modules from the garbage collection after each test."""
     gc.collect()
     gc.freeze()
 
@@ -91,16 +91,16 @@ def _bounded(function: Callable[..., Awaitable[None]]) -> Callable[..., Awaitabl
 @pytest.fixture(autouse=True)
 def no_leaked_descriptor() -> Iterator[None]:
     """Fail a test that leaves a descriptor open."""
-    gc.collect()
-    before = _sockets()
+    before = _descriptors()
     yield
     background.stop()  # the thread of trisock.pluto
     gc.collect()
-    left = _sockets() - before
+    gc.freeze()  # test reports pile up, and would make each collection slower
+    left = _descriptors() - before
     assert not left, f"left open: {left}"
 
 
-def _sockets() -> set[str]:
+def _descriptors() -> set[str]:
     found = set()
     for number in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
@@ -132,14 +132,14 @@ def client_tls(authority: Authority) -> ClientTLS:
 
 @pytest.fixture(scope="session")
 def times(request: pytest.FixtureRequest) -> int:
-    """How many times as much to try as in a usual run (``--times``)."""
+    """The factor for the rounds of randomized tests (``--times``)."""
     number: int = request.config.getoption("--times")
     return number
 
 
 @pytest.fixture
 def pem(authority: Authority, tmp_path: Path) -> Path:
-    """A directory with ca.pem, and a server's chain.pem and key.pem (readable by its owner)."""
+    """A directory with ca.pem, and a server's chain.pem and key.pem (mode 0600)."""
     good = authority.issue("localhost", "127.0.0.1")
     (tmp_path / "ca.pem").write_bytes(authority.pem)
     (tmp_path / "chain.pem").write_bytes(good._chain)
@@ -150,7 +150,7 @@ def pem(authority: Authority, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def trusted(tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the tests' authority in the system's trust store, as far as this process sees it."""
+    """Add the tests' authority to the system's trust store, as this process sees it."""
     path = tmp_path / "trusted.pem"
     path.write_bytes(authority.pem)
     monkeypatch.setenv("SSL_CERT_FILE", str(path))

@@ -62,12 +62,13 @@ class Connection:
     Invariant: ``buffer`` holds unread bytes of ``layer`` only: plain text, or decrypted bytes.
     ``layer`` is the TLS stream while there is one, and otherwise the transport. Once the connection
     is closing, ``layer`` is the closed transport, and ``state`` is CLOSING or later.
+    (``transport.closing`` says the same, and is cheaper to read in a hot path.)
 
     Attributes:
       generation: incremented when a ``starttls`` or ``stoptls`` begins. A decision made before an
         await, such as to send encrypted, is valid only while this is unchanged.
-      sending_file: the cancel scope of a ``send_file``. A file does not notice that the socket is
-        closed.
+      sending_file: cancels a running ``send_file`` on close. A task that waits for a file is not
+        woken by the descriptor's close.
     """
 
     __slots__ = (
@@ -162,7 +163,10 @@ class Connection:
                 self.buffer.append(record)
 
     def receive_nowait(self) -> bytes | None:
-        """Return the next chunk that has arrived, ``b""`` at the end, or ``None``. Never raises."""
+        """Return the next chunk that has arrived, ``b""`` at the end, or ``None``.
+
+        Raises only ``ClosedResourceError``, if the stream was closed underneath us.
+        """
         if self.tls is not None:
             return self.tls.receive_nowait()
         try:
@@ -223,7 +227,8 @@ class Connection:
             with trio.move_on_after(timeout):
                 await self.send([memoryview(data)])
                 return True
-            # A starttls that waits behind us goes on, or fails because our send was cut short.
+            # A starttls may be waiting for this lock. Let it proceed: it fails if our send was
+            # cut short.
             if generation != self.generation:
                 return False
             self.abort()
@@ -241,9 +246,11 @@ class Connection:
         ``close``: whether a failed handshake closes the connection. Otherwise the caller must.
         """
         deadline = trio.current_time() + timeout
-        if not await self._acquire_both(deadline):
+        try:
+            await self._acquire_both(deadline)
+        except trio.TooSlowError:
             text = f"TLS handshake with {role.named(self.peer)} failed: a broadcast was in its way"
-            raise self.transport.remember_failure(TLSError(text))
+            raise self.transport.remember_failure(TLSError(text)) from None
         try:
             self.transport.check_sending()
             tls = TLSStream(
@@ -274,7 +281,8 @@ class Connection:
             if self.tls.engine.can_read and not self.buffer:
                 await self._close_on_error(self._decrypt_pending(self.tls))
             if self.buffer:
-                # The peer alone can cause this, by not waiting for our answer.
+                # A peer that sends without waiting for our reply causes this, so it counts as the
+                # peer's error.
                 raise self.transport.remember_failure(_UnreadError(_UNREAD_BYTES))
             trailing = await self._close_on_error(self.tls.unwrap())
             self.tls.release()
@@ -297,11 +305,11 @@ class Connection:
         self.reading.check()
         self.sending.check()
 
-    async def _acquire_both(self, deadline: float = math.inf) -> bool:
+    async def _acquire_both(self, deadline: float = math.inf) -> None:
         """Keep all other tasks off the connection while its layers change.
 
-        Waits only for a broadcast in progress. Returns False if the deadline passes first. Then,
-        and if cancelled while waiting, the socket is closed: the peer expects something else next.
+        Waits only for a broadcast in progress. If the deadline passes first (``TooSlowError``), or
+        if cancelled, the socket is closed: the peer expects a TLS message next.
         """
         self.reading.in_use = self.sending.in_use = True
         self.state = ConnectionState.CHANGING  # broadcasts not yet begun skip us
@@ -309,23 +317,17 @@ class Connection:
         self.buffer.commit_lines()  # iterators forget the lines they have split already
         if not self.sending.locked:
             self.sending.locked = True
-            return True
+            return
         try:
-            with trio.CancelScope(deadline=deadline):
-                try:
-                    await self.sending.acquire()
-                except trio.Cancelled:
-                    self.close_immediately()
-                    raise
-                if self.transport.closing:
-                    self.sending.release()
-                    self.check_open()
-                return True
+            with trio.fail_at(deadline):
+                await self.sending.acquire()
         except BaseException:
+            self.close_immediately()
             self._end_change()
             raise
-        self._end_change()
-        return False
+        if self.transport.closing:
+            self._release_both()
+            self.check_open()
 
     def _release_both(self) -> None:
         self.sending.release()
@@ -341,8 +343,8 @@ class Connection:
     ) -> ResultT:
         """Await a change of the layers. If it fails, close the connection.
 
-        ``gracefully``: if the peer caused it. That may wait for the peer, so a server does it
-        itself, where it costs no slot.
+        ``gracefully``: whether to close gracefully after an error that the peer caused. That may
+        wait for the peer. A server passes False, and closes where the wait holds no slot.
         """
         try:
             return await change
@@ -388,8 +390,7 @@ class Connection:
         try:
             # Let woken tasks unwind first: after a partial send there is no close_notify.
             await trio.lowlevel.checkpoint()
-            final_bytes = b""
-            # After a failure it is an alert.
+            final_bytes = b""  # close_notify, or the alert of an earlier failure
             if tls is not None and (complete or tls.engine.failure is not None):
                 final_bytes = tls.final_bytes()
         except BaseException:

@@ -1,4 +1,4 @@
-"""The lingering close: read until the peer has acknowledged everything that was sent."""
+"""The lingering close: read until no later input can destroy what was sent."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ async def linger(
     *,
     fin_sent: bool,
 ) -> None:
-    """Send ``final_bytes`` and FIN, then read until the peer has everything or a limit is reached.
+    """Send ``final_bytes`` and FIN, then read until closing is safe or a limit is reached.
+
+    Closing is safe after the peer's FIN. It is also safe once the peer has acknowledged everything,
+    if it has sent nothing meanwhile: a peer that is sending may send more after the close.
 
     Raises OSError if the connection breaks, which also ends the close.
     """
@@ -65,5 +68,5 @@ async def linger(
         with trio.move_on_at(poll_at):
             if data is None:
                 await trio.lowlevel.wait_readable(descriptor)
-            else:
+            else:  # after the peer's FIN the socket is always readable
                 await trio.sleep_forever()

@@ -55,7 +55,7 @@ LINES_AT_A_TIME = 2048
 Entry = tuple[bytes, int]
 
 
-# What an iterator over lines is when there are none: exhausted, so one is enough for all.
+# An exhausted iterator, shared by all buffers without lines.
 _NO_LINES: Iterator[bytes] = iter(())
 
 
@@ -106,8 +106,7 @@ class ReceiveBuffer:
         self._split_size = _FIRST_SPLIT_SIZE
 
     def __len__(self) -> int:
-        self.commit_lines()
-        return self.size
+        return self.size if self._lines is None else self.size - self._yielded_size()
 
     # ---- bytes in ----
 
@@ -169,7 +168,8 @@ class ReceiveBuffer:
 
     def peek_chunk(self) -> bytes:
         """Return the unread bytes of the oldest chunk without taking them; ``b""`` if empty."""
-        if not len(self):
+        self.commit_lines()
+        if not self.size:
             return b""
         chunk, start = self._oldest()
         if start:  # trim it once, so that the next peek does not copy
@@ -180,7 +180,8 @@ class ReceiveBuffer:
 
     def take_chunk(self, max_bytes: int | None = None) -> bytes:
         """Take the oldest chunk, or its first ``max_bytes`` bytes; ``b""`` if empty."""
-        if not len(self):
+        self.commit_lines()
+        if not self.size:
             return b""
         chunk, start = self._oldest()
         if max_bytes is not None and len(chunk) - start > max_bytes:
@@ -193,7 +194,8 @@ class ReceiveBuffer:
 
     def take(self, count: int) -> bytes:
         """Take exactly ``count`` bytes. The buffer must hold as many."""
-        assert count <= len(self), "count exceeds the unread bytes"
+        self.commit_lines()
+        assert count <= self.size, "count exceeds the unread bytes"
         if self._front:
             chunk, start = self._front[-1]
             if count < len(chunk) - start:  # usually it is part of the oldest chunk
@@ -281,7 +283,8 @@ class ReceiveBuffer:
 
         ``find`` must have just found the first one. The iterator yields the whole lines in a piece
         of the oldest chunk, perhaps none, each at most ``max_bytes`` long including its delimiter.
-        Any operation but ``append`` ends it; lines that it has not yielded remain unread.
+        Any operation but ``append`` and ``len`` ends it; lines that it has not yielded remain
+        unread.
         """
         search = self._search
         assert search is not None, "call find first"
@@ -308,13 +311,11 @@ class ReceiveBuffer:
         lines = self._lines
         if lines is None:
             return
-        left = operator.length_hint(self._lines_iterator)
-        self._split_size = _FIRST_SPLIT_SIZE if left else min(self._split_size * 4, _MAX_SPLIT_SIZE)
+        taken = self._yielded_size()
+        used = taken == self._lines_size
+        self._split_size = min(self._split_size * 4, _MAX_SPLIT_SIZE) if used else _FIRST_SPLIT_SIZE
         self._lines = None
-        if left < len(lines):
-            taken = self._lines_size
-            if left:
-                taken -= sum(map(len, lines[-left:])) + left * self._line_end
+        if taken:
             chunk, start = self._oldest()
             self.size -= taken
             if start + taken < len(chunk):
@@ -322,6 +323,15 @@ class ReceiveBuffer:
             else:
                 self._pop_oldest()
         lines.clear()  # ends the iterator
+
+    def _yielded_size(self) -> int:
+        """Return the size of the lines that the iterator has yielded."""
+        assert self._lines is not None
+        left = operator.length_hint(self._lines_iterator)
+        if not left:
+            return self._lines_size
+        rest = self._lines[-left:]
+        return self._lines_size - sum(map(len, rest)) - left * self._line_end
 
     # ---- the queue ----
 
@@ -436,7 +446,7 @@ class _Search:
         return None
 
     def keep_behind(self, head: int) -> bool:
-        """Keep the progress while bytes are put before ``head``. False if nothing is worth it."""
+        """Keep the progress while bytes are put before ``head``. False if there is none."""
         if self.match_end is not None and self.match_end - len(self.delimiter) < head:
             self.match_end = None  # part of the match was taken
         if self.match_end is None and self.end <= head:

@@ -22,9 +22,9 @@ from .._tls.records import SEND_SIZE, pieces
 from .._tls.roles import TLSRole
 from .transport import Transport
 
-# How many bytes of responses wait for a peer that does not read: some 2000 key updates. A send that
-# waits for room has a piece of its message in the same queue.
-_MAX_RESPONSES = 65536
+# The limit on unsent responses, in bytes: some 2000 key updates. While a send waits for room, a
+# piece of its message is in the same queue, encrypted: 64 KiB, and the overhead of its records.
+_MAX_RESPONSE_BYTES = 65536
 _MAX_PIECE = SEND_SIZE + 4096
 
 # How many records are decrypted ahead before other tasks run: some two milliseconds.
@@ -35,11 +35,11 @@ _MAX_PEEK_READS = 16
 
 
 class SendState(enum.Enum):
-    """What may follow what was sent. Only in READY is that ``close_notify``, or an alert."""
+    """What may be sent next. ``close_notify`` or an alert may be sent only in READY."""
 
     READY = enum.auto()
     IN_MESSAGE = enum.auto()  # a message or a file was sent in part, and the rest may follow
-    OVER = enum.auto()  # nothing: the peer could not decrypt it, or would take a part for the whole
+    OVER = enum.auto()  # nothing: a record was cut short, or a part would seem to be the whole
 
 
 class EndOfTransport(Exception):
@@ -80,8 +80,10 @@ class TLSStream:
         self.engine.incoming.write(early)
         self.send_state = SendState.READY
         self._send_failure: trio.BrokenResourceError | None = None
-        self._sending_rest = False  # a sender sends all that is queued, responses too
-        self._writable_lock = trio.Lock()  # a descriptor takes one waiter, and there may be two
+        self._sending_rest = False  # a sender is draining the queue, responses included
+        # Trio allows one waiter per descriptor and direction; a reader and a sender may both wait
+        # for room.
+        self._writable_lock = trio.Lock()
         self._filling = False
         self._filled: trio.Event | None = None  # set when the task that fills is done
         self._ssl_stream = trio.SSLStream(
@@ -200,7 +202,7 @@ class TLSStream:
         self._filled = None
 
     def _flush_responses(self) -> None:
-        """If there is room, send OpenSSL's responses to what it has read, such as to a key update.
+        """Send OpenSSL's pending responses (such as to a key update) if there is room.
 
         Otherwise they stay queued: for the next send (RFC 8446, section 4.6.3), or for the reader,
         which waits for room as well as for data, because the peer may be waiting for them.
@@ -208,7 +210,7 @@ class TLSStream:
         with contextlib.suppress(trio.BrokenResourceError):
             if self.send_state is not SendState.OVER and self._transport.writable_now():
                 self._send_nowait()
-        if self.engine.unsent > _MAX_RESPONSES + (_MAX_PIECE if self._sending_rest else 0):
+        if self.engine.unsent > _MAX_RESPONSE_BYTES + (_MAX_PIECE if self._sending_rest else 0):
             raise self.engine.fail("the peer asks for responses but does not read them")
 
     async def _receive_and_flush(self) -> bool:
@@ -238,12 +240,12 @@ class TLSStream:
     def receive_pending(self) -> list[bytes]:
         """Return the bytes of each record that was already read from the kernel.
 
-        Of many records it returns the first ones, in bounded time. Never raises: the next
+        Of many records it returns the first ones, in bounded time. Raises nothing: the next
         ``receive`` reports an error, like the end.
         """
         records: list[bytes] = []
         engine, more = self.engine, True
-        with contextlib.suppress(trio.BrokenResourceError):
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             while more and engine.can_read and len(records) < _MAX_RECORDS_AHEAD:
                 more = engine.read_batch(records)
                 if engine.outgoing.pending:
@@ -253,8 +255,8 @@ class TLSStream:
     def receive_nowait(self) -> bytes | None:
         """Return one record's bytes, ``b""`` at the end, ``None`` if no whole record has arrived.
 
-        Also ``None`` if many empty records come first. Never raises: an error is kept for the next
-        ``receive``.
+        Also ``None`` if many empty records come first. An error is kept for the next ``receive``.
+        Raises only ``ClosedResourceError``, if the stream was closed underneath us.
         """
         for _ in range(_MAX_PEEK_READS):
             if self.engine.failure is not None:
@@ -410,8 +412,8 @@ class TLSStream:
         if engine.forked:
             engine.refuse_in_fork()
         if engine.failure is not None or self._send_failure is not None:
-            raise engine.fail("it was cut off before")
-        if self.send_state is not SendState.READY:  # close_notify would vouch for the rest
+            raise engine.fail("an earlier send was cut short")
+        if self.send_state is not SendState.READY:  # close_notify would claim that all was sent
             raise engine.fail("a file was sent in part only")
         with self._using_ssl_stream(at_end="the peer ended the connection without close_notify"):
             _, trailing = await self._ssl_stream.unwrap()
@@ -448,8 +450,8 @@ class TLSStream:
     def final_bytes(self) -> bytes:
         """Return what to send before FIN: ``close_notify``, or the alert that says why.
 
-        Empty if the peer could not decrypt it, if it would vouch for something sent in part, or in
-        a forked process. Nothing can be sent afterwards.
+        Empty if the peer could not decrypt it, if it would claim that a message sent in part is
+        complete, or in a forked process. Nothing can be sent afterwards.
         """
         engine = self.engine
         if engine.forked:

@@ -49,10 +49,10 @@ from .syscalls import (
     writable_poller,
 )
 
-# A read takes RECEIVE_SIZE at most: each connection being read costs that much memory. After a read
-# that fills it, the next takes twice as much, because the trip through the scheduler then dominates
-# (row receive: 1.5 times bare Trio's speed instead of 1.25; 256 KiB is slower again, because it
-# exceeds the cache).
+# One read takes at most RECEIVE_SIZE, which bounds the memory per connection. After a full read the
+# next one takes twice as much: the pass through the scheduler then costs more than the copy (row
+# receive: 1.5 times bare Trio's speed instead of 1.25). 256 KiB is slower again: it exceeds the
+# cache.
 _LARGE_RECEIVE_SIZE = 131072
 
 # After four EAGAINs in a row, wait first for the next 15 reads: the peer waits for our answers, so
@@ -67,9 +67,13 @@ _SENDFILE_UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EOV
 # count keeps the event loop's pauses short on a slow disk.
 _SENDFILE_SIZE = 1024 * 1024
 
-FailureT = TypeVar("FailureT", bound=BaseException)
-
+# The errnos of a descriptor that was closed underneath us (Unix, Windows).
 _CLOSED_ERRNOS = {errno.EBADF, errno.ENOTSOCK}
+
+# The error after a close. Raise copies of it, because this object would collect tracebacks.
+_CLOSED = trio.ClosedResourceError("this socket was already closed")
+
+FailureT = TypeVar("FailureT", bound=BaseException)
 
 
 class Transport:
@@ -81,8 +85,8 @@ class Transport:
       raw: the ``socket.socket`` that the stream was made from, if known. Its calls are
           cheaper than a ``Descriptor``'s, and as safe.
 
-    Invariant: every read raises ``_read_failure`` and every send raises ``_send_failure``, unless
-    it is ``None``. Once ``closing`` is set, both are set, and only the close touches the
+    Invariant: once ``_read_failure`` is set, every read raises a copy of it; the same holds for
+    ``_send_failure`` and sends. Once ``closing`` is set, both are set, and only the close touches the
     descriptor. A send that was cut short sets ``_send_failure``, because the peer cannot tell
     where the next one begins. ``_reset`` is an error that a send met; a read raises it at the end.
     """
@@ -266,7 +270,7 @@ class Transport:
         if not checkpointed:
             await trio.lowlevel.cancel_shielded_checkpoint()
 
-    async def send_file(
+    async def sendfile(
         self, descriptor: int, offset: int, count: int, on_sent: Callable[[int], None]
     ) -> bool:
         """Send part of a file without copying it. Returns False if the kernel cannot send it.
@@ -489,7 +493,3 @@ class Transport:
     def caused(self, exc: BaseException) -> bool:
         """Return whether this connection raised the exception."""
         return self._failures is not None and self._failures.get(id(exc)) is exc
-
-
-# The error after a close. Raise copies of it, because this object would collect tracebacks.
-_CLOSED = trio.ClosedResourceError("this socket was already closed")

@@ -45,8 +45,8 @@ class TLSState(enum.Enum):
 class TLSEngine:
     """One side of a TLS connection: ciphertext in and out, plain bytes in and out.
 
-    It is also what ``trio.SSLStream`` takes for its ``ssl.SSLContext`` and its ``ssl.SSLObject``,
-    for the handshake and the shutdown. ``SSLStream`` uses five names of these: ``wrap_bio``,
+    During the handshake and the shutdown it also stands in for the ``ssl.SSLContext`` and the
+    ``ssl.SSLObject`` of ``trio.SSLStream``, which uses five names of these: ``wrap_bio``,
     ``do_handshake``, ``unwrap``, ``server_side`` and ``version``. A real context would hide three
     things from us: the memory BIOs, and in them the session tickets and the alert of a failure.
 
@@ -56,7 +56,8 @@ class TLSEngine:
     Args:
       role: our TLS role, and the peer that we expect.
       peer: the peer's address, for errors.
-      remember: called with each error that is raised: the connection knows its own errors by it.
+      remember: called with each error before it is raised, so that the connection recognizes its
+        own errors.
 
     Invariant: in the state FAILED, ``failure`` is set, and every call raises a copy of it. The
     state of the encryption is unknown then, or the peer has proved that it cannot be trusted. Every
@@ -128,8 +129,8 @@ class TLSEngine:
         except ssl.SSLZeroReturnError as exc:
             raise self._fail_from_ssl(exc) from exc
         except ssl.SSLError as exc:
-            # An unusable certificate in a good chain leaves an error that hides WANT_READ. A failed
-            # handshake fails again.
+            # An unusable certificate in a good chain leaves an error in OpenSSL's queue, which is
+            # reported instead of WANT_READ. So retry once: a handshake that has failed fails again.
             try:
                 self._ssl_object.do_handshake()
             except ssl.SSLWantReadError:
@@ -141,7 +142,7 @@ class TLSEngine:
         if self._role.server_side and self.version() == "TLSv1.3":
             # The session tickets go out with the first data. If they were sent right away, a client
             # that closes without reading them would destroy the data it has sent
-            # (``trio.SSLStream`` has the story, and would lose them when it fails).
+            # (https://github.com/python-trio/trio/issues/819).
             self._tickets = self.outgoing.read()
 
     def _read_hello(self, reader: ClientHelloReader) -> None:
@@ -151,7 +152,7 @@ class TLSEngine:
             raise self.fail(str(exc)) from None
         if hello is None:
             raise ssl.SSLWantReadError
-        # OpenSSL reads the hello from its start, by the record like everything else.
+        # Replay the hello to OpenSSL, one record at a time.
         self.incoming.restart(reader.wire())
         self._incoming_bio.write(self.incoming.take())
         self._hello = None
@@ -162,9 +163,9 @@ class TLSEngine:
     def unwrap(self) -> None:
         """Take a step of the shutdown. Raises ``ssl.SSLWantReadError`` until the peer's has come.
 
-        OpenSSL takes an alert for the peer's close_notify. The read tells which it was. It also
-        removes the alert's error, which OpenSSL leaves in the thread's queue: the next connection
-        would find it there and fail.
+        SSL_shutdown accepts a fatal alert as ``close_notify``. The read after it raises if it was
+        an alert. It also removes the alert's error, which OpenSSL leaves in the thread's queue: the
+        next connection would find it there and fail.
         """
         self.check()
         self.state = TLSState.CLOSING
@@ -182,7 +183,7 @@ class TLSEngine:
     # ---- the handshake ----
 
     def finish_handshake(self) -> TLSInfo:
-        """Open the connection, after what OpenSSL does not check. Return what was negotiated."""
+        """Make the checks that OpenSSL does not, and enter OPEN. Return what was negotiated."""
         self.incoming.restart(self._incoming_bio.read())
         ssl_object = self._ssl_object
         alpn_protocol = ssl_object.selected_alpn_protocol()
@@ -376,11 +377,11 @@ class TLSEngine:
     def _retry(self, exc: ssl.SSLError, call: Callable[[], ResultT]) -> ResultT | None:
         """Retry an OpenSSL call whose error may be another connection's; ``None`` if it must read.
 
-        The error queue belongs to the thread. An error that something else left there replaces
-        WANT_READ (and close_notify), and nothing tells whose it is. But after an error of this
-        connection its handshake fails. Otherwise the handshake is finished and does nothing, or has
-        to read. The queue is empty now: Python clears it when it raises. Clearing it before each
-        call would cost 1.5 microseconds, a tenth of a small message.
+        The error queue belongs to the thread. A stale error of another connection replaces
+        WANT_READ (and close_notify), and looks like ours. So ask the handshake: after an error of
+        this connection it fails too. Otherwise it is finished and does nothing, or has to read, and
+        the call is repeated. The queue is empty now: Python clears it when it raises. Clearing it
+        before each call would cost 1.5 microseconds, a tenth of a small message.
         """
         try:
             self._ssl_object.do_handshake()

@@ -1,11 +1,13 @@
-"""A running server, its client and a broadcast, each for the length of a block."""
+"""A running server, its client and a broadcast, each for the length of a block; and the log."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import pytest
 import trio
 import trio.testing
 
@@ -54,3 +56,8 @@ async def broadcasting(
         nursery.start_soon(broadcast)
         await trio.testing.wait_all_tasks_blocked()
         yield delivered
+
+
+def logged(log: pytest.LogCaptureFixture, level: int) -> list[logging.LogRecord]:
+    """Return the records at this level and above."""
+    return [each for each in log.records if each.levelno >= level]

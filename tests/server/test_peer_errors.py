@@ -15,7 +15,7 @@ import trio.testing
 import trisock
 from helpers.failures import few_descriptors
 from helpers.pairs import all_served, closing
-from helpers.server import connected, serving
+from helpers.server import connected, logged, serving
 from helpers.serving import connect
 from trisock import ClientTLS, ServerTLS, Socket
 
@@ -129,7 +129,7 @@ async def test_an_error_of_the_program_keeps_its_traceback(
         async with await connect(server) as client:
             await client.send(b"half")
     assert server.stats() == trisock.ServerStats(accepted=1, handler_errors=1)
-    (record,) = [each for each in log.records if each.levelno >= logging.ERROR]
+    (record,) = logged(log, logging.ERROR)
     assert record.exc_info
 
 
@@ -152,7 +152,7 @@ def test_a_lack_of_descriptors_is_one_line_a_minute(log: pytest.LogCaptureFixtur
             ]
             with few_descriptors(0):
                 await trio.sleep(150)
-                lines.extend(each for each in log.records if each.levelno == logging.ERROR)
+                lines.extend(logged(log, logging.ERROR))
             for client in clients:
                 client.close()
 
@@ -174,6 +174,6 @@ def test_a_recurring_lack_of_descriptors_is_one_line_a_minute(
                 await trio.sleep(2)
 
     run_on_a_fast_clock(main)
-    lines = [each for each in log.records if each.levelno == logging.ERROR]
+    lines = logged(log, logging.ERROR)
     assert len(lines) == 1
     assert lines[0].exc_info is None

@@ -102,6 +102,7 @@ async def test_a_broadcast_skips_connections_in_a_handshake(
     tls_from_the_start: bool,
     server_tls: ServerTLS,
     client_tls: ClientTLS,
+    jumping_clock: trio.testing.MockClock,
 ) -> None:
     async def upgrade(sock: Socket) -> None:
         await sock.starttls(server_tls)
@@ -114,7 +115,9 @@ async def test_a_broadcast_skips_connections_in_a_handshake(
         while server.stats().active < 1:
             await trio.lowlevel.checkpoint()
         await trio.testing.wait_all_tasks_blocked()
+        start = trio.current_time()
         assert await server.broadcast(b"PLAIN") == 0
+        assert trio.current_time() == start  # it waits for no turn
         await client.starttls(client_tls)
         if tls_from_the_start:
             assert await client.recv() == b"hi\n"

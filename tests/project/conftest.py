@@ -1,4 +1,4 @@
-"""The fixtures of the tests of the examples."""
+"""Fixtures for the tests of the examples."""
 
 from __future__ import annotations
 

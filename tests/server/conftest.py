@@ -1,4 +1,4 @@
-"""The fixtures of the tests of servers."""
+"""Fixtures for the tests of servers."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ async def test_a_started_broadcast_is_shielded() -> None:
         with trio.CancelScope() as scope:
             async with broadcasting(server, BIG) as delivered:
                 scope.cancel()
-                assert server.connections  # no checkpoint may come before the end of it
+                assert server.connections  # the block has no checkpoint before the broadcast ends
                 with trio.CancelScope(shield=True):
                     assert await client.recv_exactly(len(BIG)) == BIG
         assert delivered == [1]

@@ -66,7 +66,7 @@ async def test_a_group_of_exceptions_is_logged_as_one(log: pytest.LogCaptureFixt
 async def test_a_handler_that_fails_while_cancelled_is_logged_and_cancelled(
     log: pytest.LogCaptureFixture,
 ) -> None:
-    """It raises a group of both, which ``except Exception`` does not catch."""
+    """It raises a group of an error and a ``Cancelled``: ``except Exception`` does not catch it."""
 
     async def handler(sock: Socket) -> None:
         async def fail_when_cancelled() -> None:

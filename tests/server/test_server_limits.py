@@ -107,7 +107,7 @@ async def test_closing_a_failed_handshake_keeps_no_slot(
                 await trio.lowlevel.checkpoint()
             await second.starttls(client_tls)
             assert await second.recv() == b"hi\n"
-            assert active == [2]  # the first is still closing: its peer does not read
+            assert active == [2]  # the first is still closing: its peer has not closed
             plain.abort()
 
 

@@ -319,6 +319,22 @@ async def test_starttls_behind_a_broadcast_can_end_early(
     assert done == [how]
 
 
+async def test_starttls_behind_a_broadcast_that_is_cut_short_fails(
+    server_tls: ServerTLS, jumping_clock: trio.testing.MockClock
+) -> None:
+    done = []
+
+    async def handler(sock: Socket) -> None:
+        await sock.recv()
+        with pytest.raises(trio.BrokenResourceError, match="an earlier send was cut off"):
+            await sock.starttls(server_tls)
+        done.append("failed")
+
+    async with behind_a_broadcast(handler, HUGE, timeout=5) as client:
+        await client.send(b"STARTTLS")
+    assert done == ["failed"]
+
+
 async def test_a_broadcast_too_late_for_plain_text_is_dropped(
     server_tls: ServerTLS, client_tls: ClientTLS
 ) -> None:

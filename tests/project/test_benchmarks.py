@@ -113,7 +113,7 @@ def test_a_peer_without_its_library_is_listed_with_the_reason(place: Place) -> N
     assert result.series["absent"].failure == "not installed: no_such_library"
 
 
-def test_a_server_that_does_not_start_is_listed_with_its_error(place: Place) -> None:
+def test_a_server_that_fails_to_start_is_listed_with_its_error(place: Place) -> None:
     broken = Peer("broken", "", "benchmarks.peers.no_such_peer")
     result = compete(ROWS["echo1"], [broken], place, amount=10, rounds=1)
     assert "No module named benchmarks.peers.no_such_peer" in str(result.series["broken"].failure)

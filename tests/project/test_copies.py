@@ -73,7 +73,7 @@ async def test_a_new_public_class_is_tested_here(
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_a_class_that_stands_for_a_connection_refuses_to_be_copied(
+async def test_an_object_bound_to_a_connection_refuses_to_be_copied(
     way: str, client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
     async with one_of_each(client_tls, server_tls) as (refusing, _):
@@ -84,7 +84,7 @@ async def test_a_class_that_stands_for_a_connection_refuses_to_be_copied(
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_a_class_that_only_holds_values_can_be_copied(
+async def test_an_object_that_only_holds_values_can_be_copied(
     way: str, client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
     async with one_of_each(client_tls, server_tls) as (_, copied):

@@ -87,7 +87,7 @@ async def test_a_broadcast_never_aborts_a_starttls(
     assert server.stats() == trisock.ServerStats(accepted=10)
 
 
-async def test_a_broadcast_skips_a_client_whose_handler_waits_for_a_file() -> None:
+async def test_a_broadcast_skips_a_handler_that_waits_for_a_file() -> None:
     source, sink = os.pipe()
 
     async def handler(sock: Socket) -> None:
@@ -174,7 +174,7 @@ async def test_an_error_in_a_broadcast_is_raised_to_the_caller(
         assert client.isopen()
 
 
-def test_a_ctrl_c_at_any_line_of_a_broadcast_ends_the_program() -> None:
+def test_ctrl_c_at_any_line_of_a_broadcast_ends_the_program() -> None:
     program = """
 import signal, sys
 import trio, trisock

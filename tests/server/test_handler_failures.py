@@ -287,7 +287,7 @@ async def test_a_server_without_stderr_survives_broken_logging(
     assert capsys.readouterr().out == ""
 
 
-async def test_a_log_file_that_cannot_be_opened_ends_no_other_connection(
+async def test_a_log_file_that_cannot_be_opened_is_survived(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # A directory fails to open, as a file does when no descriptor is left.
@@ -453,7 +453,7 @@ async def test_a_scope_left_open_does_not_cancel_the_close(records: Records) -> 
         nursery.cancel_scope.cancel()
 
 
-async def test_a_server_can_be_cancelled_while_a_scope_is_left_open(records: Records) -> None:
+async def test_a_server_with_a_scope_left_open_can_be_cancelled(records: Records) -> None:
     async def handler(_: Socket) -> None:
         trio.CancelScope().__enter__()
         await trio.sleep_forever()

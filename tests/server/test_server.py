@@ -187,7 +187,7 @@ async def test_stop_cancels_handlers_after_their_grace(
                 assert await client.recv() == b""
 
 
-async def test_a_server_can_stop_from_a_handler_or_before_it_starts() -> None:
+async def test_a_server_can_stop_in_a_handler_or_before_start() -> None:
     async def handler(sock: Socket) -> None:
         server.stop(grace=0)
         await trio.sleep_forever()

@@ -208,7 +208,7 @@ async def test_a_broadcast_never_splits_what_a_handler_sends() -> None:
             assert await client.recv_exactly(13) == b"NEWSMOREafter"
 
 
-async def test_a_send_waits_for_a_broadcast_and_a_second_send_collides() -> None:
+async def test_sends_behind_a_broadcast_wait_or_collide() -> None:
     results = []
 
     async def handler(sock: Socket) -> None:

@@ -141,7 +141,7 @@ async def use_the_socket_after_a_close(sock: Socket) -> None:
 
 
 @pytest.mark.parametrize("handler", [use_another_broken_connection, use_the_socket_after_a_close])
-async def test_an_error_that_the_peer_did_not_cause_is_logged_as_one(
+async def test_an_error_not_caused_by_the_peer_is_logged(
     handler: Callable[[Socket], Awaitable[None]], log: pytest.LogCaptureFixture
 ) -> None:
     async with serving(handler) as server, await connect(server) as client:

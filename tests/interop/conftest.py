@@ -1,4 +1,4 @@
-"""The fixtures of interop tests: whole servers, a site for small ones, and what TLS peers need."""
+"""Fixtures of interop tests: real servers, a site for small ones, and what TLS programs need."""
 
 from __future__ import annotations
 
@@ -18,16 +18,33 @@ from helpers.starttls_sites import make_site
 from helpers.tls_axes import Authorities
 from helpers.tls_programs import GO, PEERS, Command, Files
 
+# The program of each server's fixture.
+PROGRAMS = {
+    "postfix": "postfix",
+    "dovecot": "dovecot",
+    "slapd": "slapd",
+    "postgresql": "pg_ctlcluster",
+    "proftpd": "proftpd",
+    "vsftpd": "vsftpd",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test that uses a server's fixture: it needs the program."""
+    for item in items:
+        for fixture in PROGRAMS.keys() & getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.needs(PROGRAMS[fixture]))
+
 
 def fixture_of(
     start: Callable[..., AbstractContextManager[RealServer]], *, root: bool, **options: bool
 ) -> object:
-    """Return a fixture that runs a server from the first test that needs it to the last of all."""
+    """Return a fixture that runs a server until the end of the session."""
 
     @pytest.fixture(scope="session")
     def server(authority: Authority) -> Iterator[RealServer]:
         if root and os.geteuid() != 0:
-            pytest.skip("this server insists on being started by root")
+            pytest.skip("only root can start this server")
         with start(authority, **options) as running:
             yield running
 
@@ -68,7 +85,7 @@ def go_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def built(request: pytest.FixtureRequest) -> Callable[[Command], Command]:
-    """Give commands with Go's program built, if it is Go's that they name."""
+    """Build Go's program before the first command that names it."""
 
     def build(command: Command) -> Command:
         if command[0] == GO[0]:

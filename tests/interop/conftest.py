@@ -16,7 +16,8 @@ from helpers.real_servers import RealServer
 from helpers.starttls_servers import Site
 from helpers.starttls_sites import make_site
 from helpers.tls_axes import Authorities
-from helpers.tls_programs import GO, PEERS, Command, Files
+from helpers.tls_programs import GO_NAME_ERROR, PEERS, Files, Peer, our_peer
+from trisock import ServerTLS
 
 # The program of each server's fixture.
 PROGRAMS = {
@@ -76,6 +77,23 @@ def files(tmp_path: Path) -> Files:
     return Files(tmp_path)
 
 
+@pytest.fixture
+def ca(authorities: Authorities, files: Files) -> Path:
+    """The file with the right authority's certificate."""
+    return files.ca(authorities.right.pem)
+
+
+@pytest.fixture
+def server_files(authorities: Authorities, files: Files) -> tuple[Path, Path]:
+    """The files with the certificate chain and the key of example.org."""
+    return files.certificate("server", authorities.server("example.org", "P-256"))
+
+
+@pytest.fixture
+def example_org(authorities: Authorities) -> ServerTLS:
+    return ServerTLS(authorities.server("example.org", "P-256"))
+
+
 @pytest.fixture(scope="session")
 def go_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("go") / "peer"
@@ -84,12 +102,9 @@ def go_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def built(request: pytest.FixtureRequest) -> Callable[[Command], Command]:
-    """Build Go's program before the first command that names it."""
-
-    def build(command: Command) -> Command:
-        if command[0] == GO[0]:
-            return [request.getfixturevalue("go_program"), *command[1:]]
-        return command
-
-    return build
+def peer(request: pytest.FixtureRequest) -> Peer:
+    """A TLS program. Go's is built first."""
+    if request.param.name == "go":
+        return our_peer("go", request.getfixturevalue("go_program"), name_error=GO_NAME_ERROR)
+    given: Peer = request.param
+    return given

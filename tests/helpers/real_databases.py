@@ -114,7 +114,9 @@ def postgresql(authority: Authority, *, tls: bool = True) -> Iterator[RealServer
             **_identity("postgres"),
         )
         with started(
-            *([newest / "postgres", "-D", data], directory, ports),
+            [newest / "postgres", "-D", data],
+            directory,
+            ports,
             announced=b"ready to accept connections",
             user="postgres",
             stop=signal.SIGINT,  # with SIGTERM it would wait for the clients

@@ -20,7 +20,7 @@ import trio.testing
 import trisock
 from helpers.authority import Authority
 from helpers.pairs import all_served, closing, read_all, tcp_pair
-from helpers.programs import lines_of, running
+from helpers.programs import curl, lines_of, running
 from helpers.tls_programs import Case, openssl_client
 from trisock import Certificate, ClientTLS, ServerTLS, Socket, TLSError
 
@@ -33,15 +33,6 @@ async def http(sock: Socket) -> None:
 
 
 # ---- curl ----
-
-
-async def curl(*arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
-    return await trio.run_process(
-        ["curl", "--silent", "--show-error", "--noproxy", "*", *map(str, arguments)],
-        capture_stdout=True,
-        capture_stderr=True,
-        check=False,
-    )
 
 
 @pytest.mark.needs("curl")
@@ -60,10 +51,10 @@ async def test_curl_fetches_over_http_and_verified_https(
             assert (done.returncode, done.stdout) == (0, b"body of /plain")
         for options in (["--tlsv1.3"], ["--tls-max", "1.2"]):
             done = await curl(
-                *options, "--cacert", pem / "ca.pem", f"https://localhost:{secure.port}/secure"
+                *options, "--cacert", f"{pem}/ca.pem", f"https://localhost:{secure.port}/secure"
             )
             assert (done.returncode, done.stdout) == (0, b"body of /secure")
-        done = await curl("--cacert", pem / "other.pem", f"https://localhost:{secure.port}/")
+        done = await curl("--cacert", f"{pem}/other.pem", f"https://localhost:{secure.port}/")
         assert done.returncode == 60  # the peer's certificate cannot be authenticated
         await all_served(secure, 3)
         secure.stop()

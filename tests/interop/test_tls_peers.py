@@ -20,12 +20,9 @@ import trisock
 from helpers.certificates import der
 from helpers.pairs import closing
 from helpers.programs import running
-from helpers.tls_axes import (
-    VERSIONS,
-    Authorities,
-    Fault,
-    client_of,
-)
+from helpers.server import serving
+from helpers.serving import echo
+from helpers.tls_axes import VERSIONS, Authorities, Fault, client_of
 from helpers.tls_programs import (
     ALL,
     ANSWER,
@@ -152,9 +149,8 @@ def alert_of(fault: Fault, case: Case) -> str:
 
 # ---- server programs ----
 
-# What our client reports if a server program refuses its certificate. Go before 1.21 sends the same
-# alert for each fault, and GnuTLS has alerts of its own. Node.js closes: a reset, if the question is
-# unread.
+# What our client reports if a server program refuses its certificate. Go before 1.21 has one alert
+# for all faults, and GnuTLS its own. Node.js closes: that is a reset if the question is unread.
 REFUSED = {
     "openssl": "with the alert '{}'",
     "gnutls": "with the alert '({}|access denied|decode error)'",
@@ -288,15 +284,12 @@ async def echoing(server_tls: ServerTLS) -> AsyncIterator[tuple[int, list[trisoc
     """Run an echo server. Yield its port, and a list of what each connection agreed on."""
     infos: list[trisock.TLSInfo] = []
 
-    async def echo(sock: Socket) -> None:
+    async def upgrade_and_echo(sock: Socket) -> None:
         infos.append(await sock.starttls(server_tls))
-        async for chunk in sock:
-            await sock.send(chunk)
+        await echo(sock)
 
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, echo, host="127.0.0.1")
+    async with serving(upgrade_and_echo, host="127.0.0.1") as server:
         yield server.port, infos
-        server.stop()
 
 
 @pytest.mark.parametrize("version", VERSIONS)

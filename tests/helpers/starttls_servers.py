@@ -97,7 +97,7 @@ async def smtp(site: Site, sock: Socket, *, must_log_in: bool = False) -> None:
 
 
 async def submission(site: Site, sock: Socket) -> None:
-    """Receive mail from users who have logged in, under TLS (RFC 6409)."""
+    """Receive mail after a log-in, which needs TLS (RFC 6409)."""
     await smtp(site, sock, must_log_in=True)
 
 

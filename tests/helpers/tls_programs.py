@@ -270,10 +270,12 @@ def our_server(program: Command, case: Case, ca: Path, certificate: tuple[Path, 
 def our_peer(name: str, *program: str | Path, name_error: str) -> Peer:
     """Return a program of the directory tls_peers."""
     return Peer(
-        *(name, name),
-        functools.partial(our_client, [*program]),
-        functools.partial(our_server, [*program]),
-        *("alpn=", name_error),
+        name=name,
+        program=name,
+        client=functools.partial(our_client, [*program]),
+        server=functools.partial(our_server, [*program]),
+        alpn_report="alpn=",
+        name_error=name_error,
         interop=True,
     )
 

@@ -151,23 +151,17 @@ async def pg_client(
 
 
 @both_versions
-async def test_postgresql_reports_the_tls_version(
+async def test_postgresql_binds_a_login_to_the_tls_connection(
     version: str, postgresql: RealServer, authority: Authority
 ) -> None:
-    async with pg_client(postgresql, for_version(version, authority)) as sock:
+    tls = for_version(version, authority)
+    async with pg_client(postgresql, tls) as sock:
+        with pytest.raises(RefusedError, match="SCRAM channel binding check failed"):
+            await pg_login(sock, binding=bytes(32))
+    async with pg_client(postgresql, tls) as sock:
         await pg_login(sock)
         query = "SELECT version FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
         assert await pg_query(sock, query) == [version.encode()]
-
-
-@both_versions
-async def test_postgresql_refuses_a_wrong_channel_binding(
-    version: str, postgresql: RealServer, authority: Authority
-) -> None:
-    """Thus a log-in of the other tests shows that their binding is right."""
-    async with pg_client(postgresql, for_version(version, authority)) as sock:
-        with pytest.raises(RefusedError, match="SCRAM channel binding check failed"):
-            await pg_login(sock, binding=bytes(32))
 
 
 async def test_postgresql_needs_no_tls_over_a_unix_socket_only(postgresql: RealServer) -> None:

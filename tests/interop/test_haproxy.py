@@ -67,7 +67,7 @@ class BehindProxy:
     def __init__(self, *, read_ahead: bool = False) -> None:
         self.read_ahead = read_ahead
         self.headers: list[Proxied] = []
-        self.checked = trio.Event()  # HAProxy has made a check
+        self.checked = trio.Event()  # set after a check by HAProxy
 
     async def __call__(self, site: Site, sock: Socket) -> None:
         if self.read_ahead:  # until some of the ClientHello is there

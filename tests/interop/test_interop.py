@@ -83,12 +83,12 @@ async def s_client(pem: Path) -> AsyncIterator[tuple[trio.abc.SendStream, trio.P
 async def test_a_key_update_loses_nothing_if_the_read_is_cancelled(
     cancel_after: int | None, pem: Path, server_tls: ServerTLS
 ) -> None:
-    """RFC 8446, section 4.6.3: the peer requests new keys, and sends data right behind."""
+    """RFC 8446, section 4.6.3: the peer requests new keys, and sends data right after."""
     async with s_client(pem) as (stdin, client, sock):
         await sock.starttls(server_tls)
         await stdin.send_all(b"K\n")
         await trio.lowlevel.wait_readable(sock.fileno())
-        assert await sock.peek() is None  # it was no data
+        assert await sock.peek() is None  # there was no data
         await stdin.send_all(b"K\n")
         await trio.lowlevel.wait_readable(sock.fileno())
         await stdin.send_all(b"hello\n")

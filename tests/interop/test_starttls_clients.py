@@ -42,7 +42,7 @@ class ProgramError(Exception):
 
 @dataclass
 class Visit:
-    """Where a client connects to, which authority it trusts, and its only TLS version."""
+    """What a client needs to know: the port, the authority to trust, and the TLS version."""
 
     site: Site
     port: int
@@ -180,7 +180,7 @@ async def by_lftp(visit: Visit, *, passive: bool = True) -> None:
         "set cmd:fail-exit true; set net:max-retries 1; set net:timeout 30",
         f"set ssl:ca-file {visit.ca}; set ssl:priority {visit.gnutls_priority}",
         "set ftp:ssl-force true; set ftp:ssl-protect-data true",
-        f"set ftp:passive-mode {passive}",
+        f"set ftp:passive-mode {str(passive).lower()}",
         f"open -u {USER},{PASSWORD} -p {visit.port} localhost",
         f"put -O / {visit.ca.parent}/upload; get /upload -o {visit.ca.parent}/download",
     ]
@@ -191,13 +191,10 @@ async def by_lftp(visit: Visit, *, passive: bool = True) -> None:
 
 
 async def ldap_client(visit: Visit, program: str, *options: str, stdin: bytes = b"") -> bytes:
+    # An address: these programs would replace "localhost" by the host's name.
     return await visit.run(
         *(program, "-ZZ", "-x", "-D", f"cn={USER}", "-w", PASSWORD),
-        *(
-            "-H",
-            f"ldap://127.0.0.1:{visit.port}",
-        ),  # it would replace "localhost" by the host's name
-        *options,
+        *("-H", f"ldap://127.0.0.1:{visit.port}", *options),
         stdin=stdin,
         LDAPTLS_CACERT=visit.ca,
         LDAPTLS_CIPHER_SUITE=visit.gnutls_priority,

@@ -1,4 +1,4 @@
-"""Each protocol's upgrade to TLS, message by message, and what is injected behind it."""
+"""Each protocol's upgrade to TLS, message by message, and injected commands and replies."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ func main() {
 		pair, err := tls.LoadX509KeyPair(*cert, *key)
 		check(err)
 		config.Certificates = []tls.Certificate{pair}
-		// Send it whatever authorities the server names.
+		// Send it even if the server names other authorities.
 		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			return &pair, nil
 		}

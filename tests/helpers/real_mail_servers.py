@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,7 +77,9 @@ def postfix(authority: Authority) -> Iterator[RealServer]:
     Unix socket ``arrived``.
     """
     with prepared(authority, "smtp", "smtps", "plain") as (directory, ports):
-        (directory / "main.cf").write_text(POSTFIX_MAIN.format(directory=directory))
+        main = directory / "main.cf"
+        main.write_text(POSTFIX_MAIN.format(directory=directory))
+        os.utime(main, (0, 0))  # Postfix waits for two seconds while a file is that new
         (directory / "master.cf").write_text(POSTFIX_MASTER.format(**ports))
         (directory / "data").mkdir()
         queue = directory / "queue"

@@ -1,4 +1,4 @@
-"""Connected pairs of sockets, and operations on both ends."""
+"""Connected pairs of sockets, and what is done with the two ends."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import trio
 import trisock
 from trisock import Socket
 
-# With this SO_LINGER, a close sends a reset.
+# SO_LINGER with this: a close is a reset.
 RESET = struct.pack("ii", 1, 0)
 
 
@@ -36,7 +36,7 @@ async def tls_pair(client_tls: Any, server_tls: Any) -> tuple[Socket, Socket]:
 
 @contextlib.asynccontextmanager
 async def closing(*socks: Socket) -> AsyncIterator[None]:
-    """Abort the sockets at the end of a block."""
+    """Abort sockets at the end, whatever became of them."""
     try:
         yield
     finally:
@@ -45,23 +45,23 @@ async def closing(*socks: Socket) -> AsyncIterator[None]:
 
 
 async def all_served(server: trisock.Server, accepted: int) -> None:
-    """Wait until a server has accepted this many connections, and serves none."""
+    """Wait until a server has accepted so many connections and has no more to do with any."""
     while server.stats().accepted < accepted or server.stats().active:
         await trio.lowlevel.checkpoint()
 
 
 def raw_pair() -> tuple[Socket, socket.socket]:
-    """Return a Socket and the blocking standard-library socket at its other end, over TCP."""
+    """Return a Socket and the plain, blocking socket at its other end, over TCP."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         raw = socket.create_connection(listening.getsockname())
         accepted, _ = listening.accept()
-    raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # sends leave immediately
+    raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what is sent is on its way
     stream = trio.SocketStream(trio.socket.from_stdlib_socket(accepted))
     return Socket(stream, side="server"), raw
 
 
 def unix_pair() -> tuple[Socket, Socket]:
-    """Return the two ends of a Unix connection. Its capacity is known exactly, unlike TCP's."""
+    """Return the two ends of a Unix connection: what fills it is known exactly, unlike over TCP."""
     a, b = (trio.socket.from_stdlib_socket(each) for each in socket.socketpair())
     return Socket(trio.SocketStream(a)), Socket(trio.SocketStream(b), side="server")
 
@@ -72,7 +72,7 @@ async def pair(layer: str, client_tls: Any, server_tls: Any) -> tuple[Socket, So
 
 
 async def small_pair(layer: str, client_tls: Any, server_tls: Any) -> tuple[Socket, Socket]:
-    """Return a connected pair with small buffers: few bytes fill it."""
+    """Return a connected pair that holds little: what it takes before it is full is bounded."""
     a, b = unix_pair()
     if layer == "tls":
         async with trio.open_nursery() as nursery:
@@ -82,10 +82,10 @@ async def small_pair(layer: str, client_tls: Any, server_tls: Any) -> tuple[Sock
 
 
 async def clog(sock: Socket) -> None:
-    """Fill a Unix connection until a send must wait. The peer must not read."""
+    """Fill a Unix connection until a send would have to wait (the peer must not be reading)."""
     while sock._connection.transport.writable_now():
         await sock.send(b"x" * 100)
-    if not sock.istls():  # a plain-text send tries before it waits: leave no room at all
+    if not sock.istls():  # a plain send tries before it waits: leave it no room at all
         with contextlib.suppress(BlockingIOError):
             while True:
                 os.write(sock.fileno(), b"x")

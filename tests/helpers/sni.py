@@ -1,4 +1,4 @@
-"""The certificate that a server selects by SNI."""
+"""Which certificate a client is shown that asks for a name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trisock import TLSInfo
 
 
 async def shown(server_tls: Any, name: str | None, context: ssl.SSLContext) -> TLSInfo:
-    """Return what a client agrees on with a server, after it sent a name by SNI."""
+    """Return what a client that asks for this name gets."""
     a, b = await tcp_pair()
     async with closing(a, b), trio.open_nursery() as nursery:
         nursery.start_soon(b.starttls, server_tls)
@@ -30,5 +30,5 @@ def names_of(info: TLSInfo) -> list[str]:
 
 def trusting(authority: Authority) -> ssl.SSLContext:
     context = ssl.create_default_context(cadata=authority.pem.decode())
-    context.check_hostname = False  # the tests check which certificate arrives
+    context.check_hostname = False  # which certificate comes is the question here
     return context

@@ -10,7 +10,7 @@ from trisock import ServerTLS, TLSError
 
 
 async def flight_for(role: ServerTLS, *pieces: bytes) -> tuple[bytes, Exception | None]:
-    """Return what a server sends to a client that sends these pieces and closes."""
+    """Return a server's flight to a client that sends pieces and closes, and the server's error."""
     sock, raw = raw_pair()
     failure: Exception | None = None
 
@@ -19,7 +19,7 @@ async def flight_for(role: ServerTLS, *pieces: bytes) -> tuple[bytes, Exception 
             raw.sendall(piece)
         raw.settimeout(20)
         flight = b""
-        # A hello of TLS 1.2 is answered by a flight that ends with ServerHelloDone.
+        # In TLS 1.2, the flight ends with ServerHelloDone.
         while not flight.endswith(b"\x0e\0\0\0"):
             chunk = raw.recv(65536)
             flight += chunk

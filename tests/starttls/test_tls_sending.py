@@ -12,7 +12,6 @@ from helpers.authority import Authority
 from helpers.pairs import closing, small_pair, tls_pair
 from helpers.raw_tls import raw_client_context
 from trisock import ClientTLS, ServerTLS, Socket, TLSError
-from trisock._tls.records import pieces
 
 
 async def cancel_while_blocked(sock: Socket, data: bytes) -> None:
@@ -163,11 +162,3 @@ async def test_stoptls_fails_after_a_file_cut_short(a: Socket) -> None:
     with pytest.raises(TLSError, match="cut off before"):
         await a.stoptls()
     assert not a.isopen()
-
-
-def test_the_plain_text_of_one_encryption_is_bounded() -> None:
-    views = [memoryview(b"a" * 10)] * 1000 + [memoryview(b"b" * 1_000_000)] + [memoryview(b"c")] * 5
-    found = list(pieces(views))
-    assert b"".join(found) == b"".join(views)
-    assert max(map(len, found)) <= 65536
-    assert len(found) <= 20

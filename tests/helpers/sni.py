@@ -13,7 +13,7 @@ from helpers.pairs import closing, tcp_pair
 from trisock import TLSInfo
 
 
-async def shown(server_tls: Any, name: str | None, context: ssl.SSLContext) -> TLSInfo:
+async def client_info(server_tls: Any, name: str | None, context: ssl.SSLContext) -> TLSInfo:
     """Return what a client knows after it has requested a name."""
     a, b = await tcp_pair()
     async with closing(a, b), trio.open_nursery() as nursery:

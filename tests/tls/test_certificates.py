@@ -26,7 +26,7 @@ from helpers.flights import certificates_in, flight_for
 from helpers.odd_certificates import BAD_CHAINS, KEY, SERIAL_0, self_signed
 from helpers.pairs import closing, tcp_pair
 from helpers.pem import chains_and_keys, encoded, encrypted, pems
-from helpers.sni import names_of, shown, trusting
+from helpers.sni import client_info, names_of, trusting
 from trisock import Certificate, ClientTLS, ServerTLS
 from trisock._tls import certificate as loading
 
@@ -58,7 +58,7 @@ async def test_a_mapping_with_the_same_fields_is_a_certificate(authority: Author
         {"chain": chain.decode(), "private_key": key.decode()},
         [{"chain": chain, "private_key": secret, "password": "secret"}],
     ):
-        info = await shown(certificates, "example.org", trusting(authority))
+        info = await client_info(certificates, "example.org", trusting(authority))
         assert names_of(info) == ["example.org"]
 
 
@@ -91,7 +91,7 @@ async def test_text_outside_the_pem_blocks_is_ignored(around: bytes, authority: 
     ca = around + authority.pem + around + authority.pem + around
     odd = Certificate(around + chain + around, around + key + around)
     assert odd == Certificate(chain, key)
-    info = await shown(ServerTLS(odd, client_ca=ca), "example.org", trusting(authority))
+    info = await client_info(ServerTLS(odd, client_ca=ca), "example.org", trusting(authority))
     assert names_of(info) == ["example.org"]
     client = ClientTLS("example.org", ca=ca, certificate=odd)
     assert client == ClientTLS("example.org", ca=authority.pem, certificate=odd)
@@ -146,7 +146,9 @@ async def test_an_ed25519_key_is_accepted(authority: Authority) -> None:
     assert certificate.key_kind == "Ed25519"
     context = trusting(authority)
     context.verify_mode = ssl.CERT_NONE
-    info = await shown([authority.issue("first.example"), certificate], "example.org", context)
+    info = await client_info(
+        [authority.issue("first.example"), certificate], "example.org", context
+    )
     assert info.peer_certificate == ssl.PEM_cert_to_DER_cert(chains[3].decode())
     with pytest.raises(ValueError, match="signature"):
         info.channel_binding("tls-server-end-point")

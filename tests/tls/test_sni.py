@@ -19,7 +19,7 @@ from helpers.client_hellos import hello_for, in_records, records_of
 from helpers.flights import certificate_in, flight_for
 from helpers.pairs import closing, tcp_pair
 from helpers.raw_tls import raw_client_context, visit
-from helpers.sni import names_of, shown, trusting
+from helpers.sni import client_info, names_of, trusting
 from trisock import Certificate, ServerTLS, TLSError, TLSInfo
 from trisock._tls import roles
 from trisock._tls.client_hello import ClientHello
@@ -107,13 +107,13 @@ async def test_sni_selects_the_certificate(authority: Authority) -> None:
         ("unknown.example", "first.example"),
         ("127.0.0.1", "first.example"),  # no SNI for an address
     ]:
-        info = await shown(certificates, name, context)
+        info = await client_info(certificates, name, context)
         assert names_of(info)[0] == expected
 
 
 async def test_a_certificate_selected_by_a_wildcard_is_verified(authority: Authority) -> None:
     certificates = [authority.issue("first.example"), authority.issue("*.only-wild.example")]
-    await shown(certificates, "any.only-wild.example", raw_client_context(authority))
+    await client_info(certificates, "any.only-wild.example", raw_client_context(authority))
 
 
 def tls_1_2_context(authority: Authority, key_kind: str) -> ssl.SSLContext:
@@ -139,7 +139,7 @@ async def test_a_name_can_have_certificates_of_several_key_kinds(
     if position:  # not the default, so SNI has to select them
         certificates.insert(0, authority.issue("first.example"))
     for key_kind, key_class in [("RSA", "RSA"), ("ECDSA", "EC")]:
-        info = await shown(certificates, requested, tls_1_2_context(authority, key_kind))
+        info = await client_info(certificates, requested, tls_1_2_context(authority, key_kind))
         assert info.peer_certificate is not None
         key = x509.load_der_x509_certificate(info.peer_certificate).public_key()
         assert key_class in type(key).__name__
@@ -154,7 +154,7 @@ async def test_a_wildcard_adds_the_key_kinds_that_the_exact_name_lacks(
     first = authority.issue("first.example")
     for key_kind, name in [("RSA", "*.example.org"), ("ECDSA", "www.example.org")]:
         context = tls_1_2_context(authority, key_kind)
-        info = await shown([first, exact, wild], "www.example.org", context)
+        info = await client_info([first, exact, wild], "www.example.org", context)
         assert names_of(info) == [name]
 
 
@@ -177,9 +177,9 @@ async def test_rsa_and_rsa_pss_certificates_serve_one_name(
     old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
     old.maximum_version = ssl.TLSVersion.TLSv1_2
     for order in (certificates, certificates[::-1]):
-        info = await shown(order, "example.org", context)
+        info = await client_info(order, "example.org", context)
         assert info.peer_certificate is not None
-        await shown(order, "example.org", old)
+        await client_info(order, "example.org", old)
 
 
 def test_out_of_descriptors_a_client_gets_the_shared_context(
@@ -280,7 +280,7 @@ async def test_an_sni_callback_of_the_callers_context_is_called(authority: Autho
         ssl_object.context = second
 
     first.sni_callback = choose
-    info = await shown(first, "second.example", trusting(authority))
+    info = await client_info(first, "second.example", trusting(authority))
     assert names_of(info) == ["second.example"]
     assert requested == ["second.example"]
 

@@ -12,7 +12,7 @@ import pytest
 
 from helpers.authority import Authority
 from helpers.odd_certificates import BAD_CHAINS, SERIAL_0
-from helpers.sni import shown, trusting
+from helpers.sni import client_info, trusting
 from trisock import TLSInfo
 from trisock._tls.info import new_tls_info
 
@@ -50,5 +50,5 @@ def test_a_binding_to_an_odd_certificate_is_bytes_or_a_value_error(bad: bytes) -
 
 
 async def test_tls_info_can_be_copied_and_pickled(authority: Authority) -> None:
-    info = await shown([authority.issue("example.org")], "example.org", trusting(authority))
+    info = await client_info([authority.issue("example.org")], "example.org", trusting(authority))
     assert pickle.loads(pickle.dumps(info)) == copy.deepcopy(info) == info

@@ -40,7 +40,7 @@ def pem_of(content: bytes) -> bytes:
 # ---- what is accepted ----
 
 
-def test_pem_is_str_or_bytes_and_certificates_are_equal_by_value(authority: Authority) -> None:
+def test_certificates_compare_by_value_whether_str_or_bytes(authority: Authority) -> None:
     chain, key = pems(authority, "example.org")
     certificate = Certificate(chain, key)
     assert certificate == Certificate(chain.decode(), key.decode())
@@ -214,7 +214,7 @@ def test_a_warning_of_cryptography_is_at_most_a_value_error() -> None:
 
 
 @pytest.mark.needs("openssl")
-def test_a_key_that_tls_does_not_support_is_a_value_error(tmp_path: Path) -> None:
+def test_a_key_unsupported_by_tls_is_a_value_error(tmp_path: Path) -> None:
     key, chain = tmp_path / "key.pem", tmp_path / "chain.pem"
     command = ["openssl", "req", "-x509", "-nodes", "-subj", "/CN=example.org", "-days", "2"]
     command += ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:SM2", "-sha256"]
@@ -289,7 +289,7 @@ def test_no_error_shows_a_damaged_or_misplaced_key(authority: Authority, tmp_pat
 
 
 @pytest.mark.parametrize("memory", [True, False])
-def test_a_key_is_never_in_a_file_that_others_can_read(
+def test_a_key_is_never_readable_by_other_users(
     memory: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))

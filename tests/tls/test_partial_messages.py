@@ -77,7 +77,7 @@ def peer(ends: tuple[Socket, PartialTicketPeer]) -> PartialTicketPeer:
 
 
 @pytest.mark.parametrize("first", ["reader", "sender"])
-async def test_a_read_and_a_send_can_both_wait_for_a_partial_message(
+async def test_a_read_and_a_send_can_await_a_partial_message(
     first: str, sock: Socket, peer: PartialTicketPeer
 ) -> None:
     """OpenSSL does not write before it has the rest, and only one task may wait for that."""
@@ -107,7 +107,7 @@ async def test_a_read_and_a_send_can_both_wait_for_a_partial_message(
     assert peer.ssl.read(1) == b""  # close_notify
 
 
-async def test_a_send_that_waits_for_a_partial_message_can_be_cancelled(
+async def test_a_send_behind_a_partial_message_can_be_cancelled(
     sock: Socket, peer: PartialTicketPeer
 ) -> None:
     assert await sock.peek() is None
@@ -136,7 +136,7 @@ async def test_an_end_inside_a_message_breaks_a_send(
 
 
 @pytest.mark.parametrize("https_compatible", [True])
-async def test_an_end_inside_a_message_ends_a_read_and_a_send(
+async def test_an_end_inside_a_message_ends_read_and_send(
     sock: Socket, peer: PartialTicketPeer
 ) -> None:
     """With https_compatible the read returns the end, but the send still fails."""
@@ -197,7 +197,7 @@ async def test_data_before_garbage_is_read_before_the_error(authority: Authority
                 await sock.recv()
 
 
-async def test_a_record_cut_at_the_end_of_the_handshake_is_read_whole(
+async def test_a_record_split_behind_the_handshake_is_read_whole(
     authority: Authority, server_tls: ServerTLS
 ) -> None:
     sock, raw = raw_unix_pair()

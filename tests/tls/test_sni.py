@@ -146,7 +146,7 @@ async def test_a_name_can_have_certificates_of_several_key_kinds(
         assert names_of(info) == [name]
 
 
-async def test_a_wildcard_adds_the_key_kinds_that_the_exact_name_lacks(
+async def test_a_wildcard_adds_key_kinds_that_the_exact_name_lacks(
     authority: Authority,
 ) -> None:
     exact = authority.issue("www.example.org", key_type=trustme.KeyType.ECDSA)

@@ -178,7 +178,7 @@ async def test_key_updates_without_end_fail_a_connection_that_cannot_respond(
         nursery.cancel_scope.cancel()
 
 
-async def test_a_reader_leaves_the_queue_to_a_sender_that_waits_for_room(
+async def test_a_reader_leaves_the_queue_to_a_waiting_sender(
     authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Traffic in both directions must not open a nursery for each read."""

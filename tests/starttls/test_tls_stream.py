@@ -4,38 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import ssl
-from collections.abc import AsyncIterator
 
 import pytest
 import trio
 import trio.testing
 
-from helpers.pairs import closing, tcp_pair, tls_pair
+from helpers.pairs import closing, tcp_pair
 from trisock import ClientTLS, ServerTLS, Socket, TLSError, _fork
 from trisock._net import connection as _connection
 from trisock._net.tls_stream import SendState, TLSStream
 from trisock._tls import engine as engine_module
-
-
-@pytest.fixture
-async def ends(
-    client_tls: ClientTLS, server_tls: ServerTLS
-) -> AsyncIterator[tuple[Socket, Socket]]:
-    a, b = await tls_pair(client_tls, server_tls)
-    async with closing(a, b):
-        yield a, b
-
-
-@pytest.fixture
-def a(ends: tuple[Socket, Socket]) -> Socket:
-    """The client's end of a connection."""
-    return ends[0]
-
-
-@pytest.fixture
-def b(ends: tuple[Socket, Socket]) -> Socket:
-    """The server's end of the same connection."""
-    return ends[1]
 
 
 @pytest.fixture

@@ -21,6 +21,13 @@ from helpers.raw_tls import RawTLS, raw_client_context, upgrade, visit
 from trisock import Certificate, ClientTLS, ServerTLS, Socket, TLSError, TLSInfo
 from trisock._errors import describe_ssl_error
 
+
+@pytest.fixture
+def layer() -> str:
+    """The two ends, ``a`` and ``b``, have not called starttls yet."""
+    return "plain"
+
+
 # ---- handshakes that fail ----
 
 
@@ -98,7 +105,6 @@ async def test_a_bad_certificate_fails_the_handshake_at_both_ends(
         await sock.close()
 
 
-@pytest.mark.parametrize("layer", ["plain"])
 async def test_a_handshake_without_a_common_version_fails(
     a: Socket, b: Socket, authority: Authority
 ) -> None:
@@ -282,7 +288,6 @@ ALPN = {
 
 
 @pytest.mark.parametrize(("client", "server", "required", "chosen"), ALPN.values(), ids=ALPN)
-@pytest.mark.parametrize("layer", ["plain"])
 async def test_alpn_chooses_a_common_protocol(
     client: list[str],
     server: list[str],
@@ -300,7 +305,6 @@ async def test_alpn_chooses_a_common_protocol(
 
 
 @pytest.mark.parametrize("protocols", [["imap"], []])
-@pytest.mark.parametrize("layer", ["plain"])
 async def test_a_handshake_fails_without_a_required_alpn_protocol(
     protocols: list[str], a: Socket, b: Socket, authority: Authority
 ) -> None:
@@ -380,7 +384,6 @@ def strict_server_tls(authority: Authority) -> ServerTLS:
     )
 
 
-@pytest.mark.parametrize("layer", ["plain"])
 async def test_a_client_that_only_sends_learns_why_it_was_refused(
     a: Socket, b: Socket, client_tls: ClientTLS, strict_server_tls: ServerTLS
 ) -> None:
@@ -405,7 +408,6 @@ async def test_a_client_that_only_sends_learns_why_it_was_refused(
         await a.recv()
 
 
-@pytest.mark.parametrize("layer", ["plain"])
 async def test_client_tls_sends_its_certificate(
     a: Socket, b: Socket, authority: Authority, strict_server_tls: ServerTLS
 ) -> None:
@@ -419,7 +421,6 @@ async def test_client_tls_sends_its_certificate(
 
 
 @pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
-@pytest.mark.parametrize("layer", ["plain"])
 async def test_channel_bindings_depend_on_the_version(
     version: str, a: Socket, b: Socket, authority: Authority, server_tls: ServerTLS
 ) -> None:

@@ -12,7 +12,7 @@ import trio
 import trio.testing
 
 import trisock
-from helpers.hammerspoon_kit import Calls, connected, raw_client, until
+from helpers.hammerspoon import Calls, connected, raw_client, until
 from trisock import hammerspoon
 from trisock.hammerspoon import Socket, Sockets
 
@@ -53,21 +53,25 @@ async def server(hs: Sockets, port_or_path: int | str, calls: Calls) -> Socket:
 
 @pytest.fixture
 async def raw(server: Socket) -> AsyncIterator[socket.socket]:
-    """A client of ``server``: a blocking socket."""
+    """A blocking socket, connected to ``server``."""
     with raw_client(server) as raw:
         await until(server.connected)
         yield raw
 
 
 @pytest.fixture
-async def pair(hs: Sockets, calls: Calls) -> AsyncIterator[tuple[Socket, trisock.Socket]]:
-    async with connected(hs, fn=calls) as pair:
+async def pair(
+    hs: Sockets, path: str, calls: Calls, request: pytest.FixtureRequest
+) -> AsyncIterator[tuple[Socket, trisock.Socket]]:
+    """``client`` and ``peer``, over TCP unless parametrized as ``"Unix"``."""
+    is_unix = getattr(request, "param", "TCP") == "Unix"
+    async with connected(hs, path if is_unix else "", calls) as pair:
         yield pair
 
 
 @pytest.fixture
 def client(pair: tuple[Socket, trisock.Socket]) -> Socket:
-    """An object that is connected to ``peer`` over TCP, with ``calls`` as its callback."""
+    """An object that is connected to ``peer``, with ``calls`` as its callback."""
     return pair[0]
 
 
@@ -78,5 +82,5 @@ def peer(pair: tuple[Socket, trisock.Socket]) -> trisock.Socket:
 
 @pytest.fixture
 def autojump_clock() -> trio.testing.MockClock:
-    """A clock that jumps when all tasks wait; the threshold leaves loopback some time."""
+    """A clock that jumps when all tasks wait. The threshold leaves time for loopback."""
     return trio.testing.MockClock(autojump_threshold=0.05)

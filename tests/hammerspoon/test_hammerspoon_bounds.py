@@ -13,7 +13,7 @@ import trio
 import trio.testing
 
 import trisock
-from helpers.hammerspoon_kit import Calls, raw_client, until
+from helpers.hammerspoon import Calls, raw_client, until
 from trisock import hammerspoon
 from trisock.hammerspoon import Socket, Sockets, callbacks, queues
 

@@ -12,7 +12,7 @@ import trio
 import trio.testing
 
 import trisock
-from helpers.hammerspoon_kit import LOCALHOST, Calls, complaints, connected, until
+from helpers.hammerspoon import LOCALHOST, Calls, connected, errors_in, until
 from helpers.pairs import closing
 from trisock import hammerspoon
 from trisock.hammerspoon import Sockets
@@ -103,8 +103,8 @@ async def test_a_callback_that_raises_is_logged_and_harms_nothing(
             peer = await listener.accept()
             async with closing(peer):
                 await peer.send(await peer.recv())
-                await until(lambda: len(complaints(log)) == 3)
-                assert complaints(log) == [f"a callback of {client!r} failed"] * 3
+                await until(lambda: len(errors_in(log)) == 3)
+                assert errors_in(log) == [f"a callback of {client!r} failed"] * 3
                 assert f"ZeroDivisionError: {words}" in log.text
                 client.setCallback(calls).read("\n")
                 await peer.send(b"goes on\n")
@@ -133,7 +133,7 @@ async def test_what_a_callbacks_nursery_raises_is_logged_and_cancelled_passes(
         async with connected(hs) as (client, peer):
             client.disconnect().connect(*peer.getlocal(), callback)
             await begun.wait()
-    [complaint] = complaints(log)
+    [complaint] = errors_in(log)
     assert re.fullmatch(r"a callback of hs\.socket: .* failed", complaint)
     assert "ZeroDivisionError: while it was cancelled" in log.text
 
@@ -165,7 +165,7 @@ async def test_a_callbacks_exception_group_is_logged_whatever_its_class(
 
     async with connected(hs) as (client, peer):
         client.disconnect().connect(*peer.getlocal(), callback)
-        await until(lambda: complaints(log))
+        await until(lambda: errors_in(log))
         assert "ZeroDivisionError: in a group" in log.text
 
 

@@ -15,13 +15,13 @@ import trio
 import trio.testing
 
 import trisock
-from helpers.hammerspoon_kit import (
+from helpers.hammerspoon import (
     LOCALHOST,
     MORE_THAN_FITS,
     Calls,
     clients_of,
-    complaints,
     connected,
+    errors_in,
     until,
 )
 from helpers.pairs import closing, read_all
@@ -105,7 +105,7 @@ async def test_connect_of_a_listening_or_connecting_object_is_None(
     assert connecting is not None
     assert connecting.connect(path) is None
     assert connecting.listen(0) is None
-    assert len(complaints(log)) == 3
+    assert len(errors_in(log)) == 3
 
 
 async def test_connect_without_a_server_is_logged_and_unconnected_again(
@@ -126,7 +126,7 @@ async def test_connect_without_a_server_is_logged_and_unconnected_again(
         await until(client.connected)
         assert server.disconnect()
     assert await calls.none()
-    assert not complaints(log)  # the network's fault, not the program's
+    assert not errors_in(log)  # the network's fault, not the program's
 
 
 # ---- listen ----

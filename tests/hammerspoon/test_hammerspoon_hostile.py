@@ -17,7 +17,7 @@ import trio
 import trio.testing
 
 import trisock
-from helpers.hammerspoon_kit import LOCALHOST, Calls, connected, until
+from helpers.hammerspoon import LOCALHOST, Calls, connected, until
 from helpers.pairs import read_all
 from trisock.hammerspoon import Socket, Sockets
 

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from helpers.hammerspoon_kit import LOCALHOST, NOTHING, clients_of, connected, nobody_accepts, until
+from helpers.hammerspoon import LOCALHOST, UNCONNECTED, clients_of, connected, full_backlog, until
 from trisock import ServerTLS
 from trisock.hammerspoon import Info, Socket, Sockets
 
@@ -51,17 +51,17 @@ def address(info: Info, key: str) -> tuple[object, ...]:
 
 
 async def test_info_of_an_object_that_was_never_connected(hs: Sockets) -> None:
-    assert info_of(hs.new()) == NOTHING
+    assert info_of(hs.new()) == UNCONNECTED
 
 
 async def test_info_while_it_is_connecting(hs: Sockets, path: str) -> None:
     tcp = hs.new().connect(LOCALHOST, hs.server(0).info()["localPort"])
     assert tcp is not None
-    assert info_of(tcp) == {**NOTHING, "isDisconnected": False}
-    async with nobody_accepts(path):
+    assert info_of(tcp) == {**UNCONNECTED, "isDisconnected": False}
+    async with full_backlog(path):
         unix = hs.new().connect(path)
         assert unix is not None
-        assert info_of(unix) == {**NOTHING, "isDisconnected": False, "unixSocketPath": path}
+        assert info_of(unix) == {**UNCONNECTED, "isDisconnected": False, "unixSocketPath": path}
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ async def test_info_of_a_connection(hs: Sockets, host: str, family: int) -> None
         assert address(info, "connectedAddress") == (*there, family)
         assert address(info, "localAddress") == (*here, family)
         assert info == {
-            **NOTHING,
+            **UNCONNECTED,
             "connectedAddress": info["connectedAddress"],
             "connectedHost": host,
             "connectedPort": there.port,
@@ -93,7 +93,7 @@ async def test_info_of_a_connection(hs: Sockets, host: str, family: int) -> None
 async def test_info_of_a_unix_connection(hs: Sockets, path: str) -> None:
     async with connected(hs, path) as (client, _peer):
         assert info_of(client) == {
-            **NOTHING,
+            **UNCONNECTED,
             "connectedURL": path,
             "connections": 1,
             "isConnected": True,
@@ -118,7 +118,7 @@ async def test_info_of_a_server_on_both_families(hs: Sockets) -> None:
     assert address(info, "localAddress") == ("0.0.0.0", info["localPort"], socket.AF_INET)
     assert info["localPort"] > 0
     listening = {
-        **NOTHING,
+        **UNCONNECTED,
         "isDisconnected": False,
         "isIPv4": True,
         "isIPv6": True,
@@ -134,7 +134,7 @@ async def test_info_of_a_server_on_both_families(hs: Sockets) -> None:
 
 async def test_info_of_a_unix_server(hs: Sockets, path: str) -> None:
     listening = {
-        **NOTHING,
+        **UNCONNECTED,
         "isDisconnected": False,
         "unixSocketPath": path,
         "userData": "SERVER",
@@ -148,13 +148,13 @@ async def test_info_of_a_unix_server(hs: Sockets, path: str) -> None:
 async def test_info_after_disconnect(hs: Sockets, path: str) -> None:
     for port_or_path in (0, path):
         server = hs.server(port_or_path)
-        assert info_of(server.disconnect()) == NOTHING
+        assert info_of(server.disconnect()) == UNCONNECTED
     async with connected(hs) as (client, _peer):
-        assert info_of(client.disconnect()) == NOTHING
+        assert info_of(client.disconnect()) == UNCONNECTED
     async with connected(hs) as (client, peer):
         await peer.close()
         await until(lambda: not client.connected())
-        assert info_of(client) == NOTHING
+        assert info_of(client) == UNCONNECTED
 
 
 async def test_repr_says_what_it_is_and_where(hs: Sockets, path: str) -> None:

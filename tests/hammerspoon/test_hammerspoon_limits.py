@@ -11,13 +11,13 @@ import pytest
 import trio
 import trio.testing
 
-from helpers.hammerspoon_kit import (
+from helpers.hammerspoon import (
     MORE_THAN_FITS,
     Calls,
     clients_of,
-    complaints,
     connected,
-    nobody_accepts,
+    errors_in,
+    full_backlog,
     until,
 )
 from helpers.pairs import read_all
@@ -47,7 +47,7 @@ async def test_setTimeout_a_read_that_takes_longer_disconnects(
         assert 5 <= trio.current_time() < 6
         assert client.info()["isDisconnected"]
         assert "a read took more than 5 s" in log.text
-        assert not complaints(log)
+        assert not errors_in(log)
         assert await calls.none()
 
 
@@ -70,7 +70,7 @@ async def test_setTimeout_a_connect_that_takes_longer_is_given_up(
     calls: Calls,
     log: pytest.LogCaptureFixture,
 ) -> None:
-    async with nobody_accepts(path):
+    async with full_backlog(path):
         client = hs.new().setTimeout(5).connect(path, calls)
         assert client is not None
         await trio.sleep(4.9)
@@ -165,7 +165,7 @@ async def test_a_read_that_finds_no_delimiter_within_MAX_READ_disconnects(
         assert "no delimiter within 100 bytes" in log.text
         await good.send(b"x" * 99 + b"\n")
         assert await calls.next() == (b"x" * 99 + b"\n", -1)
-    assert not complaints(log)
+    assert not errors_in(log)
 
 
 async def test_only_a_client_that_never_reads_is_dropped_at_MAX_UNSENT(
@@ -189,7 +189,7 @@ async def test_only_a_client_that_never_reads_is_dropped_at_MAX_UNSENT(
         assert [await calls.next() for _ in range(3)] == [(1,), (2,), (3,)]
         assert "bytes are already queued for it" in log.text
         assert b"the last" not in await read_all(stuck)
-    assert not complaints(log)
+    assert not errors_in(log)
 
 
 async def test_reads_waiting_for_a_client_are_MAX_READS_at_most(

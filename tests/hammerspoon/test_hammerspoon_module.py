@@ -14,15 +14,15 @@ import trio
 import trio.testing
 
 import trisock
-from helpers.hammerspoon_kit import (
+from helpers.hammerspoon import (
     LOCALHOST,
     MORE_THAN_FITS,
-    NOTHING,
+    UNCONNECTED,
     Calls,
     clients_of,
-    complaints,
     connected,
-    nobody_accepts,
+    errors_in,
+    full_backlog,
     until,
 )
 from helpers.pairs import closing, read_all
@@ -168,7 +168,7 @@ async def test_leaving_ends_all(
     before = trio.lowlevel.current_statistics().tasks_living
     async with (
         await trisock.listen(0, host=LOCALHOST) as listener,
-        nobody_accepts(str(tmp_path / "full")),
+        full_backlog(str(tmp_path / "full")),
         contextlib.AsyncExitStack() as stack,
     ):
         async with hammerspoon.open_sockets() as hs:
@@ -196,11 +196,11 @@ async def test_leaving_ends_all(
             objects.append(connecting)
             unix.write(MORE_THAN_FITS, calls)
             await trio.testing.wait_all_tasks_blocked(0.01)
-        assert all(each.info() == NOTHING for each in objects)
+        assert all(each.info() == UNCONNECTED for each in objects)
         assert not os.path.exists(path)
     assert await calls.none()
     assert trio.lowlevel.current_statistics().tasks_living == before
-    assert not complaints(log)
+    assert not errors_in(log)
 
 
 async def test_no_callback_begins_after_leaving() -> None:
@@ -235,7 +235,7 @@ async def test_cancellation_passes_through_and_leaves_nothing_behind() -> None:
             scope.cancel()
             await trio.sleep_forever()
     assert scope.cancelled_caught
-    assert client.info() == NOTHING
+    assert client.info() == UNCONNECTED
     assert trio.lowlevel.current_statistics().tasks_living == before
 
 
@@ -254,11 +254,11 @@ async def test_calls_after_leaving_are_logged(
         ]:
             log.clear()
             assert call() is None
-            assert len(complaints(log)) == 1
+            assert len(errors_in(log)) == 1
         for again in [lambda: each.write("lost", calls), each.startTLS]:  # noqa: B023
             log.clear()
             assert again() is each
-            assert len(complaints(log)) == 1
+            assert len(errors_in(log)) == 1
         assert each.disconnect() is each
         assert each.setCallback().setTimeout(1).connected() is False
     assert not os.path.exists(path)

@@ -13,14 +13,14 @@ import trio
 import trio.testing
 
 import trisock
-from helpers.hammerspoon_kit import (
+from helpers.hammerspoon import (
     MORE_THAN_FITS,
     Calls,
     clients_of,
+    close_by,
     connected,
     raw_client,
     until,
-    vanish,
 )
 from helpers.pairs import closing
 from trisock import ClientTLS, ServerTLS, hammerspoon
@@ -64,7 +64,7 @@ async def test_dead_clients_with_data_unread_are_dropped(
                 peer.sendall(bytes(10_000))
         await trio.testing.wait_all_tasks_blocked(0.01)
         for peer in peers:
-            vanish(peer, how)
+            close_by(how, peer)
         assert 1.9 < await seconds_until(lambda: server.connections() == 1) < 2.5
         await trio.sleep(10)
         assert server.connections() == 1
@@ -78,7 +78,7 @@ async def test_a_client_that_leaves_right_behind_its_data_is_dropped(
         await until(server.connected)
         for _ in range(10):  # what the kernels hold, and a FIN behind it
             leaving.sendall(bytes(10_000))
-        vanish(leaving, how)
+        close_by(how, leaving)
         await seconds_until(lambda: not server.connected())
 
 
@@ -140,7 +140,7 @@ async def test_a_dead_client_with_nothing_unread_is_dropped_at_once(
     raw.sendall(b"x")
     assert await calls.next() == (b"x", -1)
     with trio.fail_after(1):
-        vanish(raw, how)
+        close_by(how, raw)
         await until(lambda: not server.connected())
 
 

@@ -12,13 +12,13 @@ import trio
 import trio.testing
 
 import trisock
-from helpers.hammerspoon_kit import (
+from helpers.hammerspoon import (
     LOCALHOST,
     MORE_THAN_FITS,
     Calls,
     clients_of,
-    complaints,
     connected,
+    errors_in,
     until,
 )
 from helpers.pairs import closing, read_all
@@ -384,4 +384,4 @@ async def test_a_reset_disconnects(
         server.read("\n")
         await peers[1].send(b"line\n")
         assert await calls.next() == (b"line\n", -1)
-    assert not complaints(log)
+    assert not errors_in(log)

@@ -14,7 +14,7 @@ import trio.testing
 
 import trisock
 from helpers.authority import Authority
-from helpers.hammerspoon_kit import LOCALHOST, Calls, clients_of, connected, until
+from helpers.hammerspoon import LOCALHOST, Calls, clients_of, connected, until
 from helpers.pairs import closing, read_all
 from trisock import ClientTLS, ServerTLS
 from trisock.hammerspoon import Socket, Sockets

@@ -19,14 +19,14 @@ from helpers.hammerspoon import (
     close_by,
     connect_to,
     raw_client,
+    tcp_and_unix_client,
+    unix_server,
     until,
 )
 from helpers.pairs import closing
 from trisock import ClientTLS, ServerTLS, hammerspoon
 from trisock.hammerspoon import Socket, Sockets, operations
 
-unix_only = pytest.mark.parametrize("port_or_path", ["Unix"], indirect=True)
-tcp_and_unix = pytest.mark.parametrize("pair", ["TCP", "Unix"], indirect=True)
 fin_and_rst = pytest.mark.parametrize("how", ["FIN", "RST"])
 read_before_and_after = pytest.mark.parametrize(
     "before", [True, False], ids=["read before", "read after"]
@@ -113,7 +113,7 @@ async def test_a_dead_client_is_dropped_without_epoll(
     assert not server.connected()
 
 
-@tcp_and_unix
+@tcp_and_unix_client
 async def test_a_client_object_with_a_dead_server_disconnects(
     autojump_clock: trio.testing.MockClock, client: Socket, peer: trisock.Socket
 ) -> None:
@@ -204,7 +204,7 @@ async def test_a_dead_client_under_tls_with_data_unread_is_dropped(
         assert not server.connected()
 
 
-@unix_only
+@unix_server
 async def test_a_half_closed_client_that_reads_nothing_is_dropped(
     autojump_clock: trio.testing.MockClock,
     half_closed_limit: None,
@@ -254,7 +254,7 @@ async def test_a_failed_write_loses_no_received_line(
         assert got == (b"last words\n", -1)
 
 
-@tcp_and_unix
+@tcp_and_unix_client
 @read_before_and_after
 async def test_a_failed_write_of_a_client_loses_no_received_line(
     client: Socket, peer: trisock.Socket, calls: Calls, before: bool
@@ -305,7 +305,7 @@ async def test_after_a_failed_write_unread_data_is_kept_for_two_seconds(
     assert not server.connected()
 
 
-@unix_only
+@unix_server
 async def test_after_a_failed_write_reads_have_a_time_limit(
     autojump_clock: trio.testing.MockClock,
     half_closed_limit: None,
@@ -326,7 +326,7 @@ async def test_after_a_failed_write_reads_have_a_time_limit(
     assert not server.connected()
 
 
-@unix_only
+@unix_server
 async def test_a_write_that_times_out_disconnects_immediately(
     autojump_clock: trio.testing.MockClock, server: Socket, raw: socket.socket
 ) -> None:

@@ -18,7 +18,11 @@ from helpers.pairs import RESET, closing
 from trisock.hammerspoon import Socket, Sockets
 
 LOCALHOST = "127.0.0.1"
-MORE_THAN_FITS = b"x" * 4_000_000  # into the buffers of a connection
+MORE_THAN_FITS = b"x" * 4_000_000  # into the buffers of a Unix connection
+
+unix_server = pytest.mark.parametrize("port_or_path", ["Unix"], indirect=True)
+unix_client = pytest.mark.parametrize("pair", ["Unix"], indirect=True)
+tcp_and_unix_client = pytest.mark.parametrize("pair", ["TCP", "Unix"], indirect=True)
 
 # info() of an object that is not connected.
 UNCONNECTED: dict[str, object] = {

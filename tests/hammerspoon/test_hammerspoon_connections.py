@@ -95,7 +95,7 @@ async def test_connect_of_a_connected_object_is_None_and_logged(
     assert await peer.recv() == b"still there\n"
 
 
-async def test_connect_and_listen_of_an_object_in_use_are_None_and_logged(
+async def test_an_object_in_use_cannot_connect_or_listen(
     hs: Sockets, log: pytest.LogCaptureFixture, path: str
 ) -> None:
     server = hs.server(path)

@@ -283,8 +283,9 @@ async def test_startTLS_after_the_end_disconnects_once_all_is_written(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        *((each, "") for each in [("",), (0,), (5,), (b"example.org",), ([],)]),
-        *((each, "") for each in [(True, "not a name"), (True, 5), (False, b"x")]),
+        *(((each,), "verify is a bool, a name") for each in (0, 5, b"example.org", [])),
+        *((each, "is not a host name") for each in [("",), (True, "not a name")]),
+        *((each, "a host is a str") for each in [(True, 5), (False, b"x")]),
         (("localhost", "other.example"), "two were given"),
     ],
 )

@@ -161,7 +161,7 @@ async def test_reads_wait_until_enough_callbacks_have_ended(
     client.read("\n")
     assert await calls.none()
     go_on.set()
-    assert [await calls.next() for _ in range(4)] == [(0,), (1,), (2,), (b"line\n", -1)]
+    assert await calls.take(4) == [(0,), (1,), (2,), (b"line\n", -1)]
 
 
 async def test_repeated_startTLS_costs_silent_clients_nothing(  # noqa: N802

@@ -17,7 +17,7 @@ import trio
 import trio.testing
 
 import trisock
-from helpers.hammerspoon import LOCALHOST, Calls, connected, until
+from helpers.hammerspoon import LOCALHOST, Calls, connect_to, connected, errors_in, until
 from helpers.pairs import read_all
 from trisock.hammerspoon import Socket, Sockets
 
@@ -33,8 +33,7 @@ async def test_a_key_given_as_a_path_is_not_logged(
     assert client.connect("-----BEGIN PRIVATE KEY-----\n" + "MIIE" * 400) is client
     assert "MIIEMIIE" not in repr(client)
     assert other.connect("MIIE" * 16, 80) is other
-    while client.connections() or other.connections():
-        await trio.lowlevel.checkpoint()
+    await until(lambda: not client.connections() and not other.connections())
     await trio.testing.wait_all_tasks_blocked()
     assert "MIIEMIIE" not in log.text
     assert "no path" in log.text
@@ -54,13 +53,13 @@ class Hostile(Exception):
 
 
 class HostileValueError(ValueError):
-    """An error that is logged as one line, but has no text."""
+    """An error that is logged as one line, but whose text fails."""
 
     __str__ = __repr__ = Hostile.fail
 
 
 class HostileGroup(ExceptionGroup[Exception]):
-    """A group that lies about itself."""
+    """A group whose methods all fail."""
 
     @property
     def exceptions(self) -> Any:
@@ -69,7 +68,7 @@ class HostileGroup(ExceptionGroup[Exception]):
     split = subgroup = derive = Hostile.fail
 
 
-class Falsy:
+class NoTruthValue:
     """A callable object whose truth, length and repr all fail."""
 
     def __init__(self) -> None:
@@ -84,8 +83,8 @@ class Falsy:
     __len__ = __repr__ = __eq__ = __hash__ = __bool__  # type: ignore[assignment]
 
 
-class LyingResult:
-    """A return value without attributes."""
+class HostileResult:
+    """A return value whose attributes all fail."""
 
     def __getattribute__(self, name: str) -> Any:
         raise ZeroDivisionError("a hostile attribute")
@@ -98,7 +97,7 @@ class BadAwaitable:
 
 class ForeignAwaitable:
     def __await__(self) -> Any:
-        yield "not a message of Trio's"
+        yield "not a message for Trio"
 
 
 def raising(error: BaseException) -> Callable[..., object]:
@@ -141,35 +140,34 @@ CALLBACKS: list[Callable[..., object]] = [
     raising(ExceptionGroup("group", [Hostile(), ValueError()])),
     raising(HostileGroup("group", [ValueError()])),
     raising(BaseExceptionGroup("group", [ValueError()])),
-    lambda *_: LyingResult(),
+    lambda *_: HostileResult(),
     lambda *_: BadAwaitable(),
     lambda *_: ForeignAwaitable(),
     leaves_a_scope_open,
     leaves_a_cancelled_scope_open,
     raises_another_tasks_cancelled,
-    lambda: None,  # takes no arguments where some are given
+    lambda: None,  # does not accept the arguments
 ]
 
 
-@pytest.mark.parametrize("number", range(len(CALLBACKS)))
-async def test_a_hostile_callback_is_logged_and_ends_nothing(
-    hs: Sockets, log: pytest.LogCaptureFixture, calls: Calls, number: int
+@pytest.mark.parametrize("callback", CALLBACKS)
+async def test_a_hostile_callback_is_logged_and_harms_nothing(
+    hs: Sockets, log: pytest.LogCaptureFixture, calls: Calls, callback: Callable[..., object]
 ) -> None:
-    async with connected(hs, fn=CALLBACKS[number]) as (client, peer):
-        client.write("x", CALLBACKS[number]).read("\n")
+    async with connected(hs, fn=callback) as (client, peer):
+        client.write("x", callback).read("\n")
         await peer.send(b"line\n")
-        await until(lambda: sum(each.levelno == logging.ERROR for each in log.records) >= 2)
-        await trio.sleep(0.05)  # a scope that is still open would cancel it
+        await until(lambda: len(errors_in(log)) >= 2)
+        await trio.sleep(0.05)  # to the deadline of a scope that was left open
         client.setCallback(calls).read("\n")
         await peer.send(b"goes on\n")
         assert await calls.next() == (b"goes on\n", -1)
 
 
 async def test_a_callable_object_without_a_truth_value_is_a_callback(hs: Sockets) -> None:
-    fn = Falsy()
+    fn = NoTruthValue()
     server = hs.server(0)
-    client = hs.new(fn).connect(LOCALHOST, server.info()["localPort"], fn)
-    assert client is not None
+    client = connect_to(server, hs.new(fn), fn)
     client.write("x\n", 1, fn).write("y\n", fn)
     await until(lambda: fn.calls == 3)
     client.setCallback(fn).read("\n")
@@ -192,7 +190,7 @@ async def test_a_hostile_error_of_a_tls_context_is_logged_and_disconnects(
 
 
 @pytest.mark.parametrize("level", [logging.DEBUG, logging.ERROR])
-async def test_logging_that_fails_ends_nothing(
+async def test_a_failing_log_filter_harms_nothing(
     hs: Sockets,
     log: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
@@ -264,9 +262,10 @@ WRONG: list[tuple[type[Exception], str, Callable[[Sockets], object]]] = [
 ]
 
 
-@pytest.mark.parametrize("number", range(len(WRONG)))
-async def test_wrong_arguments_raise_at_once_and_are_not_quoted(hs: Sockets, number: int) -> None:
-    error, words, call = WRONG[number]
+@pytest.mark.parametrize(("error", "words", "call"), WRONG)
+async def test_wrong_arguments_raise_and_are_not_quoted(
+    hs: Sockets, error: type[Exception], words: str, call: Callable[[Sockets], object]
+) -> None:
     with pytest.raises(error, match=words) as caught:
         call(hs)
     assert "hunter2" not in str(caught.value) + repr(caught.value)
@@ -305,7 +304,7 @@ async def test_a_read_with_a_wrong_argument_raises_and_harms_nothing(
         *(("",), ("x\0y",), ("x" * 1000,)),
     ],
 )
-async def test_a_connect_to_an_impossible_address_is_logged_later(
+async def test_a_connect_to_an_impossible_address_is_logged(
     hs: Sockets, log: pytest.LogCaptureFixture, arguments: tuple[Any, ...]
 ) -> None:
     client = hs.new()
@@ -330,7 +329,7 @@ async def test_listen_on_an_impossible_address_is_None_and_logged(  # noqa: N802
 
 
 @pytest.mark.parametrize("timeout", [math.inf, -math.inf, 1e308, -1, -(10**30), 10**30])
-async def test_infinite_huge_and_negative_timeouts_are_none(
+async def test_infinite_huge_and_negative_timeouts_mean_no_limit(
     client: Socket, peer: trisock.Socket, calls: Calls, timeout: float
 ) -> None:
     client.setTimeout(timeout).write("x", calls).read(1)

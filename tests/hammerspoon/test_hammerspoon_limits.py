@@ -188,7 +188,7 @@ async def test_only_a_client_that_never_reads_is_dropped_at_MAX_UNSENT(
         server.write("the last", 3, calls)
         assert await good.recv_exactly(8) == b"the last"
         await until(lambda: server.connections() == 1)
-        assert [await calls.next() for _ in range(3)] == [(1,), (2,), (3,)]
+        assert await calls.take(3) == [(1,), (2,), (3,)]
         assert "bytes are already queued for it" in log.text
         assert b"the last" not in await read_all(stuck)
     assert not errors_in(log)
@@ -203,7 +203,7 @@ async def test_at_most_MAX_READS_are_queued_for_a_client(
         for tag in range(5):
             server.read("\n", tag)
         await client.send(b"a\nb\nc\nd\n")
-        assert [await calls.next() for _ in range(3)] == [(b"a\n", 0), (b"b\n", 1), (b"c\n", 2)]
+        assert await calls.take(3) == [(b"a\n", 0), (b"b\n", 1), (b"c\n", 2)]
         server.read("\n", 5)
         assert await calls.next() == (b"d\n", 5)
 

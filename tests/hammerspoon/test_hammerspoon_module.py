@@ -75,7 +75,7 @@ async def test_the_pages_http_client(hs: Sockets) -> None:
         client = found
         client.write("GET /index.html HTTP/1.0\r\nHost: google.com\r\n\r\n")
         client.read("\r\n\r\n", TAG_HTTP_HEADER)
-        assert [await printed.next() for _ in range(4)] == [
+        assert await printed.take(4) == [
             (1, "TAG_HTTP_HEADER"),
             (b"HTTP/1.0 301 Moved Permanently\r\nContent-Length: 5\r\n\r\n",),
             (2, "TAG_HTTP_CONTENT"),

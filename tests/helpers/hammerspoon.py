@@ -61,6 +61,10 @@ class Calls:
         """Wait for the next call, and return its arguments."""
         return await self._receive.receive()
 
+    async def take(self, number: int) -> list[tuple[object, ...]]:
+        """Wait for the next calls, and return the arguments of each."""
+        return [await self.next() for _ in range(number)]
+
     async def none(self) -> bool:
         """Wait until all tasks are blocked; return whether no call is left."""
         await trio.testing.wait_all_tasks_blocked(0.01)

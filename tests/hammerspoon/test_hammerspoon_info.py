@@ -1,4 +1,4 @@
-"""info: each key of hs.socket's page, at each stage of an object's life."""
+"""info: each key of hs.socket's page, in each state of an object."""
 
 from __future__ import annotations
 
@@ -6,7 +6,17 @@ import socket
 
 import pytest
 
-from helpers.hammerspoon import LOCALHOST, UNCONNECTED, clients_of, connected, full_backlog, until
+import trisock
+from helpers.hammerspoon import (
+    LOCALHOST,
+    UNCONNECTED,
+    clients_of,
+    connect_to,
+    connected,
+    full_backlog,
+    unix_client,
+    until,
+)
 from trisock import ServerTLS
 from trisock.hammerspoon import Info, Socket, Sockets
 
@@ -34,7 +44,7 @@ KEYS: dict[str, tuple[type, ...]] = {
 
 
 def info_of(sock: Socket) -> Info:
-    """Return its info(), which has all keys, each of its type, and no others."""
+    """Return info(), after a check of its keys and the types of its values."""
     info = sock.info()
     assert list(info) == list(KEYS)
     assert len(info) == 19
@@ -55,8 +65,7 @@ async def test_info_of_an_object_that_was_never_connected(hs: Sockets) -> None:
 
 
 async def test_info_while_it_is_connecting(hs: Sockets, path: str) -> None:
-    tcp = hs.new().connect(LOCALHOST, hs.server(0).info()["localPort"])
-    assert tcp is not None
+    tcp = connect_to(hs.server(0), hs.new())
     assert info_of(tcp) == {**UNCONNECTED, "isDisconnected": False}
     async with full_backlog(path):
         unix = hs.new().connect(path)
@@ -90,26 +99,27 @@ async def test_info_of_a_connection(hs: Sockets, host: str, family: int) -> None
         }
 
 
-async def test_info_of_a_unix_connection(hs: Sockets, path: str) -> None:
-    async with connected(hs, path) as (client, _peer):
-        assert info_of(client) == {
-            **UNCONNECTED,
-            "connectedURL": path,
-            "connections": 1,
-            "isConnected": True,
-            "isDisconnected": False,
-            "unixSocketPath": path,
-            "userData": "DEFAULT",
-        }
+@unix_client
+async def test_info_of_a_unix_connection(client: Socket, path: str) -> None:
+    assert info_of(client) == {
+        **UNCONNECTED,
+        "connectedURL": path,
+        "connections": 1,
+        "isConnected": True,
+        "isDisconnected": False,
+        "unixSocketPath": path,
+        "userData": "DEFAULT",
+    }
 
 
-async def test_info_of_a_secure_connection(hs: Sockets, server_tls: ServerTLS) -> None:
-    async with connected(hs) as (client, peer):
-        client.startTLS(False)
-        assert info_of(client)["isSecure"] is False
-        await peer.starttls(server_tls)
-        await until(lambda: client.info()["isSecure"])
-        assert info_of(client)["isConnected"] is True
+async def test_info_of_a_secure_connection(
+    client: Socket, peer: trisock.Socket, server_tls: ServerTLS
+) -> None:
+    client.startTLS(False)
+    assert info_of(client)["isSecure"] is False
+    await peer.starttls(server_tls)
+    await until(lambda: client.info()["isSecure"])
+    assert info_of(client)["isConnected"] is True
 
 
 async def test_info_of_a_server_on_both_families(hs: Sockets) -> None:
@@ -157,18 +167,15 @@ async def test_info_after_disconnect(hs: Sockets, path: str) -> None:
         assert info_of(client) == UNCONNECTED
 
 
-async def test_repr_says_what_it_is_and_where(hs: Sockets, path: str) -> None:
-    def tail(created: Socket) -> str:
-        return f" ({id(created):#x})"
-
+async def test_repr_shows_the_kind_and_the_address(hs: Sockets, path: str) -> None:
     server = hs.server(0)
     port = server.info()["localPort"]
-    assert repr(server) == f"hs.socket(server): 0.0.0.0:{port}" + tail(server)
+    assert repr(server) == f"hs.socket(server): 0.0.0.0:{port} ({id(server):#x})"
     unix = hs.server(path)
-    assert repr(unix) == f"hs.socket(server): {path}" + tail(unix)
+    assert repr(unix) == f"hs.socket(server): {path} ({id(unix):#x})"
     async with connected(hs) as (client, peer):
-        assert repr(client) == f"hs.socket: {peer.getlocal()}" + tail(client)
+        assert repr(client) == f"hs.socket: {peer.getlocal()} ({id(client):#x})"
         client.disconnect()
-        assert repr(client) == "hs.socket: :0" + tail(client)
+        assert repr(client) == f"hs.socket: :0 ({id(client):#x})"
     client.connect(path)
-    assert repr(client) == f"hs.socket: {path}" + tail(client)
+    assert repr(client) == f"hs.socket: {path} ({id(client):#x})"

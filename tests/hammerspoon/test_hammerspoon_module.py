@@ -1,4 +1,4 @@
-"""hs.socket's module: its page, timeout, new, server, open_sockets, setLogLevel."""
+"""hs.socket's module: the names of its page, timeout, new, server, open_sockets, setLogLevel."""
 
 # ruff: noqa: N802 (tests are named after hs.socket's names)
 
@@ -33,7 +33,7 @@ from trisock.hammerspoon import callbacks as _callbacks
 # ---- the page ----
 
 
-def test_all_names_of_the_page_are_there() -> None:
+def test_every_name_of_the_page_exists() -> None:
     for name in [
         "connect", "connected", "connections", "disconnect", "info", "listen", "read", "receive",
         "send", "setCallback", "setTimeout", "startTLS", "write",
@@ -63,16 +63,15 @@ async def test_the_pages_http_client(hs: Sockets) -> None:
             printed(tag, "TAG_HTTP_HEADER")
             printed(data)
             contentLength = data.partition(b"\r\nContent-Length: ")[2].partition(b"\r\n")[0]  # noqa: N806
-            client.read(int(contentLength), TAG_HTTP_CONTENT)
+            client.read(int(contentLength), TAG_HTTP_CONTENT)  # type: ignore[union-attr]
         elif tag == TAG_HTTP_CONTENT:
             printed(tag, "TAG_HTTP_CONTENT")
             printed(data)
 
     async with trio.open_nursery() as nursery:
         server = await trisock.bind(nursery, 0, handler)
-        found = hs.new(httpCallback).connect("localhost", server.port)
-        assert found is not None
-        client = found
+        client = hs.new(httpCallback).connect("localhost", server.port)
+        assert client is not None
         client.write("GET /index.html HTTP/1.0\r\nHost: google.com\r\n\r\n")
         client.read("\r\n\r\n", TAG_HTTP_HEADER)
         assert await printed.take(4) == [
@@ -99,7 +98,7 @@ async def test_timeout_is_for_new_objects_only(hs: Sockets) -> None:
     assert hs.new().setTimeout(7).info()["timeout"] == 7
 
 
-async def test_timeout_holds_for_what_new_objects_do(
+async def test_timeout_limits_what_new_objects_do(
     autojump_clock: trio.testing.MockClock, hs: Sockets
 ) -> None:
     hs.timeout = 5
@@ -146,23 +145,20 @@ async def test_server_on_port_0_takes_any_free_port(hs: Sockets) -> None:
 
 
 async def test_server_that_cannot_listen_still_returns_an_object(
-    hs: Sockets, log: pytest.LogCaptureFixture, path: str
+    hs: Sockets, log: pytest.LogCaptureFixture, port_or_path: int | str, path: str
 ) -> None:
-    port = hs.server(0).info()["localPort"]
-    hs.server(path)
-    for taken in (port, path):
-        log.clear()
-        created = hs.server(taken)
-        assert isinstance(created, Socket)
-        assert created.info()["isDisconnected"]
-        assert "cannot listen" in log.text
-        assert created.listen(0) is created
+    taken = hs.server(port_or_path).info()
+    created = hs.server(taken["localPort"] or path)
+    assert isinstance(created, Socket)
+    assert created.info()["isDisconnected"]
+    assert "cannot listen" in log.text
+    assert created.listen(0) is created
 
 
 # ---- open_sockets ----
 
 
-async def test_leaving_ends_all(
+async def test_leaving_open_sockets_ends_everything(
     path: str, tmp_path: pathlib.Path, log: pytest.LogCaptureFixture, calls: Calls
 ) -> None:
     before = trio.lowlevel.current_statistics().tasks_living
@@ -186,7 +182,7 @@ async def test_leaving_ends_all(
                     client.read("\n")
                 elif number == 1:  # handshake in progress
                     client.startTLS(False)
-                elif number == 2:  # runs a callback, and another one is queued
+                elif number == 2:  # runs a callback, and has another one queued
                     client.write("x", lambda tag: trio.sleep_forever())
                     client.write("x", calls)
                 else:  # closes
@@ -299,7 +295,7 @@ async def test_setLogLevel_decides_what_is_logged(
         assert len(log.records) == messages
 
 
-async def test_connecting_and_disconnecting_is_logged_for_debugging(
+async def test_connects_and_disconnects_of_clients_are_logged(
     hs: Sockets, log: pytest.LogCaptureFixture
 ) -> None:
     server = hs.server(0)

@@ -37,9 +37,7 @@ async def test_callbacks_may_be_async(hs: Sockets, calls: Calls) -> None:
             assert await calls.take(3) == [(), (1,), (b"x\n", 2)]
 
 
-async def test_callbacks_of_one_object_run_in_order_one_at_a_time(
-    hs: Sockets, calls: Calls
-) -> None:
+async def test_an_objects_callbacks_run_one_at_a_time_in_order(hs: Sockets, calls: Calls) -> None:
     go_on = trio.Event()
 
     async def connecting() -> None:
@@ -151,7 +149,7 @@ class Group(BaseExceptionGroup[Exception]):
     """A BaseExceptionGroup that holds only Exceptions."""
 
 
-async def test_a_callbacks_exception_group_is_logged_whatever_its_class(
+async def test_a_callbacks_exception_group_of_any_class_is_logged(
     hs: Sockets, log: pytest.LogCaptureFixture
 ) -> None:
     def callback() -> None:

@@ -176,7 +176,7 @@ async def test_a_callable_object_without_a_truth_value_is_a_callback(hs: Sockets
 
 
 @pytest.mark.parametrize("error", [HostileValueError, KeyError])
-async def test_a_hostile_error_of_a_tls_context_is_logged_and_disconnects(
+async def test_a_hostile_error_of_a_tls_context_disconnects(
     client: Socket, peer: trisock.Socket, log: pytest.LogCaptureFixture, error: type[Exception]
 ) -> None:
     class Failing(ssl.SSLContext):
@@ -349,7 +349,7 @@ async def test_a_read_of_a_huge_size_waits_and_harms_nothing(
     assert client.connected()
 
 
-async def test_a_peers_name_is_escaped_in_the_log_and_in_repr(
+async def test_a_peers_name_is_escaped_in_log_and_repr(
     hs: Sockets, log: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -124,7 +124,7 @@ async def test_new_takes_the_read_callback(
     assert await calls.next() == (b"line\n", -1)
 
 
-async def test_server_listens_on_a_port_or_path_with_a_read_callback(
+async def test_server_takes_a_port_or_path_and_a_callback(
     hs: Sockets, port_or_path: int | str, calls: Calls
 ) -> None:
     if port_or_path == 0:

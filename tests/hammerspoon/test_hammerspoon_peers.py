@@ -291,7 +291,7 @@ async def test_a_failed_write_under_tls_loses_no_received_line(
             await until(lambda: not server.connected())
 
 
-async def test_after_a_failed_write_unread_data_is_kept_for_two_seconds(
+async def test_a_failed_write_keeps_unread_data_for_two_seconds(
     autojump_clock: trio.testing.MockClock, server: Socket, raw: socket.socket, calls: Calls
 ) -> None:
     raw.sendall(b"unread\n")
@@ -306,7 +306,7 @@ async def test_after_a_failed_write_unread_data_is_kept_for_two_seconds(
 
 
 @unix_server
-async def test_after_a_failed_write_reads_have_a_time_limit(
+async def test_a_failed_write_gives_reads_a_time_limit(
     autojump_clock: trio.testing.MockClock,
     half_closed_limit: None,
     server: Socket,

@@ -206,7 +206,7 @@ async def test_a_servers_write_goes_to_all_clients(server: Socket) -> None:
 
 
 @unix_server
-async def test_server_write_fn_is_called_once_when_all_clients_have_it(
+async def test_server_write_fn_is_called_once_when_all_have_it(
     server: Socket, calls: Calls
 ) -> None:
     async with clients_of(server, 3) as peers:
@@ -241,7 +241,7 @@ async def test_server_write_fn_does_not_wait_for_clients_that_left(
 
 
 @unix_server
-async def test_server_write_fn_is_not_called_if_no_client_has_it(
+async def test_server_write_fn_is_not_called_without_a_recipient(
     server: Socket, calls: Calls
 ) -> None:
     server.write("to nobody", calls)

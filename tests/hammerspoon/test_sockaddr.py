@@ -195,7 +195,7 @@ def test_the_scope_of_a_missing_interface_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("host", ["", "/run/socket", "localhost", "1.2.3", "1.2.3.4.5"])
-def test_a_host_that_is_not_an_ip_address_has_no_sockaddr(host: str) -> None:
+def test_only_an_ip_address_has_a_sockaddr(host: str) -> None:
     assert pack_sockaddr(Address(host, 80)) == b""
 
 

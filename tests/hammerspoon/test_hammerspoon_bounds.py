@@ -39,7 +39,7 @@ def measured() -> Iterator[list[int]]:
 async def test_a_client_that_reads_no_responses_is_disconnected(
     monkeypatch: pytest.MonkeyPatch, server: Socket
 ) -> None:
-    """It sends empty lines, and the callback responds to each."""
+    """The client sends empty lines, and the callback responds to each."""
     monkeypatch.setattr(queues, "MAX_UNSENT", MIB)
     responses = 0
 

@@ -261,7 +261,7 @@ async def test_disconnect_removes_the_unix_path_immediately(hs: Sockets, path: s
         assert await read_all(peer) == b""
 
 
-async def test_disconnect_right_after_connect_and_listen(
+async def test_disconnect_works_right_after_connect_and_listen(
     hs: Sockets, path: str, calls: Calls
 ) -> None:
     server = hs.server(path)
@@ -307,7 +307,7 @@ async def test_disconnect_drops_pending_writes_to_its_clients(
         server.write(MORE_THAN_FITS, calls)
         await peers[0].recv_exactly(len(MORE_THAN_FITS))
         server.disconnect()
-        server.listen(path)  # whose callbacks are not dropped
+        server.listen(path)  # a late callback would now be called
         await read_all(peers[1])
         assert await calls.none()
 

@@ -1,4 +1,4 @@
-"""Limits of hs.socket's objects: the time of an operation, and what a peer makes them hold."""
+"""Time limits of operations, and bounds on what a peer can make an object hold."""
 
 # ruff: noqa: N802 (tests are named after hs.socket's names)
 

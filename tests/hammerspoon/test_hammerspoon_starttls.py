@@ -112,7 +112,7 @@ async def test_startTLS_takes_verify_and_peerName(
         (True,),
         ("wrong.example",),
         (True, "wrong.example"),
-        (False, "wrong.example"),  # a name is verified even so
+        (False, "wrong.example"),  # does not skip a given name
         (ClientTLS("wrong.example"),),
         (ClientTLS(), "wrong.example"),
         (ClientTLS("example.org"), "wrong.example"),

@@ -112,9 +112,9 @@ def test_parseAddress_leaves_a_mapped_address_as_it_is() -> None:
         native(2) + LINUX6[2:],
         bytes([16, 30]) + BSD4[2:],
         bytes([28, 2]) + BSD6[2:],
-        bytes([28, 10]) + BSD6[2:],  # the other system's number
+        bytes([28, 10]) + BSD6[2:],  # the family number of the other system
         native(30) + LINUX6[2:],
-        bytes([28, 2]) + BSD4[2:],  # the other's length
+        bytes([28, 2]) + BSD4[2:],  # the length of the other family
         bytes([16, 30]) + BSD6[2:],
         native(1) + b"/run/socket\0\0\0",  # AF_UNIX
         bytes([16, 1]) + b"/run/socket\0\0\0",
@@ -220,7 +220,9 @@ def test_the_layout_of_bsd_begins_with_the_length(
     assert there.parse_sockaddr(bytes([28, family]) + BSD6[2:]) == expected
     assert there.parse_sockaddr(BSD4) == parse(BSD4)
     assert there.parse_sockaddr(LINUX4) == parse(LINUX4)
-    assert there.parse_sockaddr(LINUX6) == parse(LINUX6)  # another system's, by its number
+    assert there.parse_sockaddr(LINUX6) == parse(
+        LINUX6
+    )  # another system's layout, known by its family number
     assert there.parse_sockaddr(native(family) + LINUX6[2:]) is None
 
 

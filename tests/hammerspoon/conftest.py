@@ -8,11 +8,10 @@ import socket
 from collections.abc import AsyncIterator
 
 import pytest
-import trio
-import trio.testing
+from trio.testing import MockClock
 
 import trisock
-from helpers.hammerspoon import Calls, connected, raw_client, until
+from helpers.hammerspoon import Calls, Log, connected, raw_client, until
 from trisock import hammerspoon
 from trisock.hammerspoon import Socket, Sockets
 
@@ -29,7 +28,7 @@ def calls() -> Calls:
 
 
 @pytest.fixture
-def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+def log(caplog: Log) -> Log:
     caplog.set_level(logging.DEBUG, "trisock.hammerspoon")
     return caplog
 
@@ -81,6 +80,6 @@ def peer(pair: tuple[Socket, trisock.Socket]) -> trisock.Socket:
 
 
 @pytest.fixture
-def autojump_clock() -> trio.testing.MockClock:
+def autojump_clock() -> MockClock:
     """A clock that jumps when all tasks wait. The threshold leaves time for loopback."""
-    return trio.testing.MockClock(autojump_threshold=0.05)
+    return MockClock(autojump_threshold=0.05)

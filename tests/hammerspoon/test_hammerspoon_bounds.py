@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 import trio
-import trio.testing
+from trio.testing import wait_all_tasks_blocked
 
 import trisock
 from helpers.hammerspoon import Calls, connect_to, raw_client, unix_server, until
@@ -54,7 +54,7 @@ async def test_a_client_that_reads_no_responses_is_disconnected(
         await until(server.connected)
         server.setCallback(respond).write(bytes(MIB // 2))  # more than the kernel buffers
         server.read("\n")
-        await trio.testing.wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
         with measured() as grown:
             while server.connected() and responses < 10_000:
                 with contextlib.suppress(BlockingIOError, BrokenPipeError):
@@ -81,7 +81,7 @@ async def test_reads_of_one_client_cost_silent_ones_little() -> None:
                 talker = stack.enter_context(raw_client(server))
                 await until(lambda: server.connections() == silent + 1)
                 server.read("\n")
-                await trio.testing.wait_all_tasks_blocked()
+                await wait_all_tasks_blocked()
                 with measured() as grown:
                     talker.sendall(b"\n" * 1100)
                     await until(lambda: lines == 1100)
@@ -128,7 +128,7 @@ async def test_reads_wait_while_a_slow_callback_holds_data(
         for _ in range(60):
             reader.read("\n")
             writer.write(line)
-        await trio.testing.wait_all_tasks_blocked(0.05)
+        await wait_all_tasks_blocked(0.05)
     assert grown[0] < 4 * MIB  # of 15: the held data, and the line that is being read
     go_on.set()
     await until(lambda: lines == 60)
@@ -142,7 +142,7 @@ async def test_a_disconnect_drops_reads_that_wait_for_a_slow_callback(
     for _ in range(10):
         client.read(2000)
     await peer.send(bytes(20_000))
-    await trio.testing.wait_all_tasks_blocked(0.01)
+    await wait_all_tasks_blocked(0.01)
     connect_to(hs.server(0), client.disconnect())
     await until(client.connected)
 
@@ -156,7 +156,7 @@ async def test_reads_wait_until_enough_callbacks_have_ended(
     for tag in range(3):
         client.write("x", tag, calls)
     await peer.recv_exactly(4)
-    await trio.testing.wait_all_tasks_blocked(0.01)
+    await wait_all_tasks_blocked(0.01)
     await peer.send(b"line\n")
     client.read("\n")
     assert await calls.none()

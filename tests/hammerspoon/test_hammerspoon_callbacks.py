@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 import pytest
 import trio
-import trio.testing
+from trio.testing import wait_all_tasks_blocked
 
 import trisock
-from helpers.hammerspoon import LOCALHOST, Calls, connect_to, connected, errors_in, until
+from helpers.hammerspoon import LOCALHOST, Calls, Log, connect_to, connected, errors_in, until
 from helpers.pairs import closing
 from trisock import hammerspoon
 from trisock.hammerspoon import Sockets
@@ -83,11 +83,7 @@ async def fail_in_a_group(*_: object) -> None:
     ("callback", "words"), [(fail, "plain"), (fail_later, "async"), (fail_in_a_group, "in a group")]
 )
 async def test_a_callback_that_raises_is_logged_and_harms_nothing(
-    hs: Sockets,
-    calls: Calls,
-    log: pytest.LogCaptureFixture,
-    callback: Callable[..., object],
-    words: str,
+    hs: Sockets, calls: Calls, log: Log, callback: Callable[..., object], words: str
 ) -> None:
     client = hs.new(callback)
     async with await trisock.listen(0, host=LOCALHOST) as listener:
@@ -104,9 +100,7 @@ async def test_a_callback_that_raises_is_logged_and_harms_nothing(
             assert await calls.next() == (b"goes on\n", -1)
 
 
-async def test_an_error_of_a_cancelled_callback_is_logged(
-    log: pytest.LogCaptureFixture,
-) -> None:
+async def test_an_error_of_a_cancelled_callback_is_logged(log: Log) -> None:
     begun = trio.Event()
 
     async def fail_when_cancelled() -> None:
@@ -149,9 +143,7 @@ class Group(BaseExceptionGroup[Exception]):
     """A BaseExceptionGroup that holds only Exceptions."""
 
 
-async def test_a_callbacks_exception_group_of_any_class_is_logged(
-    hs: Sockets, log: pytest.LogCaptureFixture
-) -> None:
+async def test_a_callbacks_exception_group_of_any_class_is_logged(hs: Sockets, log: Log) -> None:
     def callback() -> None:
         raise Group("group", [ZeroDivisionError("in a group")])
 
@@ -169,7 +161,7 @@ async def test_an_async_callback_can_reconnect_its_own_object(hs: Sockets, calls
             await trio.lowlevel.checkpoint()
             assert client.connect(LOCALHOST, listener.port, reconnected) is client
             client.write("me again\n").read("\n", 2)
-            await trio.testing.wait_all_tasks_blocked(0.01)
+            await wait_all_tasks_blocked(0.01)
             calls("still in the first callback")
 
     def reconnected() -> None:

@@ -12,13 +12,14 @@ import socket
 
 import pytest
 import trio
-import trio.testing
+from trio.testing import wait_all_tasks_blocked
 
 import trisock
 from helpers.hammerspoon import (
     LOCALHOST,
     MORE_THAN_FITS,
     Calls,
+    Log,
     clients_of,
     connect_to,
     errors_in,
@@ -44,18 +45,6 @@ async def test_connect_returns_self(hs: Sockets, path: str) -> None:
         assert client.connect(path) is client
         async with closing(await listener.accept()):
             await until(client.connected)
-
-
-async def test_connect_expands_the_home_directory(
-    hs: Sockets, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    async with await trisock.listen_unix(tmp_path / "socket") as listener:
-        client = hs.new()
-        client.connect("~/socket")
-        async with closing(await listener.accept()):
-            await until(client.connected)
-            assert client.info()["unixSocketPath"] == str(tmp_path / "socket")
 
 
 async def test_connect_calls_fn_once_and_without_arguments(
@@ -85,7 +74,7 @@ async def test_connect_calls_fn_once_and_without_arguments(
 
 
 async def test_connect_of_a_connected_object_is_None_and_logged(
-    client: Socket, peer: trisock.Socket, log: pytest.LogCaptureFixture
+    client: Socket, peer: trisock.Socket, log: Log
 ) -> None:
     assert client.connect(LOCALHOST, 1) is None
     assert "it is connected or listening already" in log.text
@@ -95,9 +84,7 @@ async def test_connect_of_a_connected_object_is_None_and_logged(
     assert await peer.recv() == b"still there\n"
 
 
-async def test_an_object_in_use_cannot_connect_or_listen(
-    hs: Sockets, log: pytest.LogCaptureFixture, path: str
-) -> None:
+async def test_an_object_in_use_cannot_connect_or_listen(hs: Sockets, log: Log, path: str) -> None:
     server = hs.server(path)
     assert server.connect(path) is None
     assert server.listen(0) is None
@@ -112,7 +99,7 @@ async def test_an_object_in_use_cannot_connect_or_listen(
 
 
 async def test_a_connect_that_fails_is_logged_and_frees_the_object(
-    hs: Sockets, log: pytest.LogCaptureFixture, path: str, calls: Calls
+    hs: Sockets, log: Log, path: str, calls: Calls
 ) -> None:
     async with await trisock.listen(0, host=LOCALHOST) as listener:
         port = listener.port
@@ -140,9 +127,7 @@ async def test_listen_returns_self(hs: Sockets, port_or_path: int | str) -> None
         assert created.connected()
 
 
-async def test_listen_on_a_taken_port_is_None_and_logged(
-    hs: Sockets, log: pytest.LogCaptureFixture
-) -> None:
+async def test_listen_on_a_taken_port_is_None_and_logged(hs: Sockets, log: Log) -> None:
     port = hs.server(0).info()["localPort"]
     created = hs.new()
     assert created.listen(port) is None
@@ -150,9 +135,7 @@ async def test_listen_on_a_taken_port_is_None_and_logged(
     assert created.listen(0) is created
 
 
-async def test_listen_on_a_taken_path_is_None_and_logged(
-    hs: Sockets, log: pytest.LogCaptureFixture, path: str
-) -> None:
+async def test_listen_on_a_taken_path_is_None_and_logged(hs: Sockets, log: Log, path: str) -> None:
     server = hs.server(path)
     assert hs.new().listen(path) is None
     assert path in log.text
@@ -174,14 +157,18 @@ async def test_listen_replaces_a_stale_path(hs: Sockets, path: str) -> None:
         pass
 
 
-async def test_listen_expands_the_home_directory(
+async def test_listen_and_connect_expand_the_home_directory(
     hs: Sockets, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    created = hs.server("~/socket")
+    server = hs.server("~/socket")
     assert (tmp_path / "socket").is_socket()
-    assert created.info()["unixSocketPath"] == str(tmp_path / "socket")
-    created.disconnect()
+    client = hs.new()
+    client.connect("~/socket")
+    await until(server.connected)
+    for each in (server, client):
+        assert each.info()["unixSocketPath"] == str(tmp_path / "socket")
+    server.disconnect()
     assert not (tmp_path / "socket").exists()
 
 
@@ -289,7 +276,7 @@ async def test_disconnect_drops_queued_reads_writes_and_callbacks(
     client.write(MORE_THAN_FITS, calls)
     client.write("never sent", calls)
     client.read("\n")
-    await trio.testing.wait_all_tasks_blocked()  # a callback is queued, a write is half done
+    await wait_all_tasks_blocked()  # a callback is queued, a write is half done
     client.disconnect()
     content = await read_all(peer)
     assert content.startswith(b"sentsent toox")

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import trio
-import trio.testing
+from trio.testing import wait_all_tasks_blocked
 
 import trisock
-from helpers.hammerspoon import LOCALHOST, Calls, connect_to, connected, errors_in, until
+from helpers.hammerspoon import LOCALHOST, Calls, Log, connect_to, connected, errors_in, until
 from helpers.pairs import read_all
 from trisock.hammerspoon import Socket, Sockets
 
@@ -25,16 +25,14 @@ if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup, ExceptionGroup
 
 
-async def test_a_key_given_as_a_path_is_not_logged(
-    hs: Sockets, log: pytest.LogCaptureFixture
-) -> None:
+async def test_a_key_given_as_a_path_is_not_logged(hs: Sockets, log: Log) -> None:
     log.set_level(logging.DEBUG, "trisock")
     client, other = hs.new(), hs.new()
     assert client.connect("-----BEGIN PRIVATE KEY-----\n" + "MIIE" * 400) is client
     assert "MIIEMIIE" not in repr(client)
     assert other.connect("MIIE" * 16, 80) is other
     await until(lambda: not client.connections() and not other.connections())
-    await trio.testing.wait_all_tasks_blocked()
+    await wait_all_tasks_blocked()
     assert "MIIEMIIE" not in log.text
     assert "no path" in log.text
 
@@ -152,7 +150,7 @@ CALLBACKS: list[Callable[..., object]] = [
 
 @pytest.mark.parametrize("callback", CALLBACKS)
 async def test_a_hostile_callback_is_logged_and_harms_nothing(
-    hs: Sockets, log: pytest.LogCaptureFixture, calls: Calls, callback: Callable[..., object]
+    hs: Sockets, log: Log, calls: Calls, callback: Callable[..., object]
 ) -> None:
     async with connected(hs, fn=callback) as (client, peer):
         client.write("x", callback).read("\n")
@@ -177,7 +175,7 @@ async def test_a_callable_object_without_a_truth_value_is_a_callback(hs: Sockets
 
 @pytest.mark.parametrize("error", [HostileValueError, KeyError])
 async def test_a_hostile_error_of_a_tls_context_disconnects(
-    client: Socket, peer: trisock.Socket, log: pytest.LogCaptureFixture, error: type[Exception]
+    client: Socket, peer: trisock.Socket, log: Log, error: type[Exception]
 ) -> None:
     class Failing(ssl.SSLContext):
         def wrap_bio(self, *_: object, **__: object) -> Any:
@@ -191,11 +189,7 @@ async def test_a_hostile_error_of_a_tls_context_disconnects(
 
 @pytest.mark.parametrize("level", [logging.DEBUG, logging.ERROR])
 async def test_a_failing_log_filter_harms_nothing(
-    hs: Sockets,
-    log: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-    calls: Calls,
-    level: int,
+    hs: Sockets, log: Log, monkeypatch: pytest.MonkeyPatch, calls: Calls, level: int
 ) -> None:
     class Failing(logging.Filter):
         def filter(self, record: logging.LogRecord) -> bool:
@@ -207,7 +201,7 @@ async def test_a_failing_log_filter_harms_nothing(
     async with connected(hs, fn=raising(ValueError())) as (client, peer):
         client.write("x", raising(ValueError())).read("\n")
         await peer.send(b"one\ntwo\n")
-        await trio.testing.wait_all_tasks_blocked(0.02)
+        await wait_all_tasks_blocked(0.02)
         client.setCallback(calls).read("\n")
         assert await calls.next() == (b"two\n", -1)
         hs.new().write("nobody")
@@ -227,7 +221,7 @@ async def test_many_callbacks_let_other_tasks_run(client: Socket, peer: trisock.
     for _ in range(500):
         client.read("\n")
     await peer.send(b"\n" * 500)
-    await trio.testing.wait_all_tasks_blocked(0.02)
+    await wait_all_tasks_blocked(0.02)
     hold.set()
     while ran < 500:
         seen = ran
@@ -305,7 +299,7 @@ async def test_a_read_with_a_wrong_argument_raises_and_harms_nothing(
     ],
 )
 async def test_a_connect_to_an_impossible_address_is_logged(
-    hs: Sockets, log: pytest.LogCaptureFixture, arguments: tuple[Any, ...]
+    hs: Sockets, log: Log, arguments: tuple[Any, ...]
 ) -> None:
     client = hs.new()
     assert client.connect(*arguments) is client
@@ -319,7 +313,7 @@ async def test_a_connect_to_an_impossible_address_is_logged(
 
 @pytest.mark.parametrize("where", [-1, 65536, 10**30, "", "x\0y", "~a\0b", "x" * 1000, "/no/where"])
 async def test_listen_on_an_impossible_address_is_None_and_logged(  # noqa: N802
-    hs: Sockets, log: pytest.LogCaptureFixture, where: int | str
+    hs: Sockets, log: Log, where: int | str
 ) -> None:
     created = hs.new()
     assert created.listen(where) is None
@@ -350,7 +344,7 @@ async def test_a_read_of_a_huge_size_waits_and_harms_nothing(
 
 
 async def test_a_peers_name_is_escaped_in_log_and_repr(
-    hs: Sockets, log: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hs: Sockets, log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path = str(tmp_path / "a\nb\x1b[2K\u2028")

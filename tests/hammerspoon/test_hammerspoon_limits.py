@@ -9,12 +9,13 @@ import os
 
 import pytest
 import trio
-import trio.testing
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 import trisock
 from helpers.hammerspoon import (
     MORE_THAN_FITS,
     Calls,
+    Log,
     clients_of,
     errors_in,
     full_backlog,
@@ -37,11 +38,7 @@ async def test_setTimeout_returns_self(hs: Sockets) -> None:
 
 
 async def test_setTimeout_disconnects_if_a_read_takes_longer(
-    autojump_clock: trio.testing.MockClock,
-    client: Socket,
-    peer: trisock.Socket,
-    calls: Calls,
-    log: pytest.LogCaptureFixture,
+    autojump_clock: MockClock, client: Socket, peer: trisock.Socket, calls: Calls, log: Log
 ) -> None:
     client.setTimeout(5).read("\n")
     assert await read_all(peer) == b""
@@ -54,7 +51,7 @@ async def test_setTimeout_disconnects_if_a_read_takes_longer(
 
 @unix_client
 async def test_setTimeout_disconnects_if_a_write_takes_longer(
-    autojump_clock: trio.testing.MockClock, client: Socket, calls: Calls
+    autojump_clock: MockClock, client: Socket, calls: Calls
 ) -> None:
     client.setTimeout(5).write(MORE_THAN_FITS, calls)
     await trio.sleep(4.9)
@@ -65,11 +62,11 @@ async def test_setTimeout_disconnects_if_a_write_takes_longer(
 
 
 async def test_setTimeout_gives_up_a_connect_that_takes_longer(
-    autojump_clock: trio.testing.MockClock,
+    autojump_clock: MockClock,
     hs: Sockets,
     path: str,
     calls: Calls,
-    log: pytest.LogCaptureFixture,
+    log: Log,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(_connect, "_FIRST_RETRY", 1)
@@ -86,7 +83,7 @@ async def test_setTimeout_gives_up_a_connect_that_takes_longer(
 
 
 async def test_setTimeout_disconnects_if_a_handshake_takes_longer(
-    autojump_clock: trio.testing.MockClock, client: Socket, peer: trisock.Socket
+    autojump_clock: MockClock, client: Socket, peer: trisock.Socket
 ) -> None:
     client.setTimeout(5).startTLS(False)
     client.write("secret")
@@ -97,10 +94,7 @@ async def test_setTimeout_disconnects_if_a_handshake_takes_longer(
 
 
 async def test_every_handshake_has_a_time_limit(
-    autojump_clock: trio.testing.MockClock,
-    client: Socket,
-    peer: trisock.Socket,
-    monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: MockClock, client: Socket, peer: trisock.Socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert queues._HANDSHAKE_TIMEOUT == 60
     monkeypatch.setattr(queues, "_HANDSHAKE_TIMEOUT", 30)
@@ -110,7 +104,7 @@ async def test_every_handshake_has_a_time_limit(
 
 
 async def test_setTimeout_leaves_queued_operations_their_timeout(
-    autojump_clock: trio.testing.MockClock, client: Socket, peer: trisock.Socket
+    autojump_clock: MockClock, client: Socket, peer: trisock.Socket
 ) -> None:
     client.setTimeout(5).read("\n")
     client.setTimeout(-1)
@@ -119,7 +113,7 @@ async def test_setTimeout_leaves_queued_operations_their_timeout(
 
 
 async def test_setTimeout_leaves_queued_operations_without_a_timeout(
-    autojump_clock: trio.testing.MockClock, client: Socket, peer: trisock.Socket, calls: Calls
+    autojump_clock: MockClock, client: Socket, peer: trisock.Socket, calls: Calls
 ) -> None:
     client.setTimeout(-1).read("\n")
     client.setTimeout(1)
@@ -129,7 +123,7 @@ async def test_setTimeout_leaves_queued_operations_without_a_timeout(
 
 
 async def test_a_timeout_starts_when_the_operations_turn_comes(
-    autojump_clock: trio.testing.MockClock, client: Socket, peer: trisock.Socket, calls: Calls
+    autojump_clock: MockClock, client: Socket, peer: trisock.Socket, calls: Calls
 ) -> None:
     client.setTimeout(5).read("\n")
     client.read("\n")
@@ -142,7 +136,7 @@ async def test_a_timeout_starts_when_the_operations_turn_comes(
 
 @unix_client
 async def test_a_negative_timeout_means_no_limit(
-    autojump_clock: trio.testing.MockClock, client: Socket, peer: trisock.Socket, calls: Calls
+    autojump_clock: MockClock, client: Socket, peer: trisock.Socket, calls: Calls
 ) -> None:
     client.setTimeout(-1).read("\n")
     client.write(MORE_THAN_FITS, calls)
@@ -158,10 +152,7 @@ async def test_a_negative_timeout_means_no_limit(
 
 
 async def test_a_read_without_a_delimiter_within_MAX_READ_disconnects(
-    server: Socket,
-    monkeypatch: pytest.MonkeyPatch,
-    calls: Calls,
-    log: pytest.LogCaptureFixture,
+    server: Socket, monkeypatch: pytest.MonkeyPatch, calls: Calls, log: Log
 ) -> None:
     monkeypatch.setattr(queues, "MAX_READ", 100)
     async with clients_of(server, 2) as [endless, good]:
@@ -176,14 +167,14 @@ async def test_a_read_without_a_delimiter_within_MAX_READ_disconnects(
 
 @unix_server
 async def test_only_a_client_that_never_reads_is_dropped_at_MAX_UNSENT(
-    server: Socket, monkeypatch: pytest.MonkeyPatch, calls: Calls, log: pytest.LogCaptureFixture
+    server: Socket, monkeypatch: pytest.MonkeyPatch, calls: Calls, log: Log
 ) -> None:
     monkeypatch.setattr(queues, "MAX_UNSENT", callbacks.cost(MORE_THAN_FITS))
     async with clients_of(server, 2) as [good, stuck]:
         for tag in (1, 2):
             server.write(MORE_THAN_FITS, tag, calls)
             await good.recv_exactly(len(MORE_THAN_FITS))
-            await trio.testing.wait_all_tasks_blocked(0.01)
+            await wait_all_tasks_blocked(0.01)
         assert server.connections() == 2  # the last write may exceed the limit
         server.write("the last", 3, calls)
         assert await good.recv_exactly(8) == b"the last"
@@ -219,11 +210,7 @@ async def test_MAX_UNSENT_does_not_limit_a_client_object(
 
 
 async def test_a_server_whose_accept_fails_is_logged_and_free_again(
-    hs: Sockets,
-    port_or_path: int | str,
-    path: str,
-    monkeypatch: pytest.MonkeyPatch,
-    log: pytest.LogCaptureFixture,
+    hs: Sockets, port_or_path: int | str, path: str, monkeypatch: pytest.MonkeyPatch, log: Log
 ) -> None:
     def fail(*_: object) -> None:
         raise OSError(errno.EINVAL, "broken")

@@ -11,7 +11,7 @@ import pathlib
 
 import pytest
 import trio
-import trio.testing
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 import trisock
 from helpers.hammerspoon import (
@@ -19,6 +19,7 @@ from helpers.hammerspoon import (
     MORE_THAN_FITS,
     UNCONNECTED,
     Calls,
+    Log,
     clients_of,
     connected,
     errors_in,
@@ -98,9 +99,7 @@ async def test_timeout_is_for_new_objects_only(hs: Sockets) -> None:
     assert hs.new().setTimeout(7).info()["timeout"] == 7
 
 
-async def test_timeout_limits_what_new_objects_do(
-    autojump_clock: trio.testing.MockClock, hs: Sockets
-) -> None:
+async def test_timeout_limits_what_new_objects_do(autojump_clock: MockClock, hs: Sockets) -> None:
     hs.timeout = 5
     async with connected(hs, fn=print) as (client, peer):
         hs.timeout = -1
@@ -145,7 +144,7 @@ async def test_server_on_port_0_takes_any_free_port(hs: Sockets) -> None:
 
 
 async def test_server_that_cannot_listen_still_returns_an_object(
-    hs: Sockets, log: pytest.LogCaptureFixture, port_or_path: int | str, path: str
+    hs: Sockets, log: Log, port_or_path: int | str, path: str
 ) -> None:
     taken = hs.server(port_or_path).info()
     created = hs.server(taken["localPort"] or path)
@@ -159,7 +158,7 @@ async def test_server_that_cannot_listen_still_returns_an_object(
 
 
 async def test_leaving_open_sockets_ends_everything(
-    path: str, tmp_path: pathlib.Path, log: pytest.LogCaptureFixture, calls: Calls
+    path: str, tmp_path: pathlib.Path, log: Log, calls: Calls
 ) -> None:
     before = trio.lowlevel.current_statistics().tasks_living
     async with (
@@ -191,7 +190,7 @@ async def test_leaving_open_sockets_ends_everything(
             assert connecting is not None
             objects.append(connecting)
             unix.write(MORE_THAN_FITS, calls)
-            await trio.testing.wait_all_tasks_blocked(0.01)
+            await wait_all_tasks_blocked(0.01)
         assert all(each.info() == UNCONNECTED for each in objects)
         assert not os.path.exists(path)
     assert await calls.none()
@@ -214,7 +213,7 @@ async def test_an_exception_of_the_block_is_raised_unchanged(cancelled: bool) ->
     with pytest.raises(ZeroDivisionError) as caught, trio.CancelScope() as scope:
         async with hammerspoon.open_sockets() as hs:
             hs.server(0)
-            await trio.testing.wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()
             if cancelled:
                 scope.cancel()
             raise error
@@ -227,7 +226,7 @@ async def test_cancellation_passes_through_and_leaves_nothing_behind() -> None:
         async with hammerspoon.open_sockets() as hs, connected(hs, fn=print) as (client, _peer):
             client.read("\n")
             hs.server(0)
-            await trio.testing.wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()
             scope.cancel()
             await trio.sleep_forever()
     assert scope.cancelled_caught
@@ -235,9 +234,7 @@ async def test_cancellation_passes_through_and_leaves_nothing_behind() -> None:
     assert trio.lowlevel.current_statistics().tasks_living == before
 
 
-async def test_calls_after_leaving_are_logged(
-    log: pytest.LogCaptureFixture, path: str, calls: Calls
-) -> None:
+async def test_calls_after_leaving_are_logged(log: Log, path: str, calls: Calls) -> None:
     async with hammerspoon.open_sockets() as hs, connected(hs, fn=calls) as (client, _peer):
         server = hs.server(0, calls)
     for each in (client, server, hs.new(calls), hs.server(0, calls)):
@@ -276,7 +273,7 @@ async def test_calls_after_leaving_are_logged(
     ],
 )
 def test_setLogLevel_takes_the_levels_of_hs_logger(
-    log: pytest.LogCaptureFixture, name: str, number: int, level: int
+    log: Log, name: str, number: int, level: int
 ) -> None:
     logger = logging.getLogger("trisock.hammerspoon")
     for given in (name, number):
@@ -285,9 +282,7 @@ def test_setLogLevel_takes_the_levels_of_hs_logger(
         assert logger.level == level
 
 
-async def test_setLogLevel_decides_what_is_logged(
-    hs: Sockets, log: pytest.LogCaptureFixture
-) -> None:
+async def test_setLogLevel_decides_what_is_logged(hs: Sockets, log: Log) -> None:
     for level, messages in [("nothing", 0), ("error", 1), ("debug", 1)]:
         hs.setLogLevel(level)
         log.clear()
@@ -295,9 +290,7 @@ async def test_setLogLevel_decides_what_is_logged(
         assert len(log.records) == messages
 
 
-async def test_connects_and_disconnects_of_clients_are_logged(
-    hs: Sockets, log: pytest.LogCaptureFixture
-) -> None:
+async def test_connects_and_disconnects_of_clients_are_logged(hs: Sockets, log: Log) -> None:
     server = hs.server(0)
     async with clients_of(server) as [peer]:
         await peer.close()

@@ -9,12 +9,13 @@ import socket
 
 import pytest
 import trio
-import trio.testing
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 import trisock
 from helpers.hammerspoon import (
     MORE_THAN_FITS,
     Calls,
+    Log,
     clients_of,
     close_by,
     connect_to,
@@ -46,7 +47,7 @@ def half_closed_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 @fin_and_rst
 @pytest.mark.parametrize("chunks", [1, 10])
 async def test_dead_clients_with_data_unread_are_dropped(
-    autojump_clock: trio.testing.MockClock, server: Socket, how: str, chunks: int
+    autojump_clock: MockClock, server: Socket, how: str, chunks: int
 ) -> None:
     peers = [raw_client(server) for _ in range(20)]
     with raw_client(server) as silent:
@@ -54,7 +55,7 @@ async def test_dead_clients_with_data_unread_are_dropped(
         for peer in [*peers, silent]:
             for _ in range(chunks):
                 peer.sendall(bytes(10_000))
-        await trio.testing.wait_all_tasks_blocked(0.01)
+        await wait_all_tasks_blocked(0.01)
         for peer in peers:
             close_by(how, peer)
         await trio.sleep(1.9)
@@ -67,7 +68,7 @@ async def test_dead_clients_with_data_unread_are_dropped(
 
 @fin_and_rst
 async def test_a_client_that_closes_right_after_sending_is_dropped(
-    autojump_clock: trio.testing.MockClock, server: Socket, how: str
+    autojump_clock: MockClock, server: Socket, how: str
 ) -> None:
     with raw_client(server) as leaving:
         await until(server.connected)
@@ -90,7 +91,7 @@ async def test_unfinished_reads_disconnect_once(
 
 @pytest.mark.parametrize("system", ["linux", "darwin"])
 async def test_a_dead_client_is_dropped_without_epoll(
-    autojump_clock: trio.testing.MockClock,
+    autojump_clock: MockClock,
     server: Socket,
     raw: socket.socket,
     monkeypatch: pytest.MonkeyPatch,
@@ -115,10 +116,10 @@ async def test_a_dead_client_is_dropped_without_epoll(
 
 @tcp_and_unix_client
 async def test_a_client_object_with_a_dead_server_disconnects(
-    autojump_clock: trio.testing.MockClock, client: Socket, peer: trisock.Socket
+    autojump_clock: MockClock, client: Socket, peer: trisock.Socket
 ) -> None:
     await peer.send(b"x")
-    await trio.testing.wait_all_tasks_blocked(0.01)
+    await wait_all_tasks_blocked(0.01)
     peer.abort()
     await trio.sleep(1.5)
     assert client.connected()
@@ -139,7 +140,7 @@ async def test_a_dead_client_with_nothing_unread_is_dropped_immediately(
 
 
 async def test_a_dead_client_is_dropped_once_its_data_is_read(
-    autojump_clock: trio.testing.MockClock, server: Socket, raw: socket.socket, calls: Calls
+    autojump_clock: MockClock, server: Socket, raw: socket.socket, calls: Calls
 ) -> None:
     raw.sendall(b"one\ntwo\n")
     raw.close()
@@ -153,7 +154,7 @@ async def test_a_dead_client_is_dropped_once_its_data_is_read(
 
 
 async def test_each_read_restarts_the_two_seconds(
-    autojump_clock: trio.testing.MockClock, server: Socket, raw: socket.socket, calls: Calls
+    autojump_clock: MockClock, server: Socket, raw: socket.socket, calls: Calls
 ) -> None:
     raw.sendall(b"a\nb\nc\nd\n")
     raw.close()
@@ -166,7 +167,7 @@ async def test_each_read_restarts_the_two_seconds(
 
 
 async def test_a_slow_callback_may_still_read_from_a_dead_client(
-    autojump_clock: trio.testing.MockClock, server: Socket, raw: socket.socket
+    autojump_clock: MockClock, server: Socket, raw: socket.socket
 ) -> None:
     lines: list[bytes] = []
 
@@ -185,7 +186,7 @@ async def test_a_slow_callback_may_still_read_from_a_dead_client(
 
 @pytest.mark.parametrize("abort", [False, True])
 async def test_a_dead_client_under_tls_with_data_unread_is_dropped(
-    autojump_clock: trio.testing.MockClock,
+    autojump_clock: MockClock,
     server: Socket,
     server_tls: ServerTLS,
     client_tls: ClientTLS,
@@ -195,7 +196,7 @@ async def test_a_dead_client_under_tls_with_data_unread_is_dropped(
         server.startTLS(server_tls)
         await peer.starttls(client_tls)
         await peer.send(b"unread")
-        await trio.testing.wait_all_tasks_blocked(0.05)
+        await wait_all_tasks_blocked(0.05)
         if abort:
             peer.abort()
         else:
@@ -206,10 +207,7 @@ async def test_a_dead_client_under_tls_with_data_unread_is_dropped(
 
 @unix_server
 async def test_a_half_closed_client_that_reads_nothing_is_dropped(
-    autojump_clock: trio.testing.MockClock,
-    half_closed_limit: None,
-    server: Socket,
-    raw: socket.socket,
+    autojump_clock: MockClock, half_closed_limit: None, server: Socket, raw: socket.socket
 ) -> None:
     server.write(MORE_THAN_FITS)
     raw.shutdown(socket.SHUT_WR)
@@ -234,7 +232,7 @@ async def write_to_lost_client(
     for _ in range(writes):
         server.write("to all\n")
         if writes > 1:
-            await trio.testing.wait_all_tasks_blocked()  # the next write finds a reset
+            await wait_all_tasks_blocked()  # the next write finds a reset
     if not before:
         server.read("\n")
     got = await calls.next()
@@ -265,7 +263,7 @@ async def test_a_failed_write_of_a_client_loses_no_received_line(
         client.read("\n").read("\n")  # type: ignore[union-attr]
     for _ in range(3):
         client.write("x")
-        await trio.testing.wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
     if not before:
         client.read("\n").read("\n")  # type: ignore[union-attr]
     with trio.fail_after(3):
@@ -284,7 +282,7 @@ async def test_a_failed_write_under_tls_loses_no_received_line(
         await peer.close()
         for _ in range(3):
             server.write("to all\n")
-            await trio.testing.wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()
         server.read("\n")
         with trio.fail_after(3):
             assert await calls.next() == (b"last words\n", -1)
@@ -292,13 +290,13 @@ async def test_a_failed_write_under_tls_loses_no_received_line(
 
 
 async def test_a_failed_write_keeps_unread_data_for_two_seconds(
-    autojump_clock: trio.testing.MockClock, server: Socket, raw: socket.socket, calls: Calls
+    autojump_clock: MockClock, server: Socket, raw: socket.socket, calls: Calls
 ) -> None:
     raw.sendall(b"unread\n")
     raw.close()
     for _ in range(3):
         server.write("to all\n", calls)
-        await trio.testing.wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
     await trio.sleep(1)
     assert server.connected()
     await trio.sleep(1.5)
@@ -307,7 +305,7 @@ async def test_a_failed_write_keeps_unread_data_for_two_seconds(
 
 @unix_server
 async def test_a_failed_write_gives_reads_a_time_limit(
-    autojump_clock: trio.testing.MockClock,
+    autojump_clock: MockClock,
     half_closed_limit: None,
     server: Socket,
     raw: socket.socket,
@@ -328,7 +326,7 @@ async def test_a_failed_write_gives_reads_a_time_limit(
 
 @unix_server
 async def test_a_write_that_times_out_disconnects_immediately(
-    autojump_clock: trio.testing.MockClock, server: Socket, raw: socket.socket
+    autojump_clock: MockClock, server: Socket, raw: socket.socket
 ) -> None:
     raw.sendall(b"unread")
     server.setTimeout(5).write(MORE_THAN_FITS)
@@ -338,9 +336,7 @@ async def test_a_write_that_times_out_disconnects_immediately(
     assert not server.connected()
 
 
-async def test_a_failed_write_is_logged_once(
-    server: Socket, calls: Calls, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_failed_write_is_logged_once(server: Socket, calls: Calls, caplog: Log) -> None:
     caplog.set_level("INFO", "trisock.hammerspoon")
     await write_to_lost_client(server, calls, before=False, writes=3)
     assert len(caplog.records) == 1

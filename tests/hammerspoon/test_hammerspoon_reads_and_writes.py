@@ -8,14 +8,14 @@ import logging
 import socket
 
 import pytest
-import trio
-import trio.testing
+from trio.testing import wait_all_tasks_blocked
 
 import trisock
 from helpers.hammerspoon import (
     LOCALHOST,
     MORE_THAN_FITS,
     Calls,
+    Log,
     clients_of,
     connected,
     errors_in,
@@ -89,9 +89,7 @@ async def test_reads_and_writes_can_be_queued_while_connecting(hs: Sockets, call
             assert await calls.next() == (b"two\n", 2)
 
 
-async def test_read_without_a_callback_is_None_and_logged(
-    hs: Sockets, log: pytest.LogCaptureFixture
-) -> None:
+async def test_read_without_a_callback_is_None_and_logged(hs: Sockets, log: Log) -> None:
     async with connected(hs) as (client, _peer):
         assert client.read("\n") is None
         assert "there is no callback" in log.text
@@ -99,7 +97,7 @@ async def test_read_without_a_callback_is_None_and_logged(
 
 
 async def test_reads_and_writes_of_an_unconnected_object_are_logged(
-    hs: Sockets, log: pytest.LogCaptureFixture, calls: Calls
+    hs: Sockets, log: Log, calls: Calls
 ) -> None:
     client = hs.new(calls)
     assert client.read("\n") is None
@@ -247,7 +245,7 @@ async def test_server_write_fn_is_not_called_without_a_recipient(
     server.write("to nobody", calls)
     async with clients_of(server, 2) as peers:
         server.write(MORE_THAN_FITS, calls)
-        await trio.testing.wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
         for peer in peers:
             peer.abort()
         await until(lambda: not server.connected())
@@ -262,7 +260,7 @@ async def test_data_before_the_end_can_still_be_read(
 ) -> None:
     await peer.send(b"one\ntwo")
     await peer.close()
-    await trio.testing.wait_all_tasks_blocked(0.01)
+    await wait_all_tasks_blocked(0.01)
     assert client.connected()
     client.read("\n", 1)
     client.read(3, 2)
@@ -303,7 +301,7 @@ async def test_a_half_closed_client_receives_the_response(
             server.read("\n")
 
     async def respond_slowly(data: bytes, tag: int) -> None:
-        await trio.testing.wait_all_tasks_blocked(0.01)
+        await wait_all_tasks_blocked(0.01)
         respond(data, tag)
 
     async with clients_of(server) as [peer]:
@@ -319,7 +317,7 @@ async def test_a_client_half_closed_before_the_read_receives_the_response(server
     async with clients_of(server) as [peer]:
         await peer.send(b"one\ntwo\n")
         await peer.send_eof()
-        await trio.testing.wait_all_tasks_blocked(0.01)
+        await wait_all_tasks_blocked(0.01)
         server.read("\n")
         server.read("\n")
         assert await read_all(peer) == b"one\ntwo\n"
@@ -330,18 +328,13 @@ async def test_a_half_closed_client_receives_all_queued_writes(server: Socket) -
     async with clients_of(server) as [peer]:
         server.write(MORE_THAN_FITS).write("the last")
         await peer.send_eof()
-        await trio.testing.wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
         assert await read_all(peer) == MORE_THAN_FITS + b"the last"
 
 
 @pytest.mark.parametrize("clean", [True, False], ids=["close_notify", "cut short"])
 async def test_the_end_of_a_secure_stream_disconnects(
-    client: Socket,
-    peer: trisock.Socket,
-    server_tls: ServerTLS,
-    calls: Calls,
-    log: pytest.LogCaptureFixture,
-    clean: bool,
+    client: Socket, peer: trisock.Socket, server_tls: ServerTLS, calls: Calls, log: Log, clean: bool
 ) -> None:
     client.startTLS(False).read("\n", 1)
     await peer.starttls(server_tls)
@@ -362,11 +355,7 @@ async def test_the_end_of_a_secure_stream_disconnects(
 
 
 async def test_a_reset_disconnects(
-    client: Socket,
-    peer: trisock.Socket,
-    server: Socket,
-    calls: Calls,
-    log: pytest.LogCaptureFixture,
+    client: Socket, peer: trisock.Socket, server: Socket, calls: Calls, log: Log
 ) -> None:
     client.read("\n")
     peer.abort()

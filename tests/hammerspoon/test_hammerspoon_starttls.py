@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import trio
-import trio.testing
+from trio.testing import wait_all_tasks_blocked
 
 import trisock
 from helpers.authority import Authority
-from helpers.hammerspoon import LOCALHOST, Calls, clients_of, unix_client, until
+from helpers.hammerspoon import LOCALHOST, Calls, Log, clients_of, unix_client, until
 from helpers.pairs import closing, read_all
 from trisock import ClientTLS, ServerTLS
 from trisock.hammerspoon import Socket, Sockets
@@ -123,7 +123,7 @@ async def test_startTLS_with_the_wrong_name_sends_no_plain_text(
     peer: trisock.Socket,
     authority: Authority,
     calls: Calls,
-    log: pytest.LogCaptureFixture,
+    log: Log,
     arguments: tuple[Any, ...],
 ) -> None:
     client.write("plain text\n").startTLS(*arguments)
@@ -165,7 +165,7 @@ async def test_startTLS_False_accepts_any_certificate(
 
 @unix_client
 async def test_startTLS_over_a_unix_path_without_a_name_disconnects(
-    client: Socket, peer: trisock.Socket, log: pytest.LogCaptureFixture
+    client: Socket, peer: trisock.Socket, log: Log
 ) -> None:
     client.startTLS().write("secret")
     assert await read_all(peer) == b""
@@ -197,7 +197,7 @@ async def test_startTLS_of_a_server_secures_its_clients(
 
 
 async def test_startTLS_of_a_server_without_certificates_disconnects(
-    server: Socket, log: pytest.LogCaptureFixture
+    server: Socket, log: Log
 ) -> None:
     async with clients_of(server) as [peer]:
         server.startTLS().write("secret")
@@ -206,20 +206,14 @@ async def test_startTLS_of_a_server_without_certificates_disconnects(
 
 
 async def test_startTLS_twice_changes_nothing_and_is_logged(
-    client: Socket,
-    peer: trisock.Socket,
-    server_tls: ServerTLS,
-    calls: Calls,
-    log: pytest.LogCaptureFixture,
+    client: Socket, peer: trisock.Socket, server_tls: ServerTLS, calls: Calls, log: Log
 ) -> None:
     client.startTLS(False).startTLS(False)
     await check_tls(client, peer, server_tls, calls)
     assert "it is using TLS already" in log.text
 
 
-async def test_startTLS_unconnected_returns_self_and_is_logged(
-    hs: Sockets, log: pytest.LogCaptureFixture
-) -> None:
+async def test_startTLS_unconnected_returns_self_and_is_logged(hs: Sockets, log: Log) -> None:
     created = hs.new()
     assert created.startTLS() is created
     assert "cannot start TLS: it is not connected" in log.text
@@ -250,7 +244,7 @@ async def test_plain_text_injected_before_startTLS_reaches_no_callback(
         await peer.send(b"go ahead\ninjected\n")
     else:
         await peer.send(b"injected\n")
-        await trio.testing.wait_all_tasks_blocked()  # it is in the buffer
+        await wait_all_tasks_blocked()  # it is in the buffer
         client.startTLS("example.org").read("\n")
     with pytest.raises(trio.BrokenResourceError):
         await peer.starttls(server_tls)
@@ -310,7 +304,7 @@ async def test_disconnect_drops_a_queued_startTLS(client: Socket, peer: trisock.
 
 
 async def test_startTLS_with_ServerTLS_and_a_peerName_disconnects(
-    client: Socket, peer: trisock.Socket, server_tls: ServerTLS, log: pytest.LogCaptureFixture
+    client: Socket, peer: trisock.Socket, server_tls: ServerTLS, log: Log
 ) -> None:
     client.startTLS(server_tls, "example.org").write("secret")
     assert await read_all(peer) == b""

@@ -17,6 +17,8 @@ import trisock
 from helpers.pairs import RESET, closing
 from trisock.hammerspoon import Socket, Sockets
 
+Log = pytest.LogCaptureFixture
+
 LOCALHOST = "127.0.0.1"
 MORE_THAN_FITS = b"x" * 4_000_000  # into the buffers of a Unix connection
 

@@ -27,8 +27,7 @@ from helpers.hammerspoon import (
     until,
 )
 from helpers.pairs import closing, read_all
-from trisock.hammerspoon import Socket, Sockets
-from trisock.hammerspoon import callbacks as _callbacks
+from trisock.hammerspoon import Socket, Sockets, callbacks
 
 # ---- connect ----
 
@@ -303,7 +302,7 @@ async def test_callbacks_queued_before_a_clear_are_never_called() -> None:
     # A disconnect can come between the end of a read and its callback.
     calls = Calls()
     async with trio.open_nursery() as nursery:
-        queue = _callbacks.CallbackQueue("it", nursery, logging.getLogger("test"))
+        queue = callbacks.CallbackQueue("it", nursery, logging.getLogger("test"))
         old = queue.put
         old(calls, "due")
         queue.clear()

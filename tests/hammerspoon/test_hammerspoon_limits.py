@@ -16,6 +16,7 @@ from helpers.hammerspoon import (
     MORE_THAN_FITS,
     Calls,
     Log,
+    check_disconnects,
     clients_of,
     errors_in,
     full_backlog,
@@ -54,9 +55,7 @@ async def test_setTimeout_disconnects_if_a_write_takes_longer(
     autojump_clock: MockClock, client: Socket, calls: Calls
 ) -> None:
     client.setTimeout(5).write(MORE_THAN_FITS, calls)
-    await trio.sleep(4.9)
-    assert client.connected()
-    await trio.sleep(0.2)
+    await check_disconnects(client, after=4.9, before=5.1)
     assert client.info()["isDisconnected"]
     assert await calls.none()
 

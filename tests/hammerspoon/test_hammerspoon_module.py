@@ -28,8 +28,7 @@ from helpers.hammerspoon import (
 )
 from helpers.pairs import closing, read_all
 from trisock import hammerspoon
-from trisock.hammerspoon import Socket, Sockets
-from trisock.hammerspoon import callbacks as _callbacks
+from trisock.hammerspoon import Socket, Sockets, callbacks
 
 # ---- the page ----
 
@@ -201,7 +200,7 @@ async def test_leaving_open_sockets_ends_everything(
 async def test_no_callback_begins_after_leaving() -> None:
     calls = Calls()
     async with trio.open_nursery() as nursery:
-        queue = _callbacks.CallbackQueue("it", nursery, logging.getLogger("test"))
+        queue = callbacks.CallbackQueue("it", nursery, logging.getLogger("test"))
         queue.put(calls)
         nursery.cancel_scope.cancel()
     assert await calls.none()
@@ -238,19 +237,17 @@ async def test_calls_after_leaving_are_logged(log: Log, path: str, calls: Calls)
     async with hammerspoon.open_sockets() as hs, connected(hs, fn=calls) as (client, _peer):
         server = hs.server(0, calls)
     for each in (client, server, hs.new(calls), hs.server(0, calls)):
-        for call in [
-            lambda: each.connect(LOCALHOST, 1),  # noqa: B023
-            lambda: each.connect(path),  # noqa: B023
-            lambda: each.listen(0),  # noqa: B023
-            lambda: each.listen(path),  # noqa: B023
-            lambda: each.read("\n"),  # noqa: B023
+        for returned, method, *arguments in [
+            (None, each.connect, LOCALHOST, 1),
+            (None, each.connect, path),
+            (None, each.listen, 0),
+            (None, each.listen, path),
+            (None, each.read, "\n"),
+            (each, each.write, "lost", calls),
+            (each, each.startTLS),
         ]:
             log.clear()
-            assert call() is None
-            assert len(errors_in(log)) == 1
-        for again in [lambda: each.write("lost", calls), each.startTLS]:  # noqa: B023
-            log.clear()
-            assert again() is each
+            assert method(*arguments) is returned
             assert len(errors_in(log)) == 1
         assert each.disconnect() is each
         assert each.setCallback().setTimeout(1).connected() is False

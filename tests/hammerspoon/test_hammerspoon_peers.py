@@ -16,6 +16,7 @@ from helpers.hammerspoon import (
     MORE_THAN_FITS,
     Calls,
     Log,
+    check_disconnects,
     clients_of,
     close_by,
     connect_to,
@@ -121,9 +122,7 @@ async def test_a_client_object_with_a_dead_server_disconnects(
     await peer.send(b"x")
     await wait_all_tasks_blocked(0.01)
     peer.abort()
-    await trio.sleep(1.5)
-    assert client.connected()
-    await trio.sleep(1)
+    await check_disconnects(client, after=1.5, before=2.5)
     assert client.info()["isDisconnected"]
 
 
@@ -211,10 +210,7 @@ async def test_a_half_closed_client_that_reads_nothing_is_dropped(
 ) -> None:
     server.write(MORE_THAN_FITS)
     raw.shutdown(socket.SHUT_WR)
-    await trio.sleep(9.5)
-    assert server.connected()
-    await trio.sleep(1)
-    assert not server.connected()
+    await check_disconnects(server, after=9.5, before=10.5)
 
 
 # ---- a write that fails ----
@@ -223,7 +219,7 @@ async def test_a_half_closed_client_that_reads_nothing_is_dropped(
 async def write_to_lost_client(
     server: Socket, calls: Calls, *, before: bool, writes: int
 ) -> tuple[object, ...]:
-    """A client sends a line and closes. Write to it, read, and return what is read."""
+    """Let a client send a line and close. Write to it and read; return the callback's arguments."""
     with raw_client(server) as raw:
         await until(server.connected)
         raw.sendall(b"last words\n")
@@ -290,17 +286,14 @@ async def test_a_failed_write_under_tls_loses_no_received_line(
 
 
 async def test_a_failed_write_keeps_unread_data_for_two_seconds(
-    autojump_clock: MockClock, server: Socket, raw: socket.socket, calls: Calls
+    autojump_clock: MockClock, server: Socket, raw: socket.socket
 ) -> None:
     raw.sendall(b"unread\n")
     raw.close()
     for _ in range(3):
-        server.write("to all\n", calls)
+        server.write("to all\n")
         await wait_all_tasks_blocked()
-    await trio.sleep(1)
-    assert server.connected()
-    await trio.sleep(1.5)
-    assert not server.connected()
+    await check_disconnects(server, after=1, before=2.5)
 
 
 @unix_server
@@ -318,10 +311,7 @@ async def test_a_failed_write_gives_reads_a_time_limit(
     await trio.sleep(5)
     raw.sendall(b"still sending\n")
     assert await calls.next() == (b"still sending\n", -1)
-    await trio.sleep(5)
-    assert server.connected()
-    await trio.sleep(2)
-    assert not server.connected()
+    await check_disconnects(server, after=5, before=7)
 
 
 @unix_server
@@ -330,10 +320,7 @@ async def test_a_write_that_times_out_disconnects_immediately(
 ) -> None:
     raw.sendall(b"unread")
     server.setTimeout(5).write(MORE_THAN_FITS)
-    await trio.sleep(4.9)
-    assert server.connected()
-    await trio.sleep(0.2)
-    assert not server.connected()
+    await check_disconnects(server, after=4.9, before=5.1)
 
 
 async def test_a_failed_write_is_logged_once(server: Socket, calls: Calls, caplog: Log) -> None:
@@ -349,24 +336,20 @@ async def test_a_failed_write_is_logged_once(server: Socket, calls: Calls, caplo
 async def test_the_server_has_the_connection_when_the_connect_callback_runs(
     port_or_path: int | str, others: int, calls: Calls
 ) -> None:
+    def greet() -> None:
+        calls(server.connections())
+        server.write("hello\n")
+
     for _ in range(10):
         async with hammerspoon.open_sockets() as hs:
             server = hs.server(port_or_path)
             with contextlib.ExitStack() as stack:
                 for _ in range(others):  # before it in the backlog
                     stack.enter_context(raw_client(server))
-                connect_and_greet(hs, server, calls)
+                connect_to(server, hs.new(calls), greet).read("\n")
                 with trio.fail_after(5):
                     assert await calls.next() == (others + 1,)
                     assert await calls.next() == (b"hello\n", -1)
-
-
-def connect_and_greet(hs: Sockets, server: Socket, calls: Calls) -> None:
-    def greet() -> None:
-        calls(server.connections())
-        server.write("hello\n")
-
-    connect_to(server, hs.new(calls), greet).read("\n")
 
 
 async def test_the_connect_callback_does_not_wait_for_a_foreign_server(

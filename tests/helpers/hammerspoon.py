@@ -78,6 +78,14 @@ async def until(condition: Callable[[], object]) -> None:
         await trio.sleep(0.001)
 
 
+async def check_disconnects(sock: Socket, *, after: float, before: float) -> None:
+    """Check that a connection ends between these times, in seconds from now."""
+    await trio.sleep(after)
+    assert sock.connected()
+    await trio.sleep(before - after)
+    assert not sock.connected()
+
+
 def raw_client(server: Socket) -> socket.socket:
     """Return a blocking socket that is connected to a server."""
     info = server.info()

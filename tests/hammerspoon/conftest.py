@@ -8,11 +8,10 @@ import socket
 from collections.abc import AsyncIterator
 
 import pytest
-import trio
-import trio.testing
+from trio.testing import MockClock
 
 import trisock
-from helpers.hammerspoon_kit import Calls, connected, raw_client, until
+from helpers.hammerspoon import Calls, Log, connected, raw_client, until
 from trisock import hammerspoon
 from trisock.hammerspoon import Socket, Sockets
 
@@ -29,7 +28,7 @@ def calls() -> Calls:
 
 
 @pytest.fixture
-def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+def log(caplog: Log) -> Log:
     caplog.set_level(logging.DEBUG, "trisock.hammerspoon")
     return caplog
 
@@ -53,21 +52,25 @@ async def server(hs: Sockets, port_or_path: int | str, calls: Calls) -> Socket:
 
 @pytest.fixture
 async def raw(server: Socket) -> AsyncIterator[socket.socket]:
-    """A client of ``server``: a blocking socket."""
+    """A blocking socket, connected to ``server``."""
     with raw_client(server) as raw:
         await until(server.connected)
         yield raw
 
 
 @pytest.fixture
-async def pair(hs: Sockets, calls: Calls) -> AsyncIterator[tuple[Socket, trisock.Socket]]:
-    async with connected(hs, fn=calls) as pair:
+async def pair(
+    hs: Sockets, path: str, calls: Calls, request: pytest.FixtureRequest
+) -> AsyncIterator[tuple[Socket, trisock.Socket]]:
+    """``client`` and ``peer``, over TCP unless parametrized as ``"Unix"``."""
+    is_unix = getattr(request, "param", "TCP") == "Unix"
+    async with connected(hs, path if is_unix else "", calls) as pair:
         yield pair
 
 
 @pytest.fixture
 def client(pair: tuple[Socket, trisock.Socket]) -> Socket:
-    """An object that is connected to ``peer`` over TCP, with ``calls`` as its callback."""
+    """An object that is connected to ``peer``, with ``calls`` as its callback."""
     return pair[0]
 
 
@@ -77,6 +80,6 @@ def peer(pair: tuple[Socket, trisock.Socket]) -> trisock.Socket:
 
 
 @pytest.fixture
-def autojump_clock() -> trio.testing.MockClock:
-    """A clock that jumps when all tasks wait; the threshold leaves loopback some time."""
-    return trio.testing.MockClock(autojump_threshold=0.05)
+def autojump_clock() -> MockClock:
+    """A clock that jumps when all tasks wait. The threshold leaves time for loopback."""
+    return MockClock(autojump_threshold=0.05)

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 
 import pytest
 import trio
-import trio.testing
+from trio.testing import wait_all_tasks_blocked
 
 import trisock
-from helpers.hammerspoon_kit import LOCALHOST, Calls, complaints, connected, until
+from helpers.hammerspoon import LOCALHOST, Calls, Log, connect_to, connected, errors_in, until
 from helpers.pairs import closing
 from trisock import hammerspoon
 from trisock.hammerspoon import Sockets
@@ -22,31 +23,21 @@ if sys.version_info < (3, 11):
 
 
 async def test_callbacks_may_be_async(hs: Sockets, calls: Calls) -> None:
-    async def connecting() -> None:
+    async def callback(*arguments: object) -> None:
         await trio.lowlevel.checkpoint()
-        calls("connected")
+        calls(*arguments)
 
-    async def reading(data: bytes, tag: int) -> None:
-        await trio.lowlevel.checkpoint()
-        calls(data, tag)
-
-    async def writing(tag: int) -> None:
-        await trio.lowlevel.checkpoint()
-        calls(tag)
-
+    client = hs.new(callback)
     async with await trisock.listen(0, host=LOCALHOST) as listener:
-        client = hs.new(reading).connect(LOCALHOST, listener.port, connecting)
-        assert client is not None
-        client.write("x\n", 1, writing).read("\n", 2)
+        client.connect(LOCALHOST, listener.port, callback)
+        client.write("x\n", 1, callback).read("\n", 2)
         peer = await listener.accept()
         async with closing(peer):
             await peer.send(await peer.recv())
-            assert await calls.next() == ("connected",)
-            assert await calls.next() == (1,)
-            assert await calls.next() == (b"x\n", 2)
+            assert await calls.take(3) == [(), (1,), (b"x\n", 2)]
 
 
-async def test_an_objects_callbacks_come_in_order_one_at_a_time(hs: Sockets, calls: Calls) -> None:
+async def test_an_objects_callbacks_run_one_at_a_time_in_order(hs: Sockets, calls: Calls) -> None:
     go_on = trio.Event()
 
     async def connecting() -> None:
@@ -54,9 +45,9 @@ async def test_an_objects_callbacks_come_in_order_one_at_a_time(hs: Sockets, cal
         await go_on.wait()
         calls("still connecting")
 
+    client = hs.new(calls)
     async with await trisock.listen(0, host=LOCALHOST) as listener:
-        client = hs.new(calls).connect(LOCALHOST, listener.port, connecting)
-        assert client is not None
+        client.connect(LOCALHOST, listener.port, connecting)
         client.write("x\n", 1, calls)
         client.read("\n", 2)
         client.read("\n", 3)
@@ -72,49 +63,44 @@ async def test_an_objects_callbacks_come_in_order_one_at_a_time(hs: Sockets, cal
                 assert await calls.next() == (b"other\n", -1)
             go_on.set()
             assert await calls.next() == ("still connecting",)
-            assert await calls.next() == (1,)
-            assert await calls.next() == (b"a\n", 2)
-            assert await calls.next() == (b"b\n", 3)
+            assert await calls.take(3) == [(1,), (b"a\n", 2), (b"b\n", 3)]
 
 
+def fail(*_: object) -> None:
+    raise ZeroDivisionError("plain")
+
+
+async def fail_later(*_: object) -> None:
+    await trio.lowlevel.checkpoint()
+    raise ZeroDivisionError("async")
+
+
+async def fail_in_a_group(*_: object) -> None:
+    raise ExceptionGroup("group", [ZeroDivisionError("in a group")])
+
+
+@pytest.mark.parametrize(
+    ("callback", "words"), [(fail, "plain"), (fail_later, "async"), (fail_in_a_group, "in a group")]
+)
 async def test_a_callback_that_raises_is_logged_and_harms_nothing(
-    hs: Sockets, calls: Calls, log: pytest.LogCaptureFixture
+    hs: Sockets, calls: Calls, log: Log, callback: Callable[..., object], words: str
 ) -> None:
-    def failing(*arguments: object) -> None:
-        raise ZeroDivisionError("plain")
-
-    async def failing_later(*arguments: object) -> None:
-        await trio.lowlevel.checkpoint()
-        raise ZeroDivisionError("async")
-
-    async def failing_in_a_group(*arguments: object) -> None:
-        raise ExceptionGroup("group", [ZeroDivisionError("in a group")])
-
+    client = hs.new(callback)
     async with await trisock.listen(0, host=LOCALHOST) as listener:
-        for callback, words in [
-            (failing, "plain"),
-            (failing_later, "async"),
-            (failing_in_a_group, "in a group"),
-        ]:
-            log.clear()
-            client = hs.new(callback).connect(LOCALHOST, listener.port, callback)
-            assert client is not None
-            client.write("x\n", callback).read("\n")
-            peer = await listener.accept()
-            async with closing(peer):
-                await peer.send(await peer.recv())
-                await until(lambda: len(complaints(log)) == 3)
-                assert complaints(log) == [f"a callback of {client!r} failed"] * 3
-                assert f"ZeroDivisionError: {words}" in log.text
-                client.setCallback(calls).read("\n")
-                await peer.send(b"goes on\n")
-                assert await calls.next() == (b"goes on\n", -1)
-                client.disconnect()
+        client.connect(LOCALHOST, listener.port, callback)
+        client.write("x\n", callback).read("\n")
+        peer = await listener.accept()
+        async with closing(peer):
+            await peer.send(await peer.recv())
+            await until(lambda: len(errors_in(log)) == 3)
+            assert errors_in(log) == [f"a callback of {client!r} failed"] * 3
+            assert f"ZeroDivisionError: {words}" in log.text
+            client.setCallback(calls).read("\n")
+            await peer.send(b"goes on\n")
+            assert await calls.next() == (b"goes on\n", -1)
 
 
-async def test_what_a_callbacks_nursery_raises_is_logged_and_cancelled_passes(
-    log: pytest.LogCaptureFixture,
-) -> None:
+async def test_an_error_of_a_cancelled_callback_is_logged(log: Log) -> None:
     begun = trio.Event()
 
     async def fail_when_cancelled() -> None:
@@ -133,43 +119,41 @@ async def test_what_a_callbacks_nursery_raises_is_logged_and_cancelled_passes(
         async with connected(hs) as (client, peer):
             client.disconnect().connect(*peer.getlocal(), callback)
             await begun.wait()
-    [complaint] = complaints(log)
-    assert re.fullmatch(r"a callback of hs\.socket: .* failed", complaint)
+    [error] = errors_in(log)
+    assert re.fullmatch(r"a callback of hs\.socket: .* failed", error)
     assert "ZeroDivisionError: while it was cancelled" in log.text
 
 
 @pytest.mark.parametrize(
     "error", [KeyboardInterrupt(), BaseExceptionGroup("group", [KeyboardInterrupt()])]
 )
-async def test_a_callback_that_raises_what_is_no_Exception_ends_all(error: BaseException) -> None:
+async def test_a_callback_that_raises_a_BaseException_ends_all(error: BaseException) -> None:
     def callback() -> None:
         raise error
 
     with pytest.raises(BaseException) as caught:  # noqa: PT011
         async with hammerspoon.open_sockets() as hs:
-            hs.new().connect(LOCALHOST, hs.server(0).info()["localPort"], callback)
+            connect_to(hs.server(0), hs.new(), callback)
             await trio.sleep_forever()
     assert isinstance(caught.value, BaseExceptionGroup)
-    assert caught.value.split(KeyboardInterrupt)[1] is None  # there is nothing else
+    assert caught.value.split(KeyboardInterrupt)[1] is None  # nothing else
 
 
 class Group(BaseExceptionGroup[Exception]):
-    """A group that is no Exception, with nothing but those."""
+    """A BaseExceptionGroup that holds only Exceptions."""
 
 
-async def test_a_callbacks_exception_group_is_logged_whatever_its_class(
-    hs: Sockets, log: pytest.LogCaptureFixture
-) -> None:
+async def test_a_callbacks_exception_group_of_any_class_is_logged(hs: Sockets, log: Log) -> None:
     def callback() -> None:
         raise Group("group", [ZeroDivisionError("in a group")])
 
     async with connected(hs) as (client, peer):
         client.disconnect().connect(*peer.getlocal(), callback)
-        await until(lambda: complaints(log))
+        await until(lambda: errors_in(log))
         assert "ZeroDivisionError: in a group" in log.text
 
 
-async def test_an_async_callback_that_reconnects_its_own_object(hs: Sockets, calls: Calls) -> None:
+async def test_an_async_callback_can_reconnect_its_own_object(hs: Sockets, calls: Calls) -> None:
     async def callback(data: bytes, tag: int) -> None:
         calls(data, tag)
         if data == b"again\n":
@@ -177,7 +161,7 @@ async def test_an_async_callback_that_reconnects_its_own_object(hs: Sockets, cal
             await trio.lowlevel.checkpoint()
             assert client.connect(LOCALHOST, listener.port, reconnected) is client
             client.write("me again\n").read("\n", 2)
-            await trio.testing.wait_all_tasks_blocked(0.01)
+            await wait_all_tasks_blocked(0.01)
             calls("still in the first callback")
 
     def reconnected() -> None:
@@ -196,8 +180,10 @@ async def test_an_async_callback_that_reconnects_its_own_object(hs: Sockets, cal
                 assert await peer.recv() == b""
                 assert await again.recv_until(b"\n") == b"me again\n"
                 await again.send(b"welcome\n")
-                assert await calls.next() == (b"again\n", 1)
-                assert await calls.next() == ("still in the first callback",)
-                assert await calls.next() == ("connected",)
-                assert await calls.next() == (b"welcome\n", 2)
+                assert await calls.take(4) == [
+                    (b"again\n", 1),
+                    ("still in the first callback",),
+                    ("connected",),
+                    (b"welcome\n", 2),
+                ]
                 assert await calls.none()

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import trio
-import trio.testing
+from trio.testing import wait_all_tasks_blocked
 
 import trisock
-from helpers.hammerspoon_kit import LOCALHOST, Calls, connected, until
+from helpers.hammerspoon import LOCALHOST, Calls, Log, connect_to, connected, errors_in, until
 from helpers.pairs import read_all
 from trisock.hammerspoon import Socket, Sockets
 
@@ -25,17 +25,14 @@ if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup, ExceptionGroup
 
 
-async def test_a_key_given_as_a_path_is_not_logged(
-    hs: Sockets, log: pytest.LogCaptureFixture
-) -> None:
+async def test_a_key_given_as_a_path_is_not_logged(hs: Sockets, log: Log) -> None:
     log.set_level(logging.DEBUG, "trisock")
     client, other = hs.new(), hs.new()
     assert client.connect("-----BEGIN PRIVATE KEY-----\n" + "MIIE" * 400) is client
     assert "MIIEMIIE" not in repr(client)
     assert other.connect("MIIE" * 16, 80) is other
-    while client.connections() or other.connections():
-        await trio.lowlevel.checkpoint()
-    await trio.testing.wait_all_tasks_blocked()
+    await until(lambda: not client.connections() and not other.connections())
+    await wait_all_tasks_blocked()
     assert "MIIEMIIE" not in log.text
     assert "no path" in log.text
 
@@ -54,13 +51,13 @@ class Hostile(Exception):
 
 
 class HostileValueError(ValueError):
-    """An error that is logged as one line, but has no text."""
+    """An error that is logged as one line, but whose text fails."""
 
     __str__ = __repr__ = Hostile.fail
 
 
 class HostileGroup(ExceptionGroup[Exception]):
-    """A group that lies about itself."""
+    """A group whose methods all fail."""
 
     @property
     def exceptions(self) -> Any:
@@ -69,7 +66,7 @@ class HostileGroup(ExceptionGroup[Exception]):
     split = subgroup = derive = Hostile.fail
 
 
-class Falsy:
+class NoTruthValue:
     """A callable object whose truth, length and repr all fail."""
 
     def __init__(self) -> None:
@@ -84,8 +81,8 @@ class Falsy:
     __len__ = __repr__ = __eq__ = __hash__ = __bool__  # type: ignore[assignment]
 
 
-class LyingResult:
-    """A return value without attributes."""
+class HostileResult:
+    """A return value whose attributes all fail."""
 
     def __getattribute__(self, name: str) -> Any:
         raise ZeroDivisionError("a hostile attribute")
@@ -98,7 +95,7 @@ class BadAwaitable:
 
 class ForeignAwaitable:
     def __await__(self) -> Any:
-        yield "not a message of Trio's"
+        yield "not a message for Trio"
 
 
 def raising(error: BaseException) -> Callable[..., object]:
@@ -141,35 +138,34 @@ CALLBACKS: list[Callable[..., object]] = [
     raising(ExceptionGroup("group", [Hostile(), ValueError()])),
     raising(HostileGroup("group", [ValueError()])),
     raising(BaseExceptionGroup("group", [ValueError()])),
-    lambda *_: LyingResult(),
+    lambda *_: HostileResult(),
     lambda *_: BadAwaitable(),
     lambda *_: ForeignAwaitable(),
     leaves_a_scope_open,
     leaves_a_cancelled_scope_open,
     raises_another_tasks_cancelled,
-    lambda: None,  # takes no arguments where some are given
+    lambda: None,  # does not accept the arguments
 ]
 
 
-@pytest.mark.parametrize("number", range(len(CALLBACKS)))
-async def test_a_hostile_callback_is_logged_and_ends_nothing(
-    hs: Sockets, log: pytest.LogCaptureFixture, calls: Calls, number: int
+@pytest.mark.parametrize("callback", CALLBACKS)
+async def test_a_hostile_callback_is_logged_and_harms_nothing(
+    hs: Sockets, log: Log, calls: Calls, callback: Callable[..., object]
 ) -> None:
-    async with connected(hs, fn=CALLBACKS[number]) as (client, peer):
-        client.write("x", CALLBACKS[number]).read("\n")
+    async with connected(hs, fn=callback) as (client, peer):
+        client.write("x", callback).read("\n")
         await peer.send(b"line\n")
-        await until(lambda: sum(each.levelno == logging.ERROR for each in log.records) >= 2)
-        await trio.sleep(0.05)  # a scope that is still open would cancel it
+        await until(lambda: len(errors_in(log)) >= 2)
+        await trio.sleep(0.05)  # to the deadline of a scope that was left open
         client.setCallback(calls).read("\n")
         await peer.send(b"goes on\n")
         assert await calls.next() == (b"goes on\n", -1)
 
 
 async def test_a_callable_object_without_a_truth_value_is_a_callback(hs: Sockets) -> None:
-    fn = Falsy()
+    fn = NoTruthValue()
     server = hs.server(0)
-    client = hs.new(fn).connect(LOCALHOST, server.info()["localPort"], fn)
-    assert client is not None
+    client = connect_to(server, hs.new(fn), fn)
     client.write("x\n", 1, fn).write("y\n", fn)
     await until(lambda: fn.calls == 3)
     client.setCallback(fn).read("\n")
@@ -178,8 +174,8 @@ async def test_a_callable_object_without_a_truth_value_is_a_callback(hs: Sockets
 
 
 @pytest.mark.parametrize("error", [HostileValueError, KeyError])
-async def test_a_hostile_error_of_a_tls_context_is_logged_and_disconnects(
-    client: Socket, peer: trisock.Socket, log: pytest.LogCaptureFixture, error: type[Exception]
+async def test_a_hostile_error_of_a_tls_context_disconnects(
+    client: Socket, peer: trisock.Socket, log: Log, error: type[Exception]
 ) -> None:
     class Failing(ssl.SSLContext):
         def wrap_bio(self, *_: object, **__: object) -> Any:
@@ -192,12 +188,8 @@ async def test_a_hostile_error_of_a_tls_context_is_logged_and_disconnects(
 
 
 @pytest.mark.parametrize("level", [logging.DEBUG, logging.ERROR])
-async def test_logging_that_fails_ends_nothing(
-    hs: Sockets,
-    log: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-    calls: Calls,
-    level: int,
+async def test_a_failing_log_filter_harms_nothing(
+    hs: Sockets, log: Log, monkeypatch: pytest.MonkeyPatch, calls: Calls, level: int
 ) -> None:
     class Failing(logging.Filter):
         def filter(self, record: logging.LogRecord) -> bool:
@@ -209,7 +201,7 @@ async def test_logging_that_fails_ends_nothing(
     async with connected(hs, fn=raising(ValueError())) as (client, peer):
         client.write("x", raising(ValueError())).read("\n")
         await peer.send(b"one\ntwo\n")
-        await trio.testing.wait_all_tasks_blocked(0.02)
+        await wait_all_tasks_blocked(0.02)
         client.setCallback(calls).read("\n")
         assert await calls.next() == (b"two\n", -1)
         hs.new().write("nobody")
@@ -229,7 +221,7 @@ async def test_many_callbacks_let_other_tasks_run(client: Socket, peer: trisock.
     for _ in range(500):
         client.read("\n")
     await peer.send(b"\n" * 500)
-    await trio.testing.wait_all_tasks_blocked(0.02)
+    await wait_all_tasks_blocked(0.02)
     hold.set()
     while ran < 500:
         seen = ran
@@ -264,9 +256,10 @@ WRONG: list[tuple[type[Exception], str, Callable[[Sockets], object]]] = [
 ]
 
 
-@pytest.mark.parametrize("number", range(len(WRONG)))
-async def test_wrong_arguments_raise_at_once_and_are_not_quoted(hs: Sockets, number: int) -> None:
-    error, words, call = WRONG[number]
+@pytest.mark.parametrize(("error", "words", "call"), WRONG)
+async def test_wrong_arguments_raise_and_are_not_quoted(
+    hs: Sockets, error: type[Exception], words: str, call: Callable[[Sockets], object]
+) -> None:
     with pytest.raises(error, match=words) as caught:
         call(hs)
     assert "hunter2" not in str(caught.value) + repr(caught.value)
@@ -305,8 +298,8 @@ async def test_a_read_with_a_wrong_argument_raises_and_harms_nothing(
         *(("",), ("x\0y",), ("x" * 1000,)),
     ],
 )
-async def test_a_connect_to_an_impossible_address_is_logged_later(
-    hs: Sockets, log: pytest.LogCaptureFixture, arguments: tuple[Any, ...]
+async def test_a_connect_to_an_impossible_address_is_logged(
+    hs: Sockets, log: Log, arguments: tuple[Any, ...]
 ) -> None:
     client = hs.new()
     assert client.connect(*arguments) is client
@@ -320,7 +313,7 @@ async def test_a_connect_to_an_impossible_address_is_logged_later(
 
 @pytest.mark.parametrize("where", [-1, 65536, 10**30, "", "x\0y", "~a\0b", "x" * 1000, "/no/where"])
 async def test_listen_on_an_impossible_address_is_None_and_logged(  # noqa: N802
-    hs: Sockets, log: pytest.LogCaptureFixture, where: int | str
+    hs: Sockets, log: Log, where: int | str
 ) -> None:
     created = hs.new()
     assert created.listen(where) is None
@@ -330,7 +323,7 @@ async def test_listen_on_an_impossible_address_is_None_and_logged(  # noqa: N802
 
 
 @pytest.mark.parametrize("timeout", [math.inf, -math.inf, 1e308, -1, -(10**30), 10**30])
-async def test_infinite_huge_and_negative_timeouts_are_none(
+async def test_infinite_huge_and_negative_timeouts_mean_no_limit(
     client: Socket, peer: trisock.Socket, calls: Calls, timeout: float
 ) -> None:
     client.setTimeout(timeout).write("x", calls).read(1)
@@ -350,24 +343,25 @@ async def test_a_read_of_a_huge_size_waits_and_harms_nothing(
     assert client.connected()
 
 
-async def test_a_peers_name_is_escaped_in_the_log_and_in_repr(
-    hs: Sockets, log: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_a_peers_name_is_escaped_in_log_and_repr(
+    hs: Sockets, log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path = str(tmp_path / "a\nb\x1b[2K\u2028")
     server = hs.server(path, raising(ValueError()))
-    for name in (b"\0\n2025-01-01 INFO forged\x1b[2K", b"\0\xff\xfe", "c\u0085d"):
+    names = (b"\0\n2025-01-01 INFO forged\x1b[2K", b"\0\xff\xfe", "c\u0085d")
+    for number, name in enumerate(names, 1):
         with socket.socket(socket.AF_UNIX) as peer:
             peer.bind(name)
             peer.connect(path)
             await until(server.connected)
             server.read("\n").startTLS(False).startTLS(False)  # type: ignore[union-attr]
             peer.sendall(b"x\n")
-            await until(lambda: any("a callback" in each for each in log.messages))
+            await until(lambda: len(errors_in(log)) == number)  # noqa: B023
         await until(lambda: not server.connected())
     client = hs.new()
     client.connect(path)
-    server.listen("again")  # fails
+    server.listen("again")  # fails, and is logged
     hs.new().connect("no\nwhere")
     await until(lambda: any("No such file" in each for each in log.messages))
     for each in (repr(server), repr(client), *log.messages):

@@ -1,4 +1,4 @@
-"""info: each key of hs.socket's page, at each stage of an object's life."""
+"""info: each key of hs.socket's page, in each state of an object."""
 
 from __future__ import annotations
 
@@ -6,40 +6,28 @@ import socket
 
 import pytest
 
-from helpers.hammerspoon_kit import LOCALHOST, NOTHING, clients_of, connected, nobody_accepts, until
+import trisock
+from helpers.hammerspoon import (
+    LOCALHOST,
+    UNCONNECTED,
+    clients_of,
+    connect_to,
+    connected,
+    full_backlog,
+    unix_client,
+    until,
+)
 from trisock import ServerTLS
 from trisock.hammerspoon import Info, Socket, Sockets
 
-KEYS: dict[str, tuple[type, ...]] = {
-    "connectedAddress": (bytes,),
-    "connectedHost": (str,),
-    "connectedPort": (int,),
-    "connectedURL": (str,),
-    "connections": (int,),
-    "isConnected": (bool,),
-    "isDisconnected": (bool,),
-    "isIPv4": (bool,),
-    "isIPv4Enabled": (bool,),
-    "isIPv4PreferredOverIPv6": (bool,),
-    "isIPv6": (bool,),
-    "isIPv6Enabled": (bool,),
-    "isSecure": (bool,),
-    "localAddress": (bytes,),
-    "localHost": (str,),
-    "localPort": (int,),
-    "timeout": (int, float),
-    "unixSocketPath": (str,),
-    "userData": (str,),
-}
-
 
 def info_of(sock: Socket) -> Info:
-    """Return its info(), which has all keys, each of its type, and no others."""
+    """Return info(), after a check of its keys and the types of its values."""
     info = sock.info()
-    assert list(info) == list(KEYS)
+    assert list(info) == list(UNCONNECTED)
     assert len(info) == 19
-    for key, types in KEYS.items():
-        value = info[key]  # type: ignore[literal-required]
+    for key, value in info.items():
+        types = (int, float) if key == "timeout" else (type(UNCONNECTED[key]),)
         assert type(value) in types, key
     return info
 
@@ -51,17 +39,16 @@ def address(info: Info, key: str) -> tuple[object, ...]:
 
 
 async def test_info_of_an_object_that_was_never_connected(hs: Sockets) -> None:
-    assert info_of(hs.new()) == NOTHING
+    assert info_of(hs.new()) == UNCONNECTED
 
 
 async def test_info_while_it_is_connecting(hs: Sockets, path: str) -> None:
-    tcp = hs.new().connect(LOCALHOST, hs.server(0).info()["localPort"])
-    assert tcp is not None
-    assert info_of(tcp) == {**NOTHING, "isDisconnected": False}
-    async with nobody_accepts(path):
+    tcp = connect_to(hs.server(0), hs.new())
+    assert info_of(tcp) == {**UNCONNECTED, "isDisconnected": False}
+    async with full_backlog(path):
         unix = hs.new().connect(path)
         assert unix is not None
-        assert info_of(unix) == {**NOTHING, "isDisconnected": False, "unixSocketPath": path}
+        assert info_of(unix) == {**UNCONNECTED, "isDisconnected": False, "unixSocketPath": path}
 
 
 @pytest.mark.parametrize(
@@ -74,7 +61,7 @@ async def test_info_of_a_connection(hs: Sockets, host: str, family: int) -> None
         assert address(info, "connectedAddress") == (*there, family)
         assert address(info, "localAddress") == (*here, family)
         assert info == {
-            **NOTHING,
+            **UNCONNECTED,
             "connectedAddress": info["connectedAddress"],
             "connectedHost": host,
             "connectedPort": there.port,
@@ -90,26 +77,27 @@ async def test_info_of_a_connection(hs: Sockets, host: str, family: int) -> None
         }
 
 
-async def test_info_of_a_unix_connection(hs: Sockets, path: str) -> None:
-    async with connected(hs, path) as (client, _peer):
-        assert info_of(client) == {
-            **NOTHING,
-            "connectedURL": path,
-            "connections": 1,
-            "isConnected": True,
-            "isDisconnected": False,
-            "unixSocketPath": path,
-            "userData": "DEFAULT",
-        }
+@unix_client
+async def test_info_of_a_unix_connection(client: Socket, path: str) -> None:
+    assert info_of(client) == {
+        **UNCONNECTED,
+        "connectedURL": path,
+        "connections": 1,
+        "isConnected": True,
+        "isDisconnected": False,
+        "unixSocketPath": path,
+        "userData": "DEFAULT",
+    }
 
 
-async def test_info_of_a_secure_connection(hs: Sockets, server_tls: ServerTLS) -> None:
-    async with connected(hs) as (client, peer):
-        client.startTLS(False)
-        assert info_of(client)["isSecure"] is False
-        await peer.starttls(server_tls)
-        await until(lambda: client.info()["isSecure"])
-        assert info_of(client)["isConnected"] is True
+async def test_info_of_a_secure_connection(
+    client: Socket, peer: trisock.Socket, server_tls: ServerTLS
+) -> None:
+    client.startTLS(False)
+    assert info_of(client)["isSecure"] is False
+    await peer.starttls(server_tls)
+    await until(lambda: client.info()["isSecure"])
+    assert info_of(client)["isConnected"] is True
 
 
 async def test_info_of_a_server_on_both_families(hs: Sockets) -> None:
@@ -118,7 +106,7 @@ async def test_info_of_a_server_on_both_families(hs: Sockets) -> None:
     assert address(info, "localAddress") == ("0.0.0.0", info["localPort"], socket.AF_INET)
     assert info["localPort"] > 0
     listening = {
-        **NOTHING,
+        **UNCONNECTED,
         "isDisconnected": False,
         "isIPv4": True,
         "isIPv6": True,
@@ -134,7 +122,7 @@ async def test_info_of_a_server_on_both_families(hs: Sockets) -> None:
 
 async def test_info_of_a_unix_server(hs: Sockets, path: str) -> None:
     listening = {
-        **NOTHING,
+        **UNCONNECTED,
         "isDisconnected": False,
         "unixSocketPath": path,
         "userData": "SERVER",
@@ -148,27 +136,24 @@ async def test_info_of_a_unix_server(hs: Sockets, path: str) -> None:
 async def test_info_after_disconnect(hs: Sockets, path: str) -> None:
     for port_or_path in (0, path):
         server = hs.server(port_or_path)
-        assert info_of(server.disconnect()) == NOTHING
+        assert info_of(server.disconnect()) == UNCONNECTED
     async with connected(hs) as (client, _peer):
-        assert info_of(client.disconnect()) == NOTHING
+        assert info_of(client.disconnect()) == UNCONNECTED
     async with connected(hs) as (client, peer):
         await peer.close()
         await until(lambda: not client.connected())
-        assert info_of(client) == NOTHING
+        assert info_of(client) == UNCONNECTED
 
 
-async def test_repr_says_what_it_is_and_where(hs: Sockets, path: str) -> None:
-    def tail(created: Socket) -> str:
-        return f" ({id(created):#x})"
-
+async def test_repr_shows_the_kind_and_the_address(hs: Sockets, path: str) -> None:
     server = hs.server(0)
     port = server.info()["localPort"]
-    assert repr(server) == f"hs.socket(server): 0.0.0.0:{port}" + tail(server)
+    assert repr(server) == f"hs.socket(server): 0.0.0.0:{port} ({id(server):#x})"
     unix = hs.server(path)
-    assert repr(unix) == f"hs.socket(server): {path}" + tail(unix)
+    assert repr(unix) == f"hs.socket(server): {path} ({id(unix):#x})"
     async with connected(hs) as (client, peer):
-        assert repr(client) == f"hs.socket: {peer.getlocal()}" + tail(client)
+        assert repr(client) == f"hs.socket: {peer.getlocal()} ({id(client):#x})"
         client.disconnect()
-        assert repr(client) == "hs.socket: :0" + tail(client)
+        assert repr(client) == f"hs.socket: :0 ({id(client):#x})"
     client.connect(path)
-    assert repr(client) == f"hs.socket: {path}" + tail(client)
+    assert repr(client) == f"hs.socket: {path} ({id(client):#x})"

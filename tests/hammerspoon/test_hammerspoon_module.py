@@ -1,4 +1,4 @@
-"""hs.socket's module: its page, timeout, new, server, open_sockets, setLogLevel."""
+"""hs.socket's module: the names of its page, timeout, new, server, open_sockets, setLogLevel."""
 
 # ruff: noqa: N802 (tests are named after hs.socket's names)
 
@@ -11,29 +11,29 @@ import pathlib
 
 import pytest
 import trio
-import trio.testing
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 import trisock
-from helpers.hammerspoon_kit import (
+from helpers.hammerspoon import (
     LOCALHOST,
     MORE_THAN_FITS,
-    NOTHING,
+    UNCONNECTED,
     Calls,
+    Log,
     clients_of,
-    complaints,
     connected,
-    nobody_accepts,
+    errors_in,
+    full_backlog,
     until,
 )
 from helpers.pairs import closing, read_all
 from trisock import hammerspoon
-from trisock.hammerspoon import Socket, Sockets
-from trisock.hammerspoon import callbacks as _callbacks
+from trisock.hammerspoon import Socket, Sockets, callbacks
 
 # ---- the page ----
 
 
-def test_all_names_of_the_page_are_there() -> None:
+def test_every_name_of_the_page_exists() -> None:
     for name in [
         "connect", "connected", "connections", "disconnect", "info", "listen", "read", "receive",
         "send", "setCallback", "setTimeout", "startTLS", "write",
@@ -63,19 +63,18 @@ async def test_the_pages_http_client(hs: Sockets) -> None:
             printed(tag, "TAG_HTTP_HEADER")
             printed(data)
             contentLength = data.partition(b"\r\nContent-Length: ")[2].partition(b"\r\n")[0]  # noqa: N806
-            client.read(int(contentLength), TAG_HTTP_CONTENT)
+            client.read(int(contentLength), TAG_HTTP_CONTENT)  # type: ignore[union-attr]
         elif tag == TAG_HTTP_CONTENT:
             printed(tag, "TAG_HTTP_CONTENT")
             printed(data)
 
     async with trio.open_nursery() as nursery:
         server = await trisock.bind(nursery, 0, handler)
-        found = hs.new(httpCallback).connect("localhost", server.port)
-        assert found is not None
-        client = found
+        client = hs.new(httpCallback).connect("localhost", server.port)
+        assert client is not None
         client.write("GET /index.html HTTP/1.0\r\nHost: google.com\r\n\r\n")
         client.read("\r\n\r\n", TAG_HTTP_HEADER)
-        assert [await printed.next() for _ in range(4)] == [
+        assert await printed.take(4) == [
             (1, "TAG_HTTP_HEADER"),
             (b"HTTP/1.0 301 Moved Permanently\r\nContent-Length: 5\r\n\r\n",),
             (2, "TAG_HTTP_CONTENT"),
@@ -99,9 +98,7 @@ async def test_timeout_is_for_new_objects_only(hs: Sockets) -> None:
     assert hs.new().setTimeout(7).info()["timeout"] == 7
 
 
-async def test_timeout_holds_for_what_new_objects_do(
-    autojump_clock: trio.testing.MockClock, hs: Sockets
-) -> None:
+async def test_timeout_limits_what_new_objects_do(autojump_clock: MockClock, hs: Sockets) -> None:
     hs.timeout = 5
     async with connected(hs, fn=print) as (client, peer):
         hs.timeout = -1
@@ -125,7 +122,7 @@ async def test_new_takes_the_read_callback(
     assert await calls.next() == (b"line\n", -1)
 
 
-async def test_server_listens_on_a_port_or_path_with_a_read_callback(
+async def test_server_takes_a_port_or_path_and_a_callback(
     hs: Sockets, port_or_path: int | str, calls: Calls
 ) -> None:
     if port_or_path == 0:
@@ -146,29 +143,26 @@ async def test_server_on_port_0_takes_any_free_port(hs: Sockets) -> None:
 
 
 async def test_server_that_cannot_listen_still_returns_an_object(
-    hs: Sockets, log: pytest.LogCaptureFixture, path: str
+    hs: Sockets, log: Log, port_or_path: int | str, path: str
 ) -> None:
-    port = hs.server(0).info()["localPort"]
-    hs.server(path)
-    for taken in (port, path):
-        log.clear()
-        created = hs.server(taken)
-        assert isinstance(created, Socket)
-        assert created.info()["isDisconnected"]
-        assert "cannot listen" in log.text
-        assert created.listen(0) is created
+    taken = hs.server(port_or_path).info()
+    created = hs.server(taken["localPort"] or path)
+    assert isinstance(created, Socket)
+    assert created.info()["isDisconnected"]
+    assert "cannot listen" in log.text
+    assert created.listen(0) is created
 
 
 # ---- open_sockets ----
 
 
-async def test_leaving_ends_all(
-    path: str, tmp_path: pathlib.Path, log: pytest.LogCaptureFixture, calls: Calls
+async def test_leaving_open_sockets_ends_everything(
+    path: str, tmp_path: pathlib.Path, log: Log, calls: Calls
 ) -> None:
     before = trio.lowlevel.current_statistics().tasks_living
     async with (
         await trisock.listen(0, host=LOCALHOST) as listener,
-        nobody_accepts(str(tmp_path / "full")),
+        full_backlog(str(tmp_path / "full")),
         contextlib.AsyncExitStack() as stack,
     ):
         async with hammerspoon.open_sockets() as hs:
@@ -186,7 +180,7 @@ async def test_leaving_ends_all(
                     client.read("\n")
                 elif number == 1:  # handshake in progress
                     client.startTLS(False)
-                elif number == 2:  # runs a callback, and another one is queued
+                elif number == 2:  # runs a callback, and has another one queued
                     client.write("x", lambda tag: trio.sleep_forever())
                     client.write("x", calls)
                 else:  # closes
@@ -195,18 +189,18 @@ async def test_leaving_ends_all(
             assert connecting is not None
             objects.append(connecting)
             unix.write(MORE_THAN_FITS, calls)
-            await trio.testing.wait_all_tasks_blocked(0.01)
-        assert all(each.info() == NOTHING for each in objects)
+            await wait_all_tasks_blocked(0.01)
+        assert all(each.info() == UNCONNECTED for each in objects)
         assert not os.path.exists(path)
     assert await calls.none()
     assert trio.lowlevel.current_statistics().tasks_living == before
-    assert not complaints(log)
+    assert not errors_in(log)
 
 
 async def test_no_callback_begins_after_leaving() -> None:
     calls = Calls()
     async with trio.open_nursery() as nursery:
-        queue = _callbacks.CallbackQueue("it", nursery, logging.getLogger("test"))
+        queue = callbacks.CallbackQueue("it", nursery, logging.getLogger("test"))
         queue.put(calls)
         nursery.cancel_scope.cancel()
     assert await calls.none()
@@ -218,7 +212,7 @@ async def test_an_exception_of_the_block_is_raised_unchanged(cancelled: bool) ->
     with pytest.raises(ZeroDivisionError) as caught, trio.CancelScope() as scope:
         async with hammerspoon.open_sockets() as hs:
             hs.server(0)
-            await trio.testing.wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()
             if cancelled:
                 scope.cancel()
             raise error
@@ -231,34 +225,30 @@ async def test_cancellation_passes_through_and_leaves_nothing_behind() -> None:
         async with hammerspoon.open_sockets() as hs, connected(hs, fn=print) as (client, _peer):
             client.read("\n")
             hs.server(0)
-            await trio.testing.wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()
             scope.cancel()
             await trio.sleep_forever()
     assert scope.cancelled_caught
-    assert client.info() == NOTHING
+    assert client.info() == UNCONNECTED
     assert trio.lowlevel.current_statistics().tasks_living == before
 
 
-async def test_calls_after_leaving_are_logged(
-    log: pytest.LogCaptureFixture, path: str, calls: Calls
-) -> None:
+async def test_calls_after_leaving_are_logged(log: Log, path: str, calls: Calls) -> None:
     async with hammerspoon.open_sockets() as hs, connected(hs, fn=calls) as (client, _peer):
         server = hs.server(0, calls)
     for each in (client, server, hs.new(calls), hs.server(0, calls)):
-        for call in [
-            lambda: each.connect(LOCALHOST, 1),  # noqa: B023
-            lambda: each.connect(path),  # noqa: B023
-            lambda: each.listen(0),  # noqa: B023
-            lambda: each.listen(path),  # noqa: B023
-            lambda: each.read("\n"),  # noqa: B023
+        for returned, method, *arguments in [
+            (None, each.connect, LOCALHOST, 1),
+            (None, each.connect, path),
+            (None, each.listen, 0),
+            (None, each.listen, path),
+            (None, each.read, "\n"),
+            (each, each.write, "lost", calls),
+            (each, each.startTLS),
         ]:
             log.clear()
-            assert call() is None
-            assert len(complaints(log)) == 1
-        for again in [lambda: each.write("lost", calls), each.startTLS]:  # noqa: B023
-            log.clear()
-            assert again() is each
-            assert len(complaints(log)) == 1
+            assert method(*arguments) is returned
+            assert len(errors_in(log)) == 1
         assert each.disconnect() is each
         assert each.setCallback().setTimeout(1).connected() is False
     assert not os.path.exists(path)
@@ -280,7 +270,7 @@ async def test_calls_after_leaving_are_logged(
     ],
 )
 def test_setLogLevel_takes_the_levels_of_hs_logger(
-    log: pytest.LogCaptureFixture, name: str, number: int, level: int
+    log: Log, name: str, number: int, level: int
 ) -> None:
     logger = logging.getLogger("trisock.hammerspoon")
     for given in (name, number):
@@ -289,9 +279,7 @@ def test_setLogLevel_takes_the_levels_of_hs_logger(
         assert logger.level == level
 
 
-async def test_setLogLevel_decides_what_is_logged(
-    hs: Sockets, log: pytest.LogCaptureFixture
-) -> None:
+async def test_setLogLevel_decides_what_is_logged(hs: Sockets, log: Log) -> None:
     for level, messages in [("nothing", 0), ("error", 1), ("debug", 1)]:
         hs.setLogLevel(level)
         log.clear()
@@ -299,9 +287,7 @@ async def test_setLogLevel_decides_what_is_logged(
         assert len(log.records) == messages
 
 
-async def test_connecting_and_disconnecting_is_logged_for_debugging(
-    hs: Sockets, log: pytest.LogCaptureFixture
-) -> None:
+async def test_connects_and_disconnects_of_clients_are_logged(hs: Sockets, log: Log) -> None:
     server = hs.server(0)
     async with clients_of(server) as [peer]:
         await peer.close()

@@ -1,4 +1,4 @@
-"""Peers of hs.socket's objects that go away, and what happens to the connections."""
+"""Peers that close or reset their connections, and connects within one process."""
 
 from __future__ import annotations
 
@@ -6,27 +6,29 @@ import contextlib
 import errno
 import select
 import socket
-from collections.abc import Callable
 
 import pytest
 import trio
-import trio.testing
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 import trisock
-from helpers.hammerspoon_kit import (
+from helpers.hammerspoon import (
     MORE_THAN_FITS,
     Calls,
+    Log,
+    check_disconnects,
     clients_of,
-    connected,
+    close_by,
+    connect_to,
     raw_client,
+    tcp_and_unix_client,
+    unix_server,
     until,
-    vanish,
 )
 from helpers.pairs import closing
 from trisock import ClientTLS, ServerTLS, hammerspoon
 from trisock.hammerspoon import Socket, Sockets, operations
 
-unix_only = pytest.mark.parametrize("port_or_path", ["Unix"], indirect=True)
 fin_and_rst = pytest.mark.parametrize("how", ["FIN", "RST"])
 read_before_and_after = pytest.mark.parametrize(
     "before", [True, False], ids=["read before", "read after"]
@@ -35,17 +37,9 @@ read_before_and_after = pytest.mark.parametrize(
 
 @pytest.fixture
 def half_closed_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """When one direction has ended, the other one may wait for 6 seconds instead of 60."""
+    """Once one direction has ended, the other may wait for 6 seconds instead of 60."""
     monkeypatch.setattr(operations, "HALF_OPEN_SECONDS", 6)
     monkeypatch.setattr(operations, "_BYTES_PER_SECOND", 1_000_000)
-
-
-async def seconds_until(condition: Callable[[], object]) -> float:
-    begin = trio.current_time()
-    while not condition():
-        assert trio.current_time() < begin + 10
-        await trio.sleep(0.1)
-    return trio.current_time() - begin
 
 
 # ---- dead connections ----
@@ -54,7 +48,7 @@ async def seconds_until(condition: Callable[[], object]) -> float:
 @fin_and_rst
 @pytest.mark.parametrize("chunks", [1, 10])
 async def test_dead_clients_with_data_unread_are_dropped(
-    autojump_clock: trio.testing.MockClock, server: Socket, how: str, chunks: int
+    autojump_clock: MockClock, server: Socket, how: str, chunks: int
 ) -> None:
     peers = [raw_client(server) for _ in range(20)]
     with raw_client(server) as silent:
@@ -62,24 +56,27 @@ async def test_dead_clients_with_data_unread_are_dropped(
         for peer in [*peers, silent]:
             for _ in range(chunks):
                 peer.sendall(bytes(10_000))
-        await trio.testing.wait_all_tasks_blocked(0.01)
+        await wait_all_tasks_blocked(0.01)
         for peer in peers:
-            vanish(peer, how)
-        assert 1.9 < await seconds_until(lambda: server.connections() == 1) < 2.5
+            close_by(how, peer)
+        await trio.sleep(1.9)
+        assert server.connections() == 21
+        await trio.sleep(0.6)
+        assert server.connections() == 1
         await trio.sleep(10)
         assert server.connections() == 1
 
 
-@pytest.mark.parametrize("how", ["FIN", "RST"])
-async def test_a_client_that_leaves_right_behind_its_data_is_dropped(
-    autojump_clock: trio.testing.MockClock, server: Socket, how: str
+@fin_and_rst
+async def test_a_client_that_closes_right_after_sending_is_dropped(
+    autojump_clock: MockClock, server: Socket, how: str
 ) -> None:
     with raw_client(server) as leaving:
         await until(server.connected)
-        for _ in range(10):  # what the kernels hold, and a FIN behind it
-            leaving.sendall(bytes(10_000))
-        vanish(leaving, how)
-        await seconds_until(lambda: not server.connected())
+        leaving.sendall(bytes(100_000))  # which the kernel buffers
+        close_by(how, leaving)
+        await trio.sleep(3)
+        assert not server.connected()
 
 
 async def test_unfinished_reads_disconnect_once(
@@ -95,7 +92,7 @@ async def test_unfinished_reads_disconnect_once(
 
 @pytest.mark.parametrize("system", ["linux", "darwin"])
 async def test_a_dead_client_is_dropped_without_epoll(
-    autojump_clock: trio.testing.MockClock,
+    autojump_clock: MockClock,
     server: Socket,
     raw: socket.socket,
     monkeypatch: pytest.MonkeyPatch,
@@ -118,38 +115,35 @@ async def test_a_dead_client_is_dropped_without_epoll(
     assert not server.connected()
 
 
-async def test_a_client_object_whose_server_is_gone_disconnects(
-    autojump_clock: trio.testing.MockClock, hs: Sockets, path: str
+@tcp_and_unix_client
+async def test_a_client_object_with_a_dead_server_disconnects(
+    autojump_clock: MockClock, client: Socket, peer: trisock.Socket
 ) -> None:
-    for each in ("", path):
-        async with connected(hs, each) as (client, peer):
-            await peer.send(b"x")
-            await trio.testing.wait_all_tasks_blocked(0.01)
-            peer.abort()
-            await trio.sleep(1.5)
-            assert client.connected()
-            await trio.sleep(1)
-            assert client.info()["isDisconnected"]
+    await peer.send(b"x")
+    await wait_all_tasks_blocked(0.01)
+    peer.abort()
+    await check_disconnects(client, after=1.5, before=2.5)
+    assert client.info()["isDisconnected"]
 
 
 @fin_and_rst
-async def test_a_dead_client_with_nothing_unread_is_dropped_at_once(
+async def test_a_dead_client_with_nothing_unread_is_dropped_immediately(
     server: Socket, raw: socket.socket, calls: Calls, how: str
 ) -> None:
     server.read(1)
     raw.sendall(b"x")
     assert await calls.next() == (b"x", -1)
     with trio.fail_after(1):
-        vanish(raw, how)
+        close_by(how, raw)
         await until(lambda: not server.connected())
 
 
 async def test_a_dead_client_is_dropped_once_its_data_is_read(
-    server: Socket, raw: socket.socket, calls: Calls
+    autojump_clock: MockClock, server: Socket, raw: socket.socket, calls: Calls
 ) -> None:
     raw.sendall(b"one\ntwo\n")
     raw.close()
-    await trio.sleep(0.2)
+    await trio.sleep(1.5)
     for line in (b"one\n", b"two\n"):
         assert server.connected()
         server.read("\n")
@@ -159,7 +153,7 @@ async def test_a_dead_client_is_dropped_once_its_data_is_read(
 
 
 async def test_each_read_restarts_the_two_seconds(
-    autojump_clock: trio.testing.MockClock, server: Socket, raw: socket.socket, calls: Calls
+    autojump_clock: MockClock, server: Socket, raw: socket.socket, calls: Calls
 ) -> None:
     raw.sendall(b"a\nb\nc\nd\n")
     raw.close()
@@ -172,7 +166,7 @@ async def test_each_read_restarts_the_two_seconds(
 
 
 async def test_a_slow_callback_may_still_read_from_a_dead_client(
-    autojump_clock: trio.testing.MockClock, server: Socket, raw: socket.socket
+    autojump_clock: MockClock, server: Socket, raw: socket.socket
 ) -> None:
     lines: list[bytes] = []
 
@@ -191,7 +185,7 @@ async def test_a_slow_callback_may_still_read_from_a_dead_client(
 
 @pytest.mark.parametrize("abort", [False, True])
 async def test_a_dead_client_under_tls_with_data_unread_is_dropped(
-    autojump_clock: trio.testing.MockClock,
+    autojump_clock: MockClock,
     server: Socket,
     server_tls: ServerTLS,
     client_tls: ClientTLS,
@@ -201,36 +195,31 @@ async def test_a_dead_client_under_tls_with_data_unread_is_dropped(
         server.startTLS(server_tls)
         await peer.starttls(client_tls)
         await peer.send(b"unread")
-        await trio.testing.wait_all_tasks_blocked(0.05)
+        await wait_all_tasks_blocked(0.05)
         if abort:
             peer.abort()
         else:
             await peer.close()
-        await seconds_until(lambda: not server.connected())
+        await trio.sleep(3)
+        assert not server.connected()
 
 
-@unix_only
+@unix_server
 async def test_a_half_closed_client_that_reads_nothing_is_dropped(
-    autojump_clock: trio.testing.MockClock,
-    half_closed_limit: None,
-    server: Socket,
-    raw: socket.socket,
+    autojump_clock: MockClock, half_closed_limit: None, server: Socket, raw: socket.socket
 ) -> None:
     server.write(MORE_THAN_FITS)
     raw.shutdown(socket.SHUT_WR)
-    await trio.sleep(9.5)
-    assert server.connected()
-    await trio.sleep(1)
-    assert not server.connected()
+    await check_disconnects(server, after=9.5, before=10.5)
 
 
 # ---- a write that fails ----
 
 
-async def line_before_a_failed_write(
+async def write_to_lost_client(
     server: Socket, calls: Calls, *, before: bool, writes: int
 ) -> tuple[object, ...]:
-    """Let a client send a line and go away; write to it, and read; return the callback's call."""
+    """Let a client send a line and close. Write to it and read; return the callback's arguments."""
     with raw_client(server) as raw:
         await until(server.connected)
         raw.sendall(b"last words\n")
@@ -239,7 +228,7 @@ async def line_before_a_failed_write(
     for _ in range(writes):
         server.write("to all\n")
         if writes > 1:
-            await trio.sleep(0.01)  # the reset arrives
+            await wait_all_tasks_blocked()  # the next write finds a reset
     if not before:
         server.read("\n")
     got = await calls.next()
@@ -255,29 +244,28 @@ async def test_a_failed_write_loses_no_received_line(
 ) -> None:
     for _ in range(10):
         with trio.fail_after(5):
-            got = await line_before_a_failed_write(server, calls, before=before, writes=writes)
+            got = await write_to_lost_client(server, calls, before=before, writes=writes)
         assert got == (b"last words\n", -1)
 
 
+@tcp_and_unix_client
 @read_before_and_after
 async def test_a_failed_write_of_a_client_loses_no_received_line(
-    hs: Sockets, path: str, calls: Calls, before: bool
+    client: Socket, peer: trisock.Socket, calls: Calls, before: bool
 ) -> None:
-    for each in ("", path):
-        async with connected(hs, each, calls) as (client, peer):
-            await peer.send(b"one\ntwo\n")
-            peer.stream.socket.close()  # without reading anything first
-            if before:
-                client.read("\n").read("\n")  # type: ignore[union-attr]
-            for _ in range(3):
-                client.write("x")
-                await trio.sleep(0.01)
-            if not before:
-                client.read("\n").read("\n")  # type: ignore[union-attr]
-            with trio.fail_after(3):
-                assert await calls.next() == (b"one\n", -1)
-                assert await calls.next() == (b"two\n", -1)
-                await until(lambda: client.info()["isDisconnected"])
+    await peer.send(b"one\ntwo\n")
+    peer.stream.socket.close()  # without reading anything first
+    if before:
+        client.read("\n").read("\n")  # type: ignore[union-attr]
+    for _ in range(3):
+        client.write("x")
+        await wait_all_tasks_blocked()
+    if not before:
+        client.read("\n").read("\n")  # type: ignore[union-attr]
+    with trio.fail_after(3):
+        assert await calls.next() == (b"one\n", -1)
+        assert await calls.next() == (b"two\n", -1)
+        await until(lambda: client.info()["isDisconnected"])
 
 
 async def test_a_failed_write_under_tls_loses_no_received_line(
@@ -290,30 +278,27 @@ async def test_a_failed_write_under_tls_loses_no_received_line(
         await peer.close()
         for _ in range(3):
             server.write("to all\n")
-            await trio.sleep(0.01)
+            await wait_all_tasks_blocked()
         server.read("\n")
         with trio.fail_after(3):
             assert await calls.next() == (b"last words\n", -1)
             await until(lambda: not server.connected())
 
 
-async def test_after_a_failed_write_unread_data_is_kept_for_two_seconds(
-    autojump_clock: trio.testing.MockClock, server: Socket, raw: socket.socket, calls: Calls
+async def test_a_failed_write_keeps_unread_data_for_two_seconds(
+    autojump_clock: MockClock, server: Socket, raw: socket.socket
 ) -> None:
     raw.sendall(b"unread\n")
     raw.close()
     for _ in range(3):
-        server.write("to all\n", calls)
-        await trio.sleep(0.01)
-    await trio.sleep(1)
-    assert server.connected()
-    await trio.sleep(1.5)
-    assert not server.connected()
+        server.write("to all\n")
+        await wait_all_tasks_blocked()
+    await check_disconnects(server, after=1, before=2.5)
 
 
-@unix_only
-async def test_after_a_failed_write_reads_have_a_time_limit(
-    autojump_clock: trio.testing.MockClock,
+@unix_server
+async def test_a_failed_write_gives_reads_a_time_limit(
+    autojump_clock: MockClock,
     half_closed_limit: None,
     server: Socket,
     raw: socket.socket,
@@ -326,29 +311,21 @@ async def test_after_a_failed_write_reads_have_a_time_limit(
     await trio.sleep(5)
     raw.sendall(b"still sending\n")
     assert await calls.next() == (b"still sending\n", -1)
-    await trio.sleep(5)
-    assert server.connected()
-    await trio.sleep(2)
-    assert not server.connected()
+    await check_disconnects(server, after=5, before=7)
 
 
-@unix_only
-async def test_a_write_that_times_out_disconnects_at_once(
-    autojump_clock: trio.testing.MockClock, server: Socket, raw: socket.socket
+@unix_server
+async def test_a_write_that_times_out_disconnects_immediately(
+    autojump_clock: MockClock, server: Socket, raw: socket.socket
 ) -> None:
     raw.sendall(b"unread")
     server.setTimeout(5).write(MORE_THAN_FITS)
-    await trio.sleep(4.9)
-    assert server.connected()
-    await trio.sleep(0.2)
-    assert not server.connected()
+    await check_disconnects(server, after=4.9, before=5.1)
 
 
-async def test_a_failed_write_is_logged_once(
-    server: Socket, calls: Calls, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_failed_write_is_logged_once(server: Socket, calls: Calls, caplog: Log) -> None:
     caplog.set_level("INFO", "trisock.hammerspoon")
-    await line_before_a_failed_write(server, calls, before=False, writes=3)
+    await write_to_lost_client(server, calls, before=False, writes=3)
     assert len(caplog.records) == 1
 
 
@@ -359,30 +336,20 @@ async def test_a_failed_write_is_logged_once(
 async def test_the_server_has_the_connection_when_the_connect_callback_runs(
     port_or_path: int | str, others: int, calls: Calls
 ) -> None:
-    for _ in range(10):
-        async with hammerspoon.open_sockets() as hs:
-            server = hs.server(port_or_path)
-            with contextlib.ExitStack() as stack:
-                for _ in range(others):  # ahead of it in the listener's queue
-                    stack.enter_context(raw_client(server))
-                connect_and_greet(hs, server, calls)
-                with trio.fail_after(5):
-                    assert await calls.next() == (others + 1,)
-                    assert await calls.next() == (b"hello\n", -1)
-
-
-def connect_and_greet(hs: Sockets, server: Socket, calls: Calls) -> None:
     def greet() -> None:
         calls(server.connections())
         server.write("hello\n")
 
-    info = server.info()
-    client = hs.new(calls)
-    if info["unixSocketPath"]:
-        client.connect(info["unixSocketPath"], greet)
-    else:
-        client.connect("localhost", info["localPort"], greet)
-    client.read("\n")
+    for _ in range(10):
+        async with hammerspoon.open_sockets() as hs:
+            server = hs.server(port_or_path)
+            with contextlib.ExitStack() as stack:
+                for _ in range(others):  # before it in the backlog
+                    stack.enter_context(raw_client(server))
+                connect_to(server, hs.new(calls), greet).read("\n")
+                with trio.fail_after(5):
+                    assert await calls.next() == (others + 1,)
+                    assert await calls.next() == (b"hello\n", -1)
 
 
 async def test_the_connect_callback_does_not_wait_for_a_foreign_server(
@@ -397,20 +364,27 @@ async def test_the_connect_callback_does_not_wait_for_a_foreign_server(
                 assert await calls.next() == ()
 
 
-async def test_connected_is_True_right_after_a_connect_to_a_path(hs: Sockets, path: str) -> None:  # noqa: N802
-    server = hs.server(path)
-    client = hs.new().connect(path)
-    assert client is not None
+async def test_connected_is_True_right_after_a_connect_to_a_path(  # noqa: N802
+    hs: Sockets, path: str, calls: Calls
+) -> None:
+    server = hs.server(path, calls)
+    client = connect_to(server, hs.new())
     assert client.connected()
     info = client.info()
     assert (info["isConnected"], info["connections"], info["connectedURL"]) == (True, 1, path)
     client.write("hello\n")
     await until(server.connected)
+    server.read("\n")
+    assert await calls.next() == (b"hello\n", -1)
     client.disconnect()
     assert not client.connected()
     await until(lambda: not server.connected())
-    # Disconnected before its task has begun: nothing is left behind.
-    client.connect(path)
+
+
+async def test_disconnect_right_after_a_connect_to_a_path_leaves_nothing(
+    hs: Sockets, path: str
+) -> None:
+    client = connect_to(hs.server(path), hs.new())
     assert client.connected()
     client.disconnect()
     assert client.info()["isDisconnected"]

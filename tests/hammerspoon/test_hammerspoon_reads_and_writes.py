@@ -1,4 +1,4 @@
-"""What hs.socket's objects read and write, and what the end of the stream does to them."""
+"""Reads and writes of hs.socket's objects, and what they do at the end of the stream."""
 
 # ruff: noqa: N802 (tests are named after hs.socket's names)
 
@@ -8,29 +8,28 @@ import logging
 import socket
 
 import pytest
-import trio
-import trio.testing
+from trio.testing import wait_all_tasks_blocked
 
 import trisock
-from helpers.hammerspoon_kit import (
+from helpers.hammerspoon import (
     LOCALHOST,
     MORE_THAN_FITS,
     Calls,
+    Log,
     clients_of,
-    complaints,
     connected,
+    errors_in,
+    unix_server,
     until,
 )
 from helpers.pairs import closing, read_all
 from trisock import ServerTLS
 from trisock.hammerspoon import Socket, Sockets
 
-unix_only = pytest.mark.parametrize("port_or_path", ["Unix"], indirect=True)
-
 # ---- read ----
 
 
-async def test_read_by_count(client: Socket, peer: trisock.Socket, calls: Calls) -> None:
+async def test_read_takes_a_byte_count(client: Socket, peer: trisock.Socket, calls: Calls) -> None:
     assert client.read(5) is client
     await peer.send(b"hel")
     assert await calls.none()
@@ -42,7 +41,7 @@ async def test_read_by_count(client: Socket, peer: trisock.Socket, calls: Calls)
     assert await calls.next() == (b", world\n", 2)
 
 
-async def test_read_by_delimiter_up_to_and_including_it(
+async def test_read_takes_a_delimiter_and_includes_it(
     client: Socket, peer: trisock.Socket, calls: Calls
 ) -> None:
     client.read("\r\n").read(b"\0\xff").read("é").read(bytearray(b"--"))  # type: ignore[union-attr, arg-type]
@@ -62,13 +61,11 @@ async def test_read_tag_is_passed_to_the_callback(
     client.read("\n")
     client.read("\n", None)
     await peer.send(b"a\nb\nc\nd\n")
-    expected = [(b"a\n", 7), (b"b\n", 0), (b"c\n", -1), (b"d\n", -1)]
-    assert [await calls.next() for _ in range(4)] == expected
+    for expected in [(b"a\n", 7), (b"b\n", 0), (b"c\n", -1), (b"d\n", -1)]:
+        assert await calls.next() == expected
 
 
-async def test_read_calls_queue_in_order(
-    client: Socket, peer: trisock.Socket, calls: Calls
-) -> None:
+async def test_reads_are_done_in_order(client: Socket, peer: trisock.Socket, calls: Calls) -> None:
     for tag in range(100):
         client.read("\n" if tag % 2 else 3, tag)
     await peer.send(b"abcd\n" * 50)
@@ -76,7 +73,7 @@ async def test_read_calls_queue_in_order(
         assert await calls.next() == (b"d\n" if tag % 2 else b"abc", tag)
 
 
-async def test_read_and_write_before_it_is_connected(hs: Sockets, calls: Calls) -> None:
+async def test_reads_and_writes_can_be_queued_while_connecting(hs: Sockets, calls: Calls) -> None:
     async with await trisock.listen(0, host=LOCALHOST) as listener:
         client = hs.new(calls)
         client.connect(LOCALHOST, listener.port, calls)
@@ -92,17 +89,15 @@ async def test_read_and_write_before_it_is_connected(hs: Sockets, calls: Calls) 
             assert await calls.next() == (b"two\n", 2)
 
 
-async def test_read_without_a_callback_is_None_and_logged(
-    hs: Sockets, log: pytest.LogCaptureFixture
-) -> None:
+async def test_read_without_a_callback_is_None_and_logged(hs: Sockets, log: Log) -> None:
     async with connected(hs) as (client, _peer):
         assert client.read("\n") is None
         assert "there is no callback" in log.text
         assert client.connected()
 
 
-async def test_read_and_write_unconnected_are_logged(
-    hs: Sockets, log: pytest.LogCaptureFixture, calls: Calls
+async def test_reads_and_writes_of_an_unconnected_object_are_logged(
+    hs: Sockets, log: Log, calls: Calls
 ) -> None:
     client = hs.new(calls)
     assert client.read("\n") is None
@@ -112,9 +107,7 @@ async def test_read_and_write_unconnected_are_logged(
     assert await calls.none()
 
 
-async def test_read_of_a_listening_socket_reads_from_each_client(
-    server: Socket, calls: Calls
-) -> None:
+async def test_a_servers_read_reads_from_each_client(server: Socket, calls: Calls) -> None:
     async with clients_of(server, 3) as peers:
         assert server.read("\n", 5) is server
         for number, peer in enumerate(peers):
@@ -122,10 +115,8 @@ async def test_read_of_a_listening_socket_reads_from_each_client(
             assert await calls.next() == (b"%d\n" % number, 5)
 
 
-async def test_read_of_a_server_does_not_wait_for_later_clients(
-    server: Socket, calls: Calls
-) -> None:
-    assert server.read("\n", 1) is server  # from no client
+async def test_a_servers_read_does_not_wait_for_later_clients(server: Socket, calls: Calls) -> None:
+    assert server.read("\n", 1) is server
     async with clients_of(server) as [peer]:
         await peer.send(b"too late\n")
         assert await calls.none()
@@ -136,7 +127,7 @@ async def test_read_of_a_server_does_not_wait_for_later_clients(
 # ---- setCallback ----
 
 
-async def test_setCallback_returns_self_and_is_for_queued_reads_too(
+async def test_setCallback_applies_to_queued_reads_too(
     client: Socket, peer: trisock.Socket, calls: Calls
 ) -> None:
     other = Calls()
@@ -152,12 +143,12 @@ async def test_setCallback_returns_self_and_is_for_queued_reads_too(
 
 
 @pytest.mark.parametrize("arguments", [(), (None,)])
-async def test_setCallback_with_None_or_no_argument_clears_it(
+async def test_setCallback_without_a_function_clears_the_callback(
     client: Socket, peer: trisock.Socket, calls: Calls, arguments: tuple[None, ...]
 ) -> None:
     client.read("\n", 1)
     assert client.setCallback(*arguments) is client
-    await peer.send(b"read by nobody\n")
+    await peer.send(b"dropped\n")
     assert await calls.none()
     assert client.read("\n") is None
     client.setCallback(calls).read("\n", 2)
@@ -188,7 +179,7 @@ async def test_write_fn_receives_the_tag(
     assert await calls.next() == (-1,)
     assert await calls.next() == (9,)
     assert await peer.recv_exactly(7) == b"xxxxxxx"
-    assert await calls.none()  # single-use
+    assert await calls.none()  # each is called once
 
 
 async def test_write_copies_mutable_data(client: Socket, peer: trisock.Socket) -> None:
@@ -205,14 +196,14 @@ async def test_write_of_a_wrong_type_raises(client: Socket, peer: trisock.Socket
     assert await peer.recv() == b"still there"
 
 
-async def test_write_of_a_listening_socket_is_broadcast(server: Socket) -> None:
+async def test_a_servers_write_goes_to_all_clients(server: Socket) -> None:
     async with clients_of(server, 3) as peers:
         assert server.write("all\n") is server
         for peer in peers:
             assert await peer.recv_exactly(4) == b"all\n"
 
 
-@unix_only
+@unix_server
 async def test_server_write_fn_is_called_once_when_all_have_it(
     server: Socket, calls: Calls
 ) -> None:
@@ -225,7 +216,7 @@ async def test_server_write_fn_is_called_once_when_all_have_it(
         assert await calls.none()
 
 
-@unix_only
+@unix_server
 async def test_server_write_fn_does_not_count_lost_clients(server: Socket, calls: Calls) -> None:
     async with clients_of(server, 2) as [quick, slow]:
         server.write(MORE_THAN_FITS, 5, calls)
@@ -247,14 +238,14 @@ async def test_server_write_fn_does_not_wait_for_clients_that_left(
         assert await stays.recv() == b"hello"
 
 
-@unix_only
-async def test_server_write_fn_is_not_called_if_no_client_has_it(
+@unix_server
+async def test_server_write_fn_is_not_called_without_a_recipient(
     server: Socket, calls: Calls
 ) -> None:
     server.write("to nobody", calls)
     async with clients_of(server, 2) as peers:
         server.write(MORE_THAN_FITS, calls)
-        await trio.testing.wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
         for peer in peers:
             peer.abort()
         await until(lambda: not server.connected())
@@ -264,12 +255,12 @@ async def test_server_write_fn_is_not_called_if_no_client_has_it(
 # ---- the end of the stream ----
 
 
-async def test_data_before_the_end_is_still_read(
+async def test_data_before_the_end_can_still_be_read(
     client: Socket, peer: trisock.Socket, calls: Calls
 ) -> None:
     await peer.send(b"one\ntwo")
     await peer.close()
-    await trio.testing.wait_all_tasks_blocked(0.01)
+    await wait_all_tasks_blocked(0.01)
     assert client.connected()
     client.read("\n", 1)
     client.read(3, 2)
@@ -278,18 +269,18 @@ async def test_data_before_the_end_is_still_read(
     await until(lambda: client.info()["isDisconnected"])
 
 
-@pytest.mark.parametrize("until_what", [10, "\n"])
-async def test_a_read_that_the_end_leaves_unfinished_disconnects(
-    client: Socket, peer: trisock.Socket, calls: Calls, until_what: int | str
+@pytest.mark.parametrize("delimiter", [10, "\n"])
+async def test_a_read_cut_short_by_the_end_disconnects(
+    client: Socket, peer: trisock.Socket, calls: Calls, delimiter: int | str
 ) -> None:
-    client.read(until_what)
+    client.read(delimiter)
     await peer.send(b"too few")
     await peer.close()
     await until(lambda: client.info()["isDisconnected"])
     assert await calls.none()
 
 
-async def test_the_end_is_noticed_without_a_read(
+async def test_the_end_disconnects_without_a_read(
     client: Socket, peer: trisock.Socket, server: Socket
 ) -> None:
     await peer.close()
@@ -310,7 +301,7 @@ async def test_a_half_closed_client_receives_the_response(
             server.read("\n")
 
     async def respond_slowly(data: bytes, tag: int) -> None:
-        await trio.testing.wait_all_tasks_blocked(0.01)
+        await wait_all_tasks_blocked(0.01)
         respond(data, tag)
 
     async with clients_of(server) as [peer]:
@@ -326,29 +317,24 @@ async def test_a_client_half_closed_before_the_read_receives_the_response(server
     async with clients_of(server) as [peer]:
         await peer.send(b"one\ntwo\n")
         await peer.send_eof()
-        await trio.testing.wait_all_tasks_blocked(0.01)
+        await wait_all_tasks_blocked(0.01)
         server.read("\n")
         server.read("\n")
         assert await read_all(peer) == b"one\ntwo\n"
 
 
-@unix_only
+@unix_server
 async def test_a_half_closed_client_receives_all_queued_writes(server: Socket) -> None:
     async with clients_of(server) as [peer]:
         server.write(MORE_THAN_FITS).write("the last")
         await peer.send_eof()
-        await trio.testing.wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
         assert await read_all(peer) == MORE_THAN_FITS + b"the last"
 
 
 @pytest.mark.parametrize("clean", [True, False], ids=["close_notify", "cut short"])
 async def test_the_end_of_a_secure_stream_disconnects(
-    client: Socket,
-    peer: trisock.Socket,
-    server_tls: ServerTLS,
-    calls: Calls,
-    log: pytest.LogCaptureFixture,
-    clean: bool,
+    client: Socket, peer: trisock.Socket, server_tls: ServerTLS, calls: Calls, log: Log, clean: bool
 ) -> None:
     client.startTLS(False).read("\n", 1)
     await peer.starttls(server_tls)
@@ -369,11 +355,7 @@ async def test_the_end_of_a_secure_stream_disconnects(
 
 
 async def test_a_reset_disconnects(
-    client: Socket,
-    peer: trisock.Socket,
-    server: Socket,
-    calls: Calls,
-    log: pytest.LogCaptureFixture,
+    client: Socket, peer: trisock.Socket, server: Socket, calls: Calls, log: Log
 ) -> None:
     client.read("\n")
     peer.abort()
@@ -384,4 +366,4 @@ async def test_a_reset_disconnects(
         server.read("\n")
         await peers[1].send(b"line\n")
         assert await calls.next() == (b"line\n", -1)
-    assert not complaints(log)
+    assert not errors_in(log)

@@ -1,4 +1,4 @@
-"""startTLS of hs.socket's objects: what it verifies, and its place in the order of operations."""
+"""startTLS of hs.socket's objects: what it verifies, and its order with reads and writes."""
 
 # ruff: noqa: N802 (tests are named after hs.socket's names)
 
@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import trio
-import trio.testing
+from trio.testing import wait_all_tasks_blocked
 
 import trisock
 from helpers.authority import Authority
-from helpers.hammerspoon_kit import LOCALHOST, Calls, clients_of, connected, until
+from helpers.hammerspoon import LOCALHOST, Calls, Log, clients_of, unix_client, until
 from helpers.pairs import closing, read_all
 from trisock import ClientTLS, ServerTLS
 from trisock.hammerspoon import Socket, Sockets
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("trusted")
 async def test_startTLS_runs_in_order_with_reads_and_writes(
     hs: Sockets, server_tls: ServerTLS, calls: Calls, go_ahead: bool
 ) -> None:
-    """All operations are queued by one callback."""
+    """One callback queues all operations."""
 
     async def handler(sock: trisock.Socket) -> None:
         await sock.send(b"hello\n")
@@ -62,8 +62,8 @@ async def test_startTLS_runs_in_order_with_reads_and_writes(
         server.stop()
 
 
-async def tls_by_hand(peer: trisock.Socket, tls: ServerTLS) -> bytes:
-    """Be a TLS server until the connection ends; return all bytes that were received."""
+async def received_by_tls_server(peer: trisock.Socket, tls: ServerTLS) -> bytes:
+    """Act as a TLS server until the connection ends; return all bytes received, undecrypted."""
     received = bytearray()
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     server = tls._context().wrap_bio(incoming, outgoing, server_side=True)
@@ -94,7 +94,7 @@ GOOD = [
 
 
 @pytest.mark.parametrize("arguments", GOOD)
-async def test_startTLS_with_verify_and_peerName(
+async def test_startTLS_takes_verify_and_peerName(
     client: Socket,
     peer: trisock.Socket,
     server_tls: ServerTLS,
@@ -112,7 +112,7 @@ async def test_startTLS_with_verify_and_peerName(
         (True,),
         ("wrong.example",),
         (True, "wrong.example"),
-        (False, "wrong.example"),  # a name is verified nevertheless
+        (False, "wrong.example"),  # does not skip a given name
         (ClientTLS("wrong.example"),),
         (ClientTLS(), "wrong.example"),
         (ClientTLS("example.org"), "wrong.example"),
@@ -123,15 +123,15 @@ async def test_startTLS_with_the_wrong_name_sends_no_plain_text(
     peer: trisock.Socket,
     authority: Authority,
     calls: Calls,
-    log: pytest.LogCaptureFixture,
+    log: Log,
     arguments: tuple[Any, ...],
 ) -> None:
     client.write("plain text\n").startTLS(*arguments)
     client.write("secret\n", calls)
     client.read("\n")
     assert await peer.recv_exactly(11) == b"plain text\n"
-    received = await tls_by_hand(peer, ServerTLS(authority.issue("example.org")))
-    assert received.startswith(b"\x16\x03")  # a handshake record
+    received = await received_by_tls_server(peer, ServerTLS(authority.issue("example.org")))
+    assert received.startswith(b"\x16\x03")  # a TLS handshake record
     assert b"secret" not in received
     await until(lambda: client.info()["isDisconnected"])
     assert "certificate" in log.text
@@ -149,7 +149,7 @@ async def test_startTLS_with_an_unknown_authority_disconnects(
 ) -> None:
     client.startTLS(*arguments).write("secret\n", calls)
     unknown = other_authority.issue("localhost", "example.org", "127.0.0.1")
-    received = await tls_by_hand(peer, ServerTLS(unknown))
+    received = await received_by_tls_server(peer, ServerTLS(unknown))
     assert received.startswith(b"\x16\x03")
     assert b"secret" not in received
     await until(lambda: client.info()["isDisconnected"])
@@ -163,19 +163,24 @@ async def test_startTLS_False_accepts_any_certificate(
     await check_tls(client, peer, ServerTLS(other_authority.issue("any.example")), calls)
 
 
-async def test_startTLS_over_a_unix_connection_needs_a_name(
-    hs: Sockets, path: str, server_tls: ServerTLS, calls: Calls, log: pytest.LogCaptureFixture
+@unix_client
+async def test_startTLS_over_a_unix_path_without_a_name_disconnects(
+    client: Socket, peer: trisock.Socket, log: Log
 ) -> None:
-    async with connected(hs, path) as (client, peer):
-        client.startTLS().write("secret")
-        assert await read_all(peer) == b""
-        assert "needs to know the server's name" in log.text
-    async with connected(hs, path, calls) as (client, peer):
-        client.startTLS("example.org")
-        await check_tls(client, peer, server_tls, calls)
+    client.startTLS().write("secret")
+    assert await read_all(peer) == b""
+    assert "needs to know the server's name" in log.text
 
 
-async def test_startTLS_of_a_listening_socket_is_for_its_clients(
+@unix_client
+async def test_startTLS_over_a_unix_path_takes_a_name(
+    client: Socket, peer: trisock.Socket, server_tls: ServerTLS, calls: Calls
+) -> None:
+    client.startTLS("example.org")
+    await check_tls(client, peer, server_tls, calls)
+
+
+async def test_startTLS_of_a_server_secures_its_clients(
     server: Socket, client_tls: ClientTLS, server_tls: ServerTLS, calls: Calls
 ) -> None:
     async with clients_of(server, 2) as peers:
@@ -191,8 +196,8 @@ async def test_startTLS_of_a_listening_socket_is_for_its_clients(
             assert await calls.next() == (b"secret\n", -1)
 
 
-async def test_startTLS_of_a_listening_socket_without_certificates_disconnects(
-    server: Socket, log: pytest.LogCaptureFixture
+async def test_startTLS_of_a_server_without_certificates_disconnects(
+    server: Socket, log: Log
 ) -> None:
     async with clients_of(server) as [peer]:
         server.startTLS().write("secret")
@@ -201,26 +206,20 @@ async def test_startTLS_of_a_listening_socket_without_certificates_disconnects(
 
 
 async def test_startTLS_twice_changes_nothing_and_is_logged(
-    client: Socket,
-    peer: trisock.Socket,
-    server_tls: ServerTLS,
-    calls: Calls,
-    log: pytest.LogCaptureFixture,
+    client: Socket, peer: trisock.Socket, server_tls: ServerTLS, calls: Calls, log: Log
 ) -> None:
     client.startTLS(False).startTLS(False)
     await check_tls(client, peer, server_tls, calls)
     assert "it is using TLS already" in log.text
 
 
-async def test_startTLS_unconnected_returns_self_and_is_logged(
-    hs: Sockets, log: pytest.LogCaptureFixture
-) -> None:
+async def test_startTLS_unconnected_returns_self_and_is_logged(hs: Sockets, log: Log) -> None:
     created = hs.new()
     assert created.startTLS() is created
     assert "cannot start TLS: it is not connected" in log.text
 
 
-async def test_startTLS_before_it_is_connected(
+async def test_startTLS_can_be_queued_while_connecting(
     hs: Sockets, server_tls: ServerTLS, calls: Calls
 ) -> None:
     async with await trisock.listen(0, host=LOCALHOST) as listener:
@@ -232,8 +231,8 @@ async def test_startTLS_before_it_is_connected(
             await check_tls(client, peer, server_tls, calls)
 
 
-@pytest.mark.parametrize("reading", [True, False], ids=["behind a line", "nothing was read"])
-async def test_startTLS_injected_plain_text_reaches_no_callback(
+@pytest.mark.parametrize("reading", [True, False], ids=["after a line", "before any read"])
+async def test_plain_text_injected_before_startTLS_reaches_no_callback(
     client: Socket, peer: trisock.Socket, server_tls: ServerTLS, calls: Calls, reading: bool
 ) -> None:
     def callback(data: bytes, tag: int) -> None:
@@ -245,7 +244,7 @@ async def test_startTLS_injected_plain_text_reaches_no_callback(
         await peer.send(b"go ahead\ninjected\n")
     else:
         await peer.send(b"injected\n")
-        await trio.testing.wait_all_tasks_blocked()  # it is in the buffer
+        await wait_all_tasks_blocked()  # it is in the buffer
         client.startTLS("example.org").read("\n")
     with pytest.raises(trio.BrokenResourceError):
         await peer.starttls(server_tls)
@@ -256,7 +255,7 @@ async def test_startTLS_injected_plain_text_reaches_no_callback(
 
 
 @pytest.mark.parametrize("unfinished_read", [False, True])
-async def test_startTLS_after_the_end_disconnects_when_all_is_written(
+async def test_startTLS_after_the_end_disconnects_once_all_is_written(
     client: Socket, peer: trisock.Socket, calls: Calls, unfinished_read: bool
 ) -> None:
     def callback(data: bytes, tag: int) -> None:
@@ -278,13 +277,14 @@ async def test_startTLS_after_the_end_disconnects_when_all_is_written(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        *((each, None) for each in [("",), (True, "not a name"), (True, 5), (False, b"x")]),
-        *((each, None) for each in [(0,), (5,), (b"example.org",), ([],)]),
+        *(((each,), "verify is a bool, a name") for each in (0, 5, b"example.org", [])),
+        *((each, "is not a host name") for each in [("",), (True, "not a name")]),
+        *((each, "a host is a str") for each in [(True, 5), (False, b"x")]),
         (("localhost", "other.example"), "two were given"),
     ],
 )
 async def test_startTLS_with_bad_arguments_raises_and_disconnects(
-    client: Socket, peer: trisock.Socket, arguments: tuple[Any, ...], words: str | None
+    client: Socket, peer: trisock.Socket, arguments: tuple[Any, ...], words: str
 ) -> None:
     client.write("plain text\n")
     await peer.recv_until(b"\n")
@@ -294,18 +294,17 @@ async def test_startTLS_with_bad_arguments_raises_and_disconnects(
     assert await read_all(peer) == b""
 
 
-async def test_a_disconnect_drops_a_queued_startTLS(hs: Sockets) -> None:
-    async with connected(hs, fn=print) as (client, peer):
-        client.write("plain text\n")
-        await peer.recv_until(b"\n")
-        client.read("\n").startTLS("example.org").write("secret")
-        client.disconnect()
-        assert await read_all(peer) == b""
-        assert not client.connected()
+async def test_disconnect_drops_a_queued_startTLS(client: Socket, peer: trisock.Socket) -> None:
+    client.write("plain text\n")
+    await peer.recv_until(b"\n")
+    client.read("\n").startTLS("example.org").write("secret")  # type: ignore[union-attr]
+    client.disconnect()
+    assert await read_all(peer) == b""
+    assert not client.connected()
 
 
-async def test_startTLS_of_a_server_with_a_peerName_disconnects(
-    client: Socket, peer: trisock.Socket, server_tls: ServerTLS, log: pytest.LogCaptureFixture
+async def test_startTLS_with_ServerTLS_and_a_peerName_disconnects(
+    client: Socket, peer: trisock.Socket, server_tls: ServerTLS, log: Log
 ) -> None:
     client.startTLS(server_tls, "example.org").write("secret")
     assert await read_all(peer) == b""

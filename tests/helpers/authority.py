@@ -1,4 +1,4 @@
-"""What issues the certificates of most tests."""
+"""The certificate authority of most tests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from trisock import Certificate
 
 
 class Authority:
-    """A certificate authority and what it has issued, made once per run: keys are slow."""
+    """A certificate authority. It caches what it issues: keys are slow."""
 
     def __init__(self) -> None:
         self.ca = trustme.CA()

@@ -1,4 +1,4 @@
-"""Certificates that trustme does not make: any kind of key, any dates, chains, purposes."""
+"""Certificates that trustme cannot issue: any kind of key, dates, chain or purpose."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from trisock import Certificate
 Key = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 Dates = tuple[datetime.datetime, datetime.datetime]
 
-#: The kinds of keys that servers have.
+#: The kinds of keys that servers use.
 KINDS = ("RSA 2048", "P-256", "P-384", "Ed25519")
 
-_now = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)  # as they are kept
+_now = datetime.datetime.now(datetime.timezone.utc).replace(
+    microsecond=0
+)  # a certificate keeps seconds
 _day = datetime.timedelta(days=1)
 VALID: Dates = (_now - _day, _now + 90 * _day)
 EXPIRED: Dates = (_now - 3 * _day, _now - _day)
@@ -32,7 +34,7 @@ CLIENTS_ONLY = ExtendedKeyUsageOID.CLIENT_AUTH
 
 @functools.cache
 def key_of(kind: str) -> Key:
-    """Return a key of a kind, always the same: RSA keys take long to make."""
+    """Return a key of a kind, always the same: an RSA key takes long to generate."""
     if kind.startswith("RSA "):
         return rsa.generate_private_key(65537, int(kind.removeprefix("RSA ")))
     if kind == "Ed25519":
@@ -41,15 +43,17 @@ def key_of(kind: str) -> Key:
 
 
 class CertificateAuthority:
-    """An authority: a root, or one that another has made, whose certificate goes along then.
+    """A root, or an intermediate authority: its certificate is part of the chains it issues.
 
     Attributes:
-      pem: its own certificate.
+      pem: the authority's own certificate.
     """
 
     def __init__(self, name: str, *, issuer: CertificateAuthority | None = None) -> None:
         self._name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-        self._key = ec.generate_private_key(ec.SECP256R1())  # its own: it is what tells them apart
+        self._key = ec.generate_private_key(
+            ec.SECP256R1()
+        )  # not shared: a key identifies its authority
         builder = (
             _builder(self._name, self._key, VALID)
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
@@ -67,13 +71,13 @@ class CertificateAuthority:
         revocation_list: str | None = None,
         with_chain: bool = True,
     ) -> Certificate:
-        """Make a certificate for DNS names and addresses, usable by both sides unless told."""
+        """Issue a certificate for DNS names and addresses, by default for both sides."""
         key = key_of(kind)
         builder = (
             _builder(x509.Name([]), key, dates)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(certificates=False), critical=True)
-            # Critical, as there is no other name (RFC 5280, section 4.2.1.6).
+            # Critical, because there is no other name (RFC 5280, section 4.2.1.6).
             .add_extension(x509.SubjectAlternativeName(list(map(_general, names))), critical=True)
             .add_extension(
                 x509.ExtendedKeyUsage([purpose] if purpose else [SERVERS_ONLY, CLIENTS_ONLY]),
@@ -104,7 +108,7 @@ class CertificateAuthority:
 
 
 def der(certificate: Certificate) -> bytes:
-    """Return a server's (or client's) own certificate as its peer gets it."""
+    """Return a server's (or client's) own certificate as its peer receives it."""
     return x509.load_pem_x509_certificate(certificate._chain).public_bytes(
         serialization.Encoding.DER
     )

@@ -1,7 +1,6 @@
-"""How long a test may take."""
+"""The deadline of each test."""
 
 from __future__ import annotations
 
-# Every test is bounded: a hang is a failure and not a stuck run. No test waits so long when it
-# passes.
+# Seconds. A hang fails a test, and does not stop the run. No passing test takes that long.
 DEADLINE = 60

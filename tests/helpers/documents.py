@@ -1,4 +1,4 @@
-"""Where the project is, and which tests its documents can name."""
+"""The project's directory, and the tests that its documents can name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What clients of the examples share."""
+"""What the clients of the examples share."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ def trusting(ca: str, **options: Any) -> ClientTLS:
 
 
 async def reply(sock: Socket) -> str:
-    """Return a reply, of whatever number of lines, as text."""
+    """Return a reply of one or more lines."""
     lines = []
     async for line in sock.lines(delimiter=b"\r\n"):
         lines.append(line.decode())
         if line[3:4] == b" ":
             return "\n".join(lines)
-    raise AssertionError("the server has closed the connection")
+    raise AssertionError("the server closed the connection")
 
 
 async def codes(sock: Socket, sent: bytes) -> list[int]:
-    """Send a line or more, at once, and return the codes of as many replies."""
+    """Send one or more lines in one call. Return the code of each reply."""
     await sock.send(sent)
     return [int((await reply(sock))[:3]) for _ in range(sent.count(b"\r\n"))]

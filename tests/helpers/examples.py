@@ -1,4 +1,4 @@
-"""The examples, run as programs or loaded."""
+"""The examples, run as programs or loaded as modules."""
 
 from __future__ import annotations
 
@@ -19,39 +19,39 @@ EXAMPLES = ROOT / "examples"
 
 
 def command(name: str, *args: str) -> list[str]:
-    # In development mode Python complains about whatever is left open.
+    # In development mode Python reports each file that is left open.
     return [sys.executable, "-X", "dev", str(EXAMPLES / f"{name}.py"), *args]
 
 
 class Running:
-    """An example that runs as a server."""
+    """A running example."""
 
     def __init__(self, process: trio.Process, stderr: Any) -> None:
         self.process = process
-        self.complaints = ""  # what is to be on stderr in the end
+        self.complaints = ""  # expected on stderr at the end
         self._stderr = stderr
         self._printed = b""
         self._asked_to_stop = False
         self.port = 0
 
     async def line(self) -> str:
-        """Wait for the next line that it prints."""
+        """Wait for the next line of its output."""
         assert self.process.stdout is not None
         while b"\n" not in self._printed:
             chunk = await self.process.stdout.receive_some()
             if not chunk:
-                raise AssertionError(f"it ended; stderr: {self._read_stderr().decode()}")
+                raise AssertionError(f"the example ended; stderr: {self._read_stderr().decode()}")
             self._printed += chunk
         line, _, self._printed = self._printed.partition(b"\n")
         return line.decode().rstrip("\r")
 
     def ask_to_stop(self, signum: signal.Signals = signal.SIGTERM) -> None:
-        if not self._asked_to_stop:  # a second signal would end it at once
+        if not self._asked_to_stop:  # a second signal would end it immediately
             self._asked_to_stop = True
             self.process.send_signal(signum)
 
     async def stop(self) -> None:
-        """Ask it to stop, wait until it has, and check that it did so without a complaint."""
+        """Stop it, and check its status and stderr."""
         self.ask_to_stop()
         status = await self.process.wait()
         complaints = self._read_stderr()
@@ -84,7 +84,7 @@ async def started(arguments: list[str], **options: Any) -> AsyncIterator[Running
 
 @asynccontextmanager
 async def running(name: str, *args: str) -> AsyncIterator[Running]:
-    """Run a server; at the end it must stop by SIGTERM, with status 0 and nothing on stderr."""
+    """Run an example that serves. SIGTERM must stop it, with status 0 and nothing on stderr."""
     async with started(command(name, "--port", "0", *args)) as server:
         words = (await server.line()).rsplit(maxsplit=1)
         assert words[0] == "listening on port"
@@ -98,7 +98,7 @@ def load(name: str) -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look there for their annotations
+    sys.modules[name] = module  # dataclasses resolve their annotations there
     try:
         spec.loader.exec_module(module)
     finally:
@@ -110,7 +110,7 @@ sni_router = load("sni_router")
 
 
 def name_or_value_error(message: bytes) -> None:
-    """Fail on every other error, UnicodeDecodeError (which is a ValueError) for one."""
+    """Fail on any other error, also on a subclass of ValueError such as UnicodeDecodeError."""
     error: type[Exception] = ValueError
     name = None
     try:

@@ -1,4 +1,4 @@
-"""What fails now and then, made to fail."""
+"""Failures of the system: no free descriptor, and a reset before the accept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server's first flight, and the certificate in it."""
+"""A server's first flight, and the certificates in it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from trisock import ServerTLS, TLSError
 
 
 async def flight_for(role: ServerTLS, *pieces: bytes) -> tuple[bytes, Exception | None]:
-    """Return what a server sends to a client that sends these pieces and closes."""
+    """Return a server's flight to a client that sends pieces and closes, and the server's error."""
     sock, raw = raw_pair()
     failure: Exception | None = None
 
@@ -19,7 +19,7 @@ async def flight_for(role: ServerTLS, *pieces: bytes) -> tuple[bytes, Exception 
             raw.sendall(piece)
         raw.settimeout(20)
         flight = b""
-        # A hello of TLS 1.2 is answered by a flight that ends with ServerHelloDone.
+        # In TLS 1.2, the flight ends with ServerHelloDone.
         while not flight.endswith(b"\x0e\0\0\0"):
             chunk = raw.recv(65536)
             flight += chunk
@@ -45,11 +45,19 @@ async def flight_for(role: ServerTLS, *pieces: bytes) -> tuple[bytes, Exception 
 
 
 def certificate_in(flight: bytes) -> bytes | None:
-    """Return the first certificate in a server's first flight (RFC 5246, section 7.4.2)."""
+    """Return the server's own certificate, or ``None`` if the flight has none."""
+    return next(iter(certificates_in(flight)), None)
+
+
+def certificates_in(flight: bytes) -> list[bytes]:
+    """Return the certificates in a server's first flight (RFC 5246, section 7.4.2)."""
     messages = b"".join(record[5:] for record in records_of(flight) if record[0] == 22)
-    while messages:
-        size = int.from_bytes(messages[1:4], "big")
-        if messages[0] == 11:
-            return messages[10 : 10 + int.from_bytes(messages[7:10], "big")]
-        messages = messages[4 + size :]
-    return None
+    while messages and messages[0] != 11:
+        messages = messages[4 + int.from_bytes(messages[1:4], "big") :]
+    rest = messages[7 : 7 + int.from_bytes(messages[4:7], "big")]
+    found = []
+    while rest:
+        size = int.from_bytes(rest[:3], "big")
+        found.append(rest[3 : 3 + size])
+        rest = rest[3 + size :]
+    return found

@@ -1,8 +1,8 @@
-"""The floors of the house: which module may import which. ``docs/design.md`` has the picture.
+"""The layers of the package: which module may import which (picture: ``docs/design.md``).
 
     cd tests; python -m helpers.floors ../docs/imports.svg
 
-draws the imports as they are in the code.
+draws the imports that the code has.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import trisock
 SOURCE = Path(trisock.__file__).parent
 MODULES = sorted(SOURCE.rglob("*.py"))
 
-# From the bottom up. A module imports from its own floor and from those below.
+# From the bottom up. A module imports from its own layer and from those below.
 FLOORS = [
     {"_text", "_uncopied", "_fork"},
     {"_guard", "_arguments"},
@@ -41,7 +41,7 @@ def floor_of(module: str) -> int:
 
 
 def imports_of(path: Path) -> set[str]:
-    """Return the modules of trisock that a module imports; ``""`` is the public one."""
+    """Return the modules of trisock that a module imports (``""``: the package itself)."""
     name = name_of(path)
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     modules = {name_of(each) for each in MODULES}
@@ -56,13 +56,13 @@ def imports_of(path: Path) -> set[str]:
             base = ".".join([*parts, *([node.module] if node.module else [])])
             for each in node.names:
                 below = f"{base}.{each.name}" if base else each.name
-                # In pluto and hammerspoon a name may be a module's and a class's.
+                # In pluto and hammerspoon, a module and a class can have the same name.
                 found.add(below if below in modules and node.module is None else base)
     return found - {name}
 
 
 def rows() -> list[list[str]]:
-    """Return the modules in rows, from the bottom up: each imports only from rows below its own."""
+    """Return the modules in rows, from the bottom up. Each imports only from lower rows."""
     graph = {name_of(path): imports_of(path) for path in MODULES}
     left = sorted(graph, key=floor_of)
     found: list[list[str]] = []
@@ -77,8 +77,8 @@ def rows() -> list[list[str]]:
 
 
 def draw(target: str) -> None:
-    """Draw each module in its row, and an arrow for each import."""
-    from matplotlib import pyplot  # it comes with the benchmarks
+    """Draw each module in its row, with an arrow per import."""
+    from matplotlib import pyplot  # installed with the benchmarks
 
     places: dict[str, tuple[float, float]] = {}
     for y, row in enumerate(rows()):

@@ -1,4 +1,4 @@
-"""FTP, as a client would write it."""
+"""A client's FTP."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def vsftp_login(sock: Socket) -> None:
 async def ftp_transfer(
     sock: Socket, tls: ClientTLS | ssl.SSLContext, command: bytes
 ) -> AsyncIterator[Socket]:
-    """Open a command's data connection; at its end the server must say that all is well."""
+    """Open the data connection of a command. At its end, expect the server to report success."""
     answer = await ask(sock, b"EPSV", 229)  # RFC 2428
     async with await trisock.connect("127.0.0.1", int(answer.split(b"|")[3])) as channel:
         await ask(sock, command, 150)

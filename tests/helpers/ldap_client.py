@@ -1,4 +1,4 @@
-"""LDAP, as a client would write it."""
+"""A client's LDAP."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def ldap_receive(sock: Socket) -> tuple[int, bytes]:
 
 
 async def ldap(sock: Socket, operation: bytes) -> tuple[int, bytes]:
-    """Ask for an operation that has one response and return its result code and the response."""
+    """Request an operation with one response. Return its result code and the response."""
     await ldap_send(sock, operation)
     _, content = await ldap_receive(sock)
     (_, code), *_ = ber_elements(content)

@@ -1,4 +1,4 @@
-"""SMTP and LMTP, IMAP and POP3, as a client would write them: commands, and replies."""
+"""A client's SMTP, LMTP, IMAP and POP3: commands and replies."""
 
 from __future__ import annotations
 
@@ -55,19 +55,19 @@ async def lmtp_hello(sock: Socket) -> None:
 
 
 def a_mail() -> bytes:
-    """Return a mail of about 1 MB, with all that dots at the start of a line can do."""
+    """Return a mail of about 1 MB, with each kind of line that starts with a dot."""
     lines = [base64.b64encode(secrets.token_bytes(57)) for _ in range(13_000)]
     lines[5000:5000] = [b".", b"..", b"", b".a", b"..a"]
     return CRLF.join([b"Subject: large", b"", *lines, b""])
 
 
 def stuffed(mail: bytes) -> bytes:
-    """Return a mail as it goes over the wire (RFC 5321, section 4.5.2)."""
+    """Return a mail with dot stuffing and its end (RFC 5321, section 4.5.2)."""
     return (CRLF + mail).replace(b"\r\n.", b"\r\n..")[2:] + b".\r\n"
 
 
 async def deliver(sock: Socket, mail: bytes, recipient: bytes) -> None:
-    """Deliver a mail, with the commands that may be pipelined sent at once (RFC 2920)."""
+    """Deliver a mail, with pipelined commands (RFC 2920)."""
     await sock.send(b"MAIL FROM:<a@b.example>\r\nRCPT TO:<%s>\r\nDATA\r\n" % recipient)
     replies = [await reply(sock) for _ in range(3)]
     if [code for code, _ in replies] != [250, 250, 354]:
@@ -77,8 +77,8 @@ async def deliver(sock: Socket, mail: bytes, recipient: bytes) -> None:
     await ask(sock, b"QUIT", 221)
 
 
-async def the_mail_that_arrives(listener: trisock.Listener) -> bytes:
-    """Be the LMTP server for one mail."""
+async def receive_mail(listener: trisock.Listener) -> bytes:
+    """Receive one mail as an LMTP server."""
     async with await listener.accept() as sock:
         await sock.send(b"220 ready\r\n")
         while not (command := await sock.recv_until(CRLF)).startswith(b"DATA"):
@@ -88,7 +88,7 @@ async def the_mail_that_arrives(listener: trisock.Listener) -> bytes:
         mail = await sock.recv_until(b"\r\n.\r\n", max_bytes=10_000_000)
         await sock.send(b"250 ok\r\n")
         assert await sock.recv_until(CRLF) == b"QUIT\r\n"
-        await sock.send(b"221 bye\r\n")
+        await sock.send(b"221 goodbye\r\n")
     return (CRLF + mail[:-3]).replace(b"\r\n..", b"\r\n.")[2:]
 
 
@@ -96,7 +96,7 @@ async def the_mail_that_arrives(listener: trisock.Listener) -> bytes:
 
 
 async def imap(sock: Socket, command: bytes) -> list[bytes]:
-    """Say a command and return the server's lines before the one that says OK."""
+    """Send a command. Return the server's lines before its OK."""
     await sock.send(b"a ", command, CRLF)
     return await imap_ok(sock)
 
@@ -109,7 +109,7 @@ async def imap_ok(sock: Socket) -> list[bytes]:
                 raise RefusedError(line)
             return lines
         lines.append(line)
-    raise RefusedError("the server has gone")
+    raise RefusedError("the server closed the connection")
 
 
 async def imap_starttls(sock: Socket) -> None:

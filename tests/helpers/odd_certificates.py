@@ -1,4 +1,4 @@
-"""Certificates that are odd: wrong, or unusual."""
+"""Invalid and unusual certificates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NAME = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "example.org")])
 
 
 def self_signed(*extensions: x509.ExtensionType, key: Any = KEY) -> bytes:
-    """Return a certificate for a key, in DER."""
+    """Return a self-signed certificate, in DER."""
     now = datetime.datetime.now(datetime.timezone.utc)
     day = datetime.timedelta(1)
     builder = x509.CertificateBuilder(NAME, NAME, key.public_key(), 1, now - day, now + day)
@@ -36,5 +36,5 @@ BAD_CHAINS = {
     "no certificate": b"\x30\x03\x02\x01\x05",
 }
 
-# Later versions of cryptography warn of it.
+# Later versions of cryptography warn about serial number 0.
 SERIAL_0 = self_signed().replace(b"\xa0\x03\2\1\2\2\1\1", b"\xa0\x03\2\1\2\2\1\0", 1)

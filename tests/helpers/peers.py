@@ -1,7 +1,7 @@
-"""The other end of a connection, which is no task: it does what it is told to, and never waits.
+"""The other end of a connection, without a task: its methods never wait.
 
-What it does beside a task of Trio is written down as a script, a generator that yields between two
-steps. ``alongside`` has the next step done whenever all tasks are blocked.
+A script, a generator that yields between two steps, drives it beside Trio's tasks. ``alongside``
+runs the next step whenever all tasks are blocked.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Script = Iterator[None]
 
 @contextlib.asynccontextmanager
 async def alongside(script: Script) -> AsyncIterator[None]:
-    """Do a script's first step now, and the others one by one, each when all tasks are blocked."""
+    """Run a script's first step now, and each other step once all tasks are blocked."""
     next(script, None)
 
     async def go_on() -> None:
@@ -40,15 +40,15 @@ async def alongside(script: Script) -> AsyncIterator[None]:
 
 
 class Peer:
-    """A raw socket's end of a connection, which can turn to TLS and back.
+    """A raw socket's end of a connection, which can upgrade to TLS and return to plain text.
 
     Attributes:
-      wire: all bytes that have come.
-      heard: what they meant, decrypted where they were encrypted.
-      gone: whether the connection has ended, in whatever way.
-      finished: whether it has ended as it should: under TLS with ``close_notify``.
-      secured: whether a handshake is done.
-      greeting: what it says together with the last that it says in a handshake.
+      wire: all received bytes.
+      heard: all received data, decrypted.
+      gone: whether the connection has ended, in any way.
+      finished: whether it has ended properly: under TLS, with ``close_notify``.
+      secured: whether TLS is in use: the handshake is complete.
+      greeting: what it sends with its last message of a handshake.
     """
 
     def __init__(self, raw: socket.socket) -> None:
@@ -59,7 +59,7 @@ class Peer:
         self.gone = self.finished = self.secured = False
         self.greeting = b""
         self._ssl: ssl.SSLObject | None = None
-        self._deaf = False  # since something came that cannot be decrypted
+        self._deaf = False  # after a record that cannot be decrypted
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
 
     def __enter__(self) -> Peer:
@@ -76,7 +76,7 @@ class Peer:
         server_hostname: str | None = None,
         after: int | None = None,
     ) -> None:
-        """Speak TLS from now on; what was heard after so many bytes was TLS already."""
+        """Use TLS from now on. With ``after``, the data after that many bytes was already TLS."""
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._ssl = context.wrap_bio(
             self._incoming,
@@ -89,7 +89,7 @@ class Peer:
             del self.heard[after:]
 
     def act(self) -> None:
-        """Take all that has come, and answer it, where TLS has an answer."""
+        """Read all that has arrived, and send what TLS answers."""
         try:
             while chunk := self.raw.recv(65536):
                 self.wire += chunk
@@ -119,9 +119,9 @@ class Peer:
             pass
         except ssl.SSLZeroReturnError:
             self._answer_the_end(ssl_object)
-        except ssl.SSLError:  # cut off, or an alert
+        except ssl.SSLError:  # cut short, or an alert
             self._ssl, self._deaf = None, True
-        else:  # read() tells of the end in this way, too
+        else:  # read() returned b"": the end, too
             self._answer_the_end(ssl_object)
         self._flush()
 
@@ -132,19 +132,19 @@ class Peer:
         self.heard += self._incoming.read()
 
     def encrypt(self, data: bytes) -> bytes:
-        """Return what is to be sent to say this; as it is, in the clear."""
+        """Return the bytes that send this data: encrypted under TLS."""
         if self._ssl is None:
             return data
         self._ssl.write(data)
         return self._outgoing.read()
 
     def send(self, data: bytes) -> None:
-        """Put bytes on the wire as they are, as many as go."""
+        """Send bytes as they are, as many as fit."""
         with contextlib.suppress(OSError):
             self.raw.send(data)
 
     def say(self, data: bytes) -> None:
-        """Say something."""
+        """Send data, encrypted under TLS."""
         self.send(self.encrypt(data))
 
     def end(self) -> None:
@@ -156,7 +156,7 @@ class Peer:
             self.send(self.the_end())
 
     def the_end(self) -> bytes:
-        """Return a ``close_notify``, which is to be sent."""
+        """Return a ``close_notify`` to send."""
         assert self._ssl is not None
         with contextlib.suppress(ssl.SSLError):
             self._ssl.unwrap()
@@ -167,12 +167,12 @@ class Peer:
             self.send(self._outgoing.read())
 
     def arrived(self) -> int:
-        """Return how many bytes have come, read or not."""
+        """Return how many bytes have arrived, read or unread."""
         waiting = fcntl.ioctl(self.raw.fileno(), termios.FIONREAD, bytes(4))
         return len(self.wire) + int.from_bytes(waiting, sys.byteorder)
 
     def acting(self) -> Script:
-        """Act each time it is asked to, for as long as it is."""
+        """Act at each step of a script that never ends."""
         while True:
             self.act()
             yield

@@ -1,4 +1,4 @@
-"""Certificates and keys in PEM, and what must not show of a key."""
+"""Certificates and keys in PEM, and a check that no text contains a key."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def encoded(key: Any, password: bytes | None = None) -> bytes:
 
 @functools.lru_cache
 def chains_and_keys() -> tuple[list[bytes], list[bytes]]:
-    """Return self-signed certificates and their keys, of each kind; some keys are encrypted."""
+    """Return self-signed certificates of each kind of key, and their keys, also encrypted."""
     keys: list[Any] = [
         rsa.generate_private_key(65537, 2048),
         ec.generate_private_key(ec.SECP256R1()),
@@ -65,7 +65,7 @@ def der_of(pem: bytes) -> bytes:
 
 
 def secrets_in(pem: bytes) -> set[str]:
-    """Return all that must not show: each 40 characters in a row of what is no PEM line."""
+    """Return the secrets: each run of 40 characters outside the lines that start with dashes."""
     body = "".join(
         line for line in pem.decode("latin-1").splitlines() if not line.startswith("-----")
     )
@@ -73,10 +73,10 @@ def secrets_in(pem: bytes) -> set[str]:
 
 
 def assert_shows_no_key(exc: BaseException, key: bytes) -> None:
-    told = "".join(traceback.format_exception(exc))
+    text = "".join(traceback.format_exception(exc))
     shown: BaseException | None = exc
     while shown is not None:
-        told += repr(shown) + str(shown)
+        text += repr(shown) + str(shown)
         shown = shown.__cause__ or (None if shown.__suppress_context__ else shown.__context__)
-    joined = "".join(told.split()).replace("\\n", "")
+    joined = "".join(text.split()).replace("\\n", "")
     assert not any(secret in joined for secret in secrets_in(key))

@@ -1,4 +1,4 @@
-"""PostgreSQL's protocol, as a client would write it."""
+"""A client's PostgreSQL protocol."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def pg_starttls(sock: Socket) -> None:
 
 
 async def pg_receive(sock: Socket) -> tuple[bytes, bytes]:
-    """Return the next message that is not just for information."""
+    """Return the next message that is not informational."""
     while True:
         head = await sock.recv_exactly(5)
         content = await sock.recv_exactly(int.from_bytes(head[1:], "big") - 4)
@@ -52,8 +52,9 @@ OK, SASL, SASL_CONTINUE, SASL_FINAL = (number.to_bytes(4, "big") for number in (
 
 
 async def pg_login(sock: Socket, binding: bytes | None = None) -> None:
-    """Authenticate with SCRAM-SHA-256-PLUS (RFC 5802): both sides prove that they know the
-    password, on this very connection.
+    """Authenticate with SCRAM-SHA-256-PLUS (RFC 5802).
+
+    Each side proves that it knows the password, for this connection only.
     """
     if binding is None:
         assert sock.tls is not None
@@ -79,12 +80,16 @@ async def pg_login(sock: Socket, binding: bytes | None = None) -> None:
     await sock.send(message(b"p", final, b",p=", base64.b64encode(proof)))
     verifier = hmac.digest(hmac.digest(salted, b"Server Key", "sha256"), signed, "sha256")
     assert await pg_expect(sock, b"R", SASL_FINAL) == b"v=" + base64.b64encode(verifier)
+    await pg_logged_in(sock)
+
+
+async def pg_logged_in(sock: Socket) -> None:
     await pg_expect(sock, b"R", OK)
     await pg_expect(sock, b"Z", b"I")
 
 
 async def pg_query(sock: Socket, query: str) -> list[bytes]:
-    """Return the first column of what a query returns."""
+    """Return the first column of a query's result."""
     await sock.send(message(b"Q", query.encode(), b"\0"))
     rows: list[bytes] = []
     while True:

@@ -1,15 +1,17 @@
-"""TLS by the ssl module itself at the other end, and by both ends at once."""
+"""A TLS peer made with the ssl module, and functions that upgrade both ends of a connection."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import trio
 
 import trisock
+from helpers.authority import Authority
 from helpers.pairs import closing, raw_pair
 from trisock import ServerTLS, Socket, TLSError, TLSInfo
 
@@ -17,6 +19,7 @@ from trisock import ServerTLS, Socket, TLSError, TLSInfo
 async def upgrade(
     client: Socket, client_tls: object, server: Socket, server_tls: object
 ) -> tuple[trisock.TLSInfo, trisock.TLSInfo]:
+    """Call starttls at both ends of a connection, and return what each end knows about TLS."""
     infos: dict[str, trisock.TLSInfo] = {}
 
     async def server_side() -> None:
@@ -29,7 +32,7 @@ async def upgrade(
 
 
 class RawTLS:
-    """The ssl module's own blocking peer, for what a trisock peer would not do."""
+    """A blocking peer that uses the ssl module, for what a trisock peer does not do."""
 
     def __init__(self, raw: socket.socket, context: ssl.SSLContext, **options: object) -> None:
         self.raw = raw
@@ -37,7 +40,7 @@ class RawTLS:
         self.ssl = context.wrap_bio(self.incoming, self.outgoing, **options)  # type: ignore[arg-type]
 
     def run(self, function: Callable[[], object]) -> object:
-        """Run a function of the SSLObject to its end, or raise what it or the wire raises."""
+        """Call a method of the SSLObject until it returns; raise ``EOFError`` at the end."""
         while True:
             try:
                 return function()
@@ -50,9 +53,45 @@ class RawTLS:
             finally:
                 self.flush()
 
+    def handshake_unflushed(self) -> None:
+        """Finish the handshake, but keep what it sends last in ``outgoing``."""
+        while True:
+            try:
+                return self.ssl.do_handshake()
+            except ssl.SSLWantReadError:
+                self.flush()
+                self.incoming.write(self.raw.recv(65536))
+
     def flush(self) -> None:
         with contextlib.suppress(OSError):
             self.raw.sendall(self.outgoing.read())
+
+
+def raw_client_context(authority: Authority, version: str = "TLSv1_3") -> ssl.SSLContext:
+    """Return the context of a client that trusts the authority, and speaks at most a version."""
+    context = ssl.create_default_context(cadata=authority.pem.decode())
+    context.maximum_version = ssl.TLSVersion[version]
+    return context
+
+
+async def handshake(sock: Socket, tls: Any, peer: RawTLS, **options: Any) -> TLSInfo:
+    """Call starttls while the peer does its handshake in a thread."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.to_thread.run_sync, peer.run, peer.ssl.do_handshake)
+        return await sock.starttls(tls, **options)
+
+
+@contextlib.asynccontextmanager
+async def tls_server_and_raw_client(
+    authority: Authority, server_tls: ServerTLS, version: str = "TLSv1_3"
+) -> AsyncIterator[tuple[Socket, RawTLS]]:
+    """Yield a TLS server's socket and the client at the other end, after the handshake."""
+    sock, raw = raw_pair()
+    peer = RawTLS(raw, raw_client_context(authority, version), server_hostname="example.org")
+    with raw:
+        async with closing(sock):
+            await handshake(sock, server_tls, peer)
+            yield sock, peer
 
 
 Outcome = TLSInfo | TLSError
@@ -61,14 +100,14 @@ Outcome = TLSInfo | TLSError
 async def visit(
     server_tls: ServerTLS, context: ssl.SSLContext, name: str, session: ssl.SSLSession | None
 ) -> tuple[Outcome, ssl.SSLSession | None]:
-    """Let a client in, perhaps with a session that it has; return what the server says of it."""
+    """Serve one client, which may resume a session; return the server's outcome."""
     sock, raw = raw_pair()
     peer = RawTLS(raw, context, server_hostname=name, session=session)
 
     def client() -> None:
         with contextlib.suppress(ssl.SSLError, EOFError):
             peer.run(peer.ssl.do_handshake)
-            peer.run(lambda: peer.ssl.read(100))  # in TLS 1.3 a session comes with the first data
+            peer.run(lambda: peer.ssl.read(100))  # TLS 1.3 sends its tickets with the first data
             peer.run(lambda: peer.ssl.unwrap())
 
     with raw:

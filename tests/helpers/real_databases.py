@@ -1,4 +1,4 @@
-"""OpenLDAP and PostgreSQL, as real_servers.py starts them."""
+"""OpenLDAP and PostgreSQL servers."""
 
 from __future__ import annotations
 
@@ -15,10 +15,8 @@ from helpers.real_servers import (
     PASSWORD,
     RealServer,
     _identity,
-    reserved_ports,
+    prepared,
     started,
-    temporary_directory,
-    write_certificate,
 )
 
 # ---- OpenLDAP ----
@@ -45,31 +43,18 @@ TLSVerifyClient try
 
 @contextlib.contextmanager
 def slapd(authority: Authority, *, tls: bool = True) -> Iterator[RealServer]:
-    """Start slapd: LDAP with StartTLS, or without.
+    """Start slapd: LDAP with or without StartTLS.
 
-    ``cn=admin,o=example`` may do everything, with ``PASSWORD``, and no password is taken
-    in the clear.
+    ``cn=admin,o=example`` has all rights and ``PASSWORD``. A password in plain text is refused.
     """
-    with temporary_directory() as directory, reserved_ports("ldap") as ports:
-        write_certificate(authority.issue("localhost", "127.0.0.1"), directory, "server")
-        (directory / "ca.pem").write_bytes(authority.pem)
+    with prepared(authority, "ldap") as (directory, ports):
         (directory / "data").mkdir()
         configuration = directory / "slapd.conf"
         with_tls = SLAPD_TLS.format(directory=directory) if tls else ""
         configuration.write_text(SLAPD.format(directory=directory, password=PASSWORD, tls=with_tls))
-        with started(
-            [
-                "slapd",
-                "-d",
-                "stats",
-                "-f",
-                configuration,
-                "-h",
-                f"ldap://127.0.0.1:{ports['ldap']}/",
-            ],
-            ports=ports,
-            directory=directory,
-        ) as server:
+        command: list[str | Path] = ["slapd", "-d", "stats", "-f", configuration]
+        command += ["-h", f"ldap://127.0.0.1:{ports['ldap']}/"]
+        with started(command, directory, ports) as server:
             yield server
 
 
@@ -87,7 +72,7 @@ ssl_key_file = '{directory}/server.key'
 unix_socket_directories = '{directory}'
 """
 
-# In the clear nobody gets in, but over the Unix socket.
+# Without TLS, only the Unix socket accepts a log-in.
 POSTGRES_HBA = """
 local   all all                    trust
 hostssl all certified 127.0.0.0/8  cert
@@ -97,36 +82,26 @@ hostssl all all       127.0.0.0/8  scram-sha-256
 
 @contextlib.contextmanager
 def postgresql(authority: Authority, *, tls: bool = True) -> Iterator[RealServer]:
-    """Start PostgreSQL: with TLS or without, and in the clear over a Unix socket.
+    """Start PostgreSQL: with or without TLS, and a Unix socket without.
 
     The user ``postgres`` has ``PASSWORD``. The user ``certified`` needs a certificate of that name.
     """
     newest = max(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
-    with temporary_directory() as directory, reserved_ports("postgres") as ports:
+    with prepared(authority, "postgres", user="postgres") as (directory, ports):
         if os.geteuid() == 0:
             shutil.chown(directory, "postgres")
         data = directory / "data"
         password = directory / "password"
         password.write_text(PASSWORD)
-        command: list[str | Path] = [
-            newest / "initdb",
-            "--no-sync",
-            "--no-locale",
-            "--encoding=UTF8",
-            "-D",
-            data,
-        ]
+        command: list[str | Path] = [newest / "initdb", "--no-sync", "--no-locale", "-D", data]
+        command += ["--encoding=UTF8", "--username=postgres", f"--pwfile={password}"]
         subprocess.run(
-            [*command, "--username=postgres", f"--pwfile={password}"],
+            command,
             check=True,
             cwd=directory,
             capture_output=True,
             **_identity("postgres"),
         )
-        write_certificate(
-            authority.issue("localhost", "127.0.0.1"), directory, "server", "postgres"
-        )
-        (directory / "ca.pem").write_bytes(authority.pem)
         with (data / "postgresql.conf").open("a") as configuration:
             configuration.write(POSTGRES.format(directory=directory, **ports))
             configuration.write(f"ssl = {tls}\n")
@@ -140,10 +115,10 @@ def postgresql(authority: Authority, *, tls: bool = True) -> Iterator[RealServer
         )
         with started(
             [newest / "postgres", "-D", data],
-            ports=ports,
-            directory=directory,
+            directory,
+            ports,
             announced=b"ready to accept connections",
             user="postgres",
-            stop=signal.SIGINT,  # SIGTERM would wait for the clients
+            stop=signal.SIGINT,  # with SIGTERM it would wait for the clients
         ) as server:
             yield server

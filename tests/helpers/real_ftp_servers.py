@@ -1,4 +1,4 @@
-"""ProFTPD and vsftpd, as real_servers.py starts them."""
+"""ProFTPD and vsftpd."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ from trustme import KeyType
 from helpers.authority import Authority
 from helpers.real_servers import (
     RealServer,
-    reserved_ports,
+    prepared,
     started,
-    temporary_directory,
-    write_certificate,
 )
 
 # ---- ProFTPD ----
@@ -62,7 +60,7 @@ TLSOptions NoSessionReuseRequired
 </VirtualHost>
 """
 
-# PASSWORD, as crypt(3) keeps it.
+# crypt(3) of PASSWORD.
 PASSWORD_HASH = (
     "$6$trisock$9lQ05kj3fga.eowxwcBxruLmEUaNnkDSjXdElGLHBIoXsPYEQ"
     "dPlRINJbk4RS8xZ8FQlBYowPPH2Zkt/E2euo/"
@@ -71,14 +69,12 @@ PASSWORD_HASH = (
 
 @contextlib.contextmanager
 def proftpd(authority: Authority) -> Iterator[RealServer]:
-    """Start ProFTPD: with TLS, with TLS whose session data connections must reuse, and without.
+    """Start ProFTPD: with TLS, with required session reuse on data connections, and without TLS.
 
-    The users ``alice`` and ``bob`` have ``PASSWORD``, and one directory, ``home``.
+    The users ``alice`` and ``bob`` have ``PASSWORD``, and share the directory ``home``.
     """
-    with temporary_directory() as directory, reserved_ports("ftp", "reuse", "plain") as ports:
-        write_certificate(
-            authority.issue("localhost", "127.0.0.1", key_type=KeyType.RSA), directory, "server"
-        )
+    names = ("ftp", "reuse", "plain")
+    with prepared(authority, *names, key_type=KeyType.RSA) as (directory, ports):
         home = directory / "home"
         home.mkdir()
         shutil.chown(home, "nobody")
@@ -89,11 +85,7 @@ def proftpd(authority: Authority) -> Iterator[RealServer]:
         users.write_text(f"alice:{rest}\nbob:{rest}\n")
         configuration = directory / "proftpd.conf"
         configuration.write_text(PROFTPD.format(directory=directory, **ports))
-        with started(
-            ["proftpd", "-n", "-c", configuration],
-            ports=ports,
-            directory=directory,
-        ) as server:
+        with started(["proftpd", "-n", "-c", configuration], directory, ports) as server:
             yield server
 
 
@@ -133,19 +125,12 @@ strict_ssl_write_shutdown=YES
 
 @contextlib.contextmanager
 def vsftpd(authority: Authority) -> Iterator[RealServer]:
-    """Start vsftpd: data connections must reuse the TLS session, as it has it by default."""
-    with temporary_directory() as directory, reserved_ports("ftp") as ports:
-        write_certificate(
-            authority.issue("localhost", "127.0.0.1", key_type=KeyType.RSA), directory, "server"
-        )
+    """Start vsftpd: data connections must reuse the TLS session, which is its default."""
+    with prepared(authority, "ftp", key_type=KeyType.RSA) as (directory, ports):
         for name in ("home", "home/upload", "empty"):
             (directory / name).mkdir()
         shutil.chown(directory / "home/upload", "daemon")
         configuration = directory / "vsftpd.conf"
         configuration.write_text(VSFTPD.format(directory=directory, **ports))
-        with started(
-            ["vsftpd", configuration],
-            ports=ports,
-            directory=directory,
-        ) as server:
+        with started(["vsftpd", configuration], directory, ports) as server:
             yield server

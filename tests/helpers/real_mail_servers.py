@@ -1,18 +1,19 @@
-"""Postfix and Dovecot, as real_servers.py starts them."""
+"""Postfix and Dovecot."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 from helpers.authority import Authority
 from helpers.real_servers import (
     PASSWORD,
     RealServer,
-    reserved_ports,
+    prepared,
     started,
-    temporary_directory,
     write_certificate,
 )
 
@@ -70,15 +71,15 @@ postlog unix-dgram n - n - 1 postlogd
 
 @contextlib.contextmanager
 def postfix(authority: Authority) -> Iterator[RealServer]:
-    """Start Postfix: SMTP with STARTTLS, wrapped in TLS, and without any.
+    """Start Postfix: SMTP with STARTTLS, with TLS from the start, and without TLS.
 
-    Mail for example.org, and that of clients who show a certificate for anybody, goes to
-    the LMTP server at the Unix socket ``arrived``.
+    It passes on mail to example.org, and any mail of clients with a certificate, over LMTP to the
+    Unix socket ``arrived``.
     """
-    with temporary_directory() as directory, reserved_ports("smtp", "smtps", "plain") as ports:
-        write_certificate(authority.issue("localhost", "127.0.0.1"), directory, "server")
-        (directory / "ca.pem").write_bytes(authority.pem)
-        (directory / "main.cf").write_text(POSTFIX_MAIN.format(directory=directory))
+    with prepared(authority, "smtp", "smtps", "plain") as (directory, ports):
+        main = directory / "main.cf"
+        main.write_text(POSTFIX_MAIN.format(directory=directory))
+        os.utime(main, (0, 0))  # Postfix waits for two seconds while a file is that new
         (directory / "master.cf").write_text(POSTFIX_MASTER.format(**ports))
         (directory / "data").mkdir()
         queue = directory / "queue"
@@ -87,14 +88,11 @@ def postfix(authority: Authority) -> Iterator[RealServer]:
             *("maildrop", "pid", "private", "public", "saved", "trace"),
         ):
             (queue / name).mkdir(parents=True)
-            if name not in ("pid",):
+            if name != "pid":
                 shutil.chown(queue / name, "postfix")
         shutil.chown(directory / "data", "postfix")
-        with started(
-            ["/usr/lib/postfix/sbin/master", "-d", "-c", directory],
-            ports=ports,
-            directory=directory,
-        ) as server:
+        command: list[str | Path] = ["/usr/lib/postfix/sbin/master", "-d", "-c", directory]
+        with started(command, directory, ports) as server:
             yield server
 
 
@@ -161,24 +159,15 @@ remote 127.0.0.3 {{
 
 @contextlib.contextmanager
 def dovecot(authority: Authority) -> Iterator[RealServer]:
-    """Start Dovecot: IMAP and POP3 with STARTTLS, IMAP wrapped in TLS, and LMTP.
+    """Start Dovecot: IMAP and POP3 with STARTTLS, IMAP with TLS from the start, and LMTP.
 
-    ``PASSWORD`` is the one of every user there may be. Who asks for imap.example.org by SNI gets a
-    certificate of that name.
+    Any user name works, with ``PASSWORD``. SNI selects the certificate of imap.example.org.
     """
-    with (
-        temporary_directory() as directory,
-        reserved_ports("imap", "imaps", "pop3", "lmtp") as ports,
-    ):
-        write_certificate(authority.issue("localhost", "127.0.0.1"), directory, "server")
+    with prepared(authority, "imap", "imaps", "pop3", "lmtp") as (directory, ports):
         write_certificate(authority.issue("imap.example.org"), directory, "named")
         (directory / "home").mkdir()
         shutil.chown(directory / "home", "nobody")
         configuration = directory / "dovecot.conf"
         configuration.write_text(DOVECOT.format(directory=directory, password=PASSWORD, **ports))
-        with started(
-            ["dovecot", "-F", "-c", configuration],
-            ports=ports,
-            directory=directory,
-        ) as server:
+        with started(["dovecot", "-F", "-c", configuration], directory, ports) as server:
             yield server

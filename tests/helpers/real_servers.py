@@ -1,7 +1,7 @@
 """Servers of other projects, each configured and started in a directory of its own.
 
-They listen on loopback, take nothing from the system's configuration and write nothing outside
-their directory, and at the end none of their processes and none of their files is left.
+They listen on loopback, and neither read the system's configuration nor write outside their
+directory. At the end all their processes are stopped and all their files are deleted.
 """
 
 from __future__ import annotations
@@ -23,25 +23,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import trustme
+
+from helpers.authority import Authority
 from trisock import Certificate
 
-# A server that takes longer to start or to stop has failed.
+# Seconds to start, and to stop.
 _PATIENCE = 30
 
-# Where no system looks for a port that nobody has named: below the ephemeral ones.
+# Below the ephemeral ports, which the system hands out.
 _PORTS = range(20_000, 30_000)
 
-PASSWORD = "secret"  # everybody's
+PASSWORD = "secret"  # of all users
 
 
 @dataclass(frozen=True)
 class RealServer:
-    """A server that is running.
+    """A running server.
 
     Attributes:
-      ports: its TCP ports, by what is spoken there.
-      directory: where its files are.
-      log: what it has to say.
+      ports: its TCP ports, by protocol.
+      directory: contains its files.
+      log: its log file.
       process: its first process.
     """
 
@@ -51,24 +54,24 @@ class RealServer:
     process: subprocess.Popen[bytes]
 
     def child_called(self, word: str) -> int:
-        """Return the one process of it that has a word in its command line."""
+        """Return its one process whose command line contains a word."""
         found = []
         for pid in _descendants(self.process.pid):
-            with contextlib.suppress(OSError):  # it has ended meanwhile
+            with contextlib.suppress(OSError):  # it has ended in the meantime
                 if word in Path(f"/proc/{pid}/cmdline").read_text():
                     found.append(pid)
         (pid,) = found
         return pid
 
 
-# ---- what all of them need ----
+# ---- what each server needs ----
 
 
 @contextlib.contextmanager
 def temporary_directory() -> Iterator[Path]:
-    """Make a directory that other users can look into: servers give up root's rights.
+    """Make a directory that other users can read: servers drop root's privileges.
 
-    Its path is short: a Unix socket's may have 107 bytes.
+    Its path is short: that of a Unix socket may have at most 107 bytes.
     """
     with tempfile.TemporaryDirectory(prefix="trisock-") as name:
         directory = Path(name)
@@ -78,10 +81,10 @@ def temporary_directory() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def reserved_ports(*names: str) -> Iterator[dict[str, int]]:
-    """Find free ports and keep everybody off them but a server, for as long as the context lasts.
+    """Reserve free ports for a server, for the length of a block.
 
-    A port is bound without ``SO_REUSEADDR``, so it is nobody else's, and only then shared with
-    those who have that option, as servers do.
+    A port is bound without ``SO_REUSEADDR``, which shows that it is free. Then it is shared with
+    sockets that set this option, as servers do.
     """
     with contextlib.ExitStack() as stack:
         yield {name: _reserve(stack.enter_context(socket.socket())) for name in names}
@@ -103,7 +106,7 @@ def _reserve(sock: socket.socket) -> int:
 def write_certificate(
     certificate: Certificate, directory: Path, stem: str, user: str | None = None
 ) -> None:
-    """Write a certificate and its key, which only its owner can read."""
+    """Write a certificate and its key. Only the owner can read the key."""
     (directory / f"{stem}.pem").write_bytes(certificate._chain)
     key = directory / f"{stem}.key"
     key.touch(mode=0o600)
@@ -112,8 +115,23 @@ def write_certificate(
         shutil.chown(key, user)
 
 
+@contextlib.contextmanager
+def prepared(
+    authority: Authority,
+    *ports: str,
+    key_type: trustme.KeyType = trustme.KeyType.ECDSA,
+    user: str | None = None,
+) -> Iterator[tuple[Path, dict[str, int]]]:
+    """Make a server's directory, with server.pem, server.key and ca.pem, and reserve its ports."""
+    with temporary_directory() as directory, reserved_ports(*ports) as numbers:
+        certificate = authority.issue("localhost", "127.0.0.1", key_type=key_type)
+        write_certificate(certificate, directory, "server", user)
+        (directory / "ca.pem").write_bytes(authority.pem)
+        yield directory, numbers
+
+
 def answers(port: int) -> bool:
-    """Whether somebody listens."""
+    """Whether a server listens on a port."""
     try:
         socket.create_connection(("127.0.0.1", port)).close()
     except ConnectionRefusedError:
@@ -124,21 +142,22 @@ def answers(port: int) -> bool:
 @contextlib.contextmanager
 def started(
     command: list[str | Path],
-    *,
-    ports: dict[str, int],
     directory: Path,
+    ports: dict[str, int],
+    *,
     announced: bytes | None = None,
     user: str | None = None,
     stop: signal.Signals = signal.SIGTERM,
 ) -> Iterator[RealServer]:
-    """Start a server, wait until it is ready, and stop all of it at the end.
+    """Start a server, wait until it is ready, and stop all its processes at the end.
 
     Args:
       command: starts it in the foreground.
-      directory: its own. It logs to the file "log" there; what it prints goes there, too.
-      announced: what it logs when it serves; by default it does when all its ports answer.
-      user: whom to run it as, if it is root who starts it.
-      stop: the signal that tells it to stop.
+      directory: its own. It logs and prints to the file "log" in there.
+      ports: its TCP ports, by protocol.
+      announced: what it logs once it is ready (default: ready means that all ports answer).
+      user: the user to run it as, if the tests run as root.
+      stop: the signal that stops it.
     """
     log = directory / "log"
 
@@ -176,7 +195,7 @@ def _identity(user: str | None) -> dict[str, Any]:
 
 
 def _stop(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
-    """Stop a server, and make sure that nothing of it goes on."""
+    """Stop a server. Kill what is left of it, and raise RuntimeError then."""
     others = []
     for pid in _descendants(process.pid):
         with contextlib.suppress(ProcessLookupError):
@@ -205,7 +224,7 @@ def _descendants(pid: int) -> set[int]:
     children: dict[int, list[int]] = {}
     for status in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            # "1234 (any name) S 1233 ...": the name may hold anything
+            # "1234 (name) S 1233 ...": the name may contain anything
             parent = int(status.read_text().rpartition(")")[2].split()[1])
             children.setdefault(parent, []).append(int(status.parent.name))
     found: set[int] = set()

@@ -1,4 +1,4 @@
-"""Which certificate a client is shown that asks for a name."""
+"""Which certificate a client receives if it requests a name."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from helpers.pairs import closing, tcp_pair
 from trisock import TLSInfo
 
 
-async def shown(server_tls: Any, name: str | None, context: ssl.SSLContext) -> TLSInfo:
-    """Return what a client that asks for this name gets."""
+async def client_info(server_tls: Any, name: str | None, context: ssl.SSLContext) -> TLSInfo:
+    """Return what a client knows after it has requested a name."""
     a, b = await tcp_pair()
     async with closing(a, b), trio.open_nursery() as nursery:
         nursery.start_soon(b.starttls, server_tls)
@@ -30,5 +30,5 @@ def names_of(info: TLSInfo) -> list[str]:
 
 def trusting(authority: Authority) -> ssl.SSLContext:
     context = ssl.create_default_context(cadata=authority.pem.decode())
-    context.check_hostname = False  # which certificate comes is the question here
+    context.check_hostname = False  # a test checks which certificate it is
     return context

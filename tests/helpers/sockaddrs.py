@@ -1,4 +1,4 @@
-"""Binary addresses."""
+"""Binary addresses, in the layouts of Linux and BSD."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ def native(family: int) -> bytes:
     return family.to_bytes(2, sys.byteorder)
 
 
-# In Linux's layout, and in BSD's.
 LINUX4 = native(2) + PORT + IPV4 + bytes(8)
 LINUX6 = native(10) + PORT + bytes(4) + IPV6 + bytes(4)
 BSD4 = bytes([16, 2]) + PORT + IPV4 + bytes(8)

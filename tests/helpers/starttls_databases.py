@@ -1,4 +1,4 @@
-"""Small servers of LDAP and databases for the clients of others (see starttls_servers.py)."""
+"""Small LDAP and database servers for clients of other projects (see starttls_servers.py)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import struct
 
 from cryptography import x509
 
+from helpers.ldap_client import ber, ber_elements
+from helpers.postgres_client import message
 from helpers.starttls_servers import PASSWORD, Site
 from trisock import Socket
 
@@ -25,27 +27,6 @@ async def receive_ber(sock: Socket) -> bytes:
     return await sock.recv_exactly(size)
 
 
-def split_ber(data: bytes) -> list[tuple[int, bytes]]:
-    """Return the tags and contents of the BER values that follow each other."""
-    found = []
-    while data:
-        tag, size, data = data[0], data[1], data[2:]
-        if size & 0x80:
-            width = size & 0x7F
-            size, data = int.from_bytes(data[:width], "big"), data[width:]
-        found.append((tag, data[:size]))
-        data = data[size:]
-    return found
-
-
-def ber(tag: int, *contents: bytes) -> bytes:
-    content = b"".join(contents)
-    size = len(content)
-    if size < 0x80:
-        return bytes([tag, size]) + content
-    return bytes([tag, 0x84]) + size.to_bytes(4, "big") + content
-
-
 def ldap_message(number: bytes, tag: int, *contents: bytes) -> bytes:
     return ber(0x30, ber(0x02, number), ber(tag, *contents))
 
@@ -54,13 +35,13 @@ SUCCESS = (ber(0x0A, b"\0"), ber(0x04), ber(0x04))
 
 
 async def ldap(site: Site, sock: Socket) -> None:
-    """Hold one entry, whose description is the first mail; take in any other (RFC 4511)."""
+    """Return one entry, whose description is the mail; accept any other (RFC 4511)."""
     names = {0x60: "bind", 0x63: "search", 0x68: "add", 0x77: "extended"}
     while True:
-        (_, number), (tag, content), *_ = split_ber(await receive_ber(sock))
-        site.hear(sock, names.get(tag, "unbind").encode() + b" " + content)
+        (_, number), (tag, content), *_ = ber_elements(await receive_ber(sock))
+        site.record(sock, names.get(tag, "unbind").encode() + b" " + content)
         match names.get(tag):
-            case "extended" if split_ber(content)[0][1] == START_TLS and not sock.istls():
+            case "extended" if (0x80, START_TLS) in ber_elements(content) and not sock.istls():
                 await sock.send(ldap_message(number, 0x78, *SUCCESS))
                 await sock.starttls(site.tls)
             case "bind":
@@ -82,48 +63,43 @@ async def ldap(site: Site, sock: Socket) -> None:
 SSL_REQUEST = struct.pack("!ii", 8, 80877103)
 
 
-def pg(kind: bytes, *fields: bytes) -> bytes:
-    content = b"".join(fields)
-    return kind + struct.pack("!i", len(content) + 4) + content
-
-
 async def receive_pg(sock: Socket) -> bytes:
     (size,) = struct.unpack("!i", await sock.recv_exactly(4))
     return await sock.recv_exactly(size - 4)
 
 
 async def postgres(site: Site, sock: Socket, *, password: bool = False) -> None:
-    """Answer queries with the literal that is in them."""
+    """Answer each query with the literal that it contains."""
     while (startup := await receive_pg(sock))[:2] != b"\0\3":  # not version 3 of the protocol
         if startup != SSL_REQUEST[4:] or sock.istls():
             await sock.send(b"N")
             continue
         await sock.send(b"S")
         await sock.starttls(site.tls)
-    site.hear(sock, startup)
+    site.record(sock, startup)
     if password and not await scram_sha_256_plus(site, sock):
-        await sock.send(pg(b"E", b"SFATAL\0C28P01\0Mno channel binding, no entry\0\0"))
+        await sock.send(message(b"E", b"SFATAL\0C28P01\0Mchannel binding required\0\0"))
         return
-    await sock.send(pg(b"R", struct.pack("!i", 0)))
+    await sock.send(message(b"R", struct.pack("!i", 0)))
     for name, value in [(b"client_encoding", b"UTF8"), (b"server_version", b"15.0")]:
-        await sock.send(pg(b"S", name, b"\0", value, b"\0"))
-    await sock.send(pg(b"Z", b"I"))
+        await sock.send(message(b"S", name, b"\0", value, b"\0"))
+    await sock.send(message(b"Z", b"I"))
     while (kind := await sock.recv_exactly(1)) == b"Q":
         query = await receive_pg(sock)
-        site.hear(sock, query)
+        site.record(sock, query)
         text = query.split(b"'")[1]
         column = b"column\0" + struct.pack("!ihihih", 0, 0, 25, -1, -1, 0)
         await sock.send(
-            pg(b"T", struct.pack("!h", 1), column),
-            pg(b"D", struct.pack("!hi", 1, len(text)), text),
-            pg(b"C", b"SELECT 1\0"),
-            pg(b"Z", b"I"),
+            message(b"T", struct.pack("!h", 1), column),
+            message(b"D", struct.pack("!hi", 1, len(text)), text),
+            message(b"C", b"SELECT 1\0"),
+            message(b"Z", b"I"),
         )
-    site.hear(sock, kind)
+    site.record(sock, kind)
 
 
 async def postgres_with_password(site: Site, sock: Socket) -> None:
-    """Answer those who know the password and have met this very certificate."""
+    """Require the password, and a channel binding to this certificate."""
     await postgres(site, sock, password=True)
 
 
@@ -137,16 +113,16 @@ async def scram_sha_256_plus(site: Site, sock: Socket) -> bool:
         assert await sock.recv_exactly(1) == b"p"
         return await receive_pg(sock)
 
-    await sock.send(pg(b"R", struct.pack("!i", 10), b"SCRAM-SHA-256-PLUS\0\0"))
+    await sock.send(message(b"R", struct.pack("!i", 10), b"SCRAM-SHA-256-PLUS\0\0"))
     mechanism, _, response = (await receive()).partition(b"\0")
-    first = response[4:]  # behind its size
+    first = response[4:]  # after its size
     gs2_header = b"p=tls-server-end-point,,"
     if mechanism != b"SCRAM-SHA-256-PLUS" or not first.startswith(gs2_header):
         return False
     bare = first.removeprefix(gs2_header)
     nonce, salt, iterations = bare.partition(b",r=")[2] + b"server", b"salt", 4096
     challenge = b"r=%b,s=%b,i=%d" % (nonce, base64.b64encode(salt), iterations)
-    await sock.send(pg(b"R", struct.pack("!i", 11), challenge))
+    await sock.send(message(b"R", struct.pack("!i", 11), challenge))
     without_proof, _, proof = (await receive()).rpartition(b",p=")
     certificate = x509.load_pem_x509_certificate(site.certificate._chain)
     assert certificate.signature_hash_algorithm is not None
@@ -161,7 +137,7 @@ async def scram_sha_256_plus(site: Site, sock: Socket) -> bool:
     if hashlib.sha256(client_key).digest() != stored_key:
         return False
     verifier = base64.b64encode(sign(sign(salted, b"Server Key"), text))
-    await sock.send(pg(b"R", struct.pack("!i", 12), b"v=", verifier))
+    await sock.send(message(b"R", struct.pack("!i", 12), b"v=", verifier))
     return True
 
 
@@ -177,7 +153,7 @@ async def receive_mysql(sock: Socket) -> tuple[int, bytes]:
     return number, await sock.recv_exactly(int.from_bytes(bytes(size), "little"))
 
 
-# Version 10 of the protocol, the server's version, a thread, 8 bytes of salt, the lower half of the
+# Protocol version 10, the server's version, a thread, 8 bytes of salt, the lower half of the
 # capabilities (with CLIENT_SSL), UTF-8, a status, the upper half and a filler, 12 bytes of salt.
 MYSQL_GREETING = mysql_packet(
     0,
@@ -186,7 +162,7 @@ MYSQL_GREETING = mysql_packet(
 
 
 async def mysql(site: Site, sock: Socket) -> None:
-    """Let everybody in under TLS, and answer their commands with OK."""
+    """Require TLS and no password, and answer each command with OK."""
     await sock.send(MYSQL_GREETING)
     _, request = await receive_mysql(sock)
     if not int.from_bytes(request[:2], "little") & CLIENT_SSL or len(request) != 32:
@@ -194,7 +170,7 @@ async def mysql(site: Site, sock: Socket) -> None:
     await sock.starttls(site.tls)
     while True:
         number, command = await receive_mysql(sock)
-        site.hear(sock, command)
+        site.record(sock, command)
         if command == b"\1":  # quit
             return
         await sock.send(mysql_packet(number + 1, b"\0\0\0\2\0\0\0"))

@@ -1,4 +1,4 @@
-"""A small server of FTP for the clients of others (see starttls_servers.py)."""
+"""A small FTP server for clients of other projects (see starttls_servers.py)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trisock import Address, Listener, Socket
 
 
 async def ftp(site: Site, sock: Socket) -> None:
-    """Give out and take in files by FTP (RFC 959, 2228, 2428, 4217)."""
+    """Send and receive files over FTP (RFC 959, 2228, 2428, 4217)."""
     async with contextlib.aclosing(FTP(site, sock)) as connection:
         await connection.serve()
 
@@ -25,9 +25,9 @@ class FTP:
     """A control connection.
 
     Attributes:
-      protected: whether data connections are to be TLS.
-      listener: where the client's data connection will come in (passive mode).
-      target: where the client waits for ours (active mode).
+      protected: whether data connections use TLS.
+      listener: accepts the client's data connection (passive mode).
+      target: where the client accepts ours (active mode).
     """
 
     site: Site
@@ -46,7 +46,7 @@ class FTP:
     async def serve(self) -> None:
         await self.reply("220 ready")
         async for line in self.control.lines(delimiter=CRLF):
-            verb, argument = self.site.hear(self.control, line)
+            verb, argument = self.site.record(self.control, line)
             if verb == "QUIT":
                 await self.reply("221 goodbye")
                 return
@@ -62,13 +62,13 @@ class FTP:
     async def other(self, verb: str, argument: str) -> None:
         match verb, argument:
             case "USER", _:
-                await self.reply("331 and the password?")
+                await self.reply("331 password required")
             case "PASS", password:
                 await self.reply("230 welcome" if password == PASSWORD else "530 no")
             case "PWD", _:
                 await self.reply('257 "/"')
             case "FEAT", _:
-                await self.reply("211-these\r\n AUTH TLS\r\n PBSZ\r\n PROT\r\n211 and no more")
+                await self.reply("211-features\r\n AUTH TLS\r\n PBSZ\r\n PROT\r\n211 end")
             case "TYPE" | "CWD" | "NOOP", _:
                 await self.reply("200 ok")
             case _:
@@ -85,7 +85,7 @@ class FTP:
                 self.protected = level == "P"
                 await self.reply("200 ok")
             case "CCC", "" if self.control.istls():
-                await self.reply("200 in the clear from here")
+                await self.reply("200 plain text from here")
                 await self.control.stoptls()
             case _:
                 await self.reply("503 not now")
@@ -101,9 +101,9 @@ class FTP:
                 port = self.listener.port
                 if verb == "PASV":
                     numbers = ",".join([*host.split("."), *map(str, divmod(port, 256))])
-                    await self.reply(f"227 come to ({numbers})")
+                    await self.reply(f"227 connect to ({numbers})")
                 else:
-                    await self.reply(f"229 come to (|||{port}|)")
+                    await self.reply(f"229 connect to (|||{port}|)")
                 return
             case "PORT":
                 a, b, c, d, high, low = argument.split(",")
@@ -111,12 +111,12 @@ class FTP:
             case "EPRT":
                 _, _, where, at, _ = argument.split(argument[0])
                 self.target = Address(where, int(at))
-        # Nobody has us connect to a third party (RFC 2577, section 3).
+        # Never connect to a third party (RFC 2577, section 3).
         await self.reply("200 ok" if self.target and self.target.host == client else "501 no")
 
     @contextlib.asynccontextmanager
     async def data_connection(self) -> AsyncIterator[Socket]:
-        await self.reply("150 here it comes")
+        await self.reply("150 opening the data connection")
         if self.listener is not None:
             sock = await self.listener.accept()
         else:
@@ -124,13 +124,13 @@ class FTP:
             sock = await trisock.connect(*self.target, local_address=self.control.getlocal().host)
         async with sock:
             if self.protected:
-                # The FTP server is the TLS server, also where it connects (RFC 4217, section 7).
+                # The FTP server is the TLS server even if it connects (RFC 4217, section 7).
                 await sock.starttls(self.site.tls)
             yield sock
 
     async def file(self, verb: str, path: Path) -> None:
         if verb in ("RETR", "SIZE") and not path.is_file():
-            await self.reply("550 there is none")
+            await self.reply("550 no such file")
             return
         if verb == "SIZE":
             await self.reply(f"213 {path.stat().st_size}")
@@ -144,7 +144,7 @@ class FTP:
                     names = sorted(each.name for each in self.site.directory.iterdir())
                     await data.send("".join(f"{name}\r\n" for name in names).encode())
                 else:
-                    # A cut-off upload is a TLSError here, and leaves no file.
+                    # An upload that is cut short raises TLSError here, and leaves no file.
                     content = b"".join([chunk async for chunk in data])
                     path.write_bytes(content)
         except trio.BrokenResourceError as exc:

@@ -1,6 +1,6 @@
-"""Small servers of the protocols that turn to TLS in mid-conversation, for clients of others.
+"""Small servers that upgrade to TLS, for clients of other projects.
 
-Each knows as much of its protocol as such clients ask for. A server is ``protocol(site, sock)``.
+Each knows the commands that these clients send. A server is ``protocol(site, sock)``.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ PASSWORD = "pencil"
 
 @dataclass
 class Site:
-    """What the servers of one test have in common.
+    """What the servers of one test share.
 
     Attributes:
-      certificate: what they show.
-      directory: where FTP's files are.
-      mail: the messages that were taken in and are given out.
-      heard: each command that was obeyed, with the version of TLS it came by (None: in the clear).
+      certificate: the servers' certificate.
+      directory: where the FTP server keeps its files.
+      mail: the messages that were received, and those to deliver.
+      commands: each command that was read, after the TLS version it came over (None: plain text).
     """
 
     certificate: Certificate
     directory: Path
     mail: list[bytes] = field(default_factory=list)
-    heard: list[tuple[str | None, bytes]] = field(default_factory=list)
+    commands: list[tuple[str | None, bytes]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.tls = ServerTLS(self.certificate)
 
-    def hear(self, sock: Socket, command: bytes) -> tuple[str, str]:
-        """Note a command; return its first word in upper case, and the rest."""
-        self.heard.append((sock.tls.version if sock.tls else None, command))
+    def record(self, sock: Socket, command: bytes) -> tuple[str, str]:
+        """Record a command. Return its first word in upper case, and the rest."""
+        self.commands.append((sock.tls.version if sock.tls else None, command))
         verb, _, argument = command.decode("latin-1").partition(" ")
         return verb.upper(), argument
 
@@ -49,7 +49,7 @@ class Site:
 
 
 async def receive_text(sock: Socket) -> bytes:
-    """Read lines up to a single dot, and take off the dots that others were sent with."""
+    """Read lines up to a single dot, and undo the dot stuffing."""
     lines = []
     async for line in sock.lines(delimiter=CRLF, keep_ends=True):
         if line == b".\r\n":
@@ -58,16 +58,16 @@ async def receive_text(sock: Socket) -> bytes:
     return b"".join(lines)
 
 
-def dotted(text: bytes) -> bytes:
+def dot_stuffed(text: bytes) -> bytes:
     return re.sub(rb"(?m)^\.", b"..", text) + b".\r\n"
 
 
 async def smtp(site: Site, sock: Socket, *, must_log_in: bool = False) -> None:
-    """Take mail by SMTP (RFC 3207); LMTP with one recipient is no different."""
+    """Receive mail over SMTP (RFC 3207), or over LMTP with one recipient."""
     logged_in = False
     await sock.send(b"220 localhost ready\r\n")
     async for line in sock.lines(delimiter=CRLF):
-        match site.hear(sock, line):
+        match site.record(sock, line):
             case "EHLO" | "LHLO", _:
                 offer = b"AUTH PLAIN" if sock.istls() else b"STARTTLS"
                 await sock.send(b"250-localhost\r\n250 ", offer, CRLF)
@@ -97,15 +97,15 @@ async def smtp(site: Site, sock: Socket, *, must_log_in: bool = False) -> None:
 
 
 async def submission(site: Site, sock: Socket) -> None:
-    """Take mail from those who have logged in, which is offered under TLS only (RFC 6409)."""
+    """Receive mail after a log-in, which needs TLS (RFC 6409)."""
     await smtp(site, sock, must_log_in=True)
 
 
 async def pop3(site: Site, sock: Socket) -> None:
-    """Give out mail by POP3 (RFC 2595)."""
+    """Deliver mail over POP3 (RFC 2595)."""
     await sock.send(b"+OK ready\r\n")
     async for line in sock.lines(delimiter=CRLF):
-        match site.hear(sock, line):
+        match site.record(sock, line):
             case "CAPA", _:
                 await sock.send(b"+OK\r\n", b"USER" if sock.istls() else b"STLS", b"\r\n.\r\n")
             case "STLS", _ if not sock.istls():
@@ -118,7 +118,7 @@ async def pop3(site: Site, sock: Socket) -> None:
             case "STAT", _ if sock.istls():
                 await sock.send(b"+OK %d %d\r\n" % (len(site.mail), sum(map(len, site.mail))))
             case "RETR", number if sock.istls():
-                await sock.send(b"+OK\r\n", dotted(site.mail[int(number) - 1]))
+                await sock.send(b"+OK\r\n", dot_stuffed(site.mail[int(number) - 1]))
             case "QUIT", _:
                 await sock.send(b"+OK goodbye\r\n")
                 return
@@ -127,11 +127,11 @@ async def pop3(site: Site, sock: Socket) -> None:
 
 
 async def imap(site: Site, sock: Socket) -> None:
-    """Take mail in and give it out by IMAP (RFC 9051)."""
+    """Receive and deliver mail over IMAP (RFC 9051)."""
     await sock.send(b"* OK IMAP4rev1 ready\r\n")
     async for line in sock.lines(delimiter=CRLF):
         tag, _, command = line.partition(b" ")
-        match site.hear(sock, command):
+        match site.record(sock, command):
             case "CAPABILITY", _:
                 offer = b"" if sock.istls() else b" STARTTLS"
                 await sock.send(b"* CAPABILITY IMAP4rev1", offer, CRLF)
@@ -162,13 +162,13 @@ async def imap(site: Site, sock: Socket) -> None:
                 await sock.send(b"* BYE goodbye\r\n", tag, b" OK done\r\n")
                 return
             case _:
-                await sock.send(tag, b" BAD what?\r\n")
+                await sock.send(tag, b" BAD unknown command\r\n")
                 continue
         await sock.send(tag, b" OK done\r\n")
 
 
 async def sieve(site: Site, sock: Socket) -> None:
-    """Speak ManageSieve, which says anew after STARTTLS what it offers (RFC 5804)."""
+    """Speak ManageSieve, and repeat the capabilities after STARTTLS (RFC 5804)."""
 
     async def greet() -> None:
         offer = b'"SASL" "PLAIN"' if sock.istls() else b'"STARTTLS"'
@@ -176,7 +176,7 @@ async def sieve(site: Site, sock: Socket) -> None:
 
     await greet()
     async for line in sock.lines(delimiter=CRLF):
-        match site.hear(sock, line):
+        match site.record(sock, line):
             case "STARTTLS", _ if not sock.istls():
                 await sock.send(b'OK "go ahead"\r\n')
                 await sock.starttls(site.tls)
@@ -185,17 +185,17 @@ async def sieve(site: Site, sock: Socket) -> None:
                 await sock.send(b'OK "goodbye"\r\n')
                 return
             case _:
-                await sock.send(b'NO "what?"\r\n')
+                await sock.send(b'NO "unknown command"\r\n')
 
 
 async def nntp(site: Site, sock: Socket) -> None:
-    """Take articles in and give them out by NNTP (RFC 4642)."""
+    """Receive and deliver articles over NNTP (RFC 4642)."""
     await sock.send(b"200 ready\r\n")
     async for line in sock.lines(delimiter=CRLF):
-        match site.hear(sock, line):
+        match site.record(sock, line):
             case "CAPABILITIES", _:
                 offer = b"POST" if sock.istls() else b"STARTTLS"
-                await sock.send(b"101 what there is\r\nVERSION 2\r\n", offer, b"\r\n.\r\n")
+                await sock.send(b"101 capabilities\r\nVERSION 2\r\n", offer, b"\r\n.\r\n")
             case "STARTTLS", _ if not sock.istls():
                 await sock.send(b"382 go ahead\r\n")
                 await sock.starttls(site.tls)
@@ -204,22 +204,22 @@ async def nntp(site: Site, sock: Socket) -> None:
                 site.mail.append(await receive_text(sock))
                 await sock.send(b"240 ok\r\n")
             case "ARTICLE", number if sock.istls():
-                await sock.send(b"220 1 <1@localhost>\r\n", dotted(site.mail[int(number) - 1]))
+                await sock.send(b"220 1 <1@localhost>\r\n", dot_stuffed(site.mail[int(number) - 1]))
             case "QUIT", _:
                 await sock.send(b"205 goodbye\r\n")
                 return
             case _:
-                await sock.send(b"500 what?\r\n")
+                await sock.send(b"500 unknown command\r\n")
 
 
 # ---- XMPP, IRC, Telnet ----
 
 
 async def xmpp(site: Site, sock: Socket) -> None:
-    """Open an XMPP stream, and another one under TLS (RFC 6120, section 5)."""
+    """Open an XMPP stream, and another under TLS (RFC 6120, section 5)."""
     while True:
         tag = await sock.recv_until(b">")
-        match site.hear(sock, tag.strip().strip(b"</>")):
+        match site.record(sock, tag.strip().strip(b"</>")):
             case "STREAM:STREAM", "":
                 await sock.send(b"</stream:stream>")
                 return
@@ -239,9 +239,9 @@ async def xmpp(site: Site, sock: Socket) -> None:
 
 
 async def irc(site: Site, sock: Socket) -> None:
-    """Speak IRC: the client asks for TLS before anything was said."""
+    """Speak IRC: the client talks first."""
     async for line in sock.lines(delimiter=CRLF):
-        match site.hear(sock, line):
+        match site.record(sock, line):
             case "STARTTLS", _ if not sock.istls():
                 await sock.send(b":localhost 670 * :go ahead\r\n")
                 await sock.starttls(site.tls)
@@ -258,14 +258,14 @@ TLS_FOLLOWS = b"\xff\xfa\x2e\x01\xff\xf0"
 
 
 async def telnet(site: Site, sock: Socket) -> None:
-    """Ask for TLS, as a Telnet server does, and then echo one line."""
+    """Request TLS, as a Telnet server does, and echo one line."""
     await sock.send(DO_START_TLS)
     if await sock.recv_exactly(9) == WILL_START_TLS + TLS_FOLLOWS:
         await sock.send(TLS_FOLLOWS)
         await sock.starttls(site.tls)
         line = await sock.recv_until(CRLF)
-        site.hear(sock, line)
-        await sock.send(b"you said ", line)
+        site.record(sock, line)
+        await sock.send(b"received ", line)
 
 
 # ---- behind a proxy ----
@@ -275,14 +275,19 @@ PROXY_V2 = b"\r\n\r\n\0\r\nQUIT\n"
 
 @dataclass(frozen=True)
 class Proxied:
-    """What a PROXY header says: whose connection it is (None: the proxy's own), and what else."""
+    """A PROXY header.
+
+    Attributes:
+      client: whose connection it is (None: the proxy's own).
+      fields: the other fields of version 2, by type.
+    """
 
     client: Address | None
     fields: dict[int, bytes] = field(default_factory=dict)
 
 
 async def receive_proxy_header(sock: Socket) -> Proxied:
-    """Read the header that HAProxy puts in front of a connection, version 1 or 2."""
+    """Read a PROXY header, of version 1 or 2."""
     start = await sock.recv_exactly(12)
     if start != PROXY_V2:
         sock.unrecv(start)
@@ -291,7 +296,7 @@ async def receive_proxy_header(sock: Socket) -> Proxied:
                 return Proxied(None)
             case [b"PROXY", b"TCP4" | b"TCP6", client, _, client_port, _]:
                 return Proxied(Address(client.decode(), int(client_port)))
-        raise ValueError("this is no PROXY header")
+        raise ValueError("not a PROXY header")
     command, family, size = struct.unpack("!BBH", await sock.recv_exactly(4))
     content = await sock.recv_exactly(size)
     if command == 0x20:  # LOCAL

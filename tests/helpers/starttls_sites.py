@@ -1,4 +1,4 @@
-"""Where the servers of starttls_servers.py run: a site's certificate and files, and bind."""
+"""Run the servers of starttls_servers.py: with a certificate, files, and a port."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trisock import Certificate, Socket
 
 Server = Callable[[Site, Socket], Awaitable[None]]
 
-# A megabyte each way: many records, and more than all buffers on the way hold.
+# A megabyte: many records, and more than all buffers on the way hold.
 MAIL = b"Subject: big\r\n\r\n.\r\n..\r\n" + b"".join(b"%062d\r\n" % n for n in range(16_384))
 FILE = random.Random(1).randbytes(1_048_576 + 3)
 
@@ -30,7 +30,7 @@ def make_site(authority: Authority, directory: Path) -> Site:
 
 
 def issue(authority: Authority, *names: str) -> Certificate:
-    # OpenLDAP takes no certificate without a common name.
+    # OpenLDAP rejects a certificate without a common name.
     return certificate(
         authority.ca.issue_cert(*names, common_name=names[0], key_type=trustme.KeyType.ECDSA)
     )
@@ -38,7 +38,7 @@ def issue(authority: Authority, *names: str) -> Certificate:
 
 @contextlib.asynccontextmanager
 async def serving(server: Server, site: Site) -> AsyncIterator[trisock.Server]:
-    """Serve for as long as the context lasts, and then until everybody has been served."""
+    """Serve for the length of a block. At its end, wait for the handlers."""
     async with trio.open_nursery() as nursery:
         bound = await trisock.bind(nursery, 0, functools.partial(server, site))
         yield bound

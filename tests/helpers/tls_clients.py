@@ -1,4 +1,4 @@
-"""What clients of other projects' servers share: contexts of one version, or one session."""
+"""What the clients of other projects' servers share: TLS contexts, and cancelled reads."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ CRLF = b"\r\n"
 
 
 class RefusedError(Exception):
-    """The server does not do what was asked of it."""
+    """The server refused a command."""
 
 
 class ResumingContext(ssl.SSLContext):
-    """A client's context whose connections go on with the TLS session of the first.
+    """A client's context whose connections resume the TLS session of the first.
 
-    FTP servers want it: they know by it that a data connection is from whom they talk to.
+    FTP servers require it: it shows that a data connection is from the same client.
     """
 
     _first: ssl.SSLObject | None = None
@@ -39,13 +39,11 @@ class ResumingContext(ssl.SSLContext):
 def for_version(
     version: str, authority: Authority, kind: type[ssl.SSLContext] = ssl.SSLContext
 ) -> ssl.SSLContext:
-    """Return a client's context that speaks one version of TLS only."""
+    """Return a client's context for one TLS version."""
     context = kind(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(cadata=authority.pem.decode())
-    context.minimum_version = context.maximum_version = {
-        "TLSv1.2": ssl.TLSVersion.TLSv1_2,
-        "TLSv1.3": ssl.TLSVersion.TLSv1_3,
-    }[version]
+    only = ssl.TLSVersion[version.replace(".", "_")]
+    context.minimum_version = context.maximum_version = only
     return context
 
 
@@ -53,7 +51,7 @@ both_versions = pytest.mark.parametrize("version", ["TLSv1.2", "TLSv1.3"])
 
 
 async def cancelled_often(read: Callable[[], Awaitable[bytes]], checkpoints: int) -> bytes:
-    """Return what a read returns that is cancelled, and tried again, every so many checkpoints."""
+    """Cancel a read after a number of checkpoints, and retry until it returns."""
     results: list[bytes] = []
 
     async def once() -> None:

@@ -1,4 +1,4 @@
-"""Programs that speak TLS by another library, how to run them, and the cases to try with them."""
+"""Programs of other TLS libraries, how to run them, and the cases to try with them."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from trisock import Certificate
 
 PEERS = ROOT / "tests" / "interop" / "tls_peers"
 
-# Several records' worth, in lines; no line begins as a command of s_client or s_server does.
+# Several records of lines. No line starts like a command of s_client or s_server.
 QUESTION = b"0123456789\n" * 4000
 ANSWER = b"9876543210\n" * 4000
 
 
-# ---- cases: one value of one axis is another than usual ----
+# ---- cases: each differs from the usual one in one value ----
 
 
 class ALPN(NamedTuple):
@@ -90,7 +90,7 @@ def cases() -> Iterator[tuple[str, Case]]:
 
 
 class Files:
-    """Certificates where programs can read them."""
+    """Certificates in files, for programs."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -110,18 +110,17 @@ class Files:
 
 # ---- the peers ----
 
-# What they say of an alert that they have got: OpenSSL (and who is built on it), GnuTLS, Go.
-HEARD = {
+# How OpenSSL (also in curl and Node.js), GnuTLS and Go report an alert that they received.
+REPORTS = {
     "bad certificate": [
         "alert bad certificate",
         "alert [42]",
         "Alert[2|42]",
         "tls: bad certificate",
     ],
-    # (And where curl passes on OpenSSL's words without saying whose they are.)
     "certificate expired": [
         "alert certificate expired",
-        "TLS alert, certificate expired",
+        "TLS alert, certificate expired",  # curl
         "alert [45]",
         "tls: expired certificate",
     ],
@@ -140,14 +139,20 @@ Command = list[str | Path]
 
 
 class Peer(NamedTuple):
-    """A program that speaks TLS."""
+    """A program that speaks TLS.
+
+    Attributes:
+      client, server: return the command line of each role.
+      alpn_report: what a client prints before the protocol that was agreed.
+      name_error: a pattern for what it prints if the server's name is wrong.
+    """
 
     name: str
     program: str
     client: Callable[[Case, int, Path, tuple[Path, Path] | None], Command]
     server: Callable[[Case, Path, tuple[Path, Path]], Command] | None
-    says_alpn: str
-    says_wrong_name: str
+    alpn_report: str
+    name_error: str
     interop: bool = False
 
     def marks(self) -> list[pytest.MarkDecorator]:
@@ -210,14 +215,8 @@ GNUTLS_PRIORITIES = {
 
 
 def gnutls_server(case: Case, ca: Path, certificate: tuple[Path, Path]) -> Command:
-    command: Command = [
-        "gnutls-serv",
-        "--debug=5",
-        "--echo",
-        "--port",
-        "0",
-        GNUTLS_PRIORITIES[case.version],
-    ]
+    command: Command = ["gnutls-serv", "--debug=5", "--echo", "--port", "0"]
+    command += [GNUTLS_PRIORITIES[case.version]]
     command += ["--x509certfile", certificate[0], "--x509keyfile", certificate[1]]
     if case.client_certificate.asked == "no":
         command += ["--disable-client-cert"]
@@ -268,8 +267,20 @@ def our_server(program: Command, case: Case, ca: Path, certificate: tuple[Path, 
     return command
 
 
-GO: Command = ["tls-peer-in-go"]
-NODE: Command = ["node", PEERS / "peer.js"]
+def our_peer(name: str, *program: str | Path, name_error: str) -> Peer:
+    """Return a program of the directory tls_peers."""
+    return Peer(
+        name=name,
+        program=name,
+        client=functools.partial(our_client, [*program]),
+        server=functools.partial(our_server, [*program]),
+        alpn_report="alpn=",
+        name_error=name_error,
+        interop=True,
+    )
+
+
+GO_NAME_ERROR = "x509: certificate is valid for"
 
 OPENSSL = Peer(
     "openssl",
@@ -292,28 +303,12 @@ ALL = [
         interop=True,
     ),
     Peer("curl", "curl", curl, None, "ALPN: server accepted ", "no alternative certificate"),
-    Peer(
-        "go",
-        "go",
-        functools.partial(our_client, GO),
-        functools.partial(our_server, GO),
-        "alpn=",
-        "x509: certificate is valid for",
-        interop=True,
-    ),
-    Peer(
-        "node",
-        "node",
-        functools.partial(our_client, NODE),
-        functools.partial(our_server, NODE),
-        "alpn=",
-        "ERR_TLS_CERT_ALTNAME_INVALID",
-        interop=True,
-    ),
+    our_peer("go", "not built yet", name_error=GO_NAME_ERROR),
+    our_peer("node", "node", PEERS / "peer.js", name_error="ERR_TLS_CERT_ALTNAME_INVALID"),
 ]
 
 
-# ---- running them ----
+# ---- running the programs ----
 
 
 @dataclasses.dataclass
@@ -327,10 +322,10 @@ class Output:
 
 
 async def run_client(command: Command, *, end_when: bytes = ANSWER) -> tuple[int, Output]:
-    """Run a client that passes on its standard input; end that when it has got the answer."""
+    """Run a client that sends its standard input, and end that after the answer."""
     output = Output()
     pipe = subprocess.PIPE
-    environment = {**os.environ, "LC_ALL": "C.UTF-8"}  # for international names
+    environment = {**os.environ, "LC_ALL": "C.UTF-8"}  # for internationalized names
     async with running(*command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -339,7 +334,7 @@ async def run_client(command: Command, *, end_when: bytes = ANSWER) -> tuple[int
         async def feed(stdin: trio.abc.SendStream) -> None:
             with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 await stdin.send_all(QUESTION)
-                if command[0] == "curl":  # it sends when it has all
+                if command[0] == "curl":  # it sends nothing before the end of its input
                     await stdin.aclose()
 
         async def read_errors(stderr: trio.abc.ReceiveStream) -> None:
@@ -358,7 +353,7 @@ async def run_client(command: Command, *, end_when: bytes = ANSWER) -> tuple[int
 
 
 class Server:
-    """A program that runs as a server, and what it has said so far."""
+    """A program that runs as a server, and what it has printed so far."""
 
     def __init__(self, process: trio.Process) -> None:
         assert process.stdin is not None
@@ -371,24 +366,24 @@ class Server:
         self.port = 0
         self.text = ""
 
-    async def listen_to_it(self) -> None:
-        """Read all that it says: a program whose pipe is full stands still."""
+    async def read_output(self) -> None:
+        """Read all that it prints: a full pipe would block it."""
         async for chunk in self.output:
             self.text += chunk.decode(errors="replace")
-            self._tell()
+            self._wake()
         self._ended = True
-        self._tell()
+        self._wake()
 
-    def _tell(self) -> None:
+    def _wake(self) -> None:
         self._more.set()
         self._more = trio.Event()
 
-    async def says(self, *patterns: str) -> re.Match[str]:
-        """Wait until it says one of these."""
+    async def printed(self, *patterns: str) -> re.Match[str]:
+        """Wait until it has printed one of these patterns."""
         while True:
             if found := re.search("|".join(patterns), self.text):
                 return found
-            assert not self._ended, f"it has ended, and not said {patterns}, but {self.text}"
+            assert not self._ended, f"it ended without printing {patterns}: {self.text}"
             await self._more.wait()
 
 
@@ -403,18 +398,18 @@ async def run_server(command: Command) -> AsyncIterator[Server]:
     async with running(*command, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT) as process:
         server = Server(process)
         async with server.stdin, server.output, trio.open_nursery() as nursery:
-            nursery.start_soon(server.listen_to_it)
-            port = int((await server.says(LISTENS))[1])
+            nursery.start_soon(server.read_output)
+            port = int((await server.printed(LISTENS))[1])
             server.port = port or listening_port(process.pid)
             yield server
             process.terminate()
 
 
 def listening_port(pid: int) -> int:
-    """Return the IPv4 port that a process listens on, which does not say which it got."""
+    """Return the IPv4 port that a process listens on."""
     sockets = {os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()}
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         _, local, _, state, *_, inode = line.split()[:10]
         if state == "0A" and f"socket:[{inode}]" in sockets:
             return int(local.rpartition(":")[2], 16)
-    raise AssertionError("it listens nowhere")
+    raise AssertionError("the process listens on no port")

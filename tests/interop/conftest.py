@@ -1,4 +1,4 @@
-"""The fixtures of interop tests: whole servers, a site for small ones, and what TLS peers need."""
+"""Fixtures of interop tests: real servers, a site for small ones, and what TLS programs need."""
 
 from __future__ import annotations
 
@@ -16,18 +16,36 @@ from helpers.real_servers import RealServer
 from helpers.starttls_servers import Site
 from helpers.starttls_sites import make_site
 from helpers.tls_axes import Authorities
-from helpers.tls_programs import GO, PEERS, Command, Files
+from helpers.tls_programs import GO_NAME_ERROR, PEERS, Files, Peer, our_peer
+from trisock import ServerTLS
+
+# The program of each server's fixture.
+PROGRAMS = {
+    "postfix": "postfix",
+    "dovecot": "dovecot",
+    "slapd": "slapd",
+    "postgresql": "pg_ctlcluster",
+    "proftpd": "proftpd",
+    "vsftpd": "vsftpd",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test that uses a server's fixture: it needs the program."""
+    for item in items:
+        for fixture in PROGRAMS.keys() & getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.needs(PROGRAMS[fixture]))
 
 
 def fixture_of(
     start: Callable[..., AbstractContextManager[RealServer]], *, root: bool, **options: bool
 ) -> object:
-    """Return a fixture that runs a server from the first test that needs it to the last of all."""
+    """Return a fixture that runs a server until the end of the session."""
 
     @pytest.fixture(scope="session")
     def server(authority: Authority) -> Iterator[RealServer]:
         if root and os.geteuid() != 0:
-            pytest.skip("this server insists on being started by root")
+            pytest.skip("only root can start this server")
         with start(authority, **options) as running:
             yield running
 
@@ -59,6 +77,23 @@ def files(tmp_path: Path) -> Files:
     return Files(tmp_path)
 
 
+@pytest.fixture
+def ca(authorities: Authorities, files: Files) -> Path:
+    """The file with the right authority's certificate."""
+    return files.ca(authorities.right.pem)
+
+
+@pytest.fixture
+def server_files(authorities: Authorities, files: Files) -> tuple[Path, Path]:
+    """The files with the certificate chain and the key of example.org."""
+    return files.certificate("server", authorities.server("example.org", "P-256"))
+
+
+@pytest.fixture
+def example_org(authorities: Authorities) -> ServerTLS:
+    return ServerTLS(authorities.server("example.org", "P-256"))
+
+
 @pytest.fixture(scope="session")
 def go_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("go") / "peer"
@@ -67,12 +102,9 @@ def go_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def built(request: pytest.FixtureRequest) -> Callable[[Command], Command]:
-    """Give commands with Go's program built, if it is Go's that they name."""
-
-    def build(command: Command) -> Command:
-        if command[0] == GO[0]:
-            return [request.getfixturevalue("go_program"), *command[1:]]
-        return command
-
-    return build
+def peer(request: pytest.FixtureRequest) -> Peer:
+    """A TLS program. Go's is built first."""
+    if request.param.name == "go":
+        return our_peer("go", request.getfixturevalue("go_program"), name_error=GO_NAME_ERROR)
+    given: Peer = request.param
+    return given

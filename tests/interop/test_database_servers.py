@@ -1,4 +1,4 @@
-"""A trisock client of OpenLDAP and PostgreSQL (real_databases.py starts them)."""
+"""Clients of ours and two real servers, OpenLDAP and PostgreSQL (see real_databases.py)."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from helpers.ldap_client import (
     octet_string,
 )
 from helpers.postgres_client import (
-    OK,
     message,
     pg_expect,
+    pg_logged_in,
     pg_login,
     pg_query,
     pg_receive,
@@ -59,8 +59,7 @@ async def ldap_client(slapd: RealServer, tls: ClientTLS | ssl.SSLContext) -> Asy
         yield sock
 
 
-@pytest.mark.needs("slapd")
-async def test_slapd_takes_no_password_in_the_clear(
+async def test_slapd_refuses_a_password_in_plain_text(
     slapd: RealServer, authority: Authority
 ) -> None:
     async with await trisock.connect("127.0.0.1", slapd.ports["ldap"]) as sock:
@@ -72,8 +71,9 @@ async def test_slapd_takes_no_password_in_the_clear(
         assert await ldap_whoami(sock) == b"dn:" + ADMIN
 
 
-@pytest.mark.needs("slapd")
-async def test_slapd_keeps_a_large_value(slapd: RealServer, authority: Authority) -> None:
+async def test_slapd_stores_and_returns_a_large_value(
+    slapd: RealServer, authority: Authority
+) -> None:
     def attribute(name: bytes, value: bytes) -> bytes:
         return ber(SEQUENCE, octet_string(name), ber(0x31, octet_string(value)))
 
@@ -114,8 +114,7 @@ async def test_slapd_keeps_a_large_value(slapd: RealServer, authority: Authority
         assert await sock.recv() == b""
 
 
-@pytest.mark.needs("slapd")
-async def test_slapd_knows_a_client_by_its_certificate(
+async def test_slapd_identifies_a_client_by_its_certificate(
     slapd: RealServer, authority: Authority
 ) -> None:
     leaf = authority.ca.issue_cert("client.example.org", common_name="certified")
@@ -126,12 +125,11 @@ async def test_slapd_knows_a_client_by_its_certificate(
         assert (await ldap_whoami(sock)).startswith(b"dn:cn=certified,")
 
 
-@pytest.mark.needs("slapd")
 @both_versions
-async def test_slapd_answers_the_end_of_tls_and_goes(
+async def test_slapd_answers_stoptls_and_closes(
     version: str, slapd: RealServer, authority: Authority
 ) -> None:
-    """RFC 4511, section 4.14.3.2, lets a server go on in the clear, or close; slapd closes."""
+    """RFC 4511, section 4.14.3.2: a server may continue in plain text, or close."""
     async with ldap_client(slapd, for_version(version, authority)) as sock:
         await ldap_login(sock)
         await sock.stoptls()
@@ -152,32 +150,21 @@ async def pg_client(
         yield sock
 
 
-@pytest.mark.needs("pg_ctlcluster")
 @both_versions
-async def test_postgresql_sees_tls(
+async def test_postgresql_binds_a_login_to_the_tls_connection(
     version: str, postgresql: RealServer, authority: Authority
 ) -> None:
-    async with pg_client(postgresql, for_version(version, authority)) as sock:
+    tls = for_version(version, authority)
+    async with pg_client(postgresql, tls) as sock:
+        with pytest.raises(RefusedError, match="SCRAM channel binding check failed"):
+            await pg_login(sock, binding=bytes(32))
+    async with pg_client(postgresql, tls) as sock:
         await pg_login(sock)
         query = "SELECT version FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
         assert await pg_query(sock, query) == [version.encode()]
 
 
-@pytest.mark.needs("pg_ctlcluster")
-@both_versions
-async def test_postgresql_refuses_the_binding_to_another_connection(
-    version: str, postgresql: RealServer, authority: Authority
-) -> None:
-    """So that the log-ins of the other tests say something about the binding."""
-    async with pg_client(postgresql, for_version(version, authority)) as sock:
-        with pytest.raises(RefusedError, match="SCRAM channel binding check failed"):
-            await pg_login(sock, binding=bytes(32))
-
-
-@pytest.mark.needs("pg_ctlcluster")
-async def test_postgresql_without_tls_over_the_unix_socket_only(
-    postgresql: RealServer,
-) -> None:
+async def test_postgresql_needs_no_tls_over_a_unix_socket_only(postgresql: RealServer) -> None:
     port = postgresql.ports["postgres"]
     async with await trisock.connect("127.0.0.1", port) as sock:
         await pg_startup(sock, b"postgres")
@@ -188,67 +175,63 @@ async def test_postgresql_without_tls_over_the_unix_socket_only(
         with pytest.raises(RefusedError, match="no TLS"):
             await pg_starttls(sock)
         await pg_startup(sock, b"postgres")
-        await pg_expect(sock, b"R", OK)
-        await pg_expect(sock, b"Z", b"I")
+        await pg_logged_in(sock)
         assert await pg_query(sock, "SELECT 6 * 7") == [b"42"]
 
 
-@pytest.mark.needs("pg_ctlcluster")
 @both_versions
-async def test_postgresql_knows_a_client_by_its_certificate(
+async def test_postgresql_identifies_a_client_by_its_certificate(
     version: str, postgresql: RealServer, authority: Authority
 ) -> None:
-    """``clientcert=verify-full``: the certificate's common name is the user's."""
-    async with pg_client(postgresql, for_version(version, authority)) as sock:
-        await pg_startup(sock, b"certified")
-        with pytest.raises(RefusedError, match="requires a valid client certificate"):
-            await pg_receive(sock)
-    for name in ("other", "certified"):
+    """The user's name must be the certificate's common name."""
+    for common_name, error in [
+        (None, "requires a valid client certificate"),
+        ("other", "authentication failed"),
+        ("certified", None),
+    ]:
         context = for_version(version, authority)
-        leaf = authority.ca.issue_cert("client.example.org", common_name=name)
-        certificate(leaf).load_into(context)
+        if common_name is not None:
+            leaf = authority.ca.issue_cert("client.example.org", common_name=common_name)
+            certificate(leaf).load_into(context)
         async with pg_client(postgresql, context) as sock:
             await pg_startup(sock, b"certified")
-            if name == "other":
-                with pytest.raises(RefusedError, match="authentication failed"):
-                    await pg_receive(sock)
+            if error is None:
+                await pg_logged_in(sock)
             else:
-                await pg_expect(sock, b"R", OK)
-                await pg_expect(sock, b"Z", b"I")
+                with pytest.raises(RefusedError, match=error):
+                    await pg_receive(sock)
 
 
 ROWS = 2000
 
 
-@pytest.mark.needs("pg_ctlcluster")
 @pytest.mark.parametrize("checkpoints", [None, 1, 2, 5])
-async def test_a_large_result_whose_reading_is_cancelled(
+async def test_cancelled_reads_of_a_large_result_lose_nothing(
     checkpoints: int | None, postgresql: RealServer, authority: Authority
 ) -> None:
-    """6 MB, in messages that begin and end anywhere in records."""
+    """6 MB, in messages that start and end anywhere in records."""
     query = f"SELECT repeat(md5(i::text), 100) FROM generate_series(1, {ROWS}) i"
-    expected = [hashlib.md5(b"%d" % i).hexdigest().encode() * 100 for i in range(1, ROWS + 1)]
+    rows = [hashlib.md5(b"%d" % i).hexdigest().encode() * 100 for i in range(1, ROWS + 1)]
     async with pg_client(postgresql, ClientTLS(ca=authority.pem)) as sock:
         await pg_login(sock)
         if checkpoints is None:
-            assert await pg_query(sock, query) == expected
+            assert await pg_query(sock, query) == rows
             return
         await sock.send(message(b"Q", query.encode(), b"\0"))
         await pg_expect(sock, b"T")
-        for row in expected:
-            wanted = message(b"D", b"\0\1", len(row).to_bytes(4, "big"), row)
-            read = functools.partial(sock.recv_exactly, len(wanted))
-            assert await cancelled_often(read, checkpoints) == wanted
+        for row in rows:
+            expected = message(b"D", b"\0\1", len(row).to_bytes(4, "big"), row)
+            read = functools.partial(sock.recv_exactly, len(expected))
+            assert await cancelled_often(read, checkpoints) == expected
         await pg_expect(sock, b"C", b"SELECT %d" % ROWS)
         await pg_expect(sock, b"Z", b"I")
 
 
-@pytest.mark.needs("pg_ctlcluster")
 @both_versions
-async def test_copying_a_table_into_postgresql(
+async def test_one_send_copies_a_table_into_postgresql(
     version: str, postgresql: RealServer, authority: Authority
 ) -> None:
-    """5 MB, as many small buffers of one send."""
+    """5 MB, in 10,000 small buffers."""
     lines = [b"%d\t%s\n" % (i, secrets.token_hex(250).encode()) for i in range(10_000)]
     digest = hashlib.md5(b"".join(line.split()[1] for line in lines)).hexdigest()
     async with pg_client(postgresql, for_version(version, authority)) as sock:

@@ -1,4 +1,4 @@
-"""A trisock client of ProFTPD and vsftpd (real_ftp_servers.py starts them)."""
+"""Clients of ours and two real servers, ProFTPD and vsftpd (see real_ftp_servers.py)."""
 
 from __future__ import annotations
 
@@ -36,19 +36,17 @@ async def ftp_client(
         yield sock
 
 
-@pytest.mark.needs("proftpd")
-async def test_proftpd_takes_no_password_in_the_clear(proftpd: RealServer) -> None:
+async def test_proftpd_refuses_a_password_in_plain_text(proftpd: RealServer) -> None:
     async with await trisock.connect("127.0.0.1", proftpd.ports["ftp"]) as sock:
         await expect(sock, 220)
         await ask(sock, b"USER alice", 550)
 
 
-@pytest.mark.needs("proftpd")
 @both_versions
-async def test_files_to_proftpd_and_back(
+async def test_proftpd_stores_and_returns_files(
     version: str, proftpd: RealServer, authority: Authority
 ) -> None:
-    """The end of a file is the end of TLS, so a file may be empty as well."""
+    """close_notify ends a file, which may be empty."""
     tls = for_version(version, authority)
     async with ftp_client(proftpd, "ftp", tls) as sock:
         for data in (secrets.token_bytes(5_000_000), b""):
@@ -82,30 +80,27 @@ async def check_session_reuse(
                 await channel.send(data)
 
 
-@pytest.mark.needs("proftpd")
 @both_versions
-async def test_proftpd_that_insists_on_the_session_of_the_control_connection(
+async def test_proftpd_requires_session_reuse_on_data_connections(
     version: str, proftpd: RealServer, authority: Authority
 ) -> None:
     await check_session_reuse(proftpd, "reuse", b"alice", b"reused", version, authority)
 
 
-@pytest.mark.needs("vsftpd")
 @both_versions
-async def test_vsftpd_that_insists_on_the_session_of_the_control_connection(
+async def test_vsftpd_requires_session_reuse_on_data_connections(
     version: str, vsftpd: RealServer, authority: Authority
 ) -> None:
-    """And on ``close_notify``: vsftpd refuses an upload that ends without."""
+    """vsftpd also refuses an upload that ends without ``close_notify``."""
     name = b"upload/" + version.encode()
     await check_session_reuse(vsftpd, "ftp", b"anonymous", name, version, authority)
 
 
-@pytest.mark.needs("vsftpd")
 @both_versions
-async def test_clear_text_of_vsftpd_under_tls_is_no_reply(
+async def test_plain_text_of_vsftpd_under_tls_is_an_error(
     version: str, vsftpd: RealServer, authority: Authority
 ) -> None:
-    """It does when it fails: ``500 OOPS: cannot change directory`` comes without encryption."""
+    """If it fails, vsftpd sends ``500 OOPS: cannot change directory`` without encryption."""
     home = vsftpd.directory / "home"
     tls = for_version(version, authority)
     home.rename(vsftpd.directory / "away")
@@ -117,12 +112,11 @@ async def test_clear_text_of_vsftpd_under_tls_is_no_reply(
         (vsftpd.directory / "away").rename(home)
 
 
-@pytest.mark.needs("proftpd")
 @both_versions
-async def test_a_data_connection_that_the_server_opens(
+async def test_the_side_that_accepts_can_be_the_tls_client(
     version: str, proftpd: RealServer, authority: Authority
 ) -> None:
-    """RFC 4217, section 7: who has accepted the connection is the client of TLS."""
+    """RFC 4217, section 7: in active mode the server opens the data connection."""
     data = secrets.token_bytes(5_000_000)
     (proftpd.directory / "home/active").write_bytes(data)
     tls = for_version(version, authority)
@@ -142,12 +136,11 @@ async def test_a_data_connection_that_the_server_opens(
         await expect(sock, 226)
 
 
-@pytest.mark.needs("proftpd")
 @both_versions
-async def test_back_to_the_clear_with_ccc(
+async def test_ccc_returns_commands_to_plain_text(
     version: str, proftpd: RealServer, authority: Authority
 ) -> None:
-    """RFC 4217, section 6: commands go on in the clear, data does not."""
+    """RFC 4217, section 6: data connections still use TLS."""
     tls = for_version(version, authority)
     data = secrets.token_bytes(100_000)
     async with ftp_client(proftpd, "ftp", tls) as sock:
@@ -163,7 +156,7 @@ async def test_back_to_the_clear_with_ccc(
 
 @pytest.fixture
 def endless_file(proftpd: RealServer) -> Iterator[bytes]:
-    """More than all buffers on the way can hold."""
+    """The command for a file that is larger than all buffers on the way."""
     path = proftpd.directory / "home/endless"
     with path.open("wb") as file:
         file.truncate(100_000_000)
@@ -171,9 +164,8 @@ def endless_file(proftpd: RealServer) -> Iterator[bytes]:
     path.unlink()
 
 
-@pytest.mark.needs("proftpd")
 @both_versions
-async def test_a_transfer_that_the_client_aborts(
+async def test_an_aborted_transfer_leaves_the_control_connection_usable(
     version: str, proftpd: RealServer, endless_file: bytes, authority: Authority
 ) -> None:
     tls = for_version(version, authority)
@@ -185,12 +177,11 @@ async def test_a_transfer_that_the_client_aborts(
         await ask(sock, b"NOOP", 200)
 
 
-@pytest.mark.needs("proftpd")
 @both_versions
-async def test_a_file_whose_end_does_not_come_is_no_whole_one(
+async def test_a_file_of_a_killed_server_is_a_tls_error(
     version: str, proftpd: RealServer, endless_file: bytes, authority: Authority
 ) -> None:
-    """A server that dies ends its connections as if all was said, but for the ``close_notify``."""
+    """A killed server's connections end with FIN, and without ``close_notify``."""
     tls = for_version(version, authority)
     async with ftp_client(proftpd, "ftp", tls, b"bob") as sock:
         with pytest.raises(TLSError, match="without close_notify: data may be missing"):

@@ -1,4 +1,4 @@
-"""HAProxy before a trisock server, and its PROXY headers."""
+"""HAProxy in front of a server of ours, and its PROXY headers."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from helpers.starttls_servers import Proxied, Site
 from helpers.starttls_sites import FILE, serving
 from trisock import ClientTLS, Socket
 
+pytestmark = pytest.mark.needs("haproxy")
+
 HAPROXY = """
 defaults
     mode tcp
@@ -39,9 +41,9 @@ listen proxy
 async def haproxy(
     where: str | Path, port: int, directory: Path, *, server: str, bind: str = ""
 ) -> AsyncIterator[int]:
-    """Run HAProxy in front of a port; what it listens on is open from the start.
+    """Run HAProxy in front of a port, on a socket that listens before it starts.
 
-    Gives the port, if it listens at an address and not at a path.
+    Yield its port (0: it listens on a path).
     """
     if isinstance(where, Path):
         family: int = socket.AF_UNIX
@@ -60,15 +62,15 @@ async def haproxy(
 
 
 class BehindProxy:
-    """Answers each line with whose connection it is; notes what the PROXY headers say."""
+    """Repeats each line after the client's address, and records the PROXY headers."""
 
     def __init__(self, *, read_ahead: bool = False) -> None:
         self.read_ahead = read_ahead
         self.headers: list[Proxied] = []
-        self.checked = trio.Event()  # by the proxy itself
+        self.checked = trio.Event()  # set after a check by HAProxy
 
     async def __call__(self, site: Site, sock: Socket) -> None:
-        if self.read_ahead:  # until a part of the ClientHello is there, however it comes
+        if self.read_ahead:  # until some of the ClientHello is there
             start = b""
             while b"\x16\x03" not in start:
                 start += await sock.recv()
@@ -85,15 +87,14 @@ class BehindProxy:
                 self.checked.set()
 
 
-@pytest.mark.needs("haproxy")
-@pytest.mark.parametrize("how", ["clear", "TLS", "TLS, read ahead"])
+@pytest.mark.parametrize("how", ["plain", "TLS", "TLS, read ahead"])
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 @pytest.mark.parametrize("server", ["send-proxy", "send-proxy-v2"])
-async def test_behind_haproxy_each_client_is_known_by_its_own_address(
+async def test_behind_haproxy_each_client_has_its_own_address(
     server: str, host: str, how: str, site: Site, pem: Path, authority: Authority
 ) -> None:
     behind = BehindProxy(read_ahead=how == "TLS, read ahead")
-    tls = None if how == "clear" else ClientTLS("localhost", ca=authority.pem)
+    tls = None if how == "plain" else ClientTLS("localhost", ca=authority.pem)
     line = FILE.replace(b"\n", b"")
     served = 0
 
@@ -115,13 +116,10 @@ async def test_behind_haproxy_each_client_is_known_by_its_own_address(
     assert bound.stats().peer_errors == 0
 
 
-@pytest.mark.needs("haproxy")
 @pytest.mark.parametrize("tls", [False, True])
-async def test_haproxys_own_checks_are_nobodys_connections(
-    tls: bool, site: Site, pem: Path
-) -> None:
+async def test_checks_of_haproxy_have_no_client_address(tls: bool, site: Site, pem: Path) -> None:
     behind = BehindProxy()
-    check = "send-proxy-v2 check inter 100ms"  # version 1 has no word for them
+    check = "send-proxy-v2 check inter 100ms"  # version 1 cannot mark them
     if tls:
         check += f" check-ssl check-sni localhost verify required ca-file {pem}/ca.pem"
     async with serving(behind, site) as bound:
@@ -130,9 +128,8 @@ async def test_haproxys_own_checks_are_nobodys_connections(
     assert {header.client for header in behind.headers} == {None}
 
 
-@pytest.mark.needs("haproxy")
 @pytest.mark.parametrize("server", ["send-proxy", "send-proxy-v2"])
-async def test_behind_haproxy_a_client_without_an_address_has_none(
+async def test_behind_haproxy_a_unix_client_has_no_address(
     server: str, site: Site, pem: Path, authority: Authority
 ) -> None:
     path = pem / "socket"
@@ -146,8 +143,7 @@ async def test_behind_haproxy_a_client_without_an_address_has_none(
         assert await sock.recv_until(b"\n") == b"None hello\n"
 
 
-@pytest.mark.needs("haproxy")
-async def test_haproxy_tells_what_tls_it_took_off(
+async def test_haproxy_reports_the_tls_that_it_terminated(
     site: Site, pem: Path, authority: Authority
 ) -> None:
     combined = pem / "combined.pem"
@@ -169,5 +165,5 @@ async def test_haproxy_tells_what_tls_it_took_off(
         assert await sock.recv_until(b"\n") == f"{sock.getlocal()} hello\n".encode()
     (header,) = behind.headers
     assert header.fields[0x02] == b"localhost"
-    assert header.fields[0x20][0] & 1  # by TLS
+    assert header.fields[0x20][0] & 1  # PP2_CLIENT_SSL
     assert servers.split_tlv(header.fields[0x20][5:])[0x21] == b"TLSv1.3"

@@ -1,7 +1,7 @@
-"""Real programs that no one here wrote, as clients and as servers.
+"""curl, OpenSSL and nginx as peers.
 
-(The SMTP example is talked to by ``openssl s_client -starttls smtp`` and ``smtplib`` in
-``test_smtp_examples.py``; curl meets an unread POST in ``test_close.py``.)
+(``test_smtp_examples.py`` runs ``openssl s_client -starttls smtp`` and ``smtplib``; in
+``test_close.py`` curl sends a POST that stays unread.)
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import os
 import socket
 import subprocess
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -18,32 +19,24 @@ import trio.testing
 
 import trisock
 from helpers.authority import Authority
-from helpers.pairs import all_served, closing, tcp_pair
-from helpers.programs import lines_of, running
+from helpers.pairs import all_served, closing, read_all, tcp_pair
+from helpers.programs import curl, lines_of, running
+from helpers.tls_programs import Case, openssl_client
 from trisock import Certificate, ClientTLS, ServerTLS, Socket, TLSError
 
 
 async def http(sock: Socket) -> None:
     """Answer one request."""
     head = await sock.recv_until(b"\r\n\r\n")
-    body = b"you asked for " + head.split()[1]
+    body = b"body of " + head.split()[1]
     await sock.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body), body)
 
 
 # ---- curl ----
 
 
-async def curl(*arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
-    return await trio.run_process(
-        ["curl", "--silent", "--show-error", "--noproxy", "*", *map(str, arguments)],
-        capture_stdout=True,
-        capture_stderr=True,
-        check=False,
-    )
-
-
 @pytest.mark.needs("curl")
-async def test_curl_over_http_and_https_and_with_a_wrong_ca(
+async def test_curl_fetches_over_http_and_verified_https(
     pem: Path, other_authority: Authority
 ) -> None:
     tls = ServerTLS(
@@ -55,14 +48,14 @@ async def test_curl_over_http_and_https_and_with_a_wrong_ca(
         secure = await trisock.bind(nursery, 0, http, tls=tls)
         for host in ("127.0.0.1", "[::1]", "localhost"):
             done = await curl(f"http://{host}:{plain.port}/plain")
-            assert (done.returncode, done.stdout) == (0, b"you asked for /plain")
+            assert (done.returncode, done.stdout) == (0, b"body of /plain")
         for options in (["--tlsv1.3"], ["--tls-max", "1.2"]):
             done = await curl(
-                *options, "--cacert", pem / "ca.pem", f"https://localhost:{secure.port}/secure"
+                *options, "--cacert", f"{pem}/ca.pem", f"https://localhost:{secure.port}/secure"
             )
-            assert (done.returncode, done.stdout) == (0, b"you asked for /secure")
-        done = await curl("--cacert", pem / "other.pem", f"https://localhost:{secure.port}/")
-        assert done.returncode == 60  # "peer certificate cannot be authenticated"
+            assert (done.returncode, done.stdout) == (0, b"body of /secure")
+        done = await curl("--cacert", f"{pem}/other.pem", f"https://localhost:{secure.port}/")
+        assert done.returncode == 60  # the peer's certificate cannot be authenticated
         await all_served(secure, 3)
         secure.stop()
         plain.stop()
@@ -73,118 +66,80 @@ async def test_curl_over_http_and_https_and_with_a_wrong_ca(
 # ---- openssl ----
 
 
-@pytest.mark.needs("openssl")
-@pytest.mark.parametrize("version", ["-tls1_2", "-tls1_3"])
-async def test_an_openssl_server(version: str, pem: Path, authority: Authority) -> None:
-    command = ["openssl", "s_server", "-accept", "127.0.0.1:0", "-rev", version]
-    files = ["-cert", pem / "chain.pem", "-key", pem / "key.pem"]
-    async with running(
-        *command, *files, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    ) as server:
-        assert server.stdout is not None
-        async with contextlib.aclosing(lines_of(server.stdout)) as lines:
-            async for line in lines:
-                if line.startswith(b"ACCEPT "):
-                    port = int(line.rpartition(b":")[2])
-                    break
-        with pytest.raises(TLSError, match="Hostname mismatch"):
-            await trisock.connect("127.0.0.1", port, tls=ClientTLS("example.net", ca=authority.pem))
-        async with await trisock.connect(
-            "127.0.0.1", port, tls=ClientTLS(ca=authority.pem)
-        ) as sock:
-            assert sock.tls is not None
-            assert sock.tls.version == {"-tls1_2": "TLSv1.2", "-tls1_3": "TLSv1.3"}[version]
-            await sock.send(b"hello\n")
-            assert await sock.recv_until(b"\n") == b"olleh\n"
+@contextlib.asynccontextmanager
+async def s_client(pem: Path) -> AsyncIterator[tuple[trio.abc.SendStream, trio.Process, Socket]]:
+    """Run s_client with TLS 1.3. Yield its input, itself, and the accepted connection."""
+    async with await trisock.listen(0, host="127.0.0.1") as listener:
+        command = openssl_client(Case("TLSv1.3"), listener.port, pem / "ca.pem", None)
+        pipe = subprocess.PIPE
+        async with running(*command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL) as client:
+            assert client.stdin is not None
+            async with closing(sock := await listener.accept()):
+                yield client.stdin, client, sock
 
 
 @pytest.mark.needs("openssl")
 @pytest.mark.parametrize("cancel_after", [None, 0, 1, 2, 3, 4])
-async def test_a_key_update_loses_nothing_also_when_the_read_is_cancelled(
+async def test_a_key_update_loses_nothing_if_the_read_is_cancelled(
     cancel_after: int | None, pem: Path, server_tls: ServerTLS
 ) -> None:
-    """RFC 8446, section 4.6.3: the peer asks us to change keys, and sends data right behind."""
-    async with await trisock.listen(0, host="127.0.0.1") as listener:
-        where = f"127.0.0.1:{listener.port}"
-        async with running(
-            *("openssl", "s_client", "-connect", where, "-tls1_3", "-CAfile", pem / "ca.pem"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        ) as client:
-            assert client.stdin is not None
-            assert client.stdout is not None
-            sock = await listener.accept()
-            async with closing(sock):
-                await sock.starttls(server_tls)
-                await client.stdin.send_all(b"K\n")
-                await trio.lowlevel.wait_readable(sock.fileno())
-                assert await sock.peek() is None  # it was no data
-                await client.stdin.send_all(b"K\n")
-                await trio.lowlevel.wait_readable(sock.fileno())
-                await client.stdin.send_all(b"hello\n")
-                got = b""
-                if cancel_after is not None:
-                    async with trio.open_nursery() as nursery:
+    """RFC 8446, section 4.6.3: the peer requests new keys, and sends data right after."""
+    async with s_client(pem) as (stdin, client, sock):
+        await sock.starttls(server_tls)
+        await stdin.send_all(b"K\n")
+        await trio.lowlevel.wait_readable(sock.fileno())
+        assert await sock.peek() is None  # there was no data
+        await stdin.send_all(b"K\n")
+        await trio.lowlevel.wait_readable(sock.fileno())
+        await stdin.send_all(b"hello\n")
+        received = b""
 
-                        async def read() -> None:
-                            nonlocal got
-                            got += await sock.recv()
+        async def read() -> None:
+            nonlocal received
+            received += await sock.recv()
 
-                        nursery.start_soon(read)
-                        for _ in range(cancel_after):
-                            await trio.lowlevel.checkpoint()
-                        nursery.cancel_scope.cancel()
-                got += await sock.recv_exactly(6 - len(got))
-                assert got == b"hello\n"
-                await sock.send(b"with new keys\n")
-                async with contextlib.aclosing(lines_of(client.stdout)) as lines:
-                    async for line in lines:
-                        if line == b"with new keys":
-                            break
+        if cancel_after is not None:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(read)
+                for _ in range(cancel_after):
+                    await trio.lowlevel.checkpoint()
+                nursery.cancel_scope.cancel()
+        received += await sock.recv_exactly(6 - len(received))
+        assert received == b"hello\n"
+        await sock.send(b"with new keys\n")
+        assert client.stdout is not None
+        async with contextlib.aclosing(lines_of(client.stdout)) as lines:
+            async for line in lines:
+                if line == b"with new keys":
+                    break
 
 
 @pytest.mark.needs("openssl")
-async def test_garbage_behind_a_key_update_is_a_tls_error(pem: Path, server_tls: ServerTLS) -> None:
-    async with await trisock.listen(0, host="127.0.0.1") as listener:
-        where = f"127.0.0.1:{listener.port}"
-        async with running(
-            *("openssl", "s_client", "-connect", where, "-tls1_3", "-CAfile", pem / "ca.pem"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        ) as client:
-            assert client.stdin is not None
-            in_the_middle = await listener.accept()
-            ours, theirs = await tcp_pair()
-            async with closing(in_the_middle, ours, theirs), trio.open_nursery() as nursery:
+async def test_garbage_after_a_key_update_is_a_tls_error(pem: Path, server_tls: ServerTLS) -> None:
+    async with s_client(pem) as (stdin, _, from_client):
+        to_server, server = await tcp_pair()
+        async with closing(to_server, server), trio.open_nursery() as nursery:
 
-                async def back() -> None:
-                    async for chunk in ours:
-                        await in_the_middle.send(chunk)
+            async def forward(source: Socket, target: Socket) -> None:
+                async for chunk in source:
+                    await target.send(chunk)
 
-                async def forth() -> None:
-                    async for chunk in in_the_middle:
-                        await ours.send(chunk)
+            async def expect_failure() -> None:
+                with pytest.raises(TLSError, match="forged or damaged"):
+                    await server.recv()
+                nursery.cancel_scope.cancel()
 
-                nursery.start_soon(back)
-                with trio.CancelScope() as passing_on:
-                    async with trio.open_nursery() as inner:
-                        inner.start_soon(forth)
-                        await theirs.starttls(server_tls)
-                        passing_on.cancel()
-
-                async def expect_failure() -> None:
-                    with pytest.raises(TLSError, match="forged or damaged"):
-                        await theirs.recv()
-                    nursery.cancel_scope.cancel()
-
-                nursery.start_soon(expect_failure)
-                for _ in range(2):  # OpenSSL answers the first when it meets the second
-                    await client.stdin.send_all(b"K\n")
-                    await ours.send(await in_the_middle.recv())
-                    await trio.testing.wait_all_tasks_blocked(0.01)
-                await ours.send(b"\x17\x03\x03\x00\x20" + bytes(32))
+            nursery.start_soon(forward, to_server, from_client)
+            async with trio.open_nursery() as handshake:
+                handshake.start_soon(forward, from_client, to_server)
+                await server.starttls(server_tls)
+                handshake.cancel_scope.cancel()
+            nursery.start_soon(expect_failure)
+            for _ in range(2):  # OpenSSL answers the first when it reads the second
+                await stdin.send_all(b"K\n")
+                await to_server.send(await from_client.recv())
+                await trio.testing.wait_all_tasks_blocked(0.01)
+            await to_server.send(b"\x17\x03\x03\x00\x20" + bytes(32))
 
 
 # ---- nginx ----
@@ -213,7 +168,7 @@ http {{
 
 
 @pytest.mark.needs("nginx")
-async def test_a_stock_nginx_with_tls(
+async def test_a_client_fetches_from_a_verified_nginx_only(
     pem: Path, authority: Authority, other_authority: Authority
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -222,7 +177,7 @@ async def test_a_stock_nginx_with_tls(
         os.set_inheritable(listening.fileno(), True)
         async with running(
             *("nginx", "-c", pem / "nginx.conf", "-p", pem, "-e", "stderr"),
-            env={**os.environ, "NGINX": f"{listening.fileno()};"},  # it takes the socket over
+            env={**os.environ, "NGINX": f"{listening.fileno()};"},  # nginx inherits the socket
             pass_fds=[listening.fileno()],
             stderr=subprocess.DEVNULL,
         ):
@@ -231,8 +186,8 @@ async def test_a_stock_nginx_with_tls(
                     await sock.send(
                         b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
                     )
-                    answer = b"".join([chunk async for chunk in sock])
-                    assert answer.endswith(b"\r\n\r\nhello from nginx\n")
+                    response = await read_all(sock)
+                    assert response.endswith(b"\r\n\r\nhello from nginx\n")
             for tls, words in [
                 (ClientTLS(ca=other_authority.pem), "local issuer"),
                 (ClientTLS("example.net", ca=authority.pem), "Hostname mismatch"),

@@ -1,4 +1,4 @@
-"""A trisock client of Postfix and Dovecot (real_mail_servers.py starts them)."""
+"""Clients of ours and two real servers, Postfix and Dovecot (see real_mail_servers.py)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator
 import pytest
 import trio
 import trio.testing
-from cryptography import x509
 
 import trisock
 from helpers.authority import Authority, certificate
@@ -27,9 +26,9 @@ from helpers.mail_client import (
     pop3,
     pop3_lines,
     pop3_starttls,
+    receive_mail,
     smtp_hello,
     smtp_starttls,
-    the_mail_that_arrives,
 )
 from helpers.real_servers import PASSWORD, RealServer
 from helpers.tls_clients import CRLF, RefusedError, both_versions, cancelled_often, for_version
@@ -40,60 +39,60 @@ pytestmark = pytest.mark.interop
 # ---- Postfix ----
 
 
-@pytest.mark.needs("postfix")
+async def arrivals(postfix: RealServer) -> trisock.Listener:
+    """Listen where Postfix delivers."""
+    return await trisock.listen_unix(postfix.directory / "arrived", mode=0o666)
+
+
+async def send_mail(
+    postfix: RealServer, tls: ssl.SSLContext, mail: bytes, recipient: bytes
+) -> None:
+    async with await trisock.connect("127.0.0.1", postfix.ports["smtp"]) as sock:
+        await smtp_starttls(sock)
+        await sock.starttls(tls)
+        await smtp_hello(sock)
+        await deliver(sock, mail, recipient)
+
+
 @both_versions
-async def test_postfix_takes_a_large_mail(
+async def test_postfix_delivers_a_large_mail(
     version: str, postfix: RealServer, authority: Authority
 ) -> None:
     mail = a_mail()
-    async with await trisock.listen_unix(postfix.directory / "arrived", mode=0o666) as arrived:
-        async with await trisock.connect("127.0.0.1", postfix.ports["smtp"]) as sock:
-            await smtp_starttls(sock)
-            await sock.starttls(for_version(version, authority))
-            await smtp_hello(sock)
-            await deliver(sock, mail, b"bob@example.org")
-        arrived_mail = await the_mail_that_arrives(arrived)
-    assert b"using %s with cipher" % version.encode() in arrived_mail
-    assert b"Client did not present a certificate" in arrived_mail
-    assert arrived_mail.endswith(CRLF + mail)
+    async with await arrivals(postfix) as listener:
+        await send_mail(postfix, for_version(version, authority), mail, b"bob@example.org")
+        arrived = await receive_mail(listener)
+    assert b"using %s with cipher" % version.encode() in arrived
+    assert b"Client did not present a certificate" in arrived
+    assert arrived.endswith(CRLF + mail)
 
 
-@pytest.mark.needs("postfix")
 @both_versions
 async def test_postfix_relays_for_a_client_with_a_certificate_only(
     version: str, postfix: RealServer, authority: Authority
 ) -> None:
-    """The client's certificate is sent and verified, and Postfix says in the mail whose it was."""
+    """Postfix names the certificate's owner in the mail."""
     leaf = authority.ca.issue_cert("client.example.org", common_name="certified")
     with_certificate = for_version(version, authority)
     certificate(leaf).load_into(with_certificate)
-    mail = b"Subject: small\r\n\r\nhello\r\n"
-
-    async def send(tls: ssl.SSLContext) -> None:
-        async with await trisock.connect("127.0.0.1", postfix.ports["smtp"]) as sock:
-            await smtp_starttls(sock)
-            await sock.starttls(tls)
-            await smtp_hello(sock)
-            await deliver(sock, mail, b"bob@elsewhere.example")
-
-    async with await trisock.listen_unix(postfix.directory / "arrived", mode=0o666) as arrived:
+    mail, recipient = b"Subject: small\r\n\r\nhello\r\n", b"bob@elsewhere.example"
+    async with await arrivals(postfix) as listener:
         with pytest.raises(RefusedError, match="Access denied"):
-            await send(for_version(version, authority))
-        await send(with_certificate)
-        arrived_mail = await the_mail_that_arrives(arrived)
-    assert b'(Client CN "certified", Issuer' in arrived_mail
-    assert b"(verified OK)" in arrived_mail
+            await send_mail(postfix, for_version(version, authority), mail, recipient)
+        await send_mail(postfix, with_certificate, mail, recipient)
+        arrived = await receive_mail(listener)
+    assert b'(Client CN "certified", Issuer' in arrived
+    assert b"(verified OK)" in arrived
 
 
-@pytest.mark.needs("postfix")
-async def test_postfix_with_tls_from_the_start(postfix: RealServer, authority: Authority) -> None:
+async def test_postfix_speaks_tls_from_the_start(postfix: RealServer, authority: Authority) -> None:
     async with await trisock.connect(
         "127.0.0.1", postfix.ports["smtps"], tls=ClientTLS(ca=authority.pem)
     ) as sock:
         await expect(sock, 220)
         await smtp_hello(sock)
         await ask(sock, b"QUIT", 221)
-        assert await sock.recv() == b""  # Postfix has said close_notify
+        assert await sock.recv() == b""  # Postfix sent close_notify
 
 
 # ---- Dovecot ----
@@ -103,7 +102,7 @@ async def test_postfix_with_tls_from_the_start(postfix: RealServer, authority: A
 async def imap_client(
     dovecot: RealServer, authority: Authority, user: bytes
 ) -> AsyncIterator[Socket]:
-    """Connect, turn to TLS and log in, to an empty mailbox."""
+    """Connect, upgrade to TLS and log in, to an empty mailbox."""
     async with await trisock.connect(
         "127.0.0.1", dovecot.ports["imap"], local_address="127.0.0.2"
     ) as sock:
@@ -122,7 +121,7 @@ async def imap_append(sock: Socket, mail: bytes) -> None:
 
 
 async def imap_fetch(sock: Socket, what: bytes) -> bytes:
-    """Return what there is of the last mail."""
+    """Return an item of the last mail."""
     await sock.send(b"a FETCH * %s\r\n" % what)
     while not (line := await sock.recv_until(CRLF)).endswith(b"}\r\n"):
         assert line.startswith(b"* ")
@@ -132,9 +131,8 @@ async def imap_fetch(sock: Socket, what: bytes) -> bytes:
     return data
 
 
-@pytest.mark.needs("dovecot")
-async def test_dovecot_takes_no_password_in_the_clear(dovecot: RealServer) -> None:
-    """The log-ins in the other tests are proof that Dovecot sees TLS, then."""
+async def test_dovecot_refuses_a_password_in_plain_text(dovecot: RealServer) -> None:
+    """Thus a log-in of the other tests shows that Dovecot sees TLS."""
     for port, greeting, login, answer in [
         ("imap", b"* OK ", b"a LOGIN alice secret\r\n", b"a NO [PRIVACYREQUIRED]"),
         ("pop3", b"+OK ", b"USER alice\r\n", b"-ERR [AUTH]"),
@@ -149,12 +147,11 @@ async def test_dovecot_takes_no_password_in_the_clear(dovecot: RealServer) -> No
             assert line.startswith(answer)
 
 
-@pytest.mark.needs("dovecot")
 @pytest.mark.parametrize("checkpoints", [1, 2, 3, 5])
-async def test_a_large_mail_by_imap_and_back(
+async def test_cancelled_reads_of_a_large_mail_lose_nothing(
     checkpoints: int, dovecot: RealServer, authority: Authority
 ) -> None:
-    """The second time the reading of it is cancelled again and again."""
+    """Only the reads of the second fetch are cancelled."""
     mail = a_mail()
     async with imap_client(dovecot, authority, b"large%d" % checkpoints) as sock:
         await imap_append(sock, mail)
@@ -167,12 +164,10 @@ async def test_a_large_mail_by_imap_and_back(
         await imap_ok(sock)
 
 
-@pytest.mark.needs("dovecot")
-async def test_imap_idle_that_is_cancelled(dovecot: RealServer, authority: Authority) -> None:
-    """RFC 2177: the server talks when it has something to say; who gives up waiting loses nothing.
-
-    The mail comes while nobody reads, and is announced all the same.
-    """
+async def test_a_cancelled_imap_idle_loses_no_notification(
+    dovecot: RealServer, authority: Authority
+) -> None:
+    """RFC 2177. The mail arrives after the cancellation, while nobody reads."""
     async with (
         imap_client(dovecot, authority, b"idle") as idle,
         imap_client(dovecot, authority, b"idle") as other,
@@ -192,37 +187,33 @@ async def test_imap_idle_that_is_cancelled(dovecot: RealServer, authority: Autho
         await imap(idle, b"NOOP")
 
 
-@pytest.mark.needs("dovecot")
-async def test_dovecot_chooses_the_certificate_by_sni(
+async def test_dovecot_selects_the_certificate_by_sni(
     dovecot: RealServer, authority: Authority
 ) -> None:
-    """Both names are verified, so each certificate is the right one; they are two."""
-    seen = []
+    seen = set()
     for name in ("imap.example.org", "localhost"):
         async with await trisock.connect("127.0.0.1", dovecot.ports["imap"]) as sock:
             await imap_starttls(sock)
             info = await sock.starttls(ClientTLS(name, ca=authority.pem))
             assert info.peer_certificate is not None
-            seen.append(x509.load_der_x509_certificate(info.peer_certificate).serial_number)
+            seen.add(info.peer_certificate)
             await imap_login(sock)
-    assert len(set(seen)) == 2
+    assert len(seen) == 2
 
 
-@pytest.mark.needs("dovecot")
-async def test_imaps(dovecot: RealServer, authority: Authority) -> None:
+async def test_dovecot_speaks_tls_from_the_start(dovecot: RealServer, authority: Authority) -> None:
     tls = ClientTLS("imap.example.org", ca=authority.pem)
     async with await trisock.connect("127.0.0.1", dovecot.ports["imaps"], tls=tls) as sock:
         assert (await sock.recv_until(CRLF)).startswith(b"* OK ")
         await imap_login(sock)
         assert (await imap(sock, b"LOGOUT"))[0].startswith(b"* BYE")
-        assert await sock.recv() == b""  # Dovecot has said close_notify
+        assert await sock.recv() == b""  # Dovecot sent close_notify
 
 
-@pytest.mark.needs("dovecot")
-async def test_lmtp_over_a_unix_socket_with_starttls_and_pop3(
+async def test_a_mail_over_lmtp_arrives_over_pop3(
     dovecot: RealServer, authority: Authority
 ) -> None:
-    """A mail goes in by one protocol, and comes out by another."""
+    """LMTP uses STARTTLS on a Unix socket."""
     mail = a_mail()
     async with await trisock.connect_unix(dovecot.directory / "lmtp") as sock:
         await lmtp_starttls(sock)

@@ -1,4 +1,4 @@
-"""STARTTLS as real clients do it, against small servers (``starttls_servers.py``)."""
+"""Real clients that upgrade to TLS, against small servers (``starttls_servers.py``)."""
 
 from __future__ import annotations
 
@@ -29,18 +29,20 @@ from helpers import starttls_ftp
 from helpers import starttls_servers as servers
 from helpers.authority import Authority
 from helpers.pairs import all_served
+from helpers.postgres_client import pg_starttls
 from helpers.starttls_servers import PASSWORD, USER, Site
 from helpers.starttls_sites import FILE, MAIL, Server, issue, make_site, serving
+from helpers.tls_clients import both_versions
 from trisock import ClientTLS, ServerTLS, Socket
 
 
-class Refused(Exception):
-    """A program would not go on with this server; what it said."""
+class ProgramError(Exception):
+    """A program failed; the text is what it printed."""
 
 
 @dataclass
 class Visit:
-    """Where a client goes, whom it trusts, and which TLS it is to speak."""
+    """What a client needs to know: the port, the authority to trust, and the TLS version."""
 
     site: Site
     port: int
@@ -58,7 +60,7 @@ class Visit:
         return f"NORMAL:-VERS-ALL:+VERS-{self.version.replace('v', '')}"
 
     async def run(self, *command: str | Path, stdin: bytes = b"", **env: object) -> bytes:
-        """Run a program and return what it printed."""
+        """Run a program and return its output."""
         done = await trio.run_process(
             list(map(str, command)),
             stdin=stdin,
@@ -68,29 +70,23 @@ class Visit:
             env={**os.environ, "HOME": str(self.ca.parent), **{k: str(v) for k, v in env.items()}},
         )
         if done.returncode:
-            raise Refused(done.stderr.decode())
+            raise ProgramError(done.stderr.decode())
         return done.stdout
 
 
-def by_smtplib(visit: Visit) -> None:
-    # A name of its own, or smtplib would ask the network for one.
-    with smtplib.SMTP("localhost", visit.port, local_hostname="client", timeout=30) as client:
+def by_smtplib(visit: Visit, kind: type[smtplib.SMTP] = smtplib.SMTP) -> None:
+    # Without local_hostname smtplib looks up a name in the DNS.
+    with kind("localhost", visit.port, local_hostname="client", timeout=30) as client:
         client.starttls(context=visit.context())
-        client.login(USER, PASSWORD)
-        client.sendmail("me@example.org", ["you@example.org"], MAIL)
-    assert visit.site.mail.pop() == MAIL
-
-
-def by_smtplib_lmtp(visit: Visit) -> None:
-    with smtplib.LMTP("localhost", visit.port, local_hostname="client", timeout=30) as client:
-        client.starttls(context=visit.context())
+        if kind is smtplib.SMTP:
+            client.login(USER, PASSWORD)
         client.sendmail("me@example.org", ["you@example.org"], MAIL)
     assert visit.site.mail.pop() == MAIL
 
 
 def by_imaplib(visit: Visit) -> None:
     client = imaplib.IMAP4("localhost", visit.port, timeout=30)
-    client.starttls(visit.context())  # if that fails, it has closed the connection
+    client.starttls(visit.context())  # closes the connection if it fails
     with client:
         client.login(USER, PASSWORD)
         client.append("INBOX", "", "", MAIL)
@@ -141,18 +137,6 @@ def by_ftplib(visit: Visit, *, host: str = "localhost", passive: bool = True) ->
         client.quit()
 
 
-def by_ftplib_active(visit: Visit) -> None:
-    by_ftplib(visit, passive=False)
-
-
-def by_ftplib_ipv6(visit: Visit) -> None:
-    by_ftplib(visit, host="::1")
-
-
-def by_ftplib_ipv6_active(visit: Visit) -> None:
-    by_ftplib(visit, host="::1", passive=False)
-
-
 async def curl(visit: Visit, path: str, *options: str | Path, stdin: bytes = b"") -> bytes:
     scheme, slashes, rest = path.partition("://localhost")
     return await visit.run(
@@ -172,7 +156,7 @@ async def by_curl_smtp(visit: Visit) -> None:
 
 
 async def by_curl_imap(visit: Visit) -> None:
-    message = visit.ca.parent / "message"  # curl must know how long it is
+    message = visit.ca.parent / "message"  # a file: curl must know its size
     message.write_bytes(MAIL)
     await curl(visit, "imap://localhost/INBOX", "--upload-file", message)
     assert await curl(visit, "imap://localhost/INBOX;UID=1") == MAIL
@@ -190,13 +174,13 @@ async def by_curl_ftp(visit: Visit, *options: str) -> None:
     assert await curl(visit, "ftp://localhost/file", *options) == FILE
 
 
-async def by_lftp(visit: Visit, *settings: str) -> None:
+async def by_lftp(visit: Visit, *, passive: bool = True) -> None:
     (visit.ca.parent / "upload").write_bytes(FILE)
     script = [
         "set cmd:fail-exit true; set net:max-retries 1; set net:timeout 30",
         f"set ssl:ca-file {visit.ca}; set ssl:priority {visit.gnutls_priority}",
         "set ftp:ssl-force true; set ftp:ssl-protect-data true",
-        *settings,
+        f"set ftp:passive-mode {str(passive).lower()}",
         f"open -u {USER},{PASSWORD} -p {visit.port} localhost",
         f"put -O / {visit.ca.parent}/upload; get /upload -o {visit.ca.parent}/download",
     ]
@@ -206,15 +190,11 @@ async def by_lftp(visit: Visit, *settings: str) -> None:
         path.unlink()
 
 
-async def by_lftp_active(visit: Visit) -> None:
-    await by_lftp(visit, "set ftp:passive-mode false")
-
-
 async def ldap_client(visit: Visit, program: str, *options: str, stdin: bytes = b"") -> bytes:
+    # An address: these programs would replace "localhost" by the host's name.
     return await visit.run(
         *(program, "-ZZ", "-x", "-D", f"cn={USER}", "-w", PASSWORD),
-        *("-H", f"ldap://127.0.0.1:{visit.port}"),  # it takes "localhost" for the machine's name
-        *options,
+        *("-H", f"ldap://127.0.0.1:{visit.port}", *options),
         stdin=stdin,
         LDAPTLS_CACERT=visit.ca,
         LDAPTLS_CIPHER_SUITE=visit.gnutls_priority,
@@ -230,66 +210,69 @@ async def by_ldapsearch(visit: Visit) -> None:
 async def by_ldapadd(visit: Visit) -> None:
     text = b"y" * 1_000_000
     await ldap_client(visit, "ldapadd", stdin=b"dn: dc=example\ndescription: " + text)
-    assert any(text in command for _, command in visit.site.heard)
+    assert any(text in command for _, command in visit.site.commands)
 
 
-async def by_psql(visit: Visit, *options: str) -> None:
+async def by_psql(visit: Visit, *, channel_binding: str = "prefer") -> None:
     text = "x" * 1_000_000
     server = f"host=localhost port={visit.port} user={USER} dbname=test"
     trust = f"sslmode=verify-full sslrootcert={visit.ca}"
+    versions = f"ssl_max_protocol_version={visit.version}"
     got = await visit.run(
         *("psql", "--no-psqlrc", "--no-align", "--tuples-only", "--file", "-"),
-        " ".join([server, trust, f"ssl_max_protocol_version={visit.version}", *options]),
+        f"{server} {trust} {versions} channel_binding={channel_binding}",
         stdin=f"select '{text}';".encode(),
         PGPASSWORD=PASSWORD,
     )
     assert got.decode() == f"{text}\n"
 
 
-async def by_psql_with_channel_binding(visit: Visit) -> None:
-    await by_psql(visit, "channel_binding=require")
-
-
-def client(talk: Any, server: Server, refusal: str, *programs: str) -> Any:
-    """Name a client, its server, and what it says when it does not trust that."""
-    name = talk.__name__.removeprefix("by_").replace("_", "-")
+def client(name: str, talk: Any, server: Server, error: str, *programs: str, **options: Any) -> Any:
+    """Return the parameters of a client: its server, and its error for a wrong certificate."""
+    talk = functools.partial(talk, **options)
     if not inspect.iscoroutinefunction(talk):
         talk = functools.partial(trio.to_thread.run_sync, talk)
     marks = [pytest.mark.needs(*programs)] if programs else []
-    return pytest.param(talk, server, refusal, id=name, marks=marks)
+    return pytest.param(talk, server, error, id=name, marks=marks)
 
 
 PYTHON = "certificate verify failed"
 CURL = "SSL certificate problem|no alternative certificate subject name matches"
 LFTP = "Certificate verification: "
-LDAP = "ldap_start_tls: Connect error"  # it says no more
+LDAP = "ldap_start_tls: Connect error"  # that is all it prints
 PSQL = "certificate verify failed|does not match host name"
 
+submission, ftp, ldap = servers.submission, starttls_ftp.ftp, databases.ldap
+postgres, postgres_with_password = databases.postgres, databases.postgres_with_password
+
 CLIENTS = [
-    client(by_smtplib, servers.submission, PYTHON),
-    client(by_smtplib_lmtp, servers.smtp, PYTHON),
-    client(by_imaplib, servers.imap, PYTHON),
-    client(by_poplib, servers.pop3, PYTHON),
-    client(by_ftplib, starttls_ftp.ftp, PYTHON),
-    client(by_ftplib_active, starttls_ftp.ftp, PYTHON),
-    client(by_ftplib_ipv6, starttls_ftp.ftp, PYTHON),
-    client(by_ftplib_ipv6_active, starttls_ftp.ftp, PYTHON),
-    client(by_curl_smtp, servers.submission, CURL, "curl"),
-    client(by_curl_imap, servers.imap, CURL, "curl"),
-    client(by_curl_pop3, servers.pop3, CURL, "curl"),
-    client(by_curl_ftp, starttls_ftp.ftp, CURL, "curl"),
-    client(by_lftp, starttls_ftp.ftp, LFTP, "lftp"),
-    client(by_lftp_active, starttls_ftp.ftp, LFTP, "lftp"),
-    client(by_ldapsearch, databases.ldap, LDAP, "ldapsearch"),
-    client(by_ldapadd, databases.ldap, LDAP, "ldapadd"),
-    client(by_psql, databases.postgres, PSQL, "psql"),
-    client(by_psql_with_channel_binding, databases.postgres_with_password, PSQL, "psql"),
+    client("smtplib", by_smtplib, submission, PYTHON),
+    client("smtplib-lmtp", by_smtplib, servers.smtp, PYTHON, kind=smtplib.LMTP),
+    client("imaplib", by_imaplib, servers.imap, PYTHON),
+    client("poplib", by_poplib, servers.pop3, PYTHON),
+    client("ftplib", by_ftplib, ftp, PYTHON),
+    client("ftplib-active", by_ftplib, ftp, PYTHON, passive=False),
+    client("ftplib-ipv6", by_ftplib, ftp, PYTHON, host="::1"),
+    client("ftplib-ipv6-active", by_ftplib, ftp, PYTHON, host="::1", passive=False),
+    client("curl-smtp", by_curl_smtp, submission, CURL, "curl"),
+    client("curl-imap", by_curl_imap, servers.imap, CURL, "curl"),
+    client("curl-pop3", by_curl_pop3, servers.pop3, CURL, "curl"),
+    client("curl-ftp", by_curl_ftp, ftp, CURL, "curl"),
+    client("lftp", by_lftp, ftp, LFTP, "lftp"),
+    client("lftp-active", by_lftp, ftp, LFTP, "lftp", passive=False),
+    client("ldapsearch", by_ldapsearch, ldap, LDAP, "ldapsearch"),
+    client("ldapadd", by_ldapadd, ldap, LDAP, "ldapadd"),
+    client("psql", by_psql, postgres, PSQL, "psql"),
+    client(
+        *("psql-with-channel-binding", by_psql, postgres_with_password, PSQL, "psql"),
+        channel_binding="require",
+    ),
 ]
 if sys.version_info < (3, 13):
-    CLIENTS.append(client(by_nntplib, servers.nntp, PYTHON))
+    CLIENTS.append(client("nntplib", by_nntplib, servers.nntp, PYTHON))
 
-# What clients say to the server that they refuse. Those that are not here say nothing: those that
-# check the name after the handshake, and GnuTLS.
+# The alerts of clients that reject a certificate. GnuTLS sends none, nor do clients that check the
+# name after the handshake.
 ALERTS = {
     (PYTHON, "authority"): "unknown ca",
     (PYTHON, "name"): "bad certificate",
@@ -297,63 +280,56 @@ ALERTS = {
     (PSQL, "authority"): "unknown ca",
 }
 
-each_client = pytest.mark.parametrize(("talk", "server", "refusal"), CLIENTS)
-Talk = Callable[[Visit], Awaitable[None]]
 
-
-@each_client
-@pytest.mark.parametrize("version", ["TLSv1.2", "TLSv1.3"])
+@pytest.mark.parametrize(("talk", "server", "error"), CLIENTS)
+@both_versions
 @pytest.mark.filterwarnings("ignore:'nntplib' is deprecated:DeprecationWarning")
-async def test_a_client_turns_to_tls_and_does_its_work(
-    talk: Talk, server: Server, refusal: str, version: str, site: Site, pem: Path
-) -> None:
-    async with serving(server, site) as bound:
-        await talk(Visit(site, bound.port, pem / "ca.pem", version))
-    assert bound.stats().peer_errors == 0
-    assert {how for how, _ in site.heard} - {None} == {version}
-    assert not any(how is None and PASSWORD.encode() in command for how, command in site.heard)
-
-
-@each_client
-@pytest.mark.parametrize("wrong", ["authority", "name"])
-@pytest.mark.filterwarnings("ignore:'nntplib' is deprecated:DeprecationWarning")
-async def test_a_client_refuses_a_wrong_certificate(
-    talk: Talk,
+async def test_a_client_upgrades_with_a_right_certificate_only(
+    talk: Callable[[Visit], Awaitable[None]],
     server: Server,
-    refusal: str,
-    wrong: str,
+    error: str,
+    version: str,
     site: Site,
     pem: Path,
     authority: Authority,
     other_authority: Authority,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """Each client transfers about 1 MB with TLS, and sends no password without it."""
     caplog.set_level(logging.INFO, "trisock.server")
     right = site.tls
-    if wrong == "name":
-        site.tls = ServerTLS(issue(authority, "example.net"))
-    else:
-        site.tls = ServerTLS(issue(other_authority, "localhost", "127.0.0.1", "::1"))
+    wrong = {
+        "authority": issue(other_authority, "localhost", "127.0.0.1", "::1"),
+        "name": issue(authority, "example.net"),
+    }
     async with serving(server, site) as bound:
-        with pytest.raises((Refused, ssl.SSLCertVerificationError), match=refusal):
-            await talk(Visit(site, bound.port, pem / "ca.pem"))
-        await all_served(bound, 1)
-        assert not any(PASSWORD.encode() in command for _, command in site.heard)
-        if alert := ALERTS.get((refusal, wrong)):
-            (message,) = caplog.messages
-            assert re.fullmatch(
-                r"closed the connection with (\S+): TLS handshake with \1 failed: "
-                rf"the peer refused, with the alert '{alert}'",
-                message,
-            )
+        visit = Visit(site, bound.port, pem / "ca.pem", version)
+        for number, (fault, certificate) in enumerate(wrong.items(), 1):
+            caplog.clear()
+            site.tls = ServerTLS(certificate)
+            with pytest.raises((ProgramError, ssl.SSLCertVerificationError), match=error):
+                await talk(visit)
+            await all_served(bound, number)
+            if alert := ALERTS.get((error, fault)):
+                (message,) = caplog.messages
+                assert re.fullmatch(
+                    r"closed the connection with (\S+): TLS handshake with \1 failed: "
+                    rf"the peer refused, with the alert '{alert}'",
+                    message,
+                )
+        assert not any(PASSWORD.encode() in command for _, command in site.commands)
+        peer_errors = bound.stats().peer_errors
         site.tls = right
-        await talk(Visit(site, bound.port, pem / "ca.pem"))
+        await talk(visit)
+    assert bound.stats().peer_errors == peer_errors
+    assert {tls for tls, _ in site.commands} - {None} == {version}
+    assert not any(tls is None and PASSWORD.encode() in command for tls, command in site.commands)
 
 
 @pytest.mark.interop
 @pytest.mark.needs("curl", "lftp", "ldapsearch", "ldapadd", "psql")
 @pytest.mark.filterwarnings("ignore:'nntplib' is deprecated:DeprecationWarning")
-async def test_all_clients_at_once(times: int, authority: Authority, tmp_path: Path) -> None:
+async def test_all_clients_together(times: int, authority: Authority, tmp_path: Path) -> None:
     async def serve(parameters: Any, directory: Path) -> None:
         talk, server, _ = parameters.values
         site = make_site(authority, directory)
@@ -369,41 +345,40 @@ async def test_all_clients_at_once(times: int, authority: Authority, tmp_path: P
 
 
 @pytest.mark.needs("psql")
-async def test_channel_binding_unmasks_a_trusted_one_in_the_middle(
+async def test_channel_binding_exposes_a_trusted_man_in_the_middle(
     site: Site, pem: Path, authority: Authority
 ) -> None:
-    """RFC 5929: what TLS alone cannot tell, the password can."""
+    """RFC 5929. To TLS alone, both certificates are right."""
     other_certificate = issue(authority, "localhost")
 
-    async def in_the_middle(sock: Socket) -> None:
+    async def man_in_the_middle(_: Site, sock: Socket) -> None:
         assert await sock.recv_exactly(8) == databases.SSL_REQUEST
         await sock.send(b"S")
         await sock.starttls(other_certificate)
         async with await trisock.connect("127.0.0.1", real.port) as onward:
-            await onward.send(databases.SSL_REQUEST)
-            assert await onward.recv_exactly(1) == b"S"
+            await pg_starttls(onward)
             await onward.starttls(ClientTLS("localhost", ca=authority.pem))
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(pass_on, sock, onward)
-                await pass_on(onward, sock)
+                nursery.start_soon(forward, sock, onward)
+                await forward(onward, sock)
                 nursery.cancel_scope.cancel()
 
-    async def pass_on(source: Socket, target: Socket) -> None:
+    async def forward(source: Socket, target: Socket) -> None:
         async for chunk in source:
             await target.send(chunk)
 
     async with serving(databases.postgres_with_password, site) as real:
-        async with serving(lambda _, sock: in_the_middle(sock), site) as bound:
-            with pytest.raises(Refused, match="no channel binding, no entry"):
-                await by_psql_with_channel_binding(Visit(site, bound.port, pem / "ca.pem"))
-        await by_psql_with_channel_binding(Visit(site, real.port, pem / "ca.pem"))
+        async with serving(man_in_the_middle, site) as bound:
+            with pytest.raises(ProgramError, match="channel binding required"):
+                await by_psql(Visit(site, bound.port, pem / "ca.pem"), channel_binding="require")
+        await by_psql(Visit(site, real.port, pem / "ca.pem"), channel_binding="require")
 
 
 @pytest.mark.needs("curl")
 async def test_curl_clears_the_command_channel(site: Site, pem: Path) -> None:
     async with serving(starttls_ftp.ftp, site) as bound:
-        # In the passive mode it does not answer close_notify, and cannot be told from an attacker.
+        # In its passive mode curl does not answer close_notify: that is the same as a truncation.
         await by_curl_ftp(Visit(site, bound.port, pem / "ca.pem"), "--ftp-ssl-ccc-mode", "active")
-    cleared = site.heard.index(("TLSv1.3", b"CCC"))
-    assert ("TLSv1.3", f"PASS {PASSWORD}".encode()) in site.heard[:cleared]
-    assert site.heard[cleared + 1] == (None, b"PWD")
+    cleared = site.commands.index(("TLSv1.3", b"CCC"))
+    assert ("TLSv1.3", f"PASS {PASSWORD}".encode()) in site.commands[:cleared]
+    assert site.commands[cleared + 1] == (None, b"PWD")

@@ -1,4 +1,4 @@
-"""Every protocol that turns to TLS, word by word, and what is slipped in behind its commands."""
+"""Each protocol's upgrade to TLS, message by message, and injected commands and replies."""
 
 from __future__ import annotations
 
@@ -8,50 +8,54 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import trio
 
 import trisock
 from helpers import starttls_databases as databases
 from helpers import starttls_ftp
 from helpers import starttls_servers as servers
 from helpers.authority import Authority
+from helpers.ldap_client import ber
 from helpers.pairs import all_served
-from helpers.starttls_databases import ber, ldap_message
+from helpers.postgres_client import message
+from helpers.programs import run
+from helpers.starttls_databases import ldap_message
 from helpers.starttls_servers import Site
 from helpers.starttls_sites import Server, serving
+from helpers.tls_clients import both_versions
+from helpers.tls_programs import OPENSSL_VERSIONS
 from trisock import ClientTLS, Socket, TLSError
 
 
 @dataclass(frozen=True)
 class Dialogue:
-    """How a client asks for TLS, and takes its leave once it has that.
+    """How a client upgrades to TLS, and what it sends last.
 
     Attributes:
-      before: what the client says before, and the end of each answer.
-      ask, agreed: what asks for TLS, and the answer to it.
-      leave, answer: the last thing that is said, and the answer to it.
+      before: what the client sends before, each with the end of the reply.
+      starttls, go_ahead: the request for TLS, and the reply to it.
+      last, reply: what the client sends last, and the reply to it.
     """
 
     server: Server
     before: tuple[tuple[bytes, bytes], ...]
-    ask: bytes
-    agreed: bytes
-    leave: bytes
-    answer: bytes
+    starttls: bytes
+    go_ahead: bytes
+    last: bytes
+    reply: bytes
 
-    async def ask_for_tls(self, sock: Socket, slipped_in: bytes = b"") -> None:
-        for said, answer in self.before:
-            await sock.send(said)
-            await sock.recv_until(answer)
-        await sock.send(self.ask + slipped_in)
-        assert await sock.recv_exactly(len(self.agreed)) == self.agreed
+    async def request_tls(self, sock: Socket, injected: bytes = b"") -> None:
+        for command, end_of_reply in self.before:
+            await sock.send(command)
+            await sock.recv_until(end_of_reply)
+        await sock.send(self.starttls + injected)
+        assert await sock.recv_exactly(len(self.go_ahead)) == self.go_ahead
 
-    async def offer_tls(self, sock: Socket, slipped_in: bytes) -> None:
-        for said, answer in self.before:
-            assert await sock.recv_exactly(len(said)) == said
-            await sock.send(answer)
-        assert await sock.recv_exactly(len(self.ask)) == self.ask
-        await sock.send(self.agreed + slipped_in)
+    async def grant_tls(self, sock: Socket, injected: bytes) -> None:
+        for command, reply in self.before:
+            assert await sock.recv_exactly(len(command)) == command
+            await sock.send(reply)
+        assert await sock.recv_exactly(len(self.starttls)) == self.starttls
+        await sock.send(self.go_ahead + injected)
 
 
 STARTTLS = b"STARTTLS\r\n"
@@ -70,7 +74,7 @@ SMTP = Dialogue(
     ((b"", b"220 localhost ready\r\n"), (b"EHLO client\r\n", b"250 STARTTLS\r\n")),
     *(STARTTLS, b"220 go ahead\r\n", QUIT, b"221 goodbye\r\n"),
 )
-# By the names that openssl gives them.
+# By openssl's names for them.
 DIALOGUES = {
     "smtp": SMTP,
     "lmtp": SMTP,
@@ -109,7 +113,7 @@ DIALOGUES = {
         servers.telnet,
         ((b"", servers.DO_START_TLS),),
         *(servers.WILL_START_TLS + servers.TLS_FOLLOWS, servers.TLS_FOLLOWS),
-        *(b"hello\r\n", b"you said hello\r\n"),
+        *(b"hello\r\n", b"received hello\r\n"),
     ),
     "xmpp": XMPP,
     "xmpp-server": XMPP,
@@ -125,8 +129,8 @@ DIALOGUES = {
         databases.postgres,
         (),
         *(databases.SSL_REQUEST, b"S"),
-        b"\0\0\0\x0e\0\3\0\0user\0\0" + databases.pg(b"X"),
-        databases.pg(b"Z", b"I"),
+        b"\0\0\0\x0e\0\3\0\0user\0\0" + message(b"X"),
+        message(b"Z", b"I"),
     ),
     "mysql": Dialogue(
         databases.mysql,
@@ -139,38 +143,41 @@ DIALOGUES = {
 }
 
 
+each_protocol = pytest.mark.parametrize("protocol", DIALOGUES)
+
+
+async def output_of(dialogue: Dialogue, *command: str) -> bytes:
+    """Run a program that upgrades to TLS and passes on its input; return its output."""
+    done = await run(*command, stdin=dialogue.last)
+    assert done.returncode == 0, done.stderr
+    assert dialogue.reply in done.stdout
+    return done.stdout
+
+
 @pytest.mark.needs("openssl")
-async def test_there_is_a_server_for_each_protocol_that_openssl_knows() -> None:
-    done = await trio.run_process(
-        ["openssl", "s_client", "-starttls", "?"], capture_stderr=True, check=False
-    )
+async def test_each_protocol_of_openssl_has_a_server() -> None:
+    done = await run("openssl", "s_client", "-starttls", "?")
     known = done.stderr.decode().partition("must be one of:")[2].split()
     assert "smtp" in known
     assert set(known) <= set(DIALOGUES)
 
 
 @pytest.mark.needs("openssl")
-@pytest.mark.parametrize("version", ["-tls1_2", "-tls1_3"])
-@pytest.mark.parametrize("protocol", DIALOGUES)
-async def test_openssl_turns_to_tls_in_every_protocol(
+@both_versions
+@each_protocol
+async def test_openssl_upgrades_in_each_protocol(
     protocol: str, version: str, site: Site, pem: Path
 ) -> None:
     dialogue = DIALOGUES[protocol]
     async with serving(dialogue.server, site) as bound:
-        done = await trio.run_process(
-            [
-                *("openssl", "s_client", "-starttls", protocol, version),
-                *("-connect", f"127.0.0.1:{bound.port}", "-verify_hostname", "localhost"),
-                *("-CAfile", str(pem / "ca.pem"), "-verify_return_error"),
-                *("-ign_eof", "-nocommands"),
-            ],
-            stdin=dialogue.leave,
-            capture_stdout=True,
-            capture_stderr=True,
+        output = await output_of(
+            dialogue,
+            *("openssl", "s_client", "-starttls", protocol, OPENSSL_VERSIONS[version]),
+            *("-connect", f"127.0.0.1:{bound.port}", "-verify_hostname", "localhost"),
+            *("-CAfile", f"{pem}/ca.pem", "-verify_return_error", "-ign_eof", "-nocommands"),
         )
-    assert b"Verify return code: 0 (ok)" in done.stdout
-    assert dialogue.answer in done.stdout
-    assert site.heard[-1][0] == {"-tls1_2": "TLSv1.2", "-tls1_3": "TLSv1.3"}[version]
+    assert b"Verify return code: 0 (ok)" in output
+    assert site.commands[-1][0] == version
     assert bound.stats().peer_errors == 0
 
 
@@ -178,31 +185,23 @@ async def test_openssl_turns_to_tls_in_every_protocol(
 @pytest.mark.parametrize(
     "protocol", ["smtp", "lmtp", "imap", "pop3", "nntp", "sieve", "ftp", "xmpp", "ldap", "postgres"]
 )
-async def test_gnutls_turns_to_tls_in_every_protocol_that_it_knows(
+async def test_gnutls_upgrades_in_each_of_its_protocols(
     protocol: str, site: Site, pem: Path
 ) -> None:
     dialogue = DIALOGUES[protocol]
     async with serving(dialogue.server, site) as bound:
-        done = await trio.run_process(
-            [
-                *("gnutls-cli", f"--starttls-proto={protocol}", f"--x509cafile={pem}/ca.pem"),
-                *("-p", str(bound.port), "localhost"),
-            ],
-            stdin=dialogue.leave,
-            capture_stdout=True,
-            capture_stderr=True,
+        output = await output_of(
+            dialogue,
+            *("gnutls-cli", f"--starttls-proto={protocol}", f"--x509cafile={pem}/ca.pem"),
+            *("-p", str(bound.port), "localhost"),
         )
-    assert b"- Status: The certificate is trusted." in done.stdout
-    assert dialogue.answer in done.stdout
-    assert site.heard[-1][0] == "TLSv1.3"
+    assert b"- Status: The certificate is trusted." in output
+    assert site.commands[-1][0] == "TLSv1.3"
     assert bound.stats().peer_errors == 0
 
 
-each_protocol = pytest.mark.parametrize("protocol", DIALOGUES)
-
-
 @each_protocol
-async def test_commands_slipped_in_before_tls_are_not_obeyed(
+async def test_commands_injected_before_tls_are_not_obeyed(
     protocol: str, site: Site, authority: Authority, caplog: pytest.LogCaptureFixture
 ) -> None:
     """CVE-2011-0411, CVE-2021-23214, and "NO STARTTLS" (2021)."""
@@ -211,71 +210,73 @@ async def test_commands_slipped_in_before_tls_are_not_obeyed(
     tls = ClientTLS("localhost", ca=authority.pem)
     async with serving(dialogue.server, site) as bound:
         async with await trisock.connect("127.0.0.1", bound.port) as sock:
-            where = sock.getlocal()
-            await dialogue.ask_for_tls(sock, dialogue.leave)
-            heard = site.heard.copy()
+            address = sock.getlocal()
+            await dialogue.request_tls(sock, injected=dialogue.last)
+            commands = site.commands.copy()
             with pytest.raises(TLSError):
                 await sock.starttls(tls)
         await all_served(bound, 1)
-        assert site.heard == heard
-        (message,) = caplog.messages
-        assert message.startswith(
-            f"closed the connection with {where}: TLS handshake with {where} failed: "
+        assert site.commands == commands
+        (logged,) = caplog.messages
+        assert logged.startswith(
+            f"closed the connection with {address}: TLS handshake with {address} failed: "
         )
         async with await trisock.connect("127.0.0.1", bound.port) as sock:
-            await dialogue.ask_for_tls(sock)
+            await dialogue.request_tls(sock)
             await sock.starttls(tls)
-            await sock.send(dialogue.leave)
-            await sock.recv_until(dialogue.answer)
+            await sock.send(dialogue.last)
+            await sock.recv_until(dialogue.reply)
         assert bound.stats().peer_errors == 1
 
 
 @each_protocol
-async def test_answers_slipped_in_before_tls_are_not_believed(
+async def test_replies_injected_before_tls_fail_the_handshake(
     protocol: str, site: Site, authority: Authority
 ) -> None:
     """CVE-2021-23222, and "NO STARTTLS" (2021)."""
     dialogue = DIALOGUES[protocol]
+    tls = ClientTLS("localhost", ca=authority.pem)
 
     async def serve(site: Site, sock: Socket) -> None:
-        await dialogue.offer_tls(sock, slipped_in)
+        await dialogue.grant_tls(sock, injected)
         await sock.starttls(site.tls)
-        await sock.recv_exactly(len(dialogue.leave))
-        await sock.send(dialogue.answer)
+        await sock.recv_exactly(len(dialogue.last))
+        await sock.send(dialogue.reply)
 
     async with serving(serve, site) as bound:
-        for slipped_in in (dialogue.answer, b""):
-            async with await trisock.connect("127.0.0.1", bound.port) as sock:
-                await dialogue.ask_for_tls(sock)
-                if slipped_in:
-                    with pytest.raises(TLSError):
-                        await sock.starttls(ClientTLS("localhost", ca=authority.pem))
-                    assert not sock.isopen()
-                else:
-                    await sock.starttls(ClientTLS("localhost", ca=authority.pem))
-                    await sock.send(dialogue.leave)
-                    assert await sock.recv_exactly(len(dialogue.answer)) == dialogue.answer
-            await all_served(bound, 1)
+        injected = dialogue.reply
+        async with await trisock.connect("127.0.0.1", bound.port) as sock:
+            await dialogue.request_tls(sock)
+            with pytest.raises(TLSError):
+                await sock.starttls(tls)
+            assert not sock.isopen()
+        await all_served(bound, 1)
+        injected = b""
+        async with await trisock.connect("127.0.0.1", bound.port) as sock:
+            await dialogue.request_tls(sock)
+            await sock.starttls(tls)
+            await sock.send(dialogue.last)
+            assert await sock.recv_exactly(len(dialogue.reply)) == dialogue.reply
 
 
-async def test_an_upload_that_is_cut_off_leaves_no_file(site: Site, authority: Authority) -> None:
+async def test_an_upload_that_is_cut_short_leaves_no_file(site: Site, authority: Authority) -> None:
     tls = ClientTLS("localhost", ca=authority.pem)
     async with serving(starttls_ftp.ftp, site) as bound:
         async with await trisock.connect("127.0.0.1", bound.port) as control:
-            await DIALOGUES["ftp"].ask_for_tls(control)
+            await DIALOGUES["ftp"].request_tls(control)
             await control.starttls(tls)
             for whole in (False, True):
                 await control.send(b"PBSZ 0\r\nPROT P\r\nEPSV\r\nSTOR file\r\n")
-                answers = [await control.recv_until(b"\r\n") for _ in range(4)]
-                assert [answer[:3] for answer in answers] == [b"200", b"200", b"229", b"150"]
-                port = int(answers[2].split(b"|")[3])
+                replies = [await control.recv_until(b"\r\n") for _ in range(4)]
+                assert [reply[:3] for reply in replies] == [b"200", b"200", b"229", b"150"]
+                port = int(replies[2].split(b"|")[3])
                 async with await trisock.connect("127.0.0.1", port) as data:
                     await data.starttls(tls)
                     await data.send(b"the first half")
                     if not whole:
                         data.stream.socket.shutdown(socket.SHUT_WR)
-                        with pytest.raises(TLSError):  # the server gives it up as well
+                        with pytest.raises(TLSError):  # the server closes it, too
                             await data.recv()
-                answer = await control.recv_until(b"\r\n")
-                assert answer.startswith(b"226 " if whole else b"426 TLS with ")
+                reply = await control.recv_until(b"\r\n")
+                assert reply.startswith(b"226 " if whole else b"426 TLS with ")
                 assert (site.directory / "file").exists() is whole

@@ -1,7 +1,6 @@
-"""A trisock client and the servers that people use it with (``real_servers.py`` starts them).
+"""A client of ours for each protocol that upgrades to TLS, and real servers (``real_servers.py``).
 
-Each protocol has its own way to TLS, and here is a client of each, as a user would write it. None
-of them goes on in the clear when it does not get TLS.
+No client continues in plain text if the server refuses TLS.
 """
 
 from __future__ import annotations
@@ -37,15 +36,15 @@ pytestmark = pytest.mark.interop
 
 @dataclass(frozen=True)
 class Service:
-    """One place where a server speaks a protocol that turns to TLS.
+    """A server's port for a protocol that upgrades to TLS.
 
     Attributes:
       server: the fixture that starts the server.
-      port: which of its ports.
-      starttls: says all that comes before TLS, or raises RefusedError.
-      login: says something that the server takes under TLS.
+      port: the port's name.
+      starttls: sends all that comes before TLS, or raises RefusedError.
+      login: sends a command that the server accepts under TLS.
       needs: the program.
-      local_address: where the client comes from.
+      local_address: the client's address.
     """
 
     server: str
@@ -53,7 +52,7 @@ class Service:
     starttls: Callable[[Socket], Awaitable[None]]
     login: Callable[[Socket], Awaitable[None]]
     needs: str
-    local_address: str = "127.0.0.2"  # Dovecot takes who comes from its own address for safe
+    local_address: str = "127.0.0.2"  # to Dovecot, its own address is secure
 
 
 def services(**named: Service) -> list[object]:
@@ -74,7 +73,7 @@ ALL = services(
     vsftp=Service("vsftpd", "ftp", ftp_starttls, vsftp_login, "vsftpd"),
 )
 
-# 127.0.0.3 is whom Dovecot is told to offer no TLS.
+# Dovecot offers no TLS to 127.0.0.3.
 WITHOUT_TLS = services(
     smtp=Service("postfix", "plain", smtp_starttls, smtp_hello, "postfix"),
     imap=Service("dovecot", "imap", imap_starttls, imap_login, "dovecot", "127.0.0.3"),
@@ -89,12 +88,9 @@ WITHOUT_TLS = services(
 
 @pytest.fixture(scope="module")
 def place(request: pytest.FixtureRequest) -> tuple[Service, int]:
-    """A service, and the port where it is."""
+    """A service and its port."""
     server: RealServer = request.getfixturevalue(request.param.server)
     return request.param, server.ports[request.param.port]
-
-
-all_services = pytest.mark.parametrize("place", ALL, indirect=True)
 
 
 async def connected(place: tuple[Service, int]) -> Socket:
@@ -102,33 +98,24 @@ async def connected(place: tuple[Service, int]) -> Socket:
     return await trisock.connect("127.0.0.1", port, local_address=service.local_address)
 
 
-@all_services
+@pytest.mark.parametrize("place", ALL, indirect=True)
 @both_versions
-async def test_tls_in_mid_conversation(
+async def test_a_client_logs_in_after_an_upgrade(
     place: tuple[Service, int], version: str, authority: Authority
 ) -> None:
+    """The certificate is verified by name, or by the address of the connection."""
     service, _ = place
-    async with await connected(place) as sock:
-        await service.starttls(sock)
-        info = await sock.starttls(for_version(version, authority), server_hostname="localhost")
-        assert (info.version, info.server_hostname) == (version, "localhost")
-        await service.login(sock)
+    for given, verified in [("localhost", "localhost"), (None, "127.0.0.1")]:
+        async with await connected(place) as sock:
+            await service.starttls(sock)
+            tls = for_version(version, authority)
+            info = await sock.starttls(tls, server_hostname=given)
+            assert (info.version, info.server_hostname) == (version, verified)
+            await service.login(sock)
 
 
-@all_services
-async def test_tls_by_the_address_that_was_connected_to(
-    place: tuple[Service, int], authority: Authority
-) -> None:
-    service, _ = place
-    async with await connected(place) as sock:
-        await service.starttls(sock)
-        info = await sock.starttls(ClientTLS(ca=authority.pem))
-        assert info.server_hostname == "127.0.0.1"
-        await service.login(sock)
-
-
-@all_services
-async def test_a_server_of_another_authority_or_name_gets_nothing(
+@pytest.mark.parametrize("place", ALL, indirect=True)
+async def test_a_server_with_a_wrong_certificate_gets_no_password(
     place: tuple[Service, int], authority: Authority, other_authority: Authority
 ) -> None:
     service, _ = place
@@ -146,7 +133,7 @@ async def test_a_server_of_another_authority_or_name_gets_nothing(
 
 
 @pytest.mark.parametrize("place", WITHOUT_TLS, indirect=True)
-async def test_a_server_that_has_no_tls(place: tuple[Service, int]) -> None:
+async def test_a_server_without_tls_gets_no_password(place: tuple[Service, int]) -> None:
     service, _ = place
     async with await connected(place) as sock:
         with pytest.raises(RefusedError):

@@ -1,4 +1,4 @@
-"""What attackers and the past ask of TLS: old versions, compression, renegotiation, early data."""
+"""Old and risky features of TLS: old versions, compression, renegotiation and early data."""
 
 from __future__ import annotations
 
@@ -11,16 +11,11 @@ import trio
 import trisock
 from helpers.pairs import closing
 from helpers.programs import running
-from helpers.tls_axes import (
-    VERSIONS,
-    Authorities,
-    client_of,
-)
+from helpers.tls_axes import VERSIONS, Authorities, client_of
 from helpers.tls_programs import (
     ANSWER,
     QUESTION,
     Case,
-    Files,
     openssl_client,
     openssl_server,
     run_client,
@@ -28,92 +23,87 @@ from helpers.tls_programs import (
 )
 from trisock import ServerTLS, TLSError
 
+pytestmark = pytest.mark.needs("openssl")
+
 
 async def s_client(
-    authorities: Authorities, files: Files, version: str, *options: str | Path
-) -> tuple[str, list[object]]:
-    """Have s_client say something; return what it says of the connection, and what came of it."""
-    heard: list[object] = []
+    server_tls: ServerTLS, ca: Path, version: str, *options: str | Path
+) -> tuple[str, bytes, list[TLSError]]:
+    """Run s_client. Return its output, what a server received from it, and the server's errors."""
+    received: list[bytes] = []
+    errors: list[TLSError] = []
     async with await trisock.listen(0, host="127.0.0.1") as listener:
 
         async def serve() -> None:
             sock = await listener.accept()
             async with sock:
                 try:
-                    await sock.starttls(ServerTLS(authorities.server("example.org", "P-256")))
+                    await sock.starttls(server_tls)
                     while chunk := await sock.recv():
-                        heard.append(chunk)
+                        received.append(chunk)
                         await sock.send(ANSWER)
                 except TLSError as exc:
-                    heard.append(exc)
+                    errors.append(exc)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(serve)
-            ca = files.ca(authorities.right.pem)
             command = openssl_client(Case(version), listener.port, ca, None)
             _, output = await run_client([*command, *options])
-    return output.text, heard
+    return output.text, b"".join(received), errors
 
 
-@pytest.mark.needs("openssl")
 @pytest.mark.parametrize("version", ["TLSv1", "TLSv1.1"])
-async def test_a_client_of_the_past_is_refused(
-    version: str, authorities: Authorities, files: Files
-) -> None:
-    said, heard = await s_client(authorities, files, version, "-cipher", "ALL:@SECLEVEL=0")
-    assert "alert protocol version" in said
-    assert len(heard) == 1
-    assert "speaks no TLS version that is accepted here" in str(heard[0])
+async def test_an_old_version_is_refused(version: str, example_org: ServerTLS, ca: Path) -> None:
+    output, received, errors = await s_client(
+        example_org, ca, version, "-cipher", "ALL:@SECLEVEL=0"
+    )
+    assert "alert protocol version" in output
+    assert received == b""
+    (error,) = errors
+    assert "speaks no TLS version that is accepted here" in str(error)
 
 
-@pytest.mark.needs("openssl")
-async def test_a_client_talked_into_a_lower_version_is_refused(
-    authorities: Authorities, files: Files
-) -> None:
-    """RFC 7507"""
-    said, heard = await s_client(authorities, files, "TLSv1.2", "-fallback_scsv")
-    assert "alert inappropriate fallback" in said
-    assert len(heard) == 1
-    assert "inappropriate fallback" in str(heard[0])
+async def test_a_downgraded_client_is_refused(example_org: ServerTLS, ca: Path) -> None:
+    """RFC 7507: the client supports a higher version, and was tricked into a lower one."""
+    output, received, errors = await s_client(example_org, ca, "TLSv1.2", "-fallback_scsv")
+    assert "alert inappropriate fallback" in output
+    assert received == b""
+    (error,) = errors
+    assert "inappropriate fallback" in str(error)
 
 
-@pytest.mark.needs("openssl")
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_nothing_is_compressed(version: str, authorities: Authorities, files: Files) -> None:
-    said, heard = await s_client(authorities, files, version, "-comp")
-    assert "Compression: NONE" in said
-    assert b"".join(chunk for chunk in heard if isinstance(chunk, bytes)) == QUESTION
+async def test_nothing_is_compressed(version: str, example_org: ServerTLS, ca: Path) -> None:
+    output, received, _ = await s_client(example_org, ca, version, "-comp")
+    assert "Compression: NONE" in output
+    assert received == QUESTION
 
 
-@pytest.mark.needs("openssl")
-async def test_no_client_renegotiates(authorities: Authorities, files: Files) -> None:
-    """RFC 5746 is spoken, and the wish is refused; s_client gives up then, as it must."""
+async def test_a_client_cannot_renegotiate(example_org: ServerTLS, ca: Path) -> None:
+    """The server supports RFC 5746 and refuses. Then s_client must fail."""
     async with await trisock.listen(0, host="127.0.0.1") as listener:
-        ca = files.ca(authorities.right.pem)
         command = openssl_client(Case("TLSv1.2"), listener.port, ca, None)
         pipe = subprocess.PIPE
         async with running(*command, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT) as process:
             assert process.stdin is not None
             assert process.stdout is not None
             async with process.stdin, process.stdout, await listener.accept() as sock:
-                await sock.starttls(ServerTLS(authorities.server("example.org", "P-256")))
+                await sock.starttls(example_org)
                 await process.stdin.send_all(b"hello\n")
                 assert await sock.recv() == b"hello\n"
                 await process.stdin.send_all(b"R\n")
                 with pytest.raises(TLSError, match="alert 'handshake failure'"):
                     await sock.recv()
-                said = b"".join([chunk async for chunk in process.stdout])
-    assert b"Secure Renegotiation IS supported" in said
-    assert b"no renegotiation" in said
+                output = b"".join([chunk async for chunk in process.stdout])
+    assert b"Secure Renegotiation IS supported" in output
+    assert b"no renegotiation" in output
 
 
-@pytest.mark.needs("openssl")
-async def test_a_server_that_renegotiates_is_followed_and_nothing_is_lost(
-    authorities: Authorities, files: Files
+async def test_a_renegotiating_server_loses_no_data(
+    authorities: Authorities, ca: Path, server_files: tuple[Path, Path]
 ) -> None:
-    """Before TLS 1.3 some servers ask for a certificate that way, when they know the request."""
-    certificate = files.certificate("server", authorities.server("example.org", "P-256"))
-    command = openssl_server(Case("TLSv1.2"), files.ca(authorities.right.pem), certificate)
+    """In TLS 1.2 some servers renegotiate to request a certificate, once they know the request."""
+    command = openssl_server(Case("TLSv1.2"), ca, server_files)
     command.remove("-rev")
     async with run_server(command) as server:
         client_tls = client_of("TLSv1.2", authorities.right.pem)
@@ -127,27 +117,24 @@ async def test_a_server_that_renegotiates_is_followed_and_nothing_is_lost(
 
             nursery.start_soon(read)
             await sock.send(b"before\n")
-            await server.says("before\n")
+            await server.printed("before\n")
             await server.stdin.send_all(b"r\n")  # the command
-            await server.says("SSL_do_handshake -> 1")
+            await server.printed("SSL_do_handshake -> 1")
             await server.stdin.send_all(b"from now on\n")
-            await server.says("with new keys\n")
+            await server.printed("with new keys\n")
 
 
-@pytest.mark.needs("openssl")
 async def test_early_data_is_never_delivered(
-    authorities: Authorities, files: Files, tmp_path: Path
+    example_org: ServerTLS, ca: Path, server_files: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """A session of another server, which takes early data, makes s_client send some to ours."""
-    certificate = files.certificate("server", authorities.server("example.org", "P-256"))
-    ca = files.ca(authorities.right.pem)
+    """s_client sends early data to our server because its session is from one that accepts it."""
     session, early = tmp_path / "session.pem", tmp_path / "early"
     early.write_bytes(b"attack at dawn\n")
-    command = openssl_server(Case(), ca, certificate)
-    command[command.index("-rev") :] = ["-early_data", *command[command.index("-rev") + 1 :]]
+    command = openssl_server(Case(), ca, server_files)
+    command[command.index("-rev")] = "-early_data"
     async with run_server(command) as server:
-        # It ends with its input. It prints a session before it writes the file, and a closed
-        # stdout kills it in between: so its output is read to the end.
+        # s_client ends with its input. It prints a session before it writes the file, and a closed
+        # stdout would kill it in between: read its output to the end.
         client = ["stdbuf", "--output=L", *openssl_client(Case(), server.port, ca, None)]
         async with running(
             *(*client, "-sess_out", session),
@@ -158,14 +145,14 @@ async def test_early_data_is_never_delivered(
             assert process.stdin is not None
             assert process.stdout is not None
             async with process.stdout:
-                said = b""
-                while b"Max Early Data: 16384" not in said:
-                    said += await process.stdout.receive_some()
+                output = b""
+                while b"Max Early Data: 16384" not in output:
+                    output += await process.stdout.receive_some()
                 await process.stdin.aclose()
                 async for _ in process.stdout:
                     pass
-    said_then, heard = await s_client(
-        authorities, files, "TLSv1.3", "-sess_in", session, "-early_data", early
+    text, received, _ = await s_client(
+        example_org, ca, "TLSv1.3", "-sess_in", session, "-early_data", early
     )
-    assert "Early data was rejected" in said_then
-    assert b"".join(chunk for chunk in heard if isinstance(chunk, bytes)) == QUESTION
+    assert "Early data was rejected" in text
+    assert received == QUESTION

@@ -1,7 +1,7 @@
-"""TLS with those that no one here wrote, in both roles: OpenSSL, GnuTLS, curl, Go and Node.js.
+"""TLS with programs of other libraries, in both roles: OpenSSL, GnuTLS, curl, Go and Node.js.
 
-Each value of the axes of ``test_tls_matrix.py`` meets each of them at least once, with data both
-ways, an end that both sides have seen, and where something is wrong the words of either side.
+Each value of the axes of ``test_tls_matrix.py`` meets each program at least once. Data goes both
+ways, and both sides see the end. After a fault, both sides report it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import re
 import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -18,20 +20,16 @@ import trisock
 from helpers.certificates import der
 from helpers.pairs import closing
 from helpers.programs import running
-from helpers.tls_axes import (
-    VERSIONS,
-    Authorities,
-    Fault,
-    client_of,
-)
+from helpers.server import serving
+from helpers.serving import echo
+from helpers.tls_axes import VERSIONS, Authorities, Fault, client_of
 from helpers.tls_programs import (
     ALL,
     ANSWER,
-    HEARD,
     OPENSSL,
     QUESTION,
+    REPORTS,
     Case,
-    Command,
     Files,
     Peer,
     cases,
@@ -41,18 +39,24 @@ from helpers.tls_programs import (
 )
 from trisock import ServerTLS, Socket, TLSError
 
-# ---- they are the client ----
+
+def each(peer: Peer) -> Any:
+    return pytest.param(peer, marks=peer.marks(), id=peer.name)
 
 
-def peers_and_cases(role: str) -> list[object]:
-    return [
+def each_peer_and_case(role: str) -> pytest.MarkDecorator:
+    parameters = [
         pytest.param(peer, case, marks=peer.marks(), id=f"{peer.name}, {words}")
         for peer in ALL
         if getattr(peer, role) is not None
         for words, case in cases()
-        # Node.js asks for a certificate and has none refused, or all that are not right.
+        # A server of Node.js cannot both request a certificate and verify it if there is one.
         if (peer.name, role, case.client_certificate.asked) != ("node", "server", "optional")
     ]
+    return pytest.mark.parametrize(("peer", "case"), parameters, indirect=["peer"])
+
+
+# ---- client programs ----
 
 
 async def answer(sock: Socket) -> None:
@@ -63,7 +67,7 @@ async def answer(sock: Socket) -> None:
 
 
 async def answer_http(sock: Socket) -> None:
-    """Answer a request; where the answer ends only close_notify says."""
+    """Answer a request. The response ends with close_notify."""
     head = await sock.recv_until(b"\r\n\r\n")
     assert b"Content-Length: %d\r\n" % len(QUESTION) in head
     assert await sock.recv_exactly(len(QUESTION)) == QUESTION
@@ -71,22 +75,17 @@ async def answer_http(sock: Socket) -> None:
     await sock.close()
 
 
-@pytest.mark.parametrize(("peer", "case"), peers_and_cases("client"))
-async def test_a_server_of_ours_with(
-    peer: Peer,
-    case: Case,
-    authorities: Authorities,
-    files: Files,
-    built: Callable[[Command], Command],
+@each_peer_and_case("client")
+async def test_our_server_and_a_client_program_agree(
+    peer: Peer, case: Case, authorities: Authorities, files: Files, ca: Path
 ) -> None:
-    right = authorities.right.pem
     certificate = authorities.server(case.name.certified, case.kind)
     asked, what, client_fault = case.client_certificate
     server_tls = ServerTLS(
         certificate,
         alpn_protocols=[case.alpn.spoken] if case.alpn.spoken else [],
         require_alpn=case.alpn.required,
-        client_ca=None if asked == "no" else right,
+        client_ca=None if asked == "no" else authorities.right.pem,
         require_client_certificate=asked == "required",
     )
     shown = authorities.client(what, case.kind)
@@ -115,19 +114,20 @@ async def test_a_server_of_ours_with(
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(serve)
-            command = peer.client(case, listener.port, files.ca(right), client_files)
-            status, output = await run_client(built(command))
+            command = peer.client(case, listener.port, ca, client_files)
+            status, output = await run_client(command)
 
     if case.name.fault is not None:
         assert error is not None
         assert ANSWER not in output.out
-        assert re.search(peer.says_wrong_name, output.text), output.text
+        assert re.search(peer.name_error, output.text), output.text
         assert status != 0
     elif client_fault is not None:
         assert isinstance(error, TLSError)
         assert client_fault.words in str(error)
         assert (error.reason, error.verify_code) == (client_fault.reason, client_fault.verify_code)
-        assert_heard(client_fault, case, output.text)
+        reports = REPORTS[alert_of(client_fault, case)]
+        assert any(report in output.text for report in reports), output.text
         assert status != 0
     elif case.alpn.required and case.alpn.chosen is None:
         assert "shares no ALPN protocol" in str(error)
@@ -138,7 +138,7 @@ async def test_a_server_of_ours_with(
         assert ANSWER in output.out
         assert status == 0, output.text
         if case.alpn.chosen:
-            assert f"{peer.says_alpn}{case.alpn.chosen}" in output.text
+            assert f"{peer.alpn_report}{case.alpn.chosen}" in output.text
 
 
 def alert_of(fault: Fault, case: Case) -> str:
@@ -147,15 +147,10 @@ def alert_of(fault: Fault, case: Case) -> str:
     return alert
 
 
-def assert_heard(fault: Fault, case: Case, text: str) -> None:
-    assert any(words in text for words in HEARD[alert_of(fault, case)]), text
+# ---- server programs ----
 
-
-# ---- they are the server ----
-
-# What they, as servers, say to a client certificate that is not right. Go says the same of all
-# (or did, before 1.21), GnuTLS has words of its own. Node.js closes the connection, which is a
-# reset if the question is unread.
+# What our client reports if a server program refuses its certificate. Go before 1.21 has one alert
+# for all faults, and GnuTLS its own. Node.js closes: that is a reset if the question is unread.
 REFUSED = {
     "openssl": "with the alert '{}'",
     "gnutls": "with the alert '({}|access denied|decode error)'",
@@ -165,43 +160,38 @@ REFUSED = {
 
 
 async def ask(sock: Socket) -> bytes:
-    """Ask, and return the answer: servers give the question back, s_server each line in reverse."""
+    """Send the question. Return the answer: the same lines, reversed by s_server."""
     await sock.send(QUESTION)
     return await sock.recv_exactly(len(QUESTION))
 
 
-def in_reverse(lines: bytes) -> bytes:
+def reversed_lines(lines: bytes) -> bytes:
     return b"".join(line[::-1] + b"\n" for line in lines.splitlines())
 
 
-@pytest.mark.parametrize(("peer", "case"), peers_and_cases("server"))
-async def test_a_client_of_ours_with(
-    peer: Peer,
-    case: Case,
-    authorities: Authorities,
-    files: Files,
-    built: Callable[[Command], Command],
+@each_peer_and_case("server")
+async def test_our_client_and_a_server_program_agree(
+    peer: Peer, case: Case, authorities: Authorities, files: Files, ca: Path
 ) -> None:
-    right = authorities.right.pem
     certificate = authorities.server(case.name.certified, case.kind)
     _, what, client_fault = case.client_certificate
     shown = authorities.client(what, case.kind)
     client_tls = client_of(
         case.version,
-        right,
+        authorities.right.pem,
         alpn=(case.alpn.offered,) if case.alpn.offered else (),
         certificate=shown,
     )
     error: trio.BrokenResourceError | None = None
     assert peer.server is not None
-    command = peer.server(case, files.ca(right), files.certificate("server", certificate))
-    async with run_server(built(command)) as server:
+    command = peer.server(case, ca, files.certificate("server", certificate))
+    async with run_server(command) as server:
         sock = await trisock.connect("127.0.0.1", server.port)
         async with closing(sock):
             try:
                 info = await sock.starttls(client_tls, server_hostname=case.name.asked)
                 answer = await ask(sock)
-                await sock.stoptls()  # each side's close_notify, to which it is the answer
+                await sock.stoptls()  # exchange close_notify
             except trio.BrokenResourceError as exc:
                 error = exc
             await sock.close()
@@ -209,10 +199,10 @@ async def test_a_client_of_ours_with(
             assert isinstance(error, TLSError)
             assert fault.words in str(error)
             assert (error.reason, error.verify_code) == (fault.reason, fault.verify_code)
-            # OpenSSL sends this alert in the clear, which in TLS 1.3 they do not take.
-            in_the_clear = {"go": ["bad record MAC"], "gnutls": ["Error in handshake"]}
-            await server.says(
-                *map(re.escape, HEARD[alert_of(fault, case)]), *in_the_clear.get(peer.name, [])
+            # OpenSSL sends this alert unencrypted, which these reject in TLS 1.3.
+            rejected = {"go": ["bad record MAC"], "gnutls": ["Error in handshake"]}
+            await server.printed(
+                *map(re.escape, REPORTS[alert_of(fault, case)]), *rejected.get(peer.name, [])
             )
         elif client_fault is not None:
             refused = REFUSED[peer.name].format(alert_of(client_fault, case))
@@ -224,83 +214,66 @@ async def test_a_client_of_ours_with(
         else:
             if error is not None:
                 raise error
-            assert answer == (in_reverse(QUESTION) if peer is OPENSSL else QUESTION)
+            assert answer == (reversed_lines(QUESTION) if peer is OPENSSL else QUESTION)
             assert info.version == case.version
             assert info.alpn_protocol == case.alpn.chosen
             assert info.server_hostname == case.ascii_name
             assert info.peer_certificate == der(certificate)
 
 
-# ---- the end that is none ----
+# ---- no close_notify ----
+
+
+async def assert_end_without_close_notify(sock: Socket, *, https_compatible: bool) -> None:
+    if https_compatible:
+        assert await sock.recv() == b""
+    else:
+        with pytest.raises(TLSError, match="without close_notify: data may be missing"):
+            await sock.recv()
 
 
 @pytest.mark.parametrize("https_compatible", [False, True])
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize(
-    "peer", [pytest.param(each, marks=each.marks(), id=each.name) for each in ALL if each.server]
-)
-async def test_a_server_that_is_killed_has_not_said_goodbye(
+@pytest.mark.parametrize("peer", [each(peer) for peer in ALL if peer.server], indirect=True)
+async def test_a_killed_server_is_an_error_unless_https_compatible(
     peer: Peer,
     version: str,
     https_compatible: bool,
     authorities: Authorities,
-    files: Files,
-    built: Callable[[Command], Command],
+    ca: Path,
+    server_files: tuple[Path, Path],
 ) -> None:
-    right = authorities.right.pem
-    certificate = files.certificate("server", authorities.server("example.org", "P-256"))
     assert peer.server is not None
-    command = built(peer.server(Case(version), files.ca(right), certificate))
-    async with run_server(command) as server:
+    async with run_server(peer.server(Case(version), ca, server_files)) as server:
         sock = await trisock.connect("127.0.0.1", server.port)
         async with closing(sock):
             await sock.starttls(
-                client_of(version, right),
+                client_of(version, authorities.right.pem),
                 server_hostname="example.org",
                 https_compatible=https_compatible,
             )
             await ask(sock)
             server.kill()
-            if https_compatible:
-                assert await sock.recv() == b""
-            else:
-                with pytest.raises(TLSError, match="without close_notify: data may be missing"):
-                    await sock.recv()
+            await assert_end_without_close_notify(sock, https_compatible=https_compatible)
 
 
 @pytest.mark.parametrize("https_compatible", [False, True])
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize(
-    "peer",
-    [pytest.param(each, marks=each.marks(), id=each.name) for each in ALL if each.name != "curl"],
-)
-async def test_a_client_that_is_killed_has_not_said_goodbye(
-    peer: Peer,
-    version: str,
-    https_compatible: bool,
-    authorities: Authorities,
-    files: Files,
-    built: Callable[[Command], Command],
+@pytest.mark.parametrize("peer", [each(peer) for peer in ALL if peer.name != "curl"], indirect=True)
+async def test_a_killed_client_is_an_error_unless_https_compatible(
+    peer: Peer, version: str, https_compatible: bool, example_org: ServerTLS, ca: Path
 ) -> None:
-    right = authorities.right.pem
     async with await trisock.listen(0, host="127.0.0.1") as listener:
-        command = built(peer.client(Case(version), listener.port, files.ca(right), None))
+        command = peer.client(Case(version), listener.port, ca, None)
         pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
         async with running(*command, stdin=pipe, stdout=nowhere, stderr=nowhere) as process:
             assert process.stdin is not None
             async with process.stdin, await listener.accept() as sock:
-                await sock.starttls(
-                    ServerTLS(authorities.server("example.org", "P-256")),
-                    https_compatible=https_compatible,
-                )
+                await sock.starttls(example_org, https_compatible=https_compatible)
                 await process.stdin.send_all(QUESTION)
                 assert await sock.recv_exactly(len(QUESTION)) == QUESTION
                 process.kill()
-                if https_compatible:
-                    assert await sock.recv() == b""
-                else:
-                    with pytest.raises(TLSError, match="without close_notify: data may be missing"):
-                        await sock.recv()
+                await assert_end_without_close_notify(sock, https_compatible=https_compatible)
 
 
 # ---- resumption ----
@@ -308,61 +281,42 @@ async def test_a_client_that_is_killed_has_not_said_goodbye(
 
 @contextlib.asynccontextmanager
 async def echoing(server_tls: ServerTLS) -> AsyncIterator[tuple[int, list[trisock.TLSInfo]]]:
-    """Serve an echo, and tell what was agreed on each connection, and what failed."""
+    """Run an echo server. Yield its port, and a list of what each connection agreed on."""
     infos: list[trisock.TLSInfo] = []
 
-    async def echo(sock: Socket) -> None:
+    async def upgrade_and_echo(sock: Socket) -> None:
         infos.append(await sock.starttls(server_tls))
-        async for chunk in sock:
-            await sock.send(chunk)
+        await echo(sock)
 
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, echo, host="127.0.0.1")
+    async with serving(upgrade_and_echo, host="127.0.0.1") as server:
         yield server.port, infos
-        server.stop()
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize(
-    "peer",
-    [
-        pytest.param(each, marks=each.marks(), id=each.name)
-        for each in ALL
-        if each.program in ("go", "node")
-    ],
+    "peer", [each(peer) for peer in ALL if peer.name in ("go", "node")], indirect=True
 )
-async def test_a_session_is_resumed_by(
-    peer: Peer,
-    version: str,
-    authorities: Authorities,
-    files: Files,
-    built: Callable[[Command], Command],
+async def test_a_client_program_resumes_its_session(
+    peer: Peer, version: str, authorities: Authorities, files: Files, ca: Path
 ) -> None:
-    right = authorities.right.pem
     shown = authorities.client("right", "P-256")
     assert shown is not None
     server_tls = ServerTLS(
         authorities.server("example.org", "P-256"),
-        client_ca=right,
+        client_ca=authorities.right.pem,
         require_client_certificate=True,
     )
     async with echoing(server_tls) as (port, infos):
-        certificate = files.certificate("client", shown)
-        command = peer.client(Case(version), port, files.ca(right), certificate)
-        done = await trio.run_process(
-            [*built(command), "-visits", "3"], stdin=b"", capture_stderr=True
-        )
+        command = peer.client(Case(version), port, ca, files.certificate("client", shown))
+        done = await trio.run_process([*command, "-visits", "3"], stdin=b"", capture_stderr=True)
     assert [info.session_reused for info in infos] == [False, True, True]
     assert {info.peer_certificate for info in infos} == {der(shown)}
     assert re.findall(rb"reused=(\w+)", done.stderr) == [b"false", b"true", b"true"]
 
 
 @pytest.mark.needs("openssl")
-async def test_a_session_is_resumed_by_s_client_again_and_again(
-    authorities: Authorities, files: Files
-) -> None:
-    right = authorities.right.pem
-    async with echoing(ServerTLS(authorities.server("example.org", "P-256"))) as (port, infos):
-        command = openssl_client(Case("TLSv1.2"), port, files.ca(right), None)
+async def test_s_client_resumes_its_session_five_times(example_org: ServerTLS, ca: Path) -> None:
+    async with echoing(example_org) as (port, infos):
+        command = openssl_client(Case("TLSv1.2"), port, ca, None)
         await trio.run_process([*command, "-reconnect"], stdin=b"", capture_stdout=True)
     assert [info.session_reused for info in infos] == [False] + [True] * 5

@@ -1,17 +1,19 @@
-"""The fixtures of the tests of the examples."""
+"""Fixtures for the tests of the examples."""
 
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Iterator
 
 import pytest
 
 from helpers.authority import Authority
+from helpers.shared_examples import SharedServer, shared
 
 
 @pytest.fixture
 def other_ca(tmp_path: pathlib.Path, other_authority: Authority) -> str:
-    """The path of a CA that has issued nothing that is in use here."""
+    """The path of a CA that issued none of the certificates in use."""
     path = tmp_path / "other-ca.pem"
     path.write_bytes(other_authority.pem)
     return str(path)
@@ -21,3 +23,15 @@ def other_ca(tmp_path: pathlib.Path, other_authority: Authority) -> str:
 def ca(tmp_path: pathlib.Path) -> str:
     """The path to which an example writes its CA."""
     return str(tmp_path / "ca.pem")
+
+
+@pytest.fixture(scope="module")
+def https(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServer]:
+    with shared("https_server", str(tmp_path_factory.mktemp("https") / "ca.pem")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def smtp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServer]:
+    with shared("smtp_server", str(tmp_path_factory.mktemp("smtp") / "ca.pem")) as server:
+        yield server

@@ -1,4 +1,4 @@
-"""The benchmarks do the work that they time, and notice where a server does not."""
+"""The benchmarks do the work that they time, and notice a server that does not."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from benchmarks.measure import Measurement
 from benchmarks.peers import PEERS, Peer
 from benchmarks.rows import MIB, ROWS
 
-# Those that need nothing but what the other tests need.
+# The peers that need no more packages than the other tests.
 AT_HAND = [PEERS[name] for name in ("trio", "trisock", "asyncio", "epoll")]
 
 LITTLE = {
@@ -38,7 +38,7 @@ LITTLE = {
     "memory": 20,
 }
 
-# A server that does everything but one byte, or one line, of it.
+# A server that loses one byte, or one line, of the work.
 LOSSY = """
 import socket
 from benchmarks.peers.serving import BLOCK, HOST, READ_SIZE, announce, take_task
@@ -83,7 +83,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 
 @pytest.mark.parametrize("name", LITTLE)
-def test_every_peer_does_all_of_a_rows_work(name: str, place: Place) -> None:
+def test_each_peer_does_the_whole_work_of_a_row(name: str, place: Place) -> None:
     result = compete(ROWS[name], AT_HAND, place, amount=LITTLE[name], rounds=1)
     assert {peer: series.failure for peer, series in result.series.items()} == {
         peer.name: None for peer in AT_HAND
@@ -95,7 +95,7 @@ def test_every_peer_does_all_of_a_rows_work(name: str, place: Place) -> None:
 
 
 @pytest.mark.parametrize("name", ["echo1", "connections", "receive", "send", "lines"])
-def test_a_server_that_loses_something_has_no_figure(
+def test_a_server_that_loses_data_has_no_figure(
     name: str, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "lossy.py").write_text(LOSSY)
@@ -113,7 +113,7 @@ def test_a_peer_without_its_library_is_listed_with_the_reason(place: Place) -> N
     assert result.series["absent"].failure == "not installed: no_such_library"
 
 
-def test_a_server_that_does_not_start_is_listed_with_what_it_said(place: Place) -> None:
+def test_a_server_that_fails_to_start_is_listed_with_its_error(place: Place) -> None:
     broken = Peer("broken", "", "benchmarks.peers.no_such_peer")
     result = compete(ROWS["echo1"], [broken], place, amount=10, rounds=1)
     assert "No module named benchmarks.peers.no_such_peer" in str(result.series["broken"].failure)
@@ -149,7 +149,7 @@ def test_ratios_are_taken_within_a_round() -> None:
     def series(*seconds: float) -> Series:
         return Series([Measurement(100, each, each, 0) for each in seconds])
 
-    # The machine was half as fast in the second round, and hit both alike.
+    # The machine is half as fast in the second round, for both.
     result = Result(ROWS["echo1"], 100, {"trio": series(1, 2), "trisock": series(0.5, 1)})
     ratio = result.ratio("trisock")
     assert ratio is not None

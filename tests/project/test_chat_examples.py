@@ -20,7 +20,7 @@ async def hear(sock: Socket) -> str:
 
 @asynccontextmanager
 async def chatting(room: Running, name: str) -> AsyncIterator[Socket]:
-    """Enter the room, up to the note that all get of it."""
+    """Enter the room, and read until the note that it sends to all."""
     async with await trisock.connect("127.0.0.1", room.port) as sock:
         assert await hear(sock) == "* who are you?"
         await sock.send(f"{name}\r\n".encode())
@@ -28,7 +28,7 @@ async def chatting(room: Running, name: str) -> AsyncIterator[Socket]:
         yield sock
 
 
-async def test_chat_room_tells_all_who_speaks_comes_and_leaves() -> None:
+async def test_chat_room_sends_lines_and_arrivals_and_departures_to_all() -> None:
     async with running("chat_room") as room, chatting(room, "Ann") as ann:
         async with chatting(room, "Bob") as bob:
             assert await hear(ann) == "* Bob is here"
@@ -41,7 +41,7 @@ async def test_chat_room_tells_all_who_speaks_comes_and_leaves() -> None:
         assert await hear(ann) == "* Bob has left"
 
 
-async def test_chat_room_lets_all_hear_the_same_order() -> None:
+async def test_chat_room_sends_lines_to_all_in_the_same_order() -> None:
     async with (
         running("chat_room") as room,
         chatting(room, "Ann") as ann,
@@ -50,21 +50,21 @@ async def test_chat_room_lets_all_hear_the_same_order() -> None:
         assert await hear(ann) == "* Bob is here"
         heard: dict[Socket, list[str]] = {ann: [], bob: []}
 
-        async def listen(sock: Socket) -> None:
+        async def hear_all(sock: Socket) -> None:
             while len(heard[sock]) < 400:
                 heard[sock].append(await hear(sock))
 
         async with trio.open_nursery() as nursery:
             for sock in (ann, bob):
-                nursery.start_soon(listen, sock)
+                nursery.start_soon(hear_all, sock)
                 nursery.start_soon(sock.send, b"".join(b"%d\n" % n for n in range(200)))
         assert heard[ann] == heard[bob]
         for name in ("Ann", "Bob"):
-            said = [line for line in heard[ann] if line.startswith(name)]
-            assert said == [f"{name}: {n}" for n in range(200)]
+            lines = [line for line in heard[ann] if line.startswith(name)]
+            assert lines == [f"{name}: {n}" for n in range(200)]
 
 
-async def test_chat_room_has_each_name_once() -> None:
+async def test_chat_room_refuses_an_empty_too_long_or_taken_name() -> None:
     async with running("chat_room") as room, chatting(room, "Ann") as ann:
         async with await trisock.connect("127.0.0.1", room.port) as sock:
             assert await hear(sock) == "* who are you?"
@@ -75,20 +75,23 @@ async def test_chat_room_has_each_name_once() -> None:
             assert await hear(sock) == "* Ann! is here"
         assert await hear(ann) == "* Ann! is here"
         assert await hear(ann) == "* Ann! has left"
+
+
+async def test_chat_room_frees_the_name_of_a_client_that_left() -> None:
     async with running("chat_room") as room, chatting(room, "Ann") as ann:
         async with chatting(room, "Bob"):
             pass
         assert [await hear(ann) for _ in range(2)] == ["* Bob is here", "* Bob has left"]
-        async with chatting(room, "Bob"):  # the name is free again
+        async with chatting(room, "Bob"):
             pass
 
 
-@pytest.mark.parametrize("leave", ["in the middle of a line", "by a reset", "by a long line"])
-async def test_chat_room_notes_that_one_has_left_in_whatever_way(leave: str) -> None:
+@pytest.mark.parametrize("leave", ["within a line", "by a reset", "by a long line"])
+async def test_chat_room_reports_a_departure_of_any_kind(leave: str) -> None:
     async with running("chat_room") as room, chatting(room, "Ann") as ann:
         async with chatting(room, "Bob") as bob:
             assert await hear(ann) == "* Bob is here"
-            if leave == "in the middle of a line":
+            if leave == "within a line":
                 await bob.send(b"I wanted to s")
                 await bob.send_eof()
             elif leave == "by a reset":
@@ -99,7 +102,7 @@ async def test_chat_room_notes_that_one_has_left_in_whatever_way(leave: str) -> 
             assert await hear(ann) == "* Bob has left"
 
 
-async def test_chat_room_says_goodbye_to_idle_clients_when_it_stops() -> None:
+async def test_chat_room_says_goodbye_when_it_stops() -> None:
     async with (
         running("chat_room") as room,
         chatting(room, "Ann") as ann,

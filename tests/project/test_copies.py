@@ -34,7 +34,7 @@ ROLES = {"Certificate", "ClientTLS", "ServerTLS"}
 async def one_of_each(
     client_tls: ClientTLS, server_tls: ServerTLS
 ) -> AsyncIterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Yield what refuses to be copied, and what can be."""
+    """Yield the objects that refuse to be copied, and those that can be, by their class."""
 
     async def handler(sock: object) -> None:
         """Do nothing."""
@@ -73,18 +73,18 @@ async def test_a_new_public_class_is_tested_here(
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_what_stands_for_a_connection_refuses_to_be_copied(
+async def test_an_object_bound_to_a_connection_refuses_to_be_copied(
     way: str, client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
     async with one_of_each(client_tls, server_tls) as (refusing, _):
         for name, each in refusing.items():
             with pytest.raises(TypeError, match=f"a {name} cannot be (copied|pickled): it stands"):
                 WAYS[way](each)
-        await refusing["Socket"].send(b"it is as it was")
+        await refusing["Socket"].send(b"it still works")
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_what_only_tells_can_be_copied(
+async def test_an_object_that_only_holds_values_can_be_copied(
     way: str, client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
     async with one_of_each(client_tls, server_tls) as (_, copied):

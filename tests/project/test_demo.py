@@ -10,17 +10,17 @@ import pytest
 from trisock.__main__ import main
 
 
-def test_the_demo_shows_both_sides_turning_to_tls() -> None:
+def test_the_demo_shows_both_sides_upgrading_to_tls() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "trisock", "demo"], capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     before = lines.index(next(line for line in lines if "both sides upgrade to TLSv1.3" in line))
-    said = [line for line in lines if line.startswith(("server:", "client:"))]
-    assert len(said) == 9
-    assert all("plain text" in line for line in lines[:before] if line in said)
-    assert all("(TLS_" in line for line in lines[before:] if line in said)
+    spoken = [line for line in lines if line.startswith(("server:", "client:"))]
+    assert len(spoken) == 9
+    assert all("plain text" in line for line in lines[:before] if line in spoken)
+    assert all("(TLS_" in line for line in lines[before:] if line in spoken)
     assert "mail.example.org" in done.stdout
 
 
@@ -29,7 +29,7 @@ def test_the_demo_runs_in_this_process_too(capsys: pytest.CaptureFixture[str]) -
     assert "221 bye" in capsys.readouterr().out
 
 
-def test_without_its_extra_the_demo_says_what_to_install(
+def test_the_demo_without_its_extra_says_what_to_install(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "trustme", None)
@@ -37,6 +37,6 @@ def test_without_its_extra_the_demo_says_what_to_install(
     assert "pip install 'trisock[demo]'" in capsys.readouterr().err
 
 
-def test_a_command_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_program_needs_a_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([])

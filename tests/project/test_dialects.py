@@ -1,4 +1,4 @@
-"""The three faces together, and what docs/dialects.md says of the two dialects."""
+"""The three faces in one program, and the tables of docs/dialects.md."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trisock import ClientTLS, ServerTLS, Socket, hammerspoon, pluto
 async def test_one_program_can_mix_the_three_faces(
     client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
-    """Each face serves a port, which turns to TLS; a client of each other face talks to it."""
+    """Each face serves a port with STARTTLS. A client of each other face upgrades and talks."""
 
     async def serve_trisock(sock: Socket) -> None:
         assert await sock.recv_until(b"\n") == b"STARTTLS\n"
@@ -113,11 +113,11 @@ async def test_one_program_can_mix_the_three_faces(
         await listener.close()
 
 
-# ---- what the tables say ----
+# ---- the tables ----
 
 
 def tables() -> dict[str, list[list[str]]]:
-    """Return the rows of docs/dialects.md, by the heading that they stand under."""
+    """Return the rows of docs/dialects.md, by heading."""
     found: dict[str, list[list[str]]] = {}
     heading = ""
     for line in (ROOT / "docs" / "dialects.md").read_text().splitlines():
@@ -134,7 +134,7 @@ def names(cell: str) -> list[str]:
 
 
 @pytest.mark.parametrize("dialect", ["trisock.pluto", "trisock.hammerspoon"])
-def test_each_row_of_the_tables_names_tests_that_there_are(dialect: str) -> None:
+def test_each_row_of_the_tables_names_existing_tests(dialect: str) -> None:
     rows = tables()[dialect]
     known = all_tests()
     for there, here, _, tests in rows:
@@ -144,7 +144,7 @@ def test_each_row_of_the_tables_names_tests_that_there_are(dialect: str) -> None
         assert not unknown, there
 
 
-def test_there_is_a_row_for_each_name_of_plutos_page() -> None:
+def test_each_name_of_plutos_page_has_a_row() -> None:
     there = {name.partition("(")[0] for row in tables()["trisock.pluto"] for name in names(row[0])}
     assert there >= {
         *("socket.connect", "socket.listen", "socket.bind", "socket.send", "socket.recv"),
@@ -153,7 +153,7 @@ def test_there_is_a_row_for_each_name_of_plutos_page() -> None:
     }
 
 
-def test_there_is_a_row_for_each_name_of_hs_sockets_page() -> None:
+def test_each_name_of_hs_sockets_page_has_a_row() -> None:
     rows = tables()["trisock.hammerspoon"]
     there = {name.partition("(")[0] for row in rows for name in names(row[0])}
     assert there >= {

@@ -1,4 +1,4 @@
-"""The examples as their users run them: programs of their own, driven by clients of others."""
+"""The examples, run as programs and driven by other people's clients."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ import trio
 import trisock
 from helpers.authority import Authority
 from helpers.example_clients import codes, reply, trusting
-from helpers.examples import Running, command, running, started
+from helpers.examples import EXAMPLES, command, running, started
 from helpers.pairs import read_all
 from helpers.programs import curl, run
+from helpers.shared_examples import SharedServer
 from trisock import ClientTLS, Socket
 
+NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
+CLIENTS = {"echo_client", "pluto_client", "hammerspoon_http_client"}
 SERVERS = [
-    "echo_server",
-    "https_server",
-    "smtp_server",
-    "http_and_https",
-    "sni_router",
-    "chat_room",
+    name
+    for name in NAMES
+    # The server of hammerspoon is stopped in a test of its own, with a client.
+    if name not in {*CLIENTS, "hammerspoon_server"}
 ]
 TLS_SERVERS = ["https_server", "smtp_server", "http_and_https"]
 
@@ -42,15 +43,15 @@ async def test_a_signal_stops_a_server_without_complaint(name: str, signum: sign
             await trisock.connect("127.0.0.1", server.port)
 
 
-@pytest.mark.parametrize("name", [*SERVERS, "echo_client"])
+@pytest.mark.parametrize("name", NAMES)
 async def test_help_tells_how_to_run_it(name: str) -> None:
     result = await run(*command(name, "--help"))
     assert result.returncode == 0
     assert f"python examples/{name}.py" in result.stdout.decode()
 
 
-@pytest.mark.parametrize("name", TLS_SERVERS)
-async def test_without_a_certificate_and_trustme_it_says_what_to_do(
+@pytest.mark.parametrize("name", [*TLS_SERVERS, "pluto_https_server"])
+async def test_a_tls_server_without_certificates_asks_for_trustme(
     name: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "trustme.py").write_text("raise ImportError")
@@ -58,8 +59,27 @@ async def test_without_a_certificate_and_trustme_it_says_what_to_do(
     result = await run(*command(name, "--port", "0"))
     assert result.returncode == 1
     complaint = result.stderr.decode()
-    assert "install trustme" in complaint
+    assert complaint.endswith("install trustme, which makes certificates for a try\n")
     assert complaint.count("\n") == 1  # no traceback
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "status", "complaint"),
+    [
+        ("echo_client", ["--port", "PORT", "hello"], 1, "Connection refused"),
+        ("pluto_client", ["--port", "PORT"], 1, "Failed to connect.\n"),
+        ("hammerspoon_http_client", ["127.0.0.1", "PORT"], 0, "Connection refused"),
+    ],
+)
+async def test_a_client_complains_in_one_line_if_nothing_listens(
+    name: str, arguments: list[str], status: int, complaint: str
+) -> None:
+    async with await trisock.listen(0, host="127.0.0.1") as listener:
+        port = str(listener.port)
+    result = await run(*command(name, *[each.replace("PORT", port) for each in arguments]))
+    assert (result.returncode, result.stdout) == (status, b"")
+    assert complaint in result.stderr.decode()
+    assert result.stderr.count(b"\n") == 1  # no traceback
 
 
 @pytest.mark.parametrize("name", TLS_SERVERS)
@@ -96,14 +116,14 @@ async def test_echo_server_returns_every_byte_and_ends_with_the_client() -> None
         assert received == sent
 
 
-async def test_echo_client_sends_its_arguments_and_prints_the_answers() -> None:
+async def test_echo_client_sends_its_arguments_and_prints_the_replies() -> None:
     async with running("echo_server") as server:
         result = await run(*command("echo_client", "--port", str(server.port), "one", "two"))
     assert (result.returncode, result.stdout, result.stderr) == (0, b"one\ntwo\n", b"")
 
 
-async def test_echo_client_sends_standard_input_and_prints_the_answers() -> None:
-    # More than all buffers between the two hold: it must read while it sends.
+async def test_echo_client_sends_standard_input_and_prints_the_replies() -> None:
+    # More than the buffers between the two hold: the client must read while it sends.
     sent = b"".join(b"line %d\n" % number for number in range(500_000))
     async with running("echo_server") as server:
         result = await run(*command("echo_client", "--port", str(server.port)), stdin=sent)
@@ -125,116 +145,104 @@ async def test_echo_client_ends_with_the_server_despite_open_input() -> None:
             assert client._read_stderr() == b""
 
 
-async def test_echo_client_says_in_one_line_that_nobody_listens() -> None:
-    async with await trisock.listen(0, host="127.0.0.1") as listener:
-        pass
-    result = await run(*command("echo_client", "--port", str(listener.port), "hello"))
-    assert result.returncode == 1
-    assert "Connection refused" in result.stderr.decode()
-    assert result.stderr.count(b"\n") == 1
-
-
 # ---- https_server ----
 
 
 @pytest.mark.needs("curl")
-async def test_https_server_answers_curl_which_verifies_it(ca: str) -> None:
-    async with running("https_server", "--write-ca", ca) as server:
-        url = f"https://127.0.0.1:{server.port}/some/path"
-        result = await curl("--cacert", ca, "--write-out", "%{http_version} %{http_code}", url)
-        assert result.stderr == b""
-        assert result.returncode == 0
-        assert result.stdout == b"Hello! You asked for /some/path\n1.1 200"
+async def test_curl_verifies_https_server(https: SharedServer) -> None:
+    url = f"https://127.0.0.1:{https.port}/some/path"
+    result = await curl("--cacert", https.ca, "--write-out", "%{http_version} %{http_code}", url)
+    assert result.stderr == b""
+    assert result.returncode == 0
+    assert result.stdout == b"Hello! You asked for /some/path\n1.1 200"
 
 
 @pytest.mark.needs("curl")
-async def test_https_server_is_refused_by_curl_with_another_ca(ca: str, other_ca: str) -> None:
-    async with running("https_server", "--write-ca", ca) as server:
-        url = f"https://127.0.0.1:{server.port}/"
-        assert (await curl("--cacert", other_ca, url)).returncode == 60
-        assert (await curl("--cacert", ca, url)).returncode == 0  # and lives on
+async def test_curl_with_another_ca_refuses_https_server(
+    https: SharedServer, other_ca: str
+) -> None:
+    url = f"https://127.0.0.1:{https.port}/"
+    assert (await curl("--cacert", other_ca, url)).returncode == 60
+    assert (await curl("--cacert", https.ca, url)).returncode == 0  # and lives on
 
 
 @pytest.mark.needs("curl")
-async def test_https_server_keeps_a_connection_for_the_next_request(ca: str) -> None:
-    async with running("https_server", "--write-ca", ca) as server:
-        url = f"https://127.0.0.1:{server.port}/"
-        result = await curl("--cacert", ca, "--write-out", "%{num_connects}\n", url, url, url)
-        assert result.stdout.splitlines()[1::2] == [b"1", b"0", b"0"]
+async def test_https_server_keeps_a_connection_for_the_next_request(
+    https: SharedServer,
+) -> None:
+    url = f"https://127.0.0.1:{https.port}/"
+    result = await curl("--cacert", https.ca, "--write-out", "%{num_connects}\n", url, url, url)
+    assert result.stdout.splitlines()[1::2] == [b"1", b"0", b"0"]
 
 
 @pytest.mark.needs("curl")
-async def test_https_server_asks_for_a_body_that_waits(ca: str) -> None:
+async def test_https_server_sends_100_continue(https: SharedServer) -> None:
     body = bytes(range(256)) * 3000
-    async with running("https_server", "--write-ca", ca) as server:
-        url = f"https://127.0.0.1:{server.port}/"
-        result = await curl(
-            "--cacert", ca, "--data-binary", "@-", "--header", "Expect: 100-continue",
-            "--expect100-timeout", "30", "--verbose", url, stdin=body,
-        )  # fmt: skip
-        assert result.returncode == 0
-        assert result.stdout == body
-        assert b"< HTTP/1.1 100 Continue" in result.stderr
+    url = f"https://127.0.0.1:{https.port}/"
+    result = await curl(
+        "--cacert", https.ca, "--data-binary", "@-", "--header", "Expect: 100-continue",
+        "--expect100-timeout", "30", "--verbose", url, stdin=body,
+    )  # fmt: skip
+    assert result.returncode == 0
+    assert result.stdout == body
+    assert b"< HTTP/1.1 100 Continue" in result.stderr
 
 
 @pytest.mark.needs("openssl")
-async def test_https_server_speaks_http_by_alpn_with_openssl(ca: str) -> None:
-    async with running("https_server", "--write-ca", ca) as server:
-        result = await run(
-            "openssl", "s_client", "-connect", f"127.0.0.1:{server.port}", "-CAfile", ca,
-            "-verify_return_error", "-verify_ip", "127.0.0.1", "-alpn", "h2,http/1.1",
-            "-ign_eof", "-nocommands",
-            stdin=b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
-        )  # fmt: skip
-        assert result.returncode == 0
-        assert b"ALPN protocol: http/1.1" in result.stdout
-        assert b"HTTP/1.1 200 OK\r\n" in result.stdout
+async def test_https_server_negotiates_http_with_openssl(https: SharedServer) -> None:
+    result = await run(
+        "openssl", "s_client", "-connect", f"127.0.0.1:{https.port}", "-CAfile", https.ca,
+        "-verify_return_error", "-verify_ip", "127.0.0.1", "-alpn", "h2,http/1.1",
+        "-ign_eof", "-nocommands",
+        stdin=b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+    )  # fmt: skip
+    assert result.returncode == 0
+    assert b"ALPN protocol: http/1.1" in result.stdout
+    assert b"HTTP/1.1 200 OK\r\n" in result.stdout
 
 
-async def ask(server: Running, ca: str, request: bytes) -> bytes:
-    """Send a request and return all that comes until the connection ends."""
-    async with await trisock.connect("127.0.0.1", server.port, tls=trusting(ca)) as sock:
+async def ask(server: SharedServer, request: bytes) -> bytes:
+    """Send a request and return all bytes until the connection ends."""
+    async with await trisock.connect("127.0.0.1", server.port, tls=trusting(server.ca)) as sock:
         await sock.send(request)
         return await read_all(sock)
 
 
-async def test_https_server_answers_pipelined_requests_in_order(ca: str) -> None:
-    async with running("https_server", "--write-ca", ca) as server:
-        answers = await ask(
-            server,
-            ca,
-            b"GET /one HTTP/1.1\r\nHost: x\r\n\r\n"
-            b"\r\nPOST /two HTTP/1.1\r\nHost: x\r\nContent-Length: 7\r\n\r\nGET /no"
-            b"GET /three HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-            b"GET /never HTTP/1.1\r\nHost: x\r\n\r\n",
-        )
-        bodies = [part.split(b"\r\n\r\n")[1] for part in answers.split(b"HTTP/1.1 200 OK\r\n")[1:]]
-        assert bodies == [
-            b"Hello! You asked for /one\n",
-            b"GET /no",
-            b"Hello! You asked for /three\n",
-        ]
+async def test_https_server_answers_pipelined_requests_in_order(https: SharedServer) -> None:
+    answers = await ask(
+        https,
+        b"GET /one HTTP/1.1\r\nHost: x\r\n\r\n"
+        b"\r\nPOST /two HTTP/1.1\r\nHost: x\r\nContent-Length: 7\r\n\r\nGET /no"
+        b"GET /three HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        b"GET /never HTTP/1.1\r\nHost: x\r\n\r\n",
+    )
+    bodies = [part.split(b"\r\n\r\n")[1] for part in answers.split(b"HTTP/1.1 200 OK\r\n")[1:]]
+    assert bodies == [
+        b"Hello! You asked for /one\n",
+        b"GET /no",
+        b"Hello! You asked for /three\n",
+    ]
 
 
-async def test_https_server_answers_head_with_a_length_and_no_body(ca: str) -> None:
-    async with running("https_server", "--write-ca", ca) as server:
-        answer = await ask(server, ca, b"HEAD / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
-        assert b"\r\nContent-Length: 23\r\n" in answer
-        assert answer.endswith(b"\r\n\r\n")
+async def test_https_server_answers_head_with_a_length_and_no_body(
+    https: SharedServer,
+) -> None:
+    answer = await ask(https, b"HEAD / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"\r\nContent-Length: 23\r\n" in answer
+    assert answer.endswith(b"\r\n\r\n")
 
 
-async def test_https_server_survives_clients_that_vanish(ca: str) -> None:
+async def test_https_server_survives_clients_that_vanish(https: SharedServer) -> None:
     beginnings = [b"", b"GET / HT", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nx"]
-    async with running("https_server", "--write-ca", ca) as server:
-        for sent in beginnings:
-            for leave in (Socket.close, Socket.abort):
-                sock = await trisock.connect("127.0.0.1", server.port, tls=trusting(ca))
-                await sock.send(sent)
-                if (ending := leave(sock)) is not None:
-                    await ending
-        request = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-        assert (await ask(server, ca, request)).startswith(b"HTTP/1.1 200 OK\r\n")
+    for sent in beginnings:
+        for leave in (Socket.close, Socket.abort):
+            sock = await trisock.connect("127.0.0.1", https.port, tls=trusting(https.ca))
+            await sock.send(sent)
+            if (ending := leave(sock)) is not None:
+                await ending
+    request = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    assert (await ask(https, request)).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
 BAD_REQUESTS = [
@@ -258,17 +266,18 @@ BAD_REQUESTS = [
 ]
 
 
-async def test_https_server_refuses_bad_requests_with_a_status_and_ends(ca: str) -> None:
-    async with running("https_server", "--write-ca", ca) as server:
-        for request, status in BAD_REQUESTS:
-            # What comes behind a request that was not understood is no request.
-            answer = await ask(server, ca, request + b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert answer.startswith(b"HTTP/1.1 %d " % status), request
-            assert answer.count(b"HTTP/1.1 ") == 1, request
-            assert b"\r\nConnection: close\r\n" in answer
+async def test_https_server_answers_bad_requests_with_a_status_and_closes(
+    https: SharedServer,
+) -> None:
+    for request, status in BAD_REQUESTS:
+        # Nothing after a bad request is read as a request.
+        answer = await ask(https, request + b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 %d " % status), request
+        assert answer.count(b"HTTP/1.1 ") == 1, request
+        assert b"\r\nConnection: close\r\n" in answer
 
 
-async def test_https_server_ends_idle_connections_cleanly_when_it_stops(ca: str) -> None:
+async def test_https_server_closes_idle_connections_when_it_stops(ca: str) -> None:
     async with running("https_server", "--write-ca", ca) as server:
         async with await trisock.connect("127.0.0.1", server.port, tls=trusting(ca)) as sock:
             await sock.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -285,7 +294,7 @@ async def test_https_server_finishes_its_request_when_it_stops(ca: str) -> None:
             await sock.send(b"Content-Length: 5\r\n\r\n")
             assert await sock.recv_until(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
             server.ask_to_stop()
-            assert await idle.recv() == b""  # it is stopping
+            assert await idle.recv() == b""  # the server is stopping
             await sock.send(b"hello")
             answer = await read_all(sock)
             assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
@@ -318,7 +327,7 @@ async def test_one_port_serves_http_and_https(ca: str, other_ca: str) -> None:
         (b"\x16\x03\x01\x00\x05hello", b"\x15\x03"),  # an alert
     ],
 )
-async def test_one_port_survives_what_is_neither_http_nor_https(
+async def test_one_port_survives_clients_that_speak_neither(
     sent: bytes, answer: bytes, ca: str
 ) -> None:
     async with running("http_and_https", "--write-ca", ca) as server:

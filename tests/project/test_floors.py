@@ -1,4 +1,4 @@
-"""The house keeps its floors, and its rooms stay small. ``docs/design.md`` has the picture."""
+"""Imports point down the floors of ``docs/design.md``, and files stay small."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import pytest
 import trisock
 from helpers.floors import FLOORS, MODULES, floor_of, imports_of, name_of
 
-# Faces use public names only, and these: the guard around calls of the user's code, the escaping of
-# text from outside, and functions that have no public name.
+# Faces use only public names and these modules: the guard around calls of the user's code, the
+# escaping of foreign text, and functions without a public name.
 OPEN_TO_FACES = {"_guard", "_text", "_connect", "_address"}
 
 TESTS = sorted(Path(__file__).parents[1].rglob("*.py"))
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
-# The most lines of a module, a class and a file of tests: more cannot be read at one sitting.
+# The most lines of a module, a class and a test file. Longer ones cannot be read in one sitting.
 MODULE_LINES, CLASS_LINES, TEST_LINES = 500, 450, 600
 
 
@@ -42,7 +42,7 @@ def test_faces_use_public_names(path: Path) -> None:
             assert node.attr in trisock.__all__
 
 
-def test_no_imports_go_in_a_circle() -> None:
+def test_imports_form_no_circle() -> None:
     graph = {name_of(path): imports_of(path) for path in MODULES}
     done: set[str] = set()
 
@@ -78,5 +78,5 @@ def test_modules_and_classes_stay_small(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", TESTS, ids=lambda path: path.name)
-def test_files_of_tests_stay_small(path: Path) -> None:
+def test_test_files_stay_small(path: Path) -> None:
     assert path.read_text().count("\n") <= TEST_LINES

@@ -1,4 +1,4 @@
-"""docs/reliability.md names tests that there are."""
+"""docs/reliability.md names existing tests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from helpers.documents import ROOT, all_tests
 
 
-def test_each_promise_names_tests_that_there_are() -> None:
+def test_each_promise_names_existing_tests() -> None:
     text = (ROOT / "docs" / "reliability.md").read_text()
     known = all_tests()
     promises = [line for line in text.splitlines() if line.startswith("| ") and "::" in line]

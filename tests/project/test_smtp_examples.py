@@ -1,4 +1,4 @@
-"""The example smtp_server, with smtplib, openssl and curl, and word by word."""
+"""The example smtp_server, with smtplib, openssl and curl, and command by command."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from helpers.example_clients import codes, reply, trusting
 from helpers.examples import Running, running
 from helpers.pairs import read_all
 from helpers.programs import curl, run
+from helpers.shared_examples import SharedServer
 from trisock import Socket
 
 MAIL = b"Subject: dots\r\n\r\n.\r\n..\r\n.hidden\r\nend\r\n"
@@ -26,7 +27,7 @@ def client_context(ca: str) -> ssl.SSLContext:
 
 @contextmanager
 def smtp_client(port: int) -> Iterator[smtplib.SMTP]:
-    # A name of its own, or smtplib would ask the network for one.
+    # Without local_hostname, smtplib asks the network for one.
     with smtplib.SMTP("127.0.0.1", port, local_hostname="client", timeout=30) as client:
         yield client
 
@@ -58,60 +59,58 @@ async def test_smtp_server_takes_mail_from_smtplib_by_starttls(ca: str) -> None:
         )
 
 
-async def test_smtp_server_forgets_at_starttls_what_was_said_before(ca: str) -> None:
-    async with running("smtp_server", "--write-ca", ca) as server:
+async def test_smtp_server_resets_the_session_at_starttls(smtp: SharedServer) -> None:
+    def upgrade() -> None:
+        with smtp_client(smtp.port) as client:
+            client.ehlo()
+            assert client.mail("me@example.org")[0] == 250
+            assert client.rcpt("you@example.org")[0] == 250
+            client.starttls(context=client_context(smtp.ca))
+            assert client.docmd("DATA")[0] == 503
+            assert client.docmd("MAIL FROM:<me@example.org>")[0] == 503  # no EHLO yet
+            assert client.docmd("STARTTLS")[0] == 503
+            client.ehlo()
+            assert client.docmd("MAIL FROM:<me@example.org>")[0] == 250
 
-        def upgrade() -> None:
-            with smtp_client(server.port) as client:
-                client.ehlo()
-                assert client.mail("me@example.org")[0] == 250
-                assert client.rcpt("you@example.org")[0] == 250
-                client.starttls(context=client_context(ca))
-                assert client.docmd("DATA")[0] == 503
-                assert client.docmd("MAIL FROM:<me@example.org>")[0] == 503  # no EHLO yet
-                assert client.docmd("STARTTLS")[0] == 503
-                client.ehlo()
-                assert client.docmd("MAIL FROM:<me@example.org>")[0] == 250
+    await in_thread(upgrade)
 
+
+async def test_smtplib_with_another_ca_refuses_smtp_server(
+    smtp: SharedServer, other_ca: str
+) -> None:
+    def upgrade() -> None:
+        with smtp_client(smtp.port) as client:
+            client.starttls(context=client_context(other_ca))
+
+    with pytest.raises(ssl.SSLCertVerificationError):
         await in_thread(upgrade)
 
 
-async def test_smtp_server_is_refused_by_smtplib_with_another_ca(ca: str, other_ca: str) -> None:
-    async with running("smtp_server", "--write-ca", ca) as server:
-
-        def upgrade() -> None:
-            with smtp_client(server.port) as client:
-                client.starttls(context=client_context(other_ca))
-
-        with pytest.raises(ssl.SSLCertVerificationError):
-            await in_thread(upgrade)
+@pytest.mark.needs("openssl")
+async def test_smtp_server_speaks_starttls_with_openssl(smtp: SharedServer) -> None:
+    result = await run(
+        "openssl", "s_client", "-starttls", "smtp", "-connect", f"127.0.0.1:{smtp.port}",
+        "-CAfile", smtp.ca, "-verify_return_error", "-verify_ip", "127.0.0.1",
+        "-ign_eof", "-nocommands",
+        stdin=b"EHLO client\r\nQUIT\r\n",
+    )  # fmt: skip
+    assert result.returncode == 0
+    assert b"Verify return code: 0 (ok)" in result.stdout
+    assert b"250-PIPELINING\r\n" in result.stdout
+    assert b"STARTTLS" not in result.stdout
+    assert b"221 goodbye\r\n" in result.stdout
 
 
 @pytest.mark.needs("openssl")
-async def test_smtp_server_speaks_starttls_with_openssl(ca: str) -> None:
-    async with running("smtp_server", "--write-ca", ca) as server:
-        result = await run(
-            "openssl", "s_client", "-starttls", "smtp", "-connect", f"127.0.0.1:{server.port}",
-            "-CAfile", ca, "-verify_return_error", "-verify_ip", "127.0.0.1",
-            "-ign_eof", "-nocommands",
-            stdin=b"EHLO client\r\nQUIT\r\n",
-        )  # fmt: skip
-        assert result.returncode == 0
-        assert b"Verify return code: 0 (ok)" in result.stdout
-        assert b"250-PIPELINING\r\n" in result.stdout
-        assert b"STARTTLS" not in result.stdout
-        assert b"221 goodbye\r\n" in result.stdout
-
-
-@pytest.mark.needs("openssl")
-async def test_smtp_server_is_refused_by_openssl_with_another_ca(ca: str, other_ca: str) -> None:
-    async with running("smtp_server", "--write-ca", ca) as server:
-        result = await run(
-            "openssl", "s_client", "-starttls", "smtp", "-connect", f"127.0.0.1:{server.port}",
-            "-CAfile", other_ca, "-verify_return_error", stdin=b"QUIT\r\n",
-        )  # fmt: skip
-        assert result.returncode == 1
-        assert b"221" not in result.stdout
+async def test_openssl_with_another_ca_refuses_smtp_server(
+    smtp: SharedServer, other_ca: str
+) -> None:
+    result = await run(
+        "openssl", "s_client", "-starttls", "smtp", "-connect", f"127.0.0.1:{smtp.port}",
+        "-CAfile", other_ca, "-verify_return_error", stdin=b"QUIT\r\n",
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert b"221" not in result.stdout
 
 
 @pytest.mark.needs("curl")
@@ -128,43 +127,41 @@ async def test_smtp_server_takes_mail_from_curl(ca: str) -> None:
         )
 
 
-async def smtp_connect(server: Running) -> Socket:
-    """Connect and be greeted."""
+async def smtp_connect(server: Running | SharedServer) -> Socket:
+    """Connect and read the greeting."""
     sock = await trisock.connect("127.0.0.1", server.port)
     assert (await reply(sock)).startswith("220 ")
     return sock
 
 
-async def test_what_is_slipped_in_behind_starttls_is_never_obeyed(ca: str) -> None:
-    async with running("smtp_server", "--write-ca", ca) as server:
-        async with await smtp_connect(server) as sock:
-            assert await codes(sock, b"EHLO client\r\n") == [250]
-            await sock.send(
-                b"STARTTLS\r\nEHLO evil\r\nMAIL FROM:<evil@example.org>\r\nRCPT TO:<you>\r\n"
-            )
-            assert (await reply(sock)).startswith("220 ")
-            with pytest.raises(trisock.TLSError):
-                await sock.starttls(trusting(ca))
-        # All of it in the clear: no answer to it but the alert, and the end.
-        async with await smtp_connect(server) as sock:
-            await sock.send(b"STARTTLS\r\nNOOP\r\nQUIT\r\n")
-            assert (await reply(sock)).startswith("220 ")
-            rest = await read_all(sock)
-            assert rest == b"" or rest.startswith(b"\x15\x03")
-        # The next client is served.
-        async with await smtp_connect(server) as sock:
-            assert await codes(sock, b"STARTTLS\r\n") == [220]
-            await sock.starttls(trusting(ca))
-            assert await codes(sock, b"QUIT\r\n") == [221]
+async def test_commands_injected_after_starttls_are_never_executed(smtp: SharedServer) -> None:
+    async with await smtp_connect(smtp) as sock:
+        assert await codes(sock, b"EHLO client\r\n") == [250]
+        await sock.send(
+            b"STARTTLS\r\nEHLO evil\r\nMAIL FROM:<evil@example.org>\r\nRCPT TO:<you>\r\n"
+        )
+        assert (await reply(sock)).startswith("220 ")
+        with pytest.raises(trisock.TLSError):
+            await sock.starttls(trusting(smtp.ca))
+    # Sent in plain text: the only answer is a TLS alert, or none.
+    async with await smtp_connect(smtp) as sock:
+        await sock.send(b"STARTTLS\r\nNOOP\r\nQUIT\r\n")
+        assert (await reply(sock)).startswith("220 ")
+        rest = await read_all(sock)
+        assert rest == b"" or rest.startswith(b"\x15\x03")
+    # The next client is served.
+    async with await smtp_connect(smtp) as sock:
+        assert await codes(sock, b"STARTTLS\r\n") == [220]
+        await sock.starttls(trusting(smtp.ca))
+        assert await codes(sock, b"QUIT\r\n") == [221]
 
 
-async def test_smtp_server_refuses_starttls_with_a_parameter() -> None:
-    async with running("smtp_server") as server:
-        async with await smtp_connect(server) as sock:
-            assert await codes(sock, b"EHLO client\r\nSTARTTLS now\r\nNOOP\r\n") == [250, 501, 250]
+async def test_smtp_server_refuses_starttls_with_a_parameter(smtp: SharedServer) -> None:
+    async with await smtp_connect(smtp) as sock:
+        assert await codes(sock, b"EHLO client\r\nSTARTTLS now\r\nNOOP\r\n") == [250, 501, 250]
 
 
-async def test_smtp_server_knows_its_commands_and_their_order() -> None:
+async def test_smtp_server_checks_commands_and_their_order(smtp: SharedServer) -> None:
     dialogue = [
         (b"MAIL FROM:<me@example.org>\r\n", 503),
         (b"EHLO\r\n", 501),
@@ -191,28 +188,26 @@ async def test_smtp_server_knows_its_commands_and_their_order() -> None:
         (b"\r\n", 500),
         (b"QUIT\r\n", 221),
     ]
-    async with running("smtp_server") as server:
-        async with await smtp_connect(server) as sock:
-            for line, code in dialogue:
-                assert await codes(sock, line) == [code], line
-            assert await sock.recv() == b""
-        async with await smtp_connect(server) as sock:  # and all of it in one segment
-            lines, expected = zip(*dialogue, strict=True)
-            assert await codes(sock, b"".join(lines)) == list(expected)
+    async with await smtp_connect(smtp) as sock:
+        for line, code in dialogue:
+            assert await codes(sock, line) == [code], line
+        assert await sock.recv() == b""
+    async with await smtp_connect(smtp) as sock:  # and all commands in one segment
+        lines, expected = zip(*dialogue, strict=True)
+        assert await codes(sock, b"".join(lines)) == list(expected)
 
 
-async def test_smtp_server_drops_a_too_long_line_and_goes_on() -> None:
-    async with running("smtp_server") as server:
-        async with await smtp_connect(server) as sock:
-            for size in (511, 65534, 65535, 65536, 1_000_000):
-                assert await codes(sock, b"NOOP " + b"x" * (size - 5) + b"\r\nNOOP\r\n") == [
-                    500,
-                    250,
-                ]
-            assert await codes(sock, b"NOOP " + b"x" * 505 + b"\r\n") == [250]
+async def test_smtp_server_refuses_a_too_long_line_and_continues(smtp: SharedServer) -> None:
+    async with await smtp_connect(smtp) as sock:
+        for size in (511, 65534, 65535, 65536, 1_000_000):
+            assert await codes(sock, b"NOOP " + b"x" * (size - 5) + b"\r\nNOOP\r\n") == [
+                500,
+                250,
+            ]
+        assert await codes(sock, b"NOOP " + b"x" * 505 + b"\r\n") == [250]
 
 
-async def test_smtp_server_drops_a_too_large_message_and_goes_on() -> None:
+async def test_smtp_server_refuses_a_too_large_message_and_continues() -> None:
     envelope = b"EHLO client\r\nMAIL FROM:<me@example.org>\r\nRCPT TO:<you@example.org>\r\nDATA\r\n"
     async with running("smtp_server") as server:
         async with await smtp_connect(server) as sock:
@@ -230,7 +225,7 @@ async def test_only_a_dot_between_two_crlf_ends_a_message() -> None:
         async with await smtp_connect(server) as sock:
             await sock.send(b"HELO x\r\nMAIL FROM:<a>\r\nRCPT TO:<b>\r\nDATA\r\n" + text + b".\r\n")
             assert [int((await reply(sock))[:3]) for _ in range(5)] == [250, 250, 250, 354, 250]
-            # The dot at the start of a line, which a client should have doubled, is taken away.
+            # A dot at the start of a line, which a client should have doubled, is removed.
             size = len(text) - 1
             assert await server.line() == f"mail from <a> to <b>: {size} bytes, in the clear"
             await sock.send(b"DATA\r\n")
@@ -240,14 +235,13 @@ async def test_only_a_dot_between_two_crlf_ends_a_message() -> None:
             assert await server.line() == "mail from <a> to <b>: 0 bytes, in the clear"
 
 
-async def test_smtp_server_survives_clients_that_vanish() -> None:
+async def test_smtp_server_survives_clients_that_vanish(smtp: SharedServer) -> None:
     beginnings = [b"", b"EHL", b"STARTTLS\r\n", b"STARTTLS\r\n\x16\x03\x01", b"x" * 1000]
-    async with running("smtp_server") as server:
-        for sent in beginnings:
-            async with await smtp_connect(server) as sock:
-                await sock.send(sent)
-            sock = await smtp_connect(server)
+    for sent in beginnings:
+        async with await smtp_connect(smtp) as sock:
             await sock.send(sent)
-            sock.abort()
-        async with await smtp_connect(server) as sock:
-            assert await codes(sock, b"QUIT\r\n") == [221]
+        sock = await smtp_connect(smtp)
+        await sock.send(sent)
+        sock.abort()
+    async with await smtp_connect(smtp) as sock:
+        assert await codes(sock, b"QUIT\r\n") == [221]

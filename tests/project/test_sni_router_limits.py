@@ -1,4 +1,4 @@
-"""examples/sni_router.py: no tunnel holds a slot for longer than it is used."""
+"""examples/sni_router.py: an unused tunnel gives its slot back."""
 
 from __future__ import annotations
 
@@ -7,51 +7,53 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 import trio
+import trio.testing
 
 import trisock
 from helpers.client_hellos import client_hello
 from helpers.examples import sni_router
-from helpers.pairs import read_all
+from helpers.pairs import closing, read_all
+from helpers.server import serving
+from helpers.serving import connect
 from trisock import Socket
 
 HELLO = client_hello("any.example")
 SLOTS = 5
+IDLE_TIMEOUT, LAST_TIMEOUT = 10, 3  # seconds of a clock that jumps
 
 
-@pytest.fixture(autouse=True)
-def _short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sni_router, "IDLE_TIMEOUT", 1, raising=False)
-    monkeypatch.setattr(sni_router, "LAST_TIMEOUT", 0.3, raising=False)
+@pytest.fixture
+def jumping_clock(monkeypatch: pytest.MonkeyPatch) -> trio.testing.MockClock:
+    """An autojump clock that leaves bytes in flight the time to arrive, and short limits."""
+    monkeypatch.setattr(sni_router, "IDLE_TIMEOUT", IDLE_TIMEOUT)
+    monkeypatch.setattr(sni_router, "LAST_TIMEOUT", LAST_TIMEOUT)
+    return trio.testing.MockClock(autojump_threshold=0.05)
 
 
 @asynccontextmanager
-async def routing(
-    handler: Callable[[Socket], Awaitable[None]],
-) -> AsyncIterator[trisock.Server]:
-    """Run a router of few slots in front of a backend."""
-    async with trio.open_nursery() as nursery:
-        backend = await trisock.bind(nursery, 0, handler, host="127.0.0.1")
+async def routing(handler: Callable[[Socket], Awaitable[None]]) -> AsyncIterator[trisock.Server]:
+    """Run a router with few slots in front of a backend."""
+    async with serving(handler, host="127.0.0.1") as backend:
         router = sni_router.Router({}, ("127.0.0.1", backend.port))
-        server = await trisock.bind(
-            nursery, 0, router.handle, host="127.0.0.1", max_connections=SLOTS
-        )
-        try:
-            with trio.fail_after(20):
+        async with serving(router.handle, host="127.0.0.1", max_connections=SLOTS) as server:
+            try:
                 yield server
-        finally:
-            for each in (server, backend):
-                each.stop(grace=0)
+            finally:
+                server.stop(grace=0)
+                backend.stop(grace=0)
 
 
-async def connect(server: trisock.Server) -> Socket:
-    sock = await trisock.connect("127.0.0.1", server.port)
-    await sock.send(HELLO)
-    return sock
+@asynccontextmanager
+async def tunnel(server: trisock.Server) -> AsyncIterator[Socket]:
+    """Connect through the router. Abort the client at the end."""
+    async with closing(client := await connect(server)):
+        await client.send(HELLO)
+        yield client
 
 
 async def give_up_silent_clients(sock: Socket) -> None:
     await sock.recv_exactly(len(HELLO))
-    with trio.move_on_after(0.3):
+    with trio.move_on_after(1):
         await sock.send(await sock.recv())
 
 
@@ -64,36 +66,43 @@ async def end_and_read(sock: Socket) -> None:
     await read_all(sock)
 
 
-async def test_half_ended_tunnels_give_their_slots_back() -> None:
+async def test_half_closed_tunnels_give_their_slots_back(
+    jumping_clock: trio.testing.MockClock,
+) -> None:
+    start = trio.current_time()
     async with routing(give_up_silent_clients) as server, AsyncExitStack() as stack:
         for _ in range(SLOTS):
-            stack.callback((await connect(server)).abort)
-        client = await connect(server)
-        stack.callback(client.abort)
-        await client.send(b"x")
-        assert await client.recv() == b"x"
+            await stack.enter_async_context(tunnel(server))
+        async with tunnel(server) as client:
+            await client.send(b"x")
+            assert await client.recv() == b"x"
+            assert trio.current_time() - start < IDLE_TIMEOUT
 
 
-async def test_a_backend_that_goes_on_after_the_client_has_a_limit() -> None:
-    async with routing(stay_silent) as server, AsyncExitStack() as stack:
-        client = await connect(server)
-        stack.callback(client.abort)
+async def test_a_backend_that_outlasts_its_client_has_a_limit(
+    jumping_clock: trio.testing.MockClock,
+) -> None:
+    start = trio.current_time()
+    async with routing(stay_silent) as server, tunnel(server) as client:
         await client.send_eof()
         assert await client.recv() == b""
+        assert trio.current_time() - start == pytest.approx(LAST_TIMEOUT, abs=1)
 
 
-async def test_a_client_that_goes_on_after_the_backend_has_a_limit() -> None:
-    async with routing(end_and_read) as server, AsyncExitStack() as stack:
-        client = await connect(server)
-        stack.callback(client.abort)
+async def test_a_client_that_outlasts_its_backend_has_a_limit(
+    jumping_clock: trio.testing.MockClock,
+) -> None:
+    start = trio.current_time()
+    async with routing(end_and_read) as server, tunnel(server) as client:
         with pytest.raises(trio.BrokenResourceError):
             while True:
                 await client.send(b"x")
-                await trio.sleep(0.05)
+                await trio.sleep(1)
+        assert trio.current_time() - start < IDLE_TIMEOUT
 
 
-async def test_a_tunnel_without_a_byte_ends() -> None:
-    async with routing(stay_silent) as server, AsyncExitStack() as stack:
-        client = await connect(server)
-        stack.callback(client.abort)
+async def test_an_idle_tunnel_is_closed(jumping_clock: trio.testing.MockClock) -> None:
+    start = trio.current_time()
+    async with routing(stay_silent) as server, tunnel(server) as client:
         assert await client.recv() == b""
+        assert trio.current_time() - start == pytest.approx(IDLE_TIMEOUT, abs=1)

@@ -1,13 +1,20 @@
-"""The fixture of the tests of servers."""
+"""Fixtures for the tests of servers."""
 
 from __future__ import annotations
 
 import logging
 
 import pytest
+import trio.testing
 
 
 @pytest.fixture
 def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     caplog.set_level(logging.DEBUG)
     return caplog
+
+
+@pytest.fixture
+def jumping_clock() -> trio.testing.MockClock:
+    """An autojump clock that leaves bytes in flight the time to arrive."""
+    return trio.testing.MockClock(autojump_threshold=0.05)

@@ -1,4 +1,4 @@
-"""A broadcast stays in its layer, and waits no longer than its timeout."""
+"""A broadcast beside upgrades, slow handlers, cancellations and stops."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import trio.testing
 
 import trisock
 from helpers.pairs import closing
-from helpers.server import serving
+from helpers.server import broadcasting, connected, serving
 from helpers.serving import chat, connect
 from trisock import ClientTLS, ServerTLS, Socket
 from trisock._net.connection import Connection
@@ -26,7 +26,7 @@ async def passes(number: int) -> None:
         await trio.lowlevel.checkpoint()
 
 
-# How many passes of the scheduler lie between the broadcast and the change.
+# The number of scheduler passes between the broadcast and starttls or stoptls.
 PASSES = pytest.mark.parametrize("between", range(6))
 
 
@@ -42,7 +42,7 @@ async def test_a_broadcast_never_crosses_into_plain_text(
             try:
                 await sock.stoptls()
             except trisock.TLSError:
-                return  # the client has read SECRET in place of the end
+                return  # the client read SECRET where it expected close_notify
         await sock.send(b"plain\n")
 
     async with serving(handler, tls=server_tls) as server:
@@ -53,7 +53,7 @@ async def test_a_broadcast_never_crosses_into_plain_text(
                 try:
                     await client.stoptls()
                 except trisock.TLSError:
-                    continue  # it came encrypted
+                    continue  # SECRET came encrypted
                 assert b"".join([chunk async for chunk in client]) == b"plain\n"
 
 
@@ -78,7 +78,7 @@ async def test_a_broadcast_never_aborts_a_starttls(
             delivered.clear()
             client = await connect(server)
             async with closing(client):
-                while not delivered:  # its ClientHello comes after the broadcast
+                while not delivered:  # send the ClientHello after the broadcast
                     await trio.lowlevel.checkpoint()
                 if delivered == [1]:
                     assert await client.recv_until(b"\n") == b"NEWS\n"
@@ -87,7 +87,7 @@ async def test_a_broadcast_never_aborts_a_starttls(
     assert server.stats() == trisock.ServerStats(accepted=10)
 
 
-async def test_a_client_whose_handler_waits_for_a_file_is_left_out() -> None:
+async def test_a_broadcast_skips_a_handler_that_waits_for_a_file() -> None:
     source, sink = os.pipe()
 
     async def handler(sock: Socket) -> None:
@@ -108,68 +108,51 @@ async def test_a_client_whose_handler_waits_for_a_file_is_left_out() -> None:
     assert server.stats() == trisock.ServerStats(accepted=1)
 
 
-async def test_a_client_that_reads_a_long_response_is_left_out() -> None:
+async def test_a_broadcast_skips_a_client_that_reads_a_long_response() -> None:
     async def handler(sock: Socket) -> None:
         await sock.send(BIG)
         await sock.recv()
 
-    async with serving(handler) as server, trio.open_nursery() as nursery:
-        async with await connect(server) as client:
-            got = len(await client.recv())
-            results: list[int] = []
-
-            async def broadcast() -> None:
-                results.append(await server.broadcast(b"news", timeout=0.1))
-
-            nursery.start_soon(broadcast)
-            while not results:  # steadily, and slower than the server sends
+    async with serving(handler) as server, await connect(server) as client:
+        got = len(await client.recv())
+        async with broadcasting(server, b"news", timeout=0.1) as delivered:
+            while not delivered:  # steadily, and slower than the server sends
                 got += len(await client.recv(50_000))
                 await trio.sleep(0.01)
-            assert results == [0]
-            await client.recv_exactly(len(BIG) - got)
-            assert await server.broadcast(b"more") == 1
-            assert await client.recv_exactly(4) == b"more"
+        assert delivered == [0]
+        await client.recv_exactly(len(BIG) - got)
+        assert await server.broadcast(b"more") == 1
+        assert await client.recv_exactly(4) == b"more"
     assert server.stats() == trisock.ServerStats(accepted=1)
 
 
 async def test_a_started_broadcast_is_shielded() -> None:
-    async with serving(chat) as server:
-        async with await connect(server) as client:
-            assert await client.recv() == b"hi\n"
-            results = []
-
-            async def broadcast() -> None:
-                results.append(await server.broadcast(BIG))
-
-            async with trio.open_nursery() as inner:
-                inner.start_soon(broadcast)
-                await trio.testing.wait_all_tasks_blocked()
-                inner.cancel_scope.cancel()
-                assert server.connections  # no checkpoint may come before the end of it
+    async with serving(chat) as server, connected(server) as client:
+        assert await client.recv() == b"hi\n"
+        with trio.CancelScope() as scope:
+            async with broadcasting(server, BIG) as delivered:
+                scope.cancel()
+                assert server.connections  # the block has no checkpoint before the broadcast ends
                 with trio.CancelScope(shield=True):
                     assert await client.recv_exactly(len(BIG)) == BIG
-            assert results == [1]
-            assert await server.broadcast(b"news") == 1
-            assert await client.recv_exactly(4) == b"news"
+        assert delivered == [1]
+        assert await server.broadcast(b"news") == 1
+        assert await client.recv_exactly(4) == b"news"
 
 
 @pytest.mark.parametrize("timeout", [1000, math.inf])
-@pytest.mark.parametrize("how", ["hard stop", "cancelled"])
-async def test_a_hard_stop_ends_a_broadcast(how: str, timeout: float) -> None:
-    returned = trio.Event()
-
+@pytest.mark.parametrize("how", ["no grace", "cancelled"])
+async def test_stopping_the_server_ends_a_broadcast(how: str, timeout: float) -> None:
     async def handler(sock: Socket) -> None:
         await sock.send(b"hi\n")
         await server.broadcast(BIG, timeout=timeout)
-        returned.set()
 
     async with trio.open_nursery() as nursery:
         server = await trisock.bind(nursery, 0, handler)
-        client = await connect(server)
-        async with closing(client):
+        async with connected(server) as client:
             assert await client.recv_until(b"\n") == b"hi\n"
             await trio.testing.wait_all_tasks_blocked()
-            if how == "hard stop":
+            if how == "no grace":
                 server.stop(grace=0)
                 await server.wait_closed()
             else:
@@ -181,25 +164,17 @@ async def test_an_error_in_a_broadcast_is_raised_to_the_caller(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def broken(sock: Socket, *_: object) -> bool:
-        raise ValueError("nobody expects this")
+        raise ValueError("unexpected")
 
-    async def handler(sock: Socket) -> None:
-        await sock.recv()
-
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, handler, host="127.0.0.1")
-        async with await connect(server) as client:
-            while not server.connections:
-                await trio.lowlevel.checkpoint()
-            monkeypatch.setattr(Connection, "broadcast", broken)
-            with pytest.RaisesGroup(ValueError):
-                await server.broadcast(b"news")
-            assert len(server.connections) == 1
-            assert client.isopen()
-        nursery.cancel_scope.cancel()
+    monkeypatch.setattr(Connection, "broadcast", broken)
+    async with serving(Socket.recv) as server, connected(server) as client:
+        with pytest.RaisesGroup(ValueError):
+            await server.broadcast(b"news")
+        assert len(server.connections) == 1
+        assert client.isopen()
 
 
-def test_a_ctrl_c_at_any_line_of_a_broadcast_ends_the_program() -> None:
+def test_ctrl_c_at_any_line_of_a_broadcast_ends_the_program() -> None:
     program = """
 import signal, sys
 import trio, trisock

@@ -1,4 +1,4 @@
-"""Calls into the program's own code: groups, scopes left open, loggers that fail."""
+"""Calls of the user's code: exception groups, scopes left open, loggers that fail."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
 
-def test_a_mixed_group_becomes_errors_and_all_others() -> None:
+def test_split_errors_separates_errors_from_other_exceptions() -> None:
     error, interrupt, leaving = ValueError(), KeyboardInterrupt(), SystemExit()
     errors, others = split_errors(BaseExceptionGroup("mixed", [error, interrupt, leaving]))
     assert isinstance(errors, BaseExceptionGroup)
@@ -33,7 +33,7 @@ async def test_an_interrupt_passes_a_scope_left_open() -> None:
         await _guard.isolated(leave_one_open)
 
 
-def test_a_logger_that_cannot_tell_its_level_is_asked_to_log() -> None:
+def test_a_logger_whose_level_check_fails_is_still_used() -> None:
     class Refusing(logging.Logger):
         def isEnabledFor(self, level: int) -> bool:  # noqa: N802
             raise ValueError("the logger's")

@@ -1,4 +1,4 @@
-"""Whatever a handler raises or leaves open ends its own connection and is logged."""
+"""What a handler raises or leaves open ends only its own connection, and is logged."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ import trio.testing
 
 import trisock
 from helpers.pairs import all_served
+from helpers.server import connected, serving
+from helpers.serving import connect, echo
 from trisock import Socket
 
 if sys.version_info < (3, 11):
@@ -27,7 +29,7 @@ Handler = Callable[[Socket], Awaitable[object]]
 
 
 class Records(logging.Handler):
-    """Keeps records, with the text that a formatter makes of them."""
+    """Keeps records, and the text that a formatter makes of them."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -35,7 +37,7 @@ class Records(logging.Handler):
         self.text = ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.text += self.format(record) + "\n"  # what it raises goes to the caller
+        self.text += self.format(record) + "\n"  # an exception reaches the caller
         self.all.append(record)
 
     @property
@@ -65,34 +67,29 @@ def records() -> Iterator[Records]:
         yield handler
 
 
-async def survives(handler: Handler) -> trisock.ServerStats:
-    """Run the handler for one connection, while another one lives, and a third comes later."""
+async def serve_with_bystanders(handler: Handler) -> trisock.ServerStats:
+    """Run the handler for one connection while a second one lives, and before a third."""
 
-    async def either(sock: Socket) -> None:
+    async def fail_or_echo(sock: Socket) -> None:
         if await sock.recv_until(b"\n") == b"fail\n":
             await handler(sock)
         else:
-            async for chunk in sock:
-                await sock.send(chunk)
+            await echo(sock)
 
-    with trio.fail_after(20):
-        async with trio.open_nursery() as nursery:
-            server = await trisock.bind(nursery, 0, either, host="127.0.0.1")
-            async with await trisock.connect("127.0.0.1", server.port) as bystander:
-                await bystander.send(b"live\n1")
-                assert await bystander.recv() == b"1"
-                async with await trisock.connect("127.0.0.1", server.port) as client:
-                    await client.send(b"fail\n")
-                    assert await client.recv() == b""
-                await bystander.send(b"2")
-                assert await bystander.recv() == b"2"
-                async with await trisock.connect("127.0.0.1", server.port) as later:
-                    await later.send(b"live\n3")
-                    assert await later.recv() == b"3"
-            await all_served(server, 3)
-            server.stop()
-            await server.wait_closed()
-            return server.stats()
+    async with serving(fail_or_echo, host="127.0.0.1") as server:
+        async with await connect(server) as bystander:
+            await bystander.send(b"echo\n1")
+            assert await bystander.recv() == b"1"
+            async with await connect(server) as client:
+                await client.send(b"fail\n")
+                assert await client.recv() == b""
+            await bystander.send(b"2")
+            assert await bystander.recv() == b"2"
+            async with await connect(server) as later:
+                await later.send(b"echo\n3")
+                assert await later.recv() == b"3"
+        await all_served(server, 3)
+    return server.stats()
 
 
 # ---- exceptions of any class ----
@@ -141,7 +138,7 @@ CLASSES: dict[str, type[Exception]] = {
 @pytest.mark.parametrize("name", CLASSES)
 @pytest.mark.parametrize("way", ["alone", "group", "cause", "context"])
 async def test_a_handler_may_raise_any_class(name: str, way: str, records: Records) -> None:
-    async def the_culprit(_: Socket) -> None:
+    async def failing(_: Socket) -> None:
         exc = CLASSES[name]()
         if way == "alone":
             raise exc
@@ -154,12 +151,12 @@ async def test_a_handler_may_raise_any_class(name: str, way: str, records: Recor
         finally:
             raise KeyError("context")
 
-    stats = await survives(the_culprit)
+    stats = await serve_with_bystanders(failing)
     assert stats == trisock.ServerStats(accepted=3, handler_errors=1)
     (record,) = records.errors
     assert record.exc_info
     assert "the handler of 127.0.0.1:" in record.getMessage()
-    assert "in the_culprit" in records.text  # the traceback
+    assert "in failing" in records.text  # the traceback
 
 
 GROUP_NAMES = ["split", "subgroup", "derive", "exceptions", "message", "__str__", "__class__"]
@@ -171,13 +168,13 @@ async def test_a_handler_may_raise_any_group(name: str, way: str, records: Recor
     hostile = {name: refuse if way == "method" else property(refuse)}
     group = type("Group", (ExceptionGroup,), hostile)
 
-    async def the_culprit(_: Socket) -> None:
+    async def failing(_: Socket) -> None:
         raise group("some", [ValueError("one"), Unhashable()])
 
-    stats = await survives(the_culprit)
+    stats = await serve_with_bystanders(failing)
     assert stats == trisock.ServerStats(accepted=3, handler_errors=1)
     assert len(records.errors) == 1
-    assert "in the_culprit" in records.text
+    assert "in failing" in records.text
     assert "ValueError: one" in records.text or way == "method"
 
 
@@ -193,10 +190,8 @@ async def test_a_group_class_may_override_split_in_a_mixed_group(records: Record
         raise Group("both", [Unhashable(), BaseExceptionGroup("in it", [Stop(), KeyError("k")])])
 
     with pytest.raises(BaseExceptionGroup) as caught:
-        async with trio.open_nursery() as nursery:
-            server = await trisock.bind(nursery, 0, handler, host="127.0.0.1")
-            async with await trisock.connect("127.0.0.1", server.port):
-                await trio.sleep_forever()
+        async with serving(handler, host="127.0.0.1") as server, await connect(server):
+            await trio.sleep_forever()
     assert "Stop" in repr(caught.value)
     assert "Unhashable" not in repr(caught.value)
     (record,) = records.errors
@@ -207,8 +202,10 @@ async def test_a_group_class_may_override_split_in_a_mixed_group(records: Record
 
 
 @pytest.mark.parametrize("result", [None, 5, "x", object(), [1]])
-async def test_a_handler_that_is_not_awaitable_is_logged(result: object, records: Records) -> None:
-    stats = await survives(lambda _: result)  # type: ignore[arg-type,return-value]
+async def test_a_handler_that_returns_no_awaitable_is_logged(
+    result: object, records: Records
+) -> None:
+    stats = await serve_with_bystanders(lambda _: result)  # type: ignore[arg-type,return-value]
     assert stats.handler_errors == 1
     assert "TypeError" in records.text
 
@@ -225,54 +222,60 @@ class Raising(logging.Handler):
         raise self.exc
 
 
-@pytest.mark.parametrize("where", ["filter", "handler", "recursion", "hostile", "vanished peer"])
-async def test_a_failure_that_cannot_be_logged_goes_to_stderr(
-    where: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    exc: Exception = {
-        "recursion": RecursionError("too deep"),
-        "hostile": CLASSES["__getattribute__"](),
-    }.get(where, LookupError("logging is broken"))
-    handler: logging.Handler = Raising(exc)
-    if where == "filter":
-        handler = logging.NullHandler()
-
-        def broken(_: logging.LogRecord) -> bool:
-            raise exc
-
-        logging.getLogger("trisock.server").addFilter(broken)
-        try:
-            with logging_to(handler):
-                await fail_once(where)
-        finally:
-            logging.getLogger("trisock.server").removeFilter(broken)
-    else:
-        with logging_to(handler):
-            await fail_once(where)
-    told = capsys.readouterr().err
-    if where != "vanished peer":
-        assert "the handler of 127.0.0.1:" in told
-        assert "ValueError: the fault" in told
-    assert ("HostileGetattribute" if where == "hostile" else type(exc).__name__) in told
-
-
-async def fail_once(where: str) -> None:
-    async def handler(sock: Socket) -> None:
-        if where == "vanished peer":
-            await sock.recv_exactly(10)
+async def fail_once() -> None:
+    async def handler(_: Socket) -> None:
         raise ValueError("the fault")
 
-    if where == "vanished peer":
-        async with trio.open_nursery() as nursery:
-            server = await trisock.bind(nursery, 0, handler, host="127.0.0.1")
+    assert (await serve_with_bystanders(handler)).handler_errors == 1
+
+
+def assert_reported_on_stderr(error: type[Exception], capsys: pytest.CaptureFixture[str]) -> None:
+    """Check that stderr has the failure of the handler, and why it could not be logged."""
+    printed = capsys.readouterr().err
+    assert "the handler of 127.0.0.1:" in printed
+    assert "ValueError: the fault" in printed
+    assert error.__name__ in printed
+
+
+@pytest.mark.parametrize("error", [LookupError, RecursionError, HostileGetattribute])
+async def test_a_failure_that_cannot_be_logged_goes_to_stderr(
+    error: type[Exception], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with logging_to(Raising(error("logging is broken"))):
+        await fail_once()
+    assert_reported_on_stderr(error, capsys)
+
+
+async def test_a_failure_whose_log_filter_fails_goes_to_stderr(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(_: logging.LogRecord) -> bool:
+        raise LookupError("logging is broken")
+
+    logger = logging.getLogger("trisock.server")
+    logger.addFilter(fail)
+    try:
+        with logging_to(logging.NullHandler()):
+            await fail_once()
+    finally:
+        logger.removeFilter(fail)
+    assert_reported_on_stderr(LookupError, capsys)
+
+
+async def test_a_vanished_peer_that_cannot_be_logged_ends_no_server(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def handler(sock: Socket) -> None:
+        await sock.recv_exactly(10)
+
+    with logging_to(Raising(LookupError("logging is broken"))):
+        async with serving(handler, host="127.0.0.1") as server:
             for number in (1, 2):
-                async with await trisock.connect("127.0.0.1", server.port) as client:
+                async with await connect(server) as client:
                     await client.send(b"half")
                 await all_served(server, number)
-            server.stop()
-        assert server.stats() == trisock.ServerStats(accepted=2, peer_errors=2)
-    else:
-        assert (await survives(handler)).handler_errors == 1
+    assert server.stats() == trisock.ServerStats(accepted=2, peer_errors=2)
+    assert "LookupError" in capsys.readouterr().err
 
 
 async def test_a_server_without_stderr_survives_broken_logging(
@@ -280,54 +283,50 @@ async def test_a_server_without_stderr_survives_broken_logging(
 ) -> None:
     monkeypatch.setattr(sys, "stderr", None)
     with logging_to(Raising(LookupError("logging is broken"))):
-        await fail_once("handler")
+        await fail_once()
     assert capsys.readouterr().out == ""
 
 
-async def test_a_log_file_that_cannot_be_opened_costs_no_connection(
+async def test_a_log_file_that_cannot_be_opened_is_survived(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # A directory fails to open as a file does when there is no descriptor left.
+    # A directory fails to open, as a file does when no descriptor is left.
     handler = logging.FileHandler(tmp_path / "log", delay=True)
     os.mkdir(tmp_path / "log")
     with logging_to(handler):
-        await fail_once("handler")
+        await fail_once()
     assert "ValueError: the fault" in capsys.readouterr().err
     handler.close()
 
 
 @dataclasses.dataclass
 class ProtocolError(Exception):
-    """Cannot be hashed, as a dataclass that compares by value."""
+    """Cannot be hashed: it is a dataclass that compares by value."""
 
     code: int
 
 
-async def test_an_unhashable_error_raised_from_the_connections_own(records: Records) -> None:
+async def test_an_unhashable_error_caused_by_a_socket_error_is_logged(records: Records) -> None:
     async def handler(sock: Socket) -> None:
         try:
             await sock.recv_until(b"\n")
         except trisock.IncompleteReadError as exc:
             raise ProtocolError(500) from exc
 
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, handler, host="127.0.0.1")
-        async with await trisock.connect("127.0.0.1", server.port) as bystander:
-            async with await trisock.connect("127.0.0.1", server.port) as client:
-                await client.send(b"no en")
-                await client.send_eof()
-                assert await client.recv() == b""
-            while server.stats().active > 1:
-                await trio.lowlevel.checkpoint()
-            assert bystander.isopen()
-            (record,) = records.errors
-        server.stop()
+    async with serving(handler, host="127.0.0.1") as server, await connect(server) as bystander:
+        async with await connect(server) as client:
+            await client.send(b"no en")
+            await client.send_eof()
+            assert await client.recv() == b""
+        while server.stats().active > 1:
+            await trio.lowlevel.checkpoint()
+        assert bystander.isopen()
+        (record,) = records.errors
     assert record.exc_info
     assert type(record.exc_info[1]) is ProtocolError
 
 
 # ---- cancel scopes that are left open ----
-
 
 KEPT: list[object] = []
 
@@ -398,8 +397,10 @@ OPEN_SCOPES = [
 
 @pytest.mark.filterwarnings("ignore:Async generator")
 @pytest.mark.parametrize("handler", OPEN_SCOPES, ids=lambda each: each.__name__)
-async def test_a_scope_left_open_costs_one_connection(handler: Handler, records: Records) -> None:
-    stats = await survives(handler)
+async def test_a_scope_left_open_ends_only_its_own_connection(
+    handler: Handler, records: Records
+) -> None:
+    stats = await serve_with_bystanders(handler)
     KEPT.clear()
     assert stats == trisock.ServerStats(accepted=3, handler_errors=1)
     (record,) = records.errors
@@ -421,10 +422,10 @@ async def entered_without_a_deadline(_: Socket) -> None:
 
 
 @pytest.mark.parametrize("handler", [entered_with_a_shield, entered_without_a_deadline])
-async def test_a_scope_left_open_that_cancels_nothing_costs_nothing(
+async def test_a_scope_left_open_that_cancels_nothing_is_ignored(
     handler: Handler, records: Records
 ) -> None:
-    stats = await survives(handler)
+    stats = await serve_with_bystanders(handler)
     assert stats == trisock.ServerStats(accepted=3)
     assert not records.errors
 
@@ -438,7 +439,7 @@ async def test_a_scope_left_open_does_not_cancel_the_close(records: Records) -> 
 
     async with trio.open_nursery() as nursery:
         server = await trisock.bind(nursery, 0, handler, host="127.0.0.1")
-        async with await trisock.connect("127.0.0.1", server.port) as client:
+        async with await connect(server) as client:
             await client.send(b"unread: the close has to wait")
             while not server.connections:
                 await trio.lowlevel.checkpoint()
@@ -452,30 +453,26 @@ async def test_a_scope_left_open_does_not_cancel_the_close(records: Records) -> 
         nursery.cancel_scope.cancel()
 
 
-async def test_a_server_can_be_cancelled_while_a_scope_is_left_open(records: Records) -> None:
+async def test_a_server_with_a_scope_left_open_can_be_cancelled(records: Records) -> None:
     async def handler(_: Socket) -> None:
         trio.CancelScope().__enter__()
         await trio.sleep_forever()
 
     async with trio.open_nursery() as nursery:
         server = await trisock.bind(nursery, 0, handler, host="127.0.0.1")
-        async with await trisock.connect("127.0.0.1", server.port):
-            while not server.connections:
-                await trio.lowlevel.checkpoint()
+        async with connected(server):
             nursery.cancel_scope.cancel()
     assert nursery.cancel_scope.cancelled_caught
     await server.wait_closed()
     assert not records.errors
 
 
-async def test_an_interrupt_goes_on_past_an_open_scope(records: Records) -> None:
+async def test_an_interrupt_passes_through_a_scope_left_open(records: Records) -> None:
     async def handler(_: Socket) -> None:
         trio.CancelScope().__enter__()
         raise KeyboardInterrupt
 
     with pytest.raises(BaseExceptionGroup) as caught:
-        async with trio.open_nursery() as nursery:
-            server = await trisock.bind(nursery, 0, handler, host="127.0.0.1")
-            async with await trisock.connect("127.0.0.1", server.port):
-                await trio.sleep_forever()
+        async with serving(handler, host="127.0.0.1") as server, await connect(server):
+            await trio.sleep_forever()
     assert "KeyboardInterrupt" in "".join(traceback.format_exception(caught.value))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 import trio
@@ -15,7 +16,19 @@ from helpers.pairs import closing
 from trisock import Listener
 from trisock._server import listening as _listening
 
-# ---- TCP ----
+
+@pytest.fixture
+async def listener() -> AsyncIterator[Listener]:
+    async with await trisock.listen(0, host="127.0.0.1") as listener:
+        yield listener
+
+
+async def accept_raises_closed(listener: Listener) -> None:
+    with pytest.raises(trio.ClosedResourceError):
+        await listener.accept()
+
+
+# ---- listen ----
 
 
 async def test_without_a_host_ipv4_and_ipv6_share_one_port() -> None:
@@ -30,15 +43,15 @@ async def test_without_a_host_ipv4_and_ipv6_share_one_port() -> None:
                 assert server.getpeer() == client.getlocal()
         assert repr(listener).endswith(f"[::]:{listener.port} open>")
     assert repr(listener).endswith("closed>")
-    assert listener.port  # it still tells
+    assert listener.port  # also after the close
 
 
-async def test_a_name_with_several_addresses_gets_one_port_too() -> None:
+async def test_a_host_with_several_addresses_gets_one_port() -> None:
     async with await trisock.listen(0, host="localhost") as listener:
         assert len({address.port for address in listener.addresses}) == 1
 
 
-async def test_if_one_address_has_the_port_taken_another_is_tried(
+async def test_listen_retries_when_one_address_has_the_port_taken(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     real = socket.socket.bind
@@ -86,17 +99,16 @@ async def test_a_machine_without_ipv6_listens_on_ipv4(
         await trisock.listen(0, host="::1")
 
 
-async def test_too_few_descriptors_are_an_error_not_one_family_only() -> None:
+async def test_listen_fails_without_descriptors_for_both_families() -> None:
     with few_descriptors(1), pytest.raises(OSError, match="cannot listen on") as caught:
         await trisock.listen(0)
     assert caught.value.errno == errno.EMFILE
 
 
-async def test_a_taken_port_is_an_oserror_with_the_address() -> None:
-    async with await trisock.listen(0, host="127.0.0.1") as listener:
-        with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{listener.port}") as caught:
-            await trisock.listen(listener.port, host="127.0.0.1")
-        assert caught.value.errno == errno.EADDRINUSE
+async def test_a_taken_port_is_an_oserror_with_the_address(listener: Listener) -> None:
+    with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{listener.port}") as caught:
+        await trisock.listen(listener.port, host="127.0.0.1")
+    assert caught.value.errno == errno.EADDRINUSE
 
 
 async def test_a_port_can_be_shared() -> None:
@@ -105,7 +117,9 @@ async def test_a_port_can_be_shared() -> None:
             assert one.port == two.port
 
 
-async def test_without_so_reuseport_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_reuse_port_fails_on_platforms_without_so_reuseport(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delattr(socket, "SO_REUSEPORT")
     with pytest.raises(OSError, match="no SO_REUSEPORT on this platform"):
         await trisock.listen(0, reuse_port=True)
@@ -127,7 +141,7 @@ async def test_arguments_are_checked() -> None:
             await trisock.listen(*arguments, **options)  # type: ignore[arg-type]
 
 
-async def test_a_port_can_be_listened_on_again_at_once() -> None:
+async def test_a_port_can_be_listened_on_again_immediately() -> None:
     async with await trisock.listen(0, host="127.0.0.1") as listener:
         client = await trisock.connect("127.0.0.1", listener.port)
         server = await listener.accept()
@@ -142,7 +156,7 @@ async def test_a_port_can_be_listened_on_again_at_once() -> None:
 # ---- Listener ----
 
 
-async def test_a_listener_is_iterated_over_until_it_is_closed() -> None:
+async def test_iteration_over_a_listener_ends_when_it_closes() -> None:
     listener = await trisock.listen(0, host="127.0.0.1")
     got = []
     async with trio.open_nursery() as nursery:
@@ -170,12 +184,7 @@ async def test_a_listener_is_iterated_over_until_it_is_closed() -> None:
 async def test_closing_wakes_the_task_in_accept(host: str | None) -> None:
     listener = await trisock.listen(0, host=host)
     async with trio.open_nursery() as nursery:
-
-        async def expect_closed() -> None:
-            with pytest.raises(trio.ClosedResourceError):
-                await listener.accept()
-
-        nursery.start_soon(expect_closed)
+        nursery.start_soon(accept_raises_closed, listener)
         await trio.testing.wait_all_tasks_blocked()
         with pytest.raises(trio.BusyResourceError, match="accepting"):
             await listener.accept()
@@ -183,14 +192,13 @@ async def test_closing_wakes_the_task_in_accept(host: str | None) -> None:
             await listener.close()
 
 
-async def test_hasconnection_is_certain() -> None:
+async def test_hasconnection_guarantees_that_accept_returns() -> None:
     async with await trisock.listen(0) as listener:
         assert not listener.hasconnection()
         client = await trisock.connect("localhost", listener.port)
         while not listener.hasconnection():
             await trio.lowlevel.checkpoint()
         assert listener.hasconnection()
-        # Also when the peer has gone in between.
         client.abort()
         assert listener.hasconnection()
         with trio.testing.assert_checkpoints():
@@ -215,7 +223,7 @@ async def test_hasconnection_takes_nothing_from_a_task_in_accept() -> None:
             assert len(got) == 1
 
 
-async def test_what_hasconnection_found_is_reset_when_the_listener_closes() -> None:
+async def test_closing_resets_a_connection_that_hasconnection_found() -> None:
     async with await trisock.listen(0) as listener:
         client = await trisock.connect("localhost", listener.port)
         while not listener.hasconnection():
@@ -225,7 +233,7 @@ async def test_what_hasconnection_found_is_reset_when_the_listener_closes() -> N
             await client.recv()
 
 
-async def test_a_cancelled_accept_has_accepted_nothing() -> None:
+async def test_a_cancelled_accept_loses_no_connection() -> None:
     async with await trisock.listen(0) as listener:
         client = await trisock.connect("localhost", listener.port)
         with trio.CancelScope() as scope:
@@ -236,24 +244,25 @@ async def test_a_cancelled_accept_has_accepted_nothing() -> None:
             pass
 
 
-async def test_a_connection_reset_before_accept_is_dropped_and_counted() -> None:
-    async with await trisock.listen(0, host="127.0.0.1") as listener:
-        for _ in range(3):
-            reset_in_the_backlog(listener.port)
-        assert not listener.hasconnection()
-        assert listener.dropped == 3
+async def test_a_connection_reset_before_accept_is_dropped_and_counted(
+    listener: Listener,
+) -> None:
+    for _ in range(3):
         reset_in_the_backlog(listener.port)
-        client = await trisock.connect("127.0.0.1", listener.port)
-        server = await listener.accept()
-        async with closing(client, server):
-            assert listener.dropped == 4
-            assert server.getpeer() == client.getlocal()
+    assert not listener.hasconnection()
+    assert listener.dropped == 3
+    reset_in_the_backlog(listener.port)
+    client = await trisock.connect("127.0.0.1", listener.port)
+    server = await listener.accept()
+    async with closing(client, server):
+        assert listener.dropped == 4
+        assert server.getpeer() == client.getlocal()
 
 
-async def test_what_accept_reports_of_a_dead_connection_is_not_raised(
+async def test_accept_skips_dead_connections_that_the_kernel_reports(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Other systems than Linux report such a connection by an error of accept(2)."""
+    """Systems other than Linux report a dead connection as an error of accept(2)."""
 
     class Reporting(socket.socket):
         errors = [errno.ECONNABORTED, errno.EPROTO]
@@ -272,20 +281,21 @@ async def test_what_accept_reports_of_a_dead_connection_is_not_raised(
             assert listener.dropped == 2
 
 
-async def test_running_out_of_descriptors_is_raised_and_loses_no_connection() -> None:
-    async with await trisock.listen(0, host="127.0.0.1") as listener:
-        client = await trisock.connect("127.0.0.1", listener.port)
-        with few_descriptors(0):
-            with pytest.raises(OSError, match="Too many open files") as caught:
-                await listener.accept()
-            assert caught.value.errno == errno.EMFILE
-            assert not listener.hasconnection()  # accept would raise, not return
-        async with closing(client, await listener.accept()):
-            pass
+async def test_running_out_of_descriptors_is_raised_and_loses_no_connection(
+    listener: Listener,
+) -> None:
+    client = await trisock.connect("127.0.0.1", listener.port)
+    with few_descriptors(0):
+        with pytest.raises(OSError, match="Too many open files") as caught:
+            await listener.accept()
+        assert caught.value.errno == errno.EMFILE
+        assert not listener.hasconnection()  # accept would raise, not return
+    async with closing(client, await listener.accept()):
+        pass
 
 
-async def test_sockets_are_accepted_from_in_turn() -> None:
-    """A flood on one address keeps nobody out on the other."""
+async def test_accept_takes_turns_between_its_sockets() -> None:
+    """A flood on one address does not starve the other."""
     async with await trisock.listen(0) as listener:
         clients = [await trisock.connect("127.0.0.1", listener.port) for _ in range(5)]
         clients.append(await trisock.connect("::1", listener.port))
@@ -300,16 +310,16 @@ async def test_listening_sockets_can_be_adopted() -> None:
     of_trio = trio.socket.socket()
     await of_trio.bind(("127.0.0.1", 0))
     of_trio.listen()
-    # As systemd hands them over: a descriptor.
-    passed_on = socket.socket(fileno=socket.create_server(("127.0.0.1", 0)).detach())
-    for sock in (plain, of_trio, passed_on):
+    # systemd passes descriptors.
+    from_a_descriptor = socket.socket(fileno=socket.create_server(("127.0.0.1", 0)).detach())
+    for sock in (plain, of_trio, from_a_descriptor):
         async with Listener([sock]) as listener:
             client = await trisock.connect("127.0.0.1", listener.port)
             async with closing(client, await listener.accept()):
                 pass
 
 
-async def test_what_does_not_listen_cannot_be_adopted() -> None:
+async def test_a_listener_refuses_sockets_that_do_not_listen() -> None:
     for make, error, words in [
         (list, ValueError, "at least one socket"),
         (lambda: ["x"], TypeError, "needs sockets"),
@@ -323,68 +333,56 @@ async def test_what_does_not_listen_cannot_be_adopted() -> None:
             Listener([datagram])
 
 
-async def test_a_backlog_full_of_dead_connections_is_got_through() -> None:
-    async with await trisock.listen(0, host="127.0.0.1") as listener:
-        for _ in range(1500):
-            reset_in_the_backlog(listener.port)
-        client = await trisock.connect("127.0.0.1", listener.port)
-        with trio.testing.assert_checkpoints():
-            server = await listener.accept()
-        async with closing(client, server):
-            assert listener.dropped == 1500
-            assert server.getpeer() == client.getlocal()
+async def test_accept_skips_a_backlog_full_of_dead_connections(listener: Listener) -> None:
+    for _ in range(1500):
+        reset_in_the_backlog(listener.port)
+    client = await trisock.connect("127.0.0.1", listener.port)
+    with trio.testing.assert_checkpoints():
+        server = await listener.accept()
+    async with closing(client, server):
+        assert listener.dropped == 1500
+        assert server.getpeer() == client.getlocal()
 
 
-async def test_dead_connections_are_got_through_in_parts() -> None:
-    async with await trisock.listen(0, host="127.0.0.1") as listener:
-        for _ in range(200):
-            reset_in_the_backlog(listener.port)
-        assert not listener.hasconnection()
-        assert listener.dropped == _listening._MAX_DEAD_PER_PASS
+async def test_hasconnection_skips_a_bounded_number_of_dead_connections(
+    listener: Listener,
+) -> None:
+    for _ in range(200):
+        reset_in_the_backlog(listener.port)
+    assert not listener.hasconnection()
+    assert listener.dropped == _listening._MAX_DEAD_PER_PASS
+
+
+async def iteration_ends(listener: Listener) -> None:
+    async for _ in listener:
+        raise AssertionError
 
 
 @pytest.mark.parametrize("passes", range(6))
-async def test_closing_at_any_moment_ends_an_accept(passes: int) -> None:
-    listener = await trisock.listen(0)
-    async with trio.open_nursery() as nursery:
-
-        async def iterate() -> None:
-            async for _ in listener:
-                raise AssertionError
-
-        nursery.start_soon(iterate)
-        for _ in range(passes):
-            await trio.lowlevel.checkpoint()
-        await listener.close()
-
-
-async def test_a_listener_may_close_at_any_moment_of_accept() -> None:
-    for ticks in range(6):
-        for _ in range(5):  # which task runs first is chance
-            listener = await trisock.listen(0)
-            async with trio.open_nursery() as nursery:
-
-                async def accept(listener: trisock.Listener = listener) -> None:
-                    with pytest.raises(trio.ClosedResourceError):
-                        await listener.accept()
-
-                nursery.start_soon(accept)
-                for _ in range(ticks):
-                    await trio.lowlevel.checkpoint()
-                await listener.close()
+@pytest.mark.parametrize("ends", [accept_raises_closed, iteration_ends])
+async def test_closing_at_any_moment_ends_an_accept(
+    ends: Callable[[Listener], Awaitable[None]], passes: int
+) -> None:
+    for _ in range(5):  # which task runs first is chance
+        listener = await trisock.listen(0)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ends, listener)
+            for _ in range(passes):
+                await trio.lowlevel.checkpoint()
+            await listener.close()
 
 
-async def test_a_socket_that_cannot_be_adopted_stays_its_owners() -> None:
+async def test_a_refused_socket_stays_open() -> None:
     with trio.socket.socket() as sock:
         with pytest.raises(ValueError, match="not a listening socket"):
             Listener([sock])
         assert sock.fileno() >= 0
 
 
-# ---- plain calls ----
+# ---- outside Trio ----
 
 
-def test_a_plain_call_listens_outside_trio_for_trio_to_serve() -> None:
+def test_listen_nowait_works_outside_trio() -> None:
     listener = trisock.listen_nowait(0)
     assert listener.addresses == (("0.0.0.0", listener.port), ("::", listener.port))
     client = socket.create_connection(("127.0.0.1", listener.port))
@@ -397,7 +395,7 @@ def test_a_plain_call_listens_outside_trio_for_trio_to_serve() -> None:
         trio.run(serve)
 
 
-async def test_a_plain_call_listens_on_addresses_and_resolves_nothing() -> None:
+async def test_listen_nowait_takes_addresses_and_resolves_no_names() -> None:
     async with trisock.listen_nowait(0, host="::1") as listener:
         assert listener.addresses == (("::1", listener.port),)
         with pytest.raises(OSError, match=rf"\[::1\]:{listener.port}") as caught:
@@ -409,15 +407,10 @@ async def test_a_plain_call_listens_on_addresses_and_resolves_nothing() -> None:
         trisock.listen_nowait("80")  # type: ignore[arg-type]
 
 
-async def test_abort_stops_listening_at_once() -> None:
+async def test_abort_stops_listening_immediately() -> None:
     listener = await trisock.listen(0)
     async with trio.open_nursery() as nursery:
-
-        async def accept() -> None:
-            with pytest.raises(trio.ClosedResourceError):
-                await listener.accept()
-
-        nursery.start_soon(accept)
+        nursery.start_soon(accept_raises_closed, listener)
         await trio.testing.wait_all_tasks_blocked()
         listener.abort()
     listener.abort()  # again changes nothing

@@ -1,7 +1,8 @@
-"""listen_unix: the path comes and goes with its listener."""
+"""listen_unix: a path exists for as long as its listener."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -19,8 +20,24 @@ from helpers.failures import few_descriptors
 from helpers.pairs import closing
 
 
-async def test_a_path_goes_away_with_its_listener(tmp_path: Path) -> None:
-    path = tmp_path / "socket"
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "socket"
+
+
+def make_stale(path: Path) -> None:
+    """Leave a socket behind, as a process does that was killed."""
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+
+
+async def assert_accepts(listener: trisock.Listener, path: Path) -> None:
+    client = await trisock.connect_unix(path)
+    async with closing(client, await listener.accept()):
+        pass
+
+
+async def test_closing_a_listener_removes_its_path(path: Path) -> None:
     listener = await trisock.listen_unix(path)
     assert listener.port == 0
     assert listener.addresses == ((str(path), 0),)
@@ -29,8 +46,7 @@ async def test_a_path_goes_away_with_its_listener(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-async def test_a_path_that_is_somebody_elses_by_then_stays(tmp_path: Path) -> None:
-    path = tmp_path / "socket"
+async def test_closing_a_listener_keeps_a_path_that_was_replaced(path: Path) -> None:
     async with await trisock.listen_unix(path):
         path.unlink()
         path.touch()
@@ -40,7 +56,7 @@ async def test_a_path_that_is_somebody_elses_by_then_stays(tmp_path: Path) -> No
         path.unlink()
 
 
-async def test_a_relative_path_goes_away_also_after_chdir(
+async def test_closing_a_listener_removes_a_relative_path_after_chdir(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -50,81 +66,84 @@ async def test_a_relative_path_goes_away_also_after_chdir(
     assert not (tmp_path / "socket").exists()
 
 
-async def test_a_path_where_somebody_listens_is_in_use(tmp_path: Path) -> None:
-    path = tmp_path / "socket"
+async def test_a_path_with_a_listener_is_in_use(path: Path) -> None:
     async with await trisock.listen_unix(path) as listener:
         for _ in range(2):
             with pytest.raises(OSError, match="in use") as caught:
                 await trisock.listen_unix(path)
             assert caught.value.errno == errno.EADDRINUSE
             assert caught.value.filename == str(path)
-        assert not listener.hasconnection()  # asking has left no connection behind
-        client = await trisock.connect_unix(path)
-        async with closing(client, await listener.accept()):
-            pass
+        assert not listener.hasconnection()  # the attempts have left no connection behind
+        await assert_accepts(listener, path)
 
 
-async def test_a_stale_path_is_replaced_and_nothing_else_is(tmp_path: Path) -> None:
-    path = tmp_path / "socket"
-    with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(path))
+async def test_listen_unix_replaces_a_stale_socket_and_no_other_file(path: Path) -> None:
+    make_stale(path)
     async with await trisock.listen_unix(path) as listener:
-        client = await trisock.connect_unix(path)
-        async with closing(client, await listener.accept()):
-            pass
+        await assert_accepts(listener, path)
     path.write_text("precious")
     with pytest.raises(OSError, match="in use"):
         await trisock.listen_unix(path)
     assert path.read_text() == "precious"
 
 
-async def test_only_one_of_several_starters_wins(tmp_path: Path) -> None:
-    """Each of them finds the path stale; the lock lets only one replace it."""
-    path = tmp_path / "socket"
-    starter = (
-        "import sys, trio, trisock\n"
-        "async def main():\n"
-        "    print('ready', flush=True)\n"
-        "    sys.stdin.readline()\n"
-        "    try:\n"
-        "        async with await trisock.listen_unix(sys.argv[1]) as listener:\n"
-        "            print('won', flush=True)\n"
-        "            await trio.to_thread.run_sync(sys.stdin.readline)\n"
-        "    except OSError:\n"
-        "        print('lost', flush=True)\n"
-        "trio.run(main)\n"
-    )
-    for _ in range(3):
-        with socket.socket(socket.AF_UNIX) as dead:
-            dead.bind(str(path))
+STARTER = """
+import sys, trio, trisock
+
+async def main():
+    while True:
+        print("ready", flush=True)
+        if not sys.stdin.readline():
+            return
+        try:
+            async with await trisock.listen_unix(sys.argv[1]):
+                print("won", flush=True)
+                sys.stdin.readline()
+        except OSError:
+            print("lost", flush=True)
+            sys.stdin.readline()
+
+trio.run(main)
+"""
+
+
+def test_only_one_of_several_processes_replaces_a_stale_socket(path: Path, times: int) -> None:
+    """Each of them finds the socket stale. The lock lets only one replace it."""
+    with contextlib.ExitStack() as stack:
         starters = [
-            subprocess.Popen(
-                [sys.executable, "-c", starter, str(path)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
+            stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", STARTER, str(path)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
             )
             for _ in range(4)
         ]
 
-        for process in starters:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-        for process in starters:
-            assert process.stdin is not None
-            process.stdin.write("\n")
-            process.stdin.flush()
-        results = [process.stdout.readline().strip() for process in starters]  # type: ignore[union-attr]
-        for process in starters:
-            process.communicate("\n")
-        assert sorted(results) == ["lost", "lost", "lost", "won"]
+        def tell_all_to_go_on() -> None:
+            for starter in starters:
+                assert starter.stdin is not None
+                starter.stdin.write("\n")
+                starter.stdin.flush()
+
+        def answers() -> list[str]:
+            return [starter.stdout.readline().strip() for starter in starters]  # type: ignore[union-attr]
+
+        for _ in range(100 * times):  # without the lock, one in a hundred has two winners
+            assert answers() == ["ready"] * 4
+            make_stale(path)
+            tell_all_to_go_on()
+            assert sorted(answers()) == ["lost", "lost", "lost", "won"]
+            tell_all_to_go_on()
+        assert answers() == ["ready"] * 4
         assert not path.exists()
 
 
 async def test_the_mode_is_set_before_the_first_client_can_connect(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "socket"
     modes = []
 
     class Watching(socket.socket):
@@ -147,9 +166,8 @@ async def test_a_missing_directory_is_an_oserror_with_the_path(tmp_path: Path) -
 
 
 async def test_a_mode_that_cannot_be_set_leaves_nothing_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "socket"
 
     def refuse(*_: object) -> None:
         raise PermissionError(errno.EPERM, "no")
@@ -171,7 +189,7 @@ async def test_a_cancelled_close_of_a_listener_closes_it(tmp_path: Path) -> None
         listener.hasconnection()
 
 
-async def test_errors_name_the_path_also_where_no_descriptor_is_left(
+async def test_a_lack_of_descriptors_is_an_oserror_with_the_path(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "sock"
@@ -181,8 +199,7 @@ async def test_errors_name_the_path_also_where_no_descriptor_is_left(
         assert (caught.value.errno, caught.value.filename) == (errno.EMFILE, str(path))
 
 
-def test_a_plain_call_listens_on_a_path_outside_trio(tmp_path: Path) -> None:
-    path = tmp_path / "socket"
+def test_listen_unix_nowait_works_outside_trio(path: Path) -> None:
     listener = trisock.listen_unix_nowait(path, mode=0o600)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     with pytest.raises(OSError, match="in use") as caught:

@@ -1,4 +1,4 @@
-"""What a peer alone can cause is one line at INFO, and never a traceback."""
+"""An error that a peer alone can cause is one log line at INFO, without a traceback."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ import trio.testing
 import trisock
 from helpers.failures import few_descriptors
 from helpers.pairs import all_served, closing
+from helpers.server import connected, logged, serving
+from helpers.serving import connect
 from trisock import ClientTLS, ServerTLS, Socket
 
 if sys.version_info < (3, 11):
@@ -23,12 +25,6 @@ if sys.version_info < (3, 11):
 Part = Callable[[Socket], Awaitable[object]]
 
 PEERS = 20
-
-
-@pytest.fixture
-def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    caplog.set_level(logging.DEBUG)
-    return caplog
 
 
 async def read_lines(sock: Socket) -> None:
@@ -49,55 +45,49 @@ async def read_in_a_group(sock: Socket) -> None:
         raise ExceptionGroup("again", [exc, ExceptionGroup("in it", [exc])]) from None
 
 
-async def send_without_end(sock: Socket) -> None:
+async def send_forever(sock: Socket) -> None:
     while True:
         await sock.send(bytes(100_000))
 
 
-async def a_long_line(client: Socket) -> None:
+async def send_a_long_line(client: Socket) -> None:
     await client.send(b"x" * 512)
     await client.send_eof()
     async for _ in client:
         pass
 
 
-async def half_a_line(client: Socket) -> None:
+async def send_half_a_line(client: Socket) -> None:
     await client.send(b"QUI")
     await client.send_eof()
 
 
-async def a_reset(client: Socket) -> None:
+async def reset(client: Socket) -> None:
     await client.send(b"x")
     await trio.testing.wait_all_tasks_blocked()
     client.abort()
 
 
 CASES: list[tuple[Part, Part]] = [
-    *((reader, a_long_line) for reader in (read_lines, read_in_a_nursery, read_in_a_group)),
-    *((reader, half_a_line) for reader in (read_lines, read_in_a_nursery, read_in_a_group)),
-    *((part, a_reset) for part in (read_in_a_nursery, send_without_end)),
+    *((reader, send_a_long_line) for reader in (read_lines, read_in_a_nursery, read_in_a_group)),
+    *((reader, send_half_a_line) for reader in (read_lines, read_in_a_nursery, read_in_a_group)),
+    *((part, reset) for part in (read_in_a_nursery, send_forever)),
 ]
 
 
 @pytest.mark.parametrize(
     ("handler", "peer"), CASES, ids=lambda each: getattr(each, "__name__", None)
 )
-async def test_what_a_peer_causes_is_one_line(
+async def test_an_error_that_a_peer_causes_is_one_line(
     handler: Part, peer: Part, log: pytest.LogCaptureFixture
 ) -> None:
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, handler)
+    async with serving(handler) as server:
         for _ in range(PEERS):
-            client = await trisock.connect("127.0.0.1", server.port)
-            async with closing(client):
-                while server.stats().active == 0:
-                    await trio.lowlevel.checkpoint()
+            async with connected(server) as client:
                 await peer(client)
                 while server.connections:
                     await trio.lowlevel.checkpoint()
         await all_served(server, PEERS)
-        server.stop()
-        await server.wait_closed()
     stats = server.stats()
     assert (stats.peer_errors, stats.handler_errors) == (PEERS, 0)
     lines = [each for each in log.records if each.name == "trisock.server"]
@@ -113,14 +103,10 @@ async def test_what_a_peer_causes_is_one_line(
 async def test_a_forged_record_is_one_line(
     server_tls: ServerTLS, client_tls: ClientTLS, log: pytest.LogCaptureFixture
 ) -> None:
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, read_lines, tls=server_tls)
-        client = await trisock.connect("127.0.0.1", server.port, tls=client_tls)
-        async with closing(client):
+    async with serving(read_lines, tls=server_tls) as server:
+        async with closing(client := await connect(server, tls=client_tls)):
             os.write(client.fileno(), b"not TLS" * 10)
             await all_served(server, 1)
-        server.stop()
-        await server.wait_closed()
     assert server.stats() == trisock.ServerStats(accepted=1, peer_errors=1)
     assert not [each for each in log.records if each.levelno > logging.INFO or each.exc_info]
 
@@ -139,27 +125,26 @@ async def test_an_error_of_the_program_keeps_its_traceback(
                 raise ExceptionGroup("both", [exc, ValueError("and a fault")]) from None
             raise trisock.IncompleteReadError(b"", 5) from None  # not the socket's
 
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, handler)
-        async with await trisock.connect("127.0.0.1", server.port) as client:
+    async with serving(handler) as server:
+        async with await connect(server) as client:
             await client.send(b"half")
-        await all_served(server, 1)
-        server.stop()
-        await server.wait_closed()
     assert server.stats() == trisock.ServerStats(accepted=1, handler_errors=1)
-    (record,) = [each for each in log.records if each.levelno >= logging.ERROR]
+    (record,) = logged(log, logging.ERROR)
     assert record.exc_info
 
 
-def on_a_fast_clock(main: Callable[[], Awaitable[None]]) -> None:
-    """Run it outside the deadline of a test, which the clock would reach at once."""
+async def return_immediately(_: Socket) -> None:
+    """Leave the connection to be closed."""
+
+
+def run_on_a_fast_clock(main: Callable[[], Awaitable[None]]) -> None:
+    """Run ``main`` outside the deadline of a test: the clock would jump to it."""
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
-def test_running_out_of_descriptors_is_one_line_a_minute(log: pytest.LogCaptureFixture) -> None:
+def test_a_lack_of_descriptors_is_one_line_a_minute(log: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
-        async with trio.open_nursery() as nursery:
-            server = await trisock.bind(nursery, 0, lambda _: trio.sleep(0), max_connections=100)
+        async with serving(return_immediately, max_connections=100) as server:
             clients = [
                 socket.create_connection((host, server.port))
                 for host in ("127.0.0.1", "::1")
@@ -167,29 +152,28 @@ def test_running_out_of_descriptors_is_one_line_a_minute(log: pytest.LogCaptureF
             ]
             with few_descriptors(0):
                 await trio.sleep(150)
-                lines.extend(each for each in log.records if each.levelno == logging.ERROR)
+                lines.extend(logged(log, logging.ERROR))
             for client in clients:
                 client.close()
-            server.stop()
 
     lines: list[logging.LogRecord] = []
-    on_a_fast_clock(main)
+    run_on_a_fast_clock(main)
     assert [each.exc_info for each in lines] == [None] * 3
     assert all("EMFILE" in each.getMessage() for each in lines)
     assert all(" times in the last 60 seconds" in each.getMessage() for each in lines[1:])
 
 
-def test_descriptors_that_come_and_go_are_one_line_a_minute(log: pytest.LogCaptureFixture) -> None:
+def test_a_recurring_lack_of_descriptors_is_one_line_a_minute(
+    log: pytest.LogCaptureFixture,
+) -> None:
     async def main() -> None:
-        async with trio.open_nursery() as nursery:
-            server = await trisock.bind(nursery, 0, lambda _: trio.sleep(0), host="127.0.0.1")
+        async with serving(return_immediately, host="127.0.0.1") as server:
             for _ in range(5):
                 with socket.create_connection(("127.0.0.1", server.port)), few_descriptors(0):
                     await trio.sleep(2)
                 await trio.sleep(2)
-            server.stop()
 
-    on_a_fast_clock(main)
-    lines = [each for each in log.records if each.levelno == logging.ERROR]
+    run_on_a_fast_clock(main)
+    lines = logged(log, logging.ERROR)
     assert len(lines) == 1
     assert lines[0].exc_info is None

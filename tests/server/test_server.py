@@ -1,4 +1,4 @@
-"""bind and Server: how it starts, stops, and speaks TLS."""
+"""bind and Server: start, stop and TLS."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ import trio.testing
 
 import trisock
 from helpers.authority import Authority
-from helpers.pairs import all_served, closing
+from helpers.pairs import all_served, closing, read_all
+from helpers.server import connected, logged, serving
 from helpers.serving import connect, echo
 from trisock import ClientTLS, ServerTLS, Socket
 
-# ---- the way it goes ----
+# ---- starting ----
 
 
 async def test_a_handler_runs_for_each_connection() -> None:
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, echo)
+    async with serving(echo) as server:
         assert server.addresses == (("0.0.0.0", server.port), ("::", server.port))
         hosts = ("127.0.0.1", "::1", "127.0.0.1")
         clients = [await trisock.connect(host, server.port) for host in hosts]
@@ -40,12 +40,10 @@ async def test_a_handler_runs_for_each_connection() -> None:
         assert "open, 3 connections>" in repr(server)
         for client in clients:
             await client.close()
-        server.stop()
-        await server.wait_closed()
-        assert server.stats() == trisock.ServerStats(accepted=3)
-        assert server.connections == ()
-        assert server.port
-        assert "closed, 0 connections>" in repr(server)
+    assert server.stats() == trisock.ServerStats(accepted=3)
+    assert server.connections == ()
+    assert server.port
+    assert "closed, 0 connections>" in repr(server)
 
 
 async def test_plutos_own_example() -> None:
@@ -56,27 +54,21 @@ async def test_plutos_own_example() -> None:
             content,
         )
 
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, handler)
-        async with await connect(server) as client:
-            await client.send(b"GET / HTTP/1.1\r\n\r\n")
-            answer = b"".join([chunk async for chunk in client])
-        assert answer.endswith(b"\r\n\r\nHello, world!")
-        server.stop()
+    async with serving(handler) as server, await connect(server) as client:
+        await client.send(b"GET / HTTP/1.1\r\n\r\n")
+        assert (await read_all(client)).endswith(b"\r\n\r\nHello, world!")
 
 
-async def test_it_takes_over_a_listener() -> None:
+async def test_bind_takes_over_a_listener() -> None:
     listener = await trisock.listen(0, host="127.0.0.1")
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, listener, echo)
+    async with serving(echo, listener) as server:
         assert server.port == listener.port
         (await connect(server)).abort()
-        server.stop()
     with pytest.raises(trio.ClosedResourceError):
         listener.hasconnection()
 
 
-async def test_arguments_are_checked_and_nothing_listens_then(
+async def test_bind_with_bad_arguments_leaves_nothing_listening(
     authority: Authority, client_tls: ClientTLS
 ) -> None:
     context = ClientTLS("x", verify=False)._context()
@@ -104,15 +96,15 @@ async def test_arguments_are_checked_and_nothing_listens_then(
                 await trisock.bind(nursery, *arguments, **options)  # type: ignore[arg-type]
 
 
-async def test_a_nursery_that_is_closed_leaves_nothing_listening() -> None:
+async def test_bind_in_a_closed_nursery_leaves_nothing_listening() -> None:
     async with trio.open_nursery() as nursery:
         pass
     with pytest.raises(RuntimeError, match="closed"):
         await trisock.bind(nursery, 0, echo)
 
 
-def test_nothing_else_has_a_timeout_of_its_own() -> None:
-    """For all the rest there are cancel scopes."""
+def test_only_three_calls_have_a_timeout() -> None:
+    """For all other calls there are cancel scopes."""
     calls = {
         f"{owner.__name__}.{name}": call
         for owner in (trisock, Socket, trisock.Listener, trisock.Server)
@@ -156,9 +148,7 @@ async def test_stop_lets_handlers_finish() -> None:
         await server.closing.wait()
         await sock.send(b"done")
 
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, handler)
-        client = await connect(server)
+    async with serving(handler) as server, await connect(server) as client:
         assert await client.recv() == b"working"
         server.stop()
         assert server.closing.is_set()
@@ -167,14 +157,12 @@ async def test_stop_lets_handlers_finish() -> None:
             await connect(server)
         assert await client.recv() == b"done"
         assert await client.recv() == b""
-        await client.close()
         await server.wait_closed()
 
 
 async def test_stop_cancels_handlers_after_their_grace(
-    autojump_clock: trio.testing.MockClock,
+    jumping_clock: trio.testing.MockClock,
 ) -> None:
-    autojump_clock.autojump_threshold = 0.05  # not while bytes are on their way
     cancelled = []
 
     async def handler(sock: Socket) -> None:
@@ -184,57 +172,52 @@ async def test_stop_cancels_handlers_after_their_grace(
             cancelled.append(trio.current_time())
             raise
 
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, handler)
+    async with serving(handler) as server:
         clients = [await connect(server) for _ in range(2)]
-        while len(server.connections) < 2:
-            await trio.lowlevel.checkpoint()
-        start = trio.current_time()
-        server.stop(grace=20)
-        server.stop(grace=5)
-        server.stop(grace=30)  # can only shorten it
-        await server.wait_closed()
-        assert cancelled == [pytest.approx(start + 5)] * 2
-        for client in clients:
-            assert await client.recv() == b""
-            client.abort()
+        async with closing(*clients):
+            while len(server.connections) < 2:
+                await trio.lowlevel.checkpoint()
+            start = trio.current_time()
+            server.stop(grace=20)
+            server.stop(grace=5)
+            server.stop(grace=30)  # can only shorten it
+            await server.wait_closed()
+            assert cancelled == [pytest.approx(start + 5)] * 2
+            for client in clients:
+                assert await client.recv() == b""
 
 
-async def test_stop_may_come_from_a_handler_or_before_the_start() -> None:
+async def test_a_server_can_stop_in_a_handler_or_before_start() -> None:
     async def handler(sock: Socket) -> None:
         server.stop(grace=0)
         await trio.sleep_forever()
 
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, handler)
-        client = await connect(server)
-        assert await client.recv() == b""
-        client.abort()
-        await server.wait_closed()
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, handler)
+    async with serving(handler) as server:
+        async with closing(client := await connect(server)):
+            assert await client.recv() == b""
+            await server.wait_closed()
+    async with serving(handler) as server:
         server.stop()
     await server.wait_closed()
     with pytest.raises(ValueError, match="grace must be 0 or more, not -1"):
         server.stop(grace=-1)
 
 
-async def test_arguments_that_cannot_be_used_change_nothing() -> None:
-    async with await trisock.listen(0, host="127.0.0.1") as listener:
-        with pytest.raises(TypeError, match=r"needs a trio.Nursery, not 5"):
-            await trisock.bind(5, listener, trio.sleep)  # type: ignore[arg-type]
-        async with trio.open_nursery() as nursery:
-            server = await trisock.bind(nursery, listener, Socket.recv)
-            with pytest.raises(ValueError, match="grace is too long"):
-                server.stop(10**400)
-            with pytest.raises(TypeError, match="grace is a number of seconds or None"):
-                server.stop("1")  # type: ignore[arg-type]
-            assert not server.closing.is_set()
-            async with await trisock.connect("127.0.0.1", server.port):
-                server.stop()
+async def test_a_refused_argument_changes_nothing() -> None:
+    listener = await trisock.listen(0, host="127.0.0.1")
+    with pytest.raises(TypeError, match=r"needs a trio.Nursery, not 5"):
+        await trisock.bind(5, listener, trio.sleep)  # type: ignore[arg-type]
+    async with serving(Socket.recv, listener) as server:
+        with pytest.raises(ValueError, match="grace is too long"):
+            server.stop(10**400)
+        with pytest.raises(TypeError, match="grace is a number of seconds or None"):
+            server.stop("1")  # type: ignore[arg-type]
+        assert not server.closing.is_set()
+        async with await connect(server):
+            server.stop()
 
 
-async def test_stop_keeps_what_is_just_accepted_from_handlers() -> None:
+async def test_stop_refuses_connections_that_no_handler_has_yet() -> None:
     handled = []
 
     async def handler(sock: Socket) -> None:
@@ -243,62 +226,51 @@ async def test_stop_keeps_what_is_just_accepted_from_handlers() -> None:
 
     listener = await trisock.listen(0, host="127.0.0.1")
     clients = [await trisock.connect("127.0.0.1", listener.port) for _ in range(3)]
-    async with closing(*clients), trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, listener, handler)  # all of them are waiting
+    async with closing(*clients), serving(handler, listener) as server:
         await server.wait_closed()
-        assert len(handled) == 1
-        assert server.stats() == trisock.ServerStats(accepted=3, refused=2)
+    assert len(handled) == 1
+    assert server.stats() == trisock.ServerStats(accepted=3, refused=2)
 
 
-async def test_stop_drops_handshakes_in_progress(
-    server_tls: ServerTLS, log: pytest.LogCaptureFixture
-) -> None:
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, echo, tls=server_tls)
-        client = await connect(server)  # says nothing
-        while server.stats().active < 1:
-            await trio.lowlevel.checkpoint()
-        await trio.testing.wait_all_tasks_blocked()
-        assert server.connections == ()
-        server.stop()
-        await server.wait_closed()
-        assert server.stats() == trisock.ServerStats(accepted=1, refused=1)
-        with contextlib.suppress(trio.BrokenResourceError):
-            assert await client.recv() == b""
-        client.abort()
+async def test_stop_drops_handshakes_in_progress(server_tls: ServerTLS) -> None:
+    async with serving(echo, tls=server_tls) as server:
+        async with closing(client := await connect(server)):  # says nothing
+            while server.stats().active < 1:
+                await trio.lowlevel.checkpoint()
+            await trio.testing.wait_all_tasks_blocked()
+            assert server.connections == ()
+            server.stop()
+            await server.wait_closed()
+            assert server.stats() == trisock.ServerStats(accepted=1, refused=1)
+            with contextlib.suppress(trio.BrokenResourceError):
+                assert await client.recv() == b""
 
 
 async def test_cancelling_the_nursery_cancels_handlers_without_grace() -> None:
     async with trio.open_nursery() as nursery:
         server = await trisock.bind(nursery, 0, echo)
-        client = await connect(server)
-        while not server.connections:
-            await trio.lowlevel.checkpoint()
-        (sock,) = server.connections
-        nursery.cancel_scope.cancel()
+        async with connected(server):
+            (sock,) = server.connections
+            nursery.cancel_scope.cancel()
     assert server.closing.is_set()
     await server.wait_closed()
     assert not sock.isopen()
     assert server.stats().active == 0
-    client.abort()
 
 
-async def test_starting_and_stopping_among_connections_that_come_in_never_fails() -> None:
+async def test_starting_and_stopping_during_connects_never_fails() -> None:
     for turn in range(50):
         async with trio.open_nursery() as nursery:
             server = await trisock.bind(nursery, 0, echo, host="127.0.0.1", max_connections=2)
 
-            async def knock(server: trisock.Server = server) -> None:
+            async def connect_and_ask(server: trisock.Server = server) -> None:
                 with contextlib.suppress(OSError, trio.BrokenResourceError):
-                    sock = await connect(server)
-                    try:
+                    async with closing(sock := await connect(server)):
                         await sock.send(b"x")
                         await sock.recv()
-                    finally:
-                        sock.abort()
 
             for _ in range(5):
-                nursery.start_soon(knock)
+                nursery.start_soon(connect_and_ask)
             for _ in range(turn % 10):
                 await trio.lowlevel.checkpoint()
             server.stop(grace=1)
@@ -306,8 +278,8 @@ async def test_starting_and_stopping_among_connections_that_come_in_never_fails(
         assert server.stats().active == 0
 
 
-async def test_a_listener_that_somebody_else_closes_ends_the_server() -> None:
-    """As trio.serve_listeners does: nobody would hear the silence."""
+async def test_a_server_whose_listener_is_closed_ends_with_an_error() -> None:
+    """``trio.serve_listeners`` does the same: a silent end would not be noticed."""
     listener = await trisock.listen(0, host="127.0.0.1")
     with pytest.RaisesGroup(trio.ClosedResourceError, flatten_subgroups=True):
         async with trio.open_nursery() as nursery:
@@ -316,9 +288,8 @@ async def test_a_listener_that_somebody_else_closes_ends_the_server() -> None:
             await listener.close()
 
 
-async def test_stop_closes_the_port_at_once() -> None:
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, lambda s: trio.sleep(0), host="127.0.0.1")
+async def test_stop_closes_the_port_immediately() -> None:
+    async with serving(echo, host="127.0.0.1") as server:
         await trio.testing.wait_all_tasks_blocked()
         server.stop()
         with socket.socket() as sock:
@@ -328,14 +299,13 @@ async def test_stop_closes_the_port_at_once() -> None:
 # ---- TLS ----
 
 
-async def test_tls_from_the_start_and_failed_handshakes_are_counted(
+async def test_tls_from_the_start_counts_failed_handshakes(
     authority: Authority,
     client_tls: ClientTLS,
     server_tls: ServerTLS,
     log: pytest.LogCaptureFixture,
 ) -> None:
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, echo, tls=server_tls)
+    async with serving(echo, tls=server_tls) as server:
         async with await connect(server, tls=client_tls) as client:
             await client.send(b"hello")
             assert await client.recv() == b"hello"
@@ -347,34 +317,27 @@ async def test_tls_from_the_start_and_failed_handshakes_are_counted(
             await client.send(b"GET / HTTP/1.1\r\n\r\n")
             assert (await client.recv())[:1] in (b"", b"\x15")  # an alert, if OpenSSL makes one
         await all_served(server, 3)
-        server.stop()
-        await server.wait_closed()
-        assert server.stats() == trisock.ServerStats(accepted=3, failed_handshakes=2)
-        assert not server._handshakes
-    messages = [each.getMessage() for each in log.records]
-    assert any("does not speak TLS" in each for each in messages)
-    assert not [each for each in log.records if each.levelno > logging.INFO]
+    assert server.stats() == trisock.ServerStats(accepted=3, failed_handshakes=2)
+    assert not server._handshakes
+    assert any("does not speak TLS" in each.getMessage() for each in log.records)
+    assert not logged(log, logging.WARNING)
 
 
 async def test_a_silent_client_loses_its_handshake(
-    server_tls: ServerTLS, autojump_clock: trio.testing.MockClock
+    server_tls: ServerTLS, jumping_clock: trio.testing.MockClock
 ) -> None:
-    autojump_clock.autojump_threshold = 0.05  # not while bytes are on their way
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, echo, tls=server_tls, handshake_timeout=3)
-        client = await connect(server)
-        assert await client.recv() == b""
-        assert trio.current_time() > 2
-        client.abort()
-        server.stop()
-        await server.wait_closed()
-        assert server.stats().failed_handshakes == 1
+    async with serving(echo, tls=server_tls, handshake_timeout=3) as server:
+        async with closing(client := await connect(server)):
+            assert await client.recv() == b""
+            assert trio.current_time() > 2
+    assert server.stats().failed_handshakes == 1
 
 
-async def test_set_tls_is_for_new_connections(authority: Authority, client_tls: ClientTLS) -> None:
+async def test_set_tls_applies_to_new_connections(
+    authority: Authority, client_tls: ClientTLS
+) -> None:
     old, new = authority.issue("example.org"), authority.issue("example.org", "new.example")
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, echo, tls=[old])
+    async with serving(echo, tls=[old]) as server:
         async with await connect(server, tls=client_tls) as client:
             await client.send(b"hello")
             assert await client.recv() == b"hello"
@@ -388,33 +351,27 @@ async def test_set_tls_is_for_new_connections(authority: Authority, client_tls: 
                 assert client.tls is not None
                 assert other.tls is not None
                 assert client.tls.peer_certificate != other.tls.peer_certificate
-        server.stop()
 
 
 async def test_certificates_are_read_when_bind_is_called(
     authority: Authority, client_tls: ClientTLS
 ) -> None:
     certificates = [authority.issue("example.org")]
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, echo, tls=certificates)
+    async with serving(echo, tls=certificates) as server:
         certificates.clear()
         async with await connect(server, tls=client_tls) as client:
             assert client.istls()
-        server.stop()
 
 
-async def test_a_context_that_fails_costs_connections_not_the_server(
+async def test_a_failing_ssl_context_ends_connections_not_the_server(
     authority: Authority, log: pytest.LogCaptureFixture
 ) -> None:
-    class Bad(ssl.SSLContext):
+    class Failing(ssl.SSLContext):
         def wrap_bio(self, *_: object, **__: object) -> ssl.SSLObject:
             raise RuntimeError("a plug-in has failed")
 
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, echo, tls=Bad(ssl.PROTOCOL_TLS_SERVER))
+    async with serving(echo, tls=Failing(ssl.PROTOCOL_TLS_SERVER)) as server:
         async with await connect(server) as client:
             assert await client.recv() == b""
-        server.stop()
-        await server.wait_closed()
-        assert server.stats().failed_handshakes == 1
+    assert server.stats().failed_handshakes == 1
     assert "a plug-in has failed" in log.text

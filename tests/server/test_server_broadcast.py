@@ -1,96 +1,90 @@
-"""Server.broadcast: which connections it reaches, and which it leaves alone."""
+"""Server.broadcast: which connections it reaches, and what it waits for."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import math
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 import trio
 import trio.testing
 
 import trisock
-from helpers.authority import Authority
 from helpers.pairs import closing
-from helpers.server import connected, serving
+from helpers.server import broadcasting, connected, logged, serving
 from helpers.serving import chat, connect
 from trisock import ClientTLS, ServerTLS, Socket
+
+BIG = b"b" * 5_000_000  # a send of it blocks until the client reads
+HUGE = b"b" * 50_000_000  # more than the kernel's buffers can grow to hold
+
+
+# ---- the connections that it reaches ----
 
 
 async def test_broadcast_reaches_all_open_connections() -> None:
     async with serving(chat) as server:
         assert await server.broadcast(b"nobody") == 0
         clients = [await connect(server) for _ in range(5)]
-        for client in clients:
-            assert await client.recv() == b"hi\n"
-        assert await server.broadcast(bytearray(b"news")) == 5
-        for client in clients:
-            assert await client.recv() == b"news"
-        clients[0].abort()
-        await clients[1].close()
-        while len(server.connections) > 3:
-            await trio.lowlevel.checkpoint()
-        assert await server.broadcast(memoryview(b"more")) == 3
-        with pytest.raises(TypeError, match="bytes are needed"):
-            await server.broadcast("text")  # type: ignore[arg-type]
-        for client in clients:
-            client.abort()
+        async with closing(*clients):
+            for client in clients:
+                assert await client.recv() == b"hi\n"
+            assert await server.broadcast(bytearray(b"news")) == 5
+            for client in clients:
+                assert await client.recv() == b"news"
+            clients[0].abort()
+            await clients[1].close()
+            while len(server.connections) > 3:
+                await trio.lowlevel.checkpoint()
+            assert await server.broadcast(memoryview(b"more")) == 3
+            with pytest.raises(TypeError, match="bytes are needed"):
+                await server.broadcast("text")  # type: ignore[arg-type]
 
 
-async def test_broadcast_reaches_clients_that_have_ended_their_side() -> None:
-    """As ``printf 'SUBSCRIBE\\n' | nc -N`` does: it only listens from then on."""
+async def test_broadcast_reaches_half_closed_clients() -> None:
+    """``printf 'SUBSCRIBE\\n' | nc -N`` ends its side and listens from then on."""
 
     async def handler(sock: Socket) -> None:
         await sock.recv_until(b"\n")
         assert await sock.recv() == b""
         await server.closing.wait()
 
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, handler)
-        async with await connect(server) as client:
-            await client.send(b"SUBSCRIBE\n")
-            await client.send_eof()
-            while not server.connections or server.connections[0].isopen():
-                await trio.lowlevel.checkpoint()
-            assert await server.broadcast(b"news") == 1
-            assert await client.recv() == b"news"
-            server.stop()
+    async with serving(handler) as server, connected(server) as client:
+        await client.send(b"SUBSCRIBE\n")
+        await client.send_eof()
+        while server.connections[0].isopen():
+            await trio.lowlevel.checkpoint()
+        assert await server.broadcast(b"news") == 1
+        assert await client.recv() == b"news"
+        server.stop()
 
 
-async def test_coming_and_going_does_not_change_a_broadcast() -> None:
-    big = b"b" * 5_000_000
+async def test_a_broadcast_survives_clients_that_leave_and_join() -> None:
     async with serving(chat) as server:
         staying, leaving = await connect(server), await connect(server)
         assert await staying.recv() == await leaving.recv() == b"hi\n"
-        delivered = []
-
-        async def broadcast() -> None:
-            delivered.append(await server.broadcast(big))
-
-        async with trio.open_nursery() as broadcasting:
-            broadcasting.start_soon(broadcast)
-            await trio.testing.wait_all_tasks_blocked()
+        async with broadcasting(server, BIG) as delivered:
             leaving.abort()
             late = await connect(server)
             assert await late.recv() == b"hi\n"
-            assert await staying.recv_exactly(len(big)) == big
-        assert delivered == [1]
-        assert await server.broadcast(b"news") == 2
-        assert await staying.recv() == await late.recv() == b"news"
-        staying.abort()
-        late.abort()
+            assert await staying.recv_exactly(len(BIG)) == BIG
+        async with closing(staying, late):
+            assert delivered == [1]
+            assert await server.broadcast(b"news") == 2
+            assert await staying.recv() == await late.recv() == b"news"
 
 
 @pytest.mark.parametrize("how", ["reset by the client", "closed by the handler"])
-async def test_a_connection_that_is_over_costs_a_broadcast_nothing(how: str) -> None:
+async def test_a_broadcast_skips_closed_connections(how: str) -> None:
     async def handler(sock: Socket) -> None:
         if how == "closed by the handler" and await sock.recv() == b"QUIT":
             await sock.close()
         await server.closing.wait()
 
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, handler)
+    async with serving(handler) as server:
         async with await connect(server) as leaving, await connect(server) as staying:
             await staying.send(b"STAY")
             if how == "closed by the handler":
@@ -105,27 +99,116 @@ async def test_a_connection_that_is_over_costs_a_broadcast_nothing(how: str) -> 
             server.stop()
 
 
-async def test_a_broadcast_never_splits_what_a_handler_sends() -> None:
-    big = b"h" * 5_000_000
+@pytest.mark.parametrize("tls_from_the_start", [False, True])
+async def test_a_broadcast_skips_connections_in_a_handshake(
+    tls_from_the_start: bool,
+    server_tls: ServerTLS,
+    client_tls: ClientTLS,
+    jumping_clock: trio.testing.MockClock,
+) -> None:
+    async def upgrade(sock: Socket) -> None:
+        await sock.starttls(server_tls)
+        await sock.recv()
 
+    async with (
+        serving(chat, tls=server_tls) if tls_from_the_start else serving(upgrade) as server,
+        await connect(server) as client,
+    ):
+        while server.stats().active < 1:
+            await trio.lowlevel.checkpoint()
+        await trio.testing.wait_all_tasks_blocked()
+        start = trio.current_time()
+        assert await server.broadcast(b"PLAIN") == 0
+        assert trio.current_time() == start  # it waits for no turn
+        await client.starttls(client_tls)
+        if tls_from_the_start:
+            assert await client.recv() == b"hi\n"
+        while not (server.connections and server.connections[0].istls()):
+            await trio.lowlevel.checkpoint()
+        assert await server.broadcast(b"SECRET") == 1
+        assert await client.recv() == b"SECRET"
+
+
+async def test_broadcast_sends_to_all_concurrently(jumping_clock: trio.testing.MockClock) -> None:
+    async with serving(chat) as server:
+        slow = [await connect(server) for _ in range(3)]
+        async with closing(*slow):
+            for each in slow:
+                assert await each.recv() == b"hi\n"
+            start = trio.current_time()
+            assert await server.broadcast(HUGE, timeout=5) == 0
+            assert trio.current_time() - start == pytest.approx(5, abs=1)
+
+
+async def test_a_broadcast_aborts_a_slow_client_and_no_other(
+    jumping_clock: trio.testing.MockClock, log: pytest.LogCaptureFixture
+) -> None:
+    async with serving(chat) as server:
+        slow, fast = await connect(server), await connect(server)
+        async with closing(slow, fast):
+            assert await slow.recv() == await fast.recv() == b"hi\n"
+            async with broadcasting(server, HUGE, timeout=5) as delivered:
+                assert await fast.recv_exactly(len(HUGE)) == HUGE
+            assert delivered == [1]
+            with pytest.raises(trio.BrokenResourceError):
+                while await slow.recv():
+                    pass
+            assert server.stats().aborted == 1
+    assert server.stats().handler_errors == 0  # our own abort woke its handler
+    assert not logged(log, logging.WARNING)
+
+
+async def test_a_broadcast_without_a_timeout_can_be_cancelled(
+    jumping_clock: trio.testing.MockClock,
+) -> None:
+    async with serving(chat) as server, connected(server) as client:
+        assert await client.recv() == b"hi\n"
+        with trio.move_on_after(1) as scope:
+            await server.broadcast(HUGE, timeout=math.inf)
+        assert scope.cancelled_caught
+
+
+async def test_a_broadcast_copies_its_data_at_the_call() -> None:
     async def handler(sock: Socket) -> None:
-        await sock.send(big)
+        await sock.send(BIG)
+        await sock.recv()
+
+    async with serving(handler) as server, connected(server) as client:
+        await trio.testing.wait_all_tasks_blocked()
+        news = bytearray(b"old")
+        async with broadcasting(server, news):
+            news[:] = b"new"
+            assert await client.recv_exactly(len(BIG) + 3) == BIG + b"old"
+
+
+# ---- beside what a handler does ----
+
+
+@contextlib.asynccontextmanager
+async def behind_a_broadcast(
+    handler: Callable[[Socket], Awaitable[None]], data: bytes = BIG, **options: float
+) -> AsyncIterator[Socket]:
+    """Connect a client, and start a broadcast that waits for the client to read."""
+    async with serving(handler) as server, connected(server) as client:
+        async with broadcasting(server, data, **options):
+            yield client
+
+
+async def test_a_broadcast_never_splits_what_a_handler_sends() -> None:
+    async def handler(sock: Socket) -> None:
+        await sock.send(BIG)
         await sock.send(b"after")
         await sock.recv()
 
     async with serving(handler) as server, connected(server) as client:
         await trio.testing.wait_all_tasks_blocked()  # the handler is still sending
-        async with trio.open_nursery() as broadcasting:
-            broadcasting.start_soon(server.broadcast, b"NEWS")
-            broadcasting.start_soon(server.broadcast, b"MORE")
-            await trio.testing.wait_all_tasks_blocked()
-            assert await client.recv_exactly(len(big)) == big
-            rest = await client.recv_exactly(13)
-        # The handler's next send waits for the earlier ones. It is not refused.
-        assert rest in (b"NEWSMOREafter", b"MORENEWSafter")
+        async with broadcasting(server, b"NEWS"), broadcasting(server, b"MORE"):
+            assert await client.recv_exactly(len(BIG)) == BIG
+            # The handler's next send waits for the broadcasts.
+            assert await client.recv_exactly(13) == b"NEWSMOREafter"
 
 
-async def test_a_handler_waits_for_a_broadcast_a_second_sender_collides() -> None:
+async def test_sends_behind_a_broadcast_wait_or_collide() -> None:
     results = []
 
     async def handler(sock: Socket) -> None:
@@ -146,21 +229,14 @@ async def test_a_handler_waits_for_a_broadcast_a_second_sender_collides() -> Non
             await sock.send(b"mine")
         await sock.recv()
 
-    big = b"b" * 5_000_000
-    async with (
-        serving(handler) as server,
-        connected(server) as client,
-        trio.open_nursery() as nursery,
-    ):
-        nursery.start_soon(server.broadcast, big)
-        await trio.testing.wait_all_tasks_blocked()
+    async with behind_a_broadcast(handler) as client:
         await client.send(b"go")
         await trio.testing.wait_all_tasks_blocked(0.01)
-        assert await client.recv_exactly(len(big) + 4) == big + b"mine"
+        assert await client.recv_exactly(len(BIG) + 4) == BIG + b"mine"
         assert results == ["busy"]
 
 
-async def test_a_handler_that_is_cancelled_while_waiting_leaves_its_turn() -> None:
+async def test_a_cancelled_send_behind_a_broadcast_sends_nothing() -> None:
     async def handler(sock: Socket) -> None:
         await sock.recv()
         with trio.move_on_after(0):
@@ -168,77 +244,52 @@ async def test_a_handler_that_is_cancelled_while_waiting_leaves_its_turn() -> No
         await sock.send(b"later")
         await sock.recv()
 
-    big = b"b" * 5_000_000
-    async with (
-        serving(handler) as server,
-        connected(server) as client,
-        trio.open_nursery() as nursery,
-    ):
-        nursery.start_soon(server.broadcast, big)
-        await trio.testing.wait_all_tasks_blocked()
+    async with behind_a_broadcast(handler) as client:
         await client.send(b"go")
-        assert await client.recv_exactly(len(big) + 5) == big + b"later"
+        assert await client.recv_exactly(len(BIG) + 5) == BIG + b"later"
 
 
-async def test_a_slow_client_is_aborted_and_hurts_no_other(
-    autojump_clock: trio.testing.MockClock, log: pytest.LogCaptureFixture
-) -> None:
-    autojump_clock.autojump_threshold = 0.05  # not while bytes are in flight
-    async with serving(chat) as server, trio.open_nursery() as nursery:
-        slow, fast = await connect(server), await connect(server)
-        assert await slow.recv() == await fast.recv() == b"hi\n"
-        big = b"b" * 50_000_000
-        got = []
-
-        async def read() -> None:
-            got.append(await fast.recv_exactly(len(big)))
-
-        nursery.start_soon(read)
-        assert await server.broadcast(big, timeout=5) == 1
-        assert got == [big]
-        with pytest.raises(trio.BrokenResourceError):
-            while await slow.recv():
-                pass
-        assert server.stats().aborted == 1
-        fast.abort()
-        slow.abort()
-    assert server.stats().handler_errors == 0  # its handler was woken by our own abort
-    assert not [each for each in log.records if each.levelno > logging.INFO]
-
-
-async def test_connections_in_a_handshake_or_upgrade_are_left_out(
-    authority: Authority, server_tls: ServerTLS, client_tls: ClientTLS
+async def test_send_file_behind_a_broadcast_can_be_cancelled(
+    jumping_clock: trio.testing.MockClock,
 ) -> None:
     async def handler(sock: Socket) -> None:
-        await sock.starttls(server_tls)
         await sock.recv()
+        with trio.move_on_after(5) as scope:
+            await sock.send_file(io.BytesIO(b"never"))
+        assert scope.cancelled_caught
+        async with trio.open_nursery() as inner:
+            inner.start_soon(sock.recv)  # the client's "go on"
+            await sock.send(b"mine")  # only the broadcast is ahead of it
 
-    for bind_tls in (None, server_tls):
-        async with trio.open_nursery() as nursery:
-            server = await trisock.bind(
-                nursery, 0, handler if bind_tls is None else chat, tls=bind_tls
-            )
-            client = await connect(server)
-            while server.stats().active < 1:
-                await trio.lowlevel.checkpoint()
-            await trio.testing.wait_all_tasks_blocked()
-            assert await server.broadcast(b"CLEAR") == 0
-            await client.starttls(client_tls)
-            if bind_tls is not None:
-                assert await client.recv() == b"hi\n"
-            while not (server.connections and server.connections[0].istls()):
-                await trio.lowlevel.checkpoint()
-            assert await server.broadcast(b"SECRET") == 1
-            assert await client.recv() == b"SECRET"
-            await client.close()
-            server.stop()
+    async with behind_a_broadcast(handler) as client:
+        await client.send(b"file, please")
+        await trio.sleep(6)
+        await client.send(b"go on")
+        assert await client.recv_exactly(len(BIG) + 4) == BIG + b"mine"
+
+
+# ---- beside starttls ----
+
+
+async def test_starttls_waits_for_an_earlier_broadcast(
+    server_tls: ServerTLS, client_tls: ClientTLS
+) -> None:
+    async def handler(sock: Socket) -> None:
+        assert await sock.recv() == b"STARTTLS"
+        await sock.starttls(server_tls)
+        await sock.send(b"secret")
+
+    async with behind_a_broadcast(handler) as client:
+        await client.send(b"STARTTLS")
+        assert await client.recv_exactly(len(BIG)) == BIG
+        await client.starttls(client_tls)
+        assert await client.recv() == b"secret"
 
 
 @pytest.mark.parametrize("how", ["timeout", "cancelled", "aborted"])
 async def test_starttls_behind_a_broadcast_can_end_early(
-    how: str, server_tls: ServerTLS, autojump_clock: trio.testing.MockClock
+    how: str, server_tls: ServerTLS, jumping_clock: trio.testing.MockClock
 ) -> None:
-    autojump_clock.autojump_threshold = 0.05  # not while bytes are in flight
     done = []
 
     async def handler(sock: Socket) -> None:
@@ -263,159 +314,52 @@ async def test_starttls_behind_a_broadcast_can_end_early(
         assert not sock.isopen()
         done.append(how)
 
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, handler)
-        client = await connect(server)
-        while not server.connections:
-            await trio.lowlevel.checkpoint()
-        async with closing(client), trio.open_nursery() as inner:
-            inner.start_soon(lambda: server.broadcast(b"b" * 50_000_000, timeout=100))
-            await trio.testing.wait_all_tasks_blocked()
-            await client.send(b"STARTTLS")
-            while server.stats().active:
-                await trio.sleep(1)  # by a clock that jumps
-        assert done == [how]
-        server.stop()
-
-
-async def test_send_file_behind_a_broadcast_can_be_cancelled(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    autojump_clock.autojump_threshold = 0.05  # not while bytes are in flight
-    big = b"b" * 5_000_000
-
-    async def handler(sock: Socket) -> None:
-        await sock.recv()
-        with trio.move_on_after(5) as scope:
-            await sock.send_file(io.BytesIO(b"never"))
-        assert scope.cancelled_caught
-        async with trio.open_nursery() as inner:
-            inner.start_soon(sock.recv)  # the go-ahead of the client
-            await sock.send(b"mine")  # only the broadcast is ahead of it
-
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, handler)
-        client = await connect(server)
-        while not server.connections:
-            await trio.lowlevel.checkpoint()
-        async with closing(client), trio.open_nursery() as inner:
-            inner.start_soon(server.broadcast, big)
-            await trio.testing.wait_all_tasks_blocked()
-            await client.send(b"file, please")
-            await trio.sleep(6)
-            await client.send(b"go on")
-            assert await client.recv_exactly(len(big) + 4) == big + b"mine"
-        server.stop()
-
-
-async def test_a_broadcast_copies_its_data_at_the_call() -> None:
-    big = b"h" * 5_000_000
-
-    async def handler(sock: Socket) -> None:
-        await sock.send(big)
-        await sock.recv()
-
-    async with (
-        serving(handler) as server,
-        connected(server) as client,
-        trio.open_nursery() as nursery,
-    ):
-        await trio.testing.wait_all_tasks_blocked()
-        news = bytearray(b"old")
-        nursery.start_soon(server.broadcast, news)
-        await trio.testing.wait_all_tasks_blocked()
-        news[:] = b"new"
-        assert await client.recv_exactly(len(big) + 3) == big + b"old"
-
-
-async def test_starttls_waits_for_an_earlier_broadcast(
-    server_tls: ServerTLS, client_tls: ClientTLS
-) -> None:
-    async def handler(sock: Socket) -> None:
-        assert await sock.recv() == b"STARTTLS"
-        await sock.starttls(server_tls)
-        await sock.send(b"secret")
-
-    big = b"b" * 5_000_000
-    async with (
-        serving(handler) as server,
-        connected(server) as client,
-        trio.open_nursery() as nursery,
-    ):
-        nursery.start_soon(server.broadcast, big)
-        await trio.testing.wait_all_tasks_blocked()
+    async with behind_a_broadcast(handler, HUGE, timeout=100) as client:
         await client.send(b"STARTTLS")
-        assert await client.recv_exactly(len(big)) == big
-        await client.starttls(client_tls)
-        assert await client.recv() == b"secret"
+    assert done == [how]
+
+
+async def test_starttls_behind_a_broadcast_that_is_cut_short_fails(
+    server_tls: ServerTLS, jumping_clock: trio.testing.MockClock
+) -> None:
+    done = []
+
+    async def handler(sock: Socket) -> None:
+        await sock.recv()
+        with pytest.raises(trio.BrokenResourceError, match="an earlier send was cut off"):
+            await sock.starttls(server_tls)
+        done.append("failed")
+
+    async with behind_a_broadcast(handler, HUGE, timeout=5) as client:
+        await client.send(b"STARTTLS")
+    assert done == ["failed"]
 
 
 async def test_a_broadcast_too_late_for_plain_text_is_dropped(
     server_tls: ServerTLS, client_tls: ClientTLS
 ) -> None:
-    """It waits behind the handler's go-ahead, and the handler calls starttls next."""
-    big = b"go ahead " * 500_000
+    """The broadcast waits behind the reply to STARTTLS, and the handler calls starttls next."""
+    reply = b"go ahead " * 500_000
 
     async def handler(sock: Socket) -> None:
-        await sock.send(big)
+        await sock.send(reply)
         await sock.starttls(server_tls)
         await sock.send(b"secret")
 
-    async with (
-        serving(handler) as server,
-        connected(server) as client,
-        trio.open_nursery() as nursery,
-    ):
+    async with serving(handler) as server, connected(server) as client:
         await trio.testing.wait_all_tasks_blocked()
-        delivered = []
-
-        async def broadcast() -> None:
-            delivered.append(await server.broadcast(b"NEWS"))
-
-        nursery.start_soon(broadcast)
-        await trio.testing.wait_all_tasks_blocked()
-        assert await client.recv_exactly(len(big)) == big
-        # Either it went out before starttls began, whole, or not at all.
-        news = await client.peek()
-        if news is not None:
-            assert await client.recv_exactly(4) == b"NEWS"
-        await client.starttls(client_tls)
-        assert await client.recv() == b"secret"
+        async with broadcasting(server, b"NEWS") as delivered:
+            assert await client.recv_exactly(len(reply)) == reply
+            # The broadcast is sent whole before starttls begins, or not at all.
+            news = await client.peek()
+            if news is not None:
+                assert await client.recv_exactly(4) == b"NEWS"
+            await client.starttls(client_tls)
+            assert await client.recv() == b"secret"
         assert delivered == [0 if news is None else 1]
 
 
-async def test_a_cancelled_broadcast_without_a_timeout_ends(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    autojump_clock.autojump_threshold = 0.05  # not while bytes are in flight
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, chat)
-        client = await connect(server)
-        assert await client.recv() == b"hi\n"
-        with trio.move_on_after(1) as scope:
-            await server.broadcast(b"b" * 50_000_000, timeout=math.inf)
-        assert scope.cancelled_caught
-        async with closing(client):
-            server.stop(grace=0)
-
-
-async def test_broadcast_sends_to_all_concurrently(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    autojump_clock.autojump_threshold = 0.05  # not while bytes are in flight
-
-    async with serving(chat) as server:
-        slow = [await connect(server) for _ in range(3)]
-        for each in slow:
-            assert await each.recv() == b"hi\n"
-        start = trio.current_time()
-        assert await server.broadcast(b"b" * 50_000_000, timeout=5) == 0
-        assert trio.current_time() - start == pytest.approx(5, abs=1)
-        for each in slow:
-            each.abort()
-
-
-async def test_a_broadcast_waiting_behind_a_go_ahead_is_left_out(
+async def test_a_broadcast_overtaken_by_starttls_is_dropped(
     client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
     delivered = []

@@ -1,17 +1,18 @@
-"""Handlers that fail, and peers that vanish from them: the server outlives both."""
+"""Handlers that fail and peers that vanish: the server survives both."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import sys
+from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
-import trio.testing
 
 import trisock
-from helpers.pairs import all_served
+from helpers.pairs import all_served, closing
+from helpers.server import connected, logged, serving
 from helpers.serving import connect
 from trisock import Socket
 
@@ -19,7 +20,7 @@ if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup, ExceptionGroup
 
 
-async def test_what_a_handler_raises_is_logged_and_the_server_lives(
+async def test_a_handlers_exception_is_logged_and_the_server_lives(
     log: pytest.LogCaptureFixture,
 ) -> None:
     async def handler(sock: Socket) -> None:
@@ -28,8 +29,7 @@ async def test_what_a_handler_raises_is_logged_and_the_server_lives(
             raise ValueError("the fault")
         await sock.send(b"fine")
 
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, handler)
+    async with serving(handler) as server:
         async with await connect(server) as client:
             await client.send(b"fail")
             assert await client.recv() == b"an answer before the fault"
@@ -38,10 +38,8 @@ async def test_what_a_handler_raises_is_logged_and_the_server_lives(
         async with await connect(server) as client:
             await client.send(b"work")
             assert await client.recv() == b"fine"
-        server.stop()
-        await server.wait_closed()
-        assert server.stats() == trisock.ServerStats(accepted=2, handler_errors=1)
-    (record,) = [each for each in log.records if each.levelno >= logging.ERROR]
+    assert server.stats() == trisock.ServerStats(accepted=2, handler_errors=1)
+    (record,) = logged(log, logging.ERROR)
     assert record.name == "trisock.server"
     assert where in record.getMessage()
     assert record.exc_info is not None
@@ -57,14 +55,10 @@ async def test_a_group_of_exceptions_is_logged_as_one(log: pytest.LogCaptureFixt
             nursery.start_soon(fail, ValueError("one"))
             nursery.start_soon(fail, KeyError("two"))
 
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, handler)
-        async with await connect(server) as client:
-            assert await client.recv() == b""
-        server.stop()
-        await server.wait_closed()
-        assert server.stats().handler_errors == 1
-    (record,) = [each for each in log.records if each.levelno >= logging.ERROR]
+    async with serving(handler) as server, await connect(server) as client:
+        assert await client.recv() == b""
+    assert server.stats().handler_errors == 1
+    (record,) = logged(log, logging.ERROR)
     assert record.exc_info is not None
     assert isinstance(record.exc_info[1], ExceptionGroup)
 
@@ -72,35 +66,32 @@ async def test_a_group_of_exceptions_is_logged_as_one(log: pytest.LogCaptureFixt
 async def test_a_handler_that_fails_while_cancelled_is_logged_and_cancelled(
     log: pytest.LogCaptureFixture,
 ) -> None:
-    """It raises a group of both kinds, which ``except Exception`` does not see."""
+    """It raises a group of an error and a ``Cancelled``: ``except Exception`` does not catch it."""
 
     async def handler(sock: Socket) -> None:
-        async def fail_in_the_end() -> None:
+        async def fail_when_cancelled() -> None:
             try:
                 await trio.sleep_forever()
             finally:
                 raise ValueError("while being cancelled")
 
         async with trio.open_nursery() as inner:
-            inner.start_soon(fail_in_the_end)
+            inner.start_soon(fail_when_cancelled)
             inner.start_soon(trio.sleep_forever)
 
     async with trio.open_nursery() as nursery:
         server = await trisock.bind(nursery, 0, handler)
-        client = await connect(server)
-        while not server.connections:
-            await trio.lowlevel.checkpoint()
-        nursery.cancel_scope.cancel()
-    client.abort()
+        async with connected(server):
+            nursery.cancel_scope.cancel()
     assert nursery.cancel_scope.cancelled_caught
     assert server.stats().handler_errors == 1
-    (record,) = [each for each in log.records if each.levelno >= logging.ERROR]
+    (record,) = logged(log, logging.ERROR)
     assert "ValueError" in str(record.exc_info)
     assert "Cancelled" not in str(record.exc_info)
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-async def test_what_is_no_exception_of_a_handler_ends_the_server(wrapped: bool) -> None:
+async def test_a_base_exception_of_a_handler_ends_the_server(wrapped: bool) -> None:
     class Stop(BaseException):
         pass
 
@@ -121,7 +112,7 @@ async def test_what_is_no_exception_of_a_handler_ends_the_server(wrapped: bool) 
 
 
 @pytest.mark.parametrize("grouped", [False, True])
-async def test_a_peer_that_vanished_is_not_worth_a_traceback(
+async def test_a_vanished_peer_makes_no_traceback(
     grouped: bool, log: pytest.LogCaptureFixture
 ) -> None:
     async def handler(sock: Socket) -> None:
@@ -131,119 +122,73 @@ async def test_a_peer_that_vanished_is_not_worth_a_traceback(
         else:
             await sock.recv()
 
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, handler)
-        client = await connect(server)
-        while not server.connections:
-            await trio.lowlevel.checkpoint()
-        client.abort()
-        while server.connections:
-            await trio.lowlevel.checkpoint()
-        server.stop()
-        await server.wait_closed()
-        assert server.stats() == trisock.ServerStats(accepted=1, peer_errors=1)
-    assert not [each for each in log.records if each.levelno > logging.INFO]
+    async with serving(handler) as server:
+        async with connected(server):
+            pass
+        await all_served(server, 1)
+    assert server.stats() == trisock.ServerStats(accepted=1, peer_errors=1)
+    assert not logged(log, logging.WARNING)
     assert any("closed the connection with" in each.getMessage() for each in log.records)
 
 
-async def test_somebody_elses_broken_connection_is_worth_one(
-    log: pytest.LogCaptureFixture,
+async def use_another_broken_connection(_: Socket) -> None:
+    raise trio.BrokenResourceError("the connection to the database is broken")
+
+
+async def use_the_socket_after_a_close(sock: Socket) -> None:
+    await sock.close()
+    await sock.recv()
+
+
+@pytest.mark.parametrize("handler", [use_another_broken_connection, use_the_socket_after_a_close])
+async def test_an_error_not_caused_by_the_peer_is_logged(
+    handler: Callable[[Socket], Awaitable[None]], log: pytest.LogCaptureFixture
 ) -> None:
-    async def handler(sock: Socket) -> None:
-        raise trio.BrokenResourceError("the database has gone away")
-
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, handler)
-        async with await connect(server) as client:
-            await client.recv()
-        server.stop()
-        await server.wait_closed()
-        assert server.stats().handler_errors == 1
-    assert [each for each in log.records if each.levelno == logging.ERROR]
-
-
-async def test_a_socket_that_the_handler_has_closed_is_its_mistake(
-    log: pytest.LogCaptureFixture,
-) -> None:
-    async def handler(sock: Socket) -> None:
-        await sock.close()
-        await sock.recv()
-
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, handler)
-        async with await connect(server) as client:
-            await client.recv()
-        await all_served(server, 1)
-        assert server.stats().handler_errors == 1
-        server.stop()
-    assert [each for each in log.records if each.levelno == logging.ERROR]
+    async with serving(handler) as server, await connect(server) as client:
+        assert await client.recv() == b""
+    assert server.stats() == trisock.ServerStats(accepted=1, handler_errors=1)
+    assert logged(log, logging.ERROR)
 
 
 async def test_a_handler_may_close_its_socket_itself() -> None:
     async def handler(sock: Socket) -> None:
         await sock.close()
 
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, handler)
-        async with await connect(server) as client:
-            assert await client.recv() == b""
-        server.stop()
+    async with serving(handler) as server, await connect(server) as client:
+        assert await client.recv() == b""
+    assert server.stats() == trisock.ServerStats(accepted=1)
 
 
-async def test_a_client_that_leaves_within_a_line_makes_no_traceback(
+async def send_forever(sock: Socket) -> None:
+    while True:
+        await sock.send(b"x" * 100_000)
+
+
+async def test_a_peer_that_vanishes_from_two_tasks_makes_no_traceback(
     log: pytest.LogCaptureFixture,
 ) -> None:
     async def handler(sock: Socket) -> None:
-        async for _ in sock.lines():
-            raise AssertionError
-
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, handler)
-        async with await connect(server) as client:
-            await client.send(b"QUI")
-        await all_served(server, 1)
-        assert server.stats() == trisock.ServerStats(accepted=1, peer_errors=1)
-        server.stop()
-    assert not [each for each in log.records if each.levelno > logging.INFO]
-
-
-async def test_a_peer_that_vanishes_from_several_tasks_makes_no_traceback(
-    log: pytest.LogCaptureFixture,
-) -> None:
-    async def handler(sock: Socket) -> None:
-        async def write() -> None:
-            while True:
-                await sock.send(b"x" * 100_000)
-
         async with trio.open_nursery() as inner:
             inner.start_soon(sock.recv)
-            inner.start_soon(write)
+            inner.start_soon(send_forever, sock)
 
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, handler)
+    async with serving(handler) as server:
         for _ in range(10):
-            client = await connect(server)
-            await client.recv()
-            client.abort()
+            async with closing(client := await connect(server)):
+                await client.recv()
         await all_served(server, 10)
-        server.stop()
-        await server.wait_closed()
-        assert server.stats() == trisock.ServerStats(accepted=10, peer_errors=10)
+    assert server.stats() == trisock.ServerStats(accepted=10, peer_errors=10)
+    assert not logged(log, logging.WARNING)
 
 
 async def test_send_eof_to_a_vanished_peer_fails_only_that_connection() -> None:
     async def handler(sock: Socket) -> None:
         with contextlib.suppress(trio.BrokenResourceError):
-            while True:
-                await sock.send(b"x" * 100_000)
+            await send_forever(sock)
         await sock.send_eof()
 
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, handler)
-        client = await connect(server)
-        await client.recv()
-        client.abort()
+    async with serving(handler) as server:
+        async with closing(client := await connect(server)):
+            await client.recv()
         await all_served(server, 1)
-        server.stop()
-        await server.wait_closed()
-        assert server.stats() == trisock.ServerStats(accepted=1, peer_errors=1)
+    assert server.stats() == trisock.ServerStats(accepted=1, peer_errors=1)

@@ -1,4 +1,4 @@
-"""How many connections a server takes, and what is bounded."""
+"""The limits of a server: connections, descriptors, and the defaults of the rest."""
 
 from __future__ import annotations
 
@@ -14,43 +14,39 @@ import trio.testing
 import trisock
 from helpers.failures import few_descriptors, reset_in_the_backlog
 from helpers.pairs import all_served, closing
+from helpers.server import logged, serving
 from helpers.serving import chat, connect, echo
 from trisock import ClientTLS, ServerTLS, Socket
 from trisock._net.connection import Connection
 
 
 async def test_max_connections_keeps_the_excess_in_the_backlog() -> None:
-    async def handler(sock: Socket) -> None:
-        await sock.send(b"in")
-        await sock.recv()
-
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, handler, max_connections=2)
+    async with serving(chat, max_connections=2) as server:
         clients = [await connect(server) for _ in range(3)]
         for client in clients[:2]:
-            assert await client.recv() == b"in"
+            assert await client.recv() == b"hi\n"
         await trio.testing.wait_all_tasks_blocked()
         assert server.stats().accepted == 2
         assert await clients[2].peek() is None
         await clients[0].close()
-        assert await clients[2].recv() == b"in"
+        assert await clients[2].recv() == b"hi\n"
         for client in clients[1:]:
             await client.close()
         # No slot was lost.
         for _ in range(5):
             pair = [await connect(server), await connect(server)]
             for client in pair:
-                assert await client.recv() == b"in"
+                assert await client.recv() == b"hi\n"
                 client.abort()
-        server.stop()
 
 
-async def test_what_a_full_server_leaves_waiting_another_one_can_take() -> None:
-    """As processes do that share a listening socket."""
+async def test_a_full_server_leaves_connections_to_other_processes() -> None:
+    """Two listeners share a socket here, as processes can."""
     listening = socket.create_server(("127.0.0.1", 0))
-    async with trisock.Listener([listening.dup()]) as other, trio.open_nursery() as nursery:
-        listener = trisock.Listener([listening])
-        server = await trisock.bind(nursery, listener, chat, max_connections=1)
+    async with (
+        trisock.Listener([listening.dup()]) as other,
+        serving(chat, trisock.Listener([listening]), max_connections=1) as server,
+    ):
         first = await connect(server)
         assert await first.recv() == b"hi\n"
         second = await connect(server)
@@ -60,45 +56,42 @@ async def test_what_a_full_server_leaves_waiting_another_one_can_take() -> None:
             server.stop()
 
 
-async def test_a_close_keeps_its_slot_beside_as_many_others() -> None:
+async def test_the_number_of_closes_without_a_slot_is_bounded() -> None:
+    """Up to ``max_connections`` closes linger without a slot. One more keeps its slot."""
+
     async def handler(sock: Socket) -> None:
         await trio.lowlevel.wait_readable(sock.fileno())
         await sock.send(b"bye")
 
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, handler, max_connections=1)
+    async with serving(handler, max_connections=1) as server:
         first = await connect(server)
-        await first.send(b"unread, so that the close has to linger")
+        await first.send(b"unread: the close has to linger")
         assert await first.recv() == b"bye"
         second, third = await connect(server), await connect(server)
-        await second.send(b"unread, too")
-        assert await second.recv() == b"bye"
-        await third.send(b"unread, too")
-        await trio.testing.wait_all_tasks_blocked()
-        assert server.stats().accepted == 2
-        await first.close()
-        assert await third.recv() == b"bye"
-        second.abort()
-        third.abort()
-        server.stop()
+        async with closing(second, third):
+            await second.send(b"unread")
+            assert await second.recv() == b"bye"
+            await third.send(b"unread")
+            await trio.testing.wait_all_tasks_blocked()
+            assert server.stats().accepted == 2
+            await first.close()
+            assert await third.recv() == b"bye"
 
 
 async def test_a_slot_covers_the_handshake(client_tls: ClientTLS, server_tls: ServerTLS) -> None:
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, chat, tls=server_tls, max_connections=1)
+    async with serving(chat, tls=server_tls, max_connections=1) as server:
         silent, second = await connect(server), await connect(server)
-        while not server.stats().active:
-            await trio.lowlevel.checkpoint()
-        await trio.testing.wait_all_tasks_blocked()
-        assert server.stats().accepted == 1
-        silent.abort()
-        await second.starttls(client_tls)
-        assert await second.recv() == b"hi\n"
-        second.abort()
-        server.stop()
+        async with closing(silent, second):
+            while not server.stats().active:
+                await trio.lowlevel.checkpoint()
+            await trio.testing.wait_all_tasks_blocked()
+            assert server.stats().accepted == 1
+            silent.abort()
+            await second.starttls(client_tls)
+            assert await second.recv() == b"hi\n"
 
 
-async def test_the_close_of_a_failed_handshake_keeps_no_slot(
+async def test_closing_a_failed_handshake_keeps_no_slot(
     client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
     active: list[int] = []
@@ -107,25 +100,22 @@ async def test_the_close_of_a_failed_handshake_keeps_no_slot(
         active.append(server.stats().active)
         await sock.send(b"hi\n")
 
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, handler, tls=server_tls, max_connections=1)
+    async with serving(handler, tls=server_tls, max_connections=1) as server:
         async with await connect(server) as plain, await connect(server) as second:
             await plain.send(b"GET / HTTP/1.1\r\n\r\n" + bytes(200_000))
             while not server.stats().failed_handshakes:
                 await trio.lowlevel.checkpoint()
             await second.starttls(client_tls)
             assert await second.recv() == b"hi\n"
-            assert active == [2]  # the first one is still closing: its peer says nothing
+            assert active == [2]  # the first is still closing: its peer has not closed
             plain.abort()
-        server.stop()
 
 
 @pytest.mark.parametrize("limit", [None, 100])
-async def test_running_out_of_descriptors_never_kills_the_server(
+async def test_a_server_survives_a_lack_of_descriptors(
     limit: int | None, log: pytest.LogCaptureFixture, autojump_clock: trio.testing.MockClock
 ) -> None:
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, echo, host="127.0.0.1", max_connections=limit)
+    async with serving(echo, host="127.0.0.1", max_connections=limit) as server:
         clients = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(10)]
         with few_descriptors(5):
             while not any("EMFILE" in each.getMessage() for each in log.records):
@@ -137,38 +127,33 @@ async def test_running_out_of_descriptors_never_kills_the_server(
             with trio.socket.from_stdlib_socket(client) as talking:
                 await talking.send(b"hello")
                 assert await talking.recv(5) == b"hello"
-        server.stop()
-    assert {each.name for each in log.records if each.levelno > logging.INFO} == {"trisock.server"}
+    assert {each.name for each in logged(log, logging.WARNING)} == {"trisock.server"}
 
 
-async def test_a_full_backlog_does_not_keep_other_tasks_from_running() -> None:
+async def test_a_full_backlog_does_not_starve_other_tasks() -> None:
     accepted = []
 
     async def handler(_: Socket) -> None:
         accepted.append(server.stats().accepted)
 
-    async with trio.open_nursery() as nursery:
-        listener = await trisock.listen(0, host="127.0.0.1")
-        clients = [socket.create_connection(("127.0.0.1", listener.port)) for _ in range(200)]
-        server = await trisock.bind(nursery, listener, handler)
+    listener = await trisock.listen(0, host="127.0.0.1")
+    clients = [socket.create_connection(("127.0.0.1", listener.port)) for _ in range(200)]
+    async with serving(handler, listener) as server:
         await all_served(server, 200)
         for client in clients:
             client.close()
-        server.stop()
     assert min(accepted) <= 64 < max(accepted) == 200
 
 
-async def test_connections_that_die_before_accept_kill_nobody() -> None:
-    async with trio.open_nursery() as nursery:
-        listener = await trisock.listen(0, host="127.0.0.1")
-        for _ in range(3):
-            reset_in_the_backlog(listener.port)
-        server = await trisock.bind(nursery, listener, echo, max_connections=1)
+async def test_a_server_survives_connections_that_die_before_accept() -> None:
+    listener = await trisock.listen(0, host="127.0.0.1")
+    for _ in range(3):
+        reset_in_the_backlog(listener.port)
+    async with serving(echo, listener, max_connections=1) as server:
         async with await connect(server) as client:
             await client.send(b"hello")
             assert await client.recv() == b"hello"
         assert server.stats().dropped == 3
-        server.stop()
 
 
 async def test_an_unexpected_error_of_accept_ends_the_server(
@@ -177,17 +162,17 @@ async def test_an_unexpected_error_of_accept_ends_the_server(
     listener = await trisock.listen(0, host="127.0.0.1")
 
     def fail(_: socket.socket) -> None:
-        raise OSError(errno.EIO, "unheard of")
+        raise OSError(errno.EIO, "unexpected")
 
     monkeypatch.setattr(listener._listening, "accept_from", fail)
-    with pytest.RaisesGroup(pytest.RaisesExc(OSError, match="unheard of"), flatten_subgroups=True):
+    with pytest.RaisesGroup(pytest.RaisesExc(OSError, match="unexpected"), flatten_subgroups=True):
         async with trio.open_nursery() as nursery:
             await trisock.bind(nursery, listener, echo)
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS])
-async def test_an_accept_that_fails_gives_its_slot_back(
-    number: int, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+async def test_a_failed_accept_gives_its_slot_back(
+    number: int, monkeypatch: pytest.MonkeyPatch, jumping_clock: trio.testing.MockClock
 ) -> None:
     listener = await trisock.listen(0, host="127.0.0.1")
     listening = listener._listening
@@ -199,20 +184,15 @@ async def test_an_accept_that_fails_gives_its_slot_back(
         return real(sock)
 
     monkeypatch.setattr(listening, "accept_from", accept)
-    autojump_clock.autojump_threshold = 0.05  # not while bytes are on their way
-
-    async def hello(sock: Socket) -> None:
-        await sock.send(b"hi")
-
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, listener, hello, max_connections=1)
-        async with await connect(server) as client:
-            assert await client.recv() == b"hi"
+    async with (
+        serving(chat, listener, max_connections=1) as server,
+        await connect(server) as client,
+    ):
+        assert await client.recv() == b"hi\n"
         assert not failures
-        server.stop()
 
 
-def test_what_is_bounded_by_default() -> None:
+def test_calls_are_bounded_by_default() -> None:
     def default(function: object, name: str) -> object:
         return inspect.signature(function).parameters[name].default  # type: ignore[arg-type]
 

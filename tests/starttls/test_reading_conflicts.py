@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 
 import pytest
 import trio
@@ -11,10 +11,13 @@ import trio.testing
 
 import trisock
 from helpers.pairs import clog, closing, unix_pair
-from trisock import ClientTLS, ServerTLS, Socket
+from trisock import ClientTLS, ServerTLS, Socket, TLSError
 from trisock._net.lines import Lines
 
-# Each way to read: it gets the socket, and an iterator that has lines split already.
+# More than the kernel holds: the server sends the rest when the client reads.
+BROADCAST_SIZE = 8_000_000
+
+# Every way to read, from a socket or from an iterator that has split more lines already.
 READS: dict[str, Callable[[Socket, Lines], Awaitable[object]]] = {
     "recv": lambda sock, _: sock.recv(),
     "recv, a part": lambda sock, _: sock.recv(1),
@@ -29,57 +32,55 @@ READS: dict[str, Callable[[Socket, Lines], Awaitable[object]]] = {
 }
 
 
-@asynccontextmanager
-async def handler_with(sock_of: list[Socket]) -> AsyncIterator[tuple[trisock.Server, Socket]]:
-    """Serve one Unix connection whose handler gives its socket away; yield its client too."""
-    import tempfile
+@contextlib.asynccontextmanager
+async def handler_behind_a_broadcast(
+    text: bytes, server_tls: ServerTLS | None = None, client_tls: ClientTLS | None = None
+) -> AsyncIterator[tuple[Socket, Lines, Socket]]:
+    """Yield a handler's socket, its line iterator and the client.
 
-    async def handler(sock: Socket) -> None:
-        sock_of.append(sock)
-        await done.wait()
+    A broadcast to the client is in flight, and starttls and stoptls wait until it is sent. The
+    iterator has returned the first line of the text, and has split the other lines already.
+    """
+    sock: Socket
+    lines: Lines
+    ready = trio.Event()
 
-    done = trio.Event()
-    with tempfile.TemporaryDirectory() as directory:
-        listener = await trisock.listen_unix(f"{directory}/s")
-        async with trio.open_nursery() as nursery:
-            server = await trisock.bind(nursery, listener, handler)
-            client = await trisock.connect_unix(f"{directory}/s")
-            async with closing(client):
-                while not sock_of:
-                    await trio.lowlevel.checkpoint()
-                yield server, client
-                done.set()
-            nursery.cancel_scope.cancel()
+    async def handler(accepted: Socket) -> None:
+        nonlocal sock, lines
+        sock, lines = accepted, accepted.lines()
+        await anext(lines)
+        ready.set()
+        await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        server = await trisock.bind(nursery, 0, handler, host="127.0.0.1", tls=server_tls)
+        client = await trisock.connect("127.0.0.1", server.port, tls=client_tls)
+        async with closing(client):
+            await client.send(text)
+            await ready.wait()
+            nursery.start_soon(server.broadcast, bytes(BROADCAST_SIZE))
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            yield sock, lines, client
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("change", ["starttls", "stoptls"])
 @pytest.mark.parametrize("way", READS)
 async def test_every_read_is_refused_while_tls_begins_or_ends(
-    way: str,
-    change: str,
-    client_tls: ClientTLS,
-    server_tls: ServerTLS,
+    way: str, change: str, client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
-    socks: list[Socket] = []
-    async with handler_with(socks) as (server, client):
-        sock = socks[0]
-        if change == "stoptls":
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(sock.starttls, server_tls)
-                await client.starttls(client_tls)
-        lines = sock.lines()
-        await client.send(b"STARTTLS\nRSET\nINJECTED\n")
-        assert await anext(lines) == b"STARTTLS"
+    """Plain text injected behind a STARTTLS command is refused too."""
+    roles = (server_tls, client_tls) if change == "stoptls" else (None, None)
+    text = b"STARTTLS\nRSET\nINJECTED\n"
+    async with handler_behind_a_broadcast(text, *roles) as (sock, lines, _):
 
         async def begin() -> None:
             with pytest.raises((trio.ClosedResourceError, RuntimeError)):
                 await (sock.starttls(server_tls) if change == "starttls" else sock.stoptls())
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(server.broadcast, b"x" * 8_000_000)
-            await trio.testing.wait_all_tasks_blocked()
             nursery.start_soon(begin)
-            await trio.testing.wait_all_tasks_blocked()  # behind the broadcast
+            await trio.testing.wait_all_tasks_blocked(0.01)
             for _ in range(3):
                 with pytest.raises(trio.BusyResourceError, match="reading"):
                     await READS[way](sock, lines)
@@ -91,29 +92,42 @@ async def test_every_read_is_refused_while_tls_begins_or_ends(
                 await READS[way](sock, lines)
 
 
-async def test_injected_lines_fail_the_handshake_though_a_reader_asks_for_them(
-    server_tls: ServerTLS,
+@pytest.mark.parametrize("way", READS)
+async def test_injected_lines_fail_the_handshake_despite_a_reader(
+    way: str, server_tls: ServerTLS
 ) -> None:
-    socks: list[Socket] = []
-    async with handler_with(socks) as (server, client):
-        sock = socks[0]
-        lines = sock.lines()
-        await client.send(b"STARTTLS\nMAIL FROM:<evil@example.org>\nDATA\n")
-        assert await anext(lines) == b"STARTTLS"
+    async def begin() -> None:
+        with pytest.raises(TLSError, match="does not speak TLS"):
+            await sock.starttls(server_tls)
 
-        async def begin() -> None:
-            with pytest.raises(trisock.TLSError, match="does not speak TLS"):
-                await sock.starttls(server_tls)
-
+    text = b"STARTTLS\nMAIL FROM:<evil@example.org>\nDATA\n"
+    async with handler_behind_a_broadcast(text) as (sock, lines, client):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(server.broadcast, b"x" * 8_000_000)
-            await trio.testing.wait_all_tasks_blocked()
             nursery.start_soon(begin)
-            await trio.testing.wait_all_tasks_blocked()
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            for _ in range(2):
+                with pytest.raises(trio.BusyResourceError):
+                    await READS[way](sock, lines)
+            assert await client.recv_exactly(BROADCAST_SIZE)  # now the handshake begins
+
+
+async def test_lines_split_before_stoptls_are_kept(
+    client_tls: ClientTLS, server_tls: ServerTLS
+) -> None:
+    async def end() -> None:
+        with pytest.raises(RuntimeError, match="decrypted bytes are waiting"):
+            await sock.stoptls()
+
+    text = b"CCC\ntwo\nthree\n"
+    async with handler_behind_a_broadcast(text, server_tls, client_tls) as (sock, lines, client):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(end)
+            await trio.testing.wait_all_tasks_blocked(0.01)
             for _ in range(2):
                 with pytest.raises(trio.BusyResourceError):
                     await anext(lines)
-            assert await client.recv_exactly(8_000_000)
+            assert await client.recv_exactly(BROADCAST_SIZE)
+        assert [await anext(lines), await anext(lines)] == [b"two", b"three"]
 
 
 async def test_lines_are_refused_while_another_task_reads() -> None:
@@ -132,7 +146,7 @@ async def test_lines_are_refused_while_another_task_reads() -> None:
 
 
 @pytest.mark.parametrize("way", READS)
-async def test_a_closed_socket_is_closed_for_reads_before_its_reader_has_left(way: str) -> None:
+async def test_reads_after_an_abort_see_a_closed_socket(way: str) -> None:
     a, b = unix_pair()
     async with closing(a, b):
         lines = a.lines()
@@ -146,14 +160,14 @@ async def test_a_closed_socket_is_closed_for_reads_before_its_reader_has_left(wa
         async with trio.open_nursery() as nursery:
             nursery.start_soon(wait)
             await trio.testing.wait_all_tasks_blocked()
-            a.abort()  # the reader is woken and has not run yet
+            a.abort()  # the reader is woken, and has not run yet
             with pytest.raises(trio.ClosedResourceError):
                 await READS[way](a, lines)
             with pytest.raises(trio.ClosedResourceError):
                 a.unrecv(b"x")
 
 
-async def test_a_send_on_a_closed_socket_is_not_a_conflict() -> None:
+async def test_a_send_after_an_abort_sees_a_closed_socket() -> None:
     a, b = unix_pair()
     async with closing(a, b):
         await clog(a)

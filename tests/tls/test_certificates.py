@@ -1,36 +1,46 @@
-"""Certificates, keys and options: what cannot be used is found before a byte is sent."""
+"""Certificate: the PEM it accepts, how it refuses the rest, and how it protects the key."""
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import os
 import ssl
 import stat
 import subprocess
+import sys
 import traceback
+import warnings
 from pathlib import Path
 
 import pytest
 import trio
-import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.hazmat.primitives.asymmetric import dsa
 
 from helpers.authority import Authority
+from helpers.certificates import CertificateAuthority
+from helpers.client_hellos import hello_for
+from helpers.flights import certificates_in, flight_for
+from helpers.odd_certificates import BAD_CHAINS, KEY, SERIAL_0, self_signed
 from helpers.pairs import closing, tcp_pair
-from helpers.pem import encrypted, pems
-from helpers.sni import names_of, shown, trusting
-from trisock import Certificate, ClientTLS, ServerTLS, TLSInfo
+from helpers.pem import chains_and_keys, encoded, encrypted, pems
+from helpers.sni import client_info, names_of, trusting
+from trisock import Certificate, ClientTLS, ServerTLS
 from trisock._tls import certificate as loading
-from trisock._tls import roles
-from trisock._tls.info import new_tls_info
 
-# ---- PEM ----
+KEY_PEM = encoded(KEY)
 
 
-def test_pem_is_taken_as_str_and_as_bytes_and_certificates_are_equal_by_value(
-    authority: Authority,
-) -> None:
+def pem_of(content: bytes) -> bytes:
+    return ssl.DER_cert_to_PEM_cert(content).encode()
+
+
+# ---- what is accepted ----
+
+
+def test_certificates_compare_by_value_whether_str_or_bytes(authority: Authority) -> None:
     chain, key = pems(authority, "example.org")
     certificate = Certificate(chain, key)
     assert certificate == Certificate(chain.decode(), key.decode())
@@ -40,7 +50,7 @@ def test_pem_is_taken_as_str_and_as_bytes_and_certificates_are_equal_by_value(
     assert certificate.names == ("example.org",)
 
 
-async def test_a_mapping_with_the_same_fields_works_too(authority: Authority) -> None:
+async def test_a_mapping_with_the_same_fields_is_a_certificate(authority: Authority) -> None:
     chain, key = pems(authority, "example.org")
     secret = encrypted(key, b"secret")
     for certificates in (
@@ -48,7 +58,7 @@ async def test_a_mapping_with_the_same_fields_works_too(authority: Authority) ->
         {"chain": chain.decode(), "private_key": key.decode()},
         [{"chain": chain, "private_key": secret, "password": "secret"}],
     ):
-        info = await shown(certificates, "example.org", trusting(authority))
+        info = await client_info(certificates, "example.org", trusting(authority))
         assert names_of(info) == ["example.org"]
 
 
@@ -65,7 +75,105 @@ def test_certificates_are_read_from_files(authority: Authority, tmp_path: Path) 
         Certificate.from_files(tmp_path / "nothing.pem")
 
 
-def test_what_cannot_be_used_is_an_error_that_says_which(authority: Authority) -> None:
+AROUND = {
+    "umlauts in UTF-8": "# Zürich\n".encode(),
+    "umlauts in Latin-1": "# Zürich\n".encode("latin-1"),
+    "a byte order mark": b"\xef\xbb\xbf",
+    "stray bytes": b"\0\xff\xfe\n",
+    "a commented-out block": b"# -----BEGIN CERTIFICATE-----\n# MII\n# -----END CERTIFICATE-----\n",
+    "another block": b"-----BEGIN DH PARAMETERS-----\nAAAA\n-----END DH PARAMETERS-----\n",
+}
+
+
+@pytest.mark.parametrize("around", AROUND.values(), ids=AROUND)
+async def test_text_outside_the_pem_blocks_is_ignored(around: bytes, authority: Authority) -> None:
+    chain, key = pems(authority, "example.org")
+    ca = around + authority.pem + around + authority.pem + around
+    odd = Certificate(around + chain + around, around + key + around)
+    assert odd == Certificate(chain, key)
+    info = await client_info(ServerTLS(odd, client_ca=ca), "example.org", trusting(authority))
+    assert names_of(info) == ["example.org"]
+    client = ClientTLS("example.org", ca=ca, certificate=odd)
+    assert client == ClientTLS("example.org", ca=authority.pem, certificate=odd)
+    a, b = await tcp_pair()
+    async with closing(a, b), trio.open_nursery() as nursery:
+        nursery.start_soon(b.starttls, odd)
+        await a.starttls(client)
+
+
+@pytest.mark.parametrize("ending", [b"\r\n", b"\r", b"\n\n", b" \n"])
+def test_any_line_ending_is_accepted(ending: bytes, authority: Authority) -> None:
+    chain, key = pems(authority, "example.org")
+    secret = encrypted(key, b"secret")
+    odd = Certificate(chain.replace(b"\n", ending), secret.replace(b"\n", ending), "secret")
+    assert odd.names == ("example.org",)
+    assert ServerTLS(odd)
+    assert ClientTLS("example.org", ca=authority.pem.replace(b"\n", ending))
+
+
+async def test_each_certificate_of_a_chain_is_sent_once(tmp_path: Path) -> None:
+    root = CertificateAuthority("root")
+    good = CertificateAuthority("between", issuer=root).issue("example.org")
+    both = tmp_path / "both.pem"
+    for parts in (
+        [good._private_key, good._chain],
+        [good._chain, good._private_key],
+        [good._chain, good._chain, good._private_key],
+    ):
+        both.write_bytes(b"".join(parts))
+        role = ServerTLS(Certificate.from_files(both))
+        flight, _ = await flight_for(role, hello_for(b"example.org"))
+        sent = certificates_in(flight)
+        assert len(sent) == 2
+        assert len(set(sent)) == 2
+
+
+def test_a_traditional_encrypted_key_is_accepted() -> None:
+    secret = KEY.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.TraditionalOpenSSL,
+        serialization.BestAvailableEncryption(b"secret"),
+    )
+    assert b"DEK-Info" in secret
+    for text in (secret, secret.replace(b"\n", b"\r\n"), b"\xef\xbb\xbf" + secret):
+        assert ServerTLS(Certificate(pem_of(self_signed()), text, "secret"))
+
+
+async def test_an_ed25519_key_is_accepted(authority: Authority) -> None:
+    chains, keys = chains_and_keys()
+    certificate = Certificate(chains[3], keys[3])
+    assert certificate.names == ("example.org",)
+    assert certificate.key_kind == "Ed25519"
+    context = trusting(authority)
+    context.verify_mode = ssl.CERT_NONE
+    info = await client_info(
+        [authority.issue("first.example"), certificate], "example.org", context
+    )
+    assert info.peer_certificate == ssl.PEM_cert_to_DER_cert(chains[3].decode())
+    with pytest.raises(ValueError, match="signature"):
+        info.channel_binding("tls-server-end-point")
+
+
+def test_the_common_name_counts_if_there_is_no_dns_name() -> None:
+    addresses = [x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    chain = pem_of(self_signed(x509.SubjectAlternativeName(addresses)))
+    assert Certificate(chain, KEY_PEM).names == ("example.org",)
+
+
+def test_a_certificate_cannot_be_changed(authority: Authority) -> None:
+    certificate = authority.issue("localhost")
+    with pytest.raises(AttributeError, match="cannot be changed"):
+        certificate.names = ("another.example",)
+    with pytest.raises(AttributeError, match="cannot be changed"):
+        del certificate.names
+    with pytest.raises(TypeError, match=r"an ssl\.SSLContext"):
+        certificate.load_into(None)  # type: ignore[arg-type]
+
+
+# ---- what is refused ----
+
+
+def test_an_error_names_the_unusable_argument(authority: Authority) -> None:
     chain, key = pems(authority, "example.org")
     _, other_key = pems(authority, "example.net")
     secret = encrypted(key, b"secret")
@@ -86,51 +194,53 @@ def test_what_cannot_be_used_is_an_error_that_says_which(authority: Authority) -
         with pytest.raises(error, match=words) as caught:
             Certificate(*arguments)  # type: ignore[arg-type]
         assert "PRIVATE KEY-----" not in str(caught.value)
-    # A password that is not needed does no harm.
-    assert Certificate(chain, key, "secret")
+    assert Certificate(chain, key, "a password that is not needed")
 
 
-def test_roles_check_their_options(authority: Authority) -> None:
-    good = authority.issue("example.org")
-    for make, error, words in [
-        (lambda: ServerTLS([]), ValueError, "at least one certificate"),
-        (lambda: ServerTLS("pem"), TypeError, "not as a str"),
-        (lambda: ServerTLS([1]), TypeError, "not a int"),  # type: ignore[list-item]
-        (lambda: ServerTLS(good, require_alpn=True), ValueError, "needs alpn_protocols"),
-        (lambda: ServerTLS(good, alpn_protocols="h2"), TypeError, "sequence of str"),
-        (lambda: ServerTLS(good, alpn_protocols=[b"h2"]), TypeError, "is a str"),  # type: ignore[list-item]
-        (lambda: ServerTLS(good, alpn_protocols=[""]), ValueError, "1 to 255"),
-        (lambda: ServerTLS(good, alpn_protocols=["x" * 256]), ValueError, "1 to 255"),
-        (lambda: ServerTLS(good, client_ca="x"), ValueError, "client_ca is not PEM"),
-        (
-            lambda: ServerTLS(good, client_ca="-----BEGIN CERTIFICATE-----\n"),
-            ValueError,
-            "client_ca holds no PEM certificate",
-        ),
-        (
-            lambda: ServerTLS(good, require_client_certificate=True),
-            ValueError,
-            "needs client_ca",
-        ),
-        (lambda: ClientTLS("a b"), ValueError, "not a host name"),
-        (lambda: ClientTLS(1), TypeError, "a host is a str"),  # type: ignore[arg-type]
-        (lambda: ClientTLS("x", ca="x"), ValueError, "ca is not PEM"),
-        (
-            lambda: ClientTLS("x", ca=b"-----BEGIN \xff"),
-            ValueError,
-            "ca holds no PEM certificate",
-        ),
-        (lambda: ClientTLS("x", certificate="pem"), TypeError, "a certificate is"),  # type: ignore[arg-type]
-        (lambda: ClientTLS("x", alpn_protocols=1), TypeError, "sequence of str"),  # type: ignore[arg-type]
-    ]:
-        with pytest.raises(error, match=words):
-            make()
+@pytest.mark.parametrize("bad", BAD_CHAINS.values(), ids=BAD_CHAINS)
+def test_a_bad_certificate_is_a_value_error(bad: bytes) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match=r"^chain") as caught:
+            Certificate(pem_of(bad), KEY_PEM)
+    assert type(caught.value) is ValueError
 
 
-# ---- keys ----
+def test_a_warning_of_cryptography_is_at_most_a_value_error() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with contextlib.suppress(ValueError):
+            assert Certificate(pem_of(SERIAL_0), KEY_PEM).names
 
 
-def test_a_key_is_never_shown(authority: Authority) -> None:
+@pytest.mark.needs("openssl")
+def test_a_key_unsupported_by_tls_is_a_value_error(tmp_path: Path) -> None:
+    key, chain = tmp_path / "key.pem", tmp_path / "chain.pem"
+    command = ["openssl", "req", "-x509", "-nodes", "-subj", "/CN=example.org", "-days", "2"]
+    command += ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:SM2", "-sha256"]
+    subprocess.run([*command, "-keyout", key, "-out", chain], check=True, capture_output=True)
+    with pytest.raises(ValueError, match=r"^(chain|private_key)") as caught:
+        Certificate.from_files(chain, key)
+    assert type(caught.value) is ValueError
+
+
+def test_a_dsa_key_is_refused() -> None:
+    key = dsa.generate_private_key(1024)
+    with pytest.raises(ValueError, match="private_key is of a type that TLS does not support"):
+        Certificate(pem_of(self_signed(key=key)), encoded(key))
+
+
+def test_a_path_that_is_too_long_is_not_quoted() -> None:
+    path = "a/" * 3000
+    with pytest.raises(OSError, match="characters") as caught:
+        Certificate.from_files(path)
+    assert path not in str(caught.value)
+
+
+# ---- keys are secret ----
+
+
+def test_no_repr_shows_a_key(authority: Authority) -> None:
     chain, key = pems(authority, "example.org", "example.net")
     certificate = Certificate(chain, key, "hunter2")
     role = ServerTLS(certificate, client_ca=authority.pem)
@@ -143,28 +253,44 @@ def test_a_key_is_never_shown(authority: Authority) -> None:
     assert repr(certificate) == "<trisock.Certificate example.org, example.net (EC)>"
 
 
-def test_an_error_shows_nothing_of_a_key_that_is_damaged_or_in_the_wrong_place(
-    authority: Authority, tmp_path: Path
-) -> None:
-    chain, key = pems(authority, "example.org")
-    damaged = key.replace(b" KEY-----", b" KEY", 1)  # now it is all the name of a PEM block
-    one_file = tmp_path / "key_and_chain.pem"
-    one_file.write_bytes(damaged + chain)
-    for make in (
-        lambda: Certificate.from_files(one_file),
-        lambda: Certificate(chain, damaged + chain),
-        lambda: ClientTLS("example.org", ca=key + b"\xff"),
-    ):
-        with pytest.raises(ValueError, match="PEM") as caught:
+def test_no_error_shows_a_damaged_or_misplaced_key(authority: Authority, tmp_path: Path) -> None:
+    chain, key = (each.decode() for each in pems(authority, "example.org"))
+    good = Certificate(chain, key)
+    damaged = key.replace(" KEY-----", " KEY", 1)  # all of it is the label of a PEM block now
+    (tmp_path / "chain.pem").write_text(chain)
+    (tmp_path / "damaged.pem").write_text(damaged + chain)
+    for make, words in [
+        (lambda: Certificate.from_files(tmp_path / "damaged.pem"), "is not a PEM private key"),
+        (lambda: Certificate(chain, damaged + chain), "is not a PEM private key"),
+        (lambda: Certificate(chain, key[:90] + "\ud800" + key[91:]), "a block is damaged"),
+        (lambda: Certificate(chain, key, key + "\ud800"), "password has characters"),
+        (lambda: Certificate.from_files(key), "chain must be a path"),
+        (lambda: Certificate.from_files(key.replace("\n", "") * 20), "chain must be a path"),
+        (lambda: Certificate.from_files(tmp_path / "chain.pem", key), "private_key must be a path"),
+        (lambda: ClientTLS("x", ca=key.encode() + b"\xff"), "ca holds no PEM certificate"),
+        (lambda: ClientTLS("x", ca=key + "\udcff"), "ca holds no PEM certificate"),
+        (lambda: ClientTLS("x", certificate=key), "not a str"),  # type: ignore[arg-type]
+        (lambda: ClientTLS("x", alpn_protocols=[key]), "1 to 255 printable"),
+        (lambda: ClientTLS("x", alpn_protocols=[key.encode()]), "not a bytes"),  # type: ignore[list-item]
+        (lambda: ServerTLS(good, alpn_protocols=[key[:40] + "\n"]), "1 to 255 printable"),
+        (lambda: ServerTLS({key: chain}), "has the fields"),  # type: ignore[dict-item]
+        (lambda: ServerTLS({"chain": key, "private_key": key}), "chain is not a PEM certificate"),
+        (
+            lambda: ServerTLS({"chain": chain.encode() + b"\xff", "private_key": key[:-40]}),
+            "a block is damaged",
+        ),
+        (lambda: ServerTLS(key), "not as a str"),
+    ]:
+        with pytest.raises((ValueError, TypeError), match=words) as caught:
             make()
-        told = "".join(traceback.format_exception(caught.value))
-        told += repr(caught.value) + repr(caught.value.__cause__)
-        assert key.decode().splitlines()[1] not in told
+        shown = "".join(traceback.format_exception(caught.value))
+        shown += repr(caught.value) + repr(caught.value.__cause__) + repr(vars(caught.value))
+        assert not any(line in shown for line in key.splitlines()[1:-1])
 
 
 @pytest.mark.parametrize("memory", [True, False])
-def test_a_key_never_lies_where_others_can_read_it(
-    memory: bool, authority: Authority, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_a_key_is_never_readable_by_other_users(
+    memory: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
@@ -188,15 +314,15 @@ def test_a_key_never_lies_where_others_can_read_it(
                 assert not list(tmp_path.iterdir())
             else:
                 assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
-                assert set(modes) == {0o600}  # from its first moment on
+                assert set(modes) == {0o600}  # from the start
     finally:
         os.umask(old)
     assert not os.path.exists(path)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_missing_password_is_never_asked_for(authority: Authority) -> None:
-    """OpenSSL would ask on the terminal. Here it cannot: stdin is not even looked at."""
+def test_a_missing_password_is_not_prompted_for(authority: Authority) -> None:
+    """OpenSSL would prompt on the terminal."""
     chain, key = pems(authority, "example.org")
     certificate = Certificate(chain, encrypted(key, b"secret"), "secret")
     object.__setattr__(certificate, "_password", None)
@@ -204,199 +330,60 @@ def test_a_missing_password_is_never_asked_for(authority: Authority) -> None:
         certificate.load_into(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
 
 
-# ---- which certificate ----
+# ---- without /proc and memory files ----
+
+CHROOT = """
+import os, sys
+from trisock import Certificate, ServerTLS
+certificate = Certificate.from_files(sys.argv[1])
+if sys.argv[2] == "chroot":
+    os.chroot(sys.argv[3])
+    os.chdir("/")
+else:
+    def refused(*_):
+        raise PermissionError(1, "seccomp")
+    os.memfd_create = refused
+    os.environ["TMPDIR"] = sys.argv[3]
+print(ServerTLS([certificate]).certificates == (certificate,))
+print(os.listdir("/tmp" if sys.argv[2] == "chroot" else sys.argv[3]))
+"""
 
 
-async def test_sni_chooses_the_certificate(authority: Authority) -> None:
-    first = authority.issue("first.example")
-    second = authority.issue("second.example", "*.wild.example")
-    third = authority.issue("third.example", "exact.wild.example")
-    context = trusting(authority)
-    for name, expected in [
-        ("first.example", "first.example"),
-        ("second.example", "second.example"),
-        ("SECOND.example", "second.example"),
-        ("any.wild.example", "second.example"),
-        ("exact.wild.example", "third.example"),
-        ("deep.any.wild.example", "first.example"),  # not found: the first
-        ("unknown.example", "first.example"),
-        ("127.0.0.1", "first.example"),  # no SNI for an address
-    ]:
-        info = await shown([first, second, third], name, context)
-        assert names_of(info)[0] == expected
-
-
-@pytest.mark.parametrize(
-    ("position", "asked"),
-    [(0, "several.example"), (1, "several.example"), (0, "unknown.example")],
-)
-async def test_a_name_may_have_a_certificate_of_each_key_kind(
-    position: int, asked: str, authority: Authority
+@pytest.mark.parametrize("how", ["chroot", "seccomp"])
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="chroot needs root")
+def test_certificates_work_without_proc_and_memfd(
+    how: str, authority: Authority, tmp_path: Path
 ) -> None:
-    name = "several.example"
-    certificates = [
-        authority.issue(name, key_type=trustme.KeyType.RSA),
-        authority.issue(name, key_type=trustme.KeyType.ECDSA),
-    ]
-    if position:  # not the first name, so it is the SNI callback that finds them
-        certificates.insert(0, authority.issue("first.example"))
-    for cipher, kind in [
-        ("ECDHE-RSA-AES128-GCM-SHA256", "RSA"),
-        ("ECDHE-ECDSA-AES128-GCM-SHA256", "EC"),
-    ]:
-        context = trusting(authority)
-        context.maximum_version = ssl.TLSVersion.TLSv1_2
-        context.set_ciphers(cipher)
-        info = await shown(certificates, asked, context)
-        assert info.peer_certificate is not None
-        key = x509.load_der_x509_certificate(info.peer_certificate).public_key()
-        assert kind in type(key).__name__
-        assert names_of(info) == [name]
+    good = authority.issue("example.org")
+    (tmp_path / "both.pem").write_bytes(good._chain + good._private_key)
+    (tmp_path / "root" / "tmp").mkdir(parents=True)
+    root = tmp_path / "root" if how == "chroot" else tmp_path / "root" / "tmp"
+    command = [sys.executable, "-c", CHROOT, str(tmp_path / "both.pem"), how, str(root)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ran.stdout.splitlines() == ["True", "[]"], ran.stderr
 
 
-async def test_an_ed25519_key_works(authority: Authority) -> None:
-    """trustme makes none, so this one is signed by itself."""
-    import datetime
-
-    key = ed25519.Ed25519PrivateKey.generate()
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "ed.example")])
-    now = datetime.datetime.now(datetime.timezone.utc)
-    pem = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .sign(key, None)
-        .public_bytes(serialization.Encoding.PEM)
-    )
-    certificate = Certificate(
-        pem,
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        ),
-    )
-    assert certificate.names == ("ed.example",)  # the common name, as it has no others
-    assert certificate.key_kind == "Ed25519"
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    info = await shown([authority.issue("first.example"), certificate], "ed.example", context)
-    with pytest.raises(ValueError, match="signature"):
-        info.channel_binding("tls-server-end-point")
-
-
-async def test_tls_server_end_point_replaces_weak_hashes_as_rfc_5929_says() -> None:
-    import hashlib
-    from unittest import mock
-
-    info = new_tls_info(
-        TLSInfo("TLSv1.3", "x", None, None, b"der", False),
-        tls_unique=None,
-        server_certificate=b"der",
-    )
-    certificate = mock.Mock()
-    certificate.signature_hash_algorithm.name = "sha1"
-    certificate.fingerprint = lambda algorithm: hashlib.new(algorithm.name, b"der").digest()
-    with mock.patch("cryptography.x509.load_der_x509_certificate", return_value=certificate):
-        binding = info.channel_binding("tls-server-end-point")
-    assert binding == hashlib.sha256(b"der").digest()
-
-
-# ---- contexts ----
-
-
-def test_contexts_are_built_once_for_equal_values(
-    authority: Authority, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_certificates_work_if_proc_cannot_be_opened(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chain, key = pems(authority, "example.org")
+    real = os.open
 
-    def server() -> ssl.SSLContext:
-        mapping = {"chain": chain, "private_key": key}
-        return roles.resolve_role(
-            [mapping], server_hostname=None, connected_host=None, side="server"
-        ).context
+    def without_proc(path: str, flags: int, *args: int) -> int:
+        if str(path).startswith("/proc"):
+            raise FileNotFoundError(path)
+        return real(path, flags, *args)
 
-    def client(name: str) -> ssl.SSLContext:
-        role = roles.resolve_role(name, server_hostname=None, connected_host=None, side="client")
-        return role.context
-
-    assert server() is server()
-    mapping = {"chain": chain, "private_key": key}
-    assert loading.to_certificate(mapping) is loading.to_certificate(dict(mapping))
-    with pytest.raises(ValueError, match="has the fields"):
-        loading.to_certificate({**mapping, "privat_key": key})
-    # The system's trust store is loaded once, whatever the names are.
-    assert client("one.example") is client("two.example")
-    before = client("one.example")
-    (tmp_path / "ca.pem").write_bytes(authority.pem)
-    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
-    assert client("one.example") is not before
-    assert client("one.example").get_ca_certs()[0]["subject"]
+    monkeypatch.setattr(loading.os, "open", without_proc)
+    ServerTLS(authority.issue("localhost"))
 
 
-async def test_ssl_cert_file_is_part_of_the_systems_trust(
-    authority: Authority, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_an_error_says_that_no_file_can_be_created(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "ca.pem").write_bytes(authority.pem)
-    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
-    a, b = await tcp_pair()
-    async with closing(a, b), trio.open_nursery() as nursery:
-        nursery.start_soon(b.starttls, [authority.issue("example.org")])
-        await a.starttls("example.org")
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(1, "refused")
 
-
-@pytest.mark.needs("openssl")
-async def test_ssl_cert_dir_is_part_of_the_systems_trust(
-    authority: Authority, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    (tmp_path / "ca.pem").write_bytes(authority.pem)
-    # OpenSSL looks for a file by the hash of the certificate's name.
-    subprocess.run(["openssl", "rehash", tmp_path], check=True)
-    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
-    a, b = await tcp_pair()
-    async with closing(a, b), trio.open_nursery() as nursery:
-        nursery.start_soon(b.starttls, [authority.issue("example.org")])
-        await a.starttls("example.org")
-
-
-def test_roles_are_immutable_and_can_be_keys(authority: Authority) -> None:
-    role = ClientTLS("example.org", ca=authority.pem, alpn_protocols=["imap"])
-    with pytest.raises(AttributeError):
-        role.verify = False  # type: ignore[misc]
-    assert {role: 1}[ClientTLS("example.org", ca=authority.pem.decode(), alpn_protocols=("imap",))]
-    server = ServerTLS([authority.issue("example.org")])
-    with pytest.raises(AttributeError):
-        server.certificates = ()  # type: ignore[misc]
-    assert server == ServerTLS(authority.issue("example.org"))
-
-
-def test_verification_is_on_unless_it_is_switched_off(authority: Authority) -> None:
-    verified = ClientTLS("example.org", ca=authority.pem)._context()
-    assert verified.check_hostname
-    assert verified.verify_mode == ssl.CERT_REQUIRED
-    # Only the authority that was given is trusted.
-    assert len(verified.get_ca_certs()) == 1
-    unverified = ClientTLS("example.org", verify=False)._context()
-    assert not unverified.check_hostname
-    assert unverified.verify_mode == ssl.CERT_NONE
-
-
-async def test_sni_wildcard_of_a_certificate_that_is_not_the_first(authority: Authority) -> None:
-    certs = [authority.issue("first.example"), authority.issue("*.wild.example")]
-    context = ssl.create_default_context(cadata=authority.pem.decode())
-    a, b = await tcp_pair()
-    async with closing(a, b), trio.open_nursery() as nursery:
-        nursery.start_soon(b.starttls, certs)
-        await a.starttls(context, server_hostname="any.wild.example")
-
-
-def test_ssl_cert_dir_is_part_of_the_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    role = ClientTLS("example.org")
-    before = role._context()
-    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
-    assert role._context() is not before
+    monkeypatch.setattr(os, "memfd_create", refused)
+    monkeypatch.setattr("tempfile.mkstemp", refused)
+    with pytest.raises(PermissionError, match=r"OpenSSL reads certificates from files .* refused"):
+        authority.issue("example.org").load_into(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))

@@ -1,4 +1,4 @@
-"""TLSEngine: the states of a TLS connection, without I/O, however its ciphertext is split."""
+"""TLSEngine: the states of a TLS connection, without I/O, for any split of its ciphertext."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PEER = Address("192.0.2.1", 25)
 
 
 class Side:
-    """An engine and what it has raised."""
+    """An engine, and the errors that it has remembered."""
 
     def __init__(self, tls: ClientTLS | ServerTLS, side: str) -> None:
         role = resolve_role(tls, server_hostname=None, connected_host=None, side=side)
@@ -34,7 +34,7 @@ class Side:
         self.errors.append(error)
         return error
 
-    def shake(self, ciphertext: bytes) -> bytes:
+    def handshake_step(self, ciphertext: bytes) -> bytes:
         """Take a step of the handshake, and return what to send."""
         self.bio.write(ciphertext)
         try:
@@ -50,11 +50,11 @@ class Side:
 def connected(
     client_tls: ClientTLS, server_tls: ServerTLS, split: Callable[[bytes], list[bytes]]
 ) -> tuple[Side, Side]:
-    """Return two sides that have finished their handshakes. ``split`` cuts each flight."""
+    """Return a client and a server after the handshake. ``split`` splits each flight."""
     client, server = Side(client_tls, "client"), Side(server_tls, "server")
-    flight, turn, other = client.shake(b""), server, client
+    flight, turn, other = client.handshake_step(b""), server, client
     while client.info is None or server.info is None:
-        response = b"".join(turn.shake(piece) for piece in split(flight))
+        response = b"".join(turn.handshake_step(piece) for piece in split(flight))
         flight, turn, other = response, other, turn
     return client, server
 
@@ -65,7 +65,7 @@ def sides(client_tls: ClientTLS, server_tls: ServerTLS) -> tuple[Side, Side]:
 
 
 def read_all(engine: TLSEngine, ciphertext: bytes) -> bytes | None:
-    """Pass ciphertext to an engine and return what it decrypts; ``None`` if that is nothing."""
+    """Pass ciphertext to an engine, and return what it decrypts; ``None`` if there is no data."""
     engine.incoming.write(ciphertext)
     found = None
     while (data := engine.read()) is not None:
@@ -76,7 +76,7 @@ def read_all(engine: TLSEngine, ciphertext: bytes) -> bytes | None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 6, 100])
-def test_a_handshake_and_data_may_be_split_anywhere(
+def test_a_handshake_and_data_can_be_split_anywhere(
     client_tls: ClientTLS, server_tls: ServerTLS, size: int
 ) -> None:
     def split(data: bytes) -> list[bytes]:
@@ -110,7 +110,7 @@ def test_every_split_of_two_records_gives_the_same_bytes(
         assert first + (read_all(server.engine, ciphertext[cut:]) or b"") == b"onetwo"
 
 
-def test_tickets_go_out_with_the_first_data(sides: tuple[Side, Side]) -> None:
+def test_session_tickets_are_sent_with_the_first_data(sides: tuple[Side, Side]) -> None:
     _, server = sides
     assert server.engine.unsent == 0
     server.engine.write(b"hello")
@@ -118,7 +118,7 @@ def test_tickets_go_out_with_the_first_data(sides: tuple[Side, Side]) -> None:
     assert len(server.engine.data_to_send()) > only_hello  # the tickets come first
 
 
-def test_what_the_kernel_did_not_take_goes_out_first(sides: tuple[Side, Side]) -> None:
+def test_unsent_ciphertext_is_sent_first(sides: tuple[Side, Side]) -> None:
     client, server = sides
     client.engine.write(b"one")
     ciphertext = client.engine.data_to_send()
@@ -129,7 +129,7 @@ def test_what_the_kernel_did_not_take_goes_out_first(sides: tuple[Side, Side]) -
     assert client.engine.unsent == 0
 
 
-def test_the_states_of_a_clean_end(sides: tuple[Side, Side]) -> None:
+def test_a_clean_end_goes_through_every_closing_state(sides: tuple[Side, Side]) -> None:
     client, server = sides
     assert client.engine.state is server.engine.state is TLSState.OPEN
     with pytest.raises(ssl.SSLWantReadError):
@@ -149,7 +149,7 @@ def test_the_states_of_a_clean_end(sides: tuple[Side, Side]) -> None:
     assert client.engine.state is TLSState.CLOSED
 
 
-def test_what_follows_close_notify_in_a_batch_stays_unread(sides: tuple[Side, Side]) -> None:
+def test_a_batch_leaves_what_follows_close_notify(sides: tuple[Side, Side]) -> None:
     client, server = sides
     client.engine.write(b"last")
     client.engine.close_notify()
@@ -186,12 +186,12 @@ def test_a_failed_handshake_names_the_peer_and_leaves_its_alert(
 ) -> None:
     client = Side(ClientTLS("other.example", ca=authority.pem), "client")
     server = Side(server_tls, "server")
-    flight = server.shake(client.shake(b""))
+    flight = server.handshake_step(client.handshake_step(b""))
     with pytest.raises(TLSError, match=r"TLS handshake with 'other\.example' \(192\.0\.2\.1:25\)"):
-        client.shake(flight)
+        client.handshake_step(flight)
     assert client.engine.state is TLSState.FAILED
     with pytest.raises(TLSError, match="alert"):
-        server.shake(client.engine.data_to_send())
+        server.handshake_step(client.engine.data_to_send())
 
 
 def test_SSLStream_uses_five_names_of_its_context_and_object(  # noqa: N802

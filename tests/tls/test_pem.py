@@ -1,4 +1,4 @@
-"""The reader of PEM, alone: which blocks it finds, and what it calls damaged."""
+"""The PEM reader: which blocks it finds, and which blocks are damaged."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import base64
 
 import pytest
 
-from trisock._tls import pem as _pem
+from trisock._tls import pem
 
 CONTENT = bytes([0x30, 3, 2, 1, 5])
 
@@ -29,20 +29,20 @@ def block(label: str, content: bytes = CONTENT) -> bytes:
     ],
     ids=["two begins", "another end", "no end", "no base64", "empty", "another kind", "nothing"],
 )
-def test_a_damaged_certificate_does_not_go_missing_silently(data: bytes) -> None:
+def test_a_damaged_or_missing_certificate_is_an_error(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"a block is damaged|there is no .* block"):
-        _pem.certificates(data)
+        pem.certificates(data)
 
 
 @pytest.mark.parametrize("size", [1, 5, 127, 200, 70_000])
 def test_a_trusted_certificate_ends_before_openssls_own_data(size: int) -> None:
     length = bytes([size]) if size < 128 else bytes([0x83]) + size.to_bytes(3, "big")
     der = b"\x30" + length + bytes(size)
-    assert _pem.certificates(block("TRUSTED CERTIFICATE", der + b"trust")) == [der]
+    assert pem.certificates(block("TRUSTED CERTIFICATE", der + b"trust")) == [der]
 
 
-def test_a_trusted_certificate_of_one_byte_stays_one() -> None:
-    assert _pem.certificates(block("TRUSTED CERTIFICATE", b"\x30")) == [b"\x30"]
+def test_a_trusted_certificate_of_one_byte_is_kept() -> None:
+    assert pem.certificates(block("TRUSTED CERTIFICATE", b"\x30")) == [b"\x30"]
 
 
 def test_a_key_whose_headers_never_end_is_damaged() -> None:
@@ -50,24 +50,24 @@ def test_a_key_whose_headers_never_end_is_damaged() -> None:
         b"-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n-----END RSA PRIVATE KEY-----\n"
     )
     with pytest.raises(ValueError, match="a block is damaged"):
-        _pem.private_key(key)
+        pem.private_key(key)
 
 
-def test_without_a_key_it_says_so() -> None:
+def test_a_missing_key_is_an_error() -> None:
     with pytest.raises(ValueError, match="no private key block"):
-        _pem.private_key(block("CERTIFICATE"))
+        pem.private_key(block("CERTIFICATE"))
 
 
-def test_blocks_that_are_commented_out_are_looked_at_once() -> None:
+def test_commented_out_blocks_take_linear_time() -> None:
     comment = b"# -----BEGIN CERTIFICATE-----\n"
 
     class Counted(bytes):
-        looks = 0
+        reads = 0
 
         def __getitem__(self, index: object) -> object:  # type: ignore[override]
-            Counted.looks += 1
+            Counted.reads += 1
             return super().__getitem__(index)  # type: ignore[index]
 
     data = Counted(comment * 2000)
-    assert list(_pem.blocks(data)) == []
-    assert Counted.looks <= 4 * 2000 * 2
+    assert list(pem.blocks(data)) == []
+    assert Counted.reads <= 4 * 2000 * 2

@@ -1,33 +1,40 @@
-"""What a client asks for by SNI, and what its server makes of it."""
+"""SNI: how a server reads the requested name, and which certificate it selects."""
 
 from __future__ import annotations
 
 import contextlib
 import ssl
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import trio
+import trustme
+from cryptography import x509
 
 from helpers.authority import Authority
+from helpers.certificates import der
 from helpers.client_hellos import hello_for, in_records, records_of
 from helpers.flights import certificate_in, flight_for
 from helpers.pairs import closing, tcp_pair
-from helpers.raw_tls import visit
-from helpers.sni import names_of, trusting
-from trisock import ServerTLS, TLSError, TLSInfo
+from helpers.raw_tls import raw_client_context, visit
+from helpers.sni import client_info, names_of, trusting
+from trisock import Certificate, ServerTLS, TLSError, TLSInfo
+from trisock._tls import roles
+from trisock._tls.client_hello import ClientHello
 
 
 @pytest.fixture
 def unraisable(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """What Python could not raise anywhere, and has printed."""
+    """Exceptions that Python could not raise, and printed instead."""
     seen: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", seen.append)
     return seen
 
 
 def padded(hello: bytes, size: int) -> bytes:
-    """Return the message of a hello with an extension more, of so many bytes."""
+    """Return the message of a hello with one more extension, of a size in bytes."""
     body = bytearray(hello[9:])
     at = 34
     at += 1 + body[at]
@@ -41,7 +48,7 @@ def padded(hello: bytes, size: int) -> bytes:
 
 
 def longest(hello: bytes) -> bytes:
-    """Return the message of a hello with as much in every field as fits: 131,396 bytes."""
+    """Return the message of a hello with every field as long as possible: 131,396 bytes."""
     body = hello[9:]
     at = 35 + body[34]
     ciphers_size = int.from_bytes(body[at : at + 2], "big")
@@ -65,40 +72,174 @@ def longest(hello: bytes) -> bytes:
     return b"\x01" + len(longer).to_bytes(3, "big") + longer
 
 
-async def asked_for(server_tls: object, name: str, context: ssl.SSLContext) -> TLSInfo:
-    """Return what a server knows of a client that asks for a name."""
+async def server_info(server_tls: object, name: str, context: ssl.SSLContext) -> TLSInfo:
+    """Return what a server knows about a client that requests a name."""
     a, b = await tcp_pair()
     async with closing(a, b), trio.open_nursery() as nursery:
         nursery.start_soon(lambda: a.starttls(context, server_hostname=name))
         return await b.starttls(server_tls)  # type: ignore[arg-type]
 
 
+@pytest.fixture
+def two_certificates(authority: Authority) -> list[Certificate]:
+    return [authority.issue("first.example"), authority.issue("second.example")]
+
+
+# ---- which certificate ----
+
+
+async def test_sni_selects_the_certificate(authority: Authority) -> None:
+    certificates = [
+        authority.issue("first.example"),
+        authority.issue("second.example", "*.wild.example"),
+        authority.issue("third.example", "exact.wild.example"),
+        authority.issue("*.only-wild.example"),
+    ]
+    context = trusting(authority)
+    for name, expected in [
+        ("first.example", "first.example"),
+        ("second.example", "second.example"),
+        ("SECOND.example", "second.example"),
+        ("any.wild.example", "second.example"),
+        ("exact.wild.example", "third.example"),
+        ("any.only-wild.example", "*.only-wild.example"),
+        ("deep.any.wild.example", "first.example"),  # not found: the first
+        ("unknown.example", "first.example"),
+        ("127.0.0.1", "first.example"),  # no SNI for an address
+    ]:
+        info = await client_info(certificates, name, context)
+        assert names_of(info)[0] == expected
+
+
+async def test_a_certificate_selected_by_a_wildcard_is_verified(authority: Authority) -> None:
+    certificates = [authority.issue("first.example"), authority.issue("*.only-wild.example")]
+    await client_info(certificates, "any.only-wild.example", raw_client_context(authority))
+
+
+def tls_1_2_context(authority: Authority, key_kind: str) -> ssl.SSLContext:
+    """Return the context of a client that accepts one kind of key only."""
+    context = trusting(authority)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(f"ECDHE-{key_kind}-AES128-GCM-SHA256")
+    return context
+
+
+@pytest.mark.parametrize(
+    ("position", "requested"),
+    [(0, "several.example"), (1, "several.example"), (0, "unknown.example")],
+)
+async def test_a_name_can_have_certificates_of_several_key_kinds(
+    position: int, requested: str, authority: Authority
+) -> None:
+    name = "several.example"
+    certificates = [
+        authority.issue(name, key_type=trustme.KeyType.RSA),
+        authority.issue(name, key_type=trustme.KeyType.ECDSA),
+    ]
+    if position:  # not the default, so SNI has to select them
+        certificates.insert(0, authority.issue("first.example"))
+    for key_kind, key_class in [("RSA", "RSA"), ("ECDSA", "EC")]:
+        info = await client_info(certificates, requested, tls_1_2_context(authority, key_kind))
+        assert info.peer_certificate is not None
+        key = x509.load_der_x509_certificate(info.peer_certificate).public_key()
+        assert key_class in type(key).__name__
+        assert names_of(info) == [name]
+
+
+async def test_a_wildcard_adds_key_kinds_that_the_exact_name_lacks(
+    authority: Authority,
+) -> None:
+    exact = authority.issue("www.example.org", key_type=trustme.KeyType.ECDSA)
+    wild = authority.issue("*.example.org", key_type=trustme.KeyType.RSA)
+    first = authority.issue("first.example")
+    for key_kind, name in [("RSA", "*.example.org"), ("ECDSA", "www.example.org")]:
+        context = tls_1_2_context(authority, key_kind)
+        info = await client_info([first, exact, wild], "www.example.org", context)
+        assert names_of(info) == [name]
+
+
+@pytest.mark.needs("openssl")
+async def test_rsa_and_rsa_pss_certificates_serve_one_name(
+    authority: Authority, tmp_path: Path
+) -> None:
+    key, chain = tmp_path / "key.pem", tmp_path / "chain.pem"
+    command = ["openssl", "req", "-x509", "-nodes", "-subj", "/CN=example.org", "-days", "2"]
+    command += ["-newkey", "rsa-pss", "-pkeyopt", "rsa_keygen_bits:2048"]
+    subprocess.run([*command, "-keyout", key, "-out", chain], check=True, capture_output=True)
+    certificates = [
+        authority.issue("example.org", key_type=trustme.KeyType.RSA),
+        Certificate.from_files(chain, key),
+    ]
+    assert [each.key_kind for each in certificates] == ["RSA", "RSA-PSS"]
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
+    old.maximum_version = ssl.TLSVersion.TLSv1_2
+    for order in (certificates, certificates[::-1]):
+        info = await client_info(order, "example.org", context)
+        assert info.peer_certificate is not None
+        await client_info(order, "example.org", old)
+
+
+def test_out_of_descriptors_a_client_gets_the_shared_context(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    role = roles.resolve_role(
+        ServerTLS(authority.issue("localhost")),
+        server_hostname=None,
+        connected_host=None,
+        side="server",
+    )
+    assert role.contexts is not None
+
+    def broken(chosen: object) -> ssl.SSLContext:
+        raise OSError(24, "too many open files")
+
+    monkeypatch.setattr(role.contexts, "_build", broken)
+    shared = role.contexts.choose(ClientHello(b"localhost", supports_tickets=True))
+    assert role.contexts.choose(ClientHello(b"localhost", supports_tickets=False)) is shared
+
+
+# ---- what the client sends ----
+
+
 @pytest.mark.parametrize(
     "name", [b"\xff\xfe", "b\xfccher.example".encode(), b"x\ny\x1bz", b"127.0.0.1", b"a..b", b"::1"]
 )
-async def test_what_is_no_name_gets_the_first_certificate(
-    name: bytes, authority: Authority, unraisable: list[object], capfd: pytest.CaptureFixture[str]
+async def test_an_invalid_name_gets_the_first_certificate(
+    name: bytes,
+    two_certificates: list[Certificate],
+    unraisable: list[object],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    certificates = [authority.issue("first.example"), authority.issue("second.example")]
-    flight, _ = await flight_for(ServerTLS(certificates), hello_for(name))
-    first = ssl.PEM_cert_to_DER_cert(certificates[0]._chain.decode())
-    assert certificate_in(flight) == first
+    flight, _ = await flight_for(ServerTLS(two_certificates), hello_for(name))
+    assert certificate_in(flight) == der(two_certificates[0])
     assert not unraisable
     assert not any(capfd.readouterr())
 
 
-async def test_the_longest_hello_gets_the_certificate_it_asks_for(authority: Authority) -> None:
-    certificates = [authority.issue("first.example"), authority.issue("second.example")]
+async def test_the_longest_hello_gets_the_requested_certificate(
+    two_certificates: list[Certificate],
+) -> None:
     message = longest(hello_for(b"second.example"))
     assert len(message) == 4 + 131396
-    flight, _ = await flight_for(ServerTLS(certificates), in_records(message, 16384))
-    second = ssl.PEM_cert_to_DER_cert(certificates[1]._chain.decode())
-    assert certificate_in(flight) == second
+    flight, _ = await flight_for(ServerTLS(two_certificates), in_records(message, 16384))
+    assert certificate_in(flight) == der(two_certificates[1])
+
+
+@pytest.mark.parametrize("size", [1, 100, 16384])
+async def test_a_hello_can_span_several_records(
+    size: int, two_certificates: list[Certificate]
+) -> None:
+    message = padded(hello_for(b"second.example"), 20_000 if size > 1 else 1)
+    flight, _ = await flight_for(ServerTLS(two_certificates), in_records(message, size))
+    assert certificate_in(flight) == der(two_certificates[1])
 
 
 @pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
 @pytest.mark.parametrize("own_context", [True, False])
-async def test_server_hostname_is_what_was_on_the_wire(
+async def test_server_hostname_is_the_name_on_the_wire(
     own_context: bool, version: str, authority: Authority
 ) -> None:
     certificate = authority.issue("example.org")
@@ -108,19 +249,18 @@ async def test_server_hostname_is_what_was_on_the_wire(
         certificate.load_into(role)
     context = trusting(authority)
     context.maximum_version = ssl.TLSVersion[version]
-    for name, shown in [
+    for name, expected in [
         ("Example.ORG", "Example.ORG"),
         ("my_service.example", "my_service.example"),
         ("127.0.0.1", None),  # OpenSSL sends no address
     ]:
-        info = await asked_for(role, name, context)
-        assert info.server_hostname == shown
+        info = await server_info(role, name, context)
+        assert info.server_hostname == expected
 
 
-async def test_a_resumed_session_says_what_this_connection_asked_for(authority: Authority) -> None:
+async def test_a_resumed_session_has_the_name_of_its_own_connection(authority: Authority) -> None:
     role = ServerTLS(authority.issue("a.example", "b.example"))
-    context = trusting(authority)
-    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context = raw_client_context(authority, "TLSv1_2")
     session = None
     for name in ("a.example", "b.example"):
         info, session = await visit(role, context, name, session)
@@ -129,37 +269,26 @@ async def test_a_resumed_session_says_what_this_connection_asked_for(authority: 
         assert info.session_reused == (name == "b.example")
 
 
-async def test_an_sni_callback_of_the_users_goes_on_working(authority: Authority) -> None:
-    asked = []
+async def test_an_sni_callback_of_the_callers_context_is_called(authority: Authority) -> None:
+    requested = []
     first, second = (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) for _ in range(2))
     authority.issue("first.example").load_into(first)
     authority.issue("second.example").load_into(second)
 
     def choose(ssl_object: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
-        asked.append(name)
+        requested.append(name)
         ssl_object.context = second
 
     first.sni_callback = choose
-    a, b = await tcp_pair()
-    async with closing(a, b), trio.open_nursery() as nursery:
-        nursery.start_soon(b.starttls, first)
-        info = await a.starttls(trusting(authority), server_hostname="second.example")
+    info = await client_info(first, "second.example", trusting(authority))
     assert names_of(info) == ["second.example"]
-    assert asked == ["second.example"]
-
-
-@pytest.mark.parametrize("size", [1, 100, 16384])
-async def test_a_hello_may_span_several_records(size: int, authority: Authority) -> None:
-    certificates = [authority.issue("first.example"), authority.issue("second.example")]
-    message = padded(hello_for(b"second.example"), 20_000 if size > 1 else 1)
-    flight, _ = await flight_for(ServerTLS(certificates), in_records(message, size))
-    assert certificate_in(flight) == ssl.PEM_cert_to_DER_cert(certificates[1]._chain.decode())
+    assert requested == ["second.example"]
 
 
 @pytest.mark.parametrize(
     "wire",
     [
-        in_records(b"\x01\xff\xff\xff" + bytes(100_000), 16384),  # 16 MiB are announced
+        in_records(b"\x01\xff\xff\xff" + bytes(100_000), 16384),  # a length of 16 MiB
         b"\x16\x03\x01\0\0" * 100_000,  # records without data
         in_records(b"\x01\0\0\x05hello", 16384),
         hello_for(b"second.example\0"),
@@ -168,8 +297,8 @@ async def test_a_hello_may_span_several_records(size: int, authority: Authority)
         b"GET / HTTP/1.1\r\n\r\n",
     ],
 )
-async def test_openssl_refuses_a_hello_that_is_none(wire: bytes, server_tls: ServerTLS) -> None:
-    with contextlib.suppress(ConnectionError):  # it may be gone before all was sent
+async def test_openssl_refuses_an_invalid_hello(wire: bytes, server_tls: ServerTLS) -> None:
+    with contextlib.suppress(ConnectionError):  # it may close before all is sent
         flight, failure = await flight_for(server_tls, wire)
         assert isinstance(failure, TLSError)
         assert "closed the connection" not in str(failure)

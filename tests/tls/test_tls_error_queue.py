@@ -1,4 +1,4 @@
-"""OpenSSL's error queue belongs to the thread: whatever is in there is not this connection's."""
+"""OpenSSL's error queue belongs to the thread: other connections leave errors there."""
 
 from __future__ import annotations
 
@@ -12,13 +12,21 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from helpers.authority import Authority
+from helpers.client_hellos import records_of
 from helpers.pairs import closing, raw_pair, tcp_pair, tls_pair
-from helpers.raw_tls import RawTLS, upgrade
+from helpers.raw_tls import (
+    RawTLS,
+    handshake,
+    raw_client_context,
+    tls_server_and_raw_client,
+    upgrade,
+)
 from trisock import ClientTLS, ServerTLS
 
 try:
@@ -31,13 +39,13 @@ _ERR_LIB_SSL = 20
 
 
 def leave_an_error() -> None:
-    """Do what a call that succeeds and yet complains does."""
+    """Leave an error in the queue, as an OpenSSL call that succeeds can do."""
     _openssl.ERR_new()
     _openssl.ERR_set_error(_ERR_LIB_SSL, ctypes.c_int(134), None)  # certificate verify failed
 
 
 class LeavingErrors(trio.abc.Instrument):
-    """Leaves an error in the queue before each step of each task, as other code of theirs may."""
+    """Leaves an error in the queue before each step of each task, as the caller's code can do."""
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
         leave_an_error()
@@ -54,21 +62,16 @@ def leaving_errors() -> Iterator[None]:
         _openssl.ERR_clear_error()
 
 
-@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-async def test_a_whole_conversation_survives_errors_of_others(
-    version: ssl.TLSVersion, authority: Authority
+@pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
+async def test_a_conversation_survives_errors_of_others(
+    version: str, authority: Authority, client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
-    client_tls = ssl.create_default_context(cadata=authority.pem.decode())
-    client_tls.maximum_version = version
-    server_tls = ServerTLS(authority.issue("example.org"))
     with leaving_errors():
         client, server = await tcp_pair()
         client._connection.connected_host = "example.org"
         async with closing(client, server):
             for _ in range(2):
-                await upgrade(
-                    client, ClientTLS("example.org", ca=authority.pem), server, server_tls
-                )
+                await upgrade(client, client_tls, server, server_tls)
                 for one, other in ((client, server), (server, client)):
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(one.send, b"x" * 100_000)
@@ -77,30 +80,39 @@ async def test_a_whole_conversation_survives_errors_of_others(
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(server.stoptls)
                     await client.stoptls()
-                await client.send(b"clear")
-                assert await server.recv() == b"clear"
-            await upgrade(client, client_tls, server, server_tls)
+                await client.send(b"plain text")
+                assert await server.recv() == b"plain text"
+            await upgrade(client, raw_client_context(authority, version), server, server_tls)
             await client.close()
             assert await server.recv() == b""
 
 
-async def test_a_read_in_two_pieces_survives_an_error_of_another(authority: Authority) -> None:
-    sock, raw = raw_pair()
-    context = ssl.create_default_context(cadata=authority.pem.decode())
-    peer = RawTLS(raw, context, server_hostname="example.org")
-    with raw:
-        async with closing(sock):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(trio.to_thread.run_sync, peer.run, peer.ssl.do_handshake)
-                await sock.starttls(ServerTLS(authority.issue("example.org")))
-            for cut in range(1, 27):
-                peer.ssl.write(b"hello")
-                record = peer.outgoing.read()
-                raw.sendall(record[:cut])
-                leave_an_error()
-                assert await sock.peek() is None
-                raw.sendall(record[cut:])
-                assert await sock.recv() == b"hello"
+async def test_a_record_in_two_pieces_survives_an_error_of_another(
+    authority: Authority, server_tls: ServerTLS
+) -> None:
+    async with tls_server_and_raw_client(authority, server_tls) as (sock, peer):
+        for cut in range(1, 27):
+            peer.ssl.write(b"hello")
+            record = peer.outgoing.read()
+            peer.raw.sendall(record[:cut])
+            leave_an_error()
+            assert await sock.peek() is None
+            peer.raw.sendall(record[cut:])
+            assert await sock.recv() == b"hello"
+
+
+async def test_a_connections_own_errors_still_fail_it(
+    client_tls: ClientTLS, server_tls: ServerTLS
+) -> None:
+    client, server = await tls_pair(client_tls, server_tls)
+    async with closing(client, server):
+        leave_an_error()
+        await client.stream.send_all(b"\x17\x03\x03\0\x20" + bytes(32))
+        with pytest.raises(trio.BrokenResourceError, match="forged or damaged"):
+            await server.recv()
+
+
+# ---- a client whose certificate chain leaves an error ----
 
 
 def issue(
@@ -125,15 +137,15 @@ def issue(
 
 
 def client_with_a_bad_chain(authority: Authority, tmp_path: Path) -> ssl.SSLContext:
-    """Return the context of a client whose chain is good but for a certificate more."""
+    """Return the context of a client with a good chain and one more, bad certificate."""
     root = x509.load_pem_x509_certificate(authority.pem)
     root_key = authority.ca._private_key
     intermediate, intermediate_key = issue("Middle", root.subject, root_key, is_ca=True, san=b"")
-    made_up, _ = issue("Middle", root.subject, root_key, is_ca=True, san=b"\x30\x03\x82\x05a")
+    bad, _ = issue("Middle", root.subject, root_key, is_ca=True, san=b"\x30\x03\x82\x05a")
     leaf, key = issue("client", intermediate.subject, intermediate_key, is_ca=False, san=b"")
     pem = serialization.Encoding.PEM
     (tmp_path / "chain.pem").write_bytes(
-        b"".join(each.public_bytes(pem) for each in (leaf, made_up, intermediate))
+        b"".join(each.public_bytes(pem) for each in (leaf, bad, intermediate))
         + key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     context = ssl.create_default_context(cadata=authority.pem.decode())
@@ -141,76 +153,56 @@ def client_with_a_bad_chain(authority: Authority, tmp_path: Path) -> ssl.SSLCont
     return context
 
 
-async def test_a_chain_with_a_bad_certificate_breaks_no_other_connection(
-    authority: Authority, tmp_path: Path
+@pytest.fixture
+def verifying_server_tls(authority: Authority) -> ServerTLS:
+    return ServerTLS(authority.issue("example.org"), client_ca=authority.pem)
+
+
+async def test_a_bad_chain_breaks_no_other_connection(
+    authority: Authority, verifying_server_tls: ServerTLS, tmp_path: Path
 ) -> None:
-    server_tls = ServerTLS(authority.issue("example.org"), client_ca=authority.pem)
     context = client_with_a_bad_chain(authority, tmp_path)
     sock, raw = raw_pair()
     victim, victim_raw = raw_pair()
+    peer = RawTLS(raw, context, server_hostname="example.org")
+    victim_peer = RawTLS(victim_raw, context, server_hostname="example.org")
     with raw, victim_raw:
         async with closing(sock, victim):
-            peers = []
-            for one, wire in ((victim, victim_raw), (sock, raw)):
-                peers.append(RawTLS(wire, context, server_hostname="example.org"))
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(
-                        trio.to_thread.run_sync, peers[-1].run, peers[-1].ssl.do_handshake
-                    )
-                    info = await one.starttls(server_tls)
-                assert info.peer_certificate is not None
-                if one is victim:
-                    _openssl.ERR_clear_error()
-            assert not _openssl.ERR_peek_error()  # also for what else the program has
-            peers[0].ssl.write(b"hello")
-            record = peers[0].outgoing.read()
+            info = await handshake(victim, verifying_server_tls, victim_peer)
+            assert info.peer_certificate is not None
+            _openssl.ERR_clear_error()
+            info = await handshake(sock, verifying_server_tls, peer)
+            assert info.peer_certificate is not None
+            assert not _openssl.ERR_peek_error()  # for the caller's own connections
+            victim_peer.ssl.write(b"hello")
+            record = victim_peer.outgoing.read()
             victim_raw.sendall(record[:10])
             assert await victim.peek() is None
             victim_raw.sendall(record[10:])
             assert await victim.recv() == b"hello"
 
 
-async def test_errors_of_its_own_still_end_a_connection(
-    client_tls: ClientTLS, server_tls: ServerTLS
+async def test_a_bad_chain_sent_alone_does_not_end_the_handshake(
+    authority: Authority, verifying_server_tls: ServerTLS, tmp_path: Path
 ) -> None:
-    client, server = await tls_pair(client_tls, server_tls)
-    async with closing(client, server):
-        leave_an_error()
-        await client.stream.send_all(b"\x17\x03\x03\0\x20" + bytes(32))
-        with pytest.raises(trio.BrokenResourceError, match="forged or damaged"):
-            await server.recv()
-
-
-async def test_a_bad_chain_that_comes_alone_does_not_end_the_handshake(
-    authority: Authority, tmp_path: Path
-) -> None:
-    """The error that it leaves takes the place of WANT_READ."""
-    server_tls = ServerTLS(authority.issue("example.org"), client_ca=authority.pem)
+    """The error that it leaves replaces WANT_READ."""
     context = client_with_a_bad_chain(authority, tmp_path)
     context.maximum_version = ssl.TLSVersion.TLSv1_2
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    client = context.wrap_bio(incoming, outgoing, server_hostname="example.org")
     sock, raw = raw_pair()
+    raw.setblocking(False)
+    peer = RawTLS(raw, context, server_hostname="example.org")
     with raw:
         async with closing(sock), trio.open_nursery() as nursery:
-            nursery.start_soon(sock.starttls, server_tls)
-            raw.setblocking(False)
+            nursery.start_soon(sock.starttls, verifying_server_tls)
             while True:
                 try:
-                    client.do_handshake()
+                    peer.ssl.do_handshake()
                     break
                 except ssl.SSLWantReadError:
-                    # A record at a time: the server has to wait after each.
-                    wire = outgoing.read()
-                    while wire:
-                        size = 5 + int.from_bytes(wire[3:5], "big")
-                        raw.sendall(wire[:size])
-                        wire = wire[size:]
+                    # One record at a time: the server has to wait after each.
+                    for record in records_of(peer.outgoing.read()):
+                        raw.sendall(record)
                         await trio.testing.wait_all_tasks_blocked()
-                    while True:
-                        try:
-                            incoming.write(raw.recv(65536))
-                            break
-                        except BlockingIOError:
-                            await trio.lowlevel.checkpoint()
+                    await trio.lowlevel.wait_readable(raw)
+                    peer.incoming.write(raw.recv(65536))
         assert sock.istls()

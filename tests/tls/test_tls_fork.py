@@ -1,4 +1,4 @@
-"""After a fork the parent keeps its TLS connections: two processes must never share keys."""
+"""After a fork the parent keeps its TLS connections: two processes must not use the same keys."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable
 import pytest
 import trio
 
-from helpers.authority import Authority
 from helpers.pairs import closing, tcp_pair, tls_pair
 from trisock import ClientTLS, ServerTLS, Socket, bind, pluto
 
@@ -24,7 +23,7 @@ USES: dict[str, Callable[[Socket], Awaitable[object]]] = {
 
 
 def in_child(use: Callable[[Socket], Awaitable[object]], sock: Socket) -> str:
-    """Use a socket in a fork of this process, in a run of Trio there; return what that raised."""
+    """Use a socket in a forked child, in a Trio run there; return what that raised."""
 
     async def bounded() -> None:
         with trio.fail_after(10):
@@ -41,6 +40,7 @@ def in_child(use: Callable[[Socket], Awaitable[object]], sock: Socket) -> str:
 
 
 def forked(function: Callable[[], str]) -> str:
+    """Call a function in a forked child, and return what it returned."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -50,9 +50,9 @@ def forked(function: Callable[[], str]) -> str:
             os._exit(0)
     os.close(writing)
     with open(reading, "rb") as pipe:
-        said = pipe.read().decode()
+        returned = pipe.read().decode()
     os.waitpid(child, 0)
-    return said
+    return returned
 
 
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
@@ -79,20 +79,22 @@ def test_a_fork_leaves_tls_to_the_parent(
 
     async def after(ours: Socket, peer: Socket) -> None:
         async with closing(ours, peer):
-            assert await ours.recv() == b"for the parent"  # the child has taken nothing
+            assert await ours.recv() == b"for the parent"  # the child has read nothing
             await ours.send(b"one")
-            assert await peer.recv() == b"one"  # nor sent anything
+            assert await peer.recv() == b"one"  # and has sent nothing
             await ours.close()
             assert await peer.recv() == b""
 
     ours, peer = trio.run(before)
-    said = in_child(use_and_close, ours)
-    assert said.startswith("BrokenResourceError"), said
-    assert "fork" in said
+    raised = in_child(use_and_close, ours)
+    assert raised.startswith("BrokenResourceError")
+    assert "fork" in raised
     trio.run(after, ours, peer)
 
 
-def test_a_child_that_aborts_resets_nothing(client_tls: ClientTLS, server_tls: ServerTLS) -> None:
+def test_an_abort_in_a_child_does_not_reset_the_connection(
+    client_tls: ClientTLS, server_tls: ServerTLS
+) -> None:
     async def after() -> None:
         async with closing(client, server):
             await client.send(b"one")
@@ -109,10 +111,10 @@ def test_a_child_that_aborts_resets_nothing(client_tls: ClientTLS, server_tls: S
     trio.run(after)
 
 
-def test_a_child_may_turn_a_connection_to_tls_itself(
+def test_a_child_can_start_tls_on_a_plain_connection(
     client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
-    async def turn(sock: Socket) -> None:
+    async def upgrade_and_send(sock: Socket) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(server.starttls, server_tls)
             await sock.starttls(client_tls)
@@ -120,12 +122,14 @@ def test_a_child_may_turn_a_connection_to_tls_itself(
         assert await server.recv() == b"from the child"
 
     client, server = trio.run(tcp_pair)
-    assert in_child(turn, client) == "nothing"
+    assert in_child(upgrade_and_send, client) == "nothing"
     client.abort()
     server.abort()
 
 
-def test_a_fork_leaves_the_tls_of_pluto_to_the_parent(authority: Authority) -> None:
+def test_a_fork_leaves_tls_of_pluto_to_the_parent(
+    client_tls: ClientTLS, server_tls: ServerTLS
+) -> None:
     """Outside Trio, where pluto blocks."""
     started = threading.Event()
     port = 0
@@ -140,8 +144,7 @@ def test_a_fork_leaves_the_tls_of_pluto_to_the_parent(authority: Authority) -> N
         nonlocal port
         with stop:
             async with trio.open_nursery() as nursery:
-                tls = ServerTLS(authority.issue("example.org"))
-                server = await bind(nursery, 0, echo, host="127.0.0.1", tls=tls)
+                server = await bind(nursery, 0, echo, host="127.0.0.1", tls=server_tls)
                 port = server.port
                 token.append(trio.lowlevel.current_trio_token())
                 started.set()
@@ -151,7 +154,7 @@ def test_a_fork_leaves_the_tls_of_pluto_to_the_parent(authority: Authority) -> N
     try:
         started.wait()
         sock = pluto.socket.connect("127.0.0.1", port)
-        assert sock.starttls(ClientTLS("example.org", ca=authority.pem))
+        assert sock.starttls(client_tls)
         assert forked(lambda: repr(sock.send(b"secret\n"))) in ("None", "False")
         sock.send(b"one\n")
         assert sock.recv() == b"one\n"

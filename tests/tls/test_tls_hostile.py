@@ -1,6 +1,6 @@
-"""A TLS 1.3 peer that keeps to the keys and to no rule: floods of what carries no data, and worse.
+"""A TLS 1.3 peer that has the keys and breaks the rules: floods of records without data, and worse.
 
-What OpenSSL allows without end may keep us busy, but no other task, and takes no memory.
+What OpenSSL does not limit may keep one task busy, but no other task, and takes no memory.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from helpers.authority import Authority
 from helpers.memory import allocated
 from helpers.pairs import closing, raw_pair, tls_pair
-from helpers.raw_tls import RawTLS
+from helpers.raw_tls import RawTLS, handshake, raw_client_context
 from trisock import ClientTLS, ServerTLS, Socket, TLSError
 
 # RFC 8446, section 5.1
@@ -48,7 +48,7 @@ def expand(secret: bytes, label: bytes, length: int) -> bytes:
 
 
 class Forger:
-    """Encrypts whatever it is told to, as records of TLS 1.3 with AES-256-GCM."""
+    """Encrypts any content as TLS 1.3 records with AES-256-GCM."""
 
     def __init__(self, secret: bytes) -> None:
         self._use(secret)
@@ -70,34 +70,33 @@ class Forger:
             self._use(expand(self._secret, b"traffic upd", 48))
         return sealed
 
+    def records(self, kind: int, content: bytes, count: int) -> bytes:
+        return b"".join(self.record(kind, content) for _ in range(count))
+
 
 @contextlib.asynccontextmanager
 async def forging(
     role: str, authority: Authority, tmp_path: Path
 ) -> AsyncIterator[tuple[Socket, socket.socket, Forger]]:
-    """Give one of ours in a role, its peer's plain socket, and what encrypts for the peer."""
+    """Yield a Socket in a role, the peer's plain socket, and a Forger with the peer's keys."""
     sock, raw = raw_pair()
     certificate = authority.issue("example.org")
     if role == "server":
-        context = ssl.create_default_context(cadata=authority.pem.decode())
+        context = raw_client_context(authority)
+        tls: ServerTLS | ClientTLS = ServerTLS(certificate)
         options: dict[str, object] = {"server_hostname": "example.org"}
     else:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.num_tickets = 0
         certificate.load_into(context)
+        tls = ClientTLS("example.org", ca=authority.pem)
         options = {"server_side": True}
     context.keylog_filename = str(tmp_path / "keys")
     peer = RawTLS(raw, context, **options)
     with raw:
         async with closing(sock):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(trio.to_thread.run_sync, peer.run, peer.ssl.do_handshake)
-                if role == "server":
-                    await sock.starttls(ServerTLS(certificate))
-                else:
-                    await sock.starttls(ClientTLS("example.org", ca=authority.pem))
-            assert sock.tls is not None
-            assert sock.tls.cipher == "TLS_AES_256_GCM_SHA384"
+            info = await handshake(sock, tls, peer)
+            assert info.cipher == "TLS_AES_256_GCM_SHA384"
             which = "CLIENT_TRAFFIC_SECRET_0" if role == "server" else "SERVER_TRAFFIC_SECRET_0"
             [secret] = [
                 line.split()[2]
@@ -107,7 +106,7 @@ async def forging(
             yield sock, raw, Forger(bytes.fromhex(secret))
 
 
-# ---- what OpenSSL has an end to ----
+# ---- what OpenSSL refuses ----
 
 
 @pytest.mark.parametrize(
@@ -118,34 +117,41 @@ async def forging(
         pytest.param(ALERT, b"\x01\x70", "the alert 'unrecognized name'", id="an alert"),
         pytest.param(HANDSHAKE, b"", "bad length", id="empty messages"),
         pytest.param(HANDSHAKE, message(FINISHED, bytes(48)), "unexpected", id="Finished"),
-        pytest.param(HANDSHAKE, message(CERTIFICATE_REQUEST, b"\0\0\0"), "unexpected", id="ask"),
-        pytest.param(HANDSHAKE, message(KEY_UPDATE, b"\2"), "bad key update", id="neither"),
+        pytest.param(
+            HANDSHAKE,
+            message(CERTIFICATE_REQUEST, b"\0\0\0"),
+            "unexpected",
+            id="CertificateRequest",
+        ),
+        pytest.param(
+            HANDSHAKE, message(KEY_UPDATE, b"\2"), "bad key update", id="an unknown key update"
+        ),
         pytest.param(HEARTBEAT, b"\x01\xff\xff", "bad record type", id="heartbeat"),
-        pytest.param(99, b"x", "bad record type", id="a type that is none"),
+        pytest.param(99, b"x", "bad record type", id="an unknown type"),
         pytest.param(DATA, bytes(16385), "data length too long", id="too large"),
-        pytest.param(0, b"", "bad record type|unexpected", id="nothing but zeros"),
+        pytest.param(0, b"", "bad record type|unexpected", id="padding only"),
     ],
 )
 @pytest.mark.parametrize("role", ["server", "client"])
-async def test_what_no_peer_sends_ends_the_connection(
+async def test_an_invalid_record_fails_the_connection(
     role: str, kind: int, content: bytes, words: str, authority: Authority, tmp_path: Path
 ) -> None:
     async with forging(role, authority, tmp_path) as (sock, raw, forger):
-        raw.sendall(b"".join(forger.record(kind, content) for _ in range(40)))
+        raw.sendall(forger.records(kind, content, 40))
         for _ in range(2):
             with pytest.raises(TLSError, match=words):
                 await sock.recv()
         assert not sock.isopen()
 
 
-async def test_a_server_takes_no_session_tickets(authority: Authority, tmp_path: Path) -> None:
+async def test_a_server_refuses_session_tickets(authority: Authority, tmp_path: Path) -> None:
     async with forging("server", authority, tmp_path) as (sock, raw, forger):
         raw.sendall(forger.record(HANDSHAKE, TICKET))
         with pytest.raises(TLSError, match="unexpected message"):
             await sock.recv()
 
 
-async def test_a_message_is_not_collected_without_end(authority: Authority, tmp_path: Path) -> None:
+async def test_the_size_of_a_message_is_bounded(authority: Authority, tmp_path: Path) -> None:
     async with forging("client", authority, tmp_path) as (sock, raw, forger):
         claim = bytes([NEW_SESSION_TICKET]) + b"\xff\xff\xff"  # 16 MiB
         raw.sendall(forger.record(HANDSHAKE, claim + bytes(16000)))
@@ -153,24 +159,24 @@ async def test_a_message_is_not_collected_without_end(authority: Authority, tmp_
             await sock.recv()
 
 
-# ---- what it has no end to ----
+# ---- what OpenSSL does not limit ----
 
 FLOODS = [("server", NEW_KEYS), ("client", NEW_KEYS), ("client", TICKET)]
 IDS = ["key updates for a server", "key updates for a client", "tickets for a client"]
 
 
 def memory() -> int:
-    """Return how many bytes of memory this process takes."""
+    """Return how much memory this process uses, in bytes."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.mark.parametrize(("role", "content"), FLOODS, ids=IDS)
-async def test_a_flood_stops_no_other_task_can_be_cancelled_and_takes_no_memory(
+async def test_a_flood_blocks_no_other_task_and_takes_no_memory(
     role: str, content: bytes, authority: Authority, tmp_path: Path
 ) -> None:
     async with forging(role, authority, tmp_path) as (sock, raw, forger):
-        # More than the kernel holds: nobody can have sent so many unless they were read.
+        # More than the kernel holds: the flood gets this far only if its records are read.
         records, most = 0, max(50_000, 20_000_000 // (len(content) + 22))
         enough = threading.Event()
 
@@ -178,7 +184,7 @@ async def test_a_flood_stops_no_other_task_can_be_cancelled_and_takes_no_memory(
             nonlocal records
             while not enough.is_set() and records < most:
                 records += 10
-                raw.sendall(b"".join(forger.record(HANDSHAKE, content) for _ in range(10)))
+                raw.sendall(forger.records(HANDSHAKE, content, 10))
             raw.sendall(forger.record(DATA, b"the end"))
 
         before = memory()
@@ -187,7 +193,7 @@ async def test_a_flood_stops_no_other_task_can_be_cancelled_and_takes_no_memory(
             for number in range(1000, 5000, 1000):
                 async with trio.open_nursery() as reading:
                     reading.start_soon(sock.recv)
-                    while records < number:  # the task that the flood must not stop
+                    while records < number:  # this task must not be blocked
                         await trio.lowlevel.checkpoint()
                     assert records < most
                     reading.cancel_scope.cancel()
@@ -196,9 +202,9 @@ async def test_a_flood_stops_no_other_task_can_be_cancelled_and_takes_no_memory(
         assert memory() - before < 20_000_000  # of 64 MB of tickets
 
 
-# ---- whatever decrypts keeps the same bounds ----
+# ---- every read keeps the same bounds ----
 
-ASKING = message(KEY_UPDATE, b"\1")  # asks for an answer
+REQUEST = message(KEY_UPDATE, b"\1")  # requests a response
 
 
 async def peeking(sock: Socket) -> None:
@@ -214,30 +220,30 @@ READERS: dict[str, Callable[[Socket], Awaitable[object]]] = {
 
 
 @pytest.mark.parametrize("read", READERS.values(), ids=READERS)
-async def test_key_updates_are_answered_however_they_are_read(
+async def test_every_read_responds_to_key_updates(
     read: Callable[[Socket], Awaitable[object]], authority: Authority, tmp_path: Path
 ) -> None:
     async with forging("server", authority, tmp_path) as (sock, raw, forger):
-        flood = b"".join(forger.record(HANDSHAKE, ASKING) for _ in range(1000))
+        flood = forger.records(HANDSHAKE, REQUEST, 1000)
         raw.sendall(flood + forger.record(DATA, b"the end"))
         await read(sock)
         raw.setblocking(False)
-        answers = 0
+        received = 0
         with contextlib.suppress(BlockingIOError):
             while True:
-                answers += len(raw.recv(1_000_000))
-        assert answers >= 990 * 22  # all but the last few
+                received += len(raw.recv(1_000_000))
+        assert received >= 990 * 22  # all but the last few
 
 
 @pytest.mark.parametrize("read", READERS.values(), ids=READERS)
-async def test_answers_that_are_not_taken_are_bounded(
+async def test_the_responses_of_every_read_are_bounded(
     read: Callable[[Socket], Awaitable[object]], authority: Authority, tmp_path: Path
 ) -> None:
     async with forging("server", authority, tmp_path) as (sock, raw, forger):
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-
-        data = b"".join(forger.record(HANDSHAKE, ASKING) for _ in range(30_000))
+        # At least twice as many as there is room for responses, in the queue and in the kernel.
+        data = forger.records(HANDSHAKE, REQUEST, 10_000)
 
         def flood() -> None:
             with contextlib.suppress(OSError):
@@ -253,11 +259,11 @@ async def test_answers_that_are_not_taken_are_bounded(
 
 
 @pytest.mark.parametrize("read", READERS.values(), ids=READERS)
-async def test_other_tasks_run_between_a_few_records_without_data(
+async def test_every_read_lets_other_tasks_run_between_empty_records(
     read: Callable[[Socket], Awaitable[object]], authority: Authority, tmp_path: Path
 ) -> None:
     async with forging("server", authority, tmp_path) as (sock, raw, forger):
-        flood = b"".join(forger.record(HANDSHAKE, NEW_KEYS) for _ in range(2000))
+        flood = forger.records(HANDSHAKE, NEW_KEYS, 2000)
         raw.sendall(flood + forger.record(DATA, b"the end"))
         passes = 0
 
@@ -274,22 +280,22 @@ async def test_other_tasks_run_between_a_few_records_without_data(
         assert passes >= 2000 / 64
 
 
-async def test_stoptls_goes_on_behind_records_without_data(
+async def test_stoptls_decrypts_past_records_without_data(
     authority: Authority, tmp_path: Path
 ) -> None:
     async with forging("server", authority, tmp_path) as (sock, raw, forger):
         first = forger.record(DATA, b"CCC\n")
-        flood = b"".join(forger.record(HANDSHAKE, NEW_KEYS) for _ in range(500))
+        flood = forger.records(HANDSHAKE, NEW_KEYS, 500)
         raw.sendall(first + flood + forger.record(DATA, b"more"))
         assert await sock.recv() == b"CCC\n"
         with pytest.raises(RuntimeError, match="decrypted bytes are waiting") as caught:
             await sock.stoptls()
-        assert sock._connection.caused(caught.value)  # a peer alone can cause it
+        assert sock._connection.caused(caught.value)  # the peer alone can cause it
         assert await sock.recv() == b"more"
 
 
-@pytest.mark.skipif(not allocated(), reason="malloc does not tell what it has given out")
-async def test_an_idle_connection_gives_memory_back_after_a_burst(
+@pytest.mark.skipif(not allocated(), reason="malloc does not report its allocations")
+async def test_an_idle_connection_frees_memory_after_a_burst(
     client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
     pairs = [await tls_pair(client_tls, server_tls) for _ in range(10)]
@@ -297,7 +303,7 @@ async def test_an_idle_connection_gives_memory_back_after_a_burst(
 
         async def send(client: Socket, size: int) -> None:
             for _ in range(0, size, 10_000):
-                await client.send(bytes(10_000))  # so that its own BIO stays small
+                await client.send(bytes(10_000))  # small sends keep its own BIO small
 
         async def burst(size: int) -> int:
             for client, server in pairs:

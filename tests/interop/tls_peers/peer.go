@@ -1,11 +1,11 @@
-// A TLS client or server by Go's crypto/tls, for test_tls_peers.py.
+// A TLS client or server that uses Go's crypto/tls, for test_tls_peers.py.
 //
 //	peer client -connect HOST:PORT -name NAME -ca FILE [-cert FILE -key FILE] [-visits N]
 //	peer server -cert FILE -key FILE [-ca FILE -require]
 //
-// A client passes on its standard input, and what comes to its standard output; with -visits it
-// comes so often, with the session of the time before. A server gives back what comes. What they
-// agreed on, and what went wrong, is on standard error.
+// A client sends its standard input and prints what it receives; with -visits it connects that
+// often, and resumes the last session. A server echoes. Both report on standard error what they
+// agreed on, and errors.
 package main
 
 import (
@@ -45,7 +45,7 @@ func client(address string, config *tls.Config) {
 		check(conn.CloseWrite()) // close_notify
 	}()
 	_, err = io.Copy(os.Stdout, conn)
-	check(err) // "unexpected EOF" where the other side sent no close_notify
+	check(err) // "unexpected EOF" if the peer sent no close_notify
 }
 
 func visit(address string, config *tls.Config) {
@@ -95,7 +95,7 @@ func main() {
 		pair, err := tls.LoadX509KeyPair(*cert, *key)
 		check(err)
 		config.Certificates = []tls.Certificate{pair}
-		// Show it whoever is trusted on the other side.
+		// Send it even if the server names other authorities.
 		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			return &pair, nil
 		}

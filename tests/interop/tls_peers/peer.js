@@ -1,4 +1,4 @@
-// A TLS client or server by Node.js, for test_tls_peers.py: what peer.go is by Go.
+// A TLS client or server that uses Node.js, for test_tls_peers.py; see peer.go.
 "use strict";
 
 const fs = require("fs");
@@ -79,7 +79,7 @@ if (role === "client" && options.visits) {
     requestCert: Boolean(options.ca),
     rejectUnauthorized: Boolean(options.ca),
   });
-  if (options.ca && !options.require) throw new Error("Node.js cannot ask and do without");
+  if (options.ca && !options.require) throw new Error("Node.js cannot request an optional certificate");
   server.on("secureConnection", (socket) => {
     report(socket);
     socket.on("error", (error) => console.error("ended:", error.code, error.message));

@@ -1,4 +1,4 @@
-"""What the tests of ``trisock.hammerspoon`` share: a callback that can be waited for, peers."""
+"""Shared by the tests of ``trisock.hammerspoon``: a callback to wait for, and peers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import logging
 import math
 import socket
-import struct
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -15,14 +14,20 @@ import trio
 import trio.testing
 
 import trisock
-from helpers.pairs import closing
+from helpers.pairs import RESET, closing
 from trisock.hammerspoon import Socket, Sockets
 
-LOCALHOST = "127.0.0.1"
-MORE_THAN_FITS = b"x" * 4_000_000  # into a connection whose peer does not read
+Log = pytest.LogCaptureFixture
 
-# What info() says of an object that is not connected.
-NOTHING: dict[str, object] = {
+LOCALHOST = "127.0.0.1"
+MORE_THAN_FITS = b"x" * 4_000_000  # into the buffers of a Unix connection
+
+unix_server = pytest.mark.parametrize("port_or_path", ["Unix"], indirect=True)
+unix_client = pytest.mark.parametrize("pair", ["Unix"], indirect=True)
+tcp_and_unix_client = pytest.mark.parametrize("pair", ["TCP", "Unix"], indirect=True)
+
+# info() of an object that is not connected.
+UNCONNECTED: dict[str, object] = {
     "connectedAddress": b"",
     "connectedHost": "",
     "connectedPort": 0,
@@ -46,7 +51,7 @@ NOTHING: dict[str, object] = {
 
 
 class Calls:
-    """A callback that keeps what it is called with, and can be waited for."""
+    """A callback that records its calls."""
 
     def __init__(self) -> None:
         self._send, self._receive = trio.open_memory_channel[tuple[object, ...]](math.inf)
@@ -55,10 +60,15 @@ class Calls:
         self._send.send_nowait(arguments)
 
     async def next(self) -> tuple[object, ...]:
+        """Wait for the next call, and return its arguments."""
         return await self._receive.receive()
 
+    async def take(self, number: int) -> list[tuple[object, ...]]:
+        """Wait for the next calls, and return the arguments of each."""
+        return [await self.next() for _ in range(number)]
+
     async def none(self) -> bool:
-        """Whether there is no call, when everything has come to rest."""
+        """Wait until all tasks are blocked; return whether no call is left."""
         await trio.testing.wait_all_tasks_blocked(0.01)
         return not self._receive.statistics().current_buffer_used
 
@@ -68,8 +78,16 @@ async def until(condition: Callable[[], object]) -> None:
         await trio.sleep(0.001)
 
 
+async def check_disconnects(sock: Socket, *, after: float, before: float) -> None:
+    """Check that a connection ends between these times, in seconds from now."""
+    await trio.sleep(after)
+    assert sock.connected()
+    await trio.sleep(before - after)
+    assert not sock.connected()
+
+
 def raw_client(server: Socket) -> socket.socket:
-    """Return a blocking socket that is connected to a server, over TCP or a Unix path."""
+    """Return a blocking socket that is connected to a server."""
     info = server.info()
     if info["unixSocketPath"]:
         raw = socket.socket(socket.AF_UNIX)
@@ -78,10 +96,21 @@ def raw_client(server: Socket) -> socket.socket:
     return socket.create_connection((LOCALHOST, info["localPort"]))
 
 
-def vanish(raw: socket.socket, how: str) -> None:
-    """Go away, by FIN or by RST (over a Unix path: by closing)."""
+def connect_to(server: Socket, client: Socket, fn: Callable[[], object] | None = None) -> Socket:
+    """Connect an object to a server; return the object."""
+    info = server.info()
+    if info["unixSocketPath"]:
+        connecting = client.connect(info["unixSocketPath"], fn)
+    else:
+        connecting = client.connect(LOCALHOST, info["localPort"], fn)
+    assert connecting is client
+    return client
+
+
+def close_by(how: str, raw: socket.socket) -> None:
+    """Close by ``"FIN"`` or ``"RST"``. (Unix sockets have only one way.)"""
     if how == "RST" and raw.family != socket.AF_UNIX:
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
     raw.close()
 
 
@@ -89,7 +118,7 @@ def vanish(raw: socket.socket, how: str) -> None:
 async def connected(
     hs: Sockets, path: str = "", fn: Any = None, host: str = LOCALHOST
 ) -> AsyncIterator[tuple[Socket, trisock.Socket]]:
-    """Give an object that is connected, over TCP or a Unix path, and the other end."""
+    """Yield a connected object and its peer; over TCP, or over a Unix path if one is given."""
     listening = trisock.listen_unix(path) if path else trisock.listen(0, host=host)
     async with await listening as listener:
         ready = trio.Event()
@@ -106,7 +135,7 @@ async def connected(
 
 @contextlib.asynccontextmanager
 async def clients_of(server: Socket, number: int = 1) -> AsyncIterator[list[trisock.Socket]]:
-    """Give so many connections to a server, which has them all."""
+    """Yield connections to a server, when it has accepted all of them."""
     async with contextlib.AsyncExitStack() as stack:
         peers = []
         for _ in range(number):
@@ -122,8 +151,8 @@ async def clients_of(server: Socket, number: int = 1) -> AsyncIterator[list[tris
 
 
 @contextlib.asynccontextmanager
-async def nobody_accepts(path: str) -> AsyncIterator[None]:
-    """Give a Unix path to which a connect waits for as long as one likes."""
+async def full_backlog(path: str) -> AsyncIterator[None]:
+    """Listen on a Unix path with a full backlog, so that a connect to it waits."""
     async with await trisock.listen_unix(path, backlog=1):
         with contextlib.ExitStack() as stack, contextlib.suppress(BlockingIOError):
             while True:
@@ -136,6 +165,6 @@ async def nobody_accepts(path: str) -> AsyncIterator[None]:
             yield
 
 
-def complaints(log: pytest.LogCaptureFixture) -> list[str]:
-    """What is logged as an error: what is wrong with the program."""
+def errors_in(log: pytest.LogCaptureFixture) -> list[str]:
+    """Return the messages logged as errors. Each tells of a mistake in the program."""
     return [each.getMessage() for each in log.records if each.levelno >= logging.ERROR]

@@ -1,0 +1,37 @@
+"""The two ends of a connection, encrypted or not."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from helpers.pairs import closing, pair
+from trisock import ClientTLS, ServerTLS, Socket
+
+
+@pytest.fixture
+def layer() -> str:
+    """``"tls"``, or ``"plain"``: before starttls; a test chooses with parametrize."""
+    return "tls"
+
+
+@pytest.fixture
+async def ends(
+    layer: str, client_tls: ClientTLS, server_tls: ServerTLS
+) -> AsyncIterator[tuple[Socket, Socket]]:
+    a, b = await pair(layer, client_tls, server_tls)
+    async with closing(a, b):
+        yield a, b
+
+
+@pytest.fixture
+def a(ends: tuple[Socket, Socket]) -> Socket:
+    """The client's end of a connection."""
+    return ends[0]
+
+
+@pytest.fixture
+def b(ends: tuple[Socket, Socket]) -> Socket:
+    """The server's end of the same connection."""
+    return ends[1]

@@ -1,0 +1,251 @@
+"""Responses that OpenSSL sends while it reads: no data is lost or damaged because of them.
+
+A TLS 1.3 server that requests a certificate after the handshake (RFC 8446, section 4.6.2) makes a
+client respond while it reads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import trio
+import trio.testing
+
+from helpers.authority import Authority
+from helpers.pairs import clog, closing, raw_pair
+from helpers.post_handshake import PostHandshakePeer, post_handshake_pair, start_until_blocked
+from helpers.raw_tls import handshake, raw_client_context
+from trisock import Certificate, ServerTLS, TLSError
+from trisock._net import tls_stream as _tls_stream
+from trisock._net import transport as _transport
+
+
+async def test_cancelling_a_read_with_an_unsent_response_damages_nothing(
+    authority: Authority,
+) -> None:
+    async with post_handshake_pair(authority) as (sock, peer):
+        message = bytes(1 << 20)
+        async with trio.open_nursery() as nursery:
+            await start_until_blocked(nursery, sock.send, message)  # the peer does not read
+            peer.request_certificate()
+            async with trio.open_nursery() as readers:
+                await start_until_blocked(readers, sock.recv)
+                readers.cancel_scope.cancel()
+            got = await peer.receive_until(lambda data: len(data) >= len(message))
+        assert got == message
+        peer.send(b"after")
+        assert await sock.recv() == b"after"
+        with contextlib.suppress(trio.BrokenResourceError):  # nothing, or what can be decrypted
+            await sock.send(b"more")
+            assert peer.received() == b"more"
+
+
+async def test_cancelling_a_read_that_has_responded_loses_no_data(authority: Authority) -> None:
+    async with post_handshake_pair(authority) as (sock, peer):
+        got = b""
+
+        async def read() -> None:
+            nonlocal got
+            got += await sock.recv()
+
+        async with trio.open_nursery() as nursery:
+            async with trio.open_nursery() as readers:
+                peer.request_certificate()
+                await start_until_blocked(readers, read)  # it has responded, and waits for data
+                assert peer.received() == b""
+                await start_until_blocked(nursery, sock.send, bytes(1 << 20))
+                peer.request_certificate(b"precious")
+                await trio.testing.wait_all_tasks_blocked()
+                readers.cancel_scope.cancel()
+            if not got:
+                peer.send(b" and more")
+                got += await sock.recv()
+            nursery.cancel_scope.cancel()
+        assert got.startswith(b"precious")
+
+
+async def test_cancelling_a_read_as_it_receives_loses_no_data(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = _transport.Transport.receive
+    got: list[bytes] = []
+    waiting = False
+
+    async def receive_and_cancel(self: _transport.Transport) -> bytes:
+        data = await real(self)
+        if waiting:
+            readers.cancel_scope.cancel()
+        return data
+
+    monkeypatch.setattr(_transport.Transport, "receive", receive_and_cancel)
+    async with post_handshake_pair(authority) as (sock, peer):
+
+        async def read() -> None:
+            got.append(await sock.recv())
+
+        await clog(sock)
+        async with trio.open_nursery() as readers:
+            peer.request_certificate()
+            await start_until_blocked(readers, read)  # for data, and for room to respond
+            waiting = True
+            peer.send(b"precious")
+        waiting = False
+        if not got:
+            await read()
+    assert got == [b"precious"]
+
+
+async def test_a_reader_receives_data_while_its_response_waits(authority: Authority) -> None:
+    """Otherwise two programs that both send a lot before they read would deadlock."""
+    async with post_handshake_pair(authority) as (sock, peer), trio.open_nursery() as nursery:
+        await start_until_blocked(nursery, sock.send, bytes(1 << 20))  # the peer does not read
+        peer.request_certificate()
+        peer.send(b"read this first")
+        assert await sock.recv() == b"read this first"
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("first", ["response", "send"])
+async def test_a_response_and_a_send_can_both_wait_for_room(
+    first: str, authority: Authority, wide_certificate: Certificate
+) -> None:
+    """One task reads and one sends: that is no conflict, although both have to send."""
+    async with post_handshake_pair(authority, wide_certificate) as (sock, peer):
+        await clog(sock)
+
+        async def respond() -> None:
+            peer.request_certificate()
+            assert await sock.recv() == b"thanks"
+
+        async def send() -> None:
+            await sock.send(b"from us")
+
+        async with trio.open_nursery() as nursery:
+            for task in (respond, send) if first == "response" else (send, respond):
+                await start_until_blocked(nursery, task)
+            await peer.receive_until(lambda data: data.endswith(b"from us"))
+            peer.send(b"thanks")
+        while peer.ssl.getpeercert(binary_form=True) is None:
+            await trio.lowlevel.wait_readable(peer.raw)
+            assert peer.received() == b""
+
+
+async def test_a_response_cut_short_damages_nothing(
+    authority: Authority, wide_certificate: Certificate
+) -> None:
+    async with post_handshake_pair(authority, wide_certificate) as (sock, peer):
+        peer.request_certificate()
+        async with trio.open_nursery() as readers:
+            await start_until_blocked(readers, sock.recv)  # a part of the response is sent
+            readers.cancel_scope.cancel()
+        peer.send(b"hello")
+
+        async def send() -> None:
+            assert await sock.recv() == b"hello"
+            with contextlib.suppress(trio.BrokenResourceError):  # or nothing more is sent
+                await sock.send(b"from us")
+            await sock.close()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send)
+            data, close_notify = await peer.receive_to_end()
+            assert (data, close_notify) in [(b"from us", True), (b"", False)]
+
+
+async def test_responses_to_a_peer_that_does_not_read_are_bounded(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_tls_stream, "_MAX_RESPONSES", 100)
+    async with post_handshake_pair(authority) as (sock, peer):
+        await clog(sock)
+        peer.request_certificate()
+        with pytest.raises(TLSError, match="asks for responses but does not read them"):
+            await sock.recv()
+
+
+async def test_key_updates_without_end_fail_a_connection_that_cannot_respond(
+    authority: Authority,
+) -> None:
+    async with post_handshake_pair(authority) as (sock, peer), trio.open_nursery() as nursery:
+        await start_until_blocked(nursery, sock.send, bytes(1 << 16))  # the peer does not read
+        for _ in range(10):
+            peer.raw.sendall(b"".join(peer.key_update(request=True) for _ in range(500)))
+            if await sock.peek() is None and sock._connection.tls.engine.failure is not None:  # type: ignore[union-attr]
+                break
+        with pytest.raises(TLSError, match="asks for responses"):
+            await sock.recv()
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_reader_leaves_the_queue_to_a_waiting_sender(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traffic in both directions must not open a nursery for each read."""
+
+    async def unexpected(self: _tls_stream.TLSStream) -> bool:
+        raise AssertionError("the reader flushes what the sender will send")
+
+    monkeypatch.setattr(_tls_stream.TLSStream, "_receive_and_flush", unexpected)
+    async with post_handshake_pair(authority) as (sock, peer), trio.open_nursery() as nursery:
+        await start_until_blocked(nursery, sock.send, bytes(1 << 16))  # the peer does not read
+        peer.send(b"one")
+        assert await sock.recv() == b"one"
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_response_follows_the_send_that_delays_it(authority: Authority) -> None:
+    """The peer may wait for the response, and nothing else may ever be sent."""
+    async with post_handshake_pair(authority) as (sock, peer), trio.open_nursery() as nursery:
+        message = bytes(1 << 16)  # encrypted in one call: nothing is encrypted after it
+        sent = trio.Event()
+
+        async def send() -> None:
+            await sock.send(message)
+            sent.set()
+
+        await start_until_blocked(nursery, send)  # a part is sent: the peer does not read
+        peer.request_certificate()
+        await start_until_blocked(nursery, sock.recv)
+        await peer.receive_until(lambda data: len(data) >= len(message))
+        await sent.wait()
+        await peer.wait_for_response()
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_response_is_sent_when_there_is_room(
+    authority: Authority, wide_certificate: Certificate
+) -> None:
+    async with (
+        post_handshake_pair(authority, wide_certificate) as (sock, peer),
+        trio.open_nursery() as nursery,
+    ):
+        await clog(sock)
+        peer.request_certificate()
+        await start_until_blocked(nursery, sock.recv)
+        await peer.wait_for_response()
+        nursery.cancel_scope.cancel()
+
+
+async def test_peek_decrypts_a_bounded_number_of_records(
+    authority: Authority, server_tls: ServerTLS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A peer can send records without data (key updates) forever."""
+    sock, raw = raw_pair()
+    peer = PostHandshakePeer(raw, raw_client_context(authority), server_hostname="example.org")
+    with raw:
+        async with closing(sock):
+            await handshake(sock, server_tls, peer)
+            reads = 0
+
+            def receive_key_update(_: object) -> bytes:
+                nonlocal reads
+                reads += 1
+                if reads > 1000:
+                    raise BlockingIOError
+                return peer.key_update()
+
+            transport = type(sock._connection.transport)
+            monkeypatch.setattr(transport, "receive_nowait", receive_key_update)
+            assert await sock.peek() is None
+            assert reads <= 100

@@ -193,17 +193,16 @@ def to_tls_name(host: str) -> str:
     return ascii_host.removesuffix(".")
 
 
-def check_port(port: object, host: str | None) -> int:
-    """Return a valid port; otherwise raise ``TypeError`` or ``ValueError`` with the host in it."""
+def check_port(port: object, host: str | None) -> None:
+    """Raise ``TypeError`` or ``ValueError``, with the host in it, unless the port is valid."""
     where = "" if host is None else f" (host {quoted(host)})"
     if not isinstance(port, int) or isinstance(port, bool):
         raise TypeError(f"a port is an int, not {quoted(port)}{where}")
     if not 0 <= port <= 65535:
         raise ValueError(f"a port is in 0-65535, not {quoted(port)}{where}")
-    return port
 
 
-def oserror(cause: OSError, message: str) -> OSError:
+def with_message(cause: OSError, message: str) -> OSError:
     """Make an ``OSError`` of the same errno, and so the same subclass, with a longer message."""
     if isinstance(cause, socket.gaierror):
         return socket.gaierror(cause.errno, f"{message}: {cause.strerror}")

@@ -6,8 +6,6 @@ import errno
 import os
 import socket
 import ssl
-import struct
-import sys
 from typing import Literal
 
 import trio
@@ -16,27 +14,25 @@ from ._address import (
     check_port,
     format_host_port,
     format_unix_path,
-    oserror,
     same_errno,
     to_ascii_host,
+    with_message,
 )
 from ._arguments import quoted, type_name
 from ._net.connection import Connection
 from ._net.socket import Socket, new_socket
+from ._net.syscalls import LINGER_AND_RESET
 from ._net.unix_path import unix_path, unix_socket
 from ._tls.roles import ClientTLS, TLSArgument, resolve_role
 
 # If the backlog of a Unix listener is full, a non-blocking connect fails with EAGAIN, and no event
 # says when there is room again. So retry after this many seconds, and double it each time.
-_FIRST_RETRY = 0.001
-_LAST_RETRY = 0.1
+_MIN_RETRY_INTERVAL = 0.001
+_MAX_RETRY_INTERVAL = 0.1
 
 # If nothing listens on a local port, a connect can get that very port as its source port and so
 # connect to itself. This is rare, unless the range of ephemeral ports is tiny.
 _SELF_CONNECT_TRIES = 16
-
-# SO_LINGER on with 0 seconds: close sends a reset.
-_RESET = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 
 
 async def connect(
@@ -99,7 +95,7 @@ async def _open_tcp(
         errors = getattr(attempts, "exceptions", (exc,))
         number = same_errno(errors)
         if attempts is None or number is None:
-            raise oserror(exc, f"cannot connect to {where}") from attempts
+            raise with_message(exc, f"cannot connect to {where}") from attempts
         raise OSError(number, f"cannot connect to {where}: {os.strerror(number)}") from attempts
     # Move the descriptor to a plain socket of our own: its calls are cheaper.
     family, kind, protocol = stream.socket.family, stream.socket.type, stream.socket.proto
@@ -117,7 +113,7 @@ def _reset_if_self_connected(raw: socket.socket) -> bool:
             return False
     except OSError:  # reset already
         return False
-    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_AND_RESET)
     raw.close()
     return True
 
@@ -150,14 +146,14 @@ async def connect_unix(
     try:
         sock.setblocking(False)
         await trio.lowlevel.checkpoint()
-        retry = _FIRST_RETRY
+        retry = _MIN_RETRY_INTERVAL
         while True:
             try:
                 sock.connect(name)
                 break
             except BlockingIOError:
                 await trio.sleep(retry)
-                retry = min(2 * retry, _LAST_RETRY)
+                retry = min(2 * retry, _MAX_RETRY_INTERVAL)
             except OSError as exc:
                 raise OSError(exc.errno, exc.strerror, os.fsdecode(name)) from exc
     except BaseException:
@@ -186,7 +182,7 @@ async def _start(
         raw.close()
         if exc.errno == errno.ENOTCONN:  # reset before we could ask for the peer's address
             exc = ConnectionResetError(errno.ECONNRESET, "reset")
-        raise oserror(exc, f"cannot connect to {where}") from exc
+        raise with_message(exc, f"cannot connect to {where}") from exc
     connection.connected_host = host
     sock = new_socket(connection)
     if tls is not None:

@@ -54,7 +54,7 @@ class IncompleteReadError(EOFError):
     def _describe(self, size: int) -> None:
         wanted = "the delimiter" if self.expected is None else f"{self.expected} bytes"
         # The message is the only argument: repr() and many log formatters show args.
-        self.args = (f"the stream ended after {size} bytes, before {wanted} had come",)
+        self.args = (f"the stream ended after {size} bytes, before {wanted} arrived",)
 
     @property
     def partial(self) -> bytes:
@@ -101,7 +101,7 @@ class LimitExceededError(Exception):
         return f"no delimiter within {self.limit} bytes"
 
 
-def fresh(failure: trio.BrokenResourceError) -> trio.BrokenResourceError:
+def unraised_copy(failure: trio.BrokenResourceError) -> trio.BrokenResourceError:
     """Return an equal error that was never raised.
 
     A connection stores one error and raises another. The traceback of an error that was raised

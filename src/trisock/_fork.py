@@ -30,15 +30,15 @@ if hasattr(os, "register_at_fork"):  # pragma: no branch (Windows has no fork)
 
 def in_copied_run() -> bool:
     """Return whether this is a forked child, in its copy of the parent's run of Trio."""
-    return _inherited is not None and wakes_nobody()
+    return _inherited is not None and not can_wake_tasks()
 
 
-def wakes_nobody() -> bool:
-    """Return whether there are no tasks of this process to wake: outside Trio, or in a copy."""
+def can_wake_tasks() -> bool:
+    """Return whether this is inside a run of Trio that was not copied by a fork."""
     try:
-        return trio.lowlevel.current_trio_token() is _inherited
+        return trio.lowlevel.current_trio_token() is not _inherited
     except RuntimeError:
-        return True
+        return False
 
 
 def notify_closing(descriptor: int) -> None:
@@ -47,5 +47,5 @@ def notify_closing(descriptor: int) -> None:
     Do nothing in a copied run: Trio would remove the descriptor from the parent's epoll set, and
     the parent's tasks would hang.
     """
-    if not wakes_nobody():
+    if can_wake_tasks():
         trio.lowlevel.notify_closing(descriptor)

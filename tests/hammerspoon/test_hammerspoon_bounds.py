@@ -95,7 +95,7 @@ async def test_reads_of_all_clients_together_are_bounded(
     monkeypatch: pytest.MonkeyPatch, server: Socket
 ) -> None:
     """Here the peers choose the delimiters. Each client gets at least one read."""
-    monkeypatch.setattr(queues, "MAX_READS_HELD", MIB)
+    monkeypatch.setattr(queues, "MAX_READ_COST", MIB)
     with contextlib.ExitStack() as stack, measured() as grown:
         for number in range(20):
             stack.enter_context(raw_client(server))

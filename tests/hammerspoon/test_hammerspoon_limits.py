@@ -68,8 +68,8 @@ async def test_setTimeout_gives_up_a_connect_that_takes_longer(
     log: Log,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_connect, "_FIRST_RETRY", 1)
-    monkeypatch.setattr(_connect, "_LAST_RETRY", 1)
+    monkeypatch.setattr(_connect, "_MIN_RETRY_INTERVAL", 1)
+    monkeypatch.setattr(_connect, "_MAX_RETRY_INTERVAL", 1)
     async with full_backlog(path):
         client = hs.new().setTimeout(5).connect(path, calls)
         assert client is not None

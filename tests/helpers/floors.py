@@ -18,7 +18,7 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 
 # From the bottom up. A module imports from its own layer and from those below.
 FLOORS = [
-    {"_text", "_uncopied", "_fork"},
+    {"_text", "_not_copyable", "_fork"},
     {"_guard", "_arguments"},
     {"_address", "_errors"},
     {"_tls"},

@@ -13,9 +13,9 @@ from trisock import Address
 from trisock._address import (
     address_from_sockaddr,
     check_port,
-    oserror,
     to_ascii_host,
     to_tls_name,
+    with_message,
 )
 
 
@@ -115,17 +115,17 @@ def test_a_port_that_is_not_an_int_is_a_type_error(port: object) -> None:
 def test_a_port_out_of_range_is_a_value_error_that_names_the_host(port: int) -> None:
     with pytest.raises(ValueError, match=r"0-65535.*example\.org"):
         check_port(port, "example.org")
-    assert check_port(0, None) == 0
+    check_port(0, None)
 
 
 def test_an_oserror_with_more_text_keeps_its_class() -> None:
-    refused = oserror(ConnectionRefusedError(errno.ECONNREFUSED, "refused"), "no way")
+    refused = with_message(ConnectionRefusedError(errno.ECONNREFUSED, "refused"), "no way")
     assert isinstance(refused, ConnectionRefusedError)
     assert "no way" in str(refused)
-    unknown = oserror(socket.gaierror(socket.EAI_NONAME, "unknown"), "no way")
+    unknown = with_message(socket.gaierror(socket.EAI_NONAME, "unknown"), "no way")
     assert isinstance(unknown, socket.gaierror)
     assert unknown.errno == socket.EAI_NONAME
-    assert oserror(OSError("odd"), "no way").errno is None
+    assert with_message(OSError("odd"), "no way").errno is None
 
 
 def test_errors_describe_what_was_received_and_expected() -> None:
@@ -133,13 +133,13 @@ def test_errors_describe_what_was_received_and_expected() -> None:
 
     count = trisock.IncompleteReadError(b"abc", 5)
     assert (count.partial, count.expected) == (b"abc", 5)
-    assert str(count) == "the stream ended after 3 bytes, before 5 bytes had come"
+    assert str(count) == "the stream ended after 3 bytes, before 5 bytes arrived"
     assert isinstance(count, EOFError)
     tls = trisock.TLSError("no", reason="WHY", verify_code=62)
     assert isinstance(tls, trio.BrokenResourceError)
     assert pickle.loads(pickle.dumps(tls)).__dict__ == {"reason": "WHY", "verify_code": 62}
     line = trisock.IncompleteReadError(b"abc", None)
-    assert str(line) == "the stream ended after 3 bytes, before the delimiter had come"
+    assert str(line) == "the stream ended after 3 bytes, before the delimiter arrived"
     limit = trisock.LimitExceededError(9)
     assert limit.limit == 9
     assert str(limit) == "no delimiter within 9 bytes"

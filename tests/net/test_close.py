@@ -201,7 +201,7 @@ def test_the_drain_has_its_documented_bounds() -> None:
     assert (_linger.LINGER_SECONDS, _linger.LINGER_BYTES) == (2, 64 << 20)
 
 
-async def test_close_at_once_does_nothing_if_unread_bytes_are_unknown(
+async def test_close_if_drained_does_nothing_if_unread_bytes_are_unknown(
     a: Socket, b: Socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(_: int) -> int:
@@ -209,7 +209,7 @@ async def test_close_at_once_does_nothing_if_unread_bytes_are_unknown(
 
     with monkeypatch.context() as patch:
         patch.setattr("trisock._net.transport.unread_bytes", fail)
-        assert not a._connection.close_at_once()
+        assert not a._connection.close_if_drained()
     assert a.isopen()
     await b.send(b"unread")
     while not await a.peek():

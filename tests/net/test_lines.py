@@ -156,3 +156,18 @@ async def test_a_read_after_the_last_line_of_a_chunk_waits(a: Socket, b: Socket)
         await trio.testing.wait_all_tasks_blocked()
         await b.send(b"more")
     assert got == [b"more"]
+
+
+async def test_asking_for_information_does_not_end_a_batch_of_lines(a: Socket, b: Socket) -> None:
+    await b.send(b"one\n\nthree\nfour")
+    unread = []
+    async for _ in a.lines():
+        buffer = a._connection.buffer
+        lines = buffer._lines
+        unread.append(a.info().buffered)
+        assert a.isopen()
+        assert buffer._lines is lines is not None
+        if len(unread) == 3:
+            break
+    assert unread == [11, 10, 4]
+    assert await a.recv_exactly(4) == b"four"

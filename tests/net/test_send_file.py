@@ -216,7 +216,7 @@ async def test_an_object_with_only_a_read_method_is_enough(a: Socket, b: Socket)
     ("result", "error", "words"),
     [
         (None, BlockingIOError, "nothing to read"),
-        (b"x" * 15, ValueError, "15 bytes where 5 were asked for"),
+        (b"x" * 15, ValueError, "15 bytes instead of at most 5"),
     ],
 )
 async def test_a_read_of_nothing_or_too_much_is_an_error(

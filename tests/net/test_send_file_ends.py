@@ -167,7 +167,7 @@ async def test_a_file_cut_short_by_cancellation_ends_sending(
         nursery.start_soon(a.send_file, file)
         await until_full(a)
         nursery.cancel_scope.cancel()
-    with pytest.raises(trio.BrokenResourceError, match="cut off"):
+    with pytest.raises(trio.BrokenResourceError, match="cut short"):
         await a.send(b"y")
 
 
@@ -178,7 +178,7 @@ async def test_a_progress_callback_that_fails_ends_sending(
 ) -> None:
     with pytest.raises(ZeroDivisionError):
         await a.send_file(make_file(kind, b"content"), progress=lambda sent: 1 // (sent - 7))
-    with pytest.raises(trio.BrokenResourceError, match="cut off"):
+    with pytest.raises(trio.BrokenResourceError, match="cut short"):
         await a.send(b"y")
 
 

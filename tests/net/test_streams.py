@@ -167,3 +167,11 @@ async def test_a_reader_of_a_full_buffer_lets_other_tasks_run(
         for _ in range(10 * LINES_AT_A_TIME):
             await lines.__anext__()
         assert other_runs() - before >= 9
+
+
+@pytest.mark.parametrize("layer", ["plain", "tls"])
+async def test_a_stream_closed_underneath_is_a_closed_resource_error(a: Socket) -> None:
+    await a.stream.aclose()
+    for call in (a.peek, a.recv, lambda: a.send(b"x")):
+        with pytest.raises(trio.ClosedResourceError):
+            await call()

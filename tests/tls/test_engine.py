@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ssl
+import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ import trio
 import trisock
 from helpers.authority import Authority
 from trisock import Address, ClientTLS, ServerTLS, TLSError, TLSInfo
-from trisock._tls.engine import TLSEngine, TLSState
+from trisock._tls.engine import TRANSITIONS, TLSEngine, TLSState
 from trisock._tls.roles import resolve_role
 
 PEER = Address("192.0.2.1", 25)
@@ -222,3 +224,26 @@ def test_SSLStream_uses_five_names_of_its_context_and_object(  # noqa: N802
     monkeypatch.setattr(TLSEngine, "__getattribute__", recorded)
     trio.run(main)
     assert used == {"wrap_bio", "do_handshake", "unwrap", "server_side", "version"}
+
+
+def test_the_docs_have_every_transition_and_no_other() -> None:
+    docs = Path(__file__).parents[2] / "docs/design.md"
+    rows = re.findall(r"^\| ([A-Z_, ]+) \| [^|]+ \| ([A-Z_]+) \|", docs.read_text(), re.MULTILINE)
+    assert {(before, after) for states, after in rows for before in states.split(", ")} == {
+        (before.name, after.name) for before, follow in TRANSITIONS.items() for after in follow
+    }
+
+
+@pytest.mark.parametrize("before", TLSState)
+@pytest.mark.parametrize("after", TLSState)
+def test_an_engine_refuses_other_transitions(
+    client_tls: ClientTLS, before: TLSState, after: TLSState
+) -> None:
+    engine = Side(client_tls, "client").engine
+    engine.state = before
+    if after is before or after in TRANSITIONS[before]:
+        engine._enter(after)
+        assert engine.state is after
+    else:
+        with pytest.raises(AssertionError, match=f"{before} cannot become {after}"):
+            engine._enter(after)

@@ -191,14 +191,14 @@ def test_out_of_descriptors_a_client_gets_the_shared_context(
         connected_host=None,
         side="server",
     )
-    assert role.contexts is not None
+    assert role.sni_contexts is not None
 
     def broken(chosen: object) -> ssl.SSLContext:
         raise OSError(24, "too many open files")
 
-    monkeypatch.setattr(role.contexts, "_build", broken)
-    shared = role.contexts.choose(ClientHello(b"localhost", supports_tickets=True))
-    assert role.contexts.choose(ClientHello(b"localhost", supports_tickets=False)) is shared
+    monkeypatch.setattr(role.sni_contexts, "_build", broken)
+    shared = role.sni_contexts.choose(ClientHello(b"localhost", supports_tickets=True))
+    assert role.sni_contexts.choose(ClientHello(b"localhost", supports_tickets=False)) is shared
 
 
 # ---- what the client sends ----

@@ -156,7 +156,7 @@ async def test_a_response_cut_short_damages_nothing(
 async def test_responses_to_a_peer_that_does_not_read_are_bounded(
     authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_tls_stream, "_MAX_RESPONSES", 100)
+    monkeypatch.setattr(_tls_stream, "_MAX_RESPONSE_BYTES", 100)
     async with post_handshake_pair(authority) as (sock, peer):
         await clog(sock)
         peer.request_certificate()

@@ -15,7 +15,7 @@ from typing import Literal, TypeVar
 import trio
 
 from .._address import Address, address_from_sockaddr
-from .._errors import TLSError, fresh
+from .._errors import TLSError, unraised_copy
 from .._tls.info import TLSInfo
 from .._tls.roles import TLSRole
 from .conflicts import ConflictDetector, SendLock
@@ -199,7 +199,7 @@ class Connection:
                 break
             self.buffer.append(chunk)
         if isinstance(tls.engine.failure, TLSError):
-            raise self.transport.remember_failure(fresh(tls.engine.failure)) from None
+            raise self.transport.remember_failure(unraised_copy(tls.engine.failure)) from None
 
     async def broadcast(self, data: bytes, generation: int, timeout: float) -> bool:
         """Send for a server's broadcast, after what the connection's own task is sending.
@@ -249,7 +249,9 @@ class Connection:
         try:
             await self._acquire_both(deadline)
         except trio.TooSlowError:
-            text = f"TLS handshake with {role.named(self.peer)} failed: a broadcast was in its way"
+            text = (
+                f"TLS handshake with {role.peer_name(self.peer)} failed: a broadcast was in its way"
+            )
             raise self.transport.remember_failure(TLSError(text)) from None
         try:
             self.transport.check_sending()
@@ -401,7 +403,7 @@ class Connection:
         finally:
             self._mark_closed()
 
-    def close_at_once(self) -> bool:
+    def close_if_drained(self) -> bool:
         """Close gracefully if that needs no waiting. Otherwise do nothing, and return False.
 
         Under TLS it always needs waiting: the peer must get ``close_notify``.
@@ -410,7 +412,7 @@ class Connection:
             return self.fileno() < 0
         if self.tls is not None or self.reading.in_use or self.sending.locked:
             return False
-        if not self.transport.close_at_once():
+        if not self.transport.close_if_drained():
             return False
         self._mark_closed()
         return True

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
 
-from .._uncopied import Uncopied
+from .._not_copyable import NotCopyable
 from .conflicts import ConflictDetector
 
 
-class Lines(Uncopied):
+class Lines(NotCopyable):
     """The async iterator that ``Socket.lines`` returns.
 
     A class, because an async generator is not closed when its loop is left early.

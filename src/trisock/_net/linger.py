@@ -7,7 +7,7 @@ import socket
 
 import trio
 
-from .syscalls import RECEIVE_SIZE, SEND_FLAGS, Descriptor, unacknowledged_bytes
+from .syscalls import RECEIVE_SIZE, SEND_FLAGS, BorrowedSocket, unacknowledged_bytes
 
 # A close reads from a peer that is still sending for at most this long (seconds) and this many
 # bytes. The first bound is for a silent or slow peer, the second for a fast one. With 1 MiB instead
@@ -23,7 +23,7 @@ _MAX_POLL_INTERVAL = 0.04
 
 async def linger(
     sock: trio.socket.SocketType,
-    raw: socket.socket | Descriptor,
+    raw: socket.socket | BorrowedSocket,
     final_bytes: bytes,
     *,
     fin_sent: bool,

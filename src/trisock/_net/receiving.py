@@ -33,6 +33,10 @@ class BufferedReceiver(trio.abc.ReceiveStream):
     _connection: Connection
     _reads_since_checkpoint: int
 
+    def _set_up(self, connection: Connection) -> None:
+        self._connection = connection
+        self._reads_since_checkpoint = 0
+
     async def recv(self, max_bytes: int | None = None) -> bytes:
         """Return the oldest chunk of received data, or ``b""`` at the end of the stream.
 

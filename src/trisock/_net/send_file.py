@@ -134,7 +134,7 @@ async def send_file(
     """Send part of a file. Stops early at the end of the file. A full checkpoint.
 
     Calls ``on_sent`` with the size of each piece. If the file ends too early under TLS,
-    the stream stays IN_MESSAGE: ``close_notify`` must not vouch for part of a file.
+    the stream stays IN_MESSAGE: ``close_notify`` would claim that the file was complete.
     """
     if source.consumes and offset:
         raise OSError(errno.ESPIPE, os.strerror(errno.ESPIPE))
@@ -144,7 +144,7 @@ async def send_file(
     elif source.size is not None:
         left = max(0, source.size - offset)
     descriptor = source.descriptor if tls is None and left else None
-    if descriptor is not None and await transport.send_file(descriptor, offset, int(left), on_sent):
+    if descriptor is not None and await transport.sendfile(descriptor, offset, int(left), on_sent):
         return
     layer = transport if tls is None else tls
     before = SendState.READY if tls is None else tls.send_state
@@ -232,7 +232,7 @@ class _FileObject(Source):
             raise BlockingIOError(errno.EAGAIN, "the file has nothing to read at the moment")
         if len(data) > size:
             raise ValueError(
-                f"the file's read returned {len(data)} bytes where {size} were asked for"
+                f"the file's read returned {len(data)} bytes instead of at most {size}"
             )
         return data
 

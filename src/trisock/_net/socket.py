@@ -17,9 +17,9 @@ import trio
 from .._address import Address
 from .._arguments import Buffer, bytes_view, check_bool, quoted, seconds_or_inf
 from .._errors import TLSError
+from .._not_copyable import NotCopyable
 from .._tls.info import TLSInfo
 from .._tls.roles import TLSArgument, resolve_role
-from .._uncopied import Uncopied
 from .connection import Connection, Side
 from .receiving import BufferedReceiver
 from .send_file import open_source, send_file
@@ -48,7 +48,7 @@ class ConnectionInfo:
     buffered: int
 
 
-class Socket(Uncopied, BufferedReceiver, trio.abc.HalfCloseableStream):
+class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
     """A connection that can start TLS, and end it again, in mid-conversation.
 
     ``connect``, a ``Listener`` and a ``Server`` make Sockets. The constructor takes over a
@@ -82,10 +82,6 @@ class Socket(Uncopied, BufferedReceiver, trio.abc.HalfCloseableStream):
             raise ValueError(f"the side is 'client' or 'server', not {quoted(side)}")
         self._set_up(Connection(stream, side))
 
-    def _set_up(self, connection: Connection) -> None:
-        self._connection = connection
-        self._reads_since_checkpoint = 0
-
     def __repr__(self) -> str:
         connection = self._connection
         if connection.transport.closing:
@@ -117,6 +113,8 @@ class Socket(Uncopied, BufferedReceiver, trio.abc.HalfCloseableStream):
             views = (buffers[0],)
         else:
             views = tuple(map(bytes_view, buffers))
+        # ``async with connection.sending: await connection.send(views)``, inlined: the hot path
+        # (rows echo1 and send).
         connection = self._connection
         lock = connection.sending
         if lock.in_use:
@@ -180,8 +178,8 @@ class Socket(Uncopied, BufferedReceiver, trio.abc.HalfCloseableStream):
 
         Raises:
           EOFError: the file ended before ``count`` bytes. The text says how many were sent. The
-            peer gets them, but under TLS no ``close_notify`` follows: it would vouch for the
-            missing ones.
+            peer gets them, but under TLS no ``close_notify`` follows: it would claim that they are
+            all.
           trio.BrokenResourceError: the connection is broken. The text says how many bytes were sent
             (in whole pieces of 256 KiB if worker threads read the file).
           OSError: the file cannot be read. If a part of it was sent, every later send fails.
@@ -215,6 +213,8 @@ class Socket(Uncopied, BufferedReceiver, trio.abc.HalfCloseableStream):
             if progress is not None:
                 progress(sent)
 
+        # This keeps the program's other senders out. The lock is acquired after ``begin``: that may
+        # wait for the disk, and a broadcast need not.
         with self._connection.sending:
             # Open it now: while we wait, the descriptor number may become another file's.
             source = open_source(file)
@@ -391,7 +391,7 @@ class Socket(Uncopied, BufferedReceiver, trio.abc.HalfCloseableStream):
     @property
     def stream(self) -> trio.SocketStream:
         """The underlying ``trio.SocketStream``. Reading or writing it breaks the Socket."""
-        return self._connection.transport.stream
+        return self._connection.stream
 
     @property
     def socket(self) -> trio.socket.SocketType:
@@ -399,7 +399,7 @@ class Socket(Uncopied, BufferedReceiver, trio.abc.HalfCloseableStream):
 
         Reading or writing it breaks the Socket.
         """
-        return self._connection.transport.stream.socket
+        return self._connection.stream.socket
 
     @property
     def tls(self) -> TLSInfo | None:

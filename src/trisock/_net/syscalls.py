@@ -27,7 +27,7 @@ HAS_SENDFILE = hasattr(os, "sendfile")
 # struct linger (socket(7)). On, with 0 seconds: close(2) resets the connection. Off: close(2)
 # returns immediately. On, with more: close(2) blocks the thread, even for a non-blocking socket.
 _LINGER_FORMAT = "hh" if sys.platform == "win32" else "ii"
-_LINGER_AND_RESET = struct.pack(_LINGER_FORMAT, 1, 0)
+LINGER_AND_RESET = struct.pack(_LINGER_FORMAT, 1, 0)
 _NO_LINGER = struct.pack(_LINGER_FORMAT, 0, 0)
 
 # Python ignores SIGPIPE at startup, but command line tools often restore its default action. Then
@@ -43,7 +43,7 @@ class _BorrowedSocket(socket.socket):
         self.detach()
 
 
-class Descriptor:
+class BorrowedSocket:
     """The ``socket.socket`` calls that Transport needs, for a stream that the user passed in.
 
     Trio hides the stream's ``socket.socket``, so we have only its descriptor. Each call first
@@ -188,7 +188,7 @@ def _reset_connection(sock: trio.socket.SocketType) -> bool:
 
 
 def _close_resets(sock: trio.socket.SocketType) -> bool:
-    """Return whether close(2) with ``_LINGER_AND_RESET`` resets the connection for all holders."""
+    """Return whether close(2) with ``LINGER_AND_RESET`` resets the connection for all holders."""
     return sock.family in INTERNET_FAMILIES and not _has_forked and _connect is None
 
 
@@ -210,7 +210,7 @@ def abort_connection(sock: trio.socket.SocketType) -> None:
     if _reset_connection(sock):
         return
     with contextlib.suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_AND_RESET)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_AND_RESET)
         # Some peers take a FIN before the RST for a clean end. So send FIN only if close(2) does
         # not reset the connection.
         if not _close_resets(sock):

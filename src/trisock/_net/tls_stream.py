@@ -1,7 +1,25 @@
 """TLSStream: TLS over a Transport.
 
 A ``TLSEngine`` encrypts and decrypts; this module carries its ciphertext. ``trio.SSLStream`` runs
-the handshake and the shutdown, with the engine as its context and a ``_CiphertextStream`` below it.
+the handshake and the shutdown, with the engine as its context and a ``CiphertextStream`` as its
+transport. (Sockets that are built on ``trio.SSLStream`` are a requirement of trisock. Two loops of
+our own would need less code.)
+
+How reading and sending work together, after the handshake:
+
+- One task reads and one task sends, at most. But TLS makes a reader send: OpenSSL responds to what
+  it reads, such as to a key update. And it makes a sender read: OpenSSL does not write while it has
+  half of a TLS message. So each of them may have to wait for either direction.
+- Only one task at a time may wait for the descriptor to become readable. ``_filling`` says that a
+  task does. A second one waits for the event ``_filled`` instead, then looks at what has arrived.
+- Only one task at a time may wait for room, so ``_writable_lock`` is around that wait.
+- All ciphertext goes through one queue, the engine's. What the kernel does not take goes back to
+  its head, so the order is right whichever task sends. While a sender drains the queue
+  (``_sending_rest``), it sends the responses too, and the reader leaves the queue alone.
+- What is encrypted must be sent, because the peer decrypts records in their order. So a sender
+  waits for room first, where a cancellation does no harm, then encrypts one piece and sends it with
+  no cancel point between. A cancellation after that ends sending (``SendState.OVER``).
+- A send that fails does not end reading: the peer's last data, or its alert, may have arrived.
 """
 
 from __future__ import annotations
@@ -15,11 +33,12 @@ from typing import cast
 import trio
 
 from .._address import Address
-from .._errors import TLSError, fresh
+from .._errors import TLSError, unraised_copy
 from .._tls.engine import TLSEngine, TLSState
 from .._tls.info import TLSInfo
 from .._tls.records import SEND_SIZE, pieces
 from .._tls.roles import TLSRole
+from .ciphertext_stream import CiphertextStream, EndOfTransport
 from .transport import Transport
 
 # The limit on unsent responses, in bytes: some 2000 key updates. While a send waits for room, a
@@ -40,10 +59,6 @@ class SendState(enum.Enum):
     READY = enum.auto()
     IN_MESSAGE = enum.auto()  # a message or a file was sent in part, and the rest may follow
     OVER = enum.auto()  # nothing: a record was cut short, or a part would seem to be the whole
-
-
-class EndOfTransport(Exception):
-    """The connection ended. The reader decides whether the encrypted stream had ended too."""
 
 
 class TLSStream:
@@ -87,7 +102,7 @@ class TLSStream:
         self._filling = False
         self._filled: trio.Event | None = None  # set when the task that fills is done
         self._ssl_stream = trio.SSLStream(
-            _CiphertextStream(self, transport),
+            CiphertextStream(transport, self.engine, self.send_ciphertext),
             cast(ssl.SSLContext, self.engine),
             server_side=role.server_side,
         )
@@ -331,7 +346,7 @@ class TLSStream:
             if started:
                 self.send_state = SendState.OVER
                 if not isinstance(exc, Exception) and engine.failure is None:
-                    engine.set_failure(self._transport.broken("an earlier send was cut off"))
+                    engine.set_failure(self._transport.broken("an earlier send was cut short"))
             raise
         self.send_state = before
         if not started:
@@ -347,7 +362,7 @@ class TLSStream:
             sent = self._transport.send_nowait(data)
         except trio.BrokenResourceError as exc:
             self.send_state = SendState.OVER
-            self._send_failure = fresh(exc)
+            self._send_failure = unraised_copy(exc)
             raise
         if sent == len(data):
             return True
@@ -393,12 +408,12 @@ class TLSStream:
     def _check_sending(self) -> None:
         self.engine.check()
         if self._send_failure is not None:
-            raise self._transport.remember_failure(fresh(self._send_failure))
+            raise self._transport.remember_failure(unraised_copy(self._send_failure))
 
     def cut_short(self) -> None:
         """Let nothing follow what was sent: only part of a file was."""
         self.send_state = SendState.OVER
-        self._send_failure = self._transport.broken("an earlier send was cut off")
+        self._send_failure = self._transport.broken("an earlier send was cut short")
 
     # ---- shutdown ----
 
@@ -432,7 +447,7 @@ class TLSStream:
         except TLSError:
             raise
         except trio.BrokenResourceError as exc:
-            raise self.engine.fail(str(exc) or "it was cut off") from exc.__cause__
+            raise self.engine.fail(str(exc) or "the connection broke") from exc.__cause__
         finally:
             self._in_ssl_stream = False
             if self._transport.closing:
@@ -461,42 +476,3 @@ class TLSStream:
                 return b""
             engine.close_notify()
         return engine.data_to_send() if self.send_state is SendState.READY else b""
-
-
-class _CiphertextStream(trio.abc.Stream):
-    """The transport of ``SSLStream``.
-
-    A call is a checkpoint only if it has to wait: ``SSLStream`` acquires a lock before each call,
-    and that is a checkpoint. ``EndOfTransport`` tells the end of the connection from the end of the
-    encrypted stream.
-    """
-
-    def __init__(self, tls: TLSStream, transport: Transport) -> None:
-        self._tls = tls
-        self._transport = transport
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Return a few whole records, or a part of one. If cancelled, it consumes nothing."""
-        incoming = self._tls.engine.incoming
-        if not incoming.pending:
-            self._tls.engine.check()
-            try:
-                data = self._transport.receive_nowait()
-            except BlockingIOError:
-                data = await self._transport.receive()
-            if not data:
-                raise EndOfTransport
-            incoming.write(data)
-        return bytes(incoming.take_many()[0])
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        # A failed send is reported when SSLStream is done: what the peer sent before, such as an
-        # alert, can still be read.
-        with contextlib.suppress(trio.BrokenResourceError):
-            await self._tls.send_ciphertext(bytes(data))
-
-    async def wait_send_all_might_not_block(self) -> None:
-        """Do nothing: the Socket asks the Transport itself."""
-
-    async def aclose(self) -> None:
-        """Do nothing: the Socket closes."""

@@ -31,7 +31,7 @@ from typing import NoReturn, TypeVar
 import trio
 
 from .. import _fork
-from .._errors import fresh
+from .._errors import unraised_copy
 from .linger import linger
 from .syscalls import (
     HAS_SENDFILE,
@@ -39,7 +39,7 @@ from .syscalls import (
     POLLERR,
     RECEIVE_SIZE,
     SEND_FLAGS,
-    Descriptor,
+    BorrowedSocket,
     abort_connection,
     end_connection,
     peek_byte,
@@ -83,11 +83,11 @@ class Transport:
       stream: the connection. The Transport uses and closes it; it remains usable for
           everything else, such as socket options.
       raw: the ``socket.socket`` that the stream was made from, if known. Its calls are
-          cheaper than a ``Descriptor``'s, and as safe.
+          cheaper than a ``BorrowedSocket``'s, and as safe.
 
     Invariant: once ``_read_failure`` is set, every read raises a copy of it; the same holds for
-    ``_send_failure`` and sends. Once ``closing`` is set, both are set, and only the close touches the
-    descriptor. A send that was cut short sets ``_send_failure``, because the peer cannot tell
+    ``_send_failure`` and sends. Once ``closing`` is set, both are set, and only the close touches
+    the descriptor. A send that was cut short sets ``_send_failure``, because the peer cannot tell
     where the next one begins. ``_reset`` is an error that a send met; a read raises it at the end.
     """
 
@@ -108,11 +108,11 @@ class Transport:
     def __init__(self, stream: trio.SocketStream, raw: socket.socket | None = None) -> None:
         self.stream = stream
         self._socket = stream.socket
-        self._raw: socket.socket | Descriptor
+        self._raw: socket.socket | BorrowedSocket
         if raw is not None and raw.fileno() == stream.socket.fileno():
             self._raw = raw
         else:
-            self._raw = Descriptor(stream.socket)
+            self._raw = BorrowedSocket(stream.socket)
         self._receive_size = RECEIVE_SIZE
         self._eagain_count = 0
         self._poll_writable: Callable[[int], object] | None = None
@@ -189,7 +189,7 @@ class Transport:
 
     def _reading_failed(self, exc: OSError) -> trio.BrokenResourceError:
         failure = self._broken_from(exc)
-        self._read_failure = fresh(failure)
+        self._read_failure = unraised_copy(failure)
         return failure
 
     def at_end(self) -> bool:
@@ -348,7 +348,7 @@ class Transport:
     def cut_short(self) -> None:
         """Refuse later sends: only part of a message or a file was sent."""
         if self._send_failure is None:
-            self._send_failure = self.broken("an earlier send was cut off")
+            self._send_failure = self.broken("an earlier send was cut short")
 
     def send_nowait(self, *buffers: bytes | memoryview) -> int:
         """Send what the kernel takes now and return the number of bytes."""
@@ -366,7 +366,7 @@ class Transport:
     def _sending_failed(self, exc: OSError) -> trio.BrokenResourceError:
         failure = self._broken_from(exc)
         if exc.errno != errno.EPIPE:  # EPIPE follows the peer's FIN, so the read ends cleanly
-            self._reset = fresh(failure)  # the kernel does not report it again
+            self._reset = unraised_copy(failure)  # the kernel does not report it again
         if self.eof_sent:
             raise trio.ClosedResourceError("nothing can be sent after send_eof") from None
         return failure
@@ -404,7 +404,7 @@ class Transport:
             end_connection(self._socket, may_be_unread=not drained)
             self._close_descriptor()
 
-    def close_at_once(self) -> bool:
+    def close_if_drained(self) -> bool:
         """Close if nothing can be lost, and return True; else do nothing and return False.
 
         No task may be waiting on the connection: none is woken.
@@ -455,7 +455,7 @@ class Transport:
             socket.close(self._socket.detach())
 
     def _close_descriptor(self) -> None:
-        if not _fork.wakes_nobody():
+        if _fork.can_wake_tasks():
             self._socket.close()
             return
         with contextlib.suppress(OSError):  # already closed
@@ -471,7 +471,7 @@ class Transport:
 
     def _raise_failure(self, failure: Exception) -> NoReturn:
         if isinstance(failure, trio.BrokenResourceError):
-            raise self.remember_failure(fresh(failure))
+            raise self.remember_failure(unraised_copy(failure))
         raise trio.ClosedResourceError(*_CLOSED.args)
 
     def _broken_from(self, exc: OSError) -> trio.BrokenResourceError:

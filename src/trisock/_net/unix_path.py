@@ -18,10 +18,10 @@ from .._arguments import quoted
 
 # How long (seconds) to wait for another program that is replacing the same path.
 _LOCK_TIMEOUT = 10.0
-_LOCK_RETRY = 0.01
+_LOCK_RETRY_SECONDS = 0.01
 
-# Of every two programs that find a lock file removed, one has made progress. More tries than this
-# mean that somebody tampers with the file.
+# Each time two programs race for a removed lock file, one of them wins. After this many losses,
+# somebody is tampering with the file.
 _LOCK_TRIES = 100
 
 # Opens an inode without reading it: needs no read permission and does not touch devices.
@@ -88,7 +88,7 @@ async def listening_unix_socket(
         except PathLockedError as exc:
             if trio.current_time() >= deadline:
                 raise OSError(errno.ETIMEDOUT, exc.strerror, exc.filename) from None
-        await trio.sleep(_LOCK_RETRY)
+        await trio.sleep(_LOCK_RETRY_SECONDS)
 
 
 def listening_unix_socket_nowait(

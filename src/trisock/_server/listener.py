@@ -13,8 +13,8 @@ from .._address import (
     Address,
     check_port,
     format_host_port,
-    oserror,
     to_ascii_host,
+    with_message,
 )
 from .._arguments import quoted
 from .._net.conflicts import ConflictDetector
@@ -24,7 +24,7 @@ from .._net.unix_path import (
     listening_unix_socket_nowait,
     unix_path,
 )
-from .._uncopied import Uncopied
+from .._not_copyable import NotCopyable
 from .listening import ListeningSockets, backlog_size, bind_all
 
 # With port 0 the first address gets a free port, and the other addresses must use the same one. It
@@ -66,7 +66,7 @@ async def listen(
             host_to_bind, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
     except OSError as exc:
-        raise oserror(exc, f"cannot listen on {_where(port, host)}") from exc
+        raise with_message(exc, f"cannot listen on {_where(port, host)}") from exc
     return _listen(found, port, host, backlog, reuse_port)
 
 
@@ -129,7 +129,7 @@ def _listen(
             return new_listener(ListeningSockets(bind_all(targets, port, backlog, reuse_port)))
         except OSError as exc:
             if port != 0 or exc.errno != errno.EADDRINUSE or not tries_left:
-                raise oserror(exc, f"cannot listen on {_where(port, host)}") from exc
+                raise with_message(exc, f"cannot listen on {_where(port, host)}") from exc
     raise AssertionError("the last try has returned or raised")  # pragma: no cover
 
 
@@ -189,7 +189,7 @@ def listen_unix_nowait(
     return new_listener(ListeningSockets([sock], bound_path))
 
 
-class Listener(Uncopied, trio.abc.Listener[Socket]):
+class Listener(NotCopyable, trio.abc.Listener[Socket]):
     """Accepts connections from one or more listening sockets.
 
     ``listen`` and ``listen_unix`` return one. Create one directly from existing listening sockets

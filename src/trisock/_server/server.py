@@ -20,9 +20,9 @@ from .._arguments import Buffer, bytes_view, quoted, seconds_or_inf
 from .._errors import IncompleteReadError
 from .._net.connection import Connection, ConnectionState
 from .._net.socket import Socket, new_socket
+from .._not_copyable import NotCopyable
 from .._text import printable
 from .._tls.roles import ClientTLS, TLSArgument, TLSRole, resolve_role
-from .._uncopied import Uncopied
 from .broadcast import Broadcast
 from .listener import Listener, listen, take_over
 from .listening import ListeningSockets
@@ -132,7 +132,7 @@ def _server_role(tls: object) -> TLSRole:
     return role
 
 
-class Server(Uncopied):
+class Server(NotCopyable):
     """A running server, made by ``bind``.
 
     Attributes:
@@ -159,9 +159,9 @@ class Server(Uncopied):
         self._connections: dict[Connection, Socket] = {}
         self._handshakes: set[Connection] = set()
         self._counts: Counter[str] = Counter()
-        self._accepting = trio.CancelScope()
-        self._handlers = trio.CancelScope()
-        self._nursery: trio.Nursery | None = None  # of the handlers
+        self._accept_scope = trio.CancelScope()
+        self._handler_scope = trio.CancelScope()
+        self._handler_nursery: trio.Nursery | None = None
         self._exhaustion: str | None = None
         self._exhausted_accepts = 0
         self._closed = trio.Event()
@@ -218,12 +218,12 @@ class Server(Uncopied):
             self._listening.close()
             return
         self.closing.set()
-        self._accepting.cancel()
+        self._accept_scope.cancel()
         self._listening.close()
         for connection in self._handshakes:
             connection.close_immediately()
         deadline = trio.current_time() + seconds
-        self._handlers.deadline = min(self._handlers.deadline, deadline)
+        self._handler_scope.deadline = min(self._handler_scope.deadline, deadline)
 
     async def wait_closed(self) -> None:
         """Wait until the last handler has ended and the last connection is closed."""
@@ -267,9 +267,9 @@ class Server(Uncopied):
             await trio.lowlevel.cancel_shielded_checkpoint()
             return 0
         # Its tasks run in the handlers' nursery, so that only what ends the handlers ends them.
-        assert self._nursery is not None
+        assert self._handler_nursery is not None
         broadcast = Broadcast(content, limit)
-        self._nursery.start_soon(broadcast.run, targets)
+        self._handler_nursery.start_soon(broadcast.run, targets)
         try:
             with trio.CancelScope(shield=limit < math.inf):
                 await broadcast.done.wait()
@@ -286,13 +286,15 @@ class Server(Uncopied):
 
     async def _run(self) -> None:
         try:
-            with self._handlers:
-                async with trio.open_nursery() as handlers:
-                    self._nursery = handlers
-                    with self._accepting:
-                        async with trio.open_nursery() as acceptors:
+            with self._handler_scope:
+                async with trio.open_nursery() as handler_nursery:
+                    self._handler_nursery = handler_nursery
+                    with self._accept_scope:
+                        async with trio.open_nursery() as accept_nursery:
                             for sock in self._listening.sockets:
-                                acceptors.start_soon(self._accept_from, sock, handlers, acceptors)
+                                accept_nursery.start_soon(
+                                    self._accept_from, sock, handler_nursery, accept_nursery
+                                )
         finally:
             self.closing.set()
             self._listening.close()
@@ -368,27 +370,26 @@ class Server(Uncopied):
         failure: BaseException | None = None
         outer_deadline = trio.current_effective_deadline()
         try:
-            if self._tls is not None and not await self._handshake(connection):
-                pass
-            elif self.closing.is_set():
-                self._counts["refused"] += 1
-            else:
-                sock = new_socket(connection)
-                self._connections[connection] = sock
-                try:
-                    await self._handler(sock)
-                finally:
-                    del self._connections[connection]
+            if self._tls is None or await self._handshake(connection):
+                if self.closing.is_set():
+                    self._counts["refused"] += 1
+                else:
+                    sock = new_socket(connection)
+                    self._connections[connection] = sock
+                    try:
+                        await self._handler(sock)
+                    finally:
+                        del self._connections[connection]
         except BaseException as exc:
             failure = exc
         deadline = trio.current_effective_deadline()
-        if failure is None and deadline == outer_deadline and connection.close_at_once():
+        if failure is None and deadline == outer_deadline and connection.close_if_drained():
             self._counts["active"] -= 1
             if self._slots is not None:
                 self._slots.release()
         else:
-            assert self._nursery is not None
-            self._nursery.start_soon(self._finish, connection, failure, deadline)
+            assert self._handler_nursery is not None
+            self._handler_nursery.start_soon(self._finish, connection, failure, deadline)
         del failure  # its traceback refers to this frame
 
     async def _finish(

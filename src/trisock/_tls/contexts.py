@@ -14,7 +14,11 @@ from collections.abc import Iterable
 from .certificate import Certificate
 from .client_hello import ClientHello
 
-#: The environment variables that select the system's trust store.
+# How many ended connections stay in a server's session cache, for each selection of certificates.
+# An attacker can make each of them 0.7 MB large, so this is 11 MB.
+_MAX_STORED_SESSIONS = 16
+
+# The environment variables that select the system's trust store.
 SystemTrust = tuple[str | None, str | None]
 
 
@@ -52,9 +56,9 @@ class ServerContexts:
     ``ssl`` cannot disable OpenSSL's session cache. The cache keeps the session of a TLS 1.2 client
     without ticket support for two hours, with the client's whole certificate chain. So clients that
     do not show ticket support get contexts of their own, the stateful ones. Such a context serves
-    ``_MAX_STORED_SESSIONS`` connections that selected the same certificates, and then another one
-    is built. So a client that keeps changing the requested name does not make us build more of
-    them. The sessions of a context are freed with its last connection.
+    ``_MAX_STORED_SESSIONS`` connections of one selection of certificates, and is then rebuilt. The
+    count is per selection, so a client that keeps changing the requested name cannot force extra
+    rebuilds. The sessions of a context are freed with its last connection.
 
     Invariant: ``_stateful`` holds the stateful context of each selection of certificates that was
     requested so far, and how many more connections may use it.
@@ -120,11 +124,7 @@ class ServerContexts:
         return context
 
 
-#: How many ended connections stay in a server's session cache, for each selection of certificates.
-#: An attacker can make each of them 0.7 MB large, so this is 11 MB.
-_MAX_STORED_SESSIONS = 16
-
-#: Equal roles share one.
+# Equal roles share one.
 server_contexts = functools.lru_cache(maxsize=32)(ServerContexts)
 
 

@@ -15,7 +15,7 @@ import trio
 
 from .. import _fork
 from .._address import Address
-from .._errors import TLSError, describe_ssl_error, fresh, ssl_reason
+from .._errors import TLSError, describe_ssl_error, ssl_reason, unraised_copy
 from .client_hello import ClientHelloReader, TooLongError
 from .error_queue import clear_error_queue
 from .info import TLSInfo, has_expired, new_tls_info
@@ -32,7 +32,7 @@ ResultT = TypeVar("ResultT")
 
 
 class TLSState(enum.Enum):
-    """The state of a TLS connection. FAILED can follow any other state but CLOSED."""
+    """The state of a TLS connection. ``TRANSITIONS`` says which one may follow which."""
 
     HANDSHAKE = enum.auto()
     OPEN = enum.auto()
@@ -40,6 +40,17 @@ class TLSState(enum.Enum):
     CLOSING = enum.auto()  # we have sent close_notify and wait for the peer's
     CLOSED = enum.auto()  # both have sent it: what follows is plain text
     FAILED = enum.auto()
+
+
+# docs/design.md lists the events. A local close keeps the state: it only writes close_notify.
+TRANSITIONS = {
+    TLSState.HANDSHAKE: {TLSState.OPEN, TLSState.FAILED},
+    TLSState.OPEN: {TLSState.PEER_CLOSED, TLSState.CLOSING, TLSState.FAILED},
+    TLSState.PEER_CLOSED: {TLSState.CLOSING, TLSState.FAILED},
+    TLSState.CLOSING: {TLSState.CLOSED, TLSState.FAILED},
+    TLSState.CLOSED: {TLSState.FAILED},  # our close_notify could not be sent
+    TLSState.FAILED: set(),
+}
 
 
 class TLSEngine:
@@ -89,7 +100,7 @@ class TLSEngine:
         self._tickets = b""
         self._unsent: bytes | memoryview = b""
         self.state = TLSState.HANDSHAKE
-        self._what = "TLS handshake"  # what an error says has failed
+        self._phase = "TLS handshake"  # what an error says has failed
         self.failure: trio.BrokenResourceError | None = None
 
     # ---- what SSLStream calls ----
@@ -105,7 +116,7 @@ class TLSEngine:
 
     def wrap_bio(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, **_: object) -> TLSEngine:
         self._incoming_bio, self.outgoing = incoming, outgoing
-        if self._role.contexts is None:
+        if self._role.sni_contexts is None:
             self._create_ssl_object(self._role.context)
         return self
 
@@ -157,8 +168,8 @@ class TLSEngine:
         self._incoming_bio.write(self.incoming.take())
         self._hello = None
         self._requested_name = hello.host_name
-        if self._role.contexts is not None:
-            self._create_ssl_object(self._role.contexts.choose(hello))
+        if self._role.sni_contexts is not None:
+            self._create_ssl_object(self._role.sni_contexts.choose(hello))
 
     def unwrap(self) -> None:
         """Take a step of the shutdown. Raises ``ssl.SSLWantReadError`` until the peer's has come.
@@ -168,7 +179,7 @@ class TLSEngine:
         next connection would find it there and fail.
         """
         self.check()
-        self.state = TLSState.CLOSING
+        self._enter(TLSState.CLOSING)
         clear_error_queue()
         try:
             self._ssl_object.unwrap()
@@ -178,7 +189,7 @@ class TLSEngine:
             raise
         except ssl.SSLError as exc:
             raise self._fail_from_ssl(exc) from exc
-        self.state = TLSState.CLOSED
+        self._enter(TLSState.CLOSED)
 
     # ---- the handshake ----
 
@@ -206,8 +217,8 @@ class TLSEngine:
                 reason="CERTIFICATE_VERIFY_FAILED",
                 verify_code=10,
             )
-        self.state = TLSState.OPEN
-        self._what = "TLS"
+        self._enter(TLSState.OPEN)
+        self._phase = "TLS"
         info = TLSInfo(
             version=version,
             cipher=cipher[0],
@@ -254,7 +265,7 @@ class TLSEngine:
         except ssl.SSLError as exc:
             data = self._read_further(exc)
         if data is not None and not data:
-            self.state = TLSState.PEER_CLOSED
+            self._enter(TLSState.PEER_CLOSED)
         return data
 
     def read_batch(self, records: list[bytes]) -> bool:
@@ -275,7 +286,7 @@ class TLSEngine:
                 break
             records.append(data)
         if data is not None and not data:
-            self.state = TLSState.PEER_CLOSED
+            self._enter(TLSState.PEER_CLOSED)
             self.incoming.restart(self._incoming_bio.read())
         return bool(data)
 
@@ -343,25 +354,30 @@ class TLSEngine:
         if self._forks != _fork.count:
             self.refuse_in_fork()
         if self.failure is not None:
-            raise self._remember(fresh(self.failure))
+            raise self._remember(unraised_copy(self.failure))
 
     def refuse_in_fork(self) -> NoReturn:
         """Refuse to use another process's keys: the next record would reuse a nonce."""
         if self.failure is None:
             self.set_failure(trio.BrokenResourceError(f"the connection is broken: {_FORKED}"))
         assert self.failure is not None
-        raise self._remember(fresh(self.failure))
+        raise self._remember(unraised_copy(self.failure))
 
     def set_failure(self, failure: trio.BrokenResourceError) -> None:
         """Fail. Every later call raises a copy of ``failure``."""
-        self.failure = fresh(failure)
-        self.state = TLSState.FAILED
+        self.failure = unraised_copy(failure)
+        self._enter(TLSState.FAILED)
+
+    def _enter(self, state: TLSState) -> None:
+        if state is not self.state:
+            assert state in TRANSITIONS[self.state], f"{self.state} cannot become {state}"
+            self.state = state
 
     def fail(
         self, why: str, *, reason: str | None = None, verify_code: int | None = None
     ) -> TLSError:
         """Fail, and return the error to raise."""
-        text = f"{self._what} with {self._role.named(self._peer)} failed: {why}"
+        text = f"{self._phase} with {self._role.peer_name(self._peer)} failed: {why}"
         error = TLSError(text, reason=reason, verify_code=verify_code)
         self.set_failure(error)
         self._remember(error)

@@ -167,9 +167,9 @@ class TLSRole:
     server_hostname: str | None
     require_alpn: bool = False
     #: Selects a server's context, once the ClientHello is known; None for the user's own context.
-    contexts: ServerContexts | None = None
+    sni_contexts: ServerContexts | None = None
 
-    def named(self, peer: Address) -> str:
+    def peer_name(self, peer: Address) -> str:
         """Return the peer's name for an error message."""
         name = self.server_hostname
         return str(peer) if name is None else f"{quoted(name)} ({peer})"

@@ -20,8 +20,7 @@ import trio
 
 import trisock
 
-from .._guard import log
-from .._text import printable
+from .._guard import log, text
 from .callbacks import PendingCallbacks, cost
 from .hangup import wait_for_hangup
 from .operations import Delivery, Operation, Queue, Read, ReadBudget, Write
@@ -30,12 +29,17 @@ from .operations import Delivery, Operation, Queue, Read, ReadBudget, Write
 MAX_READ = 16 * 1024 * 1024
 
 # Limits for a server, whose clients can make it queue writes and reads for each other. All include
-# the overhead of the queue entries. In order: the unsent bytes for a client that does not read; the
-# queued reads for a silent client (when one client speaks, the server's callback asks for the next
-# line, which queues one more read for every client); the cost in bytes of the reads of all clients.
+# the overhead of the queue entries.
+
+# The unsent bytes for a client that does not read.
 MAX_UNSENT = 64 * 1024 * 1024
+
+# The queued reads for a silent client. When one client speaks, the server's callback asks for the
+# next line, which queues one more read for every client.
 MAX_READS = 1000
-MAX_READS_HELD = 16 * 1024 * 1024
+
+# The bytes that the queued reads of all clients cost.
+MAX_READ_COST = 16 * 1024 * 1024
 
 # Seconds for a handshake without a timeout of its own: a silent peer is an attack.
 _HANDSHAKE_TIMEOUT = 60
@@ -121,7 +125,7 @@ class QueuedConnection:
         if self._reads_pending >= self._max_reads:
             return
         if self._budget is not None:
-            if self._reads_pending and self._budget.held > MAX_READS_HELD:
+            if self._reads_pending and self._budget.held > MAX_READ_COST:
                 return
             read.acquire(self._budget)
         self._reads_pending += 1
@@ -170,7 +174,7 @@ class QueuedConnection:
         if issubclass(type(exc), _EXPECTED):
             # Only once: after a failed write, a read often fails for the same reason.
             level = logging.DEBUG if self._sending_ended else self._loglevel
-            log(logger, level, "%s: %s", self._name, _text_of(exc))
+            log(logger, level, "%s: %s", self._name, text(exc))
         else:
             log(logger, logging.ERROR, "%s failed", self._name, exc_info=exc)
 
@@ -313,10 +317,3 @@ def accepted_connection(
         budget=budget,
         loglevel=logging.INFO,  # otherwise anybody could flood the log
     )
-
-
-def _text_of(exc: Exception) -> str:
-    try:
-        return printable(str(exc))
-    except Exception:  # of a user's class, such as raised by the user's SSLContext
-        return type(exc).__name__

@@ -37,7 +37,7 @@ __all__ = ["Callback", "Info", "ParsedAddress", "Socket", "Sockets", "open_socke
 
 # The levels of hs.logger, from 0, and Python's levels, which have nothing below DEBUG.
 _LEVELS = ["nothing", "error", "warning", "info", "debug", "verbose"]
-_PYTHONS = [logging.CRITICAL + 1, *range(logging.ERROR, 0, -10), logging.DEBUG]
+_PYTHON_LEVELS = [logging.CRITICAL + 1, *range(logging.ERROR, 0, -10), logging.DEBUG]
 
 Callback = Callable[..., object]
 
@@ -101,7 +101,7 @@ class Sockets:
         number = _LEVELS.index(level) if level in _LEVELS else level
         if type(number) is not int or not 0 <= number < len(_LEVELS):
             raise ValueError(f"a log level is one of {_LEVELS} or its number")
-        logger.setLevel(_PYTHONS[number])
+        logger.setLevel(_PYTHON_LEVELS[number])
 
 
 class Socket:

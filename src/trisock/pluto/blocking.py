@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, NoReturn, ParamSpec
 
 import trio
 
-from .._guard import leaves, log
+from .._guard import leaves, log, text
 from .._text import printable
 from .call import Call
 from .trio_thread import TrioThread
@@ -55,11 +55,7 @@ def close_descriptor(sock: trio.socket.SocketType) -> None:
 
 def log_reason(reason: Exception, where: str = "") -> None:
     """Log a failure as text. (A log handler that stores exceptions would keep their frames.)"""
-    try:
-        text = str(reason)
-    except Exception:  # its arguments may be of a user's class
-        text = type(reason).__name__
-    log(_logger, logging.INFO, "%s", printable(where + text))
+    log(_logger, logging.INFO, "%s", printable(where) + text(reason))
 
 
 def run_trio(main: Callable[[], Awaitable[None]]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NoReturn
 
 
-class Uncopied:
+class NotCopyable:
     """Makes ``copy.copy``, ``copy.deepcopy`` and ``pickle`` raise a ``TypeError`` that says why.
 
     A copy would share the descriptor but not the state: after ``starttls`` on one, the other would

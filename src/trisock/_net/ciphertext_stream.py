@@ -1,0 +1,62 @@
+"""The stream that ``trio.SSLStream`` uses as its transport."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from .._tls.engine import TLSEngine
+from .transport import Transport
+
+
+class EndOfTransport(Exception):
+    """The connection ended. The reader decides whether the encrypted stream had ended too."""
+
+
+class CiphertextStream(trio.abc.Stream):
+    """The transport of ``SSLStream``.
+
+    A call is a checkpoint only if it has to wait: ``SSLStream`` acquires a lock before each call,
+    and that is a checkpoint. ``EndOfTransport`` tells the end of the connection from the end of the
+    encrypted stream.
+
+    Args:
+      transport: the connection.
+      engine: holds the ciphertext that has arrived.
+      send: sends ciphertext.
+    """
+
+    def __init__(
+        self, transport: Transport, engine: TLSEngine, send: Callable[[bytes], Awaitable[None]]
+    ) -> None:
+        self._transport = transport
+        self._engine = engine
+        self._send = send
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Return a few whole records, or a part of one. If cancelled, it consumes nothing."""
+        incoming = self._engine.incoming
+        if not incoming.pending:
+            self._engine.check()
+            try:
+                data = self._transport.receive_nowait()
+            except BlockingIOError:
+                data = await self._transport.receive()
+            if not data:
+                raise EndOfTransport
+            incoming.write(data)
+        return bytes(incoming.take_many()[0])
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        # A failed send is reported when SSLStream is done: what the peer sent before, such as an
+        # alert, can still be read.
+        with contextlib.suppress(trio.BrokenResourceError):
+            await self._send(bytes(data))
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Do nothing: the Socket asks the Transport itself."""
+
+    async def aclose(self) -> None:
+        """Do nothing: the Socket closes."""

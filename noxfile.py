@@ -26,8 +26,8 @@ if shutil.which("pyenv"):
     newest = {".".join(each.split(".")[:2]): each for each in installed if each[0].isdigit()}
     os.environ["PYENV_VERSION"] = ":".join(newest[each] for each in PYTHONS if each in newest)
 
-# What tries much, and chance has a part in it.
-CHANCE = [
+# Campaigns that try many combinations or random inputs, and that coverage leaves out.
+_CAMPAIGNS = [
     "tests/campaigns/test_cancel*.py",
     "tests/campaigns/test_hostile_network.py",
     "tests/campaigns/test_fuzz_addresses.py",
@@ -36,9 +36,16 @@ CHANCE = [
     "tests/campaigns/test_fuzz_tls.py",
 ]
 
-# What coverage does without: campaigns (docs/reliability.md), and what runs whole programs.
+# What ``nox -s chance`` runs.
+CHANCE = [
+    *_CAMPAIGNS,
+    "tests/campaigns/test_fuzz_certificates.py",
+    "tests/campaigns/test_machine.py",
+]
+
+# What coverage leaves out: campaigns (docs/reliability.md), and tests that run whole programs.
 NOT_FOR_COVERAGE = [
-    *CHANCE,
+    *_CAMPAIGNS,
     "tests/campaigns/test_load.py",
     "tests/interop/test_haproxy.py",
     "tests/interop/test_starttls_clients.py",

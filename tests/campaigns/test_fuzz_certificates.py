@@ -70,7 +70,7 @@ def test_text_around_pem_blocks_changes_nothing(fuzz: Fuzz) -> None:
 
     fuzz(
         load,
-        150,
+        60,
         index=st.integers(0, len(chains) - 1),
         around=st.lists(AROUND, min_size=3, max_size=3),
         ends=st.sampled_from([b"\n", b"\r\n", b"\r", b" \n"]),

@@ -15,6 +15,7 @@ import trio
 import trio.testing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
 from helpers.client_hellos import records_of
 
@@ -36,14 +37,7 @@ class Fuzz:
             self.examples += 1
             check(**drawn)
 
-        tuned = settings(
-            max_examples=examples * self._times,
-            derandomize=self._times == 1,
-            database=None,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        )
-        tuned(given(**strategies)(counted))()
+        self._settings(examples)(given(**strategies)(counted))()
 
     def run_async(
         self, check: AsyncCheck, examples: int, **strategies: st.SearchStrategy[Any]
@@ -55,6 +49,23 @@ class Fuzz:
             trio.run(functools.partial(check, clock, **drawn), clock=clock)
 
         self(run, examples, **strategies)
+
+    def run_machine(
+        self, machine: type[RuleBasedStateMachine], examples: int, *, steps: int
+    ) -> None:
+        """Run a state machine on this many examples, or ``--times`` as many."""
+        self.examples += examples * self._times
+        tuned = settings(self._settings(examples), stateful_step_count=steps)
+        run_state_machine_as_test(machine, settings=tuned)
+
+    def _settings(self, examples: int) -> settings:
+        return settings(
+            max_examples=examples * self._times,
+            derandomize=self._times == 1,
+            database=None,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        )
 
 
 Change = tuple[str, int, bytes]

@@ -52,6 +52,14 @@ async def bytes_are_unread(sock: Socket, peer: Peer) -> None:
     await trio.lowlevel.wait_readable(sock.fileno())
 
 
+def reading_to_the_end(peer: Peer) -> Script:
+    while True:
+        peer.act()
+        if peer.gone:
+            peer.end()
+        yield
+
+
 STATES = [data_was_sent, bytes_are_unread, sending_is_clogged, peer_has_closed]
 
 
@@ -76,14 +84,8 @@ async def test_a_cancelled_close_closes_the_socket(
     async with connections.pair(layer) as (sock, peer):
         await state(sock, peer)
 
-        def script() -> Script:
-            while state is not peer_has_closed:
-                peer.act()
-                if peer.gone:
-                    peer.end()
-                yield
-
-        await attempt(lambda: close(sock), during(script()))
+        script = iter(()) if state is peer_has_closed else reading_to_the_end(peer)
+        await attempt(lambda: close(sock), during(script))
         assert attempt.error is None
         assert sock.fileno() == -1
         if state is peer_has_closed:
@@ -110,3 +112,17 @@ async def test_a_cancelled_close_wakes_a_reader_and_a_second_closer(
         await trio.testing.wait_all_tasks_blocked()
         await attempt(sock.close, during(peer.acting()))
         assert sock.fileno() == -1
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@at_every_cancel_point
+async def test_a_cancelled_second_close_closes_the_socket(
+    attempt: Attempt, layer: str, connections: Connections
+) -> None:
+    async with connections.pair(layer) as (sock, peer), trio.open_nursery() as nursery:
+        await sending_is_clogged(sock, peer)
+        nursery.start_soon(sock.close)
+        await trio.testing.wait_all_tasks_blocked()
+        await attempt(sock.close, during(reading_to_the_end(peer)))
+        assert attempt.error is None
+        await assert_closed(sock, peer)

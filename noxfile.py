@@ -148,7 +148,7 @@ def interop(session: nox.Session) -> None:
 
 @nox.session
 def chance(session: nox.Session) -> None:
-    """Cancellation in all combinations; the hostile network and fuzzing, 20 times as much."""
+    """All combinations of cancellation; 20 times as much fuzzing and hostile network as usual."""
     session.install(".[tests]")
     campaigns = [str(file) for each in CHANCE for file in sorted(Path().glob(each))]
     options = ["-n", "0", "-m", "", "--times", "20", "--capture=no"]

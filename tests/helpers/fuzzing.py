@@ -53,9 +53,9 @@ class Fuzz:
     def run_machine(
         self, machine: type[RuleBasedStateMachine], examples: int, *, steps: int
     ) -> None:
-        """Run a state machine on this many examples, or ``--times`` as many."""
+        """Run a state machine on this many new examples, or ``--times`` as many."""
         self.examples += examples * self._times
-        tuned = settings(self._settings(examples), stateful_step_count=steps)
+        tuned = settings(self._settings(examples), derandomize=False, stateful_step_count=steps)
         run_state_machine_as_test(machine, settings=tuned)
 
     def _settings(self, examples: int) -> settings:

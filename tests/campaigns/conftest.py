@@ -1,4 +1,4 @@
-"""Fixtures of the campaigns, for fuzzing and for cancellation."""
+"""Fixtures of the campaigns: the fuzzer, and the connections on which calls are cancelled."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from helpers.authority import Authority
-from helpers.cancellation import Kit
+from helpers.cancellation import Connections
 from helpers.fuzzing import Fuzz
 from trisock import ClientTLS, ServerTLS
 
@@ -20,7 +20,7 @@ from trisock import ClientTLS, ServerTLS
 def fuzz(
     times: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Fuzz]:
-    """Run checks on many examples. No log entry and no unraisable exception is allowed."""
+    """Run checks on many examples; none may log anything or raise an unraisable exception."""
     unraisable: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda args: unraisable.append(args.exc_type))
     fuzz = Fuzz(times)
@@ -32,8 +32,8 @@ def fuzz(
 
 
 @pytest.fixture(scope="session")
-def kit(authority: Authority, client_tls: ClientTLS, server_tls: ServerTLS) -> Kit:
-    contexts = {}
+def connections(authority: Authority, client_tls: ClientTLS, server_tls: ServerTLS) -> Connections:
+    peer_contexts = {}
     for version, side in itertools.product(["TLSv1_2", "TLSv1_3"], ["client", "server"]):
         if side == "client":  # so the peer is the server
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -41,5 +41,5 @@ def kit(authority: Authority, client_tls: ClientTLS, server_tls: ServerTLS) -> K
         else:
             context = ssl.create_default_context(cadata=authority.pem.decode())
         context.maximum_version = ssl.TLSVersion[version]
-        contexts[f"{version} {side}"] = context
-    return Kit(client_tls, server_tls, contexts)
+        peer_contexts[f"{version} {side}"] = context
+    return Connections(client_tls, server_tls, peer_contexts)

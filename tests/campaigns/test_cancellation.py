@@ -1,4 +1,4 @@
-"""What can be cancelled is, in some test; and the methods of trio.abc are full checkpoints."""
+"""Every public async name has a cancellation test; methods of trio.abc are full checkpoints."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import trio
 import trio.testing
 
 import trisock
-from helpers.cancellation import LAYERS, TLS, Kit, connect_to, covered
+from helpers.cancellation import LAYERS, TLS, Connections, connect_to, covered
 from trisock import hammerspoon, pluto
 
 
 def public_async_names() -> set[str]:
-    """Return what is public and awaited, or iterated over or entered asynchronously."""
+    """Return the public names that are awaited, iterated over or entered asynchronously."""
     names = {"pluto.socket.connect", "pluto.scheduler.run"}  # plain, but return an awaitable
     for module, prefix in (trisock, ""), (pluto, "pluto."), (hammerspoon, "hammerspoon."):
         for name in module.__all__:
@@ -27,7 +27,7 @@ def public_async_names() -> set[str]:
             for attribute in dir(thing):
                 if is_public(attribute) and is_async(getattr(thing, attribute)):
                     names.add(f"{prefix}{name}.{attribute}")
-    # The same function as socket's; and Trio's own, which does nothing.
+    # async_socket has socket's functions; __aenter__ is Trio's own and does nothing.
     return {
         name
         for name in names
@@ -46,14 +46,16 @@ def is_async(thing: object) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
 
 
-def test_each_public_async_name_is_covered() -> None:
+def test_every_public_async_name_has_a_cancellation_test() -> None:
     tests = Path(__file__).parent.glob("test_cancelled_*.py")
     assert public_async_names() == set().union(*map(covered, tests))
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-async def test_the_methods_of_trio_abc_are_full_checkpoints(layer: str, kit: Kit) -> None:
-    async with kit.pair(layer) as (sock, peer):
+async def test_socket_methods_of_trio_abc_are_full_checkpoints(
+    layer: str, connections: Connections
+) -> None:
+    async with connections.pair(layer) as (sock, peer):
         for call in (
             sock.wait_send_all_might_not_block,
             lambda: sock.send_all(b""),
@@ -75,7 +77,7 @@ async def test_the_methods_of_trio_abc_are_full_checkpoints(layer: str, kit: Kit
                 await close()
 
 
-async def test_the_methods_of_a_listener_are_full_checkpoints() -> None:
+async def test_listener_methods_of_trio_abc_are_full_checkpoints() -> None:
     listener = trisock.listen_nowait(0)
     with connect_to(listener), connect_to(listener):
         for accept in (listener.accept, lambda: anext(listener)):

@@ -1,8 +1,7 @@
-"""Closing, cancelled at every moment (helpers/cancellation.py tells how)."""
+"""Closing, cancelled at every cancel point (see helpers/cancellation.py)."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -13,14 +12,15 @@ from helpers.cancellation import (
     LAYERS,
     UNIX,
     Attempt,
-    Kit,
+    Connections,
     assert_closed,
-    at_every_moment,
+    at_every_cancel_point,
     covers,
+    during,
     grid,
+    peer_has_closed,
     pluto_socket,
     sending_is_clogged,
-    the_peer_has_left,
 )
 from helpers.peers import Peer, Script
 from trisock import Socket
@@ -43,16 +43,24 @@ CLOSES = {
 }
 
 
+async def data_was_sent(sock: Socket, peer: Peer) -> None:
+    await sock.send(b"sent")
+
+
 async def bytes_are_unread(sock: Socket, peer: Peer) -> None:
     peer.say(b"unread")
     await trio.lowlevel.wait_readable(sock.fileno())
 
 
-async def something_was_said(sock: Socket, peer: Peer) -> None:
-    await sock.send(b"said")
+def reading_to_the_end(peer: Peer) -> Script:
+    while True:
+        peer.act()
+        if peer.gone:
+            peer.end()
+        yield
 
 
-STATES_OF_CLOSES = [something_was_said, bytes_are_unread, sending_is_clogged, the_peer_has_left]
+STATES = [data_was_sent, bytes_are_unread, sending_is_clogged, peer_has_closed]
 
 
 @covers(*CLOSES.values())
@@ -62,53 +70,59 @@ STATES_OF_CLOSES = [something_was_said, bytes_are_unread, sending_is_clogged, th
         lambda layer, close, state: close is Socket.close or layer == UNIX,
         LAYERS,
         CLOSES,
-        STATES_OF_CLOSES,
+        STATES,
     ),
 )
-async def test_a_cancelled_close_has_closed(
+@at_every_cancel_point
+async def test_a_cancelled_close_closes_the_socket(
+    attempt: Attempt,
     layer: str,
     close: Callable[[Socket], Awaitable[None]],
     state: Callable[[Socket, Peer], Awaitable[None]],
-    kit: Kit,
+    connections: Connections,
 ) -> None:
-    async def scenario(attempt: Attempt) -> None:
-        async with kit.pair(layer) as (sock, peer):
-            await state(sock, peer)
+    async with connections.pair(layer) as (sock, peer):
+        await state(sock, peer)
 
-            def script() -> Script:
-                yield
-                while state is not the_peer_has_left:
-                    peer.act()
-                    if peer.gone:
-                        peer.end()
-                    yield
-
-            await attempt(lambda: close(sock), script())
-            assert attempt.error is None
-            assert sock.fileno() == -1
-            if state is the_peer_has_left:
-                return
-            await assert_closed(sock, peer)
-            if state is something_was_said:
-                assert peer.heard == b"said"  # the kernel had it
-            assert peer.finished or attempt.cancelled or state is bytes_are_unread
-
-    await at_every_moment(scenario)
+        script = iter(()) if state is peer_has_closed else reading_to_the_end(peer)
+        await attempt(lambda: close(sock), during(script))
+        assert attempt.error is None
+        assert sock.fileno() == -1
+        if state is peer_has_closed:
+            return
+        await assert_closed(sock, peer)
+        if state is data_was_sent:
+            assert peer.heard == b"sent"  # it was in the kernel's buffer
+        assert peer.finished or attempt.cancelled or state is bytes_are_unread
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-async def test_a_cancelled_close_wakes_a_reader_and_a_second_closer(layer: str, kit: Kit) -> None:
-    async def scenario(attempt: Attempt) -> None:
-        async with kit.pair(layer) as (sock, peer), trio.open_nursery() as nursery:
+@at_every_cancel_point
+async def test_a_cancelled_close_wakes_a_reader_and_a_second_closer(
+    attempt: Attempt, layer: str, connections: Connections
+) -> None:
+    async with connections.pair(layer) as (sock, peer), trio.open_nursery() as nursery:
 
-            async def read() -> None:
-                with pytest.raises(trio.ClosedResourceError):
-                    await sock.recv()
-                await sock.close()
+        async def read() -> None:
+            with pytest.raises(trio.ClosedResourceError):
+                await sock.recv()
+            await sock.close()
 
-            nursery.start_soon(read)
-            await trio.testing.wait_all_tasks_blocked()
-            await attempt(sock.close, itertools.chain([None], peer.acting()))
-            assert sock.fileno() == -1
+        nursery.start_soon(read)
+        await trio.testing.wait_all_tasks_blocked()
+        await attempt(sock.close, during(peer.acting()))
+        assert sock.fileno() == -1
 
-    await at_every_moment(scenario)
+
+@pytest.mark.parametrize("layer", LAYERS)
+@at_every_cancel_point
+async def test_a_cancelled_second_close_closes_the_socket(
+    attempt: Attempt, layer: str, connections: Connections
+) -> None:
+    async with connections.pair(layer) as (sock, peer), trio.open_nursery() as nursery:
+        await sending_is_clogged(sock, peer)
+        nursery.start_soon(sock.close)
+        await trio.testing.wait_all_tasks_blocked()
+        await attempt(sock.close, during(reading_to_the_end(peer)))
+        assert attempt.error is None
+        await assert_closed(sock, peer)

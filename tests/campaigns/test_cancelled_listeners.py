@@ -1,4 +1,4 @@
-"""Listeners that are cancelled at every moment (helpers/cancellation.py tells how)."""
+"""Listeners, cancelled at every cancel point (see helpers/cancellation.py)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ import trio
 import trio.testing
 
 import trisock
-from helpers.cancellation import Attempt, Call, at_every_moment, connect_to, covers, jumping
+from helpers.cancellation import (
+    Attempt,
+    Call,
+    advancing,
+    at_every_cancel_point,
+    connect_to,
+    covers,
+    during,
+)
 from helpers.pairs import closing
 from helpers.peers import Script
 from trisock import pluto
@@ -22,55 +30,49 @@ from trisock.pluto.blocking import current_run
 
 @covers("listen")
 @pytest.mark.parametrize("host", [None, "127.0.0.1", "localhost"])
-async def test_a_cancelled_listen_leaves_the_port_free(host: str | None) -> None:
+@at_every_cancel_point
+async def test_a_cancelled_listen_leaves_the_port_free(attempt: Attempt, host: str | None) -> None:
     async with await trisock.listen(0, host=host) as listener:
         port = listener.port
-
-    async def scenario(attempt: Attempt) -> None:
-        await attempt(lambda: trisock.listen(port, host=host))
-        assert attempt.error is None
-        if not attempt.cancelled:
-            attempt.value.abort()
-        async with await trisock.listen(port, host=host):
-            pass
-
-    await at_every_moment(scenario)
+    await attempt(lambda: trisock.listen(port, host=host))
+    assert attempt.error is None
+    if not attempt.cancelled:
+        attempt.value.abort()
+    async with await trisock.listen(port, host=host):
+        pass
 
 
 @covers("listen_unix")
 @pytest.mark.parametrize("state", ["free", "stale", "locked"])
+@at_every_cancel_point
 async def test_a_cancelled_listen_unix_leaves_no_path_and_no_lock(
-    state: str, tmp_path: Path, mock_clock: trio.testing.MockClock
+    attempt: Attempt, state: str, tmp_path: Path, mock_clock: trio.testing.MockClock
 ) -> None:
     path = tmp_path / "socket"
+    if state == "stale":
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(path))
+    lock = os.open(tmp_path, os.O_RDONLY)
+    if state == "locked":
+        fcntl.flock(lock, fcntl.LOCK_EX)
 
-    async def scenario(attempt: Attempt) -> None:
-        if state == "stale":
-            with socket.socket(socket.AF_UNIX) as dead:
-                dead.bind(str(path))
-        lock = os.open(tmp_path, os.O_RDONLY)
-        if state == "locked":
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    def script() -> Script:
+        yield
+        yield
+        fcntl.flock(lock, fcntl.LOCK_UN)
 
-        def script() -> Script:
-            yield
-            yield
-            fcntl.flock(lock, fcntl.LOCK_UN)
-
-        await attempt(lambda: trisock.listen_unix(path), jumping(mock_clock, script()))
-        os.close(lock)
-        assert attempt.error is None
-        if attempt.cancelled:
-            assert os.listdir(tmp_path) == (["socket"] if state == "stale" else [])
-        else:
-            attempt.value.abort()
-        trisock.listen_unix_nowait(path).abort()
-        assert not os.listdir(tmp_path)
-
-    await at_every_moment(scenario)
+    await attempt(lambda: trisock.listen_unix(path), advancing(mock_clock, script()))
+    os.close(lock)
+    assert attempt.error is None
+    if attempt.cancelled:
+        assert os.listdir(tmp_path) == (["socket"] if state == "stale" else [])
+    else:
+        attempt.value.abort()
+    trisock.listen_unix_nowait(path).abort()
+    assert not os.listdir(tmp_path)
 
 
-# A method keeps its listener alive: one of pluto's closes when it is dropped.
+# Tests keep these bound methods: a pluto listener closes when it is garbage collected.
 ACCEPTS: dict[str, Callable[[trisock.Listener], Call]] = {
     "Listener.accept": lambda listener: listener.accept,
     "Listener.__anext__": lambda listener: listener.__anext__,
@@ -85,37 +87,34 @@ async def listen_on(where: str, path: Path) -> trisock.Listener:
 
 
 @covers(*ACCEPTS)
-@pytest.mark.parametrize("state", ["waiting", "late", "found by hasconnection"])
+@pytest.mark.parametrize("arrival", ["before", "during", "seen by hasconnection"])
 @pytest.mark.parametrize("name", ACCEPTS)
 @pytest.mark.parametrize("where", ["unix", "IPv4", "both"])
-async def test_a_cancelled_accept_has_lost_no_connection(
-    where: str, name: str, state: str, tmp_path: Path
+@at_every_cancel_point
+async def test_a_cancelled_accept_loses_no_connection(
+    attempt: Attempt, where: str, name: str, arrival: str, tmp_path: Path
 ) -> None:
-    async def scenario(attempt: Attempt) -> None:
-        async with await listen_on(where, tmp_path / "socket") as listener:
-            clients: list[socket.socket] = []
+    async with await listen_on(where, tmp_path / "socket") as listener:
+        clients: list[socket.socket] = []
 
-            def script() -> Script:
-                if state == "late":
-                    yield
-                clients.append(connect_to(listener))
-                if state == "found by hasconnection":
-                    assert listener.hasconnection()
-                yield
+        def script() -> Script:
+            clients.append(connect_to(listener))
+            if arrival == "seen by hasconnection":
+                assert listener.hasconnection()
+            yield
 
-            steps, accept = script(), ACCEPTS[name](listener)
-            await attempt(accept, steps)
-            assert attempt.error is None
-            for _ in steps:
-                pass
-            accepted = attempt.value or await listener.accept()
-            assert not listener.hasconnection()
-            with clients[0] as client:
-                async with closing(getattr(accepted, "_sock", accepted)):
-                    client.sendall(b"hello")
-                    assert await accepted.recv() == b"hello"
-
-    await at_every_moment(scenario)
+        steps = during(script()) if arrival == "during" else script()
+        accept = ACCEPTS[name](listener)
+        await attempt(accept, steps)
+        assert attempt.error is None
+        for _ in steps:
+            pass
+        accepted = attempt.value or await listener.accept()
+        assert not listener.hasconnection()
+        with clients[0] as client:
+            async with closing(getattr(accepted, "_sock", accepted)):
+                client.sendall(b"hello")
+                assert await accepted.recv() == b"hello"
 
 
 async def leave_listener(listener: trisock.Listener) -> None:
@@ -127,7 +126,7 @@ async def pluto_close_listener(listener: trisock.Listener) -> None:
     await pluto.listener(listener, current_run()).close()
 
 
-LISTENER_CLOSES = {
+CLOSES = {
     trisock.Listener.close: "Listener.close",
     trisock.Listener.aclose: "Listener.aclose",
     leave_listener: "Listener.__aexit__",
@@ -135,27 +134,28 @@ LISTENER_CLOSES = {
 }
 
 
-@covers(*LISTENER_CLOSES.values())
-@pytest.mark.parametrize("close", LISTENER_CLOSES)
+@covers(*CLOSES.values())
+@pytest.mark.parametrize("close", CLOSES)
 @pytest.mark.parametrize("where", ["unix", "both"])
-async def test_a_cancelled_listener_close_has_closed_and_woken_accepts(
-    where: str, close: Callable[[trisock.Listener], Awaitable[None]], tmp_path: Path
+@at_every_cancel_point
+async def test_a_cancelled_listener_close_closes_and_wakes_accepts(
+    attempt: Attempt,
+    where: str,
+    close: Callable[[trisock.Listener], Awaitable[None]],
+    tmp_path: Path,
 ) -> None:
-    async def scenario(attempt: Attempt) -> None:
-        listener = await listen_on(where, tmp_path / "socket")
-        async with trio.open_nursery() as nursery:
+    listener = await listen_on(where, tmp_path / "socket")
+    async with trio.open_nursery() as nursery:
 
-            async def accept() -> None:
-                with pytest.raises(trio.ClosedResourceError):
-                    await listener.accept()
+        async def accept() -> None:
+            with pytest.raises(trio.ClosedResourceError):
+                await listener.accept()
 
-            nursery.start_soon(accept)
-            await trio.testing.wait_all_tasks_blocked()
-            await attempt(lambda: close(listener))
-        assert not list(tmp_path.iterdir())
-        with pytest.raises(trio.ClosedResourceError):
-            listener.hasconnection()
-        with pytest.raises((ConnectionRefusedError, FileNotFoundError)):
-            connect_to(listener)
-
-    await at_every_moment(scenario)
+        nursery.start_soon(accept)
+        await trio.testing.wait_all_tasks_blocked()
+        await attempt(lambda: close(listener))
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(trio.ClosedResourceError):
+        listener.hasconnection()
+    with pytest.raises((ConnectionRefusedError, FileNotFoundError)):
+        connect_to(listener)

@@ -1,4 +1,4 @@
-"""Reads that are cancelled at every moment (helpers/cancellation.py tells how)."""
+"""Reads, cancelled at every cancel point (see helpers/cancellation.py)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from helpers.cancellation import (
     TCP,
     UNIX,
     Attempt,
-    Kit,
-    at_every_moment,
+    Connections,
+    at_every_cancel_point,
     covers,
     grid,
     pluto_socket,
@@ -22,14 +22,14 @@ from helpers.cancellation import (
 from helpers.peers import Peer, Script
 from trisock import Socket
 
-SAID = b"one\ntwo\nthree\n"
+DATA = b"one\ntwo\nthree\n"
 
 
 async def recv(sock: Socket, got: list[bytes]) -> None:
     got.append(await sock.recv())
 
 
-async def recv_a_part(sock: Socket, got: list[bytes]) -> None:
+async def recv_2_bytes(sock: Socket, got: list[bytes]) -> None:
     got.append(await sock.recv(2))
 
 
@@ -64,7 +64,7 @@ async def all_lines(sock: Socket, got: list[bytes]) -> None:
 
 
 async def peek(sock: Socket, got: list[bytes]) -> None:
-    assert SAID.startswith(await sock.peek() or b"")
+    assert DATA.startswith(await sock.peek() or b"")
 
 
 async def pluto_recv(sock: Socket, got: list[bytes]) -> None:
@@ -72,12 +72,12 @@ async def pluto_recv(sock: Socket, got: list[bytes]) -> None:
 
 
 async def pluto_peek(sock: Socket, got: list[bytes]) -> None:
-    assert SAID.startswith(await pluto_socket(sock).peek() or b"")
+    assert DATA.startswith(await pluto_socket(sock).peek() or b"")
 
 
 READS = {
     recv: "Socket.recv",
-    recv_a_part: "Socket.recv",
+    recv_2_bytes: "Socket.recv",
     recv_exactly: "Socket.recv_exactly",
     recv_until: "Socket.recv_until",
     receive_some: "Socket.receive_some",
@@ -91,47 +91,47 @@ READS = {
 }
 
 
-# What a state does up to its first yield is there before the read begins.
+# Each state prepares the connection up to its first yield; the rest happens during the read.
 
 
 def pushed_back(sock: Socket, peer: Peer) -> Script:
-    sock.unrecv(SAID)
+    sock.unrecv(DATA)
     yield
     peer.end()
 
 
 def arrived(sock: Socket, peer: Peer) -> Script:
-    peer.say(SAID)
+    peer.say(DATA)
     yield
     peer.end()
 
 
 def arrived_with_the_end(sock: Socket, peer: Peer) -> Script:
-    for line in SAID.splitlines(keepends=True):
+    for line in DATA.splitlines(keepends=True):
         peer.say(line)
     peer.end()
     yield
 
 
-def not_there_yet(sock: Socket, peer: Peer) -> Script:
+def arriving_later(sock: Socket, peer: Peer) -> Script:
     yield
-    peer.say(SAID)
+    peer.say(DATA)
     yield
     peer.end()
 
 
-def a_part_of_each(sock: Socket, peer: Peer) -> Script:
-    sock.unrecv(SAID[:2])
-    peer.say(SAID[2:5])
+def partly_pushed_back(sock: Socket, peer: Peer) -> Script:
+    sock.unrecv(DATA[:2])
+    peer.say(DATA[2:5])
     yield
-    for start in range(5, len(SAID), 3):
-        peer.say(SAID[start : start + 3])
+    for start in range(5, len(DATA), 3):
+        peer.say(DATA[start : start + 3])
         yield
     peer.end()
 
 
-def in_pieces_of_records(sock: Socket, peer: Peer) -> Script:
-    wire = peer.encrypt(SAID[:6]) + peer.encrypt(SAID[6:])
+def in_parts_of_records(sock: Socket, peer: Peer) -> Script:
+    wire = peer.encrypt(DATA[:6]) + peer.encrypt(DATA[6:])
     cuts = [0, 3, 6, len(wire) // 2, len(wire) - 1, len(wire)]  # a record's header has 5 bytes
     for start, end in itertools.pairwise(cuts):
         yield
@@ -140,21 +140,21 @@ def in_pieces_of_records(sock: Socket, peer: Peer) -> Script:
     peer.end()
 
 
-def ended_too_early(sock: Socket, peer: Peer) -> Script:
-    sock.unrecv(SAID[:2])
-    peer.say(SAID[2:3])
+def cut_short(sock: Socket, peer: Peer) -> Script:
+    sock.unrecv(DATA[:2])
+    peer.say(DATA[2:3])
     yield
     peer.end()
 
 
-STATES_OF_READS = [
+STATES = [
     pushed_back,
     arrived,
     arrived_with_the_end,
-    not_there_yet,
-    a_part_of_each,
-    in_pieces_of_records,
-    ended_too_early,
+    arriving_later,
+    partly_pushed_back,
+    in_parts_of_records,
+    cut_short,
 ]
 
 
@@ -162,61 +162,56 @@ def usual_read(layer: str, read: object, state: object) -> bool:
     if read in (pluto_recv, pluto_peek, next_chunk, receive_some) or state is pushed_back:
         return layer == UNIX
     if layer == TCP:
-        return state in (arrived, not_there_yet)
+        return state in (arrived, arriving_later)
     return layer == UNIX or state in (
-        (in_pieces_of_records, arrived_with_the_end, ended_too_early)
+        (in_parts_of_records, arrived_with_the_end, cut_short)
         if layer == "TLSv1_3 client"
-        else (a_part_of_each,)
+        else (partly_pushed_back,)
     )
 
 
 @covers(*READS.values())
-@pytest.mark.parametrize(
-    ("layer", "read", "state"), grid(usual_read, LAYERS, READS, STATES_OF_READS)
-)
-async def test_a_cancelled_read_has_consumed_nothing(
+@pytest.mark.parametrize(("layer", "read", "state"), grid(usual_read, LAYERS, READS, STATES))
+@at_every_cancel_point
+async def test_a_cancelled_read_loses_nothing(
+    attempt: Attempt,
     layer: str,
     read: Callable[[Socket, list[bytes]], Awaitable[None]],
     state: Callable[[Socket, Peer], Script],
-    kit: Kit,
+    connections: Connections,
 ) -> None:
-    said = SAID[:3] if state is ended_too_early else SAID
-
-    async def scenario(attempt: Attempt) -> None:
-        async with kit.pair(layer) as (sock, peer):
-            script, got = state(sock, peer), []
-            await attempt(lambda: read(sock, got), script)
-            if state is ended_too_early and read in (recv_exactly, recv_until, one_line, all_lines):
-                assert attempt.cancelled or isinstance(attempt.error, trisock.IncompleteReadError)
-            else:
-                assert attempt.error is None
-            if read in (peek, pluto_peek):
-                assert not got
-            elif not attempt.cancelled and attempt.error is None:
-                assert got
-            for _ in script:
-                pass
-            while chunk := await sock.recv():
-                got.append(chunk)
-            assert b"".join(got) == said
-
-    await at_every_moment(scenario)
+    async with connections.pair(layer) as (sock, peer):
+        script = state(sock, peer)
+        got: list[bytes] = []
+        await attempt(lambda: read(sock, got), script)
+        if state is cut_short and read in (recv_exactly, recv_until, one_line, all_lines):
+            assert attempt.cancelled or isinstance(attempt.error, trisock.IncompleteReadError)
+        else:
+            assert attempt.error is None
+        if read in (peek, pluto_peek):
+            assert not got
+        elif not attempt.cancelled and attempt.error is None:
+            assert got
+        for _ in script:
+            pass
+        got += [chunk async for chunk in sock]
+        assert b"".join(got) == (DATA[:3] if state is cut_short else DATA)
 
 
-# In the others the peer speaks last, but waits for us before it does.
+# At the other layers we send the last flight of the handshake: the peer cannot append data.
 @pytest.mark.parametrize("layer", ["TLSv1_2 client", "TLSv1_3 server"])
 @pytest.mark.parametrize("read", [recv, recv_exactly, recv_until, receive_some, all_lines, peek])
-async def test_a_cancelled_read_behind_the_handshake_has_consumed_nothing(
-    layer: str, read: Callable[[Socket, list[bytes]], Awaitable[None]], kit: Kit
+@at_every_cancel_point
+async def test_a_cancelled_read_behind_the_handshake_loses_nothing(
+    attempt: Attempt,
+    layer: str,
+    read: Callable[[Socket, list[bytes]], Awaitable[None]],
+    connections: Connections,
 ) -> None:
-    async def scenario(attempt: Attempt) -> None:
-        async with kit.pair(layer, greeting=SAID) as (sock, peer):
-            got: list[bytes] = []
-            peer.end()
-            await attempt(lambda: read(sock, got))
-            assert attempt.error is None
-            while chunk := await sock.recv():
-                got.append(chunk)
-            assert b"".join(got) == SAID
-
-    await at_every_moment(scenario)
+    async with connections.pair(layer, greeting=DATA) as (sock, peer):
+        got: list[bytes] = []
+        peer.end()
+        await attempt(lambda: read(sock, got))
+        assert attempt.error is None
+        got += [chunk async for chunk in sock]
+        assert b"".join(got) == DATA

@@ -1,9 +1,8 @@
-"""starttls and stoptls, cancelled at every moment (helpers/cancellation.py tells how)."""
+"""starttls and stoptls, cancelled at every cancel point (see helpers/cancellation.py)."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 import re
 from collections.abc import Awaitable, Callable
@@ -17,26 +16,31 @@ from helpers.cancellation import (
     TLS,
     UNIX,
     Attempt,
-    Kit,
+    Connections,
     assert_closed,
-    at_every_moment,
+    at_every_cancel_point,
     covers,
+    during,
     grid,
+    peer_has_closed,
     pluto_socket,
     sending_is_clogged,
-    the_peer_has_left,
 )
 from helpers.peers import Peer, Script
 from trisock import Socket
 
 
 def is_tls(wire: bytes) -> bool:
-    """Return whether bytes are records of TLS, of which the last may be cut off."""
+    """Return whether bytes are TLS records, of which the last may be cut short."""
     while wire:
         if not re.match(rb"[\x14-\x17](\x03|$)", wire):
             return False
         wire = wire[5 + int.from_bytes(wire[3:5], "big") :]
     return True
+
+
+async def nothing_has_arrived(sock: Socket, peer: Peer) -> None:
+    pass
 
 
 async def hello_has_arrived(sock: Socket, peer: Peer) -> None:
@@ -45,18 +49,14 @@ async def hello_has_arrived(sock: Socket, peer: Peer) -> None:
 
 async def hello_was_peeked_at(sock: Socket, peer: Peer) -> None:
     peer.act()
-    await sock.peek()  # as a client it hears nothing before it has spoken
+    await sock.peek()  # finds nothing if we are the client, which speaks first
 
 
-async def nothing_has_arrived(sock: Socket, peer: Peer) -> None:
-    pass
-
-
-STATES_OF_STARTTLS = [
+STATES = [
     nothing_has_arrived,
     hello_has_arrived,
     hello_was_peeked_at,
-    the_peer_has_left,
+    peer_has_closed,
     sending_is_clogged,
 ]
 
@@ -68,100 +68,94 @@ STATES_OF_STARTTLS = [
         lambda layer, face, state: face == "trisock" or state is nothing_has_arrived,
         TLS,
         ["trisock", "pluto"],
-        STATES_OF_STARTTLS,
+        STATES,
     ),
 )
-async def test_a_cancelled_starttls_has_closed_the_socket(
+@at_every_cancel_point
+async def test_a_cancelled_starttls_closes_the_socket(
+    attempt: Attempt,
     layer: str,
     face: str,
     state: Callable[[Socket, Peer], Awaitable[None]],
-    kit: Kit,
+    connections: Connections,
 ) -> None:
-    async def scenario(attempt: Attempt) -> None:
-        async with kit.pair(UNIX) as (sock, peer):
-            starttls = sock.starttls if face == "trisock" else pluto_socket(sock).starttls
-            if state is not sending_is_clogged:
-                kit.turn_to_tls(peer, layer)
-            await state(sock, peer)
+    async with connections.pair(UNIX) as (sock, peer):
+        starttls = sock.starttls if face == "trisock" else pluto_socket(sock).starttls
+        if state is not sending_is_clogged:
+            connections.turn_to_tls(peer, layer)
+        await state(sock, peer)
 
-            def script() -> Script:
-                yield
-                if state is the_peer_has_left:
-                    return
-                if state is sending_is_clogged:
-                    yield
-                    peer.act()
-                    kit.turn_to_tls(peer, layer)
-                yield from peer.acting()
-
-            await attempt(lambda: starttls(kit.role_of(layer)), script())
-            if state is the_peer_has_left:
-                assert attempt.cancelled or face == "pluto" or attempt.error is not None
-                assert sock.fileno() == -1
+        def script() -> Script:
+            if state is peer_has_closed:
                 return
-            if not attempt.cancelled:
-                assert attempt.error is None
-                assert sock.istls()
-                await sock.send(b"confidential")
+            if state is sending_is_clogged:
+                yield
                 peer.act()
-                assert peer.heard.lstrip(b"x") == b"confidential"
-            else:
-                await assert_closed(sock, peer)
-                assert not peer.heard.strip(b"x")
-            assert is_tls(bytes(peer.wire).lstrip(b"x"))
+                connections.turn_to_tls(peer, layer)
+            yield from peer.acting()
 
-    await at_every_moment(scenario)
+        await attempt(lambda: starttls(connections.role_of(layer)), during(script()))
+        if state is peer_has_closed:
+            assert attempt.cancelled or face == "pluto" or attempt.error is not None
+            assert sock.fileno() == -1
+            return
+        if not attempt.cancelled:
+            assert attempt.error is None
+            assert sock.istls()
+            await sock.send(b"confidential")
+            peer.act()
+            assert peer.heard.lstrip(b"x") == b"confidential"
+        else:
+            await assert_closed(sock, peer)
+            assert not peer.heard.strip(b"x")
+        assert is_tls(bytes(peer.wire).lstrip(b"x"))
 
 
 @pytest.mark.parametrize("layer", TLS)
-async def test_a_starttls_cancelled_behind_a_broadcast_has_closed(layer: str, kit: Kit) -> None:
-    async def scenario(attempt: Attempt) -> None:
-        async with kit.pair(UNIX) as (sock, peer):
+@at_every_cancel_point
+async def test_a_starttls_cancelled_behind_a_broadcast_closes_the_socket(
+    attempt: Attempt, layer: str, connections: Connections
+) -> None:
+    async with connections.pair(UNIX) as (sock, peer):
 
-            def script() -> Script:
+        def script() -> Script:
+            while len(peer.heard) < len(LARGE) and not peer.gone:
+                peer.act()
                 yield
-                while len(peer.heard) < len(LARGE) and not peer.gone:
-                    peer.act()
-                    yield
-                kit.turn_to_tls(peer, layer, after=len(LARGE))
-                yield from peer.acting()
+            connections.turn_to_tls(peer, layer, after=len(LARGE))
+            yield from peer.acting()
 
-            async with trio.open_nursery() as nursery:
+        async def broadcast() -> None:
+            with contextlib.suppress(trio.ClosedResourceError):
+                await sock._connection.broadcast(LARGE, sock._connection.generation, math.inf)
 
-                async def broadcast() -> None:
-                    with contextlib.suppress(trio.ClosedResourceError):
-                        await sock._connection.broadcast(
-                            LARGE, sock._connection.generation, math.inf
-                        )
-
-                nursery.start_soon(broadcast)
-                await trio.testing.wait_all_tasks_blocked()
-                await attempt(lambda: sock.starttls(kit.role_of(layer)), script())
-            if attempt.cancelled:
-                await assert_closed(sock, peer)
-            assert LARGE.startswith(peer.wire[: len(LARGE)])
-            assert is_tls(bytes(peer.wire[len(LARGE) :]))
-
-    await at_every_moment(scenario)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(broadcast)
+            await trio.testing.wait_all_tasks_blocked()
+            await attempt(lambda: sock.starttls(connections.role_of(layer)), during(script()))
+        if attempt.cancelled:
+            await assert_closed(sock, peer)
+        assert LARGE.startswith(peer.wire[: len(LARGE)])
+        assert is_tls(bytes(peer.wire[len(LARGE) :]))
 
 
 @covers("Socket.stoptls")
 @pytest.mark.parametrize("first", ["we", "the peer"])
 @pytest.mark.parametrize("layer", TLS)
-async def test_a_cancelled_stoptls_has_closed_the_socket(layer: str, first: str, kit: Kit) -> None:
-    async def scenario(attempt: Attempt) -> None:
-        async with kit.pair(layer) as (sock, peer):
-            if first == "the peer":
-                peer.end()
-            await attempt(sock.stoptls, itertools.chain([None], peer.acting()))
-            if attempt.cancelled:
-                await assert_closed(sock, peer)
-            else:
-                assert attempt.error is None
-                peer.act()
-                await sock.send(b"in the clear")
-                peer.act()
-            assert is_tls(bytes(peer.wire).removesuffix(b"in the clear"))
-            assert peer.heard == (b"" if attempt.cancelled else b"in the clear")
-
-    await at_every_moment(scenario)
+@at_every_cancel_point
+async def test_a_cancelled_stoptls_closes_the_socket(
+    attempt: Attempt, layer: str, first: str, connections: Connections
+) -> None:
+    async with connections.pair(layer) as (sock, peer):
+        if first == "the peer":
+            peer.end()
+        await attempt(sock.stoptls, during(peer.acting()))
+        if attempt.cancelled:
+            await assert_closed(sock, peer)
+        else:
+            assert attempt.error is None
+            peer.act()
+            await sock.send(b"plain text")
+            peer.act()
+        assert is_tls(bytes(peer.wire).removesuffix(b"plain text"))
+        assert peer.heard == (b"" if attempt.cancelled else b"plain text")

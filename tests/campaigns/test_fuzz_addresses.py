@@ -1,4 +1,4 @@
-"""Fuzzing of addresses: hosts, ports, paths, and the bytes that parseAddress takes."""
+"""Fuzzing of addresses: hosts, ports, paths, and the bytes that parseAddress decodes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 import trisock
 from helpers.fuzzing import SOME_CHANGES, Fuzz, changed
-from helpers.mutants import run
 from helpers.pairs import closing
 from helpers.sockaddrs import BSD4, BSD6, LINUX4, LINUX6
 from trisock import hammerspoon
@@ -21,7 +20,7 @@ from trisock import hammerspoon
 # ---- parseAddress ----
 
 
-def test_parse_address(fuzz: Fuzz) -> None:
+def test_parse_address_returns_what_the_bytes_hold(fuzz: Fuzz) -> None:
     def parse(data: bytes) -> None:
         parsed = hammerspoon.Sockets.parseAddress(data)
         if parsed is None:
@@ -55,12 +54,14 @@ SOME_PORTS = st.sampled_from([-1, 0, 1, 65535, 65536, True]) | st.integers()
 
 
 def is_one_line(text: str) -> bool:
-    """Whether it can be logged: no control characters, line ends or lone surrogates."""
+    """Return whether a log can show it: no control characters, line ends or lone surrogates."""
     return text.isprintable()
 
 
-def test_hosts_and_ports(fuzz: Fuzz, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is asked of a name server: every name and address is this machine's or unknown."""
+def test_any_host_and_port_works_or_fails_as_documented(
+    fuzz: Fuzz, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No name server is queried: every host resolves to this machine or to nothing."""
 
     async def getaddrinfo(host: bytes | None, port: int, *_: object, **__: object) -> object:
         assert host is None or isinstance(host, bytes)
@@ -74,7 +75,7 @@ def test_hosts_and_ports(fuzz: Fuzz, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trio.socket, "getaddrinfo", getaddrinfo)
     monkeypatch.setattr("trio._highlevel_open_tcp_stream.getaddrinfo", getaddrinfo)
 
-    async def try_all(clock: trio.testing.MockClock, host: Any, port: Any, how: str) -> None:
+    async def open_it(clock: trio.testing.MockClock, host: Any, port: Any, how: str) -> None:
         error: Exception | None = None
         try:
             if how == "connect":
@@ -88,10 +89,10 @@ def test_hosts_and_ports(fuzz: Fuzz, monkeypatch: pytest.MonkeyPatch) -> None:
         assert error is None or (str(error) and not isinstance(error, UnicodeError))
         assert is_one_line(str(error))
         if isinstance(host, str) and len(host) > 40 and not host.replace(".", "").isalpha():
-            assert host not in str(error)  # it may be a key
+            assert host not in str(error)  # it may be a secret
 
-    fuzz(
-        lambda **drawn: run(try_all, *drawn.values()),
+    fuzz.run_async(
+        open_it,
         250,
         host=SOME_HOSTS | st.sampled_from([None, b"localhost", 1]),
         port=SOME_PORTS | st.sampled_from([None, "80", 80.0]),
@@ -99,10 +100,12 @@ def test_hosts_and_ports(fuzz: Fuzz, monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_paths(fuzz: Fuzz, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_path_works_or_fails_as_documented(
+    fuzz: Fuzz, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
 
-    async def try_all(clock: trio.testing.MockClock, path: Any, how: str) -> None:
+    async def open_it(clock: trio.testing.MockClock, path: Any, how: str) -> None:
         error: Exception | None = None
         try:
             if how == "connect_unix":
@@ -124,8 +127,8 @@ def test_paths(fuzz: Fuzz, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert not list(tmp_path.iterdir())
 
     names = st.text(max_size=120).map(lambda text: text.replace("/", "\\"))
-    fuzz(
-        lambda **drawn: run(try_all, *drawn.values()),
+    fuzz.run_async(
+        open_it,
         100,
         path=names
         | st.binary(max_size=120).map(lambda data: data.replace(b"/", b"\\"))

@@ -8,113 +8,102 @@ from hypothesis import strategies as st
 
 import trisock
 from helpers.fuzzing import Fuzz
-from helpers.mutants import SOME_CUTS, Mutant, run
-from helpers.pairs import closing, raw_unix_pair
+from helpers.mutants import SOME_CUTS, mutant_pair
 from helpers.peers import alongside
 
+TEXTS = st.lists(st.sampled_from([b"a", b"b", b"\r", b"\n", b"\0"]), max_size=60).map(b"".join)
+DELIMITERS = TEXTS.map(lambda data: data[:3]).filter(len)
 
-def test_lines_and_their_limits(fuzz: Fuzz) -> None:
-    """Against the plain meaning of it: nothing is lost, and nothing longer is given."""
 
+def test_lines_lose_nothing_and_stay_within_the_limit(fuzz: Fuzz) -> None:
     async def read(
         clock: trio.testing.MockClock,
-        said: bytes,
+        data: bytes,
         delimiter: bytes,
         limit: int,
         cuts: list[int],
-        how: str,
+        method: str,
     ) -> None:
-        sock, raw = raw_unix_pair()
-        with Mutant(raw, [], -1, cuts) as mutant:
-            async with closing(sock):
-                mutant.send(said)
-                got: list[bytes] = []
-                error: Exception | None = None
-                async with alongside(mutant.conversing(clock, "ended")):
-                    lines = sock.lines(delimiter=delimiter, keep_ends=True, max_bytes=limit)
-                    try:
-                        while True:
-                            if how == "lines":
-                                got.append(await anext(lines))
-                            else:
-                                got.append(await sock.recv_until(delimiter, max_bytes=limit))
-                    except StopAsyncIteration:
-                        pass
-                    except (trisock.LimitExceededError, trisock.IncompleteReadError) as exc:
-                        error = exc
-                    rest = b""
-                    while chunk := await sock.recv():
-                        rest += chunk
-        assert b"".join(got) + rest == said
+        got: list[bytes] = []
+        error: Exception | None = None
+        async with mutant_pair(cuts) as (sock, mutant):
+            mutant.send(data)
+            async with alongside(mutant.conversing(clock, "ended")):
+                lines = sock.lines(delimiter=delimiter, keep_ends=True, max_bytes=limit)
+                try:
+                    while True:
+                        if method == "lines":
+                            got.append(await anext(lines))
+                        else:
+                            got.append(await sock.recv_until(delimiter, max_bytes=limit))
+                except StopAsyncIteration:
+                    pass
+                except (trisock.LimitExceededError, trisock.IncompleteReadError) as exc:
+                    error = exc
+                rest = b"".join([chunk async for chunk in sock])
+        assert b"".join(got) + rest == data
         for line in got:
             assert line.endswith(delimiter)
             assert line.index(delimiter) + len(delimiter) == len(line) <= limit
-        end = rest.find(delimiter) + len(delimiter)
         if isinstance(error, trisock.LimitExceededError):
             assert error.limit == limit <= len(rest)
             assert delimiter not in rest[:limit]
         elif isinstance(error, trisock.IncompleteReadError):
             assert error.partial == rest
             assert len(rest) < limit
-            assert end < len(delimiter)
+            assert delimiter not in rest
         else:
             assert not rest
 
-    letters = st.sampled_from([b"a", b"b", b"\r", b"\n", b"\0"])
-    text = st.lists(letters, max_size=60).map(b"".join)
-    fuzz(
-        lambda **drawn: run(read, *drawn.values()),
+    fuzz.run_async(
+        read,
         150,
-        said=text,
-        delimiter=text.map(lambda data: data[:3]).filter(len),
+        data=TEXTS,
+        delimiter=DELIMITERS,
         limit=st.integers(1, 70),
         cuts=SOME_CUTS,
-        how=st.sampled_from(["lines", "recv_until"]),
+        method=st.sampled_from(["lines", "recv_until"]),
     )
 
 
-def test_skipping_lines_over_the_limit(fuzz: Fuzz) -> None:
-    """Against a plain search: take a part of the line, put half of it back, and look again."""
+def test_a_caller_can_skip_a_line_over_the_limit(fuzz: Fuzz) -> None:
+    """Read the first part of the line, push back half of it, and search again."""
 
     async def read(
-        clock: trio.testing.MockClock, said: bytes, delimiter: bytes, limit: int, cuts: list[int]
+        clock: trio.testing.MockClock, data: bytes, delimiter: bytes, limit: int, cuts: list[int]
     ) -> None:
         part = max(1, limit - len(delimiter) + 1)
-        expected = []
-        left = said
-        while True:
-            end = left.find(delimiter) + len(delimiter)
+        kept = part // 2
+        expected, got = [], []
+        unread = data
+        while True:  # the same by a plain search
+            end = unread.find(delimiter) + len(delimiter)
             if len(delimiter) <= end <= limit:
-                expected.append(left[:end])
-                left = left[end:]
-            elif len(left) >= limit:
-                left = left[part - part // 2 :]
+                expected.append(unread[:end])
+                unread = unread[end:]
+            elif len(unread) >= limit:
+                unread = unread[part - kept :]
             else:
                 break
-        got = []
-        sock, raw = raw_unix_pair()
-        with Mutant(raw, [], -1, cuts) as mutant:
-            async with closing(sock):
-                mutant.send(said)
-                async with alongside(mutant.conversing(clock, "ended")):
-                    while True:
-                        try:
-                            got.append(await sock.recv_until(delimiter, max_bytes=limit))
-                        except trisock.LimitExceededError:
-                            skipped = await sock.recv_exactly(part)
-                            sock.unrecv(skipped[part - part // 2 :])
-                        except trisock.IncompleteReadError as exc:
-                            rest = exc.partial
-                            break
-        assert (got, rest) == (expected, left)
+        async with mutant_pair(cuts) as (sock, mutant):
+            mutant.send(data)
+            async with alongside(mutant.conversing(clock, "ended")):
+                while True:
+                    try:
+                        got.append(await sock.recv_until(delimiter, max_bytes=limit))
+                    except trisock.LimitExceededError:
+                        skipped = await sock.recv_exactly(part)
+                        sock.unrecv(skipped[part - kept :])
+                    except trisock.IncompleteReadError as exc:
+                        rest = exc.partial
+                        break
+        assert (got, rest) == (expected, unread)
 
-    letters = st.sampled_from([b"a", b"b", b"\r", b"\n", b"\0"])
-    text = st.lists(letters, max_size=60).map(b"".join)
-    fuzz(
-        lambda **drawn: run(read, *drawn.values()),
+    fuzz.run_async(
+        read,
         150,
-        said=text,
-        delimiter=text.map(lambda data: data[:3]).filter(len),
+        data=TEXTS,
+        delimiter=DELIMITERS,
         limit=st.integers(1, 40),
         cuts=SOME_CUTS,
     )

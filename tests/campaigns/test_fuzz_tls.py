@@ -1,4 +1,4 @@
-"""Fuzzing of TLS: handshakes, records, ClientHellos and the names in them."""
+"""Fuzzing of TLS: handshakes, records, ClientHello messages and the names in them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from helpers.client_hellos import handshake_of, hello_for, hello_with, name_exte
 from helpers.examples import name_or_value_error, sni_router
 from helpers.flights import certificate_in
 from helpers.fuzzing import AN_OFFSET, SOME_CHANGES, Change, Fuzz, changed
-from helpers.mutants import SOME_CUTS, Mutant, run
-from helpers.pairs import closing, raw_pair, raw_unix_pair
+from helpers.mutants import SOME_CUTS, Mutant, mutant_pair
+from helpers.pairs import raw_pair
 from helpers.peers import Script, alongside
 from trisock import ClientTLS, ServerTLS, Socket, TLSError
 
@@ -75,20 +75,32 @@ async def shake_hands(
     assert sock.fileno() == -1
     assert sock.tls is None
     where = re.escape(str(sock.getpeer()))
-    said = re.fullmatch(rf"TLS handshake with .*{where}\)? failed: (\w[^_]*)", str(error))
-    assert said, str(error)
-    assert ending == "silent" or "seconds" not in said[1]
+    match = re.fullmatch(rf"TLS handshake with .*{where}\)? failed: (\w[^_]*)", str(error))
+    assert match, str(error)
+    assert ending == "silent" or "seconds" not in match[1]
     for call in (sock.recv, sock.peek, lambda: sock.send(b"x"), lambda: sock.starttls(role)):
         with pytest.raises(trio.ClosedResourceError):
             await call()
     return False
 
 
-THE_ENDING = st.sampled_from(["ended", "ended", "silent"])
+def turn_to_tls(mutant: Mutant, context: ssl.SSLContext, ours: ClientTLS | ServerTLS) -> None:
+    """Make the mutant speak TLS, as the other side of our role."""
+    server_side = isinstance(ours, ClientTLS)
+    mutant.turn_to_tls(
+        context,
+        server_side=server_side,
+        server_hostname=None if server_side else "example.org",
+    )
+
+
+ENDINGS = st.sampled_from(["ended", "ended", "silent"])
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_a_handshake_with_a_mutant(role: str, authority: Authority, fuzz: Fuzz) -> None:
+def test_a_changed_handshake_succeeds_or_fails_as_documented(
+    role: str, authority: Authority, fuzz: Fuzz
+) -> None:
     async def converse(
         clock: trio.testing.MockClock,
         changes: list[Change],
@@ -98,37 +110,30 @@ def test_a_handshake_with_a_mutant(role: str, authority: Authority, fuzz: Fuzz) 
         ending: str,
     ) -> None:
         ours, context = roles_of(authority, role, client_certificate)
-        sock, raw = raw_pair()
-        with Mutant(raw, changes, flight, cuts) as mutant:
-            async with closing(sock):
-                server_side = isinstance(ours, ClientTLS)
-                mutant.turn_to_tls(
-                    context,
-                    server_side=server_side,
-                    server_hostname=None if server_side else "example.org",
-                )
-                if await shake_hands(sock, ours, mutant.conversing(clock, ending), ending):
-                    async with alongside(mutant.conversing(clock, "ended")):
-                        with contextlib.suppress(trio.BrokenResourceError):
-                            await sock.send(b"confidential")
-                            await sock.recv()
-                        await sock.close()
-                assert mutant.heard in (b"", b"confidential")
+        async with mutant_pair(cuts, changes, flight, make=raw_pair) as (sock, mutant):
+            turn_to_tls(mutant, context, ours)
+            if await shake_hands(sock, ours, mutant.conversing(clock, ending), ending):
+                async with alongside(mutant.conversing(clock, "ended")):
+                    with contextlib.suppress(trio.BrokenResourceError):
+                        await sock.send(b"confidential")
+                        await sock.recv()
+                    await sock.close()
+            assert mutant.heard in (b"", b"confidential")
 
-    fuzz(
-        lambda **drawn: run(converse, *drawn.values()),
+    fuzz.run_async(
+        converse,
         60,
         changes=SOME_CHANGES,
         flight=st.integers(0, 2),
         cuts=SOME_CUTS,
         client_certificate=st.booleans(),
-        ending=THE_ENDING,
+        ending=ENDINGS,
     )
 
 
 @functools.lru_cache
 def recording(authority: Authority, role: str, client_certificate: bool) -> bytes:
-    """Return all that the peer of a role says in a whole conversation."""
+    """Return everything that the peer of a role sends in a complete conversation."""
     ours, context = roles_of(authority, role, client_certificate)
     server_side = isinstance(ours, ClientTLS)
     ends = [
@@ -161,24 +166,22 @@ def recording(authority: Authority, role: str, client_certificate: bool) -> byte
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_a_handshake_with_a_recording_or_with_garbage(
+def test_a_replayed_or_random_handshake_fails_as_documented(
     role: str, authority: Authority, fuzz: Fuzz
 ) -> None:
     async def play(
         clock: trio.testing.MockClock, wire: bytes, cuts: list[int], early: int, ending: str
     ) -> None:
         ours, _ = roles_of(authority, role, False)
-        sock, raw = raw_pair()
-        with Mutant(raw, [], -1, cuts) as mutant:
-            async with closing(sock):
-                early %= len(wire) + 1
-                sock.unrecv(wire[:early])
-                mutant.send(wire[early:])
-                assert not await shake_hands(sock, ours, mutant.conversing(clock, ending), ending)
+        async with mutant_pair(cuts, make=raw_pair) as (sock, mutant):
+            early %= len(wire) + 1
+            sock.unrecv(wire[:early])
+            mutant.send(wire[early:])
+            assert not await shake_hands(sock, ours, mutant.conversing(clock, ending), ending)
 
     recordings = st.booleans().map(lambda certificate: recording(authority, role, certificate))
-    fuzz(
-        lambda **drawn: run(play, *drawn.values()),
+    fuzz.run_async(
+        play,
         60,
         wire=st.binary(max_size=600)
         | st.builds(changed, recordings, SOME_CHANGES)
@@ -186,58 +189,51 @@ def test_a_handshake_with_a_recording_or_with_garbage(
         | st.binary(max_size=300).map(lambda data: b"\x16\x03\x01\x01\x2c\x01\x00" + data),
         cuts=SOME_CUTS,
         early=st.just(0) | AN_OFFSET,
-        ending=THE_ENDING,
+        ending=ENDINGS,
     )
 
 
 # ---- after the handshake ----
 
-SAID = [b"first", b"", b"second\n", b"third" * 1000]
+SENT = [b"first", b"", b"second\n", b"third" * 1000]
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_records_of_a_mutant(role: str, authority: Authority, fuzz: Fuzz) -> None:
-    """What is read is what was said, in order, up to an error."""
-
+def test_reads_return_only_what_was_sent_despite_changed_records(
+    role: str, authority: Authority, fuzz: Fuzz
+) -> None:
     async def read(
         clock: trio.testing.MockClock, changes: list[Change], cuts: list[int], calls: list[str]
     ) -> None:
         ours, context = roles_of(authority, role, False)
-        server_side = isinstance(ours, ClientTLS)
-        sock, raw = raw_unix_pair()
-        with Mutant(raw, changes, -1, cuts) as mutant:
-            async with closing(sock):
-                mutant.turn_to_tls(
-                    context,
-                    server_side=server_side,
-                    server_hostname=None if server_side else "example.org",
-                )
-                async with alongside(mutant.conversing(clock, "silent")):
-                    await sock.starttls(ours)
-                mutant.act()
-                mutant._flight = 0
-                mutant.send(b"".join(map(mutant.encrypt, SAID)) + mutant.the_end())
-                got = b""
-                async with alongside(mutant.conversing(clock, "ended")):
-                    for call in itertools.chain(calls, itertools.repeat("recv")):
-                        try:
-                            chunk = await READS[call](sock)
-                        except trisock.IncompleteReadError:
-                            continue
-                        except RuntimeError:  # bytes are waiting to be read
-                            assert call == "stoptls"
-                            continue
-                        except TLSError:
-                            break
-                        got += chunk or b""
-                        if call == "stoptls" or (call == "recv" and not chunk):
-                            assert got == b"".join(SAID), "the end came too early"
-                            assert sock.istls() == (call == "recv")
-                            break
-                assert b"".join(SAID).startswith(got)
+        async with mutant_pair(cuts, changes) as (sock, mutant):
+            turn_to_tls(mutant, context, ours)
+            async with alongside(mutant.conversing(clock, "silent")):
+                await sock.starttls(ours)
+            mutant.act()
+            mutant._flight = 0
+            mutant.send(b"".join(map(mutant.encrypt, SENT)) + mutant.the_end())
+            got = b""
+            async with alongside(mutant.conversing(clock, "ended")):
+                for call in itertools.chain(calls, itertools.repeat("recv")):
+                    try:
+                        chunk = await READS[call](sock)
+                    except trisock.IncompleteReadError:
+                        continue
+                    except RuntimeError:  # decrypted bytes are unread
+                        assert call == "stoptls"
+                        continue
+                    except TLSError:
+                        break
+                    got += chunk or b""
+                    if call == "stoptls" or (call == "recv" and not chunk):
+                        assert got == b"".join(SENT), "the end came too early"
+                        assert sock.istls() == (call == "recv")
+                        break
+            assert b"".join(SENT).startswith(got)
 
-    fuzz(
-        lambda **drawn: run(read, *drawn.values()),
+    fuzz.run_async(
+        read,
         60,
         changes=SOME_CHANGES,
         cuts=SOME_CUTS,
@@ -245,13 +241,13 @@ def test_records_of_a_mutant(role: str, authority: Authority, fuzz: Fuzz) -> Non
     )
 
 
-async def peeked(sock: Socket) -> bytes:
+async def peek_twice(sock: Socket) -> bytes:
     first = await sock.peek()
     assert await sock.peek() == first or first is None
     return b""
 
 
-async def asked(sock: Socket) -> bytes:
+async def check_state(sock: Socket) -> bytes:
     assert sock.isopen() in (True, False)
     assert sock.info().istls
     return b""
@@ -261,8 +257,8 @@ READS: dict[str, Callable[[Socket], Awaitable[bytes | None]]] = {
     "recv": Socket.recv,
     "recv_exactly": lambda sock: sock.recv_exactly(7),
     "recv_until": lambda sock: sock.recv_until(b"\n"),
-    "peek": peeked,
-    "isopen": asked,
+    "peek": peek_twice,
+    "isopen": check_state,
     "stoptls": lambda sock: sock.stoptls(),  # type: ignore[dict-item, return-value]
 }
 
@@ -278,11 +274,11 @@ NAMES = [
 
 
 def index_for(name: bytes) -> int:
-    """Return which of the certificates fits; the first where none does."""
-    asked = name.decode("latin-1").lower().removesuffix(".")
+    """Return the index of the certificate that matches a name; 0 if none does."""
+    wanted = name.decode("latin-1").lower().removesuffix(".")
     for index, names in enumerate(NAMES):
         for each in names:
-            if each == asked or (each[:2] == "*." and asked.partition(".")[2] == each[2:]):
+            if each == wanted or (each[:2] == "*." and wanted.partition(".")[2] == each[2:]):
                 return index
     return 0
 
@@ -320,34 +316,34 @@ SOME_NAMES = (
 A_HOST = re.compile(rb"(?=.{1,254}\Z)(?:[\w-]{1,63}\.)*[\w-]{1,63}\.?\Z")
 
 
-def test_the_choice_of_a_certificate(authority: Authority, fuzz: Fuzz) -> None:
-    """One that fits, or the first; a name that no host can have may be refused."""
+def test_a_server_chooses_the_certificate_that_matches_the_name(
+    authority: Authority, fuzz: Fuzz
+) -> None:
+    """Without a match it is the first one. An impossible host name may be refused."""
     certificates = [authority.issue(*names) for names in NAMES]
     role = ServerTLS(certificates)
     ders = [ssl.PEM_cert_to_DER_cert(each._chain.decode()) for each in certificates]
 
     async def ask(clock: trio.testing.MockClock, name: bytes) -> None:
-        sock, raw = raw_pair()
-        with Mutant(raw, [], -1, []) as mutant:
-            async with closing(sock):
-                mutant.send(hello_for(name))
-                assert not await shake_hands(sock, role, mutant.conversing(clock, "ended"), "ended")
-                mutant.act()
-                chosen = certificate_in(bytes(mutant.wire))
-                if chosen is None:  # turned away: it can be no name at all
-                    assert mutant.wire[0] == 21, "no alert"
-                    assert len(name) > 255 or b"\0" in name
-                else:
-                    # What no host can be called is compared with no certificate.
-                    assert ders.index(chosen) == (index_for(name) if A_HOST.match(name) else 0)
+        async with mutant_pair([], make=raw_pair) as (sock, mutant):
+            mutant.send(hello_for(name))
+            assert not await shake_hands(sock, role, mutant.conversing(clock, "ended"), "ended")
+            mutant.act()
+            chosen = certificate_in(bytes(mutant.wire))
+            if chosen is None:  # refused: it cannot be a name
+                assert mutant.wire[0] == 21, "no alert"
+                assert len(name) > 255 or b"\0" in name
+            else:
+                # An impossible host name matches no certificate.
+                assert ders.index(chosen) == (index_for(name) if A_HOST.match(name) else 0)
 
-    fuzz(lambda name: run(ask, name), 150, name=SOME_NAMES.filter(len))
+    fuzz.run_async(ask, 150, name=SOME_NAMES.filter(len))
 
 
-# ---- the ClientHello, as the example reads it ----
+# ---- ClientHello parsing in the SNI router example ----
 
 
-def test_the_reader_of_a_client_hello(fuzz: Fuzz) -> None:
+def test_parsing_a_client_hello_returns_a_name_or_raises_value_error(fuzz: Fuzz) -> None:
     hellos = st.binary(max_size=300).map(hello_with) | SOME_NAMES.map(
         lambda name: hello_with(name_extension(name))
     )
@@ -359,30 +355,25 @@ def test_the_reader_of_a_client_hello(fuzz: Fuzz) -> None:
     )
 
 
-def test_peeking_at_a_client_hello(fuzz: Fuzz) -> None:
-    """It consumes nothing of one, in whatever pieces it comes, and refuses all else."""
-
+def test_peeking_at_a_client_hello_leaves_all_bytes_unread(fuzz: Fuzz) -> None:
     async def peek(clock: trio.testing.MockClock, wire: bytes, cuts: list[int]) -> None:
-        sock, raw = raw_unix_pair()
-        with Mutant(raw, [], -1, cuts) as mutant:
-            async with closing(sock):
-                mutant.send(wire)
-                error, message, read = ValueError, None, b""
-                async with alongside(mutant.conversing(clock, "ended")):
-                    try:
-                        message = await sni_router.peek_client_hello(sock)
-                    except ValueError as exc:
-                        error = type(exc)
-                    while chunk := await sock.recv():
-                        read += chunk
-                assert error is ValueError
-                if message is not None:
-                    assert read == wire
-                    assert handshake_of(wire).startswith(message)
+        async with mutant_pair(cuts) as (sock, mutant):
+            mutant.send(wire)
+            error, message = ValueError, None
+            async with alongside(mutant.conversing(clock, "ended")):
+                try:
+                    message = await sni_router.peek_client_hello(sock)
+                except ValueError as exc:
+                    error = type(exc)
+                read = b"".join([chunk async for chunk in sock])
+            assert error is ValueError
+            if message is not None:
+                assert read == wire
+                assert handshake_of(wire).startswith(message)
 
     real = st.just(hello_for(b"example.org"))
-    fuzz(
-        lambda **drawn: run(peek, *drawn.values()),
+    fuzz.run_async(
+        peek,
         80,
         wire=real | st.builds(changed, real, SOME_CHANGES) | st.binary(max_size=100),
         cuts=SOME_CUTS,

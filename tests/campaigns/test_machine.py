@@ -1,21 +1,19 @@
-"""A Socket against a bytearray: any mix of reads keeps every byte, in order, on a real connection.
+"""A Socket against a bytearray: any mix of reads returns every byte, in order.
 
-The machine says things as the peer, in any pieces (under TLS also pieces of a record), and reads
-them in every way there is, cancelled at any moment or not. The model is what was said and
-not yet consumed, so each read has one right answer. A run of the tests tries a few examples; to
-try many:
+On a real connection the machine sends data as the peer, in any pieces (under TLS also parts of a
+record), and reads it by every method, cancelled at any point or not. The model is a bytearray of
+the unread bytes, so each read has one correct result. To try more examples:
 
-    TRISOCK_EXAMPLES=10000 python -m pytest tests/campaigns/test_machine.py
+    python -m pytest -n 0 --times 250 tests/campaigns/test_machine.py
 
-What is drawn never depends on what was read, so that an example runs again in the same way although
-the kernel may join what was sent in pieces, or not.
+No draw depends on what a read returned: an example repeats in the same way whether or not the
+kernel joins what was sent in pieces.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import socket
 import ssl
 from collections import deque
@@ -25,7 +23,6 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
@@ -36,7 +33,8 @@ from hypothesis.stateful import (
 )
 
 from helpers.authority import Authority
-from helpers.machine_peers import Peer, Said, T, TLSPeer, TrioRun
+from helpers.fuzzing import Fuzz
+from helpers.machine_peers import Message, Peer, T, TLSPeer, TrioRun
 from helpers.machine_reads import FAILURES, LIMIT, WAITS, Chunk, Exactly, Next, Opened, Read, Until
 from trisock import (
     ClientTLS,
@@ -45,12 +43,9 @@ from trisock import (
     TLSError,
 )
 
-EXAMPLES = int(os.environ.get("TRISOCK_EXAMPLES", "100"))
-
-
 # ---- what is drawn ----
 
-# Few different bytes, so that delimiters, their fronts and their overlaps are everywhere.
+# Few different bytes, so that delimiters, their prefixes and overlaps of both are frequent.
 letters = "ab\n"
 delimiters = st.sampled_from([b"\n", b"a", b"aa", b"ab", b"aba", b"\n\n", b"b\na"])
 texts = st.text(letters, max_size=20).map(str.encode)
@@ -59,15 +54,15 @@ limits = st.sampled_from([1, 2, 3, 4, 6, 10, 100, 20_000, 65536, 65536, 10_000_0
 
 records = st.sampled_from([16384, 16384, 1, 2, 5, 600])
 held = st.sampled_from([0, 0, 0, 1, 2, 5, 20, 30])
-a_little = st.builds(Said, line=texts, record=records, held=held)
+a_little = st.builds(Message, line=texts, record=records, held=held)
 a_lot = st.builds(
-    lambda line, size, record, held: Said(line, size // len(line), record, held),
+    lambda line, size, record, held: Message(line, size // len(line), record, held),
     line=lines,
     size=st.sampled_from([600, 5_000, 20_000, 66_000, 100_000, 200_000]),
     record=records,
     held=held,
 )
-said = st.one_of(a_little, a_little, a_little, a_lot)
+messages = st.one_of(a_little, a_little, a_little, a_lot)
 
 single_reads = st.one_of(
     st.builds(
@@ -79,27 +74,29 @@ single_reads = st.one_of(
     st.builds(Until, delimiters, limits),
 )
 
-# When a read is cancelled: before it begins; by a deadline that has passed; after so many passes
-# through the scheduler; while it waits, at the very moment when more arrives; or not, as
-# long as more comes ("meanwhile"), and then when it is certain to wait for ever.
-moments = st.sampled_from(["patient", "patient", "patient", "before", "late", "race", 0, 1, 2, 5])
-meanwhile = st.lists(said, max_size=4)
+# When a read is cancelled: "before" it starts; "late", by a deadline that has passed; after this
+# many passes through the scheduler; in a "race" with data that arrives while it waits; or, if
+# "patient", only when everything in ``meanwhile`` has been sent and the read still waits.
+cancellations = st.sampled_from(
+    ["patient", "patient", "patient", "before", "late", "race", 0, 1, 2, 5]
+)
+meanwhile = st.lists(messages, max_size=4)
 
 families = st.sampled_from(["unix", "tcp"])
-# What another task sends meanwhile: nothing, little, or more than there is room for.
+# How many bytes another task sends meanwhile: none, a few, or more than the buffers hold.
 sizes = st.sampled_from([0, 0, 0, 0, 5, 300_000])
 
-seldom = st.sampled_from([True, False, False, False, False])
+rarely = st.sampled_from([True, False, False, False, False])
 
 
 # ---- the machine ----
 
 
 class SocketMachine(RuleBasedStateMachine):
-    """One connection, and its model.
+    """One connection and its model.
 
-    ``left`` is what can be read and was not: all that was said up to now, but for what a record
-    that is not whole holds back.
+    ``unread`` are the bytes that can be read but have not been: everything the peer has written,
+    without the data of a record that is still incomplete.
     """
 
     iterators = Bundle("iterators")
@@ -107,15 +104,15 @@ class SocketMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.trio = TrioRun()
-        self.left = bytearray()
-        self.heard = 0
+        self.unread = bytearray()
+        self.readable = 0  # how many bytes have become readable since the start
         self.record_ends: deque[int] = deque()
-        # The chunks that are known to come next: pushed back or peeked at.
+        # The chunks that are known to come next, because they were pushed back or peeked at.
         self.front: deque[bytes] = deque()
         self.end_met = False
         self.failed = False
         self.opened: list[Opened] = []
-        self.changes = self.urged = False
+        self.change_at_the_end = self.urgent_byte_sent = False
         self.raw: socket.socket | None = None
         self.sock: Socket = None  # type: ignore[assignment]
         self.peer: Peer = None  # type: ignore[assignment]
@@ -127,14 +124,14 @@ class SocketMachine(RuleBasedStateMachine):
             self.failed = True
             raise
 
-    def hear(self, data: bytes) -> None:
-        """Be told by the peer that it has written this: one TLS record, or a part of the stream."""
-        self.left += data
-        self.heard += len(data)
-        self.record_ends.append(self.heard)
+    def on_written(self, data: bytes) -> None:
+        """Add to the model what the peer has written: one TLS record, or a part of the stream."""
+        self.unread += data
+        self.readable += len(data)
+        self.record_ends.append(self.readable)
 
     def connected(self, family: str) -> socket.socket:
-        """Make ``sock`` and return the raw socket at its other end."""
+        """Create ``sock`` and return the raw socket at its other end."""
         if family == "unix":
             ours, raw = socket.socketpair()
         else:
@@ -143,26 +140,32 @@ class SocketMachine(RuleBasedStateMachine):
                 ours, _ = listening.accept()
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.raw = raw
-        self.synchronous = family == "unix"  # what was written has arrived
+        self.synchronous = family == "unix"  # what is written arrives immediately
         self.sock = Socket(trio.SocketStream(trio.socket.from_stdlib_socket(ours)))
         return raw
 
-    def begins(self, said: Said) -> Opened:
-        self.peer.say(said)
+    def start(self, message: Message) -> Opened:
+        self.peer.send(message)
         return self.opens_lines(delimiter=b"\n", keep_ends=False, max_bytes=65536)
 
     # ---- the peer ----
 
     @precondition(lambda self: self.peer.ending is None)
-    @rule(said=said)
-    def says(self, said: Said) -> None:
-        self.peer.say(said)
+    @rule(message=messages)
+    def peer_sends(self, message: Message) -> None:
+        self.peer.send(message)
 
     # ---- reading ----
 
-    @rule(read=single_reads, when=moments, meanwhile=meanwhile, sending=sizes, look=st.booleans())
+    @rule(
+        read=single_reads,
+        when=cancellations,
+        meanwhile=meanwhile,
+        sending=sizes,
+        look=st.booleans(),
+    )
     def reads(
-        self, read: Read, when: str | int, meanwhile: list[Said], sending: int, look: bool
+        self, read: Read, when: str | int, meanwhile: list[Message], sending: int, look: bool
     ) -> None:
         self.call(self.perform, read, when, meanwhile, sending, look)
 
@@ -180,7 +183,7 @@ class SocketMachine(RuleBasedStateMachine):
     @rule(
         opened=iterators,
         steps=st.integers(1, 4) | st.sampled_from([10, 1000, 30_000]),
-        when=moments,
+        when=cancellations,
         meanwhile=meanwhile,
         sending=sizes,
         look=st.booleans(),
@@ -190,7 +193,7 @@ class SocketMachine(RuleBasedStateMachine):
         opened: Opened,
         steps: int,
         when: str | int,
-        meanwhile: list[Said],
+        meanwhile: list[Message],
         sending: int,
         look: bool,
     ) -> None:
@@ -199,19 +202,19 @@ class SocketMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.peer.ending is None)
     @rule(read=single_reads, line=lines)
     def reads_what_comes_byte_by_byte(self, read: Read, line: bytes) -> None:
-        drops = [Said(line[n % len(line) :][:1]) for n in range(270)]
-        self.call(self.perform, read, "dripping", drops, 0, True)
+        single_bytes = [Message(line[n % len(line) :][:1]) for n in range(270)]
+        self.call(self.perform, read, "trickling", single_bytes, 0, True)
 
     async def perform(
-        self, read: Read, when: str | int, meanwhile: list[Said], sending: int, look: bool
+        self, read: Read, when: str | int, meanwhile: list[Message], sending: int, look: bool
     ) -> None:
         """Read, in a task of its own, and check what comes.
 
-        ``sending``: another task sends so many bytes, which the peer does not take before the
-        read is over. ``look``: also at what is buffered, which must change nothing.
+        ``sending``: how many bytes another task sends; the peer takes them only after the read.
+        ``look``: also look at what is buffered, which must change nothing.
         """
         sock = self.sock
-        self.peer.write()  # what the kernel had no room for
+        self.peer.write()  # the rest of what did not fit into the kernel's buffer
         buffered = sock.info().buffered if look else None
         got: list[bytes] = []
         failures: list[BaseException] = []
@@ -238,14 +241,14 @@ class SocketMachine(RuleBasedStateMachine):
             if sending:
                 nursery.start_soon(sock.send, b"s" * sending)
             nursery.start_soon(task)
-            if when in ("patient", "dripping"):
+            if when in ("patient", "trickling"):
                 await self.supply(read, when, meanwhile, done)
                 scope.cancel()
             elif when == "race":
                 await trio.testing.wait_all_tasks_blocked()
                 if self.peer.ending is None:
                     for each in meanwhile:
-                        self.peer.say(each)
+                        self.peer.send(each)
                 scope.cancel()
             elif isinstance(when, int):
                 for _ in range(when):
@@ -254,15 +257,15 @@ class SocketMachine(RuleBasedStateMachine):
             await done.wait()
             assert await self.peer.receive(sending) == b"s" * sending
 
-        taken, ending = read.expected(self.left, self.peer.ended, got)
+        taken, ending = read.expected(self.unread, self.peer.ended, got)
         if scope.cancelled_caught:
-            if when in ("patient", "dripping"):
+            if when in ("patient", "trickling"):
                 assert (len(got), ending) == (len(taken), WAITS)
             if when in ("before", "late") and read.always_a_cancel_point:
                 assert not got
             taken = taken[: len(got)]
         else:
-            # An error need not be a checkpoint, as Trio has it; a success is one.
+            # As in Trio, a success is a checkpoint, but an error need not be one.
             assert failures or when not in ("before", "late") or not read.always_a_cancel_point
             assert [FAILURES[type(exc)] for exc in failures] == ([ending] if ending else [])
         assert got == [each.returned for each in taken]
@@ -272,50 +275,50 @@ class SocketMachine(RuleBasedStateMachine):
         elif got or when not in ("before", "late"):
             self.front.clear()
         consumed = sum(each.count for each in taken)
-        del self.left[:consumed]
+        del self.unread[:consumed]
         for failure in failures:
-            read.check(failure, self.left)
+            read.check(failure, self.unread)
             self.end_met |= FAILURES[type(failure)] != LIMIT
         if isinstance(read, Chunk):
             self.end_met |= got == [b""]
         if buffered is not None:
-            assert buffered - consumed <= sock.info().buffered <= len(self.left)
+            assert buffered - consumed <= sock.info().buffered <= len(self.unread)
 
     async def supply(
-        self, read: Read, when: str | int, meanwhile: list[Said], done: trio.Event
+        self, read: Read, when: str | int, meanwhile: list[Message], done: trio.Event
     ) -> None:
-        """Say more whenever the read waits; return once it is done or certain to wait for ever."""
+        """Send more whenever the read waits; return once it is done, or nothing is left to send."""
         coming = deque(meanwhile if self.peer.ending is None else ())
-        while coming and when == "dripping" and not done.is_set():
-            self.peer.say(coming.popleft())
+        while coming and when == "trickling" and not done.is_set():
+            self.peer.send(coming.popleft())
             await trio.lowlevel.checkpoint()
             await trio.lowlevel.checkpoint()
         while True:
             await trio.testing.wait_all_tasks_blocked()
             if done.is_set():
                 return
-            if read.expected(self.left, self.peer.ended, []).ending != WAITS:
-                # Over TCP what it needs may be on its way.
-                assert not self.synchronous, "the read waits for what has come"
+            if read.expected(self.unread, self.peer.ended, []).ending != WAITS:
+                # Over TCP the data that it needs may still be in flight.
+                assert not self.synchronous, "the read waits for data that has arrived"
                 await done.wait()
                 return
             if coming:
-                self.peer.say(coming.popleft())
+                self.peer.send(coming.popleft())
             elif not self.peer.write():
                 break
         with pytest.raises(trio.BusyResourceError):
             self.sock.unrecv(b"x")
 
     def check_chunk(self, chunk: bytes, limit: int | None, buffered: int | None) -> None:
-        """Check where a chunk that was received ends, if that is known."""
+        """Check where a received chunk ends, if that is known."""
         if self.front:
             known = self.front.popleft()
             assert chunk == known[:limit]
             if known[len(chunk) :]:
                 self.front.appendleft(known[len(chunk) :])
         elif buffered == 0 and limit is None and isinstance(self.peer, TLSPeer):
-            # One record; or, of very small ones that came together, several: whole ones.
-            start = self.heard - len(self.left)
+            # A chunk is one record, or several complete ones if they are very small.
+            start = self.readable - len(self.unread)
             while self.record_ends[0] <= start:
                 self.record_ends.popleft()
             ends = [end - start for end in self.record_ends]
@@ -341,13 +344,13 @@ class SocketMachine(RuleBasedStateMachine):
         if chunk is None:
             assert not buffered
             if self.synchronous:
-                assert not self.left
+                assert not self.unread
                 assert self.peer.ended != "clean"
         elif chunk == b"":
-            assert (bytes(self.left), self.peer.ended) == (b"", "clean")
+            assert (bytes(self.unread), self.peer.ended) == (b"", "clean")
             self.end_met = True
         else:
-            assert self.left.startswith(chunk)
+            assert self.unread.startswith(chunk)
             if look:
                 assert sock.info().buffered >= len(chunk)
             if not self.front:
@@ -355,12 +358,12 @@ class SocketMachine(RuleBasedStateMachine):
             assert chunk == self.front[0]
 
     @rule(
-        data=st.one_of(texts, texts, a_lot.map(lambda said: said.data)),
+        data=st.one_of(texts, texts, a_lot.map(lambda message: message.data)),
         kind=st.sampled_from([bytes, bytearray, memoryview]),
     )
     def pushes_back(self, data: bytes, kind: Callable[[bytes], Any]) -> None:
         self.sock.unrecv(kind(data))
-        self.left[:0] = data
+        self.unread[:0] = data
         if data:
             self.front.appendleft(data)
 
@@ -376,23 +379,23 @@ class SocketMachine(RuleBasedStateMachine):
         assert await self.peer.receive(len(data)) == data
 
     @rule()
-    def tells(self) -> None:
-        """Say what is known. No invariant: between two reads there need not be a look."""
+    def shows_its_state(self) -> None:
+        """Check ``info``. A rule and not an invariant: looking may affect the next read."""
         info = self.sock.info()
         assert info.isopen == self.sock.isopen()
-        assert info.buffered <= len(self.left)
-        if self.left or self.peer.ended is None:
+        assert info.buffered <= len(self.unread)
+        if self.unread or self.peer.ended is None:
             assert info.isopen
         elif self.end_met or (self.synchronous and type(self.peer) is Peer):
             assert not info.isopen
 
-    @rule(now=seldom)
-    def changes_at_the_end(self, now: bool) -> None:
-        """Let the last thing be a ``starttls`` or ``stoptls`` that waits while others read."""
-        self.changes |= now
+    @rule(now=rarely)
+    def starts_or_stops_tls_at_the_end(self, now: bool) -> None:
+        """End with a ``starttls`` or ``stoptls`` that waits while other tasks read."""
+        self.change_at_the_end |= now
 
     async def change(self) -> None:
-        """Change what the connection carries, behind a broadcast that is stuck; read meanwhile."""
+        """Start or stop TLS behind a broadcast that is stuck, and read meanwhile."""
         sock = self.sock
 
         async def broadcast() -> None:
@@ -422,14 +425,14 @@ class SocketMachine(RuleBasedStateMachine):
                     await sock.peek()
                 with pytest.raises(refusal):
                     sock.unrecv(b"x")
-                assert bytes(self.left).startswith(sock._connection.buffer.peek_all())
+                assert bytes(self.unread).startswith(sock._connection.buffer.peek_all())
                 sock.abort()
             nursery.cancel_scope.cancel()
 
     def teardown(self) -> None:
         try:
             if not self.failed:
-                self.call(self.change if self.changes else self.read_to_the_end)
+                self.call(self.change if self.change_at_the_end else self.read_to_the_end)
         finally:
             if self.sock is not None:
                 self.trio.call(self.abort)
@@ -449,53 +452,53 @@ class SocketMachine(RuleBasedStateMachine):
                 if not chunk:
                     assert self.peer.ended == "clean"
                     break
-        assert rest == self.left
+        assert rest == self.unread
 
     async def abort(self) -> None:
         self.sock.abort()
         assert self.sock.fileno() == -1
 
 
-class ClearMachine(SocketMachine):
-    """The connection is in the clear."""
+class PlainMachine(SocketMachine):
+    """The connection is plain text."""
 
-    @initialize(target=SocketMachine.iterators, family=families, said=said)
-    def connects(self, family: str, said: Said) -> Opened:
-        self.peer = Peer(self.connected(family), self.hear)
-        return self.begins(said)
+    @initialize(target=SocketMachine.iterators, family=families, message=messages)
+    def connects(self, family: str, message: Message) -> Opened:
+        self.peer = Peer(self.connected(family), self.on_written)
+        return self.start(message)
 
     @precondition(lambda self: self.peer.ending is None)
-    @rule(now=seldom)
+    @rule(now=rarely)
     def peer_ends(self, now: bool) -> None:
         if now:
             self.peer.end("clean", fin=True)
 
-    @precondition(lambda self: self.peer.ending is None and not self.urged)
-    @rule(now=seldom)
+    @precondition(lambda self: self.peer.ending is None and not self.urgent_byte_sent)
+    @rule(now=rarely)
     def peer_sends_an_urgent_byte(self, now: bool) -> None:
-        """It is no part of the stream. The kernel keeps one: a second one would be."""
+        """It is not part of the stream. The kernel keeps only one: a second would become data."""
         if now and not self.synchronous:
             with contextlib.suppress(BlockingIOError):
                 self.peer.raw.send(b"!", socket.MSG_OOB)
-                self.urged = True
+                self.urgent_byte_sent = True
 
 
-class EncryptedMachine(SocketMachine):
-    """The connection has turned to TLS, in either role."""
+class TLSMachine(SocketMachine):
+    """The connection uses TLS, in either role."""
 
     @initialize(
         target=SocketMachine.iterators,
         family=families,
         role=st.sampled_from(["client", "server"]),
         version=st.sampled_from([ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]),
-        said=said,
+        message=messages,
     )
-    def connects(self, family: str, role: str, version: ssl.TLSVersion, said: Said) -> Opened:
+    def connects(self, family: str, role: str, version: ssl.TLSVersion, message: Message) -> Opened:
         side = "client" if role == "server" else "server"
         raw = self.connected(family)
-        self.peer = TLSPeer(raw, self.hear, _peer_context(side, version), side)
+        self.peer = TLSPeer(raw, self.on_written, _peer_context(side, version), side)
         self.call(self.start_tls, _tls(role))
-        return self.begins(said)
+        return self.start(message)
 
     async def start_tls(self, tls: ClientTLS | ServerTLS) -> None:
         async with trio.open_nursery() as nursery:
@@ -503,7 +506,7 @@ class EncryptedMachine(SocketMachine):
             await self.peer.handshake()
 
     @precondition(lambda self: self.peer.ending is None)
-    @rule(now=seldom, how=st.sampled_from(["clean", "clean", "cut"]), fin=st.booleans())
+    @rule(now=rarely, how=st.sampled_from(["clean", "clean", "cut"]), fin=st.booleans())
     def peer_ends(self, now: bool, how: str, fin: bool) -> None:
         if now:
             self.peer.end(how, fin=fin)
@@ -533,14 +536,8 @@ def _peer_context(side: str, version: ssl.TLSVersion) -> ssl.SSLContext:
     return context
 
 
-SETTINGS = settings(
-    max_examples=EXAMPLES,
-    stateful_step_count=40,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
-
-TestAnyMixOfReadsInTheClearKeepsEveryByte = ClearMachine.TestCase
-TestAnyMixOfReadsInTheClearKeepsEveryByte.settings = SETTINGS
-TestAnyMixOfReadsUnderTLSKeepsEveryByte = EncryptedMachine.TestCase
-TestAnyMixOfReadsUnderTLSKeepsEveryByte.settings = SETTINGS
+@pytest.mark.parametrize("machine", [PlainMachine, TLSMachine])
+def test_any_mix_of_reads_returns_every_byte_in_order(
+    machine: type[SocketMachine], fuzz: Fuzz
+) -> None:
+    fuzz.run_machine(machine, 40, steps=40)

@@ -1,7 +1,7 @@
-"""Every combination of what two sides of TLS may bring, and what has to come of it.
+"""Every combination of the settings of two sides of TLS, and the result of each.
 
-Versions, kinds of keys, client certificates, names and ALPN: the full product, trisock at both
-ends. Other programs at the other end are in ``test_tls_peers.py``.
+The full product of versions, kinds of keys, client certificates, names and ALPN, with trisock at
+both ends. ``test_tls_peers.py`` has other programs at the other end.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from helpers.tls_axes import (
 from trisock import Certificate, ClientTLS, ServerTLS, Socket, TLSError, TLSInfo
 from trisock._errors import describe_ssl_error, ssl_reason
 
-# What the cipher of TLS 1.2 says about the server's key.
+# How the name of a TLS 1.2 cipher shows the kind of the server's key.
 AUTHENTICATION = {"RSA 2048": "RSA", "P-256": "ECDSA", "P-384": "ECDSA", "Ed25519": "ECDSA"}
 
 
@@ -57,7 +57,7 @@ def authorities() -> Authorities:
 async def converse(
     client_tls: ClientTLS | ssl.SSLContext, name: str, server_tls: ServerTLS | ssl.SSLContext
 ) -> tuple[Outcome, Outcome]:
-    """Talk both ways, in several records, and close; return what came of it on either side."""
+    """Send data both ways, in several records, and close; return the outcome of either side."""
     outcomes: dict[str, Outcome] = {}
     question, answer = bytes(range(256)) * 70, b"answer" * 3000
 
@@ -95,7 +95,9 @@ async def converse(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_the_matrix(version: str, kind: str, authorities: Authorities) -> None:
+async def test_every_combination_gives_the_expected_result(
+    version: str, kind: str, authorities: Authorities
+) -> None:
     usual = (NAMES["exact"], CLIENT_CERTIFICATES["none"], ALPNS["none"])
     for name, client_certificate, alpn in [
         *itertools.product(NAMES.values(), CLIENT_CERTIFICATES.values(), ALPNS.values()),
@@ -113,7 +115,7 @@ async def test_the_matrix(version: str, kind: str, authorities: Authorities) -> 
             require_client_certificate=client_certificate.asked == "required",
         )
         client, server = await converse(client_tls, name.asked, server_tls)
-        # The client looks first, and the protocol is looked at when all is done.
+        # The client checks first; ALPN is checked after the certificates.
         if name.fault is not None:
             name.fault.check(client, server, version)
             continue
@@ -133,8 +135,8 @@ async def test_the_matrix(version: str, kind: str, authorities: Authorities) -> 
         assert client.server_hostname == (name.on_the_wire or name.asked)
         assert server.server_hostname == name.on_the_wire
         assert client.peer_certificate == der(certificate)
-        certificate_asked_for = shown is not None and client_certificate.asked != "no"
-        assert server.peer_certificate == (der(shown) if certificate_asked_for else None)
+        requested = shown is not None and client_certificate.asked != "no"
+        assert server.peer_certificate == (der(shown) if requested else None)
 
 
 # ---- the server's certificate ----
@@ -142,7 +144,7 @@ async def test_the_matrix(version: str, kind: str, authorities: Authorities) -> 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_what_may_be_wrong_with_a_servers_certificate(
+async def test_a_client_refuses_a_faulty_server_certificate(
     version: str, kind: str, authorities: Authorities
 ) -> None:
     right, wrong, intermediate = authorities.right, authorities.wrong, authorities.intermediate
@@ -164,7 +166,7 @@ async def test_what_may_be_wrong_with_a_servers_certificate(
             fault.check(client, server, version)
 
 
-def test_a_key_that_is_too_small_is_refused_before_a_byte_is_sent(
+def test_our_own_small_key_is_refused_before_any_handshake(
     authorities: Authorities,
 ) -> None:
     small = authorities.right.issue("example.org", kind="RSA 1024")
@@ -174,9 +176,7 @@ def test_a_key_that_is_too_small_is_refused_before_a_byte_is_sent(
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_a_key_that_is_too_small_is_refused_from_a_peer(
-    version: str, authorities: Authorities
-) -> None:
+async def test_a_peers_small_key_is_refused(version: str, authorities: Authorities) -> None:
     small = authorities.right.issue("example.org", kind="RSA 1024")
     weak = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     weak.set_ciphers("DEFAULT:@SECLEVEL=0")
@@ -197,17 +197,41 @@ def plain_client(version: str, ca: bytes, certificate: Certificate | None) -> ss
     return context
 
 
+async def accepted(
+    server_tls: ServerTLS,
+    context: ssl.SSLContext,
+    name: str,
+    session: ssl.SSLSession | None,
+    *,
+    reused: bool,
+) -> tuple[TLSInfo, ssl.SSLSession | None]:
+    """Visit a server that accepts the client; return the server's TLSInfo and the new session."""
+    info, session = await visit(server_tls, context, name, session)
+    assert isinstance(info, TLSInfo)
+    assert info.session_reused == reused
+    return info, session
+
+
+async def refused(
+    server_tls: ServerTLS, context: ssl.SSLContext, name: str, session: ssl.SSLSession | None
+) -> tuple[TLSError, ssl.SSLSession | None]:
+    """Visit a server that refuses the client; return the server's error and the session."""
+    error, session = await visit(server_tls, context, name, session)
+    assert isinstance(error, TLSError)
+    return error, session
+
+
 @pytest.mark.parametrize("tickets", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_a_session_is_resumed_and_its_client_is_known(
+async def test_a_resumed_session_keeps_the_client_certificate(
     version: str, kind: str, tickets: bool, authorities: Authorities
 ) -> None:
     right = authorities.right.pem
     shown = authorities.client("right", kind)
     assert shown is not None
     context = plain_client(version, right, shown)
-    if not tickets:  # the server remembers
+    if not tickets:  # the server caches the session
         context.options |= ssl.OP_NO_TICKET
     names = ("first.example", "*.second.example")
     certificates = [authorities.server(name, kind) for name in names]
@@ -215,9 +239,7 @@ async def test_a_session_is_resumed_and_its_client_is_known(
     for name in ("first.example", "any.second.example"):
         session = None
         for reused in (False, True, True):
-            info, session = await visit(server_tls, context, name, session)
-            assert isinstance(info, TLSInfo)
-            assert info.session_reused == reused
+            info, session = await accepted(server_tls, context, name, session, reused=reused)
             assert info.peer_certificate == der(shown)
             assert info.version == version
             assert info.server_hostname == name
@@ -225,12 +247,12 @@ async def test_a_session_is_resumed_and_its_client_is_known(
 
 @pytest.mark.parametrize("name", ["first.example", "second.example"])
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_a_session_opens_no_door_that_it_was_not_made_at(
+async def test_a_strict_server_refuses_the_session_of_a_laxer_one(
     version: str, name: str, authorities: Authorities
 ) -> None:
-    """A session without a certificate, or with one that another authority vouches for.
+    """The session has no client certificate, or one from another authority.
 
-    All servers here have the same certificates, and are in one process.
+    All servers here have the same certificates and run in one process.
     """
     right, wrong = authorities.right.pem, authorities.wrong.pem
     certificates = [authorities.server(f"{each}.example", "P-256") for each in ("first", "second")]
@@ -245,18 +267,14 @@ async def test_a_session_opens_no_door_that_it_was_not_made_at(
         ),
     ]:
         context = plain_client(version, right, authorities.client(shown, "P-256"))
-        info, session = await visit(other, context, name, None)
-        assert isinstance(info, TLSInfo)
-        info, session = await visit(other, context, name, session)
-        assert isinstance(info, TLSInfo)
-        assert info.session_reused
-        error, _ = await visit(strict, context, name, session)
-        assert isinstance(error, TLSError)
+        _, session = await accepted(other, context, name, None, reused=False)
+        _, session = await accepted(other, context, name, session, reused=True)
+        error, _ = await refused(strict, context, name, session)
         assert fault.words in str(error)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_a_certificate_that_was_refused_leaves_no_session(
+async def test_a_refused_certificate_leaves_no_session(
     version: str, authorities: Authorities
 ) -> None:
     right = authorities.right.pem
@@ -268,66 +286,62 @@ async def test_a_certificate_that_was_refused_leaves_no_session(
     context = plain_client(version, right, authorities.client("wrong CA", "P-256"))
     session = None
     for _ in range(2):
-        error, session = await visit(server_tls, context, "example.org", session)
-        assert isinstance(error, TLSError)
+        error, session = await refused(server_tls, context, "example.org", session)
         assert WRONG_CA.words in str(error)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_a_session_does_not_outlive_the_certificate_it_was_made_with(
+async def test_a_session_ends_when_its_certificate_expires(
     version: str, authorities: Authorities, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = authorities.right.pem
-    server_tls = ServerTLS(authorities.server("example.org", "P-256"), client_ca=right)
+    name = "example.org"
+    server_tls = ServerTLS(authorities.server(name, "P-256"), client_ca=right)
     context = plain_client(version, right, authorities.client("right", "P-256"))
-    info, session = await visit(server_tls, context, "example.org", None)
-    assert isinstance(info, TLSInfo)
-    monkeypatch.setattr(time, "time", VALID[1].timestamp)  # its last moment
-    info, session = await visit(server_tls, context, "example.org", session)
-    assert isinstance(info, TLSInfo)
-    assert info.session_reused
+    _, session = await accepted(server_tls, context, name, None, reused=False)
+    monkeypatch.setattr(time, "time", VALID[1].timestamp)  # its last valid second
+    _, session = await accepted(server_tls, context, name, session, reused=True)
     monkeypatch.setattr(time, "time", lambda: VALID[1].timestamp() + 1)
-    error, _ = await visit(server_tls, context, "example.org", session)
-    assert isinstance(error, TLSError)
+    error, _ = await refused(server_tls, context, name, session)
     assert "the certificate was refused: certificate has expired" in str(error)
     assert (error.reason, error.verify_code) == ("CERTIFICATE_VERIFY_FAILED", 10)
 
 
 # ---- ciphers ----
 
-# Without secrecy, without a certificate, without forward secrecy, out of use. (What OpenSSL has
-# forgotten already, such as RC4, the scanner in test_tls_scanners.py knows.)
+# Without secrecy, without a certificate, without forward secrecy, and out of use. The scanner in
+# test_tls_scanners.py tries ciphers that OpenSSL no longer has, such as RC4.
 WEAK = ["eNULL", "aNULL", "kRSA", "ECDHE+ARIA", "ECDHE+CAMELLIA"]
-# What many servers still have, and ours does without: CBC, and Diffie-Hellman in finite fields.
+# Many servers still accept these, ours refuses them: CBC, and finite-field Diffie-Hellman.
 OLD = ["ECDHE+SHA1", "ECDHE+SHA256:!AESGCM:!CHACHA20", "DHE"]
+
+NO_SHARED_CIPHER = Fault("share no cipher", "handshake failure", reason="NO_SHARED_CIPHER")
 
 
 def limited_to(context: ssl.SSLContext, ciphers: str) -> ssl.SSLContext:
-    """Leave a context these ciphers of TLS 1.2 only, however weak."""
+    """Limit a context to these TLS 1.2 ciphers, however weak they are."""
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(f"{ciphers}:@SECLEVEL=0")
     return context
 
 
 @pytest.mark.parametrize("ciphers", WEAK + OLD)
-async def test_a_server_does_without_weak_ciphers(ciphers: str, authorities: Authorities) -> None:
+async def test_a_server_refuses_weak_ciphers(ciphers: str, authorities: Authorities) -> None:
     name = "example.org"
     server_tls = ServerTLS([authorities.server(name, kind) for kind in ("RSA 2048", "P-256")])
     context = ssl.create_default_context(cadata=authorities.right.pem.decode())
     client, server = await converse(limited_to(context, ciphers), name, server_tls)
-    fault = Fault("share no cipher", "handshake failure", reason="NO_SHARED_CIPHER")
-    fault.check(server, client, "TLSv1.2")
+    NO_SHARED_CIPHER.check(server, client, "TLSv1.2")
 
 
 @pytest.mark.parametrize("ciphers", WEAK)
-async def test_a_client_does_without_weak_ciphers(ciphers: str, authorities: Authorities) -> None:
+async def test_a_client_refuses_weak_ciphers(ciphers: str, authorities: Authorities) -> None:
     context = limited_to(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ciphers)
     for kind in ("RSA 2048", "P-256"):
         authorities.server("example.org", kind).load_into(context)
     client_tls = ClientTLS(ca=authorities.right.pem)
     client, server = await converse(client_tls, "example.org", context)
-    fault = Fault("share no cipher", "handshake failure", reason="NO_SHARED_CIPHER")
-    fault.check(server, client, "TLSv1.2")
+    NO_SHARED_CIPHER.check(server, client, "TLSv1.2")
 
 
 # ---- alerts ----
@@ -342,7 +356,7 @@ async def test_a_client_does_without_weak_ciphers(ciphers: str, authorities: Aut
         ("sslv3 alert bad certificate", "SSLV3_ALERT_BAD_CERTIFICATE", "bad certificate"),
     ],
 )
-def test_alerts_are_told_by_name_also_those_that_python_has_no_name_for(
+def test_errors_name_alerts_that_python_does_not_know(
     text: str, reason: str | None, alert: str
 ) -> None:
     error = ssl.SSLError(1, f"[SSL] {text} (_ssl.c:1006)")

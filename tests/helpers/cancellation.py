@@ -1,20 +1,22 @@
-"""Cancellation at every moment: each public async method, cancelled wherever it can be.
+"""Cancellation at every cancel point: each public async method, cancelled wherever it can be.
 
-A call is made again and again, on fresh connections; the n-th time it is cancelled at its n-th
-moment, until there is none that has not been tried. A moment is whatever lets a cancellation in:
+A test runs again and again, on fresh connections. Run n cancels the call at its n-th cancel point,
+until every point has been tried. A cancel point is any place where a cancellation takes effect:
 
-- a task of the call is about to go on (what it has waited for has come, and now the cancel too);
-- it has stopped, to wait or to let others run;
-- it asks whether it is cancelled (``checkpoint_if_cancelled``).
+- a task of the call is about to resume: the event it waits for and the cancellation coincide;
+- a task of the call has stopped, to wait or to yield;
+- a task of the call checks for cancellation (``checkpoint_if_cancelled``).
 
-After each attempt what the docs say about the state is checked, and that no descriptor and no task
-is left. The peer is no task: it does its next step when every task is blocked.
+Each run then checks the state that the docs promise, and that no descriptor and no task is left.
+The peer is not a task: it takes its next step when every task is blocked.
 """
 
 from __future__ import annotations
 
 import ast
 import contextlib
+import functools
+import inspect
 import io
 import itertools
 import os
@@ -39,17 +41,17 @@ Call = Callable[[], Awaitable[Any]]
 
 
 class Attempt(trio.abc.Instrument):
-    """One call, cancelled at its n-th moment if it has so many.
+    """One call, cancelled at its n-th cancel point if it has that many.
 
     Attributes:
-      reached: how many moments there were.
-      cancelled: whether the call has ended by its cancellation.
-      value: what it has returned, if it has.
-      error: what it has raised, if that was anything else.
+      reached: how many cancel points the call has passed.
+      cancelled: whether the cancellation ended the call.
+      value: what the call returned.
+      error: what the call raised, other than its cancellation.
     """
 
-    def __init__(self, moment: int) -> None:
-        self.moment = moment
+    def __init__(self, point: int) -> None:
+        self.point = point
         self.reached = 0
         self.cancelled = False
         self.value: Any = None
@@ -59,11 +61,11 @@ class Attempt(trio.abc.Instrument):
         self._tasks: set[trio.lowlevel.Task] = set()
 
     async def __call__(self, call: Call, script: Script | None = None) -> None:
-        """Make the call, alongside what the peer does; the first step of that comes before."""
+        """Make the call while the peer follows a script, whose first step precedes the call."""
         trio.lowlevel.add_instrument(self)
         try:
             async with alongside(script or iter(())):
-                with self._asked():
+                with self._watching_checkpoints():
                     async with trio.open_nursery() as self._nursery:
                         self._nursery.start_soon(self._run, call)
         finally:
@@ -79,21 +81,21 @@ class Attempt(trio.abc.Instrument):
         self._tasks.clear()
 
     @contextlib.contextmanager
-    def _asked(self) -> Iterator[None]:
-        ask = trio.lowlevel.checkpoint_if_cancelled
+    def _watching_checkpoints(self) -> Iterator[None]:
+        real = trio.lowlevel.checkpoint_if_cancelled
 
         async def checkpoint_if_cancelled() -> None:
-            self._pass_moment(trio.lowlevel.current_task())
-            await ask()
+            self._pass_point(trio.lowlevel.current_task())
+            await real()
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(trio.lowlevel, "checkpoint_if_cancelled", checkpoint_if_cancelled)
             yield
 
-    def _pass_moment(self, task: trio.lowlevel.Task) -> None:
+    def _pass_point(self, task: trio.lowlevel.Task) -> None:
         if task in self._tasks:
             self.reached += 1
-            if self.reached == self.moment:
+            if self.reached == self.point:
                 self._scope.cancel()
 
     def task_spawned(self, task: trio.lowlevel.Task) -> None:
@@ -102,23 +104,31 @@ class Attempt(trio.abc.Instrument):
             self._tasks.add(task)
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        self._pass_moment(task)
+        self._pass_point(task)
 
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        self._pass_moment(task)
+        self._pass_point(task)
 
 
-async def at_every_moment(scenario: Callable[[Attempt], Awaitable[None]]) -> None:
-    """Run a scenario, which makes one attempt, until the call has no moment more."""
-    for moment in itertools.count(1):
-        descriptors, tasks = os.listdir("/proc/self/fd"), _living_tasks()
-        attempt = Attempt(moment)
-        await scenario(attempt)
-        assert os.listdir("/proc/self/fd") == descriptors, f"left open at moment {moment}"
-        assert _living_tasks() == tasks
-        assert attempt.cancelled or moment > 1, "cancelled from the start, it did not look"
-        if attempt.reached < moment:
-            return
+def at_every_cancel_point(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    """Run a test, which makes one ``attempt``, until its call has no further cancel point."""
+
+    @functools.wraps(test)
+    async def repeated(**fixtures: object) -> None:
+        for point in itertools.count(1):
+            descriptors, tasks = os.listdir("/proc/self/fd"), _living_tasks()
+            attempt = Attempt(point)
+            await test(attempt=attempt, **fixtures)
+            assert os.listdir("/proc/self/fd") == descriptors, f"left open at point {point}"
+            assert _living_tasks() == tasks
+            assert attempt.cancelled or point > 1, "the call started cancelled and did not check"
+            if attempt.reached < point:
+                return
+
+    signature = inspect.signature(test)
+    parameters = [each for name, each in signature.parameters.items() if name != "attempt"]
+    repeated.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return repeated
 
 
 def _living_tasks() -> int:
@@ -126,12 +136,12 @@ def _living_tasks() -> int:
 
 
 def covers(*names: str) -> Callable[[Any], Any]:
-    """Say which public names a test is about: names, or keys or values of a dict of the module."""
+    """Declare the public names that a test covers: names, or a module dict's keys or values."""
     return lambda test: test
 
 
 def covered(file: Path) -> set[str]:
-    """Return all names that the tests of a file cover, as its text has them."""
+    """Return all names that the tests of a file cover, without importing it."""
     tree = ast.parse(file.read_text())
     dicts: dict[str, ast.Dict] = {}
     for node in tree.body:
@@ -155,9 +165,9 @@ def _names_of(argument: ast.expr, dicts: dict[str, ast.Dict]) -> set[str]:
 
 
 def grid(usual: Callable[..., bool], *axes: Iterable[object]) -> list[Any]:
-    """Return all combinations, for ``parametrize``; those that are not ``usual`` in long runs only.
+    """Return all combinations, for ``parametrize``; only ``usual`` ones run outside of long runs.
 
-    Of cases that go the same way through the core, the usual run tries one.
+    Where several cases take the same path through the core, the usual run tries one of them.
     """
     return [
         pytest.param(*each, marks=() if usual(*each) else pytest.mark.interop)
@@ -170,23 +180,31 @@ def grid(usual: Callable[..., bool], *axes: Iterable[object]) -> list[Any]:
 UNIX, TCP = "unix", "tcp"
 TLS = ["TLSv1_2 client", "TLSv1_3 client", "TLSv1_3 server"]
 LAYERS = [UNIX, TCP, *TLS]
-CLEAR = "clear"
+PLAIN = "plain"
 SERVERS = ["TLSv1_2 server", "TLSv1_3 server"]
 
 
 @dataclass(frozen=True)
-class Kit:
-    """What connections are made of."""
+class Connections:
+    """Makes connections of each layer: a Socket, and a peer that is not a task.
+
+    The layer "TLSv1_2 client" is one whose Socket is the client.
+    """
 
     client_tls: ClientTLS
     server_tls: ServerTLS
     peer_contexts: dict[str, ssl.SSLContext]
 
-    def role_of(self, layer: str) -> ClientTLS | ServerTLS:
+    def role_of(self, layer: str) -> Any:
+        """Return our side of TLS, or None where the layer is plain."""
+        if layer == PLAIN:
+            return None
         return self.client_tls if layer.endswith("client") else self.server_tls
 
     def turn_to_tls(self, peer: Peer, layer: str, **options: int) -> None:
-        """Let the peer of a layer's client, or server, speak TLS."""
+        """Make the peer speak TLS, unless the layer is plain."""
+        if layer == PLAIN:
+            return
         server_side = layer.endswith("client")
         peer.turn_to_tls(
             self.peer_contexts[layer],
@@ -210,18 +228,28 @@ class Kit:
                 yield sock, peer
 
 
-# ---- what several of the tests use ----
+def connect_to(listener: trisock.Listener) -> socket.socket:
+    host, port = listener.addresses[-1]
+    if not port:
+        with contextlib.ExitStack() as on_error:
+            client = on_error.enter_context(socket.socket(socket.AF_UNIX))
+            client.connect(host)
+            on_error.pop_all()
+        return client
+    return socket.create_connection(("::1" if ":" in host else "127.0.0.1", port))
+
+
+# ---- shared by several tests ----
+
+LARGE = bytes(range(256)) * 1200  # more than the kernel takes in one call
 
 
 def pluto_socket(sock: Socket) -> pluto.async_socket:
     return pluto.async_socket(sock, current_run(), owned=False)
 
 
-LARGE = bytes(range(256)) * 1200  # more than the kernel takes at once
-
-
 async def assert_closed(sock: Socket, peer: Peer) -> None:
-    """Check that a socket is closed here, for every method, and over for the peer."""
+    """Check that every method of a socket finds it closed, and that the peer sees the end."""
     assert sock.fileno() == -1
     assert not sock.isopen()
     for call in (
@@ -245,7 +273,7 @@ async def assert_closed(sock: Socket, peer: Peer) -> None:
     assert peer.gone
 
 
-async def the_peer_has_left(sock: Socket, peer: Peer) -> None:
+async def peer_has_closed(sock: Socket, peer: Peer) -> None:
     peer.raw.close()
 
 
@@ -254,22 +282,14 @@ async def sending_is_clogged(sock: Socket, peer: Peer) -> None:
     await clog(sock)
 
 
-def jumping(clock: trio.testing.MockClock, script: Script) -> Script:
-    """Let a script's time go on, too: what waits for nothing else has waited for that."""
-    for _ in script:
-        clock.jump(0.1)
-        yield
-    while True:
-        clock.jump(0.1)
-        yield
+def during(script: Script) -> Script:
+    """Delay a script by one step: its first step then comes during the call, not before it."""
+    yield
+    yield from script
 
 
-def connect_to(listener: trisock.Listener) -> socket.socket:
-    host, port = listener.addresses[-1]
-    if not port:
-        with contextlib.ExitStack() as on_error:
-            client = on_error.enter_context(socket.socket(socket.AF_UNIX))
-            client.connect(host)
-            on_error.pop_all()
-        return client
-    return socket.create_connection(("::1" if ":" in host else "127.0.0.1", port))
+def advancing(clock: trio.testing.MockClock, script: Script) -> Script:
+    """Advance the clock with each step of a script, and afterwards for as long as tasks wait."""
+    for _ in itertools.chain(script, itertools.repeat(None)):
+        clock.jump(0.1)
+        yield

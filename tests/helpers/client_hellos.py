@@ -1,4 +1,4 @@
-"""ClientHellos: of real clients, made up, in records and out of them."""
+"""ClientHello messages: real and invented ones, with and without their records."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 
 def records_of(wire: bytes) -> list[bytes]:
-    """Cut what may be records of TLS into them; the last may be a part of one."""
+    """Split bytes into TLS records; the last one may be cut short."""
     records = []
     while wire:
         size = 5 + int.from_bytes(wire[3:5], "big")
@@ -19,7 +19,7 @@ def records_of(wire: bytes) -> list[bytes]:
 
 
 def hello_for(name: bytes) -> bytes:
-    """Return a ClientHello of TLS 1.2, in which a server's certificate comes in the clear."""
+    """Return a TLS 1.2 ClientHello: the server then sends its certificate unencrypted."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     outgoing = ssl.MemoryBIO()
@@ -32,7 +32,7 @@ def hello_for(name: bytes) -> bytes:
     longer = len(new) - len(old)
     body = bytearray(hello[9:].replace(old, new))
     at = start - 9
-    while True:  # the length of all extensions stands before the first
+    while True:  # find the length of all extensions, just before the first one
         at -= 1
         if int.from_bytes(body[at : at + 2], "big") + longer == len(body) - at - 2:
             break
@@ -42,9 +42,10 @@ def hello_for(name: bytes) -> bytes:
 
 
 def in_records(message: bytes, size: int) -> bytes:
-    """Put a message of the handshake into records with so many bytes in each."""
-    parts = [message[at : at + size] for at in range(0, len(message), size)]
-    return b"".join(b"\x16\x03\x01" + len(part).to_bytes(2, "big") + part for part in parts)
+    """Put a handshake message into records with ``size`` bytes in each."""
+    return b"".join(
+        b"\x16\x03\x01" + len(part).to_bytes(2, "big") + part for part in split(message, size)
+    )
 
 
 def client_hello(name: str | None, *, largest_record: int = 16384) -> bytes:
@@ -56,10 +57,7 @@ def client_hello(name: str | None, *, largest_record: int = 16384) -> bytes:
     with pytest.raises(ssl.SSLWantReadError):
         client.do_handshake()
     record = outgoing.read()
-    return b"".join(
-        record[:3] + len(part).to_bytes(2, "big") + part
-        for part in split(record[5:], largest_record)
-    )
+    return in_records(record[5:], largest_record)
 
 
 def split(data: bytes, size: int) -> list[bytes]:
@@ -67,13 +65,8 @@ def split(data: bytes, size: int) -> list[bytes]:
 
 
 def handshake_of(records: bytes) -> bytes:
-    """Return what is in the records."""
-    message = b""
-    while records:
-        end = 5 + int.from_bytes(records[3:5], "big")
-        message += records[5:end]
-        records = records[end:]
-    return message
+    """Return the contents of the records."""
+    return b"".join(record[5:] for record in records_of(records))
 
 
 def name_extension(*names: bytes) -> bytes:

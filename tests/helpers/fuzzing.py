@@ -1,21 +1,26 @@
-"""Fuzzing: whatever comes from outside, only what is documented comes of it.
+"""Fuzzing: any input from outside leads to a documented result.
 
-Random bytes, and real conversations that were changed: bits flipped, parts cut, inserted, doubled
-and swapped, records with other types, versions and lengths. A usual run tries the same examples
-each time; ``--times N`` tries N times as many, and others each time.
+The inputs are random bytes, and real conversations with changes: bits flipped, parts cut, inserted,
+doubled and swapped, records with other types, versions and lengths. A usual run tries the same
+examples each time; ``--times N`` tries N times as many, and new ones each time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Awaitable, Callable
 from typing import Any
 
+import trio
+import trio.testing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
 from helpers.client_hellos import records_of
 
 Check = Callable[..., None]
+AsyncCheck = Callable[..., Awaitable[None]]
 
 
 class Fuzz:
@@ -26,20 +31,41 @@ class Fuzz:
         self.examples = 0
 
     def __call__(self, check: Check, examples: int, **strategies: st.SearchStrategy[Any]) -> None:
-        """Run ``check(**drawn)`` so many times, or ``--times`` as often."""
+        """Run ``check(**drawn)`` on this many examples, or ``--times`` as many."""
 
         def counted(**drawn: Any) -> None:
             self.examples += 1
             check(**drawn)
 
-        tuned = settings(
+        self._settings(examples)(given(**strategies)(counted))()
+
+    def run_async(
+        self, check: AsyncCheck, examples: int, **strategies: st.SearchStrategy[Any]
+    ) -> None:
+        """Run ``await check(clock, **drawn)``, with a clock that only the check advances."""
+
+        def run(**drawn: Any) -> None:
+            clock = trio.testing.MockClock()
+            trio.run(functools.partial(check, clock, **drawn), clock=clock)
+
+        self(run, examples, **strategies)
+
+    def run_machine(
+        self, machine: type[RuleBasedStateMachine], examples: int, *, steps: int
+    ) -> None:
+        """Run a state machine on this many new examples, or ``--times`` as many."""
+        self.examples += examples * self._times
+        tuned = settings(self._settings(examples), derandomize=False, stateful_step_count=steps)
+        run_state_machine_as_test(machine, settings=tuned)
+
+    def _settings(self, examples: int) -> settings:
+        return settings(
             max_examples=examples * self._times,
             derandomize=self._times == 1,
             database=None,
             deadline=None,
             suppress_health_check=list(HealthCheck),
         )
-        tuned(given(**strategies)(counted))()
 
 
 Change = tuple[str, int, bytes]
@@ -62,7 +88,7 @@ def records_moved(at: int, how: Callable[[list[bytes], int], object], data: byte
 
 
 def split_record(data: bytes, at: int, what: bytes) -> bytes:
-    """Cut a record into two, which say the same (in the handshake, in the clear)."""
+    """Split the last record in two. Unencrypted handshake records keep their meaning."""
     records = records_of(data)
     if not records:
         return data
@@ -99,7 +125,7 @@ CHANGES: dict[str, Callable[[bytes, int, bytes], bytes]] = {
     "split a record": split_record,
 }
 
-# Where it is changed is drawn from all that may be; half of the time from near the beginning.
+# Half of the changes come near the beginning.
 AN_OFFSET = st.integers(0, 100) | st.integers(0, 5000)
 A_CHANGE = st.tuples(st.sampled_from(sorted(CHANGES)), AN_OFFSET, st.binary(min_size=1, max_size=8))
 SOME_CHANGES = st.lists(A_CHANGE, min_size=1, max_size=3)

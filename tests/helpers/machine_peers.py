@@ -1,4 +1,4 @@
-"""The peer of test_machine.py, in the clear and under TLS, and what the two of them run in."""
+"""The peer in test_machine.py, in plain text and under TLS, and the Trio run around the test."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from typing import Any, TypeVar
 import trio
 import trio.testing
 
-# Seconds. Nothing waits so long when it passes: a hang is a failure.
+# Seconds. No test that passes waits this long: a hang is a failure.
 BOUND = 10
 
 T = TypeVar("T")
 
 
 class TrioRun:
-    """A Trio run that goes on only while one of its functions is being called, from outside."""
+    """A Trio run that advances only during a call from outside."""
 
     def __init__(self) -> None:
         self._due: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
@@ -34,7 +34,7 @@ class TrioRun:
         )
 
     async def _main(self) -> None:
-        # Never blocked between two calls, it makes Trio ask for its next turn and not for a thread.
+        # This task never blocks between calls, so Trio schedules its next turn without a thread.
         while not self._over:
             if self._call is not None:
                 call, self._call = self._call, None
@@ -66,17 +66,17 @@ class TrioRun:
         return value
 
 
-# ---- what the peer says ----
+# ---- the peer ----
 
 
 @dataclass(frozen=True)
-class Said:
-    """What the peer says at once: ``line`` so many times."""
+class Message:
+    """What the peer sends in one call: ``line``, ``times`` times."""
 
     line: bytes
     times: int = 1
-    record: int = 16384  # how much of it goes into one TLS record
-    held: int = 0  # how many bytes at its end stay with the peer until it says more
+    record: int = 16384  # how many of its bytes go into one TLS record
+    held: int = 0  # how many wire bytes at its end the peer holds back until it sends more
 
     @property
     def data(self) -> bytes:
@@ -84,28 +84,29 @@ class Said:
 
 
 class Peer:
-    """The other end of a plain connection: a raw socket, and what is to be written to it.
+    """The other end of a plain connection: a raw socket, and the bytes to write to it.
 
-    ``heard`` is called with the bytes that can be read from now on, message by message.
+    It calls ``on_written`` with all bytes that became readable: plain text as it is written, under
+    TLS one record after the other.
     """
 
-    def __init__(self, raw: socket.socket, heard: Callable[[bytes], None]) -> None:
+    def __init__(self, raw: socket.socket, on_written: Callable[[bytes], None]) -> None:
         raw.setblocking(False)
         self.raw = raw
-        self.heard = heard
+        self.on_written = on_written
         self.wire = bytearray()  # not yet written
-        self.held = 0  # so many bytes at the end of it are not to be written now
+        self.held = 0  # how many bytes at the end of ``wire`` are held back
         self.ending: str | None = None  # once the end is due
-        self.ended: str | None = None  # once it is sent
+        self.ended: str | None = None  # once the end is sent
         self.fin = False
 
-    def say(self, said: Said) -> None:
-        self.encode(said)
-        self.held = min(said.held, len(self.wire))
+    def send(self, message: Message) -> None:
+        self.encode(message)
+        self.held = min(message.held, len(self.wire))
         self.write()
 
     def end(self, how: str, *, fin: bool) -> None:
-        """End the stream: ``"clean"`` or ``"cut"``, which leaves out what was held back."""
+        """End the stream: ``"clean"``, or ``"cut"``, which drops the bytes held back."""
         if how == "cut":
             del self.wire[len(self.wire) - self.held :]
         else:
@@ -116,7 +117,7 @@ class Peer:
         self.write()
 
     def write(self) -> bool:
-        """Write what is due, as far as the kernel takes it; whether that was anything."""
+        """Write what is due, as far as the kernel takes it; return whether it took anything."""
         wrote = False
         with contextlib.suppress(BlockingIOError):
             while due := len(self.wire) - self.held:
@@ -132,7 +133,7 @@ class Peer:
         return wrote
 
     async def receive(self, count: int) -> bytes:
-        """Return so many bytes of what the Socket has sent."""
+        """Return the next ``count`` bytes that the Socket has sent."""
         got = b""
         while len(got) < count:
             got += await self.receive_some(count - len(got))
@@ -147,23 +148,27 @@ class Peer:
     async def receive_some(self, max_bytes: int) -> bytes:
         return await self.read_wire(max_bytes)
 
-    def encode(self, said: Said) -> None:
-        self.wire += said.data
+    def encode(self, message: Message) -> None:
+        self.wire += message.data
 
     def encode_end(self) -> None:
-        """Nothing but FIN ends a stream in the clear."""
+        """Do nothing: only FIN ends a plain stream."""
 
     def written(self, wire: bytes) -> None:
-        self.heard(wire)
+        self.on_written(wire)
 
 
 class TLSPeer(Peer):
     """The other end of an encrypted connection."""
 
     def __init__(
-        self, raw: socket.socket, heard: Callable[[bytes], None], context: ssl.SSLContext, side: str
+        self,
+        raw: socket.socket,
+        on_written: Callable[[bytes], None],
+        context: ssl.SSLContext,
+        side: str,
     ) -> None:
-        super().__init__(raw, heard)
+        super().__init__(raw, on_written)
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = context.wrap_bio(
             self.incoming,
@@ -171,7 +176,7 @@ class TLSPeer(Peer):
             server_side=side == "server",
             server_hostname="example.org" if side == "client" else None,
         )
-        # For each record that was not yet written to its end: what is left of it, what is in it.
+        # For each record not fully written: how many of its bytes are unwritten, and its data.
         self.records: deque[tuple[int, bytes]] = deque()
 
     async def handshake(self) -> None:
@@ -192,9 +197,9 @@ class TLSPeer(Peer):
         self.wire += wire
         self.records.append((len(wire), plain))
 
-    def encode(self, said: Said) -> None:
-        data = said.data
-        size = max(said.record, len(data) // 700)
+    def encode(self, message: Message) -> None:
+        data = message.data
+        size = max(message.record, len(data) // 700)
         for start in range(0, len(data), size):
             plain = data[start : start + size]
             for part in (plain[:16384], plain[16384:]):
@@ -203,7 +208,7 @@ class TLSPeer(Peer):
                     self.put(part)
 
     def encode_end(self) -> None:
-        with contextlib.suppress(ssl.SSLWantReadError):  # for the answer, which never comes
+        with contextlib.suppress(ssl.SSLWantReadError):  # the peer's close_notify never comes
             self.tls.unwrap()
         self.put(b"")
 
@@ -213,7 +218,7 @@ class TLSPeer(Peer):
             size, plain = self.records.popleft()
             count -= size
             if plain:
-                self.heard(plain)
+                self.on_written(plain)
         if count:
             size, plain = self.records[0]
             self.records[0] = size - count, plain

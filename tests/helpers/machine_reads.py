@@ -1,4 +1,4 @@
-"""The reads that test_machine.py makes, and what each has to do."""
+"""The reads of test_machine.py, and the expected result of each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trisock import (
 )
 from trisock._net.lines import Lines
 
-# How a read ends that does not return.
+# How a read ends if it does not return.
 WAITS = "waits"
 LIMIT = "limit"
 INCOMPLETE = "incomplete"
@@ -32,40 +32,40 @@ FAILURES: dict[type[BaseException], str] = {
 
 class Taken(NamedTuple):
     returned: bytes
-    count: int  # type: ignore[assignment]  # how many bytes that took
+    count: int  # type: ignore[assignment]  # how many bytes it consumed
 
 
 class Expected(NamedTuple):
-    """What the steps of a read return, and how they end if it is in another way."""
+    """What the steps of a read return, and how the last one ends if it does not return."""
 
     taken: list[Taken]
     ending: str | None
 
 
 class Read(abc.ABC):
-    """One way of reading, one call or more of it."""
+    """One method of reading, called once or more."""
 
     steps = 1
-    # Whether each step is a cancel point; if not, then each that has to wait.
+    # Whether every step is a cancel point; otherwise only a step that has to wait.
     always_a_cancel_point = True
 
     @abc.abstractmethod
     async def step(self, sock: Socket) -> bytes: ...
 
     @abc.abstractmethod
-    def expected(self, left: bytearray, end: str | None, got: list[bytes]) -> Expected:
-        """Say what has to come, given what is left to read and how it ends."""
+    def expected(self, unread: bytearray, end: str | None, got: list[bytes]) -> Expected:
+        """Return the expected result, given the unread bytes and the end of the stream."""
 
-    def check(self, failure: BaseException, left: bytearray) -> None:
-        """Check what an error says."""
+    def check(self, failure: BaseException, unread: bytearray) -> None:
+        """Check the attributes of an error."""
         if isinstance(failure, IncompleteReadError):
-            assert failure.partial == left
+            assert failure.partial == unread
             assert failure.expected is None
 
 
 @dataclass(frozen=True)
 class Chunk(Read):
-    """``recv``, ``receive_some`` or the Socket's ``__anext__``: a chunk, or the front of it."""
+    """``recv``, ``receive_some`` or the Socket's ``__anext__``: a chunk, or its first bytes."""
 
     method: str
     max_bytes: int | None
@@ -81,11 +81,11 @@ class Chunk(Read):
     def limit(self) -> int | None:
         return None if self.method == "__anext__" else self.max_bytes
 
-    def expected(self, left: bytearray, end: str | None, got: list[bytes]) -> Expected:
-        if left:
+    def expected(self, unread: bytearray, end: str | None, got: list[bytes]) -> Expected:
+        if unread:
             count = len(got[0]) if got else 1
-            assert 1 <= count <= (self.limit or len(left))
-            return Expected([Taken(bytes(left[:count]), count)], None)
+            assert 1 <= count <= (self.limit or len(unread))
+            return Expected([Taken(bytes(unread[:count]), count)], None)
         if end == "clean" and self.method == "__anext__":
             return Expected([], STOP)
         if end == "clean":
@@ -100,15 +100,15 @@ class Exactly(Read):
     async def step(self, sock: Socket) -> bytes:
         return await sock.recv_exactly(self.n)
 
-    def expected(self, left: bytearray, end: str | None, got: list[bytes]) -> Expected:
-        if len(left) >= self.n:
-            return Expected([Taken(bytes(left[: self.n]), self.n)], None)
-        return Expected([], _starved(end))
+    def expected(self, unread: bytearray, end: str | None, got: list[bytes]) -> Expected:
+        if len(unread) >= self.n:
+            return Expected([Taken(bytes(unread[: self.n]), self.n)], None)
+        return Expected([], _ending_without_enough(end))
 
-    def check(self, failure: BaseException, left: bytearray) -> None:
+    def check(self, failure: BaseException, unread: bytearray) -> None:
         assert isinstance(failure, TLSError) or (
             isinstance(failure, IncompleteReadError)
-            and (failure.partial, failure.expected) == (left, self.n)  # type: ignore[comparison-overlap]
+            and (failure.partial, failure.expected) == (unread, self.n)  # type: ignore[comparison-overlap]
         )
 
 
@@ -120,19 +120,19 @@ class Until(Read):
     async def step(self, sock: Socket) -> bytes:
         return await sock.recv_until(self.delimiter, max_bytes=self.max_bytes)
 
-    def expected(self, left: bytearray, end: str | None, got: list[bytes]) -> Expected:
-        count, ending = _until(left, 0, self.delimiter, self.max_bytes, end)
-        return Expected([Taken(bytes(left[:count]), count)] if count else [], ending)
+    def expected(self, unread: bytearray, end: str | None, got: list[bytes]) -> Expected:
+        count, ending = _until(unread, 0, self.delimiter, self.max_bytes, end)
+        return Expected([Taken(bytes(unread[:count]), count)] if count else [], ending)
 
-    def check(self, failure: BaseException, left: bytearray) -> None:
-        super().check(failure, left)
+    def check(self, failure: BaseException, unread: bytearray) -> None:
+        super().check(failure, unread)
         if isinstance(failure, LimitExceededError):
             assert failure.limit == self.max_bytes
 
 
 @dataclass(frozen=True)
 class Opened:
-    """An iterator over lines, and what it was made with."""
+    """An iterator over lines, and its arguments."""
 
     lines: Lines
     delimiter: bytes
@@ -142,50 +142,50 @@ class Opened:
 
 @dataclass(frozen=True)
 class Next(Read):
-    """So many lines of an iterator that lives on."""
+    """Several lines from an iterator that stays in use."""
 
     opened: Opened
     steps: int
 
-    always_a_cancel_point = False  # but once a chunk
+    always_a_cancel_point = False  # only once per chunk
 
     async def step(self, sock: Socket) -> bytes:
         return await self.opened.lines.__anext__()
 
-    def expected(self, left: bytearray, end: str | None, got: list[bytes]) -> Expected:
+    def expected(self, unread: bytearray, end: str | None, got: list[bytes]) -> Expected:
         opened = self.opened
         taken: list[Taken] = []
         start = 0
         for _ in range(self.steps):
-            count, ending = _until(left, start, opened.delimiter, opened.max_bytes, end)
+            count, ending = _until(unread, start, opened.delimiter, opened.max_bytes, end)
             if not count:
-                if ending == INCOMPLETE and start == len(left):
+                if ending == INCOMPLETE and start == len(unread):
                     ending = STOP
                 return Expected(taken, ending)
             kept = count if opened.keep_ends else count - len(opened.delimiter)
-            taken.append(Taken(bytes(left[start : start + kept]), count))
+            taken.append(Taken(bytes(unread[start : start + kept]), count))
             start += count
         return Expected(taken, None)
 
-    def check(self, failure: BaseException, left: bytearray) -> None:
-        super().check(failure, left)
+    def check(self, failure: BaseException, unread: bytearray) -> None:
+        super().check(failure, unread)
         if isinstance(failure, LimitExceededError):
             assert failure.limit == self.opened.max_bytes
 
 
 def _until(
-    left: bytearray, start: int, delimiter: bytes, max_bytes: int, end: str | None
+    unread: bytearray, start: int, delimiter: bytes, max_bytes: int, end: str | None
 ) -> tuple[int, str | None]:
-    """Return how many bytes there are up to and including the delimiter, or how it ends."""
-    at = left.find(delimiter, start)
+    """Return how many bytes end with the delimiter, or 0 and how the read ends."""
+    at = unread.find(delimiter, start)
     count = at + len(delimiter) - start
     if at >= 0 and count <= max_bytes:
         return count, None
-    if at >= 0 or len(left) - start >= max_bytes:
+    if at >= 0 or len(unread) - start >= max_bytes:
         return 0, LIMIT
-    return 0, _starved(end)
+    return 0, _ending_without_enough(end)
 
 
-def _starved(end: str | None) -> str:
-    """Say how a read ends that wants more than is left."""
+def _ending_without_enough(end: str | None) -> str:
+    """Return how a read ends if it needs more than the unread bytes."""
     return {None: WAITS, "clean": INCOMPLETE, "cut": BROKEN}[end]

@@ -1,4 +1,4 @@
-"""A peer whose bytes are changed, and runs with a clock that only it moves."""
+"""A peer whose bytes are changed on their way."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import contextlib
 import itertools
 import socket
 from collections import deque
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Callable
 
-import trio
 import trio.testing
 from hypothesis import strategies as st
 
 from helpers.fuzzing import AN_OFFSET, Change, changed
+from helpers.pairs import closing, raw_unix_pair
 from helpers.peers import Peer, Script
+from trisock import Socket
 
 
 class Mutant(Peer):
-    """A peer of which one flight is changed, and comes in pieces."""
+    """A peer that changes one of its flights (-1: none), and sends each one in pieces."""
 
     def __init__(
         self, raw: socket.socket, changes: list[Change], flight: int, cuts: list[int]
@@ -37,7 +37,7 @@ class Mutant(Peer):
         self._pieces += [data[start:end] for start, end in itertools.pairwise(places)]
 
     def conversing(self, clock: trio.testing.MockClock, ending: str) -> Script:
-        """Act until there is nothing more to say, and then end, or be silent."""
+        """Act until there is nothing left to send, then end the connection or stay silent."""
         for idle in itertools.count():
             yield
             self.act()
@@ -51,10 +51,20 @@ class Mutant(Peer):
             assert idle < 100, "it hangs"
 
 
-def run(function: Callable[..., Awaitable[None]], *args: Any) -> None:
-    """Run an async function with a clock that stands, but for what the peer makes of it."""
-    clock = trio.testing.MockClock()
-    trio.run(function, clock, *args, clock=clock)
+@contextlib.asynccontextmanager
+async def mutant_pair(
+    cuts: list[int],
+    changes: list[Change] | None = None,
+    flight: int = -1,
+    *,
+    make: Callable[[], tuple[Socket, socket.socket]] = raw_unix_pair,
+) -> AsyncIterator[tuple[Socket, Mutant]]:
+    """Connect a Socket to a mutant; close both at the end."""
+    sock, raw = make()
+    mutant = Mutant(raw, changes or [], flight, cuts)
+    with mutant:
+        async with closing(sock):
+            yield sock, mutant
 
 
 SOME_CUTS = st.lists(AN_OFFSET, max_size=4)

@@ -1,4 +1,4 @@
-"""What two sides of TLS may bring, each with what has to come of it."""
+"""The settings that two sides of TLS may have, each with its expected result."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ VERSIONS = ("TLSv1.2", "TLSv1.3")
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """What one side finds wrong: its error, and the alert that the other side gets, if any."""
+    """A fault that one side detects: its error, and the alert that it sends, if any."""
 
     words: str
     alert: str | None
     reason: str | None = "CERTIFICATE_VERIFY_FAILED"
     verify_code: int | None = None
-    alert_of_1_2: str | None = None  # where it is another one
+    alert_of_1_2: str | None = None  # if TLS 1.2 has a different one
 
     def check(self, finder: object, other: object, version: str) -> None:
         assert isinstance(finder, TLSError)
@@ -31,7 +31,7 @@ class Fault:
         assert finder.verify_code == self.verify_code
         assert isinstance(other, TLSError)
         alert = (version == "TLSv1.2" and self.alert_of_1_2) or self.alert
-        if alert is None:  # OpenSSL makes none
+        if alert is None:  # OpenSSL sends none
             assert "without close_notify" in str(other)
             assert other.reason is None
         else:
@@ -58,11 +58,11 @@ NO_ALPN = Fault("shares no ALPN protocol, and one is required", None, reason=Non
 class Name(NamedTuple):
     certified: str
     asked: str
-    on_the_wire: str | None  # in SNI, which has no addresses
+    on_the_wire: str | None  # in SNI, which cannot hold addresses
     fault: Fault | None = None
 
 
-# (Those below the line are tried alone, not in every combination.)
+# MORE_NAMES are tried alone, not in every combination. So are MORE_CLIENT_CERTIFICATES.
 NAMES = {
     "exact": Name("example.org", "example.org", "example.org"),
     "wildcard": Name("*.example.org", "www.example.org", "www.example.org"),
@@ -125,7 +125,7 @@ ALPNS = {
 
 
 class Authorities:
-    """The right authority and a wrong one, and what they have issued, made once."""
+    """The right authority and a wrong one. Each certificate is issued once and cached."""
 
     def __init__(self) -> None:
         self.right = CertificateAuthority("right")
@@ -162,7 +162,7 @@ def client_of(
     alpn: tuple[str, ...] = (),
     certificate: Certificate | None = None,
 ) -> ClientTLS | ssl.SSLContext:
-    """Return a client's role: for TLS 1.2 a context of the user's own, which has a version."""
+    """Return a client's role; for TLS 1.2 an SSLContext, since ClientTLS has no version option."""
     if version == "TLSv1.3":
         return ClientTLS(ca=ca, alpn_protocols=alpn, certificate=certificate)
     context = ssl.create_default_context(cadata=ca.decode())

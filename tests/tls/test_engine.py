@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ssl
 import re
+import ssl
 import sys
 from collections.abc import Callable
 from pathlib import Path

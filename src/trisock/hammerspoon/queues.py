@@ -21,6 +21,7 @@ import trio
 import trisock
 
 from .._guard import log, text
+from .._text import printable
 from .callbacks import PendingCallbacks, cost
 from .hangup import wait_for_hangup
 from .operations import Delivery, Operation, Queue, Read, ReadBudget, Write

@@ -11,8 +11,14 @@ import trio.testing
 
 import trisock
 from helpers.pairs import all_served
-from helpers.pluto import FORK_WARNS, background_threads, no_descriptors, run_program
-from helpers.pluto_kit import finish, pair
+from helpers.pluto import (
+    FORK_WARNS,
+    background_threads,
+    pair,
+    raise_emfile,
+    run_outside,
+    run_program,
+)
 from trisock import Socket, hammerspoon, pluto
 from trisock.pluto import trio_thread
 from trisock.pluto.blocking import background
@@ -179,7 +185,7 @@ def test_a_signal_handler_can_fork_during_a_call_and_the_child_can_exit() -> Non
 
 
 def test_a_call_in_the_background_thread_fails_and_does_not_hang() -> None:
-    s, _ = finish(pair())
+    s, _ = run_outside(pair())
 
     async def collect() -> None:
         trio_thread.TrioThread.call(background, s._sock.peek)
@@ -192,7 +198,7 @@ def test_a_call_in_the_background_thread_fails_and_does_not_hang() -> None:
 def test_a_thread_that_fails_to_start_leaves_nothing_running(
     monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
-    s, _ = finish(pair())
+    s, _ = run_outside(pair())
     background.stop()
     start = threading.Thread.start
 
@@ -213,7 +219,7 @@ def test_a_thread_that_fails_to_start_leaves_nothing_running(
 def test_calls_work_after_a_ctrl_c_during_stop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    s, _ = finish(pair())
+    s, _ = run_outside(pair())
     join = threading.Thread.join
 
     def interrupted(thread: threading.Thread) -> None:
@@ -263,7 +269,7 @@ def test_connect_returns_none_if_the_background_thread_cannot_start(
     caplog.set_level("INFO", "trisock.pluto")
     listener = pluto.socket.listen(0)
     with monkeypatch.context() as patched:
-        patched.setattr(trio, "run", no_descriptors)
+        patched.setattr(trio, "run", raise_emfile)
         assert pluto.socket.connect("127.0.0.1", listener.port) is None
         assert "Too many open files" in caplog.text
         with pytest.raises(OSError, match="Too many open files"):

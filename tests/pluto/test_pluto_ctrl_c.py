@@ -19,7 +19,7 @@ import trio.testing
 
 import trisock
 from helpers.deadline import DEADLINE
-from helpers.pluto_kit import finish, raise_in_main, raw_peer
+from helpers.pluto import raw_peer, run_outside, signal_main_thread
 from trisock.pluto import socket
 from trisock.pluto.blocking import background
 from trisock.pluto.trio_thread import TrioThread
@@ -83,7 +83,7 @@ Interrupted = Callable[[Callable[[], Any]], None]
 
 
 def test_ctrl_c_ends_recv_and_no_byte_is_lost(interrupted: Interrupted) -> None:
-    client, raw = finish(raw_peer())
+    client, raw = run_outside(raw_peer())
     with raw:
         for _ in range(3):
             interrupted(client.recv)
@@ -119,7 +119,7 @@ def test_ctrl_c_ends_connect(interrupted: Interrupted) -> None:
 
 
 def test_ctrl_c_ends_starttls_and_closes_the_socket(interrupted: Interrupted) -> None:
-    client, raw = finish(raw_peer())
+    client, raw = run_outside(raw_peer())
     with raw:
         interrupted(lambda: client.starttls("localhost"))
         assert client.isopen() is False
@@ -128,7 +128,7 @@ def test_ctrl_c_ends_starttls_and_closes_the_socket(interrupted: Interrupted) ->
 
 
 def test_ctrl_c_ends_send_and_nothing_follows_the_cut(interrupted: Interrupted) -> None:
-    client, raw = finish(raw_peer())
+    client, raw = run_outside(raw_peer())
     with raw:
         interrupted(lambda: client.send(bytes(50_000_000)))
         assert client.send("x") is False
@@ -182,13 +182,13 @@ peer.close()
 
 
 async def raise_in_main_and_be_given_up() -> None:
-    raise_in_main()
+    signal_main_thread()
     while trio.current_effective_deadline() > -math.inf:
         await trio.lowlevel.cancel_shielded_checkpoint()
 
 
 def test_undo_takes_back_what_was_done_when_ctrl_c_came(
-    own: TrioThread,
+    own_thread: TrioThread,
 ) -> None:
     undone: list[str] = []
 
@@ -197,12 +197,12 @@ def test_undo_takes_back_what_was_done_when_ctrl_c_came(
         return "result"  # it has come to its end just then
 
     with pytest.raises(KeyboardInterrupt):
-        own.call(done, undone.append)
+        own_thread.call(done, undone.append)
     assert undone == ["result"]
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_undo_is_for_results_only(own: TrioThread, fails: bool) -> None:
+def test_undo_is_for_results_only(own_thread: TrioThread, fails: bool) -> None:
     undone: list[object] = []
 
     async def function() -> str:
@@ -211,19 +211,19 @@ def test_undo_is_for_results_only(own: TrioThread, fails: bool) -> None:
         return "result"
 
     with contextlib.nullcontext() if not fails else pytest.raises(ValueError, match="mistake"):
-        assert own.call(function, undone.append) == "result"
+        assert own_thread.call(function, undone.append) == "result"
 
     async def waiting() -> None:
-        raise_in_main()
+        signal_main_thread()
         await trio.sleep_forever()
 
     with pytest.raises(KeyboardInterrupt):
-        own.call(waiting, undone.append)
+        own_thread.call(waiting, undone.append)
     assert undone == []
 
 
 def test_an_undo_that_fails_harms_no_later_call(
-    own: TrioThread, caplog: pytest.LogCaptureFixture
+    own_thread: TrioThread, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def done() -> str:
         await raise_in_main_and_be_given_up()
@@ -233,18 +233,18 @@ def test_an_undo_that_fails_harms_no_later_call(
         raise ValueError("a mistake")
 
     with pytest.raises(KeyboardInterrupt):
-        own.call(done, undo)
+        own_thread.call(done, undo)
 
     async def later() -> str:
         return "fine"
 
-    assert own.call(later) == "fine"
+    assert own_thread.call(later) == "fine"
     assert "could not take back" in caplog.text
     caplog.clear()
 
 
 def test_recv_pushes_back_what_ctrl_c_kept_from_the_caller() -> None:
-    client, raw = finish(raw_peer())
+    client, raw = run_outside(raw_peer())
     with raw:
         client.unrecv("second")
         client._unrecv(b"first")
@@ -270,7 +270,7 @@ def hold_back(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 
 
 def test_recv_has_what_ctrl_c_kept_from_the_caller_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    client, raw = finish(raw_peer())
+    client, raw = run_outside(raw_peer())
     with raw:
         raw.sendall(b"hello")
         hold_back(monkeypatch, "recv")

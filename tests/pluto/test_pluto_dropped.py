@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 
 from helpers.deadline import DEADLINE
-from helpers.pluto_kit import (
+from helpers.pluto import (
     Thread,
     both_sides,
+    checkpoint,
     echo,
     got,
     pair,
     raw_peer,
     serve_once,
     starttls_on_both,
-    wait_a_pass,
 )
 from trisock.pluto import scheduler, socket
 
@@ -109,7 +109,7 @@ async def test_a_listener_that_is_dropped_closes_what_hasconnection_found() -> N
     listening = socket.listen(0)
     with stdlib.create_connection(("127.0.0.1", listening.port), timeout=DEADLINE) as raw:
         while not listening.hasconnection():
-            await got(wait_a_pass())
+            await got(checkpoint())
         del listening
         gc.collect()
         with contextlib.suppress(ConnectionResetError):

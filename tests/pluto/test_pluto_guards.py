@@ -12,8 +12,15 @@ import sys
 import pytest
 import trio
 
-from helpers.pluto import FORK_WARNS, in_child, recv_in_thread, run_program, tls_pair
-from helpers.pluto_kit import finish, pair
+from helpers.pluto import (
+    FORK_WARNS,
+    in_child,
+    pair,
+    recv_in_thread,
+    run_outside,
+    run_program,
+    tls_pair,
+)
 from trisock.pluto import scheduler, socket
 from trisock.pluto.blocking import background
 
@@ -52,7 +59,7 @@ def test_a_log_filter_that_raises_changes_no_result() -> None:
     assert socket.connect("127.0.0.1", 70000) is None
     assert socket.connect("", 1) is None
     assert socket.listen(70000) is None
-    client, server = finish(pair())
+    client, server = run_outside(pair())
     server._sock.stream.socket.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     del server
     assert client.recv() is None
@@ -67,7 +74,7 @@ async def test_a_log_filter_that_raises_changes_no_result_inside_trio() -> None:
 
 
 def test_a_hostile_exception_reaches_the_caller_and_ends_no_thread() -> None:
-    client, server = finish(pair())
+    client, server = run_outside(pair())
 
     async def fail() -> None:
         raise HostileError
@@ -81,7 +88,7 @@ def test_a_hostile_exception_reaches_the_caller_and_ends_no_thread() -> None:
 
 @pytest.mark.parametrize("deadline", [-1.0, 0.0])
 def test_a_cancel_scope_left_open_fails_its_own_call_only(deadline: float) -> None:
-    client, server = finish(pair())
+    client, server = run_outside(pair())
     reading = recv_in_thread(server)
 
     async def leave_open() -> str:
@@ -99,7 +106,7 @@ def test_a_cancel_scope_left_open_fails_its_own_call_only(deadline: float) -> No
 
 
 def test_a_stray_cancellation_fails_its_own_call_only() -> None:
-    client, _ = finish(pair())
+    client, _ = run_outside(pair())
 
     async def be_cancelled() -> None:
         trio.CancelScope(deadline=-1).__enter__()
@@ -136,7 +143,7 @@ def test_a_host_with_line_ends_is_one_line_of_the_log(caplog: pytest.LogCaptureF
 
 
 def test_sockets_listeners_and_schedulers_refuse_to_be_copied() -> None:
-    client, _ = finish(pair())
+    client, _ = run_outside(pair())
     for each in (client, socket.listen(0), scheduler()):
         for copying in (copy.copy, copy.deepcopy, pickle.dumps):
             with pytest.raises(TypeError, match="cannot be copied or pickled"):
@@ -160,7 +167,7 @@ def test_a_child_cannot_use_a_tls_connection(
     side: str, certs: list[dict[str, str | bytes]], trusted: None
 ) -> None:
     """The parent keeps it, and the child sends nothing to the peer."""
-    client, server = finish(tls_pair(certs))
+    client, server = run_outside(tls_pair(certs))
     mine, other = (client, server) if side == "client" else (server, client)
     other.send("unread")
 
@@ -179,7 +186,7 @@ def test_a_child_cannot_use_a_tls_connection(
 
 
 def test_a_socket_dropped_in_a_child_leaves_the_connection_open() -> None:
-    client, server = finish(pair())
+    client, server = run_outside(pair())
 
     def drop() -> None:
         nonlocal client
@@ -240,7 +247,7 @@ def test_a_child_forked_in_the_middle_of_a_call_gets_an_error() -> None:
 
 
 def test_data_put_back_while_another_thread_reads_is_not_lost() -> None:
-    client, server = finish(pair())
+    client, server = run_outside(pair())
     reading = recv_in_thread(client)
 
     async def put_back() -> None:

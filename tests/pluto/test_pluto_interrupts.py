@@ -6,8 +6,7 @@ import sys
 
 import pytest
 
-from helpers.pluto import run_program
-from helpers.pluto_kit import finish, raw_peer
+from helpers.pluto import raw_peer, run_outside, run_program
 from trisock.pluto.blocking import background
 
 # Python 3.10 handles signals when a call has returned. Then a result on the caller's stack is lost.
@@ -410,7 +409,7 @@ def test_a_starttls_interrupted_before_it_starts_closes_the_socket(
     def interrupt(_: object) -> None:  # at the latest moment before the thread has the call
         raise KeyboardInterrupt
 
-    client, raw = finish(raw_peer())
+    client, raw = run_outside(raw_peer())
     with raw:
         with monkeypatch.context() as patched:
             patched.setattr(background, "result_of", interrupt)

@@ -6,7 +6,7 @@ import socket as stdlib
 
 import pytest
 
-from helpers.pluto_kit import Thread, in_thread, serve_once
+from helpers.pluto import Thread, in_thread, serve_once
 from trisock.pluto import async_socket, scheduler, socket
 
 pytestmark = pytest.mark.usefixtures("bounded")  # some of these calls block

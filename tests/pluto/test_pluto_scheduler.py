@@ -15,7 +15,7 @@ import trio.testing
 
 import trisock
 from helpers.deadline import DEADLINE
-from helpers.pluto_kit import both_sides, echo, got, in_thread
+from helpers.pluto import both_sides, echo, got, in_thread
 from trisock.pluto import async_socket, listener, scheduler, socket
 
 pytestmark = pytest.mark.usefixtures("bounded")  # some of these calls block

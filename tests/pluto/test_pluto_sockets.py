@@ -12,18 +12,21 @@ import trio
 import trio.testing
 
 from helpers.authority import Authority
-from helpers.pluto import client_waits, no_descriptors, reset, tls_pair
-from helpers.pluto_kit import (
+from helpers.pluto import (
     Thread,
-    arrived,
     both_sides,
+    checkpoint,
     got,
     inside,
     pair,
+    raise_emfile,
     raw_peer,
+    reset,
+    run_both,
     starttls_on_both,
-    together,
-    wait_a_pass,
+    tls_pair,
+    wait_for_client,
+    wait_readable,
 )
 from trisock.pluto import async_socket, listener, socket
 
@@ -167,7 +170,7 @@ async def test_recv_returns_one_record_under_tls(
 @both_sides
 async def test_recv_waits_for_a_chunk() -> None:
     client, server = await pair()
-    results = await together(lambda: got(server.recv()), lambda: got(client.send("late")))
+    results = await run_both(lambda: got(server.recv()), lambda: got(client.send("late")))
     assert results == (b"late", True)
 
 
@@ -198,7 +201,7 @@ async def test_peek_returns_what_recv_would_and_consumes_nothing() -> None:
     client, raw = await raw_peer()
     with raw:
         raw.sendall(b"hello")
-        await arrived(client)
+        await wait_readable(client)
         assert [await got(client.peek()) for _ in range(2)] == [b"hello"] * 2
         assert await got(client.recv()) == b"hello"
 
@@ -208,7 +211,7 @@ async def test_peek_returns_none_when_there_is_no_message() -> None:
     client, raw = await raw_peer()
     assert await got(client.peek()) is None
     raw.close()
-    await arrived(client)
+    await wait_readable(client)
     assert await got(client.peek()) is None
 
 
@@ -241,7 +244,7 @@ async def test_unrecv_gives_a_client_hello_back_to_starttls(
     client, raw = await raw_peer()  # the side that connected may be the TLS server
     peer, incoming, outgoing = client_hello(authority)
     raw.sendall(outgoing.read())
-    await arrived(client)
+    await wait_readable(client)
     if how == "unrecv":
         client.unrecv(await got(client.recv()))
     else:
@@ -321,10 +324,10 @@ async def test_isopen_is_false_when_the_peers_end_has_been_read() -> None:
     client, raw = await raw_peer()
     raw.sendall(b"last")
     raw.close()
-    await arrived(client)
+    await wait_readable(client)
     assert client.isopen()
     assert await got(client.recv()) == b"last"
-    await arrived(client)
+    await wait_readable(client)
     assert not client.isopen()
 
 
@@ -350,7 +353,7 @@ async def test_accept_returns_at_once_if_there_is_a_client() -> None:
 @both_sides
 async def test_accept_waits_for_a_client() -> None:
     listening = socket.listen(0)
-    server, client = await together(
+    server, client = await run_both(
         lambda: got(listening.accept()),
         lambda: got(socket.connect("127.0.0.1", listening.port)),
     )
@@ -372,10 +375,10 @@ async def test_closing_a_listener_ends_an_accept_that_waits() -> None:
     async def close() -> None:
         with contextlib.suppress(trio.BusyResourceError):  # until the other is in accept
             while listening._listening._accepting.in_use is False:
-                await got(wait_a_pass())
+                await got(checkpoint())
         await got(listening.close())
 
-    assert await together(lambda: got(listening.accept()), close) == (None, None)
+    assert await run_both(lambda: got(listening.accept()), close) == (None, None)
 
 
 @both_sides
@@ -383,7 +386,7 @@ async def test_accept_raises_oserror_when_there_are_no_descriptors_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     listening = socket.listen(0)
-    monkeypatch.setattr(listening._listening._listening, "accept_from", no_descriptors)
+    monkeypatch.setattr(listening._listening._listening, "accept_from", raise_emfile)
     with pytest.raises(OSError, match="Too many open files"):
         await got(listening.accept())
 
@@ -393,12 +396,12 @@ async def test_hasconnection_tells_whether_there_is_a_client() -> None:
     listening = socket.listen(0)
     assert listening.hasconnection() is False
     with stdlib.create_connection(("127.0.0.1", listening.port)):
-        await client_waits(listening)
+        await wait_for_client(listening)
         assert listening.hasconnection() is True
         assert await got(listening.accept()) is not None
         assert listening.hasconnection() is False
     with stdlib.create_connection(("127.0.0.1", listening.port)):
-        await client_waits(listening)
+        await wait_for_client(listening)
         await got(listening.close())
         assert listening.hasconnection() is False
 
@@ -407,7 +410,7 @@ async def test_hasconnection_tells_whether_there_is_a_client() -> None:
 async def test_hasconnection_guarantees_that_the_next_accept_does_not_wait() -> None:
     listening = socket.listen(0)
     raw = stdlib.create_connection(("127.0.0.1", listening.port))
-    await client_waits(listening)
+    await wait_for_client(listening)
     reset(raw)  # even if the client has gone by then
     s = await got(listening.accept())
     assert await got(s.recv()) is None

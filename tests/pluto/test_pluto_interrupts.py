@@ -227,7 +227,7 @@ def test_an_interrupted_stop_or_start_leaves_no_thread(times: int) -> None:
             background.stop()
             client.isopen()
             background.stop()
-        while interrupts < 100 * {times}:
+        while interrupts < 300 * {times}:
             attempt(stop_and_start)
             assert len(background_threads()) <= 3
         client.isopen()

@@ -20,7 +20,6 @@ from helpers.pluto import (
     run_program,
 )
 from trisock import Socket, hammerspoon, pluto
-from trisock.pluto import trio_thread
 from trisock.pluto.blocking import background
 
 # ---- trisock.hammerspoon: the end ----
@@ -69,7 +68,7 @@ async def test_a_cancelled_block_ends_as_cancelled() -> None:
 
 
 class BeforeTask(trio.abc.Instrument):
-    """Calls a function once, just before a task runs whose name has a word in it."""
+    """Calls a function once, just before a task runs whose name contains a word."""
 
     def __init__(self, word: str, function: Callable[[], None]) -> None:
         self.word, self.function = word, function
@@ -90,7 +89,7 @@ async def test_data_from_before_a_disconnect_never_reaches_a_callback() -> None:
         peers.append(sock)
         await sock.recv()
 
-    def use_again() -> None:
+    def reconnect() -> None:
         client.disconnect()
         assert client.connect("127.0.0.1", server.port, connected_again.set)
 
@@ -102,7 +101,7 @@ async def test_data_from_before_a_disconnect_never_reaches_a_callback() -> None:
             await trio.lowlevel.checkpoint()
         client.read(3)
         await trio.testing.wait_all_tasks_blocked()
-        trio.lowlevel.add_instrument(BeforeTask("_run_queue", use_again))
+        trio.lowlevel.add_instrument(BeforeTask("_run_queue", reconnect))
         await peers[0].send(b"old")
         await connected_again.wait()
         await trio.testing.wait_all_tasks_blocked()
@@ -112,16 +111,14 @@ async def test_data_from_before_a_disconnect_never_reaches_a_callback() -> None:
         server.stop()
 
 
-async def test_an_ipv6_zone_with_a_dot_is_not_ipv4(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_an_ipv6_zone_with_a_dot_is_not_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
     connected = trio.Event()
-    monkeypatch.setattr(Socket, "getlocal", lambda self: trisock.Address("fe80::1%eth0.5", 1))
     async with hammerspoon.open_sockets() as hs:
         port = hs.server(0).info()["localPort"]
         client = hs.new().connect("127.0.0.1", port, connected.set)
         assert client is not None
         await connected.wait()
+        monkeypatch.setattr(Socket, "getlocal", lambda self: trisock.Address("fe80::1%eth0.5", 1))
         assert client.info()["isIPv6"]
         assert not client.info()["isIPv4"]
 
@@ -129,7 +126,7 @@ async def test_an_ipv6_zone_with_a_dot_is_not_ipv4(
 # ---- trisock.pluto outside Trio ----
 
 
-def test_a_call_after_the_end_of_the_interpreter_fails_and_does_not_hang() -> None:
+def test_a_call_during_interpreter_shutdown_fails_and_does_not_hang() -> None:
     out = run_program(
         """
         import sys
@@ -187,11 +184,11 @@ def test_a_signal_handler_can_fork_during_a_call_and_the_child_can_exit() -> Non
 def test_a_call_in_the_background_thread_fails_and_does_not_hang() -> None:
     s, _ = run_outside(pair())
 
-    async def collect() -> None:
-        trio_thread.TrioThread.call(background, s._sock.peek)
+    async def call() -> None:
+        background.call(s._sock.peek)
 
     with pytest.raises(RuntimeError, match="cannot be made here"):
-        background.call(collect)
+        background.call(call)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
@@ -216,9 +213,7 @@ def test_a_thread_that_fails_to_start_leaves_nothing_running(
     assert s.isopen()
 
 
-def test_calls_work_after_a_ctrl_c_during_stop(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_calls_work_after_a_ctrl_c_during_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     s, _ = run_outside(pair())
     join = threading.Thread.join
 
@@ -255,10 +250,10 @@ def test_scheduler_raises_a_ctrl_c_as_a_keyboard_interrupt() -> None:
 
 async def test_a_forgotten_await_of_connect_or_accept_is_an_error() -> None:
     listener = pluto.socket.listen(0)
-    for calling in (pluto.socket.connect("127.0.0.1", listener.port), listener.accept()):
+    for call in (pluto.socket.connect("127.0.0.1", listener.port), listener.accept()):
         with pytest.raises(AttributeError, match="inside Trio this call is awaited"):
-            calling.close()
-        s = await calling
+            call.close()
+        s = await call
         assert s is not None
         await s.close()
 
@@ -277,9 +272,7 @@ def test_connect_returns_none_if_the_background_thread_cannot_start(
     assert pluto.socket.connect("127.0.0.1", listener.port) is not None
 
 
-async def test_a_handler_that_is_not_async_is_logged(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+async def test_a_handler_that_is_not_async_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     sched = pluto.scheduler()
     listener = pluto.socket.bind(sched, 0, lambda s: s.getpeer())  # type: ignore[arg-type,return-value]
     async with trio.open_nursery() as nursery:

@@ -6,8 +6,9 @@ import contextlib
 import copy
 import logging
 import pickle
-import socket as stdlib
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import trio
@@ -16,7 +17,9 @@ from helpers.pluto import (
     FORK_WARNS,
     in_child,
     pair,
+    raw_peer,
     recv_in_thread,
+    reset,
     run_outside,
     run_program,
     tls_pair,
@@ -45,7 +48,7 @@ class HostileError(Exception):
 
 @pytest.fixture
 def failing_log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have a log filter fail on each record of trisock.pluto."""
+    """Make a log filter fail on each record of trisock.pluto."""
 
     def fail(_: logging.LogRecord) -> bool:
         raise OSError("the disk is full")
@@ -59,16 +62,15 @@ def test_a_log_filter_that_raises_changes_no_result() -> None:
     assert socket.connect("127.0.0.1", 70000) is None
     assert socket.connect("", 1) is None
     assert socket.listen(70000) is None
-    client, server = run_outside(pair())
-    server._sock.stream.socket.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-    del server
+    client, raw = run_outside(raw_peer())
+    reset(raw)
     assert client.recv() is None
     assert client.send("x") is False
     assert client.starttls("localhost") is False
 
 
 @pytest.mark.usefixtures("failing_log")
-async def test_a_log_filter_that_raises_changes_no_result_inside_trio() -> None:
+async def test_a_log_filter_that_raises_inside_trio_changes_no_result() -> None:
     assert await socket.connect("127.0.0.1", 70000) is None
     assert socket.listen(70000) is None
 
@@ -108,12 +110,12 @@ def test_a_cancel_scope_left_open_fails_its_own_call_only(deadline: float) -> No
 def test_a_stray_cancellation_fails_its_own_call_only() -> None:
     client, _ = run_outside(pair())
 
-    async def be_cancelled() -> None:
+    async def cancel_own_task() -> None:
         trio.CancelScope(deadline=-1).__enter__()
         await trio.lowlevel.checkpoint()
 
     with pytest.raises(RuntimeError, match="ancel scope"):
-        background.call(be_cancelled)
+        background.call(cancel_own_task)
     assert client.isopen()
 
 
@@ -132,7 +134,7 @@ async def test_a_cancel_scope_left_open_in_a_scheduler_is_named() -> None:
     assert ended
 
 
-def test_a_host_with_line_ends_is_one_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_host_with_line_ends_is_logged_on_one_line(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "trisock.pluto")
     for host in ("::1%1\nINFO forged", "a\x1b[2Kb\u2028c", "\udcff"):
         assert socket.connect(host, 9) is None
@@ -145,20 +147,22 @@ def test_a_host_with_line_ends_is_one_line_of_the_log(caplog: pytest.LogCaptureF
 def test_sockets_listeners_and_schedulers_refuse_to_be_copied() -> None:
     client, _ = run_outside(pair())
     for each in (client, socket.listen(0), scheduler()):
-        for copying in (copy.copy, copy.deepcopy, pickle.dumps):
+        for copier in (copy.copy, copy.deepcopy, pickle.dumps):
             with pytest.raises(TypeError, match="cannot be copied or pickled"):
-                copying(each)
+                copier(each)
     assert client.isopen()
 
 
 def test_an_error_about_a_handler_does_not_quote_it() -> None:
+    calls: list[Callable[[Any], object]] = [
+        lambda handler: socket.bind(scheduler(), 0, handler),
+        scheduler().add,
+    ]
     for key in ("-----BEGIN PRIVATE KEY-----", [{"private_key": "BEGIN PRIVATE KEY"}]):
-        with pytest.raises(TypeError) as caught:
-            socket.bind(scheduler(), 0, key)  # type: ignore[arg-type]
-        assert "PRIVATE" not in str(caught.value)
-        with pytest.raises(TypeError) as caught:
-            scheduler().add(key)  # type: ignore[arg-type]
-        assert "PRIVATE" not in str(caught.value)
+        for call in calls:
+            with pytest.raises(TypeError) as caught:
+                call(key)
+            assert "PRIVATE" not in str(caught.value)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Trio's resolver thread may live
@@ -212,7 +216,7 @@ def test_a_signal_handler_can_make_blocking_calls_while_a_call_waits() -> None:
             assert d.recv() == b"nested"
             if rounds == 20:
                 b.send("at last")
-            else:  # no nested handlers: one would read the data of another
+            else:  # no nested handlers: each would read the data of the other
                 signal.setitimer(signal.ITIMER_REAL, 0.003)
         signal.signal(signal.SIGALRM, handler)
         signal.setitimer(signal.ITIMER_REAL, 0.001)

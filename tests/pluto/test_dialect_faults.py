@@ -22,6 +22,8 @@ from helpers.pluto import (
 from trisock import Socket, hammerspoon, pluto
 from trisock.pluto.blocking import background
 
+pytestmark = pytest.mark.usefixtures("bounded")  # some of these calls block
+
 # ---- trisock.hammerspoon: the end ----
 
 

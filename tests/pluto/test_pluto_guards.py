@@ -25,10 +25,12 @@ from helpers.pluto import (
     tls_pair,
 )
 from trisock.pluto import scheduler, socket
-from trisock.pluto.blocking import background
+from trisock.pluto.blocking import background, log_reason
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
+
+pytestmark = pytest.mark.usefixtures("bounded")  # some of these calls block
 
 
 class HostileError(Exception):
@@ -134,11 +136,14 @@ async def test_a_cancel_scope_left_open_in_a_scheduler_is_named() -> None:
     assert ended
 
 
-def test_a_host_with_line_ends_is_logged_on_one_line(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_host_or_reason_with_line_ends_is_logged_on_one_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     caplog.set_level("INFO", "trisock.pluto")
     for host in ("::1%1\nINFO forged", "a\x1b[2Kb\u2028c", "\udcff"):
         assert socket.connect(host, 9) is None
-    assert len(caplog.records) == 3
+    log_reason(OSError("a reason\nINFO forged"))
+    assert len(caplog.records) == 4
     for record in caplog.records:
         assert record.getMessage().isprintable()
         record.getMessage().encode()

@@ -17,6 +17,8 @@ from trisock.pluto.blocking import background, log_reason
 from trisock.pluto.call import Call, Item, Stop
 from trisock.pluto.trio_thread import ThreadStartError, _Thread
 
+pytestmark = pytest.mark.usefixtures("bounded")  # some of these calls block
+
 
 async def answer() -> str:
     return "result"

@@ -138,6 +138,12 @@ def reset(raw: stdlib.socket) -> None:
     raw.close()
 
 
+def check_not_listening(port: int) -> None:
+    """Check that nothing listens on a port."""
+    with pytest.raises(ConnectionRefusedError):
+        stdlib.create_connection(("127.0.0.1", port))
+
+
 async def wait_readable(sock: Any) -> None:
     """Wait until there is data to read, or the end."""
     if inside():

@@ -33,7 +33,7 @@ def test_page_unrecv_example(capsys: pytest.CaptureFixture[str]) -> None:
 def test_page_bind_and_starttls_examples(
     certs: list[dict[str, str | bytes]], trusted: None
 ) -> None:
-    """The TLS server and the TLS client of the page, one in each of the two worlds."""
+    """The TLS server and the TLS client of the page, one on each side."""
     sched = scheduler()
 
     async def handler(s: async_socket) -> None:

@@ -73,9 +73,13 @@ signal.signal(signal.SIGALRM, interrupt)
 """
 
 
+def run_interrupted(text: str, times: int) -> str:
+    return run_program(text, prelude=PRELUDE, timeout=DEADLINE * times)
+
+
 @lossless
 def test_interrupted_recv_and_peek_lose_no_byte(times: int) -> None:
-    out = run_program(
+    out = run_interrupted(
         f"""
         client, raw = peer_of()
         sent = random.randbytes(25_000 * {times})
@@ -95,15 +99,14 @@ def test_interrupted_recv_and_peek_lose_no_byte(times: int) -> None:
             pass
         print(got == sent, interrupts > 100 * {times})
         """,
-        prelude=PRELUDE,
-        timeout=DEADLINE * times,
+        times,
     )
     assert out == "True True\n"
 
 
 @pytest.mark.parametrize("call", ["client.recv()", "listening.accept()", "unanswered()"])
 def test_each_interrupt_ends_a_call_that_waits_forever(call: str, times: int) -> None:
-    out = run_program(
+    out = run_interrupted(
         f"""
         client, raw = peer_of()
         listening = socket.listen(0)
@@ -131,14 +134,13 @@ def test_each_interrupt_ends_a_call_that_waits_forever(call: str, times: int) ->
         other = stdlib.create_connection(("127.0.0.1", listening.port))
         assert listening.accept().getpeer() == other.getsockname()
         """,
-        prelude=PRELUDE,
-        timeout=DEADLINE * times,
+        times,
     )
     assert out == "True\n"
 
 
 def test_calls_work_after_an_interrupted_send_connect_close_or_starttls(times: int) -> None:
-    out = run_program(
+    out = run_interrupted(
         f"""
         host = stdlib.create_server(("127.0.0.1", 0), backlog=128)
         taken = []
@@ -176,15 +178,14 @@ def test_calls_work_after_an_interrupted_send_connect_close_or_starttls(times: i
         del client
         print(len(background_threads()))
         """,
-        prelude=PRELUDE,
-        timeout=DEADLINE * times,
+        times,
     )
     assert out == "1\n"
 
 
 @lossless
 def test_interrupted_accept_loses_no_client(times: int) -> None:
-    out = run_program(
+    out = run_interrupted(
         f"""
         clients = 100 * {times}
         listening = socket.listen(0)
@@ -212,14 +213,13 @@ def test_interrupted_accept_loses_no_client(times: int) -> None:
         connecting.join()  # the last client may be accepted before it notes its address
         print([each.getpeer() for each in served] == addresses, interrupts > clients / 6)
         """,
-        prelude=PRELUDE,
-        timeout=DEADLINE * times,
+        times,
     )
     assert out == "True True\n"
 
 
 def test_an_interrupted_stop_or_start_leaves_no_thread(times: int) -> None:
-    run_program(
+    run_interrupted(
         f"""
         client, raw = peer_of()
         def stop_and_start():
@@ -233,8 +233,7 @@ def test_an_interrupted_stop_or_start_leaves_no_thread(times: int) -> None:
         client.isopen()
         check_threads_end()
         """,
-        prelude=PRELUDE,
-        timeout=DEADLINE * times,
+        times,
     )
 
 
@@ -281,9 +280,13 @@ def check_opens(opens):
 )
 
 
+def run_injected(text: str) -> str:
+    return run_program(text, prelude=INJECT)
+
+
 @pytest.mark.parametrize("stopped", [False, True])
 def test_an_exception_at_any_line_of_recv_loses_no_byte(stopped: bool) -> None:
-    run_program(
+    run_injected(
         f"""
         client, raw = peer_of()
         for second in (None, 1, 2, 3, 4, 5, 6, 7):
@@ -304,13 +307,12 @@ def test_an_exception_at_any_line_of_recv_loses_no_byte(stopped: bool) -> None:
                     break
             assert interrupted == line - 1 > 19, (second, line, interrupted)
         check_threads_end()
-        """,
-        prelude=INJECT,
+        """
     )
 
 
 def test_an_exception_at_any_line_of_close_still_closes() -> None:
-    run_program(
+    run_injected(
         """
         opens = []
         for line in range(1, 1000):
@@ -327,13 +329,12 @@ def test_an_exception_at_any_line_of_close_still_closes() -> None:
                     pass
             raw.close()
         check_opens(opens)
-        """,
-        prelude=INJECT,
+        """
     )
 
 
 def test_an_exception_at_any_line_of_starttls_leaves_nothing_open() -> None:
-    run_program(
+    run_injected(
         """
         import ssl, trustme
         authority = trustme.CA()
@@ -365,8 +366,7 @@ def test_an_exception_at_any_line_of_starttls_leaves_nothing_open() -> None:
                 assert opens.pop() and result is True
                 break
         check_opens(opens)
-        """,
-        prelude=INJECT,
+        """
     )
 
 
@@ -385,7 +385,7 @@ def test_an_exception_at_any_line_of_starttls_leaves_nothing_open() -> None:
     ],
 )
 def test_calls_work_after_an_exception_at_any_line(call: str) -> None:
-    run_program(
+    run_injected(
         f"""
         client, raw = peer_of()
         listening = socket.listen(0)
@@ -406,8 +406,7 @@ def test_calls_work_after_an_exception_at_any_line(call: str) -> None:
         assert line > 3
         assert client.send("x")
         check_threads_end()
-        """,
-        prelude=INJECT,
+        """
     )
 
 

@@ -79,10 +79,9 @@ async def test_starttls_returns_none_if_tls_is_in_use_already(
 
 @both_sides
 async def test_starttls_takes_several_certificates(authority: Authority, trusted: None) -> None:
-    several = [
-        pluto_certificate(authority.ca.issue_cert(name)) for name in ("one.example", "two.example")
-    ]
-    for name in ("one.example", "two.example"):
+    names = ("one.example", "two.example")
+    several = [pluto_certificate(authority.ca.issue_cert(name)) for name in names]
+    for name in names:
         client, server = await pair()
         assert await starttls_on_both(client, server, name, several) == (True, True)
 

@@ -164,9 +164,7 @@ def test_a_result_is_returned_after_the_thread_has_ended(monkeypatch: pytest.Mon
     assert background.call(stop_during_call(monkeypatch)) == "result"
 
 
-def test_a_new_thread_undoes_a_result_that_an_interrupt_withheld(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_new_thread_undoes_an_interrupted_result(monkeypatch: pytest.MonkeyPatch) -> None:
     undone: list[str] = []
     begin = stop_during_call(monkeypatch, interrupt)
     with pytest.raises(KeyboardInterrupt):
@@ -174,9 +172,7 @@ def test_a_new_thread_undoes_a_result_that_an_interrupt_withheld(
     assert undone == ["result"]
 
 
-def test_an_interrupted_call_that_does_not_end_is_left_behind(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_an_interrupted_call_that_hangs_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     begun = threading.Event()
     released: list[tuple[trio.lowlevel.TrioToken, trio.Event]] = []
 
@@ -258,9 +254,7 @@ def test_a_failure_after_the_result_changes_nothing() -> None:
     assert (call.value, call.error) == ("result", None)
 
 
-def test_a_reason_that_cannot_be_printed_is_logged_as_its_type(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_an_unprintable_reason_is_logged_as_its_type(caplog: pytest.LogCaptureFixture) -> None:
     class SilentError(Exception):
         def __str__(self) -> str:
             raise ValueError

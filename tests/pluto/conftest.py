@@ -12,24 +12,24 @@ import pytest
 
 from helpers.authority import Authority
 from helpers.deadline import DEADLINE
-from helpers.pluto_kit import mapping
+from helpers.pluto import pluto_certificate
 from trisock.pluto.blocking import background
 from trisock.pluto.trio_thread import TrioThread
 
 
 @pytest.fixture
 def bounded(no_leaked_descriptor: None) -> Iterator[None]:
-    """Bound a test, also one that blocks, and end its background thread."""
+    """Bound a test, even one that blocks, and end its background thread."""
 
     end = time.monotonic() + DEADLINE
 
-    def look_at_the_time(*_: object) -> None:
+    def check_time(*_: object) -> None:
         if time.monotonic() > end:
             raise TimeoutError("this test takes too long")
 
-    before = signal.signal(signal.SIGALRM, look_at_the_time)
-    # Often, since CPython does not notice a signal that comes in the moment before it waits for a
-    # lock until the wait ends: the next signal ends it.
+    before = signal.signal(signal.SIGALRM, check_time)
+    # Repeatedly: CPython misses a signal that comes just before it waits for a lock. The next one
+    # ends the wait.
     signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
     try:
         yield
@@ -42,12 +42,12 @@ def bounded(no_leaked_descriptor: None) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def certs(authority: Authority) -> list[dict[str, str | bytes]]:
-    return [mapping(authority.ca.issue_cert("localhost", "127.0.0.1"))]
+    return [pluto_certificate(authority.ca.issue_cert("localhost", "127.0.0.1"))]
 
 
 @pytest.fixture
 def reasons(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
-    """Return the reasons of failures that were logged so far."""
+    """Return a function that returns the reasons of failures logged so far."""
     caplog.set_level(logging.INFO, "trisock.pluto")
 
     def logged() -> list[str]:
@@ -59,8 +59,8 @@ def reasons(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
 
 
 @pytest.fixture
-def own() -> Iterator[TrioThread]:
-    """A background thread of the test's own."""
-    made = TrioThread()
-    yield made
-    made.stop()
+def own_thread() -> Iterator[TrioThread]:
+    """A background thread for this test only."""
+    thread = TrioThread()
+    yield thread
+    thread.stop()

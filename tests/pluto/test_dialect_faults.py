@@ -11,11 +11,18 @@ import trio.testing
 
 import trisock
 from helpers.pairs import all_served
-from helpers.pluto import FORK_WARNS, background_threads, no_descriptors, run_program
-from helpers.pluto_kit import finish, pair
+from helpers.pluto import (
+    FORK_WARNS,
+    background_threads,
+    pair,
+    raise_emfile,
+    run_outside,
+    run_program,
+)
 from trisock import Socket, hammerspoon, pluto
-from trisock.pluto import trio_thread
 from trisock.pluto.blocking import background
+
+pytestmark = pytest.mark.usefixtures("bounded")  # some of these calls block
 
 # ---- trisock.hammerspoon: the end ----
 
@@ -63,7 +70,7 @@ async def test_a_cancelled_block_ends_as_cancelled() -> None:
 
 
 class BeforeTask(trio.abc.Instrument):
-    """Calls a function once, just before a task runs whose name has a word in it."""
+    """Calls a function once, just before a task runs whose name contains a word."""
 
     def __init__(self, word: str, function: Callable[[], None]) -> None:
         self.word, self.function = word, function
@@ -84,7 +91,7 @@ async def test_data_from_before_a_disconnect_never_reaches_a_callback() -> None:
         peers.append(sock)
         await sock.recv()
 
-    def use_again() -> None:
+    def reconnect() -> None:
         client.disconnect()
         assert client.connect("127.0.0.1", server.port, connected_again.set)
 
@@ -96,7 +103,7 @@ async def test_data_from_before_a_disconnect_never_reaches_a_callback() -> None:
             await trio.lowlevel.checkpoint()
         client.read(3)
         await trio.testing.wait_all_tasks_blocked()
-        trio.lowlevel.add_instrument(BeforeTask("_run_queue", use_again))
+        trio.lowlevel.add_instrument(BeforeTask("_run_queue", reconnect))
         await peers[0].send(b"old")
         await connected_again.wait()
         await trio.testing.wait_all_tasks_blocked()
@@ -106,16 +113,14 @@ async def test_data_from_before_a_disconnect_never_reaches_a_callback() -> None:
         server.stop()
 
 
-async def test_an_ipv6_zone_with_a_dot_is_not_ipv4(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_an_ipv6_zone_with_a_dot_is_not_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
     connected = trio.Event()
-    monkeypatch.setattr(Socket, "getlocal", lambda self: trisock.Address("fe80::1%eth0.5", 1))
     async with hammerspoon.open_sockets() as hs:
         port = hs.server(0).info()["localPort"]
         client = hs.new().connect("127.0.0.1", port, connected.set)
         assert client is not None
         await connected.wait()
+        monkeypatch.setattr(Socket, "getlocal", lambda self: trisock.Address("fe80::1%eth0.5", 1))
         assert client.info()["isIPv6"]
         assert not client.info()["isIPv4"]
 
@@ -123,7 +128,7 @@ async def test_an_ipv6_zone_with_a_dot_is_not_ipv4(
 # ---- trisock.pluto outside Trio ----
 
 
-def test_a_call_after_the_end_of_the_interpreter_fails_and_does_not_hang() -> None:
+def test_a_call_during_interpreter_shutdown_fails_and_does_not_hang() -> None:
     out = run_program(
         """
         import sys
@@ -179,20 +184,20 @@ def test_a_signal_handler_can_fork_during_a_call_and_the_child_can_exit() -> Non
 
 
 def test_a_call_in_the_background_thread_fails_and_does_not_hang() -> None:
-    s, _ = finish(pair())
+    s, _ = run_outside(pair())
 
-    async def collect() -> None:
-        trio_thread.TrioThread.call(background, s._sock.peek)
+    async def call() -> None:
+        background.call(s._sock.peek)
 
     with pytest.raises(RuntimeError, match="cannot be made here"):
-        background.call(collect)
+        background.call(call)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_a_thread_that_fails_to_start_leaves_nothing_running(
     monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
-    s, _ = finish(pair())
+    s, _ = run_outside(pair())
     background.stop()
     start = threading.Thread.start
 
@@ -210,10 +215,8 @@ def test_a_thread_that_fails_to_start_leaves_nothing_running(
     assert s.isopen()
 
 
-def test_calls_work_after_a_ctrl_c_during_stop(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    s, _ = finish(pair())
+def test_calls_work_after_a_ctrl_c_during_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    s, _ = run_outside(pair())
     join = threading.Thread.join
 
     def interrupted(thread: threading.Thread) -> None:
@@ -249,10 +252,10 @@ def test_scheduler_raises_a_ctrl_c_as_a_keyboard_interrupt() -> None:
 
 async def test_a_forgotten_await_of_connect_or_accept_is_an_error() -> None:
     listener = pluto.socket.listen(0)
-    for calling in (pluto.socket.connect("127.0.0.1", listener.port), listener.accept()):
+    for call in (pluto.socket.connect("127.0.0.1", listener.port), listener.accept()):
         with pytest.raises(AttributeError, match="inside Trio this call is awaited"):
-            calling.close()
-        s = await calling
+            call.close()
+        s = await call
         assert s is not None
         await s.close()
 
@@ -263,7 +266,7 @@ def test_connect_returns_none_if_the_background_thread_cannot_start(
     caplog.set_level("INFO", "trisock.pluto")
     listener = pluto.socket.listen(0)
     with monkeypatch.context() as patched:
-        patched.setattr(trio, "run", no_descriptors)
+        patched.setattr(trio, "run", raise_emfile)
         assert pluto.socket.connect("127.0.0.1", listener.port) is None
         assert "Too many open files" in caplog.text
         with pytest.raises(OSError, match="Too many open files"):
@@ -271,9 +274,7 @@ def test_connect_returns_none_if_the_background_thread_cannot_start(
     assert pluto.socket.connect("127.0.0.1", listener.port) is not None
 
 
-async def test_a_handler_that_is_not_async_is_logged(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+async def test_a_handler_that_is_not_async_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     sched = pluto.scheduler()
     listener = pluto.socket.bind(sched, 0, lambda s: s.getpeer())  # type: ignore[arg-type,return-value]
     async with trio.open_nursery() as nursery:

@@ -1,4 +1,4 @@
-"""Ctrl-C in each of Pluto's blocking calls: it ends the call, and nothing is lost."""
+"""Ctrl-C ends each of Pluto's blocking calls, and no data is lost."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import signal
 import socket as stdlib
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,7 +18,7 @@ import trio.testing
 
 import trisock
 from helpers.deadline import DEADLINE
-from helpers.pluto_kit import finish, raise_in_main, raw_peer
+from helpers.pluto import Thread, raw_peer, recv_all, run_outside, signal_main_thread
 from trisock.pluto import socket
 from trisock.pluto.blocking import background
 from trisock.pluto.trio_thread import TrioThread
@@ -32,17 +31,15 @@ class Interrupter(trio.abc.Instrument):
 
     def __init__(self, signum: signal.Signals) -> None:
         self._signum = signum
-        self._begun = False
+        self._called = False
 
     def task_spawned(self, task: trio.lowlevel.Task) -> None:
-        self._begun = True
+        self._called = True
 
     def before_io_wait(self, timeout: float) -> None:
-        if self._begun and timeout > 0:
-            self._begun = False
-            ident = threading.main_thread().ident
-            assert ident is not None
-            signal.pthread_kill(ident, self._signum)
+        if self._called and timeout > 0:
+            self._called = False
+            signal_main_thread(self._signum)
 
 
 class AlarmError(Exception):
@@ -54,7 +51,7 @@ SIGNALS = {signal.SIGINT: KeyboardInterrupt, signal.SIGUSR1: AlarmError}
 
 @pytest.fixture(params=SIGNALS, ids=lambda signum: signum.name)
 def interrupted(request: pytest.FixtureRequest) -> Iterator[Callable[[Callable[[], Any]], None]]:
-    """Return what makes a call and checks that a signal in the middle of it ends it."""
+    """Return a function that makes a call, sends a signal during it, and checks that it ends."""
 
     def alarm(*_: object) -> None:
         raise AlarmError
@@ -83,14 +80,14 @@ Interrupted = Callable[[Callable[[], Any]], None]
 
 
 def test_ctrl_c_ends_recv_and_no_byte_is_lost(interrupted: Interrupted) -> None:
-    client, raw = finish(raw_peer())
+    client, raw = run_outside(raw_peer())
     with raw:
         for _ in range(3):
             interrupted(client.recv)
         raw.sendall(b"hello")
         assert client.recv() == b"hello"
-        assert client.send("and on")
-        assert raw.recv(100) == b"and on"
+        assert client.send("still works")
+        assert raw.recv(100) == b"still works"
 
 
 def test_ctrl_c_ends_accept_and_no_client_is_lost(interrupted: Interrupted) -> None:
@@ -107,7 +104,7 @@ def test_ctrl_c_ends_connect(interrupted: Interrupted) -> None:
         full = stack.enter_context(stdlib.create_server(("127.0.0.1", 0), backlog=0))
         address = full.getsockname()
         others = []
-        for _ in range(3):  # more than fit: the kernel answers no other SYN
+        for _ in range(3):  # more than fit: the kernel answers no further SYN
             other = stack.enter_context(stdlib.socket())
             other.setblocking(False)
             other.connect_ex(address)
@@ -119,7 +116,7 @@ def test_ctrl_c_ends_connect(interrupted: Interrupted) -> None:
 
 
 def test_ctrl_c_ends_starttls_and_closes_the_socket(interrupted: Interrupted) -> None:
-    client, raw = finish(raw_peer())
+    client, raw = run_outside(raw_peer())
     with raw:
         interrupted(lambda: client.starttls("localhost"))
         assert client.isopen() is False
@@ -127,16 +124,20 @@ def test_ctrl_c_ends_starttls_and_closes_the_socket(interrupted: Interrupted) ->
         assert client.starttls("localhost") is False
 
 
-def test_ctrl_c_ends_send_and_nothing_follows_the_cut(interrupted: Interrupted) -> None:
-    client, raw = finish(raw_peer())
+def test_ctrl_c_ends_send_and_no_other_data_follows(interrupted: Interrupted) -> None:
+    client, raw = run_outside(raw_peer())
     with raw:
         interrupted(lambda: client.send(bytes(50_000_000)))
         assert client.send("x") is False
         assert client.isopen()
-        client.unrecv("still to be read")
-        assert client.recv() == b"still to be read"
+        client.unrecv("unread")
+        assert client.recv() == b"unread"
+        receiving = Thread(lambda: recv_all(raw))
         assert client.starttls("localhost") is False
         assert client.isopen() is False
+        received = receiving.result()
+        assert 0 < len(received) < 50_000_000
+        assert not any(received)
 
 
 def test_ctrl_c_ends_a_script_that_reads() -> None:
@@ -145,22 +146,22 @@ import os, signal, socket, sys, threading, trio
 from trisock.pluto import socket as pluto
 from trisock.pluto.blocking import background
 
-class Tell(trio.abc.Instrument):
-    begun = False
+class Reporter(trio.abc.Instrument):
+    called = False
     def task_spawned(self, task):
-        self.begun = True
+        self.called = True
     def before_io_wait(self, timeout):
-        if self.begun and timeout > 0:
-            self.begun = False
+        if self.called and timeout > 0:
+            self.called = False
             print("waiting", flush=True)
 
-async def tell():
-    trio.lowlevel.add_instrument(Tell())
+async def report():
+    trio.lowlevel.add_instrument(Reporter())
 
 listening = pluto.listen(0)
 peer = socket.create_connection(("127.0.0.1", listening.port))
 s = listening.accept()
-background.call(tell)
+background.call(report)
 try:
     s.recv()
 except KeyboardInterrupt:
@@ -181,28 +182,29 @@ peer.close()
     assert (process.returncode, err) == (0, b"")
 
 
-async def raise_in_main_and_be_given_up() -> None:
-    raise_in_main()
+async def signal_and_wait_for_cancellation() -> None:
+    """Send Ctrl-C, and return once the interrupted call has been cancelled."""
+    signal_main_thread()
     while trio.current_effective_deadline() > -math.inf:
         await trio.lowlevel.cancel_shielded_checkpoint()
 
 
-def test_undo_takes_back_what_was_done_when_ctrl_c_came(
-    own: TrioThread,
-) -> None:
+async def result_after_ctrl_c() -> str:
+    await signal_and_wait_for_cancellation()
+    return "result"
+
+
+def test_a_result_that_ctrl_c_withholds_is_undone(own_thread: TrioThread) -> None:
     undone: list[str] = []
-
-    async def done() -> str:
-        await raise_in_main_and_be_given_up()
-        return "result"  # it has come to its end just then
-
     with pytest.raises(KeyboardInterrupt):
-        own.call(done, undone.append)
+        own_thread.call(result_after_ctrl_c, undone.append)
     assert undone == ["result"]
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_undo_is_for_results_only(own: TrioThread, fails: bool) -> None:
+def test_a_call_without_a_withheld_result_is_not_undone(
+    own_thread: TrioThread, fails: bool
+) -> None:
     undone: list[object] = []
 
     async def function() -> str:
@@ -211,95 +213,98 @@ def test_undo_is_for_results_only(own: TrioThread, fails: bool) -> None:
         return "result"
 
     with contextlib.nullcontext() if not fails else pytest.raises(ValueError, match="mistake"):
-        assert own.call(function, undone.append) == "result"
+        assert own_thread.call(function, undone.append) == "result"
 
     async def waiting() -> None:
-        raise_in_main()
+        signal_main_thread()
         await trio.sleep_forever()
 
     with pytest.raises(KeyboardInterrupt):
-        own.call(waiting, undone.append)
+        own_thread.call(waiting, undone.append)
     assert undone == []
 
 
-def test_an_undo_that_fails_harms_no_later_call(
-    own: TrioThread, caplog: pytest.LogCaptureFixture
+def test_an_undo_that_fails_is_logged_and_later_calls_work(
+    own_thread: TrioThread, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def done() -> str:
-        await raise_in_main_and_be_given_up()
-        return "result"
-
     def undo(result: str) -> None:
         raise ValueError("a mistake")
 
     with pytest.raises(KeyboardInterrupt):
-        own.call(done, undo)
+        own_thread.call(result_after_ctrl_c, undo)
 
     async def later() -> str:
         return "fine"
 
-    assert own.call(later) == "fine"
+    assert own_thread.call(later) == "fine"
     assert "could not take back" in caplog.text
     caplog.clear()
 
 
-def test_recv_pushes_back_what_ctrl_c_kept_from_the_caller() -> None:
-    client, raw = finish(raw_peer())
+def test_data_that_ctrl_c_withholds_goes_before_unread_data() -> None:
+    client, raw = run_outside(raw_peer())
     with raw:
         client.unrecv("second")
         client._unrecv(b"first")
         client._unrecv(None)
         assert [client.recv() for _ in range(2)] == [b"first", b"second"]
         client.close()
-        client._unrecv(b"late")  # has no place to go back to
+        client._unrecv(b"late")  # the buffer is closed
         assert client.recv() is None
 
 
-def hold_back(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Have a call of the core end with a result and a Ctrl-C at the same time."""
-    where = {"recv": trisock.Socket, "accept": trisock.Listener}[name]
-    original = getattr(where, name)
-
-    async def result_and_signal(self: Any) -> Any:
-        result = await original(self)
-        monkeypatch.setattr(where, name, original)
-        await raise_in_main_and_be_given_up()
-        return result
-
-    monkeypatch.setattr(where, name, result_and_signal)
+Withhold = Callable[[type, str], None]
 
 
-def test_recv_has_what_ctrl_c_kept_from_the_caller_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    client, raw = finish(raw_peer())
+@pytest.fixture
+def withhold(monkeypatch: pytest.MonkeyPatch) -> Withhold:
+    """Return a function that makes a method's next call end with a result and a Ctrl-C."""
+
+    def arm(where: type, name: str) -> None:
+        original = getattr(where, name)
+
+        async def result_and_ctrl_c(self: Any) -> Any:
+            result = await original(self)
+            monkeypatch.setattr(where, name, original)
+            await signal_and_wait_for_cancellation()
+            return result
+
+        monkeypatch.setattr(where, name, result_and_ctrl_c)
+
+    return arm
+
+
+def test_recv_returns_data_that_ctrl_c_withheld(withhold: Withhold) -> None:
+    client, raw = run_outside(raw_peer())
     with raw:
         raw.sendall(b"hello")
-        hold_back(monkeypatch, "recv")
+        withhold(trisock.Socket, "recv")
         with pytest.raises(KeyboardInterrupt):
             client.recv()
         assert client.recv() == b"hello"
 
 
-def test_accept_has_the_client_that_ctrl_c_kept_back_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def withheld_client(withhold: Withhold) -> tuple[Any, stdlib.socket]:
+    """Return a listener whose ``accept`` a Ctrl-C ended, and the client that it had accepted."""
     listening = socket.listen(0)
-    with stdlib.create_connection(("127.0.0.1", listening.port)) as raw:
-        hold_back(monkeypatch, "accept")
-        with pytest.raises(KeyboardInterrupt):
-            listening.accept()
+    raw = stdlib.create_connection(("127.0.0.1", listening.port), timeout=DEADLINE)
+    withhold(trisock.Listener, "accept")
+    with pytest.raises(KeyboardInterrupt):
+        listening.accept()
+    return listening, raw
+
+
+def test_accept_returns_the_client_that_ctrl_c_withheld(withhold: Withhold) -> None:
+    listening, raw = withheld_client(withhold)
+    with raw:
         assert listening.hasconnection()
         assert listening.accept().getpeer() == raw.getsockname()
         assert not listening.hasconnection()
 
 
-def test_a_closed_listener_has_no_client_left_by_ctrl_c(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    listening = socket.listen(0)
-    with stdlib.create_connection(("127.0.0.1", listening.port), timeout=DEADLINE) as raw:
-        hold_back(monkeypatch, "accept")
-        with pytest.raises(KeyboardInterrupt):
-            listening.accept()
+def test_closing_a_listener_closes_the_client_that_ctrl_c_withheld(withhold: Withhold) -> None:
+    listening, raw = withheld_client(withhold)
+    with raw:
         listening.close()
         assert not listening.hasconnection()
         assert listening.accept() is None

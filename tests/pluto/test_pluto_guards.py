@@ -6,19 +6,31 @@ import contextlib
 import copy
 import logging
 import pickle
-import socket as stdlib
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import trio
 
-from helpers.pluto import FORK_WARNS, in_child, recv_in_thread, run_program, tls_pair
-from helpers.pluto_kit import finish, pair
+from helpers.pluto import (
+    FORK_WARNS,
+    in_child,
+    pair,
+    raw_peer,
+    recv_in_thread,
+    reset,
+    run_outside,
+    run_program,
+    tls_pair,
+)
 from trisock.pluto import scheduler, socket
-from trisock.pluto.blocking import background
+from trisock.pluto.blocking import background, log_reason
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
+
+pytestmark = pytest.mark.usefixtures("bounded")  # some of these calls block
 
 
 class HostileError(Exception):
@@ -38,7 +50,7 @@ class HostileError(Exception):
 
 @pytest.fixture
 def failing_log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have a log filter fail on each record of trisock.pluto."""
+    """Make a log filter fail on each record of trisock.pluto."""
 
     def fail(_: logging.LogRecord) -> bool:
         raise OSError("the disk is full")
@@ -52,22 +64,21 @@ def test_a_log_filter_that_raises_changes_no_result() -> None:
     assert socket.connect("127.0.0.1", 70000) is None
     assert socket.connect("", 1) is None
     assert socket.listen(70000) is None
-    client, server = finish(pair())
-    server._sock.stream.socket.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-    del server
+    client, raw = run_outside(raw_peer())
+    reset(raw)
     assert client.recv() is None
     assert client.send("x") is False
     assert client.starttls("localhost") is False
 
 
 @pytest.mark.usefixtures("failing_log")
-async def test_a_log_filter_that_raises_changes_no_result_inside_trio() -> None:
+async def test_a_log_filter_that_raises_inside_trio_changes_no_result() -> None:
     assert await socket.connect("127.0.0.1", 70000) is None
     assert socket.listen(70000) is None
 
 
 def test_a_hostile_exception_reaches_the_caller_and_ends_no_thread() -> None:
-    client, server = finish(pair())
+    client, server = run_outside(pair())
 
     async def fail() -> None:
         raise HostileError
@@ -81,7 +92,7 @@ def test_a_hostile_exception_reaches_the_caller_and_ends_no_thread() -> None:
 
 @pytest.mark.parametrize("deadline", [-1.0, 0.0])
 def test_a_cancel_scope_left_open_fails_its_own_call_only(deadline: float) -> None:
-    client, server = finish(pair())
+    client, server = run_outside(pair())
     reading = recv_in_thread(server)
 
     async def leave_open() -> str:
@@ -99,14 +110,14 @@ def test_a_cancel_scope_left_open_fails_its_own_call_only(deadline: float) -> No
 
 
 def test_a_stray_cancellation_fails_its_own_call_only() -> None:
-    client, _ = finish(pair())
+    client, _ = run_outside(pair())
 
-    async def be_cancelled() -> None:
+    async def cancel_own_task() -> None:
         trio.CancelScope(deadline=-1).__enter__()
         await trio.lowlevel.checkpoint()
 
     with pytest.raises(RuntimeError, match="ancel scope"):
-        background.call(be_cancelled)
+        background.call(cancel_own_task)
     assert client.isopen()
 
 
@@ -125,33 +136,38 @@ async def test_a_cancel_scope_left_open_in_a_scheduler_is_named() -> None:
     assert ended
 
 
-def test_a_host_with_line_ends_is_one_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_host_or_reason_with_line_ends_is_logged_on_one_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     caplog.set_level("INFO", "trisock.pluto")
     for host in ("::1%1\nINFO forged", "a\x1b[2Kb\u2028c", "\udcff"):
         assert socket.connect(host, 9) is None
-    assert len(caplog.records) == 3
+    log_reason(OSError("a reason\nINFO forged"))
+    assert len(caplog.records) == 4
     for record in caplog.records:
         assert record.getMessage().isprintable()
         record.getMessage().encode()
 
 
 def test_sockets_listeners_and_schedulers_refuse_to_be_copied() -> None:
-    client, _ = finish(pair())
+    client, _ = run_outside(pair())
     for each in (client, socket.listen(0), scheduler()):
-        for copying in (copy.copy, copy.deepcopy, pickle.dumps):
+        for copier in (copy.copy, copy.deepcopy, pickle.dumps):
             with pytest.raises(TypeError, match="cannot be copied or pickled"):
-                copying(each)
+                copier(each)
     assert client.isopen()
 
 
 def test_an_error_about_a_handler_does_not_quote_it() -> None:
+    calls: list[Callable[[Any], object]] = [
+        lambda handler: socket.bind(scheduler(), 0, handler),
+        scheduler().add,
+    ]
     for key in ("-----BEGIN PRIVATE KEY-----", [{"private_key": "BEGIN PRIVATE KEY"}]):
-        with pytest.raises(TypeError) as caught:
-            socket.bind(scheduler(), 0, key)  # type: ignore[arg-type]
-        assert "PRIVATE" not in str(caught.value)
-        with pytest.raises(TypeError) as caught:
-            scheduler().add(key)  # type: ignore[arg-type]
-        assert "PRIVATE" not in str(caught.value)
+        for call in calls:
+            with pytest.raises(TypeError) as caught:
+                call(key)
+            assert "PRIVATE" not in str(caught.value)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Trio's resolver thread may live
@@ -160,7 +176,7 @@ def test_a_child_cannot_use_a_tls_connection(
     side: str, certs: list[dict[str, str | bytes]], trusted: None
 ) -> None:
     """The parent keeps it, and the child sends nothing to the peer."""
-    client, server = finish(tls_pair(certs))
+    client, server = run_outside(tls_pair(certs))
     mine, other = (client, server) if side == "client" else (server, client)
     other.send("unread")
 
@@ -179,7 +195,7 @@ def test_a_child_cannot_use_a_tls_connection(
 
 
 def test_a_socket_dropped_in_a_child_leaves_the_connection_open() -> None:
-    client, server = finish(pair())
+    client, server = run_outside(pair())
 
     def drop() -> None:
         nonlocal client
@@ -205,7 +221,7 @@ def test_a_signal_handler_can_make_blocking_calls_while_a_call_waits() -> None:
             assert d.recv() == b"nested"
             if rounds == 20:
                 b.send("at last")
-            else:  # no nested handlers: one would read the data of another
+            else:  # no nested handlers: each would read the data of the other
                 signal.setitimer(signal.ITIMER_REAL, 0.003)
         signal.signal(signal.SIGALRM, handler)
         signal.setitimer(signal.ITIMER_REAL, 0.001)
@@ -240,7 +256,7 @@ def test_a_child_forked_in_the_middle_of_a_call_gets_an_error() -> None:
 
 
 def test_data_put_back_while_another_thread_reads_is_not_lost() -> None:
-    client, server = finish(pair())
+    client, server = run_outside(pair())
     reading = recv_in_thread(client)
 
     async def put_back() -> None:

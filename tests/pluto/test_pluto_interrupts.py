@@ -1,4 +1,4 @@
-"""Blocking calls of trisock.pluto, interrupted at any moment: no hang, no loss."""
+"""Blocking calls of trisock.pluto can be interrupted at any moment: no hang, no lost data."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from helpers.pluto import run_program
-from helpers.pluto_kit import finish, raw_peer
+from helpers.deadline import DEADLINE
+from helpers.pluto import raw_peer, run_outside, run_program
 from trisock.pluto.blocking import background
 
 # Python 3.10 handles signals when a call has returned. Then a result on the caller's stack is lost.
@@ -16,9 +16,9 @@ lossless = pytest.mark.skipif(
 )
 
 PRELUDE = """
-import os, random, signal, socket as stdlib, sys, threading, time
+import os, random, select, signal, socket as stdlib, sys, threading, time
 import trio
-from trisock.pluto import socket
+from trisock.pluto import socket, trio_thread
 from trisock.pluto.blocking import background
 
 class Alarm(BaseException):
@@ -36,7 +36,7 @@ def disarm():
 interrupts = 0
 
 def attempt(function):
-    '''Make a call that a signal interrupts; return whether it came to its end.'''
+    '''Make a call that a signal may interrupt; return whether it completed.'''
     global interrupts
     try:
         function()
@@ -57,25 +57,32 @@ def peer_of():
 def background_threads():
     return [each for each in threading.enumerate() if each.name == "trisock"]
 
-def check_that_threads_end():
+def check_threads_end():
     background.stop()
-    for each in background_threads():  # an interrupted stop leaves one that is ending
+    for each in background_threads():  # after an interrupted stop, one is still ending
         each.join(5)
     assert threading.active_count() == 1, threading.enumerate()
 
 random.seed(7)
-# CPython drops what a signal handler raises in a weak reference's callback, and reports it.
+# After some interrupts a thread or a caller waits for one of these times. Shorten them.
+trio_thread._MAX_WAKE_SECONDS = 0.01
+trio_thread._POLL_SECONDS, trio_thread._MAX_POLLS = 0.01, 100
+# CPython drops and reports what a signal handler raises in a weak reference's callback.
 sys.unraisablehook = lambda unraisable: None
 signal.signal(signal.SIGALRM, interrupt)
 """
 
 
+def run_interrupted(text: str, times: int) -> str:
+    return run_program(text, prelude=PRELUDE, timeout=DEADLINE * times)
+
+
 @lossless
-def test_interrupted_recv_and_peek_lose_no_byte() -> None:
-    out = run_program(
-        """
+def test_interrupted_recv_and_peek_lose_no_byte(times: int) -> None:
+    out = run_interrupted(
+        f"""
         client, raw = peer_of()
-        sent = bytes(random.randrange(256) for _ in range(100_000))
+        sent = random.randbytes(25_000 * {times})
         def feed():
             for at in range(0, len(sent), 50):
                 raw.sendall(sent[at : at + 50])
@@ -90,30 +97,30 @@ def test_interrupted_recv_and_peek_lose_no_byte() -> None:
                 got.extend(client.recv())
         while not attempt(receive):
             pass
-        print(got == sent, interrupts > 500)
+        print(got == sent, interrupts > 100 * {times})
         """,
-        prelude=PRELUDE,
+        times,
     )
     assert out == "True True\n"
 
 
 @pytest.mark.parametrize("call", ["client.recv()", "listening.accept()", "unanswered()"])
-def test_each_interrupt_ends_a_call_that_waits_forever(call: str) -> None:
-    out = run_program(
+def test_each_interrupt_ends_a_call_that_waits_forever(call: str, times: int) -> None:
+    out = run_interrupted(
         f"""
         client, raw = peer_of()
         listening = socket.listen(0)
         full = stdlib.create_server(("127.0.0.1", 0), backlog=0)
         others = []
-        for _ in range(3):
+        for _ in range(3):  # more than fit: the kernel answers no further SYN
             others.append(stdlib.socket())
             others[-1].setblocking(False)
             others[-1].connect_ex(full.getsockname())
-        time.sleep(0.1)
+        select.select([], others[:1], [], 20)
         def unanswered():
             socket.connect(*full.getsockname())
         longest = 0
-        for number in range(2000):
+        for number in range(500 * {times}):
             try:
                 began = time.monotonic()
                 arm(0.0003 if number % 2 else 0.0015)
@@ -127,14 +134,14 @@ def test_each_interrupt_ends_a_call_that_waits_forever(call: str) -> None:
         other = stdlib.create_connection(("127.0.0.1", listening.port))
         assert listening.accept().getpeer() == other.getsockname()
         """,
-        prelude=PRELUDE,
+        times,
     )
     assert out == "True\n"
 
 
-def test_interrupted_send_connect_close_and_starttls_leave_the_next_call_working() -> None:
-    out = run_program(
-        """
+def test_calls_work_after_an_interrupted_send_connect_close_or_starttls(times: int) -> None:
+    out = run_interrupted(
+        f"""
         host = stdlib.create_server(("127.0.0.1", 0), backlog=128)
         taken = []
         def accept():
@@ -159,7 +166,7 @@ def test_interrupted_send_connect_close_and_starttls_leave_the_next_call_working
             arm()
             if client is not None:
                 client.close()
-        while interrupts < 600:
+        while interrupts < 150 * {times}:
             client = None
             for function in (connect_send_close, connect_starttls, close):
                 attempt(function)
@@ -171,27 +178,28 @@ def test_interrupted_send_connect_close_and_starttls_leave_the_next_call_working
         del client
         print(len(background_threads()))
         """,
-        prelude=PRELUDE,
+        times,
     )
     assert out == "1\n"
 
 
 @lossless
-def test_interrupted_accept_loses_no_client() -> None:
-    out = run_program(
-        """
+def test_interrupted_accept_loses_no_client(times: int) -> None:
+    out = run_interrupted(
+        f"""
+        clients = 100 * {times}
         listening = socket.listen(0)
         addresses = []
-        def come():
-            for _ in range(300):
+        def connect():
+            for _ in range(clients):
                 with stdlib.create_connection(("127.0.0.1", listening.port)) as raw:
                     addresses.append(raw.getsockname())
                     raw.recv(1)
-        coming = threading.Thread(target=come, daemon=True)
-        coming.start()
+        connecting = threading.Thread(target=connect, daemon=True)
+        connecting.start()
         served = []
         def serve():
-            while len(served) < 300:
+            while len(served) < clients:
                 disarm()
                 for each in served[-1:]:
                     each.close()
@@ -202,34 +210,34 @@ def test_interrupted_accept_loses_no_client() -> None:
         while not attempt(serve):
             pass
         served[-1].close()
-        coming.join()  # the last client may be accepted before it notes its address
-        print([each.getpeer() for each in served] == addresses, interrupts > 50)
+        connecting.join()  # the last client may be accepted before it notes its address
+        print([each.getpeer() for each in served] == addresses, interrupts > clients / 6)
         """,
-        prelude=PRELUDE,
+        times,
     )
     assert out == "True True\n"
 
 
-def test_interrupts_in_stop_and_start_leave_no_thread_behind() -> None:
-    run_program(
-        """
+def test_an_interrupted_stop_or_start_leaves_no_thread(times: int) -> None:
+    run_interrupted(
+        f"""
         client, raw = peer_of()
         def stop_and_start():
             arm(0.0006)
             background.stop()
             client.isopen()
             background.stop()
-        while interrupts < 300:
+        while interrupts < 300 * {times}:
             attempt(stop_and_start)
             assert len(background_threads()) <= 3
         client.isopen()
-        check_that_threads_end()
+        check_threads_end()
         """,
-        prelude=PRELUDE,
+        times,
     )
 
 
-# ---- at each line: a signal comes at one moment, a trace function raises at all of them ----
+# ---- every line: a signal comes at one moment, a trace function can raise at each ----
 
 INJECT = (
     PRELUDE
@@ -239,22 +247,21 @@ OURS = os.path.dirname(sys.modules["trisock"].__file__)
 class Injected(BaseException):
     pass
 
-def lines_of(call, at, second=None):
-    '''Make a call, and raise at the at-th line of trisock that this thread reaches.
+def raise_at(line, call, again_after=None):
+    '''Make a call. Raise at this line, counting the lines of trisock that this thread runs.
 
-    Raise again after so many more lines. Return the result, or None, and the number of lines.
+    Raise a second time after again_after more lines. Return the result, or None, and the number
+    of lines.
     '''
+    lines = [line] if again_after is None else [line, line + again_after]
     count = 0
-    again = None
     def trace(frame, event, arg):
-        nonlocal count, again
+        nonlocal count
         if not frame.f_code.co_filename.startswith(OURS):
             return None
         if event == "line":
             count += 1
-            if count == at or (again is not None and count == again):
-                if count == at and second is not None:
-                    again = at + second
+            if count in lines:
                 raise Injected
         return trace
     sys.settrace(trace)
@@ -266,49 +273,52 @@ def lines_of(call, at, second=None):
         sys.settrace(None)
 
 def check_opens(opens):
-    '''Only the first lines may leave it open: they look like those before the call.'''
+    '''Only the first lines may leave it open: for the caller, the call has not begun.'''
     first = opens.index(False)
     assert len(opens) > 20 and first < 15 and not any(opens[first:]), opens
 """
 )
 
 
-@pytest.mark.parametrize("second", [None, 1, 2, 3, 4, 5, 6, 7])
+def run_injected(text: str) -> str:
+    return run_program(text, prelude=INJECT)
+
+
 @pytest.mark.parametrize("stopped", [False, True])
-def test_an_exception_at_any_line_of_recv_loses_no_byte(second: int | None, stopped: bool) -> None:
-    out = run_program(
+def test_an_exception_at_any_line_of_recv_loses_no_byte(stopped: bool) -> None:
+    run_injected(
         f"""
         client, raw = peer_of()
-        interrupted = 0
-        for at in range(1, 1000):
-            if {stopped}:
-                background.stop()
-            raw.sendall(b"%d." % at)
-            client.peek() if {stopped} and at % 2 else None
-            result, count = lines_of(client.recv, at, {second})
-            interrupted += result is None
-            got = result or b""
-            while not got.endswith(b"."):
-                got += client.recv()
-            assert got == b"%d." % at, (at, got)
-            if count < at:
-                break
-        print(interrupted == at - 1, at > 20)
-        check_that_threads_end()
-        """,
-        prelude=INJECT,
+        for second in (None, 1, 2, 3, 4, 5, 6, 7):
+            interrupted = 0
+            for line in range(1, 1000):
+                if {stopped}:
+                    background.stop()
+                raw.sendall(b"%d." % line)
+                if {stopped} and line % 2:
+                    client.peek()
+                result, count = raise_at(line, client.recv, second)
+                interrupted += result is None
+                received = result or b""
+                while not received.endswith(b"."):
+                    received += client.recv()
+                assert received == b"%d." % line, (second, line, received)
+                if count < line:
+                    break
+            assert interrupted == line - 1 > 19, (second, line, interrupted)
+        check_threads_end()
+        """
     )
-    assert out == "True True\n"
 
 
 def test_an_exception_at_any_line_of_close_still_closes() -> None:
-    run_program(
+    run_injected(
         """
         opens = []
-        for at in range(1, 1000):
+        for line in range(1, 1000):
             client, raw = peer_of()
-            result, count = lines_of(client.close, at)
-            if count < at:
+            result, count = raise_at(line, client.close)
+            if count < line:
                 break
             opens.append(client.isopen())
             assert opens[-1] or client.send("x") is False
@@ -319,13 +329,12 @@ def test_an_exception_at_any_line_of_close_still_closes() -> None:
                     pass
             raw.close()
         check_opens(opens)
-        """,
-        prelude=INJECT,
+        """
     )
 
 
 def test_an_exception_at_any_line_of_starttls_leaves_nothing_open() -> None:
-    run_program(
+    run_injected(
         """
         import ssl, trustme
         authority = trustme.CA()
@@ -345,20 +354,19 @@ def test_an_exception_at_any_line_of_starttls_leaves_nothing_open() -> None:
                 pass
 
         opens = []
-        for at in range(1, 1000):
+        for line in range(1, 1000):
             client, raw = peer_of()
-            shaking = threading.Thread(target=handshake, args=(raw,))
-            shaking.start()
-            result, count = lines_of(lambda: client.starttls([certificate]), at)
+            peer = threading.Thread(target=handshake, args=(raw,))
+            peer.start()
+            result, count = raise_at(line, lambda: client.starttls([certificate]))
             opens.append(client.isopen())
             client.close()
-            shaking.join()
-            if count < at:
+            peer.join()
+            if count < line:
                 assert opens.pop() and result is True
                 break
         check_opens(opens)
-        """,
-        prelude=INJECT,
+        """
     )
 
 
@@ -376,16 +384,16 @@ def test_an_exception_at_any_line_of_starttls_leaves_nothing_open() -> None:
         "client.recv()",
     ],
 )
-def test_an_exception_at_any_line_leaves_the_next_calls_working(call: str) -> None:
-    run_program(
+def test_calls_work_after_an_exception_at_any_line(call: str) -> None:
+    run_injected(
         f"""
         client, raw = peer_of()
         listening = socket.listen(0)
         port = listening.port
-        for at in range(1, 1000):
+        for line in range(1, 1000):
             other = stdlib.create_connection(("127.0.0.1", port))
             raw.sendall(b"y")
-            result, count = lines_of(lambda: {call}, at, at % 5 or None)
+            result, count = raise_at(line, lambda: {call}, line % 5 or None)
             if "accept" not in {call!r} or result is None:
                 result = listening.accept()
             result.close()
@@ -393,24 +401,23 @@ def test_an_exception_at_any_line_leaves_the_next_calls_working(call: str) -> No
             while client.peek():
                 client.recv()
             other.close()
-            if count < at:
+            if count < line:
                 break
-        assert at > 3
+        assert line > 3
         assert client.send("x")
-        check_that_threads_end()
-        """,
-        prelude=INJECT,
+        check_threads_end()
+        """
     )
 
 
 @pytest.mark.usefixtures("bounded")
-def test_a_starttls_interrupted_before_it_starts_closes_the_socket(
+def test_starttls_interrupted_before_it_starts_closes_the_socket(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def interrupt(_: object) -> None:  # at the latest moment before the thread has the call
+    def interrupt(_: object) -> None:  # at the last moment before the thread has the call
         raise KeyboardInterrupt
 
-    client, raw = finish(raw_peer())
+    client, raw = run_outside(raw_peer())
     with raw:
         with monkeypatch.context() as patched:
             patched.setattr(background, "result_of", interrupt)

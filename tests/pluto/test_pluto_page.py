@@ -6,7 +6,7 @@ import socket as stdlib
 
 import pytest
 
-from helpers.pluto_kit import Thread, in_thread, serve_once
+from helpers.pluto import Thread, in_thread, serve_once
 from trisock.pluto import async_socket, scheduler, socket
 
 pytestmark = pytest.mark.usefixtures("bounded")  # some of these calls block
@@ -33,7 +33,7 @@ def test_page_unrecv_example(capsys: pytest.CaptureFixture[str]) -> None:
 def test_page_bind_and_starttls_examples(
     certs: list[dict[str, str | bytes]], trusted: None
 ) -> None:
-    """The TLS server and the TLS client of the page, one in each of the two worlds."""
+    """The TLS server and the TLS client of the page, one on each side."""
     sched = scheduler()
 
     async def handler(s: async_socket) -> None:

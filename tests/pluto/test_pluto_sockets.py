@@ -1,4 +1,4 @@
-"""Pluto's sockets and listeners in the clear: each name of the page, inside Trio and outside it."""
+"""Pluto's sockets and listeners in plain text: each name of the page, inside Trio and outside."""
 
 from __future__ import annotations
 
@@ -12,18 +12,22 @@ import trio
 import trio.testing
 
 from helpers.authority import Authority
-from helpers.pluto import client_waits, no_descriptors, reset, tls_pair
-from helpers.pluto_kit import (
+from helpers.pluto import (
     Thread,
-    arrived,
     both_sides,
+    checkpoint,
     got,
     inside,
     pair,
+    raise_emfile,
     raw_peer,
+    recv_all,
+    reset,
+    run_both,
     starttls_on_both,
-    together,
-    wait_a_pass,
+    tls_pair,
+    wait_for_client,
+    wait_readable,
 )
 from trisock.pluto import async_socket, listener, socket
 
@@ -73,7 +77,7 @@ async def test_connect_returns_none_for_a_name_that_does_not_resolve(
 
 @both_sides
 @pytest.mark.parametrize(("host", "port"), [("a..b", 80), ("x" * 64, 80), ("localhost", 65536)])
-async def test_connect_returns_none_for_an_impossible_host_or_port(
+async def test_connect_returns_none_for_an_invalid_host_or_port(
     host: str, port: int, reasons: Callable[[], list[str]]
 ) -> None:
     assert await got(socket.connect(host, port)) is None
@@ -90,7 +94,7 @@ async def test_connect_raises_type_error_for_a_port_that_is_text() -> None:
 
 
 @both_sides
-async def test_listen_returns_a_listener_at_once() -> None:
+async def test_listen_returns_a_listener_immediately() -> None:
     listening = socket.listen(0)
     assert isinstance(listening, listener)
     assert 0 < listening.port < 65536
@@ -99,7 +103,7 @@ async def test_listen_returns_a_listener_at_once() -> None:
 
 
 @both_sides
-async def test_listen_returns_none_for_a_port_that_is_taken_or_impossible(
+async def test_listen_returns_none_for_a_port_that_is_taken_or_invalid(
     reasons: Callable[[], list[str]],
 ) -> None:
     assert socket.listen(65536) is None
@@ -123,7 +127,7 @@ async def test_send_sends_str_as_utf8_and_bytes(data: str | bytes) -> None:
 
 
 @both_sides
-async def test_calls_can_be_written_with_the_socket_instance_first() -> None:
+async def test_calls_take_the_socket_as_their_first_argument() -> None:
     client, server = await pair()
     assert await got(socket.send(client, "hello")) is True
     assert await got(socket.recv(server)) == b"hello"
@@ -167,7 +171,7 @@ async def test_recv_returns_one_record_under_tls(
 @both_sides
 async def test_recv_waits_for_a_chunk() -> None:
     client, server = await pair()
-    results = await together(lambda: got(server.recv()), lambda: got(client.send("late")))
+    results = await run_both(lambda: got(server.recv()), lambda: got(client.send("late")))
     assert results == (b"late", True)
 
 
@@ -181,7 +185,7 @@ async def test_recv_returns_none_when_the_peer_has_closed() -> None:
 
 
 @both_sides
-async def test_recv_returns_none_when_the_connection_broke(
+async def test_recv_returns_none_after_a_reset(
     reasons: Callable[[], list[str]],
 ) -> None:
     client, raw = await raw_peer()
@@ -198,17 +202,17 @@ async def test_peek_returns_what_recv_would_and_consumes_nothing() -> None:
     client, raw = await raw_peer()
     with raw:
         raw.sendall(b"hello")
-        await arrived(client)
+        await wait_readable(client)
         assert [await got(client.peek()) for _ in range(2)] == [b"hello"] * 2
         assert await got(client.recv()) == b"hello"
 
 
 @both_sides
-async def test_peek_returns_none_when_there_is_no_message() -> None:
+async def test_peek_returns_none_if_no_data_is_pending() -> None:
     client, raw = await raw_peer()
     assert await got(client.peek()) is None
     raw.close()
-    await arrived(client)
+    await wait_readable(client)
     assert await got(client.peek()) is None
 
 
@@ -241,7 +245,7 @@ async def test_unrecv_gives_a_client_hello_back_to_starttls(
     client, raw = await raw_peer()  # the side that connected may be the TLS server
     peer, incoming, outgoing = client_hello(authority)
     raw.sendall(outgoing.read())
-    await arrived(client)
+    await wait_readable(client)
     if how == "unrecv":
         client.unrecv(await got(client.recv()))
     else:
@@ -295,36 +299,36 @@ async def test_a_closed_socket_neither_sends_nor_receives(
 
 
 @both_sides
-async def test_getpeer_and_getside_tell_who_talks_to_whom() -> None:
+async def test_getpeer_and_getside_work_before_and_after_close() -> None:
     client, raw = await raw_peer()
     with raw:
-        for _ in range(2):  # after close, too
+        for _ in range(2):  # the second time after close
             assert client.getpeer() == raw.getsockname()
             assert client.getside() == "client"
             await got(client.close())
 
 
 @both_sides
-async def test_close_loses_nothing_that_was_sent() -> None:
+async def test_close_delivers_all_sent_data() -> None:
     client, raw = await raw_peer()
     with raw:
         message = bytes(range(256)) * 4000
-        thread = Thread(lambda: b"".join(iter(lambda: raw.recv(65536), b"")))
+        receiving = Thread(lambda: recv_all(raw))
         await got(client.send(message))
         assert await got(client.close()) is None
-        assert thread.result() == message
+        assert receiving.result() == message
         await got(client.close())  # does nothing
 
 
 @both_sides
-async def test_isopen_is_false_when_the_peers_end_has_been_read() -> None:
+async def test_isopen_is_true_until_all_data_has_been_read() -> None:
     client, raw = await raw_peer()
     raw.sendall(b"last")
     raw.close()
-    await arrived(client)
+    await wait_readable(client)
     assert client.isopen()
     assert await got(client.recv()) == b"last"
-    await arrived(client)
+    await wait_readable(client)
     assert not client.isopen()
 
 
@@ -339,7 +343,7 @@ async def test_repr_names_class_and_connection() -> None:
 
 
 @both_sides
-async def test_accept_returns_at_once_if_there_is_a_client() -> None:
+async def test_accept_returns_immediately_if_a_client_is_pending() -> None:
     listening = socket.listen(0)
     with stdlib.create_connection(("127.0.0.1", listening.port)) as raw:
         s = await got(listening.accept())
@@ -350,7 +354,7 @@ async def test_accept_returns_at_once_if_there_is_a_client() -> None:
 @both_sides
 async def test_accept_waits_for_a_client() -> None:
     listening = socket.listen(0)
-    server, client = await together(
+    server, client = await run_both(
         lambda: got(listening.accept()),
         lambda: got(socket.connect("127.0.0.1", listening.port)),
     )
@@ -370,35 +374,34 @@ async def test_closing_a_listener_ends_an_accept_that_waits() -> None:
     listening = socket.listen(0)
 
     async def close() -> None:
-        with contextlib.suppress(trio.BusyResourceError):  # until the other is in accept
-            while listening._listening._accepting.in_use is False:
-                await got(wait_a_pass())
+        while not listening._listening._accepting.in_use:
+            await got(checkpoint())
         await got(listening.close())
 
-    assert await together(lambda: got(listening.accept()), close) == (None, None)
+    assert await run_both(lambda: got(listening.accept()), close) == (None, None)
 
 
 @both_sides
-async def test_accept_raises_oserror_when_there_are_no_descriptors_left(
+async def test_accept_raises_oserror_if_no_descriptors_are_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     listening = socket.listen(0)
-    monkeypatch.setattr(listening._listening._listening, "accept_from", no_descriptors)
+    monkeypatch.setattr(listening._listening._listening, "accept_from", raise_emfile)
     with pytest.raises(OSError, match="Too many open files"):
         await got(listening.accept())
 
 
 @both_sides
-async def test_hasconnection_tells_whether_there_is_a_client() -> None:
+async def test_hasconnection_is_true_while_a_client_is_pending() -> None:
     listening = socket.listen(0)
     assert listening.hasconnection() is False
     with stdlib.create_connection(("127.0.0.1", listening.port)):
-        await client_waits(listening)
+        await wait_for_client(listening)
         assert listening.hasconnection() is True
         assert await got(listening.accept()) is not None
         assert listening.hasconnection() is False
     with stdlib.create_connection(("127.0.0.1", listening.port)):
-        await client_waits(listening)
+        await wait_for_client(listening)
         await got(listening.close())
         assert listening.hasconnection() is False
 
@@ -407,7 +410,7 @@ async def test_hasconnection_tells_whether_there_is_a_client() -> None:
 async def test_hasconnection_guarantees_that_the_next_accept_does_not_wait() -> None:
     listening = socket.listen(0)
     raw = stdlib.create_connection(("127.0.0.1", listening.port))
-    await client_waits(listening)
-    reset(raw)  # even if the client has gone by then
+    await wait_for_client(listening)
+    reset(raw)  # even if the client has left since
     s = await got(listening.accept())
     assert await got(s.recv()) is None

@@ -13,8 +13,15 @@ import trustme
 
 from helpers.authority import Authority
 from helpers.pairs import clog, unix_pair
-from helpers.pluto import tls_pair
-from helpers.pluto_kit import both_sides, got, mapping, pair, raw_peer, starttls_on_both
+from helpers.pluto import (
+    both_sides,
+    got,
+    pair,
+    pluto_certificate,
+    raw_peer,
+    starttls_on_both,
+    tls_pair,
+)
 from trisock import ClientTLS, ServerTLS
 from trisock.pluto import async_socket
 
@@ -72,8 +79,9 @@ async def test_starttls_returns_none_if_tls_is_in_use_already(
 
 @both_sides
 async def test_starttls_takes_several_certificates(authority: Authority, trusted: None) -> None:
-    several = [mapping(authority.ca.issue_cert(name)) for name in ("one.example", "two.example")]
-    for name in ("one.example", "two.example"):
+    names = ("one.example", "two.example")
+    several = [pluto_certificate(authority.ca.issue_cert(name)) for name in names]
+    for name in names:
         client, server = await pair()
         assert await starttls_on_both(client, server, name, several) == (True, True)
 
@@ -81,7 +89,7 @@ async def test_starttls_takes_several_certificates(authority: Authority, trusted
 @both_sides
 async def test_starttls_takes_every_type_of_key(authority: Authority, trusted: None) -> None:
     for kind in trustme.KeyType:
-        given = [mapping(authority.ca.issue_cert("localhost", key_type=kind))]
+        given = [pluto_certificate(authority.ca.issue_cert("localhost", key_type=kind))]
         client, server = await pair()
         assert await starttls_on_both(client, server, "localhost", given) == (True, True)
 

@@ -6,16 +6,19 @@ import collections
 import errno
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
 
 import pytest
 import trio
 
+from helpers.pluto import Thread, refuse_thread
 from trisock.pluto import socket, trio_thread
 from trisock.pluto.blocking import background, log_reason
 from trisock.pluto.call import Call, Item, Stop
 from trisock.pluto.trio_thread import ThreadStartError, _Thread
+
+pytestmark = pytest.mark.usefixtures("bounded")  # some of these calls block
 
 
 async def answer() -> str:
@@ -26,28 +29,26 @@ def new_thread(*items: Item) -> _Thread:
     return _Thread(collections.deque(items), {}, os.getpid())
 
 
-def launched(thread: _Thread) -> None:
-    """Launch it and wait for its end."""
+def run_to_end(thread: _Thread) -> None:
+    """Launch a thread and wait for its end."""
     thread.launch()
     assert thread.thread is not None
     thread.thread.join()
     assert thread.over
 
 
-def stopped() -> None:
-    """Stop the thread from another one, also where it is just ending a call."""
+def stop_in_thread() -> None:
+    """Stop the background thread from another thread, even if it is just ending a call."""
 
     def stop() -> None:
         while os.getpid() in background._current:
             background.stop()
 
-    stopping = threading.Thread(target=stop)
-    stopping.start()
-    stopping.join()
+    Thread(stop).result()
 
 
 def after_wake(monkeypatch: pytest.MonkeyPatch, then: Callable[[], None]) -> None:
-    """Have something happen once: when a caller has woken the thread, before it waits."""
+    """Call a function once, after a caller has woken the thread and before it waits."""
     wake = _Thread.wake
 
     def patched(thread: _Thread) -> None:
@@ -58,14 +59,34 @@ def after_wake(monkeypatch: pytest.MonkeyPatch, then: Callable[[], None]) -> Non
     monkeypatch.setattr(_Thread, "wake", patched)
 
 
-def test_where_no_thread_can_start_calls_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: threading.Thread) -> NoReturn:
-        raise RuntimeError("can't start new thread")
+def stop_during_call(
+    monkeypatch: pytest.MonkeyPatch, then: Callable[[], None] = lambda: None
+) -> Callable[[], Awaitable[str]]:
+    """Return a function to call. The thread runs it and ends before the caller has its result."""
+    begun = threading.Event()
 
+    async def begin() -> str:
+        begun.set()
+        return "result"
+
+    def stop() -> None:
+        begun.wait()
+        stop_in_thread()
+        then()
+
+    after_wake(monkeypatch, stop)
+    return begin
+
+
+def interrupt() -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def test_calls_fail_if_no_thread_can_start(monkeypatch: pytest.MonkeyPatch) -> None:
     call, stop = Call(answer, None), Stop()
     thread = new_thread(call, stop)
     with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", refuse)
+        patch.setattr(threading.Thread, "start", refuse_thread)
         with pytest.raises(RuntimeError, match="can't start new thread"):
             background.call(answer)
         thread.launch()
@@ -86,17 +107,17 @@ def test_a_start_that_fails_late_leaves_no_thread(monkeypatch: pytest.MonkeyPatc
     thread = new_thread(call)
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", start_and_fail)
-        launched(thread)
+        run_to_end(thread)
     assert type(call.error) is MemoryError
 
 
-def test_stop_ends_where_no_thread_can_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stop_returns_if_no_thread_can_be_created(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(**_: object) -> NoReturn:
         raise MemoryError
 
     pid = os.getpid()
     background.stop()
-    # An interrupted call has made it, and not launched it.
+    # An interrupted call has created a thread, and not launched it.
     background._current[pid] = _Thread(background._inbox, background._current, pid)
     with monkeypatch.context() as patch:
         patch.setattr(threading, "Thread", refuse)
@@ -105,7 +126,7 @@ def test_stop_ends_where_no_thread_can_be_made(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("failure", [OSError(errno.EMFILE, "too many"), ValueError("odd")])
-def test_where_trio_fails_so_do_the_calls(
+def test_calls_raise_what_trio_raises_in_the_thread(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, failure: Exception
 ) -> None:
     def fail(*_: object) -> NoReturn:
@@ -122,7 +143,7 @@ def test_where_trio_fails_so_do_the_calls(
     assert background.call(answer) == "result"
 
 
-def test_calls_behind_a_stop_are_left_to_the_next_thread() -> None:
+def test_calls_queued_behind_a_stop_go_to_the_next_thread() -> None:
     stop, behind = Stop(), Call(answer, None)
 
     async def be_abandoned() -> None:
@@ -133,47 +154,25 @@ def test_calls_behind_a_stop_are_left_to_the_next_thread() -> None:
 
     first = Call(be_abandoned, None)
     thread = new_thread(first)
-    launched(thread)
+    run_to_end(thread)
     assert stop.agreed
     assert list(thread._inbox) == [behind]
 
 
-def test_a_result_is_returned_when_the_thread_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    begun = threading.Event()
-
-    async def begin() -> str:
-        begun.set()
-        return "result"
-
-    def end() -> None:
-        begun.wait()
-        stopped()
-
+def test_a_result_is_returned_after_the_thread_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     background.call(answer)
-    after_wake(monkeypatch, end)
-    assert background.call(begin) == "result"
+    assert background.call(stop_during_call(monkeypatch)) == "result"
 
 
-def test_a_new_thread_takes_the_result_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    begun = threading.Event()
-
-    async def begin() -> str:
-        begun.set()
-        return "result"
-
-    def end() -> None:
-        begun.wait()
-        stopped()
-        raise KeyboardInterrupt
-
+def test_a_new_thread_undoes_an_interrupted_result(monkeypatch: pytest.MonkeyPatch) -> None:
     undone: list[str] = []
-    after_wake(monkeypatch, end)
+    begin = stop_during_call(monkeypatch, interrupt)
     with pytest.raises(KeyboardInterrupt):
         background.call(begin, undone.append)
     assert undone == ["result"]
 
 
-def test_an_interrupted_call_that_does_not_end_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_call_that_hangs_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     begun = threading.Event()
     released: list[tuple[trio.lowlevel.TrioToken, trio.Event]] = []
 
@@ -185,13 +184,13 @@ def test_an_interrupted_call_that_does_not_end_is_left(monkeypatch: pytest.Monke
             await release.wait()
         return "late"
 
-    def interrupt() -> None:
+    def interrupt_it() -> None:
         begun.wait()
-        raise KeyboardInterrupt
+        interrupt()
 
     monkeypatch.setattr(trio_thread, "_POLL_SECONDS", 0.001)
     undone: list[str] = []
-    after_wake(monkeypatch, interrupt)
+    after_wake(monkeypatch, interrupt_it)
     with pytest.raises(KeyboardInterrupt):
         background.call(stay, undone.append)
     assert undone == []
@@ -201,28 +200,27 @@ def test_an_interrupted_call_that_does_not_end_is_left(monkeypatch: pytest.Monke
     assert undone == ["late"]
 
 
-def test_stop_waits_for_an_answer_of_a_busy_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stop_waits_until_a_busy_thread_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     begun, go_on = threading.Event(), threading.Event()
 
     async def block() -> None:
         begun.set()
         go_on.wait()
 
-    blocking = threading.Thread(target=background.call, args=(block,))
-    blocking.start()
+    blocking = Thread(lambda: background.call(block))
     begun.wait()
     monkeypatch.setattr(trio_thread, "_POLL_SECONDS", 0.001)
-    # By its second look the first was in vain.
+    # Only after its first poll got no answer.
     after_wake(monkeypatch, lambda: after_wake(monkeypatch, go_on.set))
     background.stop()
-    blocking.join()
+    blocking.result()
     assert background.call(answer) == "result"
 
 
-def test_two_threads_can_stop_it_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_threads_can_stop_the_thread_concurrently(monkeypatch: pytest.MonkeyPatch) -> None:
     def overtaken() -> Stop:
         monkeypatch.setattr(trio_thread, "Stop", Stop)
-        stopped()
+        stop_in_thread()
         return Stop()
 
     background.call(answer)
@@ -232,8 +230,8 @@ def test_two_threads_can_stop_it_at_once(monkeypatch: pytest.MonkeyPatch) -> Non
     assert background.call(answer) == "result"
 
 
-def test_a_cancellation_that_was_kept_is_an_error_of_its_call() -> None:
-    async def raise_kept() -> None:
+def test_a_late_cancelled_exception_fails_its_own_call() -> None:
+    async def raise_late() -> None:
         kept: Any = None
         with trio.CancelScope() as scope:
             scope.cancel()
@@ -245,7 +243,7 @@ def test_a_cancellation_that_was_kept_is_an_error_of_its_call() -> None:
         raise kept
 
     with pytest.raises(RuntimeError, match="cancel scope"):
-        background.call(raise_kept)
+        background.call(raise_late)
     assert background.call(answer) == "result"
 
 
@@ -256,7 +254,7 @@ def test_a_failure_after_the_result_changes_nothing() -> None:
     assert (call.value, call.error) == ("result", None)
 
 
-def test_a_reason_that_cannot_be_printed_is_named(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unprintable_reason_is_logged_as_its_type(caplog: pytest.LogCaptureFixture) -> None:
     class SilentError(Exception):
         def __str__(self) -> str:
             raise ValueError
@@ -266,7 +264,7 @@ def test_a_reason_that_cannot_be_printed_is_named(caplog: pytest.LogCaptureFixtu
     assert [record.getMessage() for record in caplog.records] == ["connect: SilentError"]
 
 
-def test_a_client_taken_back_by_a_closed_listener_is_dropped() -> None:
+def test_a_client_returned_to_a_closed_listener_is_closed() -> None:
     listening: Any = socket.listen(0)
     client: Any = socket.connect("127.0.0.1", listening.port)
     accepted = listening.accept()

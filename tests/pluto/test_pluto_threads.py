@@ -18,21 +18,31 @@ import trio.testing
 from helpers.deadline import DEADLINE
 from helpers.pluto import (
     STRICT,
+    Thread,
     background_threads,
     in_child,
-    no_descriptors,
-    no_new_thread,
+    in_thread,
+    pair,
+    raise_emfile,
+    raw_peer,
     recv_in_thread,
+    refuse_thread,
+    run_outside,
     run_program,
+    signal_main_thread,
 )
-from helpers.pluto_kit import Thread, finish, in_thread, pair, raise_in_main, raw_peer
 from trisock.pluto import socket
 from trisock.pluto.trio_thread import TrioThread
 
 pytestmark = pytest.mark.usefixtures("bounded")  # some of these calls block
 
-# ---- the wrong side ----
 
+def converse(client: Any, server: Any) -> None:
+    client.send("hello")
+    assert server.recv() == b"hello"
+
+
+# ---- the wrong side ----
 
 CALLS: list[Callable[[Any], Any]] = [
     lambda s: s.send("x"),
@@ -52,7 +62,7 @@ LISTENER_CALLS: list[Callable[[Any], Any]] = [
 ]
 
 
-def refused(s: Any, listening: Any, why: str) -> None:
+def check_refused(s: Any, listening: Any, why: str) -> None:
     for thing, calls in ((s, CALLS), (listening, LISTENER_CALLS)):
         for call in calls:
             with pytest.raises(RuntimeError, match=f"this {type(thing).__name__} was {why}"):
@@ -63,31 +73,30 @@ def refused(s: Any, listening: Any, why: str) -> None:
 
 
 def test_objects_made_outside_trio_cannot_be_used_inside() -> None:
-    client, server = finish(pair())
+    client, server = run_outside(pair())
     listening = socket.listen(0)
 
     async def use() -> None:
-        refused(client, listening, "made outside Trio: it cannot be used inside Trio")
+        check_refused(client, listening, "made outside Trio: it cannot be used inside Trio")
 
     trio.run(use)
-    client.send("still works")
-    assert server.recv() == b"still works"
+    converse(client, server)
 
 
 def test_objects_made_inside_trio_belong_to_that_run() -> None:
     made = []
+    why = "made inside Trio: it cannot be used"
 
     async def make() -> None:
-        made.extend([*await pair(), socket.listen(0)])
-        await in_thread(
-            lambda: refused(made[0], made[2], "made inside Trio: it cannot be used outside Trio")
-        )
+        client, _ = await pair()
+        made.extend([client, socket.listen(0)])
+        await in_thread(lambda: check_refused(*made, f"{why} outside Trio"))
 
     async def use() -> None:
-        refused(made[0], made[2], "made inside Trio: it cannot be used in another run of Trio")
+        check_refused(*made, f"{why} in another run of Trio")
 
     trio.run(make)
-    refused(made[0], made[2], "made inside Trio: it cannot be used outside Trio")
+    check_refused(*made, f"{why} outside Trio")
     trio.run(use)
 
 
@@ -96,7 +105,7 @@ def test_objects_made_inside_trio_belong_to_that_run() -> None:
 
 def test_several_threads_use_different_sockets_at_once() -> None:
     def exchange(number: int) -> None:
-        client, server = finish(pair())
+        client, server = run_outside(pair())
         for n in range(50):
             client.send(f"{number} {n}")
             assert server.recv() == f"{number} {n}".encode()
@@ -106,7 +115,7 @@ def test_several_threads_use_different_sockets_at_once() -> None:
 
 
 def test_one_thread_reads_while_another_writes_on_one_socket() -> None:
-    client, raw = finish(raw_peer())
+    client, raw = run_outside(raw_peer())
     with raw:
         reading = recv_in_thread(client)
         client.send("question")
@@ -116,7 +125,7 @@ def test_one_thread_reads_while_another_writes_on_one_socket() -> None:
 
 
 def test_two_threads_cannot_read_from_one_socket_at_once() -> None:
-    client, raw = finish(raw_peer())
+    client, raw = run_outside(raw_peer())
     with raw:
         reading = recv_in_thread(client)
         for call in (client.recv, client.peek, lambda: client.unrecv("x")):
@@ -127,7 +136,7 @@ def test_two_threads_cannot_read_from_one_socket_at_once() -> None:
 
 
 def test_close_in_another_thread_ends_a_recv() -> None:
-    client, raw = finish(raw_peer())
+    client, raw = run_outside(raw_peer())
     with raw:
         reading = recv_in_thread(client)
         client.close()
@@ -139,6 +148,7 @@ def test_close_in_another_thread_ends_a_recv() -> None:
 
 @contextlib.contextmanager
 def no_descriptors_left() -> Iterator[None]:
+    """Use up the process's descriptors."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     taken: list[int] = []
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
@@ -153,51 +163,51 @@ def no_descriptors_left() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_a_failed_start_is_an_oserror_and_later_calls_work(own: TrioThread) -> None:
+def test_a_failed_start_is_an_oserror_and_later_calls_work(own_thread: TrioThread) -> None:
     with no_descriptors_left():
         for _ in range(2):
             with pytest.raises(OSError, match="Too many open files"):
-                own.call(trio.lowlevel.checkpoint)
-    own.stop()  # works for a thread that has failed, too
-    own.call(trio.lowlevel.checkpoint)
+                own_thread.call(trio.lowlevel.checkpoint)
+    own_thread.stop()  # works for a thread that has failed, too
+    own_thread.call(trio.lowlevel.checkpoint)
     with no_descriptors_left():
-        own.call(trio.lowlevel.checkpoint)  # it is running
-    own.stop()
+        own_thread.call(trio.lowlevel.checkpoint)  # it is running
+    own_thread.stop()
     with no_descriptors_left(), pytest.raises(OSError, match="Too many open files"):
-        own.call(trio.lowlevel.checkpoint)
-    own.call(trio.lowlevel.checkpoint)  # in another one
+        own_thread.call(trio.lowlevel.checkpoint)
+    own_thread.call(trio.lowlevel.checkpoint)  # in another one
 
 
 def test_ctrl_c_during_a_failed_start_is_a_keyboard_interrupt(
-    own: TrioThread, monkeypatch: pytest.MonkeyPatch
+    own_thread: TrioThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = trio.run
     interrupted = threading.Event()
 
     def fail(*_: Any) -> None:
         monkeypatch.setattr(trio, "run", run)
-        raise_in_main()
+        signal_main_thread()
         interrupted.wait(DEADLINE)
-        no_descriptors()
+        raise_emfile()
 
     monkeypatch.setattr(trio, "run", fail)
     with pytest.raises(KeyboardInterrupt):
-        own.call(trio.lowlevel.checkpoint)
+        own_thread.call(trio.lowlevel.checkpoint)
     failing = background_threads()
     interrupted.set()
     for each in failing:
         each.join()
-    own.call(trio.lowlevel.checkpoint)
+    own_thread.call(trio.lowlevel.checkpoint)
 
 
-def test_a_thread_that_the_system_refuses_leaves_nothing_behind(
-    own: TrioThread, monkeypatch: pytest.MonkeyPatch
+def test_calls_work_after_the_system_refused_a_thread(
+    own_thread: TrioThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(threading.Thread, "start", no_new_thread)
+        patched.setattr(threading.Thread, "start", refuse_thread)
         with pytest.raises(RuntimeError, match="new thread"):
-            own.call(trio.lowlevel.checkpoint)
-    own.call(trio.lowlevel.checkpoint)
+            own_thread.call(trio.lowlevel.checkpoint)
+    own_thread.call(trio.lowlevel.checkpoint)
 
 
 def test_the_thread_starts_with_the_first_call() -> None:
@@ -238,26 +248,21 @@ def test_a_process_with_open_sockets_ends_silently() -> None:
 # ---- fork ----
 
 
-def converse(client: Any, server: Any) -> None:
-    client.send("hello")
-    assert server.recv() == b"hello"
-
-
-def test_fork_before_the_first_call() -> None:
+def test_child_and_parent_work_after_a_fork_before_the_first_call() -> None:
     listening = socket.listen(0)
-    in_child(lambda: converse(*finish(pair())))
+    in_child(lambda: converse(*run_outside(pair())))
     in_child(lambda: converse(socket.connect("127.0.0.1", listening.port), listening.accept()))
-    converse(*finish(pair()))
+    converse(*run_outside(pair()))
 
 
-def test_child_and_parent_go_on_after_a_fork() -> None:
-    client, server = finish(pair())
+def test_child_and_parent_work_after_a_fork() -> None:
+    client, server = run_outside(pair())
     converse(client, server)
 
     def go_on() -> None:
         assert not background_threads()
         converse(server, client)
-        converse(*finish(pair()))
+        converse(*run_outside(pair()))
         in_child(lambda: converse(client, server))  # a child can fork, too
         converse(client, server)
 
@@ -268,7 +273,7 @@ def test_child_and_parent_go_on_after_a_fork() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Trio's resolver thread may live
-def test_fork_after_a_name_was_resolved() -> None:
+def test_names_resolve_before_and_after_a_fork() -> None:
     def by_name() -> None:
         with stdlib.create_server(("127.0.0.1", 0)) as listening:
             assert socket.connect("localhost", listening.getsockname()[1]) is not None
@@ -279,14 +284,14 @@ def test_fork_after_a_name_was_resolved() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # there are threads indeed
-def test_fork_while_another_thread_is_in_a_call() -> None:
-    client, raw = finish(raw_peer())
+def test_child_and_parent_work_after_a_fork_during_a_call() -> None:
+    client, raw = run_outside(raw_peer())
     with raw:
         reading = recv_in_thread(client)
 
         def go_on() -> None:
             client.send("from the child")
-            converse(*finish(pair()))
+            converse(*run_outside(pair()))
 
         in_child(go_on)
         assert raw.recv(100) == b"from the child"
@@ -297,7 +302,7 @@ def test_fork_while_another_thread_is_in_a_call() -> None:
 
 
 def test_fork_inside_trio_leaves_the_run_alone() -> None:
-    client, server = finish(pair())
+    client, server = run_outside(pair())
 
     async def main() -> None:
         in_child(lambda: os.fstat(client._sock.fileno()))
@@ -307,14 +312,14 @@ def test_fork_inside_trio_leaves_the_run_alone() -> None:
     converse(client, server)
 
 
-def test_fork_warns_of_nothing_if_no_call_is_in_progress() -> None:
+def test_fork_without_a_call_in_progress_warns_of_nothing(times: int) -> None:
     run_program(
-        """
+        f"""
         import os
         listening = socket.listen(0)
         client = socket.connect("127.0.0.1", listening.port)
         server = listening.accept()
-        for _ in range(20):
+        for _ in range(5 * {times}):
             client.send("x")
             assert server.recv() == b"x"
             number = os.fork()
@@ -325,11 +330,12 @@ def test_fork_warns_of_nothing_if_no_call_is_in_progress() -> None:
             assert os.waitpid(number, 0)[1] == 0  # the child reached the program's end
         """,
         *STRICT,
+        timeout=DEADLINE * times,
     )
 
 
-def test_a_platform_without_fork_has_nothing_to_register(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calls_work_on_a_platform_without_fork(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "register_at_fork")
-    made = TrioThread()
-    made.call(trio.lowlevel.checkpoint)
-    made.stop()
+    thread = TrioThread()
+    thread.call(trio.lowlevel.checkpoint)
+    thread.stop()

@@ -44,7 +44,7 @@ async def answer(sock: trisock.Socket) -> None:
     if head.split(b"\r\n")[0].endswith((b" HTTP/1.0", b" HTTP/1.1")):
         status, text = (
             "200 OK",
-            f"HTTPS by {sock.tls.version}" if sock.tls else "HTTP, in the clear",
+            f"HTTPS by {sock.tls.version}" if sock.tls else "HTTP, unencrypted",
         )
     else:
         status, text = "400 Bad Request", "this is neither HTTP nor HTTPS"

@@ -20,7 +20,7 @@ def throw_away_certificate(ca_file: str | None) -> dict[str, bytes]:
     try:
         import trustme
     except ImportError:
-        sys.exit("install trustme, which makes certificates for a try")
+        sys.exit("install trustme, which creates a test certificate")
     ca = trustme.CA()
     if ca_file is not None:
         ca.cert_pem.write_to_path(ca_file)

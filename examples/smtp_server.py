@@ -193,7 +193,7 @@ class Session:
     def deliver(self, text: bytes) -> None:
         """Deliver a message. Replace this with your own code."""
         to = ", ".join(f"<{recipient}>" for recipient in self.recipients)
-        how = self.sock.tls.version if self.sock.tls else "in the clear"
+        how = self.sock.tls.version if self.sock.tls else "unencrypted"
         print(f"mail from <{self.sender}> to {to}: {len(text)} bytes, {how}", flush=True)
 
 

@@ -254,14 +254,15 @@ def test_a_failure_after_the_result_changes_nothing() -> None:
     assert (call.value, call.error) == ("result", None)
 
 
-def test_an_unprintable_reason_is_logged_as_its_type(caplog: pytest.LogCaptureFixture) -> None:
-    class SilentError(Exception):
-        def __str__(self) -> str:
-            raise ValueError
+class UnprintableError(Exception):
+    def __str__(self) -> str:
+        raise ValueError
 
+
+def test_an_unprintable_reason_is_logged_as_its_type(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "trisock.pluto")
-    log_reason(SilentError(), "connect: ")
-    assert [record.getMessage() for record in caplog.records] == ["connect: SilentError"]
+    log_reason(UnprintableError(), "connect: ")
+    assert [record.getMessage() for record in caplog.records] == ["connect: UnprintableError"]
 
 
 def test_a_client_returned_to_a_closed_listener_is_closed() -> None:

@@ -59,7 +59,7 @@ async def test_a_tls_server_without_certificates_asks_for_trustme(
     result = await run(*command(name, "--port", "0"))
     assert result.returncode == 1
     complaint = result.stderr.decode()
-    assert complaint.endswith("install trustme, which makes certificates for a try\n")
+    assert complaint.endswith("install trustme, which creates a test certificate\n")
     assert complaint.count("\n") == 1  # no traceback
 
 
@@ -310,7 +310,7 @@ async def test_one_port_serves_http_and_https(ca: str, other_ca: str) -> None:
     async with running("http_and_https", "--write-ca", ca) as server:
         for _ in range(2):
             result = await curl(f"http://127.0.0.1:{server.port}/")
-            assert (result.returncode, result.stdout) == (0, b"HTTP, in the clear\n")
+            assert (result.returncode, result.stdout) == (0, b"HTTP, unencrypted\n")
             result = await curl("--cacert", ca, f"https://127.0.0.1:{server.port}/")
             assert (result.returncode, result.stdout) == (0, b"HTTPS by TLSv1.3\n")
             result = await curl("--cacert", other_ca, f"https://127.0.0.1:{server.port}/")

@@ -216,7 +216,7 @@ async def test_smtp_server_refuses_a_too_large_message_and_continues() -> None:
                 await sock.send(text, b"\r\n.\r\n")
                 assert int((await reply(sock))[:3]) == code
         for size in (7, 20):
-            assert (await server.line()).endswith(f": {size} bytes, in the clear")
+            assert (await server.line()).endswith(f": {size} bytes, unencrypted")
 
 
 async def test_only_a_dot_between_two_crlf_ends_a_message() -> None:
@@ -227,12 +227,12 @@ async def test_only_a_dot_between_two_crlf_ends_a_message() -> None:
             assert [int((await reply(sock))[:3]) for _ in range(5)] == [250, 250, 250, 354, 250]
             # A dot at the start of a line, which a client should have doubled, is removed.
             size = len(text) - 1
-            assert await server.line() == f"mail from <a> to <b>: {size} bytes, in the clear"
+            assert await server.line() == f"mail from <a> to <b>: {size} bytes, unencrypted"
             await sock.send(b"DATA\r\n")
             assert (await reply(sock)).startswith("503 ")
             await sock.send(b"MAIL FROM:<a>\r\nRCPT TO:<b>\r\nDATA\r\n.\r\n")
             assert [int((await reply(sock))[:3]) for _ in range(4)] == [250, 250, 354, 250]
-            assert await server.line() == "mail from <a> to <b>: 0 bytes, in the clear"
+            assert await server.line() == "mail from <a> to <b>: 0 bytes, unencrypted"
 
 
 async def test_smtp_server_survives_clients_that_vanish(smtp: SharedServer) -> None:

@@ -26,26 +26,14 @@ if shutil.which("pyenv"):
     newest = {".".join(each.split(".")[:2]): each for each in installed if each[0].isdigit()}
     os.environ["PYENV_VERSION"] = ":".join(newest[each] for each in PYTHONS if each in newest)
 
-# Campaigns that try many combinations or random inputs, and that coverage leaves out.
-_CAMPAIGNS = [
+# What coverage leaves out: campaigns (docs/reliability.md), and tests that run whole programs.
+NOT_FOR_COVERAGE = [
     "tests/campaigns/test_cancel*.py",
     "tests/campaigns/test_hostile_network.py",
     "tests/campaigns/test_fuzz_addresses.py",
     "tests/campaigns/test_fuzz_lines.py",
     "tests/campaigns/test_fuzz_pem.py",
     "tests/campaigns/test_fuzz_tls.py",
-]
-
-# What ``nox -s chance`` runs.
-CHANCE = [
-    *_CAMPAIGNS,
-    "tests/campaigns/test_fuzz_certificates.py",
-    "tests/campaigns/test_machine.py",
-]
-
-# What coverage leaves out: campaigns (docs/reliability.md), and tests that run whole programs.
-NOT_FOR_COVERAGE = [
-    *_CAMPAIGNS,
     "tests/campaigns/test_load.py",
     "tests/interop/test_haproxy.py",
     "tests/interop/test_starttls_clients.py",
@@ -148,11 +136,10 @@ def interop(session: nox.Session) -> None:
 
 @nox.session
 def chance(session: nox.Session) -> None:
-    """All combinations of cancellation; 20 times as much fuzzing and hostile network as usual."""
+    """The randomized tests, 20 times as much as usual; all combinations of cancellation."""
     session.install(".[tests]")
-    campaigns = [str(file) for each in CHANCE for file in sorted(Path().glob(each))]
-    options = ["-n", "0", "-m", "", "--times", "20", "--capture=no"]
-    session.run("python", "-m", "pytest", *options, *campaigns, *session.posargs)
+    options = ["-n", "0", "-m", "chance or rare", "--times", "20", "--capture=no"]
+    session.run("python", "-m", "pytest", *options, *session.posargs)
 
 
 @nox.session

@@ -50,8 +50,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each async test a deadline of its own: a fixture's deadline does not bound the test."""
+    """Mark the randomized tests. Give each async test a deadline: a fixture cannot do this."""
     for item in items:
+        if "times" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.chance)
         function = getattr(item, "obj", None)
         if function is not None and _is_async(function):
             item.obj = _bounded(function)  # type: ignore[attr-defined]

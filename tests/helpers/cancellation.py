@@ -170,7 +170,7 @@ def grid(usual: Callable[..., bool], *axes: Iterable[object]) -> list[Any]:
     Where several cases take the same path through the core, the usual run tries one of them.
     """
     return [
-        pytest.param(*each, marks=() if usual(*each) else pytest.mark.interop)
+        pytest.param(*each, marks=() if usual(*each) else pytest.mark.rare)
         for each in itertools.product(*axes)
     ]
 

@@ -10,6 +10,7 @@ import trio.testing
 
 import trisock
 from helpers.pairs import reset
+from helpers.reads import READS
 from trisock import ClientTLS, Socket
 
 # ---- adopting ----
@@ -190,15 +191,9 @@ async def test_a_second_reader_or_sender_fails_and_disturbs_nobody(
         nursery.start_soon(read)
         nursery.start_soon(a.send, message)
         await trio.testing.wait_all_tasks_blocked()
-        for call in (
-            a.recv,
-            a.peek,
-            a.receive_some,
-            lambda: a.recv_exactly(0),
-            lambda: a.recv_until(b"\n"),
-        ):
+        for another_read in READS.values():
             with pytest.raises(trio.BusyResourceError, match="reading"):
-                await call()
+                await another_read(a)
         with pytest.raises(trio.BusyResourceError, match="reading"):
             a.unrecv(b"x")
         with open(__file__, "rb") as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ssl
 from collections.abc import Awaitable, Callable
 
@@ -11,6 +12,7 @@ import trio.testing
 
 from helpers.authority import Authority
 from helpers.pairs import clog, tcp_pair, unix_pair
+from helpers.reads import READS
 from trisock import ServerTLS, Socket
 from trisock._net import linger as _linger
 from trisock._net.receive_buffer import LINES_AT_A_TIME
@@ -81,16 +83,7 @@ async def test_a_socket_has_the_socket_of_its_stream(a: Socket, b: Socket) -> No
 
 @pytest.mark.parametrize("layer", ["plain", "tls"])
 async def test_every_async_method_is_a_cancel_point(layer: str, a: Socket, b: Socket) -> None:
-    reads = (
-        lambda: a.recv(),
-        lambda: a.recv(1),
-        lambda: a.peek(),
-        lambda: a.recv_exactly(1),
-        lambda: a.recv_exactly(0),
-        lambda: a.recv_until(b"\n"),
-        lambda: a.lines().__anext__(),
-        lambda: a.receive_some(),
-    )
+    reads = [functools.partial(read, a) for read in READS.values()]
     with open(__file__, "rb") as file:
         sends = (
             lambda: a.send(b""),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 
 import pytest
 import trio
@@ -11,6 +11,7 @@ import trio.testing
 
 import trisock
 from helpers.pairs import clog, closing, unix_pair
+from helpers.reads import READS
 from trisock import ClientTLS, ServerTLS, Socket, TLSError
 from trisock._net.lines import Lines
 
@@ -18,18 +19,11 @@ from trisock._net.lines import Lines
 BROADCAST_SIZE = 8_000_000
 
 # Every way to read, from a socket or from an iterator that has split more lines already.
-READS: dict[str, Callable[[Socket, Lines], Awaitable[object]]] = {
-    "recv": lambda sock, _: sock.recv(),
-    "recv, a part": lambda sock, _: sock.recv(1),
-    "receive_some": lambda sock, _: sock.receive_some(),
-    "async for": lambda sock, _: sock.__anext__(),
-    "recv_exactly": lambda sock, _: sock.recv_exactly(1),
-    "recv_exactly, nothing": lambda sock, _: sock.recv_exactly(0),
-    "recv_until": lambda sock, _: sock.recv_until(b"\n"),
-    "peek": lambda sock, _: sock.peek(),
-    "a new line iterator": lambda sock, _: anext(sock.lines()),
-    "lines": lambda _, lines: anext(lines),
-}
+WAYS = [*READS, "split lines"]
+
+
+async def read(way: str, sock: Socket, lines: Lines) -> None:
+    await (anext(lines) if way == "split lines" else READS[way](sock))
 
 
 @contextlib.asynccontextmanager
@@ -65,11 +59,11 @@ async def handler_behind_a_broadcast(
 
 
 @pytest.mark.parametrize("change", ["starttls", "stoptls"])
-@pytest.mark.parametrize("way", READS)
+@pytest.mark.parametrize("way", WAYS)
 async def test_every_read_is_refused_while_tls_begins_or_ends(
     way: str, change: str, client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
-    """Plain text injected behind a STARTTLS command is refused too."""
+    """So no read returns plain text that was injected behind a STARTTLS command."""
     roles = (server_tls, client_tls) if change == "stoptls" else (None, None)
     text = b"STARTTLS\nRSET\nINJECTED\n"
     async with handler_behind_a_broadcast(text, *roles) as (sock, lines, _):
@@ -83,16 +77,16 @@ async def test_every_read_is_refused_while_tls_begins_or_ends(
             await trio.testing.wait_all_tasks_blocked(0.01)
             for _ in range(3):
                 with pytest.raises(trio.BusyResourceError, match="reading"):
-                    await READS[way](sock, lines)
+                    await read(way, sock, lines)
                 with pytest.raises(trio.BusyResourceError, match="reading"):
                     sock.unrecv(b"x")
             assert sock.info().buffered == len(b"RSET\nINJECTED\n")
             sock.abort()
             with pytest.raises(trio.ClosedResourceError):
-                await READS[way](sock, lines)
+                await read(way, sock, lines)
 
 
-@pytest.mark.parametrize("way", READS)
+@pytest.mark.parametrize("way", WAYS)
 async def test_injected_lines_fail_the_handshake_despite_a_reader(
     way: str, server_tls: ServerTLS
 ) -> None:
@@ -107,7 +101,7 @@ async def test_injected_lines_fail_the_handshake_despite_a_reader(
             await trio.testing.wait_all_tasks_blocked(0.01)
             for _ in range(2):
                 with pytest.raises(trio.BusyResourceError):
-                    await READS[way](sock, lines)
+                    await read(way, sock, lines)
             assert await client.recv_exactly(BROADCAST_SIZE)  # now the handshake begins
 
 
@@ -145,7 +139,7 @@ async def test_lines_are_refused_while_another_task_reads() -> None:
         assert await anext(lines) == b"two"
 
 
-@pytest.mark.parametrize("way", READS)
+@pytest.mark.parametrize("way", WAYS)
 async def test_reads_after_an_abort_see_a_closed_socket(way: str) -> None:
     a, b = unix_pair()
     async with closing(a, b):
@@ -162,7 +156,7 @@ async def test_reads_after_an_abort_see_a_closed_socket(way: str) -> None:
             await trio.testing.wait_all_tasks_blocked()
             a.abort()  # the reader is woken, and has not run yet
             with pytest.raises(trio.ClosedResourceError):
-                await READS[way](a, lines)
+                await read(way, a, lines)
             with pytest.raises(trio.ClosedResourceError):
                 a.unrecv(b"x")
 

@@ -10,13 +10,13 @@ import pytest
 import trio
 
 from helpers.pairs import closing, tcp_pair, tls_pair
+from helpers.reads import READS
 from trisock import ClientTLS, ServerTLS, Socket, bind, pluto
 
 USES: dict[str, Callable[[Socket], Awaitable[object]]] = {
     "send": lambda sock: sock.send(b"secret"),
     "send a lot": lambda sock: sock.send(b"secret" * 100_000),
-    "recv": lambda sock: sock.recv(),
-    "recv_exactly": lambda sock: sock.recv_exactly(1),
+    **{name: READS[name] for name in READS if name not in {"peek", "recv_exactly nothing"}},
     "stoptls": lambda sock: sock.stoptls(),
     "wait": lambda sock: sock.wait_send_all_might_not_block(),
 }

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers.client_hellos import hello_for, hello_with, in_records
+from helpers.client_hellos import hello_for, hello_with, in_records, name_extension
 from trisock._tls.client_hello import (
     NOT_A_CLIENT_HELLO,
     ClientHello,
@@ -140,3 +140,20 @@ def test_an_extension_that_occurs_twice_is_refused() -> None:
 @pytest.mark.parametrize("cut", [b"\0", b"\0\x0a", b"\0\x0a\0", b"\0\x0a\0\x05ab"])
 def test_an_extension_that_is_cut_short_is_refused(cut: bytes) -> None:
     assert ClientHelloReader().feed(hello_with_extensions(cut)) == NOT_A_CLIENT_HELLO
+
+
+@pytest.mark.parametrize(
+    "extension",
+    [
+        name_extension(),
+        name_extension(b""),
+        name_extension(b"a.example", b"b.example"),
+        name_extension(b"a.example").replace(b"\0\0\x09a", b"\1\0\x09a"),  # another name type
+        b"\0\0\0\x05\0\x02\0\0\0",  # bytes after the list
+    ],
+)
+def test_an_sni_extension_without_exactly_one_host_name_is_refused(extension: bytes) -> None:
+    one = ClientHelloReader().feed(hello_with_extensions(name_extension(b"a.example")))
+    assert one is not None
+    assert one.server_name == b"a.example"
+    assert ClientHelloReader().feed(hello_with_extensions(extension)) == NOT_A_CLIENT_HELLO

@@ -11,17 +11,18 @@ from .conflicts import ConflictDetector
 class Lines(NotCopyable):
     """The async iterator that ``Socket.lines`` returns.
 
-    A class, because an async generator is not closed when its loop is left early.
-
-    Args:
-      reading: detects whether another task is reading.
-      next_batch: waits for a line, and returns it with those after it that need no waiting.
-
-    Invariant: ``_batch`` yields lines that are still in the receive buffer. Any other use of that
-    buffer ends the batch. So a line is consumed when it is returned, not before. Each step first
-    checks whether another task is reading, even if the line is split already: while ``starttls``
-    waits, unread bytes belong to TLS.
+    A line is consumed when it is returned, not before: leave the loop at any time.
     """
+
+    # A class, because an async generator is not closed when its loop is left early.
+    #
+    # Args:
+    #   reading: detects whether another task is reading.
+    #   next_batch: waits for a line, and returns it with those after it that need no waiting.
+    #
+    # Invariant: ``_batch`` yields lines that are still in the receive buffer. Any other use of that
+    # buffer ends the batch. Each step first checks whether another task is reading, even if the
+    # line is split already: while ``starttls`` waits, unread bytes belong to TLS.
 
     __slots__ = ("_batch", "_next_batch", "_reading")
 

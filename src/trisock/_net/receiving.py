@@ -194,6 +194,8 @@ class BufferedReceiver(trio.abc.ReceiveStream):
           IncompleteReadError: the stream ended in the middle of a line. Its bytes stay unread: a
             command that was cut short must not be taken for a complete one.
           LimitExceededError: a line is longer than ``max_bytes``.
+
+        If cancelled, it consumes nothing: the next read starts at the next line.
         """
         next_batch = functools.partial(
             self._next_lines,
@@ -222,7 +224,10 @@ class BufferedReceiver(trio.abc.ReceiveStream):
             return line if keep_ends else line[: -len(delimiter)], batch
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Do the same as ``recv``, for ``trio.abc.ReceiveStream``. Always a full checkpoint."""
+        """Do the same as ``recv``, for ``trio.abc.ReceiveStream``. Always a full checkpoint.
+
+        If cancelled, it consumes nothing.
+        """
         if max_bytes is not None:
             max_bytes = positive_int("max_bytes", max_bytes)
         with self._connection.reading:
@@ -235,6 +240,7 @@ class BufferedReceiver(trio.abc.ReceiveStream):
             return self._connection.buffer.take_chunk(max_bytes)
 
     async def __anext__(self) -> bytes:
+        """Return the next chunk: ``async for chunk in sock``. If cancelled, it consumes nothing."""
         chunk = await self.receive_some()
         if not chunk:
             raise StopAsyncIteration

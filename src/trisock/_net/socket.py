@@ -143,7 +143,10 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
         await self.send(data)
 
     async def wait_send_all_might_not_block(self) -> None:
-        """Wait until a send might not block. See ``trio.abc.SendStream``."""
+        """Wait until a send might not block. See ``trio.abc.SendStream``.
+
+        If cancelled, nothing changes.
+        """
         async with self._connection.sending:
             self._connection.check_open()
             await self._connection.layer.wait_writable()
@@ -264,6 +267,8 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
         Raises:
           NotImplementedError: under TLS, because ``trio.SSLStream`` has no half-closed state.
           trio.BrokenResourceError: the connection is broken.
+
+        If cancelled, FIN may have been sent or not.
         """
         async with self._connection.sending:
             self._connection.check_open()

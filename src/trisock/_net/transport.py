@@ -146,10 +146,10 @@ class Transport:
                 if len(data) >= RECEIVE_SIZE:
                     self._receive_size = _LARGE_RECEIVE_SIZE
                 return data if data else self._end_of_stream()
-        elif self._eagain_count < _MAX_EAGAINS + _WAIT_FIRST_READS:
-            self._eagain_count += 1
         else:
-            self._eagain_count = _MAX_EAGAINS - 1
+            self._eagain_count += 1
+            if self._eagain_count == _MAX_EAGAINS + _WAIT_FIRST_READS:
+                self._eagain_count = _MAX_EAGAINS - 1
         while True:
             descriptor = self._raw.fileno()
             if descriptor < 0:  # closed underneath us

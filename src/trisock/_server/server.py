@@ -226,7 +226,10 @@ class Server(NotCopyable):
         self._handler_scope.deadline = min(self._handler_scope.deadline, deadline)
 
     async def wait_closed(self) -> None:
-        """Wait until the last handler has ended and the last connection is closed."""
+        """Wait until the last handler has ended and the last connection is closed.
+
+        If cancelled, nothing changes.
+        """
         await self._closed.wait()
 
     async def broadcast(self, data: Buffer, *, timeout: float = 10) -> int:

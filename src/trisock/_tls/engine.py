@@ -70,9 +70,9 @@ class TLSEngine:
       remember: called with each error before it is raised, so that the connection recognizes its
         own errors.
 
-    Invariant: in the state FAILED, ``failure`` is set, and every call raises a copy of it. The
-    state of the encryption is unknown then, or the peer has proved that it cannot be trusted. Every
-    read takes a whole record, so no decrypted bytes wait inside OpenSSL.
+    Invariant: in the state FAILED, ``failure`` is set, and handshakes, reads and writes raise a
+    copy of it. The state of the encryption is unknown then, or the peer has proved that it cannot
+    be trusted. Every read takes a whole record, so no decrypted bytes wait inside OpenSSL.
 
     Attributes:
       incoming: ciphertext that was read from the kernel but not passed to OpenSSL yet.

@@ -157,7 +157,7 @@ async def test_a_cancelled_connect_that_all_refuse_leaves_nothing(attempt: Attem
 
 
 @at_every_cancel_point
-async def test_a_cancelled_connect_unix_behind_a_full_backlog_leaves_nothing(
+async def test_cancelling_connect_unix_on_a_full_backlog_leaks_nothing(
     attempt: Attempt, tmp_path: Path, mock_clock: trio.testing.MockClock
 ) -> None:
     path = tmp_path / "socket"

@@ -107,7 +107,7 @@ def usual_send(layer: str, send: object, state: str) -> bool:
     grid(usual_send, [UNIX, *TLS], SENDS, ["room for all", "clogged", "room for a part"]),
 )
 @at_every_cancel_point
-async def test_a_cancelled_send_sends_nothing_or_breaks_sending(
+async def test_a_cancelled_send_sends_nothing_or_fails_later_sends(
     attempt: Attempt,
     layer: str,
     send: Callable[[Socket, bytes], Awaitable[None]],

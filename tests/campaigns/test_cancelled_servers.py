@@ -225,7 +225,7 @@ async def test_cancelled_open_sockets_leave_nothing(attempt: Attempt, tmp_path: 
 
 @pytest.mark.parametrize("kind", ["unread", "write fails", "slow callback"])
 @at_every_cancel_point
-async def test_cancelled_open_sockets_leave_nothing_of_closed_peers(
+async def test_cancelling_open_sockets_releases_connections_of_closed_peers(
     attempt: Attempt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """Tasks that wait for a hangup, for a timeout or for a callback own descriptors too."""

@@ -29,7 +29,7 @@ def as_text(data: bytes) -> str:
     return data.decode("utf-8", "replace")
 
 
-def test_any_certificate_and_key_fail_without_showing_the_key(fuzz: Fuzz, tmp_path: Path) -> None:
+def test_errors_for_any_certificate_do_not_reveal_the_key(fuzz: Fuzz, tmp_path: Path) -> None:
     chains, keys = chains_and_keys()
     chain_file, key_file = tmp_path / "chain.pem", tmp_path / "key.pem"
 
@@ -64,7 +64,7 @@ def test_any_certificate_and_key_fail_without_showing_the_key(fuzz: Fuzz, tmp_pa
     )
 
 
-def test_a_changed_key_fails_without_being_shown(fuzz: Fuzz) -> None:
+def test_errors_for_a_mutated_key_do_not_reveal_it(fuzz: Fuzz) -> None:
     chains, keys = chains_and_keys()
 
     def load(index: int, changes: list[Change], password: bytes | None) -> None:
@@ -84,7 +84,7 @@ def test_a_changed_key_fails_without_being_shown(fuzz: Fuzz) -> None:
     )
 
 
-def test_any_authority_fails_without_showing_a_key(fuzz: Fuzz) -> None:
+def test_errors_for_any_ca_do_not_reveal_a_key(fuzz: Fuzz) -> None:
     chains, keys = chains_and_keys()
 
     def load(ca: bytes, text: bool, role: str) -> None:

@@ -166,7 +166,7 @@ async def test_a_client_refuses_a_faulty_server_certificate(
             fault.check(client, server, version)
 
 
-def test_our_own_small_key_is_refused_before_any_handshake(
+def test_configuring_a_weak_key_raises_value_error(
     authorities: Authorities,
 ) -> None:
     small = authorities.right.issue("example.org", kind="RSA 1024")
@@ -176,7 +176,7 @@ def test_our_own_small_key_is_refused_before_any_handshake(
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_a_peers_small_key_is_refused(version: str, authorities: Authorities) -> None:
+async def test_a_peers_weak_key_is_rejected(version: str, authorities: Authorities) -> None:
     small = authorities.right.issue("example.org", kind="RSA 1024")
     weak = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     weak.set_ciphers("DEFAULT:@SECLEVEL=0")
@@ -247,7 +247,7 @@ async def test_a_resumed_session_keeps_the_client_certificate(
 
 @pytest.mark.parametrize("name", ["first.example", "second.example"])
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_a_strict_server_refuses_the_session_of_a_laxer_one(
+async def test_a_strict_server_rejects_sessions_from_a_lenient_server(
     version: str, name: str, authorities: Authorities
 ) -> None:
     """The session has no client certificate, or one from another authority.
@@ -291,7 +291,7 @@ async def test_a_refused_certificate_leaves_no_session(
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_a_session_ends_when_its_certificate_expires(
+async def test_a_session_cannot_outlive_its_client_certificate(
     version: str, authorities: Authorities, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = authorities.right.pem

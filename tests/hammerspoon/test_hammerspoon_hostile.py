@@ -149,7 +149,7 @@ CALLBACKS: list[Callable[..., object]] = [
 
 
 @pytest.mark.parametrize("callback", CALLBACKS)
-async def test_a_hostile_callback_is_logged_and_harms_nothing(
+async def test_a_hostile_callback_is_logged_and_later_callbacks_run(
     hs: Sockets, log: Log, calls: Calls, callback: Callable[..., object]
 ) -> None:
     async with connected(hs, fn=callback) as (client, peer):
@@ -162,7 +162,7 @@ async def test_a_hostile_callback_is_logged_and_harms_nothing(
         assert await calls.next() == (b"goes on\n", -1)
 
 
-async def test_a_callable_object_without_a_truth_value_is_a_callback(hs: Sockets) -> None:
+async def test_a_callback_is_never_tested_for_truth(hs: Sockets) -> None:
     fn = NoTruthValue()
     server = hs.server(0)
     client = connect_to(server, hs.new(fn), fn)
@@ -332,7 +332,7 @@ async def test_infinite_huge_and_negative_timeouts_mean_no_limit(
     assert client.info()["timeout"] == timeout
 
 
-async def test_a_read_of_a_huge_size_waits_and_harms_nothing(
+async def test_a_read_of_a_huge_size_just_waits(
     client: Socket, peer: trisock.Socket, calls: Calls
 ) -> None:
     client.read(10**30)

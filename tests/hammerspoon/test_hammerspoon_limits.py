@@ -165,7 +165,7 @@ async def test_a_read_without_a_delimiter_within_MAX_READ_disconnects(
 
 
 @unix_server
-async def test_only_a_client_that_never_reads_is_dropped_at_MAX_UNSENT(
+async def test_MAX_UNSENT_drops_only_clients_that_never_read(
     server: Socket, monkeypatch: pytest.MonkeyPatch, calls: Calls, log: Log
 ) -> None:
     monkeypatch.setattr(queues, "MAX_UNSENT", callbacks.cost(MORE_THAN_FITS))
@@ -208,7 +208,7 @@ async def test_MAX_UNSENT_does_not_limit_a_client_object(
     await calls.next()
 
 
-async def test_a_server_whose_accept_fails_is_logged_and_free_again(
+async def test_a_server_can_listen_again_after_accept_fails(
     hs: Sockets, port_or_path: int | str, path: str, monkeypatch: pytest.MonkeyPatch, log: Log
 ) -> None:
     def fail(*_: object) -> None:

@@ -219,7 +219,7 @@ async def test_an_exception_of_the_block_is_raised_unchanged(cancelled: bool) ->
     assert caught.value is error
 
 
-async def test_cancellation_passes_through_and_leaves_nothing_behind() -> None:
+async def test_cancelling_open_sockets_closes_sockets_and_ends_tasks() -> None:
     before = trio.lowlevel.current_statistics().tasks_living
     with trio.CancelScope() as scope:
         async with hammerspoon.open_sockets() as hs, connected(hs, fn=print) as (client, _peer):

@@ -333,7 +333,7 @@ async def test_a_failed_write_is_logged_once(server: Socket, calls: Calls, caplo
 
 
 @pytest.mark.parametrize("others", [0, 100])
-async def test_the_server_has_the_connection_when_the_connect_callback_runs(
+async def test_the_server_accepts_before_the_connect_callback_runs(
     port_or_path: int | str, others: int, calls: Calls
 ) -> None:
     def greet() -> None:
@@ -352,7 +352,7 @@ async def test_the_server_has_the_connection_when_the_connect_callback_runs(
                     assert await calls.next() == (b"hello\n", -1)
 
 
-async def test_the_connect_callback_does_not_wait_for_a_foreign_server(
+async def test_the_connect_callback_does_not_wait_for_other_servers(
     hs: Sockets, calls: Calls
 ) -> None:
     port = hs.server(0).info()["localPort"]

@@ -204,9 +204,7 @@ async def test_a_servers_write_goes_to_all_clients(server: Socket) -> None:
 
 
 @unix_server
-async def test_server_write_fn_is_called_once_when_all_have_it(
-    server: Socket, calls: Calls
-) -> None:
+async def test_server_write_fn_runs_once_after_the_last_write(server: Socket, calls: Calls) -> None:
     async with clients_of(server, 3) as peers:
         server.write(MORE_THAN_FITS, 5, calls)
         for peer in peers:

@@ -151,7 +151,7 @@ async def pg_client(
 
 
 @both_versions
-async def test_postgresql_binds_a_login_to_the_tls_connection(
+async def test_postgresql_login_uses_tls_channel_binding(
     version: str, postgresql: RealServer, authority: Authority
 ) -> None:
     tls = for_version(version, authority)
@@ -164,7 +164,7 @@ async def test_postgresql_binds_a_login_to_the_tls_connection(
         assert await pg_query(sock, query) == [version.encode()]
 
 
-async def test_postgresql_needs_no_tls_over_a_unix_socket_only(postgresql: RealServer) -> None:
+async def test_postgresql_allows_plain_text_only_over_a_unix_socket(postgresql: RealServer) -> None:
     port = postgresql.ports["postgres"]
     async with await trisock.connect("127.0.0.1", port) as sock:
         await pg_startup(sock, b"postgres")

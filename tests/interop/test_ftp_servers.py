@@ -97,7 +97,7 @@ async def test_vsftpd_requires_session_reuse_on_data_connections(
 
 
 @both_versions
-async def test_plain_text_of_vsftpd_under_tls_is_an_error(
+async def test_an_unencrypted_vsftpd_reply_under_tls_raises_tls_error(
     version: str, vsftpd: RealServer, authority: Authority
 ) -> None:
     """If it fails, vsftpd sends ``500 OOPS: cannot change directory`` without encryption."""
@@ -113,7 +113,7 @@ async def test_plain_text_of_vsftpd_under_tls_is_an_error(
 
 
 @both_versions
-async def test_the_side_that_accepts_can_be_the_tls_client(
+async def test_the_accepting_side_can_be_the_tls_client(
     version: str, proftpd: RealServer, authority: Authority
 ) -> None:
     """RFC 4217, section 7: in active mode the server opens the data connection."""
@@ -178,7 +178,7 @@ async def test_an_aborted_transfer_leaves_the_control_connection_usable(
 
 
 @both_versions
-async def test_a_file_of_a_killed_server_is_a_tls_error(
+async def test_killing_the_server_during_a_download_raises_tls_error(
     version: str, proftpd: RealServer, endless_file: bytes, authority: Authority
 ) -> None:
     """A killed server's connections end with FIN, and without ``close_notify``."""

@@ -117,7 +117,9 @@ async def test_behind_haproxy_each_client_has_its_own_address(
 
 
 @pytest.mark.parametrize("tls", [False, True])
-async def test_checks_of_haproxy_have_no_client_address(tls: bool, site: Site, pem: Path) -> None:
+async def test_haproxy_health_checks_have_no_client_address(
+    tls: bool, site: Site, pem: Path
+) -> None:
     behind = BehindProxy()
     check = "send-proxy-v2 check inter 100ms"  # version 1 cannot mark them
     if tls:

@@ -168,7 +168,7 @@ http {{
 
 
 @pytest.mark.needs("nginx")
-async def test_a_client_fetches_from_a_verified_nginx_only(
+async def test_a_client_fetches_only_from_a_verified_nginx(
     pem: Path, authority: Authority, other_authority: Authority
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:

@@ -68,7 +68,7 @@ async def test_postfix_delivers_a_large_mail(
 
 
 @both_versions
-async def test_postfix_relays_for_a_client_with_a_certificate_only(
+async def test_postfix_relays_only_for_clients_with_a_certificate(
     version: str, postfix: RealServer, authority: Authority
 ) -> None:
     """Postfix names the certificate's owner in the mail."""
@@ -85,7 +85,7 @@ async def test_postfix_relays_for_a_client_with_a_certificate_only(
     assert b"(verified OK)" in arrived
 
 
-async def test_postfix_speaks_tls_from_the_start(postfix: RealServer, authority: Authority) -> None:
+async def test_postfix_supports_implicit_tls(postfix: RealServer, authority: Authority) -> None:
     async with await trisock.connect(
         "127.0.0.1", postfix.ports["smtps"], tls=ClientTLS(ca=authority.pem)
     ) as sock:
@@ -201,7 +201,7 @@ async def test_dovecot_selects_the_certificate_by_sni(
     assert len(seen) == 2
 
 
-async def test_dovecot_speaks_tls_from_the_start(dovecot: RealServer, authority: Authority) -> None:
+async def test_dovecot_supports_implicit_tls(dovecot: RealServer, authority: Authority) -> None:
     tls = ClientTLS("imap.example.org", ca=authority.pem)
     async with await trisock.connect("127.0.0.1", dovecot.ports["imaps"], tls=tls) as sock:
         assert (await sock.recv_until(CRLF)).startswith(b"* OK ")

@@ -284,7 +284,7 @@ ALERTS = {
 @pytest.mark.parametrize(("talk", "server", "error"), CLIENTS)
 @both_versions
 @pytest.mark.filterwarnings("ignore:'nntplib' is deprecated:DeprecationWarning")
-async def test_a_client_upgrades_with_a_right_certificate_only(
+async def test_a_client_upgrades_only_with_a_valid_certificate(
     talk: Callable[[Visit], Awaitable[None]],
     server: Server,
     error: str,
@@ -329,7 +329,9 @@ async def test_a_client_upgrades_with_a_right_certificate_only(
 @pytest.mark.interop
 @pytest.mark.needs("curl", "lftp", "ldapsearch", "ldapadd", "psql")
 @pytest.mark.filterwarnings("ignore:'nntplib' is deprecated:DeprecationWarning")
-async def test_all_clients_together(times: int, authority: Authority, tmp_path: Path) -> None:
+async def test_all_clients_upgrade_concurrently(
+    times: int, authority: Authority, tmp_path: Path
+) -> None:
     async def serve(parameters: Any, directory: Path) -> None:
         talk, server, _ = parameters.values
         site = make_site(authority, directory)
@@ -375,7 +377,7 @@ async def test_channel_binding_exposes_a_trusted_man_in_the_middle(
 
 
 @pytest.mark.needs("curl")
-async def test_curl_clears_the_command_channel(site: Site, pem: Path) -> None:
+async def test_curl_returns_the_control_channel_to_plain_text(site: Site, pem: Path) -> None:
     async with serving(starttls_ftp.ftp, site) as bound:
         # In its passive mode curl does not answer close_notify: that is the same as a truncation.
         await by_curl_ftp(Visit(site, bound.port, pem / "ca.pem"), "--ftp-ssl-ccc-mode", "active")

@@ -155,7 +155,7 @@ async def output_of(dialogue: Dialogue, *command: str) -> bytes:
 
 
 @pytest.mark.needs("openssl")
-async def test_each_protocol_of_openssl_has_a_server() -> None:
+async def test_every_starttls_protocol_of_openssl_is_covered() -> None:
     done = await run("openssl", "s_client", "-starttls", "?")
     known = done.stderr.decode().partition("must be one of:")[2].split()
     assert "smtp" in known
@@ -201,7 +201,7 @@ async def test_gnutls_upgrades_in_each_of_its_protocols(
 
 
 @each_protocol
-async def test_commands_injected_before_tls_are_not_obeyed(
+async def test_commands_injected_before_tls_are_never_executed(
     protocol: str, site: Site, authority: Authority, caplog: pytest.LogCaptureFixture
 ) -> None:
     """CVE-2011-0411, CVE-2021-23214, and "NO STARTTLS" (2021)."""

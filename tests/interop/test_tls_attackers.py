@@ -73,7 +73,9 @@ async def test_a_downgraded_client_is_refused(example_org: ServerTLS, ca: Path) 
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_nothing_is_compressed(version: str, example_org: ServerTLS, ca: Path) -> None:
+async def test_tls_compression_is_never_negotiated(
+    version: str, example_org: ServerTLS, ca: Path
+) -> None:
     output, received, _ = await s_client(example_org, ca, version, "-comp")
     assert "Compression: NONE" in output
     assert received == QUESTION

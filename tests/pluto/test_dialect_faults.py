@@ -47,7 +47,7 @@ async def test_leaving_open_sockets_closes_clients(monkeypatch: pytest.MonkeyPat
     assert client.read(1) is None
 
 
-async def test_an_error_of_a_cancelled_block_reaches_the_caller() -> None:
+async def test_an_error_from_a_cancelled_block_propagates() -> None:
     with pytest.raises(ValueError, match="of the block"):
         with trio.CancelScope() as scope:
             async with hammerspoon.open_sockets() as hs:
@@ -160,7 +160,7 @@ def test_sockets_are_still_open_in_atexit_functions() -> None:
     assert out == "True b'bye'\n"
 
 
-def test_a_signal_handler_can_fork_during_a_call_and_the_child_can_exit() -> None:
+def test_a_signal_handler_can_fork_during_a_blocking_call() -> None:
     out = run_program(
         """
         import os, signal, sys
@@ -183,7 +183,7 @@ def test_a_signal_handler_can_fork_during_a_call_and_the_child_can_exit() -> Non
     assert out == "b'the parent goes on' 7\n"
 
 
-def test_a_call_in_the_background_thread_fails_and_does_not_hang() -> None:
+def test_a_call_in_the_background_thread_raises_instead_of_hanging() -> None:
     s, _ = run_outside(pair())
 
     async def call() -> None:
@@ -250,7 +250,7 @@ def test_scheduler_raises_a_ctrl_c_as_a_keyboard_interrupt() -> None:
     assert out == "interrupted None\n"
 
 
-async def test_a_forgotten_await_of_connect_or_accept_is_an_error() -> None:
+async def test_forgetting_to_await_connect_or_accept_raises_attribute_error() -> None:
     listener = pluto.socket.listen(0)
     for call in (pluto.socket.connect("127.0.0.1", listener.port), listener.accept()):
         with pytest.raises(AttributeError, match="inside Trio this call is awaited"):

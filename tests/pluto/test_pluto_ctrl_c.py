@@ -124,7 +124,7 @@ def test_ctrl_c_ends_starttls_and_closes_the_socket(interrupted: Interrupted) ->
         assert client.starttls("localhost") is False
 
 
-def test_ctrl_c_ends_send_and_no_other_data_follows(interrupted: Interrupted) -> None:
+def test_no_data_can_follow_a_send_interrupted_by_ctrl_c(interrupted: Interrupted) -> None:
     client, raw = run_outside(raw_peer())
     with raw:
         interrupted(lambda: client.send(bytes(50_000_000)))
@@ -194,7 +194,7 @@ async def result_after_ctrl_c() -> str:
     return "result"
 
 
-def test_a_result_that_ctrl_c_withholds_is_undone(own_thread: TrioThread) -> None:
+def test_a_result_discarded_by_ctrl_c_is_undone(own_thread: TrioThread) -> None:
     undone: list[str] = []
     with pytest.raises(KeyboardInterrupt):
         own_thread.call(result_after_ctrl_c, undone.append)
@@ -202,7 +202,7 @@ def test_a_result_that_ctrl_c_withholds_is_undone(own_thread: TrioThread) -> Non
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_call_without_a_withheld_result_is_not_undone(
+def test_nothing_is_undone_unless_ctrl_c_discards_a_result(
     own_thread: TrioThread, fails: bool
 ) -> None:
     undone: list[object] = []
@@ -241,7 +241,7 @@ def test_an_undo_that_fails_is_logged_and_later_calls_work(
     caplog.clear()
 
 
-def test_data_that_ctrl_c_withholds_goes_before_unread_data() -> None:
+def test_data_of_an_interrupted_recv_precedes_unread_data() -> None:
     client, raw = run_outside(raw_peer())
     with raw:
         client.unrecv("second")
@@ -274,7 +274,7 @@ def withhold(monkeypatch: pytest.MonkeyPatch) -> Withhold:
     return arm
 
 
-def test_recv_returns_data_that_ctrl_c_withheld(withhold: Withhold) -> None:
+def test_recv_returns_the_data_of_an_interrupted_recv(withhold: Withhold) -> None:
     client, raw = run_outside(raw_peer())
     with raw:
         raw.sendall(b"hello")
@@ -294,7 +294,7 @@ def withheld_client(withhold: Withhold) -> tuple[Any, stdlib.socket]:
     return listening, raw
 
 
-def test_accept_returns_the_client_that_ctrl_c_withheld(withhold: Withhold) -> None:
+def test_accept_returns_the_client_of_an_interrupted_accept(withhold: Withhold) -> None:
     listening, raw = withheld_client(withhold)
     with raw:
         assert listening.hasconnection()
@@ -302,7 +302,7 @@ def test_accept_returns_the_client_that_ctrl_c_withheld(withhold: Withhold) -> N
         assert not listening.hasconnection()
 
 
-def test_closing_a_listener_closes_the_client_that_ctrl_c_withheld(withhold: Withhold) -> None:
+def test_listener_close_closes_the_client_of_an_interrupted_accept(withhold: Withhold) -> None:
     listening, raw = withheld_client(withhold)
     with raw:
         listening.close()

@@ -91,7 +91,7 @@ def test_a_hostile_exception_reaches_the_caller_and_ends_no_thread() -> None:
 
 
 @pytest.mark.parametrize("deadline", [-1.0, 0.0])
-def test_a_cancel_scope_left_open_fails_its_own_call_only(deadline: float) -> None:
+def test_a_cancel_scope_left_open_fails_only_its_own_call(deadline: float) -> None:
     client, server = run_outside(pair())
     reading = recv_in_thread(server)
 
@@ -109,7 +109,7 @@ def test_a_cancel_scope_left_open_fails_its_own_call_only(deadline: float) -> No
     assert reading.result() == b"x"
 
 
-def test_a_stray_cancellation_fails_its_own_call_only() -> None:
+def test_a_stray_cancellation_fails_only_its_own_call() -> None:
     client, _ = run_outside(pair())
 
     async def cancel_own_task() -> None:
@@ -121,7 +121,7 @@ def test_a_stray_cancellation_fails_its_own_call_only() -> None:
     assert client.isopen()
 
 
-async def test_a_cancel_scope_left_open_in_a_scheduler_is_named() -> None:
+async def test_scheduler_run_reports_a_cancel_scope_left_open() -> None:
     ended: list[str] = []
 
     async def leave_open() -> None:
@@ -136,7 +136,7 @@ async def test_a_cancel_scope_left_open_in_a_scheduler_is_named() -> None:
     assert ended
 
 
-def test_a_host_or_reason_with_line_ends_is_logged_on_one_line(
+def test_control_characters_are_escaped_in_log_messages(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO", "trisock.pluto")
@@ -158,7 +158,7 @@ def test_sockets_listeners_and_schedulers_refuse_to_be_copied() -> None:
     assert client.isopen()
 
 
-def test_an_error_about_a_handler_does_not_quote_it() -> None:
+def test_type_errors_do_not_quote_an_invalid_handler() -> None:
     calls: list[Callable[[Any], object]] = [
         lambda handler: socket.bind(scheduler(), 0, handler),
         scheduler().add,
@@ -206,7 +206,7 @@ def test_a_socket_dropped_in_a_child_leaves_the_connection_open() -> None:
     assert server.recv() == b"still open"
 
 
-def test_a_signal_handler_can_make_blocking_calls_while_a_call_waits() -> None:
+def test_a_signal_handler_can_make_nested_blocking_calls() -> None:
     out = run_program(
         """
         import signal
@@ -231,7 +231,7 @@ def test_a_signal_handler_can_make_blocking_calls_while_a_call_waits() -> None:
     assert out == "b'at last'\n"
 
 
-def test_a_child_forked_in_the_middle_of_a_call_gets_an_error() -> None:
+def test_a_pending_call_raises_runtime_error_in_a_forked_child() -> None:
     out = run_program(
         """
         import os, signal
@@ -255,7 +255,7 @@ def test_a_child_forked_in_the_middle_of_a_call_gets_an_error() -> None:
     assert out == "7\n"
 
 
-def test_data_put_back_while_another_thread_reads_is_not_lost() -> None:
+def test_data_pushed_back_during_a_concurrent_read_is_kept() -> None:
     client, server = run_outside(pair())
     reading = recv_in_thread(client)
 

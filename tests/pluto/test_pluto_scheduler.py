@@ -165,7 +165,7 @@ async def test_bind_takes_plain_functions_that_return_an_awaitable() -> None:
 
 
 @both_sides
-async def test_an_error_of_a_handler_is_logged_and_the_server_continues(
+async def test_a_handler_error_is_logged_and_the_server_continues(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     sched = scheduler()
@@ -211,7 +211,7 @@ async def test_bind_can_be_called_by_a_running_handler() -> None:
 
 
 @both_sides
-async def test_scheduler_runs_what_was_added_before_and_while_it_runs() -> None:
+async def test_scheduler_runs_functions_added_before_and_during_run() -> None:
     sched = scheduler()
     order = []
 
@@ -234,7 +234,7 @@ async def test_scheduler_runs_what_was_added_before_and_while_it_runs() -> None:
 
 
 @both_sides
-async def test_scheduler_raises_what_an_added_function_raises() -> None:
+async def test_scheduler_run_propagates_errors_of_added_functions() -> None:
     sched = scheduler()
 
     async def fail() -> None:

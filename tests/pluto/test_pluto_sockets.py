@@ -103,7 +103,7 @@ async def test_listen_returns_a_listener_immediately() -> None:
 
 
 @both_sides
-async def test_listen_returns_none_for_a_port_that_is_taken_or_invalid(
+async def test_listen_returns_none_for_a_port_in_use_or_invalid(
     reasons: Callable[[], list[str]],
 ) -> None:
     assert socket.listen(65536) is None
@@ -198,7 +198,7 @@ async def test_recv_returns_none_after_a_reset(
 
 
 @both_sides
-async def test_peek_returns_what_recv_would_and_consumes_nothing() -> None:
+async def test_peek_returns_the_next_chunk_and_leaves_it_unread() -> None:
     client, raw = await raw_peer()
     with raw:
         raw.sendall(b"hello")
@@ -239,7 +239,7 @@ def client_hello(authority: Authority) -> tuple[ssl.SSLObject, ssl.MemoryBIO, ss
 
 @both_sides
 @pytest.mark.parametrize("how", ["unrecv", "peek"])
-async def test_unrecv_gives_a_client_hello_back_to_starttls(
+async def test_starttls_reads_a_client_hello_pushed_back_with_unrecv(
     how: str, authority: Authority, certs: list[dict[str, str | bytes]]
 ) -> None:
     client, raw = await raw_peer()  # the side that connected may be the TLS server

@@ -117,7 +117,7 @@ async def test_starttls_raises_for_an_invalid_argument_and_changes_nothing(mista
         assert raw.recv(100) == b"untouched"
 
 
-async def test_starttls_closes_a_socket_whose_last_send_was_cut_short(
+async def test_starttls_after_a_partial_send_closes_the_socket(
     certs: list[dict[str, str | bytes]],
 ) -> None:
     one, other = unix_pair()

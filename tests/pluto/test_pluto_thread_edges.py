@@ -126,7 +126,7 @@ def test_stop_returns_if_no_thread_can_be_created(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("failure", [OSError(errno.EMFILE, "too many"), ValueError("odd")])
-def test_calls_raise_what_trio_raises_in_the_thread(
+def test_calls_propagate_exceptions_from_trio_run(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, failure: Exception
 ) -> None:
     def fail(*_: object) -> NoReturn:
@@ -230,7 +230,7 @@ def test_two_threads_can_stop_the_thread_concurrently(monkeypatch: pytest.Monkey
     assert background.call(answer) == "result"
 
 
-def test_a_late_cancelled_exception_fails_its_own_call() -> None:
+def test_a_stale_cancelled_exception_fails_only_its_own_call() -> None:
     async def raise_late() -> None:
         kept: Any = None
         with trio.CancelScope() as scope:
@@ -247,7 +247,7 @@ def test_a_late_cancelled_exception_fails_its_own_call() -> None:
     assert background.call(answer) == "result"
 
 
-def test_a_failure_after_the_result_changes_nothing() -> None:
+def test_failing_a_finished_call_keeps_its_result() -> None:
     call = Call(answer, None)
     trio.run(call.run)
     call.fail(MemoryError())

@@ -163,7 +163,7 @@ def no_descriptors_left() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_a_failed_start_is_an_oserror_and_later_calls_work(own_thread: TrioThread) -> None:
+def test_a_failed_thread_start_raises_oserror_and_can_be_retried(own_thread: TrioThread) -> None:
     with no_descriptors_left():
         for _ in range(2):
             with pytest.raises(OSError, match="Too many open files"):
@@ -248,7 +248,7 @@ def test_a_process_with_open_sockets_ends_silently() -> None:
 # ---- fork ----
 
 
-def test_child_and_parent_work_after_a_fork_before_the_first_call() -> None:
+def test_parent_and_child_work_if_forked_before_any_call() -> None:
     listening = socket.listen(0)
     in_child(lambda: converse(*run_outside(pair())))
     in_child(lambda: converse(socket.connect("127.0.0.1", listening.port), listening.accept()))
@@ -312,7 +312,7 @@ def test_fork_inside_trio_leaves_the_run_alone() -> None:
     converse(client, server)
 
 
-def test_fork_without_a_call_in_progress_warns_of_nothing(times: int) -> None:
+def test_fork_between_calls_emits_no_warning(times: int) -> None:
     run_program(
         f"""
         import os

@@ -95,7 +95,7 @@ def test_each_peer_does_the_whole_work_of_a_row(name: str, place: Place) -> None
 
 
 @pytest.mark.parametrize("name", ["echo1", "connections", "receive", "send", "lines"])
-def test_a_server_that_loses_data_has_no_figure(
+def test_a_server_that_loses_data_gets_no_result(
     name: str, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "lossy.py").write_text(LOSSY)
@@ -113,13 +113,13 @@ def test_a_peer_without_its_library_is_listed_with_the_reason(place: Place) -> N
     assert result.series["absent"].failure == "not installed: no_such_library"
 
 
-def test_a_server_that_fails_to_start_is_listed_with_its_error(place: Place) -> None:
+def test_the_error_of_a_failed_server_start_is_reported(place: Place) -> None:
     broken = Peer("broken", "", "benchmarks.peers.no_such_peer")
     result = compete(ROWS["echo1"], [broken], place, amount=10, rounds=1)
     assert "No module named benchmarks.peers.no_such_peer" in str(result.series["broken"].failure)
 
 
-def test_a_server_does_not_outlive_a_driver_that_is_killed() -> None:
+def test_killing_the_driver_stops_its_server() -> None:
     driver = subprocess.Popen(
         [
             sys.executable,
@@ -145,7 +145,7 @@ def test_a_server_does_not_outlive_a_driver_that_is_killed() -> None:
             os.close(server)
 
 
-def test_ratios_are_taken_within_a_round() -> None:
+def test_ratios_compare_figures_of_the_same_round() -> None:
     def series(*seconds: float) -> Series:
         return Series([Measurement(100, each, each, 0) for each in seconds])
 

@@ -35,7 +35,7 @@ TLS_SERVERS = ["https_server", "smtp_server", "http_and_https"]
 
 @pytest.mark.parametrize("name", SERVERS)
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_stops_a_server_without_complaint(name: str, signum: signal.Signals) -> None:
+async def test_a_signal_stops_a_server_cleanly(name: str, signum: signal.Signals) -> None:
     async with running(name) as server:
         server.ask_to_stop(signum)
         await server.stop()
@@ -131,7 +131,7 @@ async def test_echo_client_sends_standard_input_and_prints_the_replies() -> None
     assert result.stdout == sent
 
 
-async def test_echo_client_ends_with_the_server_despite_open_input() -> None:
+async def test_echo_client_exits_when_the_server_closes_despite_open_stdin() -> None:
     async with await trisock.listen(0, host="127.0.0.1") as listener:
         arguments = command("echo_client", "--port", str(listener.port))
         async with started(arguments, stdin=subprocess.PIPE) as client:

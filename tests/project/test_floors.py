@@ -24,7 +24,7 @@ MODULE_LINES, CLASS_LINES, TEST_LINES = 500, 450, 600
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_imports_point_down(path: Path) -> None:
+def test_modules_import_only_from_their_floor_or_below(path: Path) -> None:
     name = name_of(path)
     for imported in imports_of(path):
         assert floor_of(imported) <= floor_of(name), f"{name} imports {imported}"
@@ -42,7 +42,7 @@ def test_faces_use_public_names(path: Path) -> None:
             assert node.attr in trisock.__all__
 
 
-def test_imports_form_no_circle() -> None:
+def test_there_are_no_circular_imports() -> None:
     graph = {name_of(path): imports_of(path) for path in MODULES}
     done: set[str] = set()
 

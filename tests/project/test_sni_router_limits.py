@@ -79,7 +79,7 @@ async def test_half_closed_tunnels_give_their_slots_back(
             assert trio.current_time() - start < IDLE_TIMEOUT
 
 
-async def test_a_backend_that_outlasts_its_client_has_a_limit(
+async def test_a_backend_is_closed_soon_after_its_client_ends(
     jumping_clock: trio.testing.MockClock,
 ) -> None:
     start = trio.current_time()
@@ -89,7 +89,7 @@ async def test_a_backend_that_outlasts_its_client_has_a_limit(
         assert trio.current_time() - start == pytest.approx(LAST_TIMEOUT, abs=1)
 
 
-async def test_a_client_that_outlasts_its_backend_has_a_limit(
+async def test_a_client_is_closed_soon_after_its_backend_ends(
     jumping_clock: trio.testing.MockClock,
 ) -> None:
     start = trio.current_time()

@@ -202,7 +202,7 @@ async def test_a_cancelled_read_loses_nothing(
 @pytest.mark.parametrize("layer", ["TLSv1_2 client", "TLSv1_3 server"])
 @pytest.mark.parametrize("read", [recv, recv_exactly, recv_until, receive_some, all_lines, peek])
 @at_every_cancel_point
-async def test_a_cancelled_read_behind_the_handshake_loses_nothing(
+async def test_a_cancelled_read_right_after_the_handshake_loses_nothing(
     attempt: Attempt,
     layer: str,
     read: Callable[[Socket, list[bytes]], Awaitable[None]],

@@ -90,7 +90,7 @@ async def test_info_of_a_unix_connection(client: Socket, path: str) -> None:
     }
 
 
-async def test_info_of_a_secure_connection(
+async def test_info_reports_whether_the_connection_is_secure(
     client: Socket, peer: trisock.Socket, server_tls: ServerTLS
 ) -> None:
     client.startTLS(False)

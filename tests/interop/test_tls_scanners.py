@@ -52,7 +52,7 @@ def test_testssl_reports_no_vulnerability(scanned: str, ca: Path, tmp_path: Path
 
 
 @pytest.mark.needs("sslyze")
-def test_sslyze_reports_only_two_more_curves(scanned: str, ca: Path) -> None:
+def test_sslyze_reports_only_the_two_extra_curves(scanned: str, ca: Path) -> None:
     """Beyond Mozilla's "intermediate" profile, the server offers two curves that are as good."""
     command: Command = ["sslyze", "--mozilla_config=intermediate", "--certinfo_ca_file", ca]
     done = subprocess.run(

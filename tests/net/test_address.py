@@ -100,25 +100,25 @@ def test_an_impossible_host_name_is_a_value_error(host: str) -> None:
         to_ascii_host(host)
 
 
-def test_a_host_that_is_not_a_str_is_a_type_error() -> None:
+def test_a_non_str_host_is_a_type_error() -> None:
     with pytest.raises(TypeError, match="a host is a str"):
         to_ascii_host(b"example.org")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("port", ["80", None, 1.5, True])
-def test_a_port_that_is_not_an_int_is_a_type_error(port: object) -> None:
+def test_a_non_int_port_is_a_type_error(port: object) -> None:
     with pytest.raises(TypeError, match=r"a port is an int.*example\.org"):
         check_port(port, "example.org")
 
 
 @pytest.mark.parametrize("port", [-1, 65536])
-def test_a_port_out_of_range_is_a_value_error_that_names_the_host(port: int) -> None:
+def test_a_port_out_of_range_is_a_value_error(port: int) -> None:
     with pytest.raises(ValueError, match=r"0-65535.*example\.org"):
         check_port(port, "example.org")
     check_port(0, None)
 
 
-def test_an_oserror_with_more_text_keeps_its_class() -> None:
+def test_with_message_keeps_the_class_of_an_oserror() -> None:
     refused = with_message(ConnectionRefusedError(errno.ECONNREFUSED, "refused"), "no way")
     assert isinstance(refused, ConnectionRefusedError)
     assert "no way" in str(refused)

@@ -172,7 +172,7 @@ async def test_a_host_with_more_than_a_name_is_refused(host: str, hint: str) -> 
 
 
 @pytest.mark.parametrize("host", ["127.1", "256.1.1.1", "1.2.3.4.5", "127.0.0.01"])
-def test_a_part_of_an_ip_address_is_refused(host: str) -> None:
+def test_a_malformed_ip_address_is_refused(host: str) -> None:
     with pytest.raises(ValueError, match="is not a host name"):
         ClientTLS(host)
 

@@ -106,7 +106,7 @@ def test_a_delimiter_is_found_wherever_the_chunks_are_split(
 
 
 @pytest.mark.parametrize("search", [True, False])
-def test_single_bytes_do_not_take_a_hundred_times_their_memory(search: bool) -> None:
+def test_runs_of_single_bytes_are_coalesced(search: bool) -> None:
     buffer = ReceiveBuffer()
     taken = b""
     for number in range(10_000):
@@ -195,7 +195,7 @@ def test_take_lines_respects_keep_ends_and_max_bytes() -> None:
     assert buffer.take(101) == b"c" * 100 + b"\n"
 
 
-def test_a_line_across_two_chunks_is_taken_with_the_next_ones() -> None:
+def test_a_line_across_two_chunks_is_taken_with_later_lines() -> None:
     buffer = ReceiveBuffer()
     for chunk in (b"o", b"ne\ntwo\nth", b"ree\n"):
         buffer.append(chunk)

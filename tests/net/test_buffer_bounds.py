@@ -57,7 +57,7 @@ def test_skipping_without_a_delimiter_scans_each_byte_once(
     assert ScannedBytes.scanned <= total + (rounds + total // size) * 2 * (len(delimiter) - 1)
 
 
-def test_changing_limits_scan_no_byte_again() -> None:
+def test_changing_the_limit_rescans_no_byte() -> None:
     buffer = ReceiveBuffer()
     buffer.append(ScannedBytes(b"\r" * 500 * KIB))
     for number in range(1000):

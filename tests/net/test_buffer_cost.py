@@ -177,7 +177,7 @@ def test_a_delimiter_is_found_however_it_is_split(before: bytes, delimiter: byte
 
 @pytest.mark.parametrize("delimiter", [b"\n", b"\r\n", b"\r\n.\r\n", b"xy", b"x" * 50])
 @pytest.mark.parametrize("size", [1, 2, 7, 300, 70_000])
-def test_a_search_scans_only_bytes_at_a_seam_again(delimiter: bytes, size: int) -> None:
+def test_a_search_rescans_only_bytes_at_chunk_boundaries(delimiter: bytes, size: int) -> None:
     ScannedBytes.scanned = 0
     buffer = ReceiveBuffer()
     chunk = ScannedBytes(b"xx-" * size)[:size] if size > 2 else ScannedBytes(b"-" * size)

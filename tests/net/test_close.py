@@ -122,7 +122,7 @@ async def test_a_late_byte_does_not_destroy_unacknowledged_data(
 
 @pytest.mark.parametrize(("family", "layer"), [("unix", "tls")])
 @pytest.mark.parametrize("half_closed", [False, True])
-async def test_close_notify_is_sent_once_there_is_room(
+async def test_close_notify_waits_for_room_in_the_send_buffer(
     half_closed: bool, a: Socket, b: Socket
 ) -> None:
     await clog(a)
@@ -140,7 +140,7 @@ async def test_close_notify_is_sent_once_there_is_room(
 
 
 @pytest.mark.parametrize("after_data", [True, False])
-async def test_the_alert_of_a_failed_read_is_sent_before_the_close(
+async def test_the_alert_of_a_failed_read_precedes_the_close(
     after_data: bool, sock: Socket, raw: socket.socket, authority: Authority, server_tls: ServerTLS
 ) -> None:
     """The peer learns that its record was forged (RFC 8446, section 6.2)."""
@@ -298,7 +298,7 @@ async def test_a_close_after_the_peers_reset_raises_nothing(
     await sock.close()
 
 
-async def test_a_socket_is_closed_by_its_context(a: Socket, b: Socket) -> None:
+async def test_leaving_the_async_with_block_closes_the_socket(a: Socket, b: Socket) -> None:
     async with a, b:
         await a.send(b"x")
         assert await b.recv() == b"x"

@@ -75,7 +75,7 @@ async def test_an_international_name_is_resolved_by_its_a_label() -> None:
     ("host", "shown", "attempts"),
     [("127.0.0.1", "127.0.0.1", 1), ("::1", "[::1]", 1), ("two.example", "two.example", 2)],
 )
-async def test_attempts_that_fail_alike_raise_that_error(
+async def test_if_all_attempts_fail_alike_that_error_is_raised(
     host: str, shown: str, attempts: int, free_port: int
 ) -> None:
     trio.socket.set_custom_hostname_resolver(Resolver(**{"two.example": ["::1", "127.0.0.1"]}))
@@ -85,7 +85,7 @@ async def test_attempts_that_fail_alike_raise_that_error(
     assert len(caught.value.__cause__.exceptions) == attempts  # type: ignore[union-attr]
 
 
-async def test_attempts_that_fail_differently_raise_an_oserror_with_each(free_port: int) -> None:
+async def test_different_connect_errors_raise_an_oserror_listing_each(free_port: int) -> None:
     # Nobody listens on 127.0.0.1, and ::1 cannot be reached from an IPv4 address.
     trio.socket.set_custom_hostname_resolver(Resolver(**{"two.example": ["127.0.0.1", "::1"]}))
     with pytest.raises(OSError, match=f"two.example:{free_port}") as caught:

@@ -81,7 +81,7 @@ async def test_an_abort_ends_the_connection_for_other_holders_too(
 
 
 @pytest.mark.parametrize("forked", [False, True])
-async def test_an_abort_without_connect_ends_the_connection(
+async def test_abort_works_without_connect_from_libc(
     forked: bool, sock: Socket, raw: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SO_LINGER resets only if nobody else holds the descriptor."""
@@ -156,7 +156,7 @@ async def send_after_eof(sock: Socket, _: object) -> None:
     ],
     ids=["send", "buffers", "file", "memory", "after eof"],
 )
-def test_a_send_to_a_peer_that_has_left_raises_no_sigpipe(
+def test_a_send_to_a_closed_peer_raises_no_sigpipe(
     connect_to: Callable[[int], Awaitable[Socket]],
     send: Callable[[Socket, object], Awaitable[object]],
 ) -> None:
@@ -321,7 +321,7 @@ async def test_a_close_that_waits_for_its_peer_occupies_no_slot() -> None:
 
 
 @pytest.mark.usefixtures("endless_linger")
-async def test_at_most_max_connections_closes_wait_beside_the_slots() -> None:
+async def test_at_most_max_connections_closes_linger_without_a_slot() -> None:
     async with serving(say_bye, host="127.0.0.1", max_connections=3) as server:
         async with served_clients(server, 6) as clients:
             late = [await lingering_client(server) for _ in range(4)]

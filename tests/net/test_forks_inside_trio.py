@@ -45,7 +45,7 @@ async def test_a_child_that_stops_a_server_leaves_the_parent_serving() -> None:
 
 @pytest.mark.parametrize("end", [Socket.abort, lambda sock: sock._connection.close_immediately()])
 @pytest.mark.parametrize("layer", ["tls"])
-async def test_a_child_that_ends_its_tls_socket_leaves_a_read_waiting(
+async def test_ending_tls_in_a_child_leaves_a_read_waiting(
     end: Callable[[Socket], None], a: Socket, b: Socket
 ) -> None:
     async with trio.open_nursery() as nursery:

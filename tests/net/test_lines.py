@@ -12,7 +12,7 @@ from trisock import IncompleteReadError, LimitExceededError, Socket
 from trisock._net import transport as _transport
 
 
-async def test_recv_exactly_returns_its_count_from_any_chunks(a: Socket, b: Socket) -> None:
+async def test_recv_exactly_joins_and_splits_chunks(a: Socket, b: Socket) -> None:
     a.unrecv(b"abc")
     async with trio.open_nursery() as nursery:
         got = []
@@ -120,7 +120,7 @@ async def test_a_line_cut_short_is_an_incomplete_read(a: Socket, b: Socket) -> N
     assert caught.value.partial == b"DELETE /"
 
 
-async def test_lines_have_a_limit(a: Socket, b: Socket) -> None:
+async def test_lines_raises_if_a_line_exceeds_the_limit(a: Socket, b: Socket) -> None:
     await b.send(b"x" * 100)
     with pytest.raises(LimitExceededError):
         async for _ in a.lines(max_bytes=99):
@@ -158,7 +158,7 @@ async def test_a_read_after_the_last_line_of_a_chunk_waits(a: Socket, b: Socket)
     assert got == [b"more"]
 
 
-async def test_asking_for_information_does_not_end_a_batch_of_lines(a: Socket, b: Socket) -> None:
+async def test_info_and_isopen_keep_the_lines_already_split(a: Socket, b: Socket) -> None:
     await b.send(b"one\n\nthree\nfour")
     unread = []
     async for _ in a.lines():

@@ -67,7 +67,7 @@ async def test_a_socket_connected_to_itself_is_refused(
         server.bind(("127.0.0.1", own_port))
 
 
-async def test_a_server_that_starts_meanwhile_is_found(own_port: int) -> None:
+async def test_connect_finds_a_server_that_starts_between_attempts(own_port: int) -> None:
     factory = OnePort(own_port, uses=3)
     trio.socket.set_custom_socket_factory(factory)
     real = OnePort.socket
@@ -89,7 +89,7 @@ async def test_a_server_that_starts_meanwhile_is_found(own_port: int) -> None:
 
 @pytest.mark.parametrize("addresses", [["192.0.2.1", "127.0.0.1"], ["127.0.0.1", "2001:db8::1"]])
 @pytest.mark.parametrize("fixed", [False, True])
-async def test_a_name_with_an_absent_address_listens_on_the_others(
+async def test_listen_skips_the_non_local_addresses_of_a_name(
     addresses: list[str], fixed: bool, own_port: int
 ) -> None:
     trio.socket.set_custom_hostname_resolver(Resolver(**{"both.example": addresses}))
@@ -100,7 +100,7 @@ async def test_a_name_with_an_absent_address_listens_on_the_others(
             pass
 
 
-async def test_bind_takes_a_name_with_an_absent_address() -> None:
+async def test_bind_skips_the_non_local_addresses_of_a_name() -> None:
     names = {"both.example": ["192.0.2.1", "127.0.0.1"]}
     trio.socket.set_custom_hostname_resolver(Resolver(**names))
     async with serving(echo, host="both.example") as server:
@@ -121,7 +121,7 @@ async def test_an_address_of_another_machine_is_an_oserror() -> None:
         trisock.listen_nowait(0, host="192.0.2.1")
 
 
-async def test_a_port_taken_on_one_address_of_a_name_is_an_oserror() -> None:
+async def test_a_port_in_use_on_one_address_is_an_oserror() -> None:
     names = {"both.example": ["127.0.0.1", "127.0.0.2"]}
     trio.socket.set_custom_hostname_resolver(Resolver(**names))
     async with await trisock.listen(0, host="127.0.0.2") as other:

@@ -44,7 +44,7 @@ async def test_skipping_a_long_line_has_a_linear_cost(delimiter: bytes, a: Socke
 
 
 @pytest.mark.parametrize("family", ["unix"])
-async def test_reads_that_fail_at_the_end_do_not_copy_unread_bytes(a: Socket, b: Socket) -> None:
+async def test_failed_reads_at_eof_do_not_copy_unread_bytes(a: Socket, b: Socket) -> None:
     async def fail(sock: Socket, size: int) -> float:
         sock.unrecv(b"x" * size)
         start = time.process_time()

@@ -234,7 +234,7 @@ async def test_a_send_cancelled_before_its_first_byte_changes_nothing(
 @pytest.mark.parametrize(
     "buffers", [(b"first" + b"x" * 50_000_000,), (b"first", b"x" * 50_000_000, b"last")]
 )
-async def test_a_send_cut_short_ends_sending_only(
+async def test_a_send_cut_short_breaks_sending_but_not_reading(
     buffers: tuple[bytes, ...], a: Socket, b: Socket
 ) -> None:
     await cancel_when_blocked(a.send, *buffers)
@@ -301,9 +301,7 @@ async def test_after_a_failed_send_earlier_data_can_be_read(
         assert await sock.recv() == b""
 
 
-async def test_a_reset_reported_to_a_send_is_not_a_clean_end(
-    sock: Socket, raw: socket.socket
-) -> None:
+async def test_a_reset_reported_to_send_is_no_clean_end(sock: Socket, raw: socket.socket) -> None:
     """The kernel reports a reset once, to the first call; a later read finds the end."""
     raw.sendall(b"the first half of a response")
     reset(raw)
@@ -357,7 +355,7 @@ async def test_send_eof_ends_one_direction(a: Socket, b: Socket) -> None:
 
 
 @pytest.mark.parametrize("adopted", [False, True])
-async def test_a_send_after_send_eof_does_not_hide_the_peers_reset(adopted: bool) -> None:
+async def test_send_after_send_eof_does_not_hide_a_reset(adopted: bool) -> None:
     """The kernel reports a reset once. A download cut short must not look complete."""
     if adopted:
         sock, raw = raw_pair()

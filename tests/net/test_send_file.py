@@ -128,7 +128,7 @@ async def test_another_file_with_the_same_descriptor_is_not_sent(
 @ALL_LAYERS
 @pytest.mark.parametrize("family", ["unix"])
 @pytest.mark.parametrize("kind", ["file", "memory"])
-async def test_a_file_that_grows_is_sent_as_it_was_at_the_call(
+async def test_bytes_appended_during_send_file_are_not_sent(
     kind: str, a: Socket, b: Socket, make_file: MakeFile
 ) -> None:
     file = make_file(kind, CONTENT)
@@ -226,7 +226,7 @@ async def test_a_read_of_nothing_or_too_much_is_an_error(
         await a.send_file(OnlyRead(result), count=5)
 
 
-def test_a_file_over_an_ssl_socket_is_not_read_below_tls() -> None:
+def test_a_file_over_an_ssl_socket_is_read_through_tls() -> None:
     one, other = socket.socketpair()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     options = {"server_hostname": "example.org", "do_handshake_on_connect": False}
@@ -240,7 +240,7 @@ def test_a_file_over_an_ssl_socket_is_not_read_below_tls() -> None:
 
 @pytest.mark.parametrize("layer", ["plain", "tls"])
 @pytest.mark.parametrize("kind", ["file", "gzip", "memory", "custom"])
-async def test_send_file_does_not_wait_for_name_lookups(
+async def test_send_file_works_with_the_default_thread_limiter_exhausted(
     kind: str, a: Socket, b: Socket, make_file: MakeFile
 ) -> None:
     threads = trio.to_thread.current_default_thread_limiter()

@@ -88,7 +88,7 @@ async def test_stoptls_fails_after_a_short_file(a: Socket, b: Socket, make_file:
 @SMALL
 @ALL_LAYERS
 @pytest.mark.parametrize("counted", [True, False])
-async def test_a_file_that_shrinks_is_sent_up_to_its_new_end(
+async def test_a_shrinking_file_is_sent_up_to_its_new_end(
     counted: bool, layer: str, a: Socket, b: Socket, make_file: MakeFile
 ) -> None:
     size = len(CONTENT)
@@ -279,7 +279,7 @@ async def test_an_alert_during_send_file_is_a_tls_error(
     assert caught.value.reason == "TLSV13_ALERT_CERTIFICATE_REQUIRED"
 
 
-async def test_a_client_that_aborts_a_download_is_not_a_handler_error(large_file: Any) -> None:
+async def test_an_aborted_download_is_not_a_handler_error(large_file: Any) -> None:
     async def handler(sock: Socket) -> None:
         await sock.send_file(large_file)
 

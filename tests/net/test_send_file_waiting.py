@@ -122,7 +122,7 @@ async def test_closing_the_socket_ends_a_send_of_a_silent_file(
 
 @pytest.mark.parametrize("family", ["unix"])
 @ALL_KINDS
-async def test_a_pipe_is_not_read_before_there_is_room_to_send(
+async def test_a_pipe_is_not_read_while_sending_would_block(
     a: Socket, b: Socket, silent: Silent
 ) -> None:
     await clog(a)
@@ -155,7 +155,7 @@ async def test_bytes_read_ahead_from_a_pipe_are_sent_immediately(
         nursery.cancel_scope.cancel()
 
 
-async def test_three_sends_share_a_pipe_and_each_byte_is_sent_once(silent: Silent) -> None:
+async def test_sends_that_share_a_pipe_send_each_byte_once(silent: Silent) -> None:
     file, write = silent
     pairs = [await tcp_pair() for _ in range(3)]
     async with closing(*(sock for each in pairs for sock in each)):
@@ -216,7 +216,7 @@ async def test_a_slow_pipe_delays_no_other_task(a: Socket, b: Socket) -> None:
 @pytest.mark.parametrize("layer", ["plain", "tls"])
 @pytest.mark.parametrize("kind", ["file", "memory", "pipe", "gzip", "custom"])
 @pytest.mark.parametrize("count", [None, 0])
-async def test_send_file_is_a_cancel_point_for_every_kind_of_file(
+async def test_send_file_is_a_cancel_point_for_every_file(
     kind: str, count: int | None, a: Socket, b: Socket, make_file: Any
 ) -> None:
     reading, writing = os.pipe()
@@ -234,7 +234,7 @@ async def test_send_file_is_a_cancel_point_for_every_kind_of_file(
 
 
 @pytest.mark.parametrize("layer", ["tls"])
-async def test_a_send_can_be_cancelled_while_the_disk_does_not_respond(
+async def test_send_file_can_be_cancelled_while_the_disk_hangs(
     a: Socket,
     b: Socket,
     make_file: Any,

@@ -75,7 +75,7 @@ async def test_socket_options_can_be_set_and_read(a: Socket) -> None:
 # ---- recv, peek, unrecv ----
 
 
-async def test_recv_returns_chunks_and_then_always_the_end(a: Socket, b: Socket) -> None:
+async def test_recv_returns_chunks_and_then_eof_on_every_call(a: Socket, b: Socket) -> None:
     await b.send(b"one")
     assert await a.recv() == b"one"
     await b.send(b"two")
@@ -87,7 +87,7 @@ async def test_recv_returns_chunks_and_then_always_the_end(a: Socket, b: Socket)
         assert await a.peek() == b""
 
 
-async def test_unrecv_makes_the_last_pushed_the_first_received(a: Socket, b: Socket) -> None:
+async def test_the_last_bytes_pushed_back_are_received_first(a: Socket, b: Socket) -> None:
     a.unrecv(b"World")
     hello = bytearray(b"Hello")
     a.unrecv(hello)
@@ -133,7 +133,7 @@ async def test_peek_leaves_the_peers_errors_to_recv(sock: Socket, raw: socket.so
             await sock.recv()
 
 
-async def test_isopen_leaves_all_data_to_the_reader(sock: Socket, raw: socket.socket) -> None:
+async def test_isopen_leaves_data_unread(sock: Socket, raw: socket.socket) -> None:
     with raw:
         assert sock.isopen()
         raw.sendall(b"bye")

@@ -55,7 +55,7 @@ async def test_a_socket_passes_trios_check_of_half_closeable_streams(family: str
 @pytest.mark.usefixtures("short_linger")
 @pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
 @pytest.mark.parametrize("family", ["tcp", "unix"])
-async def test_after_starttls_a_socket_passes_trios_check_of_two_way_streams(
+async def test_a_tls_socket_passes_trios_two_way_stream_check(
     authority: Authority, server_tls: ServerTLS, version: str, family: str
 ) -> None:
     context = ssl.create_default_context(cadata=authority.pem.decode())

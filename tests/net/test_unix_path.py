@@ -365,7 +365,7 @@ def replacing_held(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     listeners[0].abort()
 
 
-def test_listen_unix_nowait_does_not_wait_for_another_starter(
+def test_listen_unix_nowait_does_not_wait_for_another_listen(
     tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leave_stale(path)
@@ -379,7 +379,7 @@ def test_listen_unix_nowait_does_not_wait_for_another_starter(
     assert os.listdir(tmp_path) == []
 
 
-async def test_listen_unix_stops_waiting_for_another_starter(
+async def test_listen_unix_times_out_waiting_for_another_listen(
     path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
 ) -> None:
     leave_stale(path)

@@ -45,7 +45,7 @@ def unix_has_urgent_data() -> bool:
 
 @pytest.mark.parametrize("family", ["tcp", "unix"] if unix_has_urgent_data() else ["tcp"])
 @pytest.mark.parametrize("actions", ["d", "!d", "d!", "!d!", "dF", "!dF", "d!F", "!!dF", "!F", "F"])
-async def test_a_socket_is_open_until_all_around_urgent_data_is_read(
+async def test_isopen_is_true_until_data_around_urgent_bytes_is_read(
     actions: str, sock: Socket, raw: socket.socket
 ) -> None:
     act(raw, actions)

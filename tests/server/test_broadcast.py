@@ -174,7 +174,7 @@ async def test_an_error_in_a_broadcast_is_raised_to_the_caller(
         assert client.isopen()
 
 
-def test_ctrl_c_at_any_line_of_a_broadcast_ends_the_program() -> None:
+def test_ctrl_c_anywhere_in_a_broadcast_ends_the_program() -> None:
     program = """
 import signal, sys
 import trio, trisock

@@ -262,7 +262,7 @@ async def test_a_failure_whose_log_filter_fails_goes_to_stderr(
     assert_reported_on_stderr(LookupError, capsys)
 
 
-async def test_a_vanished_peer_that_cannot_be_logged_ends_no_server(
+async def test_the_server_survives_a_peer_error_it_cannot_log(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     async def handler(sock: Socket) -> None:
@@ -287,7 +287,7 @@ async def test_a_server_without_stderr_survives_broken_logging(
     assert capsys.readouterr().out == ""
 
 
-async def test_a_log_file_that_cannot_be_opened_is_survived(
+async def test_the_server_survives_a_log_file_it_cannot_open(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # A directory fails to open, as a file does when no descriptor is left.

@@ -78,7 +78,7 @@ CASES: list[tuple[Part, Part]] = [
 @pytest.mark.parametrize(
     ("handler", "peer"), CASES, ids=lambda each: getattr(each, "__name__", None)
 )
-async def test_an_error_that_a_peer_causes_is_one_line(
+async def test_an_error_a_peer_causes_is_logged_in_one_line(
     handler: Part, peer: Part, log: pytest.LogCaptureFixture
 ) -> None:
     async with serving(handler) as server:
@@ -100,7 +100,7 @@ async def test_an_error_that_a_peer_causes_is_one_line(
         assert len(each.getMessage()) < 200
 
 
-async def test_a_forged_record_is_one_line(
+async def test_a_forged_record_is_logged_in_one_line(
     server_tls: ServerTLS, client_tls: ClientTLS, log: pytest.LogCaptureFixture
 ) -> None:
     async with serving(read_lines, tls=server_tls) as server:
@@ -142,7 +142,7 @@ def run_on_a_fast_clock(main: Callable[[], Awaitable[None]]) -> None:
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
-def test_a_lack_of_descriptors_is_one_line_a_minute(log: pytest.LogCaptureFixture) -> None:
+def test_descriptor_exhaustion_is_logged_once_a_minute(log: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         async with serving(return_immediately, max_connections=100) as server:
             clients = [
@@ -163,7 +163,7 @@ def test_a_lack_of_descriptors_is_one_line_a_minute(log: pytest.LogCaptureFixtur
     assert all(" times in the last 60 seconds" in each.getMessage() for each in lines[1:])
 
 
-def test_a_recurring_lack_of_descriptors_is_one_line_a_minute(
+def test_recurring_descriptor_exhaustion_is_logged_once_a_minute(
     log: pytest.LogCaptureFixture,
 ) -> None:
     async def main() -> None:

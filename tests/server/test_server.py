@@ -46,7 +46,7 @@ async def test_a_handler_runs_for_each_connection() -> None:
     assert "closed, 0 connections>" in repr(server)
 
 
-async def test_plutos_own_example() -> None:
+async def test_plutos_bind_example_works() -> None:
     async def handler(s: Socket) -> None:
         content = b"Hello, world!"
         await s.send(

@@ -164,7 +164,7 @@ async def send_forever(sock: Socket) -> None:
         await sock.send(b"x" * 100_000)
 
 
-async def test_a_peer_that_vanishes_from_two_tasks_makes_no_traceback(
+async def test_a_peer_vanishing_from_two_tasks_logs_no_traceback(
     log: pytest.LogCaptureFixture,
 ) -> None:
     async def handler(sock: Socket) -> None:

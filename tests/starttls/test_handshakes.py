@@ -324,7 +324,7 @@ async def test_a_handshake_fails_without_a_required_alpn_protocol(
 @pytest.mark.parametrize("required", [True, False])
 @pytest.mark.parametrize("sni", ["example.org", "second.example"])
 @pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
-async def test_every_certificate_of_a_server_requests_client_certificates(
+async def test_client_certificates_are_requested_for_every_server_name(
     sent: str,
     required: bool,
     sni: str,

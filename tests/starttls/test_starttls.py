@@ -141,7 +141,7 @@ async def test_a_client_hello_received_before_starttls_is_used(
 
 @pytest.mark.parametrize("role", ["server", "client"])
 @pytest.mark.parametrize("where", ["buffered", "in the kernel", "pushed back"])
-async def test_bytes_behind_starttls_never_reach_the_application(
+async def test_plain_text_injected_after_starttls_fails_the_handshake(
     role: str, where: str, authority: Authority, client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
     """CVE-2011-0411, and "NO STARTTLS" (2021): plain text injected behind the command."""

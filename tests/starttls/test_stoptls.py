@@ -56,7 +56,7 @@ async def data_behind_the_handshake(
             yield sock, raw
 
 
-async def test_a_cancelled_read_behind_the_handshake_loses_nothing(
+async def test_a_cancelled_read_right_after_the_handshake_loses_nothing(
     authority: Authority, server_tls: ServerTLS, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with data_behind_the_handshake(authority, server_tls) as (sock, _):
@@ -73,7 +73,7 @@ async def test_a_cancelled_read_behind_the_handshake_loses_nothing(
         assert not scope.cancelled_caught
 
 
-async def test_stoptls_refuses_while_data_behind_the_handshake_is_unread(
+async def test_stoptls_refuses_while_data_after_the_handshake_is_unread(
     authority: Authority, server_tls: ServerTLS
 ) -> None:
     async with data_behind_the_handshake(authority, server_tls) as (sock, raw):
@@ -93,7 +93,7 @@ async def test_stoptls_fails_on_encrypted_data_in_flight(a: Socket, b: Socket) -
     assert a.fileno() == -1
 
 
-async def test_plain_text_right_behind_close_notify_is_read(
+async def test_plain_text_right_after_close_notify_is_read(
     authority: Authority, server_tls: ServerTLS
 ) -> None:
     async with tls_server_and_raw_client(authority, server_tls) as (sock, peer):
@@ -156,7 +156,7 @@ async def test_stoptls_does_not_accept_an_alert_as_close_notify(
     assert await a.recv() == b"x"
 
 
-async def test_a_cancelled_stoptls_closes(a: Socket) -> None:
+async def test_a_cancelled_stoptls_closes_the_connection(a: Socket) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(a.stoptls)
         await trio.testing.wait_all_tasks_blocked()

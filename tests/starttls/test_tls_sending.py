@@ -28,7 +28,7 @@ async def send_until_broken(sock: Socket) -> None:
             await sock.send(b"more")
 
 
-async def test_after_a_cancelled_tls_send_the_connection_is_over(a: Socket) -> None:
+async def test_a_cancelled_tls_send_breaks_the_connection(a: Socket) -> None:
     await cancel_while_blocked(a, b"x" * 50_000_000)
     with pytest.raises(trio.BrokenResourceError, match="cut short"):
         await a.send(b"y")

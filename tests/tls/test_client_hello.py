@@ -56,7 +56,7 @@ def test_every_split_into_records_and_segments_gives_the_same_hello(
 
 @settings(max_examples=500, deadline=None, derandomize=True)
 @given(data=st.data())
-def test_every_split_of_a_changed_hello_gives_the_same_result(data: st.DataObject) -> None:
+def test_every_split_of_a_mutated_hello_gives_the_same_result(data: st.DataObject) -> None:
     wire = bytearray(WHOLE)
     for _ in range(data.draw(st.integers(1, 4))):
         wire[data.draw(st.integers(0, len(wire) - 1))] = data.draw(st.integers(0, 255))

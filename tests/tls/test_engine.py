@@ -196,7 +196,7 @@ def test_a_failed_handshake_names_the_peer_and_leaves_its_alert(
         server.handshake_step(client.engine.data_to_send())
 
 
-def test_SSLStream_uses_five_names_of_its_context_and_object(  # noqa: N802
+def test_SSLStream_uses_only_five_attributes_of_the_engine(  # noqa: N802
     monkeypatch: pytest.MonkeyPatch, client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
     """If a later Trio uses more of them, the engine must offer more."""

@@ -26,7 +26,7 @@ def test_the_rest_of_a_split_record_is_taken_whole() -> None:
     assert (bytes(data), count) == (RECORD[3:], 1)
 
 
-def test_the_plain_text_of_one_encryption_is_bounded() -> None:
+def test_plain_text_is_encrypted_in_bounded_pieces() -> None:
     views = [memoryview(b"a" * 10)] * 1000 + [memoryview(b"b" * 1_000_000)] + [memoryview(b"c")] * 5
     found = list(pieces(views))
     assert b"".join(found) == b"".join(views)

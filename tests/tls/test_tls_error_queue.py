@@ -63,7 +63,7 @@ def leaving_errors() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
-async def test_a_conversation_survives_errors_of_others(
+async def test_a_connection_survives_stray_errors_in_the_queue(
     version: str, authority: Authority, client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
     with leaving_errors():
@@ -87,7 +87,7 @@ async def test_a_conversation_survives_errors_of_others(
             assert await server.recv() == b""
 
 
-async def test_a_record_in_two_pieces_survives_an_error_of_another(
+async def test_a_split_record_is_read_despite_a_stray_error(
     authority: Authority, server_tls: ServerTLS
 ) -> None:
     async with tls_server_and_raw_client(authority, server_tls) as (sock, peer):
@@ -182,7 +182,7 @@ async def test_a_bad_chain_breaks_no_other_connection(
             assert await victim.recv() == b"hello"
 
 
-async def test_a_bad_chain_sent_alone_does_not_end_the_handshake(
+async def test_a_handshake_survives_a_bad_chain_in_its_own_record(
     authority: Authority, verifying_server_tls: ServerTLS, tmp_path: Path
 ) -> None:
     """The error that it leaves replaces WANT_READ."""

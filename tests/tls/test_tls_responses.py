@@ -194,7 +194,7 @@ async def test_a_reader_leaves_the_queue_to_a_waiting_sender(
         nursery.cancel_scope.cancel()
 
 
-async def test_a_response_follows_the_send_that_delays_it(authority: Authority) -> None:
+async def test_a_delayed_response_is_sent_right_after_the_send(authority: Authority) -> None:
     """The peer may wait for the response, and nothing else may ever be sent."""
     async with post_handshake_pair(authority) as (sock, peer), trio.open_nursery() as nursery:
         message = bytes(1 << 16)  # encrypted in one call: nothing is encrypted after it

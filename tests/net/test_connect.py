@@ -75,7 +75,7 @@ async def test_an_international_name_is_resolved_by_its_a_label() -> None:
     ("host", "shown", "attempts"),
     [("127.0.0.1", "127.0.0.1", 1), ("::1", "[::1]", 1), ("two.example", "two.example", 2)],
 )
-async def test_if_all_attempts_fail_alike_that_error_is_raised(
+async def test_connect_raises_the_error_that_all_attempts_share(
     host: str, shown: str, attempts: int, free_port: int
 ) -> None:
     trio.socket.set_custom_hostname_resolver(Resolver(**{"two.example": ["::1", "127.0.0.1"]}))
@@ -278,13 +278,13 @@ async def test_connect_unix_waits_while_the_backlog_is_full(path: Path) -> None:
         async with closing(first, *connected, *accepted):
             await connected[0].send(b"hello")
             assert await accepted[1].recv() == b"hello"
-        # A cancelled wait leaves no descriptor open: the fixture no_leaked_descriptor checks it.
+        # A cancelled wait leaves no descriptor open: the fixture no_leaked_descriptor checks this.
         first = await trisock.connect_unix(path)
         await cancel_when_blocked(connect)
         first.abort()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has abstract names")
+@pytest.mark.skipif(sys.platform != "linux", reason="abstract Unix sockets need Linux")
 async def test_abstract_unix_names_need_no_file() -> None:
     name = f"\0trisock-test-{os.getpid()}"
     async with await trisock.listen_unix(name) as listener:

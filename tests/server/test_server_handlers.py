@@ -20,7 +20,7 @@ if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup, ExceptionGroup
 
 
-async def test_a_handlers_exception_is_logged_and_the_server_lives(
+async def test_a_handlers_exception_is_logged_and_the_server_continues(
     log: pytest.LogCaptureFixture,
 ) -> None:
     async def handler(sock: Socket) -> None:
@@ -46,7 +46,7 @@ async def test_a_handlers_exception_is_logged_and_the_server_lives(
     assert isinstance(record.exc_info[1], ValueError)
 
 
-async def test_a_group_of_exceptions_is_logged_as_one(log: pytest.LogCaptureFixture) -> None:
+async def test_an_exception_group_is_logged_once(log: pytest.LogCaptureFixture) -> None:
     async def handler(sock: Socket) -> None:
         async def fail(error: Exception) -> None:
             raise error
@@ -112,7 +112,7 @@ async def test_a_base_exception_of_a_handler_ends_the_server(wrapped: bool) -> N
 
 
 @pytest.mark.parametrize("grouped", [False, True])
-async def test_a_vanished_peer_makes_no_traceback(
+async def test_a_vanished_peer_is_logged_without_a_traceback(
     grouped: bool, log: pytest.LogCaptureFixture
 ) -> None:
     async def handler(sock: Socket) -> None:

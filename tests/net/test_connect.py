@@ -235,7 +235,7 @@ async def test_connect_unix_takes_every_type_of_path(
                 assert client.istls()
 
 
-async def test_connect_unix_errors_have_the_path(tmp_path: Path) -> None:
+async def test_connect_unix_errors_include_the_path(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         await trisock.connect_unix(tmp_path / "nothing")
     assert caught.value.filename == str(tmp_path / "nothing")
@@ -245,7 +245,7 @@ async def test_connect_unix_errors_have_the_path(tmp_path: Path) -> None:
     assert caught_refused.value.filename == str(tmp_path / "file")
 
 
-async def test_unix_paths_are_checked() -> None:
+async def test_invalid_unix_paths_are_refused() -> None:
     for path, error, words in [
         ("", ValueError, "empty"),
         ("a\0b", ValueError, "NUL"),
@@ -299,7 +299,9 @@ async def test_abstract_unix_names_need_no_file() -> None:
             await trisock.listen_unix(name, mode=0o600)
 
 
-async def test_without_unix_sockets_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unix_calls_fail_on_platforms_without_unix_sockets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delattr(socket, "AF_UNIX")
     for call in (trisock.connect_unix, trisock.listen_unix):
         with pytest.raises(OSError, match="no Unix sockets on this platform"):

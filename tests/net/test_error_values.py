@@ -56,7 +56,7 @@ COPIES: list[Callable[[BaseException], BaseException]] = [
 ]
 
 
-@pytest.mark.parametrize("copied", COPIES)
+@pytest.mark.parametrize("copied", COPIES, ids=["copy", "deepcopy", "pickle", "all of them"])
 async def test_a_copied_or_pickled_error_equals_the_original(
     copied: Callable[[BaseException], BaseException],
 ) -> None:

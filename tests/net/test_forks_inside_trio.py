@@ -43,7 +43,11 @@ async def test_a_child_that_stops_a_server_leaves_the_parent_serving() -> None:
         server.stop()
 
 
-@pytest.mark.parametrize("end", [Socket.abort, lambda sock: sock._connection.close_immediately()])
+@pytest.mark.parametrize(
+    "end",
+    [Socket.abort, lambda sock: sock._connection.close_immediately()],
+    ids=["abort", "close_immediately"],
+)
 @pytest.mark.parametrize("layer", ["tls"])
 async def test_a_child_that_ends_tls_leaves_the_parents_read_waiting(
     end: Callable[[Socket], None], a: Socket, b: Socket

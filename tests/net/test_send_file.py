@@ -186,7 +186,9 @@ class UpperCaseReader(io.BufferedReader):
 
 
 @pytest.mark.parametrize(
-    "own_class", [UpperCaseFile, lambda path: UpperCaseReader(io.FileIO(path))]
+    "own_class",
+    [UpperCaseFile, lambda path: UpperCaseReader(io.FileIO(path))],
+    ids=["raw", "buffered"],
 )
 async def test_the_read_method_of_a_subclass_is_used(
     own_class: Callable[[Path], Any], a: Socket, b: Socket, tmp_path: Path

@@ -158,7 +158,7 @@ async def test_anything_but_bytes_is_a_type_error(bad: object, a: Socket, b: Soc
     assert await b.peek() is None
 
 
-async def test_numbers_are_checked(a: Socket, b: Socket) -> None:
+async def test_invalid_sizes_and_delimiters_are_refused(a: Socket, b: Socket) -> None:
     for call in (
         lambda: a.recv(0),
         lambda: a.receive_some(-1),

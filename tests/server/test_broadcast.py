@@ -53,7 +53,7 @@ async def test_a_broadcast_never_crosses_into_plain_text(
                 try:
                     await client.stoptls()
                 except trisock.TLSError:
-                    continue  # SECRET came encrypted
+                    continue  # SECRET arrived encrypted
                 assert b"".join([chunk async for chunk in client]) == b"plain\n"
 
 

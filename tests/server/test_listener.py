@@ -125,7 +125,7 @@ async def test_reuse_port_fails_on_platforms_without_so_reuseport(
         await trisock.listen(0, reuse_port=True)
 
 
-async def test_arguments_are_checked() -> None:
+async def test_listen_refuses_invalid_arguments() -> None:
     for arguments, options, error, words in [
         (("80",), {}, TypeError, "a port is an int"),
         ((65536,), {}, ValueError, "0-65535"),
@@ -223,7 +223,7 @@ async def test_hasconnection_takes_nothing_from_a_task_in_accept() -> None:
             assert len(got) == 1
 
 
-async def test_closing_resets_a_connection_that_hasconnection_found() -> None:
+async def test_closing_resets_a_connection_found_by_hasconnection() -> None:
     async with await trisock.listen(0) as listener:
         client = await trisock.connect("localhost", listener.port)
         while not listener.hasconnection():
@@ -259,7 +259,7 @@ async def test_a_connection_reset_before_accept_is_dropped_and_counted(
         assert server.getpeer() == client.getlocal()
 
 
-async def test_accept_skips_dead_connections_that_the_kernel_reports(
+async def test_accept_skips_dead_connections_reported_by_the_kernel(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Systems other than Linux report a dead connection as an error of accept(2)."""

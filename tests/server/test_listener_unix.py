@@ -178,7 +178,7 @@ async def test_a_mode_that_cannot_be_set_leaves_nothing_behind(
     assert not path.exists()
 
 
-async def test_a_cancelled_close_of_a_listener_closes_it(tmp_path: Path) -> None:
+async def test_a_cancelled_close_still_closes_the_listener(tmp_path: Path) -> None:
     listener = await trisock.listen_unix(tmp_path / "socket")
     with trio.CancelScope() as scope:
         scope.cancel()

@@ -112,7 +112,7 @@ async def test_a_forged_record_is_logged_in_one_line(
 
 
 @pytest.mark.parametrize("way", ["cause", "group", "new error"])
-async def test_an_error_of_the_program_keeps_its_traceback(
+async def test_a_handlers_own_error_is_logged_with_its_traceback(
     way: str, log: pytest.LogCaptureFixture
 ) -> None:
     async def handler(sock: Socket) -> None:

@@ -353,7 +353,7 @@ async def test_set_tls_applies_to_new_connections(
                 assert client.tls.peer_certificate != other.tls.peer_certificate
 
 
-async def test_certificates_are_read_when_bind_is_called(
+async def test_bind_copies_the_list_of_certificates(
     authority: Authority, client_tls: ClientTLS
 ) -> None:
     certificates = [authority.issue("example.org")]

@@ -63,7 +63,7 @@ async def test_an_exception_group_is_logged_once(log: pytest.LogCaptureFixture) 
     assert isinstance(record.exc_info[1], ExceptionGroup)
 
 
-async def test_a_handler_that_fails_while_cancelled_is_logged_and_cancelled(
+async def test_a_handlers_error_during_cancellation_is_logged(
     log: pytest.LogCaptureFixture,
 ) -> None:
     """It raises a group of an error and a ``Cancelled``: ``except Exception`` does not catch it."""
@@ -91,7 +91,7 @@ async def test_a_handler_that_fails_while_cancelled_is_logged_and_cancelled(
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-async def test_a_base_exception_of_a_handler_ends_the_server(wrapped: bool) -> None:
+async def test_a_base_exception_from_a_handler_ends_the_server(wrapped: bool) -> None:
     class Stop(BaseException):
         pass
 
@@ -164,7 +164,7 @@ async def send_forever(sock: Socket) -> None:
         await sock.send(b"x" * 100_000)
 
 
-async def test_a_peer_vanishing_from_two_tasks_logs_no_traceback(
+async def test_two_tasks_lose_their_peer_without_a_traceback(
     log: pytest.LogCaptureFixture,
 ) -> None:
     async def handler(sock: Socket) -> None:

@@ -138,6 +138,7 @@ async def test_tls_before_1_2_is_disabled(authority: Authority, server_tls: Serv
         b"\x16" * 50,
         b"\x15\x03\x03\x00\x02\x01\x00",  # an unencrypted close_notify
     ],
+    ids=["SMTP", "HTTP", "NUL bytes", "0x16 bytes", "close_notify"],
 )
 @pytest.mark.parametrize("role", ["server", "client"])
 async def test_a_peer_that_does_not_speak_tls_fails_the_handshake(

@@ -100,7 +100,7 @@ async def test_plain_text_right_after_close_notify_is_read(
         with contextlib.suppress(ssl.SSLWantReadError):
             peer.ssl.unwrap()
         peer.raw.sendall(peer.outgoing.read() + b"plain text")
-        assert await sock.recv() == b""  # the end of the encrypted stream
+        assert await sock.recv() == b""  # EOF of the encrypted stream
         await sock.stoptls()
         assert not sock.istls()
         assert await sock.recv() == b"plain text"

@@ -151,6 +151,7 @@ def test_an_extension_that_is_cut_short_is_refused(cut: bytes) -> None:
         name_extension(b"a.example").replace(b"\0\0\x09a", b"\1\0\x09a"),  # another name type
         b"\0\0\0\x05\0\x02\0\0\0",  # bytes after the list
     ],
+    ids=["no name", "empty name", "two names", "another type", "trailing bytes"],
 )
 def test_an_sni_extension_without_exactly_one_host_name_is_refused(extension: bytes) -> None:
     one = ClientHelloReader().feed(hello_with_extensions(name_extension(b"a.example")))

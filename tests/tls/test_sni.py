@@ -296,6 +296,7 @@ async def test_an_sni_callback_of_the_callers_context_is_called(authority: Autho
         b"\x15\x03\x01\0\x02\x02\x28",  # an alert
         b"GET / HTTP/1.1\r\n\r\n",
     ],
+    ids=["too long", "empty records", "malformed", "NUL in SNI", "long SNI", "alert", "HTTP"],
 )
 async def test_openssl_refuses_an_invalid_hello(wire: bytes, server_tls: ServerTLS) -> None:
     with contextlib.suppress(ConnectionError):  # the server may close before all is sent

@@ -23,13 +23,13 @@ from trisock._net import transport as _transport
 
 @pytest.fixture
 def family() -> str:
-    """``"tcp"`` or ``"unix"``. Tests choose with parametrize. A Unix connection holds little."""
+    """``"tcp"`` or ``"unix"``. Tests parametrize it. A Unix connection has small buffers."""
     return "tcp"
 
 
 @pytest.fixture
 def layer() -> str:
-    """``"plain"``, ``"tls"`` or ``"no sendfile"``. Tests choose with parametrize."""
+    """``"plain"``, ``"tls"`` or ``"no sendfile"``. Tests parametrize it."""
     return "plain"
 
 
@@ -87,7 +87,7 @@ async def raw_ends(family: str) -> AsyncIterator[tuple[Socket, socket.socket]]:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A path for a Unix socket; nothing is there yet."""
+    """A path for a Unix socket. It does not exist yet."""
     return tmp_path / "socket"
 
 
@@ -104,7 +104,7 @@ def raw(raw_ends: tuple[Socket, socket.socket]) -> socket.socket:
 
 
 class CustomFile(io.RawIOBase):
-    """A user-defined file: it reads and seeks, and is not hashable."""
+    """A file of a user-defined class: readable and seekable, but not hashable."""
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -129,7 +129,7 @@ class CustomFile(io.RawIOBase):
 
 @pytest.fixture
 def make_file(tmp_path: Path) -> Iterator[Callable[[str, bytes], Any]]:
-    """A function that opens a file of a kind with a content. Closed after the test."""
+    """Return a function that opens a file of one kind. The files are closed after the test."""
     with contextlib.ExitStack() as stack:
 
         def make(kind: str, content: bytes) -> Any:
@@ -139,7 +139,7 @@ def make_file(tmp_path: Path) -> Iterator[Callable[[str, bytes], Any]]:
                 return CustomFile(content)
             if kind == "temporary":
                 file: Any = stack.enter_context(tempfile.TemporaryFile())
-                file.write(content)  # part of it stays in Python's buffer
+                file.write(content)  # part of it stays in Python's write buffer
                 return file
             if kind == "pipe":  # the content must fit into the pipe
                 reading, writing = os.pipe()

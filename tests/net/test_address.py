@@ -34,7 +34,7 @@ from trisock._address import (
         (socket.AF_UNIX, "", ("", 0)),
     ],
 )
-def test_addresses_look_as_users_write_them(
+def test_addresses_are_shown_as_users_write_them(
     family: int, sockaddr: object, expected: tuple[str, int]
 ) -> None:
     assert address_from_sockaddr(family, sockaddr) == Address(*expected)
@@ -95,7 +95,7 @@ def test_one_ascii_form_is_resolved_sent_and_verified(
         "\N{COMBINING GRAVE ACCENT}a",
     ],
 )
-def test_an_impossible_host_name_is_a_value_error(host: str) -> None:
+def test_an_invalid_host_name_is_a_value_error(host: str) -> None:
     with pytest.raises(ValueError, match="is not a host name"):
         to_ascii_host(host)
 

@@ -1,4 +1,4 @@
-"""Addresses and arguments in logs and errors: one safe line, and never a key."""
+"""Addresses and arguments in logs and errors: always one printable line, never a key."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def test_a_malformed_ip_address_is_refused(host: str) -> None:
         ClientTLS(host)
 
 
-# ---- keys as the wrong argument ----
+# ---- keys passed as the wrong argument ----
 
 CALLS: list[Callable[[Any], Any]] = [
     lambda key: trisock.connect(key, 1),
@@ -191,7 +191,7 @@ CALLS: list[Callable[[Any], Any]] = [
     lambda key: trisock.connect_unix(key),
     lambda key: trisock.listen_unix("x", backlog=key),
 ]
-# A key gets here only if the caller confuses the order of the arguments.
+# A key ends up here only if the caller mixes up the order of the arguments.
 MISPLACED: list[Callable[[trio.Nursery, Any], Any]] = [
     lambda nursery, key: trisock.bind(nursery, 0, key),
     lambda nursery, key: trisock.bind(nursery, key, print),  # type: ignore[arg-type]
@@ -234,10 +234,10 @@ KEYS: list[Any] = [KEY, KEY.encode(), BODY, BODY[:64], BODY.encode(), "00ff" * 1
 @pytest.mark.parametrize("key", KEYS, ids=range(len(KEYS)))
 async def test_no_error_quotes_a_key(call: Callable[[Any], Any], key: Any) -> None:
     with pytest.raises((TypeError, ValueError, OSError)) as caught:
-        (await call(key)).abort()  # a short key may be a path to listen on
+        (await call(key)).abort()  # a short key can be a valid path
         raise FileNotFoundError
     if isinstance(caught.value, FileNotFoundError | PermissionError):
-        return  # a short key may be a path, and the error shows it as its file name
+        return  # a short key can be a valid path, which the error shows as its file name
     error: BaseException | None = caught.value
     while error is not None:
         for secret in (KEY, BODY, BODY[:30], "00ff00ff00ff"):
@@ -275,12 +275,14 @@ async def sleep(_: Socket) -> None:
     await trio.sleep_forever()
 
 
-@pytest.mark.parametrize("port", [2**64, 10**5000, -(10**5000)], ids=["64", "big", "negative"])
+@pytest.mark.parametrize(
+    "port", [2**64, 10**5000, -(10**5000)], ids=["2**64", "10**5000", "-10**5000"]
+)
 async def test_a_port_of_many_digits_is_refused(port: int) -> None:
     with pytest.raises(ValueError, match=r"0-65535, not an int of \d+ bits"):
         await trisock.connect("localhost", port)
 
 
-def test_short_names_are_still_quoted() -> None:
+def test_an_error_quotes_a_short_invalid_name() -> None:
     with pytest.raises(ValueError, match=r"'a\.\.b' is not a host name"):
         ClientTLS("a..b")

@@ -18,12 +18,12 @@ from hypothesis.stateful import (
 
 from trisock._net.receive_buffer import ReceiveBuffer
 
-# Few different bytes, so that delimiters and prefixes of them are frequent.
+# A small alphabet makes delimiters and partial delimiters frequent.
 text = st.lists(st.sampled_from([b"a", b"b", b"\r", b"\n"]), max_size=12).map(b"".join)
 
 
 class BufferMachine(RuleBasedStateMachine):
-    """The model is a queue of chunks, none of them coalesced."""
+    """The model is a queue of uncoalesced chunks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -156,12 +156,12 @@ def test_a_whole_chunk_is_not_copied() -> None:
     assert buffer.take(10_000) is second
 
 
-def test_taking_more_than_the_unread_bytes_is_a_mistake() -> None:
+def test_taking_more_than_the_unread_bytes_fails_an_assertion() -> None:
     with pytest.raises(AssertionError):
         ReceiveBuffer().take(1)
 
 
-def test_find_starts_again_after_a_push_front() -> None:
+def test_push_front_restarts_the_search() -> None:
     buffer = ReceiveBuffer()
     buffer.append(b"abc")
     assert buffer.find(b"\n") is None
@@ -191,7 +191,7 @@ def test_take_lines_respects_keep_ends_and_max_bytes() -> None:
     buffer = ReceiveBuffer()
     buffer.append(b"a\nbb\n" + b"c" * 100 + b"\n")
     assert list(lines_of(buffer, keep_ends=True)) == [b"a\n", b"bb\n"]
-    assert buffer.find(b"\n") == 101  # take_lines left it: it is longer than max_bytes
+    assert buffer.find(b"\n") == 101  # longer than max_bytes, so take_lines left it
     assert buffer.take(101) == b"c" * 100 + b"\n"
 
 

@@ -1,4 +1,4 @@
-"""ReceiveBuffer: how much a search scans and how much memory is held, for adversarial patterns."""
+"""ReceiveBuffer with adversarial input: the bytes scanned and the memory held."""
 
 from __future__ import annotations
 
@@ -104,10 +104,9 @@ def test_short_lines_with_a_small_limit_have_a_linear_cost(max_bytes: int) -> No
 
 
 class SearchMachine(RuleBasedStateMachine):
-    """The model is plain bytes. Each search is bounded in the bytes that it scans."""
+    """The model is plain bytes. Each search scans a bounded number of bytes."""
 
     # Small, so that each example coalesces and trims chunks.
-
     SIZES = {"_MAX_UNCOALESCED": 3, "_SMALL_CHUNK": 4, "_MAX_CONSUMED_BYTES": 2}
 
     def __init__(self) -> None:
@@ -194,8 +193,8 @@ def test_any_mix_of_operations_agrees_with_a_plain_search(times: int) -> None:
 # ---- memory ----
 
 
-# Tuples and lists for at most three groups of chunks that are not coalesced yet, one partly read
-# chunk, and lines that are already split.
+# The overhead: tuples and lists for at most three groups of uncoalesced chunks, one partly read
+# chunk, and lines already split.
 CONSTANT = 3 * 256 * 110 + 32 * KIB
 
 
@@ -204,7 +203,7 @@ def assert_bounded(buffer: ReceiveBuffer) -> None:
 
 
 def fresh(size: int) -> bytes:
-    """Return zeros, in an object that nothing else refers to."""
+    """Return zeros in an object with no other reference."""
     return bytes(bytearray(size))
 
 
@@ -271,7 +270,7 @@ def test_no_mix_of_operations_exceeds_the_memory_bound(steps: list[tuple[str, in
 
 
 def push_remnants(buffer: ReceiveBuffer, peek: bool) -> None:
-    """Push chunks back, and take all of each but one byte."""
+    """Push chunks back, and take all but one byte of each."""
     for _ in range(2000):
         buffer.push_front(fresh(10_000))
         buffer.take_chunk(9_999)

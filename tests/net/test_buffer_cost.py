@@ -1,4 +1,4 @@
-"""What ReceiveBuffer costs, counted rather than timed: calls, bytes scanned, bytes allocated.
+"""The cost of ReceiveBuffer: calls, bytes scanned and bytes allocated. Nothing is timed.
 
 A cost is linear when four times as many bytes (or chunks, or lines) cost four times as much.
 """
@@ -15,7 +15,7 @@ import pytest
 from helpers.scanned_bytes import ScannedBytes
 from trisock._net.receive_buffer import ReceiveBuffer
 
-# What an operation that copies nothing may allocate: small objects, and frames under tracing.
+# Bytes that an operation without a copy may allocate: small objects, and frames under tracing.
 NO_COPY = 8192
 
 KIB = 1024
@@ -23,7 +23,7 @@ MIB = 1024 * KIB
 
 
 def calls(function: Callable[..., object], *args: object) -> int:
-    """Count the calls of Python and C functions: each round of a loop over chunks makes one."""
+    """Count calls to Python and C functions. Each iteration of a loop over chunks makes one."""
     count = 0
 
     def profile(_frame: object, event: str, _arg: object) -> None:
@@ -43,7 +43,7 @@ def assert_linear(function: Callable[[int], object], size: int) -> None:
     """Check that four times the size takes about four times the calls, up to ``4 * size``."""
     function(16)  # fill caches first
     before = None
-    for each in (size // 16, size // 4, size, 4 * size):  # from small sizes: a failure shows early
+    for each in (size // 16, size // 4, size, 4 * size):  # small sizes first, to fail early
         count = calls(function, each)
         assert count >= each / KIB, "the calls were not counted"
         assert before is None or count <= 5 * before
@@ -58,7 +58,7 @@ def traced() -> Iterator[None]:
 
 
 def allocated(operations: Iterable[Callable[[], object]]) -> int:
-    """Return the sum of the peak allocations of each operation. It includes every copy."""
+    """Return the sum of the operations' peak allocations, which includes every copy."""
     total = 0
     for operation in operations:
         tracemalloc.reset_peak()
@@ -236,7 +236,7 @@ def push_and_take(count: int) -> None:
 
 def test_split_lines_that_stay_unread_have_a_linear_cost(traced: None) -> None:
     def take_by_turns(count: int) -> int:
-        """Take lines alternately by ``take_lines`` and ``take``."""
+        """Take lines alternately with ``take_lines`` and ``take``."""
         buffer = ReceiveBuffer()
         buffer.append(b"a line\n" * 2 * count)
 
@@ -268,7 +268,7 @@ def push_pieces_of_a_line(count: int) -> None:
 
 
 def serve(count: int) -> None:
-    """Take messages (a length line, then a body) while more of them arrive."""
+    """Take messages (a length line, then a body) while more arrive."""
     buffer = ReceiveBuffer()
     message = b"10\r\n0123456789"
     for _ in range(count):

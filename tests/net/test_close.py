@@ -1,4 +1,4 @@
-"""A close loses no data, waits only where it must, and for a bounded time."""
+"""A close loses no data, waits only if it must, and waits for a bounded time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ BOTH_FAMILIES = pytest.mark.parametrize("family", ["tcp", "unix"])
 
 
 async def leave_unread(b: Socket, a: Socket) -> None:
-    """Send data from b that a does not read, so that a's close waits for b."""
+    """Send data from b and leave it unread at a, so that a's close waits for b."""
     await b.send(b"unread")
     await trio.lowlevel.wait_readable(a.fileno())
 
@@ -203,7 +203,7 @@ def test_the_drain_has_its_documented_bounds() -> None:
     assert (_linger.LINGER_SECONDS, _linger.LINGER_BYTES) == (2, 64 << 20)
 
 
-async def test_close_if_drained_does_nothing_if_unread_bytes_are_unknown(
+async def test_without_the_unread_count_close_if_drained_does_nothing(
     a: Socket, b: Socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(_: int) -> int:
@@ -218,7 +218,7 @@ async def test_close_if_drained_does_nothing_if_unread_bytes_are_unknown(
         await trio.lowlevel.checkpoint()
 
 
-# ---- closing again, cancelled, or by abort ----
+# ---- second, cancelled and aborted closes ----
 
 
 async def test_a_second_close_waits_for_the_first(a: Socket, b: Socket) -> None:
@@ -345,7 +345,7 @@ async def test_a_waiting_close_wakes_other_tasks_and_refuses_calls(
             waiting.start_soon(assert_closed, a.recv)
             waiting.start_soon(assert_closed, lambda: a.send(b"x" * 50_000_000))
             await trio.testing.wait_all_tasks_blocked()
-            nursery.start_soon(a.close)  # waits, because the peer reads nothing
+            nursery.start_soon(a.close)  # it waits, because the peer reads nothing
         for call in (a.recv, lambda: a.send(b"x"), lambda: a.send(b"x", b"y"), a.send_eof):
             assert a.fileno() >= 0
             await assert_closed(call)
@@ -417,10 +417,10 @@ async def test_a_socket_over_a_closed_stream_is_closed(
 
 
 async def test_a_read_that_waits_first_notices_a_closed_stream(a: Socket) -> None:
-    for _ in range(5):  # after four EAGAINs a read waits first
+    for _ in range(5):  # after four EAGAINs, a read waits first
         await cancel_when_blocked(a.recv)
     a.stream.socket.close()
-    for _ in range(20):  # after 15 more it does not
+    for _ in range(20):  # after 15 more reads, it does not
         await assert_closed(a.recv)
 
 

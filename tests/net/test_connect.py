@@ -75,7 +75,7 @@ async def test_an_international_name_is_resolved_by_its_a_label() -> None:
     ("host", "shown", "attempts"),
     [("127.0.0.1", "127.0.0.1", 1), ("::1", "[::1]", 1), ("two.example", "two.example", 2)],
 )
-async def test_if_all_attempts_fail_alike_that_error_is_raised(
+async def test_connect_raises_the_error_that_all_attempts_share(
     host: str, shown: str, attempts: int, free_port: int
 ) -> None:
     trio.socket.set_custom_hostname_resolver(Resolver(**{"two.example": ["::1", "127.0.0.1"]}))
@@ -235,7 +235,7 @@ async def test_connect_unix_takes_every_type_of_path(
                 assert client.istls()
 
 
-async def test_connect_unix_errors_have_the_path(tmp_path: Path) -> None:
+async def test_connect_unix_errors_include_the_path(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         await trisock.connect_unix(tmp_path / "nothing")
     assert caught.value.filename == str(tmp_path / "nothing")
@@ -245,7 +245,7 @@ async def test_connect_unix_errors_have_the_path(tmp_path: Path) -> None:
     assert caught_refused.value.filename == str(tmp_path / "file")
 
 
-async def test_unix_paths_are_checked() -> None:
+async def test_invalid_unix_paths_are_refused() -> None:
     for path, error, words in [
         ("", ValueError, "empty"),
         ("a\0b", ValueError, "NUL"),
@@ -278,13 +278,13 @@ async def test_connect_unix_waits_while_the_backlog_is_full(path: Path) -> None:
         async with closing(first, *connected, *accepted):
             await connected[0].send(b"hello")
             assert await accepted[1].recv() == b"hello"
-        # A cancelled wait leaves no descriptor open: the fixture no_leaked_descriptor checks it.
+        # A cancelled wait leaves no descriptor open: the fixture no_leaked_descriptor checks this.
         first = await trisock.connect_unix(path)
         await cancel_when_blocked(connect)
         first.abort()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has abstract names")
+@pytest.mark.skipif(sys.platform != "linux", reason="abstract Unix sockets need Linux")
 async def test_abstract_unix_names_need_no_file() -> None:
     name = f"\0trisock-test-{os.getpid()}"
     async with await trisock.listen_unix(name) as listener:
@@ -299,7 +299,9 @@ async def test_abstract_unix_names_need_no_file() -> None:
             await trisock.listen_unix(name, mode=0o600)
 
 
-async def test_without_unix_sockets_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unix_calls_fail_on_platforms_without_unix_sockets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delattr(socket, "AF_UNIX")
     for call in (trisock.connect_unix, trisock.listen_unix):
         with pytest.raises(OSError, match="no Unix sockets on this platform"):

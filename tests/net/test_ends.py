@@ -1,4 +1,4 @@
-"""How a connection ends: for all its holders, without delay, and what a clean end confirms."""
+"""How a connection ends: shared descriptors, SO_LINGER, SIGPIPE, close_notify and slots."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def another_holder(sock: Socket) -> Iterator[None]:
 
 
 @BOTH_FAMILIES
-@pytest.mark.parametrize("how", ["close", "cancelled close", "left unread"])
+@pytest.mark.parametrize("how", ["close", "cancelled close", "close with unread data"])
 async def test_a_close_ends_the_connection_for_other_holders_too(
     how: str, sock: Socket, raw: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_linger, "LINGER_SECONDS", 0)
     raw.settimeout(5)
     with another_holder(sock):
-        if how == "left unread":
+        if how == "close with unread data":
             raw.sendall(b"x" * 100)
             await trio.lowlevel.wait_readable(sock.fileno())
         with trio.CancelScope() as scope:
@@ -60,7 +60,7 @@ async def test_a_close_ends_the_connection_for_other_holders_too(
         try:
             assert raw.recv(1) == b""
         except ConnectionResetError:
-            assert how == "left unread"
+            assert how == "close with unread data"
 
 
 @BOTH_FAMILIES
@@ -84,7 +84,7 @@ async def test_an_abort_ends_the_connection_for_other_holders_too(
 async def test_abort_works_without_connect_from_libc(
     forked: bool, sock: Socket, raw: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SO_LINGER resets only if nobody else holds the descriptor."""
+    """A close with SO_LINGER resets only if no other process holds the descriptor."""
     monkeypatch.setattr(_syscalls, "_connect", None)
     monkeypatch.setattr(_syscalls, "_has_forked", forked)
     raw.settimeout(5)
@@ -102,7 +102,7 @@ async def test_abort_works_without_connect_from_libc(
 # ---- SO_LINGER ----
 
 
-@pytest.mark.parametrize("how", ["close", "cancelled", "leave"])
+@pytest.mark.parametrize("how", ["close", "cancelled", "async with"])
 async def test_so_linger_does_not_block_the_thread(
     how: str, sock: Socket, raw: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,7 +113,7 @@ async def test_so_linger_does_not_block_the_thread(
     with trio.CancelScope() as scope:
         if how == "cancelled":
             scope.cancel()
-        if how == "leave":
+        if how == "async with":
             async with sock:
                 pass
         await sock.close()
@@ -179,7 +179,7 @@ def test_a_send_to_a_closed_peer_raises_no_sigpipe(
     run_in_child(run)
 
 
-# ---- what a clean end confirms ----
+# ---- close_notify ----
 
 
 class HandlerError(Exception):
@@ -250,7 +250,7 @@ async def test_close_notify_follows_only_a_block_left_without_an_exception(
         assert await b.recv() == b""
 
 
-async def test_a_peer_that_ends_between_two_lines_receives_close_notify(
+async def test_a_peer_that_closes_between_lines_receives_close_notify(
     client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
     async def handler(sock: Socket) -> None:
@@ -265,7 +265,7 @@ async def test_a_peer_that_ends_between_two_lines_receives_close_notify(
                 await client.stoptls()  # waits for the server's close_notify
 
 
-async def test_all_data_of_a_handler_that_failed_arrives() -> None:
+async def test_data_sent_before_a_handler_fails_arrives() -> None:
     async def handler(sock: Socket) -> None:
         await sock.send(b"x" * 2_000_000)
         raise HandlerError
@@ -291,7 +291,7 @@ async def say_bye(sock: Socket) -> None:
 
 
 async def lingering_client(server: trisock.Server) -> Socket:
-    """Return a client that the server's close waits for."""
+    """Return a client that keeps the server's close waiting."""
     client = await connect(server)
     await client.send(b"unread")
     return client
@@ -321,7 +321,7 @@ async def test_a_close_that_waits_for_its_peer_occupies_no_slot() -> None:
 
 
 @pytest.mark.usefixtures("endless_linger")
-async def test_at_most_max_connections_closes_linger_without_a_slot() -> None:
+async def test_closes_without_a_slot_are_limited_to_max_connections() -> None:
     async with serving(say_bye, host="127.0.0.1", max_connections=3) as server:
         async with served_clients(server, 6) as clients:
             late = [await lingering_client(server) for _ in range(4)]
@@ -338,7 +338,7 @@ async def test_at_most_max_connections_closes_linger_without_a_slot() -> None:
             pass
 
 
-async def test_a_shortage_is_reported_again_after_a_quiet_interval(
+async def test_descriptor_exhaustion_is_reported_again_after_a_quiet_interval(
     autojump_clock: trio.testing.MockClock,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,

@@ -1,4 +1,4 @@
-"""trisock's own errors show a number of bytes but never the bytes, and can be copied."""
+"""trisock's errors show how many bytes were read, never the bytes, and can be copied."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ COPIES: list[Callable[[BaseException], BaseException]] = [
 ]
 
 
-@pytest.mark.parametrize("copied", COPIES)
+@pytest.mark.parametrize("copied", COPIES, ids=["copy", "deepcopy", "pickle", "all of them"])
 async def test_a_copied_or_pickled_error_equals_the_original(
     copied: Callable[[BaseException], BaseException],
 ) -> None:
@@ -73,7 +73,7 @@ async def test_a_copied_or_pickled_error_equals_the_original(
 
 
 @pytest.mark.parametrize("family", ["unix"])
-async def test_partial_stays_the_same_when_reading_goes_on(a: Socket, b: Socket) -> None:
+async def test_partial_does_not_change_when_reading_continues(a: Socket, b: Socket) -> None:
     a.unrecv(SECRET)
     await b.send_eof()
     with pytest.raises(IncompleteReadError) as caught:

@@ -43,9 +43,13 @@ async def test_a_child_that_stops_a_server_leaves_the_parent_serving() -> None:
         server.stop()
 
 
-@pytest.mark.parametrize("end", [Socket.abort, lambda sock: sock._connection.close_immediately()])
+@pytest.mark.parametrize(
+    "end",
+    [Socket.abort, lambda sock: sock._connection.close_immediately()],
+    ids=["abort", "close_immediately"],
+)
 @pytest.mark.parametrize("layer", ["tls"])
-async def test_ending_tls_in_a_child_leaves_a_read_waiting(
+async def test_a_child_that_ends_tls_leaves_the_parents_read_waiting(
     end: Callable[[Socket], None], a: Socket, b: Socket
 ) -> None:
     async with trio.open_nursery() as nursery:
@@ -66,7 +70,7 @@ async def test_a_child_that_aborts_a_plain_socket_wakes_the_parent(a: Socket) ->
             with pytest.raises(trio.BrokenResourceError):
                 while await a.recv():
                     pass
-                raise trio.BrokenResourceError  # the end of the stream counts too
+                raise trio.BrokenResourceError  # EOF counts too
 
         nursery.start_soon(read)
         await trio.testing.wait_all_tasks_blocked()

@@ -12,7 +12,7 @@ from trisock import IncompleteReadError, LimitExceededError, Socket
 from trisock._net import transport as _transport
 
 
-async def test_recv_exactly_joins_and_splits_chunks(a: Socket, b: Socket) -> None:
+async def test_recv_exactly_concatenates_and_splits_chunks(a: Socket, b: Socket) -> None:
     a.unrecv(b"abc")
     async with trio.open_nursery() as nursery:
         got = []
@@ -94,7 +94,7 @@ async def test_a_cancelled_read_loses_nothing(a: Socket, b: Socket) -> None:
     assert await a.recv_exactly(6) == b"abcabc"
 
 
-async def test_a_loop_over_lines_can_be_left_at_any_time(a: Socket, b: Socket) -> None:
+async def test_leaving_a_loop_over_lines_loses_nothing(a: Socket, b: Socket) -> None:
     await b.send(b"one\ntwo\n\nthree\nfour\n")
     await b.send_eof()
     async for line in a.lines():
@@ -128,14 +128,14 @@ async def test_lines_raises_if_a_line_exceeds_the_limit(a: Socket, b: Socket) ->
     await b.send(b"\nfits\n" + b"x" * 9 + b"\nrest")
     assert await a.recv_exactly(101) == b"x" * 100 + b"\n"
     got = []
-    with pytest.raises(LimitExceededError):  # although the whole line is in one chunk
+    with pytest.raises(LimitExceededError):  # even though the whole line is in one chunk
         async for line in a.lines(max_bytes=9):
             got.append(line)
     assert got == [b"fits"]
     assert await a.recv_exactly(14) == b"x" * 9 + b"\nrest"
 
 
-async def test_a_socket_can_be_iterated_over_by_chunks(a: Socket, b: Socket) -> None:
+async def test_iterating_over_a_socket_yields_chunks(a: Socket, b: Socket) -> None:
     await b.send(b"abc")
     await b.send_eof()
     a.unrecv(b"first")

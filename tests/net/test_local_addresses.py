@@ -1,4 +1,4 @@
-"""Local addresses: a socket connected to itself, and names with addresses that are absent."""
+"""Self-connects, and names that resolve to addresses of other machines."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class OnePort(trio.abc.SocketFactory):
 @pytest.fixture
 def own_port() -> int:
     if sys.platform != "linux":
-        pytest.skip("only Linux can give a socket a range of ports")
+        pytest.skip("IP_LOCAL_PORT_RANGE needs Linux")
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port: int = sock.getsockname()[1]
     return port
@@ -114,7 +114,7 @@ async def test_a_name_without_a_local_address_is_an_oserror(addresses: list[str]
         await trisock.listen(0, host="none.example")
 
 
-async def test_an_address_of_another_machine_is_an_oserror() -> None:
+async def test_listening_on_another_machines_address_is_an_oserror() -> None:
     with pytest.raises(OSError, match=r"192\.0\.2\.1:0: Cannot assign"):
         await trisock.listen(0, host="192.0.2.1")
     with pytest.raises(OSError, match=r"192\.0\.2\.1:0: Cannot assign"):
@@ -129,7 +129,7 @@ async def test_a_port_in_use_on_one_address_is_an_oserror() -> None:
             await trisock.listen(other.port, host="both.example")
 
 
-async def test_the_any_address_of_ipv6_is_ipv6_only() -> None:
+async def test_the_ipv6_wildcard_address_is_ipv6_only() -> None:
     async with await trisock.listen(0, host="::") as listener:
         with pytest.raises(ConnectionRefusedError):
             await trisock.connect("127.0.0.1", listener.port)

@@ -1,4 +1,4 @@
-"""What a peer can cost a reader: CPU time, memory, and lines in the log."""
+"""Bounds on the CPU time, memory and log lines that a peer can cost its reader."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def test_skipping_a_long_line_has_a_linear_cost(delimiter: bytes, a: Socke
     await time_to_skip(a, 10_000, delimiter)
     short = await time_to_skip(a, MIB // 8, delimiter)
     long = await time_to_skip(a, 2 * MIB, delimiter)
-    assert long < 40 * short  # linear is 16 times, quadratic 256 times
+    assert long < 40 * short  # 16 times if linear, 256 times if quadratic
 
 
 @pytest.mark.parametrize("family", ["unix"])
@@ -60,11 +60,11 @@ async def test_failed_reads_at_eof_do_not_copy_unread_bytes(a: Socket, b: Socket
     await b.send_eof()
     await fail(a, 2000)
     short = await fail(a, 2000)
-    assert await fail(a, 16 * MIB) < 10 * short + 0.1  # with copies it is 200 times as much
+    assert await fail(a, 16 * MIB) < 10 * short + 0.1  # 200 times as much with copies
 
 
 @pytest.mark.parametrize("layer", ["tls"])
-async def test_tiny_records_hold_a_small_factor_of_the_limit(a: Socket, b: Socket) -> None:
+async def test_memory_for_tiny_records_stays_near_the_limit(a: Socket, b: Socket) -> None:
     async with trio.open_nursery() as nursery:
 
         async def send() -> None:

@@ -1,4 +1,4 @@
-"""send and send_eof without TLS, and what can be read after a failed send."""
+"""send and send_eof, mostly without TLS, and reads after a failed send."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from trisock._net.conflicts import SendLock
 IOV_MAX = _transport.IOV_MAX
 MIB = 1024 * 1024
 
-# The TCP socket is made by trisock, the Unix socket is adopted.
+# trisock makes the TCP socket and adopts the Unix socket.
 BOTH_FAMILIES = pytest.mark.parametrize("family", ["tcp", "unix"])
 
 
 class Calls:
-    """Stands for the raw socket of a Transport, and records what each call was given and sent."""
+    """Wraps a Transport's raw socket; records the buffer sizes and bytes sent of each call."""
 
     def __init__(self, sock: Socket) -> None:
         self.calls: list[tuple[list[int], int]] = []
@@ -100,7 +100,7 @@ async def test_a_partial_send_continues_where_the_kernel_stopped(
     assert got == expected
     assert [bytes(each) for each in buffers] == before
     if layer == "plain":
-        # Some calls stopped within a buffer that was not the first.
+        # Some calls stopped inside a later buffer.
         inside = 0
         for given, sent in below.calls:
             assert len(given) <= IOV_MAX
@@ -128,7 +128,7 @@ async def test_buffers_of_one_send_share_a_segment(a: Socket) -> None:
     def segments_with_data() -> int:
         info = a.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 160)
         if len(info) < 160:
-            pytest.skip("this kernel does not count them")
+            pytest.skip("this kernel does not count segments with data")
         return int.from_bytes(info[156:160], sys.byteorder)  # tcpi_data_segs_out
 
     await a.send(b"HTTP/1.1 200 OK\r\n", b"content-length: 5\r\n", b"\r\n", bytearray(b"hello"))
@@ -160,7 +160,7 @@ async def test_other_tasks_run_while_many_small_buffers_are_sent(
 
 @contextlib.contextmanager
 def peak_memory() -> Iterator[Callable[[], int]]:
-    """Yield a function that returns the peak of the memory allocated since the start."""
+    """Yield a function that returns the peak memory allocated since the start."""
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
@@ -285,7 +285,7 @@ async def test_starttls_fails_after_a_broadcast_cut_short(
 # ---- reads after a failed send ----
 
 
-async def test_after_a_failed_send_earlier_data_can_be_read(
+async def test_received_data_can_be_read_after_a_failed_send(
     sock: Socket, raw: socket.socket
 ) -> None:
     await sock.send(b"a request that is not read")
@@ -301,8 +301,8 @@ async def test_after_a_failed_send_earlier_data_can_be_read(
         assert await sock.recv() == b""
 
 
-async def test_a_reset_reported_to_send_is_no_clean_end(sock: Socket, raw: socket.socket) -> None:
-    """The kernel reports a reset once, to the first call; a later read finds the end."""
+async def test_a_reset_reported_to_send_is_not_an_eof(sock: Socket, raw: socket.socket) -> None:
+    """The kernel reports a reset only to the first call. A later read finds EOF."""
     raw.sendall(b"the first half of a response")
     reset(raw)
     with pytest.raises(trio.BrokenResourceError, match="reset by peer"):
@@ -323,7 +323,7 @@ async def test_every_read_raises_after_a_reset(sock: Socket, raw: socket.socket)
                 await read(sock)
 
 
-async def test_a_clean_end_stays_clean_after_a_failed_send(
+async def test_a_clean_eof_stays_clean_after_a_failed_send(
     sock: Socket, raw: socket.socket
 ) -> None:
     """EPIPE: the peer ended its side cleanly, then closed."""
@@ -339,7 +339,7 @@ async def test_a_clean_end_stays_clean_after_a_failed_send(
 # ---- send_eof ----
 
 
-async def test_send_eof_ends_one_direction(a: Socket, b: Socket) -> None:
+async def test_send_eof_closes_only_one_direction(a: Socket, b: Socket) -> None:
     await a.send(b"question")
     await a.send_eof()
     await a.send_eof()

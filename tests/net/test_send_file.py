@@ -186,7 +186,9 @@ class UpperCaseReader(io.BufferedReader):
 
 
 @pytest.mark.parametrize(
-    "own_class", [UpperCaseFile, lambda path: UpperCaseReader(io.FileIO(path))]
+    "own_class",
+    [UpperCaseFile, lambda path: UpperCaseReader(io.FileIO(path))],
+    ids=["raw", "buffered"],
 )
 async def test_the_read_method_of_a_subclass_is_used(
     own_class: Callable[[Path], Any], a: Socket, b: Socket, tmp_path: Path
@@ -207,7 +209,7 @@ class OnlyRead:
         return self._results.pop(0) if self._results else b""
 
 
-async def test_an_object_with_only_a_read_method_is_enough(a: Socket, b: Socket) -> None:
+async def test_send_file_accepts_an_object_with_only_a_read_method(a: Socket, b: Socket) -> None:
     assert await a.send_file(OnlyRead(b"ab", b"c")) == 3
     assert await b.recv_exactly(3) == b"abc"
 
@@ -219,7 +221,7 @@ async def test_an_object_with_only_a_read_method_is_enough(a: Socket, b: Socket)
         (b"x" * 15, ValueError, "15 bytes instead of at most 5"),
     ],
 )
-async def test_a_read_of_nothing_or_too_much_is_an_error(
+async def test_a_read_that_returns_none_or_too_much_fails(
     result: bytes | None, error: type[Exception], words: str, a: Socket
 ) -> None:
     with pytest.raises(error, match=words):
@@ -294,7 +296,7 @@ async def test_an_unreadable_file_does_not_break_the_connection(
     assert await b.recv() == b"no harm done"
 
 
-async def test_a_file_that_sendfile_does_not_support_is_read(
+async def test_a_file_without_sendfile_support_is_read_instead(
     a: Socket, b: Socket, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On some file systems, sendfile(2) fails with EINVAL."""

@@ -1,4 +1,4 @@
-"""send_file when the file is too short, the peer leaves or the caller cancels; and close_notify."""
+"""send_file if the file is too short, the peer leaves or the caller cancels; and close_notify."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ CONTENT = os.urandom(4 * MIB)
 
 ALL_LAYERS = pytest.mark.parametrize("layer", ["plain", "no sendfile", "tls"])
 PLAIN_LAYERS = pytest.mark.parametrize("layer", ["plain", "no sendfile"])
-SMALL = pytest.mark.parametrize("family", ["unix"])  # the connection fills early
+SMALL = pytest.mark.parametrize("family", ["unix"])  # small buffers
 
 MakeFile = Callable[..., Any]
 
 
 @pytest.fixture
 def large_file(make_file: MakeFile) -> Any:
-    """64 MiB of zeros, more than any connection holds."""
+    """64 MiB of zeros, more than any connection buffers."""
     file = make_file("file", b"")
     os.truncate(file.name, 64 * MIB)
     return file
@@ -46,14 +46,14 @@ def large_file(make_file: MakeFile) -> Any:
 @ALL_LAYERS
 @pytest.mark.parametrize("kind", ["file", "memory", "gzip", "custom", "pipe"])
 @pytest.mark.parametrize("length", [0, 5])
-async def test_a_short_file_is_an_eof_error_without_close_notify(
+async def test_a_short_file_raises_eoferror_and_prevents_close_notify(
     kind: str, length: int, layer: str, a: Socket, b: Socket, make_file: MakeFile
 ) -> None:
     content = b"12345"[:length]
     await a.send(b"header")
     with pytest.raises(EOFError, match=f"after {length} of 6 bytes"):
         await a.send_file(make_file(kind, content), count=6)
-    await a.send_file(make_file("memory", b", that is all"))  # a whole file does not help
+    await a.send_file(make_file("memory", b", that is all"))  # a later whole file does not help
     await a.close()
     assert await b.recv_exactly(19 + length) == b"header" + content + b", that is all"
     if layer == "tls":
@@ -106,7 +106,7 @@ async def test_a_shrinking_file_is_sent_up_to_its_new_end(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(send)
         await until_full(a)
-        # Beyond what has been read, even where a whole chunk is read ahead.
+        # Beyond all bytes read so far, even if a whole chunk is read ahead.
         end = progress[-1] + 2 * _send_file.FILE_CHUNK + 1000
         assert end < size
         os.truncate(file.name, end)
@@ -136,7 +136,7 @@ async def test_no_close_notify_follows_a_file_that_shrank(
 
 @pytest.mark.parametrize("layer", ["plain", "tls"])
 @pytest.mark.parametrize("kind", ["file", "memory", "gzip", "custom", "pipe", "proc"])
-async def test_a_whole_file_is_followed_by_a_clean_end(
+async def test_a_clean_eof_follows_a_whole_file(
     kind: str, a: Socket, b: Socket, make_file: MakeFile
 ) -> None:
     content = {"proc": Path("/proc/version").read_bytes(), "pipe": CONTENT[:1000]}.get(
@@ -190,7 +190,7 @@ async def test_a_progress_callback_that_fails_ends_sending(
     ("kind", "layer"),
     [("file", "plain"), ("file", "no sendfile"), ("file", "tls"), ("memory", "plain")],
 )
-async def test_when_the_peer_leaves_the_error_counts_the_bytes_sent(
+async def test_the_error_counts_the_bytes_sent_before_the_peer_left(
     kind: str, layer: str, a: Socket, b: Socket, make_file: MakeFile
 ) -> None:
     size = 8 * MIB
@@ -221,7 +221,7 @@ async def test_when_the_peer_leaves_the_error_counts_the_bytes_sent(
 
 
 @ALL_LAYERS
-async def test_when_the_peer_has_left_the_error_counts_0_bytes(
+async def test_the_error_counts_0_bytes_if_the_peer_left_earlier(
     a: Socket, b: Socket, make_file: MakeFile
 ) -> None:
     file = make_file("unbuffered", b"content")
@@ -253,7 +253,7 @@ async def test_a_response_can_be_read_after_a_failed_send_file(
 async def test_an_alert_during_send_file_is_a_tls_error(
     peer: str, a: Socket, b: Socket, authority: Authority, large_file: Any
 ) -> None:
-    """TLS 1.3: the server refuses the client's certificate after the client's handshake."""
+    """TLS 1.3: the server refuses the client's certificate after the client has finished."""
     server_tls = ServerTLS(
         authority.issue("example.org"), client_ca=authority.pem, require_client_certificate=True
     )

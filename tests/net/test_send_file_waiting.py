@@ -1,4 +1,4 @@
-"""send_file waits for silent pipes and slow disks: other tasks run, and it can be cancelled."""
+"""send_file waits for silent pipes and slow disks. Other tasks run, and it can be cancelled."""
 
 from __future__ import annotations
 
@@ -75,12 +75,12 @@ async def test_a_send_of_a_silent_file_can_be_cancelled(
         with trio.CancelScope(shield=True):
             await trio.testing.wait_all_tasks_blocked(0.01)
             was_cancelled = ended.is_set()
-            write(b"kept")  # also ends a thread that still reads
+            write(b"kept")  # also wakes a thread that still reads
         nursery.cancel_scope.cancel()
     assert was_cancelled
     assert os.listdir("/proc/self/fd") == descriptors
     assert fcntl.fcntl(file.fileno(), fcntl.F_GETFL) == flags
-    # The connection works, and nothing of the file was lost.
+    # The connection still works, and no byte of the file was lost.
     await a.send(b"free ")
     assert await a.send_file(file, count=4) == 4
     assert await b.recv_exactly(9) == b"free kept"
@@ -113,7 +113,7 @@ async def test_closing_the_socket_ends_a_send_of_a_silent_file(
                 await a.close()
         await trio.testing.wait_all_tasks_blocked(0.01)
         was_woken = ended.is_set()
-        write(b"also ends a thread that still reads")
+        write(b"also wakes a thread that still reads")
     assert was_woken
     if layer == "tls":
         with pytest.raises(trio.BrokenResourceError):

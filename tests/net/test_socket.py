@@ -37,7 +37,7 @@ async def test_only_a_trio_socket_stream_can_be_adopted() -> None:
         Socket(trio.SocketStream(a), side="middle")  # type: ignore[arg-type]
 
 
-async def test_a_stream_that_is_not_connected_is_an_oserror() -> None:
+async def test_adopting_an_unconnected_stream_is_an_oserror() -> None:
     with trio.socket.socket() as unconnected, pytest.raises(OSError, match="not connected"):
         Socket(trio.SocketStream(unconnected))
 
@@ -98,7 +98,7 @@ async def test_the_last_bytes_pushed_back_are_received_first(a: Socket, b: Socke
     assert await a.recv() == b"World"
 
 
-async def test_after_the_end_pushed_back_data_is_read_first(a: Socket, b: Socket) -> None:
+async def test_pushed_back_data_is_read_before_eof(a: Socket, b: Socket) -> None:
     await b.send_eof()
     assert await a.recv() == b""
     assert not a.isopen()
@@ -109,7 +109,7 @@ async def test_after_the_end_pushed_back_data_is_read_first(a: Socket, b: Socket
     assert await a.recv() == b""
 
 
-async def test_peek_shows_what_recv_would_return_and_does_not_wait(a: Socket, b: Socket) -> None:
+async def test_peek_shows_the_next_chunk_without_waiting(a: Socket, b: Socket) -> None:
     assert await a.peek() is None
     await b.send(b"hello")
     await trio.lowlevel.wait_readable(a.fileno())
@@ -128,7 +128,7 @@ async def test_peek_leaves_the_peers_errors_to_recv(sock: Socket, raw: socket.so
     assert not sock.isopen()
     assert await sock.peek() is None
     assert not sock.isopen()
-    for _ in range(2):  # a reset never becomes a clean end
+    for _ in range(2):  # a reset never becomes EOF
         with pytest.raises(trio.BrokenResourceError, match="reset by peer"):
             await sock.recv()
 
@@ -158,7 +158,7 @@ async def test_anything_but_bytes_is_a_type_error(bad: object, a: Socket, b: Soc
     assert await b.peek() is None
 
 
-async def test_numbers_are_checked(a: Socket, b: Socket) -> None:
+async def test_invalid_sizes_and_delimiters_are_refused(a: Socket, b: Socket) -> None:
     for call in (
         lambda: a.recv(0),
         lambda: a.receive_some(-1),

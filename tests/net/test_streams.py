@@ -23,7 +23,7 @@ Pair = Callable[[], Awaitable[tuple[Socket, Socket]]]
 
 @pytest.fixture
 def short_linger(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trio's checks often close one end while the other still sends, and wait for it."""
+    """Trio's checks often close one end while the other still sends, and wait for the close."""
     monkeypatch.setattr(_linger, "LINGER_SECONDS", 0.1)
 
 
@@ -32,7 +32,7 @@ async def open_pair(family: str) -> tuple[Socket, Socket]:
 
 
 def clogged(family: str, open_pair: Pair) -> Pair | None:
-    """Return a function that opens a pair on which sends block. Only a Unix pair fills exactly."""
+    """Return a function that opens a pair whose sends block. Only a Unix pair fills exactly."""
 
     async def clogged_pair() -> tuple[Socket, Socket]:
         a, b = await open_pair()
@@ -73,12 +73,12 @@ async def test_a_tls_socket_passes_trios_two_way_stream_check(
 
 
 async def test_a_socket_has_the_socket_of_its_stream(a: Socket, b: Socket) -> None:
-    """Trio libraries may use a Socket where they use a SocketStream."""
+    """Trio libraries can use a Socket in place of a SocketStream."""
     assert a.socket is a.stream.socket
     assert a.socket.getpeername() == tuple(b.getlocal())
     with pytest.raises(AttributeError):
         a.socket = b.socket  # type: ignore[misc]
-    assert not hasattr(a, "do_handshake")  # it would mean TLS
+    assert not hasattr(a, "do_handshake")  # it would mark the stream as TLS
 
 
 @pytest.mark.parametrize("layer", ["plain", "tls"])
@@ -125,7 +125,7 @@ async def test_every_use_of_the_transport_is_a_schedule_point(a: Socket, b: Sock
     with trio.testing.assert_checkpoints():
         await a.peek()
     a.unrecv(b"z")
-    with trio.testing.assert_checkpoints():  # the interface of trio.abc: always
+    with trio.testing.assert_checkpoints():  # trio.abc requires a checkpoint on every call
         assert await a.receive_some() == b"z"
     with trio.testing.assert_checkpoints():
         await b.send_all(b"")
@@ -140,7 +140,7 @@ async def test_every_use_of_the_transport_is_a_schedule_point(a: Socket, b: Sock
 async def test_a_reader_of_a_full_buffer_lets_other_tasks_run(
     a: Socket, other_runs: Callable[[], int]
 ) -> None:
-    # The bounds that docs/design.md states.
+    # docs/design.md states these bounds.
     assert (READS_PER_CHECKPOINT, LINES_AT_A_TIME) == (64, 2048)
     a.unrecv(b"x\n" * 6400)
     for read in (

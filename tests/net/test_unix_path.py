@@ -1,6 +1,6 @@
 """The paths of Unix sockets: hostile neighbours, forks, locks and unusual directories.
 
-Most of these tests need root, to become another user.
+Some of these tests need root, to become another user.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def test_a_forked_child_removes_the_path_it_made(path: Path) -> None:
     assert not path.exists()
 
 
-def test_a_pluto_listener_dropped_in_a_child_leaves_the_path(path: Path) -> None:
+def test_dropping_a_pluto_listener_in_a_child_keeps_the_path(path: Path) -> None:
     from trisock.pluto import listener as pluto_listener
 
     listening = trisock.listen_unix_nowait(path)
@@ -211,7 +211,7 @@ def test_the_mode_is_set_without_proc(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stale", [False, True])
 @pytest.mark.parametrize("free", range(6))
-def test_a_shortage_of_descriptors_leaves_nothing_behind(
+def test_running_out_of_descriptors_leaves_nothing_behind(
     path: Path, free: int, stale: bool
 ) -> None:
     if stale:
@@ -243,7 +243,7 @@ def test_a_shortage_of_descriptors_leaves_nothing_behind(
 
 @needs_root
 def test_a_hostile_neighbour_changes_no_mode(shared: Path, times: int) -> None:
-    """Another user keeps replacing the path by links, as fast as possible."""
+    """Another user keeps replacing the path with links, as fast as possible."""
     path, victim = shared / "socket", shared.parent / f"{shared.name}.victim"
     victim.write_text("precious")
     victim.chmod(0o600)
@@ -282,7 +282,7 @@ def test_a_reader_that_locks_the_directory_blocks_nobody(
         directory.chmod(0o755)
     if stale:
         leave_stale(path)
-    # Opened before the fork: other users may not pass the directories above.
+    # Opened before the fork: other users cannot enter its parent directories.
     directory = os.open(tmp_path, os.O_RDONLY)
     try:
         with after_nobody(lambda: fcntl.flock(directory, kind)):
@@ -337,8 +337,8 @@ def test_another_users_lock_file_blocks_nobody(shared: Path, make: Callable[[Pat
 
 
 @contextlib.contextmanager
-def replacing_held(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Hold another thread between finding the path stale and replacing it."""
+def blocked_replacement(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Block another thread after it has found the path stale, before it replaces the path."""
     inside, go_on = threading.Event(), threading.Event()
     real = os.unlink
 
@@ -369,7 +369,7 @@ def test_listen_unix_nowait_does_not_wait_for_another_listen(
     tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leave_stale(path)
-    with replacing_held(path, monkeypatch):
+    with blocked_replacement(path, monkeypatch):
         (lock,) = (name for name in tmp_path.iterdir() if name != path)
         assert stat.S_IMODE(lock.stat().st_mode) == 0o600
         with pytest.raises(BlockingIOError, match="starting to listen on this path") as caught:
@@ -383,7 +383,7 @@ async def test_listen_unix_times_out_waiting_for_another_listen(
     path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
 ) -> None:
     leave_stale(path)
-    with replacing_held(path, monkeypatch):
+    with blocked_replacement(path, monkeypatch):
         with pytest.raises(TimeoutError, match="starting to listen on this path"):
             await trisock.listen_unix(path)
 

@@ -1,4 +1,4 @@
-"""Unix paths on systems that lack a feature, and lost races."""
+"""Unix paths without an optional system feature, and lost races."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Urgent data (``MSG_OOB``) hides neither readable data nor the end of the stream."""
+"""Urgent data (``MSG_OOB``) hides neither readable data nor EOF."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trisock import Socket
 
 
 def act(raw: socket.socket, actions: str) -> None:
-    """Send urgent (``!``) or plain (``d``) data, end (``F``) or reset (``R``), in this order."""
+    """Act in order: urgent data (``!``), normal data (``d``), FIN (``F``) or a reset (``R``)."""
     for action in actions:
         if action == "!":
             raw.send(b"!", socket.MSG_OOB)

@@ -16,5 +16,5 @@ def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 @pytest.fixture
 def jumping_clock() -> trio.testing.MockClock:
-    """An autojump clock that leaves bytes in flight the time to arrive."""
+    """An autojump clock that gives bytes in flight time to arrive."""
     return trio.testing.MockClock(autojump_threshold=0.05)

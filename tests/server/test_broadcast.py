@@ -1,4 +1,4 @@
-"""A broadcast beside upgrades, slow handlers, cancellations and stops."""
+"""Broadcasts during upgrades, slow handlers, cancellation and shutdown."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def test_a_broadcast_never_crosses_into_plain_text(
                 try:
                     await client.stoptls()
                 except trisock.TLSError:
-                    continue  # SECRET came encrypted
+                    continue  # SECRET arrived encrypted
                 assert b"".join([chunk async for chunk in client]) == b"plain\n"
 
 
@@ -116,7 +116,7 @@ async def test_a_broadcast_skips_a_client_that_reads_a_long_response() -> None:
     async with serving(handler) as server, await connect(server) as client:
         got = len(await client.recv())
         async with broadcasting(server, b"news", timeout=0.1) as delivered:
-            while not delivered:  # steadily, and slower than the server sends
+            while not delivered:  # read steadily, but slower than the server sends
                 got += len(await client.recv(50_000))
                 await trio.sleep(0.01)
         assert delivered == [0]

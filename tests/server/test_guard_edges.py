@@ -1,4 +1,4 @@
-"""Calls of the user's code: exception groups, scopes left open, loggers that fail."""
+"""Calls to the user's code: exception groups, scopes left open, loggers that fail."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_split_errors_separates_errors_from_other_exceptions() -> None:
     assert others.exceptions == (interrupt, leaving)
 
 
-async def test_an_interrupt_passes_a_scope_left_open() -> None:
+async def test_isolated_raises_an_interrupt_despite_a_scope_left_open() -> None:
     async def leave_one_open() -> None:
         trio.CancelScope().__enter__()
         raise KeyboardInterrupt
@@ -36,14 +36,14 @@ async def test_an_interrupt_passes_a_scope_left_open() -> None:
 def test_a_logger_whose_level_check_fails_is_still_used() -> None:
     class Refusing(logging.Logger):
         def isEnabledFor(self, level: int) -> bool:  # noqa: N802
-            raise ValueError("the logger's")
+            raise ValueError("from the logger")
 
     assert _guard.is_logged(Refusing("refusing"), logging.INFO)
 
 
 class Unprintable(Exception):
     def __getattribute__(self, name: str) -> object:
-        raise ValueError("the exception's")
+        raise ValueError("from the exception")
 
 
 def test_an_exception_that_cannot_be_printed_keeps_its_cause() -> None:

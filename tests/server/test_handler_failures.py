@@ -1,4 +1,4 @@
-"""What a handler raises or leaves open ends only its own connection, and is logged."""
+"""A handler's exceptions and open scopes end only its own connection, and are logged."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Handler = Callable[[Socket], Awaitable[object]]
 
 
 class Records(logging.Handler):
-    """Keeps records, and the text that a formatter makes of them."""
+    """Keeps log records and their formatted text."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -37,7 +37,7 @@ class Records(logging.Handler):
         self.text = ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.text += self.format(record) + "\n"  # an exception reaches the caller
+        self.text += self.format(record) + "\n"  # exceptions propagate to the caller
         self.all.append(record)
 
     @property
@@ -68,7 +68,7 @@ def records() -> Iterator[Records]:
 
 
 async def serve_with_bystanders(handler: Handler) -> trisock.ServerStats:
-    """Run the handler for one connection while a second one lives, and before a third."""
+    """Run the handler for one connection while a second is open, and before a third connects."""
 
     async def fail_or_echo(sock: Socket) -> None:
         if await sock.recv_until(b"\n") == b"fail\n":
@@ -137,7 +137,9 @@ CLASSES: dict[str, type[Exception]] = {
 
 @pytest.mark.parametrize("name", CLASSES)
 @pytest.mark.parametrize("way", ["alone", "group", "cause", "context"])
-async def test_a_handler_may_raise_any_class(name: str, way: str, records: Records) -> None:
+async def test_a_handler_may_raise_any_exception_class(
+    name: str, way: str, records: Records
+) -> None:
     async def failing(_: Socket) -> None:
         exc = CLASSES[name]()
         if way == "alone":
@@ -164,7 +166,9 @@ GROUP_NAMES = ["split", "subgroup", "derive", "exceptions", "message", "__str__"
 
 @pytest.mark.parametrize("name", [*GROUP_NAMES, "__getattribute__"])
 @pytest.mark.parametrize("way", ["method", "property"])
-async def test_a_handler_may_raise_any_group(name: str, way: str, records: Records) -> None:
+async def test_a_handler_may_raise_any_exception_group(
+    name: str, way: str, records: Records
+) -> None:
     hostile = {name: refuse if way == "method" else property(refuse)}
     group = type("Group", (ExceptionGroup,), hostile)
 
@@ -178,7 +182,7 @@ async def test_a_handler_may_raise_any_group(name: str, way: str, records: Recor
     assert "ValueError: one" in records.text or way == "method"
 
 
-async def test_a_group_class_may_override_split_in_a_mixed_group(records: Records) -> None:
+async def test_a_mixed_exception_group_may_override_split(records: Records) -> None:
     class Stop(BaseException):
         pass
 
@@ -230,7 +234,7 @@ async def fail_once() -> None:
 
 
 def assert_reported_on_stderr(error: type[Exception], capsys: pytest.CaptureFixture[str]) -> None:
-    """Check that stderr has the failure of the handler, and why it could not be logged."""
+    """Check that stderr shows the handler's failure and the logging error."""
     printed = capsys.readouterr().err
     assert "the handler of 127.0.0.1:" in printed
     assert "ValueError: the fault" in printed
@@ -290,7 +294,7 @@ async def test_a_server_without_stderr_survives_broken_logging(
 async def test_the_server_survives_a_log_file_it_cannot_open(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # A directory fails to open, as a file does when no descriptor is left.
+    # A directory fails to open, as a file does when descriptors run out.
     handler = logging.FileHandler(tmp_path / "log", delay=True)
     os.mkdir(tmp_path / "log")
     with logging_to(handler):
@@ -301,7 +305,7 @@ async def test_the_server_survives_a_log_file_it_cannot_open(
 
 @dataclasses.dataclass
 class ProtocolError(Exception):
-    """Cannot be hashed: it is a dataclass that compares by value."""
+    """Unhashable: a dataclass that compares by value."""
 
     code: int
 
@@ -326,7 +330,7 @@ async def test_an_unhashable_error_caused_by_a_socket_error_is_logged(records: R
     assert type(record.exc_info[1]) is ProtocolError
 
 
-# ---- cancel scopes that are left open ----
+# ---- cancel scopes left open ----
 
 KEPT: list[object] = []
 

@@ -43,7 +43,7 @@ async def test_without_a_host_ipv4_and_ipv6_share_one_port() -> None:
                 assert server.getpeer() == client.getlocal()
         assert repr(listener).endswith(f"[::]:{listener.port} open>")
     assert repr(listener).endswith("closed>")
-    assert listener.port  # also after the close
+    assert listener.port  # even after the close
 
 
 async def test_a_host_with_several_addresses_gets_one_port() -> None:
@@ -51,7 +51,7 @@ async def test_a_host_with_several_addresses_gets_one_port() -> None:
         assert len({address.port for address in listener.addresses}) == 1
 
 
-async def test_listen_retries_when_one_address_has_the_port_taken(
+async def test_listen_retries_if_a_port_is_taken_on_one_address(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     real = socket.socket.bind
@@ -125,7 +125,7 @@ async def test_reuse_port_fails_on_platforms_without_so_reuseport(
         await trisock.listen(0, reuse_port=True)
 
 
-async def test_arguments_are_checked() -> None:
+async def test_listen_refuses_invalid_arguments() -> None:
     for arguments, options, error, words in [
         (("80",), {}, TypeError, "a port is an int"),
         ((65536,), {}, ValueError, "0-65535"),
@@ -145,7 +145,7 @@ async def test_a_port_can_be_listened_on_again_immediately() -> None:
     async with await trisock.listen(0, host="127.0.0.1") as listener:
         client = await trisock.connect("127.0.0.1", listener.port)
         server = await listener.accept()
-        await server.send_eof()  # the server ends first: TIME_WAIT is on its side
+        await server.send_eof()  # the server sends FIN first: TIME_WAIT is on its side
         assert await client.recv() == b""
         await client.close()
         await server.close()
@@ -223,7 +223,7 @@ async def test_hasconnection_takes_nothing_from_a_task_in_accept() -> None:
             assert len(got) == 1
 
 
-async def test_closing_resets_a_connection_that_hasconnection_found() -> None:
+async def test_closing_resets_a_connection_found_by_hasconnection() -> None:
     async with await trisock.listen(0) as listener:
         client = await trisock.connect("localhost", listener.port)
         while not listener.hasconnection():
@@ -259,7 +259,7 @@ async def test_a_connection_reset_before_accept_is_dropped_and_counted(
         assert server.getpeer() == client.getlocal()
 
 
-async def test_accept_skips_dead_connections_that_the_kernel_reports(
+async def test_accept_skips_dead_connections_reported_by_the_kernel(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Systems other than Linux report a dead connection as an error of accept(2)."""
@@ -363,7 +363,7 @@ async def iteration_ends(listener: Listener) -> None:
 async def test_closing_at_any_moment_ends_an_accept(
     ends: Callable[[Listener], Awaitable[None]], passes: int
 ) -> None:
-    for _ in range(5):  # which task runs first is chance
+    for _ in range(5):  # Trio chooses at random which task runs first
         listener = await trisock.listen(0)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ends, listener)
@@ -413,7 +413,7 @@ async def test_abort_stops_listening_immediately() -> None:
         nursery.start_soon(accept_raises_closed, listener)
         await trio.testing.wait_all_tasks_blocked()
         listener.abort()
-    listener.abort()  # again changes nothing
+    listener.abort()  # a second abort does nothing
     trisock.listen_nowait(listener.port).abort()  # the port is free
 
 

@@ -26,7 +26,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def make_stale(path: Path) -> None:
-    """Leave a socket behind, as a process does that was killed."""
+    """Leave a socket behind, as a killed process does."""
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
 
@@ -108,7 +108,7 @@ trio.run(main)
 
 
 def test_only_one_of_several_processes_replaces_a_stale_socket(path: Path, times: int) -> None:
-    """Each of them finds the socket stale. The lock lets only one replace it."""
+    """Each process finds the socket stale. The lock lets only one replace it."""
     with contextlib.ExitStack() as stack:
         starters = [
             stack.enter_context(
@@ -178,7 +178,7 @@ async def test_a_mode_that_cannot_be_set_leaves_nothing_behind(
     assert not path.exists()
 
 
-async def test_a_cancelled_close_of_a_listener_closes_it(tmp_path: Path) -> None:
+async def test_a_cancelled_close_still_closes_the_listener(tmp_path: Path) -> None:
     listener = await trisock.listen_unix(tmp_path / "socket")
     with trio.CancelScope() as scope:
         scope.cancel()
@@ -189,7 +189,7 @@ async def test_a_cancelled_close_of_a_listener_closes_it(tmp_path: Path) -> None
         listener.hasconnection()
 
 
-async def test_a_lack_of_descriptors_is_an_oserror_with_the_path(
+async def test_running_out_of_descriptors_is_an_oserror_with_the_path(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "sock"

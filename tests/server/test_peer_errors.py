@@ -1,4 +1,4 @@
-"""An error that a peer alone can cause is one log line at INFO, without a traceback."""
+"""An error that only a peer can cause is logged in one line at INFO, without a traceback."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ CASES: list[tuple[Part, Part]] = [
 @pytest.mark.parametrize(
     ("handler", "peer"), CASES, ids=lambda each: getattr(each, "__name__", None)
 )
-async def test_an_error_a_peer_causes_is_logged_in_one_line(
+async def test_a_peers_error_is_logged_in_one_line(
     handler: Part, peer: Part, log: pytest.LogCaptureFixture
 ) -> None:
     async with serving(handler) as server:
@@ -111,17 +111,17 @@ async def test_a_forged_record_is_logged_in_one_line(
     assert not [each for each in log.records if each.levelno > logging.INFO or each.exc_info]
 
 
-@pytest.mark.parametrize("way", ["from", "beside", "of its own"])
-async def test_an_error_of_the_program_keeps_its_traceback(
+@pytest.mark.parametrize("way", ["cause", "group", "new error"])
+async def test_a_handlers_own_error_is_logged_with_its_traceback(
     way: str, log: pytest.LogCaptureFixture
 ) -> None:
     async def handler(sock: Socket) -> None:
         try:
             await sock.recv_exactly(10)
         except trisock.IncompleteReadError as exc:
-            if way == "from":
+            if way == "cause":
                 raise ValueError("the request was cut short") from exc
-            if way == "beside":
+            if way == "group":
                 raise ExceptionGroup("both", [exc, ValueError("and a fault")]) from None
             raise trisock.IncompleteReadError(b"", 5) from None  # not the socket's
 
@@ -134,11 +134,11 @@ async def test_an_error_of_the_program_keeps_its_traceback(
 
 
 async def return_immediately(_: Socket) -> None:
-    """Leave the connection to be closed."""
+    """Return, so that the server closes the connection."""
 
 
 def run_on_a_fast_clock(main: Callable[[], Awaitable[None]]) -> None:
-    """Run ``main`` outside the deadline of a test: the clock would jump to it."""
+    """Run ``main`` without the test's deadline: the autojump clock would jump to it."""
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 

@@ -104,7 +104,7 @@ async def test_bind_in_a_closed_nursery_leaves_nothing_listening() -> None:
 
 
 def test_only_three_calls_have_a_timeout() -> None:
-    """For all other calls there are cancel scopes."""
+    """All other calls rely on cancel scopes."""
     calls = {
         f"{owner.__name__}.{name}": call
         for owner in (trisock, Socket, trisock.Listener, trisock.Server)
@@ -160,7 +160,7 @@ async def test_stop_lets_handlers_finish() -> None:
         await server.wait_closed()
 
 
-async def test_stop_cancels_handlers_after_their_grace(
+async def test_stop_cancels_handlers_after_the_grace_period(
     jumping_clock: trio.testing.MockClock,
 ) -> None:
     cancelled = []
@@ -180,14 +180,14 @@ async def test_stop_cancels_handlers_after_their_grace(
             start = trio.current_time()
             server.stop(grace=20)
             server.stop(grace=5)
-            server.stop(grace=30)  # can only shorten it
+            server.stop(grace=30)  # a later stop can only shorten the grace period
             await server.wait_closed()
             assert cancelled == [pytest.approx(start + 5)] * 2
             for client in clients:
                 assert await client.recv() == b""
 
 
-async def test_a_server_can_stop_in_a_handler_or_before_start() -> None:
+async def test_stop_works_in_a_handler_and_before_the_start() -> None:
     async def handler(sock: Socket) -> None:
         server.stop(grace=0)
         await trio.sleep_forever()
@@ -217,7 +217,7 @@ async def test_a_refused_argument_changes_nothing() -> None:
             server.stop()
 
 
-async def test_stop_refuses_connections_that_no_handler_has_yet() -> None:
+async def test_stop_refuses_connections_without_a_handler() -> None:
     handled = []
 
     async def handler(sock: Socket) -> None:
@@ -234,7 +234,7 @@ async def test_stop_refuses_connections_that_no_handler_has_yet() -> None:
 
 async def test_stop_drops_handshakes_in_progress(server_tls: ServerTLS) -> None:
     async with serving(echo, tls=server_tls) as server:
-        async with closing(client := await connect(server)):  # says nothing
+        async with closing(client := await connect(server)):  # it sends nothing
             while server.stats().active < 1:
                 await trio.lowlevel.checkpoint()
             await trio.testing.wait_all_tasks_blocked()
@@ -279,7 +279,7 @@ async def test_starting_and_stopping_during_connects_never_fails() -> None:
 
 
 async def test_a_server_whose_listener_is_closed_ends_with_an_error() -> None:
-    """``trio.serve_listeners`` does the same: a silent end would not be noticed."""
+    """``trio.serve_listeners`` does the same: nobody would notice a silent end."""
     listener = await trisock.listen(0, host="127.0.0.1")
     with pytest.RaisesGroup(trio.ClosedResourceError, flatten_subgroups=True):
         async with trio.open_nursery() as nursery:
@@ -299,7 +299,7 @@ async def test_stop_closes_the_port_immediately() -> None:
 # ---- TLS ----
 
 
-async def test_tls_from_the_start_counts_failed_handshakes(
+async def test_a_tls_server_counts_failed_handshakes(
     authority: Authority,
     client_tls: ClientTLS,
     server_tls: ServerTLS,
@@ -315,7 +315,7 @@ async def test_tls_from_the_start_counts_failed_handshakes(
             await connect(server, tls=ClientTLS("example.net", ca=authority.pem))
         async with await connect(server) as client:
             await client.send(b"GET / HTTP/1.1\r\n\r\n")
-            assert (await client.recv())[:1] in (b"", b"\x15")  # an alert, if OpenSSL makes one
+            assert (await client.recv())[:1] in (b"", b"\x15")  # an alert, if OpenSSL sends one
         await all_served(server, 3)
     assert server.stats() == trisock.ServerStats(accepted=3, failed_handshakes=2)
     assert not server._handshakes
@@ -323,7 +323,7 @@ async def test_tls_from_the_start_counts_failed_handshakes(
     assert not logged(log, logging.WARNING)
 
 
-async def test_a_silent_client_loses_its_handshake(
+async def test_a_handshake_with_a_silent_client_times_out(
     server_tls: ServerTLS, jumping_clock: trio.testing.MockClock
 ) -> None:
     async with serving(echo, tls=server_tls, handshake_timeout=3) as server:
@@ -353,7 +353,7 @@ async def test_set_tls_applies_to_new_connections(
                 assert client.tls.peer_certificate != other.tls.peer_certificate
 
 
-async def test_certificates_are_read_when_bind_is_called(
+async def test_bind_copies_the_list_of_certificates(
     authority: Authority, client_tls: ClientTLS
 ) -> None:
     certificates = [authority.issue("example.org")]

@@ -22,7 +22,7 @@ BIG = b"b" * 5_000_000  # a send of it blocks until the client reads
 HUGE = b"b" * 50_000_000  # more than the kernel's buffers can grow to hold
 
 
-# ---- the connections that it reaches ----
+# ---- the recipients ----
 
 
 async def test_broadcast_reaches_all_open_connections() -> None:
@@ -45,7 +45,7 @@ async def test_broadcast_reaches_all_open_connections() -> None:
 
 
 async def test_broadcast_reaches_half_closed_clients() -> None:
-    """``printf 'SUBSCRIBE\\n' | nc -N`` ends its side and listens from then on."""
+    """``printf 'SUBSCRIBE\\n' | nc -N`` half-closes the connection and keeps reading."""
 
     async def handler(sock: Socket) -> None:
         await sock.recv_until(b"\n")
@@ -119,7 +119,7 @@ async def test_a_broadcast_skips_connections_in_a_handshake(
         await trio.testing.wait_all_tasks_blocked()
         start = trio.current_time()
         assert await server.broadcast(b"PLAIN") == 0
-        assert trio.current_time() == start  # it waits for no turn
+        assert trio.current_time() == start  # it did not wait for its turn to send
         await client.starttls(client_tls)
         if tls_from_the_start:
             assert await client.recv() == b"hi\n"
@@ -181,7 +181,7 @@ async def test_a_broadcast_copies_its_data_at_the_call() -> None:
             assert await client.recv_exactly(len(BIG) + 3) == BIG + b"old"
 
 
-# ---- beside what a handler does ----
+# ---- during a handler's sends ----
 
 
 @contextlib.asynccontextmanager
@@ -194,7 +194,7 @@ async def behind_a_broadcast(
             yield client
 
 
-async def test_a_broadcast_never_splits_what_a_handler_sends() -> None:
+async def test_a_broadcast_never_splits_a_handlers_send() -> None:
     async def handler(sock: Socket) -> None:
         await sock.send(BIG)
         await sock.send(b"after")
@@ -208,7 +208,7 @@ async def test_a_broadcast_never_splits_what_a_handler_sends() -> None:
             assert await client.recv_exactly(13) == b"NEWSMOREafter"
 
 
-async def test_sends_behind_a_broadcast_wait_or_collide() -> None:
+async def test_sends_behind_a_broadcast_wait_or_raise_busy() -> None:
     results = []
 
     async def handler(sock: Socket) -> None:
@@ -268,7 +268,7 @@ async def test_send_file_behind_a_broadcast_can_be_cancelled(
         assert await client.recv_exactly(len(BIG) + 4) == BIG + b"mine"
 
 
-# ---- beside starttls ----
+# ---- during starttls ----
 
 
 async def test_starttls_waits_for_an_earlier_broadcast(
@@ -373,7 +373,7 @@ async def test_a_broadcast_overtaken_by_starttls_is_dropped(
             async with sock._connection.sending:
                 inner.start_soon(broadcast)
                 await trio.testing.wait_all_tasks_blocked()
-            await sock.starttls(server_tls)  # without a pass through the scheduler
+            await sock.starttls(server_tls)  # without a scheduler pass in between
         await sock.recv()
 
     async with serving(handler) as server:

@@ -20,7 +20,7 @@ if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup, ExceptionGroup
 
 
-async def test_a_handlers_exception_is_logged_and_the_server_lives(
+async def test_a_handlers_exception_is_logged_and_the_server_continues(
     log: pytest.LogCaptureFixture,
 ) -> None:
     async def handler(sock: Socket) -> None:
@@ -46,7 +46,7 @@ async def test_a_handlers_exception_is_logged_and_the_server_lives(
     assert isinstance(record.exc_info[1], ValueError)
 
 
-async def test_a_group_of_exceptions_is_logged_as_one(log: pytest.LogCaptureFixture) -> None:
+async def test_an_exception_group_is_logged_once(log: pytest.LogCaptureFixture) -> None:
     async def handler(sock: Socket) -> None:
         async def fail(error: Exception) -> None:
             raise error
@@ -63,7 +63,7 @@ async def test_a_group_of_exceptions_is_logged_as_one(log: pytest.LogCaptureFixt
     assert isinstance(record.exc_info[1], ExceptionGroup)
 
 
-async def test_a_handler_that_fails_while_cancelled_is_logged_and_cancelled(
+async def test_a_handlers_error_during_cancellation_is_logged(
     log: pytest.LogCaptureFixture,
 ) -> None:
     """It raises a group of an error and a ``Cancelled``: ``except Exception`` does not catch it."""
@@ -91,7 +91,7 @@ async def test_a_handler_that_fails_while_cancelled_is_logged_and_cancelled(
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-async def test_a_base_exception_of_a_handler_ends_the_server(wrapped: bool) -> None:
+async def test_a_base_exception_from_a_handler_ends_the_server(wrapped: bool) -> None:
     class Stop(BaseException):
         pass
 
@@ -112,7 +112,7 @@ async def test_a_base_exception_of_a_handler_ends_the_server(wrapped: bool) -> N
 
 
 @pytest.mark.parametrize("grouped", [False, True])
-async def test_a_vanished_peer_makes_no_traceback(
+async def test_a_vanished_peer_is_logged_without_a_traceback(
     grouped: bool, log: pytest.LogCaptureFixture
 ) -> None:
     async def handler(sock: Socket) -> None:
@@ -164,7 +164,7 @@ async def send_forever(sock: Socket) -> None:
         await sock.send(b"x" * 100_000)
 
 
-async def test_a_peer_vanishing_from_two_tasks_logs_no_traceback(
+async def test_two_tasks_lose_their_peer_without_a_traceback(
     log: pytest.LogCaptureFixture,
 ) -> None:
     async def handler(sock: Socket) -> None:

@@ -1,4 +1,4 @@
-"""The limits of a server: connections, descriptors, and the defaults of the rest."""
+"""The limits of a server: connections, descriptors, and default timeouts and sizes."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ async def test_the_number_of_closes_without_a_slot_is_bounded() -> None:
             assert await third.recv() == b"bye"
 
 
-async def test_a_slot_covers_the_handshake(client_tls: ClientTLS, server_tls: ServerTLS) -> None:
+async def test_a_handshake_occupies_a_slot(client_tls: ClientTLS, server_tls: ServerTLS) -> None:
     async with serving(chat, tls=server_tls, max_connections=1) as server:
         silent, second = await connect(server), await connect(server)
         async with closing(silent, second):
@@ -91,7 +91,7 @@ async def test_a_slot_covers_the_handshake(client_tls: ClientTLS, server_tls: Se
             assert await second.recv() == b"hi\n"
 
 
-async def test_closing_a_failed_handshake_keeps_no_slot(
+async def test_a_failed_handshake_closes_without_a_slot(
     client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
     active: list[int] = []
@@ -112,7 +112,7 @@ async def test_closing_a_failed_handshake_keeps_no_slot(
 
 
 @pytest.mark.parametrize("limit", [None, 100])
-async def test_a_server_survives_a_lack_of_descriptors(
+async def test_a_server_survives_running_out_of_descriptors(
     limit: int | None, log: pytest.LogCaptureFixture, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with serving(echo, host="127.0.0.1", max_connections=limit) as server:

@@ -12,7 +12,7 @@ from trisock import ClientTLS, ServerTLS, Socket
 
 @pytest.fixture
 def layer() -> str:
-    """``"tls"``, or ``"plain"``: before starttls; a test chooses with parametrize."""
+    """``"tls"``, or ``"plain"`` (before starttls). Tests parametrize it."""
     return "tls"
 
 

@@ -1,4 +1,4 @@
-"""Handshakes that fail, client certificates, and what was negotiated."""
+"""Failed handshakes, client certificates and negotiated values."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def layer() -> str:
     return "plain"
 
 
-# ---- handshakes that fail ----
+# ---- failed handshakes ----
 
 
 async def failing_handshake(
     client_tls: object, server_tls: object
 ) -> tuple[Socket, TLSError, Socket, TLSError | None]:
-    """Run a handshake that fails at the client at least; return both ends and their errors."""
+    """Run a handshake that fails at least at the client. Return both ends and their errors."""
     client, server = await tcp_pair()
     errors: dict[str, TLSError] = {}
 
@@ -136,8 +136,9 @@ async def test_tls_before_1_2_is_disabled(authority: Authority, server_tls: Serv
         b"HTTP/1.1 400 Bad Request\r\n\r\n",
         b"\0" * 100,
         b"\x16" * 50,
-        b"\x15\x03\x03\x00\x02\x01\x00",  # close_notify, not encrypted
+        b"\x15\x03\x03\x00\x02\x01\x00",  # an unencrypted close_notify
     ],
+    ids=["SMTP", "HTTP", "NUL bytes", "0x16 bytes", "close_notify"],
 )
 @pytest.mark.parametrize("role", ["server", "client"])
 async def test_a_peer_that_does_not_speak_tls_fails_the_handshake(
@@ -181,7 +182,7 @@ async def test_a_peer_that_closes_fails_the_handshake(
 async def test_a_reset_before_the_clients_last_flight_fails_the_handshake(
     server_tls: ServerTLS,
 ) -> None:
-    """The client has verified everything, but its Finished message cannot be sent."""
+    """The client has accepted the server, but cannot send its Finished message."""
     sock, raw = raw_pair()
     peer = RawTLS(raw, server_tls._context(), server_side=True)
     async with closing(sock), trio.open_nursery() as nursery:
@@ -261,7 +262,7 @@ async def test_a_handshake_without_a_timeout_waits_until_cancelled(
         with trio.move_on_after(50) as scope:
             await a.starttls(client_tls, handshake_timeout=None)
         assert scope.cancelled_caught
-        assert a.fileno() == -1  # cancellation closes too
+        assert a.fileno() == -1  # cancellation closes it too
         await a.close()
 
 
@@ -417,7 +418,7 @@ async def test_client_tls_sends_its_certificate(
     assert info.peer_certificate
 
 
-# ---- what was negotiated ----
+# ---- negotiated values ----
 
 
 @pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])

@@ -18,7 +18,7 @@ from trisock._net.lines import Lines
 # More than the kernel holds: the server sends the rest when the client reads.
 BROADCAST_SIZE = 8_000_000
 
-# Every way to read, from a socket or from an iterator that has split more lines already.
+# Every way to read, from a socket or from an iterator that has already split more lines.
 WAYS = [*READS, "split lines"]
 
 
@@ -63,7 +63,7 @@ async def handler_behind_a_broadcast(
 async def test_every_read_is_refused_while_tls_begins_or_ends(
     way: str, change: str, client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
-    """So no read returns plain text that was injected behind a STARTTLS command."""
+    """No read may return plain text that was injected after a STARTTLS command."""
     roles = (server_tls, client_tls) if change == "stoptls" else (None, None)
     text = b"STARTTLS\nRSET\nINJECTED\n"
     async with handler_behind_a_broadcast(text, *roles) as (sock, lines, _):

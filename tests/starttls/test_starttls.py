@@ -1,4 +1,4 @@
-"""The upgrade to TLS: before it, during it, after it, and the arguments of starttls."""
+"""starttls: data before, during and after the upgrade, and its arguments."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def test_a_connection_can_start_and_stop_tls_repeatedly(
 async def test_either_end_can_take_either_role(
     a: Socket, b: Socket, client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
-    """RFC 4217, section 7: in active mode the one that accepts is the TLS client."""
+    """RFC 4217, section 7: in active mode, the side that accepts is the TLS client."""
     await upgrade(b, client_tls, a, server_tls)
     assert (a.getside(), b.getside()) == ("client", "server")
     await a.send(b"x")
@@ -144,7 +144,7 @@ async def test_a_client_hello_received_before_starttls_is_used(
 async def test_plain_text_injected_after_starttls_fails_the_handshake(
     role: str, where: str, authority: Authority, client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
-    """CVE-2011-0411, and "NO STARTTLS" (2021): plain text injected behind the command."""
+    """CVE-2011-0411, and "NO STARTTLS" (2021): plain text injected after the command."""
     sock, raw = raw_pair()
     injected = b"MAIL FROM:<attacker>\r\n" if role == "server" else b"250 all is well\r\n"
     command = b"STARTTLS\r\n" if role == "server" else b"220 go ahead\r\n"
@@ -187,7 +187,7 @@ async def test_a_context_that_fails_leaves_the_connection_as_it_was(a: Socket) -
         await a.starttls(Bad(ssl.PROTOCOL_TLS_SERVER))
     assert await a.recv() == b"early"
     async with await trisock.listen(0, host="127.0.0.1") as listener:
-        with pytest.raises(RuntimeError, match="plug-in"):  # and leaves nothing open
+        with pytest.raises(RuntimeError, match="plug-in"):  # and connect leaves nothing open
             await trisock.connect("127.0.0.1", listener.port, tls=Bad(ssl.PROTOCOL_TLS_SERVER))
 
 
@@ -277,7 +277,7 @@ async def test_an_ssl_context_works_in_either_role(authority: Authority) -> None
 
 @pytest.mark.filterwarnings("ignore:ssl.PROTOCOL_TLS is deprecated")
 @pytest.mark.parametrize("layer", ["plain"])
-async def test_a_context_for_both_roles_takes_its_sides_role(
+async def test_a_context_for_both_roles_follows_the_sockets_side(
     a: Socket, b: Socket, authority: Authority
 ) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS)

@@ -1,4 +1,4 @@
-"""Back to plain text on the same connection."""
+"""stoptls: return to plain text on the same connection."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def test_stoptls_refuses_while_decrypted_bytes_are_unread(a: Socket, b: So
 
 
 @contextlib.asynccontextmanager
-async def data_behind_the_handshake(
+async def data_after_the_handshake(
     authority: Authority, server_tls: ServerTLS
 ) -> AsyncIterator[tuple[Socket, socket.socket]]:
     """Yield a server that received the end of the handshake and data in one segment."""
@@ -45,7 +45,7 @@ async def data_behind_the_handshake(
 
     def client() -> None:
         peer.handshake_unflushed()
-        peer.ssl.write(b"early data")
+        peer.ssl.write(b"first data")
         peer.flush()
 
     with raw:
@@ -59,7 +59,7 @@ async def data_behind_the_handshake(
 async def test_a_cancelled_read_right_after_the_handshake_loses_nothing(
     authority: Authority, server_tls: ServerTLS, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with data_behind_the_handshake(authority, server_tls) as (sock, _):
+    async with data_after_the_handshake(authority, server_tls) as (sock, _):
         assert sock._connection.tls is not None
         real = sock._connection.tls._read_record
 
@@ -69,21 +69,21 @@ async def test_a_cancelled_read_right_after_the_handshake_loses_nothing(
 
         monkeypatch.setattr(sock._connection.tls, "_read_record", read_and_cancel)
         with trio.CancelScope() as scope:
-            assert await sock.recv() == b"early data"
+            assert await sock.recv() == b"first data"
         assert not scope.cancelled_caught
 
 
 async def test_stoptls_refuses_while_data_after_the_handshake_is_unread(
     authority: Authority, server_tls: ServerTLS
 ) -> None:
-    async with data_behind_the_handshake(authority, server_tls) as (sock, raw):
+    async with data_after_the_handshake(authority, server_tls) as (sock, raw):
         raw.shutdown(socket.SHUT_WR)
         await trio.lowlevel.wait_readable(sock.fileno())
         assert sock.isopen()  # the kernel has received FIN, but TLS has no close_notify
         with pytest.raises(RuntimeError, match="decrypted bytes are waiting"):
             await sock.stoptls()
         assert sock.isopen()
-        assert await sock.recv() == b"early data"
+        assert await sock.recv() == b"first data"
 
 
 async def test_stoptls_fails_on_encrypted_data_in_flight(a: Socket, b: Socket) -> None:
@@ -100,7 +100,7 @@ async def test_plain_text_right_after_close_notify_is_read(
         with contextlib.suppress(ssl.SSLWantReadError):
             peer.ssl.unwrap()
         peer.raw.sendall(peer.outgoing.read() + b"plain text")
-        assert await sock.recv() == b""  # the end of the encrypted stream
+        assert await sock.recv() == b""  # EOF of the encrypted stream
         await sock.stoptls()
         assert not sock.istls()
         assert await sock.recv() == b"plain text"
@@ -120,11 +120,11 @@ async def test_stoptls_fails_if_the_peer_resets_after_close_notify(
             await sock.stoptls()
 
 
-@pytest.mark.parametrize("how", ["end", "reset", "plain text"])
+@pytest.mark.parametrize("how", ["EOF", "reset", "plain text"])
 async def test_stoptls_fails_if_the_peer_does_not_send_close_notify(
     how: str, a: Socket, b: Socket
 ) -> None:
-    if how == "end":
+    if how == "EOF":
         await b.stream.send_eof()
     elif how == "reset":
         b.abort()
@@ -142,7 +142,7 @@ async def test_stoptls_fails_if_the_peer_does_not_send_close_notify(
 async def test_stoptls_does_not_accept_an_alert_as_close_notify(
     version: str, authority: Authority, server_tls: ServerTLS, a: Socket, b: Socket
 ) -> None:
-    """OpenSSL accepts it, and leaves its error in the queue for the next connection."""
+    """OpenSSL accepts it, and leaves an error in the queue for the next connection."""
     async with tls_server_and_raw_client(authority, server_tls, version) as (sock, peer):
         peer.incoming.write(b"\x17\x03\x03\x00\x20" + bytes(32))  # a forged record
         with pytest.raises(ssl.SSLError, match=r"(?i)bad record mac"):

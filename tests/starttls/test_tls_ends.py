@@ -1,4 +1,4 @@
-"""The end of an encrypted stream, with close_notify and without."""
+"""EOF under TLS, with and without close_notify."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def test_isopen_is_false_under_tls_after_a_reset(a: Socket, b: Socket) -> 
     await a.send(b"y")
     await trio.lowlevel.wait_readable(b.fileno())
     assert await b.recv() == b"x"
-    assert b.isopen()  # a record was read from the kernel and not decrypted yet
+    assert b.isopen()  # a record was read from the kernel but is not decrypted yet
     assert await b.recv() == b"y"
     assert b.isopen()
     a.abort()
@@ -60,7 +60,7 @@ async def test_a_reset_under_tls_is_not_a_tls_error(a: Socket, b: Socket) -> Non
 
 
 @pytest.mark.parametrize("ignored_by_context", [False, True])
-async def test_an_end_without_close_notify_is_an_error(
+async def test_eof_without_close_notify_is_an_error(
     ignored_by_context: bool, authority: Authority, server_tls: ServerTLS
 ) -> None:
     context = raw_client_context(authority)
@@ -72,9 +72,9 @@ async def test_an_end_without_close_notify_is_an_error(
             nursery.start_soon(b.starttls, server_tls)
             await a.starttls(context, server_hostname="example.org")
         await b.send(b"pay 100")
-        await b.stream.send_eof()  # as an attacker who cuts off the rest
+        await b.stream.send_eof()  # as if an attacker cuts the stream short
         assert await a.recv() == b"pay 100"
-        assert await a.peek() is None  # not the end: it cannot be trusted
+        assert await a.peek() is None  # not EOF: it cannot be trusted
         for _ in range(2):
             with pytest.raises(TLSError, match="without close_notify: data may be missing"):
                 await a.recv()
@@ -115,7 +115,7 @@ async def test_an_https_compatible_close_sends_no_close_notify(
 
 
 async def test_close_sends_close_notify_despite_unread_data(a: Socket, b: Socket) -> None:
-    """SSL_shutdown fails then, and the session tickets have not been sent either."""
+    """SSL_shutdown fails in this case, and the session tickets are still unsent."""
     for _ in range(3):
         await a.send(b"never read")
     await trio.lowlevel.wait_readable(b.fileno())

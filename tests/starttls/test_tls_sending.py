@@ -1,4 +1,4 @@
-"""Sends under TLS: what a cancelled or failed send does to the connection."""
+"""Sends under TLS: the connection after a cancelled or failed send."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ async def test_a_failed_tls_send_takes_nothing_from_a_reader(a: Socket, b: Socke
     assert await a.recv() == b"421 too busy"
 
 
-async def test_data_from_before_a_failed_tls_send_can_be_read(a: Socket, b: Socket) -> None:
+async def test_received_data_can_be_read_after_a_failed_tls_send(a: Socket, b: Socket) -> None:
     await b.send(b"421 too busy")
     b.abort()
     await send_until_broken(a)
@@ -120,7 +120,7 @@ async def test_a_cancelled_tls_send_with_room_is_all_or_nothing(
 
 
 class BrokenFile:
-    """A file that can be read in part, or not at all."""
+    """A file whose reads return ``parts`` and then fail."""
 
     def __init__(self, *parts: bytes) -> None:
         self._parts = iter(parts)
@@ -137,7 +137,7 @@ async def send_broken_file(sock: Socket, *parts: bytes) -> None:
 
 
 @pytest.mark.parametrize("layer", ["plain", "tls"])
-async def test_a_file_that_cannot_be_read_at_all_changes_nothing(a: Socket, b: Socket) -> None:
+async def test_a_file_that_fails_at_the_first_read_changes_nothing(a: Socket, b: Socket) -> None:
     await send_broken_file(a)
     await a.send(b"no harm done")
     assert await b.recv() == b"no harm done"

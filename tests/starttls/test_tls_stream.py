@@ -24,7 +24,7 @@ def tls(a: Socket) -> TLSStream:
 
 
 async def read_ahead(sock: Socket) -> None:
-    """Read ciphertext from the kernel, and do not decrypt it yet."""
+    """Read ciphertext from the kernel without decrypting it."""
     tls = sock._connection.tls
     assert tls is not None
     tls.engine.incoming.write(await sock._connection.transport.receive())
@@ -65,7 +65,7 @@ async def test_a_response_that_fails_does_not_lose_decrypted_data(
         await a.recv()
 
 
-async def test_an_end_while_a_response_waits_is_an_error(
+async def test_eof_while_a_response_waits_is_an_error(
     a: Socket, tls: TLSStream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def ended(self: TLSStream) -> bool:
@@ -79,16 +79,16 @@ async def test_an_end_while_a_response_waits_is_an_error(
         await a.recv()
 
 
-async def test_a_reader_waits_with_responses_that_cannot_be_sent(a: Socket, tls: TLSStream) -> None:
+async def test_a_reader_with_unsendable_responses_does_not_spin(a: Socket, tls: TLSStream) -> None:
     tls.engine.put_back(b"a response")
     tls.send_state = SendState.OVER
     async with trio.open_nursery() as nursery:
         nursery.start_soon(a.recv)
-        await trio.testing.wait_all_tasks_blocked()  # never, if the reader spins
+        await trio.testing.wait_all_tasks_blocked()  # never returns if the reader spins
         nursery.cancel_scope.cancel()
 
 
-async def test_records_read_ahead_are_responded_to(
+async def test_records_read_ahead_get_a_response(
     a: Socket, b: Socket, tls: TLSStream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     responses: list[bytes] = []

@@ -11,6 +11,6 @@ from trisock import Certificate
 
 @pytest.fixture(scope="session")
 def wide_certificate(authority: Authority) -> Certificate:
-    """A certificate so large that a session ticket that contains it takes several records."""
+    """A certificate so large that session tickets containing it span several records."""
     names = [f"{number}.{'x' * 60}.example.org" for number in range(300)]
     return certificate(authority.ca.issue_cert(*names, key_type=trustme.KeyType.ECDSA))

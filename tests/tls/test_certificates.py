@@ -1,4 +1,4 @@
-"""Certificate: the PEM it accepts, how it refuses the rest, and how it protects the key."""
+"""Certificate: accepted PEM, refused PEM, and the protection of the private key."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def pem_of(content: bytes) -> bytes:
     return ssl.DER_cert_to_PEM_cert(content).encode()
 
 
-# ---- what is accepted ----
+# ---- accepted ----
 
 
 def test_certificates_compare_by_value_whether_str_or_bytes(authority: Authority) -> None:
@@ -154,13 +154,13 @@ async def test_an_ed25519_key_is_accepted(authority: Authority) -> None:
         info.channel_binding("tls-server-end-point")
 
 
-def test_the_common_name_counts_if_there_is_no_dns_name() -> None:
+def test_the_common_name_is_used_without_a_dns_name() -> None:
     addresses = [x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
     chain = pem_of(self_signed(x509.SubjectAlternativeName(addresses)))
     assert Certificate(chain, KEY_PEM).names == ("example.org",)
 
 
-def test_a_certificate_cannot_be_changed(authority: Authority) -> None:
+def test_a_certificate_is_immutable(authority: Authority) -> None:
     certificate = authority.issue("localhost")
     with pytest.raises(AttributeError, match="cannot be changed"):
         certificate.names = ("another.example",)
@@ -170,7 +170,7 @@ def test_a_certificate_cannot_be_changed(authority: Authority) -> None:
         certificate.load_into(None)  # type: ignore[arg-type]
 
 
-# ---- what is refused ----
+# ---- refused ----
 
 
 def test_an_error_names_the_unusable_argument(authority: Authority) -> None:
@@ -206,7 +206,7 @@ def test_a_bad_certificate_is_a_value_error(bad: bytes) -> None:
     assert type(caught.value) is ValueError
 
 
-def test_a_warning_of_cryptography_is_at_most_a_value_error() -> None:
+def test_a_cryptography_warning_raises_nothing_but_value_error() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with contextlib.suppress(ValueError):
@@ -256,7 +256,7 @@ def test_no_repr_shows_a_key(authority: Authority) -> None:
 def test_no_error_shows_a_damaged_or_misplaced_key(authority: Authority, tmp_path: Path) -> None:
     chain, key = (each.decode() for each in pems(authority, "example.org"))
     good = Certificate(chain, key)
-    damaged = key.replace(" KEY-----", " KEY", 1)  # all of it is the label of a PEM block now
+    damaged = key.replace(" KEY-----", " KEY", 1)  # the label of the PEM block now includes the key
     (tmp_path / "chain.pem").write_text(chain)
     (tmp_path / "damaged.pem").write_text(damaged + chain)
     for make, words in [
@@ -322,7 +322,7 @@ def test_a_key_is_never_readable_by_other_users(
 
 
 def test_a_missing_password_is_not_prompted_for(authority: Authority) -> None:
-    """OpenSSL would prompt on the terminal."""
+    """By default, OpenSSL prompts on the terminal."""
     chain, key = pems(authority, "example.org")
     certificate = Certificate(chain, encrypted(key, b"secret"), "secret")
     object.__setattr__(certificate, "_password", None)
@@ -330,7 +330,7 @@ def test_a_missing_password_is_not_prompted_for(authority: Authority) -> None:
         certificate.load_into(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
 
 
-# ---- without /proc and memory files ----
+# ---- without /proc and memfd ----
 
 CHROOT = """
 import os, sys

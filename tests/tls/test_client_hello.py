@@ -1,4 +1,4 @@
-"""ClientHelloReader: any split of the bytes gives the same hello, and its memory is bounded."""
+"""ClientHelloReader: any split of the bytes gives the same hello, and memory is bounded."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_every_split_into_records_and_segments_gives_the_same_hello(
     assert found is not None
     assert found.server_name == name
     assert reader.wire() == wire
-    assert ClientHelloReader().feed(wire + rest) == found  # what follows is ignored
+    assert ClientHelloReader().feed(wire + rest) == found  # later bytes are ignored
 
 
 @settings(max_examples=500, deadline=None, derandomize=True)
@@ -77,7 +77,7 @@ def test_a_reader_refuses_more_than_256_kib() -> None:
         reader.feed(b"\x16\x03\x01\0\0")
 
 
-def test_the_longest_hello_is_that_of_openssl() -> None:
+def test_the_length_limit_is_that_of_openssl() -> None:
     longest = (131396).to_bytes(3, "big")
     assert ClientHelloReader().feed(in_records(b"\x01" + longest, 4)) is None
     longer = (131397).to_bytes(3, "big")
@@ -151,6 +151,7 @@ def test_an_extension_that_is_cut_short_is_refused(cut: bytes) -> None:
         name_extension(b"a.example").replace(b"\0\0\x09a", b"\1\0\x09a"),  # another name type
         b"\0\0\0\x05\0\x02\0\0\0",  # bytes after the list
     ],
+    ids=["no name", "empty name", "two names", "another type", "trailing bytes"],
 )
 def test_an_sni_extension_without_exactly_one_host_name_is_refused(extension: bytes) -> None:
     one = ClientHelloReader().feed(hello_with_extensions(name_extension(b"a.example")))

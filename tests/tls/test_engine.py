@@ -22,7 +22,7 @@ PEER = Address("192.0.2.1", 25)
 
 
 class Side:
-    """An engine, and the errors that it has remembered."""
+    """One end of a connection: an engine, and the errors it remembered."""
 
     def __init__(self, tls: ClientTLS | ServerTLS, side: str) -> None:
         role = resolve_role(tls, server_hostname=None, connected_host=None, side=side)
@@ -37,7 +37,7 @@ class Side:
         return error
 
     def handshake_step(self, ciphertext: bytes) -> bytes:
-        """Take a step of the handshake, and return what to send."""
+        """Take one step of the handshake, and return the data to send."""
         self.bio.write(ciphertext)
         try:
             self.engine.do_handshake()
@@ -67,7 +67,7 @@ def sides(client_tls: ClientTLS, server_tls: ServerTLS) -> tuple[Side, Side]:
 
 
 def read_all(engine: TLSEngine, ciphertext: bytes) -> bytes | None:
-    """Pass ciphertext to an engine, and return what it decrypts; ``None`` if there is no data."""
+    """Decrypt ciphertext with an engine. Return the data, or ``None`` if there is none."""
     engine.incoming.write(ciphertext)
     found = None
     while (data := engine.read()) is not None:
@@ -131,7 +131,7 @@ def test_unsent_ciphertext_is_sent_first(sides: tuple[Side, Side]) -> None:
     assert client.engine.unsent == 0
 
 
-def test_a_clean_end_goes_through_every_closing_state(sides: tuple[Side, Side]) -> None:
+def test_a_clean_close_goes_through_every_closing_state(sides: tuple[Side, Side]) -> None:
     client, server = sides
     assert client.engine.state is server.engine.state is TLSState.OPEN
     with pytest.raises(ssl.SSLWantReadError):
@@ -151,7 +151,7 @@ def test_a_clean_end_goes_through_every_closing_state(sides: tuple[Side, Side]) 
     assert client.engine.state is TLSState.CLOSED
 
 
-def test_a_batch_leaves_what_follows_close_notify(sides: tuple[Side, Side]) -> None:
+def test_a_batch_leaves_bytes_after_close_notify(sides: tuple[Side, Side]) -> None:
     client, server = sides
     client.engine.write(b"last")
     client.engine.close_notify()
@@ -183,7 +183,7 @@ def test_a_failed_engine_raises_a_fresh_copy_of_its_failure(
     assert server.errors == [first.value, again.value]
 
 
-def test_a_failed_handshake_names_the_peer_and_leaves_its_alert(
+def test_a_failed_handshake_names_the_peer_and_queues_an_alert(
     server_tls: ServerTLS, authority: Authority
 ) -> None:
     client = Side(ClientTLS("other.example", ca=authority.pem), "client")
@@ -199,7 +199,7 @@ def test_a_failed_handshake_names_the_peer_and_leaves_its_alert(
 def test_SSLStream_uses_only_five_attributes_of_the_engine(  # noqa: N802
     monkeypatch: pytest.MonkeyPatch, client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
-    """If a later Trio uses more of them, the engine must offer more."""
+    """If a later Trio uses another attribute, the engine must offer it too."""
     used: set[str] = set()
     real = TLSEngine.__getattribute__
 
@@ -226,7 +226,7 @@ def test_SSLStream_uses_only_five_attributes_of_the_engine(  # noqa: N802
     assert used == {"wrap_bio", "do_handshake", "unwrap", "server_side", "version"}
 
 
-def test_the_docs_have_every_transition_and_no_other() -> None:
+def test_the_docs_list_exactly_the_allowed_transitions() -> None:
     docs = Path(__file__).parents[2] / "docs/design.md"
     rows = re.findall(r"^\| ([A-Z_, ]+) \| [^|]+ \| ([A-Z_]+) \|", docs.read_text(), re.MULTILINE)
     assert {(before, after) for states, after in rows for before in states.split(", ")} == {
@@ -236,7 +236,7 @@ def test_the_docs_have_every_transition_and_no_other() -> None:
 
 @pytest.mark.parametrize("before", TLSState)
 @pytest.mark.parametrize("after", TLSState)
-def test_an_engine_refuses_other_transitions(
+def test_an_engine_makes_only_listed_transitions(
     client_tls: ClientTLS, before: TLSState, after: TLSState
 ) -> None:
     engine = Side(client_tls, "client").engine

@@ -1,4 +1,4 @@
-"""TLS messages and records that arrive in parts: what waits, and what ends the wait."""
+"""TLS messages and records that arrive in parts: which calls wait, and how the wait ends."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def partial_ticket_pair(
 
 @pytest.fixture
 def https_compatible() -> bool:
-    """A test chooses with parametrize."""
+    """Tests parametrize it."""
     return False
 
 
@@ -77,10 +77,10 @@ def peer(ends: tuple[Socket, PartialTicketPeer]) -> PartialTicketPeer:
 
 
 @pytest.mark.parametrize("first", ["reader", "sender"])
-async def test_a_read_and_a_send_can_await_a_partial_message(
+async def test_a_read_and_send_can_wait_for_the_same_message(
     first: str, sock: Socket, peer: PartialTicketPeer
 ) -> None:
-    """OpenSSL does not write before it has the rest, and only one task may wait for that."""
+    """OpenSSL writes nothing until the rest arrives, and only one task may wait for it."""
     assert peer.second_half
     got = b""
 
@@ -107,7 +107,7 @@ async def test_a_read_and_a_send_can_await_a_partial_message(
     assert peer.ssl.read(1) == b""  # close_notify
 
 
-async def test_a_send_behind_a_partial_message_can_be_cancelled(
+async def test_a_send_during_a_partial_message_can_be_cancelled(
     sock: Socket, peer: PartialTicketPeer
 ) -> None:
     assert await sock.peek() is None
@@ -126,7 +126,7 @@ async def test_a_send_behind_a_partial_message_can_be_cancelled(
     ("https_compatible", "words"),
     [(False, "without close_notify"), (True, "the peer has ended the connection")],
 )
-async def test_an_end_inside_a_message_breaks_a_send(
+async def test_eof_inside_a_message_breaks_a_send(
     words: str, sock: Socket, peer: PartialTicketPeer
 ) -> None:
     assert await sock.peek() is None
@@ -136,10 +136,10 @@ async def test_an_end_inside_a_message_breaks_a_send(
 
 
 @pytest.mark.parametrize("https_compatible", [True])
-async def test_an_end_inside_a_message_ends_read_and_send(
+async def test_eof_inside_a_message_ends_read_and_send(
     sock: Socket, peer: PartialTicketPeer
 ) -> None:
-    """With https_compatible the read returns the end, but the send still fails."""
+    """With https_compatible, the read returns EOF, but the send still fails."""
 
     async def read() -> None:
         assert await sock.recv() == b""
@@ -166,7 +166,7 @@ async def test_garbage_after_half_a_message_fails_a_send(
 async def test_peek_does_not_overtake_a_sender_that_reads(
     authority: Authority, wide_certificate: Certificate, times: int
 ) -> None:
-    """The sender keeps the first part for one scheduler pass; Trio's order is random."""
+    """The sender holds the first part for one scheduler pass. Trio's scheduling order is random."""
     for _ in range(40 * times):
         async with partial_ticket_pair(authority, wide_certificate) as (sock, peer):
             assert await sock.peek() is None
@@ -197,7 +197,7 @@ async def test_data_before_garbage_is_read_before_the_error(authority: Authority
                 await sock.recv()
 
 
-async def test_a_record_split_behind_the_handshake_is_read_whole(
+async def test_a_record_split_after_the_handshake_is_read_whole(
     authority: Authority, server_tls: ServerTLS
 ) -> None:
     sock, raw = raw_unix_pair()
@@ -207,7 +207,7 @@ async def test_a_record_split_behind_the_handshake_is_read_whole(
     def client() -> None:
         nonlocal rest
         peer.handshake_unflushed()
-        peer.ssl.write(b"early data")
+        peer.ssl.write(b"first data")
         flight = peer.outgoing.read()
         rest = flight[-7:]  # set before the other thread can send it
         raw.sendall(flight[:-7])
@@ -217,4 +217,4 @@ async def test_a_record_split_behind_the_handshake_is_read_whole(
             nursery.start_soon(trio.to_thread.run_sync, client)
             await sock.starttls(server_tls)
             nursery.start_soon(trio.to_thread.run_sync, lambda: raw.sendall(rest))
-            assert await sock.recv() == b"early data"
+            assert await sock.recv() == b"first data"

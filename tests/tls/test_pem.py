@@ -27,7 +27,7 @@ def block(label: str, content: bytes = CONTENT) -> bytes:
         block("PUBLIC KEY"),
         b"",
     ],
-    ids=["two begins", "another end", "no end", "no base64", "empty", "another kind", "nothing"],
+    ids=["two begins", "another end", "no end", "not base64", "empty", "another kind", "nothing"],
 )
 def test_a_damaged_or_missing_certificate_is_an_error(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"a block is damaged|there is no .* block"):

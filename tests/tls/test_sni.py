@@ -34,7 +34,7 @@ def unraisable(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 
 def padded(hello: bytes, size: int) -> bytes:
-    """Return the message of a hello with one more extension, of a size in bytes."""
+    """Return the message of a ClientHello with one more extension, of ``size`` bytes."""
     body = bytearray(hello[9:])
     at = 34
     at += 1 + body[at]
@@ -48,7 +48,7 @@ def padded(hello: bytes, size: int) -> bytes:
 
 
 def longest(hello: bytes) -> bytes:
-    """Return the message of a hello with every field as long as possible: 131,396 bytes."""
+    """Return the message of a ClientHello whose fields have their maximum size: 131,396 bytes."""
     body = hello[9:]
     at = 35 + body[34]
     ciphers_size = int.from_bytes(body[at : at + 2], "big")
@@ -73,7 +73,7 @@ def longest(hello: bytes) -> bytes:
 
 
 async def server_info(server_tls: object, name: str, context: ssl.SSLContext) -> TLSInfo:
-    """Return what a server knows about a client that requests a name."""
+    """Return a server's TLSInfo about a client that requests ``name``."""
     a, b = await tcp_pair()
     async with closing(a, b), trio.open_nursery() as nursery:
         nursery.start_soon(lambda: a.starttls(context, server_hostname=name))
@@ -85,7 +85,7 @@ def two_certificates(authority: Authority) -> list[Certificate]:
     return [authority.issue("first.example"), authority.issue("second.example")]
 
 
-# ---- which certificate ----
+# ---- the selected certificate ----
 
 
 async def test_sni_selects_the_certificate(authority: Authority) -> None:
@@ -103,7 +103,7 @@ async def test_sni_selects_the_certificate(authority: Authority) -> None:
         ("any.wild.example", "second.example"),
         ("exact.wild.example", "third.example"),
         ("any.only-wild.example", "*.only-wild.example"),
-        ("deep.any.wild.example", "first.example"),  # not found: the first
+        ("deep.any.wild.example", "first.example"),  # no match: the first
         ("unknown.example", "first.example"),
         ("127.0.0.1", "first.example"),  # no SNI for an address
     ]:
@@ -117,7 +117,7 @@ async def test_a_certificate_selected_by_a_wildcard_is_verified(authority: Autho
 
 
 def tls_1_2_context(authority: Authority, key_kind: str) -> ssl.SSLContext:
-    """Return the context of a client that accepts one kind of key only."""
+    """Return the context of a client that accepts only one kind of key."""
     context = trusting(authority)
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(f"ECDHE-{key_kind}-AES128-GCM-SHA256")
@@ -146,7 +146,7 @@ async def test_a_name_can_have_certificates_of_several_key_kinds(
         assert names_of(info) == [name]
 
 
-async def test_a_wildcard_adds_key_kinds_that_the_exact_name_lacks(
+async def test_a_wildcard_adds_key_kinds_missing_from_the_exact_name(
     authority: Authority,
 ) -> None:
     exact = authority.issue("www.example.org", key_type=trustme.KeyType.ECDSA)
@@ -182,7 +182,7 @@ async def test_rsa_and_rsa_pss_certificates_serve_one_name(
         await client_info(order, "example.org", old)
 
 
-def test_out_of_descriptors_a_client_gets_the_shared_context(
+def test_running_out_of_descriptors_falls_back_to_the_shared_context(
     authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     role = roles.resolve_role(
@@ -201,7 +201,7 @@ def test_out_of_descriptors_a_client_gets_the_shared_context(
     assert role.sni_contexts.choose(ClientHello(b"localhost", supports_tickets=False)) is shared
 
 
-# ---- what the client sends ----
+# ---- the ClientHello ----
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ async def test_server_hostname_is_the_name_on_the_wire(
     for name, expected in [
         ("Example.ORG", "Example.ORG"),
         ("my_service.example", "my_service.example"),
-        ("127.0.0.1", None),  # OpenSSL sends no address
+        ("127.0.0.1", None),  # OpenSSL sends no SNI for an address
     ]:
         info = await server_info(role, name, context)
         assert info.server_hostname == expected
@@ -296,9 +296,10 @@ async def test_an_sni_callback_of_the_callers_context_is_called(authority: Autho
         b"\x15\x03\x01\0\x02\x02\x28",  # an alert
         b"GET / HTTP/1.1\r\n\r\n",
     ],
+    ids=["too long", "empty records", "malformed", "NUL in SNI", "long SNI", "alert", "HTTP"],
 )
 async def test_openssl_refuses_an_invalid_hello(wire: bytes, server_tls: ServerTLS) -> None:
-    with contextlib.suppress(ConnectionError):  # it may close before all is sent
+    with contextlib.suppress(ConnectionError):  # the server may close before all is sent
         flight, failure = await flight_for(server_tls, wire)
         assert isinstance(failure, TLSError)
         assert "closed the connection" not in str(failure)

@@ -1,4 +1,4 @@
-"""OpenSSL's error queue belongs to the thread: other connections leave errors there."""
+"""OpenSSL's error queue belongs to the thread: other connections can leave errors in it."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ _ERR_LIB_SSL = 20
 
 
 def leave_an_error() -> None:
-    """Leave an error in the queue, as an OpenSSL call that succeeds can do."""
+    """Leave an error in the queue, as a successful OpenSSL call can."""
     _openssl.ERR_new()
     _openssl.ERR_set_error(_ERR_LIB_SSL, ctypes.c_int(134), None)  # certificate verify failed
 
 
 class LeavingErrors(trio.abc.Instrument):
-    """Leaves an error in the queue before each step of each task, as the caller's code can do."""
+    """Leaves an error in the queue before each step of each task, as the caller's code can."""
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
         leave_an_error()
@@ -137,7 +137,7 @@ def issue(
 
 
 def client_with_a_bad_chain(authority: Authority, tmp_path: Path) -> ssl.SSLContext:
-    """Return the context of a client with a good chain and one more, bad certificate."""
+    """Return the context of a client that sends a good chain and one bad certificate."""
     root = x509.load_pem_x509_certificate(authority.pem)
     root_key = authority.ca._private_key
     intermediate, intermediate_key = issue("Middle", root.subject, root_key, is_ca=True, san=b"")
@@ -173,7 +173,7 @@ async def test_a_bad_chain_breaks_no_other_connection(
             _openssl.ERR_clear_error()
             info = await handshake(sock, verifying_server_tls, peer)
             assert info.peer_certificate is not None
-            assert not _openssl.ERR_peek_error()  # for the caller's own connections
+            assert not _openssl.ERR_peek_error()  # the caller's own connections see no error
             victim_peer.ssl.write(b"hello")
             record = victim_peer.outgoing.read()
             victim_raw.sendall(record[:10])
@@ -185,7 +185,7 @@ async def test_a_bad_chain_breaks_no_other_connection(
 async def test_a_handshake_survives_a_bad_chain_in_its_own_record(
     authority: Authority, verifying_server_tls: ServerTLS, tmp_path: Path
 ) -> None:
-    """The error that it leaves replaces WANT_READ."""
+    """The error that the chain leaves in the queue hides WANT_READ."""
     context = client_with_a_bad_chain(authority, tmp_path)
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     sock, raw = raw_pair()

@@ -1,4 +1,4 @@
-"""After a fork the parent keeps its TLS connections: two processes must not use the same keys."""
+"""After a fork, only the parent can use its TLS connections: two processes must not share keys."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ USES: dict[str, Callable[[Socket], Awaitable[object]]] = {
 
 
 def in_child(use: Callable[[Socket], Awaitable[object]], sock: Socket) -> str:
-    """Use a socket in a forked child, in a Trio run there; return what that raised."""
+    """Use a socket in a forked child, under ``trio.run``. Return the error, or ``"nothing"``."""
 
     async def bounded() -> None:
         with trio.fail_after(10):
@@ -40,7 +40,7 @@ def in_child(use: Callable[[Socket], Awaitable[object]], sock: Socket) -> str:
 
 
 def forked(function: Callable[[], str]) -> str:
-    """Call a function in a forked child, and return what it returned."""
+    """Call a function in a forked child, and return its result."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -127,7 +127,7 @@ def test_a_child_can_start_tls_on_a_plain_connection(
     server.abort()
 
 
-def test_a_fork_leaves_tls_of_pluto_to_the_parent(
+def test_a_fork_leaves_plutos_tls_to_the_parent(
     client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
     """Outside Trio, where pluto blocks."""

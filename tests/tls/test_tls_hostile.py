@@ -1,6 +1,7 @@
-"""A TLS 1.3 peer that has the keys and breaks the rules: floods of records without data, and worse.
+"""A TLS 1.3 peer that violates the protocol after the handshake: invalid records, and floods.
 
-What OpenSSL does not limit may keep one task busy, but no other task, and takes no memory.
+A flood that OpenSSL does not limit may keep its reader busy. It must not block other tasks
+or use memory.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def message(kind: int, body: bytes) -> bytes:
     return bytes([kind]) + len(body).to_bytes(3, "big") + body
 
 
-NEW_KEYS = message(KEY_UPDATE, b"\0")  # the sender's only
+NEW_KEYS = message(KEY_UPDATE, b"\0")  # updates only the sender's keys
 TICKET = message(NEW_SESSION_TICKET, bytes(8) + b"\x01x" + b"\x3e\x80" + bytes(16000) + b"\0\0")
 
 
@@ -106,7 +107,7 @@ async def forging(
             yield sock, raw, Forger(bytes.fromhex(secret))
 
 
-# ---- what OpenSSL refuses ----
+# ---- records that OpenSSL refuses ----
 
 
 @pytest.mark.parametrize(
@@ -159,14 +160,14 @@ async def test_the_size_of_a_message_is_bounded(authority: Authority, tmp_path: 
             await sock.recv()
 
 
-# ---- what OpenSSL does not limit ----
+# ---- floods that OpenSSL does not limit ----
 
 FLOODS = [("server", NEW_KEYS), ("client", NEW_KEYS), ("client", TICKET)]
 IDS = ["key updates for a server", "key updates for a client", "tickets for a client"]
 
 
 def memory() -> int:
-    """Return how much memory this process uses, in bytes."""
+    """Return the resident memory of this process, in bytes."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
@@ -242,7 +243,7 @@ async def test_the_responses_of_every_read_are_bounded(
     async with forging("server", authority, tmp_path) as (sock, raw, forger):
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        # At least twice as many as there is room for responses, in the queue and in the kernel.
+        # The queue and the kernel have room for at most half as many responses.
         data = forger.records(HANDSHAKE, REQUEST, 10_000)
 
         def flood() -> None:
@@ -290,7 +291,7 @@ async def test_stoptls_decrypts_past_records_without_data(
         assert await sock.recv() == b"CCC\n"
         with pytest.raises(RuntimeError, match="decrypted bytes are waiting") as caught:
             await sock.stoptls()
-        assert sock._connection.caused(caught.value)  # the peer alone can cause it
+        assert sock._connection.caused(caught.value)  # only the peer can cause it
         assert await sock.recv() == b"more"
 
 
@@ -303,7 +304,7 @@ async def test_an_idle_connection_frees_memory_after_a_burst(
 
         async def send(client: Socket, size: int) -> None:
             for _ in range(0, size, 10_000):
-                await client.send(bytes(10_000))  # small sends keep its own BIO small
+                await client.send(bytes(10_000))  # small sends keep the client's BIO small
 
         async def burst(size: int) -> int:
             for client, server in pairs:

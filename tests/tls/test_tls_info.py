@@ -1,4 +1,4 @@
-"""TLSInfo: its channel bindings, and its copies."""
+"""TLSInfo: channel bindings and copies."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trisock._tls.info import new_tls_info
 
 
 def info_about(certificate: bytes) -> TLSInfo:
-    """Return what a client knows about a server's certificate."""
+    """Return a client's TLSInfo about a server's certificate."""
     info = TLSInfo("TLSv1.3", "x", None, None, certificate, False)
     return new_tls_info(info, tls_unique=None, server_certificate=certificate)
 

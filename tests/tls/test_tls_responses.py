@@ -1,4 +1,4 @@
-"""Responses that OpenSSL sends while it reads: no data is lost or damaged because of them.
+"""OpenSSL sends responses while it reads. They must not lose or damage data.
 
 A TLS 1.3 server that requests a certificate after the handshake (RFC 8446, section 4.6.2) makes a
 client respond while it reads.
@@ -36,7 +36,7 @@ async def test_cancelling_a_read_with_an_unsent_response_damages_nothing(
         assert got == message
         peer.send(b"after")
         assert await sock.recv() == b"after"
-        with contextlib.suppress(trio.BrokenResourceError):  # nothing, or what can be decrypted
+        with contextlib.suppress(trio.BrokenResourceError):  # nothing is sent, or valid records are
             await sock.send(b"more")
             assert peer.received() == b"more"
 
@@ -87,7 +87,7 @@ async def test_cancelling_a_read_as_it_receives_loses_no_data(
         await clog(sock)
         async with trio.open_nursery() as readers:
             peer.request_certificate()
-            await start_until_blocked(readers, read)  # for data, and for room to respond
+            await start_until_blocked(readers, read)  # it waits for data, and for room to respond
             waiting = True
             peer.send(b"precious")
         waiting = False
@@ -110,7 +110,7 @@ async def test_a_reader_receives_data_while_its_response_waits(authority: Author
 async def test_a_response_and_a_send_can_both_wait_for_room(
     first: str, authority: Authority, wide_certificate: Certificate
 ) -> None:
-    """One task reads and one sends: that is no conflict, although both have to send."""
+    """One task reads and one sends. That is no conflict, although both have to send."""
     async with post_handshake_pair(authority, wide_certificate) as (sock, peer):
         await clog(sock)
 
@@ -164,7 +164,7 @@ async def test_responses_to_a_peer_that_does_not_read_are_bounded(
             await sock.recv()
 
 
-async def test_key_updates_without_end_fail_a_connection_that_cannot_respond(
+async def test_endless_key_updates_fail_a_connection_that_cannot_respond(
     authority: Authority,
 ) -> None:
     async with post_handshake_pair(authority) as (sock, peer), trio.open_nursery() as nursery:
@@ -184,7 +184,7 @@ async def test_a_reader_leaves_the_queue_to_a_waiting_sender(
     """Traffic in both directions must not open a nursery for each read."""
 
     async def unexpected(self: _tls_stream.TLSStream) -> bool:
-        raise AssertionError("the reader flushes what the sender will send")
+        raise AssertionError("the reader flushes the sender's queue")
 
     monkeypatch.setattr(_tls_stream.TLSStream, "_receive_and_flush", unexpected)
     async with post_handshake_pair(authority) as (sock, peer), trio.open_nursery() as nursery:
@@ -195,7 +195,7 @@ async def test_a_reader_leaves_the_queue_to_a_waiting_sender(
 
 
 async def test_a_delayed_response_is_sent_right_after_the_send(authority: Authority) -> None:
-    """The peer may wait for the response, and nothing else may ever be sent."""
+    """The peer may wait for the response, and there may be no later send to carry it."""
     async with post_handshake_pair(authority) as (sock, peer), trio.open_nursery() as nursery:
         message = bytes(1 << 16)  # encrypted in one call: nothing is encrypted after it
         sent = trio.Event()

@@ -1,4 +1,4 @@
-"""A close, or a peer that closes, while a message, a file or a response is sent in part."""
+"""A close by either side, while a message, a file or a response is only partly sent."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def test_a_peer_that_closes_mid_message_breaks_the_send(authority: Authori
 
 
 class SlowFile(io.RawIOBase):
-    """A file that returns one part, and then nothing until ``go_on`` is set."""
+    """A file that returns one part, and then blocks until ``go_on`` is set."""
 
     def __init__(self) -> None:
         self.waiting = threading.Event()
@@ -65,7 +65,7 @@ async def test_no_close_notify_is_sent_inside_a_file(authority: Authority) -> No
 
 
 async def test_no_close_notify_is_sent_inside_a_message(authority: Authority, times: int) -> None:
-    """Whichever of the two tasks runs first: Trio chooses at random."""
+    """Repeated, because Trio chooses at random which task runs first."""
     for _ in range(10 * times):
         async with post_handshake_pair(authority) as (sock, peer), trio.open_nursery() as nursery:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 17)
@@ -84,7 +84,7 @@ async def test_no_close_notify_is_sent_inside_a_message(authority: Authority, ti
 async def test_close_notify_is_sent_after_half_a_response(
     authority: Authority, wide_certificate: Certificate
 ) -> None:
-    """All data was sent whole: the peer must not think that some is missing."""
+    """All data was sent, so the peer must not think that some is missing."""
     async with (
         post_handshake_pair(authority, wide_certificate) as (sock, peer),
         trio.open_nursery() as nursery,

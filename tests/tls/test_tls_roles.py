@@ -64,7 +64,7 @@ def test_roles_check_their_options(authority: Authority) -> None:
 
 
 @pytest.mark.parametrize("unset", [None, 0, "", "no", ()])
-def test_a_security_option_is_a_bool_or_a_type_error(authority: Authority, unset: object) -> None:
+def test_a_security_option_must_be_a_bool(authority: Authority, unset: object) -> None:
     certificate = authority.issue("localhost")
     with pytest.raises(TypeError, match="verify is True or False"):
         ClientTLS("localhost", verify=unset)  # type: ignore[arg-type]
@@ -150,7 +150,7 @@ async def test_the_environment_selects_the_systems_trust_store(
         await a.starttls("example.org")
 
 
-async def test_an_intermediate_or_a_leaf_can_be_the_anchor() -> None:
+async def test_an_intermediate_or_leaf_can_be_the_trust_anchor() -> None:
     root = CertificateAuthority("root")
     between = CertificateAuthority("between", issuer=root)
     good = between.issue("example.org")
@@ -188,7 +188,7 @@ def test_equal_values_share_a_context(authority: Authority) -> None:
     assert loading.to_certificate(mapping) is loading.to_certificate(dict(mapping))
     with pytest.raises(ValueError, match="has the fields"):
         loading.to_certificate({**mapping, "privat_key": key})
-    # The system's trust store is loaded once, whatever the names are.
+    # The system's trust store is loaded once for all server names.
     assert context("one.example", "client") is context("two.example", "client")
 
 

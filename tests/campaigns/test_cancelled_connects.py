@@ -148,7 +148,7 @@ async def test_a_cancelled_connect_to_several_addresses_leaves_nothing(
 
 
 @at_every_cancel_point
-async def test_a_cancelled_connect_that_all_refuse_leaves_nothing(attempt: Attempt) -> None:
+async def test_a_cancelled_connect_to_refusing_addresses_leaves_nothing(attempt: Attempt) -> None:
     resolve_example_org_to("127.0.0.1", "127.0.0.2")
     with socket.create_server(("127.0.0.3", 0)) as elsewhere:
         port = elsewhere.getsockname()[1]

@@ -204,7 +204,7 @@ async def test_a_cancelled_broadcast_breaks_only_partly_sent_connections(
 
 @covers("hammerspoon.open_sockets")
 @at_every_cancel_point
-async def test_cancelled_open_sockets_leave_nothing(attempt: Attempt, tmp_path: Path) -> None:
+async def test_cancelling_open_sockets_leaves_nothing(attempt: Attempt, tmp_path: Path) -> None:
     path = str(tmp_path / "socket")
 
     async def converse() -> None:

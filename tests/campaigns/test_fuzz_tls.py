@@ -98,7 +98,7 @@ ENDINGS = st.sampled_from(["ended", "ended", "silent"])
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_a_changed_handshake_succeeds_or_fails_as_documented(
+def test_a_mutated_handshake_succeeds_or_fails_as_documented(
     role: str, authority: Authority, fuzz: Fuzz
 ) -> None:
     async def converse(

@@ -144,7 +144,7 @@ async def test_every_combination_gives_the_expected_result(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_a_client_refuses_a_faulty_server_certificate(
+async def test_a_client_refuses_an_invalid_server_certificate(
     version: str, kind: str, authorities: Authorities
 ) -> None:
     right, wrong, intermediate = authorities.right, authorities.wrong, authorities.intermediate

@@ -1,4 +1,4 @@
-"""The memory that peers of hs.socket's objects can use, measured."""
+"""Measures the memory that a peer can make hs.socket's objects use."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MIB = 1024 * 1024
 
 @contextlib.contextmanager
 def measured() -> Iterator[list[int]]:
-    """Yield a list. At the end of the block, append the growth of traced memory to its peak."""
+    """Yield a list. On exit, append the peak growth of traced memory in bytes."""
     grown: list[int] = []
     gc.collect()
     tracemalloc.start()
@@ -91,10 +91,10 @@ async def test_silent_clients_cost_little_memory_while_another_sends() -> None:
     assert each < 64 * 1024, f"{each:.0f} bytes per silent client"
 
 
-async def test_reads_of_all_clients_together_are_bounded(
+async def test_the_queued_reads_of_all_clients_are_bounded(
     monkeypatch: pytest.MonkeyPatch, server: Socket
 ) -> None:
-    """Here the peers choose the delimiters. Each client gets at least one read."""
+    """The delimiters count too: peers may choose them. Each client can queue at least one read."""
     monkeypatch.setattr(queues, "MAX_READ_COST", MIB)
     with contextlib.ExitStack() as stack, measured() as grown:
         for number in range(20):
@@ -129,7 +129,7 @@ async def test_reads_wait_while_a_slow_callback_holds_data(
             reader.read("\n")
             writer.write(line)
         await wait_all_tasks_blocked(0.05)
-    assert grown[0] < 4 * MIB  # of 15: the held data, and the line that is being read
+    assert grown[0] < 4 * MIB  # not 15 MiB: the held lines and the one in progress
     go_on.set()
     await until(lambda: lines == 60)
 
@@ -147,7 +147,7 @@ async def test_a_disconnect_drops_reads_that_wait_for_a_slow_callback(
     await until(client.connected)
 
 
-async def test_reads_wait_until_enough_callbacks_have_ended(
+async def test_reads_wait_until_enough_callbacks_have_returned(
     monkeypatch: pytest.MonkeyPatch, client: Socket, peer: trisock.Socket, calls: Calls
 ) -> None:
     monkeypatch.setattr(callbacks, "MAX_HELD", 700)
@@ -164,7 +164,7 @@ async def test_reads_wait_until_enough_callbacks_have_ended(
     assert await calls.take(4) == [(0,), (1,), (2,), (b"line\n", -1)]
 
 
-async def test_repeated_startTLS_costs_silent_clients_nothing(  # noqa: N802
+async def test_repeated_startTLS_uses_no_memory_for_silent_clients(  # noqa: N802
     server: Socket, raw: socket.socket
 ) -> None:
     server.read("\n")

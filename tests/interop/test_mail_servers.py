@@ -55,7 +55,7 @@ async def send_mail(
 
 
 @both_versions
-async def test_postfix_delivers_a_large_mail(
+async def test_postfix_delivers_a_large_message(
     version: str, postfix: RealServer, authority: Authority
 ) -> None:
     mail = a_mail()
@@ -148,7 +148,7 @@ async def test_dovecot_refuses_a_password_in_plain_text(dovecot: RealServer) -> 
 
 
 @pytest.mark.parametrize("checkpoints", [1, 2, 3, 5])
-async def test_cancelled_reads_of_a_large_mail_lose_nothing(
+async def test_cancelled_reads_of_a_large_message_lose_nothing(
     checkpoints: int, dovecot: RealServer, authority: Authority
 ) -> None:
     """Only the reads of the second fetch are cancelled."""
@@ -210,7 +210,7 @@ async def test_dovecot_supports_implicit_tls(dovecot: RealServer, authority: Aut
         assert await sock.recv() == b""  # Dovecot sent close_notify
 
 
-async def test_a_mail_over_lmtp_arrives_over_pop3(
+async def test_a_message_sent_over_lmtp_arrives_over_pop3(
     dovecot: RealServer, authority: Authority
 ) -> None:
     """LMTP uses STARTTLS on a Unix socket."""

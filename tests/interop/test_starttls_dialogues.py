@@ -259,7 +259,7 @@ async def test_replies_injected_before_tls_fail_the_handshake(
             assert await sock.recv_exactly(len(dialogue.reply)) == dialogue.reply
 
 
-async def test_an_upload_that_is_cut_short_leaves_no_file(site: Site, authority: Authority) -> None:
+async def test_a_truncated_upload_leaves_no_file(site: Site, authority: Authority) -> None:
     tls = ClientTLS("localhost", ca=authority.pem)
     async with serving(starttls_ftp.ftp, site) as bound:
         async with await trisock.connect("127.0.0.1", bound.port) as control:

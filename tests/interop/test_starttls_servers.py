@@ -115,7 +115,7 @@ async def test_a_client_logs_in_after_an_upgrade(
 
 
 @pytest.mark.parametrize("place", ALL, indirect=True)
-async def test_a_server_with_a_wrong_certificate_gets_no_password(
+async def test_a_server_with_an_invalid_certificate_gets_no_password(
     place: tuple[Service, int], authority: Authority, other_authority: Authority
 ) -> None:
     service, _ = place

@@ -1,4 +1,4 @@
-"""Ctrl-C ends each of Pluto's blocking calls, and no data is lost."""
+"""Ctrl-C interrupts every blocking Pluto call and loses no data."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("bounded")  # some of these calls block
 
 
 class Interrupter(trio.abc.Instrument):
-    """Sends a signal to the main thread as soon as the next call waits in the background."""
+    """Sends a signal to the main thread as soon as the next call blocks in the background thread."""
 
     def __init__(self, signum: signal.Signals) -> None:
         self._signum = signum
@@ -51,7 +51,7 @@ SIGNALS = {signal.SIGINT: KeyboardInterrupt, signal.SIGUSR1: AlarmError}
 
 @pytest.fixture(params=SIGNALS, ids=lambda signum: signum.name)
 def interrupted(request: pytest.FixtureRequest) -> Iterator[Callable[[Callable[[], Any]], None]]:
-    """Return a function that makes a call, sends a signal during it, and checks that it ends."""
+    """Return a function that makes a call and checks that a signal during the call interrupts it."""
 
     def alarm(*_: object) -> None:
         raise AlarmError
@@ -79,7 +79,7 @@ def interrupted(request: pytest.FixtureRequest) -> Iterator[Callable[[Callable[[
 Interrupted = Callable[[Callable[[], Any]], None]
 
 
-def test_ctrl_c_ends_recv_and_no_byte_is_lost(interrupted: Interrupted) -> None:
+def test_ctrl_c_interrupts_recv_and_loses_no_byte(interrupted: Interrupted) -> None:
     client, raw = run_outside(raw_peer())
     with raw:
         for _ in range(3):
@@ -90,7 +90,7 @@ def test_ctrl_c_ends_recv_and_no_byte_is_lost(interrupted: Interrupted) -> None:
         assert raw.recv(100) == b"still works"
 
 
-def test_ctrl_c_ends_accept_and_no_client_is_lost(interrupted: Interrupted) -> None:
+def test_ctrl_c_interrupts_accept_and_loses_no_client(interrupted: Interrupted) -> None:
     listening = socket.listen(0)
     interrupted(listening.accept)
     client = socket.connect("127.0.0.1", listening.port)
@@ -99,12 +99,12 @@ def test_ctrl_c_ends_accept_and_no_client_is_lost(interrupted: Interrupted) -> N
     assert server.recv() == b"hello"
 
 
-def test_ctrl_c_ends_connect(interrupted: Interrupted) -> None:
+def test_ctrl_c_interrupts_connect(interrupted: Interrupted) -> None:
     with contextlib.ExitStack() as stack:
         full = stack.enter_context(stdlib.create_server(("127.0.0.1", 0), backlog=0))
         address = full.getsockname()
         others = []
-        for _ in range(3):  # more than fit: the kernel answers no further SYN
+        for _ in range(3):  # overflow the backlog: the kernel drops further SYNs
             other = stack.enter_context(stdlib.socket())
             other.setblocking(False)
             other.connect_ex(address)
@@ -115,7 +115,7 @@ def test_ctrl_c_ends_connect(interrupted: Interrupted) -> None:
         assert socket.connect(*listening.getsockname()) is not None
 
 
-def test_ctrl_c_ends_starttls_and_closes_the_socket(interrupted: Interrupted) -> None:
+def test_ctrl_c_interrupts_starttls_and_closes_the_socket(interrupted: Interrupted) -> None:
     client, raw = run_outside(raw_peer())
     with raw:
         interrupted(lambda: client.starttls("localhost"))
@@ -140,7 +140,7 @@ def test_no_data_can_follow_a_send_interrupted_by_ctrl_c(interrupted: Interrupte
         assert not any(received)
 
 
-def test_ctrl_c_ends_a_script_that_reads() -> None:
+def test_ctrl_c_interrupts_a_script_that_reads() -> None:
     program = """
 import os, signal, socket, sys, threading, trio
 from trisock.pluto import socket as pluto
@@ -224,7 +224,7 @@ def test_nothing_is_undone_unless_ctrl_c_discards_a_result(
     assert undone == []
 
 
-def test_an_undo_that_fails_is_logged_and_later_calls_work(
+def test_a_failed_undo_is_logged_and_later_calls_work(
     own_thread: TrioThread, caplog: pytest.LogCaptureFixture
 ) -> None:
     def undo(result: str) -> None:
@@ -241,7 +241,7 @@ def test_an_undo_that_fails_is_logged_and_later_calls_work(
     caplog.clear()
 
 
-def test_data_of_an_interrupted_recv_precedes_unread_data() -> None:
+def test_data_from_an_interrupted_recv_precedes_unread_data() -> None:
     client, raw = run_outside(raw_peer())
     with raw:
         client.unrecv("second")
@@ -258,7 +258,7 @@ Withhold = Callable[[type, str], None]
 
 @pytest.fixture
 def withhold(monkeypatch: pytest.MonkeyPatch) -> Withhold:
-    """Return a function that makes a method's next call end with a result and a Ctrl-C."""
+    """Return a function: the next call of a method completes, but Ctrl-C discards its result."""
 
     def arm(where: type, name: str) -> None:
         original = getattr(where, name)
@@ -274,7 +274,7 @@ def withhold(monkeypatch: pytest.MonkeyPatch) -> Withhold:
     return arm
 
 
-def test_recv_returns_the_data_of_an_interrupted_recv(withhold: Withhold) -> None:
+def test_recv_returns_the_data_from_an_interrupted_recv(withhold: Withhold) -> None:
     client, raw = run_outside(raw_peer())
     with raw:
         raw.sendall(b"hello")
@@ -285,7 +285,7 @@ def test_recv_returns_the_data_of_an_interrupted_recv(withhold: Withhold) -> Non
 
 
 def withheld_client(withhold: Withhold) -> tuple[Any, stdlib.socket]:
-    """Return a listener whose ``accept`` a Ctrl-C ended, and the client that it had accepted."""
+    """Interrupt ``accept`` after it has accepted a client. Return the listener and the client."""
     listening = socket.listen(0)
     raw = stdlib.create_connection(("127.0.0.1", listening.port), timeout=DEADLINE)
     withhold(trisock.Listener, "accept")
@@ -294,7 +294,7 @@ def withheld_client(withhold: Withhold) -> tuple[Any, stdlib.socket]:
     return listening, raw
 
 
-def test_accept_returns_the_client_of_an_interrupted_accept(withhold: Withhold) -> None:
+def test_accept_returns_the_client_from_an_interrupted_accept(withhold: Withhold) -> None:
     listening, raw = withheld_client(withhold)
     with raw:
         assert listening.hasconnection()
@@ -302,7 +302,7 @@ def test_accept_returns_the_client_of_an_interrupted_accept(withhold: Withhold) 
         assert not listening.hasconnection()
 
 
-def test_listener_close_closes_the_client_of_an_interrupted_accept(withhold: Withhold) -> None:
+def test_listener_close_closes_the_client_from_an_interrupted_accept(withhold: Withhold) -> None:
     listening, raw = withheld_client(withhold)
     with raw:
         listening.close()

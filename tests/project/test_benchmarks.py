@@ -83,7 +83,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 
 @pytest.mark.parametrize("name", LITTLE)
-def test_each_peer_does_the_whole_work_of_a_row(name: str, place: Place) -> None:
+def test_every_peer_does_all_the_work_of_a_row(name: str, place: Place) -> None:
     result = compete(ROWS[name], AT_HAND, place, amount=LITTLE[name], rounds=1)
     assert {peer: series.failure for peer, series in result.series.items()} == {
         peer.name: None for peer in AT_HAND
@@ -107,7 +107,7 @@ def test_a_server_that_loses_data_gets_no_result(
     assert not lossy.measurements
 
 
-def test_a_peer_without_its_library_is_listed_with_the_reason(place: Place) -> None:
+def test_a_peer_without_its_library_is_reported(place: Place) -> None:
     absent = Peer("absent", "", "benchmarks.peers.trio", packages=("no_such_library",))
     result = compete(ROWS["echo1"], [absent], place, amount=10, rounds=1)
     assert result.series["absent"].failure == "not installed: no_such_library"
@@ -158,7 +158,7 @@ def test_ratios_compare_figures_of_the_same_round() -> None:
     assert not ROWS["memory"].meets_target(2)
 
 
-def test_the_record_holds_every_rounds_figures(place: Place, tmp_path: Path) -> None:
+def test_the_record_contains_the_figures_of_every_round(place: Place, tmp_path: Path) -> None:
     import json
 
     result = compete(ROWS["echo1"], AT_HAND[:2], place, amount=100, rounds=2)

@@ -28,7 +28,7 @@ async def chatting(room: Running, name: str) -> AsyncIterator[Socket]:
         yield sock
 
 
-async def test_chat_room_sends_lines_and_arrivals_and_departures_to_all() -> None:
+async def test_chat_room_broadcasts_lines_arrivals_and_departures() -> None:
     async with running("chat_room") as room, chatting(room, "Ann") as ann:
         async with chatting(room, "Bob") as bob:
             assert await hear(ann) == "* Bob is here"
@@ -87,7 +87,7 @@ async def test_chat_room_frees_the_name_of_a_client_that_left() -> None:
 
 
 @pytest.mark.parametrize("leave", ["within a line", "by a reset", "by a long line"])
-async def test_chat_room_reports_a_departure_of_any_kind(leave: str) -> None:
+async def test_chat_room_announces_every_kind_of_departure(leave: str) -> None:
     async with running("chat_room") as room, chatting(room, "Ann") as ann:
         async with chatting(room, "Bob") as bob:
             assert await hear(ann) == "* Bob is here"

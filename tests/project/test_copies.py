@@ -62,7 +62,7 @@ async def one_of_each(
         server.stop()
 
 
-async def test_a_new_public_class_is_tested_here(
+async def test_every_public_class_is_tested_here(
     client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
     public = {name for name in trisock.__all__ if isinstance(getattr(trisock, name), type)}

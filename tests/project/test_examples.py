@@ -44,7 +44,7 @@ async def test_a_signal_stops_a_server_cleanly(name: str, signum: signal.Signals
 
 
 @pytest.mark.parametrize("name", NAMES)
-async def test_help_tells_how_to_run_it(name: str) -> None:
+async def test_help_shows_how_to_run_the_example(name: str) -> None:
     result = await run(*command(name, "--help"))
     assert result.returncode == 0
     assert f"python examples/{name}.py" in result.stdout.decode()
@@ -71,7 +71,7 @@ async def test_a_tls_server_without_certificates_asks_for_trustme(
         ("hammerspoon_http_client", ["127.0.0.1", "PORT"], 0, "Connection refused"),
     ],
 )
-async def test_a_client_complains_in_one_line_if_nothing_listens(
+async def test_a_client_reports_a_refused_connection_in_one_line(
     name: str, arguments: list[str], status: int, complaint: str
 ) -> None:
     async with await trisock.listen(0, host="127.0.0.1") as listener:
@@ -83,7 +83,7 @@ async def test_a_client_complains_in_one_line_if_nothing_listens(
 
 
 @pytest.mark.parametrize("name", TLS_SERVERS)
-async def test_a_tls_server_takes_certificate_and_key_from_one_file(
+async def test_a_tls_server_accepts_certificate_and_key_in_one_file(
     name: str, tmp_path: pathlib.Path, authority: Authority
 ) -> None:
     path = tmp_path / "both.pem"
@@ -99,7 +99,7 @@ async def test_a_tls_server_takes_certificate_and_key_from_one_file(
 # ---- echo_server, echo_client ----
 
 
-async def test_echo_server_returns_every_byte_and_ends_with_the_client() -> None:
+async def test_echo_server_returns_every_byte_and_then_eof() -> None:
     sent = bytes(range(256)) * 4096
     async with running("echo_server") as server:
         async with await trio.open_tcp_stream("127.0.0.1", server.port) as stream:
@@ -189,7 +189,7 @@ async def test_https_server_sends_100_continue(https: SharedServer) -> None:
 
 
 @pytest.mark.needs("openssl")
-async def test_https_server_negotiates_http_with_openssl(https: SharedServer) -> None:
+async def test_https_server_negotiates_alpn_with_openssl(https: SharedServer) -> None:
     result = await run(
         "openssl", "s_client", "-connect", f"127.0.0.1:{https.port}", "-CAfile", https.ca,
         "-verify_return_error", "-verify_ip", "127.0.0.1", "-alpn", "h2,http/1.1",
@@ -327,7 +327,7 @@ async def test_one_port_serves_http_and_https(ca: str, other_ca: str) -> None:
         (b"\x16\x03\x01\x00\x05hello", b"\x15\x03"),  # an alert
     ],
 )
-async def test_one_port_survives_clients_that_speak_neither(
+async def test_http_and_https_survives_clients_that_speak_neither(
     sent: bytes, answer: bytes, ca: str
 ) -> None:
     async with running("http_and_https", "--write-ca", ca) as server:

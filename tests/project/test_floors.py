@@ -58,7 +58,7 @@ def test_there_are_no_circular_imports() -> None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_no_module_uses_private_names_of_another(path: Path) -> None:
+def test_no_module_uses_another_modules_private_names(path: Path) -> None:
     tree = ast.parse(path.read_text())
     attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
     own = {node.name for node in ast.walk(tree) if isinstance(node, FUNCTIONS)}

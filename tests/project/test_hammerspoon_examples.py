@@ -50,7 +50,7 @@ async def test_http_client_prints_a_header_without_a_length() -> None:
         (HEADER + "too short", f"1 TAG_HTTP_HEADER\n{HEADER}\n"),
     ],
 )
-async def test_http_client_ends_with_the_connection(answer: str, printed: str) -> None:
+async def test_http_client_exits_when_the_connection_ends(answer: str, printed: str) -> None:
     assert (await get(answer.encode()))[1] == printed
 
 
@@ -103,7 +103,7 @@ async def test_a_signal_stops_the_server_and_ends_its_connections(
             await trisock.connect("127.0.0.1", server.port)
 
 
-async def test_server_reports_a_taken_port() -> None:
+async def test_server_reports_a_port_in_use() -> None:
     async with await trisock.listen(0) as listener:
         result = await run(*command("hammerspoon_server", "--port", str(listener.port)))
     assert (result.returncode, result.stdout) == (1, b"")

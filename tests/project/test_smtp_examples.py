@@ -36,7 +36,7 @@ async def in_thread(function: Callable[[], None]) -> None:
     await trio.to_thread.run_sync(function)
 
 
-async def test_smtp_server_takes_mail_from_smtplib_by_starttls(ca: str) -> None:
+async def test_smtp_server_accepts_mail_from_smtplib_over_tls(ca: str) -> None:
     async with running("smtp_server", "--write-ca", ca) as server:
 
         def send_mail() -> None:
@@ -114,7 +114,7 @@ async def test_openssl_with_another_ca_refuses_smtp_server(
 
 
 @pytest.mark.needs("curl")
-async def test_smtp_server_takes_mail_from_curl(ca: str) -> None:
+async def test_smtp_server_accepts_mail_from_curl(ca: str) -> None:
     async with running("smtp_server", "--write-ca", ca) as server:
         result = await curl(
             "--ssl-reqd", "--cacert", ca, f"smtp://127.0.0.1:{server.port}/client",

@@ -122,7 +122,7 @@ def pieces_of_hello(cut: int) -> list[bytes]:
 
 
 @pytest.mark.parametrize("cut", [1, 7, 10_000])
-async def test_router_forwards_every_byte_and_each_end(cut: int) -> None:
+async def test_router_forwards_every_byte_and_eof_both_ways(cut: int) -> None:
     async with (
         running("echo_server") as backend,
         running("sni_router", "--route", f"Echo.Example=127.0.0.1:{backend.port}") as router,
@@ -205,7 +205,7 @@ async def test_peeking_at_garbage_raises_only_value_error(garbage: bytes) -> Non
         assert caught.type is ValueError
 
 
-async def test_peeking_at_a_client_hello_consumes_nothing() -> None:
+async def test_peeking_at_a_client_hello_leaves_it_unread() -> None:
     client, server = await tcp_pair()
     async with closing(client, server):
         hello = client_hello("echo.example", largest_record=9)

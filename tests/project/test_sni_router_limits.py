@@ -66,7 +66,7 @@ async def end_and_read(sock: Socket) -> None:
     await read_all(sock)
 
 
-async def test_half_closed_tunnels_give_their_slots_back(
+async def test_half_closed_tunnels_free_their_slots(
     jumping_clock: trio.testing.MockClock,
 ) -> None:
     start = trio.current_time()

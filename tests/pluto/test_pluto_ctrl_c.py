@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("bounded")  # some of these calls block
 
 
 class Interrupter(trio.abc.Instrument):
-    """Sends a signal to the main thread as soon as the next call blocks in the background thread."""
+    """Signals the main thread as soon as the next call blocks in the background thread."""
 
     def __init__(self, signum: signal.Signals) -> None:
         self._signum = signum
@@ -51,7 +51,7 @@ SIGNALS = {signal.SIGINT: KeyboardInterrupt, signal.SIGUSR1: AlarmError}
 
 @pytest.fixture(params=SIGNALS, ids=lambda signum: signum.name)
 def interrupted(request: pytest.FixtureRequest) -> Iterator[Callable[[Callable[[], Any]], None]]:
-    """Return a function that makes a call and checks that a signal during the call interrupts it."""
+    """Return a function that makes a call and checks that a signal interrupts it."""
 
     def alarm(*_: object) -> None:
         raise AlarmError

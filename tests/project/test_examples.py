@@ -1,4 +1,4 @@
-"""The examples, run as programs and driven by other people's clients."""
+"""The examples, run as programs, with independent clients."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CLIENTS = {"echo_client", "pluto_client", "hammerspoon_http_client"}
 SERVERS = [
     name
     for name in NAMES
-    # The server of hammerspoon is stopped in a test of its own, with a client.
+    # A separate test stops the hammerspoon server, with a client.
     if name not in {*CLIENTS, "hammerspoon_server"}
 ]
 TLS_SERVERS = ["https_server", "smtp_server", "http_and_https"]
@@ -163,7 +163,7 @@ async def test_curl_with_another_ca_refuses_https_server(
 ) -> None:
     url = f"https://127.0.0.1:{https.port}/"
     assert (await curl("--cacert", other_ca, url)).returncode == 60
-    assert (await curl("--cacert", https.ca, url)).returncode == 0  # and lives on
+    assert (await curl("--cacert", https.ca, url)).returncode == 0  # it still works
 
 
 @pytest.mark.needs("curl")
@@ -270,7 +270,7 @@ async def test_https_server_answers_bad_requests_with_a_status_and_closes(
     https: SharedServer,
 ) -> None:
     for request, status in BAD_REQUESTS:
-        # Nothing after a bad request is read as a request.
+        # Bytes after a bad request are not read as a request.
         answer = await ask(https, request + b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         assert answer.startswith(b"HTTP/1.1 %d " % status), request
         assert answer.count(b"HTTP/1.1 ") == 1, request
@@ -312,7 +312,7 @@ async def test_one_port_serves_http_and_https(ca: str, other_ca: str) -> None:
             result = await curl(f"http://127.0.0.1:{server.port}/")
             assert (result.returncode, result.stdout) == (0, b"HTTP, unencrypted\n")
             result = await curl("--cacert", ca, f"https://127.0.0.1:{server.port}/")
-            assert (result.returncode, result.stdout) == (0, b"HTTPS by TLSv1.3\n")
+            assert (result.returncode, result.stdout) == (0, b"HTTPS with TLSv1.3\n")
             result = await curl("--cacert", other_ca, f"https://127.0.0.1:{server.port}/")
             assert result.returncode == 60
 
@@ -339,4 +339,4 @@ async def test_http_and_https_survives_clients_that_speak_neither(
             assert bool(received) == bool(answer)
         async with await trisock.connect("127.0.0.1", server.port, tls=trusting(ca)) as sock:
             await sock.send(b"GET / HTTP/1.1\r\n\r\n")
-            assert (await read_all(sock)).endswith(b"HTTPS by TLSv1.3\n")
+            assert (await read_all(sock)).endswith(b"HTTPS with TLSv1.3\n")

@@ -11,15 +11,15 @@ import pytest
 import trisock
 from helpers.floors import FLOORS, MODULES, floor_of, imports_of, name_of
 
-# Faces use only public names and these modules: the guard around calls of the user's code, the
-# escaping of foreign text, and functions without a public name.
+# Faces use only public names and these modules: the guard around calls to the user's code, the
+# escaping of untrusted text, and functions without a public name.
 OPEN_TO_FACES = {"_guard", "_text", "_connect", "_address"}
 
 TESTS = sorted(Path(__file__).parents[1].rglob("*.py"))
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
-# The most lines of a module, a class and a test file. Longer ones cannot be read in one sitting.
+# The maximum lines of a module, a class and a test file. Longer ones are hard to read at once.
 MODULE_LINES, CLASS_LINES, TEST_LINES = 500, 450, 600
 
 

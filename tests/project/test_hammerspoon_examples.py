@@ -1,4 +1,4 @@
-"""The examples of trisock.hammerspoon, as their users run them."""
+"""The examples of trisock.hammerspoon, run as programs."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ async def test_server_greets_and_sends_each_line_to_all() -> None:
     async with running("hammerspoon_server") as server:
         one = await trisock.connect("127.0.0.1", server.port)
         async with closing(one):
-            assert await one.recv_until(b"\n") == b"* hello, 1 are here\r\n"
+            assert await one.recv_until(b"\n") == b"* hello, 1 online\r\n"
             two = await trisock.connect("127.0.0.1", server.port)
             async with closing(two):
                 for client in (one, two):
-                    assert await client.recv_until(b"\n") == b"* hello, 2 are here\r\n"
+                    assert await client.recv_until(b"\n") == b"* hello, 2 online\r\n"
                 for number in range(3):
                     for speaker in (two, one):
                         await speaker.send(b"line %d\r\n" % number)
@@ -74,18 +74,18 @@ async def test_server_continues_when_a_client_leaves() -> None:
     async with running("hammerspoon_server") as server:
         stays = await trisock.connect("127.0.0.1", server.port)
         async with closing(stays):
-            assert await stays.recv_until(b"\n") == b"* hello, 1 are here\r\n"
+            assert await stays.recv_until(b"\n") == b"* hello, 1 online\r\n"
             for _ in range(2):
                 leaves = await trisock.connect("127.0.0.1", server.port)
                 async with closing(leaves):
                     for client in (stays, leaves):
-                        assert await client.recv_until(b"\n") == b"* hello, 2 are here\r\n"
+                        assert await client.recv_until(b"\n") == b"* hello, 2 online\r\n"
                     await leaves.send(b"and goodbye\n")
                     await leaves.send_eof()
                     assert await leaves.recv_until(b"\n") == b"> and goodbye\n"
                     assert await leaves.recv() == b""
                 assert await stays.recv_until(b"\n") == b"> and goodbye\n"
-                assert await stays.recv_until(b"\n") == b"* hello, 1 are here\r\n"
+                assert await stays.recv_until(b"\n") == b"* hello, 1 online\r\n"
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])

@@ -1,4 +1,4 @@
-"""The example smtp_server, with smtplib, openssl and curl, and command by command."""
+"""The example smtp_server, with smtplib, openssl, curl, and single commands."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ async def test_commands_injected_after_starttls_are_never_executed(smtp: SharedS
         assert (await reply(sock)).startswith("220 ")
         with pytest.raises(trisock.TLSError):
             await sock.starttls(trusting(smtp.ca))
-    # Sent in plain text: the only answer is a TLS alert, or none.
+    # In plain text, the only possible answer is a TLS alert.
     async with await smtp_connect(smtp) as sock:
         await sock.send(b"STARTTLS\r\nNOOP\r\nQUIT\r\n")
         assert (await reply(sock)).startswith("220 ")
@@ -192,7 +192,7 @@ async def test_smtp_server_checks_commands_and_their_order(smtp: SharedServer) -
         for line, code in dialogue:
             assert await codes(sock, line) == [code], line
         assert await sock.recv() == b""
-    async with await smtp_connect(smtp) as sock:  # and all commands in one segment
+    async with await smtp_connect(smtp) as sock:  # all commands in one segment
         lines, expected = zip(*dialogue, strict=True)
         assert await codes(sock, b"".join(lines)) == list(expected)
 

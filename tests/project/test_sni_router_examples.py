@@ -1,4 +1,4 @@
-"""The example sni_router: the name in a ClientHello, and where it leads."""
+"""The example sni_router: the server name in a ClientHello, and routing by it."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ async def test_router_forwards_every_byte_and_eof_both_ways(cut: int) -> None:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(send)
-            async for chunk in stream:  # until the echo server answers our end with its own
+            async for chunk in stream:  # until the echo server sends EOF too
                 received += chunk
         assert received == b"".join(pieces) + rest
 

@@ -128,7 +128,7 @@ async def test_a_cancelled_connect_leaves_nothing(
 async def test_a_cancelled_connect_to_several_addresses_leaves_nothing(
     attempt: Attempt, layer: str, connections: Connections, mock_clock: trio.testing.MockClock
 ) -> None:
-    """One address refuses, one does not answer, and one accepts after the others' time is up."""
+    """One address refuses, one does not answer, and the last one accepts."""
     resolve_example_org_to("127.0.0.1", "127.0.0.2", "127.0.0.3")
     with (
         accepting(("127.0.0.3", 0), lambda peer: connections.turn_to_tls(peer, layer)) as acceptor,

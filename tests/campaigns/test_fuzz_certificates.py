@@ -1,4 +1,4 @@
-"""Fuzzing of certificates: their contents, and the text around them.
+"""Fuzzing of certificates: their contents and the text around them.
 
 Warnings are errors here, as under ``-W error``: another library's warning must not make ours fail.
 """

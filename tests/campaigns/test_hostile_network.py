@@ -1,8 +1,8 @@
 """Conversations over a hostile network are complete or end in a documented error.
 
-A failed test prints the seeds of the bad conversations. To run a single seed, set ``HOSTILE_SEED``
-in the environment. ``--times`` is the number of rounds; each tries all combinations. The outcomes
-are printed at the end (``-s`` or ``-rA`` shows them).
+If a test fails, it prints the seeds of the failed conversations. To run a single seed, set the
+environment variable ``HOSTILE_SEED``. ``--times`` is the number of rounds; each tries all
+combinations. The outcomes are printed at the end (``-s`` or ``-rA`` shows them).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Conversation:
             await trio.lowlevel.checkpoint()
 
     def patience(self) -> trio.CancelScope:
-        """Return a scope for a side. It expires some time after trouble."""
+        """Return a cancel scope for a side. Its deadline is set once a fault may block the side."""
         self.scopes.append(trio.CancelScope(deadline=self.deadline))
         return self.scopes[-1]
 
@@ -114,19 +114,19 @@ class Conversation:
                     yield f"the {side.name} has not ended"
             elif not self.may_end(side):
                 yield f"the {side.name} ended: {side.how}: {side.errors}"
-            if side.saw_end and not way.other.finished:
-                yield f"the {side.name} took a broken connection for a clean end"
-            if side.saw_end_of_tls and not way.other.notified:
-                yield f"the {side.name} took a truncated connection for a clean end of TLS"
+            if side.saw_eof and not way.other.finished:
+                yield f"the {side.name} mistook a broken connection for EOF"
+            if side.saw_close_notify and not way.other.notified:
+                yield f"the {side.name} mistook a truncated connection for close_notify"
         # On a slow machine, a handshake may time out before the fault.
         if plan.faults and not network.struck and not plan.may_hold_up_handshakes():
             sides = (self.client_side, self.server_side)
             yield f"the fault did not happen: {[(side.how, side.errors) for side in sides]}"
         injected = any(fault.kind == Kind.INJECT for fault in network.struck)
         if injected and "whole" in (self.client_side.how, self.server_side.how):
-            yield "plain text injected after the command or the response was ignored"
+            yield "plain text injected after the command or the response went undetected"
         if plan.has(Kind.REFUSE) and self.client_side.how != "ConnectionRefusedError":
-            yield f"the connection was refused and the client ended: {self.client_side.how}"
+            yield f"the connection was refused but the client ended: {self.client_side.how}"
 
     def may_end(self, side: Side) -> bool:
         """Whether this outcome of a side is allowed."""

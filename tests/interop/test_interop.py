@@ -1,7 +1,7 @@
 """curl, OpenSSL and nginx as peers.
 
-(``test_smtp_examples.py`` runs ``openssl s_client -starttls smtp`` and ``smtplib``; in
-``test_close.py`` curl sends a POST that stays unread.)
+See also ``test_smtp_examples.py`` (``openssl s_client -starttls smtp``, ``smtplib``) and
+``test_close.py`` (curl sends a POST that stays unread).
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ class ChatRoom:
                 name = printable(line)
                 if 0 < len(name) <= MAX_NAME and name not in self.names:
                     return name
-                await sock.send(b"* empty, too long, or taken. who are you?\n")
+                await sock.send(b"* empty, too long, or in use. who are you?\n")
         return None
 
     async def listen(self, sock: trisock.Socket, name: str) -> None:

@@ -57,18 +57,18 @@ class Hostile(Fault):
 
 
 class HostileGroup(ExceptionGroup[Exception]):
-    """A group that cannot be taken apart."""
+    """A group that cannot be split."""
 
     split = subgroup = derive = None  # type: ignore[assignment]
 
 
-class Wrong(Exception):
+class BrokenPromise(Exception):
     """A promise was broken."""
 
 
 def check(got: object, expected: object) -> None:
     if got != expected:
-        raise Wrong(f"got {got!r:.200}, expected {expected!r:.200}")
+        raise BrokenPromise(f"got {got!r:.200}, expected {expected!r:.200}")
 
 
 # Logged when a handler leaves a cancel scope open.

@@ -17,9 +17,9 @@ from conversation_site import (
     MORE_THAN_FITS,
     NAME,
     NARROW,
+    BrokenPromise,
     Conversation,
     Site,
-    Wrong,
     cancelled_after,
     check,
     check_line,
@@ -86,7 +86,7 @@ async def a_handler_raises(site: Site, rng: random.Random) -> None:
         await check_line(sock, b"last words\n")
         if sock.istls():  # there is no close_notify
             with contextlib.suppress(trisock.TLSError):
-                raise Wrong(f"no TLSError after a fault: {await sock.recv()!r}")
+                raise BrokenPromise(f"no TLSError after a fault: {await sock.recv()!r}")
         else:
             check(await sock.recv(), b"")
 
@@ -194,7 +194,7 @@ async def an_untrusted_certificate(site: Site, rng: random.Random) -> None:
     tls = ClientTLS(NAME, ca=site.stranger.pem)
     with contextlib.suppress(trisock.TLSError):
         (await trisock.connect(LOCALHOST, site.secure.port, tls=tls)).abort()
-        raise Wrong("an untrusted certificate was accepted")
+        raise BrokenPromise("an untrusted certificate was accepted")
 
 
 async def a_client_certificate(site: Site, rng: random.Random) -> None:
@@ -363,7 +363,7 @@ async def a_server_starts_and_stops(site: Site, rng: random.Random) -> None:
         await server.wait_closed()
     with contextlib.suppress(OSError):
         (await trisock.connect(LOCALHOST, server.port)).abort()
-        raise Wrong("a stopped server still listens")
+        raise BrokenPromise("a stopped server still listens")
 
 
 async def a_stale_path(site: Site, rng: random.Random) -> None:
@@ -376,7 +376,7 @@ async def a_stale_path(site: Site, rng: random.Random) -> None:
         except OSError as exc:
             check(exc.errno, errno.EADDRINUSE)
         else:
-            raise Wrong("two listeners on one path")
+            raise BrokenPromise("two listeners on one path")
         async with await trisock.connect_unix(path) as client, await listener.accept() as server:
             await client.send(b"hello")
             check(await server.recv(), b"hello")

@@ -74,7 +74,7 @@ class Track:
                 self.phase = phase
                 yield phase, part
             elif not self._encrypted:
-                self._complain("bytes after the end", data)
+                self._complain("bytes after the last phase", data)
                 yield Phase.CLOSE, data
                 return
             elif not self._left:

@@ -37,7 +37,7 @@ class Side:
     """One side: it sends its payload, and reads the other side's with a random mix of reads.
 
     Attributes:
-      how: how it ended: ``"whole"``, ``"deadline"``, or the name of an error.
+      how: how it ended: ``"complete"``, ``"deadline"``, or the name of an error.
       encrypted: whether it was under TLS when it ended.
       saw_eof: whether it saw EOF.
       saw_close_notify: whether it saw close_notify.
@@ -70,7 +70,7 @@ class Side:
         try:
             with self.patience() as scope:
                 await converse()  # type: ignore[misc]
-            self.how = "deadline" if scope.cancelled_caught else "whole"
+            self.how = "deadline" if scope.cancelled_caught else "complete"
         except (Exception, BaseExceptionGroup) as exc:
             self.errors = errors = leaves_of(exc)
             own = [each for each in errors if isinstance(each, (WrongBytes, EndedEarly))]
@@ -161,10 +161,10 @@ class Side:
 
     async def receive_all(self, sock: Socket, expected: bytes) -> None:
         """Read the expected bytes and compare them."""
-        ways = [self.by_recv, self.by_number, self.by_delimiter, self.by_line, self.by_peek]
+        ways = [self.by_recv, self.by_size, self.by_delimiter, self.by_line, self.by_peek]
         position = 0
         while position < len(expected):
-            way = self.rng.choice([*ways, self.by_pushing_back, self.by_trying])
+            way = self.rng.choice([*ways, self.by_pushing_back, self.by_cancelling])
             data = await way(sock, expected, position)
             if len(data) > len(expected) - position:  # the rest belongs to the next phase
                 sock.unrecv(data[len(expected) - position :])
@@ -179,7 +179,7 @@ class Side:
             raise EndedEarly(f"EOF after {position} of {len(expected)} bytes")
         return data
 
-    async def by_number(self, sock: Socket, expected: bytes, position: int) -> bytes:
+    async def by_size(self, sock: Socket, expected: bytes, position: int) -> bytes:
         left = len(expected) - position
         return await sock.recv_exactly(self.rng.randint(0, min(left, self.rng.choice([5, 70_000]))))
 
@@ -220,7 +220,7 @@ class Side:
         sock.unrecv(data[a:b])
         return data[:a]
 
-    async def by_trying(self, sock: Socket, expected: bytes, position: int) -> bytes:
+    async def by_cancelling(self, sock: Socket, expected: bytes, position: int) -> bytes:
         """Cancel a read soon. No data is lost."""
         number = min(len(expected) - position, 5000)
         with trio.move_on_after(self.rng.choice([0, 0.001, 0.01])):

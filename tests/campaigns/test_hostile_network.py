@@ -34,7 +34,7 @@ from trisock import ClientTLS, IncompleteReadError, ServerTLS, Socket
 
 
 class Conversation:
-    """A client, the network, and a connection of a server."""
+    """A client, the network, and a server connection."""
 
     def __init__(self, env: Environment, plan: Plan) -> None:
         self.env = env
@@ -123,7 +123,7 @@ class Conversation:
             sides = (self.client_side, self.server_side)
             yield f"the fault did not happen: {[(side.how, side.errors) for side in sides]}"
         injected = any(fault.kind == Kind.INJECT for fault in network.struck)
-        if injected and "whole" in (self.client_side.how, self.server_side.how):
+        if injected and "complete" in (self.client_side.how, self.server_side.how):
             yield "plain text injected after the command or the response went undetected"
         if plan.has(Kind.REFUSE) and self.client_side.how != "ConnectionRefusedError":
             yield f"the connection was refused but the client ended: {self.client_side.how}"
@@ -131,7 +131,7 @@ class Conversation:
     def may_end(self, side: Side) -> bool:
         """Whether this outcome of a side is allowed."""
         plan = self.plan
-        if side.how in ("whole", ""):
+        if side.how in ("complete", ""):
             return True
         if side.how == "deadline":
             return plan.has(Kind.STALL, Kind.CORRUPT, Kind.INJECT)
@@ -188,7 +188,7 @@ class Environment(logging.Handler):
             raise failure
 
 
-async def hold(env: Environment, plans: list[Plan]) -> list[Conversation]:
+async def run_conversations(env: Environment, plans: list[Plan]) -> list[Conversation]:
     """Run conversations concurrently, then check that the servers still work."""
     role = env.server_tls if plans[0].mode == Mode.TLS else None
     async with trio.open_nursery() as nursery:
@@ -200,7 +200,7 @@ async def hold(env: Environment, plans: list[Plan]) -> list[Conversation]:
                 together.start_soon(conversation.run)
         healthy = Conversation(env, dataclasses.replace(plans[0], faults=(), hasty=False))
         await healthy.run()
-        assert (healthy.client_side.how, healthy.server_side.how) == ("whole", "whole")
+        assert (healthy.client_side.how, healthy.server_side.how) == ("complete", "complete")
         for server in env.servers:
             dropped = server.stats().dropped
             await all_served(server, env.connections[server] - dropped)
@@ -270,7 +270,7 @@ async def test_each_conversation_is_complete_or_ends_in_a_documented_error(
     env: Environment, plans: list[Plan], outcomes: Counter[tuple[str, str, str]]
 ) -> None:
     tasks = trio.lowlevel.current_statistics().tasks_living
-    conversations = await hold(env, plans)
+    conversations = await run_conversations(env, plans)
     assert trio.lowlevel.current_statistics().tasks_living == tasks
     assert env.unexpected == []
     gc.collect()  # makes unclosed sockets warn now

@@ -257,24 +257,24 @@ class SocketMachine(RuleBasedStateMachine):
             await done.wait()
             assert await self.peer.receive(sending) == b"s" * sending
 
-        taken, ending = read.expected(self.unread, self.peer.ended, got)
+        results, ending = read.expected(self.unread, self.peer.ended, got)
         if scope.cancelled_caught:
             if when in ("patient", "trickling"):
-                assert (len(got), ending) == (len(taken), WAITS)
+                assert (len(got), ending) == (len(results), WAITS)
             if when in ("before", "late") and read.always_a_cancel_point:
                 assert not got
-            taken = taken[: len(got)]
+            results = results[: len(got)]
         else:
             # As in Trio, only a call that succeeds must be a checkpoint.
             assert failures or when not in ("before", "late") or not read.always_a_cancel_point
             assert [FAILURES[type(exc)] for exc in failures] == ([ending] if ending else [])
-        assert got == [each.returned for each in taken]
+        assert got == [each.returned for each in results]
 
         if isinstance(read, Chunk) and got and got[0]:
             self.check_chunk(got[0], read.limit, buffered)
         elif got or when not in ("before", "late"):
             self.front.clear()
-        consumed = sum(each.count for each in taken)
+        consumed = sum(each.count for each in results)
         del self.unread[:consumed]
         for failure in failures:
             read.check(failure, self.unread)

@@ -112,12 +112,12 @@ async def test_reads_wait_while_a_slow_callback_holds_data(
     monkeypatch.setattr(callbacks, "MAX_HELD", MIB)
     line = b"x" * (MIB // 4 - 1) + b"\n"
     lines = 0
-    go_on = trio.Event()
+    resume = trio.Event()
 
     async def slow(data: bytes, tag: int) -> None:
         nonlocal lines
         assert data == line
-        await go_on.wait()
+        await resume.wait()
         lines += 1
 
     server = hs.server(0, slow)
@@ -130,7 +130,7 @@ async def test_reads_wait_while_a_slow_callback_holds_data(
             writer.write(line)
         await wait_all_tasks_blocked(0.05)
     assert grown[0] < 4 * MIB  # not 15 MiB: the held lines and the one in progress
-    go_on.set()
+    resume.set()
     await until(lambda: lines == 60)
 
 
@@ -151,8 +151,8 @@ async def test_reads_wait_until_enough_callbacks_have_returned(
     monkeypatch: pytest.MonkeyPatch, client: Socket, peer: trisock.Socket, calls: Calls
 ) -> None:
     monkeypatch.setattr(callbacks, "MAX_HELD", 700)
-    go_on = trio.Event()
-    client.write("x", lambda tag: go_on.wait())
+    resume = trio.Event()
+    client.write("x", lambda tag: resume.wait())
     for tag in range(3):
         client.write("x", tag, calls)
     await peer.recv_exactly(4)
@@ -160,7 +160,7 @@ async def test_reads_wait_until_enough_callbacks_have_returned(
     await peer.send(b"line\n")
     client.read("\n")
     assert await calls.none()
-    go_on.set()
+    resume.set()
     assert await calls.take(4) == [(0,), (1,), (2,), (b"line\n", -1)]
 
 

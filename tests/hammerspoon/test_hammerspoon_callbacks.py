@@ -38,11 +38,11 @@ async def test_callbacks_can_be_async(hs: Sockets, calls: Calls) -> None:
 
 
 async def test_an_objects_callbacks_run_one_at_a_time_in_order(hs: Sockets, calls: Calls) -> None:
-    go_on = trio.Event()
+    resume = trio.Event()
 
     async def connecting() -> None:
         calls("connected")
-        await go_on.wait()
+        await resume.wait()
         calls("still connecting")
 
     client = hs.new(calls)
@@ -64,7 +64,7 @@ async def test_an_objects_callbacks_run_one_at_a_time_in_order(hs: Sockets, call
                 other.read("\n")
                 await others_peer.send(b"other\n")
                 assert await calls.next() == (b"other\n", -1)
-            go_on.set()
+            resume.set()
             assert await calls.next() == ("still connecting",)
             assert await calls.take(3) == [(1,), (b"a\n", 2), (b"b\n", 3)]
 
@@ -99,8 +99,8 @@ async def test_a_callback_error_is_logged_and_later_callbacks_run(
             assert errors_in(log) == [f"a callback of {client!r} failed"] * 3
             assert f"ZeroDivisionError: {words}" in log.text
             client.setCallback(calls).read("\n")
-            await peer.send(b"goes on\n")
-            assert await calls.next() == (b"goes on\n", -1)
+            await peer.send(b"later\n")
+            assert await calls.next() == (b"later\n", -1)
 
 
 async def test_an_error_from_a_cancelled_callback_is_logged(log: Log) -> None:

@@ -264,11 +264,11 @@ async def test_disconnect_works_right_after_connect_and_listen(
 async def test_disconnect_drops_queued_reads_writes_and_callbacks(
     client: Socket, peer: trisock.Socket, calls: Calls
 ) -> None:
-    begun, go_on = trio.Event(), trio.Event()
+    begun, resume = trio.Event(), trio.Event()
 
     async def first(tag: object) -> None:
         begun.set()
-        await go_on.wait()
+        await resume.wait()
         calls("a running callback continues")
 
     client.write("sent", first)
@@ -282,7 +282,7 @@ async def test_disconnect_drops_queued_reads_writes_and_callbacks(
     content = await read_all(peer)
     assert content.startswith(b"sentsent toox")
     assert b"never" not in content
-    go_on.set()
+    resume.set()
     assert await calls.next() == ("a running callback continues",)
     assert await calls.none()
 

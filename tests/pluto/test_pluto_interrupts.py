@@ -46,7 +46,7 @@ def attempt(function):
         interrupts += 1
         return False
 
-def peer_of():
+def connected_pair():
     with stdlib.create_server(("127.0.0.1", 0)) as listening:
         client = socket.connect("127.0.0.1", listening.getsockname()[1])
         raw, _ = listening.accept()
@@ -81,7 +81,7 @@ def run_interrupted(text: str, times: int) -> str:
 def test_interrupted_recv_and_peek_lose_no_byte(times: int) -> None:
     out = run_interrupted(
         f"""
-        client, raw = peer_of()
+        client, raw = connected_pair()
         sent = random.randbytes(25_000 * {times})
         def feed():
             for at in range(0, len(sent), 50):
@@ -108,7 +108,7 @@ def test_interrupted_recv_and_peek_lose_no_byte(times: int) -> None:
 def test_every_interrupt_ends_a_call_that_would_block_forever(call: str, times: int) -> None:
     out = run_interrupted(
         f"""
-        client, raw = peer_of()
+        client, raw = connected_pair()
         listening = socket.listen(0)
         full = stdlib.create_server(("127.0.0.1", 0), backlog=0)
         others = []
@@ -221,7 +221,7 @@ def test_interrupted_accept_loses_no_client(times: int) -> None:
 def test_an_interrupted_stop_or_start_leaves_no_thread(times: int) -> None:
     run_interrupted(
         f"""
-        client, raw = peer_of()
+        client, raw = connected_pair()
         def stop_and_start():
             arm(0.0006)
             background.stop()
@@ -288,7 +288,7 @@ def run_injected(text: str) -> str:
 def test_an_exception_at_any_line_of_recv_loses_no_byte(stopped: bool) -> None:
     run_injected(
         f"""
-        client, raw = peer_of()
+        client, raw = connected_pair()
         for second in (None, 1, 2, 3, 4, 5, 6, 7):
             interrupted = 0
             for line in range(1, 1000):
@@ -316,7 +316,7 @@ def test_an_exception_at_any_line_of_close_still_closes() -> None:
         """
         opens = []
         for line in range(1, 1000):
-            client, raw = peer_of()
+            client, raw = connected_pair()
             result, count = raise_at(line, client.close)
             if count < line:
                 break
@@ -355,7 +355,7 @@ def test_an_exception_at_any_line_of_starttls_leaves_nothing_open() -> None:
 
         opens = []
         for line in range(1, 1000):
-            client, raw = peer_of()
+            client, raw = connected_pair()
             peer = threading.Thread(target=handshake, args=(raw,))
             peer.start()
             result, count = raise_at(line, lambda: client.starttls([certificate]))
@@ -387,7 +387,7 @@ def test_an_exception_at_any_line_of_starttls_leaves_nothing_open() -> None:
 def test_calls_work_after_an_exception_at_any_line(call: str) -> None:
     run_injected(
         f"""
-        client, raw = peer_of()
+        client, raw = connected_pair()
         listening = socket.listen(0)
         port = listening.port
         for line in range(1, 1000):

@@ -203,17 +203,17 @@ def test_ctrl_c_does_not_wait_for_a_call_that_hangs(monkeypatch: pytest.MonkeyPa
 
 
 def test_stop_waits_until_a_busy_thread_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    begun, go_on = threading.Event(), threading.Event()
+    begun, resume = threading.Event(), threading.Event()
 
     async def block() -> None:
         begun.set()
-        go_on.wait()
+        resume.wait()
 
     blocking = Thread(lambda: background.call(block))
     begun.wait()
     monkeypatch.setattr(trio_thread, "_POLL_SECONDS", 0.001)
     # Unblock the thread only after the first poll timed out.
-    after_wake(monkeypatch, lambda: after_wake(monkeypatch, go_on.set))
+    after_wake(monkeypatch, lambda: after_wake(monkeypatch, resume.set))
     background.stop()
     blocking.result()
     assert background.call(answer) == "result"

@@ -259,17 +259,17 @@ def test_child_and_parent_work_after_a_fork() -> None:
     client, server = run_outside(pair())
     converse(client, server)
 
-    def go_on() -> None:
+    def use_sockets() -> None:
         assert not background_threads()
         converse(server, client)
         converse(*run_outside(pair()))
         in_child(lambda: converse(client, server))  # a child can fork too
         converse(client, server)
 
-    in_child(go_on)
+    in_child(use_sockets)
     assert not background_threads()  # the fork has stopped it
     converse(client, server)
-    in_child(go_on)
+    in_child(use_sockets)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Trio's resolver thread may still run
@@ -289,11 +289,11 @@ def test_child_and_parent_work_after_a_fork_during_a_call() -> None:
     with raw:
         reading = recv_in_thread(client)
 
-        def go_on() -> None:
+        def use_sockets() -> None:
             client.send("from the child")
             converse(*run_outside(pair()))
 
-        in_child(go_on)
+        in_child(use_sockets)
         assert raw.recv(100) == b"from the child"
         client.send("from the parent")
         assert raw.recv(100) == b"from the parent"

@@ -24,7 +24,7 @@ from benchmarks.peers import PEERS, Peer
 from benchmarks.rows import MIB, ROWS
 
 # The peers that need no extra packages.
-AT_HAND = [PEERS[name] for name in ("trio", "trisock", "asyncio", "epoll")]
+BASIC_PEERS = [PEERS[name] for name in ("trio", "trisock", "asyncio", "epoll")]
 
 SMALL_AMOUNTS = {
     "echo64": 1280,
@@ -84,9 +84,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 @pytest.mark.parametrize("name", SMALL_AMOUNTS)
 def test_every_peer_does_all_the_work_of_a_row(name: str, place: Place) -> None:
-    result = compete(ROWS[name], AT_HAND, place, amount=SMALL_AMOUNTS[name], rounds=1)
+    result = compete(ROWS[name], BASIC_PEERS, place, amount=SMALL_AMOUNTS[name], rounds=1)
     assert {peer: series.failure for peer, series in result.series.items()} == {
-        peer.name: None for peer in AT_HAND
+        peer.name: None for peer in BASIC_PEERS
     }
     for series in result.series.values():
         [measured] = series.measurements
@@ -161,7 +161,7 @@ def test_ratios_compare_figures_of_the_same_round() -> None:
 def test_the_record_contains_the_figures_of_every_round(place: Place, tmp_path: Path) -> None:
     import json
 
-    result = compete(ROWS["echo1"], AT_HAND[:2], place, amount=100, rounds=2)
+    result = compete(ROWS["echo1"], BASIC_PEERS[:2], place, amount=100, rounds=2)
     record.write([result], record.machine(place), tmp_path / "new" / "latest.json")
     written = json.loads((tmp_path / "new" / "latest.json").read_text())
     assert written["machine"]["trio"]

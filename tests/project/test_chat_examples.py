@@ -64,13 +64,13 @@ async def test_chat_room_sends_lines_to_all_in_the_same_order() -> None:
             assert lines == [f"{name}: {n}" for n in range(200)]
 
 
-async def test_chat_room_refuses_an_empty_too_long_or_taken_name() -> None:
+async def test_chat_room_refuses_an_empty_long_or_duplicate_name() -> None:
     async with running("chat_room") as room, chatting(room, "Ann") as ann:
         async with await trisock.connect("127.0.0.1", room.port) as sock:
             assert await hear(sock) == "* who are you?"
             for name in (b"Ann", b"", b"\x1b", b"x" * 21):
                 await sock.send(name + b"\n")
-                assert await hear(sock) == "* empty, too long, or taken. who are you?"
+                assert await hear(sock) == "* empty, too long, or in use. who are you?"
             await sock.send(b"Ann!\n")
             assert await hear(sock) == "* Ann! is here"
         assert await hear(ann) == "* Ann! is here"

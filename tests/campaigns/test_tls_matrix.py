@@ -166,9 +166,7 @@ async def test_a_client_refuses_an_invalid_server_certificate(
             fault.check(client, server, version)
 
 
-def test_configuring_a_weak_key_raises_value_error(
-    authorities: Authorities,
-) -> None:
+def test_configuring_a_weak_key_raises_value_error(authorities: Authorities) -> None:
     small = authorities.right.issue("example.org", kind="RSA 1024")
     for make in (lambda: ServerTLS(small), lambda: ClientTLS("x", certificate=small)):
         with pytest.raises(ValueError, match=r"example\.org.*key too small"):

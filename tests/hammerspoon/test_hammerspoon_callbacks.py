@@ -54,13 +54,11 @@ async def test_an_objects_callbacks_run_one_at_a_time_in_order(hs: Sockets, call
         peer = await listener.accept()
         async with closing(peer):
             assert await calls.next() == ("connected",)
-            assert await peer.recv() == b"x\n"  # only the callbacks wait
+            assert await peer.recv() == b"x\n"  # reads and writes do not wait
             await peer.send(b"a\nb\n")
             assert await calls.none()
-            async with connected(hs, fn=calls) as (
-                other,
-                others_peer,
-            ):  # and only this object's callbacks
+            # Callbacks of other objects do not wait.
+            async with connected(hs, fn=calls) as (other, others_peer):
                 other.read("\n")
                 await others_peer.send(b"other\n")
                 assert await calls.next() == (b"other\n", -1)

@@ -136,9 +136,7 @@ async def test_scheduler_run_raises_for_a_cancel_scope_left_open() -> None:
     assert ended
 
 
-def test_control_characters_are_escaped_in_log_messages(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_control_characters_are_escaped_in_log_messages(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "trisock.pluto")
     for host in ("::1%1\nINFO forged", "a\x1b[2Kb\u2028c", "\udcff"):
         assert socket.connect(host, 9) is None

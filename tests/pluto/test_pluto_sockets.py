@@ -185,9 +185,7 @@ async def test_recv_returns_none_when_the_peer_has_closed() -> None:
 
 
 @both_sides
-async def test_recv_returns_none_after_a_reset(
-    reasons: Callable[[], list[str]],
-) -> None:
+async def test_recv_returns_none_after_a_reset(reasons: Callable[[], list[str]]) -> None:
     client, raw = await raw_peer()
     reset(raw)
     assert await got(client.recv()) is None
@@ -281,9 +279,7 @@ async def test_starttls_fails_after_unrecv_of_plain_text(
 
 
 @both_sides
-async def test_a_closed_socket_neither_sends_nor_receives(
-    reasons: Callable[[], list[str]],
-) -> None:
+async def test_a_closed_socket_neither_sends_nor_receives(reasons: Callable[[], list[str]]) -> None:
     client, raw = await raw_peer()
     with raw:
         assert client.isopen() is True

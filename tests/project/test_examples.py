@@ -167,9 +167,7 @@ async def test_curl_with_another_ca_refuses_https_server(
 
 
 @pytest.mark.needs("curl")
-async def test_https_server_keeps_a_connection_for_the_next_request(
-    https: SharedServer,
-) -> None:
+async def test_https_server_keeps_a_connection_for_the_next_request(https: SharedServer) -> None:
     url = f"https://127.0.0.1:{https.port}/"
     result = await curl("--cacert", https.ca, "--write-out", "%{num_connects}\n", url, url, url)
     assert result.stdout.splitlines()[1::2] == [b"1", b"0", b"0"]
@@ -224,9 +222,7 @@ async def test_https_server_answers_pipelined_requests_in_order(https: SharedSer
     ]
 
 
-async def test_https_server_answers_head_with_a_length_and_no_body(
-    https: SharedServer,
-) -> None:
+async def test_https_server_answers_head_with_a_length_and_no_body(https: SharedServer) -> None:
     answer = await ask(https, b"HEAD / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
     assert b"\r\nContent-Length: 23\r\n" in answer

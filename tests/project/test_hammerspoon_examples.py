@@ -89,9 +89,7 @@ async def test_server_continues_when_a_client_leaves() -> None:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_stops_the_server_and_ends_its_connections(
-    signum: signal.Signals,
-) -> None:
+async def test_a_signal_stops_the_server_and_ends_its_connections(signum: signal.Signals) -> None:
     async with running("hammerspoon_server") as server:
         client = await trisock.connect("127.0.0.1", server.port)
         async with closing(client):

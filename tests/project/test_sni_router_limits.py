@@ -66,9 +66,7 @@ async def end_and_read(sock: Socket) -> None:
     await read_all(sock)
 
 
-async def test_half_closed_tunnels_free_their_slots(
-    jumping_clock: trio.testing.MockClock,
-) -> None:
+async def test_half_closed_tunnels_free_their_slots(jumping_clock: trio.testing.MockClock) -> None:
     start = trio.current_time()
     async with routing(give_up_silent_clients) as server, AsyncExitStack() as stack:
         for _ in range(SLOTS):

@@ -5,7 +5,7 @@ Run it, and join from several terminals:
     python examples/chat_room.py --port 6000
     nc 127.0.0.1 6000
 
-It shows a broadcast that a slow client cannot delay for long, lines of bounded length, and handlers
+It shows a broadcast that a slow client cannot delay for long, lines of limited length, and handlers
 that return immediately when the server stops, even while they wait for a client.
 """
 
@@ -23,11 +23,11 @@ import trisock
 MAX_LINE = 512  # bytes
 MAX_NAME = 20  # characters
 NAME_TIMEOUT = 60  # seconds for a client to choose a name
-SLOW = 2  # seconds for a client to receive a line before it is disconnected
+BROADCAST_TIMEOUT = 2  # seconds for a client to receive a line before it is disconnected
 
 
 def printable(line: bytes) -> str:
-    """Return what is safe to show on other terminals, without escape sequences."""
+    """Return a line as text without control characters, safe to show on other terminals."""
     text = line.decode("utf-8", "replace")
     return "".join(character for character in text if character.isprintable()).strip()
 
@@ -47,7 +47,7 @@ async def cancelled_by(event: trio.Event) -> AsyncIterator[None]:
 
 
 class ChatRoom:
-    """The names of the clients, and the lines not broadcast yet (at most one for each client)."""
+    """The clients' names, and a channel of lines to broadcast (at most one pending per client)."""
 
     server: trisock.Server
 
@@ -59,14 +59,14 @@ class ChatRoom:
         # A single task broadcasts, so all clients receive lines in the same order, and a client
         # that leaves does not cancel the broadcast of its last line.
         async for text in self.said:
-            await self.server.broadcast(f"{text}\n".encode(), timeout=SLOW)
+            await self.server.broadcast(f"{text}\n".encode(), timeout=BROADCAST_TIMEOUT)
 
     async def visit(self, sock: trisock.Socket) -> None:
         """Serve one client until it leaves or the server stops."""
         async with cancelled_by(self.server.closing):
             await self.chat(sock)
         if self.server.closing.is_set():
-            await sock.send(b"* the room closes\n")
+            await sock.send(b"* the room is closing\n")
 
     async def chat(self, sock: trisock.Socket) -> None:
         name = await self.ask_name(sock)
@@ -90,7 +90,7 @@ class ChatRoom:
                 name = printable(line)
                 if 0 < len(name) <= MAX_NAME and name not in self.names:
                     return name
-                await sock.send(b"* empty, too long, or taken. who are you?\n")
+                await sock.send(b"* empty, too long, or in use. who are you?\n")
         return None
 
     async def listen(self, sock: trisock.Socket, name: str) -> None:

@@ -31,7 +31,7 @@ async def send(sock: trisock.Socket, lines: list[str]) -> None:
     else:
         async for chunk in standard_input():
             await sock.send(chunk)
-    await sock.send_eof()  # the other task reads on: the last responses are still in flight
+    await sock.send_eof()  # the other task keeps reading: the last responses are still in flight
 
 
 async def talk(host: str, port: int, lines: list[str]) -> None:

@@ -19,7 +19,7 @@ import trisock
 
 
 async def echo(sock: trisock.Socket) -> None:
-    async for chunk in sock:  # until the client closes its side
+    async for chunk in sock:  # until EOF from the client
         await sock.send(chunk)
 
 

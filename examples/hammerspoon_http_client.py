@@ -40,7 +40,7 @@ async def get(host: str, port: int) -> None:
         client.connect(host, port)
         client.write(f"GET /index.html HTTP/1.0\r\nHost: {host}\r\n\r\n")
         client.read("\r\n\r\n", TAG_HTTP_HEADER)
-        # There is no callback for the end of a connection, so poll, like hs.timer in Hammerspoon.
+        # There is no callback for a disconnect, so poll, like hs.timer in Hammerspoon.
         while not client.info()["isDisconnected"]:  # noqa: ASYNC110
             await trio.sleep(0.05)
 

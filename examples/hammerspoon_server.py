@@ -5,8 +5,8 @@ Run it, and talk to it from several terminals:
     python examples/hammerspoon_server.py --port 7777
     nc 127.0.0.1 7777
 
-A server object of hs.socket stands for all its clients together. It reads from each and writes to
-all, and does not tell them apart. `chat_room.py` shows a server that does.
+An hs.socket server object represents all its clients: it reads from each, writes to all, and does
+not tell them apart. `chat_room.py` shows a server that does.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ async def greet(server: hammerspoon.Socket) -> None:
     while True:
         if server.connections() != known:
             known = server.connections()
-            server.write(f"* hello, {known} are here\r\n")
+            server.write(f"* hello, {known} online\r\n")
             server.read("\n")
         await trio.sleep(0.02)
 

@@ -27,7 +27,7 @@ MAX_HEAD = 16 * 1024  # bytes in the request line and header
 TLS_HANDSHAKE = b"\x16"
 
 
-async def start_tls_if_spoken(sock: trisock.Socket, tls: trisock.ServerTLS) -> None:
+async def start_tls_if_client_hello(sock: trisock.Socket, tls: trisock.ServerTLS) -> None:
     first = await sock.recv(1)  # unlike peek(), this waits
     sock.unrecv(first)  # the TLS handshake or the HTTP request starts with this byte
     if first == TLS_HANDSHAKE:
@@ -44,7 +44,7 @@ async def answer(sock: trisock.Socket) -> None:
     if head.split(b"\r\n")[0].endswith((b" HTTP/1.0", b" HTTP/1.1")):
         status, text = (
             "200 OK",
-            f"HTTPS by {sock.tls.version}" if sock.tls else "HTTP, unencrypted",
+            f"HTTPS with {sock.tls.version}" if sock.tls else "HTTP, unencrypted",
         )
     else:
         status, text = "400 Bad Request", "this is neither HTTP nor HTTPS"
@@ -56,7 +56,7 @@ async def answer(sock: trisock.Socket) -> None:
 
 async def handle(tls: trisock.ServerTLS, sock: trisock.Socket) -> None:
     with trio.move_on_after(TIMEOUT):
-        await start_tls_if_spoken(sock, tls)
+        await start_tls_if_client_hello(sock, tls)
         await answer(sock)
 
 
@@ -70,7 +70,7 @@ async def serve(host: str, port: int, tls: trisock.ServerTLS) -> None:
         server.stop(grace=1)
 
 
-def throw_away_certificate(ca_file: str | None) -> trisock.Certificate:
+def create_test_certificate(ca_file: str | None) -> trisock.Certificate:
     """Create a certificate for this machine, and write its CA to a file."""
     try:
         import trustme
@@ -93,13 +93,13 @@ def main() -> None:
     parser.add_argument("--cert", metavar="FILE", help="certificate chain (PEM)")
     parser.add_argument("--key", metavar="FILE", help="its private key, if not in the same file")
     parser.add_argument(
-        "--write-ca", metavar="FILE", help="write the CA of a throw-away certificate to this file"
+        "--write-ca", metavar="FILE", help="write the test certificate's CA to this file"
     )
     args = parser.parse_args()
     if args.cert:
         certificate = trisock.Certificate.from_files(args.cert, args.key)
     else:
-        certificate = throw_away_certificate(args.write_ca)
+        certificate = create_test_certificate(args.write_ca)
     trio.run(
         serve, args.host, args.port, trisock.ServerTLS(certificate, alpn_protocols=["http/1.1"])
     )

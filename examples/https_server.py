@@ -213,7 +213,7 @@ async def serve(host: str, port: int, tls: trisock.ServerTLS) -> None:
         server.stop(grace=5)
 
 
-def throw_away_certificate(ca_file: str | None) -> trisock.Certificate:
+def create_test_certificate(ca_file: str | None) -> trisock.Certificate:
     """Create a certificate for this machine, and write its CA to a file."""
     try:
         import trustme
@@ -236,13 +236,13 @@ def main() -> None:
     parser.add_argument("--cert", metavar="FILE", help="certificate chain (PEM)")
     parser.add_argument("--key", metavar="FILE", help="its private key, if not in the same file")
     parser.add_argument(
-        "--write-ca", metavar="FILE", help="write the CA of a throw-away certificate to this file"
+        "--write-ca", metavar="FILE", help="write the test certificate's CA to this file"
     )
     args = parser.parse_args()
     if args.cert:
         certificate = trisock.Certificate.from_files(args.cert, args.key)
     else:
-        certificate = throw_away_certificate(args.write_ca)
+        certificate = create_test_certificate(args.write_ca)
     tls = trisock.ServerTLS(certificate, alpn_protocols=["http/1.1"])
     trio.run(serve, args.host, args.port, tls)
 

@@ -1,7 +1,9 @@
 """The server from Pluto's page on `socket.bind`: it greets each client over HTTP.
 
-python examples/pluto_hello_server.py --port 8080
-curl http://localhost:8080/
+Run it, and talk to it:
+
+    python examples/pluto_hello_server.py --port 8080
+    curl http://localhost:8080/
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """The TLS server from Pluto's page on `socket.starttls`, with a certificate that it creates.
 
-python examples/pluto_https_server.py --port 8443 --write-ca ca.pem
-curl --cacert ca.pem https://localhost:8443/
+Run it, and talk to it:
+
+    python examples/pluto_https_server.py --port 8443 --write-ca ca.pem
+    curl --cacert ca.pem https://localhost:8443/
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import trio
 from trisock.pluto import async_socket, scheduler, socket
 
 
-def throw_away_certificate(ca_file: str | None) -> dict[str, bytes]:
+def create_test_certificate(ca_file: str | None) -> dict[str, bytes]:
     """Create a certificate for this machine, and write its CA to a file."""
     try:
         import trustme
@@ -35,11 +37,11 @@ def main() -> None:
     )
     parser.add_argument("--port", type=int, default=8443, help="0 for any free port")
     parser.add_argument(
-        "--write-ca", metavar="FILE", help="write the CA of the certificate to this file"
+        "--write-ca", metavar="FILE", help="write the test certificate's CA to this file"
     )
     args = parser.parse_args()
 
-    certs = [throw_away_certificate(args.write_ca)]
+    certs = [create_test_certificate(args.write_ca)]
 
     async def hello(s: async_socket) -> None:
         if await s.starttls(certs):

@@ -32,7 +32,7 @@ MAX_RECIPIENTS = 100  # RFC 5321, section 4.5.3.1.8
 TIMEOUT = 600  # seconds for one command, including a message (RFC 5321, section 4.5.3.2)
 
 CRLF = b"\r\n"
-# The only end of a message. If servers disagree on it, mail can be smuggled (CVE-2023-51764).
+# The only end of a message. If servers disagree on it, messages can be smuggled (CVE-2023-51764).
 END_OF_MESSAGE = b"\r\n.\r\n"
 
 # RFC 5321, section 4.1.1, with only the parameters that EHLO offers.
@@ -69,9 +69,9 @@ class Session:
     def reset(self) -> None:
         """Discard everything learned from the client (RFC 3207, section 4.2)."""
         self.greeted = False
-        self.reset_mail()
+        self.reset_message()
 
-    def reset_mail(self) -> None:
+    def reset_message(self) -> None:
         self.sender: str | None = None
         self.recipients: list[str] = []
 
@@ -118,7 +118,7 @@ class Session:
             case "STARTTLS" | "DATA" | "RSET" | "QUIT" if argument:
                 await self.reply(501, f"{verb} takes no parameter")
             case "STARTTLS" if self.sock.istls():
-                await self.reply(503, "this is TLS already")
+                await self.reply(503, "TLS already active")
             case "STARTTLS":
                 await self.reply(220, "go ahead")
                 await self.sock.starttls(self.tls)
@@ -130,12 +130,12 @@ class Session:
             case "DATA":
                 await self.data()
             case "RSET":
-                self.reset_mail()
+                self.reset_message()
                 await self.reply(250, "ok")
             case "NOOP":
                 await self.reply(250, "ok")
             case "VRFY":
-                await self.reply(252, "send mail, and see")
+                await self.reply(252, "cannot verify the user, but will accept the message")
             case "QUIT":
                 await self.reply(221, "goodbye")
                 return False
@@ -145,12 +145,12 @@ class Session:
 
     def greet(self) -> None:
         self.greeted = True
-        self.reset_mail()
+        self.reset_message()
 
     async def mail(self, argument: str) -> None:
         path = FROM.fullmatch(argument)
         if not self.greeted or self.sender is not None:
-            await self.reply(503, "EHLO first" if not self.greeted else "one mail at a time")
+            await self.reply(503, "EHLO first" if not self.greeted else "one message at a time")
         elif path is None:
             await self.reply(501, "MAIL FROM:<address>")
         elif int(path[2] or 0) > MAX_MESSAGE:
@@ -188,7 +188,7 @@ class Session:
             text = received.removesuffix(b".\r\n").replace(b"\r\n.", b"\r\n").removeprefix(CRLF)
             self.deliver(text)
             await self.reply(250, "ok")
-        self.reset_mail()
+        self.reset_message()
 
     def deliver(self, text: bytes) -> None:
         """Deliver a message. Replace this with your own code."""
@@ -211,7 +211,7 @@ async def serve(host: str, port: int, tls: trisock.ServerTLS) -> None:
         server.stop(grace=5)
 
 
-def throw_away_certificate(ca_file: str | None) -> trisock.Certificate:
+def create_test_certificate(ca_file: str | None) -> trisock.Certificate:
     """Create a certificate for this machine, and write its CA to a file."""
     try:
         import trustme
@@ -234,13 +234,13 @@ def main() -> None:
     parser.add_argument("--cert", metavar="FILE", help="certificate chain (PEM)")
     parser.add_argument("--key", metavar="FILE", help="its private key, if not in the same file")
     parser.add_argument(
-        "--write-ca", metavar="FILE", help="write the CA of a throw-away certificate to this file"
+        "--write-ca", metavar="FILE", help="write the test certificate's CA to this file"
     )
     args = parser.parse_args()
     if args.cert:
         certificate = trisock.Certificate.from_files(args.cert, args.key)
     else:
-        certificate = throw_away_certificate(args.write_ca)
+        certificate = create_test_certificate(args.write_ca)
     trio.run(serve, args.host, args.port, trisock.ServerTLS(certificate))
 
 

@@ -25,7 +25,7 @@ import trisock
 MAX_CLIENT_HELLO = 16 * 1024  # bytes; real ones have 200 to 2000
 TIMEOUT = 10  # seconds to receive the ClientHello and connect to the backend
 IDLE_TIMEOUT = 300  # seconds without a byte from either side
-LAST_TIMEOUT = 10  # seconds for one side after the other has ended
+HALF_CLOSED_TIMEOUT = 10  # seconds for one side after EOF from the other
 
 HANDSHAKE = 22  # a record type (RFC 8446, section 5.1)
 CLIENT_HELLO = 1  # a handshake message type (RFC 8446, section 4)
@@ -87,7 +87,7 @@ def server_name(client_hello: bytes) -> str | None:
                 raise ValueError("excess bytes after the server names of the ClientHello")
     if not names:
         return None
-    # With several names, the backend might choose a different one.
+    # With several names, the backend might choose another one.
     if len(names) > 1 or not re.fullmatch(rb"[A-Za-z0-9._-]{1,255}", names[0]):
         raise ValueError("the ClientHello requests something other than one host name")
     return str(names[0], "ascii").lower()
@@ -120,10 +120,10 @@ async def peek_client_hello(sock: trisock.Socket) -> bytes:
 
 
 async def tunnel(client: trisock.Socket, backend: trisock.Socket) -> None:
-    """Relay data and the end of each side, until both have ended or one breaks.
+    """Relay data and EOF in both directions, until both have ended or one breaks.
 
     A tunnel occupies one of the server's slots, so timeouts end it: when both sides are silent, and
-    when one side goes on for too long after the other has ended.
+    when one side continues for too long after EOF from the other.
     """
     ended = False
 
@@ -143,7 +143,7 @@ async def tunnel(client: trisock.Socket, backend: trisock.Socket) -> None:
             limit.cancel()
         finally:
             ended = True
-            limit.deadline = min(limit.deadline, trio.current_time() + LAST_TIMEOUT)
+            limit.deadline = min(limit.deadline, trio.current_time() + HALF_CLOSED_TIMEOUT)
 
     with trio.move_on_after(IDLE_TIMEOUT) as limit:
         async with trio.open_nursery() as nursery:

@@ -1,4 +1,4 @@
-"""Fixtures of the campaigns: the fuzzer, and the connections on which calls are cancelled."""
+"""Fixtures for the campaigns: the fuzzer, and connections on which to cancel calls."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The servers for ``conversations.py``, and the steps of a conversation.
 
-A client requests each step with a line, and the server's handler does its part. So the steps can
-have any order: echo, then TLS, then a file, then plain text again.
+A client requests each step with a line, and the server's handler does its part. Steps can have any
+order: echo, then TLS, then a file, then plain text again.
 """
 
 from __future__ import annotations
@@ -57,18 +57,18 @@ class Hostile(Fault):
 
 
 class HostileGroup(ExceptionGroup[Exception]):
-    """A group that cannot be taken apart."""
+    """A group that cannot be split."""
 
     split = subgroup = derive = None  # type: ignore[assignment]
 
 
-class Wrong(Exception):
+class BrokenPromise(Exception):
     """A promise was broken."""
 
 
 def check(got: object, expected: object) -> None:
     if got != expected:
-        raise Wrong(f"got {got!r:.200}, expected {expected!r:.200}")
+        raise BrokenPromise(f"got {got!r:.200}, expected {expected!r:.200}")
 
 
 # Logged when a handler leaves a cancel scope open.
@@ -222,13 +222,13 @@ class Site:
             check(await sock.send_file(file, offset, count), count)
 
     async def _do_shared(self, sock: Socket, part: str) -> None:
-        """Send from a file that other connections use at the same time."""
+        """Send from a file that other connections also use."""
         kind, offset, count = part.split()
         file = self.shared[kind]
         check(await sock.send_file(file, int(offset), int(count)), int(count))
 
     async def _do_growing(self, sock: Socket, kind: str) -> None:
-        """Send a file that grows at the same time."""
+        """Send a file that grows during the send."""
         with io.BytesIO() if kind == "memory" else tempfile.TemporaryFile() as file:
             file.write(self.content)
             file.flush()
@@ -266,7 +266,7 @@ class Site:
         await sock.send(got)
 
     async def _do_rest(self, sock: Socket, _: str) -> bool:
-        """Read until the client's side ends, then respond."""
+        """Read until EOF, then respond."""
         await sock.send((await read_all(sock))[::-1])
         return True
 

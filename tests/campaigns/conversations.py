@@ -17,9 +17,9 @@ from conversation_site import (
     MORE_THAN_FITS,
     NAME,
     NARROW,
+    BrokenPromise,
     Conversation,
     Site,
-    Wrong,
     cancelled_after,
     check,
     check_line,
@@ -32,7 +32,7 @@ from conversation_site import (
     steps,
 )
 from dialect_conversations import (
-    a_server_of_pluto,
+    a_pluto_server,
     hammerspoon_floods,
     hammerspoon_peers_vanish,
     hammerspoon_sockets,
@@ -86,13 +86,13 @@ async def a_handler_raises(site: Site, rng: random.Random) -> None:
         await check_line(sock, b"last words\n")
         if sock.istls():  # there is no close_notify
             with contextlib.suppress(trisock.TLSError):
-                raise Wrong(f"a clean end after a fault: {await sock.recv()!r}")
+                raise BrokenPromise(f"no TLSError after a fault: {await sock.recv()!r}")
         else:
             check(await sock.recv(), b"")
 
 
 async def another_process_has_the_descriptor(site: Site, rng: random.Random) -> None:
-    """The server sees the end although another process, such as a child, still has the socket."""
+    """The server sees EOF although another process, such as a child, still has the socket."""
     sock = await site.dial_any(rng)
     others = os.dup(sock.fileno())
     try:
@@ -151,7 +151,7 @@ async def a_peer_resets(site: Site, rng: random.Random) -> None:
 
 
 async def a_peer_truncates(site: Site, rng: random.Random) -> None:
-    """It ends the connection without close_notify."""
+    """The peer sends EOF without close_notify."""
     sock = await site.dial_secure(rng)
     await sock.send(b"echo 5\nhello")
     check(await sock.recv_exactly(5), b"hello")
@@ -161,16 +161,16 @@ async def a_peer_truncates(site: Site, rng: random.Random) -> None:
     sock.abort()
 
 
-async def a_peer_talks_nonsense(site: Site, rng: random.Random) -> None:
-    """It sends random bytes instead of a handshake or in the middle of one, or goes silent."""
-    nonsense = rng.choice([payload(rng, 1000), client_hello(NAME) + payload(rng, 1000)])
+async def a_peer_sends_garbage(site: Site, rng: random.Random) -> None:
+    """Send garbage instead of the handshake or in the middle of it, or stall."""
+    garbage = rng.choice([payload(rng, 1000), client_hello(NAME) + payload(rng, 1000)])
     silent = rng.random() < 0.05
     async with await trio.open_tcp_stream(LOCALHOST, site.secure.port) as stream:
-        await stream.send_all(client_hello(NAME)[:-1] if silent else nonsense)
+        await stream.send_all(client_hello(NAME)[:-1] if silent else garbage)
         if not silent:
             await stream.send_eof()
         with contextlib.suppress(trio.BrokenResourceError):
-            async for _ in stream:  # wait for the end, perhaps after an alert
+            async for _ in stream:  # wait for EOF, perhaps after an alert
                 pass
 
 
@@ -194,11 +194,11 @@ async def an_untrusted_certificate(site: Site, rng: random.Random) -> None:
     tls = ClientTLS(NAME, ca=site.stranger.pem)
     with contextlib.suppress(trisock.TLSError):
         (await trisock.connect(LOCALHOST, site.secure.port, tls=tls)).abort()
-        raise Wrong("an untrusted certificate was accepted")
+        raise BrokenPromise("an untrusted certificate was accepted")
 
 
 async def a_client_certificate(site: Site, rng: random.Random) -> None:
-    """The server requires one. A client without one learns of the refusal after the handshake."""
+    """The server requires one. A client without one is refused only after the handshake."""
     requiring = ServerTLS(
         site.identity, client_ca=site.authority.pem, require_client_certificate=True
     )
@@ -243,7 +243,7 @@ async def more_than_max_connections(site: Site, rng: random.Random) -> None:
 
 
 async def a_broadcast(site: Site, rng: random.Random) -> None:
-    """Broadcast to peers that read, one that has left, and one that does not read."""
+    """Broadcast to peers that read, one that has disconnected, and one that does not read."""
     message = payload(rng) if rng.random() < 0.97 else MORE_THAN_FITS
 
     async def handler(sock: Socket) -> None:
@@ -270,8 +270,8 @@ async def a_broadcast(site: Site, rng: random.Random) -> None:
         server.stop()
 
 
-async def a_broadcast_beside_an_upgrade(site: Site, rng: random.Random) -> None:
-    """A broadcast during starttls or stoptls uses the layer that was in use, or is not sent."""
+async def a_broadcast_during_an_upgrade(site: Site, rng: random.Random) -> None:
+    """A broadcast during starttls or stoptls uses the old layer or is not sent."""
     under_tls = rng.random() < 0.5
     passes = rng.randrange(8)
     news = b"NEWS\n"
@@ -363,7 +363,7 @@ async def a_server_starts_and_stops(site: Site, rng: random.Random) -> None:
         await server.wait_closed()
     with contextlib.suppress(OSError):
         (await trisock.connect(LOCALHOST, server.port)).abort()
-        raise Wrong("a stopped server still listens")
+        raise BrokenPromise("a stopped server still listens")
 
 
 async def a_stale_path(site: Site, rng: random.Random) -> None:
@@ -376,7 +376,7 @@ async def a_stale_path(site: Site, rng: random.Random) -> None:
         except OSError as exc:
             check(exc.errno, errno.EADDRINUSE)
         else:
-            raise Wrong("two listeners on one path")
+            raise BrokenPromise("two listeners on one path")
         async with await trisock.connect_unix(path) as client, await listener.accept() as server:
             await client.send(b"hello")
             check(await server.recv(), b"hello")
@@ -409,16 +409,16 @@ KINDS: dict[str, list[Conversation]] = {
         *(a_cancelled_connect_or_close, a_cancelled_accept),
     ],
     "bad peers": [
-        *(a_peer_resets, a_peer_truncates, a_peer_talks_nonsense),
+        *(a_peer_resets, a_peer_truncates, a_peer_sends_garbage),
         *(a_peer_vanishes_in_the_handshake, plain_text_after_starttls, an_untrusted_certificate),
     ],
     "servers": [
         *(a_handler_raises, another_process_has_the_descriptor, a_client_certificate),
-        *(new_certificates, more_than_max_connections, a_broadcast, a_broadcast_beside_an_upgrade),
+        *(new_certificates, more_than_max_connections, a_broadcast, a_broadcast_during_an_upgrade),
         *(a_server_starts_and_stops, a_stale_path),
     ],
     "dialects": [
-        *(pluto_in_trio, pluto_outside_trio, pluto_interrupted, a_server_of_pluto),
+        *(pluto_in_trio, pluto_outside_trio, pluto_interrupted, a_pluto_server),
         *(hammerspoon_sockets, hammerspoon_peers_vanish, hammerspoon_floods),
     ],
 }

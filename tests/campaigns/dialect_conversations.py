@@ -57,7 +57,7 @@ async def pluto_in_trio(site: Site, rng: random.Random) -> None:
 async def received(s: pluto.async_socket, size: int) -> bytes:
     got = b""
     while len(got) < size:
-        got += await s.recv() or b"(the end)"
+        got += await s.recv() or b"(EOF)"
     return got
 
 
@@ -74,7 +74,7 @@ async def pluto_outside_trio(site: Site, rng: random.Random) -> None:
         s.send(b"echo %d\n" % len(data) + data)
         got = b""
         while len(got) < len(data):
-            got += s.recv() or b"(the end)"
+            got += s.recv() or b"(EOF)"
         s.unrecv("x")
         check((got, s.peek(), s.recv(), s.isopen()), (data, b"x", b"x", True))
         if rng.random() < 0.5:  # otherwise garbage collection closes it
@@ -135,7 +135,7 @@ def interrupted_at(line: int, call: Callable[[], bytes | None]) -> bytes | None:
         sys.settrace(before)
 
 
-async def a_server_of_pluto(site: Site, rng: random.Random) -> None:
+async def a_pluto_server(site: Site, rng: random.Random) -> None:
     async def handler(s: pluto.async_socket) -> None:
         await s.send(await s.recv() or b"")
 

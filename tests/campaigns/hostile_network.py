@@ -1,8 +1,8 @@
-"""A proxy between a client and a server that behaves like the worst network.
+"""A proxy that simulates the worst possible network between a client and a server.
 
-``HostileNetwork`` always splits, joins and delays data. At a fault of the plan (a certain byte of a
-phase) it ends, resets or damages the connection, or goes silent. To find the phase of each byte, it
-counts the plain text bytes, whose number is in the plan, and parses the TLS record headers.
+``HostileNetwork`` always splits, coalesces and delays data. At the byte of a planned fault, it
+closes, resets, corrupts or stalls the connection. It derives the phase of each byte from the plain
+text sizes in the plan and from the TLS record headers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _TICKETS = 2  # sent by a TLS 1.3 server
 
 
 class Track:
-    """Finds the phase of each byte from one side, and bytes that it must not send. No I/O.
+    """Tracks the phase of each byte from one side and detects forbidden bytes. No I/O.
 
     Attributes:
       phase: of the last byte.
@@ -74,7 +74,7 @@ class Track:
                 self.phase = phase
                 yield phase, part
             elif not self._encrypted:
-                self._complain("bytes after the end", data)
+                self._complain("bytes after the last phase", data)
                 yield Phase.CLOSE, data
                 return
             elif not self._left:
@@ -145,7 +145,7 @@ _NARROW = 8192  # bytes in a small kernel buffer (Linux doubles it)
 _MAX_PIECE = 262_144
 
 
-class _CutOff(Exception):
+class _Stopped(Exception):
     """This direction carries no more data."""
 
 
@@ -285,7 +285,7 @@ class _Direction:
       other: the other direction.
       finished: whether a FIN was relayed.
       notified: whether an undamaged close_notify was relayed.
-      scope: cancelled by the network or the other direction to cut this one off.
+      scope: cancelled by the network or the other direction to stop this one.
       stopped: set when it relays no more data.
     """
 
@@ -316,14 +316,14 @@ class _Direction:
         self._damaged_end = False
 
     async def carry(self, source: trio.SocketStream, target: trio.SocketStream) -> None:
-        """Relay everything until the end or a fault."""
+        """Relay everything until EOF or a fault."""
         await self._carry(source, target)
         self.stopped.set()
         if self._silent:
             await trio.sleep_forever()
 
     async def _carry(self, source: trio.SocketStream, target: trio.SocketStream) -> None:
-        with contextlib.suppress(_CutOff), self.scope:
+        with contextlib.suppress(_Stopped), self.scope:
             while data := await self._receive(source):
                 for phase, part in list(self.track.feed(data)):
                     await self._pass_on(phase, part, target)
@@ -358,7 +358,7 @@ class _Direction:
             return data
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
             self._network.reset()
-            raise _CutOff from None
+            raise _Stopped from None
 
     async def _pass_on(
         self, phase: str, part: bytes, target: trio.SocketStream, *, last: bool = False
@@ -379,7 +379,7 @@ class _Direction:
         self.notified = self.track.notified and not self._damaged_end
 
     def _strike(self, fault: Fault, part: bytes) -> bytes:
-        """Return the damaged part, or cut off this direction and perhaps the other."""
+        """Return the damaged part, or stop this direction and perhaps the other."""
         if fault.kind == Kind.CORRUPT:
             return _damaged(part, fault.how)
         if fault.kind == Kind.INJECT:
@@ -391,7 +391,7 @@ class _Direction:
         for direction in (self, self.other) if both else (self,):
             direction._silent = fault.kind == Kind.STALL
             direction.scope.cancel()
-        raise _CutOff
+        raise _Stopped
 
     async def _send(self, part: bytes, target: trio.SocketStream) -> None:
         try:
@@ -414,7 +414,7 @@ class _Direction:
 
 
 def _damaged(part: bytes, how: int) -> bytes:
-    """Add a byte before the first one, remove the first one, or change one bit or more of it."""
+    """Insert a byte at the start, remove the first byte, or change one or more of its bits."""
     way, how = how % 4, how // 4
     if way == 0 or not part:
         return bytes([how % 256]) + part

@@ -33,7 +33,7 @@ class Phase:
 
 
 class Mode:
-    """Only plain text, only TLS, plain text and then TLS, or then plain text again."""
+    """Plain text only, TLS only, an upgrade to TLS, or an upgrade and a return to plain text."""
 
     PLAIN, TLS, UPGRADED, RETURNED = "plain", "tls", "upgraded", "returned"
 
@@ -102,13 +102,13 @@ class Fault:
 
 @dataclass(frozen=True)
 class Flow:
-    """How the network splits, joins and delays the bytes of one direction.
+    """How the network splits, coalesces and delays the bytes of one direction.
 
     Attributes:
       tiny: bytes at the start of each phase that are sent one to three at a time.
       largest: maximum size of a piece.
-      gather: scheduler passes to wait for more data that can join a piece.
-      pause: maximum of scheduler passes between two pieces.
+      gather: scheduler passes to wait for more data to coalesce.
+      pause: maximum number of scheduler passes between two pieces.
       naps: number of pauses that last a millisecond.
       narrow: whether the kernel's buffers are small.
     """
@@ -129,7 +129,7 @@ class Plan:
       ending: the side that closes first: ``client``, ``server``, ``both``, or ``eof`` (both call
         ``send_eof``).
       sizes: the number of bytes sent, by phase and direction.
-      hasty: whether the timeout of ``starttls`` is shorter than the user's patience.
+      hasty: whether ``starttls`` times out before its caller gives up.
     """
 
     seed: int
@@ -247,7 +247,7 @@ def _most(rng: random.Random, flow: Flow) -> int:
 
 
 def _placed(fault: Fault, rng: random.Random, sizes: dict[tuple[str, str], int]) -> Fault:
-    """Choose the byte to strike: any byte, but often one of the first or the last."""
+    """Choose the offset of a fault: any byte, but often near the start or the end."""
     if fault.phase in Phase.UPGRADE:
         length = len(LINES[fault.phase])
     else:

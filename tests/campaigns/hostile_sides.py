@@ -17,7 +17,7 @@ from trisock import IncompleteReadError, LimitExceededError, Socket, TLSError
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
-PATIENCE = 0.4  # seconds for a side after a fault that may make it wait forever
+PATIENCE = 0.4  # seconds until a side gives up after a fault that may block it forever
 HASTE = 0.4  # seconds for a handshake that only its timeout can end
 HANG = 40  # seconds until a conversation counts as hung
 
@@ -34,13 +34,13 @@ class EndedEarly(Exception):
 
 
 class Side:
-    """One side: it sends its payload and reads the other's with a random mix of reads.
+    """One side: it sends its payload, and reads the other side's with a random mix of reads.
 
     Attributes:
-      how: how it ended: ``"whole"``, ``"deadline"``, or the name of an error.
+      how: how it ended: ``"complete"``, ``"deadline"``, or the name of an error.
       encrypted: whether it was under TLS when it ended.
-      saw_end: whether the connection seemed to end cleanly.
-      saw_end_of_tls: whether TLS seemed to end cleanly, with a close_notify.
+      saw_eof: whether it saw EOF.
+      saw_close_notify: whether it saw close_notify.
       complaints: errors that are not documented.
     """
 
@@ -56,8 +56,8 @@ class Side:
         self.how = ""
         self.errors: list[BaseException] = []
         self.encrypted = False
-        self.saw_end = False
-        self.saw_end_of_tls = False
+        self.saw_eof = False
+        self.saw_close_notify = False
         self.complaints: list[str] = []
         self.ended = trio.Event()
 
@@ -70,13 +70,13 @@ class Side:
         try:
             with self.patience() as scope:
                 await converse()  # type: ignore[misc]
-            self.how = "deadline" if scope.cancelled_caught else "whole"
+            self.how = "deadline" if scope.cancelled_caught else "complete"
         except (Exception, BaseExceptionGroup) as exc:
             self.errors = errors = leaves_of(exc)
             own = [each for each in errors if isinstance(each, (WrongBytes, EndedEarly))]
             self.how = type((own or errors)[0]).__name__
             if not self.encrypted and self.how in ("EndedEarly", "IncompleteReadError"):
-                self.saw_end = True
+                self.saw_eof = True
             for each in errors:
                 if not isinstance(each, (*DOCUMENTED, WrongBytes, EndedEarly)):
                     text = "".join(traceback.format_exception(each))
@@ -101,7 +101,7 @@ class Side:
                 assert sock.tls.version == plan.version
             if phase == Phase.AFTER:
                 await sock.stoptls()
-                self.saw_end_of_tls = True
+                self.saw_close_notify = True
                 self.encrypted = False
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.send_all, sock, phase)
@@ -110,11 +110,11 @@ class Side:
             for _ in range(2):
                 trailing = await sock.recv()
                 if trailing:
-                    raise WrongBytes(f"{trailing[:40]!r} instead of the end")
+                    raise WrongBytes(f"expected EOF, got {trailing[:40]!r}")
             if self.encrypted:
-                self.saw_end_of_tls = True
+                self.saw_close_notify = True
             else:
-                self.saw_end = True
+                self.saw_eof = True
 
     async def agree(self, sock: Socket) -> None:
         """Agree on TLS with a command and a response, as SMTP does."""
@@ -161,10 +161,10 @@ class Side:
 
     async def receive_all(self, sock: Socket, expected: bytes) -> None:
         """Read the expected bytes and compare them."""
-        ways = [self.by_recv, self.by_number, self.by_delimiter, self.by_line, self.by_peek]
+        ways = [self.by_recv, self.by_size, self.by_delimiter, self.by_line, self.by_peek]
         position = 0
         while position < len(expected):
-            way = self.rng.choice([*ways, self.by_pushing_back, self.by_trying])
+            way = self.rng.choice([*ways, self.by_pushing_back, self.by_cancelling])
             data = await way(sock, expected, position)
             if len(data) > len(expected) - position:  # the rest belongs to the next phase
                 sock.unrecv(data[len(expected) - position :])
@@ -176,10 +176,10 @@ class Side:
     async def by_recv(self, sock: Socket, expected: bytes, position: int) -> bytes:
         data = await sock.recv(self.rng.choice([None, None, 1, 100, 10_000]))
         if not data:
-            raise EndedEarly(f"{position} of {len(expected)} bytes")
+            raise EndedEarly(f"EOF after {position} of {len(expected)} bytes")
         return data
 
-    async def by_number(self, sock: Socket, expected: bytes, position: int) -> bytes:
+    async def by_size(self, sock: Socket, expected: bytes, position: int) -> bytes:
         left = len(expected) - position
         return await sock.recv_exactly(self.rng.randint(0, min(left, self.rng.choice([5, 70_000]))))
 
@@ -201,7 +201,9 @@ class Side:
                 lines.append(line if keep_ends else line + b"\n")
                 if len(lines) == number:
                     return b"".join(lines)
-            raise EndedEarly(f"{position} of {len(expected)} bytes, and {len(lines)} lines")
+            raise EndedEarly(
+                f"EOF after {position} of {len(expected)} bytes and {len(lines)} lines"
+            )
         return b""
 
     async def by_peek(self, sock: Socket, expected: bytes, position: int) -> bytes:
@@ -218,8 +220,8 @@ class Side:
         sock.unrecv(data[a:b])
         return data[:a]
 
-    async def by_trying(self, sock: Socket, expected: bytes, position: int) -> bytes:
-        """Cancel a read soon. It loses nothing."""
+    async def by_cancelling(self, sock: Socket, expected: bytes, position: int) -> bytes:
+        """Cancel a read soon. No data is lost."""
         number = min(len(expected) - position, 5000)
         with trio.move_on_after(self.rng.choice([0, 0.001, 0.01])):
             return await sock.recv_exactly(number)

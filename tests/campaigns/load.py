@@ -43,7 +43,7 @@ from trisock.pluto.blocking import run_trio  # raises KeyboardInterrupt itself, 
 
 
 async def idle(runner: Runner, count: int, *, tls: bool = False) -> Result:
-    """Many connections that are idle until all are open. Then each sends a request."""
+    """Many connections that stay idle until all are open. Then each sends a request."""
 
     async def work(server: Server, outcome: Outcome) -> None:
         streams: list[trio.abc.Stream] = []
@@ -70,7 +70,7 @@ async def idle(runner: Runner, count: int, *, tls: bool = False) -> Result:
 
 
 async def rate(runner: Runner, per_second: int, seconds: float, *, tls: bool = False) -> Result:
-    """New connections at a constant rate, whether earlier ones are done or not."""
+    """New connections at a constant rate, even if earlier ones are not done."""
 
     async def offer(server: Server, outcome: Outcome, seconds: float) -> None:
         count = round(per_second * seconds)
@@ -95,7 +95,7 @@ async def slowloris(
 ) -> Result:
     """Clients that send their handshake byte by byte, while others are served.
 
-    They go on until the server drops them or, without a timeout, until the others are served.
+    They continue until the server drops them or, without a timeout, until the others are served.
     """
 
     async def work(server: Server, outcome: Outcome) -> None:
@@ -113,7 +113,7 @@ async def slowloris(
                 nursery.start_soon(dribble, stream)
                 task_status.started()
                 with contextlib.suppress(trio.BrokenResourceError):
-                    async for _ in stream:  # wait for the end, perhaps after an alert
+                    async for _ in stream:  # wait for EOF, perhaps after an alert
                         pass
                 nursery.cancel_scope.cancel()
             dropped += 1

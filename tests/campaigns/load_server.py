@@ -169,5 +169,5 @@ def payload(size: int) -> bytes:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the end of standard input stops it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # EOF on standard input stops it
     trio.run(LoadServer().run)

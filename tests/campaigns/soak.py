@@ -103,8 +103,8 @@ class Soak:
 
     def __init__(self, site: Site, seconds: float, seed: int) -> None:
         self.site = site
-        # One sample in each line, for each round after the warm-up. In memory they would look like
-        # a leak.
+        # One sample per line, one line per round after the warm-up. Kept in memory, they would look
+        # like a leak.
         self.record = site.directory / "samples"
         self.record.touch()
         self.seconds = seconds

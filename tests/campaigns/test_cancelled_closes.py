@@ -52,7 +52,7 @@ async def bytes_are_unread(sock: Socket, peer: Peer) -> None:
     await trio.lowlevel.wait_readable(sock.fileno())
 
 
-def reading_to_the_end(peer: Peer) -> Script:
+def reading_to_eof(peer: Peer) -> Script:
     while True:
         peer.act()
         if peer.gone:
@@ -84,7 +84,7 @@ async def test_a_cancelled_close_closes_the_socket(
     async with connections.pair(layer) as (sock, peer):
         await state(sock, peer)
 
-        script = iter(()) if state is peer_has_closed else reading_to_the_end(peer)
+        script = iter(()) if state is peer_has_closed else reading_to_eof(peer)
         await attempt(lambda: close(sock), during(script))
         assert attempt.error is None
         assert sock.fileno() == -1
@@ -92,7 +92,7 @@ async def test_a_cancelled_close_closes_the_socket(
             return
         await assert_closed(sock, peer)
         if state is data_was_sent:
-            assert peer.heard == b"sent"  # it was in the kernel's buffer
+            assert peer.heard == b"sent"  # from the kernel's buffer
         assert peer.finished or attempt.cancelled or state is bytes_are_unread
 
 
@@ -123,6 +123,6 @@ async def test_a_cancelled_second_close_closes_the_socket(
         await sending_is_clogged(sock, peer)
         nursery.start_soon(sock.close)
         await trio.testing.wait_all_tasks_blocked()
-        await attempt(sock.close, during(reading_to_the_end(peer)))
+        await attempt(sock.close, during(reading_to_eof(peer)))
         assert attempt.error is None
         await assert_closed(sock, peer)

@@ -128,7 +128,7 @@ async def test_a_cancelled_connect_leaves_nothing(
 async def test_a_cancelled_connect_to_several_addresses_leaves_nothing(
     attempt: Attempt, layer: str, connections: Connections, mock_clock: trio.testing.MockClock
 ) -> None:
-    """One address refuses, one does not answer, and one accepts after the others' time is up."""
+    """One address refuses, one does not answer, and the last one accepts."""
     resolve_example_org_to("127.0.0.1", "127.0.0.2", "127.0.0.3")
     with (
         accepting(("127.0.0.3", 0), lambda peer: connections.turn_to_tls(peer, layer)) as acceptor,
@@ -148,7 +148,7 @@ async def test_a_cancelled_connect_to_several_addresses_leaves_nothing(
 
 
 @at_every_cancel_point
-async def test_a_cancelled_connect_that_all_refuse_leaves_nothing(attempt: Attempt) -> None:
+async def test_a_cancelled_connect_to_refusing_addresses_leaves_nothing(attempt: Attempt) -> None:
     resolve_example_org_to("127.0.0.1", "127.0.0.2")
     with socket.create_server(("127.0.0.3", 0)) as elsewhere:
         port = elsewhere.getsockname()[1]

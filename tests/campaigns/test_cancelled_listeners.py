@@ -72,7 +72,7 @@ async def test_a_cancelled_listen_unix_leaves_no_path_and_no_lock(
     assert not os.listdir(tmp_path)
 
 
-# Tests keep these bound methods: a pluto listener closes when it is garbage collected.
+# A bound method keeps its pluto listener alive, which closes when it is garbage collected.
 ACCEPTS: dict[str, Callable[[trisock.Listener], Call]] = {
     "Listener.accept": lambda listener: listener.accept,
     "Listener.__anext__": lambda listener: listener.__anext__,

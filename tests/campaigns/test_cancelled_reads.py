@@ -91,7 +91,7 @@ READS = {
 }
 
 
-# Each state prepares the connection up to its first yield; the rest happens during the read.
+# Each state prepares the connection up to its first yield. The rest happens during the read.
 
 
 def pushed_back(sock: Socket, peer: Peer) -> Script:
@@ -106,7 +106,7 @@ def arrived(sock: Socket, peer: Peer) -> Script:
     peer.end()
 
 
-def arrived_with_the_end(sock: Socket, peer: Peer) -> Script:
+def arrived_with_eof(sock: Socket, peer: Peer) -> Script:
     for line in DATA.splitlines(keepends=True):
         peer.say(line)
     peer.end()
@@ -130,9 +130,9 @@ def partly_pushed_back(sock: Socket, peer: Peer) -> Script:
     peer.end()
 
 
-def in_parts_of_records(sock: Socket, peer: Peer) -> Script:
+def in_partial_records(sock: Socket, peer: Peer) -> Script:
     wire = peer.encrypt(DATA[:6]) + peer.encrypt(DATA[6:])
-    cuts = [0, 3, 6, len(wire) // 2, len(wire) - 1, len(wire)]  # a record's header has 5 bytes
+    cuts = [0, 3, 6, len(wire) // 2, len(wire) - 1, len(wire)]  # a record header has 5 bytes
     for start, end in itertools.pairwise(cuts):
         yield
         peer.send(wire[start:end])
@@ -150,10 +150,10 @@ def cut_short(sock: Socket, peer: Peer) -> Script:
 STATES = [
     pushed_back,
     arrived,
-    arrived_with_the_end,
+    arrived_with_eof,
     arriving_later,
     partly_pushed_back,
-    in_parts_of_records,
+    in_partial_records,
     cut_short,
 ]
 
@@ -164,7 +164,7 @@ def usual_read(layer: str, read: object, state: object) -> bool:
     if layer == TCP:
         return state in (arrived, arriving_later)
     return layer == UNIX or state in (
-        (in_parts_of_records, arrived_with_the_end, cut_short)
+        (in_partial_records, arrived_with_eof, cut_short)
         if layer == "TLSv1_3 client"
         else (partly_pushed_back,)
     )
@@ -198,7 +198,7 @@ async def test_a_cancelled_read_loses_nothing(
         assert b"".join(got) == (DATA[:3] if state is cut_short else DATA)
 
 
-# At the other layers we send the last flight of the handshake: the peer cannot append data.
+# In the other layers, we send the last flight of the handshake, so the peer cannot append data.
 @pytest.mark.parametrize("layer", ["TLSv1_2 client", "TLSv1_3 server"])
 @pytest.mark.parametrize("read", [recv, recv_exactly, recv_until, receive_some, all_lines, peek])
 @at_every_cancel_point

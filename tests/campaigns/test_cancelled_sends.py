@@ -90,7 +90,7 @@ SENDS = {
 
 
 def heard_after_clog(peer: Peer) -> bytes:
-    """Return what the peer has heard, without what clogged the connection."""
+    """Return the bytes that the peer has received, without the filler from ``clog``."""
     peer.act()
     return bytes(peer.heard).lstrip(b"x")
 
@@ -104,7 +104,7 @@ def usual_send(layer: str, send: object, state: str) -> bool:
 @covers(*SENDS.values())
 @pytest.mark.parametrize(
     ("layer", "send", "state"),
-    grid(usual_send, [UNIX, *TLS], SENDS, ["room for all", "clogged", "room for a part"]),
+    grid(usual_send, [UNIX, *TLS], SENDS, ["room for all", "clogged", "room for part"]),
 )
 @at_every_cancel_point
 async def test_a_cancelled_send_sends_nothing_or_fails_later_sends(
@@ -114,7 +114,7 @@ async def test_a_cancelled_send_sends_nothing_or_fails_later_sends(
     state: str,
     connections: Connections,
 ) -> None:
-    data = LARGE if state == "room for a part" else SMALL
+    data = LARGE if state == "room for part" else SMALL
     async with connections.pair(layer) as (sock, peer):
         if state == "clogged":
             await clog(sock)
@@ -138,7 +138,7 @@ async def test_a_cancelled_send_sends_nothing_or_fails_later_sends(
                 assert await sock.recv() == b"more"
             except trio.BrokenResourceError:
                 assert layer in TLS
-            else:  # between two chunks of a file the records are complete
+            else:  # between two chunks of a file, the records are complete
                 assert layer == UNIX or SENDS[send] == "Socket.send_file"
             assert heard_after_clog(peer) == heard
 
@@ -148,7 +148,7 @@ async def test_a_cancelled_send_sends_nothing_or_fails_later_sends(
 @pytest.mark.parametrize("buffering", [0, -1])
 @pytest.mark.parametrize("layer", [UNIX, *TLS])
 @at_every_cancel_point
-async def test_a_cancelled_pipe_send_takes_nothing_or_breaks_sending(
+async def test_a_cancelled_pipe_send_reads_nothing_or_fails_later_sends(
     attempt: Attempt, layer: str, buffering: int, state: str, connections: Connections
 ) -> None:
     reading, writing = os.pipe()

@@ -70,7 +70,7 @@ async def test_a_cancelled_bind_leaves_no_listener(attempt: Attempt, given: str)
 async def test_a_cancelled_server_leaves_no_connection_and_no_listener(
     attempt: Attempt, layer: str, max_connections: int | None, connections: Connections
 ) -> None:
-    """The cancellation reaches the server's own task and those of its handlers."""
+    """The cancellation reaches the server's own task and its handlers' tasks."""
     listener = trisock.listen_nowait(0, host="127.0.0.1")
     peers: list[Peer] = []
     servers: list[trisock.Server] = []
@@ -97,7 +97,7 @@ async def test_a_cancelled_server_leaves_no_connection_and_no_listener(
             yield from acting_until_heard(peer, b"helloline")
             peer.end()
             yield
-            if not peer.gone:  # the server waits for the end of both directions
+            if not peer.gone:  # the server waits for EOF in both directions
                 peer.act()
                 peer.raw.close()
                 peer.gone = True
@@ -146,7 +146,7 @@ async def test_a_cancelled_wait_closed_does_not_stop_the_server(attempt: Attempt
 async def test_a_cancelled_broadcast_breaks_only_partly_sent_connections(
     attempt: Attempt, layer: str, connections: Connections, tmp_path: Path
 ) -> None:
-    """One client reads from the start, the other one only when the first has read everything."""
+    """One client reads from the start. The other reads only after the first has read everything."""
     listener = trisock.listen_unix_nowait(tmp_path / "socket")
     outcomes = []
 
@@ -204,7 +204,7 @@ async def test_a_cancelled_broadcast_breaks_only_partly_sent_connections(
 
 @covers("hammerspoon.open_sockets")
 @at_every_cancel_point
-async def test_cancelled_open_sockets_leave_nothing(attempt: Attempt, tmp_path: Path) -> None:
+async def test_cancelling_open_sockets_leaves_nothing(attempt: Attempt, tmp_path: Path) -> None:
     path = str(tmp_path / "socket")
 
     async def converse() -> None:

@@ -54,7 +54,7 @@ SOME_PORTS = st.sampled_from([-1, 0, 1, 65535, 65536, True]) | st.integers()
 
 
 def is_one_line(text: str) -> bool:
-    """Return whether a log can show it: no control characters, line ends or lone surrogates."""
+    """Return whether a log can show it: no control characters, newlines or lone surrogates."""
     return text.isprintable()
 
 

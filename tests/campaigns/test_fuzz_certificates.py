@@ -1,4 +1,4 @@
-"""Fuzzing of certificates: their contents, and the text around them.
+"""Fuzzing of certificates: their contents and the text around them.
 
 Warnings are errors here, as under ``-W error``: another library's warning must not make ours fail.
 """
@@ -87,7 +87,7 @@ def failure_of(function: Callable[[], object]) -> Exception | None:
     return None
 
 
-def test_a_changed_certificate_loads_or_raises_value_error(
+def test_a_mutated_certificate_loads_or_raises_value_error(
     fuzz: Fuzz, authority: Authority
 ) -> None:
     """The PEM encoding is correct: any fault is in the certificate itself."""

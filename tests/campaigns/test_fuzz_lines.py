@@ -1,4 +1,4 @@
-"""Fuzzing of lines and of their limits."""
+"""Fuzzing of lines and their limits."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_caller_can_skip_a_line_over_the_limit(fuzz: Fuzz) -> None:
         kept = part // 2
         expected, got = [], []
         unread = data
-        while True:  # the same by a plain search
+        while True:  # compute the expected result by a plain search
             end = unread.find(delimiter) + len(delimiter)
             if len(delimiter) <= end <= limit:
                 expected.append(unread[:end])

@@ -12,7 +12,7 @@ from trisock import Certificate, ClientTLS, ServerTLS
 
 
 def some_pem(pems: list[bytes]) -> st.SearchStrategy[bytes]:
-    """Return PEM that is real, changed or joined, and bytes that are not PEM."""
+    """Generate valid, mutated and concatenated PEM, and bytes that are not PEM."""
     real = st.sampled_from(pems)
     return (
         real

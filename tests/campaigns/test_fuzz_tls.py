@@ -34,7 +34,7 @@ ROLES = ["TLSv1_2 client", "TLSv1_3 client", "TLSv1_2 server", "TLSv1_3 server"]
 def roles_of(
     authority: Authority, role: str, client_certificate: bool
 ) -> tuple[ClientTLS | ServerTLS, ssl.SSLContext]:
-    """Return our side's role, and the peer's context."""
+    """Return our role and the peer's context."""
     version, _, side = role.partition(" ")
     certificate = authority.issue("example.org")
     ours: ClientTLS | ServerTLS
@@ -59,9 +59,7 @@ def roles_of(
     return ours, context
 
 
-async def shake_hands(
-    sock: Socket, role: ClientTLS | ServerTLS, script: Script, ending: str
-) -> bool:
+async def handshake(sock: Socket, role: ClientTLS | ServerTLS, script: Script, ending: str) -> bool:
     """Check that starttls succeeds, or fails as documented."""
     error = None
     async with alongside(script):
@@ -98,7 +96,7 @@ ENDINGS = st.sampled_from(["ended", "ended", "silent"])
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_a_changed_handshake_succeeds_or_fails_as_documented(
+def test_a_mutated_handshake_succeeds_or_fails_as_documented(
     role: str, authority: Authority, fuzz: Fuzz
 ) -> None:
     async def converse(
@@ -112,7 +110,7 @@ def test_a_changed_handshake_succeeds_or_fails_as_documented(
         ours, context = roles_of(authority, role, client_certificate)
         async with mutant_pair(cuts, changes, flight, make=raw_pair) as (sock, mutant):
             turn_to_tls(mutant, context, ours)
-            if await shake_hands(sock, ours, mutant.conversing(clock, ending), ending):
+            if await handshake(sock, ours, mutant.conversing(clock, ending), ending):
                 async with alongside(mutant.conversing(clock, "ended")):
                     with contextlib.suppress(trio.BrokenResourceError):
                         await sock.send(b"confidential")
@@ -133,7 +131,7 @@ def test_a_changed_handshake_succeeds_or_fails_as_documented(
 
 @functools.lru_cache
 def recording(authority: Authority, role: str, client_certificate: bool) -> bytes:
-    """Return everything that the peer of a role sends in a complete conversation."""
+    """Return everything that the peer sends in a complete conversation."""
     ours, context = roles_of(authority, role, client_certificate)
     server_side = isinstance(ours, ClientTLS)
     ends = [
@@ -177,7 +175,7 @@ def test_a_replayed_or_random_handshake_fails_as_documented(
             early %= len(wire) + 1
             sock.unrecv(wire[:early])
             mutant.send(wire[early:])
-            assert not await shake_hands(sock, ours, mutant.conversing(clock, ending), ending)
+            assert not await handshake(sock, ours, mutant.conversing(clock, ending), ending)
 
     recordings = st.booleans().map(lambda certificate: recording(authority, role, certificate))
     fuzz.run_async(
@@ -227,7 +225,7 @@ def test_corrupted_records_never_yield_wrong_data(
                         break
                     got += chunk or b""
                     if call == "stoptls" or (call == "recv" and not chunk):
-                        assert got == b"".join(SENT), "the end came too early"
+                        assert got == b"".join(SENT), "EOF came too early"
                         assert sock.istls() == (call == "recv")
                         break
             assert b"".join(SENT).startswith(got)
@@ -319,7 +317,7 @@ A_HOST = re.compile(rb"(?=.{1,254}\Z)(?:[\w-]{1,63}\.)*[\w-]{1,63}\.?\Z")
 def test_a_server_chooses_the_certificate_that_matches_the_name(
     authority: Authority, fuzz: Fuzz
 ) -> None:
-    """Without a match it is the first one. An impossible host name may be refused."""
+    """Without a match, it chooses the first one. It may refuse an invalid host name."""
     certificates = [authority.issue(*names) for names in NAMES]
     role = ServerTLS(certificates)
     ders = [ssl.PEM_cert_to_DER_cert(each._chain.decode()) for each in certificates]
@@ -327,14 +325,14 @@ def test_a_server_chooses_the_certificate_that_matches_the_name(
     async def ask(clock: trio.testing.MockClock, name: bytes) -> None:
         async with mutant_pair([], make=raw_pair) as (sock, mutant):
             mutant.send(hello_for(name))
-            assert not await shake_hands(sock, role, mutant.conversing(clock, "ended"), "ended")
+            assert not await handshake(sock, role, mutant.conversing(clock, "ended"), "ended")
             mutant.act()
             chosen = certificate_in(bytes(mutant.wire))
             if chosen is None:  # refused: it cannot be a name
                 assert mutant.wire[0] == 21, "no alert"
                 assert len(name) > 255 or b"\0" in name
             else:
-                # An impossible host name matches no certificate.
+                # An invalid host name matches no certificate.
                 assert ders.index(chosen) == (index_for(name) if A_HOST.match(name) else 0)
 
     fuzz.run_async(ask, 150, name=SOME_NAMES.filter(len))

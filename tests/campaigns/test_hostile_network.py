@@ -1,8 +1,8 @@
 """Conversations over a hostile network are complete or end in a documented error.
 
-A failed test prints the seeds of the bad conversations. To run a single seed, set ``HOSTILE_SEED``
-in the environment. ``--times`` is the number of rounds; each tries all combinations. The outcomes
-are printed at the end (``-s`` or ``-rA`` shows them).
+If a test fails, it prints the seeds of the failed conversations. To run a single seed, set the
+environment variable ``HOSTILE_SEED``. ``--times`` is the number of rounds; each tries all
+combinations. The outcomes are printed at the end (``-s`` or ``-rA`` shows them).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from trisock import ClientTLS, IncompleteReadError, ServerTLS, Socket
 
 
 class Conversation:
-    """A client, the network, and a connection of a server."""
+    """A client, the network, and a server connection."""
 
     def __init__(self, env: Environment, plan: Plan) -> None:
         self.env = env
@@ -60,7 +60,7 @@ class Conversation:
             await trio.lowlevel.checkpoint()
 
     def patience(self) -> trio.CancelScope:
-        """Return a scope for a side. It expires some time after trouble."""
+        """Return a cancel scope for a side. Its deadline is set once a fault may block the side."""
         self.scopes.append(trio.CancelScope(deadline=self.deadline))
         return self.scopes[-1]
 
@@ -114,24 +114,24 @@ class Conversation:
                     yield f"the {side.name} has not ended"
             elif not self.may_end(side):
                 yield f"the {side.name} ended: {side.how}: {side.errors}"
-            if side.saw_end and not way.other.finished:
-                yield f"the {side.name} took a broken connection for a clean end"
-            if side.saw_end_of_tls and not way.other.notified:
-                yield f"the {side.name} took a truncated connection for a clean end of TLS"
+            if side.saw_eof and not way.other.finished:
+                yield f"the {side.name} mistook a broken connection for EOF"
+            if side.saw_close_notify and not way.other.notified:
+                yield f"the {side.name} mistook a truncated connection for close_notify"
         # On a slow machine, a handshake may time out before the fault.
         if plan.faults and not network.struck and not plan.may_hold_up_handshakes():
             sides = (self.client_side, self.server_side)
             yield f"the fault did not happen: {[(side.how, side.errors) for side in sides]}"
         injected = any(fault.kind == Kind.INJECT for fault in network.struck)
-        if injected and "whole" in (self.client_side.how, self.server_side.how):
-            yield "plain text injected after the command or the response was ignored"
+        if injected and "complete" in (self.client_side.how, self.server_side.how):
+            yield "plain text injected after the command or the response went undetected"
         if plan.has(Kind.REFUSE) and self.client_side.how != "ConnectionRefusedError":
-            yield f"the connection was refused and the client ended: {self.client_side.how}"
+            yield f"the connection was refused but the client ended: {self.client_side.how}"
 
     def may_end(self, side: Side) -> bool:
         """Whether this outcome of a side is allowed."""
         plan = self.plan
-        if side.how in ("whole", ""):
+        if side.how in ("complete", ""):
             return True
         if side.how == "deadline":
             return plan.has(Kind.STALL, Kind.CORRUPT, Kind.INJECT)
@@ -188,7 +188,7 @@ class Environment(logging.Handler):
             raise failure
 
 
-async def hold(env: Environment, plans: list[Plan]) -> list[Conversation]:
+async def run_conversations(env: Environment, plans: list[Plan]) -> list[Conversation]:
     """Run conversations concurrently, then check that the servers still work."""
     role = env.server_tls if plans[0].mode == Mode.TLS else None
     async with trio.open_nursery() as nursery:
@@ -200,7 +200,7 @@ async def hold(env: Environment, plans: list[Plan]) -> list[Conversation]:
                 together.start_soon(conversation.run)
         healthy = Conversation(env, dataclasses.replace(plans[0], faults=(), hasty=False))
         await healthy.run()
-        assert (healthy.client_side.how, healthy.server_side.how) == ("whole", "whole")
+        assert (healthy.client_side.how, healthy.server_side.how) == ("complete", "complete")
         for server in env.servers:
             dropped = server.stats().dropped
             await all_served(server, env.connections[server] - dropped)
@@ -270,7 +270,7 @@ async def test_each_conversation_is_complete_or_ends_in_a_documented_error(
     env: Environment, plans: list[Plan], outcomes: Counter[tuple[str, str, str]]
 ) -> None:
     tasks = trio.lowlevel.current_statistics().tasks_living
-    conversations = await hold(env, plans)
+    conversations = await run_conversations(env, plans)
     assert trio.lowlevel.current_statistics().tasks_living == tasks
     assert env.unexpected == []
     gc.collect()  # makes unclosed sockets warn now

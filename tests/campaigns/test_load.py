@@ -41,7 +41,7 @@ async def test_others_are_served_during_slow_handshakes(runner: Runner) -> None:
     result = await load.slowloris(runner, 20, 10, handshake_timeout=None, every=0.01)
     check(result, 10)
     assert result.outcome.facts["dropped early"] == 0
-    assert result.counted("failed_handshakes") == 20  # the clients left
+    assert result.counted("failed_handshakes") == 20  # the clients disconnected
 
 
 async def test_slow_handshakes_are_dropped(runner: Runner) -> None:

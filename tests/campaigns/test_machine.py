@@ -1,13 +1,13 @@
-"""A Socket against a bytearray: any mix of reads returns every byte, in order.
+"""Model-based test: any mix of reads returns every byte, in order.
 
-On a real connection the machine sends data as the peer, in any pieces (under TLS also parts of a
-record), and reads it by every method, cancelled at any point or not. The model is a bytearray of
-the unread bytes, so each read has one correct result. To try more examples:
+The peer sends data over a real connection, in arbitrary pieces (under TLS, even partial records).
+The machine reads it with every method and cancels reads at arbitrary points. The model is a
+bytearray of the unread bytes, so each read has exactly one correct result. For more examples:
 
     python -m pytest -n 0 --times 250 tests/campaigns/test_machine.py
 
-No draw depends on what a read returned: an example repeats in the same way whether or not the
-kernel joins what was sent in pieces.
+Draws never depend on the result of a read, so an example replays identically even if the kernel
+coalesces segments.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ from trisock import (
     TLSError,
 )
 
-# ---- what is drawn ----
+# ---- strategies ----
 
-# Few different bytes, so that delimiters, their prefixes and overlaps of both are frequent.
+# A small alphabet makes delimiters, their prefixes and overlaps frequent.
 letters = "ab\n"
 delimiters = st.sampled_from([b"\n", b"a", b"aa", b"ab", b"aba", b"\n\n", b"b\na"])
 texts = st.text(letters, max_size=20).map(str.encode)
@@ -74,16 +74,16 @@ single_reads = st.one_of(
     st.builds(Until, delimiters, limits),
 )
 
-# When a read is cancelled: "before" it starts; "late", by a deadline that has passed; after this
-# many passes through the scheduler; in a "race" with data that arrives while it waits; or, if
-# "patient", only when everything in ``meanwhile`` has been sent and the read still waits.
+# When to cancel a read. "before": before it starts. "late": its deadline has already passed. A
+# number: after that many scheduler passes. "race": just as data arrives. "patient": only if it
+# still blocks when all of ``meanwhile`` has been sent.
 cancellations = st.sampled_from(
     ["patient", "patient", "patient", "before", "late", "race", 0, 1, 2, 5]
 )
 meanwhile = st.lists(messages, max_size=4)
 
 families = st.sampled_from(["unix", "tcp"])
-# How many bytes another task sends meanwhile: none, a few, or more than the buffers hold.
+# The bytes that another task sends during the read: none, a few, or more than the buffers hold.
 sizes = st.sampled_from([0, 0, 0, 0, 5, 300_000])
 
 rarely = st.sampled_from([True, False, False, False, False])
@@ -95,8 +95,8 @@ rarely = st.sampled_from([True, False, False, False, False])
 class SocketMachine(RuleBasedStateMachine):
     """One connection and its model.
 
-    ``unread`` are the bytes that can be read but have not been: everything the peer has written,
-    without the data of a record that is still incomplete.
+    ``unread`` holds what the peer has written and the socket has not read, without the data of an
+    incomplete TLS record.
     """
 
     iterators = Bundle("iterators")
@@ -105,11 +105,11 @@ class SocketMachine(RuleBasedStateMachine):
         super().__init__()
         self.trio = TrioRun()
         self.unread = bytearray()
-        self.readable = 0  # how many bytes have become readable since the start
+        self.readable = 0  # bytes that have become readable since the start
         self.record_ends: deque[int] = deque()
-        # The chunks that are known to come next, because they were pushed back or peeked at.
+        # The next chunks that are known, because they were pushed back or peeked at.
         self.front: deque[bytes] = deque()
-        self.end_met = False
+        self.eof_seen = False
         self.failed = False
         self.opened: list[Opened] = []
         self.change_at_the_end = self.urgent_byte_sent = False
@@ -125,7 +125,7 @@ class SocketMachine(RuleBasedStateMachine):
             raise
 
     def on_written(self, data: bytes) -> None:
-        """Add to the model what the peer has written: one TLS record, or a part of the stream."""
+        """Add to the model what the peer has written: one TLS record, or part of the stream."""
         self.unread += data
         self.readable += len(data)
         self.record_ends.append(self.readable)
@@ -201,20 +201,20 @@ class SocketMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.peer.ending is None)
     @rule(read=single_reads, line=lines)
-    def reads_what_comes_byte_by_byte(self, read: Read, line: bytes) -> None:
+    def reads_data_that_arrives_byte_by_byte(self, read: Read, line: bytes) -> None:
         single_bytes = [Message(line[n % len(line) :][:1]) for n in range(270)]
         self.call(self.perform, read, "trickling", single_bytes, 0, True)
 
     async def perform(
         self, read: Read, when: str | int, meanwhile: list[Message], sending: int, look: bool
     ) -> None:
-        """Read, in a task of its own, and check what comes.
+        """Read in a separate task and check the result.
 
-        ``sending``: how many bytes another task sends; the peer takes them only after the read.
-        ``look``: also look at what is buffered, which must change nothing.
+        ``sending``: how many bytes another task sends; the peer receives them only after the read.
+        ``look``: also call ``info``, which must have no side effect.
         """
         sock = self.sock
-        self.peer.write()  # the rest of what did not fit into the kernel's buffer
+        self.peer.write()  # what did not fit into the kernel's buffer before
         buffered = sock.info().buffered if look else None
         got: list[bytes] = []
         failures: list[BaseException] = []
@@ -257,37 +257,37 @@ class SocketMachine(RuleBasedStateMachine):
             await done.wait()
             assert await self.peer.receive(sending) == b"s" * sending
 
-        taken, ending = read.expected(self.unread, self.peer.ended, got)
+        results, ending = read.expected(self.unread, self.peer.ended, got)
         if scope.cancelled_caught:
             if when in ("patient", "trickling"):
-                assert (len(got), ending) == (len(taken), WAITS)
+                assert (len(got), ending) == (len(results), WAITS)
             if when in ("before", "late") and read.always_a_cancel_point:
                 assert not got
-            taken = taken[: len(got)]
+            results = results[: len(got)]
         else:
-            # As in Trio, a success is a checkpoint, but an error need not be one.
+            # As in Trio, only a call that succeeds must be a checkpoint.
             assert failures or when not in ("before", "late") or not read.always_a_cancel_point
             assert [FAILURES[type(exc)] for exc in failures] == ([ending] if ending else [])
-        assert got == [each.returned for each in taken]
+        assert got == [each.returned for each in results]
 
         if isinstance(read, Chunk) and got and got[0]:
             self.check_chunk(got[0], read.limit, buffered)
         elif got or when not in ("before", "late"):
             self.front.clear()
-        consumed = sum(each.count for each in taken)
+        consumed = sum(each.count for each in results)
         del self.unread[:consumed]
         for failure in failures:
             read.check(failure, self.unread)
-            self.end_met |= FAILURES[type(failure)] != LIMIT
+            self.eof_seen |= FAILURES[type(failure)] != LIMIT
         if isinstance(read, Chunk):
-            self.end_met |= got == [b""]
+            self.eof_seen |= got == [b""]
         if buffered is not None:
             assert buffered - consumed <= sock.info().buffered <= len(self.unread)
 
     async def supply(
         self, read: Read, when: str | int, meanwhile: list[Message], done: trio.Event
     ) -> None:
-        """Send more whenever the read waits; return once it is done, or nothing is left to send."""
+        """Send more whenever the read waits, until it is done or nothing is left to send."""
         coming = deque(meanwhile if self.peer.ending is None else ())
         while coming and when == "trickling" and not done.is_set():
             self.peer.send(coming.popleft())
@@ -298,7 +298,7 @@ class SocketMachine(RuleBasedStateMachine):
             if done.is_set():
                 return
             if read.expected(self.unread, self.peer.ended, []).ending != WAITS:
-                # Over TCP the data that it needs may still be in flight.
+                # Over TCP, the data that it needs may still be in flight.
                 assert not self.synchronous, "the read waits for data that has arrived"
                 await done.wait()
                 return
@@ -348,7 +348,7 @@ class SocketMachine(RuleBasedStateMachine):
                 assert self.peer.ended != "clean"
         elif chunk == b"":
             assert (bytes(self.unread), self.peer.ended) == (b"", "clean")
-            self.end_met = True
+            self.eof_seen = True
         else:
             assert self.unread.startswith(chunk)
             if look:
@@ -380,13 +380,13 @@ class SocketMachine(RuleBasedStateMachine):
 
     @rule()
     def shows_its_state(self) -> None:
-        """Check ``info``. A rule and not an invariant: looking may affect the next read."""
+        """Check ``info``. This is a rule, not an invariant: the call might affect the next read."""
         info = self.sock.info()
         assert info.isopen == self.sock.isopen()
         assert info.buffered <= len(self.unread)
         if self.unread or self.peer.ended is None:
             assert info.isopen
-        elif self.end_met or (self.synchronous and type(self.peer) is Peer):
+        elif self.eof_seen or (self.synchronous and type(self.peer) is Peer):
             assert not info.isopen
 
     @rule(now=rarely)
@@ -395,7 +395,7 @@ class SocketMachine(RuleBasedStateMachine):
         self.change_at_the_end |= now
 
     async def change(self) -> None:
-        """Start or stop TLS behind a broadcast that is stuck, and read meanwhile."""
+        """Start or stop TLS behind a stuck broadcast, and read while it waits."""
         sock = self.sock
 
         async def broadcast() -> None:
@@ -432,7 +432,7 @@ class SocketMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         try:
             if not self.failed:
-                self.call(self.change if self.change_at_the_end else self.read_to_the_end)
+                self.call(self.change if self.change_at_the_end else self.read_to_eof)
         finally:
             if self.sock is not None:
                 self.trio.call(self.abort)
@@ -440,7 +440,7 @@ class SocketMachine(RuleBasedStateMachine):
                 self.raw.close()
             self.trio.close()
 
-    async def read_to_the_end(self) -> None:
+    async def read_to_eof(self) -> None:
         if self.peer.ending is None:
             self.peer.end("clean", fin=True)
         rest = bytearray()
@@ -476,7 +476,7 @@ class PlainMachine(SocketMachine):
     @precondition(lambda self: self.peer.ending is None and not self.urgent_byte_sent)
     @rule(now=rarely)
     def peer_sends_an_urgent_byte(self, now: bool) -> None:
-        """It is not part of the stream. The kernel keeps only one: a second would become data."""
+        """It is not part of the stream. The kernel keeps only one; a second would become data."""
         if now and not self.synchronous:
             with contextlib.suppress(BlockingIOError):
                 self.peer.raw.send(b"!", socket.MSG_OOB)

@@ -1,4 +1,4 @@
-"""Every combination of the settings of two sides of TLS, and the result of each.
+"""Every combination of TLS settings on two sides, and its result.
 
 The full product of versions, kinds of keys, client certificates, names and ALPN, with trisock at
 both ends. ``test_tls_peers.py`` has other programs at the other end.
@@ -42,7 +42,7 @@ from helpers.tls_axes import (
 from trisock import Certificate, ClientTLS, ServerTLS, Socket, TLSError, TLSInfo
 from trisock._errors import describe_ssl_error, ssl_reason
 
-# How the name of a TLS 1.2 cipher shows the kind of the server's key.
+# The authentication in the names of TLS 1.2 ciphers, by the kind of the server's key.
 AUTHENTICATION = {"RSA 2048": "RSA", "P-256": "ECDSA", "P-384": "ECDSA", "Ed25519": "ECDSA"}
 
 
@@ -57,7 +57,7 @@ def authorities() -> Authorities:
 async def converse(
     client_tls: ClientTLS | ssl.SSLContext, name: str, server_tls: ServerTLS | ssl.SSLContext
 ) -> tuple[Outcome, Outcome]:
-    """Send data both ways, in several records, and close; return the outcome of either side."""
+    """Send data both ways in several records, and close. Return the outcomes of both sides."""
     outcomes: dict[str, Outcome] = {}
     question, answer = bytes(range(256)) * 70, b"answer" * 3000
 
@@ -144,7 +144,7 @@ async def test_every_combination_gives_the_expected_result(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_a_client_refuses_a_faulty_server_certificate(
+async def test_a_client_refuses_an_invalid_server_certificate(
     version: str, kind: str, authorities: Authorities
 ) -> None:
     right, wrong, intermediate = authorities.right, authorities.wrong, authorities.intermediate
@@ -166,9 +166,7 @@ async def test_a_client_refuses_a_faulty_server_certificate(
             fault.check(client, server, version)
 
 
-def test_configuring_a_weak_key_raises_value_error(
-    authorities: Authorities,
-) -> None:
+def test_configuring_a_weak_key_raises_value_error(authorities: Authorities) -> None:
     small = authorities.right.issue("example.org", kind="RSA 1024")
     for make in (lambda: ServerTLS(small), lambda: ClientTLS("x", certificate=small)):
         with pytest.raises(ValueError, match=r"example\.org.*key too small"):
@@ -309,10 +307,10 @@ async def test_a_session_cannot_outlive_its_client_certificate(
 
 # ---- ciphers ----
 
-# Without secrecy, without a certificate, without forward secrecy, and out of use. The scanner in
-# test_tls_scanners.py tries ciphers that OpenSSL no longer has, such as RC4.
+# No encryption, no authentication, no forward secrecy, and obsolete. test_tls_scanners.py covers
+# ciphers that OpenSSL has removed, such as RC4.
 WEAK = ["eNULL", "aNULL", "kRSA", "ECDHE+ARIA", "ECDHE+CAMELLIA"]
-# Many servers still accept these, ours refuses them: CBC, and finite-field Diffie-Hellman.
+# Still widely accepted, but refused by our servers: CBC, and finite-field Diffie-Hellman.
 OLD = ["ECDHE+SHA1", "ECDHE+SHA256:!AESGCM:!CHACHA20", "DHE"]
 
 NO_SHARED_CIPHER = Fault("share no cipher", "handshake failure", reason="NO_SHARED_CIPHER")

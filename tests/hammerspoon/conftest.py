@@ -81,5 +81,5 @@ def peer(pair: tuple[Socket, trisock.Socket]) -> trisock.Socket:
 
 @pytest.fixture
 def autojump_clock() -> MockClock:
-    """A clock that jumps when all tasks wait. The threshold leaves time for loopback."""
+    """A clock that jumps when all tasks are blocked. The threshold gives loopback data time."""
     return MockClock(autojump_threshold=0.05)

@@ -1,4 +1,4 @@
-"""The memory that peers of hs.socket's objects can use, measured."""
+"""Measures the memory that a peer can make hs.socket's objects use."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MIB = 1024 * 1024
 
 @contextlib.contextmanager
 def measured() -> Iterator[list[int]]:
-    """Yield a list. At the end of the block, append the growth of traced memory to its peak."""
+    """Yield a list. On exit, append the peak growth of traced memory in bytes."""
     grown: list[int] = []
     gc.collect()
     tracemalloc.start()
@@ -91,10 +91,10 @@ async def test_silent_clients_cost_little_memory_while_another_sends() -> None:
     assert each < 64 * 1024, f"{each:.0f} bytes per silent client"
 
 
-async def test_reads_of_all_clients_together_are_bounded(
+async def test_the_queued_reads_of_all_clients_are_bounded(
     monkeypatch: pytest.MonkeyPatch, server: Socket
 ) -> None:
-    """Here the peers choose the delimiters. Each client gets at least one read."""
+    """The delimiters count too: peers may choose them. Each client can queue at least one read."""
     monkeypatch.setattr(queues, "MAX_READ_COST", MIB)
     with contextlib.ExitStack() as stack, measured() as grown:
         for number in range(20):
@@ -112,12 +112,12 @@ async def test_reads_wait_while_a_slow_callback_holds_data(
     monkeypatch.setattr(callbacks, "MAX_HELD", MIB)
     line = b"x" * (MIB // 4 - 1) + b"\n"
     lines = 0
-    go_on = trio.Event()
+    resume = trio.Event()
 
     async def slow(data: bytes, tag: int) -> None:
         nonlocal lines
         assert data == line
-        await go_on.wait()
+        await resume.wait()
         lines += 1
 
     server = hs.server(0, slow)
@@ -129,8 +129,8 @@ async def test_reads_wait_while_a_slow_callback_holds_data(
             reader.read("\n")
             writer.write(line)
         await wait_all_tasks_blocked(0.05)
-    assert grown[0] < 4 * MIB  # of 15: the held data, and the line that is being read
-    go_on.set()
+    assert grown[0] < 4 * MIB  # not 15 MiB: the held lines and the one in progress
+    resume.set()
     await until(lambda: lines == 60)
 
 
@@ -147,12 +147,12 @@ async def test_a_disconnect_drops_reads_that_wait_for_a_slow_callback(
     await until(client.connected)
 
 
-async def test_reads_wait_until_enough_callbacks_have_ended(
+async def test_reads_wait_until_enough_callbacks_have_returned(
     monkeypatch: pytest.MonkeyPatch, client: Socket, peer: trisock.Socket, calls: Calls
 ) -> None:
     monkeypatch.setattr(callbacks, "MAX_HELD", 700)
-    go_on = trio.Event()
-    client.write("x", lambda tag: go_on.wait())
+    resume = trio.Event()
+    client.write("x", lambda tag: resume.wait())
     for tag in range(3):
         client.write("x", tag, calls)
     await peer.recv_exactly(4)
@@ -160,11 +160,11 @@ async def test_reads_wait_until_enough_callbacks_have_ended(
     await peer.send(b"line\n")
     client.read("\n")
     assert await calls.none()
-    go_on.set()
+    resume.set()
     assert await calls.take(4) == [(0,), (1,), (2,), (b"line\n", -1)]
 
 
-async def test_repeated_startTLS_costs_silent_clients_nothing(  # noqa: N802
+async def test_repeated_startTLS_uses_no_memory_for_silent_clients(  # noqa: N802
     server: Socket, raw: socket.socket
 ) -> None:
     server.read("\n")

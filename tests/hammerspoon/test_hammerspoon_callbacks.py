@@ -1,4 +1,4 @@
-"""Callbacks of hs.socket's objects: their order, and what they raise."""
+"""Callbacks of hs.socket's objects: their order, and the exceptions that they raise."""
 
 # ruff: noqa: N802 (tests are named after hs.socket's names)
 
@@ -22,7 +22,7 @@ if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup, ExceptionGroup
 
 
-async def test_callbacks_may_be_async(hs: Sockets, calls: Calls) -> None:
+async def test_callbacks_can_be_async(hs: Sockets, calls: Calls) -> None:
     async def callback(*arguments: object) -> None:
         await trio.lowlevel.checkpoint()
         calls(*arguments)
@@ -38,11 +38,11 @@ async def test_callbacks_may_be_async(hs: Sockets, calls: Calls) -> None:
 
 
 async def test_an_objects_callbacks_run_one_at_a_time_in_order(hs: Sockets, calls: Calls) -> None:
-    go_on = trio.Event()
+    resume = trio.Event()
 
     async def connecting() -> None:
         calls("connected")
-        await go_on.wait()
+        await resume.wait()
         calls("still connecting")
 
     client = hs.new(calls)
@@ -54,14 +54,15 @@ async def test_an_objects_callbacks_run_one_at_a_time_in_order(hs: Sockets, call
         peer = await listener.accept()
         async with closing(peer):
             assert await calls.next() == ("connected",)
-            assert await peer.recv() == b"x\n"  # only the callbacks wait
+            assert await peer.recv() == b"x\n"  # reads and writes do not wait
             await peer.send(b"a\nb\n")
             assert await calls.none()
-            async with connected(hs, fn=calls) as (other, others_peer):  # and only this object's
+            # Callbacks of other objects do not wait.
+            async with connected(hs, fn=calls) as (other, others_peer):
                 other.read("\n")
                 await others_peer.send(b"other\n")
                 assert await calls.next() == (b"other\n", -1)
-            go_on.set()
+            resume.set()
             assert await calls.next() == ("still connecting",)
             assert await calls.take(3) == [(1,), (b"a\n", 2), (b"b\n", 3)]
 
@@ -82,7 +83,7 @@ async def fail_in_a_group(*_: object) -> None:
 @pytest.mark.parametrize(
     ("callback", "words"), [(fail, "plain"), (fail_later, "async"), (fail_in_a_group, "in a group")]
 )
-async def test_a_callback_that_raises_is_logged_and_harms_nothing(
+async def test_a_callback_error_is_logged_and_later_callbacks_run(
     hs: Sockets, calls: Calls, log: Log, callback: Callable[..., object], words: str
 ) -> None:
     client = hs.new(callback)
@@ -96,11 +97,11 @@ async def test_a_callback_that_raises_is_logged_and_harms_nothing(
             assert errors_in(log) == [f"a callback of {client!r} failed"] * 3
             assert f"ZeroDivisionError: {words}" in log.text
             client.setCallback(calls).read("\n")
-            await peer.send(b"goes on\n")
-            assert await calls.next() == (b"goes on\n", -1)
+            await peer.send(b"later\n")
+            assert await calls.next() == (b"later\n", -1)
 
 
-async def test_an_error_of_a_cancelled_callback_is_logged(log: Log) -> None:
+async def test_an_error_from_a_cancelled_callback_is_logged(log: Log) -> None:
     begun = trio.Event()
 
     async def fail_when_cancelled() -> None:
@@ -127,7 +128,7 @@ async def test_an_error_of_a_cancelled_callback_is_logged(log: Log) -> None:
 @pytest.mark.parametrize(
     "error", [KeyboardInterrupt(), BaseExceptionGroup("group", [KeyboardInterrupt()])]
 )
-async def test_a_callback_that_raises_a_BaseException_ends_all(error: BaseException) -> None:
+async def test_a_BaseException_from_a_callback_ends_open_sockets(error: BaseException) -> None:
     def callback() -> None:
         raise error
 
@@ -143,7 +144,9 @@ class Group(BaseExceptionGroup[Exception]):
     """A BaseExceptionGroup that holds only Exceptions."""
 
 
-async def test_a_callbacks_exception_group_of_any_class_is_logged(hs: Sockets, log: Log) -> None:
+async def test_a_BaseExceptionGroup_of_Exceptions_from_a_callback_is_logged(
+    hs: Sockets, log: Log
+) -> None:
     def callback() -> None:
         raise Group("group", [ZeroDivisionError("in a group")])
 

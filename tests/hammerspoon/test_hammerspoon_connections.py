@@ -36,7 +36,7 @@ async def test_connect_returns_self(hs: Sockets, path: str) -> None:
     async with await trisock.listen(0, host=LOCALHOST) as listener:
         client = hs.new()
         assert client.connect(LOCALHOST, listener.port) is client
-        assert not client.connected()  # it does not wait
+        assert not client.connected()  # connect does not wait
         async with closing(await listener.accept()):
             await until(client.connected)
     async with await trisock.listen_unix(path) as listener:
@@ -72,7 +72,7 @@ async def test_connect_calls_fn_once_and_without_arguments(
                 client.disconnect()
 
 
-async def test_connect_of_a_connected_object_is_None_and_logged(
+async def test_connect_on_a_connected_object_returns_None_and_logs(
     client: Socket, peer: trisock.Socket, log: Log
 ) -> None:
     assert client.connect(LOCALHOST, 1) is None
@@ -97,7 +97,7 @@ async def test_an_object_in_use_cannot_connect_or_listen(hs: Sockets, log: Log, 
     assert all("it is connected or listening already" in each for each in errors_in(log))
 
 
-async def test_a_connect_that_fails_is_logged_and_frees_the_object(
+async def test_a_failed_connect_is_logged_and_frees_the_object(
     hs: Sockets, log: Log, path: str, calls: Calls
 ) -> None:
     async with await trisock.listen(0, host=LOCALHOST) as listener:
@@ -113,7 +113,7 @@ async def test_a_connect_that_fails_is_logged_and_frees_the_object(
         connect_to(hs.server(0), client)
         await until(client.connected)
     assert await calls.none()
-    assert not errors_in(log)  # a fault of the network, not of the program
+    assert not errors_in(log)  # a network error, not a mistake in the program
 
 
 # ---- listen ----
@@ -126,7 +126,7 @@ async def test_listen_returns_self(hs: Sockets, port_or_path: int | str) -> None
         assert created.connected()
 
 
-async def test_listen_on_a_taken_port_is_None_and_logged(hs: Sockets, log: Log) -> None:
+async def test_listen_on_a_port_in_use_returns_None_and_logs(hs: Sockets, log: Log) -> None:
     port = hs.server(0).info()["localPort"]
     created = hs.new()
     assert created.listen(port) is None
@@ -134,7 +134,9 @@ async def test_listen_on_a_taken_port_is_None_and_logged(hs: Sockets, log: Log) 
     assert created.listen(0) is created
 
 
-async def test_listen_on_a_taken_path_is_None_and_logged(hs: Sockets, log: Log, path: str) -> None:
+async def test_listen_on_a_path_in_use_returns_None_and_logs(
+    hs: Sockets, log: Log, path: str
+) -> None:
     server = hs.server(path)
     assert hs.new().listen(path) is None
     assert path in log.text
@@ -174,13 +176,13 @@ async def test_listen_and_connect_expand_the_home_directory(
 # ---- connected, connections ----
 
 
-async def test_connected_and_connections_of_a_client(client: Socket) -> None:
+async def test_a_client_counts_as_one_connection_until_it_disconnects(client: Socket) -> None:
     assert (client.connected(), client.connections()) == (True, 1)
     client.disconnect()
     assert (client.connected(), client.connections()) == (False, 0)
 
 
-async def test_connected_and_connections_of_a_server(server: Socket) -> None:
+async def test_a_server_counts_its_connected_clients(server: Socket) -> None:
     assert (server.connected(), server.connections()) == (False, 0)
     async with clients_of(server, 3) as peers:
         assert (server.connected(), server.connections()) == (True, 3)
@@ -199,7 +201,7 @@ async def test_disconnect_returns_self_in_any_state(hs: Sockets, path: str) -> N
         assert created.info()["isDisconnected"]
 
 
-async def test_disconnect_ends_the_connection_gracefully(
+async def test_disconnect_closes_the_connection_gracefully(
     client: Socket, peer: trisock.Socket, calls: Calls
 ) -> None:
     client.write("goodbye\n", calls)
@@ -262,11 +264,11 @@ async def test_disconnect_works_right_after_connect_and_listen(
 async def test_disconnect_drops_queued_reads_writes_and_callbacks(
     client: Socket, peer: trisock.Socket, calls: Calls
 ) -> None:
-    begun, go_on = trio.Event(), trio.Event()
+    begun, resume = trio.Event(), trio.Event()
 
     async def first(tag: object) -> None:
         begun.set()
-        await go_on.wait()
+        await resume.wait()
         calls("a running callback continues")
 
     client.write("sent", first)
@@ -275,12 +277,12 @@ async def test_disconnect_drops_queued_reads_writes_and_callbacks(
     client.write(MORE_THAN_FITS, calls)
     client.write("never sent", calls)
     client.read("\n")
-    await wait_all_tasks_blocked()  # a callback is queued, a write is half done
+    await wait_all_tasks_blocked()  # a callback is queued and a write is partly done
     client.disconnect()
     content = await read_all(peer)
     assert content.startswith(b"sentsent toox")
     assert b"never" not in content
-    go_on.set()
+    resume.set()
     assert await calls.next() == ("a running callback continues",)
     assert await calls.none()
 
@@ -299,7 +301,7 @@ async def test_disconnect_drops_pending_writes_to_its_clients(
 
 
 async def test_callbacks_queued_before_a_clear_are_never_called() -> None:
-    # A disconnect can come between the end of a read and its callback.
+    # A disconnect can happen after a read has completed and before its callback runs.
     calls = Calls()
     async with trio.open_nursery() as nursery:
         queue = callbacks.CallbackQueue("it", nursery, logging.getLogger("test"))

@@ -1,4 +1,4 @@
-"""Hostile callbacks, arguments and names, given to hs.socket's objects."""
+"""hs.socket's objects with hostile callbacks, arguments and names."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def test_a_key_given_as_a_path_is_not_logged(hs: Sockets, log: Log) -> Non
 
 
 class Hostile(Exception):
-    """An exception each of whose methods fails."""
+    """An exception whose methods all fail."""
 
     def fail(self, *_: object) -> Any:
         raise ZeroDivisionError("a hostile method")
@@ -51,7 +51,7 @@ class Hostile(Exception):
 
 
 class HostileValueError(ValueError):
-    """An error that is logged as one line, but whose text fails."""
+    """A ValueError, which is logged as one line, whose text fails."""
 
     __str__ = __repr__ = Hostile.fail
 
@@ -156,10 +156,10 @@ async def test_a_hostile_callback_is_logged_and_later_callbacks_run(
         client.write("x", callback).read("\n")
         await peer.send(b"line\n")
         await until(lambda: len(errors_in(log)) >= 2)
-        await trio.sleep(0.05)  # to the deadline of a scope that was left open
+        await trio.sleep(0.05)  # until the deadline of a scope left open
         client.setCallback(calls).read("\n")
-        await peer.send(b"goes on\n")
-        assert await calls.next() == (b"goes on\n", -1)
+        await peer.send(b"later\n")
+        assert await calls.next() == (b"later\n", -1)
 
 
 async def test_a_callback_is_never_tested_for_truth(hs: Sockets) -> None:
@@ -174,7 +174,7 @@ async def test_a_callback_is_never_tested_for_truth(hs: Sockets) -> None:
 
 
 @pytest.mark.parametrize("error", [HostileValueError, KeyError])
-async def test_a_hostile_error_of_a_tls_context_disconnects(
+async def test_a_hostile_error_from_a_tls_context_disconnects(
     client: Socket, peer: trisock.Socket, log: Log, error: type[Exception]
 ) -> None:
     class Failing(ssl.SSLContext):
@@ -188,7 +188,7 @@ async def test_a_hostile_error_of_a_tls_context_disconnects(
 
 
 @pytest.mark.parametrize("level", [logging.DEBUG, logging.ERROR])
-async def test_a_failing_log_filter_harms_nothing(
+async def test_reads_and_callbacks_work_despite_a_failing_log_filter(
     hs: Sockets, log: Log, monkeypatch: pytest.MonkeyPatch, calls: Calls, level: int
 ) -> None:
     class Failing(logging.Filter):
@@ -234,7 +234,7 @@ async def test_many_callbacks_let_other_tasks_run(client: Socket, peer: trisock.
 
 SECRET = "PASS hunter2"
 
-WRONG: list[tuple[type[Exception], str, Callable[[Sockets], object]]] = [
+INVALID: list[tuple[type[Exception], str, Callable[[Sockets], object]]] = [
     (TypeError, "not bool", lambda hs: hs.new().setTimeout(True)),
     (TypeError, "not NaN", lambda hs: hs.new().setTimeout(math.nan)),
     (TypeError, "of seconds", lambda hs: hs.new().setTimeout(SECRET)),  # type: ignore[arg-type]
@@ -256,8 +256,8 @@ WRONG: list[tuple[type[Exception], str, Callable[[Sockets], object]]] = [
 ]
 
 
-@pytest.mark.parametrize(("error", "words", "call"), WRONG)
-async def test_wrong_arguments_raise_and_are_not_quoted(
+@pytest.mark.parametrize(("error", "words", "call"), INVALID)
+async def test_errors_for_invalid_arguments_do_not_quote_them(
     hs: Sockets, error: type[Exception], words: str, call: Callable[[Sockets], object]
 ) -> None:
     with pytest.raises(error, match=words) as caught:
@@ -266,7 +266,7 @@ async def test_wrong_arguments_raise_and_are_not_quoted(
 
 
 @pytest.mark.parametrize(
-    ("wrong", "error", "words"),
+    ("argument", "error", "words"),
     [
         *((each, TypeError, "not a bool") for each in (True, False)),
         *((each, TypeError, "data is bytes or str") for each in (None, 1.5, [SECRET])),
@@ -274,16 +274,16 @@ async def test_wrong_arguments_raise_and_are_not_quoted(
         (SECRET + "\ud800", ValueError, "cannot be sent"),
     ],
 )
-async def test_a_read_with_a_wrong_argument_raises_and_harms_nothing(
+async def test_an_invalid_read_raises_and_later_reads_work(
     client: Socket,
     peer: trisock.Socket,
     calls: Calls,
-    wrong: Any,
+    argument: Any,
     error: type[Exception],
     words: str,
 ) -> None:
     with pytest.raises(error, match=words) as caught:
-        client.read(wrong)
+        client.read(argument)
     assert "hunter2" not in str(caught.value) + repr(caught.value)
     client.read("\n")
     await peer.send(b"a\n")
@@ -298,7 +298,7 @@ async def test_a_read_with_a_wrong_argument_raises_and_harms_nothing(
         *(("",), ("x\0y",), ("x" * 1000,)),
     ],
 )
-async def test_a_connect_to_an_impossible_address_is_logged(
+async def test_a_connect_to_an_invalid_address_is_logged(
     hs: Sockets, log: Log, arguments: tuple[Any, ...]
 ) -> None:
     client = hs.new()
@@ -312,7 +312,7 @@ async def test_a_connect_to_an_impossible_address_is_logged(
 
 
 @pytest.mark.parametrize("where", [-1, 65536, 10**30, "", "x\0y", "~a\0b", "x" * 1000, "/no/where"])
-async def test_listen_on_an_impossible_address_is_None_and_logged(  # noqa: N802
+async def test_listen_on_an_invalid_address_returns_None_and_logs(  # noqa: N802
     hs: Sockets, log: Log, where: int | str
 ) -> None:
     created = hs.new()
@@ -323,7 +323,7 @@ async def test_listen_on_an_impossible_address_is_None_and_logged(  # noqa: N802
 
 
 @pytest.mark.parametrize("timeout", [math.inf, -math.inf, 1e308, -1, -(10**30), 10**30])
-async def test_infinite_huge_and_negative_timeouts_mean_no_limit(
+async def test_infinite_huge_and_negative_timeouts_mean_no_timeout(
     client: Socket, peer: trisock.Socket, calls: Calls, timeout: float
 ) -> None:
     client.setTimeout(timeout).write("x", calls).read(1)
@@ -361,7 +361,7 @@ async def test_a_peers_name_is_escaped_in_log_and_repr(
         await until(lambda: not server.connected())
     client = hs.new()
     client.connect(path)
-    server.listen("again")  # fails, and is logged
+    server.listen("again")  # fails and is logged
     hs.new().connect("no\nwhere")
     await until(lambda: any("No such file" in each for each in log.messages))
     for each in (repr(server), repr(client), *log.messages):

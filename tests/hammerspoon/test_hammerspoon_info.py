@@ -1,4 +1,4 @@
-"""info: each key of hs.socket's page, in each state of an object."""
+"""info: each key on hs.socket's page, in each state of an object."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from trisock.hammerspoon import Info, Socket, Sockets
 
 
 def info_of(sock: Socket) -> Info:
-    """Return info(), after a check of its keys and the types of its values."""
+    """Check the keys of info() and the types of its values, and return it."""
     info = sock.info()
     assert list(info) == list(UNCONNECTED)
     assert len(info) == 19
@@ -38,11 +38,13 @@ def address(info: Info, key: str) -> tuple[object, ...]:
     return parsed["host"], parsed["port"], parsed["addressFamily"]
 
 
-async def test_info_of_an_object_that_was_never_connected(hs: Sockets) -> None:
+async def test_info_has_default_values_before_a_connect(hs: Sockets) -> None:
     assert info_of(hs.new()) == UNCONNECTED
 
 
-async def test_info_while_it_is_connecting(hs: Sockets, path: str) -> None:
+async def test_info_reports_neither_connected_nor_disconnected_while_connecting(
+    hs: Sockets, path: str
+) -> None:
     tcp = connect_to(hs.server(0), hs.new())
     assert info_of(tcp) == {**UNCONNECTED, "isDisconnected": False}
     async with full_backlog(path):
@@ -54,7 +56,9 @@ async def test_info_while_it_is_connecting(hs: Sockets, path: str) -> None:
 @pytest.mark.parametrize(
     ("host", "family"), [(LOCALHOST, socket.AF_INET), ("::1", socket.AF_INET6)]
 )
-async def test_info_of_a_connection(hs: Sockets, host: str, family: int) -> None:
+async def test_info_reports_both_addresses_of_a_connection(
+    hs: Sockets, host: str, family: int
+) -> None:
     async with connected(hs, host=host) as (client, peer):
         info = info_of(client)
         here, there = peer.getpeer(), peer.getlocal()
@@ -78,7 +82,7 @@ async def test_info_of_a_connection(hs: Sockets, host: str, family: int) -> None
 
 
 @unix_client
-async def test_info_of_a_unix_connection(client: Socket, path: str) -> None:
+async def test_info_reports_the_path_of_a_unix_connection(client: Socket, path: str) -> None:
     assert info_of(client) == {
         **UNCONNECTED,
         "connectedURL": path,
@@ -100,7 +104,7 @@ async def test_info_reports_whether_the_connection_is_secure(
     assert info_of(client)["isConnected"] is True
 
 
-async def test_info_of_a_server_on_both_families(hs: Sockets) -> None:
+async def test_info_reports_a_servers_port_and_both_families(hs: Sockets) -> None:
     server = hs.server(0)
     info = info_of(server)
     assert address(info, "localAddress") == ("0.0.0.0", info["localPort"], socket.AF_INET)
@@ -120,7 +124,7 @@ async def test_info_of_a_server_on_both_families(hs: Sockets) -> None:
         assert info_of(server) == {**listening, "connections": 2}
 
 
-async def test_info_of_a_unix_server(hs: Sockets, path: str) -> None:
+async def test_info_reports_the_path_of_a_unix_server(hs: Sockets, path: str) -> None:
     listening = {
         **UNCONNECTED,
         "isDisconnected": False,
@@ -133,7 +137,7 @@ async def test_info_of_a_unix_server(hs: Sockets, path: str) -> None:
         assert info_of(server) == {**listening, "connections": 2}
 
 
-async def test_info_after_disconnect(hs: Sockets, path: str) -> None:
+async def test_info_has_default_values_after_a_disconnect(hs: Sockets, path: str) -> None:
     for port_or_path in (0, path):
         server = hs.server(port_or_path)
         assert info_of(server.disconnect()) == UNCONNECTED

@@ -1,4 +1,4 @@
-"""Time limits of operations, and bounds on what a peer can make an object hold."""
+"""Timeouts, and bounds on the memory that a peer can make an object use."""
 
 # ruff: noqa: N802 (tests are named after hs.socket's names)
 
@@ -60,7 +60,7 @@ async def test_setTimeout_disconnects_if_a_write_takes_longer(
     assert await calls.none()
 
 
-async def test_setTimeout_gives_up_a_connect_that_takes_longer(
+async def test_setTimeout_aborts_a_connect_that_takes_longer(
     autojump_clock: MockClock,
     hs: Sockets,
     path: str,
@@ -92,7 +92,7 @@ async def test_setTimeout_disconnects_if_a_handshake_takes_longer(
     assert client.info()["isDisconnected"]
 
 
-async def test_every_handshake_has_a_time_limit(
+async def test_every_handshake_has_a_timeout(
     autojump_clock: MockClock, client: Socket, peer: trisock.Socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert queues._HANDSHAKE_TIMEOUT == 60
@@ -102,7 +102,7 @@ async def test_every_handshake_has_a_time_limit(
     assert 30 <= trio.current_time() < 31
 
 
-async def test_setTimeout_leaves_queued_operations_their_timeout(
+async def test_setTimeout_keeps_the_timeout_of_queued_operations(
     autojump_clock: MockClock, client: Socket, peer: trisock.Socket
 ) -> None:
     client.setTimeout(5).read("\n")
@@ -111,7 +111,7 @@ async def test_setTimeout_leaves_queued_operations_their_timeout(
     assert 5 <= trio.current_time() < 6
 
 
-async def test_setTimeout_leaves_queued_operations_without_a_timeout(
+async def test_setTimeout_adds_no_timeout_to_queued_operations(
     autojump_clock: MockClock, client: Socket, peer: trisock.Socket, calls: Calls
 ) -> None:
     client.setTimeout(-1).read("\n")
@@ -121,7 +121,7 @@ async def test_setTimeout_leaves_queued_operations_without_a_timeout(
     assert await calls.next() == (b"line\n", -1)
 
 
-async def test_a_timeout_starts_when_the_operations_turn_comes(
+async def test_a_timeout_starts_when_its_operation_starts(
     autojump_clock: MockClock, client: Socket, peer: trisock.Socket, calls: Calls
 ) -> None:
     client.setTimeout(5).read("\n")
@@ -134,7 +134,7 @@ async def test_a_timeout_starts_when_the_operations_turn_comes(
 
 
 @unix_client
-async def test_a_negative_timeout_means_no_limit(
+async def test_a_negative_timeout_means_no_timeout(
     autojump_clock: MockClock, client: Socket, peer: trisock.Socket, calls: Calls
 ) -> None:
     client.setTimeout(-1).read("\n")

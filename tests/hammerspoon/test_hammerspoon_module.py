@@ -1,4 +1,4 @@
-"""hs.socket's module: the names of its page, timeout, new, server, open_sockets, setLogLevel."""
+"""hs.socket's module: the names on its page, timeout, new, server, open_sockets, setLogLevel."""
 
 # ruff: noqa: N802 (tests are named after hs.socket's names)
 
@@ -33,7 +33,7 @@ from trisock.hammerspoon import Socket, Sockets, callbacks
 # ---- the page ----
 
 
-def test_every_name_of_the_page_exists() -> None:
+def test_every_name_on_the_page_exists() -> None:
     for name in [
         "connect", "connected", "connections", "disconnect", "info", "listen", "read", "receive",
         "send", "setCallback", "setTimeout", "startTLS", "write",
@@ -48,7 +48,7 @@ def test_receive_is_read_and_send_is_write() -> None:
     assert Socket.send is Socket.write
 
 
-async def test_the_pages_http_client(hs: Sockets) -> None:
+async def test_the_http_client_on_the_page_works(hs: Sockets) -> None:
     requests = []
 
     async def handler(sock: trisock.Socket) -> None:
@@ -88,7 +88,7 @@ async def test_the_pages_http_client(hs: Sockets) -> None:
 # ---- timeout, new, server ----
 
 
-async def test_timeout_is_for_new_objects_only(hs: Sockets) -> None:
+async def test_timeout_applies_to_new_objects_only(hs: Sockets) -> None:
     assert hs.timeout == -1  # hs.socket's default
     before = hs.new()
     hs.timeout = 5
@@ -98,7 +98,9 @@ async def test_timeout_is_for_new_objects_only(hs: Sockets) -> None:
     assert hs.new().setTimeout(7).info()["timeout"] == 7
 
 
-async def test_timeout_limits_what_new_objects_do(autojump_clock: MockClock, hs: Sockets) -> None:
+async def test_a_new_object_times_out_after_the_modules_timeout(
+    autojump_clock: MockClock, hs: Sockets
+) -> None:
     hs.timeout = 5
     async with connected(hs, fn=print) as (client, peer):
         hs.timeout = -1
@@ -107,14 +109,14 @@ async def test_timeout_limits_what_new_objects_do(autojump_clock: MockClock, hs:
         assert 5 <= trio.current_time() < 6
 
 
-async def test_new_is_unconnected(hs: Sockets) -> None:
+async def test_new_returns_an_unconnected_object(hs: Sockets) -> None:
     created = hs.new()
     assert isinstance(created, Socket)
     assert not created.connected()
     assert created.connections() == 0
 
 
-async def test_new_takes_the_read_callback(
+async def test_new_accepts_the_read_callback(
     client: Socket, peer: trisock.Socket, calls: Calls
 ) -> None:
     client.read("\n")
@@ -122,7 +124,7 @@ async def test_new_takes_the_read_callback(
     assert await calls.next() == (b"line\n", -1)
 
 
-async def test_server_takes_a_port_or_path_and_a_callback(
+async def test_server_accepts_a_port_or_path_and_a_callback(
     hs: Sockets, port_or_path: int | str, calls: Calls
 ) -> None:
     if port_or_path == 0:
@@ -136,17 +138,17 @@ async def test_server_takes_a_port_or_path_and_a_callback(
         assert await calls.next() == (b"line\n", -1)
 
 
-async def test_server_on_port_0_takes_any_free_port(hs: Sockets) -> None:
+async def test_server_on_port_0_listens_on_any_free_port(hs: Sockets) -> None:
     ports = {hs.server(0).info()["localPort"] for _ in range(3)}
     assert len(ports) == 3
     assert 0 not in ports
 
 
-async def test_server_that_cannot_listen_still_returns_an_object(
+async def test_server_returns_an_object_even_if_it_cannot_listen(
     hs: Sockets, log: Log, port_or_path: int | str, path: str
 ) -> None:
-    taken = hs.server(port_or_path).info()
-    created = hs.server(taken["localPort"] or path)
+    in_use = hs.server(port_or_path).info()
+    created = hs.server(in_use["localPort"] or path)
     assert isinstance(created, Socket)
     assert created.info()["isDisconnected"]
     assert "cannot listen" in log.text
@@ -156,7 +158,7 @@ async def test_server_that_cannot_listen_still_returns_an_object(
 # ---- open_sockets ----
 
 
-async def test_leaving_open_sockets_ends_everything(
+async def test_no_socket_or_task_is_left_after_open_sockets_exits(
     path: str, tmp_path: pathlib.Path, log: Log, calls: Calls
 ) -> None:
     before = trio.lowlevel.current_statistics().tasks_living
@@ -180,7 +182,7 @@ async def test_leaving_open_sockets_ends_everything(
                     client.read("\n")
                 elif number == 1:  # handshake in progress
                     client.startTLS(False)
-                elif number == 2:  # runs a callback, and has another one queued
+                elif number == 2:  # runs a callback and has queued another
                     client.write("x", lambda tag: trio.sleep_forever())
                     client.write("x", calls)
                 else:  # closes
@@ -197,7 +199,7 @@ async def test_leaving_open_sockets_ends_everything(
     assert not errors_in(log)
 
 
-async def test_no_callback_begins_after_leaving() -> None:
+async def test_no_callback_starts_after_open_sockets_exits() -> None:
     calls = Calls()
     async with trio.open_nursery() as nursery:
         queue = callbacks.CallbackQueue("it", nursery, logging.getLogger("test"))
@@ -207,7 +209,7 @@ async def test_no_callback_begins_after_leaving() -> None:
 
 
 @pytest.mark.parametrize("cancelled", [False, True])
-async def test_an_exception_of_the_block_is_raised_unchanged(cancelled: bool) -> None:
+async def test_an_exception_from_the_block_is_raised_unchanged(cancelled: bool) -> None:
     error = ZeroDivisionError()
     with pytest.raises(ZeroDivisionError) as caught, trio.CancelScope() as scope:
         async with hammerspoon.open_sockets() as hs:
@@ -233,7 +235,7 @@ async def test_cancelling_open_sockets_closes_sockets_and_ends_tasks() -> None:
     assert trio.lowlevel.current_statistics().tasks_living == before
 
 
-async def test_calls_after_leaving_are_logged(log: Log, path: str, calls: Calls) -> None:
+async def test_calls_after_open_sockets_exits_are_logged(log: Log, path: str, calls: Calls) -> None:
     async with hammerspoon.open_sockets() as hs, connected(hs, fn=calls) as (client, _peer):
         server = hs.server(0, calls)
     for each in (client, server, hs.new(calls), hs.server(0, calls)):
@@ -269,7 +271,7 @@ async def test_calls_after_leaving_are_logged(log: Log, path: str, calls: Calls)
         ("verbose", 5, logging.DEBUG),
     ],
 )
-def test_setLogLevel_takes_the_levels_of_hs_logger(
+def test_setLogLevel_accepts_the_levels_of_hs_logger(
     log: Log, name: str, number: int, level: int
 ) -> None:
     logger = logging.getLogger("trisock.hammerspoon")
@@ -287,7 +289,7 @@ async def test_setLogLevel_decides_what_is_logged(hs: Sockets, log: Log) -> None
         assert len(log.records) == messages
 
 
-async def test_connects_and_disconnects_of_clients_are_logged(hs: Sockets, log: Log) -> None:
+async def test_a_clients_connect_and_disconnect_are_logged(hs: Sockets, log: Log) -> None:
     server = hs.server(0)
     async with clients_of(server) as [peer]:
         await peer.close()

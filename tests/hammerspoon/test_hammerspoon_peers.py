@@ -1,4 +1,4 @@
-"""Peers that close or reset their connections, and connects within one process."""
+"""Peers that close or reset their connections, and connects to a server in the same process."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ read_before_and_after = pytest.mark.parametrize(
 
 @pytest.fixture
 def half_closed_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once one direction has ended, the other may wait for 6 seconds instead of 60."""
+    """Shorten the timeout of half-closed connections from 60 to 6 seconds."""
     monkeypatch.setattr(operations, "HALF_OPEN_SECONDS", 6)
     monkeypatch.setattr(operations, "_BYTES_PER_SECOND", 1_000_000)
 
@@ -47,7 +47,7 @@ def half_closed_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @fin_and_rst
 @pytest.mark.parametrize("chunks", [1, 10])
-async def test_dead_clients_with_data_unread_are_dropped(
+async def test_dead_clients_with_unread_data_are_dropped(
     autojump_clock: MockClock, server: Socket, how: str, chunks: int
 ) -> None:
     peers = [raw_client(server) for _ in range(20)]
@@ -73,7 +73,7 @@ async def test_a_client_that_closes_right_after_sending_is_dropped(
 ) -> None:
     with raw_client(server) as leaving:
         await until(server.connected)
-        leaving.sendall(bytes(100_000))  # which the kernel buffers
+        leaving.sendall(bytes(100_000))  # the kernel buffers this
         close_by(how, leaving)
         await trio.sleep(3)
         assert not server.connected()
@@ -127,7 +127,7 @@ async def test_a_client_object_with_a_dead_server_disconnects(
 
 
 @fin_and_rst
-async def test_a_dead_client_with_nothing_unread_is_dropped_immediately(
+async def test_a_dead_client_without_unread_data_is_dropped_immediately(
     server: Socket, raw: socket.socket, calls: Calls, how: str
 ) -> None:
     server.read(1)
@@ -152,7 +152,7 @@ async def test_a_dead_client_is_dropped_once_its_data_is_read(
         await until(lambda: not server.connected())
 
 
-async def test_each_read_restarts_the_two_seconds(
+async def test_each_read_restarts_the_two_second_timeout(
     autojump_clock: MockClock, server: Socket, raw: socket.socket, calls: Calls
 ) -> None:
     raw.sendall(b"a\nb\nc\nd\n")
@@ -184,7 +184,7 @@ async def test_a_slow_callback_may_still_read_from_a_dead_client(
 
 
 @pytest.mark.parametrize("abort", [False, True])
-async def test_a_dead_client_under_tls_with_data_unread_is_dropped(
+async def test_a_dead_tls_client_with_unread_data_is_dropped(
     autojump_clock: MockClock,
     server: Socket,
     server_tls: ServerTLS,
@@ -213,7 +213,7 @@ async def test_a_half_closed_client_that_reads_nothing_is_dropped(
     await check_disconnects(server, after=9.5, before=10.5)
 
 
-# ---- a write that fails ----
+# ---- failed writes ----
 
 
 async def write_to_lost_client(
@@ -250,7 +250,7 @@ async def test_a_failed_write_loses_no_received_line(
 
 @tcp_and_unix_client
 @read_before_and_after
-async def test_a_failed_write_of_a_client_loses_no_received_line(
+async def test_a_clients_failed_write_loses_no_received_line(
     client: Socket, peer: trisock.Socket, calls: Calls, before: bool
 ) -> None:
     await peer.send(b"one\ntwo\n")
@@ -297,7 +297,7 @@ async def test_a_failed_write_keeps_unread_data_for_two_seconds(
 
 
 @unix_server
-async def test_a_failed_write_gives_reads_a_time_limit(
+async def test_reads_have_a_timeout_after_a_failed_write(
     autojump_clock: MockClock,
     half_closed_limit: None,
     server: Socket,
@@ -329,7 +329,7 @@ async def test_a_failed_write_is_logged_once(server: Socket, calls: Calls, caplo
     assert len(caplog.records) == 1
 
 
-# ---- connects to a server of the same process ----
+# ---- connects to a server in the same process ----
 
 
 @pytest.mark.parametrize("others", [0, 100])
@@ -344,7 +344,7 @@ async def test_the_server_accepts_before_the_connect_callback_runs(
         async with hammerspoon.open_sockets() as hs:
             server = hs.server(port_or_path)
             with contextlib.ExitStack() as stack:
-                for _ in range(others):  # before it in the backlog
+                for _ in range(others):  # ahead of it in the backlog
                     stack.enter_context(raw_client(server))
                 connect_to(server, hs.new(calls), greet).read("\n")
                 with trio.fail_after(5):

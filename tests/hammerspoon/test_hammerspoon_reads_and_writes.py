@@ -1,4 +1,4 @@
-"""Reads and writes of hs.socket's objects, and what they do at the end of the stream."""
+"""Reads and writes of hs.socket's objects, and what they do at EOF."""
 
 # ruff: noqa: N802 (tests are named after hs.socket's names)
 
@@ -29,7 +29,9 @@ from trisock.hammerspoon import Socket, Sockets
 # ---- read ----
 
 
-async def test_read_takes_a_byte_count(client: Socket, peer: trisock.Socket, calls: Calls) -> None:
+async def test_read_accepts_a_byte_count(
+    client: Socket, peer: trisock.Socket, calls: Calls
+) -> None:
     assert client.read(5) is client
     await peer.send(b"hel")
     assert await calls.none()
@@ -41,7 +43,7 @@ async def test_read_takes_a_byte_count(client: Socket, peer: trisock.Socket, cal
     assert await calls.next() == (b", world\n", 2)
 
 
-async def test_read_takes_a_delimiter_and_includes_it(
+async def test_read_accepts_a_delimiter_and_includes_it(
     client: Socket, peer: trisock.Socket, calls: Calls
 ) -> None:
     client.read("\r\n").read(b"\0\xff").read("é").read(bytearray(b"--"))  # type: ignore[union-attr, arg-type]
@@ -65,7 +67,7 @@ async def test_read_tag_is_passed_to_the_callback(
         assert await calls.next() == expected
 
 
-async def test_reads_are_done_in_order(client: Socket, peer: trisock.Socket, calls: Calls) -> None:
+async def test_reads_complete_in_order(client: Socket, peer: trisock.Socket, calls: Calls) -> None:
     for tag in range(100):
         client.read("\n" if tag % 2 else 3, tag)
     await peer.send(b"abcd\n" * 50)
@@ -89,14 +91,14 @@ async def test_reads_and_writes_can_be_queued_while_connecting(hs: Sockets, call
             assert await calls.next() == (b"two\n", 2)
 
 
-async def test_read_without_a_callback_is_None_and_logged(hs: Sockets, log: Log) -> None:
+async def test_read_without_a_callback_returns_None_and_logs(hs: Sockets, log: Log) -> None:
     async with connected(hs) as (client, _peer):
         assert client.read("\n") is None
         assert "there is no callback" in log.text
         assert client.connected()
 
 
-async def test_reads_and_writes_of_an_unconnected_object_are_logged(
+async def test_reads_and_writes_on_an_unconnected_object_are_logged(
     hs: Sockets, log: Log, calls: Calls
 ) -> None:
     client = hs.new(calls)
@@ -115,7 +117,7 @@ async def test_a_servers_read_reads_from_each_client(server: Socket, calls: Call
             assert await calls.next() == (b"%d\n" % number, 5)
 
 
-async def test_a_servers_read_does_not_wait_for_later_clients(server: Socket, calls: Calls) -> None:
+async def test_a_servers_read_does_not_apply_to_later_clients(server: Socket, calls: Calls) -> None:
     assert server.read("\n", 1) is server
     async with clients_of(server) as [peer]:
         await peer.send(b"too late\n")
@@ -189,7 +191,9 @@ async def test_write_copies_mutable_data(client: Socket, peer: trisock.Socket) -
     assert await peer.recv_exactly(6) == b"before"
 
 
-async def test_write_of_a_wrong_type_raises(client: Socket, peer: trisock.Socket) -> None:
+async def test_write_of_an_invalid_type_raises_type_error(
+    client: Socket, peer: trisock.Socket
+) -> None:
     with pytest.raises(TypeError):
         client.write(5)  # type: ignore[arg-type]
     client.write("still there")
@@ -215,7 +219,9 @@ async def test_server_write_fn_runs_once_after_the_last_write(server: Socket, ca
 
 
 @unix_server
-async def test_server_write_fn_does_not_count_lost_clients(server: Socket, calls: Calls) -> None:
+async def test_server_write_fn_stops_waiting_for_a_lost_client(
+    server: Socket, calls: Calls
+) -> None:
     async with clients_of(server, 2) as [quick, slow]:
         server.write(MORE_THAN_FITS, 5, calls)
         await quick.recv_exactly(len(MORE_THAN_FITS))
@@ -225,9 +231,7 @@ async def test_server_write_fn_does_not_count_lost_clients(server: Socket, calls
         assert await calls.none()
 
 
-async def test_server_write_fn_does_not_wait_for_clients_that_left(
-    server: Socket, calls: Calls
-) -> None:
+async def test_server_write_fn_ignores_disconnected_clients(server: Socket, calls: Calls) -> None:
     async with clients_of(server, 2) as [leaves, stays]:
         await leaves.close()
         await until(lambda: server.connections() == 1)
@@ -250,10 +254,10 @@ async def test_server_write_fn_is_not_called_without_a_recipient(
         assert await calls.none()
 
 
-# ---- the end of the stream ----
+# ---- EOF ----
 
 
-async def test_data_before_the_end_can_still_be_read(
+async def test_data_before_eof_can_still_be_read(
     client: Socket, peer: trisock.Socket, calls: Calls
 ) -> None:
     await peer.send(b"one\ntwo")
@@ -268,7 +272,7 @@ async def test_data_before_the_end_can_still_be_read(
 
 
 @pytest.mark.parametrize("delimiter", [10, "\n"])
-async def test_a_read_cut_short_by_the_end_disconnects(
+async def test_a_read_cut_short_by_eof_disconnects(
     client: Socket, peer: trisock.Socket, calls: Calls, delimiter: int | str
 ) -> None:
     client.read(delimiter)
@@ -278,7 +282,7 @@ async def test_a_read_cut_short_by_the_end_disconnects(
     assert await calls.none()
 
 
-async def test_the_end_disconnects_without_a_read(
+async def test_eof_disconnects_even_without_a_read(
     client: Socket, peer: trisock.Socket, server: Socket
 ) -> None:
     await peer.close()
@@ -330,8 +334,8 @@ async def test_a_half_closed_client_receives_all_queued_writes(server: Socket) -
         assert await read_all(peer) == MORE_THAN_FITS + b"the last"
 
 
-@pytest.mark.parametrize("clean", [True, False], ids=["close_notify", "cut short"])
-async def test_the_end_of_a_secure_stream_disconnects(
+@pytest.mark.parametrize("clean", [True, False], ids=["close_notify", "truncated"])
+async def test_eof_on_a_tls_connection_disconnects(
     client: Socket, peer: trisock.Socket, server_tls: ServerTLS, calls: Calls, log: Log, clean: bool
 ) -> None:
     client.startTLS(False).read("\n", 1)

@@ -1,4 +1,4 @@
-"""startTLS of hs.socket's objects: what it verifies, and its order with reads and writes."""
+"""hs.socket's startTLS: what it verifies, and its order among reads and writes."""
 
 # ruff: noqa: N802 (tests are named after hs.socket's names)
 
@@ -94,7 +94,7 @@ GOOD = [
 
 
 @pytest.mark.parametrize("arguments", GOOD)
-async def test_startTLS_takes_verify_and_peerName(
+async def test_startTLS_accepts_verify_and_peerName(
     client: Socket,
     peer: trisock.Socket,
     server_tls: ServerTLS,
@@ -110,15 +110,15 @@ async def test_startTLS_takes_verify_and_peerName(
     [
         (),  # verifies the host given to connect
         (True,),
-        ("wrong.example",),
-        (True, "wrong.example"),
-        (False, "wrong.example"),  # does not skip a given name
-        (ClientTLS("wrong.example"),),
-        (ClientTLS(), "wrong.example"),
-        (ClientTLS("example.org"), "wrong.example"),
+        ("mismatch.example",),
+        (True, "mismatch.example"),
+        (False, "mismatch.example"),  # still verifies a given name
+        (ClientTLS("mismatch.example"),),
+        (ClientTLS(), "mismatch.example"),
+        (ClientTLS("example.org"), "mismatch.example"),
     ],
 )
-async def test_startTLS_with_the_wrong_name_sends_no_plain_text(
+async def test_startTLS_sends_no_plain_text_after_a_hostname_mismatch(
     client: Socket,
     peer: trisock.Socket,
     authority: Authority,
@@ -173,14 +173,14 @@ async def test_startTLS_over_a_unix_path_without_a_name_disconnects(
 
 
 @unix_client
-async def test_startTLS_over_a_unix_path_takes_a_name(
+async def test_startTLS_over_a_unix_path_accepts_a_name(
     client: Socket, peer: trisock.Socket, server_tls: ServerTLS, calls: Calls
 ) -> None:
     client.startTLS("example.org")
     await check_tls(client, peer, server_tls, calls)
 
 
-async def test_startTLS_of_a_server_secures_its_clients(
+async def test_a_servers_startTLS_upgrades_all_its_clients(
     server: Socket, client_tls: ClientTLS, server_tls: ServerTLS, calls: Calls
 ) -> None:
     async with clients_of(server, 2) as peers:
@@ -196,7 +196,7 @@ async def test_startTLS_of_a_server_secures_its_clients(
             assert await calls.next() == (b"secret\n", -1)
 
 
-async def test_startTLS_of_a_server_without_certificates_disconnects(
+async def test_a_servers_startTLS_without_certificates_disconnects(
     server: Socket, log: Log
 ) -> None:
     async with clients_of(server) as [peer]:
@@ -205,7 +205,7 @@ async def test_startTLS_of_a_server_without_certificates_disconnects(
         assert "needs to know the server's name" in log.text
 
 
-async def test_startTLS_twice_changes_nothing_and_is_logged(
+async def test_a_second_startTLS_is_ignored_and_logged(
     client: Socket, peer: trisock.Socket, server_tls: ServerTLS, calls: Calls, log: Log
 ) -> None:
     client.startTLS(False).startTLS(False)
@@ -213,7 +213,9 @@ async def test_startTLS_twice_changes_nothing_and_is_logged(
     assert "it is using TLS already" in log.text
 
 
-async def test_startTLS_unconnected_returns_self_and_is_logged(hs: Sockets, log: Log) -> None:
+async def test_startTLS_on_an_unconnected_object_returns_self_and_logs(
+    hs: Sockets, log: Log
+) -> None:
     created = hs.new()
     assert created.startTLS() is created
     assert "cannot start TLS: it is not connected" in log.text
@@ -244,7 +246,7 @@ async def test_plain_text_injected_before_startTLS_reaches_no_callback(
         await peer.send(b"go ahead\ninjected\n")
     else:
         await peer.send(b"injected\n")
-        await wait_all_tasks_blocked()  # it is in the buffer
+        await wait_all_tasks_blocked()  # the data is in the buffer
         client.startTLS("example.org").read("\n")
     with pytest.raises(trio.BrokenResourceError):
         await peer.starttls(server_tls)
@@ -283,7 +285,7 @@ async def test_startTLS_after_eof_disconnects_after_pending_writes(
         (("localhost", "other.example"), "two were given"),
     ],
 )
-async def test_startTLS_with_bad_arguments_raises_and_disconnects(
+async def test_startTLS_with_invalid_arguments_raises_and_disconnects(
     client: Socket, peer: trisock.Socket, arguments: tuple[Any, ...], words: str
 ) -> None:
     client.write("plain text\n")

@@ -1,4 +1,4 @@
-"""parseAddress, and the binary addresses of info(), in the layouts of Linux and BSD."""
+"""parseAddress, and info()'s binary addresses, in the layouts of Linux and BSD."""
 
 # ruff: noqa: N802 (tests are named after hs.socket's names)
 
@@ -85,7 +85,7 @@ def test_parseAddress_appends_the_scopes_name_or_number(
     assert parsed(scoped)["host"] == f"2001:db8::1{zone}"
 
 
-def test_parseAddress_leaves_a_mapped_address_as_it_is() -> None:
+def test_parseAddress_does_not_convert_a_mapped_ipv4_address() -> None:
     mapped = socket.inet_pton(socket.AF_INET6, "::ffff:192.0.2.1")
     expected = {"host": "::ffff:192.0.2.1", "port": 8080, "addressFamily": 10}
     assert parse(LINUX6[:8] + mapped + bytes(4)) == expected
@@ -108,7 +108,7 @@ def test_parseAddress_leaves_a_mapped_address_as_it_is() -> None:
         LINUX6 + b"\0",
         bytes(16),
         bytes(28),
-        native(10) + LINUX4[2:],  # the family of IPv6 with the size of IPv4, and vice versa
+        native(10) + LINUX4[2:],  # the family of IPv6 with the size of IPv4, and the reverse
         native(2) + LINUX6[2:],
         bytes([16, 30]) + BSD4[2:],
         bytes([28, 2]) + BSD6[2:],
@@ -123,7 +123,7 @@ def test_parseAddress_leaves_a_mapped_address_as_it_is() -> None:
         native(28) + LINUX6[2:],
     ],
 )
-def test_parseAddress_of_anything_else_is_None(sockaddr: object) -> None:
+def test_parseAddress_returns_None_for_anything_else(sockaddr: object) -> None:
     assert parse(sockaddr) is None  # type: ignore[arg-type]
 
 
@@ -133,20 +133,20 @@ def test_parseAddress_never_raises(sockaddr: bytes) -> None:
 
 
 @given(st.sampled_from([LINUX4[:2], BSD4[:2]]), st.binary(min_size=14, max_size=14))
-def test_parseAddress_reads_every_address_of_ipv4(head: bytes, rest: bytes) -> None:
+def test_parseAddress_reads_every_ipv4_address(head: bytes, rest: bytes) -> None:
     address = parsed(head + rest)
     assert socket.inet_aton(address["host"]) == rest[2:6]
     assert address["port"] == int.from_bytes(rest[:2], "big")
 
 
 @given(st.sampled_from([LINUX6[:2], BSD6[:2]]), st.binary(min_size=26, max_size=26))
-def test_parseAddress_reads_every_address_of_ipv6(head: bytes, rest: bytes) -> None:
+def test_parseAddress_reads_every_ipv6_address(head: bytes, rest: bytes) -> None:
     host, _, zone = parsed(head + rest)["host"].partition("%")
     assert socket.inet_pton(socket.AF_INET6, host) == rest[6:22]
     assert bool(zone) == bool(int.from_bytes(rest[22:], sys.byteorder))
 
 
-# ---- addresses of the kernel, and of info() ----
+# ---- addresses from the kernel and in info() ----
 
 
 def kernel_sockaddr(sock: socket.socket) -> bytes:
@@ -161,7 +161,7 @@ def kernel_sockaddr(sock: socket.socket) -> bytes:
 @pytest.mark.parametrize(
     ("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")]
 )
-def test_parseAddress_reads_what_the_kernel_gives(family: int, host: str) -> None:
+def test_parseAddress_reads_the_kernels_addresses(family: int, host: str) -> None:
     with socket.create_server((host, 0), family=family) as sock:
         sockaddr = kernel_sockaddr(sock)
         port = sock.getsockname()[1]
@@ -169,7 +169,7 @@ def test_parseAddress_reads_what_the_kernel_gives(family: int, host: str) -> Non
     assert pack_sockaddr(Address(host, port)) == sockaddr
 
 
-def test_parseAddress_of_a_unix_sockaddr_is_None() -> None:
+def test_parseAddress_returns_None_for_a_unix_sockaddr() -> None:
     with socket.socket(socket.AF_UNIX) as sock:
         assert parse(kernel_sockaddr(sock)) is None
 
@@ -190,7 +190,7 @@ def test_a_scope_survives_packing_and_parsing(host: str) -> None:
     assert parsed(pack_sockaddr(Address(host, 1)))["host"] == host
 
 
-def test_the_scope_of_a_missing_interface_is_left_out() -> None:
+def test_the_scope_of_a_missing_interface_is_omitted() -> None:
     assert parsed(pack_sockaddr(Address("fe80::1%missing", 1)))["host"] == "fe80::1"
 
 
@@ -211,7 +211,7 @@ def test_linux_uses_its_own_layout(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("platform", "family"), [("darwin", 30), ("freebsd14", 28)])
-def test_the_layout_of_bsd_begins_with_the_length(
+def test_the_bsd_layout_starts_with_the_length(
     platform: str, family: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there = as_on(platform, monkeypatch)
@@ -219,14 +219,13 @@ def test_the_layout_of_bsd_begins_with_the_length(
     expected = {"host": "2001:db8::1", "port": 8080, "addressFamily": family}
     assert there.parse_sockaddr(bytes([28, family]) + BSD6[2:]) == expected
     assert there.parse_sockaddr(BSD4) == parse(BSD4)
+    # It recognizes the layout of Linux by its family numbers.
     assert there.parse_sockaddr(LINUX4) == parse(LINUX4)
-    assert there.parse_sockaddr(LINUX6) == parse(
-        LINUX6
-    )  # another system's layout, known by its family number
+    assert there.parse_sockaddr(LINUX6) == parse(LINUX6)
     assert there.parse_sockaddr(native(family) + LINUX6[2:]) is None
 
 
-def test_as_on_leaves_the_imported_module_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_on_does_not_change_the_imported_module(monkeypatch: pytest.MonkeyPatch) -> None:
     as_on("darwin", monkeypatch)
     assert sys.modules["trisock.hammerspoon.sockaddr"] is _sockaddr
     assert sys.platform == "linux"

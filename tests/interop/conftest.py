@@ -1,4 +1,4 @@
-"""Fixtures of interop tests: real servers, a site for small ones, and what TLS programs need."""
+"""Fixtures for the interop tests: real servers, a site for small servers, and TLS files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from helpers.tls_axes import Authorities
 from helpers.tls_programs import GO_NAME_ERROR, PEERS, Files, Peer, our_peer
 from trisock import ServerTLS
 
-# The program of each server's fixture.
+# The program that each server fixture needs.
 PROGRAMS = {
     "postfix": "postfix",
     "dovecot": "dovecot",
@@ -31,7 +31,7 @@ PROGRAMS = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test that uses a server's fixture: it needs the program."""
+    """Mark each test that uses a server fixture with the program that it needs."""
     for item in items:
         for fixture in PROGRAMS.keys() & getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.needs(PROGRAMS[fixture]))
@@ -79,7 +79,7 @@ def files(tmp_path: Path) -> Files:
 
 @pytest.fixture
 def ca(authorities: Authorities, files: Files) -> Path:
-    """The file with the right authority's certificate."""
+    """The file with the trusted CA certificate."""
     return files.ca(authorities.right.pem)
 
 

@@ -1,4 +1,4 @@
-"""Clients of ours and two real servers, OpenLDAP and PostgreSQL (see real_databases.py)."""
+"""Our database clients with two real servers, OpenLDAP and PostgreSQL (see real_databases.py)."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ ROWS = 2000
 async def test_cancelled_reads_of_a_large_result_lose_nothing(
     checkpoints: int | None, postgresql: RealServer, authority: Authority
 ) -> None:
-    """6 MB, in messages that start and end anywhere in records."""
+    """6 MB, in messages that start and end anywhere in TLS records."""
     query = f"SELECT repeat(md5(i::text), 100) FROM generate_series(1, {ROWS}) i"
     rows = [hashlib.md5(b"%d" % i).hexdigest().encode() * 100 for i in range(1, ROWS + 1)]
     async with pg_client(postgresql, ClientTLS(ca=authority.pem)) as sock:

@@ -1,4 +1,4 @@
-"""Clients of ours and two real servers, ProFTPD and vsftpd (see real_ftp_servers.py)."""
+"""Our FTP client with two real servers, ProFTPD and vsftpd (see real_ftp_servers.py)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def test_proftpd_refuses_a_password_in_plain_text(proftpd: RealServer) -> 
 async def test_proftpd_stores_and_returns_files(
     version: str, proftpd: RealServer, authority: Authority
 ) -> None:
-    """close_notify ends a file, which may be empty."""
+    """close_notify marks the end of a file, which may be empty."""
     tls = for_version(version, authority)
     async with ftp_client(proftpd, "ftp", tls) as sock:
         for data in (secrets.token_bytes(5_000_000), b""):
@@ -100,7 +100,7 @@ async def test_vsftpd_requires_session_reuse_on_data_connections(
 async def test_an_unencrypted_vsftpd_reply_under_tls_raises_tls_error(
     version: str, vsftpd: RealServer, authority: Authority
 ) -> None:
-    """If it fails, vsftpd sends ``500 OOPS: cannot change directory`` without encryption."""
+    """vsftpd sends fatal errors unencrypted: ``500 OOPS: cannot change directory``."""
     home = vsftpd.directory / "home"
     tls = for_version(version, authority)
     home.rename(vsftpd.directory / "away")
@@ -156,7 +156,7 @@ async def test_ccc_returns_commands_to_plain_text(
 
 @pytest.fixture
 def endless_file(proftpd: RealServer) -> Iterator[bytes]:
-    """The command for a file that is larger than all buffers on the way."""
+    """The command that retrieves a file larger than all buffers."""
     path = proftpd.directory / "home/endless"
     with path.open("wb") as file:
         file.truncate(100_000_000)
@@ -181,7 +181,7 @@ async def test_an_aborted_transfer_leaves_the_control_connection_usable(
 async def test_killing_the_server_during_a_download_raises_tls_error(
     version: str, proftpd: RealServer, endless_file: bytes, authority: Authority
 ) -> None:
-    """A killed server's connections end with FIN, and without ``close_notify``."""
+    """A killed server sends FIN without ``close_notify``."""
     tls = for_version(version, authority)
     async with ftp_client(proftpd, "ftp", tls, b"bob") as sock:
         with pytest.raises(TLSError, match="without close_notify: data may be missing"):

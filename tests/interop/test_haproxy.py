@@ -1,4 +1,4 @@
-"""HAProxy in front of a server of ours, and its PROXY headers."""
+"""HAProxy in front of our server, and its PROXY headers."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ listen proxy
 async def haproxy(
     where: str | Path, port: int, directory: Path, *, server: str, bind: str = ""
 ) -> AsyncIterator[int]:
-    """Run HAProxy in front of a port, on a socket that listens before it starts.
+    """Run HAProxy in front of a port, on a socket that already listens.
 
-    Yield its port (0: it listens on a path).
+    Yield its port, or 0 for a path.
     """
     if isinstance(where, Path):
         family: int = socket.AF_UNIX
@@ -67,10 +67,10 @@ class BehindProxy:
     def __init__(self, *, read_ahead: bool = False) -> None:
         self.read_ahead = read_ahead
         self.headers: list[Proxied] = []
-        self.checked = trio.Event()  # set after a check by HAProxy
+        self.checked = trio.Event()  # set after a health check
 
     async def __call__(self, site: Site, sock: Socket) -> None:
-        if self.read_ahead:  # until some of the ClientHello is there
+        if self.read_ahead:  # until part of the ClientHello has arrived
             start = b""
             while b"\x16\x03" not in start:
                 start += await sock.recv()

@@ -1,7 +1,7 @@
 """curl, OpenSSL and nginx as peers.
 
-(``test_smtp_examples.py`` runs ``openssl s_client -starttls smtp`` and ``smtplib``; in
-``test_close.py`` curl sends a POST that stays unread.)
+See also ``test_smtp_examples.py`` (``openssl s_client -starttls smtp``, ``smtplib``) and
+``test_close.py`` (curl sends a POST that stays unread).
 """
 
 from __future__ import annotations
@@ -115,7 +115,9 @@ async def test_a_key_update_loses_nothing_if_the_read_is_cancelled(
 
 
 @pytest.mark.needs("openssl")
-async def test_garbage_after_a_key_update_is_a_tls_error(pem: Path, server_tls: ServerTLS) -> None:
+async def test_garbage_after_a_key_update_raises_tls_error(
+    pem: Path, server_tls: ServerTLS
+) -> None:
     async with s_client(pem) as (stdin, _, from_client):
         to_server, server = await tcp_pair()
         async with closing(to_server, server), trio.open_nursery() as nursery:

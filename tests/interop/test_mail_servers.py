@@ -1,4 +1,4 @@
-"""Clients of ours and two real servers, Postfix and Dovecot (see real_mail_servers.py)."""
+"""Our mail clients with two real servers, Postfix and Dovecot (see real_mail_servers.py)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.interop
 
 
 async def arrivals(postfix: RealServer) -> trisock.Listener:
-    """Listen where Postfix delivers."""
+    """Listen on the path to which Postfix delivers."""
     return await trisock.listen_unix(postfix.directory / "arrived", mode=0o666)
 
 
@@ -55,7 +55,7 @@ async def send_mail(
 
 
 @both_versions
-async def test_postfix_delivers_a_large_mail(
+async def test_postfix_delivers_a_large_message(
     version: str, postfix: RealServer, authority: Authority
 ) -> None:
     mail = a_mail()
@@ -71,7 +71,7 @@ async def test_postfix_delivers_a_large_mail(
 async def test_postfix_relays_only_for_clients_with_a_certificate(
     version: str, postfix: RealServer, authority: Authority
 ) -> None:
-    """Postfix names the certificate's owner in the mail."""
+    """Postfix names the certificate's owner in the message."""
     leaf = authority.ca.issue_cert("client.example.org", common_name="certified")
     with_certificate = for_version(version, authority)
     certificate(leaf).load_into(with_certificate)
@@ -102,7 +102,7 @@ async def test_postfix_supports_implicit_tls(postfix: RealServer, authority: Aut
 async def imap_client(
     dovecot: RealServer, authority: Authority, user: bytes
 ) -> AsyncIterator[Socket]:
-    """Connect, upgrade to TLS and log in, to an empty mailbox."""
+    """Connect, upgrade to TLS and log in to an empty mailbox."""
     async with await trisock.connect(
         "127.0.0.1", dovecot.ports["imap"], local_address="127.0.0.2"
     ) as sock:
@@ -121,7 +121,7 @@ async def imap_append(sock: Socket, mail: bytes) -> None:
 
 
 async def imap_fetch(sock: Socket, what: bytes) -> bytes:
-    """Return an item of the last mail."""
+    """Return an item of the last message."""
     await sock.send(b"a FETCH * %s\r\n" % what)
     while not (line := await sock.recv_until(CRLF)).endswith(b"}\r\n"):
         assert line.startswith(b"* ")
@@ -132,7 +132,7 @@ async def imap_fetch(sock: Socket, what: bytes) -> bytes:
 
 
 async def test_dovecot_refuses_a_password_in_plain_text(dovecot: RealServer) -> None:
-    """Thus a log-in of the other tests shows that Dovecot sees TLS."""
+    """So each login in the other tests proves that Dovecot sees TLS."""
     for port, greeting, login, answer in [
         ("imap", b"* OK ", b"a LOGIN alice secret\r\n", b"a NO [PRIVACYREQUIRED]"),
         ("pop3", b"+OK ", b"USER alice\r\n", b"-ERR [AUTH]"),
@@ -148,10 +148,10 @@ async def test_dovecot_refuses_a_password_in_plain_text(dovecot: RealServer) -> 
 
 
 @pytest.mark.parametrize("checkpoints", [1, 2, 3, 5])
-async def test_cancelled_reads_of_a_large_mail_lose_nothing(
+async def test_cancelled_reads_of_a_large_message_lose_nothing(
     checkpoints: int, dovecot: RealServer, authority: Authority
 ) -> None:
-    """Only the reads of the second fetch are cancelled."""
+    """Cancel the reads of the second fetch only."""
     mail = a_mail()
     async with imap_client(dovecot, authority, b"large%d" % checkpoints) as sock:
         await imap_append(sock, mail)
@@ -167,7 +167,7 @@ async def test_cancelled_reads_of_a_large_mail_lose_nothing(
 async def test_a_cancelled_imap_idle_loses_no_notification(
     dovecot: RealServer, authority: Authority
 ) -> None:
-    """RFC 2177. The mail arrives after the cancellation, while nobody reads."""
+    """RFC 2177. The message arrives after the cancellation, while no task reads."""
     async with (
         imap_client(dovecot, authority, b"idle") as idle,
         imap_client(dovecot, authority, b"idle") as other,
@@ -210,7 +210,7 @@ async def test_dovecot_supports_implicit_tls(dovecot: RealServer, authority: Aut
         assert await sock.recv() == b""  # Dovecot sent close_notify
 
 
-async def test_a_mail_over_lmtp_arrives_over_pop3(
+async def test_a_message_sent_over_lmtp_arrives_over_pop3(
     dovecot: RealServer, authority: Authority
 ) -> None:
     """LMTP uses STARTTLS on a Unix socket."""

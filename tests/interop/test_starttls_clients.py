@@ -1,4 +1,4 @@
-"""Real clients that upgrade to TLS, against small servers (``starttls_servers.py``)."""
+"""Real clients that upgrade to TLS, with small servers (``starttls_servers.py``)."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Visit:
 
 
 def by_smtplib(visit: Visit, kind: type[smtplib.SMTP] = smtplib.SMTP) -> None:
-    # Without local_hostname smtplib looks up a name in the DNS.
+    # Without local_hostname, smtplib looks up a name in the DNS.
     with kind("localhost", visit.port, local_hostname="client", timeout=30) as client:
         client.starttls(context=visit.context())
         if kind is smtplib.SMTP:
@@ -191,7 +191,7 @@ async def by_lftp(visit: Visit, *, passive: bool = True) -> None:
 
 
 async def ldap_client(visit: Visit, program: str, *options: str, stdin: bytes = b"") -> bytes:
-    # An address: these programs would replace "localhost" by the host's name.
+    # An address, because these programs would replace "localhost" with the host's name.
     return await visit.run(
         *(program, "-ZZ", "-x", "-D", f"cn={USER}", "-w", PASSWORD),
         *("-H", f"ldap://127.0.0.1:{visit.port}", *options),
@@ -228,7 +228,7 @@ async def by_psql(visit: Visit, *, channel_binding: str = "prefer") -> None:
 
 
 def client(name: str, talk: Any, server: Server, error: str, *programs: str, **options: Any) -> Any:
-    """Return the parameters of a client: its server, and its error for a wrong certificate."""
+    """Return the parameters of a client: its server, and its error for an invalid certificate."""
     talk = functools.partial(talk, **options)
     if not inspect.iscoroutinefunction(talk):
         talk = functools.partial(trio.to_thread.run_sync, talk)
@@ -239,7 +239,7 @@ def client(name: str, talk: Any, server: Server, error: str, *programs: str, **o
 PYTHON = "certificate verify failed"
 CURL = "SSL certificate problem|no alternative certificate subject name matches"
 LFTP = "Certificate verification: "
-LDAP = "ldap_start_tls: Connect error"  # that is all it prints
+LDAP = "ldap_start_tls: Connect error"  # the whole message
 PSQL = "certificate verify failed|does not match host name"
 
 submission, ftp, ldap = servers.submission, starttls_ftp.ftp, databases.ldap
@@ -271,8 +271,8 @@ CLIENTS = [
 if sys.version_info < (3, 13):
     CLIENTS.append(client("nntplib", by_nntplib, servers.nntp, PYTHON))
 
-# The alerts of clients that reject a certificate. GnuTLS sends none, nor do clients that check the
-# name after the handshake.
+# The alerts from clients that reject a certificate. GnuTLS sends none, and neither do clients that
+# check the name after the handshake.
 ALERTS = {
     (PYTHON, "authority"): "unknown ca",
     (PYTHON, "name"): "bad certificate",
@@ -297,14 +297,14 @@ async def test_a_client_upgrades_only_with_a_valid_certificate(
 ) -> None:
     """Each client transfers about 1 MB with TLS, and sends no password without it."""
     caplog.set_level(logging.INFO, "trisock.server")
-    right = site.tls
-    wrong = {
+    valid = site.tls
+    invalid = {
         "authority": issue(other_authority, "localhost", "127.0.0.1", "::1"),
         "name": issue(authority, "example.net"),
     }
     async with serving(server, site) as bound:
         visit = Visit(site, bound.port, pem / "ca.pem", version)
-        for number, (fault, certificate) in enumerate(wrong.items(), 1):
+        for number, (fault, certificate) in enumerate(invalid.items(), 1):
             caplog.clear()
             site.tls = ServerTLS(certificate)
             with pytest.raises((ProgramError, ssl.SSLCertVerificationError), match=error):
@@ -319,7 +319,7 @@ async def test_a_client_upgrades_only_with_a_valid_certificate(
                 )
         assert not any(PASSWORD.encode() in command for _, command in site.commands)
         peer_errors = bound.stats().peer_errors
-        site.tls = right
+        site.tls = valid
         await talk(visit)
     assert bound.stats().peer_errors == peer_errors
     assert {tls for tls, _ in site.commands} - {None} == {version}
@@ -350,7 +350,7 @@ async def test_all_clients_upgrade_concurrently(
 async def test_channel_binding_exposes_a_trusted_man_in_the_middle(
     site: Site, pem: Path, authority: Authority
 ) -> None:
-    """RFC 5929. To TLS alone, both certificates are right."""
+    """RFC 5929. TLS alone accepts both certificates."""
     other_certificate = issue(authority, "localhost")
 
     async def man_in_the_middle(_: Site, sock: Socket) -> None:
@@ -379,7 +379,7 @@ async def test_channel_binding_exposes_a_trusted_man_in_the_middle(
 @pytest.mark.needs("curl")
 async def test_curl_returns_the_control_channel_to_plain_text(site: Site, pem: Path) -> None:
     async with serving(starttls_ftp.ftp, site) as bound:
-        # In its passive mode curl does not answer close_notify: that is the same as a truncation.
+        # In passive mode, curl does not answer close_notify, which looks like truncation.
         await by_curl_ftp(Visit(site, bound.port, pem / "ca.pem"), "--ftp-ssl-ccc-mode", "active")
     cleared = site.commands.index(("TLSv1.3", b"CCC"))
     assert ("TLSv1.3", f"PASS {PASSWORD}".encode()) in site.commands[:cleared]

@@ -31,7 +31,7 @@ class Dialogue:
     """How a client upgrades to TLS, and what it sends last.
 
     Attributes:
-      before: what the client sends before, each with the end of the reply.
+      before: the client's messages before STARTTLS, each with the end of its reply.
       starttls, go_ahead: the request for TLS, and the reply to it.
       last, reply: what the client sends last, and the reply to it.
     """
@@ -74,7 +74,7 @@ SMTP = Dialogue(
     ((b"", b"220 localhost ready\r\n"), (b"EHLO client\r\n", b"250 STARTTLS\r\n")),
     *(STARTTLS, b"220 go ahead\r\n", QUIT, b"221 goodbye\r\n"),
 )
-# By openssl's names for them.
+# Keyed by openssl's protocol names.
 DIALOGUES = {
     "smtp": SMTP,
     "lmtp": SMTP,
@@ -147,7 +147,7 @@ each_protocol = pytest.mark.parametrize("protocol", DIALOGUES)
 
 
 async def output_of(dialogue: Dialogue, *command: str) -> bytes:
-    """Run a program that upgrades to TLS and passes on its input; return its output."""
+    """Run a program that upgrades to TLS and forwards its input. Return its output."""
     done = await run(*command, stdin=dialogue.last)
     assert done.returncode == 0, done.stderr
     assert dialogue.reply in done.stdout
@@ -259,7 +259,7 @@ async def test_replies_injected_before_tls_fail_the_handshake(
             assert await sock.recv_exactly(len(dialogue.reply)) == dialogue.reply
 
 
-async def test_an_upload_that_is_cut_short_leaves_no_file(site: Site, authority: Authority) -> None:
+async def test_a_truncated_upload_leaves_no_file(site: Site, authority: Authority) -> None:
     tls = ClientTLS("localhost", ca=authority.pem)
     async with serving(starttls_ftp.ftp, site) as bound:
         async with await trisock.connect("127.0.0.1", bound.port) as control:
@@ -275,7 +275,7 @@ async def test_an_upload_that_is_cut_short_leaves_no_file(site: Site, authority:
                     await data.send(b"the first half")
                     if not whole:
                         data.stream.socket.shutdown(socket.SHUT_WR)
-                        with pytest.raises(TLSError):  # the server closes it, too
+                        with pytest.raises(TLSError):  # the server closes it too
                             await data.recv()
                 reply = await control.recv_until(b"\r\n")
                 assert reply.startswith(b"226 " if whole else b"426 TLS with ")

@@ -1,4 +1,4 @@
-"""A client of ours for each protocol that upgrades to TLS, and real servers (``real_servers.py``).
+"""Our client for each protocol that upgrades to TLS, with real servers (``real_servers.py``).
 
 No client continues in plain text if the server refuses TLS.
 """
@@ -41,7 +41,7 @@ class Service:
     Attributes:
       server: the fixture that starts the server.
       port: the port's name.
-      starttls: sends all that comes before TLS, or raises RefusedError.
+      starttls: sends everything before TLS, or raises RefusedError.
       login: sends a command that the server accepts under TLS.
       needs: the program.
       local_address: the client's address.
@@ -52,7 +52,7 @@ class Service:
     starttls: Callable[[Socket], Awaitable[None]]
     login: Callable[[Socket], Awaitable[None]]
     needs: str
-    local_address: str = "127.0.0.2"  # to Dovecot, its own address is secure
+    local_address: str = "127.0.0.2"  # Dovecot treats its own address as secure
 
 
 def services(**named: Service) -> list[object]:
@@ -73,7 +73,7 @@ ALL = services(
     vsftp=Service("vsftpd", "ftp", ftp_starttls, vsftp_login, "vsftpd"),
 )
 
-# Dovecot offers no TLS to 127.0.0.3.
+# Dovecot does not offer TLS to 127.0.0.3.
 WITHOUT_TLS = services(
     smtp=Service("postfix", "plain", smtp_starttls, smtp_hello, "postfix"),
     imap=Service("dovecot", "imap", imap_starttls, imap_login, "dovecot", "127.0.0.3"),
@@ -115,7 +115,7 @@ async def test_a_client_logs_in_after_an_upgrade(
 
 
 @pytest.mark.parametrize("place", ALL, indirect=True)
-async def test_a_server_with_a_wrong_certificate_gets_no_password(
+async def test_a_server_with_an_invalid_certificate_gets_no_password(
     place: tuple[Service, int], authority: Authority, other_authority: Authority
 ) -> None:
     service, _ = place

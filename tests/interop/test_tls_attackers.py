@@ -82,7 +82,7 @@ async def test_tls_compression_is_never_negotiated(
 
 
 async def test_a_client_cannot_renegotiate(example_org: ServerTLS, ca: Path) -> None:
-    """The server supports RFC 5746 and refuses. Then s_client must fail."""
+    """The server supports RFC 5746 but refuses to renegotiate, so s_client must fail."""
     async with await trisock.listen(0, host="127.0.0.1") as listener:
         command = openssl_client(Case("TLSv1.2"), listener.port, ca, None)
         pipe = subprocess.PIPE
@@ -104,7 +104,7 @@ async def test_a_client_cannot_renegotiate(example_org: ServerTLS, ca: Path) -> 
 async def test_a_renegotiating_server_loses_no_data(
     authorities: Authorities, ca: Path, server_files: tuple[Path, Path]
 ) -> None:
-    """In TLS 1.2 some servers renegotiate to request a certificate, once they know the request."""
+    """Some TLS 1.2 servers renegotiate after a request, to ask for a client certificate."""
     command = openssl_server(Case("TLSv1.2"), ca, server_files)
     command.remove("-rev")
     async with run_server(command) as server:
@@ -129,14 +129,14 @@ async def test_a_renegotiating_server_loses_no_data(
 async def test_early_data_is_never_delivered(
     example_org: ServerTLS, ca: Path, server_files: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """s_client sends early data to our server because its session is from one that accepts it."""
+    """The session is from a server that accepts early data, so s_client sends it to ours."""
     session, early = tmp_path / "session.pem", tmp_path / "early"
     early.write_bytes(b"attack at dawn\n")
     command = openssl_server(Case(), ca, server_files)
     command[command.index("-rev")] = "-early_data"
     async with run_server(command) as server:
-        # s_client ends with its input. It prints a session before it writes the file, and a closed
-        # stdout would kill it in between: read its output to the end.
+        # s_client exits at EOF on its input. It prints a session before it writes the file, and a
+        # closed stdout would kill it in between: read its output until EOF.
         client = ["stdbuf", "--output=L", *openssl_client(Case(), server.port, ca, None)]
         async with running(
             *(*client, "-sess_out", session),

@@ -1,7 +1,7 @@
-"""TLS with programs of other libraries, in both roles: OpenSSL, GnuTLS, curl, Go and Node.js.
+"""TLS with programs that use other libraries, in both roles: OpenSSL, GnuTLS, curl, Go, Node.js.
 
-Each value of the axes of ``test_tls_matrix.py`` meets each program at least once. Data goes both
-ways, and both sides see the end. After a fault, both sides report it.
+Each program runs with every value of every axis of ``test_tls_matrix.py`` at least once. Data flows
+both ways and both sides see close_notify; after a fault, both sides report it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def each_peer_and_case(role: str) -> pytest.MarkDecorator:
         for peer in ALL
         if getattr(peer, role) is not None
         for words, case in cases()
-        # A server of Node.js cannot both request a certificate and verify it if there is one.
+        # A Node.js server cannot request an optional certificate and verify it.
         if (peer.name, role, case.client_certificate.asked) != ("node", "server", "optional")
     ]
     return pytest.mark.parametrize(("peer", "case"), parameters, indirect=["peer"])
@@ -149,8 +149,8 @@ def alert_of(fault: Fault, case: Case) -> str:
 
 # ---- server programs ----
 
-# What our client reports if a server program refuses its certificate. Go before 1.21 has one alert
-# for all faults, and GnuTLS its own. Node.js closes: that is a reset if the question is unread.
+# What our client reports if a server program rejects its certificate. Go before 1.21 sends one
+# alert for every fault; GnuTLS picks its own. Node.js just closes, with a reset if data is unread.
 REFUSED = {
     "openssl": "with the alert '{}'",
     "gnutls": "with the alert '({}|access denied|decode error)'",
@@ -281,7 +281,7 @@ async def test_a_killed_client_is_an_error_unless_https_compatible(
 
 @contextlib.asynccontextmanager
 async def echoing(server_tls: ServerTLS) -> AsyncIterator[tuple[int, list[trisock.TLSInfo]]]:
-    """Run an echo server. Yield its port, and a list of what each connection agreed on."""
+    """Run an echo server. Yield its port and a list of the TLSInfo of each connection."""
     infos: list[trisock.TLSInfo] = []
 
     async def upgrade_and_echo(sock: Socket) -> None:

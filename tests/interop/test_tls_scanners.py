@@ -1,4 +1,4 @@
-"""Scanners of TLS servers report no fault in an example."""
+"""TLS scanners find no fault in an example server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.interop
 
 @pytest.fixture
 def scanned(authorities: Authorities, files: Files) -> Iterator[str]:
-    """Run an example with the best certificate of a private network. Yield host and port."""
+    """Run an example with a certificate from a private CA. Yield its host and port."""
     certificate = authorities.right.issue(
         "localhost", "127.0.0.1", revocation_list="http://localhost/revoked"
     )
@@ -46,14 +46,14 @@ def test_testssl_reports_no_vulnerability(scanned: str, ca: Path, tmp_path: Path
     assert {"cert_chain_of_trust", "heartbleed", "LUCKY13", "HSTS_time"} <= {
         each["id"] for each in found
     }
-    # (WARN is about the scanner: what its OpenSSL does not support.)
+    # WARN is about the scanner's own OpenSSL.
     severe = ("LOW", "MEDIUM", "HIGH", "CRITICAL", "FATAL")
     assert [each for each in found if each["severity"] in severe] == []
 
 
 @pytest.mark.needs("sslyze")
 def test_sslyze_reports_only_the_two_extra_curves(scanned: str, ca: Path) -> None:
-    """Beyond Mozilla's "intermediate" profile, the server offers two curves that are as good."""
+    """The server adds two equally strong curves to Mozilla's "intermediate" profile."""
     command: Command = ["sslyze", "--mozilla_config=intermediate", "--certinfo_ca_file", ca]
     done = subprocess.run(
         [*command, scanned], check=False, capture_output=True, text=True, timeout=300

@@ -1,4 +1,4 @@
-"""The fixtures of the tests of trisock.pluto."""
+"""Fixtures for the tests of trisock.pluto."""
 
 from __future__ import annotations
 
@@ -19,17 +19,16 @@ from trisock.pluto.trio_thread import TrioThread
 
 @pytest.fixture
 def bounded(no_leaked_descriptor: None) -> Iterator[None]:
-    """Bound a test, even one that blocks, and end its background thread."""
+    """Time out a test, even inside a blocking call, and stop its background thread."""
 
-    end = time.monotonic() + DEADLINE
+    deadline = time.monotonic() + DEADLINE
 
     def check_time(*_: object) -> None:
-        if time.monotonic() > end:
+        if time.monotonic() > deadline:
             raise TimeoutError("this test takes too long")
 
     before = signal.signal(signal.SIGALRM, check_time)
-    # Repeatedly: CPython misses a signal that comes just before it waits for a lock. The next one
-    # ends the wait.
+    # Repeat the signal: CPython can miss one that arrives just before it blocks on a lock.
     signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
     try:
         yield
@@ -47,7 +46,7 @@ def certs(authority: Authority) -> list[dict[str, str | bytes]]:
 
 @pytest.fixture
 def reasons(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
-    """Return a function that returns the reasons of failures logged so far."""
+    """Return a function that returns the failures logged so far."""
     caplog.set_level(logging.INFO, "trisock.pluto")
 
     def logged() -> list[str]:

@@ -1,4 +1,4 @@
-"""Failures in the dialects: at the end, under cancellation, at the wrong moment."""
+"""Failures in the dialects: at shutdown, under cancellation, in races."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from trisock.pluto.blocking import background
 
 pytestmark = pytest.mark.usefixtures("bounded")  # some of these calls block
 
-# ---- trisock.hammerspoon: the end ----
+# ---- trisock.hammerspoon: shutdown ----
 
 
-async def test_leaving_open_sockets_closes_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_clients_are_closed_when_open_sockets_exits(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Socket] = []
     connect = trisock.connect
 
@@ -48,16 +48,16 @@ async def test_leaving_open_sockets_closes_clients(monkeypatch: pytest.MonkeyPat
 
 
 async def test_an_error_from_a_cancelled_block_propagates() -> None:
-    with pytest.raises(ValueError, match="of the block"):
+    with pytest.raises(ValueError, match="from the block"):
         with trio.CancelScope() as scope:
             async with hammerspoon.open_sockets() as hs:
                 hs.server(0)
                 await trio.testing.wait_all_tasks_blocked()
                 scope.cancel()
-                raise ValueError("of the block")
+                raise ValueError("from the block")
 
 
-async def test_a_cancelled_block_ends_as_cancelled() -> None:
+async def test_a_cancelled_block_raises_only_cancelled() -> None:
     with trio.CancelScope() as scope:
         async with hammerspoon.open_sockets() as hs:
             hs.server(0)
@@ -66,11 +66,11 @@ async def test_a_cancelled_block_ends_as_cancelled() -> None:
     assert scope.cancelled_caught
 
 
-# ---- trisock.hammerspoon: one object, used again ----
+# ---- trisock.hammerspoon: reusing an object ----
 
 
 class BeforeTask(trio.abc.Instrument):
-    """Calls a function once, just before a task runs whose name contains a word."""
+    """Calls a function once, just before the next step of a task whose name contains ``word``."""
 
     def __init__(self, word: str, function: Callable[[], None]) -> None:
         self.word, self.function = word, function
@@ -82,7 +82,7 @@ class BeforeTask(trio.abc.Instrument):
 
 
 async def test_data_from_before_a_disconnect_never_reaches_a_callback() -> None:
-    """The disconnect comes when the data has arrived, and the reader is about to run."""
+    """Disconnect when the data has arrived and the reader is scheduled but has not run."""
     calls: list[object] = []
     connected_again = trio.Event()
     peers: list[Socket] = []
@@ -128,7 +128,7 @@ async def test_an_ipv6_zone_with_a_dot_is_not_ipv4(monkeypatch: pytest.MonkeyPat
 # ---- trisock.pluto outside Trio ----
 
 
-def test_a_call_during_interpreter_shutdown_fails_and_does_not_hang() -> None:
+def test_a_call_during_interpreter_shutdown_raises_instead_of_hanging() -> None:
     out = run_program(
         """
         import sys
@@ -169,7 +169,7 @@ def test_a_signal_handler_can_fork_during_a_blocking_call() -> None:
             child = os.fork()
             if not child:
                 sys.exit(7)
-            s.send("the parent goes on")
+            s.send("the parent continues")
         signal.signal(signal.SIGALRM, fork)
         listener = socket.listen(0)
         c = socket.connect("127.0.0.1", listener.port)
@@ -180,7 +180,7 @@ def test_a_signal_handler_can_fork_during_a_blocking_call() -> None:
         """,
         *FORK_WARNS,
     )
-    assert out == "b'the parent goes on' 7\n"
+    assert out == "b'the parent continues' 7\n"
 
 
 def test_a_call_in_the_background_thread_raises_instead_of_hanging() -> None:
@@ -230,7 +230,7 @@ def test_calls_work_after_a_ctrl_c_during_stop(monkeypatch: pytest.MonkeyPatch) 
     assert s.send("x")
 
 
-def test_scheduler_raises_a_ctrl_c_as_a_keyboard_interrupt() -> None:
+def test_scheduler_run_raises_keyboard_interrupt_on_ctrl_c() -> None:
     out = run_program(
         """
         import signal, trio
@@ -274,7 +274,7 @@ def test_connect_returns_none_if_the_background_thread_cannot_start(
     assert pluto.socket.connect("127.0.0.1", listener.port) is not None
 
 
-async def test_a_handler_that_is_not_async_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_handler_that_is_not_async_logs_an_error(caplog: pytest.LogCaptureFixture) -> None:
     sched = pluto.scheduler()
     listener = pluto.socket.bind(sched, 0, lambda s: s.getpeer())  # type: ignore[arg-type,return-value]
     async with trio.open_nursery() as nursery:
@@ -287,7 +287,7 @@ async def test_a_handler_that_is_not_async_is_logged(caplog: pytest.LogCaptureFi
     assert "a handler is an async function, which" in caplog.text
 
 
-def test_bind_and_add_raise_type_error_for_other_objects() -> None:
+def test_bind_and_add_raise_type_error_for_invalid_arguments() -> None:
     sched = pluto.scheduler()
     with pytest.raises(TypeError, match="a handler is an async function, not 5"):
         pluto.socket.bind(sched, 0, 5)  # type: ignore[arg-type]

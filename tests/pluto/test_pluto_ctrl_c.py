@@ -1,4 +1,4 @@
-"""Ctrl-C ends each of Pluto's blocking calls, and no data is lost."""
+"""Ctrl-C interrupts every blocking Pluto call and loses no data."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("bounded")  # some of these calls block
 
 
 class Interrupter(trio.abc.Instrument):
-    """Sends a signal to the main thread as soon as the next call waits in the background."""
+    """Signals the main thread as soon as the next call blocks in the background thread."""
 
     def __init__(self, signum: signal.Signals) -> None:
         self._signum = signum
@@ -50,8 +50,10 @@ SIGNALS = {signal.SIGINT: KeyboardInterrupt, signal.SIGUSR1: AlarmError}
 
 
 @pytest.fixture(params=SIGNALS, ids=lambda signum: signum.name)
-def interrupted(request: pytest.FixtureRequest) -> Iterator[Callable[[Callable[[], Any]], None]]:
-    """Return a function that makes a call, sends a signal during it, and checks that it ends."""
+def check_interrupted(
+    request: pytest.FixtureRequest,
+) -> Iterator[Callable[[Callable[[], Any]], None]]:
+    """Return a function that makes a call and checks that a signal interrupts it."""
 
     def alarm(*_: object) -> None:
         raise AlarmError
@@ -76,58 +78,62 @@ def interrupted(request: pytest.FixtureRequest) -> Iterator[Callable[[Callable[[
     signal.signal(signal.SIGUSR1, before)
 
 
-Interrupted = Callable[[Callable[[], Any]], None]
+CheckInterrupted = Callable[[Callable[[], Any]], None]
 
 
-def test_ctrl_c_ends_recv_and_no_byte_is_lost(interrupted: Interrupted) -> None:
+def test_ctrl_c_interrupts_recv_and_loses_no_byte(check_interrupted: CheckInterrupted) -> None:
     client, raw = run_outside(raw_peer())
     with raw:
         for _ in range(3):
-            interrupted(client.recv)
+            check_interrupted(client.recv)
         raw.sendall(b"hello")
         assert client.recv() == b"hello"
         assert client.send("still works")
         assert raw.recv(100) == b"still works"
 
 
-def test_ctrl_c_ends_accept_and_no_client_is_lost(interrupted: Interrupted) -> None:
+def test_ctrl_c_interrupts_accept_and_loses_no_client(check_interrupted: CheckInterrupted) -> None:
     listening = socket.listen(0)
-    interrupted(listening.accept)
+    check_interrupted(listening.accept)
     client = socket.connect("127.0.0.1", listening.port)
     server = listening.accept()
     client.send("hello")
     assert server.recv() == b"hello"
 
 
-def test_ctrl_c_ends_connect(interrupted: Interrupted) -> None:
+def test_ctrl_c_interrupts_connect(check_interrupted: CheckInterrupted) -> None:
     with contextlib.ExitStack() as stack:
         full = stack.enter_context(stdlib.create_server(("127.0.0.1", 0), backlog=0))
         address = full.getsockname()
         others = []
-        for _ in range(3):  # more than fit: the kernel answers no further SYN
+        for _ in range(3):  # overflow the backlog: the kernel drops further SYNs
             other = stack.enter_context(stdlib.socket())
             other.setblocking(False)
             other.connect_ex(address)
             others.append(other)
         select.select([], others[:1], [], DEADLINE)
-        interrupted(lambda: socket.connect(*address))
+        check_interrupted(lambda: socket.connect(*address))
     with stdlib.create_server(("127.0.0.1", 0)) as listening:
         assert socket.connect(*listening.getsockname()) is not None
 
 
-def test_ctrl_c_ends_starttls_and_closes_the_socket(interrupted: Interrupted) -> None:
+def test_ctrl_c_interrupts_starttls_and_closes_the_socket(
+    check_interrupted: CheckInterrupted,
+) -> None:
     client, raw = run_outside(raw_peer())
     with raw:
-        interrupted(lambda: client.starttls("localhost"))
+        check_interrupted(lambda: client.starttls("localhost"))
         assert client.isopen() is False
         assert client.recv() is None
         assert client.starttls("localhost") is False
 
 
-def test_no_data_can_follow_a_send_interrupted_by_ctrl_c(interrupted: Interrupted) -> None:
+def test_no_data_can_follow_a_send_interrupted_by_ctrl_c(
+    check_interrupted: CheckInterrupted,
+) -> None:
     client, raw = run_outside(raw_peer())
     with raw:
-        interrupted(lambda: client.send(bytes(50_000_000)))
+        check_interrupted(lambda: client.send(bytes(50_000_000)))
         assert client.send("x") is False
         assert client.isopen()
         client.unrecv("unread")
@@ -140,7 +146,7 @@ def test_no_data_can_follow_a_send_interrupted_by_ctrl_c(interrupted: Interrupte
         assert not any(received)
 
 
-def test_ctrl_c_ends_a_script_that_reads() -> None:
+def test_ctrl_c_interrupts_a_script_that_reads() -> None:
     program = """
 import os, signal, socket, sys, threading, trio
 from trisock.pluto import socket as pluto
@@ -224,7 +230,7 @@ def test_nothing_is_undone_unless_ctrl_c_discards_a_result(
     assert undone == []
 
 
-def test_an_undo_that_fails_is_logged_and_later_calls_work(
+def test_a_failed_undo_is_logged_and_later_calls_work(
     own_thread: TrioThread, caplog: pytest.LogCaptureFixture
 ) -> None:
     def undo(result: str) -> None:
@@ -241,7 +247,7 @@ def test_an_undo_that_fails_is_logged_and_later_calls_work(
     caplog.clear()
 
 
-def test_data_of_an_interrupted_recv_precedes_unread_data() -> None:
+def test_data_from_an_interrupted_recv_precedes_unread_data() -> None:
     client, raw = run_outside(raw_peer())
     with raw:
         client.unrecv("second")
@@ -253,12 +259,12 @@ def test_data_of_an_interrupted_recv_precedes_unread_data() -> None:
         assert client.recv() is None
 
 
-Withhold = Callable[[type, str], None]
+InterruptAfter = Callable[[type, str], None]
 
 
 @pytest.fixture
-def withhold(monkeypatch: pytest.MonkeyPatch) -> Withhold:
-    """Return a function that makes a method's next call end with a result and a Ctrl-C."""
+def interrupt_after(monkeypatch: pytest.MonkeyPatch) -> InterruptAfter:
+    """Return a function: the next call of a method completes, but Ctrl-C discards its result."""
 
     def arm(where: type, name: str) -> None:
         original = getattr(where, name)
@@ -274,36 +280,40 @@ def withhold(monkeypatch: pytest.MonkeyPatch) -> Withhold:
     return arm
 
 
-def test_recv_returns_the_data_of_an_interrupted_recv(withhold: Withhold) -> None:
+def test_recv_returns_the_data_from_an_interrupted_recv(interrupt_after: InterruptAfter) -> None:
     client, raw = run_outside(raw_peer())
     with raw:
         raw.sendall(b"hello")
-        withhold(trisock.Socket, "recv")
+        interrupt_after(trisock.Socket, "recv")
         with pytest.raises(KeyboardInterrupt):
             client.recv()
         assert client.recv() == b"hello"
 
 
-def withheld_client(withhold: Withhold) -> tuple[Any, stdlib.socket]:
-    """Return a listener whose ``accept`` a Ctrl-C ended, and the client that it had accepted."""
+def interrupted_accept(interrupt_after: InterruptAfter) -> tuple[Any, stdlib.socket]:
+    """Interrupt ``accept`` after it has accepted a client. Return the listener and the client."""
     listening = socket.listen(0)
     raw = stdlib.create_connection(("127.0.0.1", listening.port), timeout=DEADLINE)
-    withhold(trisock.Listener, "accept")
+    interrupt_after(trisock.Listener, "accept")
     with pytest.raises(KeyboardInterrupt):
         listening.accept()
     return listening, raw
 
 
-def test_accept_returns_the_client_of_an_interrupted_accept(withhold: Withhold) -> None:
-    listening, raw = withheld_client(withhold)
+def test_accept_returns_the_client_from_an_interrupted_accept(
+    interrupt_after: InterruptAfter,
+) -> None:
+    listening, raw = interrupted_accept(interrupt_after)
     with raw:
         assert listening.hasconnection()
         assert listening.accept().getpeer() == raw.getsockname()
         assert not listening.hasconnection()
 
 
-def test_listener_close_closes_the_client_of_an_interrupted_accept(withhold: Withhold) -> None:
-    listening, raw = withheld_client(withhold)
+def test_listener_close_closes_the_client_from_an_interrupted_accept(
+    interrupt_after: InterruptAfter,
+) -> None:
+    listening, raw = interrupted_accept(interrupt_after)
     with raw:
         listening.close()
         assert not listening.hasconnection()

@@ -1,4 +1,4 @@
-"""Pluto's objects that are garbage collected: they are closed, and lose no sent data."""
+"""Garbage collection closes Pluto's objects and loses no sent data."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def test_a_temporary_socket_lives_until_its_call_ends() -> None:
     assert peer.result() == b"request"
 
 
-async def test_a_temporary_socket_of_connect_lives_until_recv_ends() -> None:
+async def test_a_temporary_socket_from_connect_lives_until_recv_returns() -> None:
     with stdlib.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
 

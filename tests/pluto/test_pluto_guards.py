@@ -1,4 +1,4 @@
-"""trisock.pluto when the program fails: log handlers, exceptions, cancel scopes, forks."""
+"""Faulty programs do not break trisock.pluto: log filters, exceptions, cancel scopes, forks."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ async def test_a_log_filter_that_raises_inside_trio_changes_no_result() -> None:
     assert socket.listen(70000) is None
 
 
-def test_a_hostile_exception_reaches_the_caller_and_ends_no_thread() -> None:
+def test_a_hostile_exception_reaches_the_caller_but_kills_no_thread() -> None:
     client, server = run_outside(pair())
 
     async def fail() -> None:
@@ -121,7 +121,7 @@ def test_a_stray_cancellation_fails_only_its_own_call() -> None:
     assert client.isopen()
 
 
-async def test_scheduler_run_reports_a_cancel_scope_left_open() -> None:
+async def test_scheduler_run_raises_for_a_cancel_scope_left_open() -> None:
     ended: list[str] = []
 
     async def leave_open() -> None:
@@ -136,9 +136,7 @@ async def test_scheduler_run_reports_a_cancel_scope_left_open() -> None:
     assert ended
 
 
-def test_control_characters_are_escaped_in_log_messages(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_control_characters_are_escaped_in_log_messages(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "trisock.pluto")
     for host in ("::1%1\nINFO forged", "a\x1b[2Kb\u2028c", "\udcff"):
         assert socket.connect(host, 9) is None
@@ -170,12 +168,12 @@ def test_type_errors_do_not_quote_an_invalid_handler() -> None:
             assert "PRIVATE" not in str(caught.value)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Trio's resolver thread may live
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Trio's resolver thread may still run
 @pytest.mark.parametrize("side", ["client", "server"])
-def test_a_child_cannot_use_a_tls_connection(
+def test_a_forked_child_cannot_use_a_tls_connection(
     side: str, certs: list[dict[str, str | bytes]], trusted: None
 ) -> None:
-    """The parent keeps it, and the child sends nothing to the peer."""
+    """The parent can still use it, and the child sends nothing to the peer."""
     client, server = run_outside(tls_pair(certs))
     mine, other = (client, server) if side == "client" else (server, client)
     other.send("unread")
@@ -221,7 +219,7 @@ def test_a_signal_handler_can_make_nested_blocking_calls() -> None:
             assert d.recv() == b"nested"
             if rounds == 20:
                 b.send("at last")
-            else:  # no nested handlers: each would read the data of the other
+            else:  # no nested handlers: each would read the other's data
                 signal.setitimer(signal.ITIMER_REAL, 0.003)
         signal.signal(signal.SIGALRM, handler)
         signal.setitimer(signal.ITIMER_REAL, 0.001)

@@ -1,4 +1,4 @@
-"""Blocking calls of trisock.pluto can be interrupted at any moment: no hang, no lost data."""
+"""Interrupting trisock.pluto's blocking calls at any moment causes no hang and loses no data."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from helpers.deadline import DEADLINE
 from helpers.pluto import raw_peer, run_outside, run_program
 from trisock.pluto.blocking import background
 
-# Python 3.10 handles signals when a call has returned. Then a result on the caller's stack is lost.
+# Python 3.10 can run a signal handler after a call returns and before its result is stored.
 lossless = pytest.mark.skipif(
-    sys.version_info < (3, 11), reason="a signal on the caller's stack loses the result"
+    sys.version_info < (3, 11), reason="a signal handler can run before the result is stored"
 )
 
 PRELUDE = """
@@ -46,7 +46,7 @@ def attempt(function):
         interrupts += 1
         return False
 
-def peer_of():
+def connected_pair():
     with stdlib.create_server(("127.0.0.1", 0)) as listening:
         client = socket.connect("127.0.0.1", listening.getsockname()[1])
         raw, _ = listening.accept()
@@ -59,15 +59,15 @@ def background_threads():
 
 def check_threads_end():
     background.stop()
-    for each in background_threads():  # after an interrupted stop, one is still ending
+    for each in background_threads():  # after an interrupted stop, one may still be ending
         each.join(5)
     assert threading.active_count() == 1, threading.enumerate()
 
 random.seed(7)
-# After some interrupts a thread or a caller waits for one of these times. Shorten them.
+# Some interrupts leave a thread or a caller waiting for one of these timeouts. Shorten them.
 trio_thread._MAX_WAKE_SECONDS = 0.01
 trio_thread._POLL_SECONDS, trio_thread._MAX_POLLS = 0.01, 100
-# CPython drops and reports what a signal handler raises in a weak reference's callback.
+# An exception that a signal handler raises inside a weakref callback is unraisable.
 sys.unraisablehook = lambda unraisable: None
 signal.signal(signal.SIGALRM, interrupt)
 """
@@ -81,7 +81,7 @@ def run_interrupted(text: str, times: int) -> str:
 def test_interrupted_recv_and_peek_lose_no_byte(times: int) -> None:
     out = run_interrupted(
         f"""
-        client, raw = peer_of()
+        client, raw = connected_pair()
         sent = random.randbytes(25_000 * {times})
         def feed():
             for at in range(0, len(sent), 50):
@@ -105,14 +105,14 @@ def test_interrupted_recv_and_peek_lose_no_byte(times: int) -> None:
 
 
 @pytest.mark.parametrize("call", ["client.recv()", "listening.accept()", "unanswered()"])
-def test_each_interrupt_ends_a_call_that_waits_forever(call: str, times: int) -> None:
+def test_every_interrupt_ends_a_call_that_would_block_forever(call: str, times: int) -> None:
     out = run_interrupted(
         f"""
-        client, raw = peer_of()
+        client, raw = connected_pair()
         listening = socket.listen(0)
         full = stdlib.create_server(("127.0.0.1", 0), backlog=0)
         others = []
-        for _ in range(3):  # more than fit: the kernel answers no further SYN
+        for _ in range(3):  # overflow the backlog: the kernel drops further SYNs
             others.append(stdlib.socket())
             others[-1].setblocking(False)
             others[-1].connect_ex(full.getsockname())
@@ -143,12 +143,12 @@ def test_calls_work_after_an_interrupted_send_connect_close_or_starttls(times: i
     out = run_interrupted(
         f"""
         host = stdlib.create_server(("127.0.0.1", 0), backlog=128)
-        taken = []
+        accepted = []
         def accept():
             while True:
-                taken.append(host.accept()[0])
-                if len(taken) > 50:
-                    taken.pop(0).close()
+                accepted.append(host.accept()[0])
+                if len(accepted) > 50:
+                    accepted.pop(0).close()
         threading.Thread(target=accept, daemon=True).start()
         def connect_send_close():
             global client
@@ -210,7 +210,7 @@ def test_interrupted_accept_loses_no_client(times: int) -> None:
         while not attempt(serve):
             pass
         served[-1].close()
-        connecting.join()  # the last client may be accepted before it notes its address
+        connecting.join()  # the last client may be accepted before it records its address
         print([each.getpeer() for each in served] == addresses, interrupts > clients / 6)
         """,
         times,
@@ -221,7 +221,7 @@ def test_interrupted_accept_loses_no_client(times: int) -> None:
 def test_an_interrupted_stop_or_start_leaves_no_thread(times: int) -> None:
     run_interrupted(
         f"""
-        client, raw = peer_of()
+        client, raw = connected_pair()
         def stop_and_start():
             arm(0.0006)
             background.stop()
@@ -237,7 +237,7 @@ def test_an_interrupted_stop_or_start_leaves_no_thread(times: int) -> None:
     )
 
 
-# ---- every line: a signal comes at one moment, a trace function can raise at each ----
+# ---- every line: unlike a signal, a trace function can raise at a chosen line ----
 
 INJECT = (
     PRELUDE
@@ -248,10 +248,10 @@ class Injected(BaseException):
     pass
 
 def raise_at(line, call, again_after=None):
-    '''Make a call. Raise at this line, counting the lines of trisock that this thread runs.
+    '''Make a call, and raise at the given line, counted in the lines of trisock that it runs.
 
-    Raise a second time after again_after more lines. Return the result, or None, and the number
-    of lines.
+    Raise again after again_after more lines. Return the result (None if the call raised) and the
+    number of lines.
     '''
     lines = [line] if again_after is None else [line, line + again_after]
     count = 0
@@ -273,7 +273,7 @@ def raise_at(line, call, again_after=None):
         sys.settrace(None)
 
 def check_opens(opens):
-    '''Only the first lines may leave it open: for the caller, the call has not begun.'''
+    '''Only an exception at one of the first lines may leave the socket open.'''
     first = opens.index(False)
     assert len(opens) > 20 and first < 15 and not any(opens[first:]), opens
 """
@@ -288,7 +288,7 @@ def run_injected(text: str) -> str:
 def test_an_exception_at_any_line_of_recv_loses_no_byte(stopped: bool) -> None:
     run_injected(
         f"""
-        client, raw = peer_of()
+        client, raw = connected_pair()
         for second in (None, 1, 2, 3, 4, 5, 6, 7):
             interrupted = 0
             for line in range(1, 1000):
@@ -316,7 +316,7 @@ def test_an_exception_at_any_line_of_close_still_closes() -> None:
         """
         opens = []
         for line in range(1, 1000):
-            client, raw = peer_of()
+            client, raw = connected_pair()
             result, count = raise_at(line, client.close)
             if count < line:
                 break
@@ -355,7 +355,7 @@ def test_an_exception_at_any_line_of_starttls_leaves_nothing_open() -> None:
 
         opens = []
         for line in range(1, 1000):
-            client, raw = peer_of()
+            client, raw = connected_pair()
             peer = threading.Thread(target=handshake, args=(raw,))
             peer.start()
             result, count = raise_at(line, lambda: client.starttls([certificate]))
@@ -387,7 +387,7 @@ def test_an_exception_at_any_line_of_starttls_leaves_nothing_open() -> None:
 def test_calls_work_after_an_exception_at_any_line(call: str) -> None:
     run_injected(
         f"""
-        client, raw = peer_of()
+        client, raw = connected_pair()
         listening = socket.listen(0)
         port = listening.port
         for line in range(1, 1000):
@@ -414,7 +414,7 @@ def test_calls_work_after_an_exception_at_any_line(call: str) -> None:
 def test_starttls_interrupted_before_it_starts_closes_the_socket(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def interrupt(_: object) -> None:  # at the last moment before the thread has the call
+    def interrupt(_: object) -> None:  # the last moment before the thread receives the call
         raise KeyboardInterrupt
 
     client, raw = run_outside(raw_peer())

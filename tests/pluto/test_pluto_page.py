@@ -1,4 +1,4 @@
-"""The programs of Pluto's page, on this machine."""
+"""The examples on Pluto's page, run on this machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trisock.pluto import async_socket, scheduler, socket
 pytestmark = pytest.mark.usefixtures("bounded")  # some of these calls block
 
 
-def test_page_recv_example() -> None:
+def test_the_recv_example_on_plutos_page_works() -> None:
     port, peer = serve_once()
     s = socket.connect("localhost", port)
     s.send("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -20,7 +20,7 @@ def test_page_recv_example() -> None:
     assert peer.result() == b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
-def test_page_unrecv_example(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_unrecv_example_on_plutos_page_works(capsys: pytest.CaptureFixture[str]) -> None:
     with stdlib.create_server(("127.0.0.1", 0)) as listening:
         sock = socket.connect("localhost", listening.getsockname()[1])
         sock.unrecv("World")
@@ -30,10 +30,10 @@ def test_page_unrecv_example(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "Hello\nWorld\n"
 
 
-def test_page_bind_and_starttls_examples(
+def test_the_bind_and_starttls_examples_on_plutos_page_work(
     certs: list[dict[str, str | bytes]], trusted: None
 ) -> None:
-    """The TLS server and the TLS client of the page, one on each side."""
+    """The page's TLS client talks to the page's TLS server."""
     sched = scheduler()
 
     async def handler(s: async_socket) -> None:
@@ -66,7 +66,7 @@ def test_page_bind_and_starttls_examples(
 
 
 @pytest.mark.parametrize("tls", [False, True])
-def test_page_getpeer_getside_istls_isopen_examples(
+def test_the_socket_state_examples_on_plutos_page_work(
     tls: bool, certs: list[dict[str, str | bytes]], trusted: None
 ) -> None:
     listening = socket.listen(0)
@@ -87,7 +87,7 @@ def test_page_getpeer_getside_istls_isopen_examples(
     peer.result()
 
 
-def test_page_hasconnection_example() -> None:
+def test_the_hasconnection_example_on_plutos_page_works() -> None:
     lst = socket.listen(0)
     with stdlib.create_connection(("127.0.0.1", lst.port)) as raw:
         while not lst.hasconnection():

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("bounded")  # some of these calls block
 
 
 async def response(port: int, request: bytes = b"") -> bytes:
-    """Connect and send a request, in a thread; return all that the server sends."""
+    """In a thread, connect and send a request; return everything that the server sends."""
 
     def exchange() -> bytes:
         with stdlib.create_connection(("127.0.0.1", port), timeout=DEADLINE) as raw:
@@ -78,7 +78,7 @@ async def test_bind_listens_immediately() -> None:
 
 
 @both_sides
-async def test_bind_raises_oserror_if_the_port_is_taken() -> None:
+async def test_bind_raises_oserror_if_the_port_is_in_use() -> None:
     sched = scheduler()
     bound = socket.bind(sched, 0, echo)
     with pytest.raises(OSError, match=rf"cannot listen on \*:{bound.port}") as caught:
@@ -88,7 +88,7 @@ async def test_bind_raises_oserror_if_the_port_is_taken() -> None:
 
 
 @both_sides
-async def test_closing_the_listener_of_bind_lets_handlers_finish() -> None:
+async def test_closing_a_bound_listener_lets_handlers_finish() -> None:
     sched = scheduler()
     order = []
 
@@ -112,7 +112,7 @@ async def test_closing_the_listener_of_bind_lets_handlers_finish() -> None:
 
 
 @both_sides
-async def test_a_listener_of_bind_closed_before_run_serves_no_client() -> None:
+async def test_a_bound_listener_closed_before_run_serves_no_client() -> None:
     sched = scheduler()
     bound = socket.bind(sched, 0, echo)
     await got(bound.close())
@@ -121,7 +121,7 @@ async def test_a_listener_of_bind_closed_before_run_serves_no_client() -> None:
 
 
 @both_sides
-async def test_a_listener_of_bind_closed_during_start_serves_no_client(
+async def test_a_bound_listener_closed_during_startup_serves_no_client(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sched = scheduler()
@@ -137,7 +137,7 @@ async def test_a_listener_of_bind_closed_during_start_serves_no_client(
     check_not_listening(bound.port)
 
 
-def test_a_scheduler_cancelled_at_the_start_leaves_no_port_open() -> None:
+def test_a_scheduler_cancelled_at_startup_leaves_no_port_open() -> None:
     sched = scheduler()
     bound = socket.bind(sched, 0, echo)
 
@@ -152,7 +152,7 @@ def test_a_scheduler_cancelled_at_the_start_leaves_no_port_open() -> None:
 
 
 @both_sides
-async def test_bind_takes_plain_functions_that_return_an_awaitable() -> None:
+async def test_bind_accepts_plain_functions_that_return_an_awaitable() -> None:
     sched = scheduler()
     listening = socket.bind(sched, 0, lambda s: s.send("hello"))
 
@@ -190,7 +190,7 @@ async def test_a_handler_error_is_logged_and_the_server_continues(
 
 
 @both_sides
-async def test_bind_can_be_called_by_a_running_handler() -> None:
+async def test_a_running_handler_can_call_bind() -> None:
     sched = scheduler()
     second = []
 
@@ -234,7 +234,7 @@ async def test_scheduler_runs_functions_added_before_and_during_run() -> None:
 
 
 @both_sides
-async def test_scheduler_run_propagates_errors_of_added_functions() -> None:
+async def test_scheduler_run_propagates_errors_from_added_functions() -> None:
     sched = scheduler()
 
     async def fail() -> None:

@@ -1,4 +1,4 @@
-"""Pluto's sockets and listeners in plain text: each name of the page, inside Trio and outside."""
+"""Pluto's sockets and listeners without TLS: each name on the page, inside and outside Trio."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def test_connect_returns_a_socket(host: str) -> None:
 
 
 @both_sides
-async def test_connect_takes_an_ipv6_address() -> None:
+async def test_connect_accepts_an_ipv6_address() -> None:
     listening = socket.listen(0)
     s = await got(socket.connect("::1", listening.port))
     if s is None:
@@ -85,7 +85,7 @@ async def test_connect_returns_none_for_an_invalid_host_or_port(
 
 
 @both_sides
-async def test_connect_raises_type_error_for_a_port_that_is_text() -> None:
+async def test_connect_raises_type_error_for_a_str_port() -> None:
     with pytest.raises(TypeError):
         await got(socket.connect("localhost", "80"))
 
@@ -127,7 +127,7 @@ async def test_send_sends_str_as_utf8_and_bytes(data: str | bytes) -> None:
 
 
 @both_sides
-async def test_calls_take_the_socket_as_their_first_argument() -> None:
+async def test_methods_can_be_called_with_the_socket_as_first_argument() -> None:
     client, server = await pair()
     assert await got(socket.send(client, "hello")) is True
     assert await got(socket.recv(server)) == b"hello"
@@ -185,9 +185,7 @@ async def test_recv_returns_none_when_the_peer_has_closed() -> None:
 
 
 @both_sides
-async def test_recv_returns_none_after_a_reset(
-    reasons: Callable[[], list[str]],
-) -> None:
+async def test_recv_returns_none_after_a_reset(reasons: Callable[[], list[str]]) -> None:
     client, raw = await raw_peer()
     reset(raw)
     assert await got(client.recv()) is None
@@ -251,7 +249,7 @@ async def test_starttls_reads_a_client_hello_pushed_back_with_unrecv(
     else:
         assert (await got(client.peek())).startswith(b"\x16\x03")
 
-    def shake_hands() -> None:
+    def handshake() -> None:
         while True:
             try:
                 peer.do_handshake()
@@ -262,7 +260,7 @@ async def test_starttls_reads_a_client_hello_pushed_back_with_unrecv(
                 return
 
     with raw:
-        thread = Thread(shake_hands)
+        thread = Thread(handshake)
         assert await got(client.starttls(certs)) is True
         thread.result()
 
@@ -281,9 +279,7 @@ async def test_starttls_fails_after_unrecv_of_plain_text(
 
 
 @both_sides
-async def test_a_closed_socket_neither_sends_nor_receives(
-    reasons: Callable[[], list[str]],
-) -> None:
+async def test_a_closed_socket_neither_sends_nor_receives(reasons: Callable[[], list[str]]) -> None:
     client, raw = await raw_peer()
     with raw:
         assert client.isopen() is True
@@ -370,7 +366,7 @@ async def test_accept_returns_none_when_the_listener_is_closed() -> None:
 
 
 @both_sides
-async def test_closing_a_listener_ends_an_accept_that_waits() -> None:
+async def test_closing_a_listener_wakes_a_waiting_accept() -> None:
     listening = socket.listen(0)
 
     async def close() -> None:
@@ -411,6 +407,6 @@ async def test_hasconnection_guarantees_that_the_next_accept_does_not_wait() -> 
     listening = socket.listen(0)
     raw = stdlib.create_connection(("127.0.0.1", listening.port))
     await wait_for_client(listening)
-    reset(raw)  # even if the client has left since
+    reset(raw)  # even if the client has disconnected since
     s = await got(listening.accept())
     assert await got(s.recv()) is None

@@ -1,4 +1,4 @@
-"""Pluto's starttls: whom it trusts, and which certificates it takes."""
+"""Pluto's starttls: what it verifies, and which arguments it accepts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def test_starttls_returns_true_on_success_for_client_and_server(
 
 @both_sides
 @pytest.mark.parametrize("name", ["elsewhere.example", "127.0.0.2"])
-async def test_starttls_returns_false_and_closes_for_the_wrong_name(
+async def test_starttls_returns_false_and_closes_on_a_hostname_mismatch(
     name: str,
     certs: list[dict[str, str | bytes]],
     trusted: None,
@@ -67,7 +67,7 @@ async def test_starttls_returns_false_for_an_untrusted_certificate(
 
 
 @both_sides
-async def test_starttls_returns_none_if_tls_is_in_use_already(
+async def test_starttls_returns_none_if_tls_is_already_in_use(
     certs: list[dict[str, str | bytes]], trusted: None
 ) -> None:
     client, server = await tls_pair(certs)
@@ -78,7 +78,7 @@ async def test_starttls_returns_none_if_tls_is_in_use_already(
 
 
 @both_sides
-async def test_starttls_takes_several_certificates(authority: Authority, trusted: None) -> None:
+async def test_starttls_accepts_several_certificates(authority: Authority, trusted: None) -> None:
     names = ("one.example", "two.example")
     several = [pluto_certificate(authority.ca.issue_cert(name)) for name in names]
     for name in names:
@@ -87,7 +87,7 @@ async def test_starttls_takes_several_certificates(authority: Authority, trusted
 
 
 @both_sides
-async def test_starttls_takes_every_type_of_key(authority: Authority, trusted: None) -> None:
+async def test_starttls_accepts_every_key_type(authority: Authority, trusted: None) -> None:
     for kind in trustme.KeyType:
         given = [pluto_certificate(authority.ca.issue_cert("localhost", key_type=kind))]
         client, server = await pair()
@@ -95,7 +95,7 @@ async def test_starttls_takes_every_type_of_key(authority: Authority, trusted: N
 
 
 @both_sides
-async def test_starttls_takes_client_tls_and_server_tls(
+async def test_starttls_accepts_client_tls_and_server_tls(
     client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
     client, server = await pair()
@@ -124,7 +124,7 @@ async def test_starttls_after_a_partial_send_closes_the_socket(
     s = async_socket(one, trio.lowlevel.current_trio_token())
     await clog(one)
     one.unrecv(b"still to be read")
-    os.read(other.fileno(), 200_000)  # room for a part of what follows
+    os.read(other.fileno(), 200_000)  # make room for part of the next send
     async with trio.open_nursery() as nursery:
         nursery.start_soon(s.send, bytes(10_000_000))
         await trio.testing.wait_all_tasks_blocked()

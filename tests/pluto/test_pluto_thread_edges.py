@@ -1,4 +1,4 @@
-"""The background thread of trisock.pluto: failures of the system, races, late interrupts."""
+"""The background thread of trisock.pluto: system failures, races, late interrupts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def new_thread(*items: Item) -> _Thread:
 
 
 def run_to_end(thread: _Thread) -> None:
-    """Launch a thread and wait for its end."""
+    """Launch a thread and wait until it ends."""
     thread.launch()
     assert thread.thread is not None
     thread.thread.join()
@@ -38,7 +38,7 @@ def run_to_end(thread: _Thread) -> None:
 
 
 def stop_in_thread() -> None:
-    """Stop the background thread from another thread, even if it is just ending a call."""
+    """Stop the background thread from another thread, even while it finishes a call."""
 
     def stop() -> None:
         while os.getpid() in background._current:
@@ -48,7 +48,7 @@ def stop_in_thread() -> None:
 
 
 def after_wake(monkeypatch: pytest.MonkeyPatch, then: Callable[[], None]) -> None:
-    """Call a function once, after a caller has woken the thread and before it waits."""
+    """Call a function once, after a caller has woken the thread and before the caller waits."""
     wake = _Thread.wake
 
     def patched(thread: _Thread) -> None:
@@ -62,7 +62,7 @@ def after_wake(monkeypatch: pytest.MonkeyPatch, then: Callable[[], None]) -> Non
 def stop_during_call(
     monkeypatch: pytest.MonkeyPatch, then: Callable[[], None] = lambda: None
 ) -> Callable[[], Awaitable[str]]:
-    """Return a function to call. The thread runs it and ends before the caller has its result."""
+    """Return a function to call. The thread runs it and stops before the caller gets the result."""
     begun = threading.Event()
 
     async def begin() -> str:
@@ -117,7 +117,7 @@ def test_stop_returns_if_no_thread_can_be_created(monkeypatch: pytest.MonkeyPatc
 
     pid = os.getpid()
     background.stop()
-    # An interrupted call has created a thread, and not launched it.
+    # Simulate an interrupted call that has created a thread but not launched it.
     background._current[pid] = _Thread(background._inbox, background._current, pid)
     with monkeypatch.context() as patch:
         patch.setattr(threading, "Thread", refuse)
@@ -159,12 +159,14 @@ def test_calls_queued_behind_a_stop_go_to_the_next_thread() -> None:
     assert list(thread._inbox) == [behind]
 
 
-def test_a_result_is_returned_after_the_thread_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_returns_its_result_even_if_the_thread_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     background.call(answer)
     assert background.call(stop_during_call(monkeypatch)) == "result"
 
 
-def test_a_new_thread_undoes_an_interrupted_result(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_thread_undoes_the_result_of_an_interrupted_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     undone: list[str] = []
     begin = stop_during_call(monkeypatch, interrupt)
     with pytest.raises(KeyboardInterrupt):
@@ -172,7 +174,7 @@ def test_a_new_thread_undoes_an_interrupted_result(monkeypatch: pytest.MonkeyPat
     assert undone == ["result"]
 
 
-def test_an_interrupted_call_that_hangs_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_does_not_wait_for_a_call_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     begun = threading.Event()
     released: list[tuple[trio.lowlevel.TrioToken, trio.Event]] = []
 
@@ -201,23 +203,25 @@ def test_an_interrupted_call_that_hangs_is_left_behind(monkeypatch: pytest.Monke
 
 
 def test_stop_waits_until_a_busy_thread_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    begun, go_on = threading.Event(), threading.Event()
+    begun, resume = threading.Event(), threading.Event()
 
     async def block() -> None:
         begun.set()
-        go_on.wait()
+        resume.wait()
 
     blocking = Thread(lambda: background.call(block))
     begun.wait()
     monkeypatch.setattr(trio_thread, "_POLL_SECONDS", 0.001)
-    # Only after its first poll got no answer.
-    after_wake(monkeypatch, lambda: after_wake(monkeypatch, go_on.set))
+    # Unblock the thread only after the first poll timed out.
+    after_wake(monkeypatch, lambda: after_wake(monkeypatch, resume.set))
     background.stop()
     blocking.result()
     assert background.call(answer) == "result"
 
 
-def test_two_threads_can_stop_the_thread_concurrently(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_threads_can_stop_the_background_thread_concurrently(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def overtaken() -> Stop:
         monkeypatch.setattr(trio_thread, "Stop", Stop)
         stop_in_thread()
@@ -259,7 +263,9 @@ class UnprintableError(Exception):
         raise ValueError
 
 
-def test_an_unprintable_reason_is_logged_as_its_type(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unprintable_exception_is_logged_by_its_type_name(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     caplog.set_level("INFO", "trisock.pluto")
     log_reason(UnprintableError(), "connect: ")
     assert [record.getMessage() for record in caplog.records] == ["connect: UnprintableError"]

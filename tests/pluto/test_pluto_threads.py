@@ -1,4 +1,4 @@
-"""Pluto's objects in several runs of Trio, threads and processes."""
+"""Pluto's objects in different Trio runs, threads and processes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def converse(client: Any, server: Any) -> None:
     assert server.recv() == b"hello"
 
 
-# ---- the wrong side ----
+# ---- inside and outside Trio ----
 
 CALLS: list[Callable[[Any], Any]] = [
     lambda s: s.send("x"),
@@ -67,7 +67,7 @@ def check_refused(s: Any, listening: Any, why: str) -> None:
         for call in calls:
             with pytest.raises(RuntimeError, match=f"this {type(thing).__name__} was {why}"):
                 call(thing)
-    assert not s.istls()  # works on every side
+    assert not s.istls()  # works everywhere
     assert s.getside() == "client"
     assert s.getpeer()
 
@@ -103,7 +103,7 @@ def test_objects_made_inside_trio_belong_to_that_run() -> None:
 # ---- threads ----
 
 
-def test_several_threads_use_different_sockets_at_once() -> None:
+def test_several_threads_can_use_different_sockets_concurrently() -> None:
     def exchange(number: int) -> None:
         client, server = run_outside(pair())
         for n in range(50):
@@ -114,7 +114,7 @@ def test_several_threads_use_different_sockets_at_once() -> None:
         thread.result()
 
 
-def test_one_thread_reads_while_another_writes_on_one_socket() -> None:
+def test_one_thread_can_read_while_another_writes_on_one_socket() -> None:
     client, raw = run_outside(raw_peer())
     with raw:
         reading = recv_in_thread(client)
@@ -124,7 +124,7 @@ def test_one_thread_reads_while_another_writes_on_one_socket() -> None:
         assert reading.result() == b"answer"
 
 
-def test_two_threads_cannot_read_from_one_socket_at_once() -> None:
+def test_two_threads_cannot_read_from_one_socket_concurrently() -> None:
     client, raw = run_outside(raw_peer())
     with raw:
         reading = recv_in_thread(client)
@@ -135,7 +135,7 @@ def test_two_threads_cannot_read_from_one_socket_at_once() -> None:
         assert reading.result() == b"hello"
 
 
-def test_close_in_another_thread_ends_a_recv() -> None:
+def test_recv_returns_none_when_another_thread_closes_the_socket() -> None:
     client, raw = run_outside(raw_peer())
     with raw:
         reading = recv_in_thread(client)
@@ -148,17 +148,17 @@ def test_close_in_another_thread_ends_a_recv() -> None:
 
 @contextlib.contextmanager
 def no_descriptors_left() -> Iterator[None]:
-    """Use up the process's descriptors."""
+    """Use up the process's descriptors during the block."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    taken: list[int] = []
+    descriptors: list[int] = []
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
     try:
         with contextlib.suppress(OSError):
             while True:
-                taken.append(os.open(os.devnull, os.O_RDONLY))
+                descriptors.append(os.open(os.devnull, os.O_RDONLY))
         yield
     finally:
-        for each in taken:
+        for each in descriptors:
             os.close(each)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
@@ -168,17 +168,17 @@ def test_a_failed_thread_start_raises_oserror_and_can_be_retried(own_thread: Tri
         for _ in range(2):
             with pytest.raises(OSError, match="Too many open files"):
                 own_thread.call(trio.lowlevel.checkpoint)
-    own_thread.stop()  # works for a thread that has failed, too
+    own_thread.stop()  # also works after a failed start
     own_thread.call(trio.lowlevel.checkpoint)
     with no_descriptors_left():
-        own_thread.call(trio.lowlevel.checkpoint)  # it is running
+        own_thread.call(trio.lowlevel.checkpoint)  # the thread is already running
     own_thread.stop()
     with no_descriptors_left(), pytest.raises(OSError, match="Too many open files"):
         own_thread.call(trio.lowlevel.checkpoint)
-    own_thread.call(trio.lowlevel.checkpoint)  # in another one
+    own_thread.call(trio.lowlevel.checkpoint)  # in a new thread
 
 
-def test_ctrl_c_during_a_failed_start_is_a_keyboard_interrupt(
+def test_ctrl_c_during_a_failed_start_raises_keyboard_interrupt(
     own_thread: TrioThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = trio.run
@@ -200,7 +200,7 @@ def test_ctrl_c_during_a_failed_start_is_a_keyboard_interrupt(
     own_thread.call(trio.lowlevel.checkpoint)
 
 
-def test_calls_work_after_the_system_refused_a_thread(
+def test_calls_work_after_the_system_refuses_a_thread(
     own_thread: TrioThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
@@ -210,7 +210,7 @@ def test_calls_work_after_the_system_refused_a_thread(
     own_thread.call(trio.lowlevel.checkpoint)
 
 
-def test_the_thread_starts_with_the_first_call() -> None:
+def test_the_background_thread_starts_with_the_first_call() -> None:
     printed = run_program(
         """
         import threading
@@ -227,7 +227,7 @@ def test_the_thread_starts_with_the_first_call() -> None:
     assert printed == "[]\n[]\n['trisock']\n"
 
 
-def test_a_process_with_open_sockets_ends_silently() -> None:
+def test_a_process_with_open_sockets_exits_silently() -> None:
     run_program(
         """
         import threading
@@ -259,20 +259,20 @@ def test_child_and_parent_work_after_a_fork() -> None:
     client, server = run_outside(pair())
     converse(client, server)
 
-    def go_on() -> None:
+    def use_sockets() -> None:
         assert not background_threads()
         converse(server, client)
         converse(*run_outside(pair()))
-        in_child(lambda: converse(client, server))  # a child can fork, too
+        in_child(lambda: converse(client, server))  # a child can fork too
         converse(client, server)
 
-    in_child(go_on)
+    in_child(use_sockets)
     assert not background_threads()  # the fork has stopped it
     converse(client, server)
-    in_child(go_on)
+    in_child(use_sockets)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Trio's resolver thread may live
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Trio's resolver thread may still run
 def test_names_resolve_before_and_after_a_fork() -> None:
     def by_name() -> None:
         with stdlib.create_server(("127.0.0.1", 0)) as listening:
@@ -283,17 +283,17 @@ def test_names_resolve_before_and_after_a_fork() -> None:
     by_name()
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # there are threads indeed
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the process has threads
 def test_child_and_parent_work_after_a_fork_during_a_call() -> None:
     client, raw = run_outside(raw_peer())
     with raw:
         reading = recv_in_thread(client)
 
-        def go_on() -> None:
+        def use_sockets() -> None:
             client.send("from the child")
             converse(*run_outside(pair()))
 
-        in_child(go_on)
+        in_child(use_sockets)
         assert raw.recv(100) == b"from the child"
         client.send("from the parent")
         assert raw.recv(100) == b"from the parent"
@@ -301,7 +301,7 @@ def test_child_and_parent_work_after_a_fork_during_a_call() -> None:
         assert reading.result() == b"hello"
 
 
-def test_fork_inside_trio_leaves_the_run_alone() -> None:
+def test_a_fork_inside_trio_does_not_disturb_the_run() -> None:
     client, server = run_outside(pair())
 
     async def main() -> None:
@@ -327,7 +327,7 @@ def test_fork_between_calls_emits_no_warning(times: int) -> None:
                 client.send("y")
                 assert server.recv() == b"y"
                 break
-            assert os.waitpid(number, 0)[1] == 0  # the child reached the program's end
+            assert os.waitpid(number, 0)[1] == 0  # the child ran to the end of the program
         """,
         *STRICT,
         timeout=DEADLINE * times,

@@ -1,4 +1,4 @@
-"""The benchmarks do the work that they time, and notice a server that does not."""
+"""Each benchmark does the work that it measures, and fails if the server does not."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from benchmarks.measure import Measurement
 from benchmarks.peers import PEERS, Peer
 from benchmarks.rows import MIB, ROWS
 
-# The peers that need no more packages than the other tests.
-AT_HAND = [PEERS[name] for name in ("trio", "trisock", "asyncio", "epoll")]
+# The peers that need no extra packages.
+BASIC_PEERS = [PEERS[name] for name in ("trio", "trisock", "asyncio", "epoll")]
 
-LITTLE = {
+SMALL_AMOUNTS = {
     "echo64": 1280,
     "connections": 40,
     "receive": 4 * MIB,
@@ -38,7 +38,7 @@ LITTLE = {
     "memory": 20,
 }
 
-# A server that loses one byte, or one line, of the work.
+# A server that loses one byte or line of the work.
 LOSSY = """
 import socket
 from benchmarks.peers.serving import BLOCK, HOST, READ_SIZE, announce, take_task
@@ -82,15 +82,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
-@pytest.mark.parametrize("name", LITTLE)
-def test_each_peer_does_the_whole_work_of_a_row(name: str, place: Place) -> None:
-    result = compete(ROWS[name], AT_HAND, place, amount=LITTLE[name], rounds=1)
+@pytest.mark.parametrize("name", SMALL_AMOUNTS)
+def test_every_peer_does_all_the_work_of_a_row(name: str, place: Place) -> None:
+    result = compete(ROWS[name], BASIC_PEERS, place, amount=SMALL_AMOUNTS[name], rounds=1)
     assert {peer: series.failure for peer, series in result.series.items()} == {
-        peer.name: None for peer in AT_HAND
+        peer.name: None for peer in BASIC_PEERS
     }
     for series in result.series.values():
         [measured] = series.measurements
-        assert measured.amount == LITTLE[name]
+        assert measured.amount == SMALL_AMOUNTS[name]
         assert measured.cpu > 0
 
 
@@ -100,14 +100,14 @@ def test_a_server_that_loses_data_gets_no_result(
 ) -> None:
     (tmp_path / "lossy.py").write_text(LOSSY)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    amount = LITTLE.get(name, 100)
+    amount = SMALL_AMOUNTS.get(name, 100)
     result = compete(ROWS[name], [Peer("lossy", "", "lossy")], place, amount=amount, rounds=2)
     lossy = result.series["lossy"]
     assert lossy.failure
     assert not lossy.measurements
 
 
-def test_a_peer_without_its_library_is_listed_with_the_reason(place: Place) -> None:
+def test_a_peer_without_its_library_is_reported(place: Place) -> None:
     absent = Peer("absent", "", "benchmarks.peers.trio", packages=("no_such_library",))
     result = compete(ROWS["echo1"], [absent], place, amount=10, rounds=1)
     assert result.series["absent"].failure == "not installed: no_such_library"
@@ -158,10 +158,10 @@ def test_ratios_compare_figures_of_the_same_round() -> None:
     assert not ROWS["memory"].meets_target(2)
 
 
-def test_the_record_holds_every_rounds_figures(place: Place, tmp_path: Path) -> None:
+def test_the_record_contains_the_figures_of_every_round(place: Place, tmp_path: Path) -> None:
     import json
 
-    result = compete(ROWS["echo1"], AT_HAND[:2], place, amount=100, rounds=2)
+    result = compete(ROWS["echo1"], BASIC_PEERS[:2], place, amount=100, rounds=2)
     record.write([result], record.machine(place), tmp_path / "new" / "latest.json")
     written = json.loads((tmp_path / "new" / "latest.json").read_text())
     assert written["machine"]["trio"]

@@ -20,7 +20,7 @@ async def hear(sock: Socket) -> str:
 
 @asynccontextmanager
 async def chatting(room: Running, name: str) -> AsyncIterator[Socket]:
-    """Enter the room, and read until the note that it sends to all."""
+    """Enter the room and read its announcement."""
     async with await trisock.connect("127.0.0.1", room.port) as sock:
         assert await hear(sock) == "* who are you?"
         await sock.send(f"{name}\r\n".encode())
@@ -28,7 +28,7 @@ async def chatting(room: Running, name: str) -> AsyncIterator[Socket]:
         yield sock
 
 
-async def test_chat_room_sends_lines_and_arrivals_and_departures_to_all() -> None:
+async def test_chat_room_broadcasts_lines_arrivals_and_departures() -> None:
     async with running("chat_room") as room, chatting(room, "Ann") as ann:
         async with chatting(room, "Bob") as bob:
             assert await hear(ann) == "* Bob is here"
@@ -64,13 +64,13 @@ async def test_chat_room_sends_lines_to_all_in_the_same_order() -> None:
             assert lines == [f"{name}: {n}" for n in range(200)]
 
 
-async def test_chat_room_refuses_an_empty_too_long_or_taken_name() -> None:
+async def test_chat_room_refuses_an_empty_long_or_duplicate_name() -> None:
     async with running("chat_room") as room, chatting(room, "Ann") as ann:
         async with await trisock.connect("127.0.0.1", room.port) as sock:
             assert await hear(sock) == "* who are you?"
             for name in (b"Ann", b"", b"\x1b", b"x" * 21):
                 await sock.send(name + b"\n")
-                assert await hear(sock) == "* empty, too long, or taken. who are you?"
+                assert await hear(sock) == "* empty, too long, or in use. who are you?"
             await sock.send(b"Ann!\n")
             assert await hear(sock) == "* Ann! is here"
         assert await hear(ann) == "* Ann! is here"
@@ -86,15 +86,15 @@ async def test_chat_room_frees_the_name_of_a_client_that_left() -> None:
             pass
 
 
-@pytest.mark.parametrize("leave", ["within a line", "by a reset", "by a long line"])
-async def test_chat_room_reports_a_departure_of_any_kind(leave: str) -> None:
+@pytest.mark.parametrize("leave", ["mid-line", "reset", "line too long"])
+async def test_chat_room_announces_every_kind_of_departure(leave: str) -> None:
     async with running("chat_room") as room, chatting(room, "Ann") as ann:
         async with chatting(room, "Bob") as bob:
             assert await hear(ann) == "* Bob is here"
-            if leave == "within a line":
+            if leave == "mid-line":
                 await bob.send(b"I wanted to s")
                 await bob.send_eof()
-            elif leave == "by a reset":
+            elif leave == "reset":
                 bob.abort()
             else:
                 await bob.send(b"x" * 10_000)
@@ -111,4 +111,4 @@ async def test_chat_room_says_goodbye_when_it_stops() -> None:
         assert await hear(nameless) == "* who are you?"
         room.ask_to_stop()
         for sock in (ann, nameless):
-            assert await read_all(sock) == b"* the room closes\n"
+            assert await read_all(sock) == b"* the room is closing\n"

@@ -1,4 +1,4 @@
-"""Each public class can be copied and pickled, or refuses both with a reason."""
+"""Every public class can be copied and pickled, or refuses both and says why."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ROLES = {"Certificate", "ClientTLS", "ServerTLS"}
 async def one_of_each(
     client_tls: ClientTLS, server_tls: ServerTLS
 ) -> AsyncIterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Yield the objects that refuse to be copied, and those that can be, by their class."""
+    """Yield the objects that refuse to be copied, and those that can be, by class name."""
 
     async def handler(sock: object) -> None:
         """Do nothing."""
@@ -62,7 +62,7 @@ async def one_of_each(
         server.stop()
 
 
-async def test_a_new_public_class_is_tested_here(
+async def test_every_public_class_is_tested_here(
     client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
     public = {name for name in trisock.__all__ if isinstance(getattr(trisock, name), type)}

@@ -37,6 +37,6 @@ def test_the_demo_without_its_extra_says_what_to_install(
     assert "pip install 'trisock[demo]'" in capsys.readouterr().err
 
 
-def test_the_program_needs_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_program_requires_a_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([])

@@ -1,4 +1,4 @@
-"""The examples, run as programs and driven by other people's clients."""
+"""The examples, run as programs, with independent clients."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CLIENTS = {"echo_client", "pluto_client", "hammerspoon_http_client"}
 SERVERS = [
     name
     for name in NAMES
-    # The server of hammerspoon is stopped in a test of its own, with a client.
+    # A separate test stops the hammerspoon server, with a client.
     if name not in {*CLIENTS, "hammerspoon_server"}
 ]
 TLS_SERVERS = ["https_server", "smtp_server", "http_and_https"]
@@ -44,7 +44,7 @@ async def test_a_signal_stops_a_server_cleanly(name: str, signum: signal.Signals
 
 
 @pytest.mark.parametrize("name", NAMES)
-async def test_help_tells_how_to_run_it(name: str) -> None:
+async def test_help_shows_how_to_run_the_example(name: str) -> None:
     result = await run(*command(name, "--help"))
     assert result.returncode == 0
     assert f"python examples/{name}.py" in result.stdout.decode()
@@ -71,7 +71,7 @@ async def test_a_tls_server_without_certificates_asks_for_trustme(
         ("hammerspoon_http_client", ["127.0.0.1", "PORT"], 0, "Connection refused"),
     ],
 )
-async def test_a_client_complains_in_one_line_if_nothing_listens(
+async def test_a_client_reports_a_refused_connection_in_one_line(
     name: str, arguments: list[str], status: int, complaint: str
 ) -> None:
     async with await trisock.listen(0, host="127.0.0.1") as listener:
@@ -83,7 +83,7 @@ async def test_a_client_complains_in_one_line_if_nothing_listens(
 
 
 @pytest.mark.parametrize("name", TLS_SERVERS)
-async def test_a_tls_server_takes_certificate_and_key_from_one_file(
+async def test_a_tls_server_accepts_certificate_and_key_in_one_file(
     name: str, tmp_path: pathlib.Path, authority: Authority
 ) -> None:
     path = tmp_path / "both.pem"
@@ -99,7 +99,7 @@ async def test_a_tls_server_takes_certificate_and_key_from_one_file(
 # ---- echo_server, echo_client ----
 
 
-async def test_echo_server_returns_every_byte_and_ends_with_the_client() -> None:
+async def test_echo_server_returns_every_byte_and_then_eof() -> None:
     sent = bytes(range(256)) * 4096
     async with running("echo_server") as server:
         async with await trio.open_tcp_stream("127.0.0.1", server.port) as stream:
@@ -163,13 +163,11 @@ async def test_curl_with_another_ca_refuses_https_server(
 ) -> None:
     url = f"https://127.0.0.1:{https.port}/"
     assert (await curl("--cacert", other_ca, url)).returncode == 60
-    assert (await curl("--cacert", https.ca, url)).returncode == 0  # and lives on
+    assert (await curl("--cacert", https.ca, url)).returncode == 0  # it still works
 
 
 @pytest.mark.needs("curl")
-async def test_https_server_keeps_a_connection_for_the_next_request(
-    https: SharedServer,
-) -> None:
+async def test_https_server_keeps_a_connection_for_the_next_request(https: SharedServer) -> None:
     url = f"https://127.0.0.1:{https.port}/"
     result = await curl("--cacert", https.ca, "--write-out", "%{num_connects}\n", url, url, url)
     assert result.stdout.splitlines()[1::2] == [b"1", b"0", b"0"]
@@ -189,7 +187,7 @@ async def test_https_server_sends_100_continue(https: SharedServer) -> None:
 
 
 @pytest.mark.needs("openssl")
-async def test_https_server_negotiates_http_with_openssl(https: SharedServer) -> None:
+async def test_https_server_negotiates_alpn_with_openssl(https: SharedServer) -> None:
     result = await run(
         "openssl", "s_client", "-connect", f"127.0.0.1:{https.port}", "-CAfile", https.ca,
         "-verify_return_error", "-verify_ip", "127.0.0.1", "-alpn", "h2,http/1.1",
@@ -224,9 +222,7 @@ async def test_https_server_answers_pipelined_requests_in_order(https: SharedSer
     ]
 
 
-async def test_https_server_answers_head_with_a_length_and_no_body(
-    https: SharedServer,
-) -> None:
+async def test_https_server_answers_head_with_a_length_and_no_body(https: SharedServer) -> None:
     answer = await ask(https, b"HEAD / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
     assert b"\r\nContent-Length: 23\r\n" in answer
@@ -270,7 +266,7 @@ async def test_https_server_answers_bad_requests_with_a_status_and_closes(
     https: SharedServer,
 ) -> None:
     for request, status in BAD_REQUESTS:
-        # Nothing after a bad request is read as a request.
+        # Bytes after a bad request are not read as a request.
         answer = await ask(https, request + b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         assert answer.startswith(b"HTTP/1.1 %d " % status), request
         assert answer.count(b"HTTP/1.1 ") == 1, request
@@ -312,7 +308,7 @@ async def test_one_port_serves_http_and_https(ca: str, other_ca: str) -> None:
             result = await curl(f"http://127.0.0.1:{server.port}/")
             assert (result.returncode, result.stdout) == (0, b"HTTP, unencrypted\n")
             result = await curl("--cacert", ca, f"https://127.0.0.1:{server.port}/")
-            assert (result.returncode, result.stdout) == (0, b"HTTPS by TLSv1.3\n")
+            assert (result.returncode, result.stdout) == (0, b"HTTPS with TLSv1.3\n")
             result = await curl("--cacert", other_ca, f"https://127.0.0.1:{server.port}/")
             assert result.returncode == 60
 
@@ -327,7 +323,7 @@ async def test_one_port_serves_http_and_https(ca: str, other_ca: str) -> None:
         (b"\x16\x03\x01\x00\x05hello", b"\x15\x03"),  # an alert
     ],
 )
-async def test_one_port_survives_clients_that_speak_neither(
+async def test_http_and_https_survives_clients_that_speak_neither(
     sent: bytes, answer: bytes, ca: str
 ) -> None:
     async with running("http_and_https", "--write-ca", ca) as server:
@@ -339,4 +335,4 @@ async def test_one_port_survives_clients_that_speak_neither(
             assert bool(received) == bool(answer)
         async with await trisock.connect("127.0.0.1", server.port, tls=trusting(ca)) as sock:
             await sock.send(b"GET / HTTP/1.1\r\n\r\n")
-            assert (await read_all(sock)).endswith(b"HTTPS by TLSv1.3\n")
+            assert (await read_all(sock)).endswith(b"HTTPS with TLSv1.3\n")

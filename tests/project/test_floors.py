@@ -11,15 +11,15 @@ import pytest
 import trisock
 from helpers.floors import FLOORS, MODULES, floor_of, imports_of, name_of
 
-# Faces use only public names and these modules: the guard around calls of the user's code, the
-# escaping of foreign text, and functions without a public name.
+# Faces use only public names and these modules: the guard around calls to the user's code, the
+# escaping of untrusted text, and functions without a public name.
 OPEN_TO_FACES = {"_guard", "_text", "_connect", "_address"}
 
 TESTS = sorted(Path(__file__).parents[1].rglob("*.py"))
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
-# The most lines of a module, a class and a test file. Longer ones cannot be read in one sitting.
+# The maximum lines of a module, a class and a test file. Longer ones are hard to read at once.
 MODULE_LINES, CLASS_LINES, TEST_LINES = 500, 450, 600
 
 
@@ -58,7 +58,7 @@ def test_there_are_no_circular_imports() -> None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_no_module_uses_private_names_of_another(path: Path) -> None:
+def test_no_module_uses_another_modules_private_names(path: Path) -> None:
     tree = ast.parse(path.read_text())
     attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
     own = {node.name for node in ast.walk(tree) if isinstance(node, FUNCTIONS)}

@@ -1,4 +1,4 @@
-"""The examples of trisock.hammerspoon, as their users run them."""
+"""The examples of trisock.hammerspoon, run as programs."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def test_http_client_prints_a_header_without_a_length() -> None:
         (HEADER + "too short", f"1 TAG_HTTP_HEADER\n{HEADER}\n"),
     ],
 )
-async def test_http_client_ends_with_the_connection(answer: str, printed: str) -> None:
+async def test_http_client_exits_when_the_connection_ends(answer: str, printed: str) -> None:
     assert (await get(answer.encode()))[1] == printed
 
 
@@ -58,11 +58,11 @@ async def test_server_greets_and_sends_each_line_to_all() -> None:
     async with running("hammerspoon_server") as server:
         one = await trisock.connect("127.0.0.1", server.port)
         async with closing(one):
-            assert await one.recv_until(b"\n") == b"* hello, 1 are here\r\n"
+            assert await one.recv_until(b"\n") == b"* hello, 1 online\r\n"
             two = await trisock.connect("127.0.0.1", server.port)
             async with closing(two):
                 for client in (one, two):
-                    assert await client.recv_until(b"\n") == b"* hello, 2 are here\r\n"
+                    assert await client.recv_until(b"\n") == b"* hello, 2 online\r\n"
                 for number in range(3):
                     for speaker in (two, one):
                         await speaker.send(b"line %d\r\n" % number)
@@ -74,24 +74,22 @@ async def test_server_continues_when_a_client_leaves() -> None:
     async with running("hammerspoon_server") as server:
         stays = await trisock.connect("127.0.0.1", server.port)
         async with closing(stays):
-            assert await stays.recv_until(b"\n") == b"* hello, 1 are here\r\n"
+            assert await stays.recv_until(b"\n") == b"* hello, 1 online\r\n"
             for _ in range(2):
                 leaves = await trisock.connect("127.0.0.1", server.port)
                 async with closing(leaves):
                     for client in (stays, leaves):
-                        assert await client.recv_until(b"\n") == b"* hello, 2 are here\r\n"
+                        assert await client.recv_until(b"\n") == b"* hello, 2 online\r\n"
                     await leaves.send(b"and goodbye\n")
                     await leaves.send_eof()
                     assert await leaves.recv_until(b"\n") == b"> and goodbye\n"
                     assert await leaves.recv() == b""
                 assert await stays.recv_until(b"\n") == b"> and goodbye\n"
-                assert await stays.recv_until(b"\n") == b"* hello, 1 are here\r\n"
+                assert await stays.recv_until(b"\n") == b"* hello, 1 online\r\n"
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_stops_the_server_and_ends_its_connections(
-    signum: signal.Signals,
-) -> None:
+async def test_a_signal_stops_the_server_and_ends_its_connections(signum: signal.Signals) -> None:
     async with running("hammerspoon_server") as server:
         client = await trisock.connect("127.0.0.1", server.port)
         async with closing(client):
@@ -103,7 +101,7 @@ async def test_a_signal_stops_the_server_and_ends_its_connections(
             await trisock.connect("127.0.0.1", server.port)
 
 
-async def test_server_reports_a_taken_port() -> None:
+async def test_server_reports_a_port_in_use() -> None:
     async with await trisock.listen(0) as listener:
         result = await run(*command("hammerspoon_server", "--port", str(listener.port)))
     assert (result.returncode, result.stdout) == (1, b"")

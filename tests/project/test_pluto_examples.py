@@ -1,4 +1,4 @@
-"""The programs of Pluto's page, run as their users run them."""
+"""The examples from Pluto's page, run as programs."""
 
 from __future__ import annotations
 

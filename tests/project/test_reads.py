@@ -1,4 +1,4 @@
-"""The list of reads, which tests of cancellation, conflicts, TLS and closing share, is complete."""
+"""``helpers/reads.py`` lists every read method."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The example smtp_server, with smtplib, openssl and curl, and command by command."""
+"""The example smtp_server, with smtplib, openssl, curl, and single commands."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def in_thread(function: Callable[[], None]) -> None:
     await trio.to_thread.run_sync(function)
 
 
-async def test_smtp_server_takes_mail_from_smtplib_by_starttls(ca: str) -> None:
+async def test_smtp_server_accepts_mail_from_smtplib_over_tls(ca: str) -> None:
     async with running("smtp_server", "--write-ca", ca) as server:
 
         def send_mail() -> None:
@@ -114,7 +114,7 @@ async def test_openssl_with_another_ca_refuses_smtp_server(
 
 
 @pytest.mark.needs("curl")
-async def test_smtp_server_takes_mail_from_curl(ca: str) -> None:
+async def test_smtp_server_accepts_mail_from_curl(ca: str) -> None:
     async with running("smtp_server", "--write-ca", ca) as server:
         result = await curl(
             "--ssl-reqd", "--cacert", ca, f"smtp://127.0.0.1:{server.port}/client",
@@ -143,7 +143,7 @@ async def test_commands_injected_after_starttls_are_never_executed(smtp: SharedS
         assert (await reply(sock)).startswith("220 ")
         with pytest.raises(trisock.TLSError):
             await sock.starttls(trusting(smtp.ca))
-    # Sent in plain text: the only answer is a TLS alert, or none.
+    # In plain text, the only possible answer is a TLS alert.
     async with await smtp_connect(smtp) as sock:
         await sock.send(b"STARTTLS\r\nNOOP\r\nQUIT\r\n")
         assert (await reply(sock)).startswith("220 ")
@@ -192,7 +192,7 @@ async def test_smtp_server_checks_commands_and_their_order(smtp: SharedServer) -
         for line, code in dialogue:
             assert await codes(sock, line) == [code], line
         assert await sock.recv() == b""
-    async with await smtp_connect(smtp) as sock:  # and all commands in one segment
+    async with await smtp_connect(smtp) as sock:  # all commands in one segment
         lines, expected = zip(*dialogue, strict=True)
         assert await codes(sock, b"".join(lines)) == list(expected)
 

@@ -1,4 +1,4 @@
-"""The example sni_router: the name in a ClientHello, and where it leads."""
+"""The example sni_router: the server name in a ClientHello, and routing by it."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def pieces_of_hello(cut: int) -> list[bytes]:
 
 
 @pytest.mark.parametrize("cut", [1, 7, 10_000])
-async def test_router_forwards_every_byte_and_each_end(cut: int) -> None:
+async def test_router_forwards_every_byte_and_eof_both_ways(cut: int) -> None:
     async with (
         running("echo_server") as backend,
         running("sni_router", "--route", f"Echo.Example=127.0.0.1:{backend.port}") as router,
@@ -140,7 +140,7 @@ async def test_router_forwards_every_byte_and_each_end(cut: int) -> None:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(send)
-            async for chunk in stream:  # until the echo server answers our end with its own
+            async for chunk in stream:  # until the echo server sends EOF too
                 received += chunk
         assert received == b"".join(pieces) + rest
 
@@ -205,7 +205,7 @@ async def test_peeking_at_garbage_raises_only_value_error(garbage: bytes) -> Non
         assert caught.type is ValueError
 
 
-async def test_peeking_at_a_client_hello_consumes_nothing() -> None:
+async def test_peeking_at_a_client_hello_leaves_it_unread() -> None:
     client, server = await tcp_pair()
     async with closing(client, server):
         hello = client_hello("echo.example", largest_record=9)

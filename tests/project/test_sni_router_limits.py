@@ -1,4 +1,4 @@
-"""examples/sni_router.py: an unused tunnel gives its slot back."""
+"""The example sni_router: idle and half-closed tunnels free their slots."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from trisock import Socket
 
 HELLO = client_hello("any.example")
 SLOTS = 5
-IDLE_TIMEOUT, LAST_TIMEOUT = 10, 3  # seconds of a clock that jumps
+IDLE_TIMEOUT, HALF_CLOSED_TIMEOUT = 10, 3  # seconds of an autojump clock
 
 
 @pytest.fixture
 def jumping_clock(monkeypatch: pytest.MonkeyPatch) -> trio.testing.MockClock:
-    """An autojump clock that leaves bytes in flight the time to arrive, and short limits."""
+    """An autojump clock that waits for bytes in flight, and short timeouts."""
     monkeypatch.setattr(sni_router, "IDLE_TIMEOUT", IDLE_TIMEOUT)
-    monkeypatch.setattr(sni_router, "LAST_TIMEOUT", LAST_TIMEOUT)
+    monkeypatch.setattr(sni_router, "HALF_CLOSED_TIMEOUT", HALF_CLOSED_TIMEOUT)
     return trio.testing.MockClock(autojump_threshold=0.05)
 
 
@@ -45,7 +45,7 @@ async def routing(handler: Callable[[Socket], Awaitable[None]]) -> AsyncIterator
 
 @asynccontextmanager
 async def tunnel(server: trisock.Server) -> AsyncIterator[Socket]:
-    """Connect through the router. Abort the client at the end."""
+    """Connect through the router. Abort the client on exit."""
     async with closing(client := await connect(server)):
         await client.send(HELLO)
         yield client
@@ -66,9 +66,7 @@ async def end_and_read(sock: Socket) -> None:
     await read_all(sock)
 
 
-async def test_half_closed_tunnels_give_their_slots_back(
-    jumping_clock: trio.testing.MockClock,
-) -> None:
+async def test_half_closed_tunnels_free_their_slots(jumping_clock: trio.testing.MockClock) -> None:
     start = trio.current_time()
     async with routing(give_up_silent_clients) as server, AsyncExitStack() as stack:
         for _ in range(SLOTS):
@@ -86,7 +84,7 @@ async def test_a_backend_is_closed_soon_after_its_client_ends(
     async with routing(stay_silent) as server, tunnel(server) as client:
         await client.send_eof()
         assert await client.recv() == b""
-        assert trio.current_time() - start == pytest.approx(LAST_TIMEOUT, abs=1)
+        assert trio.current_time() - start == pytest.approx(HALF_CLOSED_TIMEOUT, abs=1)
 
 
 async def test_a_client_is_closed_soon_after_its_backend_ends(

@@ -3,9 +3,9 @@
 //	peer client -connect HOST:PORT -name NAME -ca FILE [-cert FILE -key FILE] [-visits N]
 //	peer server -cert FILE -key FILE [-ca FILE -require]
 //
-// A client sends its standard input and prints what it receives; with -visits it connects that
-// often, and resumes the last session. A server echoes. Both report on standard error what they
-// agreed on, and errors.
+// A client sends its standard input and prints what it receives. With -visits, it connects that
+// many times and resumes its session. A server echoes. Both report the negotiated parameters and
+// errors on standard error.
 package main
 
 import (

@@ -1,4 +1,4 @@
-"""What type checkers see of ``trisock.pluto`` on its two sides. Read by them only: nox -s lint."""
+"""The types of ``trisock.pluto`` outside and inside Trio. Only type-checked: ``nox -s lint``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def outside() -> None:
-    """Call in a script: what comes back is the result."""
+    """In a script, a call returns its result."""
     s = socket.connect("localhost", 80)
     assert s
     plain(s)
@@ -27,7 +27,7 @@ def outside() -> None:
 
 
 def plain(s: socket) -> None:
-    """Use a socket of a script."""
+    """Use a socket in a script."""
     assert_type(s.send("data"), bool)
     assert_type(s.send(b"data"), bool)
     assert_type(s.recv(), bytes | None)
@@ -44,7 +44,7 @@ def plain(s: socket) -> None:
 
 
 async def inside() -> None:
-    """Await in a task: what comes back then is the result."""
+    """In a task, a call returns an awaitable of its result."""
     s = await socket.connect("localhost", 80)
     assert_type(s, async_socket | None)
     s.recv()  # type: ignore[union-attr]  # pyright: ignore[reportOptionalMemberAccess, reportUnusedCoroutine]
@@ -62,7 +62,7 @@ async def inside() -> None:
 
 
 async def handler(s: async_socket) -> None:
-    """Use a socket of a task."""
+    """Use a socket in a task."""
     assert_type(await s.send("data"), bool)
     assert_type(await s.recv(), bytes | None)
     assert_type(await s.peek(), bytes | None)

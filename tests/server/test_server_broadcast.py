@@ -156,6 +156,7 @@ async def test_a_broadcast_aborts_a_slow_client_and_no_other(
             assert server.stats().aborted == 1
     assert server.stats().handler_errors == 0  # our own abort woke its handler
     assert not logged(log, logging.WARNING)
+    assert ": it was aborted" in log.text
 
 
 async def test_a_broadcast_without_a_timeout_can_be_cancelled(

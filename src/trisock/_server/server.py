@@ -469,13 +469,18 @@ class Server(NotCopyable):
             self._counts["peer_errors"] += 1
             if not _guard.is_logged(_logger, logging.INFO):
                 return
-            why = "; ".join(dict.fromkeys(map(_guard.text, each)))
+            why = "; ".join(dict.fromkeys(map(_reason, each)))
             message = "closed the connection with %s: %s"
             _guard.log(_logger, logging.INFO, message, _peer(connection), why)
         else:
             self._counts["handler_errors"] += 1
             message = "the handler of %s failed"
             _guard.log(_logger, logging.ERROR, message, _peer(connection), exc_info=errors)
+
+
+def _reason(exc: BaseException) -> str:
+    # It is the peer's error only after an abort: the broadcast's, or the handler's own.
+    return "it was aborted" if type(exc) is trio.ClosedResourceError else _guard.text(exc)
 
 
 def _peer(connection: Connection) -> str:

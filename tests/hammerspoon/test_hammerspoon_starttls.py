@@ -210,7 +210,7 @@ async def test_startTLS_twice_changes_nothing_and_is_logged(
 ) -> None:
     client.startTLS(False).startTLS(False)
     await check_tls(client, peer, server_tls, calls)
-    assert "it is using TLS already" in log.text
+    assert "it is already using TLS" in log.text
 
 
 async def test_startTLS_unconnected_returns_self_and_is_logged(hs: Sockets, log: Log) -> None:
@@ -277,9 +277,9 @@ async def test_startTLS_after_eof_disconnects_after_pending_writes(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        *(((each,), "verify is a bool, a name") for each in (0, 5, b"example.org", [])),
+        *(((each,), "verify must be a bool, a name") for each in (0, 5, b"example.org", [])),
         *((each, "is not a host name") for each in [("",), (True, "not a name")]),
-        *((each, "a host is a str") for each in [(True, 5), (False, b"x")]),
+        *((each, "a host must be a str") for each in [(True, 5), (False, b"x")]),
         (("localhost", "other.example"), "two were given"),
     ],
 )

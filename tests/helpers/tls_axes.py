@@ -47,12 +47,12 @@ TOO_LATE = Fault("certificate has expired", "certificate expired", verify_code=1
 TOO_EARLY = Fault("certificate is not yet valid", "bad certificate", verify_code=9)
 WRONG_PURPOSE = Fault("purpose", "unsupported certificate", verify_code=26)
 NO_CERTIFICATE = Fault(
-    "the peer showed no certificate, and one is required",
+    "the peer sent no certificate, but one is required",
     "certificate required",
     reason="PEER_DID_NOT_RETURN_A_CERTIFICATE",
     alert_of_1_2="handshake failure",
 )
-NO_ALPN = Fault("shares no ALPN protocol, and one is required", None, reason=None)
+NO_ALPN = Fault("shares no ALPN protocol, but one is required", None, reason=None)
 
 
 class Name(NamedTuple):

@@ -237,7 +237,7 @@ def test_an_undo_that_fails_is_logged_and_later_calls_work(
         return "fine"
 
     assert own_thread.call(later) == "fine"
-    assert "could not take back" in caplog.text
+    assert "could not undo" in caplog.text
     caplog.clear()
 
 

@@ -50,7 +50,7 @@ class CiphertextStream(trio.abc.Stream):
         return bytes(incoming.take_many()[0])
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        # A failed send is reported when SSLStream is done: what the peer sent before, such as an
+        # A failed send is reported when SSLStream is done: earlier data from the peer, such as an
         # alert, can still be read.
         with contextlib.suppress(trio.BrokenResourceError):
             await self._send(bytes(data))

@@ -265,8 +265,8 @@ class TrioThread:
     def abandon(self, call: Call[Any]) -> None:
         """Abandon a call from the caller's frame, the last place where an exception can occur.
 
-        Usually ``result_of`` has done it already. This does not wait: the next call is queued
-        behind it.
+        Usually ``result_of`` has already done it. This does not wait: the next call is queued
+        after it.
         """
         if not call.delivered:
             call.abandoned = True

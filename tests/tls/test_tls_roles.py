@@ -56,7 +56,7 @@ def test_roles_check_their_options(authority: Authority) -> None:
             ValueError,
             "ca holds no PEM certificate",
         ),
-        (lambda: ClientTLS("x", certificate="pem"), TypeError, "a certificate is"),  # type: ignore[arg-type]
+        (lambda: ClientTLS("x", certificate="pem"), TypeError, "a certificate must be"),  # type: ignore[arg-type]
         (lambda: ClientTLS("x", alpn_protocols=1), TypeError, "sequence of str"),  # type: ignore[arg-type]
     ]:
         with pytest.raises(error, match=words):

@@ -182,7 +182,7 @@ class QueuedConnection:
     # ---- in the background ----
 
     async def run(self, sock: trisock.Socket) -> None:
-        """Do the queued operations until disconnected. Raises only ``Cancelled``. Does not close."""
+        """Do the queued operations until disconnected. Raises only ``Cancelled``, never closes."""
         self.sock = sock
         try:
             with self._scope:

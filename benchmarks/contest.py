@@ -128,7 +128,7 @@ def compete(
     amount: int,
     rounds: int,
 ) -> Result:
-    """Measure every peer in every round. A peer that fails once is left out from then on."""
+    """Measure every peer in every round. A peer that fails once is skipped from then on."""
     series = {peer.name: Series() for peer in peers}
     for peer in peers:
         if peer.missing:

@@ -12,15 +12,15 @@ from .transport import Transport
 
 
 class EndOfTransport(Exception):
-    """The connection ended. The reader decides whether the encrypted stream had ended too."""
+    """EOF of the connection. The reader decides whether the encrypted stream had ended too."""
 
 
 class CiphertextStream(trio.abc.Stream):
     """The transport of ``SSLStream``.
 
     A call is a checkpoint only if it has to wait: ``SSLStream`` acquires a lock before each call,
-    and that is a checkpoint. ``EndOfTransport`` tells the end of the connection from the end of the
-    encrypted stream.
+    and that is a checkpoint. ``EndOfTransport`` distinguishes EOF of the connection from the end of
+    the encrypted stream.
 
     Args:
       transport: the connection.

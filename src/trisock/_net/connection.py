@@ -202,7 +202,7 @@ class Connection:
             raise self.transport.remember_failure(unraised_copy(tls.engine.failure)) from None
 
     async def broadcast(self, data: bytes, generation: int, timeout: float) -> bool:
-        """Send for a server's broadcast, after what the connection's own task is sending.
+        """Send for a server's broadcast, after a send in progress of the connection's own task.
 
         Waits at most ``timeout`` seconds for its turn, then gives up and sends nothing: the
         connection's own task may be waiting for something other than the peer. Once it has its

@@ -11,7 +11,7 @@ offset of its first unread byte, and nothing is moved or copied until it is take
 lists, with the front one reversed, so that both ends of the queue are ends of lists. Every
 connection has a buffer, and two empty lists take a fifth of the memory of a ``deque``.
 
-What the operations cost, for any sizes:
+The cost of the operations, for any sizes:
 
 - ``append``, ``push_front``, and ``take_chunk`` of a whole chunk: constant, nothing copied.
 - Memory: at most twice the unread bytes, plus a constant. Runs of small chunks are coalesced, many
@@ -259,7 +259,7 @@ class ReceiveBuffer:
         return None
 
     def _scan_pushed_back(self, search: _Search, head: int, stop: int) -> bool:
-        """Scan the bytes that were pushed back in front of what the search has scanned.
+        """Scan the bytes that were pushed back in front of the scanned ones.
 
         Returns False if they contain a delimiter or reach past ``stop``. Then the search restarts.
         """

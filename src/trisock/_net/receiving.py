@@ -40,7 +40,7 @@ class BufferedReceiver(trio.abc.ReceiveStream):
     async def recv(self, max_bytes: int | None = None) -> bytes:
         """Return the oldest chunk of received data, or ``b""`` at the end of the stream.
 
-        A chunk is what one read from the kernel returned or, under TLS, one record. Pushed-back
+        A chunk is the result of one read from the kernel or, under TLS, one record. Pushed-back
         data is a chunk as well. Small chunks are coalesced when more than 256 are unread.
 
         Args:

@@ -1,6 +1,6 @@
 """The source of ``Socket.send_file``: it reads from any kind of binary file object.
 
-Other users of the file do not change what is sent, and waiting for a file blocks nothing else:
+Other users of the file do not change the sent data, and waiting for a file blocks nothing else:
 
 - A regular file or block device is read by offset, through a duplicate of its descriptor. So its
   position does not matter, and the caller may close the file meanwhile.
@@ -80,7 +80,7 @@ class Source:
         return False
 
     async def close(self) -> None:
-        """Close what this source has opened, even when cancelled. Not a checkpoint."""
+        """Close this source's own descriptor, even when cancelled. Not a checkpoint."""
 
 
 def open_source(file: Any) -> Source:

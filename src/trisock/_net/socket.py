@@ -65,7 +65,7 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
 
     One task may read while another one sends. A second reader or sender gets
     ``trio.BusyResourceError``. Every async method is a cancel point. A cancelled read loses no
-    bytes. ``send``, ``starttls`` and ``close`` say what their cancellation leaves behind.
+    bytes. ``send``, ``starttls`` and ``close`` document the effect of their cancellation.
 
     After ``close`` every method raises ``trio.ClosedResourceError``, except ``close``, ``abort``
     and the methods that only report (addresses, ``tls``, ``isopen``, ``info``).
@@ -384,9 +384,9 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
 
         This also resets the connection of others that hold the descriptor, such as a forked child.
         Where the system cannot do that, and on a Unix socket, the peer sees EOF instead. Data that
-        has not reached the peer yet may be lost. Tasks that wait on the socket
-        are woken with ``trio.ClosedResourceError``. While no task uses the socket, this may be
-        called outside Trio.
+        has not reached the peer yet may be lost. Tasks that wait on the socket are woken with
+        ``trio.ClosedResourceError``. While no task uses the socket, this may be called outside
+        Trio.
         """
         self._connection.abort()
 

@@ -236,11 +236,11 @@ class Server(NotCopyable):
     async def broadcast(self, data: Buffer, *, timeout: float = 10) -> int:
         """Send the same data to all connections that are open now, concurrently.
 
-        On each connection the data follows what the handler is sending; it never splits a message
-        of the handler. The broadcast waits at most ``timeout`` seconds for its turn, then skips the
-        connection: its handler may be blocked by something other than the client. When its turn
-        comes, a client that does not take the data within ``timeout`` seconds is aborted. A slow
-        client does not delay the others.
+        On each connection the data follows the handler's send in progress; it never splits a
+        message of the handler. The broadcast waits at most ``timeout`` seconds for its turn, then
+        skips the connection: its handler may be blocked by something other than the client. When
+        its turn comes, a client that does not take the data within ``timeout`` seconds is aborted.
+        A slow client does not delay the others.
 
         Connections in a handshake, ``starttls`` or ``stoptls`` are skipped, even if that begins
         while the broadcast waits for its turn: the data never crosses from TLS to plain text or

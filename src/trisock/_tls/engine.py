@@ -251,7 +251,7 @@ class TLSEngine:
             self._incoming_bio.write(self.incoming.take())
 
     def read(self) -> bytes | None:
-        """Return one record's bytes; ``b""`` after ``close_notify``; ``None`` if that needs more.
+        """Return one record's bytes, ``b""`` after ``close_notify``, ``None`` if more must arrive.
 
         Also ``None`` after many empty records. Then ``incoming`` still holds some, and other tasks
         must run.

@@ -192,7 +192,7 @@ class Socket:
         return self._start(QueuedServer(listener, self._callbacks.pending, path))
 
     def disconnect(self) -> Socket:
-        """Disconnect: drop what is queued. The object can connect or listen again immediately.
+        """Disconnect, and drop queued operations. It can connect or listen again immediately.
 
         A server disconnects its clients, and removes its Unix path. Data that was already sent is
         not lost. Source: ``hs.socket:disconnect``.

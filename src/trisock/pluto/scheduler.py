@@ -29,7 +29,7 @@ class scheduler:  # noqa: N801 (Pluto's name)
     def add(self, function: Callable[[], Awaitable[object]]) -> None:
         """Add an async function. It runs in its own task while the scheduler runs. Synchronous.
 
-        ``run`` raises what the function raises, in a group; also a ``RuntimeError`` if the function
+        ``run`` raises the function's exception, in a group; and a ``RuntimeError`` if the function
         leaves a cancel scope open. Source: Pluto's ``scheduler.add``.
         """
         if not callable(function):

@@ -233,7 +233,7 @@ class TrioThread:
           undo: called with the result, in the background thread, if an exception such as
             ``KeyboardInterrupt`` ended the wait for it.
 
-        Returns and raises what the function returns or raises.
+        Returns the function's result, or raises its exception.
         """
         call = Call(function, undo)
         try:

@@ -1,4 +1,4 @@
-"""What is run on the project: ``nox -l`` lists it, ``nox -s NAME`` runs one of them."""
+"""The project's checks and tools: ``nox -l`` lists them, ``nox -s NAME`` runs one of them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ nox.needs_version = ">= 2024.10.9"
 PROJECT = nox.project.load_toml("pyproject.toml")
 
 if shutil.which("pyenv"):
-    # pyenv shows one version unless it is told to show more.
+    # By default, pyenv makes only one version available.
     installed = subprocess.run(
         ["pyenv", "versions", "--bare"], capture_output=True, text=True, check=True
     ).stdout.split()
     newest = {".".join(each.split(".")[:2]): each for each in installed if each[0].isdigit()}
     os.environ["PYENV_VERSION"] = ":".join(newest[each] for each in PYTHONS if each in newest)
 
-# What coverage leaves out: campaigns (docs/reliability.md), and tests that run whole programs.
+# Not run under coverage: campaigns (docs/reliability.md), and tests that run whole programs.
 NOT_FOR_COVERAGE = [
     "tests/campaigns/test_cancel*.py",
     "tests/campaigns/test_hostile_network.py",
@@ -53,7 +53,7 @@ def lowest_trio() -> str:
     for requirement in PROJECT["project"]["dependencies"]:
         if match := re.fullmatch(r"trio\s*>=\s*([\d.]+)", requirement):
             return match[1]
-    raise LookupError("pyproject.toml names no lowest Trio")
+    raise LookupError("pyproject.toml has no lowest Trio version")
 
 
 @nox.session
@@ -66,7 +66,7 @@ def tests(session: nox.Session) -> None:
 @nox.session(python=PYTHONS)
 @nox.parametrize("trio", ["lowest", "newest"])
 def versions(session: nox.Session, trio: str) -> None:
-    """The tests, on each Python there is, at the lowest and the newest Trio."""
+    """The tests, on each installed Python, with the lowest and the newest Trio."""
     session.install(".[tests]")
     session.install(f"trio=={lowest_trio()}.*" if trio == "lowest" else "trio", "--upgrade")
     session.run("python", "-m", "pytest", *session.posargs)
@@ -74,9 +74,9 @@ def versions(session: nox.Session, trio: str) -> None:
 
 @nox.session(python=INSTALLED[-1] if INSTALLED else None)
 def coverage(session: nox.Session) -> None:
-    """The tests on the newest Python there is, measured: 100 % of lines and branches.
+    """The tests on the newest installed Python, with coverage: 100 % of lines and branches.
 
-    Without what tries much or runs whole programs: each line has a test that is about it.
+    Without campaigns and whole programs: each line needs a dedicated test.
     """
     session.install("-e", ".[tests]")
     session.run("coverage", "erase")
@@ -118,14 +118,14 @@ def examples(session: nox.Session) -> None:
 
 @nox.session
 def interop(session: nox.Session) -> None:
-    """Real programs as peers, whole servers of other projects among them; none may be missing."""
+    """Real programs as peers, including third-party servers; none may be missing."""
     session.install(".[tests]", *nox.project.dependency_groups(PROJECT, "interop"))
     session.run(
         "python",
         "-m",
         "pytest",
         "-n",
-        "0",  # a scanner and servers that are not ours have the machine for themselves
+        "0",  # a scanner and third-party servers need the machine to themselves
         "-m",
         "",
         "--all-programs",
@@ -144,21 +144,21 @@ def chance(session: nox.Session) -> None:
 
 @nox.session
 def load(session: nox.Session) -> None:
-    """10,000 connections, 1,000 a second, and what exhausts a server; ``-- --quick`` for a look."""
+    """10,000 connections, 1,000 a second, and exhausted servers; ``-- --quick`` for a look."""
     session.install(".[tests]")
     session.run("python", "tests/campaigns/load.py", *session.posargs)
 
 
 @nox.session
 def soak(session: nox.Session) -> None:
-    """An hour of mixed work that leaves nothing behind; ``-- --minutes 1`` for a look."""
+    """An hour of mixed work that must not leak anything; ``-- --minutes 1`` for a look."""
     session.install(".[tests]")
     session.run("python", "-X", "dev", "-W", "error", "tests/campaigns/soak.py", *session.posargs)
 
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """The demo, as the README has it."""
+    """The demo, as in the README."""
     session.install(".[demo]")
     session.run("python", "-m", "trisock", "demo")
 

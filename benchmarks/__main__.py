@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Container
 from pathlib import Path
 
-from .contest import Place, Result, compete, prepare, start
+from .contest import Result, Setup, compete, prepare, start
 from .measure import Failed, measure
 from .peers import PEERS, SUBJECT, Peer
 from .rows import ROWS, Row
@@ -30,15 +30,15 @@ def main() -> None:
     if not sys.platform.startswith("linux"):
         sys.exit("the benchmarks need Linux: epoll, /proc, and the clocks of other processes")
     with tempfile.TemporaryDirectory() as directory:
-        place = prepare(Path(directory))
+        setup = prepare(Path(directory))
         if args.profile:
             peers = [PEERS[each] for each in args.peers or [SUBJECT]]
-            _profile(ROWS[args.profile], peers, place, quick=args.quick)
+            _profile(ROWS[args.profile], peers, setup, quick=args.quick)
         else:
-            _compare(args, place)
+            _compare(args, setup)
 
 
-def _compare(args: argparse.Namespace, place: Place) -> None:
+def _compare(args: argparse.Namespace, setup: Setup) -> None:
     # Imported here, like the chart, because the tests do not install these dependencies.
     from rich.console import Console
 
@@ -46,7 +46,7 @@ def _compare(args: argparse.Namespace, place: Place) -> None:
 
     console = Console(highlight=False)
     console.width = max(console.width, WIDTH)
-    about = record.machine(place)
+    about = record.machine(setup)
     console.print(", ".join(f"{name} {value}" for name, value in about.items()), "\n")
     peers = [PEERS[name] for name in args.peers or PEERS]
     rounds = args.rounds or (QUICK_ROUNDS if args.quick else FULL_ROUNDS)
@@ -54,28 +54,28 @@ def _compare(args: argparse.Namespace, place: Place) -> None:
     for row in [ROWS[name] for name in args.rows or ROWS]:
         with console.status(f"{row.name}, {rounds} rounds"):
             amount = row.quick if args.quick else row.amount
-            results.append(compete(row, peers, place, amount=amount, rounds=rounds))
+            results.append(compete(row, peers, setup, amount=amount, rounds=rounds))
         report.show_row(results[-1], console)
     report.show_summary(results, console)
-    # Only a whole run may replace the recorded results.
-    whole = not (args.quick or args.rows or args.peers)
-    if path := args.json or (JSON if whole else None):
+    # Only a full run may replace the recorded results.
+    full = not (args.quick or args.rows or args.peers)
+    if path := args.json or (JSON if full else None):
         record.write(results, about, path)
-    if path := args.svg or (SVG if whole else None):
+    if path := args.svg or (SVG if full else None):
         from . import chart
 
         chart.draw(results, path)
 
 
-def _profile(row: Row, peers: list[Peer], place: Place, *, quick: bool) -> None:
-    path = place.certificates / "profile"
+def _profile(row: Row, peers: list[Peer], setup: Setup, *, quick: bool) -> None:
+    path = setup.certificates / "profile"
     for peer in peers:
-        server = start(row, peer, place, f"--profile={path}")
+        server = start(row, peer, setup, f"--profile={path}")
         try:
-            measure(row, server, row.quick if quick else row.amount, place.authority)
+            measure(row, server, row.quick if quick else row.amount, setup.authority)
         except Failed as exc:
             sys.exit(f"{peer.name} failed: {exc}")
-        print(f"{row.name}, {peer.name}: profile of the server since it started")
+        print(f"{row.name}, {peer.name}: profile of the server since its start")
         pstats.Stats(str(path)).strip_dirs().sort_stats("tottime").print_stats(30)
 
 
@@ -98,9 +98,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rows", type=_names(ROWS), metavar="ROW,...", help="run only these")
     parser.add_argument("--peers", type=_names(PEERS), metavar="PEER,...", help="run only these")
     parser.add_argument(
-        "--json", type=Path, help=f"write all figures to this file (whole runs: {JSON})"
+        "--json", type=Path, help=f"write all figures to this file (full runs: {JSON})"
     )
-    parser.add_argument("--svg", type=Path, help=f"draw the chart in this file (whole runs: {SVG})")
+    parser.add_argument("--svg", type=Path, help=f"draw the chart in this file (full runs: {SVG})")
     parser.add_argument("--list", action="store_true", help="list rows and peers")
     parser.add_argument(
         "--profile",

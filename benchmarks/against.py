@@ -50,10 +50,10 @@ def main() -> int:
         table.add_column(column)
     slower = False
     with tempfile.TemporaryDirectory() as directory:
-        place = prepare(Path(directory))
+        setup = prepare(Path(directory))
         for row in [ROWS[name] for name in args.rows.split(",")]:
             amount = row.quick if args.quick else row.amount
-            result = compete(row, peers, place, amount=amount, rounds=args.rounds)
+            result = compete(row, peers, setup, amount=amount, rounds=args.rounds)
             cells, verdict = compare(result)
             slower |= verdict not in ("equal", "faster")
             table.add_row(row.name, *cells, verdict)

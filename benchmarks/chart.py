@@ -29,7 +29,7 @@ COLUMNS = 3
 
 
 def draw(results: list[Result], path: Path) -> None:
-    """Write the chart as SVG. Its text stays text."""
+    """Write the chart as SVG, with text as text, not as paths."""
     settings: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": "trisock",  # reproducible output
@@ -65,7 +65,7 @@ def draw(results: list[Result], path: Path) -> None:
 def _draw_row(panel: Axes, result: Result) -> None:
     row = result.row
     names = list(result.series)
-    beyond = panel.get_yaxis_transform()  # x relative to the panel, y at a bar
+    beyond = panel.get_yaxis_transform()  # x in axes coordinates, y in data coordinates
     longest = row.target
     for place, name in enumerate(names):
         ratio = result.ratio(name)
@@ -85,5 +85,5 @@ def _draw_row(panel: Axes, result: Result) -> None:
     panel.invert_yaxis()
     panel.tick_params(length=0)
     panel.spines[["top", "right", "bottom"]].set_visible(False)
-    detail = "less is better" if row.is_memory else amount_text(result.amount, row.unit)
+    detail = "lower is better" if row.is_memory else amount_text(result.amount, row.unit)
     panel.set_title(f"{row.name}\n{row.title}; {detail}", loc="left", x=-0.42, fontsize=8)

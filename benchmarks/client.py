@@ -86,7 +86,7 @@ class Client:
             loop.run()
 
     def visit(self, count: int) -> None:
-        """Open ``count`` short-lived connections: one echo, then wait for the end.
+        """Open ``count`` short-lived connections. On each, echo once and wait for EOF.
 
         Up to ``VISITORS`` are in progress at a time. Under TLS each has a full handshake.
         """
@@ -154,10 +154,10 @@ def _visit(sock: socket.socket, address: tuple[str, int], context: ssl.SSLContex
         if context is not None:
             sock = context.wrap_socket(sock, server_hostname=_NAME, do_handshake_on_connect=False)
             closing.enter_context(sock)
-            yield from _shake_hands(sock)
+            yield from _handshake(sock)
         yield from _echo(sock, 1)
         # The server may end its side with close_notify, without it, or by a reset. Close our side
-        # first, so that TIME-WAIT occupies our port. The server's end shows that its work is done.
+        # first, so that TIME-WAIT occupies our port. The server's EOF shows that its work is done.
         if isinstance(sock, ssl.SSLSocket):
             with contextlib.suppress(ssl.SSLError):  # SSLWantReadError before its close_notify
                 sock.unwrap()  # sends close_notify
@@ -167,7 +167,7 @@ def _visit(sock: socket.socket, address: tuple[str, int], context: ssl.SSLContex
                 pass
 
 
-def _shake_hands(sock: ssl.SSLSocket) -> Job:
+def _handshake(sock: ssl.SSLSocket) -> Job:
     while True:
         try:
             sock.do_handshake()
@@ -240,7 +240,7 @@ def _expect(sock: socket.socket, message: bytes) -> Job:
     while len(received) < len(message):
         chunk = yield from _receive(sock)
         if not chunk:
-            raise Wrong(f"expected {message[:100]!r}, got {received!r} and the end")
+            raise Wrong(f"expected {message[:100]!r}, got {received!r} and EOF")
         received += chunk
     if received != message:
         raise Wrong(f"expected {message[:100]!r}, got {received[:100]!r}")

@@ -34,7 +34,7 @@ class Spread:
 
 @dataclass
 class Series:
-    """The measurements of one peer in one row, by round, or the reason why there are none."""
+    """The measurements of one peer in one row, by round; or the reason for their absence."""
 
     measurements: list[Measurement] = field(default_factory=list)
     failure: str | None = None
@@ -70,7 +70,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Place:
+class Setup:
     """The cores and certificates of a run.
 
     Attributes:
@@ -96,23 +96,23 @@ class Place:
         return self.certificates / "ca.pem"
 
 
-def prepare(directory: Path) -> Place:
+def prepare(directory: Path) -> Setup:
     """Pin this process to a core, leave another one to the servers, and create certificates."""
     _allow_connections()
     cores = sorted(os.sched_getaffinity(0))
-    place = Place(cores[0], cores[-1], directory)
-    os.sched_setaffinity(0, {place.client_core})
+    setup = Setup(cores[0], cores[-1], directory)
+    os.sched_setaffinity(0, {setup.client_core})
     authority = trustme.CA()
     leaf = authority.issue_cert("localhost", key_type=trustme.KeyType.ECDSA)
-    authority.cert_pem.write_to_path(place.authority)
+    authority.cert_pem.write_to_path(setup.authority)
     leaf.private_key_pem.write_to_path(directory / "key.pem")
     for blob in leaf.cert_chain_pems:
         blob.write_to_path(directory / "chain.pem", append=True)
-    return place
+    return setup
 
 
 def _allow_connections() -> None:
-    """Raise the descriptor limit of this process and the servers to what the memory rows need."""
+    """Raise the descriptor limit of this process and the servers to the need of the memory rows."""
     wanted = 2 * max(max(row.amount, row.connections) for row in ROWS.values() if row.is_memory)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -123,12 +123,12 @@ def _allow_connections() -> None:
 def compete(
     row: Row,
     peers: Sequence[Peer],
-    place: Place,
+    setup: Setup,
     *,
     amount: int,
     rounds: int,
 ) -> Result:
-    """Measure every peer in every round. A peer that fails once is left out from then on."""
+    """Measure every peer in every round. A peer that fails once is skipped from then on."""
     series = {peer.name: Series() for peer in peers}
     for peer in peers:
         if peer.missing:
@@ -138,14 +138,14 @@ def compete(
         order = [each for each in [*peers[shift:], *peers[:shift]] if not series[each.name].failure]
         with contextlib.ExitStack() as stack:
             # Interpreters start slowly: start all of them together, before any measurement.
-            servers = [start(row, peer, place) for peer in order]
+            servers = [start(row, peer, setup) for peer in order]
             for server in servers:
                 stack.callback(server.stop)
             for server in servers:
                 server.wait_ready()
             for peer, server in zip(order, servers, strict=True):
                 try:
-                    measured = measure(row, server, amount, place.authority)
+                    measured = measure(row, server, amount, setup.authority)
                 except Failed as exc:
                     series[peer.name].failure = str(exc)
                 else:
@@ -153,11 +153,11 @@ def compete(
     return Result(row, amount, series)
 
 
-def start(row: Row, peer: Peer, place: Place, *arguments: str) -> Server:
+def start(row: Row, peer: Peer, setup: Setup, *arguments: str) -> Server:
     """Start a peer's server for a row."""
     command = [peer.module, row.work, *arguments]
     if peer.flavour:
         command.append(f"--flavour={peer.flavour}")
     if row.tls:
-        command.append(f"--tls={place.certificates}")
-    return Server(command, place.server_core, peer.source)
+        command.append(f"--tls={setup.certificates}")
+    return Server(command, setup.server_core, peer.source)

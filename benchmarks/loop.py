@@ -1,7 +1,7 @@
-"""A minimal epoll loop, for the client and for the epoll server, which is the lower bound.
+"""A minimal epoll loop, for the client and for the epoll server, which has the minimum cost.
 
 A job is a generator that serves one descriptor. It yields the event it waits for (``READABLE`` or
-``WRITABLE``) and is resumed by it. There are no tasks, no timers and no cancellation.
+``WRITABLE``), and is resumed when that occurs. There are no tasks, no timers and no cancellation.
 """
 
 from __future__ import annotations

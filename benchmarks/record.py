@@ -1,4 +1,4 @@
-"""The results as JSON: every figure of every round, and the machine they come from."""
+"""The results as JSON: every figure of every round, and the machine that produced them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from .contest import Place, Result
+from .contest import Result, Setup
 from .peers import PEERS
 
 
-def machine(place: Place) -> dict[str, str]:
+def machine(setup: Setup) -> dict[str, str]:
     """Describe the machine and the software, without which a figure means nothing."""
     return {
         "cpu": _cpu_model(),
-        "cores": place.cores,
+        "cores": setup.cores,
         "kernel": platform.release(),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "openssl": ssl.OPENSSL_VERSION,

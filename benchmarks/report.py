@@ -41,7 +41,7 @@ def show_row(result: Result, console: Console) -> None:
 def show_summary(results: list[Result], console: Console) -> None:
     """Print the ratios of every row, and whether trisock meets its targets."""
     peers = [each for each in results[0].series if each != BASE]
-    table = _table("work per CPU second of the server, bare Trio = 1; memory: less is better")
+    table = _table("work per CPU second of the server, bare Trio = 1; memory: lower is better")
     table.add_column("row")
     for peer in peers:
         table.add_column(peer, justify="right")

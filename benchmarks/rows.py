@@ -26,7 +26,7 @@ class Row:
       unit: the unit of work; in a memory row, the idle connections.
       amount: units in one measurement of a full run.
       quick: units in one measurement of a quick run.
-      target: trisock's figure relative to bare Trio's: the minimum, or the maximum for memory.
+      target: the minimum ratio of trisock's figure to bare Trio's (for memory, the maximum).
       tls: whether connections use TLS.
       connections: connections that are open before the work begins.
     """
@@ -48,7 +48,7 @@ class Row:
         return self.load == "idle"
 
     def warm_up(self, amount: int) -> int:
-        """Return the work before the measurement: a tenth of it, rounded up to whole blocks."""
+        """Return the amount of warm-up work: a tenth, rounded up to whole blocks."""
         return (
             -(-amount // 10 // BLOCK_SIZE) * BLOCK_SIZE
             if self.unit == "bytes"

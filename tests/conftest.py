@@ -1,4 +1,4 @@
-"""Hooks and fixtures of all tests: certificates, a deadline, a check for open descriptors."""
+"""Hooks and fixtures for all tests: certificates, a deadline, a check for open descriptors."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 import trio
 
-pytest.register_assert_rewrite("helpers")  # their asserts show values, as those of tests do
+pytest.register_assert_rewrite("helpers")  # their asserts show values, like those in tests
 
 from helpers.authority import Authority
 from helpers.deadline import DEADLINE
 from trisock import ClientTLS, ServerTLS
 from trisock.pluto.blocking import background
 
-# May be missing even with --all-programs: Debian installs either vsftpd or proftpd.
+# May be missing even with --all-programs: Debian can install only one of vsftpd and proftpd.
 OPTIONAL = {"vsftpd"}
 
 
@@ -39,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip (or fail) a test marked ``needs(program, ...)`` where such a program is missing."""
+    """Skip (or fail) a test marked ``needs(program, ...)`` if such a program is missing."""
     for mark in item.iter_markers("needs"):
         for program in mark.args:
             if shutil.which(program) is None:
@@ -60,7 +60,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_configure() -> None:
-    """Enable Ctrl-C, and find servers, here and in the programs that tests start."""
+    """Enable Ctrl-C and extend PATH, for this process and the programs that tests start."""
     # A shell starts background jobs with SIGINT ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # Debian installs servers in directories that only root has on its PATH.
@@ -97,7 +97,7 @@ def no_leaked_descriptor() -> Iterator[None]:
     yield
     background.stop()  # the thread of trisock.pluto
     gc.collect()
-    gc.freeze()  # test reports pile up, and would make each collection slower
+    gc.freeze()  # test reports accumulate, and would make each collection slower
     left = _descriptors() - before
     assert not left, f"left open: {left}"
 
@@ -152,7 +152,7 @@ def pem(authority: Authority, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def trusted(tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Add the tests' authority to the system's trust store, as this process sees it."""
+    """Add the tests' authority to the system's trust store, for this process only."""
     path = tmp_path / "trusted.pem"
     path.write_bytes(authority.pem)
     monkeypatch.setenv("SSL_CERT_FILE", str(path))

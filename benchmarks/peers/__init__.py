@@ -1,14 +1,14 @@
 """The servers to compare, one module for each library.
 
-Each is written as an experienced user of the library would, and is not tuned. They read at most 64
-KiB, write 64 KiB at a time, and keep the library's default for TCP_NODELAY. All can do these four
-kinds of work on a connection:
+Each is written as an experienced user of the library would write it, without tuning. All read at
+most 64 KiB, write 64 KiB at a time, and keep the library's default for TCP_NODELAY. All can do
+these four kinds of work on a connection:
 
-- ``echo``: echo everything until the end.
+- ``echo``: echo everything until EOF.
 - ``receive``: echo the request, which is a decimal number, then read and drop that number of bytes,
   and respond with the number received. Repeat.
 - ``send``: respond to such a request with that number of bytes (a multiple of 64 KiB). Repeat.
-- ``lines``: count lines until the end, and respond with their number.
+- ``lines``: count lines until EOF, and respond with the count.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ PEERS = {peer.name: peer for peer in [
          "benchmarks.peers.asyncio", "uvloop", packages=("uvloop",)),
     Peer("gevent", "gevent",
          "benchmarks.peers.gevent", packages=("gevent",)),
-    Peer("epoll", "a bare epoll loop, the lower bound",
+    Peer("epoll", "a bare epoll loop, the minimum cost",
          "benchmarks.peers.epoll"),
 ]}
 # fmt: on

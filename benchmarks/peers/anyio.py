@@ -7,7 +7,7 @@ from anyio.abc import ByteStream, SocketAttribute
 from anyio.streams.buffered import BufferedByteReceiveStream
 from anyio.streams.tls import TLSListener
 
-from .serving import BLOCK, HOST, READ_SIZE, Task, announce, take_task
+from .serving import BLOCK, HOST, READ_SIZE, Options, announce, parse_options
 
 
 async def echo(stream: ByteStream) -> None:
@@ -45,11 +45,11 @@ async def lines(stream: ByteStream) -> None:
             await stream.send(b"%d" % count)
 
 
-async def main(task: Task) -> None:
-    handler = {"echo": echo, "receive": receive, "send": send, "lines": lines}[task.work]
+async def main(options: Options) -> None:
+    handler = {"echo": echo, "receive": receive, "send": send, "lines": lines}[options.work]
     listener = await anyio.create_tcp_listener(local_host=HOST)
     port = listener.extra(SocketAttribute.local_port)
-    context = task.server_context()
+    context = options.server_context()
     announce(port)
     if context is None:
         await listener.serve(handler)
@@ -58,5 +58,5 @@ async def main(task: Task) -> None:
 
 
 if __name__ == "__main__":
-    task = take_task()
-    anyio.run(main, task, backend=task.flavour)
+    options = parse_options()
+    anyio.run(main, options, backend=options.flavour)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from asyncio import StreamReader, StreamWriter
 
-from .serving import BLOCK, HOST, READ_SIZE, Task, announce, take_task
+from .serving import BLOCK, HOST, READ_SIZE, Options, announce, parse_options
 
 
 async def echo(reader: StreamReader, writer: StreamWriter) -> None:
@@ -46,18 +46,18 @@ async def lines(reader: StreamReader, writer: StreamWriter) -> None:
     writer.close()
 
 
-async def main(task: Task) -> None:
-    handler = {"echo": echo, "receive": receive, "send": send, "lines": lines}[task.work]
-    server = await asyncio.start_server(handler, HOST, 0, ssl=task.server_context())
+async def main(options: Options) -> None:
+    handler = {"echo": echo, "receive": receive, "send": send, "lines": lines}[options.work]
+    server = await asyncio.start_server(handler, HOST, 0, ssl=options.server_context())
     announce(server.sockets[0].getsockname()[1])
     await server.serve_forever()
 
 
 if __name__ == "__main__":
-    task = take_task()
-    if task.flavour == "uvloop":
+    options = parse_options()
+    if options.flavour == "uvloop":
         import uvloop
 
-        uvloop.run(main(task))
+        uvloop.run(main(options))
     else:
-        asyncio.run(main(task))
+        asyncio.run(main(options))

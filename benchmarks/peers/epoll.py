@@ -1,4 +1,4 @@
-"""A bare epoll loop. It is the lower bound: little more than the cost of Python and the kernel."""
+"""A bare epoll loop. The minimum cost: little more than that of Python and the kernel."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import ssl
 from collections.abc import Generator
 
 from ..loop import READABLE, WRITABLE, Job, Loop
-from .serving import BLOCK, HOST, READ_SIZE, Task, announce, take_task
+from .serving import BLOCK, HOST, READ_SIZE, Options, announce, parse_options
 
 
 def echo(sock: socket.socket) -> Job:
@@ -61,9 +61,9 @@ def sendall(sock: socket.socket, data: bytes) -> Job:
             yield WRITABLE
 
 
-def main(task: Task) -> None:
-    handler = {"echo": echo, "receive": receive, "send": send, "lines": lines}[task.work]
-    context = task.server_context()
+def main(options: Options) -> None:
+    handler = {"echo": echo, "receive": receive, "send": send, "lines": lines}[options.work]
+    context = options.server_context()
     loop = Loop()
 
     def accept(listening: socket.socket) -> Job:
@@ -99,4 +99,4 @@ def main(task: Task) -> None:
 
 
 if __name__ == "__main__":
-    main(take_task())
+    main(parse_options())

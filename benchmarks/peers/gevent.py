@@ -6,7 +6,7 @@ from gevent import ssl
 from gevent.server import StreamServer
 from gevent.socket import socket
 
-from .serving import BLOCK, HOST, READ_SIZE, Task, announce, take_task
+from .serving import BLOCK, HOST, READ_SIZE, Options, announce, parse_options
 
 
 def echo(sock: socket, _address: object) -> None:
@@ -40,12 +40,12 @@ def lines(sock: socket, _address: object) -> None:
     sock.sendall(b"%d" % count)
 
 
-def main(task: Task) -> None:
-    handler = {"echo": echo, "receive": receive, "send": send, "lines": lines}[task.work]
+def main(options: Options) -> None:
+    handler = {"echo": echo, "receive": receive, "send": send, "lines": lines}[options.work]
     secured = {}
-    if task.tls is not None:
+    if options.tls is not None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # gevent's class, which does not block
-        context.load_cert_chain(task.tls / "chain.pem", task.tls / "key.pem")
+        context.load_cert_chain(options.tls / "chain.pem", options.tls / "key.pem")
         secured = {"ssl_context": context}
     server = StreamServer((HOST, 0), handler, **secured)
     server.start()
@@ -54,4 +54,4 @@ def main(task: Task) -> None:
 
 
 if __name__ == "__main__":
-    main(take_task())
+    main(parse_options())

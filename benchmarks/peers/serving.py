@@ -20,8 +20,8 @@ _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 @dataclass(frozen=True)
-class Task:
-    """The task of a server.
+class Options:
+    """The options of a server.
 
     Attributes:
       work: ``echo``, ``receive``, ``send`` or ``lines``.
@@ -42,14 +42,14 @@ class Task:
         return context
 
 
-def take_task() -> Task:
+def parse_options() -> Options:
     """Parse the command line, and set up the process as the driver requests."""
     parser = argparse.ArgumentParser()
     parser.add_argument("work", choices=["echo", "receive", "send", "lines"])
     parser.add_argument("--tls", type=Path)
     parser.add_argument("--flavour", default="")
     parser.add_argument("--core", type=int, help="the core to run on")
-    parser.add_argument("--parent", type=int, help="the driver, whose death ends this process")
+    parser.add_argument("--parent", type=int, help="the PID of the driver: exit when it dies")
     parser.add_argument("--profile", type=Path, help="write a profile to this file on SIGTERM")
     args = parser.parse_args()
     if args.core is not None:
@@ -58,7 +58,7 @@ def take_task() -> Task:
         _end_with(args.parent)
     if args.profile is not None:
         _profile_to(args.profile)
-    return Task(args.work, args.tls, args.flavour)
+    return Options(args.work, args.tls, args.flavour)
 
 
 def announce(port: int) -> None:
@@ -67,7 +67,7 @@ def announce(port: int) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """Let the kernel kill this process when the parent dies."""
+    """Make the kernel kill this process when the parent dies."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the call
         os._exit(1)

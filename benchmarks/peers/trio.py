@@ -6,13 +6,13 @@ import functools
 
 import trio
 
-from .serving import BLOCK, HOST, READ_SIZE, Task, announce, take_task
+from .serving import BLOCK, HOST, READ_SIZE, Options, announce, parse_options
 
 Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
 
 class LineReader:
-    """The line reader that many Trio programs carry."""
+    """The line reader that many Trio programs write for themselves."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
@@ -66,9 +66,9 @@ async def lines(stream: Stream) -> None:
     await stream.send_all(b"%d" % count)
 
 
-async def main(task: Task) -> None:
-    handler = {"echo": echo, "receive": receive, "send": send, "lines": lines}[task.work]
-    context = task.server_context()
+async def main(options: Options) -> None:
+    handler = {"echo": echo, "receive": receive, "send": send, "lines": lines}[options.work]
+    context = options.server_context()
     async with trio.open_nursery() as nursery:
         if context is None:
             listeners = await nursery.start(
@@ -84,4 +84,4 @@ async def main(task: Task) -> None:
 
 
 if __name__ == "__main__":
-    trio.run(main, take_task())
+    trio.run(main, parse_options())

@@ -6,7 +6,7 @@ import trio
 
 import trisock
 
-from .serving import BLOCK, HOST, Task, announce, take_task
+from .serving import BLOCK, HOST, Options, announce, parse_options
 
 
 async def echo(sock: trisock.Socket) -> None:
@@ -39,15 +39,15 @@ async def lines(sock: trisock.Socket) -> None:
     await sock.send(b"%d" % count)
 
 
-async def main(task: Task) -> None:
-    handler = {"echo": echo, "receive": receive, "send": send, "lines": lines}[task.work]
+async def main(options: Options) -> None:
+    handler = {"echo": echo, "receive": receive, "send": send, "lines": lines}[options.work]
     tls = None
-    if task.tls is not None:
-        tls = [trisock.Certificate.from_files(task.tls / "chain.pem", task.tls / "key.pem")]
+    if options.tls is not None:
+        tls = [trisock.Certificate.from_files(options.tls / "chain.pem", options.tls / "key.pem")]
     async with trio.open_nursery() as nursery:
         server = await trisock.bind(nursery, 0, handler, host=HOST, tls=tls)
         announce(server.port)
 
 
 if __name__ == "__main__":
-    trio.run(main, take_task())
+    trio.run(main, parse_options())

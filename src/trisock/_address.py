@@ -29,7 +29,7 @@ _PLAIN_PATH = re.compile(r"/[A-Za-z0-9._/@+~-]*")
 
 
 class Address(NamedTuple):
-    """One end of a connection.
+    """The address of one end of a connection.
 
     Attributes:
       host: an IPv4 or IPv6 address as text. An IPv4-mapped IPv6 address is shown as IPv4. An IPv6
@@ -130,12 +130,12 @@ def to_ascii_host(host: str) -> str:
     Raises ``TypeError`` if it is not a ``str``, ``ValueError`` if it is not a valid host name.
     """
     if not isinstance(host, str):
-        raise TypeError(f"a host is a str, not {quoted(host)}")
+        raise TypeError(f"a host must be a str, not {quoted(host)}")
     if _is_ip(host):
         _check_zone(host)
         return host
     name = host
-    # Mapping does not shorten a longer name to a valid one, unless its characters mean nothing.
+    # Mapping does not shorten a longer name to a valid one, unless it drops ignored characters.
     if not host.isascii() and len(host) <= _MAX_NAME + 1:
         try:
             mapped = idna.uts46_remap(host, std3_rules=False, transitional=False)
@@ -197,9 +197,9 @@ def check_port(port: object, host: str | None) -> None:
     """Raise ``TypeError`` or ``ValueError``, with the host in it, unless the port is valid."""
     where = "" if host is None else f" (host {quoted(host)})"
     if not isinstance(port, int) or isinstance(port, bool):
-        raise TypeError(f"a port is an int, not {quoted(port)}{where}")
+        raise TypeError(f"a port must be an int, not {quoted(port)}{where}")
     if not 0 <= port <= 65535:
-        raise ValueError(f"a port is in 0-65535, not {quoted(port)}{where}")
+        raise ValueError(f"a port must be in 0-65535, not {quoted(port)}{where}")
 
 
 def with_message(cause: OSError, message: str) -> OSError:

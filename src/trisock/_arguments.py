@@ -1,4 +1,4 @@
-"""Argument checks, and how an error message shows an argument."""
+"""Argument checks, and the formatting of arguments for error messages."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def check_bool(name: str, value: object) -> None:
     """Raise ``TypeError`` unless the value is a bool."""
     # An option that the program left unset (None) must not disable a check.
     if not isinstance(value, bool):
-        raise TypeError(f"{name} is True or False, not {type_name(value)}")
+        raise TypeError(f"{name} must be True or False, not {type_name(value)}")
 
 
 def bytes_view(data: object) -> memoryview:
     """Return a flat view of a bytes-like object; ``TypeError`` for anything else, such as str."""
     if not isinstance(data, (bytes, bytearray, memoryview)):
-        raise TypeError(f"bytes are needed, not {type(data).__name__}")
+        raise TypeError(f"a bytes-like object is required, not {type(data).__name__}")
     view = memoryview(data)
     return view if view.format == "B" and view.ndim == 1 and view.contiguous else _flat(view)
 
@@ -57,7 +57,7 @@ def bytes_view(data: object) -> memoryview:
 def delimiter_bytes(data: Buffer) -> bytes:
     delimiter = bytes(bytes_view(data))
     if not delimiter:
-        raise ValueError("a delimiter has at least one byte")
+        raise ValueError("a delimiter must have at least one byte")
     return delimiter
 
 
@@ -70,7 +70,7 @@ def positive_int(name: str, value: int) -> int:
     try:
         value = operator.index(value)
     except TypeError:
-        raise TypeError(f"{name} is an int, not {quoted(value)}") from None
+        raise TypeError(f"{name} must be an int, not {quoted(value)}") from None
     if value < 1:
         raise ValueError(f"{name} must be 1 or more, not {quoted(value)}")
     return value
@@ -81,7 +81,7 @@ def seconds_or_inf(name: str, seconds: float | None) -> float:
     if seconds is None:
         return math.inf
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
-        raise TypeError(f"{name} is a number of seconds or None, not {quoted(seconds)}")
+        raise TypeError(f"{name} must be a number of seconds or None, not {quoted(seconds)}")
     if not seconds >= 0:
         raise ValueError(f"{name} must be 0 or more, not {quoted(seconds)}")
     try:

@@ -30,8 +30,8 @@ from ._tls.roles import ClientTLS, TLSArgument, resolve_role
 _MIN_RETRY_INTERVAL = 0.001
 _MAX_RETRY_INTERVAL = 0.1
 
-# If nothing listens on a local port, a connect can get that very port as its source port and so
-# connect to itself. This is rare, unless the range of ephemeral ports is tiny.
+# If nothing listens on a local port, the kernel can choose that port as the source port. Then the
+# socket connects to itself. This is rare, unless the range of ephemeral ports is tiny.
 _SELF_CONNECT_TRIES = 16
 
 
@@ -48,10 +48,10 @@ async def connect(
     before the next (happy eyeballs, RFC 8305). The first to connect wins.
 
     Args:
-      host: a name (also an internationalized one) or an address.
+      host: a name, which may be internationalized, or an address.
       port: 0 to 65535.
       tls: ``True`` for TLS from the start: the server's certificate must match ``host`` and chain
-        to the system's trust store. Or what ``Socket.starttls`` takes.
+        to the system's trust store. Or any ``tls`` argument of ``Socket.starttls``.
       local_address: the local address to connect from.
 
     Returns: a ``Socket`` whose side is ``"client"``.
@@ -59,7 +59,7 @@ async def connect(
     Raises:
       OSError: all attempts failed. The message contains the address, and the cause is the group of
         the individual errors. If all of them have the same errno, it is that subclass
-        (``ConnectionRefusedError``). An unknown host is a ``socket.gaierror``. If nothing listens
+        (``ConnectionRefusedError``). An unknown host raises ``socket.gaierror``. If nothing listens
         on a local port, the kernel can connect a socket to itself. Such a connection is never
         returned; ``connect`` retries, and finally raises ``ConnectionRefusedError``.
       TLSError: as ``Socket.starttls``.
@@ -71,7 +71,7 @@ async def connect(
     check_port(port, host)
     if local_address is not None:
         if not isinstance(local_address, str):
-            raise TypeError(f"local_address is a str or None, not {quoted(local_address)}")
+            raise TypeError(f"local_address must be a str or None, not {quoted(local_address)}")
         local_address = to_ascii_host(local_address)
     if tls is not None:
         tls = ClientTLS() if tls is True else tls
@@ -97,7 +97,7 @@ async def _open_tcp(
         if attempts is None or number is None:
             raise with_message(exc, f"cannot connect to {where}") from attempts
         raise OSError(number, f"cannot connect to {where}: {os.strerror(number)}") from attempts
-    # Move the descriptor to a plain socket of our own: its calls are cheaper.
+    # Move the descriptor to our own ``socket.socket``: its calls are cheaper.
     family, kind, protocol = stream.socket.family, stream.socket.type, stream.socket.proto
     return socket.socket(family, kind, protocol, stream.socket.detach())
 
@@ -127,7 +127,7 @@ async def connect_unix(
 
     Args:
       path: its path; on Linux also an abstract name (``"\0name"``).
-      tls: what ``Socket.starttls`` takes. A client that verifies the server needs a name.
+      tls: as in ``Socket.starttls``. A client that verifies the server needs a name.
 
     Returns: a ``Socket`` whose side is ``"client"``.
 
@@ -163,7 +163,7 @@ async def connect_unix(
 
 
 def _check_client_role(tls: TLSArgument, host: str | None) -> None:
-    """Reject what is no client's role before connecting."""
+    """Reject any role but a client's, before connecting."""
     role = resolve_role(tls, server_hostname=None, connected_host=host, side="client")
     if role.server_side and not isinstance(tls, ssl.SSLContext):
         raise TypeError(

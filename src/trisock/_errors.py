@@ -75,8 +75,8 @@ def new_incomplete_read_error(
 ) -> IncompleteReadError:
     """Return an error whose ``partial`` consists of chunks, each with a start offset.
 
-    The chunks are joined lazily. Otherwise a program that takes one byte and retries, in a loop,
-    would copy all of them each time.
+    The chunks are concatenated lazily. Otherwise a program that takes one byte and retries, in a
+    loop, would copy all of them each time.
     """
     error = IncompleteReadError(b"", expected)
     error._entries = entries
@@ -114,7 +114,7 @@ def unraised_copy(failure: trio.BrokenResourceError) -> trio.BrokenResourceError
 
 # ---- ssl.SSLError in plain words ----
 
-# OpenSSL's reasons when the peer does not speak TLS: what it made of the first bytes.
+# OpenSSL's reasons when the peer does not speak TLS: its interpretations of the first bytes.
 _NOT_TLS = {
     "WRONG_VERSION_NUMBER",
     "HTTP_REQUEST",
@@ -131,7 +131,7 @@ _DESCRIPTIONS = {
     "VERSION_TOO_LOW": "the peer speaks no TLS version that is accepted here",
     "NO_PROTOCOLS_AVAILABLE": "the context allows no TLS version",
     "NO_SHARED_CIPHER": "the two sides share no cipher, or no certificate that fits one",
-    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "the peer showed no certificate, and one is required",
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "the peer sent no certificate, but one is required",
     "NO_APPLICATION_PROTOCOL": "the two sides share no ALPN protocol",
     "APPLICATION_DATA_AFTER_CLOSE_NOTIFY": "the peer was still sending encrypted data",
     "DECRYPTION_FAILED_OR_BAD_RECORD_MAC": "a record was forged or damaged",

@@ -1,4 +1,4 @@
-"""Call the user's code, and handle what it raises.
+"""Call the user's code, and handle its exceptions.
 
 Handlers, callbacks and log filters may do anything. So this module never hashes or compares an
 exception, and never calls a method of its class: a user's class may override any of them.
@@ -108,7 +108,7 @@ def split_errors(exc: BaseException) -> tuple[BaseException | None, BaseExceptio
         return None, exc
     tb = _attribute(exc, "__traceback__")
     return (
-        BaseExceptionGroup("raised along with others", errors).with_traceback(tb),
+        BaseExceptionGroup("errors raised along with other exceptions", errors).with_traceback(tb),
         _regroup(others, tb),
     )
 
@@ -193,7 +193,8 @@ def _exceptions(group: BaseException) -> tuple[BaseException, ...]:
 def _regroup(others: list[BaseException], tb: Any) -> BaseException:
     if len(others) > 1:
         with contextlib.suppress(Exception):  # a user's class may break this
-            return BaseExceptionGroup("raised along with others", others).with_traceback(tb)
+            message = "exceptions raised along with errors"
+            return BaseExceptionGroup(message, others).with_traceback(tb)
     return others[0]
 
 

@@ -116,7 +116,7 @@ async def test_a_cancelled_connect_leaves_nothing(
     path.unlink(missing_ok=True)
     with accepting(
         str(path) if how == "connect_unix" else ("127.0.0.1", 0),
-        lambda peer: connections.turn_to_tls(peer, layer),
+        lambda peer: connections.start_tls(peer, layer),
     ) as acceptor:
         await attempt(lambda: connect(acceptor), during(acceptor.acting()))
         connected = getattr(attempt.value, "_sock", attempt.value)
@@ -131,7 +131,7 @@ async def test_a_cancelled_connect_to_several_addresses_leaves_nothing(
     """One address refuses, one does not answer, and the last one accepts."""
     resolve_example_org_to("127.0.0.1", "127.0.0.2", "127.0.0.3")
     with (
-        accepting(("127.0.0.3", 0), lambda peer: connections.turn_to_tls(peer, layer)) as acceptor,
+        accepting(("127.0.0.3", 0), lambda peer: connections.start_tls(peer, layer)) as acceptor,
         contextlib.ExitStack() as stack,
     ):
         port = acceptor.listening.getsockname()[1]

@@ -89,7 +89,7 @@ async def test_a_cancelled_server_leaves_no_connection_and_no_listener(
     def script() -> Script:
         for _ in range(2):
             peers.append(Peer(connect_to(listener)))
-            connections.turn_to_tls(peers[-1], layer)
+            connections.start_tls(peers[-1], layer)
         yield
         for peer in peers:
             yield from acting_until_heard(peer, b"hello")
@@ -165,7 +165,7 @@ async def test_a_cancelled_broadcast_breaks_only_partly_sent_connections(
         peers = [Peer(connect_to(listener)) for _ in range(2)]
         slow, fast = peers
         for peer in peers:
-            connections.turn_to_tls(peer, layer)
+            connections.start_tls(peer, layer)
             for _ in acting_until_heard(peer, b"hello"):
                 await trio.lowlevel.checkpoint()
 

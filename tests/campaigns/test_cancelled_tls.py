@@ -82,7 +82,7 @@ async def test_a_cancelled_starttls_closes_the_socket(
     async with connections.pair(UNIX) as (sock, peer):
         starttls = sock.starttls if face == "trisock" else pluto_socket(sock).starttls
         if state is not sending_is_clogged:
-            connections.turn_to_tls(peer, layer)
+            connections.start_tls(peer, layer)
         await state(sock, peer)
 
         def script() -> Script:
@@ -91,7 +91,7 @@ async def test_a_cancelled_starttls_closes_the_socket(
             if state is sending_is_clogged:
                 yield
                 peer.act()
-                connections.turn_to_tls(peer, layer)
+                connections.start_tls(peer, layer)
             yield from peer.acting()
 
         await attempt(lambda: starttls(connections.role_of(layer)), during(script()))
@@ -122,7 +122,7 @@ async def test_a_starttls_cancelled_behind_a_broadcast_closes_the_socket(
             while len(peer.heard) < len(LARGE) and not peer.gone:
                 peer.act()
                 yield
-            connections.turn_to_tls(peer, layer, after=len(LARGE))
+            connections.start_tls(peer, layer, after=len(LARGE))
             yield from peer.acting()
 
         async def broadcast() -> None:

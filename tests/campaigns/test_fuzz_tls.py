@@ -82,10 +82,10 @@ async def handshake(sock: Socket, role: ClientTLS | ServerTLS, script: Script, e
     return False
 
 
-def turn_to_tls(mutant: Mutant, context: ssl.SSLContext, ours: ClientTLS | ServerTLS) -> None:
+def start_tls(mutant: Mutant, context: ssl.SSLContext, ours: ClientTLS | ServerTLS) -> None:
     """Make the mutant speak TLS, as the other side of our role."""
     server_side = isinstance(ours, ClientTLS)
-    mutant.turn_to_tls(
+    mutant.start_tls(
         context,
         server_side=server_side,
         server_hostname=None if server_side else "example.org",
@@ -109,7 +109,7 @@ def test_a_mutated_handshake_succeeds_or_fails_as_documented(
     ) -> None:
         ours, context = roles_of(authority, role, client_certificate)
         async with mutant_pair(cuts, changes, flight, make=raw_pair) as (sock, mutant):
-            turn_to_tls(mutant, context, ours)
+            start_tls(mutant, context, ours)
             if await handshake(sock, ours, mutant.conversing(clock, ending), ending):
                 async with alongside(mutant.conversing(clock, "ended")):
                     with contextlib.suppress(trio.BrokenResourceError):
@@ -205,12 +205,12 @@ def test_corrupted_records_never_yield_wrong_data(
     ) -> None:
         ours, context = roles_of(authority, role, False)
         async with mutant_pair(cuts, changes) as (sock, mutant):
-            turn_to_tls(mutant, context, ours)
+            start_tls(mutant, context, ours)
             async with alongside(mutant.conversing(clock, "silent")):
                 await sock.starttls(ours)
             mutant.act()
             mutant._flight = 0
-            mutant.send(b"".join(map(mutant.encrypt, SENT)) + mutant.the_end())
+            mutant.send(b"".join(map(mutant.encrypt, SENT)) + mutant.close_notify())
             got = b""
             async with alongside(mutant.conversing(clock, "ended")):
                 for call in itertools.chain(calls, itertools.repeat("recv")):

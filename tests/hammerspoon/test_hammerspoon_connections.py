@@ -76,7 +76,7 @@ async def test_connect_on_a_connected_object_returns_None_and_logs(
     client: Socket, peer: trisock.Socket, log: Log
 ) -> None:
     assert client.connect(LOCALHOST, 1) is None
-    assert "it is connected or listening already" in log.text
+    assert "it is already connected or listening" in log.text
     assert client.listen(0) is None
     assert client.connected()
     client.write("still there\n")
@@ -94,7 +94,7 @@ async def test_an_object_in_use_cannot_connect_or_listen(hs: Sockets, log: Log, 
     assert connecting.connect(path) is None
     assert connecting.listen(0) is None
     assert len(errors_in(log)) == 4
-    assert all("it is connected or listening already" in each for each in errors_in(log))
+    assert all("it is already connected or listening" in each for each in errors_in(log))
 
 
 async def test_a_failed_connect_is_logged_and_frees_the_object(

@@ -269,7 +269,7 @@ async def test_errors_for_invalid_arguments_do_not_quote_them(
     ("argument", "error", "words"),
     [
         *((each, TypeError, "not a bool") for each in (True, False)),
-        *((each, TypeError, "data is bytes or str") for each in (None, 1.5, [SECRET])),
+        *((each, TypeError, "data must be bytes or str") for each in (None, 1.5, [SECRET])),
         *((each, ValueError, "at least one byte") for each in (-1, -(10**30), "", b"")),
         (SECRET + "\ud800", ValueError, "cannot be sent"),
     ],

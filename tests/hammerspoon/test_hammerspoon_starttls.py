@@ -210,7 +210,7 @@ async def test_a_second_startTLS_is_ignored_and_logged(
 ) -> None:
     client.startTLS(False).startTLS(False)
     await check_tls(client, peer, server_tls, calls)
-    assert "it is using TLS already" in log.text
+    assert "it is already using TLS" in log.text
 
 
 async def test_startTLS_on_an_unconnected_object_returns_self_and_logs(
@@ -279,9 +279,9 @@ async def test_startTLS_after_eof_disconnects_after_pending_writes(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        *(((each,), "verify is a bool, a name") for each in (0, 5, b"example.org", [])),
+        *(((each,), "verify must be a bool, a name") for each in (0, 5, b"example.org", [])),
         *((each, "is not a host name") for each in [("",), (True, "not a name")]),
-        *((each, "a host is a str") for each in [(True, 5), (False, b"x")]),
+        *((each, "a host must be a str") for each in [(True, 5), (False, b"x")]),
         (("localhost", "other.example"), "two were given"),
     ],
 )

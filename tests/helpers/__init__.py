@@ -1,1 +1,1 @@
-"""What tests share; one idea per module. Tests import it, and never each other."""
+"""Shared by the tests; one idea per module. Tests import from here, and never from each other."""

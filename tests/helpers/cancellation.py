@@ -4,7 +4,7 @@ A test runs again and again, on fresh connections. Run n cancels the call at its
 until every point has been tried. A cancel point is any place where a cancellation takes effect:
 
 - a task of the call is about to resume: the event it waits for and the cancellation coincide;
-- a task of the call has stopped, to wait or to yield;
+- a task of the call has blocked or yielded;
 - a task of the call checks for cancellation (``checkpoint_if_cancelled``).
 
 Each run then checks the state that the docs promise, and that no descriptor and no task is left.
@@ -112,7 +112,7 @@ class Attempt(trio.abc.Instrument):
 
 
 def at_every_cancel_point(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
-    """Run a test, which makes one ``attempt``, until its call has no further cancel point."""
+    """Repeat a test, which makes one ``attempt``, for every cancel point of its call."""
 
     @functools.wraps(test)
     async def repeated(**fixtures: object) -> None:
@@ -166,9 +166,9 @@ def _names_of(argument: ast.expr, dicts: dict[str, ast.Dict]) -> set[str]:
 
 
 def grid(usual: Callable[..., bool], *axes: Iterable[object]) -> list[Any]:
-    """Return all combinations, for ``parametrize``; only ``usual`` ones run outside of long runs.
+    """Return all combinations for ``parametrize``; a normal run tries only the ``usual`` ones.
 
-    Where several cases take the same path through the core, the usual run tries one of them.
+    If several cases take the same path through the core, a normal run tries one of them.
     """
     return [
         pytest.param(*each, marks=() if usual(*each) else pytest.mark.rare)
@@ -202,12 +202,12 @@ class Connections:
             return None
         return self.client_tls if layer.endswith("client") else self.server_tls
 
-    def turn_to_tls(self, peer: Peer, layer: str, **options: int) -> None:
-        """Make the peer speak TLS, unless the layer is plain."""
+    def start_tls(self, peer: Peer, layer: str, **options: int) -> None:
+        """Make the peer start TLS, unless the layer is plain."""
         if layer == PLAIN:
             return
         server_side = layer.endswith("client")
-        peer.turn_to_tls(
+        peer.start_tls(
             self.peer_contexts[layer],
             server_side=server_side,
             server_hostname=None if server_side else "example.org",
@@ -221,7 +221,7 @@ class Connections:
             with Peer(raw) as peer:
                 peer.greeting = greeting
                 if layer in TLS:
-                    self.turn_to_tls(peer, layer)
+                    self.start_tls(peer, layer)
                     async with alongside(peer.acting()):
                         await sock.starttls(self.role_of(layer))
                     peer.act()
@@ -250,7 +250,7 @@ def pluto_socket(sock: Socket) -> pluto.async_socket:
 
 
 async def assert_closed(sock: Socket, peer: Peer) -> None:
-    """Check that every method of a socket finds it closed, and that the peer sees the end."""
+    """Check that every method raises ClosedResourceError, and that the peer sees the close."""
     assert sock.fileno() == -1
     assert not sock.isopen()
     for read in READS.values():

@@ -1,4 +1,4 @@
-"""Certificates that trustme cannot issue: any kind of key, dates, chain or purpose."""
+"""Certificates that trustme cannot issue: any key type, dates, chain or purpose."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from trisock import Certificate
 Key = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 Dates = tuple[datetime.datetime, datetime.datetime]
 
-#: The kinds of keys that servers use.
+#: The key types that servers use.
 KINDS = ("RSA 2048", "P-256", "P-384", "Ed25519")
 
 _now = datetime.datetime.now(datetime.timezone.utc).replace(
     microsecond=0
-)  # a certificate keeps seconds
+)  # certificates store whole seconds
 _day = datetime.timedelta(days=1)
 VALID: Dates = (_now - _day, _now + 90 * _day)
 EXPIRED: Dates = (_now - 3 * _day, _now - _day)
@@ -34,7 +34,7 @@ CLIENTS_ONLY = ExtendedKeyUsageOID.CLIENT_AUTH
 
 @functools.cache
 def key_of(kind: str) -> Key:
-    """Return a key of a kind, always the same: an RSA key takes long to generate."""
+    """Return the cached key of a type: generating an RSA key is slow."""
     if kind.startswith("RSA "):
         return rsa.generate_private_key(65537, int(kind.removeprefix("RSA ")))
     if kind == "Ed25519":
@@ -108,7 +108,7 @@ class CertificateAuthority:
 
 
 def der(certificate: Certificate) -> bytes:
-    """Return a server's (or client's) own certificate as its peer receives it."""
+    """Return the leaf certificate in DER, as the peer receives it."""
     return x509.load_pem_x509_certificate(certificate._chain).public_bytes(
         serialization.Encoding.DER
     )

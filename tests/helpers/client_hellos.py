@@ -1,4 +1,4 @@
-"""ClientHello messages: real and invented ones, with and without their records."""
+"""ClientHello messages, real and synthetic, with and without their records."""
 
 from __future__ import annotations
 

@@ -2,5 +2,5 @@
 
 from __future__ import annotations
 
-# Seconds. A hang fails a test, and does not stop the run. No passing test takes that long.
+# Seconds. A test that hangs fails, and the run goes on. Passing tests take less time.
 DEADLINE = 60

@@ -1,4 +1,4 @@
-"""The project's directory, and the tests that its documents can name."""
+"""The project's directory, and the names of all tests, for checks of the documents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the clients of the examples share."""
+"""Shared by the clients of the examples."""
 
 from __future__ import annotations
 

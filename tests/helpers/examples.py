@@ -40,7 +40,7 @@ class Running:
         while b"\n" not in self._printed:
             chunk = await self.process.stdout.receive_some()
             if not chunk:
-                raise AssertionError(f"the example ended; stderr: {self._read_stderr().decode()}")
+                raise AssertionError(f"the example exited; stderr: {self._read_stderr().decode()}")
             self._printed += chunk
         line, _, self._printed = self._printed.partition(b"\n")
         return line.decode().rstrip("\r")
@@ -110,7 +110,7 @@ sni_router = load("sni_router")
 
 
 def name_or_value_error(message: bytes) -> None:
-    """Fail on any other error, also on a subclass of ValueError such as UnicodeDecodeError."""
+    """Check that ``server_name`` returns, or raises ValueError itself and not a subclass."""
     error: type[Exception] = ValueError
     name = None
     try:

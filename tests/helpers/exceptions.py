@@ -1,4 +1,4 @@
-"""Exceptions and their groups."""
+"""Exception groups."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Failures of the system: no free descriptor, and a reset before the accept."""
+"""System failures: EMFILE, and a reset before the accept."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from trisock import ServerTLS, TLSError
 
 
 async def flight_for(role: ServerTLS, *pieces: bytes) -> tuple[bytes, Exception | None]:
-    """Return a server's flight to a client that sends pieces and closes, and the server's error."""
+    """Send pieces to a server, then close. Return its first flight and its error."""
     sock, raw = raw_pair()
     failure: Exception | None = None
 
@@ -45,7 +45,7 @@ async def flight_for(role: ServerTLS, *pieces: bytes) -> tuple[bytes, Exception 
 
 
 def certificate_in(flight: bytes) -> bytes | None:
-    """Return the server's own certificate, or ``None`` if the flight has none."""
+    """Return the server's leaf certificate, or ``None`` if the flight has none."""
     return next(iter(certificates_in(flight)), None)
 
 

@@ -1,8 +1,8 @@
 """The layers of the package: which module may import which (picture: ``docs/design.md``).
 
-    cd tests; python -m helpers.floors ../docs/imports.svg
+To draw the actual imports::
 
-draws the imports that the code has.
+    cd tests; python -m helpers.floors ../docs/imports.svg
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FLOORS = [
     {"_server"},
     {"_connect"},
     {""},  # the public names
-    {"pluto", "hammerspoon", "__main__"},  # the faces
+    {"pluto", "hammerspoon", "__main__"},  # the front ends
 ]
 
 

@@ -1,4 +1,4 @@
-"""A client's FTP."""
+"""The client side of FTP."""
 
 from __future__ import annotations
 

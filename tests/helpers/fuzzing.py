@@ -1,7 +1,7 @@
 """Fuzzing: any input from outside leads to a documented result.
 
-The inputs are random bytes, and real conversations with changes: bits flipped, parts cut, inserted,
-doubled and swapped, records with other types, versions and lengths. A usual run tries the same
+The inputs are random bytes and mutated real conversations: bits flipped; parts removed, inserted or
+repeated; record types, versions or lengths changed; records moved. A normal run tries the same
 examples each time; ``--times N`` tries N times as many, and new ones each time.
 """
 
@@ -125,7 +125,7 @@ CHANGES: dict[str, Callable[[bytes, int, bytes], bytes]] = {
     "split a record": split_record,
 }
 
-# Half of the changes come near the beginning.
+# Half of the mutations are near the beginning.
 AN_OFFSET = st.integers(0, 100) | st.integers(0, 5000)
 A_CHANGE = st.tuples(st.sampled_from(sorted(CHANGES)), AN_OFFSET, st.binary(min_size=1, max_size=8))
 SOME_CHANGES = st.lists(A_CHANGE, min_size=1, max_size=3)

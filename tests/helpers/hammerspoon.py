@@ -166,5 +166,5 @@ async def full_backlog(path: str) -> AsyncIterator[None]:
 
 
 def errors_in(log: pytest.LogCaptureFixture) -> list[str]:
-    """Return the messages logged as errors. Each tells of a mistake in the program."""
+    """Return the messages logged as errors. Each reports a mistake in the program."""
     return [each.getMessage() for each in log.records if each.levelno >= logging.ERROR]

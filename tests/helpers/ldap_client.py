@@ -1,4 +1,4 @@
-"""A client's LDAP."""
+"""The client side of LDAP."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import trio
 import trio.testing
 
-# Seconds. No test that passes waits this long: a hang is a failure.
+# Seconds. Passing tests wait less; a test that hangs fails.
 BOUND = 10
 
 T = TypeVar("T")
@@ -71,12 +71,12 @@ class TrioRun:
 
 @dataclass(frozen=True)
 class Message:
-    """What the peer sends in one call: ``line``, ``times`` times."""
+    """The data of one send: ``line``, ``times`` times."""
 
     line: bytes
     times: int = 1
     record: int = 16384  # how many of its bytes go into one TLS record
-    held: int = 0  # how many wire bytes at its end the peer holds back until it sends more
+    held: int = 0  # how many trailing wire bytes the peer withholds until its next send
 
     @property
     def data(self) -> bytes:
@@ -86,8 +86,8 @@ class Message:
 class Peer:
     """The other end of a plain connection: a raw socket, and the bytes to write to it.
 
-    It calls ``on_written`` with all bytes that became readable: plain text as it is written, under
-    TLS one record after the other.
+    It calls ``on_written`` with the data that the Socket can now read: all written bytes in plain
+    text, each complete record under TLS.
     """
 
     def __init__(self, raw: socket.socket, on_written: Callable[[bytes], None]) -> None:
@@ -95,9 +95,9 @@ class Peer:
         self.raw = raw
         self.on_written = on_written
         self.wire = bytearray()  # not yet written
-        self.held = 0  # how many bytes at the end of ``wire`` are held back
-        self.ending: str | None = None  # once the end is due
-        self.ended: str | None = None  # once the end is sent
+        self.held = 0  # how many trailing bytes of ``wire`` are withheld
+        self.ending: str | None = None  # how the stream is to end, once that is decided
+        self.ended: str | None = None  # how the stream has ended
         self.fin = False
 
     def send(self, message: Message) -> None:
@@ -106,7 +106,7 @@ class Peer:
         self.write()
 
     def end(self, how: str, *, fin: bool) -> None:
-        """End the stream: ``"clean"``, or ``"cut"``, which drops the bytes held back."""
+        """End the stream: ``"clean"``, or ``"cut"``, which drops the withheld bytes."""
         if how == "cut":
             del self.wire[len(self.wire) - self.held :]
         else:
@@ -117,7 +117,7 @@ class Peer:
         self.write()
 
     def write(self) -> bool:
-        """Write what is due, as far as the kernel takes it; return whether it took anything."""
+        """Write pending bytes until EAGAIN; return whether anything was written."""
         wrote = False
         with contextlib.suppress(BlockingIOError):
             while due := len(self.wire) - self.held:
@@ -208,7 +208,7 @@ class TLSPeer(Peer):
                     self.put(part)
 
     def encode_end(self) -> None:
-        with contextlib.suppress(ssl.SSLWantReadError):  # the peer's close_notify never comes
+        with contextlib.suppress(ssl.SSLWantReadError):  # the Socket's close_notify has not arrived
             self.tls.unwrap()
         self.put(b"")
 

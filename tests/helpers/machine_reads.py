@@ -36,7 +36,7 @@ class Taken(NamedTuple):
 
 
 class Expected(NamedTuple):
-    """What the steps of a read return, and how the last one ends if it does not return."""
+    """The results of a read's steps, and how the last step ends if it does not return."""
 
     taken: list[Taken]
     ending: str | None
@@ -46,7 +46,7 @@ class Read(abc.ABC):
     """One method of reading, called once or more."""
 
     steps = 1
-    # Whether every step is a cancel point; otherwise only a step that has to wait.
+    # Whether every step is a cancel point, or only one that has to wait.
     always_a_cancel_point = True
 
     @abc.abstractmethod
@@ -176,7 +176,7 @@ class Next(Read):
 def _until(
     unread: bytearray, start: int, delimiter: bytes, max_bytes: int, end: str | None
 ) -> tuple[int, str | None]:
-    """Return how many bytes end with the delimiter, or 0 and how the read ends."""
+    """Return the size including the delimiter, or 0 and how the read ends."""
     at = unread.find(delimiter, start)
     count = at + len(delimiter) - start
     if at >= 0 and count <= max_bytes:

@@ -1,4 +1,4 @@
-"""A client's SMTP, LMTP, IMAP and POP3: commands and replies."""
+"""The client side of SMTP, LMTP, IMAP and POP3: commands and replies."""
 
 from __future__ import annotations
 
@@ -55,19 +55,19 @@ async def lmtp_hello(sock: Socket) -> None:
 
 
 def a_mail() -> bytes:
-    """Return a mail of about 1 MB, with each kind of line that starts with a dot."""
+    """Return a message of about 1 MB, with each kind of line that starts with a dot."""
     lines = [base64.b64encode(secrets.token_bytes(57)) for _ in range(13_000)]
     lines[5000:5000] = [b".", b"..", b"", b".a", b"..a"]
     return CRLF.join([b"Subject: large", b"", *lines, b""])
 
 
 def stuffed(mail: bytes) -> bytes:
-    """Return a mail with dot stuffing and its end (RFC 5321, section 4.5.2)."""
+    """Return a message, dot-stuffed and terminated (RFC 5321, section 4.5.2)."""
     return (CRLF + mail).replace(b"\r\n.", b"\r\n..")[2:] + b".\r\n"
 
 
 async def deliver(sock: Socket, mail: bytes, recipient: bytes) -> None:
-    """Deliver a mail, with pipelined commands (RFC 2920)."""
+    """Deliver a message, with pipelined commands (RFC 2920)."""
     await sock.send(b"MAIL FROM:<a@b.example>\r\nRCPT TO:<%s>\r\nDATA\r\n" % recipient)
     replies = [await reply(sock) for _ in range(3)]
     if [code for code, _ in replies] != [250, 250, 354]:
@@ -78,7 +78,7 @@ async def deliver(sock: Socket, mail: bytes, recipient: bytes) -> None:
 
 
 async def receive_mail(listener: trisock.Listener) -> bytes:
-    """Receive one mail as an LMTP server."""
+    """Receive one message as an LMTP server."""
     async with await listener.accept() as sock:
         await sock.send(b"220 ready\r\n")
         while not (command := await sock.recv_until(CRLF)).startswith(b"DATA"):

@@ -1,4 +1,4 @@
-"""How much memory objects and ``malloc`` hold."""
+"""The memory held by objects and by ``malloc``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class _Mallinfo2(ctypes.Structure):
 
 
 def allocated() -> int:
-    """Return the bytes allocated by ``malloc``, OpenSSL's too; 0 where this is not known."""
+    """Return the bytes allocated by ``malloc``, including OpenSSL's; 0 if this is unknown."""
     try:
         mallinfo = ctypes.CDLL(None).mallinfo2
     except AttributeError:

@@ -1,4 +1,4 @@
-"""A peer whose bytes are changed on their way."""
+"""A peer whose bytes are mutated in transit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trisock import Socket
 
 
 class Mutant(Peer):
-    """A peer that changes one of its flights (-1: none), and sends each one in pieces."""
+    """A peer that mutates one of its flights (-1: none), and sends each one in pieces."""
 
     def __init__(
         self, raw: socket.socket, changes: list[Change], flight: int, cuts: list[int]
@@ -48,7 +48,7 @@ class Mutant(Peer):
                 with contextlib.suppress(OSError):
                     self.raw.shutdown(socket.SHUT_WR)
             clock.jump(10)
-            assert idle < 100, "it hangs"
+            assert idle < 100, "the Socket hangs"
 
 
 @contextlib.asynccontextmanager

@@ -57,7 +57,7 @@ def reset(raw: socket.socket) -> None:
 
 
 def raw_pair() -> tuple[Socket, socket.socket]:
-    """Return a Socket and the plain, blocking socket at its other end, over TCP."""
+    """Return a Socket and its peer, a blocking socket of the standard library, over TCP."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         raw = socket.create_connection(listening.getsockname())
         accepted, _ = listening.accept()
@@ -67,7 +67,7 @@ def raw_pair() -> tuple[Socket, socket.socket]:
 
 
 def unix_pair() -> tuple[Socket, Socket]:
-    """Return the two ends of a Unix connection, which fills exactly, unlike one over TCP."""
+    """Return the two ends of a Unix connection. Unlike TCP, it has an exact capacity."""
     a, b = (trio.socket.from_stdlib_socket(each) for each in socket.socketpair())
     return Socket(trio.SocketStream(a)), Socket(trio.SocketStream(b), side="server")
 
@@ -78,7 +78,7 @@ async def pair(layer: str, client_tls: Any, server_tls: Any) -> tuple[Socket, So
 
 
 async def small_pair(layer: str, client_tls: Any, server_tls: Any) -> tuple[Socket, Socket]:
-    """Return the two ends of a connection that holds little before it is full."""
+    """Return the two ends of a Unix connection, whose buffers fill quickly."""
     a, b = unix_pair()
     if layer == "tls":
         async with trio.open_nursery() as nursery:

@@ -1,7 +1,7 @@
-"""The other end of a connection, without a task: its methods never wait.
+"""A peer that needs no task: its methods never block.
 
-A script, a generator that yields between two steps, drives it beside Trio's tasks. ``alongside``
-runs the next step whenever all tasks are blocked.
+A script drives it: a generator that yields after each step. ``alongside`` runs the next step
+whenever all of Trio's tasks are blocked.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ async def alongside(script: Script) -> AsyncIterator[None]:
 
 
 class Peer:
-    """A raw socket's end of a connection, which can upgrade to TLS and return to plain text.
+    """A peer on a raw socket. It can upgrade to TLS, and return to plain text.
 
     Attributes:
       wire: all received bytes.
       heard: all received data, decrypted.
-      gone: whether the connection has ended, in any way.
-      finished: whether it has ended properly: under TLS, with ``close_notify``.
+      gone: whether the connection has ended, cleanly or not.
+      finished: whether it has ended cleanly: with FIN, or under TLS with ``close_notify``.
       secured: whether TLS is in use: the handshake is complete.
-      greeting: what it sends with its last message of a handshake.
+      greeting: data to send together with its last handshake message.
     """
 
     def __init__(self, raw: socket.socket) -> None:
@@ -68,7 +68,7 @@ class Peer:
     def __exit__(self, *_: object) -> None:
         self.raw.close()
 
-    def turn_to_tls(
+    def start_tls(
         self,
         context: ssl.SSLContext,
         *,
@@ -76,7 +76,7 @@ class Peer:
         server_hostname: str | None = None,
         after: int | None = None,
     ) -> None:
-        """Use TLS from now on. With ``after``, the data after that many bytes was already TLS."""
+        """Start TLS. With ``after``, the bytes received beyond this offset are already TLS."""
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._ssl = context.wrap_bio(
             self._incoming,
@@ -89,7 +89,7 @@ class Peer:
             del self.heard[after:]
 
     def act(self) -> None:
-        """Read all that has arrived, and send what TLS answers."""
+        """Read all data that has arrived, and send TLS's responses."""
         try:
             while chunk := self.raw.recv(65536):
                 self.wire += chunk
@@ -118,14 +118,14 @@ class Peer:
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLZeroReturnError:
-            self._answer_the_end(ssl_object)
+            self._answer_close_notify(ssl_object)
         except ssl.SSLError:  # cut short, or an alert
             self._ssl, self._deaf = None, True
-        else:  # read() returned b"": the end, too
-            self._answer_the_end(ssl_object)
+        else:  # read() returned b"": EOF, too
+            self._answer_close_notify(ssl_object)
         self._flush()
 
-    def _answer_the_end(self, ssl_object: ssl.SSLObject) -> None:
+    def _answer_close_notify(self, ssl_object: ssl.SSLObject) -> None:
         with contextlib.suppress(ssl.SSLError):
             ssl_object.unwrap()
         self.finished, self.secured, self._ssl = True, False, None
@@ -139,7 +139,7 @@ class Peer:
         return self._outgoing.read()
 
     def send(self, data: bytes) -> None:
-        """Send bytes as they are, as many as fit."""
+        """Send bytes unchanged, as many as fit."""
         with contextlib.suppress(OSError):
             self.raw.send(data)
 
@@ -153,9 +153,9 @@ class Peer:
             with contextlib.suppress(OSError):
                 self.raw.shutdown(socket.SHUT_WR)
         else:
-            self.send(self.the_end())
+            self.send(self.close_notify())
 
-    def the_end(self) -> bytes:
+    def close_notify(self) -> bytes:
         """Return a ``close_notify`` to send."""
         assert self._ssl is not None
         with contextlib.suppress(ssl.SSLError):

@@ -41,7 +41,7 @@ def encoded(key: Any, password: bytes | None = None) -> bytes:
 
 @functools.lru_cache
 def chains_and_keys() -> tuple[list[bytes], list[bytes]]:
-    """Return self-signed certificates of each kind of key, and their keys, also encrypted."""
+    """Return a self-signed certificate for each key type, and the keys, plain and encrypted."""
     keys: list[Any] = [
         rsa.generate_private_key(65537, 2048),
         ec.generate_private_key(ec.SECP256R1()),

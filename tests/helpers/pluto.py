@@ -1,7 +1,7 @@
-"""What the tests of ``trisock.pluto`` share.
+"""Shared by the tests of ``trisock.pluto``.
 
-A test of a promise that holds on both sides is written once, as a coroutine function decorated with
-``both_sides``. Inside Trio it runs as a task. Outside, it must end without waiting for Trio.
+A test for both sides is written once, as an async function decorated with ``both_sides``. Inside
+Trio it runs as a task. Outside, it must finish without waiting for Trio.
 ``got`` awaits a result if it is awaitable.
 """
 
@@ -118,7 +118,7 @@ async def tls_pair(certs: object) -> tuple[Any, Any]:
 
 
 async def raw_peer() -> tuple[Any, stdlib.socket]:
-    """Return a client, and the blocking socket of the standard library that is its peer."""
+    """Return a client and its peer, a blocking socket of the standard library."""
     with stdlib.create_server(("127.0.0.1", 0)) as listening:
         client = await got(socket.connect("127.0.0.1", listening.getsockname()[1]))
         raw, _ = listening.accept()
@@ -145,7 +145,7 @@ def check_not_listening(port: int) -> None:
 
 
 async def wait_readable(sock: Any) -> None:
-    """Wait until there is data to read, or the end."""
+    """Wait until there is data to read, or EOF."""
     if inside():
         await trio.lowlevel.wait_readable(sock._sock.fileno())
     else:
@@ -196,7 +196,7 @@ async def echo(s: async_socket) -> None:
 
 
 class Thread:
-    """A thread that runs a function; ``result`` returns, or raises, what the function did."""
+    """Runs a function in a thread. ``result`` returns its value or raises its exception."""
 
     def __init__(self, function: Callable[[], Any]) -> None:
         self._outcome: Any = None
@@ -224,7 +224,7 @@ async def in_thread(function: Callable[[], Any]) -> Any:
 
 
 def recv_in_thread(sock: Any) -> Thread:
-    """Start a thread that reads, outside Trio, and wait until it does."""
+    """Start a read in a thread outside Trio, and wait until it is in progress."""
     thread = Thread(sock.recv)
     while not sock._sock._connection.reading.in_use:
         checkpoint()
@@ -243,7 +243,7 @@ def signal_main_thread(signum: signal.Signals = signal.SIGINT) -> None:
 
 # ---- processes ----
 
-FORK_WARNS = ("-W", "ignore::DeprecationWarning")  # Python 3.12 warns of a fork beside threads
+FORK_WARNS = ("-W", "ignore::DeprecationWarning")  # Python 3.12 warns about a fork with threads
 STRICT = ("-X", "dev", "-W", "error")
 
 

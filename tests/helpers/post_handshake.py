@@ -1,6 +1,6 @@
-"""A TLS peer that requests responses from a reader: certificates and key updates.
+"""A TLS peer that makes a reader send: post-handshake authentication and key updates.
 
-TLS 1.3 sends both after the handshake (RFC 8446, section 4.6), so a read has to send too.
+Both follow the TLS 1.3 handshake (RFC 8446, section 4.6), so a read may have to respond.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from trisock import Certificate, Socket
 
 
 class PostHandshakePeer(RawTLS):
-    """A peer that does not block after the handshake (its socket must not either)."""
+    """A peer whose socket must be non-blocking after the handshake."""
 
     def send(self, data: bytes) -> None:
         self.ssl.write(data)
@@ -44,7 +44,7 @@ class PostHandshakePeer(RawTLS):
         libssl = ctypes.CDLL(_ssl.__file__)
         libssl.SSL_key_update.argtypes = [ctypes.c_void_p, ctypes.c_int]
         libssl.SSL_do_handshake.argtypes = [ctypes.c_void_p]
-        # PySSLSocket: the object's head, a weak reference to a socket, the SSL.
+        # PySSLSocket: PyObject_HEAD, a weak reference to a socket, the SSL pointer.
         address = id(self.ssl._sslobj) + object.__basicsize__ + ctypes.sizeof(ctypes.c_void_p)  # type: ignore[attr-defined]
         pointer = ctypes.c_void_p.from_address(address).value
         assert libssl.SSL_key_update(pointer, int(request)) == 1
@@ -63,7 +63,7 @@ class PostHandshakePeer(RawTLS):
         return data
 
     async def receive_until(self, enough: Callable[[bytes], bool]) -> bytes:
-        """Receive until the data is enough, and return it."""
+        """Receive until ``enough(data)`` is true, and return the data."""
         data = b""
         while not enough(data):
             await trio.lowlevel.wait_readable(self.raw)
@@ -71,7 +71,7 @@ class PostHandshakePeer(RawTLS):
         return data
 
     async def receive_to_end(self) -> tuple[bytes, bool]:
-        """Return all data until the end, and whether the end was close_notify."""
+        """Return all data until EOF, and whether the peer sent close_notify."""
         data = b""
         while True:
             try:
@@ -90,7 +90,7 @@ class PostHandshakePeer(RawTLS):
                 data += part
 
     async def wait_for_response(self) -> None:
-        """Wait for the response to a certificate request: then another request is possible."""
+        """Wait until a certificate request is answered, so that another one is allowed."""
         while True:
             self.received()
             with contextlib.suppress(ssl.SSLError):  # one is pending
@@ -122,7 +122,7 @@ async def post_handshake_pair(
         async with closing(sock):
             await handshake(sock, client_context, peer, server_hostname="example.org")
             raw.setblocking(False)
-            # The smallest send buffer: a message fits in part, and the send waits in the middle.
+            # The smallest send buffer: a message fits only in part, so its send has to wait.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
             yield sock, peer
 
@@ -130,6 +130,6 @@ async def post_handshake_pair(
 async def start_until_blocked(
     nursery: trio.Nursery, function: Callable[..., Awaitable[object]], *args: object
 ) -> None:
-    """Start a task, and wait until it waits."""
+    """Start a task, and wait until it blocks."""
     nursery.start_soon(function, *args)
     await trio.testing.wait_all_tasks_blocked()

@@ -1,4 +1,4 @@
-"""A client's PostgreSQL protocol."""
+"""The client side of the PostgreSQL protocol."""
 
 from __future__ import annotations
 

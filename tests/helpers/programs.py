@@ -1,4 +1,4 @@
-"""Run real programs beside a test. (``@pytest.mark.needs(program, ...)`` is in conftest.)"""
+"""Run real programs alongside a test. (``@pytest.mark.needs(program, ...)`` is in conftest.)"""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import trio
 
 @contextlib.asynccontextmanager
 async def running(*command: str | Path, **options: Any) -> AsyncIterator[trio.Process]:
-    """Run a program for the length of a block."""
+    """Run a program for the duration of a block."""
     async with trio.open_nursery() as nursery:
         process: trio.Process = await nursery.start(
             lambda task_status: trio.run_process(

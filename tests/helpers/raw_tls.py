@@ -19,7 +19,7 @@ from trisock import ServerTLS, Socket, TLSError, TLSInfo
 async def upgrade(
     client: Socket, client_tls: object, server: Socket, server_tls: object
 ) -> tuple[trisock.TLSInfo, trisock.TLSInfo]:
-    """Call starttls at both ends of a connection, and return what each end knows about TLS."""
+    """Call starttls at both ends of a connection, and return the TLSInfo of each end."""
     infos: dict[str, trisock.TLSInfo] = {}
 
     async def server_side() -> None:
@@ -32,7 +32,7 @@ async def upgrade(
 
 
 class RawTLS:
-    """A blocking peer that uses the ssl module, for what a trisock peer does not do."""
+    """A blocking peer on the ssl module, which can do more than a trisock peer."""
 
     def __init__(self, raw: socket.socket, context: ssl.SSLContext, **options: object) -> None:
         self.raw = raw
@@ -40,7 +40,7 @@ class RawTLS:
         self.ssl = context.wrap_bio(self.incoming, self.outgoing, **options)  # type: ignore[arg-type]
 
     def run(self, function: Callable[[], object]) -> object:
-        """Call a method of the SSLObject until it returns; raise ``EOFError`` at the end."""
+        """Call a method of the SSLObject until it returns; raise ``EOFError`` at EOF."""
         while True:
             try:
                 return function()
@@ -54,7 +54,7 @@ class RawTLS:
                 self.flush()
 
     def handshake_unflushed(self) -> None:
-        """Finish the handshake, but keep what it sends last in ``outgoing``."""
+        """Finish the handshake, but leave the last flight in ``outgoing``."""
         while True:
             try:
                 return self.ssl.do_handshake()
@@ -68,7 +68,7 @@ class RawTLS:
 
 
 def raw_client_context(authority: Authority, version: str = "TLSv1_3") -> ssl.SSLContext:
-    """Return the context of a client that trusts the authority, and speaks at most a version."""
+    """Return a client context that trusts the authority, with a maximum TLS version."""
     context = ssl.create_default_context(cadata=authority.pem.decode())
     context.maximum_version = ssl.TLSVersion[version]
     return context

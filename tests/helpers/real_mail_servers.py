@@ -71,15 +71,15 @@ postlog unix-dgram n - n - 1 postlogd
 
 @contextlib.contextmanager
 def postfix(authority: Authority) -> Iterator[RealServer]:
-    """Start Postfix: SMTP with STARTTLS, with TLS from the start, and without TLS.
+    """Start Postfix: SMTP with STARTTLS, with implicit TLS (RFC 8314), and without TLS.
 
-    It passes on mail to example.org, and any mail of clients with a certificate, over LMTP to the
+    It relays mail to example.org, and any mail from clients with a certificate, over LMTP to the
     Unix socket ``arrived``.
     """
     with prepared(authority, "smtp", "smtps", "plain") as (directory, ports):
         main = directory / "main.cf"
         main.write_text(POSTFIX_MAIN.format(directory=directory))
-        os.utime(main, (0, 0))  # Postfix waits for two seconds while a file is that new
+        os.utime(main, (0, 0))  # Postfix waits while the file is less than 2 s old
         (directory / "master.cf").write_text(POSTFIX_MASTER.format(**ports))
         (directory / "data").mkdir()
         queue = directory / "queue"
@@ -159,7 +159,7 @@ remote 127.0.0.3 {{
 
 @contextlib.contextmanager
 def dovecot(authority: Authority) -> Iterator[RealServer]:
-    """Start Dovecot: IMAP and POP3 with STARTTLS, IMAP with TLS from the start, and LMTP.
+    """Start Dovecot: IMAP and POP3 with STARTTLS, IMAP with implicit TLS, and LMTP.
 
     Any user name works, with ``PASSWORD``. SNI selects the certificate of imap.example.org.
     """

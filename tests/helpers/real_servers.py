@@ -1,4 +1,4 @@
-"""Servers of other projects, each configured and started in a directory of its own.
+"""Third-party servers, each configured and started in its own directory.
 
 They listen on loopback, and neither read the system's configuration nor write outside their
 directory. At the end all their processes are stopped and all their files are deleted.
@@ -31,7 +31,7 @@ from trisock import Certificate
 # Seconds to start, and to stop.
 _PATIENCE = 30
 
-# Below the ephemeral ports, which the system hands out.
+# Below the ephemeral ports, which the system assigns.
 _PORTS = range(20_000, 30_000)
 
 PASSWORD = "secret"  # of all users
@@ -54,24 +54,24 @@ class RealServer:
     process: subprocess.Popen[bytes]
 
     def child_called(self, word: str) -> int:
-        """Return its one process whose command line contains a word."""
+        """Return the PID of its only process whose command line contains a word."""
         found = []
         for pid in _descendants(self.process.pid):
-            with contextlib.suppress(OSError):  # it has ended in the meantime
+            with contextlib.suppress(OSError):  # it has exited in the meantime
                 if word in Path(f"/proc/{pid}/cmdline").read_text():
                     found.append(pid)
         (pid,) = found
         return pid
 
 
-# ---- what each server needs ----
+# ---- a server's directory, ports and certificate ----
 
 
 @contextlib.contextmanager
 def temporary_directory() -> Iterator[Path]:
     """Make a directory that other users can read: servers drop root's privileges.
 
-    Its path is short: that of a Unix socket may have at most 107 bytes.
+    Its path is short: the path of a Unix socket has at most 107 bytes.
     """
     with tempfile.TemporaryDirectory(prefix="trisock-") as name:
         directory = Path(name)
@@ -81,10 +81,10 @@ def temporary_directory() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def reserved_ports(*names: str) -> Iterator[dict[str, int]]:
-    """Reserve free ports for a server, for the length of a block.
+    """Reserve free ports for a server, for the duration of a block.
 
-    A port is bound without ``SO_REUSEADDR``, which shows that it is free. Then it is shared with
-    sockets that set this option, as servers do.
+    The bind without ``SO_REUSEADDR`` shows that a port is free. Then the option is set, so that a
+    server, which sets it too, can bind the same port.
     """
     with contextlib.ExitStack() as stack:
         yield {name: _reserve(stack.enter_context(socket.socket())) for name in names}
@@ -153,9 +153,9 @@ def started(
 
     Args:
       command: starts it in the foreground.
-      directory: its own. It logs and prints to the file "log" in there.
+      directory: its directory. Its log and its output go to the file "log" there.
       ports: its TCP ports, by protocol.
-      announced: what it logs once it is ready (default: ready means that all ports answer).
+      announced: a log message that means ready. By default, it is ready when all ports accept.
       user: the user to run it as, if the tests run as root.
       stop: the signal that stops it.
     """
@@ -195,7 +195,7 @@ def _identity(user: str | None) -> dict[str, Any]:
 
 
 def _stop(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
-    """Stop a server. Kill what is left of it, and raise RuntimeError then."""
+    """Stop a server. If a process survives, kill it and raise RuntimeError."""
     others = []
     for pid in _descendants(process.pid):
         with contextlib.suppress(ProcessLookupError):
@@ -210,7 +210,7 @@ def _stop(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
             process.kill()
             process.wait()
         for other in others:
-            if not select.select([other], [], [], _PATIENCE)[0]:  # readable once it has ended
+            if not select.select([other], [], [], _PATIENCE)[0]:  # readable once it has exited
                 left.append(other)
                 signal.pidfd_send_signal(other, signal.SIGKILL)
     finally:

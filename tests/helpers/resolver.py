@@ -1,4 +1,4 @@
-"""Host names that only a test resolves."""
+"""A fake resolver for the host names of a test."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""Bytes that count how many of them a search scans."""
+"""A bytes subclass that counts the bytes that searches scan."""
 
 from __future__ import annotations
 
 
 class ScannedBytes(bytes):
-    """Bytes that count in ``ScannedBytes.scanned`` how many bytes were scanned.
+    """Bytes whose search methods add the number of scanned bytes to ``ScannedBytes.scanned``.
 
-    Slices and concatenations of them count too. A search that is not counted is refused.
+    Slices and concatenations count too. Search methods that do not count are disabled.
     """
 
     scanned = 0

@@ -1,4 +1,4 @@
-"""A running server, its client and a broadcast, each for the length of a block; and the log."""
+"""Context managers for a server, its client and a broadcast; and the records in the log."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from helpers.examples import command
 
 @dataclasses.dataclass
 class SharedServer:
-    """A TLS server that runs.
+    """A running TLS server.
 
     Attributes:
       ca: the path of its CA.

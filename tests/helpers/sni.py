@@ -1,4 +1,4 @@
-"""Which certificate a client receives if it requests a name."""
+"""The certificate that a client receives for a requested name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trisock import TLSInfo
 
 
 async def client_info(server_tls: Any, name: str | None, context: ssl.SSLContext) -> TLSInfo:
-    """Return what a client knows after it has requested a name."""
+    """Return the TLSInfo of a client that sends this name as SNI."""
     a, b = await tcp_pair()
     async with closing(a, b), trio.open_nursery() as nursery:
         nursery.start_soon(b.starttls, server_tls)

@@ -1,4 +1,4 @@
-"""Small LDAP and database servers for clients of other projects (see starttls_servers.py)."""
+"""Small LDAP and database servers for third-party clients (see starttls_servers.py)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SUCCESS = (ber(0x0A, b"\0"), ber(0x04), ber(0x04))
 
 
 async def ldap(site: Site, sock: Socket) -> None:
-    """Return one entry, whose description is the mail; accept any other (RFC 4511)."""
+    """Return the mail as the description of one entry; accept any new entry (RFC 4511)."""
     names = {0x60: "bind", 0x63: "search", 0x68: "add", 0x77: "extended"}
     while True:
         (_, number), (tag, content), *_ = ber_elements(await receive_ber(sock))

@@ -1,4 +1,4 @@
-"""A small FTP server for clients of other projects (see starttls_servers.py)."""
+"""A small FTP server for third-party clients (see starttls_servers.py)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class FTP:
     Attributes:
       protected: whether data connections use TLS.
       listener: accepts the client's data connection (passive mode).
-      target: where the client accepts ours (active mode).
+      target: the address to connect to (active mode).
     """
 
     site: Site

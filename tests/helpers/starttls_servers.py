@@ -1,6 +1,6 @@
-"""Small servers that upgrade to TLS, for clients of other projects.
+"""Small STARTTLS servers, for third-party clients.
 
-Each knows the commands that these clients send. A server is ``protocol(site, sock)``.
+Each supports the commands that these clients send. A server is ``protocol(site, sock)``.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ PASSWORD = "pencil"
 
 @dataclass
 class Site:
-    """What the servers of one test share.
+    """The common state of the servers of one test.
 
     Attributes:
       certificate: the servers' certificate.
-      directory: where the FTP server keeps its files.
+      directory: the directory of the FTP server's files.
       mail: the messages that were received, and those to deliver.
-      commands: each command that was read, after the TLS version it came over (None: plain text).
+      commands: each command read, as (TLS version or None for plain text, command).
     """
 
     certificate: Certificate
@@ -278,7 +278,7 @@ class Proxied:
     """A PROXY header.
 
     Attributes:
-      client: whose connection it is (None: the proxy's own).
+      client: the client's address (None: the connection is the proxy's own).
       fields: the other fields of version 2, by type.
     """
 

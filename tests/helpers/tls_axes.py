@@ -1,4 +1,4 @@
-"""The settings that two sides of TLS may have, each with its expected result."""
+"""The settings of the two sides of TLS, each with its expected result."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ TOO_LATE = Fault("certificate has expired", "certificate expired", verify_code=1
 TOO_EARLY = Fault("certificate is not yet valid", "bad certificate", verify_code=9)
 WRONG_PURPOSE = Fault("purpose", "unsupported certificate", verify_code=26)
 NO_CERTIFICATE = Fault(
-    "the peer showed no certificate, and one is required",
+    "the peer sent no certificate, but one is required",
     "certificate required",
     reason="PEER_DID_NOT_RETURN_A_CERTIFICATE",
     alert_of_1_2="handshake failure",
 )
-NO_ALPN = Fault("shares no ALPN protocol, and one is required", None, reason=None)
+NO_ALPN = Fault("shares no ALPN protocol, but one is required", None, reason=None)
 
 
 class Name(NamedTuple):
@@ -72,14 +72,16 @@ NAMES = {
     "another address": Name("127.0.0.1", "127.0.0.2", None, WRONG_ADDRESS),
 }
 MORE_NAMES = {
-    "with capitals": Name("example.org", "Example.ORG", "Example.ORG"),
-    "with a dot at its end": Name("example.org", "example.org.", "example.org"),
+    "uppercase": Name("example.org", "Example.ORG", "Example.ORG"),
+    "trailing dot": Name("example.org", "example.org.", "example.org"),
     "IPv6 address": Name("::1", "::1", None),
     "the wildcard's own domain": Name("*.example.org", "example.org", "", WRONG_NAME),
-    "too deep for the wildcard": Name("*.example.org", "a.b.example.org", "", WRONG_NAME),
-    "a wildcard that is a part": Name("w*.example.org", "www.example.org", "", WRONG_NAME),
+    "two labels below the wildcard": Name("*.example.org", "a.b.example.org", "", WRONG_NAME),
+    "partial wildcard": Name("w*.example.org", "www.example.org", "", WRONG_NAME),
     "another international": Name("xn--bcher-kva.example", "bucher.example", "", WRONG_NAME),
-    "an address that looks like it": Name("127-0-0-1.example", "127.0.0.1", None, WRONG_ADDRESS),
+    "a name that looks like the address": Name(
+        "127-0-0-1.example", "127.0.0.1", None, WRONG_ADDRESS
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""What the clients of other projects' servers share: TLS contexts, and cancelled reads."""
+"""Shared by the clients of third-party servers: TLS contexts, and cancelled reads."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class RefusedError(Exception):
 
 
 class ResumingContext(ssl.SSLContext):
-    """A client's context whose connections resume the TLS session of the first.
+    """A client context. All its connections resume the TLS session of the first one.
 
-    FTP servers require it: it shows that a data connection is from the same client.
+    FTP servers require this of data connections, to know that they are from the same client.
     """
 
     _first: ssl.SSLObject | None = None

@@ -30,12 +30,12 @@ from trisock import Certificate
 
 PEERS = ROOT / "tests" / "interop" / "tls_peers"
 
-# Several records of lines. No line starts like a command of s_client or s_server.
+# Lines that fill several records. None is a command of s_client or s_server.
 QUESTION = b"0123456789\n" * 4000
 ANSWER = b"9876543210\n" * 4000
 
 
-# ---- cases: each differs from the usual one in one value ----
+# ---- cases: each differs from the default in one value ----
 
 
 class ALPN(NamedTuple):
@@ -143,8 +143,8 @@ class Peer(NamedTuple):
 
     Attributes:
       client, server: return the command line of each role.
-      alpn_report: what a client prints before the protocol that was agreed.
-      name_error: a pattern for what it prints if the server's name is wrong.
+      alpn_report: the text that a client prints before the negotiated protocol.
+      name_error: a pattern for its error message if the server's name is wrong.
     """
 
     name: str
@@ -322,7 +322,7 @@ class Output:
 
 
 async def run_client(command: Command, *, end_when: bytes = ANSWER) -> tuple[int, Output]:
-    """Run a client that sends its standard input, and end that after the answer."""
+    """Run a client that sends its stdin. Close its stdin after the answer."""
     output = Output()
     pipe = subprocess.PIPE
     environment = {**os.environ, "LC_ALL": "C.UTF-8"}  # for internationalized names
@@ -334,7 +334,7 @@ async def run_client(command: Command, *, end_when: bytes = ANSWER) -> tuple[int
         async def feed(stdin: trio.abc.SendStream) -> None:
             with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 await stdin.send_all(QUESTION)
-                if command[0] == "curl":  # it sends nothing before the end of its input
+                if command[0] == "curl":  # it sends nothing before EOF on stdin
                     await stdin.aclose()
 
         async def read_errors(stderr: trio.abc.ReceiveStream) -> None:
@@ -353,7 +353,7 @@ async def run_client(command: Command, *, end_when: bytes = ANSWER) -> tuple[int
 
 
 class Server:
-    """A program that runs as a server, and what it has printed so far."""
+    """A program that runs as a server, and its output so far."""
 
     def __init__(self, process: trio.Process) -> None:
         assert process.stdin is not None
@@ -367,7 +367,7 @@ class Server:
         self.text = ""
 
     async def read_output(self) -> None:
-        """Read all that it prints: a full pipe would block it."""
+        """Read all its output: a full pipe would block it."""
         async for chunk in self.output:
             self.text += chunk.decode(errors="replace")
             self._wake()
@@ -383,7 +383,7 @@ class Server:
         while True:
             if found := re.search("|".join(patterns), self.text):
                 return found
-            assert not self._ended, f"it ended without printing {patterns}: {self.text}"
+            assert not self._ended, f"it exited without printing {patterns}: {self.text}"
             await self._more.wait()
 
 

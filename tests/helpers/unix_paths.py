@@ -1,4 +1,4 @@
-"""Listeners on Unix paths, and what a dead one leaves."""
+"""Listeners on Unix paths, and stale socket files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import trisock
 
 
 def leave_stale(path: Path) -> None:
-    """Create the path of a socket that nobody listens on."""
+    """Create a stale socket file: nothing listens on it."""
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
 

@@ -101,13 +101,13 @@ def test_an_invalid_host_name_is_a_value_error(host: str) -> None:
 
 
 def test_a_non_str_host_is_a_type_error() -> None:
-    with pytest.raises(TypeError, match="a host is a str"):
+    with pytest.raises(TypeError, match="a host must be a str"):
         to_ascii_host(b"example.org")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("port", ["80", None, 1.5, True])
 def test_a_non_int_port_is_a_type_error(port: object) -> None:
-    with pytest.raises(TypeError, match=r"a port is an int.*example\.org"):
+    with pytest.raises(TypeError, match=r"a port must be an int.*example\.org"):
         check_port(port, "example.org")
 
 

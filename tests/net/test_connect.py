@@ -101,13 +101,13 @@ async def test_an_unknown_host_is_a_gaierror_that_names_it() -> None:
 
 async def test_arguments_are_checked_before_connecting(authority: Authority) -> None:
     for arguments, options, error, words in [
-        (("localhost", "80"), {}, TypeError, "a port is an int.*localhost"),
+        (("localhost", "80"), {}, TypeError, "a port must be an int.*localhost"),
         (("localhost", 65536), {}, ValueError, "0-65535.*localhost"),
-        ((b"localhost", 80), {}, TypeError, "a host is a str"),
+        ((b"localhost", 80), {}, TypeError, "a host must be a str"),
         (("", 80), {}, ValueError, "not a host name"),
         (("a b", 80), {}, ValueError, "not a host name"),
-        (("localhost", 80), {"tls": 1}, TypeError, "tls is a server name"),
-        (("localhost", 80), {"tls": False}, TypeError, "tls is a server name"),
+        (("localhost", 80), {"tls": 1}, TypeError, "tls must be a server name"),
+        (("localhost", 80), {"tls": False}, TypeError, "tls must be a server name"),
         (("localhost", 80), {"tls": []}, ValueError, "at least one certificate"),
     ]:
         with pytest.raises(error, match=words):
@@ -249,7 +249,7 @@ async def test_invalid_unix_paths_are_refused() -> None:
     for path, error, words in [
         ("", ValueError, "empty"),
         ("a\0b", ValueError, "NUL"),
-        (1, TypeError, "a path is"),
+        (1, TypeError, "a path must be"),
         ("x" * 108, OSError, "at most 107 bytes"),
     ]:
         for call in (trisock.connect_unix, trisock.listen_unix):

@@ -33,7 +33,7 @@ async def test_only_a_trio_socket_stream_can_be_adopted() -> None:
     with pytest.raises(TypeError, match=r"needs a trio\.SocketStream"):
         Socket(object())  # type: ignore[arg-type]
     a, b = trio.socket.socketpair()
-    with a, b, pytest.raises(ValueError, match="the side is"):
+    with a, b, pytest.raises(ValueError, match="side must be"):
         Socket(trio.SocketStream(a), side="middle")  # type: ignore[arg-type]
 
 
@@ -147,13 +147,13 @@ async def test_isopen_leaves_data_unread(sock: Socket, raw: socket.socket) -> No
 
 @pytest.mark.parametrize("bad", ["str", None, 1, [b"x"]])
 async def test_anything_but_bytes_is_a_type_error(bad: object, a: Socket, b: Socket) -> None:
-    with pytest.raises(TypeError, match="bytes are needed"):
+    with pytest.raises(TypeError, match="a bytes-like object is required"):
         a.unrecv(bad)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="bytes are needed"):
+    with pytest.raises(TypeError, match="a bytes-like object is required"):
         await a.send(b"not sent", bad)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="bytes are needed"):
+    with pytest.raises(TypeError, match="a bytes-like object is required"):
         await a.recv_until(bad)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="bytes are needed"):
+    with pytest.raises(TypeError, match="a bytes-like object is required"):
         a.lines(delimiter=bad)  # type: ignore[arg-type]
     assert await b.peek() is None
 

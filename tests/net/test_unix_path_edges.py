@@ -127,7 +127,7 @@ def test_failing_to_open_the_lock_is_an_oserror(
     ("mode", "error"), [(-1, ValueError), (0o10000, ValueError), (True, TypeError)]
 )
 def test_an_invalid_mode_is_refused(path: Path, mode: int, error: type[Exception]) -> None:
-    with pytest.raises(error, match="mode is"):
+    with pytest.raises(error, match="mode must be"):
         trisock.listen_unix_nowait(path, mode=mode)
     assert os.listdir(path.parent) == []
 

@@ -284,12 +284,12 @@ async def test_a_handler_that_is_not_async_logs_an_error(caplog: pytest.LogCaptu
         assert await client.recv() is None
         await client.close()
         await listener.close()
-    assert "a handler is an async function, which" in caplog.text
+    assert "a handler must be an async function, which" in caplog.text
 
 
 def test_bind_and_add_raise_type_error_for_invalid_arguments() -> None:
     sched = pluto.scheduler()
-    with pytest.raises(TypeError, match="a handler is an async function, not 5"):
+    with pytest.raises(TypeError, match="a handler must be an async function, not 5"):
         pluto.socket.bind(sched, 0, 5)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="a server runs in a scheduler, not in None"):
         pluto.socket.bind(None, 0, print)  # type: ignore[arg-type]

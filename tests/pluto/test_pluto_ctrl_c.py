@@ -243,7 +243,7 @@ def test_a_failed_undo_is_logged_and_later_calls_work(
         return "fine"
 
     assert own_thread.call(later) == "fine"
-    assert "could not take back" in caplog.text
+    assert "could not undo" in caplog.text
     caplog.clear()
 
 

@@ -252,7 +252,7 @@ async def test_a_running_scheduler_cannot_be_run_again() -> None:
     errors = []
 
     async def again() -> None:
-        with pytest.raises(RuntimeError, match="running already") as caught:
+        with pytest.raises(RuntimeError, match="already running") as caught:
             await sched.run()
         errors.append(caught.value)
 

@@ -18,7 +18,7 @@ if sys.platform != "linux":
 
 from benchmarks import record
 from benchmarks.against import compare
-from benchmarks.contest import Place, Result, Series, compete, prepare
+from benchmarks.contest import Result, Series, Setup, compete, prepare
 from benchmarks.measure import Measurement
 from benchmarks.peers import PEERS, Peer
 from benchmarks.rows import MIB, ROWS
@@ -41,7 +41,7 @@ SMALL_AMOUNTS = {
 # A server that loses one byte or line of the work.
 LOSSY = """
 import socket
-from benchmarks.peers.serving import BLOCK, HOST, READ_SIZE, announce, take_task
+from benchmarks.peers.serving import BLOCK, HOST, READ_SIZE, announce, parse_options
 
 def serve(work, sock):
     if work == "echo":
@@ -63,18 +63,18 @@ def serve(work, sock):
         wanted -= len(sock.recv(READ_SIZE))
     sock.sendall(b"%d" % (int(request) - 1))
 
-task = take_task()
+options = parse_options()
 with socket.create_server((HOST, 0)) as listening:
     announce(listening.getsockname()[1])
     while True:
         sock, _ = listening.accept()
         with sock:
-            serve(task.work, sock)
+            serve(options.work, sock)
 """
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def setup(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setup]:
     cores = os.sched_getaffinity(0)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     yield prepare(tmp_path_factory.mktemp("certificates"))
@@ -83,8 +83,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 
 @pytest.mark.parametrize("name", SMALL_AMOUNTS)
-def test_every_peer_does_all_the_work_of_a_row(name: str, place: Place) -> None:
-    result = compete(ROWS[name], BASIC_PEERS, place, amount=SMALL_AMOUNTS[name], rounds=1)
+def test_every_peer_does_all_the_work_of_a_row(name: str, setup: Setup) -> None:
+    result = compete(ROWS[name], BASIC_PEERS, setup, amount=SMALL_AMOUNTS[name], rounds=1)
     assert {peer: series.failure for peer, series in result.series.items()} == {
         peer.name: None for peer in BASIC_PEERS
     }
@@ -96,26 +96,26 @@ def test_every_peer_does_all_the_work_of_a_row(name: str, place: Place) -> None:
 
 @pytest.mark.parametrize("name", ["echo1", "connections", "receive", "send", "lines"])
 def test_a_server_that_loses_data_gets_no_result(
-    name: str, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "lossy.py").write_text(LOSSY)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     amount = SMALL_AMOUNTS.get(name, 100)
-    result = compete(ROWS[name], [Peer("lossy", "", "lossy")], place, amount=amount, rounds=2)
+    result = compete(ROWS[name], [Peer("lossy", "", "lossy")], setup, amount=amount, rounds=2)
     lossy = result.series["lossy"]
     assert lossy.failure
     assert not lossy.measurements
 
 
-def test_a_peer_without_its_library_is_reported(place: Place) -> None:
+def test_a_peer_without_its_library_is_reported(setup: Setup) -> None:
     absent = Peer("absent", "", "benchmarks.peers.trio", packages=("no_such_library",))
-    result = compete(ROWS["echo1"], [absent], place, amount=10, rounds=1)
+    result = compete(ROWS["echo1"], [absent], setup, amount=10, rounds=1)
     assert result.series["absent"].failure == "not installed: no_such_library"
 
 
-def test_the_error_of_a_failed_server_start_is_reported(place: Place) -> None:
+def test_the_error_of_a_failed_server_start_is_reported(setup: Setup) -> None:
     broken = Peer("broken", "", "benchmarks.peers.no_such_peer")
-    result = compete(ROWS["echo1"], [broken], place, amount=10, rounds=1)
+    result = compete(ROWS["echo1"], [broken], setup, amount=10, rounds=1)
     assert "No module named benchmarks.peers.no_such_peer" in str(result.series["broken"].failure)
 
 
@@ -158,11 +158,11 @@ def test_ratios_compare_figures_of_the_same_round() -> None:
     assert not ROWS["memory"].meets_target(2)
 
 
-def test_the_record_contains_the_figures_of_every_round(place: Place, tmp_path: Path) -> None:
+def test_the_record_contains_the_figures_of_every_round(setup: Setup, tmp_path: Path) -> None:
     import json
 
-    result = compete(ROWS["echo1"], BASIC_PEERS[:2], place, amount=100, rounds=2)
-    record.write([result], record.machine(place), tmp_path / "new" / "latest.json")
+    result = compete(ROWS["echo1"], BASIC_PEERS[:2], setup, amount=100, rounds=2)
+    record.write([result], record.machine(setup), tmp_path / "new" / "latest.json")
     written = json.loads((tmp_path / "new" / "latest.json").read_text())
     assert written["machine"]["trio"]
     for name in ("trio", "trisock"):

@@ -127,12 +127,12 @@ async def test_reuse_port_fails_on_platforms_without_so_reuseport(
 
 async def test_listen_refuses_invalid_arguments() -> None:
     for arguments, options, error, words in [
-        (("80",), {}, TypeError, "a port is an int"),
+        (("80",), {}, TypeError, "a port must be an int"),
         ((65536,), {}, ValueError, "0-65535"),
-        ((0,), {"host": b"localhost"}, TypeError, "a host is a str or None"),
+        ((0,), {"host": b"localhost"}, TypeError, "a host must be a str or None"),
         ((0,), {"host": "a b"}, ValueError, "not a host name"),
-        ((0,), {"backlog": 1.5}, TypeError, "backlog is an int or None"),
-        ((0,), {"backlog": True}, TypeError, "backlog is an int or None"),
+        ((0,), {"backlog": 1.5}, TypeError, "backlog must be an int or None"),
+        ((0,), {"backlog": True}, TypeError, "backlog must be an int or None"),
         ((0,), {"backlog": -1}, ValueError, "backlog must be 0 or more"),
         ((0,), {"host": "unknown.invalid"}, OSError, "cannot listen on unknown.invalid:0"),
         ((0,), {"host": "192.0.2.1"}, OSError, "cannot listen on 192.0.2.1:0"),

@@ -77,8 +77,8 @@ async def test_bind_with_bad_arguments_leaves_nothing_listening(
         trio.open_nursery() as nursery,
     ):
         for arguments, options, error, words in [
-            ((listener, None), {}, TypeError, "a handler is an async function"),
-            (("80", echo), {}, TypeError, "a port is an int"),
+            ((listener, None), {}, TypeError, "a handler must be an async function"),
+            (("80", echo), {}, TypeError, "a port must be an int"),
             ((0, echo), {"max_connections": 0}, ValueError, "1 or more"),
             ((0, echo), {"max_connections": True}, TypeError, "int or None"),
             ((0, echo), {"max_connections": 1.5}, TypeError, "int or None"),
@@ -210,7 +210,7 @@ async def test_a_refused_argument_changes_nothing() -> None:
     async with serving(Socket.recv, listener) as server:
         with pytest.raises(ValueError, match="grace is too long"):
             server.stop(10**400)
-        with pytest.raises(TypeError, match="grace is a number of seconds or None"):
+        with pytest.raises(TypeError, match="grace must be a number of seconds or None"):
             server.stop("1")  # type: ignore[arg-type]
         assert not server.closing.is_set()
         async with await connect(server):

@@ -374,7 +374,7 @@ async def test_client_certificates_are_requested_for_every_server_name(
             assert bool(b.tls.peer_certificate) == (sent == "good")
             assert info.alpn_protocol == ("x" if required else None)
         else:
-            words = "showed no certificate" if sent == "none" else "certificate was refused"
+            words = "sent no certificate" if sent == "none" else "certificate was refused"
             assert words in str(server_error)
 
 
@@ -391,7 +391,7 @@ async def test_a_client_that_only_sends_learns_why_it_was_refused(
     """TLS 1.3: the alert comes after the client's handshake, and a reset after that."""
 
     async def server_side() -> None:
-        with pytest.raises(TLSError, match="showed no certificate"):
+        with pytest.raises(TLSError, match="sent no certificate"):
             await b.starttls(strict_server_tls)
 
     async with trio.open_nursery() as nursery:

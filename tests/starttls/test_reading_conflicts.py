@@ -109,7 +109,7 @@ async def test_lines_split_before_stoptls_are_kept(
     client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
     async def end() -> None:
-        with pytest.raises(RuntimeError, match="decrypted bytes are waiting"):
+        with pytest.raises(RuntimeError, match="decrypted bytes are unread"):
             await sock.stoptls()
 
     text = b"CCC\ntwo\nthree\n"

@@ -199,16 +199,16 @@ async def test_a_wrong_argument_leaves_the_connection_as_it_was(
     a.unrecv(b"early")
     no_check = ssl.create_default_context()
     for tls, options, error, words in [
-        (None, {}, TypeError, "tls is a server name"),
-        (b"example.org", {}, TypeError, "tls is a server name"),
-        (42, {}, TypeError, "tls is a server name"),
+        (None, {}, TypeError, "tls must be a server name"),
+        (b"example.org", {}, TypeError, "tls must be a server name"),
+        (42, {}, TypeError, "tls must be a server name"),
         ("", {}, ValueError, "not a host name"),
         ("a b", {}, ValueError, "not a host name"),
         ([], {}, ValueError, "at least one certificate"),
         (["example.org"], {}, TypeError, "not a str"),
         ([{"chain": "x"}], {}, ValueError, "has the fields chain and private_key"),
         ([{"chain": "x", "private_key": "y"}], {}, ValueError, "not PEM"),
-        (ClientTLS(ca=authority.pem), {"server_hostname": 1}, TypeError, "is a str"),
+        (ClientTLS(ca=authority.pem), {"server_hostname": 1}, TypeError, "must be a str"),
         ([good], {"server_hostname": "example.org"}, ValueError, "for the TLS client's role"),
         (client_tls, {"server_hostname": ""}, ValueError, "not a host name"),
         (client_tls, {"handshake_timeout": "1"}, TypeError, "number of seconds"),
@@ -226,7 +226,7 @@ async def test_a_wrong_argument_leaves_the_connection_as_it_was(
         await a.stoptls()
     assert await a.recv() == b"early"
     await upgrade(a, client_tls, b, server_tls)
-    with pytest.raises(RuntimeError, match="using TLS already"):
+    with pytest.raises(RuntimeError, match="already using TLS"):
         await a.starttls(client_tls)
     await a.send(b"x")
     assert await b.recv() == b"x"

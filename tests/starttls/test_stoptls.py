@@ -80,7 +80,7 @@ async def test_stoptls_refuses_while_data_after_the_handshake_is_unread(
         raw.shutdown(socket.SHUT_WR)
         await trio.lowlevel.wait_readable(sock.fileno())
         assert sock.isopen()  # the kernel has received FIN, but TLS has no close_notify
-        with pytest.raises(RuntimeError, match="decrypted bytes are waiting"):
+        with pytest.raises(RuntimeError, match="decrypted bytes are unread"):
             await sock.stoptls()
         assert sock.isopen()
         assert await sock.recv() == b"first data"

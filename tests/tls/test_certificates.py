@@ -187,9 +187,9 @@ def test_an_error_names_the_unusable_argument(authority: Authority) -> None:
         ((chain, other_key), ValueError, r"private_key does not match .* for example\.org"),
         ((chain, secret), ValueError, "private_key is encrypted, and no password was given"),
         ((chain, secret, "wrong"), ValueError, "or the password is wrong"),
-        ((None, key), TypeError, "chain is str or bytes, not a NoneType"),
-        ((chain, 1), TypeError, "private_key is str or bytes, not a int"),
-        ((chain, secret, 1), TypeError, "password is str or bytes"),
+        ((None, key), TypeError, "chain must be str or bytes, not a NoneType"),
+        ((chain, 1), TypeError, "private_key must be str or bytes, not a int"),
+        ((chain, secret, 1), TypeError, "password must be str or bytes"),
     ]:
         with pytest.raises(error, match=words) as caught:
             Certificate(*arguments)  # type: ignore[arg-type]
@@ -279,7 +279,7 @@ def test_no_error_shows_a_damaged_or_misplaced_key(authority: Authority, tmp_pat
             lambda: ServerTLS({"chain": chain.encode() + b"\xff", "private_key": key[:-40]}),
             "a block is damaged",
         ),
-        (lambda: ServerTLS(key), "not as a str"),
+        (lambda: ServerTLS(key), "not a str"),
     ]:
         with pytest.raises((ValueError, TypeError), match=words) as caught:
             make()

@@ -289,7 +289,7 @@ async def test_stoptls_decrypts_past_records_without_data(
         flood = forger.records(HANDSHAKE, NEW_KEYS, 500)
         raw.sendall(first + flood + forger.record(DATA, b"more"))
         assert await sock.recv() == b"CCC\n"
-        with pytest.raises(RuntimeError, match="decrypted bytes are waiting") as caught:
+        with pytest.raises(RuntimeError, match="decrypted bytes are unread") as caught:
             await sock.stoptls()
         assert sock._connection.caused(caught.value)  # only the peer can cause it
         assert await sock.recv() == b"more"

@@ -30,11 +30,11 @@ def test_roles_check_their_options(authority: Authority) -> None:
     good = authority.issue("example.org")
     for make, error, words in [
         (lambda: ServerTLS([]), ValueError, "at least one certificate"),
-        (lambda: ServerTLS("pem"), TypeError, "not as a str"),
+        (lambda: ServerTLS("pem"), TypeError, "not a str"),
         (lambda: ServerTLS([1]), TypeError, "not a int"),  # type: ignore[list-item]
         (lambda: ServerTLS(good, require_alpn=True), ValueError, "needs alpn_protocols"),
         (lambda: ServerTLS(good, alpn_protocols="h2"), TypeError, "sequence of str"),
-        (lambda: ServerTLS(good, alpn_protocols=[b"h2"]), TypeError, "is a str"),  # type: ignore[list-item]
+        (lambda: ServerTLS(good, alpn_protocols=[b"h2"]), TypeError, "must be a str"),  # type: ignore[list-item]
         (lambda: ServerTLS(good, alpn_protocols=[""]), ValueError, "1 to 255"),
         (lambda: ServerTLS(good, alpn_protocols=["x" * 256]), ValueError, "1 to 255"),
         (lambda: ServerTLS(good, client_ca="x"), ValueError, "client_ca is not PEM"),
@@ -49,14 +49,14 @@ def test_roles_check_their_options(authority: Authority) -> None:
             "needs client_ca",
         ),
         (lambda: ClientTLS("a b"), ValueError, "not a host name"),
-        (lambda: ClientTLS(1), TypeError, "a host is a str"),  # type: ignore[arg-type]
+        (lambda: ClientTLS(1), TypeError, "a host must be a str"),  # type: ignore[arg-type]
         (lambda: ClientTLS("x", ca="x"), ValueError, "ca is not PEM"),
         (
             lambda: ClientTLS("x", ca=b"-----BEGIN \xff"),
             ValueError,
             "ca holds no PEM certificate",
         ),
-        (lambda: ClientTLS("x", certificate="pem"), TypeError, "a certificate is"),  # type: ignore[arg-type]
+        (lambda: ClientTLS("x", certificate="pem"), TypeError, "a certificate must be"),  # type: ignore[arg-type]
         (lambda: ClientTLS("x", alpn_protocols=1), TypeError, "sequence of str"),  # type: ignore[arg-type]
     ]:
         with pytest.raises(error, match=words):
@@ -66,10 +66,10 @@ def test_roles_check_their_options(authority: Authority) -> None:
 @pytest.mark.parametrize("unset", [None, 0, "", "no", ()])
 def test_a_security_option_must_be_a_bool(authority: Authority, unset: object) -> None:
     certificate = authority.issue("localhost")
-    with pytest.raises(TypeError, match="verify is True or False"):
+    with pytest.raises(TypeError, match="verify must be True or False"):
         ClientTLS("localhost", verify=unset)  # type: ignore[arg-type]
     for name in ("require_alpn", "require_client_certificate"):
-        with pytest.raises(TypeError, match=f"{name} is True or False"):
+        with pytest.raises(TypeError, match=f"{name} must be True or False"):
             ServerTLS(certificate, **{name: unset})  # type: ignore[arg-type]
 
 

@@ -1,1 +1,1 @@
-"""One connection: the descriptor, TLS over it, what is unread, and the Socket."""
+"""One connection: the descriptor, TLS over it, the receive buffer, and the Socket."""

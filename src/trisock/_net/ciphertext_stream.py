@@ -12,15 +12,15 @@ from .transport import Transport
 
 
 class EndOfTransport(Exception):
-    """The connection ended. The reader decides whether the encrypted stream had ended too."""
+    """EOF of the connection. The reader decides whether the encrypted stream had ended too."""
 
 
 class CiphertextStream(trio.abc.Stream):
     """The transport of ``SSLStream``.
 
     A call is a checkpoint only if it has to wait: ``SSLStream`` acquires a lock before each call,
-    and that is a checkpoint. ``EndOfTransport`` tells the end of the connection from the end of the
-    encrypted stream.
+    and that is a checkpoint. ``EndOfTransport`` distinguishes EOF of the connection from the end of
+    the encrypted stream.
 
     Args:
       transport: the connection.
@@ -50,7 +50,7 @@ class CiphertextStream(trio.abc.Stream):
         return bytes(incoming.take_many()[0])
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        # A failed send is reported when SSLStream is done: what the peer sent before, such as an
+        # A failed send is reported when SSLStream is done: earlier data from the peer, such as an
         # alert, can still be read.
         with contextlib.suppress(trio.BrokenResourceError):
             await self._send(bytes(data))

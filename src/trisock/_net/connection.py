@@ -1,4 +1,4 @@
-"""Connection: the layers of one connection and how they change: TLS starts, TLS ends, the close.
+"""Connection: the layers of one connection, and their changes (starttls, stoptls, close).
 
 Nothing here is public. Users see ``Socket`` and ``BufferedReceiver``, and a ``Server`` keeps the
 ``Connection`` of each of its sockets.
@@ -31,7 +31,7 @@ ResultT = TypeVar("ResultT")
 # A failed send looks for an alert in at most this many records, because it is not a checkpoint.
 _MAX_RECORDS_BEFORE_ALERT = 1024
 
-_UNREAD_BYTES = "decrypted bytes are waiting to be read: read them first"
+_UNREAD_BYTES = "decrypted bytes are unread: read them first"
 
 
 class ConnectionState(enum.Enum):
@@ -151,7 +151,7 @@ class Connection:
         """Raise an error unless TLS can start: the connection is idle and plain text."""
         self._check_idle()
         if self.tls is not None:
-            raise RuntimeError("this connection is using TLS already")
+            raise RuntimeError("this connection is already using TLS")
 
     # ---- data ----
 
@@ -163,7 +163,7 @@ class Connection:
                 self.buffer.append(record)
 
     def receive_nowait(self) -> bytes | None:
-        """Return the next chunk that has arrived, ``b""`` at the end, or ``None``.
+        """Return the next chunk that has arrived; ``b""`` at EOF; ``None`` if there is none.
 
         Raises only ``ClosedResourceError``, if the stream was closed underneath us.
         """
@@ -202,7 +202,7 @@ class Connection:
             raise self.transport.remember_failure(unraised_copy(tls.engine.failure)) from None
 
     async def broadcast(self, data: bytes, generation: int, timeout: float) -> bool:
-        """Send for a server's broadcast, after what the connection's own task is sending.
+        """Send for a server's broadcast, after a send in progress of the connection's own task.
 
         Waits at most ``timeout`` seconds for its turn, then gives up and sends nothing: the
         connection's own task may be waiting for something other than the peer. Once it has its
@@ -249,9 +249,7 @@ class Connection:
         try:
             await self._acquire_both(deadline)
         except trio.TooSlowError:
-            text = (
-                f"TLS handshake with {role.peer_name(self.peer)} failed: a broadcast was in its way"
-            )
+            text = f"TLS handshake with {role.peer_name(self.peer)} failed: blocked by a broadcast"
             raise self.transport.remember_failure(TLSError(text)) from None
         try:
             self.transport.check_sending()
@@ -346,7 +344,7 @@ class Connection:
         """Await a change of the layers. If it fails, close the connection.
 
         ``gracefully``: whether to close gracefully after an error that the peer caused. That may
-        wait for the peer. A server passes False, and closes where the wait holds no slot.
+        wait for the peer. A server passes False, and closes later, when the wait holds no slot.
         """
         try:
             return await change
@@ -365,7 +363,7 @@ class Connection:
     async def close(self, *, complete: bool = True) -> None:
         """Close gracefully. A second close waits for the first one.
 
-        ``complete``: whether everything was sent that should be. If not, there is no
+        ``complete``: whether the program has sent all its data. If not, there is no
         ``close_notify``.
         """
         if self.transport.closing:  # closed, or another task is closing it
@@ -418,7 +416,7 @@ class Connection:
         return True
 
     def close_immediately(self) -> None:
-        """Close as a cancelled close does: like ``abort``, but the kernel keeps sending."""
+        """Close like a cancelled close: like ``abort``, but the kernel keeps sending."""
         if not self._is_forked():
             self.transport.close_immediately()
         else:

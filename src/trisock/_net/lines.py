@@ -18,11 +18,11 @@ class Lines(NotCopyable):
     #
     # Args:
     #   reading: detects whether another task is reading.
-    #   next_batch: waits for a line, and returns it with those after it that need no waiting.
+    #   next_batch: waits for a line, and returns it with the lines after it that have arrived.
     #
     # Invariant: ``_batch`` yields lines that are still in the receive buffer. Any other use of that
     # buffer ends the batch. Each step first checks whether another task is reading, even if the
-    # line is split already: while ``starttls`` waits, unread bytes belong to TLS.
+    # line is already split: while ``starttls`` waits, unread bytes belong to TLS.
 
     __slots__ = ("_batch", "_next_batch", "_reading")
 

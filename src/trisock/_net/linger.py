@@ -1,4 +1,4 @@
-"""The lingering close: read until no later input can destroy what was sent."""
+"""The lingering close: read until no later input can destroy the sent data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .syscalls import RECEIVE_SIZE, SEND_FLAGS, BorrowedSocket, unacknowledged_b
 
 # A close reads from a peer that is still sending for at most this long (seconds) and this many
 # bytes. The first bound is for a silent or slow peer, the second for a fast one. With 1 MiB instead
-# of 64 MiB, a peer that was uploading 4 MiB lost the end of our answer.
+# of 64 MiB, a peer that was uploading 4 MiB lost the last part of our response.
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 64 * 1024 * 1024
 

@@ -11,7 +11,7 @@ offset of its first unread byte, and nothing is moved or copied until it is take
 lists, with the front one reversed, so that both ends of the queue are ends of lists. Every
 connection has a buffer, and two empty lists take a fifth of the memory of a ``deque``.
 
-What the operations cost, for any sizes:
+The cost of the operations, for any sizes:
 
 - ``append``, ``push_front``, and ``take_chunk`` of a whole chunk: constant, nothing copied.
 - Memory: at most twice the unread bytes, plus a constant. Runs of small chunks are coalesced, many
@@ -36,7 +36,7 @@ from collections.abc import Iterator
 # Coalesce runs of small chunks, to bound the overhead: a bytes object takes more than 100 bytes in
 # addition to its content, and a peer may send byte by byte. Whenever this many entries have been
 # added to one end of the queue, neighbours among them that are smaller than this many bytes are
-# joined.
+# coalesced.
 _MAX_UNCOALESCED = 256
 _SMALL_CHUNK = 256
 
@@ -48,7 +48,8 @@ _MAX_CONSUMED_BYTES = 16384
 _FIRST_SPLIT_SIZE = 1024
 _MAX_SPLIT_SIZE = 131072
 
-# The most lines that take_lines takes at a time. Other tasks do not run while these are read.
+# Maximum number of lines that take_lines takes at a time. Other tasks do not run while these are
+# read.
 LINES_AT_A_TIME = 2048
 
 # A chunk, and the offset of its first unread byte.
@@ -75,7 +76,7 @@ class ReceiveBuffer:
 
     Attributes:
       size: the number of unread bytes. Before ``commit_lines``, it still includes the lines that
-        were yielded since they were split. Zero is certain, and ``len()`` is exact.
+        were yielded since they were split. 0 always means empty, and ``len()`` is exact.
     """
 
     __slots__ = (
@@ -137,7 +138,7 @@ class ReceiveBuffer:
                     self._front[-1] = (oldest[start:], 0)
         if self._uncoalesced_front == _MAX_UNCOALESCED:
             self._coalesce_front(head)
-        if self._search is not None and not self._search.keep_behind(head):
+        if self._search is not None and not self._search.keep_from(head):
             self._search = None
         self._front.append((chunk, 0))
         self._uncoalesced_front += 1
@@ -150,7 +151,7 @@ class ReceiveBuffer:
         self._back[-len(entries) :] = coalesced
         first = self._chunks_end - len(entries)
         self._chunks_end += len(coalesced) - len(entries)
-        self._uncoalesced_back = 1  # the last one may be joined again
+        self._uncoalesced_back = 1  # the last entry may be coalesced again
         if self._search is not None and self._search.chunk_number >= first:
             self._search.relocate(coalesced, self._stream_end - sum(map(_unread, coalesced)), first)
 
@@ -258,7 +259,7 @@ class ReceiveBuffer:
         return None
 
     def _scan_pushed_back(self, search: _Search, head: int, stop: int) -> bool:
-        """Scan the bytes that were pushed back in front of what the search has scanned.
+        """Scan the bytes that were pushed back in front of the scanned ones.
 
         Returns False if they contain a delimiter or reach past ``stop``. Then the search restarts.
         """
@@ -445,8 +446,8 @@ class _Search:
             self.chunk_position = self.end
         return None
 
-    def keep_behind(self, head: int) -> bool:
-        """Keep the progress while bytes are put before ``head``. False if there is none."""
+    def keep_from(self, head: int) -> bool:
+        """Keep the progress from ``head`` on: bytes are pushed back before it. False if none."""
         if self.match_end is not None and self.match_end - len(self.delimiter) < head:
             self.match_end = None  # part of the match was taken
         if self.match_end is None and self.end <= head:
@@ -472,7 +473,7 @@ def _unread(entry: Entry) -> int:
 
 
 def _coalesce_small(entries: list[Entry]) -> list[Entry]:
-    """Return the same bytes with runs of small chunks joined."""
+    """Return the same bytes with runs of small chunks coalesced."""
     coalesced: list[Entry] = []
     small: list[bytes] = []
     for entry in entries:

@@ -25,7 +25,7 @@ READS_PER_CHECKPOINT = 64
 class BufferedReceiver(trio.abc.ReceiveStream):
     """Reads from a Connection.
 
-    A base class, because an object that ``Socket`` forwards to would cost 90 ns a call.
+    A base class of ``Socket``: delegating to a member would cost 90 ns per call.
     """
 
     __slots__ = ("__weakref__", "_connection", "_reads_since_checkpoint")
@@ -40,11 +40,11 @@ class BufferedReceiver(trio.abc.ReceiveStream):
     async def recv(self, max_bytes: int | None = None) -> bytes:
         """Return the oldest chunk of received data, or ``b""`` at the end of the stream.
 
-        A chunk is what one read from the kernel returned or, under TLS, one record. Pushed-back
-        data is a chunk as well. Small chunks are joined when more than 256 are unread.
+        A chunk is the result of one read from the kernel or, under TLS, one record. Pushed-back
+        data is a chunk as well. Small chunks are coalesced when more than 256 are unread.
 
         Args:
-          max_bytes: return at most this many bytes of the chunk. The rest stays first in line.
+          max_bytes: return at most this many bytes of the chunk. The rest is the next chunk.
 
         Raises:
           trio.BrokenResourceError: the connection is broken (``TLSError`` is one of these).
@@ -79,7 +79,7 @@ class BufferedReceiver(trio.abc.ReceiveStream):
     async def peek(self) -> bytes | None:
         """Return the chunk that ``recv`` would return next, without consuming it or waiting for it.
 
-        Also looks at what has arrived in the kernel, and decrypts it. Returns ``None`` if nothing
+        Also reads, and decrypts, data that has arrived in the kernel. Returns ``None`` if nothing
         has arrived, and ``b""`` at the end of the stream. Does not raise an error that the peer
         caused: it returns ``None``, and the next ``recv`` raises.
 
@@ -100,15 +100,15 @@ class BufferedReceiver(trio.abc.ReceiveStream):
     def unrecv(self, data: Buffer) -> None:
         """Push data back to the front of the receive buffer: the last push is received first.
 
-        Empty data changes nothing. After the end of the stream, pushed-back data is read first, and
-        then the end again. If ``starttls`` follows, the data becomes the start of the peer's TLS.
+        Empty data changes nothing. After EOF, pushed-back data is read first, and then EOF again.
+        If ``starttls`` follows, the data becomes the start of the peer's TLS handshake.
 
         Args:
           data: bytes-like. It is copied if it is mutable.
 
         Raises:
           TypeError: ``data`` is not bytes-like.
-          trio.BusyResourceError: another task is reading, and where its read ends is not known.
+          trio.BusyResourceError: another task is reading, so the position in the stream is unknown.
 
         Source: Pluto's ``socket.unrecv``.
         """
@@ -185,7 +185,7 @@ class BufferedReceiver(trio.abc.ReceiveStream):
         Lines that have arrived together come without a checkpoint, at most 2048 in a row.
 
         Args:
-          delimiter: what ends a line, such as ``b"\r\n"``.
+          delimiter: the end of a line, such as ``b"\r\n"``.
           keep_ends: whether lines keep their delimiter.
           max_bytes: the longest line, in bytes, including the delimiter. At most this and one more
             read are buffered, as in ``recv_until``.
@@ -208,7 +208,7 @@ class BufferedReceiver(trio.abc.ReceiveStream):
     async def _next_lines(
         self, delimiter: bytes, keep_ends: bool, max_bytes: int
     ) -> tuple[bytes, Iterator[bytes]]:
-        """Return the next line, and those after it that need no waiting."""
+        """Return the next line, and an iterator over the lines after it that have arrived."""
         with self._connection.reading:
             try:
                 end = await self._find(delimiter, max_bytes)

@@ -1,14 +1,14 @@
 """The source of ``Socket.send_file``: it reads from any kind of binary file object.
 
-Other users of the file do not change what is sent, and waiting for a file blocks nothing else:
+Other users of the file do not change the sent data, and waiting for a file blocks nothing else:
 
 - A regular file or block device is read by offset, through a duplicate of its descriptor. So its
-  position does not matter, and the caller may close it meanwhile.
+  position does not matter, and the caller may close the file meanwhile.
 - A pipe, terminal or socket is polled, through a duplicate too. A silent one needs no thread, and
   the wait can be cancelled at any time.
-- An ``io.BytesIO`` is sent as it is at the call.
-- Any other object (``gzip.GzipFile``, a class of the user's) seeks and reads in one call in a
-  worker thread, under a lock shared by all sends of the same object.
+- An ``io.BytesIO`` is sent with its contents at the time of the call.
+- Any other object (``gzip.GzipFile``, a user-defined class) seeks and reads in one call in a worker
+  thread, under a lock shared by all sends of the same object.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ _object_readers: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunV
 
 
 class Source:
-    """What a send reads from.
+    """The source of a send.
 
     Attributes:
       consumes: whether reading removes the bytes from the file, as from a pipe.
-      size: the size of a regular file at the call; ``None`` if the end is unknown.
+      size: the size of a regular file at the call; ``None`` if it is unknown.
       descriptor: a descriptor that ``os.sendfile`` can read by offset, or ``None``.
     """
 
@@ -68,11 +68,11 @@ class Source:
         """Prepare for the first read. May wait."""
 
     async def wait_readable(self) -> bool:
-        """Wait until ``read`` can return something. False at a known end."""
+        """Wait until ``read`` can return something. False at a known EOF."""
         return True
 
     async def read(self, offset: int, size: int) -> bytes | memoryview | None:
-        """Return a piece: empty at the end, ``None`` if another reader took it first."""
+        """Return a piece: empty at EOF, ``None`` if another reader took it first."""
         raise NotImplementedError  # pragma: no cover (each kind has its own)
 
     def has_shrunk(self) -> bool:
@@ -80,7 +80,7 @@ class Source:
         return False
 
     async def close(self) -> None:
-        """Close what this source has opened, even when cancelled. Not a checkpoint."""
+        """Close this source's own descriptor, even when cancelled. Not a checkpoint."""
 
 
 def open_source(file: Any) -> Source:
@@ -131,7 +131,7 @@ async def send_file(
     count: int | None,
     on_sent: Callable[[int], None],
 ) -> None:
-    """Send part of a file. Stops early at the end of the file. A full checkpoint.
+    """Send part of a file. Stops early at EOF. A full checkpoint.
 
     Calls ``on_sent`` with the size of each piece. If the file ends too early under TLS,
     the stream stays IN_MESSAGE: ``close_notify`` would claim that the file was complete.
@@ -155,8 +155,8 @@ async def send_file(
                 if not await source.wait_readable():
                     break
                 if not started:
-                    # What was read from a pipe cannot be put back. So wait until there is room to
-                    # send it: until then, a cancellation loses nothing.
+                    # Bytes read from a pipe cannot be put back. So wait until there is room to send
+                    # them: until then, a cancellation loses nothing.
                     transport.check_sending()
                     await layer.wait_writable()
             piece = await source.read(offset, int(min(FILE_CHUNK, left)))
@@ -174,7 +174,7 @@ async def send_file(
             left -= len(piece)
             on_sent(len(piece))
         if not started:
-            await layer.send(())  # a checkpoint that raises what a send would
+            await layer.send(())  # a checkpoint that raises the errors of a send
     except BaseException:
         if started:  # the peer cannot tell that the rest of the file is missing
             layer.cut_short()
@@ -197,7 +197,7 @@ class _InMemory(Source):
 
 
 class _FileObject(Source):
-    """A file object of which we know only the methods.
+    """A file object. We use only its methods.
 
     Anyone may move its position. So each read is a seek and a read in one thread call, which no
     other send of the same object can interrupt.
@@ -370,7 +370,7 @@ else:
         async def wait_readable(self) -> bool:
             while not self._has_buffered():
                 if events := self._poll.poll(0):
-                    # POLLHUP alone is the end. (Reading a terminal then would fail.)
+                    # POLLHUP alone means EOF. (Reading from a terminal would then fail.)
                     return events[0][1] != select.POLLHUP
                 await trio.lowlevel.wait_readable(self._duplicate)
             return True

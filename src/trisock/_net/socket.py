@@ -1,6 +1,6 @@
-"""Socket: the public face of one connection.
+"""Socket: the public interface of one connection.
 
-The reads are in ``receiving``. The layers and how they change are in ``connection``.
+The reads are in ``receiving``. The layers and their changes are in ``connection``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .send_file import open_source, send_file
 
 @dataclass(frozen=True)
 class ConnectionInfo:
-    """A snapshot of what is known about a connection.
+    """A snapshot of a connection's properties.
 
     Attributes:
       local: our own address.
@@ -49,7 +49,7 @@ class ConnectionInfo:
 
 
 class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
-    """A connection that can start TLS, and end it again, in mid-conversation.
+    """A connection that can start TLS, and end it again.
 
     ``connect``, a ``Listener`` and a ``Server`` make Sockets. The constructor takes over a
     ``trio.SocketStream``.
@@ -65,7 +65,7 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
 
     One task may read while another one sends. A second reader or sender gets
     ``trio.BusyResourceError``. Every async method is a cancel point. A cancelled read loses no
-    bytes. ``send``, ``starttls`` and ``close`` say what their cancellation leaves behind.
+    bytes. ``send``, ``starttls`` and ``close`` document the effect of their cancellation.
 
     After ``close`` every method raises ``trio.ClosedResourceError``, except ``close``, ``abort``
     and the methods that only report (addresses, ``tls``, ``isopen``, ``info``).
@@ -79,7 +79,7 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
         if not isinstance(stream, trio.SocketStream):
             raise TypeError(f"a Socket needs a trio.SocketStream, not {quoted(stream)}")
         if side not in ("client", "server"):
-            raise ValueError(f"the side is 'client' or 'server', not {quoted(side)}")
+            raise ValueError(f"side must be 'client' or 'server', not {quoted(side)}")
         self._set_up(Connection(stream, side))
 
     def __repr__(self) -> str:
@@ -173,16 +173,15 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
             position is ignored, and may be a different one afterwards.
           offset: where to start, in bytes.
           count: how many bytes to send, or ``None`` for all of them: what a regular file or an
-            ``io.BytesIO`` holds at the time of the call, and everything up to the end of other
-            files.
+            ``io.BytesIO`` holds at the time of the call, and everything up to EOF for other files.
           progress: called with the number of bytes sent so far, after each piece.
 
         Returns: the number of bytes sent. It is smaller than a regular file that shrank meanwhile.
 
         Raises:
           EOFError: the file ended before ``count`` bytes. The text says how many were sent. The
-            peer gets them, but under TLS no ``close_notify`` follows: it would claim that they are
-            all.
+            peer gets them, but under TLS no ``close_notify`` follows: it would claim that the data
+            is complete.
           trio.BrokenResourceError: the connection is broken. The text says how many bytes were sent
             (in whole pieces of 256 KiB if worker threads read the file).
           OSError: the file cannot be read. If a part of it was sent, every later send fails.
@@ -196,7 +195,7 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
         ``os.sendfile`` is not used while SIGPIPE has its default action: a peer that closes the
         connection would then kill the process.
         """
-        file = getattr(file, "wrapped", file)  # what trio.open_file returns
+        file = getattr(file, "wrapped", file)  # unwraps the result of trio.open_file
         if isinstance(file, io.TextIOBase) or not hasattr(file, "read"):
             raise TypeError(f"send_file needs a binary file object, not {type(file).__name__}")
         if not getattr(file, "readable", lambda: True)():
@@ -206,7 +205,7 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
             if not 0 <= number < 2**63:
                 raise ValueError("offset and count must be 0 or more, and less than 2**63")
         if progress is not None and not callable(progress):
-            raise TypeError(f"progress is a function, not {quoted(progress)}")
+            raise TypeError(f"progress must be a function, not {quoted(progress)}")
         self._connection.check_open()
         sent = 0
 
@@ -219,7 +218,7 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
         # This keeps the program's other senders out. The lock is acquired after ``begin``: that may
         # wait for the disk, and a broadcast need not.
         with self._connection.sending:
-            # Open it now: while we wait, the descriptor number may become another file's.
+            # Open it now: while we wait, the caller may close it, and its number may be reused.
             source = open_source(file)
             try:
                 await source.begin()
@@ -294,8 +293,8 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
             have to be the connection's side (RFC 4217, section 7).
           server_hostname: the name to verify. The default is the name in ``tls``, then the host
             given to ``connect``.
-          https_compatible: treat the end of the connection as the end of the stream, and send no
-            ``close_notify``. For protocols that mark the end of a message themselves.
+          https_compatible: accept EOF without ``close_notify`` as the end of the stream, and send
+            no ``close_notify``. For protocols that mark the end of a message themselves.
           handshake_timeout: seconds that the handshake may take, or ``None`` for no limit.
 
         Returns: the negotiated parameters (also in ``Socket.tls``).
@@ -303,7 +302,7 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
         Raises:
           TLSError: the handshake failed or timed out. The socket is closed, and the peer was sent
             the alert that says why. Nothing was sent in plain text, and nothing will be.
-          RuntimeError: the connection uses TLS already. Nothing has changed.
+          RuntimeError: the connection already uses TLS. Nothing has changed.
           TypeError, ValueError: an argument is invalid. Nothing has changed.
           trio.BusyResourceError: another task is using the connection. Nothing has changed.
 
@@ -311,8 +310,8 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
 
         **Unread bytes become part of TLS.** Bytes that were pushed back, peeked at or received
         ahead are taken as the start of the peer's handshake. So plain text that an attacker injects
-        behind the command that announces TLS makes the handshake fail (CVE-2011-0411). And you can
-        peek at a ClientHello before you call ``starttls``.
+        after the STARTTLS command makes the handshake fail (CVE-2011-0411). And you can peek at a
+        ClientHello before you call ``starttls``.
 
         Source: Pluto's ``socket.starttls``.
         """
@@ -338,7 +337,7 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
           RuntimeError: the connection does not use TLS, or decrypted bytes are unread: they must
             never be mistaken for plain text. Nothing has changed.
           TLSError: the peer was still sending encrypted data, or ended the connection without
-            ``close_notify``, or a file was sent only in part before. The socket is closed.
+            ``close_notify``, or a file was sent only in part earlier. The socket is closed.
           trio.BusyResourceError: another task is using the connection. Nothing has changed.
 
         If cancelled, the socket is closed immediately.
@@ -351,10 +350,10 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
         """Close gracefully: nothing that was sent is lost, within 2 seconds and 64 MiB.
 
         The same as ``aclose``. Sends ``close_notify`` under TLS, then FIN. Then it reads and
-        discards what the peer still sends, for at most 2 seconds and 64 MiB: closing with unread
-        input would make the kernel destroy data in flight. If nothing is unread and everything sent
-        has been acknowledged, it closes right away. After the close, the kernel keeps sending what
-        the peer has not taken yet, but gives up as soon as the peer sends another byte.
+        discards the peer's data, for at most 2 seconds and 64 MiB: closing with unread input would
+        make the kernel destroy data in flight. If nothing is unread and everything sent has been
+        acknowledged, it closes immediately. After the close, the kernel keeps sending unsent data,
+        but gives up as soon as the peer sends another byte.
 
         The connection also ends for others that hold the descriptor, such as a forked child.
         ``SO_LINGER`` has no effect.
@@ -384,10 +383,10 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
         """Close immediately, without waiting: the peer sees a reset.
 
         This also resets the connection of others that hold the descriptor, such as a forked child.
-        Where the system cannot do that, and on a Unix socket, the peer sees the end of the stream
-        instead. Data that has not reached the peer yet may be lost. Tasks that wait on the socket
-        are woken with ``trio.ClosedResourceError``. While no task uses the socket, this may be
-        called outside Trio.
+        Where the system cannot do that, and on a Unix socket, the peer sees EOF instead. Data that
+        has not reached the peer yet may be lost. Tasks that wait on the socket are woken with
+        ``trio.ClosedResourceError``. While no task uses the socket, this may be called outside
+        Trio.
         """
         self._connection.abort()
 
@@ -412,7 +411,7 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
         return self._connection.tls_info
 
     def getpeer(self) -> Address:
-        """Return the peer's address, also after ``close``. Source: Pluto's ``socket.getpeer``.
+        """Return the peer's address, even after ``close``. Source: Pluto's ``socket.getpeer``.
 
         The address of a Unix socket is ``(path, 0)``. The peer chooses its path, which may look
         like an IP address. The port tells them apart: for TCP it is never 0.
@@ -420,7 +419,7 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
         return self._connection.peer
 
     def getlocal(self) -> Address:
-        """Return our own address, also after ``close``."""
+        """Return our own address, even after ``close``."""
         return self._connection.local
 
     def getside(self) -> Side:
@@ -441,7 +440,7 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
         return self._connection.is_open()
 
     def info(self) -> ConnectionInfo:
-        """Return a snapshot of what is known about the connection."""
+        """Return a snapshot of the connection's properties."""
         return ConnectionInfo(
             local=self.getlocal(),
             peer=self.getpeer(),

@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 import trio
 
-# The most bytes that one read takes: Trio's own choice.
+# Maximum bytes per read; the same as Trio's default.
 RECEIVE_SIZE = 65536
 
-# The most buffers for one sendmsg.
+# Maximum number of buffers per sendmsg.
 IOV_MAX = os.sysconf("SC_IOV_MAX") if hasattr(os, "sysconf") else 1
 
 HAS_SENDFILE = hasattr(os, "sendfile")
@@ -134,7 +134,7 @@ else:
 
 
 def peek_byte(sock: trio.socket.SocketType) -> bytes:
-    """Peek at the next byte, skipping an urgent one; ``b""`` at the end."""
+    """Peek at the next byte, skipping an urgent one; ``b""`` at EOF."""
     borrowed = socket.socket(sock.family, sock.type, sock.proto, fileno=sock.fileno())
     try:
         borrowed.setblocking(False)  # already so, but undo socket.setdefaulttimeout
@@ -147,7 +147,7 @@ def unacknowledged_bytes(sock: trio.socket.SocketType) -> int:
     """Return the number of sent bytes that the peer's kernel has not acknowledged.
 
     A Unix socket delivers everything to the peer's queue immediately, and a close leaves it there.
-    Only Linux can tell. Elsewhere everything counts as acknowledged once the peer was drained.
+    Only Linux reports it. Elsewhere everything counts as acknowledged once the peer was drained.
     """
     if sys.platform == "linux" and sock.family != socket.AF_UNIX:
         answer = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))  # tcp(7): SIOCOUTQ

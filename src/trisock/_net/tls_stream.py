@@ -7,16 +7,16 @@ our own would need less code.)
 
 How reading and sending work together, after the handshake:
 
-- One task reads and one task sends, at most. But TLS makes a reader send: OpenSSL responds to what
-  it reads, such as to a key update. And it makes a sender read: OpenSSL does not write while it has
+- One task reads and one task sends, at most. But TLS makes a reader send: OpenSSL responds to some
+  messages, such as a key update. And it makes a sender read: OpenSSL does not write while it has
   half of a TLS message. So each of them may have to wait for either direction.
 - Only one task at a time may wait for the descriptor to become readable. ``_filling`` says that a
-  task does. A second one waits for the event ``_filled`` instead, then looks at what has arrived.
+  task does. A second one waits for the event ``_filled`` instead, then checks for data.
 - Only one task at a time may wait for room, so ``_writable_lock`` is around that wait.
-- All ciphertext goes through one queue, the engine's. What the kernel does not take goes back to
-  its head, so the order is right whichever task sends. While a sender drains the queue
+- All ciphertext goes through one queue, the engine's. Unsent bytes go back to its head, so the
+  order is right whichever task sends. While a sender drains the queue
   (``_sending_rest``), it sends the responses too, and the reader leaves the queue alone.
-- What is encrypted must be sent, because the peer decrypts records in their order. So a sender
+- Encrypted data must be sent, because the peer decrypts records in order. So a sender
   waits for room first, where a cancellation does no harm, then encrypts one piece and sends it with
   no cancel point between. A cancellation after that ends sending (``SendState.OVER``).
 - A send that fails does not end reading: the peer's last data, or its alert, may have arrived.
@@ -54,11 +54,11 @@ _MAX_PEEK_READS = 16
 
 
 class SendState(enum.Enum):
-    """What may be sent next. ``close_notify`` or an alert may be sent only in READY."""
+    """The state of sending. ``close_notify`` or an alert may be sent only in READY."""
 
     READY = enum.auto()
     IN_MESSAGE = enum.auto()  # a message or a file was sent in part, and the rest may follow
-    OVER = enum.auto()  # nothing: a record was cut short, or a part would seem to be the whole
+    OVER = enum.auto()  # nothing may follow: a record was cut short, or a part would look complete
 
 
 class TLSStream:
@@ -72,12 +72,11 @@ class TLSStream:
       peer: the peer's address, for errors.
 
     Invariant: ciphertext goes out in the order in which the engine wrote it, whichever task sends
-    it. A failed send does not stop reading: what the peer sent before may still be in the kernel.
+    it. A failed send does not stop reading: earlier data from the peer may still be in the kernel.
 
     Attributes:
       engine: encrypts and decrypts.
-      send_state: what may follow what was sent. After a file that was too short it stays
-        IN_MESSAGE.
+      send_state: the state of sending. After a file that was too short it stays IN_MESSAGE.
     """
 
     def __init__(
@@ -113,8 +112,8 @@ class TLSStream:
     async def handshake(self, deadline: float, timeout: float) -> TLSInfo:
         """Negotiate keys and verify the peer. Raises ``TLSError`` if that fails.
 
-        If it fails or is cancelled, the connection is unusable, and ``final_bytes`` is what to send
-        to the peer before closing.
+        If it fails or is cancelled, the connection is unusable, and ``final_bytes`` returns the
+        bytes to send before closing.
         """
         engine = self.engine
         with (
@@ -137,8 +136,8 @@ class TLSStream:
     async def receive(self) -> bytes:
         """Return one record's bytes, or ``b""`` after ``close_notify``. A full checkpoint.
 
-        If cancelled, it consumes nothing. ``receive_pending`` returns what else has arrived with
-        it.
+        If cancelled, it consumes nothing. ``receive_pending`` returns the records that have arrived
+        with it.
         """
         engine = self.engine
         incoming = engine.incoming
@@ -175,7 +174,7 @@ class TLSStream:
                 return data
 
     def _read_record(self) -> bytes | None:
-        """Read from the engine, and flush its responses to what it has read.
+        """Read from the engine, and flush its responses.
 
         If the flush fails, decrypted data is not lost: the next call raises.
         """
@@ -189,7 +188,7 @@ class TLSStream:
         return data
 
     async def _fill(self) -> bool:
-        """Wait for ciphertext. Returns False at the end of the connection.
+        """Wait for ciphertext. Returns False at EOF.
 
         A sender may need ciphertext too, if half a TLS message has arrived. Then one task reads,
         and the other one waits for it. A full checkpoint. If cancelled, it consumes nothing.
@@ -256,7 +255,7 @@ class TLSStream:
         """Return the bytes of each record that was already read from the kernel.
 
         Of many records it returns the first ones, in bounded time. Raises nothing: the next
-        ``receive`` reports an error, like the end.
+        ``receive`` reports an error, or EOF.
         """
         records: list[bytes] = []
         engine, more = self.engine, True
@@ -268,7 +267,7 @@ class TLSStream:
         return records
 
     def receive_nowait(self) -> bytes | None:
-        """Return one record's bytes, ``b""`` at the end, ``None`` if no whole record has arrived.
+        """Return one record's bytes; ``b""`` at EOF; ``None`` if no whole record has arrived.
 
         Also ``None`` if many empty records come first. An error is kept for the next ``receive``.
         Raises only ``ClosedResourceError``, if the stream was closed underneath us.
@@ -321,7 +320,7 @@ class TLSStream:
                 while True:
                     if engine.failure is not None or self._send_failure is not None:
                         self._check_sending()
-                    # What is encrypted must be sent. So wait first: until there is room for a byte,
+                    # Encrypted data must be sent. So wait first: until there is room for a byte,
                     # cancellation does no harm.
                     if not self._transport.writable_now():
                         await self._wait_writable()
@@ -354,7 +353,7 @@ class TLSStream:
             await trio.lowlevel.checkpoint()
 
     def _send_nowait(self) -> bool:
-        """Send what the engine has to send; return whether the kernel took all of it."""
+        """Send the engine's pending ciphertext; return whether the kernel took all of it."""
         if self.engine.forked:
             self.engine.refuse_in_fork()
         data = self.engine.data_to_send()
@@ -370,7 +369,7 @@ class TLSStream:
         return False
 
     async def _send_rest(self) -> None:
-        """Send what ``_send_nowait`` has left, and what is queued meanwhile."""
+        """Send the rest that ``_send_nowait`` has left, and data that is queued meanwhile."""
         self._sending_rest = True
         try:
             while self.engine.unsent:
@@ -380,9 +379,9 @@ class TLSStream:
             self._sending_rest = False
 
     async def send_ciphertext(self, data: bytes) -> None:
-        """Send what ``SSLStream`` took from the engine. If cancelled, sending is over.
+        """Send ciphertext that ``SSLStream`` took from the engine. If cancelled, sending is over.
 
-        What is encrypted must be sent, so there is no cancel point before the first attempt.
+        Encrypted data must be sent, so there is no cancel point before the first attempt.
         """
         self.engine.put_back(self.engine.data_to_send() + data)
         self.send_state = SendState.IN_MESSAGE
@@ -411,7 +410,7 @@ class TLSStream:
             raise self._transport.remember_failure(unraised_copy(self._send_failure))
 
     def cut_short(self) -> None:
-        """Let nothing follow what was sent: only part of a file was."""
+        """Refuse later sends: only part of a file was sent."""
         self.send_state = SendState.OVER
         self._send_failure = self._transport.broken("an earlier send was cut short")
 
@@ -429,14 +428,14 @@ class TLSStream:
         if engine.failure is not None or self._send_failure is not None:
             raise engine.fail("an earlier send was cut short")
         if self.send_state is not SendState.READY:  # close_notify would claim that all was sent
-            raise engine.fail("a file was sent in part only")
+            raise engine.fail("a file was sent only in part")
         with self._using_ssl_stream(at_end="the peer ended the connection without close_notify"):
             _, trailing = await self._ssl_stream.unwrap()
         return bytes(trailing) + engine.incoming.take_all()
 
     @contextlib.contextmanager
     def _using_ssl_stream(self, *, at_end: str) -> Iterator[None]:
-        """Convert the errors of ``SSLStream``. ``at_end``: what the end of the connection means."""
+        """Convert the errors of ``SSLStream``. ``at_end``: the error text for EOF."""
         self._in_ssl_stream = True
         try:
             yield
@@ -454,7 +453,7 @@ class TLSStream:
                 self.release()
 
     def release(self) -> None:
-        """Break the reference cycle of ``SSLStream``, which nobody uses any more.
+        """Break the reference cycle of ``SSLStream``, which is no longer used.
 
         It refers to itself by a bound method. Without this, each ended connection (and a server's
         context, with its sessions) would wait for the garbage collector.
@@ -463,7 +462,7 @@ class TLSStream:
             vars(self._ssl_stream).clear()
 
     def final_bytes(self) -> bytes:
-        """Return what to send before FIN: ``close_notify``, or the alert that says why.
+        """Return the bytes to send before FIN: ``close_notify``, or the alert that says why.
 
         Empty if the peer could not decrypt it, if it would claim that a message sent in part is
         complete, or in a forked process. Nothing can be sent afterwards.

@@ -9,7 +9,7 @@ It wraps a ``trio.SocketStream`` and uses the same descriptor. It adds:
 - a close that does not lose data in flight.
 
 A failed send does not stop reading. Data that the peer sent earlier may still be in the
-kernel, so reads continue until the end or an error.
+kernel, so reads continue until EOF or an error.
 
 ``receive`` and ``send`` are hot: every byte goes through them, and Python is half the cost of
 an echo. So they check one attribute for anything unusual and leave the rest to other
@@ -60,11 +60,11 @@ _LARGE_RECEIVE_SIZE = 131072
 _MAX_EAGAINS = 4
 _WAIT_FIRST_READS = 15
 
-# What os.sendfile raises for a file or an offset that it does not support.
+# The errors of os.sendfile for a file or an offset that it does not support.
 _SENDFILE_UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EOVERFLOW}
 
-# The most bytes for one os.sendfile call. The call blocks while it reads the file, so a small
-# count keeps the event loop's pauses short on a slow disk.
+# Maximum bytes per os.sendfile call. The call blocks while it reads the file, so a small count
+# keeps the event loop's pauses short on a slow disk.
 _SENDFILE_SIZE = 1024 * 1024
 
 # The errnos of a descriptor that was closed underneath us (Unix, Windows).
@@ -88,7 +88,7 @@ class Transport:
     Invariant: once ``_read_failure`` is set, every read raises a copy of it; the same holds for
     ``_send_failure`` and sends. Once ``closing`` is set, both are set, and only the close touches
     the descriptor. A send that was cut short sets ``_send_failure``, because the peer cannot tell
-    where the next one begins. ``_reset`` is an error that a send met; a read raises it at the end.
+    where the next one begins. ``_reset`` is an error that a send got; a read raises it at EOF.
     """
 
     __slots__ = (
@@ -126,7 +126,7 @@ class Transport:
     # ---- reading ----
 
     async def receive(self) -> bytes:
-        """Wait for bytes and return them; ``b""`` at the end. A full checkpoint.
+        """Wait for bytes and return them; ``b""`` at EOF. A full checkpoint.
 
         A cancelled call has read nothing from the kernel.
         """
@@ -161,7 +161,7 @@ class Transport:
                 pass
 
     def receive_nowait(self) -> bytes:
-        """Return what has arrived, ``b""`` at the end. Raises ``BlockingIOError`` if nothing has.
+        """Return the bytes that have arrived, ``b""`` at EOF. ``BlockingIOError`` if nothing has.
 
         Errors are stored and raised again: the kernel reports a reset only once, to the first
         call after it, and then a clean end.
@@ -275,7 +275,7 @@ class Transport:
     ) -> bool:
         """Send part of a file without copying it. Returns False if the kernel cannot send it.
 
-        Calls ``on_sent`` with the size of each piece. Stops early at the end of the file.
+        Calls ``on_sent`` with the size of each piece. Stops early at the file's EOF.
         Cancellation is as in ``send``. A full checkpoint.
         """
         await trio.lowlevel.checkpoint()
@@ -338,7 +338,7 @@ class Transport:
         return self._socket.did_shutdown_SHUT_WR
 
     def check_sending(self) -> None:
-        """Raise what a send would raise, as far as is known without sending."""
+        """Raise the error that a send would raise, as far as it is known without sending."""
         if self._send_failure is not None:
             self._raise_failure(self._send_failure)
         self._descriptor()
@@ -351,7 +351,7 @@ class Transport:
             self._send_failure = self.broken("an earlier send was cut short")
 
     def send_nowait(self, *buffers: bytes | memoryview) -> int:
-        """Send what the kernel takes now and return the number of bytes."""
+        """Send as many bytes as the kernel takes now; return their number."""
         if self._send_failure is not None:
             self._raise_failure(self._send_failure)
         try:

@@ -43,7 +43,7 @@ _MAX_PATH = 107 if sys.platform == "linux" else 103
 def unix_path(path: object) -> str | bytes:
     """Check a path to bind or connect to. Raises an OSError that names it if it is too long."""
     if not isinstance(path, (str, bytes, os.PathLike)):
-        raise TypeError(f"a path is str, bytes or os.PathLike, not {quoted(path)}")
+        raise TypeError(f"a path must be str, bytes or os.PathLike, not {quoted(path)}")
     name = os.fspath(path)
     raw = None
     with contextlib.suppress(UnicodeEncodeError):  # the error would quote the whole path
@@ -55,7 +55,7 @@ def unix_path(path: object) -> str | bytes:
     if b"\0" in raw[1:] and not raw.startswith(b"\0"):
         raise ValueError("the path of a Unix socket contains a NUL")
     if len(raw) > _MAX_PATH:
-        text = f"the path of a Unix socket has at most {_MAX_PATH} bytes, not {len(raw)}"
+        text = f"the path of a Unix socket must have at most {_MAX_PATH} bytes, not {len(raw)}"
         # It may be a private key passed by mistake. Then do not quote it.
         if re.fullmatch(rb"[!-~]*", raw) and not re.search(rb"(?=[^/]{33})[^/]*[0-9]", raw):
             raise OSError(errno.ENAMETOOLONG, text, os.fsdecode(name))
@@ -69,7 +69,7 @@ def unix_socket(name: str | bytes, kind: int = socket.SOCK_STREAM) -> socket.soc
         raise OSError(errno.EAFNOSUPPORT, "there are no Unix sockets on this platform")
     try:
         return socket.socket(socket.AF_UNIX, kind)
-    except OSError as exc:  # such as no descriptor left
+    except OSError as exc:  # such as EMFILE
         raise OSError(exc.errno, exc.strerror, os.fsdecode(name)) from exc
 
 
@@ -94,12 +94,12 @@ async def listening_unix_socket(
 def listening_unix_socket_nowait(
     name: str | bytes, mode: int | None, backlog: int
 ) -> tuple[socket.socket, BoundPath | None]:
-    """Do the same without waiting. Raises PathLockedError if it would have to."""
+    """Do the same without waiting. Raises PathLockedError if it would have to wait."""
     if mode is not None:
         if not isinstance(mode, int) or isinstance(mode, bool):
-            raise TypeError(f"mode is an int or None, not a {type(mode).__name__}")
+            raise TypeError(f"mode must be an int or None, not a {type(mode).__name__}")
         if not 0 <= mode <= 0o777:  # -1 would allow everybody
-            raise ValueError("mode is from 0 to 0o777")
+            raise ValueError("mode must be from 0 to 0o777")
     sock = unix_socket(name)
     try:
         if os.fsencode(name).startswith(b"\0"):
@@ -267,7 +267,7 @@ def _unlink(path: bytes, identity: Identity) -> None:
     # Check and remove in the same directory, wherever its path leads meanwhile.
     descriptor = None
     if _O_PATH is not None:
-        with contextlib.suppress(OSError):  # such as no descriptor left
+        with contextlib.suppress(OSError):  # such as EMFILE
             descriptor = os.open(directory or b".", _O_PATH | _O_DIRECTORY)
     try:
         where = path if descriptor is None else name

@@ -102,10 +102,10 @@ def listen_nowait(
 
 
 def _check(port: int, host: str | None, reuse_port: bool) -> bytes | None:
-    """Check the arguments, and return the host in the form that the resolver takes."""
+    """Check the arguments, and return the host in the resolver's form."""
     check_port(port, host)
     if host is not None and not isinstance(host, str):
-        raise TypeError(f"a host is a str or None, not {quoted(host)}")
+        raise TypeError(f"a host must be a str or None, not {quoted(host)}")
     if reuse_port and not hasattr(socket, "SO_REUSEPORT"):
         raise OSError(errno.EOPNOTSUPP, "there is no SO_REUSEPORT on this platform")
     return None if host is None else to_ascii_host(host).encode()
@@ -215,17 +215,17 @@ class Listener(NotCopyable, trio.abc.Listener[Socket]):
 
     @property
     def port(self) -> int:
-        """The port, also after the close; 0 for a Unix socket."""
+        """The port; 0 for a Unix socket. Still available after the close."""
         return self.addresses[0].port
 
     @property
     def addresses(self) -> tuple[Address, ...]:
-        """All addresses that it listens on, also after the close."""
+        """All addresses it listens on. Still available after the close."""
         return self._listening.addresses
 
     @property
     def dropped(self) -> int:
-        """How many connections died before they could be accepted."""
+        """The number of connections that died before they could be accepted."""
         return self._listening.dropped
 
     async def accept(self) -> Socket:

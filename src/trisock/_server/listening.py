@@ -24,8 +24,9 @@ _MAX_BACKLOG = 0xFFFF
 # with them must not block the program.
 _MAX_DEAD_PER_PASS = 64
 
-# What accept(2) reports for a connection that died before it was accepted (accept(2), "Error
-# handling", plus what Trio has found on other systems). All other errors concern this process.
+# The errors of accept(2) for a connection that died before it was accepted (accept(2), "Error
+# handling", plus those that Trio has found on other systems). Any other error concerns this
+# process.
 _DEAD_CONNECTION = {
     getattr(errno, name)
     for name in (
@@ -49,8 +50,8 @@ class ListeningSockets:
     Invariant: all sockets listen until ``close``, which closes all of them.
 
     Attributes:
-      addresses: all addresses that the sockets listen on, also after the close.
-      dropped: how many connections died before they could be accepted.
+      addresses: all addresses the sockets listen on; still available after the close.
+      dropped: the number of connections that died before they could be accepted.
     """
 
     def __init__(
@@ -204,7 +205,7 @@ def bind_all(
                 if exc.errno != errno.EADDRNOTAVAIL:
                     raise
                 sock.close()
-                # The family is disabled, or the name also has addresses of other machines.
+                # The family is disabled, or the name also resolves to another machine's address.
                 missing.append(exc)
                 continue
             sock.listen(backlog)
@@ -235,7 +236,7 @@ def backlog_size(backlog: int | None) -> int:
     if backlog is None:
         return _MAX_BACKLOG
     if not isinstance(backlog, int) or isinstance(backlog, bool):
-        raise TypeError(f"backlog is an int or None, not {quoted(backlog)}")
+        raise TypeError(f"backlog must be an int or None, not {quoted(backlog)}")
     if backlog < 0:
         raise ValueError(f"backlog must be 0 or more, not {quoted(backlog)}")
     return min(backlog, _MAX_BACKLOG)

@@ -32,8 +32,8 @@ from .stats import ServerStats
 # After accepting this many connections from one listening socket, let other tasks run.
 _ACCEPTS_PER_PASS = 64
 
-# What accept(2) reports when a resource has run out, and how many seconds to wait before the next
-# try. The same as Trio's serve_listeners.
+# The errors of accept(2) when a resource has run out, and the seconds to wait before the next try.
+# The same as in Trio's serve_listeners.
 _RESOURCE_ERRNOS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 _RETRY_SECONDS = 0.1
 
@@ -97,10 +97,11 @@ async def bind(
     if not isinstance(nursery, trio.Nursery):
         raise TypeError(f"a server needs a trio.Nursery, not {quoted(nursery)}")
     if not callable(handler):
-        raise TypeError(f"a handler is an async function, not {quoted(handler)}")
+        raise TypeError(f"a handler must be an async function, not {quoted(handler)}")
     if max_connections is not None:
         if not isinstance(max_connections, int) or isinstance(max_connections, bool):
-            raise TypeError(f"max_connections is an int or None, not {quoted(max_connections)}")
+            found = quoted(max_connections)
+            raise TypeError(f"max_connections must be an int or None, not {found}")
         if max_connections < 1:
             raise ValueError(f"max_connections must be 1 or more, not {quoted(max_connections)}")
     role = None if tls is None else _server_role(tls)
@@ -176,12 +177,12 @@ class Server(NotCopyable):
 
     @property
     def port(self) -> int:
-        """The port that it listens on, also after the close."""
+        """The port it listens on; still available after the close."""
         return self.addresses[0].port
 
     @property
     def addresses(self) -> tuple[Address, ...]:
-        """All addresses that it listens on, also after the close."""
+        """All addresses it listens on; still available after the close."""
         return self._listening.addresses
 
     @property
@@ -235,11 +236,11 @@ class Server(NotCopyable):
     async def broadcast(self, data: Buffer, *, timeout: float = 10) -> int:
         """Send the same data to all connections that are open now, concurrently.
 
-        On each connection the data follows what the handler is sending; it never splits a message
-        of the handler. The broadcast waits at most ``timeout`` seconds for its turn, then skips the
-        connection: its handler may be blocked by something other than the client. When its turn
-        comes, a client that does not take the data within ``timeout`` seconds is aborted. A slow
-        client does not delay the others.
+        On each connection the data follows the handler's send in progress; it never splits a
+        message of the handler. The broadcast waits at most ``timeout`` seconds for its turn, then
+        skips the connection: its handler may be blocked by something other than the client. When
+        its turn comes, a client that does not take the data within ``timeout`` seconds is aborted.
+        A slow client does not delay the others.
 
         Connections in a handshake, ``starttls`` or ``stoptls`` are skipped, even if that begins
         while the broadcast waits for its turn: the data never crosses from TLS to plain text or
@@ -269,7 +270,7 @@ class Server(NotCopyable):
         if not targets:
             await trio.lowlevel.cancel_shielded_checkpoint()
             return 0
-        # Its tasks run in the handlers' nursery, so that only what ends the handlers ends them.
+        # Its tasks run in the handlers' nursery, so that they are cancelled only with the handlers.
         assert self._handler_nursery is not None
         broadcast = Broadcast(content, limit)
         self._handler_nursery.start_soon(broadcast.run, targets)
@@ -398,10 +399,10 @@ class Server(NotCopyable):
     async def _finish(
         self, connection: Connection, failure: BaseException | None, deadline: float
     ) -> None:
-        """Log what the handler raised, and close its connection.
+        """Log the handler's exception, and close its connection.
 
         Args:
-          failure: what the handler raised, if anything.
+          failure: the exception that the handler raised, if any.
           deadline: ``trio.current_effective_deadline()`` when the handler ended.
         """
         complete = True  # whether the handler sent everything it meant to send
@@ -421,7 +422,7 @@ class Server(NotCopyable):
             finally:
                 # Everything that a handler sent arrives, even if it failed. But then we send no
                 # close_notify: it would claim that nothing is missing. If the handler was
-                # cancelled, close() closes immediately, and the kernel still sends what it has.
+                # cancelled, close() closes immediately, and the kernel still sends its buffer.
                 with contextlib.nullcontext() if self._slots is None else self._slots.closing():
                     await connection.close(complete=complete)
         finally:
@@ -429,7 +430,7 @@ class Server(NotCopyable):
             del failure
 
     def _log_or_raise(self, connection: Connection, failure: BaseException) -> None:
-        """Log what is an ``Exception``, and raise the rest."""
+        """Log each ``Exception``, and raise the rest."""
         errors, rest = _guard.split_errors(failure)
         if errors is not None:
             self._log(connection, errors)

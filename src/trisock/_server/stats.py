@@ -1,4 +1,4 @@
-"""ServerStats: what a Server counts."""
+"""ServerStats: the counters of a Server."""
 
 from __future__ import annotations
 

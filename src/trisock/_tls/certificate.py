@@ -1,7 +1,7 @@
 """Certificate: a chain and its private key, checked before a byte is sent.
 
-What is checked is what is loaded: ``pem`` parses the input once and writes it again, and OpenSSL
-gets those bytes. No error quotes the input, which may be a key.
+The same bytes are checked and loaded: ``pem`` parses the input once and writes it again, and
+OpenSSL gets the result. No error quotes the input, which may be a key.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class Certificate:
     ) -> Certificate:
         """Read a certificate from PEM files, or from one file that also holds the key.
 
-        Raises ``OSError`` if a file cannot be read, and whatever the class itself raises.
+        Raises ``OSError`` if a file cannot be read, and the same errors as the class itself.
         """
         chain_pem = _read_file(chain, "chain")
         if private_key is None:
@@ -127,9 +127,7 @@ class Certificate:
     def load_into(self, context: ssl.SSLContext) -> None:
         """Load this certificate into a context. ``TypeError`` if it is no ``ssl.SSLContext``."""
         if not isinstance(context, ssl.SSLContext):
-            raise TypeError(
-                f"a certificate is loaded into an ssl.SSLContext, not {type_name(context)}"
-            )
+            raise TypeError(f"context must be an ssl.SSLContext, not {type_name(context)}")
 
         def get_password() -> bytes:
             # Without a callback OpenSSL would prompt on the terminal, and block the event loop.
@@ -170,8 +168,9 @@ class Certificate:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            "a trisock.Certificate cannot be pickled, nor can what holds one: the pickle would "
-            "show its private key. Read the files where it is needed (Certificate.from_files)."
+            "a trisock.Certificate cannot be pickled, nor can an object that contains one: the "
+            "pickle would show its private key. Read the files where it is needed "
+            "(Certificate.from_files)."
         )
 
 
@@ -204,7 +203,8 @@ def to_certificate(value: object) -> Certificate:
             _to_bytes(value["private_key"], "private_key"),
             None if password is None else _password_argument(password),
         )
-    raise TypeError(f"a certificate is a trisock.Certificate or a mapping, not {type_name(value)}")
+    found = type_name(value)
+    raise TypeError(f"a certificate must be a trisock.Certificate or a mapping, not {found}")
 
 
 @functools.lru_cache(maxsize=32)
@@ -215,10 +215,10 @@ def _certificate(chain: bytes, private_key: bytes, password: bytes | None) -> Ce
 
 def _to_bytes(value: object, what: str) -> bytes:
     if isinstance(value, str):
-        return value.encode(errors="replace")  # PEM blocks are ASCII: what is replaced is outside
+        return value.encode(errors="replace")  # replaces nothing in PEM blocks: they are ASCII
     if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value)
-    raise TypeError(f"{what} is str or bytes, not {type_name(value)}")
+    raise TypeError(f"{what} must be str or bytes, not {type_name(value)}")
 
 
 def _password_argument(value: object) -> bytes:
@@ -251,7 +251,7 @@ def _read_file(path: str | os.PathLike[str], what: str) -> bytes:
 
 
 def as_value_error(problem: str, function: Callable[[], T]) -> T:
-    """Call a parser of certificates or keys. Whatever it raises becomes a ``ValueError``.
+    """Call a parser of certificates or keys. Any exception becomes a ``ValueError``.
 
     ``cryptography`` raises errors of many types, and warnings under ``-W error``.
     """
@@ -268,14 +268,14 @@ def _load_key(pem: bytes, password: bytes | None) -> PrivateKeyTypes:
         if password is None:
             raise ValueError("private_key is encrypted, and no password was given") from None
         return _load_key(pem, None)  # OpenSSL ignores a needless one too
-    except Exception as exc:  # also warnings, under -W error
+    except Exception as exc:  # including warnings, under -W error
         hint = "" if password is None else ", or the password is wrong"
         raise ValueError(f"private_key is not a PEM private key{hint}: {_redacted(exc)}") from None
 
 
 def _redacted(exc: Exception) -> str:
-    # Drop what the message quotes. If a line has lost its dashes, the whole key becomes the label
-    # of a PEM block, which the message quotes: MismatchedTags("PRIVATE KEY\nMIIE...", ...).
+    # Drop quoted text. If a line has lost its dashes, the whole key becomes the label of a PEM
+    # block, which the message quotes: MismatchedTags("PRIVATE KEY\nMIIE...", ...).
     return printable(str(exc).partition('("')[0]) or type(exc).__name__
 
 
@@ -305,7 +305,7 @@ def _private_file(content: bytes) -> Iterator[str]:
     """Yield a path to the content, while OpenSSL needs it: it reads files only.
 
     On Linux with ``/proc`` the file is in memory, and has no name in any directory. Elsewhere it is
-    a temporary file, which only this user can read from its first moment on.
+    a temporary file, which was never readable by any other user.
     """
     descriptor = _memory_file()
     if descriptor is not None:

@@ -38,7 +38,7 @@ _HOST_NAME = re.compile(rb"(?=.{1,254}\Z)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1
 
 @dataclass(frozen=True)
 class ClientHello:
-    """What a server needs from a ClientHello to select a context.
+    """The parts of a ClientHello by which a server selects a context.
 
     Attributes:
       server_name: the name that the client requests, as sent, even if it is not a valid name.
@@ -51,7 +51,7 @@ class ClientHello:
 
     @functools.cached_property
     def host_name(self) -> str | None:
-        """``server_name`` as text, or ``None`` if it is no valid host name, or an IP address."""
+        """``server_name`` as text; ``None`` if it is not a valid host name, or an IP address."""
         return None if self.server_name is None else _host_name(self.server_name)
 
 
@@ -59,7 +59,7 @@ class TooLongError(ValueError):
     """A ClientHello takes more bytes on the wire than a server accepts."""
 
 
-#: What a server knows if the bytes are not a ClientHello.
+#: The result if the bytes are not a ClientHello.
 NOT_A_CLIENT_HELLO = ClientHello(None, supports_tickets=False)
 
 
@@ -154,7 +154,7 @@ def _extensions(body: bytes, at: int) -> dict[int, bytes]:
         kind = (body[at] << 8) + body[at + 1]
         start, at = _vector(body, at + 2, 2)
         if kind in found:
-            raise ValueError("an extension comes twice")
+            raise ValueError("an extension occurs twice")
         found[kind] = body[start:at]
     return found
 
@@ -175,7 +175,7 @@ def _vector(data: bytes, at: int, width: int) -> tuple[int, int]:
     """Return the start and the end of a vector, which follows its length of ``width`` bytes."""
     start = at + width
     end = start + int.from_bytes(data[at:start], "big")
-    if end > len(data):  # also if the length itself is cut short
+    if end > len(data):  # or the length itself is cut short
         raise ValueError("a field is cut short")
     return start, end
 

@@ -33,7 +33,7 @@ def client_context(
     alpn_protocols: tuple[str, ...],
     certificate: Certificate | None,
     verify: bool,
-    trust: SystemTrust | None,  # only for the key of the cache
+    trust: SystemTrust | None,  # only part of the cache key
 ) -> ssl.SSLContext:
     if verify:
         context = _verifying_context(ssl.Purpose.SERVER_AUTH, ca, "ca")
@@ -145,8 +145,8 @@ def _verifying_context(
 ) -> ssl.SSLContext:
     """Return Python's default context. It trusts ``authorities`` (PEM) if they are given.
 
-    Whom it trusts then must not depend on the Python version: from 3.13 on the default context
-    accepts a partial chain, and refuses certificates that break minor rules of RFC 5280.
+    In that case the verification must not depend on the Python version: from 3.13 on, the default
+    context accepts a partial chain, and rejects certificates that break minor rules of RFC 5280.
     """
     if authorities is None:
         return ssl.create_default_context(purpose)

@@ -38,7 +38,7 @@ class TLSState(enum.Enum):
     OPEN = enum.auto()
     PEER_CLOSED = enum.auto()  # the peer has sent close_notify; we may go on sending
     CLOSING = enum.auto()  # we have sent close_notify and wait for the peer's
-    CLOSED = enum.auto()  # both have sent it: what follows is plain text
+    CLOSED = enum.auto()  # both have sent it: plain text follows
     FAILED = enum.auto()
 
 
@@ -76,8 +76,8 @@ class TLSEngine:
 
     Attributes:
       incoming: ciphertext that was read from the kernel but not passed to OpenSSL yet.
-      outgoing: what OpenSSL has written since the last ``data_to_send``.
-      failure: why it failed; never raised itself.
+      outgoing: ciphertext that OpenSSL has written since the last ``data_to_send``.
+      failure: the error, once it has failed. Only copies of it are raised.
     """
 
     _ssl_object: ssl.SSLObject
@@ -100,10 +100,10 @@ class TLSEngine:
         self._tickets = b""
         self._unsent: bytes | memoryview = b""
         self.state = TLSState.HANDSHAKE
-        self._phase = "TLS handshake"  # what an error says has failed
+        self._phase = "TLS handshake"  # the subject of an error message
         self.failure: trio.BrokenResourceError | None = None
 
-    # ---- what SSLStream calls ----
+    # ---- the interface for SSLStream ----
 
     @property
     def server_side(self) -> bool:
@@ -172,7 +172,7 @@ class TLSEngine:
             self._create_ssl_object(self._role.sni_contexts.choose(hello))
 
     def unwrap(self) -> None:
-        """Take a step of the shutdown. Raises ``ssl.SSLWantReadError`` until the peer's has come.
+        """Take a step of the shutdown. Raises ``ssl.SSLWantReadError`` until it is finished.
 
         SSL_shutdown accepts a fatal alert as ``close_notify``. The read after it raises if it was
         an alert. It also removes the alert's error, which OpenSSL leaves in the thread's queue: the
@@ -194,12 +194,12 @@ class TLSEngine:
     # ---- the handshake ----
 
     def finish_handshake(self) -> TLSInfo:
-        """Make the checks that OpenSSL does not, and enter OPEN. Return what was negotiated."""
+        """Make the checks that OpenSSL lacks, and enter OPEN. Return the negotiated parameters."""
         self.incoming.restart(self._incoming_bio.read())
         ssl_object = self._ssl_object
         alpn_protocol = ssl_object.selected_alpn_protocol()
         if self._role.require_alpn and alpn_protocol is None:
-            raise self.fail("the peer shares no ALPN protocol, and one is required")
+            raise self.fail("the peer shares no ALPN protocol, but one is required")
         version = ssl_object.version()
         cipher = ssl_object.cipher()
         assert version is not None
@@ -246,12 +246,12 @@ class TLSEngine:
         )
 
     def feed_record(self) -> None:
-        """Pass OpenSSL the next record. What follows ``close_notify`` may be plain text."""
+        """Pass OpenSSL the next record. The bytes after ``close_notify`` may be plain text."""
         if self.incoming.pending and self.state is not TLSState.PEER_CLOSED:
             self._incoming_bio.write(self.incoming.take())
 
     def read(self) -> bytes | None:
-        """Return one record's bytes, ``b""`` at the end, ``None`` if it needs more ciphertext.
+        """Return one record's bytes, ``b""`` after ``close_notify``, ``None`` if more must arrive.
 
         Also ``None`` after many empty records. Then ``incoming`` still holds some, and other tasks
         must run.
@@ -271,7 +271,7 @@ class TLSEngine:
     def read_batch(self, records: list[bytes]) -> bool:
         """Add the bytes of a few records that have arrived. Return whether more may follow.
 
-        At the end, ``incoming`` holds what followed ``close_notify``.
+        After ``close_notify``, ``incoming`` holds the bytes that followed it.
         """
         ciphertext, count = self.incoming.take_many()
         self._incoming_bio.write(ciphertext)
@@ -320,11 +320,11 @@ class TLSEngine:
 
     @property
     def unsent(self) -> int:
-        """How many bytes are to be sent, without the tickets: they wait for the first data."""
+        """The number of pending bytes, without the tickets: they wait for the first data."""
         return len(self._unsent) + self.outgoing.pending
 
     def data_to_send(self) -> bytes:
-        """Take all ciphertext that is to be sent, in its order."""
+        """Take all pending ciphertext, in order."""
         data = self.outgoing.read()
         if self._unsent or self._tickets:
             data = b"".join((self._tickets, self._unsent, data))
@@ -332,7 +332,7 @@ class TLSEngine:
         return data
 
     def put_back(self, rest: bytes | memoryview) -> None:
-        """Put back what ``data_to_send`` returned and the kernel did not take."""
+        """Put back the unsent rest of ``data_to_send``."""
         self._unsent = rest
 
     def close_notify(self) -> None:
@@ -350,7 +350,7 @@ class TLSEngine:
         return self._forks != _fork.count
 
     def check(self) -> None:
-        """Raise the failure, if it has failed."""
+        """Raise a copy of the failure, if it has failed."""
         if self._forks != _fork.count:
             self.refuse_in_fork()
         if self.failure is not None:

@@ -1,4 +1,4 @@
-"""TLSInfo: what both sides negotiated, and the peer's certificate."""
+"""TLSInfo: the negotiated parameters, and the peer's certificate."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def has_expired(certificate: bytes) -> bool:
 
 @dataclass(frozen=True)
 class TLSInfo:
-    """What both sides negotiated, and the peer's certificate.
+    """The negotiated parameters, and the peer's certificate.
 
     Attributes:
       version: the TLS version, such as ``"TLSv1.3"``.
@@ -72,7 +72,7 @@ class TLSInfo:
 def new_tls_info(
     info: TLSInfo, *, tls_unique: bytes | None, server_certificate: bytes | None
 ) -> TLSInfo:
-    """Return the info with what channel bindings need."""
+    """Return the info with the data for channel bindings."""
     object.__setattr__(info, "_tls_unique", tls_unique)
     object.__setattr__(info, "_server_certificate", server_certificate)
     return info

@@ -67,7 +67,7 @@ def _at_line_start(data: bytes, start: int, marker: int) -> bool:
 
 
 def certificates(data: bytes) -> list[bytes]:
-    """Return the certificates in DER, in order, each once. ``ValueError`` if there are none."""
+    """Return the distinct certificates in DER, in order. ``ValueError`` if there are none."""
     found: dict[bytes, None] = {}
     for block in blocks(data):
         if block.label in _CERTIFICATES:

@@ -1,4 +1,4 @@
-"""TLS records: splitting input for OpenSSL, and splitting and joining output. No I/O."""
+"""TLS records: splitting input for OpenSSL, and splitting and coalescing output. No I/O."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SEND_SIZE = 65536
 
 
 class IncomingCiphertext:
-    """Ciphertext that was read from the kernel and not yet given to OpenSSL.
+    """Ciphertext that was read from the kernel but not passed to OpenSSL yet.
 
     OpenSSL gets it record by record, for two reasons: a ``MemoryBIO`` keeps the size of the largest
     write, and one read decrypts all records in it until one has data.
@@ -46,7 +46,7 @@ class IncomingCiphertext:
         self.pending = 0
 
     def write(self, data: bytes) -> None:
-        """Add what was read from the kernel."""
+        """Add ciphertext from the kernel."""
         if self.pending:
             data = self._data[self._start :] + data
             self._start = 0
@@ -128,7 +128,7 @@ class IncomingCiphertext:
 
 
 def pieces(buffers: Sequence[bytes | memoryview]) -> Iterable[bytes | memoryview]:
-    """Return the same bytes with small buffers joined and large ones split at ``SEND_SIZE``."""
+    """Return the same bytes, with small buffers coalesced and large ones split at ``SEND_SIZE``."""
     if len(buffers) == 1 and 0 < len(buffers[0]) <= SEND_SIZE:
         return buffers
     return _split(buffers)

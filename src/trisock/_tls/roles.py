@@ -118,7 +118,7 @@ class ServerTLS:
         given = self.certificates
         if isinstance(given, (str, bytes)):
             raise TypeError(
-                f"certificates are given as trisock.Certificate, not as {type_name(given)}"
+                f"certificates must be trisock.Certificate objects, not {type_name(given)}"
             )
         if isinstance(given, (Certificate, Mapping)):
             given = [given]
@@ -133,7 +133,7 @@ class ServerTLS:
         if self.client_ca is not None:
             set_field(self, "client_ca", _authorities(self.client_ca, "client_ca"))
         elif self.require_client_certificate:
-            # The system's trust store would admit anyone whom a public authority knows.
+            # The system's trust store would admit anyone with a certificate of a public authority.
             raise ValueError("require_client_certificate needs client_ca")
         contexts = server_contexts(
             cast("tuple[Certificate, ...]", self.certificates),
@@ -159,7 +159,7 @@ TLSArgument = str | ClientTLS | ServerTLS | ssl.SSLContext | Certificate | Seque
 
 @dataclass(frozen=True)
 class TLSRole:
-    """What a handshake needs to know."""
+    """The settings of a handshake."""
 
     context: ssl.SSLContext
     server_side: bool
@@ -194,7 +194,7 @@ def resolve_role(
     The name to verify is the first of ``server_hostname``, the one in ``tls``, ``connected_host``.
     """
     if server_hostname is not None and not isinstance(server_hostname, str):
-        raise TypeError(f"server_hostname is a str, not {type_name(server_hostname)}")
+        raise TypeError(f"server_hostname must be a str, not {type_name(server_hostname)}")
     tls = parse_role(tls)
     if isinstance(tls, ServerTLS):
         role = TLSRole(tls._context(), True, None, tls.require_alpn, tls._built)
@@ -213,7 +213,7 @@ def resolve_role(
             raise ValueError("the context checks host names: server_hostname is needed")
     else:
         raise TypeError(
-            "tls is a server name, ClientTLS, certificates, ServerTLS or an ssl.SSLContext, "
+            "tls must be a server name, ClientTLS, certificates, ServerTLS or an ssl.SSLContext, "
             f"not {type_name(tls)}"
         )
     if role.server_side and server_hostname is not None:
@@ -249,13 +249,13 @@ def _authorities(value: object, what: str) -> bytes:
 
 def _alpn(protocols: object) -> tuple[str, ...]:
     if isinstance(protocols, (str, bytes)) or not isinstance(protocols, Sequence):
-        raise TypeError(f"alpn_protocols is a sequence of str, not {type_name(protocols)}")
+        raise TypeError(f"alpn_protocols must be a sequence of str, not {type_name(protocols)}")
     for protocol in protocols:
         if not isinstance(protocol, str):
-            raise TypeError(f"an ALPN protocol is a str, not {type_name(protocol)}")
+            raise TypeError(f"an ALPN protocol must be a str, not {type_name(protocol)}")
         if not (protocol.isascii() and protocol.isprintable() and 1 <= len(protocol) <= 255):
             raise ValueError(
-                "an ALPN protocol is 1 to 255 printable ASCII characters, and one of "
+                "an ALPN protocol must be 1 to 255 printable ASCII characters, and one of "
                 f"alpn_protocols is not: it has {len(protocol)} characters"
             )
     return tuple(protocols)

@@ -16,7 +16,7 @@ def is_int(value: object) -> TypeGuard[int]:
 
 
 def parse_delimiter(delimiter: object) -> int | bytes:
-    """Return what a read waits for: a number of bytes, or a delimiter."""
+    """Return the end of a read: a number of bytes, or a delimiter."""
     if isinstance(delimiter, bool):
         raise TypeError("a read takes a number of bytes or a delimiter, not a bool")
     until = delimiter if isinstance(delimiter, int) else to_bytes(delimiter)
@@ -28,7 +28,7 @@ def parse_delimiter(delimiter: object) -> int | bytes:
 def to_bytes(data: object) -> bytes:
     """Return data as bytes; mutable data is copied."""
     if not isinstance(data, (str, bytes, bytearray, memoryview)):
-        raise TypeError(f"data is bytes or str, not {type(data).__name__}")
+        raise TypeError(f"data must be bytes or str, not {type(data).__name__}")
     if not isinstance(data, str):
         return bytes(data)
     try:
@@ -40,19 +40,21 @@ def to_bytes(data: object) -> bytes:
 def check_callback(fn: Callable[..., object] | None) -> Callable[..., object] | None:
     """Return a callback; ``TypeError`` if it cannot be called."""
     if fn is not None and not callable(fn):
-        raise TypeError(f"a callback is a function, not {type(fn).__name__}")
+        raise TypeError(f"a callback must be a function, not {type(fn).__name__}")
     return fn
 
 
 def check_timeout(timeout: object) -> float:
     """Return a timeout in seconds; ``TypeError`` or ``ValueError`` if it is invalid."""
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-        raise TypeError(f"a timeout is a number of seconds, not {type(timeout).__name__}")
+        raise TypeError(f"a timeout must be a number of seconds, not {type(timeout).__name__}")
     try:
         if math.isnan(timeout):
-            raise TypeError("a timeout is a number of seconds, not NaN")
+            raise TypeError("a timeout must be a number of seconds, not NaN")
     except OverflowError:
-        raise ValueError("a timeout is a number of seconds, and no larger than a float") from None
+        raise ValueError(
+            "a timeout must be a number of seconds, and no larger than a float"
+        ) from None
     return timeout
 
 

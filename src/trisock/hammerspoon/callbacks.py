@@ -1,4 +1,4 @@
-"""Run callbacks, plain or async, in the background: in order, whatever they raise."""
+"""Run callbacks, plain or async, in the background: in order, even if some of them fail."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class PendingCallbacks:
 class CallbackQueue:
     """Runs callbacks in order, in a task that exists only while there are any.
 
-    If a callback raises an ``Exception``, also in a group, that is logged and ends nothing. The
+    If a callback raises an ``Exception``, even in a group, that is logged and ends nothing. The
     same holds for a cancel scope that it leaves open.
 
     Invariant: a task that runs callbacks exists exactly while ``_running`` is set.

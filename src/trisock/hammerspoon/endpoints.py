@@ -1,4 +1,4 @@
-"""The endpoints behind an hs.socket object: a client, or a server with its clients."""
+"""The endpoints of an hs.socket object: a client, or a server with its clients."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class QueuedClient:
         self._scope.cancel()
 
     async def run(self, finish: Callable[[object], object]) -> None:
-        """Connect, and do the queued operations until the end. Then ``finish(self)`` and close."""
+        """Connect, do the queued operations until disconnected, call ``finish(self)``, close."""
         [connection] = self.connections
         sock = connection.sock
         try:
@@ -131,7 +131,7 @@ class QueuedServer:
             connection.disconnect()
 
     async def run(self, finish: Callable[[object], object]) -> None:
-        """Serve until the end. Then ``finish(self)``."""
+        """Serve until stopped or failed, then call ``finish(self)``."""
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:

@@ -1,4 +1,4 @@
-"""Wait for a peer's hangup, even behind unread data. (A read would find it only after the data.)"""
+"""Wait for a peer's hangup, even while data is unread. (A read would return the data first.)"""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _POLL_SECONDS = 1.0
 async def wait_for_hangup(descriptor: int) -> None:
     """Wait until the peer has ended its side of a connection (FIN), or has reset it.
 
-    Reads nothing. If the platform cannot report a hangup behind unread data, it waits forever.
+    Reads nothing. If the platform cannot report a hangup while data is unread, it waits forever.
     """
     if sys.platform == "linux":
         # Trio waits for EPOLLIN, which unread data sets. So a second epoll waits for the hangup

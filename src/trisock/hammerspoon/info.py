@@ -11,7 +11,7 @@ from .sockaddr import pack_sockaddr
 
 
 class Info(TypedDict):
-    """What ``info`` returns. A value that does not apply is empty (``b""``, ``""``, 0)."""
+    """The result of ``info``. A value that does not apply is empty (``b""``, ``""``, 0)."""
 
     connectedAddress: bytes
     connectedHost: str

@@ -4,8 +4,8 @@ Each connection has a queue for reads and one for writes, because a read that wa
 must not block the write that the peer waits for. Each queue is done in order. A TLS handshake is in
 both: it begins when both queues have reached it, and both continue after it.
 
-An idle reader watches for the end of the stream. If it receives a chunk instead, it pushes that
-back to the front of the buffer, and from then on waits for the hangup behind it.
+An idle reader watches for EOF. If it receives a chunk instead, it pushes that back to the front of
+the buffer, and from then on waits for the hangup that may follow the data.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ _HANDSHAKE_TIMEOUT = 60
 # seconds.
 UNREAD_SECONDS = 2.0
 
-# An idle reader waits this long (seconds) before it watches for the hangup behind unread data. By
-# then a callback that wants more has queued its read, which saves the cost of the watch.
+# An idle reader waits this long (seconds) before it watches for a hangup after unread data. By then
+# a callback that wants more has queued its read, which saves the cost of the watch.
 _SETTLE_SECONDS = 0.05
 
 logger = logging.getLogger("trisock.hammerspoon")
@@ -114,7 +114,7 @@ class QueuedConnection:
         self._reads_pending = 0
         self._sending_ended = False
         self._is_ending = False
-        self._has_tls = False  # also while startTLS is queued
+        self._has_tls = False  # True even while startTLS is only queued
         self._scope = trio.CancelScope()
         self._reads = Queue(self._watch_for_end)
         self._writes = Queue(trio.sleep_forever)
@@ -143,9 +143,9 @@ class QueuedConnection:
         self._writes.put(Write(data, timeout, delivery))
 
     def start_tls(self, tls: trisock.TLSArgument, name: str | None, timeout: float) -> None:
-        """Queue a handshake, behind the queued reads and writes."""
+        """Queue a handshake, after the queued reads and writes."""
         if self._has_tls:
-            log(logger, self._loglevel, "%s: it is using TLS already", self._name)
+            log(logger, self._loglevel, "%s: it is already using TLS", self._name)
             return
         self._has_tls = True
         reads_done, secured = trio.Event(), trio.Event()
@@ -182,7 +182,7 @@ class QueuedConnection:
     # ---- in the background ----
 
     async def run(self, sock: trisock.Socket) -> None:
-        """Do the queued operations until the end. Raises only ``Cancelled``, and closes nothing."""
+        """Do the queued operations until disconnected. Raises only ``Cancelled``, never closes."""
         self.sock = sock
         try:
             with self._scope:
@@ -237,7 +237,7 @@ class QueuedConnection:
             read.deliver(data)
 
     async def _watch_for_end(self) -> None:
-        """While no read is queued: end when the peer is gone and nothing asks for its data."""
+        """While no read is queued: disconnect when the peer is gone and its data is not read."""
         assert self.sock is not None
         if not self._sending_ended:
             chunk: bytes | None = await self.sock.recv()
@@ -261,7 +261,7 @@ class QueuedConnection:
         self.disconnect()
 
     def _disconnect_in_order(self) -> None:
-        """Disconnect after the queued callbacks and what they write."""
+        """Disconnect after the queued callbacks and their writes."""
         if self._is_ending:
             return
         self._is_ending = True
@@ -276,7 +276,7 @@ class QueuedConnection:
         """Write; return False if that fails. Received data can still be read then."""
         assert self.sock is not None
         try:
-            # In one send: under TLS, data that was cut short must not be followed by a clean end.
+            # In one send: under TLS, data that was cut short must not be followed by a clean EOF.
             with time_limit(write.timeout, "a write"), self._writes.step(len(write.data)):
                 await self.sock.send(write.data)
         except trio.BrokenResourceError as exc:

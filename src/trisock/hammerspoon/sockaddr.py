@@ -26,7 +26,7 @@ _AF_INET6_WITHOUT_LENGTH = 10 if _HAS_LENGTH else socket.AF_INET6  # Linux's
 
 
 class ParsedAddress(TypedDict):
-    """What ``hs.socket.parseAddress`` returns; the family is the number in the sockaddr."""
+    """The result of ``hs.socket.parseAddress``; the family is the number in the sockaddr."""
 
     host: str
     port: int

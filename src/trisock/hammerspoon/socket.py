@@ -100,7 +100,7 @@ class Sockets:
         """
         number = _LEVELS.index(level) if level in _LEVELS else level
         if type(number) is not int or not 0 <= number < len(_LEVELS):
-            raise ValueError(f"a log level is one of {_LEVELS} or its number")
+            raise ValueError(f"a log level must be one of {_LEVELS} or its number")
         logger.setLevel(_PYTHON_LEVELS[number])
 
 
@@ -192,7 +192,7 @@ class Socket:
         return self._start(QueuedServer(listener, self._callbacks.pending, path))
 
     def disconnect(self) -> Socket:
-        """Disconnect: drop what is queued. The object can connect or listen again immediately.
+        """Disconnect, and drop queued operations. It can connect or listen again immediately.
 
         A server disconnects its clients, and removes its Unix path. Data that was already sent is
         not lost. Source: ``hs.socket:disconnect``.
@@ -207,7 +207,7 @@ class Socket:
         if self._nursery.cancel_scope.cancel_called:
             self._log("its open_sockets() has ended")
         elif self._endpoint is not None:
-            self._log("it is connected or listening already")
+            self._log("it is already connected or listening")
         else:
             return False
         return True
@@ -270,7 +270,7 @@ class Socket:
           message: the data.
           tag: passed to ``fn``; ``None`` becomes -1.
           fn: called once as ``fn(tag)`` when the data is written; for a server, to all its clients.
-            (Clients lost meanwhile do not count. If no client got the data, it is not called.)
+            (Disconnected clients do not count. If no client gets the data, ``fn`` is not called.)
 
         Returns: self, even without a connection; this is logged.
         Source: ``hs.socket:write``.
@@ -321,7 +321,7 @@ class Socket:
                 verify = trisock.ClientTLS(name, verify=verify is not False or name is not None)
             elif not isinstance(verify, (trisock.ClientTLS, trisock.ServerTLS, ssl.SSLContext)):
                 raise TypeError(
-                    "verify is a bool, a name, a ClientTLS, a ServerTLS or an ssl.SSLContext, "
+                    "verify must be a bool, a name, a ClientTLS, a ServerTLS or an ssl.SSLContext, "
                     f"not a {type(verify).__name__}"
                 )
         except BaseException:

@@ -1,7 +1,7 @@
 """Methods that are awaited inside Trio and block outside it.
 
-An object stays on the side where it was made. Outside Trio, all calls run in one background thread
-(``trio_thread``), synchronous ones too. So no two threads ever work on one connection.
+An object stays on the side where it was made. Outside Trio, every call runs in one background
+thread (``trio_thread``), even a synchronous one. So no two threads ever work on one connection.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ class Call(Generic[T]):
             elif on_not_started is not None and not self.started:
                 on_not_started()
         except BaseException as exc:  # it must not end the thread, which runs all calls
-            message = "could not take back the result of an interrupted call"
+            message = "could not undo the result of an interrupted call"
             log(_logger, logging.ERROR, message, exc_info=exc)
         ended, self.ended = self.ended, None
         if ended is not None:

@@ -24,12 +24,12 @@ class scheduler:  # noqa: N801 (Pluto's name)
         self._nursery: trio.Nursery | None = None
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError("a scheduler cannot be copied or pickled: it runs what it was given once")
+        raise TypeError("a scheduler cannot be copied or pickled: it runs each function only once")
 
     def add(self, function: Callable[[], Awaitable[object]]) -> None:
         """Add an async function. It runs in its own task while the scheduler runs. Synchronous.
 
-        ``run`` raises what the function raises, in a group; also a ``RuntimeError`` if the function
+        ``run`` raises the function's exception, in a group; and a ``RuntimeError`` if the function
         leaves a cancel scope open. Source: Pluto's ``scheduler.add``.
         """
         if not callable(function):
@@ -51,7 +51,7 @@ class scheduler:  # noqa: N801 (Pluto's name)
 
     async def _run_all(self) -> None:
         if self._nursery is not None:
-            raise RuntimeError("this scheduler is running already")
+            raise RuntimeError("this scheduler is already running")
         try:
             async with trio.open_nursery() as self._nursery:
                 while self._waiting:

@@ -136,7 +136,7 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
         if not isinstance(sched, scheduler):
             raise TypeError(f"a server runs in a scheduler, not in {describe(sched)}")
         if not callable(handler):
-            raise TypeError(f"a handler is an async function, not {describe(handler)}")
+            raise TypeError(f"a handler must be an async function, not {describe(handler)}")
         bound = listener(trisock.listen_nowait(port), current_run())
         sched.add(functools.partial(bound._serve, handler))
         return bound
@@ -187,7 +187,7 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
 
     @async_or_blocking()
     async def peek(self) -> bytes | None:
-        """Return what ``recv`` would return next, without consuming it and without waiting.
+        """Return the chunk that ``recv`` would return next, without consuming it or waiting for it.
 
         Returns: the chunk; ``None`` if nothing has arrived. Inside Trio it must be awaited all the
         same. Source: ``socket.peek``.
@@ -218,7 +218,7 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
         Args:
           tls: for a client, the name that the server's certificate must match. For a server, a list
             of certificates, each a mapping with the fields ``chain`` and ``private_key`` (PEM, any
-            kind of key). Or what ``trisock.Socket.starttls`` takes.
+            key type). Or any ``tls`` argument of ``trisock.Socket.starttls``.
 
         Returns: True on success. False on failure; the socket is closed. ``None`` if TLS is already
         in use.
@@ -249,7 +249,7 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
     def getpeer(self) -> tuple[str, int]:
         """Return the peer's address and port: ``ip, port = s.getpeer()``. Synchronous.
 
-        Works on either side, also after ``close``. Source: ``socket.getpeer``.
+        Works on either side, even after ``close``. Source: ``socket.getpeer``.
         """
         return self._sock.getpeer()
 
@@ -351,7 +351,9 @@ class listener(RunBound):  # noqa: N801 (Pluto's name)
         async def handle(sock: trisock.Socket) -> None:
             awaitable = handler(async_socket(sock, self._run, owned=False))
             if not inspect.isawaitable(awaitable):  # a plain function; its sends never ran
-                raise TypeError(f"a handler is an async function, which {describe(handler)} is not")
+                raise TypeError(
+                    f"a handler must be an async function, which {describe(handler)} is not"
+                )
             await awaitable
 
         if self._closed:

@@ -233,7 +233,7 @@ class TrioThread:
           undo: called with the result, in the background thread, if an exception such as
             ``KeyboardInterrupt`` ended the wait for it.
 
-        Returns and raises what the function returns or raises.
+        Returns the function's result, or raises its exception.
         """
         call = Call(function, undo)
         try:
@@ -265,8 +265,8 @@ class TrioThread:
     def abandon(self, call: Call[Any]) -> None:
         """Abandon a call from the caller's frame, the last place where an exception can occur.
 
-        Usually ``result_of`` has done it already. This does not wait: the next call is queued
-        behind it.
+        Usually ``result_of`` has already done it. This does not wait: the next call is queued
+        after it.
         """
         if not call.delivered:
             call.abandoned = True

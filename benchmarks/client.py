@@ -1,6 +1,6 @@
 """The client, which is the same for all servers. It generates load and checks every response.
 
-Each load returns when the server has done all of its work. It raises ``Wrong`` if the server did
+Each load returns when the server has done all the work. It raises ``Wrong`` if the server did
 anything else.
 """
 

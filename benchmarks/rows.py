@@ -1,4 +1,4 @@
-"""The rows: each is one kind of work, with a target for trisock."""
+"""The rows of the benchmark. Each is one kind of work, with a target ratio for trisock."""
 
 from __future__ import annotations
 

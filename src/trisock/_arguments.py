@@ -47,9 +47,9 @@ def check_bool(name: str, value: object) -> None:
 
 
 def bytes_view(data: object) -> memoryview:
-    """Return a flat view of a bytes-like object; ``TypeError`` for anything else, such as str."""
+    """Return a flat view of bytes, bytearray or memoryview; ``TypeError`` for anything else."""
     if not isinstance(data, (bytes, bytearray, memoryview)):
-        raise TypeError(f"a bytes-like object is required, not {type(data).__name__}")
+        raise TypeError(f"bytes, bytearray or memoryview is required, not {type(data).__name__}")
     view = memoryview(data)
     return view if view.format == "B" and view.ndim == 1 and view.contiguous else _flat(view)
 

@@ -198,7 +198,10 @@ async def an_untrusted_certificate(site: Site, rng: random.Random) -> None:
 
 
 async def a_client_certificate(site: Site, rng: random.Random) -> None:
-    """The server requires one. A client without one is refused only after the handshake."""
+    """The server requires a client certificate.
+
+    A client without one is refused only after its side of the handshake.
+    """
     requiring = ServerTLS(
         site.identity, client_ca=site.authority.pem, require_client_certificate=True
     )

@@ -414,7 +414,7 @@ class _Direction:
 
 
 def _damaged(part: bytes, how: int) -> bytes:
-    """Insert a byte at the start, remove the first byte, or change one or more of its bits."""
+    """Insert a byte at the start, or remove the first byte, or flip bits of it."""
     way, how = how % 4, how // 4
     if way == 0 or not part:
         return bytes([how % 256]) + part

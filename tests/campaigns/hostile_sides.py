@@ -170,7 +170,7 @@ class Side:
                 sock.unrecv(data[len(expected) - position :])
                 data = data[: len(expected) - position]
             if not expected.startswith(data, position):
-                raise WrongBytes(f"at {position} of {len(expected)}, by {way.__name__}")
+                raise WrongBytes(f"at byte {position} of {len(expected)}, read {way.__name__}")
             position += len(data)
 
     async def by_recv(self, sock: Socket, expected: bytes, position: int) -> bytes:

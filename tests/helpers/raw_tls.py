@@ -32,7 +32,7 @@ async def upgrade(
 
 
 class RawTLS:
-    """A blocking peer on the ssl module, which can do more than a trisock peer."""
+    """A blocking peer built on ``ssl``. It can do things that a trisock peer cannot."""
 
     def __init__(self, raw: socket.socket, context: ssl.SSLContext, **options: object) -> None:
         self.raw = raw

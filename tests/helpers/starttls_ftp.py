@@ -124,7 +124,7 @@ class FTP:
             sock = await trisock.connect(*self.target, local_address=self.control.getlocal().host)
         async with sock:
             if self.protected:
-                # The FTP server is the TLS server even if it connects (RFC 4217, section 7).
+                # The FTP server is the TLS server even when it connects (RFC 4217, section 7).
                 await sock.starttls(self.site.tls)
             yield sock
 

@@ -1,4 +1,4 @@
-"""Our FTP client with two real servers, ProFTPD and vsftpd (see real_ftp_servers.py)."""
+"""Our FTP client against two real servers, ProFTPD and vsftpd (see real_ftp_servers.py)."""
 
 from __future__ import annotations
 

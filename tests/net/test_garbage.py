@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import socket
+import ssl
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
 
@@ -13,8 +14,11 @@ import trio
 import trio.testing
 
 import trisock
+from helpers.authority import Authority
 from helpers.pairs import closing, pair, raw_pair, tls_pair
+from helpers.raw_tls import RawTLS, handshake
 from trisock import ClientTLS, ServerTLS, Socket
+from trisock._net.tls_stream import SendState
 
 End = Callable[[Socket, Socket], Awaitable[object]]
 BROKEN = contextlib.suppress(trio.BrokenResourceError)
@@ -81,6 +85,51 @@ async def test_an_ended_connection_is_freed_immediately(
     assert alive(references) == []
 
 
+@pytest.mark.parametrize("tickets", [0, 1, 2, 3])
+async def test_a_client_that_read_session_tickets_is_freed_immediately(
+    tickets: int, client_tls: ClientTLS, authority: Authority
+) -> None:
+    """OpenSSL's servers send two tickets: records without data, which come before the data."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.num_tickets = tickets
+    authority.issue("example.org").load_into(context)
+    sock, raw = raw_pair()
+    peer = RawTLS(raw, context, server_side=True)
+    with raw:
+        await handshake(sock, client_tls, peer)
+        peer.ssl.write(b"data")
+        peer.flush()
+        assert await sock.recv() == b"data"
+        references = [weakref.ref(each) for each in (sock, sock._connection.tls)]
+        sock.abort()
+    del sock
+    await trio.lowlevel.checkpoint()
+    assert alive(references) == []
+
+
+async def test_a_read_that_fails_while_a_response_waits_is_freed_immediately(
+    client_tls: ClientTLS, server_tls: ServerTLS
+) -> None:
+    async def read(sock: Socket) -> None:
+        with BROKEN:
+            await sock.recv()
+
+    a, b = await tls_pair(client_tls, server_tls)
+    tls = a._connection.tls
+    assert tls is not None
+    tls.engine.put_back(b"a response")
+    tls.send_state = SendState.OVER  # so the response stays in the queue
+    references = [weakref.ref(each) for each in (a, tls)]
+    async with closing(a, b):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read, a)
+            await trio.testing.wait_all_tasks_blocked()
+            b.abort()
+    del a, b, tls, nursery
+    await trio.lowlevel.checkpoint()
+    assert alive(references) == []
+
+
 async def test_stoptls_frees_all_tls_state(client_tls: ClientTLS, server_tls: ServerTLS) -> None:
     a, b = await tls_pair(client_tls, server_tls)
     references = [weakref.ref(each._connection.tls) for each in (a, b) if each._connection.tls]
@@ -112,14 +161,14 @@ async def aborting(sock: Socket, raw: socket.socket, client_tls: ClientTLS, _: S
         sock.abort()
 
 
-@pytest.mark.parametrize("handshake", [failing, aborting])
+@pytest.mark.parametrize("attempt", [failing, aborting])
 async def test_a_failed_handshake_is_freed_immediately(
-    handshake: Callable[..., Awaitable[None]], client_tls: ClientTLS, server_tls: ServerTLS
+    attempt: Callable[..., Awaitable[None]], client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
     sock, raw = raw_pair()
     reference = weakref.ref(sock)
     with raw:
-        await handshake(sock, raw, client_tls, server_tls)
+        await attempt(sock, raw, client_tls, server_tls)
     del sock
     await trio.lowlevel.checkpoint()
     assert reference() is None

@@ -25,7 +25,7 @@ def _port_range(port: int) -> bytes:
 
 
 class OnePort(trio.abc.SocketFactory):
-    """Makes sockets that can only get one local port."""
+    """Makes sockets whose only possible local port is ``port``."""
 
     def __init__(self, port: int, uses: int | None = None) -> None:
         self.port = port

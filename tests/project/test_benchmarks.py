@@ -1,4 +1,4 @@
-"""Each benchmark does the work that it measures, and fails if the server does not."""
+"""Each benchmark does the work that it measures, and fails if the server skips any of it."""
 
 from __future__ import annotations
 

@@ -56,8 +56,8 @@ async def test_a_full_server_leaves_connections_to_other_processes() -> None:
             server.stop()
 
 
-async def test_the_number_of_closes_without_a_slot_is_bounded() -> None:
-    """Up to ``max_connections`` closes linger without a slot. One more keeps its slot."""
+async def test_closing_connections_without_a_slot_are_bounded() -> None:
+    """Up to ``max_connections`` connections linger without a slot. One more keeps its slot."""
 
     async def handler(sock: Socket) -> None:
         await trio.lowlevel.wait_readable(sock.fileno())

@@ -11,6 +11,7 @@ import trio.testing
 
 import trisock
 from helpers.authority import Authority
+from helpers.blocked import cancel_when_blocked
 from helpers.pairs import closing, raw_pair, tcp_pair
 from helpers.raw_tls import RawTLS, raw_client_context, upgrade
 from helpers.reads import READS
@@ -294,6 +295,27 @@ async def test_without_verification_any_certificate_is_accepted(
     role = ClientTLS(name, verify=False)
     info, _ = await upgrade(a, role, b, [authority.issue("example.org")])
     assert info.peer_certificate
+
+
+# ---- a connection that cannot send ----
+
+
+@pytest.mark.parametrize("layer", ["plain"])
+@pytest.mark.parametrize("how", ["partial send", "send_eof"])
+async def test_starttls_closes_a_socket_that_cannot_send(
+    how: str, a: Socket, b: Socket, client_tls: ClientTLS
+) -> None:
+    """A program that handles the error must not go on in plain text."""
+    if how == "send_eof":
+        await a.send_eof()
+    else:
+        await cancel_when_blocked(a.send, bytes(50_000_000))
+    await b.send(b"plain text")
+    with pytest.raises((trio.BrokenResourceError, trio.ClosedResourceError)):
+        await a.starttls(client_tls)
+    assert a.fileno() == -1
+    with pytest.raises(trio.ClosedResourceError):
+        await a.recv()
 
 
 # ---- conflicts ----

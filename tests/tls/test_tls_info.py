@@ -18,7 +18,7 @@ from trisock._tls.info import new_tls_info
 
 
 def info_about(certificate: bytes) -> TLSInfo:
-    """Return a client's TLSInfo about a server's certificate."""
+    """Return the TLSInfo of a client that received this server certificate."""
     info = TLSInfo("TLSv1.3", "x", None, None, certificate, False)
     return new_tls_info(info, tls_unique=None, server_certificate=certificate)
 

@@ -252,7 +252,11 @@ class Connection:
             text = f"TLS handshake with {role.peer_name(self.peer)} failed: blocked by a broadcast"
             raise self.transport.remember_failure(TLSError(text)) from None
         try:
-            self.transport.check_sending()
+            try:
+                self.transport.check_sending()
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                self.close_immediately()  # the program must not go on in plain text
+                raise
             tls = TLSStream(
                 self.transport,
                 role,

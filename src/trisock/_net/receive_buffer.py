@@ -34,9 +34,8 @@ import sys
 from collections.abc import Iterator
 
 # Coalesce runs of small chunks, to bound the overhead: a bytes object takes more than 100 bytes in
-# addition to its content, and a peer may send byte by byte. Whenever this many entries have been
-# added to one end of the queue, neighbours among them that are smaller than this many bytes are
-# coalesced.
+# addition to its content, and a peer may send byte by byte. After ``_MAX_UNCOALESCED`` entries have
+# been added to one end of the queue, neighbours smaller than ``_SMALL_CHUNK`` bytes are joined.
 _MAX_UNCOALESCED = 256
 _SMALL_CHUNK = 256
 

@@ -104,10 +104,10 @@ class BufferedReceiver(trio.abc.ReceiveStream):
         If ``starttls`` follows, the data becomes the start of the peer's TLS handshake.
 
         Args:
-          data: bytes-like. It is copied if it is mutable.
+          data: bytes, bytearray or memoryview. It is copied if it is mutable.
 
         Raises:
-          TypeError: ``data`` is not bytes-like.
+          TypeError: ``data`` is of another type.
           trio.BusyResourceError: another task is reading, so the position in the stream is unknown.
 
         Source: Pluto's ``socket.unrecv``.

@@ -199,7 +199,7 @@ class _InMemory(Source):
 class _FileObject(Source):
     """A file object. We use only its methods.
 
-    Anyone may move its position. So each read is a seek and a read in one thread call, which no
+    Other code may move its position. So each read is a seek and a read in one thread call, which no
     other send of the same object can interrupt.
     """
 

@@ -102,7 +102,7 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
         Raises:
           trio.BrokenResourceError: the connection is broken (``TLSError`` is one of these). Data
             that the peer sent earlier can still be read.
-          TypeError: a buffer is not bytes-like. Nothing was sent.
+          TypeError: a buffer is not bytes, bytearray or memoryview. Nothing was sent.
 
         If cancelled before the first byte is sent, nothing changes. If cancelled later, an unknown
         part was sent, and every later send fails (``BrokenResourceError``); under TLS every later
@@ -169,7 +169,7 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
         time.
 
         Args:
-          file: a binary file object, open for reading; one of ``trio.open_file`` is fine too. Its
+          file: a binary file object, open for reading; or one from ``trio.open_file``. Its
             position is ignored, and may be a different one afterwards.
           offset: where to start, in bytes.
           count: how many bytes to send, or ``None`` for all of them: what a regular file or an
@@ -302,6 +302,8 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
         Raises:
           TLSError: the handshake failed or timed out. The socket is closed, and the peer was sent
             the alert that says why. Nothing was sent in plain text, and nothing will be.
+          trio.BrokenResourceError: an earlier send was cut short. The socket is closed.
+          trio.ClosedResourceError: ``send_eof`` was called. The socket is closed.
           RuntimeError: the connection already uses TLS. Nothing has changed.
           TypeError, ValueError: an argument is invalid. Nothing has changed.
           trio.BusyResourceError: another task is using the connection. Nothing has changed.

@@ -248,7 +248,10 @@ class TLSStream:
                 failure = exc  # raised below: the nursery would raise a group
             nursery.cancel_scope.cancel()
         if failure is not None:
-            raise failure
+            try:
+                raise failure
+            finally:
+                del failure  # its traceback refers to this frame
         return bool(ciphertext)
 
     def receive_pending(self) -> list[bytes]:

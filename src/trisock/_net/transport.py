@@ -50,9 +50,9 @@ from .syscalls import (
 )
 
 # One read takes at most RECEIVE_SIZE, which bounds the memory per connection. After a full read the
-# next one takes twice as much: the pass through the scheduler then costs more than the copy (row
-# receive: 1.5 times bare Trio's speed instead of 1.25). 256 KiB is slower again: it exceeds the
-# cache.
+# next one may take twice as many bytes: when data arrives that fast, a pass through the scheduler
+# costs more than the copy (row receive: 1.5 times bare Trio's speed instead of 1.25). 256 KiB is
+# slower than 128 KiB, because it exceeds the cache.
 _LARGE_RECEIVE_SIZE = 131072
 
 # After four EAGAINs in a row, wait first for the next 15 reads: the peer waits for our answers, so

@@ -32,7 +32,7 @@ _O_NOFOLLOW: int = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 _O_DIRECTORY: int = getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
 _O_NONBLOCK: int = getattr(os, "O_NONBLOCK", 0)
 
-# If the caller sets a mode, the socket's file has this one between bind(2) and chmod(2). Nobody can
+# The mode of the socket's file between bind(2) and chmod(2), if the caller sets a mode. Nobody can
 # connect, and no socket in use has this mode, so we can recognize the file.
 _MARKER_MODE = stat.S_ISUID | stat.S_ISVTX
 

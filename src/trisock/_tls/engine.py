@@ -100,7 +100,7 @@ class TLSEngine:
         self._tickets = b""
         self._unsent: bytes | memoryview = b""
         self.state = TLSState.HANDSHAKE
-        self._phase = "TLS handshake"  # the subject of an error message
+        self._phase = "TLS handshake"  # how error messages begin
         self.failure: trio.BrokenResourceError | None = None
 
     # ---- the interface for SSLStream ----
@@ -292,17 +292,20 @@ class TLSEngine:
 
     def _read_further(self, exc: ssl.SSLError) -> bytes | None:
         """Continue after an exception. Most often the record was empty."""
-        for _ in range(MAX_EMPTY_RECORDS):
-            if not isinstance(exc, ssl.SSLWantReadError):
-                return self._retry(exc, lambda: self._ssl_object.read(_RECORD_SIZE))
-            if not self.incoming.pending:
-                break
-            self.feed_record()
-            try:
-                return self._ssl_object.read(_RECORD_SIZE)
-            except ssl.SSLError as another:
-                exc = another
-        return None
+        try:
+            for _ in range(MAX_EMPTY_RECORDS):
+                if not isinstance(exc, ssl.SSLWantReadError):
+                    return self._retry(exc, lambda: self._ssl_object.read(_RECORD_SIZE))
+                if not self.incoming.pending:
+                    break
+                self.feed_record()
+                try:
+                    return self._ssl_object.read(_RECORD_SIZE)
+                except ssl.SSLError as another:
+                    exc = another
+            return None
+        finally:
+            del exc  # its traceback refers to this frame, and so to the engine
 
     # ---- writing ----
 
@@ -395,7 +398,7 @@ class TLSEngine:
 
         The error queue belongs to the thread. A stale error of another connection replaces
         WANT_READ (and close_notify), and looks like ours. So ask the handshake: after an error of
-        this connection it fails too. Otherwise it is finished and does nothing, or has to read, and
+        this connection it fails too. Otherwise the error was stale, and
         the call is repeated. The queue is empty now: Python clears it when it raises. Clearing it
         before each call would cost 1.5 microseconds, a tenth of a small message.
         """

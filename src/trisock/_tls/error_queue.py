@@ -10,8 +10,8 @@ import threading
 def clear_error_queue() -> None:
     """Clear OpenSSL's error queue, which all connections of a thread share.
 
-    A call that failed before, or that succeeded but left an error behind, makes OpenSSL report the
-    next WANT_READ as that error. A handshake clears the queue when it starts, and when it has
+    An earlier call that failed, or that succeeded but left an error behind, makes OpenSSL report
+    the next WANT_READ as that error. A handshake clears the queue when it starts, and when it has
     nothing to read.
     """
     with contextlib.suppress(ssl.SSLWantReadError):

@@ -75,7 +75,7 @@ class Delivery:
         self._done = done
 
     def finish(self, delivered: bool) -> None:
-        """Count one connection: it has taken the message, or it is lost."""
+        """Count one connection, which has taken the message or is lost."""
         self._pending -= 1
         self._any_delivered |= delivered
         if not self._pending and self._any_delivered and self._done is not None:

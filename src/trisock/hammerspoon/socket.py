@@ -58,7 +58,10 @@ async def open_sockets() -> AsyncIterator[Sockets]:
         nursery.cancel_scope.cancel()
         nursery.cancel_scope.shield = True  # no outside Cancelled must replace the error
     if error is not None:
-        raise error
+        try:
+            raise error
+        finally:
+            del error  # its traceback refers to this frame
 
 
 class Sockets:

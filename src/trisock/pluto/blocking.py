@@ -111,7 +111,8 @@ class InsideTrio(RunBound):
 class PendingCall(Generic[R]):
     """An awaitable without the methods of a coroutine.
 
-    A coroutine has ``send`` and ``close`` too: a forgotten ``await`` must not reach these.
+    A coroutine has methods named ``send`` and ``close``, as a socket does. A forgotten ``await``
+    must not call these.
     """
 
     def __init__(self, coroutine: Coroutine[Any, Any, R]) -> None:

@@ -1,4 +1,4 @@
-"""The two ends of a connection, and files of every kind to send."""
+"""Fixtures: the two ends of a connection, and files of every kind to send."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def family() -> str:
 
 @pytest.fixture
 def layer() -> str:
-    """``"plain"``, ``"tls"`` or ``"no sendfile"``. Tests parametrize it."""
+    """``"plain"``, ``"tls"``, or ``"no sendfile"``: plain, without sendfile(2). Tests set it."""
     return "plain"
 
 
@@ -52,7 +52,7 @@ async def ends(
 
 @pytest.fixture
 def other_runs(nursery: trio.Nursery) -> Callable[[], int]:
-    """Start a task that is always ready. Return a function that returns how often it has run."""
+    """Start a task that is always ready to run. Return a function that counts the task's runs."""
     runs = 0
 
     async def run() -> None:
@@ -67,13 +67,13 @@ def other_runs(nursery: trio.Nursery) -> Callable[[], int]:
 
 @pytest.fixture
 def a(ends: tuple[Socket, Socket]) -> Socket:
-    """The client's end of a connection."""
+    """The client's end of the connection."""
     return ends[0]
 
 
 @pytest.fixture
 def b(ends: tuple[Socket, Socket]) -> Socket:
-    """The server's end of the same connection."""
+    """The server's end of the connection whose client is ``a``."""
     return ends[1]
 
 
@@ -93,13 +93,13 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def sock(raw_ends: tuple[Socket, socket.socket]) -> Socket:
-    """One end of a connection."""
+    """The Socket at one end of a connection. Its peer is ``raw``."""
     return raw_ends[0]
 
 
 @pytest.fixture
 def raw(raw_ends: tuple[Socket, socket.socket]) -> socket.socket:
-    """The other end of the same connection: a plain, blocking socket."""
+    """The peer of ``sock``: a blocking socket of the standard library."""
     return raw_ends[1]
 
 
@@ -129,7 +129,7 @@ class CustomFile(io.RawIOBase):
 
 @pytest.fixture
 def make_file(tmp_path: Path) -> Iterator[Callable[[str, bytes], Any]]:
-    """Return a function that opens a file of one kind. The files are closed after the test."""
+    """Return a function that opens a file of a given kind. The test's end closes the files."""
     with contextlib.ExitStack() as stack:
 
         def make(kind: str, content: bytes) -> Any:
@@ -139,7 +139,7 @@ def make_file(tmp_path: Path) -> Iterator[Callable[[str, bytes], Any]]:
                 return CustomFile(content)
             if kind == "temporary":
                 file: Any = stack.enter_context(tempfile.TemporaryFile())
-                file.write(content)  # part of it stays in Python's write buffer
+                file.write(content)  # a part stays in Python's write buffer
                 return file
             if kind == "pipe":  # the content must fit into the pipe
                 reading, writing = os.pipe()

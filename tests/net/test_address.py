@@ -67,7 +67,7 @@ def test_str_of_an_address_is_readable(address: Address, text: str) -> None:
         ("my_service", "my_service", "my_service"),
         ("192.0.2.1", "192.0.2.1", "192.0.2.1"),
         ("fe80::1%eth0", "fe80::1%eth0", "fe80::1"),
-        # IDNA 2003 maps it to "fass.de", another host (UTS 46, section 6).
+        # IDNA 2003 maps "faß.de" to "fass.de", which is a different host (UTS 46, section 6).
         ("faß.de", "xn--fa-hia.de", "xn--fa-hia.de"),
         ("Bücher.example", "xn--bcher-kva.example", "xn--bcher-kva.example"),
         ("bücher。example", "xn--bcher-kva.example", "xn--bcher-kva.example"),
@@ -75,7 +75,7 @@ def test_str_of_an_address_is_readable(address: Address, text: str) -> None:
         ("bücher.my_zone", "xn--bcher-kva.my_zone", "xn--bcher-kva.my_zone"),
     ],
 )
-def test_one_ascii_form_is_resolved_sent_and_verified(
+def test_host_names_are_converted_to_ascii_for_dns_and_tls(
     host: str, ascii_host: str, tls_name: str
 ) -> None:
     assert to_ascii_host(host) == ascii_host
@@ -95,24 +95,24 @@ def test_one_ascii_form_is_resolved_sent_and_verified(
         "\N{COMBINING GRAVE ACCENT}a",
     ],
 )
-def test_an_invalid_host_name_is_a_value_error(host: str) -> None:
+def test_an_invalid_host_name_raises_value_error(host: str) -> None:
     with pytest.raises(ValueError, match="is not a host name"):
         to_ascii_host(host)
 
 
-def test_a_non_str_host_is_a_type_error() -> None:
+def test_a_host_that_is_no_str_raises_type_error() -> None:
     with pytest.raises(TypeError, match="a host must be a str"):
         to_ascii_host(b"example.org")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("port", ["80", None, 1.5, True])
-def test_a_non_int_port_is_a_type_error(port: object) -> None:
+def test_a_port_that_is_no_int_raises_type_error(port: object) -> None:
     with pytest.raises(TypeError, match=r"a port must be an int.*example\.org"):
         check_port(port, "example.org")
 
 
 @pytest.mark.parametrize("port", [-1, 65536])
-def test_a_port_out_of_range_is_a_value_error(port: int) -> None:
+def test_a_port_out_of_range_raises_value_error(port: int) -> None:
     with pytest.raises(ValueError, match=r"0-65535.*example\.org"):
         check_port(port, "example.org")
     check_port(0, None)

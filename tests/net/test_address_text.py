@@ -1,4 +1,4 @@
-"""Addresses and arguments in logs and errors: always one printable line, never a key."""
+"""Logs and errors show addresses and arguments on one printable line, and never show a key."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def assert_safe(text: str) -> None:
 
 @pytest.mark.usefixtures("in_tmp_path")
 @pytest.mark.parametrize("name", HOSTILE_NAMES)
-async def test_a_unix_peers_name_cannot_forge_a_log(
+async def test_a_unix_peers_name_cannot_forge_a_log_line(
     name: str | bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     log = tmp_path / "log"
@@ -118,7 +118,7 @@ async def test_the_port_distinguishes_a_unix_path_from_a_host(tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("in_tmp_path")
-async def test_a_unix_peer_named_like_a_host_has_no_sockaddr() -> None:
+async def test_pack_sockaddr_returns_nothing_for_a_host_like_unix_path() -> None:
     from trisock.hammerspoon.sockaddr import pack_sockaddr
 
     listener = await trisock.listen_unix("127.0.0.1")
@@ -131,7 +131,7 @@ async def test_a_unix_peer_named_like_a_host_has_no_sockaddr() -> None:
     ["::1%1\nINFO forged", "::1%1 forged", "fe80::1%\x1b[2K", "fe80::1%\u2028", "::1%a/b",
      "::1%" + "x" * 16, "fe80::1%\udcff"],
 )  # fmt: skip
-async def test_a_zone_that_names_no_interface_is_refused(host: str) -> None:
+async def test_an_ipv6_address_with_an_invalid_zone_is_refused(host: str) -> None:
     for call in (lambda: trisock.connect(host, 9), lambda: trisock.listen(0, host=host)):
         with pytest.raises(ValueError, match="is not a host name") as caught:
             await call()
@@ -162,7 +162,7 @@ async def test_a_zone_that_names_no_interface_is_refused(host: str) -> None:
         ("a,b", ""),
     ],
 )  # fmt: skip
-async def test_a_host_with_more_than_a_name_is_refused(host: str, hint: str) -> None:
+async def test_a_host_that_is_not_a_bare_name_is_refused(host: str, hint: str) -> None:
     with pytest.raises(ValueError, match=f"is not a host name.*{hint}"):
         ClientTLS(host)
     with pytest.raises(ValueError, match=f"is not a host name.*{hint}"):
@@ -191,7 +191,7 @@ CALLS: list[Callable[[Any], Any]] = [
     lambda key: trisock.connect_unix(key),
     lambda key: trisock.listen_unix("x", backlog=key),
 ]
-# A key ends up here only if the caller mixes up the order of the arguments.
+# These calls receive a key only if the caller mixes up the order of the arguments.
 MISPLACED: list[Callable[[trio.Nursery, Any], Any]] = [
     lambda nursery, key: trisock.bind(nursery, 0, key),
     lambda nursery, key: trisock.bind(nursery, key, print),  # type: ignore[arg-type]
@@ -234,10 +234,10 @@ KEYS: list[Any] = [KEY, KEY.encode(), BODY, BODY[:64], BODY.encode(), "00ff" * 1
 @pytest.mark.parametrize("key", KEYS, ids=range(len(KEYS)))
 async def test_no_error_quotes_a_key(call: Callable[[Any], Any], key: Any) -> None:
     with pytest.raises((TypeError, ValueError, OSError)) as caught:
-        (await call(key)).abort()  # a short key can be a valid path
+        (await call(key)).abort()  # reached if a short key is a valid path
         raise FileNotFoundError
     if isinstance(caught.value, FileNotFoundError | PermissionError):
-        return  # a short key can be a valid path, which the error shows as its file name
+        return  # the short key was a valid path, and this error may show its file name
     error: BaseException | None = caught.value
     while error is not None:
         for secret in (KEY, BODY, BODY[:30], "00ff00ff00ff"):
@@ -247,7 +247,7 @@ async def test_no_error_quotes_a_key(call: Callable[[Any], Any], key: Any) -> No
 
 
 @pytest.mark.parametrize("key", KEYS, ids=range(len(KEYS)))
-async def test_no_error_quotes_a_key_given_as_another_argument(key: Any) -> None:
+async def test_no_error_quotes_a_key_passed_as_the_wrong_argument(key: Any) -> None:
     async with trio.open_nursery() as nursery:
         server = await trisock.bind(nursery, 0, sleep, host="127.0.0.1")
         async with closing(sock := await connect(server)):
@@ -278,7 +278,7 @@ async def sleep(_: Socket) -> None:
 @pytest.mark.parametrize(
     "port", [2**64, 10**5000, -(10**5000)], ids=["2**64", "10**5000", "-10**5000"]
 )
-async def test_a_port_of_many_digits_is_refused(port: int) -> None:
+async def test_a_port_with_many_digits_is_refused(port: int) -> None:
     with pytest.raises(ValueError, match=r"0-65535, not an int of \d+ bits"):
         await trisock.connect("localhost", port)
 

@@ -1,4 +1,4 @@
-"""ReceiveBuffer against a simple model, with every split of the input."""
+"""ReceiveBuffer agrees with a simple model, however the input is split."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ text = st.lists(st.sampled_from([b"a", b"b", b"\r", b"\n"]), max_size=12).map(b"
 
 
 class BufferMachine(RuleBasedStateMachine):
-    """The model is a queue of uncoalesced chunks."""
+    """Compares ReceiveBuffer with a model: a queue of chunks that are never coalesced."""
 
     def __init__(self) -> None:
         super().__init__()
         self.buffer = ReceiveBuffer()
-        self.chunks: deque[bytes] = deque()  # the model: the unread rest of each chunk
+        self.chunks: deque[bytes] = deque()  # the model: the unread part of each chunk
 
     @property
     def model(self) -> bytes:
@@ -156,7 +156,7 @@ def test_a_whole_chunk_is_not_copied() -> None:
     assert buffer.take(10_000) is second
 
 
-def test_taking_more_than_the_unread_bytes_fails_an_assertion() -> None:
+def test_taking_more_bytes_than_are_unread_raises_assertion_error() -> None:
     with pytest.raises(AssertionError):
         ReceiveBuffer().take(1)
 
@@ -174,7 +174,7 @@ def lines_of(buffer: ReceiveBuffer, **options: object) -> Iterator[bytes]:
     return buffer.take_lines(b"\n", **{"keep_ends": False, "max_bytes": 100, **options})  # type: ignore[arg-type]
 
 
-def test_split_lines_that_were_not_taken_stay_unread() -> None:
+def test_lines_that_take_lines_has_not_yielded_stay_unread() -> None:
     for taken in range(4):
         buffer = ReceiveBuffer()
         buffer.append(b"one\ntwo\nthree\nrest")
@@ -191,7 +191,7 @@ def test_take_lines_respects_keep_ends_and_max_bytes() -> None:
     buffer = ReceiveBuffer()
     buffer.append(b"a\nbb\n" + b"c" * 100 + b"\n")
     assert list(lines_of(buffer, keep_ends=True)) == [b"a\n", b"bb\n"]
-    assert buffer.find(b"\n") == 101  # longer than max_bytes, so take_lines left it
+    assert buffer.find(b"\n") == 101  # over max_bytes, so take_lines did not take it
     assert buffer.take(101) == b"c" * 100 + b"\n"
 
 
@@ -204,7 +204,7 @@ def test_a_line_across_two_chunks_is_taken_with_later_lines() -> None:
     assert len(buffer) == 0
 
 
-def test_take_lines_leaves_a_line_across_many_or_large_chunks() -> None:
+def test_take_lines_ignores_a_line_across_many_or_large_chunks() -> None:
     for chunks in ([b"o", b"n", b"e\nx"], [b"o", b"ne\n" + b"x" * 1_000_000]):
         buffer = ReceiveBuffer()
         for chunk in chunks:

@@ -1,4 +1,4 @@
-"""ReceiveBuffer with adversarial input: the bytes scanned and the memory held."""
+"""ReceiveBuffer scans few bytes and holds little memory, even for adversarial input."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def count_from_zero() -> None:
 @pytest.mark.parametrize("taken", [1, 63, 64, 65, 300])
 @pytest.mark.parametrize("delimiter", [b"\n", b"\r\n", b"\r\n.\r\n"])
 @pytest.mark.parametrize("size", [1, 100, 70_000])
-def test_skipping_without_a_delimiter_scans_each_byte_once(
+def test_skipping_bytes_without_a_delimiter_scans_each_byte_once(
     size: int, delimiter: bytes, taken: int
 ) -> None:
-    """A loop of ``recv_until(max_bytes=64)`` and ``recv_exactly(taken)``."""
+    """The reader alternates ``recv_until(max_bytes=64)`` and ``recv_exactly(taken)``."""
     buffer = ReceiveBuffer()
     chunk = ScannedBytes(b"\r" * size)
     total = 140_000 if size == 70_000 else 20_000
@@ -68,7 +68,7 @@ def test_changing_the_limit_rescans_no_byte() -> None:
 
 
 def test_a_resynchronising_reader_scans_each_byte_once() -> None:
-    """Take four bytes, push three of them back, and search for the end of the line again."""
+    """The reader takes four bytes, pushes three back, and searches for the line's end again."""
     buffer = ReceiveBuffer()
     buffer.append(ScannedBytes(b"\r" * 100 * KIB))
     for _ in range(5000):
@@ -77,7 +77,7 @@ def test_a_resynchronising_reader_scans_each_byte_once() -> None:
     assert ScannedBytes.scanned <= 64 * KIB + 5000 * 8
 
 
-def test_a_delimiter_found_but_unread_is_not_searched_again() -> None:
+def test_a_delimiter_already_found_is_not_searched_for_again() -> None:
     buffer = ReceiveBuffer()
     buffer.append(ScannedBytes(b"x" * 50_000 + b"\n"))
     for number in range(1000):  # as if the reader were cancelled each time
@@ -104,9 +104,9 @@ def test_short_lines_with_a_small_limit_have_a_linear_cost(max_bytes: int) -> No
 
 
 class SearchMachine(RuleBasedStateMachine):
-    """The model is plain bytes. Each search scans a bounded number of bytes."""
+    """Compares ReceiveBuffer with plain bytes, and bounds the bytes that each search scans."""
 
-    # Small, so that each example coalesces and trims chunks.
+    # These limits are small, so that each example coalesces and trims chunks.
     SIZES = {"_MAX_UNCOALESCED": 3, "_SMALL_CHUNK": 4, "_MAX_CONSUMED_BYTES": 2}
 
     def __init__(self) -> None:
@@ -193,8 +193,8 @@ def test_any_mix_of_operations_agrees_with_a_plain_search(times: int) -> None:
 # ---- memory ----
 
 
-# The overhead: tuples and lists for at most three groups of uncoalesced chunks, one partly read
-# chunk, and lines already split.
+# The overhead in bytes: the tuples and lists of at most three groups of uncoalesced chunks, and
+# 32 KiB for one partly read chunk and for lines that are already split.
 CONSTANT = 3 * 256 * 110 + 32 * KIB
 
 
@@ -203,7 +203,7 @@ def assert_bounded(buffer: ReceiveBuffer) -> None:
 
 
 def fresh(size: int) -> bytes:
-    """Return zeros in an object with no other reference."""
+    """Return a new bytes object of zeros. Only the caller holds a reference to it."""
     return bytes(bytearray(size))
 
 
@@ -270,7 +270,7 @@ def test_no_mix_of_operations_exceeds_the_memory_bound(steps: list[tuple[str, in
 
 
 def push_remnants(buffer: ReceiveBuffer, peek: bool) -> None:
-    """Push chunks back, and take all but one byte of each."""
+    """Push 2000 chunks to the front, and take all bytes of each chunk except the last."""
     for _ in range(2000):
         buffer.push_front(fresh(10_000))
         buffer.take_chunk(9_999)
@@ -279,7 +279,7 @@ def push_remnants(buffer: ReceiveBuffer, peek: bool) -> None:
 
 
 @pytest.mark.parametrize("peek", [True, False])
-def test_one_unread_byte_does_not_keep_its_large_chunk(peek: bool) -> None:
+def test_one_unread_byte_keeps_no_large_chunk_in_memory(peek: bool) -> None:
     buffer = ReceiveBuffer()
     buffer.append(fresh(MIB))
     buffer.take(MIB - 1)

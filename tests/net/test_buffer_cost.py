@@ -1,6 +1,6 @@
 """The cost of ReceiveBuffer: calls, bytes scanned and bytes allocated. Nothing is timed.
 
-A cost is linear when four times as many bytes (or chunks, or lines) cost four times as much.
+A cost is linear if four times as many bytes, chunks or lines cost about four times as much.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import pytest
 from helpers.scanned_bytes import ScannedBytes
 from trisock._net.receive_buffer import ReceiveBuffer
 
-# Bytes that an operation without a copy may allocate: small objects, and frames under tracing.
+# An operation that copies nothing may allocate this many bytes for small objects, and for the
+# frame objects that a tracer (such as coverage) creates.
 NO_COPY = 8192
 
 KIB = 1024
@@ -23,7 +24,7 @@ MIB = 1024 * KIB
 
 
 def calls(function: Callable[..., object], *args: object) -> int:
-    """Count calls to Python and C functions. Each iteration of a loop over chunks makes one."""
+    """Count calls to Python and C functions. A loop over chunks makes a call per iteration."""
     count = 0
 
     def profile(_frame: object, event: str, _arg: object) -> None:
@@ -40,7 +41,7 @@ def calls(function: Callable[..., object], *args: object) -> int:
 
 
 def assert_linear(function: Callable[[int], object], size: int) -> None:
-    """Check that four times the size takes about four times the calls, up to ``4 * size``."""
+    """Check that the calls grow at most fivefold whenever the size grows fourfold."""
     function(16)  # fill caches first
     before = None
     for each in (size // 16, size // 4, size, 4 * size):  # small sizes first, to fail early
@@ -58,7 +59,7 @@ def traced() -> Iterator[None]:
 
 
 def allocated(operations: Iterable[Callable[[], object]]) -> int:
-    """Return the sum of the operations' peak allocations, which includes every copy."""
+    """Return the sum of the operations' peak allocations in bytes. It includes every copy."""
     total = 0
     for operation in operations:
         tracemalloc.reset_peak()
@@ -73,7 +74,7 @@ def allocated(operations: Iterable[Callable[[], object]]) -> int:
 
 
 def receive(size: int, chunk: bytes, taken: list[int]) -> None:
-    """Append chunks, searching after each, until the delimiter arrives; then take the message."""
+    """Append chunks and search after each. Then append the delimiter and take the message."""
     buffer = ReceiveBuffer()
     for _ in range(size // len(chunk)):
         buffer.append(chunk)
@@ -85,7 +86,7 @@ def receive(size: int, chunk: bytes, taken: list[int]) -> None:
 
 
 def receive_exactly(size: int, chunk: bytes, taken: list[int]) -> None:
-    """Append chunks until there are enough bytes, then take them."""
+    """Append chunks until ``size`` bytes are unread, then take ``size`` bytes."""
     buffer = ReceiveBuffer()
     while len(buffer) < size:
         buffer.append(chunk)
@@ -93,7 +94,7 @@ def receive_exactly(size: int, chunk: bytes, taken: list[int]) -> None:
 
 
 def receive_in_parts(size: int, chunk: bytes, taken: list[int]) -> None:
-    """Append the whole message, then take it in parts that do not match its chunks."""
+    """Append a whole message, then take parts whose borders differ from those of the chunks."""
     buffer = ReceiveBuffer()
     while len(buffer) < size:
         buffer.append(chunk)
@@ -104,7 +105,7 @@ def receive_in_parts(size: int, chunk: bytes, taken: list[int]) -> None:
 
 @pytest.mark.parametrize("way", [receive, receive_exactly, receive_in_parts])
 @pytest.mark.parametrize(("chunk", "size"), [(bytes(KIB), 4 * MIB), (b"x", 10_000)])
-def test_a_message_in_many_chunks_has_a_linear_cost(
+def test_taking_a_message_in_many_chunks_has_a_linear_cost(
     chunk: bytes, size: int, way: Callable[[int, bytes, list[int]], None]
 ) -> None:
     taken: list[int] = []
@@ -184,7 +185,7 @@ def test_a_search_rescans_only_bytes_at_chunk_boundaries(delimiter: bytes, size:
     chunks = 1000
     for number in range(chunks):
         buffer.append(chunk)
-        for _ in range(1 + number % 3):  # repeated, and mixed with other calls
+        for _ in range(1 + number % 3):  # repeat the search, between other calls
             assert buffer.find(delimiter) is None
             assert len(buffer) == (number + 1) * size
             assert buffer.peek_chunk()
@@ -234,27 +235,27 @@ def push_and_take(count: int) -> None:
     assert len(buffer.take(len(buffer))) >= count // 2
 
 
-def test_split_lines_that_stay_unread_have_a_linear_cost(traced: None) -> None:
-    def take_by_turns(count: int) -> int:
-        """Take lines alternately with ``take_lines`` and ``take``."""
+def test_alternating_take_lines_and_take_has_a_linear_cost(traced: None) -> None:
+    def take_alternately(count: int) -> int:
+        """Take one line with ``take_lines``, the next line with ``take``, and so on."""
         buffer = ReceiveBuffer()
         buffer.append(b"a line\n" * 2 * count)
 
-        def turn() -> None:
+        def take_two_lines() -> None:
             assert buffer.find(b"\n") == 7
             assert next(buffer.take_lines(b"\n", False, 65536)) == b"a line"
             assert buffer.take(7) == b"a line\n"
 
-        total = allocated(turn for _ in range(count))
+        total = allocated(take_two_lines for _ in range(count))
         assert len(buffer) == 0
         return total
 
-    assert_linear(take_by_turns, 500)
-    assert take_by_turns(2_000) < 5 * take_by_turns(500)
+    assert_linear(take_alternately, 500)
+    assert take_alternately(2_000) < 5 * take_alternately(500)
 
 
 def push_pieces_of_a_line(count: int) -> None:
-    """Push a byte back to the front of a long queue, and take it again."""
+    """In a long queue, take the first byte of each line, push it back, and take it again."""
     buffer = ReceiveBuffer()
     for _ in range(count):
         buffer.append(b"ab\n" + b"x" * 300)
@@ -268,7 +269,7 @@ def push_pieces_of_a_line(count: int) -> None:
 
 
 def serve(count: int) -> None:
-    """Take messages (a length line, then a body) while more arrive."""
+    """Take messages while more messages arrive. A message is a line with a length, and a body."""
     buffer = ReceiveBuffer()
     message = b"10\r\n0123456789"
     for _ in range(count):

@@ -1,4 +1,4 @@
-"""A close loses no data, waits only if it must, and waits for a bounded time."""
+"""A close loses no data. It waits only if it has a reason to, and for a bounded time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ BOTH_FAMILIES = pytest.mark.parametrize("family", ["tcp", "unix"])
 
 
 async def leave_unread(b: Socket, a: Socket) -> None:
-    """Send data from b and leave it unread at a, so that a's close waits for b."""
+    """Send data from ``b`` that ``a`` does not read, so that ``a.close()`` waits for ``b``."""
     await b.send(b"unread")
     await trio.lowlevel.wait_readable(a.fileno())
 
@@ -42,7 +42,7 @@ async def leave_unread(b: Socket, a: Socket) -> None:
 
 
 async def respond_without_reading(sock: Socket) -> None:
-    """Pluto's ``bind`` example, with a larger response."""
+    """Do what the handler of Pluto's ``bind`` example does, with a larger response."""
     await sock.send(HEADER, BODY)
 
 
@@ -84,16 +84,16 @@ async def test_a_tls_response_to_an_unread_request_arrives_whole(
                 async with trio.open_nursery() as uploading:
                     uploading.start_soon(sock.send, UPLOAD)
                     assert await sock.recv_exactly(len(HEADER) + len(BODY)) == HEADER + BODY
-                    assert await sock.recv() == b""  # and close_notify
+                    assert await sock.recv() == b""  # close_notify has arrived
 
 
-async def test_a_client_that_closes_with_unread_tls_tickets_loses_nothing(
+async def test_closing_with_unread_tls_tickets_loses_no_sent_data(
     client_tls: ClientTLS, server_tls: ServerTLS, times: int
 ) -> None:
     for _ in range(5 * times):
         client, server = await tls_pair(client_tls, server_tls)
         async with closing(client, server):
-            await server.send(b"an unread banner")  # the tickets come with it
+            await server.send(b"an unread banner")  # carries the tickets
             await client.send(b"x" * 100_000)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(client.close)
@@ -102,12 +102,12 @@ async def test_a_client_that_closes_with_unread_tls_tickets_loses_nothing(
                 await server.close()
 
 
-async def test_a_late_byte_does_not_destroy_unacknowledged_data(
+async def test_a_byte_arriving_during_close_destroys_no_unacknowledged_data(
     sock: Socket, raw: socket.socket
 ) -> None:
     sent = 0
     while not _syscalls.unacknowledged_bytes(sock.stream.socket):
-        await sock.send(b"x" * 65536)  # until the peer's kernel accepts no more
+        await sock.send(b"x" * 65536)  # until the peer's kernel accepts no more data
         sent += 65536
     async with trio.open_nursery() as nursery:
         nursery.start_soon(sock.close)
@@ -131,7 +131,7 @@ async def test_close_notify_waits_for_room_in_the_send_buffer(
         await b.stream.send_eof()
     received = 0
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(a.close)  # close_notify has to wait
+        nursery.start_soon(a.close)  # close_notify has to wait for room
         await trio.testing.wait_all_tasks_blocked()
         while chunk := await b.recv():
             received += len(chunk)
@@ -143,7 +143,7 @@ async def test_close_notify_waits_for_room_in_the_send_buffer(
 async def test_the_alert_of_a_failed_read_precedes_the_close(
     after_data: bool, sock: Socket, raw: socket.socket, authority: Authority, server_tls: ServerTLS
 ) -> None:
-    """The peer learns that its record was forged (RFC 8446, section 6.2)."""
+    """The peer receives an alert about the forged record (RFC 8446, section 6.2)."""
     context = ssl.create_default_context(cadata=authority.pem.decode())
     peer = RawTLS(raw, context, server_hostname="example.org")
     async with trio.open_nursery() as nursery:
@@ -203,7 +203,7 @@ def test_the_drain_has_its_documented_bounds() -> None:
     assert (_linger.LINGER_SECONDS, _linger.LINGER_BYTES) == (2, 64 << 20)
 
 
-async def test_without_the_unread_count_close_if_drained_does_nothing(
+async def test_close_if_drained_does_nothing_if_unread_bytes_fails(
     a: Socket, b: Socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(_: int) -> int:
@@ -327,7 +327,7 @@ async def test_closing_wakes_the_tasks_that_wait_on_the_socket(
             a.abort()
         else:
             with trio.fail_after(_linger.LINGER_SECONDS / 2):
-                await a.close()  # does not wait for the send
+                await a.close()  # must not wait for the send
     if layer == "tls":
         # The message was cut short, so there is no close_notify.
         with pytest.raises(TLSError):
@@ -345,7 +345,7 @@ async def test_a_waiting_close_wakes_other_tasks_and_refuses_calls(
             waiting.start_soon(assert_closed, a.recv)
             waiting.start_soon(assert_closed, lambda: a.send(b"x" * 50_000_000))
             await trio.testing.wait_all_tasks_blocked()
-            nursery.start_soon(a.close)  # it waits, because the peer reads nothing
+            nursery.start_soon(a.close)  # waits: the peer reads nothing
         for call in (a.recv, lambda: a.send(b"x"), lambda: a.send(b"x", b"y"), a.send_eof):
             assert a.fileno() >= 0
             await assert_closed(call)
@@ -417,10 +417,10 @@ async def test_a_socket_over_a_closed_stream_is_closed(
 
 
 async def test_a_read_that_waits_first_notices_a_closed_stream(a: Socket) -> None:
-    for _ in range(5):  # after four EAGAINs, a read waits first
+    for _ in range(5):  # after four EAGAINs, a read waits before its system call
         await cancel_when_blocked(a.recv)
     a.stream.socket.close()
-    for _ in range(20):  # after 15 more reads, it does not
+    for _ in range(20):  # after 15 such reads, a read tries its system call first
         await assert_closed(a.recv)
 
 

@@ -1,4 +1,4 @@
-"""connect and connect_unix."""
+"""Tests of connect and connect_unix."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def free_port() -> int:
         (None, "::1"),
     ],
 )
-async def test_connect_takes_names_and_addresses(listen_host: str | None, host: str) -> None:
+async def test_connect_accepts_names_and_addresses(listen_host: str | None, host: str) -> None:
     async with await trisock.listen(0, host=listen_host) as listener:
         client = await trisock.connect(host, listener.port)
         server = await listener.accept()
@@ -62,7 +62,7 @@ async def test_connect_tries_every_address_of_a_name() -> None:
             assert sock.getpeer() == ("127.0.0.1", listener.port)
 
 
-async def test_an_international_name_is_resolved_by_its_a_label() -> None:
+async def test_an_international_name_is_resolved_in_its_ascii_form() -> None:
     resolver = Resolver(**{"xn--fa-hia.de": ["127.0.0.1"], "my_service": ["127.0.0.1"]})
     trio.socket.set_custom_hostname_resolver(resolver)
     async with await trisock.listen(0, host="127.0.0.1") as listener:
@@ -85,7 +85,7 @@ async def test_connect_raises_the_error_that_all_attempts_share(
     assert len(caught.value.__cause__.exceptions) == attempts  # type: ignore[union-attr]
 
 
-async def test_different_connect_errors_raise_an_oserror_listing_each(free_port: int) -> None:
+async def test_connect_raises_an_oserror_that_lists_different_errors(free_port: int) -> None:
     # Nobody listens on 127.0.0.1, and ::1 cannot be reached from an IPv4 address.
     trio.socket.set_custom_hostname_resolver(Resolver(**{"two.example": ["127.0.0.1", "::1"]}))
     with pytest.raises(OSError, match=f"two.example:{free_port}") as caught:
@@ -94,7 +94,7 @@ async def test_different_connect_errors_raise_an_oserror_listing_each(free_port:
     assert len(caught.value.__cause__.exceptions) == 2  # type: ignore[union-attr]
 
 
-async def test_an_unknown_host_is_a_gaierror_that_names_it() -> None:
+async def test_connecting_to_an_unknown_host_raises_gaierror_with_its_name() -> None:
     with pytest.raises(socket.gaierror, match=r"unknown\.invalid:80"):
         await trisock.connect("unknown.invalid", 80)
 
@@ -121,7 +121,7 @@ async def test_the_local_address_can_be_chosen() -> None:
             assert sock.getlocal().host == "127.0.0.2"
 
 
-async def test_a_link_local_peer_can_be_connected_to_again() -> None:
+async def test_connect_accepts_the_address_of_a_link_local_peer() -> None:
     address = next((each for each in link_local_addresses()), None)
     if address is None:
         pytest.skip("this machine has no link-local IPv6 address")
@@ -139,7 +139,7 @@ def link_local_addresses() -> list[str]:
     found = []
     for line in Path("/proc/net/if_inet6").read_text().splitlines():
         digits, _, _, _, flags, name = line.split()
-        if digits.startswith("fe80") and not int(flags, 16) & 0x40:  # not tentative
+        if digits.startswith("fe80") and not int(flags, 16) & 0x40:  # skip tentative addresses
             address = socket.inet_ntop(socket.AF_INET6, bytes.fromhex(digits))
             found.append(f"{address}%{name}")
     return found
@@ -211,7 +211,7 @@ async def test_connect_can_start_tls(
 # ---- Unix ----
 
 
-async def test_connect_unix_takes_every_type_of_path(
+async def test_connect_unix_accepts_every_type_of_path(
     path: Path, client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
     async with await trisock.listen_unix(path) as listener:
@@ -308,7 +308,7 @@ async def test_unix_calls_fail_on_platforms_without_unix_sockets(
             await call("/tmp/x")
 
 
-async def test_a_connection_that_dies_immediately_is_an_oserror(
+async def test_a_connection_that_dies_immediately_raises_an_oserror(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     number = errno.ENOTCONN

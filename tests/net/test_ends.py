@@ -1,4 +1,4 @@
-"""How a connection ends: shared descriptors, SO_LINGER, SIGPIPE, close_notify and slots."""
+"""The end of a connection: shared descriptors, SO_LINGER, SIGPIPE, close_notify, server slots."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from trisock._server import server as _server
 BOTH_FAMILIES = pytest.mark.parametrize("family", ["tcp", "unix"])
 
 
-# ---- other holders of the descriptor ----
+# ---- other processes that hold the descriptor ----
 
 
 @contextlib.contextmanager
@@ -44,7 +44,7 @@ def another_holder(sock: Socket) -> Iterator[None]:
 
 @BOTH_FAMILIES
 @pytest.mark.parametrize("how", ["close", "cancelled close", "close with unread data"])
-async def test_a_close_ends_the_connection_for_other_holders_too(
+async def test_a_close_ends_the_connection_in_other_processes_as_well(
     how: str, sock: Socket, raw: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_linger, "LINGER_SECONDS", 0)
@@ -64,7 +64,7 @@ async def test_a_close_ends_the_connection_for_other_holders_too(
 
 
 @BOTH_FAMILIES
-async def test_an_abort_ends_the_connection_for_other_holders_too(
+async def test_an_abort_ends_the_connection_in_other_processes_as_well(
     family: str, sock: Socket, raw: socket.socket
 ) -> None:
     raw.settimeout(5)
@@ -84,7 +84,7 @@ async def test_an_abort_ends_the_connection_for_other_holders_too(
 async def test_abort_works_without_connect_from_libc(
     forked: bool, sock: Socket, raw: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A close with SO_LINGER resets only if no other process holds the descriptor."""
+    """The fallback, a close with SO_LINGER, resets only if no other process has the descriptor."""
     monkeypatch.setattr(_syscalls, "_connect", None)
     monkeypatch.setattr(_syscalls, "_has_forked", forked)
     raw.settimeout(5)
@@ -120,7 +120,7 @@ async def test_so_linger_does_not_block_the_thread(
     assert trio.current_time() - start < 2
 
 
-async def test_so_linger_does_not_make_an_idle_close_reset(a: Socket, b: Socket) -> None:
+async def test_so_linger_does_not_reset_an_idle_connection_on_close(a: Socket, b: Socket) -> None:
     a.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
     await a.send(b"all of it")
     await a.close()
@@ -216,7 +216,7 @@ async def whole_response(sock: Socket) -> None:
         (whole_response, True),
     ],
 )
-async def test_close_notify_follows_only_a_handler_that_returned(
+async def test_close_notify_is_sent_only_if_the_handler_returns(
     handler: Callable[[Socket], Awaitable[None]],
     whole: bool,
     client_tls: ClientTLS,
@@ -234,7 +234,7 @@ async def test_close_notify_follows_only_a_handler_that_returned(
 
 @pytest.mark.parametrize("layer", ["tls"])
 @pytest.mark.parametrize("fails", [True, False])
-async def test_close_notify_follows_only_a_block_left_without_an_exception(
+async def test_close_notify_is_sent_only_if_the_block_raises_nothing(
     fails: bool, a: Socket, b: Socket
 ) -> None:
     with contextlib.suppress(HandlerError):
@@ -276,22 +276,22 @@ async def test_data_sent_before_a_handler_fails_arrives() -> None:
         assert await client.recv() == b""
 
 
-# ---- slots ----
+# ---- the server's slots: max_connections ----
 
 
 @pytest.fixture
 def endless_linger(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A close waits for its peer longer than any test runs."""
+    """Make a close wait for its peer for longer than any test runs."""
     monkeypatch.setattr(_linger, "LINGER_SECONDS", 1000)
 
 
 async def say_bye(sock: Socket) -> None:
-    await trio.lowlevel.wait_readable(sock.fileno())  # and leave it unread
+    await trio.lowlevel.wait_readable(sock.fileno())  # the data stays unread
     await sock.send(b"bye")
 
 
 async def lingering_client(server: trisock.Server) -> Socket:
-    """Return a client that keeps the server's close waiting."""
+    """Return a client whose unread data makes the server's close wait."""
     client = await connect(server)
     await client.send(b"unread")
     return client
@@ -304,7 +304,7 @@ async def assert_served(*clients: Socket) -> None:
 
 @contextlib.asynccontextmanager
 async def served_clients(server: trisock.Server, count: int) -> AsyncIterator[list[Socket]]:
-    """Yield lingering clients that have been served. Abort them at the end."""
+    """Yield clients that have been served and make the server's close wait. Abort them after."""
     clients = [await lingering_client(server) for _ in range(count)]
     async with closing(*clients):
         await assert_served(*clients)
@@ -328,7 +328,7 @@ async def test_closes_without_a_slot_are_limited_to_max_connections() -> None:
             async with closing(*late):
                 await trio.testing.wait_all_tasks_blocked(0.01)
                 assert server.stats().accepted == server.stats().active == 6
-                # Whichever client leaves, the next one is served, and no slot is lost.
+                # When any client leaves, the next client is served. No slot is lost.
                 for leaving, client in zip([*clients[4:], *clients[:2]], late, strict=True):
                     await leaving.close()
                     await assert_served(client)

@@ -1,4 +1,4 @@
-"""trisock's errors show how many bytes were read, never the bytes, and can be copied."""
+"""trisock's errors show the number of bytes read, but never the bytes. They can be copied."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ async def test_a_copied_or_pickled_error_equals_the_original(
 
 
 @pytest.mark.parametrize("family", ["unix"])
-async def test_partial_does_not_change_when_reading_continues(a: Socket, b: Socket) -> None:
+async def test_the_partial_bytes_of_an_error_never_change(a: Socket, b: Socket) -> None:
     a.unrecv(SECRET)
     await b.send_eof()
     with pytest.raises(IncompleteReadError) as caught:

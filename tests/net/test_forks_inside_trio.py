@@ -13,7 +13,7 @@ from helpers.forks import run_in_child
 from trisock import Socket
 
 
-async def test_a_child_that_closes_a_listener_leaves_accept_waiting() -> None:
+async def test_a_child_closing_a_listener_leaves_the_parents_accept_waiting() -> None:
     async with (
         await trisock.listen(0, host="127.0.0.1") as listener,
         trio.open_nursery() as nursery,
@@ -63,21 +63,21 @@ async def test_a_child_that_ends_tls_leaves_the_parents_read_waiting(
         await b.send(b"still here")
 
 
-async def test_a_child_that_aborts_a_plain_socket_wakes_the_parent(a: Socket) -> None:
+async def test_a_childs_abort_of_a_plain_socket_ends_its_parents_read(a: Socket) -> None:
     async with trio.open_nursery() as nursery:
 
         async def read() -> None:
             with pytest.raises(trio.BrokenResourceError):
                 while await a.recv():
                     pass
-                raise trio.BrokenResourceError  # EOF counts too
+                raise trio.BrokenResourceError  # EOF also ends the read
 
         nursery.start_soon(read)
         await trio.testing.wait_all_tasks_blocked()
         run_in_child(a.abort)
 
 
-def test_a_listener_made_before_a_fork_closes_in_the_child() -> None:
+def test_a_child_can_close_a_listener_made_before_the_fork() -> None:
     listener = trisock.listen_nowait(0, host="127.0.0.1")
 
     async def main() -> None:

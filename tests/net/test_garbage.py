@@ -89,7 +89,7 @@ async def test_an_ended_connection_is_freed_immediately(
 async def test_a_client_that_read_session_tickets_is_freed_immediately(
     tickets: int, client_tls: ClientTLS, authority: Authority
 ) -> None:
-    """OpenSSL's servers send two tickets: records without data, which come before the data."""
+    """OpenSSL's servers send two tickets by default, in records before the first data."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.num_tickets = tickets
     authority.issue("example.org").load_into(context)
@@ -107,7 +107,7 @@ async def test_a_client_that_read_session_tickets_is_freed_immediately(
     assert alive(references) == []
 
 
-async def test_a_read_that_fails_while_a_response_waits_is_freed_immediately(
+async def test_a_failed_read_with_a_queued_response_is_freed_immediately(
     client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
     async def read(sock: Socket) -> None:
@@ -118,7 +118,7 @@ async def test_a_read_that_fails_while_a_response_waits_is_freed_immediately(
     tls = a._connection.tls
     assert tls is not None
     tls.engine.put_back(b"a response")
-    tls.send_state = SendState.OVER  # so the response stays in the queue
+    tls.send_state = SendState.OVER  # nothing may be sent, so the response stays queued
     references = [weakref.ref(each) for each in (a, tls)]
     async with closing(a, b):
         async with trio.open_nursery() as nursery:

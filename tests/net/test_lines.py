@@ -1,4 +1,4 @@
-"""recv_exactly, recv_until and lines."""
+"""Tests of recv_exactly, recv_until and lines."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ async def test_lines_raises_if_a_line_exceeds_the_limit(a: Socket, b: Socket) ->
     await b.send(b"\nfits\n" + b"x" * 9 + b"\nrest")
     assert await a.recv_exactly(101) == b"x" * 100 + b"\n"
     got = []
-    with pytest.raises(LimitExceededError):  # even though the whole line is in one chunk
+    with pytest.raises(LimitExceededError):  # although the whole line is in one chunk
         async for line in a.lines(max_bytes=9):
             got.append(line)
     assert got == [b"fits"]
@@ -158,7 +158,7 @@ async def test_a_read_after_the_last_line_of_a_chunk_waits(a: Socket, b: Socket)
     assert got == [b"more"]
 
 
-async def test_info_and_isopen_keep_the_lines_already_split(a: Socket, b: Socket) -> None:
+async def test_info_and_isopen_do_not_discard_lines_already_split(a: Socket, b: Socket) -> None:
     await b.send(b"one\n\nthree\nfour")
     unread = []
     async for _ in a.lines():

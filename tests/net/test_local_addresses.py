@@ -1,4 +1,4 @@
-"""Self-connects, and names that resolve to addresses of other machines."""
+"""Sockets that connect to themselves, and names that resolve to addresses of other machines."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def test_a_socket_connected_to_itself_is_refused(
     with pytest.raises(ConnectionRefusedError, match=f"127.0.0.1:{own_port}"):
         await trisock.connect("127.0.0.1", own_port, **options)
     assert len(factory.made) < 50
-    # Nothing is left of it, not even TIME_WAIT: a server can bind the port.
+    # The refused connection leaves nothing, not even TIME_WAIT: a server can bind the port.
     with socket.socket() as server:
         server.bind(("127.0.0.1", own_port))
 
@@ -108,20 +108,22 @@ async def test_bind_skips_the_non_local_addresses_of_a_name() -> None:
 
 
 @pytest.mark.parametrize("addresses", [["192.0.2.1"], ["192.0.2.1", "2001:db8::1"]])
-async def test_a_name_without_a_local_address_is_an_oserror(addresses: list[str]) -> None:
+async def test_listening_on_a_name_without_local_addresses_raises_an_oserror(
+    addresses: list[str],
+) -> None:
     trio.socket.set_custom_hostname_resolver(Resolver(**{"none.example": addresses}))
     with pytest.raises(OSError, match=r"cannot listen on none\.example:0: Cannot assign"):
         await trisock.listen(0, host="none.example")
 
 
-async def test_listening_on_another_machines_address_is_an_oserror() -> None:
+async def test_listening_on_another_machines_address_raises_an_oserror() -> None:
     with pytest.raises(OSError, match=r"192\.0\.2\.1:0: Cannot assign"):
         await trisock.listen(0, host="192.0.2.1")
     with pytest.raises(OSError, match=r"192\.0\.2\.1:0: Cannot assign"):
         trisock.listen_nowait(0, host="192.0.2.1")
 
 
-async def test_a_port_in_use_on_one_address_is_an_oserror() -> None:
+async def test_a_port_in_use_on_one_address_raises_an_oserror() -> None:
     names = {"both.example": ["127.0.0.1", "127.0.0.2"]}
     trio.socket.set_custom_hostname_resolver(Resolver(**names))
     async with await trisock.listen(0, host="127.0.0.2") as other:

@@ -1,4 +1,4 @@
-"""Bounds on the CPU time, memory and log lines that a peer can cost its reader."""
+"""A peer can cost its reader only a bounded amount of CPU time, memory and log lines."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from trisock import IncompleteReadError, LimitExceededError, Socket
 
 MIB = 1024 * 1024
 
-# One read takes at most this many bytes from the kernel.
+# One read receives at most this many bytes from the kernel.
 ONE_READ = 128 * 1024
 
 
 async def time_to_skip(sock: Socket, size: int, delimiter: bytes) -> float:
-    """Skip a long line as a server does, and return the CPU time."""
+    """Skip a long line piece by piece, as a server does. Return the CPU time in seconds."""
     max_bytes = 64
     sock.unrecv(b"\r" * size)
     start = time.process_time()
@@ -40,7 +40,7 @@ async def test_skipping_a_long_line_has_a_linear_cost(delimiter: bytes, a: Socke
     await time_to_skip(a, 10_000, delimiter)
     short = await time_to_skip(a, MIB // 8, delimiter)
     long = await time_to_skip(a, 2 * MIB, delimiter)
-    assert long < 40 * short  # 16 times if linear, 256 times if quadratic
+    assert long < 40 * short  # a linear cost is 16 times as high, a quadratic one 256 times
 
 
 @pytest.mark.parametrize("family", ["unix"])
@@ -60,7 +60,7 @@ async def test_failed_reads_at_eof_do_not_copy_unread_bytes(a: Socket, b: Socket
     await b.send_eof()
     await fail(a, 2000)
     short = await fail(a, 2000)
-    assert await fail(a, 16 * MIB) < 10 * short + 0.1  # 200 times as much with copies
+    assert await fail(a, 16 * MIB) < 10 * short + 0.1  # copying would take 200 times as long
 
 
 @pytest.mark.parametrize("layer", ["tls"])

@@ -1,4 +1,4 @@
-"""send and send_eof, mostly without TLS, and reads after a failed send."""
+"""Tests of send and send_eof, mostly without TLS, and of reads after a failed send."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from trisock._net.conflicts import SendLock
 IOV_MAX = _transport.IOV_MAX
 MIB = 1024 * 1024
 
-# trisock makes the TCP socket and adopts the Unix socket.
+# The fixtures create a TCP Socket with trisock.connect, and a Unix Socket from a trio.SocketStream.
 BOTH_FAMILIES = pytest.mark.parametrize("family", ["tcp", "unix"])
 
 
 class Calls:
-    """Wraps a Transport's raw socket; records the buffer sizes and bytes sent of each call."""
+    """Wraps a Transport's raw socket. Records each call's buffer sizes and number of bytes sent."""
 
     def __init__(self, sock: Socket) -> None:
         self.calls: list[tuple[list[int], int]] = []
@@ -100,7 +100,7 @@ async def test_a_partial_send_continues_where_the_kernel_stopped(
     assert got == expected
     assert [bytes(each) for each in buffers] == before
     if layer == "plain":
-        # Some calls stopped inside a later buffer.
+        # Some calls stopped in the middle of a buffer other than the first.
         inside = 0
         for given, sent in below.calls:
             assert len(given) <= IOV_MAX
@@ -110,7 +110,7 @@ async def test_a_partial_send_continues_where_the_kernel_stopped(
 
 
 @BOTH_FAMILIES
-async def test_many_buffers_take_few_system_calls(a: Socket, b: Socket) -> None:
+async def test_many_buffers_need_few_system_calls(a: Socket, b: Socket) -> None:
     below = Calls(a)
     await a.send(b"one", b"two", b"", b"three")
     await a.send(b"four")
@@ -160,7 +160,7 @@ async def test_other_tasks_run_while_many_small_buffers_are_sent(
 
 @contextlib.contextmanager
 def peak_memory() -> Iterator[Callable[[], int]]:
-    """Yield a function that returns the peak memory allocated since the start."""
+    """Yield a function that returns the peak memory, in bytes, allocated since the block began."""
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
@@ -171,7 +171,7 @@ def peak_memory() -> Iterator[Callable[[], int]]:
 
 
 async def discard(sock: Socket, count: int) -> None:
-    """Read from the stream below a Socket into one buffer of 1 MiB."""
+    """Read ``count`` bytes from the stream below a Socket, into one buffer of 1 MiB."""
     room = bytearray(MIB)
     while count > 0:
         count -= await sock.stream.socket.recv_into(room)
@@ -196,7 +196,7 @@ async def test_send_copies_no_plain_text_and_encrypts_piecewise(
             nursery.start_soon(discard, b, 64 * MIB + 300)
             await a.send(large)
             await a.send(small, large, b"", small, small)
-        assert MIB <= peak() < limit  # the peer's buffer has 1 MiB
+        assert MIB <= peak() < limit  # discard's buffer has 1 MiB
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,7 @@ async def test_received_data_can_be_read_after_a_failed_send(
 
 
 async def test_a_reset_reported_to_send_is_not_an_eof(sock: Socket, raw: socket.socket) -> None:
-    """The kernel reports a reset only to the first call. A later read finds EOF."""
+    """The kernel reports a reset only once, here to send. It reports EOF to a later read."""
     raw.sendall(b"the first half of a response")
     reset(raw)
     with pytest.raises(trio.BrokenResourceError, match="reset by peer"):
@@ -315,10 +315,10 @@ async def test_a_reset_reported_to_send_is_not_an_eof(sock: Socket, raw: socket.
 
 
 async def test_every_read_raises_after_a_reset(sock: Socket, raw: socket.socket) -> None:
-    """The kernel reports a reset only to the first read."""
+    """The kernel reports a reset only to the first read, so the Socket has to remember it."""
     reset(raw)
     for name, read in READS.items():
-        if name not in {"peek", "recv_exactly nothing"}:  # these never raise it
+        if name not in {"peek", "recv_exactly nothing"}:  # these two never raise a reset
             with pytest.raises(trio.BrokenResourceError, match="reset by peer"):
                 await read(sock)
 
@@ -326,7 +326,7 @@ async def test_every_read_raises_after_a_reset(sock: Socket, raw: socket.socket)
 async def test_a_clean_eof_stays_clean_after_a_failed_send(
     sock: Socket, raw: socket.socket
 ) -> None:
-    """EPIPE: the peer ended its side cleanly, then closed."""
+    """A send fails with EPIPE if the peer sent EOF before it closed. That is no reset."""
     raw.sendall(b"bye")
     raw.close()
     with pytest.raises(trio.BrokenResourceError, match="Broken pipe"):
@@ -356,7 +356,7 @@ async def test_send_eof_closes_only_one_direction(a: Socket, b: Socket) -> None:
 
 @pytest.mark.parametrize("adopted", [False, True])
 async def test_send_after_send_eof_does_not_hide_a_reset(adopted: bool) -> None:
-    """The kernel reports a reset once. A download cut short must not look complete."""
+    """The kernel reports a reset once. If send hid it, a truncated download would look complete."""
     if adopted:
         sock, raw = raw_pair()
     else:

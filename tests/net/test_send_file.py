@@ -30,7 +30,7 @@ ALL_LAYERS = pytest.mark.parametrize("layer", ["plain", "no sendfile", "tls"])
 MakeFile = Callable[..., Any]
 
 
-# ---- which bytes ----
+# ---- which bytes are sent ----
 
 
 @ALL_LAYERS
@@ -42,7 +42,7 @@ async def test_send_file_sends_any_part_of_any_binary_file(
     for offset, count, total in (
         (0, None, 3 * MIB + 7),
         (0, 2 * MIB, 2 * MIB),
-        (MIB, 2 * MIB + 1, 2 * MIB + 1),  # progress is counted from the offset
+        (MIB, 2 * MIB + 1, 2 * MIB + 1),  # progress counts from the offset
         (1_000, 5_000, 5_000),
         (3 * MIB, None, 7),
         (3 * MIB + 7, None, 0),
@@ -162,7 +162,9 @@ async def test_unflushed_bytes_of_a_growing_file_are_sent(a: Socket, b: Socket) 
 
 
 @pytest.mark.parametrize("layer", ["tls"])
-async def test_a_file_that_was_empty_at_the_call_sends_nothing(a: Socket, tmp_path: Path) -> None:
+async def test_an_empty_file_that_grows_after_the_call_sends_nothing(
+    a: Socket, tmp_path: Path
+) -> None:
     with open(tmp_path / "file", "w+b", buffering=0) as file:
         source = _send_file.open_source(file)
         file.write(b"too late")  # between the call and the first read
@@ -200,7 +202,7 @@ async def test_the_read_method_of_a_subclass_is_used(
 
 
 class OnlyRead:
-    """A file object with nothing but a ``read`` method."""
+    """A file object whose only method is ``read``."""
 
     def __init__(self, *results: bytes | None) -> None:
         self._results = list(results)
@@ -221,7 +223,7 @@ async def test_send_file_accepts_an_object_with_only_a_read_method(a: Socket, b:
         (b"x" * 15, ValueError, "15 bytes instead of at most 5"),
     ],
 )
-async def test_a_read_that_returns_none_or_too_much_fails(
+async def test_send_file_fails_if_read_returns_none_or_too_much(
     result: bytes | None, error: type[Exception], words: str, a: Socket
 ) -> None:
     with pytest.raises(error, match=words):

@@ -1,4 +1,4 @@
-"""send_file if the file is too short, the peer leaves or the caller cancels; and close_notify."""
+"""send_file with files that are too short, peers that leave, and cancellation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CONTENT = os.urandom(4 * MIB)
 
 ALL_LAYERS = pytest.mark.parametrize("layer", ["plain", "no sendfile", "tls"])
 PLAIN_LAYERS = pytest.mark.parametrize("layer", ["plain", "no sendfile"])
-SMALL = pytest.mark.parametrize("family", ["unix"])  # small buffers
+SMALL = pytest.mark.parametrize("family", ["unix"])  # its buffers are small
 
 MakeFile = Callable[..., Any]
 
@@ -53,7 +53,7 @@ async def test_a_short_file_raises_eoferror_and_prevents_close_notify(
     await a.send(b"header")
     with pytest.raises(EOFError, match=f"after {length} of 6 bytes"):
         await a.send_file(make_file(kind, content), count=6)
-    await a.send_file(make_file("memory", b", that is all"))  # a later whole file does not help
+    await a.send_file(make_file("memory", b", that is all"))  # does not restore it
     await a.close()
     assert await b.recv_exactly(19 + length) == b"header" + content + b", that is all"
     if layer == "tls":
@@ -64,7 +64,7 @@ async def test_a_short_file_raises_eoferror_and_prevents_close_notify(
 
 
 @pytest.mark.parametrize("offset", [2**40, 2**62, 2**63 - 1])
-async def test_an_offset_beyond_the_end_is_an_eof_error(
+async def test_an_offset_beyond_the_end_raises_eoferror(
     offset: int, a: Socket, b: Socket, make_file: MakeFile
 ) -> None:
     with pytest.raises(EOFError, match="after 0 of 6"):
@@ -106,7 +106,7 @@ async def test_a_shrinking_file_is_sent_up_to_its_new_end(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(send)
         await until_full(a)
-        # Beyond all bytes read so far, even if a whole chunk is read ahead.
+        # The new end lies beyond all bytes read so far, even if a whole chunk was read ahead.
         end = progress[-1] + 2 * _send_file.FILE_CHUNK + 1000
         assert end < size
         os.truncate(file.name, end)
@@ -221,7 +221,7 @@ async def test_the_error_counts_the_bytes_sent_before_the_peer_left(
 
 
 @ALL_LAYERS
-async def test_the_error_counts_0_bytes_if_the_peer_left_earlier(
+async def test_the_error_counts_0_bytes_if_the_peer_left_before(
     a: Socket, b: Socket, make_file: MakeFile
 ) -> None:
     file = make_file("unbuffered", b"content")
@@ -245,7 +245,7 @@ async def test_a_response_can_be_read_after_a_failed_send_file(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(send)
         await until_full(a)
-        b.stream.socket.close()  # with unread input: a reset
+        b.stream.socket.close()  # data is unread, so the kernel sends a reset
     assert await a.recv() == b"413 too large\r\n"
 
 
@@ -253,7 +253,7 @@ async def test_a_response_can_be_read_after_a_failed_send_file(
 async def test_an_alert_during_send_file_is_a_tls_error(
     peer: str, a: Socket, b: Socket, authority: Authority, large_file: Any
 ) -> None:
-    """TLS 1.3: the server refuses the client's certificate after the client has finished."""
+    """A TLS 1.3 client completes its handshake before the server can refuse its certificate."""
     server_tls = ServerTLS(
         authority.issue("example.org"), client_ca=authority.pem, require_client_certificate=True
     )

@@ -1,4 +1,4 @@
-"""send_file waits for silent pipes and slow disks. Other tasks run, and it can be cancelled."""
+"""While send_file waits for a pipe or a disk, other tasks run, and send_file can be cancelled."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def kind() -> str:
 
 @pytest.fixture
 def silent(kind: str) -> Iterator[Silent]:
-    """A file that has nothing to read yet, and a function that writes to its other end."""
+    """A pipe or similar file without data yet, and a function that writes to its other end."""
     with contextlib.ExitStack() as stack:
         if kind.endswith("socket"):
             one, other = (stack.enter_context(each) for each in socket.socketpair())
@@ -75,7 +75,7 @@ async def test_a_send_of_a_silent_file_can_be_cancelled(
         with trio.CancelScope(shield=True):
             await trio.testing.wait_all_tasks_blocked(0.01)
             was_cancelled = ended.is_set()
-            write(b"kept")  # also wakes a thread that still reads
+            write(b"kept")  # also wakes a thread that is still reading, so that the test can end
         nursery.cancel_scope.cancel()
     assert was_cancelled
     assert os.listdir("/proc/self/fd") == descriptors
@@ -203,7 +203,7 @@ async def test_a_slow_pipe_delays_no_other_task(a: Socket, b: Socket) -> None:
         await trio.testing.wait_all_tasks_blocked()
         nursery.start_soon(send)
         for number, request in enumerate(requests):
-            await trio.testing.wait_all_tasks_blocked()  # the reader waits
+            await trio.testing.wait_all_tasks_blocked()  # the reader waits for data
             assert progress == [6, 12][:number]
             request.set()
             assert await b.recv_exactly(6) == b"piece "
@@ -265,5 +265,5 @@ async def test_send_file_can_be_cancelled_while_the_disk_hangs(
     assert await b.recv() == b"free"
     respond.set()
     assert ended.wait(30)
-    while not set(os.listdir("/proc/self/fd")) <= descriptors:  # the thread closes its duplicate
+    while not set(os.listdir("/proc/self/fd")) <= descriptors:  # the thread has to close it
         await trio.lowlevel.checkpoint()

@@ -1,4 +1,4 @@
-"""Socket: adopted streams, reads of chunks, and one reader and one sender at a time."""
+"""Sockets adopt streams, read chunks, and allow one reader and one sender at a time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from helpers.pairs import reset
 from helpers.reads import READS
 from trisock import ClientTLS, Socket
 
-# ---- adopting ----
+# ---- adopting a Trio stream ----
 
 
 async def test_a_socket_adopts_a_trio_stream() -> None:
@@ -37,7 +37,7 @@ async def test_only_a_trio_socket_stream_can_be_adopted() -> None:
         Socket(trio.SocketStream(a), side="middle")  # type: ignore[arg-type]
 
 
-async def test_adopting_an_unconnected_stream_is_an_oserror() -> None:
+async def test_adopting_an_unconnected_stream_raises_an_oserror() -> None:
     with trio.socket.socket() as unconnected, pytest.raises(OSError, match="not connected"):
         Socket(trio.SocketStream(unconnected))
 
@@ -113,7 +113,7 @@ async def test_peek_shows_the_next_chunk_without_waiting(a: Socket, b: Socket) -
     assert await a.peek() is None
     await b.send(b"hello")
     await trio.lowlevel.wait_readable(a.fileno())
-    assert await a.peek() == b"hello"  # from the kernel
+    assert await a.peek() == b"hello"  # read from the kernel; the next peek uses the buffer
     assert await a.peek() == b"hello"
     assert a.info().buffered == 5
     assert await a.recv(2) == b"he"
@@ -122,7 +122,7 @@ async def test_peek_shows_the_next_chunk_without_waiting(a: Socket, b: Socket) -
     assert await a.peek() is None
 
 
-async def test_peek_leaves_the_peers_errors_to_recv(sock: Socket, raw: socket.socket) -> None:
+async def test_peek_hides_no_error_from_recv(sock: Socket, raw: socket.socket) -> None:
     reset(raw)
     await trio.lowlevel.wait_readable(sock.fileno())
     assert not sock.isopen()
@@ -138,7 +138,7 @@ async def test_isopen_leaves_data_unread(sock: Socket, raw: socket.socket) -> No
         assert sock.isopen()
         raw.sendall(b"bye")
     await trio.lowlevel.wait_readable(sock.fileno())
-    assert sock.isopen()  # something is left to read
+    assert sock.isopen()  # because data is unread
     assert await sock.recv() == b"bye"
     await trio.lowlevel.wait_readable(sock.fileno())
     assert not sock.isopen()
@@ -146,7 +146,7 @@ async def test_isopen_leaves_data_unread(sock: Socket, raw: socket.socket) -> No
 
 
 @pytest.mark.parametrize("bad", ["str", None, 1, [b"x"]])
-async def test_anything_but_bytes_is_a_type_error(bad: object, a: Socket, b: Socket) -> None:
+async def test_data_that_is_not_bytes_raises_type_error(bad: object, a: Socket, b: Socket) -> None:
     with pytest.raises(TypeError, match="bytes, bytearray or memoryview is required"):
         a.unrecv(bad)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="bytes, bytearray or memoryview is required"):
@@ -178,7 +178,7 @@ async def test_invalid_sizes_and_delimiters_are_refused(a: Socket, b: Socket) ->
 
 @pytest.mark.parametrize("layer", ["plain", "tls"])
 @pytest.mark.parametrize("family", ["unix"])
-async def test_a_second_reader_or_sender_fails_and_disturbs_nobody(
+async def test_a_second_reader_or_sender_fails_without_disturbing_the_first(
     client_tls: ClientTLS, a: Socket, b: Socket
 ) -> None:
     message = b"x" * 5_000_000

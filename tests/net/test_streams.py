@@ -1,4 +1,4 @@
-"""A Socket is a Trio stream: Trio's own checks, and its rules for checkpoints."""
+"""A Socket is a Trio stream: it passes Trio's checks, and follows Trio's rules for checkpoints."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Pair = Callable[[], Awaitable[tuple[Socket, Socket]]]
 
 @pytest.fixture
 def short_linger(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trio's checks often close one end while the other still sends, and wait for the close."""
+    """Trio's checks often close one end while its peer sends. This shortens each such close."""
     monkeypatch.setattr(_linger, "LINGER_SECONDS", 0.1)
 
 
@@ -32,7 +32,10 @@ async def open_pair(family: str) -> tuple[Socket, Socket]:
 
 
 def clogged(family: str, open_pair: Pair) -> Pair | None:
-    """Return a function that opens a pair whose sends block. Only a Unix pair fills exactly."""
+    """Return a function that opens a pair whose sends block. For TCP, return ``None``.
+
+    Only the buffers of a Unix pair can be filled exactly.
+    """
 
     async def clogged_pair() -> tuple[Socket, Socket]:
         a, b = await open_pair()
@@ -73,12 +76,12 @@ async def test_a_tls_socket_passes_trios_two_way_stream_check(
 
 
 async def test_a_socket_has_the_socket_of_its_stream(a: Socket, b: Socket) -> None:
-    """Trio libraries can use a Socket in place of a SocketStream."""
+    """Libraries for Trio can then use a Socket in place of a SocketStream."""
     assert a.socket is a.stream.socket
     assert a.socket.getpeername() == tuple(b.getlocal())
     with pytest.raises(AttributeError):
         a.socket = b.socket  # type: ignore[misc]
-    assert not hasattr(a, "do_handshake")  # it would mark the stream as TLS
+    assert not hasattr(a, "do_handshake")  # only TLS streams have one
 
 
 @pytest.mark.parametrize("layer", ["plain", "tls"])
@@ -137,7 +140,7 @@ async def test_every_use_of_the_transport_is_a_schedule_point(a: Socket, b: Sock
             await sock.close()
 
 
-async def test_a_reader_of_a_full_buffer_lets_other_tasks_run(
+async def test_reading_from_a_full_buffer_lets_other_tasks_run(
     a: Socket, other_runs: Callable[[], int]
 ) -> None:
     # docs/design.md states these bounds.
@@ -163,7 +166,7 @@ async def test_a_reader_of_a_full_buffer_lets_other_tasks_run(
 
 
 @pytest.mark.parametrize("layer", ["plain", "tls"])
-async def test_a_stream_closed_underneath_is_a_closed_resource_error(a: Socket) -> None:
+async def test_a_socket_over_a_closed_stream_raises_closed_resource_error(a: Socket) -> None:
     await a.stream.aclose()
     for call in (a.peek, a.recv, lambda: a.send(b"x")):
         with pytest.raises(trio.ClosedResourceError):

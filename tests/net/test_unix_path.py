@@ -1,4 +1,4 @@
-"""The paths of Unix sockets: hostile neighbours, forks, locks and unusual directories.
+"""The paths of Unix sockets: hostile users, forks, locks and unusual directories.
 
 Some of these tests need root, to become another user.
 """
@@ -55,7 +55,7 @@ def serve_and_stop(listener: trisock.Listener) -> None:
 
 
 @pytest.mark.parametrize("end", [serve_and_stop, trisock.Listener.abort])
-def test_a_forked_child_does_not_remove_the_path(
+def test_a_forked_child_does_not_remove_its_parents_path(
     path: Path, end: Callable[[trisock.Listener], None]
 ) -> None:
     listener = trisock.listen_unix_nowait(path)
@@ -72,7 +72,7 @@ def test_a_forked_child_removes_the_path_it_made(path: Path) -> None:
     assert not path.exists()
 
 
-def test_dropping_a_pluto_listener_in_a_child_keeps_the_path(path: Path) -> None:
+def test_a_child_that_drops_a_pluto_listener_keeps_the_path(path: Path) -> None:
     from trisock.pluto import listener as pluto_listener
 
     listening = trisock.listen_unix_nowait(path)
@@ -83,7 +83,7 @@ def test_dropping_a_pluto_listener_in_a_child_keeps_the_path(path: Path) -> None
     assert not path.exists()
 
 
-def test_a_forked_child_does_not_take_an_accepted_connection(path: Path) -> None:
+def test_a_forked_child_does_not_close_an_accepted_connection(path: Path) -> None:
     listener = trisock.listen_unix_nowait(path)
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(path))
@@ -107,7 +107,7 @@ def test_a_forked_child_does_not_take_an_accepted_connection(path: Path) -> None
 
 @contextlib.contextmanager
 def after_bind(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> Iterator[None]:
-    """Act between ``bind(2)`` and the calls that follow it."""
+    """Call ``act`` immediately after each ``bind(2)``."""
 
     class ActsAfterBind(socket.socket):
         def bind(self, address: object) -> None:
@@ -141,7 +141,7 @@ SWAPS = [by_link, by_hard_link, by_rename]
 
 @pytest.mark.parametrize("kind", ["file", "socket"])
 @pytest.mark.parametrize("swap", SWAPS)
-async def test_a_swapped_path_is_an_oserror_and_changes_no_mode(
+async def test_listening_on_a_swapped_path_fails_and_changes_no_mode(
     path: Path, monkeypatch: pytest.MonkeyPatch, swap: Callable[[Path, Path], None], kind: str
 ) -> None:
     victim = path.with_name("victim")
@@ -155,7 +155,7 @@ async def test_a_swapped_path_is_an_oserror_and_changes_no_mode(
             await trisock.listen_unix(path, mode=0o666)
     assert caught.value.filename == str(path)
     assert stat.S_IMODE(victim.lstat().st_mode) == 0o600
-    assert path.lstat()  # not ours, so it stays
+    assert path.lstat()  # another program's file, so it is not removed
 
 
 async def test_another_live_socket_renamed_into_place_keeps_its_mode(
@@ -171,7 +171,7 @@ async def test_another_live_socket_renamed_into_place_keeps_its_mode(
 
 
 @pytest.mark.parametrize("mode", [None, 0o600])
-async def test_a_path_removed_after_bind_is_an_oserror(
+async def test_a_path_removed_after_bind_raises_an_oserror(
     path: Path, monkeypatch: pytest.MonkeyPatch, mode: int | None
 ) -> None:
     with after_bind(monkeypatch, path.unlink), pytest.raises(FileNotFoundError) as caught:
@@ -181,7 +181,7 @@ async def test_a_path_removed_after_bind_is_an_oserror(
 
 @pytest.mark.parametrize("mode", [0, 0o600, 0o660, 0o666, 0o777])
 @pytest.mark.parametrize("umask", [0, 0o022, 0o777])
-def test_the_mode_is_exact_whatever_the_umask(path: Path, mode: int, umask: int) -> None:
+def test_the_mode_does_not_depend_on_the_umask(path: Path, mode: int, umask: int) -> None:
 
     def listen() -> None:
         os.umask(umask)
@@ -190,7 +190,7 @@ def test_the_mode_is_exact_whatever_the_umask(path: Path, mode: int, umask: int)
             assert stat.S_IMODE(path.stat().st_mode) == mode
             listener.abort()
             assert not path.exists()
-            leave_stale(path)  # for the second round
+            leave_stale(path)  # which the second round replaces
 
     run_in_child(listen)
 
@@ -242,8 +242,8 @@ def test_running_out_of_descriptors_leaves_nothing_behind(
 
 
 @needs_root
-def test_a_hostile_neighbour_changes_no_mode(shared: Path, times: int) -> None:
-    """Another user keeps replacing the path with links, as fast as possible."""
+def test_a_hostile_user_cannot_change_another_files_mode(shared: Path, times: int) -> None:
+    """Another user's process replaces the path with links, again and again."""
     path, victim = shared / "socket", shared.parent / f"{shared.name}.victim"
     victim.write_text("precious")
     victim.chmod(0o600)
@@ -269,7 +269,7 @@ def test_a_hostile_neighbour_changes_no_mode(shared: Path, times: int) -> None:
         victim.unlink()
 
 
-# ---- the lock ----
+# ---- the lock file ----
 
 
 @needs_root
@@ -282,7 +282,7 @@ def test_a_reader_that_locks_the_directory_blocks_nobody(
         directory.chmod(0o755)
     if stale:
         leave_stale(path)
-    # Opened before the fork: other users cannot enter its parent directories.
+    # Open the directory before the fork: another user cannot enter its parent directories.
     directory = os.open(tmp_path, os.O_RDONLY)
     try:
         with after_nobody(lambda: fcntl.flock(directory, kind)):
@@ -295,7 +295,9 @@ def test_a_reader_that_locks_the_directory_blocks_nobody(
 @needs_root
 @pytest.mark.parametrize("mode", [0o300, 0o1777, 0o700])
 @pytest.mark.parametrize("stale", [False, True])
-def test_listening_works_wherever_bind_works(shared: Path, mode: int, stale: bool) -> None:
+def test_listening_works_in_every_directory_where_bind_works(
+    shared: Path, mode: int, stale: bool
+) -> None:
     path = shared / "socket"
     os.chown(shared, NOBODY if mode != 0o1777 else 0, 0)
     shared.chmod(mode)
@@ -319,7 +321,7 @@ def make_locked(path: Path, mode: int = 0o666) -> None:
 
 
 def make_locked_and_private(path: Path) -> None:
-    make_locked(path, 0o600)  # root can open it
+    make_locked(path, 0o600)  # only its owner and root can open it
 
 
 @needs_root
@@ -338,14 +340,14 @@ def test_another_users_lock_file_blocks_nobody(shared: Path, make: Callable[[Pat
 
 @contextlib.contextmanager
 def blocked_replacement(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Block another thread after it has found the path stale, before it replaces the path."""
-    inside, go_on = threading.Event(), threading.Event()
+    """Block a thread that listens on ``path``: it has found the path stale, but not replaced it."""
+    inside, resume = threading.Event(), threading.Event()
     real = os.unlink
 
     def unlink(name: str | bytes, **options: int) -> None:
         if os.fsencode(name).endswith(b"socket") and not inside.is_set():
             inside.set()
-            go_on.wait(30)
+            resume.wait(30)
         real(name, **options)  # type: ignore[arg-type]
 
     listeners: list[trisock.Listener] = []
@@ -359,7 +361,7 @@ def blocked_replacement(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
             assert inside.wait(30)
             yield
         finally:
-            go_on.set()
+            resume.set()
             starter.join()
     assert accepts(listeners[0], path)
     listeners[0].abort()
@@ -379,7 +381,7 @@ def test_listen_unix_nowait_does_not_wait_for_another_listen(
     assert os.listdir(tmp_path) == []
 
 
-async def test_listen_unix_times_out_waiting_for_another_listen(
+async def test_listen_unix_times_out_if_another_listen_does_not_finish(
     path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
 ) -> None:
     leave_stale(path)

@@ -1,4 +1,4 @@
-"""Unix paths without an optional system feature, and lost races."""
+"""Unix paths where the system lacks a feature, a call fails, or another program is faster."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def test_a_listen_that_fails_leaves_no_path(path: Path, monkeypatch: pytest.Monk
     assert os.listdir(path.parent) == []
 
 
-def test_a_directory_is_not_taken_for_our_socket(path: Path) -> None:
+def test_a_directory_is_not_mistaken_for_our_socket(path: Path) -> None:
     with pytest.raises(OSError, match="another file"):
         _unix._identity("s", path.parent.lstat())
 
 
-def test_the_mode_is_set_where_fchmod_fails(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_mode_is_set_even_if_fchmod_fails(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(descriptor: int, mode: int) -> None:
         raise OSError(22, "not here")
 
@@ -82,7 +82,7 @@ def test_a_path_that_no_longer_exists_is_stale(path: Path) -> None:
     assert _unix._is_stale(str(path))
 
 
-def test_failing_to_remove_a_stale_path_is_an_oserror(
+def test_failing_to_remove_a_stale_path_raises_an_oserror(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*args: object) -> None:
@@ -96,7 +96,7 @@ def test_failing_to_remove_a_stale_path_is_an_oserror(
     assert caught.value.filename == str(path)
 
 
-def test_a_lock_that_keeps_disappearing_is_a_blocking_io_error(
+def test_a_lock_that_keeps_disappearing_raises_blocking_io_error(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     really_open = _unix._open_lock
@@ -112,7 +112,7 @@ def test_a_lock_that_keeps_disappearing_is_a_blocking_io_error(
         trisock.listen_unix_nowait(path)
 
 
-def test_failing_to_open_the_lock_is_an_oserror(
+def test_failing_to_open_the_lock_raises_an_oserror(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*args: object) -> int:

@@ -13,7 +13,7 @@ from trisock import Socket
 
 
 def act(raw: socket.socket, actions: str) -> None:
-    """Act in order: urgent data (``!``), normal data (``d``), FIN (``F``) or a reset (``R``)."""
+    """Send urgent data (``!``), normal data (``d``), FIN (``F``) or a reset (``R``), in order."""
     for action in actions:
         if action == "!":
             raw.send(b"!", socket.MSG_OOB)
@@ -45,7 +45,7 @@ def unix_has_urgent_data() -> bool:
 
 @pytest.mark.parametrize("family", ["tcp", "unix"] if unix_has_urgent_data() else ["tcp"])
 @pytest.mark.parametrize("actions", ["d", "!d", "d!", "!d!", "dF", "!dF", "d!F", "!!dF", "!F", "F"])
-async def test_isopen_is_true_until_data_around_urgent_bytes_is_read(
+async def test_isopen_is_true_while_data_around_urgent_bytes_is_unread(
     actions: str, sock: Socket, raw: socket.socket
 ) -> None:
     act(raw, actions)
@@ -88,7 +88,7 @@ async def test_isopen_does_not_hide_a_reset_from_the_reader(
             await sock.recv()
 
 
-async def test_an_unread_urgent_byte_does_not_make_a_close_reset(
+async def test_an_unread_urgent_byte_causes_no_reset_on_close(
     sock: Socket, raw: socket.socket
 ) -> None:
     act(raw, "!")

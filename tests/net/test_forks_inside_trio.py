@@ -63,7 +63,7 @@ async def test_a_child_that_ends_tls_leaves_the_parents_read_waiting(
         await b.send(b"still here")
 
 
-async def test_a_childs_abort_of_a_plain_socket_ends_its_parents_read(a: Socket) -> None:
+async def test_a_childs_abort_of_a_socket_ends_the_parents_read(a: Socket) -> None:
     async with trio.open_nursery() as nursery:
 
         async def read() -> None:

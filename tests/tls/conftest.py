@@ -1,4 +1,4 @@
-"""A certificate that does not fit in one record."""
+"""A fixture: a certificate that does not fit in one TLS record."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ from trisock import Certificate
 
 @pytest.fixture(scope="session")
 def wide_certificate(authority: Authority) -> Certificate:
-    """A certificate so large that session tickets containing it span several records."""
+    """A client's certificate so large that the session tickets that hold it span two records."""
     names = [f"{number}.{'x' * 60}.example.org" for number in range(300)]
     return certificate(authority.ca.issue_cert(*names, key_type=trustme.KeyType.ECDSA))

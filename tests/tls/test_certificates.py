@@ -1,4 +1,4 @@
-"""Certificate: accepted PEM, refused PEM, and the protection of the private key."""
+"""Certificate: the PEM that it accepts, the PEM that it refuses, and its protection of the key."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def pem_of(content: bytes) -> bytes:
 # ---- accepted ----
 
 
-def test_certificates_compare_by_value_whether_str_or_bytes(authority: Authority) -> None:
+def test_certificates_from_str_and_from_bytes_compare_by_value(authority: Authority) -> None:
     chain, key = pems(authority, "example.org")
     certificate = Certificate(chain, key)
     assert certificate == Certificate(chain.decode(), key.decode())
@@ -50,7 +50,7 @@ def test_certificates_compare_by_value_whether_str_or_bytes(authority: Authority
     assert certificate.names == ("example.org",)
 
 
-async def test_a_mapping_with_the_same_fields_is_a_certificate(authority: Authority) -> None:
+async def test_a_mapping_with_the_fields_of_a_certificate_is_accepted(authority: Authority) -> None:
     chain, key = pems(authority, "example.org")
     secret = encrypted(key, b"secret")
     for certificates in (
@@ -128,7 +128,7 @@ async def test_each_certificate_of_a_chain_is_sent_once(tmp_path: Path) -> None:
         assert len(set(sent)) == 2
 
 
-def test_a_traditional_encrypted_key_is_accepted() -> None:
+def test_a_key_encrypted_in_openssls_traditional_format_is_accepted() -> None:
     secret = KEY.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.TraditionalOpenSSL,
@@ -154,7 +154,7 @@ async def test_an_ed25519_key_is_accepted(authority: Authority) -> None:
         info.channel_binding("tls-server-end-point")
 
 
-def test_the_common_name_is_used_without_a_dns_name() -> None:
+def test_without_a_dns_name_the_common_name_is_used() -> None:
     addresses = [x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
     chain = pem_of(self_signed(x509.SubjectAlternativeName(addresses)))
     assert Certificate(chain, KEY_PEM).names == ("example.org",)
@@ -198,7 +198,7 @@ def test_an_error_names_the_unusable_argument(authority: Authority) -> None:
 
 
 @pytest.mark.parametrize("bad", BAD_CHAINS.values(), ids=BAD_CHAINS)
-def test_a_bad_certificate_is_a_value_error(bad: bytes) -> None:
+def test_a_bad_certificate_raises_value_error(bad: bytes) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(ValueError, match=r"^chain") as caught:
@@ -206,7 +206,7 @@ def test_a_bad_certificate_is_a_value_error(bad: bytes) -> None:
     assert type(caught.value) is ValueError
 
 
-def test_a_cryptography_warning_raises_nothing_but_value_error() -> None:
+def test_a_warning_of_cryptography_raises_at_most_value_error() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with contextlib.suppress(ValueError):
@@ -214,7 +214,7 @@ def test_a_cryptography_warning_raises_nothing_but_value_error() -> None:
 
 
 @pytest.mark.needs("openssl")
-def test_a_key_unsupported_by_tls_is_a_value_error(tmp_path: Path) -> None:
+def test_a_key_that_tls_does_not_support_raises_value_error(tmp_path: Path) -> None:
     key, chain = tmp_path / "key.pem", tmp_path / "chain.pem"
     command = ["openssl", "req", "-x509", "-nodes", "-subj", "/CN=example.org", "-days", "2"]
     command += ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:SM2", "-sha256"]
@@ -314,7 +314,7 @@ def test_a_key_is_never_readable_by_other_users(
                 assert not list(tmp_path.iterdir())
             else:
                 assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
-                assert set(modes) == {0o600}  # from the start
+                assert set(modes) == {0o600}  # even while the file was being created
     finally:
         os.umask(old)
     assert not os.path.exists(path)
@@ -322,7 +322,7 @@ def test_a_key_is_never_readable_by_other_users(
 
 
 def test_a_missing_password_is_not_prompted_for(authority: Authority) -> None:
-    """By default, OpenSSL prompts on the terminal."""
+    """By default, OpenSSL prompts for a missing password on the terminal."""
     chain, key = pems(authority, "example.org")
     certificate = Certificate(chain, encrypted(key, b"secret"), "secret")
     object.__setattr__(certificate, "_password", None)

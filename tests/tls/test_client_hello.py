@@ -1,4 +1,4 @@
-"""ClientHelloReader: any split of the bytes gives the same hello, and memory is bounded."""
+"""ClientHelloReader finds the same ClientHello however its bytes are split. Memory is bounded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trisock._tls.client_hello import (
 WHOLE = hello_for(b"Example.org")
 
 
-def test_every_split_in_three_gives_the_same_hello() -> None:
+def test_every_split_into_three_parts_gives_the_same_hello() -> None:
     for cuts in itertools.combinations(range(len(WHOLE) + 1), 2):
         reader = ClientHelloReader()
         parts = [WHOLE[: cuts[0]], WHOLE[cuts[0] : cuts[1]], WHOLE[cuts[1] :]]
@@ -77,7 +77,7 @@ def test_a_reader_refuses_more_than_256_kib() -> None:
         reader.feed(b"\x16\x03\x01\0\0")
 
 
-def test_the_length_limit_is_that_of_openssl() -> None:
+def test_the_length_limit_is_the_same_as_openssls() -> None:
     longest = (131396).to_bytes(3, "big")
     assert ClientHelloReader().feed(in_records(b"\x01" + longest, 4)) is None
     longer = (131397).to_bytes(3, "big")
@@ -119,11 +119,11 @@ def test_only_a_valid_name_becomes_a_host_name(requested: bytes, host_name: str 
 
 
 def hello_with_extensions(extensions: bytes | None) -> bytes:
-    """Return a ClientHello in one record, with or without extensions."""
+    """Return a ClientHello in one record. With ``None``, it has no field for extensions."""
     return in_records(hello_with(extensions), 16384)
 
 
-def test_a_tls_1_2_hello_can_have_no_extensions() -> None:
+def test_a_tls_1_2_hello_does_not_need_extensions() -> None:
     assert ClientHelloReader().feed(hello_with_extensions(None)) == ClientHello(
         None, supports_tickets=False
     )

@@ -1,4 +1,4 @@
-"""TLSEngine: the states of a TLS connection, without I/O, for any split of its ciphertext."""
+"""TLSEngine: the states of a TLS connection, without I/O, however its ciphertext is split."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PEER = Address("192.0.2.1", 25)
 
 
 class Side:
-    """One end of a connection: an engine, and the errors it remembered."""
+    """One end of a connection: its engine, and the errors that the engine has reported."""
 
     def __init__(self, tls: ClientTLS | ServerTLS, side: str) -> None:
         role = resolve_role(tls, server_hostname=None, connected_host=None, side=side)
@@ -37,7 +37,7 @@ class Side:
         return error
 
     def handshake_step(self, ciphertext: bytes) -> bytes:
-        """Take one step of the handshake, and return the data to send."""
+        """Continue the handshake with ciphertext from the peer, and return the data to send."""
         self.bio.write(ciphertext)
         try:
             self.engine.do_handshake()
@@ -52,12 +52,12 @@ class Side:
 def connected(
     client_tls: ClientTLS, server_tls: ServerTLS, split: Callable[[bytes], list[bytes]]
 ) -> tuple[Side, Side]:
-    """Return a client and a server after the handshake. ``split`` splits each flight."""
+    """Return a client and a server after the handshake. ``split`` divides each flight into parts."""
     client, server = Side(client_tls, "client"), Side(server_tls, "server")
-    flight, turn, other = client.handshake_step(b""), server, client
+    flight, receiver, sender = client.handshake_step(b""), server, client
     while client.info is None or server.info is None:
-        response = b"".join(turn.handshake_step(piece) for piece in split(flight))
-        flight, turn, other = response, other, turn
+        response = b"".join(receiver.handshake_step(piece) for piece in split(flight))
+        flight, receiver, sender = response, sender, receiver
     return client, server
 
 
@@ -67,7 +67,7 @@ def sides(client_tls: ClientTLS, server_tls: ServerTLS) -> tuple[Side, Side]:
 
 
 def read_all(engine: TLSEngine, ciphertext: bytes) -> bytes | None:
-    """Decrypt ciphertext with an engine. Return the data, or ``None`` if there is none."""
+    """Decrypt ciphertext. Return the data, or ``None`` if there is no data and no close_notify."""
     engine.incoming.write(ciphertext)
     found = None
     while (data := engine.read()) is not None:
@@ -117,7 +117,7 @@ def test_session_tickets_are_sent_with_the_first_data(sides: tuple[Side, Side]) 
     assert server.engine.unsent == 0
     server.engine.write(b"hello")
     only_hello = server.engine.unsent
-    assert len(server.engine.data_to_send()) > only_hello  # the tickets come first
+    assert len(server.engine.data_to_send()) > only_hello  # the tickets are sent first
 
 
 def test_unsent_ciphertext_is_sent_first(sides: tuple[Side, Side]) -> None:
@@ -142,7 +142,7 @@ def test_a_clean_close_goes_through_every_closing_state(sides: tuple[Side, Side]
     assert server.engine.state is TLSState.PEER_CLOSED
     server.engine.incoming.write(plain_text)
     assert not server.engine.can_read
-    assert server.engine.read() == b""  # and again
+    assert server.engine.read() == b""  # EOF, on every call
     server.engine.unwrap()
     assert server.engine.state is TLSState.CLOSED
     assert server.engine.incoming.take_all() == plain_text
@@ -151,7 +151,7 @@ def test_a_clean_close_goes_through_every_closing_state(sides: tuple[Side, Side]
     assert client.engine.state is TLSState.CLOSED
 
 
-def test_a_batch_leaves_bytes_after_close_notify(sides: tuple[Side, Side]) -> None:
+def test_read_batch_does_not_consume_bytes_after_close_notify(sides: tuple[Side, Side]) -> None:
     client, server = sides
     client.engine.write(b"last")
     client.engine.close_notify()
@@ -175,7 +175,7 @@ def test_a_failed_engine_raises_a_fresh_copy_of_its_failure(
     with pytest.raises(TLSError, match="a record was forged or damaged") as first:
         read_all(server.engine, bytes(ciphertext))
     assert server.engine.state is TLSState.FAILED
-    assert server.engine.unsent  # the alert
+    assert server.engine.unsent  # the alert is queued
     arguments: tuple[Any, ...] = (b"data",) if call == "write" else ()
     with pytest.raises(TLSError, match="a record was forged or damaged") as again:
         getattr(server.engine, call)(*arguments)
@@ -199,7 +199,7 @@ def test_a_failed_handshake_names_the_peer_and_queues_an_alert(
 def test_SSLStream_uses_only_five_attributes_of_the_engine(  # noqa: N802
     monkeypatch: pytest.MonkeyPatch, client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
-    """If a later Trio uses another attribute, the engine must offer it too."""
+    """If a later version of Trio uses another attribute, TLSEngine has to provide that one too."""
     used: set[str] = set()
     real = TLSEngine.__getattribute__
 

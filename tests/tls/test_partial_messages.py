@@ -52,7 +52,7 @@ async def partial_ticket_pair(
 
 @pytest.fixture
 def https_compatible() -> bool:
-    """Tests parametrize it."""
+    """The argument of starttls. Tests parametrize it."""
     return False
 
 
@@ -80,7 +80,7 @@ def peer(ends: tuple[Socket, PartialTicketPeer]) -> PartialTicketPeer:
 async def test_a_read_and_send_can_wait_for_the_same_message(
     first: str, sock: Socket, peer: PartialTicketPeer
 ) -> None:
-    """OpenSSL writes nothing until the rest arrives, and only one task may wait for it."""
+    """OpenSSL writes nothing until the rest of a message arrives. Only one task can wait for it."""
     assert peer.second_half
     got = b""
 
@@ -93,7 +93,7 @@ async def test_a_read_and_send_can_wait_for_the_same_message(
             await start_until_blocked(nursery, read)
             await start_until_blocked(nursery, sock.send, b"ping")
         else:
-            assert await sock.peek() is None  # it decrypts the first half
+            assert await sock.peek() is None  # peek decrypts the first half
             await start_until_blocked(nursery, sock.send, b"ping")
             assert await sock.peek() is None
             await start_until_blocked(nursery, read)
@@ -166,7 +166,10 @@ async def test_garbage_after_half_a_message_fails_a_send(
 async def test_peek_does_not_overtake_a_sender_that_reads(
     authority: Authority, wide_certificate: Certificate, times: int
 ) -> None:
-    """The sender holds the first part for one scheduler pass. Trio's scheduling order is random."""
+    """A sender that has read a part holds this part for one scheduler pass.
+
+    The test is repeated, because Trio's scheduling order is random.
+    """
     for _ in range(40 * times):
         async with partial_ticket_pair(authority, wide_certificate) as (sock, peer):
             assert await sock.peek() is None

@@ -1,4 +1,4 @@
-"""The PEM reader: which blocks it finds, and which blocks are damaged."""
+"""The PEM reader: which blocks it finds, and which blocks it refuses as damaged."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def block(label: str, content: bytes = CONTENT) -> bytes:
     ],
     ids=["two begins", "another end", "no end", "not base64", "empty", "another kind", "nothing"],
 )
-def test_a_damaged_or_missing_certificate_is_an_error(data: bytes) -> None:
+def test_a_damaged_or_missing_certificate_raises_value_error(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"a block is damaged|there is no .* block"):
         pem.certificates(data)
 
@@ -41,7 +41,7 @@ def test_a_trusted_certificate_ends_before_openssls_own_data(size: int) -> None:
     assert pem.certificates(block("TRUSTED CERTIFICATE", der + b"trust")) == [der]
 
 
-def test_a_trusted_certificate_of_one_byte_is_kept() -> None:
+def test_a_trusted_certificate_of_one_byte_is_kept_whole() -> None:
     assert pem.certificates(block("TRUSTED CERTIFICATE", b"\x30")) == [b"\x30"]
 
 
@@ -53,12 +53,12 @@ def test_a_key_whose_headers_never_end_is_damaged() -> None:
         pem.private_key(key)
 
 
-def test_a_missing_key_is_an_error() -> None:
+def test_a_missing_key_raises_value_error() -> None:
     with pytest.raises(ValueError, match="no private key block"):
         pem.private_key(block("CERTIFICATE"))
 
 
-def test_commented_out_blocks_take_linear_time() -> None:
+def test_skipping_commented_out_blocks_has_a_linear_cost() -> None:
     comment = b"# -----BEGIN CERTIFICATE-----\n"
 
     class Counted(bytes):

@@ -1,4 +1,4 @@
-"""Splitting ciphertext into records, and plain text into pieces. No I/O."""
+"""Ciphertext is split into records, and plain text into pieces. Nothing here does I/O."""
 
 from __future__ import annotations
 

@@ -27,14 +27,14 @@ from trisock._tls.client_hello import ClientHello
 
 @pytest.fixture
 def unraisable(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Exceptions that Python could not raise, and printed instead."""
+    """Collects the exceptions that Python cannot raise and would otherwise print."""
     seen: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", seen.append)
     return seen
 
 
 def padded(hello: bytes, size: int) -> bytes:
-    """Return the message of a ClientHello with one more extension, of ``size`` bytes."""
+    """Return a ClientHello message, without record headers, with ``size`` bytes of padding."""
     body = bytearray(hello[9:])
     at = 34
     at += 1 + body[at]
@@ -48,7 +48,7 @@ def padded(hello: bytes, size: int) -> bytes:
 
 
 def longest(hello: bytes) -> bytes:
-    """Return the message of a ClientHello whose fields have their maximum size: 131,396 bytes."""
+    """Return a ClientHello message in which each field has its maximum size: 131,396 bytes."""
     body = hello[9:]
     at = 35 + body[34]
     ciphers_size = int.from_bytes(body[at : at + 2], "big")
@@ -103,7 +103,7 @@ async def test_sni_selects_the_certificate(authority: Authority) -> None:
         ("any.wild.example", "second.example"),
         ("exact.wild.example", "third.example"),
         ("any.only-wild.example", "*.only-wild.example"),
-        ("deep.any.wild.example", "first.example"),  # no match: the first
+        ("deep.any.wild.example", "first.example"),  # no certificate matches
         ("unknown.example", "first.example"),
         ("127.0.0.1", "first.example"),  # no SNI for an address
     ]:
@@ -117,7 +117,7 @@ async def test_a_certificate_selected_by_a_wildcard_is_verified(authority: Autho
 
 
 def tls_1_2_context(authority: Authority, key_kind: str) -> ssl.SSLContext:
-    """Return the context of a client that accepts only one kind of key."""
+    """Return the context of a TLS 1.2 client that accepts only keys of one kind."""
     context = trusting(authority)
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(f"ECDHE-{key_kind}-AES128-GCM-SHA256")
@@ -136,7 +136,7 @@ async def test_a_name_can_have_certificates_of_several_key_kinds(
         authority.issue(name, key_type=trustme.KeyType.RSA),
         authority.issue(name, key_type=trustme.KeyType.ECDSA),
     ]
-    if position:  # not the default, so SNI has to select them
+    if position:  # the default is another certificate, so SNI has to select these
         certificates.insert(0, authority.issue("first.example"))
     for key_kind, key_class in [("RSA", "RSA"), ("ECDSA", "EC")]:
         info = await client_info(certificates, requested, tls_1_2_context(authority, key_kind))
@@ -207,7 +207,7 @@ def test_running_out_of_descriptors_falls_back_to_the_shared_context(
 @pytest.mark.parametrize(
     "name", [b"\xff\xfe", "b\xfccher.example".encode(), b"x\ny\x1bz", b"127.0.0.1", b"a..b", b"::1"]
 )
-async def test_an_invalid_name_gets_the_first_certificate(
+async def test_a_request_for_an_invalid_name_gets_the_first_certificate(
     name: bytes,
     two_certificates: list[Certificate],
     unraisable: list[object],
@@ -239,7 +239,7 @@ async def test_a_hello_can_span_several_records(
 
 @pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
 @pytest.mark.parametrize("own_context", [True, False])
-async def test_server_hostname_is_the_name_on_the_wire(
+async def test_server_hostname_is_the_name_that_the_client_sent(
     own_context: bool, version: str, authority: Authority
 ) -> None:
     certificate = authority.issue("example.org")
@@ -258,7 +258,9 @@ async def test_server_hostname_is_the_name_on_the_wire(
         assert info.server_hostname == expected
 
 
-async def test_a_resumed_session_has_the_name_of_its_own_connection(authority: Authority) -> None:
+async def test_a_resumed_session_has_the_server_hostname_of_its_connection(
+    authority: Authority,
+) -> None:
     role = ServerTLS(authority.issue("a.example", "b.example"))
     context = raw_client_context(authority, "TLSv1_2")
     session = None
@@ -299,7 +301,7 @@ async def test_an_sni_callback_of_the_callers_context_is_called(authority: Autho
     ids=["too long", "empty records", "malformed", "NUL in SNI", "long SNI", "alert", "HTTP"],
 )
 async def test_openssl_refuses_an_invalid_hello(wire: bytes, server_tls: ServerTLS) -> None:
-    with contextlib.suppress(ConnectionError):  # the server may close before all is sent
+    with contextlib.suppress(ConnectionError):  # the server may close before all bytes are sent
         flight, failure = await flight_for(server_tls, wire)
         assert isinstance(failure, TLSError)
         assert "closed the connection" not in str(failure)

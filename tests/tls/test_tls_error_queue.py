@@ -1,4 +1,4 @@
-"""OpenSSL's error queue belongs to the thread: other connections can leave errors in it."""
+"""OpenSSL has one error queue per thread, so one connection can leave errors for another."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ async def test_a_split_record_is_read_despite_a_stray_error(
             assert await sock.recv() == b"hello"
 
 
-async def test_a_connections_own_errors_still_fail_it(
+async def test_a_connections_own_error_still_breaks_the_connection(
     client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
     client, server = await tls_pair(client_tls, server_tls)
@@ -173,7 +173,7 @@ async def test_a_bad_chain_breaks_no_other_connection(
             _openssl.ERR_clear_error()
             info = await handshake(sock, verifying_server_tls, peer)
             assert info.peer_certificate is not None
-            assert not _openssl.ERR_peek_error()  # the caller's own connections see no error
+            assert not _openssl.ERR_peek_error()  # code outside trisock must find no error
             victim_peer.ssl.write(b"hello")
             record = victim_peer.outgoing.read()
             victim_raw.sendall(record[:10])
@@ -185,7 +185,7 @@ async def test_a_bad_chain_breaks_no_other_connection(
 async def test_a_handshake_survives_a_bad_chain_in_its_own_record(
     authority: Authority, verifying_server_tls: ServerTLS, tmp_path: Path
 ) -> None:
-    """The error that the chain leaves in the queue hides WANT_READ."""
+    """The chain leaves an error in the queue, and OpenSSL reports this instead of WANT_READ."""
     context = client_with_a_bad_chain(authority, tmp_path)
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     sock, raw = raw_pair()
@@ -199,7 +199,7 @@ async def test_a_handshake_survives_a_bad_chain_in_its_own_record(
                     peer.ssl.do_handshake()
                     break
                 except ssl.SSLWantReadError:
-                    # One record at a time: the server has to wait after each.
+                    # Send one record at a time, so that the server has to wait after each record.
                     for record in records_of(peer.outgoing.read()):
                         raw.sendall(record)
                         await trio.testing.wait_all_tasks_blocked()

@@ -23,7 +23,7 @@ USES: dict[str, Callable[[Socket], Awaitable[object]]] = {
 
 
 def in_child(use: Callable[[Socket], Awaitable[object]], sock: Socket) -> str:
-    """Use a socket in a forked child, under ``trio.run``. Return the error, or ``"nothing"``."""
+    """Call ``use`` in a forked child, under ``trio.run``. Return its error, or ``"nothing"``."""
 
     async def bounded() -> None:
         with trio.fail_after(10):
@@ -57,7 +57,7 @@ def forked(function: Callable[[], str]) -> str:
 
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
 @pytest.mark.parametrize("role", ["client", "server"])
-def test_a_fork_leaves_tls_to_the_parent(
+def test_only_the_parent_can_use_tls_after_a_fork(
     use: Callable[[Socket], Awaitable[object]],
     role: str,
     client_tls: ClientTLS,
@@ -81,7 +81,7 @@ def test_a_fork_leaves_tls_to_the_parent(
         async with closing(ours, peer):
             assert await ours.recv() == b"for the parent"  # the child has read nothing
             await ours.send(b"one")
-            assert await peer.recv() == b"one"  # and has sent nothing
+            assert await peer.recv() == b"one"  # the child has sent nothing
             await ours.close()
             assert await peer.recv() == b""
 
@@ -127,10 +127,10 @@ def test_a_child_can_start_tls_on_a_plain_connection(
     server.abort()
 
 
-def test_a_fork_leaves_plutos_tls_to_the_parent(
+def test_only_the_parent_can_use_plutos_tls_after_a_fork(
     client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
-    """Outside Trio, where pluto blocks."""
+    """The calls of pluto are made outside Trio, so they block the thread."""
     started = threading.Event()
     port = 0
     stop = trio.CancelScope()

@@ -1,7 +1,7 @@
 """A TLS 1.3 peer that violates the protocol after the handshake: invalid records, and floods.
 
-A flood that OpenSSL does not limit may keep its reader busy. It must not block other tasks
-or use memory.
+OpenSSL does not limit every flood. Such a flood may keep its reader busy, but it must not block
+other tasks or consume memory.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from trisock import ClientTLS, ServerTLS, Socket, TLSError
 
 # RFC 8446, section 5.1
 ALERT, HANDSHAKE, DATA, HEARTBEAT = 21, 22, 23, 24
-# section 4
+# RFC 8446, section 4
 NEW_SESSION_TICKET, KEY_UPDATE, FINISHED, CERTIFICATE_REQUEST = 4, 24, 20, 13
 
 
@@ -42,7 +42,7 @@ TICKET = message(NEW_SESSION_TICKET, bytes(8) + b"\x01x" + b"\x3e\x80" + bytes(1
 
 
 def expand(secret: bytes, label: bytes, length: int) -> bytes:
-    """RFC 8446, section 7.1: HKDF-Expand-Label, without a context."""
+    """Derive bytes with HKDF-Expand-Label and an empty context (RFC 8446, section 7.1)."""
     full = b"tls13 " + label
     info = length.to_bytes(2, "big") + bytes([len(full)]) + full + b"\0"
     return HKDFExpand(hashes.SHA384(), length, info).derive(secret)
@@ -79,7 +79,7 @@ class Forger:
 async def forging(
     role: str, authority: Authority, tmp_path: Path
 ) -> AsyncIterator[tuple[Socket, socket.socket, Forger]]:
-    """Yield a Socket in a role, the peer's plain socket, and a Forger with the peer's keys."""
+    """Yield a Socket with a TLS role, its peer's raw socket, and a Forger with the peer's keys."""
     sock, raw = raw_pair()
     certificate = authority.issue("example.org")
     if role == "server":
@@ -154,7 +154,7 @@ async def test_a_server_refuses_session_tickets(authority: Authority, tmp_path: 
 
 async def test_the_size_of_a_message_is_bounded(authority: Authority, tmp_path: Path) -> None:
     async with forging("client", authority, tmp_path) as (sock, raw, forger):
-        claim = bytes([NEW_SESSION_TICKET]) + b"\xff\xff\xff"  # 16 MiB
+        claim = bytes([NEW_SESSION_TICKET]) + b"\xff\xff\xff"  # announces 16 MiB
         raw.sendall(forger.record(HANDSHAKE, claim + bytes(16000)))
         with pytest.raises(TLSError, match="excessive message size"):
             await sock.recv()
@@ -173,11 +173,11 @@ def memory() -> int:
 
 
 @pytest.mark.parametrize(("role", "content"), FLOODS, ids=IDS)
-async def test_a_flood_blocks_no_other_task_and_takes_no_memory(
+async def test_a_flood_blocks_no_other_task_and_uses_little_memory(
     role: str, content: bytes, authority: Authority, tmp_path: Path
 ) -> None:
     async with forging(role, authority, tmp_path) as (sock, raw, forger):
-        # More than the kernel holds: the flood gets this far only if its records are read.
+        # The kernel cannot hold this many records: the flood sends them only if they are read.
         records, most = 0, max(50_000, 20_000_000 // (len(content) + 22))
         enough = threading.Event()
 
@@ -200,7 +200,7 @@ async def test_a_flood_blocks_no_other_task_and_takes_no_memory(
                     reading.cancel_scope.cancel()
             enough.set()
             assert await sock.recv() == b"the end"
-        assert memory() - before < 20_000_000  # of 64 MB of tickets
+        assert memory() - before < 20_000_000  # the tickets have 64 MB
 
 
 # ---- every read keeps the same bounds ----
@@ -233,7 +233,7 @@ async def test_every_read_responds_to_key_updates(
         with contextlib.suppress(BlockingIOError):
             while True:
                 received += len(raw.recv(1_000_000))
-        assert received >= 990 * 22  # all but the last few
+        assert received >= 990 * 22  # a response to almost every request
 
 
 @pytest.mark.parametrize("read", READERS.values(), ids=READERS)
@@ -243,7 +243,7 @@ async def test_the_responses_of_every_read_are_bounded(
     async with forging("server", authority, tmp_path) as (sock, raw, forger):
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        # The queue and the kernel have room for at most half as many responses.
+        # The send queue and the kernel have room for at most half of the responses.
         data = forger.records(HANDSHAKE, REQUEST, 10_000)
 
         def flood() -> None:
@@ -281,7 +281,7 @@ async def test_every_read_lets_other_tasks_run_between_empty_records(
         assert passes >= 2000 / 64
 
 
-async def test_stoptls_decrypts_past_records_without_data(
+async def test_stoptls_finds_unread_data_behind_records_without_data(
     authority: Authority, tmp_path: Path
 ) -> None:
     async with forging("server", authority, tmp_path) as (sock, raw, forger):
@@ -291,7 +291,7 @@ async def test_stoptls_decrypts_past_records_without_data(
         assert await sock.recv() == b"CCC\n"
         with pytest.raises(RuntimeError, match="decrypted bytes are unread") as caught:
             await sock.stoptls()
-        assert sock._connection.caused(caught.value)  # only the peer can cause it
+        assert sock._connection.caused(caught.value)  # only the peer can cause this error
         assert await sock.recv() == b"more"
 
 

@@ -24,7 +24,7 @@ def info_about(certificate: bytes) -> TLSInfo:
 
 
 async def test_tls_server_end_point_replaces_weak_hashes() -> None:
-    """RFC 5929, section 4.1."""
+    """RFC 5929, section 4.1: SHA-256 replaces MD5 and SHA-1."""
     certificate = mock.Mock()
     certificate.signature_hash_algorithm.name = "sha1"
     certificate.fingerprint = lambda algorithm: hashlib.new(algorithm.name, b"der").digest()

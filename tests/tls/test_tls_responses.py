@@ -1,7 +1,7 @@
-"""OpenSSL sends responses while it reads. They must not lose or damage data.
+"""While OpenSSL reads, it responds to some messages. Its responses must not lose or damage data.
 
-A TLS 1.3 server that requests a certificate after the handshake (RFC 8446, section 4.6.2) makes a
-client respond while it reads.
+In most of these tests, a TLS 1.3 server requests a certificate after the handshake (RFC 8446,
+section 4.6.2). The client responds as soon as it reads the request.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ async def test_cancelling_a_read_with_an_unsent_response_damages_nothing(
         assert got == message
         peer.send(b"after")
         assert await sock.recv() == b"after"
-        with contextlib.suppress(trio.BrokenResourceError):  # nothing is sent, or valid records are
+        with contextlib.suppress(trio.BrokenResourceError):  # it sends all or nothing
             await sock.send(b"more")
             assert peer.received() == b"more"
 
@@ -52,7 +52,7 @@ async def test_cancelling_a_read_that_has_responded_loses_no_data(authority: Aut
         async with trio.open_nursery() as nursery:
             async with trio.open_nursery() as readers:
                 peer.request_certificate()
-                await start_until_blocked(readers, read)  # it has responded, and waits for data
+                await start_until_blocked(readers, read)  # it has responded and waits
                 assert peer.received() == b""
                 await start_until_blocked(nursery, sock.send, bytes(1 << 20))
                 peer.request_certificate(b"precious")
@@ -87,7 +87,7 @@ async def test_cancelling_a_read_as_it_receives_loses_no_data(
         await clog(sock)
         async with trio.open_nursery() as readers:
             peer.request_certificate()
-            await start_until_blocked(readers, read)  # it waits for data, and for room to respond
+            await start_until_blocked(readers, read)  # waits for data, and for room to respond
             waiting = True
             peer.send(b"precious")
         waiting = False
@@ -97,7 +97,7 @@ async def test_cancelling_a_read_as_it_receives_loses_no_data(
 
 
 async def test_a_reader_receives_data_while_its_response_waits(authority: Authority) -> None:
-    """Otherwise two programs that both send a lot before they read would deadlock."""
+    """Without this, two programs that both send a lot before they read would deadlock."""
     async with post_handshake_pair(authority) as (sock, peer), trio.open_nursery() as nursery:
         await start_until_blocked(nursery, sock.send, bytes(1 << 20))  # the peer does not read
         peer.request_certificate()
@@ -110,7 +110,7 @@ async def test_a_reader_receives_data_while_its_response_waits(authority: Author
 async def test_a_response_and_a_send_can_both_wait_for_room(
     first: str, authority: Authority, wide_certificate: Certificate
 ) -> None:
-    """One task reads and one sends. That is no conflict, although both have to send."""
+    """A reader and a sender do not conflict, even if the reader has to send a response."""
     async with post_handshake_pair(authority, wide_certificate) as (sock, peer):
         await clog(sock)
 
@@ -137,13 +137,13 @@ async def test_a_response_cut_short_damages_nothing(
     async with post_handshake_pair(authority, wide_certificate) as (sock, peer):
         peer.request_certificate()
         async with trio.open_nursery() as readers:
-            await start_until_blocked(readers, sock.recv)  # a part of the response is sent
+            await start_until_blocked(readers, sock.recv)  # sends only a part of the response
             readers.cancel_scope.cancel()
         peer.send(b"hello")
 
         async def send() -> None:
             assert await sock.recv() == b"hello"
-            with contextlib.suppress(trio.BrokenResourceError):  # or nothing more is sent
+            with contextlib.suppress(trio.BrokenResourceError):  # it sends all or nothing
                 await sock.send(b"from us")
             await sock.close()
 
@@ -178,10 +178,10 @@ async def test_endless_key_updates_fail_a_connection_that_cannot_respond(
         nursery.cancel_scope.cancel()
 
 
-async def test_a_reader_leaves_the_queue_to_a_waiting_sender(
+async def test_a_reader_leaves_queued_responses_to_a_waiting_sender(
     authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Traffic in both directions must not open a nursery for each read."""
+    """With traffic in both directions, each read would otherwise open a nursery."""
 
     async def unexpected(self: _tls_stream.TLSStream) -> bool:
         raise AssertionError("the reader flushes the sender's queue")
@@ -195,16 +195,16 @@ async def test_a_reader_leaves_the_queue_to_a_waiting_sender(
 
 
 async def test_a_delayed_response_is_sent_right_after_the_send(authority: Authority) -> None:
-    """The peer may wait for the response, and there may be no later send to carry it."""
+    """The peer may wait for the response, and the program may never send again."""
     async with post_handshake_pair(authority) as (sock, peer), trio.open_nursery() as nursery:
-        message = bytes(1 << 16)  # encrypted in one call: nothing is encrypted after it
+        message = bytes(1 << 16)  # one encryption call, before the response exists
         sent = trio.Event()
 
         async def send() -> None:
             await sock.send(message)
             sent.set()
 
-        await start_until_blocked(nursery, send)  # a part is sent: the peer does not read
+        await start_until_blocked(nursery, send)  # a part is sent, because the peer does not read
         peer.request_certificate()
         await start_until_blocked(nursery, sock.recv)
         await peer.receive_until(lambda data: len(data) >= len(message))

@@ -1,4 +1,4 @@
-"""A close by either side, while a message, a file or a response is only partly sent."""
+"""One side closes while a message, a file or a response is only partly sent."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ async def test_a_peer_that_closes_mid_message_breaks_the_send(authority: Authori
 
 
 class SlowFile(io.RawIOBase):
-    """A file that returns one part, and then blocks until ``go_on`` is set."""
+    """A file that returns one part, and then blocks until ``resume`` is set."""
 
     def __init__(self) -> None:
         self.waiting = threading.Event()
-        self.go_on = threading.Event()
+        self.resume = threading.Event()
         self._parts = iter([b"a part"])
 
     def readable(self) -> bool:
@@ -43,7 +43,7 @@ class SlowFile(io.RawIOBase):
         for part in self._parts:
             return part
         self.waiting.set()
-        self.go_on.wait()
+        self.resume.wait()
         return b""
 
 
@@ -61,11 +61,11 @@ async def test_no_close_notify_is_sent_inside_a_file(authority: Authority) -> No
             nursery.start_soon(sock.close)
             assert await peer.receive_to_end() == (b"a part", False)
         finally:
-            file.go_on.set()
+            file.resume.set()
 
 
 async def test_no_close_notify_is_sent_inside_a_message(authority: Authority, times: int) -> None:
-    """Repeated, because Trio chooses at random which task runs first."""
+    """The test is repeated, because Trio chooses at random which task runs first."""
     for _ in range(10 * times):
         async with post_handshake_pair(authority) as (sock, peer), trio.open_nursery() as nursery:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 17)
@@ -74,7 +74,7 @@ async def test_no_close_notify_is_sent_inside_a_message(authority: Authority, ti
                 with contextlib.suppress(trio.ClosedResourceError):
                     await sock.send(bytes(1 << 20))
 
-            await start_until_blocked(nursery, send)  # whole records are sent, and it waits
+            await start_until_blocked(nursery, send)  # sends whole records, then waits
             nursery.start_soon(sock.close)
             data, close_notify = await peer.receive_to_end()
             assert data
@@ -84,7 +84,7 @@ async def test_no_close_notify_is_sent_inside_a_message(authority: Authority, ti
 async def test_close_notify_is_sent_after_half_a_response(
     authority: Authority, wide_certificate: Certificate
 ) -> None:
-    """All data was sent, so the peer must not think that some is missing."""
+    """All data was sent, so the peer must not think that data is missing."""
     async with (
         post_handshake_pair(authority, wide_certificate) as (sock, peer),
         trio.open_nursery() as nursery,
@@ -92,14 +92,14 @@ async def test_close_notify_is_sent_after_half_a_response(
         await sock.send(b"all of it")
         peer.request_certificate()
         async with trio.open_nursery() as readers:
-            await start_until_blocked(readers, sock.recv)  # a part of the response is sent
+            await start_until_blocked(readers, sock.recv)  # sends only a part of the response
             readers.cancel_scope.cancel()
         nursery.start_soon(sock.close)
         assert await peer.receive_to_end() == (b"all of it", True)
 
 
 @pytest.mark.parametrize("closed_by", ["us", "the peer"])
-async def test_a_close_ends_a_read_whose_response_waits(
+async def test_a_close_ends_a_read_with_an_unsent_response(
     closed_by: str, authority: Authority, wide_certificate: Certificate
 ) -> None:
     error = trio.ClosedResourceError if closed_by == "us" else trio.BrokenResourceError

@@ -193,7 +193,7 @@ def test_equal_values_share_a_context(authority: Authority) -> None:
 
 
 @pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "SSL_CERT_DIR"])
-def test_another_trust_store_gets_another_context(
+def test_each_trust_store_has_its_own_context(
     variable: str, authority: Authority, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "ca.pem").write_bytes(authority.pem)
@@ -206,10 +206,10 @@ def test_another_trust_store_gets_another_context(
         assert role._context().get_ca_certs()[0]["subject"]
 
 
-async def test_ended_connections_leave_few_sessions(
+async def test_ended_connections_leave_few_sessions_in_memory(
     authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """TLS 1.2 clients that do not use tickets. OpenSSL counts the sessions of each context."""
+    """The clients use TLS 1.2 without tickets, so each server context has to store sessions."""
     contexts: weakref.WeakSet[ssl.SSLContext] = weakref.WeakSet()
     real = ssl.SSLContext.wrap_bio
 

@@ -31,7 +31,7 @@ PASSES = pytest.mark.parametrize("between", range(6))
 
 
 @PASSES
-async def test_a_broadcast_never_crosses_into_plain_text(
+async def test_a_broadcast_under_tls_is_never_sent_in_plain_text(
     between: int, server_tls: ServerTLS, client_tls: ClientTLS
 ) -> None:
     async def handler(sock: Socket) -> None:
@@ -126,13 +126,15 @@ async def test_a_broadcast_skips_a_client_that_reads_a_long_response() -> None:
     assert server.stats() == trisock.ServerStats(accepted=1)
 
 
-async def test_a_started_broadcast_is_shielded() -> None:
+async def test_a_started_broadcast_is_shielded_from_cancellation() -> None:
     async with serving(chat) as server, connected(server) as client:
         assert await client.recv() == b"hi\n"
         with trio.CancelScope() as scope:
             async with broadcasting(server, BIG) as delivered:
                 scope.cancel()
-                assert server.connections  # the block has no checkpoint before the broadcast ends
+                assert (
+                    server.connections
+                )  # there is no unshielded checkpoint before the broadcast ends
                 with trio.CancelScope(shield=True):
                     assert await client.recv_exactly(len(BIG)) == BIG
         assert delivered == [1]

@@ -1,4 +1,4 @@
-"""Calls to the user's code: exception groups, scopes left open, loggers that fail."""
+"""Calls of user code that raises groups, leaves scopes open, or has loggers that fail."""
 
 from __future__ import annotations
 

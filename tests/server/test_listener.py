@@ -1,4 +1,4 @@
-"""listen and Listener."""
+"""Tests of listen and Listener."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def test_without_a_host_ipv4_and_ipv6_share_one_port() -> None:
     assert listener.port  # even after the close
 
 
-async def test_a_host_with_several_addresses_gets_one_port() -> None:
+async def test_all_addresses_of_a_host_get_the_same_port() -> None:
     async with await trisock.listen(0, host="localhost") as listener:
         assert len({address.port for address in listener.addresses}) == 1
 
@@ -105,13 +105,13 @@ async def test_listen_fails_without_descriptors_for_both_families() -> None:
     assert caught.value.errno == errno.EMFILE
 
 
-async def test_a_taken_port_is_an_oserror_with_the_address(listener: Listener) -> None:
+async def test_a_port_in_use_raises_an_oserror_with_the_address(listener: Listener) -> None:
     with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{listener.port}") as caught:
         await trisock.listen(listener.port, host="127.0.0.1")
     assert caught.value.errno == errno.EADDRINUSE
 
 
-async def test_a_port_can_be_shared() -> None:
+async def test_two_listeners_can_share_a_port_with_reuse_port() -> None:
     async with await trisock.listen(0, host="127.0.0.1", reuse_port=True) as one:
         async with await trisock.listen(one.port, host="127.0.0.1", reuse_port=True) as two:
             assert one.port == two.port
@@ -145,7 +145,7 @@ async def test_a_port_can_be_listened_on_again_immediately() -> None:
     async with await trisock.listen(0, host="127.0.0.1") as listener:
         client = await trisock.connect("127.0.0.1", listener.port)
         server = await listener.accept()
-        await server.send_eof()  # the server sends FIN first: TIME_WAIT is on its side
+        await server.send_eof()  # the side that sends FIN first has TIME_WAIT
         assert await client.recv() == b""
         await client.close()
         await server.close()
@@ -207,7 +207,7 @@ async def test_hasconnection_guarantees_that_accept_returns() -> None:
         sock.abort()
 
 
-async def test_hasconnection_takes_nothing_from_a_task_in_accept() -> None:
+async def test_hasconnection_takes_no_connection_from_a_waiting_accept() -> None:
     async with await trisock.listen(0) as listener:
         got = []
 
@@ -281,7 +281,7 @@ async def test_accept_skips_dead_connections_reported_by_the_kernel(
             assert listener.dropped == 2
 
 
-async def test_running_out_of_descriptors_is_raised_and_loses_no_connection(
+async def test_accept_raises_and_loses_no_connection_if_descriptors_run_out(
     listener: Listener,
 ) -> None:
     client = await trisock.connect("127.0.0.1", listener.port)
@@ -289,13 +289,13 @@ async def test_running_out_of_descriptors_is_raised_and_loses_no_connection(
         with pytest.raises(OSError, match="Too many open files") as caught:
             await listener.accept()
         assert caught.value.errno == errno.EMFILE
-        assert not listener.hasconnection()  # accept would raise, not return
+        assert not listener.hasconnection()  # because accept would raise an error
     async with closing(client, await listener.accept()):
         pass
 
 
-async def test_accept_takes_turns_between_its_sockets() -> None:
-    """A flood on one address does not starve the other."""
+async def test_accept_alternates_between_the_sockets_of_a_listener() -> None:
+    """A flood of connections to one address does not starve the other address."""
     async with await trisock.listen(0) as listener:
         clients = [await trisock.connect("127.0.0.1", listener.port) for _ in range(5)]
         clients.append(await trisock.connect("::1", listener.port))
@@ -310,7 +310,7 @@ async def test_listening_sockets_can_be_adopted() -> None:
     of_trio = trio.socket.socket()
     await of_trio.bind(("127.0.0.1", 0))
     of_trio.listen()
-    # systemd passes descriptors.
+    # systemd passes a listening socket as a descriptor.
     from_a_descriptor = socket.socket(fileno=socket.create_server(("127.0.0.1", 0)).detach())
     for sock in (plain, of_trio, from_a_descriptor):
         async with Listener([sock]) as listener:
@@ -395,7 +395,7 @@ def test_listen_nowait_works_outside_trio() -> None:
         trio.run(serve)
 
 
-async def test_listen_nowait_takes_addresses_and_resolves_no_names() -> None:
+async def test_listen_nowait_accepts_addresses_but_no_names() -> None:
     async with trisock.listen_nowait(0, host="::1") as listener:
         assert listener.addresses == (("::1", listener.port),)
         with pytest.raises(OSError, match=rf"\[::1\]:{listener.port}") as caught:

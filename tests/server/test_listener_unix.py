@@ -1,4 +1,4 @@
-"""listen_unix: a path exists for as long as its listener."""
+"""listen_unix: a path exists as long as its listener is open."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def make_stale(path: Path) -> None:
-    """Leave a socket behind, as a killed process does."""
+    """Leave a socket's file behind, as a killed process does."""
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
 
@@ -108,7 +108,7 @@ trio.run(main)
 
 
 def test_only_one_of_several_processes_replaces_a_stale_socket(path: Path, times: int) -> None:
-    """Each process finds the socket stale. The lock lets only one replace it."""
+    """All processes find the socket stale. The lock lets only one process replace the socket."""
     with contextlib.ExitStack() as stack:
         starters = [
             stack.enter_context(
@@ -122,7 +122,7 @@ def test_only_one_of_several_processes_replaces_a_stale_socket(path: Path, times
             for _ in range(4)
         ]
 
-        def tell_all_to_go_on() -> None:
+        def tell_all_to_continue() -> None:
             for starter in starters:
                 assert starter.stdin is not None
                 starter.stdin.write("\n")
@@ -131,12 +131,12 @@ def test_only_one_of_several_processes_replaces_a_stale_socket(path: Path, times
         def answers() -> list[str]:
             return [starter.stdout.readline().strip() for starter in starters]  # type: ignore[union-attr]
 
-        for _ in range(100 * times):  # without the lock, one in a hundred has two winners
+        for _ in range(100 * times):  # without the lock, one round in a hundred has two winners
             assert answers() == ["ready"] * 4
             make_stale(path)
-            tell_all_to_go_on()
+            tell_all_to_continue()
             assert sorted(answers()) == ["lost", "lost", "lost", "won"]
-            tell_all_to_go_on()
+            tell_all_to_continue()
         assert answers() == ["ready"] * 4
         assert not path.exists()
 
@@ -158,7 +158,7 @@ async def test_the_mode_is_set_before_the_first_client_can_connect(
         assert modes == [0o640, 0o666]
 
 
-async def test_a_missing_directory_is_an_oserror_with_the_path(tmp_path: Path) -> None:
+async def test_a_missing_directory_raises_an_oserror_with_the_path(tmp_path: Path) -> None:
     path = tmp_path / "nothing" / "socket"
     with pytest.raises(FileNotFoundError) as caught:
         await trisock.listen_unix(path)
@@ -189,7 +189,7 @@ async def test_a_cancelled_close_still_closes_the_listener(tmp_path: Path) -> No
         listener.hasconnection()
 
 
-async def test_running_out_of_descriptors_is_an_oserror_with_the_path(
+async def test_running_out_of_descriptors_raises_an_oserror_with_the_path(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "sock"

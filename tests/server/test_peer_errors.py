@@ -123,7 +123,7 @@ async def test_a_handlers_own_error_is_logged_with_its_traceback(
                 raise ValueError("the request was cut short") from exc
             if way == "group":
                 raise ExceptionGroup("both", [exc, ValueError("and a fault")]) from None
-            raise trisock.IncompleteReadError(b"", 5) from None  # not the socket's
+            raise trisock.IncompleteReadError(b"", 5) from None  # the handler's own
 
     async with serving(handler) as server:
         async with await connect(server) as client:
@@ -138,7 +138,7 @@ async def return_immediately(_: Socket) -> None:
 
 
 def run_on_a_fast_clock(main: Callable[[], Awaitable[None]]) -> None:
-    """Run ``main`` without the test's deadline: the autojump clock would jump to it."""
+    """Run ``main`` outside the test's own run: an autojump clock would jump to its deadline."""
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 

@@ -1,4 +1,4 @@
-"""bind and Server: start, stop and TLS."""
+"""How bind starts a Server, how it stops, and servers with TLS."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ async def test_stop_cancels_handlers_after_the_grace_period(
                 assert await client.recv() == b""
 
 
-async def test_stop_works_in_a_handler_and_before_the_start() -> None:
+async def test_stop_works_in_a_handler_and_before_the_server_starts() -> None:
     async def handler(sock: Socket) -> None:
         server.stop(grace=0)
         await trio.sleep_forever()
@@ -217,7 +217,7 @@ async def test_a_refused_argument_changes_nothing() -> None:
             server.stop()
 
 
-async def test_stop_refuses_connections_without_a_handler() -> None:
+async def test_stop_refuses_connections_that_have_no_handler_yet() -> None:
     handled = []
 
     async def handler(sock: Socket) -> None:
@@ -234,7 +234,7 @@ async def test_stop_refuses_connections_without_a_handler() -> None:
 
 async def test_stop_drops_handshakes_in_progress(server_tls: ServerTLS) -> None:
     async with serving(echo, tls=server_tls) as server:
-        async with closing(client := await connect(server)):  # it sends nothing
+        async with closing(client := await connect(server)):  # the client sends nothing
             while server.stats().active < 1:
                 await trio.lowlevel.checkpoint()
             await trio.testing.wait_all_tasks_blocked()
@@ -259,7 +259,7 @@ async def test_cancelling_the_nursery_cancels_handlers_without_grace() -> None:
 
 
 async def test_starting_and_stopping_during_connects_never_fails() -> None:
-    for turn in range(50):
+    for attempt in range(50):
         async with trio.open_nursery() as nursery:
             server = await trisock.bind(nursery, 0, echo, host="127.0.0.1", max_connections=2)
 
@@ -271,7 +271,7 @@ async def test_starting_and_stopping_during_connects_never_fails() -> None:
 
             for _ in range(5):
                 nursery.start_soon(connect_and_ask)
-            for _ in range(turn % 10):
+            for _ in range(attempt % 10):
                 await trio.lowlevel.checkpoint()
             server.stop(grace=1)
             await server.wait_closed()
@@ -279,7 +279,7 @@ async def test_starting_and_stopping_during_connects_never_fails() -> None:
 
 
 async def test_a_server_whose_listener_is_closed_ends_with_an_error() -> None:
-    """``trio.serve_listeners`` does the same: nobody would notice a silent end."""
+    """Nobody would notice a silent end. ``trio.serve_listeners`` raises this error as well."""
     listener = await trisock.listen(0, host="127.0.0.1")
     with pytest.RaisesGroup(trio.ClosedResourceError, flatten_subgroups=True):
         async with trio.open_nursery() as nursery:
@@ -363,7 +363,7 @@ async def test_bind_copies_the_list_of_certificates(
             assert client.istls()
 
 
-async def test_a_failing_ssl_context_ends_connections_not_the_server(
+async def test_a_failing_ssl_context_ends_connections_but_not_the_server(
     authority: Authority, log: pytest.LogCaptureFixture
 ) -> None:
     class Failing(ssl.SSLContext):

@@ -18,7 +18,7 @@ from helpers.server import broadcasting, connected, logged, serving
 from helpers.serving import chat, connect
 from trisock import ClientTLS, ServerTLS, Socket
 
-BIG = b"b" * 5_000_000  # a send of it blocks until the client reads
+BIG = b"b" * 5_000_000  # so much that a send blocks until the client reads
 HUGE = b"b" * 50_000_000  # more than the kernel's buffers can grow to hold
 
 
@@ -119,7 +119,7 @@ async def test_a_broadcast_skips_connections_in_a_handshake(
         await trio.testing.wait_all_tasks_blocked()
         start = trio.current_time()
         assert await server.broadcast(b"PLAIN") == 0
-        assert trio.current_time() == start  # it did not wait for its turn to send
+        assert trio.current_time() == start  # the broadcast did not wait for the handshake
         await client.starttls(client_tls)
         if tls_from_the_start:
             assert await client.recv() == b"hi\n"
@@ -154,7 +154,7 @@ async def test_a_broadcast_aborts_a_slow_client_and_no_other(
                 while await slow.recv():
                     pass
             assert server.stats().aborted == 1
-    assert server.stats().handler_errors == 0  # our own abort woke its handler
+    assert server.stats().handler_errors == 0  # our own abort ended its handler
     assert not logged(log, logging.WARNING)
     assert ": it was aborted" in log.text
 
@@ -259,13 +259,13 @@ async def test_send_file_behind_a_broadcast_can_be_cancelled(
             await sock.send_file(io.BytesIO(b"never"))
         assert scope.cancelled_caught
         async with trio.open_nursery() as inner:
-            inner.start_soon(sock.recv)  # the client's "go on"
-            await sock.send(b"mine")  # only the broadcast is ahead of it
+            inner.start_soon(sock.recv)  # receives "continue"
+            await sock.send(b"mine")  # waits only for the broadcast
 
     async with behind_a_broadcast(handler) as client:
         await client.send(b"file, please")
         await trio.sleep(6)
-        await client.send(b"go on")
+        await client.send(b"continue")
         assert await client.recv_exactly(len(BIG) + 4) == BIG + b"mine"
 
 
@@ -336,10 +336,10 @@ async def test_starttls_behind_a_broadcast_that_is_cut_short_fails(
     assert done == ["failed"]
 
 
-async def test_a_broadcast_too_late_for_plain_text_is_dropped(
+async def test_a_broadcast_just_before_starttls_is_sent_whole_or_dropped(
     server_tls: ServerTLS, client_tls: ClientTLS
 ) -> None:
-    """The broadcast waits behind the reply to STARTTLS, and the handler calls starttls next."""
+    """The broadcast waits for the reply to STARTTLS. Right after the reply, starttls is called."""
     reply = b"go ahead " * 500_000
 
     async def handler(sock: Socket) -> None:
@@ -374,7 +374,7 @@ async def test_a_broadcast_overtaken_by_starttls_is_dropped(
             async with sock._connection.sending:
                 inner.start_soon(broadcast)
                 await trio.testing.wait_all_tasks_blocked()
-            await sock.starttls(server_tls)  # without a scheduler pass in between
+            await sock.starttls(server_tls)  # before the broadcast's task runs
         await sock.recv()
 
     async with serving(handler) as server:

@@ -1,4 +1,4 @@
-"""Handlers that fail and peers that vanish: the server survives both."""
+"""A server survives handlers that fail and peers that vanish."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ async def test_an_exception_group_is_logged_once(log: pytest.LogCaptureFixture) 
 async def test_a_handlers_error_during_cancellation_is_logged(
     log: pytest.LogCaptureFixture,
 ) -> None:
-    """It raises a group of an error and a ``Cancelled``: ``except Exception`` does not catch it."""
+    """A group of an error and a ``Cancelled`` is raised. ``except Exception`` does not catch it."""
 
     async def handler(sock: Socket) -> None:
         async def fail_when_cancelled() -> None:
@@ -164,7 +164,7 @@ async def send_forever(sock: Socket) -> None:
         await sock.send(b"x" * 100_000)
 
 
-async def test_two_tasks_lose_their_peer_without_a_traceback(
+async def test_a_peer_lost_by_two_tasks_is_logged_without_traceback(
     log: pytest.LogCaptureFixture,
 ) -> None:
     async def handler(sock: Socket) -> None:

@@ -20,7 +20,7 @@ from trisock import ClientTLS, ServerTLS, Socket
 from trisock._net.connection import Connection
 
 
-async def test_max_connections_keeps_the_excess_in_the_backlog() -> None:
+async def test_connections_over_max_connections_stay_in_the_backlog() -> None:
     async with serving(chat, max_connections=2) as server:
         clients = [await connect(server) for _ in range(3)]
         for client in clients[:2]:
@@ -32,7 +32,7 @@ async def test_max_connections_keeps_the_excess_in_the_backlog() -> None:
         assert await clients[2].recv() == b"hi\n"
         for client in clients[1:]:
             await client.close()
-        # No slot was lost.
+        # Both connection slots are still usable.
         for _ in range(5):
             pair = [await connect(server), await connect(server)]
             for client in pair:
@@ -41,7 +41,7 @@ async def test_max_connections_keeps_the_excess_in_the_backlog() -> None:
 
 
 async def test_a_full_server_leaves_connections_to_other_processes() -> None:
-    """Two listeners share a socket here, as processes can."""
+    """Two listeners share a listening socket here, as two processes can."""
     listening = socket.create_server(("127.0.0.1", 0))
     async with (
         trisock.Listener([listening.dup()]) as other,
@@ -56,8 +56,8 @@ async def test_a_full_server_leaves_connections_to_other_processes() -> None:
             server.stop()
 
 
-async def test_closing_connections_without_a_slot_are_bounded() -> None:
-    """Up to ``max_connections`` connections linger without a slot. One more keeps its slot."""
+async def test_the_number_of_closing_connections_without_a_slot_is_bounded() -> None:
+    """At most ``max_connections`` closing connections have no slot. Others keep their slots."""
 
     async def handler(sock: Socket) -> None:
         await trio.lowlevel.wait_readable(sock.fileno())
@@ -78,7 +78,9 @@ async def test_closing_connections_without_a_slot_are_bounded() -> None:
             assert await third.recv() == b"bye"
 
 
-async def test_a_handshake_occupies_a_slot(client_tls: ClientTLS, server_tls: ServerTLS) -> None:
+async def test_a_handshake_occupies_a_connection_slot(
+    client_tls: ClientTLS, server_tls: ServerTLS
+) -> None:
     async with serving(chat, tls=server_tls, max_connections=1) as server:
         silent, second = await connect(server), await connect(server)
         async with closing(silent, second):
@@ -107,7 +109,7 @@ async def test_a_failed_handshake_closes_without_a_slot(
                 await trio.lowlevel.checkpoint()
             await second.starttls(client_tls)
             assert await second.recv() == b"hi\n"
-            assert active == [2]  # the first is still closing: its peer has not closed
+            assert active == [2]  # the server still waits for the close of ``plain``
             plain.abort()
 
 
@@ -171,7 +173,7 @@ async def test_an_unexpected_error_of_accept_ends_the_server(
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS])
-async def test_a_failed_accept_gives_its_slot_back(
+async def test_a_failed_accept_frees_its_connection_slot(
     number: int, monkeypatch: pytest.MonkeyPatch, jumping_clock: trio.testing.MockClock
 ) -> None:
     listener = await trisock.listen(0, host="127.0.0.1")

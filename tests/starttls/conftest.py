@@ -1,4 +1,4 @@
-"""The two ends of a connection, encrypted or not."""
+"""Fixtures: the two ends of a connection, encrypted or in plain text."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ async def ends(
 
 @pytest.fixture
 def a(ends: tuple[Socket, Socket]) -> Socket:
-    """The client's end of a connection."""
+    """The client's end of the connection."""
     return ends[0]
 
 
 @pytest.fixture
 def b(ends: tuple[Socket, Socket]) -> Socket:
-    """The server's end of the same connection."""
+    """The server's end of the connection whose client is ``a``."""
     return ends[1]

@@ -24,7 +24,7 @@ from trisock._errors import describe_ssl_error
 
 @pytest.fixture
 def layer() -> str:
-    """The two ends, ``a`` and ``b``, have not called starttls yet."""
+    """Here ``a`` and ``b``, the two ends, have not called starttls yet."""
     return "plain"
 
 
@@ -34,7 +34,7 @@ def layer() -> str:
 async def failing_handshake(
     client_tls: object, server_tls: object
 ) -> tuple[Socket, TLSError, Socket, TLSError | None]:
-    """Run a handshake that fails at least at the client. Return both ends and their errors."""
+    """Run a handshake that fails at the client, or at both ends. Return the ends and errors."""
     client, server = await tcp_pair()
     errors: dict[str, TLSError] = {}
 
@@ -96,7 +96,7 @@ async def test_a_bad_certificate_fails_the_handshake_at_both_ends(
     assert str(client.getpeer()) in str(error)
     if code is not None:
         assert error.verify_code == code
-    # The server received the client's alert, although the client closed right after it.
+    # The server received the client's alert, although the client closed right after the alert.
     assert server_error is not None
     assert f"alert '{alert}'" in str(server_error)
     for sock in (client, server):
@@ -155,7 +155,7 @@ async def test_a_peer_that_does_not_speak_tls_fails_the_handshake(
             assert sock.fileno() == -1
             with pytest.raises(trio.ClosedResourceError):
                 await sock.send(b"a password")
-            # Only alerts and handshake records: no application data, and no plain text.
+            # The peer received only alerts and handshake records: no data and no plain text.
             for record in records_of(b"".join(iter(lambda: raw.recv(65536), b""))):
                 assert record[0] in (0x15, 0x16)
                 assert record[1] == 3
@@ -182,7 +182,7 @@ async def test_a_peer_that_closes_fails_the_handshake(
 async def test_a_reset_before_the_clients_last_flight_fails_the_handshake(
     server_tls: ServerTLS,
 ) -> None:
-    """The client has accepted the server, but cannot send its Finished message."""
+    """The client has accepted the server's messages, but its own Finished message is not sent."""
     sock, raw = raw_pair()
     peer = RawTLS(raw, server_tls._context(), server_side=True)
     async with closing(sock), trio.open_nursery() as nursery:
@@ -193,7 +193,7 @@ async def test_a_reset_before_the_clients_last_flight_fails_the_handshake(
 
         nursery.start_soon(client)
         await trio.testing.wait_all_tasks_blocked()
-        # All of this happens before the client's task runs again.
+        # The following lines run before the client's task runs again.
         with raw, contextlib.suppress(ssl.SSLWantReadError):
             peer.incoming.write(raw.recv(65536))
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
@@ -262,7 +262,7 @@ async def test_a_handshake_without_a_timeout_waits_until_cancelled(
         with trio.move_on_after(50) as scope:
             await a.starttls(client_tls, handshake_timeout=None)
         assert scope.cancelled_caught
-        assert a.fileno() == -1  # cancellation closes it too
+        assert a.fileno() == -1  # the cancellation closed the socket
         await a.close()
 
 
@@ -363,7 +363,7 @@ async def test_client_certificates_are_requested_for_every_server_name(
                 info = await a.starttls(context, server_hostname=sni)
                 assert await a.recv() == b"welcome"
             else:
-                # In TLS 1.3 the client has finished when the server refuses it.
+                # In TLS 1.3, the client's handshake succeeds before the server refuses the client.
                 with pytest.raises(TLSError, match="refused, with the alert"):
                     await a.starttls(context, server_hostname=sni)
                     await a.recv()
@@ -388,7 +388,7 @@ def strict_server_tls(authority: Authority) -> ServerTLS:
 async def test_a_client_that_only_sends_learns_why_it_was_refused(
     a: Socket, b: Socket, client_tls: ClientTLS, strict_server_tls: ServerTLS
 ) -> None:
-    """TLS 1.3: the alert comes after the client's handshake, and a reset after that."""
+    """In TLS 1.3, the alert arrives after the client's handshake. Here a reset follows the alert."""
 
     async def server_side() -> None:
         with pytest.raises(TLSError, match="sent no certificate"):
@@ -422,7 +422,7 @@ async def test_client_tls_sends_its_certificate(
 
 
 @pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
-async def test_channel_bindings_depend_on_the_version(
+async def test_channel_bindings_depend_on_the_tls_version(
     version: str, a: Socket, b: Socket, authority: Authority, server_tls: ServerTLS
 ) -> None:
     client, server = await upgrade(a, raw_client_context(authority, version), b, server_tls)

@@ -1,4 +1,4 @@
-"""While ``starttls`` or ``stoptls`` waits, every other read is refused and takes nothing."""
+"""While ``starttls`` or ``stoptls`` waits, every read is refused and consumes nothing."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from helpers.reads import READS
 from trisock import ClientTLS, ServerTLS, Socket, TLSError
 from trisock._net.lines import Lines
 
-# More than the kernel holds: the server sends the rest when the client reads.
+# More bytes than the kernel holds, so the broadcast ends only after the client has read.
 BROADCAST_SIZE = 8_000_000
 
-# Every way to read, from a socket or from an iterator that has already split more lines.
+# Every way to read: all reads of a socket, and an iterator that has already split more lines.
 WAYS = [*READS, "split lines"]
 
 
@@ -32,8 +32,9 @@ async def handler_behind_a_broadcast(
 ) -> AsyncIterator[tuple[Socket, Lines, Socket]]:
     """Yield a handler's socket, its line iterator and the client.
 
-    A broadcast to the client is in flight, and starttls and stoptls wait until it is sent. The
-    iterator has returned the first line of the text, and has split the other lines already.
+    A broadcast to the client is in flight. A call of starttls or stoptls waits for the end of the
+    broadcast. The iterator has returned the first line of ``text``, and has already split the
+    other lines.
     """
     sock: Socket
     lines: Lines
@@ -140,7 +141,7 @@ async def test_lines_are_refused_while_another_task_reads() -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_reads_after_an_abort_see_a_closed_socket(way: str) -> None:
+async def test_every_read_after_an_abort_raises_closed_resource_error(way: str) -> None:
     a, b = unix_pair()
     async with closing(a, b):
         lines = a.lines()
@@ -154,14 +155,14 @@ async def test_reads_after_an_abort_see_a_closed_socket(way: str) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(wait)
             await trio.testing.wait_all_tasks_blocked()
-            a.abort()  # the reader is woken, and has not run yet
+            a.abort()  # wakes the reader, which has not run yet
             with pytest.raises(trio.ClosedResourceError):
                 await read(way, a, lines)
             with pytest.raises(trio.ClosedResourceError):
                 a.unrecv(b"x")
 
 
-async def test_a_send_after_an_abort_sees_a_closed_socket() -> None:
+async def test_a_send_after_an_abort_raises_closed_resource_error() -> None:
     a, b = unix_pair()
     async with closing(a, b):
         await clog(a)

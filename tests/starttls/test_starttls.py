@@ -1,4 +1,4 @@
-"""starttls: data before, during and after the upgrade, and its arguments."""
+"""starttls: its arguments, and the data before, during and after the upgrade."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ async def test_a_connection_can_start_and_stop_tls_repeatedly(
 
 
 @pytest.mark.parametrize("layer", ["plain"])
-async def test_either_end_can_take_either_role(
+async def test_either_end_can_be_the_tls_client(
     a: Socket, b: Socket, client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
-    """RFC 4217, section 7: in active mode, the side that accepts is the TLS client."""
+    """In FTP's active mode, the TLS client accepts the connection (RFC 4217, section 7)."""
     await upgrade(b, client_tls, a, server_tls)
     assert (a.getside(), b.getside()) == ("client", "server")
     await a.send(b"x")
@@ -107,7 +107,7 @@ async def test_both_ends_can_read_and_send_at_the_same_time(a: Socket, b: Socket
 async def test_a_client_hello_received_before_starttls_is_used(
     how: str, authority: Authority, server_tls: ServerTLS
 ) -> None:
-    # PROXY protocol, version 1: the line and the ClientHello come in one segment.
+    # PROXY protocol, version 1: the line and the ClientHello arrive in one segment.
     line = b"PROXY TCP4 192.0.2.1 192.0.2.2 5 443\r\n" if how == "proxy line" else b""
     sock, raw = raw_pair()
     async with closing(sock):
@@ -145,7 +145,7 @@ async def test_a_client_hello_received_before_starttls_is_used(
 async def test_plain_text_injected_after_starttls_fails_the_handshake(
     role: str, where: str, authority: Authority, client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
-    """CVE-2011-0411, and "NO STARTTLS" (2021): plain text injected after the command."""
+    """An attacker injects plain text after the command: CVE-2011-0411 and "NO STARTTLS" (2021)."""
     sock, raw = raw_pair()
     injected = b"MAIL FROM:<attacker>\r\n" if role == "server" else b"250 all is well\r\n"
     command = b"STARTTLS\r\n" if role == "server" else b"220 go ahead\r\n"
@@ -178,7 +178,7 @@ async def test_plain_text_injected_after_starttls_fails_the_handshake(
 
 
 @pytest.mark.parametrize("layer", ["plain"])
-async def test_a_context_that_fails_leaves_the_connection_as_it_was(a: Socket) -> None:
+async def test_a_context_that_fails_leaves_the_connection_unchanged(a: Socket) -> None:
     class Bad(ssl.SSLContext):
         def wrap_bio(self, *_: object, **__: object) -> ssl.SSLObject:
             raise RuntimeError("a plug-in has failed")
@@ -188,12 +188,12 @@ async def test_a_context_that_fails_leaves_the_connection_as_it_was(a: Socket) -
         await a.starttls(Bad(ssl.PROTOCOL_TLS_SERVER))
     assert await a.recv() == b"early"
     async with await trisock.listen(0, host="127.0.0.1") as listener:
-        with pytest.raises(RuntimeError, match="plug-in"):  # and connect leaves nothing open
+        with pytest.raises(RuntimeError, match="plug-in"):  # connect leaves nothing open
             await trisock.connect("127.0.0.1", listener.port, tls=Bad(ssl.PROTOCOL_TLS_SERVER))
 
 
 @pytest.mark.parametrize("layer", ["plain"])
-async def test_a_wrong_argument_leaves_the_connection_as_it_was(
+async def test_a_wrong_argument_leaves_the_connection_unchanged(
     a: Socket, b: Socket, authority: Authority, client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
     good = authority.issue("example.org")
@@ -253,7 +253,7 @@ async def test_the_most_specific_name_is_verified(
 
 
 @pytest.mark.parametrize("layer", ["plain"])
-async def test_an_international_name_is_verified_by_its_a_label(
+async def test_an_international_name_is_verified_in_its_ascii_form(
     a: Socket, b: Socket, authority: Authority
 ) -> None:
     role = ClientTLS("faß.de", ca=authority.pem)
@@ -271,7 +271,7 @@ async def test_an_ssl_context_works_in_either_role(authority: Authority) -> None
         assert [info.server_hostname for info in infos] == ["127.0.0.1", None]
     a, b = await tcp_pair()
     async with closing(a, b), trio.open_nursery() as nursery:
-        nursery.start_soon(a.starttls, server_context)  # whichever side made the connection
+        nursery.start_soon(a.starttls, server_context)  # the side that connected is the TLS server
         info = await b.starttls(client_context, server_hostname="127.0.0.1")
         assert info.server_hostname == "127.0.0.1"
 
@@ -305,7 +305,7 @@ async def test_without_verification_any_certificate_is_accepted(
 async def test_starttls_closes_a_socket_that_cannot_send(
     how: str, a: Socket, b: Socket, client_tls: ClientTLS
 ) -> None:
-    """A program that handles the error must not go on in plain text."""
+    """A program that handles the error must not be able to continue in plain text."""
     if how == "send_eof":
         await a.send_eof()
     else:

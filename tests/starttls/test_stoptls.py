@@ -17,7 +17,7 @@ from helpers.raw_tls import RawTLS, raw_client_context, tls_server_and_raw_clien
 from trisock import ServerTLS, Socket, TLSError
 
 
-async def test_stoptls_refuses_while_decrypted_bytes_are_unread(a: Socket, b: Socket) -> None:
+async def test_stoptls_is_refused_while_decrypted_bytes_are_unread(a: Socket, b: Socket) -> None:
     await b.send(b"one")
     await b.send(b"two")
     await trio.lowlevel.wait_readable(a.fileno())
@@ -39,7 +39,10 @@ async def test_stoptls_refuses_while_decrypted_bytes_are_unread(a: Socket, b: So
 async def data_after_the_handshake(
     authority: Authority, server_tls: ServerTLS
 ) -> AsyncIterator[tuple[Socket, socket.socket]]:
-    """Yield a server that received the end of the handshake and data in one segment."""
+    """Yield a server and its client's raw socket.
+
+    The client's last handshake message and its first data have arrived in one segment.
+    """
     sock, raw = raw_pair()
     peer = RawTLS(raw, raw_client_context(authority), server_hostname="example.org")
 
@@ -73,7 +76,7 @@ async def test_a_cancelled_read_right_after_the_handshake_loses_nothing(
         assert not scope.cancelled_caught
 
 
-async def test_stoptls_refuses_while_data_after_the_handshake_is_unread(
+async def test_stoptls_is_refused_while_data_after_the_handshake_is_unread(
     authority: Authority, server_tls: ServerTLS
 ) -> None:
     async with data_after_the_handshake(authority, server_tls) as (sock, raw):
@@ -86,7 +89,7 @@ async def test_stoptls_refuses_while_data_after_the_handshake_is_unread(
         assert await sock.recv() == b"first data"
 
 
-async def test_stoptls_fails_on_encrypted_data_in_flight(a: Socket, b: Socket) -> None:
+async def test_stoptls_fails_while_encrypted_data_is_in_flight(a: Socket, b: Socket) -> None:
     await b.send(b"in flight")
     with pytest.raises(TLSError, match="still sending encrypted data"):
         await a.stoptls()
@@ -142,7 +145,7 @@ async def test_stoptls_fails_if_the_peer_does_not_send_close_notify(
 async def test_stoptls_does_not_accept_an_alert_as_close_notify(
     version: str, authority: Authority, server_tls: ServerTLS, a: Socket, b: Socket
 ) -> None:
-    """OpenSSL accepts it, and leaves an error in the queue for the next connection."""
+    """OpenSSL accepts the alert, and leaves an error in its queue for the next connection."""
     async with tls_server_and_raw_client(authority, server_tls, version) as (sock, peer):
         peer.incoming.write(b"\x17\x03\x03\x00\x20" + bytes(32))  # a forged record
         with pytest.raises(ssl.SSLError, match=r"(?i)bad record mac"):

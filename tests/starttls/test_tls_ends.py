@@ -36,7 +36,7 @@ async def test_isopen_is_true_while_a_record_is_unread(a: Socket, b: Socket) -> 
     await a.send(b"x")
     await a.send(b"y")
     await a.stream.send_eof()
-    while _syscalls.unread_bytes(b.fileno()) < 2 * RECORD_OF_ONE_BYTE:  # FIN follows them
+    while _syscalls.unread_bytes(b.fileno()) < 2 * RECORD_OF_ONE_BYTE:  # then FIN
         await trio.lowlevel.checkpoint()
     assert await b.recv() == b"x"
     assert b.isopen()  # y is not decrypted yet, and the kernel has received FIN
@@ -60,7 +60,7 @@ async def test_a_reset_under_tls_is_not_a_tls_error(a: Socket, b: Socket) -> Non
 
 
 @pytest.mark.parametrize("ignored_by_context", [False, True])
-async def test_eof_without_close_notify_is_an_error(
+async def test_eof_without_close_notify_raises_tls_error(
     ignored_by_context: bool, authority: Authority, server_tls: ServerTLS
 ) -> None:
     context = raw_client_context(authority)
@@ -72,9 +72,9 @@ async def test_eof_without_close_notify_is_an_error(
             nursery.start_soon(b.starttls, server_tls)
             await a.starttls(context, server_hostname="example.org")
         await b.send(b"pay 100")
-        await b.stream.send_eof()  # as if an attacker cuts the stream short
+        await b.stream.send_eof()  # as if an attacker had cut the stream short
         assert await a.recv() == b"pay 100"
-        assert await a.peek() is None  # not EOF: it cannot be trusted
+        assert await a.peek() is None  # not b"": an attacker can forge this EOF
         for _ in range(2):
             with pytest.raises(TLSError, match="without close_notify: data may be missing"):
                 await a.recv()

@@ -1,4 +1,4 @@
-"""Sends under TLS: the connection after a cancelled or failed send."""
+"""The state of a TLS connection after a cancelled or failed send."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def test_a_tls_send_cancelled_before_its_first_byte_changes_nothing(
         assert await a.recv() == b"and back"
 
 
-async def test_a_failed_tls_send_takes_nothing_from_a_reader(a: Socket, b: Socket) -> None:
+async def test_a_failed_tls_send_consumes_no_data_of_a_reader(a: Socket, b: Socket) -> None:
     await b.send(b"421 too busy")
     b.abort()
     with a._connection.reading:
@@ -95,7 +95,7 @@ async def test_a_failed_tls_send_decrypts_a_bounded_amount(a: Socket, b: Socket)
 
 @pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
 @pytest.mark.parametrize("passes", range(6))
-async def test_a_cancelled_tls_send_with_room_is_all_or_nothing(
+async def test_a_cancelled_tls_send_with_room_sends_all_or_nothing(
     passes: int, version: str, authority: Authority, server_tls: ServerTLS
 ) -> None:
     context = raw_client_context(authority, version)

@@ -1,4 +1,4 @@
-"""TLSStream: its rare paths, one at a time."""
+"""The code paths of TLSStream that real peers rarely reach. Each test reaches one of them."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ async def test_a_response_that_fails_does_not_lose_decrypted_data(
         await a.recv()
 
 
-async def test_eof_while_a_response_waits_is_an_error(
+async def test_eof_while_a_response_waits_raises_tls_error(
     a: Socket, tls: TLSStream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def ended(self: TLSStream) -> bool:
@@ -122,7 +122,7 @@ async def test_after_a_fork_every_use_of_tls_fails(
         assert tls.final_bytes() == b""
 
 
-async def test_an_unreadable_resumed_certificate_is_a_tls_error(
+async def test_an_unreadable_certificate_of_a_resumed_session_raises_tls_error(
     client_tls: ClientTLS, server_tls: ServerTLS, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unreadable(certificate: bytes) -> bool:

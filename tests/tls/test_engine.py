@@ -52,7 +52,7 @@ class Side:
 def connected(
     client_tls: ClientTLS, server_tls: ServerTLS, split: Callable[[bytes], list[bytes]]
 ) -> tuple[Side, Side]:
-    """Return a client and a server after the handshake. ``split`` divides each flight into parts."""
+    """Return a client and a server after the handshake. ``split`` cuts each flight into parts."""
     client, server = Side(client_tls, "client"), Side(server_tls, "server")
     flight, receiver, sender = client.handshake_step(b""), server, client
     while client.info is None or server.info is None:

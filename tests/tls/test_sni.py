@@ -34,7 +34,7 @@ def unraisable(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 
 def padded(hello: bytes, size: int) -> bytes:
-    """Return a ClientHello message, without record headers, with ``size`` bytes of padding."""
+    """Return a ClientHello message with an additional extension of ``size`` bytes."""
     body = bytearray(hello[9:])
     at = 34
     at += 1 + body[at]

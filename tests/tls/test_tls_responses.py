@@ -36,7 +36,7 @@ async def test_cancelling_a_read_with_an_unsent_response_damages_nothing(
         assert got == message
         peer.send(b"after")
         assert await sock.recv() == b"after"
-        with contextlib.suppress(trio.BrokenResourceError):  # it sends all or nothing
+        with contextlib.suppress(trio.BrokenResourceError):  # it sends valid records or nothing
             await sock.send(b"more")
             assert peer.received() == b"more"
 

@@ -86,7 +86,7 @@ async def test_a_unix_peers_name_cannot_forge_a_log_line(
 
 @pytest.mark.usefixtures("in_tmp_path")
 @pytest.mark.parametrize("name", HOSTILE_NAMES)
-async def test_a_listening_path_is_shown_on_one_safe_line(name: str | bytes) -> None:
+async def test_a_unix_listeners_path_is_shown_on_one_safe_line(name: str | bytes) -> None:
     async def handler(sock: Socket) -> None:
         await sock.recv()
 

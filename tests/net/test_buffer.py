@@ -174,7 +174,7 @@ def lines_of(buffer: ReceiveBuffer, **options: object) -> Iterator[bytes]:
     return buffer.take_lines(b"\n", **{"keep_ends": False, "max_bytes": 100, **options})  # type: ignore[arg-type]
 
 
-def test_lines_that_take_lines_has_not_yielded_stay_unread() -> None:
+def test_lines_not_yet_yielded_by_take_lines_stay_unread() -> None:
     for taken in range(4):
         buffer = ReceiveBuffer()
         buffer.append(b"one\ntwo\nthree\nrest")

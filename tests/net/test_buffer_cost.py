@@ -235,7 +235,7 @@ def push_and_take(count: int) -> None:
     assert len(buffer.take(len(buffer))) >= count // 2
 
 
-def test_alternating_take_lines_and_take_has_a_linear_cost(traced: None) -> None:
+def test_calling_take_lines_and_take_alternately_has_a_linear_cost(traced: None) -> None:
     def take_alternately(count: int) -> int:
         """Take one line with ``take_lines``, the next line with ``take``, and so on."""
         buffer = ReceiveBuffer()

@@ -1,4 +1,4 @@
-"""A close loses no data. It waits only if it has a reason to, and for a bounded time."""
+"""A close loses no data. It waits only if data could be lost, and for a bounded time."""
 
 from __future__ import annotations
 

@@ -163,7 +163,7 @@ async def test_a_cancelled_connect_leaves_nothing_open() -> None:
             filler.close()
 
 
-async def test_cancelled_connects_and_listens_leave_nothing_open(tmp_path: Path) -> None:
+async def test_cancelled_calls_of_connect_and_listen_leave_nothing_open(tmp_path: Path) -> None:
     async with await trisock.listen(0, host="127.0.0.1") as listener:
         async with await trisock.listen_unix(tmp_path / "one"):
             for call in (

@@ -304,7 +304,7 @@ async def assert_served(*clients: Socket) -> None:
 
 @contextlib.asynccontextmanager
 async def served_clients(server: trisock.Server, count: int) -> AsyncIterator[list[Socket]]:
-    """Yield clients that have been served and make the server's close wait. Abort them after."""
+    """Yield clients that have been served and make the server's close wait. Then abort them."""
     clients = [await lingering_client(server) for _ in range(count)]
     async with closing(*clients):
         await assert_served(*clients)
@@ -321,7 +321,7 @@ async def test_a_close_that_waits_for_its_peer_occupies_no_slot() -> None:
 
 
 @pytest.mark.usefixtures("endless_linger")
-async def test_closes_without_a_slot_are_limited_to_max_connections() -> None:
+async def test_closing_connections_without_a_slot_are_limited_to_max_connections() -> None:
     async with serving(say_bye, host="127.0.0.1", max_connections=3) as server:
         async with served_clients(server, 6) as clients:
             late = [await lingering_client(server) for _ in range(4)]

@@ -109,7 +109,7 @@ async def test_leaving_a_loop_over_lines_loses_nothing(a: Socket, b: Socket) -> 
     assert await a.recv() == b""
 
 
-async def test_a_line_cut_short_is_an_incomplete_read(a: Socket, b: Socket) -> None:
+async def test_a_line_cut_short_raises_incomplete_read_error(a: Socket, b: Socket) -> None:
     await b.send(b"DELETE /tmp/x\nDELETE /")
     await b.send_eof()
     got = []
@@ -120,7 +120,7 @@ async def test_a_line_cut_short_is_an_incomplete_read(a: Socket, b: Socket) -> N
     assert caught.value.partial == b"DELETE /"
 
 
-async def test_lines_raises_if_a_line_exceeds_the_limit(a: Socket, b: Socket) -> None:
+async def test_the_lines_iterator_raises_if_a_line_exceeds_the_limit(a: Socket, b: Socket) -> None:
     await b.send(b"x" * 100)
     with pytest.raises(LimitExceededError):
         async for _ in a.lines(max_bytes=99):

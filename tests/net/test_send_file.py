@@ -81,7 +81,7 @@ async def test_send_file_ignores_and_keeps_the_position_of_a_file(
 
 @ALL_LAYERS
 @pytest.mark.parametrize("kind", KINDS)
-async def test_three_sends_share_a_file(
+async def test_three_sends_can_share_a_file(
     layer: str,
     kind: str,
     make_file: MakeFile,

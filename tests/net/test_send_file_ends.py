@@ -53,7 +53,8 @@ async def test_a_short_file_raises_eoferror_and_prevents_close_notify(
     await a.send(b"header")
     with pytest.raises(EOFError, match=f"after {length} of 6 bytes"):
         await a.send_file(make_file(kind, content), count=6)
-    await a.send_file(make_file("memory", b", that is all"))  # does not restore it
+    # A later whole file does not change that close_notify is omitted.
+    await a.send_file(make_file("memory", b", that is all"))
     await a.close()
     assert await b.recv_exactly(19 + length) == b"header" + content + b", that is all"
     if layer == "tls":
@@ -221,7 +222,7 @@ async def test_the_error_counts_the_bytes_sent_before_the_peer_left(
 
 
 @ALL_LAYERS
-async def test_the_error_counts_0_bytes_if_the_peer_left_before(
+async def test_the_error_counts_0_bytes_if_the_peer_had_left(
     a: Socket, b: Socket, make_file: MakeFile
 ) -> None:
     file = make_file("unbuffered", b"content")
@@ -253,7 +254,7 @@ async def test_a_response_can_be_read_after_a_failed_send_file(
 async def test_an_alert_during_send_file_is_a_tls_error(
     peer: str, a: Socket, b: Socket, authority: Authority, large_file: Any
 ) -> None:
-    """A TLS 1.3 client completes its handshake before the server can refuse its certificate."""
+    """A TLS 1.3 client completes its handshake before the server can refuse the client."""
     server_tls = ServerTLS(
         authority.issue("example.org"), client_ca=authority.pem, require_client_certificate=True
     )

@@ -155,7 +155,7 @@ async def test_bytes_read_ahead_from_a_pipe_are_sent_immediately(
         nursery.cancel_scope.cancel()
 
 
-async def test_sends_that_share_a_pipe_send_each_byte_once(silent: Silent) -> None:
+async def test_several_sends_of_one_pipe_send_each_byte_once(silent: Silent) -> None:
     file, write = silent
     pairs = [await tcp_pair() for _ in range(3)]
     async with closing(*(sock for each in pairs for sock in each)):
@@ -265,5 +265,6 @@ async def test_send_file_can_be_cancelled_while_the_disk_hangs(
     assert await b.recv() == b"free"
     respond.set()
     assert ended.wait(30)
-    while not set(os.listdir("/proc/self/fd")) <= descriptors:  # the thread has to close it
+    # Wait until the thread has closed its duplicate of the file's descriptor.
+    while not set(os.listdir("/proc/self/fd")) <= descriptors:
         await trio.lowlevel.checkpoint()

@@ -23,7 +23,7 @@ Pair = Callable[[], Awaitable[tuple[Socket, Socket]]]
 
 @pytest.fixture
 def short_linger(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trio's checks often close one end while its peer sends. This shortens each such close."""
+    """Shorten the wait of a close: Trio's checks often close one end while its peer still sends."""
     monkeypatch.setattr(_linger, "LINGER_SECONDS", 0.1)
 
 
@@ -81,7 +81,7 @@ async def test_a_socket_has_the_socket_of_its_stream(a: Socket, b: Socket) -> No
     assert a.socket.getpeername() == tuple(b.getlocal())
     with pytest.raises(AttributeError):
         a.socket = b.socket  # type: ignore[misc]
-    assert not hasattr(a, "do_handshake")  # only TLS streams have one
+    assert not hasattr(a, "do_handshake")  # only TLS streams have this method
 
 
 @pytest.mark.parametrize("layer", ["plain", "tls"])

@@ -190,7 +190,7 @@ def test_the_mode_does_not_depend_on_the_umask(path: Path, mode: int, umask: int
             assert stat.S_IMODE(path.stat().st_mode) == mode
             listener.abort()
             assert not path.exists()
-            leave_stale(path)  # which the second round replaces
+            leave_stale(path)  # the second round replaces this socket
 
     run_in_child(listen)
 
@@ -275,7 +275,7 @@ def test_a_hostile_user_cannot_change_another_files_mode(shared: Path, times: in
 @needs_root
 @pytest.mark.parametrize("stale", [False, True])
 @pytest.mark.parametrize("kind", [fcntl.LOCK_SH, fcntl.LOCK_EX])
-def test_a_reader_that_locks_the_directory_blocks_nobody(
+def test_a_user_who_locks_the_directory_blocks_nobody(
     tmp_path: Path, path: Path, kind: int, stale: bool
 ) -> None:
     for directory in [tmp_path, *list(tmp_path.parents)[:2]]:
@@ -340,7 +340,7 @@ def test_another_users_lock_file_blocks_nobody(shared: Path, make: Callable[[Pat
 
 @contextlib.contextmanager
 def blocked_replacement(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Block a thread that listens on ``path``: it has found the path stale, but not replaced it."""
+    """Yield while a thread in listen_unix_nowait has found the path stale, but not replaced it."""
     inside, resume = threading.Event(), threading.Event()
     real = os.unlink
 
@@ -367,7 +367,7 @@ def blocked_replacement(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     listeners[0].abort()
 
 
-def test_listen_unix_nowait_does_not_wait_for_another_listen(
+def test_listen_unix_nowait_does_not_wait_for_another_call(
     tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leave_stale(path)
@@ -381,7 +381,7 @@ def test_listen_unix_nowait_does_not_wait_for_another_listen(
     assert os.listdir(tmp_path) == []
 
 
-async def test_listen_unix_times_out_if_another_listen_does_not_finish(
+async def test_listen_unix_times_out_if_another_call_does_not_finish(
     path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
 ) -> None:
     leave_stale(path)

@@ -16,7 +16,7 @@ from trisock._net import unix_path as _unix
 PROC = "/proc/self/fd/"
 
 
-def test_a_listen_that_fails_leaves_no_path(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_listen_call_leaves_no_path(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(sock: socket.socket, backlog: int) -> None:
         raise OSError(5, "broken")
 
@@ -68,7 +68,7 @@ def test_without_proc_the_mode_is_set_by_name(
     listener.abort()
 
 
-def test_a_stale_path_is_replaced_without_o_path(
+def test_a_stale_path_is_replaced_even_without_o_path(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_unix, "_O_PATH", None)

@@ -1,4 +1,4 @@
-"""Calls of user code that raises groups, leaves scopes open, or has loggers that fail."""
+"""User code that raises exception groups, leaves cancel scopes open, or has failing loggers."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ async def return_immediately(_: Socket) -> None:
 
 
 def run_on_a_fast_clock(main: Callable[[], Awaitable[None]]) -> None:
-    """Run ``main`` outside the test's own run: an autojump clock would jump to its deadline."""
+    """Run ``main`` in a new Trio run, because this clock would jump to the deadline of the test."""
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 

@@ -1,4 +1,4 @@
-"""How bind starts a Server, how it stops, and servers with TLS."""
+"""bind and Server: how a server starts, how it stops, and how it uses TLS."""
 
 from __future__ import annotations
 
@@ -258,7 +258,7 @@ async def test_cancelling_the_nursery_cancels_handlers_without_grace() -> None:
     assert server.stats().active == 0
 
 
-async def test_starting_and_stopping_during_connects_never_fails() -> None:
+async def test_starting_and_stopping_while_clients_connect_never_fails() -> None:
     for attempt in range(50):
         async with trio.open_nursery() as nursery:
             server = await trisock.bind(nursery, 0, echo, host="127.0.0.1", max_connections=2)

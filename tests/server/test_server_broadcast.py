@@ -209,7 +209,7 @@ async def test_a_broadcast_never_splits_a_handlers_send() -> None:
             assert await client.recv_exactly(13) == b"NEWSMOREafter"
 
 
-async def test_sends_behind_a_broadcast_wait_or_raise_busy() -> None:
+async def test_a_send_behind_a_broadcast_waits_and_another_raises_busy() -> None:
     results = []
 
     async def handler(sock: Socket) -> None:
@@ -339,7 +339,7 @@ async def test_starttls_behind_a_broadcast_that_is_cut_short_fails(
 async def test_a_broadcast_just_before_starttls_is_sent_whole_or_dropped(
     server_tls: ServerTLS, client_tls: ClientTLS
 ) -> None:
-    """The broadcast waits for the reply to STARTTLS. Right after the reply, starttls is called."""
+    """The broadcast waits for the reply to STARTTLS. The handler calls starttls after the reply."""
     reply = b"go ahead " * 500_000
 
     async def handler(sock: Socket) -> None:

@@ -66,7 +66,7 @@ async def test_an_exception_group_is_logged_once(log: pytest.LogCaptureFixture) 
 async def test_a_handlers_error_during_cancellation_is_logged(
     log: pytest.LogCaptureFixture,
 ) -> None:
-    """A group of an error and a ``Cancelled`` is raised. ``except Exception`` does not catch it."""
+    """The handler raises a group with a ``Cancelled``. ``except Exception`` misses the group."""
 
     async def handler(sock: Socket) -> None:
         async def fail_when_cancelled() -> None:

@@ -57,7 +57,7 @@ async def test_a_full_server_leaves_connections_to_other_processes() -> None:
 
 
 async def test_the_number_of_closing_connections_without_a_slot_is_bounded() -> None:
-    """At most ``max_connections`` closing connections have no slot. Others keep their slots."""
+    """At most ``max_connections`` closing connections give up their slots. Others keep theirs."""
 
     async def handler(sock: Socket) -> None:
         await trio.lowlevel.wait_readable(sock.fileno())

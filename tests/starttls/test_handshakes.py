@@ -34,7 +34,7 @@ def layer() -> str:
 async def failing_handshake(
     client_tls: object, server_tls: object
 ) -> tuple[Socket, TLSError, Socket, TLSError | None]:
-    """Run a handshake that fails at the client, or at both ends. Return the ends and errors."""
+    """Run a handshake that fails at the client or at both ends. Return each end and its error."""
     client, server = await tcp_pair()
     errors: dict[str, TLSError] = {}
 
@@ -141,7 +141,7 @@ async def test_tls_before_1_2_is_disabled(authority: Authority, server_tls: Serv
     ids=["SMTP", "HTTP", "NUL bytes", "0x16 bytes", "close_notify"],
 )
 @pytest.mark.parametrize("role", ["server", "client"])
-async def test_a_peer_that_does_not_speak_tls_fails_the_handshake(
+async def test_a_handshake_fails_if_the_peer_does_not_speak_tls(
     greeting: bytes, role: str, client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
     sock, raw = raw_pair()
@@ -163,7 +163,7 @@ async def test_a_peer_that_does_not_speak_tls_fails_the_handshake(
 
 @pytest.mark.parametrize("how", ["close", "reset"])
 @pytest.mark.parametrize("role", ["server", "client"])
-async def test_a_peer_that_closes_fails_the_handshake(
+async def test_a_handshake_fails_if_the_peer_closes(
     how: str, role: str, client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
     sock, raw = raw_pair()
@@ -266,7 +266,7 @@ async def test_a_handshake_without_a_timeout_waits_until_cancelled(
         await a.close()
 
 
-async def test_close_ends_a_handshake(client_tls: ClientTLS) -> None:
+async def test_closing_the_socket_ends_a_handshake(client_tls: ClientTLS) -> None:
     a, b = unix_pair()
     async with closing(a, b), trio.open_nursery() as nursery:
 
@@ -388,7 +388,7 @@ def strict_server_tls(authority: Authority) -> ServerTLS:
 async def test_a_client_that_only_sends_learns_why_it_was_refused(
     a: Socket, b: Socket, client_tls: ClientTLS, strict_server_tls: ServerTLS
 ) -> None:
-    """In TLS 1.3, the alert arrives after the client's handshake. Here a reset follows the alert."""
+    """In TLS 1.3, the alert arrives after the client's handshake. A reset follows the alert."""
 
     async def server_side() -> None:
         with pytest.raises(TLSError, match="sent no certificate"):

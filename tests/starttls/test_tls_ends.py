@@ -36,7 +36,8 @@ async def test_isopen_is_true_while_a_record_is_unread(a: Socket, b: Socket) -> 
     await a.send(b"x")
     await a.send(b"y")
     await a.stream.send_eof()
-    while _syscalls.unread_bytes(b.fileno()) < 2 * RECORD_OF_ONE_BYTE:  # then FIN
+    # Wait until the kernel has received both records. FIN follows them immediately.
+    while _syscalls.unread_bytes(b.fileno()) < 2 * RECORD_OF_ONE_BYTE:
         await trio.lowlevel.checkpoint()
     assert await b.recv() == b"x"
     assert b.isopen()  # y is not decrypted yet, and the kernel has received FIN

@@ -154,7 +154,7 @@ async def test_an_ed25519_key_is_accepted(authority: Authority) -> None:
         info.channel_binding("tls-server-end-point")
 
 
-def test_without_a_dns_name_the_common_name_is_used() -> None:
+def test_without_a_dns_name_a_certificates_common_name_is_used() -> None:
     addresses = [x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
     chain = pem_of(self_signed(x509.SubjectAlternativeName(addresses)))
     assert Certificate(chain, KEY_PEM).names == ("example.org",)
@@ -206,7 +206,7 @@ def test_a_bad_certificate_raises_value_error(bad: bytes) -> None:
     assert type(caught.value) is ValueError
 
 
-def test_a_warning_of_cryptography_raises_at_most_value_error() -> None:
+def test_a_warning_from_cryptography_raises_at_most_value_error() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with contextlib.suppress(ValueError):

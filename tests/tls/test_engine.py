@@ -199,7 +199,7 @@ def test_a_failed_handshake_names_the_peer_and_queues_an_alert(
 def test_SSLStream_uses_only_five_attributes_of_the_engine(  # noqa: N802
     monkeypatch: pytest.MonkeyPatch, client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
-    """If a later version of Trio uses another attribute, TLSEngine has to provide that one too."""
+    """If a later version of Trio uses another attribute, TLSEngine has to provide it."""
     used: set[str] = set()
     real = TLSEngine.__getattribute__
 

@@ -80,7 +80,7 @@ def peer(ends: tuple[Socket, PartialTicketPeer]) -> PartialTicketPeer:
 async def test_a_read_and_send_can_wait_for_the_same_message(
     first: str, sock: Socket, peer: PartialTicketPeer
 ) -> None:
-    """OpenSSL writes nothing until the rest of a message arrives. Only one task can wait for it."""
+    """OpenSSL writes nothing until a message is complete. Only one task can wait for the rest."""
     assert peer.second_half
     got = b""
 
@@ -166,7 +166,7 @@ async def test_garbage_after_half_a_message_fails_a_send(
 async def test_peek_does_not_overtake_a_sender_that_reads(
     authority: Authority, wide_certificate: Certificate, times: int
 ) -> None:
-    """A sender that has read a part holds this part for one scheduler pass.
+    """While a sender holds bytes that it has read, for one scheduler pass, peek reads nothing.
 
     The test is repeated, because Trio's scheduling order is random.
     """
@@ -212,7 +212,7 @@ async def test_a_record_split_after_the_handshake_is_read_whole(
         peer.handshake_unflushed()
         peer.ssl.write(b"first data")
         flight = peer.outgoing.read()
-        rest = flight[-7:]  # set before the other thread can send it
+        rest = flight[-7:]  # set before the next thread sends it
         raw.sendall(flight[:-7])
 
     with raw:

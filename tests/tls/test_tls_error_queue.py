@@ -1,4 +1,4 @@
-"""OpenSSL has one error queue per thread, so one connection can leave errors for another."""
+"""OpenSSL has one error queue per thread, so a connection can find errors of other connections."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ async def test_a_bad_chain_breaks_no_other_connection(
 async def test_a_handshake_survives_a_bad_chain_in_its_own_record(
     authority: Authority, verifying_server_tls: ServerTLS, tmp_path: Path
 ) -> None:
-    """The chain leaves an error in the queue, and OpenSSL reports this instead of WANT_READ."""
+    """The chain leaves an error in the queue. OpenSSL reports this error instead of WANT_READ."""
     context = client_with_a_bad_chain(authority, tmp_path)
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     sock, raw = raw_pair()

@@ -23,7 +23,7 @@ USES: dict[str, Callable[[Socket], Awaitable[object]]] = {
 
 
 def in_child(use: Callable[[Socket], Awaitable[object]], sock: Socket) -> str:
-    """Call ``use`` in a forked child, under ``trio.run``. Return its error, or ``"nothing"``."""
+    """Call ``use`` in a forked child, under ``trio.run``. Return the error, or ``"nothing"``."""
 
     async def bounded() -> None:
         with trio.fail_after(10):

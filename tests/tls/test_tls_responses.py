@@ -52,7 +52,7 @@ async def test_cancelling_a_read_that_has_responded_loses_no_data(authority: Aut
         async with trio.open_nursery() as nursery:
             async with trio.open_nursery() as readers:
                 peer.request_certificate()
-                await start_until_blocked(readers, read)  # it has responded and waits
+                await start_until_blocked(readers, read)  # read has responded, and waits
                 assert peer.received() == b""
                 await start_until_blocked(nursery, sock.send, bytes(1 << 20))
                 peer.request_certificate(b"precious")
@@ -97,7 +97,7 @@ async def test_cancelling_a_read_as_it_receives_loses_no_data(
 
 
 async def test_a_reader_receives_data_while_its_response_waits(authority: Authority) -> None:
-    """Without this, two programs that both send a lot before they read would deadlock."""
+    """If a read waited for its response, two programs that send before they read could deadlock."""
     async with post_handshake_pair(authority) as (sock, peer), trio.open_nursery() as nursery:
         await start_until_blocked(nursery, sock.send, bytes(1 << 20))  # the peer does not read
         peer.request_certificate()
@@ -181,7 +181,7 @@ async def test_endless_key_updates_fail_a_connection_that_cannot_respond(
 async def test_a_reader_leaves_queued_responses_to_a_waiting_sender(
     authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With traffic in both directions, each read would otherwise open a nursery."""
+    """If a reader sent the queue itself, it would have to open a nursery for each read."""
 
     async def unexpected(self: _tls_stream.TLSStream) -> bool:
         raise AssertionError("the reader flushes the sender's queue")

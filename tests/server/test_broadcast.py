@@ -132,9 +132,8 @@ async def test_a_started_broadcast_is_shielded_from_cancellation() -> None:
         with trio.CancelScope() as scope:
             async with broadcasting(server, BIG) as delivered:
                 scope.cancel()
-                assert (
-                    server.connections
-                )  # there is no unshielded checkpoint before the broadcast ends
+                # Until the broadcast ends, this block has no unshielded checkpoint.
+                assert server.connections
                 with trio.CancelScope(shield=True):
                     assert await client.recv_exactly(len(BIG)) == BIG
         assert delivered == [1]

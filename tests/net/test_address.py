@@ -100,13 +100,13 @@ def test_an_invalid_host_name_raises_value_error(host: str) -> None:
         to_ascii_host(host)
 
 
-def test_a_host_that_is_no_str_raises_type_error() -> None:
+def test_a_non_str_host_raises_type_error() -> None:
     with pytest.raises(TypeError, match="a host must be a str"):
         to_ascii_host(b"example.org")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("port", ["80", None, 1.5, True])
-def test_a_port_that_is_no_int_raises_type_error(port: object) -> None:
+def test_a_non_int_port_raises_type_error(port: object) -> None:
     with pytest.raises(TypeError, match=r"a port must be an int.*example\.org"):
         check_port(port, "example.org")
 

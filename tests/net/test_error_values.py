@@ -1,4 +1,4 @@
-"""trisock's errors show the number of bytes read, but never the bytes. They can be copied."""
+"""trisock's errors show how many bytes were read, but never these bytes, and can be copied."""
 
 from __future__ import annotations
 

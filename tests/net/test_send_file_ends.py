@@ -53,7 +53,7 @@ async def test_a_short_file_raises_eoferror_and_prevents_close_notify(
     await a.send(b"header")
     with pytest.raises(EOFError, match=f"after {length} of 6 bytes"):
         await a.send_file(make_file(kind, content), count=6)
-    # A later whole file does not change that close_notify is omitted.
+    # A whole file that is sent later does not bring close_notify back.
     await a.send_file(make_file("memory", b", that is all"))
     await a.close()
     assert await b.recv_exactly(19 + length) == b"header" + content + b", that is all"

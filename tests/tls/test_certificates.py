@@ -206,7 +206,7 @@ def test_a_bad_certificate_raises_value_error(bad: bytes) -> None:
     assert type(caught.value) is ValueError
 
 
-def test_a_warning_from_cryptography_raises_at_most_value_error() -> None:
+def test_a_warning_from_cryptography_raises_only_value_error() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with contextlib.suppress(ValueError):

@@ -166,7 +166,7 @@ async def test_garbage_after_half_a_message_fails_a_send(
 async def test_peek_does_not_overtake_a_sender_that_reads(
     authority: Authority, wide_certificate: Certificate, times: int
 ) -> None:
-    """While a sender holds bytes that it has read, for one scheduler pass, peek reads nothing.
+    """For one scheduler pass, the sender holds bytes that it has read. Then peek must not read.
 
     The test is repeated, because Trio's scheduling order is random.
     """

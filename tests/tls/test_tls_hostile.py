@@ -233,7 +233,7 @@ async def test_every_read_responds_to_key_updates(
         with contextlib.suppress(BlockingIOError):
             while True:
                 received += len(raw.recv(1_000_000))
-        assert received >= 990 * 22  # a response to almost every request
+        assert received >= 990 * 22  # responses to almost all requests
 
 
 @pytest.mark.parametrize("read", READERS.values(), ids=READERS)

@@ -164,7 +164,7 @@ async def send_forever(sock: Socket) -> None:
         await sock.send(b"x" * 100_000)
 
 
-async def test_a_reset_seen_by_two_tasks_is_logged_without_a_traceback(
+async def test_a_reset_seen_by_two_tasks_is_logged_without_traceback(
     log: pytest.LogCaptureFixture,
 ) -> None:
     async def handler(sock: Socket) -> None:

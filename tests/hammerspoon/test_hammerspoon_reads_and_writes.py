@@ -1,4 +1,4 @@
-"""Reads and writes of hs.socket's objects, and what they do at EOF."""
+"""Reads and writes of hs.socket's objects, and their behaviour at EOF."""
 
 # ruff: noqa: N802 (tests are named after hs.socket's names)
 
@@ -37,7 +37,7 @@ async def test_read_accepts_a_byte_count(
     assert await calls.none()
     await peer.send(b"lo, world\n")
     assert await calls.next() == (b"hello", -1)
-    assert client.read(0, 1) is client  # ignored, as in hs.socket
+    assert client.read(0, 1) is client  # a read of 0 bytes is ignored, as in hs.socket
     assert await calls.none()
     assert client.receive("\n", 2) is client
     assert await calls.next() == (b", world\n", 2)
@@ -129,7 +129,7 @@ async def test_a_servers_read_does_not_apply_to_later_clients(server: Socket, ca
 # ---- setCallback ----
 
 
-async def test_setCallback_applies_to_queued_reads_too(
+async def test_setCallback_also_applies_to_queued_reads(
     client: Socket, peer: trisock.Socket, calls: Calls
 ) -> None:
     other = Calls()
@@ -181,7 +181,7 @@ async def test_write_fn_receives_the_tag(
     assert await calls.next() == (-1,)
     assert await calls.next() == (9,)
     assert await peer.recv_exactly(7) == b"xxxxxxx"
-    assert await calls.none()  # each is called once
+    assert await calls.none()  # each fn is called only once
 
 
 async def test_write_copies_mutable_data(client: Socket, peer: trisock.Socket) -> None:

@@ -1,4 +1,4 @@
-"""Plans. A plan is the content of a conversation and the faults of the network, from a seed.
+"""Plans, drawn from a seed: the content of a conversation, and the faults of the network.
 
 Most plans have one fault, and a few have two. ``combinations`` lists every possible first fault.
 """

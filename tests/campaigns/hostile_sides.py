@@ -21,7 +21,7 @@ PATIENCE = 0.4  # seconds until a side gives up after a fault that may block it 
 HASTE = 0.4  # seconds for a handshake that only its timeout can end
 HANG = 40  # seconds until a conversation counts as hung
 
-# TLSError is a BrokenResourceError.
+# TLSError is not listed, because it is a BrokenResourceError.
 DOCUMENTED = (trio.BrokenResourceError, IncompleteReadError, LimitExceededError, OSError)
 
 
@@ -136,7 +136,7 @@ class Side:
                 handshake_timeout=self.handshake_timeout,
             )
         except TLSError:
-            # No plain text may be sent now. (The network checks for the marker.)
+            # After a failed handshake, send must not send plain text. The network looks for MARKER.
             with pytest.raises(trio.ClosedResourceError):
                 await sock.send(MARKER)
             raise

@@ -39,7 +39,7 @@ from load_runner import (
     many,
 )
 from load_server import payload
-from trisock.pluto.blocking import run_trio  # raises KeyboardInterrupt itself, not in a group
+from trisock.pluto.blocking import run_trio  # raises a bare KeyboardInterrupt, not a group
 
 
 async def idle(runner: Runner, count: int, *, tls: bool = False) -> Result:

@@ -48,7 +48,7 @@ from trisock.pluto.blocking import background
 
 CLIENTS = 6  # at a time
 PATIENCE = 60  # seconds until a conversation fails; every conversation should be faster
-WARM_UP, LEAST_WARM_UP = 0.2, 20  # a fraction of the time, and the minimum in seconds
+WARM_UP, LEAST_WARM_UP = 0.2, 20  # a fraction of the whole time, and a minimum in seconds
 ROUNDS = 60
 ROUND = (2, 20)  # minimum and maximum of seconds in a round
 CACHED = 32  # the size of trisock's context caches, which are filled before the first sample

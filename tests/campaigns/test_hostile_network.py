@@ -1,6 +1,6 @@
 """Conversations over a hostile network are complete or end in a documented error.
 
-If a test fails, it prints the seeds of the failed conversations. To run a single seed, set the
+A test that fails prints the seeds of the failed conversations. To run a single seed, set the
 environment variable ``HOSTILE_SEED``. ``--times`` is the number of rounds; each round tries all
 combinations. The tests print the outcomes at the end (``-s`` or ``-rA`` shows them).
 """
@@ -147,7 +147,7 @@ class Conversation:
 
 
 class Environment(logging.Handler):
-    """The servers, and a handler of their log, to notice failures before the server's handler."""
+    """The servers, and a log handler that notices failures before a server's handler runs."""
 
     def __init__(self, client_tls: object, server_tls: object) -> None:
         super().__init__()

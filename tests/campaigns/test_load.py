@@ -66,7 +66,7 @@ async def test_clients_beyond_max_connections_wait(runner: Runner) -> None:
     assert result.outcome.facts["handlers at most"] == 5
 
 
-async def test_lingering_closes_block_no_other_client(runner: Runner) -> None:
+async def test_a_lingering_close_blocks_no_other_client(runner: Runner) -> None:
     result = await load.lingering(runner, others=3, max_connections=5)
     check(result, 3)
     assert result.outcome.facts["still closing"] == 5

@@ -55,7 +55,7 @@ async def test_read_accepts_a_delimiter_and_includes_it(
     assert await calls.none()
 
 
-async def test_read_tag_is_passed_to_the_callback(
+async def test_the_tag_of_a_read_is_passed_to_the_callback(
     client: Socket, peer: trisock.Socket, calls: Calls
 ) -> None:
     client.read("\n", 7)
@@ -272,7 +272,7 @@ async def test_data_before_eof_can_still_be_read(
 
 
 @pytest.mark.parametrize("delimiter", [10, "\n"])
-async def test_a_read_cut_short_by_eof_disconnects(
+async def test_a_read_that_eof_cuts_short_disconnects(
     client: Socket, peer: trisock.Socket, calls: Calls, delimiter: int | str
 ) -> None:
     client.read(delimiter)
@@ -314,7 +314,9 @@ async def test_a_half_closed_client_receives_the_response(
         assert not server.connected()
 
 
-async def test_a_client_half_closed_before_the_read_receives_the_response(server: Socket) -> None:
+async def test_a_client_that_half_closes_before_the_read_receives_the_response(
+    server: Socket,
+) -> None:
     server.setCallback(lambda data, tag: server.write(data))
     async with clients_of(server) as [peer]:
         await peer.send(b"one\ntwo\n")

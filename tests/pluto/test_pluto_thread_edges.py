@@ -48,7 +48,7 @@ def stop_in_thread() -> None:
 
 
 def after_wake(monkeypatch: pytest.MonkeyPatch, then: Callable[[], None]) -> None:
-    """Call ``then`` once: the next caller has woken the thread but does not wait for it yet."""
+    """Call ``then`` once, when the next caller has woken the thread and does not wait yet."""
     wake = _Thread.wake
 
     def patched(thread: _Thread) -> None:
@@ -254,7 +254,7 @@ def test_a_stale_cancelled_exception_fails_only_its_own_call() -> None:
     assert background.call(answer) == "result"
 
 
-def test_failing_a_finished_call_keeps_its_result() -> None:
+def test_a_finished_call_ignores_fail_and_keeps_its_result() -> None:
     call = Call(answer, None)
     trio.run(call.run)
     call.fail(MemoryError())

@@ -148,7 +148,7 @@ async def test_a_cancelled_send_sends_nothing_or_fails_later_sends(
 @pytest.mark.parametrize("buffering", [0, -1])
 @pytest.mark.parametrize("layer", [UNIX, *TLS])
 @at_every_cancel_point
-async def test_a_cancelled_send_from_a_pipe_reads_nothing_or_breaks_sending(
+async def test_a_cancelled_pipe_send_reads_nothing_or_breaks_sending(
     attempt: Attempt, layer: str, buffering: int, state: str, connections: Connections
 ) -> None:
     reading, writing = os.pipe()

@@ -314,7 +314,7 @@ async def test_a_half_closed_client_receives_the_response(
         assert not server.connected()
 
 
-async def test_a_client_that_half_closes_before_the_read_receives_the_response(
+async def test_a_client_that_half_closes_early_still_receives_the_response(
     server: Socket,
 ) -> None:
     server.setCallback(lambda data, tag: server.write(data))

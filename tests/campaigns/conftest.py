@@ -20,7 +20,7 @@ from trisock import ClientTLS, ServerTLS
 def fuzz(
     times: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Fuzz]:
-    """Run checks on many examples; none may log anything or raise an unraisable exception."""
+    """Run checks on many examples. Fail if an example logs anything or has an unraisable error."""
     unraisable: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda args: unraisable.append(args.exc_type))
     fuzz = Fuzz(times)
@@ -35,7 +35,7 @@ def fuzz(
 def connections(authority: Authority, client_tls: ClientTLS, server_tls: ServerTLS) -> Connections:
     peer_contexts = {}
     for version, side in itertools.product(["TLSv1_2", "TLSv1_3"], ["client", "server"]):
-        if side == "client":  # so the peer is the server
+        if side == "client":  # our side is the client, so the peer is the server
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             authority.issue("example.org").load_into(context)
         else:

@@ -1,7 +1,7 @@
 """The servers for ``conversations.py``, and the steps of a conversation.
 
-A client requests each step with a line, and the server's handler does its part. Steps can have any
-order: echo, then TLS, then a file, then plain text again.
+A client requests each step with a line of text, then the client and the server's handler each do
+their part of the step. Steps can have any order: for example echo, TLS, a file, plain text again.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ T = TypeVar("T")
 LOCALHOST = "127.0.0.1"
 NAME = "example.org"
 
-MORE_THAN_FITS = bytes(10_000_000)  # into a connection whose peer does not read
+MORE_THAN_FITS = bytes(10_000_000)  # more than the kernel buffers if the peer does not read
 NARROW = 2  # the max_connections of the narrow server
 HANDSHAKE_TIMEOUT = 5.0  # seconds, for peers that go silent
 
@@ -71,12 +71,12 @@ def check(got: object, expected: object) -> None:
         raise BrokenPromise(f"got {got!r:.200}, expected {expected!r:.200}")
 
 
-# Logged when a handler leaves a cancel scope open.
+# The text of the error that is logged when a handler leaves a cancel scope open.
 OPEN_SCOPE = "a cancel scope was left open"
 
 
 def is_fault(exc: BaseException) -> bool:
-    """Whether a logged error is a fault, or describes a hostile one."""
+    """Return whether a logged error is a ``Fault``, or stands for a ``Hostile`` one."""
     return issubclass(type(exc), Fault) or exc.args[0].startswith("Hostile: ")
 
 
@@ -148,7 +148,7 @@ class Site:
 
     @contextlib.asynccontextmanager
     async def open(self, grace: float | None) -> AsyncIterator[None]:
-        """Run the servers for the block. Then stop them and wait for their last connections."""
+        """Run the servers during the block. Then stop them and wait until all connections end."""
         async with trio.open_nursery() as nursery:
             bind = functools.partial(trisock.bind, nursery)
             self.plain = await bind(0, self.serve)
@@ -177,7 +177,7 @@ class Site:
         return [self.plain, self.secure, self.narrow, self.unix]
 
     async def dial(self, rng: random.Random) -> Socket:
-        """Connect to the plain text server, by TCP or a Unix socket."""
+        """Connect in plain text, over TCP or a Unix socket."""
         if rng.random() < 0.2:
             return await trisock.connect_unix(self.path)
         return await trisock.connect(rng.choice([LOCALHOST, "::1"]), self.plain.port)
@@ -244,7 +244,7 @@ class Site:
             check(await sock.send_file(file, progress=append), len(self.content))
 
     async def _do_piped(self, sock: Socket, size: str) -> None:
-        """Send from a pipe. A send that is cancelled while the pipe is empty loses nothing."""
+        """Send from a pipe. First cancel a send while the pipe is empty; it must lose nothing."""
         reading, writing = os.pipe()
         with open(reading, "rb") as pipe, open(writing, "wb", buffering=0) as end:
             await cancelled_after(5, sock.send_file, pipe)
@@ -279,7 +279,7 @@ class Site:
         await sock.stoptls()
 
     async def _do_give_up(self, sock: Socket, passes: str) -> bool:
-        """Cancel our own handshake."""
+        """Cancel the server's part of the handshake."""
         await sock.send(b"go ahead\n")
         await cancelled_after(int(passes), sock.starttls, self.tls)
         return True
@@ -308,7 +308,7 @@ class Site:
 
 
 async def within_a_timeout() -> AsyncIterator[None]:
-    """Leave a cancel scope open when a task breaks out of the loop."""
+    """Yield inside a cancel scope, which stays open if the caller breaks out of its loop."""
     while True:
         with trio.fail_after(0.01):
             yield
@@ -330,7 +330,7 @@ async def cancelled_after(
         nursery.start_soon(cancel)
         try:
             result = await function(*args)
-        except Exception as exc:  # raise it later, outside the nursery and its groups
+        except Exception as exc:  # the nursery would wrap it in a group: raise it afterwards
             error = exc
         nursery.cancel_scope.cancel()
     if error is not None:
@@ -421,7 +421,7 @@ async def cancelled_reads(site: Site, sock: Socket, rng: random.Random) -> None:
 
 
 async def start_tls(site: Site, sock: Socket, rng: random.Random) -> None:
-    """Start TLS, or return to plain text."""
+    """Start TLS. If the connection already uses TLS, return to plain text."""
     if sock.istls():
         await request(sock, b"stoptls\n")
         await sock.stoptls()
@@ -429,7 +429,7 @@ async def start_tls(site: Site, sock: Socket, rng: random.Random) -> None:
     role = rng.choice(["server", "client"])
     await request(sock, b"starttls %s\n" % role.encode())
     version = "TLSv1.3"
-    if role == "client":  # of the server
+    if role == "client":  # the server's side is the TLS client
         await sock.starttls(site.tls)
     elif rng.random() < 0.5:
         await sock.starttls(site.trusting)

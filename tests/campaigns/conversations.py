@@ -1,4 +1,4 @@
-"""Conversations of all kinds for ``soak.py``. Each checks every byte from trisock's servers."""
+"""Conversations of all kinds for ``soak.py``. They check every byte from trisock's servers."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ async def a_handler_raises(site: Site, rng: random.Random) -> None:
     async with await site.dial_any(rng) as sock:
         await sock.send(b"raise %s\n" % rng.choice(FAULTS))
         await check_line(sock, b"last words\n")
-        if sock.istls():  # there is no close_notify
+        if sock.istls():  # after a fault, the server sends no close_notify
             with contextlib.suppress(trisock.TLSError):
                 raise BrokenPromise(f"no TLSError after a fault: {await sock.recv()!r}")
         else:
@@ -92,7 +92,7 @@ async def a_handler_raises(site: Site, rng: random.Random) -> None:
 
 
 async def another_process_has_the_descriptor(site: Site, rng: random.Random) -> None:
-    """The server sees EOF although another process, such as a child, still has the socket."""
+    """The server sees EOF even if another process, such as a child, has the client's descriptor."""
     sock = await site.dial_any(rng)
     others = os.dup(sock.fileno())
     try:
@@ -162,7 +162,7 @@ async def a_peer_truncates(site: Site, rng: random.Random) -> None:
 
 
 async def a_peer_sends_garbage(site: Site, rng: random.Random) -> None:
-    """Send garbage instead of the handshake or in the middle of it, or stall."""
+    """Send garbage instead of a ClientHello or after it, or send an incomplete ClientHello."""
     garbage = rng.choice([payload(rng, 1000), client_hello(NAME) + payload(rng, 1000)])
     silent = rng.random() < 0.05
     async with await trio.open_tcp_stream(LOCALHOST, site.secure.port) as stream:
@@ -200,7 +200,7 @@ async def an_untrusted_certificate(site: Site, rng: random.Random) -> None:
 async def a_client_certificate(site: Site, rng: random.Random) -> None:
     """The server requires a client certificate.
 
-    A client without one is refused only after its side of the handshake.
+    A client without a certificate completes its side of the handshake before the server refuses it.
     """
     requiring = ServerTLS(
         site.identity, client_ca=site.authority.pem, require_client_certificate=True
@@ -246,7 +246,7 @@ async def more_than_max_connections(site: Site, rng: random.Random) -> None:
 
 
 async def a_broadcast(site: Site, rng: random.Random) -> None:
-    """Broadcast to peers that read, one that has disconnected, and one that does not read."""
+    """Broadcast to peers that read, to one that has disconnected, and to one that does not read."""
     message = payload(rng) if rng.random() < 0.97 else MORE_THAN_FITS
 
     async def handler(sock: Socket) -> None:
@@ -274,7 +274,7 @@ async def a_broadcast(site: Site, rng: random.Random) -> None:
 
 
 async def a_broadcast_during_an_upgrade(site: Site, rng: random.Random) -> None:
-    """A broadcast during starttls or stoptls uses the old layer or is not sent."""
+    """During starttls or stoptls, a broadcast is sent in the previous layer or not at all."""
     under_tls = rng.random() < 0.5
     passes = rng.randrange(8)
     news = b"NEWS\n"
@@ -308,7 +308,7 @@ async def a_broadcast_during_an_upgrade(site: Site, rng: random.Random) -> None:
         trusting = site.trusting if under_tls else None
         async with await trisock.connect(LOCALHOST, server.port, tls=trusting) as sock:
             await sock.send(b"change\n")
-            await returned.wait()  # act only after the broadcast
+            await returned.wait()  # start or stop TLS only after the broadcast
             if under_tls:
                 with contextlib.suppress(trisock.TLSError):
                     await sock.stoptls()
@@ -324,7 +324,7 @@ async def a_broadcast_during_an_upgrade(site: Site, rng: random.Random) -> None:
 
 
 async def a_server_starts_and_stops(site: Site, rng: random.Random) -> None:
-    """Stop with or without grace, outside or in a handler, with clients in all states."""
+    """Stop a server with or without a grace period, in a handler or outside, with open clients."""
     grace = rng.choice([None, 0, 0.01])
 
     async def handler(sock: Socket) -> None:
@@ -343,7 +343,7 @@ async def a_server_starts_and_stops(site: Site, rng: random.Random) -> None:
             trisock.connect, LOCALHOST, server.port, tls=None if tls is None else site.trusting
         )
         may_break = () if grace is None else (trio.BrokenResourceError,)
-        with trio.socket.socket() as waiting:  # never begins its handshake
+        with trio.socket.socket() as waiting:  # this client never begins a handshake
             await waiting.connect((LOCALHOST, server.port))
             socks = [await connect() for _ in range(3)]
             for sock in socks:
@@ -403,7 +403,7 @@ async def a_cancelled_accept(site: Site, rng: random.Random) -> None:
             await sock.close()
 
 
-# The conversations by group, as in the table of results.
+# The conversations by group. Each group has a column in the table of results.
 KINDS: dict[str, list[Conversation]] = {
     "plain text": [plain_text, half_closed],
     "TLS": [upgraded_midway, tls_from_the_start],

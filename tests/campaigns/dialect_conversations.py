@@ -1,4 +1,4 @@
-"""Conversations of the two dialects for ``soak.py``, with peers that vanish and slow callbacks."""
+"""Conversations in the two dialects for ``soak.py``. Some have lost peers or slow callbacks."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from conversation_site import LOCALHOST, Site, check, payload
 from helpers.pairs import RESET
 from trisock import ClientTLS, ServerTLS, hammerspoon, pluto
 
-# Hammerspoon sockets drop a connection 2 seconds after its peer has left. The rest is for a busy
-# machine.
+# Hammerspoon sockets drop a connection 2 seconds after its peer has left. The other 8 seconds allow
+# for a busy machine.
 _DROPPED_WITHIN = 2 + 8
 
 # ---- pluto ----
@@ -62,7 +62,7 @@ async def received(s: pluto.async_socket, size: int) -> bytes:
 
 
 async def pluto_outside_trio(site: Site, rng: random.Random) -> None:
-    """In a thread without Trio, calls block while a background thread does the work."""
+    """In a thread without Trio, Pluto's calls block while a background thread does the work."""
     data = payload(rng, 10_000)
 
     def script() -> None:
@@ -88,9 +88,9 @@ async def pluto_outside_trio(site: Site, rng: random.Random) -> None:
 
 
 async def pluto_interrupted(site: Site, rng: random.Random) -> None:
-    """Calls outside Trio lose no byte when they are interrupted at any line of trisock.
+    """A ``recv`` outside Trio loses no byte when it is interrupted at any line of trisock.
 
-    A trace function raises the exception, like a signal handler in the main thread.
+    A trace function raises the exception, as a signal handler would in the main thread.
     """
     data = payload(rng, 2000)
 
@@ -112,7 +112,7 @@ class InterruptedCall(BaseException):
 
 
 def interrupted_at(line: int, call: Callable[[], bytes | None]) -> bytes | None:
-    """Interrupt a call at its ``line``-th executed line in trisock."""
+    """Interrupt a call at the ``line``-th line of trisock that it runs. Then return ``None``."""
     count = 0
 
     def trace(frame: FrameType, event: str, _: object) -> Any:
@@ -185,7 +185,7 @@ async def _disconnected(server: hammerspoon.Socket) -> None:
 
 
 async def hammerspoon_sockets(site: Site, rng: random.Random) -> None:
-    """A server echoes lines to a client that queues them while it starts TLS."""
+    """A client queues lines while it starts TLS, and the server echoes them."""
     sent = [payload(rng, 1000).replace(b"\n", b"") + b"\n" for _ in range(5)]
     got: list[object] = []
     done = trio.Event()
@@ -221,9 +221,10 @@ async def hammerspoon_sockets(site: Site, rng: random.Random) -> None:
 
 
 async def hammerspoon_peers_vanish(site: Site, rng: random.Random) -> None:
-    """Clients send lines and leave, by FIN or RST, while the server writes, reads or does neither.
+    """Clients send lines and leave by FIN or RST. Meanwhile the server may write and read.
 
-    Every line before a FIN is received if a read is queued within two seconds. No connection stays.
+    A read that is queued within two seconds receives a line sent before a FIN. In the end, the
+    server has dropped all connections.
     """
     got: Counter[bytes] = Counter()
     sent: Counter[bytes] = Counter()

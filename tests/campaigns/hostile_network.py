@@ -1,8 +1,8 @@
 """A proxy that simulates the worst possible network between a client and a server.
 
-``HostileNetwork`` always splits, coalesces and delays data. At the byte of a planned fault, it
-closes, resets, corrupts or stalls the connection. It derives the phase of each byte from the plain
-text sizes in the plan and from the TLS record headers.
+``HostileNetwork`` always splits, coalesces and delays data. At the byte where the plan has a fault,
+the network closes, resets, corrupts or stalls the connection. It derives the phase of each byte
+from the sizes of plain text in the plan and from the headers of TLS records.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from hostile_plan import DOWN, INJECTED_LINE, LINES, MARKER, UP, Fault, Kind, Mo
 
 _CHANGE_CIPHER_SPEC, _ALERT, _HANDSHAKE, _APPLICATION_DATA = 20, 21, 22, 23
 _HEADER = 5
-_TICKETS = 2  # sent by a TLS 1.3 server
+_TICKETS = 2  # the number of session tickets that a TLS 1.3 server sends
 
 
 class Track:
-    """Tracks the phase of each byte from one side and detects forbidden bytes. No I/O.
+    """Tracks the phase of each byte from one side and detects forbidden bytes. Does no I/O.
 
     Attributes:
-      phase: of the last byte.
+      phase: the phase of the last byte.
       notified: whether close_notify is complete.
       complaint: the first error in the bytes, or ``""``.
       header: the bytes of an incomplete record header.
@@ -55,14 +55,14 @@ class Track:
         self._after = plan.payload(Phase.AFTER, direction) if plan.mode == Mode.RETURNED else None
         self._secret = plan.sizes.get((Phase.SECRET, direction), 0)
         self.header = b""
-        self._left = 0  # bytes of the record's body still to come
+        self._left = 0  # missing bytes of the record's body
         self._last_of_flight = False
         self._tickets = _TICKETS if self._newer else 0
         self._changed = False
-        self._seen = b""  # the last bytes, where the marker may begin
+        self._seen = b""  # the last bytes, which may be the start of the marker
 
     def feed(self, data: bytes) -> Iterator[tuple[str, bytes]]:
-        """Split data at the start of each phase and each record."""
+        """Split data at the start of each phase and record. Yield each part after its phase."""
         while data:
             if self._clear:
                 phase, expected = self._clear.pop(0)
@@ -129,7 +129,7 @@ class Track:
         return Phase.SECRET
 
     def _in_last_flight(self, kind: int) -> str:
-        """Track the end of the flight: Finished, or the tickets of a TLS 1.3 server."""
+        """Return the phase. Detect the flight's last record: Finished, or the last ticket."""
         if self._newer and not self._up:
             self._tickets -= 1
             self._last_of_flight = self._tickets == 0
@@ -141,7 +141,7 @@ class Track:
 
 # ---- the network ----
 
-_NARROW = 8192  # bytes in a small kernel buffer (Linux doubles it)
+_NARROW = 8192  # bytes in a small kernel buffer (Linux doubles the number)
 _MAX_PIECE = 262_144
 
 
@@ -150,18 +150,18 @@ class _Stopped(Exception):
 
 
 class HostileNetwork:
-    """The proxy for one client. It follows a plan.
+    """The proxy for one client. Its behaviour follows a plan.
 
     Args:
       plan: the plan.
       server_port: the port of the server.
-      expect: called with the port that the server sees as the client's, before the proxy connects.
+      expect: called before the proxy connects, with the port that the server sees as its peer's.
       accepted: waits until the server has accepted the connection.
 
     Attributes:
       port: the port for the client.
       reached: whether the proxy has connected to the server.
-      struck: the faults that have happened.
+      struck: the faults that have happened so far.
       trouble: set by a fault after which a side may wait forever.
       still: set when both directions have ended or are silent forever.
       up, down: the two directions.
@@ -285,8 +285,8 @@ class _Direction:
       other: the other direction.
       finished: whether a FIN was relayed.
       notified: whether an undamaged close_notify was relayed.
-      scope: cancelled by the network or the other direction to stop this one.
-      stopped: set when it relays no more data.
+      scope: the network or the other direction cancels this scope to stop this direction.
+      stopped: set when this direction relays no more data.
     """
 
     other: _Direction
@@ -335,7 +335,7 @@ class _Direction:
             await self.end(source, target)
 
     async def end(self, source: trio.SocketStream, target: trio.SocketStream) -> None:
-        """Send a FIN, then read and discard the rest. Unread data would cause a reset."""
+        """Send a FIN, then discard all further data, because unread data would cause a reset."""
         await self._finish(target)
         with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             while data := await source.receive_some():
@@ -350,7 +350,7 @@ class _Direction:
         try:
             data = bytes(await source.receive_some())
             for _ in range(self._flow.gather if data else 0):
-                await trio.lowlevel.cancel_shielded_checkpoint()  # keep what was read
+                await trio.lowlevel.cancel_shielded_checkpoint()  # a cancel must not lose the data
                 with contextlib.suppress(BlockingIOError):
                     data += os.read(source.socket.fileno(), _MAX_PIECE)
                 if len(data) > _MAX_PIECE:
@@ -379,7 +379,7 @@ class _Direction:
         self.notified = self.track.notified and not self._damaged_end
 
     def _strike(self, fault: Fault, part: bytes) -> bytes:
-        """Return the damaged part, or stop this direction and perhaps the other."""
+        """Return the damaged part, or raise to stop this direction and perhaps also the other."""
         if fault.kind == Kind.CORRUPT:
             return _damaged(part, fault.how)
         if fault.kind == Kind.INJECT:
@@ -414,7 +414,7 @@ class _Direction:
 
 
 def _damaged(part: bytes, how: int) -> bytes:
-    """Insert a byte at the start, or remove the first byte, or flip bits of it."""
+    """Insert a byte at the start, remove the first byte, or flip bits of the first byte."""
     way, how = how % 4, how // 4
     if way == 0 or not part:
         return bytes([how % 256]) + part

@@ -1,6 +1,6 @@
-"""Plans: the content of a conversation and the faults of the network, drawn from a seed.
+"""Plans, drawn from a seed: the content of a conversation, and the faults of the network.
 
-Most plans have a fault. ``combinations`` lists every possible first fault.
+Most plans have one fault, and a few have two. ``combinations`` lists every possible first fault.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ UP, DOWN = "up", "down"
 class Phase:
     """The phases of a conversation.
 
-    The command that announces TLS, its response, and each flight of the handshake go one way only.
-    STOP is the close_notify of ``stoptls``. CLOSE is the close_notify (if the conversation ends
-    under TLS) and the FIN.
+    The command that announces TLS, the response to it, and each flight of the handshake have only
+    one direction. STOP is the close_notify of ``stoptls``. CLOSE is the FIN, with the close_notify
+    before it if the conversation ends under TLS.
     """
 
     CONNECT, CLEAR, COMMAND, RESPONSE = "connect", "plain text", "command", "response"
@@ -43,7 +43,8 @@ class Kind:
 
     REFUSE: the port is closed. HALF_CLOSE: one direction ends. TRUNCATE: both directions end.
     RESET: the connection is reset. CORRUPT: a byte is changed, lost or added. INJECT: a plain text
-    line is added after another (CVE-2011-0411). STALL: one or both directions go silent forever.
+    line is added after the command or its response (CVE-2011-0411). STALL: one or both directions
+    go silent forever.
     """
 
     REFUSE, HALF_CLOSE, TRUNCATE, RESET = "refuse", "half-close", "truncate", "reset"
@@ -77,8 +78,8 @@ INJECTED_LINE = b"DELETE everything\r\n"
 # TLS data begins with this marker. The network must never see it.
 MARKER = b"for your eyes only\n"
 
-# The minimum number of bytes in each phase whose size is not in the plan: a ClientHello, a
-# ServerHello with a certificate, Finished (twice), close_notify (twice).
+# The minimum number of bytes of each phase whose size is not in the plan. In this order: a
+# ClientHello, a ServerHello with a certificate, two of Finished, two of close_notify.
 _LEAST = {
     Phase.FLIGHT1: 150,
     Phase.FLIGHT2: 500,
@@ -105,9 +106,9 @@ class Flow:
     """How the network splits, coalesces and delays the bytes of one direction.
 
     Attributes:
-      tiny: bytes at the start of each phase that are sent one to three at a time.
+      tiny: number of bytes at the start of each phase to send in pieces of one to three bytes.
       largest: maximum size of a piece.
-      gather: scheduler passes to wait for more data to coalesce.
+      gather: number of scheduler passes to wait for more data, to coalesce it.
       pause: maximum number of scheduler passes between two pieces.
       naps: number of pauses that last a millisecond.
       narrow: whether the kernel's buffers are small.
@@ -129,7 +130,7 @@ class Plan:
       ending: the side that closes first: ``client``, ``server``, ``both``, or ``eof`` (both call
         ``send_eof``).
       sizes: the number of bytes sent, by phase and direction.
-      hasty: whether ``starttls`` times out before its caller gives up.
+      hasty: whether the timeout of ``starttls`` is shorter than the patience of its caller.
     """
 
     seed: int
@@ -156,11 +157,11 @@ class Plan:
         return any(fault.kind in kinds for fault in self.faults)
 
     def may_hold_up_handshakes(self) -> bool:
-        """Whether a fault may make a handshake wait forever."""
+        """Return whether a fault may make a handshake wait forever."""
         return _may_hold_up_handshakes(self.faults)
 
     def damages_clear_bytes(self) -> bool:
-        """Whether the damage is in plain text, where only the application can detect it."""
+        """Return whether a fault damages plain text, which only the application can detect."""
         clear = {Phase.CLEAR, *Phase.UPGRADE, Phase.AFTER}
         if self.mode in (Mode.PLAIN, Mode.RETURNED):
             clear.add(Phase.CLOSE)
@@ -181,7 +182,10 @@ def _payload(seed: int, phase: str, direction: str, size: int) -> bytes:
 
 @functools.cache
 def combinations() -> tuple[tuple[str, str, Fault | None], ...]:
-    """Return every mode and version, 8 times without a fault and once with each fault."""
+    """Return tuples of a mode, a version, and the first fault.
+
+    Each mode and version has one tuple for each possible fault, and 8 tuples without a fault.
+    """
     return tuple(
         (*variant, fault) for variant in VARIANTS for fault in (*[None] * 8, *_faults(variant[0]))
     )
@@ -242,19 +246,19 @@ def _flow(rng: random.Random) -> Flow:
 
 
 def _most(rng: random.Random, flow: Flow) -> int:
-    """Choose the maximum size of a payload. Sometimes it exceeds the kernel's buffers."""
+    """Choose the maximum size of a payload, which is sometimes more than the kernel buffers."""
     return min(rng.choice([30, 300, 3000, 3000, 30_000, 100_000, 800_000]), 300 * flow.largest)
 
 
 def _placed(fault: Fault, rng: random.Random, sizes: dict[tuple[str, str], int]) -> Fault:
-    """Choose the offset of a fault: any byte, but often near the start or the end."""
+    """Choose the offset of a fault in its phase: any byte, but often near the start or the end."""
     if fault.phase in Phase.UPGRADE:
         length = len(LINES[fault.phase])
     else:
         length = sizes.get((fault.phase, fault.direction)) or _LEAST.get(fault.phase, 1)
     last = length - 1
     offset = min(last, rng.choice([0, 1, 4, 5, last, *[rng.randrange(length) for _ in range(5)]]))
-    if fault.kind == Kind.INJECT:  # after the whole line
+    if fault.kind == Kind.INJECT:  # inject after the whole line
         offset = last
     if fault.phase == Phase.CLOSE and rng.random() < 0.3:  # between close_notify and FIN
         offset = 1_000_000

@@ -21,7 +21,7 @@ PATIENCE = 0.4  # seconds until a side gives up after a fault that may block it 
 HASTE = 0.4  # seconds for a handshake that only its timeout can end
 HANG = 40  # seconds until a conversation counts as hung
 
-# TLSError is a BrokenResourceError.
+# TLSError is not listed, because it is a BrokenResourceError.
 DOCUMENTED = (trio.BrokenResourceError, IncompleteReadError, LimitExceededError, OSError)
 
 
@@ -34,13 +34,13 @@ class EndedEarly(Exception):
 
 
 class Side:
-    """One side: it sends its payload, and reads the other side's with a random mix of reads.
+    """One side. It sends its payload, and reads the peer's payload with a random mix of methods.
 
     Attributes:
-      how: how it ended: ``"complete"``, ``"deadline"``, or the name of an error.
-      encrypted: whether it was under TLS when it ended.
-      saw_eof: whether it saw EOF.
-      saw_close_notify: whether it saw close_notify.
+      how: how the side ended: ``"complete"``, ``"deadline"``, or the name of an error.
+      encrypted: whether the side used TLS when it ended.
+      saw_eof: whether the side saw EOF.
+      saw_close_notify: whether the side saw close_notify.
       complaints: errors that are not documented.
     """
 
@@ -66,7 +66,7 @@ class Side:
         return HASTE if self.plan.hasty else 2 * HANG
 
     async def run(self, converse: Callable[[], object]) -> BaseException | None:
-        """Run this side until it ends, and return its error, if any."""
+        """Run this side until it ends. Return its error, or ``None`` if there was no error."""
         try:
             with self.patience() as scope:
                 await converse()  # type: ignore[misc]
@@ -136,7 +136,7 @@ class Side:
                 handshake_timeout=self.handshake_timeout,
             )
         except TLSError:
-            # No plain text may be sent now. (The network checks for the marker.)
+            # After a failed handshake, send must not send plain text. The network looks for MARKER.
             with pytest.raises(trio.ClosedResourceError):
                 await sock.send(MARKER)
             raise
@@ -221,7 +221,7 @@ class Side:
         return data[:a]
 
     async def by_cancelling(self, sock: Socket, expected: bytes, position: int) -> bytes:
-        """Cancel a read soon. No data is lost."""
+        """Read with a short timeout. The read must lose no data if it is cancelled."""
         number = min(len(expected) - position, 5000)
         with trio.move_on_after(self.rng.choice([0, 0.001, 0.01])):
             return await sock.recv_exactly(number)

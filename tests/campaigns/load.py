@@ -3,9 +3,9 @@
     python tests/campaigns/load.py [--quick] [SCENARIO ...]
 
 The server has its own process (``load_server.py``). The clients run in this process and use only
-Trio. Each scenario first runs as a warm-up, to settle the allocator. Then it runs again and is
-measured: the connections offered and served, and the server's resources before, after, and at the
-peak. ``test_load.py`` runs the same scenarios in small sizes and checks them.
+Trio. Each scenario first runs as a warm-up, to settle the allocator. A second run is measured: the
+number of connections offered and served, and the server's resources before, after, and at the peak.
+``test_load.py`` runs the same scenarios in small sizes and checks the results.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from load_runner import (
     many,
 )
 from load_server import payload
-from trisock.pluto.blocking import run_trio  # raises KeyboardInterrupt itself, not in a group
+from trisock.pluto.blocking import run_trio  # raises a bare KeyboardInterrupt, not a group
 
 
 async def idle(runner: Runner, count: int, *, tls: bool = False) -> Result:
@@ -70,7 +70,7 @@ async def idle(runner: Runner, count: int, *, tls: bool = False) -> Result:
 
 
 async def rate(runner: Runner, per_second: int, seconds: float, *, tls: bool = False) -> Result:
-    """New connections at a constant rate, even if earlier ones are not done."""
+    """New connections at a constant rate, which does not wait for earlier connections."""
 
     async def offer(server: Server, outcome: Outcome, seconds: float) -> None:
         count = round(per_second * seconds)
@@ -93,9 +93,10 @@ async def rate(runner: Runner, per_second: int, seconds: float, *, tls: bool = F
 async def slowloris(
     runner: Runner, slow: int, others: int, *, handshake_timeout: float | None, every: float
 ) -> Result:
-    """Clients that send their handshake byte by byte, while others are served.
+    """Slow clients send their handshake byte by byte, while other clients are served.
 
-    They continue until the server drops them or, without a timeout, until the others are served.
+    The slow clients continue until the server drops them. If there is no handshake timeout, they
+    stop when the other clients have been served.
     """
 
     async def work(server: Server, outcome: Outcome) -> None:
@@ -140,7 +141,10 @@ async def slowloris(
 
 
 async def out_of_descriptors(runner: Runner, limit: int, clients: int, look: float = 0) -> Result:
-    """More clients than the server has descriptors. They stay until the server is full."""
+    """More clients than the server has descriptors. They stay connected until none is free.
+
+    ``look``: seconds for which to measure the server's CPU while no descriptor is free.
+    """
 
     async def work(server: Server, outcome: Outcome) -> None:
         leave = trio.Event()
@@ -175,7 +179,7 @@ async def out_of_descriptors(runner: Runner, limit: int, clients: int, look: flo
 
 
 async def full(runner: Runner, clients: int, max_connections: int) -> Result:
-    """More clients than ``max_connections``. The others wait, and none is lost."""
+    """More clients than ``max_connections``. The surplus waits, and every client is served."""
 
     async def work(server: Server, outcome: Outcome) -> None:
         await many(clients, functools.partial(outcome.count, server.visit), at_once=clients)
@@ -190,7 +194,7 @@ async def full(runner: Runner, clients: int, max_connections: int) -> Result:
 
 
 async def lingering(runner: Runner, others: int, max_connections: int) -> Result:
-    """Clients that send too much and never close, one in each slot, while others are served."""
+    """Clients in all slots send unread data and never close. Other clients are still served."""
 
     async def work(server: Server, outcome: Outcome) -> None:
         async def linger(number: int, *, task_status: trio.TaskStatus[None]) -> None:
@@ -219,7 +223,7 @@ async def lingering(runner: Runner, others: int, max_connections: int) -> Result
 async def broadcast(
     runner: Runner, readers: int, size: int, messages: int, timeout: float
 ) -> Result:
-    """Broadcasts to clients that read and one that does not."""
+    """Broadcasts to clients that read, and to one client that does not read."""
 
     async def work(server: Server, outcome: Outcome) -> None:
         message = payload(size)
@@ -254,7 +258,7 @@ async def broadcast(
 
 
 async def raising(runner: Runner, count: int) -> Result:
-    """Handlers that raise an error, a group, in a nursery, or when the connection breaks."""
+    """Handlers raise an error, a group, an error in a nursery, or an error from a reset."""
     kinds = ["error", "group", "nursery", "broken", "both"]
 
     async def work(server: Server, outcome: Outcome) -> None:

@@ -1,4 +1,4 @@
-"""For load.py: runs a server in another process, and measures it."""
+"""Run a server in another process and measure it, for load.py."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ PATIENCE = 60  # seconds until a client gives up
 POLL_INTERVAL = 0.01  # seconds
 MIB = 1024 * 1024
 
-# Each address has 28,000 ports, and TIME_WAIT occupies some.
+# The clients need several addresses: each has only 28,000 ports, and TIME_WAIT occupies some.
 _ADDRESSES = [f"127.0.0.{number}" for number in range(1, 9)]
 
 _SERVER = str(Path(__file__).with_name("load_server.py"))
 _AT_ONCE = 100  # connections opened at a time, by default
 
-# Python's caches for isinstance may add this many objects once. A leak of one object with each
-# connection exceeds it in every scenario.
+# Python's caches for isinstance may add this many objects once. A leak of one object in each
+# connection exceeds this number in every scenario.
 _EXTRA_OBJECTS = 15
 
 
 @dataclass(frozen=True)
 class Report:
-    """The state of the server. Counters start at zero when the server does."""
+    """The state of the server. Its counters are zero when the server starts."""
 
     stats: dict[str, int]
     logged: dict[str, int]
@@ -105,7 +105,7 @@ class Server:
             raise
 
     async def connect(self, number: int = 0) -> trio.abc.Stream:
-        """Dial, and start TLS if the server does."""
+        """Connect, and start TLS if the server uses TLS."""
         stream = await self.dial(number)
         if not self._uses_tls:
             return stream
@@ -143,7 +143,7 @@ class WrongResponse(Exception):
 async def many(
     count: int, function: Callable[[int], Awaitable[object]], at_once: int = _AT_ONCE
 ) -> None:
-    """Call a function with each number, at most ``at_once`` at a time."""
+    """Call a function with each number below ``count``, at most ``at_once`` calls at a time."""
     numbers = iter(range(count))
 
     async def work() -> None:
@@ -190,7 +190,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Result:
-    """A scenario's outcome, and reports of the server at rest: new, before and after it."""
+    """A scenario's outcome, and reports of the idle server: at its start, before and after."""
 
     name: str
     outcome: Outcome
@@ -262,7 +262,7 @@ class Runner:
         self._certificate = (issued._chain.decode(), issued._private_key.decode())
 
     def tls(self, wanted: bool) -> dict[str, Any]:
-        """Return a server's options for TLS, or none."""
+        """Return a server's options for TLS, or no options if TLS is not wanted."""
         return {"certificate": self._certificate} if wanted else {}
 
     @contextlib.asynccontextmanager
@@ -292,6 +292,6 @@ class Runner:
             outcome = Outcome()
             await work(server, outcome)
             await server.at_rest()
-            await server.visit()  # the server still works
+            await server.visit()  # check that the server still works
             await server.at_rest()
             return Result(name, outcome, fresh, before, await server.report())

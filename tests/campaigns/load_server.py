@@ -1,4 +1,4 @@
-"""The server for load.py. It has its own process, and so its own memory and descriptors.
+"""The server for load.py. It runs in its own process, with its own memory and descriptors.
 
 Requests and responses are lines of JSON on its standard input and output.
 """
@@ -34,7 +34,7 @@ if sys.version_info < (3, 11):
 
 
 class Gauge:
-    """Measures the process. It needs no new descriptor, because none may be free."""
+    """Measures the process without opening a descriptor, because none may be free."""
 
     def __init__(self) -> None:
         self._status = os.open("/proc/self/status", os.O_RDONLY)
@@ -42,7 +42,7 @@ class Gauge:
 
     def read(self) -> dict[str, int | float]:
         gc.collect()
-        with contextlib.suppress(AttributeError):  # not glibc
+        with contextlib.suppress(AttributeError):  # only glibc has malloc_trim
             ctypes.CDLL(None).malloc_trim(0)  # exclude memory that malloc keeps for later
         status = dict(
             line.split(":", 1) for line in os.pread(self._status, 8192, 0).decode().splitlines()
@@ -169,5 +169,5 @@ def payload(size: int) -> bytes:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # EOF on standard input stops it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # only EOF on standard input stops the server
     trio.run(LoadServer().run)

@@ -4,15 +4,16 @@
 
 Servers and clients share this process, so that ``tracemalloc`` sees both. In each round the servers
 start, clients hold conversations with them (``conversations.py``) and check every response, and the
-servers stop. Then it collects garbage and takes a sample. After a warm-up, which fills caches:
+servers stop. Then the program collects garbage and takes a sample. After a warm-up, which fills
+caches:
 
 - the numbers of descriptors, tasks and threads must not change between rounds;
 - traced memory, objects, and memory from ``malloc`` (including OpenSSL's) may grow by at most
-  ``BOUNDS`` from the median of the first third of the rounds to that of the last third;
-- nothing else may fail: no wrong response or count, logged error, warning or uncaught exception.
+  ``BOUNDS`` from the median of the first third of the rounds to the median of the last third;
+- there must be no wrong response or count, logged error, warning or uncaught exception.
 
-It prints tables, and exits with status 1 after a failure. Ctrl-C ends it early and prints the
-result so far.
+The program prints tables, and exits with status 1 after a failure. Ctrl-C ends the run early and
+prints the result so far.
 """
 
 from __future__ import annotations
@@ -46,11 +47,11 @@ from helpers.memory import allocated
 from trisock.pluto.blocking import background
 
 CLIENTS = 6  # at a time
-PATIENCE = 60  # seconds for a conversation; all should be faster
-WARM_UP, LEAST_WARM_UP = 0.2, 20  # a fraction of the time, and the minimum in seconds
+PATIENCE = 60  # seconds until a conversation fails; every conversation should be faster
+WARM_UP, LEAST_WARM_UP = 0.2, 20  # a fraction of the whole time, and a minimum in seconds
 ROUNDS = 60
 ROUND = (2, 20)  # minimum and maximum of seconds in a round
-CACHED = 32  # contexts in trisock's caches, which are filled before the first sample
+CACHED = 32  # the size of trisock's context caches, which are filled before the first sample
 
 # The bounds allow for noise, such as the worker threads and free lists that Trio keeps. A leak of
 # 100 bytes in each socket exceeds them after one minute.
@@ -103,8 +104,8 @@ class Soak:
 
     def __init__(self, site: Site, seconds: float, seed: int) -> None:
         self.site = site
-        # One sample per line, one line per round after the warm-up. Kept in memory, they would look
-        # like a leak.
+        # A file with one line for the sample of each round after the warm-up. In memory, the
+        # samples would look like a leak.
         self.record = site.directory / "samples"
         self.record.touch()
         self.seconds = seconds
@@ -139,7 +140,7 @@ class Soak:
             nursery.cancel_scope.cancel()
 
     async def end_early(self) -> None:
-        """Finish the conversations at the first Ctrl-C, and stop at the second."""
+        """At the first Ctrl-C, let the conversations finish. A second Ctrl-C stops immediately."""
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             print(f"ended by {signal.Signals(await anext(signals)).name}", file=sys.stderr)
             self.ended = True
@@ -185,7 +186,7 @@ class Soak:
     async def client(self, rng: random.Random, end: float) -> None:
         kinds: list[Conversation] = []
         while trio.current_time() < end and not self.is_over():
-            if not kinds:  # all kinds again, in random order
+            if not kinds:  # hold all kinds once more, in random order
                 kinds = [each for group in KINDS.values() for each in group]
                 rng.shuffle(kinds)
             conversation = kinds.pop()
@@ -205,7 +206,7 @@ class Soak:
         return Sample(
             seconds=self.elapsed,
             conversations=dict(self.conversations),
-            descriptors=len(os.listdir("/proc/self/fd")) - 1,  # excludes listdir's own
+            descriptors=len(os.listdir("/proc/self/fd")) - 1,  # minus the descriptor of listdir
             tasks=trio.lowlevel.current_statistics().tasks_living,
             # Trio keeps its worker threads for 10 seconds.
             threads=sum("Trio thread" not in each.name for each in threading.enumerate()),
@@ -219,7 +220,7 @@ class Soak:
     # ---- the result ----
 
     def judge(self) -> None:
-        """Record a failure for each resource that grew."""
+        """Record a failure for each resource that changed or grew too much."""
         self.samples = [Sample(**json.loads(line)) for line in self.record.read_text().splitlines()]
         if len(self.samples) < 3:
             print("the run was too short to detect growth", file=sys.stderr)
@@ -274,7 +275,7 @@ def main() -> int:
     warnings.filterwarnings("ignore", "Async generator", ResourceWarning)
     print(f"seed {args.seed}", file=sys.stderr)
     gc.collect()
-    gc.freeze()  # exclude imported modules, which stay, from collections
+    gc.freeze()  # exclude imported modules, which are never freed, from garbage collections
     with tempfile.TemporaryDirectory() as directory:
         tracemalloc.start()
         soak = Soak(Site(Path(directory)), args.minutes * 60, args.seed)

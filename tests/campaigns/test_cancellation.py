@@ -16,7 +16,7 @@ from trisock import hammerspoon, pluto
 
 def public_async_names() -> set[str]:
     """Return the public names that are awaited, iterated over or entered asynchronously."""
-    names = {"pluto.socket.connect", "pluto.scheduler.run"}  # plain, but return an awaitable
+    names = {"pluto.socket.connect", "pluto.scheduler.run"}  # not async, but return an awaitable
     for module, prefix in (trisock, ""), (pluto, "pluto."), (hammerspoon, "hammerspoon."):
         for name in module.__all__:
             thing = getattr(module, name)
@@ -27,7 +27,7 @@ def public_async_names() -> set[str]:
             for attribute in dir(thing):
                 if is_public(attribute) and is_async(getattr(thing, attribute)):
                     names.add(f"{prefix}{name}.{attribute}")
-    # async_socket has socket's functions; __aenter__ is Trio's own and does nothing.
+    # async_socket has the functions of socket. __aenter__ is Trio's own and does nothing.
     return {
         name
         for name in names

@@ -70,7 +70,7 @@ def accepting(
 async def assert_connected_or_nothing_left(
     attempt: Attempt, sock: Socket | None, acceptor: Acceptor
 ) -> None:
-    """Check that connect leaves a working connection, or none if it was cancelled."""
+    """Check that connect leaves a working connection, or no connection if it was cancelled."""
     assert attempt.error is None
     acceptor.act()
     if attempt.cancelled:
@@ -99,7 +99,7 @@ def resolve_example_org_to(*addresses: str) -> None:
     ],
 )
 @at_every_cancel_point
-async def test_a_cancelled_connect_leaves_nothing(
+async def test_a_cancelled_connect_leaves_nothing_open(
     attempt: Attempt, how: str, layer: str, connections: Connections, tmp_path: Path
 ) -> None:
     tls = connections.role_of(layer)
@@ -125,7 +125,7 @@ async def test_a_cancelled_connect_leaves_nothing(
 
 @pytest.mark.parametrize("layer", [PLAIN, "TLSv1_3 client"])
 @at_every_cancel_point
-async def test_a_cancelled_connect_to_several_addresses_leaves_nothing(
+async def test_a_cancelled_connect_to_several_addresses_leaves_nothing_open(
     attempt: Attempt, layer: str, connections: Connections, mock_clock: trio.testing.MockClock
 ) -> None:
     """One address refuses, one does not answer, and the last one accepts."""
@@ -136,7 +136,7 @@ async def test_a_cancelled_connect_to_several_addresses_leaves_nothing(
     ):
         port = acceptor.listening.getsockname()[1]
         full = stack.enter_context(socket.create_server(("127.0.0.2", port), backlog=0))
-        for _ in range(2):  # fill its backlog: the next client gets no answer
+        for _ in range(2):  # fill the backlog of 127.0.0.2: its next client gets no answer
             waiting = stack.enter_context(socket.socket())
             waiting.setblocking(False)
             waiting.connect_ex(full.getsockname())
@@ -148,7 +148,9 @@ async def test_a_cancelled_connect_to_several_addresses_leaves_nothing(
 
 
 @at_every_cancel_point
-async def test_a_cancelled_connect_to_refusing_addresses_leaves_nothing(attempt: Attempt) -> None:
+async def test_a_cancelled_connect_to_refusing_addresses_leaves_nothing_open(
+    attempt: Attempt,
+) -> None:
     resolve_example_org_to("127.0.0.1", "127.0.0.2")
     with socket.create_server(("127.0.0.3", 0)) as elsewhere:
         port = elsewhere.getsockname()[1]

@@ -72,7 +72,7 @@ async def test_a_cancelled_listen_unix_leaves_no_path_and_no_lock(
     assert not os.listdir(tmp_path)
 
 
-# A bound method keeps its pluto listener alive, which closes when it is garbage collected.
+# Garbage collection closes a pluto listener. Each bound method keeps its listener alive.
 ACCEPTS: dict[str, Callable[[trisock.Listener], Call]] = {
     "Listener.accept": lambda listener: listener.accept,
     "Listener.__anext__": lambda listener: listener.__anext__,
@@ -138,7 +138,7 @@ CLOSES = {
 @pytest.mark.parametrize("close", CLOSES)
 @pytest.mark.parametrize("where", ["unix", "both"])
 @at_every_cancel_point
-async def test_a_cancelled_listener_close_closes_and_wakes_accepts(
+async def test_a_cancelled_listener_close_still_closes_and_wakes_accept(
     attempt: Attempt,
     where: str,
     close: Callable[[trisock.Listener], Awaitable[None]],

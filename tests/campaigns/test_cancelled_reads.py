@@ -91,7 +91,8 @@ READS = {
 }
 
 
-# Each state prepares the connection up to its first yield. The rest happens during the read.
+# Up to its first yield, each function prepares the state of the connection before the read. Its
+# later steps happen during the read.
 
 
 def pushed_back(sock: Socket, peer: Peer) -> Script:
@@ -198,7 +199,7 @@ async def test_a_cancelled_read_loses_nothing(
         assert b"".join(got) == (DATA[:3] if state is cut_short else DATA)
 
 
-# In the other layers, we send the last flight of the handshake, so the peer cannot append data.
+# Only for these layers does the peer send the last flight of the handshake, and data along with it.
 @pytest.mark.parametrize("layer", ["TLSv1_2 client", "TLSv1_3 server"])
 @pytest.mark.parametrize("read", [recv, recv_exactly, recv_until, receive_some, all_lines, peek])
 @at_every_cancel_point

@@ -49,7 +49,7 @@ async def send_file_in_chunks(sock: Socket, data: bytes) -> None:
 
 
 class PlainFile:
-    """A file object of unknown type, so it is read in a thread."""
+    """A file object of a type that trisock does not know, and so reads in a thread."""
 
     def __init__(self, data: bytes) -> None:
         self._file = io.BytesIO(data)
@@ -61,7 +61,7 @@ async def send_file_of_unknown_type(sock: Socket, data: bytes) -> None:
 
 
 async def send_shared_file(sock: Socket, data: bytes) -> None:
-    """Move the file's position after each chunk."""
+    """Send a file, and move the file's position after each chunk, as another user of it might."""
     with tempfile.TemporaryFile() as file:
         file.write(data)
         assert await sock.send_file(file, progress=lambda _: file.seek(3)) == len(data)  # type: ignore[arg-type]
@@ -138,7 +138,7 @@ async def test_a_cancelled_send_sends_nothing_or_fails_later_sends(
                 assert await sock.recv() == b"more"
             except trio.BrokenResourceError:
                 assert layer in TLS
-            else:  # between two chunks of a file, the records are complete
+            else:  # a send_file that is cancelled between two chunks leaves complete records
                 assert layer == UNIX or SENDS[send] == "Socket.send_file"
             assert heard_after_clog(peer) == heard
 
@@ -148,7 +148,7 @@ async def test_a_cancelled_send_sends_nothing_or_fails_later_sends(
 @pytest.mark.parametrize("buffering", [0, -1])
 @pytest.mark.parametrize("layer", [UNIX, *TLS])
 @at_every_cancel_point
-async def test_a_cancelled_pipe_send_reads_nothing_or_fails_later_sends(
+async def test_a_cancelled_pipe_send_reads_nothing_or_breaks_sending(
     attempt: Attempt, layer: str, buffering: int, state: str, connections: Connections
 ) -> None:
     reading, writing = os.pipe()

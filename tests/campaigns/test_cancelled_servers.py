@@ -1,4 +1,7 @@
-"""Servers of every face, cancelled at every cancel point (see helpers/cancellation.py)."""
+"""Servers of trisock and its dialects, cancelled at every cancel point.
+
+See helpers/cancellation.py.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +73,7 @@ async def test_a_cancelled_bind_leaves_no_listener(attempt: Attempt, given: str)
 async def test_a_cancelled_server_leaves_no_connection_and_no_listener(
     attempt: Attempt, layer: str, max_connections: int | None, connections: Connections
 ) -> None:
-    """The cancellation reaches the server's own task and its handlers' tasks."""
+    """The cancelled nursery contains the server's own task and the tasks of its handlers."""
     listener = trisock.listen_nowait(0, host="127.0.0.1")
     peers: list[Peer] = []
     servers: list[trisock.Server] = []
@@ -146,7 +149,7 @@ async def test_a_cancelled_wait_closed_does_not_stop_the_server(attempt: Attempt
 async def test_a_cancelled_broadcast_breaks_only_partly_sent_connections(
     attempt: Attempt, layer: str, connections: Connections, tmp_path: Path
 ) -> None:
-    """One client reads from the start. The other reads only after the first has read everything."""
+    """One client reads from the start. The other reads only when the first has read everything."""
     listener = trisock.listen_unix_nowait(tmp_path / "socket")
     outcomes = []
 
@@ -204,7 +207,9 @@ async def test_a_cancelled_broadcast_breaks_only_partly_sent_connections(
 
 @covers("hammerspoon.open_sockets")
 @at_every_cancel_point
-async def test_cancelling_open_sockets_leaves_nothing(attempt: Attempt, tmp_path: Path) -> None:
+async def test_cancelling_open_sockets_leaves_nothing_open(
+    attempt: Attempt, tmp_path: Path
+) -> None:
     path = str(tmp_path / "socket")
 
     async def converse() -> None:
@@ -228,7 +233,7 @@ async def test_cancelling_open_sockets_leaves_nothing(attempt: Attempt, tmp_path
 async def test_cancelling_open_sockets_releases_connections_of_closed_peers(
     attempt: Attempt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """Tasks that wait for a hangup, for a timeout or for a callback own descriptors too."""
+    """Tasks that wait for a hangup, a timeout or a callback must also release their descriptors."""
     monkeypatch.setattr("trisock.hammerspoon.queues.UNREAD_SECONDS", 0)
     monkeypatch.setattr("trisock.hammerspoon.queues._SETTLE_SECONDS", 0)
     monkeypatch.setattr("trisock.hammerspoon.callbacks.MAX_HELD", 0)

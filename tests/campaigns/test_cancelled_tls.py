@@ -31,7 +31,7 @@ from trisock import Socket
 
 
 def is_tls(wire: bytes) -> bool:
-    """Return whether bytes are TLS records. The last one may be incomplete."""
+    """Return whether bytes are TLS records. The last record may be incomplete."""
     while wire:
         if not re.match(rb"[\x14-\x17](\x03|$)", wire):
             return False
@@ -49,7 +49,7 @@ async def hello_has_arrived(sock: Socket, peer: Peer) -> None:
 
 async def hello_was_peeked_at(sock: Socket, peer: Peer) -> None:
     peer.act()
-    await sock.peek()  # finds nothing if we are the client, which sends first
+    await sock.peek()  # returns None if we are the TLS client, because the client sends first
 
 
 STATES = [
@@ -113,7 +113,7 @@ async def test_a_cancelled_starttls_closes_the_socket(
 
 @pytest.mark.parametrize("layer", TLS)
 @at_every_cancel_point
-async def test_a_starttls_cancelled_behind_a_broadcast_closes_the_socket(
+async def test_a_cancelled_starttls_behind_a_broadcast_closes_the_socket(
     attempt: Attempt, layer: str, connections: Connections
 ) -> None:
     async with connections.pair(UNIX) as (sock, peer):

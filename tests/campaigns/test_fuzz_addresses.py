@@ -20,7 +20,7 @@ from trisock import hammerspoon
 # ---- parseAddress ----
 
 
-def test_parse_address_returns_what_the_bytes_hold(fuzz: Fuzz) -> None:
+def test_parse_address_returns_the_host_and_port_in_the_bytes(fuzz: Fuzz) -> None:
     def parse(data: bytes) -> None:
         parsed = hammerspoon.Sockets.parseAddress(data)
         if parsed is None:
@@ -54,7 +54,7 @@ SOME_PORTS = st.sampled_from([-1, 0, 1, 65535, 65536, True]) | st.integers()
 
 
 def is_one_line(text: str) -> bool:
-    """Return whether a log can show it: no control characters, newlines or lone surrogates."""
+    """Return whether a text has no control characters, newlines or lone surrogates."""
     return text.isprintable()
 
 
@@ -89,7 +89,7 @@ def test_any_host_and_port_works_or_fails_as_documented(
         assert error is None or (str(error) and not isinstance(error, UnicodeError))
         assert is_one_line(str(error))
         if isinstance(host, str) and len(host) > 40 and not host.replace(".", "").isalpha():
-            assert host not in str(error)  # it may be a secret
+            assert host not in str(error)  # a long host may be a secret, passed by mistake
 
     fuzz.run_async(
         open_it,

@@ -1,6 +1,7 @@
 """Fuzzing of certificates: their contents and the text around them.
 
-Warnings are errors here, as under ``-W error``: another library's warning must not make ours fail.
+Warnings are errors here, as under ``-W error``. A warning in another library must not make trisock
+fail.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def warnings_are_errors() -> Iterator[None]:
         yield
 
 
-# Text outside the blocks: complete lines, or unprintable bytes just before a block.
+# Text outside the PEM blocks: complete lines, or unprintable bytes just before a block.
 AROUND = st.lists(
     st.sampled_from(
         [
@@ -90,7 +91,7 @@ def failure_of(function: Callable[[], object]) -> Exception | None:
 def test_a_mutated_certificate_loads_or_raises_value_error(
     fuzz: Fuzz, authority: Authority
 ) -> None:
-    """The PEM encoding is correct: any fault is in the certificate itself."""
+    """The mutation is inside the certificate. Its PEM encoding is correct."""
     key = encoded(KEY)
     real = [self_signed(), der_of(authority.pem), *BAD_CHAINS.values(), SERIAL_0]
 

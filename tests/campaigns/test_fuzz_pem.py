@@ -64,7 +64,7 @@ def test_errors_for_any_certificate_do_not_reveal_the_key(fuzz: Fuzz, tmp_path: 
     )
 
 
-def test_errors_for_a_mutated_key_do_not_reveal_it(fuzz: Fuzz) -> None:
+def test_errors_for_a_mutated_key_do_not_reveal_the_key(fuzz: Fuzz) -> None:
     chains, keys = chains_and_keys()
 
     def load(index: int, changes: list[Change], password: bytes | None) -> None:

@@ -34,7 +34,7 @@ ROLES = ["TLSv1_2 client", "TLSv1_3 client", "TLSv1_2 server", "TLSv1_3 server"]
 def roles_of(
     authority: Authority, role: str, client_certificate: bool
 ) -> tuple[ClientTLS | ServerTLS, ssl.SSLContext]:
-    """Return our role and the peer's context."""
+    """Return the TLS role of our socket, and the SSL context of its peer."""
     version, _, side = role.partition(" ")
     certificate = authority.issue("example.org")
     ours: ClientTLS | ServerTLS
@@ -83,7 +83,7 @@ async def handshake(sock: Socket, role: ClientTLS | ServerTLS, script: Script, e
 
 
 def start_tls(mutant: Mutant, context: ssl.SSLContext, ours: ClientTLS | ServerTLS) -> None:
-    """Make the mutant speak TLS, as the other side of our role."""
+    """Make the mutant speak TLS, as the client if our role is the server, and the reverse."""
     server_side = isinstance(ours, ClientTLS)
     mutant.start_tls(
         context,
@@ -218,7 +218,7 @@ def test_corrupted_records_never_yield_wrong_data(
                         chunk = await READS[call](sock)
                     except trisock.IncompleteReadError:
                         continue
-                    except RuntimeError:  # decrypted bytes are unread
+                    except RuntimeError:  # stoptls refuses while decrypted bytes are unread
                         assert call == "stoptls"
                         continue
                     except TLSError:
@@ -272,7 +272,7 @@ NAMES = [
 
 
 def index_for(name: bytes) -> int:
-    """Return the index of the certificate that matches a name; 0 if none does."""
+    """Return the index of the certificate that matches a name, or 0 if no certificate does."""
     wanted = name.decode("latin-1").lower().removesuffix(".")
     for index, names in enumerate(NAMES):
         for each in names:
@@ -317,7 +317,7 @@ A_HOST = re.compile(rb"(?=.{1,254}\Z)(?:[\w-]{1,63}\.)*[\w-]{1,63}\.?\Z")
 def test_a_server_chooses_the_certificate_that_matches_the_name(
     authority: Authority, fuzz: Fuzz
 ) -> None:
-    """Without a match, it chooses the first one. It may refuse an invalid host name."""
+    """If no certificate matches, the server chooses the first. It may refuse an invalid name."""
     certificates = [authority.issue(*names) for names in NAMES]
     role = ServerTLS(certificates)
     ders = [ssl.PEM_cert_to_DER_cert(each._chain.decode()) for each in certificates]
@@ -328,7 +328,7 @@ def test_a_server_chooses_the_certificate_that_matches_the_name(
             assert not await handshake(sock, role, mutant.conversing(clock, "ended"), "ended")
             mutant.act()
             chosen = certificate_in(bytes(mutant.wire))
-            if chosen is None:  # refused: it cannot be a name
+            if chosen is None:  # the server refused the name, which is too long or has a NUL
                 assert mutant.wire[0] == 21, "no alert"
                 assert len(name) > 255 or b"\0" in name
             else:

@@ -1,8 +1,8 @@
 """Conversations over a hostile network are complete or end in a documented error.
 
-If a test fails, it prints the seeds of the failed conversations. To run a single seed, set the
-environment variable ``HOSTILE_SEED``. ``--times`` is the number of rounds; each tries all
-combinations. The outcomes are printed at the end (``-s`` or ``-rA`` shows them).
+A test that fails prints the seeds of the failed conversations. To run a single seed, set the
+environment variable ``HOSTILE_SEED``. ``--times`` is the number of rounds; each round tries all
+combinations. The tests print the outcomes at the end (``-s`` or ``-rA`` shows them).
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Conversation:
     def __init__(self, env: Environment, plan: Plan) -> None:
         self.env = env
         self.plan = plan
-        # With bind(tls=), the handshake precedes the handler and its scope, so only a timeout can
-        # end it. The second server has a shorter one.
+        # With bind(tls=), the handshake runs before the handler and its cancel scope, so only the
+        # handshake timeout can end it. The second server has a shorter handshake timeout.
         self.server = env.servers[plan.mode == Mode.TLS and plan.may_hold_up_handshakes()]
         self.scopes: list[trio.CancelScope] = []
         self.client_side = Side(plan, UP, env.client_tls, self.patience)
@@ -53,20 +53,20 @@ class Conversation:
         self.env.expected[port] = self
 
     async def accepted(self) -> None:
-        """Wait until the server has accepted all connections made so far."""
+        """Wait until the server has accepted or dropped all connections made so far."""
         self.env.connections[self.server] += 1
         number = self.env.connections[self.server]
         while (stats := self.server.stats()).accepted + stats.dropped < number:
             await trio.lowlevel.checkpoint()
 
     def patience(self) -> trio.CancelScope:
-        """Return a cancel scope for a side. Its deadline is set once a fault may block the side."""
+        """Return a cancel scope for a side. It gets a deadline once a fault may block the side."""
         self.scopes.append(trio.CancelScope(deadline=self.deadline))
         return self.scopes[-1]
 
     async def lose_patience(self) -> None:
         await self.network.trouble.wait()
-        # The timeout of a handshake must expire first.
+        # The timeout of a handshake must expire before this deadline.
         self.deadline = trio.current_time() + PATIENCE + (2 * HASTE if self.plan.hasty else 0)
         for scope in self.scopes:
             scope.deadline = self.deadline
@@ -101,10 +101,10 @@ class Conversation:
             await side.converse(sock)
 
     def complaints(self) -> Iterator[str]:
-        """List the broken promises."""
+        """Yield a description of each broken promise."""
         plan, network = self.plan, self.network
         if self.hung:
-            yield "it hung"
+            yield "the conversation hung"
         for side, way in ((self.client_side, network.up), (self.server_side, network.down)):
             yield from side.complaints
             if way.track.complaint:
@@ -129,7 +129,7 @@ class Conversation:
             yield f"the connection was refused but the client ended: {self.client_side.how}"
 
     def may_end(self, side: Side) -> bool:
-        """Whether this outcome of a side is allowed."""
+        """Return whether the plan allows this outcome of a side."""
         plan = self.plan
         if side.how in ("complete", ""):
             return True
@@ -147,7 +147,7 @@ class Conversation:
 
 
 class Environment(logging.Handler):
-    """The servers. Their log shows the conversations that fail before the handler runs."""
+    """The servers, and a log handler that notices failures before a server's handler runs."""
 
     def __init__(self, client_tls: object, server_tls: object) -> None:
         super().__init__()
@@ -262,7 +262,7 @@ def env(
     logger.removeHandler(env)
 
 
-# A damaged server name fails the handshake, and CPython reports that it cannot decode the name.
+# A damaged server name makes the handshake fail, and CPython warns that it cannot decode the name.
 @pytest.mark.filterwarnings(
     "ignore:Exception ignored in. b':pytest.PytestUnraisableExceptionWarning"
 )

@@ -37,7 +37,7 @@ async def test_connections_at_a_constant_rate_are_all_served(tls: bool, runner: 
     assert result.counted("failed_handshakes") == result.counted("peer_errors") == 0
 
 
-async def test_others_are_served_during_slow_handshakes(runner: Runner) -> None:
+async def test_other_clients_are_served_during_slow_handshakes(runner: Runner) -> None:
     result = await load.slowloris(runner, 20, 10, handshake_timeout=None, every=0.01)
     check(result, 10)
     assert result.outcome.facts["dropped early"] == 0
@@ -56,7 +56,7 @@ async def test_the_server_recovers_when_descriptors_run_out(runner: Runner) -> N
     check(result, 80)
     assert result.outcome.facts["descriptors in use"] == 50
     assert result.outcome.facts["served then"] == 50 - result.before.descriptors
-    # At most one entry a minute, and the warm-up logged one.
+    # The server logs this at most once a minute, and has logged it in the warm-up.
     assert result.logged("accept failed") <= 1
 
 
@@ -66,7 +66,7 @@ async def test_clients_beyond_max_connections_wait(runner: Runner) -> None:
     assert result.outcome.facts["handlers at most"] == 5
 
 
-async def test_lingering_closes_block_no_other_client(runner: Runner) -> None:
+async def test_a_lingering_close_blocks_no_other_client(runner: Runner) -> None:
     result = await load.lingering(runner, others=3, max_connections=5)
     check(result, 3)
     assert result.outcome.facts["still closing"] == 5

@@ -1,7 +1,7 @@
 """Model-based test: any mix of reads returns every byte, in order.
 
 The peer sends data over a real connection, in arbitrary pieces (under TLS, even partial records).
-The machine reads it with every method and cancels reads at arbitrary points. The model is a
+The machine reads the data with every method and cancels reads at arbitrary points. The model is a
 bytearray of the unread bytes, so each read has exactly one correct result. For more examples:
 
     python -m pytest -n 0 --times 250 tests/campaigns/test_machine.py
@@ -74,16 +74,16 @@ single_reads = st.one_of(
     st.builds(Until, delimiters, limits),
 )
 
-# When to cancel a read. "before": before it starts. "late": its deadline has already passed. A
-# number: after that many scheduler passes. "race": just as data arrives. "patient": only if it
-# still blocks when all of ``meanwhile`` has been sent.
+# When to cancel a read. "before": before the read starts. "late": the read starts after its
+# deadline. A number: after that many scheduler passes. "race": just as data arrives. "patient":
+# only if the read still waits after all of ``meanwhile`` has been sent.
 cancellations = st.sampled_from(
     ["patient", "patient", "patient", "before", "late", "race", 0, 1, 2, 5]
 )
 meanwhile = st.lists(messages, max_size=4)
 
 families = st.sampled_from(["unix", "tcp"])
-# The bytes that another task sends during the read: none, a few, or more than the buffers hold.
+# How many bytes another task sends during the read: none, a few, or more than the buffers hold.
 sizes = st.sampled_from([0, 0, 0, 0, 5, 300_000])
 
 rarely = st.sampled_from([True, False, False, False, False])
@@ -95,8 +95,8 @@ rarely = st.sampled_from([True, False, False, False, False])
 class SocketMachine(RuleBasedStateMachine):
     """One connection and its model.
 
-    ``unread`` holds what the peer has written and the socket has not read, without the data of an
-    incomplete TLS record.
+    ``unread`` holds the bytes that the peer has written and the socket has not read. It excludes
+    the data of an incomplete TLS record.
     """
 
     iterators = Bundle("iterators")
@@ -107,7 +107,7 @@ class SocketMachine(RuleBasedStateMachine):
         self.unread = bytearray()
         self.readable = 0  # bytes that have become readable since the start
         self.record_ends: deque[int] = deque()
-        # The next chunks that are known, because they were pushed back or peeked at.
+        # The next chunks, as far as an ``unrecv`` or a ``peek`` has made them known.
         self.front: deque[bytes] = deque()
         self.eof_seen = False
         self.failed = False
@@ -125,13 +125,13 @@ class SocketMachine(RuleBasedStateMachine):
             raise
 
     def on_written(self, data: bytes) -> None:
-        """Add to the model what the peer has written: one TLS record, or part of the stream."""
+        """Add bytes from the peer to the model: one TLS record, or a part of a plain stream."""
         self.unread += data
         self.readable += len(data)
         self.record_ends.append(self.readable)
 
     def connected(self, family: str) -> socket.socket:
-        """Create ``sock`` and return the raw socket at its other end."""
+        """Create ``sock``, and return the raw socket of its peer."""
         if family == "unix":
             ours, raw = socket.socketpair()
         else:
@@ -140,7 +140,7 @@ class SocketMachine(RuleBasedStateMachine):
                 ours, _ = listening.accept()
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.raw = raw
-        self.synchronous = family == "unix"  # what is written arrives immediately
+        self.synchronous = family == "unix"  # data arrives as soon as it is written
         self.sock = Socket(trio.SocketStream(trio.socket.from_stdlib_socket(ours)))
         return raw
 
@@ -210,11 +210,11 @@ class SocketMachine(RuleBasedStateMachine):
     ) -> None:
         """Read in a separate task and check the result.
 
-        ``sending``: how many bytes another task sends; the peer receives them only after the read.
-        ``look``: also call ``info``, which must have no side effect.
+        ``sending``: the number of bytes that another task sends during the read. The peer receives
+        them only after the read. ``look``: also call ``info``, which must have no side effect.
         """
         sock = self.sock
-        self.peer.write()  # what did not fit into the kernel's buffer before
+        self.peer.write()  # write the data that did not fit into the kernel's buffer before
         buffered = sock.info().buffered if look else None
         got: list[bytes] = []
         failures: list[BaseException] = []
@@ -287,7 +287,7 @@ class SocketMachine(RuleBasedStateMachine):
     async def supply(
         self, read: Read, when: str | int, meanwhile: list[Message], done: trio.Event
     ) -> None:
-        """Send more whenever the read waits, until it is done or nothing is left to send."""
+        """Send more data whenever the read waits, until the read is done or no data is left."""
         coming = deque(meanwhile if self.peer.ending is None else ())
         while coming and when == "trickling" and not done.is_set():
             self.peer.send(coming.popleft())
@@ -298,7 +298,7 @@ class SocketMachine(RuleBasedStateMachine):
             if done.is_set():
                 return
             if read.expected(self.unread, self.peer.ended, []).ending != WAITS:
-                # Over TCP, the data that it needs may still be in flight.
+                # Over TCP, the data that the read needs may still be in flight.
                 assert not self.synchronous, "the read waits for data that has arrived"
                 await done.wait()
                 return
@@ -310,14 +310,14 @@ class SocketMachine(RuleBasedStateMachine):
             self.sock.unrecv(b"x")
 
     def check_chunk(self, chunk: bytes, limit: int | None, buffered: int | None) -> None:
-        """Check where a received chunk ends, if that is known."""
+        """Check that a received chunk has the right length, if the model knows the length."""
         if self.front:
             known = self.front.popleft()
             assert chunk == known[:limit]
             if known[len(chunk) :]:
                 self.front.appendleft(known[len(chunk) :])
         elif buffered == 0 and limit is None and isinstance(self.peer, TLSPeer):
-            # A chunk is one record, or several complete ones if they are very small.
+            # A chunk is one record, or several complete records if they are very small.
             start = self.readable - len(self.unread)
             while self.record_ends[0] <= start:
                 self.record_ends.popleft()
@@ -367,7 +367,7 @@ class SocketMachine(RuleBasedStateMachine):
         if data:
             self.front.appendleft(data)
 
-    # ---- the rest ----
+    # ---- sending, info, changes of TLS, and the end ----
 
     @precondition(lambda self: self.peer.ending is None)
     @rule(data=texts)
@@ -380,7 +380,10 @@ class SocketMachine(RuleBasedStateMachine):
 
     @rule()
     def shows_its_state(self) -> None:
-        """Check ``info``. This is a rule, not an invariant: the call might affect the next read."""
+        """Check ``info``.
+
+        This is a rule, not an invariant, because the call of ``info`` might affect the next read.
+        """
         info = self.sock.info()
         assert info.isopen == self.sock.isopen()
         assert info.buffered <= len(self.unread)
@@ -391,11 +394,11 @@ class SocketMachine(RuleBasedStateMachine):
 
     @rule(now=rarely)
     def starts_or_stops_tls_at_the_end(self, now: bool) -> None:
-        """End with a ``starttls`` or ``stoptls`` that waits while other tasks read."""
+        """Let the example end with a ``starttls`` or ``stoptls`` that waits while others read."""
         self.change_at_the_end |= now
 
     async def change(self) -> None:
-        """Start or stop TLS behind a stuck broadcast, and read while it waits."""
+        """Start or stop TLS during a stuck broadcast, and read while the change of TLS waits."""
         sock = self.sock
 
         async def broadcast() -> None:
@@ -476,7 +479,10 @@ class PlainMachine(SocketMachine):
     @precondition(lambda self: self.peer.ending is None and not self.urgent_byte_sent)
     @rule(now=rarely)
     def peer_sends_an_urgent_byte(self, now: bool) -> None:
-        """It is not part of the stream. The kernel keeps only one; a second would become data."""
+        """Send an urgent byte, which is not part of the stream.
+
+        The kernel keeps only one urgent byte. If there were two, one would become data.
+        """
         if now and not self.synchronous:
             with contextlib.suppress(BlockingIOError):
                 self.peer.raw.send(b"!", socket.MSG_OOB)
@@ -484,7 +490,7 @@ class PlainMachine(SocketMachine):
 
 
 class TLSMachine(SocketMachine):
-    """The connection uses TLS, in either role."""
+    """The connection uses TLS. The socket is the TLS client or the TLS server."""
 
     @initialize(
         target=SocketMachine.iterators,

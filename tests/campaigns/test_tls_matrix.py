@@ -1,7 +1,7 @@
 """Every combination of TLS settings on two sides, and its result.
 
-The full product of versions, kinds of keys, client certificates, names and ALPN, with trisock at
-both ends. ``test_tls_peers.py`` has other programs at the other end.
+The tests try the full product of versions, kinds of keys, client certificates, names and ALPN, with
+trisock on both sides. ``test_tls_peers.py`` tests trisock against other programs.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ async def test_every_combination_gives_the_expected_result(
             require_client_certificate=client_certificate.asked == "required",
         )
         client, server = await converse(client_tls, name.asked, server_tls)
-        # The client checks first; ALPN is checked after the certificates.
+        # The client verifies first. Then the server verifies the client, and ALPN comes last.
         if name.fault is not None:
             name.fault.check(client, server, version)
             continue
@@ -130,8 +130,8 @@ async def test_every_combination_gives_the_expected_result(
             assert info.alpn_protocol == alpn.chosen
             assert not info.session_reused
         assert client.cipher == server.cipher
-        fits = "TLS_" if version == "TLSv1.3" else f"ECDHE-{AUTHENTICATION[kind]}-"
-        assert client.cipher.startswith(fits)
+        prefix = "TLS_" if version == "TLSv1.3" else f"ECDHE-{AUTHENTICATION[kind]}-"
+        assert client.cipher.startswith(prefix)
         assert client.server_hostname == (name.on_the_wire or name.asked)
         assert server.server_hostname == name.on_the_wire
         assert client.peer_certificate == der(certificate)
@@ -248,9 +248,9 @@ async def test_a_resumed_session_keeps_the_client_certificate(
 async def test_a_strict_server_rejects_sessions_from_a_lenient_server(
     version: str, name: str, authorities: Authorities
 ) -> None:
-    """The session has no client certificate, or one from another authority.
+    """The session has no client certificate, or a client certificate from another authority.
 
-    All servers here have the same certificates and run in one process.
+    All servers here have the same server certificates and run in one process.
     """
     right, wrong = authorities.right.pem, authorities.wrong.pem
     certificates = [authorities.server(f"{each}.example", "P-256") for each in ("first", "second")]
@@ -297,7 +297,7 @@ async def test_a_session_cannot_outlive_its_client_certificate(
     server_tls = ServerTLS(authorities.server(name, "P-256"), client_ca=right)
     context = plain_client(version, right, authorities.client("right", "P-256"))
     _, session = await accepted(server_tls, context, name, None, reused=False)
-    monkeypatch.setattr(time, "time", VALID[1].timestamp)  # its last valid second
+    monkeypatch.setattr(time, "time", VALID[1].timestamp)  # the certificate's last valid second
     _, session = await accepted(server_tls, context, name, session, reused=True)
     monkeypatch.setattr(time, "time", lambda: VALID[1].timestamp() + 1)
     error, _ = await refused(server_tls, context, name, session)
@@ -307,10 +307,11 @@ async def test_a_session_cannot_outlive_its_client_certificate(
 
 # ---- ciphers ----
 
-# No encryption, no authentication, no forward secrecy, and obsolete. test_tls_scanners.py covers
-# ciphers that OpenSSL has removed, such as RC4.
+# Ciphers without encryption, authentication or forward secrecy, and obsolete ciphers.
+# test_tls_scanners.py covers ciphers that OpenSSL has removed, such as RC4.
 WEAK = ["eNULL", "aNULL", "kRSA", "ECDHE+ARIA", "ECDHE+CAMELLIA"]
-# Still widely accepted, but refused by our servers: CBC, and finite-field Diffie-Hellman.
+# Other servers often still accept these ciphers, ours refuse them: CBC and finite-field
+# Diffie-Hellman.
 OLD = ["ECDHE+SHA1", "ECDHE+SHA256:!AESGCM:!CHACHA20", "DHE"]
 
 NO_SHARED_CIPHER = Fault("share no cipher", "handshake failure", reason="NO_SHARED_CIPHER")

@@ -1,4 +1,4 @@
-"""Measures the memory that a peer can make hs.socket's objects use."""
+"""Bounds on the memory of hs.socket's objects, measured with hostile peers and slow callbacks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MIB = 1024 * 1024
 
 @contextlib.contextmanager
 def measured() -> Iterator[list[int]]:
-    """Yield a list. On exit, append the peak growth of traced memory in bytes."""
+    """Yield a list. On exit, append to it the peak growth of traced memory in bytes."""
     grown: list[int] = []
     gc.collect()
     tracemalloc.start()
@@ -39,7 +39,7 @@ def measured() -> Iterator[list[int]]:
 async def test_a_client_that_reads_no_responses_is_disconnected(
     monkeypatch: pytest.MonkeyPatch, server: Socket
 ) -> None:
-    """The client sends empty lines, and the callback responds to each."""
+    """The client sends empty lines, and the callback responds to each line."""
     monkeypatch.setattr(queues, "MAX_UNSENT", MIB)
     responses = 0
 
@@ -94,7 +94,7 @@ async def test_silent_clients_cost_little_memory_while_another_sends() -> None:
 async def test_the_queued_reads_of_all_clients_are_bounded(
     monkeypatch: pytest.MonkeyPatch, server: Socket
 ) -> None:
-    """The delimiters count too: peers may choose them. Each client can queue at least one read."""
+    """The bound includes the delimiters, and still allows one queued read for each client."""
     monkeypatch.setattr(queues, "MAX_READ_COST", MIB)
     with contextlib.ExitStack() as stack, measured() as grown:
         for number in range(20):
@@ -129,7 +129,7 @@ async def test_reads_wait_while_a_slow_callback_holds_data(
             reader.read("\n")
             writer.write(line)
         await wait_all_tasks_blocked(0.05)
-    assert grown[0] < 4 * MIB  # not 15 MiB: the held lines and the one in progress
+    assert grown[0] < 4 * MIB  # memory holds only some of the 15 MiB of lines
     resume.set()
     await until(lambda: lines == 60)
 

@@ -54,10 +54,10 @@ async def test_an_objects_callbacks_run_one_at_a_time_in_order(hs: Sockets, call
         peer = await listener.accept()
         async with closing(peer):
             assert await calls.next() == ("connected",)
-            assert await peer.recv() == b"x\n"  # reads and writes do not wait
+            assert await peer.recv() == b"x\n"  # the write does not wait for the callback
             await peer.send(b"a\nb\n")
             assert await calls.none()
-            # Callbacks of other objects do not wait.
+            # The callbacks of another object do not wait for this object's callbacks.
             async with connected(hs, fn=calls) as (other, others_peer):
                 other.read("\n")
                 await others_peer.send(b"other\n")
@@ -128,7 +128,7 @@ async def test_an_error_from_a_cancelled_callback_is_logged(log: Log) -> None:
 @pytest.mark.parametrize(
     "error", [KeyboardInterrupt(), BaseExceptionGroup("group", [KeyboardInterrupt()])]
 )
-async def test_a_BaseException_from_a_callback_ends_open_sockets(error: BaseException) -> None:
+async def test_open_sockets_raises_a_BaseException_from_a_callback(error: BaseException) -> None:
     def callback() -> None:
         raise error
 
@@ -137,7 +137,7 @@ async def test_a_BaseException_from_a_callback_ends_open_sockets(error: BaseExce
             connect_to(hs.server(0), hs.new(), callback)
             await trio.sleep_forever()
     assert isinstance(caught.value, BaseExceptionGroup)
-    assert caught.value.split(KeyboardInterrupt)[1] is None  # nothing else
+    assert caught.value.split(KeyboardInterrupt)[1] is None  # the group holds nothing else
 
 
 class Group(BaseExceptionGroup[Exception]):

@@ -64,7 +64,7 @@ async def test_connect_calls_fn_once_and_without_arguments(
                 assert await calls.next() == ()
                 assert client.connected()
                 assert await calls.none()
-                # Not called for the next connection.
+                # The next connection does not call the old fn.
                 client.disconnect().connect(*arguments[:-1])  # type: ignore[arg-type]
                 async with closing(await listener.accept()):
                     await until(client.connected)
@@ -113,7 +113,7 @@ async def test_a_failed_connect_is_logged_and_frees_the_object(
         connect_to(hs.server(0), client)
         await until(client.connected)
     assert await calls.none()
-    assert not errors_in(log)  # a network error, not a mistake in the program
+    assert not errors_in(log)  # only a mistake in the program is logged as an error
 
 
 # ---- listen ----
@@ -295,18 +295,18 @@ async def test_disconnect_drops_pending_writes_to_its_clients(
         server.write(MORE_THAN_FITS, calls)
         await peers[0].recv_exactly(len(MORE_THAN_FITS))
         server.disconnect()
-        server.listen(path)  # a late callback would now be called
+        server.listen(path)  # a callback that was not dropped would run now
         await read_all(peers[1])
         assert await calls.none()
 
 
-async def test_callbacks_queued_before_a_clear_are_never_called() -> None:
-    # A disconnect can happen after a read has completed and before its callback runs.
+async def test_callbacks_queued_before_a_disconnect_are_never_called() -> None:
+    # A disconnect clears the queue. It can happen between the end of a read and its callback.
     calls = Calls()
     async with trio.open_nursery() as nursery:
         queue = callbacks.CallbackQueue("it", nursery, logging.getLogger("test"))
         old = queue.put
-        old(calls, "due")
+        old(calls, "queued")
         queue.clear()
         old(calls, "late")
         queue.put(calls, "new")

@@ -51,7 +51,7 @@ class Hostile(Exception):
 
 
 class HostileValueError(ValueError):
-    """A ValueError, which is logged as one line, whose text fails."""
+    """A ValueError whose text fails. (A ValueError is logged as one line, with its text.)"""
 
     __str__ = __repr__ = Hostile.fail
 
@@ -156,7 +156,7 @@ async def test_a_hostile_callback_is_logged_and_later_callbacks_run(
         client.write("x", callback).read("\n")
         await peer.send(b"line\n")
         await until(lambda: len(errors_in(log)) >= 2)
-        await trio.sleep(0.05)  # until the deadline of a scope left open
+        await trio.sleep(0.05)  # longer than the deadline of a scope that a callback left open
         client.setCallback(calls).read("\n")
         await peer.send(b"later\n")
         assert await calls.next() == (b"later\n", -1)
@@ -332,7 +332,7 @@ async def test_infinite_huge_and_negative_timeouts_mean_no_timeout(
     assert client.info()["timeout"] == timeout
 
 
-async def test_a_read_of_a_huge_size_just_waits(
+async def test_a_read_of_a_huge_size_waits_for_data(
     client: Socket, peer: trisock.Socket, calls: Calls
 ) -> None:
     client.read(10**30)

@@ -22,7 +22,7 @@ from trisock.hammerspoon import Info, Socket, Sockets
 
 
 def info_of(sock: Socket) -> Info:
-    """Check the keys of info() and the types of its values, and return it."""
+    """Return ``sock.info()`` after a check of its keys and the types of its values."""
     info = sock.info()
     assert list(info) == list(UNCONNECTED)
     assert len(info) == 19
@@ -149,7 +149,7 @@ async def test_info_has_default_values_after_a_disconnect(hs: Sockets, path: str
         assert info_of(client) == UNCONNECTED
 
 
-async def test_repr_shows_the_kind_and_the_address(hs: Sockets, path: str) -> None:
+async def test_repr_shows_an_objects_kind_and_address(hs: Sockets, path: str) -> None:
     server = hs.server(0)
     port = server.info()["localPort"]
     assert repr(server) == f"hs.socket(server): 0.0.0.0:{port} ({id(server):#x})"

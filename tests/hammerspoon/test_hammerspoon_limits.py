@@ -1,4 +1,4 @@
-"""Timeouts, and bounds on the memory that a peer can make an object use."""
+"""Timeouts, and limits on the memory that a peer can consume."""
 
 # ruff: noqa: N802 (tests are named after hs.socket's names)
 
@@ -38,7 +38,7 @@ async def test_setTimeout_returns_self(hs: Sockets) -> None:
     assert created.info()["timeout"] == 2.5
 
 
-async def test_setTimeout_disconnects_if_a_read_takes_longer(
+async def test_setTimeout_disconnects_if_a_read_takes_too_long(
     autojump_clock: MockClock, client: Socket, peer: trisock.Socket, calls: Calls, log: Log
 ) -> None:
     client.setTimeout(5).read("\n")
@@ -51,7 +51,7 @@ async def test_setTimeout_disconnects_if_a_read_takes_longer(
 
 
 @unix_client
-async def test_setTimeout_disconnects_if_a_write_takes_longer(
+async def test_setTimeout_disconnects_if_a_write_takes_too_long(
     autojump_clock: MockClock, client: Socket, calls: Calls
 ) -> None:
     client.setTimeout(5).write(MORE_THAN_FITS, calls)
@@ -60,7 +60,7 @@ async def test_setTimeout_disconnects_if_a_write_takes_longer(
     assert await calls.none()
 
 
-async def test_setTimeout_aborts_a_connect_that_takes_longer(
+async def test_setTimeout_aborts_a_connect_that_takes_too_long(
     autojump_clock: MockClock,
     hs: Sockets,
     path: str,
@@ -81,7 +81,7 @@ async def test_setTimeout_aborts_a_connect_that_takes_longer(
         assert await calls.none()
 
 
-async def test_setTimeout_disconnects_if_a_handshake_takes_longer(
+async def test_setTimeout_disconnects_if_a_handshake_takes_too_long(
     autojump_clock: MockClock, client: Socket, peer: trisock.Socket
 ) -> None:
     client.setTimeout(5).startTLS(False)
@@ -150,7 +150,7 @@ async def test_a_negative_timeout_means_no_timeout(
 # ---- limits for peers ----
 
 
-async def test_a_read_without_a_delimiter_within_MAX_READ_disconnects(
+async def test_a_read_that_finds_no_delimiter_within_MAX_READ_disconnects(
     server: Socket, monkeypatch: pytest.MonkeyPatch, calls: Calls, log: Log
 ) -> None:
     monkeypatch.setattr(queues, "MAX_READ", 100)
@@ -174,7 +174,7 @@ async def test_MAX_UNSENT_drops_only_clients_that_never_read(
             server.write(MORE_THAN_FITS, tag, calls)
             await good.recv_exactly(len(MORE_THAN_FITS))
             await wait_all_tasks_blocked(0.01)
-        assert server.connections() == 2  # the last write may exceed the limit
+        assert server.connections() == 2  # a write may exceed the limit if the earlier ones do not
         server.write("the last", 3, calls)
         assert await good.recv_exactly(8) == b"the last"
         await until(lambda: server.connections() == 1)
@@ -185,7 +185,7 @@ async def test_MAX_UNSENT_drops_only_clients_that_never_read(
 
 
 @unix_server
-async def test_at_most_MAX_READS_are_queued_for_a_client(
+async def test_at_most_MAX_READS_reads_are_queued_for_a_client(
     server: Socket, monkeypatch: pytest.MonkeyPatch, calls: Calls
 ) -> None:
     monkeypatch.setattr(queues, "MAX_READS", 3)

@@ -1,4 +1,4 @@
-"""hs.socket's module: the names on its page, timeout, new, server, open_sockets, setLogLevel."""
+"""hs.socket's module: all names on its page; timeout, new, server, open_sockets, setLogLevel."""
 
 # ruff: noqa: N802 (tests are named after hs.socket's names)
 
@@ -30,10 +30,10 @@ from helpers.pairs import closing, read_all
 from trisock import hammerspoon
 from trisock.hammerspoon import Socket, Sockets, callbacks
 
-# ---- the page ----
+# ---- hs.socket's page ----
 
 
-def test_every_name_on_the_page_exists() -> None:
+def test_every_name_on_hs_sockets_page_exists() -> None:
     for name in [
         "connect", "connected", "connections", "disconnect", "info", "listen", "read", "receive",
         "send", "setCallback", "setTimeout", "startTLS", "write",
@@ -48,7 +48,7 @@ def test_receive_is_read_and_send_is_write() -> None:
     assert Socket.send is Socket.write
 
 
-async def test_the_http_client_on_the_page_works(hs: Sockets) -> None:
+async def test_the_http_client_on_hs_sockets_page_works(hs: Sockets) -> None:
     requests = []
 
     async def handler(sock: trisock.Socket) -> None:
@@ -178,14 +178,14 @@ async def test_no_socket_or_task_is_left_after_open_sockets_exits(
                 await stack.enter_async_context(closing(await listener.accept()))
                 await until(client.connected)
                 objects.append(client)
-                if number == 0:  # reads
+                if number == 0:  # a read in progress
                     client.read("\n")
-                elif number == 1:  # handshake in progress
+                elif number == 1:  # a handshake in progress
                     client.startTLS(False)
-                elif number == 2:  # runs a callback and has queued another
+                elif number == 2:  # a callback in progress, and a second one queued
                     client.write("x", lambda tag: trio.sleep_forever())
                     client.write("x", calls)
-                else:  # closes
+                else:  # a close in progress
                     client.disconnect()
             connecting = hs.new(calls).connect(str(tmp_path / "full"), calls)
             assert connecting is not None
@@ -281,7 +281,7 @@ def test_setLogLevel_accepts_the_levels_of_hs_logger(
         assert logger.level == level
 
 
-async def test_setLogLevel_decides_what_is_logged(hs: Sockets, log: Log) -> None:
+async def test_setLogLevel_suppresses_messages_below_the_level(hs: Sockets, log: Log) -> None:
     for level, messages in [("nothing", 0), ("error", 1), ("debug", 1)]:
         hs.setLogLevel(level)
         log.clear()

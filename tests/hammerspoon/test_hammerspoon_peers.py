@@ -1,4 +1,4 @@
-"""Peers that close or reset their connections, and connects to a server in the same process."""
+"""Peers that close or reset a connection, and connections to a server in the same process."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ read_before_and_after = pytest.mark.parametrize(
 
 @pytest.fixture
 def half_closed_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shorten the timeout of half-closed connections from 60 to 6 seconds."""
+    """Shorten the timeout of operations on half-closed connections from 60 to 6 seconds."""
     monkeypatch.setattr(operations, "HALF_OPEN_SECONDS", 6)
     monkeypatch.setattr(operations, "_BYTES_PER_SECOND", 1_000_000)
 
 
-# ---- dead connections ----
+# ---- dead connections, which the peer has closed or reset ----
 
 
 @fin_and_rst
@@ -73,13 +73,13 @@ async def test_a_client_that_closes_right_after_sending_is_dropped(
 ) -> None:
     with raw_client(server) as leaving:
         await until(server.connected)
-        leaving.sendall(bytes(100_000))  # the kernel buffers this
+        leaving.sendall(bytes(100_000))  # the kernel buffers all of it
         close_by(how, leaving)
         await trio.sleep(3)
         assert not server.connected()
 
 
-async def test_unfinished_reads_disconnect_once(
+async def test_a_closed_client_with_many_unfinished_reads_is_dropped(
     server: Socket, raw: socket.socket, calls: Calls
 ) -> None:
     for _ in range(100):
@@ -219,7 +219,10 @@ async def test_a_half_closed_client_that_reads_nothing_is_dropped(
 async def write_to_lost_client(
     server: Socket, calls: Calls, *, before: bool, writes: int
 ) -> tuple[object, ...]:
-    """Let a client send a line and close. Write to it and read; return the callback's arguments."""
+    """Let a client send a line and close, then write to it and read the line.
+
+    ``before``: queue the read before the writes. Return the arguments of the read callback.
+    """
     with raw_client(server) as raw:
         await until(server.connected)
         raw.sendall(b"last words\n")
@@ -228,7 +231,7 @@ async def write_to_lost_client(
     for _ in range(writes):
         server.write("to all\n")
         if writes > 1:
-            await wait_all_tasks_blocked()  # the next write finds a reset
+            await wait_all_tasks_blocked()  # so that the next write finds a reset connection
     if not before:
         server.read("\n")
     got = await calls.next()
@@ -254,7 +257,7 @@ async def test_a_clients_failed_write_loses_no_received_line(
     client: Socket, peer: trisock.Socket, calls: Calls, before: bool
 ) -> None:
     await peer.send(b"one\ntwo\n")
-    peer.stream.socket.close()  # without reading anything first
+    peer.stream.socket.close()  # so that a write causes a reset
     if before:
         client.read("\n").read("\n")  # type: ignore[union-attr]
     for _ in range(3):
@@ -344,7 +347,7 @@ async def test_the_server_accepts_before_the_connect_callback_runs(
         async with hammerspoon.open_sockets() as hs:
             server = hs.server(port_or_path)
             with contextlib.ExitStack() as stack:
-                for _ in range(others):  # ahead of it in the backlog
+                for _ in range(others):  # these clients come first in the backlog
                     stack.enter_context(raw_client(server))
                 connect_to(server, hs.new(calls), greet).read("\n")
                 with trio.fail_after(5):
@@ -381,9 +384,7 @@ async def test_connected_is_True_right_after_a_connect_to_a_path(  # noqa: N802
     await until(lambda: not server.connected())
 
 
-async def test_disconnect_right_after_a_connect_to_a_path_leaves_nothing(
-    hs: Sockets, path: str
-) -> None:
+async def test_disconnect_works_right_after_a_connect_to_a_path(hs: Sockets, path: str) -> None:
     client = connect_to(hs.server(path), hs.new())
     assert client.connected()
     client.disconnect()

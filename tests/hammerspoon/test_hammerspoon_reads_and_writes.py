@@ -1,4 +1,4 @@
-"""Reads and writes of hs.socket's objects, and what they do at EOF."""
+"""Reads and writes of hs.socket's objects, and their behaviour at EOF."""
 
 # ruff: noqa: N802 (tests are named after hs.socket's names)
 
@@ -37,7 +37,7 @@ async def test_read_accepts_a_byte_count(
     assert await calls.none()
     await peer.send(b"lo, world\n")
     assert await calls.next() == (b"hello", -1)
-    assert client.read(0, 1) is client  # ignored, as in hs.socket
+    assert client.read(0, 1) is client  # a read of 0 bytes is ignored, as in hs.socket
     assert await calls.none()
     assert client.receive("\n", 2) is client
     assert await calls.next() == (b", world\n", 2)
@@ -55,7 +55,7 @@ async def test_read_accepts_a_delimiter_and_includes_it(
     assert await calls.none()
 
 
-async def test_read_tag_is_passed_to_the_callback(
+async def test_the_tag_of_a_read_is_passed_to_the_callback(
     client: Socket, peer: trisock.Socket, calls: Calls
 ) -> None:
     client.read("\n", 7)
@@ -129,7 +129,7 @@ async def test_a_servers_read_does_not_apply_to_later_clients(server: Socket, ca
 # ---- setCallback ----
 
 
-async def test_setCallback_applies_to_queued_reads_too(
+async def test_setCallback_also_applies_to_queued_reads(
     client: Socket, peer: trisock.Socket, calls: Calls
 ) -> None:
     other = Calls()
@@ -181,7 +181,7 @@ async def test_write_fn_receives_the_tag(
     assert await calls.next() == (-1,)
     assert await calls.next() == (9,)
     assert await peer.recv_exactly(7) == b"xxxxxxx"
-    assert await calls.none()  # each is called once
+    assert await calls.none()  # each fn is called only once
 
 
 async def test_write_copies_mutable_data(client: Socket, peer: trisock.Socket) -> None:
@@ -272,7 +272,7 @@ async def test_data_before_eof_can_still_be_read(
 
 
 @pytest.mark.parametrize("delimiter", [10, "\n"])
-async def test_a_read_cut_short_by_eof_disconnects(
+async def test_a_read_that_eof_cuts_short_disconnects(
     client: Socket, peer: trisock.Socket, calls: Calls, delimiter: int | str
 ) -> None:
     client.read(delimiter)
@@ -314,7 +314,9 @@ async def test_a_half_closed_client_receives_the_response(
         assert not server.connected()
 
 
-async def test_a_client_half_closed_before_the_read_receives_the_response(server: Socket) -> None:
+async def test_a_client_that_half_closes_early_still_receives_the_response(
+    server: Socket,
+) -> None:
     server.setCallback(lambda data, tag: server.write(data))
     async with clients_of(server) as [peer]:
         await peer.send(b"one\ntwo\n")

@@ -1,4 +1,4 @@
-"""hs.socket's startTLS: what it verifies, and its order among reads and writes."""
+"""hs.socket's startTLS: what it verifies, and how it is ordered with reads and writes."""
 
 # ruff: noqa: N802 (tests are named after hs.socket's names)
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("trusted")
 async def test_startTLS_runs_in_order_with_reads_and_writes(
     hs: Sockets, server_tls: ServerTLS, calls: Calls, go_ahead: bool
 ) -> None:
-    """One callback queues all operations."""
+    """A single callback queues all operations, including startTLS."""
 
     async def handler(sock: trisock.Socket) -> None:
         await sock.send(b"hello\n")
@@ -63,7 +63,7 @@ async def test_startTLS_runs_in_order_with_reads_and_writes(
 
 
 async def received_by_tls_server(peer: trisock.Socket, tls: ServerTLS) -> bytes:
-    """Act as a TLS server until the connection ends; return all bytes received, undecrypted."""
+    """Act as a TLS server until the connection ends. Return all received bytes, still encrypted."""
     received = bytearray()
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     server = tls._context().wrap_bio(incoming, outgoing, server_side=True)
@@ -79,7 +79,7 @@ async def received_by_tls_server(peer: trisock.Socket, tls: ServerTLS) -> bytes:
 
 
 async def check_tls(client: Socket, peer: trisock.Socket, tls: ServerTLS, calls: Calls) -> None:
-    """Check that client and peer can both send after the handshake."""
+    """Do the peer's part of the handshake, and check that both sides can then send."""
     client.write("secret\n").read("\n")  # type: ignore[union-attr]
     await peer.starttls(tls)
     assert await peer.recv_until(b"\n") == b"secret\n"
@@ -108,11 +108,11 @@ async def test_startTLS_accepts_verify_and_peerName(
 @pytest.mark.parametrize(
     "arguments",
     [
-        (),  # verifies the host given to connect
+        (),  # the name to verify is the host given to connect
         (True,),
         ("mismatch.example",),
         (True, "mismatch.example"),
-        (False, "mismatch.example"),  # still verifies a given name
+        (False, "mismatch.example"),  # a given name is verified even with False
         (ClientTLS("mismatch.example"),),
         (ClientTLS(), "mismatch.example"),
         (ClientTLS("example.org"), "mismatch.example"),
@@ -135,7 +135,7 @@ async def test_startTLS_sends_no_plain_text_after_a_hostname_mismatch(
     assert b"secret" not in received
     await until(lambda: client.info()["isDisconnected"])
     assert "certificate" in log.text
-    client.write("secret\n")  # not connected
+    client.write("secret\n")  # ignored, since the client is not connected
     assert await calls.none()
 
 
@@ -246,7 +246,7 @@ async def test_plain_text_injected_before_startTLS_reaches_no_callback(
         await peer.send(b"go ahead\ninjected\n")
     else:
         await peer.send(b"injected\n")
-        await wait_all_tasks_blocked()  # the data is in the buffer
+        await wait_all_tasks_blocked()  # until the data is in the buffer
         client.startTLS("example.org").read("\n")
     with pytest.raises(trio.BrokenResourceError):
         await peer.starttls(server_tls)
@@ -257,7 +257,7 @@ async def test_plain_text_injected_before_startTLS_reaches_no_callback(
 
 
 @pytest.mark.parametrize("unfinished_read", [False, True])
-async def test_startTLS_after_eof_disconnects_after_pending_writes(
+async def test_startTLS_after_eof_disconnects_once_pending_writes_are_done(
     client: Socket, peer: trisock.Socket, calls: Calls, unfinished_read: bool
 ) -> None:
     def callback(data: bytes, tag: int) -> None:

@@ -1,4 +1,4 @@
-"""parseAddress, and info()'s binary addresses, in the layouts of Linux and BSD."""
+"""Binary addresses in the layouts of Linux and BSD: parseAddress, and the addresses in info()."""
 
 # ruff: noqa: N802 (tests are named after hs.socket's names)
 
@@ -24,14 +24,14 @@ parse = Sockets.parseAddress
 
 
 def parsed(sockaddr: bytes) -> ParsedAddress:
-    """Return the result of parseAddress, which is not None."""
+    """Return the result of parseAddress, after a check that it is not None."""
     found = parse(sockaddr)
     assert found is not None
     return found
 
 
 def as_on(platform: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """Import a second copy of the module, as if on another platform."""
+    """Import a second copy of trisock's sockaddr module, as if on another platform."""
     spec = importlib.util.find_spec("trisock.hammerspoon.sockaddr")
     assert spec is not None
     assert spec.loader is not None
@@ -108,22 +108,22 @@ def test_parseAddress_does_not_convert_a_mapped_ipv4_address() -> None:
         LINUX6 + b"\0",
         bytes(16),
         bytes(28),
-        native(10) + LINUX4[2:],  # the family of IPv6 with the size of IPv4, and the reverse
+        native(10) + LINUX4[2:],  # IPv6's family number with IPv4's size, and the reverse
         native(2) + LINUX6[2:],
         bytes([16, 30]) + BSD4[2:],
         bytes([28, 2]) + BSD6[2:],
-        bytes([28, 10]) + BSD6[2:],  # the family number of the other system
+        bytes([28, 10]) + BSD6[2:],  # Linux's family number in BSD's layout, and the reverse
         native(30) + LINUX6[2:],
-        bytes([28, 2]) + BSD4[2:],  # the length of the other family
+        bytes([28, 2]) + BSD4[2:],  # IPv6's length in an IPv4 address, and the reverse
         bytes([16, 30]) + BSD6[2:],
         native(1) + b"/run/socket\0\0\0",  # AF_UNIX
         bytes([16, 1]) + b"/run/socket\0\0\0",
         native(1) + bytes(108),
-        native(16) + LINUX4[2:],  # 16 and 28 are families on Linux too
+        native(16) + LINUX4[2:],  # 16 and 28, BSD's lengths, are family numbers on Linux
         native(28) + LINUX6[2:],
     ],
 )
-def test_parseAddress_returns_None_for_anything_else(sockaddr: object) -> None:
+def test_parseAddress_returns_None_for_anything_but_an_ip_sockaddr(sockaddr: object) -> None:
     assert parse(sockaddr) is None  # type: ignore[arg-type]
 
 
@@ -150,7 +150,7 @@ def test_parseAddress_reads_every_ipv6_address(head: bytes, rest: bytes) -> None
 
 
 def kernel_sockaddr(sock: socket.socket) -> bytes:
-    """Return the sockaddr that getsockname(2) fills in."""
+    """Return a socket's own address, as getsockname(2) writes it."""
     libc = ctypes.CDLL(None, use_errno=True)
     buffer = ctypes.create_string_buffer(128)
     size = ctypes.c_uint32(len(buffer))
@@ -219,7 +219,7 @@ def test_the_bsd_layout_starts_with_the_length(
     expected = {"host": "2001:db8::1", "port": 8080, "addressFamily": family}
     assert there.parse_sockaddr(bytes([28, family]) + BSD6[2:]) == expected
     assert there.parse_sockaddr(BSD4) == parse(BSD4)
-    # It recognizes the layout of Linux by its family numbers.
+    # On BSD, parse_sockaddr also recognizes Linux's layout, by Linux's family numbers.
     assert there.parse_sockaddr(LINUX4) == parse(LINUX4)
     assert there.parse_sockaddr(LINUX6) == parse(LINUX6)
     assert there.parse_sockaddr(native(family) + LINUX6[2:]) is None

@@ -19,7 +19,7 @@ from trisock.pluto.trio_thread import TrioThread
 
 @pytest.fixture
 def bounded(no_leaked_descriptor: None) -> Iterator[None]:
-    """Time out a test, even inside a blocking call, and stop its background thread."""
+    """Limit the time of a test, even inside a blocking call. Then stop its background thread."""
 
     deadline = time.monotonic() + DEADLINE
 
@@ -28,7 +28,8 @@ def bounded(no_leaked_descriptor: None) -> Iterator[None]:
             raise TimeoutError("this test takes too long")
 
     before = signal.signal(signal.SIGALRM, check_time)
-    # Repeat the signal: CPython can miss one that arrives just before it blocks on a lock.
+    # Repeat the signal: CPython can miss a signal that arrives just before a thread waits for a
+    # lock.
     signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
     try:
         yield
@@ -46,7 +47,7 @@ def certs(authority: Authority) -> list[dict[str, str | bytes]]:
 
 @pytest.fixture
 def reasons(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
-    """Return a function that returns the failures logged so far."""
+    """Return a function that lists the failures that trisock.pluto has logged so far."""
     caplog.set_level(logging.INFO, "trisock.pluto")
 
     def logged() -> list[str]:

@@ -22,7 +22,7 @@ from helpers.pluto import (
 from trisock import Socket, hammerspoon, pluto
 from trisock.pluto.blocking import background
 
-pytestmark = pytest.mark.usefixtures("bounded")  # some of these calls block
+pytestmark = pytest.mark.usefixtures("bounded")  # some tests make blocking calls
 
 # ---- trisock.hammerspoon: shutdown ----
 
@@ -82,7 +82,7 @@ class BeforeTask(trio.abc.Instrument):
 
 
 async def test_data_from_before_a_disconnect_never_reaches_a_callback() -> None:
-    """Disconnect when the data has arrived and the reader is scheduled but has not run."""
+    """Disconnect after the data has arrived, just before the task that reads it runs."""
     calls: list[object] = []
     connected_again = trio.Event()
     peers: list[Socket] = []

@@ -23,7 +23,7 @@ from trisock.pluto import socket
 from trisock.pluto.blocking import background
 from trisock.pluto.trio_thread import TrioThread
 
-pytestmark = pytest.mark.usefixtures("bounded")  # some of these calls block
+pytestmark = pytest.mark.usefixtures("bounded")  # some tests make blocking calls
 
 
 class Interrupter(trio.abc.Instrument):
@@ -189,7 +189,7 @@ peer.close()
 
 
 async def signal_and_wait_for_cancellation() -> None:
-    """Send Ctrl-C, and return once the interrupted call has been cancelled."""
+    """Send Ctrl-C to the main thread, and wait until this call has been cancelled."""
     signal_main_thread()
     while trio.current_effective_deadline() > -math.inf:
         await trio.lowlevel.cancel_shielded_checkpoint()
@@ -255,7 +255,7 @@ def test_data_from_an_interrupted_recv_precedes_unread_data() -> None:
         client._unrecv(None)
         assert [client.recv() for _ in range(2)] == [b"first", b"second"]
         client.close()
-        client._unrecv(b"late")  # the buffer is closed
+        client._unrecv(b"late")  # ignored, since the socket is closed
         assert client.recv() is None
 
 
@@ -264,7 +264,10 @@ InterruptAfter = Callable[[type, str], None]
 
 @pytest.fixture
 def interrupt_after(monkeypatch: pytest.MonkeyPatch) -> InterruptAfter:
-    """Return a function: the next call of a method completes, but Ctrl-C discards its result."""
+    """Return a function ``arm(class, name)``.
+
+    After it, the next call of that method completes, but Ctrl-C discards the result.
+    """
 
     def arm(where: type, name: str) -> None:
         original = getattr(where, name)

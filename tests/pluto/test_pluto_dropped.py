@@ -25,7 +25,7 @@ from helpers.pluto import (
 )
 from trisock.pluto import scheduler, socket
 
-pytestmark = pytest.mark.usefixtures("bounded")  # some of these calls block
+pytestmark = pytest.mark.usefixtures("bounded")  # some tests make blocking calls
 
 
 @both_sides
@@ -118,4 +118,4 @@ async def test_dropping_a_closed_socket_closes_no_other_descriptor() -> None:
             del client
             gc.collect()
         finally:
-            os.close(number)  # it is still open
+            os.close(number)  # raises if the collection has closed the descriptor

@@ -30,11 +30,11 @@ from trisock.pluto.blocking import background, log_reason
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
-pytestmark = pytest.mark.usefixtures("bounded")  # some of these calls block
+pytestmark = pytest.mark.usefixtures("bounded")  # some tests make blocking calls
 
 
 class HostileError(Exception):
-    """Fails when it is logged, compared or hashed."""
+    """Raises an exception when it is logged, compared, hashed or tested for truth."""
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -50,7 +50,7 @@ class HostileError(Exception):
 
 @pytest.fixture
 def failing_log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make a log filter fail on each record of trisock.pluto."""
+    """Install a log filter that raises an exception for each record of trisock.pluto."""
 
     def fail(_: logging.LogRecord) -> bool:
         raise OSError("the disk is full")
@@ -173,7 +173,7 @@ def test_type_errors_do_not_quote_an_invalid_handler() -> None:
 def test_a_forked_child_cannot_use_a_tls_connection(
     side: str, certs: list[dict[str, str | bytes]], trusted: None
 ) -> None:
-    """The parent can still use it, and the child sends nothing to the peer."""
+    """The parent can still use the connection, and the child sends nothing to the peer."""
     client, server = run_outside(tls_pair(certs))
     mine, other = (client, server) if side == "client" else (server, client)
     other.send("unread")
@@ -219,7 +219,7 @@ def test_a_signal_handler_can_make_nested_blocking_calls() -> None:
             assert d.recv() == b"nested"
             if rounds == 20:
                 b.send("at last")
-            else:  # no nested handlers: each would read the other's data
+            else:  # not earlier: a nested handler could read this handler's data
                 signal.setitimer(signal.ITIMER_REAL, 0.003)
         signal.signal(signal.SIGALRM, handler)
         signal.setitimer(signal.ITIMER_REAL, 0.001)

@@ -10,7 +10,8 @@ from helpers.deadline import DEADLINE
 from helpers.pluto import raw_peer, run_outside, run_program
 from trisock.pluto.blocking import background
 
-# Python 3.10 can run a signal handler after a call returns and before its result is stored.
+# Python 3.10 can run a signal handler after a call returns and before the result is stored, so an
+# exception from the handler discards the result.
 lossless = pytest.mark.skipif(
     sys.version_info < (3, 11), reason="a signal handler can run before the result is stored"
 )
@@ -36,7 +37,7 @@ def disarm():
 interrupts = 0
 
 def attempt(function):
-    '''Make a call that a signal may interrupt; return whether it completed.'''
+    '''Make a call that a signal may interrupt. Return True if the call completed.'''
     global interrupts
     try:
         function()
@@ -59,12 +60,12 @@ def background_threads():
 
 def check_threads_end():
     background.stop()
-    for each in background_threads():  # after an interrupted stop, one may still be ending
+    for each in background_threads():  # after an interrupted stop, a thread may still run
         each.join(5)
     assert threading.active_count() == 1, threading.enumerate()
 
 random.seed(7)
-# Some interrupts leave a thread or a caller waiting for one of these timeouts. Shorten them.
+# Shorten these timeouts: some interrupts leave a thread or a caller waiting for one of them.
 trio_thread._MAX_WAKE_SECONDS = 0.01
 trio_thread._POLL_SECONDS, trio_thread._MAX_POLLS = 0.01, 100
 # An exception that a signal handler raises inside a weakref callback is unraisable.
@@ -237,7 +238,7 @@ def test_an_interrupted_stop_or_start_leaves_no_thread(times: int) -> None:
     )
 
 
-# ---- every line: unlike a signal, a trace function can raise at a chosen line ----
+# ---- exceptions at every line: a trace function can raise at a chosen line, a signal cannot ----
 
 INJECT = (
     PRELUDE
@@ -248,10 +249,10 @@ class Injected(BaseException):
     pass
 
 def raise_at(line, call, again_after=None):
-    '''Make a call, and raise at the given line, counted in the lines of trisock that it runs.
+    '''Make a call, and raise Injected at the n-th line of trisock that the call runs (n = line).
 
-    Raise again after again_after more lines. Return the result (None if the call raised) and the
-    number of lines.
+    Unless again_after is None, raise Injected again that many lines later. Return the result (None
+    if Injected was raised) and the number of lines of trisock that the call ran.
     '''
     lines = [line] if again_after is None else [line, line + again_after]
     count = 0
@@ -273,7 +274,7 @@ def raise_at(line, call, again_after=None):
         sys.settrace(None)
 
 def check_opens(opens):
-    '''Only an exception at one of the first lines may leave the socket open.'''
+    '''Check that only an exception at one of the first lines has left the socket open.'''
     first = opens.index(False)
     assert len(opens) > 20 and first < 15 and not any(opens[first:]), opens
 """
@@ -414,7 +415,7 @@ def test_calls_work_after_an_exception_at_any_line(call: str) -> None:
 def test_starttls_interrupted_before_it_starts_closes_the_socket(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def interrupt(_: object) -> None:  # the last moment before the thread receives the call
+    def interrupt(_: object) -> None:  # runs just before the thread receives the call
         raise KeyboardInterrupt
 
     client, raw = run_outside(raw_peer())

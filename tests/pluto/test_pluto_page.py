@@ -1,4 +1,4 @@
-"""The examples on Pluto's page, run on this machine."""
+"""The examples on Pluto's page, with servers on this machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from helpers.pluto import Thread, in_thread, serve_once
 from trisock.pluto import async_socket, scheduler, socket
 
-pytestmark = pytest.mark.usefixtures("bounded")  # some of these calls block
+pytestmark = pytest.mark.usefixtures("bounded")  # some tests make blocking calls
 
 
 def test_the_recv_example_on_plutos_page_works() -> None:

@@ -18,7 +18,7 @@ from helpers.deadline import DEADLINE
 from helpers.pluto import both_sides, check_not_listening, echo, got, in_thread, recv_all
 from trisock.pluto import async_socket, listener, scheduler, socket
 
-pytestmark = pytest.mark.usefixtures("bounded")  # some of these calls block
+pytestmark = pytest.mark.usefixtures("bounded")  # some tests make blocking calls
 
 
 async def response(port: int, request: bytes = b"") -> bytes:
@@ -40,7 +40,7 @@ async def test_bind_serves_each_client_in_its_own_task() -> None:
 
     async def handler(s: async_socket) -> None:
         entered.append(s)
-        while len(entered) % 2:  # the first waits for the second
+        while len(entered) % 2:  # the first handler waits for the second
             await trio.lowlevel.checkpoint()
         await s.send("together")
 
@@ -107,7 +107,7 @@ async def test_closing_a_bound_listener_lets_handlers_finish() -> None:
     sched.add(talk)
     await got(sched.run())
     assert order == ["handler"]
-    await got(bound.close())  # does nothing
+    await got(bound.close())  # a second close does nothing
     assert not bound.hasconnection()
 
 
@@ -226,7 +226,7 @@ async def test_scheduler_runs_functions_added_before_and_during_run() -> None:
     assert order == []
     await got(sched.run())
     assert order == ["first", "second"]
-    await got(sched.run())  # nothing is left
+    await got(sched.run())  # there is nothing left to run
     assert order == ["first", "second"]
     sched.add(second)
     await got(sched.run())
@@ -243,7 +243,7 @@ async def test_scheduler_run_propagates_errors_from_added_functions() -> None:
     sched.add(fail)
     with pytest.RaisesGroup(pytest.RaisesExc(ValueError, match="a mistake")):
         await got(sched.run())
-    await got(sched.run())  # can be run again
+    await got(sched.run())  # the scheduler can run again
 
 
 @both_sides
@@ -262,7 +262,7 @@ async def test_a_running_scheduler_cannot_be_run_again() -> None:
 
 
 def test_a_server_continues_when_a_handler_drops_its_socket() -> None:
-    """If the dropped socket closed the descriptor, the server would crash."""
+    """The server still uses the connection, so garbage collection must not close it."""
     sched = scheduler()
     dropped = []
 

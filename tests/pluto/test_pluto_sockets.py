@@ -1,4 +1,4 @@
-"""Pluto's sockets and listeners without TLS: each name on the page, inside and outside Trio."""
+"""Pluto's sockets and listeners without TLS: each name on Pluto's page, in and outside Trio."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from helpers.pluto import (
 )
 from trisock.pluto import async_socket, listener, socket
 
-pytestmark = pytest.mark.usefixtures("bounded")  # some of these calls block
+pytestmark = pytest.mark.usefixtures("bounded")  # some tests make blocking calls
 
 # ---- socket.connect ----
 
@@ -240,7 +240,7 @@ def client_hello(authority: Authority) -> tuple[ssl.SSLObject, ssl.MemoryBIO, ss
 async def test_starttls_reads_a_client_hello_pushed_back_with_unrecv(
     how: str, authority: Authority, certs: list[dict[str, str | bytes]]
 ) -> None:
-    client, raw = await raw_peer()  # the side that connected may be the TLS server
+    client, raw = await raw_peer()  # our side connects, but is the TLS server
     peer, incoming, outgoing = client_hello(authority)
     raw.sendall(outgoing.read())
     await wait_readable(client)
@@ -298,7 +298,7 @@ async def test_a_closed_socket_neither_sends_nor_receives(reasons: Callable[[], 
 async def test_getpeer_and_getside_work_before_and_after_close() -> None:
     client, raw = await raw_peer()
     with raw:
-        for _ in range(2):  # the second time after close
+        for _ in range(2):  # the second time, the socket is closed
             assert client.getpeer() == raw.getsockname()
             assert client.getside() == "client"
             await got(client.close())
@@ -313,7 +313,7 @@ async def test_close_delivers_all_sent_data() -> None:
         await got(client.send(message))
         assert await got(client.close()) is None
         assert receiving.result() == message
-        await got(client.close())  # does nothing
+        await got(client.close())  # a second close does nothing
 
 
 @both_sides
@@ -407,6 +407,6 @@ async def test_hasconnection_guarantees_that_the_next_accept_does_not_wait() -> 
     listening = socket.listen(0)
     raw = stdlib.create_connection(("127.0.0.1", listening.port))
     await wait_for_client(listening)
-    reset(raw)  # even if the client has disconnected since
+    reset(raw)  # the client disconnects after hasconnection has seen it
     s = await got(listening.accept())
     assert await got(s.recv()) is None

@@ -25,7 +25,7 @@ from helpers.pluto import (
 from trisock import ClientTLS, ServerTLS
 from trisock.pluto import async_socket
 
-pytestmark = pytest.mark.usefixtures("bounded")  # some of these calls block
+pytestmark = pytest.mark.usefixtures("bounded")  # some tests make blocking calls
 
 
 @both_sides

@@ -18,7 +18,7 @@ from trisock.pluto.blocking import background, log_reason
 from trisock.pluto.call import Call, Item, Stop
 from trisock.pluto.trio_thread import ThreadStartError, _Thread
 
-pytestmark = pytest.mark.usefixtures("bounded")  # some of these calls block
+pytestmark = pytest.mark.usefixtures("bounded")  # some tests make blocking calls
 
 
 async def answer() -> str:
@@ -30,7 +30,7 @@ def new_thread(*items: Item) -> _Thread:
 
 
 def run_to_end(thread: _Thread) -> None:
-    """Launch a thread and wait until it ends."""
+    """Launch a thread and wait until the thread ends."""
     thread.launch()
     assert thread.thread is not None
     thread.thread.join()
@@ -38,7 +38,7 @@ def run_to_end(thread: _Thread) -> None:
 
 
 def stop_in_thread() -> None:
-    """Stop the background thread from another thread, even while it finishes a call."""
+    """Stop the background thread from another thread. Retry until it has stopped."""
 
     def stop() -> None:
         while os.getpid() in background._current:
@@ -48,7 +48,7 @@ def stop_in_thread() -> None:
 
 
 def after_wake(monkeypatch: pytest.MonkeyPatch, then: Callable[[], None]) -> None:
-    """Call a function once, after a caller has woken the thread and before the caller waits."""
+    """Call ``then`` once, when the next caller has woken the thread and does not wait yet."""
     wake = _Thread.wake
 
     def patched(thread: _Thread) -> None:
@@ -62,7 +62,10 @@ def after_wake(monkeypatch: pytest.MonkeyPatch, then: Callable[[], None]) -> Non
 def stop_during_call(
     monkeypatch: pytest.MonkeyPatch, then: Callable[[], None] = lambda: None
 ) -> Callable[[], Awaitable[str]]:
-    """Return a function to call. The thread runs it and stops before the caller gets the result."""
+    """Return a function to pass to ``background.call``.
+
+    The thread runs it, and has stopped before the caller waits for the result.
+    """
     begun = threading.Event()
 
     async def begin() -> str:
@@ -143,7 +146,7 @@ def test_calls_propagate_exceptions_from_trio_run(
     assert background.call(answer) == "result"
 
 
-def test_calls_queued_behind_a_stop_go_to_the_next_thread() -> None:
+def test_calls_behind_a_stop_request_wait_for_the_next_thread() -> None:
     stop, behind = Stop(), Call(answer, None)
 
     async def be_abandoned() -> None:
@@ -212,7 +215,7 @@ def test_stop_waits_until_a_busy_thread_answers(monkeypatch: pytest.MonkeyPatch)
     blocking = Thread(lambda: background.call(block))
     begun.wait()
     monkeypatch.setattr(trio_thread, "_POLL_SECONDS", 0.001)
-    # Unblock the thread only after the first poll timed out.
+    # The second wake follows a poll that timed out. Unblock the thread only then.
     after_wake(monkeypatch, lambda: after_wake(monkeypatch, resume.set))
     background.stop()
     blocking.result()
@@ -251,7 +254,7 @@ def test_a_stale_cancelled_exception_fails_only_its_own_call() -> None:
     assert background.call(answer) == "result"
 
 
-def test_failing_a_finished_call_keeps_its_result() -> None:
+def test_a_finished_call_ignores_fail_and_keeps_its_result() -> None:
     call = Call(answer, None)
     trio.run(call.run)
     call.fail(MemoryError())
@@ -271,7 +274,7 @@ def test_an_unprintable_exception_is_logged_by_its_type_name(
     assert [record.getMessage() for record in caplog.records] == ["connect: UnprintableError"]
 
 
-def test_a_client_returned_to_a_closed_listener_is_closed() -> None:
+def test_a_client_put_back_into_a_closed_listener_is_closed() -> None:
     listening: Any = socket.listen(0)
     client: Any = socket.connect("127.0.0.1", listening.port)
     accepted = listening.accept()

@@ -34,7 +34,7 @@ from helpers.pluto import (
 from trisock.pluto import socket
 from trisock.pluto.trio_thread import TrioThread
 
-pytestmark = pytest.mark.usefixtures("bounded")  # some of these calls block
+pytestmark = pytest.mark.usefixtures("bounded")  # some tests make blocking calls
 
 
 def converse(client: Any, server: Any) -> None:
@@ -67,7 +67,7 @@ def check_refused(s: Any, listening: Any, why: str) -> None:
         for call in calls:
             with pytest.raises(RuntimeError, match=f"this {type(thing).__name__} was {why}"):
                 call(thing)
-    assert not s.istls()  # works everywhere
+    assert not s.istls()  # istls, getside and getpeer work everywhere
     assert s.getside() == "client"
     assert s.getpeer()
 
@@ -83,7 +83,7 @@ def test_objects_made_outside_trio_cannot_be_used_inside() -> None:
     converse(client, server)
 
 
-def test_objects_made_inside_trio_belong_to_that_run() -> None:
+def test_objects_made_inside_trio_cannot_leave_their_run() -> None:
     made = []
     why = "made inside Trio: it cannot be used"
 
@@ -148,7 +148,7 @@ def test_recv_returns_none_when_another_thread_closes_the_socket() -> None:
 
 @contextlib.contextmanager
 def no_descriptors_left() -> Iterator[None]:
-    """Use up the process's descriptors during the block."""
+    """During the block, use up all descriptors of the process."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     descriptors: list[int] = []
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
@@ -168,7 +168,7 @@ def test_a_failed_thread_start_raises_oserror_and_can_be_retried(own_thread: Tri
         for _ in range(2):
             with pytest.raises(OSError, match="Too many open files"):
                 own_thread.call(trio.lowlevel.checkpoint)
-    own_thread.stop()  # also works after a failed start
+    own_thread.stop()  # stop also works after a failed start
     own_thread.call(trio.lowlevel.checkpoint)
     with no_descriptors_left():
         own_thread.call(trio.lowlevel.checkpoint)  # the thread is already running
@@ -267,7 +267,7 @@ def test_child_and_parent_work_after_a_fork() -> None:
         converse(client, server)
 
     in_child(use_sockets)
-    assert not background_threads()  # the fork has stopped it
+    assert not background_threads()  # the fork has stopped the background thread
     converse(client, server)
     in_child(use_sockets)
 
@@ -283,7 +283,7 @@ def test_names_resolve_before_and_after_a_fork() -> None:
     by_name()
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the process has threads
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # for a fork while threads run
 def test_child_and_parent_work_after_a_fork_during_a_call() -> None:
     client, raw = run_outside(raw_peer())
     with raw:

@@ -322,7 +322,7 @@ class ReceiveBuffer:
         return self._lines_iterator
 
     def commit_lines(self) -> None:
-        """Consume the lines that the iterator of ``take_lines`` has yielded, and end the iterator."""
+        """Consume the lines that ``take_lines``'s iterator has yielded, and end the iterator."""
         lines = self._lines
         if lines is None:
             return

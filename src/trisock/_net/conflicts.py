@@ -11,14 +11,14 @@ import trio
 
 
 class ConflictDetector:
-    """Lets one task at a time read, or send. A second task gets ``BusyResourceError``.
+    """Lets only one task at a time use one direction. A second task gets ``BusyResourceError``.
 
     Hot paths use ``in_use`` and ``check`` instead of ``with``, to save two function calls.
 
     Attributes:
-      in_use: whether a task is reading (or sending).
+      in_use: whether a task is using the direction.
       closed: whether the socket is closed. If so, a second task gets ``ClosedResourceError``,
-        because it is not in conflict: the first task was woken, and is about to stop.
+        because the program made no mistake: the close has woken the first task, which will stop.
     """
 
     __slots__ = ("_message", "closed", "in_use")
@@ -36,7 +36,7 @@ class ConflictDetector:
         self.in_use = False
 
     def check(self) -> None:
-        """Raise ``BusyResourceError`` if a task is reading (or sending)."""
+        """Raise ``BusyResourceError`` if a task is using the direction."""
         if self.in_use:
             if self.closed:
                 raise trio.ClosedResourceError("this socket was already closed")
@@ -44,7 +44,7 @@ class ConflictDetector:
 
 
 class SendLock(ConflictDetector):
-    """Lets one task at a time send. Tasks of the application conflict, but broadcasts wait.
+    """Lets only one task at a time send. Tasks of the application conflict, but broadcasts wait.
 
     ``async with`` acquires the lock for a task of the application. A broadcast calls ``acquire``
     and ``release`` directly.

@@ -210,11 +210,12 @@ class Connection:
 
         First it waits at most ``timeout`` seconds for the send lock. If another task holds the lock
         for longer, it sends nothing. It does not abort the connection, because that task may be
-        waiting for something other than the peer. Then it sends. If the peer does not accept the
-        data within ``timeout`` seconds, it aborts the connection (``trio.TooSlowError``).
+        waiting for something other than the peer. With the lock, it sends for at most ``timeout``
+        seconds. If the peer has not accepted all data by then, the connection is aborted
+        (``trio.TooSlowError``).
 
         The data is meant for the connection as it was at ``generation``. If ``starttls`` or
-        ``stoptls`` has begun since then, this does not begin to send, and does not abort.
+        ``stoptls`` has begun since then, no send begins, and the connection is not aborted.
 
         Returns: whether all of the data was sent.
         """

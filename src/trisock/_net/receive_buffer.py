@@ -16,9 +16,9 @@ The cost of the operations, for any sizes:
 
 - ``append``, ``push_front``, and ``take_chunk`` of a whole chunk take constant time and copy
   nothing.
-- The memory is at most twice the unread bytes, plus a constant. For this, runs of small chunks are
-  coalesced, many at a time, and a chunk that is mostly read is trimmed. Coalescing and trimming
-  copy each byte a constant number of times.
+- The memory is at most twice the unread bytes, plus a constant. To keep this bound, runs of small
+  chunks are coalesced, many at a time, and a chunk that is mostly read is trimmed. Coalescing and
+  trimming copy each byte a constant number of times.
 - ``take`` and ``take_chunk(max_bytes)`` copy only the bytes that they return, at most twice.
 - ``find`` scans at most ``max_bytes`` bytes. Repeated calls scan each byte once, whatever their
   limits, and even if bytes are taken between the calls. Only the ``len(delimiter) - 1`` bytes on
@@ -27,7 +27,8 @@ The cost of the operations, for any sizes:
   starts a new search.
 - ``take_lines`` scans each byte of the lines that are taken once, and copies it twice. It splits
   one piece of a chunk at a time, and so it may also scan bytes of the piece that are not taken.
-  Their number is less than the bytes taken since this last happened, plus ``_FIRST_SPLIT_SIZE``.
+  Their number is less than the number of bytes taken since the previous such scan, plus
+  ``_FIRST_SPLIT_SIZE``.
 - ``entries`` takes constant time per chunk and copies nothing.
 """
 
@@ -190,7 +191,7 @@ class ReceiveBuffer:
         return chunk
 
     def take_chunk(self, max_bytes: int | None = None) -> bytes:
-        """Take the oldest chunk, or only its first ``max_bytes`` bytes if it is longer.
+        """Take the oldest chunk, or only its first ``max_bytes`` bytes if the chunk is longer.
 
         Returns ``b""`` if the buffer is empty.
         """
@@ -297,9 +298,9 @@ class ReceiveBuffer:
         """Return an iterator over the first lines. The iterator consumes each line that it yields.
 
         Call ``find`` first: it must have found the end of the first line. The iterator yields the
-        whole lines in a piece of the oldest chunk. Each has at most ``max_bytes`` bytes, including
-        its delimiter. There may be none. Any operation except ``append`` and ``len`` ends the
-        iterator, and the lines that it has not yielded remain unread.
+        whole lines in a piece of the oldest chunk, which may be none. Each line has at most
+        ``max_bytes`` bytes, including its delimiter. Any operation except ``append`` and ``len``
+        ends the iterator, and the lines that it has not yielded remain unread.
         """
         search = self._search
         assert search is not None, "call find first"
@@ -340,7 +341,7 @@ class ReceiveBuffer:
         lines.clear()  # ends the iterator
 
     def _yielded_size(self) -> int:
-        """Return how many bytes the lines have that the iterator has yielded, with delimiters."""
+        """Return the total size of the lines that the iterator has yielded, with delimiters."""
         assert self._lines is not None
         left = operator.length_hint(self._lines_iterator)
         if not left:
@@ -410,8 +411,8 @@ class _Search:
     in them. Bytes of ``tail`` before ``start`` are ignored.
 
     Attributes:
-      match_end: the position where the first delimiter after ``start`` ends, or ``None`` if it is
-        not known. It is in chunk ``chunk_number``.
+      match_end: the position where the first delimiter ends that begins at ``start`` or later.
+        This position is in chunk ``chunk_number``. ``None`` if it is not known.
     """
 
     __slots__ = (

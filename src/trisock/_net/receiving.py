@@ -169,7 +169,7 @@ class BufferedReceiver(trio.abc.ReceiveStream):
             return self._connection.buffer.take(await self._find(wanted, limit))
 
     async def _find(self, delimiter: bytes, max_bytes: int) -> int:
-        """Wait for a delimiter. Returns how many bytes there are up to its end. Consumes none."""
+        """Wait for a delimiter. Returns the number of bytes up to its end. Consumes nothing."""
         self._connection.check_open()
         buffer = self._connection.buffer
         waited = False

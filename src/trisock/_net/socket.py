@@ -34,9 +34,9 @@ class ConnectionInfo:
       local: our own address.
       peer: the peer's address.
       side: our side of the connection, ``"client"`` or ``"server"``.
-      isopen: ``Socket.isopen()``.
-      istls: ``Socket.istls()``.
-      tls: ``Socket.tls``.
+      isopen: the result of ``Socket.isopen()``.
+      istls: the result of ``Socket.istls()``.
+      tls: the value of ``Socket.tls``.
       buffered: the number of unread bytes in the receive buffer, including pushed-back ones.
     """
 
@@ -253,7 +253,9 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
             finally:
                 await source.close()
         if count is not None and sent < count:
-            raise EOFError(f"the file ended after {sent} of {count} bytes, which were sent")
+            raise EOFError(
+                f"the file ended after {sent} of {count} bytes; these {sent} bytes were sent"
+            )
         return sent
 
     def _file_failure(self, exc: trio.BrokenResourceError, sent: int) -> trio.BrokenResourceError:

@@ -191,7 +191,7 @@ def _reset_connection(sock: trio.socket.SocketType) -> bool:
 def _close_resets(sock: trio.socket.SocketType) -> bool:
     """Return whether our close(2) with ``LINGER_AND_RESET`` is enough to send RST.
 
-    It is not if another process may hold the connection.
+    It is not enough if another process may hold the connection.
     """
     return sock.family in INTERNET_FAMILIES and not _has_forked and _connect is None
 

@@ -430,7 +430,7 @@ class TLSStream:
     # ---- shutdown ----
 
     async def unwrap(self) -> bytes:
-        """Exchange ``close_notify``. Returns the plain text that followed the peer's.
+        """Exchange ``close_notify``. Returns plain text that arrived after the peer's message.
 
         Raises ``TLSError`` if the peer still sends encrypted data, or ends the connection without
         ``close_notify``. After a failure or a cancellation the connection is unusable.

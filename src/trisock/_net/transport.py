@@ -1,6 +1,7 @@
 """Transport: one connection's descriptor, with no TLS and no buffer.
 
-A Transport wraps a ``trio.SocketStream`` and uses the stream's descriptor. It adds:
+A Transport wraps a ``trio.SocketStream`` and uses the stream's descriptor. The differences from
+the stream are:
 
 - Reads and writes try one plain system call first. The task waits only after ``EAGAIN``.
 - ``receive_nowait`` and ``send_nowait`` never wait. ``peek`` and TLS need them.
@@ -155,7 +156,7 @@ class Transport:
                 self._eagain_count = _MAX_EAGAINS - 1
         while True:
             descriptor = self._raw.fileno()
-            if descriptor < 0:  # closed underneath us
+            if descriptor < 0:  # other code closed the socket
                 self._raise_failure(_CLOSED)
             await trio.lowlevel.wait_readable(descriptor)
             try:
@@ -214,7 +215,7 @@ class Transport:
             return not peek_byte(self._socket)
         except BlockingIOError:  # only urgent data is readable
             return False
-        except trio.ClosedResourceError:  # closed underneath us
+        except trio.ClosedResourceError:  # other code closed the socket
             return True
         except OSError as exc:
             with contextlib.suppress(trio.ClosedResourceError):
@@ -435,7 +436,7 @@ class Transport:
     def _is_drained(self) -> bool:
         """Return whether no input is unread and the peer has acknowledged all data."""
         descriptor = self._socket.fileno()
-        if descriptor < 0:  # closed underneath us
+        if descriptor < 0:  # other code closed the socket
             return True
         return unread_bytes(descriptor) == 0 and unacknowledged_bytes(self._socket) == 0
 
@@ -459,7 +460,7 @@ class Transport:
     def release(self) -> None:
         """Close only our descriptor. The other process that holds it keeps the connection."""
         self.begin_close()
-        with contextlib.suppress(OSError):  # closed underneath us
+        with contextlib.suppress(OSError):  # other code closed the socket
             socket.close(self._socket.detach())
 
     def _close_descriptor(self) -> None:
@@ -483,7 +484,7 @@ class Transport:
         raise trio.ClosedResourceError(*_CLOSED.args)
 
     def _broken_from(self, exc: OSError) -> trio.BrokenResourceError:
-        if exc.errno in _CLOSED_ERRNOS:  # closed underneath us
+        if exc.errno in _CLOSED_ERRNOS:  # other code closed the socket
             raise trio.ClosedResourceError(*_CLOSED.args) from None
         return self.broken(exc.strerror or str(exc))
 

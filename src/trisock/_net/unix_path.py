@@ -1,4 +1,4 @@
-"""How to check and bind the paths of Unix sockets, replace stale paths and remove paths."""
+"""Unix socket paths: check and bind them, replace stale ones, and remove them."""
 
 from __future__ import annotations
 
@@ -199,8 +199,9 @@ def _set_mode(name: str | bytes, mode: int, marked: bool) -> BoundPath:
 def _is_ours(status: os.stat_result, marked: bool) -> bool:
     """Return whether this file is the socket just bound.
 
-    Anyone who may write to the directory can replace the file by another socket, even by one of our
-    own that is to have another mode. Only the marker mode identifies the socket just bound.
+    Anyone who may write to the directory can replace the file by another socket, even by another
+    socket of ours, which is to have another mode. Only the marker mode identifies the socket just
+    bound.
     """
     if not stat.S_ISSOCK(status.st_mode) or status.st_uid != _euid() or status.st_nlink != 1:
         return False
@@ -360,7 +361,7 @@ def _replace_lock(name: str | bytes) -> Iterator[None]:
 
 
 def _open_lock(path: bytes) -> int | None:
-    """Open the lock file. Returns None if there is a file that is not ours."""
+    """Open or create the lock file. Returns None if that is impossible or it is not our file."""
     flags = os.O_RDWR | os.O_CREAT | _O_NOFOLLOW | _O_NONBLOCK
     try:
         descriptor = os.open(path, flags, 0o600)

@@ -260,7 +260,7 @@ class Connection:
         try:
             try:
                 self.transport.check_sending()
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
+            except trio.BrokenResourceError:
                 self.close_immediately()  # the program must not continue in plain text
                 raise
             tls = TLSStream(

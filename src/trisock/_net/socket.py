@@ -253,9 +253,7 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
             finally:
                 await source.close()
         if count is not None and sent < count:
-            raise EOFError(
-                f"the file ended after {sent} of {count} bytes; these {sent} bytes were sent"
-            )
+            raise EOFError(f"the file ended after {sent} of {count} bytes; these were sent")
         return sent
 
     def _file_failure(self, exc: trio.BrokenResourceError, sent: int) -> trio.BrokenResourceError:
@@ -314,7 +312,7 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
             that explains the failure, it was sent to the peer. No data was sent in plain text, and
             none will be.
           trio.BrokenResourceError: an earlier send was cut short. The socket is closed.
-          trio.ClosedResourceError: ``send_eof`` was called. The socket is closed.
+          trio.ClosedResourceError: ``send_eof`` was called. Nothing has changed.
           RuntimeError: the connection already uses TLS. Nothing has changed.
           TypeError, ValueError: an argument is invalid. Nothing has changed.
           trio.BusyResourceError: another task is using the connection. Nothing has changed.

@@ -12,20 +12,20 @@ from .transport import Transport
 
 
 class EndOfTransport(Exception):
-    """EOF of the connection. The reader decides whether the encrypted stream had ended too."""
+    """The connection has reached EOF in the middle of a TLS handshake or shutdown."""
 
 
 class CiphertextStream(trio.abc.Stream):
     """The transport of ``SSLStream``.
 
-    A call is a checkpoint only if it has to wait: ``SSLStream`` acquires a lock before each call,
-    and that is a checkpoint. ``EndOfTransport`` distinguishes EOF of the connection from the end of
-    the encrypted stream.
+    A call is a checkpoint only if it has to wait. ``SSLStream`` needs no more, because before each
+    call it acquires a lock, which is a checkpoint. EOF raises ``EndOfTransport``, to distinguish
+    the end of the connection from the end of the encrypted stream.
 
     Args:
       transport: the connection.
       engine: holds the ciphertext that has arrived.
-      send: sends ciphertext.
+      send: the function that sends ciphertext.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class CiphertextStream(trio.abc.Stream):
         self._send = send
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Return a few whole records, or a part of one. If cancelled, it consumes nothing."""
+        """Return whole records, or part of one record. If cancelled, it consumes nothing."""
         incoming = self._engine.incoming
         if not incoming.pending:
             self._engine.check()
@@ -50,13 +50,13 @@ class CiphertextStream(trio.abc.Stream):
         return bytes(incoming.take_many()[0])
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        # A failed send is reported when SSLStream is done: earlier data from the peer, such as an
-        # alert, can still be read.
+        # TLSStream reports a failed send when SSLStream has finished. Until then, SSLStream can
+        # still read earlier data from the peer, such as an alert.
         with contextlib.suppress(trio.BrokenResourceError):
             await self._send(bytes(data))
 
     async def wait_send_all_might_not_block(self) -> None:
-        """Do nothing: the Socket asks the Transport itself."""
+        """Do nothing: the Socket waits on the Transport directly."""
 
     async def aclose(self) -> None:
-        """Do nothing: the Socket closes."""
+        """Do nothing: the Connection closes the Transport."""

@@ -1,8 +1,8 @@
 """Exclusive use of each direction of a connection.
 
-One task may read while another one sends. A second reader or sender is a bug in the program, and
-gets ``BusyResourceError``. A server's ``broadcast`` is not a bug: it waits for its turn to send,
-and the connection's own task waits for it.
+One task may read while another task sends. A second reader or sender is a bug in the program, and
+gets ``BusyResourceError``. A server's ``broadcast`` is an exception: it waits until an earlier send
+has finished, and later sends wait until the broadcast has finished.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import trio
 
 
 class ConflictDetector:
-    """One task at a time. A second one gets ``BusyResourceError``.
+    """Lets only one task at a time use one direction. A second task gets ``BusyResourceError``.
 
-    A hot path calls ``check`` and sets ``in_use`` itself: two calls fewer than ``with``.
+    Hot paths use ``in_use`` and ``check`` instead of ``with``, to save two function calls.
 
     Attributes:
-      in_use: whether a task is inside.
-      closed: whether the socket is closed. Then a conflict is not the program's fault: the task
-        inside was woken, but has not left yet.
+      in_use: whether a task is using the direction.
+      closed: whether the socket is closed. If so, a second task gets ``ClosedResourceError``,
+        because the program made no mistake: the close has woken the first task, which will stop.
     """
 
     __slots__ = ("_message", "closed", "in_use")
@@ -36,7 +36,7 @@ class ConflictDetector:
         self.in_use = False
 
     def check(self) -> None:
-        """Raise ``BusyResourceError`` if a task is inside."""
+        """Raise ``BusyResourceError`` if a task is using the direction."""
         if self.in_use:
             if self.closed:
                 raise trio.ClosedResourceError("this socket was already closed")
@@ -44,14 +44,14 @@ class ConflictDetector:
 
 
 class SendLock(ConflictDetector):
-    """One sender at a time. The application's tasks conflict, broadcasts wait.
+    """Lets only one task at a time send. Tasks of the application conflict, but broadcasts wait.
 
-    ``async with`` acquires it for a task of the application. A broadcast calls ``acquire`` and
-    ``release`` directly.
+    ``async with`` acquires the lock for a task of the application. A broadcast calls ``acquire``
+    and ``release`` directly.
 
-    Invariant: ``in_use`` is set while a task of the application is inside or waiting, ``locked``
-    while any sender is inside. A sender that leaves passes the lock to the longest waiter, so data
-    is sent in the order of the calls.
+    Invariant: ``in_use`` is set while a task of the application holds the lock or waits for it.
+    ``locked`` is set while any sender holds the lock. A release passes the lock to the task that
+    has waited longest, so data is sent in the order of the calls.
     """
 
     __slots__ = ("locked", "waiters")
@@ -62,7 +62,7 @@ class SendLock(ConflictDetector):
         self.waiters: trio.lowlevel.ParkingLot | None = None
 
     async def __aenter__(self) -> None:
-        """Acquire it for a task of the application. A checkpoint only if it has to wait."""
+        """Acquire the lock for an application task. A checkpoint only if the lock is held."""
         self.__enter__()
         try:
             await self.acquire()
@@ -75,16 +75,16 @@ class SendLock(ConflictDetector):
         self.release()
 
     async def acquire(self) -> None:
-        """Acquire it. A checkpoint only if it has to wait."""
+        """Acquire the lock. A checkpoint only if the lock is held."""
         if self.locked:
             if self.waiters is None:
                 self.waiters = trio.lowlevel.ParkingLot()
-            await self.waiters.park()  # release() leaves it locked for us
+            await self.waiters.park()  # release() does not unlock: it passes the lock to us
         else:
             self.locked = True
 
     def release(self) -> None:
-        """Pass it to the next waiter, or unlock it."""
+        """Pass the lock to the task that has waited longest. If no task waits, unlock."""
         if self.waiters:
             self.waiters.unpark()
         else:

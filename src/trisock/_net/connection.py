@@ -28,7 +28,8 @@ Side = Literal["client", "server"]
 
 ResultT = TypeVar("ResultT")
 
-# A failed send looks for an alert in at most this many records, because it is not a checkpoint.
+# After a failed send, we look for an alert in at most this many records, because the search is not
+# a checkpoint.
 _MAX_RECORDS_BEFORE_ALERT = 1024
 
 _UNREAD_BYTES = "decrypted bytes are unread: read them first"
@@ -50,25 +51,26 @@ class _UnreadError(RuntimeError):
 
 
 class Connection:
-    """One connection: its descriptor, its TLS layer, its unread bytes, and who is using it.
+    """One connection: its descriptor, its TLS layer, its unread bytes and the locks on its use.
 
     Args:
       stream: the connection.
-      side: our side of it.
+      side: our side of the connection.
       raw: the socket under ``stream``, if it is known.
 
     Raises OSError if the connection is already dead (``ENOTCONN``).
 
-    Invariant: ``buffer`` holds unread bytes of ``layer`` only: plain text, or decrypted bytes.
-    ``layer`` is the TLS stream while there is one, and otherwise the transport. Once the connection
-    is closing, ``layer`` is the closed transport, and ``state`` is CLOSING or later.
-    (``transport.closing`` says the same, and is cheaper to read in a hot path.)
+    Invariant: ``layer`` is the TLS stream while there is one, and otherwise the transport.
+    ``buffer`` holds only unread bytes of ``layer``: decrypted bytes under TLS, otherwise plain
+    text. Once the connection is closing, ``layer`` is the closed transport, and ``state`` is
+    CLOSING, CLOSED or ABORTED. (Hot paths read ``transport.closing`` instead, which is cheaper.)
 
     Attributes:
-      generation: incremented when a ``starttls`` or ``stoptls`` begins. A decision made before an
-        await, such as to send encrypted, is valid only while this is unchanged.
-      sending_file: cancels a running ``send_file`` on close. A task that waits for a file is not
-        woken by the descriptor's close.
+      generation: incremented when a ``starttls`` or ``stoptls`` begins. A decision that was made
+        before an await, such as to send encrypted data, is valid only if ``generation`` has not
+        changed since.
+      sending_file: the cancel scope of a running ``send_file``. A close cancels it, because a task
+        that waits for a file is not woken when the descriptor is closed.
     """
 
     __slots__ = (
@@ -127,7 +129,7 @@ class Connection:
         return address_from_sockaddr(self.stream.socket.family, self._local)
 
     def fileno(self) -> int:
-        """Return the file descriptor, -1 once it is closed."""
+        """Return the file descriptor, or -1 once it is closed."""
         return self.stream.socket.fileno()
 
     def is_open(self) -> bool:
@@ -137,7 +139,7 @@ class Connection:
         return bool(self.buffer) or not self.layer.at_end()
 
     def caused(self, exc: BaseException) -> bool:
-        """Return whether this connection caused an error: it broke, ended early or was aborted."""
+        """Return whether this connection caused an error, for example because it was aborted."""
         if type(exc) is trio.ClosedResourceError:  # isinstance may run the program's code
             return self.state is ConnectionState.ABORTED
         return self.transport.caused(exc)
@@ -148,7 +150,7 @@ class Connection:
             raise trio.ClosedResourceError("this socket was already closed")
 
     def check_plain(self) -> None:
-        """Raise an error unless TLS can start: the connection is idle and plain text."""
+        """Raise an error unless TLS can start, which needs an idle, plain-text connection."""
         self._check_idle()
         if self.tls is not None:
             raise RuntimeError("this connection is already using TLS")
@@ -156,16 +158,17 @@ class Connection:
     # ---- data ----
 
     def buffer_received(self, chunk: bytes) -> None:
-        """Buffer a chunk, and all records that can be decrypted without waiting."""
+        """Buffer a chunk, and under TLS also the records that can be decrypted without waiting."""
         self.buffer.append(chunk)
         if self.tls is not None and chunk:
             for record in self.tls.receive_pending():
                 self.buffer.append(record)
 
     def receive_nowait(self) -> bytes | None:
-        """Return the next chunk that has arrived; ``b""`` at EOF; ``None`` if there is none.
+        """Return the next chunk that has arrived, or ``b""`` at EOF.
 
-        Raises only ``ClosedResourceError``, if the stream was closed underneath us.
+        Returns ``None`` if no chunk has arrived, or after an error: the next read raises the error.
+        The only error raised here is ``ClosedResourceError``, if other code has closed the stream.
         """
         if self.tls is not None:
             return self.tls.receive_nowait()
@@ -183,10 +186,11 @@ class Connection:
             raise
 
     def raise_pending_alert(self) -> None:
-        """Raise the peer's alert, if that is why a send failed.
+        """After a failed send, raise the peer's alert if one has arrived.
 
-        In TLS 1.3 a server rejects a client's certificate after the client has finished its
-        handshake. Data that the peer sent before the alert goes into the buffer: nothing is lost.
+        In TLS 1.3, a server may reject a client's certificate after the client has finished its
+        handshake. The client's send then fails, and only the alert tells why. Data that the peer
+        sent before the alert is buffered, so it is not lost.
         """
         tls = self.tls
         if tls is None or self.reading.in_use:
@@ -202,17 +206,18 @@ class Connection:
             raise self.transport.remember_failure(unraised_copy(tls.engine.failure)) from None
 
     async def broadcast(self, data: bytes, generation: int, timeout: float) -> bool:
-        """Send for a server's broadcast, after a send in progress of the connection's own task.
+        """Send the data of a server's broadcast, once no other send is in progress.
 
-        Waits at most ``timeout`` seconds for its turn, then gives up and sends nothing: the
-        connection's own task may be waiting for something other than the peer. Once it has its
-        turn, a peer that does not take the data within ``timeout`` seconds is aborted
+        First it waits at most ``timeout`` seconds for the send lock. If another task holds the lock
+        for longer, it sends nothing. It does not abort the connection, because that task may be
+        waiting for something other than the peer. With the lock, it sends for at most ``timeout``
+        seconds. If the peer has not accepted all data by then, the connection is aborted
         (``trio.TooSlowError``).
 
         The data is meant for the connection as it was at ``generation``. If ``starttls`` or
-        ``stoptls`` has begun since then, nothing is sent and nothing is aborted.
+        ``stoptls`` has begun since then, no send begins, and the connection is not aborted.
 
-        Returns: whether all of it was sent.
+        Returns: whether all of the data was sent.
         """
         if generation != self.generation:
             return False
@@ -227,8 +232,8 @@ class Connection:
             with trio.move_on_after(timeout):
                 await self.send([memoryview(data)])
                 return True
-            # A starttls may be waiting for this lock. Let it proceed: it fails if our send was
-            # cut short.
+            # A starttls may be waiting for this lock. Let it proceed. It raises an error if our
+            # send was cut short.
             if generation != self.generation:
                 return False
             self.abort()
@@ -243,7 +248,8 @@ class Connection:
     ) -> TLSInfo:
         """Start TLS. Unread bytes become the start of the peer's handshake.
 
-        ``close``: whether a failed handshake closes the connection. Otherwise the caller must.
+        ``close``: whether a failed handshake closes the connection gracefully. If False, the caller
+        must close the connection.
         """
         deadline = trio.current_time() + timeout
         try:
@@ -255,7 +261,7 @@ class Connection:
             try:
                 self.transport.check_sending()
             except trio.BrokenResourceError:
-                self.close_immediately()  # the program must not go on in plain text
+                self.close_immediately()  # the program must not continue in plain text
                 raise
             tls = TLSStream(
                 self.transport,
@@ -285,8 +291,8 @@ class Connection:
             if self.tls.engine.can_read and not self.buffer:
                 await self._close_on_error(self._decrypt_pending(self.tls))
             if self.buffer:
-                # A peer that sends without waiting for our reply causes this, so it counts as the
-                # peer's error.
+                # The peer caused this error: it has sent data without waiting for our reply. So
+                # ``caused`` must return True for the error.
                 raise self.transport.remember_failure(_UnreadError(_UNREAD_BYTES))
             trailing = await self._close_on_error(self.tls.unwrap())
             self.tls.release()
@@ -297,7 +303,10 @@ class Connection:
             self._release_both()
 
     async def _decrypt_pending(self, tls: TLSStream) -> None:
-        """Decrypt pending ciphertext until there is data. Lets other tasks run."""
+        """Decrypt pending ciphertext until the buffer has data, or no whole record is left.
+
+        Lets other tasks run in between.
+        """
         while True:
             for record in tls.receive_pending():
                 self.buffer.append(record)
@@ -310,15 +319,16 @@ class Connection:
         self.sending.check()
 
     async def _acquire_both(self, deadline: float = math.inf) -> None:
-        """Keep all other tasks off the connection while its layers change.
+        """Acquire reading and sending, so that no other task uses the layers while they change.
 
-        Waits only for a broadcast in progress. If the deadline passes first (``TooSlowError``), or
-        if cancelled, the socket is closed: the peer expects a TLS message next.
+        Waits only for a broadcast in progress. If the deadline passes before the broadcast ends
+        (``TooSlowError``), or if cancelled, it closes the connection, because the peer expects a
+        TLS message next.
         """
         self.reading.in_use = self.sending.in_use = True
-        self.state = ConnectionState.CHANGING  # broadcasts not yet begun skip us
+        self.state = ConnectionState.CHANGING  # later broadcasts skip this connection
         self.generation += 1
-        self.buffer.commit_lines()  # iterators forget the lines they have split already
+        self.buffer.commit_lines()  # ends iterators over lines; the remaining lines stay unread
         if not self.sending.locked:
             self.sending.locked = True
             return
@@ -347,8 +357,9 @@ class Connection:
     ) -> ResultT:
         """Await a change of the layers. If it fails, close the connection.
 
-        ``gracefully``: whether to close gracefully after an error that the peer caused. That may
-        wait for the peer. A server passes False, and closes later, when the wait holds no slot.
+        ``gracefully``: whether to close gracefully after an error that the peer caused. If False,
+        the caller must close the connection after such an error. A server passes False, because a
+        graceful close may wait for the peer: it first releases the connection's slot.
         """
         try:
             return await change
@@ -367,8 +378,8 @@ class Connection:
     async def close(self, *, complete: bool = True) -> None:
         """Close gracefully. A second close waits for the first one.
 
-        ``complete``: whether the program has sent all its data. If not, there is no
-        ``close_notify``.
+        ``complete``: whether the program has sent all its data. If False, no ``close_notify`` is
+        sent.
         """
         if self.transport.closing:  # closed, or another task is closing it
             try:
@@ -392,7 +403,8 @@ class Connection:
         self.transport.begin_close()
         self._detach(ConnectionState.CLOSING)
         try:
-            # Let woken tasks unwind first: after a partial send there is no close_notify.
+            # Let woken tasks unwind first. If one has sent only part of its data, then
+            # ``final_bytes`` returns no close_notify.
             await trio.lowlevel.checkpoint()
             final_bytes = b""  # close_notify, or the alert of an earlier failure
             if tls is not None and (complete or tls.engine.failure is not None):
@@ -406,9 +418,9 @@ class Connection:
             self._mark_closed()
 
     def close_if_drained(self) -> bool:
-        """Close gracefully if that needs no waiting. Otherwise do nothing, and return False.
+        """Close gracefully and return True if no wait is needed. Otherwise return False.
 
-        Under TLS it always needs waiting: the peer must get ``close_notify``.
+        Under TLS a graceful close always needs a wait, because it sends ``close_notify``.
         """
         if self.transport.closing:
             return self.fileno() < 0
@@ -420,7 +432,7 @@ class Connection:
         return True
 
     def close_immediately(self) -> None:
-        """Close like a cancelled close: like ``abort``, but the kernel keeps sending."""
+        """Close without waiting. Unlike with ``abort``, the kernel still sends queued data."""
         if not self._is_forked():
             self.transport.close_immediately()
         else:
@@ -436,18 +448,19 @@ class Connection:
         self._mark_closed(ConnectionState.ABORTED)
 
     def _is_forked(self) -> bool:
-        """Whether another process began TLS and keeps the connection.
+        """Return whether this process was forked after TLS began.
 
-        If so, closing releases our descriptor and leaves the connection alone.
+        If so, the connection belongs to the process that began TLS. A close in this process closes
+        only our descriptor, and does not end the connection.
         """
         return self.tls is not None and self.tls.engine.forked
 
     def _detach(self, state: ConnectionState) -> None:
-        """Make every later read and send fail on the closed transport."""
+        """Make later reads and sends fail, by passing them to the closed transport."""
         if self.state is not ConnectionState.ABORTED:
             self.state = state
         self.layer = self.transport
-        self.buffer.commit_lines()  # iterators forget the lines they have split already
+        self.buffer.commit_lines()  # ends iterators over lines
         self.reading.closed = self.sending.closed = True
         if self.sending_file is not None:
             self.sending_file.cancel()

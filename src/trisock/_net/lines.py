@@ -11,18 +11,20 @@ from .conflicts import ConflictDetector
 class Lines(NotCopyable):
     """The async iterator that ``Socket.lines`` returns.
 
-    A line is consumed when it is returned, not before: leave the loop at any time.
+    Each line is consumed only when it is returned, so you can leave the loop at any time.
     """
 
-    # A class, because an async generator is not closed when its loop is left early.
+    # This is a class because Python does not close an async generator when a loop is left early.
     #
     # Args:
     #   reading: detects whether another task is reading.
-    #   next_batch: waits for a line, and returns it with the lines after it that have arrived.
+    #   next_batch: waits for a line. Returns the line, and an iterator over later lines that have
+    #     arrived.
     #
     # Invariant: ``_batch`` yields lines that are still in the receive buffer. Any other use of that
     # buffer ends the batch. Each step first checks whether another task is reading, even if the
-    # line is already split: while ``starttls`` waits, unread bytes belong to TLS.
+    # next line is already split off. A waiting ``starttls`` counts as such a task, because all
+    # unread bytes then belong to TLS.
 
     __slots__ = ("_batch", "_next_batch", "_reading")
 
@@ -39,7 +41,7 @@ class Lines(NotCopyable):
         return self
 
     async def __anext__(self) -> bytes:
-        if self._reading.in_use:  # the hot path (row lines): the check is 3 % of it
+        if self._reading.in_use:  # hot path: this takes 3 % of the time (row lines)
             self._reading.check()
         for line in self._batch:
             return line

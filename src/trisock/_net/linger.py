@@ -1,4 +1,4 @@
-"""The lingering close: read until no later input can destroy the sent data."""
+"""The lingering close: read until later input can no longer destroy data that we sent."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import trio
 
 from .syscalls import RECEIVE_SIZE, SEND_FLAGS, BorrowedSocket, unacknowledged_bytes
 
-# A close reads from a peer that is still sending for at most this long (seconds) and this many
-# bytes. The first bound is for a silent or slow peer, the second for a fast one. With 1 MiB instead
-# of 64 MiB, a peer that was uploading 4 MiB lost the last part of our response.
+# A close reads the peer's data for at most this many seconds, and at most this many bytes. The
+# seconds limit a silent or slow peer. The bytes limit a fast peer. With 1 MiB instead of 64 MiB, a
+# peer that was uploading 4 MiB lost the last part of our response.
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 64 * 1024 * 1024
 
-# No event reports an acknowledged send queue, so a close polls it (seconds): first after a loopback
-# round trip, then doubling up to the delay of a delayed ACK (RFC 9293: < 0.5 s, Linux: 40 ms).
+# The kernel does not notify us when the peer has acknowledged all data, so a close polls. The
+# interval (seconds) begins with a loopback round trip. It doubles up to the time by which a peer
+# may delay an ACK (RFC 9293: < 0.5 s, Linux: 40 ms).
 _MIN_POLL_INTERVAL = 0.0005
 _MAX_POLL_INTERVAL = 0.04
 
@@ -30,10 +31,10 @@ async def linger(
 ) -> None:
     """Send ``final_bytes`` and FIN, then read until closing is safe or a limit is reached.
 
-    Closing is safe after the peer's FIN. It is also safe once the peer has acknowledged everything,
-    if it has sent nothing meanwhile: a peer that is sending may send more after the close.
+    Closing is safe after the peer's FIN. Closing is also safe if the peer has acknowledged all
+    data and has sent nothing meanwhile: a peer that is sending may send more after the close.
 
-    Raises OSError if the connection breaks, which also ends the close.
+    Raises OSError if the connection breaks. Then the caller closes immediately.
     """
     drained = 0
     interval = _MIN_POLL_INTERVAL
@@ -48,7 +49,7 @@ async def linger(
         except BlockingIOError:
             data = None
         if data == b"" and not final_bytes:
-            return  # the peer has sent FIN: no later input can cause a RST
+            return  # the peer has sent FIN: no later input can cause RST
         if not final_bytes and not drained and data is None and unacknowledged_bytes(sock) == 0:
             return
         if not final_bytes and not fin_sent:
@@ -62,7 +63,7 @@ async def linger(
             continue
         poll_at = deadline
         if final_bytes or not drained:
-            # No event reports both room in the send queue and the ACK, so poll.
+            # One wait cannot cover input, room in the send queue and ACKs, so poll.
             poll_at = min(trio.current_time() + interval, deadline)
             interval = min(2 * interval, _MAX_POLL_INTERVAL)
         with trio.move_on_at(poll_at):

@@ -4,27 +4,32 @@ Its operations:
 
 - append a chunk that has arrived; push a chunk back to the front;
 - take the oldest chunk (or its first bytes), exactly n bytes, or many lines at once;
-- find the first delimiter, without consuming.
+- find the first delimiter, without consuming anything.
 
-The plan: a queue of chunks as they arrived. The oldest may be partly read, so each entry has the
-offset of its first unread byte, and nothing is moved or copied until it is taken. The queue is two
-lists, with the front one reversed, so that both ends of the queue are ends of lists. Every
-connection has a buffer, and two empty lists take a fifth of the memory of a ``deque``.
+The buffer is a queue of chunks, as they arrived. An entry of the queue is a chunk and the offset of
+its first unread byte, because the oldest chunk may be partly read. Most bytes are not copied until
+they are taken. The queue consists of two lists, ``_front`` in reverse order and ``_back``, so both
+ends of the queue are ends of lists, where changes are cheap. Every connection has a buffer, and two
+empty lists need a fifth of the memory of a ``deque``.
 
 The cost of the operations, for any sizes:
 
-- ``append``, ``push_front``, and ``take_chunk`` of a whole chunk: constant, nothing copied.
-- Memory: at most twice the unread bytes, plus a constant. Runs of small chunks are coalesced, many
-  at a time. A chunk that is mostly read is trimmed. Both copy each byte a constant number of times.
-- ``take`` and ``take_chunk(max_bytes)``: copy the bytes taken once.
-- ``find``: scans at most ``max_bytes`` bytes, and each byte once, even over repeated calls, with
-  any limits and with bytes taken in between. Only the ``len(delimiter) - 1`` bytes on each side of
-  a seam are scanned again. A seam is where two chunks meet, where an earlier call stopped at its
-  limit, and where bytes were pushed back. Another delimiter starts a new search.
-- ``take_lines``: scans each byte of the lines taken once and copies it twice. It also scans the
-  rest of the piece that it splits: fewer bytes than were taken since it last did so, plus
+- ``append``, ``push_front``, and ``take_chunk`` of a whole chunk take constant time and copy
+  nothing.
+- The memory is at most twice the unread bytes, plus a constant. To keep this bound, runs of small
+  chunks are coalesced, many at a time, and a chunk that is mostly read is trimmed. Coalescing and
+  trimming copy each byte a constant number of times.
+- ``take`` and ``take_chunk(max_bytes)`` copy only the bytes that they return, at most twice.
+- ``find`` scans at most ``max_bytes`` bytes. Repeated calls scan each byte once, whatever their
+  limits, and even if bytes are taken between the calls. Only the ``len(delimiter) - 1`` bytes on
+  each side of a seam are scanned again. A seam is a position where two chunks meet, where an
+  earlier call stopped at its limit, or where bytes were pushed back. A call with another delimiter
+  starts a new search.
+- ``take_lines`` scans each byte of the lines that are taken once, and copies it twice. It splits
+  one piece of a chunk at a time, and so it may also scan bytes of the piece that are not taken.
+  Their number is less than the number of bytes taken since the previous such scan, plus
   ``_FIRST_SPLIT_SIZE``.
-- ``entries``: constant for each chunk, nothing copied.
+- ``entries`` takes constant time per chunk and copies nothing.
 """
 
 from __future__ import annotations
@@ -33,22 +38,24 @@ import operator
 import sys
 from collections.abc import Iterator
 
-# Coalesce runs of small chunks, to bound the overhead: a bytes object takes more than 100 bytes in
-# addition to its content, and a peer may send byte by byte. After ``_MAX_UNCOALESCED`` entries have
-# been added to one end of the queue, neighbours smaller than ``_SMALL_CHUNK`` bytes are joined.
+# Runs of small chunks are coalesced, to bound the overhead: an entry takes more than 100 bytes in
+# addition to its content, and a peer may send byte by byte. When ``_MAX_UNCOALESCED`` entries have
+# been added to one end of the queue, adjacent chunks of less than ``_SMALL_CHUNK`` unread bytes are
+# joined.
 _MAX_UNCOALESCED = 256
 _SMALL_CHUNK = 256
 
-# A partly read chunk is trimmed once its read bytes outnumber the unread ones by more than this.
+# A chunk is trimmed when it has more read bytes than unread bytes, and the difference exceeds this.
 _MAX_CONSUMED_BYTES = 16384
 
-# How many bytes of a chunk take_lines splits at a time. It starts small, for a program that reads
-# something else after each line, and is multiplied by 4 after each piece whose lines were all used.
+# take_lines splits a piece of a chunk at a time. The size of the piece, in bytes, begins small,
+# because a program may read something other than lines after each line. It is multiplied by 4
+# whenever all lines of a piece were taken.
 _FIRST_SPLIT_SIZE = 1024
 _MAX_SPLIT_SIZE = 131072
 
-# Maximum number of lines that take_lines takes at a time. Other tasks do not run while these are
-# read.
+# Maximum number of lines that take_lines splits at a time. Other tasks do not run while the program
+# iterates over these lines.
 LINES_AT_A_TIME = 2048
 
 # A chunk, and the offset of its first unread byte.
@@ -62,20 +69,22 @@ _NO_LINES: Iterator[bytes] = iter(())
 class ReceiveBuffer:
     """A queue of chunks that can be read by chunk, by count, by delimiter and by line.
 
-    Invariant: the unread bytes are those of ``_front`` from its last entry to its first, then those
-    of ``_back`` in order. No entry is empty (``start < len(chunk)``), and ``size`` is the sum of
-    the entries' unread bytes. Lines that the iterator of ``take_lines`` has yielded are still
-    counted until ``commit_lines`` consumes them. Since small chunks were last coalesced, the last
-    ``_uncoalesced_front`` entries of ``_front`` and ``_uncoalesced_back`` of ``_back`` have been
-    added: at most ``_MAX_UNCOALESCED`` each.
+    Invariant: the unread bytes are those of ``_front``, from its last entry to its first, and then
+    those of ``_back``, in order. No entry is empty (``start < len(chunk)``), and ``size`` is the
+    sum of the entries' unread bytes. Lines that the iterator of ``take_lines`` has yielded count as
+    unread until ``commit_lines`` consumes them. The last ``_uncoalesced_front`` entries of
+    ``_front`` and the last ``_uncoalesced_back`` entries of ``_back`` may still be coalesced. Both
+    numbers are at most ``_MAX_UNCOALESCED``.
 
-    A position counts bytes from the start of the stream, so taking bytes does not change it. The
-    first unread byte is at ``_stream_end - size``, called ``head``. Chunks are numbered in the same
-    way, and the oldest is ``_chunks_end - _count()``. Pushing back makes both numbers smaller.
+    A position counts bytes from the start of the stream, so it does not change when bytes are
+    taken. The position of the first unread byte is ``_stream_end - size``, and is called ``head``.
+    Chunks are numbered in the same way: the number of the oldest chunk is
+    ``_chunks_end - _count()``. Pushing a chunk back lowers ``head`` and the number of the oldest
+    chunk.
 
     Attributes:
-      size: the number of unread bytes. Before ``commit_lines``, it still includes the lines that
-        were yielded since they were split. 0 always means empty, and ``len()`` is exact.
+      size: the number of unread bytes. It includes lines that the iterator of ``take_lines`` has
+        yielded, until ``commit_lines``. If it is 0, the buffer is empty. ``len()`` is always exact.
     """
 
     __slots__ = (
@@ -111,7 +120,7 @@ class ReceiveBuffer:
     # ---- bytes in ----
 
     def append(self, chunk: bytes) -> None:
-        """Add a chunk at the end. An empty one changes nothing."""
+        """Add a chunk at the end. An empty chunk changes nothing."""
         size = len(chunk)
         if not size:
             return
@@ -124,7 +133,7 @@ class ReceiveBuffer:
         self.size += size
 
     def push_front(self, chunk: bytes) -> None:
-        """Put a chunk in front of all others. An empty one changes nothing."""
+        """Put a chunk in front of all others. An empty chunk changes nothing."""
         if not chunk:
             return
         self.commit_lines()
@@ -133,7 +142,7 @@ class ReceiveBuffer:
             oldest, start = self._front[-1]
             if start:
                 self._uncoalesced_front = max(self._uncoalesced_front, 1)
-                if 2 * start > len(oldest):  # it may stay for long: hold only its unread bytes
+                if 2 * start > len(oldest):  # it may stay for long, so drop its read bytes
                     self._front[-1] = (oldest[start:], 0)
         if self._uncoalesced_front == _MAX_UNCOALESCED:
             self._coalesce_front(head)
@@ -144,18 +153,18 @@ class ReceiveBuffer:
         self.size += len(chunk)
 
     def _coalesce_back(self) -> None:
-        """Coalesce the entries added at the back."""
+        """Coalesce the last ``_uncoalesced_back`` entries of ``_back``."""
         entries = self._back[-self._uncoalesced_back :]
         coalesced = _coalesce_small(entries)
         self._back[-len(entries) :] = coalesced
         first = self._chunks_end - len(entries)
         self._chunks_end += len(coalesced) - len(entries)
-        self._uncoalesced_back = 1  # the last entry may be coalesced again
+        self._uncoalesced_back = 1  # the last entry may be coalesced with later ones
         if self._search is not None and self._search.chunk_number >= first:
             self._search.relocate(coalesced, self._stream_end - sum(map(_unread, coalesced)), first)
 
     def _coalesce_front(self, head: int) -> None:
-        """Coalesce the entries added at the front."""
+        """Coalesce the last ``_uncoalesced_front`` entries of ``_front``."""
         entries = self._front[: -self._uncoalesced_front - 1 : -1]
         coalesced = _coalesce_small(entries)
         first = self._chunks_end - self._count()
@@ -167,19 +176,25 @@ class ReceiveBuffer:
     # ---- bytes out ----
 
     def peek_chunk(self) -> bytes:
-        """Return the unread bytes of the oldest chunk without taking them; ``b""`` if empty."""
+        """Return the unread bytes of the oldest chunk, without taking them.
+
+        Returns ``b""`` if the buffer is empty.
+        """
         self.commit_lines()
         if not self.size:
             return b""
         chunk, start = self._oldest()
-        if start:  # trim it once, so that the next peek does not copy
+        if start:  # trim the chunk now, so that the next peek copies nothing
             chunk = chunk[start:]
             self._front[-1] = (chunk, 0)
             self._uncoalesced_front = max(self._uncoalesced_front, 1)
         return chunk
 
     def take_chunk(self, max_bytes: int | None = None) -> bytes:
-        """Take the oldest chunk, or its first ``max_bytes`` bytes; ``b""`` if empty."""
+        """Take the oldest chunk, or only its first ``max_bytes`` bytes if the chunk is longer.
+
+        Returns ``b""`` if the buffer is empty.
+        """
         self.commit_lines()
         if not self.size:
             return b""
@@ -193,12 +208,12 @@ class ReceiveBuffer:
         return chunk[start:] if start else chunk
 
     def take(self, count: int) -> bytes:
-        """Take exactly ``count`` bytes. The buffer must hold as many."""
+        """Take exactly ``count`` bytes. The buffer must hold at least that many."""
         self.commit_lines()
         assert count <= self.size, "count exceeds the unread bytes"
         if self._front:
             chunk, start = self._front[-1]
-            if count < len(chunk) - start:  # usually it is part of the oldest chunk
+            if count < len(chunk) - start:  # usually the oldest chunk is enough
                 self.size -= count
                 self._consume_to(chunk, start + count)
                 return chunk[start : start + count]
@@ -223,7 +238,7 @@ class ReceiveBuffer:
     def find(self, delimiter: bytes, max_bytes: int = sys.maxsize) -> int | None:
         """Return the number of bytes up to the end of the first delimiter.
 
-        ``None`` if it does not end within the first ``max_bytes`` bytes.
+        Returns ``None`` if no delimiter ends within the first ``max_bytes`` bytes.
         """
         if self._lines is not None:
             self.commit_lines()
@@ -258,9 +273,10 @@ class ReceiveBuffer:
         return None
 
     def _scan_pushed_back(self, search: _Search, head: int, stop: int) -> bool:
-        """Scan the bytes that were pushed back in front of the scanned ones.
+        """Scan bytes that were pushed back in front of bytes that were already scanned.
 
-        Returns False if they contain a delimiter or reach past ``stop``. Then the search restarts.
+        Returns False if a delimiter begins in the pushed-back bytes, or if they reach past
+        ``stop``. The caller then restarts the search.
         """
         end = search.start + len(search.delimiter) - 1
         if end > stop:
@@ -279,16 +295,16 @@ class ReceiveBuffer:
         return True
 
     def take_lines(self, delimiter: bytes, keep_ends: bool, max_bytes: int) -> Iterator[bytes]:
-        """Return an iterator over lines at the front. It consumes each line that it yields.
+        """Return an iterator over the first lines. The iterator consumes each line that it yields.
 
-        ``find`` must have just found the first one. The iterator yields the whole lines in a piece
-        of the oldest chunk, perhaps none, each at most ``max_bytes`` long including its delimiter.
-        Any operation but ``append`` and ``len`` ends it; lines that it has not yielded remain
-        unread.
+        Call ``find`` first: it must have found the end of the first line. The iterator yields the
+        whole lines in a piece of the oldest chunk, which may be none. Each line has at most
+        ``max_bytes`` bytes, including its delimiter. Any operation except ``append`` and ``len``
+        ends the iterator, and the lines that it has not yielded remain unread.
         """
         search = self._search
         assert search is not None, "call find first"
-        # The index of the chunk where the delimiter ends.
+        # The index, in the queue, of the chunk in which the first delimiter ends.
         index = search.chunk_number - (self._chunks_end - self._count())
         if index and not self._merge_oldest_two(index):
             return iter(())
@@ -307,7 +323,7 @@ class ReceiveBuffer:
         return self._lines_iterator
 
     def commit_lines(self) -> None:
-        """Consume the lines that the iterator has yielded, and end it."""
+        """Consume the lines that ``take_lines``'s iterator has yielded, and end the iterator."""
         lines = self._lines
         if lines is None:
             return
@@ -325,7 +341,7 @@ class ReceiveBuffer:
         lines.clear()  # ends the iterator
 
     def _yielded_size(self) -> int:
-        """Return the size of the lines that the iterator has yielded."""
+        """Return the total size of the lines that the iterator has yielded, with delimiters."""
         assert self._lines is not None
         left = operator.length_hint(self._lines_iterator)
         if not left:
@@ -336,12 +352,16 @@ class ReceiveBuffer:
     # ---- the queue ----
 
     def _oldest(self) -> Entry:
-        """Return the oldest entry and make it the last of ``_front``. The queue must have one."""
+        """Return the oldest entry, and make it the last entry of ``_front`` if it was not.
+
+        The queue must not be empty.
+        """
         if not self._front:
             self._back.reverse()
             self._front, self._back = self._back, self._front
-            # The uncoalesced entries are now at the far end. That is at most one group of them: the
-            # lists are swapped again only when all these entries are taken.
+            # The uncoalesced entries of ``_back`` are now the first entries of ``_front``, so we
+            # stop counting them. There are at most ``_MAX_UNCOALESCED`` of them, because the lists
+            # are swapped again only when all have been taken.
             self._uncoalesced_front = self._uncoalesced_back = 0
         return self._front[-1]
 
@@ -351,23 +371,24 @@ class ReceiveBuffer:
             self._uncoalesced_front -= 1
 
     def _consume_to(self, chunk: bytes, start: int) -> None:
-        """Set the offset of the oldest chunk's first unread byte, and trim the chunk if due."""
+        """Set the offset of the oldest chunk's first unread byte. Trim the chunk if mostly read."""
         if 2 * start > len(chunk) + _MAX_CONSUMED_BYTES:
             chunk, start = chunk[start:], 0
             self._uncoalesced_front = max(self._uncoalesced_front, 1)
         self._front[-1] = (chunk, start)
 
     def _merge_oldest_two(self, index: int) -> bool:
-        """Merge the two oldest chunks if the delimiter that ``find`` found ends in the second.
+        """Merge the two oldest chunks if the first delimiter ends in the second chunk.
 
-        Returns False if it ends later or the second is large: then take the line on its own.
+        ``index``: the index of the chunk in which the delimiter ends. Returns False if that is a
+        later chunk, or if the second chunk is large. Then the caller must take the line by itself.
         """
         second, second_start = self._chunk(1)
         if index > 1 or len(second) > _MAX_SPLIT_SIZE:
             return False
         first, start = self._oldest()
         self._pop_oldest()
-        self._oldest()  # the second
+        self._oldest()  # makes the second chunk the last entry of _front
         self._front[-1] = (first[start:] + second[second_start:], 0)
         return True
 
@@ -375,22 +396,23 @@ class ReceiveBuffer:
         return len(self._front) + len(self._back)
 
     def _chunk(self, index: int) -> Entry:
-        """Return an entry by its index in the queue; the oldest is 0."""
+        """Return an entry by its index in the queue. The oldest entry has index 0."""
         front = len(self._front)
         return self._front[front - 1 - index] if index < front else self._back[index - front]
 
 
 class _Search:
-    """The progress of the search for one delimiter. Positions are those of the buffer.
+    """The progress of the search for one delimiter. ``ReceiveBuffer`` explains positions.
 
     Invariant: no delimiter begins at ``start`` or later and ends at ``end`` or earlier. The next
-    byte to scan is at ``end``, in chunk ``chunk_number``. The chunk's unread bytes began at
-    ``chunk_position`` when it was first scanned. ``tail`` is the last bytes before ``end``, at most
-    ``len(delimiter) - 1``: a delimiter may begin there. Only those from ``start`` on count.
+    byte to scan is at ``end``, in chunk ``chunk_number``. ``chunk_position`` is the position of
+    that chunk's first unread byte. (``find`` updates it if bytes of the chunk were taken.) ``tail``
+    is the last bytes before ``end``, at most ``len(delimiter) - 1``, because a delimiter may begin
+    in them. Bytes of ``tail`` before ``start`` are ignored.
 
     Attributes:
-      match_end: where the first delimiter at ``start`` or later ends, if known. It ends in chunk
-        ``chunk_number``.
+      match_end: the position where the first delimiter ends that begins at ``start`` or later.
+        This position is in chunk ``chunk_number``. ``None`` if it is not known.
     """
 
     __slots__ = (
@@ -415,10 +437,10 @@ class _Search:
         self.match_end: int | None = None
 
     def scan(self, chunk: bytes, start: int, stop: int) -> int | None:
-        """Scan the chunk up to ``stop``; return ``match_end`` if a delimiter ends there."""
+        """Scan the chunk up to ``stop``. Returns ``match_end`` if it finds a delimiter."""
         delimiter = self.delimiter
         end = self.end
-        start -= self.chunk_position  # converts positions to offsets in the chunk
+        start -= self.chunk_position  # added to a position, gives the offset in the chunk
         offset = start + end
         limit = start + stop
         if limit > len(chunk):
@@ -426,7 +448,7 @@ class _Search:
         overlap = len(delimiter) - 1
         tail = self.tail
         if tail:
-            if len(tail) > end - self.start:  # part of it was taken
+            if len(tail) > end - self.start:  # part of the tail was taken
                 tail = tail[len(tail) - (end - self.start) :]
             seam = tail + chunk[offset : min(offset + overlap, limit)]
             index = seam.find(delimiter)
@@ -446,7 +468,10 @@ class _Search:
         return None
 
     def keep_from(self, head: int) -> bool:
-        """Keep the progress from ``head`` on: bytes are pushed back before it. False if none."""
+        """Keep only the progress from ``head`` on, because bytes are pushed back before ``head``.
+
+        Returns False if there is no such progress.
+        """
         if self.match_end is not None and self.match_end - len(self.delimiter) < head:
             self.match_end = None  # part of the match was taken
         if self.match_end is None and self.end <= head:
@@ -457,7 +482,10 @@ class _Search:
         return True
 
     def relocate(self, chunks: list[Entry], position: int, number: int) -> None:
-        """Find the chunk to scan next after coalescing, from the chunk with this number on."""
+        """Find the chunk to scan next, after these chunks were coalesced.
+
+        ``position`` and ``number`` are those of the first of these chunks.
+        """
         for entry in chunks:
             if self.end < position + _unread(entry):
                 break
@@ -472,7 +500,7 @@ def _unread(entry: Entry) -> int:
 
 
 def _coalesce_small(entries: list[Entry]) -> list[Entry]:
-    """Return the same bytes with runs of small chunks coalesced."""
+    """Return entries with the same unread bytes, but with runs of small chunks coalesced."""
     coalesced: list[Entry] = []
     small: list[bytes] = []
     for entry in entries:

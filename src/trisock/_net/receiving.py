@@ -16,16 +16,17 @@ from .._errors import IncompleteReadError, LimitExceededError, new_incomplete_re
 from .connection import Connection
 from .lines import Lines
 
-# After this many reads in a row from the receive buffer, the next one lets other tasks run. Such a
-# read takes microseconds, so 64 of them delay nobody, and the pass through the scheduler costs
-# little.
+# One in this many reads from the receive buffer lets other tasks run. Such a read takes
+# microseconds, so 64 of them delay no other task noticeably, and one pass through the scheduler per
+# 64 reads costs little.
 READS_PER_CHECKPOINT = 64
 
 
 class BufferedReceiver(trio.abc.ReceiveStream):
-    """Reads from a Connection.
+    """The read methods of ``Socket``.
 
-    A base class of ``Socket``: delegating to a member would cost 90 ns per call.
+    This is a base class of ``Socket``, because delegating to an attribute would cost 90 ns per
+    call.
     """
 
     __slots__ = ("__weakref__", "_connection", "_reads_since_checkpoint")
@@ -40,14 +41,15 @@ class BufferedReceiver(trio.abc.ReceiveStream):
     async def recv(self, max_bytes: int | None = None) -> bytes:
         """Return the oldest chunk of received data, or ``b""`` at the end of the stream.
 
-        A chunk is the result of one read from the kernel or, under TLS, one record. Pushed-back
-        data is a chunk as well. Small chunks are coalesced when more than 256 are unread.
+        A chunk is the result of one read from the kernel or, under TLS, one record. Data that was
+        pushed back with ``unrecv`` is also a chunk. Small chunks are coalesced when more than 256
+        are unread.
 
         Args:
-          max_bytes: return at most this many bytes of the chunk. The rest is the next chunk.
+          max_bytes: return at most this many bytes of the chunk. The rest becomes the next chunk.
 
         Raises:
-          trio.BrokenResourceError: the connection is broken (``TLSError`` is one of these).
+          trio.BrokenResourceError: the connection is broken (``TLSError`` is a subclass).
           ValueError, TypeError: ``max_bytes`` is not a positive int.
 
         If cancelled, it consumes nothing. Source: Pluto's ``socket.recv``.
@@ -79,9 +81,10 @@ class BufferedReceiver(trio.abc.ReceiveStream):
     async def peek(self) -> bytes | None:
         """Return the chunk that ``recv`` would return next, without consuming it or waiting for it.
 
-        Also reads, and decrypts, data that has arrived in the kernel. Returns ``None`` if nothing
-        has arrived, and ``b""`` at the end of the stream. Does not raise an error that the peer
-        caused: it returns ``None``, and the next ``recv`` raises.
+        If the receive buffer is empty, ``peek`` reads what has arrived in the kernel, and decrypts
+        it under TLS. Returns ``None`` if nothing has arrived, and ``b""`` at the end of the stream.
+        After an error that the peer caused, it returns ``None``, and the next ``recv`` raises the
+        error.
 
         If cancelled, it consumes nothing. Source: Pluto's ``socket.peek``.
         """
@@ -98,16 +101,17 @@ class BufferedReceiver(trio.abc.ReceiveStream):
             return chunk
 
     def unrecv(self, data: Buffer) -> None:
-        """Push data back to the front of the receive buffer: the last push is received first.
+        """Push data back to the front of the receive buffer, so that it is received next.
 
-        Empty data changes nothing. After EOF, pushed-back data is read first, and then EOF again.
-        If ``starttls`` follows, the data becomes the start of the peer's TLS handshake.
+        Empty data changes nothing. Data may be pushed back even after EOF: the next reads return
+        the data, and then EOF again. If ``starttls`` follows, the data becomes the start of the
+        peer's TLS handshake.
 
         Args:
           data: bytes, bytearray or memoryview. It is copied if it is mutable.
 
         Raises:
-          TypeError: ``data`` is of another type.
+          TypeError: ``data`` is not bytes, bytearray or memoryview.
           trio.BusyResourceError: another task is reading, so the position in the stream is unknown.
 
         Source: Pluto's ``socket.unrecv``.
@@ -121,7 +125,8 @@ class BufferedReceiver(trio.abc.ReceiveStream):
         """Return exactly ``n`` bytes.
 
         Raises:
-          IncompleteReadError: the stream ended first. The bytes that arrived stay unread.
+          IncompleteReadError: the stream ended before ``n`` bytes arrived. The bytes that did
+            arrive stay unread.
           trio.BrokenResourceError: the connection is broken.
           ValueError, TypeError: ``n`` is not an int of 0 or more.
 
@@ -145,13 +150,15 @@ class BufferedReceiver(trio.abc.ReceiveStream):
         """Return everything up to and including the first delimiter.
 
         Args:
-          delimiter: the bytes to search for; at least one.
-          max_bytes: how many bytes to search, including the delimiter. At most this and one more
-            read are buffered (128 KiB; under TLS all records in it).
+          delimiter: the bytes to search for. It must not be empty.
+          max_bytes: how many bytes to search, including the delimiter. The buffer holds at most
+            ``max_bytes`` plus the result of one more read (128 KiB, or under TLS, all records in
+            128 KiB).
 
         Raises:
           LimitExceededError: there is no delimiter within ``max_bytes``.
-          IncompleteReadError: the stream ended first. ``expected`` is ``None``.
+          IncompleteReadError: the stream ended before the delimiter arrived. The ``expected`` of
+            the error is ``None``.
           trio.BrokenResourceError: the connection is broken.
 
         If it fails or is cancelled, it consumes nothing.
@@ -162,7 +169,7 @@ class BufferedReceiver(trio.abc.ReceiveStream):
             return self._connection.buffer.take(await self._find(wanted, limit))
 
     async def _find(self, delimiter: bytes, max_bytes: int) -> int:
-        """Wait for a delimiter and return where it ends. Consumes nothing."""
+        """Wait for a delimiter. Returns the number of bytes up to its end. Consumes nothing."""
         self._connection.check_open()
         buffer = self._connection.buffer
         waited = False
@@ -181,18 +188,19 @@ class BufferedReceiver(trio.abc.ReceiveStream):
     ) -> Lines:
         r"""Iterate over lines: ``async for line in sock.lines():``.
 
-        The iterator holds no bytes: leave the loop at any time, and the next read continues there.
-        Lines that have arrived together come without a checkpoint, at most 2048 in a row.
+        The iterator holds no bytes. You can leave the loop at any time, and the next read starts at
+        the next line. Between lines that arrived together there is no checkpoint, for at most 2048
+        lines in a row.
 
         Args:
           delimiter: the end of a line, such as ``b"\r\n"``.
           keep_ends: whether lines keep their delimiter.
-          max_bytes: the longest line, in bytes, including the delimiter. At most this and one more
-            read are buffered, as in ``recv_until``.
+          max_bytes: the maximum length of a line, in bytes, including the delimiter. It limits the
+            buffer as in ``recv_until``.
 
         Raises:
-          IncompleteReadError: the stream ended in the middle of a line. Its bytes stay unread: a
-            command that was cut short must not be taken for a complete one.
+          IncompleteReadError: the stream ended in the middle of a line. The bytes of this line stay
+            unread. They are not returned, because a command that was cut short may look complete.
           LimitExceededError: a line is longer than ``max_bytes``.
 
         If cancelled, it consumes nothing: the next read starts at the next line.
@@ -208,7 +216,7 @@ class BufferedReceiver(trio.abc.ReceiveStream):
     async def _next_lines(
         self, delimiter: bytes, keep_ends: bool, max_bytes: int
     ) -> tuple[bytes, Iterator[bytes]]:
-        """Return the next line, and an iterator over the lines after it that have arrived."""
+        """Wait for a line. Returns it, and an iterator over later lines that have arrived."""
         with self._connection.reading:
             try:
                 end = await self._find(delimiter, max_bytes)
@@ -220,11 +228,13 @@ class BufferedReceiver(trio.abc.ReceiveStream):
             self._reads_since_checkpoint += operator.length_hint(batch)
             for line in batch:
                 return line, batch
-            line = self._connection.buffer.take(end)  # it spans chunks
+            line = self._connection.buffer.take(end)  # the line spans chunks
             return line if keep_ends else line[: -len(delimiter)], batch
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Do the same as ``recv``, for ``trio.abc.ReceiveStream``. Always a full checkpoint.
+        """Do the same as ``recv``, but always as a full checkpoint.
+
+        This method implements ``trio.abc.ReceiveStream``.
 
         If cancelled, it consumes nothing.
         """

@@ -1,14 +1,15 @@
-"""The source of ``Socket.send_file``: it reads from any kind of binary file object.
+"""How ``Socket.send_file`` reads from any kind of binary file object.
 
-Other users of the file do not change the sent data, and waiting for a file blocks nothing else:
+Several sends may share a file, and waiting for a file does not block other tasks. Each kind of file
+needs its own way to ensure this:
 
-- A regular file or block device is read by offset, through a duplicate of its descriptor. So its
-  position does not matter, and the caller may close the file meanwhile.
-- A pipe, terminal or socket is polled, through a duplicate too. A silent one needs no thread, and
-  the wait can be cancelled at any time.
+- A regular file or block device is read by offset, through a duplicate of its descriptor. So the
+  file's position does not matter, and the caller may close the file meanwhile.
+- A pipe, terminal or socket is polled, also through a duplicate of its descriptor. The wait for
+  data needs no thread and can be cancelled at any time.
 - An ``io.BytesIO`` is sent with its contents at the time of the call.
-- Any other object (``gzip.GzipFile``, a user-defined class) seeks and reads in one call in a worker
-  thread, under a lock shared by all sends of the same object.
+- Any other object (``gzip.GzipFile``, a user-defined class) is read in a worker thread. One thread
+  call seeks and reads, under a lock that all sends of the same object share.
 """
 
 from __future__ import annotations
@@ -32,17 +33,17 @@ import trio
 from .tls_stream import SendState, TLSStream
 from .transport import Transport
 
-# How many bytes are read at a time where sendfile(2) is not used.
+# How many bytes are read at a time when sendfile(2) is not used.
 FILE_CHUNK = 262_144
 
-# How many threads may read at a time. Files have their own limiters: threads under the default one
-# (``trio.to_thread``) also resolve names, which may take minutes. Regular files and file objects
-# have one each, because an object's ``read`` may wait for anything.
+# How many threads may read at the same time, per limiter. We do not use Trio's default limiter,
+# because its threads also resolve host names, which may take minutes. Regular files have one
+# limiter and file objects have another, because an object's ``read`` may wait for anything.
 _MAX_READERS = 40
 
-# How long (seconds) a cancelled send waits for a thread that is reading from the disk. Nearly
-# always the thread is done by then, and ``send_file`` closes the duplicate before it ends. If the
-# disk takes longer (NFS), the thread closes it.
+# How long (seconds) a cancelled send waits for a thread that is reading from the disk. The thread
+# closes the duplicate descriptor after the read. Nearly always the read is done within this time,
+# so the duplicate is closed before ``send_file`` returns. A slow disk (NFS) may take longer.
 _CLOSE_TIMEOUT = 1.0
 
 ResultT = TypeVar("ResultT")
@@ -55,8 +56,8 @@ class Source:
     """The source of a send.
 
     Attributes:
-      consumes: whether reading removes the bytes from the file, as from a pipe.
-      size: the size of a regular file at the call; ``None`` if it is unknown.
+      consumes: whether a read removes the bytes from the file, as with a pipe.
+      size: the size of the file when ``send_file`` was called, or ``None`` if it is unknown.
       descriptor: a descriptor that ``os.sendfile`` can read by offset, or ``None``.
     """
 
@@ -68,25 +69,28 @@ class Source:
         """Prepare for the first read. May wait."""
 
     async def wait_readable(self) -> bool:
-        """Wait until ``read`` can return something. False at a known EOF."""
+        """Wait until ``read`` can return at once. Returns False if EOF is known to be reached."""
         return True
 
     async def read(self, offset: int, size: int) -> bytes | memoryview | None:
-        """Return a piece: empty at EOF, ``None`` if another reader took it first."""
+        """Return a piece of the file, which is empty at EOF.
+
+        Returns ``None`` if another reader has taken the data first.
+        """
         raise NotImplementedError  # pragma: no cover (each kind has its own)
 
     def has_shrunk(self) -> bool:
-        """Return whether the file is now shorter than at the call."""
+        """Return whether the file is now shorter than when ``send_file`` was called."""
         return False
 
     async def close(self) -> None:
-        """Close this source's own descriptor, even when cancelled. Not a checkpoint."""
+        """Close this source's duplicate descriptor, even if cancelled. Not a checkpoint."""
 
 
 def open_source(file: Any) -> Source:
-    """Open a file object as a source, with no await: from now on nobody can swap the file."""
+    """Return a source for a file object. Not async, so no other task can close the file first."""
     if isinstance(file, io.BytesIO) and _is_builtin(file.read) and _is_builtin(file.getvalue):
-        return _InMemory(file.getvalue())  # copied only if somebody writes to the file
+        return _InMemory(file.getvalue())  # copied only if the file changes
     raw = _raw_of(file)
     if raw is None:
         return _FileObject(file)
@@ -94,9 +98,10 @@ def open_source(file: Any) -> Source:
 
 
 def _raw_of(file: Any) -> io.FileIO | socket.SocketIO | None:
-    """Return the raw file below a file object, if reading the descriptor gives the same bytes.
+    """Return the raw file below a file object, if reading its descriptor gives the same bytes.
 
-    It does not for a ``GzipFile``, which has a descriptor, nor for a class with its own ``read``.
+    Returns ``None`` if the bytes may differ: for a ``GzipFile``, although it has a descriptor, and
+    for a class with its own ``read``.
     """
     raw = getattr(file, "raw", file)
     if isinstance(raw, io.FileIO):
@@ -108,7 +113,7 @@ def _raw_of(file: Any) -> io.FileIO | socket.SocketIO | None:
         ):
             return None
     elif isinstance(raw, socket.SocketIO):
-        if type(getattr(raw, "_sock", None)) is not socket.socket:  # an SSLSocket decrypts
+        if type(getattr(raw, "_sock", None)) is not socket.socket:  # SSLSocket decrypts
             return None
     else:
         return None
@@ -133,8 +138,8 @@ async def send_file(
 ) -> None:
     """Send part of a file. Stops early at EOF. A full checkpoint.
 
-    Calls ``on_sent`` with the size of each piece. If the file ends too early under TLS,
-    the stream stays IN_MESSAGE: ``close_notify`` would claim that the file was complete.
+    Calls ``on_sent`` with the size of each piece. If the file is too short, ``tls.send_state``
+    stays IN_MESSAGE, so that no ``close_notify`` claims that the file was complete.
     """
     if source.consumes and offset:
         raise OSError(errno.ESPIPE, os.strerror(errno.ESPIPE))
@@ -155,8 +160,8 @@ async def send_file(
                 if not await source.wait_readable():
                     break
                 if not started:
-                    # Bytes read from a pipe cannot be put back. So wait until there is room to send
-                    # them: until then, a cancellation loses nothing.
+                    # Bytes that were read from a pipe cannot be put back. So wait for room to send
+                    # before the first read: a cancellation of this wait loses no bytes.
                     transport.check_sending()
                     await layer.wait_writable()
             piece = await source.read(offset, int(min(FILE_CHUNK, left)))
@@ -169,7 +174,7 @@ async def send_file(
             await layer.send([memoryview(piece)])
             started = True
             if tls is not None:
-                tls.send_state = SendState.IN_MESSAGE  # send has just reset it
+                tls.send_state = SendState.IN_MESSAGE  # layer.send has reset it
             offset += len(piece)
             left -= len(piece)
             on_sent(len(piece))
@@ -197,15 +202,15 @@ class _InMemory(Source):
 
 
 class _FileObject(Source):
-    """A file object. We use only its methods.
+    """A file object of which we use only the methods.
 
-    Other code may move its position. So each read is a seek and a read in one thread call, which no
-    other send of the same object can interrupt.
+    Another send of the same object may move the object's position. So each read is a seek and a
+    read in one thread call, under a lock that all sends of the object share.
     """
 
-    # The objects being sent from: the number of sends and their lock. Keyed by identity, because an
-    # object's class may not be hashable. Each send holds a reference, so no other object gets the
-    # same id.
+    # For each object that is being sent: the number of its sends, and the lock that they share. The
+    # keys are ids, because some objects cannot be hashed. Each send holds a reference to its
+    # object, so no other object can get the same id.
     _locks: ClassVar[dict[int, tuple[int, threading.Lock]]] = {}
     _locks_guard: ClassVar[threading.Lock] = threading.Lock()
 
@@ -219,8 +224,8 @@ class _FileObject(Source):
             self._locks[id(file)] = users + 1, self._lock
 
     async def read(self, offset: int, size: int) -> Any:
-        # Not abandoned when cancelled: the thread would use the user's object after the send had
-        # ended.
+        # If cancelled, wait for the thread. An abandoned thread would use the user's object after
+        # the send had ended.
         return await _in_thread(_object_readers, self._read, offset, size)
 
     def _read(self, offset: int, size: int) -> Any:
@@ -264,7 +269,7 @@ async def _in_thread(
 if sys.platform == "win32":  # pragma: no cover (tests run on Linux)
 
     def _open_descriptor(descriptor: int, file: Any) -> Source:
-        # Windows has no pread and waits only for sockets.
+        # Windows has no pread, and Trio can wait only for sockets there.
         status = os.fstat(descriptor)
         return _FileObject(file, status.st_size if stat.S_ISREG(status.st_mode) else None)
 
@@ -284,7 +289,8 @@ else:
     class _OnDisk(Source):
         """A regular file or a block device.
 
-        Invariant: the duplicate is open until ``close``, or until a thread that is reading ends.
+        Invariant: the duplicate is open until ``close``. If a thread is reading then, the duplicate
+        is open until that read ends.
         """
 
         def __init__(self, duplicate: int, status: os.stat_result, file: Any) -> None:
@@ -313,12 +319,12 @@ else:
                 return b""  # pread(2) fails at the highest offsets
             data = await _in_thread(_disk_readers, self._read, offset, size, abandon_on_cancel=True)
             if self._regular and self.size is None and os.fstat(self._duplicate).st_size:
-                return b""  # empty at the call, and has grown since
+                return b""  # the file was empty at the call and has grown since
             return data
 
         def _read(self, offset: int, size: int) -> bytes:
             with self._lock:
-                if self._closed:  # cancelled before the thread began
+                if self._closed:  # the send was cancelled before this thread began
                     return b""
                 self._reading = True
             try:
@@ -347,22 +353,23 @@ else:
                 await self._done.wait()
 
     class _Pollable(Source):
-        """A pipe, terminal or socket: it has no offsets and may be silent.
+        """A pipe, terminal or socket. It has no offsets, and a read may have to wait for data.
 
-        Other programs may share the open file, so we do not make it non-blocking: that would affect
-        them too. Instead each read follows a successful poll, with no await in between.
+        Other programs may share the open file. We do not make the file non-blocking, because that
+        would affect these programs. Instead, each read follows a successful poll, with no await in
+        between.
         """
 
         consumes = True
 
         def __init__(self, duplicate: int, buffered: io.BufferedReader | None) -> None:
             self._duplicate = duplicate
-            self._buffered = buffered  # None once its buffer is empty
+            self._buffered = buffered  # None once Python's buffer is empty
             self._poll = select.poll()
             self._poll.register(duplicate, select.POLLIN)
 
         def _has_buffered(self) -> bool:
-            """Return whether Python has read ahead. Reads nothing."""
+            """Return whether Python's buffer has bytes. Does not read from the descriptor."""
             if self._buffered is not None and not _peek(self._buffered):
                 self._buffered = None
             return self._buffered is not None
@@ -370,7 +377,7 @@ else:
         async def wait_readable(self) -> bool:
             while not self._has_buffered():
                 if events := self._poll.poll(0):
-                    # POLLHUP alone means EOF. (Reading from a terminal would then fail.)
+                    # POLLHUP alone means EOF. (A read from a terminal would then fail.)
                     return events[0][1] != select.POLLHUP
                 await trio.lowlevel.wait_readable(self._duplicate)
             return True
@@ -391,8 +398,8 @@ else:
     def _peek(file: io.BufferedReader) -> bytes:
         """Return the contents of a file's buffer without filling it.
 
-        ``peek`` reads from the raw file if the buffer is empty, and nothing else can tell. So for a
-        moment the raw file reports that it would block.
+        ``peek`` reads from the raw file if the buffer is empty, and no other method shows whether
+        it is empty. So during this call, the raw file reports that a read would block.
         """
         attributes = vars(file.raw)
         attributes["readinto"] = lambda _: None

@@ -1,6 +1,7 @@
 """Socket: the public interface of one connection.
 
-The reads are in ``receiving``. The layers and their changes are in ``connection``.
+The read methods are in ``receiving``. The layers of a connection (TLS and the transport), and the
+changes of these layers, are in ``connection``.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ class ConnectionInfo:
       local: our own address.
       peer: the peer's address.
       side: our side of the connection, ``"client"`` or ``"server"``.
-      isopen: ``Socket.isopen()``.
-      istls: ``Socket.istls()``.
-      tls: ``Socket.tls``.
+      isopen: the result of ``Socket.isopen()``.
+      istls: the result of ``Socket.istls()``.
+      tls: the value of ``Socket.tls``.
       buffered: the number of unread bytes in the receive buffer, including pushed-back ones.
     """
 
@@ -49,14 +50,14 @@ class ConnectionInfo:
 
 
 class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
-    """A connection that can start TLS, and end it again.
+    """A connection that can start TLS, and can later return to plain text.
 
-    ``connect``, a ``Listener`` and a ``Server`` make Sockets. The constructor takes over a
-    ``trio.SocketStream``.
+    ``connect``, ``Listener`` and ``Server`` create Sockets. The constructor creates one from a
+    ``trio.SocketStream``, which only the Socket may use afterwards.
 
     Args:
       stream: the connection.
-      side: our side of it, ``"client"`` or ``"server"``.
+      side: our side of the connection, ``"client"`` or ``"server"``.
 
     Raises:
       TypeError: ``stream`` is not a ``trio.SocketStream``.
@@ -67,8 +68,8 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
     ``trio.BusyResourceError``. Every async method is a cancel point. A cancelled read loses no
     bytes. ``send``, ``starttls`` and ``close`` document the effect of their cancellation.
 
-    After ``close`` every method raises ``trio.ClosedResourceError``, except ``close``, ``abort``
-    and the methods that only report (addresses, ``tls``, ``isopen``, ``info``).
+    After ``close``, every method raises ``trio.ClosedResourceError``, except ``close``, ``abort``
+    and the methods that only return information (addresses, ``tls``, ``isopen``, ``info``).
 
     A Socket cannot be copied or pickled (``TypeError``).
     """
@@ -97,24 +98,25 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
     async def send(self, *buffers: Buffer) -> None:
         """Send all bytes of all buffers, in order, with as few system calls as possible.
 
-        On a plain-text connection nothing is copied: do not modify a buffer before it returns.
+        On a plain-text connection the buffers are not copied, so do not modify them before ``send``
+        returns.
 
         Raises:
-          trio.BrokenResourceError: the connection is broken (``TLSError`` is one of these). Data
+          trio.BrokenResourceError: the connection is broken (``TLSError`` is a subclass). Data
             that the peer sent earlier can still be read.
           TypeError: a buffer is not bytes, bytearray or memoryview. Nothing was sent.
 
         If cancelled before the first byte is sent, nothing changes. If cancelled later, an unknown
-        part was sent, and every later send fails (``BrokenResourceError``); under TLS every later
-        read fails too. Source: Pluto's ``socket.send``.
+        part of the data was sent, and every later send fails (``BrokenResourceError``). Under TLS
+        every later read also fails. Source: Pluto's ``socket.send``.
         """
         views: tuple[bytes | memoryview, ...]
         if len(buffers) == 1 and type(buffers[0]) is bytes:
             views = (buffers[0],)
         else:
             views = tuple(map(bytes_view, buffers))
-        # ``async with connection.sending: await connection.send(views)``, inlined: the hot path
-        # (rows echo1 and send).
+        # This inlines ``async with connection.sending: await connection.send(views)``, because it
+        # is the hot path (rows echo1 and send).
         connection = self._connection
         lock = connection.sending
         if lock.in_use:
@@ -161,39 +163,41 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
     ) -> int:
         """Send a file, or a part of it.
 
-        On a plain-text connection the kernel sends a regular file by itself (``os.sendfile``).
-        Otherwise worker threads read it at explicit offsets. Both send the same bytes, even if
-        something else reads, seeks in or closes the file. A pipe, a terminal or a socket is read
-        when it has data. Any other file object is read piece by piece, each with one seek and one
-        read: several ``send_file`` calls may share it, but nothing else may use it at the same
-        time.
+        On a plain-text connection the kernel sends a regular file (``os.sendfile``). Otherwise,
+        worker threads read the file at explicit offsets. In both cases the same bytes are sent even
+        if other code reads, seeks in or closes the file meanwhile. A pipe, a terminal or a socket
+        is read when it has data. Any other file object is read piece by piece, with one seek and
+        one read for each piece. Several ``send_file`` calls may share such an object, but no other
+        code may use it at the same time.
 
         Args:
-          file: a binary file object, open for reading; or one from ``trio.open_file``. Its
-            position is ignored, and may be a different one afterwards.
+          file: a binary file object that is open for reading, or the result of ``trio.open_file``.
+            Its position is ignored, and may have changed afterwards.
           offset: where to start, in bytes.
-          count: how many bytes to send, or ``None`` for all of them: what a regular file or an
-            ``io.BytesIO`` holds at the time of the call, and everything up to EOF for other files.
+          count: how many bytes to send. The default, ``None``, means all bytes: a regular file or
+            an ``io.BytesIO`` is sent up to its size at the time of the call, and any other file up
+            to EOF.
           progress: called with the number of bytes sent so far, after each piece.
 
-        Returns: the number of bytes sent. It is smaller than a regular file that shrank meanwhile.
+        Returns: the number of bytes sent. If a regular file shrank meanwhile and ``count`` is
+        ``None``, this number is smaller than the size of the file at the time of the call.
 
         Raises:
-          EOFError: the file ended before ``count`` bytes. The text says how many were sent. The
-            peer gets them, but under TLS no ``close_notify`` follows: it would claim that the data
-            is complete.
-          trio.BrokenResourceError: the connection is broken. The text says how many bytes were sent
-            (in whole pieces of 256 KiB if worker threads read the file).
-          OSError: the file cannot be read. If a part of it was sent, every later send fails.
+          EOFError: the file ended before ``count`` bytes. The message says how many bytes were
+            sent. The peer gets these bytes. Under TLS the close then sends no ``close_notify``,
+            because it would claim that the data is complete.
+          trio.BrokenResourceError: the connection is broken. The message says how many bytes were
+            sent, in whole pieces of 256 KiB if worker threads read the file.
+          OSError: the file cannot be read. If part of the file was sent, every later send fails.
           ValueError, TypeError: ``file`` is not a readable binary file, or a number is negative.
 
-        Cancellation works as in ``send``. Bytes taken from a pipe count as sent, and nothing is
-        taken until there is room to send it. Waiting for a silent pipe can be cancelled at any
-        time. The ``read`` of a Python file object (such as ``gzip.GzipFile``) runs in a thread
-        until it returns.
+        Cancellation has the same effect as in ``send``. Bytes that were read from a pipe count as
+        sent, but the first read from a pipe waits until there is room to send. A wait for data from
+        a pipe can be cancelled at any time. The ``read`` method of a Python file object (such as
+        ``gzip.GzipFile``) runs in a thread, and a cancelled ``send_file`` waits until it returns.
 
-        ``os.sendfile`` is not used while SIGPIPE has its default action: a peer that closes the
-        connection would then kill the process.
+        ``os.sendfile`` is not used while SIGPIPE has its default action, because a peer that closes
+        the connection could then kill the process.
         """
         file = getattr(file, "wrapped", file)  # unwraps the result of trio.open_file
         if isinstance(file, io.TextIOBase) or not hasattr(file, "read"):
@@ -215,10 +219,12 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
             if progress is not None:
                 progress(sent)
 
-        # This keeps the program's other senders out. The lock is acquired after ``begin``: that may
-        # wait for the disk, and a broadcast need not.
+        # ``with`` excludes the application's other senders, but not broadcasts. ``acquire`` also
+        # excludes broadcasts. We call it after ``begin``, which may wait for the disk, because a
+        # broadcast need not wait for the disk.
         with self._connection.sending:
-            # Open it now: while we wait, the caller may close it, and its number may be reused.
+            # Open the file now. While we wait, the caller may close it, and the number of its
+            # descriptor may be reused.
             source = open_source(file)
             try:
                 await source.begin()
@@ -247,7 +253,7 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
             finally:
                 await source.close()
         if count is not None and sent < count:
-            raise EOFError(f"the file ended after {sent} of {count} bytes, which were sent")
+            raise EOFError(f"the file ended after {sent} of {count} bytes; these were sent")
         return sent
 
     def _file_failure(self, exc: trio.BrokenResourceError, sent: int) -> trio.BrokenResourceError:
@@ -261,13 +267,13 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
         return trio.BrokenResourceError(text)
 
     async def send_eof(self) -> None:
-        """Close the sending half (FIN). Reading goes on. A second call changes nothing.
+        """Close the sending half (FIN). Reading still works. A second call changes nothing.
 
         Raises:
           NotImplementedError: under TLS, because ``trio.SSLStream`` has no half-closed state.
           trio.BrokenResourceError: the connection is broken.
 
-        If cancelled, FIN may have been sent or not.
+        If cancelled, FIN may or may not have been sent.
         """
         async with self._connection.sending:
             self._connection.check_open()
@@ -288,20 +294,23 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
         """Start TLS on the connection.
 
         Args:
-          tls: the TLS role. As a client: a server name or a ``ClientTLS``. As a server: one or more
-            ``Certificate``, or a ``ServerTLS``. Or an ``ssl.SSLContext``. The TLS role does not
-            have to be the connection's side (RFC 4217, section 7).
-          server_hostname: the name to verify. The default is the name in ``tls``, then the host
-            given to ``connect``.
-          https_compatible: accept EOF without ``close_notify`` as the end of the stream, and send
-            no ``close_notify``. For protocols that mark the end of a message themselves.
-          handshake_timeout: seconds that the handshake may take, or ``None`` for no limit.
+          tls: the TLS role. To be the TLS client, pass a server name or a ``ClientTLS``. To be the
+            TLS server, pass one or more ``Certificate`` objects or a ``ServerTLS``. An
+            ``ssl.SSLContext`` is accepted for both roles. The TLS role may differ from the side of
+            the connection (RFC 4217, section 7).
+          server_hostname: the host name that the server's certificate must have. The default is
+            the name in ``tls`` or, if there is none, the host that was passed to ``connect``.
+          https_compatible: whether to accept EOF without ``close_notify`` as the end of the stream,
+            and to send no ``close_notify``. This is for protocols that mark the end of a message
+            themselves.
+          handshake_timeout: how many seconds the handshake may take, or ``None`` for no limit.
 
         Returns: the negotiated parameters (also in ``Socket.tls``).
 
         Raises:
-          TLSError: the handshake failed or timed out. The socket is closed, and the peer was sent
-            the alert that says why. Nothing was sent in plain text, and nothing will be.
+          TLSError: the handshake failed or timed out. The socket is closed. If TLS has an alert
+            that explains the failure, it was sent to the peer. No data was sent in plain text, and
+            none will be.
           trio.BrokenResourceError: an earlier send was cut short. The socket is closed.
           trio.ClosedResourceError: ``send_eof`` was called. Nothing has changed.
           RuntimeError: the connection already uses TLS. Nothing has changed.
@@ -311,8 +320,8 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
         If cancelled, the socket is closed immediately.
 
         **Unread bytes become part of TLS.** Bytes that were pushed back, peeked at or received
-        ahead are taken as the start of the peer's handshake. So plain text that an attacker injects
-        after the STARTTLS command makes the handshake fail (CVE-2011-0411). And you can peek at a
+        ahead become the start of the peer's handshake. So plain text that an attacker injects after
+        the STARTTLS command makes the handshake fail (CVE-2011-0411). You can also peek at a
         ClientHello before you call ``starttls``.
 
         Source: Pluto's ``socket.starttls``.
@@ -333,13 +342,15 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
     async def stoptls(self) -> None:
         """End TLS cleanly and continue in plain text.
 
-        Sends ``close_notify`` and waits for the peer's, so the peer must end TLS as well.
+        Sends ``close_notify`` and waits for the peer's ``close_notify``. So the peer must also end
+        TLS.
 
         Raises:
-          RuntimeError: the connection does not use TLS, or decrypted bytes are unread: they must
-            never be mistaken for plain text. Nothing has changed.
+          RuntimeError: the connection does not use TLS, or decrypted bytes are unread. (They must
+            never be mistaken for plain text.) Nothing has changed.
           TLSError: the peer was still sending encrypted data, or ended the connection without
-            ``close_notify``, or a file was sent only in part earlier. The socket is closed.
+            ``close_notify``. Or an earlier send was cut short, or an earlier ``send_file`` sent
+            only part of its file. The socket is closed.
           trio.BusyResourceError: another task is using the connection. Nothing has changed.
 
         If cancelled, the socket is closed immediately.
@@ -349,23 +360,23 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
     # ---- closing ----
 
     async def close(self) -> None:
-        """Close gracefully: nothing that was sent is lost, within 2 seconds and 64 MiB.
+        """Close gracefully: data that was sent is not lost, within 2 seconds and 64 MiB.
 
-        The same as ``aclose``. Sends ``close_notify`` under TLS, then FIN. Then it reads and
-        discards the peer's data, for at most 2 seconds and 64 MiB: closing with unread input would
-        make the kernel destroy data in flight. If nothing is unread and everything sent has been
-        acknowledged, it closes immediately. After the close, the kernel keeps sending unsent data,
-        but gives up as soon as the peer sends another byte.
+        ``aclose`` does the same. Under TLS, ``close`` first sends ``close_notify``. Then it sends
+        FIN, and reads and discards the peer's data, for at most 2 seconds and 64 MiB: with unread
+        input at the close, the kernel would destroy data in flight. If no input is unread and the
+        peer has acknowledged all data, ``close`` does not wait. After the close, the kernel still
+        sends queued data, but discards it as soon as the peer sends another byte.
 
-        The connection also ends for others that hold the descriptor, such as a forked child.
-        ``SO_LINGER`` has no effect.
+        The connection also ends for other processes that hold the descriptor, such as a forked
+        child. ``SO_LINGER`` has no effect.
 
         If an exception leaves ``async with sock``, the socket closes in the same way but sends no
-        ``close_notify``, which would claim that everything was sent.
+        ``close_notify``, which would claim that the data is complete.
 
-        Tasks that wait on the socket are woken with ``trio.ClosedResourceError``. Closing again
-        changes nothing. If cancelled, it closes immediately and raises ``Cancelled``. Source:
-        Pluto's ``socket.close``.
+        Tasks that wait on the socket are woken with ``trio.ClosedResourceError``. A second call
+        changes nothing. If cancelled, ``close`` closes immediately and raises ``Cancelled``.
+        Source: Pluto's ``socket.close``.
         """
         await self._connection.close()
 
@@ -384,11 +395,11 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
     def abort(self) -> None:
         """Close immediately, without waiting: the peer sees a reset.
 
-        This also resets the connection of others that hold the descriptor, such as a forked child.
-        Where the system cannot do that, and on a Unix socket, the peer sees EOF instead. Data that
-        has not reached the peer yet may be lost. Tasks that wait on the socket are woken with
-        ``trio.ClosedResourceError``. While no task uses the socket, this may be called outside
-        Trio.
+        The connection is also reset for other processes that hold the descriptor, such as a forked
+        child. On a Unix socket, and on a system that cannot reset a shared connection, the peer
+        sees EOF instead of a reset. Data that has not reached the peer yet may be lost. Tasks that
+        wait on the socket are woken with ``trio.ClosedResourceError``. While no task uses the
+        socket, ``abort`` may be called outside Trio.
         """
         self._connection.abort()
 
@@ -415,8 +426,8 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
     def getpeer(self) -> Address:
         """Return the peer's address, even after ``close``. Source: Pluto's ``socket.getpeer``.
 
-        The address of a Unix socket is ``(path, 0)``. The peer chooses its path, which may look
-        like an IP address. The port tells them apart: for TCP it is never 0.
+        The address of a Unix socket is ``(path, 0)``. The peer chooses this path, and the path may
+        look like an IP address. The port shows which it is, because a TCP port is never 0.
         """
         return self._connection.peer
 
@@ -433,11 +444,11 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
         return self._connection.tls_info is not None
 
     def isopen(self) -> bool:
-        """Return whether the connection is open. Neither waits nor consumes anything.
+        """Return whether the connection is open. Does not wait or consume anything.
 
-        False once the socket is closed or broken, or when the peer has ended its side and nothing
-        is unread. Under TLS, True may be out of date until the next read. Source: Pluto's
-        ``socket.isopen``.
+        Returns False if the socket is closed or broken, or if the stream has ended and no data is
+        unread. Under TLS, the result may still be True after the stream has ended, until the next
+        read. Source: Pluto's ``socket.isopen``.
         """
         return self._connection.is_open()
 
@@ -488,7 +499,7 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
 
 
 def new_socket(connection: Connection) -> Socket:
-    """Return a Socket for a ``Connection`` that the library made."""
+    """Return a Socket for a ``Connection`` that the library has created."""
     sock = object.__new__(Socket)
     sock._set_up(connection)
     return sock

@@ -1,6 +1,6 @@
 """Platform differences, and system calls that Python and Trio do not offer.
 
-Every descriptor here is non-blocking, because Trio made it so.
+All descriptors here are non-blocking, because they belong to Trio's sockets.
 """
 
 from __future__ import annotations
@@ -24,20 +24,21 @@ IOV_MAX = os.sysconf("SC_IOV_MAX") if hasattr(os, "sysconf") else 1
 
 HAS_SENDFILE = hasattr(os, "sendfile")
 
-# struct linger (socket(7)). On, with 0 seconds: close(2) resets the connection. Off: close(2)
-# returns immediately. On, with more: close(2) blocks the thread, even for a non-blocking socket.
+# SO_LINGER takes a struct linger: a switch and a number of seconds (socket(7)). If it is on with 0
+# seconds, close(2) resets the connection. If it is off, close(2) returns immediately. If it is on
+# with more seconds, close(2) blocks the thread, even for a non-blocking socket.
 _LINGER_FORMAT = "hh" if sys.platform == "win32" else "ii"
 LINGER_AND_RESET = struct.pack(_LINGER_FORMAT, 1, 0)
 _NO_LINGER = struct.pack(_LINGER_FORMAT, 0, 0)
 
-# Python ignores SIGPIPE at startup, but command line tools often restore its default action. Then
-# a write to a peer that has closed would kill the process. macOS and Windows lack the flag; Windows
-# has no SIGPIPE either.
+# MSG_NOSIGNAL prevents SIGPIPE. Python ignores SIGPIPE at startup, but command-line tools often
+# restore its default action. Then a send to a peer that has closed the connection would kill the
+# process. macOS and Windows lack the flag, but Windows also has no SIGPIPE.
 SEND_FLAGS: int = getattr(socket, "MSG_NOSIGNAL", 0)
 
 
 class _BorrowedSocket(socket.socket):
-    """A socket object for a descriptor that it does not own, and so never closes."""
+    """A socket object that does not own its descriptor, and therefore never closes it."""
 
     def __del__(self) -> None:
         self.detach()
@@ -46,9 +47,9 @@ class _BorrowedSocket(socket.socket):
 class BorrowedSocket:
     """The ``socket.socket`` calls that Transport needs, for a stream that the user passed in.
 
-    Trio hides the stream's ``socket.socket``, so we have only its descriptor. Each call first
-    checks that the stream still owns it. Otherwise, after somebody closes the stream underneath
-    us, we would read from the next connection that gets the same number.
+    Trio hides the stream's ``socket.socket``, so we know only the descriptor. Each call first
+    checks that the stream still owns the descriptor. Otherwise, if other code closes the stream,
+    we would use the next connection that gets the same descriptor number.
     """
 
     __slots__ = ("_borrowed", "_number", "fileno")
@@ -57,7 +58,7 @@ class BorrowedSocket:
         self.fileno = sock.fileno
         self._number = sock.fileno()
         self._borrowed = _BorrowedSocket(sock.family, sock.type, sock.proto, fileno=self._number)
-        self._borrowed.setblocking(False)  # already so, but undo socket.setdefaulttimeout
+        self._borrowed.setblocking(False)  # undoes the effect of socket.setdefaulttimeout
 
     def recv(self, max_bytes: int) -> bytes:
         if self.fileno() != self._number:
@@ -109,13 +110,13 @@ else:
     POLLERR = select.POLLERR
 
     def poll_readable(descriptor: int, events: int = select.POLLIN) -> int:
-        """Return the requested events, and errors, that poll(2) reports now; 0 for none."""
+        """Return the requested events and the errors that poll(2) reports now, or 0 if none."""
         poll = select.poll()
         poll.register(descriptor, events)
         return sum(found for _, found in poll.poll(0))
 
     def writable_poller(descriptor: int) -> Callable[[int], object]:
-        """Return a function that reports whether the descriptor is writable within a timeout."""
+        """Return a function that takes a timeout and returns whether a send would not block."""
         poll = select.poll()
         poll.register(descriptor, select.POLLOUT)
         return poll.poll
@@ -123,8 +124,8 @@ else:
     def unread_bytes(descriptor: int) -> int:
         """Return the number of bytes in the kernel's receive queue.
 
-        With urgent data the count is not exact, but at least 1: close(2) counts an urgent byte as
-        unread too.
+        If urgent data is pending, the count is not exact, but at least 1, because close(2) also
+        sends RST if an urgent byte is unread.
         """
         answer = fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4))
         count = int.from_bytes(answer, sys.byteorder)
@@ -134,10 +135,10 @@ else:
 
 
 def peek_byte(sock: trio.socket.SocketType) -> bytes:
-    """Peek at the next byte, skipping an urgent one; ``b""`` at EOF."""
+    """Return the next byte without consuming it, or ``b""`` at EOF. Skips an urgent byte."""
     borrowed = socket.socket(sock.family, sock.type, sock.proto, fileno=sock.fileno())
     try:
-        borrowed.setblocking(False)  # already so, but undo socket.setdefaulttimeout
+        borrowed.setblocking(False)  # undoes the effect of socket.setdefaulttimeout
         return borrowed.recv(1, socket.MSG_PEEK)
     finally:
         borrowed.detach()
@@ -146,8 +147,8 @@ def peek_byte(sock: trio.socket.SocketType) -> bytes:
 def unacknowledged_bytes(sock: trio.socket.SocketType) -> int:
     """Return the number of sent bytes that the peer's kernel has not acknowledged.
 
-    A Unix socket delivers everything to the peer's queue immediately, and a close leaves it there.
-    Only Linux reports it. Elsewhere everything counts as acknowledged once the peer was drained.
+    Returns 0 for a Unix socket: its data goes directly to the peer's receive queue, and stays there
+    after a close. Returns 0 on systems other than Linux, because only Linux reports the number.
     """
     if sys.platform == "linux" and sock.family != socket.AF_UNIX:
         answer = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))  # tcp(7): SIOCOUTQ
@@ -162,7 +163,7 @@ _UNSPECIFIED = bytes(16)
 
 
 def _load_connect() -> Callable[[int, bytes, int], int] | None:
-    """Return connect(2): ``socket.connect`` does not support AF_UNSPEC."""
+    """Return the C function connect(2), because ``socket.connect`` does not support AF_UNSPEC."""
     if sys.platform == "linux":
         # Some builds of Python lack ctypes.
         with contextlib.suppress(ImportError, OSError, AttributeError):
@@ -173,14 +174,14 @@ def _load_connect() -> Callable[[int, bytes, int], int] | None:
     return None  # pragma: no cover (tests run on Linux)
 
 
-# Loaded at import: later, loading may fail because no descriptor is left.
+# Loaded at import. Loading it later may fail, when the process has no free descriptor.
 _connect = _load_connect()
 
 
 def _reset_connection(sock: trio.socket.SocketType) -> bool:
-    """Reset a TCP connection for every holder. Returns False if the system cannot.
+    """Reset a TCP connection for all processes that hold it. Returns False if that is impossible.
 
-    On Linux, connect(2) to AF_UNSPEC disconnects the socket (tcp_disconnect), which sends RST.
+    On Linux, connect(2) to AF_UNSPEC disconnects the socket and sends RST (tcp_disconnect).
     """
     if _connect is None or sock.family not in INTERNET_FAMILIES:
         return False
@@ -188,7 +189,10 @@ def _reset_connection(sock: trio.socket.SocketType) -> bool:
 
 
 def _close_resets(sock: trio.socket.SocketType) -> bool:
-    """Return whether close(2) with ``LINGER_AND_RESET`` resets the connection for all holders."""
+    """Return whether our close(2) with ``LINGER_AND_RESET`` is enough to send RST.
+
+    It is not enough if another process may hold the connection.
+    """
     return sock.family in INTERNET_FAMILIES and not _has_forked and _connect is None
 
 
@@ -206,25 +210,30 @@ if sys.platform != "win32":  # pragma: no branch (tests run on Linux)
 
 
 def abort_connection(sock: trio.socket.SocketType) -> None:
-    """Reset a connection before its close(2). Where the system cannot, shut it down."""
+    """Reset a connection, now or by the close(2) that must follow.
+
+    If the system cannot reset the connection, shut it down instead.
+    """
     if _reset_connection(sock):
         return
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_AND_RESET)
-        # Some peers take a FIN before the RST for a clean end. So send FIN only if close(2) does
+        # A peer that receives FIN before RST may see a clean end. So send FIN only if close(2) will
         # not reset the connection.
         if not _close_resets(sock):
             sock.shutdown(socket.SHUT_RDWR)
 
 
 def end_connection(sock: trio.socket.SocketType, *, may_be_unread: bool) -> None:
-    """End a connection as close(2) would, but for every holder of the descriptor.
+    """End a connection as close(2) would, but for all processes that hold the descriptor.
 
-    close(2) ends it only when the last holder closes: a forked child would keep it open.
+    close(2) has no effect on the connection while another process, such as a forked child, holds
+    the descriptor. Like close(2), this sends RST if input is unread. ``may_be_unread``: whether to
+    check for that.
     """
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
         if not (may_be_unread and unread_bytes(sock.fileno()) and _reset_connection(sock)):
             sock.shutdown(socket.SHUT_RDWR)
-    except (OSError, ValueError):  # already over, or closed underneath us
+    except (OSError, ValueError):  # the connection has ended, or other code closed it
         pass

@@ -1,25 +1,27 @@
 """TLSStream: TLS over a Transport.
 
-A ``TLSEngine`` encrypts and decrypts; this module carries its ciphertext. ``trio.SSLStream`` runs
-the handshake and the shutdown, with the engine as its context and a ``CiphertextStream`` as its
-transport. (Sockets that are built on ``trio.SSLStream`` are a requirement of trisock. Two loops of
-our own would need less code.)
+A ``TLSEngine`` encrypts and decrypts. This module moves ciphertext between the engine and the
+transport. ``trio.SSLStream`` runs the handshake and the shutdown: the engine is its SSL context,
+and a ``CiphertextStream`` is its transport. (We use ``trio.SSLStream`` because this is a
+requirement of trisock. Two loops of our own would need less code.)
 
 How reading and sending work together, after the handshake:
 
-- One task reads and one task sends, at most. But TLS makes a reader send: OpenSSL responds to some
-  messages, such as a key update. And it makes a sender read: OpenSSL does not write while it has
-  half of a TLS message. So each of them may have to wait for either direction.
-- Only one task at a time may wait for the descriptor to become readable. ``_filling`` says that a
-  task does. A second one waits for the event ``_filled`` instead, then checks for data.
-- Only one task at a time may wait for room, so ``_writable_lock`` is around that wait.
-- All ciphertext goes through one queue, the engine's. Unsent bytes go back to its head, so the
-  order is right whichever task sends. While a sender drains the queue
-  (``_sending_rest``), it sends the responses too, and the reader leaves the queue alone.
-- Encrypted data must be sent, because the peer decrypts records in order. So a sender
-  waits for room first, where a cancellation does no harm, then encrypts one piece and sends it with
-  no cancel point between. A cancellation after that ends sending (``SendState.OVER``).
-- A send that fails does not end reading: the peer's last data, or its alert, may have arrived.
+- At most one task reads, and at most one task sends. But a reader may have to send, because OpenSSL
+  responds to some messages, such as a key update. And a sender may have to read, because OpenSSL
+  does not write while it has only part of an incoming TLS message. So each task may have to wait
+  until the descriptor is readable or writable.
+- Only one task at a time may wait until the descriptor is readable. It sets ``_filling``. A second
+  task waits for the event ``_filled`` instead, and then checks for data.
+- Only one task at a time may wait until the descriptor is writable. It holds ``_writable_lock``.
+- All ciphertext is sent from one queue, in the engine. Bytes that the kernel does not accept return
+  to the head of the queue, so the order is right whichever task sends. While a sender drains the
+  queue (``_sending_rest``), it also sends the responses, so the reader does not wait to send them.
+- Encrypted data must be sent, because the peer decrypts records in order. So a sender first waits
+  until the descriptor is writable: a cancellation of this wait does no harm. Then the sender
+  encrypts one piece and tries to send it, with no cancel point in between. A cancellation after
+  that makes later sends fail (``SendState.OVER``).
+- A failed send does not stop reading: the peer's last data, or its alert, may have arrived.
 """
 
 from __future__ import annotations
@@ -41,15 +43,17 @@ from .._tls.roles import TLSRole
 from .ciphertext_stream import CiphertextStream, EndOfTransport
 from .transport import Transport
 
-# The limit on unsent responses, in bytes: some 2000 key updates. While a send waits for room, a
-# piece of its message is in the same queue, encrypted: 64 KiB, and the overhead of its records.
+# Maximum number of bytes in unsent responses, enough for about 2000 key updates. While a send waits
+# for room, the same queue also holds an encrypted piece of its message: at most SEND_SIZE bytes and
+# the overhead of their records.
 _MAX_RESPONSE_BYTES = 65536
 _MAX_PIECE = SEND_SIZE + 4096
 
-# How many records are decrypted ahead before other tasks run: some two milliseconds.
+# How many records are decrypted ahead before other tasks run. It takes about two milliseconds.
 _MAX_RECORDS_AHEAD = 1024
 
-# How often ``peek`` reads from the kernel for a record with data: empty ones may come forever.
+# Maximum number of times that one ``peek`` reads from the kernel to find a record with data. A peer
+# could send empty records forever.
 _MAX_PEEK_READS = 16
 
 
@@ -58,7 +62,8 @@ class SendState(enum.Enum):
 
     READY = enum.auto()
     IN_MESSAGE = enum.auto()  # a message or a file was sent in part, and the rest may follow
-    OVER = enum.auto()  # nothing may follow: a record was cut short, or a part would look complete
+    # Nothing more may be sent: a record was cut short, or an incomplete file would look complete.
+    OVER = enum.auto()
 
 
 class TLSStream:
@@ -67,16 +72,17 @@ class TLSStream:
     Args:
       transport: the connection.
       role: our TLS role, and the peer that we expect.
-      early: bytes received earlier that belong to TLS.
+      early: bytes that were received before TLS began, but belong to TLS.
       https_compatible: as in ``trio.SSLStream``: ``close_notify`` is neither sent nor required.
       peer: the peer's address, for errors.
 
-    Invariant: ciphertext goes out in the order in which the engine wrote it, whichever task sends
+    Invariant: ciphertext is sent in the order in which the engine wrote it, whichever task sends
     it. A failed send does not stop reading: earlier data from the peer may still be in the kernel.
 
     Attributes:
       engine: encrypts and decrypts.
-      send_state: the state of sending. After a file that was too short it stays IN_MESSAGE.
+      send_state: the state of sending. It stays IN_MESSAGE if ``send_file`` found its file too
+        short.
     """
 
     def __init__(
@@ -95,11 +101,11 @@ class TLSStream:
         self.send_state = SendState.READY
         self._send_failure: trio.BrokenResourceError | None = None
         self._sending_rest = False  # a sender is draining the queue, responses included
-        # Trio allows one waiter per descriptor and direction; a reader and a sender may both wait
-        # for room.
+        # Trio allows only one task to wait until a descriptor is writable, but a reader and a
+        # sender may both have to.
         self._writable_lock = trio.Lock()
         self._filling = False
-        self._filled: trio.Event | None = None  # set when the task that fills is done
+        self._filled: trio.Event | None = None  # set when the read in progress ends
         self._ssl_stream = trio.SSLStream(
             CiphertextStream(transport, self.engine, self.send_ciphertext),
             cast(ssl.SSLContext, self.engine),
@@ -110,10 +116,10 @@ class TLSStream:
     # ---- handshake ----
 
     async def handshake(self, deadline: float, timeout: float) -> TLSInfo:
-        """Negotiate keys and verify the peer. Raises ``TLSError`` if that fails.
+        """Negotiate keys and verify the peer. Raises ``TLSError`` if the handshake fails.
 
-        If it fails or is cancelled, the connection is unusable, and ``final_bytes`` returns the
-        bytes to send before closing.
+        After a failure or a cancellation the connection is unusable. ``final_bytes`` then returns
+        the bytes to send before closing.
         """
         engine = self.engine
         with (
@@ -121,7 +127,7 @@ class TLSStream:
             self._using_ssl_stream(at_end="the peer closed the connection"),
         ):
             if engine.server_side and not engine.incoming.pending:
-                # The client speaks first: wait for it without asking OpenSSL.
+                # The client sends first, so wait for its data before OpenSSL is called.
                 engine.incoming.write(await self._transport.receive())
                 if not engine.incoming.pending:
                     raise EndOfTransport
@@ -136,8 +142,8 @@ class TLSStream:
     async def receive(self) -> bytes:
         """Return one record's bytes, or ``b""`` after ``close_notify``. A full checkpoint.
 
-        If cancelled, it consumes nothing. ``receive_pending`` returns the records that have arrived
-        with it.
+        If cancelled, it consumes nothing. Other records may have arrived together with this record:
+        ``receive_pending`` returns them.
         """
         engine = self.engine
         incoming = engine.incoming
@@ -149,16 +155,16 @@ class TLSStream:
             if data is not None:
                 await trio.lowlevel.cancel_shielded_checkpoint()
                 return data
-        elif engine.forked:  # before we take the other process's data
+        elif engine.forked:  # refuse before we read the other process's data
             engine.refuse_in_fork()
         while True:
-            if incoming.pending:  # many empty records
+            if incoming.pending:  # _read_record stopped after many empty records
                 await trio.lowlevel.checkpoint()
             elif self._filling or (engine.unsent and not self._sending_rest):
                 self._flush_responses()
                 if not await self._fill():
                     return self._transport_ended()
-            else:  # _fill, inlined: the hot path (row tls-echo1)
+            else:  # inlines _fill: the hot path (row tls-echo1)
                 self._filling = True
                 try:
                     ciphertext = await self._transport.receive()
@@ -174,9 +180,9 @@ class TLSStream:
                 return data
 
     def _read_record(self) -> bytes | None:
-        """Read from the engine, and flush its responses.
+        """Read from the engine as ``TLSEngine.read`` does, and flush OpenSSL's responses.
 
-        If the flush fails, decrypted data is not lost: the next call raises.
+        If the flush fails, this still returns decrypted data, and the next call raises the error.
         """
         data = self.engine.read()
         if self.engine.outgoing.pending:
@@ -190,8 +196,9 @@ class TLSStream:
     async def _fill(self) -> bool:
         """Wait for ciphertext. Returns False at EOF.
 
-        A sender may need ciphertext too, if half a TLS message has arrived. Then one task reads,
-        and the other one waits for it. A full checkpoint. If cancelled, it consumes nothing.
+        A sender may also need ciphertext, if only part of a TLS message has arrived. If a reader
+        and a sender both call this, the first one reads, and the second one waits for the first. A
+        full checkpoint. If cancelled, it consumes nothing.
         """
         if self._filling:
             self._filled = trio.Event()
@@ -210,7 +217,7 @@ class TLSStream:
         return bool(ciphertext)
 
     def _wake_waiter(self) -> None:
-        """Wake the task that waits for this one's read."""
+        """Wake the task that waits in ``_fill`` until our read is done."""
         assert self._filled is not None
         self._filled.set()
         self._filled = None
@@ -218,8 +225,9 @@ class TLSStream:
     def _flush_responses(self) -> None:
         """Send OpenSSL's pending responses (such as to a key update) if there is room.
 
-        Otherwise they stay queued: for the next send (RFC 8446, section 4.6.3), or for the reader,
-        which waits for room as well as for data, because the peer may be waiting for them.
+        If there is no room, the responses stay queued. The next send includes them (RFC 8446,
+        section 4.6.3). Until then, a reader that waits for data also waits for room to send them,
+        because the peer may be waiting for the responses.
         """
         with contextlib.suppress(trio.BrokenResourceError):
             if self.send_state is not SendState.OVER and self._transport.writable_now():
@@ -228,7 +236,7 @@ class TLSStream:
             raise self.engine.fail("the peer asks for responses but does not read them")
 
     async def _receive_and_flush(self) -> bool:
-        """Wait as ``_fill`` does, and flush responses when there is room."""
+        """Wait for ciphertext as ``_fill`` does. Meanwhile, flush responses when there is room."""
         failure: Exception | None = None
         ciphertext = b""
 
@@ -245,7 +253,7 @@ class TLSStream:
                 ciphertext = await self._transport.receive()
                 self.engine.incoming.write(ciphertext)
             except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-                failure = exc  # raised below: the nursery would raise a group
+                failure = exc  # raised below, because the nursery would raise a group
             nursery.cancel_scope.cancel()
         if failure is not None:
             try:
@@ -257,8 +265,8 @@ class TLSStream:
     def receive_pending(self) -> list[bytes]:
         """Return the bytes of each record that was already read from the kernel.
 
-        Of many records it returns the first ones, in bounded time. Raises nothing: the next
-        ``receive`` reports an error, or EOF.
+        If there are very many records, it returns only the first ones, to bound the time. It raises
+        no error: the next ``receive`` raises the error, or reports EOF.
         """
         records: list[bytes] = []
         engine, more = self.engine, True
@@ -270,10 +278,11 @@ class TLSStream:
         return records
 
     def receive_nowait(self) -> bytes | None:
-        """Return one record's bytes; ``b""`` at EOF; ``None`` if no whole record has arrived.
+        """Return one record's bytes, or ``b""`` at EOF, without waiting.
 
-        Also ``None`` if many empty records come first. An error is kept for the next ``receive``.
-        Raises only ``ClosedResourceError``, if the stream was closed underneath us.
+        Returns ``None`` if no whole record has arrived, if many empty records arrived first, or
+        after an error: the next ``receive`` raises the error. The only error raised here is
+        ``ClosedResourceError``, if other code has closed the stream.
         """
         for _ in range(_MAX_PEEK_READS):
             if self.engine.failure is not None:
@@ -283,7 +292,7 @@ class TLSStream:
                 if data is not None:
                     return data
                 if self._filling or self.engine.incoming.pending:
-                    break  # a sender's read comes first, or many empty records
+                    break  # a sender is reading, or there are many empty records
                 ciphertext = self._transport.receive_nowait()
             except (BlockingIOError, trio.BrokenResourceError):
                 return None
@@ -293,7 +302,7 @@ class TLSStream:
         return None
 
     def at_end(self) -> bool:
-        """Whether nothing is left to read, as far as is known without decrypting."""
+        """Return whether nothing is left to read, as far as we know without decrypting."""
         engine = self.engine
         if engine.failure is not None or engine.state is TLSState.PEER_CLOSED or engine.forked:
             return True
@@ -302,8 +311,8 @@ class TLSStream:
     def _transport_ended(self) -> bytes:
         if self._https_compatible:
             return b""
-        # RFC 8446, section 6.1. This must not depend on the context: the user's, or that of a later
-        # Python, may have OP_IGNORE_UNEXPECTED_EOF set.
+        # RFC 8446, section 6.1, requires close_notify. We cannot rely on OpenSSL for this check: a
+        # user's context, or a later Python's, may have OP_IGNORE_UNEXPECTED_EOF set.
         why = "the peer ended the connection without close_notify: data may be missing"
         raise self.engine.fail(why)
 
@@ -312,8 +321,8 @@ class TLSStream:
     async def send(self, buffers: Sequence[bytes | memoryview]) -> None:
         """Encrypt and send all bytes of all buffers. A full checkpoint.
 
-        If cancelled before the first byte is sent, nothing changes. Later, the connection is
-        unusable.
+        If cancelled before the first byte is sent, nothing changes. If cancelled later, the
+        connection becomes unusable.
         """
         engine = self.engine
         before = self.send_state
@@ -323,8 +332,8 @@ class TLSStream:
                 while True:
                     if engine.failure is not None or self._send_failure is not None:
                         self._check_sending()
-                    # Encrypted data must be sent. So wait first: until there is room for a byte,
-                    # cancellation does no harm.
+                    # Encrypted data must be sent. So wait for room before we encrypt: a
+                    # cancellation of this wait does no harm.
                     if not self._transport.writable_now():
                         await self._wait_writable()
                         self._check_sending()  # a reader may have failed meanwhile
@@ -356,7 +365,7 @@ class TLSStream:
             await trio.lowlevel.checkpoint()
 
     def _send_nowait(self) -> bool:
-        """Send the engine's pending ciphertext; return whether the kernel took all of it."""
+        """Send the engine's pending ciphertext. Returns whether the kernel accepted all of it."""
         if self.engine.forked:
             self.engine.refuse_in_fork()
         data = self.engine.data_to_send()
@@ -372,7 +381,7 @@ class TLSStream:
         return False
 
     async def _send_rest(self) -> None:
-        """Send the rest that ``_send_nowait`` has left, and data that is queued meanwhile."""
+        """Send ciphertext that ``_send_nowait`` has left unsent, or that is queued meanwhile."""
         self._sending_rest = True
         try:
             while self.engine.unsent:
@@ -382,9 +391,10 @@ class TLSStream:
             self._sending_rest = False
 
     async def send_ciphertext(self, data: bytes) -> None:
-        """Send ciphertext that ``SSLStream`` took from the engine. If cancelled, sending is over.
+        """Send ciphertext that ``SSLStream`` took from the engine.
 
-        Encrypted data must be sent, so there is no cancel point before the first attempt.
+        Encrypted data must be sent, so there is no cancel point before the first attempt. If
+        cancelled later, ``send_state`` stays IN_MESSAGE, so ``final_bytes`` returns nothing.
         """
         self.engine.put_back(self.engine.data_to_send() + data)
         self.send_state = SendState.IN_MESSAGE
@@ -393,7 +403,7 @@ class TLSStream:
         self.send_state = SendState.READY
 
     async def _wait_writable(self) -> None:
-        try:  # rarely contended, and Lock.acquire would be another checkpoint
+        try:  # usually free, and Lock.acquire would add a checkpoint
             self._writable_lock.acquire_nowait()
         except trio.WouldBlock:
             await self._writable_lock.acquire()
@@ -413,17 +423,17 @@ class TLSStream:
             raise self._transport.remember_failure(unraised_copy(self._send_failure))
 
     def cut_short(self) -> None:
-        """Refuse later sends: only part of a file was sent."""
+        """Make later sends fail, because only part of a file was sent."""
         self.send_state = SendState.OVER
         self._send_failure = self._transport.broken("an earlier send was cut short")
 
     # ---- shutdown ----
 
     async def unwrap(self) -> bytes:
-        """Exchange ``close_notify`` and return the plain text that followed the peer's.
+        """Exchange ``close_notify``. Returns plain text that arrived after the peer's message.
 
-        Raises ``TLSError`` if the peer still sends encrypted data, or does not end TLS properly. If
-        it fails or is cancelled, the connection is unusable.
+        Raises ``TLSError`` if the peer still sends encrypted data, or ends the connection without
+        ``close_notify``. After a failure or a cancellation the connection is unusable.
         """
         engine = self.engine
         if engine.forked:
@@ -438,7 +448,7 @@ class TLSStream:
 
     @contextlib.contextmanager
     def _using_ssl_stream(self, *, at_end: str) -> Iterator[None]:
-        """Convert the errors of ``SSLStream``. ``at_end``: the error text for EOF."""
+        """Convert the errors of ``SSLStream`` to ``TLSError``. ``at_end``: the message for EOF."""
         self._in_ssl_stream = True
         try:
             yield
@@ -458,17 +468,19 @@ class TLSStream:
     def release(self) -> None:
         """Break the reference cycle of ``SSLStream``, which is no longer used.
 
-        It refers to itself by a bound method. Without this, each ended connection (and a server's
-        context, with its sessions) would wait for the garbage collector.
+        The ``SSLStream`` refers to itself by a bound method. If we kept this cycle, every closed
+        connection (and a server's context with its sessions) would stay in memory until the garbage
+        collector runs.
         """
         if not self._in_ssl_stream:
             vars(self._ssl_stream).clear()
 
     def final_bytes(self) -> bytes:
-        """Return the bytes to send before FIN: ``close_notify``, or the alert that says why.
+        """Return the bytes to send before FIN: ``close_notify``, or an alert after a failure.
 
-        Empty if the peer could not decrypt it, if it would claim that a message sent in part is
-        complete, or in a forked process. Nothing can be sent afterwards.
+        Returns ``b""`` if the peer could not decrypt these bytes, if ``close_notify`` would claim
+        that an incomplete message is complete, if ``https_compatible`` makes it unnecessary, or in
+        a forked process. Nothing can be sent after this call.
         """
         engine = self.engine
         if engine.forked:

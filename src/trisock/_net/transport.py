@@ -1,19 +1,20 @@
 """Transport: one connection's descriptor, with no TLS and no buffer.
 
-It wraps a ``trio.SocketStream`` and uses the same descriptor. It adds:
+A Transport wraps a ``trio.SocketStream`` and uses the stream's descriptor. The differences from
+the stream are:
 
-- reads and writes that start with one plain system call; the task waits only after ``EAGAIN``;
-- reads and writes that never wait (``receive_nowait``, ``send_nowait``), for reading ahead
-  and for closing;
-- several buffers in one system call, and files without copying;
-- a close that does not lose data in flight.
+- Reads and writes try one plain system call first. The task waits only after ``EAGAIN``.
+- ``receive_nowait`` and ``send_nowait`` never wait. ``peek`` and TLS need them.
+- One system call can send several buffers, and files are sent without copying.
+- The close does not lose data in flight.
 
 A failed send does not stop reading. Data that the peer sent earlier may still be in the
 kernel, so reads continue until EOF or an error.
 
-``receive`` and ``send`` are hot: every byte goes through them, and Python is half the cost of
-an echo. So they check one attribute for anything unusual and leave the rest to other
-functions (``nox -s bench``, rows echo64, echo1, receive, send).
+``receive`` and ``send`` are hot: all plain text goes through them, and Python code is half the
+cost of an echo. So each checks a single attribute to detect a broken or closed connection, and
+leaves rare cases to other functions. The benchmark rows echo64, echo1, receive and send measure
+them (``nox -s bench``).
 """
 
 from __future__ import annotations
@@ -49,28 +50,29 @@ from .syscalls import (
     writable_poller,
 )
 
-# One read takes at most RECEIVE_SIZE, which bounds the memory per connection. After a full read the
-# next one may take twice as many bytes: when data arrives that fast, a pass through the scheduler
-# costs more than the copy (row receive: 1.5 times bare Trio's speed instead of 1.25). 256 KiB is
-# slower than 128 KiB, because it exceeds the cache.
+# A read asks for RECEIVE_SIZE bytes, to bound the memory per connection. After a full read, later
+# reads may ask for twice as many: when data arrives that fast, a pass through the scheduler costs
+# more than the copy (row receive: 1.5 times the speed of bare Trio, instead of 1.25 times). 256 KiB
+# is slower than 128 KiB, because it exceeds the CPU cache.
 _LARGE_RECEIVE_SIZE = 131072
 
-# After four EAGAINs in a row, wait first for the next 15 reads: the peer waits for our answers, so
-# an immediate recv would find nothing (row echo1).
+# After four EAGAINs in a row, each of the next 15 reads waits before it calls recv. The peer is
+# probably waiting for our answers, so an immediate recv would find nothing (row echo1).
 _MAX_EAGAINS = 4
 _WAIT_FIRST_READS = 15
 
-# The errors of os.sendfile for a file or an offset that it does not support.
+# The errors that os.sendfile raises for a file or an offset that it does not support.
 _SENDFILE_UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EOVERFLOW}
 
 # Maximum bytes per os.sendfile call. The call blocks while it reads the file, so a small count
 # keeps the event loop's pauses short on a slow disk.
 _SENDFILE_SIZE = 1024 * 1024
 
-# The errnos of a descriptor that was closed underneath us (Unix, Windows).
+# The errnos (Unix, Windows) of calls on a descriptor that other code has closed.
 _CLOSED_ERRNOS = {errno.EBADF, errno.ENOTSOCK}
 
-# The error after a close. Raise copies of it, because this object would collect tracebacks.
+# Reads and sends after a close raise copies of this error. Raising the error itself would add a
+# traceback to it each time.
 _CLOSED = trio.ClosedResourceError("this socket was already closed")
 
 FailureT = TypeVar("FailureT", bound=BaseException)
@@ -80,15 +82,16 @@ class Transport:
     """One connection's descriptor.
 
     Args:
-      stream: the connection. The Transport uses and closes it; it remains usable for
-          everything else, such as socket options.
-      raw: the ``socket.socket`` that the stream was made from, if known. Its calls are
-          cheaper than a ``BorrowedSocket``'s, and as safe.
+      stream: the connection. Only the Transport may read, write or close the stream. Other code
+          may use the stream for everything else, such as socket options.
+      raw: the ``socket.socket`` that the stream was made from, if known. Calls on ``raw`` are
+          cheaper than calls on a ``BorrowedSocket``, and just as safe.
 
-    Invariant: once ``_read_failure`` is set, every read raises a copy of it; the same holds for
-    ``_send_failure`` and sends. Once ``closing`` is set, both are set, and only the close touches
-    the descriptor. A send that was cut short sets ``_send_failure``, because the peer cannot tell
-    where the next one begins. ``_reset`` is an error that a send got; a read raises it at EOF.
+    Invariant: once ``_read_failure`` is set, every read raises a copy of it. Once ``_send_failure``
+    is set, every send raises a copy of it. Once ``closing`` is set, both failures are set, and only
+    the close uses the descriptor. A send that was cut short sets ``_send_failure``, because the
+    peer cannot tell where the next message begins. ``_reset`` is the error of an earlier send; a
+    read that finds EOF raises a copy of it.
     """
 
     __slots__ = (
@@ -120,15 +123,16 @@ class Transport:
         self._read_failure: Exception | None = None
         self._send_failure: Exception | None = None
         self._reset: trio.BrokenResourceError | None = None
-        # Keyed by identity: the exception's class may not be hashable or comparable.
+        # The failures that ``caused`` recognizes. The keys are ids, because the class of an
+        # exception may not support hashing or comparison.
         self._failures: weakref.WeakValueDictionary[int, BaseException] | None = None
 
     # ---- reading ----
 
     async def receive(self) -> bytes:
-        """Wait for bytes and return them; ``b""`` at EOF. A full checkpoint.
+        """Wait for bytes and return them. Returns ``b""`` at EOF. A full checkpoint.
 
-        A cancelled call has read nothing from the kernel.
+        If cancelled, it has read nothing from the kernel.
         """
         if self._read_failure is not None:
             self._raise_failure(self._read_failure)
@@ -152,7 +156,7 @@ class Transport:
                 self._eagain_count = _MAX_EAGAINS - 1
         while True:
             descriptor = self._raw.fileno()
-            if descriptor < 0:  # closed underneath us
+            if descriptor < 0:  # other code closed the socket
                 self._raise_failure(_CLOSED)
             await trio.lowlevel.wait_readable(descriptor)
             try:
@@ -161,10 +165,11 @@ class Transport:
                 pass
 
     def receive_nowait(self) -> bytes:
-        """Return the bytes that have arrived, ``b""`` at EOF. ``BlockingIOError`` if nothing has.
+        """Return bytes that have arrived, or ``b""`` at EOF.
 
-        Errors are stored and raised again: the kernel reports a reset only once, to the first
-        call after it, and then a clean end.
+        Raises ``BlockingIOError`` if no bytes have arrived. Other errors are stored, and later
+        reads raise copies of them: the kernel reports a reset only to the first call after the
+        reset, and EOF to later calls.
         """
         if self._read_failure is not None:
             self._raise_failure(self._read_failure)
@@ -193,10 +198,10 @@ class Transport:
         return failure
 
     def at_end(self) -> bool:
-        """Return whether nothing is unread and nothing more will come. Consumes nothing.
+        """Return whether the kernel has no unread bytes and no more can arrive. Consumes nothing.
 
-        A count of unread bytes is not enough. FIONREAD stops at the mark of urgent data, and on
-        a Unix socket it keeps counting an urgent byte after the read has passed it.
+        FIONREAD, the count of unread bytes, is not enough to tell. It stops at the mark of urgent
+        data. On a Unix socket it still counts an urgent byte that a read has already passed.
         """
         if self._read_failure is not None:
             return True
@@ -210,7 +215,7 @@ class Transport:
             return not peek_byte(self._socket)
         except BlockingIOError:  # only urgent data is readable
             return False
-        except trio.ClosedResourceError:  # closed underneath us
+        except trio.ClosedResourceError:  # other code closed the socket
             return True
         except OSError as exc:
             with contextlib.suppress(trio.ClosedResourceError):
@@ -222,7 +227,8 @@ class Transport:
     async def send(self, buffers: Sequence[bytes | memoryview]) -> None:
         """Send all bytes of all buffers. A full checkpoint.
 
-        Cancelled before the first byte, it changes nothing. Cancelled later, sending is over.
+        If cancelled before the first byte is sent, it changes nothing. If cancelled later, every
+        later send fails.
         """
         if self._send_failure is not None:
             self._raise_failure(self._send_failure)
@@ -246,7 +252,7 @@ class Transport:
             await self._send_rest(views, started=False)
 
     async def _send_rest(self, views: list[memoryview], *, started: bool) -> None:
-        first = 0  # the first view with unsent bytes
+        first = 0  # the index of the first view with unsent bytes
         checkpointed = False
         try:
             while first < len(views):
@@ -261,7 +267,7 @@ class Transport:
                     first += 1
                 if first < len(views):
                     views[first] = views[first][sent:]
-                    await trio.lowlevel.checkpoint()  # this loop may be long
+                    await trio.lowlevel.checkpoint()  # because the loop may be long
                     checkpointed = True
         except BaseException:
             if started:
@@ -273,10 +279,11 @@ class Transport:
     async def sendfile(
         self, descriptor: int, offset: int, count: int, on_sent: Callable[[int], None]
     ) -> bool:
-        """Send part of a file without copying it. Returns False if the kernel cannot send it.
+        """Send part of a file with sendfile(2), without copying it. A full checkpoint.
 
-        Calls ``on_sent`` with the size of each piece. Stops early at the file's EOF.
-        Cancellation is as in ``send``. A full checkpoint.
+        Returns False, and sends nothing, if the kernel cannot send this file. Calls ``on_sent``
+        with the size of each piece. Stops early at the file's EOF. Cancellation has the same effect
+        as in ``send``.
         """
         await trio.lowlevel.checkpoint()
         self.check_sending()
@@ -314,18 +321,18 @@ class Transport:
         return True
 
     def writable_now(self) -> bool:
-        """Return whether the kernel would take at least one byte now, or report an error."""
-        if self._poll_writable is None:  # only TLS needs it
+        """Return True if a send now would send a byte or fail, and False if it would block."""
+        if self._poll_writable is None:  # created at the first use, because only TLS needs it
             self._poll_writable = writable_poller(self._descriptor())
         return bool(self._poll_writable(0))
 
     async def wait_writable(self) -> None:
-        """Wait until ``writable_now``. A full checkpoint."""
+        """Wait until ``writable_now`` would return True. A full checkpoint."""
         await trio.lowlevel.wait_writable(self._descriptor())
-        self._descriptor()  # may have been closed while we waited
+        self._descriptor()  # raises if it was closed while we waited
 
     async def send_eof(self) -> None:
-        """Send FIN; reading goes on. A full checkpoint. Calling it again changes nothing."""
+        """Send FIN. Reading still works. A second call changes nothing. A full checkpoint."""
         self._descriptor()
         try:
             await self.stream.send_eof()
@@ -338,7 +345,7 @@ class Transport:
         return self._socket.did_shutdown_SHUT_WR
 
     def check_sending(self) -> None:
-        """Raise the error that a send would raise, as far as it is known without sending."""
+        """Raise the error that the next send would raise, if it is already known."""
         if self._send_failure is not None:
             self._raise_failure(self._send_failure)
         self._descriptor()
@@ -346,12 +353,12 @@ class Transport:
             raise trio.ClosedResourceError("nothing can be sent after send_eof")
 
     def cut_short(self) -> None:
-        """Refuse later sends: only part of a message or a file was sent."""
+        """Make later sends fail, because only part of a message or a file was sent."""
         if self._send_failure is None:
             self._send_failure = self.broken("an earlier send was cut short")
 
     def send_nowait(self, *buffers: bytes | memoryview) -> int:
-        """Send as many bytes as the kernel takes now; return their number."""
+        """Send as many bytes as the kernel accepts now. Returns their number, or 0 if none."""
         if self._send_failure is not None:
             self._raise_failure(self._send_failure)
         try:
@@ -365,8 +372,10 @@ class Transport:
 
     def _sending_failed(self, exc: OSError) -> trio.BrokenResourceError:
         failure = self._broken_from(exc)
-        if exc.errno != errno.EPIPE:  # EPIPE follows the peer's FIN, so the read ends cleanly
-            self._reset = unraised_copy(failure)  # the kernel does not report it again
+        # EPIPE means that the peer had sent FIN before, so the EOF of later reads is genuine. The
+        # kernel does not report other errors again, so keep them for the read that finds EOF.
+        if exc.errno != errno.EPIPE:
+            self._reset = unraised_copy(failure)
         if self.eof_sent:
             raise trio.ClosedResourceError("nothing can be sent after send_eof") from None
         return failure
@@ -376,7 +385,7 @@ class Transport:
     def begin_close(self) -> None:
         """Begin to close: wake waiting tasks with ``ClosedResourceError``.
 
-        From now on only ``close``, ``abort``, ``close_immediately`` and ``release`` have an effect.
+        After this, only ``close``, ``abort``, ``close_immediately`` and ``release`` have an effect.
         """
         self._mark_closing()
         if self._socket.fileno() >= 0:
@@ -385,13 +394,13 @@ class Transport:
     async def close(self, final_bytes: bytes = b"") -> None:
         """Send ``final_bytes``, then FIN, and close without losing data in flight.
 
-        If ``close(2)`` finds unread input, or input arrives after it, the kernel sends RST, and
-        RST destroys data in flight (RFC 1122, section 4.2.2.13; RFC 2525, section 2.17). So we
-        read until the peer ends its side, for at most ``LINGER_SECONDS`` and ``LINGER_BYTES``.
-        If nothing is unread and everything sent is acknowledged, we close immediately.
+        If input is unread at ``close(2)``, or arrives after it, the kernel sends RST. RST destroys
+        data in flight (RFC 1122, section 4.2.2.13; RFC 2525, section 2.17). So we read until the
+        peer sends FIN, for at most ``LINGER_SECONDS`` and ``LINGER_BYTES``. If no input is unread
+        and the peer has acknowledged all data, we close immediately.
 
-        A checkpoint only if it has to wait. A cancelled call closes immediately. Raises nothing
-        but ``Cancelled``.
+        This is a checkpoint only if it has to wait. If cancelled, it closes immediately. It raises
+        no error except ``Cancelled``.
         """
         self._mark_closing()
         drained = False
@@ -405,9 +414,9 @@ class Transport:
             self._close_descriptor()
 
     def close_if_drained(self) -> bool:
-        """Close if nothing can be lost, and return True; else do nothing and return False.
+        """Close and return True if no data can be lost. Otherwise return False and do nothing.
 
-        No task may be waiting on the connection: none is woken.
+        Call this only while no task waits on the connection, because it does not wake tasks.
         """
         try:
             if not self._is_drained():
@@ -425,17 +434,17 @@ class Transport:
         self._read_failure = self._send_failure = _CLOSED
 
     def _is_drained(self) -> bool:
-        """Return whether nothing is unread here and nothing is in flight to the peer."""
+        """Return whether no input is unread and the peer has acknowledged all data."""
         descriptor = self._socket.fileno()
-        if descriptor < 0:  # closed underneath us
+        if descriptor < 0:  # other code closed the socket
             return True
         return unread_bytes(descriptor) == 0 and unacknowledged_bytes(self._socket) == 0
 
     def abort(self) -> None:
         """Reset the connection immediately. Data that is still in the kernel is discarded.
 
-        This also works when others hold the descriptor, such as a forked child. Where the system
-        cannot reset a shared connection, it is shut down.
+        The connection is reset even if another process, such as a forked child, holds the
+        descriptor. If the system cannot reset a shared connection, we shut it down instead.
         """
         self.begin_close()
         if self._socket.fileno() >= 0:
@@ -443,15 +452,15 @@ class Transport:
         self._close_descriptor()
 
     def close_immediately(self) -> None:
-        """Close immediately, as ``trio.SocketStream`` does. The kernel still sends its data."""
+        """Close immediately, as ``trio.SocketStream`` does. The kernel still sends queued data."""
         self.begin_close()
         end_connection(self._socket, may_be_unread=True)
         self._close_descriptor()
 
     def release(self) -> None:
-        """Close our descriptor and leave the connection to the other process that holds it."""
+        """Close only our descriptor. The other process that holds it keeps the connection."""
         self.begin_close()
-        with contextlib.suppress(OSError):  # closed underneath us
+        with contextlib.suppress(OSError):  # other code closed the socket
             socket.close(self._socket.detach())
 
     def _close_descriptor(self) -> None:
@@ -475,21 +484,21 @@ class Transport:
         raise trio.ClosedResourceError(*_CLOSED.args)
 
     def _broken_from(self, exc: OSError) -> trio.BrokenResourceError:
-        if exc.errno in _CLOSED_ERRNOS:  # closed underneath us
+        if exc.errno in _CLOSED_ERRNOS:  # other code closed the socket
             raise trio.ClosedResourceError(*_CLOSED.args) from None
         return self.broken(exc.strerror or str(exc))
 
     def broken(self, why: str) -> trio.BrokenResourceError:
-        """Create the error of a broken connection and remember it as one of ours."""
+        """Return a new error that says why the connection is broken. ``caused`` recognizes it."""
         return self.remember_failure(trio.BrokenResourceError(f"the connection is broken: {why}"))
 
     def remember_failure(self, failure: FailureT) -> FailureT:
-        """Remember that this failure belongs to this connection, and return it."""
+        """Remember that this connection caused the failure, and return the failure."""
         if self._failures is None:
             self._failures = weakref.WeakValueDictionary()
         self._failures[id(failure)] = failure
         return failure
 
     def caused(self, exc: BaseException) -> bool:
-        """Return whether this connection raised the exception."""
+        """Return whether ``remember_failure`` was called with this same exception."""
         return self._failures is not None and self._failures.get(id(exc)) is exc

@@ -1,4 +1,4 @@
-"""Unix socket paths: checking, binding, replacing stale ones, and removing."""
+"""Unix socket paths: check and bind them, replace stale ones, and remove them."""
 
 from __future__ import annotations
 
@@ -20,33 +20,35 @@ from .._arguments import quoted
 _LOCK_TIMEOUT = 10.0
 _LOCK_RETRY_SECONDS = 0.01
 
-# Each time two programs race for a removed lock file, one of them wins. After this many losses,
-# somebody is tampering with the file.
+# Two programs may race to lock a file that its previous holder has removed. The program that loses
+# tries again. After this many losses, somebody is tampering with the file.
 _LOCK_TRIES = 100
 
-# Opens an inode without reading it: needs no read permission and does not touch devices.
+# Opens a file without reading it. This needs no read permission and does not affect devices.
 _O_PATH: int | None = getattr(os, "O_PATH", None)
 
-# Windows lacks these, and Python has no Unix sockets there.
+# Windows lacks these flags, and Python has no Unix sockets on Windows.
 _O_NOFOLLOW: int = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 _O_DIRECTORY: int = getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
 _O_NONBLOCK: int = getattr(os, "O_NONBLOCK", 0)
 
-# The mode of the socket's file between bind(2) and chmod(2), if the caller sets a mode. Nobody can
-# connect, and no socket in use has this mode, so we can recognize the file.
+# If the caller sets a mode, the socket's file has this marker mode from bind(2) to chmod(2). Nobody
+# can connect to a file with this mode. No socket in use has this mode, so we can recognize our file
+# by it.
 _MARKER_MODE = stat.S_ISUID | stat.S_ISVTX
 
-# The longest path: sun_path has 108 bytes on Linux, 104 on BSD and macOS, including the final NUL.
+# Maximum length of a path, in bytes. sun_path also holds the final NUL. It has 108 bytes on Linux,
+# and 104 bytes on BSD and macOS.
 _MAX_PATH = 107 if sys.platform == "linux" else 103
 
 
 def unix_path(path: object) -> str | bytes:
-    """Check a path to bind or connect to. Raises an OSError that names it if it is too long."""
+    """Check a path to bind or connect to, and return it. Raises OSError if it is too long."""
     if not isinstance(path, (str, bytes, os.PathLike)):
         raise TypeError(f"a path must be str, bytes or os.PathLike, not {quoted(path)}")
     name = os.fspath(path)
     raw = None
-    with contextlib.suppress(UnicodeEncodeError):  # the error would quote the whole path
+    with contextlib.suppress(UnicodeEncodeError):  # that error would quote the whole path
         raw = os.fsencode(name)
     if raw is None:
         raise ValueError("the path of a Unix socket has characters that cannot be encoded")
@@ -56,7 +58,7 @@ def unix_path(path: object) -> str | bytes:
         raise ValueError("the path of a Unix socket contains a NUL")
     if len(raw) > _MAX_PATH:
         text = f"the path of a Unix socket must have at most {_MAX_PATH} bytes, not {len(raw)}"
-        # It may be a private key passed by mistake. Then do not quote it.
+        # Quote the path, unless it may be a private key that was passed by mistake.
         if re.fullmatch(rb"[!-~]*", raw) and not re.search(rb"(?=[^/]{33})[^/]*[0-9]", raw):
             raise OSError(errno.ENAMETOOLONG, text, os.fsdecode(name))
         raise OSError(errno.ENAMETOOLONG, text)
@@ -64,7 +66,7 @@ def unix_path(path: object) -> str | bytes:
 
 
 def unix_socket(name: str | bytes, kind: int = socket.SOCK_STREAM) -> socket.socket:
-    """Return a new Unix socket for a path. Raises OSError where the platform has none."""
+    """Return a new Unix socket for a path. Raises OSError if the platform has no Unix sockets."""
     if not hasattr(socket, "AF_UNIX"):
         raise OSError(errno.EAFNOSUPPORT, "there are no Unix sockets on this platform")
     try:
@@ -76,7 +78,7 @@ def unix_socket(name: str | bytes, kind: int = socket.SOCK_STREAM) -> socket.soc
 async def listening_unix_socket(
     name: str | bytes, mode: int | None, backlog: int
 ) -> tuple[socket.socket, BoundPath | None]:
-    """Listen on a path. Returns the socket and its file, or None for an abstract name.
+    """Listen on a path. Returns the socket, and its file (``None`` for an abstract name).
 
     Waits up to ``_LOCK_TIMEOUT`` for another program that is replacing the path.
     """
@@ -94,11 +96,11 @@ async def listening_unix_socket(
 def listening_unix_socket_nowait(
     name: str | bytes, mode: int | None, backlog: int
 ) -> tuple[socket.socket, BoundPath | None]:
-    """Do the same without waiting. Raises PathLockedError if it would have to wait."""
+    """Do what ``listening_unix_socket`` does, but raise PathLockedError instead of waiting."""
     if mode is not None:
         if not isinstance(mode, int) or isinstance(mode, bool):
             raise TypeError(f"mode must be an int or None, not a {type(mode).__name__}")
-        if not 0 <= mode <= 0o777:  # -1 would allow everybody
+        if not 0 <= mode <= 0o777:  # -1 would give everybody access
             raise ValueError("mode must be from 0 to 0o777")
     sock = unix_socket(name)
     try:
@@ -114,8 +116,8 @@ def listening_unix_socket_nowait(
         except OSError as exc:
             if exc.errno != errno.EADDRINUSE or not _is_stale(name):
                 raise
-            # The lock is needed only until bind(2). From then on the path is not stale, even
-            # before listen(2).
+            # The lock is needed only until bind(2). A bound path is not stale, even before
+            # listen(2).
             with _replace_lock(name):
                 _remove_stale(name)
                 _bind(sock, name)
@@ -159,7 +161,7 @@ def _replaced_error(name: str | bytes) -> OSError:
 
 
 def _set_marker_mode(sock: socket.socket) -> bool:
-    """Make bind(2) create the file with the marker mode. False if the system cannot."""
+    """Make bind(2) create the file with the marker mode. Returns False if that is impossible."""
     if sys.platform != "linux":  # pragma: no cover (tests run on Linux)
         return False
     try:
@@ -176,7 +178,7 @@ def _euid() -> int:
 
 
 def _set_mode(name: str | bytes, mode: int, marked: bool) -> BoundPath:
-    """Set the mode of the socket just bound, and of no file that has replaced it."""
+    """Set the mode of the socket just bound. Raises OSError if another file has replaced it."""
     try:
         with _hold_inode(name) as descriptor:
             status = os.lstat(name) if descriptor is None else os.fstat(descriptor)
@@ -195,10 +197,11 @@ def _set_mode(name: str | bytes, mode: int, marked: bool) -> BoundPath:
 
 
 def _is_ours(status: os.stat_result, marked: bool) -> bool:
-    """Return whether this is the socket just bound.
+    """Return whether this file is the socket just bound.
 
-    Anyone who may write to the directory can put another socket there, even one of our own that
-    gets another mode. Only the marker mode tells them apart.
+    Anyone who may write to the directory can replace the file by another socket, even by another
+    socket of ours, which is to have another mode. Only the marker mode identifies the socket just
+    bound.
     """
     if not stat.S_ISSOCK(status.st_mode) or status.st_uid != _euid() or status.st_nlink != 1:
         return False
@@ -208,7 +211,7 @@ def _is_ours(status: os.stat_result, marked: bool) -> bool:
 def _chmod(path: BoundPath, descriptor: int | None, mode: int) -> None:
     if descriptor is not None:
         try:
-            # fchmod(2) does not support O_PATH descriptors. C libraries do the same as we do here.
+            # fchmod(2) does not support O_PATH descriptors. C libraries also use /proc for them.
             os.chmod(f"/proc/self/fd/{descriptor}", mode)
             return
         except FileNotFoundError:  # no /proc
@@ -240,7 +243,8 @@ def _hold_inode(name: str | bytes) -> Iterator[int | None]:
 class BoundPath:
     """The file of a Unix socket, identified by its inode.
 
-    Only the process that bound it removes it: a forked child has a copy of this object.
+    Only the process that bound the socket removes the file, because a forked child also has a copy
+    of this object.
     """
 
     def __init__(self, name: str | bytes, identity: Identity) -> None:
@@ -250,21 +254,21 @@ class BoundPath:
         self._pid = os.getpid()
 
     def check(self) -> None:
-        """Raise OSError if another file has replaced it."""
+        """Raise OSError if another file has replaced this file."""
         if _identity(self.name, os.lstat(self.name)) != self._identity:
             raise _replaced_error(self.name)
 
     def remove(self) -> None:
-        """Remove the file unless another one has replaced it."""
+        """Remove this file, unless another file has replaced it."""
         if os.getpid() == self._pid:
             with contextlib.suppress(OSError):
                 _unlink(self._path, self._identity)
 
 
 def _unlink(path: bytes, identity: Identity) -> None:
-    """Remove a path if it still is the same file."""
+    """Remove the file at a path if it still is the file with this identity."""
     directory, name = os.path.split(path)
-    # Check and remove in the same directory, wherever its path leads meanwhile.
+    # Open the directory, so that we check and remove in the same one even if its path changes.
     descriptor = None
     if _O_PATH is not None:
         with contextlib.suppress(OSError):  # such as EMFILE
@@ -283,14 +287,15 @@ def _unlink(path: bytes, identity: Identity) -> None:
 
 
 def _is_stale(name: str | bytes) -> bool:
-    """Return whether a path is a socket that no process has bound."""
+    """Return whether a path is a socket that no process has bound, or does not exist."""
     try:
         if not stat.S_ISSOCK(os.lstat(name).st_mode):
             return False
     except FileNotFoundError:  # its owner has just removed it
         return True
-    # The probe's type differs from the listener's. So a live listener answers EPROTOTYPE, even
-    # before listen(2), and does not get an empty connection in its queue.
+    # The probe is a datagram socket, and a listener is a stream socket. So connecting to a bound
+    # path fails with EPROTOTYPE, even before listen(2), and the listener's queue gets no empty
+    # connection.
     with unix_socket(name, socket.SOCK_DGRAM) as probe:
         probe.setblocking(False)
         return probe.connect_ex(name) == errno.ECONNREFUSED
@@ -313,12 +318,13 @@ class PathLockedError(BlockingIOError):
 
 @contextlib.contextmanager
 def _replace_lock(name: str | bytes) -> Iterator[None]:
-    """Lock a path from finding it stale until it is bound again.
+    """Hold a lock while a stale path is removed and bound again.
 
     The lock is a file that only this user can open, because anybody can lock a file or directory
-    that they can read. Anyone who may write to the directory can put another file in its place;
-    then we go on without a lock. Two of our own programs that start at the same moment may then
-    both bind, but nobody can make us wait. Programs of different users do not lock each other out.
+    that they can read. Anyone who may write to the directory can put another file in its place.
+    Then we continue without a lock. Two of this user's programs that start at the same moment may
+    then both bind, but nobody can make us wait. The programs of different users have different lock
+    files, so they do not wait for each other.
     """
     if sys.platform == "win32":  # pragma: no cover (tests run on Linux)
         yield
@@ -338,12 +344,12 @@ def _replace_lock(name: str | bytes) -> Iterator[None]:
             except BlockingIOError:
                 break
             status = os.fstat(descriptor)
-            if status.st_nlink == 0:  # the previous holder has removed it
+            if status.st_nlink == 0:  # the previous holder has removed the file
                 continue
             try:
                 yield
             finally:
-                # Unlink before unlocking: from now on others create a new file.
+                # Unlink before unlocking. Programs that come later create a new file.
                 with contextlib.suppress(OSError):
                     _unlink(path, (status.st_dev, status.st_ino))
             return
@@ -355,7 +361,7 @@ def _replace_lock(name: str | bytes) -> Iterator[None]:
 
 
 def _open_lock(path: bytes) -> int | None:
-    """Open the lock file. Returns None if the file there is not ours."""
+    """Open or create the lock file. Returns None if that is impossible or it is not our file."""
     flags = os.O_RDWR | os.O_CREAT | _O_NOFOLLOW | _O_NONBLOCK
     try:
         descriptor = os.open(path, flags, 0o600)

@@ -54,7 +54,7 @@ OK, SASL, SASL_CONTINUE, SASL_FINAL = (number.to_bytes(4, "big") for number in (
 async def pg_login(sock: Socket, binding: bytes | None = None) -> None:
     """Authenticate with SCRAM-SHA-256-PLUS (RFC 5802).
 
-    Each side proves that it knows the password, for this connection only.
+    Each side proves that it knows the password. The proof is valid only for this TLS connection.
     """
     if binding is None:
         assert sock.tls is not None

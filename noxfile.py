@@ -136,7 +136,7 @@ def interop(session: nox.Session) -> None:
 
 @nox.session
 def chance(session: nox.Session) -> None:
-    """The randomized tests with 20 times as many rounds, and all cases of the cancellation tests."""
+    """The randomized tests with 20 times as many rounds, and all cases of cancellation."""
     session.install(".[tests]")
     options = ["-n", "0", "-m", "chance or rare", "--times", "20", "--capture=no"]
     session.run("python", "-m", "pytest", *options, *session.posargs)

@@ -62,7 +62,7 @@ class Attempt(trio.abc.Instrument):
         self._tasks: set[trio.lowlevel.Task] = set()
 
     async def __call__(self, call: Call, script: Script | None = None) -> None:
-        """Make the call while the peer follows a script. The script's first step precedes the call."""
+        """Make the call while the peer follows a script. The call follows the first step."""
         trio.lowlevel.add_instrument(self)
         try:
             async with alongside(script or iter(())):

@@ -25,12 +25,12 @@ class TrioRun:
     """A Trio run that advances only during a call from outside."""
 
     def __init__(self) -> None:
-        self._due: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        self._callbacks: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._call: Callable[[], Awaitable[Any]] | None = None
         self._outcome: tuple[Any, BaseException | None] | None = None
         self._over = False
         trio.lowlevel.start_guest_run(
-            self._main, run_sync_soon_threadsafe=self._due.put, done_callback=self._done
+            self._main, run_sync_soon_threadsafe=self._callbacks.put, done_callback=self._done
         )
 
     async def _main(self) -> None:
@@ -50,16 +50,16 @@ class TrioRun:
 
     def call(self, function: Callable[..., Awaitable[T]], *args: object) -> T:
         self._call = functools.partial(function, *args)
-        return self._turn()  # type: ignore[no-any-return]
+        return self._advance()  # type: ignore[no-any-return]
 
     def close(self) -> None:
         self._over = True
-        self._turn()
+        self._advance()
 
-    def _turn(self) -> Any:
+    def _advance(self) -> Any:
         self._outcome = None
         while self._outcome is None:
-            self._due.get(timeout=2 * BOUND)()
+            self._callbacks.get(timeout=2 * BOUND)()
         value, failure = self._outcome
         if failure is not None:
             raise failure

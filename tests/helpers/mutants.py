@@ -33,8 +33,8 @@ class Mutant(Peer):
         if self._flight == 0:
             data = changed(data, self._changes)
         self._flight -= 1
-        places = sorted({0, len(data), *(cut % (len(data) + 1) for cut in self._cuts)})
-        self._pieces += [data[start:end] for start, end in itertools.pairwise(places)]
+        offsets = sorted({0, len(data), *(cut % (len(data) + 1) for cut in self._cuts)})
+        self._pieces += [data[start:end] for start, end in itertools.pairwise(offsets)]
 
     def conversing(self, clock: trio.testing.MockClock, ending: str) -> Script:
         """Act until nothing is left to send. Then send FIN (``"ended"``) or stay silent."""

@@ -25,7 +25,7 @@ async def alongside(script: Script) -> AsyncIterator[None]:
     """Run a script's first step now, and each later step when all tasks are blocked."""
     next(script, None)
 
-    async def go_on() -> None:
+    async def run_steps() -> None:
         while True:
             await trio.testing.wait_all_tasks_blocked()
             try:
@@ -34,7 +34,7 @@ async def alongside(script: Script) -> AsyncIterator[None]:
                 return
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(go_on)
+        nursery.start_soon(run_steps)
         yield
         nursery.cancel_scope.cancel()
 
@@ -104,9 +104,9 @@ class Peer:
         except ConnectionError:
             self.gone = True
         if self._ssl is not None:
-            self._go_on(self._ssl)
+            self._advance_tls(self._ssl)
 
-    def _go_on(self, ssl_object: ssl.SSLObject) -> None:
+    def _advance_tls(self, ssl_object: ssl.SSLObject) -> None:
         try:
             if not self.secured:
                 ssl_object.do_handshake()

@@ -91,7 +91,7 @@ class PostHandshakePeer(RawTLS):
                 data += part
 
     async def wait_for_response(self) -> None:
-        """Wait until the client has answered a certificate request, and send the next request."""
+        """Wait until the client has answered a certificate request. Then OpenSSL allows another."""
         while True:
             self.received()
             with contextlib.suppress(ssl.SSLError):  # the request is still unanswered
@@ -123,7 +123,7 @@ async def post_handshake_pair(
         async with closing(sock):
             await handshake(sock, client_context, peer, server_hostname="example.org")
             raw.setblocking(False)
-            # With the smallest send buffer, no message fits as a whole, so every send has to wait.
+            # With the smallest send buffer, a message fits only in part, so its send has to wait.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
             yield sock, peer
 

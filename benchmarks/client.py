@@ -79,7 +79,7 @@ class Client:
     # ---- loads ----
 
     def echo(self, count: int) -> None:
-        """Spread ``count`` messages over all connections. Wait for each echo before the next."""
+        """Spread ``count`` messages over all connections. Each connection waits for each echo."""
         share, rest = divmod(count, len(self._socks))
         with Loop(PATIENCE) as loop:
             for number, sock in enumerate(self._socks):

@@ -61,7 +61,7 @@ class Result:
         return statistics.median(each.cpu / each.wall for each in self.series[peer].measurements)
 
     def ratio(self, peer: str, to: str = BASE) -> Spread | None:
-        """Return the ratio to another peer's figure in the same round, or None if one failed."""
+        """Return the ratio to another peer's figure in the same round, or None if either failed."""
         base = self.series.get(to)
         if base is None or base.failure or self.series[peer].failure:
             return None

@@ -37,8 +37,8 @@ class Server:
         )
         self._announced: bytes | None = None
         # The CPU clock of another process, numbered as in clock_getcpuclockid(3) (glibc,
-        # sysdeps/unix/sysv/linux; CPUCLOCK_SCHED is 2). It counts nanoseconds; /proc/PID/stat
-        # counts hundredths of a second.
+        # sysdeps/unix/sysv/linux; CPUCLOCK_SCHED is 2). This clock counts nanoseconds, but
+        # /proc/PID/stat counts hundredths of a second.
         self._cpu_clock = (~self._process.pid << 3) | 2
 
     @property

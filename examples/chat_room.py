@@ -23,7 +23,7 @@ import trisock
 MAX_LINE = 512  # bytes
 MAX_NAME = 20  # characters
 NAME_TIMEOUT = 60  # seconds for a client to choose a name
-BROADCAST_TIMEOUT = 2  # seconds for a client to receive a line before it is disconnected
+BROADCAST_TIMEOUT = 2  # seconds for a client to receive a line; a slower client is disconnected
 
 
 def printable(line: bytes) -> str:

@@ -36,7 +36,7 @@ import trisock
 MAX_HEAD = 16 * 1024  # bytes in the request line and header
 MAX_BODY = 1024 * 1024  # bytes
 IDLE_TIMEOUT = 60  # seconds between two requests
-EXCHANGE_TIMEOUT = 60  # seconds from the first byte of a request to the last of its response
+EXCHANGE_TIMEOUT = 60  # seconds from the first byte of a request to the last byte of its response
 
 # Tell clients to use only HTTPS for a year, and not to guess the content type. A client ignores the
 # first field if it does not trust the certificate (RFC 6797).
@@ -169,7 +169,7 @@ async def exchange(sock: trisock.Socket, closing: trio.Event) -> bool:
 
 @asynccontextmanager
 async def cancelled_by(event: trio.Event) -> AsyncIterator[None]:
-    """Cancel the block when the event is set. An exception propagates in a group."""
+    """Cancel the block when the event is set. An exception propagates in an exception group."""
     async with trio.open_nursery() as nursery:
 
         async def cancel() -> None:

@@ -39,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip (or fail) a test marked ``needs(program, ...)`` if one of them is missing."""
+    """Skip (or fail) a test marked ``needs(program, ...)`` if one of the programs is missing."""
     for mark in item.iter_markers("needs"):
         for program in mark.args:
             if shutil.which(program) is None:
@@ -99,7 +99,7 @@ def no_leaked_descriptor() -> Iterator[None]:
     gc.collect()
     gc.freeze()  # test reports accumulate, and would make each collection slower
     left = _descriptors() - before
-    assert not left, f"left open: {left}"
+    assert not left, f"descriptors left open: {left}"
 
 
 def _descriptors() -> set[str]:

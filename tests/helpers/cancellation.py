@@ -1,13 +1,14 @@
 """Cancellation of each public async method, at each of its cancel points.
 
-A test runs repeatedly, on fresh connections. The n-th run cancels the call at its n-th cancel
-point. The runs end when every point has been tried. A cancellation takes effect at these points:
+A test calls one method. The test runs repeatedly, on fresh connections, and its n-th run cancels
+the call at the call's n-th cancel point, until every point has been tried. The cancel points are:
 
 - a task of the call is about to resume: the event it waits for and the cancellation coincide;
 - a task of the call has blocked or yielded;
 - a task of the call checks for cancellation (``checkpoint_if_cancelled``).
 
-Each run then checks the state that the docs promise, and that it left no descriptor and no task.
+Each run then checks the state that the docs promise, and that the call left no descriptor and no
+task.
 The peer is not a task: the peer takes its next step when every task is blocked.
 """
 
@@ -42,7 +43,7 @@ Call = Callable[[], Awaitable[Any]]
 
 
 class Attempt(trio.abc.Instrument):
-    """One call, which is cancelled if it reaches its ``point``-th cancel point.
+    """A call that is cancelled at its ``point``-th cancel point, if the call gets that far.
 
     Attributes:
       reached: how many cancel points the call has passed.
@@ -62,7 +63,7 @@ class Attempt(trio.abc.Instrument):
         self._tasks: set[trio.lowlevel.Task] = set()
 
     async def __call__(self, call: Call, script: Script | None = None) -> None:
-        """Make the call while the peer follows a script. The call follows the first step."""
+        """Make the call after the script's first step. The peer follows the script meanwhile."""
         trio.lowlevel.add_instrument(self)
         try:
             async with alongside(script or iter(())):
@@ -120,7 +121,9 @@ def at_every_cancel_point(test: Callable[..., Awaitable[None]]) -> Callable[...,
             descriptors, tasks = os.listdir("/proc/self/fd"), _living_tasks()
             attempt = Attempt(point)
             await test(attempt=attempt, **fixtures)
-            assert os.listdir("/proc/self/fd") == descriptors, f"left open at point {point}"
+            assert os.listdir("/proc/self/fd") == descriptors, (
+                f"descriptors left open at point {point}"
+            )
             assert _living_tasks() == tasks
             assert attempt.cancelled or point > 1, "the call did not check for cancellation first"
             if attempt.reached < point:
@@ -190,7 +193,7 @@ SERVERS = ["TLSv1_2 server", "TLSv1_3 server"]
 
 @dataclass(frozen=True)
 class Connections:
-    """Makes connections of each layer: a Socket, and a peer that is not a task.
+    """Makes connections of any layer, between a Socket and a peer that is not a task.
 
     In the layer "TLSv1_2 client", the Socket is the TLS client.
     """

@@ -34,7 +34,7 @@ CLIENTS_ONLY = ExtendedKeyUsageOID.CLIENT_AUTH
 
 @functools.cache
 def key_of(kind: str) -> Key:
-    """Return the cached key of a type: generating an RSA key is slow."""
+    """Return a key of this type. It is cached, because generating an RSA key is slow."""
     if kind.startswith("RSA "):
         return rsa.generate_private_key(65537, int(kind.removeprefix("RSA ")))
     if kind == "Ed25519":
@@ -43,7 +43,7 @@ def key_of(kind: str) -> Key:
 
 
 class CertificateAuthority:
-    """A root or an intermediate authority. An intermediate adds its certificate to the chains.
+    """A root authority, or an intermediate, which adds its certificate to the chains it issues.
 
     Attributes:
       pem: the authority's own certificate.

@@ -32,7 +32,7 @@ def hello_for(name: bytes) -> bytes:
     longer = len(new) - len(old)
     body = bytearray(hello[9:].replace(old, new))
     at = start - 9
-    while True:  # find the total length of the extensions, which precedes the first one
+    while True:  # find the total length of the extensions, which precedes the first extension
         at -= 1
         if int.from_bytes(body[at : at + 2], "big") + longer == len(body) - at - 2:
             break
@@ -42,7 +42,7 @@ def hello_for(name: bytes) -> bytes:
 
 
 def in_records(message: bytes, size: int) -> bytes:
-    """Put a handshake message into records with ``size`` bytes in each."""
+    """Split a handshake message into records of ``size`` bytes."""
     return b"".join(
         b"\x16\x03\x01" + len(part).to_bytes(2, "big") + part for part in split(message, size)
     )

@@ -19,7 +19,7 @@ EXAMPLES = ROOT / "examples"
 
 
 def command(name: str, *args: str) -> list[str]:
-    # In development mode Python reports each file that is left open.
+    # In development mode, Python reports each file that a program leaves open.
     return [sys.executable, "-X", "dev", str(EXAMPLES / f"{name}.py"), *args]
 
 
@@ -40,7 +40,9 @@ class Running:
         while b"\n" not in self._printed:
             chunk = await self.process.stdout.receive_some()
             if not chunk:
-                raise AssertionError(f"the example exited; stderr: {self._read_stderr().decode()}")
+                raise AssertionError(
+                    f"the example exited and wrote to stderr: {self._read_stderr().decode()}"
+                )
             self._printed += chunk
         line, _, self._printed = self._printed.partition(b"\n")
         return line.decode().rstrip("\r")

@@ -1,4 +1,4 @@
-"""The layers of the package: which module may import which (picture: ``docs/design.md``).
+"""The floors (layers) of the package: which module may import which (see ``docs/design.md``).
 
 To draw the actual imports::
 
@@ -16,7 +16,7 @@ import trisock
 SOURCE = Path(trisock.__file__).parent
 MODULES = sorted(SOURCE.rglob("*.py"))
 
-# From the bottom up. A module may import only from its own layer and from lower layers.
+# From the bottom up. A module may import only from its own floor and from lower floors.
 FLOORS = [
     {"_text", "_not_copyable", "_fork"},
     {"_guard", "_arguments"},
@@ -26,7 +26,7 @@ FLOORS = [
     {"_server"},
     {"_connect"},
     {""},  # the public names
-    {"pluto", "hammerspoon", "__main__"},  # the front ends
+    {"pluto", "hammerspoon", "__main__"},  # the faces, which use the public names
 ]
 
 
@@ -41,7 +41,7 @@ def floor_of(module: str) -> int:
 
 
 def imports_of(path: Path) -> set[str]:
-    """Return the modules of trisock that a module imports (``""``: the package itself)."""
+    """Return the names of the trisock modules that a module imports (``""`` is the package)."""
     name = name_of(path)
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     modules = {name_of(each) for each in MODULES}

@@ -14,7 +14,7 @@ NOBODY = 65534
 
 @contextlib.contextmanager
 def child(function: Callable[[], object], *, user: int | None = None) -> Iterator[int]:
-    """Run a function in a forked child. The child is killed when the block ends.
+    """Run a function in a forked child. When the block ends, kill the child.
 
     The child's exit status is 0 if the function returns.
     """

@@ -106,7 +106,11 @@ class Peer:
         self.write()
 
     def end(self, how: str, *, fin: bool) -> None:
-        """End the stream. ``"cut"`` (not ``"clean"``) omits withheld bytes and close_notify."""
+        """End the stream.
+
+        A ``"clean"`` end sends the withheld bytes and close_notify (under TLS), and then FIN if
+        ``fin`` is true. A ``"cut"`` drops the withheld bytes, and sends FIN without close_notify.
+        """
         if how == "cut":
             del self.wire[len(self.wire) - self.held :]
         else:

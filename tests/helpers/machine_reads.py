@@ -36,7 +36,7 @@ class Taken(NamedTuple):
 
 
 class Expected(NamedTuple):
-    """The results of the steps that return, and the outcome of a last step that does not."""
+    """The results of the steps that return, and the outcome of a last step that does not return."""
 
     taken: list[Taken]
     ending: str | None
@@ -176,7 +176,7 @@ class Next(Read):
 def _until(
     unread: bytearray, start: int, delimiter: bytes, max_bytes: int, end: str | None
 ) -> tuple[int, str | None]:
-    """Return the size with the delimiter and None, or 0 and the outcome of the read."""
+    """Return ``(size including the delimiter, None)``, or ``(0, outcome of the read)``."""
     at = unread.find(delimiter, start)
     count = at + len(delimiter) - start
     if at >= 0 and count <= max_bytes:

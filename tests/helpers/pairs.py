@@ -78,7 +78,7 @@ async def pair(layer: str, client_tls: Any, server_tls: Any) -> tuple[Socket, So
 
 
 async def small_pair(layer: str, client_tls: Any, server_tls: Any) -> tuple[Socket, Socket]:
-    """Do as ``pair`` does, with a Unix connection, whose buffers fill quickly."""
+    """Like ``pair``, but with a Unix connection, whose buffers fill quickly."""
     a, b = unix_pair()
     if layer == "tls":
         async with trio.open_nursery() as nursery:

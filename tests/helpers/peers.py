@@ -76,7 +76,7 @@ class Peer:
         server_hostname: str | None = None,
         after: int | None = None,
     ) -> None:
-        """Start TLS. If ``after`` is given, bytes of ``heard`` from this offset on are TLS."""
+        """Start TLS. If ``after`` is given, the bytes of ``heard`` from this offset on are TLS."""
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._ssl = context.wrap_bio(
             self._incoming,

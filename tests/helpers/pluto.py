@@ -175,7 +175,7 @@ def pluto_certificate(leaf: trustme.LeafCert) -> dict[str, str | bytes]:
 
 
 def serve_once(response: bytes = b"HTTP/1.1 200 OK\r\n\r\n") -> tuple[int, Thread]:
-    """Serve one request in a thread. Return the port and the thread. Its result is the request."""
+    """Serve one request. Return the port, and the server's thread, whose result is the request."""
     listening = stdlib.create_server(("127.0.0.1", 0))
 
     def serve() -> bytes:

@@ -22,7 +22,7 @@ from trisock import Certificate, Socket
 
 
 class PostHandshakePeer(RawTLS):
-    """A peer for use after the handshake, with a non-blocking socket."""
+    """A TLS peer for use after the handshake. Its socket must then be non-blocking."""
 
     def send(self, data: bytes) -> None:
         self.ssl.write(data)

@@ -34,7 +34,7 @@ _PATIENCE = 30
 # The system assigns ephemeral ports, which are above these.
 _PORTS = range(20_000, 30_000)
 
-PASSWORD = "secret"  # of all users
+PASSWORD = "secret"  # the password of all users
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def started(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            start_new_session=True,  # Postfix stops its whole process group
+            start_new_session=True,  # Postfix kills its process group
             **_identity(user),
         )
     try:
@@ -210,7 +210,9 @@ def _stop(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
             process.kill()
             process.wait()
         for other in others:
-            if not select.select([other], [], [], _PATIENCE)[0]:  # readable once it has exited
+            if not select.select([other], [], [], _PATIENCE)[
+                0
+            ]:  # a pidfd is readable after the exit
                 left.append(other)
                 signal.pidfd_send_signal(other, signal.SIGKILL)
     finally:

@@ -90,7 +90,7 @@ def cases() -> Iterator[tuple[str, Case]]:
 
 
 class Files:
-    """Certificates in files, for programs."""
+    """Writes certificates to files, for other programs."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory

@@ -1,7 +1,8 @@
 """TLS with programs that use other libraries, in both roles: OpenSSL, GnuTLS, curl, Go, Node.js.
 
 Each program runs at least once with each value of each axis of ``test_tls_matrix.py``. Without a
-fault, data flows both ways, and both sides receive close_notify. Both sides report a fault.
+fault, data flows both ways, and both sides receive close_notify. If there is a fault, both sides
+report it.
 """
 
 from __future__ import annotations
@@ -161,7 +162,7 @@ REFUSED = {
 
 
 async def ask(sock: Socket) -> bytes:
-    """Send the question. Return the answer: the same lines, each reversed if from s_server."""
+    """Send the question. Return the answer, which has the same lines (s_server reverses each)."""
     await sock.send(QUESTION)
     return await sock.recv_exactly(len(QUESTION))
 

@@ -34,7 +34,7 @@ ROLES = {"Certificate", "ClientTLS", "ServerTLS"}
 async def one_of_each(
     client_tls: ClientTLS, server_tls: ServerTLS
 ) -> AsyncIterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Yield objects by class name: first those that refuse to be copied, then all others."""
+    """Yield two dicts of objects, by class: objects that refuse to be copied, and all others."""
 
     async def handler(sock: object) -> None:
         """Do nothing."""

@@ -163,7 +163,7 @@ async def test_curl_with_another_ca_refuses_https_server(
 ) -> None:
     url = f"https://127.0.0.1:{https.port}/"
     assert (await curl("--cacert", other_ca, url)).returncode == 60
-    assert (await curl("--cacert", https.ca, url)).returncode == 0  # it still works
+    assert (await curl("--cacert", https.ca, url)).returncode == 0  # the server still works
 
 
 @pytest.mark.needs("curl")
@@ -290,7 +290,7 @@ async def test_https_server_finishes_a_request_before_it_stops(ca: str) -> None:
             await sock.send(b"Content-Length: 5\r\n\r\n")
             assert await sock.recv_until(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
             server.ask_to_stop()
-            assert await idle.recv() == b""  # the server is stopping
+            assert await idle.recv() == b""  # EOF shows that the server is stopping
             await sock.send(b"hello")
             answer = await read_all(sock)
             assert answer.startswith(b"HTTP/1.1 200 OK\r\n")

@@ -25,10 +25,10 @@ MODULE_LINES, CLASS_LINES, TEST_LINES = 500, 450, 600
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_modules_import_only_from_their_floor_or_below(path: Path) -> None:
+def test_modules_import_only_from_their_floor_or_lower_floors(path: Path) -> None:
     name = name_of(path)
     for imported in imports_of(path):
-        assert floor_of(imported) <= floor_of(name), f"{name} imports {imported}"
+        assert floor_of(imported) <= floor_of(name), f"{name} must not import {imported}"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

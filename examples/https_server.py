@@ -236,7 +236,9 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8443, help="0 for any free port")
     parser.add_argument("--cert", metavar="FILE", help="certificate chain (PEM)")
     parser.add_argument(
-        "--key", metavar="FILE", help="the certificate's private key, if not in --cert"
+        "--key",
+        metavar="FILE",
+        help="the private key (PEM), if the --cert file does not contain it",
     )
     parser.add_argument(
         "--write-ca", metavar="FILE", help="write the test certificate's CA to this file"

@@ -221,7 +221,7 @@ def main() -> None:
         action="append",
         default=[],
         metavar="NAME=HOST:PORT",
-        help="the backend for this server name; may be given several times",
+        help="the backend for this server name (repeat the option for more names)",
     )
     parser.add_argument(
         "--default",

@@ -26,7 +26,7 @@ if shutil.which("pyenv"):
     newest = {".".join(each.split(".")[:2]): each for each in installed if each[0].isdigit()}
     os.environ["PYENV_VERSION"] = ":".join(newest[each] for each in PYTHONS if each in newest)
 
-# Not run under coverage: campaigns (docs/reliability.md), and tests that run whole programs.
+# The coverage session skips campaigns (docs/reliability.md) and tests that run whole programs.
 NOT_FOR_COVERAGE = [
     "tests/campaigns/test_cancel*.py",
     "tests/campaigns/test_hostile_network.py",
@@ -76,7 +76,7 @@ def versions(session: nox.Session, trio: str) -> None:
 def coverage(session: nox.Session) -> None:
     """The tests on the newest installed Python, with coverage: 100 % of lines and branches.
 
-    Without campaigns and whole programs: each line needs a dedicated test.
+    It skips campaigns and tests of whole programs: dedicated tests must cover each line.
     """
     session.install("-e", ".[tests]")
     session.run("coverage", "erase")
@@ -118,7 +118,7 @@ def examples(session: nox.Session) -> None:
 
 @nox.session
 def interop(session: nox.Session) -> None:
-    """Real programs as peers, including third-party servers; none may be missing."""
+    """Real programs as peers, including third-party servers. A missing program is a failure."""
     session.install(".[tests]", *nox.project.dependency_groups(PROJECT, "interop"))
     session.run(
         "python",
@@ -136,7 +136,7 @@ def interop(session: nox.Session) -> None:
 
 @nox.session
 def chance(session: nox.Session) -> None:
-    """The randomized tests, 20 times as much as usual; all combinations of cancellation."""
+    """The randomized tests with 20 times as many rounds, and all cases of cancellation."""
     session.install(".[tests]")
     options = ["-n", "0", "-m", "chance or rare", "--times", "20", "--capture=no"]
     session.run("python", "-m", "pytest", *options, *session.posargs)
@@ -144,14 +144,14 @@ def chance(session: nox.Session) -> None:
 
 @nox.session
 def load(session: nox.Session) -> None:
-    """10,000 connections, 1,000 a second, and exhausted servers; ``-- --quick`` for a look."""
+    """10,000 connections, 1,000 a second, and exhausted servers (shorter: ``-- --quick``)."""
     session.install(".[tests]")
     session.run("python", "tests/campaigns/load.py", *session.posargs)
 
 
 @nox.session
 def soak(session: nox.Session) -> None:
-    """An hour of mixed work that must not leak anything; ``-- --minutes 1`` for a look."""
+    """An hour of mixed work that must not leak anything (shorter: ``-- --minutes 1``)."""
     session.install(".[tests]")
     session.run("python", "-X", "dev", "-W", "error", "tests/campaigns/soak.py", *session.posargs)
 
@@ -173,6 +173,6 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """The benchmarks (docs/benchmarks.md); ``nox -s bench -- --quick`` for a look."""
+    """The benchmarks (docs/benchmarks.md). Shorter: ``nox -s bench -- --quick``."""
     session.install(".", *nox.project.dependency_groups(PROJECT, "bench"))
     session.run("python", "-m", "benchmarks", *session.posargs)

@@ -17,7 +17,7 @@ from .rows import ROWS, Row
 FULL_ROUNDS = 5
 QUICK_ROUNDS = 3
 JSON = Path("benchmarks/results/latest.json")
-WIDTH = 120  # columns in the widest table; also used when the output is a file
+WIDTH = 120  # columns of the widest table; the console's minimum, even if the output is a file
 SVG = Path("docs/benchmark.svg")
 
 
@@ -95,18 +95,22 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--rounds", type=int, help=f"default: {FULL_ROUNDS}, or {QUICK_ROUNDS} with --quick"
     )
-    parser.add_argument("--rows", type=_names(ROWS), metavar="ROW,...", help="run only these")
-    parser.add_argument("--peers", type=_names(PEERS), metavar="PEER,...", help="run only these")
+    parser.add_argument("--rows", type=_names(ROWS), metavar="ROW,...", help="run only these rows")
     parser.add_argument(
-        "--json", type=Path, help=f"write all figures to this file (full runs: {JSON})"
+        "--peers", type=_names(PEERS), metavar="PEER,...", help="run only these peers"
     )
-    parser.add_argument("--svg", type=Path, help=f"draw the chart in this file (full runs: {SVG})")
+    parser.add_argument(
+        "--json", type=Path, help=f"write all figures to this file (default of a full run: {JSON})"
+    )
+    parser.add_argument(
+        "--svg", type=Path, help=f"draw the chart in this file (default of a full run: {SVG})"
+    )
     parser.add_argument("--list", action="store_true", help="list rows and peers")
     parser.add_argument(
         "--profile",
         metavar="ROW",
         choices=ROWS,
-        help=f"profile the server of {SUBJECT}, or of --peers",
+        help=f"profile the server of {SUBJECT}, or the servers of --peers",
     )
     args = parser.parse_args()
     if args.rounds is not None and args.rounds < 1:

@@ -2,10 +2,10 @@
 
     python -m benchmarks.against ../before/src
 
-Three servers do each row's work in the same rounds: this checkout, this checkout again, and the
-other one. The first two are equal, so the spread of their ratio is the machine's current noise. A
-row is slower (or faster) if the median ratio of this checkout to the other one lies outside that
-spread. The spread is made symmetric, because the order of two equal servers is chance.
+Three servers do each row's work in the same rounds: this build, this build again, and the other
+build. The first two servers are equal, so the spread of their ratio is the machine's current noise.
+A row is slower (or faster) if the median ratio of this build to the other build is outside that
+spread. We make the spread symmetric, because either of two equal servers may be faster by chance.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main() -> int:
         _build("now again", _HERE),
         _build("before", str(args.before.resolve())),
     ]
-    table = Table(box=box.MARKDOWN, title="this build relative to the other one")
+    table = Table(box=box.MARKDOWN, title="this build relative to the other build")
     for column in ("row", "equal builds", "now / before", "spread", "verdict"):
         table.add_column(column)
     slower = False

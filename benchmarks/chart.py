@@ -22,14 +22,14 @@ OTHERS = "#b4bcc6"
 HIGHLIGHT = {SUBJECT: "#2f81d6", BASE: "#7a7f87"}
 TARGET = "#d2691e"
 
-# Longer bars are cut and labelled, so that one outlier does not flatten the others.
+# Longer bars are cut and labelled, so that one long bar does not shrink all other bars.
 LONGEST = 5.0
 
 COLUMNS = 3
 
 
 def draw(results: list[Result], path: Path) -> None:
-    """Write the chart as SVG, with text as text, not as paths."""
+    """Write the chart as SVG, in which text is text and not paths."""
     settings: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": "trisock",  # reproducible output

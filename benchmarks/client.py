@@ -1,7 +1,7 @@
 """The client, which is the same for all servers. It generates load and checks every response.
 
-Each load returns when the server has done all the work. It raises ``Wrong`` if the server did
-anything else.
+A load is a method of ``Client``. It returns when the server has done all the work, and raises
+``Wrong`` if the server did anything else.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from .loop import READABLE, WRITABLE, Job, Loop
 MESSAGE_SIZE = 64
 LINE_SIZE = 64
 
-# After this many seconds of silence the server has lost data.
+# In seconds. If the server is silent for longer, it has lost data.
 PATIENCE = 20
 
 # The number of short-lived connections in progress at the same time.
 VISITORS = 16
 
-# Larger than the servers' 64 KiB, so that the client stays ahead. Larger than a TLS record
-# (16 KiB), so that a read leaves nothing pending in OpenSSL, where epoll cannot see it.
+# The size of the client's reads and writes. It is larger than the servers' 64 KiB, so that the
+# client is faster than the server. It is larger than a TLS record (16 KiB), so that a read leaves
+# nothing pending in OpenSSL, where epoll cannot see it.
 _PIECE = 262_144
-# Responses are short. Allocating a large buffer for each (mmap, page faults) cost the client five
+# Responses are short. A large buffer for each response (mmap, page faults) cost the client five
 # times as much as the rest of an echo.
 _ANSWER = 4096
 _BYTES = b"x" * _PIECE
@@ -49,7 +50,7 @@ class Client:
 
     Args:
       port: the server's port.
-      authority: the PEM file of the CA that signed its certificate; ``None`` without TLS.
+      authority: the PEM file of the CA of the server's certificate, or ``None`` for plain TCP.
     """
 
     def __init__(self, port: int, authority: Path | None) -> None:
@@ -78,7 +79,7 @@ class Client:
     # ---- loads ----
 
     def echo(self, count: int) -> None:
-        """Spread ``count`` messages over all connections. Each connection waits for every echo."""
+        """Spread ``count`` messages over all connections. Each connection waits for each echo."""
         share, rest = divmod(count, len(self._socks))
         with Loop(PATIENCE) as loop:
             for number, sock in enumerate(self._socks):
@@ -86,15 +87,15 @@ class Client:
             loop.run()
 
     def visit(self, count: int) -> None:
-        """Open ``count`` short-lived connections. On each, echo once and wait for EOF.
+        """Open ``count`` short-lived connections. On each, exchange one echo and wait for EOF.
 
-        Up to ``VISITORS`` are in progress at a time. Under TLS each has a full handshake.
+        Up to ``VISITORS`` connections are open at a time. With TLS, each has a full handshake.
         """
         with Loop(PATIENCE) as loop:
-            turns = iter(range(count))
+            visits = iter(range(count))
 
             def next_visit() -> None:
-                for _ in turns:
+                for _ in visits:
                     sock = socket.socket()
                     loop.start(sock.fileno(), visiting(sock))
                     return
@@ -139,7 +140,7 @@ class Client:
 def _echo(sock: socket.socket, count: int) -> Job:
     message = os.urandom(MESSAGE_SIZE)
     for _ in range(count):
-        sock.send(message)  # short enough never to be refused or split by the kernel
+        sock.send(message)  # so short that the kernel never refuses or splits it
         yield READABLE
         yield from _expect(sock, message)
 
@@ -156,10 +157,11 @@ def _visit(sock: socket.socket, address: tuple[str, int], context: ssl.SSLContex
             closing.enter_context(sock)
             yield from _handshake(sock)
         yield from _echo(sock, 1)
-        # The server may end its side with close_notify, without it, or by a reset. Close our side
-        # first, so that TIME-WAIT occupies our port. The server's EOF shows that its work is done.
+        # The server may end its side with close_notify, with FIN only, or with a reset. Close our
+        # side first, so that TIME-WAIT occupies our port and not the server's. EOF from the server
+        # shows that it has finished its work.
         if isinstance(sock, ssl.SSLSocket):
-            with contextlib.suppress(ssl.SSLError):  # SSLWantReadError before its close_notify
+            with contextlib.suppress(ssl.SSLError):  # no close_notify has arrived
                 sock.unwrap()  # sends close_notify
         with contextlib.suppress(OSError):
             sock.shutdown(socket.SHUT_WR)
@@ -206,7 +208,7 @@ def _download(sock: socket.socket, count: int) -> Job:
 
 
 def _lines(sock: socket.socket, count: int) -> Job:
-    # The first line is shorter, so that later lines are split between two reads.
+    # The first line is shorter, so that the server's reads split later lines.
     yield from _send(sock, _LINE[LINE_SIZE // 2 :])
     left = (count - 1) * LINE_SIZE
     lines = memoryview(_LINES)

@@ -1,4 +1,4 @@
-"""Measure all peers in one row. Rounds interleave them, so that noise affects all alike."""
+"""Measure all peers in one row. Each round measures each peer, so that noise affects all alike."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .server import Server
 
 @dataclass(frozen=True)
 class Spread:
-    """The median, lowest and highest of some rounds."""
+    """The median, lowest and highest value of several rounds."""
 
     median: float
     low: float
@@ -34,7 +34,7 @@ class Spread:
 
 @dataclass
 class Series:
-    """The measurements of one peer in one row, by round; or the reason for their absence."""
+    """The measurements of one peer in one row, by round, and the reason if the peer failed."""
 
     measurements: list[Measurement] = field(default_factory=list)
     failure: str | None = None
@@ -61,7 +61,7 @@ class Result:
         return statistics.median(each.cpu / each.wall for each in self.series[peer].measurements)
 
     def ratio(self, peer: str, to: str = BASE) -> Spread | None:
-        """Return the ratio to another peer's figure in the same round, if both have one."""
+        """Return the ratio to another peer's figure in the same round, or None if either failed."""
         base = self.series.get(to)
         if base is None or base.failure or self.series[peer].failure:
             return None
@@ -75,8 +75,8 @@ class Setup:
 
     Attributes:
       server_core: the servers' core.
-      client_core: the client's core, which is the same one if there is only one.
-      certificates: the directory of ``chain.pem``, ``key.pem`` and ``ca.pem``.
+      client_core: the client's core (also the servers' core, if the machine has only one).
+      certificates: the directory that contains ``chain.pem``, ``key.pem`` and ``ca.pem``.
     """
 
     server_core: int
@@ -97,7 +97,7 @@ class Setup:
 
 
 def prepare(directory: Path) -> Setup:
-    """Pin this process to a core, leave another one to the servers, and create certificates."""
+    """Pin this process to a core, reserve another core for servers, and create certificates."""
     _allow_connections()
     cores = sorted(os.sched_getaffinity(0))
     setup = Setup(cores[0], cores[-1], directory)
@@ -112,7 +112,7 @@ def prepare(directory: Path) -> Setup:
 
 
 def _allow_connections() -> None:
-    """Raise the descriptor limit of this process and the servers to the need of the memory rows."""
+    """Raise the descriptor limit of this process and the servers to what the memory rows need."""
     wanted = 2 * max(max(row.amount, row.connections) for row in ROWS.values() if row.is_memory)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -128,7 +128,7 @@ def compete(
     amount: int,
     rounds: int,
 ) -> Result:
-    """Measure every peer in every round. A peer that fails once is skipped from then on."""
+    """Measure every peer in every round. After a peer has failed, skip it in later rounds."""
     series = {peer.name: Series() for peer in peers}
     for peer in peers:
         if peer.missing:

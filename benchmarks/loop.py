@@ -1,7 +1,8 @@
-"""A minimal epoll loop, for the client and for the epoll server, which has the minimum cost.
+"""A minimal epoll loop, for the client and for the epoll server (``peers/epoll.py``).
 
-A job is a generator that serves one descriptor. It yields the event it waits for (``READABLE`` or
-``WRITABLE``), and is resumed when that occurs. There are no tasks, no timers and no cancellation.
+A job is a generator that serves one descriptor. The job yields the event it waits for (``READABLE``
+or ``WRITABLE``). The loop resumes the job when that event occurs. There are no tasks, no timers and
+no cancellation.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ class Loop:
     """Runs jobs, each on one descriptor.
 
     Args:
-      patience: seconds to wait for the next event; -1 waits forever.
+      patience: how many seconds to wait for the next event, or -1 to wait forever.
     """
 
     def __init__(self, patience: float = -1) -> None:
         self._epoll = select.epoll()
         self._patience = patience
-        # By descriptor: its job, and the event it waits for. The kernel removes a closed descriptor
-        # from epoll, and another job may reuse its number immediately.
+        # For each descriptor: its job, and the event that the job waits for. The kernel removes a
+        # closed descriptor from epoll, and another job may reuse the number immediately.
         self._jobs: dict[int, Job] = {}
         self._watched: dict[int, int] = {}
 
@@ -42,7 +43,7 @@ class Loop:
         """Run until all jobs are done. An exception in a job propagates.
 
         Raises:
-          TimeoutError: there was no event for ``patience`` seconds.
+          TimeoutError: no event occurred for ``patience`` seconds.
         """
         jobs, watched, poll = self._jobs, self._watched, self._epoll.poll
         while jobs:

@@ -38,7 +38,7 @@ class Measurement:
 
 
 def measure(row: Row, server: Server, amount: int, authority: Path) -> Measurement:
-    """Measure a fresh server while it does a row's work, then stop it.
+    """Measure a fresh server while it does a row's work. Then stop the server.
 
     Raises:
       Failed: the server did not do exactly that work.
@@ -48,8 +48,8 @@ def measure(row: Row, server: Server, amount: int, authority: Path) -> Measureme
         client = Client(server.port(), authority if row.tls else None)
         client.open(row.connections)
         load: Callable[[int], None] = getattr(client, row.load)
-        # One-time costs are not compared: imports, caches, the specialisation of bytecode, and
-        # TCP's slow start.
+        # The warm-up excludes one-time costs from the measurement: imports, caches, specialization
+        # of bytecode, and TCP's slow start.
         load(row.warm_up(amount))
         memory = server.private_bytes()
         cpu, wall = server.cpu_seconds(), time.perf_counter()

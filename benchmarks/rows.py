@@ -23,12 +23,12 @@ class Row:
       title: a description.
       work: the server's part.
       load: the client's part.
-      unit: the unit of work; in a memory row, the idle connections.
-      amount: units in one measurement of a full run.
-      quick: units in one measurement of a quick run.
+      unit: the unit of work (in a memory row, connections).
+      amount: the number of units in one measurement of a full run.
+      quick: the number of units in one measurement of a quick run.
       target: the minimum ratio of trisock's figure to bare Trio's (for memory, the maximum).
       tls: whether connections use TLS.
-      connections: connections that are open before the work begins.
+      connections: the number of connections that are open before the work begins.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The server of a peer in its own process, and its use of CPU and memory."""
+"""The server of a peer in a process of its own, and how much CPU and memory the process uses."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class ServerEnded(Exception):
 
 
 class Server:
-    """A running server. It does not outlive this process.
+    """A running server. The server exits when this process exits.
 
     Args:
       arguments: the server's module and its arguments.
-      core: the core to run on.
-      source: a directory for its ``PYTHONPATH``, if any.
+      core: the core that the server runs on.
+      source: the ``PYTHONPATH`` of the server, or an empty string.
     """
 
     def __init__(self, arguments: list[str], core: int, source: str = "") -> None:
@@ -37,8 +37,8 @@ class Server:
         )
         self._announced: bytes | None = None
         # The CPU clock of another process, numbered as in clock_getcpuclockid(3) (glibc,
-        # sysdeps/unix/sysv/linux; CPUCLOCK_SCHED is 2). It counts nanoseconds; /proc/PID/stat
-        # counts hundredths of a second.
+        # sysdeps/unix/sysv/linux; CPUCLOCK_SCHED is 2). This clock counts nanoseconds, but
+        # /proc/PID/stat counts hundredths of a second.
         self._cpu_clock = (~self._process.pid << 3) | 2
 
     @property
@@ -62,16 +62,16 @@ class Server:
     def cpu_seconds(self) -> float:
         """Return the CPU time used so far, in user code and in the kernel.
 
-        Waits until the server sleeps, for two reasons. Work after its last response counts too. And
-        while a process runs, others see its clock advance only at ticks (4 ms at 250 Hz; Linux,
-        kernel/sched/cputime.c, thread_group_cputime).
+        Waits until the server sleeps, for two reasons. First, the work after the server's last
+        response must count. Second, while a process runs, other processes see its clock advance
+        only at ticks (4 ms at 250 Hz; Linux, kernel/sched/cputime.c, thread_group_cputime).
         """
         while self._is_running():
             os.sched_yield()
         return time.clock_gettime(self._cpu_clock)
 
     def private_bytes(self) -> int:
-        """Return the size of its private memory, which no other process shares."""
+        """Return the size of the server's private memory, which no other process shares."""
         rollup = Path(f"/proc/{self._process.pid}/smaps_rollup").read_text()
         sizes = dict(line.split(":", 1) for line in rollup.splitlines()[1:])
         return sum(

@@ -5,8 +5,8 @@ Run it, and join from several terminals:
     python examples/chat_room.py --port 6000
     nc 127.0.0.1 6000
 
-It shows a broadcast that a slow client cannot delay for long, lines of limited length, and handlers
-that return immediately when the server stops, even while they wait for a client.
+The example shows a broadcast that a slow client cannot delay for long, lines of limited length, and
+handlers that return immediately when the server stops, even while they wait for a client.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ import trisock
 MAX_LINE = 512  # bytes
 MAX_NAME = 20  # characters
 NAME_TIMEOUT = 60  # seconds for a client to choose a name
-BROADCAST_TIMEOUT = 2  # seconds for a client to receive a line before it is disconnected
+BROADCAST_TIMEOUT = 2  # seconds for a client to receive a line; a slower client is disconnected
 
 
 def printable(line: bytes) -> str:
-    """Return a line as text without control characters, safe to show on other terminals."""
+    """Return a line as text without control characters, which could affect other terminals."""
     text = line.decode("utf-8", "replace")
     return "".join(character for character in text if character.isprintable()).strip()
 
 
 @asynccontextmanager
 async def cancelled_by(event: trio.Event) -> AsyncIterator[None]:
-    """Cancel the block when the event is set. An exception propagates in a group."""
+    """Cancel the block when the event is set. An exception propagates in an exception group."""
     async with trio.open_nursery() as nursery:
 
         async def cancel() -> None:
@@ -47,7 +47,7 @@ async def cancelled_by(event: trio.Event) -> AsyncIterator[None]:
 
 
 class ChatRoom:
-    """The clients' names, and a channel of lines to broadcast (at most one pending per client)."""
+    """The clients' names, and a channel of lines to broadcast (each client waits for its line)."""
 
     server: trisock.Server
 
@@ -94,7 +94,7 @@ class ChatRoom:
         return None
 
     async def listen(self, sock: trisock.Socket, name: str) -> None:
-        """Broadcast a client's lines until it leaves, however it leaves."""
+        """Broadcast a client's lines until the client leaves, in whatever way."""
         try:
             async for line in sock.lines(max_bytes=MAX_LINE):
                 if text := printable(line):
@@ -102,9 +102,9 @@ class ChatRoom:
         except trisock.LimitExceededError:
             await sock.send(f"* a line has at most {MAX_LINE} bytes\n".encode())
         except trisock.IncompleteReadError:
-            pass  # it left in the middle of a line
+            pass  # the client left in the middle of a line
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # it vanished, or was too slow for a broadcast
+            pass  # the client vanished, or was too slow for a broadcast
 
 
 async def serve(host: str, port: int) -> None:

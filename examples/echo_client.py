@@ -1,7 +1,7 @@
-"""A client that sends lines and prints the response at the same time.
+"""A client that sends lines and prints the responses at the same time.
 
-Start the echo server (`python examples/echo_server.py --port 7777`). Then send each argument as a
-line, or send standard input:
+Start the echo server (`python examples/echo_server.py --port 7777`). Then run the client. It sends
+each argument as a line. Without arguments, it sends standard input:
 
     python examples/echo_client.py --port 7777 "first line" "second line"
     ls | python examples/echo_client.py --port 7777
@@ -20,7 +20,7 @@ import trisock
 
 
 async def standard_input() -> AsyncIterator[bytes]:
-    # Not sys.stdin: the abandoned thread would still hold its lock at exit.
+    # Do not use sys.stdin: at exit, the abandoned thread would still hold the lock of sys.stdin.
     while chunk := await trio.to_thread.run_sync(os.read, 0, 65536, abandon_on_cancel=True):
         yield chunk
 
@@ -31,7 +31,7 @@ async def send(sock: trisock.Socket, lines: list[str]) -> None:
     else:
         async for chunk in standard_input():
             await sock.send(chunk)
-    await sock.send_eof()  # the other task keeps reading: the last responses are still in flight
+    await sock.send_eof()  # talk() keeps reading: the last responses are in flight
 
 
 async def talk(host: str, port: int, lines: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""An echo server: it sends back everything that a client sends.
+"""An echo server, which sends back everything that a client sends.
 
 Run it, and talk to it:
 

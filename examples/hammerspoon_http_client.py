@@ -1,6 +1,6 @@
-"""The HTTP client from Hammerspoon's page "hs.socket", with its tags.
+"""The HTTP client from Hammerspoon's page "hs.socket", with the tags of that page.
 
-Give it a host, and the port if it is not 80:
+Pass a host. Also pass a port, unless it is 80:
 
     python examples/hammerspoon_http_client.py example.org
     python examples/hammerspoon_http_client.py 127.0.0.1 8080
@@ -40,7 +40,7 @@ async def get(host: str, port: int) -> None:
         client.connect(host, port)
         client.write(f"GET /index.html HTTP/1.0\r\nHost: {host}\r\n\r\n")
         client.read("\r\n\r\n", TAG_HTTP_HEADER)
-        # There is no callback for a disconnect, so poll, like hs.timer in Hammerspoon.
+        # There is no callback for a disconnect, so poll, as Hammerspoon does with hs.timer.
         while not client.info()["isDisconnected"]:  # noqa: ASYNC110
             await trio.sleep(0.05)
 

@@ -1,12 +1,12 @@
-"""A line server in hs.socket's style: it sends each line of a client to all clients.
+"""A line server in hs.socket's style, which sends each line from a client to all clients.
 
 Run it, and talk to it from several terminals:
 
     python examples/hammerspoon_server.py --port 7777
     nc 127.0.0.1 7777
 
-An hs.socket server object represents all its clients: it reads from each, writes to all, and does
-not tell them apart. `chat_room.py` shows a server that does.
+An hs.socket server object represents all its clients: it reads from each client, writes to all
+clients, and does not tell them apart. `chat_room.py` shows a server that tells clients apart.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from trisock import hammerspoon
 
 
 async def greet(server: hammerspoon.Socket) -> None:
-    # There is no callback for a new client, so poll, like hs.timer in Hammerspoon. If one client
-    # leaves as another connects, the number stays the same and the new one is not greeted yet.
+    # There is no callback for a new client, so poll, as Hammerspoon does with hs.timer. If a client
+    # leaves while another connects, the number of clients stays the same. Then the new client gets
+    # no greeting until the number changes.
     known = 0
     while True:
         if server.connections() != known:
@@ -41,7 +42,7 @@ async def serve(port: int) -> None:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             server = hs.server(port, callback)
             if server.info()["isDisconnected"]:
-                sys.exit(1)  # the reason is logged
+                sys.exit(1)  # the reason has been logged
             print(f"listening on port {server.info()['localPort']}", flush=True)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(greet, server)

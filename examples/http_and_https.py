@@ -1,6 +1,6 @@
-"""HTTP and HTTPS on one port: the client's first byte tells them apart.
+"""HTTP and HTTPS on one port. The client's first byte shows which protocol the client speaks.
 
-Run it with a certificate that it creates, and talk to it both ways:
+Run it with a certificate that it creates, and talk to it over HTTP and HTTPS:
 
     python examples/http_and_https.py --port 8080 --write-ca ca.pem
     curl http://localhost:8080/
@@ -28,7 +28,7 @@ TLS_HANDSHAKE = b"\x16"
 
 
 async def start_tls_if_client_hello(sock: trisock.Socket, tls: trisock.ServerTLS) -> None:
-    first = await sock.recv(1)  # unlike peek(), this waits
+    first = await sock.recv(1)  # unlike peek(), recv() waits
     sock.unrecv(first)  # the TLS handshake or the HTTP request starts with this byte
     if first == TLS_HANDSHAKE:
         await sock.starttls(tls)
@@ -91,7 +91,11 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8080, help="0 for any free port")
     parser.add_argument("--cert", metavar="FILE", help="certificate chain (PEM)")
-    parser.add_argument("--key", metavar="FILE", help="its private key, if not in the same file")
+    parser.add_argument(
+        "--key",
+        metavar="FILE",
+        help="the private key (PEM), if the --cert file does not contain it",
+    )
     parser.add_argument(
         "--write-ca", metavar="FILE", help="write the test certificate's CA to this file"
     )

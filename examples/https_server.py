@@ -9,11 +9,12 @@ Run it with a certificate that it creates, and talk to it:
 
 Or use your own certificate: `--cert chain.pem --key key.pem`.
 
-How TLS ends: on connections of `bind(tls=...)`, each side ends TLS with close_notify, so that an
-attacker cannot truncate the data unnoticed. But HTTP has its own message lengths, and some clients
-close without close_notify. Then the read raises `TLSError`, a `trio.BrokenResourceError`, and the
-server counts the connection as broken. This is harmless. A server that neither expects nor sends
-close_notify calls `sock.starttls(tls, https_compatible=True)` in its handler instead.
+How TLS ends: on a connection of `bind(tls=...)`, each side ends TLS with close_notify, so that an
+attacker cannot truncate the data unnoticed. But HTTP has its own message lengths, so some clients
+close the connection without close_notify. Then the server's read raises `TLSError`, which is a
+`trio.BrokenResourceError`, and the server counts a peer error. This is harmless. For a server that
+neither expects nor sends close_notify, omit `tls` in `bind`, and call
+`sock.starttls(tls, https_compatible=True)` in the handler.
 """
 
 from __future__ import annotations
@@ -35,16 +36,16 @@ import trisock
 MAX_HEAD = 16 * 1024  # bytes in the request line and header
 MAX_BODY = 1024 * 1024  # bytes
 IDLE_TIMEOUT = 60  # seconds between two requests
-EXCHANGE_TIMEOUT = 60  # seconds from the first byte of a request to the last of its response
+EXCHANGE_TIMEOUT = 60  # seconds from the first byte of a request to the last byte of its response
 
-# Clients must use HTTPS for a year (RFC 6797; they ignore this if they do not trust the
-# certificate), and must not guess the content type.
+# Tell clients to use only HTTPS for a year, and not to guess the content type. A client ignores the
+# first field if it does not trust the certificate (RFC 6797).
 SECURITY_FIELDS = (
     "Strict-Transport-Security: max-age=31536000\r\nX-Content-Type-Options: nosniff\r\n"
 )
 
-# RFC 9110, section 5.6.2, and RFC 9112, sections 3 and 5. Strict, because a request that two
-# servers parse differently can be smuggled past one of them.
+# RFC 9110, section 5.6.2, and RFC 9112, sections 3 and 5. The patterns are strict, because an
+# attacker can smuggle a request past a proxy that parses it differently.
 TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 REQUEST_LINE = re.compile(rf"({TOKEN}) ([!-~]+) HTTP/1\.([01])")
 FIELD = re.compile(rf"({TOKEN}):([\t -~\x80-\xff]*)")
@@ -151,7 +152,7 @@ async def send_response(
 
 
 async def exchange(sock: trisock.Socket, closing: trio.Event) -> bool:
-    """Respond to one request. Return whether another one may follow."""
+    """Respond to one request. Return whether another request may follow."""
     try:
         request = await read_request(sock)
         status, body = respond(request)
@@ -168,7 +169,7 @@ async def exchange(sock: trisock.Socket, closing: trio.Event) -> bool:
 
 @asynccontextmanager
 async def cancelled_by(event: trio.Event) -> AsyncIterator[None]:
-    """Cancel the block when the event is set. An exception propagates in a group."""
+    """Cancel the block when the event is set. An exception propagates in an exception group."""
     async with trio.open_nursery() as nursery:
 
         async def cancel() -> None:
@@ -181,7 +182,7 @@ async def cancelled_by(event: trio.Event) -> AsyncIterator[None]:
 
 
 async def request_begins(sock: trisock.Socket, closing: trio.Event) -> bool:
-    """Wait for the first bytes of a request. Return False if there are none."""
+    """Wait for a request. Return False at EOF, after IDLE_TIMEOUT, or if the server is closing."""
     async with cancelled_by(closing):
         with trio.move_on_after(IDLE_TIMEOUT):
             chunk = await sock.recv()
@@ -234,7 +235,11 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8443, help="0 for any free port")
     parser.add_argument("--cert", metavar="FILE", help="certificate chain (PEM)")
-    parser.add_argument("--key", metavar="FILE", help="its private key, if not in the same file")
+    parser.add_argument(
+        "--key",
+        metavar="FILE",
+        help="the private key (PEM), if the --cert file does not contain it",
+    )
     parser.add_argument(
         "--write-ca", metavar="FILE", help="write the test certificate's CA to this file"
     )

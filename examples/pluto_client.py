@@ -1,6 +1,6 @@
 """The client from Pluto's page on `socket.starttls`: a blocking script without `await`.
 
-It fetches a page and prints the response, with `--tls` over TLS:
+The script fetches a page and prints the response. With `--tls`, it uses TLS:
 
     python examples/pluto_client.py --port 8080
     SSL_CERT_FILE=ca.pem python examples/pluto_client.py --port 8443 --tls

@@ -1,4 +1,4 @@
-"""The server from Pluto's page on `socket.bind`: it greets each client over HTTP.
+"""The server from Pluto's page on `socket.bind`, which greets each client over HTTP.
 
 Run it, and talk to it:
 

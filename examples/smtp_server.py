@@ -32,7 +32,8 @@ MAX_RECIPIENTS = 100  # RFC 5321, section 4.5.3.1.8
 TIMEOUT = 600  # seconds for one command, including a message (RFC 5321, section 4.5.3.2)
 
 CRLF = b"\r\n"
-# The only end of a message. If servers disagree on it, messages can be smuggled (CVE-2023-51764).
+# Nothing else ends a message. If two servers recognize different ends, an attacker can smuggle
+# messages (CVE-2023-51764).
 END_OF_MESSAGE = b"\r\n.\r\n"
 
 # RFC 5321, section 4.1.1, with only the parameters that EHLO offers.
@@ -57,7 +58,8 @@ async def skip_past(sock: trisock.Socket, delimiter: bytes) -> None:
 class Session:
     """One connection.
 
-    Invariant: a sender requires a greeting, and recipients require a sender.
+    Invariant: ``sender`` is None until the client has greeted, and ``recipients`` is empty until
+    there is a sender.
     """
 
     def __init__(self, sock: trisock.Socket, tls: trisock.ServerTLS) -> None:
@@ -89,7 +91,7 @@ class Session:
         await self.sock.send(text.encode())
 
     async def serve_one_command(self) -> bool:
-        """Read and execute one command. Return whether another one may follow."""
+        """Read and execute one command. Return whether another command may follow."""
         try:
             try:
                 line = await self.sock.recv_until(CRLF, max_bytes=MAX_COMMAND)
@@ -176,7 +178,8 @@ class Session:
             await self.reply(503, "RCPT first")
             return
         await self.reply(354, "end with a dot on a line of its own")
-        # If the message is empty, END_OF_MESSAGE begins with the CRLF of the DATA command.
+        # Put back the CRLF of the DATA command: if the message is empty, END_OF_MESSAGE begins with
+        # this CRLF.
         self.sock.unrecv(CRLF)
         try:
             received = await self.sock.recv_until(END_OF_MESSAGE, max_bytes=MAX_MESSAGE)
@@ -232,7 +235,11 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=2525, help="0 for any free port")
     parser.add_argument("--cert", metavar="FILE", help="certificate chain (PEM)")
-    parser.add_argument("--key", metavar="FILE", help="its private key, if not in the same file")
+    parser.add_argument(
+        "--key",
+        metavar="FILE",
+        help="the private key (PEM), if the --cert file does not contain it",
+    )
     parser.add_argument(
         "--write-ca", metavar="FILE", help="write the test certificate's CA to this file"
     )

@@ -1,6 +1,6 @@
-"""A TLS router: it reads the server name that the client requests (SNI) and relays everything.
+"""A TLS router, which relays each connection to the backend for the requested server name (SNI).
 
-It has no key and decrypts nothing. Run it in front of two servers:
+The router has no key and decrypts nothing. Run it in front of two servers:
 
     python examples/https_server.py --port 8001 --cert one.pem --key one.key
     python examples/https_server.py --port 8002 --write-ca ca.pem
@@ -22,10 +22,10 @@ import trio
 
 import trisock
 
-MAX_CLIENT_HELLO = 16 * 1024  # bytes; real ones have 200 to 2000
+MAX_CLIENT_HELLO = 16 * 1024  # bytes; real ClientHellos have 200 to 2000
 TIMEOUT = 10  # seconds to receive the ClientHello and connect to the backend
 IDLE_TIMEOUT = 300  # seconds without a byte from either side
-HALF_CLOSED_TIMEOUT = 10  # seconds for one side after EOF from the other
+HALF_CLOSED_TIMEOUT = 10  # seconds until a tunnel ends after EOF from one side
 
 HANDSHAKE = 22  # a record type (RFC 8446, section 5.1)
 CLIENT_HELLO = 1  # a handshake message type (RFC 8446, section 4)
@@ -40,7 +40,7 @@ logger = logging.getLogger("sni_router")
 
 
 class Fields:
-    """Reads the fields of a TLS structure. Raises ValueError if it ends too early."""
+    """Reads the fields of a TLS structure. Raises ValueError if the structure ends too early."""
 
     def __init__(self, data: bytes | memoryview) -> None:
         self.left = memoryview(data)
@@ -59,9 +59,10 @@ class Fields:
 
 
 def server_name(client_hello: bytes) -> str | None:
-    """Return the server name that a ClientHello requests (SNI), if any, in lower case.
+    """Return the server name that a ClientHello requests (SNI) in lower case, or None.
 
-    Takes the handshake message, without record headers. Raises ValueError for anything else.
+    The argument is the handshake message without record headers. Raises ValueError if the message
+    is malformed, or requests several names.
     """
     message = Fields(client_hello)
     if message.integer(1) != CLIENT_HELLO:
@@ -87,16 +88,16 @@ def server_name(client_hello: bytes) -> str | None:
                 raise ValueError("excess bytes after the server names of the ClientHello")
     if not names:
         return None
-    # With several names, the backend might choose another one.
+    # If there were several names, the backend might choose a different name.
     if len(names) > 1 or not re.fullmatch(rb"[A-Za-z0-9._-]{1,255}", names[0]):
         raise ValueError("the ClientHello requests something other than one host name")
     return str(names[0], "ascii").lower()
 
 
 async def peek_client_hello(sock: trisock.Socket) -> bytes:
-    """Wait for the ClientHello and return it. Its records stay unread.
+    """Wait for the ClientHello and return it. The ClientHello's records stay unread.
 
-    It may span several records. Raises ValueError if the peer sends anything else.
+    The ClientHello may span several records. Raises ValueError if the peer sends anything else.
     """
     records, message = bytearray(), bytearray()
     while len(message) < 4 or len(message) < 4 + int.from_bytes(message[1:4], "big"):
@@ -120,10 +121,10 @@ async def peek_client_hello(sock: trisock.Socket) -> bytes:
 
 
 async def tunnel(client: trisock.Socket, backend: trisock.Socket) -> None:
-    """Relay data and EOF in both directions, until both have ended or one breaks.
+    """Relay data and EOF in both directions, until both sides have sent EOF or one side breaks.
 
-    A tunnel occupies one of the server's slots, so timeouts end it: when both sides are silent, and
-    when one side continues for too long after EOF from the other.
+    A tunnel occupies one of the server's slots, so two timeouts limit it: IDLE_TIMEOUT while both
+    sides are silent, and HALF_CLOSED_TIMEOUT after EOF from one side.
     """
     ended = False
 
@@ -136,10 +137,10 @@ async def tunnel(client: trisock.Socket, backend: trisock.Socket) -> None:
                 try:
                     await sink.send(chunk)
                 except trio.BrokenResourceError:
-                    return  # the other pump still relays what the sink sent before
+                    return  # the other pump still relays what the sink has sent
             await sink.send_eof()
         except trio.BrokenResourceError:
-            # An ordinary close is enough: TLS shows both ends that data is missing.
+            # Close both sides. No reset is needed: TLS shows both ends that data is missing.
             limit.cancel()
         finally:
             ended = True
@@ -168,7 +169,7 @@ class Router:
                 await tunnel(client, backend)
 
     async def connect_for(self, client: trisock.Socket) -> trisock.Socket | None:
-        """Connect to the backend for the name that the client requests, if there is one."""
+        """Connect to the backend for the name that the client requests. Return None on failure."""
         try:
             name = server_name(await peek_client_hello(client))
         except ValueError as exc:
@@ -220,7 +221,7 @@ def main() -> None:
         action="append",
         default=[],
         metavar="NAME=HOST:PORT",
-        help="the backend for this server name; may be given several times",
+        help="the backend for this server name (repeat the option for more names)",
     )
     parser.add_argument(
         "--default",

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 import trio
 
-pytest.register_assert_rewrite("helpers")  # their asserts show values, like those in tests
+pytest.register_assert_rewrite("helpers")  # makes failed asserts in helpers show values
 
 from helpers.authority import Authority
 from helpers.deadline import DEADLINE
 from trisock import ClientTLS, ServerTLS
 from trisock.pluto.blocking import background
 
-# May be missing even with --all-programs: Debian can install only one of vsftpd and proftpd.
+# These may be missing even with --all-programs: Debian installs only one of vsftpd and proftpd.
 OPTIONAL = {"vsftpd"}
 
 
@@ -39,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip (or fail) a test marked ``needs(program, ...)`` if such a program is missing."""
+    """Skip (or fail) a test marked ``needs(program, ...)`` if one of the programs is missing."""
     for mark in item.iter_markers("needs"):
         for program in mark.args:
             if shutil.which(program) is None:
@@ -50,7 +50,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the randomized tests. Give each async test a deadline: a fixture cannot do this."""
+    """Mark the randomized tests. Give each async test a deadline, which a fixture cannot do."""
     for item in items:
         if "times" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.chance)
@@ -99,7 +99,7 @@ def no_leaked_descriptor() -> Iterator[None]:
     gc.collect()
     gc.freeze()  # test reports accumulate, and would make each collection slower
     left = _descriptors() - before
-    assert not left, f"left open: {left}"
+    assert not left, f"descriptors left open: {left}"
 
 
 def _descriptors() -> set[str]:

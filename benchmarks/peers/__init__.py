@@ -1,13 +1,14 @@
 """The servers to compare, one module for each library.
 
-Each is written as an experienced user of the library would write it, without tuning. All read at
-most 64 KiB, write 64 KiB at a time, and keep the library's default for TCP_NODELAY. All can do
-these four kinds of work on a connection:
+Each server is written as an experienced user of the library would write it, without tuning. All
+servers read at most 64 KiB, write 64 KiB at a time, and keep the library's default for TCP_NODELAY.
+All can do these four kinds of work on a connection:
 
 - ``echo``: echo everything until EOF.
 - ``receive``: echo the request, which is a decimal number, then read and drop that number of bytes,
   and respond with the number received. Repeat.
-- ``send``: respond to such a request with that number of bytes (a multiple of 64 KiB). Repeat.
+- ``send``: receive a request, which is a decimal number (a multiple of 65536), and respond with
+  that number of bytes. Repeat.
 - ``lines``: count lines until EOF, and respond with the count.
 """
 
@@ -43,7 +44,7 @@ class Peer:
         return [each for each in self.packages if importlib.util.find_spec(each) is None]
 
 
-SUBJECT = "trisock"  # has targets
+SUBJECT = "trisock"  # the peer that has targets
 BASE = "trio"  # ratios are relative to this peer
 
 # fmt: off

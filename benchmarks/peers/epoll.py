@@ -1,4 +1,4 @@
-"""A bare epoll loop. The minimum cost: little more than that of Python and the kernel."""
+"""A bare epoll loop, which shows the minimum cost: little more than Python and the kernel."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .serving import BLOCK, HOST, READ_SIZE, Options, announce, parse_options
 def echo(sock: socket.socket) -> Job:
     while chunk := (yield from recv(sock)):
         yield from sendall(sock, chunk)
-        yield READABLE  # the next message cannot be here yet: skip a recv that would fail
+        yield READABLE  # the next message cannot be here: skip a recv that would fail
 
 
 def receive(sock: socket.socket) -> Job:

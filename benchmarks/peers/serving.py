@@ -49,7 +49,9 @@ def parse_options() -> Options:
     parser.add_argument("--tls", type=Path)
     parser.add_argument("--flavour", default="")
     parser.add_argument("--core", type=int, help="the core to run on")
-    parser.add_argument("--parent", type=int, help="the PID of the driver: exit when it dies")
+    parser.add_argument(
+        "--parent", type=int, help="the PID of the driver: exit when the driver dies"
+    )
     parser.add_argument("--profile", type=Path, help="write a profile to this file on SIGTERM")
     args = parser.parse_args()
     if args.core is not None:
@@ -69,7 +71,7 @@ def announce(port: int) -> None:
 def _end_with(parent: int) -> None:
     """Make the kernel kill this process when the parent dies."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the call
+    if os.getppid() != parent:  # the parent died before the call
         os._exit(1)
 
 

@@ -20,7 +20,7 @@ class LineReader:
         self._searched = 0  # no newline in the buffer before this position
 
     async def readline(self) -> bytes | bytearray:
-        """Return the next line with its newline, or ``b""`` at the end of the stream."""
+        """Return the next line with its newline, or ``b""`` at EOF."""
         while True:
             end = self._buffer.find(b"\n", self._searched) + 1
             if end:

@@ -1,1 +1,1 @@
-"""Shared by the tests; one idea per module. Tests import from here, and never from each other."""
+"""Code that several tests share, one idea per module. Tests never import from other tests."""

@@ -8,7 +8,7 @@ from trisock import Certificate
 
 
 class Authority:
-    """A certificate authority. It caches its certificates: generating keys is slow."""
+    """A certificate authority. It caches its certificates, because generating keys is slow."""
 
     def __init__(self) -> None:
         self.ca = trustme.CA()

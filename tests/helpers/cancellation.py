@@ -1,14 +1,15 @@
-"""Cancellation at every cancel point: each public async method, cancelled wherever it can be.
+"""Cancellation of each public async method, at each of its cancel points.
 
-A test runs again and again, on fresh connections. Run n cancels the call at its n-th cancel point,
-until every point has been tried. A cancel point is any place where a cancellation takes effect:
+A test calls one method. The test runs repeatedly, on fresh connections, and its n-th run cancels
+the call at the call's n-th cancel point, until every point has been tried. The cancel points are:
 
 - a task of the call is about to resume: the event it waits for and the cancellation coincide;
 - a task of the call has blocked or yielded;
 - a task of the call checks for cancellation (``checkpoint_if_cancelled``).
 
-Each run then checks the state that the docs promise, and that no descriptor and no task is left.
-The peer is not a task: it takes its next step when every task is blocked.
+Each run then checks the state that the docs promise, and that the call left no descriptor and no
+task.
+The peer is not a task: the peer takes its next step when every task is blocked.
 """
 
 from __future__ import annotations
@@ -42,13 +43,13 @@ Call = Callable[[], Awaitable[Any]]
 
 
 class Attempt(trio.abc.Instrument):
-    """One call, cancelled at its n-th cancel point if it has that many.
+    """A call that is cancelled at its ``point``-th cancel point, if the call gets that far.
 
     Attributes:
       reached: how many cancel points the call has passed.
       cancelled: whether the cancellation ended the call.
-      value: what the call returned.
-      error: what the call raised, other than its cancellation.
+      value: the call's return value.
+      error: the exception that the call raised, unless it was the cancellation.
     """
 
     def __init__(self, point: int) -> None:
@@ -62,7 +63,7 @@ class Attempt(trio.abc.Instrument):
         self._tasks: set[trio.lowlevel.Task] = set()
 
     async def __call__(self, call: Call, script: Script | None = None) -> None:
-        """Make the call while the peer follows a script, whose first step precedes the call."""
+        """Make the call after the script's first step. The peer follows the script meanwhile."""
         trio.lowlevel.add_instrument(self)
         try:
             async with alongside(script or iter(())):
@@ -112,7 +113,7 @@ class Attempt(trio.abc.Instrument):
 
 
 def at_every_cancel_point(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
-    """Repeat a test, which makes one ``attempt``, for every cancel point of its call."""
+    """Repeat a test for every cancel point of the one call that it makes with ``attempt``."""
 
     @functools.wraps(test)
     async def repeated(**fixtures: object) -> None:
@@ -120,9 +121,11 @@ def at_every_cancel_point(test: Callable[..., Awaitable[None]]) -> Callable[...,
             descriptors, tasks = os.listdir("/proc/self/fd"), _living_tasks()
             attempt = Attempt(point)
             await test(attempt=attempt, **fixtures)
-            assert os.listdir("/proc/self/fd") == descriptors, f"left open at point {point}"
+            assert os.listdir("/proc/self/fd") == descriptors, (
+                f"descriptors left open at point {point}"
+            )
             assert _living_tasks() == tasks
-            assert attempt.cancelled or point > 1, "the call started cancelled and did not check"
+            assert attempt.cancelled or point > 1, "the call did not check for cancellation first"
             if attempt.reached < point:
                 return
 
@@ -137,7 +140,10 @@ def _living_tasks() -> int:
 
 
 def covers(*names: str) -> Callable[[Any], Any]:
-    """Declare the public names that a test covers: names, or a module dict's keys or values."""
+    """Declare the public names that a test covers.
+
+    Each argument is a string, or ``*D`` or ``*D.values()``, where D is a dict in the test's module.
+    """
     return lambda test: test
 
 
@@ -166,9 +172,9 @@ def _names_of(argument: ast.expr, dicts: dict[str, ast.Dict]) -> set[str]:
 
 
 def grid(usual: Callable[..., bool], *axes: Iterable[object]) -> list[Any]:
-    """Return all combinations for ``parametrize``; a normal run tries only the ``usual`` ones.
+    """Return all combinations for ``parametrize``. A normal run tries only the ``usual`` ones.
 
-    If several cases take the same path through the core, a normal run tries one of them.
+    Of several combinations that take the same path through the code, only one is usual.
     """
     return [
         pytest.param(*each, marks=() if usual(*each) else pytest.mark.rare)
@@ -187,9 +193,9 @@ SERVERS = ["TLSv1_2 server", "TLSv1_3 server"]
 
 @dataclass(frozen=True)
 class Connections:
-    """Makes connections of each layer: a Socket, and a peer that is not a task.
+    """Makes connections of any layer, between a Socket and a peer that is not a task.
 
-    The layer "TLSv1_2 client" is one whose Socket is the client.
+    In the layer "TLSv1_2 client", the Socket is the TLS client.
     """
 
     client_tls: ClientTLS
@@ -197,7 +203,7 @@ class Connections:
     peer_contexts: dict[str, ssl.SSLContext]
 
     def role_of(self, layer: str) -> Any:
-        """Return our side of TLS, or None where the layer is plain."""
+        """Return the Socket's TLS settings, or None if the layer is plain."""
         if layer == PLAIN:
             return None
         return self.client_tls if layer.endswith("client") else self.server_tls
@@ -242,7 +248,7 @@ def connect_to(listener: trisock.Listener) -> socket.socket:
 
 # ---- shared by several tests ----
 
-LARGE = bytes(range(256)) * 1200  # more than the kernel takes in one call
+LARGE = bytes(range(256)) * 1200  # more than the kernel accepts in one call
 
 
 def pluto_socket(sock: Socket) -> pluto.async_socket:
@@ -281,13 +287,13 @@ async def sending_is_clogged(sock: Socket, peer: Peer) -> None:
 
 
 def during(script: Script) -> Script:
-    """Delay a script by one step: its first step then comes during the call, not before it."""
+    """Delay a script by one step, so that its first step happens during the call, not before."""
     yield
     yield from script
 
 
 def advancing(clock: trio.testing.MockClock, script: Script) -> Script:
-    """Advance the clock with each step of a script, and afterwards for as long as tasks wait."""
+    """Advance the clock at each step of a script, and keep advancing it after the script."""
     for _ in itertools.chain(script, itertools.repeat(None)):
         clock.jump(0.1)
         yield

@@ -34,7 +34,7 @@ CLIENTS_ONLY = ExtendedKeyUsageOID.CLIENT_AUTH
 
 @functools.cache
 def key_of(kind: str) -> Key:
-    """Return the cached key of a type: generating an RSA key is slow."""
+    """Return a key of this type. It is cached, because generating an RSA key is slow."""
     if kind.startswith("RSA "):
         return rsa.generate_private_key(65537, int(kind.removeprefix("RSA ")))
     if kind == "Ed25519":
@@ -43,7 +43,7 @@ def key_of(kind: str) -> Key:
 
 
 class CertificateAuthority:
-    """A root, or an intermediate authority: its certificate is part of the chains it issues.
+    """A root authority, or an intermediate, which adds its certificate to the chains it issues.
 
     Attributes:
       pem: the authority's own certificate.
@@ -53,7 +53,7 @@ class CertificateAuthority:
         self._name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
         self._key = ec.generate_private_key(
             ec.SECP256R1()
-        )  # not shared: a key identifies its authority
+        )  # not cached: each authority needs its own key
         builder = (
             _builder(self._name, self._key, VALID)
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
@@ -71,13 +71,13 @@ class CertificateAuthority:
         revocation_list: str | None = None,
         with_chain: bool = True,
     ) -> Certificate:
-        """Issue a certificate for DNS names and addresses, by default for both sides."""
+        """Issue a certificate for DNS names and addresses, by default for servers and clients."""
         key = key_of(kind)
         builder = (
             _builder(x509.Name([]), key, dates)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(certificates=False), critical=True)
-            # Critical, because there is no other name (RFC 5280, section 4.2.1.6).
+            # Critical, because the subject is empty (RFC 5280, section 4.2.1.6).
             .add_extension(x509.SubjectAlternativeName(list(map(_general, names))), critical=True)
             .add_extension(
                 x509.ExtendedKeyUsage([purpose] if purpose else [SERVERS_ONLY, CLIENTS_ONLY]),

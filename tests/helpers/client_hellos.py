@@ -1,4 +1,4 @@
-"""ClientHello messages, real and synthetic, with and without their records."""
+"""ClientHello messages, real and synthetic, with and without record headers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def records_of(wire: bytes) -> list[bytes]:
 
 
 def hello_for(name: bytes) -> bytes:
-    """Return a TLS 1.2 ClientHello: the server then sends its certificate unencrypted."""
+    """Return a TLS 1.2 ClientHello for a name. TLS 1.2 servers send certificates unencrypted."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     outgoing = ssl.MemoryBIO()
@@ -32,7 +32,7 @@ def hello_for(name: bytes) -> bytes:
     longer = len(new) - len(old)
     body = bytearray(hello[9:].replace(old, new))
     at = start - 9
-    while True:  # find the length of all extensions, just before the first one
+    while True:  # find the total length of the extensions, which precedes the first extension
         at -= 1
         if int.from_bytes(body[at : at + 2], "big") + longer == len(body) - at - 2:
             break
@@ -42,7 +42,7 @@ def hello_for(name: bytes) -> bytes:
 
 
 def in_records(message: bytes, size: int) -> bytes:
-    """Put a handshake message into records with ``size`` bytes in each."""
+    """Split a handshake message into records of ``size`` bytes."""
     return b"".join(
         b"\x16\x03\x01" + len(part).to_bytes(2, "big") + part for part in split(message, size)
     )
@@ -65,7 +65,7 @@ def split(data: bytes, size: int) -> list[bytes]:
 
 
 def handshake_of(records: bytes) -> bytes:
-    """Return the contents of the records."""
+    """Return the contents of records, without their headers."""
     return b"".join(record[5:] for record in records_of(records))
 
 

@@ -2,5 +2,5 @@
 
 from __future__ import annotations
 
-# Seconds. A test that hangs fails, and the run goes on. Passing tests take less time.
+# In seconds. A test that hangs fails after this time, and the run continues.
 DEADLINE = 60

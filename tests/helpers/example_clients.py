@@ -1,4 +1,4 @@
-"""Shared by the clients of the examples."""
+"""Helpers for tests that connect to the examples as a client."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def trusting(ca: str, **options: Any) -> ClientTLS:
 
 
 async def reply(sock: Socket) -> str:
-    """Return a reply of one or more lines."""
+    """Receive a reply of one or more lines."""
     lines = []
     async for line in sock.lines(delimiter=b"\r\n"):
         lines.append(line.decode())

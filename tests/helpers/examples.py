@@ -19,7 +19,7 @@ EXAMPLES = ROOT / "examples"
 
 
 def command(name: str, *args: str) -> list[str]:
-    # In development mode Python reports each file that is left open.
+    # In development mode, Python reports each file that a program leaves open.
     return [sys.executable, "-X", "dev", str(EXAMPLES / f"{name}.py"), *args]
 
 
@@ -28,30 +28,32 @@ class Running:
 
     def __init__(self, process: trio.Process, stderr: Any) -> None:
         self.process = process
-        self.complaints = ""  # expected on stderr at the end
+        self.complaints = ""  # what stderr must contain at the end
         self._stderr = stderr
         self._printed = b""
         self._asked_to_stop = False
         self.port = 0
 
     async def line(self) -> str:
-        """Wait for the next line of its output."""
+        """Wait for the next line that the example prints."""
         assert self.process.stdout is not None
         while b"\n" not in self._printed:
             chunk = await self.process.stdout.receive_some()
             if not chunk:
-                raise AssertionError(f"the example exited; stderr: {self._read_stderr().decode()}")
+                raise AssertionError(
+                    f"the example exited and wrote to stderr: {self._read_stderr().decode()}"
+                )
             self._printed += chunk
         line, _, self._printed = self._printed.partition(b"\n")
         return line.decode().rstrip("\r")
 
     def ask_to_stop(self, signum: signal.Signals = signal.SIGTERM) -> None:
-        if not self._asked_to_stop:  # a second signal would end it immediately
+        if not self._asked_to_stop:  # a second signal would kill the example
             self._asked_to_stop = True
             self.process.send_signal(signum)
 
     async def stop(self) -> None:
-        """Stop it, and check its status and stderr."""
+        """Stop the example, and check its exit status and stderr."""
         self.ask_to_stop()
         status = await self.process.wait()
         complaints = self._read_stderr()
@@ -84,7 +86,7 @@ async def started(arguments: list[str], **options: Any) -> AsyncIterator[Running
 
 @asynccontextmanager
 async def running(name: str, *args: str) -> AsyncIterator[Running]:
-    """Run an example that serves. SIGTERM must stop it, with status 0 and nothing on stderr."""
+    """Run an example server. When the block ends, SIGTERM must stop the server with status 0."""
     async with started(command(name, "--port", "0", *args)) as server:
         words = (await server.line()).rsplit(maxsplit=1)
         assert words[0] == "listening on port"
@@ -98,7 +100,7 @@ def load(name: str) -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses resolve their annotations there
+    sys.modules[name] = module  # dataclasses look up their module here
     try:
         spec.loader.exec_module(module)
     finally:
@@ -110,7 +112,7 @@ sni_router = load("sni_router")
 
 
 def name_or_value_error(message: bytes) -> None:
-    """Check that ``server_name`` returns, or raises ValueError itself and not a subclass."""
+    """Check that ``server_name`` returns or raises ValueError, and not a subclass of ValueError."""
     error: type[Exception] = ValueError
     name = None
     try:

@@ -1,4 +1,4 @@
-"""The layers of the package: which module may import which (picture: ``docs/design.md``).
+"""The floors (layers) of the package: which module may import which (see ``docs/design.md``).
 
 To draw the actual imports::
 
@@ -16,7 +16,7 @@ import trisock
 SOURCE = Path(trisock.__file__).parent
 MODULES = sorted(SOURCE.rglob("*.py"))
 
-# From the bottom up. A module imports from its own layer and from those below.
+# From the bottom up. A module may import only from its own floor and from lower floors.
 FLOORS = [
     {"_text", "_not_copyable", "_fork"},
     {"_guard", "_arguments"},
@@ -26,7 +26,7 @@ FLOORS = [
     {"_server"},
     {"_connect"},
     {""},  # the public names
-    {"pluto", "hammerspoon", "__main__"},  # the front ends
+    {"pluto", "hammerspoon", "__main__"},  # the faces, which use the public names
 ]
 
 
@@ -41,7 +41,7 @@ def floor_of(module: str) -> int:
 
 
 def imports_of(path: Path) -> set[str]:
-    """Return the modules of trisock that a module imports (``""``: the package itself)."""
+    """Return the names of the trisock modules that a module imports (``""`` is the package)."""
     name = name_of(path)
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     modules = {name_of(each) for each in MODULES}
@@ -62,7 +62,7 @@ def imports_of(path: Path) -> set[str]:
 
 
 def rows() -> list[list[str]]:
-    """Return the modules in rows, from the bottom up. Each imports only from lower rows."""
+    """Return the modules in rows, from the bottom up. A module imports only from lower rows."""
     graph = {name_of(path): imports_of(path) for path in MODULES}
     left = sorted(graph, key=floor_of)
     found: list[list[str]] = []
@@ -96,7 +96,7 @@ def draw(target: str) -> None:
         box = {"boxstyle": "round", "facecolor": colors(floor_of(name)), "edgecolor": "0.4"}
         text = (name or "trisock").replace(".", "\n")
         axes.text(*place, text, ha="center", va="center", fontsize=7, bbox=box)
-    pyplot.rcParams["svg.hashsalt"] = "floors"  # the same code gives the same file
+    pyplot.rcParams["svg.hashsalt"] = "floors"  # the same imports give the same file
     figure.savefig(target, bbox_inches="tight", metadata={"Date": None})
 
 

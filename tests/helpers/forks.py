@@ -14,12 +14,12 @@ NOBODY = 65534
 
 @contextlib.contextmanager
 def child(function: Callable[[], object], *, user: int | None = None) -> Iterator[int]:
-    """Run a function in a forked child. The child is killed when the block ends.
+    """Run a function in a forked child. When the block ends, kill the child.
 
-    Its exit status is 0 if the function returned.
+    The child's exit status is 0 if the function returns.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork in a process with threads
+        warnings.simplefilter("ignore", DeprecationWarning)  # fork() warns if there are threads
         pid = os.fork()
     if pid == 0:
         status = 1

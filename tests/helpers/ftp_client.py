@@ -33,7 +33,7 @@ async def vsftp_login(sock: Socket) -> None:
 async def ftp_transfer(
     sock: Socket, tls: ClientTLS | ssl.SSLContext, command: bytes
 ) -> AsyncIterator[Socket]:
-    """Open the data connection of a command. At its end, expect the server to report success."""
+    """Open a command's data connection. When the block ends, expect a report of success."""
     answer = await ask(sock, b"EPSV", 229)  # RFC 2428
     async with await trisock.connect("127.0.0.1", int(answer.split(b"|")[3])) as channel:
         await ask(sock, command, 150)

@@ -1,8 +1,8 @@
 """Fuzzing: any input from outside leads to a documented result.
 
 The inputs are random bytes and mutated real conversations: bits flipped; parts removed, inserted or
-repeated; record types, versions or lengths changed; records moved. A normal run tries the same
-examples each time; ``--times N`` tries N times as many, and new ones each time.
+repeated; record types, versions or lengths changed; records moved. A normal run always tries the
+same examples. ``--times N`` tries N times as many examples, and different ones in each run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Fuzz:
         self.examples = 0
 
     def __call__(self, check: Check, examples: int, **strategies: st.SearchStrategy[Any]) -> None:
-        """Run ``check(**drawn)`` on this many examples, or ``--times`` as many."""
+        """Run ``check(**drawn)`` on this many examples, multiplied by ``--times``."""
 
         def counted(**drawn: Any) -> None:
             self.examples += 1
@@ -53,7 +53,7 @@ class Fuzz:
     def run_machine(
         self, machine: type[RuleBasedStateMachine], examples: int, *, steps: int
     ) -> None:
-        """Run a state machine on this many new examples, or ``--times`` as many."""
+        """Run a state machine on this many random examples, multiplied by ``--times``."""
         self.examples += examples * self._times
         tuned = settings(self._settings(examples), derandomize=False, stateful_step_count=steps)
         run_state_machine_as_test(machine, settings=tuned)
@@ -88,7 +88,7 @@ def records_moved(at: int, how: Callable[[list[bytes], int], object], data: byte
 
 
 def split_record(data: bytes, at: int, what: bytes) -> bytes:
-    """Split the last record in two. Unencrypted handshake records keep their meaning."""
+    """Split the last record in two. (An unencrypted handshake record may be split anywhere.)"""
     records = records_of(data)
     if not records:
         return data

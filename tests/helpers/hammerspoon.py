@@ -1,4 +1,4 @@
-"""Shared by the tests of ``trisock.hammerspoon``: a callback to wait for, and peers."""
+"""Helpers for the tests of ``trisock.hammerspoon``: a callback that records calls, and peers."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from trisock.hammerspoon import Socket, Sockets
 Log = pytest.LogCaptureFixture
 
 LOCALHOST = "127.0.0.1"
-MORE_THAN_FITS = b"x" * 4_000_000  # into the buffers of a Unix connection
+MORE_THAN_FITS = b"x" * 4_000_000  # more than the buffers of a Unix connection hold
 
 unix_server = pytest.mark.parametrize("port_or_path", ["Unix"], indirect=True)
 unix_client = pytest.mark.parametrize("pair", ["Unix"], indirect=True)
 tcp_and_unix_client = pytest.mark.parametrize("pair", ["TCP", "Unix"], indirect=True)
 
-# info() of an object that is not connected.
+# The result of info() on an object that is not connected.
 UNCONNECTED: dict[str, object] = {
     "connectedAddress": b"",
     "connectedHost": "",
@@ -68,7 +68,7 @@ class Calls:
         return [await self.next() for _ in range(number)]
 
     async def none(self) -> bool:
-        """Wait until all tasks are blocked; return whether no call is left."""
+        """Wait until all tasks are blocked. Return whether there are no more calls."""
         await trio.testing.wait_all_tasks_blocked(0.01)
         return not self._receive.statistics().current_buffer_used
 
@@ -79,7 +79,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 async def check_disconnects(sock: Socket, *, after: float, before: float) -> None:
-    """Check that a connection ends between these times, in seconds from now."""
+    """Check that a connection ends between ``after`` and ``before`` seconds from now."""
     await trio.sleep(after)
     assert sock.connected()
     await trio.sleep(before - after)
@@ -108,7 +108,7 @@ def connect_to(server: Socket, client: Socket, fn: Callable[[], object] | None =
 
 
 def close_by(how: str, raw: socket.socket) -> None:
-    """Close by ``"FIN"`` or ``"RST"``. (Unix sockets have only one way.)"""
+    """Close a TCP connection with a FIN or RST, or close a Unix socket (which has neither)."""
     if how == "RST" and raw.family != socket.AF_UNIX:
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
     raw.close()
@@ -118,7 +118,7 @@ def close_by(how: str, raw: socket.socket) -> None:
 async def connected(
     hs: Sockets, path: str = "", fn: Any = None, host: str = LOCALHOST
 ) -> AsyncIterator[tuple[Socket, trisock.Socket]]:
-    """Yield a connected object and its peer; over TCP, or over a Unix path if one is given."""
+    """Yield a connected object and its peer. They use the Unix path if it is given, else TCP."""
     listening = trisock.listen_unix(path) if path else trisock.listen(0, host=host)
     async with await listening as listener:
         ready = trio.Event()
@@ -135,7 +135,7 @@ async def connected(
 
 @contextlib.asynccontextmanager
 async def clients_of(server: Socket, number: int = 1) -> AsyncIterator[list[trisock.Socket]]:
-    """Yield connections to a server, when it has accepted all of them."""
+    """Connect to a server. Yield the connections once the server has accepted all of them."""
     async with contextlib.AsyncExitStack() as stack:
         peers = []
         for _ in range(number):
@@ -152,7 +152,7 @@ async def clients_of(server: Socket, number: int = 1) -> AsyncIterator[list[tris
 
 @contextlib.asynccontextmanager
 async def full_backlog(path: str) -> AsyncIterator[None]:
-    """Listen on a Unix path with a full backlog, so that a connect to it waits."""
+    """Listen on a Unix path with a full backlog, so that new connections must wait."""
     async with await trisock.listen_unix(path, backlog=1):
         with contextlib.ExitStack() as stack, contextlib.suppress(BlockingIOError):
             while True:
@@ -166,5 +166,5 @@ async def full_backlog(path: str) -> AsyncIterator[None]:
 
 
 def errors_in(log: pytest.LogCaptureFixture) -> list[str]:
-    """Return the messages logged as errors. Each reports a mistake in the program."""
+    """Return the messages logged as errors. Each message reports a mistake in the program."""
     return [each.getMessage() for each in log.records if each.levelno >= logging.ERROR]

@@ -1,4 +1,4 @@
-"""The peer in test_machine.py, in plain text and under TLS, and the Trio run around the test."""
+"""For test_machine.py: a plain-text peer, a TLS peer, and a Trio run that advances on demand."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import trio
 import trio.testing
 
-# Seconds. Passing tests wait less; a test that hangs fails.
+# In seconds. A test that hangs fails after this time.
 BOUND = 10
 
 T = TypeVar("T")
@@ -25,16 +25,16 @@ class TrioRun:
     """A Trio run that advances only during a call from outside."""
 
     def __init__(self) -> None:
-        self._due: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        self._callbacks: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._call: Callable[[], Awaitable[Any]] | None = None
         self._outcome: tuple[Any, BaseException | None] | None = None
         self._over = False
         trio.lowlevel.start_guest_run(
-            self._main, run_sync_soon_threadsafe=self._due.put, done_callback=self._done
+            self._main, run_sync_soon_threadsafe=self._callbacks.put, done_callback=self._done
         )
 
     async def _main(self) -> None:
-        # This task never blocks between calls, so Trio schedules its next turn without a thread.
+        # Between calls this task never blocks, so that Trio needs no thread to wait for I/O.
         while not self._over:
             if self._call is not None:
                 call, self._call = self._call, None
@@ -50,16 +50,16 @@ class TrioRun:
 
     def call(self, function: Callable[..., Awaitable[T]], *args: object) -> T:
         self._call = functools.partial(function, *args)
-        return self._turn()  # type: ignore[no-any-return]
+        return self._advance()  # type: ignore[no-any-return]
 
     def close(self) -> None:
         self._over = True
-        self._turn()
+        self._advance()
 
-    def _turn(self) -> Any:
+    def _advance(self) -> Any:
         self._outcome = None
         while self._outcome is None:
-            self._due.get(timeout=2 * BOUND)()
+            self._callbacks.get(timeout=2 * BOUND)()
         value, failure = self._outcome
         if failure is not None:
             raise failure
@@ -71,11 +71,11 @@ class TrioRun:
 
 @dataclass(frozen=True)
 class Message:
-    """The data of one send: ``line``, ``times`` times."""
+    """The data of one send: ``line``, repeated ``times`` times."""
 
     line: bytes
     times: int = 1
-    record: int = 16384  # how many of its bytes go into one TLS record
+    record: int = 16384  # how many bytes of the data go into one TLS record
     held: int = 0  # how many trailing wire bytes the peer withholds until its next send
 
     @property
@@ -86,8 +86,8 @@ class Message:
 class Peer:
     """The other end of a plain connection: a raw socket, and the bytes to write to it.
 
-    It calls ``on_written`` with the data that the Socket can now read: all written bytes in plain
-    text, each complete record under TLS.
+    The peer calls ``on_written`` with the data that the Socket can now read: all written bytes in
+    plain text, or the data of each complete record under TLS.
     """
 
     def __init__(self, raw: socket.socket, on_written: Callable[[bytes], None]) -> None:
@@ -96,8 +96,8 @@ class Peer:
         self.on_written = on_written
         self.wire = bytearray()  # not yet written
         self.held = 0  # how many trailing bytes of ``wire`` are withheld
-        self.ending: str | None = None  # how the stream is to end, once that is decided
-        self.ended: str | None = None  # how the stream has ended
+        self.ending: str | None = None  # how the stream will end, or None if undecided
+        self.ended: str | None = None  # how the stream has ended, or None if it has not
         self.fin = False
 
     def send(self, message: Message) -> None:
@@ -106,7 +106,11 @@ class Peer:
         self.write()
 
     def end(self, how: str, *, fin: bool) -> None:
-        """End the stream: ``"clean"``, or ``"cut"``, which drops the withheld bytes."""
+        """End the stream.
+
+        A ``"clean"`` end sends the withheld bytes and close_notify (under TLS), and then FIN if
+        ``fin`` is true. A ``"cut"`` drops the withheld bytes, and sends FIN without close_notify.
+        """
         if how == "cut":
             del self.wire[len(self.wire) - self.held :]
         else:
@@ -159,7 +163,7 @@ class Peer:
 
 
 class TLSPeer(Peer):
-    """The other end of an encrypted connection."""
+    """The other end of a TLS connection."""
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ from trisock import (
 )
 from trisock._net.lines import Lines
 
-# How a read ends if it does not return.
+# The possible outcomes of a read that does not return.
 WAITS = "waits"
 LIMIT = "limit"
 INCOMPLETE = "incomplete"
@@ -32,21 +32,21 @@ FAILURES: dict[type[BaseException], str] = {
 
 class Taken(NamedTuple):
     returned: bytes
-    count: int  # type: ignore[assignment]  # how many bytes it consumed
+    count: int  # type: ignore[assignment]  # how many unread bytes the step consumed
 
 
 class Expected(NamedTuple):
-    """The results of a read's steps, and how the last step ends if it does not return."""
+    """The results of the steps that return, and the outcome of a last step that does not return."""
 
     taken: list[Taken]
     ending: str | None
 
 
 class Read(abc.ABC):
-    """One method of reading, called once or more."""
+    """A read method, and how often it is called (``steps``)."""
 
     steps = 1
-    # Whether every step is a cancel point, or only one that has to wait.
+    # True if every step is a cancel point, False if a step may return without being one.
     always_a_cancel_point = True
 
     @abc.abstractmethod
@@ -142,12 +142,12 @@ class Opened:
 
 @dataclass(frozen=True)
 class Next(Read):
-    """Several lines from an iterator that stays in use."""
+    """The next lines from an iterator, which later reads may use again."""
 
     opened: Opened
     steps: int
 
-    always_a_cancel_point = False  # only once per chunk
+    always_a_cancel_point = False  # Lines checks for cancellation only once per chunk
 
     async def step(self, sock: Socket) -> bytes:
         return await self.opened.lines.__anext__()
@@ -176,7 +176,7 @@ class Next(Read):
 def _until(
     unread: bytearray, start: int, delimiter: bytes, max_bytes: int, end: str | None
 ) -> tuple[int, str | None]:
-    """Return the size including the delimiter, or 0 and how the read ends."""
+    """Return ``(size including the delimiter, None)``, or ``(0, outcome of the read)``."""
     at = unread.find(delimiter, start)
     count = at + len(delimiter) - start
     if at >= 0 and count <= max_bytes:
@@ -187,5 +187,5 @@ def _until(
 
 
 def _ending_without_enough(end: str | None) -> str:
-    """Return how a read ends if it needs more than the unread bytes."""
+    """Return the outcome of a read that needs more than the unread bytes."""
     return {None: WAITS, "clean": INCOMPLETE, "cut": BROKEN}[end]

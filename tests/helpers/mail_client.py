@@ -38,7 +38,7 @@ async def ask(sock: Socket, command: bytes, code: int) -> bytes:
 async def smtp_starttls(sock: Socket, hello: bytes = b"EHLO client.example.org") -> None:
     await expect(sock, 220)
     if b"STARTTLS\r\n" not in await ask(sock, hello, 250):
-        raise RefusedError("no STARTTLS")
+        raise RefusedError("the server offers no STARTTLS")
     await ask(sock, b"STARTTLS", 220)
 
 
@@ -117,7 +117,7 @@ async def imap_starttls(sock: Socket) -> None:
     assert greeting.startswith(b"* OK ")
     (capabilities,) = await imap(sock, b"CAPABILITY")
     if b"STARTTLS" not in capabilities.split():
-        raise RefusedError("no STARTTLS")
+        raise RefusedError("the server offers no STARTTLS")
     await imap(sock, b"STARTTLS")
 
 
@@ -150,7 +150,7 @@ async def pop3_starttls(sock: Socket) -> None:
     await pop3_ok(sock)
     await pop3(sock, b"CAPA")
     if b"STLS" not in await pop3_lines(sock):
-        raise RefusedError("no STLS")
+        raise RefusedError("the server offers no STLS")
     await pop3(sock, b"STLS")
 
 

@@ -34,7 +34,7 @@ class _Mallinfo2(ctypes.Structure):
 
 
 def allocated() -> int:
-    """Return the bytes allocated by ``malloc``, including OpenSSL's; 0 if this is unknown."""
+    """Return how many bytes ``malloc`` has allocated (OpenSSL's included), or 0 if unknown."""
     try:
         mallinfo = ctypes.CDLL(None).mallinfo2
     except AttributeError:

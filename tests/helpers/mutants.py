@@ -18,7 +18,7 @@ from trisock import Socket
 
 
 class Mutant(Peer):
-    """A peer that mutates one of its flights (-1: none), and sends each one in pieces."""
+    """A peer that sends each flight in pieces, and mutates flight number ``flight`` (-1: none)."""
 
     def __init__(
         self, raw: socket.socket, changes: list[Change], flight: int, cuts: list[int]
@@ -33,11 +33,11 @@ class Mutant(Peer):
         if self._flight == 0:
             data = changed(data, self._changes)
         self._flight -= 1
-        places = sorted({0, len(data), *(cut % (len(data) + 1) for cut in self._cuts)})
-        self._pieces += [data[start:end] for start, end in itertools.pairwise(places)]
+        offsets = sorted({0, len(data), *(cut % (len(data) + 1) for cut in self._cuts)})
+        self._pieces += [data[start:end] for start, end in itertools.pairwise(offsets)]
 
     def conversing(self, clock: trio.testing.MockClock, ending: str) -> Script:
-        """Act until there is nothing left to send, then end the connection or stay silent."""
+        """Act until nothing is left to send. Then send FIN (``"ended"``) or stay silent."""
         for idle in itertools.count():
             yield
             self.act()

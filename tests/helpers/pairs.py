@@ -14,7 +14,7 @@ import trio
 import trisock
 from trisock import Socket
 
-# With this value of SO_LINGER, a close resets the connection.
+# If SO_LINGER has this value, closing a TCP socket resets the connection.
 RESET = struct.pack("ii", 1, 0)
 
 
@@ -26,7 +26,7 @@ async def tcp_pair() -> tuple[Socket, Socket]:
 
 
 async def tls_pair(client_tls: Any, server_tls: Any) -> tuple[Socket, Socket]:
-    """Return the two ends (client, server) of a connection after starttls."""
+    """Return the two ends (client, server) of a TCP connection after starttls."""
     client, server = await tcp_pair()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(server.starttls, server_tls)
@@ -45,7 +45,7 @@ async def closing(*socks: Socket) -> AsyncIterator[None]:
 
 
 async def all_served(server: trisock.Server, accepted: int) -> None:
-    """Wait until a server has accepted this many connections and none is active."""
+    """Wait until a server has accepted ``accepted`` connections, and no connection is active."""
     while server.stats().accepted < accepted or server.stats().active:
         await trio.lowlevel.checkpoint()
 
@@ -57,7 +57,7 @@ def reset(raw: socket.socket) -> None:
 
 
 def raw_pair() -> tuple[Socket, socket.socket]:
-    """Return a Socket and its peer, a blocking socket of the standard library, over TCP."""
+    """Return the two ends of a TCP connection: a Socket (server), and a blocking stdlib socket."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         raw = socket.create_connection(listening.getsockname())
         accepted, _ = listening.accept()
@@ -67,18 +67,18 @@ def raw_pair() -> tuple[Socket, socket.socket]:
 
 
 def unix_pair() -> tuple[Socket, Socket]:
-    """Return the two ends of a Unix connection. Unlike TCP, it has an exact capacity."""
+    """Return the two ends of a Unix connection, whose capacity is exact (unlike TCP's)."""
     a, b = (trio.socket.from_stdlib_socket(each) for each in socket.socketpair())
     return Socket(trio.SocketStream(a)), Socket(trio.SocketStream(b), side="server")
 
 
 async def pair(layer: str, client_tls: Any, server_tls: Any) -> tuple[Socket, Socket]:
-    """Return the two ends of a TCP connection, after starttls if the layer is ``"tls"``."""
+    """Return the two ends of a TCP connection. If the layer is ``"tls"``, call starttls on both."""
     return await (tls_pair(client_tls, server_tls) if layer == "tls" else tcp_pair())
 
 
 async def small_pair(layer: str, client_tls: Any, server_tls: Any) -> tuple[Socket, Socket]:
-    """Return the two ends of a Unix connection, whose buffers fill quickly."""
+    """Like ``pair``, but with a Unix connection, whose buffers fill quickly."""
     a, b = unix_pair()
     if layer == "tls":
         async with trio.open_nursery() as nursery:
@@ -91,14 +91,14 @@ async def clog(sock: Socket) -> None:
     """Fill a Unix connection until a send has to wait. The peer must not be reading."""
     while sock._connection.transport.writable_now():
         await sock.send(b"x" * 100)
-    if not sock.istls():  # a plain send tries before it waits, so leave no room at all
+    if not sock.istls():  # a plain send tries first and then waits, so fill every byte
         with contextlib.suppress(BlockingIOError):
             while True:
                 os.write(sock.fileno(), b"x")
 
 
 async def until_full(sock: Socket) -> None:
-    """Wait until another task has sent as much as the kernel takes."""
+    """Wait until another task has filled the kernel's send buffer."""
     while sock._connection.transport.writable_now():
         await trio.lowlevel.checkpoint()
 

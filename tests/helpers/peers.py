@@ -1,7 +1,7 @@
-"""A peer that needs no task: its methods never block.
+"""A peer that needs no task, because its methods never block.
 
-A script drives it: a generator that yields after each step. ``alongside`` runs the next step
-whenever all of Trio's tasks are blocked.
+A script drives the peer. A script is a generator that yields after each step. ``alongside`` runs
+the next step whenever all of Trio's tasks are blocked.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ Script = Iterator[None]
 
 @contextlib.asynccontextmanager
 async def alongside(script: Script) -> AsyncIterator[None]:
-    """Run a script's first step now, and each other step once all tasks are blocked."""
+    """Run a script's first step now, and each later step when all tasks are blocked."""
     next(script, None)
 
-    async def go_on() -> None:
+    async def run_steps() -> None:
         while True:
             await trio.testing.wait_all_tasks_blocked()
             try:
@@ -34,7 +34,7 @@ async def alongside(script: Script) -> AsyncIterator[None]:
                 return
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(go_on)
+        nursery.start_soon(run_steps)
         yield
         nursery.cancel_scope.cancel()
 
@@ -46,9 +46,9 @@ class Peer:
       wire: all received bytes.
       heard: all received data, decrypted.
       gone: whether the connection has ended, cleanly or not.
-      finished: whether it has ended cleanly: with FIN, or under TLS with ``close_notify``.
-      secured: whether TLS is in use: the handshake is complete.
-      greeting: data to send together with its last handshake message.
+      finished: whether the connection has ended cleanly: with FIN, or with TLS's ``close_notify``.
+      secured: whether the TLS handshake is complete and TLS is in use.
+      greeting: data that the peer sends together with its last handshake message.
     """
 
     def __init__(self, raw: socket.socket) -> None:
@@ -59,7 +59,7 @@ class Peer:
         self.gone = self.finished = self.secured = False
         self.greeting = b""
         self._ssl: ssl.SSLObject | None = None
-        self._deaf = False  # after a record that cannot be decrypted
+        self._deaf = False  # whether TLS failed: then ignore all further data
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
 
     def __enter__(self) -> Peer:
@@ -76,7 +76,7 @@ class Peer:
         server_hostname: str | None = None,
         after: int | None = None,
     ) -> None:
-        """Start TLS. With ``after``, the bytes received beyond this offset are already TLS."""
+        """Start TLS. If ``after`` is given, the bytes of ``heard`` from this offset on are TLS."""
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._ssl = context.wrap_bio(
             self._incoming,
@@ -89,7 +89,7 @@ class Peer:
             del self.heard[after:]
 
     def act(self) -> None:
-        """Read all data that has arrived, and send TLS's responses."""
+        """Read all data that has arrived, and send the responses that TLS requires."""
         try:
             while chunk := self.raw.recv(65536):
                 self.wire += chunk
@@ -104,9 +104,9 @@ class Peer:
         except ConnectionError:
             self.gone = True
         if self._ssl is not None:
-            self._go_on(self._ssl)
+            self._advance_tls(self._ssl)
 
-    def _go_on(self, ssl_object: ssl.SSLObject) -> None:
+    def _advance_tls(self, ssl_object: ssl.SSLObject) -> None:
         try:
             if not self.secured:
                 ssl_object.do_handshake()
@@ -119,9 +119,9 @@ class Peer:
             pass
         except ssl.SSLZeroReturnError:
             self._answer_close_notify(ssl_object)
-        except ssl.SSLError:  # cut short, or an alert
+        except ssl.SSLError:  # such as an alert or a bad record
             self._ssl, self._deaf = None, True
-        else:  # read() returned b"": EOF, too
+        else:  # read() returned b"", which means close_notify
             self._answer_close_notify(ssl_object)
         self._flush()
 
@@ -132,23 +132,23 @@ class Peer:
         self.heard += self._incoming.read()
 
     def encrypt(self, data: bytes) -> bytes:
-        """Return the bytes that send this data: encrypted under TLS."""
+        """Return data as it goes on the wire: encrypted if TLS is in use."""
         if self._ssl is None:
             return data
         self._ssl.write(data)
         return self._outgoing.read()
 
     def send(self, data: bytes) -> None:
-        """Send bytes unchanged, as many as fit."""
+        """Send as many of the bytes as fit, unchanged."""
         with contextlib.suppress(OSError):
             self.raw.send(data)
 
     def say(self, data: bytes) -> None:
-        """Send data, encrypted under TLS."""
+        """Send data, encrypted if TLS is in use."""
         self.send(self.encrypt(data))
 
     def end(self) -> None:
-        """End our side: with ``close_notify`` under TLS, with FIN otherwise."""
+        """End the peer's side with ``close_notify`` if TLS is in use, otherwise with FIN."""
         if self._ssl is None:
             with contextlib.suppress(OSError):
                 self.raw.shutdown(socket.SHUT_WR)
@@ -167,12 +167,12 @@ class Peer:
             self.send(self._outgoing.read())
 
     def arrived(self) -> int:
-        """Return how many bytes have arrived, read or unread."""
+        """Return how many bytes have arrived, whether read or unread."""
         waiting = fcntl.ioctl(self.raw.fileno(), termios.FIONREAD, bytes(4))
         return len(self.wire) + int.from_bytes(waiting, sys.byteorder)
 
     def acting(self) -> Script:
-        """Act at each step of a script that never ends."""
+        """Return a script that never ends, and calls ``act`` at each step."""
         while True:
             self.act()
             yield

@@ -1,4 +1,4 @@
-"""Certificates and keys in PEM, and a check that no text contains a key."""
+"""Certificates and keys in PEM, and a check that an error shows no part of a key."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def encoded(key: Any, password: bytes | None = None) -> bytes:
 
 @functools.lru_cache
 def chains_and_keys() -> tuple[list[bytes], list[bytes]]:
-    """Return a self-signed certificate for each key type, and the keys, plain and encrypted."""
+    """Return a self-signed certificate for each key type, and each key plain and encrypted."""
     keys: list[Any] = [
         rsa.generate_private_key(65537, 2048),
         ec.generate_private_key(ec.SECP256R1()),
@@ -65,7 +65,7 @@ def der_of(pem: bytes) -> bytes:
 
 
 def secrets_in(pem: bytes) -> set[str]:
-    """Return the secrets: each run of 40 characters outside the lines that start with dashes."""
+    """Return every 40-character substring of a key's base64 text (the lines without dashes)."""
     body = "".join(
         line for line in pem.decode("latin-1").splitlines() if not line.startswith("-----")
     )

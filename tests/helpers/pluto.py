@@ -1,8 +1,8 @@
-"""Shared by the tests of ``trisock.pluto``.
+"""Helpers for the tests of ``trisock.pluto``.
 
-A test for both sides is written once, as an async function decorated with ``both_sides``. Inside
-Trio it runs as a task. Outside, it must finish without waiting for Trio.
-``got`` awaits a result if it is awaitable.
+A test for both sides is an async function decorated with ``both_sides``. Inside Trio, the function
+runs as a task. Outside Trio, it must finish without awaiting anything. ``got`` awaits a result only
+if the result is awaitable, so that one test works on both sides.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from trisock.pluto.blocking import background
 
 
 def run_outside(coroutine: Any) -> Any:
-    """Run a coroutine outside Trio: nothing in it may wait for Trio."""
+    """Run a coroutine outside Trio. The coroutine must not wait for Trio."""
     try:
         coroutine.send(None)
     except StopIteration as exc:
         return exc.value
-    raise AssertionError("it waits for Trio")
+    raise AssertionError("the coroutine waits for Trio")
 
 
 def both_sides(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
-    """Run a test inside Trio and outside."""
+    """Run a test twice: inside Trio and outside Trio."""
 
     @functools.wraps(test)
     def on(side: str, **kwargs: object) -> None:
@@ -75,14 +75,14 @@ def inside() -> bool:
 
 
 def checkpoint() -> Awaitable[None] | None:
-    """Let other tasks run, or the background thread."""
+    """Let other tasks run (inside Trio), or let the background thread's tasks run (outside)."""
     return trio.lowlevel.checkpoint() if inside() else background.call(trio.lowlevel.checkpoint)
 
 
 async def run_both(
     first: Callable[[], Awaitable[Any]], second: Callable[[], Awaitable[Any]]
 ) -> tuple[Any, Any]:
-    """Run two functions concurrently, in tasks or in threads; return their results."""
+    """Run two functions concurrently, in tasks or threads. Return both results."""
     if not inside():
         thread = Thread(lambda: run_outside(second()))
         return await first(), thread.result()
@@ -118,7 +118,7 @@ async def tls_pair(certs: object) -> tuple[Any, Any]:
 
 
 async def raw_peer() -> tuple[Any, stdlib.socket]:
-    """Return a client and its peer, a blocking socket of the standard library."""
+    """Return a Pluto client and its peer. The peer is a blocking stdlib socket."""
     with stdlib.create_server(("127.0.0.1", 0)) as listening:
         client = await got(socket.connect("127.0.0.1", listening.getsockname()[1]))
         raw, _ = listening.accept()
@@ -145,7 +145,7 @@ def check_not_listening(port: int) -> None:
 
 
 async def wait_readable(sock: Any) -> None:
-    """Wait until there is data to read, or EOF."""
+    """Wait until data or EOF has arrived."""
     if inside():
         await trio.lowlevel.wait_readable(sock._sock.fileno())
     else:
@@ -175,7 +175,7 @@ def pluto_certificate(leaf: trustme.LeafCert) -> dict[str, str | bytes]:
 
 
 def serve_once(response: bytes = b"HTTP/1.1 200 OK\r\n\r\n") -> tuple[int, Thread]:
-    """Serve one request. Return the port, and the thread whose result is the request."""
+    """Serve one request. Return the port, and the server's thread, whose result is the request."""
     listening = stdlib.create_server(("127.0.0.1", 0))
 
     def serve() -> bytes:
@@ -224,7 +224,7 @@ async def in_thread(function: Callable[[], Any]) -> Any:
 
 
 def recv_in_thread(sock: Any) -> Thread:
-    """Start a read in a thread outside Trio, and wait until it is in progress."""
+    """Start a read in a thread outside Trio, and wait until the read is in progress."""
     thread = Thread(sock.recv)
     while not sock._sock._connection.reading.in_use:
         checkpoint()
@@ -253,7 +253,7 @@ def run_program(
     prelude: str = "from trisock.pluto import scheduler, socket\n",
     timeout: float = DEADLINE,
 ) -> str:
-    """Run a program, which must succeed and write nothing to stderr; return its output."""
+    """Run a program and return its output. It must succeed and write nothing to stderr."""
     done = subprocess.run(
         [sys.executable, *options, "-c", prelude + textwrap.dedent(text)],
         capture_output=True,
@@ -265,7 +265,7 @@ def run_program(
 
 
 def in_child(function: Callable[[], object]) -> None:
-    """Run a function in a forked child, which must not fail or hang."""
+    """Run a function in a forked child. The function must not fail or hang."""
     number = os.fork()
     if not number:
         status = 1

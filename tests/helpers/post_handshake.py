@@ -1,6 +1,7 @@
-"""A TLS peer that makes a reader send: post-handshake authentication and key updates.
+"""A TLS peer that requests post-handshake authentication and key updates.
 
-Both follow the TLS 1.3 handshake (RFC 8446, section 4.6), so a read may have to respond.
+In TLS 1.3, both can occur at any time after the handshake (RFC 8446, section 4.6). The Socket
+receives the request in a read, so the read may have to send a response.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from trisock import Certificate, Socket
 
 
 class PostHandshakePeer(RawTLS):
-    """A peer whose socket must be non-blocking after the handshake."""
+    """A TLS peer for use after the handshake. Its socket must then be non-blocking."""
 
     def send(self, data: bytes) -> None:
         self.ssl.write(data)
         self.raw.sendall(self.outgoing.read())
 
     def request_certificate(self, data: bytes = b"") -> None:
-        """Request the client's certificate, in one segment with data."""
+        """Request the client's certificate. Send the data, if any, in the same segment."""
         self.ssl.verify_client_post_handshake()
         if data:
             self.ssl.write(data)
@@ -38,7 +39,7 @@ class PostHandshakePeer(RawTLS):
         self.raw.sendall(self.outgoing.read())
 
     def key_update(self, *, request: bool = False) -> bytes:
-        """Return a KeyUpdate message, which OpenSSL sends but the ssl module cannot."""
+        """Return a KeyUpdate message, which OpenSSL can send but the ssl module cannot."""
         import _ssl
 
         libssl = ctypes.CDLL(_ssl.__file__)
@@ -71,7 +72,7 @@ class PostHandshakePeer(RawTLS):
         return data
 
     async def receive_to_end(self) -> tuple[bytes, bool]:
-        """Return all data until EOF, and whether the peer sent close_notify."""
+        """Return all data until EOF, and whether the Socket sent close_notify."""
         data = b""
         while True:
             try:
@@ -90,10 +91,10 @@ class PostHandshakePeer(RawTLS):
                 data += part
 
     async def wait_for_response(self) -> None:
-        """Wait until a certificate request is answered, so that another one is allowed."""
+        """Wait until the client has answered a certificate request. Then OpenSSL allows another."""
         while True:
             self.received()
-            with contextlib.suppress(ssl.SSLError):  # one is pending
+            with contextlib.suppress(ssl.SSLError):  # the request is still unanswered
                 self.ssl.verify_client_post_handshake()
                 return
             await trio.lowlevel.wait_readable(self.raw)
@@ -103,9 +104,9 @@ class PostHandshakePeer(RawTLS):
 async def post_handshake_pair(
     authority: Authority, wide_certificate: Certificate | None = None
 ) -> AsyncIterator[tuple[Socket, PostHandshakePeer]]:
-    """Yield a TLS 1.3 client, and a server that can request its certificate at any time.
+    """Yield a TLS 1.3 client, and a server that can request the client's certificate at any time.
 
-    With a wide certificate the response takes more than one record.
+    With a wide certificate, the client's response is longer than one record.
     """
     server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue("example.org").load_into(server_context)
@@ -122,7 +123,7 @@ async def post_handshake_pair(
         async with closing(sock):
             await handshake(sock, client_context, peer, server_hostname="example.org")
             raw.setblocking(False)
-            # The smallest send buffer: a message fits only in part, so its send has to wait.
+            # With the smallest send buffer, a message fits only in part, so its send has to wait.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
             yield sock, peer
 

@@ -20,11 +20,11 @@ def message(kind: bytes, *contents: bytes) -> bytes:
 async def pg_starttls(sock: Socket) -> None:
     await sock.send(message(b"", (80877103).to_bytes(4, "big")))  # SSLRequest
     if await sock.recv_exactly(1) != b"S":
-        raise RefusedError("no TLS")
+        raise RefusedError("the server offers no TLS")
 
 
 async def pg_receive(sock: Socket) -> tuple[bytes, bytes]:
-    """Return the next message that is not informational."""
+    """Skip informational messages. Return the next other message."""
     while True:
         head = await sock.recv_exactly(5)
         content = await sock.recv_exactly(int.from_bytes(head[1:], "big") - 4)
@@ -54,7 +54,7 @@ OK, SASL, SASL_CONTINUE, SASL_FINAL = (number.to_bytes(4, "big") for number in (
 async def pg_login(sock: Socket, binding: bytes | None = None) -> None:
     """Authenticate with SCRAM-SHA-256-PLUS (RFC 5802).
 
-    Each side proves that it knows the password, for this connection only.
+    Each side proves that it knows the password. The proof is valid only for this TLS connection.
     """
     if binding is None:
         assert sock.tls is not None

@@ -1,4 +1,4 @@
-"""Run real programs alongside a test. (``@pytest.mark.needs(program, ...)`` is in conftest.)"""
+"""Run real programs during a test. (conftest.py handles ``@pytest.mark.needs(program, ...)``.)"""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class RawTLS:
         self.ssl = context.wrap_bio(self.incoming, self.outgoing, **options)  # type: ignore[arg-type]
 
     def run(self, function: Callable[[], object]) -> object:
-        """Call a method of the SSLObject until it returns; raise ``EOFError`` at EOF."""
+        """Call a method of the SSLObject until it returns. Raise ``EOFError`` at EOF."""
         while True:
             try:
                 return function()
@@ -68,7 +68,7 @@ class RawTLS:
 
 
 def raw_client_context(authority: Authority, version: str = "TLSv1_3") -> ssl.SSLContext:
-    """Return a client context that trusts the authority, with a maximum TLS version."""
+    """Return a client context that trusts the authority. ``version`` is its maximum."""
     context = ssl.create_default_context(cadata=authority.pem.decode())
     context.maximum_version = ssl.TLSVersion[version]
     return context
@@ -85,7 +85,7 @@ async def handshake(sock: Socket, tls: Any, peer: RawTLS, **options: Any) -> TLS
 async def tls_server_and_raw_client(
     authority: Authority, server_tls: ServerTLS, version: str = "TLSv1_3"
 ) -> AsyncIterator[tuple[Socket, RawTLS]]:
-    """Yield a TLS server's socket and the client at the other end, after the handshake."""
+    """Yield a server's Socket and its raw client, after the TLS handshake."""
     sock, raw = raw_pair()
     peer = RawTLS(raw, raw_client_context(authority, version), server_hostname="example.org")
     with raw:
@@ -100,14 +100,14 @@ Outcome = TLSInfo | TLSError
 async def visit(
     server_tls: ServerTLS, context: ssl.SSLContext, name: str, session: ssl.SSLSession | None
 ) -> tuple[Outcome, ssl.SSLSession | None]:
-    """Serve one client, which may resume a session; return the server's outcome."""
+    """Serve one client, which may resume a session. Return the server's outcome and the session."""
     sock, raw = raw_pair()
     peer = RawTLS(raw, context, server_hostname=name, session=session)
 
     def client() -> None:
         with contextlib.suppress(ssl.SSLError, EOFError):
             peer.run(peer.ssl.do_handshake)
-            peer.run(lambda: peer.ssl.read(100))  # TLS 1.3 sends its tickets with the first data
+            peer.run(lambda: peer.ssl.read(100))  # in TLS 1.3, tickets precede the first data
             peer.run(lambda: peer.ssl.unwrap())
 
     with raw:

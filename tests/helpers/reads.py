@@ -1,4 +1,4 @@
-"""Every way to read from a Socket. A new read method gets an entry in READS."""
+"""Every way to read from a Socket. A new read method needs an entry in READS."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from trisock import Socket
 
 Read = Callable[[Socket], Awaitable[object]]
 
-# Each key starts with the name of the method (tests/project/test_reads.py).
+# Each key starts with the name of the method. tests/project/test_reads.py finds missing methods.
 READS: dict[str, Read] = {
     "recv": lambda sock: sock.recv(),
     "recv a part": lambda sock: sock.recv(1),

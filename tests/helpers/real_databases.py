@@ -43,9 +43,10 @@ TLSVerifyClient try
 
 @contextlib.contextmanager
 def slapd(authority: Authority, *, tls: bool = True) -> Iterator[RealServer]:
-    """Start slapd: LDAP with or without StartTLS.
+    """Start slapd, an LDAP server, with or without StartTLS.
 
-    ``cn=admin,o=example`` has all rights and ``PASSWORD``. A password in plain text is refused.
+    The user ``cn=admin,o=example`` has all rights. The password is ``PASSWORD``. The server refuses
+    a log-in without TLS.
     """
     with prepared(authority, "ldap") as (directory, ports):
         (directory / "data").mkdir()
@@ -72,7 +73,7 @@ ssl_key_file = '{directory}/server.key'
 unix_socket_directories = '{directory}'
 """
 
-# Without TLS, only the Unix socket accepts a log-in.
+# A log-in without TLS is possible only on the Unix socket.
 POSTGRES_HBA = """
 local   all all                    trust
 hostssl all certified 127.0.0.0/8  cert
@@ -82,9 +83,10 @@ hostssl all all       127.0.0.0/8  scram-sha-256
 
 @contextlib.contextmanager
 def postgresql(authority: Authority, *, tls: bool = True) -> Iterator[RealServer]:
-    """Start PostgreSQL: with or without TLS, and a Unix socket without.
+    """Start PostgreSQL on a TCP port, with or without TLS, and on a Unix socket without TLS.
 
-    The user ``postgres`` has ``PASSWORD``. The user ``certified`` needs a certificate of that name.
+    The user ``postgres`` has the password ``PASSWORD``. The user ``certified`` needs a certificate
+    with the name "certified".
     """
     newest = max(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
     with prepared(authority, "postgres", user="postgres") as (directory, ports):
@@ -119,6 +121,6 @@ def postgresql(authority: Authority, *, tls: bool = True) -> Iterator[RealServer
             ports,
             announced=b"ready to accept connections",
             user="postgres",
-            stop=signal.SIGINT,  # with SIGTERM it would wait for the clients
+            stop=signal.SIGINT,  # after SIGTERM, the server waits for its clients
         ) as server:
             yield server

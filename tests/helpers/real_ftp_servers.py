@@ -60,7 +60,7 @@ TLSOptions NoSessionReuseRequired
 </VirtualHost>
 """
 
-# crypt(3) of PASSWORD.
+# The hash of PASSWORD (crypt(3)).
 PASSWORD_HASH = (
     "$6$trisock$9lQ05kj3fga.eowxwcBxruLmEUaNnkDSjXdElGLHBIoXsPYEQ"
     "dPlRINJbk4RS8xZ8FQlBYowPPH2Zkt/E2euo/"
@@ -69,9 +69,10 @@ PASSWORD_HASH = (
 
 @contextlib.contextmanager
 def proftpd(authority: Authority) -> Iterator[RealServer]:
-    """Start ProFTPD: with TLS, with required session reuse on data connections, and without TLS.
+    """Start ProFTPD on three ports: ``ftp`` and ``reuse`` with TLS, ``plain`` without.
 
-    The users ``alice`` and ``bob`` have ``PASSWORD``, and share the directory ``home``.
+    On the port ``reuse``, data connections must reuse the TLS session. The users ``alice`` and
+    ``bob`` have the password ``PASSWORD``, and share the directory ``home``.
     """
     names = ("ftp", "reuse", "plain")
     with prepared(authority, *names, key_type=KeyType.RSA) as (directory, ports):
@@ -125,7 +126,7 @@ strict_ssl_write_shutdown=YES
 
 @contextlib.contextmanager
 def vsftpd(authority: Authority) -> Iterator[RealServer]:
-    """Start vsftpd: data connections must reuse the TLS session, which is its default."""
+    """Start vsftpd. Data connections must reuse the TLS session (vsftpd's default)."""
     with prepared(authority, "ftp", key_type=KeyType.RSA) as (directory, ports):
         for name in ("home", "home/upload", "empty"):
             (directory / name).mkdir()

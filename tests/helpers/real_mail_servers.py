@@ -71,15 +71,15 @@ postlog unix-dgram n - n - 1 postlogd
 
 @contextlib.contextmanager
 def postfix(authority: Authority) -> Iterator[RealServer]:
-    """Start Postfix: SMTP with STARTTLS, with implicit TLS (RFC 8314), and without TLS.
+    """Start Postfix on three ports: with STARTTLS, with implicit TLS (RFC 8314), and without TLS.
 
-    It relays mail to example.org, and any mail from clients with a certificate, over LMTP to the
-    Unix socket ``arrived``.
+    Postfix relays mail to the Unix socket ``arrived`` over LMTP. It accepts mail for example.org
+    from all clients, and mail for any domain from clients with a certificate.
     """
     with prepared(authority, "smtp", "smtps", "plain") as (directory, ports):
         main = directory / "main.cf"
         main.write_text(POSTFIX_MAIN.format(directory=directory))
-        os.utime(main, (0, 0))  # Postfix waits while the file is less than 2 s old
+        os.utime(main, (0, 0))  # Postfix waits if the file is less than 2 s old
         (directory / "master.cf").write_text(POSTFIX_MASTER.format(**ports))
         (directory / "data").mkdir()
         queue = directory / "queue"
@@ -161,7 +161,8 @@ remote 127.0.0.3 {{
 def dovecot(authority: Authority) -> Iterator[RealServer]:
     """Start Dovecot: IMAP and POP3 with STARTTLS, IMAP with implicit TLS, and LMTP.
 
-    Any user name works, with ``PASSWORD``. SNI selects the certificate of imap.example.org.
+    Every user name is valid, with the password ``PASSWORD``. If SNI is imap.example.org, the server
+    sends the certificate for that name.
     """
     with prepared(authority, "imap", "imaps", "pop3", "lmtp") as (directory, ports):
         write_certificate(authority.issue("imap.example.org"), directory, "named")

@@ -1,7 +1,7 @@
 """Third-party servers, each configured and started in its own directory.
 
-They listen on loopback, and neither read the system's configuration nor write outside their
-directory. At the end all their processes are stopped and all their files are deleted.
+The servers listen on loopback. They do not read the system's configuration, or write outside their
+directory. At the end, the helpers stop all processes and delete all files of a server.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ import trustme
 from helpers.authority import Authority
 from trisock import Certificate
 
-# Seconds to start, and to stop.
+# How long a server may take to start, and to stop, in seconds.
 _PATIENCE = 30
 
-# Below the ephemeral ports, which the system assigns.
+# The system assigns ephemeral ports, which are above these.
 _PORTS = range(20_000, 30_000)
 
-PASSWORD = "secret"  # of all users
+PASSWORD = "secret"  # the password of all users
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class RealServer:
     """A running server.
 
     Attributes:
-      ports: its TCP ports, by protocol.
-      directory: contains its files.
-      log: its log file.
-      process: its first process.
+      ports: the TCP ports, by protocol.
+      directory: the directory of the server's files.
+      log: the log file.
+      process: the main process, which the tests started.
     """
 
     ports: dict[str, int]
@@ -54,10 +54,10 @@ class RealServer:
     process: subprocess.Popen[bytes]
 
     def child_called(self, word: str) -> int:
-        """Return the PID of its only process whose command line contains a word."""
+        """Return the PID of the only child process whose command line contains a word."""
         found = []
         for pid in _descendants(self.process.pid):
-            with contextlib.suppress(OSError):  # it has exited in the meantime
+            with contextlib.suppress(OSError):  # the process has exited in the meantime
                 if word in Path(f"/proc/{pid}/cmdline").read_text():
                     found.append(pid)
         (pid,) = found
@@ -69,9 +69,9 @@ class RealServer:
 
 @contextlib.contextmanager
 def temporary_directory() -> Iterator[Path]:
-    """Make a directory that other users can read: servers drop root's privileges.
+    """Make a directory that all users can read, because servers drop root's privileges.
 
-    Its path is short: the path of a Unix socket has at most 107 bytes.
+    The directory's path is short, because the path of a Unix socket has at most 107 bytes.
     """
     with tempfile.TemporaryDirectory(prefix="trisock-") as name:
         directory = Path(name)
@@ -83,8 +83,8 @@ def temporary_directory() -> Iterator[Path]:
 def reserved_ports(*names: str) -> Iterator[dict[str, int]]:
     """Reserve free ports for a server, for the duration of a block.
 
-    The bind without ``SO_REUSEADDR`` shows that a port is free. Then the option is set, so that a
-    server, which sets it too, can bind the same port.
+    A bind without ``SO_REUSEADDR`` succeeds only if a port is free. After the bind, set the option,
+    so that the server can bind the same port. (The server also sets the option.)
     """
     with contextlib.ExitStack() as stack:
         yield {name: _reserve(stack.enter_context(socket.socket())) for name in names}
@@ -106,7 +106,7 @@ def _reserve(sock: socket.socket) -> int:
 def write_certificate(
     certificate: Certificate, directory: Path, stem: str, user: str | None = None
 ) -> None:
-    """Write a certificate and its key. Only the owner can read the key."""
+    """Write a certificate and its key to files. Only the owner can read the key's file."""
     (directory / f"{stem}.pem").write_bytes(certificate._chain)
     key = directory / f"{stem}.key"
     key.touch(mode=0o600)
@@ -122,7 +122,7 @@ def prepared(
     key_type: trustme.KeyType = trustme.KeyType.ECDSA,
     user: str | None = None,
 ) -> Iterator[tuple[Path, dict[str, int]]]:
-    """Make a server's directory, with server.pem, server.key and ca.pem, and reserve its ports."""
+    """Make a server's directory with server.pem, server.key and ca.pem. Reserve its ports."""
     with temporary_directory() as directory, reserved_ports(*ports) as numbers:
         certificate = authority.issue("localhost", "127.0.0.1", key_type=key_type)
         write_certificate(certificate, directory, "server", user)
@@ -131,7 +131,7 @@ def prepared(
 
 
 def answers(port: int) -> bool:
-    """Whether a server listens on a port."""
+    """Return whether a server listens on a port."""
     try:
         socket.create_connection(("127.0.0.1", port)).close()
     except ConnectionRefusedError:
@@ -152,12 +152,12 @@ def started(
     """Start a server, wait until it is ready, and stop all its processes at the end.
 
     Args:
-      command: starts it in the foreground.
-      directory: its directory. Its log and its output go to the file "log" there.
-      ports: its TCP ports, by protocol.
-      announced: a log message that means ready. By default, it is ready when all ports accept.
-      user: the user to run it as, if the tests run as root.
-      stop: the signal that stops it.
+      command: the command that starts the server in the foreground.
+      directory: the server's directory. Its log and output go to the file "log" there.
+      ports: the TCP ports, by protocol.
+      announced: the log message of a server that is ready. By default, wait for all ports instead.
+      user: the user that runs the server, if the tests run as root.
+      stop: the signal that stops the server.
     """
     log = directory / "log"
 
@@ -173,7 +173,7 @@ def started(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            start_new_session=True,  # Postfix stops its whole process group
+            start_new_session=True,  # Postfix kills its process group
             **_identity(user),
         )
     try:
@@ -210,7 +210,9 @@ def _stop(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
             process.kill()
             process.wait()
         for other in others:
-            if not select.select([other], [], [], _PATIENCE)[0]:  # readable once it has exited
+            if not select.select([other], [], [], _PATIENCE)[
+                0
+            ]:  # a pidfd is readable after the exit
                 left.append(other)
                 signal.pidfd_send_signal(other, signal.SIGKILL)
     finally:
@@ -224,7 +226,7 @@ def _descendants(pid: int) -> set[int]:
     children: dict[int, list[int]] = {}
     for status in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            # "1234 (name) S 1233 ...": the name may contain anything
+            # "1234 (name) S 1233 ...", where the name may contain any character
             parent = int(status.read_text().rpartition(")")[2].split()[1])
             children.setdefault(parent, []).append(int(status.parent.name))
     found: set[int] = set()

@@ -1,4 +1,4 @@
-"""A bytes subclass that counts the bytes that searches scan."""
+"""A bytes subclass that counts how many bytes its search methods scan."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from __future__ import annotations
 class ScannedBytes(bytes):
     """Bytes whose search methods add the number of scanned bytes to ``ScannedBytes.scanned``.
 
-    Slices and concatenations count too. Search methods that do not count are disabled.
+    Slices and concatenations are ``ScannedBytes`` too. Search methods that do not count raise
+    NotImplementedError.
     """
 
     scanned = 0
@@ -22,7 +23,7 @@ class ScannedBytes(bytes):
         return super().split(sep, maxsplit)
 
     def index(self, *_: object) -> int:
-        raise NotImplementedError("count the bytes that this scans, too")
+        raise NotImplementedError("override this method to count the bytes it scans")
 
     partition = count = __contains__ = index  # type: ignore[assignment]
 

@@ -1,4 +1,4 @@
-"""Context managers for a server, its client and a broadcast; and the records in the log."""
+"""Context managers that run a server, a client or a broadcast, and a filter for log records."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def serving(
     at: int | trisock.Listener = 0,
     **options: Any,
 ) -> AsyncIterator[trisock.Server]:
-    """Start a server. Stop it at the end, and wait for its handlers."""
+    """Start a server. When the block ends, stop the server and wait for its handlers."""
     async with trio.open_nursery() as nursery:
         server = await trisock.bind(nursery, at, handler, **options)
         yield server
@@ -32,7 +32,7 @@ async def serving(
 
 @contextlib.asynccontextmanager
 async def connected(server: trisock.Server) -> AsyncIterator[Socket]:
-    """Connect, and wait until the handler runs. Abort the client at the end."""
+    """Connect to a server, and wait until its handler runs. Abort the client at the end."""
     async with closing(client := await connect(server)):
         while not server.connections:
             await trio.lowlevel.checkpoint()
@@ -43,9 +43,9 @@ async def connected(server: trisock.Server) -> AsyncIterator[Socket]:
 async def broadcasting(
     server: trisock.Server, data: bytes, **options: Any
 ) -> AsyncIterator[list[int]]:
-    """Run the block once a broadcast has started. Wait for the broadcast at the end.
+    """Start a broadcast and run the block. When the block ends, wait for the broadcast.
 
-    The list receives the number of connections that took all of the data.
+    Then the yielded list contains the result: how many connections accepted all of the data.
     """
     delivered: list[int] = []
 

@@ -17,7 +17,7 @@ class SharedServer:
     """A running TLS server.
 
     Attributes:
-      ca: the path of its CA.
+      ca: the path of its CA certificate.
     """
 
     port: int
@@ -26,7 +26,7 @@ class SharedServer:
 
 @contextlib.contextmanager
 def shared(name: str, ca: str) -> Iterator[SharedServer]:
-    """Run a server. At the end it must stop on SIGTERM, with status 0 and nothing on stderr."""
+    """Run an example server. At the end, SIGTERM must stop it with status 0 and an empty stderr."""
     arguments = command(name, "--port", "0", "--write-ca", ca)
     with (
         tempfile.TemporaryFile() as stderr,

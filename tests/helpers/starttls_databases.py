@@ -35,7 +35,7 @@ SUCCESS = (ber(0x0A, b"\0"), ber(0x04), ber(0x04))
 
 
 async def ldap(site: Site, sock: Socket) -> None:
-    """Return the mail as the description of one entry; accept any new entry (RFC 4511)."""
+    """Serve one entry, whose description is the mail. Accept any new entry (RFC 4511)."""
     names = {0x60: "bind", 0x63: "search", 0x68: "add", 0x77: "extended"}
     while True:
         (_, number), (tag, content), *_ = ber_elements(await receive_ber(sock))
@@ -99,7 +99,7 @@ async def postgres(site: Site, sock: Socket, *, password: bool = False) -> None:
 
 
 async def postgres_with_password(site: Site, sock: Socket) -> None:
-    """Require the password, and a channel binding to this certificate."""
+    """Require the password, and a channel binding to the server's certificate."""
     await postgres(site, sock, password=True)
 
 
@@ -115,7 +115,7 @@ async def scram_sha_256_plus(site: Site, sock: Socket) -> bool:
 
     await sock.send(message(b"R", struct.pack("!i", 10), b"SCRAM-SHA-256-PLUS\0\0"))
     mechanism, _, response = (await receive()).partition(b"\0")
-    first = response[4:]  # after its size
+    first = response[4:]  # the response starts with its size
     gs2_header = b"p=tls-server-end-point,,"
     if mechanism != b"SCRAM-SHA-256-PLUS" or not first.startswith(gs2_header):
         return False
@@ -153,8 +153,8 @@ async def receive_mysql(sock: Socket) -> tuple[int, bytes]:
     return number, await sock.recv_exactly(int.from_bytes(bytes(size), "little"))
 
 
-# Protocol version 10, the server's version, a thread, 8 bytes of salt, the lower half of the
-# capabilities (with CLIENT_SSL), UTF-8, a status, the upper half and a filler, 12 bytes of salt.
+# Protocol version 10, the server's version, a thread number, 8 bytes of salt, the capabilities'
+# lower half (with CLIENT_SSL), UTF-8, a status, their upper half, a filler, 12 bytes of salt.
 MYSQL_GREETING = mysql_packet(
     0,
     b"\x0a8.0.0\0" + bytes(4) + b"12345678\0\x00\x8a\x21\2\0" + bytes(13) + b"123456789012\0",
@@ -162,7 +162,7 @@ MYSQL_GREETING = mysql_packet(
 
 
 async def mysql(site: Site, sock: Socket) -> None:
-    """Require TLS and no password, and answer each command with OK."""
+    """Require TLS but no password, and answer each command with OK."""
     await sock.send(MYSQL_GREETING)
     _, request = await receive_mysql(sock)
     if not int.from_bytes(request[:2], "little") & CLIENT_SSL or len(request) != 32:

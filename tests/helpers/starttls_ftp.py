@@ -26,8 +26,8 @@ class FTP:
 
     Attributes:
       protected: whether data connections use TLS.
-      listener: accepts the client's data connection (passive mode).
-      target: the address to connect to (active mode).
+      listener: the listener for the client's data connection (passive mode).
+      target: the client's address for the data connection (active mode).
     """
 
     site: Site
@@ -124,7 +124,7 @@ class FTP:
             sock = await trisock.connect(*self.target, local_address=self.control.getlocal().host)
         async with sock:
             if self.protected:
-                # The FTP server is the TLS server even when it connects (RFC 4217, section 7).
+                # The FTP server is the TLS server in active mode too (RFC 4217, section 7).
                 await sock.starttls(self.site.tls)
             yield sock
 
@@ -144,7 +144,7 @@ class FTP:
                     names = sorted(each.name for each in self.site.directory.iterdir())
                     await data.send("".join(f"{name}\r\n" for name in names).encode())
                 else:
-                    # An upload that is cut short raises TLSError here, and leaves no file.
+                    # If the upload is cut short, this raises TLSError, and no file is written.
                     content = b"".join([chunk async for chunk in data])
                     path.write_bytes(content)
         except trio.BrokenResourceError as exc:

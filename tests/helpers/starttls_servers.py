@@ -1,6 +1,6 @@
 """Small STARTTLS servers, for third-party clients.
 
-Each supports the commands that these clients send. A server is ``protocol(site, sock)``.
+Each server is a function ``protocol(site, sock)``. It supports the commands that the clients send.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Site:
     Attributes:
       certificate: the servers' certificate.
       directory: the directory of the FTP server's files.
-      mail: the messages that were received, and those to deliver.
+      mail: the messages that the servers have received or will deliver.
       commands: each command read, as (TLS version or None for plain text, command).
     """
 
@@ -39,7 +39,7 @@ class Site:
         self.tls = ServerTLS(self.certificate)
 
     def record(self, sock: Socket, command: bytes) -> tuple[str, str]:
-        """Record a command. Return its first word in upper case, and the rest."""
+        """Record a command. Return its first word in upper case, and the rest of the command."""
         self.commands.append((sock.tls.version if sock.tls else None, command))
         verb, _, argument = command.decode("latin-1").partition(" ")
         return verb.upper(), argument
@@ -49,7 +49,7 @@ class Site:
 
 
 async def receive_text(sock: Socket) -> bytes:
-    """Read lines up to a single dot, and undo the dot stuffing."""
+    """Read lines until a line with only a dot, and undo the dot-stuffing."""
     lines = []
     async for line in sock.lines(delimiter=CRLF, keep_ends=True):
         if line == b".\r\n":
@@ -97,7 +97,7 @@ async def smtp(site: Site, sock: Socket, *, must_log_in: bool = False) -> None:
 
 
 async def submission(site: Site, sock: Socket) -> None:
-    """Receive mail after a log-in, which needs TLS (RFC 6409)."""
+    """Receive mail after a log-in over TLS (RFC 6409)."""
     await smtp(site, sock, must_log_in=True)
 
 
@@ -216,7 +216,7 @@ async def nntp(site: Site, sock: Socket) -> None:
 
 
 async def xmpp(site: Site, sock: Socket) -> None:
-    """Open an XMPP stream, and another under TLS (RFC 6120, section 5)."""
+    """Open an XMPP stream in plain text, then a new one under TLS (RFC 6120, section 5)."""
     while True:
         tag = await sock.recv_until(b">")
         match site.record(sock, tag.strip().strip(b"</>")):
@@ -239,7 +239,7 @@ async def xmpp(site: Site, sock: Socket) -> None:
 
 
 async def irc(site: Site, sock: Socket) -> None:
-    """Speak IRC: the client talks first."""
+    """Speak IRC, where the client sends first."""
     async for line in sock.lines(delimiter=CRLF):
         match site.record(sock, line):
             case "STARTTLS", _ if not sock.istls():
@@ -278,7 +278,7 @@ class Proxied:
     """A PROXY header.
 
     Attributes:
-      client: the client's address (None: the connection is the proxy's own).
+      client: the client's address, or None if the proxy itself opened the connection.
       fields: the other fields of version 2, by type.
     """
 

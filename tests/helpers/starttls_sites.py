@@ -1,4 +1,4 @@
-"""Run the servers of starttls_servers.py: with a certificate, files, and a port."""
+"""Run the servers of starttls_servers.py with a certificate, files and a port."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trisock import Certificate, Socket
 
 Server = Callable[[Site, Socket], Awaitable[None]]
 
-# A megabyte: many records, and more than all buffers on the path hold.
+# 1 MiB: many TLS records, and more than all buffers on the path hold.
 MAIL = b"Subject: big\r\n\r\n.\r\n..\r\n" + b"".join(b"%062d\r\n" % n for n in range(16_384))
 FILE = random.Random(1).randbytes(1_048_576 + 3)
 
@@ -38,7 +38,7 @@ def issue(authority: Authority, *names: str) -> Certificate:
 
 @contextlib.asynccontextmanager
 async def serving(server: Server, site: Site) -> AsyncIterator[trisock.Server]:
-    """Serve for the duration of a block. At its end, wait for the handlers."""
+    """Run a server for the duration of a block. When the block ends, wait for the handlers."""
     async with trio.open_nursery() as nursery:
         bound = await trisock.bind(nursery, 0, functools.partial(server, site))
         yield bound

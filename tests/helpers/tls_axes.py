@@ -1,4 +1,4 @@
-"""The settings of the two sides of TLS, each with its expected result."""
+"""The TLS settings that tests combine, each with its expected result."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ VERSIONS = ("TLSv1.2", "TLSv1.3")
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """A fault that one side detects: its error, and the alert that it sends, if any."""
+    """A fault that one side detects: that side's error, and the alert that it sends, if any."""
 
     words: str
     alert: str | None
     reason: str | None = "CERTIFICATE_VERIFY_FAILED"
     verify_code: int | None = None
-    alert_of_1_2: str | None = None  # if TLS 1.2 has a different one
+    alert_of_1_2: str | None = None  # set if the alert differs in TLS 1.2
 
     def check(self, finder: object, other: object, version: str) -> None:
         assert isinstance(finder, TLSError)
@@ -31,7 +31,7 @@ class Fault:
         assert finder.verify_code == self.verify_code
         assert isinstance(other, TLSError)
         alert = (version == "TLSv1.2" and self.alert_of_1_2) or self.alert
-        if alert is None:  # OpenSSL sends none
+        if alert is None:  # OpenSSL sends no alert
             assert "without close_notify" in str(other)
             assert other.reason is None
         else:
@@ -62,7 +62,8 @@ class Name(NamedTuple):
     fault: Fault | None = None
 
 
-# MORE_NAMES are tried alone, not in every combination. So are MORE_CLIENT_CERTIFICATES.
+# Tests combine NAMES with all other settings, but vary MORE_NAMES alone. The same applies to
+# CLIENT_CERTIFICATES and MORE_CLIENT_CERTIFICATES.
 NAMES = {
     "exact": Name("example.org", "example.org", "example.org"),
     "wildcard": Name("*.example.org", "www.example.org", "www.example.org"),
@@ -127,7 +128,7 @@ ALPNS = {
 
 
 class Authorities:
-    """The right authority and a wrong one. Each certificate is issued once and cached."""
+    """The right authority and a wrong one, which issue each certificate once and cache it."""
 
     def __init__(self) -> None:
         self.right = CertificateAuthority("right")
@@ -164,7 +165,7 @@ def client_of(
     alpn: tuple[str, ...] = (),
     certificate: Certificate | None = None,
 ) -> ClientTLS | ssl.SSLContext:
-    """Return a client's role; for TLS 1.2 an SSLContext, since ClientTLS has no version option."""
+    """Return ClientTLS, or an SSLContext for TLS 1.2 (ClientTLS has no version option)."""
     if version == "TLSv1.3":
         return ClientTLS(ca=ca, alpn_protocols=alpn, certificate=certificate)
     context = ssl.create_default_context(cadata=ca.decode())

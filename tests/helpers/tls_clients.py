@@ -1,4 +1,4 @@
-"""Shared by the clients of third-party servers: TLS contexts, and cancelled reads."""
+"""Helpers for clients of third-party servers: TLS contexts, and cancelled reads."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class RefusedError(Exception):
 class ResumingContext(ssl.SSLContext):
     """A client context. All its connections resume the TLS session of the first one.
 
-    FTP servers require this of data connections, to know that they are from the same client.
+    FTP servers use this to check that the same client opened the control and data connections.
     """
 
     _first: ssl.SSLObject | None = None
@@ -51,7 +51,7 @@ both_versions = pytest.mark.parametrize("version", ["TLSv1.2", "TLSv1.3"])
 
 
 async def cancelled_often(read: Callable[[], Awaitable[bytes]], checkpoints: int) -> bytes:
-    """Cancel a read after a number of checkpoints, and retry until it returns."""
+    """Cancel a read after a number of checkpoints, and retry the read until it returns."""
     results: list[bytes] = []
 
     async def once() -> None:

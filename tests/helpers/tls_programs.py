@@ -1,4 +1,4 @@
-"""Programs of other TLS libraries, how to run them, and the cases to try with them."""
+"""Programs that use other TLS libraries, functions that run them, and the cases to test."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from trisock import Certificate
 
 PEERS = ROOT / "tests" / "interop" / "tls_peers"
 
-# Lines that fill several records. None is a command of s_client or s_server.
+# Lines that fill several records. No line is a command of s_client or s_server.
 QUESTION = b"0123456789\n" * 4000
 ANSWER = b"9876543210\n" * 4000
 
 
-# ---- cases: each differs from the default in one value ----
+# ---- cases: each differs in one value from the default of its TLS version ----
 
 
 class ALPN(NamedTuple):
@@ -90,7 +90,7 @@ def cases() -> Iterator[tuple[str, Case]]:
 
 
 class Files:
-    """Certificates in files, for programs."""
+    """Writes certificates to files, for other programs."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -110,7 +110,7 @@ class Files:
 
 # ---- the peers ----
 
-# How OpenSSL (also in curl and Node.js), GnuTLS and Go report an alert that they received.
+# How OpenSSL (which curl and Node.js use), GnuTLS and Go report an alert from their peer.
 REPORTS = {
     "bad certificate": [
         "alert bad certificate",
@@ -142,9 +142,9 @@ class Peer(NamedTuple):
     """A program that speaks TLS.
 
     Attributes:
-      client, server: return the command line of each role.
+      client, server: functions that return the command line of a client or server.
       alpn_report: the text that a client prints before the negotiated protocol.
-      name_error: a pattern for its error message if the server's name is wrong.
+      name_error: a pattern that matches a client's error if the server's name is wrong.
     """
 
     name: str
@@ -268,7 +268,7 @@ def our_server(program: Command, case: Case, ca: Path, certificate: tuple[Path, 
 
 
 def our_peer(name: str, *program: str | Path, name_error: str) -> Peer:
-    """Return a program of the directory tls_peers."""
+    """Return a peer that runs a program of the directory tls_peers."""
     return Peer(
         name=name,
         program=name,
@@ -322,7 +322,7 @@ class Output:
 
 
 async def run_client(command: Command, *, end_when: bytes = ANSWER) -> tuple[int, Output]:
-    """Run a client that sends its stdin. Close its stdin after the answer."""
+    """Run a client that sends its stdin. Close the stdin when the client has the answer."""
     output = Output()
     pipe = subprocess.PIPE
     environment = {**os.environ, "LC_ALL": "C.UTF-8"}  # for internationalized names
@@ -334,7 +334,7 @@ async def run_client(command: Command, *, end_when: bytes = ANSWER) -> tuple[int
         async def feed(stdin: trio.abc.SendStream) -> None:
             with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 await stdin.send_all(QUESTION)
-                if command[0] == "curl":  # it sends nothing before EOF on stdin
+                if command[0] == "curl":  # curl sends nothing before EOF on stdin
                     await stdin.aclose()
 
         async def read_errors(stderr: trio.abc.ReceiveStream) -> None:
@@ -367,7 +367,7 @@ class Server:
         self.text = ""
 
     async def read_output(self) -> None:
-        """Read all its output: a full pipe would block it."""
+        """Read all output, because a full pipe would block the program."""
         async for chunk in self.output:
             self.text += chunk.decode(errors="replace")
             self._wake()
@@ -379,11 +379,11 @@ class Server:
         self._more = trio.Event()
 
     async def printed(self, *patterns: str) -> re.Match[str]:
-        """Wait until it has printed one of these patterns."""
+        """Wait until the program has printed a text that matches one of these patterns."""
         while True:
             if found := re.search("|".join(patterns), self.text):
                 return found
-            assert not self._ended, f"it exited without printing {patterns}: {self.text}"
+            assert not self._ended, f"the program exited without printing {patterns}: {self.text}"
             await self._more.wait()
 
 

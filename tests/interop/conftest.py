@@ -31,7 +31,7 @@ PROGRAMS = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test that uses a server fixture with the program that it needs."""
+    """Mark each test that uses a server fixture as needing the fixture's program."""
     for item in items:
         for fixture in PROGRAMS.keys() & getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.needs(PROGRAMS[fixture]))
@@ -103,7 +103,7 @@ def go_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def peer(request: pytest.FixtureRequest) -> Peer:
-    """A TLS program. Go's is built first."""
+    """A TLS program. The Go program is built on its first use."""
     if request.param.name == "go":
         return our_peer("go", request.getfixturevalue("go_program"), name_error=GO_NAME_ERROR)
     given: Peer = request.param

@@ -126,10 +126,10 @@ async def test_slapd_identifies_a_client_by_its_certificate(
 
 
 @both_versions
-async def test_slapd_answers_stoptls_and_closes(
+async def test_slapd_answers_stoptls_and_closes_the_connection(
     version: str, slapd: RealServer, authority: Authority
 ) -> None:
-    """RFC 4511, section 4.14.3.2: a server may continue in plain text, or close."""
+    """RFC 4511, section 4.14.3.2: a server may continue in plain text or close the connection."""
     async with ldap_client(slapd, for_version(version, authority)) as sock:
         await ldap_login(sock)
         await sock.stoptls()
@@ -183,7 +183,7 @@ async def test_postgresql_allows_plain_text_only_over_a_unix_socket(postgresql: 
 async def test_postgresql_identifies_a_client_by_its_certificate(
     version: str, postgresql: RealServer, authority: Authority
 ) -> None:
-    """The user's name must be the certificate's common name."""
+    """PostgreSQL compares the user's name to the certificate's common name."""
     for common_name, error in [
         (None, "requires a valid client certificate"),
         ("other", "authentication failed"),
@@ -209,7 +209,7 @@ ROWS = 2000
 async def test_cancelled_reads_of_a_large_result_lose_nothing(
     checkpoints: int | None, postgresql: RealServer, authority: Authority
 ) -> None:
-    """6 MB, in messages that start and end anywhere in TLS records."""
+    """The result has 6 MB. Its messages start and end anywhere in TLS records."""
     query = f"SELECT repeat(md5(i::text), 100) FROM generate_series(1, {ROWS}) i"
     rows = [hashlib.md5(b"%d" % i).hexdigest().encode() * 100 for i in range(1, ROWS + 1)]
     async with pg_client(postgresql, ClientTLS(ca=authority.pem)) as sock:
@@ -231,7 +231,7 @@ async def test_cancelled_reads_of_a_large_result_lose_nothing(
 async def test_one_send_copies_a_table_into_postgresql(
     version: str, postgresql: RealServer, authority: Authority
 ) -> None:
-    """5 MB, in 10,000 small buffers."""
+    """The send has 10,000 small buffers, 5 MB in all."""
     lines = [b"%d\t%s\n" % (i, secrets.token_hex(250).encode()) for i in range(10_000)]
     digest = hashlib.md5(b"".join(line.split()[1] for line in lines)).hexdigest()
     async with pg_client(postgresql, for_version(version, authority)) as sock:

@@ -100,7 +100,7 @@ async def test_vsftpd_requires_session_reuse_on_data_connections(
 async def test_an_unencrypted_vsftpd_reply_under_tls_raises_tls_error(
     version: str, vsftpd: RealServer, authority: Authority
 ) -> None:
-    """vsftpd sends fatal errors unencrypted: ``500 OOPS: cannot change directory``."""
+    """vsftpd sends fatal errors unencrypted, here ``500 OOPS: cannot change directory``."""
     home = vsftpd.directory / "home"
     tls = for_version(version, authority)
     home.rename(vsftpd.directory / "away")
@@ -116,7 +116,7 @@ async def test_an_unencrypted_vsftpd_reply_under_tls_raises_tls_error(
 async def test_the_accepting_side_can_be_the_tls_client(
     version: str, proftpd: RealServer, authority: Authority
 ) -> None:
-    """RFC 4217, section 7: in active mode the server opens the data connection."""
+    """In active mode, the FTP server connects, but the FTP client is the TLS client (RFC 4217)."""
     data = secrets.token_bytes(5_000_000)
     (proftpd.directory / "home/active").write_bytes(data)
     tls = for_version(version, authority)
@@ -140,7 +140,7 @@ async def test_the_accepting_side_can_be_the_tls_client(
 async def test_ccc_returns_commands_to_plain_text(
     version: str, proftpd: RealServer, authority: Authority
 ) -> None:
-    """RFC 4217, section 6: data connections still use TLS."""
+    """After CCC, data connections still use TLS (RFC 4217, section 6)."""
     tls = for_version(version, authority)
     data = secrets.token_bytes(100_000)
     async with ftp_client(proftpd, "ftp", tls) as sock:

@@ -1,4 +1,4 @@
-"""HAProxy in front of our server, and its PROXY headers."""
+"""Our server behind HAProxy, which sends PROXY headers."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ listen proxy
 async def haproxy(
     where: str | Path, port: int, directory: Path, *, server: str, bind: str = ""
 ) -> AsyncIterator[int]:
-    """Run HAProxy in front of a port, on a socket that already listens.
+    """Run HAProxy, which forwards to ``port``, on a socket that already listens.
 
-    Yield its port, or 0 for a path.
+    Yield HAProxy's own port, or 0 if it listens on a path.
     """
     if isinstance(where, Path):
         family: int = socket.AF_UNIX
@@ -62,7 +62,7 @@ async def haproxy(
 
 
 class BehindProxy:
-    """Repeats each line after the client's address, and records the PROXY headers."""
+    """A handler that records PROXY headers, and echoes each line after the client's address."""
 
     def __init__(self, *, read_ahead: bool = False) -> None:
         self.read_ahead = read_ahead
@@ -70,7 +70,7 @@ class BehindProxy:
         self.checked = trio.Event()  # set after a health check
 
     async def __call__(self, site: Site, sock: Socket) -> None:
-        if self.read_ahead:  # until part of the ClientHello has arrived
+        if self.read_ahead:  # read until part of the ClientHello has arrived
             start = b""
             while b"\x16\x03" not in start:
                 start += await sock.recv()
@@ -121,7 +121,7 @@ async def test_haproxy_health_checks_have_no_client_address(
     tls: bool, site: Site, pem: Path
 ) -> None:
     behind = BehindProxy()
-    check = "send-proxy-v2 check inter 100ms"  # version 1 cannot mark them
+    check = "send-proxy-v2 check inter 100ms"  # PROXY version 1 cannot mark health checks
     if tls:
         check += f" check-ssl check-sni localhost verify required ca-file {pem}/ca.pem"
     async with serving(behind, site) as bound:

@@ -1,7 +1,7 @@
 """curl, OpenSSL and nginx as peers.
 
-See also ``test_smtp_examples.py`` (``openssl s_client -starttls smtp``, ``smtplib``) and
-``test_close.py`` (curl sends a POST that stays unread).
+See also ``test_smtp_examples.py`` (``openssl s_client -starttls smtp`` and ``smtplib``) and
+``test_close.py`` (curl sends a POST that the server does not read).
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ async def test_curl_fetches_over_http_and_verified_https(
 
 @contextlib.asynccontextmanager
 async def s_client(pem: Path) -> AsyncIterator[tuple[trio.abc.SendStream, trio.Process, Socket]]:
-    """Run s_client with TLS 1.3. Yield its input, itself, and the accepted connection."""
+    """Run s_client with TLS 1.3. Yield its stdin, its process, and the accepted connection."""
     async with await trisock.listen(0, host="127.0.0.1") as listener:
         command = openssl_client(Case("TLSv1.3"), listener.port, pem / "ca.pem", None)
         pipe = subprocess.PIPE
@@ -83,12 +83,12 @@ async def s_client(pem: Path) -> AsyncIterator[tuple[trio.abc.SendStream, trio.P
 async def test_a_key_update_loses_nothing_if_the_read_is_cancelled(
     cancel_after: int | None, pem: Path, server_tls: ServerTLS
 ) -> None:
-    """RFC 8446, section 4.6.3: the peer requests new keys, and sends data right after."""
+    """The peer requests new keys (RFC 8446, section 4.6.3), and immediately sends data."""
     async with s_client(pem) as (stdin, client, sock):
         await sock.starttls(server_tls)
         await stdin.send_all(b"K\n")
         await trio.lowlevel.wait_readable(sock.fileno())
-        assert await sock.peek() is None  # there was no data
+        assert await sock.peek() is None  # a key update is not data
         await stdin.send_all(b"K\n")
         await trio.lowlevel.wait_readable(sock.fileno())
         await stdin.send_all(b"hello\n")
@@ -137,7 +137,7 @@ async def test_garbage_after_a_key_update_raises_tls_error(
                 await server.starttls(server_tls)
                 handshake.cancel_scope.cancel()
             nursery.start_soon(expect_failure)
-            for _ in range(2):  # OpenSSL answers the first when it reads the second
+            for _ in range(2):  # OpenSSL answers update 1 when it reads update 2
                 await stdin.send_all(b"K\n")
                 await to_server.send(await from_client.recv())
                 await trio.testing.wait_all_tasks_blocked(0.01)

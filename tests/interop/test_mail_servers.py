@@ -40,7 +40,7 @@ pytestmark = pytest.mark.interop
 
 
 async def arrivals(postfix: RealServer) -> trisock.Listener:
-    """Listen on the path to which Postfix delivers."""
+    """Listen on the Unix path to which Postfix delivers mail."""
     return await trisock.listen_unix(postfix.directory / "arrived", mode=0o666)
 
 
@@ -132,7 +132,7 @@ async def imap_fetch(sock: Socket, what: bytes) -> bytes:
 
 
 async def test_dovecot_refuses_a_password_in_plain_text(dovecot: RealServer) -> None:
-    """It follows that each login in the other tests is over TLS."""
+    """This shows that each login in the other Dovecot tests uses TLS."""
     for port, greeting, login, answer in [
         ("imap", b"* OK ", b"a LOGIN alice secret\r\n", b"a NO [PRIVACYREQUIRED]"),
         ("pop3", b"+OK ", b"USER alice\r\n", b"-ERR [AUTH]"),
@@ -167,7 +167,7 @@ async def test_cancelled_reads_of_a_large_message_lose_nothing(
 async def test_a_cancelled_imap_idle_loses_no_notification(
     dovecot: RealServer, authority: Authority
 ) -> None:
-    """RFC 2177. The message arrives after the cancellation, while no task reads."""
+    """In IDLE (RFC 2177), a message arrives after the cancellation, while no task reads."""
     async with (
         imap_client(dovecot, authority, b"idle") as idle,
         imap_client(dovecot, authority, b"idle") as other,
@@ -213,7 +213,7 @@ async def test_dovecot_supports_implicit_tls(dovecot: RealServer, authority: Aut
 async def test_a_message_sent_over_lmtp_arrives_over_pop3(
     dovecot: RealServer, authority: Authority
 ) -> None:
-    """LMTP uses STARTTLS on a Unix socket."""
+    """The LMTP connection uses STARTTLS on a Unix socket."""
     mail = a_mail()
     async with await trisock.connect_unix(dovecot.directory / "lmtp") as sock:
         await lmtp_starttls(sock)

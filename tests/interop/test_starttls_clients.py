@@ -37,7 +37,7 @@ from trisock import ClientTLS, ServerTLS, Socket
 
 
 class ProgramError(Exception):
-    """A program failed; the text is what it printed."""
+    """A program failed. The error's text is what the program printed to stderr."""
 
 
 @dataclass
@@ -86,7 +86,7 @@ def by_smtplib(visit: Visit, kind: type[smtplib.SMTP] = smtplib.SMTP) -> None:
 
 def by_imaplib(visit: Visit) -> None:
     client = imaplib.IMAP4("localhost", visit.port, timeout=30)
-    client.starttls(visit.context())  # closes the connection if it fails
+    client.starttls(visit.context())  # on failure, this closes the connection
     with client:
         client.login(USER, PASSWORD)
         client.append("INBOX", "", "", MAIL)
@@ -156,7 +156,7 @@ async def by_curl_smtp(visit: Visit) -> None:
 
 
 async def by_curl_imap(visit: Visit) -> None:
-    message = visit.ca.parent / "message"  # a file: curl must know its size
+    message = visit.ca.parent / "message"  # a file, because curl must know the size
     message.write_bytes(MAIL)
     await curl(visit, "imap://localhost/INBOX", "--upload-file", message)
     assert await curl(visit, "imap://localhost/INBOX;UID=1") == MAIL
@@ -191,7 +191,7 @@ async def by_lftp(visit: Visit, *, passive: bool = True) -> None:
 
 
 async def ldap_client(visit: Visit, program: str, *options: str, stdin: bytes = b"") -> bytes:
-    # An address, because these programs would replace "localhost" with the host's name.
+    # Pass an address, because these programs would replace "localhost" with the host's name.
     return await visit.run(
         *(program, "-ZZ", "-x", "-D", f"cn={USER}", "-w", PASSWORD),
         *("-H", f"ldap://127.0.0.1:{visit.port}", *options),
@@ -228,7 +228,7 @@ async def by_psql(visit: Visit, *, channel_binding: str = "prefer") -> None:
 
 
 def client(name: str, talk: Any, server: Server, error: str, *programs: str, **options: Any) -> Any:
-    """Return the parameters of a client: its server, and its error for an invalid certificate."""
+    """Return a test's parameters: a client, its server, its error for an invalid certificate."""
     talk = functools.partial(talk, **options)
     if not inspect.iscoroutinefunction(talk):
         talk = functools.partial(trio.to_thread.run_sync, talk)
@@ -271,8 +271,8 @@ CLIENTS = [
 if sys.version_info < (3, 13):
     CLIENTS.append(client("nntplib", by_nntplib, servers.nntp, PYTHON))
 
-# The alerts from clients that reject a certificate. GnuTLS sends none, and neither do clients that
-# check the name after the handshake.
+# The alerts from clients that reject a certificate. GnuTLS sends no alert. Clients that check the
+# name after the handshake send no alert for a wrong name.
 ALERTS = {
     (PYTHON, "authority"): "unknown ca",
     (PYTHON, "name"): "bad certificate",
@@ -295,7 +295,7 @@ async def test_a_client_upgrades_only_with_a_valid_certificate(
     other_authority: Authority,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Each client transfers about 1 MB with TLS, and sends no password without it."""
+    """Each client transfers about 1 MB with TLS, and sends no password without TLS."""
     caplog.set_level(logging.INFO, "trisock.server")
     valid = site.tls
     invalid = {
@@ -339,18 +339,18 @@ async def test_all_clients_upgrade_concurrently(
             await talk(Visit(site, bound.port, directory / "ca.pem"))
         assert bound.stats().peer_errors == 0
 
-    for turn in range(2 * times):
+    for round_number in range(2 * times):
         with trio.fail_after(50):
             async with trio.open_nursery() as nursery:
                 for number, parameters in enumerate(CLIENTS):
-                    nursery.start_soon(serve, parameters, tmp_path / f"{turn}-{number}")
+                    nursery.start_soon(serve, parameters, tmp_path / f"{round_number}-{number}")
 
 
 @pytest.mark.needs("psql")
 async def test_channel_binding_exposes_a_trusted_man_in_the_middle(
     site: Site, pem: Path, authority: Authority
 ) -> None:
-    """RFC 5929. TLS alone accepts both certificates."""
+    """Both certificates are valid. Only channel binding (RFC 5929) shows that they differ."""
     other_certificate = issue(authority, "localhost")
 
     async def man_in_the_middle(_: Site, sock: Socket) -> None:
@@ -379,7 +379,7 @@ async def test_channel_binding_exposes_a_trusted_man_in_the_middle(
 @pytest.mark.needs("curl")
 async def test_curl_returns_the_control_channel_to_plain_text(site: Site, pem: Path) -> None:
     async with serving(starttls_ftp.ftp, site) as bound:
-        # In passive mode, curl does not answer close_notify, which looks like truncation.
+        # In its passive CCC mode, curl does not answer close_notify, which looks like truncation.
         await by_curl_ftp(Visit(site, bound.port, pem / "ca.pem"), "--ftp-ssl-ccc-mode", "active")
     cleared = site.commands.index(("TLSv1.3", b"CCC"))
     assert ("TLSv1.3", f"PASS {PASSWORD}".encode()) in site.commands[:cleared]

@@ -1,4 +1,4 @@
-"""Each protocol's upgrade to TLS, message by message, and injected commands and replies."""
+"""Each protocol's upgrade to TLS, message by message, and attacks that inject messages."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from trisock import ClientTLS, Socket, TLSError
 
 @dataclass(frozen=True)
 class Dialogue:
-    """How a client upgrades to TLS, and what it sends last.
+    """The messages of a client that upgrades to TLS, and the server's replies.
 
     Attributes:
-      before: the client's messages before STARTTLS, each with the end of its reply.
-      starttls, go_ahead: the request for TLS, and the reply to it.
-      last, reply: what the client sends last, and the reply to it.
+      before: the client's messages before STARTTLS, each with the end of the server's reply.
+      starttls, go_ahead: the client's request for TLS, and the server's reply.
+      last, reply: the client's last message, and the end of the server's reply.
     """
 
     server: Server
@@ -74,7 +74,7 @@ SMTP = Dialogue(
     ((b"", b"220 localhost ready\r\n"), (b"EHLO client\r\n", b"250 STARTTLS\r\n")),
     *(STARTTLS, b"220 go ahead\r\n", QUIT, b"221 goodbye\r\n"),
 )
-# Keyed by openssl's protocol names.
+# The keys are OpenSSL's names of the protocols.
 DIALOGUES = {
     "smtp": SMTP,
     "lmtp": SMTP,
@@ -147,7 +147,7 @@ each_protocol = pytest.mark.parametrize("protocol", DIALOGUES)
 
 
 async def output_of(dialogue: Dialogue, *command: str) -> bytes:
-    """Run a program that upgrades to TLS and forwards its input. Return its output."""
+    """Run a program that upgrades to TLS and sends its stdin. Return the program's output."""
     done = await run(*command, stdin=dialogue.last)
     assert done.returncode == 0, done.stderr
     assert dialogue.reply in done.stdout
@@ -204,7 +204,7 @@ async def test_gnutls_upgrades_in_each_of_its_protocols(
 async def test_commands_injected_before_tls_are_never_executed(
     protocol: str, site: Site, authority: Authority, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """CVE-2011-0411, CVE-2021-23214, and "NO STARTTLS" (2021)."""
+    """CVE-2011-0411, CVE-2021-23214, and the "NO STARTTLS" attacks (2021)."""
     caplog.set_level(logging.INFO, "trisock.server")
     dialogue = DIALOGUES[protocol]
     tls = ClientTLS("localhost", ca=authority.pem)
@@ -233,7 +233,7 @@ async def test_commands_injected_before_tls_are_never_executed(
 async def test_replies_injected_before_tls_fail_the_handshake(
     protocol: str, site: Site, authority: Authority
 ) -> None:
-    """CVE-2021-23222, and "NO STARTTLS" (2021)."""
+    """CVE-2021-23222, and the "NO STARTTLS" attacks (2021)."""
     dialogue = DIALOGUES[protocol]
     tls = ClientTLS("localhost", ca=authority.pem)
 
@@ -275,7 +275,7 @@ async def test_a_truncated_upload_leaves_no_file(site: Site, authority: Authorit
                     await data.send(b"the first half")
                     if not whole:
                         data.stream.socket.shutdown(socket.SHUT_WR)
-                        with pytest.raises(TLSError):  # the server closes it too
+                        with pytest.raises(TLSError):  # the server closes the connection
                             await data.recv()
                 reply = await control.recv_until(b"\r\n")
                 assert reply.startswith(b"226 " if whole else b"426 TLS with ")

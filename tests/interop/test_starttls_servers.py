@@ -41,9 +41,9 @@ class Service:
     Attributes:
       server: the fixture that starts the server.
       port: the port's name.
-      starttls: sends everything before TLS, or raises RefusedError.
-      login: sends a command that the server accepts under TLS.
-      needs: the program.
+      starttls: a function that requests TLS, and raises RefusedError if the server refuses.
+      login: a function that logs in, or sends another command that needs TLS.
+      needs: the program that must be installed.
       local_address: the client's address.
     """
 
@@ -52,7 +52,7 @@ class Service:
     starttls: Callable[[Socket], Awaitable[None]]
     login: Callable[[Socket], Awaitable[None]]
     needs: str
-    local_address: str = "127.0.0.2"  # Dovecot treats its own address as secure
+    local_address: str = "127.0.0.2"  # Dovecot trusts clients at its own address
 
 
 def services(**named: Service) -> list[object]:
@@ -87,26 +87,26 @@ WITHOUT_TLS = services(
 
 
 @pytest.fixture(scope="module")
-def place(request: pytest.FixtureRequest) -> tuple[Service, int]:
+def endpoint(request: pytest.FixtureRequest) -> tuple[Service, int]:
     """A service and its port."""
     server: RealServer = request.getfixturevalue(request.param.server)
     return request.param, server.ports[request.param.port]
 
 
-async def connected(place: tuple[Service, int]) -> Socket:
-    service, port = place
+async def connected(endpoint: tuple[Service, int]) -> Socket:
+    service, port = endpoint
     return await trisock.connect("127.0.0.1", port, local_address=service.local_address)
 
 
-@pytest.mark.parametrize("place", ALL, indirect=True)
+@pytest.mark.parametrize("endpoint", ALL, indirect=True)
 @both_versions
 async def test_a_client_logs_in_after_an_upgrade(
-    place: tuple[Service, int], version: str, authority: Authority
+    endpoint: tuple[Service, int], version: str, authority: Authority
 ) -> None:
-    """The certificate is verified by name, or by the address of the connection."""
-    service, _ = place
+    """The client verifies the certificate for the given name, or for the server's address."""
+    service, _ = endpoint
     for given, verified in [("localhost", "localhost"), (None, "127.0.0.1")]:
-        async with await connected(place) as sock:
+        async with await connected(endpoint) as sock:
             await service.starttls(sock)
             tls = for_version(version, authority)
             info = await sock.starttls(tls, server_hostname=given)
@@ -114,16 +114,16 @@ async def test_a_client_logs_in_after_an_upgrade(
             await service.login(sock)
 
 
-@pytest.mark.parametrize("place", ALL, indirect=True)
+@pytest.mark.parametrize("endpoint", ALL, indirect=True)
 async def test_a_server_with_an_invalid_certificate_gets_no_password(
-    place: tuple[Service, int], authority: Authority, other_authority: Authority
+    endpoint: tuple[Service, int], authority: Authority, other_authority: Authority
 ) -> None:
-    service, _ = place
+    service, _ = endpoint
     for tls, words in [
         (ClientTLS(ca=other_authority.pem), "local issuer|self-signed certificate in"),
         (ClientTLS("example.net", ca=authority.pem), "Hostname mismatch"),
     ]:
-        async with await connected(place) as sock:
+        async with await connected(endpoint) as sock:
             await service.starttls(sock)
             with pytest.raises(TLSError, match=words):
                 await sock.starttls(tls)
@@ -132,10 +132,10 @@ async def test_a_server_with_an_invalid_certificate_gets_no_password(
                 await sock.send(PASSWORD.encode())
 
 
-@pytest.mark.parametrize("place", WITHOUT_TLS, indirect=True)
-async def test_a_server_without_tls_gets_no_password(place: tuple[Service, int]) -> None:
-    service, _ = place
-    async with await connected(place) as sock:
+@pytest.mark.parametrize("endpoint", WITHOUT_TLS, indirect=True)
+async def test_a_server_without_tls_gets_no_password(endpoint: tuple[Service, int]) -> None:
+    service, _ = endpoint
+    async with await connected(endpoint) as sock:
         with pytest.raises(RefusedError):
             await service.starttls(sock)
         assert not sock.istls()

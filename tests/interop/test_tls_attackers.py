@@ -64,7 +64,7 @@ async def test_an_old_version_is_refused(version: str, example_org: ServerTLS, c
 
 
 async def test_a_downgraded_client_is_refused(example_org: ServerTLS, ca: Path) -> None:
-    """RFC 7507: the client supports a higher version, and was tricked into a lower one."""
+    """RFC 7507: the client signals that it supports a higher version than it offers."""
     output, received, errors = await s_client(example_org, ca, "TLSv1.2", "-fallback_scsv")
     assert "alert inappropriate fallback" in output
     assert received == b""
@@ -129,14 +129,14 @@ async def test_a_renegotiating_server_loses_no_data(
 async def test_early_data_is_never_delivered(
     example_org: ServerTLS, ca: Path, server_files: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """The session is from a server that accepts early data, so s_client sends it to ours."""
+    """s_client sends early data, because its session is from a server that accepts early data."""
     session, early = tmp_path / "session.pem", tmp_path / "early"
     early.write_bytes(b"attack at dawn\n")
     command = openssl_server(Case(), ca, server_files)
     command[command.index("-rev")] = "-early_data"
     async with run_server(command) as server:
-        # s_client exits at EOF on its input. It prints a session before it writes the file, and a
-        # closed stdout would kill it in between: read its output until EOF.
+        # s_client exits at EOF on stdin. It prints a session, and then writes the session file. A
+        # closed stdout would kill s_client before it writes the file, so read stdout until EOF.
         client = ["stdbuf", "--output=L", *openssl_client(Case(), server.port, ca, None)]
         async with running(
             *(*client, "-sess_out", session),

@@ -1,7 +1,8 @@
 """TLS with programs that use other libraries, in both roles: OpenSSL, GnuTLS, curl, Go, Node.js.
 
-Each program runs with every value of every axis of ``test_tls_matrix.py`` at least once. Data flows
-both ways and both sides see close_notify; after a fault, both sides report it.
+Each program runs at least once with each value of each axis of ``test_tls_matrix.py``. Without a
+fault, data flows both ways, and both sides receive close_notify. If there is a fault, both sides
+report it.
 """
 
 from __future__ import annotations
@@ -149,8 +150,9 @@ def alert_of(fault: Fault, case: Case) -> str:
 
 # ---- server programs ----
 
-# What our client reports if a server program rejects its certificate. Go before 1.21 sends one
-# alert for every fault; GnuTLS picks its own. Node.js just closes, with a reset if data is unread.
+# What our client reports if a server program rejects the client's certificate. Go before 1.21 sends
+# the same alert for every fault. GnuTLS may send a different alert. Node.js only closes the
+# connection, with a reset if it has unread data.
 REFUSED = {
     "openssl": "with the alert '{}'",
     "gnutls": "with the alert '({}|access denied|decode error)'",
@@ -160,7 +162,7 @@ REFUSED = {
 
 
 async def ask(sock: Socket) -> bytes:
-    """Send the question. Return the answer: the same lines, reversed by s_server."""
+    """Send the question. Return the answer, which has the same lines (s_server reverses each)."""
     await sock.send(QUESTION)
     return await sock.recv_exactly(len(QUESTION))
 
@@ -199,7 +201,8 @@ async def test_our_client_and_a_server_program_agree(
             assert isinstance(error, TLSError)
             assert fault.words in str(error)
             assert (error.reason, error.verify_code) == (fault.reason, fault.verify_code)
-            # OpenSSL sends this alert unencrypted, which these reject in TLS 1.3.
+            # Our client's OpenSSL sends this alert unencrypted. In TLS 1.3, these programs reject
+            # unencrypted alerts.
             rejected = {"go": ["bad record MAC"], "gnutls": ["Error in handshake"]}
             await server.printed(
                 *map(re.escape, REPORTS[alert_of(fault, case)]), *rejected.get(peer.name, [])

@@ -13,7 +13,7 @@ from helpers.shared_examples import SharedServer, shared
 
 @pytest.fixture
 def other_ca(tmp_path: pathlib.Path, other_authority: Authority) -> str:
-    """The path of a CA that issued none of the certificates in use."""
+    """The path of the certificate of a CA that did not issue the servers' certificates."""
     path = tmp_path / "other-ca.pem"
     path.write_bytes(other_authority.pem)
     return str(path)
@@ -21,7 +21,7 @@ def other_ca(tmp_path: pathlib.Path, other_authority: Authority) -> str:
 
 @pytest.fixture
 def ca(tmp_path: pathlib.Path) -> str:
-    """The path to which an example writes its CA."""
+    """The path to which an example writes its CA certificate."""
     return str(tmp_path / "ca.pem")
 
 

@@ -1,4 +1,4 @@
-"""Each benchmark does the work that it measures, and fails if the server skips any of it."""
+"""Each benchmark does the work that it measures, and fails if the server skips part of the work."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_ratios_compare_figures_of_the_same_round() -> None:
     def series(*seconds: float) -> Series:
         return Series([Measurement(100, each, each, 0) for each in seconds])
 
-    # The machine is half as fast in the second round, for both.
+    # In the second round, the machine is half as fast for both peers.
     result = Result(ROWS["echo1"], 100, {"trio": series(1, 2), "trisock": series(0.5, 1)})
     ratio = result.ratio("trisock")
     assert ratio is not None
@@ -180,7 +180,9 @@ def test_the_record_contains_the_figures_of_every_round(setup: Setup, tmp_path: 
         ("memory", 1.1, "faster"),
     ],
 )
-def test_a_build_is_slower_only_outside_the_noise(row: str, before: float, verdict: str) -> None:
+def test_a_build_counts_as_slower_only_outside_the_noise(
+    row: str, before: float, verdict: str
+) -> None:
     def series(figures: list[float]) -> Series:
         if ROWS[row].is_memory:
             return Series([Measurement(100, 1, 1, round(100_000 * each)) for each in figures])

@@ -20,7 +20,7 @@ async def hear(sock: Socket) -> str:
 
 @asynccontextmanager
 async def chatting(room: Running, name: str) -> AsyncIterator[Socket]:
-    """Enter the room and read its announcement."""
+    """Enter the room under a name, and read the room's announcement."""
     async with await trisock.connect("127.0.0.1", room.port) as sock:
         assert await hear(sock) == "* who are you?"
         await sock.send(f"{name}\r\n".encode())

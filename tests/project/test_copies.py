@@ -1,4 +1,4 @@
-"""Every public class can be copied and pickled, or refuses both and says why."""
+"""Objects of each public class can be copied and pickled, or refuse both and say why."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WAYS: dict[str, Callable[[Any], Any]] = {
     },
 }
 
-# The roles and certificates have tests of their own.
+# The tests of these classes are in other files.
 ROLES = {"Certificate", "ClientTLS", "ServerTLS"}
 
 
@@ -34,7 +34,7 @@ ROLES = {"Certificate", "ClientTLS", "ServerTLS"}
 async def one_of_each(
     client_tls: ClientTLS, server_tls: ServerTLS
 ) -> AsyncIterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Yield the objects that refuse to be copied, and those that can be, by class name."""
+    """Yield two dicts of objects, by class: objects that refuse to be copied, and all others."""
 
     async def handler(sock: object) -> None:
         """Do nothing."""

@@ -24,7 +24,7 @@ def test_the_demo_shows_both_sides_upgrading_to_tls() -> None:
     assert "mail.example.org" in done.stdout
 
 
-def test_the_demo_runs_in_this_process_too(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_can_run_inside_the_test_process(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo"]) == 0
     assert "221 bye" in capsys.readouterr().out
 

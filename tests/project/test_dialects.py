@@ -1,4 +1,4 @@
-"""The three faces in one program, and the tables of docs/dialects.md."""
+"""trisock, trisock.pluto and trisock.hammerspoon in one program; the tables of docs/dialects.md."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from helpers.documents import ROOT, all_tests
 from helpers.pairs import all_served
 from trisock import ClientTLS, ServerTLS, Socket, hammerspoon, pluto
 
-# ---- one process, three faces ----
+# ---- one process, three interfaces ----
 
 
-async def test_one_program_can_mix_the_three_faces(
+async def test_one_program_can_mix_the_three_interfaces(
     client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
-    """Each face serves a port with STARTTLS. A client of each other face upgrades and talks."""
+    """Each interface serves a port with STARTTLS. Clients of the other two upgrade to TLS."""
 
     async def serve_trisock(sock: Socket) -> None:
         assert await sock.recv_until(b"\n") == b"STARTTLS\n"

@@ -24,7 +24,7 @@ CLIENTS = {"echo_client", "pluto_client", "hammerspoon_http_client"}
 SERVERS = [
     name
     for name in NAMES
-    # A separate test stops the hammerspoon server, with a client.
+    # test_hammerspoon_examples.py stops this server while a client is connected.
     if name not in {*CLIENTS, "hammerspoon_server"}
 ]
 TLS_SERVERS = ["https_server", "smtp_server", "http_and_https"]
@@ -123,7 +123,7 @@ async def test_echo_client_sends_its_arguments_and_prints_the_replies() -> None:
 
 
 async def test_echo_client_sends_standard_input_and_prints_the_replies() -> None:
-    # More than the buffers between the two hold: the client must read while it sends.
+    # More than all buffers on the path hold, so that the client must read while it sends.
     sent = b"".join(b"line %d\n" % number for number in range(500_000))
     async with running("echo_server") as server:
         result = await run(*command("echo_client", "--port", str(server.port)), stdin=sent)
@@ -131,7 +131,7 @@ async def test_echo_client_sends_standard_input_and_prints_the_replies() -> None
     assert result.stdout == sent
 
 
-async def test_echo_client_exits_when_the_server_closes_despite_open_stdin() -> None:
+async def test_echo_client_with_open_stdin_exits_at_the_servers_eof() -> None:
     async with await trisock.listen(0, host="127.0.0.1") as listener:
         arguments = command("echo_client", "--port", str(listener.port))
         async with started(arguments, stdin=subprocess.PIPE) as client:
@@ -163,7 +163,7 @@ async def test_curl_with_another_ca_refuses_https_server(
 ) -> None:
     url = f"https://127.0.0.1:{https.port}/"
     assert (await curl("--cacert", other_ca, url)).returncode == 60
-    assert (await curl("--cacert", https.ca, url)).returncode == 0  # it still works
+    assert (await curl("--cacert", https.ca, url)).returncode == 0  # the server still works
 
 
 @pytest.mark.needs("curl")
@@ -200,7 +200,7 @@ async def test_https_server_negotiates_alpn_with_openssl(https: SharedServer) ->
 
 
 async def ask(server: SharedServer, request: bytes) -> bytes:
-    """Send a request and return all bytes until the connection ends."""
+    """Send a request, and return all bytes until EOF."""
     async with await trisock.connect("127.0.0.1", server.port, tls=trusting(server.ca)) as sock:
         await sock.send(request)
         return await read_all(sock)
@@ -262,11 +262,11 @@ BAD_REQUESTS = [
 ]
 
 
-async def test_https_server_answers_bad_requests_with_a_status_and_closes(
+async def test_https_server_answers_a_bad_request_and_closes_the_connection(
     https: SharedServer,
 ) -> None:
     for request, status in BAD_REQUESTS:
-        # Bytes after a bad request are not read as a request.
+        # The server must not parse the bytes after a bad request as another request.
         answer = await ask(https, request + b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         assert answer.startswith(b"HTTP/1.1 %d " % status), request
         assert answer.count(b"HTTP/1.1 ") == 1, request
@@ -279,10 +279,10 @@ async def test_https_server_closes_idle_connections_when_it_stops(ca: str) -> No
             await sock.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
             assert await sock.recv_until(b"for /\n")
             server.ask_to_stop()
-            assert await sock.recv() == b""  # with close_notify, or it would be a TLSError
+            assert await sock.recv() == b""  # without close_notify, recv() would raise TLSError
 
 
-async def test_https_server_finishes_its_request_when_it_stops(ca: str) -> None:
+async def test_https_server_finishes_a_request_before_it_stops(ca: str) -> None:
     async with running("https_server", "--write-ca", ca) as server:
         idle = await trisock.connect("127.0.0.1", server.port, tls=trusting(ca))
         async with idle, await trisock.connect("127.0.0.1", server.port, tls=trusting(ca)) as sock:
@@ -290,7 +290,7 @@ async def test_https_server_finishes_its_request_when_it_stops(ca: str) -> None:
             await sock.send(b"Content-Length: 5\r\n\r\n")
             assert await sock.recv_until(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
             server.ask_to_stop()
-            assert await idle.recv() == b""  # the server is stopping
+            assert await idle.recv() == b""  # EOF shows that the server is stopping
             await sock.send(b"hello")
             answer = await read_all(sock)
             assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
@@ -323,7 +323,7 @@ async def test_one_port_serves_http_and_https(ca: str, other_ca: str) -> None:
         (b"\x16\x03\x01\x00\x05hello", b"\x15\x03"),  # an alert
     ],
 )
-async def test_http_and_https_survives_clients_that_speak_neither(
+async def test_http_and_https_survives_clients_that_speak_neither_protocol(
     sent: bytes, answer: bytes, ca: str
 ) -> None:
     async with running("http_and_https", "--write-ca", ca) as server:

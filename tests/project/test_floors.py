@@ -1,4 +1,4 @@
-"""Imports point down the floors of ``docs/design.md``, and files stay small."""
+"""Modules import only from their own or lower floors (``docs/design.md``). Files stay small."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ import pytest
 import trisock
 from helpers.floors import FLOORS, MODULES, floor_of, imports_of, name_of
 
-# Faces use only public names and these modules: the guard around calls to the user's code, the
-# escaping of untrusted text, and functions without a public name.
+# The faces are trisock.pluto, trisock.hammerspoon and the command line. They use only public names
+# and these modules: the guard around calls to the user's code (_guard), the escaping of untrusted
+# text (_text), and two modules with functions that have no public name.
 OPEN_TO_FACES = {"_guard", "_text", "_connect", "_address"}
 
 TESTS = sorted(Path(__file__).parents[1].rglob("*.py"))
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
-# The maximum lines of a module, a class and a test file. Longer ones are hard to read at once.
+# The maximum number of lines of a module, a class and a test file. More lines are hard to read.
 MODULE_LINES, CLASS_LINES, TEST_LINES = 500, 450, 600
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_modules_import_only_from_their_floor_or_below(path: Path) -> None:
+def test_modules_import_only_from_their_floor_or_lower_floors(path: Path) -> None:
     name = name_of(path)
     for imported in imports_of(path):
-        assert floor_of(imported) <= floor_of(name), f"{name} imports {imported}"
+        assert floor_of(imported) <= floor_of(name), f"{name} must not import {imported}"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

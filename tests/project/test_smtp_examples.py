@@ -27,7 +27,7 @@ def client_context(ca: str) -> ssl.SSLContext:
 
 @contextmanager
 def smtp_client(port: int) -> Iterator[smtplib.SMTP]:
-    # Without local_hostname, smtplib asks the network for one.
+    # Without local_hostname, smtplib looks up a name in the DNS.
     with smtplib.SMTP("127.0.0.1", port, local_hostname="client", timeout=30) as client:
         yield client
 
@@ -128,7 +128,7 @@ async def test_smtp_server_accepts_mail_from_curl(ca: str) -> None:
 
 
 async def smtp_connect(server: Running | SharedServer) -> Socket:
-    """Connect and read the greeting."""
+    """Connect to a server, and read its greeting."""
     sock = await trisock.connect("127.0.0.1", server.port)
     assert (await reply(sock)).startswith("220 ")
     return sock
@@ -143,13 +143,13 @@ async def test_commands_injected_after_starttls_are_never_executed(smtp: SharedS
         assert (await reply(sock)).startswith("220 ")
         with pytest.raises(trisock.TLSError):
             await sock.starttls(trusting(smtp.ca))
-    # In plain text, the only possible answer is a TLS alert.
+    # To a client that continues in plain text, the server can send only a TLS alert.
     async with await smtp_connect(smtp) as sock:
         await sock.send(b"STARTTLS\r\nNOOP\r\nQUIT\r\n")
         assert (await reply(sock)).startswith("220 ")
         rest = await read_all(sock)
         assert rest == b"" or rest.startswith(b"\x15\x03")
-    # The next client is served.
+    # The server still serves the next client.
     async with await smtp_connect(smtp) as sock:
         assert await codes(sock, b"STARTTLS\r\n") == [220]
         await sock.starttls(trusting(smtp.ca))
@@ -225,7 +225,7 @@ async def test_only_a_dot_between_two_crlf_ends_a_message() -> None:
         async with await smtp_connect(server) as sock:
             await sock.send(b"HELO x\r\nMAIL FROM:<a>\r\nRCPT TO:<b>\r\nDATA\r\n" + text + b".\r\n")
             assert [int((await reply(sock))[:3]) for _ in range(5)] == [250, 250, 250, 354, 250]
-            # A dot at the start of a line, which a client should have doubled, is removed.
+            # The server removes the dot at the start of a line. (A client should have doubled it.)
             size = len(text) - 1
             assert await server.line() == f"mail from <a> to <b>: {size} bytes, unencrypted"
             await sock.send(b"DATA\r\n")

@@ -140,12 +140,12 @@ async def test_router_forwards_every_byte_and_eof_both_ways(cut: int) -> None:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(send)
-            async for chunk in stream:  # until the echo server sends EOF too
+            async for chunk in stream:  # until EOF from the echo server
                 received += chunk
         assert received == b"".join(pieces) + rest
 
 
-async def test_router_closes_the_other_side_when_one_breaks() -> None:
+async def test_router_closes_the_other_side_when_one_side_breaks() -> None:
     async with await trisock.listen(0, host="127.0.0.1") as backend:
         async with running("sni_router", "--default", f"127.0.0.1:{backend.port}") as router:
             hello = client_hello("any.example")

@@ -24,7 +24,7 @@ IDLE_TIMEOUT, HALF_CLOSED_TIMEOUT = 10, 3  # seconds of an autojump clock
 
 @pytest.fixture
 def jumping_clock(monkeypatch: pytest.MonkeyPatch) -> trio.testing.MockClock:
-    """An autojump clock that waits for bytes in flight, and short timeouts."""
+    """Set short timeouts. Return an autojump clock, which lets bytes in flight arrive first."""
     monkeypatch.setattr(sni_router, "IDLE_TIMEOUT", IDLE_TIMEOUT)
     monkeypatch.setattr(sni_router, "HALF_CLOSED_TIMEOUT", HALF_CLOSED_TIMEOUT)
     return trio.testing.MockClock(autojump_threshold=0.05)
@@ -77,7 +77,7 @@ async def test_half_closed_tunnels_free_their_slots(jumping_clock: trio.testing.
             assert trio.current_time() - start < IDLE_TIMEOUT
 
 
-async def test_a_backend_is_closed_soon_after_its_client_ends(
+async def test_router_closes_a_backend_soon_after_the_clients_eof(
     jumping_clock: trio.testing.MockClock,
 ) -> None:
     start = trio.current_time()
@@ -87,7 +87,7 @@ async def test_a_backend_is_closed_soon_after_its_client_ends(
         assert trio.current_time() - start == pytest.approx(HALF_CLOSED_TIMEOUT, abs=1)
 
 
-async def test_a_client_is_closed_soon_after_its_backend_ends(
+async def test_router_closes_a_client_soon_after_the_backends_eof(
     jumping_clock: trio.testing.MockClock,
 ) -> None:
     start = trio.current_time()
@@ -99,7 +99,7 @@ async def test_a_client_is_closed_soon_after_its_backend_ends(
         assert trio.current_time() - start < IDLE_TIMEOUT
 
 
-async def test_an_idle_tunnel_is_closed(jumping_clock: trio.testing.MockClock) -> None:
+async def test_router_closes_an_idle_tunnel(jumping_clock: trio.testing.MockClock) -> None:
     start = trio.current_time()
     async with routing(stay_silent) as server, tunnel(server) as client:
         assert await client.recv() == b""

@@ -3,9 +3,9 @@
 //	peer client -connect HOST:PORT -name NAME -ca FILE [-cert FILE -key FILE] [-visits N]
 //	peer server -cert FILE -key FILE [-ca FILE -require]
 //
-// A client sends its standard input and prints what it receives. With -visits, it connects that
-// many times and resumes its session. A server echoes. Both report the negotiated parameters and
-// errors on standard error.
+// A client sends its standard input and prints what it receives. With -visits N, the client connects
+// N times and resumes its session. A server echoes. Client and server report the negotiated
+// parameters and errors on standard error.
 package main
 
 import (
@@ -95,7 +95,7 @@ func main() {
 		pair, err := tls.LoadX509KeyPair(*cert, *key)
 		check(err)
 		config.Certificates = []tls.Certificate{pair}
-		// Send it even if the server names other authorities.
+		// Send the certificate even if the server names other authorities.
 		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			return &pair, nil
 		}

@@ -1,4 +1,4 @@
-// A TLS client or server that uses Node.js, for test_tls_peers.py; see peer.go.
+// A TLS client or server that uses Node.js, for test_tls_peers.py. The usage is as for peer.go.
 "use strict";
 
 const fs = require("fs");

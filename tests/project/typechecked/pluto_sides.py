@@ -1,4 +1,4 @@
-"""The types of ``trisock.pluto`` outside and inside Trio. Only type-checked: ``nox -s lint``."""
+"""The types of ``trisock.pluto`` outside and inside Trio. (``nox -s lint`` checks this file.)"""
 
 from __future__ import annotations
 

@@ -38,6 +38,8 @@ import operator
 import sys
 from collections.abc import Iterator
 
+from .delimiter_search import DelimiterSearch, Entry, unread
+
 # Runs of small chunks are coalesced, to bound the overhead: an entry takes more than 100 bytes in
 # addition to its content, and a peer may send byte by byte. When ``_MAX_UNCOALESCED`` entries have
 # been added to one end of the queue, adjacent chunks of less than ``_SMALL_CHUNK`` unread bytes are
@@ -57,9 +59,6 @@ _MAX_SPLIT_SIZE = 131072
 # Maximum number of lines that take_lines splits at a time. Other tasks do not run while the program
 # iterates over these lines.
 LINES_AT_A_TIME = 2048
-
-# A chunk, and the offset of its first unread byte.
-Entry = tuple[bytes, int]
 
 
 # An exhausted iterator, shared by all buffers without lines.
@@ -108,7 +107,7 @@ class ReceiveBuffer:
         self._back: list[Entry] = []
         self._uncoalesced_front = self._uncoalesced_back = 0
         self.size = self._stream_end = self._chunks_end = 0
-        self._search: _Search | None = None
+        self._search: DelimiterSearch | None = None
         self._lines: list[bytes] | None = None
         self._lines_iterator = _NO_LINES
         self._lines_size = self._line_end = 0
@@ -161,7 +160,7 @@ class ReceiveBuffer:
         self._chunks_end += len(coalesced) - len(entries)
         self._uncoalesced_back = 1  # the last entry may be coalesced with later ones
         if self._search is not None and self._search.chunk_number >= first:
-            self._search.relocate(coalesced, self._stream_end - sum(map(_unread, coalesced)), first)
+            self._search.relocate(coalesced, self._stream_end - sum(map(unread, coalesced)), first)
 
     def _coalesce_front(self, head: int) -> None:
         """Coalesce the last ``_uncoalesced_front`` entries of ``_front``."""
@@ -249,7 +248,7 @@ class ReceiveBuffer:
         search = self._search
         oldest = self._chunks_end - len(self._front) - len(self._back)
         if search is None or search.delimiter != delimiter:
-            search = self._search = _Search(delimiter, head, oldest)
+            search = self._search = DelimiterSearch(delimiter, head, oldest)
         elif search.start > head and not self._scan_pushed_back(search, head, stop):
             search.restart(head, oldest)
         elif search.match_end is not None and search.match_end - len(delimiter) >= head:
@@ -272,7 +271,7 @@ class ReceiveBuffer:
             index += 1
         return None
 
-    def _scan_pushed_back(self, search: _Search, head: int, stop: int) -> bool:
+    def _scan_pushed_back(self, search: DelimiterSearch, head: int, stop: int) -> bool:
         """Scan bytes that were pushed back in front of bytes that were already scanned.
 
         Returns False if a delimiter begins in the pushed-back bytes, or if they reach past
@@ -401,110 +400,12 @@ class ReceiveBuffer:
         return self._front[front - 1 - index] if index < front else self._back[index - front]
 
 
-class _Search:
-    """The progress of the search for one delimiter. ``ReceiveBuffer`` explains positions.
-
-    Invariant: no delimiter begins at ``start`` or later and ends at ``end`` or earlier. The next
-    byte to scan is at ``end``, in chunk ``chunk_number``. ``chunk_position`` is the position of
-    that chunk's first unread byte. (``find`` updates it if bytes of the chunk were taken.) ``tail``
-    is the last bytes before ``end``, at most ``len(delimiter) - 1``, because a delimiter may begin
-    in them. Bytes of ``tail`` before ``start`` are ignored.
-
-    Attributes:
-      match_end: the position where the first delimiter ends that begins at ``start`` or later.
-        This position is in chunk ``chunk_number``. ``None`` if it is not known.
-    """
-
-    __slots__ = (
-        "chunk_number",
-        "chunk_position",
-        "delimiter",
-        "end",
-        "match_end",
-        "start",
-        "tail",
-    )
-
-    def __init__(self, delimiter: bytes, head: int, chunk_number: int) -> None:
-        self.delimiter = delimiter
-        self.restart(head, chunk_number)
-
-    def restart(self, head: int, chunk_number: int) -> None:
-        """Start over at the first unread byte, in the oldest chunk."""
-        self.start = self.end = self.chunk_position = head
-        self.chunk_number = chunk_number
-        self.tail = b""
-        self.match_end: int | None = None
-
-    def scan(self, chunk: bytes, start: int, stop: int) -> int | None:
-        """Scan the chunk up to ``stop``. Returns ``match_end`` if it finds a delimiter."""
-        delimiter = self.delimiter
-        end = self.end
-        start -= self.chunk_position  # added to a position, gives the offset in the chunk
-        offset = start + end
-        limit = start + stop
-        if limit > len(chunk):
-            limit = len(chunk)
-        overlap = len(delimiter) - 1
-        tail = self.tail
-        if tail:
-            if len(tail) > end - self.start:  # part of the tail was taken
-                tail = tail[len(tail) - (end - self.start) :]
-            seam = tail + chunk[offset : min(offset + overlap, limit)]
-            index = seam.find(delimiter)
-            if index >= 0:
-                self.match_end = end - len(tail) + index + len(delimiter)
-                return self.match_end
-        index = chunk.find(delimiter, offset, limit)
-        if index >= 0:
-            self.match_end = index - start + len(delimiter)
-            return self.match_end
-        if overlap:
-            self.tail = (tail + chunk[max(offset, limit - overlap) : limit])[-overlap:]
-        self.end = limit - start
-        if limit == len(chunk):
-            self.chunk_number += 1
-            self.chunk_position = self.end
-        return None
-
-    def keep_from(self, head: int) -> bool:
-        """Keep only the progress from ``head`` on, because bytes are pushed back before ``head``.
-
-        Returns False if there is no such progress.
-        """
-        if self.match_end is not None and self.match_end - len(self.delimiter) < head:
-            self.match_end = None  # part of the match was taken
-        if self.match_end is None and self.end <= head:
-            return False
-        self.start = max(self.start, head)
-        self.end = max(self.end, head)
-        self.chunk_position = max(self.chunk_position, head)
-        return True
-
-    def relocate(self, chunks: list[Entry], position: int, number: int) -> None:
-        """Find the chunk to scan next, after these chunks were coalesced.
-
-        ``position`` and ``number`` are those of the first of these chunks.
-        """
-        for entry in chunks:
-            if self.end < position + _unread(entry):
-                break
-            position += _unread(entry)
-            number += 1
-        self.chunk_number, self.chunk_position = number, position
-
-
-def _unread(entry: Entry) -> int:
-    chunk, start = entry
-    return len(chunk) - start
-
-
 def _coalesce_small(entries: list[Entry]) -> list[Entry]:
     """Return entries with the same unread bytes, but with runs of small chunks coalesced."""
     coalesced: list[Entry] = []
     small: list[bytes] = []
     for entry in entries:
-        if _unread(entry) < _SMALL_CHUNK:
+        if unread(entry) < _SMALL_CHUNK:
             small.append(entry[0][entry[1] :])
             continue
         if small:

@@ -18,6 +18,7 @@ import contextlib
 import errno
 import io
 import math
+import operator
 import os
 import select
 import socket
@@ -30,6 +31,7 @@ from typing import Any, ClassVar, TypeVar
 
 import trio
 
+from .._arguments import quoted
 from .tls_stream import SendState, TLSStream
 from .transport import Transport
 
@@ -126,6 +128,22 @@ def _raw_of(file: Any) -> io.FileIO | socket.SocketIO | None:
 
 def _is_builtin(method: object) -> bool:
     return isinstance(method, types.BuiltinMethodType)
+
+
+def check_arguments(file: Any, offset: int, count: int | None, progress: object) -> tuple[Any, int]:
+    """Return the unwrapped file and the offset as an int, or raise TypeError or ValueError."""
+    file = getattr(file, "wrapped", file)  # unwraps the result of trio.open_file
+    if isinstance(file, io.TextIOBase) or not hasattr(file, "read"):
+        raise TypeError(f"send_file needs a binary file object, not {type(file).__name__}")
+    if not getattr(file, "readable", lambda: True)():
+        raise ValueError("send_file needs a file that is open for reading")
+    offset = operator.index(offset)
+    for number in (offset, operator.index(count or 0)):
+        if not 0 <= number < 2**63:
+            raise ValueError("offset and count must be 0 or more, and less than 2**63")
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress must be a function, not {quoted(progress)}")
+    return file, offset
 
 
 async def send_file(

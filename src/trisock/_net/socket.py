@@ -7,7 +7,6 @@ changes of these layers, are in ``connection``.
 from __future__ import annotations
 
 import io
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -23,7 +22,7 @@ from .._tls.info import TLSInfo
 from .._tls.roles import TLSArgument, resolve_role
 from .connection import Connection, Side
 from .receiving import BufferedReceiver
-from .send_file import open_source, send_file
+from .send_file import check_arguments, open_source, send_file
 
 
 @dataclass(frozen=True)
@@ -199,17 +198,7 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
         ``os.sendfile`` is not used while SIGPIPE has its default action, because a peer that closes
         the connection could then kill the process.
         """
-        file = getattr(file, "wrapped", file)  # unwraps the result of trio.open_file
-        if isinstance(file, io.TextIOBase) or not hasattr(file, "read"):
-            raise TypeError(f"send_file needs a binary file object, not {type(file).__name__}")
-        if not getattr(file, "readable", lambda: True)():
-            raise ValueError("send_file needs a file that is open for reading")
-        offset = operator.index(offset)
-        for number in (offset, operator.index(count or 0)):
-            if not 0 <= number < 2**63:
-                raise ValueError("offset and count must be 0 or more, and less than 2**63")
-        if progress is not None and not callable(progress):
-            raise TypeError(f"progress must be a function, not {quoted(progress)}")
+        file, offset = check_arguments(file, offset, count, progress)
         self._connection.check_open()
         sent = 0
 

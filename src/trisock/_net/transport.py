@@ -1,20 +1,16 @@
 """Transport: one connection's descriptor, with no TLS and no buffer.
 
-A Transport wraps a ``trio.SocketStream`` and uses the stream's descriptor. The differences from
-the stream are:
-
-- Reads and writes try one plain system call first. The task waits only after ``EAGAIN``.
-- ``receive_nowait`` and ``send_nowait`` never wait. ``peek`` and TLS need them.
-- One system call can send several buffers, and files are sent without copying.
-- The close does not lose data in flight.
+A Transport uses the descriptor of a ``trio.SocketStream``. Unlike the stream, it tries one plain
+system call first and waits only after ``EAGAIN``. It also has reads and writes that never wait, for
+``peek`` and TLS, sends several buffers in one call, and files without copying. Its close does not
+lose data in flight.
 
 A failed send does not stop reading. Data that the peer sent earlier may still be in the
 kernel, so reads continue until EOF or an error.
 
 ``receive`` and ``send`` are hot: all plain text goes through them, and Python code is half the
 cost of an echo. So each checks a single attribute to detect a broken or closed connection, and
-leaves rare cases to other functions. The benchmark rows echo64, echo1, receive and send measure
-them (``nox -s bench``).
+leaves rare cases to other functions (rows echo64, echo1, receive and send of ``nox -s bench``).
 """
 
 from __future__ import annotations

@@ -1,0 +1,105 @@
+"""DelimiterSearch: searches a queue of chunks without scanning a byte twice. It does no I/O."""
+
+from __future__ import annotations
+
+# A chunk, and the offset of its first unread byte.
+Entry = tuple[bytes, int]
+
+
+def unread(entry: Entry) -> int:
+    """Return the number of unread bytes."""
+    chunk, start = entry
+    return len(chunk) - start
+
+
+class DelimiterSearch:
+    """The progress of the search for one delimiter. ``ReceiveBuffer`` explains positions.
+
+    Invariant: no delimiter begins at ``start`` or later and ends at ``end`` or earlier. The next
+    byte to scan is at ``end``, in chunk ``chunk_number``. ``chunk_position`` is the position of
+    that chunk's first unread byte. (``find`` updates it if bytes of the chunk were taken.) ``tail``
+    is the last bytes before ``end``, at most ``len(delimiter) - 1``, because a delimiter may begin
+    in them. Bytes of ``tail`` before ``start`` are ignored.
+
+    Attributes:
+      match_end: the position where the first delimiter ends that begins at ``start`` or later.
+        This position is in chunk ``chunk_number``. ``None`` if it is not known.
+    """
+
+    __slots__ = (
+        "chunk_number",
+        "chunk_position",
+        "delimiter",
+        "end",
+        "match_end",
+        "start",
+        "tail",
+    )
+
+    def __init__(self, delimiter: bytes, head: int, chunk_number: int) -> None:
+        self.delimiter = delimiter
+        self.restart(head, chunk_number)
+
+    def restart(self, head: int, chunk_number: int) -> None:
+        """Start over at the first unread byte, in the oldest chunk."""
+        self.start = self.end = self.chunk_position = head
+        self.chunk_number = chunk_number
+        self.tail = b""
+        self.match_end: int | None = None
+
+    def scan(self, chunk: bytes, start: int, stop: int) -> int | None:
+        """Scan the chunk up to ``stop``. Returns ``match_end`` if it finds a delimiter."""
+        delimiter = self.delimiter
+        end = self.end
+        start -= self.chunk_position  # added to a position, gives the offset in the chunk
+        offset = start + end
+        limit = start + stop
+        if limit > len(chunk):
+            limit = len(chunk)
+        overlap = len(delimiter) - 1
+        tail = self.tail
+        if tail:
+            if len(tail) > end - self.start:  # part of the tail was taken
+                tail = tail[len(tail) - (end - self.start) :]
+            seam = tail + chunk[offset : min(offset + overlap, limit)]
+            index = seam.find(delimiter)
+            if index >= 0:
+                self.match_end = end - len(tail) + index + len(delimiter)
+                return self.match_end
+        index = chunk.find(delimiter, offset, limit)
+        if index >= 0:
+            self.match_end = index - start + len(delimiter)
+            return self.match_end
+        if overlap:
+            self.tail = (tail + chunk[max(offset, limit - overlap) : limit])[-overlap:]
+        self.end = limit - start
+        if limit == len(chunk):
+            self.chunk_number += 1
+            self.chunk_position = self.end
+        return None
+
+    def keep_from(self, head: int) -> bool:
+        """Keep only the progress from ``head`` on, because bytes are pushed back before ``head``.
+
+        Returns False if there is no such progress.
+        """
+        if self.match_end is not None and self.match_end - len(self.delimiter) < head:
+            self.match_end = None  # part of the match was taken
+        if self.match_end is None and self.end <= head:
+            return False
+        self.start = max(self.start, head)
+        self.end = max(self.end, head)
+        self.chunk_position = max(self.chunk_position, head)
+        return True
+
+    def relocate(self, chunks: list[Entry], position: int, number: int) -> None:
+        """Find the chunk to scan next, after these chunks were coalesced.
+
+        ``position`` and ``number`` are those of the first of these chunks.
+        """
+        for entry in chunks:
+            if self.end < position + unread(entry):
+                break
+            position += unread(entry)
+            number += 1
+        self.chunk_number, self.chunk_position = number, position

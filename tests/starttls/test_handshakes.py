@@ -113,7 +113,7 @@ async def test_a_handshake_without_a_common_version_fails(
     authority.issue("example.org").load_into(new)
 
     async def server_side() -> None:
-        with pytest.raises(TLSError, match="no TLS version that is accepted here"):
+        with pytest.raises(TLSError, match="no TLS version that we accept"):
             await b.starttls(new)
 
     async with trio.open_nursery() as nursery:

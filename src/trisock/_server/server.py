@@ -191,8 +191,7 @@ class Server(NotCopyable):
 
     @property
     def connections(self) -> tuple[Socket, ...]:
-        """The sockets whose handlers are running. The ``bind(tls=)`` handshake comes before
-        that."""
+        """The sockets whose handlers are running. This excludes ``bind(tls=)`` handshakes."""
         return tuple(self._connections.values())
 
     def stats(self) -> ServerStats:

@@ -73,8 +73,7 @@ def run_trio(main: Callable[[], Awaitable[None]]) -> None:
 
 
 class RunBound:
-    """An object that works only in one run of Trio (``run``) or, if ``run`` is None, outside
-    Trio."""
+    """An object that works only in one run of Trio, or only outside Trio if ``run`` is None."""
 
     def __init__(self, run: Run | None) -> None:
         self._run = run
@@ -113,7 +112,7 @@ class PendingCall(Generic[R]):
     """An awaitable without the methods of a coroutine.
 
     Coroutines have methods named ``send`` and ``close``, and so do sockets. If a program forgets an
-    ``await``, it must not call the coroutine's.
+    ``await``, its next call must not reach the coroutine's method.
     """
 
     def __init__(self, coroutine: Coroutine[Any, Any, R]) -> None:

@@ -17,8 +17,7 @@ _logger = logging.getLogger("trisock.pluto")
 
 
 def new_locked_lock() -> _thread.LockType:
-    """Return a locked lock, which another thread releases once. It is an event without Python
-    code."""
+    """Return a locked lock that another thread releases once: an event without Python code."""
     lock = _thread.allocate_lock()
     lock.acquire()
     return lock

@@ -13,7 +13,7 @@ class Intent:
 
     Invariant: ``recorded`` is True from the call until its work has ended. If a later call finds it
     True while no work is running, an interrupt occurred before the work began. The program may not
-    know this, and believe that the connection is closed or encrypted. So the socket is aborted.
+    know this: it may believe that the connection is closed or encrypted. So the socket is aborted.
     """
 
     def __init__(self, sock: trisock.Socket) -> None:

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 
 class scheduler:  # noqa: N801 (Pluto's name)
-    """A scheduler runs the servers of ``socket.bind``, and other functions. Source: Pluto's
-    page."""
+    """A scheduler for the servers of ``socket.bind``, and other functions. Source: Pluto's page."""
 
     def __init__(self) -> None:
         self._waiting: list[Callable[[], Awaitable[object]]] = []

@@ -46,7 +46,7 @@ TLS = (
 # handlers run in reverse order, so the program's handlers can still use the sockets.
 weakref.finalize(background, len, ())
 
-# The exceptions which say that the connection is over. Pluto has no exceptions for this.
+# These exceptions mean that the connection is over. Pluto reports this without an exception.
 _OVER = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 
@@ -128,11 +128,10 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
           port: the port; 0 for a free one (see the listener's ``port``).
           handler: an async function, or a function that returns an awaitable.
 
-        Returns: the listener. Its ``close`` stops the server, which ends when its last handler
-        does.
+        Returns: the listener. Its ``close`` stops the server, which ends when its last handler has
+        ended.
 
-        Raises ``OSError`` if it cannot listen, because Pluto raises here too. Source:
-        ``socket.bind``.
+        Raises ``OSError`` if it cannot listen, as Pluto does. Source: ``socket.bind``.
         """
         if not isinstance(sched, scheduler):
             raise TypeError(f"a server runs in a scheduler, not in {describe(sched)}")
@@ -283,8 +282,7 @@ class async_socket(socket, InsideTrio):  # noqa: N801 (as the one above)
 if TYPE_CHECKING:
 
     class _Made(socket, Awaitable[async_socket | None]):
-        """The result of a call that makes a socket: awaited inside Trio, the socket itself
-        outside."""
+        """The result of a call that makes a socket: an awaitable inside Trio, a socket outside."""
 
 
 class listener(RunBound):  # noqa: N801 (Pluto's name)
@@ -335,8 +333,8 @@ class listener(RunBound):  # noqa: N801 (Pluto's name)
     async def close(self) -> Done:
         """Stop listening. Await it inside Trio; it blocks outside.
 
-        A listener made by ``bind`` also stops its server, which ends when its last handler does.
-        (In Pluto, garbage collection ends the server.)
+        A listener made by ``bind`` also stops its server, which ends when its last handler has
+        ended. (In Pluto, garbage collection ends the server.)
         """
         self._closed = True
         self._undelivered.clear()
@@ -348,14 +346,17 @@ class listener(RunBound):  # noqa: N801 (Pluto's name)
         return cast("Done", None)
 
     async def _serve(self, handler: Callable[[async_socket], Awaitable[object]]) -> None:
-        """Run the server until it is closed. Until then, the listener belongs to the server's run
-        of Trio."""
+        """Run the server until it is closed.
+
+        The listener belongs to this run of Trio until then.
+        """
 
         async def handle(sock: trisock.Socket) -> None:
             awaitable = handler(async_socket(sock, self._run, owned=False))
             if not inspect.isawaitable(awaitable):  # it is a plain function: its sends never ran
                 raise TypeError(
-                    f"a handler must be an async function, and {describe(handler)} is not one"
+                    "a handler must be an async function: "
+                    f"{describe(handler)} returned nothing to await"
                 )
             await awaitable
 

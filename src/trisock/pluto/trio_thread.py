@@ -81,9 +81,7 @@ class _Thread:
         self._waking: dict[object, bool] = {}
         self._running: set[Call[Any]] = set()
         self._cancelled: set[Call[Any]] = set()  # abandoned calls that have not ended yet
-        self._deferred: collections.deque[Item] = (
-            collections.deque()
-        )  # waiting until _cancelled is empty
+        self._deferred: collections.deque[Item] = collections.deque()  # wait for _cancelled
         self._stopping = False
 
     # ---- in the callers' threads ----
@@ -109,7 +107,7 @@ class _Thread:
                 self._go.release()
 
     def wake(self) -> None:
-        """Make the thread check the inbox. If a wake is missed, the next one makes up for it."""
+        """Make the thread check the inbox. If a wake is missed, the next one finds both items."""
         key = object()
         try:
             self._waking[key] = True
@@ -266,8 +264,7 @@ class TrioThread:
             del error  # or exception and traceback would refer to each other
 
     def abandon(self, call: Call[Any]) -> None:
-        """Abandon a call. Called from the caller's frame, the last place where an exception can
-        occur.
+        """Abandon a call, from the caller's frame: the last one in which an exception can occur.
 
         Usually ``result_of`` has already abandoned the call. This does not wait, because the next
         call is queued after this one anyway.

@@ -46,7 +46,7 @@ async def listen(
       port: 0 to 65535; 0 lets the system choose a free port (see ``Listener.port``).
       host: the local address or name to listen on. ``None`` means all addresses of this machine,
         IPv4 and IPv6, on one port. A name means all of its addresses that this machine has.
-        ``"::"`` means IPv6 only, and ``"0.0.0.0"`` means IPv4 only.
+        ``"::"`` is IPv6 only, and ``"0.0.0.0"`` is IPv4 only.
       backlog: how many connections may wait to be accepted. ``None`` means the system's maximum.
       reuse_port: share the port with other listeners of the same user; the kernel distributes the
         connections among them (``SO_REUSEPORT``).

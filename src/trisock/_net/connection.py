@@ -254,7 +254,7 @@ class Connection:
         try:
             try:
                 self.transport.check_sending()
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
+            except trio.BrokenResourceError:
                 self.close_immediately()  # the program must not go on in plain text
                 raise
             tls = TLSStream(

@@ -303,7 +303,7 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
           TLSError: the handshake failed or timed out. The socket is closed, and the peer was sent
             the alert that says why. Nothing was sent in plain text, and nothing will be.
           trio.BrokenResourceError: an earlier send was cut short. The socket is closed.
-          trio.ClosedResourceError: ``send_eof`` was called. The socket is closed.
+          trio.ClosedResourceError: ``send_eof`` was called. Nothing has changed.
           RuntimeError: the connection already uses TLS. Nothing has changed.
           TypeError, ValueError: an argument is invalid. Nothing has changed.
           trio.BusyResourceError: another task is using the connection. Nothing has changed.

@@ -48,7 +48,9 @@ async def demo() -> None:
         await talk(server)
         server.stop()
         await server.wait_closed()
-        print(f"        -- it has served {server.stats().accepted} connection and is closed")
+        print(
+            f"        -- the server has served {server.stats().accepted} connection and is closed"
+        )
 
 
 async def _say(sock: Socket, who: str, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Addresses and host names: from the kernel, for users, for the resolver and for TLS."""
+"""Convert addresses and host names between the forms of the kernel, users, the resolver and TLS."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ class Address(NamedTuple):
 
     Attributes:
       host: an IPv4 or IPv6 address as text. An IPv4-mapped IPv6 address is shown as IPv4. An IPv6
-        zone is kept (``fe80::1%eth0``), so that ``connect`` accepts the address. For a Unix socket
-        the path (``""`` for the unnamed end of a connection).
+        zone is kept (``fe80::1%eth0``), because ``connect`` needs it. For a Unix socket, ``host``
+        is its path, or ``""`` if the socket has none.
       port: the port; 0 for a Unix socket.
 
     A Unix peer chooses its own path, which may look like an IP address. The port of a TCP
     connection is never 0, so ``address.port == 0`` identifies a Unix socket.
 
     ``str(address)`` is one line that is safe to log. Unprintable characters are escaped, and an
-    unusual path is quoted (``unix:'127.0.0.1:80'``), so that it never looks like a host and a
-    port. ``host`` itself is not escaped.
+    unusual path is quoted (``unix:'127.0.0.1:80'``), so that no path looks like a host and a port.
+    ``host`` itself is not escaped.
     """
 
     host: str
@@ -55,7 +55,7 @@ class Address(NamedTuple):
 
 
 class UnixAddress(Address):
-    """The Address of a Unix socket. It is a class because the path may look like an IP address."""
+    """The Address of a Unix socket. Its class identifies it: its path may look like an IP."""
 
     __slots__ = ()
 
@@ -64,7 +64,7 @@ class UnixAddress(Address):
 
 
 def format_unix_path(path: str | bytes) -> str:
-    """Format a path for a log or an error, so that it cannot be mistaken for ``host:port``.
+    """Format a path for a log or an error, so that the path cannot be mistaken for ``host:port``.
 
     A path of ordinary characters that starts with a slash is returned unchanged.
     """
@@ -124,10 +124,10 @@ def to_ascii_host(host: str) -> str:
     """Convert a host to the ASCII form that is resolved, sent as SNI and verified.
 
     An IP address is returned unchanged. A name with non-ASCII characters is mapped by UTS 46, and
-    each label is converted to its A-label (RFC 5890). ASCII names are returned unchanged, including
-    those that IDNA rejects but that exist (``my_service``).
+    each label is converted to its A-label (RFC 5890). ASCII names are returned unchanged, even
+    names such as ``my_service``, which IDNA rejects but people use.
 
-    Raises ``TypeError`` if it is not a ``str``, ``ValueError`` if it is not a valid host name.
+    Raises ``TypeError`` if the host is not a ``str``, ``ValueError`` if it is not a valid name.
     """
     if not isinstance(host, str):
         raise TypeError(f"a host must be a str, not {quoted(host)}")
@@ -135,7 +135,7 @@ def to_ascii_host(host: str) -> str:
         _check_zone(host)
         return host
     name = host
-    # Mapping does not shorten a longer name to a valid one, unless it drops ignored characters.
+    # Do not map a longer name: it stays too long, unless the mapping drops ignored characters.
     if not host.isascii() and len(host) <= _MAX_NAME + 1:
         try:
             mapped = idna.uts46_remap(host, std3_rules=False, transitional=False)
@@ -158,7 +158,7 @@ def to_ascii_host(host: str) -> str:
 def _check_zone(host: str) -> None:
     _, percent, zone = host.partition("%")
     if percent and not _ZONE.fullmatch(zone):
-        raise ValueError(f"{quoted(host)} is not a host name: no interface has this name")
+        raise ValueError(f"{quoted(host)} is not a host name: no interface can have this name")
 
 
 def _hint(host: str) -> str:
@@ -168,7 +168,7 @@ def _hint(host: str) -> str:
     if "@" in host:
         return ": give the host alone, without a user name"
     if "*" in host:
-        return ": a wildcard is for certificates"
+        return ": wildcards are only for certificates"
     if host.startswith("[") and host.endswith("]"):
         return ": an IPv6 address has no brackets here"
     if ":" in host:
@@ -179,22 +179,22 @@ def _hint(host: str) -> str:
 def to_tls_name(host: str) -> str:
     """Convert a host to the name that the certificate must match.
 
-    This is its ASCII form without a trailing dot (RFC 6066, section 3) and without an IPv6 zone,
-    which is meaningful only on this machine.
+    The name is the host's ASCII form without a trailing dot (RFC 6066, section 3) and without an
+    IPv6 zone, which is meaningful only on this machine.
 
-    Raises as ``to_ascii_host``; also ``ValueError`` for an abbreviated IPv4 address (``127.1``):
-    resolvers accept it, but no certificate can match it.
+    Raises the errors of ``to_ascii_host``. Also raises ``ValueError`` for an abbreviated IPv4
+    address (``127.1``): resolvers accept such an address, but no certificate can match it.
     """
     ascii_host = to_ascii_host(host)
     if _is_ip(ascii_host):
         return ascii_host.partition("%")[0]
     if re.fullmatch(r"[0-9]+(\.[0-9]+)+\.?", ascii_host):
-        raise ValueError(f"{quoted(host)} is not a host name, nor an IPv4 address in full")
+        raise ValueError(f"{quoted(host)} is not a host name, nor a complete IPv4 address")
     return ascii_host.removesuffix(".")
 
 
 def check_port(port: object, host: str | None) -> None:
-    """Raise ``TypeError`` or ``ValueError``, with the host in it, unless the port is valid."""
+    """Raise ``TypeError`` or ``ValueError`` unless the port is valid. The error shows the host."""
     where = "" if host is None else f" (host {quoted(host)})"
     if not isinstance(port, int) or isinstance(port, bool):
         raise TypeError(f"a port must be an int, not {quoted(port)}{where}")
@@ -203,7 +203,7 @@ def check_port(port: object, host: str | None) -> None:
 
 
 def with_message(cause: OSError, message: str) -> OSError:
-    """Make an ``OSError`` of the same errno, and so the same subclass, with a longer message."""
+    """Return an ``OSError`` with the errno, and so the subclass, of ``cause`` and a new message."""
     if isinstance(cause, socket.gaierror):
         return socket.gaierror(cause.errno, f"{message}: {cause.strerror}")
     if cause.errno is None:

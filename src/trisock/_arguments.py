@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
 
-# Labels longer than this many characters are not quoted: keys and tokens are long, names are not.
+# A label of more than this many characters is not quoted: it may be a key or a token.
 MAX_QUOTED_LABEL = 32
 
 
@@ -35,21 +35,21 @@ def quoted(value: object) -> str:
 
 
 def type_name(value: object) -> str:
-    # The type only: the value may be a key, passed as the wrong argument.
+    # Show only the type: the value may be a key, passed as the wrong argument.
     return f"a {type(value).__name__}"
 
 
 def check_bool(name: str, value: object) -> None:
     """Raise ``TypeError`` unless the value is a bool."""
-    # An option that the program left unset (None) must not disable a check.
+    # None, from an option that the program never set, must not count as False and disable a check.
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, not {type_name(value)}")
 
 
 def bytes_view(data: object) -> memoryview:
-    """Return a flat view of bytes, bytearray or memoryview; ``TypeError`` for anything else."""
+    """Return a flat view of bytes, a bytearray or a memoryview. Other types raise ``TypeError``."""
     if not isinstance(data, (bytes, bytearray, memoryview)):
-        raise TypeError(f"bytes, bytearray or memoryview is required, not {type(data).__name__}")
+        raise TypeError(f"expected bytes, bytearray or memoryview, not {type(data).__name__}")
     view = memoryview(data)
     return view if view.format == "B" and view.ndim == 1 and view.contiguous else _flat(view)
 
@@ -66,7 +66,7 @@ def _flat(view: memoryview) -> memoryview:
 
 
 def positive_int(name: str, value: int) -> int:
-    """Return the value as an int; raise ``TypeError`` or ``ValueError`` unless it is positive."""
+    """Return the value as an int. Raise ``TypeError`` or ``ValueError`` unless it is positive."""
     try:
         value = operator.index(value)
     except TypeError:
@@ -77,7 +77,7 @@ def positive_int(name: str, value: int) -> int:
 
 
 def seconds_or_inf(name: str, seconds: float | None) -> float:
-    """Return a timeout in seconds as a float; ``math.inf`` for ``None``."""
+    """Return a timeout (seconds) as a float, or ``math.inf`` if the timeout is ``None``."""
     if seconds is None:
         return math.inf
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):

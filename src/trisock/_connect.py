@@ -26,12 +26,14 @@ from ._net.unix_path import unix_path, unix_socket
 from ._tls.roles import ClientTLS, TLSArgument, resolve_role
 
 # If the backlog of a Unix listener is full, a non-blocking connect fails with EAGAIN, and no event
-# says when there is room again. So retry after this many seconds, and double it each time.
+# reports when there is room again. So retry: first after the minimum interval (seconds), then
+# double the interval each time, up to the maximum.
 _MIN_RETRY_INTERVAL = 0.001
 _MAX_RETRY_INTERVAL = 0.1
 
-# If nothing listens on a local port, the kernel can choose that port as the source port. Then the
-# socket connects to itself. This is rare, unless the range of ephemeral ports is tiny.
+# When a client connects to a local port where nothing listens, the kernel may choose the same port
+# as the source port. Then the socket connects to itself, and we try again, at most this many times.
+# This is rare, unless the range of ephemeral ports is tiny.
 _SELF_CONNECT_TRIES = 16
 
 
@@ -44,28 +46,30 @@ async def connect(
 ) -> Socket:
     """Connect over TCP, to a name or an address, IPv4 or IPv6.
 
-    If the name has several addresses, they are tried in order. Each has a head start of 250 ms
-    before the next (happy eyeballs, RFC 8305). The first to connect wins.
+    If the name has several addresses, they are tried in order. Each attempt gets a head start of
+    250 ms over the next (happy eyeballs, RFC 8305). The first attempt that succeeds is used.
 
     Args:
       host: a name, which may be internationalized, or an address.
       port: 0 to 65535.
-      tls: ``True`` for TLS from the start: the server's certificate must match ``host`` and chain
-        to the system's trust store. Or any ``tls`` argument of ``Socket.starttls``.
+      tls: ``True`` starts TLS immediately: the server's certificate must match ``host`` and chain
+        to the system's trust store. Any ``tls`` argument of ``Socket.starttls`` also starts TLS.
+        ``None``: plain text.
       local_address: the local address to connect from.
 
     Returns: a ``Socket`` whose side is ``"client"``.
 
     Raises:
       OSError: all attempts failed. The message contains the address, and the cause is the group of
-        the individual errors. If all of them have the same errno, it is that subclass
-        (``ConnectionRefusedError``). An unknown host raises ``socket.gaierror``. If nothing listens
-        on a local port, the kernel can connect a socket to itself. Such a connection is never
-        returned; ``connect`` retries, and finally raises ``ConnectionRefusedError``.
-      TLSError: as ``Socket.starttls``.
+        the individual errors. If all of them have the same errno, the error has it too, and is of
+        its subclass (such as ``ConnectionRefusedError``). An unknown host raises
+        ``socket.gaierror``. If nothing listens on a local port, the kernel can connect a socket to
+        itself. ``connect`` never returns such a connection: it retries, and finally raises
+        ``ConnectionRefusedError``.
+      TLSError: TLS failed, as in ``Socket.starttls``.
       TypeError, ValueError: an argument is invalid; no connection was made.
 
-    If cancelled, it leaves nothing open. Source: Pluto's ``socket.connect``.
+    A cancelled call leaves nothing open. Source: Pluto's ``socket.connect``.
     """
     ascii_host = to_ascii_host(host)
     check_port(port, host)
@@ -97,7 +101,7 @@ async def _open_tcp(
         if attempts is None or number is None:
             raise with_message(exc, f"cannot connect to {where}") from attempts
         raise OSError(number, f"cannot connect to {where}: {os.strerror(number)}") from attempts
-    # Move the descriptor to our own ``socket.socket``: its calls are cheaper.
+    # Move the descriptor to our own ``socket.socket``, whose methods are cheaper than Trio's.
     family, kind, protocol = stream.socket.family, stream.socket.type, stream.socket.proto
     return socket.socket(family, kind, protocol, stream.socket.detach())
 
@@ -105,13 +109,13 @@ async def _open_tcp(
 def _reset_if_self_connected(raw: socket.socket) -> bool:
     """Close the socket if it is connected to itself, and return whether it was.
 
-    This happens by simultaneous open (RFC 9293, section 3.5). The close is a reset: TIME_WAIT would
-    block the port for the server that is expected there.
+    A socket connects to itself by simultaneous open (RFC 9293, section 3.5). We close it with a
+    reset, because TIME_WAIT would block the port for the server that should listen there.
     """
     try:
         if raw.getsockname() != raw.getpeername():
             return False
-    except OSError:  # reset already
+    except OSError:  # the connection was already reset
         return False
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_AND_RESET)
     raw.close()
@@ -126,18 +130,18 @@ async def connect_unix(
     r"""Connect to a Unix socket.
 
     Args:
-      path: its path; on Linux also an abstract name (``"\0name"``).
-      tls: as in ``Socket.starttls``. A client that verifies the server needs a name.
+      path: the path; on Linux also an abstract name (``"\0name"``).
+      tls: as in ``Socket.starttls``. A client that verifies the server must give the server's name.
 
     Returns: a ``Socket`` whose side is ``"client"``.
 
     Raises:
-      OSError: nothing listens there (``FileNotFoundError``, ``ConnectionRefusedError``, ...). The
-        path is the error's file name. Also raised where the platform has no Unix sockets.
-      TLSError: as ``Socket.starttls``.
+      OSError: nothing listens on the path (``FileNotFoundError``, ``ConnectionRefusedError``, ...).
+        The path is the error's ``filename``. Also raised if the platform has no Unix sockets.
+      TLSError: TLS failed, as in ``Socket.starttls``.
       TypeError, ValueError: an argument is invalid.
 
-    If the listener's backlog is full, it waits. If cancelled, it leaves nothing open.
+    If the listener's backlog is full, the call waits. A cancelled call leaves nothing open.
     """
     name = unix_path(path)
     if tls is not None:
@@ -163,7 +167,7 @@ async def connect_unix(
 
 
 def _check_client_role(tls: TLSArgument, host: str | None) -> None:
-    """Reject any role but a client's, before connecting."""
+    """Check ``tls`` before connecting. Only a bare ``SSLContext`` may be a TLS server's."""
     role = resolve_role(tls, server_hostname=None, connected_host=host, side="client")
     if role.server_side and not isinstance(tls, ssl.SSLContext):
         raise TypeError(
@@ -180,7 +184,7 @@ async def _start(
         connection = Connection(stream, "client", raw)
     except OSError as exc:
         raw.close()
-        if exc.errno == errno.ENOTCONN:  # reset before we could ask for the peer's address
+        if exc.errno == errno.ENOTCONN:  # it was reset before we could get the peer's address
             exc = ConnectionResetError(errno.ECONNRESET, "reset")
         raise with_message(exc, f"cannot connect to {where}") from exc
     connection.connected_host = host
@@ -188,16 +192,18 @@ async def _start(
     if tls is not None:
         try:
             await sock.starttls(tls)
-        except BaseException:  # an SSLContext of the caller's may raise anything
+        except BaseException:  # the caller's own SSLContext may raise anything
             sock.abort()
             raise
     return sock
 
 
 def connect_unix_nowait(path: str) -> Socket:
-    """Connect to a Unix socket without waiting; ``BlockingIOError`` if the backlog is full.
+    """Connect to a Unix socket without waiting.
 
-    For ``trisock.hammerspoon``, whose ``connect`` is synchronous. Raises as ``connect_unix`` does.
+    Raises ``BlockingIOError`` if the backlog is full, another ``OSError`` if the connect fails, and
+    ``ValueError`` if the path is invalid. For ``trisock.hammerspoon``, whose ``connect`` is
+    synchronous.
     """
     name = unix_path(path)
     raw = unix_socket(name)

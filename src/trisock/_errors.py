@@ -1,7 +1,7 @@
 """trisock's own exceptions.
 
-All others are Trio's (``BrokenResourceError``, ``ClosedResourceError``, ``BusyResourceError``) or
-the system's (``OSError``).
+trisock also raises Trio's exceptions (``BrokenResourceError``, ``ClosedResourceError``,
+``BusyResourceError``) and the system's (``OSError``).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import trio
 class TLSError(trio.BrokenResourceError):
     """TLS failed; the message says why in plain words.
 
-    Raised by ``starttls`` and ``stoptls`` (the socket is closed by then), and by reads and sends
-    when the peer broke the encrypted stream: an alert, a forged record, an end without
+    ``starttls`` and ``stoptls`` close the socket before they raise it. Reads and sends raise it if
+    the peer has broken the encrypted stream: by an alert, a forged record, or an EOF without
     ``close_notify``.
 
     Attributes:
@@ -37,8 +37,8 @@ class TLSError(trio.BrokenResourceError):
 class IncompleteReadError(EOFError):
     """The stream ended before all of the requested data had arrived.
 
-    The bytes that did arrive are not lost: the next read returns them. The error's message and
-    ``repr`` show their number, never the bytes: they may be half of a password.
+    The bytes that did arrive are not lost: the next read returns them. The message and ``repr``
+    show only how many bytes arrived, because the bytes may be half of a password.
 
     Attributes:
       partial: the bytes that arrived.
@@ -53,7 +53,7 @@ class IncompleteReadError(EOFError):
 
     def _describe(self, size: int) -> None:
         wanted = "the delimiter" if self.expected is None else f"{self.expected} bytes"
-        # The message is the only argument: repr() and many log formatters show args.
+        # Only the message is in args, because repr() and many log formatters show args.
         self.args = (f"the stream ended after {size} bytes, before {wanted} arrived",)
 
     @property
@@ -73,10 +73,10 @@ class IncompleteReadError(EOFError):
 def new_incomplete_read_error(
     entries: list[tuple[bytes, int]], size: int, expected: int | None
 ) -> IncompleteReadError:
-    """Return an error whose ``partial`` consists of chunks, each with a start offset.
+    """Return an error whose ``partial`` joins the given chunks, each from its start offset.
 
-    The chunks are concatenated lazily. Otherwise a program that takes one byte and retries, in a
-    loop, would copy all of them each time.
+    The chunks are joined only when ``partial`` is read. Otherwise a loop that reads one byte and
+    then retries the larger read would copy all chunks each time.
     """
     error = IncompleteReadError(b"", expected)
     error._entries = entries
@@ -87,7 +87,7 @@ def new_incomplete_read_error(
 class LimitExceededError(Exception):
     """A read found no delimiter within its limit.
 
-    No data is lost: the next read returns it.
+    No data is lost: the next read returns the data.
 
     Attributes:
       limit: the ``max_bytes`` that was exceeded.
@@ -104,8 +104,8 @@ class LimitExceededError(Exception):
 def unraised_copy(failure: trio.BrokenResourceError) -> trio.BrokenResourceError:
     """Return an equal error that was never raised.
 
-    A connection stores one error and raises another. The traceback of an error that was raised
-    refers to the frames that refer to the connection: stored there, it would be a reference cycle.
+    A connection stores one error and raises another. A raised error has a traceback, and its frames
+    refer to the connection. If the connection stored that error, they would form a reference cycle.
     """
     if isinstance(failure, TLSError):
         return TLSError(str(failure), reason=failure.reason, verify_code=failure.verify_code)
@@ -114,7 +114,8 @@ def unraised_copy(failure: trio.BrokenResourceError) -> trio.BrokenResourceError
 
 # ---- ssl.SSLError in plain words ----
 
-# OpenSSL's reasons when the peer does not speak TLS: its interpretations of the first bytes.
+# If the peer does not speak TLS, OpenSSL interprets its first bytes and reports one of these
+# reasons.
 _NOT_TLS = {
     "WRONG_VERSION_NUMBER",
     "HTTP_REQUEST",
@@ -127,10 +128,10 @@ _NOT_TLS = {
 }
 
 _DESCRIPTIONS = {
-    "UNSUPPORTED_PROTOCOL": "the peer speaks no TLS version that is accepted here",
-    "VERSION_TOO_LOW": "the peer speaks no TLS version that is accepted here",
+    "UNSUPPORTED_PROTOCOL": "the peer supports no TLS version that we accept",
+    "VERSION_TOO_LOW": "the peer supports no TLS version that we accept",
     "NO_PROTOCOLS_AVAILABLE": "the context allows no TLS version",
-    "NO_SHARED_CIPHER": "the two sides share no cipher, or no certificate that fits one",
+    "NO_SHARED_CIPHER": "the two sides share no cipher, or no certificate fits a shared one",
     "PEER_DID_NOT_RETURN_A_CERTIFICATE": "the peer sent no certificate, but one is required",
     "NO_APPLICATION_PROTOCOL": "the two sides share no ALPN protocol",
     "APPLICATION_DATA_AFTER_CLOSE_NOTIFY": "the peer was still sending encrypted data",
@@ -142,8 +143,8 @@ _DESCRIPTIONS = {
 def ssl_reason(exc: ssl.SSLError) -> str:
     """Return OpenSSL's name for the error, or ``""``.
 
-    Python's table of reasons has gaps, such as the no_application_protocol alert. For those, take
-    it from the message.
+    Python's table of names has gaps, such as the no_application_protocol alert. For an error that
+    is missing there, we take the name from the message.
     """
     if exc.reason:
         return exc.reason
@@ -154,7 +155,7 @@ def ssl_reason(exc: ssl.SSLError) -> str:
 def describe_ssl_error(exc: ssl.SSLError) -> str:
     """Describe an SSLError in plain words."""
     if isinstance(exc, ssl.SSLZeroReturnError):
-        return "the peer ended it"
+        return "the peer ended TLS"
     if isinstance(exc, ssl.SSLCertVerificationError):
         return f"the certificate was refused: {exc.verify_message}"
     reason = ssl_reason(exc)

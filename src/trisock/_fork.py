@@ -1,4 +1,4 @@
-"""fork inside ``trio.run``: the child gets a copy of the run, but shares the epoll set."""
+"""fork inside ``trio.run``: the child gets a copy of the run, but shares the parent's epoll set."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import os
 
 import trio
 
-# If this process was forked inside a run of Trio: that run. Its tasks wait in the parent.
+# If this process was forked inside a run of Trio, this is that run, of which the child has a copy.
 _inherited: trio.lowlevel.TrioToken | None = None
 
 
-# The number of forks between the program's first process and this one. If two processes continue
-# with the same TLS keys, they encrypt different data under one nonce, which reveals both. This is a
-# counter because each read and send compares it, and os.getpid() is a system call.
+# The number of forks between the program's first process and this one. TLS compares this number to
+# detect a fork: two processes with the same keys would encrypt different data with one nonce, which
+# reveals both. Every read and send compares it, so it is a counter: os.getpid() is a system call.
 count = 0
 
 
@@ -29,12 +29,12 @@ if hasattr(os, "register_at_fork"):  # pragma: no branch (Windows has no fork)
 
 
 def in_copied_run() -> bool:
-    """Return whether this is a forked child, in its copy of the parent's run of Trio."""
+    """Return whether this is a forked child, inside its copy of the parent's run of Trio."""
     return _inherited is not None and not can_wake_tasks()
 
 
 def can_wake_tasks() -> bool:
-    """Return whether this is inside a run of Trio that was not copied by a fork."""
+    """Return whether the caller is inside a run of Trio that was not copied by a fork."""
     try:
         return trio.lowlevel.current_trio_token() is not _inherited
     except RuntimeError:

@@ -27,10 +27,11 @@ T = TypeVar("T")
 async def isolated(function: Callable[[], Awaitable[T]]) -> T:
     """Await the user's code in its own cancel scope.
 
-    If the code leaves a cancel scope open (a timeout inside an async generator), that scope would
-    cancel our task. Trio notices it when the outer scope exits, and raises ``RuntimeError``. A
-    ``Cancelled`` that no enclosing scope requested would end the nursery silently; it also becomes
-    a ``RuntimeError``. ``KeyboardInterrupt`` and the like always propagate.
+    If the code leaves a cancel scope open (a timeout inside an async generator), that scope could
+    cancel our task later. Trio detects the open scope when our scope around the code exits, and
+    raises ``RuntimeError``. A ``Cancelled`` that no enclosing scope requested also becomes a
+    ``RuntimeError``, because it would end the nursery silently. ``KeyboardInterrupt`` and the like
+    always propagate.
     """
     failure: BaseException | None = None
     try:
@@ -46,20 +47,20 @@ async def isolated(function: Callable[[], Awaitable[T]]) -> T:
             if stray is not None:
                 raise stray from exc
             raise
-        # Trio's error for the open scope; its context is the exception of the user's code.
+        # This is Trio's error for the open scope. Its context is the user code's exception.
         if failure is not None and _contains(failure, _must_propagate):
             raise failure from None
         raise
     finally:
         del failure  # its traceback refers to this frame
-    raise AssertionError("nobody cancels that scope")  # pragma: no cover
+    raise AssertionError("no code cancels this scope")  # pragma: no cover
 
 
 def stray_cancelled(exc: BaseException) -> RuntimeError | None:
     """If ``Cancelled`` was raised but nothing was cancelled, return an error that explains it.
 
-    ``None`` for any other exception. Call it in a task, or a scope, that is surrounded only by the
-    library's own cancel scopes.
+    Returns ``None`` for any other exception. Call this only where all enclosing cancel scopes are
+    the library's own.
     """
     if (
         not _contains(exc, _is_cancelled)
@@ -68,15 +69,15 @@ def stray_cancelled(exc: BaseException) -> RuntimeError | None:
     ):
         return None
     error = RuntimeError(
-        "trio.Cancelled was raised, but nothing around this call was cancelled: a cancel scope "
-        "was left open, or an exception of another scope was kept and raised again"
+        "trio.Cancelled was raised, but no scope around this call was cancelled: a cancel scope "
+        "was left open, or the Cancelled of another scope was stored and raised again"
     )
     error.__cause__ = exc
     return error
 
 
 def leaves(exc: BaseException) -> list[BaseException]:
-    """Return all exceptions in a group and its nested groups; for anything else, ``[exc]``."""
+    """Return all exceptions in a group and its nested groups, or ``[exc]`` if it is not a group."""
     found: list[BaseException] = []
     pending = [exc]
     while pending:
@@ -89,15 +90,15 @@ def leaves(exc: BaseException) -> list[BaseException]:
 
 
 def is_error(exc: BaseException) -> bool:
-    """Return whether it is an ``Exception``; not ``Cancelled``, ``KeyboardInterrupt``, ..."""
+    """Return whether this is an ``Exception``, unlike ``Cancelled`` or ``KeyboardInterrupt``."""
     return issubclass(type(exc), Exception)
 
 
 def split_errors(exc: BaseException) -> tuple[BaseException | None, BaseException | None]:
-    """Split into ``Exception``s, to be logged, and the rest, to be raised again.
+    """Return the ``Exception``s, to be logged, and the rest, to be raised again.
 
-    A group of both kinds becomes two flat groups. We do not call its ``split``: a user's class may
-    override it.
+    If a group contains both, the results are flat (a single other exception is returned bare). We
+    do not call the group's ``split`` method, because a user's class may override it.
     """
     each = leaves(exc)
     errors = [leaf for leaf in each if is_error(leaf)]
@@ -122,10 +123,10 @@ def text(exc: BaseException) -> str:
 
 
 def is_logged(logger: logging.Logger, level: int) -> bool:
-    """Return whether a logger is enabled for a level. If not, skip the formatting."""
+    """Return whether a logger is enabled for a level, so that callers can skip the formatting."""
     try:
         return logger.isEnabledFor(level)
-    except Exception:  # a user's class; log() reports the failure
+    except Exception:  # the logger's class may be the user's; log() reports the failure
         return True
 
 
@@ -140,19 +141,19 @@ def log(
     """Log, and never raise. If logging fails, print the message and both tracebacks to stderr.
 
     A filter may raise, a handler may fail to open its file, and ``StreamHandler`` re-raises
-    ``RecursionError``. An exception that cannot be formatted is replaced by one that can, because
-    logging would drop the record.
+    ``RecursionError``. If an exception cannot be formatted, logging would drop the record, so we
+    log a replacement.
     """
     shown: BaseException | None = None
     try:
         info = None
         if exc_info is not None:
             shown = _loggable(exc_info)
-            # A tuple: logging evaluates a bare exception's truth value and its __traceback__.
+            # Pass a tuple: of a bare exception, logging evaluates truth value and __traceback__.
             info = (type(shown), shown, _attribute(shown, "__traceback__"))
         logger.log(level, message, *args, exc_info=info, extra=extra, stacklevel=2)
     except Exception as failure:
-        # Not print(file=sys.stderr): if sys.stderr is None, it writes to stdout.
+        # Not print(file=sys.stderr): if sys.stderr is None, print writes to stdout.
         with contextlib.suppress(Exception):
             lines = [f"logging on {logger.name!r} failed; the message was: {message % args}\n"]
             if shown is not None:
@@ -177,7 +178,7 @@ def _contains(exc: BaseException, condition: Callable[[BaseException], bool]) ->
 
 
 def _attribute(exc: BaseException, name: str) -> Any:
-    """Return an attribute of ``BaseException``, even if the exception's class overrides it."""
+    """Return an attribute as defined by ``BaseException``, even if the class overrides it."""
     return BaseException.__dict__[name].__get__(exc)
 
 
@@ -192,7 +193,7 @@ def _exceptions(group: BaseException) -> tuple[BaseException, ...]:
 
 def _regroup(others: list[BaseException], tb: Any) -> BaseException:
     if len(others) > 1:
-        with contextlib.suppress(Exception):  # a user's class may break this
+        with contextlib.suppress(Exception):  # a user's class may make this fail
             message = "exceptions raised along with errors"
             return BaseExceptionGroup(message, others).with_traceback(tb)
     return others[0]
@@ -204,13 +205,13 @@ def _name(exc: BaseException) -> str:
 
 
 class _NotPrintable(Exception):
-    """Replaces an exception that cannot be formatted, in the log."""
+    """Stands in the log for an exception that cannot be formatted."""
 
 
 def _loggable(exc: BaseException, *, nested: bool = False) -> BaseException:
     """Return the exception, or a loggable replacement with the same traceback.
 
-    ``nested``: it is the cause or the context of another exception, or in a group.
+    ``nested``: whether ``exc`` is the cause or the context of another exception, or in a group.
     """
     try:
         _format(_caused_by(exc) if nested else exc)

@@ -1,4 +1,4 @@
-"""A base class for objects that represent a kernel object or a running task: no copies."""
+"""A base class that forbids copies of objects that represent a kernel object or a running task."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import NoReturn
 class NotCopyable:
     """Makes ``copy.copy``, ``copy.deepcopy`` and ``pickle`` raise a ``TypeError`` that says why.
 
-    A copy would share the descriptor but not the state: after ``starttls`` on one, the other would
-    continue in plain text.
+    A copy would share the descriptor but not the state: after ``starttls`` on the original, the
+    copy would continue in plain text.
     """
 
     __slots__ = ()

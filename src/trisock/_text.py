@@ -6,8 +6,9 @@ from __future__ import annotations
 def printable(text: str) -> str:
     """Escape unprintable characters, as ``repr`` does.
 
-    These are control characters, line ends (also U+0085, U+2028 and U+2029), bidirectional controls
-    and lone surrogates. So the result is one line, and every Unicode codec can encode it.
+    Unprintable characters are control characters, line ends (also U+0085, U+2028 and U+2029),
+    bidirectional controls and lone surrogates. So the result is one line that every Unicode codec
+    can encode.
     """
     if text.isprintable():
         return text

@@ -239,10 +239,10 @@ INVALID: list[tuple[type[Exception], str, Callable[[Sockets], object]]] = [
     (TypeError, "not NaN", lambda hs: hs.new().setTimeout(math.nan)),
     (TypeError, "of seconds", lambda hs: hs.new().setTimeout(SECRET)),  # type: ignore[arg-type]
     (ValueError, "no larger", lambda hs: hs.new().setTimeout(10**400)),
-    (TypeError, "no host", lambda hs: hs.new().connect(LOCALHOST, True)),
-    (TypeError, "no host", lambda hs: hs.new().connect(LOCALHOST, SECRET)),  # type: ignore[arg-type]
-    (TypeError, "no host", lambda hs: hs.new().connect(SECRET.encode(), 80)),  # type: ignore[arg-type]
-    (TypeError, "no host", lambda hs: hs.new().connect({"host": SECRET, "port": 80})),  # type: ignore[arg-type]
+    (TypeError, "a host and a port", lambda hs: hs.new().connect(LOCALHOST, True)),
+    (TypeError, "a host and a port", lambda hs: hs.new().connect(LOCALHOST, SECRET)),  # type: ignore[arg-type]
+    (TypeError, "a host and a port", lambda hs: hs.new().connect(SECRET.encode(), 80)),  # type: ignore[arg-type]
+    (TypeError, "a host and a port", lambda hs: hs.new().connect({"host": SECRET, "port": 80})),  # type: ignore[arg-type]
     (TypeError, "a function", lambda hs: hs.new().connect(LOCALHOST, 80, SECRET)),  # type: ignore[arg-type]
     (TypeError, "a function", lambda hs: hs.new().write("x", 1, SECRET)),  # type: ignore[arg-type]
     (TypeError, "a function", lambda hs: hs.new(SECRET)),  # type: ignore[arg-type]

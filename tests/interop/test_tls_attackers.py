@@ -60,7 +60,7 @@ async def test_an_old_version_is_refused(version: str, example_org: ServerTLS, c
     assert "alert protocol version" in output
     assert received == b""
     (error,) = errors
-    assert "speaks no TLS version that is accepted here" in str(error)
+    assert "supports no TLS version that we accept" in str(error)
 
 
 async def test_a_downgraded_client_is_refused(example_org: ServerTLS, ca: Path) -> None:

@@ -147,13 +147,13 @@ async def test_isopen_leaves_data_unread(sock: Socket, raw: socket.socket) -> No
 
 @pytest.mark.parametrize("bad", ["str", None, 1, [b"x"]])
 async def test_data_that_is_not_bytes_raises_type_error(bad: object, a: Socket, b: Socket) -> None:
-    with pytest.raises(TypeError, match="bytes, bytearray or memoryview is required"):
+    with pytest.raises(TypeError, match="expected bytes, bytearray or memoryview"):
         a.unrecv(bad)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="bytes, bytearray or memoryview is required"):
+    with pytest.raises(TypeError, match="expected bytes, bytearray or memoryview"):
         await a.send(b"not sent", bad)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="bytes, bytearray or memoryview is required"):
+    with pytest.raises(TypeError, match="expected bytes, bytearray or memoryview"):
         await a.recv_until(bad)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="bytes, bytearray or memoryview is required"):
+    with pytest.raises(TypeError, match="expected bytes, bytearray or memoryview"):
         a.lines(delimiter=bad)  # type: ignore[arg-type]
     assert await b.peek() is None
 

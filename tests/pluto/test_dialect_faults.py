@@ -253,7 +253,7 @@ def test_scheduler_run_raises_keyboard_interrupt_on_ctrl_c() -> None:
 async def test_forgetting_to_await_connect_or_accept_raises_attribute_error() -> None:
     listener = pluto.socket.listen(0)
     for call in (pluto.socket.connect("127.0.0.1", listener.port), listener.accept()):
-        with pytest.raises(AttributeError, match="inside Trio this call is awaited"):
+        with pytest.raises(AttributeError, match="inside Trio, await this call first"):
             call.close()
         s = await call
         assert s is not None
@@ -284,7 +284,7 @@ async def test_a_handler_that_is_not_async_logs_an_error(caplog: pytest.LogCaptu
         assert await client.recv() is None
         await client.close()
         await listener.close()
-    assert "a handler must be an async function, which" in caplog.text
+    assert "a handler must be an async function:" in caplog.text
 
 
 def test_bind_and_add_raise_type_error_for_invalid_arguments() -> None:

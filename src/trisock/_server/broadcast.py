@@ -11,11 +11,11 @@ class Broadcast:
     """One broadcast: its data, and the results.
 
     Attributes:
-      delivered: how many connections took all of the data.
-      aborted: how many were too slow and were aborted.
+      delivered: the number of connections to which all of the data was sent.
+      aborted: the number of connections that were aborted because they were too slow.
       scope: cancels the broadcast.
       done: set when the broadcast has ended.
-      failure: an unexpected exception. The caller raises it, so that it does not end the server.
+      failure: an unexpected exception. Only the caller raises it, so it does not end the server.
     """
 
     def __init__(self, content: bytes, timeout: float) -> None:
@@ -27,7 +27,8 @@ class Broadcast:
         self.scope = trio.CancelScope()
         self.done = trio.Event()
 
-    # The caller waits for ``done`` with a shield: a Ctrl-C must not keep it from being set.
+    # The caller waits for ``done`` in a shielded scope, so ``done`` must be set even after a
+    # Ctrl-C.
     @trio.lowlevel.enable_ki_protection
     async def run(self, targets: list[tuple[Connection, int]]) -> None:
         try:

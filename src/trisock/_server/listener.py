@@ -27,8 +27,9 @@ from .._net.unix_path import (
 from .._not_copyable import NotCopyable
 from .listening import ListeningSockets, backlog_size, bind_all
 
-# With port 0 the first address gets a free port, and the other addresses must use the same one. It
-# may be taken there; then we try again with another port.
+# With port 0, the kernel chooses a free port for the first address, and the other addresses must
+# use the same port. If that port is in use on one of them, we try another port, up to this many
+# ports in all.
 _SAME_PORT_TRIES = 32
 
 
@@ -45,19 +46,19 @@ async def listen(
       port: 0 to 65535; 0 lets the system choose a free port (see ``Listener.port``).
       host: the local address or name to listen on. ``None`` means all addresses of this machine,
         IPv4 and IPv6, on one port. A name means all of its addresses that this machine has.
-        ``"::"`` is IPv6 only, ``"0.0.0.0"`` IPv4 only.
-      backlog: how many connections may wait to be accepted; ``None`` for the system's maximum.
+        ``"::"`` is IPv6 only, and ``"0.0.0.0"`` is IPv4 only.
+      backlog: how many connections may wait to be accepted. ``None`` means the system's maximum.
       reuse_port: share the port with other listeners of the same user; the kernel distributes the
         connections among them (``SO_REUSEPORT``).
 
     Returns: a ``Listener``, listening.
 
     Raises:
-      OSError: cannot listen on this address (``EADDRINUSE``, ``EACCES``, ...). The message
-        contains the address.
+      OSError: the system refuses to listen on this address (``EADDRINUSE``, ``EACCES``, ...). The
+        message contains the address.
       TypeError, ValueError: an argument is invalid.
 
-    If cancelled, it leaves nothing open. Source: Pluto's ``socket.listen``.
+    A cancelled call leaves nothing open. Source: Pluto's ``socket.listen``.
     """
     host_to_bind = _check(port, host, reuse_port)
     backlog = backlog_size(backlog)
@@ -77,19 +78,19 @@ def listen_nowait(
     backlog: int | None = None,
     reuse_port: bool = False,
 ) -> Listener:
-    """Do the same as ``listen``, synchronously. It may be called outside Trio.
+    """Do the same as ``listen``, but synchronously. This also works outside Trio.
 
-    Use it to bind before Trio runs: to find out whether the port is free, or before the program
-    drops the privileges that the port needs. The listener can then be used in any Trio run.
+    Use it before Trio runs: to check that the port is free, or to bind the port before the program
+    drops the privileges for it. The listener can then be used in any Trio run.
 
     Args:
       port, backlog, reuse_port: as in ``listen``.
-      host: the local address to listen on, or ``None``. A name raises ``ValueError``, because it
-        would have to be resolved.
+      host: the local address to listen on, or ``None``. A name raises ``ValueError``, because a
+        lookup could block.
 
     Returns: a ``Listener``, listening.
 
-    Raises: as ``listen``.
+    Raises: the same errors as ``listen``.
     """
     host_to_bind = _check(port, host, reuse_port)
     backlog = backlog_size(backlog)
@@ -97,12 +98,12 @@ def listen_nowait(
     try:
         found = socket.getaddrinfo(host_to_bind, port, type=socket.SOCK_STREAM, flags=flags)
     except socket.gaierror:
-        raise ValueError(f"listen_nowait takes an address, not a name: {quoted(host)}") from None
+        raise ValueError(f"listen_nowait needs an address, not a name: {quoted(host)}") from None
     return _listen(found, port, host, backlog, reuse_port)
 
 
 def _check(port: int, host: str | None, reuse_port: bool) -> bytes | None:
-    """Check the arguments, and return the host in the resolver's form."""
+    """Check the arguments, and return the host in the form that the resolver needs."""
     check_port(port, host)
     if host is not None and not isinstance(host, str):
         raise TypeError(f"a host must be a str or None, not {quoted(host)}")
@@ -122,7 +123,7 @@ def _listen(
     backlog: int,
     reuse_port: bool,
 ) -> Listener:
-    """Listen on one port, on those of the resolved addresses that this machine has."""
+    """Listen on the resolved addresses that this machine has, all on the same port."""
     targets = list(dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in found))
     for tries_left in reversed(range(_SAME_PORT_TRIES)):
         try:
@@ -142,8 +143,8 @@ async def listen_unix(
     r"""Listen on a Unix socket.
 
     Closing the listener removes the path, unless another socket has replaced it by then. Only the
-    process that bound the path removes it; a forked child does not. A stale path of a dead program
-    is replaced. A path where another program listens is not.
+    process that bound the path removes it; a forked child does not. A path that a dead program left
+    behind is replaced. A path on which another program listens is not replaced.
 
     Args:
       path: the path; on Linux also an abstract name (``"\0name"``), which has no file.
@@ -154,12 +155,13 @@ async def listen_unix(
     Returns: a ``Listener``, listening.
 
     Raises:
-      OSError: cannot listen on this path, which is the error's file name. ``EADDRINUSE``: another
-        program listens there, or the file is not a socket. ``EEXIST``: the file was swapped before
-        its mode was set. Also raised where the platform has no Unix sockets.
+      OSError: the system refuses to listen on this path, which is the error's ``filename``.
+        ``EADDRINUSE``: another program listens on the path, or the file is not a socket.
+        ``EEXIST``: the file was replaced before its mode was set. Also raised if the platform has
+        no Unix sockets.
       TypeError, ValueError: an argument is invalid.
 
-    If cancelled, it leaves nothing open.
+    A cancelled call leaves nothing open.
     """
     name = unix_path(path)
     backlog = backlog_size(backlog)
@@ -173,7 +175,7 @@ def listen_unix_nowait(
     mode: int | None = None,
     backlog: int | None = None,
 ) -> Listener:
-    """Do the same as ``listen_unix``, synchronously. It may be called outside Trio.
+    """Do the same as ``listen_unix``, but synchronously. This also works outside Trio.
 
     Args: as in ``listen_unix``.
 
@@ -181,8 +183,8 @@ def listen_unix_nowait(
 
     Raises:
       BlockingIOError: another program of the same user is replacing the same path at this moment.
-        (``listen_unix`` waits for it, up to 10 seconds.)
-      OSError, TypeError, ValueError: as ``listen_unix``.
+        (``listen_unix`` waits for that program, up to 10 seconds.)
+      OSError, TypeError, ValueError: as in ``listen_unix``.
     """
     name = unix_path(path)
     sock, bound_path = listening_unix_socket_nowait(name, mode, backlog_size(backlog))
@@ -190,16 +192,16 @@ def listen_unix_nowait(
 
 
 class Listener(NotCopyable, trio.abc.Listener[Socket]):
-    """Accepts connections from one or more listening sockets.
+    """One or more listening sockets, and the connections they accept.
 
-    ``listen`` and ``listen_unix`` return one. Create one directly from existing listening sockets
-    (socket activation); the Listener takes ownership of them.
+    ``listen`` and ``listen_unix`` return a Listener. For existing listening sockets (socket
+    activation), create one directly: the Listener then owns these sockets.
 
     Args:
       sockets: listening stream sockets, of ``socket`` or ``trio.socket``.
 
     Raises:
-      TypeError, ValueError: there is no socket, or one is not a listening stream socket.
+      TypeError, ValueError: there is no socket, or one of them is not a listening stream socket.
     """
 
     def __init__(self, sockets: Iterable[socket.socket | trio.socket.SocketType]) -> None:
@@ -215,12 +217,12 @@ class Listener(NotCopyable, trio.abc.Listener[Socket]):
 
     @property
     def port(self) -> int:
-        """The port; 0 for a Unix socket. Still available after the close."""
+        """The port, or 0 for a Unix socket. Still available after the listener is closed."""
         return self.addresses[0].port
 
     @property
     def addresses(self) -> tuple[Address, ...]:
-        """All addresses it listens on. Still available after the close."""
+        """All addresses that it listens on. Still available after the listener is closed."""
         return self._listening.addresses
 
     @property
@@ -238,7 +240,8 @@ class Listener(NotCopyable, trio.abc.Listener[Socket]):
           OSError: the system has run out of a resource, such as descriptors (``EMFILE``).
           trio.BusyResourceError: another task is accepting.
 
-        If cancelled, it has accepted nothing. A full checkpoint. Source: Pluto's ``accept``.
+        A cancelled call has accepted nothing. This is always a checkpoint. Source: Pluto's
+        ``accept``.
         """
         with self._accepting:
             await trio.lowlevel.checkpoint()
@@ -251,15 +254,15 @@ class Listener(NotCopyable, trio.abc.Listener[Socket]):
     def hasconnection(self) -> bool:
         """Return whether a connection is ready. After True, the next ``accept`` does not wait.
 
-        False while another task is in ``accept``: that task gets the connection. Source: Pluto's
-        ``hasconnection``.
+        Returns False while another task is in ``accept``, because that task gets the connection.
+        Source: Pluto's ``hasconnection``.
         """
         listening = self._listening
         listening.check_open()
         return listening.has_ahead() if self._accepting.in_use else listening.accept_ahead()
 
     def __aiter__(self) -> Listener:
-        """Iterate over connections: ``async for sock in listener``. A close ends the loop."""
+        """Iterate over connections: ``async for sock in listener``. Closing it ends the loop."""
         return self
 
     async def __anext__(self) -> Socket:
@@ -272,7 +275,7 @@ class Listener(NotCopyable, trio.abc.Listener[Socket]):
         """Stop listening. The same as ``aclose``. Connections that were not accepted are reset.
 
         A task in ``accept`` gets ``trio.ClosedResourceError``. The path of a Unix socket is
-        removed. A checkpoint; the listener is closed even if cancelled.
+        removed. This is a checkpoint; the listener is closed even if this is cancelled.
         """
         self.abort()
         await trio.lowlevel.checkpoint()
@@ -284,8 +287,8 @@ class Listener(NotCopyable, trio.abc.Listener[Socket]):
     def abort(self) -> None:
         """Stop listening immediately: the same as ``close``, but synchronous.
 
-        While no task is accepting, it may be called outside Trio or from a finaliser. In a forked
-        child it leaves the path and the parent's sockets alone. To stop the listener of a
+        This may also be called outside Trio or from a finaliser, unless a task is accepting. In a
+        forked child, it leaves the path and the parent's sockets alone. To stop the listener of a
         ``Server``, call ``Server.stop``.
         """
         self._listening.close()
@@ -299,10 +302,10 @@ def new_listener(listening: ListeningSockets) -> Listener:
 
 
 def take_over(listener: Listener) -> ListeningSockets:
-    """Return the sockets of a listener, for a server.
+    """Return the sockets of a listener, and reserve them for a server.
 
-    From now on ``Listener.accept`` raises BusyResourceError. Raises BusyResourceError if a task is
-    accepting, ClosedResourceError if the listener is closed.
+    After this, ``Listener.accept`` raises BusyResourceError. This itself raises BusyResourceError
+    if a task is accepting, and ClosedResourceError if the listener is closed.
     """
     listener._accepting.check()
     listener._listening.check_open()

@@ -21,7 +21,7 @@ from .._net.unix_path import BoundPath
 _MAX_BACKLOG = 0xFFFF
 
 # After this many dead connections in a row, let other tasks run: a client that fills the backlog
-# with them must not block the program.
+# with dead connections must not block the program.
 _MAX_DEAD_PER_PASS = 64
 
 # The errors of accept(2) for a connection that died before it was accepted (accept(2), "Error
@@ -43,14 +43,15 @@ class ListeningSockets:
 
     Args:
       sockets: listening stream sockets; this object takes ownership of them.
-      bound_path: the path of a Unix socket, removed by ``close``.
+      bound_path: the path of a Unix socket, which ``close`` removes.
 
-    Raises TypeError or ValueError if there is no socket, or one is not a listening stream socket.
+    Raises TypeError or ValueError if there is no socket, or if one is not a listening stream
+    socket.
 
     Invariant: all sockets listen until ``close``, which closes all of them.
 
     Attributes:
-      addresses: all addresses the sockets listen on; still available after the close.
+      addresses: all addresses that the sockets listen on; still available after ``close``.
       dropped: the number of connections that died before they could be accepted.
     """
 
@@ -68,27 +69,27 @@ class ListeningSockets:
         self._bound_path = bound_path
         self.closed = False
         self.dropped = 0
-        # A connection accepted early, for the next accept, and the process that accepted it: after
-        # a fork the connection still belongs to the parent.
+        # A connection that accept_ahead has accepted for the next accept, and the process that
+        # accepted it. After a fork, the connection still belongs to the parent.
         self._ahead: Connection | None = None
         self._ahead_pid = 0
 
     def accept_ahead(self) -> bool:
-        """Accept a pending connection early, for the next accept; return whether there is one."""
+        """Accept a connection in advance, for the next accept. Return whether there is one."""
         self.check_open()
         self._drop_inherited()
         if self._ahead is None:
-            with contextlib.suppress(OSError):  # the next accept raises it
+            with contextlib.suppress(OSError):  # the next accept raises the error
                 self._ahead = self.accept_nowait()
                 self._ahead_pid = os.getpid()
         return self.has_ahead()
 
     def has_ahead(self) -> bool:
-        """Return whether a connection was accepted early, for the next accept."""
+        """Return whether a connection was accepted in advance, for the next accept."""
         return self._ahead is not None
 
     def accept_nowait(self) -> Connection | None:
-        """Accept one connection from any of the sockets; ``None`` if none is pending."""
+        """Accept one connection from any of the sockets. Return ``None`` if none is pending."""
         for index, sock in enumerate(self.sockets):
             accepted = self.accept_from(sock)
             if accepted is not None:
@@ -98,7 +99,7 @@ class ListeningSockets:
         return None
 
     def accept_from(self, sock: socket.socket) -> Connection | None:
-        """Accept one connection from the given socket; ``None`` if none is pending."""
+        """Accept one connection from the given socket. Return ``None`` if none is pending."""
         self.check_open()
         if self._ahead is not None:
             self._drop_inherited()
@@ -118,7 +119,7 @@ class ListeningSockets:
             try:
                 stream = trio.SocketStream(trio.socket.from_stdlib_socket(raw))
                 return Connection(stream, "server", raw)
-            except OSError:  # reset in the backlog: getpeername fails
+            except OSError:  # it was reset in the backlog, so getpeername fails
                 raw.close()
                 self.dropped += 1
         return None
@@ -132,7 +133,7 @@ class ListeningSockets:
         async def wait_for(sock: socket.socket) -> None:
             if self.closed:  # closed before this task ran
                 return
-            with contextlib.suppress(trio.ClosedResourceError):  # accept checks for itself
+            with contextlib.suppress(trio.ClosedResourceError):  # accept checks for a close
                 await trio.lowlevel.wait_readable(sock)
             nursery.cancel_scope.cancel()
 
@@ -143,7 +144,7 @@ class ListeningSockets:
     def close(self) -> None:
         """Stop listening. Connections that were not accepted are reset.
 
-        In a forked child it leaves the path and the parent's sockets alone.
+        In a forked child, this leaves the path and the parent's sockets alone.
         """
         if self.closed:
             return
@@ -160,12 +161,12 @@ class ListeningSockets:
     def check_open(self) -> None:
         """Raise ``ClosedResourceError`` if the sockets are closed."""
         if self.closed:
-            raise trio.ClosedResourceError("this listener was already closed")
+            raise trio.ClosedResourceError("this listener is already closed")
 
     def _drop_inherited(self) -> None:
-        """Forget a connection that another process accepted. That connection stays open."""
+        """Forget a connection that the parent process accepted. It stays open in the parent."""
         if self._ahead is not None and self._ahead_pid != os.getpid():
-            with contextlib.suppress(OSError):  # closed already
+            with contextlib.suppress(OSError):  # the descriptor is already closed
                 os.close(self._ahead.stream.socket.detach())
             self._ahead = None
 
@@ -176,7 +177,7 @@ def bind_all(
     backlog: int,
     reuse_port: bool,
 ) -> list[socket.socket]:
-    """Return listening sockets for those of the targets that this machine has, on one port."""
+    """Return sockets that listen on the targets that this machine has, all on the same port."""
     sockets: list[socket.socket] = []
     missing: list[OSError] = []
     with contextlib.ExitStack() as on_error:
@@ -197,7 +198,7 @@ def bind_all(
                 if reuse_port:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             if family == socket.AF_INET6:
-                # IPv4 has a socket of its own, so that it works where IPv6 is disabled.
+                # IPv4 gets its own socket, so that IPv4 works where IPv6 is disabled.
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             try:
                 sock.bind((sockaddr[0], port, *sockaddr[2:]))
@@ -232,7 +233,7 @@ def _adopt(sock: socket.socket | trio.socket.SocketType) -> socket.socket:
 
 
 def backlog_size(backlog: int | None) -> int:
-    """Return the backlog for listen(2); ``TypeError`` or ``ValueError`` if it is invalid."""
+    """Return the backlog for listen(2). Raises ``TypeError`` or ``ValueError`` if it is invalid."""
     if backlog is None:
         return _MAX_BACKLOG
     if not isinstance(backlog, int) or isinstance(backlog, bool):

@@ -1,4 +1,4 @@
-"""bind and Server: run a handler for each connection; its failure does not end the server."""
+"""bind and Server: run a handler for each connection. A failed handler does not end the server."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from .stats import ServerStats
 _ACCEPTS_PER_PASS = 64
 
 # The errors of accept(2) when a resource has run out, and the seconds to wait before the next try.
-# The same as in Trio's serve_listeners.
+# Both are the same as in Trio's serve_listeners.
 _RESOURCE_ERRNOS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 _RETRY_SECONDS = 0.1
 
-# Clients can cause this. So log one line when it begins, and then one per minute.
+# Clients can cause these errors. So log one line when they begin, and then one line per minute.
 _REPORT_SECONDS = 60
 
 Handler: TypeAlias = "Callable[[Socket], Awaitable[object]]"
@@ -63,36 +63,40 @@ async def bind(
     semantics of ``trio.serve_listeners``. When the handler returns, the socket is closed
     gracefully.
 
-    An ``Exception`` from a handler, alone or in a group, ends only its own connection. It is logged
-    on the logger ``trisock.server`` with the peer's address: at ERROR with a traceback, or in one
-    line at INFO if this very socket raised it and the peer can cause it (``BrokenResourceError``,
-    ``TLSError``, ``IncompleteReadError``, ``LimitExceededError``). If a handler leaves a cancel
-    scope open, and the scope has cancelled the handler or has an earlier deadline than any scope
-    around the server, that is an error of the handler. Other open scopes go unnoticed and cancel
-    nothing. A nursery that a handler leaves open is not covered: it corrupts Trio's own state.
-    Anything that is not an ``Exception`` (``KeyboardInterrupt``, ``SystemExit``) ends the server.
+    An ``Exception`` from a handler, alone or in a group, ends only that handler's connection. It is
+    logged on the logger ``trisock.server`` with the peer's address. The log entry is one line at
+    INFO if the handler's own socket raised the exception and the peer can cause it
+    (``BrokenResourceError``, ``TLSError``, ``IncompleteReadError``, ``LimitExceededError``). Any
+    other exception is logged at ERROR with a traceback. Anything that is not an ``Exception``
+    (``KeyboardInterrupt``, ``SystemExit``) ends the server.
+
+    A cancel scope that a handler leaves open counts as an error of the handler if the scope has
+    cancelled the handler, or if its deadline is earlier than that of any scope around the server.
+    Other open scopes go unnoticed and cancel nothing. The server cannot handle a nursery that is
+    left open: this corrupts Trio's own state.
 
     Args:
-      nursery: runs the server's task. Cancelling it cancels the handlers.
-      port_or_listener: the port to ``listen`` on, or a ``Listener``; the server takes ownership.
+      nursery: runs the server's task. Cancelling the nursery cancels the handlers.
+      port_or_listener: the port to ``listen`` on, or a ``Listener``, which the server then owns.
       handler: an async function that takes a ``Socket``.
       host, backlog, reuse_port: as in ``listen``; only for a port.
-      tls: the TLS server's role, as in ``Socket.starttls``, for TLS from the start.
+      tls: the TLS server's role, as in ``Socket.starttls``, if each connection starts with TLS.
+        ``None``: each starts in plain text.
       max_connections: the maximum number of concurrent connections, each counted from before
         ``accept(2)`` until its handler has ended. Further connections wait in the listener's
-        backlog. As many again may be closing: a close waits at most 2 seconds for its peer. So a
-        server with a limit of 1,000 accepts 1,000 connections per second from clients that never
-        close, and needs memory for 2,000 connections. ``None``: no limit.
+        backlog. The same number of connections may be closing in addition: each close waits at most
+        2 seconds for the peer. So a limit of 1,000 needs memory for 2,000 connections, and clients
+        that never close can open 1,000 connections per second. ``None``: no limit.
       handshake_timeout: seconds for the handshake of ``tls``; ``None``: no limit.
 
     Returns: the ``Server``. No handler starts before ``bind`` has returned.
 
     Raises:
-      OSError: as ``listen``.
-      TypeError, ValueError: an argument is invalid. Nothing has been done, and a ``Listener`` still
+      OSError: as in ``listen``.
+      TypeError, ValueError: an argument is invalid. Nothing was started, and a ``Listener`` still
         belongs to the caller.
 
-    If cancelled, nothing listens. Source: Pluto's ``socket.bind``, ``trio.serve_tcp``.
+    A cancelled call leaves nothing listening. Source: Pluto's ``socket.bind``, ``trio.serve_tcp``.
     """
     if not isinstance(nursery, trio.Nursery):
         raise TypeError(f"a server needs a trio.Nursery, not {quoted(nursery)}")
@@ -124,7 +128,7 @@ async def bind(
 
 
 def _server_role(tls: object) -> TLSRole:
-    """Return the TLS role for each connection; an error if it is not a server's role."""
+    """Return the TLS role for each connection. Raises an error if it is not a server's role."""
     if isinstance(tls, (str, ClientTLS)):
         raise TypeError(f"a server needs certificates, not a {type(tls).__name__}")
     role = resolve_role(tls, server_hostname=None, connected_host=None, side="server")
@@ -140,8 +144,8 @@ class Server(NotCopyable):
       closing: a ``trio.Event``, set when the server begins to stop. Idle handlers can wait for it.
 
     Invariant: a connection is in ``_handshakes`` exactly while the handshake of ``bind(tls=)``
-    runs, and in ``_connections`` exactly while its handler runs. So ``stop`` and ``broadcast``
-    reach the right ones.
+    runs, and in ``_connections`` exactly while its handler runs. ``stop`` closes the connections in
+    ``_handshakes``, and ``broadcast`` sends to those in ``_connections``.
     """
 
     def __init__(
@@ -177,17 +181,17 @@ class Server(NotCopyable):
 
     @property
     def port(self) -> int:
-        """The port it listens on; still available after the close."""
+        """The port that the server listens on. Still available after the server is closed."""
         return self.addresses[0].port
 
     @property
     def addresses(self) -> tuple[Address, ...]:
-        """All addresses it listens on; still available after the close."""
+        """All addresses that the server listens on. Still available after the server is closed."""
         return self._listening.addresses
 
     @property
     def connections(self) -> tuple[Socket, ...]:
-        """The sockets whose handlers are running; without those in the ``bind(tls=)`` handshake."""
+        """The sockets whose handlers are running. This excludes ``bind(tls=)`` handshakes."""
         return tuple(self._connections.values())
 
     def stats(self) -> ServerStats:
@@ -198,23 +202,24 @@ class Server(NotCopyable):
         """Use other certificates (or other TLS settings) for new connections.
 
         Raises TypeError or ValueError if ``tls`` is invalid or ``None``: a server does not fall
-        back to plain text. In that case nothing changes.
+        back to plain text. If this raises, nothing changes.
         """
         self._tls = _server_role(tls)
 
     def stop(self, grace: float | None = None) -> None:
-        """Begin to stop. A synchronous call; handlers may call it too.
+        """Begin to stop the server. Synchronous. Handlers may also call this.
 
         The server stops accepting, sets ``closing`` and drops the ``bind(tls=)`` handshakes that
-        are in progress. Handlers may run on for ``grace`` seconds, then they are cancelled. A
+        are in progress. Handlers may continue for ``grace`` seconds, and are then cancelled. A
         second call can only shorten that time. In a forked child, this closes the child's listening
         sockets and leaves the parent's server alone.
 
         Args:
-          grace: seconds that handlers may still run; ``None`` for as long as they need.
+          grace: the seconds for which handlers may continue. ``None`` means as long as they need.
         """
         seconds = seconds_or_inf("grace", grace)
-        # In the child, cancelling a task would remove its descriptor from the parent's epoll set.
+        # In a forked child, cancelling a task would remove its descriptor from the parent's epoll
+        # set.
         if _fork.in_copied_run():
             self._listening.close()
             return
@@ -229,35 +234,36 @@ class Server(NotCopyable):
     async def wait_closed(self) -> None:
         """Wait until the last handler has ended and the last connection is closed.
 
-        If cancelled, nothing changes.
+        Cancelling the wait changes nothing.
         """
         await self._closed.wait()
 
     async def broadcast(self, data: Buffer, *, timeout: float = 10) -> int:
         """Send the same data to all connections that are open now, concurrently.
 
-        On each connection the data follows the handler's send in progress; it never splits a
-        message of the handler. The broadcast waits at most ``timeout`` seconds for its turn, then
-        skips the connection: its handler may be blocked by something other than the client. When
-        its turn comes, a client that does not take the data within ``timeout`` seconds is aborted.
-        A slow client does not delay the others.
+        If a handler's send is in progress, the broadcast waits for it to end, so it never splits a
+        handler's message. After ``timeout`` seconds of waiting, it skips the connection: something
+        other than the client may block the handler. Once the broadcast sends, a client that does
+        not receive the data within ``timeout`` seconds is aborted. A slow client does not delay the
+        others.
 
-        Connections in a handshake, ``starttls`` or ``stoptls`` are skipped, even if that begins
-        while the broadcast waits for its turn: the data never crosses from TLS to plain text or
-        back. A client that has half-closed its connection is not skipped.
+        Connections in a handshake, ``starttls`` or ``stoptls`` are skipped, even if that operation
+        begins while the broadcast waits for the handler's send. So the data never crosses from TLS
+        to plain text or back. A client that has half-closed its connection still gets the data.
 
         Args:
-          data: the data to send; copied if it is mutable.
-          timeout: seconds for the turn, and again for the send. With ``math.inf`` a client that
-            does not read blocks the call.
+          data: the data to send. Mutable data is copied.
+          timeout: seconds to wait for the handler's send, and again for the broadcast's own send.
+            With ``math.inf``, a client that does not read blocks the call.
 
-        Returns: how many connections took all of the data (into the kernel's buffers).
+        Returns: the number of connections to which all of the data was sent (to the kernel's
+        buffers).
 
-        If cancelled before it begins, nothing is sent. Once begun it is shielded from cancellation,
-        because a partial message would break the other connections; it ends within its timeouts.
-        With an infinite ``timeout`` it is not shielded: if cancelled, an unknown part was sent, and
-        connections that got only a part can send nothing more. A hard stop of the server also ends
-        it.
+        If this is cancelled before it begins, nothing is sent. After that, it is shielded from
+        cancellation, because a partial message would break the other connections; the timeouts end
+        it. With an infinite ``timeout`` it is not shielded. A cancellation then leaves an unknown
+        part sent, and connections that got only a part can send nothing more. A broadcast also ends
+        when the server's handlers are cancelled.
         """
         content = bytes(bytes_view(data))
         limit = seconds_or_inf("timeout", timeout)
@@ -270,7 +276,8 @@ class Server(NotCopyable):
         if not targets:
             await trio.lowlevel.cancel_shielded_checkpoint()
             return 0
-        # Its tasks run in the handlers' nursery, so that they are cancelled only with the handlers.
+        # The broadcast's tasks run in the handlers' nursery, so only cancelling the handlers
+        # cancels them.
         assert self._handler_nursery is not None
         broadcast = Broadcast(content, limit)
         self._handler_nursery.start_soon(broadcast.run, targets)
@@ -309,8 +316,8 @@ class Server(NotCopyable):
     ) -> None:
         """Accept from one listening socket, and start a task for each connection.
 
-        Unlike ``trio.serve_listeners``, it accepts all pending connections in one pass, which makes
-        a short connection a third cheaper (row connections).
+        Unlike ``trio.serve_listeners``, this accepts many pending connections in one pass, which
+        makes a short connection a third cheaper (benchmark row connections).
         """
         while True:
             try:
@@ -333,7 +340,7 @@ class Server(NotCopyable):
 
     async def _report_exhaustion(self) -> None:
         """Log that accept failed: one line immediately, then one per minute with a count."""
-        message = "accept failed with %s; it is tried again every %s seconds"
+        message = "accept failed with %s; retrying every %s seconds"
         _guard.log(_logger, logging.ERROR, message, self._exhaustion, _RETRY_SECONDS)
         self._exhausted_accepts = 0
         await trio.sleep(_REPORT_SECONDS)
@@ -345,7 +352,10 @@ class Server(NotCopyable):
         self._exhaustion = None
 
     async def _accept_one(self, listening: socket.socket, handlers: trio.Nursery) -> bool:
-        """Acquire a slot before accepting, so that excess connections wait in the backlog."""
+        """Accept one connection. Return False if none is pending.
+
+        This acquires a slot before accepting, so that excess connections wait in the backlog.
+        """
         if self._slots is not None:
             try:
                 self._slots.acquire_nowait()
@@ -363,11 +373,12 @@ class Server(NotCopyable):
         return True
 
     async def _serve(self, connection: Connection) -> None:
-        """Serve one connection, from accept until the handler ends.
+        """Serve one connection, from its accept until its handler has ended.
 
-        If the handler leaves a cancel scope open, the scope still surrounds this task. So await
-        nothing after the handler: a close that has to wait runs in ``_finish``, in its own task. (A
-        scope around each handler would cost an eighth of the memory of an idle connection.)
+        If the handler leaves a cancel scope open, that scope can still cancel this task. So we
+        await nothing after the handler. A close that has to wait runs in ``_finish``, in its own
+        task. (To contain such scopes, a scope around each handler would cost an eighth of the
+        memory of an idle connection.)
         """
         self._counts["accepted"] += 1
         self._counts["active"] += 1
@@ -409,7 +420,7 @@ class Server(NotCopyable):
         try:
             try:
                 if failure is not None:
-                    # A peer that ended between two messages has received its responses.
+                    # If the peer sent EOF between two messages, it has received its responses.
                     complete = (
                         connection.caused(failure)
                         and type(failure) is IncompleteReadError
@@ -420,9 +431,10 @@ class Server(NotCopyable):
                     complete = False
                     self._log(connection, RuntimeError("the handler left a cancel scope open"))
             finally:
-                # Everything that a handler sent arrives, even if it failed. But then we send no
-                # close_notify: it would claim that nothing is missing. If the handler was
-                # cancelled, close() closes immediately, and the kernel still sends its buffer.
+                # Everything that a handler sent arrives, even if the handler failed. But after a
+                # failure we send no close_notify, which would claim that nothing is missing. If the
+                # handler was cancelled, close() does not wait, and the kernel still sends its
+                # buffer.
                 with contextlib.nullcontext() if self._slots is None else self._slots.closing():
                     await connection.close(complete=complete)
         finally:
@@ -440,7 +452,7 @@ class Server(NotCopyable):
             raise rest from None
 
     async def _handshake(self, connection: Connection) -> bool:
-        """Do the TLS handshake; return whether it succeeded. A failure is logged."""
+        """Do the TLS handshake. Return whether it succeeded, and log a failure."""
         assert self._tls is not None
         self._handshakes.add(connection)
         try:
@@ -480,7 +492,7 @@ class Server(NotCopyable):
 
 
 def _reason(exc: BaseException) -> str:
-    # It is the peer's error only after an abort: the broadcast's, or the handler's own.
+    # A ClosedResourceError is the peer's only after an abort, by a broadcast or by the handler.
     return "it was aborted" if type(exc) is trio.ClosedResourceError else _guard.text(exc)
 
 

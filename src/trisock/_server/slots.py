@@ -9,15 +9,16 @@ import trio
 
 
 class Slots:
-    """``limit`` slots for connections, plus ``limit`` places for connections that are closing.
+    """``limit`` slots for connections, and ``limit`` closing slots for those that are closing.
 
-    A close may wait up to two seconds for its peer, at no cost to the peer. So a closing
-    connection releases its slot and moves to a closing place. If none is free, it keeps its slot
-    until one is. (Closing the oldest one immediately instead would destroy responses to honest
-    clients during a burst.)
+    A close may wait up to two seconds for its peer, at no cost to the peer. So a connection that
+    starts to close releases its slot and moves to a closing slot. If no closing slot is free, the
+    connection keeps its slot until one becomes free. (If we closed the oldest connection
+    immediately instead, a burst of clients would destroy responses to honest ones.)
 
-    Invariant: ``_closing`` counts the closes without a slot, at most ``limit``. ``_holding`` has
-    the closes that still hold a slot, oldest first. It is empty unless ``_closing == limit``.
+    Invariant: ``_closing`` counts the closing slots in use, at most ``limit``. ``_holding``
+    contains the closes that still hold a normal slot, oldest first; it is empty unless ``_closing``
+    equals ``limit``.
     """
 
     def __init__(self, limit: int) -> None:
@@ -31,7 +32,7 @@ class Slots:
         self._free.acquire_nowait()
 
     async def acquire(self) -> None:
-        """Acquire a slot; wait if none is free."""
+        """Acquire a slot. Wait if none is free."""
         await self._free.acquire()
 
     def release(self) -> None:
@@ -40,7 +41,7 @@ class Slots:
 
     @contextlib.contextmanager
     def closing(self) -> Iterator[None]:
-        """Close a connection in this block. Its slot is released at the start or at the end."""
+        """Close a connection in this block. Its slot is released at the start, or later."""
         close = object()
         if self._closing < self._limit:
             self._closing += 1
@@ -53,7 +54,7 @@ class Slots:
             if close in self._holding:
                 del self._holding[close]
                 self._free.release()
-            elif self._holding:  # the oldest takes over our place and releases its slot
+            elif self._holding:  # the oldest takes over our closing slot and releases its own
                 del self._holding[next(iter(self._holding))]
                 self._free.release()
             else:

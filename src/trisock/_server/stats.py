@@ -16,9 +16,9 @@ class ServerStats:
       refused: connections that were accepted but not given to the handler, because the server was
         stopping.
       failed_handshakes: connections whose handshake for ``bind(tls=)`` failed or timed out.
-      handler_errors: connections whose handler raised an ``Exception`` of its own. It was logged
-        with its traceback.
-      peer_errors: connections whose handler ended with an error that the peer can cause: it
+      handler_errors: connections whose handler raised an ``Exception`` that the peer did not cause.
+        Each is logged with its traceback.
+      peer_errors: connections whose handler ended with an error that the peer can cause: the peer
         vanished, broke TLS, or sent a line that was too long.
       aborted: connections that ``broadcast`` aborted because they were too slow.
     """

@@ -1,7 +1,7 @@
 """Certificate: a chain and its private key, checked before a byte is sent.
 
-The same bytes are checked and loaded: ``pem`` parses the input once and writes it again, and
-OpenSSL gets the result. No error quotes the input, which may be a key.
+We load exactly the bytes that we have checked: ``pem`` parses the input once and writes it again,
+and OpenSSL gets only this output. No error quotes the input, which may be a key.
 """
 
 from __future__ import annotations
@@ -37,27 +37,28 @@ class Certificate:
 
     Args:
       chain: the certificates in PEM, the server's (or client's) own first.
-      private_key: its private key in PEM: RSA, ECDSA, Ed25519 or Ed448, encrypted or not.
+      private_key: the key of the first certificate, in PEM: RSA, ECDSA, Ed25519 or Ed448. It may be
+        encrypted.
       password: the password of an encrypted key.
 
     Raises:
       ValueError: an argument is not PEM, a certificate or the key cannot be read, the key does not
         match the first certificate, or the key is encrypted and the password is missing or wrong
-        (there is never a prompt). The text names the argument and quotes nothing.
+        (there is never a prompt). The message names the argument and quotes nothing.
       TypeError: an argument is neither ``str`` nor ``bytes``.
       OSError: no file can be created for OpenSSL, which reads certificates from files only.
 
     Anything outside the PEM blocks is ignored. Each certificate is sent once, in the order given.
-    Certificates are immutable, compare by value, and never show their key. A copy is the
-    certificate itself, and pickling raises ``TypeError``. A server selects a certificate by its DNS
-    names, or by its common name if it has none (RFC 6125, section 6.4.4).
+    Certificates are immutable, compare by value, and never show their key. Copying one returns the
+    same object, and pickling one raises ``TypeError``. A server selects a certificate by its DNS
+    names or, if it has no DNS names, by its common name (RFC 6125, section 6.4.4).
     """
 
     __slots__ = ("_chain", "_password", "_private_key", "key_kind", "names")
 
     #: The names that the certificate is valid for, in lower case; wildcards as ``*.example.org``.
     names: tuple[str, ...]
-    #: The type of its key, such as ``"RSA"``. A client chooses among key types.
+    #: The type of the key, such as ``"RSA"``. A client decides which key types it accepts.
     key_kind: str
     _chain: bytes
     _private_key: bytes
@@ -99,11 +100,12 @@ class Certificate:
             raise ValueError("private_key is of a type that TLS does not support")
         kind = type(key).__name__.removeprefix("_").removesuffix("PrivateKey")
         if kind == "RSA" and public_key not in leaf.tbs_certificate_bytes:
-            # cryptography treats RSA-PSS keys as RSA, and writes that algorithm for the key. The
-            # certificate names another one.
+            # cryptography treats an RSA-PSS key as RSA, and encodes it with the RSA algorithm. The
+            # certificate contains the key with the RSA-PSS algorithm, so the encodings differ.
             kind = "RSA-PSS"
         set_field(self, "key_kind", kind)
-        # Accept small keys here: the context refuses them, unless it is the user's and allows them.
+        # Accept small keys here. Our own contexts refuse them later; a user's context may allow
+        # them.
         trial = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         trial.set_ciphers("DEFAULT:@SECLEVEL=0")
         self.load_into(trial)
@@ -117,7 +119,7 @@ class Certificate:
     ) -> Certificate:
         """Read a certificate from PEM files, or from one file that also holds the key.
 
-        Raises ``OSError`` if a file cannot be read, and the same errors as the class itself.
+        Raises ``OSError`` if a file cannot be read, and all errors of ``Certificate()``.
         """
         chain_pem = _read_file(chain, "chain")
         if private_key is None:
@@ -125,7 +127,7 @@ class Certificate:
         return cls(chain_pem, _read_file(private_key, "private_key"), password)
 
     def load_into(self, context: ssl.SSLContext) -> None:
-        """Load this certificate into a context. ``TypeError`` if it is no ``ssl.SSLContext``."""
+        """Load this certificate into an ``ssl.SSLContext``. Other types raise ``TypeError``."""
         if not isinstance(context, ssl.SSLContext):
             raise TypeError(f"context must be an ssl.SSLContext, not {type_name(context)}")
 
@@ -169,8 +171,8 @@ class Certificate:
     def __reduce__(self) -> NoReturn:
         raise TypeError(
             "a trisock.Certificate cannot be pickled, nor can an object that contains one: the "
-            "pickle would show its private key. Read the files where it is needed "
-            "(Certificate.from_files)."
+            "pickle would show its private key. Where the certificate is needed, read its files "
+            "again (Certificate.from_files)."
         )
 
 
@@ -185,7 +187,7 @@ CertificateLike = Certificate | Mapping[str, str | bytes]
 
 
 def to_certificate(value: object) -> Certificate:
-    """Return a Certificate from itself, or from a mapping of its fields."""
+    """Return a Certificate unchanged, or make one from a mapping of its fields."""
     if isinstance(value, Certificate):
         return value
     if isinstance(value, Mapping):
@@ -215,7 +217,7 @@ def _certificate(chain: bytes, private_key: bytes, password: bytes | None) -> Ce
 
 def _to_bytes(value: object, what: str) -> bytes:
     if isinstance(value, str):
-        return value.encode(errors="replace")  # replaces nothing in PEM blocks: they are ASCII
+        return value.encode(errors="replace")  # PEM blocks are ASCII: nothing is replaced
     if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value)
     raise TypeError(f"{what} must be str or bytes, not {type_name(value)}")
@@ -224,8 +226,8 @@ def _to_bytes(value: object, what: str) -> bytes:
 def _password_argument(value: object) -> bytes:
     if not isinstance(value, str):
         return _to_bytes(value, "password")
-    with contextlib.suppress(UnicodeEncodeError):  # its text quotes the password
-        return value.encode(errors="surrogateescape")  # restores bytes that the system gave
+    with contextlib.suppress(UnicodeEncodeError):  # its message quotes the password
+        return value.encode(errors="surrogateescape")  # restores undecodable bytes of os.environ
     raise ValueError("password has characters that cannot be encoded")
 
 
@@ -237,7 +239,7 @@ def pem_argument(value: object, what: str) -> bytes:
 
 
 def _read_file(path: str | os.PathLike[str], what: str) -> bytes:
-    """Return a file's content. An error shows the path, but nothing that may be a key."""
+    """Return a file's content. An error shows the path, unless it may be a key."""
     name = os.fsdecode(path)
     if not name.isprintable() or "-----BEGIN" in name:
         raise ValueError(f"{what} must be a path here; pass PEM to Certificate() instead")
@@ -253,7 +255,7 @@ def _read_file(path: str | os.PathLike[str], what: str) -> bytes:
 def as_value_error(problem: str, function: Callable[[], T]) -> T:
     """Call a parser of certificates or keys. Any exception becomes a ``ValueError``.
 
-    ``cryptography`` raises errors of many types, and warnings under ``-W error``.
+    ``cryptography`` raises errors of many types and, under ``-W error``, also warnings.
     """
     try:
         return function()
@@ -267,7 +269,7 @@ def _load_key(pem: bytes, password: bytes | None) -> PrivateKeyTypes:
     except TypeError:  # the password is missing, or not needed
         if password is None:
             raise ValueError("private_key is encrypted, and no password was given") from None
-        return _load_key(pem, None)  # OpenSSL ignores a needless one too
+        return _load_key(pem, None)  # OpenSSL also ignores a password that is not needed
     except Exception as exc:  # including warnings, under -W error
         hint = "" if password is None else ", or the password is wrong"
         raise ValueError(f"private_key is not a PEM private key{hint}: {_redacted(exc)}") from None
@@ -302,10 +304,10 @@ def _names(leaf: x509.Certificate) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def _private_file(content: bytes) -> Iterator[str]:
-    """Yield a path to the content, while OpenSSL needs it: it reads files only.
+    """Yield the path of a file with the content, for OpenSSL, which reads files only.
 
     On Linux with ``/proc`` the file is in memory, and has no name in any directory. Elsewhere it is
-    a temporary file, which was never readable by any other user.
+    a temporary file, which no other user can read.
     """
     descriptor = _memory_file()
     if descriptor is not None:
@@ -331,16 +333,16 @@ def _private_file(content: bytes) -> Iterator[str]:
 
 
 def _memory_file() -> int | None:
-    """Return a descriptor that can be opened by its path in ``/proc``, or ``None``."""
+    """Return the descriptor of a memory file that can be opened through ``/proc``, or ``None``."""
     if sys.platform != "linux":  # pragma: no cover (tests run on Linux)
         return None
     try:
         descriptor = os.memfd_create("trisock", os.MFD_CLOEXEC)
-    except (AttributeError, OSError):  # an old C library; seccomp
+    except (AttributeError, OSError):  # an old C library lacks it, or seccomp forbids it
         return None
     try:
         os.close(os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC))
-    except OSError:  # chroot
+    except OSError:  # a chroot has no /proc
         os.close(descriptor)
         return None
     return descriptor

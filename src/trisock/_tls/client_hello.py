@@ -15,10 +15,10 @@ import ipaddress
 import re
 from dataclasses import dataclass
 
-# OpenSSL's limit, and the header of the message.
+# OpenSSL's limit for the body of the message, plus the size of its header.
 _MAX_MESSAGE = 131396 + 4
 
-# Including the headers of its records: a client may put a single byte into each record.
+# The maximum size with all record headers: a client may put a single byte into each record.
 _MAX_WIRE = 256 * 1024
 
 _MAX_FRAGMENT = 16384  # RFC 8446, section 5.1
@@ -41,9 +41,10 @@ class ClientHello:
     """The parts of a ClientHello by which a server selects a context.
 
     Attributes:
-      server_name: the name that the client requests, as sent, even if it is not a valid name.
-      supports_tickets: whether the client keeps its session in a ticket, so that the server need
-        not store it: TLS 1.3, or the extension of RFC 5077.
+      server_name: the name that the client requests, as sent, even if it is not valid. ``None`` if
+        the client requests no name.
+      supports_tickets: whether the client can store its session in a ticket, so that the server
+        need not store it. All TLS 1.3 clients can, and others with the extension of RFC 5077.
     """
 
     server_name: bytes | None
@@ -51,7 +52,7 @@ class ClientHello:
 
     @functools.cached_property
     def host_name(self) -> str | None:
-        """``server_name`` as text; ``None`` if it is not a valid host name, or an IP address."""
+        """``server_name`` as text; ``None`` if it is an IP address or no valid host name."""
         return None if self.server_name is None else _host_name(self.server_name)
 
 
@@ -75,9 +76,10 @@ class ClientHelloReader:
         self._message = bytearray()
 
     def feed(self, data: bytes) -> ClientHello | None:
-        """Add bytes. Returns the hello once it is complete, or once it cannot become one.
+        """Add bytes. Returns the ClientHello when it is complete, and ``None`` until then.
 
-        Raises ``TooLongError`` if it is split into so many records that it exceeds 256 KiB.
+        If the bytes cannot become a ClientHello, returns ``NOT_A_CLIENT_HELLO``. Raises
+        ``TooLongError`` if the message is split into so many records that it exceeds 256 KiB.
         """
         self._wire += data
         try:
@@ -143,7 +145,7 @@ def parse_client_hello(body: bytes) -> ClientHello:
 
 
 def _extensions(body: bytes, at: int) -> dict[int, bytes]:
-    """Return the data of each extension, by type. Extensions are the rest of the body."""
+    """Return the data of each extension, by type. The extensions fill the body from ``at`` on."""
     at, end = _vector(body, at, 2)
     if end != len(body):
         raise ValueError("bytes follow the extensions")
@@ -160,7 +162,7 @@ def _extensions(body: bytes, at: int) -> dict[int, bytes]:
 
 
 def _first_name(extension: bytes) -> bytes:
-    """Return the name in an SNI extension. There must be exactly one, as for OpenSSL."""
+    """Return the name in an SNI extension. Like OpenSSL, require exactly one name."""
     at, end = _vector(extension, 0, 2)
     # The only name type is 0, host_name.
     if end != len(extension) or at == end or extension[at] != 0:
@@ -172,10 +174,10 @@ def _first_name(extension: bytes) -> bytes:
 
 
 def _vector(data: bytes, at: int, width: int) -> tuple[int, int]:
-    """Return the start and the end of a vector, which follows its length of ``width`` bytes."""
+    """Return the start and the end of a vector. Its length, ``width`` bytes, is before it."""
     start = at + width
     end = start + int.from_bytes(data[at:start], "big")
-    if end > len(data):  # or the length itself is cut short
+    if end > len(data):  # also if the length itself is cut short
         raise ValueError("a field is cut short")
     return start, end
 
@@ -189,7 +191,8 @@ def _host_name(name: bytes) -> str | None:
 
 
 def _is_ipv4(text: str) -> bool:
-    if not text.replace(".", "").isdecimal():  # nearly always, and cheaper than IPv4Address
+    # Most names end here, which is cheaper than IPv4Address.
+    if not text.replace(".", "").isdecimal():
         return False
     try:
         ipaddress.IPv4Address(text)

@@ -1,7 +1,7 @@
 """The ``ssl.SSLContext`` objects of clients and servers.
 
-Equal values share one context: loading the system's trust store alone takes tens of milliseconds.
-A context never changes after it was built.
+Equal settings share one context, because loading the system's trust store alone takes tens of
+milliseconds. A context never changes after it was built.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from .certificate import Certificate
 from .client_hello import ClientHello
 
-# How many ended connections stay in a server's session cache, for each selection of certificates.
-# An attacker can make each of them 0.7 MB large, so this is 11 MB.
+# The maximum of ended sessions in a server's cache, for each selection of certificates. An attacker
+# can make each session 0.7 MB large, so this is 11 MB.
 _MAX_STORED_SESSIONS = 16
 
 # The environment variables that select the system's trust store.
@@ -54,11 +54,11 @@ class ServerContexts:
     authorities for client certificates.
 
     ``ssl`` cannot disable OpenSSL's session cache. The cache keeps the session of a TLS 1.2 client
-    without ticket support for two hours, with the client's whole certificate chain. So clients that
-    do not show ticket support get contexts of their own, the stateful ones. Such a context serves
-    ``_MAX_STORED_SESSIONS`` connections of one selection of certificates, and is then rebuilt. The
+    without ticket support for two hours, with the client's whole certificate chain. So clients
+    without ticket support get separate contexts, the stateful ones. Each selection of certificates
+    has one. It serves ``_MAX_STORED_SESSIONS`` connections, and a new one then replaces it. The
     count is per selection, so a client that keeps changing the requested name cannot force extra
-    rebuilds. The sessions of a context are freed with its last connection.
+    rebuilds. The sessions of a replaced context are freed with its last connection.
 
     Invariant: ``_stateful`` holds the stateful context of each selection of certificates that was
     requested so far, and how many more connections may use it.
@@ -104,7 +104,7 @@ class ServerContexts:
         if context is None or not uses_left:
             try:
                 context, uses_left = self._build(selected), _MAX_STORED_SESSIONS
-            except OSError:  # out of descriptors: no reason to refuse a client
+            except OSError:  # such as EMFILE: no reason to refuse a client
                 return self._contexts[selected]
         self._stateful[selected] = context, uses_left - 1
         return context
@@ -124,7 +124,7 @@ class ServerContexts:
         return context
 
 
-# Equal roles share one.
+# Equal roles share one ServerContexts.
 server_contexts = functools.lru_cache(maxsize=32)(ServerContexts)
 
 
@@ -133,7 +133,7 @@ def _wildcard(name: str) -> str:
 
 
 def _first_of_each_kind(certificates: Iterable[Certificate]) -> tuple[Certificate, ...]:
-    """Return the first certificate of each key type: a context holds one of each type."""
+    """Return the first certificate of each key type. A context holds only one of each type."""
     kinds: dict[str, Certificate] = {}
     for certificate in certificates:
         kinds.setdefault(certificate.key_kind, certificate)
@@ -143,10 +143,11 @@ def _first_of_each_kind(certificates: Iterable[Certificate]) -> tuple[Certificat
 def _verifying_context(
     purpose: ssl.Purpose, authorities: bytes | None, what: str
 ) -> ssl.SSLContext:
-    """Return Python's default context. It trusts ``authorities`` (PEM) if they are given.
+    """Return Python's default context. If ``authorities`` (PEM) are given, it trusts only them.
 
-    In that case the verification must not depend on the Python version: from 3.13 on, the default
-    context accepts a partial chain, and rejects certificates that break minor rules of RFC 5280.
+    With ``authorities``, the verification must not depend on the Python version: from 3.13 on, the
+    default context accepts a partial chain, and rejects certificates that break minor rules of RFC
+    5280.
     """
     if authorities is None:
         return ssl.create_default_context(purpose)
@@ -160,6 +161,6 @@ def _verifying_context(
 
 
 def _set_common(context: ssl.SSLContext, alpn_protocols: tuple[str, ...]) -> None:
-    context.minimum_version = ssl.TLSVersion.TLSv1_2  # RFC 8996 deprecates older ones
+    context.minimum_version = ssl.TLSVersion.TLSv1_2  # RFC 8996 deprecates older versions
     if alpn_protocols:
         context.set_alpn_protocols(alpn_protocols)

@@ -26,7 +26,7 @@ from .roles import TLSRole
 # record.
 _RECORD_SIZE = 16384
 
-_FORKED = "TLS stays with the process that began it, and this one was forked from it: fork first"
+_FORKED = "TLS stays with the process that began it, and this process was forked later: fork first"
 
 ResultT = TypeVar("ResultT")
 
@@ -36,13 +36,13 @@ class TLSState(enum.Enum):
 
     HANDSHAKE = enum.auto()
     OPEN = enum.auto()
-    PEER_CLOSED = enum.auto()  # the peer has sent close_notify; we may go on sending
+    PEER_CLOSED = enum.auto()  # the peer has sent close_notify; we may continue to send
     CLOSING = enum.auto()  # we have sent close_notify and wait for the peer's
-    CLOSED = enum.auto()  # both have sent it: plain text follows
+    CLOSED = enum.auto()  # both sides have sent close_notify: plain text follows
     FAILED = enum.auto()
 
 
-# docs/design.md lists the events. A local close keeps the state: it only writes close_notify.
+# docs/design.md lists the events. close_notify(), for a local close, does not change the state.
 TRANSITIONS = {
     TLSState.HANDSHAKE: {TLSState.OPEN, TLSState.FAILED},
     TLSState.OPEN: {TLSState.PEER_CLOSED, TLSState.CLOSING, TLSState.FAILED},
@@ -56,13 +56,14 @@ TRANSITIONS = {
 class TLSEngine:
     """One side of a TLS connection: ciphertext in and out, plain bytes in and out.
 
-    During the handshake and the shutdown it also stands in for the ``ssl.SSLContext`` and the
-    ``ssl.SSLObject`` of ``trio.SSLStream``, which uses five names of these: ``wrap_bio``,
-    ``do_handshake``, ``unwrap``, ``server_side`` and ``version``. A real context would hide three
+    ``trio.SSLStream`` does the handshake and the shutdown. The engine replaces its
+    ``ssl.SSLContext`` and its ``ssl.SSLObject``, of which it uses five names: ``wrap_bio``,
+    ``do_handshake``, ``unwrap``, ``server_side`` and ``version``. Real objects would hide three
     things from us: the memory BIOs, and in them the session tickets and the alert of a failure.
 
-    A server's ``SSLObject`` is created once the ClientHello is complete, because that selects the
-    context. (The user's own context leaves no choice, but we still need the requested name.)
+    A server's ``SSLObject`` is created when the ClientHello is complete, because the ClientHello
+    selects the context. (For the user's own context it is created immediately. We parse the
+    ClientHello only to get the requested name.)
 
     Args:
       role: our TLS role, and the peer that we expect.
@@ -71,13 +72,13 @@ class TLSEngine:
         own errors.
 
     Invariant: in the state FAILED, ``failure`` is set, and handshakes, reads and writes raise a
-    copy of it. The state of the encryption is unknown then, or the peer has proved that it cannot
-    be trusted. Every read takes a whole record, so no decrypted bytes wait inside OpenSSL.
+    copy of it, because the state of the encryption is unknown or the peer cannot be trusted. Every
+    read returns a whole record, so OpenSSL holds no decrypted bytes.
 
     Attributes:
       incoming: ciphertext that was read from the kernel but not passed to OpenSSL yet.
       outgoing: ciphertext that OpenSSL has written since the last ``data_to_send``.
-      failure: the error, once it has failed. Only copies of it are raised.
+      failure: the error in the state FAILED, otherwise ``None``. Only copies of it are raised.
     """
 
     _ssl_object: ssl.SSLObject
@@ -129,7 +130,7 @@ class TLSEngine:
         )
 
     def do_handshake(self) -> None:
-        """Take a step of the handshake. Raises ``ssl.SSLWantReadError`` until it is finished."""
+        """Advance the handshake. Raises ``ssl.SSLWantReadError`` until it is finished."""
         self.check()
         if self._hello is not None:
             self._read_hello(self._hello)
@@ -140,19 +141,21 @@ class TLSEngine:
         except ssl.SSLZeroReturnError as exc:
             raise self._fail_from_ssl(exc) from exc
         except ssl.SSLError as exc:
-            # An unusable certificate in a good chain leaves an error in OpenSSL's queue, which is
-            # reported instead of WANT_READ. So retry once: a handshake that has failed fails again.
+            # An unusable certificate in a valid chain leaves an error in OpenSSL's queue. OpenSSL
+            # then reports this error instead of WANT_READ. So retry once: if the handshake has
+            # really failed, it fails again.
             try:
                 self._ssl_object.do_handshake()
             except ssl.SSLWantReadError:
                 raise
             except ssl.SSLError:
                 raise self._fail_from_ssl(exc) from exc
-        # The peer's certificates may have left an error although the handshake succeeded.
+        # The peer's certificates may have left an error in the queue, although the handshake
+        # succeeded.
         clear_error_queue()
         if self._role.server_side and self.version() == "TLSv1.3":
-            # The session tickets go out with the first data. If they were sent right away, a client
-            # that closes without reading them would destroy the data it has sent
+            # We send the session tickets with the first data. If we sent them now, and the client
+            # closed without reading them, the data that it has sent would be lost
             # (https://github.com/python-trio/trio/issues/819).
             self._tickets = self.outgoing.read()
 
@@ -172,11 +175,11 @@ class TLSEngine:
             self._create_ssl_object(self._role.sni_contexts.choose(hello))
 
     def unwrap(self) -> None:
-        """Take a step of the shutdown. Raises ``ssl.SSLWantReadError`` until it is finished.
+        """Advance the shutdown. Raises ``ssl.SSLWantReadError`` until it is finished.
 
-        SSL_shutdown accepts a fatal alert as ``close_notify``. The read after it raises if it was
-        an alert. It also removes the alert's error, which OpenSSL leaves in the thread's queue: the
-        next connection would find it there and fail.
+        SSL_shutdown mistakes a fatal alert for ``close_notify``. So we call read after it: if the
+        peer sent an alert, read raises. It also removes the alert's error from the thread's queue,
+        where this error would make the next connection fail.
         """
         self.check()
         self._enter(TLSState.CLOSING)
@@ -211,7 +214,8 @@ class TLSEngine:
         except ValueError as exc:
             raise self.fail(str(exc)) from None
         if expired:
-            # OpenSSL verified it when the session began, up to two hours ago, and not now.
+            # OpenSSL verified it when the session began, up to two hours ago, but does not verify
+            # it again when the session is resumed.
             raise self.fail(
                 "the certificate was refused: certificate has expired",
                 reason="CERTIFICATE_VERIFY_FAILED",
@@ -246,15 +250,15 @@ class TLSEngine:
         )
 
     def feed_record(self) -> None:
-        """Pass OpenSSL the next record. The bytes after ``close_notify`` may be plain text."""
+        """Pass the next record to OpenSSL. What follows ``close_notify`` is not passed."""
         if self.incoming.pending and self.state is not TLSState.PEER_CLOSED:
             self._incoming_bio.write(self.incoming.take())
 
     def read(self) -> bytes | None:
-        """Return one record's bytes, ``b""`` after ``close_notify``, ``None`` if more must arrive.
+        """Return the data of one record, or ``b""`` after ``close_notify``.
 
-        Also ``None`` after many empty records. Then ``incoming`` still holds some, and other tasks
-        must run.
+        Returns ``None`` if more bytes must arrive. Also returns ``None`` after many empty records,
+        so that other tasks can run: ``incoming`` then still holds records.
         """
         if self.failure is not None or self._forks != _fork.count:
             self.check()
@@ -269,7 +273,7 @@ class TLSEngine:
         return data
 
     def read_batch(self, records: list[bytes]) -> bool:
-        """Add the bytes of a few records that have arrived. Return whether more may follow.
+        """Append the data of a few received records to ``records``. Return whether more may follow.
 
         After ``close_notify``, ``incoming`` holds the bytes that followed it.
         """
@@ -277,7 +281,7 @@ class TLSEngine:
         self._incoming_bio.write(ciphertext)
         read = self._ssl_object.read
         data: bytes | None = None
-        for _ in range(count):  # read, inlined (row tls-receive)
+        for _ in range(count):  # self.read, inlined (benchmark row tls-receive)
             try:
                 data = read(_RECORD_SIZE)
             except ssl.SSLError as exc:
@@ -291,7 +295,7 @@ class TLSEngine:
         return bool(data)
 
     def _read_further(self, exc: ssl.SSLError) -> bytes | None:
-        """Continue after an exception. Most often the record was empty."""
+        """Continue a read that raised ``exc``. The usual cause is an empty record."""
         try:
             for _ in range(MAX_EMPTY_RECORDS):
                 if not isinstance(exc, ssl.SSLWantReadError):
@@ -310,7 +314,7 @@ class TLSEngine:
     # ---- writing ----
 
     def write(self, data: bytes | memoryview) -> bool:
-        """Encrypt. Returns False if OpenSSL must read first, inside a TLS message."""
+        """Encrypt. Returns False if OpenSSL must first read the rest of a TLS message."""
         if self.failure is not None or self._forks != _fork.count:
             self.check()
         try:
@@ -323,11 +327,11 @@ class TLSEngine:
 
     @property
     def unsent(self) -> int:
-        """The number of pending bytes, without the tickets: they wait for the first data."""
+        """The number of pending bytes. Tickets do not count: they are sent with the first data."""
         return len(self._unsent) + self.outgoing.pending
 
     def data_to_send(self) -> bytes:
-        """Take all pending ciphertext, in order."""
+        """Remove and return all pending ciphertext, in order."""
         data = self.outgoing.read()
         if self._unsent or self._tickets:
             data = b"".join((self._tickets, self._unsent, data))
@@ -335,39 +339,40 @@ class TLSEngine:
         return data
 
     def put_back(self, rest: bytes | memoryview) -> None:
-        """Put back the unsent rest of ``data_to_send``."""
+        """Put back the rest of ``data_to_send`` that was not sent."""
         self._unsent = rest
 
     def close_notify(self) -> None:
         """Write ``close_notify``, without waiting for the peer's."""
-        # Unread data stays in ``incoming``: SSL_shutdown would fail on it and send nothing.
+        # Unread data stays in ``incoming``. If OpenSSL had it, SSL_shutdown would fail and send
+        # nothing.
         with contextlib.suppress(ssl.SSLError):
             self._ssl_object.unwrap()
-        clear_error_queue()  # an alert may have left an error
+        clear_error_queue()  # an alert may have left an error in it
 
     # ---- errors ----
 
     @property
     def forked(self) -> bool:
-        """Whether another process began TLS and keeps the connection."""
+        """Whether this process was forked after TLS began. The parent keeps the connection."""
         return self._forks != _fork.count
 
     def check(self) -> None:
-        """Raise a copy of the failure, if it has failed."""
+        """Raise an error if TLS has failed, or if this process was forked after TLS began."""
         if self._forks != _fork.count:
             self.refuse_in_fork()
         if self.failure is not None:
             raise self._remember(unraised_copy(self.failure))
 
     def refuse_in_fork(self) -> NoReturn:
-        """Refuse to use another process's keys: the next record would reuse a nonce."""
+        """Raise an error. With the parent's keys, the next record would reuse a nonce."""
         if self.failure is None:
             self.set_failure(trio.BrokenResourceError(f"the connection is broken: {_FORKED}"))
         assert self.failure is not None
         raise self._remember(unraised_copy(self.failure))
 
     def set_failure(self, failure: trio.BrokenResourceError) -> None:
-        """Fail. Every later call raises a copy of ``failure``."""
+        """Enter FAILED. Every later call raises a copy of ``failure``."""
         self.failure = unraised_copy(failure)
         self._enter(TLSState.FAILED)
 
@@ -379,7 +384,7 @@ class TLSEngine:
     def fail(
         self, why: str, *, reason: str | None = None, verify_code: int | None = None
     ) -> TLSError:
-        """Fail, and return the error to raise."""
+        """Enter FAILED, and return the error to raise."""
         text = f"{self._phase} with {self._role.peer_name(self._peer)} failed: {why}"
         error = TLSError(text, reason=reason, verify_code=verify_code)
         self.set_failure(error)
@@ -394,13 +399,16 @@ class TLSEngine:
         )
 
     def _retry(self, exc: ssl.SSLError, call: Callable[[], ResultT]) -> ResultT | None:
-        """Retry an OpenSSL call whose error may be another connection's; ``None`` if it must read.
+        """Retry an OpenSSL call whose error may belong to another connection.
 
-        The error queue belongs to the thread. A stale error of another connection replaces
-        WANT_READ (and close_notify), and looks like ours. So ask the handshake: after an error of
-        this connection it fails too. Otherwise the error was stale, and
-        the call is repeated. The queue is empty now: Python clears it when it raises. Clearing it
-        before each call would cost 1.5 microseconds, a tenth of a small message.
+        Returns ``None`` if the call must read first.
+
+        All connections of a thread share one error queue. A stale error of another connection
+        replaces WANT_READ (and close_notify), and looks like an error of this connection. To find
+        out, we call ``do_handshake``: after an error of this connection it also fails. Otherwise
+        the error was stale, and we repeat the call. By then the queue is empty, because Python
+        clears it when it raises. To clear it before each call would cost 1.5 microseconds, a tenth
+        of a small message.
         """
         try:
             self._ssl_object.do_handshake()

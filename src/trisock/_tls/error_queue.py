@@ -1,4 +1,4 @@
-"""OpenSSL's error queue, which belongs to the thread."""
+"""OpenSSL's error queue. Each thread has one."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import threading
 def clear_error_queue() -> None:
     """Clear OpenSSL's error queue, which all connections of a thread share.
 
-    An earlier call that failed, or that succeeded but left an error behind, makes OpenSSL report
-    the next WANT_READ as that error. A handshake clears the queue when it starts, and when it has
-    nothing to read.
+    An earlier call may leave an error in the queue, even if the call succeeded. OpenSSL then
+    reports the next WANT_READ as that error. OpenSSL clears the queue when a handshake starts, and
+    when it has nothing to read. So we do a handshake that never has anything to read.
     """
     with contextlib.suppress(ssl.SSLWantReadError):
         _idle_server.ssl_object.do_handshake()
 
 
 class _IdleServer(threading.local):
-    """An SSLObject that waits for a client forever. One for each thread, like the queue."""
+    """An SSLObject that waits for a client forever. Each thread has one, as it has one queue."""
 
     def __init__(self) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -13,7 +13,7 @@ from .certificate import as_value_error
 
 
 def has_expired(certificate: bytes) -> bool:
-    """Return whether a certificate (DER) has expired. ``ValueError`` if it cannot be read."""
+    """Return whether a certificate (DER) has expired. Raises ``ValueError`` if it is unreadable."""
     end = as_value_error(
         "the certificate cannot be read",
         lambda: x509.load_der_x509_certificate(certificate).not_valid_after_utc,
@@ -29,10 +29,10 @@ class TLSInfo:
       version: the TLS version, such as ``"TLSv1.3"``.
       cipher: the cipher suite by its OpenSSL name, such as ``"TLS_AES_256_GCM_SHA384"``.
       alpn_protocol: the protocol selected by ALPN, or ``None``.
-      server_hostname: for a client, the name that it requested; it was verified unless verification
-        is off. For a server, the name that the client requested (SNI), as sent (A-labels, upper
-        case preserved), or ``None`` if it requested none or no valid host name.
-      peer_certificate: the peer's certificate in DER, or ``None`` if it sent none.
+      server_hostname: for a client, the name that it requested and, unless verification is off,
+        verified. For a server, the name that the client requested (SNI), as sent (A-labels, upper
+        case preserved), or ``None`` if the client requested no name or an invalid one.
+      peer_certificate: the peer's certificate in DER, or ``None`` if the peer sent none.
       session_reused: whether an earlier session was resumed.
     """
 
@@ -42,7 +42,7 @@ class TLSInfo:
     server_hostname: str | None
     peer_certificate: bytes | None = field(repr=False)
     session_reused: bool
-    # Set by new_tls_info: no part of the public constructor.
+    # new_tls_info sets these. They are not part of the public constructor.
     _tls_unique: bytes | None = field(default=None, init=False, repr=False)
     _server_certificate: bytes | None = field(default=None, init=False, repr=False)
 
@@ -72,7 +72,7 @@ class TLSInfo:
 def new_tls_info(
     info: TLSInfo, *, tls_unique: bytes | None, server_certificate: bytes | None
 ) -> TLSInfo:
-    """Return the info with the data for channel bindings."""
+    """Add the data for channel bindings to the info, and return the info."""
     object.__setattr__(info, "_tls_unique", tls_unique)
     object.__setattr__(info, "_server_certificate", server_certificate)
     return info

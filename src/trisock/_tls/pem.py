@@ -1,13 +1,14 @@
 """The only parser of PEM (RFC 7468), for chains, keys and authorities.
 
 OpenSSL, ``cryptography`` and ``ssl`` each parse PEM in their own way, and accept different input.
-So we parse it once and give them the result: DER, or PEM that this module has written.
+So this module parses the input once, and the three get the result: DER, or PEM that this module has
+written.
 
 - A block begins on a line of its own, or right after the end of another block. Bytes that are not
-  printable ASCII may precede it, such as a byte order mark or spaces. A block that is commented
-  out is ignored: nobody wants to trust it.
+  printable ASCII may precede it, such as a byte order mark or spaces. A block that is commented out
+  is ignored, because the user does not want to trust it.
 - Anything outside the blocks is ignored, whatever its encoding. So are blocks of other types.
-- A damaged block of the right type is an error: it must not go missing silently.
+- A damaged block of the right type is an error, because it must not be dropped silently.
 
 No error quotes the input, which may be a key.
 """
@@ -57,7 +58,7 @@ def blocks(data: bytes) -> Iterator[Block]:
 
 
 def _at_line_start(data: bytes, start: int, marker: int) -> bool:
-    """Return whether only invisible bytes precede a marker on its line, from ``start`` on."""
+    """Return whether no printable ASCII precedes a marker on its line, from ``start`` on."""
     for at in range(marker - 1, start - 1, -1):
         if data[at] in b"\r\n":
             break
@@ -67,7 +68,7 @@ def _at_line_start(data: bytes, start: int, marker: int) -> bool:
 
 
 def certificates(data: bytes) -> list[bytes]:
-    """Return the distinct certificates in DER, in order. ``ValueError`` if there are none."""
+    """Return the distinct certificates in DER, in order. Having none raises ``ValueError``."""
     found: dict[bytes, None] = {}
     for block in blocks(data):
         if block.label in _CERTIFICATES:
@@ -81,7 +82,7 @@ def certificates(data: bytes) -> list[bytes]:
 
 
 def private_key(data: bytes) -> bytes:
-    """Return the first private key, in PEM that OpenSSL reads. ``ValueError`` if there is none."""
+    """Return the first private key, in PEM for OpenSSL. Raises ``ValueError`` if there is none."""
     for block in blocks(data):
         if block.label.endswith("PRIVATE KEY"):
             headers, body = _split_headers(block.body)

@@ -1,4 +1,4 @@
-"""TLS records: splitting input for OpenSSL, and splitting and coalescing output. No I/O."""
+"""TLS records: split input for OpenSSL, and split and coalesce output. No I/O."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ _MAX_CIPHERTEXT = _HEADER_SIZE + 16384 + 2048
 # The start of an application data record's header.
 _DATA_HEADER = b"\x17\x03\x03"
 
-# How many records without data are decrypted before other tasks run. A key update costs a few
-# microseconds and 22 bytes, and an honest peer sends one at a time. (Go closes the connection
+# The maximum of records without data that are decrypted before other tasks run. A key update costs
+# a few microseconds and 22 bytes, and an honest peer sends one at a time. (Go closes the connection
 # after 16 in a row.)
 MAX_EMPTY_RECORDS = 16
 
-# How many bytes are encrypted for one system call. It bounds the ciphertext in memory, whatever the
-# size of the send.
+# The maximum of bytes that are encrypted for one system call. This bounds the ciphertext in memory,
+# whatever the size of the send.
 SEND_SIZE = 65536
 
 
 class IncomingCiphertext:
     """Ciphertext that was read from the kernel but not passed to OpenSSL yet.
 
-    OpenSSL gets it record by record, for two reasons: a ``MemoryBIO`` keeps the size of the largest
-    write, and one read decrypts all records in it until one has data.
+    OpenSSL gets only one or a few records at a time, for two reasons. A ``MemoryBIO`` keeps the
+    size of its largest write. And one read call decrypts all records in it until one has data.
 
     Invariant: if ``_record_left`` is 0 and ``_header`` is empty, the next byte starts a record.
-    Otherwise ``_header`` is the part of a split header that was taken, or ``_record_left`` is the
-    number of bytes that the current record still needs. A peer that does not speak TLS does no
-    harm: OpenSSL gets the same bytes in the same order, only split differently.
+    Otherwise ``_header`` is the part of a split header that OpenSSL already has, or
+    ``_record_left`` is the number of bytes that the current record still needs. If the peer does
+    not speak TLS, the sizes are meaningless but harmless: OpenSSL still gets all bytes in order.
 
     Attributes:
       pending: the number of bytes held.
@@ -54,7 +54,7 @@ class IncomingCiphertext:
         self.pending = len(data)
 
     def take(self) -> bytes | memoryview:
-        """Take the oldest record, or the part of it that has arrived; ``b""`` if empty."""
+        """Remove and return the oldest record, or its part that has arrived (``b""`` if none)."""
         data, start, size = self._data, self._start, self._record_left
         if not size:
             if self.pending < _HEADER_SIZE or self._header:
@@ -70,7 +70,7 @@ class IncomingCiphertext:
         return self._take_to(end)
 
     def _take_header(self) -> int:
-        """Take the rest of a split header; return how many bytes ``take`` should take."""
+        """Complete a split header, if possible. Return how many bytes ``take`` should return."""
         part = self._data[self._start : self._start + _HEADER_SIZE - len(self._header)]
         header = self._header + part
         if len(header) < _HEADER_SIZE:
@@ -80,10 +80,10 @@ class IncomingCiphertext:
         return len(part) + int.from_bytes(header[3:], "big")
 
     def take_many(self) -> tuple[bytes | memoryview, int]:
-        """Take a few whole records, or part of one; return it with the number of reads it needs.
+        """Remove and return a few whole records, or part of one, and the number of reads they need.
 
-        That is the number of whole records. Part of a record needs 0 reads if it looks like
-        application data, else 1.
+        Each whole record needs one read. Part of a record needs no read if it looks like
+        application data, and otherwise one.
         """
         data, start = self._data, self._start
         end, count = start, 0
@@ -114,14 +114,14 @@ class IncomingCiphertext:
         return memoryview(data)[start:end]
 
     def take_all(self) -> bytes:
-        """Take all bytes."""
+        """Remove and return all bytes."""
         data = self._data[self._start :]
         self._data = b""
         self._start = self.pending = 0
         return data
 
     def restart(self, data: bytes) -> None:
-        """Put ``data`` in front. A record starts there."""
+        """Put ``data`` in front of the held bytes. A record starts with its first byte."""
         data += self.take_all()
         self._header, self._record_left = b"", 0
         self.write(data)

@@ -32,8 +32,8 @@ class ClientTLS:
     Args:
       server_hostname: the name (or IP address) that the server's certificate must match; ``None``
         for the host given to ``connect``.
-      ca: the certificates to trust, in PEM, instead of the system's trust store. They may include
-        an intermediate or the server's own certificate; verification then stops there.
+      ca: the certificates to trust, in PEM, instead of the system's trust store. These may also be
+        intermediates or the server's own certificate: verification stops at a trusted certificate.
       alpn_protocols: the protocols to offer, in order of preference (RFC 7301).
       certificate: the client certificate to send if the server requests one.
       verify: ``False`` accepts any certificate from anybody. The connection is then not protected
@@ -47,7 +47,7 @@ class ClientTLS:
     alpn_protocols: Sequence[str] = field(default=(), kw_only=True)
     certificate: CertificateLike | None = field(default=None, kw_only=True)
     verify: bool = field(default=True, kw_only=True)
-    # No annotation, so it is not a field: not compared, copied, pickled or shown.
+    # Without an annotation this is not a field, so it is not compared, copied, pickled or shown.
     _built = cast("tuple[SystemTrust | None, ssl.SSLContext] | None", None)
 
     def __post_init__(self) -> None:
@@ -62,7 +62,7 @@ class ClientTLS:
         self._context()
 
     def _context(self) -> ssl.SSLContext:
-        """Return the context. It changes only if the system's trust store does."""
+        """Return the context. It is rebuilt only if the system's trust store is a different one."""
         trust = system_trust() if self.ca is None and self.verify else None
         if self._built is None or self._built[0] != trust:
             context = client_context(
@@ -89,20 +89,19 @@ class ServerTLS:
     """The TLS server's role, for ``starttls`` and ``bind(tls=)``.
 
     Args:
-      certificates: one or more. The name that the client requests (SNI) selects one. A name may
-        have one certificate of each key type. If several of the same type match, an exact name
-        wins over a wildcard, and the first one is used. A client that requests no name, or an
-        unknown one, gets the first certificate.
+      certificates: one or more certificates. The name that the client requests (SNI) selects one. A
+        name may have one certificate of each key type. If several certificates of one key type
+        match, those with the exact name win over those with a wildcard, and the first of them is
+        used. A client that requests no name, or an unknown name, gets the first certificate.
       alpn_protocols: the supported protocols, in order of preference (RFC 7301).
-      require_alpn: whether to reject a client that shares none of them.
+      require_alpn: whether to reject a client that supports none of these protocols.
       client_ca: the certificates (PEM) that verify client certificates. If given, the server
-        requests a certificate from each client, and rejects an invalid one. They may
-        include an intermediate or a client's own certificate; verification then stops there.
-      require_client_certificate: whether to reject a client without a certificate as well.
+        requests a certificate from each client, and rejects an invalid one. These may also be
+        intermediates or clients' own certificates: verification stops at a trusted certificate.
+      require_client_certificate: whether to also reject a client that sends no certificate.
 
-    The rules are the same whichever certificate is selected. A TLS 1.2 client without ticket
-    support can resume a session only while it is among the last few: the server stores at most 16
-    of those that have ended.
+    The other settings apply whichever certificate is selected. A TLS 1.2 client without ticket
+    support can resume only a recent session: the server stores at most 16 ended sessions.
 
     Raises ``ValueError`` or ``TypeError`` if an argument is invalid. Immutable.
     """
@@ -133,7 +132,8 @@ class ServerTLS:
         if self.client_ca is not None:
             set_field(self, "client_ca", _authorities(self.client_ca, "client_ca"))
         elif self.require_client_certificate:
-            # The system's trust store would admit anyone with a certificate of a public authority.
+            # With the system's trust store, any certificate from a public authority would be
+            # accepted.
             raise ValueError("require_client_certificate needs client_ca")
         contexts = server_contexts(
             cast("tuple[Certificate, ...]", self.certificates),
@@ -163,10 +163,10 @@ class TLSRole:
 
     context: ssl.SSLContext
     server_side: bool
-    #: The name to verify, as sent on the wire; None for servers.
+    #: The name to verify, as sent on the wire. None for servers.
     server_hostname: str | None
     require_alpn: bool = False
-    #: Selects a server's context, once the ClientHello is known; None for the user's own context.
+    #: The contexts from which the ClientHello selects. None for clients and the user's own context.
     sni_contexts: ServerContexts | None = None
 
     def peer_name(self, peer: Address) -> str:
@@ -191,7 +191,8 @@ def resolve_role(
 ) -> TLSRole:
     """Turn the user's ``tls`` argument into a role, or raise TypeError or ValueError.
 
-    The name to verify is the first of ``server_hostname``, the one in ``tls``, ``connected_host``.
+    The name to verify is ``server_hostname``. If it is ``None``, it is the name in ``tls``, and if
+    there is none, ``connected_host``.
     """
     if server_hostname is not None and not isinstance(server_hostname, str):
         raise TypeError(f"server_hostname must be a str, not {type_name(server_hostname)}")
@@ -202,7 +203,7 @@ def resolve_role(
         name = _first_given(server_hostname, tls.server_hostname, connected_host)
         role = TLSRole(tls._context(), False, name)
         if name is None and tls.verify:
-            raise ValueError("a verified TLS client needs to know the server's name")
+            raise ValueError("a TLS client needs the server's name to verify it")
     elif isinstance(tls, ssl.SSLContext):
         server_side = tls.protocol == ssl.PROTOCOL_TLS_SERVER or (
             tls.protocol != ssl.PROTOCOL_TLS_CLIENT and side == "server"

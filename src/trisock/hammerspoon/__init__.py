@@ -10,13 +10,13 @@ For callback code, and ports of Hammerspoon programs::
         client.read("\\r\\n\\r\\n")
         await trio.sleep(1)
 
-Reads and writes are queued, and done in order in the background. ``startTLS`` waits for those
-queued before it. The callbacks of one object also run in order. A callback is a plain or an async
-function. If it raises, that is logged and affects nothing else. Leaving ``open_sockets`` ends
-everything.
+Reads and writes are queued, and done in order in the background. ``startTLS`` waits for the reads
+and writes queued before it. The callbacks of one object also run in order. A callback is a plain or
+an async function. If a callback raises an exception, it is logged and affects nothing else. Leaving
+the ``open_sockets`` block ends everything.
 
-Received data is ``bytes``; ``str`` to send is encoded as UTF-8. hs.socket's log messages go to the
-logger ``trisock.hammerspoon``. Source: Hammerspoon's documentation, page "hs.socket".
+Received data is ``bytes``. ``str`` is encoded as UTF-8 when sent. hs.socket's log messages go to
+the logger ``trisock.hammerspoon``. Source: Hammerspoon's documentation, page "hs.socket".
 ``docs/dialects.md`` lists the differences.
 """
 

@@ -16,7 +16,7 @@ def is_int(value: object) -> TypeGuard[int]:
 
 
 def parse_delimiter(delimiter: object) -> int | bytes:
-    """Return the end of a read: a number of bytes, or a delimiter."""
+    """Return what ends a read: a number of bytes, or a delimiter."""
     if isinstance(delimiter, bool):
         raise TypeError("a read takes a number of bytes or a delimiter, not a bool")
     until = delimiter if isinstance(delimiter, int) else to_bytes(delimiter)
@@ -26,7 +26,7 @@ def parse_delimiter(delimiter: object) -> int | bytes:
 
 
 def to_bytes(data: object) -> bytes:
-    """Return data as bytes; mutable data is copied."""
+    """Return data as bytes. Mutable data is copied."""
     if not isinstance(data, (str, bytes, bytearray, memoryview)):
         raise TypeError(f"data must be bytes or str, not {type(data).__name__}")
     if not isinstance(data, str):
@@ -34,18 +34,20 @@ def to_bytes(data: object) -> bytes:
     try:
         return data.encode()
     except UnicodeEncodeError as exc:  # its repr contains the whole text
-        raise ValueError(f"the character at {exc.start} cannot be sent: {exc.reason}") from None
+        raise ValueError(
+            f"the character at index {exc.start} cannot be sent: {exc.reason}"
+        ) from None
 
 
 def check_callback(fn: Callable[..., object] | None) -> Callable[..., object] | None:
-    """Return a callback; ``TypeError`` if it cannot be called."""
+    """Return a callback. Raises ``TypeError`` if it cannot be called."""
     if fn is not None and not callable(fn):
         raise TypeError(f"a callback must be a function, not {type(fn).__name__}")
     return fn
 
 
 def check_timeout(timeout: object) -> float:
-    """Return a timeout in seconds; ``TypeError`` or ``ValueError`` if it is invalid."""
+    """Return a timeout (seconds). Raises ``TypeError`` or ``ValueError`` if it is invalid."""
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
         raise TypeError(f"a timeout must be a number of seconds, not {type(timeout).__name__}")
     try:
@@ -59,7 +61,7 @@ def check_timeout(timeout: object) -> float:
 
 
 def describe_target(host: str, port: int | None) -> str:
-    """Format ``host:port``, or a path, for the log; not an implausible one, which may be a key."""
+    """Format ``host:port``, or a path, for the log. An implausible one may be a key: hide it."""
     if port is None:
         return host if len(host) < 108 and host.isprintable() else "no path"
     plausible = len(host) < 256 and not host.split()[1:] and max(map(len, host.split("."))) < 64

@@ -17,7 +17,7 @@ if sys.version_info < (3, 11):  # pragma: no cover (one of the two on each versi
     from exceptiongroup import BaseExceptionGroup  # which Trio needs as well
 
 # The overhead of a queue entry in bytes: the objects around its data, and its slot. Measured: 200
-# to 450 bytes. Without it, a flood of empty lines would cost nothing.
+# to 450 bytes. If it were not counted, a flood of empty lines would cost nothing.
 ENTRY_OVERHEAD = 512
 
 # If the queued callbacks of one object hold more than this many bytes, its reads pause.
@@ -60,7 +60,7 @@ class PendingCallbacks:
             self._readers.unpark_all()
 
     async def wait_for_room(self) -> None:
-        """Wait until the callbacks hold at most ``MAX_HELD`` bytes. A checkpoint if it waits."""
+        """Wait until the callbacks hold at most ``MAX_HELD`` bytes. May not be a checkpoint."""
         while self.held > MAX_HELD:
             await self._readers.park()
 
@@ -68,8 +68,8 @@ class PendingCallbacks:
 class CallbackQueue:
     """Runs callbacks in order, in a task that exists only while there are any.
 
-    If a callback raises an ``Exception``, even in a group, that is logged and ends nothing. The
-    same holds for a cancel scope that it leaves open.
+    If a callback raises an ``Exception``, even in a group, or leaves a cancel scope open, the error
+    is logged and ends nothing.
 
     Invariant: a task that runs callbacks exists exactly while ``_running`` is set.
     """
@@ -83,13 +83,14 @@ class CallbackQueue:
 
     @property
     def put(self) -> Callable[..., None]:
-        """The method that queues a function and its arguments; valid until ``clear``."""
+        """The method that queues a function and its arguments. After ``clear`` it does nothing."""
         return self.pending.put
 
     def clear(self) -> None:
-        """Drop the queued callbacks, and those that an older ``put`` adds. A running one continues.
+        """Drop the queued callbacks, and all that an older ``put`` adds. A running one continues.
 
-        The same disconnect cancels reads for the old callbacks, so nothing waits for their room.
+        The disconnect that calls this also cancels the reads for the old callbacks. So no read
+        waits for room in the old queue.
         """
         self.pending.queued.clear()
         self.pending = PendingCallbacks(self._start)
@@ -141,14 +142,14 @@ class CallbackQueue:
                 raise
         else:
             return
-        raise BaseExceptionGroup(f"out of a callback of {self._owner!r}", rest)
+        raise BaseExceptionGroup(f"raised by a callback of {self._owner!r}", rest)
 
 
 def _is_callback_error(exc: BaseException) -> bool:
     """Return whether an exception is only a failure of the callback.
 
-    So is a ``Cancelled`` while our task is not cancelled: it belongs to another scope, and the
-    callback stored it or passed it on.
+    That includes a ``Cancelled`` that is raised while our task is not cancelled: it belongs to
+    another scope, and the callback stored it or passed it on.
     """
     if issubclass(type(exc), trio.Cancelled):
         return trio.current_effective_deadline() != -math.inf

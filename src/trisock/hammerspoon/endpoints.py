@@ -15,12 +15,13 @@ from .callbacks import PendingCallbacks
 from .operations import ReadBudget
 from .queues import QueuedConnection, accepted_connection, logger, time_limit
 
-# A client waits at most this long (seconds) until a server of the same program has accepted the
-# connection. It takes a few passes of the scheduler, unless the server cannot accept.
+# A client waits at most this long (seconds) for a server of the same program to accept the
+# connection. This takes a few passes of the scheduler, unless the server cannot accept.
 _ACCEPT_SECONDS = 1.0
 
-# If a server accepts nothing for this many passes, it has accepted all pending connections. One
-# pass makes the listening socket readable, one accepts, one starts the handler; the rest is margin.
+# If a server accepts nothing for this many passes of the scheduler, it has accepted all pending
+# connections. The first pass makes the listening socket readable, the second accepts, the third
+# starts the handler; the other passes are a margin.
 _QUIET_PASSES = 16
 
 _servers: trio.lowlevel.RunVar[set[QueuedServer]] = trio.lowlevel.RunVar("hammerspoon's servers")
@@ -31,10 +32,10 @@ class QueuedClient:
 
     Args:
       connect: makes the connection.
-      connected: called when it is connected, in order with the other callbacks.
+      connected: called when the client is connected, in order with the other callbacks.
       callbacks: the object's queued callbacks.
       timeout: seconds that ``connect`` may take; ``math.inf`` for no limit.
-      name: its name in the log.
+      name: the client's name in the log.
       path: the path of a Unix socket, or ``""``.
       sock: the connection, if it is already connected.
     """
@@ -60,11 +61,14 @@ class QueuedClient:
         self._scope = trio.CancelScope()
 
     def disconnect(self) -> None:
-        """Drop the queued operations, and end."""
+        """Drop the queued operations, and end ``run``."""
         self._scope.cancel()
 
     async def run(self, finish: Callable[[object], object]) -> None:
-        """Connect, do the queued operations until disconnected, call ``finish(self)``, close."""
+        """Connect, and do the queued operations until disconnected.
+
+        Then call ``finish(self)``, and close.
+        """
         [connection] = self.connections
         sock = connection.sock
         try:
@@ -90,10 +94,10 @@ class QueuedClient:
 
 
 class QueuedServer:
-    """A server; each of its clients has its own queues.
+    """A server. Each of its clients has its own queues.
 
     Args:
-      listener: the server takes ownership.
+      listener: the listener, which the server then owns.
       callbacks: the object's queued callbacks.
       path: the path of a Unix socket, or ``""``.
     """
@@ -116,11 +120,11 @@ class QueuedServer:
 
     @property
     def addresses(self) -> list[trisock.Address]:
-        """The addresses it listens on; IPv4 first, as in hs.socket."""
+        """The addresses that the server listens on: IPv4 first, as in hs.socket."""
         return sorted(self._listener.addresses, key=lambda address: ":" in address.host)
 
     def disconnect(self) -> None:
-        """Stop listening, drop the clients' queued operations, and disconnect them."""
+        """Stop listening, drop the queued operations of all clients, and disconnect the clients."""
         self._end()
         if self._server is None:
             self._scope.cancel()
@@ -166,7 +170,7 @@ class QueuedServer:
     # ---- for clients of the same program ----
 
     def may_be_peer(self, sock: trisock.Socket) -> bool:
-        """Return whether this may be the server that a local client is connected to."""
+        """Return whether a local client's socket may be connected to this server."""
         here, there = sock.getlocal(), sock.getpeer()
         if there.port == 0:  # a Unix socket
             return there in self.addresses
@@ -187,7 +191,7 @@ class QueuedServer:
                 await self._changed.park()
             return
         # Unix clients have no address to compare. But their connections are in the backlog
-        # immediately, so it is enough to wait until that is empty.
+        # immediately, so it is enough to wait until the backlog is empty.
         quiet = 0
         while self._is_open and quiet < _QUIET_PASSES:
             accepted = self._accepted
@@ -205,7 +209,7 @@ def _local_servers() -> set[QueuedServer]:
 
 
 async def _wait_accepted(sock: trisock.Socket) -> None:
-    """If a client is connected to a server of this program, wait until that has accepted it."""
+    """If a client's server is in this program, wait until the server has accepted the client."""
     for server in tuple(_local_servers()):
         if server.may_be_peer(sock):
             with trio.move_on_after(_ACCEPT_SECONDS):

@@ -7,18 +7,19 @@ import sys
 
 import trio
 
-# Where there is no event, poll at this interval (seconds).
+# On platforms without an event for a hangup, poll at this interval (seconds).
 _POLL_SECONDS = 1.0
 
 
 async def wait_for_hangup(descriptor: int) -> None:
     """Wait until the peer has ended its side of a connection (FIN), or has reset it.
 
-    Reads nothing. If the platform cannot report a hangup while data is unread, it waits forever.
+    This reads no data. If the platform cannot report a hangup while data is unread, this waits
+    forever.
     """
     if sys.platform == "linux":
-        # Trio waits for EPOLLIN, which unread data sets. So a second epoll waits for the hangup
-        # alone, and Trio waits for that epoll.
+        # Trio waits for EPOLLIN, which is also set while data is unread. So a second epoll waits
+        # for the hangup alone, and Trio waits for that epoll.
         try:
             hangups = select.epoll(1)
         except OSError:  # such as EMFILE

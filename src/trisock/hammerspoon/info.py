@@ -35,13 +35,13 @@ class Info(TypedDict):
 
 
 def connections_of(endpoint: QueuedClient | QueuedServer | None) -> int:
-    """Return how many connections an object has: a client, a server, or neither."""
+    """Return the number of connections. The endpoint is a client, a server, or ``None``."""
     connections = () if endpoint is None else endpoint.connections
     return sum(connection.sock is not None for connection in connections)
 
 
 def info_of(endpoint: QueuedClient | QueuedServer | None, timeout: float) -> Info:
-    """Return the information about an object: a client, a server, or neither."""
+    """Return the object's information. The endpoint is a client, a server, or ``None``."""
     path = "" if endpoint is None else endpoint.path
     sock = endpoint.connections[0].sock if isinstance(endpoint, QueuedClient) else None
     peer = trisock.Address("", 0)

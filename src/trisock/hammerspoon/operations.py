@@ -12,14 +12,14 @@ import trio
 
 from .callbacks import cost
 
-# When one direction has ended, an operation of the other one may take this many seconds, and a
-# write one second more per this many bytes.
+# When one direction of a connection has ended, an operation in the other direction may take
+# HALF_OPEN_SECONDS. A write may take one second more for each _BYTES_PER_SECOND bytes.
 HALF_OPEN_SECONDS = 60.0
 _BYTES_PER_SECOND = 65536
 
 
 class ReadBudget:
-    """The cost of the reads that are queued for all clients of a server. Each counts once."""
+    """The cost of all reads that are queued for a server's clients. A shared read counts once."""
 
     def __init__(self) -> None:
         self.held = 0
@@ -30,9 +30,9 @@ class Read:
 
     Args:
       until: a number of bytes, or the delimiter to read up to.
-      timeout: seconds from when its turn comes; ``math.inf`` for none.
+      timeout: seconds from the start of the read; ``math.inf`` for no timeout.
       deliver: called with the data.
-      tag: counted in the cost.
+      tag: only counted in the cost of the read.
     """
 
     __slots__ = ("_budget", "_cost", "_references", "deliver", "timeout", "until")
@@ -48,23 +48,24 @@ class Read:
         self._budget: ReadBudget | None = None
 
     def acquire(self, budget: ReadBudget) -> None:
-        """Count a connection that queues this read."""
+        """Count one more connection that has queued this read."""
         if not self._references:
             self._budget = budget
             budget.held += self._cost
         self._references += 1
 
     def release(self) -> None:
-        """Count a connection that has done this read, or dropped it."""
+        """Count one connection less: it has done this read, or dropped it."""
         self._references -= 1
         if not self._references and self._budget is not None:
             self._budget.held -= self._cost
 
 
 class Delivery:
-    """One message to several connections.
+    """One message that is sent to several connections.
 
-    ``done`` is called when each connection has taken the message or is lost, if one has taken it.
+    ``done`` is called when the message was sent on all connections that are not lost, but not if
+    all are lost.
     """
 
     __slots__ = ("_any_delivered", "_done", "_pending")
@@ -75,7 +76,7 @@ class Delivery:
         self._done = done
 
     def finish(self, delivered: bool) -> None:
-        """Count one connection, which has taken the message or is lost."""
+        """Count one connection: the message was sent on it (``delivered``), or it is lost."""
         self._pending -= 1
         self._any_delivered |= delivered
         if not self._pending and self._any_delivered and self._done is not None:
@@ -92,15 +93,15 @@ class Write:
     delivery: Delivery
 
 
-# The callable is any other action that has to wait for its turn.
+# The callable is any other action that must run in order with the reads or writes.
 Operation: TypeAlias = "Read | Write | Callable[[], Awaitable[object]]"
 
 
 class Queue:
-    """The operations of one direction, done in order. While there is none, ``when_idle`` runs.
+    """The operations of one direction, done in order. While the queue is empty, ``when_idle`` runs.
 
-    An operation waits for the peer only inside ``step``, so that the wait can be bounded when the
-    other direction has ended.
+    An operation may wait for the peer only inside ``step``. ``bound`` can then limit this wait when
+    the other direction has ended.
     """
 
     def __init__(self, when_idle: Callable[[], Awaitable[object]]) -> None:
@@ -130,7 +131,10 @@ class Queue:
 
     @contextmanager
     def step(self, size: int = 0) -> Iterator[None]:
-        """Do an operation of ``size`` bytes; ``TimeoutError`` if it is bounded and too slow."""
+        """Run the block as one operation of ``size`` bytes.
+
+        Raises ``TimeoutError`` if the operation is bounded and takes too long.
+        """
         self._limit = HALF_OPEN_SECONDS + size / _BYTES_PER_SECOND
         with trio.CancelScope() as self._step:
             if self._is_bounded:
@@ -138,11 +142,11 @@ class Queue:
             yield
         if self._step.cancelled_caught:
             raise TimeoutError(
-                f"one direction has ended, and the other has waited for {self._limit:.0f} s"
+                f"one direction has ended, and the other waited {self._limit:.0f} s for the peer"
             )
 
     def bound(self) -> None:
-        """Bound the running step, and all later ones."""
+        """Limit the duration of the current step and of all later steps."""
         self._is_bounded = True
         deadline = trio.current_time() + self._limit
         self._step.deadline = min(self._step.deadline, deadline)

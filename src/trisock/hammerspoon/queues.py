@@ -1,11 +1,13 @@
 """Connections whose operations are queued and done in the background, as in hs.socket.
 
 Each connection has a queue for reads and one for writes, because a read that waits for the peer
-must not block the write that the peer waits for. Each queue is done in order. A TLS handshake is in
-both: it begins when both queues have reached it, and both continue after it.
+must not block the write that the peer waits for. The operations of each queue are done in order. A
+TLS handshake is put into both queues: it begins when both have reached it, and both continue after
+it.
 
-An idle reader watches for EOF. If it receives a chunk instead, it pushes that back to the front of
-the buffer, and from then on waits for the hangup that may follow the data.
+While no read is queued, the connection watches for EOF. If a chunk arrives instead, the chunk is
+pushed back to the front of the buffer. From then on, the connection waits for the hangup that may
+follow the data.
 """
 
 from __future__ import annotations
@@ -26,37 +28,37 @@ from .callbacks import PendingCallbacks, cost
 from .hangup import wait_for_hangup
 from .operations import Delivery, Operation, Queue, Read, ReadBudget, Write
 
-# hs.socket has no limits. Ours: a read searches for its delimiter in at most this many bytes.
+# A read searches for its delimiter in at most this many bytes. (hs.socket has no limits.)
 MAX_READ = 16 * 1024 * 1024
 
-# Limits for a server, whose clients can make it queue writes and reads for each other. All include
-# the overhead of the queue entries.
+# Limits for a server. One client can make a server queue writes and reads for all other clients.
+# The limits in bytes include the overhead of the queue entries.
 
-# The unsent bytes for a client that does not read.
+# The maximum of unsent bytes for a client that does not read.
 MAX_UNSENT = 64 * 1024 * 1024
 
-# The queued reads for a silent client. When one client speaks, the server's callback asks for the
-# next line, which queues one more read for every client.
+# The maximum of queued reads for a silent client. When one client sends a line, the server's
+# callback asks for the next line, which queues one more read for every client.
 MAX_READS = 1000
 
-# The bytes that the queued reads of all clients cost.
+# The maximum cost in bytes of the queued reads of all clients together.
 MAX_READ_COST = 16 * 1024 * 1024
 
-# Seconds for a handshake without a timeout of its own: a silent peer is an attack.
+# The timeout (seconds) of a handshake if the program set none: a silent peer may be an attacker.
 _HANDSHAKE_TIMEOUT = 60
 
-# If the peer is gone, with data unread and no read queued, drop the connection after this many
+# If the peer is gone, data is unread and no read is queued, drop the connection after this many
 # seconds.
 UNREAD_SECONDS = 2.0
 
-# An idle reader waits this long (seconds) before it watches for a hangup after unread data. By then
-# a callback that wants more has queued its read, which saves the cost of the watch.
+# If data arrives while no read is queued, wait this long (seconds) before watching for a hangup. By
+# then, a callback that wants the data has queued its read, and the watch is not needed.
 _SETTLE_SECONDS = 0.05
 
 logger = logging.getLogger("trisock.hammerspoon")
 
 
-# Logged as one line; all other exceptions are logged with a traceback.
+# These exceptions are logged as one line. All others are logged with a traceback.
 _EXPECTED = (
     OSError,
     ValueError,  # such as a TLS client that verifies but has no server name
@@ -77,17 +79,18 @@ def time_limit(seconds: float, what: str) -> Iterator[None]:
 
 
 class QueuedConnection:
-    """One connection and its two queues, which can be filled before it is connected.
+    """One connection and its two queues, which can be filled before the connection exists.
 
     Args:
       callbacks: the object's queued callbacks.
-      name: its name in the log.
-      max_unsent: a write while more than this many bytes are queued ends the connection.
-      max_reads: a read while this many are queued is dropped.
-      budget: the cost of the reads of all clients of a server.
+      name: the connection's name in the log.
+      max_unsent: if more than this many bytes are queued, the next write ends the connection.
+      max_reads: if this many reads are queued, further reads are dropped.
+      budget: counts the cost of the reads of all clients of a server.
       loglevel: the level at which errors of the connection are logged.
 
-    Timeouts are in seconds, ``math.inf`` for none. They start when the operation's turn comes.
+    Timeouts are in seconds, ``math.inf`` for no timeout. They start when the operation has reached
+    the front of its queue.
 
     Invariant: ``_unsent`` is the cost of the queued writes and the current one; ``_reads_pending``
     is the number of queued reads and the current one. While ``_sending_ended`` no write is queued.
@@ -135,7 +138,7 @@ class QueuedConnection:
     def write(self, data: bytes, timeout: float, delivery: Delivery) -> None:
         """Queue a write."""
         if self._unsent > self._max_unsent and not self._scope.cancel_called:
-            self.fail(trio.BrokenResourceError(f"{self._unsent} bytes are already queued for it"))
+            self.fail(trio.BrokenResourceError(f"{self._unsent} bytes are already queued"))
         if self._sending_ended:
             delivery.finish(False)
             return
@@ -163,17 +166,17 @@ class QueuedConnection:
         self._writes.put(start)
 
     def disconnect(self) -> None:
-        """Drop the queued operations, and end."""
+        """Drop the queued operations, and end ``run``."""
         self._scope.cancel()
 
     def fail(self, exc: Exception) -> None:
-        """Log an error of the connection, and end it."""
+        """Log an error of the connection, and disconnect."""
         self._log(exc)
         self.disconnect()
 
     def _log(self, exc: Exception) -> None:
         if issubclass(type(exc), _EXPECTED):
-            # Only once: after a failed write, a read often fails for the same reason.
+            # After a failed write, a read often fails for the same reason: log that only at DEBUG.
             level = logging.DEBUG if self._sending_ended else self._loglevel
             log(logger, level, "%s: %s", self._name, text(exc))
         else:
@@ -182,7 +185,7 @@ class QueuedConnection:
     # ---- in the background ----
 
     async def run(self, sock: trisock.Socket) -> None:
-        """Do the queued operations until disconnected. Raises only ``Cancelled``, never closes."""
+        """Do the queued operations until disconnected. Raises only ``Cancelled``."""
         self.sock = sock
         try:
             with self._scope:
@@ -237,7 +240,10 @@ class QueuedConnection:
             read.deliver(data)
 
     async def _watch_for_end(self) -> None:
-        """While no read is queued: disconnect when the peer is gone and its data is not read."""
+        """While no read is queued, wait for the peer to hang up, and then disconnect.
+
+        If data is unread by then, this first waits ``UNREAD_SECONDS`` for a read of the data.
+        """
         assert self.sock is not None
         if not self._sending_ended:
             chunk: bytes | None = await self.sock.recv()
@@ -273,10 +279,10 @@ class QueuedConnection:
         self._callbacks.put(self._writes.put, end)
 
     async def _write(self, write: Write) -> bool:
-        """Write; return False if that fails. Received data can still be read then."""
+        """Send the data. Return False if that fails; received data can still be read after it."""
         assert self.sock is not None
         try:
-            # In one send: under TLS, data that was cut short must not be followed by a clean EOF.
+            # Use a single send: with TLS, a clean EOF must not follow data that was cut short.
             with time_limit(write.timeout, "a write"), self._writes.step(len(write.data)):
                 await self.sock.send(write.data)
         except trio.BrokenResourceError as exc:
@@ -289,7 +295,7 @@ class QueuedConnection:
         return True
 
     def _end_sending(self) -> None:
-        """Drop the queued writes, and accept no more."""
+        """Drop the queued writes, and reject later ones."""
         self._sending_ended = True
         operations, self._writes.operations = self._writes.operations, deque()
         for operation in operations:
@@ -309,7 +315,7 @@ class QueuedConnection:
 def accepted_connection(
     callbacks: PendingCallbacks, name: str, budget: ReadBudget
 ) -> QueuedConnection:
-    """Return a connection of a server, with the limits for those."""
+    """Return a connection of a server, with the limits for a server's connections."""
     return QueuedConnection(
         callbacks,
         name,

@@ -1,9 +1,10 @@
 """Binary socket addresses (``struct sockaddr_in``, ``sockaddr_in6``), in the two common layouts.
 
-On BSD and macOS they begin with one byte for the length and one for the family; on Linux and
-Windows with two bytes for the family, in host byte order. Then follow the port (2 bytes, network
-order); for IPv4 the address (4) and zeros (8); for IPv6 the flow label (4), the address (16) and
-the scope (4, host order). Each system has its own number for the IPv6 family.
+On BSD and macOS, the first byte is the length and the second byte is the family. On Linux and
+Windows, the first two bytes are the family, in host byte order. The port follows (2 bytes, network
+order). After it, an IPv4 address has the address itself (4 bytes) and zeros (8). An IPv6 address
+has the flow label (4), the address itself (16) and the scope (4, host order). Each system has its
+own number for the IPv6 family.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ _SIZE_IPV4 = 16
 _SIZE_IPV6 = 28
 _HAS_LENGTH = sys.platform == "darwin" or "bsd" in sys.platform
 
-# The IPv6 family in the two layouts: this system's in its own layout, and the best known other
-# system's in the other layout.
+# The number of the IPv6 family in each layout. This system's layout has this system's number. For
+# the other layout we choose the best known system's number.
 _AF_INET6_WITH_LENGTH = socket.AF_INET6 if _HAS_LENGTH else 30  # Darwin's
 _AF_INET6_WITHOUT_LENGTH = 10 if _HAS_LENGTH else socket.AF_INET6  # Linux's
 
@@ -34,7 +35,7 @@ class ParsedAddress(TypedDict):
 
 
 def parse_sockaddr(data: bytes) -> ParsedAddress | None:
-    """Parse an IPv4 or IPv6 address; ``None`` for anything else."""
+    """Parse an IPv4 or IPv6 address. Return ``None`` for other data."""
     size = len(data)
     if size not in (_SIZE_IPV4, _SIZE_IPV6):
         return None
@@ -57,7 +58,7 @@ def parse_sockaddr(data: bytes) -> ParsedAddress | None:
 
 
 def pack_sockaddr(address: Address) -> bytes:
-    """Return an IPv4 or IPv6 address in this system's layout; ``b""`` for anything else."""
+    """Return an IPv4 or IPv6 address in this system's layout, or ``b""`` for other addresses."""
     if isinstance(address, UnixAddress):  # its path may look like an IP address
         return b""
     host, _, zone = address.host.partition("%")

@@ -35,7 +35,8 @@ from .sockaddr import ParsedAddress, parse_sockaddr
 
 __all__ = ["Callback", "Info", "ParsedAddress", "Socket", "Sockets", "open_sockets"]
 
-# The levels of hs.logger, from 0, and Python's levels, which have nothing below DEBUG.
+# The levels of hs.logger, numbered from 0, and Python's level for each. Python has no level below
+# DEBUG, so "debug" and "verbose" are the same.
 _LEVELS = ["nothing", "error", "warning", "info", "debug", "verbose"]
 _PYTHON_LEVELS = [logging.CRITICAL + 1, *range(logging.ERROR, 0, -10), logging.DEBUG]
 
@@ -46,8 +47,8 @@ Callback = Callable[..., object]
 async def open_sockets() -> AsyncIterator[Sockets]:
     """Open sockets for a block: ``async with open_sockets() as hs:``.
 
-    After the block, all sockets are closed and all background work has ended. An exception of the
-    block is raised unchanged. If cancelled, it leaves nothing behind.
+    After the block, also if it was cancelled, all sockets are closed and all background work has
+    ended. An exception of the block is raised unchanged.
     """
     error: BaseException | None = None
     async with trio.open_nursery() as nursery:
@@ -56,7 +57,7 @@ async def open_sockets() -> AsyncIterator[Sockets]:
         except BaseException as exc:  # raised below, so that the nursery does not wrap it
             error = exc
         nursery.cancel_scope.cancel()
-        nursery.cancel_scope.shield = True  # no outside Cancelled must replace the error
+        nursery.cancel_scope.shield = True  # an outside Cancelled must not replace the error
     if error is not None:
         try:
             raise error
@@ -68,7 +69,7 @@ class Sockets:
     """Hammerspoon's ``hs.socket``, made by ``open_sockets``.
 
     Attributes:
-      timeout: seconds that an operation may take, for new objects; negative: no limit.
+      timeout: the timeout (seconds) for the operations of new objects. Negative means no limit.
     """
 
     def __init__(self, nursery: trio.Nursery) -> None:
@@ -80,7 +81,7 @@ class Sockets:
         return Socket(self._nursery, self.timeout, fn)
 
     def server(self, port_or_path: int | str, fn: Callback | None = None) -> Socket:
-        """Do ``new(fn)`` and ``listen``; return the object in any case. Source: ``server``."""
+        """Create an object and let it listen. Returns it even if that fails. Source: ``server``."""
         created = self.new(fn)
         created.listen(port_or_path)
         return created
@@ -89,7 +90,7 @@ class Sockets:
     def parseAddress(sockaddr: bytes) -> ParsedAddress | None:  # noqa: N802
         """Parse a binary sockaddr, as in ``info()``: IPv4 or IPv6, in BSD's or Linux's layout.
 
-        Returns ``{"host": ..., "port": ..., "addressFamily": ...}``, or ``None`` for anything else.
+        Returns ``{"host": ..., "port": ..., "addressFamily": ...}``, or ``None`` for other data.
         Source: ``hs.socket.parseAddress``.
         """
         return parse_sockaddr(sockaddr) if isinstance(sockaddr, bytes) else None
@@ -137,14 +138,14 @@ class Socket:
         """Connect: ``connect(host, port[, fn])``, or ``connect(path[, fn])`` to a Unix socket.
 
         Args:
-          host_or_path: a name or an address; without a port, a path.
+          host_or_path: a host name or an address. If no port is given, the path of a Unix socket.
           port: 1 to 65535.
-          fn: called once, without arguments, when connected. By then, a server of the same program
-            has accepted the connection.
+          fn: called once, without arguments, when connected. If the server is in the same program,
+            it has usually accepted the connection by then.
 
         Returns: self, or ``None`` if the object is already in use. A connect to a path succeeds
-        immediately if the server's backlog has room. If the connect fails, that is logged later,
-        and the object is unconnected again.
+        immediately if the server's backlog has room. A failure to connect is logged later, and the
+        object is then unconnected again.
         Source: ``hs.socket:connect``.
         """
         if callable(port):
@@ -152,14 +153,14 @@ class Socket:
         check_callback(fn)
         if not isinstance(host_or_path, str) or not (port is None or is_int(port)):
             kinds = f"{type(host_or_path).__name__}, {type(port).__name__}"
-            raise TypeError(f"no host and port, and no path: {kinds}")
+            raise TypeError(f"expected a host and a port, or a path, not {kinds}")
         path = os.path.expanduser(host_or_path) if port is None else ""
         if self._in_use():
             return None
         sock = None
         if port is None:
             connect = partial(trisock.connect_unix, path)
-            with contextlib.suppress(OSError, ValueError):  # connect_unix reports the error
+            with contextlib.suppress(OSError, ValueError):  # connect_unix will report the error
                 sock = connect_unix_nowait(path)
         else:
             connect = partial(trisock.connect, host_or_path, port)
@@ -177,7 +178,7 @@ class Socket:
     def listen(self, port_or_path: int | str) -> Socket | None:
         """Listen on a port (0 for any free one), or on the path of a Unix socket.
 
-        Returns: self, or ``None`` if that fails or the object is already in use; this is logged.
+        Returns: self. If this fails or the object is already in use, logs it and returns ``None``.
         Source: ``hs.socket:listen``.
         """
         if self._in_use():
@@ -195,7 +196,7 @@ class Socket:
         return self._start(QueuedServer(listener, self._callbacks.pending, path))
 
     def disconnect(self) -> Socket:
-        """Disconnect, and drop queued operations. It can connect or listen again immediately.
+        """Disconnect, and drop queued operations. The object can be used again immediately.
 
         A server disconnects its clients, and removes its Unix path. Data that was already sent is
         not lost. Source: ``hs.socket:disconnect``.
@@ -208,7 +209,7 @@ class Socket:
 
     def _in_use(self) -> bool:
         if self._nursery.cancel_scope.cancel_called:
-            self._log("its open_sockets() has ended")
+            self._log("its open_sockets() block has ended")
         elif self._endpoint is not None:
             self._log("it is already connected or listening")
         else:
@@ -240,10 +241,10 @@ class Socket:
 
         Args:
           delimiter: the number of bytes to read (0 is ignored, as in hs.socket), or a delimiter to
-            read up to; the data includes it.
+            read up to. The data includes the delimiter.
           tag: passed to the callback; ``None`` becomes -1.
 
-        Returns: self, or ``None`` if there is no callback or no connection; this is logged.
+        Returns: self. If there is no callback or no connection, logs it and returns ``None``.
         Source: ``hs.socket:read``.
         """
         until = parse_delimiter(delimiter)
@@ -272,10 +273,11 @@ class Socket:
         Args:
           message: the data.
           tag: passed to ``fn``; ``None`` becomes -1.
-          fn: called once as ``fn(tag)`` when the data is written; for a server, to all its clients.
-            (Disconnected clients do not count. If no client gets the data, ``fn`` is not called.)
+          fn: called once as ``fn(tag)`` when the data is written. A server calls it when the data
+            is written to all clients that are still connected. If no client gets the data, ``fn``
+            is not called.
 
-        Returns: self, even without a connection; this is logged.
+        Returns: self. If there is no connection, this is only logged.
         Source: ``hs.socket:write``.
         """
         if callable(tag):
@@ -304,13 +306,15 @@ class Socket:
         Any failure disconnects: later data is never sent in plain text.
 
         Args:
-          verify: only ``startTLS(False)``, without a name, accepts any certificate. Or the name. Or
-            a ``trisock.ClientTLS`` or ``ServerTLS`` (with certificates, or authorities of your
-            own), or an ``ssl.SSLContext``.
+          verify: ``True`` verifies the server's certificate. ``False`` accepts any certificate,
+            unless ``peerName`` is given. A ``str`` is the same as ``peerName``. Certificates, or
+            authorities of your own, need a ``trisock.ClientTLS``, a ``ServerTLS`` or an
+            ``ssl.SSLContext``.
           peerName: the name that the certificate must match. The default is the host given to
-            ``connect``. (hs.socket would then verify no name.)
+            ``connect``. (By default, hs.socket verifies no name.)
 
-        Returns: self. Raises ``ValueError`` or ``TypeError`` for an invalid name or two names.
+        Returns: self. Raises ``ValueError`` or ``TypeError`` if an argument is invalid, or if two
+        names are given.
         Source: ``hs.socket:startTLS``.
         """
         if self._endpoint is None:
@@ -319,7 +323,7 @@ class Socket:
         name = verify if isinstance(verify, str) else peerName
         try:
             if isinstance(verify, str) and peerName is not None:
-                raise TypeError("startTLS takes one name, and two were given")
+                raise TypeError("startTLS needs one name, but two were given")
             if verify is None or isinstance(verify, (bool, str)):
                 verify = trisock.ClientTLS(name, verify=verify is not False or name is not None)
             elif not isinstance(verify, (trisock.ClientTLS, trisock.ServerTLS, ssl.SSLContext)):
@@ -348,27 +352,31 @@ class Socket:
         return self
 
     def setTimeout(self, timeout: float) -> Socket:  # noqa: N802
-        """Set the timeout in seconds for operations queued from now on; negative: no limit.
+        """Set the timeout (seconds) of operations queued from now on. Negative means no limit.
 
-        The time starts when the operation's turn comes. A timeout disconnects.
+        The time starts when the operation has reached the front of its queue. A timeout
+        disconnects.
         Source: ``hs.socket:setTimeout``.
         """
         self._timeout = check_timeout(timeout)
         return self
 
     def connected(self) -> bool:
-        """Return whether it, or any client of a server, is connected. Source: ``connected``."""
+        """Return whether the client, or a client of the server, is connected.
+
+        Source: ``hs.socket:connected``.
+        """
         return self.connections() > 0
 
     def connections(self) -> int:
-        """Return the number of connections; at most 1, unless it is a server.
+        """Return the number of connections. Only a server can have more than 1.
 
         Source: ``hs.socket:connections``.
         """
         return connections_of(self._endpoint)
 
     def info(self) -> Info:
-        """Return its state, under the 19 keys of hs.socket's page.
+        """Return the object's state, as a dict with the 19 keys of hs.socket's page.
 
         Source: ``hs.socket:info``.
         """

@@ -1,6 +1,6 @@
 """Methods that are awaited inside Trio and block outside it.
 
-An object stays on the side where it was made. Outside Trio, every call runs in one background
+An object works only on the side where it was made. Outside Trio, every call runs in one background
 thread (``trio_thread``), even a synchronous one. So no two threads ever work on one connection.
 """
 
@@ -38,16 +38,16 @@ def current_run() -> Run | None:
 
 
 def describe(value: object) -> str:
-    """Describe an argument that is not a function; without its text, which may be a secret."""
+    """Describe an argument that is not a function. Its text is not shown: it may be a secret."""
     if value is None or type(value) in (bool, int, float):
         return repr(value)
     return f"a {type(value).__name__}"
 
 
 def close_descriptor(sock: trio.socket.SocketType) -> None:
-    """Close an unused socket immediately; callable in any thread, inside Trio or not."""
-    # Takes the innermost socket: a broken trisock.Socket refers to its exception, and so to the
-    # frames and to us.
+    """Close an unused socket immediately. Any thread may call this, inside Trio or not."""
+    # The argument is the innermost socket. A broken trisock.Socket refers to its exception, and
+    # through its frames to the object to finalize, which would then never be collected.
     descriptor = sock.detach()
     if descriptor >= 0:
         socket.close(descriptor)
@@ -63,7 +63,7 @@ def run_trio(main: Callable[[], Awaitable[None]]) -> None:
     try:
         trio.run(main)
     except BaseExceptionGroup as group:
-        # Not split(): it calls methods of the nested groups, which may be of a user's class.
+        # Do not call split(): it calls methods of nested groups, whose class may be the user's.
         found = leaves(group)
         rest = [each for each in found if not issubclass(type(each), KeyboardInterrupt)]
         if len(rest) == len(found):
@@ -73,13 +73,13 @@ def run_trio(main: Callable[[], Awaitable[None]]) -> None:
 
 
 class RunBound:
-    """An object that belongs to one run of Trio (``run``), or to none, and is only used there."""
+    """An object that works only in one run of Trio, or only outside Trio if ``run`` is None."""
 
     def __init__(self, run: Run | None) -> None:
         self._run = run
 
     def _in_trio(self) -> bool:
-        """Return whether calls are awaited; ``RuntimeError`` on the wrong side."""
+        """Return whether calls are awaited. Raises ``RuntimeError`` on the wrong side."""
         run = current_run()
         if run is self._run:
             return run is not None
@@ -94,7 +94,7 @@ class RunBound:
         raise TypeError(f"a {type(self).__name__} cannot be copied or pickled")
 
     def _call(self, function: Callable[[], R]) -> R:
-        """Make a synchronous call: directly inside Trio, in the background thread outside."""
+        """Call a synchronous function: inside Trio directly, outside in the background thread."""
         if self._in_trio():
             return function()
 
@@ -111,8 +111,8 @@ class InsideTrio(RunBound):
 class PendingCall(Generic[R]):
     """An awaitable without the methods of a coroutine.
 
-    A coroutine has methods named ``send`` and ``close``, as a socket does. A forgotten ``await``
-    must not call these.
+    Coroutines have methods named ``send`` and ``close``, and so do sockets. If a program forgets an
+    ``await``, its next call must not reach the coroutine's method.
     """
 
     def __init__(self, coroutine: Coroutine[Any, Any, R]) -> None:
@@ -122,7 +122,7 @@ class PendingCall(Generic[R]):
         return self._coroutine.__await__()
 
     def __getattr__(self, name: str) -> NoReturn:
-        raise AttributeError(f"there is no {name!r} yet: inside Trio this call is awaited")
+        raise AttributeError(f"there is no {name!r} yet: inside Trio, await this call first")
 
 
 if TYPE_CHECKING:
@@ -151,8 +151,8 @@ def async_or_blocking(
     Args:
       undo: called with the object and the result if a Ctrl-C kept the result from the caller.
       wrap: wraps the coroutine, inside Trio.
-      intent: names the attribute with the ``Intent`` of this call. It is recorded even if an
-        interrupt keeps the call from starting.
+      intent: the name of the attribute that holds the ``Intent`` of this call. The intent is
+        recorded even if an interrupt keeps the call from starting.
     """
 
     def decorate(method: Callable[..., Coroutine[Any, Any, R]]) -> Any:

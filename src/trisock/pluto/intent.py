@@ -1,4 +1,4 @@
-"""Intent: a blocking ``starttls`` or ``close`` takes effect even if it is interrupted early."""
+"""Intent makes a blocking ``starttls`` or ``close`` take effect even if it is interrupted early."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import trisock
 class Intent:
     """Records that ``starttls``, or ``close``, was called on a socket outside Trio.
 
-    Invariant: ``recorded`` is set from the call until its work has ended. If another call finds it
-    set while no work is running, an interrupt came before the work began. The program may not know
-    that. It must not continue with an open connection, or in plain text, so the socket is aborted.
+    Invariant: ``recorded`` is True from the call until its work has ended. If a later call finds it
+    True while no work is running, an interrupt occurred before the work began. The program may not
+    know this: it may believe that the connection is closed or encrypted. So the socket is aborted.
     """
 
     def __init__(self, sock: trisock.Socket) -> None:

@@ -1,4 +1,4 @@
-"""Pluto's scheduler, as far as servers need it: ``add`` async functions, then ``run`` them."""
+"""The part of Pluto's scheduler that servers need: ``add`` async functions, then ``run`` them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .blocking import current_run, describe, run_trio
 if TYPE_CHECKING:
 
     class Done(Awaitable[None]):
-        """No result. Inside Trio it is awaited; outside, the call has ended."""
+        """The result of a call that returns nothing: awaited inside Trio, ``None`` outside."""
 
 
 class scheduler:  # noqa: N801 (Pluto's name)
-    """Runs the servers of ``socket.bind``, and other async functions. Source: Pluto's page."""
+    """A scheduler for the servers of ``socket.bind``, and other functions. Source: Pluto's page."""
 
     def __init__(self) -> None:
         self._waiting: list[Callable[[], Awaitable[object]]] = []
@@ -29,8 +29,9 @@ class scheduler:  # noqa: N801 (Pluto's name)
     def add(self, function: Callable[[], Awaitable[object]]) -> None:
         """Add an async function. It runs in its own task while the scheduler runs. Synchronous.
 
-        ``run`` raises the function's exception, in a group; and a ``RuntimeError`` if the function
-        leaves a cancel scope open. Source: Pluto's ``scheduler.add``.
+        If the function raises an exception, ``run`` raises it in a group. If the function leaves a
+        cancel scope open, ``run`` raises a ``RuntimeError``, also in a group. Source: Pluto's
+        ``scheduler.add``.
         """
         if not callable(function):
             raise TypeError(f"a scheduler runs async functions, not {describe(function)}")
@@ -42,7 +43,7 @@ class scheduler:  # noqa: N801 (Pluto's name)
     def run(self) -> Done:
         """Run until all added functions have ended. To end a server, ``close`` its listener.
 
-        Awaited inside Trio. Outside, it runs Trio in this thread, and a Ctrl-C ends it. Raises
+        Await it inside Trio. Outside, it runs Trio in this thread, and a Ctrl-C ends it. Raises
         ``RuntimeError`` if it is already running. Source: Pluto's ``scheduler.run``.
         """
         if current_run() is not None:

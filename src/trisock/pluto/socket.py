@@ -42,19 +42,19 @@ TLS = (
     | trisock.ServerTLS
 )
 
-# weakref registers its atexit callback with the first finalizer. Do it now, so that at exit the
-# sockets are closed after all exit handlers registered later, which may still use them.
+# weakref registers its atexit callback when the first finalizer is created. We create one now: exit
+# handlers run in reverse order, so the program's handlers can still use the sockets.
 weakref.finalize(background, len, ())
 
-# The connection is over. In Pluto this is not an exception.
+# These exceptions mean that the connection is over. Pluto reports this without an exception.
 _OVER = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 
 class socket(RunBound):  # noqa: N801 (Pluto's name)
-    """A connection: a client's, made by ``connect``, or a server's, by ``listen`` or ``bind``.
+    """A connection, made by ``connect`` for a client, by ``accept`` or ``bind`` for a server.
 
-    A socket that is garbage collected is closed silently. Calls can also be written as on Pluto's
-    page: ``socket.send(s, data)``.
+    Garbage collection closes a socket silently. Calls can also be written as on Pluto's page:
+    ``socket.send(s, data)``.
     """
 
     def __init__(self, sock: trisock.Socket, run: Run | None, *, owned: bool = True) -> None:
@@ -70,7 +70,7 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
 
     @staticmethod
     def connect(host: str, port: int) -> _Made:
-        """Connect over TCP. Awaited inside Trio, blocks outside.
+        """Connect over TCP. Await it inside Trio; it blocks outside.
 
         Args:
           host: an IPv4 or IPv6 address, or a name that resolves to one.
@@ -120,18 +120,18 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
     ) -> listener:
         """Serve a port: run ``handler(s)`` in its own task for each client. Synchronous.
 
-        It listens immediately; clients are served while the scheduler runs. The socket belongs to
-        the server, which closes it when the handler returns. Exceptions of a handler are logged on
-        ``trisock.server``.
+        The server listens immediately. It serves clients while the scheduler runs, and closes each
+        socket when its handler returns. Exceptions of a handler are logged on ``trisock.server``.
 
         Args:
           sched: the scheduler that runs the server.
           port: the port; 0 for a free one (see the listener's ``port``).
           handler: an async function, or a function that returns an awaitable.
 
-        Returns: the listener. Its ``close`` stops the server, which ends with the last handler.
+        Returns: the listener. Its ``close`` stops the server, which ends when its last handler has
+        ended.
 
-        Raises ``OSError`` if it cannot listen, as in Pluto. Source: ``socket.bind``.
+        Raises ``OSError`` if it cannot listen, as Pluto does. Source: ``socket.bind``.
         """
         if not isinstance(sched, scheduler):
             raise TypeError(f"a server runs in a scheduler, not in {describe(sched)}")
@@ -143,11 +143,11 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
 
     @async_or_blocking()
     async def send(self, data: str | bytes) -> bool:
-        """Send all of the data. Awaited inside Trio, blocks outside.
+        """Send all of the data. Await it inside Trio; it blocks outside.
 
-        Returns: whether it was sent. After ``False`` nothing more can be sent, even if there is
-        more to receive and ``isopen`` is True, as after a Ctrl-C during a send. (Pluto returns
-        nothing.) Source: ``socket.send``.
+        Returns: whether the data was sent. After ``False``, nothing more can be sent. ``isopen``
+        may still be True then, because data may still arrive, for example if a Ctrl-C interrupted
+        the send. (Pluto's ``send`` returns nothing.) Source: ``socket.send``.
         """
         try:
             self._check()
@@ -158,7 +158,7 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
 
     def _unrecv(self, data: bytes | None) -> None:
         self._to_push_back += data or b""
-        # If another thread is reading by now, the next call pushes it back.
+        # If another thread is already reading, the next call pushes the data back.
         with contextlib.suppress(trio.BusyResourceError):
             self._push_back()
 
@@ -173,10 +173,10 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
 
     @async_or_blocking(undo=_unrecv)
     async def recv(self) -> bytes | None:
-        """Return the oldest unread chunk. Awaited inside Trio, blocks outside.
+        """Return the oldest unread chunk. Await it inside Trio; it blocks outside.
 
-        Returns: the data of one read from the kernel or, under TLS, of one record; ``None`` when
-        the connection is over. Source: ``socket.recv``.
+        Returns: the data of one read from the kernel or, with TLS, of one record. Returns ``None``
+        when the connection is over. Source: ``socket.recv``.
         """
         try:
             self._push_back()
@@ -189,8 +189,8 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
     async def peek(self) -> bytes | None:
         """Return the chunk that ``recv`` would return next, without consuming it or waiting for it.
 
-        Returns: the chunk; ``None`` if nothing has arrived. Inside Trio it must be awaited all the
-        same. Source: ``socket.peek``.
+        Returns: the chunk, or ``None`` if no data has arrived. Inside Trio, the call must still be
+        awaited. Source: ``socket.peek``.
         """
         try:
             self._push_back()
@@ -200,7 +200,7 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
             return None
 
     def unrecv(self, data: str | bytes) -> None:
-        """Push data to the front of the receive buffer: last pushed, first received. Synchronous.
+        """Push data to the front of the receive buffer: the next ``recv`` returns it. Synchronous.
 
         A following ``starttls`` reads the pushed data, such as a ClientHello. After ``close`` this
         does nothing. Source: ``socket.unrecv``.
@@ -213,15 +213,15 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
 
     @async_or_blocking(undo=lambda self, _: self._sock.abort(), intent="_upgrade")
     async def starttls(self, tls: TLS) -> bool | None:
-        """Upgrade the connection to TLS. Awaited inside Trio, blocks outside.
+        """Upgrade the connection to TLS. Await it inside Trio; it blocks outside.
 
         Args:
           tls: for a client, the name that the server's certificate must match. For a server, a list
             of certificates, each a mapping with the fields ``chain`` and ``private_key`` (PEM, any
-            key type). Or any ``tls`` argument of ``trisock.Socket.starttls``.
+            key type). Any ``tls`` argument of ``trisock.Socket.starttls`` also works.
 
-        Returns: True on success. False on failure; the socket is closed. ``None`` if TLS is already
-        in use.
+        Returns: True on success, False on failure (the socket is then closed), and ``None`` if TLS
+        is already in use.
 
         A Ctrl-C closes the socket. Invalid certificates raise ``TypeError`` or ``ValueError`` and
         leave the connection untouched. Source: ``socket.starttls``.
@@ -233,13 +233,13 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
                 self._push_back()
                 await self._sock.starttls(tls)
             except _OVER as exc:
-                await self._sock.close()  # if it was broken before TLS began
+                await self._sock.close()  # in case it was broken before TLS began
                 return self._is_over(exc)
             return True
 
     @async_or_blocking(intent="_closing")
     async def close(self) -> None:
-        """Close the connection; no sent data is lost. Awaited inside Trio, blocks outside.
+        """Close the connection; no sent data is lost. Await it inside Trio; it blocks outside.
 
         Source: ``socket.close``.
         """
@@ -249,7 +249,7 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
     def getpeer(self) -> tuple[str, int]:
         """Return the peer's address and port: ``ip, port = s.getpeer()``. Synchronous.
 
-        Works on either side, even after ``close``. Source: ``socket.getpeer``.
+        This works both inside and outside Trio, even after ``close``. Source: ``socket.getpeer``.
         """
         return self._sock.getpeer()
 
@@ -282,11 +282,11 @@ class async_socket(socket, InsideTrio):  # noqa: N801 (as the one above)
 if TYPE_CHECKING:
 
     class _Made(socket, Awaitable[async_socket | None]):
-        """A new socket. Inside Trio it is awaited; outside, the call returns it."""
+        """The result of a call that makes a socket: an awaitable inside Trio, a socket outside."""
 
 
 class listener(RunBound):  # noqa: N801 (Pluto's name)
-    """Accepts connections, made by ``socket.listen``. Garbage collection closes it silently."""
+    """A listening socket, made by ``socket.listen``. Garbage collection closes it silently."""
 
     def __init__(self, listening: trisock.Listener, run: Run | None) -> None:
         super().__init__(run)
@@ -301,7 +301,7 @@ class listener(RunBound):  # noqa: N801 (Pluto's name)
 
     @property
     def port(self) -> int:
-        """The port that it listens on. (Pluto has neither this nor port 0.)"""
+        """The port that it listens on. (Pluto has neither this attribute nor port 0.)"""
         return self._listening.port
 
     def _keep(self, accepted: socket | None) -> None:
@@ -310,10 +310,10 @@ class listener(RunBound):  # noqa: N801 (Pluto's name)
 
     @async_or_blocking(undo=_keep, wrap=PendingCall)
     async def accept(self) -> _Made:
-        """Wait for a client. Awaited inside Trio, blocks outside.
+        """Wait for a client. Await it inside Trio; it blocks outside.
 
-        Returns: its socket; ``None`` when the listener is closed. Raises ``OSError`` if the system
-        has run out of a resource. Source: ``accept``.
+        Returns: the client's socket, or ``None`` when the listener is closed. Raises ``OSError`` if
+        the system has run out of a resource. Source: ``accept``.
         """
         accepted = self._undelivered.popleft() if self._undelivered else None
         with contextlib.suppress(trio.ClosedResourceError):
@@ -321,9 +321,9 @@ class listener(RunBound):  # noqa: N801 (Pluto's name)
         return cast("_Made", accepted)
 
     def hasconnection(self) -> bool:
-        """Return whether a client is pending; if so, the next ``accept`` does not wait.
+        """Return whether a client is pending. If so, the next ``accept`` does not wait.
 
-        Synchronous. False after ``close``. Source: ``hasconnection``.
+        Synchronous. Returns False after ``close``. Source: ``hasconnection``.
         """
         with contextlib.suppress(trio.ClosedResourceError):
             return self._call(lambda: bool(self._undelivered) or self._listening.hasconnection())
@@ -331,10 +331,10 @@ class listener(RunBound):  # noqa: N801 (Pluto's name)
 
     @async_or_blocking()
     async def close(self) -> Done:
-        """Stop listening. Awaited inside Trio, blocks outside.
+        """Stop listening. Await it inside Trio; it blocks outside.
 
-        A listener made by ``bind`` also stops its server, which ends with the last handler. (In
-        Pluto, garbage collection ends it.)
+        A listener made by ``bind`` also stops its server, which ends when its last handler has
+        ended. (In Pluto, garbage collection ends the server.)
         """
         self._closed = True
         self._undelivered.clear()
@@ -346,13 +346,17 @@ class listener(RunBound):  # noqa: N801 (Pluto's name)
         return cast("Done", None)
 
     async def _serve(self, handler: Callable[[async_socket], Awaitable[object]]) -> None:
-        """Run a server until it is closed. Meanwhile the listener belongs to the server's run."""
+        """Run the server until it is closed.
+
+        The listener belongs to this run of Trio until then.
+        """
 
         async def handle(sock: trisock.Socket) -> None:
             awaitable = handler(async_socket(sock, self._run, owned=False))
-            if not inspect.isawaitable(awaitable):  # a plain function; its sends never ran
+            if not inspect.isawaitable(awaitable):  # it is a plain function: its sends never ran
                 raise TypeError(
-                    f"a handler must be an async function, which {describe(handler)} is not"
+                    "a handler must be an async function: "
+                    f"{describe(handler)} returned nothing to await"
                 )
             await awaitable
 
@@ -366,7 +370,7 @@ class listener(RunBound):  # noqa: N801 (Pluto's name)
                 if self._closed:
                     self._server.stop()
         finally:
-            self._listening.abort()  # if cancelled before the server took it over
+            self._listening.abort()  # in case we were cancelled before the server owned it
             self._run = bound_in
 
 

@@ -1,24 +1,25 @@
 """Trio for synchronous programs: one background thread runs their calls.
 
 The thread starts with the first call. It is a daemon thread: it ends with the process, and does not
-keep the process alive. Sockets are not tied to the thread, only calls in progress are.
+keep the process alive. Only calls in progress are tied to the thread; sockets are not.
 
 **Interrupts.** A signal handler may raise between any two bytecodes of the caller, and again while
 the first exception is handled. So the caller never acquires a lock that it would have to release.
 It only uses operations that CPython does in one step of C: it appends to a deque, sets attributes,
 and waits for a lock that the other thread releases. ``Future``, ``Event`` and ``with lock`` are
 Python code, and an exception inside them leaves their lock held. An interrupted call is marked as
-abandoned and put into the inbox once more. The background thread cancels it, undoes its result
-(``undo``), and starts no other call before that. Only a result that is already on the caller's
-stack can be lost: Python 3.10 handles signals there too.
+abandoned and put into the inbox once more. The background thread cancels the call, undoes its
+result (``undo``), and only then starts another call. A result can be lost only if it is already on
+the caller's stack: Python 3.10 handles signals even at that point.
 
-**Fork.** A thread does not survive ``fork``. So it is stopped before a fork, if no call is in
-progress, and starts again with the next call, in the parent and in the child. While another thread
-has a call in progress, it cannot be stopped. Then the child forgets it and starts its own.
+**Fork.** A thread does not survive ``fork``. So we stop the background thread before a fork, and
+the next call starts it again, in the parent and in the child. If another thread has a call in
+progress, we cannot stop it. The child then forgets the parent's background thread and starts its
+own.
 
 **Exit.** When the interpreter finalizes, daemon threads no longer run. So a call from a ``__del__``
-at that time raises ``RuntimeError``, and so does a call that the garbage collector makes in the
-background thread itself.
+at that time raises ``RuntimeError``. A ``__del__`` that runs in the background thread itself gets
+the same error, because its call would wait for its own thread.
 """
 
 from __future__ import annotations
@@ -45,10 +46,10 @@ T = TypeVar("T")
 _logger = logging.getLogger("trisock.pluto")
 
 # A caller polls at this interval (seconds), to let its signal handlers run: CPython misses a signal
-# that comes in the microsecond before it waits for a lock.
+# that arrives in the microsecond before it waits for a lock.
 _POLL_SECONDS = 0.05
 
-# An interrupted call waits for its end for at most this many polls, and is then left behind.
+# An interrupted caller waits at most this many polls for its call to end, and then returns anyway.
 _MAX_POLLS = 20
 
 # An ending thread waits at most this long (seconds) for callers that are about to wake it.
@@ -58,7 +59,7 @@ _local = threading.local()
 
 
 class ThreadStartError(OSError):
-    """The background thread could not start Trio, for example with no descriptors left."""
+    """The background thread could not start Trio, for example because no descriptors were left."""
 
 
 class _Thread:
@@ -74,21 +75,21 @@ class _Thread:
         self.thread: threading.Thread | None = None
         self._launching = _thread.allocate_lock()
         self._go = new_locked_lock()
-        # One end of a socket pair, which wakes the thread; set while the thread can be woken. And
-        # the callers that are about to use it.
+        # _waker is one end of a socket pair: a byte sent to it wakes the thread. It is set while
+        # the thread can be woken. _waking contains the callers that are about to use it.
         self._waker: socket.socket | None = None
         self._waking: dict[object, bool] = {}
         self._running: set[Call[Any]] = set()
         self._cancelled: set[Call[Any]] = set()  # abandoned calls that have not ended yet
-        self._deferred: collections.deque[Item] = collections.deque()  # items that wait for these
+        self._deferred: collections.deque[Item] = collections.deque()  # wait for _cancelled
         self._stopping = False
 
     # ---- in the callers' threads ----
 
     def launch(self) -> None:
-        """Start the thread; only the first launch counts.
+        """Start the thread. Only the first call has an effect.
 
-        Call it in a new thread, where no signal interrupts: ``Thread.start`` waits for an
+        Call this in a new thread, where no signal handler runs: ``Thread.start`` waits for an
         ``Event``.
         """
         if self._launching.acquire(blocking=False):  # pragma: no branch (second after interrupt)
@@ -106,7 +107,7 @@ class _Thread:
                 self._go.release()
 
     def wake(self) -> None:
-        """Make the thread check the inbox. After a missed wake, it finds the item the next time."""
+        """Make the thread check the inbox. If a wake is missed, the next one finds both items."""
         key = object()
         try:
             self._waking[key] = True
@@ -142,7 +143,7 @@ class _Thread:
             each.close()
 
     def _shut_down(self, failure: BaseException | None) -> None:
-        """Make room for a new thread. If this thread has failed, fail its calls too."""
+        """Let a new thread start. If this thread has failed, its calls fail as well."""
         self._waker = None
         if failure is not None:
             calls = [*self._running, *self._cancelled, *self._deferred]
@@ -217,7 +218,7 @@ class TrioThread:
 
     def __init__(self) -> None:
         self._inbox: collections.deque[Item] = collections.deque()
-        self._current: dict[int, _Thread] = {}  # by process: one, or none
+        self._current: dict[int, _Thread] = {}  # the thread of this process, if any, by process id
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(before=self.stop)
             os.register_at_fork(after_in_child=self._current.clear)
@@ -229,9 +230,9 @@ class TrioThread:
         """Run an async function in the background thread and wait for its result.
 
         Args:
-          function: takes no arguments.
+          function: an async function without arguments.
           undo: called with the result, in the background thread, if an exception such as
-            ``KeyboardInterrupt`` ended the wait for it.
+            ``KeyboardInterrupt`` ended the wait for the result.
 
         Returns the function's result, or raises its exception.
         """
@@ -263,10 +264,10 @@ class TrioThread:
             del error  # or exception and traceback would refer to each other
 
     def abandon(self, call: Call[Any]) -> None:
-        """Abandon a call from the caller's frame, the last place where an exception can occur.
+        """Abandon a call, from the caller's frame: the last one in which an exception can occur.
 
-        Usually ``result_of`` has already done it. This does not wait: the next call is queued
-        after it.
+        Usually ``result_of`` has already abandoned the call. This does not wait, because the next
+        call is queued after this one anyway.
         """
         if not call.delivered:
             call.abandoned = True
@@ -319,7 +320,7 @@ class TrioThread:
             self._usable_thread().wake()
             if request.answered.acquire(timeout=_POLL_SECONDS):
                 break
-        request.withdrawn = True  # if an earlier, interrupted request ended the thread
+        request.withdrawn = True  # in case an earlier, interrupted request ended the thread
         if request.agreed or thread is not self._current.get(pid):
             while not thread.over:
                 time.sleep(0.0001)

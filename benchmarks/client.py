@@ -208,7 +208,7 @@ def _download(sock: socket.socket, count: int) -> Job:
 
 
 def _lines(sock: socket.socket, count: int) -> Job:
-    # The first line is shorter, so that the server's reads split later lines.
+    # The first line is half as long, so that the server's 64 KiB reads end inside later lines.
     yield from _send(sock, _LINE[LINE_SIZE // 2 :])
     left = (count - 1) * LINE_SIZE
     lines = memoryview(_LINES)

@@ -137,7 +137,7 @@ async def tunnel(client: trisock.Socket, backend: trisock.Socket) -> None:
                 try:
                     await sink.send(chunk)
                 except trio.BrokenResourceError:
-                    return  # the other pump still relays what the sink has sent
+                    return  # the other pump still relays what the sink sent before it broke
             await sink.send_eof()
         except trio.BrokenResourceError:
             # Close both sides. No reset is needed: TLS shows both ends that data is missing.

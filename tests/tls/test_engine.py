@@ -1,4 +1,4 @@
-"""TLSEngine: the states of a TLS connection, without I/O, however its ciphertext is split."""
+"""TLSEngine's states, tested without I/O and with the ciphertext split at any point."""
 
 from __future__ import annotations
 

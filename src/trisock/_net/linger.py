@@ -9,8 +9,8 @@ import trio
 
 from .syscalls import RECEIVE_SIZE, SEND_FLAGS, BorrowedSocket, unacknowledged_bytes
 
-# A close reads the peer's data for at most this many seconds, and at most this many bytes. The
-# seconds limit a silent or slow peer. The bytes limit a fast peer. With 1 MiB instead of 64 MiB, a
+# A close reads the peer's data for at most this many seconds, and at most this many bytes. The time
+# limit is for silent or slow peers, the byte limit for fast ones. With 1 MiB instead of 64 MiB, a
 # peer that was uploading 4 MiB lost the last part of our response.
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 64 * 1024 * 1024

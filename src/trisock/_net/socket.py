@@ -242,7 +242,7 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
             finally:
                 await source.close()
         if count is not None and sent < count:
-            raise EOFError(f"the file ended after {sent} of {count} bytes; these were sent")
+            raise EOFError(f"the file ended after {sent} of {count} bytes were sent")
         return sent
 
     def _file_failure(self, exc: trio.BrokenResourceError, sent: int) -> trio.BrokenResourceError:

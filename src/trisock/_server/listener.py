@@ -149,7 +149,7 @@ async def listen_unix(
     Args:
       path: the path; on Linux also an abstract name (``"\0name"``), which has no file.
       mode: the file's permissions, such as ``0o660``. They are set before the first client can
-        connect, on the socket just bound and on no other file. ``None`` leaves them to the umask.
+        connect, and only on the socket just bound. ``None`` leaves them to the umask.
       backlog: as in ``listen``.
 
     Returns: a ``Listener``, listening.

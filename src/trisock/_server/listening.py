@@ -166,7 +166,7 @@ class ListeningSockets:
     def _drop_inherited(self) -> None:
         """Forget a connection that the parent process accepted. It stays open in the parent."""
         if self._ahead is not None and self._ahead_pid != os.getpid():
-            with contextlib.suppress(OSError):  # the descriptor is already closed
+            with contextlib.suppress(OSError):  # EBADF, if the descriptor is already closed
                 os.close(self._ahead.stream.socket.detach())
             self._ahead = None
 

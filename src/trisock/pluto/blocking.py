@@ -94,7 +94,7 @@ class RunBound:
         raise TypeError(f"a {type(self).__name__} cannot be copied or pickled")
 
     def _call(self, function: Callable[[], R]) -> R:
-        """Call a synchronous function: inside Trio directly, outside in the background thread."""
+        """Call a synchronous function: directly inside Trio, else in the background thread."""
         if self._in_trio():
             return function()
 

@@ -128,8 +128,8 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
           port: the port; 0 for a free one (see the listener's ``port``).
           handler: an async function, or a function that returns an awaitable.
 
-        Returns: the listener. Its ``close`` stops the server, which ends when its last handler has
-        ended.
+        Returns: the listener. After its ``close``, no more clients are accepted, and the server
+        ends when its last handler has ended.
 
         Raises ``OSError`` if it cannot listen, as Pluto does. Source: ``socket.bind``.
         """

@@ -435,7 +435,8 @@ class Server(NotCopyable):
                 # failure we send no close_notify, which would claim that nothing is missing. If the
                 # handler was cancelled, close() does not wait, and the kernel still sends its
                 # buffer.
-                with contextlib.nullcontext() if self._slots is None else self._slots.while_closing():
+                slots = self._slots
+                with contextlib.nullcontext() if slots is None else slots.while_closing():
                     await connection.close(complete=complete)
         finally:
             self._counts["active"] -= 1

@@ -137,7 +137,7 @@ async def test_the_accepting_side_can_be_the_tls_client(
 
 
 @both_versions
-async def test_ccc_returns_commands_to_plain_text(
+async def test_commands_are_in_plain_text_after_ccc(
     version: str, proftpd: RealServer, authority: Authority
 ) -> None:
     """After CCC, data connections still use TLS (RFC 4217, section 6)."""

@@ -219,9 +219,10 @@ async def test_a_half_closed_client_that_reads_nothing_is_dropped(
 async def write_to_lost_client(
     server: Socket, calls: Calls, *, before: bool, writes: int
 ) -> tuple[object, ...]:
-    """Let a client send a line and close. Then let the server write to it, and read the line.
+    """Let a client send a line and close. Then let the server write, and read the line.
 
-    If ``before`` is true, queue the read before the writes. Return the arguments of the read callback.
+    If ``before`` is true, queue the read before the writes. Return the arguments of the read
+    callback.
     """
     with raw_client(server) as raw:
         await until(server.connected)

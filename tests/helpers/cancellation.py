@@ -173,10 +173,10 @@ def _names_of(argument: ast.expr, dicts: dict[str, ast.Dict]) -> set[str]:
 
 
 def grid(usual: Callable[..., bool], *axes: Iterable[object]) -> list[Any]:
-    """Return all combinations for ``parametrize``. A normal run tries only some of them.
+    """Return all combinations for ``parametrize``.
 
-    A normal run tries a combination if ``usual`` returns True for it. If several combinations take
-    the same path through the code, ``usual`` should return True for only one.
+    A normal run tries a combination only if ``usual`` returns True for it. If several combinations
+    take the same path through the code, ``usual`` returns True for only one of them.
     """
     return [
         pytest.param(*each, marks=() if usual(*each) else pytest.mark.rare)

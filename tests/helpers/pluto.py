@@ -1,6 +1,6 @@
 """Helpers for the tests of ``trisock.pluto``.
 
-A test decorated with ``both_sides`` is an async function that runs inside and outside Trio. Inside
+A test decorated with ``both_sides`` is an async function that runs in and outside Trio. Inside
 Trio, the test runs as a task. Outside Trio, the test must finish without awaiting anything.
 ``got`` awaits a result only if the result is awaitable, so that one test works on both sides.
 """

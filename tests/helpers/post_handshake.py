@@ -91,7 +91,7 @@ class PostHandshakePeer(RawTLS):
                 data += part
 
     async def wait_for_response(self) -> None:
-        """Wait until the client has answered, so that OpenSSL allows another certificate request."""
+        """Wait until the client has answered, so that OpenSSL allows another request."""
         while True:
             self.received()
             with contextlib.suppress(ssl.SSLError):  # if the request is still unanswered

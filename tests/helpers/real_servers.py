@@ -173,7 +173,7 @@ def started(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            start_new_session=True,  # Postfix kills its process group: exclude the tests
+            start_new_session=True,  # Postfix kills its process group, so exclude the tests
             **_identity(user),
         )
     try:

@@ -153,8 +153,8 @@ async def receive_mysql(sock: Socket) -> tuple[int, bytes]:
     return number, await sock.recv_exactly(int.from_bytes(bytes(size), "little"))
 
 
-# Protocol version 10, server version, thread number, 8 bytes of salt, lower half of the capabilities
-# (with CLIENT_SSL), charset UTF-8, status, upper half of the capabilities, filler, 12 bytes of salt.
+# Protocol version 10, server version, thread number, 8 bytes of salt, lower capability bits (with
+# CLIENT_SSL), charset UTF-8, status, upper capability bits, filler, 12 bytes of salt.
 MYSQL_GREETING = mysql_packet(
     0,
     b"\x0a8.0.0\0" + bytes(4) + b"12345678\0\x00\x8a\x21\2\0" + bytes(13) + b"123456789012\0",

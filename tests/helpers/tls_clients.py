@@ -22,7 +22,7 @@ class RefusedError(Exception):
 class ResumingContext(ssl.SSLContext):
     """A client context. All its connections resume the TLS session of the first one.
 
-    An FTP server can require the resumption, to check that both connections have the same client.
+    An FTP server may require resumption, as proof that both connections belong to one client.
     """
 
     _first: ssl.SSLObject | None = None

@@ -35,7 +35,7 @@ QUESTION = b"0123456789\n" * 4000
 ANSWER = b"9876543210\n" * 4000
 
 
-# ---- cases: each changes one setting of the default case of its TLS version ----
+# ---- cases: the default case of each TLS version, with one setting changed ----
 
 
 class ALPN(NamedTuple):
@@ -322,7 +322,7 @@ class Output:
 
 
 async def run_client(command: Command, *, end_when: bytes = ANSWER) -> tuple[int, Output]:
-    """Run a client that sends what it reads from stdin. Close stdin after the complete answer."""
+    """Run a client that sends what it reads from stdin. Close stdin when the answer is complete."""
     output = Output()
     pipe = subprocess.PIPE
     environment = {**os.environ, "LC_ALL": "C.UTF-8"}  # for internationalized names

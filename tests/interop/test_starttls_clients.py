@@ -228,7 +228,7 @@ async def by_psql(visit: Visit, *, channel_binding: str = "prefer") -> None:
 
 
 def client(name: str, talk: Any, server: Server, error: str, *programs: str, **options: Any) -> Any:
-    """Return the parameters of a test. ``error`` is the client's error for an invalid certificate."""
+    """Return a test's parameters. ``error`` is the client's error for an invalid certificate."""
     talk = functools.partial(talk, **options)
     if not inspect.iscoroutinefunction(talk):
         talk = functools.partial(trio.to_thread.run_sync, talk)

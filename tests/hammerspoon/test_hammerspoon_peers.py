@@ -138,7 +138,7 @@ async def test_a_dead_client_without_unread_data_is_dropped_immediately(
         await until(lambda: not server.connected())
 
 
-async def test_a_dead_client_is_dropped_once_its_data_is_read(
+async def test_a_dead_client_is_dropped_after_its_data_is_read(
     autojump_clock: MockClock, server: Socket, raw: socket.socket, calls: Calls
 ) -> None:
     raw.sendall(b"one\ntwo\n")

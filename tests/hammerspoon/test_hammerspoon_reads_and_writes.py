@@ -117,7 +117,9 @@ async def test_read_on_a_server_reads_from_each_client(server: Socket, calls: Ca
             assert await calls.next() == (b"%d\n" % number, 5)
 
 
-async def test_read_on_a_server_does_not_apply_to_later_clients(server: Socket, calls: Calls) -> None:
+async def test_read_on_a_server_does_not_apply_to_later_clients(
+    server: Socket, calls: Calls
+) -> None:
     assert server.read("\n", 1) is server
     async with clients_of(server) as [peer]:
         await peer.send(b"too late\n")
@@ -208,7 +210,9 @@ async def test_write_on_a_server_goes_to_all_clients(server: Socket) -> None:
 
 
 @unix_server
-async def test_a_servers_write_callback_runs_once_after_the_last_write(server: Socket, calls: Calls) -> None:
+async def test_a_servers_write_callback_runs_once_after_the_last_write(
+    server: Socket, calls: Calls
+) -> None:
     async with clients_of(server, 3) as peers:
         server.write(MORE_THAN_FITS, 5, calls)
         for peer in peers:
@@ -231,7 +235,9 @@ async def test_a_servers_write_callback_does_not_wait_for_lost_clients(
         assert await calls.none()
 
 
-async def test_a_servers_write_callback_ignores_disconnected_clients(server: Socket, calls: Calls) -> None:
+async def test_a_servers_write_callback_ignores_disconnected_clients(
+    server: Socket, calls: Calls
+) -> None:
     async with clients_of(server, 2) as [leaves, stays]:
         await leaves.close()
         await until(lambda: server.connections() == 1)

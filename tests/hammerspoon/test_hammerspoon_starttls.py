@@ -257,7 +257,7 @@ async def test_plain_text_injected_before_startTLS_reaches_no_callback(
 
 
 @pytest.mark.parametrize("unfinished_read", [False, True])
-async def test_startTLS_after_eof_disconnects_once_pending_writes_are_done(
+async def test_startTLS_after_eof_disconnects_after_all_pending_writes(
     client: Socket, peer: trisock.Socket, calls: Calls, unfinished_read: bool
 ) -> None:
     def callback(data: bytes, tag: int) -> None:

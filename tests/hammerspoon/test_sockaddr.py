@@ -225,7 +225,9 @@ def test_the_bsd_layout_starts_with_the_length(
     assert there.parse_sockaddr(native(family) + LINUX6[2:]) is None
 
 
-def test_a_simulated_platform_leaves_the_imported_module_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_simulated_platform_leaves_the_imported_module_unchanged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     as_on("darwin", monkeypatch)
     assert sys.modules["trisock.hammerspoon.sockaddr"] is _sockaddr
     assert sys.platform == "linux"

@@ -65,7 +65,7 @@ def der_of(pem: bytes) -> bytes:
 
 
 def secrets_in(pem: bytes) -> set[str]:
-    """Return every 40-character substring of a key's base64 text (the lines without dashes)."""
+    """Return every 40-character substring of a key's base64 text (without BEGIN and END lines)."""
     body = "".join(
         line for line in pem.decode("latin-1").splitlines() if not line.startswith("-----")
     )

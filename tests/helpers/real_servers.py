@@ -155,7 +155,7 @@ def started(
       command: the command that starts the server in the foreground.
       directory: the server's directory. Its file "log" receives the log and output.
       ports: the TCP ports, by protocol.
-      announced: the log message of a server that is ready. By default, wait for all ports instead.
+      announced: wait until the log contains this message. By default, wait until all ports listen.
       user: the user that runs the server, if the tests run as root.
       stop: the signal that stops the server.
     """

@@ -138,7 +138,7 @@ async def test_a_dead_client_without_unread_data_is_dropped_immediately(
         await until(lambda: not server.connected())
 
 
-async def test_a_dead_client_is_dropped_once_its_data_is_read(
+async def test_a_dead_client_is_dropped_after_its_data_is_read(
     autojump_clock: MockClock, server: Socket, raw: socket.socket, calls: Calls
 ) -> None:
     raw.sendall(b"one\ntwo\n")
@@ -219,9 +219,10 @@ async def test_a_half_closed_client_that_reads_nothing_is_dropped(
 async def write_to_lost_client(
     server: Socket, calls: Calls, *, before: bool, writes: int
 ) -> tuple[object, ...]:
-    """Let a client send a line and close, then write to it and read the line.
+    """Let a client send a line and close. Then let the server write, and read the line.
 
-    ``before``: queue the read before the writes. Return the arguments of the read callback.
+    If ``before`` is true, queue the read before the writes. Return the arguments of the read
+    callback.
     """
     with raw_client(server) as raw:
         await until(server.connected)
@@ -253,7 +254,7 @@ async def test_a_failed_write_loses_no_received_line(
 
 @tcp_and_unix_client
 @read_before_and_after
-async def test_a_clients_failed_write_loses_no_received_line(
+async def test_a_client_object_keeps_received_lines_after_a_failed_write(
     client: Socket, peer: trisock.Socket, calls: Calls, before: bool
 ) -> None:
     await peer.send(b"one\ntwo\n")
@@ -288,7 +289,7 @@ async def test_a_failed_write_under_tls_loses_no_received_line(
             await until(lambda: not server.connected())
 
 
-async def test_a_failed_write_keeps_unread_data_for_two_seconds(
+async def test_unread_data_is_kept_two_seconds_after_a_failed_write(
     autojump_clock: MockClock, server: Socket, raw: socket.socket
 ) -> None:
     raw.sendall(b"unread\n")
@@ -336,7 +337,7 @@ async def test_a_failed_write_is_logged_once(server: Socket, calls: Calls, caplo
 
 
 @pytest.mark.parametrize("others", [0, 100])
-async def test_the_server_accepts_before_the_connect_callback_runs(
+async def test_the_connect_callback_runs_after_the_server_has_accepted(
     port_or_path: int | str, others: int, calls: Calls
 ) -> None:
     def greet() -> None:

@@ -109,7 +109,7 @@ async def test_reads_and_writes_on_an_unconnected_object_are_logged(
     assert await calls.none()
 
 
-async def test_a_servers_read_reads_from_each_client(server: Socket, calls: Calls) -> None:
+async def test_read_on_a_server_reads_from_each_client(server: Socket, calls: Calls) -> None:
     async with clients_of(server, 3) as peers:
         assert server.read("\n", 5) is server
         for number, peer in enumerate(peers):
@@ -117,7 +117,9 @@ async def test_a_servers_read_reads_from_each_client(server: Socket, calls: Call
             assert await calls.next() == (b"%d\n" % number, 5)
 
 
-async def test_a_servers_read_does_not_apply_to_later_clients(server: Socket, calls: Calls) -> None:
+async def test_read_on_a_server_does_not_apply_to_later_clients(
+    server: Socket, calls: Calls
+) -> None:
     assert server.read("\n", 1) is server
     async with clients_of(server) as [peer]:
         await peer.send(b"too late\n")
@@ -169,7 +171,7 @@ async def test_write_returns_self_and_writes_in_order(client: Socket, peer: tris
     assert await peer.recv_exactly(len(expected)) == expected
 
 
-async def test_write_fn_receives_the_tag(
+async def test_the_write_callback_receives_the_tag(
     client: Socket, peer: trisock.Socket, calls: Calls
 ) -> None:
     for arguments, tag in [((calls,), -1), ((7, calls), 7), ((0, calls), 0), ((None, calls), -1)]:
@@ -181,7 +183,7 @@ async def test_write_fn_receives_the_tag(
     assert await calls.next() == (-1,)
     assert await calls.next() == (9,)
     assert await peer.recv_exactly(7) == b"xxxxxxx"
-    assert await calls.none()  # each fn is called only once
+    assert await calls.none()  # each callback is called only once
 
 
 async def test_write_copies_mutable_data(client: Socket, peer: trisock.Socket) -> None:
@@ -200,7 +202,7 @@ async def test_write_of_an_invalid_type_raises_type_error(
     assert await peer.recv() == b"still there"
 
 
-async def test_a_servers_write_goes_to_all_clients(server: Socket) -> None:
+async def test_write_on_a_server_goes_to_all_clients(server: Socket) -> None:
     async with clients_of(server, 3) as peers:
         assert server.write("all\n") is server
         for peer in peers:
@@ -208,7 +210,9 @@ async def test_a_servers_write_goes_to_all_clients(server: Socket) -> None:
 
 
 @unix_server
-async def test_server_write_fn_runs_once_after_the_last_write(server: Socket, calls: Calls) -> None:
+async def test_a_servers_write_callback_runs_once_after_the_last_write(
+    server: Socket, calls: Calls
+) -> None:
     async with clients_of(server, 3) as peers:
         server.write(MORE_THAN_FITS, 5, calls)
         for peer in peers:
@@ -219,7 +223,7 @@ async def test_server_write_fn_runs_once_after_the_last_write(server: Socket, ca
 
 
 @unix_server
-async def test_server_write_fn_stops_waiting_for_a_lost_client(
+async def test_a_servers_write_callback_does_not_wait_for_lost_clients(
     server: Socket, calls: Calls
 ) -> None:
     async with clients_of(server, 2) as [quick, slow]:
@@ -231,7 +235,9 @@ async def test_server_write_fn_stops_waiting_for_a_lost_client(
         assert await calls.none()
 
 
-async def test_server_write_fn_ignores_disconnected_clients(server: Socket, calls: Calls) -> None:
+async def test_a_servers_write_callback_ignores_disconnected_clients(
+    server: Socket, calls: Calls
+) -> None:
     async with clients_of(server, 2) as [leaves, stays]:
         await leaves.close()
         await until(lambda: server.connections() == 1)
@@ -241,7 +247,7 @@ async def test_server_write_fn_ignores_disconnected_clients(server: Socket, call
 
 
 @unix_server
-async def test_server_write_fn_is_not_called_without_a_recipient(
+async def test_a_servers_write_callback_is_not_called_without_a_recipient(
     server: Socket, calls: Calls
 ) -> None:
     server.write("to nobody", calls)
@@ -272,7 +278,7 @@ async def test_data_before_eof_can_still_be_read(
 
 
 @pytest.mark.parametrize("delimiter", [10, "\n"])
-async def test_a_read_that_eof_cuts_short_disconnects(
+async def test_eof_in_the_middle_of_a_read_disconnects(
     client: Socket, peer: trisock.Socket, calls: Calls, delimiter: int | str
 ) -> None:
     client.read(delimiter)

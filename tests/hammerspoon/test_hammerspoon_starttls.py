@@ -1,4 +1,4 @@
-"""hs.socket's startTLS: what it verifies, and how it is ordered with reads and writes."""
+"""hs.socket's startTLS: its verification, and its order among queued reads and writes."""
 
 # ruff: noqa: N802 (tests are named after hs.socket's names)
 
@@ -108,11 +108,11 @@ async def test_startTLS_accepts_verify_and_peerName(
 @pytest.mark.parametrize(
     "arguments",
     [
-        (),  # the name to verify is the host given to connect
+        (),  # verifies the host that was passed to connect()
         (True,),
         ("mismatch.example",),
         (True, "mismatch.example"),
-        (False, "mismatch.example"),  # a given name is verified even with False
+        (False, "mismatch.example"),  # an explicit name is verified even if verify is False
         (ClientTLS("mismatch.example"),),
         (ClientTLS(), "mismatch.example"),
         (ClientTLS("example.org"), "mismatch.example"),
@@ -257,7 +257,7 @@ async def test_plain_text_injected_before_startTLS_reaches_no_callback(
 
 
 @pytest.mark.parametrize("unfinished_read", [False, True])
-async def test_startTLS_after_eof_disconnects_once_pending_writes_are_done(
+async def test_startTLS_after_eof_disconnects_after_all_pending_writes(
     client: Socket, peer: trisock.Socket, calls: Calls, unfinished_read: bool
 ) -> None:
     def callback(data: bytes, tag: int) -> None:

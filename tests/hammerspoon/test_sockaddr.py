@@ -24,7 +24,7 @@ parse = Sockets.parseAddress
 
 
 def parsed(sockaddr: bytes) -> ParsedAddress:
-    """Return the result of parseAddress, after a check that it is not None."""
+    """Call parseAddress, check that the result is not None, and return the result."""
     found = parse(sockaddr)
     assert found is not None
     return found
@@ -78,7 +78,7 @@ def test_parseAddress_reads_the_port(sockaddr: bytes, port: int) -> None:
         (0, ""),
     ],
 )
-def test_parseAddress_appends_the_scopes_name_or_number(
+def test_parseAddress_appends_the_scope_as_a_name_or_number(
     sockaddr: bytes, index: int, zone: str
 ) -> None:
     scoped = sockaddr[:24] + index.to_bytes(4, sys.byteorder)
@@ -108,19 +108,19 @@ def test_parseAddress_does_not_convert_a_mapped_ipv4_address() -> None:
         LINUX6 + b"\0",
         bytes(16),
         bytes(28),
-        native(10) + LINUX4[2:],  # IPv6's family number with IPv4's size, and the reverse
-        native(2) + LINUX6[2:],
+        native(10) + LINUX4[2:],  # IPv6's family number, but IPv4's size
+        native(2) + LINUX6[2:],  # IPv4's family number, but IPv6's size
         bytes([16, 30]) + BSD4[2:],
         bytes([28, 2]) + BSD6[2:],
-        bytes([28, 10]) + BSD6[2:],  # Linux's family number in BSD's layout, and the reverse
-        native(30) + LINUX6[2:],
-        bytes([28, 2]) + BSD4[2:],  # IPv6's length in an IPv4 address, and the reverse
-        bytes([16, 30]) + BSD6[2:],
+        bytes([28, 10]) + BSD6[2:],  # Linux's family number in BSD's layout
+        native(30) + LINUX6[2:],  # BSD's family number in Linux's layout
+        bytes([28, 2]) + BSD4[2:],  # IPv6's length in an IPv4 address
+        bytes([16, 30]) + BSD6[2:],  # IPv4's length in an IPv6 address
         native(1) + b"/run/socket\0\0\0",  # AF_UNIX
         bytes([16, 1]) + b"/run/socket\0\0\0",
         native(1) + bytes(108),
-        native(16) + LINUX4[2:],  # 16 and 28, BSD's lengths, are family numbers on Linux
-        native(28) + LINUX6[2:],
+        native(16) + LINUX4[2:],  # 16 is a length on BSD, but a family number on Linux
+        native(28) + LINUX6[2:],  # 28 is a length on BSD, but a family number on Linux
     ],
 )
 def test_parseAddress_returns_None_for_anything_but_an_ip_sockaddr(sockaddr: object) -> None:
@@ -225,7 +225,9 @@ def test_the_bsd_layout_starts_with_the_length(
     assert there.parse_sockaddr(native(family) + LINUX6[2:]) is None
 
 
-def test_as_on_does_not_change_the_imported_module(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_simulated_platform_leaves_the_imported_module_unchanged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     as_on("darwin", monkeypatch)
     assert sys.modules["trisock.hammerspoon.sockaddr"] is _sockaddr
     assert sys.platform == "linux"

@@ -1,14 +1,15 @@
 """Cancellation of each public async method, at each of its cancel points.
 
-A test calls one method. The test runs repeatedly, on fresh connections, and its n-th run cancels
-the call at the call's n-th cancel point, until every point has been tried. The cancel points are:
+A test calls one method. The test runs repeatedly, each time on fresh connections. The n-th run
+cancels the call at the n-th cancel point of the call. The runs end when every point has been tried.
+The cancel points are:
 
-- a task of the call is about to resume: the event it waits for and the cancellation coincide;
+- a task of the call is about to resume, so that the cancellation coincides with the awaited event;
 - a task of the call has blocked or yielded;
 - a task of the call checks for cancellation (``checkpoint_if_cancelled``).
 
-Each run then checks the state that the docs promise, and that the call left no descriptor and no
-task.
+Each run then checks that the state is as the docs promise, and that the call left no open
+descriptor and no running task.
 The peer is not a task: the peer takes its next step when every task is blocked.
 """
 
@@ -63,7 +64,7 @@ class Attempt(trio.abc.Instrument):
         self._tasks: set[trio.lowlevel.Task] = set()
 
     async def __call__(self, call: Call, script: Script | None = None) -> None:
-        """Make the call after the script's first step. The peer follows the script meanwhile."""
+        """Run the script's first step, then make the call. The other steps run during the call."""
         trio.lowlevel.add_instrument(self)
         try:
             async with alongside(script or iter(())):
@@ -113,7 +114,7 @@ class Attempt(trio.abc.Instrument):
 
 
 def at_every_cancel_point(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
-    """Repeat a test for every cancel point of the one call that it makes with ``attempt``."""
+    """Run a test once per cancel point of the call that the test makes with ``attempt``."""
 
     @functools.wraps(test)
     async def repeated(**fixtures: object) -> None:
@@ -172,9 +173,10 @@ def _names_of(argument: ast.expr, dicts: dict[str, ast.Dict]) -> set[str]:
 
 
 def grid(usual: Callable[..., bool], *axes: Iterable[object]) -> list[Any]:
-    """Return all combinations for ``parametrize``. A normal run tries only the ``usual`` ones.
+    """Return all combinations for ``parametrize``.
 
-    Of several combinations that take the same path through the code, only one is usual.
+    A normal run tries a combination only if ``usual`` returns True for it. If several combinations
+    take the same path through the code, ``usual`` returns True for only one of them.
     """
     return [
         pytest.param(*each, marks=() if usual(*each) else pytest.mark.rare)

@@ -43,7 +43,7 @@ def key_of(kind: str) -> Key:
 
 
 class CertificateAuthority:
-    """A root authority, or an intermediate, which adds its certificate to the chains it issues.
+    """A root or intermediate authority. A chain includes the certificate of each intermediate.
 
     Attributes:
       pem: the authority's own certificate.

@@ -19,7 +19,7 @@ def records_of(wire: bytes) -> list[bytes]:
 
 
 def hello_for(name: bytes) -> bytes:
-    """Return a TLS 1.2 ClientHello for a name. TLS 1.2 servers send certificates unencrypted."""
+    """Return a TLS 1.2 ClientHello for a name, so that server certificates are unencrypted."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     outgoing = ssl.MemoryBIO()
@@ -32,7 +32,7 @@ def hello_for(name: bytes) -> bytes:
     longer = len(new) - len(old)
     body = bytearray(hello[9:].replace(old, new))
     at = start - 9
-    while True:  # find the total length of the extensions, which precedes the first extension
+    while True:  # search backwards for the total length of the extensions
         at -= 1
         if int.from_bytes(body[at : at + 2], "big") + longer == len(body) - at - 2:
             break

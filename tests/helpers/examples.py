@@ -112,7 +112,7 @@ sni_router = load("sni_router")
 
 
 def name_or_value_error(message: bytes) -> None:
-    """Check that ``server_name`` returns or raises ValueError, and not a subclass of ValueError."""
+    """Check that ``server_name`` returns, or raises ValueError itself (not a subclass)."""
     error: type[Exception] = ValueError
     name = None
     try:

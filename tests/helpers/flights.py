@@ -10,7 +10,7 @@ from trisock import ServerTLS, TLSError
 
 
 async def flight_for(role: ServerTLS, *pieces: bytes) -> tuple[bytes, Exception | None]:
-    """Send pieces to a server, then close. Return the server's first flight and its error."""
+    """Send pieces to a server, then close. Return the first flight and the error of the server."""
     sock, raw = raw_pair()
     failure: Exception | None = None
 

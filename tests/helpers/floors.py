@@ -26,7 +26,7 @@ FLOORS = [
     {"_server"},
     {"_connect"},
     {""},  # the public names
-    {"pluto", "hammerspoon", "__main__"},  # the faces, which use the public names
+    {"pluto", "hammerspoon", "__main__"},  # these use the public names
 ]
 
 
@@ -56,7 +56,7 @@ def imports_of(path: Path) -> set[str]:
             base = ".".join([*parts, *([node.module] if node.module else [])])
             for each in node.names:
                 below = f"{base}.{each.name}" if base else each.name
-                # In pluto and hammerspoon, a module and a class can have the same name.
+                # ``each`` may be a class with the name of a module (in pluto and hammerspoon).
                 found.add(below if below in modules and node.module is None else base)
     return found - {name}
 
@@ -96,7 +96,7 @@ def draw(target: str) -> None:
         box = {"boxstyle": "round", "facecolor": colors(floor_of(name)), "edgecolor": "0.4"}
         text = (name or "trisock").replace(".", "\n")
         axes.text(*place, text, ha="center", va="center", fontsize=7, bbox=box)
-    pyplot.rcParams["svg.hashsalt"] = "floors"  # the same imports give the same file
+    pyplot.rcParams["svg.hashsalt"] = "floors"  # the file changes only if an import changes
     figure.savefig(target, bbox_inches="tight", metadata={"Date": None})
 
 

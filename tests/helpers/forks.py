@@ -51,7 +51,7 @@ def run_in_child(function: Callable[[], object], *, user: int | None = None) -> 
 
 @contextlib.contextmanager
 def after_nobody(act: Callable[[], object]) -> Iterator[None]:
-    """Call a function as the user nobody, in a child that lives until the block ends."""
+    """Call a function as the user ``nobody``, in a child that lives until the block ends."""
     reading, writing = os.pipe()
 
     def act_and_stay() -> None:

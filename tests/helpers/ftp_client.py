@@ -33,7 +33,7 @@ async def vsftp_login(sock: Socket) -> None:
 async def ftp_transfer(
     sock: Socket, tls: ClientTLS | ssl.SSLContext, command: bytes
 ) -> AsyncIterator[Socket]:
-    """Open a command's data connection. When the block ends, expect a report of success."""
+    """Open a command's data connection. At the end, check that the server reports success."""
     answer = await ask(sock, b"EPSV", 229)  # RFC 2428
     async with await trisock.connect("127.0.0.1", int(answer.split(b"|")[3])) as channel:
         await ask(sock, command, 150)

@@ -1,8 +1,9 @@
 """Fuzzing: any input from outside leads to a documented result.
 
-The inputs are random bytes and mutated real conversations: bits flipped; parts removed, inserted or
-repeated; record types, versions or lengths changed; records moved. A normal run always tries the
-same examples. ``--times N`` tries N times as many examples, and different ones in each run.
+The inputs are random bytes, and real conversations with mutations: flipped bits; removed, inserted
+or repeated parts; changed record types, versions or lengths; moved records. A normal run always
+tries the same examples. ``--times N`` tries N times as many examples, and different ones in each
+run.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Fuzz:
         self.examples = 0
 
     def __call__(self, check: Check, examples: int, **strategies: st.SearchStrategy[Any]) -> None:
-        """Run ``check(**drawn)`` on this many examples, multiplied by ``--times``."""
+        """Run ``check(**drawn)`` on ``examples`` inputs, or N times as many with ``--times N``."""
 
         def counted(**drawn: Any) -> None:
             self.examples += 1
@@ -53,7 +54,7 @@ class Fuzz:
     def run_machine(
         self, machine: type[RuleBasedStateMachine], examples: int, *, steps: int
     ) -> None:
-        """Run a state machine on this many random examples, multiplied by ``--times``."""
+        """Run a state machine on ``examples`` inputs, or N times as many with ``--times N``."""
         self.examples += examples * self._times
         tuned = settings(self._settings(examples), derandomize=False, stateful_step_count=steps)
         run_state_machine_as_test(machine, settings=tuned)

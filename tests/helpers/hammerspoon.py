@@ -20,7 +20,7 @@ from trisock.hammerspoon import Socket, Sockets
 Log = pytest.LogCaptureFixture
 
 LOCALHOST = "127.0.0.1"
-MORE_THAN_FITS = b"x" * 4_000_000  # more than the buffers of a Unix connection hold
+MORE_THAN_FITS = b"x" * 4_000_000  # more than fits in the buffers of a Unix connection
 
 unix_server = pytest.mark.parametrize("port_or_path", ["Unix"], indirect=True)
 unix_client = pytest.mark.parametrize("pair", ["Unix"], indirect=True)

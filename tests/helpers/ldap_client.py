@@ -52,7 +52,7 @@ async def ldap_receive(sock: Socket) -> tuple[int, bytes]:
 
 
 async def ldap(sock: Socket, operation: bytes) -> tuple[int, bytes]:
-    """Request an operation that has one response. Return its result code and its content."""
+    """Request an operation that has one response. Return the response's result code and content."""
     await ldap_send(sock, operation)
     _, content = await ldap_receive(sock)
     (_, code), *_ = ber_elements(content)

@@ -86,8 +86,8 @@ class Message:
 class Peer:
     """The other end of a plain connection: a raw socket, and the bytes to write to it.
 
-    The peer calls ``on_written`` with the data that the Socket can now read: all written bytes in
-    plain text, or the data of each complete record under TLS.
+    The peer calls ``on_written`` with the data that the Socket can now read. In plain text, that is
+    every written byte. Under TLS, it is the data of each record whose last byte has been written.
     """
 
     def __init__(self, raw: socket.socket, on_written: Callable[[bytes], None]) -> None:
@@ -180,7 +180,7 @@ class TLSPeer(Peer):
             server_side=side == "server",
             server_hostname="example.org" if side == "client" else None,
         )
-        # For each record not fully written: how many of its bytes are unwritten, and its data.
+        # Each record that is not fully written yet, as (number of unwritten bytes, data).
         self.records: deque[tuple[int, bytes]] = deque()
 
     async def handshake(self) -> None:
@@ -212,7 +212,8 @@ class TLSPeer(Peer):
                     self.put(part)
 
     def encode_end(self) -> None:
-        with contextlib.suppress(ssl.SSLWantReadError):  # the Socket's close_notify has not arrived
+        # SSLWantReadError, if the close_notify of the Socket has not arrived.
+        with contextlib.suppress(ssl.SSLWantReadError):
             self.tls.unwrap()
         self.put(b"")
 

@@ -36,17 +36,17 @@ class Taken(NamedTuple):
 
 
 class Expected(NamedTuple):
-    """The results of the steps that return, and the outcome of a last step that does not return."""
+    """The expected results of a read's steps."""
 
-    taken: list[Taken]
-    ending: str | None
+    taken: list[Taken]  # the results of the steps that return
+    ending: str | None  # the outcome of the next step, or None if all steps return
 
 
 class Read(abc.ABC):
     """A read method, and how often it is called (``steps``)."""
 
     steps = 1
-    # True if every step is a cancel point, False if a step may return without being one.
+    # False if a step may return without checking for cancellation.
     always_a_cancel_point = True
 
     @abc.abstractmethod
@@ -65,7 +65,7 @@ class Read(abc.ABC):
 
 @dataclass(frozen=True)
 class Chunk(Read):
-    """``recv``, ``receive_some`` or the Socket's ``__anext__``: a chunk, or its first bytes."""
+    """A read of a chunk or of its first bytes: ``recv``, ``receive_some`` or ``__anext__``."""
 
     method: str
     max_bytes: int | None
@@ -142,12 +142,12 @@ class Opened:
 
 @dataclass(frozen=True)
 class Next(Read):
-    """The next lines from an iterator, which later reads may use again."""
+    """A read of the next lines from an iterator. Later reads may use the same iterator."""
 
     opened: Opened
     steps: int
 
-    always_a_cancel_point = False  # Lines checks for cancellation only once per chunk
+    always_a_cancel_point = False  # ``Lines`` has one cancel point per chunk, not per line
 
     async def step(self, sock: Socket) -> bytes:
         return await self.opened.lines.__anext__()

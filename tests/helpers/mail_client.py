@@ -55,7 +55,7 @@ async def lmtp_hello(sock: Socket) -> None:
 
 
 def a_mail() -> bytes:
-    """Return a message of about 1 MB, with each kind of line that starts with a dot."""
+    """Return a message of about 1 MB. It contains every kind of line that starts with a dot."""
     lines = [base64.b64encode(secrets.token_bytes(57)) for _ in range(13_000)]
     lines[5000:5000] = [b".", b"..", b"", b".a", b"..a"]
     return CRLF.join([b"Subject: large", b"", *lines, b""])
@@ -96,7 +96,7 @@ async def receive_mail(listener: trisock.Listener) -> bytes:
 
 
 async def imap(sock: Socket, command: bytes) -> list[bytes]:
-    """Send a command. Return the server's lines before its OK."""
+    """Send a command. Return the lines that the server sends before OK."""
     await sock.send(b"a ", command, CRLF)
     return await imap_ok(sock)
 

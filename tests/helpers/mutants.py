@@ -37,7 +37,7 @@ class Mutant(Peer):
         self._pieces += [data[start:end] for start, end in itertools.pairwise(offsets)]
 
     def conversing(self, clock: trio.testing.MockClock, ending: str) -> Script:
-        """Act until nothing is left to send. Then send FIN (``"ended"``) or stay silent."""
+        """Respond until idle. Then send FIN if ``ending`` is ``"ended"``, otherwise stay silent."""
         for idle in itertools.count():
             yield
             self.act()

@@ -91,7 +91,7 @@ async def clog(sock: Socket) -> None:
     """Fill a Unix connection until a send has to wait. The peer must not be reading."""
     while sock._connection.transport.writable_now():
         await sock.send(b"x" * 100)
-    if not sock.istls():  # a plain send tries first and then waits, so fill every byte
+    if not sock.istls():  # a send without TLS would use any free space, so leave none
         with contextlib.suppress(BlockingIOError):
             while True:
                 os.write(sock.fileno(), b"x")

@@ -59,7 +59,7 @@ class Peer:
         self.gone = self.finished = self.secured = False
         self.greeting = b""
         self._ssl: ssl.SSLObject | None = None
-        self._deaf = False  # whether TLS failed: then ignore all further data
+        self._deaf = False  # set when TLS fails, to ignore all further data
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
 
     def __enter__(self) -> Peer:

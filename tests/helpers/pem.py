@@ -41,7 +41,7 @@ def encoded(key: Any, password: bytes | None = None) -> bytes:
 
 @functools.lru_cache
 def chains_and_keys() -> tuple[list[bytes], list[bytes]]:
-    """Return a self-signed certificate for each key type, and each key plain and encrypted."""
+    """Return a self-signed certificate per key type, and all keys, unencrypted and encrypted."""
     keys: list[Any] = [
         rsa.generate_private_key(65537, 2048),
         ec.generate_private_key(ec.SECP256R1()),
@@ -65,7 +65,7 @@ def der_of(pem: bytes) -> bytes:
 
 
 def secrets_in(pem: bytes) -> set[str]:
-    """Return every 40-character substring of a key's base64 text (the lines without dashes)."""
+    """Return every 40-character substring of a key's base64 text (without BEGIN and END lines)."""
     body = "".join(
         line for line in pem.decode("latin-1").splitlines() if not line.startswith("-----")
     )

@@ -1,8 +1,8 @@
 """Helpers for the tests of ``trisock.pluto``.
 
-A test for both sides is an async function decorated with ``both_sides``. Inside Trio, the function
-runs as a task. Outside Trio, it must finish without awaiting anything. ``got`` awaits a result only
-if the result is awaitable, so that one test works on both sides.
+A test decorated with ``both_sides`` is an async function that runs in and outside Trio. Inside
+Trio, the test runs as a task. Outside Trio, the test must finish without awaiting anything.
+``got`` awaits a result only if the result is awaitable, so that one test works on both sides.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from helpers.deadline import DEADLINE
 from trisock.pluto import async_socket, socket
 from trisock.pluto.blocking import background
 
-# ---- both sides ----
+# ---- tests inside and outside Trio ----
 
 
 def run_outside(coroutine: Any) -> Any:
@@ -75,7 +75,7 @@ def inside() -> bool:
 
 
 def checkpoint() -> Awaitable[None] | None:
-    """Let other tasks run (inside Trio), or let the background thread's tasks run (outside)."""
+    """Let other tasks run. Outside Trio, these are the tasks of the background thread."""
     return trio.lowlevel.checkpoint() if inside() else background.call(trio.lowlevel.checkpoint)
 
 
@@ -175,7 +175,7 @@ def pluto_certificate(leaf: trustme.LeafCert) -> dict[str, str | bytes]:
 
 
 def serve_once(response: bytes = b"HTTP/1.1 200 OK\r\n\r\n") -> tuple[int, Thread]:
-    """Serve one request. Return the port, and the server's thread, whose result is the request."""
+    """Serve one request. Return the port, and a Thread whose ``result`` returns the request."""
     listening = stdlib.create_server(("127.0.0.1", 0))
 
     def serve() -> bytes:
@@ -196,7 +196,7 @@ async def echo(s: async_socket) -> None:
 
 
 class Thread:
-    """Runs a function in a thread. ``result`` returns its value or raises its exception."""
+    """Runs a function in a thread. ``result`` returns the value or raises the exception."""
 
     def __init__(self, function: Callable[[], Any]) -> None:
         self._outcome: Any = None

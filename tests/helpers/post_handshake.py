@@ -22,7 +22,7 @@ from trisock import Certificate, Socket
 
 
 class PostHandshakePeer(RawTLS):
-    """A TLS peer for use after the handshake. Its socket must then be non-blocking."""
+    """A TLS peer. Its socket must be blocking during the handshake, and non-blocking later."""
 
     def send(self, data: bytes) -> None:
         self.ssl.write(data)
@@ -91,10 +91,10 @@ class PostHandshakePeer(RawTLS):
                 data += part
 
     async def wait_for_response(self) -> None:
-        """Wait until the client has answered a certificate request. Then OpenSSL allows another."""
+        """Wait until the client has answered, so that OpenSSL allows another request."""
         while True:
             self.received()
-            with contextlib.suppress(ssl.SSLError):  # the request is still unanswered
+            with contextlib.suppress(ssl.SSLError):  # if the request is still unanswered
                 self.ssl.verify_client_post_handshake()
                 return
             await trio.lowlevel.wait_readable(self.raw)
@@ -106,7 +106,7 @@ async def post_handshake_pair(
 ) -> AsyncIterator[tuple[Socket, PostHandshakePeer]]:
     """Yield a TLS 1.3 client, and a server that can request the client's certificate at any time.
 
-    With a wide certificate, the client's response is longer than one record.
+    If ``wide_certificate`` is given, the client responds with more than one record.
     """
     server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue("example.org").load_into(server_context)

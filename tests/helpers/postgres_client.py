@@ -24,7 +24,7 @@ async def pg_starttls(sock: Socket) -> None:
 
 
 async def pg_receive(sock: Socket) -> tuple[bytes, bytes]:
-    """Skip informational messages. Return the next other message."""
+    """Skip informational messages, and return the next message of another kind."""
     while True:
         head = await sock.recv_exactly(5)
         content = await sock.recv_exactly(int.from_bytes(head[1:], "big") - 4)

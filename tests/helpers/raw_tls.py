@@ -107,7 +107,7 @@ async def visit(
     def client() -> None:
         with contextlib.suppress(ssl.SSLError, EOFError):
             peer.run(peer.ssl.do_handshake)
-            peer.run(lambda: peer.ssl.read(100))  # in TLS 1.3, tickets precede the first data
+            peer.run(lambda: peer.ssl.read(100))  # in TLS 1.3, also reads the session tickets
             peer.run(lambda: peer.ssl.unwrap())
 
     with raw:

@@ -121,6 +121,6 @@ def postgresql(authority: Authority, *, tls: bool = True) -> Iterator[RealServer
             ports,
             announced=b"ready to accept connections",
             user="postgres",
-            stop=signal.SIGINT,  # after SIGTERM, the server waits for its clients
+            stop=signal.SIGINT,  # SIGTERM would wait until the clients disconnect
         ) as server:
             yield server

@@ -69,7 +69,7 @@ PASSWORD_HASH = (
 
 @contextlib.contextmanager
 def proftpd(authority: Authority) -> Iterator[RealServer]:
-    """Start ProFTPD on three ports: ``ftp`` and ``reuse`` with TLS, ``plain`` without.
+    """Start ProFTPD on three ports: ``ftp`` and ``reuse`` with TLS, ``plain`` without TLS.
 
     On the port ``reuse``, data connections must reuse the TLS session. The users ``alice`` and
     ``bob`` have the password ``PASSWORD``, and share the directory ``home``.

@@ -31,7 +31,7 @@ from trisock import Certificate
 # How long a server may take to start, and to stop, in seconds.
 _PATIENCE = 30
 
-# The system assigns ephemeral ports, which are above these.
+# Below the ephemeral ports, which the system assigns to clients.
 _PORTS = range(20_000, 30_000)
 
 PASSWORD = "secret"  # the password of all users
@@ -57,7 +57,7 @@ class RealServer:
         """Return the PID of the only child process whose command line contains a word."""
         found = []
         for pid in _descendants(self.process.pid):
-            with contextlib.suppress(OSError):  # the process has exited in the meantime
+            with contextlib.suppress(OSError):  # if the process has exited in the meantime
                 if word in Path(f"/proc/{pid}/cmdline").read_text():
                     found.append(pid)
         (pid,) = found
@@ -153,9 +153,9 @@ def started(
 
     Args:
       command: the command that starts the server in the foreground.
-      directory: the server's directory. Its log and output go to the file "log" there.
+      directory: the server's directory. Its file "log" receives the log and output.
       ports: the TCP ports, by protocol.
-      announced: the log message of a server that is ready. By default, wait for all ports instead.
+      announced: wait until the log contains this message. By default, wait until all ports listen.
       user: the user that runs the server, if the tests run as root.
       stop: the signal that stops the server.
     """
@@ -173,7 +173,7 @@ def started(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            start_new_session=True,  # Postfix kills its process group
+            start_new_session=True,  # Postfix kills its process group, so exclude the tests
             **_identity(user),
         )
     try:
@@ -212,7 +212,7 @@ def _stop(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
         for other in others:
             if not select.select([other], [], [], _PATIENCE)[
                 0
-            ]:  # a pidfd is readable after the exit
+            ]:  # a pidfd becomes readable when the process exits
                 left.append(other)
                 signal.pidfd_send_signal(other, signal.SIGKILL)
     finally:

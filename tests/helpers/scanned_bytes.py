@@ -6,8 +6,8 @@ from __future__ import annotations
 class ScannedBytes(bytes):
     """Bytes whose search methods add the number of scanned bytes to ``ScannedBytes.scanned``.
 
-    Slices and concatenations are ``ScannedBytes`` too. Search methods that do not count raise
-    NotImplementedError.
+    Slices and concatenations are also ``ScannedBytes``. ``index``, ``partition``, ``count`` and
+    ``in`` raise NotImplementedError, because they do not add to ``scanned``.
     """
 
     scanned = 0

@@ -1,4 +1,4 @@
-"""An example that runs once for all tests of a module."""
+"""An example server that is started once for all tests of a module."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ SUCCESS = (ber(0x0A, b"\0"), ber(0x04), ber(0x04))
 
 
 async def ldap(site: Site, sock: Socket) -> None:
-    """Serve one entry, whose description is the mail. Accept any new entry (RFC 4511)."""
+    """Serve one entry, with ``site.mail`` as its description. Accept any new entry (RFC 4511)."""
     names = {0x60: "bind", 0x63: "search", 0x68: "add", 0x77: "extended"}
     while True:
         (_, number), (tag, content), *_ = ber_elements(await receive_ber(sock))
@@ -153,8 +153,8 @@ async def receive_mysql(sock: Socket) -> tuple[int, bytes]:
     return number, await sock.recv_exactly(int.from_bytes(bytes(size), "little"))
 
 
-# Protocol version 10, the server's version, a thread number, 8 bytes of salt, the capabilities'
-# lower half (with CLIENT_SSL), UTF-8, a status, their upper half, a filler, 12 bytes of salt.
+# Protocol version 10, server version, thread number, 8 bytes of salt, lower capability bits (with
+# CLIENT_SSL), charset UTF-8, status, upper capability bits, filler, 12 bytes of salt.
 MYSQL_GREETING = mysql_packet(
     0,
     b"\x0a8.0.0\0" + bytes(4) + b"12345678\0\x00\x8a\x21\2\0" + bytes(13) + b"123456789012\0",

@@ -124,7 +124,7 @@ class FTP:
             sock = await trisock.connect(*self.target, local_address=self.control.getlocal().host)
         async with sock:
             if self.protected:
-                # The FTP server is the TLS server in active mode too (RFC 4217, section 7).
+                # Even in active mode, the FTP server is the TLS server (RFC 4217, section 7).
                 await sock.starttls(self.site.tls)
             yield sock
 
@@ -144,7 +144,7 @@ class FTP:
                     names = sorted(each.name for each in self.site.directory.iterdir())
                     await data.send("".join(f"{name}\r\n" for name in names).encode())
                 else:
-                    # If the upload is cut short, this raises TLSError, and no file is written.
+                    # A truncated upload raises TLSError here, so that no file is written.
                     content = b"".join([chunk async for chunk in data])
                     path.write_bytes(content)
         except trio.BrokenResourceError as exc:

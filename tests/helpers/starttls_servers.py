@@ -27,7 +27,7 @@ class Site:
       certificate: the servers' certificate.
       directory: the directory of the FTP server's files.
       mail: the messages that the servers have received or will deliver.
-      commands: each command read, as (TLS version or None for plain text, command).
+      commands: (TLS version or None, command) for each received command.
     """
 
     certificate: Certificate

@@ -18,7 +18,7 @@ from trisock import Certificate, Socket
 
 Server = Callable[[Site, Socket], Awaitable[None]]
 
-# 1 MiB: many TLS records, and more than all buffers on the path hold.
+# 1 MiB: many TLS records, and more than fits in the buffers of a connection.
 MAIL = b"Subject: big\r\n\r\n.\r\n..\r\n" + b"".join(b"%062d\r\n" % n for n in range(16_384))
 FILE = random.Random(1).randbytes(1_048_576 + 3)
 

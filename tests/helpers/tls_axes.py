@@ -16,7 +16,7 @@ VERSIONS = ("TLSv1.2", "TLSv1.3")
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """A fault that one side detects: that side's error, and the alert that it sends, if any."""
+    """The error of the side that detects a fault, and the alert (if any) that this side sends."""
 
     words: str
     alert: str | None
@@ -58,12 +58,12 @@ NO_ALPN = Fault("shares no ALPN protocol, but one is required", None, reason=Non
 class Name(NamedTuple):
     certified: str
     asked: str
-    on_the_wire: str | None  # in SNI, which cannot hold addresses
+    on_the_wire: str | None  # the name in SNI, or None for an address
     fault: Fault | None = None
 
 
-# Tests combine NAMES with all other settings, but vary MORE_NAMES alone. The same applies to
-# CLIENT_CERTIFICATES and MORE_CLIENT_CERTIFICATES.
+# test_tls_matrix.py combines NAMES and CLIENT_CERTIFICATES with all other settings. It combines
+# MORE_NAMES and MORE_CLIENT_CERTIFICATES only with the default values of the other settings.
 NAMES = {
     "exact": Name("example.org", "example.org", "example.org"),
     "wildcard": Name("*.example.org", "www.example.org", "www.example.org"),
@@ -128,7 +128,7 @@ ALPNS = {
 
 
 class Authorities:
-    """The right authority and a wrong one, which issue each certificate once and cache it."""
+    """The right authority and a wrong one. Each certificate is issued once and cached."""
 
     def __init__(self) -> None:
         self.right = CertificateAuthority("right")

@@ -22,7 +22,7 @@ class RefusedError(Exception):
 class ResumingContext(ssl.SSLContext):
     """A client context. All its connections resume the TLS session of the first one.
 
-    FTP servers use this to check that the same client opened the control and data connections.
+    An FTP server may require resumption, as proof that both connections belong to one client.
     """
 
     _first: ssl.SSLObject | None = None

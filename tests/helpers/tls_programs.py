@@ -35,7 +35,7 @@ QUESTION = b"0123456789\n" * 4000
 ANSWER = b"9876543210\n" * 4000
 
 
-# ---- cases: each differs in one value from the default of its TLS version ----
+# ---- cases: the default case of each TLS version, with one setting changed ----
 
 
 class ALPN(NamedTuple):
@@ -268,7 +268,7 @@ def our_server(program: Command, case: Case, ca: Path, certificate: tuple[Path, 
 
 
 def our_peer(name: str, *program: str | Path, name_error: str) -> Peer:
-    """Return a peer that runs a program of the directory tls_peers."""
+    """Return a peer that runs a program from the directory tls_peers."""
     return Peer(
         name=name,
         program=name,
@@ -322,7 +322,7 @@ class Output:
 
 
 async def run_client(command: Command, *, end_when: bytes = ANSWER) -> tuple[int, Output]:
-    """Run a client that sends its stdin. Close the stdin when the client has the answer."""
+    """Run a client that sends what it reads from stdin. Close stdin when the answer is complete."""
     output = Output()
     pipe = subprocess.PIPE
     environment = {**os.environ, "LC_ALL": "C.UTF-8"}  # for internationalized names

@@ -31,7 +31,7 @@ PROGRAMS = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test that uses a server fixture as needing the fixture's program."""
+    """For each server fixture that a test uses, mark the test as needing the server's program."""
     for item in items:
         for fixture in PROGRAMS.keys() & getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.needs(PROGRAMS[fixture]))

@@ -209,7 +209,7 @@ ROWS = 2000
 async def test_cancelled_reads_of_a_large_result_lose_nothing(
     checkpoints: int | None, postgresql: RealServer, authority: Authority
 ) -> None:
-    """The result has 6 MB. Its messages start and end anywhere in TLS records."""
+    """The result has 6 MB. Its messages are not aligned with TLS records."""
     query = f"SELECT repeat(md5(i::text), 100) FROM generate_series(1, {ROWS}) i"
     rows = [hashlib.md5(b"%d" % i).hexdigest().encode() * 100 for i in range(1, ROWS + 1)]
     async with pg_client(postgresql, ClientTLS(ca=authority.pem)) as sock:

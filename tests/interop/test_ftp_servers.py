@@ -46,7 +46,7 @@ async def test_proftpd_refuses_a_password_in_plain_text(proftpd: RealServer) -> 
 async def test_proftpd_stores_and_returns_files(
     version: str, proftpd: RealServer, authority: Authority
 ) -> None:
-    """close_notify marks the end of a file, which may be empty."""
+    """Each transferred file, even an empty one, ends with close_notify."""
     tls = for_version(version, authority)
     async with ftp_client(proftpd, "ftp", tls) as sock:
         for data in (secrets.token_bytes(5_000_000), b""):
@@ -137,7 +137,7 @@ async def test_the_accepting_side_can_be_the_tls_client(
 
 
 @both_versions
-async def test_ccc_returns_commands_to_plain_text(
+async def test_commands_are_in_plain_text_after_ccc(
     version: str, proftpd: RealServer, authority: Authority
 ) -> None:
     """After CCC, data connections still use TLS (RFC 4217, section 6)."""

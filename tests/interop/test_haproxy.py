@@ -62,7 +62,7 @@ async def haproxy(
 
 
 class BehindProxy:
-    """A handler that records PROXY headers, and echoes each line after the client's address."""
+    """Records PROXY headers. Sends each line back, with the client's address in front of it."""
 
     def __init__(self, *, read_ahead: bool = False) -> None:
         self.read_ahead = read_ahead

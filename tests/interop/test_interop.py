@@ -80,7 +80,7 @@ async def s_client(pem: Path) -> AsyncIterator[tuple[trio.abc.SendStream, trio.P
 
 @pytest.mark.needs("openssl")
 @pytest.mark.parametrize("cancel_after", [None, 0, 1, 2, 3, 4])
-async def test_a_key_update_loses_nothing_if_the_read_is_cancelled(
+async def test_cancelling_a_read_during_a_key_update_loses_nothing(
     cancel_after: int | None, pem: Path, server_tls: ServerTLS
 ) -> None:
     """The peer requests new keys (RFC 8446, section 4.6.3), and immediately sends data."""
@@ -137,7 +137,7 @@ async def test_garbage_after_a_key_update_raises_tls_error(
                 await server.starttls(server_tls)
                 handshake.cancel_scope.cancel()
             nursery.start_soon(expect_failure)
-            for _ in range(2):  # OpenSSL answers update 1 when it reads update 2
+            for _ in range(2):  # OpenSSL answers the first update when it reads the second
                 await stdin.send_all(b"K\n")
                 await to_server.send(await from_client.recv())
                 await trio.testing.wait_all_tasks_blocked(0.01)

@@ -132,7 +132,7 @@ async def imap_fetch(sock: Socket, what: bytes) -> bytes:
 
 
 async def test_dovecot_refuses_a_password_in_plain_text(dovecot: RealServer) -> None:
-    """This shows that each login in the other Dovecot tests uses TLS."""
+    """In the other Dovecot tests, a successful login therefore uses TLS."""
     for port, greeting, login, answer in [
         ("imap", b"* OK ", b"a LOGIN alice secret\r\n", b"a NO [PRIVACYREQUIRED]"),
         ("pop3", b"+OK ", b"USER alice\r\n", b"-ERR [AUTH]"),

@@ -86,7 +86,7 @@ def by_smtplib(visit: Visit, kind: type[smtplib.SMTP] = smtplib.SMTP) -> None:
 
 def by_imaplib(visit: Visit) -> None:
     client = imaplib.IMAP4("localhost", visit.port, timeout=30)
-    client.starttls(visit.context())  # on failure, this closes the connection
+    client.starttls(visit.context())  # on failure, starttls() closes the connection
     with client:
         client.login(USER, PASSWORD)
         client.append("INBOX", "", "", MAIL)
@@ -228,7 +228,7 @@ async def by_psql(visit: Visit, *, channel_binding: str = "prefer") -> None:
 
 
 def client(name: str, talk: Any, server: Server, error: str, *programs: str, **options: Any) -> Any:
-    """Return a test's parameters: a client, its server, its error for an invalid certificate."""
+    """Return a test's parameters. ``error`` is the client's error for an invalid certificate."""
     talk = functools.partial(talk, **options)
     if not inspect.iscoroutinefunction(talk):
         talk = functools.partial(trio.to_thread.run_sync, talk)
@@ -379,7 +379,8 @@ async def test_channel_binding_exposes_a_trusted_man_in_the_middle(
 @pytest.mark.needs("curl")
 async def test_curl_returns_the_control_channel_to_plain_text(site: Site, pem: Path) -> None:
     async with serving(starttls_ftp.ftp, site) as bound:
-        # In its passive CCC mode, curl does not answer close_notify, which looks like truncation.
+        # In passive CCC mode, curl does not answer the close_notify of the server, which therefore
+        # sees a truncated connection.
         await by_curl_ftp(Visit(site, bound.port, pem / "ca.pem"), "--ftp-ssl-ccc-mode", "active")
     cleared = site.commands.index(("TLSv1.3", b"CCC"))
     assert ("TLSv1.3", f"PASS {PASSWORD}".encode()) in site.commands[:cleared]

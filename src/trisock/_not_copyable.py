@@ -1,4 +1,4 @@
-"""A base class that forbids copies of objects that represent a kernel object or a running task."""
+"""NotCopyable: a base class for objects that must not be copied, such as sockets and servers."""
 
 from __future__ import annotations
 
@@ -26,6 +26,6 @@ class NotCopyable:
     def _refuse(self, what: str) -> NoReturn:
         name = type(self).__name__
         raise TypeError(
-            f"a {name} cannot be {what}: it stands for one connection or listening socket, "
-            "which a second object would use without knowing its state"
+            f"a {name} cannot be {what}: a second object would use the same connection or "
+            "listening socket without knowing its state"
         )

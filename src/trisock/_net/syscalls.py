@@ -24,16 +24,17 @@ IOV_MAX = os.sysconf("SC_IOV_MAX") if hasattr(os, "sysconf") else 1
 
 HAS_SENDFILE = hasattr(os, "sendfile")
 
-# SO_LINGER takes a struct linger: a switch and a number of seconds (socket(7)). If it is on with 0
-# seconds, close(2) resets the connection. If it is off, close(2) returns immediately. If it is on
-# with more seconds, close(2) blocks the thread, even for a non-blocking socket.
+# SO_LINGER takes a struct linger: a switch and a number of seconds (socket(7)). If the switch is
+# off, close(2) returns immediately. If it is on, and the number is 0, close(2) resets the
+# connection. If it is on, and the number is larger, close(2) blocks the thread, even for a
+# non-blocking socket.
 _LINGER_FORMAT = "hh" if sys.platform == "win32" else "ii"
 LINGER_AND_RESET = struct.pack(_LINGER_FORMAT, 1, 0)
 _NO_LINGER = struct.pack(_LINGER_FORMAT, 0, 0)
 
-# MSG_NOSIGNAL prevents SIGPIPE. Python ignores SIGPIPE at startup, but command-line tools often
+# MSG_NOSIGNAL prevents SIGPIPE. Python sets SIGPIPE to be ignored, but command-line tools often
 # restore its default action. Then a send to a peer that has closed the connection would kill the
-# process. macOS and Windows lack the flag, but Windows also has no SIGPIPE.
+# process. macOS lacks the flag. Windows lacks it too, but has no SIGPIPE.
 SEND_FLAGS: int = getattr(socket, "MSG_NOSIGNAL", 0)
 
 
@@ -48,8 +49,8 @@ class BorrowedSocket:
     """The ``socket.socket`` calls that Transport needs, for a stream that the user passed in.
 
     Trio hides the stream's ``socket.socket``, so we know only the descriptor. Each call first
-    checks that the stream still owns the descriptor. Otherwise, if other code closes the stream,
-    we would use the next connection that gets the same descriptor number.
+    checks that the stream still owns the descriptor. Without this check, if other code closed the
+    stream, we would use an unrelated connection that has got the same descriptor number.
     """
 
     __slots__ = ("_borrowed", "_number", "fileno")
@@ -110,7 +111,7 @@ else:
     POLLERR = select.POLLERR
 
     def poll_readable(descriptor: int, events: int = select.POLLIN) -> int:
-        """Return the requested events and the errors that poll(2) reports now, or 0 if none."""
+        """Return the events and errors that poll(2) reports now, as a bit mask. 0 means none."""
         poll = select.poll()
         poll.register(descriptor, events)
         return sum(found for _, found in poll.poll(0))
@@ -124,8 +125,8 @@ else:
     def unread_bytes(descriptor: int) -> int:
         """Return the number of bytes in the kernel's receive queue.
 
-        If urgent data is pending, the count is not exact, but at least 1, because close(2) also
-        sends RST if an urgent byte is unread.
+        If urgent data is pending, the number may be wrong, but it is at least 1: an unread urgent
+        byte, too, makes close(2) send RST.
         """
         answer = fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4))
         count = int.from_bytes(answer, sys.byteorder)
@@ -174,7 +175,7 @@ def _load_connect() -> Callable[[int, bytes, int], int] | None:
     return None  # pragma: no cover (tests run on Linux)
 
 
-# Loaded at import. Loading it later may fail, when the process has no free descriptor.
+# Loaded at import: loading needs a free descriptor, and later the process may have none.
 _connect = _load_connect()
 
 
@@ -210,7 +211,7 @@ if sys.platform != "win32":  # pragma: no branch (tests run on Linux)
 
 
 def abort_connection(sock: trio.socket.SocketType) -> None:
-    """Reset a connection, now or by the close(2) that must follow.
+    """Reset a connection, either now or at close(2), which the caller must call next.
 
     If the system cannot reset the connection, shut it down instead.
     """
@@ -228,8 +229,8 @@ def end_connection(sock: trio.socket.SocketType, *, may_be_unread: bool) -> None
     """End a connection as close(2) would, but for all processes that hold the descriptor.
 
     close(2) has no effect on the connection while another process, such as a forked child, holds
-    the descriptor. Like close(2), this sends RST if input is unread. ``may_be_unread``: whether to
-    check for that.
+    the descriptor. Like close(2), this sends RST if input is unread. (It checks for unread input
+    only if ``may_be_unread`` is True.)
     """
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)

@@ -1,9 +1,8 @@
 """TLSStream: TLS over a Transport.
 
 A ``TLSEngine`` encrypts and decrypts. This module moves ciphertext between the engine and the
-transport. ``trio.SSLStream`` runs the handshake and the shutdown: the engine is its SSL context,
-and a ``CiphertextStream`` is its transport. (We use ``trio.SSLStream`` because this is a
-requirement of trisock. Two loops of our own would need less code.)
+transport. ``trio.SSLStream`` runs the handshake and the shutdown, as trisock's design requires: the
+engine is its SSL context, and a ``CiphertextStream`` is its transport.
 
 How reading and sending work together, after the handshake:
 
@@ -11,19 +10,18 @@ How reading and sending work together, after the handshake:
   responds to some messages, such as a key update. And a sender may have to read, because OpenSSL
   does not write while it has only part of an incoming TLS message. So each task may have to wait
   until the descriptor is readable or writable.
-- Only one task at a time may wait until the descriptor is readable. It sets ``_filling``. A second
-  task waits for the event ``_filled`` instead, and then checks for data.
-- Only one task at a time may wait until the descriptor is writable. It holds ``_writable_lock``.
-- All ciphertext is sent from one queue, in the engine. Bytes that the kernel does not accept return
-  to the head of the queue, so the order is right whichever task sends. While a sender drains the
-  queue (``_sending_rest``), it also sends the responses, so the reader does not wait to send them.
-- Encrypted data must be sent, because the peer decrypts records in order. So a sender first waits
-  until the descriptor is writable: a cancellation of this wait does no harm. Then the sender
-  encrypts one piece and tries to send it, with no cancel point in between. A cancellation after
-  that makes later sends fail (``SendState.OVER``).
-- OpenSSL may refuse to write until it has read more. It then expects the same call again, with the
-  same data (SSL_write(3)), so ``send`` repeats it with the same piece.
-- A failed send does not stop reading: the peer's last data, or its alert, may have arrived.
+- Only one task may wait until the descriptor is readable. That task sets ``_filling``. A
+  second task waits for the event ``_filled`` instead, and then checks for data.
+- Only one task may wait until the descriptor is writable. That task holds ``_writable_lock``.
+- All ciphertext is sent from one queue, in the engine. Bytes that the kernel does not accept are
+  put back at the head of the queue, so the order is right whichever task sends. While a sender
+  drains the queue (``_sending_rest``), it also sends OpenSSL's responses, so the reader need not.
+- Data that has been encrypted must be sent: if a record is missing, the peer cannot decrypt the
+  later ones. So a sender first waits until the descriptor is writable: a cancellation of this wait
+  does no harm. Then the sender encrypts one piece and tries to send it, with no cancel point in
+  between. A cancellation after that makes later sends fail (``SendState.OVER``).
+- If OpenSSL must read before it writes, it expects the same call again afterwards (SSL_write(3)).
+- After a failed send, reads still work: the peer's last data, or its alert, may have arrived.
 """
 
 from __future__ import annotations
@@ -46,12 +44,13 @@ from .ciphertext_stream import CiphertextStream, EndOfTransport
 from .transport import Transport
 
 # Maximum number of bytes in unsent responses, enough for about 2000 key updates. While a send waits
-# for room, the same queue also holds an encrypted piece of its message: at most SEND_SIZE bytes and
-# the overhead of their records.
+# for room, the same queue also holds one encrypted piece of the message: at most SEND_SIZE bytes,
+# plus the overhead of the TLS records.
 _MAX_RESPONSE_BYTES = 65536
 _MAX_PIECE = SEND_SIZE + 4096
 
-# How many records are decrypted ahead before other tasks run. It takes about two milliseconds.
+# Maximum number of records to decrypt ahead before other tasks run. This many take about two
+# milliseconds.
 _MAX_RECORDS_AHEAD = 1024
 
 # Maximum number of times that one ``peek`` reads from the kernel to find a record with data. A peer
@@ -79,12 +78,12 @@ class TLSStream:
       peer: the peer's address, for errors.
 
     Invariant: ciphertext is sent in the order in which the engine wrote it, whichever task sends
-    it. A failed send does not stop reading: earlier data from the peer may still be in the kernel.
+    it. After a failed send, reads still work: earlier data from the peer may still be unread.
 
     Attributes:
       engine: encrypts and decrypts.
-      send_state: the state of sending. It stays IN_MESSAGE if ``send_file`` found its file too
-        short.
+      send_state: the state of sending. It stays IN_MESSAGE after ``send_file`` if the file ended
+        too early.
     """
 
     def __init__(
@@ -104,7 +103,7 @@ class TLSStream:
         self._send_failure: trio.BrokenResourceError | None = None
         self._sending_rest = False  # a sender is draining the queue, responses included
         # Trio allows only one task to wait until a descriptor is writable, but a reader and a
-        # sender may both have to.
+        # sender may both need to wait for that.
         self._writable_lock = trio.Lock()
         self._filling = False
         self._filled: trio.Event | None = None  # set when the read in progress ends
@@ -166,7 +165,7 @@ class TLSStream:
                 self._flush_responses()
                 if not await self._fill():
                     return self._transport_ended()
-            else:  # inlines _fill: the hot path (row tls-echo1)
+            else:  # the code of _fill, repeated here for speed (row tls-echo1)
                 self._filling = True
                 try:
                     ciphertext = await self._transport.receive()
@@ -182,9 +181,10 @@ class TLSStream:
                 return data
 
     def _read_record(self) -> bytes | None:
-        """Read from the engine as ``TLSEngine.read`` does, and flush OpenSSL's responses.
+        """Return what ``TLSEngine.read`` returns, and flush OpenSSL's responses.
 
-        If the flush fails, this still returns decrypted data, and the next call raises the error.
+        If the flush fails after data was decrypted, this returns the data, and the next call raises
+        the error.
         """
         data = self.engine.read()
         if self.engine.outgoing.pending:
@@ -228,8 +228,8 @@ class TLSStream:
         """Send OpenSSL's pending responses (such as to a key update) if there is room.
 
         If there is no room, the responses stay queued. The next send includes them (RFC 8446,
-        section 4.6.3). Until then, a reader that waits for data also waits for room to send them,
-        because the peer may be waiting for the responses.
+        section 4.6.3). Until then, a reader that waits for data also waits for room to send the
+        responses, because the peer may be waiting for them.
         """
         with contextlib.suppress(trio.BrokenResourceError):
             if self.send_state is not SendState.OVER and self._transport.writable_now():
@@ -255,7 +255,7 @@ class TLSStream:
                 ciphertext = await self._transport.receive()
                 self.engine.incoming.write(ciphertext)
             except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-                failure = exc  # raised below, because the nursery would raise a group
+                failure = exc  # raised below: the nursery would wrap it in an ExceptionGroup
             nursery.cancel_scope.cancel()
         if failure is not None:
             try:
@@ -267,8 +267,8 @@ class TLSStream:
     def receive_pending(self) -> list[bytes]:
         """Return the bytes of each record that was already read from the kernel.
 
-        If there are very many records, it returns only the first ones, to bound the time. It raises
-        no error: the next ``receive`` raises the error, or reports EOF.
+        If there are very many records, it returns only the first ones, to bound the time. It leaves
+        errors and EOF to the next ``receive``.
         """
         records: list[bytes] = []
         engine, more = self.engine, True
@@ -282,9 +282,9 @@ class TLSStream:
     def receive_nowait(self) -> bytes | None:
         """Return one record's bytes, or ``b""`` at EOF, without waiting.
 
-        Returns ``None`` if no whole record has arrived, if many empty records arrived first, or
-        after an error: the next ``receive`` raises the error. The only error raised here is
-        ``ClosedResourceError``, if other code has closed the stream.
+        Returns ``None`` if no whole record has arrived, or if many empty records arrived first. It
+        also returns ``None`` after an error, which the next ``receive`` raises. The only error that
+        this raises itself is ``ClosedResourceError``, if other code has closed the stream.
         """
         for _ in range(_MAX_PEEK_READS):
             if self.engine.failure is not None:
@@ -304,7 +304,7 @@ class TLSStream:
         return None
 
     def at_end(self) -> bool:
-        """Return whether nothing is left to read, as far as we know without decrypting."""
+        """Return whether nothing is left to read. Any unread ciphertext counts as data."""
         engine = self.engine
         if engine.failure is not None or engine.state is TLSState.PEER_CLOSED or engine.forked:
             return True
@@ -314,7 +314,7 @@ class TLSStream:
         if self._https_compatible:
             return b""
         # RFC 8446, section 6.1, requires close_notify. We cannot rely on OpenSSL for this check: a
-        # user's context, or a later Python's, may have OP_IGNORE_UNEXPECTED_EOF set.
+        # user's context, or a later version of Python, may set OP_IGNORE_UNEXPECTED_EOF.
         why = "the peer ended the connection without close_notify: data may be missing"
         raise self.engine.fail(why)
 
@@ -334,7 +334,7 @@ class TLSStream:
                 while True:
                     if engine.failure is not None or self._send_failure is not None:
                         self._check_sending()
-                    # Encrypted data must be sent. So wait for room before we encrypt: a
+                    # Once encrypted, the data must be sent. So wait for room before we encrypt: a
                     # cancellation of this wait does no harm.
                     if not self._transport.writable_now():
                         await self._wait_writable()
@@ -400,7 +400,7 @@ class TLSStream:
     async def send_ciphertext(self, data: bytes) -> None:
         """Send ciphertext that ``SSLStream`` took from the engine.
 
-        Encrypted data must be sent, so there is no cancel point before the first attempt. If
+        Data that is already encrypted must be sent, so nothing can cancel the first attempt. If
         cancelled later, ``send_state`` stays IN_MESSAGE, so ``final_bytes`` returns nothing.
         """
         self.engine.put_back(self.engine.data_to_send() + data)
@@ -437,10 +437,11 @@ class TLSStream:
     # ---- shutdown ----
 
     async def unwrap(self) -> bytes:
-        """Exchange ``close_notify``. Returns plain text that arrived after the peer's message.
+        """Exchange ``close_notify`` with the peer.
 
-        Raises ``TLSError`` if the peer still sends encrypted data, or ends the connection without
-        ``close_notify``. After a failure or a cancellation the connection is unusable.
+        Returns plain text that arrived after the peer's ``close_notify``. Raises ``TLSError`` if
+        the peer still sends encrypted data, or ends the connection without ``close_notify``. After
+        a failure or a cancellation the connection is unusable.
         """
         engine = self.engine
         if engine.forked:

@@ -1,12 +1,12 @@
 """Transport: one connection's descriptor, with no TLS and no buffer.
 
 A Transport uses the descriptor of a ``trio.SocketStream``. Unlike the stream, it tries one plain
-system call first and waits only after ``EAGAIN``. It also has reads and writes that never wait, for
-``peek`` and TLS, sends several buffers in one call, and files without copying. Its close does not
-lose data in flight.
+system call first and waits only after ``EAGAIN``. It can also read and write without waiting (for
+``peek`` and TLS), send several buffers in one call, and send files without copying them. Closing it
+does not lose data in flight.
 
-A failed send does not stop reading. Data that the peer sent earlier may still be in the
-kernel, so reads continue until EOF or an error.
+After a failed send, reads continue until EOF or an error, because data that the peer sent earlier
+may still be in the kernel.
 
 ``receive`` and ``send`` are hot: all plain text goes through them, and Python code is half the
 cost of an echo. So each checks a single attribute to detect a broken or closed connection, and
@@ -48,7 +48,7 @@ from .syscalls import (
 
 # A read asks for RECEIVE_SIZE bytes, to bound the memory per connection. After a full read, later
 # reads may ask for twice as many: when data arrives that fast, a pass through the scheduler costs
-# more than the copy (row receive: 1.5 times the speed of bare Trio, instead of 1.25 times). 256 KiB
+# more than copying (row receive: 1.5 times the speed of bare Trio, instead of 1.25 times). 256 KiB
 # is slower than 128 KiB, because it exceeds the CPU cache.
 _LARGE_RECEIVE_SIZE = 131072
 
@@ -85,9 +85,9 @@ class Transport:
 
     Invariant: once ``_read_failure`` is set, every read raises a copy of it. Once ``_send_failure``
     is set, every send raises a copy of it. Once ``closing`` is set, both failures are set, and only
-    the close uses the descriptor. A send that was cut short sets ``_send_failure``, because the
-    peer cannot tell where the next message begins. ``_reset`` is the error of an earlier send; a
-    read that finds EOF raises a copy of it.
+    the methods that close use the descriptor. A send that was cut short sets ``_send_failure``,
+    because the peer cannot tell where the next message begins. ``_reset`` is the error of an
+    earlier send; a read that finds EOF raises a copy of it.
     """
 
     __slots__ = (
@@ -164,8 +164,8 @@ class Transport:
         """Return bytes that have arrived, or ``b""`` at EOF.
 
         Raises ``BlockingIOError`` if no bytes have arrived. Other errors are stored, and later
-        reads raise copies of them: the kernel reports a reset only to the first call after the
-        reset, and EOF to later calls.
+        reads raise copies of them, because the kernel reports a reset only once: after that, it
+        reports EOF.
         """
         if self._read_failure is not None:
             self._raise_failure(self._read_failure)
@@ -196,8 +196,8 @@ class Transport:
     def at_end(self) -> bool:
         """Return whether the kernel has no unread bytes and no more can arrive. Consumes nothing.
 
-        FIONREAD, the count of unread bytes, is not enough to tell. It stops at the mark of urgent
-        data. On a Unix socket it still counts an urgent byte that a read has already passed.
+        FIONREAD, the count of unread bytes, is not enough to tell. It omits bytes after the mark of
+        urgent data. On a Unix socket it still counts an urgent byte that reads have already passed.
         """
         if self._read_failure is not None:
             return True
@@ -317,7 +317,7 @@ class Transport:
         return True
 
     def writable_now(self) -> bool:
-        """Return True if a send now would send a byte or fail, and False if it would block."""
+        """Return False if a send would block now, and True if it would send bytes or fail."""
         if self._poll_writable is None:  # created at the first use, because only TLS needs it
             self._poll_writable = writable_poller(self._descriptor())
         return bool(self._poll_writable(0))
@@ -354,7 +354,7 @@ class Transport:
             self._send_failure = self.broken("an earlier send was cut short")
 
     def send_nowait(self, *buffers: bytes | memoryview) -> int:
-        """Send as many bytes as the kernel accepts now. Returns their number, or 0 if none."""
+        """Send as many bytes as the kernel accepts now, and return their number (it may be 0)."""
         if self._send_failure is not None:
             self._raise_failure(self._send_failure)
         try:
@@ -368,8 +368,8 @@ class Transport:
 
     def _sending_failed(self, exc: OSError) -> trio.BrokenResourceError:
         failure = self._broken_from(exc)
-        # EPIPE means that the peer had sent FIN before, so the EOF of later reads is genuine. The
-        # kernel does not report other errors again, so keep them for the read that finds EOF.
+        # EPIPE means that the peer had sent FIN before, so the EOF of later reads is genuine. After
+        # another error, the kernel reports only EOF, so keep the error: a later read raises it.
         if exc.errno != errno.EPIPE:
             self._reset = unraised_copy(failure)
         if self.eof_sent:
@@ -392,8 +392,8 @@ class Transport:
 
         If input is unread at ``close(2)``, or arrives after it, the kernel sends RST. RST destroys
         data in flight (RFC 1122, section 4.2.2.13; RFC 2525, section 2.17). So we read until the
-        peer sends FIN, for at most ``LINGER_SECONDS`` and ``LINGER_BYTES``. If no input is unread
-        and the peer has acknowledged all data, we close immediately.
+        peer sends FIN, for at most ``LINGER_SECONDS`` and ``LINGER_BYTES``. If all input has been
+        read and the peer has acknowledged all our data, we close immediately.
 
         This is a checkpoint only if it has to wait. If cancelled, it closes immediately. It raises
         no error except ``Cancelled``.
@@ -410,7 +410,7 @@ class Transport:
             self._close_descriptor()
 
     def close_if_drained(self) -> bool:
-        """Close and return True if no data can be lost. Otherwise return False and do nothing.
+        """If no data can be lost, close and return True. Otherwise return False and do nothing.
 
         Call this only while no task waits on the connection, because it does not wake tasks.
         """
@@ -425,12 +425,12 @@ class Transport:
         return True
 
     def _mark_closing(self) -> None:
-        """Refuse every read and send except those of the close."""
+        """Make all reads and sends fail, except those of ``close`` itself."""
         self.closing = True
         self._read_failure = self._send_failure = _CLOSED
 
     def _is_drained(self) -> bool:
-        """Return whether no input is unread and the peer has acknowledged all data."""
+        """Return whether all input has been read and the peer has acknowledged all our data."""
         descriptor = self._socket.fileno()
         if descriptor < 0:  # other code closed the socket
             return True
@@ -454,16 +454,16 @@ class Transport:
         self._close_descriptor()
 
     def close_descriptor_only(self) -> None:
-        """Close only our descriptor. The other process that holds it keeps the connection."""
+        """Close only our descriptor. The connection stays open in the other process."""
         self.begin_close()
-        with contextlib.suppress(OSError):  # other code closed the socket
+        with contextlib.suppress(OSError):  # EBADF, if other code closed the socket
             socket.close(self._socket.detach())
 
     def _close_descriptor(self) -> None:
         if _fork.can_wake_tasks():
             self._socket.close()
             return
-        with contextlib.suppress(OSError):  # already closed
+        with contextlib.suppress(OSError):  # EBADF, if it is already closed
             socket.close(self._socket.detach())
 
     # ---- errors ----

@@ -20,14 +20,14 @@ from .._arguments import quoted
 _LOCK_TIMEOUT = 10.0
 _LOCK_RETRY_SECONDS = 0.01
 
-# Two programs may race to lock a file that its previous holder has removed. The program that loses
-# tries again. After this many losses, somebody is tampering with the file.
+# Two programs may race to lock a file that the lock's previous holder has removed. The program that
+# loses tries again. If it loses this many times, somebody is probably tampering with the file.
 _LOCK_TRIES = 100
 
-# Opens a file without reading it. This needs no read permission and does not affect devices.
+# O_PATH opens a file without reading it. This needs no read permission and does not affect devices.
 _O_PATH: int | None = getattr(os, "O_PATH", None)
 
-# Windows lacks these flags, and Python has no Unix sockets on Windows.
+# Windows lacks these flags, but does not need them: Python has no Unix sockets on Windows.
 _O_NOFOLLOW: int = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 _O_DIRECTORY: int = getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
 _O_NONBLOCK: int = getattr(os, "O_NONBLOCK", 0)
@@ -37,8 +37,8 @@ _O_NONBLOCK: int = getattr(os, "O_NONBLOCK", 0)
 # by it.
 _MARKER_MODE = stat.S_ISUID | stat.S_ISVTX
 
-# Maximum length of a path, in bytes. sun_path also holds the final NUL. It has 108 bytes on Linux,
-# and 104 bytes on BSD and macOS.
+# Maximum length of a path, in bytes. sun_path has 108 bytes on Linux, and 104 bytes on BSD and
+# macOS, including the final NUL.
 _MAX_PATH = 107 if sys.platform == "linux" else 103
 
 
@@ -156,7 +156,7 @@ def _identity(name: str | bytes, status: os.stat_result) -> Identity:
 
 
 def _replaced_error(name: str | bytes) -> OSError:
-    text = "another file has replaced the socket just bound"
+    text = "another file has replaced the socket that was just bound"
     return OSError(errno.EEXIST, text, os.fsdecode(name))
 
 
@@ -178,7 +178,7 @@ def _euid() -> int:
 
 
 def _set_mode(name: str | bytes, mode: int, marked: bool) -> BoundPath:
-    """Set the mode of the socket just bound. Raises OSError if another file has replaced it."""
+    """Set the mode of the newly bound socket. Raises OSError if another file has replaced it."""
     try:
         with _hold_inode(name) as descriptor:
             status = os.lstat(name) if descriptor is None else os.fstat(descriptor)
@@ -197,11 +197,10 @@ def _set_mode(name: str | bytes, mode: int, marked: bool) -> BoundPath:
 
 
 def _is_ours(status: os.stat_result, marked: bool) -> bool:
-    """Return whether this file is the socket just bound.
+    """Return whether this file is the socket that we just bound.
 
-    Anyone who may write to the directory can replace the file by another socket, even by another
-    socket of ours, which is to have another mode. Only the marker mode identifies the socket just
-    bound.
+    Anyone who may write to the directory can replace the file by another socket, even by one of our
+    own that needs a different mode. Only the marker mode identifies the socket that we just bound.
     """
     if not stat.S_ISSOCK(status.st_mode) or status.st_uid != _euid() or status.st_nlink != 1:
         return False
@@ -211,7 +210,7 @@ def _is_ours(status: os.stat_result, marked: bool) -> bool:
 def _chmod(path: BoundPath, descriptor: int | None, mode: int) -> None:
     if descriptor is not None:
         try:
-            # fchmod(2) does not support O_PATH descriptors. C libraries also use /proc for them.
+            # fchmod(2) does not support O_PATH descriptors. So use /proc, as C libraries do.
             os.chmod(f"/proc/self/fd/{descriptor}", mode)
             return
         except FileNotFoundError:  # no /proc
@@ -243,8 +242,8 @@ def _hold_inode(name: str | bytes) -> Iterator[int | None]:
 class BoundPath:
     """The file of a Unix socket, identified by its inode.
 
-    Only the process that bound the socket removes the file, because a forked child also has a copy
-    of this object.
+    Only the process that bound the socket removes the file. A forked child has a copy of this
+    object, but does not remove the file.
     """
 
     def __init__(self, name: str | bytes, identity: Identity) -> None:
@@ -266,9 +265,9 @@ class BoundPath:
 
 
 def _unlink(path: bytes, identity: Identity) -> None:
-    """Remove the file at a path if it still is the file with this identity."""
+    """Remove the file at a path, if the file still has this identity."""
     directory, name = os.path.split(path)
-    # Open the directory, so that we check and remove in the same one even if its path changes.
+    # Open the directory, so that check and removal use the same one even if its path changes.
     descriptor = None
     if _O_PATH is not None:
         with contextlib.suppress(OSError):  # such as EMFILE
@@ -287,11 +286,11 @@ def _unlink(path: bytes, identity: Identity) -> None:
 
 
 def _is_stale(name: str | bytes) -> bool:
-    """Return whether a path is a socket that no process has bound, or does not exist."""
+    """Return whether a path does not exist, or is a socket that no process has bound."""
     try:
         if not stat.S_ISSOCK(os.lstat(name).st_mode):
             return False
-    except FileNotFoundError:  # its owner has just removed it
+    except FileNotFoundError:  # its owner may have just removed it
         return True
     # The probe is a datagram socket, and a listener is a stream socket. So connecting to a bound
     # path fails with EPROTOTYPE, even before listen(2), and the listener's queue gets no empty
@@ -320,11 +319,11 @@ class PathLockedError(BlockingIOError):
 def _replace_lock(name: str | bytes) -> Iterator[None]:
     """Hold a lock while a stale path is removed and bound again.
 
-    The lock is a file that only this user can open, because anybody can lock a file or directory
-    that they can read. Anyone who may write to the directory can put another file in its place.
-    Then we continue without a lock. Two of this user's programs that start at the same moment may
-    then both bind, but nobody can make us wait. The programs of different users have different lock
-    files, so they do not wait for each other.
+    Anybody can lock a file or directory that they can read, so the lock is a file that only this
+    user can open. Anyone who may write to the directory can replace the lock file by another file.
+    In that case we continue without a lock. Two of this user's programs that start at the same
+    moment may then both bind, but nobody can make us wait. The programs of different users have
+    different lock files, so they do not wait for each other.
     """
     if sys.platform == "win32":  # pragma: no cover (tests run on Linux)
         yield
@@ -361,7 +360,7 @@ def _replace_lock(name: str | bytes) -> Iterator[None]:
 
 
 def _open_lock(path: bytes) -> int | None:
-    """Open or create the lock file. Returns None if that is impossible or it is not our file."""
+    """Open or create the lock file. Returns None if this fails, or if the file is not ours."""
     flags = os.O_RDWR | os.O_CREAT | _O_NOFOLLOW | _O_NONBLOCK
     try:
         descriptor = os.open(path, flags, 0o600)

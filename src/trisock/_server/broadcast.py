@@ -15,7 +15,7 @@ class Broadcast:
       aborted: the number of connections that were aborted because they were too slow.
       scope: cancels the broadcast.
       done: set when the broadcast has ended.
-      failure: an unexpected exception. Only the caller raises it, so it does not end the server.
+      failure: an unexpected exception. It is raised in the caller, and does not end the server.
     """
 
     def __init__(self, content: bytes, timeout: float) -> None:

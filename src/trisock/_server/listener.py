@@ -45,13 +45,13 @@ async def listen(
     Args:
       port: 0 to 65535; 0 lets the system choose a free port (see ``Listener.port``).
       host: the local address or name to listen on. ``None`` means all addresses of this machine,
-        IPv4 and IPv6, on one port. A name means all of its addresses that this machine has.
+        IPv4 and IPv6, on one port. A name means those of its addresses that belong to this machine.
         ``"::"`` is IPv6 only, and ``"0.0.0.0"`` is IPv4 only.
       backlog: how many connections may wait to be accepted. ``None`` means the system's maximum.
       reuse_port: share the port with other listeners of the same user; the kernel distributes the
         connections among them (``SO_REUSEPORT``).
 
-    Returns: a ``Listener``, listening.
+    Returns: a ``Listener`` that is already listening.
 
     Raises:
       OSError: the system refuses to listen on this address (``EADDRINUSE``, ``EACCES``, ...). The
@@ -80,15 +80,15 @@ def listen_nowait(
 ) -> Listener:
     """Do the same as ``listen``, but synchronously. This also works outside Trio.
 
-    Use it before Trio runs: to check that the port is free, or to bind the port before the program
-    drops the privileges for it. The listener can then be used in any Trio run.
+    Use it before Trio runs: to check that the port is free, or to bind a privileged port before the
+    program drops its privileges. The listener can then be used in any Trio run.
 
     Args:
       port, backlog, reuse_port: as in ``listen``.
       host: the local address to listen on, or ``None``. A name raises ``ValueError``, because a
         lookup could block.
 
-    Returns: a ``Listener``, listening.
+    Returns: a ``Listener`` that is already listening.
 
     Raises: the same errors as ``listen``.
     """
@@ -123,7 +123,7 @@ def _listen(
     backlog: int,
     reuse_port: bool,
 ) -> Listener:
-    """Listen on the resolved addresses that this machine has, all on the same port."""
+    """Listen on those resolved addresses that belong to this machine, all on one port."""
     targets = list(dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in found))
     for tries_left in reversed(range(_SAME_PORT_TRIES)):
         try:
@@ -142,23 +142,22 @@ async def listen_unix(
 ) -> Listener:
     r"""Listen on a Unix socket.
 
-    Closing the listener removes the path, unless another socket has replaced it by then. Only the
+    Closing the listener removes the path, unless another socket has replaced ours. Only the
     process that bound the path removes it; a forked child does not. A path that a dead program left
     behind is replaced. A path on which another program listens is not replaced.
 
     Args:
       path: the path; on Linux also an abstract name (``"\0name"``), which has no file.
       mode: the file's permissions, such as ``0o660``. They are set before the first client can
-        connect, and only on the socket just bound. ``None`` leaves them to the umask.
+        connect, and only on the newly bound socket. ``None`` leaves them to the umask.
       backlog: as in ``listen``.
 
-    Returns: a ``Listener``, listening.
+    Returns: a ``Listener`` that is already listening.
 
     Raises:
-      OSError: the system refuses to listen on this path, which is the error's ``filename``.
-        ``EADDRINUSE``: another program listens on the path, or the file is not a socket.
-        ``EEXIST``: the file was replaced before its mode was set. Also raised if the platform has
-        no Unix sockets.
+      OSError: the system refuses to listen on this path (the error's ``filename``), or has no Unix
+        sockets. ``EADDRINUSE``: another program listens on the path, or the file is not a socket.
+        ``EEXIST``: the file was replaced before its mode was set.
       TypeError, ValueError: an argument is invalid.
 
     A cancelled call leaves nothing open.
@@ -179,7 +178,7 @@ def listen_unix_nowait(
 
     Args: as in ``listen_unix``.
 
-    Returns: a ``Listener``, listening.
+    Returns: a ``Listener`` that is already listening.
 
     Raises:
       BlockingIOError: another program of the same user is replacing the same path at this moment.
@@ -194,14 +193,14 @@ def listen_unix_nowait(
 class Listener(NotCopyable, trio.abc.Listener[Socket]):
     """One or more listening sockets, and the connections they accept.
 
-    ``listen`` and ``listen_unix`` return a Listener. For existing listening sockets (socket
-    activation), create one directly: the Listener then owns these sockets.
+    ``listen`` and ``listen_unix`` return a Listener. For sockets that already listen (socket
+    activation), call ``Listener(sockets)``. The new Listener then owns these sockets.
 
     Args:
       sockets: listening stream sockets, of ``socket`` or ``trio.socket``.
 
     Raises:
-      TypeError, ValueError: there is no socket, or one of them is not a listening stream socket.
+      TypeError, ValueError: ``sockets`` is empty, or one of them is not a listening stream socket.
     """
 
     def __init__(self, sockets: Iterable[socket.socket | trio.socket.SocketType]) -> None:
@@ -222,7 +221,7 @@ class Listener(NotCopyable, trio.abc.Listener[Socket]):
 
     @property
     def addresses(self) -> tuple[Address, ...]:
-        """All addresses that it listens on. Still available after the listener is closed."""
+        """All addresses of the listening sockets. Still available after the listener is closed."""
         return self._listening.addresses
 
     @property
@@ -262,7 +261,7 @@ class Listener(NotCopyable, trio.abc.Listener[Socket]):
         return listening.has_ahead() if self._accepting.in_use else listening.accept_ahead()
 
     def __aiter__(self) -> Listener:
-        """Iterate over connections: ``async for sock in listener``. Closing it ends the loop."""
+        """Iterate over connections: ``async for sock in listener``. ``close`` ends the loop."""
         return self
 
     async def __anext__(self) -> Socket:
@@ -304,8 +303,8 @@ def new_listener(listening: ListeningSockets) -> Listener:
 def take_over(listener: Listener) -> ListeningSockets:
     """Return the sockets of a listener, and reserve them for a server.
 
-    After this, ``Listener.accept`` raises BusyResourceError. This itself raises BusyResourceError
-    if a task is accepting, and ClosedResourceError if the listener is closed.
+    After this call, ``Listener.accept`` raises BusyResourceError. The call itself raises
+    BusyResourceError if a task is accepting, and ClosedResourceError if the listener is closed.
     """
     listener._accepting.check()
     listener._listening.check_open()

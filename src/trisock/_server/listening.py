@@ -75,7 +75,7 @@ class ListeningSockets:
         self._ahead_pid = 0
 
     def accept_ahead(self) -> bool:
-        """Accept a connection in advance, for the next accept. Return whether there is one."""
+        """Accept a connection in advance, for the next accept. Return False if there is none."""
         self.check_open()
         self._drop_inherited()
         if self._ahead is None:
@@ -133,7 +133,7 @@ class ListeningSockets:
         async def wait_for(sock: socket.socket) -> None:
             if self.closed:  # closed before this task ran
                 return
-            with contextlib.suppress(trio.ClosedResourceError):  # accept checks for a close
+            with contextlib.suppress(trio.ClosedResourceError):  # the next accept raises it
                 await trio.lowlevel.wait_readable(sock)
             nursery.cancel_scope.cancel()
 
@@ -177,7 +177,7 @@ def bind_all(
     backlog: int,
     reuse_port: bool,
 ) -> list[socket.socket]:
-    """Return sockets that listen on the targets that this machine has, all on the same port."""
+    """Listen on those targets that belong to this machine, on one port. Returns the sockets."""
     sockets: list[socket.socket] = []
     missing: list[OSError] = []
     with contextlib.ExitStack() as on_error:
@@ -223,7 +223,7 @@ def _adopt(sock: socket.socket | trio.socket.SocketType) -> socket.socket:
         raise TypeError(f"a Listener needs sockets, not {quoted(sock)}")
     if sock.type != socket.SOCK_STREAM:
         raise ValueError(f"not a stream socket: {sock!r}")
-    with contextlib.suppress(OSError):  # macOS does not support this query
+    with contextlib.suppress(OSError):  # macOS does not support SO_ACCEPTCONN
         if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             raise ValueError(f"not a listening socket: {sock!r}")
     if isinstance(sock, trio.socket.SocketType):

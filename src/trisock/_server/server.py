@@ -65,29 +65,29 @@ async def bind(
 
     An ``Exception`` from a handler, alone or in a group, ends only that handler's connection. It is
     logged on the logger ``trisock.server`` with the peer's address. The log entry is one line at
-    INFO if the handler's own socket raised the exception and the peer can cause it
+    INFO if the exception comes from the handler's own socket and is one that the peer can cause
     (``BrokenResourceError``, ``TLSError``, ``IncompleteReadError``, ``LimitExceededError``). Any
     other exception is logged at ERROR with a traceback. Anything that is not an ``Exception``
     (``KeyboardInterrupt``, ``SystemExit``) ends the server.
 
-    A cancel scope that a handler leaves open counts as an error of the handler if the scope has
-    cancelled the handler, or if its deadline is earlier than that of any scope around the server.
-    Other open scopes go unnoticed and cancel nothing. The server cannot handle a nursery that is
-    left open: this corrupts Trio's own state.
+    If a handler leaves a cancel scope open, this counts as the handler's error in two cases: the
+    scope has cancelled the handler, or the scope's deadline is earlier than the deadlines of all
+    scopes around the server. Other open scopes go unnoticed and cancel nothing. The server cannot
+    handle a nursery that is left open: this corrupts Trio's own state.
 
     Args:
       nursery: runs the server's task. Cancelling the nursery cancels the handlers.
       port_or_listener: the port to ``listen`` on, or a ``Listener``, which the server then owns.
       handler: an async function that takes a ``Socket``.
-      host, backlog, reuse_port: as in ``listen``; only for a port.
-      tls: the TLS server's role, as in ``Socket.starttls``, if each connection starts with TLS.
-        ``None``: each starts in plain text.
-      max_connections: the maximum number of concurrent connections, each counted from before
+      host, backlog, reuse_port: as in ``listen``; not allowed with a ``Listener``.
+      tls: the server's TLS role, as in ``Socket.starttls``. Each connection then starts with TLS.
+        ``None``: each connection starts in plain text.
+      max_connections: the maximum number of concurrent connections. Each counts from just before
         ``accept(2)`` until its handler has ended. Further connections wait in the listener's
-        backlog. The same number of connections may be closing in addition: each close waits at most
-        2 seconds for the peer. So a limit of 1,000 needs memory for 2,000 connections, and clients
-        that never close can open 1,000 connections per second. ``None``: no limit.
-      handshake_timeout: seconds for the handshake of ``tls``; ``None``: no limit.
+        backlog. In addition, the same number of connections may be closing, for at most 2 seconds
+        each. So a limit of 1,000 needs memory for 2,000 connections, and clients that never close
+        can open 2,000 connections every 2 seconds. ``None``: no limit.
+      handshake_timeout: the maximum seconds for a TLS handshake. ``None``: no limit.
 
     Returns: the ``Server``. No handler starts before ``bind`` has returned.
 
@@ -218,8 +218,7 @@ class Server(NotCopyable):
           grace: the seconds for which handlers may continue. ``None`` means as long as they need.
         """
         seconds = seconds_or_inf("grace", grace)
-        # In a forked child, cancelling a task would remove its descriptor from the parent's epoll
-        # set.
+        # In a forked child, cancelling tasks would remove descriptors from the parent's epoll set.
         if _fork.in_copied_run():
             self._listening.close()
             return
@@ -242,14 +241,15 @@ class Server(NotCopyable):
         """Send the same data to all connections that are open now, concurrently.
 
         If a handler's send is in progress, the broadcast waits for it to end, so it never splits a
-        handler's message. After ``timeout`` seconds of waiting, it skips the connection: something
-        other than the client may block the handler. Once the broadcast sends, a client that does
-        not receive the data within ``timeout`` seconds is aborted. A slow client does not delay the
-        others.
+        handler's message. If the wait takes longer than ``timeout`` seconds, the connection is
+        skipped but not aborted, because something other than the client may block the handler. Once
+        the broadcast is sending to a client, the client is aborted if it does not receive the data
+        within ``timeout`` seconds. A slow client does not delay the others.
 
-        Connections in a handshake, ``starttls`` or ``stoptls`` are skipped, even if that operation
-        begins while the broadcast waits for the handler's send. So the data never crosses from TLS
-        to plain text or back. A client that has half-closed its connection still gets the data.
+        A connection in a handshake, ``starttls`` or ``stoptls`` is skipped, even if that operation
+        begins while the broadcast waits for the handler's send. So the data is never sent in plain
+        text on a connection that used TLS when the broadcast began, or the reverse. A client that
+        has half-closed its connection still gets the data.
 
         Args:
           data: the data to send. Mutable data is copied.
@@ -260,10 +260,10 @@ class Server(NotCopyable):
         buffers).
 
         If this is cancelled before it begins, nothing is sent. After that, it is shielded from
-        cancellation, because a partial message would break the other connections; the timeouts end
-        it. With an infinite ``timeout`` it is not shielded. A cancellation then leaves an unknown
-        part sent, and connections that got only a part can send nothing more. A broadcast also ends
-        when the server's handlers are cancelled.
+        cancellation, for at most twice ``timeout``, because a message that is cut short makes its
+        connection unusable. With an infinite ``timeout`` it is not shielded: if it is cancelled, it
+        is unknown which connections got all of the data. Those that got only part can send nothing
+        more. A broadcast also ends when the server's handlers are cancelled.
         """
         content = bytes(bytes_view(data))
         limit = seconds_or_inf("timeout", timeout)
@@ -276,8 +276,8 @@ class Server(NotCopyable):
         if not targets:
             await trio.lowlevel.cancel_shielded_checkpoint()
             return 0
-        # The broadcast's tasks run in the handlers' nursery, so only cancelling the handlers
-        # cancels them.
+        # The broadcast's tasks run in the handlers' nursery. So cancelling the caller does not
+        # directly cancel these tasks.
         assert self._handler_nursery is not None
         broadcast = Broadcast(content, limit)
         self._handler_nursery.start_soon(broadcast.run, targets)
@@ -377,8 +377,8 @@ class Server(NotCopyable):
 
         If the handler leaves a cancel scope open, that scope can still cancel this task. So we
         await nothing after the handler. A close that has to wait runs in ``_finish``, in its own
-        task. (To contain such scopes, a scope around each handler would cost an eighth of the
-        memory of an idle connection.)
+        task. (A scope around each handler would contain such scopes, but it would cost an eighth of
+        the memory of an idle connection.)
         """
         self._counts["accepted"] += 1
         self._counts["active"] += 1
@@ -420,7 +420,7 @@ class Server(NotCopyable):
         try:
             try:
                 if failure is not None:
-                    # If the peer sent EOF between two messages, it has received its responses.
+                    # If the peer sent EOF between two messages, no response to it is missing.
                     complete = (
                         connection.caused(failure)
                         and type(failure) is IncompleteReadError
@@ -492,7 +492,7 @@ class Server(NotCopyable):
 
 
 def _reason(exc: BaseException) -> str:
-    # A ClosedResourceError is the peer's only after an abort, by a broadcast or by the handler.
+    # A ClosedResourceError gets here only after an abort, by a broadcast or by the handler.
     return "it was aborted" if type(exc) is trio.ClosedResourceError else _guard.text(exc)
 
 

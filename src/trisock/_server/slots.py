@@ -11,14 +11,15 @@ import trio
 class Slots:
     """``limit`` slots for connections, and ``limit`` closing slots for those that are closing.
 
-    A close may wait up to two seconds for its peer, at no cost to the peer. So a connection that
-    starts to close releases its slot and moves to a closing slot. If no closing slot is free, the
-    connection keeps its slot until one becomes free. (If we closed the oldest connection
-    immediately instead, a burst of clients would destroy responses to honest ones.)
+    A close may wait up to two seconds for its peer, and the wait costs the peer nothing. To keep
+    slots free for other peers, a connection that starts to close releases its slot and moves to a
+    closing slot. If no closing slot is free, the connection keeps its slot until one becomes free.
+    (If we closed the oldest connection immediately instead, a burst of hostile clients would
+    destroy responses to honest ones.)
 
-    Invariant: ``_closing`` counts the closing slots in use, at most ``limit``. ``_holding``
-    contains the closes that still hold a normal slot, oldest first; it is empty unless ``_closing``
-    equals ``limit``.
+    Invariant: ``_closing`` counts the closing slots in use, at most ``limit``. ``_holding`` has an
+    entry for each closing connection that still holds a normal slot, oldest first. It is empty
+    unless ``_closing`` equals ``limit``.
     """
 
     def __init__(self, limit: int) -> None:
@@ -41,7 +42,11 @@ class Slots:
 
     @contextlib.contextmanager
     def while_closing(self) -> Iterator[None]:
-        """Close a connection in this block. Its slot is released at the start, or later."""
+        """Release the slot of a connection that is closed in this block.
+
+        If a closing slot is free, the slot is released at the start. Otherwise it is released when
+        another connection leaves a closing slot, or at the end of the block.
+        """
         close = object()
         if self._closing < self._limit:
             self._closing += 1
@@ -54,7 +59,7 @@ class Slots:
             if close in self._holding:
                 del self._holding[close]
                 self._free.release()
-            elif self._holding:  # the oldest takes over our closing slot and releases its own
+            elif self._holding:  # the oldest entry takes our closing slot and releases its own slot
                 del self._holding[next(iter(self._holding))]
                 self._free.release()
             else:

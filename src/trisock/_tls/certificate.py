@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 def set_field(instance: object, name: str, value: object) -> None:
-    object.__setattr__(instance, name, value)  # how a frozen dataclass normalises its own fields
+    object.__setattr__(instance, name, value)  # plain assignment fails: the object is immutable
 
 
 class Certificate:
@@ -100,8 +100,8 @@ class Certificate:
             raise ValueError("private_key is of a type that TLS does not support")
         kind = type(key).__name__.removeprefix("_").removesuffix("PrivateKey")
         if kind == "RSA" and public_key not in leaf.tbs_certificate_bytes:
-            # cryptography treats an RSA-PSS key as RSA, and encodes it with the RSA algorithm. The
-            # certificate contains the key with the RSA-PSS algorithm, so the encodings differ.
+            # cryptography treats an RSA-PSS key as RSA, and encodes it with the identifier of RSA.
+            # The certificate contains the identifier of RSA-PSS, so the encodings differ.
             kind = "RSA-PSS"
         set_field(self, "key_kind", kind)
         # Accept small keys here. Our own contexts refuse them later; a user's context may allow
@@ -194,7 +194,7 @@ def to_certificate(value: object) -> Certificate:
         unknown = set(value) - {"chain", "private_key", "password"}
         missing = {"chain", "private_key"} - set(value)
         if unknown or missing:
-            # Do not show the names of unknown fields: one may be a key.
+            # Do not show the names of unknown fields: one of them may be a key.
             raise ValueError(
                 "a certificate has the fields chain and private_key (and password): "
                 f"{listed(sorted(missing)) or 'none'} missing, {len(unknown)} unknown"
@@ -217,7 +217,7 @@ def _certificate(chain: bytes, private_key: bytes, password: bytes | None) -> Ce
 
 def _to_bytes(value: object, what: str) -> bytes:
     if isinstance(value, str):
-        return value.encode(errors="replace")  # PEM blocks are ASCII: nothing is replaced
+        return value.encode(errors="replace")  # PEM blocks are ASCII, so they do not change
     if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value)
     raise TypeError(f"{what} must be str or bytes, not {type_name(value)}")
@@ -239,7 +239,7 @@ def pem_argument(value: object, what: str) -> bytes:
 
 
 def _read_file(path: str | os.PathLike[str], what: str) -> bytes:
-    """Return a file's content. An error shows the path, unless it may be a key."""
+    """Return a file's content. An error shows the path, unless the path itself may be a key."""
     name = os.fsdecode(path)
     if not name.isprintable() or "-----BEGIN" in name:
         raise ValueError(f"{what} must be a path here; pass PEM to Certificate() instead")
@@ -269,15 +269,15 @@ def _load_key(pem: bytes, password: bytes | None) -> PrivateKeyTypes:
     except TypeError:  # the password is missing, or not needed
         if password is None:
             raise ValueError("private_key is encrypted, and no password was given") from None
-        return _load_key(pem, None)  # OpenSSL also ignores a password that is not needed
+        return _load_key(pem, None)  # like OpenSSL, ignore an unneeded password
     except Exception as exc:  # including warnings, under -W error
         hint = "" if password is None else ", or the password is wrong"
         raise ValueError(f"private_key is not a PEM private key{hint}: {_redacted(exc)}") from None
 
 
 def _redacted(exc: Exception) -> str:
-    # Drop quoted text. If a line has lost its dashes, the whole key becomes the label of a PEM
-    # block, which the message quotes: MismatchedTags("PRIVATE KEY\nMIIE...", ...).
+    # Drop quoted text. If a BEGIN line has lost its dashes, the parser takes the whole key for the
+    # label of a PEM block, and quotes it: MismatchedTags("PRIVATE KEY\nMIIE...", ...).
     return printable(str(exc).partition('("')[0]) or type(exc).__name__
 
 
@@ -304,7 +304,7 @@ def _names(leaf: x509.Certificate) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def _private_file(content: bytes) -> Iterator[str]:
-    """Yield the path of a file with the content, for OpenSSL, which reads files only.
+    """Yield the path of a file with this content. (OpenSSL reads only files.)
 
     On Linux with ``/proc`` the file is in memory, and has no name in any directory. Elsewhere it is
     a temporary file, which no other user can read.
@@ -318,8 +318,8 @@ def _private_file(content: bytes) -> Iterator[str]:
         except OSError as exc:
             raise OSError(
                 exc.errno,
-                "OpenSSL reads certificates from files only, and none can be created: no memory "
-                f"file (which needs memfd_create and /proc), and no temporary one: {exc}",
+                "OpenSSL reads certificates from files only. Neither a memory file (which needs "
+                f"memfd_create and /proc) nor a temporary file can be created: {exc}",
             ) from exc
         named = True
     try:
@@ -333,7 +333,7 @@ def _private_file(content: bytes) -> Iterator[str]:
 
 
 def _memory_file() -> int | None:
-    """Return the descriptor of a memory file that can be opened through ``/proc``, or ``None``."""
+    """Return the descriptor of a memory file, or ``None`` if the system cannot provide one."""
     if sys.platform != "linux":  # pragma: no cover (tests run on Linux)
         return None
     try:
@@ -342,7 +342,7 @@ def _memory_file() -> int | None:
         return None
     try:
         os.close(os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC))
-    except OSError:  # a chroot has no /proc
+    except OSError:  # such as in a chroot without /proc
         os.close(descriptor)
         return None
     return descriptor

@@ -80,7 +80,7 @@ def test_a_resynchronising_reader_scans_each_byte_once() -> None:
 def test_a_delimiter_already_found_is_not_searched_for_again() -> None:
     buffer = ReceiveBuffer()
     buffer.append(ScannedBytes(b"x" * 50_000 + b"\n"))
-    for number in range(1000):  # as if the reader were cancelled each time
+    for number in range(1000):  # as if each read were cancelled after its search
         assert buffer.find(b"\n", 65536) == 50_001 - number
         buffer.take(1)
     assert ScannedBytes.scanned == 50_001
@@ -193,8 +193,8 @@ def test_any_mix_of_operations_agrees_with_a_plain_search(times: int) -> None:
 # ---- memory ----
 
 
-# The overhead in bytes: the tuples and lists of at most three groups of uncoalesced chunks, and
-# 32 KiB for one partly read chunk and for lines that are already split.
+# Bytes of overhead: up to three groups of uncoalesced chunks need tuples and lists. One partly read
+# chunk, and lines that are already split, need up to 32 KiB.
 CONSTANT = 3 * 256 * 110 + 32 * KIB
 
 

@@ -81,7 +81,7 @@ async def test_memory_for_tiny_records_stays_near_the_limit(a: Socket, b: Socket
 
 
 @pytest.mark.parametrize("layer", ["plain", "tls"])
-async def test_at_most_the_limit_and_one_read_are_buffered(a: Socket, b: Socket) -> None:
+async def test_buffered_data_never_exceeds_the_limit_plus_one_read(a: Socket, b: Socket) -> None:
     async with trio.open_nursery() as nursery:
 
         async def send() -> None:

@@ -1,4 +1,4 @@
-"""Faulty programs do not break trisock.pluto: log filters, exceptions, cancel scopes, forks."""
+"""Faulty log filters, exceptions, cancel scopes and forks do not break trisock.pluto."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_type_errors_do_not_quote_an_invalid_handler() -> None:
             assert "PRIVATE" not in str(caught.value)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Trio's resolver thread may still run
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # fork warns about other threads
 @pytest.mark.parametrize("side", ["client", "server"])
 def test_a_forked_child_cannot_use_a_tls_connection(
     side: str, certs: list[dict[str, str | bytes]], trusted: None

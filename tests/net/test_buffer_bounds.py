@@ -38,7 +38,7 @@ def count_from_zero() -> None:
 def test_skipping_bytes_without_a_delimiter_scans_each_byte_once(
     size: int, delimiter: bytes, taken: int
 ) -> None:
-    """The reader alternates ``recv_until(max_bytes=64)`` and ``recv_exactly(taken)``."""
+    """The reader calls ``recv_until(max_bytes=64)`` and ``recv_exactly(taken)`` alternately."""
     buffer = ReceiveBuffer()
     chunk = ScannedBytes(b"\r" * size)
     total = 140_000 if size == 70_000 else 20_000

@@ -94,7 +94,7 @@ def receive_exactly(size: int, chunk: bytes, taken: list[int]) -> None:
 
 
 def receive_in_parts(size: int, chunk: bytes, taken: list[int]) -> None:
-    """Append a whole message, then take parts whose borders differ from those of the chunks."""
+    """Append a whole message, then take 777 bytes at a time."""
     buffer = ReceiveBuffer()
     while len(buffer) < size:
         buffer.append(chunk)

@@ -91,7 +91,7 @@ def test_a_hostile_exception_reaches_the_caller_but_kills_no_thread() -> None:
 
 
 @pytest.mark.parametrize("deadline", [-1.0, 0.0])
-def test_a_cancel_scope_left_open_fails_only_its_own_call(deadline: float) -> None:
+def test_a_cancel_scope_left_open_fails_only_the_current_call(deadline: float) -> None:
     client, server = run_outside(pair())
     reading = recv_in_thread(server)
 
@@ -109,7 +109,7 @@ def test_a_cancel_scope_left_open_fails_only_its_own_call(deadline: float) -> No
     assert reading.result() == b"x"
 
 
-def test_a_stray_cancellation_fails_only_its_own_call() -> None:
+def test_a_stray_cancellation_fails_only_the_current_call() -> None:
     client, _ = run_outside(pair())
 
     async def cancel_own_task() -> None:

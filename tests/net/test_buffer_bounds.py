@@ -270,7 +270,7 @@ def test_no_mix_of_operations_exceeds_the_memory_bound(steps: list[tuple[str, in
 
 
 def push_remnants(buffer: ReceiveBuffer, peek: bool) -> None:
-    """Push 2000 chunks to the front, and take all bytes of each chunk except the last."""
+    """Push 2000 chunks to the front, and take all but the last byte of each chunk."""
     for _ in range(2000):
         buffer.push_front(fresh(10_000))
         buffer.take_chunk(9_999)

@@ -269,7 +269,7 @@ def push_pieces_of_a_line(count: int) -> None:
 
 
 def serve(count: int) -> None:
-    """Take messages while more messages arrive. A message is a line with a length, and a body."""
+    """Take messages while more arrive. A message is a line with the body's length, and the body."""
     buffer = ReceiveBuffer()
     message = b"10\r\n0123456789"
     for _ in range(count):

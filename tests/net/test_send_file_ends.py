@@ -34,7 +34,7 @@ MakeFile = Callable[..., Any]
 
 @pytest.fixture
 def large_file(make_file: MakeFile) -> Any:
-    """64 MiB of zeros, more than any connection buffers."""
+    """64 MiB of zeros, which is more than a connection can buffer."""
     file = make_file("file", b"")
     os.truncate(file.name, 64 * MIB)
     return file

@@ -30,7 +30,7 @@ def kind() -> str:
 
 @pytest.fixture
 def silent(kind: str) -> Iterator[Silent]:
-    """A pipe or similar file without data yet, and a function that writes to its other end."""
+    """A pipe or similar file that has no data yet, and a function that writes to its other end."""
     with contextlib.ExitStack() as stack:
         if kind.endswith("socket"):
             one, other = (stack.enter_context(each) for each in socket.socketpair())

@@ -313,7 +313,7 @@ def test_accept_returns_the_client_from_an_interrupted_accept(
         assert not listening.hasconnection()
 
 
-def test_listener_close_closes_the_client_from_an_interrupted_accept(
+def test_closing_a_listener_closes_the_client_of_an_interrupted_accept(
     interrupt_after: InterruptAfter,
 ) -> None:
     listening, raw = interrupted_accept(interrupt_after)

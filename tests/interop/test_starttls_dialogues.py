@@ -31,9 +31,11 @@ class Dialogue:
     """The messages of a client that upgrades to TLS, and the server's replies.
 
     Attributes:
-      before: the client's messages before STARTTLS, each with the end of the server's reply.
-      starttls, go_ahead: the client's request for TLS, and the server's reply.
-      last, reply: the client's last message, and the end of the server's reply.
+      before: the client's messages before STARTTLS, each paired with the end of the server's reply.
+      starttls: the client's request for TLS.
+      go_ahead: the server's reply to this request.
+      last: the client's last message, sent after the upgrade.
+      reply: the end of the server's reply to the last message.
     """
 
     server: Server
@@ -147,7 +149,7 @@ each_protocol = pytest.mark.parametrize("protocol", DIALOGUES)
 
 
 async def output_of(dialogue: Dialogue, *command: str) -> bytes:
-    """Run a program that upgrades to TLS and sends its stdin. Return the program's output."""
+    """Run a program that upgrades to TLS and sends ``dialogue.last``. Return its output."""
     done = await run(*command, stdin=dialogue.last)
     assert done.returncode == 0, done.stderr
     assert dialogue.reply in done.stdout
@@ -185,7 +187,7 @@ async def test_openssl_upgrades_in_each_protocol(
 @pytest.mark.parametrize(
     "protocol", ["smtp", "lmtp", "imap", "pop3", "nntp", "sieve", "ftp", "xmpp", "ldap", "postgres"]
 )
-async def test_gnutls_upgrades_in_each_of_its_protocols(
+async def test_gnutls_upgrades_in_each_protocol_it_supports(
     protocol: str, site: Site, pem: Path
 ) -> None:
     dialogue = DIALOGUES[protocol]
@@ -204,7 +206,7 @@ async def test_gnutls_upgrades_in_each_of_its_protocols(
 async def test_commands_injected_before_tls_are_never_executed(
     protocol: str, site: Site, authority: Authority, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """CVE-2011-0411, CVE-2021-23214, and the "NO STARTTLS" attacks (2021)."""
+    """The attacks of CVE-2011-0411, CVE-2021-23214 and "NO STARTTLS" (2021)."""
     caplog.set_level(logging.INFO, "trisock.server")
     dialogue = DIALOGUES[protocol]
     tls = ClientTLS("localhost", ca=authority.pem)
@@ -233,7 +235,7 @@ async def test_commands_injected_before_tls_are_never_executed(
 async def test_replies_injected_before_tls_fail_the_handshake(
     protocol: str, site: Site, authority: Authority
 ) -> None:
-    """CVE-2021-23222, and the "NO STARTTLS" attacks (2021)."""
+    """The attacks of CVE-2021-23222 and "NO STARTTLS" (2021)."""
     dialogue = DIALOGUES[protocol]
     tls = ClientTLS("localhost", ca=authority.pem)
 

@@ -1,6 +1,6 @@
-"""Our client for each protocol that upgrades to TLS, with real servers (``real_servers.py``).
+"""Our client upgrades to TLS with real servers (``real_servers.py``), in each protocol.
 
-No client continues in plain text if the server refuses TLS.
+If a server refuses TLS, the client does not continue in plain text.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Service:
     starttls: Callable[[Socket], Awaitable[None]]
     login: Callable[[Socket], Awaitable[None]]
     needs: str
-    local_address: str = "127.0.0.2"  # Dovecot trusts clients at its own address
+    local_address: str = "127.0.0.2"  # Dovecot trusts clients at 127.0.0.1, its own address
 
 
 def services(**named: Service) -> list[object]:
@@ -103,7 +103,7 @@ async def connected(endpoint: tuple[Service, int]) -> Socket:
 async def test_a_client_logs_in_after_an_upgrade(
     endpoint: tuple[Service, int], version: str, authority: Authority
 ) -> None:
-    """The client verifies the certificate for the given name, or for the server's address."""
+    """If no name is given, the client verifies the certificate for the server's address."""
     service, _ = endpoint
     for given, verified in [("localhost", "localhost"), (None, "127.0.0.1")]:
         async with await connected(endpoint) as sock:

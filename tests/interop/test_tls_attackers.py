@@ -29,7 +29,10 @@ pytestmark = pytest.mark.needs("openssl")
 async def s_client(
     server_tls: ServerTLS, ca: Path, version: str, *options: str | Path
 ) -> tuple[str, bytes, list[TLSError]]:
-    """Run s_client. Return its output, what a server received from it, and the server's errors."""
+    """Run s_client against a server.
+
+    Return s_client's output, the data that the server received, and the server's errors.
+    """
     received: list[bytes] = []
     errors: list[TLSError] = []
     async with await trisock.listen(0, host="127.0.0.1") as listener:
@@ -82,7 +85,7 @@ async def test_tls_compression_is_never_negotiated(
 
 
 async def test_a_client_cannot_renegotiate(example_org: ServerTLS, ca: Path) -> None:
-    """The server supports RFC 5746 but refuses to renegotiate, so s_client must fail."""
+    """The server supports RFC 5746 but refuses to renegotiate. s_client then sends an alert."""
     async with await trisock.listen(0, host="127.0.0.1") as listener:
         command = openssl_client(Case("TLSv1.2"), listener.port, ca, None)
         pipe = subprocess.PIPE
@@ -104,7 +107,7 @@ async def test_a_client_cannot_renegotiate(example_org: ServerTLS, ca: Path) -> 
 async def test_a_renegotiating_server_loses_no_data(
     authorities: Authorities, ca: Path, server_files: tuple[Path, Path]
 ) -> None:
-    """Some TLS 1.2 servers renegotiate after a request, to ask for a client certificate."""
+    """Some TLS 1.2 servers read a request, then renegotiate to ask for a client certificate."""
     command = openssl_server(Case("TLSv1.2"), ca, server_files)
     command.remove("-rev")
     async with run_server(command) as server:

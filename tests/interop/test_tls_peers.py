@@ -1,8 +1,8 @@
-"""TLS with programs that use other libraries, in both roles: OpenSSL, GnuTLS, curl, Go, Node.js.
+"""Our TLS client and server talk to OpenSSL, GnuTLS, curl, Go and Node.js programs.
 
-Each program runs at least once with each value of each axis of ``test_tls_matrix.py``. Without a
-fault, data flows both ways, and both sides receive close_notify. If there is a fault, both sides
-report it.
+Each program runs at least once with each TLS version, kind of key, server name, client certificate
+and ALPN offer of ``test_tls_matrix.py``. Without a fault, data flows both ways, and both sides
+receive close_notify. If there is a fault, both sides report it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def each_peer_and_case(role: str) -> pytest.MarkDecorator:
         for peer in ALL
         if getattr(peer, role) is not None
         for words, case in cases()
-        # A Node.js server cannot request an optional certificate and verify it.
+        # A Node.js server cannot verify a client certificate that is optional.
         if (peer.name, role, case.client_certificate.asked) != ("node", "server", "optional")
     ]
     return pytest.mark.parametrize(("peer", "case"), parameters, indirect=["peer"])
@@ -77,7 +77,7 @@ async def answer_http(sock: Socket) -> None:
 
 
 @each_peer_and_case("client")
-async def test_our_server_and_a_client_program_agree(
+async def test_our_server_and_each_client_program_report_the_same_result(
     peer: Peer, case: Case, authorities: Authorities, files: Files, ca: Path
 ) -> None:
     certificate = authorities.server(case.name.certified, case.kind)
@@ -162,7 +162,7 @@ REFUSED = {
 
 
 async def ask(sock: Socket) -> bytes:
-    """Send the question. Return the answer, which has the same lines (s_server reverses each)."""
+    """Send the question. Return the server's echo of it (s_server also reverses each line)."""
     await sock.send(QUESTION)
     return await sock.recv_exactly(len(QUESTION))
 
@@ -172,7 +172,7 @@ def reversed_lines(lines: bytes) -> bytes:
 
 
 @each_peer_and_case("server")
-async def test_our_client_and_a_server_program_agree(
+async def test_our_client_and_each_server_program_report_the_same_result(
     peer: Peer, case: Case, authorities: Authorities, files: Files, ca: Path
 ) -> None:
     certificate = authorities.server(case.name.certified, case.kind)
@@ -201,7 +201,7 @@ async def test_our_client_and_a_server_program_agree(
             assert isinstance(error, TLSError)
             assert fault.words in str(error)
             assert (error.reason, error.verify_code) == (fault.reason, fault.verify_code)
-            # Our client's OpenSSL sends this alert unencrypted. In TLS 1.3, these programs reject
+            # Our client's OpenSSL sends the alert unencrypted. In TLS 1.3, Go and GnuTLS reject
             # unencrypted alerts.
             rejected = {"go": ["bad record MAC"], "gnutls": ["Error in handshake"]}
             await server.printed(
@@ -284,7 +284,7 @@ async def test_a_killed_client_is_an_error_unless_https_compatible(
 
 @contextlib.asynccontextmanager
 async def echoing(server_tls: ServerTLS) -> AsyncIterator[tuple[int, list[trisock.TLSInfo]]]:
-    """Run an echo server. Yield its port and a list of the TLSInfo of each connection."""
+    """Run an echo server. Yield its port and a list with one TLSInfo per connection."""
     infos: list[trisock.TLSInfo] = []
 
     async def upgrade_and_echo(sock: Socket) -> None:

@@ -29,7 +29,7 @@ def family() -> str:
 
 @pytest.fixture
 def layer() -> str:
-    """``"plain"``, ``"tls"``, or ``"no sendfile"``: plain, without sendfile(2). Tests set it."""
+    """``"plain"``, ``"tls"``, or ``"no sendfile"`` (plain, without sendfile(2)). Tests set it."""
     return "plain"
 
 
@@ -129,7 +129,7 @@ class CustomFile(io.RawIOBase):
 
 @pytest.fixture
 def make_file(tmp_path: Path) -> Iterator[Callable[[str, bytes], Any]]:
-    """Return a function that opens a file of a given kind. The test's end closes the files."""
+    """Return a function that opens a file of a given kind. The files are closed after the test."""
     with contextlib.ExitStack() as stack:
 
         def make(kind: str, content: bytes) -> Any:
@@ -139,7 +139,7 @@ def make_file(tmp_path: Path) -> Iterator[Callable[[str, bytes], Any]]:
                 return CustomFile(content)
             if kind == "temporary":
                 file: Any = stack.enter_context(tempfile.TemporaryFile())
-                file.write(content)  # a part stays in Python's write buffer
+                file.write(content)  # some of it may stay in Python's write buffer
                 return file
             if kind == "pipe":  # the content must fit into the pipe
                 reading, writing = os.pipe()

@@ -184,14 +184,14 @@ def test_lines_not_yet_yielded_by_take_lines_stay_unread() -> None:
         left = [b"one\n", b"two\n", b"three\n", b"rest of it"][taken:]
         assert buffer.peek_all() == b"".join(left)
         assert len(buffer) == len(b"".join(left))
-        assert list(lines) == []  # another operation ends the iteration
+        assert list(lines) == []  # peek_all has ended the iteration
 
 
 def test_take_lines_respects_keep_ends_and_max_bytes() -> None:
     buffer = ReceiveBuffer()
     buffer.append(b"a\nbb\n" + b"c" * 100 + b"\n")
     assert list(lines_of(buffer, keep_ends=True)) == [b"a\n", b"bb\n"]
-    assert buffer.find(b"\n") == 101  # over max_bytes, so take_lines did not take it
+    assert buffer.find(b"\n") == 101  # longer than max_bytes, so take_lines left it unread
     assert buffer.take(101) == b"c" * 100 + b"\n"
 
 

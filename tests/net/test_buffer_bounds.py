@@ -38,7 +38,7 @@ def count_from_zero() -> None:
 def test_skipping_bytes_without_a_delimiter_scans_each_byte_once(
     size: int, delimiter: bytes, taken: int
 ) -> None:
-    """The reader alternates ``recv_until(max_bytes=64)`` and ``recv_exactly(taken)``."""
+    """The reader calls ``recv_until(max_bytes=64)`` and ``recv_exactly(taken)`` alternately."""
     buffer = ReceiveBuffer()
     chunk = ScannedBytes(b"\r" * size)
     total = 140_000 if size == 70_000 else 20_000
@@ -80,7 +80,7 @@ def test_a_resynchronising_reader_scans_each_byte_once() -> None:
 def test_a_delimiter_already_found_is_not_searched_for_again() -> None:
     buffer = ReceiveBuffer()
     buffer.append(ScannedBytes(b"x" * 50_000 + b"\n"))
-    for number in range(1000):  # as if the reader were cancelled each time
+    for number in range(1000):  # as if each read were cancelled after its search
         assert buffer.find(b"\n", 65536) == 50_001 - number
         buffer.take(1)
     assert ScannedBytes.scanned == 50_001
@@ -193,8 +193,8 @@ def test_any_mix_of_operations_agrees_with_a_plain_search(times: int) -> None:
 # ---- memory ----
 
 
-# The overhead in bytes: the tuples and lists of at most three groups of uncoalesced chunks, and
-# 32 KiB for one partly read chunk and for lines that are already split.
+# Bytes of overhead: up to three groups of uncoalesced chunks need tuples and lists. One partly read
+# chunk, and lines that are already split, need up to 32 KiB.
 CONSTANT = 3 * 256 * 110 + 32 * KIB
 
 
@@ -270,7 +270,7 @@ def test_no_mix_of_operations_exceeds_the_memory_bound(steps: list[tuple[str, in
 
 
 def push_remnants(buffer: ReceiveBuffer, peek: bool) -> None:
-    """Push 2000 chunks to the front, and take all bytes of each chunk except the last."""
+    """Push 2000 chunks to the front, and take all but the last byte of each chunk."""
     for _ in range(2000):
         buffer.push_front(fresh(10_000))
         buffer.take_chunk(9_999)

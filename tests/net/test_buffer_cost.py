@@ -41,7 +41,7 @@ def calls(function: Callable[..., object], *args: object) -> int:
 
 
 def assert_linear(function: Callable[[int], object], size: int) -> None:
-    """Check that the calls grow at most fivefold whenever the size grows fourfold."""
+    """Check that the number of calls grows at most fivefold whenever the size grows fourfold."""
     function(16)  # fill caches first
     before = None
     for each in (size // 16, size // 4, size, 4 * size):  # small sizes first, to fail early
@@ -59,7 +59,7 @@ def traced() -> Iterator[None]:
 
 
 def allocated(operations: Iterable[Callable[[], object]]) -> int:
-    """Return the sum of the operations' peak allocations in bytes. It includes every copy."""
+    """Return the sum, in bytes, of each operation's peak allocation, including copies."""
     total = 0
     for operation in operations:
         tracemalloc.reset_peak()
@@ -94,7 +94,7 @@ def receive_exactly(size: int, chunk: bytes, taken: list[int]) -> None:
 
 
 def receive_in_parts(size: int, chunk: bytes, taken: list[int]) -> None:
-    """Append a whole message, then take parts whose borders differ from those of the chunks."""
+    """Append a whole message, then take 777 bytes at a time."""
     buffer = ReceiveBuffer()
     while len(buffer) < size:
         buffer.append(chunk)
@@ -185,7 +185,7 @@ def test_a_search_rescans_only_bytes_at_chunk_boundaries(delimiter: bytes, size:
     chunks = 1000
     for number in range(chunks):
         buffer.append(chunk)
-        for _ in range(1 + number % 3):  # repeat the search, between other calls
+        for _ in range(1 + number % 3):  # repeat the search, with other calls in between
             assert buffer.find(delimiter) is None
             assert len(buffer) == (number + 1) * size
             assert buffer.peek_chunk()
@@ -269,7 +269,7 @@ def push_pieces_of_a_line(count: int) -> None:
 
 
 def serve(count: int) -> None:
-    """Take messages while more messages arrive. A message is a line with a length, and a body."""
+    """Take messages while more arrive. A message is a line with the body's length, and the body."""
     buffer = ReceiveBuffer()
     message = b"10\r\n0123456789"
     for _ in range(count):

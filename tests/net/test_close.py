@@ -42,7 +42,7 @@ async def leave_unread(b: Socket, a: Socket) -> None:
 
 
 async def respond_without_reading(sock: Socket) -> None:
-    """Do what the handler of Pluto's ``bind`` example does, with a larger response."""
+    """Respond like the handler of Pluto's ``bind`` example, but with a larger response."""
     await sock.send(HEADER, BODY)
 
 
@@ -203,7 +203,7 @@ def test_the_drain_has_its_documented_bounds() -> None:
     assert (_linger.LINGER_SECONDS, _linger.LINGER_BYTES) == (2, 64 << 20)
 
 
-async def test_close_if_drained_does_nothing_if_unread_bytes_fails(
+async def test_close_if_drained_changes_nothing_if_a_system_call_fails(
     a: Socket, b: Socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(_: int) -> int:
@@ -327,7 +327,7 @@ async def test_closing_wakes_the_tasks_that_wait_on_the_socket(
             a.abort()
         else:
             with trio.fail_after(_linger.LINGER_SECONDS / 2):
-                await a.close()  # must not wait for the send
+                await a.close()  # must not wait for the other task's send
     if layer == "tls":
         # The message was cut short, so there is no close_notify.
         with pytest.raises(TLSError):
@@ -345,7 +345,7 @@ async def test_a_waiting_close_wakes_other_tasks_and_refuses_calls(
             waiting.start_soon(assert_closed, a.recv)
             waiting.start_soon(assert_closed, lambda: a.send(b"x" * 50_000_000))
             await trio.testing.wait_all_tasks_blocked()
-            nursery.start_soon(a.close)  # waits: the peer reads nothing
+            nursery.start_soon(a.close)  # waits, because the peer reads nothing
         for call in (a.recv, lambda: a.send(b"x"), lambda: a.send(b"x", b"y"), a.send_eof):
             assert a.fileno() >= 0
             await assert_closed(call)

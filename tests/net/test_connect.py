@@ -94,7 +94,7 @@ async def test_connect_raises_an_oserror_that_lists_different_errors(free_port: 
     assert len(caught.value.__cause__.exceptions) == 2  # type: ignore[union-attr]
 
 
-async def test_connecting_to_an_unknown_host_raises_gaierror_with_its_name() -> None:
+async def test_connecting_to_an_unknown_host_raises_gaierror_naming_the_host() -> None:
     with pytest.raises(socket.gaierror, match=r"unknown\.invalid:80"):
         await trisock.connect("unknown.invalid", 80)
 

@@ -84,7 +84,10 @@ async def test_an_abort_ends_the_connection_in_other_processes_as_well(
 async def test_abort_works_without_connect_from_libc(
     forked: bool, sock: Socket, raw: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The fallback, a close with SO_LINGER, resets only if no other process has the descriptor."""
+    """The fallback is a close with SO_LINGER.
+
+    It sends a reset only if no other process has the descriptor.
+    """
     monkeypatch.setattr(_syscalls, "_connect", None)
     monkeypatch.setattr(_syscalls, "_has_forked", forked)
     raw.settimeout(5)
@@ -281,7 +284,7 @@ async def test_data_sent_before_a_handler_fails_arrives() -> None:
 
 @pytest.fixture
 def endless_linger(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make a close wait for its peer for longer than any test runs."""
+    """Let a close wait for its peer for 1000 seconds, which is longer than any test runs."""
     monkeypatch.setattr(_linger, "LINGER_SECONDS", 1000)
 
 
@@ -321,7 +324,7 @@ async def test_a_close_that_waits_for_its_peer_occupies_no_slot() -> None:
 
 
 @pytest.mark.usefixtures("endless_linger")
-async def test_closing_connections_without_a_slot_are_limited_to_max_connections() -> None:
+async def test_the_number_of_connections_lingering_without_a_slot_is_limited() -> None:
     async with serving(say_bye, host="127.0.0.1", max_connections=3) as server:
         async with served_clients(server, 6) as clients:
             late = [await lingering_client(server) for _ in range(4)]

@@ -1,4 +1,4 @@
-"""trisock's errors show how many bytes were read, but never these bytes, and can be copied."""
+"""trisock's errors show how many bytes were read but not the bytes, and they can be copied."""
 
 from __future__ import annotations
 

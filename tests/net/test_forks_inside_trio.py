@@ -70,7 +70,7 @@ async def test_a_childs_abort_of_a_socket_ends_the_parents_read(a: Socket) -> No
             with pytest.raises(trio.BrokenResourceError):
                 while await a.recv():
                     pass
-                raise trio.BrokenResourceError  # EOF also ends the read
+                raise trio.BrokenResourceError  # the read may also end with EOF
 
         nursery.start_soon(read)
         await trio.testing.wait_all_tasks_blocked()

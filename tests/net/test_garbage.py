@@ -118,7 +118,7 @@ async def test_a_failed_read_with_a_queued_response_is_freed_immediately(
     tls = a._connection.tls
     assert tls is not None
     tls.engine.put_back(b"a response")
-    tls.send_state = SendState.OVER  # nothing may be sent, so the response stays queued
+    tls.send_state = SendState.OVER  # every later send fails, so the response stays queued
     references = [weakref.ref(each) for each in (a, tls)]
     async with closing(a, b):
         async with trio.open_nursery() as nursery:

@@ -128,7 +128,7 @@ async def test_the_lines_iterator_raises_if_a_line_exceeds_the_limit(a: Socket, 
     await b.send(b"\nfits\n" + b"x" * 9 + b"\nrest")
     assert await a.recv_exactly(101) == b"x" * 100 + b"\n"
     got = []
-    with pytest.raises(LimitExceededError):  # although the whole line is in one chunk
+    with pytest.raises(LimitExceededError):  # although the whole long line is in one chunk
         async for line in a.lines(max_bytes=9):
             got.append(line)
     assert got == [b"fits"]

@@ -17,7 +17,7 @@ from helpers.resolver import Resolver
 from helpers.server import serving
 from helpers.serving import echo
 
-IP_LOCAL_PORT_RANGE = 51  # Linux 6.3; Python has no name for it yet
+IP_LOCAL_PORT_RANGE = 51  # added in Linux 6.3; Python has no constant for it yet
 
 
 def _port_range(port: int) -> bytes:

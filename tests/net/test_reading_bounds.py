@@ -40,7 +40,7 @@ async def test_skipping_a_long_line_has_a_linear_cost(delimiter: bytes, a: Socke
     await time_to_skip(a, 10_000, delimiter)
     short = await time_to_skip(a, MIB // 8, delimiter)
     long = await time_to_skip(a, 2 * MIB, delimiter)
-    assert long < 40 * short  # a linear cost is 16 times as high, a quadratic one 256 times
+    assert long < 40 * short  # a linear cost would be 16 times as high, a quadratic cost 256 times
 
 
 @pytest.mark.parametrize("family", ["unix"])
@@ -81,7 +81,7 @@ async def test_memory_for_tiny_records_stays_near_the_limit(a: Socket, b: Socket
 
 
 @pytest.mark.parametrize("layer", ["plain", "tls"])
-async def test_at_most_the_limit_and_one_read_are_buffered(a: Socket, b: Socket) -> None:
+async def test_buffered_data_never_exceeds_the_limit_plus_one_read(a: Socket, b: Socket) -> None:
     async with trio.open_nursery() as nursery:
 
         async def send() -> None:

@@ -100,7 +100,7 @@ async def test_a_partial_send_continues_where_the_kernel_stopped(
     assert got == expected
     assert [bytes(each) for each in buffers] == before
     if layer == "plain":
-        # Some calls stopped in the middle of a buffer other than the first.
+        # Some calls sent the first buffer and stopped in the middle of a later one.
         inside = 0
         for given, sent in below.calls:
             assert len(given) <= IOV_MAX
@@ -196,7 +196,7 @@ async def test_send_copies_no_plain_text_and_encrypts_piecewise(
             nursery.start_soon(discard, b, 64 * MIB + 300)
             await a.send(large)
             await a.send(small, large, b"", small, small)
-        assert MIB <= peak() < limit  # discard's buffer has 1 MiB
+        assert MIB <= peak() < limit  # discard() itself allocates 1 MiB
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,9 @@ async def test_received_data_can_be_read_after_a_failed_send(
         assert await sock.recv() == b""
 
 
-async def test_a_reset_reported_to_send_is_not_an_eof(sock: Socket, raw: socket.socket) -> None:
+async def test_recv_raises_a_reset_that_the_kernel_reported_to_send(
+    sock: Socket, raw: socket.socket
+) -> None:
     """The kernel reports a reset only once, here to send. It reports EOF to a later read."""
     raw.sendall(b"the first half of a response")
     reset(raw)
@@ -318,7 +320,7 @@ async def test_every_read_raises_after_a_reset(sock: Socket, raw: socket.socket)
     """The kernel reports a reset only to the first read, so the Socket has to remember it."""
     reset(raw)
     for name, read in READS.items():
-        if name not in {"peek", "recv_exactly nothing"}:  # these two never raise a reset
+        if name not in {"peek", "recv_exactly nothing"}:  # these two reads never report a reset
             with pytest.raises(trio.BrokenResourceError, match="reset by peer"):
                 await read(sock)
 
@@ -326,7 +328,7 @@ async def test_every_read_raises_after_a_reset(sock: Socket, raw: socket.socket)
 async def test_a_clean_eof_stays_clean_after_a_failed_send(
     sock: Socket, raw: socket.socket
 ) -> None:
-    """A send fails with EPIPE if the peer sent EOF before it closed. That is no reset."""
+    """A send fails with EPIPE if the peer sent EOF before it closed. EPIPE is not a reset."""
     raw.sendall(b"bye")
     raw.close()
     with pytest.raises(trio.BrokenResourceError, match="Broken pipe"):

@@ -27,14 +27,14 @@ CONTENT = os.urandom(4 * MIB)
 
 ALL_LAYERS = pytest.mark.parametrize("layer", ["plain", "no sendfile", "tls"])
 PLAIN_LAYERS = pytest.mark.parametrize("layer", ["plain", "no sendfile"])
-SMALL = pytest.mark.parametrize("family", ["unix"])  # its buffers are small
+SMALL = pytest.mark.parametrize("family", ["unix"])  # a Unix connection has small buffers
 
 MakeFile = Callable[..., Any]
 
 
 @pytest.fixture
 def large_file(make_file: MakeFile) -> Any:
-    """64 MiB of zeros, more than any connection buffers."""
+    """64 MiB of zeros, which is more than a connection can buffer."""
     file = make_file("file", b"")
     os.truncate(file.name, 64 * MIB)
     return file
@@ -53,7 +53,7 @@ async def test_a_short_file_raises_eoferror_and_prevents_close_notify(
     await a.send(b"header")
     with pytest.raises(EOFError, match=f"after {length} of 6 bytes"):
         await a.send_file(make_file(kind, content), count=6)
-    # A whole file that is sent later does not bring close_notify back.
+    # There will be no close_notify, even if a later file is sent whole.
     await a.send_file(make_file("memory", b", that is all"))
     await a.close()
     assert await b.recv_exactly(19 + length) == b"header" + content + b", that is all"
@@ -107,7 +107,7 @@ async def test_a_shrinking_file_is_sent_up_to_its_new_end(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(send)
         await until_full(a)
-        # The new end lies beyond all bytes read so far, even if a whole chunk was read ahead.
+        # The new end is after all bytes read so far, which may include a chunk read ahead.
         end = progress[-1] + 2 * _send_file.FILE_CHUNK + 1000
         assert end < size
         os.truncate(file.name, end)

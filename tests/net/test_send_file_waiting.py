@@ -30,7 +30,7 @@ def kind() -> str:
 
 @pytest.fixture
 def silent(kind: str) -> Iterator[Silent]:
-    """A pipe or similar file without data yet, and a function that writes to its other end."""
+    """A pipe or similar file that has no data yet, and a function that writes to its other end."""
     with contextlib.ExitStack() as stack:
         if kind.endswith("socket"):
             one, other = (stack.enter_context(each) for each in socket.socketpair())
@@ -75,7 +75,7 @@ async def test_a_send_of_a_silent_file_can_be_cancelled(
         with trio.CancelScope(shield=True):
             await trio.testing.wait_all_tasks_blocked(0.01)
             was_cancelled = ended.is_set()
-            write(b"kept")  # also wakes a thread that is still reading, so that the test can end
+            write(b"kept")  # wakes any thread that is still reading, so that the test can end
         nursery.cancel_scope.cancel()
     assert was_cancelled
     assert os.listdir("/proc/self/fd") == descriptors

@@ -87,7 +87,7 @@ async def test_recv_returns_chunks_and_then_eof_on_every_call(a: Socket, b: Sock
         assert await a.peek() == b""
 
 
-async def test_the_last_bytes_pushed_back_are_received_first(a: Socket, b: Socket) -> None:
+async def test_bytes_pushed_back_last_are_received_first(a: Socket, b: Socket) -> None:
     a.unrecv(b"World")
     hello = bytearray(b"Hello")
     a.unrecv(hello)
@@ -128,7 +128,7 @@ async def test_peek_hides_no_error_from_recv(sock: Socket, raw: socket.socket) -
     assert not sock.isopen()
     assert await sock.peek() is None
     assert not sock.isopen()
-    for _ in range(2):  # a reset never becomes EOF
+    for _ in range(2):  # the second recv must not return EOF
         with pytest.raises(trio.BrokenResourceError, match="reset by peer"):
             await sock.recv()
 

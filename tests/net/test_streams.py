@@ -32,9 +32,9 @@ async def open_pair(family: str) -> tuple[Socket, Socket]:
 
 
 def clogged(family: str, open_pair: Pair) -> Pair | None:
-    """Return a function that opens a pair whose sends block. For TCP, return ``None``.
+    """Return a function that opens two connected Sockets whose sends block, or ``None`` for TCP.
 
-    Only the buffers of a Unix pair can be filled exactly.
+    Only the buffers of a Unix connection can be filled exactly.
     """
 
     async def clogged_pair() -> tuple[Socket, Socket]:
@@ -106,7 +106,7 @@ async def test_every_async_method_is_a_cancel_point(layer: str, a: Socket, b: So
 
         await b.send(b"three\n")
         await trio.lowlevel.wait_readable(a.fileno())
-        await assert_cancelled(*reads)  # with data in the kernel
+        await assert_cancelled(*reads)  # the kernel has unread data
         a.unrecv(b"one\ntwo\n")
         await assert_cancelled(*reads, *sends)
     # Nothing was read, sent or broken.

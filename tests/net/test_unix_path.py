@@ -340,7 +340,7 @@ def test_another_users_lock_file_blocks_nobody(shared: Path, make: Callable[[Pat
 
 @contextlib.contextmanager
 def blocked_replacement(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Yield while a thread in listen_unix_nowait has found the path stale, but not replaced it."""
+    """Yield while a thread in listen_unix_nowait has found a stale path and not yet replaced it."""
     inside, resume = threading.Event(), threading.Event()
     real = os.unlink
 

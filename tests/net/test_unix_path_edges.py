@@ -1,4 +1,4 @@
-"""Unix paths where the system lacks a feature, a call fails, or another program is faster."""
+"""Edge cases of Unix paths: missing features, failed calls, and races with other programs."""
 
 from __future__ import annotations
 

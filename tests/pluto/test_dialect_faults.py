@@ -113,7 +113,9 @@ async def test_data_from_before_a_disconnect_never_reaches_a_callback() -> None:
         server.stop()
 
 
-async def test_an_ipv6_zone_with_a_dot_is_not_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_ipv6_address_with_a_dotted_zone_is_not_ipv4(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     connected = trio.Event()
     async with hammerspoon.open_sockets() as hs:
         port = hs.server(0).info()["localPort"]

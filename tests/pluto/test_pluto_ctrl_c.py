@@ -247,7 +247,7 @@ def test_a_failed_undo_is_logged_and_later_calls_work(
     caplog.clear()
 
 
-def test_data_from_an_interrupted_recv_precedes_unread_data() -> None:
+def test_data_from_an_interrupted_recv_is_received_before_other_data() -> None:
     client, raw = run_outside(raw_peer())
     with raw:
         client.unrecv("second")
@@ -255,7 +255,7 @@ def test_data_from_an_interrupted_recv_precedes_unread_data() -> None:
         client._unrecv(None)
         assert [client.recv() for _ in range(2)] == [b"first", b"second"]
         client.close()
-        client._unrecv(b"late")  # ignored, since the socket is closed
+        client._unrecv(b"late")  # ignored, because the socket is closed
         assert client.recv() is None
 
 
@@ -266,7 +266,7 @@ InterruptAfter = Callable[[type, str], None]
 def interrupt_after(monkeypatch: pytest.MonkeyPatch) -> InterruptAfter:
     """Return a function ``arm(class, name)``.
 
-    After it, the next call of that method completes, but Ctrl-C discards the result.
+    After ``arm``, the next call of that method completes, but Ctrl-C discards its result.
     """
 
     def arm(where: type, name: str) -> None:
@@ -313,7 +313,7 @@ def test_accept_returns_the_client_from_an_interrupted_accept(
         assert not listening.hasconnection()
 
 
-def test_listener_close_closes_the_client_from_an_interrupted_accept(
+def test_closing_a_listener_closes_the_client_of_an_interrupted_accept(
     interrupt_after: InterruptAfter,
 ) -> None:
     listening, raw = interrupted_accept(interrupt_after)

@@ -1,4 +1,4 @@
-"""Faulty programs do not break trisock.pluto: log filters, exceptions, cancel scopes, forks."""
+"""Faulty log filters, exceptions, cancel scopes and forks do not break trisock.pluto."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_hostile_exception_reaches_the_caller_but_kills_no_thread() -> None:
 
 
 @pytest.mark.parametrize("deadline", [-1.0, 0.0])
-def test_a_cancel_scope_left_open_fails_only_its_own_call(deadline: float) -> None:
+def test_a_cancel_scope_left_open_fails_only_the_current_call(deadline: float) -> None:
     client, server = run_outside(pair())
     reading = recv_in_thread(server)
 
@@ -109,7 +109,7 @@ def test_a_cancel_scope_left_open_fails_only_its_own_call(deadline: float) -> No
     assert reading.result() == b"x"
 
 
-def test_a_stray_cancellation_fails_only_its_own_call() -> None:
+def test_a_stray_cancellation_fails_only_the_current_call() -> None:
     client, _ = run_outside(pair())
 
     async def cancel_own_task() -> None:
@@ -168,7 +168,7 @@ def test_type_errors_do_not_quote_an_invalid_handler() -> None:
             assert "PRIVATE" not in str(caught.value)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Trio's resolver thread may still run
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # fork warns about other threads
 @pytest.mark.parametrize("side", ["client", "server"])
 def test_a_forked_child_cannot_use_a_tls_connection(
     side: str, certs: list[dict[str, str | bytes]], trusted: None

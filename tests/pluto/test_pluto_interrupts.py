@@ -65,7 +65,7 @@ def check_threads_end():
     assert threading.active_count() == 1, threading.enumerate()
 
 random.seed(7)
-# Shorten these timeouts: some interrupts leave a thread or a caller waiting for one of them.
+# Some interrupts leave a thread or a caller waiting until a timeout, so shorten the timeouts.
 trio_thread._MAX_WAKE_SECONDS = 0.01
 trio_thread._POLL_SECONDS, trio_thread._MAX_POLLS = 0.01, 100
 # An exception that a signal handler raises inside a weakref callback is unraisable.
@@ -211,7 +211,7 @@ def test_interrupted_accept_loses_no_client(times: int) -> None:
         while not attempt(serve):
             pass
         served[-1].close()
-        connecting.join()  # the last client may be accepted before it records its address
+        connecting.join()  # the thread may still have to record the last address
         print([each.getpeer() for each in served] == addresses, interrupts > clients / 6)
         """,
         times,
@@ -274,7 +274,7 @@ def raise_at(line, call, again_after=None):
         sys.settrace(None)
 
 def check_opens(opens):
-    '''Check that only an exception at one of the first lines has left the socket open.'''
+    '''Check that the socket stayed open only after an exception at one of the first lines.'''
     first = opens.index(False)
     assert len(opens) > 20 and first < 15 and not any(opens[first:]), opens
 """

@@ -98,7 +98,7 @@ async def test_cancelling_a_read_as_it_receives_loses_no_data(
 
 
 async def test_a_reader_receives_data_while_its_response_waits(authority: Authority) -> None:
-    """If a read waited until its response is sent, two peers that both send first could deadlock."""
+    """If a read had to send its response first, two peers that both send could deadlock."""
     async with post_handshake_pair(authority) as (sock, peer), trio.open_nursery() as nursery:
         await start_until_blocked(nursery, sock.send, bytes(1 << 20))  # the peer does not read
         peer.request_certificate()

@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def _compare(args: argparse.Namespace, setup: Setup) -> None:
-    # Imports of rich and matplotlib are in this function, because the tests do not install them.
+    # rich and matplotlib are imported in this function, because the tests do not install them.
     from rich.console import Console
 
     from . import record, report

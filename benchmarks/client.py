@@ -165,7 +165,7 @@ def _visit(sock: socket.socket, address: tuple[str, int], context: ssl.SSLContex
         # side first, so that TIME-WAIT occupies our port and not the server's. EOF from the server
         # shows that it has finished its work.
         if isinstance(sock, ssl.SSLSocket):
-            with contextlib.suppress(ssl.SSLError):  # if no close_notify has arrived
+            with contextlib.suppress(ssl.SSLError):  # raised if no close_notify has arrived
                 sock.unwrap()  # sends close_notify
         with contextlib.suppress(OSError):
             sock.shutdown(socket.SHUT_WR)

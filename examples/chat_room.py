@@ -5,8 +5,8 @@ Run it, and join from several terminals:
     python examples/chat_room.py --port 6000
     nc 127.0.0.1 6000
 
-The example shows three things. A slow client cannot delay a broadcast for long. The length of a line
-is limited. When the server stops, the handlers return immediately, even while they wait for a
+The example shows three things. A slow client cannot delay a broadcast for long. The length of a
+line is limited. When the server stops, the handlers return immediately, even while they wait for a
 client.
 """
 

@@ -28,7 +28,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Return the spread of at least one value."""
+        """Return the spread of one or more values."""
         return cls(statistics.median(values), min(values), max(values))
 
 
@@ -57,7 +57,7 @@ class Result:
         return Spread.of([each.amount / each.wall for each in self.series[peer].measurements])
 
     def busy(self, peer: str) -> float:
-        """Return the fraction of the time that the server spent on the CPU."""
+        """Return the server's CPU time as a fraction of the wall-clock time."""
         return statistics.median(each.cpu / each.wall for each in self.series[peer].measurements)
 
     def ratio(self, peer: str, to: str = BASE) -> Spread | None:
@@ -88,7 +88,7 @@ class Setup:
 
     @property
     def cores(self) -> str:
-        """Describe the use of the cores."""
+        """Describe which cores the servers and the client use."""
         if self.server_core == self.client_core:
             return f"{self.server_core} only: servers and client share it"
         return f"{self.server_core} for the servers, {self.client_core} for the client"

@@ -48,7 +48,7 @@ def padded(hello: bytes, size: int) -> bytes:
 
 
 def longest(hello: bytes) -> bytes:
-    """Return a ClientHello message in which each field has its maximum size: 131,396 bytes."""
+    """Return the longest ClientHello message. Its fields have 131,396 bytes in total."""
     body = hello[9:]
     at = 35 + body[34]
     ciphers_size = int.from_bytes(body[at : at + 2], "big")

@@ -60,8 +60,8 @@ class ChatRoom:
         self.say, self.said = trio.open_memory_channel[str](0)
 
     async def tell_all(self) -> None:
-        # A single task broadcasts, so all clients receive lines in the same order. A client that leaves
-        # does not cancel the broadcast of its last line.
+        # A single task broadcasts, so all clients receive lines in the same order. A client that
+        # leaves does not cancel the broadcast of its last line.
         async for text in self.said:
             await self.server.broadcast(f"{text}\n".encode(), timeout=BROADCAST_TIMEOUT)
 

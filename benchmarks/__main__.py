@@ -17,7 +17,7 @@ from .rows import ROWS, Row
 FULL_ROUNDS = 5
 QUICK_ROUNDS = 3
 JSON = Path("benchmarks/results/latest.json")
-WIDTH = 120  # columns of the widest table; the console's minimum, even if the output is a file
+WIDTH = 120  # the console has at least this width, because the widest table needs 120 columns
 SVG = Path("docs/benchmark.svg")
 
 
@@ -28,7 +28,7 @@ def main() -> None:
         _list()
         return
     if not sys.platform.startswith("linux"):
-        sys.exit("the benchmarks need Linux: epoll, /proc, and the clocks of other processes")
+        sys.exit("the benchmarks need Linux: epoll, /proc, and the CPU clocks of other processes")
     with tempfile.TemporaryDirectory() as directory:
         setup = prepare(Path(directory))
         if args.profile:
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def _compare(args: argparse.Namespace, setup: Setup) -> None:
-    # Imported here, like the chart, because the tests do not install these dependencies.
+    # rich and matplotlib are imported in this function, because the tests do not install them.
     from rich.console import Console
 
     from . import record, report

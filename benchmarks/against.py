@@ -1,4 +1,4 @@
-"""Compare two builds of trisock, and tell a slower row from noise.
+"""Compare two builds of trisock, and distinguish slower rows from noise.
 
     python -m benchmarks.against ../before/src
 

@@ -1,4 +1,4 @@
-"""The chart of the results, relative to bare Trio: a panel for each row, a bar for each peer."""
+"""A chart of all ratios to bare Trio: a panel for each row, and a bar for each peer."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ OTHERS = "#b4bcc6"
 HIGHLIGHT = {SUBJECT: "#2f81d6", BASE: "#7a7f87"}
 TARGET = "#d2691e"
 
-# Longer bars are cut and labelled, so that one long bar does not shrink all other bars.
+# A bar longer than this is cut and labelled, so that it does not shrink all other bars.
 LONGEST = 5.0
 
 COLUMNS = 3
 
 
 def draw(results: list[Result], path: Path) -> None:
-    """Write the chart as SVG, in which text is text and not paths."""
+    """Write the chart as SVG. Its text is stored as text, not as paths."""
     settings: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": "trisock",  # reproducible output

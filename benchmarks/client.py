@@ -1,7 +1,7 @@
 """The client, which is the same for all servers. It generates load and checks every response.
 
-A load is a method of ``Client``. It returns when the server has done all the work, and raises
-``Wrong`` if the server did anything else.
+A load is a method of ``Client``. It returns when the server has done all the work. It raises
+``Wrong`` if a response of the server is wrong.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ VISITORS = 16
 # client is faster than the server. It is larger than a TLS record (16 KiB), so that a read leaves
 # nothing pending in OpenSSL, where epoll cannot see it.
 _PIECE = 262_144
-# Responses are short. A large buffer for each response (mmap, page faults) cost the client five
-# times as much as the rest of an echo.
+# Most responses are short. Allocating a large buffer for each one (mmap, page faults) took the
+# client five times as long as the rest of an echo.
 _ANSWER = 4096
 _BYTES = b"x" * _PIECE
 _LINE = b"x" * (LINE_SIZE - 1) + b"\n"
@@ -50,7 +50,7 @@ class Client:
 
     Args:
       port: the server's port.
-      authority: the PEM file of the CA of the server's certificate, or ``None`` for plain TCP.
+      authority: the CA file (PEM) to verify the server with, or ``None`` for plain TCP.
     """
 
     def __init__(self, port: int, authority: Path | None) -> None:
@@ -79,7 +79,10 @@ class Client:
     # ---- loads ----
 
     def echo(self, count: int) -> None:
-        """Spread ``count`` messages over all connections. Each connection waits for each echo."""
+        """Send ``count`` messages, spread over all connections.
+
+        Each connection waits for an echo before it sends its next message.
+        """
         share, rest = divmod(count, len(self._socks))
         with Loop(PATIENCE) as loop:
             for number, sock in enumerate(self._socks):
@@ -89,7 +92,8 @@ class Client:
     def visit(self, count: int) -> None:
         """Open ``count`` short-lived connections. On each, exchange one echo and wait for EOF.
 
-        Up to ``VISITORS`` connections are open at a time. With TLS, each has a full handshake.
+        Up to ``VISITORS`` connections are open at a time. With TLS, each connection has a full
+        handshake.
         """
         with Loop(PATIENCE) as loop:
             visits = iter(range(count))
@@ -161,7 +165,7 @@ def _visit(sock: socket.socket, address: tuple[str, int], context: ssl.SSLContex
         # side first, so that TIME-WAIT occupies our port and not the server's. EOF from the server
         # shows that it has finished its work.
         if isinstance(sock, ssl.SSLSocket):
-            with contextlib.suppress(ssl.SSLError):  # no close_notify has arrived
+            with contextlib.suppress(ssl.SSLError):  # raised if no close_notify has arrived
                 sock.unwrap()  # sends close_notify
         with contextlib.suppress(OSError):
             sock.shutdown(socket.SHUT_WR)

@@ -1,4 +1,4 @@
-"""Measure all peers in one row. Each round measures each peer, so that noise affects all alike."""
+"""Measure all peers in one row. Each round measures every peer, so noise affects them equally."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Return the spread of at least one value."""
+        """Return the spread of one or more values."""
         return cls(statistics.median(values), min(values), max(values))
 
 
 @dataclass
 class Series:
-    """The measurements of one peer in one row, by round, and the reason if the peer failed."""
+    """The measurements of one peer in one row, one per round, and the reason for a failure."""
 
     measurements: list[Measurement] = field(default_factory=list)
     failure: str | None = None
@@ -57,11 +57,14 @@ class Result:
         return Spread.of([each.amount / each.wall for each in self.series[peer].measurements])
 
     def busy(self, peer: str) -> float:
-        """Return the fraction of the time that the server spent on the CPU."""
+        """Return the server's CPU time as a fraction of the wall-clock time."""
         return statistics.median(each.cpu / each.wall for each in self.series[peer].measurements)
 
     def ratio(self, peer: str, to: str = BASE) -> Spread | None:
-        """Return the ratio to another peer's figure in the same round, or None if either failed."""
+        """Return the ratio of two peers' figures in each round, as a spread.
+
+        Returns None if a peer failed, or if ``to`` was not measured.
+        """
         base = self.series.get(to)
         if base is None or base.failure or self.series[peer].failure:
             return None
@@ -85,7 +88,7 @@ class Setup:
 
     @property
     def cores(self) -> str:
-        """Describe the use of the cores."""
+        """Describe which cores the servers and the client use."""
         if self.server_core == self.client_core:
             return f"{self.server_core} only: servers and client share it"
         return f"{self.server_core} for the servers, {self.client_core} for the client"
@@ -112,7 +115,7 @@ def prepare(directory: Path) -> Setup:
 
 
 def _allow_connections() -> None:
-    """Raise the descriptor limit of this process and the servers to what the memory rows need."""
+    """Raise the descriptor limit for the memory rows. The servers inherit the limit."""
     wanted = 2 * max(max(row.amount, row.connections) for row in ROWS.values() if row.is_memory)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -16,7 +16,7 @@ from .peers import PEERS
 
 
 def machine(setup: Setup) -> dict[str, str]:
-    """Describe the machine and the software, without which a figure means nothing."""
+    """Describe the machine and the software: without them, the figures mean nothing."""
     return {
         "cpu": _cpu_model(),
         "cores": setup.cores,

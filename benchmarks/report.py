@@ -1,4 +1,4 @@
-"""The results as tables on the terminal. They are Markdown, ready for the docs."""
+"""The results as Markdown tables on the terminal, ready for the docs."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class Row:
         return self.load == "idle"
 
     def warm_up(self, amount: int) -> int:
-        """Return the amount of warm-up work: a tenth, rounded up to whole blocks."""
+        """Return the amount of warm-up work: a tenth (for bytes, rounded up to whole blocks)."""
         return (
             -(-amount // 10 // BLOCK_SIZE) * BLOCK_SIZE
             if self.unit == "bytes"

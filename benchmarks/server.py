@@ -1,4 +1,4 @@
-"""The server of a peer in a process of its own, and how much CPU and memory the process uses."""
+"""A peer's server in its own process, and the CPU time and memory that the process uses."""
 
 from __future__ import annotations
 

@@ -5,8 +5,9 @@ Run it, and join from several terminals:
     python examples/chat_room.py --port 6000
     nc 127.0.0.1 6000
 
-The example shows a broadcast that a slow client cannot delay for long, lines of limited length, and
-handlers that return immediately when the server stops, even while they wait for a client.
+The example shows three things. A slow client cannot delay a broadcast for long. The length of a
+line is limited. When the server stops, the handlers return immediately, even while they wait for a
+client.
 """
 
 from __future__ import annotations
@@ -47,7 +48,10 @@ async def cancelled_by(event: trio.Event) -> AsyncIterator[None]:
 
 
 class ChatRoom:
-    """The clients' names, and a channel of lines to broadcast (each client waits for its line)."""
+    """The clients' names, and a channel of lines to broadcast.
+
+    The channel has no buffer, so a handler waits until its line is received.
+    """
 
     server: trisock.Server
 
@@ -56,8 +60,8 @@ class ChatRoom:
         self.say, self.said = trio.open_memory_channel[str](0)
 
     async def tell_all(self) -> None:
-        # A single task broadcasts, so all clients receive lines in the same order, and a client
-        # that leaves does not cancel the broadcast of its last line.
+        # A single task broadcasts, so all clients receive lines in the same order. A client that
+        # leaves does not cancel the broadcast of its last line.
         async for text in self.said:
             await self.server.broadcast(f"{text}\n".encode(), timeout=BROADCAST_TIMEOUT)
 
@@ -94,7 +98,7 @@ class ChatRoom:
         return None
 
     async def listen(self, sock: trisock.Socket, name: str) -> None:
-        """Broadcast a client's lines until the client leaves, in whatever way."""
+        """Broadcast a client's lines until EOF, an error, or a line that is too long."""
         try:
             async for line in sock.lines(max_bytes=MAX_LINE):
                 if text := printable(line):

@@ -20,7 +20,8 @@ import trisock
 
 
 async def standard_input() -> AsyncIterator[bytes]:
-    # Do not use sys.stdin: at exit, the abandoned thread would still hold the lock of sys.stdin.
+    # Do not use sys.stdin: the abandoned thread would keep the lock of sys.stdin, and Python could
+    # abort at exit.
     while chunk := await trio.to_thread.run_sync(os.read, 0, 65536, abandon_on_cancel=True):
         yield chunk
 
@@ -31,7 +32,7 @@ async def send(sock: trisock.Socket, lines: list[str]) -> None:
     else:
         async for chunk in standard_input():
             await sock.send(chunk)
-    await sock.send_eof()  # talk() keeps reading: the last responses are in flight
+    await sock.send_eof()  # talk() keeps reading, because responses may be in flight
 
 
 async def talk(host: str, port: int, lines: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""The HTTP client from Hammerspoon's page "hs.socket", with the tags of that page.
+"""The HTTP client from Hammerspoon's page "hs.socket", with the same tags.
 
 Pass a host. Also pass a port, unless it is 80:
 
@@ -40,7 +40,7 @@ async def get(host: str, port: int) -> None:
         client.connect(host, port)
         client.write(f"GET /index.html HTTP/1.0\r\nHost: {host}\r\n\r\n")
         client.read("\r\n\r\n", TAG_HTTP_HEADER)
-        # There is no callback for a disconnect, so poll, as Hammerspoon does with hs.timer.
+        # There is no callback for a disconnect, so poll. (A Hammerspoon script would use hs.timer.)
         while not client.info()["isDisconnected"]:  # noqa: ASYNC110
             await trio.sleep(0.05)
 

@@ -21,9 +21,9 @@ from trisock import hammerspoon
 
 
 async def greet(server: hammerspoon.Socket) -> None:
-    # There is no callback for a new client, so poll, as Hammerspoon does with hs.timer. If a client
-    # leaves while another connects, the number of clients stays the same. Then the new client gets
-    # no greeting until the number changes.
+    # There is no callback for a new client, so poll. (A Hammerspoon script would use hs.timer.) If
+    # a client leaves while another connects, the number of clients stays the same. Then the new
+    # client gets no greeting until the number changes.
     known = 0
     while True:
         if server.connections() != known:

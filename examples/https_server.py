@@ -44,8 +44,8 @@ SECURITY_FIELDS = (
     "Strict-Transport-Security: max-age=31536000\r\nX-Content-Type-Options: nosniff\r\n"
 )
 
-# RFC 9110, section 5.6.2, and RFC 9112, sections 3 and 5. The patterns are strict, because an
-# attacker can smuggle a request past a proxy that parses it differently.
+# RFC 9110, section 5.6.2, and RFC 9112, sections 3 and 5. The patterns are strict: if a proxy
+# parses a request differently, an attacker can smuggle a second request past the proxy.
 TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 REQUEST_LINE = re.compile(rf"({TOKEN}) ([!-~]+) HTTP/1\.([01])")
 FIELD = re.compile(rf"({TOKEN}):([\t -~\x80-\xff]*)")

@@ -32,8 +32,8 @@ MAX_RECIPIENTS = 100  # RFC 5321, section 4.5.3.1.8
 TIMEOUT = 600  # seconds for one command, including a message (RFC 5321, section 4.5.3.2)
 
 CRLF = b"\r\n"
-# Nothing else ends a message. If two servers recognize different ends, an attacker can smuggle
-# messages (CVE-2023-51764).
+# Only this ends a message. If two servers disagree about where a message ends, an attacker can
+# smuggle messages (CVE-2023-51764).
 END_OF_MESSAGE = b"\r\n.\r\n"
 
 # RFC 5321, section 4.1.1, with only the parameters that EHLO offers.
@@ -49,7 +49,7 @@ async def skip_past(sock: trisock.Socket, delimiter: bytes) -> None:
         try:
             await sock.recv_until(delimiter)
         except trisock.LimitExceededError as exc:
-            # The last bytes may be the start of the delimiter.
+            # The last bytes may be the start of the delimiter, so leave them unread.
             await sock.recv_exactly(exc.limit - len(delimiter) + 1)
         else:
             return

@@ -59,7 +59,7 @@ class Fields:
 
 
 def server_name(client_hello: bytes) -> str | None:
-    """Return the server name that a ClientHello requests (SNI) in lower case, or None.
+    """Return the requested server name (SNI) in lower case, or None if there is none.
 
     The argument is the handshake message without record headers. Raises ValueError if the message
     is malformed, or requests several names.
@@ -88,7 +88,7 @@ def server_name(client_hello: bytes) -> str | None:
                 raise ValueError("excess bytes after the server names of the ClientHello")
     if not names:
         return None
-    # If there were several names, the backend might choose a different name.
+    # With several names, the backend might choose a different name than this router.
     if len(names) > 1 or not re.fullmatch(rb"[A-Za-z0-9._-]{1,255}", names[0]):
         raise ValueError("the ClientHello requests something other than one host name")
     return str(names[0], "ascii").lower()
@@ -137,7 +137,7 @@ async def tunnel(client: trisock.Socket, backend: trisock.Socket) -> None:
                 try:
                     await sink.send(chunk)
                 except trio.BrokenResourceError:
-                    return  # the other pump still relays what the sink sent before it broke
+                    return  # the other pump still relays data that arrived from the sink
             await sink.send_eof()
         except trio.BrokenResourceError:
             # Close both sides. No reset is needed: TLS shows both ends that data is missing.

@@ -13,7 +13,7 @@ from .serving import BLOCK, HOST, READ_SIZE, Options, announce, parse_options
 def echo(sock: socket.socket) -> Job:
     while chunk := (yield from recv(sock)):
         yield from sendall(sock, chunk)
-        yield READABLE  # the next message cannot be here: skip a recv that would fail
+        yield READABLE  # wait first: the client sends the next message only after this echo
 
 
 def receive(sock: socket.socket) -> Job:

@@ -64,7 +64,7 @@ def parse_options() -> Options:
 
 
 def announce(port: int) -> None:
-    """Tell the driver the port that accepts connections."""
+    """Print the server's port for the driver."""
     print(port, flush=True)
 
 

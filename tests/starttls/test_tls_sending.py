@@ -62,7 +62,7 @@ async def test_a_tls_send_cancelled_before_its_first_byte_changes_nothing(
         assert await a.recv() == b"and back"
 
 
-async def test_a_failed_tls_send_consumes_no_data_of_a_reader(a: Socket, b: Socket) -> None:
+async def test_a_failed_tls_send_leaves_received_data_to_the_reader(a: Socket, b: Socket) -> None:
     await b.send(b"421 too busy")
     b.abort()
     with a._connection.reading:
@@ -82,7 +82,7 @@ async def test_received_data_can_be_read_after_a_failed_tls_send(a: Socket, b: S
         await a.recv()
 
 
-async def test_a_failed_tls_send_decrypts_a_bounded_amount(a: Socket, b: Socket) -> None:
+async def test_decryption_after_a_failed_tls_send_is_bounded(a: Socket, b: Socket) -> None:
     b.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 500_000)
     a.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 500_000)
     await b.send(b"x" * 200_000)
@@ -95,7 +95,7 @@ async def test_a_failed_tls_send_decrypts_a_bounded_amount(a: Socket, b: Socket)
 
 @pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
 @pytest.mark.parametrize("passes", range(6))
-async def test_a_cancelled_tls_send_with_room_sends_all_or_nothing(
+async def test_a_cancelled_short_tls_send_sends_all_or_nothing(
     passes: int, version: str, authority: Authority, server_tls: ServerTLS
 ) -> None:
     context = raw_client_context(authority, version)
@@ -137,7 +137,7 @@ async def send_broken_file(sock: Socket, *parts: bytes) -> None:
 
 
 @pytest.mark.parametrize("layer", ["plain", "tls"])
-async def test_a_file_that_fails_at_the_first_read_changes_nothing(a: Socket, b: Socket) -> None:
+async def test_sending_works_after_a_files_first_read_fails(a: Socket, b: Socket) -> None:
     await send_broken_file(a)
     await a.send(b"no harm done")
     assert await b.recv() == b"no harm done"

@@ -88,7 +88,7 @@ async def test_a_reader_with_unsendable_responses_does_not_spin(a: Socket, tls: 
         nursery.cancel_scope.cancel()
 
 
-async def test_records_read_ahead_get_a_response(
+async def test_receive_pending_sends_queued_responses(
     a: Socket, b: Socket, tls: TLSStream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     responses: list[bytes] = []

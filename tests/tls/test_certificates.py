@@ -40,7 +40,7 @@ def pem_of(content: bytes) -> bytes:
 # ---- accepted ----
 
 
-def test_certificates_from_str_and_from_bytes_compare_by_value(authority: Authority) -> None:
+def test_certificates_from_equal_str_and_bytes_are_equal(authority: Authority) -> None:
     chain, key = pems(authority, "example.org")
     certificate = Certificate(chain, key)
     assert certificate == Certificate(chain.decode(), key.decode())
@@ -154,7 +154,7 @@ async def test_an_ed25519_key_is_accepted(authority: Authority) -> None:
         info.channel_binding("tls-server-end-point")
 
 
-def test_without_a_dns_name_a_certificates_common_name_is_used() -> None:
+def test_a_certificate_without_dns_names_uses_its_common_name() -> None:
     addresses = [x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
     chain = pem_of(self_signed(x509.SubjectAlternativeName(addresses)))
     assert Certificate(chain, KEY_PEM).names == ("example.org",)
@@ -206,7 +206,7 @@ def test_a_bad_certificate_raises_value_error(bad: bytes) -> None:
     assert type(caught.value) is ValueError
 
 
-def test_a_warning_from_cryptography_raises_only_value_error() -> None:
+def test_with_warnings_as_errors_only_value_error_is_raised() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with contextlib.suppress(ValueError):

@@ -1,4 +1,4 @@
-"""ClientHelloReader finds the same ClientHello however its bytes are split. Memory is bounded."""
+"""Splitting a ClientHello does not change what ClientHelloReader finds. Memory is bounded."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_every_split_into_records_and_segments_gives_the_same_hello(
 
 @settings(max_examples=500, deadline=None, derandomize=True)
 @given(data=st.data())
-def test_every_split_of_a_mutated_hello_gives_the_same_result(data: st.DataObject) -> None:
+def test_a_mutated_hello_gives_the_same_result_byte_by_byte(data: st.DataObject) -> None:
     wire = bytearray(WHOLE)
     for _ in range(data.draw(st.integers(1, 4))):
         wire[data.draw(st.integers(0, len(wire) - 1))] = data.draw(st.integers(0, 255))
@@ -119,7 +119,7 @@ def test_only_a_valid_name_becomes_a_host_name(requested: bytes, host_name: str 
 
 
 def hello_with_extensions(extensions: bytes | None) -> bytes:
-    """Return a ClientHello in one record. With ``None``, it has no field for extensions."""
+    """Return a ClientHello in one record. ``None`` leaves out the extensions field."""
     return in_records(hello_with(extensions), 16384)
 
 

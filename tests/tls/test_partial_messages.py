@@ -80,7 +80,7 @@ def peer(ends: tuple[Socket, PartialTicketPeer]) -> PartialTicketPeer:
 async def test_a_read_and_send_can_wait_for_the_same_message(
     first: str, sock: Socket, peer: PartialTicketPeer
 ) -> None:
-    """OpenSSL writes nothing until a message is complete. Only one task can wait for the rest."""
+    """Until the incoming message is complete, OpenSSL cannot send. Only one task can read it."""
     assert peer.second_half
     got = b""
 
@@ -166,7 +166,8 @@ async def test_garbage_after_half_a_message_fails_a_send(
 async def test_peek_does_not_overtake_a_sender_that_reads(
     authority: Authority, wide_certificate: Certificate, times: int
 ) -> None:
-    """For one scheduler pass, the sender holds bytes that it has read. Then peek must not read.
+    """For one scheduler pass, the sender holds bytes that it has read. During this pass, peek
+    must not read.
 
     The test is repeated, because Trio's scheduling order is random.
     """
@@ -188,7 +189,7 @@ async def test_peek_does_not_overtake_a_sender_that_reads(
             assert await sock.recv() == b"pong"
 
 
-async def test_data_before_garbage_is_read_before_the_error(authority: Authority) -> None:
+async def test_valid_data_is_received_before_garbage_raises_an_error(authority: Authority) -> None:
     async with post_handshake_pair(authority) as (sock, peer):
         for word in (b"one", b"two"):
             peer.ssl.write(word)
@@ -200,7 +201,7 @@ async def test_data_before_garbage_is_read_before_the_error(authority: Authority
                 await sock.recv()
 
 
-async def test_a_record_split_after_the_handshake_is_read_whole(
+async def test_a_record_that_begins_during_the_handshake_is_read_whole(
     authority: Authority, server_tls: ServerTLS
 ) -> None:
     sock, raw = raw_unix_pair()

@@ -35,7 +35,7 @@ def test_a_damaged_or_missing_certificate_raises_value_error(data: bytes) -> Non
 
 
 @pytest.mark.parametrize("size", [1, 5, 127, 200, 70_000])
-def test_a_trusted_certificate_ends_before_openssls_own_data(size: int) -> None:
+def test_openssls_extra_data_in_a_trusted_certificate_is_dropped(size: int) -> None:
     length = bytes([size]) if size < 128 else bytes([0x83]) + size.to_bytes(3, "big")
     der = b"\x30" + length + bytes(size)
     assert pem.certificates(block("TRUSTED CERTIFICATE", der + b"trust")) == [der]
@@ -58,7 +58,7 @@ def test_a_missing_key_raises_value_error() -> None:
         pem.private_key(block("CERTIFICATE"))
 
 
-def test_skipping_commented_out_blocks_has_a_linear_cost() -> None:
+def test_commented_out_blocks_are_skipped_in_linear_time() -> None:
     comment = b"# -----BEGIN CERTIFICATE-----\n"
 
     class Counted(bytes):

@@ -17,7 +17,7 @@ def test_ciphertext_is_taken_record_by_record_in_order() -> None:
     assert not incoming.pending
 
 
-def test_the_rest_of_a_split_record_is_taken_whole() -> None:
+def test_take_many_returns_the_rest_of_a_split_record() -> None:
     incoming = IncomingCiphertext()
     incoming.write(RECORD[:3])
     assert bytes(incoming.take()) == RECORD[:3]

@@ -48,7 +48,7 @@ def padded(hello: bytes, size: int) -> bytes:
 
 
 def longest(hello: bytes) -> bytes:
-    """Return a ClientHello message in which each field has its maximum size: 131,396 bytes."""
+    """Return the longest ClientHello message. Its fields have 131,396 bytes in total."""
     body = hello[9:]
     at = 35 + body[34]
     ciphers_size = int.from_bytes(body[at : at + 2], "big")
@@ -136,7 +136,7 @@ async def test_a_name_can_have_certificates_of_several_key_kinds(
         authority.issue(name, key_type=trustme.KeyType.RSA),
         authority.issue(name, key_type=trustme.KeyType.ECDSA),
     ]
-    if position:  # the default is another certificate, so SNI has to select these
+    if position:  # the default is for another name, so SNI has to select ``several.example``
         certificates.insert(0, authority.issue("first.example"))
     for key_kind, key_class in [("RSA", "RSA"), ("ECDSA", "EC")]:
         info = await client_info(certificates, requested, tls_1_2_context(authority, key_kind))
@@ -146,7 +146,7 @@ async def test_a_name_can_have_certificates_of_several_key_kinds(
         assert names_of(info) == [name]
 
 
-async def test_a_wildcard_adds_key_kinds_missing_from_the_exact_name(
+async def test_a_wildcard_certificate_supplies_a_missing_key_kind(
     authority: Authority,
 ) -> None:
     exact = authority.issue("www.example.org", key_type=trustme.KeyType.ECDSA)
@@ -159,7 +159,7 @@ async def test_a_wildcard_adds_key_kinds_missing_from_the_exact_name(
 
 
 @pytest.mark.needs("openssl")
-async def test_rsa_and_rsa_pss_certificates_serve_one_name(
+async def test_one_name_can_have_rsa_and_rsa_pss_certificates(
     authority: Authority, tmp_path: Path
 ) -> None:
     key, chain = tmp_path / "key.pem", tmp_path / "chain.pem"
@@ -182,7 +182,7 @@ async def test_rsa_and_rsa_pss_certificates_serve_one_name(
         await client_info(order, "example.org", old)
 
 
-def test_running_out_of_descriptors_falls_back_to_the_shared_context(
+def test_the_shared_context_is_used_if_descriptors_run_out(
     authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     role = roles.resolve_role(
@@ -258,7 +258,7 @@ async def test_server_hostname_is_the_name_that_the_client_sent(
         assert info.server_hostname == expected
 
 
-async def test_a_resumed_session_has_the_server_hostname_of_its_connection(
+async def test_a_resumed_session_gets_the_newly_requested_server_hostname(
     authority: Authority,
 ) -> None:
     role = ServerTLS(authority.issue("a.example", "b.example"))

@@ -39,13 +39,13 @@ _ERR_LIB_SSL = 20
 
 
 def leave_an_error() -> None:
-    """Leave an error in the queue, as a successful OpenSSL call can."""
+    """Leave an error in the queue. Even a successful OpenSSL call may leave one."""
     _openssl.ERR_new()
     _openssl.ERR_set_error(_ERR_LIB_SSL, ctypes.c_int(134), None)  # certificate verify failed
 
 
 class LeavingErrors(trio.abc.Instrument):
-    """Leaves an error in the queue before each step of each task, as the caller's code can."""
+    """Leaves an error in the queue before each task step. The caller's code may leave one there."""
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
         leave_an_error()
@@ -182,7 +182,7 @@ async def test_a_bad_chain_breaks_no_other_connection(
             assert await victim.recv() == b"hello"
 
 
-async def test_a_handshake_survives_a_bad_chain_in_its_own_record(
+async def test_a_handshake_survives_a_bad_chain_in_a_separate_record(
     authority: Authority, verifying_server_tls: ServerTLS, tmp_path: Path
 ) -> None:
     """The chain leaves an error in the queue. OpenSSL reports this error instead of WANT_READ."""

@@ -130,7 +130,7 @@ def test_a_child_can_start_tls_on_a_plain_connection(
 def test_only_the_parent_can_use_plutos_tls_after_a_fork(
     client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
-    """The calls of pluto are made outside Trio, so they block the thread."""
+    """This test calls pluto outside Trio, so each call blocks the thread."""
     started = threading.Event()
     port = 0
     stop = trio.CancelScope()

@@ -1,7 +1,7 @@
 """A TLS 1.3 peer that violates the protocol after the handshake: invalid records, and floods.
 
-OpenSSL does not limit every flood. Such a flood may keep its reader busy, but it must not block
-other tasks or consume memory.
+OpenSSL limits only some floods. Any other flood may keep the reading task busy, but it must not
+block other tasks or consume much memory.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ async def test_a_flood_blocks_no_other_task_and_uses_little_memory(
     role: str, content: bytes, authority: Authority, tmp_path: Path
 ) -> None:
     async with forging(role, authority, tmp_path) as (sock, raw, forger):
-        # The kernel cannot hold this many records: the flood sends them only if they are read.
+        # The kernel cannot hold ``most`` records, so the flood waits until records are read.
         records, most = 0, max(50_000, 20_000_000 // (len(content) + 22))
         enough = threading.Event()
 
@@ -200,10 +200,10 @@ async def test_a_flood_blocks_no_other_task_and_uses_little_memory(
                     reading.cancel_scope.cancel()
             enough.set()
             assert await sock.recv() == b"the end"
-        assert memory() - before < 20_000_000  # the tickets have 64 MB
+        assert memory() - before < 20_000_000  # the ticket flood totals 64 MB
 
 
-# ---- every read keeps the same bounds ----
+# ---- all ways to read have the same bounds ----
 
 REQUEST = message(KEY_UPDATE, b"\1")  # requests a response
 
@@ -281,7 +281,7 @@ async def test_every_read_lets_other_tasks_run_between_empty_records(
         assert passes >= 2000 / 64
 
 
-async def test_stoptls_finds_unread_data_behind_records_without_data(
+async def test_stoptls_finds_unread_data_after_records_without_data(
     authority: Authority, tmp_path: Path
 ) -> None:
     async with forging("server", authority, tmp_path) as (sock, raw, forger):

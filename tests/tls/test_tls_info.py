@@ -34,7 +34,7 @@ async def test_tls_server_end_point_replaces_weak_hashes() -> None:
 
 
 @pytest.mark.parametrize("bad", [*BAD_CHAINS.values(), SERIAL_0], ids=[*BAD_CHAINS, "serial 0"])
-def test_a_binding_to_an_odd_certificate_raises_only_value_error(bad: bytes) -> None:
+def test_channel_binding_with_an_invalid_certificate_raises_only_value_error(bad: bytes) -> None:
     error: ValueError | None = None
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -36,7 +36,8 @@ async def test_cancelling_a_read_with_an_unsent_response_damages_nothing(
         assert got == message
         peer.send(b"after")
         assert await sock.recv() == b"after"
-        with contextlib.suppress(trio.BrokenResourceError):  # it sends valid records or nothing
+        # This send may fail. If it succeeds, the peer must be able to decrypt it.
+        with contextlib.suppress(trio.BrokenResourceError):
             await sock.send(b"more")
             assert peer.received() == b"more"
 
@@ -52,7 +53,7 @@ async def test_cancelling_a_read_that_has_responded_loses_no_data(authority: Aut
         async with trio.open_nursery() as nursery:
             async with trio.open_nursery() as readers:
                 peer.request_certificate()
-                await start_until_blocked(readers, read)  # read has responded, and waits
+                await start_until_blocked(readers, read)  # read() has responded and waits for data
                 assert peer.received() == b""
                 await start_until_blocked(nursery, sock.send, bytes(1 << 20))
                 peer.request_certificate(b"precious")
@@ -97,7 +98,7 @@ async def test_cancelling_a_read_as_it_receives_loses_no_data(
 
 
 async def test_a_reader_receives_data_while_its_response_waits(authority: Authority) -> None:
-    """If a read waited for its response, two programs that send before they read could deadlock."""
+    """If a read had to send its response first, two peers that both send could deadlock."""
     async with post_handshake_pair(authority) as (sock, peer), trio.open_nursery() as nursery:
         await start_until_blocked(nursery, sock.send, bytes(1 << 20))  # the peer does not read
         peer.request_certificate()
@@ -143,7 +144,8 @@ async def test_a_response_cut_short_damages_nothing(
 
         async def send() -> None:
             assert await sock.recv() == b"hello"
-            with contextlib.suppress(trio.BrokenResourceError):  # it sends all or nothing
+            # This send may fail. If it fails, it must send nothing.
+            with contextlib.suppress(trio.BrokenResourceError):
                 await sock.send(b"from us")
             await sock.close()
 
@@ -164,7 +166,7 @@ async def test_responses_to_a_peer_that_does_not_read_are_bounded(
             await sock.recv()
 
 
-async def test_endless_key_updates_fail_a_connection_that_cannot_respond(
+async def test_endless_key_updates_break_a_connection_that_cannot_respond(
     authority: Authority,
 ) -> None:
     async with post_handshake_pair(authority) as (sock, peer), trio.open_nursery() as nursery:
@@ -197,14 +199,14 @@ async def test_a_reader_leaves_queued_responses_to_a_waiting_sender(
 async def test_a_delayed_response_is_sent_right_after_the_send(authority: Authority) -> None:
     """The peer may wait for the response, and the program may never send again."""
     async with post_handshake_pair(authority) as (sock, peer), trio.open_nursery() as nursery:
-        message = bytes(1 << 16)  # one encryption call, before the response exists
+        message = bytes(1 << 16)  # encrypted in one call, before the response exists
         sent = trio.Event()
 
         async def send() -> None:
             await sock.send(message)
             sent.set()
 
-        await start_until_blocked(nursery, send)  # a part is sent, because the peer does not read
+        await start_until_blocked(nursery, send)  # sends only a part: the peer does not read
         peer.request_certificate()
         await start_until_blocked(nursery, sock.recv)
         await peer.receive_until(lambda data: len(data) >= len(message))

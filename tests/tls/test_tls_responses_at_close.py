@@ -99,7 +99,7 @@ async def test_close_notify_is_sent_after_half_a_response(
 
 
 @pytest.mark.parametrize("closed_by", ["us", "the peer"])
-async def test_a_close_ends_a_read_with_an_unsent_response(
+async def test_closing_ends_a_read_whose_response_is_unsent(
     closed_by: str, authority: Authority, wide_certificate: Certificate
 ) -> None:
     error = trio.ClosedResourceError if closed_by == "us" else trio.BrokenResourceError

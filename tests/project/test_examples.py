@@ -123,7 +123,7 @@ async def test_echo_client_sends_its_arguments_and_prints_the_replies() -> None:
 
 
 async def test_echo_client_sends_standard_input_and_prints_the_replies() -> None:
-    # More than all buffers on the path hold, so that the client must read while it sends.
+    # The data exceeds all buffers on the path. The client must therefore read while it sends.
     sent = b"".join(b"line %d\n" % number for number in range(500_000))
     async with running("echo_server") as server:
         result = await run(*command("echo_client", "--port", str(server.port)), stdin=sent)

@@ -278,7 +278,7 @@ async def test_an_ssl_context_works_in_either_role(authority: Authority) -> None
 
 @pytest.mark.filterwarnings("ignore:ssl.PROTOCOL_TLS is deprecated")
 @pytest.mark.parametrize("layer", ["plain"])
-async def test_a_context_for_both_roles_follows_the_sockets_side(
+async def test_a_protocol_tls_context_takes_its_role_from_the_socket(
     a: Socket, b: Socket, authority: Authority
 ) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS)

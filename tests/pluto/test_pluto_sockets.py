@@ -240,7 +240,7 @@ def client_hello(authority: Authority) -> tuple[ssl.SSLObject, ssl.MemoryBIO, ss
 async def test_starttls_reads_a_client_hello_pushed_back_with_unrecv(
     how: str, authority: Authority, certs: list[dict[str, str | bytes]]
 ) -> None:
-    client, raw = await raw_peer()  # our side connects, but is the TLS server
+    client, raw = await raw_peer()  # the side that connected is the TLS server
     peer, incoming, outgoing = client_hello(authority)
     raw.sendall(outgoing.read())
     await wait_readable(client)

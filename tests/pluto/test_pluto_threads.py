@@ -263,7 +263,7 @@ def test_child_and_parent_work_after_a_fork() -> None:
         assert not background_threads()
         converse(server, client)
         converse(*run_outside(pair()))
-        in_child(lambda: converse(client, server))  # a child can fork too
+        in_child(lambda: converse(client, server))  # the child forks a child of its own
         converse(client, server)
 
     in_child(use_sockets)

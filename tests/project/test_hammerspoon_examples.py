@@ -54,7 +54,7 @@ async def test_http_client_exits_when_the_connection_ends(answer: str, printed: 
     assert (await get(answer.encode()))[1] == printed
 
 
-async def test_server_greets_and_sends_each_line_to_all() -> None:
+async def test_server_greets_clients_and_sends_each_line_to_all() -> None:
     async with running("hammerspoon_server") as server:
         one = await trisock.connect("127.0.0.1", server.port)
         async with closing(one):

@@ -305,7 +305,7 @@ async def test_the_server_survives_a_log_file_it_cannot_open(
 
 @dataclasses.dataclass
 class ProtocolError(Exception):
-    """Is not hashable, because it is a dataclass that compares by value."""
+    """An exception that is not hashable, because this dataclass compares by value."""
 
     code: int
 

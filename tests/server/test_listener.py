@@ -31,7 +31,7 @@ async def accept_raises_closed(listener: Listener) -> None:
 # ---- listen ----
 
 
-async def test_without_a_host_ipv4_and_ipv6_share_one_port() -> None:
+async def test_ipv4_and_ipv6_share_one_port_if_no_host_is_given() -> None:
     async with await trisock.listen(0) as listener:
         assert listener.port
         assert listener.addresses == (("0.0.0.0", listener.port), ("::", listener.port))
@@ -99,7 +99,7 @@ async def test_a_machine_without_ipv6_listens_on_ipv4(
         await trisock.listen(0, host="::1")
 
 
-async def test_listen_fails_without_descriptors_for_both_families() -> None:
+async def test_listen_fails_if_only_one_address_family_gets_a_descriptor() -> None:
     with few_descriptors(1), pytest.raises(OSError, match="cannot listen on") as caught:
         await trisock.listen(0)
     assert caught.value.errno == errno.EMFILE

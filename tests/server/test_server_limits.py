@@ -197,7 +197,7 @@ async def test_a_failed_accept_frees_its_connection_slot(
         assert not failures
 
 
-def test_calls_are_bounded_by_default() -> None:
+def test_default_timeouts_and_size_limits_are_finite() -> None:
     def default(function: object, name: str) -> object:
         return inspect.signature(function).parameters[name].default  # type: ignore[arg-type]
 

@@ -106,7 +106,7 @@ async def test_injected_lines_fail_the_handshake_despite_attempted_reads(
             assert await client.recv_exactly(BROADCAST_SIZE)  # now the handshake begins
 
 
-async def test_lines_split_before_stoptls_are_kept(
+async def test_lines_that_were_split_before_stoptls_are_kept(
     client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
     async def end() -> None:

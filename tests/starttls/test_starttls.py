@@ -104,7 +104,7 @@ async def test_both_ends_can_read_and_send_at_the_same_time(a: Socket, b: Socket
 
 
 @pytest.mark.parametrize("how", ["unrecv", "peek", "proxy line", "in pieces"])
-async def test_a_client_hello_received_before_starttls_is_used(
+async def test_starttls_uses_a_client_hello_that_was_received_earlier(
     how: str, authority: Authority, server_tls: ServerTLS
 ) -> None:
     # PROXY protocol, version 1: the line and the ClientHello arrive in one segment.

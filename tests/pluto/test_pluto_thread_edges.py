@@ -146,7 +146,7 @@ def test_calls_propagate_exceptions_from_trio_run(
     assert background.call(answer) == "result"
 
 
-def test_calls_queued_after_a_stop_request_wait_for_the_next_thread() -> None:
+def test_calls_after_a_stop_request_wait_for_the_next_thread() -> None:
     stop, behind = Stop(), Call(answer, None)
 
     async def be_abandoned() -> None:

@@ -31,7 +31,7 @@ async def accept_raises_closed(listener: Listener) -> None:
 # ---- listen ----
 
 
-async def test_ipv4_and_ipv6_share_one_port_if_no_host_is_given() -> None:
+async def test_ipv4_and_ipv6_share_one_port_if_host_is_none() -> None:
     async with await trisock.listen(0) as listener:
         assert listener.port
         assert listener.addresses == (("0.0.0.0", listener.port), ("::", listener.port))

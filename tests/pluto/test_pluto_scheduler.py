@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("bounded")  # some tests make blocking call
 
 
 async def response(port: int, request: bytes = b"") -> bytes:
-    """In a thread, connect and send a request; return everything that the server sends."""
+    """Connect from a thread, send a request, and return everything that the server sends."""
 
     def exchange() -> bytes:
         with stdlib.create_connection(("127.0.0.1", port), timeout=DEADLINE) as raw:
@@ -112,7 +112,7 @@ async def test_closing_a_bound_listener_lets_handlers_finish() -> None:
 
 
 @both_sides
-async def test_a_bound_listener_closed_before_run_serves_no_client() -> None:
+async def test_a_listener_that_is_closed_before_run_serves_no_client() -> None:
     sched = scheduler()
     bound = socket.bind(sched, 0, echo)
     await got(bound.close())
@@ -121,7 +121,7 @@ async def test_a_bound_listener_closed_before_run_serves_no_client() -> None:
 
 
 @both_sides
-async def test_a_bound_listener_closed_during_startup_serves_no_client(
+async def test_a_listener_that_is_closed_during_startup_serves_no_client(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sched = scheduler()

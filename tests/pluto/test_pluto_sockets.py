@@ -1,4 +1,4 @@
-"""Pluto's sockets and listeners without TLS: each name on Pluto's page, in and outside Trio."""
+"""Pluto's sockets and listeners without TLS: each call on Pluto's page, inside and outside Trio."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ async def test_listen_returns_a_listener_immediately() -> None:
 
 
 @both_sides
-async def test_listen_returns_none_for_a_port_in_use_or_invalid(
+async def test_listen_returns_none_for_an_invalid_or_occupied_port(
     reasons: Callable[[], list[str]],
 ) -> None:
     assert socket.listen(65536) is None
@@ -117,7 +117,7 @@ async def test_listen_returns_none_for_a_port_in_use_or_invalid(
 
 @both_sides
 @pytest.mark.parametrize("data", ["gr\u00fc\u00df dich", "gr\u00fc\u00df dich".encode()])
-async def test_send_sends_str_as_utf8_and_bytes(data: str | bytes) -> None:
+async def test_send_accepts_bytes_and_encodes_str_as_utf8(data: str | bytes) -> None:
     client, raw = await raw_peer()
     with raw:
         assert await got(client.send(data)) is True
@@ -240,7 +240,7 @@ def client_hello(authority: Authority) -> tuple[ssl.SSLObject, ssl.MemoryBIO, ss
 async def test_starttls_reads_a_client_hello_pushed_back_with_unrecv(
     how: str, authority: Authority, certs: list[dict[str, str | bytes]]
 ) -> None:
-    client, raw = await raw_peer()  # our side connects, but is the TLS server
+    client, raw = await raw_peer()  # the side that connected is the TLS server
     peer, incoming, outgoing = client_hello(authority)
     raw.sendall(outgoing.read())
     await wait_readable(client)

@@ -42,7 +42,7 @@ async def test_starttls_returns_true_on_success_for_client_and_server(
 
 @both_sides
 @pytest.mark.parametrize("name", ["elsewhere.example", "127.0.0.2"])
-async def test_starttls_returns_false_and_closes_on_a_hostname_mismatch(
+async def test_a_hostname_mismatch_closes_the_socket_and_starttls_returns_false(
     name: str,
     certs: list[dict[str, str | bytes]],
     trusted: None,

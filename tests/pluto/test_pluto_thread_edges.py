@@ -48,7 +48,7 @@ def stop_in_thread() -> None:
 
 
 def after_wake(monkeypatch: pytest.MonkeyPatch, then: Callable[[], None]) -> None:
-    """Call ``then`` once, when the next caller has woken the thread and does not wait yet."""
+    """Call ``then`` once, after the next caller wakes the thread and before the caller waits."""
     wake = _Thread.wake
 
     def patched(thread: _Thread) -> None:
@@ -64,7 +64,7 @@ def stop_during_call(
 ) -> Callable[[], Awaitable[str]]:
     """Return a function to pass to ``background.call``.
 
-    The thread runs it, and has stopped before the caller waits for the result.
+    The background thread runs the function and stops before the caller waits for the result.
     """
     begun = threading.Event()
 
@@ -99,7 +99,7 @@ def test_calls_fail_if_no_thread_can_start(monkeypatch: pytest.MonkeyPatch) -> N
     assert background.call(answer) == "result"
 
 
-def test_a_start_that_fails_late_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_ends_if_start_raises_after_starting_it(monkeypatch: pytest.MonkeyPatch) -> None:
     start = threading.Thread.start
 
     def start_and_fail(thread: threading.Thread) -> None:
@@ -146,7 +146,7 @@ def test_calls_propagate_exceptions_from_trio_run(
     assert background.call(answer) == "result"
 
 
-def test_calls_behind_a_stop_request_wait_for_the_next_thread() -> None:
+def test_calls_after_a_stop_request_wait_for_the_next_thread() -> None:
     stop, behind = Stop(), Call(answer, None)
 
     async def be_abandoned() -> None:
@@ -215,7 +215,7 @@ def test_stop_waits_until_a_busy_thread_answers(monkeypatch: pytest.MonkeyPatch)
     blocking = Thread(lambda: background.call(block))
     begun.wait()
     monkeypatch.setattr(trio_thread, "_POLL_SECONDS", 0.001)
-    # The second wake follows a poll that timed out. Unblock the thread only then.
+    # If the thread does not answer in time, stop() wakes it again. That wake unblocks the thread.
     after_wake(monkeypatch, lambda: after_wake(monkeypatch, resume.set))
     background.stop()
     blocking.result()
@@ -237,7 +237,7 @@ def test_two_threads_can_stop_the_background_thread_concurrently(
     assert background.call(answer) == "result"
 
 
-def test_a_stale_cancelled_exception_fails_only_its_own_call() -> None:
+def test_raising_cancelled_outside_its_scope_fails_only_that_call() -> None:
     async def raise_late() -> None:
         kept: Any = None
         with trio.CancelScope() as scope:
@@ -254,7 +254,7 @@ def test_a_stale_cancelled_exception_fails_only_its_own_call() -> None:
     assert background.call(answer) == "result"
 
 
-def test_a_finished_call_ignores_fail_and_keeps_its_result() -> None:
+def test_a_finished_call_keeps_its_result_if_fail_is_called() -> None:
     call = Call(answer, None)
     trio.run(call.run)
     call.fail(MemoryError())

@@ -83,7 +83,7 @@ def test_objects_made_outside_trio_cannot_be_used_inside() -> None:
     converse(client, server)
 
 
-def test_objects_made_inside_trio_cannot_leave_their_run() -> None:
+def test_objects_made_inside_trio_work_only_in_that_run() -> None:
     made = []
     why = "made inside Trio: it cannot be used"
 
@@ -175,7 +175,7 @@ def test_a_failed_thread_start_raises_oserror_and_can_be_retried(own_thread: Tri
     own_thread.stop()
     with no_descriptors_left(), pytest.raises(OSError, match="Too many open files"):
         own_thread.call(trio.lowlevel.checkpoint)
-    own_thread.call(trio.lowlevel.checkpoint)  # in a new thread
+    own_thread.call(trio.lowlevel.checkpoint)  # this call starts a new thread
 
 
 def test_ctrl_c_during_a_failed_start_raises_keyboard_interrupt(
@@ -263,7 +263,7 @@ def test_child_and_parent_work_after_a_fork() -> None:
         assert not background_threads()
         converse(server, client)
         converse(*run_outside(pair()))
-        in_child(lambda: converse(client, server))  # a child can fork too
+        in_child(lambda: converse(client, server))  # the child forks a child of its own
         converse(client, server)
 
     in_child(use_sockets)
@@ -283,7 +283,7 @@ def test_names_resolve_before_and_after_a_fork() -> None:
     by_name()
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # for a fork while threads run
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # os.fork warns if threads run
 def test_child_and_parent_work_after_a_fork_during_a_call() -> None:
     client, raw = run_outside(raw_peer())
     with raw:

@@ -107,7 +107,7 @@ def test_a_server_that_loses_data_gets_no_result(
     assert not lossy.measurements
 
 
-def test_a_peer_without_its_library_is_reported(setup: Setup) -> None:
+def test_a_peer_whose_library_is_not_installed_is_reported(setup: Setup) -> None:
     absent = Peer("absent", "", "benchmarks.peers.trio", packages=("no_such_library",))
     result = compete(ROWS["echo1"], [absent], setup, amount=10, rounds=1)
     assert result.series["absent"].failure == "not installed: no_such_library"
@@ -180,7 +180,7 @@ def test_the_record_contains_the_figures_of_every_round(setup: Setup, tmp_path: 
         ("memory", 1.1, "faster"),
     ],
 )
-def test_a_build_counts_as_slower_only_outside_the_noise(
+def test_a_difference_within_the_noise_counts_as_equal(
     row: str, before: float, verdict: str
 ) -> None:
     def series(figures: list[float]) -> Series:

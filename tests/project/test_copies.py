@@ -34,7 +34,10 @@ ROLES = {"Certificate", "ClientTLS", "ServerTLS"}
 async def one_of_each(
     client_tls: ClientTLS, server_tls: ServerTLS
 ) -> AsyncIterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Yield two dicts of objects, by class: objects that refuse to be copied, and all others."""
+    """Yield two dicts, which map the names of classes to objects.
+
+    The objects in the first dict refuse to be copied. The objects in the second can be copied.
+    """
 
     async def handler(sock: object) -> None:
         """Do nothing."""

@@ -18,7 +18,7 @@ from trisock import ClientTLS, ServerTLS, Socket, hammerspoon, pluto
 async def test_one_program_can_mix_the_three_interfaces(
     client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
-    """Each interface serves a port with STARTTLS. Clients of the other two upgrade to TLS."""
+    """Each interface runs a STARTTLS server. Clients of the other two interfaces upgrade to TLS."""
 
     async def serve_trisock(sock: Socket) -> None:
         assert await sock.recv_until(b"\n") == b"STARTTLS\n"
@@ -117,7 +117,7 @@ async def test_one_program_can_mix_the_three_interfaces(
 
 
 def tables() -> dict[str, list[list[str]]]:
-    """Return the rows of docs/dialects.md, by heading."""
+    """Return the table rows of docs/dialects.md, grouped by heading."""
     found: dict[str, list[list[str]]] = {}
     heading = ""
     for line in (ROOT / "docs" / "dialects.md").read_text().splitlines():

@@ -51,7 +51,7 @@ async def test_help_shows_how_to_run_the_example(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*TLS_SERVERS, "pluto_https_server"])
-async def test_a_tls_server_without_certificates_asks_for_trustme(
+async def test_a_tls_server_without_certificates_says_to_install_trustme(
     name: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "trustme.py").write_text("raise ImportError")
@@ -123,7 +123,7 @@ async def test_echo_client_sends_its_arguments_and_prints_the_replies() -> None:
 
 
 async def test_echo_client_sends_standard_input_and_prints_the_replies() -> None:
-    # More than all buffers on the path hold, so that the client must read while it sends.
+    # The data exceeds all buffers on the path. The client must therefore read while it sends.
     sent = b"".join(b"line %d\n" % number for number in range(500_000))
     async with running("echo_server") as server:
         result = await run(*command("echo_client", "--port", str(server.port)), stdin=sent)
@@ -131,7 +131,7 @@ async def test_echo_client_sends_standard_input_and_prints_the_replies() -> None
     assert result.stdout == sent
 
 
-async def test_echo_client_with_open_stdin_exits_at_the_servers_eof() -> None:
+async def test_echo_client_exits_at_server_eof_even_with_stdin_open() -> None:
     async with await trisock.listen(0, host="127.0.0.1") as listener:
         arguments = command("echo_client", "--port", str(listener.port))
         async with started(arguments, stdin=subprocess.PIPE) as client:

@@ -11,16 +11,16 @@ import pytest
 import trisock
 from helpers.floors import FLOORS, MODULES, floor_of, imports_of, name_of
 
-# The faces are trisock.pluto, trisock.hammerspoon and the command line. They use only public names
-# and these modules: the guard around calls to the user's code (_guard), the escaping of untrusted
-# text (_text), and two modules with functions that have no public name.
+# The faces are trisock.pluto, trisock.hammerspoon and the command line. They use public names and
+# four private modules: _guard protects calls to the user's code, _text escapes untrusted text, and
+# _connect and _address contain functions that have no public name.
 OPEN_TO_FACES = {"_guard", "_text", "_connect", "_address"}
 
 TESTS = sorted(Path(__file__).parents[1].rglob("*.py"))
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
-# The maximum number of lines of a module, a class and a test file. More lines are hard to read.
+# The maximum number of lines of a module, a class and a test file, for readability.
 MODULE_LINES, CLASS_LINES, TEST_LINES = 500, 450, 600
 
 

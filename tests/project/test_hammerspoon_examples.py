@@ -36,7 +36,7 @@ async def test_http_client_prints_the_header_and_the_body() -> None:
     assert printed == f"1 TAG_HTTP_HEADER\n{HEADER}\n2 TAG_HTTP_CONTENT\n<html>\nhello\n\n\n"
 
 
-async def test_http_client_prints_a_header_without_a_length() -> None:
+async def test_http_client_prints_a_header_without_content_length() -> None:
     header = "HTTP/1.0 204 No Content\r\n\r\n"
     _, printed = await get(header.encode())
     assert printed == f"1 TAG_HTTP_HEADER\n{header}\n"
@@ -54,7 +54,7 @@ async def test_http_client_exits_when_the_connection_ends(answer: str, printed: 
     assert (await get(answer.encode()))[1] == printed
 
 
-async def test_server_greets_and_sends_each_line_to_all() -> None:
+async def test_server_greets_clients_and_sends_each_line_to_all() -> None:
     async with running("hammerspoon_server") as server:
         one = await trisock.connect("127.0.0.1", server.port)
         async with closing(one):

@@ -1,4 +1,4 @@
-"""The example sni_router: the server name in a ClientHello, and routing by it."""
+"""The example sni_router: it finds the server name in a ClientHello, and routes by that name."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ async def test_router_connects_curl_to_the_named_server(
 
 
 def pieces_of_hello(cut: int) -> list[bytes]:
-    """Return a ClientHello in records of 50 bytes, cut into pieces."""
+    """Split a ClientHello, which has records of 50 bytes, into pieces of ``cut`` bytes."""
     return split(client_hello("echo.example", largest_record=50), cut)
 
 
@@ -160,7 +160,7 @@ async def test_router_closes_the_other_side_when_one_side_breaks() -> None:
                     assert await other.recv() == b""
 
 
-async def test_router_forwards_an_early_answer_to_a_sending_client() -> None:
+async def test_router_forwards_an_answer_before_the_client_has_finished_sending() -> None:
     async with await trisock.listen(0, host="127.0.0.1") as backend:
         async with running("sni_router", "--default", f"127.0.0.1:{backend.port}") as router:
             async with await trisock.connect("127.0.0.1", router.port) as client:
@@ -199,7 +199,7 @@ async def test_peeking_at_garbage_raises_only_value_error(garbage: bytes) -> Non
     async with closing(client, server):
         await client.send(garbage)
         if garbage in CUT_SHORT:
-            await client.send_eof()  # the router refuses garbage without waiting for more
+            await client.send_eof()  # without EOF, the router would wait for more
         with pytest.raises(ValueError, match=r"client|ClientHello") as caught:
             await sni_router.peek_client_hello(server)
         assert caught.type is ValueError

@@ -24,7 +24,7 @@ IDLE_TIMEOUT, HALF_CLOSED_TIMEOUT = 10, 3  # seconds of an autojump clock
 
 @pytest.fixture
 def jumping_clock(monkeypatch: pytest.MonkeyPatch) -> trio.testing.MockClock:
-    """Set short timeouts. Return an autojump clock, which lets bytes in flight arrive first."""
+    """Set short timeouts. Return a clock that lets bytes in flight arrive before it jumps."""
     monkeypatch.setattr(sni_router, "IDLE_TIMEOUT", IDLE_TIMEOUT)
     monkeypatch.setattr(sni_router, "HALF_CLOSED_TIMEOUT", HALF_CLOSED_TIMEOUT)
     return trio.testing.MockClock(autojump_threshold=0.05)

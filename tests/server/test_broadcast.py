@@ -26,7 +26,7 @@ async def passes(number: int) -> None:
         await trio.lowlevel.checkpoint()
 
 
-# The number of scheduler passes between the broadcast and starttls or stoptls.
+# The number of scheduler passes between starting a broadcast and calling starttls or stoptls.
 PASSES = pytest.mark.parametrize("between", range(6))
 
 
@@ -132,7 +132,8 @@ async def test_a_started_broadcast_is_shielded_from_cancellation() -> None:
         with trio.CancelScope() as scope:
             async with broadcasting(server, BIG) as delivered:
                 scope.cancel()
-                # Until the broadcast ends, this block has no unshielded checkpoint.
+                # The scope is cancelled. An unshielded checkpoint here would end the block
+                # before the broadcast ends.
                 assert server.connections
                 with trio.CancelScope(shield=True):
                     assert await client.recv_exactly(len(BIG)) == BIG

@@ -24,7 +24,7 @@ def test_split_errors_separates_errors_from_other_exceptions() -> None:
     assert others.exceptions == (interrupt, leaving)
 
 
-async def test_isolated_raises_an_interrupt_despite_a_scope_left_open() -> None:
+async def test_isolated_propagates_keyboard_interrupt_despite_a_scope_left_open() -> None:
     async def leave_one_open() -> None:
         trio.CancelScope().__enter__()
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""A handler's exception or open cancel scope ends only its own connection, and is logged."""
+"""A handler that raises or leaves a cancel scope open is logged, and ends only its connection."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def records() -> Iterator[Records]:
 
 
 async def serve_with_bystanders(handler: Handler) -> trisock.ServerStats:
-    """Run the handler on one connection. Check that a second and a later connection still work."""
+    """Run the handler on one connection. Check that an earlier and a later connection work."""
 
     async def fail_or_echo(sock: Socket) -> None:
         if await sock.recv_until(b"\n") == b"fail\n":
@@ -294,7 +294,7 @@ async def test_a_server_without_stderr_survives_broken_logging(
 async def test_the_server_survives_a_log_file_it_cannot_open(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Opening a directory fails, as opening any file does when descriptors run out.
+    # The path of the log file is a directory: opening it fails, as if descriptors had run out.
     handler = logging.FileHandler(tmp_path / "log", delay=True)
     os.mkdir(tmp_path / "log")
     with logging_to(handler):
@@ -305,7 +305,7 @@ async def test_the_server_survives_a_log_file_it_cannot_open(
 
 @dataclasses.dataclass
 class ProtocolError(Exception):
-    """Is not hashable, because it is a dataclass that compares by value."""
+    """An exception that is not hashable, because this dataclass compares by value."""
 
     code: int
 

@@ -31,7 +31,7 @@ async def accept_raises_closed(listener: Listener) -> None:
 # ---- listen ----
 
 
-async def test_without_a_host_ipv4_and_ipv6_share_one_port() -> None:
+async def test_ipv4_and_ipv6_share_one_port_if_host_is_none() -> None:
     async with await trisock.listen(0) as listener:
         assert listener.port
         assert listener.addresses == (("0.0.0.0", listener.port), ("::", listener.port))
@@ -99,7 +99,7 @@ async def test_a_machine_without_ipv6_listens_on_ipv4(
         await trisock.listen(0, host="::1")
 
 
-async def test_listen_fails_without_descriptors_for_both_families() -> None:
+async def test_listen_fails_if_only_one_address_family_gets_a_descriptor() -> None:
     with few_descriptors(1), pytest.raises(OSError, match="cannot listen on") as caught:
         await trisock.listen(0)
     assert caught.value.errno == errno.EMFILE
@@ -141,11 +141,11 @@ async def test_listen_refuses_invalid_arguments() -> None:
             await trisock.listen(*arguments, **options)  # type: ignore[arg-type]
 
 
-async def test_a_port_can_be_listened_on_again_immediately() -> None:
+async def test_listen_can_reuse_a_closed_listeners_port_immediately() -> None:
     async with await trisock.listen(0, host="127.0.0.1") as listener:
         client = await trisock.connect("127.0.0.1", listener.port)
         server = await listener.accept()
-        await server.send_eof()  # the side that sends FIN first has TIME_WAIT
+        await server.send_eof()  # the side that sends FIN first enters TIME_WAIT
         assert await client.recv() == b""
         await client.close()
         await server.close()
@@ -281,7 +281,7 @@ async def test_accept_skips_dead_connections_reported_by_the_kernel(
             assert listener.dropped == 2
 
 
-async def test_accept_raises_and_loses_no_connection_if_descriptors_run_out(
+async def test_accept_without_descriptors_raises_oserror_and_loses_no_connection(
     listener: Listener,
 ) -> None:
     client = await trisock.connect("127.0.0.1", listener.port)
@@ -360,7 +360,7 @@ async def iteration_ends(listener: Listener) -> None:
 
 @pytest.mark.parametrize("passes", range(6))
 @pytest.mark.parametrize("ends", [accept_raises_closed, iteration_ends])
-async def test_closing_at_any_moment_ends_an_accept(
+async def test_closing_a_listener_at_any_moment_ends_its_accept(
     ends: Callable[[Listener], Awaitable[None]], passes: int
 ) -> None:
     for _ in range(5):  # Trio chooses at random which task runs first
@@ -372,7 +372,7 @@ async def test_closing_at_any_moment_ends_an_accept(
             await listener.close()
 
 
-async def test_a_refused_socket_stays_open() -> None:
+async def test_listener_does_not_close_a_socket_that_it_refuses() -> None:
     with trio.socket.socket() as sock:
         with pytest.raises(ValueError, match="not a listening socket"):
             Listener([sock])

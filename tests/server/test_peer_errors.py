@@ -138,7 +138,10 @@ async def return_immediately(_: Socket) -> None:
 
 
 def run_on_a_fast_clock(main: Callable[[], Awaitable[None]]) -> None:
-    """Run ``main`` in a new Trio run, because this clock would jump to the deadline of the test."""
+    """Run ``main`` in a separate Trio run.
+
+    An async test has a deadline, and this clock would jump to that deadline.
+    """
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 

@@ -18,8 +18,8 @@ from helpers.server import broadcasting, connected, logged, serving
 from helpers.serving import chat, connect
 from trisock import ClientTLS, ServerTLS, Socket
 
-BIG = b"b" * 5_000_000  # so much that a send blocks until the client reads
-HUGE = b"b" * 50_000_000  # more than the kernel's buffers can grow to hold
+BIG = b"b" * 5_000_000  # a send of BIG blocks until the client reads
+HUGE = b"b" * 50_000_000  # exceeds the maximum size of the kernel's buffers
 
 
 # ---- the recipients ----
@@ -154,7 +154,7 @@ async def test_a_broadcast_aborts_a_slow_client_and_no_other(
                 while await slow.recv():
                     pass
             assert server.stats().aborted == 1
-    assert server.stats().handler_errors == 0  # our own abort ended its handler
+    assert server.stats().handler_errors == 0  # an abort by the server is not a handler's error
     assert not logged(log, logging.WARNING)
     assert ": it was aborted" in log.text
 
@@ -209,7 +209,7 @@ async def test_a_broadcast_never_splits_a_handlers_send() -> None:
             assert await client.recv_exactly(13) == b"NEWSMOREafter"
 
 
-async def test_a_send_behind_a_broadcast_waits_and_another_raises_busy() -> None:
+async def test_only_one_send_can_wait_for_a_broadcast() -> None:
     results = []
 
     async def handler(sock: Socket) -> None:
@@ -260,7 +260,7 @@ async def test_send_file_behind_a_broadcast_can_be_cancelled(
         assert scope.cancelled_caught
         async with trio.open_nursery() as inner:
             inner.start_soon(sock.recv)  # receives "continue"
-            await sock.send(b"mine")  # waits only for the broadcast
+            await sock.send(b"mine")  # this send waits only for the broadcast
 
     async with behind_a_broadcast(handler) as client:
         await client.send(b"file, please")
@@ -320,7 +320,7 @@ async def test_starttls_behind_a_broadcast_can_end_early(
     assert done == [how]
 
 
-async def test_starttls_behind_a_broadcast_that_is_cut_short_fails(
+async def test_starttls_fails_if_the_broadcast_before_it_is_cut_short(
     server_tls: ServerTLS, jumping_clock: trio.testing.MockClock
 ) -> None:
     done = []

@@ -66,7 +66,10 @@ async def test_an_exception_group_is_logged_once(log: pytest.LogCaptureFixture) 
 async def test_a_handlers_error_during_cancellation_is_logged(
     log: pytest.LogCaptureFixture,
 ) -> None:
-    """The handler raises a group with a ``Cancelled``. ``except Exception`` misses the group."""
+    """The handler raises a group that contains a ``Cancelled``.
+
+    ``except Exception`` does not catch such a group.
+    """
 
     async def handler(sock: Socket) -> None:
         async def fail_when_cancelled() -> None:

@@ -57,7 +57,10 @@ async def test_a_full_server_leaves_connections_to_other_processes() -> None:
 
 
 async def test_the_number_of_closing_connections_without_a_slot_is_bounded() -> None:
-    """At most ``max_connections`` closing connections give up their slots. Others keep theirs."""
+    """At most ``max_connections`` connections may be closing without a slot at the same time.
+
+    All other closing connections keep their slots.
+    """
 
     async def handler(sock: Socket) -> None:
         await trio.lowlevel.wait_readable(sock.fileno())
@@ -93,7 +96,7 @@ async def test_a_handshake_occupies_a_connection_slot(
             assert await second.recv() == b"hi\n"
 
 
-async def test_a_failed_handshake_closes_without_a_slot(
+async def test_a_failed_handshake_frees_its_slot_before_the_connection_closes(
     client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
     active: list[int] = []
@@ -194,7 +197,7 @@ async def test_a_failed_accept_frees_its_connection_slot(
         assert not failures
 
 
-def test_calls_are_bounded_by_default() -> None:
+def test_default_timeouts_and_size_limits_are_finite() -> None:
     def default(function: object, name: str) -> object:
         return inspect.signature(function).parameters[name].default  # type: ignore[arg-type]
 

@@ -33,5 +33,5 @@ def a(ends: tuple[Socket, Socket]) -> Socket:
 
 @pytest.fixture
 def b(ends: tuple[Socket, Socket]) -> Socket:
-    """The server's end of the connection whose client is ``a``."""
+    """The server's end of the connection. (``a`` is the client's end.)"""
     return ends[1]

@@ -15,7 +15,7 @@ from helpers.reads import READS
 from trisock import ClientTLS, ServerTLS, Socket, TLSError
 from trisock._net.lines import Lines
 
-# More bytes than the kernel holds, so the broadcast ends only after the client has read.
+# More bytes than the kernel can hold: the broadcast ends only after the client reads them.
 BROADCAST_SIZE = 8_000_000
 
 # Every way to read: all reads of a socket, and an iterator that has already split more lines.
@@ -88,7 +88,7 @@ async def test_every_read_is_refused_while_tls_begins_or_ends(
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_injected_lines_fail_the_handshake_despite_a_reader(
+async def test_injected_lines_fail_the_handshake_despite_attempted_reads(
     way: str, server_tls: ServerTLS
 ) -> None:
     async def begin() -> None:
@@ -106,7 +106,7 @@ async def test_injected_lines_fail_the_handshake_despite_a_reader(
             assert await client.recv_exactly(BROADCAST_SIZE)  # now the handshake begins
 
 
-async def test_lines_split_before_stoptls_are_kept(
+async def test_lines_that_were_split_before_stoptls_are_kept(
     client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
     async def end() -> None:
@@ -155,7 +155,7 @@ async def test_every_read_after_an_abort_raises_closed_resource_error(way: str) 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(wait)
             await trio.testing.wait_all_tasks_blocked()
-            a.abort()  # wakes the reader, which has not run yet
+            a.abort()  # the reader is woken, but has not run yet
             with pytest.raises(trio.ClosedResourceError):
                 await read(way, a, lines)
             with pytest.raises(trio.ClosedResourceError):

@@ -104,7 +104,7 @@ async def test_both_ends_can_read_and_send_at_the_same_time(a: Socket, b: Socket
 
 
 @pytest.mark.parametrize("how", ["unrecv", "peek", "proxy line", "in pieces"])
-async def test_a_client_hello_received_before_starttls_is_used(
+async def test_starttls_uses_a_client_hello_that_was_received_earlier(
     how: str, authority: Authority, server_tls: ServerTLS
 ) -> None:
     # PROXY protocol, version 1: the line and the ClientHello arrive in one segment.
@@ -278,7 +278,7 @@ async def test_an_ssl_context_works_in_either_role(authority: Authority) -> None
 
 @pytest.mark.filterwarnings("ignore:ssl.PROTOCOL_TLS is deprecated")
 @pytest.mark.parametrize("layer", ["plain"])
-async def test_a_context_for_both_roles_follows_the_sockets_side(
+async def test_a_protocol_tls_context_takes_its_role_from_the_socket(
     a: Socket, b: Socket, authority: Authority
 ) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS)

@@ -1,7 +1,7 @@
 """Call the user's code, and handle its exceptions.
 
 Handlers, callbacks and log filters may do anything. So this module never hashes or compares an
-exception, and never calls a method of its class: a user's class may override any of them.
+exception, and never relies on a method of its class: a user's class may override any method.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ async def isolated(function: Callable[[], Awaitable[T]]) -> T:
 
 
 def stray_cancelled(exc: BaseException) -> RuntimeError | None:
-    """If ``Cancelled`` was raised but nothing was cancelled, return an error that explains it.
+    """If ``Cancelled`` was raised but nothing was cancelled, return an error that explains this.
 
     Returns ``None`` for any other exception. Call this only where all enclosing cancel scopes are
     the library's own.

@@ -47,7 +47,7 @@ class ConflictDetector:
 
 
 class SendLock(ConflictDetector):
-    """Lets only one task at a time send. Tasks of the application conflict, but broadcasts wait.
+    """Lets only one task at a time send. An application task may conflict, but a broadcast waits.
 
     ``async with`` acquires the lock for a task of the application. A broadcast calls ``acquire``
     and ``release`` directly.

@@ -309,7 +309,7 @@ class ReceiveBuffer:
         if index and not self._merge_oldest_two(index):
             return iter(())
         chunk, start = self._oldest()
-        # A piece of this size has no line longer than max_bytes, delimiter included.
+        # In a piece of this size, no line is longer than max_bytes (including its delimiter).
         size = min(self._split_size, max_bytes)
         piece = chunk[start : start + size] if start or len(chunk) > size else chunk
         lines = piece.split(delimiter, LINES_AT_A_TIME)
@@ -361,7 +361,7 @@ class ReceiveBuffer:
             self._front, self._back = self._back, self._front
             # The uncoalesced entries of ``_back`` are now the first entries of ``_front``, so we
             # stop counting them. There are at most ``_MAX_UNCOALESCED`` of them, because the lists
-            # are swapped again only when all have been taken.
+            # are swapped again only when all of these entries have been taken.
             self._uncoalesced_front = self._uncoalesced_back = 0
         return self._front[-1]
 

@@ -71,7 +71,10 @@ class Source:
         """Prepare for the first read. May wait."""
 
     async def wait_readable(self) -> bool:
-        """Wait until ``read`` can return at once. Returns False if known to be at EOF."""
+        """Wait until ``read`` can return at once.
+
+        Returns False if the file is known to be at EOF.
+        """
         return True
 
     async def read(self, offset: int, size: int) -> bytes | memoryview | None:
@@ -197,7 +200,7 @@ async def send_file(
             left -= len(piece)
             on_sent(len(piece))
         if not started:
-            await layer.send(())  # sends nothing: a checkpoint, with the errors of any send
+            await layer.send(())  # sends nothing, but is a checkpoint and raises a send's errors
     except BaseException:
         if started:  # the peer cannot tell that the rest of the file is missing
             layer.cut_short()

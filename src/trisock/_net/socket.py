@@ -114,7 +114,7 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
             views = (buffers[0],)
         else:
             views = tuple(map(bytes_view, buffers))
-        # The hot path (benchmark rows echo1 and send), so the following code is inlined here:
+        # This is the hot path (benchmark rows echo1 and send). It inlines this code:
         # ``async with connection.sending: await connection.send(views)``.
         connection = self._connection
         lock = connection.sending
@@ -187,7 +187,7 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
             sent. The peer gets these bytes. Under TLS, a later ``close`` sends no ``close_notify``,
             which would claim that the data is complete.
           trio.BrokenResourceError: the connection is broken. The message says how many bytes were
-            sent. If worker threads read the file, it counts only complete pieces (of 256 KiB).
+            sent. If worker threads read the file, only complete pieces of 256 KiB are counted.
           OSError: the file cannot be read. If part of the file was sent, every later send fails.
           ValueError, TypeError: ``file`` is not a readable binary file, or a number is negative.
 
@@ -350,7 +350,7 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
     # ---- closing ----
 
     async def close(self) -> None:
-        """Close gracefully, so that sent data is not lost, with limits of 2 seconds and 64 MiB.
+        """Close gracefully: within limits (2 seconds, 64 MiB), data that was sent is not lost.
 
         ``aclose`` does the same. Under TLS, ``close`` first sends ``close_notify``. Then it sends
         FIN. It reads and discards at most 64 MiB of the peer's data, for at most 2 seconds: if a

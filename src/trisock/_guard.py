@@ -149,7 +149,7 @@ def log(
         info = None
         if exc_info is not None:
             shown = _loggable(exc_info)
-            # Pass a tuple. Of a bare exception, logging would use __bool__ and __traceback__, which
+            # Pass a tuple: logging would use the __bool__ and __traceback__ of a bare exception, which
             # a user's class may override.
             info = (type(shown), shown, _attribute(shown, "__traceback__"))
         logger.log(level, message, *args, exc_info=info, extra=extra, stacklevel=2)

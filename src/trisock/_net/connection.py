@@ -328,7 +328,7 @@ class Connection:
         self.reading.in_use = self.sending.in_use = True
         self.state = ConnectionState.CHANGING  # later broadcasts skip this connection
         self.generation += 1
-        self.buffer.commit_lines()  # stop the iterators over lines; the other lines stay unread
+        self.buffer.commit_lines()  # stop the line iterators; lines not yet returned stay unread
         if not self.sending.locked:
             self.sending.locked = True
             return

@@ -196,7 +196,7 @@ def to_tls_name(host: str) -> str:
     if _is_ip(ascii_host):
         return ascii_host.partition("%")[0]
     if re.fullmatch(r"[0-9]+(\.[0-9]+)+\.?", ascii_host):
-        raise ValueError(f"{quoted(host)} is neither a host name nor a complete IPv4 address")
+        raise ValueError(f"{quoted(host)} is not a host name, and not a complete IPv4 address")
     return ascii_host.removesuffix(".")
 
 

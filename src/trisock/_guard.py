@@ -149,8 +149,8 @@ def log(
         info = None
         if exc_info is not None:
             shown = _loggable(exc_info)
-            # Pass a tuple: logging would use the __bool__ and __traceback__ of a bare exception, but
-            # a user's class may override them.
+            # Pass a tuple: logging would use a bare exception's __bool__ and __traceback__, which a
+            # user's class may override.
             info = (type(shown), shown, _attribute(shown, "__traceback__"))
         logger.log(level, message, *args, exc_info=info, extra=extra, stacklevel=2)
     except Exception as failure:

@@ -1,7 +1,7 @@
 """Exclusive use of each direction of a connection.
 
 One task may read while another task sends. A second reader or sender is a bug in the program, and
-gets ``BusyResourceError``. Only a server's ``broadcast`` never conflicts: it waits until an earlier
+gets ``BusyResourceError``. A server's ``broadcast`` never conflicts: it waits until an earlier
 send has finished, and later sends wait until the broadcast has finished.
 """
 

@@ -337,7 +337,7 @@ else:
 
         async def read(self, offset: int, size: int) -> bytes:
             if self.size is not None and offset >= self.size:
-                return b""  # without pread(2), which fails at the highest offsets
+                return b""  # pread(2) is not called: it fails at the highest offsets
             data = await _in_thread(_disk_readers, self._read, offset, size, abandon_on_cancel=True)
             if self._regular and self.size is None and os.fstat(self._duplicate).st_size:
                 return b""  # the file was empty when send_file was called, and has grown since

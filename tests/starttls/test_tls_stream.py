@@ -151,3 +151,14 @@ async def test_the_search_for_an_alert_is_bounded(
     await trio.lowlevel.wait_readable(a.fileno())
     a._connection.raise_pending_alert()
     assert await a.recv_exactly(11) == b"onetwothree"
+
+
+async def test_a_response_that_fails_during_a_send_ends_sending(a: Socket, tls: TLSStream) -> None:
+    async def fail() -> None:  # as ``_flush_responses`` of a reader does
+        tls.send_state = SendState.OVER
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(a.send, b"a message")
+        nursery.start_soon(fail)
+    assert tls.send_state is SendState.OVER
+    assert tls.final_bytes() == b""

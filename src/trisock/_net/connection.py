@@ -295,7 +295,7 @@ class Connection:
                 # ``caused`` must return True for the error.
                 raise self.transport.remember_failure(_UnreadError(_UNREAD_BYTES))
             trailing = await self._close_on_error(self.tls.unwrap())
-            self.tls.release()
+            self.tls.break_cycle()
             self.tls = self.tls_info = None
             self.layer = self.transport
             self.buffer.append(trailing)
@@ -436,7 +436,7 @@ class Connection:
         if not self._is_forked():
             self.transport.close_immediately()
         else:
-            self.transport.release()
+            self.transport.close_descriptor_only()
         self._mark_closed()
 
     def abort(self) -> None:
@@ -444,7 +444,7 @@ class Connection:
         if not self._is_forked():
             self.transport.abort()
         else:
-            self.transport.release()
+            self.transport.close_descriptor_only()
         self._mark_closed(ConnectionState.ABORTED)
 
     def _is_forked(self) -> bool:
@@ -468,6 +468,6 @@ class Connection:
     def _mark_closed(self, state: ConnectionState = ConnectionState.CLOSED) -> None:
         self._detach(state)
         if self.tls is not None:
-            self.tls.release()
+            self.tls.break_cycle()
         if self._closed is not None:
             self._closed.set()

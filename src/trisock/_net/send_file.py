@@ -195,7 +195,7 @@ async def send_file(
             await layer.send([memoryview(piece)])
             started = True
             if tls is not None:
-                tls.send_state = SendState.IN_MESSAGE  # layer.send has reset the state
+                tls.enter(SendState.IN_MESSAGE)  # layer.send has reset the state
             offset += len(piece)
             left -= len(piece)
             on_sent(len(piece))
@@ -207,7 +207,7 @@ async def send_file(
         raise
     if tls is not None:
         whole = not left or (count is None and not source.has_shrunk())
-        tls.send_state = before if whole else SendState.IN_MESSAGE
+        tls.enter(before if whole else SendState.IN_MESSAGE)
 
 
 # ---- kinds of files ----

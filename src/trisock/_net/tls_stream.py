@@ -21,6 +21,8 @@ How reading and sending work together, after the handshake:
   until the descriptor is writable: a cancellation of this wait does no harm. Then the sender
   encrypts one piece and tries to send it, with no cancel point in between. A cancellation after
   that makes later sends fail (``SendState.OVER``).
+- OpenSSL may refuse to write until it has read more. It then expects the same call again, with the
+  same data (SSL_write(3)), so ``send`` repeats it with the same piece.
 - A failed send does not stop reading: the peer's last data, or its alert, may have arrived.
 """
 
@@ -359,10 +361,15 @@ class TLSStream:
                 if not isinstance(exc, Exception) and engine.failure is None:
                     engine.set_failure(self._transport.broken("an earlier send was cut short"))
             raise
-        self.send_state = before
+        self.enter(before)
         if not started:
             self._check_sending()
             await trio.lowlevel.checkpoint()
+
+    def enter(self, state: SendState) -> None:
+        """Enter a state, unless sending is OVER: meanwhile a reader's response may have failed."""
+        if self.send_state is not SendState.OVER:
+            self.send_state = state
 
     def _send_nowait(self) -> bool:
         """Send the engine's pending ciphertext. Returns whether the kernel accepted all of it."""
@@ -400,7 +407,7 @@ class TLSStream:
         self.send_state = SendState.IN_MESSAGE
         if not self._send_nowait():
             await self._send_rest()
-        self.send_state = SendState.READY
+        self.enter(SendState.READY)
 
     async def _wait_writable(self) -> None:
         try:  # usually free, and Lock.acquire would add a checkpoint
@@ -463,9 +470,9 @@ class TLSStream:
         finally:
             self._in_ssl_stream = False
             if self._transport.closing:
-                self.release()
+                self.break_cycle()
 
-    def release(self) -> None:
+    def break_cycle(self) -> None:
         """Break the reference cycle of ``SSLStream``, which is no longer used.
 
         The ``SSLStream`` refers to itself by a bound method. If we kept this cycle, every closed

@@ -381,7 +381,7 @@ class Transport:
     def begin_close(self) -> None:
         """Begin to close: wake waiting tasks with ``ClosedResourceError``.
 
-        After this, only ``close``, ``abort``, ``close_immediately`` and ``release`` have an effect.
+        After this, only the methods that close the descriptor have an effect.
         """
         self._mark_closing()
         if self._socket.fileno() >= 0:
@@ -453,7 +453,7 @@ class Transport:
         end_connection(self._socket, may_be_unread=True)
         self._close_descriptor()
 
-    def release(self) -> None:
+    def close_descriptor_only(self) -> None:
         """Close only our descriptor. The other process that holds it keeps the connection."""
         self.begin_close()
         with contextlib.suppress(OSError):  # other code closed the socket

@@ -433,9 +433,9 @@ class Server(NotCopyable):
             finally:
                 # Everything that a handler sent arrives, even if the handler failed. But after a
                 # failure we send no close_notify, which would claim that nothing is missing. If the
-                # handler was cancelled, close() does not wait, and the kernel still sends its
-                # buffer.
-                with contextlib.nullcontext() if self._slots is None else self._slots.closing():
+                # handler was cancelled, close() does not wait: the kernel sends its buffer.
+                slots = self._slots
+                with contextlib.nullcontext() if slots is None else slots.while_closing():
                     await connection.close(complete=complete)
         finally:
             self._counts["active"] -= 1

@@ -40,7 +40,7 @@ class Slots:
         self._free.release()
 
     @contextlib.contextmanager
-    def closing(self) -> Iterator[None]:
+    def while_closing(self) -> Iterator[None]:
         """Close a connection in this block. Its slot is released at the start, or later."""
         close = object()
         if self._closing < self._limit:

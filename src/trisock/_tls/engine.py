@@ -42,7 +42,9 @@ class TLSState(enum.Enum):
     FAILED = enum.auto()
 
 
-# docs/design.md lists the events. close_notify(), for a local close, does not change the state.
+# finish_handshake enters OPEN. A read that finds close_notify enters PEER_CLOSED. unwrap enters
+# CLOSING and then CLOSED. set_failure enters FAILED. docs/design.md lists the events.
+# close_notify(), for a local close, does not change the state.
 TRANSITIONS = {
     TLSState.HANDSHAKE: {TLSState.OPEN, TLSState.FAILED},
     TLSState.OPEN: {TLSState.PEER_CLOSED, TLSState.CLOSING, TLSState.FAILED},

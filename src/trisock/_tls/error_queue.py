@@ -10,9 +10,10 @@ import threading
 def clear_error_queue() -> None:
     """Clear OpenSSL's error queue, which all connections of a thread share.
 
-    An earlier call may leave an error in the queue, even if the call succeeded. OpenSSL then
-    reports the next WANT_READ as that error. OpenSSL clears the queue when a handshake starts, and
-    when it has nothing to read. So we do a handshake that never has anything to read.
+    An earlier call may leave an error in the queue, even if the call succeeded. Python does not
+    clear it (https://github.com/python/cpython/issues/81891). OpenSSL then reports the next
+    WANT_READ as that error. OpenSSL clears the queue when a handshake starts, and when it has
+    nothing to read. So we do a handshake that never has anything to read.
     """
     with contextlib.suppress(ssl.SSLWantReadError):
         _idle_server.ssl_object.do_handshake()

@@ -1,4 +1,4 @@
-"""Convert addresses and host names between the forms of the kernel, users, the resolver and TLS."""
+"""Convert addresses and host names to the forms that the kernel, users, DNS and TLS expect."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MAX_NAME = 253  # characters of a DNS name without its final dot (RFC 1035, sec
 _ASCII_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")
 
 # An interface name has at most 15 characters and no colon, slash or white space (Linux: IFNAMSIZ
-# and dev_valid_name). A number is always valid.
+# and dev_valid_name). The number of an interface also matches.
 _ZONE = re.compile(r"[A-Za-z0-9!#$&()*+,.;<=>?@^_`{|}~-]{1,15}")
 
 # Paths that need no quotes, because they cannot be mistaken for anything else.
@@ -35,7 +35,7 @@ class Address(NamedTuple):
       host: an IPv4 or IPv6 address as text. An IPv4-mapped IPv6 address is shown as IPv4. An IPv6
         zone is kept (``fe80::1%eth0``), because ``connect`` needs it. For a Unix socket, ``host``
         is its path, or ``""`` if the socket has none.
-      port: the port; 0 for a Unix socket.
+      port: the port, or 0 for a Unix socket.
 
     A Unix peer chooses its own path, which may look like an IP address. The port of a TCP
     connection is never 0, so ``address.port == 0`` identifies a Unix socket.
@@ -55,7 +55,10 @@ class Address(NamedTuple):
 
 
 class UnixAddress(Address):
-    """The Address of a Unix socket. Its class identifies it: its path may look like an IP."""
+    """The address of a Unix socket.
+
+    The class tells it apart from a TCP address, because the path may look like an IP address.
+    """
 
     __slots__ = ()
 
@@ -66,7 +69,7 @@ class UnixAddress(Address):
 def format_unix_path(path: str | bytes) -> str:
     """Format a path for a log or an error, so that the path cannot be mistaken for ``host:port``.
 
-    A path of ordinary characters that starts with a slash is returned unchanged.
+    A path is returned unchanged if it starts with a slash and has only ordinary characters.
     """
     path = os.fsdecode(path)
     if not path:
@@ -84,7 +87,7 @@ def format_host_port(host: str, port: int) -> str:
 
 def address_from_sockaddr(family: int, sockaddr: object) -> Address:
     """Convert a sockaddr from ``getpeername``, ``getsockname`` or ``accept`` to an Address."""
-    if isinstance(sockaddr, (str, bytes)):  # AF_UNIX; bytes is Linux's abstract namespace
+    if isinstance(sockaddr, (str, bytes)):  # AF_UNIX (bytes: an abstract name, on Linux)
         return UnixAddress(os.fsdecode(sockaddr), 0)
     if not isinstance(sockaddr, tuple) or len(sockaddr) < 2:
         raise ValueError(f"not an address of a stream socket: {quoted(sockaddr)}")
@@ -104,7 +107,10 @@ def _ipv6_text(host: str, scope_id: int) -> str:
 
 
 def zone_name(scope_id: int) -> str:
-    """Return the interface name of an IPv6 zone, or its number as text if it has no plain name."""
+    """Return the interface name for an IPv6 scope id.
+
+    Returns the id as text if there is no such interface, or if the name has unusual characters.
+    """
     try:
         name = socket.if_indextoname(scope_id)
     except OSError:  # the interface no longer exists
@@ -127,7 +133,7 @@ def to_ascii_host(host: str) -> str:
     each label is converted to its A-label (RFC 5890). ASCII names are returned unchanged, even
     names such as ``my_service``, which IDNA rejects but people use.
 
-    Raises ``TypeError`` if the host is not a ``str``, ``ValueError`` if it is not a valid name.
+    Raises ``TypeError`` if the host is not a ``str``, and ``ValueError`` if the name is invalid.
     """
     if not isinstance(host, str):
         raise TypeError(f"a host must be a str, not {quoted(host)}")
@@ -135,7 +141,8 @@ def to_ascii_host(host: str) -> str:
         _check_zone(host)
         return host
     name = host
-    # Do not map a longer name: it stays too long, unless the mapping drops ignored characters.
+    # Do not map a name that is too long. The result would also be too long, unless the mapping
+    # drops many characters (it drops some, such as the soft hyphen).
     if not host.isascii() and len(host) <= _MAX_NAME + 1:
         try:
             mapped = idna.uts46_remap(host, std3_rules=False, transitional=False)
@@ -143,7 +150,7 @@ def to_ascii_host(host: str) -> str:
                 label if label.isascii() else idna.alabel(label).decode("ascii")
                 for label in mapped.split(".")
             )
-        except UnicodeError:  # idna.IDNAError, whose message quotes the host
+        except UnicodeError:  # idna.IDNAError. Its message quotes the host, which may be a secret.
             raise ValueError(f"{quoted(host)} is not a host name") from None
     bare = name.removesuffix(".")
     if (
@@ -158,7 +165,7 @@ def to_ascii_host(host: str) -> str:
 def _check_zone(host: str) -> None:
     _, percent, zone = host.partition("%")
     if percent and not _ZONE.fullmatch(zone):
-        raise ValueError(f"{quoted(host)} is not a host name: no interface can have this name")
+        raise ValueError(f"{quoted(host)} is not a host name: the zone after the % is invalid")
 
 
 def _hint(host: str) -> str:
@@ -189,7 +196,7 @@ def to_tls_name(host: str) -> str:
     if _is_ip(ascii_host):
         return ascii_host.partition("%")[0]
     if re.fullmatch(r"[0-9]+(\.[0-9]+)+\.?", ascii_host):
-        raise ValueError(f"{quoted(host)} is not a host name, nor a complete IPv4 address")
+        raise ValueError(f"{quoted(host)} is not a host name, and not a complete IPv4 address")
     return ascii_host.removesuffix(".")
 
 
@@ -203,7 +210,7 @@ def check_port(port: object, host: str | None) -> None:
 
 
 def with_message(cause: OSError, message: str) -> OSError:
-    """Return an ``OSError`` with the errno, and so the subclass, of ``cause`` and a new message."""
+    """Return an ``OSError`` with a new message, and with the errno and subclass of ``cause``."""
     if isinstance(cause, socket.gaierror):
         return socket.gaierror(cause.errno, f"{message}: {cause.strerror}")
     if cause.errno is None:
@@ -212,6 +219,6 @@ def with_message(cause: OSError, message: str) -> OSError:
 
 
 def same_errno(errors: Sequence[BaseException]) -> int | None:
-    """Return the errno that all of the errors share, or ``None``."""
+    """Return the errno that all of the errors share, or ``None`` if they differ."""
     errnos = {exc.errno if isinstance(exc, OSError) else None for exc in errors}
     return errnos.pop() if len(errnos) == 1 else None

@@ -16,7 +16,8 @@ MAX_QUOTED_LABEL = 32
 def quoted(value: object) -> str:
     """Format an argument for an error message; quote it only if it is unlikely to be a secret.
 
-    A caller may pass a key in place of any argument, and error messages end up in logs.
+    A caller may pass a secret key by mistake in place of any argument, and error messages end up in
+    logs.
     """
     if value is None or isinstance(value, (bool, float)):
         return repr(value)
@@ -35,13 +36,14 @@ def quoted(value: object) -> str:
 
 
 def type_name(value: object) -> str:
-    # Show only the type: the value may be a key, passed as the wrong argument.
+    # Show only the type: the value may be a secret key that was passed by mistake.
     return f"a {type(value).__name__}"
 
 
 def check_bool(name: str, value: object) -> None:
     """Raise ``TypeError`` unless the value is a bool."""
-    # None, from an option that the program never set, must not count as False and disable a check.
+    # None must not count as False and disable a check: it may come from an option that the program
+    # never set.
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, not {type_name(value)}")
 

@@ -44,7 +44,7 @@ async def connect(
     tls: TLSArgument | Literal[True] | None = None,
     local_address: str | None = None,
 ) -> Socket:
-    """Connect over TCP, to a name or an address, IPv4 or IPv6.
+    """Connect over TCP to a host name, an IPv4 address or an IPv6 address.
 
     If the name has several addresses, they are tried in order. Each attempt gets a head start of
     250 ms over the next (happy eyeballs, RFC 8305). The first attempt that succeeds is used.
@@ -53,20 +53,20 @@ async def connect(
       host: a name, which may be internationalized, or an address.
       port: 0 to 65535.
       tls: ``True`` starts TLS immediately: the server's certificate must match ``host`` and chain
-        to the system's trust store. Any ``tls`` argument of ``Socket.starttls`` also starts TLS.
-        ``None``: plain text.
+        to the system's trust store. ``None`` means plain text. Any other value is passed to
+        ``Socket.starttls``, and must be for a TLS client.
       local_address: the local address to connect from.
 
     Returns: a ``Socket`` whose side is ``"client"``.
 
     Raises:
       OSError: all attempts failed. The message contains the address, and the cause is the group of
-        the individual errors. If all of them have the same errno, the error has it too, and is of
-        its subclass (such as ``ConnectionRefusedError``). An unknown host raises
+        the individual errors. If all of them have the same errno, the ``OSError`` has this errno
+        and the matching subclass (such as ``ConnectionRefusedError``). An unknown host raises
         ``socket.gaierror``. If nothing listens on a local port, the kernel can connect a socket to
         itself. ``connect`` never returns such a connection: it retries, and finally raises
         ``ConnectionRefusedError``.
-      TLSError: TLS failed, as in ``Socket.starttls``.
+      TLSError: TLS failed (see ``Socket.starttls``).
       TypeError, ValueError: an argument is invalid; no connection was made.
 
     A cancelled call leaves nothing open. Source: Pluto's ``socket.connect``.
@@ -115,7 +115,7 @@ def _reset_if_self_connected(raw: socket.socket) -> bool:
     try:
         if raw.getsockname() != raw.getpeername():
             return False
-    except OSError:  # the connection was already reset
+    except OSError:  # ENOTCONN, if the connection was already reset
         return False
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_AND_RESET)
     raw.close()
@@ -138,7 +138,7 @@ async def connect_unix(
     Raises:
       OSError: nothing listens on the path (``FileNotFoundError``, ``ConnectionRefusedError``, ...).
         The path is the error's ``filename``. Also raised if the platform has no Unix sockets.
-      TLSError: TLS failed, as in ``Socket.starttls``.
+      TLSError: TLS failed (see ``Socket.starttls``).
       TypeError, ValueError: an argument is invalid.
 
     If the listener's backlog is full, the call waits. A cancelled call leaves nothing open.
@@ -167,7 +167,10 @@ async def connect_unix(
 
 
 def _check_client_role(tls: TLSArgument, host: str | None) -> None:
-    """Check ``tls`` before connecting. Only a bare ``SSLContext`` may be a TLS server's."""
+    """Check ``tls`` before connecting.
+
+    Raises ``TypeError`` for the role of a TLS server, unless ``tls`` is a bare ``SSLContext``.
+    """
     role = resolve_role(tls, server_hostname=None, connected_host=host, side="client")
     if role.server_side and not isinstance(tls, ssl.SSLContext):
         raise TypeError(
@@ -202,8 +205,8 @@ def connect_unix_nowait(path: str) -> Socket:
     """Connect to a Unix socket without waiting.
 
     Raises ``BlockingIOError`` if the backlog is full, another ``OSError`` if the connect fails, and
-    ``ValueError`` if the path is invalid. For ``trisock.hammerspoon``, whose ``connect`` is
-    synchronous.
+    ``ValueError`` if the path is invalid. ``trisock.hammerspoon`` uses this function, because its
+    ``connect`` is synchronous.
     """
     name = unix_path(path)
     raw = unix_socket(name)

@@ -15,9 +15,9 @@ import trio
 class TLSError(trio.BrokenResourceError):
     """TLS failed; the message says why in plain words.
 
-    ``starttls`` and ``stoptls`` close the socket before they raise it. Reads and sends raise it if
-    the peer has broken the encrypted stream: by an alert, a forged record, or an EOF without
-    ``close_notify``.
+    ``starttls`` and ``stoptls`` close the socket before they raise this error. A read or a send
+    raises it if the peer has broken the encrypted stream with an alert, a forged record, or an EOF
+    without ``close_notify``.
 
     Attributes:
       reason: OpenSSL's name for the error, such as ``"CERTIFICATE_VERIFY_FAILED"``. ``None`` if the
@@ -42,7 +42,7 @@ class IncompleteReadError(EOFError):
 
     Attributes:
       partial: the bytes that arrived.
-      expected: how many bytes were requested; ``None`` if the read was waiting for a delimiter.
+      expected: how many bytes were requested, or ``None`` if the read was waiting for a delimiter.
     """
 
     def __init__(self, partial: bytes, expected: int | None) -> None:
@@ -73,10 +73,10 @@ class IncompleteReadError(EOFError):
 def new_incomplete_read_error(
     entries: list[tuple[bytes, int]], size: int, expected: int | None
 ) -> IncompleteReadError:
-    """Return an error whose ``partial`` joins the given chunks, each from its start offset.
+    """Return an error whose ``partial`` is the unread bytes of the given entries.
 
-    The chunks are joined only when ``partial`` is read. Otherwise a loop that reads one byte and
-    then retries the larger read would copy all chunks each time.
+    The chunks are joined only when ``partial`` is read. If they were joined here, a program that
+    repeatedly gets this error, reads one byte and retries would copy all chunks each time.
     """
     error = IncompleteReadError(b"", expected)
     error._entries = entries
@@ -104,8 +104,9 @@ class LimitExceededError(Exception):
 def unraised_copy(failure: trio.BrokenResourceError) -> trio.BrokenResourceError:
     """Return an equal error that was never raised.
 
-    A connection stores one error and raises another. A raised error has a traceback, and its frames
-    refer to the connection. If the connection stored that error, they would form a reference cycle.
+    A connection stores one copy of an error and raises another copy. A raised error refers to the
+    connection, through the frames of its traceback. If the connection also stored the raised copy,
+    the error and the connection would form a reference cycle.
     """
     if isinstance(failure, TLSError):
         return TLSError(str(failure), reason=failure.reason, verify_code=failure.verify_code)
@@ -114,8 +115,8 @@ def unraised_copy(failure: trio.BrokenResourceError) -> trio.BrokenResourceError
 
 # ---- ssl.SSLError in plain words ----
 
-# If the peer does not speak TLS, OpenSSL interprets its first bytes and reports one of these
-# reasons.
+# If the peer does not speak TLS, OpenSSL takes the peer's first bytes for a TLS record and reports
+# one of these reasons.
 _NOT_TLS = {
     "WRONG_VERSION_NUMBER",
     "HTTP_REQUEST",
@@ -131,7 +132,7 @@ _DESCRIPTIONS = {
     "UNSUPPORTED_PROTOCOL": "the peer supports no TLS version that we accept",
     "VERSION_TOO_LOW": "the peer supports no TLS version that we accept",
     "NO_PROTOCOLS_AVAILABLE": "the context allows no TLS version",
-    "NO_SHARED_CIPHER": "the two sides share no cipher, or no certificate fits a shared one",
+    "NO_SHARED_CIPHER": "the two sides share no cipher that fits the server's certificate",
     "PEER_DID_NOT_RETURN_A_CERTIFICATE": "the peer sent no certificate, but one is required",
     "NO_APPLICATION_PROTOCOL": "the two sides share no ALPN protocol",
     "APPLICATION_DATA_AFTER_CLOSE_NOTIFY": "the peer was still sending encrypted data",

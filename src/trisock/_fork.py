@@ -1,4 +1,4 @@
-"""fork inside ``trio.run``: the child gets a copy of the run, but shares the parent's epoll set."""
+"""In a process forked inside ``trio.run``, the run is a copy, but the epoll set is the parent's."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ import os
 
 import trio
 
-# If this process was forked inside a run of Trio, this is that run, of which the child has a copy.
+# The copied run, if this process was forked inside a run of Trio.
 _inherited: trio.lowlevel.TrioToken | None = None
 
 
-# The number of forks between the program's first process and this one. TLS compares this number to
-# detect a fork: two processes with the same keys would encrypt different data with one nonce, which
-# reveals both. Every read and send compares it, so it is a counter: os.getpid() is a system call.
+# The number of forks between the program's first process and this one. TLS checks that this number
+# has not changed, because after a fork, two processes have the same keys. They would encrypt
+# different data with the same nonce, and an attacker could decrypt both. Every read and send checks
+# the number, so it is a counter: os.getpid() is a system call.
 count = 0
 
 
 def _notice_fork() -> None:
     global _inherited, count
     count += 1
-    with contextlib.suppress(RuntimeError):  # not inside Trio
+    with contextlib.suppress(RuntimeError):  # if not inside Trio
         _inherited = trio.lowlevel.current_trio_token()
 
 

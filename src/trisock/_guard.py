@@ -1,7 +1,7 @@
 """Call the user's code, and handle its exceptions.
 
 Handlers, callbacks and log filters may do anything. So this module never hashes or compares an
-exception, and never calls a method of its class: a user's class may override any of them.
+exception, and never relies on a method of its class: a user's class may override any method.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import trio
 
 from ._text import printable
 
-if sys.version_info < (3, 11):  # pragma: no cover (one of the two on each version)
-    from exceptiongroup import BaseExceptionGroup  # which Trio needs as well
+if sys.version_info < (3, 11):  # pragma: no cover (each version runs one of the two branches)
+    from exceptiongroup import BaseExceptionGroup  # installed with Trio, which depends on it
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ async def isolated(function: Callable[[], Awaitable[T]]) -> T:
 
 
 def stray_cancelled(exc: BaseException) -> RuntimeError | None:
-    """If ``Cancelled`` was raised but nothing was cancelled, return an error that explains it.
+    """If ``Cancelled`` was raised but nothing was cancelled, return an error that explains this.
 
     Returns ``None`` for any other exception. Call this only where all enclosing cancel scopes are
     the library's own.
@@ -95,10 +95,10 @@ def is_error(exc: BaseException) -> bool:
 
 
 def split_errors(exc: BaseException) -> tuple[BaseException | None, BaseException | None]:
-    """Return the ``Exception``s, to be logged, and the rest, to be raised again.
+    """Return a pair: the ``Exception``s, to be logged, and all others, to be raised again.
 
-    If a group contains both, the results are flat (a single other exception is returned bare). We
-    do not call the group's ``split`` method, because a user's class may override it.
+    If a group contains both, each result is a flat group (but a single other exception is returned
+    by itself). We do not call the group's ``split`` method: a user's class may override it.
     """
     each = leaves(exc)
     errors = [leaf for leaf in each if is_error(leaf)]
@@ -149,7 +149,8 @@ def log(
         info = None
         if exc_info is not None:
             shown = _loggable(exc_info)
-            # Pass a tuple: of a bare exception, logging evaluates truth value and __traceback__.
+            # Pass a tuple: logging would use a bare exception's __bool__ and __traceback__, which a
+            # user's class may override.
             info = (type(shown), shown, _attribute(shown, "__traceback__"))
         logger.log(level, message, *args, exc_info=info, extra=extra, stacklevel=2)
     except Exception as failure:
@@ -186,7 +187,7 @@ def _exceptions(group: BaseException) -> tuple[BaseException, ...]:
     found: tuple[BaseException, ...]
     if sys.version_info >= (3, 11):
         found = BaseExceptionGroup.__dict__["exceptions"].__get__(group)
-    else:  # pragma: no cover (one of the two on each version)
+    else:  # pragma: no cover (each version runs one of the two branches)
         found = object.__getattribute__(group, "_exceptions")
     return found
 
@@ -205,13 +206,13 @@ def _name(exc: BaseException) -> str:
 
 
 class _NotPrintable(Exception):
-    """Stands in the log for an exception that cannot be formatted."""
+    """Logged in place of an exception that cannot be formatted."""
 
 
 def _loggable(exc: BaseException, *, nested: bool = False) -> BaseException:
     """Return the exception, or a loggable replacement with the same traceback.
 
-    ``nested``: whether ``exc`` is the cause or the context of another exception, or in a group.
+    ``nested``: whether ``exc`` is in a group, or is the cause or the context of another exception.
     """
     try:
         _format(_caused_by(exc) if nested else exc)

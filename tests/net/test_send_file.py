@@ -220,7 +220,7 @@ async def test_send_file_accepts_an_object_with_only_a_read_method(a: Socket, b:
     ("result", "error", "words"),
     [
         (None, BlockingIOError, "nothing to read"),
-        (b"x" * 15, ValueError, "15 bytes instead of at most 5"),
+        (b"x" * 15, ValueError, "15 bytes, more than the requested 5"),
     ],
 )
 async def test_send_file_fails_if_read_returns_none_or_too_much(

@@ -18,9 +18,9 @@ class EndOfTransport(Exception):
 class CiphertextStream(trio.abc.Stream):
     """The transport of ``SSLStream``.
 
-    A call is a checkpoint only if it has to wait. ``SSLStream`` needs no more, because before each
-    call it acquires a lock, which is a checkpoint. EOF raises ``EndOfTransport``, to distinguish
-    the end of the connection from the end of the encrypted stream.
+    A call is a checkpoint only if it has to wait. That is enough, because ``SSLStream`` has a
+    checkpoint of its own before each call: it acquires a lock. EOF raises ``EndOfTransport``, to
+    distinguish the end of the connection from the end of the encrypted stream.
 
     Args:
       transport: the connection.

@@ -1,8 +1,8 @@
 """Exclusive use of each direction of a connection.
 
 One task may read while another task sends. A second reader or sender is a bug in the program, and
-gets ``BusyResourceError``. A server's ``broadcast`` is an exception: it waits until an earlier send
-has finished, and later sends wait until the broadcast has finished.
+gets ``BusyResourceError``. A server's ``broadcast`` never conflicts: it waits until an earlier
+send has finished, and later sends wait until the broadcast has finished.
 """
 
 from __future__ import annotations
@@ -11,14 +11,17 @@ import trio
 
 
 class ConflictDetector:
-    """Lets only one task at a time use one direction. A second task gets ``BusyResourceError``.
+    """Lets only one task at a time use a direction of a connection (reading or sending).
+
+    A second task gets ``BusyResourceError``.
 
     Hot paths use ``in_use`` and ``check`` instead of ``with``, to save two function calls.
 
     Attributes:
       in_use: whether a task is using the direction.
-      closed: whether the socket is closed. If so, a second task gets ``ClosedResourceError``,
-        because the program made no mistake: the close has woken the first task, which will stop.
+      closed: whether the socket is closed. If it is, a second task gets ``ClosedResourceError``
+        instead, because there is no mistake in the program: the close has already woken the first
+        task, which is about to stop.
     """
 
     __slots__ = ("_message", "closed", "in_use")
@@ -44,7 +47,7 @@ class ConflictDetector:
 
 
 class SendLock(ConflictDetector):
-    """Lets only one task at a time send. Tasks of the application conflict, but broadcasts wait.
+    """Lets only one task at a time send. An application task may conflict, but a broadcast waits.
 
     ``async with`` acquires the lock for a task of the application. A broadcast calls ``acquire``
     and ``release`` directly.
@@ -62,7 +65,7 @@ class SendLock(ConflictDetector):
         self.waiters: trio.lowlevel.ParkingLot | None = None
 
     async def __aenter__(self) -> None:
-        """Acquire the lock for an application task. A checkpoint only if the lock is held."""
+        """Acquire the lock for an application task. Not a checkpoint if the lock is free."""
         self.__enter__()
         try:
             await self.acquire()
@@ -75,7 +78,7 @@ class SendLock(ConflictDetector):
         self.release()
 
     async def acquire(self) -> None:
-        """Acquire the lock. A checkpoint only if the lock is held."""
+        """Acquire the lock. Not a checkpoint if the lock is free."""
         if self.locked:
             if self.waiters is None:
                 self.waiters = trio.lowlevel.ParkingLot()

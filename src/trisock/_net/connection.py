@@ -47,11 +47,11 @@ class ConnectionState(enum.Enum):
 
 
 class _UnreadError(RuntimeError):
-    """A RuntimeError that supports weak references, as ``Transport.remember_failure`` needs."""
+    """A RuntimeError that supports weak references, which ``Transport.remember_failure`` needs."""
 
 
 class Connection:
-    """One connection: its descriptor, its TLS layer, its unread bytes and the locks on its use.
+    """One connection: its descriptor, its TLS layer, its unread bytes and its locks.
 
     Args:
       stream: the connection.
@@ -66,11 +66,11 @@ class Connection:
     CLOSING, CLOSED or ABORTED. (Hot paths read ``transport.closing`` instead, which is cheaper.)
 
     Attributes:
-      generation: incremented when a ``starttls`` or ``stoptls`` begins. A decision that was made
-        before an await, such as to send encrypted data, is valid only if ``generation`` has not
-        changed since.
-      sending_file: the cancel scope of a running ``send_file``. A close cancels it, because a task
-        that waits for a file is not woken when the descriptor is closed.
+      generation: incremented when a ``starttls`` or ``stoptls`` begins. After an await, an earlier
+        decision (for example, to send encrypted data) is still valid only if ``generation`` has
+        not changed.
+      sending_file: the cancel scope of a running ``send_file``. A close cancels this scope, because
+        closing the connection's descriptor does not wake a task that waits for a file.
     """
 
     __slots__ = (
@@ -139,7 +139,7 @@ class Connection:
         return bool(self.buffer) or not self.layer.at_end()
 
     def caused(self, exc: BaseException) -> bool:
-        """Return whether this connection caused an error, for example because it was aborted."""
+        """Return whether the error comes from this connection, for example after its abort."""
         if type(exc) is trio.ClosedResourceError:  # isinstance may run the program's code
             return self.state is ConnectionState.ABORTED
         return self.transport.caused(exc)
@@ -194,7 +194,7 @@ class Connection:
         """
         tls = self.tls
         if tls is None or self.reading.in_use:
-            return  # the task that is reading gets the alert
+            return  # if another task is reading, it gets the alert
         for _ in range(_MAX_RECORDS_BEFORE_ALERT):
             if len(self.buffer) >= RECEIVE_SIZE:
                 break
@@ -208,14 +208,14 @@ class Connection:
     async def broadcast(self, data: bytes, generation: int, timeout: float) -> bool:
         """Send the data of a server's broadcast, once no other send is in progress.
 
-        First it waits at most ``timeout`` seconds for the send lock. If another task holds the lock
-        for longer, it sends nothing. It does not abort the connection, because that task may be
-        waiting for something other than the peer. With the lock, it sends for at most ``timeout``
-        seconds. If the peer has not accepted all data by then, the connection is aborted
-        (``trio.TooSlowError``).
+        The broadcast first waits at most ``timeout`` seconds for the send lock. If another task
+        holds the lock for longer, nothing is sent. The connection is not aborted, because that
+        task may be waiting for something other than the peer. With the lock, the broadcast sends
+        for at most ``timeout`` seconds. If the peer has not accepted all data by then, the
+        connection is aborted (``trio.TooSlowError``).
 
-        The data is meant for the connection as it was at ``generation``. If ``starttls`` or
-        ``stoptls`` has begun since then, no send begins, and the connection is not aborted.
+        The data is meant only for this ``generation`` of the connection. If a later ``starttls`` or
+        ``stoptls`` has begun, no send begins, and the connection is not aborted.
 
         Returns: whether all of the data was sent.
         """
@@ -232,8 +232,8 @@ class Connection:
             with trio.move_on_after(timeout):
                 await self.send([memoryview(data)])
                 return True
-            # A starttls may be waiting for this lock. Let it proceed. It raises an error if our
-            # send was cut short.
+            # If a starttls is waiting for this lock, let it proceed. The starttls raises an error
+            # if our send was cut short.
             if generation != self.generation:
                 return False
             self.abort()
@@ -281,7 +281,7 @@ class Connection:
             self._release_both()
 
     async def stoptls(self) -> None:
-        """End TLS and continue in plain text. Refuses while decrypted bytes are unread."""
+        """End TLS and continue in plain text. Fails if decrypted bytes are unread."""
         self.check_open()
         self._check_idle()
         if self.tls is None:
@@ -305,7 +305,7 @@ class Connection:
     async def _decrypt_pending(self, tls: TLSStream) -> None:
         """Decrypt pending ciphertext until the buffer has data, or no whole record is left.
 
-        Lets other tasks run in between.
+        Other tasks can run after each batch of records.
         """
         while True:
             for record in tls.receive_pending():
@@ -319,16 +319,16 @@ class Connection:
         self.sending.check()
 
     async def _acquire_both(self, deadline: float = math.inf) -> None:
-        """Acquire reading and sending, so that no other task uses the layers while they change.
+        """Acquire both directions, so that no other task uses the layers while they change.
 
         Waits only for a broadcast in progress. If the deadline passes before the broadcast ends
-        (``TooSlowError``), or if cancelled, it closes the connection, because the peer expects a
-        TLS message next.
+        (``TooSlowError``), or if the call is cancelled, the connection is closed, because the peer
+        expects a TLS message next.
         """
         self.reading.in_use = self.sending.in_use = True
         self.state = ConnectionState.CHANGING  # later broadcasts skip this connection
         self.generation += 1
-        self.buffer.commit_lines()  # ends iterators over lines; the remaining lines stay unread
+        self.buffer.commit_lines()  # stop the line iterators; lines not yet returned stay unread
         if not self.sending.locked:
             self.sending.locked = True
             return
@@ -358,8 +358,8 @@ class Connection:
         """Await a change of the layers. If it fails, close the connection.
 
         ``gracefully``: whether to close gracefully after an error that the peer caused. If False,
-        the caller must close the connection after such an error. A server passes False, because a
-        graceful close may wait for the peer: it first releases the connection's slot.
+        the caller must close the connection after such an error. A server passes False, to release
+        the connection's slot first: a graceful close may wait for the peer.
         """
         try:
             return await change
@@ -367,7 +367,7 @@ class Connection:
             if gracefully:
                 await self._close(complete=True)
             raise
-        except trio.ClosedResourceError:  # another task closed it meanwhile
+        except trio.ClosedResourceError:  # another task has closed the connection
             raise
         except BaseException:
             self.close_immediately()
@@ -381,7 +381,7 @@ class Connection:
         ``complete``: whether the program has sent all its data. If False, no ``close_notify`` is
         sent.
         """
-        if self.transport.closing:  # closed, or another task is closing it
+        if self.transport.closing:  # already closed, or being closed by another task
             try:
                 await trio.lowlevel.checkpoint()
                 if self.fileno() >= 0:
@@ -403,10 +403,10 @@ class Connection:
         self.transport.begin_close()
         self._detach(ConnectionState.CLOSING)
         try:
-            # Let woken tasks unwind first. If one has sent only part of its data, then
+            # Let woken tasks unwind first. If a woken task has sent only part of its data,
             # ``final_bytes`` returns no close_notify.
             await trio.lowlevel.checkpoint()
-            final_bytes = b""  # close_notify, or the alert of an earlier failure
+            final_bytes = b""  # may become close_notify, or the alert of an earlier failure
             if tls is not None and (complete or tls.engine.failure is not None):
                 final_bytes = tls.final_bytes()
         except BaseException:
@@ -418,7 +418,7 @@ class Connection:
             self._mark_closed()
 
     def close_if_drained(self) -> bool:
-        """Close gracefully and return True if no wait is needed. Otherwise return False.
+        """If no wait is needed, close gracefully and return True. Otherwise return False.
 
         Under TLS a graceful close always needs a wait, because it sends ``close_notify``.
         """
@@ -456,11 +456,11 @@ class Connection:
         return self.tls is not None and self.tls.engine.forked
 
     def _detach(self, state: ConnectionState) -> None:
-        """Make later reads and sends fail, by passing them to the closed transport."""
+        """Make any later read or send go to the closed transport, where it fails."""
         if self.state is not ConnectionState.ABORTED:
             self.state = state
         self.layer = self.transport
-        self.buffer.commit_lines()  # ends iterators over lines
+        self.buffer.commit_lines()  # stop the iterators over lines
         self.reading.closed = self.sending.closed = True
         if self.sending_file is not None:
             self.sending_file.cancel()

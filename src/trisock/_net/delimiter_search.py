@@ -15,15 +15,15 @@ def unread(entry: Entry) -> int:
 class DelimiterSearch:
     """The progress of the search for one delimiter. ``ReceiveBuffer`` explains positions.
 
-    Invariant: no delimiter begins at ``start`` or later and ends at ``end`` or earlier. The next
-    byte to scan is at ``end``, in chunk ``chunk_number``. ``chunk_position`` is the position of
-    that chunk's first unread byte. (``find`` updates it if bytes of the chunk were taken.) ``tail``
-    is the last bytes before ``end``, at most ``len(delimiter) - 1``, because a delimiter may begin
-    in them. Bytes of ``tail`` before ``start`` are ignored.
+    Invariant: there is no delimiter between ``start`` and ``end``. The next byte to scan is at
+    ``end``, in chunk ``chunk_number``. ``chunk_position`` is the position of that chunk's first
+    unread byte. (``find`` updates it if bytes of the chunk were taken.) A delimiter may span
+    ``end``, so ``tail`` holds the last bytes before ``end``, at most ``len(delimiter) - 1``
+    of them. Bytes of ``tail`` before ``start`` are ignored.
 
     Attributes:
-      match_end: the position where the first delimiter ends that begins at ``start`` or later.
-        This position is in chunk ``chunk_number``. ``None`` if it is not known.
+      match_end: the end position of the first delimiter at or after ``start``. The delimiter
+        ends in chunk ``chunk_number``. ``None`` if the delimiter has not been found.
     """
 
     __slots__ = (
@@ -51,7 +51,7 @@ class DelimiterSearch:
         """Scan the chunk up to ``stop``. Returns ``match_end`` if it finds a delimiter."""
         delimiter = self.delimiter
         end = self.end
-        start -= self.chunk_position  # added to a position, gives the offset in the chunk
+        start -= self.chunk_position  # from here on, position + start = offset in the chunk
         offset = start + end
         limit = start + stop
         if limit > len(chunk):
@@ -79,9 +79,9 @@ class DelimiterSearch:
         return None
 
     def keep_from(self, head: int) -> bool:
-        """Keep only the progress from ``head`` on, because bytes are pushed back before ``head``.
+        """Forget the progress before ``head``, because bytes are being pushed back there.
 
-        Returns False if there is no such progress.
+        Returns False if no progress is left.
         """
         if self.match_end is not None and self.match_end - len(self.delimiter) < head:
             self.match_end = None  # part of the match was taken
@@ -93,9 +93,9 @@ class DelimiterSearch:
         return True
 
     def relocate(self, chunks: list[Entry], position: int, number: int) -> None:
-        """Find the chunk to scan next, after these chunks were coalesced.
+        """Find the next chunk to scan in ``chunks``, which are the result of coalescing.
 
-        ``position`` and ``number`` are those of the first of these chunks.
+        ``position`` and ``number`` belong to the first of ``chunks``.
         """
         for entry in chunks:
             if self.end < position + unread(entry):

@@ -9,15 +9,15 @@ import trio
 
 from .syscalls import RECEIVE_SIZE, SEND_FLAGS, BorrowedSocket, unacknowledged_bytes
 
-# A close reads the peer's data for at most this many seconds, and at most this many bytes. The time
-# limit is for silent or slow peers, the byte limit for fast ones. With 1 MiB instead of 64 MiB, a
+# A close reads the peer's data until one of these limits is reached: the limit in seconds if the
+# peer is silent or slow, or the limit in bytes if the peer is fast. With 1 MiB instead of 64 MiB, a
 # peer that was uploading 4 MiB lost the last part of our response.
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 64 * 1024 * 1024
 
 # The kernel does not notify us when the peer has acknowledged all data, so a close polls. The
-# interval (seconds) begins with a loopback round trip. It doubles up to the time by which a peer
-# may delay an ACK (RFC 9293: < 0.5 s, Linux: 40 ms).
+# first interval (seconds) is about one loopback round trip. The interval then doubles, up to the
+# time by which a peer may delay an ACK (RFC 9293: < 0.5 s, Linux: 40 ms).
 _MIN_POLL_INTERVAL = 0.0005
 _MAX_POLL_INTERVAL = 0.04
 
@@ -31,8 +31,9 @@ async def linger(
 ) -> None:
     """Send ``final_bytes`` and FIN, then read until closing is safe or a limit is reached.
 
-    Closing is safe after the peer's FIN. Closing is also safe if the peer has acknowledged all
-    data and has sent nothing meanwhile: a peer that is sending may send more after the close.
+    Closing is safe after the peer's FIN. Closing is also safe if the peer has acknowledged all data
+    and has sent nothing during the close. (A peer that has sent something is likely to send more,
+    and input after the close causes a reset.)
 
     Raises OSError if the connection breaks. Then the caller closes immediately.
     """
@@ -63,11 +64,11 @@ async def linger(
             continue
         poll_at = deadline
         if final_bytes or not drained:
-            # One wait cannot cover input, room in the send queue and ACKs, so poll.
+            # Trio cannot wait for input, room in the send queue and ACKs at the same time, so poll.
             poll_at = min(trio.current_time() + interval, deadline)
             interval = min(2 * interval, _MAX_POLL_INTERVAL)
         with trio.move_on_at(poll_at):
             if data is None:
                 await trio.lowlevel.wait_readable(descriptor)
-            else:  # after the peer's FIN the socket is always readable
+            else:  # the peer has sent FIN: wait_readable would return at once
                 await trio.sleep_forever()

@@ -8,9 +8,9 @@ Its operations:
 
 The buffer is a queue of chunks, as they arrived. An entry of the queue is a chunk and the offset of
 its first unread byte, because the oldest chunk may be partly read. Most bytes are not copied until
-they are taken. The queue consists of two lists, ``_front`` in reverse order and ``_back``, so both
-ends of the queue are ends of lists, where changes are cheap. Every connection has a buffer, and two
-empty lists need a fifth of the memory of a ``deque``.
+they are taken. The queue consists of two lists, ``_front`` in reverse order and ``_back``. So each
+end of the queue is the end of a list, where it is cheap to add and remove entries. An empty
+``deque`` would need five times the memory of two empty lists, and every connection has a buffer.
 
 The cost of the operations, for any sizes:
 
@@ -25,10 +25,10 @@ The cost of the operations, for any sizes:
   each side of a seam are scanned again. A seam is a position where two chunks meet, where an
   earlier call stopped at its limit, or where bytes were pushed back. A call with another delimiter
   starts a new search.
-- ``take_lines`` scans each byte of the lines that are taken once, and copies it twice. It splits
-  one piece of a chunk at a time, and so it may also scan bytes of the piece that are not taken.
-  Their number is less than the number of bytes taken since the previous such scan, plus
-  ``_FIRST_SPLIT_SIZE``.
+- ``take_lines`` scans each byte of a taken line once, and copies it twice. It splits one piece of a
+  chunk at a time, so it may also scan bytes of the piece that are not taken. The number of these
+  extra bytes is less than ``_FIRST_SPLIT_SIZE`` plus the number of bytes taken since the previous
+  scan of extra bytes.
 - ``entries`` takes constant time per chunk and copies nothing.
 """
 
@@ -47,11 +47,11 @@ from .delimiter_search import DelimiterSearch, Entry, unread
 _MAX_UNCOALESCED = 256
 _SMALL_CHUNK = 256
 
-# A chunk is trimmed when it has more read bytes than unread bytes, and the difference exceeds this.
+# A chunk is trimmed when its read bytes outnumber its unread bytes by more than this number.
 _MAX_CONSUMED_BYTES = 16384
 
 # take_lines splits a piece of a chunk at a time. The size of the piece, in bytes, begins small,
-# because a program may read something other than lines after each line. It is multiplied by 4
+# because a program may switch to another kind of read after each line. The size is multiplied by 4
 # whenever all lines of a piece were taken.
 _FIRST_SPLIT_SIZE = 1024
 _MAX_SPLIT_SIZE = 131072
@@ -82,8 +82,9 @@ class ReceiveBuffer:
     chunk.
 
     Attributes:
-      size: the number of unread bytes. It includes lines that the iterator of ``take_lines`` has
-        yielded, until ``commit_lines``. If it is 0, the buffer is empty. ``len()`` is always exact.
+      size: the number of unread bytes. Until ``commit_lines`` is called, ``size`` also counts the
+        lines that the iterator of ``take_lines`` has yielded. ``len()`` never counts them. If
+        ``size`` is 0, the buffer is empty.
     """
 
     __slots__ = (
@@ -141,7 +142,7 @@ class ReceiveBuffer:
             oldest, start = self._front[-1]
             if start:
                 self._uncoalesced_front = max(self._uncoalesced_front, 1)
-                if 2 * start > len(oldest):  # it may stay for long, so drop its read bytes
+                if 2 * start > len(oldest):  # the chunk may stay for long: drop its read bytes
                     self._front[-1] = (oldest[start:], 0)
         if self._uncoalesced_front == _MAX_UNCOALESCED:
             self._coalesce_front(head)
@@ -272,7 +273,7 @@ class ReceiveBuffer:
         return None
 
     def _scan_pushed_back(self, search: DelimiterSearch, head: int, stop: int) -> bool:
-        """Scan bytes that were pushed back in front of bytes that were already scanned.
+        """Scan the pushed-back bytes, which are in front of the bytes that were already scanned.
 
         Returns False if a delimiter begins in the pushed-back bytes, or if they reach past
         ``stop``. The caller then restarts the search.
@@ -297,9 +298,9 @@ class ReceiveBuffer:
         """Return an iterator over the first lines. The iterator consumes each line that it yields.
 
         Call ``find`` first: it must have found the end of the first line. The iterator yields the
-        whole lines in a piece of the oldest chunk, which may be none. Each line has at most
-        ``max_bytes`` bytes, including its delimiter. Any operation except ``append`` and ``len``
-        ends the iterator, and the lines that it has not yielded remain unread.
+        lines that are complete in one piece of the oldest chunk. There may be none. Each line has
+        at most ``max_bytes`` bytes, including its delimiter. Any operation except ``append`` and
+        ``len`` ends the iterator, and the lines that it has not yielded remain unread.
         """
         search = self._search
         assert search is not None, "call find first"
@@ -308,7 +309,7 @@ class ReceiveBuffer:
         if index and not self._merge_oldest_two(index):
             return iter(())
         chunk, start = self._oldest()
-        # A piece of this size has no line longer than max_bytes, delimiter included.
+        # In a piece of this size, no line is longer than max_bytes (including its delimiter).
         size = min(self._split_size, max_bytes)
         piece = chunk[start : start + size] if start or len(chunk) > size else chunk
         lines = piece.split(delimiter, LINES_AT_A_TIME)
@@ -340,7 +341,7 @@ class ReceiveBuffer:
         lines.clear()  # ends the iterator
 
     def _yielded_size(self) -> int:
-        """Return the total size of the lines that the iterator has yielded, with delimiters."""
+        """Return the size, including delimiters, of the lines that the iterator has yielded."""
         assert self._lines is not None
         left = operator.length_hint(self._lines_iterator)
         if not left:
@@ -351,7 +352,7 @@ class ReceiveBuffer:
     # ---- the queue ----
 
     def _oldest(self) -> Entry:
-        """Return the oldest entry, and make it the last entry of ``_front`` if it was not.
+        """Return the oldest entry, after making it the last entry of ``_front`` if necessary.
 
         The queue must not be empty.
         """
@@ -360,7 +361,7 @@ class ReceiveBuffer:
             self._front, self._back = self._back, self._front
             # The uncoalesced entries of ``_back`` are now the first entries of ``_front``, so we
             # stop counting them. There are at most ``_MAX_UNCOALESCED`` of them, because the lists
-            # are swapped again only when all have been taken.
+            # are swapped again only when all of these entries have been taken.
             self._uncoalesced_front = self._uncoalesced_back = 0
         return self._front[-1]
 
@@ -379,8 +380,9 @@ class ReceiveBuffer:
     def _merge_oldest_two(self, index: int) -> bool:
         """Merge the two oldest chunks if the first delimiter ends in the second chunk.
 
-        ``index``: the index of the chunk in which the delimiter ends. Returns False if that is a
-        later chunk, or if the second chunk is large. Then the caller must take the line by itself.
+        ``index``: the index of the chunk in which the delimiter ends. Returns False if the
+        delimiter ends in a later chunk, or if the second chunk is large. Then ``take_lines``
+        cannot split off the line, and the caller must use ``take``.
         """
         second, second_start = self._chunk(1)
         if index > 1 or len(second) > _MAX_SPLIT_SIZE:

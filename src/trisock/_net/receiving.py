@@ -16,9 +16,9 @@ from .._errors import IncompleteReadError, LimitExceededError, new_incomplete_re
 from .connection import Connection
 from .lines import Lines
 
-# One in this many reads from the receive buffer lets other tasks run. Such a read takes
-# microseconds, so 64 of them delay no other task noticeably, and one pass through the scheduler per
-# 64 reads costs little.
+# After this many reads from the receive buffer, a read lets other tasks run. A read from the buffer
+# takes microseconds, so 64 reads do not delay other tasks noticeably. One pass through the
+# scheduler per 64 reads costs little.
 READS_PER_CHECKPOINT = 64
 
 
@@ -43,7 +43,7 @@ class BufferedReceiver(trio.abc.ReceiveStream):
 
         A chunk is the result of one read from the kernel or, under TLS, one record. Data that was
         pushed back with ``unrecv`` is also a chunk. Small chunks are coalesced when more than 256
-        are unread.
+        chunks are unread.
 
         Args:
           max_bytes: return at most this many bytes of the chunk. The rest becomes the next chunk.
@@ -152,13 +152,13 @@ class BufferedReceiver(trio.abc.ReceiveStream):
         Args:
           delimiter: the bytes to search for. It must not be empty.
           max_bytes: how many bytes to search, including the delimiter. The buffer holds at most
-            ``max_bytes`` plus the result of one more read (128 KiB, or under TLS, all records in
-            128 KiB).
+            ``max_bytes`` plus the result of one more read (128 KiB; under TLS, the decrypted
+            records of 128 KiB of ciphertext).
 
         Raises:
           LimitExceededError: there is no delimiter within ``max_bytes``.
-          IncompleteReadError: the stream ended before the delimiter arrived. The ``expected`` of
-            the error is ``None``.
+          IncompleteReadError: the stream ended before the delimiter arrived. The error's
+            ``expected`` is ``None``.
           trio.BrokenResourceError: the connection is broken.
 
         If it fails or is cancelled, it consumes nothing.
@@ -189,14 +189,14 @@ class BufferedReceiver(trio.abc.ReceiveStream):
         r"""Iterate over lines: ``async for line in sock.lines():``.
 
         The iterator holds no bytes. You can leave the loop at any time, and the next read starts at
-        the next line. Between lines that arrived together there is no checkpoint, for at most 2048
-        lines in a row.
+        the next line. Lines that arrived together are returned without checkpoints between them,
+        but at most 2048 lines in a row.
 
         Args:
           delimiter: the end of a line, such as ``b"\r\n"``.
           keep_ends: whether lines keep their delimiter.
-          max_bytes: the maximum length of a line, in bytes, including the delimiter. It limits the
-            buffer as in ``recv_until``.
+          max_bytes: the maximum length of a line, in bytes, including the delimiter. It also limits
+            the size of the buffer, as in ``recv_until``.
 
         Raises:
           IncompleteReadError: the stream ended in the middle of a line. The bytes of this line stay
@@ -216,7 +216,7 @@ class BufferedReceiver(trio.abc.ReceiveStream):
     async def _next_lines(
         self, delimiter: bytes, keep_ends: bool, max_bytes: int
     ) -> tuple[bytes, Iterator[bytes]]:
-        """Wait for a line. Returns it, and an iterator over later lines that have arrived."""
+        """Wait for a line. Returns the line, and an iterator over later lines that have arrived."""
         with self._connection.reading:
             try:
                 end = await self._find(delimiter, max_bytes)
@@ -232,7 +232,7 @@ class BufferedReceiver(trio.abc.ReceiveStream):
             return line if keep_ends else line[: -len(delimiter)], batch
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Do the same as ``recv``, but always as a full checkpoint.
+        """Do the same as ``recv``, except that every call is a full checkpoint.
 
         This method implements ``trio.abc.ReceiveStream``.
 

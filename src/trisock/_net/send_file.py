@@ -1,15 +1,15 @@
 """How ``Socket.send_file`` reads from any kind of binary file object.
 
 Several sends may share a file, and waiting for a file does not block other tasks. Each kind of file
-needs its own way to ensure this:
+needs its own way to ensure both:
 
 - A regular file or block device is read by offset, through a duplicate of its descriptor. So the
   file's position does not matter, and the caller may close the file meanwhile.
 - A pipe, terminal or socket is polled, also through a duplicate of its descriptor. The wait for
   data needs no thread and can be cancelled at any time.
 - An ``io.BytesIO`` is sent with its contents at the time of the call.
-- Any other object (``gzip.GzipFile``, a user-defined class) is read in a worker thread. One thread
-  call seeks and reads, under a lock that all sends of the same object share.
+- Any other object (``gzip.GzipFile``, a user-defined class) is read in a worker thread. Each call
+  in the thread does a seek and a read, under a lock that all sends of the same object share.
 """
 
 from __future__ import annotations
@@ -71,15 +71,18 @@ class Source:
         """Prepare for the first read. May wait."""
 
     async def wait_readable(self) -> bool:
-        """Wait until ``read`` can return at once. Returns False if EOF is known to be reached."""
+        """Wait until ``read`` can return at once.
+
+        Returns False if the file is known to be at EOF.
+        """
         return True
 
     async def read(self, offset: int, size: int) -> bytes | memoryview | None:
-        """Return a piece of the file, which is empty at EOF.
+        """Return a piece of the file. The piece is empty at EOF.
 
         Returns ``None`` if another reader has taken the data first.
         """
-        raise NotImplementedError  # pragma: no cover (each kind has its own)
+        raise NotImplementedError  # pragma: no cover (every subclass overrides it)
 
     def has_shrunk(self) -> bool:
         """Return whether the file is now shorter than when ``send_file`` was called."""
@@ -92,7 +95,7 @@ class Source:
 def open_source(file: Any) -> Source:
     """Return a source for a file object. Not async, so no other task can close the file first."""
     if isinstance(file, io.BytesIO) and _is_builtin(file.read) and _is_builtin(file.getvalue):
-        return _InMemory(file.getvalue())  # copied only if the file changes
+        return _InMemory(file.getvalue())  # the bytes are copied only if the file changes later
     raw = _raw_of(file)
     if raw is None:
         return _FileObject(file)
@@ -100,10 +103,10 @@ def open_source(file: Any) -> Source:
 
 
 def _raw_of(file: Any) -> io.FileIO | socket.SocketIO | None:
-    """Return the raw file below a file object, if reading its descriptor gives the same bytes.
+    """Return the raw file below ``file``, if its descriptor gives the same bytes as ``file.read``.
 
-    Returns ``None`` if the bytes may differ: for a ``GzipFile``, although it has a descriptor, and
-    for a class with its own ``read``.
+    Returns ``None`` if the bytes may differ: for example for a ``GzipFile`` (which decompresses the
+    bytes of its descriptor), and for a class with its own ``read``.
     """
     raw = getattr(file, "raw", file)
     if isinstance(raw, io.FileIO):
@@ -192,12 +195,12 @@ async def send_file(
             await layer.send([memoryview(piece)])
             started = True
             if tls is not None:
-                tls.enter(SendState.IN_MESSAGE)  # layer.send has reset it
+                tls.enter(SendState.IN_MESSAGE)  # layer.send has reset the state
             offset += len(piece)
             left -= len(piece)
             on_sent(len(piece))
         if not started:
-            await layer.send(())  # a checkpoint that raises the errors of a send
+            await layer.send(())  # sends nothing, but is a checkpoint and raises a send's errors
     except BaseException:
         if started:  # the peer cannot tell that the rest of the file is missing
             layer.cut_short()
@@ -220,10 +223,10 @@ class _InMemory(Source):
 
 
 class _FileObject(Source):
-    """A file object of which we use only the methods.
+    """A file object that we access only through its methods.
 
-    Another send of the same object may move the object's position. So each read is a seek and a
-    read in one thread call, under a lock that all sends of the object share.
+    Another send of the same object may move the object's position. So one thread call does both a
+    seek and a read, under a lock that all sends of the object share.
     """
 
     # For each object that is being sent: the number of its sends, and the lock that they share. The
@@ -255,7 +258,7 @@ class _FileObject(Source):
             raise BlockingIOError(errno.EAGAIN, "the file has nothing to read at the moment")
         if len(data) > size:
             raise ValueError(
-                f"the file's read returned {len(data)} bytes instead of at most {size}"
+                f"the file's read returned {len(data)} bytes, more than the requested {size}"
             )
         return data
 
@@ -307,8 +310,8 @@ else:
     class _OnDisk(Source):
         """A regular file or a block device.
 
-        Invariant: the duplicate is open until ``close``. If a thread is reading then, the duplicate
-        is open until that read ends.
+        Invariant: the duplicate stays open until ``close`` is called. If a thread is reading at
+        that moment, the duplicate stays open until the read ends.
         """
 
         def __init__(self, duplicate: int, status: os.stat_result, file: Any) -> None:
@@ -334,10 +337,10 @@ else:
 
         async def read(self, offset: int, size: int) -> bytes:
             if self.size is not None and offset >= self.size:
-                return b""  # pread(2) fails at the highest offsets
+                return b""  # pread(2) is not called: it fails at the highest offsets
             data = await _in_thread(_disk_readers, self._read, offset, size, abandon_on_cancel=True)
             if self._regular and self.size is None and os.fstat(self._duplicate).st_size:
-                return b""  # the file was empty at the call and has grown since
+                return b""  # the file was empty when send_file was called, and has grown since
             return data
 
         def _read(self, offset: int, size: int) -> bytes:

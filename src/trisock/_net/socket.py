@@ -51,7 +51,7 @@ class ConnectionInfo:
 class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
     """A connection that can start TLS, and can later return to plain text.
 
-    ``connect``, ``Listener`` and ``Server`` create Sockets. The constructor creates one from a
+    ``connect``, ``Listener`` and ``Server`` create Sockets. The constructor wraps a
     ``trio.SocketStream``, which only the Socket may use afterwards.
 
     Args:
@@ -65,7 +65,7 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
 
     One task may read while another one sends. A second reader or sender gets
     ``trio.BusyResourceError``. Every async method is a cancel point. A cancelled read loses no
-    bytes. ``send``, ``starttls`` and ``close`` document the effect of their cancellation.
+    bytes. For the effect of a cancelled ``send``, ``starttls`` or ``close``, see that method.
 
     After ``close``, every method raises ``trio.ClosedResourceError``, except ``close``, ``abort``
     and the methods that only return information (addresses, ``tls``, ``isopen``, ``info``).
@@ -114,8 +114,8 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
             views = (buffers[0],)
         else:
             views = tuple(map(bytes_view, buffers))
-        # This inlines ``async with connection.sending: await connection.send(views)``, because it
-        # is the hot path (rows echo1 and send).
+        # This is the hot path (benchmark rows echo1 and send). It inlines this code:
+        # ``async with connection.sending: await connection.send(views)``.
         connection = self._connection
         lock = connection.sending
         if lock.in_use:
@@ -164,36 +164,37 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
 
         On a plain-text connection the kernel sends a regular file (``os.sendfile``). Otherwise,
         worker threads read the file at explicit offsets. In both cases the same bytes are sent even
-        if other code reads, seeks in or closes the file meanwhile. A pipe, a terminal or a socket
-        is read when it has data. Any other file object is read piece by piece, with one seek and
-        one read for each piece. Several ``send_file`` calls may share such an object, but no other
-        code may use it at the same time.
+        if other code meanwhile closes the file or moves its position. A pipe, a terminal or a
+        socket is read when it has data. Any other file object is read piece by piece, with one seek
+        and one read for each piece. Several ``send_file`` calls may share such an object, but no
+        other code may use it at the same time.
 
         Args:
           file: a binary file object that is open for reading, or the result of ``trio.open_file``.
-            Its position is ignored, and may have changed afterwards.
+            The file's position is ignored, and ``send_file`` may change it.
           offset: where to start, in bytes.
           count: how many bytes to send. The default, ``None``, means all bytes: a regular file or
             an ``io.BytesIO`` is sent up to its size at the time of the call, and any other file up
             to EOF.
-          progress: called with the number of bytes sent so far, after each piece.
+          progress: a function that is called after each piece, with the number of bytes sent so
+            far.
 
         Returns: the number of bytes sent. If a regular file shrank meanwhile and ``count`` is
         ``None``, this number is smaller than the size of the file at the time of the call.
 
         Raises:
           EOFError: the file ended before ``count`` bytes. The message says how many bytes were
-            sent. The peer gets these bytes. Under TLS the close then sends no ``close_notify``,
-            because it would claim that the data is complete.
+            sent. The peer gets these bytes. Under TLS, a later ``close`` sends no ``close_notify``,
+            which would claim that the data is complete.
           trio.BrokenResourceError: the connection is broken. The message says how many bytes were
-            sent, in whole pieces of 256 KiB if worker threads read the file.
+            sent. If worker threads read the file, only complete pieces of 256 KiB are counted.
           OSError: the file cannot be read. If part of the file was sent, every later send fails.
           ValueError, TypeError: ``file`` is not a readable binary file, or a number is negative.
 
         Cancellation has the same effect as in ``send``. Bytes that were read from a pipe count as
-        sent, but the first read from a pipe waits until there is room to send. A wait for data from
-        a pipe can be cancelled at any time. The ``read`` method of a Python file object (such as
-        ``gzip.GzipFile``) runs in a thread, and a cancelled ``send_file`` waits until it returns.
+        sent, so the first read from a pipe waits until there is room to send. A wait for data from
+        a pipe can be cancelled at any time. The ``read`` method of a file object (such as a
+        ``gzip.GzipFile``) runs in a thread. A cancelled ``send_file`` waits until ``read`` returns.
 
         ``os.sendfile`` is not used while SIGPIPE has its default action, because a peer that closes
         the connection could then kill the process.
@@ -209,11 +210,11 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
                 progress(sent)
 
         # ``with`` excludes the application's other senders, but not broadcasts. ``acquire`` also
-        # excludes broadcasts. We call it after ``begin``, which may wait for the disk, because a
-        # broadcast need not wait for the disk.
+        # excludes broadcasts. ``begin`` may wait for the disk, so we call ``acquire`` only after
+        # ``begin``: a broadcast need not wait for the disk.
         with self._connection.sending:
-            # Open the file now. While we wait, the caller may close it, and the number of its
-            # descriptor may be reused.
+            # Open the source before any await: during an await, the caller may close the file, and
+            # another file may get its descriptor number.
             source = open_source(file)
             try:
                 await source.begin()
@@ -297,8 +298,8 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
         Returns: the negotiated parameters (also in ``Socket.tls``).
 
         Raises:
-          TLSError: the handshake failed or timed out. The socket is closed. If TLS has an alert
-            that explains the failure, it was sent to the peer. No data was sent in plain text, and
+          TLSError: the handshake failed or timed out. The socket is closed. If TLS has an alert for
+            the failure, that alert was sent to the peer. No data was sent in plain text, and
             none will be.
           trio.BrokenResourceError: an earlier send was cut short. The socket is closed.
           trio.ClosedResourceError: ``send_eof`` was called. Nothing has changed.
@@ -338,8 +339,8 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
           RuntimeError: the connection does not use TLS, or decrypted bytes are unread. (They must
             never be mistaken for plain text.) Nothing has changed.
           TLSError: the peer was still sending encrypted data, or ended the connection without
-            ``close_notify``. Or an earlier send was cut short, or an earlier ``send_file`` sent
-            only part of its file. The socket is closed.
+            ``close_notify``. Also raised if an earlier send was cut short, or if an earlier
+            ``send_file`` sent only part of its file. The socket is closed.
           trio.BusyResourceError: another task is using the connection. Nothing has changed.
 
         If cancelled, the socket is closed immediately.
@@ -349,13 +350,14 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
     # ---- closing ----
 
     async def close(self) -> None:
-        """Close gracefully: data that was sent is not lost, within 2 seconds and 64 MiB.
+        """Close gracefully: within limits (2 seconds, 64 MiB), data that was sent is not lost.
 
         ``aclose`` does the same. Under TLS, ``close`` first sends ``close_notify``. Then it sends
-        FIN, and reads and discards the peer's data, for at most 2 seconds and 64 MiB: with unread
-        input at the close, the kernel would destroy data in flight. If no input is unread and the
-        peer has acknowledged all data, ``close`` does not wait. After the close, the kernel still
-        sends queued data, but discards it as soon as the peer sends another byte.
+        FIN. It reads and discards at most 64 MiB of the peer's data, for at most 2 seconds: if a
+        socket is closed while input is unread, the kernel destroys data in flight. If no input is
+        unread and the peer has acknowledged all data, ``close`` does not wait. After the close, the
+        kernel still sends queued data, but discards that data as soon as the peer sends another
+        byte.
 
         The connection also ends for other processes that hold the descriptor, such as a forked
         child. ``SO_LINGER`` has no effect.
@@ -396,14 +398,17 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
 
     @property
     def stream(self) -> trio.SocketStream:
-        """The underlying ``trio.SocketStream``. Reading or writing it breaks the Socket."""
+        """The underlying ``trio.SocketStream``.
+
+        Reading from it or writing to it breaks the Socket.
+        """
         return self._connection.stream
 
     @property
     def socket(self) -> trio.socket.SocketType:
         """The underlying ``trio.socket.SocketType``, for libraries that ask for addresses.
 
-        Reading or writing it breaks the Socket.
+        Reading from it or writing to it breaks the Socket.
         """
         return self._connection.stream.socket
 
@@ -416,7 +421,7 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
         """Return the peer's address, even after ``close``. Source: Pluto's ``socket.getpeer``.
 
         The address of a Unix socket is ``(path, 0)``. The peer chooses this path, and the path may
-        look like an IP address. The port shows which it is, because a TCP port is never 0.
+        look like an IP address. Port 0 identifies a Unix socket, because a TCP port is never 0.
         """
         return self._connection.peer
 

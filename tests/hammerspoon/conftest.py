@@ -62,7 +62,7 @@ async def raw(server: Socket) -> AsyncIterator[socket.socket]:
 async def pair(
     hs: Sockets, path: str, calls: Calls, request: pytest.FixtureRequest
 ) -> AsyncIterator[tuple[Socket, trisock.Socket]]:
-    """``client`` and ``peer``, connected over TCP, or over a path if parametrized as ``"Unix"``."""
+    """``client`` and ``peer``, connected over TCP, or by path if parametrized as ``"Unix"``."""
     is_unix = getattr(request, "param", "TCP") == "Unix"
     async with connected(hs, path if is_unix else "", calls) as pair:
         yield pair

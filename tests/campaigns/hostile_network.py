@@ -129,7 +129,7 @@ class Track:
         return Phase.SECRET
 
     def _in_last_flight(self, kind: int) -> str:
-        """Return the phase. Detect the flight's last record: Finished, or the last ticket."""
+        """Return the record's phase. The flight's last record is Finished or the last ticket."""
         if self._newer and not self._up:
             self._tickets -= 1
             self._last_of_flight = self._tickets == 0

@@ -162,7 +162,7 @@ class Plan:
         return _may_hold_up_handshakes(self.faults)
 
     def damages_clear_bytes(self) -> bool:
-        """Return whether a fault damages plain text. Only the application can detect it."""
+        """Return whether a fault damages plain text, so that TLS cannot detect the damage."""
         clear = {Phase.CLEAR, *Phase.UPGRADE, Phase.AFTER}
         if self.mode in (Mode.PLAIN, Mode.RETURNED):
             clear.add(Phase.CLOSE)

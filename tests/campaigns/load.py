@@ -332,7 +332,7 @@ def main() -> None:
 
 
 async def show(names: list[str], quick: bool) -> None:
-    from helpers.authority import Authority  # not needed by test_load.py
+    from helpers.authority import Authority  # only this function needs it
 
     problems = []
     runner = Runner(Authority())

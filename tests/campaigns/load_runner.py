@@ -227,7 +227,7 @@ class Result:
 
     HEAD: ClassVar = [
         *("scenario", "offered", "accepted", "served", "refused", "failed"),
-        "RSS in MiB: new / peak and end of the warm-up / peak and end",
+        "RSS in MiB: new / peak and end of the warm-up / peak and end of the run",
         *("descriptors", "tasks", "objects", "blocks", "CPU of the server", "other facts"),
     ]
 

@@ -10,8 +10,8 @@ caches, these limits apply:
 - the numbers of descriptors, tasks and threads must not change between rounds;
 - traced memory, objects, and memory from ``malloc`` (including OpenSSL's) may grow by at most
   ``BOUNDS`` from the median of the first third of the rounds to the median of the last third;
-- there must be no wrong response, missing or unexpected error in the log, warning, or uncaught
-  exception.
+- there must be no wrong response, no missing or unexpected error in the log, no warning, and no
+  uncaught exception.
 
 The program prints tables, and exits with status 1 after a failure. Ctrl-C ends the run early and
 prints the result so far.
@@ -209,7 +209,7 @@ class Soak:
             conversations=dict(self.conversations),
             descriptors=len(os.listdir("/proc/self/fd")) - 1,  # minus the descriptor of listdir
             tasks=trio.lowlevel.current_statistics().tasks_living,
-            # Worker threads of Trio do not count: Trio keeps idle ones for 10 seconds.
+            # Do not count Trio's worker threads: Trio keeps idle ones for 10 seconds.
             threads=sum("Trio thread" not in each.name for each in threading.enumerate()),
             objects=len(gc.get_objects()),
             traced=traced,

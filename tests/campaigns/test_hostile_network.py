@@ -147,7 +147,7 @@ class Conversation:
 
 
 class Environment(logging.Handler):
-    """The servers, and a log handler that notices failures before a server's handler runs."""
+    """The servers, and a log handler that notices connections that fail before ``serve`` runs."""
 
     def __init__(self, client_tls: object, server_tls: object) -> None:
         super().__init__()

@@ -81,5 +81,5 @@ def peer(pair: tuple[Socket, trisock.Socket]) -> trisock.Socket:
 
 @pytest.fixture
 def autojump_clock() -> MockClock:
-    """A clock that jumps once all tasks are blocked for 50 ms, so loopback data can arrive."""
+    """A clock that jumps when all tasks have been blocked for 50 ms. Loopback data takes less."""
     return MockClock(autojump_threshold=0.05)

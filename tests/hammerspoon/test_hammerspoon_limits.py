@@ -150,7 +150,7 @@ async def test_a_negative_timeout_means_no_timeout(
 # ---- limits for peers ----
 
 
-async def test_a_read_that_finds_no_delimiter_within_MAX_READ_disconnects(
+async def test_no_delimiter_within_MAX_READ_bytes_disconnects_the_client(
     server: Socket, monkeypatch: pytest.MonkeyPatch, calls: Calls, log: Log
 ) -> None:
     monkeypatch.setattr(queues, "MAX_READ", 100)

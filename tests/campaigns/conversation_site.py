@@ -1,7 +1,7 @@
 """The servers for ``conversations.py``, and the steps of a conversation.
 
 A client requests each step with a line of text, then the client and the server's handler each do
-their part of the step. Steps can have any order: for example echo, TLS, a file, plain text again.
+their part of the step. Steps can have any order: for example echo, start TLS, a file, stop TLS.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ T = TypeVar("T")
 LOCALHOST = "127.0.0.1"
 NAME = "example.org"
 
-MORE_THAN_FITS = bytes(10_000_000)  # more than the kernel buffers if the peer does not read
+MORE_THAN_FITS = bytes(10_000_000)  # more than the kernel's buffers hold if the peer does not read
 NARROW = 2  # the max_connections of the narrow server
-HANDSHAKE_TIMEOUT = 5.0  # seconds, for peers that go silent
+HANDSHAKE_TIMEOUT = 5.0  # seconds until a silent peer is dropped
 
 
 class Fault(Exception):
@@ -57,13 +57,13 @@ class Hostile(Fault):
 
 
 class HostileGroup(ExceptionGroup[Exception]):
-    """A group that cannot be split."""
+    """An exception group that cannot be split."""
 
     split = subgroup = derive = None  # type: ignore[assignment]
 
 
 class BrokenPromise(Exception):
-    """A promise was broken."""
+    """Trisock did not do what it promises."""
 
 
 def check(got: object, expected: object) -> None:
@@ -76,7 +76,7 @@ OPEN_SCOPE = "a cancel scope was left open"
 
 
 def is_fault(exc: BaseException) -> bool:
-    """Return whether a logged error is a ``Fault``, or stands for a ``Hostile`` one."""
+    """Return whether a logged error is a ``Fault``, or replaces a ``Hostile`` in the log."""
     return issubclass(type(exc), Fault) or exc.args[0].startswith("Hostile: ")
 
 
@@ -98,7 +98,7 @@ class Log(logging.Handler):
         logger.addHandler(self)
         logger.setLevel(self.level)
         logger.propagate = False
-        # Trio complains about the timeouts that handlers leave open in generators.
+        # Some handlers abandon a generator inside a timeout, which makes Trio log an error.
         logging.getLogger("trio.async_generator_errors").disabled = True
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -244,7 +244,10 @@ class Site:
             check(await sock.send_file(file, progress=append), len(self.content))
 
     async def _do_piped(self, sock: Socket, size: str) -> None:
-        """Send from a pipe. First cancel a send while the pipe is empty; it must lose nothing."""
+        """Cancel a send while the pipe is empty, then send from the pipe.
+
+        The cancelled send must lose no data.
+        """
         reading, writing = os.pipe()
         with open(reading, "rb") as pipe, open(writing, "wb", buffering=0) as end:
             await cancelled_after(5, sock.send_file, pipe)
@@ -317,7 +320,10 @@ async def within_a_timeout() -> AsyncIterator[None]:
 async def cancelled_after(
     passes: int, function: Callable[..., Awaitable[T]], *args: object
 ) -> T | None:
-    """Cancel a call after ``passes`` scheduler passes. Return ``None`` if it was cancelled."""
+    """Call a function, and cancel the call after ``passes`` scheduler passes.
+
+    Returns ``None`` if the call was cancelled.
+    """
     result: T | None = None
     error: Exception | None = None
 
@@ -330,7 +336,7 @@ async def cancelled_after(
         nursery.start_soon(cancel)
         try:
             result = await function(*args)
-        except Exception as exc:  # the nursery would wrap it in a group: raise it afterwards
+        except Exception as exc:  # raised after the nursery, which would wrap it in a group
             error = exc
         nursery.cancel_scope.cancel()
     if error is not None:
@@ -429,7 +435,7 @@ async def start_tls(site: Site, sock: Socket, rng: random.Random) -> None:
     role = rng.choice(["server", "client"])
     await request(sock, b"starttls %s\n" % role.encode())
     version = "TLSv1.3"
-    if role == "client":  # the server's side is the TLS client
+    if role == "client":  # the server acts as the TLS client
         await sock.starttls(site.tls)
     elif rng.random() < 0.5:
         await sock.starttls(site.trusting)

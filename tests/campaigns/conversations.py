@@ -92,7 +92,7 @@ async def a_handler_raises(site: Site, rng: random.Random) -> None:
 
 
 async def another_process_has_the_descriptor(site: Site, rng: random.Random) -> None:
-    """The server sees EOF even if another process, such as a child, has the client's descriptor."""
+    """The server sees EOF when the client closes, even if a child process holds its descriptor."""
     sock = await site.dial_any(rng)
     others = os.dup(sock.fileno())
     try:
@@ -162,7 +162,7 @@ async def a_peer_truncates(site: Site, rng: random.Random) -> None:
 
 
 async def a_peer_sends_garbage(site: Site, rng: random.Random) -> None:
-    """Send garbage instead of a ClientHello or after it, or send an incomplete ClientHello."""
+    """Send garbage, a ClientHello followed by garbage, or an incomplete ClientHello."""
     garbage = rng.choice([payload(rng, 1000), client_hello(NAME) + payload(rng, 1000)])
     silent = rng.random() < 0.05
     async with await trio.open_tcp_stream(LOCALHOST, site.secure.port) as stream:
@@ -170,7 +170,7 @@ async def a_peer_sends_garbage(site: Site, rng: random.Random) -> None:
         if not silent:
             await stream.send_eof()
         with contextlib.suppress(trio.BrokenResourceError):
-            async for _ in stream:  # wait for EOF, perhaps after an alert
+            async for _ in stream:  # read until EOF; an alert may come first
                 pass
 
 
@@ -200,7 +200,7 @@ async def an_untrusted_certificate(site: Site, rng: random.Random) -> None:
 async def a_client_certificate(site: Site, rng: random.Random) -> None:
     """The server requires a client certificate.
 
-    A client without a certificate completes its side of the handshake before the server refuses it.
+    A client without one completes its side of the handshake before the server refuses the client.
     """
     requiring = ServerTLS(
         site.identity, client_ca=site.authority.pem, require_client_certificate=True
@@ -274,7 +274,10 @@ async def a_broadcast(site: Site, rng: random.Random) -> None:
 
 
 async def a_broadcast_during_an_upgrade(site: Site, rng: random.Random) -> None:
-    """During starttls or stoptls, a broadcast is sent in the previous layer or not at all."""
+    """A broadcast during starttls is sent in plain text or not at all.
+
+    A broadcast during stoptls is sent under TLS or not at all.
+    """
     under_tls = rng.random() < 0.5
     passes = rng.randrange(8)
     news = b"NEWS\n"
@@ -324,7 +327,10 @@ async def a_broadcast_during_an_upgrade(site: Site, rng: random.Random) -> None:
 
 
 async def a_server_starts_and_stops(site: Site, rng: random.Random) -> None:
-    """Stop a server with or without a grace period, in a handler or outside, with open clients."""
+    """Stop a server that has clients, with or without a grace period.
+
+    Either a handler calls ``stop``, or a task outside the handlers does.
+    """
     grace = rng.choice([None, 0, 0.01])
 
     async def handler(sock: Socket) -> None:

@@ -1,4 +1,4 @@
-"""Conversations in the two dialects for ``soak.py``. Some have lost peers or slow callbacks."""
+"""Conversations in the dialects, for ``soak.py``. In some, peers vanish or callbacks are slow."""
 
 from __future__ import annotations
 
@@ -88,9 +88,9 @@ async def pluto_outside_trio(site: Site, rng: random.Random) -> None:
 
 
 async def pluto_interrupted(site: Site, rng: random.Random) -> None:
-    """A ``recv`` outside Trio loses no byte when it is interrupted at any line of trisock.
+    """A ``recv`` outside Trio loses no byte, whichever line of trisock is interrupted.
 
-    A trace function raises the exception, as a signal handler would in the main thread.
+    A trace function raises an exception at that line, as a signal handler might in the main thread.
     """
     data = payload(rng, 2000)
 
@@ -112,7 +112,10 @@ class InterruptedCall(BaseException):
 
 
 def interrupted_at(line: int, call: Callable[[], bytes | None]) -> bytes | None:
-    """Interrupt a call at the ``line``-th line of trisock that it runs. Then return ``None``."""
+    """Call a function, and interrupt the call at the ``line``-th line of trisock that runs.
+
+    Returns ``None`` if the call was interrupted.
+    """
     count = 0
 
     def trace(frame: FrameType, event: str, _: object) -> Any:
@@ -223,8 +226,8 @@ async def hammerspoon_sockets(site: Site, rng: random.Random) -> None:
 async def hammerspoon_peers_vanish(site: Site, rng: random.Random) -> None:
     """Clients send lines and leave by FIN or RST. Meanwhile the server may write and read.
 
-    A read that is queued within two seconds receives a line sent before a FIN. In the end, the
-    server has dropped all connections.
+    A line that was sent before a FIN is not lost if a read is queued within two seconds. In the
+    end, the server has dropped all connections.
     """
     got: Counter[bytes] = Counter()
     sent: Counter[bytes] = Counter()

@@ -1,8 +1,8 @@
 """A proxy that simulates the worst possible network between a client and a server.
 
 ``HostileNetwork`` always splits, coalesces and delays data. At the byte where the plan has a fault,
-the network closes, resets, corrupts or stalls the connection. It derives the phase of each byte
-from the sizes of plain text in the plan and from the headers of TLS records.
+the network closes, resets, corrupts or stalls the connection. To find the phase of each byte, the
+network counts plain text bytes (the plan has their number) and reads the headers of TLS records.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _TICKETS = 2  # the number of session tickets that a TLS 1.3 server sends
 
 
 class Track:
-    """Tracks the phase of each byte from one side and detects forbidden bytes. Does no I/O.
+    """Tracks the phase of the bytes that one side sends, and detects forbidden bytes. Does no I/O.
 
     Attributes:
       phase: the phase of the last byte.
-      notified: whether close_notify is complete.
+      notified: whether the side has sent a complete close_notify.
       complaint: the first error in the bytes, or ``""``.
       header: the bytes of an incomplete record header.
       other: the track of the other direction.
@@ -55,14 +55,14 @@ class Track:
         self._after = plan.payload(Phase.AFTER, direction) if plan.mode == Mode.RETURNED else None
         self._secret = plan.sizes.get((Phase.SECRET, direction), 0)
         self.header = b""
-        self._left = 0  # missing bytes of the record's body
+        self._left = 0  # bytes of the record's body still to come
         self._last_of_flight = False
         self._tickets = _TICKETS if self._newer else 0
         self._changed = False
         self._seen = b""  # the last bytes, which may be the start of the marker
 
     def feed(self, data: bytes) -> Iterator[tuple[str, bytes]]:
-        """Split data at the start of each phase and record. Yield each part after its phase."""
+        """Split data where phases and records start. Yield tuples of a phase and a part."""
         while data:
             if self._clear:
                 phase, expected = self._clear.pop(0)
@@ -122,14 +122,14 @@ class Track:
             return self._in_last_flight(kind)
         if self.phase in (Phase.FLIGHT3, Phase.FLIGHT4) and not self._last_of_flight:
             return self._in_last_flight(kind)
-        # A TLS 1.3 record ends with its true type and a tag of 16 bytes.
+        # A TLS 1.3 record ends with its real content type (1 byte) and a tag (16 bytes).
         if kind == _ALERT or (self._newer and self._secret <= 0):
             return Phase.STOP if self._after is not None else Phase.CLOSE
         self._secret -= length - 17
         return Phase.SECRET
 
     def _in_last_flight(self, kind: int) -> str:
-        """Return the phase. Detect the flight's last record: Finished, or the last ticket."""
+        """Return the record's phase. The flight's last record is Finished or the last ticket."""
         if self._newer and not self._up:
             self._tickets -= 1
             self._last_of_flight = self._tickets == 0
@@ -155,11 +155,11 @@ class HostileNetwork:
     Args:
       plan: the plan.
       server_port: the port of the server.
-      expect: called before the proxy connects, with the port that the server sees as its peer's.
+      expect: called with the proxy's own port, before the proxy connects to the server.
       accepted: waits until the server has accepted the connection.
 
     Attributes:
-      port: the port for the client.
+      port: the port to which the client connects.
       reached: whether the proxy has connected to the server.
       struck: the faults that have happened so far.
       trouble: set by a fault after which a side may wait forever.
@@ -312,7 +312,7 @@ class _Direction:
         self._tiny = 0  # bytes still to send in tiny pieces
         self._naps = self._flow.naps
         self._target_closed = False
-        self._in_one_piece = False  # send the next part unsplit
+        self._in_one_piece = False  # whether to send the next part without splitting it
         self._damaged_end = False
 
     async def carry(self, source: trio.SocketStream, target: trio.SocketStream) -> None:
@@ -379,7 +379,7 @@ class _Direction:
         self.notified = self.track.notified and not self._damaged_end
 
     def _strike(self, fault: Fault, part: bytes) -> bytes:
-        """Return the damaged part, or raise to stop this direction and perhaps also the other."""
+        """Return the damaged part, or stop one direction or both and raise ``_Stopped``."""
         if fault.kind == Kind.CORRUPT:
             return _damaged(part, fault.how)
         if fault.kind == Kind.INJECT:

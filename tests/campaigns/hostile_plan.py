@@ -1,4 +1,4 @@
-"""Plans, drawn from a seed: the content of a conversation, and the faults of the network.
+"""Draw a plan from a seed: the content of a conversation, and the faults of the network.
 
 Most plans have one fault, and a few have two. ``combinations`` lists every possible first fault.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 # ---- phases, modes and faults ----
 
-# The direction of bytes: from the client to the server, and back.
+# The two directions: from the client to the server, and from the server to the client.
 UP, DOWN = "up", "down"
 
 
@@ -21,8 +21,8 @@ class Phase:
     """The phases of a conversation.
 
     The command that announces TLS, the response to it, and each flight of the handshake have only
-    one direction. STOP is the close_notify of ``stoptls``. CLOSE is the FIN, with the close_notify
-    before it if the conversation ends under TLS.
+    one direction. STOP is the close_notify of ``stoptls``. CLOSE is the FIN. If the conversation
+    ends under TLS, CLOSE includes the close_notify before the FIN.
     """
 
     CONNECT, CLEAR, COMMAND, RESPONSE = "connect", "plain text", "command", "response"
@@ -78,8 +78,9 @@ INJECTED_LINE = b"DELETE everything\r\n"
 # TLS data begins with this marker. The network must never see it.
 MARKER = b"for your eyes only\n"
 
-# The minimum number of bytes of each phase whose size is not in the plan. In this order: a
-# ClientHello, a ServerHello with a certificate, two of Finished, two of close_notify.
+# The minimum number of bytes of each phase whose size is not in the plan. The phases contain, in
+# this order: ClientHello, ServerHello and certificate, Finished, Finished, close_notify,
+# close_notify.
 _LEAST = {
     Phase.FLIGHT1: 150,
     Phase.FLIGHT2: 500,
@@ -98,7 +99,7 @@ class Fault:
     phase: str
     direction: str = UP
     offset: int = 0
-    how: int = 0  # selects the details: which bit, one direction or both, ...
+    how: int = 0  # selects details, such as the bit to flip or the directions to stall
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,9 @@ class Flow:
     """How the network splits, coalesces and delays the bytes of one direction.
 
     Attributes:
-      tiny: number of bytes at the start of each phase to send in pieces of one to three bytes.
+      tiny: number of bytes at the start of each phase that go out in pieces of one to three bytes.
       largest: maximum size of a piece.
-      gather: number of scheduler passes to wait for more data, to coalesce it.
+      gather: number of scheduler passes to wait for more data to coalesce.
       pause: maximum number of scheduler passes between two pieces.
       naps: number of pauses that last a millisecond.
       narrow: whether the kernel's buffers are small.
@@ -130,7 +131,7 @@ class Plan:
       ending: the side that closes first: ``client``, ``server``, ``both``, or ``eof`` (both call
         ``send_eof``).
       sizes: the number of bytes sent, by phase and direction.
-      hasty: whether the timeout of ``starttls`` is shorter than the patience of its caller.
+      hasty: whether ``starttls`` times out before its caller gives up.
     """
 
     seed: int
@@ -161,7 +162,7 @@ class Plan:
         return _may_hold_up_handshakes(self.faults)
 
     def damages_clear_bytes(self) -> bool:
-        """Return whether a fault damages plain text, which only the application can detect."""
+        """Return whether a fault damages plain text, so that TLS cannot detect the damage."""
         clear = {Phase.CLEAR, *Phase.UPGRADE, Phase.AFTER}
         if self.mode in (Mode.PLAIN, Mode.RETURNED):
             clear.add(Phase.CLOSE)
@@ -246,7 +247,7 @@ def _flow(rng: random.Random) -> Flow:
 
 
 def _most(rng: random.Random, flow: Flow) -> int:
-    """Choose the maximum size of a payload, which is sometimes more than the kernel buffers."""
+    """Choose the maximum size of a payload. Some sizes exceed the kernel's buffers."""
     return min(rng.choice([30, 300, 3000, 3000, 30_000, 100_000, 800_000]), 300 * flow.largest)
 
 

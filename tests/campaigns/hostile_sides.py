@@ -18,7 +18,7 @@ if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
 PATIENCE = 0.4  # seconds until a side gives up after a fault that may block it forever
-HASTE = 0.4  # seconds for a handshake that only its timeout can end
+HASTE = 0.4  # seconds until a handshake times out, if only the timeout can end it
 HANG = 40  # seconds until a conversation counts as hung
 
 # TLSError is not listed, because it is a BrokenResourceError.
@@ -136,7 +136,7 @@ class Side:
                 handshake_timeout=self.handshake_timeout,
             )
         except TLSError:
-            # After a failed handshake, send must not send plain text. The network looks for MARKER.
+            # After a failed handshake, send must not send plain text: the network would see MARKER.
             with pytest.raises(trio.ClosedResourceError):
                 await sock.send(MARKER)
             raise

@@ -1,11 +1,12 @@
-"""Load and exhaustion: many connections, fast, slow, silent and failing, up to every limit.
+"""Load a server up to its limits, with many fast, slow, silent and failing connections.
 
     python tests/campaigns/load.py [--quick] [SCENARIO ...]
 
 The server has its own process (``load_server.py``). The clients run in this process and use only
-Trio. Each scenario first runs as a warm-up, to settle the allocator. A second run is measured: the
-number of connections offered and served, and the server's resources before, after, and at the peak.
-``test_load.py`` runs the same scenarios in small sizes and checks the results.
+Trio. Each scenario first runs as a warm-up, to settle the allocator. The second run is measured:
+the table shows how many connections were offered and served, and the server's resources before the
+run, after it and at the peak. ``test_load.py`` runs the same scenarios in small sizes and checks
+the results.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 
 import trio
 
-sys.path.append(str(Path(__file__).parents[1]))  # for helpers, when this is run as a program
+sys.path.append(str(Path(__file__).parents[1]))  # to find helpers when run as a program
 
 from helpers.client_hellos import client_hello
 from helpers.pairs import RESET
@@ -70,7 +71,7 @@ async def idle(runner: Runner, count: int, *, tls: bool = False) -> Result:
 
 
 async def rate(runner: Runner, per_second: int, seconds: float, *, tls: bool = False) -> Result:
-    """New connections at a constant rate, which does not wait for earlier connections."""
+    """Open connections at a constant rate, even while earlier connections are still open."""
 
     async def offer(server: Server, outcome: Outcome, seconds: float) -> None:
         count = round(per_second * seconds)
@@ -114,7 +115,7 @@ async def slowloris(
                 nursery.start_soon(dribble, stream)
                 task_status.started()
                 with contextlib.suppress(trio.BrokenResourceError):
-                    async for _ in stream:  # wait for EOF, perhaps after an alert
+                    async for _ in stream:  # read until EOF; an alert may come first
                         pass
                 nursery.cancel_scope.cancel()
             dropped += 1
@@ -141,7 +142,9 @@ async def slowloris(
 
 
 async def out_of_descriptors(runner: Runner, limit: int, clients: int, look: float = 0) -> Result:
-    """More clients than the server has descriptors. They stay connected until none is free.
+    """More clients than the server has descriptors.
+
+    The clients stay connected until no descriptor is free.
 
     ``look``: seconds for which to measure the server's CPU while no descriptor is free.
     """
@@ -194,7 +197,10 @@ async def full(runner: Runner, clients: int, max_connections: int) -> Result:
 
 
 async def lingering(runner: Runner, others: int, max_connections: int) -> Result:
-    """Clients in all slots send unread data and never close. Other clients are still served."""
+    """Clients in all slots send data that the server does not read, and never close.
+
+    Other clients are still served.
+    """
 
     async def work(server: Server, outcome: Outcome) -> None:
         async def linger(number: int, *, task_status: trio.TaskStatus[None]) -> None:
@@ -237,7 +243,7 @@ async def broadcast(
                     while left:
                         chunk = await stream.receive_some(len(left))
                         if not chunk:
-                            raise trio.BrokenResourceError("the connection ended in a broadcast")
+                            raise trio.BrokenResourceError("disconnected during a broadcast")
                         if left[: len(chunk)] != chunk:
                             raise WrongResponse("not the broadcast")
                         left = left[len(chunk) :]
@@ -253,12 +259,12 @@ async def broadcast(
         outcome.facts["delivered"] = delivered if messages < 4 else sum(delivered)
 
     return await runner.measure(
-        f"{messages} broadcasts of {size / MIB:g} MiB to {readers} and a silent one", work
+        f"{messages} broadcasts of {size / MIB:g} MiB to {readers} clients and a silent one", work
     )
 
 
 async def raising(runner: Runner, count: int) -> Result:
-    """Handlers raise an error, a group, an error in a nursery, or an error from a reset."""
+    """Handlers raise an error, a group, an error in a nursery, or an error caused by a reset."""
     kinds = ["error", "group", "nursery", "broken", "both"]
 
     async def work(server: Server, outcome: Outcome) -> None:
@@ -276,7 +282,7 @@ async def raising(runner: Runner, count: int) -> Result:
     return await runner.measure(f"{count:,} handlers that raise", work)
 
 
-# Each scenario, with the arguments of a full and a quick run.
+# Each scenario, with its arguments for a full run and for a quick run.
 SCENARIOS: dict[str, tuple[Callable[..., Awaitable[Result]], dict[str, Any], dict[str, Any]]] = {
     "idle": (idle, {"count": 10_000}, {"count": 300}),
     "tls-idle": (idle, {"count": 2000, "tls": True}, {"count": 100, "tls": True}),
@@ -326,7 +332,7 @@ def main() -> None:
 
 
 async def show(names: list[str], quick: bool) -> None:
-    from helpers.authority import Authority  # not needed by the server's process
+    from helpers.authority import Authority  # only this function needs it
 
     problems = []
     runner = Runner(Authority())

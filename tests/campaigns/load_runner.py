@@ -137,7 +137,7 @@ async def check_echo(stream: trio.abc.Stream, number: int) -> None:
 
 
 class WrongResponse(Exception):
-    """A client received something other than expected."""
+    """A client received an unexpected response."""
 
 
 async def many(
@@ -157,7 +157,7 @@ async def many(
 
 @dataclass
 class Outcome:
-    """The results of the offered connections. ``facts`` are for the table."""
+    """The results of the offered connections. ``facts`` are shown in the table."""
 
     offered: int = 0
     served: int = 0
@@ -190,7 +190,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Result:
-    """A scenario's outcome, and reports of the idle server: at its start, before and after."""
+    """A scenario's outcome, and reports of the idle server: when new, before and after the run."""
 
     name: str
     outcome: Outcome
@@ -199,7 +199,7 @@ class Result:
     after: Report
 
     def problems(self) -> list[str]:
-        """List connections that were not served, and resources that leak."""
+        """List connections that were not served, and resources that leaked."""
         found = []
         outcome = self.outcome
         if outcome.served != outcome.offered:
@@ -227,7 +227,7 @@ class Result:
 
     HEAD: ClassVar = [
         *("scenario", "offered", "accepted", "served", "refused", "failed"),
-        "RSS in MiB: new / peak and end of the warm-up / peak and end",
+        "RSS in MiB: new / peak and end of the warm-up / peak and end of the run",
         *("descriptors", "tasks", "objects", "blocks", "CPU of the server", "other facts"),
     ]
 

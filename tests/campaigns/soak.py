@@ -1,16 +1,17 @@
-"""An hour of conversations of all kinds, in which nothing may leak.
+"""Hold conversations of all kinds for an hour, and check that nothing leaks.
 
     python -X dev -W error tests/campaigns/soak.py --minutes 60
 
 Servers and clients share this process, so that ``tracemalloc`` sees both. In each round the servers
 start, clients hold conversations with them (``conversations.py``) and check every response, and the
 servers stop. Then the program collects garbage and takes a sample. After a warm-up, which fills
-caches:
+caches, these limits apply:
 
 - the numbers of descriptors, tasks and threads must not change between rounds;
 - traced memory, objects, and memory from ``malloc`` (including OpenSSL's) may grow by at most
   ``BOUNDS`` from the median of the first third of the rounds to the median of the last third;
-- there must be no wrong response or count, logged error, warning or uncaught exception.
+- there must be no wrong response, no missing or unexpected error in the log, no warning, and no
+  uncaught exception.
 
 The program prints tables, and exits with status 1 after a failure. Ctrl-C ends the run early and
 prints the result so far.
@@ -39,7 +40,7 @@ from pathlib import Path
 
 import trio
 
-sys.path.append(str(Path(__file__).parents[1]))  # for helpers, when this is run as a program
+sys.path.append(str(Path(__file__).parents[1]))  # to find helpers when run as a program
 
 from conversation_site import Conversation, Site
 from conversations import KINDS
@@ -47,14 +48,14 @@ from helpers.memory import allocated
 from trisock.pluto.blocking import background
 
 CLIENTS = 6  # at a time
-PATIENCE = 60  # seconds until a conversation fails; every conversation should be faster
+PATIENCE = 60  # seconds until a conversation counts as failed
 WARM_UP, LEAST_WARM_UP = 0.2, 20  # a fraction of the whole time, and a minimum in seconds
 ROUNDS = 60
-ROUND = (2, 20)  # minimum and maximum of seconds in a round
+ROUND = (2, 20)  # minimum and maximum length of a round, in seconds
 CACHED = 32  # the size of trisock's context caches, which are filled before the first sample
 
 # The bounds allow for noise, such as the worker threads and free lists that Trio keeps. A leak of
-# 100 bytes in each socket exceeds them after one minute.
+# 100 bytes in each socket exceeds the bounds after one minute.
 BOUNDS = {"traced": 64 * 1024, "objects": 500, "allocated": 1024 * 1024}
 
 ROWS = 12
@@ -179,14 +180,14 @@ class Soak:
                     nursery.start_soon(self.client, random.Random(self.rng.random()), end)
         background.stop()
         if site.log.faults != site.faults:
-            self.fail(f"{site.faults} handlers raised, {site.log.faults} were logged")
+            self.fail(f"{site.faults} handlers raised, {site.log.faults} errors were logged")
         for each in site.log.errors:
             self.fail(f"logged: {each}")
 
     async def client(self, rng: random.Random, end: float) -> None:
         kinds: list[Conversation] = []
         while trio.current_time() < end and not self.is_over():
-            if not kinds:  # hold all kinds once more, in random order
+            if not kinds:  # every kind of conversation once more, in random order
                 kinds = [each for group in KINDS.values() for each in group]
                 rng.shuffle(kinds)
             conversation = kinds.pop()
@@ -208,7 +209,7 @@ class Soak:
             conversations=dict(self.conversations),
             descriptors=len(os.listdir("/proc/self/fd")) - 1,  # minus the descriptor of listdir
             tasks=trio.lowlevel.current_statistics().tasks_living,
-            # Trio keeps its worker threads for 10 seconds.
+            # Do not count Trio's worker threads: Trio keeps idle ones for 10 seconds.
             threads=sum("Trio thread" not in each.name for each in threading.enumerate()),
             objects=len(gc.get_objects()),
             traced=traced,
@@ -271,7 +272,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
     args = parser.parse_args()
     warnings.simplefilter("error")
-    # Trio warns about the generators that handlers leave inside a timeout.
+    # Some handlers abandon a generator inside a timeout, and Trio warns about the generator.
     warnings.filterwarnings("ignore", "Async generator", ResourceWarning)
     print(f"seed {args.seed}", file=sys.stderr)
     gc.collect()

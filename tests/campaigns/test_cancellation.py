@@ -27,7 +27,7 @@ def public_async_names() -> set[str]:
             for attribute in dir(thing):
                 if is_public(attribute) and is_async(getattr(thing, attribute)):
                     names.add(f"{prefix}{name}.{attribute}")
-    # async_socket has the functions of socket. __aenter__ is Trio's own and does nothing.
+    # Skip async_socket, which has the functions of socket, and __aenter__, which does not wait.
     return {
         name
         for name in names

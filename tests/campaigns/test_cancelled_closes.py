@@ -1,4 +1,4 @@
-"""Closing, cancelled at every cancel point (see helpers/cancellation.py)."""
+"""Cancel the close of a socket at every cancel point (see helpers/cancellation.py)."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ async def test_a_cancelled_close_closes_the_socket(
             return
         await assert_closed(sock, peer)
         if state is data_was_sent:
-            assert peer.heard == b"sent"  # the kernel has delivered its buffer
+            assert peer.heard == b"sent"  # the kernel has delivered the data that it buffered
         assert peer.finished or attempt.cancelled or state is bytes_are_unread
 
 

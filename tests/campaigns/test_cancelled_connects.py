@@ -1,4 +1,4 @@
-"""Connecting, cancelled at every cancel point (see helpers/cancellation.py)."""
+"""Cancel connection attempts at every cancel point (see helpers/cancellation.py)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from trisock import Socket, pluto
 
 
 class Acceptor:
-    """A listening socket without Trio, and the peers that it has accepted."""
+    """A listening socket that does not use Trio, and the peers that it has accepted."""
 
     def __init__(self, listening: socket.socket, secure: Callable[[Peer], None]) -> None:
         listening.setblocking(False)

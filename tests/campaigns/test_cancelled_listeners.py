@@ -1,4 +1,4 @@
-"""Listeners, cancelled at every cancel point (see helpers/cancellation.py)."""
+"""Cancel calls of listeners at every cancel point (see helpers/cancellation.py)."""
 
 from __future__ import annotations
 
@@ -72,7 +72,8 @@ async def test_a_cancelled_listen_unix_leaves_no_path_and_no_lock(
     assert not os.listdir(tmp_path)
 
 
-# Garbage collection closes a pluto listener. Each bound method keeps its listener alive.
+# These functions return bound methods, which keep the listener alive. Garbage collection would
+# otherwise close a pluto listener.
 ACCEPTS: dict[str, Callable[[trisock.Listener], Call]] = {
     "Listener.accept": lambda listener: listener.accept,
     "Listener.__anext__": lambda listener: listener.__anext__,

@@ -1,4 +1,4 @@
-"""Reads, cancelled at every cancel point (see helpers/cancellation.py)."""
+"""Cancel reads at every cancel point (see helpers/cancellation.py)."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ READS = {
 }
 
 
-# Up to its first yield, each function prepares the state of the connection before the read. Its
-# later steps happen during the read.
+# Each function prepares the connection for the read, up to its first yield. The steps after this
+# yield run during the read.
 
 
 def pushed_back(sock: Socket, peer: Peer) -> Script:
@@ -199,7 +199,7 @@ async def test_a_cancelled_read_loses_nothing(
         assert b"".join(got) == (DATA[:3] if state is cut_short else DATA)
 
 
-# Only for these layers does the peer send the last flight of the handshake, and data along with it.
+# With these layers, the peer sends the last flight of the handshake, and may add data to it.
 @pytest.mark.parametrize("layer", ["TLSv1_2 client", "TLSv1_3 server"])
 @pytest.mark.parametrize("read", [recv, recv_exactly, recv_until, receive_some, all_lines, peek])
 @at_every_cancel_point

@@ -1,4 +1,4 @@
-"""Sends, cancelled at every cancel point (see helpers/cancellation.py)."""
+"""Cancel a send at every cancel point (see helpers/cancellation.py)."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def send_file_in_chunks(sock: Socket, data: bytes) -> None:
 
 
 class PlainFile:
-    """A file object of a type that trisock does not know, and so reads in a thread."""
+    """A file object whose type trisock does not know, so trisock reads it in a thread."""
 
     def __init__(self, data: bytes) -> None:
         self._file = io.BytesIO(data)
@@ -61,7 +61,7 @@ async def send_file_of_unknown_type(sock: Socket, data: bytes) -> None:
 
 
 async def send_shared_file(sock: Socket, data: bytes) -> None:
-    """Send a file, and move the file's position after each chunk, as another user of it might."""
+    """Send a file. Move its position after each chunk, as another user of the file might."""
     with tempfile.TemporaryFile() as file:
         file.write(data)
         assert await sock.send_file(file, progress=lambda _: file.seek(3)) == len(data)  # type: ignore[arg-type]
@@ -107,7 +107,7 @@ def usual_send(layer: str, send: object, state: str) -> bool:
     grid(usual_send, [UNIX, *TLS], SENDS, ["room for all", "clogged", "room for part"]),
 )
 @at_every_cancel_point
-async def test_a_cancelled_send_sends_nothing_or_fails_later_sends(
+async def test_later_sends_fail_after_a_cancelled_partial_send(
     attempt: Attempt,
     layer: str,
     send: Callable[[Socket, bytes], Awaitable[None]],

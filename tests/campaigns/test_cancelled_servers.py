@@ -1,4 +1,4 @@
-"""Servers of trisock and its dialects, cancelled at every cancel point.
+"""Cancel servers of trisock and its dialects at every cancel point.
 
 See helpers/cancellation.py.
 """
@@ -146,7 +146,7 @@ async def test_a_cancelled_wait_closed_does_not_stop_the_server(attempt: Attempt
 @covers("Server.broadcast")
 @pytest.mark.parametrize("layer", grid(lambda layer: "1_2" not in layer, [PLAIN, *SERVERS]))
 @at_every_cancel_point
-async def test_a_cancelled_broadcast_breaks_only_partly_sent_connections(
+async def test_a_cancelled_broadcast_breaks_only_connections_with_a_partial_send(
     attempt: Attempt, layer: str, connections: Connections, tmp_path: Path
 ) -> None:
     """One client reads from the start. The other reads only when the first has read everything."""

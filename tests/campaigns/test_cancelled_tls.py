@@ -1,4 +1,4 @@
-"""starttls and stoptls, cancelled at every cancel point (see helpers/cancellation.py)."""
+"""Cancel starttls and stoptls at every cancel point (see helpers/cancellation.py)."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ async def test_a_cancelled_starttls_closes_the_socket(
 
 @pytest.mark.parametrize("layer", TLS)
 @at_every_cancel_point
-async def test_a_cancelled_starttls_behind_a_broadcast_closes_the_socket(
+async def test_a_starttls_cancelled_during_a_broadcast_closes_the_socket(
     attempt: Attempt, layer: str, connections: Connections
 ) -> None:
     async with connections.pair(UNIX) as (sock, peer):

@@ -1,7 +1,7 @@
 """Fuzzing of certificates: their contents and the text around them.
 
-Warnings are errors here, as under ``-W error``. A warning in another library must not make trisock
-fail.
+These tests turn warnings into errors, as ``-W error`` does. Even then, a warning in another library
+must not make trisock fail.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def failure_of(function: Callable[[], object]) -> Exception | None:
 def test_a_mutated_certificate_loads_or_raises_value_error(
     fuzz: Fuzz, authority: Authority
 ) -> None:
-    """The mutation is inside the certificate. Its PEM encoding is correct."""
+    """The mutation is inside the certificate. The PEM encoding around it is valid."""
     key = encoded(KEY)
     real = [self_signed(), der_of(authority.pem), *BAD_CHAINS.values(), SERIAL_0]
 

@@ -67,7 +67,7 @@ def test_lines_lose_nothing_and_stay_within_the_limit(fuzz: Fuzz) -> None:
 
 
 def test_a_caller_can_skip_a_line_over_the_limit(fuzz: Fuzz) -> None:
-    """Read the first part of the line, push back half of it, and search again."""
+    """Read the first part of the line, push back half of that part, and search again."""
 
     async def read(
         clock: trio.testing.MockClock, data: bytes, delimiter: bytes, limit: int, cuts: list[int]

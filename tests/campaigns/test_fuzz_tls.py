@@ -83,7 +83,7 @@ async def handshake(sock: Socket, role: ClientTLS | ServerTLS, script: Script, e
 
 
 def start_tls(mutant: Mutant, context: ssl.SSLContext, ours: ClientTLS | ServerTLS) -> None:
-    """Make the mutant speak TLS, as the client if our role is the server, and the reverse."""
+    """Make the mutant start TLS, in the role that our side does not have."""
     server_side = isinstance(ours, ClientTLS)
     mutant.start_tls(
         context,

@@ -39,8 +39,8 @@ class Conversation:
     def __init__(self, env: Environment, plan: Plan) -> None:
         self.env = env
         self.plan = plan
-        # With bind(tls=), the handshake runs before the handler and its cancel scope, so only the
-        # handshake timeout can end it. The second server has a shorter handshake timeout.
+        # With bind(tls=), the handshake runs before the handler creates its cancel scope. Then only
+        # the handshake timeout can end the handshake, so one server has a shorter timeout.
         self.server = env.servers[plan.mode == Mode.TLS and plan.may_hold_up_handshakes()]
         self.scopes: list[trio.CancelScope] = []
         self.client_side = Side(plan, UP, env.client_tls, self.patience)
@@ -147,7 +147,7 @@ class Conversation:
 
 
 class Environment(logging.Handler):
-    """The servers, and a log handler that notices failures before a server's handler runs."""
+    """The servers, and a log handler that notices connections that fail before ``serve`` runs."""
 
     def __init__(self, client_tls: object, server_tls: object) -> None:
         super().__init__()
@@ -231,10 +231,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="module")
 def outcomes() -> Iterator[Counter[tuple[str, str, str]]]:
-    """Count the outcomes of sides by variant and fault, and print them at the end."""
+    """Count how sides end, by variant and fault. Print the counts at the end."""
     counter: Counter[tuple[str, str, str]] = Counter()
     yield counter
-    print(f"\n{sum(counter.values())} sides of conversations ended:")
+    print(f"\n{sum(counter.values())} sides of conversations ended as follows:")
     rows = dict.fromkeys(key[:2] for key in sorted(counter))
     for variant, kind in rows:
         ends = {how: number for (*row, how), number in counter.items() if row == [variant, kind]}
@@ -273,7 +273,7 @@ async def test_each_conversation_is_complete_or_ends_in_a_documented_error(
     conversations = await run_conversations(env, plans)
     assert trio.lowlevel.current_statistics().tasks_living == tasks
     assert env.unexpected == []
-    gc.collect()  # makes unclosed sockets warn now
+    gc.collect()  # emit the warnings about unclosed sockets now
     failed = []
     for conversation in conversations:
         plan = conversation.plan
@@ -282,7 +282,7 @@ async def test_each_conversation_is_complete_or_ends_in_a_documented_error(
         if complaints := list(conversation.complaints()):
             failed.append("\n".join([f"{plan}:", *complaints]))
     text = "\n\n".join(failed)
-    assert not failed, f"{len(failed)} of {len(conversations)} conversations:\n\n{text}"
+    assert not failed, f"{len(failed)} of {len(conversations)} conversations failed:\n\n{text}"
 
 
 def test_every_fault_is_tried_in_every_phase_and_direction() -> None:

@@ -56,7 +56,7 @@ async def test_the_server_recovers_when_descriptors_run_out(runner: Runner) -> N
     check(result, 80)
     assert result.outcome.facts["descriptors in use"] == 50
     assert result.outcome.facts["served then"] == 50 - result.before.descriptors
-    # The server logs this at most once a minute, and has logged it in the warm-up.
+    # The server logs this failure at most once a minute, and already logged it in the warm-up.
     assert result.logged("accept failed") <= 1
 
 
@@ -72,7 +72,7 @@ async def test_a_lingering_close_blocks_no_other_client(runner: Runner) -> None:
     assert result.outcome.facts["still closing"] == 5
 
 
-async def test_a_broadcast_serves_others_and_drops_a_silent_client(runner: Runner) -> None:
+async def test_a_broadcast_reaches_readers_and_drops_a_silent_client(runner: Runner) -> None:
     result = await load.broadcast(runner, 6, 8 * MIB, messages=1, timeout=1)
     check(result, 6)
     assert result.outcome.facts["delivered"] == [6]

@@ -6,8 +6,8 @@ bytearray of the unread bytes, so each read has exactly one correct result. For 
 
     python -m pytest -n 0 --times 250 tests/campaigns/test_machine.py
 
-Draws never depend on the result of a read, so an example replays identically even if the kernel
-coalesces segments.
+No random choice depends on the result of a read, so an example replays identically even if the
+kernel coalesces segments.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class SocketMachine(RuleBasedStateMachine):
         self.unread = bytearray()
         self.readable = 0  # bytes that have become readable since the start
         self.record_ends: deque[int] = deque()
-        # The next chunks, as far as an ``unrecv`` or a ``peek`` has made them known.
+        # The next chunks, if an ``unrecv`` or a ``peek`` has made them known.
         self.front: deque[bytes] = deque()
         self.eof_seen = False
         self.failed = False
@@ -214,7 +214,7 @@ class SocketMachine(RuleBasedStateMachine):
         them only after the read. ``look``: also call ``info``, which must have no side effect.
         """
         sock = self.sock
-        self.peer.write()  # write the data that did not fit into the kernel's buffer before
+        self.peer.write()  # write what did not fit into the kernel's buffer earlier
         buffered = sock.info().buffered if look else None
         got: list[bytes] = []
         failures: list[BaseException] = []
@@ -265,7 +265,7 @@ class SocketMachine(RuleBasedStateMachine):
                 assert not got
             results = results[: len(got)]
         else:
-            # As in Trio, only a call that succeeds must be a checkpoint.
+            # As in Trio, a call that fails need not be a checkpoint.
             assert failures or when not in ("before", "late") or not read.always_a_cancel_point
             assert [FAILURES[type(exc)] for exc in failures] == ([ending] if ending else [])
         assert got == [each.returned for each in results]
@@ -299,7 +299,7 @@ class SocketMachine(RuleBasedStateMachine):
                 return
             if read.expected(self.unread, self.peer.ended, []).ending != WAITS:
                 # Over TCP, the data that the read needs may still be in flight.
-                assert not self.synchronous, "the read waits for data that has arrived"
+                assert not self.synchronous, "the read still waits, although its data has arrived"
                 await done.wait()
                 return
             if coming:
@@ -394,11 +394,11 @@ class SocketMachine(RuleBasedStateMachine):
 
     @rule(now=rarely)
     def starts_or_stops_tls_at_the_end(self, now: bool) -> None:
-        """Let the example end with a ``starttls`` or ``stoptls`` that waits while others read."""
+        """Let the example end with a ``starttls`` or ``stoptls`` that waits during other reads."""
         self.change_at_the_end |= now
 
     async def change(self) -> None:
-        """Start or stop TLS during a stuck broadcast, and read while the change of TLS waits."""
+        """During a stuck broadcast, start or stop TLS. Reads must fail while the call waits."""
         sock = self.sock
 
         async def broadcast() -> None:
@@ -481,7 +481,7 @@ class PlainMachine(SocketMachine):
     def peer_sends_an_urgent_byte(self, now: bool) -> None:
         """Send an urgent byte, which is not part of the stream.
 
-        The kernel keeps only one urgent byte. If there were two, one would become data.
+        The kernel keeps only one urgent byte. If the peer sent two, one of them would become data.
         """
         if now and not self.synchronous:
             with contextlib.suppress(BlockingIOError):

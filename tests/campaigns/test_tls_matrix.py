@@ -1,4 +1,4 @@
-"""Every combination of TLS settings on two sides, and its result.
+"""The result of every combination of TLS settings on two sides.
 
 The tests try the full product of versions, kinds of keys, client certificates, names and ALPN, with
 trisock on both sides. ``test_tls_peers.py`` tests trisock against other programs.
@@ -42,7 +42,7 @@ from helpers.tls_axes import (
 from trisock import Certificate, ClientTLS, ServerTLS, Socket, TLSError, TLSInfo
 from trisock._errors import describe_ssl_error, ssl_reason
 
-# The authentication in the names of TLS 1.2 ciphers, by the kind of the server's key.
+# The part of a TLS 1.2 cipher's name that depends on the kind of the server's key.
 AUTHENTICATION = {"RSA 2048": "RSA", "P-256": "ECDSA", "P-384": "ECDSA", "Ed25519": "ECDSA"}
 
 
@@ -310,15 +310,14 @@ async def test_a_session_cannot_outlive_its_client_certificate(
 # Ciphers without encryption, authentication or forward secrecy, and obsolete ciphers.
 # test_tls_scanners.py covers ciphers that OpenSSL has removed, such as RC4.
 WEAK = ["eNULL", "aNULL", "kRSA", "ECDHE+ARIA", "ECDHE+CAMELLIA"]
-# Other servers often still accept these ciphers, ours refuse them: CBC and finite-field
-# Diffie-Hellman.
+# CBC and finite-field Diffie-Hellman: many other servers still accept these ciphers, ours does not.
 OLD = ["ECDHE+SHA1", "ECDHE+SHA256:!AESGCM:!CHACHA20", "DHE"]
 
 NO_SHARED_CIPHER = Fault("share no cipher", "handshake failure", reason="NO_SHARED_CIPHER")
 
 
 def limited_to(context: ssl.SSLContext, ciphers: str) -> ssl.SSLContext:
-    """Limit a context to these TLS 1.2 ciphers, however weak they are."""
+    """Limit a context to these TLS 1.2 ciphers, even if they are weak."""
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(f"{ciphers}:@SECLEVEL=0")
     return context
@@ -355,7 +354,7 @@ async def test_a_client_refuses_weak_ciphers(ciphers: str, authorities: Authorit
         ("sslv3 alert bad certificate", "SSLV3_ALERT_BAD_CERTIFICATE", "bad certificate"),
     ],
 )
-def test_errors_name_alerts_that_python_does_not_know(
+def test_an_error_names_an_alert_that_python_does_not_know(
     text: str, reason: str | None, alert: str
 ) -> None:
     error = ssl.SSLError(1, f"[SSL] {text} (_ssl.c:1006)")

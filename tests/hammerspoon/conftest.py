@@ -62,7 +62,7 @@ async def raw(server: Socket) -> AsyncIterator[socket.socket]:
 async def pair(
     hs: Sockets, path: str, calls: Calls, request: pytest.FixtureRequest
 ) -> AsyncIterator[tuple[Socket, trisock.Socket]]:
-    """``client`` and ``peer``, connected over TCP, or over a path if parametrized as ``"Unix"``."""
+    """``client`` and ``peer``, connected over TCP, or by path if parametrized as ``"Unix"``."""
     is_unix = getattr(request, "param", "TCP") == "Unix"
     async with connected(hs, path if is_unix else "", calls) as pair:
         yield pair
@@ -81,5 +81,5 @@ def peer(pair: tuple[Socket, trisock.Socket]) -> trisock.Socket:
 
 @pytest.fixture
 def autojump_clock() -> MockClock:
-    """A clock that jumps once all tasks are blocked for 50 ms, so loopback data can arrive."""
+    """A clock that jumps when all tasks have been blocked for 50 ms. Loopback data takes less."""
     return MockClock(autojump_threshold=0.05)

@@ -22,7 +22,7 @@ MIB = 1024 * 1024
 
 @contextlib.contextmanager
 def measured() -> Iterator[list[int]]:
-    """Yield a list. On exit, append to it the peak growth of traced memory in bytes."""
+    """Yield a list. On exit, add the peak growth of traced memory (in bytes) to the list."""
     grown: list[int] = []
     gc.collect()
     tracemalloc.start()
@@ -52,7 +52,7 @@ async def test_a_client_that_reads_no_responses_is_disconnected(
     with raw_client(server) as raw:
         raw.setblocking(False)
         await until(server.connected)
-        server.setCallback(respond).write(bytes(MIB // 2))  # more than the kernel buffers
+        server.setCallback(respond).write(bytes(MIB // 2))  # more than the kernel's buffers hold
         server.read("\n")
         await wait_all_tasks_blocked()
         with measured() as grown:

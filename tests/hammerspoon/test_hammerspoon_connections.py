@@ -287,7 +287,7 @@ async def test_disconnect_drops_queued_reads_writes_and_callbacks(
     assert await calls.none()
 
 
-async def test_disconnect_drops_pending_writes_to_its_clients(
+async def test_a_servers_disconnect_drops_pending_writes_to_its_clients(
     hs: Sockets, path: str, calls: Calls
 ) -> None:
     server = hs.server(path)
@@ -301,7 +301,7 @@ async def test_disconnect_drops_pending_writes_to_its_clients(
 
 
 async def test_callbacks_queued_before_a_disconnect_are_never_called() -> None:
-    # A disconnect clears the queue. It can happen between the end of a read and its callback.
+    # A disconnect between the end of a read and the read's callback clears the queue.
     calls = Calls()
     async with trio.open_nursery() as nursery:
         queue = callbacks.CallbackQueue("it", nursery, logging.getLogger("test"))

@@ -51,7 +51,7 @@ class Hostile(Exception):
 
 
 class HostileValueError(ValueError):
-    """A ValueError whose text fails. (A ValueError is logged as one line, with its text.)"""
+    """A ValueError whose ``str`` fails. (A ValueError is logged as one line, with its text.)"""
 
     __str__ = __repr__ = Hostile.fail
 
@@ -67,7 +67,7 @@ class HostileGroup(ExceptionGroup[Exception]):
 
 
 class NoTruthValue:
-    """A callable object whose truth, length and repr all fail."""
+    """A callable object whose bool, len and repr all fail."""
 
     def __init__(self) -> None:
         self.calls = 0

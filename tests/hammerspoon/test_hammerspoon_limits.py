@@ -150,7 +150,7 @@ async def test_a_negative_timeout_means_no_timeout(
 # ---- limits for peers ----
 
 
-async def test_a_read_that_finds_no_delimiter_within_MAX_READ_disconnects(
+async def test_no_delimiter_within_MAX_READ_bytes_disconnects_the_client(
     server: Socket, monkeypatch: pytest.MonkeyPatch, calls: Calls, log: Log
 ) -> None:
     monkeypatch.setattr(queues, "MAX_READ", 100)
@@ -174,7 +174,8 @@ async def test_MAX_UNSENT_drops_only_clients_that_never_read(
             server.write(MORE_THAN_FITS, tag, calls)
             await good.recv_exactly(len(MORE_THAN_FITS))
             await wait_all_tasks_blocked(0.01)
-        assert server.connections() == 2  # a write may exceed the limit if the earlier ones do not
+        # The second write may exceed the limit, because the first write alone does not.
+        assert server.connections() == 2
         server.write("the last", 3, calls)
         assert await good.recv_exactly(8) == b"the last"
         await until(lambda: server.connections() == 1)

@@ -235,7 +235,9 @@ async def test_cancelling_open_sockets_closes_sockets_and_ends_tasks() -> None:
     assert trio.lowlevel.current_statistics().tasks_living == before
 
 
-async def test_calls_after_open_sockets_exits_are_logged(log: Log, path: str, calls: Calls) -> None:
+async def test_a_call_after_open_sockets_has_exited_is_logged(
+    log: Log, path: str, calls: Calls
+) -> None:
     async with hammerspoon.open_sockets() as hs, connected(hs, fn=calls) as (client, _peer):
         server = hs.server(0, calls)
     for each in (client, server, hs.new(calls), hs.server(0, calls)):

@@ -58,8 +58,8 @@ class ServerContexts:
     without ticket support get separate contexts, called stateful: one for each selection of
     certificates. After ``_MAX_STORED_SESSIONS`` connections, a new context replaces the old one.
     Connections are counted per selection, so a client that keeps changing the requested name cannot
-    force extra rebuilds. When the last connection of a replaced context ends, its sessions are
-    freed.
+    force extra rebuilds. The sessions of a replaced context are freed when its last connection
+    ends.
 
     Invariant: ``_stateful`` holds the stateful context of each selection of certificates that was
     requested so far, and how many more connections may use it.

@@ -32,7 +32,7 @@ ResultT = TypeVar("ResultT")
 
 
 class TLSState(enum.Enum):
-    """The state of a TLS connection. ``TRANSITIONS`` lists the states that may follow each."""
+    """The state of a TLS connection. ``TRANSITIONS`` lists the allowed next states of each."""
 
     HANDSHAKE = enum.auto()
     OPEN = enum.auto()
@@ -57,7 +57,7 @@ class TLSEngine:
     """One side of a TLS connection: ciphertext in and out, plain bytes in and out.
 
     ``trio.SSLStream`` does the handshake and the shutdown. It expects an ``ssl.SSLContext`` and an
-    ``ssl.SSLObject``, and uses five names of these two: ``wrap_bio``, ``do_handshake``, ``unwrap``,
+    ``ssl.SSLObject``, and uses five of their names: ``wrap_bio``, ``do_handshake``, ``unwrap``,
     ``server_side`` and ``version``. The engine implements the five names. Real objects would hide
     the memory BIOs from us, and with them the session tickets and the alerts that OpenSSL writes.
 

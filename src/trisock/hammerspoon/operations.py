@@ -32,7 +32,7 @@ class Read:
       until: a number of bytes, or the delimiter to read up to.
       timeout: seconds from the start of the read; ``math.inf`` for no timeout.
       deliver: called with the data.
-      tag: only counted in the cost of the read.
+      tag: used only to compute the cost of the read.
     """
 
     __slots__ = ("_budget", "_cost", "_references", "deliver", "timeout", "until")
@@ -55,7 +55,7 @@ class Read:
         self._references += 1
 
     def release(self) -> None:
-        """Count one connection less: it has done this read, or dropped it."""
+        """Count one connection fewer: it has done this read, or dropped it."""
         self._references -= 1
         if not self._references and self._budget is not None:
             self._budget.held -= self._cost

@@ -53,8 +53,8 @@ class ServerContexts:
     They differ only in their certificates. All have the same ALPN protocols, versions, ciphers and
     authorities for client certificates.
 
-    ``ssl`` cannot disable OpenSSL's session cache. The cache keeps the session of a TLS 1.2 client
-    without ticket support for two hours, with the client's whole certificate chain. So clients
+    ``ssl`` cannot disable OpenSSL's session cache. If a TLS 1.2 client does not support tickets,
+    the cache keeps its session for two hours, with the client's whole certificate chain. So clients
     without ticket support get separate contexts, called stateful: one for each selection of
     certificates. After ``_MAX_STORED_SESSIONS`` connections, a new context replaces the old one.
     Connections are counted per selection, so a client that keeps changing the requested name cannot

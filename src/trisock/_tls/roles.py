@@ -30,8 +30,8 @@ class ClientTLS:
     """The TLS client's role, for ``starttls`` and ``connect(tls=)``. It verifies the server.
 
     Args:
-      server_hostname: the name (or IP address) that the server's certificate must match; ``None``
-        for the host given to ``connect``.
+      server_hostname: the name (or IP address) that the server's certificate must match. The
+        default is the host given to ``connect``.
       ca: the certificates to trust, in PEM, instead of the system's trust store. These may also be
         intermediates or the server's own certificate: verification stops at a trusted certificate.
       alpn_protocols: the protocols to offer, in order of preference (RFC 7301).
@@ -256,7 +256,7 @@ def _alpn(protocols: object) -> tuple[str, ...]:
             raise TypeError(f"an ALPN protocol must be a str, not {type_name(protocol)}")
         if not (protocol.isascii() and protocol.isprintable() and 1 <= len(protocol) <= 255):
             raise ValueError(
-                "an ALPN protocol must be 1 to 255 printable ASCII characters, and one of "
-                f"alpn_protocols is not: it has {len(protocol)} characters"
+                f"alpn_protocols contains an invalid protocol, of {len(protocol)} characters: only "
+                "1 to 255 printable ASCII characters are allowed"
             )
     return tuple(protocols)

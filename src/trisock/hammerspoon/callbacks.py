@@ -89,8 +89,8 @@ class CallbackQueue:
     def clear(self) -> None:
         """Drop the queued callbacks. A running callback continues.
 
-        A ``put`` from before this call does nothing afterwards. The disconnect that calls this also
-        cancels the reads for the old callbacks. So no read waits for room in the old queue.
+        A ``put`` obtained before this call does nothing afterwards. The disconnect that calls this
+        also cancels the reads for the old callbacks. So no read waits for room in the old queue.
         """
         self.pending.queued.clear()
         self.pending = PendingCallbacks(self._start)

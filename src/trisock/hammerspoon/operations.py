@@ -64,8 +64,8 @@ class Read:
 class Delivery:
     """One message that is sent to several connections.
 
-    ``done`` is called when the message was sent on all connections that are not lost, but not if
-    all are lost.
+    ``done`` is called when the message was sent on all connections, except lost ones. It is not
+    called if all connections are lost.
     """
 
     __slots__ = ("_any_delivered", "_done", "_pending")
@@ -100,7 +100,7 @@ Operation: TypeAlias = "Read | Write | Callable[[], Awaitable[object]]"
 class Queue:
     """The operations of one direction, done in order. While the queue is empty, ``when_idle`` runs.
 
-    An operation may wait for the peer only inside ``step``. ``bound`` can then limit this wait when
+    An operation may wait for the peer only inside ``step``. So ``bound`` can limit this wait when
     the other direction has ended.
     """
 

@@ -284,7 +284,8 @@ class QueuedConnection:
         """Send the data. Return False if sending fails; received data can still be read then."""
         assert self.sock is not None
         try:
-            # Use a single send: with TLS, a clean EOF must not follow data that was cut short.
+            # Use a single send: with TLS, no clean EOF follows an interrupted send, so the peer
+            # notices that data is missing.
             with time_limit(write.timeout, "a write"), self._writes.step(len(write.data)):
                 await self.sock.send(write.data)
         except trio.BrokenResourceError as exc:

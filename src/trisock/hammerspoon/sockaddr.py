@@ -83,7 +83,7 @@ def _scope(zone: str) -> int:
         return int(zone or 0)
     try:
         return socket.if_nametoindex(zone)
-    except OSError:  # the interface no longer exists
+    except OSError:  # raised if the interface no longer exists
         return 0
 
 

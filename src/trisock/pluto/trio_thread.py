@@ -75,8 +75,8 @@ class _Thread:
         self.thread: threading.Thread | None = None
         self._launching = _thread.allocate_lock()
         self._go = new_locked_lock()
-        # _waker is one end of a socket pair: a byte sent to it wakes the thread. It is set while
-        # the thread can be woken. _waking contains the callers that are about to use it.
+        # _waker is one end of a socket pair: a byte sent to it wakes the thread. _waker is set
+        # while the thread can be woken. _waking contains the callers that are about to use _waker.
         self._waker: socket.socket | None = None
         self._waking: dict[object, bool] = {}
         self._running: set[Call[Any]] = set()

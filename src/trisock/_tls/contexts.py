@@ -54,7 +54,7 @@ class ServerContexts:
     authorities for client certificates.
 
     ``ssl`` cannot disable OpenSSL's session cache. If a TLS 1.2 client does not support tickets,
-    the cache keeps its session for two hours, with the client's whole certificate chain. So clients
+    the cache keeps the session for two hours, with the client's whole certificate chain. So clients
     without ticket support get separate contexts, called stateful: one for each selection of
     certificates. After ``_MAX_STORED_SESSIONS`` connections, a new context replaces the old one.
     Connections are counted per selection, so a client that keeps changing the requested name cannot

@@ -5,7 +5,7 @@ section 3), and by whether the client can resume a session with a ticket. This m
 and decides nothing about the handshake. It leaves a malformed ClientHello to OpenSSL, which sends
 the right alert.
 
-The cost is linear in the bytes fed, however they are split.
+The cost is linear in the number of bytes fed, whatever the size of the chunks.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SUPPORTED_VERSIONS = 43
 
 _TLS_1_3 = b"\x03\x04"
 
-# Letters, digits and hyphens (RFC 1123, section 2.1), and underscores, which are in use.
+# Letters, digits and hyphens (RFC 1123, section 2.1), and underscores, which some names contain.
 _HOST_NAME = re.compile(rb"(?=.{1,254}\Z)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?\Z")
 
 
@@ -44,7 +44,8 @@ class ClientHello:
       server_name: the name that the client requests, as sent, even if it is not valid. ``None`` if
         the client requests no name.
       supports_tickets: whether the client can store its session in a ticket, so that the server
-        need not store it. All TLS 1.3 clients can, and others with the extension of RFC 5077.
+        need not store it. All TLS 1.3 clients can. Older clients can if they send the extension of
+        RFC 5077.
     """
 
     server_name: bytes | None
@@ -52,7 +53,7 @@ class ClientHello:
 
     @functools.cached_property
     def host_name(self) -> str | None:
-        """``server_name`` as text; ``None`` if it is an IP address or no valid host name."""
+        """``server_name`` as text, or ``None`` if it is no valid host name or is an IP address."""
         return None if self.server_name is None else _host_name(self.server_name)
 
 
@@ -127,7 +128,7 @@ class ClientHelloReader:
 
 
 def parse_client_hello(body: bytes) -> ClientHello:
-    """Parse a ClientHello, without its message header. ``ValueError`` if it is malformed."""
+    """Parse a ClientHello, without its message header. Raises ``ValueError`` if it is malformed."""
     at = 2 + 32  # legacy_version, random
     for width in (1, 2, 1):  # legacy_session_id, cipher_suites, legacy_compression_methods
         _, at = _vector(body, at, width)
@@ -174,10 +175,10 @@ def _first_name(extension: bytes) -> bytes:
 
 
 def _vector(data: bytes, at: int, width: int) -> tuple[int, int]:
-    """Return the start and the end of a vector. Its length, ``width`` bytes, is before it."""
+    """Return the start and the end of a vector. The ``width`` bytes before it are its length."""
     start = at + width
     end = start + int.from_bytes(data[at:start], "big")
-    if end > len(data):  # also if the length itself is cut short
+    if end > len(data):  # this also catches a length that is itself cut short
         raise ValueError("a field is cut short")
     return start, end
 
@@ -191,7 +192,7 @@ def _host_name(name: bytes) -> str | None:
 
 
 def _is_ipv4(text: str) -> bool:
-    # Most names end here, which is cheaper than IPv4Address.
+    # Most names fail this test, which is cheaper than IPv4Address.
     if not text.replace(".", "").isdecimal():
         return False
     try:

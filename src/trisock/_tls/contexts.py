@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from .certificate import Certificate
 from .client_hello import ClientHello
 
-# The maximum of ended sessions in a server's cache, for each selection of certificates. An attacker
-# can make each session 0.7 MB large, so this is 11 MB.
+# The maximum number of ended sessions in a server's cache, for each selection of certificates. An
+# attacker can make each session 0.7 MB large, so this is 11 MB.
 _MAX_STORED_SESSIONS = 16
 
 # The environment variables that select the system's trust store.
@@ -33,7 +33,7 @@ def client_context(
     alpn_protocols: tuple[str, ...],
     certificate: Certificate | None,
     verify: bool,
-    trust: SystemTrust | None,  # only part of the cache key
+    trust: SystemTrust | None,  # used only in the cache key
 ) -> ssl.SSLContext:
     if verify:
         context = _verifying_context(ssl.Purpose.SERVER_AUTH, ca, "ca")
@@ -53,12 +53,13 @@ class ServerContexts:
     They differ only in their certificates. All have the same ALPN protocols, versions, ciphers and
     authorities for client certificates.
 
-    ``ssl`` cannot disable OpenSSL's session cache. The cache keeps the session of a TLS 1.2 client
-    without ticket support for two hours, with the client's whole certificate chain. So clients
-    without ticket support get separate contexts, the stateful ones. Each selection of certificates
-    has one. It serves ``_MAX_STORED_SESSIONS`` connections, and a new one then replaces it. The
-    count is per selection, so a client that keeps changing the requested name cannot force extra
-    rebuilds. The sessions of a replaced context are freed with its last connection.
+    ``ssl`` cannot disable OpenSSL's session cache. If a TLS 1.2 client does not support tickets,
+    the cache keeps the session for two hours, with the client's whole certificate chain. So clients
+    without ticket support get separate contexts, called stateful: one for each selection of
+    certificates. After ``_MAX_STORED_SESSIONS`` connections, a new context replaces the old one.
+    Connections are counted per selection, so a client that keeps changing the requested name cannot
+    force extra rebuilds. The sessions of a replaced context are freed when its last connection
+    ends.
 
     Invariant: ``_stateful`` holds the stateful context of each selection of certificates that was
     requested so far, and how many more connections may use it.
@@ -104,7 +105,7 @@ class ServerContexts:
         if context is None or not uses_left:
             try:
                 context, uses_left = self._build(selected), _MAX_STORED_SESSIONS
-            except OSError:  # such as EMFILE: no reason to refuse a client
+            except OSError:  # such as EMFILE, which is no reason to refuse a client
                 return self._contexts[selected]
         self._stateful[selected] = context, uses_left - 1
         return context
@@ -145,9 +146,8 @@ def _verifying_context(
 ) -> ssl.SSLContext:
     """Return Python's default context. If ``authorities`` (PEM) are given, it trusts only them.
 
-    With ``authorities``, the verification must not depend on the Python version: from 3.13 on, the
-    default context accepts a partial chain, and rejects certificates that break minor rules of RFC
-    5280.
+    With ``authorities``, the context accepts partial chains, and certificates that break minor
+    rules of RFC 5280, on every Python version. (Python's default for both changed in 3.13.)
     """
     if authorities is None:
         return ssl.create_default_context(purpose)

@@ -26,13 +26,13 @@ from .roles import TLSRole
 # record.
 _RECORD_SIZE = 16384
 
-_FORKED = "TLS stays with the process that began it, and this process was forked later: fork first"
+_FORKED = "this process was forked after TLS began, so it cannot use the connection: fork first"
 
 ResultT = TypeVar("ResultT")
 
 
 class TLSState(enum.Enum):
-    """The state of a TLS connection. ``TRANSITIONS`` says which one may follow which."""
+    """The state of a TLS connection. ``TRANSITIONS`` lists the allowed next states of each."""
 
     HANDSHAKE = enum.auto()
     OPEN = enum.auto()
@@ -58,14 +58,14 @@ TRANSITIONS = {
 class TLSEngine:
     """One side of a TLS connection: ciphertext in and out, plain bytes in and out.
 
-    ``trio.SSLStream`` does the handshake and the shutdown. The engine replaces its
-    ``ssl.SSLContext`` and its ``ssl.SSLObject``, of which it uses five names: ``wrap_bio``,
-    ``do_handshake``, ``unwrap``, ``server_side`` and ``version``. Real objects would hide three
-    things from us: the memory BIOs, and in them the session tickets and the alert of a failure.
+    ``trio.SSLStream`` does the handshake and the shutdown. It expects an ``ssl.SSLContext`` and an
+    ``ssl.SSLObject``, and uses five of their names: ``wrap_bio``, ``do_handshake``, ``unwrap``,
+    ``server_side`` and ``version``. The engine implements the five names. Real objects would hide
+    the memory BIOs from us, and with them the session tickets and the alerts that OpenSSL writes.
 
     A server's ``SSLObject`` is created when the ClientHello is complete, because the ClientHello
-    selects the context. (For the user's own context it is created immediately. We parse the
-    ClientHello only to get the requested name.)
+    selects the context. (If the user passed a context, the ``SSLObject`` is created immediately,
+    and we parse the ClientHello only to get the requested name.)
 
     Args:
       role: our TLS role, and the peer that we expect.
@@ -180,8 +180,8 @@ class TLSEngine:
         """Advance the shutdown. Raises ``ssl.SSLWantReadError`` until it is finished.
 
         SSL_shutdown mistakes a fatal alert for ``close_notify``. So we call read after it: if the
-        peer sent an alert, read raises. It also removes the alert's error from the thread's queue,
-        where this error would make the next connection fail.
+        peer sent an alert, read raises. The read also removes the alert's error from the thread's
+        queue, where the error would make the next connection fail.
         """
         self.check()
         self._enter(TLSState.CLOSING)
@@ -216,8 +216,8 @@ class TLSEngine:
         except ValueError as exc:
             raise self.fail(str(exc)) from None
         if expired:
-            # OpenSSL verified it when the session began, up to two hours ago, but does not verify
-            # it again when the session is resumed.
+            # OpenSSL verified the certificate when the session began, up to two hours ago. When the
+            # session is resumed, OpenSSL does not verify the certificate again.
             raise self.fail(
                 "the certificate was refused: certificate has expired",
                 reason="CERTIFICATE_VERIFY_FAILED",
@@ -252,7 +252,7 @@ class TLSEngine:
         )
 
     def feed_record(self) -> None:
-        """Pass the next record to OpenSSL. What follows ``close_notify`` is not passed."""
+        """Pass the next record to OpenSSL, but nothing that follows ``close_notify``."""
         if self.incoming.pending and self.state is not TLSState.PEER_CLOSED:
             self._incoming_bio.write(self.incoming.take())
 
@@ -341,16 +341,16 @@ class TLSEngine:
         return data
 
     def put_back(self, rest: bytes | memoryview) -> None:
-        """Put back the rest of ``data_to_send`` that was not sent."""
+        """Put back the bytes from ``data_to_send`` that were not sent."""
         self._unsent = rest
 
     def close_notify(self) -> None:
         """Write ``close_notify``, without waiting for the peer's."""
-        # Unread data stays in ``incoming``. If OpenSSL had it, SSL_shutdown would fail and send
+        # Unread data stays in ``incoming``. If it were in OpenSSL, SSL_shutdown would fail and send
         # nothing.
         with contextlib.suppress(ssl.SSLError):
             self._ssl_object.unwrap()
-        clear_error_queue()  # an alert may have left an error in it
+        clear_error_queue()  # an alert may have left an error in the queue
 
     # ---- errors ----
 
@@ -406,11 +406,11 @@ class TLSEngine:
         Returns ``None`` if the call must read first.
 
         All connections of a thread share one error queue. A stale error of another connection
-        replaces WANT_READ (and close_notify), and looks like an error of this connection. To find
-        out, we call ``do_handshake``: after an error of this connection it also fails. Otherwise
-        the error was stale, and we repeat the call. By then the queue is empty, because Python
-        clears it when it raises. To clear it before each call would cost 1.5 microseconds, a tenth
-        of a small message.
+        replaces WANT_READ (and close_notify), and looks like an error of this connection. To tell
+        the two apart, we call ``do_handshake``, which also fails if the error belongs to this
+        connection. Otherwise the error was stale, and we repeat the call. By then the queue is
+        empty, because Python clears it when it raises an error. Clearing the queue before each call
+        would cost 1.5 microseconds, a tenth of the cost of a small message.
         """
         try:
             self._ssl_object.do_handshake()

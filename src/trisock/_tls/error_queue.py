@@ -1,4 +1,4 @@
-"""OpenSSL's error queue. Each thread has one."""
+"""Clearing OpenSSL's error queue. Each thread has its own queue."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def clear_error_queue() -> None:
 
 
 class _IdleServer(threading.local):
-    """An SSLObject that waits for a client forever. Each thread has one, as it has one queue."""
+    """An SSLObject that waits for a client forever. Each thread has one, to clear its own queue."""
 
     def __init__(self) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -29,9 +29,10 @@ class TLSInfo:
       version: the TLS version, such as ``"TLSv1.3"``.
       cipher: the cipher suite by its OpenSSL name, such as ``"TLS_AES_256_GCM_SHA384"``.
       alpn_protocol: the protocol selected by ALPN, or ``None``.
-      server_hostname: for a client, the name that it requested and, unless verification is off,
-        verified. For a server, the name that the client requested (SNI), as sent (A-labels, upper
-        case preserved), or ``None`` if the client requested no name or an invalid one.
+      server_hostname: for a client, the name that it requested. The server's certificate matches
+        this name, unless verification is off. For a server, the name that the client requested
+        (SNI), as sent (A-labels, upper case preserved), or ``None`` if the client requested no name
+        or an invalid one.
       peer_certificate: the peer's certificate in DER, or ``None`` if the peer sent none.
       session_reused: whether an earlier session was resumed.
     """

@@ -7,7 +7,8 @@ written.
 - A block begins on a line of its own, or right after the end of another block. Bytes that are not
   printable ASCII may precede it, such as a byte order mark or spaces. A block that is commented out
   is ignored, because the user does not want to trust it.
-- Anything outside the blocks is ignored, whatever its encoding. So are blocks of other types.
+- Anything outside the blocks is ignored, whatever its encoding. Blocks of other types are also
+  ignored.
 - A damaged block of the right type is an error, because it must not be dropped silently.
 
 No error quotes the input, which may be a key.
@@ -29,7 +30,7 @@ _CERTIFICATES = {"CERTIFICATE", "X509 CERTIFICATE", "TRUSTED CERTIFICATE"}
 
 @dataclass(frozen=True)
 class Block:
-    """One block: its label, and the text between its markers, or ``None`` if it is damaged."""
+    """One block: its label, and the text between its markers (``None`` if the block is damaged)."""
 
     label: str
     body: bytes | None
@@ -38,7 +39,7 @@ class Block:
 def blocks(data: bytes) -> Iterator[Block]:
     """Yield all blocks, including damaged ones. The cost is linear."""
     begin: re.Match[bytes] | None = None
-    end = 0  # of the last marker
+    end = 0  # the end of the last marker
     for marker in _MARKER.finditer(data):
         kind, label = marker.groups()
         if kind == b"END":
@@ -58,7 +59,7 @@ def blocks(data: bytes) -> Iterator[Block]:
 
 
 def _at_line_start(data: bytes, start: int, marker: int) -> bool:
-    """Return whether no printable ASCII precedes a marker on its line, from ``start`` on."""
+    """Return False if printable ASCII is between ``start`` and the marker, on the marker's line."""
     for at in range(marker - 1, start - 1, -1):
         if data[at] in b"\r\n":
             break
@@ -68,7 +69,7 @@ def _at_line_start(data: bytes, start: int, marker: int) -> bool:
 
 
 def certificates(data: bytes) -> list[bytes]:
-    """Return the distinct certificates in DER, in order. Having none raises ``ValueError``."""
+    """Return the distinct certificates in DER, in order. Raises ``ValueError`` if there is none."""
     found: dict[bytes, None] = {}
     for block in blocks(data):
         if block.label in _CERTIFICATES:

@@ -11,21 +11,22 @@ _MAX_CIPHERTEXT = _HEADER_SIZE + 16384 + 2048
 # The start of an application data record's header.
 _DATA_HEADER = b"\x17\x03\x03"
 
-# The maximum of records without data that are decrypted before other tasks run. A key update costs
-# a few microseconds and 22 bytes, and an honest peer sends one at a time. (Go closes the connection
-# after 16 in a row.)
+# The maximum number of records without data that are decrypted before other tasks run. A key update
+# costs a few microseconds and 22 bytes, and an honest peer sends one at a time. (Go closes the
+# connection after 16 in a row.)
 MAX_EMPTY_RECORDS = 16
 
-# The maximum of bytes that are encrypted for one system call. This bounds the ciphertext in memory,
-# whatever the size of the send.
+# The maximum number of bytes that are encrypted for one system call. This bounds the ciphertext in
+# memory, however large the send is.
 SEND_SIZE = 65536
 
 
 class IncomingCiphertext:
     """Ciphertext that was read from the kernel but not passed to OpenSSL yet.
 
-    OpenSSL gets only one or a few records at a time, for two reasons. A ``MemoryBIO`` keeps the
-    size of its largest write. And one read call decrypts all records in it until one has data.
+    OpenSSL gets only one or a few records at a time, for two reasons. A ``MemoryBIO`` keeps as much
+    memory as its largest write needed. And one read call decrypts record after record, until one
+    contains data.
 
     Invariant: if ``_record_left`` is 0 and ``_header`` is empty, the next byte starts a record.
     Otherwise ``_header`` is the part of a split header that OpenSSL already has, or
@@ -54,7 +55,7 @@ class IncomingCiphertext:
         self.pending = len(data)
 
     def take(self) -> bytes | memoryview:
-        """Remove and return the oldest record, or its part that has arrived (``b""`` if none)."""
+        """Remove and return the oldest record, or the part that has arrived (possibly ``b""``)."""
         data, start, size = self._data, self._start, self._record_left
         if not size:
             if self.pending < _HEADER_SIZE or self._header:
@@ -82,8 +83,8 @@ class IncomingCiphertext:
     def take_many(self) -> tuple[bytes | memoryview, int]:
         """Remove and return a few whole records, or part of one, and the number of reads they need.
 
-        Each whole record needs one read. Part of a record needs no read if it looks like
-        application data, and otherwise one.
+        Each whole record needs one read. A partial record also needs one read, unless it looks like
+        application data: then it needs none.
         """
         data, start = self._data, self._start
         end, count = start, 0
@@ -121,7 +122,7 @@ class IncomingCiphertext:
         return data
 
     def restart(self, data: bytes) -> None:
-        """Put ``data`` in front of the held bytes. A record starts with its first byte."""
+        """Put ``data`` in front of the held bytes. The first byte of ``data`` starts a record."""
         data += self.take_all()
         self._header, self._record_left = b"", 0
         self.write(data)

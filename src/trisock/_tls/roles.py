@@ -1,4 +1,4 @@
-"""The two TLS roles, ``ClientTLS`` and ``ServerTLS``, and the arguments that stand for one.
+"""The two TLS roles, ``ClientTLS`` and ``ServerTLS``, and how arguments are turned into roles.
 
 Every mistake in an option is found here, before a byte is sent.
 """
@@ -30,8 +30,8 @@ class ClientTLS:
     """The TLS client's role, for ``starttls`` and ``connect(tls=)``. It verifies the server.
 
     Args:
-      server_hostname: the name (or IP address) that the server's certificate must match; ``None``
-        for the host given to ``connect``.
+      server_hostname: the name (or IP address) that the server's certificate must match. The
+        default is the host given to ``connect``.
       ca: the certificates to trust, in PEM, instead of the system's trust store. These may also be
         intermediates or the server's own certificate: verification stops at a trusted certificate.
       alpn_protocols: the protocols to offer, in order of preference (RFC 7301).
@@ -62,7 +62,7 @@ class ClientTLS:
         self._context()
 
     def _context(self) -> ssl.SSLContext:
-        """Return the context. It is rebuilt only if the system's trust store is a different one."""
+        """Return the context. It is rebuilt only if the environment selects another trust store."""
         trust = system_trust() if self.ca is None and self.verify else None
         if self._built is None or self._built[0] != trust:
             context = client_context(
@@ -100,7 +100,7 @@ class ServerTLS:
         intermediates or clients' own certificates: verification stops at a trusted certificate.
       require_client_certificate: whether to also reject a client that sends no certificate.
 
-    The other settings apply whichever certificate is selected. A TLS 1.2 client without ticket
+    The other settings are the same for all certificates. A TLS 1.2 client without ticket
     support can resume only a recent session: the server stores at most 16 ended sessions.
 
     Raises ``ValueError`` or ``TypeError`` if an argument is invalid. Immutable.
@@ -191,8 +191,8 @@ def resolve_role(
 ) -> TLSRole:
     """Turn the user's ``tls`` argument into a role, or raise TypeError or ValueError.
 
-    The name to verify is ``server_hostname``. If it is ``None``, it is the name in ``tls``, and if
-    there is none, ``connected_host``.
+    The name to verify is the first of these that is not ``None``: ``server_hostname``, the name in
+    ``tls``, ``connected_host``.
     """
     if server_hostname is not None and not isinstance(server_hostname, str):
         raise TypeError(f"server_hostname must be a str, not {type_name(server_hostname)}")
@@ -256,7 +256,7 @@ def _alpn(protocols: object) -> tuple[str, ...]:
             raise TypeError(f"an ALPN protocol must be a str, not {type_name(protocol)}")
         if not (protocol.isascii() and protocol.isprintable() and 1 <= len(protocol) <= 255):
             raise ValueError(
-                "an ALPN protocol must be 1 to 255 printable ASCII characters, and one of "
-                f"alpn_protocols is not: it has {len(protocol)} characters"
+                f"alpn_protocols contains an invalid protocol, of {len(protocol)} characters: only "
+                "1 to 255 printable ASCII characters are allowed"
             )
     return tuple(protocols)

@@ -11,7 +11,7 @@ from typing import TypeGuard
 
 
 def is_int(value: object) -> TypeGuard[int]:
-    """Return whether the value is an int and not a bool, which Python counts as an int."""
+    """Return whether the value is an int but not a bool (a subclass of int)."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -61,7 +61,7 @@ def check_timeout(timeout: object) -> float:
 
 
 def describe_target(host: str, port: int | None) -> str:
-    """Format ``host:port``, or a path, for the log. An implausible one may be a key: hide it."""
+    """Format ``host:port``, or a path, for the log. Hide implausible values, which may be keys."""
     if port is None:
         return host if len(host) < 108 and host.isprintable() else "no path"
     plausible = len(host) < 256 and not host.split()[1:] and max(map(len, host.split("."))) < 64

@@ -14,7 +14,7 @@ import trio
 from .._guard import is_error, isolated, leaves, log
 
 if sys.version_info < (3, 11):  # pragma: no cover (one of the two on each version)
-    from exceptiongroup import BaseExceptionGroup  # which Trio needs as well
+    from exceptiongroup import BaseExceptionGroup  # Trio depends on it anyway
 
 # The overhead of a queue entry in bytes: the objects around its data, and its slot. Measured: 200
 # to 450 bytes. If it were not counted, a flood of empty lines would cost nothing.
@@ -60,16 +60,16 @@ class PendingCallbacks:
             self._readers.unpark_all()
 
     async def wait_for_room(self) -> None:
-        """Wait until the callbacks hold at most ``MAX_HELD`` bytes. May not be a checkpoint."""
+        """Wait until the callbacks hold at most ``MAX_HELD`` bytes. Not always a checkpoint."""
         while self.held > MAX_HELD:
             await self._readers.park()
 
 
 class CallbackQueue:
-    """Runs callbacks in order, in a task that exists only while there are any.
+    """Runs callbacks in order, in a task that exists only while there are callbacks.
 
     If a callback raises an ``Exception``, even in a group, or leaves a cancel scope open, the error
-    is logged and ends nothing.
+    is logged, and the next callbacks still run.
 
     Invariant: a task that runs callbacks exists exactly while ``_running`` is set.
     """
@@ -83,14 +83,14 @@ class CallbackQueue:
 
     @property
     def put(self) -> Callable[..., None]:
-        """The method that queues a function and its arguments. After ``clear`` it does nothing."""
+        """The method that queues a function and its arguments, until the next ``clear``."""
         return self.pending.put
 
     def clear(self) -> None:
-        """Drop the queued callbacks, and all that an older ``put`` adds. A running one continues.
+        """Drop the queued callbacks. A running callback continues.
 
-        The disconnect that calls this also cancels the reads for the old callbacks. So no read
-        waits for room in the old queue.
+        A ``put`` obtained before this call does nothing afterwards. The disconnect that calls this
+        also cancels the reads for the old callbacks. So no read waits for room in the old queue.
         """
         self.pending.queued.clear()
         self.pending = PendingCallbacks(self._start)
@@ -148,8 +148,8 @@ class CallbackQueue:
 def _is_callback_error(exc: BaseException) -> bool:
     """Return whether an exception is only a failure of the callback.
 
-    That includes a ``Cancelled`` that is raised while our task is not cancelled: it belongs to
-    another scope, and the callback stored it or passed it on.
+    That includes a ``Cancelled`` that is raised while our task is not cancelled. Such an exception
+    belongs to another cancel scope, and the callback raised it again.
     """
     if issubclass(type(exc), trio.Cancelled):
         return trio.current_effective_deadline() != -math.inf

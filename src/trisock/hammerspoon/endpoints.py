@@ -16,7 +16,7 @@ from .operations import ReadBudget
 from .queues import QueuedConnection, accepted_connection, logger, time_limit
 
 # A client waits at most this long (seconds) for a server of the same program to accept the
-# connection. This takes a few passes of the scheduler, unless the server cannot accept.
+# connection. Accepting takes a few passes of the scheduler, unless the server cannot accept.
 _ACCEPT_SECONDS = 1.0
 
 # If a server accepts nothing for this many passes of the scheduler, it has accepted all pending
@@ -112,7 +112,7 @@ class QueuedServer:
         self._budget = ReadBudget()
         self._server: trisock.Server | None = None
         self._scope = trio.CancelScope()
-        # For clients of the same program that wait to be accepted.
+        # Used by clients in the same program, to wait until the server has accepted them.
         self._is_open = True
         self._accepted = 0
         self._changed = trio.lowlevel.ParkingLot()

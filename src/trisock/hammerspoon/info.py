@@ -48,7 +48,7 @@ def info_of(endpoint: QueuedClient | QueuedServer | None, timeout: float) -> Inf
     addresses = endpoint.addresses if isinstance(endpoint, QueuedServer) else [peer]
     if sock is not None:
         addresses, peer = [sock.getlocal()], sock.getpeer()
-    if path:  # a Unix socket has no other address
+    if path:  # a Unix socket has no host or port
         addresses = [peer := trisock.Address("", 0)]
     hosts = [address.host for address in addresses]
     return {

@@ -32,7 +32,7 @@ class Read:
       until: a number of bytes, or the delimiter to read up to.
       timeout: seconds from the start of the read; ``math.inf`` for no timeout.
       deliver: called with the data.
-      tag: only counted in the cost of the read.
+      tag: used only to compute the cost of the read.
     """
 
     __slots__ = ("_budget", "_cost", "_references", "deliver", "timeout", "until")
@@ -55,7 +55,7 @@ class Read:
         self._references += 1
 
     def release(self) -> None:
-        """Count one connection less: it has done this read, or dropped it."""
+        """Count one connection fewer: it has done this read, or dropped it."""
         self._references -= 1
         if not self._references and self._budget is not None:
             self._budget.held -= self._cost
@@ -64,8 +64,8 @@ class Read:
 class Delivery:
     """One message that is sent to several connections.
 
-    ``done`` is called when the message was sent on all connections that are not lost, but not if
-    all are lost.
+    ``done`` is called when the message was sent on all connections, except lost ones. It is not
+    called if all connections are lost.
     """
 
     __slots__ = ("_any_delivered", "_done", "_pending")
@@ -100,7 +100,7 @@ Operation: TypeAlias = "Read | Write | Callable[[], Awaitable[object]]"
 class Queue:
     """The operations of one direction, done in order. While the queue is empty, ``when_idle`` runs.
 
-    An operation may wait for the peer only inside ``step``. ``bound`` can then limit this wait when
+    An operation may wait for the peer only inside ``step``. So ``bound`` can limit this wait when
     the other direction has ended.
     """
 

@@ -2,8 +2,8 @@
 
 Each connection has a queue for reads and one for writes, because a read that waits for the peer
 must not block the write that the peer waits for. The operations of each queue are done in order. A
-TLS handshake is put into both queues: it begins when both have reached it, and both continue after
-it.
+TLS handshake is put into both queues: it begins when both queues have reached it, and both continue
+when it has ended.
 
 While no read is queued, the connection watches for EOF. If a chunk arrives instead, the chunk is
 pushed back to the front of the buffer. From then on, the connection waits for the hangup that may
@@ -34,10 +34,10 @@ MAX_READ = 16 * 1024 * 1024
 # Limits for a server. One client can make a server queue writes and reads for all other clients.
 # The limits in bytes include the overhead of the queue entries.
 
-# The maximum of unsent bytes for a client that does not read.
+# The maximum number of unsent bytes for a client that does not read.
 MAX_UNSENT = 64 * 1024 * 1024
 
-# The maximum of queued reads for a silent client. When one client sends a line, the server's
+# The maximum number of queued reads for a silent client. When one client sends a line, the server's
 # callback asks for the next line, which queues one more read for every client.
 MAX_READS = 1000
 
@@ -89,11 +89,12 @@ class QueuedConnection:
       budget: counts the cost of the reads of all clients of a server.
       loglevel: the level at which errors of the connection are logged.
 
-    Timeouts are in seconds, ``math.inf`` for no timeout. They start when the operation has reached
-    the front of its queue.
+    Timeouts are in seconds; ``math.inf`` means no timeout. A timeout starts when its operation has
+    reached the front of the queue.
 
-    Invariant: ``_unsent`` is the cost of the queued writes and the current one; ``_reads_pending``
-    is the number of queued reads and the current one. While ``_sending_ended`` no write is queued.
+    Invariant: ``_unsent`` is the cost of the queued writes and the current one. ``_reads_pending``
+    is the number of queued reads and the current one. If ``_sending_ended`` is set, no write is
+    queued.
     """
 
     def __init__(
@@ -176,7 +177,8 @@ class QueuedConnection:
 
     def _log(self, exc: Exception) -> None:
         if issubclass(type(exc), _EXPECTED):
-            # After a failed write, a read often fails for the same reason: log that only at DEBUG.
+            # After a failed write, a read often fails for the same reason: log the second failure
+            # only at DEBUG.
             level = logging.DEBUG if self._sending_ended else self._loglevel
             log(logger, level, "%s: %s", self._name, text(exc))
         else:
@@ -242,7 +244,7 @@ class QueuedConnection:
     async def _watch_for_end(self) -> None:
         """While no read is queued, wait for the peer to hang up, and then disconnect.
 
-        If data is unread by then, this first waits ``UNREAD_SECONDS`` for a read of the data.
+        If data is unread at that time, this first waits ``UNREAD_SECONDS`` for a read of the data.
         """
         assert self.sock is not None
         if not self._sending_ended:
@@ -279,10 +281,11 @@ class QueuedConnection:
         self._callbacks.put(self._writes.put, end)
 
     async def _write(self, write: Write) -> bool:
-        """Send the data. Return False if that fails; received data can still be read after it."""
+        """Send the data. Return False if sending fails; received data can still be read then."""
         assert self.sock is not None
         try:
-            # Use a single send: with TLS, a clean EOF must not follow data that was cut short.
+            # Use a single send: with TLS, no clean EOF follows an interrupted send, so the peer
+            # notices that data is missing.
             with time_limit(write.timeout, "a write"), self._writes.step(len(write.data)):
                 await self.sock.send(write.data)
         except trio.BrokenResourceError as exc:

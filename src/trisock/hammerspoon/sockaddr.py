@@ -2,7 +2,7 @@
 
 On BSD and macOS, the first byte is the length and the second byte is the family. On Linux and
 Windows, the first two bytes are the family, in host byte order. The port follows (2 bytes, network
-order). After it, an IPv4 address has the address itself (4 bytes) and zeros (8). An IPv6 address
+order). Next, an IPv4 sockaddr has the address itself (4 bytes) and zeros (8), and an IPv6 sockaddr
 has the flow label (4), the address itself (16) and the scope (4, host order). Each system has its
 own number for the IPv6 family.
 """
@@ -20,14 +20,14 @@ _SIZE_IPV4 = 16
 _SIZE_IPV6 = 28
 _HAS_LENGTH = sys.platform == "darwin" or "bsd" in sys.platform
 
-# The number of the IPv6 family in each layout. This system's layout has this system's number. For
-# the other layout we choose the best known system's number.
+# The number of the IPv6 family in each layout. This system's layout has this system's number. The
+# other layout has the number of its best known system (Darwin or Linux).
 _AF_INET6_WITH_LENGTH = socket.AF_INET6 if _HAS_LENGTH else 30  # Darwin's
 _AF_INET6_WITHOUT_LENGTH = 10 if _HAS_LENGTH else socket.AF_INET6  # Linux's
 
 
 class ParsedAddress(TypedDict):
-    """The result of ``hs.socket.parseAddress``; the family is the number in the sockaddr."""
+    """The result of ``hs.socket.parseAddress``. ``addressFamily`` is the number in the sockaddr."""
 
     host: str
     port: int
@@ -83,7 +83,7 @@ def _scope(zone: str) -> int:
         return int(zone or 0)
     try:
         return socket.if_nametoindex(zone)
-    except OSError:  # the interface no longer exists
+    except OSError:  # raised if the interface no longer exists
         return 0
 
 

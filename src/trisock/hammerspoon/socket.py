@@ -47,8 +47,8 @@ Callback = Callable[..., object]
 async def open_sockets() -> AsyncIterator[Sockets]:
     """Open sockets for a block: ``async with open_sockets() as hs:``.
 
-    After the block, also if it was cancelled, all sockets are closed and all background work has
-    ended. An exception of the block is raised unchanged.
+    After the block, even if it was cancelled, all sockets are closed and all background work has
+    ended. An exception raised in the block is raised unchanged.
     """
     error: BaseException | None = None
     async with trio.open_nursery() as nursery:
@@ -57,7 +57,7 @@ async def open_sockets() -> AsyncIterator[Sockets]:
         except BaseException as exc:  # raised below, so that the nursery does not wrap it
             error = exc
         nursery.cancel_scope.cancel()
-        nursery.cancel_scope.shield = True  # an outside Cancelled must not replace the error
+        nursery.cancel_scope.shield = True  # a Cancelled from outside must not replace the error
     if error is not None:
         try:
             raise error
@@ -77,11 +77,14 @@ class Sockets:
         self._nursery = nursery
 
     def new(self, fn: Callback | None = None) -> Socket:
-        """Create an unconnected object; ``fn`` as in ``setCallback``. Source: ``hs.socket.new``."""
+        """Create an unconnected object with the read callback ``fn``. Source: ``hs.socket.new``."""
         return Socket(self._nursery, self.timeout, fn)
 
     def server(self, port_or_path: int | str, fn: Callback | None = None) -> Socket:
-        """Create an object and let it listen. Returns it even if that fails. Source: ``server``."""
+        """Create an object and make it listen.
+
+        Returns the object even if it cannot listen. Source: ``server``.
+        """
         created = self.new(fn)
         created.listen(port_or_path)
         return created
@@ -178,7 +181,8 @@ class Socket:
     def listen(self, port_or_path: int | str) -> Socket | None:
         """Listen on a port (0 for any free one), or on the path of a Unix socket.
 
-        Returns: self. If this fails or the object is already in use, logs it and returns ``None``.
+        Returns: self. If listening fails, or the object is already in use, this is logged and
+        ``None`` is returned.
         Source: ``hs.socket:listen``.
         """
         if self._in_use():
@@ -244,7 +248,8 @@ class Socket:
             read up to. The data includes the delimiter.
           tag: passed to the callback; ``None`` becomes -1.
 
-        Returns: self. If there is no callback or no connection, logs it and returns ``None``.
+        Returns: self. If there is no callback or no connection, this is logged and ``None`` is
+        returned.
         Source: ``hs.socket:read``.
         """
         until = parse_delimiter(delimiter)
@@ -273,9 +278,9 @@ class Socket:
         Args:
           message: the data.
           tag: passed to ``fn``; ``None`` becomes -1.
-          fn: called once as ``fn(tag)`` when the data is written. A server calls it when the data
-            is written to all clients that are still connected. If no client gets the data, ``fn``
-            is not called.
+          fn: called once as ``fn(tag)`` when the data is written. For a server, this is when the
+            data is written to all clients that are still connected. If no client gets the data,
+            ``fn`` is not called.
 
         Returns: self. If there is no connection, this is only logged.
         Source: ``hs.socket:write``.
@@ -307,8 +312,8 @@ class Socket:
 
         Args:
           verify: ``True`` verifies the server's certificate. ``False`` accepts any certificate,
-            unless ``peerName`` is given. A ``str`` is the same as ``peerName``. Certificates, or
-            authorities of your own, need a ``trisock.ClientTLS``, a ``ServerTLS`` or an
+            unless ``peerName`` is given. A ``str`` is the same as ``peerName``. To use certificates
+            or your own authorities, pass a ``trisock.ClientTLS``, a ``ServerTLS`` or an
             ``ssl.SSLContext``.
           peerName: the name that the certificate must match. The default is the host given to
             ``connect``. (By default, hs.socket verifies no name.)

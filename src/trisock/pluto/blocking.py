@@ -21,7 +21,7 @@ from .call import Call
 from .trio_thread import TrioThread
 
 if sys.version_info < (3, 11):  # pragma: no cover (one of the two on each version)
-    from exceptiongroup import BaseExceptionGroup  # which Trio needs as well
+    from exceptiongroup import BaseExceptionGroup  # Trio depends on it anyway
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -33,7 +33,7 @@ _logger = logging.getLogger("trisock.pluto")
 
 
 def current_run() -> Run | None:
-    """Return the run of Trio that this task belongs to; ``None`` outside Trio."""
+    """Return the run of Trio that this task belongs to, or ``None`` outside Trio."""
     return trio.lowlevel.current_trio_token() if trio.lowlevel.in_trio_task() else None
 
 
@@ -46,8 +46,9 @@ def describe(value: object) -> str:
 
 def close_descriptor(sock: trio.socket.SocketType) -> None:
     """Close an unused socket immediately. Any thread may call this, inside Trio or not."""
-    # The argument is the innermost socket. A broken trisock.Socket refers to its exception, and
-    # through its frames to the object to finalize, which would then never be collected.
+    # The argument is the innermost socket. If it were a trisock.Socket, the object to finalize
+    # might never be collected: a broken trisock.Socket refers to its exception, whose frames refer
+    # to that object.
     descriptor = sock.detach()
     if descriptor >= 0:
         socket.close(descriptor)
@@ -94,7 +95,7 @@ class RunBound:
         raise TypeError(f"a {type(self).__name__} cannot be copied or pickled")
 
     def _call(self, function: Callable[[], R]) -> R:
-        """Call a synchronous function: directly inside Trio, else in the background thread."""
+        """Call a synchronous function: directly if inside Trio, else in the background thread."""
         if self._in_trio():
             return function()
 

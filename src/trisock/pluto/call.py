@@ -17,7 +17,7 @@ _logger = logging.getLogger("trisock.pluto")
 
 
 def new_locked_lock() -> _thread.LockType:
-    """Return a locked lock that another thread releases once: an event without Python code."""
+    """Return a locked lock that another thread releases once. (An Event would run Python code.)"""
     lock = _thread.allocate_lock()
     lock.acquire()
     return lock
@@ -26,11 +26,11 @@ def new_locked_lock() -> _thread.LockType:
 class Call(Generic[T]):
     """One call: made by the caller's thread, run by the background thread.
 
-    The caller sets ``abandoned``, ``ended``, and ``delivered`` (which means that it raises the
-    error). The background thread sets all other attributes. It releases ``finished`` when it has
-    set ``value`` or ``error``. It releases ``ended`` when an abandoned call has ended and its
-    result is undone. If a call is abandoned before it starts, ``on_not_started`` is called instead
-    of the function.
+    The caller sets ``abandoned`` and ``ended``. It also sets ``delivered``, before it raises the
+    error. The background thread sets all other attributes. It releases ``finished`` when it has set
+    ``value`` or ``error``. It releases ``ended`` when an abandoned call has ended and its result is
+    undone. If a call is abandoned before it starts, ``on_not_started`` is called instead of the
+    function.
     """
 
     __slots__ = (
@@ -72,7 +72,7 @@ class Call(Generic[T]):
             with trio.CancelScope() as self.scope:
                 self.value = await function()
                 self.has_value = True
-        except BaseException as exc:  # the caller raises it; it must not end this thread
+        except BaseException as exc:  # the error must not end this thread: the caller raises it
             if self.has_value:  # the function left a cancel scope open
                 self.undo_result()
             if issubclass(type(exc), trio.Cancelled):
@@ -100,7 +100,7 @@ class Call(Generic[T]):
                 undo(value)  # type: ignore[arg-type]
             elif on_not_started is not None and not self.started:
                 on_not_started()
-        except BaseException as exc:  # it must not end this thread, which runs all calls
+        except BaseException as exc:  # an error must not end this thread, which runs all calls
             message = "could not undo the result of an interrupted call"
             log(_logger, logging.ERROR, message, exc_info=exc)
         ended, self.ended = self.ended, None

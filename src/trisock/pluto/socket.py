@@ -42,8 +42,9 @@ TLS = (
     | trisock.ServerTLS
 )
 
-# weakref registers its atexit callback when the first finalizer is created. We create one now: exit
-# handlers run in reverse order, so the program's handlers can still use the sockets.
+# weakref registers its exit handler when the first finalizer is created. We create one now, because
+# exit handlers run in reverse order: the program's exit handlers then run first, and can still use
+# the sockets.
 weakref.finalize(background, len, ())
 
 # These exceptions mean that the connection is over. Pluto reports this without an exception.
@@ -62,7 +63,7 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
         self._sock = sock
         self._to_push_back = b""  # data that could not be pushed back yet
         self._upgrade, self._closing = Intent(sock), Intent(sock)
-        if owned:  # otherwise a Server owns it, and closing its descriptor would crash the Server
+        if owned:  # a Server owns all other sockets, and would crash if we closed their descriptors
             weakref.finalize(self, close_descriptor, sock.stream.socket)
 
     def __repr__(self) -> str:
@@ -128,10 +129,11 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
           port: the port; 0 for a free one (see the listener's ``port``).
           handler: an async function, or a function that returns an awaitable.
 
-        Returns: the listener. After its ``close``, no more clients are accepted, and the server
-        ends when its last handler has ended.
+        Returns: the listener. After ``listener.close()``, no more clients are accepted, and the
+        server ends when its last handler has ended.
 
-        Raises ``OSError`` if it cannot listen, as Pluto does. Source: ``socket.bind``.
+        Raises ``OSError`` if it cannot listen on the port. (Pluto also raises an error.)
+        Source: ``socket.bind``.
         """
         if not isinstance(sched, scheduler):
             raise TypeError(f"a server runs in a scheduler, not in {describe(sched)}")
@@ -146,8 +148,8 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
         """Send all of the data. Await it inside Trio; it blocks outside.
 
         Returns: whether the data was sent. After ``False``, nothing more can be sent. ``isopen``
-        may still be True then, because data may still arrive, for example if a Ctrl-C interrupted
-        the send. (Pluto's ``send`` returns nothing.) Source: ``socket.send``.
+        may still be True then, for example if a Ctrl-C interrupted the send, because data may still
+        arrive. (Pluto's ``send`` returns nothing.) Source: ``socket.send``.
         """
         try:
             self._check()
@@ -233,7 +235,7 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
                 self._push_back()
                 await self._sock.starttls(tls)
             except _OVER as exc:
-                await self._sock.close()  # in case it was broken before TLS began
+                await self._sock.close()  # needed if the connection was broken before TLS began
                 return self._is_over(exc)
             return True
 
@@ -275,7 +277,7 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
         return False
 
 
-class async_socket(socket, InsideTrio):  # noqa: N801 (as the one above)
+class async_socket(socket, InsideTrio):  # noqa: N801 (named like socket)
     """A socket made inside Trio: its calls are awaited."""
 
 
@@ -301,7 +303,7 @@ class listener(RunBound):  # noqa: N801 (Pluto's name)
 
     @property
     def port(self) -> int:
-        """The port that it listens on. (Pluto has neither this attribute nor port 0.)"""
+        """The listener's port. (Pluto has neither this attribute nor port 0.)"""
         return self._listening.port
 
     def _keep(self, accepted: socket | None) -> None:
@@ -333,8 +335,8 @@ class listener(RunBound):  # noqa: N801 (Pluto's name)
     async def close(self) -> Done:
         """Stop listening. Await it inside Trio; it blocks outside.
 
-        A listener made by ``bind`` also stops its server, which ends when its last handler has
-        ended. (In Pluto, garbage collection ends the server.)
+        If the listener was made by ``bind``, this also stops the server, which ends when its last
+        handler has ended. (In Pluto, garbage collection ends the server.)
         """
         self._closed = True
         self._undelivered.clear()
@@ -353,7 +355,7 @@ class listener(RunBound):  # noqa: N801 (Pluto's name)
 
         async def handle(sock: trisock.Socket) -> None:
             awaitable = handler(async_socket(sock, self._run, owned=False))
-            if not inspect.isawaitable(awaitable):  # it is a plain function: its sends never ran
+            if not inspect.isawaitable(awaitable):  # a plain function: it has awaited nothing
                 raise TypeError(
                     "a handler must be an async function: "
                     f"{describe(handler)} returned nothing to await"
@@ -370,7 +372,7 @@ class listener(RunBound):  # noqa: N801 (Pluto's name)
                 if self._closed:
                     self._server.stop()
         finally:
-            self._listening.abort()  # in case we were cancelled before the server owned it
+            self._listening.abort()  # needed if cancelled before the server owned the listener
             self._run = bound_in
 
 

@@ -6,11 +6,11 @@ keep the process alive. Only calls in progress are tied to the thread; sockets a
 **Interrupts.** A signal handler may raise between any two bytecodes of the caller, and again while
 the first exception is handled. So the caller never acquires a lock that it would have to release.
 It only uses operations that CPython does in one step of C: it appends to a deque, sets attributes,
-and waits for a lock that the other thread releases. ``Future``, ``Event`` and ``with lock`` are
-Python code, and an exception inside them leaves their lock held. An interrupted call is marked as
+and waits for a lock that the background thread releases. ``Future``, ``Event`` and ``with lock``
+run Python code, and an exception there may leave their lock held. An interrupted call is marked as
 abandoned and put into the inbox once more. The background thread cancels the call, undoes its
-result (``undo``), and only then starts another call. A result can be lost only if it is already on
-the caller's stack: Python 3.10 handles signals even at that point.
+result (``undo``), and only then starts another call. A result can be lost only if a signal arrives
+when the result is already on the caller's stack. (Python 3.10 handles signals even then.)
 
 **Fork.** A thread does not survive ``fork``. So we stop the background thread before a fork, and
 the next call starts it again, in the parent and in the child. If another thread has a call in
@@ -46,7 +46,7 @@ T = TypeVar("T")
 _logger = logging.getLogger("trisock.pluto")
 
 # A caller polls at this interval (seconds), to let its signal handlers run: CPython misses a signal
-# that arrives in the microsecond before it waits for a lock.
+# that arrives in the microsecond before the caller waits for a lock.
 _POLL_SECONDS = 0.05
 
 # An interrupted caller waits at most this many polls for its call to end, and then returns anyway.
@@ -75,13 +75,13 @@ class _Thread:
         self.thread: threading.Thread | None = None
         self._launching = _thread.allocate_lock()
         self._go = new_locked_lock()
-        # _waker is one end of a socket pair: a byte sent to it wakes the thread. It is set while
-        # the thread can be woken. _waking contains the callers that are about to use it.
+        # _waker is one end of a socket pair: a byte sent to it wakes the thread. _waker is set
+        # while the thread can be woken. _waking contains the callers that are about to use _waker.
         self._waker: socket.socket | None = None
         self._waking: dict[object, bool] = {}
         self._running: set[Call[Any]] = set()
         self._cancelled: set[Call[Any]] = set()  # abandoned calls that have not ended yet
-        self._deferred: collections.deque[Item] = collections.deque()  # wait for _cancelled
+        self._deferred: collections.deque[Item] = collections.deque()  # until _cancelled is empty
         self._stopping = False
 
     # ---- in the callers' threads ----
@@ -89,8 +89,8 @@ class _Thread:
     def launch(self) -> None:
         """Start the thread. Only the first call has an effect.
 
-        Call this in a new thread, where no signal handler runs: ``Thread.start`` waits for an
-        ``Event``.
+        Call this in a new thread, where no signal handler runs, because ``Thread.start`` waits for
+        an ``Event`` (see the module's docstring).
         """
         if self._launching.acquire(blocking=False):  # pragma: no branch (second after interrupt)
             self.launched = True
@@ -107,7 +107,7 @@ class _Thread:
                 self._go.release()
 
     def wake(self) -> None:
-        """Make the thread check the inbox. If a wake is missed, the next one finds both items."""
+        """Make the thread check the inbox. After a missed wake, items wait for the next wake."""
         key = object()
         try:
             self._waking[key] = True
@@ -138,12 +138,12 @@ class _Thread:
         self._shut_down(failure)
         deadline = time.monotonic() + _MAX_WAKE_SECONDS
         while self._waking and time.monotonic() < deadline:
-            time.sleep(0.0001)  # after close, the descriptor's number may be reused
+            time.sleep(0.0001)  # otherwise a caller could send to a closed, reused descriptor
         for each in sockets:
             each.close()
 
     def _shut_down(self, failure: BaseException | None) -> None:
-        """Let a new thread start. If this thread has failed, its calls fail as well."""
+        """Let a new thread start. If there is a ``failure``, all calls of this thread also fail."""
         self._waker = None
         if failure is not None:
             calls = [*self._running, *self._cancelled, *self._deferred]
@@ -244,7 +244,7 @@ class TrioThread:
             raise
 
     def result_of(self, call: Call[T]) -> T:
-        """Run a call and wait for its result. If this raises, the caller must ``abandon`` it."""
+        """Run a call and wait for its result. If this raises, the caller must call ``abandon``."""
         if sys.is_finalizing() or _is_background():
             call.delivered = True
             raise RuntimeError("a blocking call cannot be made here: it would never end")
@@ -261,13 +261,14 @@ class TrioThread:
         try:
             raise error
         finally:
-            del error  # or exception and traceback would refer to each other
+            del error  # otherwise the exception and its traceback would refer to each other
 
     def abandon(self, call: Call[Any]) -> None:
-        """Abandon a call, from the caller's frame: the last one in which an exception can occur.
+        """Abandon a call whose result has not reached the caller.
 
-        Usually ``result_of`` has already abandoned the call. This does not wait, because the next
-        call is queued after this one anyway.
+        The caller calls this in its own frame, because an exception may occur there even after
+        ``result_of`` has returned. Usually ``result_of`` has already abandoned the call. This does
+        not wait, because the next call is queued after this one anyway.
         """
         if not call.delivered:
             call.abandoned = True
@@ -291,7 +292,7 @@ class TrioThread:
         self._inbox.append(call)
         thread = self._current.get(os.getpid())
         if thread is None and call.has_value:
-            with contextlib.suppress(RuntimeError):  # the system has no more threads
+            with contextlib.suppress(RuntimeError):  # raised if the system has no more threads
                 thread = self._usable_thread()
         if thread is not None:
             thread.wake()
@@ -320,12 +321,12 @@ class TrioThread:
             self._usable_thread().wake()
             if request.answered.acquire(timeout=_POLL_SECONDS):
                 break
-        request.withdrawn = True  # in case an earlier, interrupted request ended the thread
+        request.withdrawn = True  # needed if an earlier, interrupted request ended the thread
         if request.agreed or thread is not self._current.get(pid):
             while not thread.over:
                 time.sleep(0.0001)
             if thread.thread is not None:
-                thread.thread.join()  # it is ending, and needs nothing from this thread
+                thread.thread.join()  # the thread is ending, and needs nothing from us
 
 
 def _is_background() -> bool:

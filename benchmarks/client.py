@@ -26,8 +26,8 @@ PATIENCE = 20
 VISITORS = 16
 
 # The size of the client's reads and writes. It is larger than the servers' 64 KiB, so that the
-# client is faster than the server. It is larger than a TLS record (16 KiB), so that a read leaves
-# nothing pending in OpenSSL, where epoll cannot see it.
+# client is faster than the server. It is larger than a TLS record (16 KiB), so that each read
+# empties OpenSSL's buffer: epoll cannot see data that is pending there.
 _PIECE = 262_144
 # Most responses are short. Allocating a large buffer for each one (mmap, page faults) took the
 # client five times as long as the rest of an echo.
@@ -212,7 +212,8 @@ def _download(sock: socket.socket, count: int) -> Job:
 
 
 def _lines(sock: socket.socket, count: int) -> Job:
-    # The first line is half as long, so that the server's 64 KiB reads end inside later lines.
+    # The first line is half the length of the others. So the server's 64 KiB reads end in the
+    # middle of a line.
     yield from _send(sock, _LINE[LINE_SIZE // 2 :])
     left = (count - 1) * LINE_SIZE
     lines = memoryview(_LINES)

@@ -174,7 +174,7 @@ async def test_a_file_cut_short_by_cancellation_ends_sending(
 
 @PLAIN_LAYERS
 @pytest.mark.parametrize("kind", ["file", "memory"])
-async def test_a_progress_callback_that_fails_ends_sending(
+async def test_a_failing_progress_callback_ends_sending(
     kind: str, a: Socket, make_file: MakeFile
 ) -> None:
     with pytest.raises(ZeroDivisionError):

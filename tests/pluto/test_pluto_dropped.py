@@ -97,7 +97,7 @@ async def test_a_dropped_listener_closes_its_pending_client() -> None:
 
 
 @both_sides
-async def test_dropping_a_bound_listener_that_never_ran_closes_it() -> None:
+async def test_dropping_an_unstarted_scheduler_closes_its_listener() -> None:
     sched = scheduler()
     port = socket.bind(sched, 0, echo).port
     stdlib.create_connection(("127.0.0.1", port)).close()  # the port is open

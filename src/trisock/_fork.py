@@ -30,7 +30,7 @@ if hasattr(os, "register_at_fork"):  # pragma: no branch (Windows has no fork)
 
 
 def in_copied_run() -> bool:
-    """Return whether this is a forked child, inside its copy of the parent's run of Trio."""
+    """Return whether this process was forked inside a run of Trio, and has started no run since."""
     return _inherited is not None and not can_wake_tasks()
 
 

@@ -226,7 +226,8 @@ async def hammerspoon_sockets(site: Site, rng: random.Random) -> None:
 async def hammerspoon_peers_vanish(site: Site, rng: random.Random) -> None:
     """Clients send lines and leave by FIN or RST. Meanwhile the server may write and read.
 
-    A line that was sent before a FIN is not lost if a read is queued within two seconds. In the
+    A line that was sent before a FIN is not lost if a read is queued at most two seconds after the
+    FIN. In the
     end, the server has dropped all connections.
     """
     got: Counter[bytes] = Counter()

@@ -60,7 +60,7 @@ class Conversation:
             await trio.lowlevel.checkpoint()
 
     def patience(self) -> trio.CancelScope:
-        """Return a cancel scope for a side. It gets a deadline once a fault may block the side."""
+        """Return a cancel scope. It has no deadline until a fault happens that can block a side."""
         self.scopes.append(trio.CancelScope(deadline=self.deadline))
         return self.scopes[-1]
 

@@ -260,7 +260,7 @@ async def test_send_file_behind_a_broadcast_can_be_cancelled(
         assert scope.cancelled_caught
         async with trio.open_nursery() as inner:
             inner.start_soon(sock.recv)  # receives "continue"
-            await sock.send(b"mine")  # this send waits only for the broadcast
+            await sock.send(b"mine")  # waits for the broadcast, not for the cancelled send_file
 
     async with behind_a_broadcast(handler) as client:
         await client.send(b"file, please")

@@ -48,8 +48,8 @@ from .syscalls import (
 
 # A read asks for RECEIVE_SIZE bytes, to bound the memory per connection. After a full read, later
 # reads may ask for twice as many: when data arrives that fast, a pass through the scheduler costs
-# more than copying (row receive: 1.5 times the speed of bare Trio, instead of 1.25 times). 256 KiB
-# is slower than 128 KiB, because it exceeds the CPU cache.
+# more than copying (in benchmark row receive, 1.5 times the speed of bare Trio, not 1.25 times).
+# 256 KiB is slower than 128 KiB, because it exceeds the CPU cache.
 _LARGE_RECEIVE_SIZE = 131072
 
 # After four EAGAINs in a row, each of the next 15 reads waits before it calls recv. The peer is

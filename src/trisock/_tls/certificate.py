@@ -119,7 +119,7 @@ class Certificate:
     ) -> Certificate:
         """Read a certificate from PEM files, or from one file that also holds the key.
 
-        Raises ``OSError`` if a file cannot be read, and all errors of ``Certificate()``.
+        Raises ``OSError`` if a file cannot be read. Also raises all errors of ``Certificate()``.
         """
         chain_pem = _read_file(chain, "chain")
         if private_key is None:

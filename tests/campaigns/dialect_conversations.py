@@ -227,8 +227,7 @@ async def hammerspoon_peers_vanish(site: Site, rng: random.Random) -> None:
     """Clients send lines and leave by FIN or RST. Meanwhile the server may write and read.
 
     A line that was sent before a FIN is not lost if a read is queued at most two seconds after the
-    FIN. In the
-    end, the server has dropped all connections.
+    FIN. In the end, the server has dropped all connections.
     """
     got: Counter[bytes] = Counter()
     sent: Counter[bytes] = Counter()

@@ -80,7 +80,7 @@ def peer(ends: tuple[Socket, PartialTicketPeer]) -> PartialTicketPeer:
 async def test_a_read_and_send_can_wait_for_the_same_message(
     first: str, sock: Socket, peer: PartialTicketPeer
 ) -> None:
-    """Until the incoming message is complete, OpenSSL cannot send. Only one task can read it."""
+    """OpenSSL cannot send until the message is complete. Only one task can read the rest of it."""
     assert peer.second_half
     got = b""
 

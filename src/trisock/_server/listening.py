@@ -69,8 +69,8 @@ class ListeningSockets:
         self._bound_path = bound_path
         self.closed = False
         self.dropped = 0
-        # A connection that accept_ahead has accepted for the next accept, and the process that
-        # accepted it. After a fork, the connection still belongs to the parent.
+        # A connection that was accepted in advance, for the next accept, and the ID of the process
+        # that accepted it. After a fork, the connection still belongs to the parent.
         self._ahead: Connection | None = None
         self._ahead_pid = 0
 

@@ -336,7 +336,7 @@ async def cancelled_after(
         nursery.start_soon(cancel)
         try:
             result = await function(*args)
-        except Exception as exc:  # raised after the nursery, which would wrap it in a group
+        except Exception as exc:  # re-raised below: the nursery would wrap it in a group
             error = exc
         nursery.cancel_scope.cancel()
     if error is not None:

@@ -39,7 +39,7 @@ class Block:
 def blocks(data: bytes) -> Iterator[Block]:
     """Yield all blocks, including damaged ones. The cost is linear."""
     begin: re.Match[bytes] | None = None
-    end = 0  # the end of the last marker
+    end = 0  # the end of the previous marker
     for marker in _MARKER.finditer(data):
         kind, label = marker.groups()
         if kind == b"END":

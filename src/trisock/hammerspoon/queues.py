@@ -325,5 +325,5 @@ def accepted_connection(
         max_unsent=MAX_UNSENT,
         max_reads=MAX_READS,
         budget=budget,
-        loglevel=logging.INFO,  # otherwise anybody could flood the log
+        loglevel=logging.INFO,  # at WARNING, the default, any client could flood the log
     )

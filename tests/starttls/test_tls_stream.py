@@ -153,12 +153,29 @@ async def test_the_search_for_an_alert_is_bounded(
     assert await a.recv_exactly(11) == b"onetwothree"
 
 
-async def test_a_response_that_fails_during_a_send_ends_sending(a: Socket, tls: TLSStream) -> None:
-    async def fail() -> None:  # as ``_flush_responses`` of a reader does
-        tls.send_state = SendState.OVER
+async def test_a_response_that_fails_during_a_send_ends_sending(
+    a: Socket, tls: TLSStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = trio.lowlevel.cancel_shielded_checkpoint
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(a.send, b"a message")
-        nursery.start_soon(fail)
+    async def reader_fails() -> None:
+        tls.send_state = SendState.OVER  # as ``_send_nowait`` does when a response fails
+        await checkpoint()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trio.lowlevel, "cancel_shielded_checkpoint", reader_fails)
+        await a.send(b"a message")
     assert tls.send_state is SendState.OVER
     assert tls.final_bytes() == b""
+
+
+async def test_arrived_records_are_returned_though_the_stream_is_closed(
+    a: Socket, b: Socket, tls: TLSStream
+) -> None:
+    await b.send(b"data")
+    await read_ahead(a)
+    await a.stream.aclose()
+    tls.engine.outgoing.write(b"a response")
+    assert tls.receive_pending() == [b"data"]
+    with pytest.raises(trio.ClosedResourceError):
+        await a.recv()

@@ -17,7 +17,7 @@ pytest.register_assert_rewrite("helpers")  # makes failed asserts in helpers sho
 
 from helpers.authority import Authority
 from helpers.deadline import DEADLINE
-from trisock import ClientTLS, ServerTLS
+from trisock import ClientTLS, ServerTLS, Socket
 from trisock.pluto.blocking import background
 
 # These may be missing even with --all-programs: Debian installs only one of vsftpd and proftpd.
@@ -156,3 +156,15 @@ def trusted(tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatc
     path = tmp_path / "trusted.pem"
     path.write_bytes(authority.pem)
     monkeypatch.setenv("SSL_CERT_FILE", str(path))
+
+
+@pytest.fixture
+def a(ends: tuple[Socket, Socket]) -> Socket:
+    """The client's end of the connection that the folder's fixture ``ends`` opens."""
+    return ends[0]
+
+
+@pytest.fixture
+def b(ends: tuple[Socket, Socket]) -> Socket:
+    """The server's end of the connection whose client is ``a``."""
+    return ends[1]

@@ -30,7 +30,7 @@ if hasattr(os, "register_at_fork"):  # pragma: no branch (Windows has no fork)
 
 
 def in_copied_run() -> bool:
-    """Return whether this process was forked inside a run of Trio, and has started no run since."""
+    """Return whether this process was forked inside a run of Trio, and is in no run of its own."""
     return _inherited is not None and not can_wake_tasks()
 
 

@@ -66,18 +66,6 @@ def other_runs(nursery: trio.Nursery) -> Callable[[], int]:
 
 
 @pytest.fixture
-def a(ends: tuple[Socket, Socket]) -> Socket:
-    """The client's end of the connection."""
-    return ends[0]
-
-
-@pytest.fixture
-def b(ends: tuple[Socket, Socket]) -> Socket:
-    """The server's end of the connection whose client is ``a``."""
-    return ends[1]
-
-
-@pytest.fixture
 async def raw_ends(family: str) -> AsyncIterator[tuple[Socket, socket.socket]]:
     sock, raw = raw_unix_pair() if family == "unix" else raw_pair()
     async with closing(sock):

@@ -23,15 +23,3 @@ async def ends(
     a, b = await pair(layer, client_tls, server_tls)
     async with closing(a, b):
         yield a, b
-
-
-@pytest.fixture
-def a(ends: tuple[Socket, Socket]) -> Socket:
-    """The client's end of the connection."""
-    return ends[0]
-
-
-@pytest.fixture
-def b(ends: tuple[Socket, Socket]) -> Socket:
-    """The server's end of the connection. (``a`` is the client's end.)"""
-    return ends[1]

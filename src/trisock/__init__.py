@@ -4,7 +4,8 @@ from ._address import Address
 from ._arguments import Buffer
 from ._connect import connect, connect_unix
 from ._errors import IncompleteReadError, LimitExceededError, TLSError
-from ._net.lines import Lines
+from ._net.frames import Frames
+from ._net.lines import LineBatches, Lines
 from ._net.socket import ConnectionInfo, Socket
 from ._server.listener import Listener, listen, listen_nowait, listen_unix, listen_unix_nowait
 from ._server.server import Handler, Server, bind
@@ -21,9 +22,11 @@ __all__ = [
     "Certificate",
     "ClientTLS",
     "ConnectionInfo",
+    "Frames",
     "Handler",
     "IncompleteReadError",
     "LimitExceededError",
+    "LineBatches",
     "Lines",
     "Listener",
     "Server",

@@ -43,6 +43,8 @@ class IncompleteReadError(EOFError):
     Attributes:
       partial: the bytes that arrived.
       expected: how many bytes were requested, or ``None`` if the read was waiting for a delimiter.
+      at_boundary: whether the stream ended before the first byte of what was requested: between two
+        lines, frames or messages.
     """
 
     def __init__(self, partial: bytes, expected: int | None) -> None:
@@ -53,6 +55,7 @@ class IncompleteReadError(EOFError):
 
     def _describe(self, size: int) -> None:
         wanted = "the delimiter" if self.expected is None else f"{self.expected} bytes"
+        self.at_boundary = size == 0
         # Only the message is in args, because repr() and many log formatters show args.
         self.args = (f"the stream ended after {size} bytes, before {wanted} arrived",)
 
@@ -67,13 +70,17 @@ class IncompleteReadError(EOFError):
     def __reduce__(self) -> tuple[object, ...]:
         own = ("_partial", "_entries", "expected")
         state = {name: value for name, value in self.__dict__.items() if name not in own}
-        return type(self), (self.partial, self.expected), state or None
+        # After skip_until, the message and at_boundary do not follow from partial.
+        return type(self), (self.partial, self.expected), {**state, "args": self.args}
 
 
 def new_incomplete_read_error(
     entries: list[tuple[bytes, int]], size: int, expected: int | None
 ) -> IncompleteReadError:
     """Return an error whose ``partial`` is the unread bytes of the given entries.
+
+    ``size``: how many bytes of the requested data arrived. These are the bytes of the entries,
+    unless the read has dropped them (``skip_until``).
 
     The chunks are joined only when ``partial`` is read. If they were joined here, a program that
     repeatedly gets this error, reads one byte and retries would copy all chunks each time.
@@ -85,20 +92,25 @@ def new_incomplete_read_error(
 
 
 class LimitExceededError(Exception):
-    """A read found no delimiter within its limit.
+    """A read found no delimiter within its limit, or a frame is longer than its limit.
 
     No data is lost: the next read returns the data.
 
     Attributes:
       limit: the ``max_bytes`` that was exceeded.
+      frame_length: the length of the frame's body, or ``None`` if the read was waiting for a
+        delimiter.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, *, frame_length: int | None = None) -> None:
         super().__init__(limit)
         self.limit = limit
+        self.frame_length = frame_length
 
     def __str__(self) -> str:
-        return f"no delimiter within {self.limit} bytes"
+        if self.frame_length is None:
+            return f"no delimiter within {self.limit} bytes"
+        return f"a frame of {self.frame_length} bytes exceeds the limit of {self.limit} bytes"
 
 
 def unraised_copy(failure: trio.BrokenResourceError) -> trio.BrokenResourceError:

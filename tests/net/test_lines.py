@@ -120,7 +120,7 @@ async def test_a_line_cut_short_raises_incomplete_read_error(a: Socket, b: Socke
     assert caught.value.partial == b"DELETE /"
 
 
-async def test_the_lines_iterator_raises_if_a_line_exceeds_the_limit(a: Socket, b: Socket) -> None:
+async def test_the_batch_iterator_raises_if_a_line_exceeds_the_limit(a: Socket, b: Socket) -> None:
     await b.send(b"x" * 100)
     with pytest.raises(LimitExceededError):
         async for _ in a.lines(max_bytes=99):
@@ -163,10 +163,10 @@ async def test_info_and_isopen_do_not_discard_lines_already_split(a: Socket, b: 
     unread = []
     async for _ in a.lines():
         buffer = a._connection.buffer
-        lines = buffer._lines
+        lines = buffer._batch
         unread.append(a.info().buffered)
         assert a.isopen()
-        assert buffer._lines is lines is not None
+        assert buffer._batch is lines is not None
         if len(unread) == 3:
             break
     assert unread == [11, 10, 4]

@@ -15,7 +15,7 @@ from helpers.pairs import clog, tcp_pair, unix_pair
 from helpers.reads import READS
 from trisock import ServerTLS, Socket
 from trisock._net import linger as _linger
-from trisock._net.receive_buffer import LINES_AT_A_TIME
+from trisock._net.receive_buffer import ITEMS_AT_A_TIME
 from trisock._net.receiving import READS_PER_CHECKPOINT
 
 Pair = Callable[[], Awaitable[tuple[Socket, Socket]]]
@@ -144,7 +144,7 @@ async def test_reading_from_a_full_buffer_lets_other_tasks_run(
     a: Socket, other_runs: Callable[[], int]
 ) -> None:
     # docs/design.md states these bounds.
-    assert (READS_PER_CHECKPOINT, LINES_AT_A_TIME) == (64, 2048)
+    assert (READS_PER_CHECKPOINT, ITEMS_AT_A_TIME) == (64, 2048)
     a.unrecv(b"x\n" * 6400)
     for read in (
         lambda: a.recv(1),
@@ -157,10 +157,10 @@ async def test_reading_from_a_full_buffer_lets_other_tasks_run(
             await read()
         assert other_runs() - before >= 9
     for size in (2, 64):
-        a.unrecv((b"x" * (size - 1) + b"\n") * 10 * LINES_AT_A_TIME)
+        a.unrecv((b"x" * (size - 1) + b"\n") * 10 * ITEMS_AT_A_TIME)
         before = other_runs()
         lines = a.lines()
-        for _ in range(10 * LINES_AT_A_TIME):
+        for _ in range(10 * ITEMS_AT_A_TIME):
             await lines.__anext__()
         assert other_runs() - before >= 9
 

@@ -3,7 +3,8 @@
 Its operations:
 
 - append a chunk that has arrived; push a chunk back to the front;
-- take the oldest chunk (or its first bytes), exactly n bytes, or many lines at once;
+- take the oldest chunk (or its first bytes), exactly n bytes, or many lines or frames at once;
+- drop n bytes;
 - find the first delimiter, without consuming anything.
 
 The buffer is a queue of chunks, as they arrived. An entry of the queue is a chunk and the offset of
@@ -25,6 +26,7 @@ The cost of the operations, for any sizes:
   each side of a seam are scanned again. A seam is a position where two chunks meet, where an
   earlier call stopped at its limit, or where bytes were pushed back. A call with another delimiter
   starts a new search.
+- ``take_frames`` copies each frame once, and ``drop`` copies nothing.
 - ``take_lines`` scans each byte of a taken line once, and copies it twice. It splits one piece of a
   chunk at a time, so it may also scan bytes of the piece that are not taken. The number of these
   extra bytes is less than ``_FIRST_SPLIT_SIZE`` plus the number of bytes taken since the previous
@@ -39,6 +41,7 @@ import sys
 from collections.abc import Iterator
 
 from .delimiter_search import DelimiterSearch, Entry, unread
+from .frame_header import FrameHeader
 
 # Runs of small chunks are coalesced, to bound the overhead: an entry takes more than 100 bytes in
 # addition to its content, and a peer may send byte by byte. When ``_MAX_UNCOALESCED`` entries have
@@ -50,19 +53,18 @@ _SMALL_CHUNK = 256
 # A chunk is trimmed when its read bytes outnumber its unread bytes by more than this number.
 _MAX_CONSUMED_BYTES = 16384
 
-# take_lines splits a piece of a chunk at a time. The size of the piece, in bytes, begins small,
-# because a program may switch to another kind of read after each line. The size is multiplied by 4
-# whenever all lines of a piece were taken.
+# take_lines and take_frames split a piece of a chunk at a time. The size of the piece, in bytes,
+# begins small, because a program may switch to another kind of read after each item (a line or a
+# frame). The size is multiplied by 4 whenever all items of a piece were taken.
 _FIRST_SPLIT_SIZE = 1024
 _MAX_SPLIT_SIZE = 131072
 
-# Maximum number of lines that take_lines splits at a time. Other tasks do not run while the program
-# iterates over these lines.
-LINES_AT_A_TIME = 2048
+# Maximum number of items in a batch. Other tasks do not run while the program iterates over them.
+ITEMS_AT_A_TIME = 2048
 
 
-# An exhausted iterator, shared by all buffers without lines.
-_NO_LINES: Iterator[bytes] = iter(())
+# An exhausted iterator, shared by all buffers without a batch.
+_NO_ITEMS: Iterator[bytes] = iter(())
 
 
 class ReceiveBuffer:
@@ -70,8 +72,9 @@ class ReceiveBuffer:
 
     Invariant: the unread bytes are those of ``_front``, from its last entry to its first, and then
     those of ``_back``, in order. No entry is empty (``start < len(chunk)``), and ``size`` is the
-    sum of the entries' unread bytes. Lines that the iterator of ``take_lines`` has yielded count as
-    unread until ``commit_lines`` consumes them. The last ``_uncoalesced_front`` entries of
+    sum of the entries' unread bytes. A batch consists of the items (lines or frames) for which
+    ``take_lines`` or ``take_frames`` has returned an iterator. Items that the iterator has yielded
+    count as unread until ``commit_batch`` consumes them. The last ``_uncoalesced_front`` entries of
     ``_front`` and the last ``_uncoalesced_back`` entries of ``_back`` may still be coalesced. Both
     numbers are at most ``_MAX_UNCOALESCED``.
 
@@ -82,19 +85,19 @@ class ReceiveBuffer:
     chunk.
 
     Attributes:
-      size: the number of unread bytes. Until ``commit_lines`` is called, ``size`` also counts the
-        lines that the iterator of ``take_lines`` has yielded. ``len()`` never counts them. If
-        ``size`` is 0, the buffer is empty.
+      size: the number of unread bytes. Until ``commit_batch`` is called, ``size`` also counts the
+        items of the batch that have been yielded. ``len()`` never counts them. If ``size`` is 0,
+        the buffer is empty.
     """
 
     __slots__ = (
         "_back",
+        "_batch",
+        "_batch_iterator",
+        "_batch_size",
         "_chunks_end",
         "_front",
-        "_line_end",
-        "_lines",
-        "_lines_iterator",
-        "_lines_size",
+        "_item_overhead",
         "_search",
         "_split_size",
         "_stream_end",
@@ -109,13 +112,13 @@ class ReceiveBuffer:
         self._uncoalesced_front = self._uncoalesced_back = 0
         self.size = self._stream_end = self._chunks_end = 0
         self._search: DelimiterSearch | None = None
-        self._lines: list[bytes] | None = None
-        self._lines_iterator = _NO_LINES
-        self._lines_size = self._line_end = 0
+        self._batch: list[bytes] | None = None
+        self._batch_iterator = _NO_ITEMS
+        self._batch_size = self._item_overhead = 0
         self._split_size = _FIRST_SPLIT_SIZE
 
     def __len__(self) -> int:
-        return self.size if self._lines is None else self.size - self._yielded_size()
+        return self.size if self._batch is None else self.size - self._yielded_size()
 
     # ---- bytes in ----
 
@@ -136,7 +139,7 @@ class ReceiveBuffer:
         """Put a chunk in front of all others. An empty chunk changes nothing."""
         if not chunk:
             return
-        self.commit_lines()
+        self.commit_batch()
         head = self._stream_end - self.size
         if self._front:
             oldest, start = self._front[-1]
@@ -180,7 +183,7 @@ class ReceiveBuffer:
 
         Returns ``b""`` if the buffer is empty.
         """
-        self.commit_lines()
+        self.commit_batch()
         if not self.size:
             return b""
         chunk, start = self._oldest()
@@ -195,7 +198,7 @@ class ReceiveBuffer:
 
         Returns ``b""`` if the buffer is empty.
         """
-        self.commit_lines()
+        self.commit_batch()
         if not self.size:
             return b""
         chunk, start = self._oldest()
@@ -209,7 +212,7 @@ class ReceiveBuffer:
 
     def take(self, count: int) -> bytes:
         """Take exactly ``count`` bytes. The buffer must hold at least that many."""
-        self.commit_lines()
+        self.commit_batch()
         assert count <= self.size, "count exceeds the unread bytes"
         if self._front:
             chunk, start = self._front[-1]
@@ -224,13 +227,41 @@ class ReceiveBuffer:
             count -= len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    def drop(self, count: int) -> None:
+        """Drop ``count`` bytes. The buffer must hold at least that many."""
+        self.commit_batch()
+        assert count <= self.size, "count exceeds the unread bytes"
+        self.size -= count
+        while count:
+            chunk, start = self._oldest()
+            if count < len(chunk) - start:
+                self._consume_to(chunk, start + count)
+                return
+            count -= len(chunk) - start
+            self._pop_oldest()
+
+    def peek_bytes(self, count: int) -> bytes:
+        """Return the first ``count`` bytes without taking them. The buffer must hold them."""
+        self.commit_batch()
+        chunk, start = self._oldest()
+        if count <= len(chunk) - start:
+            return chunk[start : start + count]
+        parts = []
+        index = 0
+        while count:
+            chunk, start = self._chunk(index)
+            parts.append(chunk[start : start + count])
+            count -= len(parts[-1])
+            index += 1
+        return b"".join(parts)
+
     def peek_all(self) -> bytes:
         """Return all unread bytes without taking them."""
         return b"".join(chunk[start:] for chunk, start in self.entries())
 
     def entries(self) -> list[Entry]:
         """Return all entries, the oldest first, without taking or copying them."""
-        self.commit_lines()
+        self.commit_batch()
         return [*reversed(self._front), *self._back]
 
     # ---- delimiters ----
@@ -240,8 +271,8 @@ class ReceiveBuffer:
 
         Returns ``None`` if no delimiter ends within the first ``max_bytes`` bytes.
         """
-        if self._lines is not None:
-            self.commit_lines()
+        if self._batch is not None:
+            self.commit_batch()
         head = self._stream_end - self.size
         stop = head + max_bytes
         if stop > self._stream_end:
@@ -312,25 +343,48 @@ class ReceiveBuffer:
         # In a piece of this size, no line is longer than max_bytes (including its delimiter).
         size = min(self._split_size, max_bytes)
         piece = chunk[start : start + size] if start or len(chunk) > size else chunk
-        lines = piece.split(delimiter, LINES_AT_A_TIME)
+        lines = piece.split(delimiter, ITEMS_AT_A_TIME)
         rest = lines.pop()  # the bytes after the last delimiter
         if keep_ends:
             lines = [line + delimiter for line in lines]
-        self._lines = lines
-        self._lines_iterator = iter(lines)
-        self._lines_size = len(piece) - len(rest)
-        self._line_end = 0 if keep_ends else len(delimiter)
-        return self._lines_iterator
+        overhead = 0 if keep_ends else len(delimiter)
+        return self._begin_batch(lines, len(piece) - len(rest), overhead)
 
-    def commit_lines(self) -> None:
-        """Consume the lines that ``take_lines``'s iterator has yielded, and end the iterator."""
-        lines = self._lines
-        if lines is None:
+    def take_frames(self, header: FrameHeader, max_bytes: int) -> Iterator[bytes]:
+        """Return an iterator over the bodies of the first frames. It consumes what it yields.
+
+        The iterator yields the frames that are whole in one piece of the oldest chunk. There may be
+        none. Each body has at most ``max_bytes`` bytes. The iterator ends as in ``take_lines``. The
+        buffer must not be empty.
+        """
+        chunk, start = self._oldest()
+        stop = min(len(chunk), start + self._split_size)
+        frames, end = header.split(chunk, start, stop, max_bytes, ITEMS_AT_A_TIME)
+        return self._begin_batch(frames, end - start, header.size)
+
+    # ---- batches ----
+
+    def _begin_batch(self, items: list[bytes], size: int, overhead: int) -> Iterator[bytes]:
+        """Begin a batch.
+
+        ``size``: the number of bytes that all items take up in the buffer. ``overhead``: how many
+        of the bytes that an item takes up are not part of the item, such as a delimiter.
+        """
+        self._batch = items
+        self._batch_iterator = iter(items)
+        self._batch_size = size
+        self._item_overhead = overhead
+        return self._batch_iterator
+
+    def commit_batch(self) -> None:
+        """Consume the items of the batch that have been yielded, and end the batch's iterator."""
+        items = self._batch
+        if items is None:
             return
         taken = self._yielded_size()
-        used = taken == self._lines_size
+        used = taken == self._batch_size
         self._split_size = min(self._split_size * 4, _MAX_SPLIT_SIZE) if used else _FIRST_SPLIT_SIZE
-        self._lines = None
+        self._batch = None
         if taken:
             chunk, start = self._oldest()
             self.size -= taken
@@ -338,16 +392,16 @@ class ReceiveBuffer:
                 self._consume_to(chunk, start + taken)
             else:
                 self._pop_oldest()
-        lines.clear()  # ends the iterator
+        items.clear()  # ends the iterator
 
     def _yielded_size(self) -> int:
-        """Return the size, including delimiters, of the lines that the iterator has yielded."""
-        assert self._lines is not None
-        left = operator.length_hint(self._lines_iterator)
+        """Return how many bytes of the buffer belong to the items that have been yielded."""
+        assert self._batch is not None
+        left = operator.length_hint(self._batch_iterator)
         if not left:
-            return self._lines_size
-        rest = self._lines[-left:]
-        return self._lines_size - sum(map(len, rest)) - left * self._line_end
+            return self._batch_size
+        rest = self._batch[-left:]
+        return self._batch_size - sum(map(len, rest)) - left * self._item_overhead
 
     # ---- the queue ----
 

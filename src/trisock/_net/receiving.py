@@ -8,12 +8,15 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Iterator
+from typing import Literal, overload
 
 import trio
 
-from .._arguments import Buffer, bytes_view, delimiter_bytes, positive_int, quoted
+from .._arguments import Buffer, bytes_view, check_bool, delimiter_bytes, positive_int, quoted
 from .._errors import IncompleteReadError, LimitExceededError, new_incomplete_read_error
 from .connection import Connection
+from .frame_header import FrameHeader, frame_header
+from .frames import Frames
 from .lines import Lines
 
 # After this many reads from the receive buffer, a read lets other tasks run. A read from the buffer
@@ -78,20 +81,34 @@ class BufferedReceiver(trio.abc.ReceiveStream):
         finally:
             reading.in_use = False
 
-    async def peek(self) -> bytes | None:
-        """Return the chunk that ``recv`` would return next, without consuming it or waiting for it.
+    @overload
+    async def peek(self, *, wait: Literal[True]) -> bytes: ...
+
+    @overload
+    async def peek(self, *, wait: bool = False) -> bytes | None: ...
+
+    async def peek(self, *, wait: bool = False) -> bytes | None:
+        """Return the chunk that ``recv`` would return next, without consuming it.
 
         If the receive buffer is empty, ``peek`` reads what has arrived in the kernel, and decrypts
-        it under TLS. Returns ``None`` if nothing has arrived, and ``b""`` at the end of the stream.
-        After an error that the peer caused, it returns ``None``, and the next ``recv`` raises the
-        error.
+        it under TLS. Without ``wait``, it returns ``None`` if nothing has arrived, and ``b""`` at
+        the end of the stream. After an error that the peer caused, it returns ``None``, and the
+        next ``recv`` raises the error.
+
+        Args:
+          wait: whether to wait until a chunk arrives or the stream ends. Then ``peek`` raises the
+            errors that ``recv`` would raise.
 
         If cancelled, it consumes nothing. Source: Pluto's ``socket.peek``.
         """
+        check_bool("wait", wait)
         with self._connection.reading:
             self._connection.check_open()
             if self._connection.buffer:
                 await self._buffered_checkpoint()
+                return self._connection.buffer.peek_chunk()
+            if wait:
+                await self._receive()
                 return self._connection.buffer.peek_chunk()
             await trio.lowlevel.checkpoint()
             self._connection.check_open()
@@ -137,14 +154,9 @@ class BufferedReceiver(trio.abc.ReceiveStream):
             raise ValueError(f"n must be 0 or more, not {quoted(n)}")
         with self._connection.reading:
             self._connection.check_open()
-            buffer = self._connection.buffer
-            buffer.commit_lines()
-            if buffer.size >= n:
+            if not await self._buffer_at_least(n):
                 await self._buffered_checkpoint()
-            while buffer.size < n:
-                if not await self._receive():
-                    raise self._incomplete(n)
-            return buffer.take(n)
+            return self._connection.buffer.take(n)
 
     async def recv_until(self, delimiter: Buffer, *, max_bytes: int = 65536) -> bytes:
         """Return everything up to and including the first delimiter.
@@ -167,6 +179,67 @@ class BufferedReceiver(trio.abc.ReceiveStream):
         limit = positive_int("max_bytes", max_bytes)
         with self._connection.reading:
             return self._connection.buffer.take(await self._find(wanted, limit))
+
+    async def recv_line(self, *, delimiter: Buffer = b"\n", max_bytes: int = 65536) -> bytes:
+        r"""Return the next line without its delimiter.
+
+        Args:
+          delimiter: the end of a line, such as ``b"\r\n"``.
+          max_bytes: the maximum length of the line, in bytes, including the delimiter. It also
+            limits the size of the buffer, as in ``recv_until``.
+
+        Raises:
+          IncompleteReadError: the stream ended before the end of the line. ``at_boundary`` is True
+            if it ended between two lines.
+          LimitExceededError: the line is longer than ``max_bytes``.
+          trio.BrokenResourceError: the connection is broken.
+
+        If it fails or is cancelled, it consumes nothing.
+        """
+        wanted = delimiter_bytes(delimiter)
+        limit = positive_int("max_bytes", max_bytes)
+        with self._connection.reading:
+            line = self._connection.buffer.take(await self._find(wanted, limit))
+        return line[: -len(wanted)]
+
+    async def skip_until(self, delimiter: Buffer) -> int:
+        """Drop everything up to and including the first delimiter, however long it is.
+
+        Use it after ``LimitExceededError`` to go on with the next line. The dropped bytes are not
+        held: the buffer holds at most the result of one read, as in ``recv_until``.
+
+        Args:
+          delimiter: the bytes to search for. It must not be empty.
+
+        Returns: how many bytes were dropped, including the delimiter.
+
+        Raises:
+          IncompleteReadError: the stream ended before the delimiter arrived. Everything was
+            dropped, so ``partial`` is empty. ``at_boundary`` is True if nothing was dropped.
+          trio.BrokenResourceError: the connection is broken.
+
+        Unlike the other reads, it drops data while it waits: if it fails or is cancelled, what was
+        dropped stays dropped. The start of a delimiter that has not arrived in full is kept.
+        """
+        wanted = delimiter_bytes(delimiter)
+        dropped = 0
+        with self._connection.reading:
+            self._connection.check_open()
+            buffer = self._connection.buffer
+            if buffer:
+                await self._buffered_checkpoint()
+            while (end := buffer.find(wanted)) is None:
+                before_delimiter = max(0, buffer.size - len(wanted) + 1)
+                buffer.drop(before_delimiter)
+                dropped += before_delimiter
+                if not await self._receive():
+                    dropped += buffer.size
+                    buffer.drop(buffer.size)
+                    raise self._connection.transport.remember_failure(
+                        new_incomplete_read_error([], dropped, None)
+                    )
+            buffer.drop(end)
+            return dropped + end
 
     async def _find(self, delimiter: bytes, max_bytes: int) -> int:
         """Wait for a delimiter. Returns the number of bytes up to its end. Consumes nothing."""
@@ -220,8 +293,8 @@ class BufferedReceiver(trio.abc.ReceiveStream):
         with self._connection.reading:
             try:
                 end = await self._find(delimiter, max_bytes)
-            except IncompleteReadError:
-                if self._connection.buffer.size:
+            except IncompleteReadError as exc:
+                if not exc.at_boundary:
                     raise
                 raise StopAsyncIteration from None
             batch = self._connection.buffer.take_lines(delimiter, keep_ends, max_bytes)
@@ -230,6 +303,89 @@ class BufferedReceiver(trio.abc.ReceiveStream):
                 return line, batch
             line = self._connection.buffer.take(end)  # the line spans chunks
             return line if keep_ends else line[: -len(delimiter)], batch
+
+    async def recv_frame(self, header: str | int = "!I", *, max_bytes: int = 1048576) -> bytes:
+        """Return the body of the next length-prefixed frame.
+
+        Args:
+          header: the format of the length, as in ``frames``.
+          max_bytes: the maximum length of the body, in bytes.
+
+        Raises:
+          IncompleteReadError: the stream ended before the end of the frame. ``at_boundary`` is True
+            if it ended between two frames. ``partial`` begins with the header.
+          LimitExceededError: the body is longer than ``max_bytes``. Only its header was read, and
+            stays unread.
+          trio.BrokenResourceError: the connection is broken.
+          ValueError, TypeError: an argument is invalid.
+
+        If it fails or is cancelled, it consumes nothing.
+        """
+        format = frame_header(header)
+        limit = positive_int("max_bytes", max_bytes)
+        with self._connection.reading:
+            return self._take_frame(format, await self._find_frame(format, limit))
+
+    def frames(self, header: str | int = "!I", *, max_bytes: int = 1048576) -> Frames:
+        """Iterate over length-prefixed frames: ``async for body in sock.frames():``.
+
+        The iterator holds no bytes. You can leave the loop at any time, and the next read starts at
+        the next frame. Frames that arrived together are returned without checkpoints between them,
+        but at most 2048 frames in a row.
+
+        Args:
+          header: the format of the length in front of each body. A ``struct`` format of one
+            unsigned integer, such as ``"!I"`` or ``"<H"``, or the size of a big-endian integer in
+            bytes (``3`` means 24 bits). The length does not count the header itself.
+          max_bytes: the maximum length of a body, in bytes. The buffer holds at most ``max_bytes``
+            plus the header and the result of one more read.
+
+        Raises:
+          IncompleteReadError: the stream ended inside a frame. Its bytes stay unread.
+          LimitExceededError: a body is longer than ``max_bytes``. It is raised before the body is
+            read.
+
+        If cancelled, it consumes nothing: the next read starts at the next frame.
+        """
+        next_batch = functools.partial(
+            self._next_frames, frame_header(header), positive_int("max_bytes", max_bytes)
+        )
+        return Frames(self._connection.reading, next_batch)
+
+    async def _next_frames(
+        self, header: FrameHeader, max_bytes: int
+    ) -> tuple[bytes, Iterator[bytes]]:
+        """Wait for a frame. Returns its body, and an iterator over later ones that have arrived."""
+        with self._connection.reading:
+            try:
+                size = await self._find_frame(header, max_bytes)
+            except IncompleteReadError as exc:
+                if not exc.at_boundary:
+                    raise
+                raise StopAsyncIteration from None
+            batch = self._connection.buffer.take_frames(header, max_bytes)
+            self._reads_since_checkpoint += operator.length_hint(batch)
+            for body in batch:
+                return body, batch
+            return self._take_frame(header, size), batch  # the frame spans chunks
+
+    async def _find_frame(self, header: FrameHeader, max_bytes: int) -> int:
+        """Wait for a frame. Returns its size, including the header. Consumes nothing."""
+        self._connection.check_open()
+        waited = await self._buffer_at_least(header.size)
+        length = header.length(self._connection.buffer.peek_bytes(header.size))
+        if length <= max_bytes:
+            waited |= await self._buffer_at_least(header.size + length)
+        if not waited:
+            await self._buffered_checkpoint()
+        if length > max_bytes:
+            failure = LimitExceededError(max_bytes, frame_length=length)
+            raise self._connection.transport.remember_failure(failure)
+        return header.size + length
+
+    def _take_frame(self, header: FrameHeader, size: int) -> bytes:
+        self._connection.buffer.drop(header.size)
+        return self._connection.buffer.take(size - header.size)
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Do the same as ``recv``, except that every call is a full checkpoint.
@@ -261,6 +417,17 @@ class BufferedReceiver(trio.abc.ReceiveStream):
         return self._connection.transport.remember_failure(
             new_incomplete_read_error(entries, self._connection.buffer.size, expected)
         )
+
+    async def _buffer_at_least(self, n: int) -> bool:
+        """Wait until ``n`` bytes are unread. Returns whether it had to wait. Consumes nothing."""
+        buffer = self._connection.buffer
+        buffer.commit_batch()
+        if buffer.size >= n:
+            return False
+        while buffer.size < n:
+            if not await self._receive():
+                raise self._incomplete(n)
+        return True
 
     async def _buffered_checkpoint(self) -> None:
         """Checkpoint before a read that is served from the buffer."""

@@ -1,28 +1,25 @@
 """Socket: the public interface of one connection.
 
-The read methods are in ``receiving``. The layers of a connection (TLS and the transport), and the
-changes of these layers, are in ``connection``.
+The read methods are in ``receiving``, and the send methods are in ``sending``. The layers of a
+connection (TLS and the transport), and the changes of these layers, are in ``connection``.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import BinaryIO, overload
+from typing import overload
 
 import trio
 
 from .._address import Address
-from .._arguments import Buffer, bytes_view, check_bool, quoted, seconds_or_inf
-from .._errors import TLSError
+from .._arguments import Buffer, check_bool, quoted, seconds_or_inf
 from .._not_copyable import NotCopyable
 from .._tls.info import TLSInfo
 from .._tls.roles import TLSArgument, resolve_role
 from .connection import Connection, Side
 from .receiving import BufferedReceiver
-from .send_file import check_arguments, open_source, send_file
+from .sending import Sender
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ class ConnectionInfo:
     buffered: int
 
 
-class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
+class Socket(NotCopyable, BufferedReceiver, Sender, trio.abc.HalfCloseableStream):
     """A connection that can start TLS, and can later return to plain text.
 
     ``connect``, ``Listener`` and ``Server`` create Sockets. The constructor wraps a
@@ -91,185 +88,6 @@ class Socket(NotCopyable, BufferedReceiver, trio.abc.HalfCloseableStream):
         layer = connection.tls_info.version if connection.tls_info else "plain"
         ends = f"{connection.local} <-> {connection.peer}"
         return f"<trisock.Socket {connection.side} {ends} {layer} {state}>"
-
-    # ---- sending ----
-
-    async def send(self, *buffers: Buffer) -> None:
-        """Send all bytes of all buffers, in order, with as few system calls as possible.
-
-        On a plain-text connection the buffers are not copied, so do not modify them before ``send``
-        returns.
-
-        Raises:
-          trio.BrokenResourceError: the connection is broken (``TLSError`` is a subclass). Data
-            that the peer sent earlier can still be read.
-          TypeError: a buffer is not bytes, bytearray or memoryview. Nothing was sent.
-
-        If cancelled before the first byte is sent, nothing changes. If cancelled later, an unknown
-        part of the data was sent, and every later send fails (``BrokenResourceError``). Under TLS
-        every later read also fails. Source: Pluto's ``socket.send``.
-        """
-        views: tuple[bytes | memoryview, ...]
-        if len(buffers) == 1 and type(buffers[0]) is bytes:
-            views = (buffers[0],)
-        else:
-            views = tuple(map(bytes_view, buffers))
-        # This is the hot path (benchmark rows echo1 and send). It inlines this code:
-        # ``async with connection.sending: await connection.send(views)``.
-        connection = self._connection
-        lock = connection.sending
-        if lock.in_use:
-            lock.check()
-        lock.in_use = True
-        try:
-            if lock.locked:
-                await lock.acquire()
-            else:
-                lock.locked = True
-            try:
-                await connection.layer.send(views)
-            except trio.BrokenResourceError:
-                connection.raise_pending_alert()
-                raise
-            finally:
-                if lock.waiters:
-                    lock.release()
-                else:
-                    lock.locked = False
-        finally:
-            lock.in_use = False
-
-    async def send_all(self, data: Buffer) -> None:
-        """Send all of ``data``: the same as ``send(data)``, for ``trio.abc.SendStream``."""
-        await self.send(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        """Wait until a send might not block. See ``trio.abc.SendStream``.
-
-        If cancelled, nothing changes.
-        """
-        async with self._connection.sending:
-            self._connection.check_open()
-            await self._connection.layer.wait_writable()
-
-    async def send_file(
-        self,
-        file: BinaryIO | io.IOBase,
-        offset: int = 0,
-        count: int | None = None,
-        *,
-        progress: Callable[[int], object] | None = None,
-    ) -> int:
-        """Send a file, or a part of it.
-
-        On a plain-text connection the kernel sends a regular file (``os.sendfile``). Otherwise,
-        worker threads read the file at explicit offsets. In both cases the same bytes are sent even
-        if other code meanwhile closes the file or moves its position. A pipe, a terminal or a
-        socket is read when it has data. Any other file object is read piece by piece, with one seek
-        and one read for each piece. Several ``send_file`` calls may share such an object, but no
-        other code may use it at the same time.
-
-        Args:
-          file: a binary file object that is open for reading, or the result of ``trio.open_file``.
-            The file's position is ignored, and ``send_file`` may change it.
-          offset: where to start, in bytes.
-          count: how many bytes to send. The default, ``None``, means all bytes: a regular file or
-            an ``io.BytesIO`` is sent up to its size at the time of the call, and any other file up
-            to EOF.
-          progress: a function that is called after each piece, with the number of bytes sent so
-            far.
-
-        Returns: the number of bytes sent. If a regular file shrank meanwhile and ``count`` is
-        ``None``, this number is smaller than the size of the file at the time of the call.
-
-        Raises:
-          EOFError: the file ended before ``count`` bytes. The message says how many bytes were
-            sent. The peer gets these bytes. Under TLS, a later ``close`` sends no ``close_notify``,
-            which would claim that the data is complete.
-          trio.BrokenResourceError: the connection is broken. The message says how many bytes were
-            sent. If worker threads read the file, only complete pieces of 256 KiB are counted.
-          OSError: the file cannot be read. If part of the file was sent, every later send fails.
-          ValueError, TypeError: ``file`` is not a readable binary file, or a number is negative.
-
-        Cancellation has the same effect as in ``send``. Bytes that were read from a pipe count as
-        sent, so the first read from a pipe waits until there is room to send. A wait for data from
-        a pipe can be cancelled at any time. The ``read`` method of a file object (such as a
-        ``gzip.GzipFile``) runs in a thread. A cancelled ``send_file`` waits until ``read`` returns.
-
-        ``os.sendfile`` is not used while SIGPIPE has its default action, because a peer that closes
-        the connection could then kill the process.
-        """
-        file, offset = check_arguments(file, offset, count, progress)
-        self._connection.check_open()
-        sent = 0
-
-        def on_sent(size: int) -> None:
-            nonlocal sent
-            sent += size
-            if progress is not None:
-                progress(sent)
-
-        # ``with`` excludes the application's other senders, but not broadcasts. ``acquire`` also
-        # excludes broadcasts. ``begin`` may wait for the disk, so we call ``acquire`` only after
-        # ``begin``: a broadcast need not wait for the disk.
-        with self._connection.sending:
-            # Open the source before any await: during an await, the caller may close the file, and
-            # another file may get its descriptor number.
-            source = open_source(file)
-            try:
-                await source.begin()
-                await self._connection.sending.acquire()
-                try:
-                    self._connection.check_open()
-                    with trio.CancelScope() as scope:
-                        self._connection.sending_file = scope
-                        await send_file(
-                            source,
-                            self._connection.transport,
-                            self._connection.tls,
-                            offset,
-                            count,
-                            on_sent,
-                        )
-                finally:
-                    self._connection.sending_file = None
-                    self._connection.sending.release()
-                if scope.cancelled_caught:
-                    self._connection.check_open()
-            except trio.BrokenResourceError as exc:
-                raise self._connection.transport.remember_failure(
-                    self._file_failure(exc, sent)
-                ) from exc
-            finally:
-                await source.close()
-        if count is not None and sent < count:
-            raise EOFError(f"the file ended after {sent} of {count} bytes were sent")
-        return sent
-
-    def _file_failure(self, exc: trio.BrokenResourceError, sent: int) -> trio.BrokenResourceError:
-        try:
-            self._connection.raise_pending_alert()
-        except TLSError as alert:
-            exc = alert
-        text = f"{exc}, after {sent} bytes of the file"
-        if isinstance(exc, TLSError):
-            return TLSError(text, reason=exc.reason, verify_code=exc.verify_code)
-        return trio.BrokenResourceError(text)
-
-    async def send_eof(self) -> None:
-        """Close the sending half (FIN). Reading still works. A second call changes nothing.
-
-        Raises:
-          NotImplementedError: under TLS, because ``trio.SSLStream`` has no half-closed state.
-          trio.BrokenResourceError: the connection is broken.
-
-        If cancelled, FIN may or may not have been sent.
-        """
-        async with self._connection.sending:
-            self._connection.check_open()
-            if self._connection.tls is not None:
-                raise NotImplementedError("there is no half-closed state under TLS")
-            await self._connection.transport.send_eof()
 
     # ---- TLS ----
 

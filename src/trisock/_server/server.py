@@ -424,7 +424,7 @@ class Server(NotCopyable):
                     complete = (
                         connection.caused(failure)
                         and type(failure) is IncompleteReadError
-                        and not failure.partial
+                        and failure.at_boundary
                     )
                     self._log_or_raise(connection, _guard.stray_cancelled(failure) or failure)
                 elif deadline < math.inf and deadline < trio.current_effective_deadline():

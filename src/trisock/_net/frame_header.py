@@ -1,0 +1,108 @@
+"""FrameHeader: the length in front of each frame. It does no I/O."""
+
+from __future__ import annotations
+
+import functools
+import re
+import struct
+from collections.abc import Callable
+
+from .._arguments import quoted
+
+# Sizes of headers, in bytes, for which ``struct`` has a code.
+_FORMATS = {1: "!B", 2: "!H", 4: "!I", 8: "!Q"}
+
+_MAX_SIZE = 8
+
+
+@functools.lru_cache(typed=True)  # typed, so that True is not taken for 1
+def frame_header(header: str | int) -> FrameHeader:
+    """Return the ``FrameHeader`` of a format. Formats are few, and parsing one takes time."""
+    return FrameHeader(header)
+
+
+class FrameHeader:
+    """The header of length-prefixed frames: one unsigned integer, the length of the body.
+
+    Args:
+      header: a ``struct`` format of one unsigned integer, such as ``"!I"``, or the size of a
+        big-endian integer in bytes, 1 to 8.
+
+    Raises:
+      ValueError, TypeError: ``header`` is neither.
+
+    Attributes:
+      size: the size of the header, in bytes.
+      max_length: the longest body whose length fits into the header.
+    """
+
+    __slots__ = ("_pack", "_unpack_from", "max_length", "size")
+
+    def __init__(self, header: str | int) -> None:
+        self._unpack_from: Callable[[bytes, int], tuple[int]]
+        self._pack: Callable[[int], bytes]
+        if isinstance(header, str):
+            if not re.fullmatch(r"[@=<>!]?[BHILQN]", header):
+                raise ValueError(
+                    f"header must be a struct format of one unsigned integer: {quoted(header)}"
+                )
+            self._set_format(header)
+        elif isinstance(header, int) and not isinstance(header, bool):
+            if not 1 <= header <= _MAX_SIZE:
+                raise ValueError(f"header must be 1 to {_MAX_SIZE} bytes, not {quoted(header)}")
+            if header in _FORMATS:
+                self._set_format(_FORMATS[header])
+            else:
+                self.size = header
+                self._pack = lambda length: length.to_bytes(header, "big")
+                self._unpack_from = lambda data, start: (
+                    int.from_bytes(data[start : start + header], "big"),
+                )
+        else:
+            raise TypeError(
+                f"header must be a struct format or a number of bytes, not {quoted(header)}"
+            )
+        self.max_length: int = 256**self.size - 1
+
+    def _set_format(self, text: str) -> None:
+        try:
+            format = struct.Struct(text)
+        except struct.error as exc:  # "N" exists only in native mode
+            raise ValueError(f"header is not a struct format: {exc}") from None
+        self.size = format.size
+        self._pack = format.pack
+        self._unpack_from = format.unpack_from
+
+    def pack(self, length: int) -> bytes:
+        """Return the header of a body of this length. Raises ``ValueError`` if it is too long."""
+        if length > self.max_length:
+            raise ValueError(
+                f"a frame of {length} bytes is too long for its header: at most {self.max_length}"
+            )
+        return self._pack(length)
+
+    def length(self, data: bytes) -> int:
+        """Return the length of the body, from the header at the start of ``data``."""
+        return self._unpack_from(data, 0)[0]
+
+    def split(
+        self, chunk: bytes, start: int, stop: int, max_bytes: int, max_frames: int
+    ) -> tuple[list[bytes], int]:
+        """Split off the whole frames between ``start`` and ``stop``.
+
+        Stops before a frame that is cut short or longer than ``max_bytes``, and after
+        ``max_frames`` frames.
+
+        Returns: the frames' bodies, and the offset of the first byte after them.
+        """
+        bodies: list[bytes] = []
+        size, unpack_from = self.size, self._unpack_from
+        while start + size <= stop and len(bodies) < max_frames:
+            (length,) = unpack_from(chunk, start)
+            body = start + size
+            end = body + length
+            if end > stop or length > max_bytes:
+                break
+            bodies.append(chunk[body:end])
+            start = end
+        return bodies, start

@@ -18,13 +18,13 @@ class Lines(NotCopyable):
     #
     # Args:
     #   reading: detects whether another task is reading.
-    #   next_batch: waits for a line. Returns the line, and an iterator over later lines that have
+    #   next_batch: waits for a line. Returns it, and an iterator over more lines that have already
     #     arrived.
     #
-    # Invariant: ``_batch`` yields lines that are still in the receive buffer. Any other use of that
-    # buffer ends the batch. ``__anext__`` always checks first whether another task is reading, even
-    # if the next line is ready. A task in ``starttls`` counts as reading, because all unread bytes
-    # then belong to TLS.
+    # Invariant: ``_batch`` yields lines that are still in the receive buffer. Any operation on that
+    # buffer, except ``append`` and ``len``, ends the batch. ``__anext__`` always checks first
+    # whether another task is reading, even if the next line is ready. A task in ``starttls`` counts
+    # as reading, because all unread bytes then belong to TLS.
 
     __slots__ = ("_batch", "_next_batch", "_reading")
 

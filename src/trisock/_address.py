@@ -21,7 +21,7 @@ _MAX_NAME = 253  # characters of a DNS name without its final dot (RFC 1035, sec
 _ASCII_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")
 
 # An interface name has at most 15 characters and no colon, slash or white space (Linux: IFNAMSIZ
-# and dev_valid_name). The number of an interface also matches.
+# and dev_valid_name). The pattern also matches the number of an interface.
 _ZONE = re.compile(r"[A-Za-z0-9!#$&()*+,.;<=>?@^_`{|}~-]{1,15}")
 
 # Paths that need no quotes, because they cannot be mistaken for anything else.
@@ -57,7 +57,8 @@ class Address(NamedTuple):
 class UnixAddress(Address):
     """The address of a Unix socket.
 
-    The class tells it apart from a TCP address, because the path may look like an IP address.
+    This class distinguishes a Unix address from a TCP address, because a Unix path may look like an
+    IP address.
     """
 
     __slots__ = ()
@@ -127,7 +128,7 @@ def _is_ip(host: str) -> bool:
 
 
 def to_ascii_host(host: str) -> str:
-    """Convert a host to the ASCII form that is resolved, sent as SNI and verified.
+    """Convert a host to the ASCII form that DNS and TLS use.
 
     An IP address is returned unchanged. A name with non-ASCII characters is mapped by UTS 46, and
     each label is converted to its A-label (RFC 5890). ASCII names are returned unchanged, even
@@ -141,8 +142,8 @@ def to_ascii_host(host: str) -> str:
         _check_zone(host)
         return host
     name = host
-    # Do not map a name that is too long. The result would also be too long, unless the mapping
-    # drops many characters (it drops some, such as the soft hyphen).
+    # Do not map a name that is too long. The mapped name would also be too long, unless the mapping
+    # removed many characters. (It removes only a few kinds, such as the soft hyphen.)
     if not host.isascii() and len(host) <= _MAX_NAME + 1:
         try:
             mapped = idna.uts46_remap(host, std3_rules=False, transitional=False)
@@ -177,7 +178,7 @@ def _hint(host: str) -> str:
     if "*" in host:
         return ": wildcards are only for certificates"
     if host.startswith("[") and host.endswith("]"):
-        return ": an IPv6 address has no brackets here"
+        return ": give an IPv6 address without brackets"
     if ":" in host:
         return ": give the host alone, without a port"
     return ""
@@ -201,7 +202,10 @@ def to_tls_name(host: str) -> str:
 
 
 def check_port(port: object, host: str | None) -> None:
-    """Raise ``TypeError`` or ``ValueError`` unless the port is valid. The error shows the host."""
+    """Raise ``TypeError`` or ``ValueError`` unless the port is valid.
+
+    The error message includes ``host``, unless ``host`` is ``None``.
+    """
     where = "" if host is None else f" (host {quoted(host)})"
     if not isinstance(port, int) or isinstance(port, bool):
         raise TypeError(f"a port must be an int, not {quoted(port)}{where}")
@@ -210,7 +214,7 @@ def check_port(port: object, host: str | None) -> None:
 
 
 def with_message(cause: OSError, message: str) -> OSError:
-    """Return an ``OSError`` with a new message, and with the errno and subclass of ``cause``."""
+    """Return an ``OSError`` with a new message, the errno of ``cause``, and the matching class."""
     if isinstance(cause, socket.gaierror):
         return socket.gaierror(cause.errno, f"{message}: {cause.strerror}")
     if cause.errno is None:

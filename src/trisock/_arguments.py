@@ -42,8 +42,8 @@ def type_name(value: object) -> str:
 
 def check_bool(name: str, value: object) -> None:
     """Raise ``TypeError`` unless the value is a bool."""
-    # None must not count as False and disable a check: it may come from an option that the program
-    # never set.
+    # None is an error, although it is falsy: None may come from an option that the program never
+    # set, and False may disable a check.
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, not {type_name(value)}")
 
@@ -68,7 +68,7 @@ def _flat(view: memoryview) -> memoryview:
 
 
 def positive_int(name: str, value: int) -> int:
-    """Return the value as an int. Raise ``TypeError`` or ``ValueError`` unless it is positive."""
+    """Return a positive value as an int. Other values raise ``TypeError`` or ``ValueError``."""
     try:
         value = operator.index(value)
     except TypeError:

@@ -32,8 +32,8 @@ _MIN_RETRY_INTERVAL = 0.001
 _MAX_RETRY_INTERVAL = 0.1
 
 # When a client connects to a local port where nothing listens, the kernel may choose the same port
-# as the source port. Then the socket connects to itself, and we try again, at most this many times.
-# This is rare, unless the range of ephemeral ports is tiny.
+# as the source port. The socket is then connected to itself, and ``connect`` tries again. It makes
+# at most this many tries in all. This is rare, unless the range of ephemeral ports is tiny.
 _SELF_CONNECT_TRIES = 16
 
 
@@ -61,7 +61,7 @@ async def connect(
 
     Raises:
       OSError: all attempts failed. The message contains the address, and the cause is the group of
-        the individual errors. If all of them have the same errno, the ``OSError`` has this errno
+        the individual errors. If these errors share one errno, the ``OSError`` has this errno
         and the matching subclass (such as ``ConnectionRefusedError``). An unknown host raises
         ``socket.gaierror``. If nothing listens on a local port, the kernel can connect a socket to
         itself. ``connect`` never returns such a connection: it retries, and finally raises
@@ -107,7 +107,7 @@ async def _open_tcp(
 
 
 def _reset_if_self_connected(raw: socket.socket) -> bool:
-    """Close the socket if it is connected to itself, and return whether it was.
+    """If the socket is connected to itself, close it and return True. Otherwise return False.
 
     A socket connects to itself by simultaneous open (RFC 9293, section 3.5). We close it with a
     reset, because TIME_WAIT would block the port for the server that should listen there.
@@ -187,7 +187,7 @@ async def _start(
         connection = Connection(stream, "client", raw)
     except OSError as exc:
         raw.close()
-        if exc.errno == errno.ENOTCONN:  # it was reset before we could get the peer's address
+        if exc.errno == errno.ENOTCONN:  # the connection was reset before getpeername()
             exc = ConnectionResetError(errno.ECONNRESET, "reset")
         raise with_message(exc, f"cannot connect to {where}") from exc
     connection.connected_host = host
@@ -205,7 +205,7 @@ def connect_unix_nowait(path: str) -> Socket:
     """Connect to a Unix socket without waiting.
 
     Raises ``BlockingIOError`` if the backlog is full, another ``OSError`` if the connect fails, and
-    ``ValueError`` if the path is invalid. ``trisock.hammerspoon`` uses this function, because its
+    ``ValueError`` if the path is invalid. This function is for ``trisock.hammerspoon``, whose
     ``connect`` is synchronous.
     """
     name = unix_path(path)

@@ -38,7 +38,7 @@ class IncompleteReadError(EOFError):
     """The stream ended before all of the requested data had arrived.
 
     The bytes that did arrive are not lost: the next read returns them. The message and ``repr``
-    show only how many bytes arrived, because the bytes may be half of a password.
+    show only how many bytes arrived, because the bytes may contain part of a password.
 
     Attributes:
       partial: the bytes that arrived.
@@ -82,8 +82,8 @@ def new_incomplete_read_error(
     ``size``: how many bytes of the requested data arrived. These are the bytes of the entries,
     unless the read has dropped them (``skip_until``).
 
-    The chunks are joined only when ``partial`` is read. If they were joined here, a program that
-    repeatedly gets this error, reads one byte and retries would copy all chunks each time.
+    The chunks are joined only when ``partial`` is read. A program may get this error, read one byte
+    and retry, again and again. If the chunks were joined here, each retry would copy all of them.
     """
     error = IncompleteReadError(b"", expected)
     error._entries = entries

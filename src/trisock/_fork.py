@@ -12,9 +12,9 @@ _inherited: trio.lowlevel.TrioToken | None = None
 
 
 # The number of forks between the program's first process and this one. TLS checks that this number
-# has not changed, because after a fork, two processes have the same keys. They would encrypt
-# different data with the same nonce, and an attacker could decrypt both. Every read and send checks
-# the number, so it is a counter: os.getpid() is a system call.
+# has not changed, because after a fork, two processes have the same keys. The two processes would
+# encrypt different data with the same nonce, and an attacker could decrypt the data of both. Every
+# read and send checks the number, so we count forks: os.getpid() would be a system call each time.
 count = 0
 
 

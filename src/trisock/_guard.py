@@ -30,8 +30,8 @@ async def isolated(function: Callable[[], Awaitable[T]]) -> T:
     If the code leaves a cancel scope open (a timeout inside an async generator), that scope could
     cancel our task later. Trio detects the open scope when our scope around the code exits, and
     raises ``RuntimeError``. A ``Cancelled`` that no enclosing scope requested also becomes a
-    ``RuntimeError``, because it would end the nursery silently. ``KeyboardInterrupt`` and the like
-    always propagate.
+    ``RuntimeError``: as a ``Cancelled``, it would end the nursery silently. ``KeyboardInterrupt``
+    and the like always propagate.
     """
     failure: BaseException | None = None
     try:
@@ -97,8 +97,9 @@ def is_error(exc: BaseException) -> bool:
 def split_errors(exc: BaseException) -> tuple[BaseException | None, BaseException | None]:
     """Return a pair: the ``Exception``s, to be logged, and all others, to be raised again.
 
-    If a group contains both, each result is a flat group (but a single other exception is returned
-    by itself). We do not call the group's ``split`` method: a user's class may override it.
+    If a group contains both kinds, each result is a flat group. But if only one exception is to be
+    raised again, the second result is this exception itself. We do not call the group's ``split``
+    method: a user's class may override it.
     """
     each = leaves(exc)
     errors = [leaf for leaf in each if is_error(leaf)]
@@ -138,11 +139,12 @@ def log(
     exc_info: BaseException | None = None,
     extra: dict[str, object] | None = None,
 ) -> None:
-    """Log, and never raise. If logging fails, print the message and both tracebacks to stderr.
+    """Log, and never raise.
 
     A filter may raise, a handler may fail to open its file, and ``StreamHandler`` re-raises
-    ``RecursionError``. If an exception cannot be formatted, logging would drop the record, so we
-    log a replacement.
+    ``RecursionError``. If logging fails, print the message to stderr, with the tracebacks of
+    ``exc_info`` and of the failure. If an exception cannot be formatted, logging would drop the
+    record, so we log a replacement for the exception.
     """
     shown: BaseException | None = None
     try:

@@ -23,10 +23,10 @@ class BatchIterator(NotCopyable):
     #   reading: detects whether another task is reading.
     #   next_batch: waits for an item.
     #
-    # Invariant: ``_batch`` yields items that are still in the receive buffer. Any other use of that
-    # buffer ends the batch. ``__anext__`` always checks first whether another task is reading, even
-    # if the next item is ready. A task in ``starttls`` counts as reading, because all unread bytes
-    # then belong to TLS.
+    # Invariant: ``_batch`` yields items that are still in the receive buffer. Any operation on that
+    # buffer, except ``append`` and ``len``, ends the batch. ``__anext__`` always checks first
+    # whether another task is reading, even if the next item is ready. A task in ``starttls`` counts
+    # as reading, because all unread bytes then belong to TLS.
 
     __slots__ = ("_batch", "_next_batch", "_reading")
 

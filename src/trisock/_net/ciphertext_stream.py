@@ -18,8 +18,8 @@ class EndOfTransport(Exception):
 class CiphertextStream(trio.abc.Stream):
     """The transport of ``SSLStream``.
 
-    A call is a checkpoint only if it has to wait. That is enough, because ``SSLStream`` has a
-    checkpoint of its own before each call: it acquires a lock. EOF raises ``EndOfTransport``, to
+    A call is a checkpoint only if it has to wait. That is enough, because ``SSLStream`` acquires a
+    lock before each call, and acquiring a lock is a checkpoint. EOF raises ``EndOfTransport``, to
     distinguish the end of the connection from the end of the encrypted stream.
 
     Args:

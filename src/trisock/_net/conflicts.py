@@ -47,10 +47,10 @@ class ConflictDetector:
 
 
 class SendLock(ConflictDetector):
-    """Lets only one task at a time send. An application task may conflict, but a broadcast waits.
+    """Lets only one task at a time send.
 
-    ``async with`` acquires the lock for a task of the application. A broadcast calls ``acquire``
-    and ``release`` directly.
+    ``async with`` acquires the lock for a task of the application. A second such task gets
+    ``BusyResourceError``. A broadcast waits instead: it calls ``acquire`` and ``release`` directly.
 
     Invariant: ``in_use`` is set while a task of the application holds the lock or waits for it.
     ``locked`` is set while any sender holds the lock. A release passes the lock to the task that

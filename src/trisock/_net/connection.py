@@ -63,7 +63,7 @@ class Connection:
     Invariant: ``layer`` is the TLS stream while there is one, and otherwise the transport.
     ``buffer`` holds only unread bytes of ``layer``: decrypted bytes under TLS, otherwise plain
     text. Once the connection is closing, ``layer`` is the closed transport, and ``state`` is
-    CLOSING, CLOSED or ABORTED. (Hot paths read ``transport.closing`` instead, which is cheaper.)
+    CLOSING, CLOSED or ABORTED. (Hot paths check ``transport.closing``: ``state`` would be slower.)
 
     Attributes:
       generation: incremented when a ``starttls`` or ``stoptls`` begins. After an await, an earlier
@@ -139,7 +139,7 @@ class Connection:
         return bool(self.buffer) or not self.layer.at_end()
 
     def caused(self, exc: BaseException) -> bool:
-        """Return whether the error comes from this connection, for example after its abort."""
+        """Return whether this connection caused the error, for example because it was aborted."""
         if type(exc) is trio.ClosedResourceError:  # isinstance may run the program's code
             return self.state is ConnectionState.ABORTED
         return self.transport.caused(exc)
@@ -178,7 +178,7 @@ class Connection:
             return None
 
     async def send(self, buffers: Sequence[bytes | memoryview]) -> None:
-        """Send all bytes of all buffers. The caller holds the send lock. A full checkpoint."""
+        """Send all bytes of all buffers. The caller must hold the send lock. A full checkpoint."""
         try:
             await self.layer.send(buffers)
         except trio.BrokenResourceError:
@@ -210,8 +210,8 @@ class Connection:
 
         The broadcast first waits at most ``timeout`` seconds for the send lock. If another task
         holds the lock for longer, nothing is sent. The connection is not aborted, because that
-        task may be waiting for something other than the peer. With the lock, the broadcast sends
-        for at most ``timeout`` seconds. If the peer has not accepted all data by then, the
+        task may be waiting for something other than the peer. Once the broadcast has the lock, it
+        sends for at most ``timeout`` seconds. If the peer has not accepted all data by then, the
         connection is aborted (``trio.TooSlowError``).
 
         The data is meant only for this ``generation`` of the connection. If a later ``starttls`` or

@@ -1,4 +1,4 @@
-"""DelimiterSearch: searches a queue of chunks without scanning a byte twice. It does no I/O."""
+"""DelimiterSearch: searches a queue of chunks, and remembers its progress. It does no I/O."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ def unread(entry: Entry) -> int:
 
 
 class DelimiterSearch:
-    """The progress of the search for one delimiter. ``ReceiveBuffer`` explains positions.
+    """The progress of the search for one delimiter. ``ReceiveBuffer`` defines "position".
 
     Invariant: there is no delimiter between ``start`` and ``end``. The next byte to scan is at
     ``end``, in chunk ``chunk_number``. ``chunk_position`` is the position of that chunk's first
-    unread byte. (``find`` updates it if bytes of the chunk were taken.) A delimiter may span
-    ``end``, so ``tail`` holds the last bytes before ``end``, at most ``len(delimiter) - 1``
-    of them. Bytes of ``tail`` before ``start`` are ignored.
+    unread byte. (If bytes of the chunk were taken, ``ReceiveBuffer.find`` updates
+    ``chunk_position``.) A delimiter may span ``end``, so ``tail`` holds the last bytes before
+    ``end``, at most ``len(delimiter) - 1`` of them. Bytes of ``tail`` before ``start`` are ignored.
 
     Attributes:
       match_end: the end position of the first delimiter at or after ``start``. The delimiter
@@ -93,9 +93,9 @@ class DelimiterSearch:
         return True
 
     def relocate(self, chunks: list[Entry], position: int, number: int) -> None:
-        """Find the next chunk to scan in ``chunks``, which are the result of coalescing.
+        """Update ``chunk_number`` and ``chunk_position``, after coalescing has produced ``chunks``.
 
-        ``position`` and ``number`` belong to the first of ``chunks``.
+        ``position`` and ``number`` are those of the first chunk in ``chunks``.
         """
         for entry in chunks:
             if self.end < position + unread(entry):

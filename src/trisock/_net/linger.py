@@ -35,7 +35,7 @@ async def linger(
     and has sent nothing during the close. (A peer that has sent something is likely to send more,
     and input after the close causes a reset.)
 
-    Raises OSError if the connection breaks. Then the caller closes immediately.
+    Raises OSError if the connection breaks. The caller must then close it immediately.
     """
     drained = 0
     interval = _MIN_POLL_INTERVAL

@@ -15,8 +15,8 @@ end of the queue is the end of a list, where it is cheap to add and remove entri
 
 The cost of the operations, for any sizes:
 
-- ``append``, ``push_front``, and ``take_chunk`` of a whole chunk take constant time and copy
-  nothing.
+- ``append`` and ``push_front`` run in constant time and copy nothing, apart from coalescing and
+  trimming (see below). The same is true of ``take_chunk`` if it returns a whole chunk.
 - The memory is at most twice the unread bytes, plus a constant. To keep this bound, runs of small
   chunks are coalesced, many at a time, and a chunk that is mostly read is trimmed. Coalescing and
   trimming copy each byte a constant number of times.
@@ -28,9 +28,9 @@ The cost of the operations, for any sizes:
   starts a new search.
 - ``take_frames`` copies each frame once, and ``drop`` copies nothing.
 - ``take_lines`` scans each byte of a taken line once, and copies it twice. It splits one piece of a
-  chunk at a time, so it may also scan bytes of the piece that are not taken. The number of these
-  extra bytes is less than ``_FIRST_SPLIT_SIZE`` plus the number of bytes taken since the previous
-  scan of extra bytes.
+  chunk at a time, so it may also scan bytes of the piece that are not taken. One call scans fewer
+  than ``_FIRST_SPLIT_SIZE + n`` of these extra bytes, where ``n`` is the number of bytes taken
+  since an earlier call last scanned extra bytes.
 - ``entries`` takes constant time per chunk and copies nothing.
 """
 
@@ -306,7 +306,7 @@ class ReceiveBuffer:
     def _scan_pushed_back(self, search: DelimiterSearch, head: int, stop: int) -> bool:
         """Scan the pushed-back bytes, which are in front of the bytes that were already scanned.
 
-        Returns False if a delimiter begins in the pushed-back bytes, or if they reach past
+        Returns False if a delimiter begins in the pushed-back bytes, or if the scan would go past
         ``stop``. The caller then restarts the search.
         """
         end = search.start + len(search.delimiter) - 1
@@ -329,9 +329,10 @@ class ReceiveBuffer:
         """Return an iterator over the first lines. The iterator consumes each line that it yields.
 
         Call ``find`` first: it must have found the end of the first line. The iterator yields the
-        lines that are complete in one piece of the oldest chunk. There may be none. Each line has
-        at most ``max_bytes`` bytes, including its delimiter. Any operation except ``append`` and
-        ``len`` ends the iterator, and the lines that it has not yielded remain unread.
+        lines that are complete in one piece of the oldest chunk. There may be no such line. Each
+        line has at most ``max_bytes`` bytes, including its delimiter. Any operation except
+        ``append`` and ``len`` ends the iterator, and the lines that it has not yielded remain
+        unread.
         """
         search = self._search
         assert search is not None, "call find first"
@@ -425,7 +426,10 @@ class ReceiveBuffer:
             self._uncoalesced_front -= 1
 
     def _consume_to(self, chunk: bytes, start: int) -> None:
-        """Set the offset of the oldest chunk's first unread byte. Trim the chunk if mostly read."""
+        """Set the offset of the oldest chunk's first unread byte.
+
+        If the chunk is then mostly read, trim it.
+        """
         if 2 * start > len(chunk) + _MAX_CONSUMED_BYTES:
             chunk, start = chunk[start:], 0
             self._uncoalesced_front = max(self._uncoalesced_front, 1)
@@ -436,7 +440,7 @@ class ReceiveBuffer:
 
         ``index``: the index of the chunk in which the delimiter ends. Returns False if the
         delimiter ends in a later chunk, or if the second chunk is large. Then ``take_lines``
-        cannot split off the line, and the caller must use ``take``.
+        cannot split off the line, and its caller must use ``take``.
         """
         second, second_start = self._chunk(1)
         if index > 1 or len(second) > _MAX_SPLIT_SIZE:

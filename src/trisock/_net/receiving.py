@@ -125,7 +125,7 @@ class BufferedReceiver(trio.abc.ReceiveStream):
         peer's TLS handshake.
 
         Args:
-          data: bytes, bytearray or memoryview. It is copied if it is mutable.
+          data: bytes, bytearray or memoryview. ``unrecv`` copies the data.
 
         Raises:
           TypeError: ``data`` is not bytes, bytearray or memoryview.
@@ -145,7 +145,7 @@ class BufferedReceiver(trio.abc.ReceiveStream):
           IncompleteReadError: the stream ended before ``n`` bytes arrived. The bytes that did
             arrive stay unread.
           trio.BrokenResourceError: the connection is broken.
-          ValueError, TypeError: ``n`` is not an int of 0 or more.
+          ValueError, TypeError: ``n`` is negative or not an int.
 
         If cancelled, it consumes nothing: the next read starts at the same byte.
         """
@@ -173,7 +173,7 @@ class BufferedReceiver(trio.abc.ReceiveStream):
             ``expected`` is ``None``.
           trio.BrokenResourceError: the connection is broken.
 
-        If it fails or is cancelled, it consumes nothing.
+        A call that fails or is cancelled consumes nothing.
         """
         wanted = delimiter_bytes(delimiter)
         limit = positive_int("max_bytes", max_bytes)
@@ -261,9 +261,9 @@ class BufferedReceiver(trio.abc.ReceiveStream):
     ) -> Lines:
         r"""Iterate over lines: ``async for line in sock.lines():``.
 
-        The iterator holds no bytes. You can leave the loop at any time, and the next read starts at
-        the next line. Lines that arrived together are returned without checkpoints between them,
-        but at most 2048 lines in a row.
+        The iterator holds no bytes of its own: you can leave the loop at any time, and the next
+        read starts at the next line. Lines that arrived together are returned without checkpoints
+        between them, but at most 2048 lines in a row.
 
         Args:
           delimiter: the end of a line, such as ``b"\r\n"``.
@@ -289,7 +289,7 @@ class BufferedReceiver(trio.abc.ReceiveStream):
     async def _next_lines(
         self, delimiter: bytes, keep_ends: bool, max_bytes: int
     ) -> tuple[bytes, Iterator[bytes]]:
-        """Wait for a line. Returns the line, and an iterator over later lines that have arrived."""
+        """Wait for a line. Returns it, and an iterator over more lines that have arrived."""
         with self._connection.reading:
             try:
                 end = await self._find(delimiter, max_bytes)

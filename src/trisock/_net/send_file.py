@@ -200,7 +200,7 @@ async def send_file(
             left -= len(piece)
             on_sent(len(piece))
         if not started:
-            await layer.send(())  # sends nothing, but is a checkpoint and raises a send's errors
+            await layer.send(())  # sends nothing, but checkpoints, and fails if a send would fail
     except BaseException:
         if started:  # the peer cannot tell that the rest of the file is missing
             layer.cut_short()
@@ -419,8 +419,9 @@ else:
     def _peek(file: io.BufferedReader) -> bytes:
         """Return the contents of a file's buffer without filling it.
 
-        ``peek`` reads from the raw file if the buffer is empty, and no other method shows whether
-        it is empty. So during this call, the raw file reports that a read would block.
+        If the buffer is empty, ``BufferedReader.peek`` reads from the raw file, and no other method
+        shows whether the buffer is empty. So during this call, the raw file reports that a read
+        would block.
         """
         attributes = vars(file.raw)
         attributes["readinto"] = lambda _: None

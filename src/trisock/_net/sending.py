@@ -89,7 +89,7 @@ class Sender(trio.abc.SendStream):
         await self.send(frame_header(header).pack(sum(map(len, views))), *views)
 
     async def send_all(self, data: Buffer) -> None:
-        """Send all of ``data``: the same as ``send(data)``, for ``trio.abc.SendStream``."""
+        """Do the same as ``send(data)``. This method implements ``trio.abc.SendStream``."""
         await self.send(data)
 
     async def wait_send_all_might_not_block(self) -> None:
@@ -112,11 +112,11 @@ class Sender(trio.abc.SendStream):
         """Send a file, or a part of it.
 
         On a plain-text connection the kernel sends a regular file (``os.sendfile``). Otherwise,
-        worker threads read the file at explicit offsets. In both cases the same bytes are sent even
-        if other code meanwhile closes the file or moves its position. A pipe, a terminal or a
-        socket is read when it has data. Any other file object is read piece by piece, with one seek
-        and one read for each piece. Several ``send_file`` calls may share such an object, but no
-        other code may use it at the same time.
+        worker threads read the regular file at explicit offsets. Either way, other code may
+        meanwhile close the file or move its position. A pipe, a terminal or a socket is read when
+        it has data. Any other file object is read piece by piece, with one seek and one read for
+        each piece. Several ``send_file`` calls may share such an object, but no other code may use
+        it at the same time.
 
         Args:
           file: a binary file object that is open for reading, or the result of ``trio.open_file``.
@@ -128,17 +128,17 @@ class Sender(trio.abc.SendStream):
           progress: a function that is called after each piece, with the number of bytes sent so
             far.
 
-        Returns: the number of bytes sent. If a regular file shrank meanwhile and ``count`` is
-        ``None``, this number is smaller than the size of the file at the time of the call.
+        Returns: the number of bytes sent. If ``count`` is ``None`` and a regular file shrinks
+        meanwhile, fewer bytes are sent than the file had at the time of the call.
 
         Raises:
           EOFError: the file ended before ``count`` bytes. The message says how many bytes were
             sent. The peer gets these bytes. Under TLS, a later ``close`` sends no ``close_notify``,
-            which would claim that the data is complete.
+            because ``close_notify`` would claim that the data is complete.
           trio.BrokenResourceError: the connection is broken. The message says how many bytes were
             sent. If worker threads read the file, only complete pieces of 256 KiB are counted.
           OSError: the file cannot be read. If part of the file was sent, every later send fails.
-          ValueError, TypeError: ``file`` is not a readable binary file, or a number is negative.
+          ValueError, TypeError: an argument is invalid, or ``file`` is not readable or not binary.
 
         Cancellation has the same effect as in ``send``. Bytes that were read from a pipe count as
         sent, so the first read from a pipe waits until there is room to send. A wait for data from

@@ -117,8 +117,8 @@ class Socket(NotCopyable, BufferedReceiver, Sender, trio.abc.HalfCloseableStream
 
         Raises:
           TLSError: the handshake failed or timed out. The socket is closed. If TLS has an alert for
-            the failure, that alert was sent to the peer. No data was sent in plain text, and
-            none will be.
+            the failure, that alert was sent to the peer. ``starttls`` never falls back to plain
+            text.
           trio.BrokenResourceError: an earlier send was cut short. The socket is closed.
           trio.ClosedResourceError: ``send_eof`` was called. Nothing has changed.
           RuntimeError: the connection already uses TLS. Nothing has changed.
@@ -181,7 +181,7 @@ class Socket(NotCopyable, BufferedReceiver, Sender, trio.abc.HalfCloseableStream
         child. ``SO_LINGER`` has no effect.
 
         If an exception leaves ``async with sock``, the socket closes in the same way but sends no
-        ``close_notify``, which would claim that the data is complete.
+        ``close_notify``, because ``close_notify`` would claim that the data is complete.
 
         Tasks that wait on the socket are woken with ``trio.ClosedResourceError``. A second call
         changes nothing. If cancelled, ``close`` closes immediately and raises ``Cancelled``.

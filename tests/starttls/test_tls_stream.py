@@ -112,12 +112,12 @@ async def test_after_a_fork_every_use_of_tls_fails(
     with monkeypatch.context() as patch:
         patch.setattr(_fork, "count", _fork.count + 1)
         assert not tls.engine.can_read  # otherwise stoptls would decrypt forever
-        with pytest.raises(trio.BrokenResourceError, match="fork first"):
+        with pytest.raises(trio.BrokenResourceError, match="fork before TLS begins"):
             await tls.send_ciphertext(b"of the parent")
         assert tls.final_bytes() == b""
-        with pytest.raises(trio.BrokenResourceError, match="fork first"):
+        with pytest.raises(trio.BrokenResourceError, match="fork before TLS begins"):
             tls.engine.check()
-        with pytest.raises(trio.BrokenResourceError, match="fork first"):
+        with pytest.raises(trio.BrokenResourceError, match="fork before TLS begins"):
             await a.recv()
         assert tls.final_bytes() == b""
 

@@ -26,13 +26,16 @@ from .roles import TLSRole
 # record.
 _RECORD_SIZE = 16384
 
-_FORKED = "this process was forked after TLS began, so it cannot use the connection: fork first"
+_FORKED = (
+    "this process was forked after TLS began, "
+    "so it cannot use the connection: fork before TLS begins"
+)
 
 ResultT = TypeVar("ResultT")
 
 
 class TLSState(enum.Enum):
-    """The state of a TLS connection. ``TRANSITIONS`` lists the allowed next states of each."""
+    """The state of a TLS connection. ``TRANSITIONS`` lists the states that may follow each."""
 
     HANDSHAKE = enum.auto()
     OPEN = enum.auto()
@@ -59,9 +62,10 @@ class TLSEngine:
     """One side of a TLS connection: ciphertext in and out, plain bytes in and out.
 
     ``trio.SSLStream`` does the handshake and the shutdown. It expects an ``ssl.SSLContext`` and an
-    ``ssl.SSLObject``, and uses five of their names: ``wrap_bio``, ``do_handshake``, ``unwrap``,
-    ``server_side`` and ``version``. The engine implements the five names. Real objects would hide
-    the memory BIOs from us, and with them the session tickets and the alerts that OpenSSL writes.
+    ``ssl.SSLObject``, and uses five of their attributes: ``wrap_bio``, ``do_handshake``,
+    ``unwrap``, ``server_side`` and ``version``. The engine has these five attributes, and takes the
+    place of both objects. Real objects would hide the memory BIOs from us, and with them the
+    session tickets and the alerts that OpenSSL writes.
 
     A server's ``SSLObject`` is created when the ClientHello is complete, because the ClientHello
     selects the context. (If the user passed a context, the ``SSLObject`` is created immediately,
@@ -73,9 +77,9 @@ class TLSEngine:
       remember: called with each error before it is raised, so that the connection recognizes its
         own errors.
 
-    Invariant: in the state FAILED, ``failure`` is set, and handshakes, reads and writes raise a
-    copy of it, because the state of the encryption is unknown or the peer cannot be trusted. Every
-    read returns a whole record, so OpenSSL holds no decrypted bytes.
+    Invariant: in the state FAILED, ``failure`` is set. Handshakes, reads and writes then raise a
+    copy of ``failure``, because the state of the encryption is unknown or the peer cannot be
+    trusted. Every read returns a whole record, so OpenSSL holds no decrypted bytes.
 
     Attributes:
       incoming: ciphertext that was read from the kernel but not passed to OpenSSL yet.
@@ -179,8 +183,8 @@ class TLSEngine:
     def unwrap(self) -> None:
         """Advance the shutdown. Raises ``ssl.SSLWantReadError`` until it is finished.
 
-        SSL_shutdown mistakes a fatal alert for ``close_notify``. So we call read after it: if the
-        peer sent an alert, read raises. The read also removes the alert's error from the thread's
+        SSL_shutdown mistakes a fatal alert for ``close_notify``. So we then call ``read``, which
+        raises if the peer sent an alert. This also removes the alert's error from the thread's
         queue, where the error would make the next connection fail.
         """
         self.check()
@@ -329,7 +333,7 @@ class TLSEngine:
 
     @property
     def unsent(self) -> int:
-        """The number of pending bytes. Tickets do not count: they are sent with the first data."""
+        """The number of encrypted bytes to send, without tickets (sent with the first data)."""
         return len(self._unsent) + self.outgoing.pending
 
     def data_to_send(self) -> bytes:
@@ -367,7 +371,7 @@ class TLSEngine:
             raise self._remember(unraised_copy(self.failure))
 
     def refuse_in_fork(self) -> NoReturn:
-        """Raise an error. With the parent's keys, the next record would reuse a nonce."""
+        """Raise an error: this process and its parent would use the same keys and nonces."""
         if self.failure is None:
             self.set_failure(trio.BrokenResourceError(f"the connection is broken: {_FORKED}"))
         assert self.failure is not None
@@ -406,11 +410,11 @@ class TLSEngine:
         Returns ``None`` if the call must read first.
 
         All connections of a thread share one error queue. A stale error of another connection
-        replaces WANT_READ (and close_notify), and looks like an error of this connection. To tell
-        the two apart, we call ``do_handshake``, which also fails if the error belongs to this
-        connection. Otherwise the error was stale, and we repeat the call. By then the queue is
-        empty, because Python clears it when it raises an error. Clearing the queue before each call
-        would cost 1.5 microseconds, a tenth of the cost of a small message.
+        replaces WANT_READ (and close_notify), and looks like an error of this connection. So we
+        call ``do_handshake``, which also fails if the error belongs to this connection. Otherwise
+        the error was stale, and we repeat the call. The queue is then empty, because Python
+        clears the queue whenever it raises an error. Clearing the queue before each call would cost
+        1.5 microseconds, a tenth of the cost of a small message.
         """
         try:
             self._ssl_object.do_handshake()

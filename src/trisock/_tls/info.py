@@ -65,7 +65,10 @@ class TLSInfo:
             return self._tls_unique
         if type == "tls-server-end-point":
             if self._server_certificate is None:
-                raise ValueError("tls-server-end-point: the server's certificate is not known here")
+                raise ValueError(
+                    "tls-server-end-point needs the server's certificate, "
+                    "which this side does not know"
+                )
             return _server_end_point(self._server_certificate)
         raise ValueError(f"no channel binding of the type {quoted(type)}")
 

@@ -4,12 +4,12 @@ OpenSSL, ``cryptography`` and ``ssl`` each parse PEM in their own way, and accep
 So this module parses the input once, and the three get the result: DER, or PEM that this module has
 written.
 
-- A block begins on a line of its own, or right after the end of another block. Bytes that are not
-  printable ASCII may precede it, such as a byte order mark or spaces. A block that is commented out
-  is ignored, because the user does not want to trust it.
-- Anything outside the blocks is ignored, whatever its encoding. Blocks of other types are also
-  ignored.
-- A damaged block of the right type is an error, because it must not be dropped silently.
+- A block begins on a line of its own, or right after the end of another block. Spaces, a byte order
+  mark and other bytes that are not visible ASCII may precede it on its line. A block that is
+  commented out is ignored, because the user does not want to trust it.
+- Anything outside the blocks is ignored, whatever its encoding. A block whose type the caller did
+  not ask for is also ignored.
+- A damaged block is an error if the caller asked for its type. It must not be dropped silently.
 
 No error quotes the input, which may be a key.
 """
@@ -37,7 +37,7 @@ class Block:
 
 
 def blocks(data: bytes) -> Iterator[Block]:
-    """Yield all blocks, including damaged ones. The cost is linear."""
+    """Yield all blocks, including damaged ones, in linear time."""
     begin: re.Match[bytes] | None = None
     end = 0  # the end of the previous marker
     for marker in _MARKER.finditer(data):
@@ -59,11 +59,11 @@ def blocks(data: bytes) -> Iterator[Block]:
 
 
 def _at_line_start(data: bytes, start: int, marker: int) -> bool:
-    """Return False if printable ASCII is between ``start`` and the marker, on the marker's line."""
+    """Return False if visible ASCII precedes the marker on its line, at ``start`` or later."""
     for at in range(marker - 1, start - 1, -1):
         if data[at] in b"\r\n":
             break
-        if 0x21 <= data[at] <= 0x7E:  # printable ASCII
+        if 0x21 <= data[at] <= 0x7E:  # visible ASCII
             return False
     return True
 
@@ -103,7 +103,7 @@ def _split_headers(body: bytes | None) -> tuple[bytes, bytes | None]:
     body = body.lstrip(b"\r\n\t ")
     end = _HEADERS_END.search(body)
     if end is None:
-        raise ValueError("a block is damaged")
+        raise ValueError("a block is damaged: its headers do not end with an empty line")
     lines = [line.strip() for line in _LINE_END.split(body[: end.start()])]
     return b"".join(line + b"\n" for line in lines if line) + b"\n", body[end.end() :]
 

@@ -1,4 +1,4 @@
-"""TLS records: split input for OpenSSL, and split and coalesce output. No I/O."""
+"""TLS records, without I/O: input is split for OpenSSL, and output is split and coalesced."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _MAX_CIPHERTEXT = _HEADER_SIZE + 16384 + 2048
 # The start of an application data record's header.
 _DATA_HEADER = b"\x17\x03\x03"
 
-# The maximum number of records without data that are decrypted before other tasks run. A key update
-# costs a few microseconds and 22 bytes, and an honest peer sends one at a time. (Go closes the
-# connection after 16 in a row.)
+# At most this many empty records are decrypted before other tasks run. A key update also counts as
+# empty. It costs a few microseconds and 22 bytes, and an honest peer sends one at a time. (Go
+# closes the connection after 16 such records in a row.)
 MAX_EMPTY_RECORDS = 16
 
 # The maximum number of bytes that are encrypted for one system call. This bounds the ciphertext in
@@ -25,8 +25,8 @@ class IncomingCiphertext:
     """Ciphertext that was read from the kernel but not passed to OpenSSL yet.
 
     OpenSSL gets only one or a few records at a time, for two reasons. A ``MemoryBIO`` keeps as much
-    memory as its largest write needed. And one read call decrypts record after record, until one
-    contains data.
+    memory as its largest write needed. And OpenSSL's read function decrypts record after record,
+    until it has found data.
 
     Invariant: if ``_record_left`` is 0 and ``_header`` is empty, the next byte starts a record.
     Otherwise ``_header`` is the part of a split header that OpenSSL already has, or
@@ -129,7 +129,7 @@ class IncomingCiphertext:
 
 
 def pieces(buffers: Sequence[bytes | memoryview]) -> Iterable[bytes | memoryview]:
-    """Return the same bytes, with small buffers coalesced and large ones split at ``SEND_SIZE``."""
+    """Return the bytes of ``buffers``: small ones coalesced, large ones split at ``SEND_SIZE``."""
     if len(buffers) == 1 and 0 < len(buffers[0]) <= SEND_SIZE:
         return buffers
     return _split(buffers)

@@ -32,8 +32,9 @@ class ClientTLS:
     Args:
       server_hostname: the name (or IP address) that the server's certificate must match. The
         default is the host given to ``connect``.
-      ca: the certificates to trust, in PEM, instead of the system's trust store. These may also be
-        intermediates or the server's own certificate: verification stops at a trusted certificate.
+      ca: the certificates to trust, in PEM, instead of the system's trust store. Besides roots,
+        they may be intermediates or the server's own certificate, because verification stops at a
+        trusted certificate.
       alpn_protocols: the protocols to offer, in order of preference (RFC 7301).
       certificate: the client certificate to send if the server requests one.
       verify: ``False`` accepts any certificate from anybody. The connection is then not protected
@@ -91,17 +92,18 @@ class ServerTLS:
     Args:
       certificates: one or more certificates. The name that the client requests (SNI) selects one. A
         name may have one certificate of each key type. If several certificates of one key type
-        match, those with the exact name win over those with a wildcard, and the first of them is
-        used. A client that requests no name, or an unknown name, gets the first certificate.
+        match, an exact name wins over a wildcard, and then the first certificate wins. A client
+        that requests no name, or an unknown name, gets the first certificate.
       alpn_protocols: the supported protocols, in order of preference (RFC 7301).
       require_alpn: whether to reject a client that supports none of these protocols.
-      client_ca: the certificates (PEM) that verify client certificates. If given, the server
-        requests a certificate from each client, and rejects an invalid one. These may also be
-        intermediates or clients' own certificates: verification stops at a trusted certificate.
+      client_ca: the certificates to trust, in PEM, when client certificates are verified. Besides
+        roots, they may be intermediates or clients' own certificates, because verification stops
+        at a trusted certificate. If ``client_ca`` is given, the server requests a certificate from
+        each client, and rejects an invalid one.
       require_client_certificate: whether to also reject a client that sends no certificate.
 
-    The other settings are the same for all certificates. A TLS 1.2 client without ticket
-    support can resume only a recent session: the server stores at most 16 ended sessions.
+    The other settings apply to all certificates. A TLS 1.2 client without ticket support
+    can resume only a recent session, because the server stores at most 16 ended sessions.
 
     Raises ``ValueError`` or ``TypeError`` if an argument is invalid. Immutable.
     """
@@ -166,7 +168,7 @@ class TLSRole:
     #: The name to verify, as sent on the wire. None for servers.
     server_hostname: str | None
     require_alpn: bool = False
-    #: The contexts from which the ClientHello selects. None for clients and the user's own context.
+    #: The contexts from which the ClientHello selects. None for a client or a user's context.
     sni_contexts: ServerContexts | None = None
 
     def peer_name(self, peer: Address) -> str:
@@ -203,7 +205,7 @@ def resolve_role(
         name = _first_given(server_hostname, tls.server_hostname, connected_host)
         role = TLSRole(tls._context(), False, name)
         if name is None and tls.verify:
-            raise ValueError("a TLS client needs the server's name to verify it")
+            raise ValueError("a TLS client needs the server's name to verify the server")
     elif isinstance(tls, ssl.SSLContext):
         server_side = tls.protocol == ssl.PROTOCOL_TLS_SERVER or (
             tls.protocol != ssl.PROTOCOL_TLS_CLIENT and side == "server"
@@ -218,7 +220,7 @@ def resolve_role(
             f"not {type_name(tls)}"
         )
     if role.server_side and server_hostname is not None:
-        raise ValueError("server_hostname is for the TLS client's role")
+        raise ValueError("a TLS server takes no server_hostname")
     if role.server_hostname is None:
         return role
     return TLSRole(role.context, False, to_tls_name(role.server_hostname))
@@ -238,7 +240,7 @@ def _restore(role: ClientTLS | ServerTLS, state: dict[str, Any]) -> None:
 
 
 def _authorities(value: object, what: str) -> bytes:
-    """Return the certificates to trust, in PEM that ``pem`` has written."""
+    """Return the certificates to trust, as PEM written by the module ``pem``."""
     data = pem_argument(value, what)
     return pem.encode_certificates(
         as_value_error(

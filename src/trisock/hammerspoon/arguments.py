@@ -54,9 +54,7 @@ def check_timeout(timeout: object) -> float:
         if math.isnan(timeout):
             raise TypeError("a timeout must be a number of seconds, not NaN")
     except OverflowError:
-        raise ValueError(
-            "a timeout must be a number of seconds, and no larger than a float"
-        ) from None
+        raise ValueError("a timeout must be a number of seconds that fits into a float") from None
     return timeout
 
 

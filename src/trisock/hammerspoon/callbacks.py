@@ -16,8 +16,8 @@ from .._guard import is_error, isolated, leaves, log
 if sys.version_info < (3, 11):  # pragma: no cover (one of the two on each version)
     from exceptiongroup import BaseExceptionGroup  # Trio depends on it anyway
 
-# The overhead of a queue entry in bytes: the objects around its data, and its slot. Measured: 200
-# to 450 bytes. If it were not counted, a flood of empty lines would cost nothing.
+# The overhead of a queue entry in bytes: the objects around its data, and its slot. (We measured
+# 200 to 450 bytes.) If the overhead were not counted, a flood of empty lines would cost nothing.
 ENTRY_OVERHEAD = 512
 
 # If the queued callbacks of one object hold more than this many bytes, its reads pause.
@@ -29,7 +29,7 @@ _CALLS_PER_CHECKPOINT = 16
 
 def cost(*held: object) -> int:
     """Return the memory cost, in bytes, of a queue entry that holds these objects."""
-    # Only these exact types: a user's class may override __sizeof__.
+    # Count only these exact types, because a user's class may override __sizeof__.
     return ENTRY_OVERHEAD + sum(
         sys.getsizeof(each) for each in held if type(each) in (bytes, int, str)
     )
@@ -89,8 +89,9 @@ class CallbackQueue:
     def clear(self) -> None:
         """Drop the queued callbacks. A running callback continues.
 
-        A ``put`` obtained before this call does nothing afterwards. The disconnect that calls this
-        also cancels the reads for the old callbacks. So no read waits for room in the old queue.
+        If a caller got ``put`` before this call, that ``put`` does nothing afterwards.
+        ``Socket.disconnect`` calls this, and also cancels the reads for the old callbacks. So no
+        read waits for room in the old queue.
         """
         self.pending.queued.clear()
         self.pending = PendingCallbacks(self._start)
@@ -148,8 +149,8 @@ class CallbackQueue:
 def _is_callback_error(exc: BaseException) -> bool:
     """Return whether an exception is only a failure of the callback.
 
-    That includes a ``Cancelled`` that is raised while our task is not cancelled. Such an exception
-    belongs to another cancel scope, and the callback raised it again.
+    A ``Cancelled`` is a failure too if our task is not cancelled: it belongs to another cancel
+    scope, and the callback has raised it again.
     """
     if issubclass(type(exc), trio.Cancelled):
         return trio.current_effective_deadline() != -math.inf

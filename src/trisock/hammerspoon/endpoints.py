@@ -19,9 +19,9 @@ from .queues import QueuedConnection, accepted_connection, logger, time_limit
 # connection. Accepting takes a few passes of the scheduler, unless the server cannot accept.
 _ACCEPT_SECONDS = 1.0
 
-# If a server accepts nothing for this many passes of the scheduler, it has accepted all pending
-# connections. The first pass makes the listening socket readable, the second accepts, the third
-# starts the handler; the other passes are a margin.
+# If a server accepts nothing for this many passes of the scheduler, we assume that it has accepted
+# all pending connections. In the first pass, the listening socket becomes readable. In the second,
+# the server accepts. In the third, the handler starts. The other passes are a margin.
 _QUIET_PASSES = 16
 
 _servers: trio.lowlevel.RunVar[set[QueuedServer]] = trio.lowlevel.RunVar("hammerspoon's servers")
@@ -37,7 +37,7 @@ class QueuedClient:
       timeout: seconds that ``connect`` may take; ``math.inf`` for no limit.
       name: the client's name in the log.
       path: the path of a Unix socket, or ``""``.
-      sock: the connection, if it is already connected.
+      sock: the connection, if the client is already connected.
     """
 
     def __init__(

@@ -55,7 +55,7 @@ class Read:
         self._references += 1
 
     def release(self) -> None:
-        """Count one connection fewer: it has done this read, or dropped it."""
+        """Count one connection fewer, because it has finished or dropped this read."""
         self._references -= 1
         if not self._references and self._budget is not None:
             self._budget.held -= self._cost
@@ -76,7 +76,7 @@ class Delivery:
         self._done = done
 
     def finish(self, delivered: bool) -> None:
-        """Count one connection: the message was sent on it (``delivered``), or it is lost."""
+        """Count one connection: it is lost, unless the message was ``delivered`` on it."""
         self._pending -= 1
         self._any_delivered |= delivered
         if not self._pending and self._any_delivered and self._done is not None:

@@ -31,7 +31,7 @@ from .operations import Delivery, Operation, Queue, Read, ReadBudget, Write
 # A read searches for its delimiter in at most this many bytes. (hs.socket has no limits.)
 MAX_READ = 16 * 1024 * 1024
 
-# Limits for a server. One client can make a server queue writes and reads for all other clients.
+# Limits for a server. One client can cause a server to queue writes and reads for all clients.
 # The limits in bytes include the overhead of the queue entries.
 
 # The maximum number of unsent bytes for a client that does not read.
@@ -47,12 +47,12 @@ MAX_READ_COST = 16 * 1024 * 1024
 # The timeout (seconds) of a handshake if the program set none: a silent peer may be an attacker.
 _HANDSHAKE_TIMEOUT = 60
 
-# If the peer is gone, data is unread and no read is queued, drop the connection after this many
-# seconds.
+# If the peer has hung up, and data is unread but no read is queued, drop the connection after this
+# many seconds.
 UNREAD_SECONDS = 2.0
 
-# If data arrives while no read is queued, wait this long (seconds) before watching for a hangup. By
-# then, a callback that wants the data has queued its read, and the watch is not needed.
+# If data arrives while no read is queued, wait this long (seconds) before watching for a hangup. A
+# callback that wants the data usually queues its read sooner, and the watch is then not needed.
 _SETTLE_SECONDS = 0.05
 
 logger = logging.getLogger("trisock.hammerspoon")
@@ -107,7 +107,7 @@ class QueuedConnection:
         budget: ReadBudget | None = None,
         loglevel: int = logging.WARNING,
     ) -> None:
-        self.sock: trisock.Socket | None = None  # while it is connected
+        self.sock: trisock.Socket | None = None  # set while connected
         self._callbacks = callbacks
         self._name = printable(name)
         self._max_unsent = max_unsent
@@ -139,7 +139,7 @@ class QueuedConnection:
     def write(self, data: bytes, timeout: float, delivery: Delivery) -> None:
         """Queue a write."""
         if self._unsent > self._max_unsent and not self._scope.cancel_called:
-            self.fail(trio.BrokenResourceError(f"{self._unsent} bytes are already queued"))
+            self.fail(trio.BrokenResourceError(f"too many bytes are queued: {self._unsent}"))
         if self._sending_ended:
             delivery.finish(False)
             return

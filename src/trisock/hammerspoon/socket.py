@@ -48,7 +48,7 @@ async def open_sockets() -> AsyncIterator[Sockets]:
     """Open sockets for a block: ``async with open_sockets() as hs:``.
 
     After the block, even if it was cancelled, all sockets are closed and all background work has
-    ended. An exception raised in the block is raised unchanged.
+    ended. An exception raised in the block is not wrapped in a group.
     """
     error: BaseException | None = None
     async with trio.open_nursery() as nursery:
@@ -91,7 +91,7 @@ class Sockets:
 
     @staticmethod
     def parseAddress(sockaddr: bytes) -> ParsedAddress | None:  # noqa: N802
-        """Parse a binary sockaddr, as in ``info()``: IPv4 or IPv6, in BSD's or Linux's layout.
+        """Parse a binary sockaddr, IPv4 or IPv6, in BSD's or Linux's layout (see ``info``).
 
         Returns ``{"host": ..., "port": ..., "addressFamily": ...}``, or ``None`` for other data.
         Source: ``hs.socket.parseAddress``.
@@ -102,8 +102,8 @@ class Sockets:
     def setLogLevel(level: str | int) -> None:  # noqa: N802
         """Set the log level for the whole process: a level of hs.logger, or its number.
 
-        ``"nothing"`` (0), ``"error"``, ``"warning"``, ``"info"``, ``"debug"``, ``"verbose"`` (5).
-        Source: ``hs.socket.setLogLevel``.
+        The levels, from 0 to 5: ``"nothing"``, ``"error"``, ``"warning"``, ``"info"``, ``"debug"``,
+        ``"verbose"``. Source: ``hs.socket.setLogLevel``.
         """
         number = _LEVELS.index(level) if level in _LEVELS else level
         if type(number) is not int or not 0 <= number < len(_LEVELS):

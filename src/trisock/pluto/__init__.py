@@ -10,13 +10,13 @@ For scripts, the REPL, and ports of Pluto programs::
 
 In Pluto, calls yield inside a coroutine and block outside. Here, calls are awaited inside a Trio
 task (``await s.recv()``) and block outside Trio, where one background thread does the work for the
-whole process. A socket works only on the side where it was made; on the other side, its calls raise
-``RuntimeError``.
+whole process. A socket that was made inside Trio works only inside Trio, and a socket that was made
+outside works only outside. Elsewhere, its calls raise ``RuntimeError``.
 
-As in Pluto, a call that fails returns ``None`` or ``False``, and raises no exception. The reasons
-are logged on ``trisock.pluto`` at INFO. Programming errors (``TypeError``, two tasks reading at
-once, an invalid certificate) still raise exceptions. Received data is ``bytes``. ``str`` is encoded
-as UTF-8 when sent.
+As in Pluto, a call that fails returns ``None`` or ``False``, and raises no exception. The reason is
+logged on the logger ``trisock.pluto`` at INFO. Programming errors (``TypeError``, two tasks reading
+at once, an invalid certificate) still raise exceptions. Received data is ``bytes``. ``str`` is
+encoded as UTF-8 when sent.
 
 For type checkers, ``socket`` has blocking calls and ``async_socket`` has calls that are awaited.
 

@@ -1,7 +1,8 @@
 """Methods that are awaited inside Trio and block outside it.
 
-An object works only on the side where it was made. Outside Trio, every call runs in one background
-thread (``trio_thread``), even a synchronous one. So no two threads ever work on one connection.
+An object works only where it was made: in one run of Trio, or outside Trio. Outside Trio, all work
+on connections is done in one background thread (``trio_thread``), even for synchronous methods. So
+no two threads ever work on one connection.
 """
 
 from __future__ import annotations
@@ -46,9 +47,9 @@ def describe(value: object) -> str:
 
 def close_descriptor(sock: trio.socket.SocketType) -> None:
     """Close an unused socket immediately. Any thread may call this, inside Trio or not."""
-    # The argument is the innermost socket. If it were a trisock.Socket, the object to finalize
-    # might never be collected: a broken trisock.Socket refers to its exception, whose frames refer
-    # to that object.
+    # The argument is Trio's socket, and not a trisock.Socket. A broken trisock.Socket refers to its
+    # exception, and the exception's frames may refer to the object to finalize. So that object
+    # might never be collected if its finalizer referred to the trisock.Socket.
     descriptor = sock.detach()
     if descriptor >= 0:
         socket.close(descriptor)
@@ -80,7 +81,10 @@ class RunBound:
         self._run = run
 
     def _in_trio(self) -> bool:
-        """Return whether calls are awaited. Raises ``RuntimeError`` on the wrong side."""
+        """Return whether calls are awaited.
+
+        Raises ``RuntimeError`` if this object cannot be used here.
+        """
         run = current_run()
         if run is self._run:
             return run is not None

@@ -30,8 +30,7 @@ class Call(Generic[T]):
     before it raises the error. The background thread sets all other attributes. It releases
     ``finished`` when it has set ``value`` or ``error``. It releases ``ended`` when an abandoned
     call has ended and its result is undone. If a call is abandoned before it starts,
-    ``on_not_started`` is called instead of the
-    function.
+    ``on_not_started`` is called instead of the function.
     """
 
     __slots__ = (
@@ -77,7 +76,7 @@ class Call(Generic[T]):
             if self.has_value:  # the function left a cancel scope open
                 self.undo_result()
             if issubclass(type(exc), trio.Cancelled):
-                self.error = RuntimeError("code of this call left a cancel scope open")
+                self.error = RuntimeError("a function in this call left a cancel scope open")
             else:
                 self.error = exc
         self.finished.release()

@@ -1,4 +1,4 @@
-"""Intent makes a blocking ``starttls`` or ``close`` take effect even if it is interrupted early."""
+"""Intent aborts a socket if ``starttls`` or ``close`` was interrupted before its work began."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import trisock
 class Intent:
     """Records that ``starttls``, or ``close``, was called on a socket outside Trio.
 
-    Invariant: ``recorded`` is True from the call until its work has ended. If a later call finds it
-    True while no work is running, an interrupt occurred before the work began. The program may not
-    know this: it may believe that the connection is closed or encrypted. So the socket is aborted.
+    Invariant: ``recorded`` is True from the call until its work has ended. If a later call finds
+    that ``recorded`` is True while no work is running, an interrupt occurred before the work began.
+    The program may not know this: it may believe that the connection is closed or encrypted. So the
+    socket is aborted.
     """
 
     def __init__(self, sock: trisock.Socket) -> None:

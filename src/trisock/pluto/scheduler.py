@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class scheduler:  # noqa: N801 (Pluto's name)
-    """A scheduler for the servers of ``socket.bind``, and other functions. Source: Pluto's page."""
+    """Runs the servers of ``socket.bind``, and other async functions. Source: Pluto's page."""
 
     def __init__(self) -> None:
         self._waiting: list[Callable[[], Awaitable[object]]] = []
@@ -30,7 +30,7 @@ class scheduler:  # noqa: N801 (Pluto's name)
         """Add an async function. It runs in its own task while the scheduler runs. Synchronous.
 
         If the function raises an exception, ``run`` raises it in a group. If the function leaves a
-        cancel scope open, ``run`` raises a ``RuntimeError``, also in a group. Source: Pluto's
+        cancel scope open, ``run`` raises a ``RuntimeError`` in a group. Source: Pluto's
         ``scheduler.add``.
         """
         if not callable(function):

@@ -122,7 +122,8 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
         """Serve a port: run ``handler(s)`` in its own task for each client. Synchronous.
 
         The server listens immediately. It serves clients while the scheduler runs, and closes each
-        socket when its handler returns. Exceptions of a handler are logged on ``trisock.server``.
+        socket when its handler returns. If a handler raises an exception, it is logged on the
+        logger ``trisock.server``.
 
         Args:
           sched: the scheduler that runs the server.
@@ -147,9 +148,9 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
     async def send(self, data: str | bytes) -> bool:
         """Send all of the data. Await it inside Trio; it blocks outside.
 
-        Returns: whether the data was sent. After ``False``, nothing more can be sent. ``isopen``
-        may still be True then, for example if a Ctrl-C interrupted the send, because data may still
-        arrive. (Pluto's ``send`` returns nothing.) Source: ``socket.send``.
+        Returns: whether the data was sent. After ``False``, nothing more can be sent. But data may
+        still arrive, so ``isopen`` may still be True, for example after a Ctrl-C interrupted the
+        send. (Pluto's ``send`` returns nothing.) Source: ``socket.send``.
         """
         try:
             self._check()
@@ -204,8 +205,8 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
     def unrecv(self, data: str | bytes) -> None:
         """Push data to the front of the receive buffer: the next ``recv`` returns it. Synchronous.
 
-        A following ``starttls`` reads the pushed data, such as a ClientHello. After ``close`` this
-        does nothing. Source: ``socket.unrecv``.
+        If ``starttls`` is called next, it reads the pushed data, such as a ClientHello. After
+        ``close``, this does nothing. Source: ``socket.unrecv``.
         """
         chunk = _to_bytes(data)
         try:
@@ -293,7 +294,8 @@ class listener(RunBound):  # noqa: N801 (Pluto's name)
     def __init__(self, listening: trisock.Listener, run: Run | None) -> None:
         super().__init__(run)
         self._listening = listening
-        self._undelivered: collections.deque[socket] = collections.deque()  # for later accepts
+        # accept returns these before it waits for another.
+        self._undelivered: collections.deque[socket] = collections.deque()
         self._serving = self._closed = False
         self._server: trisock.Server | None = None
         weakref.finalize(self, listening.abort)

@@ -14,8 +14,8 @@ when the result is already on the caller's stack. (Python 3.10 handles signals e
 
 **Fork.** A thread does not survive ``fork``. So we stop the background thread before a fork, and
 the next call starts it again, in the parent and in the child. If another thread has a call in
-progress, we cannot stop it. The child then forgets the parent's background thread and starts its
-own.
+progress, we cannot stop the background thread. The child then forgets the parent's background
+thread and starts its own.
 
 **Exit.** When the interpreter finalizes, daemon threads no longer run. So a call from a ``__del__``
 at that time raises ``RuntimeError``. A ``__del__`` that runs in the background thread itself gets
@@ -247,7 +247,10 @@ class TrioThread:
         """Run a call and wait for its result. If this raises, the caller must call ``abandon``."""
         if sys.is_finalizing() or _is_background():
             call.delivered = True
-            raise RuntimeError("a blocking call cannot be made here: it would never end")
+            raise RuntimeError(
+                "a blocking call cannot be made in the background thread, or while the interpreter "
+                "finalizes: it would never end"
+            )
         try:
             self._inbox.append(call)
             self._wait_for(call.finished)

@@ -160,11 +160,11 @@ def trusted(tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture
 def a(ends: tuple[Socket, Socket]) -> Socket:
-    """The client's end of the connection that the folder's fixture ``ends`` opens."""
+    """The client's socket. The fixture ``ends`` is defined in the test's folder or file."""
     return ends[0]
 
 
 @pytest.fixture
 def b(ends: tuple[Socket, Socket]) -> Socket:
-    """The server's end of the connection whose client is ``a``."""
+    """The server's socket, which is connected to ``a``."""
     return ends[1]

@@ -76,7 +76,7 @@ OPEN_SCOPE = "a cancel scope was left open"
 
 
 def is_fault(exc: BaseException) -> bool:
-    """Return whether a logged error is a ``Fault``, or replaces a ``Hostile`` in the log."""
+    """Return whether a logged error is a ``Fault``, or was logged in place of a ``Hostile``."""
     return issubclass(type(exc), Fault) or exc.args[0].startswith("Hostile: ")
 
 
@@ -336,7 +336,7 @@ async def cancelled_after(
         nursery.start_soon(cancel)
         try:
             result = await function(*args)
-        except Exception as exc:  # re-raised below: the nursery would wrap it in a group
+        except Exception as exc:  # raise it below: the nursery would wrap it in a group
             error = exc
         nursery.cancel_scope.cancel()
     if error is not None:

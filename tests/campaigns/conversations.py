@@ -92,7 +92,10 @@ async def a_handler_raises(site: Site, rng: random.Random) -> None:
 
 
 async def another_process_has_the_descriptor(site: Site, rng: random.Random) -> None:
-    """The server sees EOF when the client closes, even if a child process holds its descriptor."""
+    """The server drops a closed client, even while a copy of the client's descriptor is open.
+
+    Such a copy may be in a child process of the client.
+    """
     sock = await site.dial_any(rng)
     others = os.dup(sock.fileno())
     try:

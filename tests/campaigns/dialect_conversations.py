@@ -1,4 +1,7 @@
-"""Conversations in the dialects, for ``soak.py``. In some, peers vanish or callbacks are slow."""
+"""Conversations in the dialects, for ``soak.py``.
+
+In some of these conversations, peers vanish or callbacks are slow.
+"""
 
 from __future__ import annotations
 
@@ -224,7 +227,7 @@ async def hammerspoon_sockets(site: Site, rng: random.Random) -> None:
 
 
 async def hammerspoon_peers_vanish(site: Site, rng: random.Random) -> None:
-    """Clients send lines and leave by FIN or RST. Meanwhile the server may write and read.
+    """Clients send lines, and close with a FIN or RST. Meanwhile the server may write and read.
 
     A line that was sent before a FIN is not lost if a read is queued at most two seconds after the
     FIN. In the end, the server has dropped all connections.

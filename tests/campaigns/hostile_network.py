@@ -1,8 +1,8 @@
 """A proxy that simulates the worst possible network between a client and a server.
 
 ``HostileNetwork`` always splits, coalesces and delays data. At the byte where the plan has a fault,
-the network closes, resets, corrupts or stalls the connection. To find the phase of each byte, the
-network counts plain text bytes (the plan has their number) and reads the headers of TLS records.
+the network closes, resets, corrupts or stalls the connection. ``Track`` finds the phase of each
+byte: it counts plain text bytes, whose number is in the plan, and reads the headers of TLS records.
 """
 
 from __future__ import annotations

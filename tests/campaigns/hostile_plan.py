@@ -78,9 +78,9 @@ INJECTED_LINE = b"DELETE everything\r\n"
 # TLS data begins with this marker. The network must never see it.
 MARKER = b"for your eyes only\n"
 
-# The minimum number of bytes of each phase whose size is not in the plan. The phases contain, in
-# this order: ClientHello, ServerHello and certificate, Finished, Finished, close_notify,
-# close_notify.
+# The minimum size in bytes of each phase whose size is not in the plan. FLIGHT1 contains the
+# ClientHello. FLIGHT2 contains the ServerHello and the certificate. FLIGHT3 and FLIGHT4 contain a
+# Finished message each, and STOP and CLOSE contain a close_notify each.
 _LEAST = {
     Phase.FLIGHT1: 150,
     Phase.FLIGHT2: 500,

@@ -136,7 +136,7 @@ class Side:
                 handshake_timeout=self.handshake_timeout,
             )
         except TLSError:
-            # After a failed handshake, send must not send plain text: the network would see MARKER.
+            # After a failed handshake, sending must fail, or the network would see MARKER.
             with pytest.raises(trio.ClosedResourceError):
                 await sock.send(MARKER)
             raise
@@ -170,7 +170,9 @@ class Side:
                 sock.unrecv(data[len(expected) - position :])
                 data = data[: len(expected) - position]
             if not expected.startswith(data, position):
-                raise WrongBytes(f"at byte {position} of {len(expected)}, read {way.__name__}")
+                raise WrongBytes(
+                    f"{way.__name__} read wrong bytes at {position} of {len(expected)}"
+                )
             position += len(data)
 
     async def by_recv(self, sock: Socket, expected: bytes, position: int) -> bytes:
@@ -210,7 +212,7 @@ class Side:
         seen = await sock.peek()
         data = await self.by_recv(sock, expected, position)
         if seen is not None and not seen.startswith(data):
-            raise WrongBytes(f"peek gave {seen[:40]!r}, recv {data[:40]!r}")
+            raise WrongBytes(f"peek returned {seen[:40]!r}, recv returned {data[:40]!r}")
         return data
 
     async def by_pushing_back(self, sock: Socket, expected: bytes, position: int) -> bytes:

@@ -3,10 +3,10 @@
     python tests/campaigns/load.py [--quick] [SCENARIO ...]
 
 The server has its own process (``load_server.py``). The clients run in this process and use only
-Trio. Each scenario first runs as a warm-up, to settle the allocator. The second run is measured:
-the table shows how many connections were offered and served, and the server's resources before the
-run, after it and at the peak. ``test_load.py`` runs the same scenarios in small sizes and checks
-the results.
+Trio. Each scenario first runs as a warm-up, to settle the allocator. The second run is measured.
+The table shows how many connections were offered and served. It also shows the server's resources
+before the run, at their peak, and after the run. ``test_load.py`` runs the same scenarios in small
+sizes and checks the results.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 import trio
 
-sys.path.append(str(Path(__file__).parents[1]))  # to find helpers when run as a program
+sys.path.append(str(Path(__file__).parents[1]))  # a program needs this to import tests/helpers
 
 from helpers.client_hellos import client_hello
 from helpers.pairs import RESET
@@ -197,7 +197,7 @@ async def full(runner: Runner, clients: int, max_connections: int) -> Result:
 
 
 async def lingering(runner: Runner, others: int, max_connections: int) -> Result:
-    """Clients in all slots send data that the server does not read, and never close.
+    """``max_connections`` clients send data that the server does not read, and never close.
 
     Other clients are still served.
     """

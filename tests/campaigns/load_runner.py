@@ -190,7 +190,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Result:
-    """A scenario's outcome, and reports of the idle server: when new, before and after the run."""
+    """A scenario's outcome, and three reports of the idle server.
+
+    Attributes:
+      fresh: the report right after the server started.
+      before: the report before the run.
+      after: the report after the run.
+    """
 
     name: str
     outcome: Outcome

@@ -23,7 +23,7 @@ from typing import Any
 
 import trio
 
-sys.path.append(str(Path(__file__).parents[1]))  # to find helpers when run as a program
+sys.path.append(str(Path(__file__).parents[1]))  # a program needs this to import tests/helpers
 
 import trisock
 from helpers.programs import lines_of
@@ -34,7 +34,7 @@ if sys.version_info < (3, 11):
 
 
 class Gauge:
-    """Measures the process without opening a descriptor: there may be no free one."""
+    """Measures the process without opening a descriptor, because all descriptors may be in use."""
 
     def __init__(self) -> None:
         self._status = os.open("/proc/self/status", os.O_RDONLY)

@@ -8,8 +8,9 @@ servers stop. Then the program collects garbage and takes a sample. After a warm
 caches, these limits apply:
 
 - the numbers of descriptors, tasks and threads must not change between rounds;
-- traced memory, objects, and memory from ``malloc`` (including OpenSSL's) may grow by at most
-  ``BOUNDS`` from the median of the first third of the rounds to the median of the last third;
+- traced memory, the number of objects, and memory from ``malloc`` (which OpenSSL uses too) may grow
+  by at most ``BOUNDS``: for each of the three, the median of the last third of the rounds is
+  compared with the median of the first third;
 - there must be no wrong response, no missing or unexpected error in the log, no warning, and no
   uncaught exception.
 
@@ -40,7 +41,7 @@ from pathlib import Path
 
 import trio
 
-sys.path.append(str(Path(__file__).parents[1]))  # to find helpers when run as a program
+sys.path.append(str(Path(__file__).parents[1]))  # a program needs this to import tests/helpers
 
 from conversation_site import Conversation, Site
 from conversations import KINDS

@@ -139,7 +139,7 @@ CLOSES = {
 @pytest.mark.parametrize("close", CLOSES)
 @pytest.mark.parametrize("where", ["unix", "both"])
 @at_every_cancel_point
-async def test_a_cancelled_listener_close_still_closes_and_wakes_accept(
+async def test_a_cancelled_close_closes_the_listener_and_wakes_accept(
     attempt: Attempt,
     where: str,
     close: Callable[[trisock.Listener], Awaitable[None]],

@@ -91,8 +91,8 @@ READS = {
 }
 
 
-# Each function prepares the connection for the read, up to its first yield. The steps after this
-# yield run during the read.
+# Before its first yield, each function prepares the connection for the read. The steps after the
+# first yield run during the read.
 
 
 def pushed_back(sock: Socket, peer: Peer) -> Script:

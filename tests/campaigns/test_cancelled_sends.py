@@ -148,9 +148,10 @@ async def test_later_sends_fail_after_a_cancelled_partial_send(
 @pytest.mark.parametrize("buffering", [0, -1])
 @pytest.mark.parametrize("layer", [UNIX, *TLS])
 @at_every_cancel_point
-async def test_a_cancelled_pipe_send_reads_nothing_or_breaks_sending(
+async def test_a_cancelled_send_from_a_pipe_never_silently_loses_data(
     attempt: Attempt, layer: str, buffering: int, state: str, connections: Connections
 ) -> None:
+    """Either the pipe still holds all bytes that were not sent, or later sends fail."""
     reading, writing = os.pipe()
     with open(reading, "rb", buffering=buffering) as pipe, open(writing, "wb", 0) as end:
         async with connections.pair(layer) as (sock, peer):

@@ -83,7 +83,7 @@ async def handshake(sock: Socket, role: ClientTLS | ServerTLS, script: Script, e
 
 
 def start_tls(mutant: Mutant, context: ssl.SSLContext, ours: ClientTLS | ServerTLS) -> None:
-    """Make the mutant start TLS, in the role that our side does not have."""
+    """Make the mutant start TLS: as the server if our side is the client, else as the client."""
     server_side = isinstance(ours, ClientTLS)
     mutant.start_tls(
         context,

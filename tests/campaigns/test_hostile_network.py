@@ -39,8 +39,9 @@ class Conversation:
     def __init__(self, env: Environment, plan: Plan) -> None:
         self.env = env
         self.plan = plan
-        # With bind(tls=), the handshake runs before the handler creates its cancel scope. Then only
-        # the handshake timeout can end the handshake, so one server has a shorter timeout.
+        # With bind(tls=), the handshake runs before the handler creates its cancel scope. If a
+        # fault holds up this handshake, only the handshake timeout can end it. The second server
+        # has a short handshake timeout for such plans.
         self.server = env.servers[plan.mode == Mode.TLS and plan.may_hold_up_handshakes()]
         self.scopes: list[trio.CancelScope] = []
         self.client_side = Side(plan, UP, env.client_tls, self.patience)
@@ -113,7 +114,7 @@ class Conversation:
                 if not self.reset_immediately:
                     yield f"the {side.name} has not ended"
             elif not self.may_end(side):
-                yield f"the {side.name} ended: {side.how}: {side.errors}"
+                yield f"the {side.name} ended in a wrong way: {side.how}: {side.errors}"
             if side.saw_eof and not way.other.finished:
                 yield f"the {side.name} mistook a broken connection for EOF"
             if side.saw_close_notify and not way.other.notified:
@@ -124,9 +125,9 @@ class Conversation:
             yield f"the fault did not happen: {[(side.how, side.errors) for side in sides]}"
         injected = any(fault.kind == Kind.INJECT for fault in network.struck)
         if injected and "complete" in (self.client_side.how, self.server_side.how):
-            yield "plain text injected after the command or the response went undetected"
+            yield "a side completed although plain text was injected after the command or response"
         if plan.has(Kind.REFUSE) and self.client_side.how != "ConnectionRefusedError":
-            yield f"the connection was refused but the client ended: {self.client_side.how}"
+            yield f"the connection was refused, but the client ended with {self.client_side.how}"
 
     def may_end(self, side: Side) -> bool:
         """Return whether the plan allows this outcome of a side."""

@@ -107,7 +107,7 @@ class SocketMachine(RuleBasedStateMachine):
         self.unread = bytearray()
         self.readable = 0  # bytes that have become readable since the start
         self.record_ends: deque[int] = deque()
-        # The next chunks, if an ``unrecv`` or a ``peek`` has made them known.
+        # The next chunks. The model knows them only after an ``unrecv`` or a ``peek``.
         self.front: deque[bytes] = deque()
         self.eof_seen = False
         self.failed = False
@@ -394,7 +394,7 @@ class SocketMachine(RuleBasedStateMachine):
 
     @rule(now=rarely)
     def starts_or_stops_tls_at_the_end(self, now: bool) -> None:
-        """Let the example end with a ``starttls`` or ``stoptls`` that waits during other reads."""
+        """If ``now`` is true, let the example end with ``change``, not with a read to EOF."""
         self.change_at_the_end |= now
 
     async def change(self) -> None:
@@ -463,7 +463,7 @@ class SocketMachine(RuleBasedStateMachine):
 
 
 class PlainMachine(SocketMachine):
-    """The connection is plain text."""
+    """The connection does not use TLS."""
 
     @initialize(target=SocketMachine.iterators, family=families, message=messages)
     def connects(self, family: str, message: Message) -> Opened:

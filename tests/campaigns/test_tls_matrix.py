@@ -1,7 +1,8 @@
 """The result of every combination of TLS settings on two sides.
 
-The tests try the full product of versions, kinds of keys, client certificates, names and ALPN, with
-trisock on both sides. ``test_tls_peers.py`` tests trisock against other programs.
+The tests try all combinations of versions, kinds of keys, client certificates, names and ALPN. Both
+sides use trisock. ``MORE_NAMES`` and ``MORE_CLIENT_CERTIFICATES`` are combined only with versions
+and kinds of keys. ``test_tls_peers.py`` tests trisock against other programs.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ async def converse(
     return outcomes["client"], outcomes["server"]
 
 
-# ---- the product ----
+# ---- all combinations ----
 
 # Each of these takes seconds, so the usual run tries two of them.
 USUAL = {("TLSv1.2", "RSA 2048"), ("TLSv1.3", "P-256")}
@@ -313,7 +314,8 @@ async def test_a_session_cannot_outlive_its_client_certificate(
 # Ciphers without encryption, authentication or forward secrecy, and obsolete ciphers.
 # test_tls_scanners.py covers ciphers that OpenSSL has removed, such as RC4.
 WEAK = ["eNULL", "aNULL", "kRSA", "ECDHE+ARIA", "ECDHE+CAMELLIA"]
-# CBC and finite-field Diffie-Hellman: many other servers still accept these ciphers, ours does not.
+# Ciphers with CBC or finite-field Diffie-Hellman. Many servers still accept them, but trisock's
+# servers do not.
 OLD = ["ECDHE+SHA1", "ECDHE+SHA256:!AESGCM:!CHACHA20", "DHE"]
 
 NO_SHARED_CIPHER = Fault("share no cipher", "handshake failure", reason="NO_SHARED_CIPHER")
@@ -357,7 +359,7 @@ async def test_a_client_refuses_weak_ciphers(ciphers: str, authorities: Authorit
         ("sslv3 alert bad certificate", "SSLV3_ALERT_BAD_CERTIFICATE", "bad certificate"),
     ],
 )
-def test_an_error_names_an_alert_that_python_does_not_know(
+def test_the_error_contains_the_alert_known_to_python_or_not(
     text: str, reason: str | None, alert: str
 ) -> None:
     error = ssl.SSLError(1, f"[SSL] {text} (_ssl.c:1006)")

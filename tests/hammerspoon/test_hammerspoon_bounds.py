@@ -64,7 +64,7 @@ async def test_a_client_that_reads_no_responses_is_disconnected(
     assert grown[0] < 2 * MIB
 
 
-async def test_silent_clients_cost_little_memory_while_another_sends() -> None:
+async def test_silent_clients_cost_little_memory_while_one_client_sends() -> None:
     async def growth(silent: int) -> int:
         lines = 0
 

@@ -97,7 +97,7 @@ async def test_an_object_in_use_cannot_connect_or_listen(hs: Sockets, log: Log, 
     assert all("it is already connected or listening" in each for each in errors_in(log))
 
 
-async def test_a_failed_connect_is_logged_and_frees_the_object(
+async def test_a_failed_connect_is_logged_and_leaves_the_object_reusable(
     hs: Sockets, log: Log, path: str, calls: Calls
 ) -> None:
     async with await trisock.listen(0, host=LOCALHOST) as listener:
@@ -210,7 +210,7 @@ async def test_disconnect_closes_the_connection_gracefully(
     assert await read_all(peer) == b"goodbye\n"
 
 
-async def test_disconnect_frees_the_object_immediately(
+async def test_disconnect_makes_the_object_reusable_immediately(
     hs: Sockets, path: str, calls: Calls
 ) -> None:
     one, two = hs.new(calls), hs.new(calls)

@@ -1,4 +1,4 @@
-"""info: each key on hs.socket's page, in each state of an object."""
+"""``info``: each key that hs.socket documents, in each state of an object."""
 
 from __future__ import annotations
 

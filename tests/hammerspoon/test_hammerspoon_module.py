@@ -1,4 +1,4 @@
-"""hs.socket's module: all names on its page; timeout, new, server, open_sockets, setLogLevel."""
+"""hs.socket's documented names, and timeout, new, server, open_sockets and setLogLevel."""
 
 # ruff: noqa: N802 (tests are named after hs.socket's names)
 
@@ -43,7 +43,7 @@ def test_every_name_on_hs_sockets_page_exists() -> None:
         assert callable(getattr(Sockets, name))
 
 
-def test_receive_is_read_and_send_is_write() -> None:
+def test_receive_and_send_are_aliases_of_read_and_write() -> None:
     assert Socket.receive is Socket.read
     assert Socket.send is Socket.write
 

@@ -91,7 +91,7 @@ async def test_a_closed_client_with_many_unfinished_reads_is_dropped(
 
 
 @pytest.mark.parametrize("system", ["linux", "darwin"])
-async def test_a_dead_client_is_dropped_without_epoll(
+async def test_a_dead_client_is_dropped_even_if_epoll_is_unavailable(
     autojump_clock: MockClock,
     server: Socket,
     raw: socket.socket,
@@ -219,7 +219,7 @@ async def test_a_half_closed_client_that_reads_nothing_is_dropped(
 async def write_to_lost_client(
     server: Socket, calls: Calls, *, before: bool, writes: int
 ) -> tuple[object, ...]:
-    """Let a client send a line and close. Then let the server write, and read the line.
+    """Let a client send a line and close. Then queue the server's writes, and a read of the line.
 
     If ``before`` is true, queue the read before the writes. Return the arguments of the read
     callback.

@@ -246,7 +246,7 @@ async def test_plain_text_injected_before_startTLS_reaches_no_callback(
         await peer.send(b"go ahead\ninjected\n")
     else:
         await peer.send(b"injected\n")
-        await wait_all_tasks_blocked()  # until the data is in the buffer
+        await wait_all_tasks_blocked()  # until the client has buffered the line
         client.startTLS("example.org").read("\n")
     with pytest.raises(trio.BrokenResourceError):
         await peer.starttls(server_tls)

@@ -195,7 +195,7 @@ def test_the_scope_of_a_missing_interface_is_omitted() -> None:
 
 
 @pytest.mark.parametrize("host", ["", "/run/socket", "localhost", "1.2.3", "1.2.3.4.5"])
-def test_only_an_ip_address_has_a_sockaddr(host: str) -> None:
+def test_pack_sockaddr_returns_no_bytes_without_an_ip_address(host: str) -> None:
     assert pack_sockaddr(Address(host, 80)) == b""
 
 
@@ -219,7 +219,7 @@ def test_the_bsd_layout_starts_with_the_length(
     expected = {"host": "2001:db8::1", "port": 8080, "addressFamily": family}
     assert there.parse_sockaddr(bytes([28, family]) + BSD6[2:]) == expected
     assert there.parse_sockaddr(BSD4) == parse(BSD4)
-    # On BSD, parse_sockaddr also recognizes Linux's layout, by Linux's family numbers.
+    # On BSD, parse_sockaddr also accepts Linux's layout, if the family number is Linux's.
     assert there.parse_sockaddr(LINUX4) == parse(LINUX4)
     assert there.parse_sockaddr(LINUX6) == parse(LINUX6)
     assert there.parse_sockaddr(native(family) + LINUX6[2:]) is None

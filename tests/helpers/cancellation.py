@@ -1,15 +1,15 @@
 """Cancellation of each public async method, at each of its cancel points.
 
-A test calls one method. The test runs repeatedly, each time on fresh connections. The n-th run
-cancels the call at the n-th cancel point of the call. The runs end when every point has been tried.
-The cancel points are:
+A test calls one method. The test runs repeatedly, each time on fresh connections. In run number n,
+the call is cancelled at its n-th cancel point. The runs end when every point has been tried.
+The call has a cancel point whenever one of its tasks:
 
-- a task of the call is about to resume, so that the cancellation coincides with the awaited event;
-- a task of the call has blocked or yielded;
-- a task of the call checks for cancellation (``checkpoint_if_cancelled``).
+- is about to resume (the cancellation then coincides with the awaited event);
+- has blocked or yielded;
+- checks for cancellation (``checkpoint_if_cancelled``).
 
-Each run then checks that the state is as the docs promise, and that the call left no open
-descriptor and no running task.
+Each run ends with checks: the state must be as the docs promise, and the call must have left no
+open descriptor and no running task.
 The peer is not a task: the peer takes its next step when every task is blocked.
 """
 
@@ -44,7 +44,7 @@ Call = Callable[[], Awaitable[Any]]
 
 
 class Attempt(trio.abc.Instrument):
-    """A call that is cancelled at its ``point``-th cancel point, if the call gets that far.
+    """Makes a call, and cancels it at cancel point number ``point``, if the call gets that far.
 
     Attributes:
       reached: how many cancel points the call has passed.
@@ -114,7 +114,7 @@ class Attempt(trio.abc.Instrument):
 
 
 def at_every_cancel_point(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
-    """Run a test once per cancel point of the call that the test makes with ``attempt``."""
+    """Run a test once per cancel point of its call. The test makes the call with ``attempt``."""
 
     @functools.wraps(test)
     async def repeated(**fixtures: object) -> None:
@@ -143,13 +143,13 @@ def _living_tasks() -> int:
 def covers(*names: str) -> Callable[[Any], Any]:
     """Declare the public names that a test covers.
 
-    Each argument is a string, or ``*D`` or ``*D.values()``, where D is a dict in the test's module.
+    Each argument is a string, ``*D`` or ``*D.values()``. D is a dict in the test's module.
     """
     return lambda test: test
 
 
 def covered(file: Path) -> set[str]:
-    """Return all names that the tests of a file cover, without importing it."""
+    """Return all names that the tests of a file cover. Parse the file, but do not import it."""
     tree = ast.parse(file.read_text())
     dicts: dict[str, ast.Dict] = {}
     for node in tree.body:

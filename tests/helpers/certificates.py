@@ -43,7 +43,9 @@ def key_of(kind: str) -> Key:
 
 
 class CertificateAuthority:
-    """A root or intermediate authority. A chain includes the certificate of each intermediate.
+    """A root or intermediate authority.
+
+    By default, an issued certificate comes with the certificate of each intermediate authority.
 
     Attributes:
       pem: the authority's own certificate.
@@ -71,7 +73,10 @@ class CertificateAuthority:
         revocation_list: str | None = None,
         with_chain: bool = True,
     ) -> Certificate:
-        """Issue a certificate for DNS names and addresses, by default for servers and clients."""
+        """Issue a certificate for DNS names and addresses.
+
+        Without ``purpose``, both servers and clients can use the certificate.
+        """
         key = key_of(kind)
         builder = (
             _builder(x509.Name([]), key, dates)

@@ -19,7 +19,10 @@ def records_of(wire: bytes) -> list[bytes]:
 
 
 def hello_for(name: bytes) -> bytes:
-    """Return a TLS 1.2 ClientHello for a name, so that server certificates are unencrypted."""
+    """Return a TLS 1.2 ClientHello with this name as SNI.
+
+    In TLS 1.2, the server's certificates are not encrypted.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     outgoing = ssl.MemoryBIO()

@@ -2,5 +2,5 @@
 
 from __future__ import annotations
 
-# In seconds. A test that hangs fails after this time, and the run continues.
+# In seconds. After this time, a hanging test fails, and the run continues.
 DEADLINE = 60

@@ -100,7 +100,7 @@ def load(name: str) -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look up their module here
+    sys.modules[name] = module  # @dataclass looks up the module here
     try:
         spec.loader.exec_module(module)
     finally:
@@ -112,7 +112,7 @@ sni_router = load("sni_router")
 
 
 def name_or_value_error(message: bytes) -> None:
-    """Check that ``server_name`` returns, or raises ValueError itself (not a subclass)."""
+    """Check that ``server_name`` returns, or raises exactly ValueError, not a subclass."""
     error: type[Exception] = ValueError
     name = None
     try:

@@ -56,7 +56,7 @@ def imports_of(path: Path) -> set[str]:
             base = ".".join([*parts, *([node.module] if node.module else [])])
             for each in node.names:
                 below = f"{base}.{each.name}" if base else each.name
-                # ``each`` may be a class with the name of a module (in pluto and hammerspoon).
+                # In pluto and hammerspoon, ``each`` may be a class with the same name as a module.
                 found.add(below if below in modules and node.module is None else base)
     return found - {name}
 

@@ -89,7 +89,7 @@ def records_moved(at: int, how: Callable[[list[bytes], int], object], data: byte
 
 
 def split_record(data: bytes, at: int, what: bytes) -> bytes:
-    """Split the last record in two. (An unencrypted handshake record may be split anywhere.)"""
+    """Split the last record in two. TLS allows this for an unencrypted handshake record."""
     records = records_of(data)
     if not records:
         return data

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import trio
 import trio.testing
 
-# In seconds. A test that hangs fails after this time.
+# In seconds. A call that takes longer fails.
 BOUND = 10
 
 T = TypeVar("T")
@@ -86,8 +86,8 @@ class Message:
 class Peer:
     """The other end of a plain connection: a raw socket, and the bytes to write to it.
 
-    The peer calls ``on_written`` with the data that the Socket can now read. In plain text, that is
-    every written byte. Under TLS, it is the data of each record whose last byte has been written.
+    The peer calls ``on_written`` with the data that the Socket can now read. Without TLS, this data
+    is every written byte. With TLS, it is the content of each completely written record.
     """
 
     def __init__(self, raw: socket.socket, on_written: Callable[[bytes], None]) -> None:
@@ -212,7 +212,7 @@ class TLSPeer(Peer):
                     self.put(part)
 
     def encode_end(self) -> None:
-        # SSLWantReadError, if the close_notify of the Socket has not arrived.
+        # unwrap() raises SSLWantReadError if the Socket's close_notify has not arrived.
         with contextlib.suppress(ssl.SSLWantReadError):
             self.tls.unwrap()
         self.put(b"")

@@ -65,7 +65,7 @@ class Read(abc.ABC):
 
 @dataclass(frozen=True)
 class Chunk(Read):
-    """A read of a chunk or of its first bytes: ``recv``, ``receive_some`` or ``__anext__``."""
+    """A read of any bytes that are available: ``recv``, ``receive_some`` or ``__anext__``."""
 
     method: str
     max_bytes: int | None

@@ -18,7 +18,10 @@ from trisock import Socket
 
 
 class Mutant(Peer):
-    """A peer that sends each flight in pieces, and mutates flight number ``flight`` (-1: none)."""
+    """A peer that sends each flight in pieces, and mutates one flight.
+
+    ``flight`` is the number of the mutated flight, counted from 0 (-1: no flight).
+    """
 
     def __init__(
         self, raw: socket.socket, changes: list[Change], flight: int, cuts: list[int]

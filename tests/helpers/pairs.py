@@ -45,7 +45,7 @@ async def closing(*socks: Socket) -> AsyncIterator[None]:
 
 
 async def all_served(server: trisock.Server, accepted: int) -> None:
-    """Wait until a server has accepted ``accepted`` connections, and no connection is active."""
+    """Wait until a server has accepted this many connections, and no connection is active."""
     while server.stats().accepted < accepted or server.stats().active:
         await trio.lowlevel.checkpoint()
 
@@ -67,7 +67,7 @@ def raw_pair() -> tuple[Socket, socket.socket]:
 
 
 def unix_pair() -> tuple[Socket, Socket]:
-    """Return the two ends of a Unix connection, whose capacity is exact (unlike TCP's)."""
+    """Return the two ends of a Unix connection. Unlike TCP's, its capacity is predictable."""
     a, b = (trio.socket.from_stdlib_socket(each) for each in socket.socketpair())
     return Socket(trio.SocketStream(a)), Socket(trio.SocketStream(b), side="server")
 
@@ -91,7 +91,7 @@ async def clog(sock: Socket) -> None:
     """Fill a Unix connection until a send has to wait. The peer must not be reading."""
     while sock._connection.transport.writable_now():
         await sock.send(b"x" * 100)
-    if not sock.istls():  # a send without TLS would use any free space, so leave none
+    if not sock.istls():  # without TLS, a send can use any free byte, so fill every byte
         with contextlib.suppress(BlockingIOError):
             while True:
                 os.write(sock.fileno(), b"x")

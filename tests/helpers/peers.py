@@ -76,7 +76,7 @@ class Peer:
         server_hostname: str | None = None,
         after: int | None = None,
     ) -> None:
-        """Start TLS. If ``after`` is given, the bytes of ``heard`` from this offset on are TLS."""
+        """Start TLS. If ``after`` is given, TLS starts with the received ``heard[after:]``."""
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._ssl = context.wrap_bio(
             self._incoming,
@@ -119,7 +119,7 @@ class Peer:
             pass
         except ssl.SSLZeroReturnError:
             self._answer_close_notify(ssl_object)
-        except ssl.SSLError:  # such as an alert or a bad record
+        except ssl.SSLError:  # for example, after an alert or a bad record
             self._ssl, self._deaf = None, True
         else:  # read() returned b"", which means close_notify
             self._answer_close_notify(ssl_object)

@@ -41,7 +41,7 @@ def encoded(key: Any, password: bytes | None = None) -> bytes:
 
 @functools.lru_cache
 def chains_and_keys() -> tuple[list[bytes], list[bytes]]:
-    """Return a self-signed certificate per key type, and all keys, unencrypted and encrypted."""
+    """Return a self-signed certificate for each key type, and each key, plain and encrypted."""
     keys: list[Any] = [
         rsa.generate_private_key(65537, 2048),
         ec.generate_private_key(ec.SECP256R1()),

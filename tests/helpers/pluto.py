@@ -1,7 +1,7 @@
 """Helpers for the tests of ``trisock.pluto``.
 
-A test decorated with ``both_sides`` is an async function that runs in and outside Trio. Inside
-Trio, the test runs as a task. Outside Trio, the test must finish without awaiting anything.
+The decorator ``both_sides`` runs an async test twice, inside and outside Trio. Inside Trio, the
+test runs as a task. Outside Trio, the test must finish without waiting for Trio.
 ``got`` awaits a result only if the result is awaitable, so that one test works on both sides.
 """
 
@@ -284,7 +284,7 @@ def in_child(function: Callable[[], object]) -> None:
 
 
 def refuse_thread(*_: object, **__: object) -> NoReturn:
-    """Fail as ``Thread.start`` does when the system refuses a thread."""
+    """Fail as ``Thread.start`` does when the system cannot start a thread."""
     raise RuntimeError("can't start new thread")
 
 

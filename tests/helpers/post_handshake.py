@@ -1,7 +1,7 @@
 """A TLS peer that requests post-handshake authentication and key updates.
 
 In TLS 1.3, both can occur at any time after the handshake (RFC 8446, section 4.6). The Socket
-receives the request in a read, so the read may have to send a response.
+receives such a request during a read, so the read may have to send a response.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class PostHandshakePeer(RawTLS):
         libssl = ctypes.CDLL(_ssl.__file__)
         libssl.SSL_key_update.argtypes = [ctypes.c_void_p, ctypes.c_int]
         libssl.SSL_do_handshake.argtypes = [ctypes.c_void_p]
-        # PySSLSocket: PyObject_HEAD, a weak reference to a socket, the SSL pointer.
+        # The layout of PySSLSocket: PyObject_HEAD, a weak reference to a socket, the SSL pointer.
         address = id(self.ssl._sslobj) + object.__basicsize__ + ctypes.sizeof(ctypes.c_void_p)  # type: ignore[attr-defined]
         pointer = ctypes.c_void_p.from_address(address).value
         assert libssl.SSL_key_update(pointer, int(request)) == 1
@@ -123,7 +123,7 @@ async def post_handshake_pair(
         async with closing(sock):
             await handshake(sock, client_context, peer, server_hostname="example.org")
             raw.setblocking(False)
-            # With the smallest send buffer, a message fits only in part, so its send has to wait.
+            # The smallest send buffer holds only part of a large message, so the send has to wait.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
             yield sock, peer
 

@@ -68,7 +68,7 @@ class RawTLS:
 
 
 def raw_client_context(authority: Authority, version: str = "TLSv1_3") -> ssl.SSLContext:
-    """Return a client context that trusts the authority. ``version`` is its maximum."""
+    """Return a client context that trusts the authority. ``version`` is the highest TLS version."""
     context = ssl.create_default_context(cadata=authority.pem.decode())
     context.maximum_version = ssl.TLSVersion[version]
     return context

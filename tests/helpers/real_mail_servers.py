@@ -79,7 +79,7 @@ def postfix(authority: Authority) -> Iterator[RealServer]:
     with prepared(authority, "smtp", "smtps", "plain") as (directory, ports):
         main = directory / "main.cf"
         main.write_text(POSTFIX_MAIN.format(directory=directory))
-        os.utime(main, (0, 0))  # Postfix would wait until the file is 2 s old
+        os.utime(main, (0, 0))  # make main.cf look old: Postfix waits until it is 2 s old
         (directory / "master.cf").write_text(POSTFIX_MASTER.format(**ports))
         (directory / "data").mkdir()
         queue = directory / "queue"

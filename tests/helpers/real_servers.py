@@ -1,7 +1,7 @@
 """Third-party servers, each configured and started in its own directory.
 
-The servers listen on loopback. They do not read the system's configuration, or write outside their
-directory. At the end, the helpers stop all processes and delete all files of a server.
+The servers listen on loopback. They neither read the system's configuration nor write outside
+their directory. At the end, the helpers stop all processes and delete all files of a server.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def started(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            start_new_session=True,  # Postfix kills its process group, so exclude the tests
+            start_new_session=True,  # Postfix kills its process group: keep the tests out of it
             **_identity(user),
         )
     try:

@@ -144,7 +144,7 @@ class FTP:
                     names = sorted(each.name for each in self.site.directory.iterdir())
                     await data.send("".join(f"{name}\r\n" for name in names).encode())
                 else:
-                    # A truncated upload raises TLSError here, so that no file is written.
+                    # A truncated upload raises TLSError here, before the file is written.
                     content = b"".join([chunk async for chunk in data])
                     path.write_bytes(content)
         except trio.BrokenResourceError as exc:

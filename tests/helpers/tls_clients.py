@@ -22,7 +22,8 @@ class RefusedError(Exception):
 class ResumingContext(ssl.SSLContext):
     """A client context. All its connections resume the TLS session of the first one.
 
-    An FTP server may require resumption, as proof that both connections belong to one client.
+    An FTP server may require resumption. Resumption proves that the control connection and
+    the data connection belong to the same client.
     """
 
     _first: ssl.SSLObject | None = None

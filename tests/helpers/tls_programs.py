@@ -35,7 +35,7 @@ QUESTION = b"0123456789\n" * 4000
 ANSWER = b"9876543210\n" * 4000
 
 
-# ---- cases: the default case of each TLS version, with one setting changed ----
+# ---- cases: each case changes one setting of the default case of a TLS version ----
 
 
 class ALPN(NamedTuple):

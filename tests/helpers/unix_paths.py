@@ -22,7 +22,7 @@ def accepts(listener: trisock.Listener, path: Path) -> bool:
 
 
 def listen_once(path: Path, mode: int | None = None) -> None:
-    """Listen on the path, check that the listener accepts a connection, and close it."""
+    """Listen on the path, check that a connection arrives, and close the listener."""
     listener = trisock.listen_unix_nowait(path, mode=mode)
     assert accepts(listener, path)
     listener.abort()

@@ -41,7 +41,7 @@ listen proxy
 async def haproxy(
     where: str | Path, port: int, directory: Path, *, server: str, bind: str = ""
 ) -> AsyncIterator[int]:
-    """Run HAProxy, which forwards to ``port``, on a socket that already listens.
+    """Run HAProxy on a socket that already listens. HAProxy forwards to ``port``.
 
     Yield HAProxy's own port, or 0 if it listens on a path.
     """

@@ -132,7 +132,7 @@ async def imap_fetch(sock: Socket, what: bytes) -> bytes:
 
 
 async def test_dovecot_refuses_a_password_in_plain_text(dovecot: RealServer) -> None:
-    """In the other Dovecot tests, a successful login therefore uses TLS."""
+    """Dovecot therefore accepts a log-in from 127.0.0.2 only with TLS."""
     for port, greeting, login, answer in [
         ("imap", b"* OK ", b"a LOGIN alice secret\r\n", b"a NO [PRIVACYREQUIRED]"),
         ("pop3", b"+OK ", b"USER alice\r\n", b"-ERR [AUTH]"),
@@ -151,7 +151,7 @@ async def test_dovecot_refuses_a_password_in_plain_text(dovecot: RealServer) -> 
 async def test_cancelled_reads_of_a_large_message_lose_nothing(
     checkpoints: int, dovecot: RealServer, authority: Authority
 ) -> None:
-    """Cancel the reads of the second fetch only."""
+    """Fetch the message twice. Cancel only the reads of the second fetch."""
     mail = a_mail()
     async with imap_client(dovecot, authority, b"large%d" % checkpoints) as sock:
         await imap_append(sock, mail)

@@ -239,7 +239,7 @@ def client(name: str, talk: Any, server: Server, error: str, *programs: str, **o
 PYTHON = "certificate verify failed"
 CURL = "SSL certificate problem|no alternative certificate subject name matches"
 LFTP = "Certificate verification: "
-LDAP = "ldap_start_tls: Connect error"  # the whole message
+LDAP = "ldap_start_tls: Connect error"  # the clients print no details
 PSQL = "certificate verify failed|does not match host name"
 
 submission, ftp, ldap = servers.submission, starttls_ftp.ftp, databases.ldap
@@ -350,7 +350,10 @@ async def test_all_clients_upgrade_concurrently(
 async def test_channel_binding_exposes_a_trusted_man_in_the_middle(
     site: Site, pem: Path, authority: Authority
 ) -> None:
-    """Both certificates are valid. Only channel binding (RFC 5929) shows that they differ."""
+    """The attacker's certificate is valid too.
+
+    Only channel binding (RFC 5929) shows that it is not the server's certificate.
+    """
     other_certificate = issue(authority, "localhost")
 
     async def man_in_the_middle(_: Site, sock: Socket) -> None:
@@ -379,8 +382,8 @@ async def test_channel_binding_exposes_a_trusted_man_in_the_middle(
 @pytest.mark.needs("curl")
 async def test_curl_returns_the_control_channel_to_plain_text(site: Site, pem: Path) -> None:
     async with serving(starttls_ftp.ftp, site) as bound:
-        # In passive CCC mode, curl does not answer the close_notify of the server, which therefore
-        # sees a truncated connection.
+        # In passive CCC mode, curl does not answer the server's close_notify. The server would
+        # therefore see a truncated connection.
         await by_curl_ftp(Visit(site, bound.port, pem / "ca.pem"), "--ftp-ssl-ccc-mode", "active")
     cleared = site.commands.index(("TLSv1.3", b"CCC"))
     assert ("TLSv1.3", f"PASS {PASSWORD}".encode()) in site.commands[:cleared]

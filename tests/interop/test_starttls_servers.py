@@ -52,7 +52,8 @@ class Service:
     starttls: Callable[[Socket], Awaitable[None]]
     login: Callable[[Socket], Awaitable[None]]
     needs: str
-    local_address: str = "127.0.0.2"  # Dovecot trusts clients at 127.0.0.1, its own address
+    # From its own address, 127.0.0.1, Dovecot would accept a log-in without TLS.
+    local_address: str = "127.0.0.2"
 
 
 def services(**named: Service) -> list[object]:
@@ -103,7 +104,7 @@ async def connected(endpoint: tuple[Service, int]) -> Socket:
 async def test_a_client_logs_in_after_an_upgrade(
     endpoint: tuple[Service, int], version: str, authority: Authority
 ) -> None:
-    """If no name is given, the client verifies the certificate for the server's address."""
+    """If no name is given, the certificate must be valid for the server's address."""
     service, _ = endpoint
     for given, verified in [("localhost", "localhost"), (None, "127.0.0.1")]:
         async with await connected(endpoint) as sock:

@@ -132,7 +132,10 @@ async def test_a_renegotiating_server_loses_no_data(
 async def test_early_data_is_never_delivered(
     example_org: ServerTLS, ca: Path, server_files: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """s_client sends early data, because its session is from a server that accepts early data."""
+    """s_client first gets a session from a server that accepts early data.
+
+    With this session, s_client then sends early data to our server.
+    """
     session, early = tmp_path / "session.pem", tmp_path / "early"
     early.write_bytes(b"attack at dawn\n")
     command = openssl_server(Case(), ca, server_files)

@@ -1,8 +1,8 @@
 """Our TLS client and server talk to OpenSSL, GnuTLS, curl, Go and Node.js programs.
 
-Each program runs at least once with each TLS version, kind of key, server name, client certificate
-and ALPN offer of ``test_tls_matrix.py``. Without a fault, data flows both ways, and both sides
-receive close_notify. If there is a fault, both sides report it.
+``test_tls_matrix.py`` lists TLS versions, kinds of key, server names, client certificates and ALPN
+offers. Each program runs at least once with each of these values. Without a fault, data flows both
+ways, and both sides receive close_notify. If there is a fault, both sides report the fault.
 """
 
 from __future__ import annotations
@@ -150,9 +150,9 @@ def alert_of(fault: Fault, case: Case) -> str:
 
 # ---- server programs ----
 
-# What our client reports if a server program rejects the client's certificate. Go before 1.21 sends
-# the same alert for every fault. GnuTLS may send a different alert. Node.js only closes the
-# connection, with a reset if it has unread data.
+# What our client reports if a server program rejects the client's certificate. ``{}`` stands for
+# OpenSSL's alert. GnuTLS may send another alert. Go before 1.21 sends the same alert for every
+# fault. Node.js only closes the connection, with a reset if Node.js has unread data.
 REFUSED = {
     "openssl": "with the alert '{}'",
     "gnutls": "with the alert '({}|access denied|decode error)'",
@@ -162,7 +162,7 @@ REFUSED = {
 
 
 async def ask(sock: Socket) -> bytes:
-    """Send the question. Return the server's echo of it (s_server also reverses each line)."""
+    """Send ``QUESTION``, and return the server's echo (s_server also reverses each line)."""
     await sock.send(QUESTION)
     return await sock.recv_exactly(len(QUESTION))
 
@@ -201,8 +201,8 @@ async def test_our_client_and_each_server_program_report_the_same_result(
             assert isinstance(error, TLSError)
             assert fault.words in str(error)
             assert (error.reason, error.verify_code) == (fault.reason, fault.verify_code)
-            # Our client's OpenSSL sends the alert unencrypted. In TLS 1.3, Go and GnuTLS reject
-            # unencrypted alerts.
+            # Our client's OpenSSL sends the alert unencrypted. Go and GnuTLS reject unencrypted
+            # alerts in TLS 1.3.
             rejected = {"go": ["bad record MAC"], "gnutls": ["Error in handshake"]}
             await server.printed(
                 *map(re.escape, REPORTS[alert_of(fault, case)]), *rejected.get(peer.name, [])
@@ -238,7 +238,7 @@ async def assert_end_without_close_notify(sock: Socket, *, https_compatible: boo
 @pytest.mark.parametrize("https_compatible", [False, True])
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("peer", [each(peer) for peer in ALL if peer.server], indirect=True)
-async def test_a_killed_server_is_an_error_unless_https_compatible(
+async def test_a_killed_server_causes_a_tls_error_unless_https_compatible(
     peer: Peer,
     version: str,
     https_compatible: bool,
@@ -263,7 +263,7 @@ async def test_a_killed_server_is_an_error_unless_https_compatible(
 @pytest.mark.parametrize("https_compatible", [False, True])
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("peer", [each(peer) for peer in ALL if peer.name != "curl"], indirect=True)
-async def test_a_killed_client_is_an_error_unless_https_compatible(
+async def test_a_killed_client_causes_a_tls_error_unless_https_compatible(
     peer: Peer, version: str, https_compatible: bool, example_org: ServerTLS, ca: Path
 ) -> None:
     async with await trisock.listen(0, host="127.0.0.1") as listener:

@@ -23,13 +23,19 @@ from trisock._net import transport as _transport
 
 @pytest.fixture
 def family() -> str:
-    """``"tcp"`` or ``"unix"``. Tests parametrize it. A Unix connection has small buffers."""
+    """``"tcp"`` or ``"unix"``. A Unix connection has small buffers.
+
+    Tests parametrize this fixture.
+    """
     return "tcp"
 
 
 @pytest.fixture
 def layer() -> str:
-    """``"plain"``, ``"tls"``, or ``"no sendfile"`` (plain, without sendfile(2)). Tests set it."""
+    """``"plain"``, ``"tls"``, or ``"no sendfile"`` (plain, without sendfile(2)).
+
+    Tests parametrize this fixture.
+    """
     return "plain"
 
 

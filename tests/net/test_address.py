@@ -118,7 +118,7 @@ def test_a_port_out_of_range_raises_value_error(port: int) -> None:
     check_port(0, None)
 
 
-def test_with_message_keeps_the_class_of_an_oserror() -> None:
+def test_an_oserror_with_a_new_message_keeps_its_class() -> None:
     refused = with_message(ConnectionRefusedError(errno.ECONNREFUSED, "refused"), "no way")
     assert isinstance(refused, ConnectionRefusedError)
     assert "no way" in str(refused)

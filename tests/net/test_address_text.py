@@ -118,7 +118,7 @@ async def test_the_port_distinguishes_a_unix_path_from_a_host(tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("in_tmp_path")
-async def test_a_unix_path_like_an_ip_address_has_no_sockaddr() -> None:
+async def test_a_unix_path_resembling_an_ip_address_has_no_sockaddr() -> None:
     from trisock.hammerspoon.sockaddr import pack_sockaddr
 
     listener = await trisock.listen_unix("127.0.0.1")
@@ -234,10 +234,10 @@ KEYS: list[Any] = [KEY, KEY.encode(), BODY, BODY[:64], BODY.encode(), "00ff" * 1
 @pytest.mark.parametrize("key", KEYS, ids=range(len(KEYS)))
 async def test_no_error_quotes_a_key(call: Callable[[Any], Any], key: Any) -> None:
     with pytest.raises((TypeError, ValueError, OSError)) as caught:
-        (await call(key)).abort()  # no error yet: a short key can be a valid path
+        (await call(key)).abort()  # the call may succeed: a short key can be a valid path
         raise FileNotFoundError
     if isinstance(caught.value, FileNotFoundError | PermissionError):
-        return  # the short key was a valid path, which this error may show
+        return  # the short key was a valid path, and this error may show a path
     error: BaseException | None = caught.value
     while error is not None:
         for secret in (KEY, BODY, BODY[:30], "00ff00ff00ff"):

@@ -135,7 +135,7 @@ def test_only_small_chunks_are_coalesced() -> None:
     assert buffer.take_chunk() == b"z"
 
 
-def test_taking_lines_from_one_chunk_does_not_move_the_rest() -> None:
+def test_taking_lines_from_one_chunk_does_not_copy_the_rest() -> None:
     buffer = ReceiveBuffer()
     chunk = b"line\n" * 1000
     buffer.append(chunk)
@@ -204,7 +204,7 @@ def test_a_line_across_two_chunks_is_taken_with_later_lines() -> None:
     assert len(buffer) == 0
 
 
-def test_take_lines_ignores_a_line_across_many_or_large_chunks() -> None:
+def test_take_lines_yields_no_line_across_many_or_large_chunks() -> None:
     for chunks in ([b"o", b"n", b"e\nx"], [b"o", b"ne\n" + b"x" * 1_000_000]):
         buffer = ReceiveBuffer()
         for chunk in chunks:

@@ -38,7 +38,7 @@ def count_from_zero() -> None:
 def test_skipping_bytes_without_a_delimiter_scans_each_byte_once(
     size: int, delimiter: bytes, taken: int
 ) -> None:
-    """The reader calls ``recv_until(max_bytes=64)`` and ``recv_exactly(taken)`` alternately."""
+    """Simulate alternate calls of ``recv_until(max_bytes=64)`` and ``recv_exactly(taken)``."""
     buffer = ReceiveBuffer()
     chunk = ScannedBytes(b"\r" * size)
     total = 140_000 if size == 70_000 else 20_000
@@ -104,9 +104,9 @@ def test_short_lines_with_a_small_limit_have_a_linear_cost(max_bytes: int) -> No
 
 
 class SearchMachine(RuleBasedStateMachine):
-    """Compares ReceiveBuffer with plain bytes, and bounds the bytes that each search scans."""
+    """Compares ReceiveBuffer with plain bytes, and checks how many bytes each search scans."""
 
-    # These limits are small, so that each example coalesces and trims chunks.
+    # These limits are small, so that short examples coalesce and trim chunks.
     SIZES = {"_MAX_UNCOALESCED": 3, "_SMALL_CHUNK": 4, "_MAX_CONSUMED_BYTES": 2}
 
     def __init__(self) -> None:
@@ -193,8 +193,8 @@ def test_any_mix_of_operations_agrees_with_a_plain_search(times: int) -> None:
 # ---- memory ----
 
 
-# Bytes of overhead: up to three groups of uncoalesced chunks need tuples and lists. One partly read
-# chunk, and lines that are already split, need up to 32 KiB.
+# The overhead in bytes. Up to three groups of 256 chunks are not coalesced: each of these chunks
+# needs a tuple and a list entry. A partly read chunk and lines already split need up to 32 KiB.
 CONSTANT = 3 * 256 * 110 + 32 * KIB
 
 

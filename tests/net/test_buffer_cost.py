@@ -24,7 +24,7 @@ MIB = 1024 * KIB
 
 
 def calls(function: Callable[..., object], *args: object) -> int:
-    """Count calls to Python and C functions. A loop over chunks makes a call per iteration."""
+    """Count calls to Python and C functions. Each iteration of a loop over chunks makes a call."""
     count = 0
 
     def profile(_frame: object, event: str, _arg: object) -> None:
@@ -59,7 +59,7 @@ def traced() -> Iterator[None]:
 
 
 def allocated(operations: Iterable[Callable[[], object]]) -> int:
-    """Return the sum, in bytes, of each operation's peak allocation, including copies."""
+    """Return the sum of the operations' peak allocations in bytes. A copy is an allocation, too."""
     total = 0
     for operation in operations:
         tracemalloc.reset_peak()
@@ -74,7 +74,10 @@ def allocated(operations: Iterable[Callable[[], object]]) -> int:
 
 
 def receive(size: int, chunk: bytes, taken: list[int]) -> None:
-    """Append chunks and search after each. Then append the delimiter and take the message."""
+    """Append chunks, and search after each chunk.
+
+    Then append the delimiter, and take the message.
+    """
     buffer = ReceiveBuffer()
     for _ in range(size // len(chunk)):
         buffer.append(chunk)
@@ -269,7 +272,10 @@ def push_pieces_of_a_line(count: int) -> None:
 
 
 def serve(count: int) -> None:
-    """Take messages while more arrive. A message is a line with the body's length, and the body."""
+    """Take messages while more messages arrive.
+
+    A message consists of a line, which contains the body's length, and the body.
+    """
     buffer = ReceiveBuffer()
     message = b"10\r\n0123456789"
     for _ in range(count):

@@ -33,7 +33,7 @@ BOTH_FAMILIES = pytest.mark.parametrize("family", ["tcp", "unix"])
 
 
 async def leave_unread(b: Socket, a: Socket) -> None:
-    """Send data from ``b`` that ``a`` does not read, so that ``a.close()`` waits for ``b``."""
+    """Make ``a.close()`` wait for ``b``: ``b`` sends data, and ``a`` does not read the data."""
     await b.send(b"unread")
     await trio.lowlevel.wait_readable(a.fileno())
 
@@ -174,7 +174,7 @@ async def test_closing_an_idle_connection_does_not_wait(a: Socket, b: Socket) ->
         await b.close()
 
 
-async def test_the_drain_is_bounded_in_bytes(
+async def test_a_close_discards_only_a_limited_number_of_bytes(
     a: Socket, b: Socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_linger, "LINGER_BYTES", 1_000_000)
@@ -199,11 +199,11 @@ async def test_a_silent_peer_cannot_delay_the_close_forever(
     assert trio.current_time() - start == pytest.approx(_linger.LINGER_SECONDS)
 
 
-def test_the_drain_has_its_documented_bounds() -> None:
+def test_a_waiting_close_has_the_documented_limits() -> None:
     assert (_linger.LINGER_SECONDS, _linger.LINGER_BYTES) == (2, 64 << 20)
 
 
-async def test_close_if_drained_changes_nothing_if_a_system_call_fails(
+async def test_a_failed_system_call_in_close_if_drained_changes_nothing(
     a: Socket, b: Socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(_: int) -> int:
@@ -353,7 +353,9 @@ async def test_a_waiting_close_wakes_other_tasks_and_refuses_calls(
 
 
 @pytest.mark.parametrize("how", ["close", "abort"])
-async def test_after_a_close_only_descriptive_calls_work(how: str, a: Socket) -> None:
+async def test_a_closed_socket_describes_itself_but_refuses_other_calls(
+    how: str, a: Socket
+) -> None:
     peer, local = a.getpeer(), a.getlocal()
     a.unrecv(b"one\ntwo\npushed back")
     lines = a.lines()
@@ -416,11 +418,11 @@ async def test_a_socket_over_a_closed_stream_is_closed(
     await a.close()
 
 
-async def test_a_read_that_waits_first_notices_a_closed_stream(a: Socket) -> None:
+async def test_a_read_notices_a_closed_stream_although_it_waits_first(a: Socket) -> None:
     for _ in range(5):  # after four EAGAINs, a read waits before its system call
         await cancel_when_blocked(a.recv)
     a.stream.socket.close()
-    for _ in range(20):  # after 15 such reads, a read tries its system call first
+    for _ in range(20):  # after 15 reads that waited first, a read makes its system call first
         await assert_closed(a.recv)
 
 

@@ -237,7 +237,7 @@ async def test_close_notify_is_sent_only_if_the_handler_returns(
 
 @pytest.mark.parametrize("layer", ["tls"])
 @pytest.mark.parametrize("fails", [True, False])
-async def test_close_notify_is_sent_only_if_the_block_raises_nothing(
+async def test_async_with_sends_close_notify_only_if_its_body_succeeds(
     fails: bool, a: Socket, b: Socket
 ) -> None:
     with contextlib.suppress(HandlerError):
@@ -268,7 +268,7 @@ async def test_a_peer_that_closes_between_lines_receives_close_notify(
                 await client.stoptls()  # waits for the server's close_notify
 
 
-async def test_data_sent_before_a_handler_fails_arrives() -> None:
+async def test_sent_data_arrives_even_if_the_handler_then_fails() -> None:
     async def handler(sock: Socket) -> None:
         await sock.send(b"x" * 2_000_000)
         raise HandlerError
@@ -307,7 +307,7 @@ async def assert_served(*clients: Socket) -> None:
 
 @contextlib.asynccontextmanager
 async def served_clients(server: trisock.Server, count: int) -> AsyncIterator[list[Socket]]:
-    """Yield clients that have been served and make the server's close wait. Then abort them."""
+    """Yield served clients, whose unread data makes the server's close wait. Then abort them."""
     clients = [await lingering_client(server) for _ in range(count)]
     async with closing(*clients):
         await assert_served(*clients)

@@ -1,4 +1,4 @@
-"""trisock's errors show how many bytes were read but not the bytes, and they can be copied."""
+"""trisock's errors show how many bytes were read, but never the bytes. Errors can be copied."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ async def test_a_client_that_read_session_tickets_is_freed_immediately(
     assert alive(references) == []
 
 
-async def test_a_failed_read_with_a_queued_response_is_freed_immediately(
+async def test_a_failed_connection_with_a_queued_response_is_freed_immediately(
     client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
     async def read(sock: Socket) -> None:
@@ -162,7 +162,7 @@ async def aborting(sock: Socket, raw: socket.socket, client_tls: ClientTLS, _: S
 
 
 @pytest.mark.parametrize("attempt", [failing, aborting])
-async def test_a_failed_handshake_is_freed_immediately(
+async def test_a_socket_is_freed_immediately_after_a_failed_handshake(
     attempt: Callable[..., Awaitable[None]], client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
     sock, raw = raw_pair()

@@ -60,7 +60,7 @@ async def test_recv_until_returns_up_to_and_including_the_delimiter(a: Socket, b
     assert await a.recv_until(bytearray(b"\r\n")) == b"NEXT\r\n"
 
 
-async def test_a_line_over_the_limit_loses_nothing(a: Socket, b: Socket) -> None:
+async def test_no_byte_of_a_line_over_the_limit_is_lost(a: Socket, b: Socket) -> None:
     a.unrecv(b"0123456789\nrest")
     for limit in (1, 10):
         with pytest.raises(LimitExceededError) as caught:
@@ -128,7 +128,7 @@ async def test_the_batch_iterator_raises_if_a_line_exceeds_the_limit(a: Socket, 
     await b.send(b"\nfits\n" + b"x" * 9 + b"\nrest")
     assert await a.recv_exactly(101) == b"x" * 100 + b"\n"
     got = []
-    with pytest.raises(LimitExceededError):  # although the whole long line is in one chunk
+    with pytest.raises(LimitExceededError):  # even if one chunk holds the whole line
         async for line in a.lines(max_bytes=9):
             got.append(line)
     assert got == [b"fits"]

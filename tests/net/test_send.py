@@ -32,7 +32,10 @@ BOTH_FAMILIES = pytest.mark.parametrize("family", ["tcp", "unix"])
 
 
 class Calls:
-    """Wraps a Transport's raw socket. Records each call's buffer sizes and number of bytes sent."""
+    """Wraps a Transport's raw socket.
+
+    For each call, records the sizes of the buffers and the number of bytes sent.
+    """
 
     def __init__(self, sock: Socket) -> None:
         self.calls: list[tuple[list[int], int]] = []
@@ -265,7 +268,7 @@ async def test_a_cancelled_wait_for_the_send_lock_leaves_no_conflict() -> None:
 
 
 @pytest.mark.parametrize("family", ["unix"])
-async def test_starttls_fails_after_a_broadcast_cut_short(
+async def test_starttls_fails_after_a_broadcast_was_cut_short(
     a: Socket, autojump_clock: trio.testing.MockClock
 ) -> None:
     await clog(a)
@@ -304,7 +307,7 @@ async def test_received_data_can_be_read_after_a_failed_send(
 async def test_recv_raises_a_reset_that_the_kernel_reported_to_send(
     sock: Socket, raw: socket.socket
 ) -> None:
-    """The kernel reports a reset only once, here to send. It reports EOF to a later read."""
+    """The kernel reports a reset only once, in this test to ``send``. A later read sees EOF."""
     raw.sendall(b"the first half of a response")
     reset(raw)
     with pytest.raises(trio.BrokenResourceError, match="reset by peer"):
@@ -317,7 +320,7 @@ async def test_recv_raises_a_reset_that_the_kernel_reported_to_send(
 
 
 async def test_every_read_raises_after_a_reset(sock: Socket, raw: socket.socket) -> None:
-    """The kernel reports a reset only to the first read, so the Socket has to remember it."""
+    """The kernel reports a reset only to the first read, so the Socket must remember the reset."""
     reset(raw)
     for name, read in READS.items():
         if name not in {"peek", "recv_exactly nothing"}:  # these two reads never report a reset
@@ -358,7 +361,10 @@ async def test_send_eof_closes_only_one_direction(a: Socket, b: Socket) -> None:
 
 @pytest.mark.parametrize("adopted", [False, True])
 async def test_send_after_send_eof_does_not_hide_a_reset(adopted: bool) -> None:
-    """The kernel reports a reset once. If send hid it, a truncated download would look complete."""
+    """The kernel reports a reset only once.
+
+    If ``send`` hid the reset, a truncated download would look complete.
+    """
     if adopted:
         sock, raw = raw_pair()
     else:

@@ -244,7 +244,7 @@ def test_a_file_over_an_ssl_socket_is_read_through_tls() -> None:
 
 @pytest.mark.parametrize("layer", ["plain", "tls"])
 @pytest.mark.parametrize("kind", ["file", "gzip", "memory", "custom"])
-async def test_send_file_works_with_the_default_thread_limiter_exhausted(
+async def test_send_file_works_while_the_default_thread_limiter_is_exhausted(
     kind: str, a: Socket, b: Socket, make_file: MakeFile
 ) -> None:
     threads = trio.to_thread.current_default_thread_limiter()
@@ -321,7 +321,7 @@ def test_a_failed_fstat_leaves_no_descriptor_open(
     assert os.listdir("/proc/self/fd") == before
 
 
-async def test_a_closed_source_reads_nothing(make_file: MakeFile) -> None:
+async def test_reading_a_closed_file_source_returns_no_bytes(make_file: MakeFile) -> None:
     source = _send_file.open_source(make_file("file", b"content"))
     assert isinstance(source, _send_file._OnDisk)
     await source.close()

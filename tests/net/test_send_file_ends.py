@@ -107,7 +107,7 @@ async def test_a_shrinking_file_is_sent_up_to_its_new_end(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(send)
         await until_full(a)
-        # The new end is after all bytes read so far, which may include a chunk read ahead.
+        # The new end lies beyond all bytes that were read, even if a chunk was read ahead.
         end = progress[-1] + 2 * _send_file.FILE_CHUNK + 1000
         assert end < size
         os.truncate(file.name, end)
@@ -160,7 +160,7 @@ async def test_a_clean_eof_follows_a_whole_file(
 
 @PLAIN_LAYERS
 @pytest.mark.parametrize("kind", ["file", "memory"])
-async def test_a_file_cut_short_by_cancellation_ends_sending(
+async def test_send_fails_after_cancellation_has_cut_a_file_short(
     kind: str, a: Socket, make_file: MakeFile
 ) -> None:
     file = make_file(kind, bytes(50_000_000))
@@ -174,7 +174,7 @@ async def test_a_file_cut_short_by_cancellation_ends_sending(
 
 @PLAIN_LAYERS
 @pytest.mark.parametrize("kind", ["file", "memory"])
-async def test_a_failing_progress_callback_ends_sending(
+async def test_send_fails_after_a_progress_callback_has_raised(
     kind: str, a: Socket, make_file: MakeFile
 ) -> None:
     with pytest.raises(ZeroDivisionError):
@@ -222,7 +222,7 @@ async def test_the_error_counts_the_bytes_sent_before_the_peer_left(
 
 
 @ALL_LAYERS
-async def test_the_error_counts_0_bytes_if_the_peer_had_left(
+async def test_send_file_to_a_peer_that_left_reports_0_bytes(
     a: Socket, b: Socket, make_file: MakeFile
 ) -> None:
     file = make_file("unbuffered", b"content")

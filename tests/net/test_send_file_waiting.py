@@ -54,7 +54,7 @@ ALL_KINDS = pytest.mark.parametrize(
 
 @pytest.mark.parametrize("layer", ["plain", "tls"])
 @ALL_KINDS
-async def test_a_send_of_a_silent_file_can_be_cancelled(
+async def test_send_file_can_be_cancelled_while_it_waits_for_data(
     a: Socket, b: Socket, silent: Silent
 ) -> None:
     file, write = silent
@@ -88,7 +88,7 @@ async def test_a_send_of_a_silent_file_can_be_cancelled(
 
 @pytest.mark.parametrize("layer", ["plain", "tls"])
 @pytest.mark.parametrize("how", ["close", "abort", "cancelled close"])
-async def test_closing_the_socket_ends_a_send_of_a_silent_file(
+async def test_closing_the_socket_ends_a_send_file_that_waits(
     how: str, layer: str, a: Socket, b: Socket, silent: Silent
 ) -> None:
     file, write = silent

@@ -75,8 +75,8 @@ async def test_a_tls_socket_passes_trios_two_way_stream_check(
     await trio.testing.check_two_way_stream(tls_pair, clogged(family, tls_pair))
 
 
-async def test_a_socket_has_the_socket_of_its_stream(a: Socket, b: Socket) -> None:
-    """Libraries for Trio can then use a Socket in place of a SocketStream."""
+async def test_the_socket_attribute_is_the_socket_of_the_stream(a: Socket, b: Socket) -> None:
+    """With this attribute, a Socket can replace a SocketStream in libraries for Trio."""
     assert a.socket is a.stream.socket
     assert a.socket.getpeername() == tuple(b.getlocal())
     with pytest.raises(AttributeError):

@@ -282,7 +282,7 @@ def test_a_user_who_locks_the_directory_blocks_nobody(
         directory.chmod(0o755)
     if stale:
         leave_stale(path)
-    # Open the directory before the fork: another user cannot enter its parent directories.
+    # Open the directory before the fork: some parent directories may be closed to another user.
     directory = os.open(tmp_path, os.O_RDONLY)
     try:
         with after_nobody(lambda: fcntl.flock(directory, kind)):
@@ -321,7 +321,7 @@ def make_locked(path: Path, mode: int = 0o666) -> None:
 
 
 def make_locked_and_private(path: Path) -> None:
-    make_locked(path, 0o600)  # only its owner and root can open it
+    make_locked(path, 0o600)  # only root and the file's owner can open the file
 
 
 @needs_root

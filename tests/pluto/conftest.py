@@ -19,7 +19,7 @@ from trisock.pluto.trio_thread import TrioThread
 
 @pytest.fixture
 def bounded(no_leaked_descriptor: None) -> Iterator[None]:
-    """Limit the time of a test, even inside a blocking call. Then stop its background thread."""
+    """Limit a test's time, even inside a blocking call. Then stop the background thread."""
 
     deadline = time.monotonic() + DEADLINE
 

@@ -1,4 +1,4 @@
-"""Failures in the dialects: at shutdown, under cancellation, in races."""
+"""Failures in trisock.hammerspoon and trisock.pluto: shutdown, cancellation and races."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class BeforeTask(trio.abc.Instrument):
 
 
 async def test_data_from_before_a_disconnect_never_reaches_a_callback() -> None:
-    """Disconnect after the data has arrived, just before the task that reads it runs."""
+    """The data arrives, then the client disconnects, and then the reading task runs."""
     calls: list[object] = []
     connected_again = trio.Event()
     peers: list[Socket] = []

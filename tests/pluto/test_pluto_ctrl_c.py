@@ -208,9 +208,7 @@ def test_a_result_discarded_by_ctrl_c_is_undone(own_thread: TrioThread) -> None:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_nothing_is_undone_unless_ctrl_c_discards_a_result(
-    own_thread: TrioThread, fails: bool
-) -> None:
+def test_only_a_result_that_ctrl_c_discards_is_undone(own_thread: TrioThread, fails: bool) -> None:
     undone: list[object] = []
 
     async def function() -> str:
@@ -264,9 +262,9 @@ InterruptAfter = Callable[[type, str], None]
 
 @pytest.fixture
 def interrupt_after(monkeypatch: pytest.MonkeyPatch) -> InterruptAfter:
-    """Return a function ``arm(class, name)``.
+    """Return a function ``arm(class, name)``, whose arguments are a class and a method's name.
 
-    After ``arm``, the next call of that method completes, but Ctrl-C discards its result.
+    After ``arm``, the next call of the method completes, but Ctrl-C discards the result.
     """
 
     def arm(where: type, name: str) -> None:

@@ -118,4 +118,4 @@ async def test_dropping_a_closed_socket_closes_no_other_descriptor() -> None:
             del client
             gc.collect()
         finally:
-            os.close(number)  # raises if the collection has closed the descriptor
+            os.close(number)  # raises if garbage collection has closed the descriptor

@@ -1,4 +1,4 @@
-"""Faulty log filters, exceptions, cancel scopes and forks do not break trisock.pluto."""
+"""trisock.pluto survives failing log filters, hostile exceptions, open cancel scopes and forks."""
 
 from __future__ import annotations
 

@@ -238,7 +238,7 @@ def test_an_interrupted_stop_or_start_leaves_no_thread(times: int) -> None:
     )
 
 
-# ---- exceptions at every line: a trace function can raise at a chosen line, a signal cannot ----
+# ---- exceptions at every line: a trace function raises each exception at a chosen line ----
 
 INJECT = (
     PRELUDE

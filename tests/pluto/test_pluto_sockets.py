@@ -329,7 +329,7 @@ async def test_isopen_is_true_until_all_data_has_been_read() -> None:
 
 
 @both_sides
-async def test_repr_names_class_and_connection() -> None:
+async def test_repr_shows_the_class_and_the_connection() -> None:
     client, _ = await pair()
     name = "async_socket" if inside() else "socket"
     assert repr(client).startswith(f"<trisock.pluto.{name} <trisock.Socket client")

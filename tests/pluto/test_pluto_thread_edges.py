@@ -38,7 +38,7 @@ def run_to_end(thread: _Thread) -> None:
 
 
 def stop_in_thread() -> None:
-    """Stop the background thread from another thread. Retry until it has stopped."""
+    """In another thread, call ``background.stop()`` until the background thread has stopped."""
 
     def stop() -> None:
         while os.getpid() in background._current:
@@ -215,7 +215,8 @@ def test_stop_waits_until_a_busy_thread_answers(monkeypatch: pytest.MonkeyPatch)
     blocking = Thread(lambda: background.call(block))
     begun.wait()
     monkeypatch.setattr(trio_thread, "_POLL_SECONDS", 0.001)
-    # If the thread does not answer in time, stop() wakes it again. That wake unblocks the thread.
+    # If the thread does not answer in time, stop() wakes the thread again. This second call of
+    # ``wake`` unblocks the thread.
     after_wake(monkeypatch, lambda: after_wake(monkeypatch, resume.set))
     background.stop()
     blocking.result()
@@ -254,7 +255,7 @@ def test_raising_cancelled_outside_its_scope_fails_only_that_call() -> None:
     assert background.call(answer) == "result"
 
 
-def test_a_finished_call_keeps_its_result_if_fail_is_called() -> None:
+def test_fail_does_not_change_the_result_of_a_finished_call() -> None:
     call = Call(answer, None)
     trio.run(call.run)
     call.fail(MemoryError())

@@ -72,7 +72,7 @@ def check_refused(s: Any, listening: Any, why: str) -> None:
     assert s.getpeer()
 
 
-def test_objects_made_outside_trio_cannot_be_used_inside() -> None:
+def test_objects_made_outside_trio_cannot_be_used_inside_trio() -> None:
     client, server = run_outside(pair())
     listening = socket.listen(0)
 
@@ -83,7 +83,7 @@ def test_objects_made_outside_trio_cannot_be_used_inside() -> None:
     converse(client, server)
 
 
-def test_objects_made_inside_trio_work_only_in_that_run() -> None:
+def test_objects_made_in_a_trio_run_work_only_there() -> None:
     made = []
     why = "made inside Trio: it cannot be used"
 
@@ -114,7 +114,7 @@ def test_several_threads_can_use_different_sockets_concurrently() -> None:
         thread.result()
 
 
-def test_one_thread_can_read_while_another_writes_on_one_socket() -> None:
+def test_one_thread_can_read_a_socket_while_another_sends() -> None:
     client, raw = run_outside(raw_peer())
     with raw:
         reading = recv_in_thread(client)
@@ -178,7 +178,7 @@ def test_a_failed_thread_start_raises_oserror_and_can_be_retried(own_thread: Tri
     own_thread.call(trio.lowlevel.checkpoint)  # this call starts a new thread
 
 
-def test_ctrl_c_during_a_failed_start_raises_keyboard_interrupt(
+def test_ctrl_c_during_a_failed_thread_start_raises_keyboard_interrupt(
     own_thread: TrioThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = trio.run
@@ -200,7 +200,7 @@ def test_ctrl_c_during_a_failed_start_raises_keyboard_interrupt(
     own_thread.call(trio.lowlevel.checkpoint)
 
 
-def test_calls_work_after_the_system_refuses_a_thread(
+def test_calls_work_after_the_system_refuses_to_start_a_thread(
     own_thread: TrioThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
@@ -248,7 +248,7 @@ def test_a_process_with_open_sockets_exits_silently() -> None:
 # ---- fork ----
 
 
-def test_parent_and_child_work_if_forked_before_any_call() -> None:
+def test_parent_and_child_work_after_a_fork_before_any_call() -> None:
     listening = socket.listen(0)
     in_child(lambda: converse(*run_outside(pair())))
     in_child(lambda: converse(socket.connect("127.0.0.1", listening.port), listening.accept()))

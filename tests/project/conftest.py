@@ -13,7 +13,7 @@ from helpers.shared_examples import SharedServer, shared
 
 @pytest.fixture
 def other_ca(tmp_path: pathlib.Path, other_authority: Authority) -> str:
-    """The path of the certificate of a CA that did not issue the servers' certificates."""
+    """The path of a CA certificate. The servers' certificates are from other CAs."""
     path = tmp_path / "other-ca.pem"
     path.write_bytes(other_authority.pem)
     return str(path)

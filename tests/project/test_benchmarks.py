@@ -38,7 +38,7 @@ SMALL_AMOUNTS = {
     "memory": 20,
 }
 
-# A server that loses one byte or line of the work.
+# The program of a server that returns or counts one byte or line too few.
 LOSSY = """
 import socket
 from benchmarks.peers.serving import BLOCK, HOST, READ_SIZE, announce, parse_options
@@ -83,7 +83,7 @@ def setup(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setup]:
 
 
 @pytest.mark.parametrize("name", SMALL_AMOUNTS)
-def test_every_peer_does_all_the_work_of_a_row(name: str, setup: Setup) -> None:
+def test_every_peer_does_all_the_work_of_each_benchmark(name: str, setup: Setup) -> None:
     result = compete(ROWS[name], BASIC_PEERS, setup, amount=SMALL_AMOUNTS[name], rounds=1)
     assert {peer: series.failure for peer, series in result.series.items()} == {
         peer.name: None for peer in BASIC_PEERS

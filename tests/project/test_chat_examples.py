@@ -64,7 +64,7 @@ async def test_chat_room_sends_lines_to_all_in_the_same_order() -> None:
             assert lines == [f"{name}: {n}" for n in range(200)]
 
 
-async def test_chat_room_refuses_an_empty_long_or_duplicate_name() -> None:
+async def test_chat_room_refuses_empty_overlong_and_duplicate_names() -> None:
     async with running("chat_room") as room, chatting(room, "Ann") as ann:
         async with await trisock.connect("127.0.0.1", room.port) as sock:
             assert await hear(sock) == "* who are you?"

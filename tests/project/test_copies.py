@@ -36,7 +36,7 @@ async def one_of_each(
 ) -> AsyncIterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Yield two dicts, which map the names of classes to objects.
 
-    The objects in the first dict refuse to be copied. The objects in the second can be copied.
+    The objects in the first dict refuse to be copied. Those in the second dict can be copied.
     """
 
     async def handler(sock: object) -> None:
@@ -76,7 +76,7 @@ async def test_every_public_class_is_tested_here(
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_an_object_bound_to_a_connection_refuses_to_be_copied(
+async def test_an_object_that_uses_a_socket_refuses_to_be_copied(
     way: str, client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
     async with one_of_each(client_tls, server_tls) as (refusing, _):

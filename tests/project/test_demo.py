@@ -29,7 +29,7 @@ def test_the_demo_can_run_inside_the_test_process(capsys: pytest.CaptureFixture[
     assert "221 bye" in capsys.readouterr().out
 
 
-def test_the_demo_without_its_extra_says_what_to_install(
+def test_the_demo_without_trustme_says_what_to_install(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "trustme", None)

@@ -1,4 +1,4 @@
-"""trisock, trisock.pluto and trisock.hammerspoon in one program; the tables of docs/dialects.md."""
+"""The three interfaces in one program, and the tables of docs/dialects.md."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_each_row_of_the_tables_names_existing_tests(dialect: str) -> None:
         assert not unknown, there
 
 
-def test_each_name_on_plutos_page_has_a_row() -> None:
+def test_each_name_of_pluto_socket_has_a_table_row() -> None:
     there = {name.partition("(")[0] for row in tables()["trisock.pluto"] for name in names(row[0])}
     assert there >= {
         *("socket.connect", "socket.listen", "socket.bind", "socket.send", "socket.recv"),
@@ -153,7 +153,7 @@ def test_each_name_on_plutos_page_has_a_row() -> None:
     }
 
 
-def test_each_name_on_hs_sockets_page_has_a_row() -> None:
+def test_each_name_of_hs_socket_has_a_table_row() -> None:
     rows = tables()["trisock.hammerspoon"]
     there = {name.partition("(")[0] for row in rows for name in names(row[0])}
     assert there >= {

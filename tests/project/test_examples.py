@@ -24,13 +24,13 @@ CLIENTS = {"echo_client", "pluto_client", "hammerspoon_http_client"}
 SERVERS = [
     name
     for name in NAMES
-    # test_hammerspoon_examples.py stops this server while a client is connected.
+    # test_hammerspoon_examples.py tests how hammerspoon_server stops.
     if name not in {*CLIENTS, "hammerspoon_server"}
 ]
 TLS_SERVERS = ["https_server", "smtp_server", "http_and_https"]
 
 
-# ---- all of them ----
+# ---- all examples ----
 
 
 @pytest.mark.parametrize("name", SERVERS)
@@ -123,7 +123,8 @@ async def test_echo_client_sends_its_arguments_and_prints_the_replies() -> None:
 
 
 async def test_echo_client_sends_standard_input_and_prints_the_replies() -> None:
-    # The data exceeds all buffers on the path. The client must therefore read while it sends.
+    # The buffers between client and server cannot hold all data, so the client must read while
+    # it sends.
     sent = b"".join(b"line %d\n" % number for number in range(500_000))
     async with running("echo_server") as server:
         result = await run(*command("echo_client", "--port", str(server.port)), stdin=sent)
@@ -222,7 +223,7 @@ async def test_https_server_answers_pipelined_requests_in_order(https: SharedSer
     ]
 
 
-async def test_https_server_answers_head_with_a_length_and_no_body(https: SharedServer) -> None:
+async def test_https_server_answers_a_head_request_with_headers_only(https: SharedServer) -> None:
     answer = await ask(https, b"HEAD / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
     assert b"\r\nContent-Length: 23\r\n" in answer

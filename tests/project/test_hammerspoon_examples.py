@@ -16,7 +16,7 @@ HEADER = "HTTP/1.0 200 OK\r\nContent-Length: 14\r\n\r\n"
 
 
 async def get(answer: bytes) -> tuple[bytes, str]:
-    """Run the HTTP client with a server that sends ``answer``. Return its request and output."""
+    """Run the HTTP client. Its server sends ``answer``. Return the client's request and output."""
     requests = []
 
     async def handler(sock: trisock.Socket) -> None:

@@ -1,4 +1,4 @@
-"""The example smtp_server, with smtplib, openssl, curl, and single commands."""
+"""The example smtp_server. Its clients are smtplib, openssl, curl, and trisock sockets."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ async def test_commands_injected_after_starttls_are_never_executed(smtp: SharedS
         assert (await reply(sock)).startswith("220 ")
         with pytest.raises(trisock.TLSError):
             await sock.starttls(trusting(smtp.ca))
-    # To a client that continues in plain text, the server can send only a TLS alert.
+    # If a client continues in plain text, the server sends a TLS alert or nothing.
     async with await smtp_connect(smtp) as sock:
         await sock.send(b"STARTTLS\r\nNOOP\r\nQUIT\r\n")
         assert (await reply(sock)).startswith("220 ")

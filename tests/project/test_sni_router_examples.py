@@ -30,7 +30,7 @@ def test_server_name_is_the_name_in_a_real_client_hello(name: str) -> None:
     assert sni_router.server_name(handshake_message(name)) == name.lower()
 
 
-def test_server_name_is_none_without_a_name() -> None:
+def test_server_name_is_none_for_a_hello_without_a_name() -> None:
     assert sni_router.server_name(handshake_message(None)) is None
     assert sni_router.server_name(handshake_message("127.0.0.1")) is None
     assert sni_router.server_name(hello_with(None)) is None

@@ -1,4 +1,4 @@
-"""Broadcasts during upgrades, slow handlers, cancellation and shutdown."""
+"""Broadcasts while TLS begins or ends, a handler is slow, a task is cancelled or a server stops."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ async def test_a_started_broadcast_is_shielded_from_cancellation() -> None:
         with trio.CancelScope() as scope:
             async with broadcasting(server, BIG) as delivered:
                 scope.cancel()
-                # The scope is cancelled. An unshielded checkpoint here would end the block
+                # The scope is cancelled. An unshielded checkpoint would raise Cancelled here,
                 # before the broadcast ends.
                 assert server.connections
                 with trio.CancelScope(shield=True):

@@ -15,7 +15,7 @@ if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
 
-def test_split_errors_separates_errors_from_other_exceptions() -> None:
+def test_errors_are_split_from_other_exceptions_in_a_group() -> None:
     error, interrupt, leaving = ValueError(), KeyboardInterrupt(), SystemExit()
     errors, others = split_errors(BaseExceptionGroup("mixed", [error, interrupt, leaving]))
     assert isinstance(errors, BaseExceptionGroup)
@@ -24,7 +24,7 @@ def test_split_errors_separates_errors_from_other_exceptions() -> None:
     assert others.exceptions == (interrupt, leaving)
 
 
-async def test_isolated_propagates_keyboard_interrupt_despite_a_scope_left_open() -> None:
+async def test_keyboard_interrupt_propagates_despite_a_scope_left_open() -> None:
     async def leave_one_open() -> None:
         trio.CancelScope().__enter__()
         raise KeyboardInterrupt

@@ -1,4 +1,7 @@
-"""A handler that raises or leaves a cancel scope open is logged, and ends only its connection."""
+"""The server logs a handler's failure, and closes only that handler's connection.
+
+A handler can fail with an exception of any class, or by leaving a cancel scope open.
+"""
 
 from __future__ import annotations
 
@@ -182,7 +185,9 @@ async def test_a_handler_may_raise_any_exception_group(
     assert "ValueError: one" in records.text or way == "method"
 
 
-async def test_a_mixed_exception_group_may_override_split(records: Records) -> None:
+async def test_a_mixed_exception_group_is_separated_despite_a_broken_split(
+    records: Records,
+) -> None:
     class Stop(BaseException):
         pass
 
@@ -250,7 +255,7 @@ async def test_a_failure_that_cannot_be_logged_goes_to_stderr(
     assert_reported_on_stderr(error, capsys)
 
 
-async def test_a_failure_whose_log_filter_fails_goes_to_stderr(
+async def test_a_failure_goes_to_stderr_if_the_log_filter_fails(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def fail(_: logging.LogRecord) -> bool:
@@ -294,7 +299,8 @@ async def test_a_server_without_stderr_survives_broken_logging(
 async def test_the_server_survives_a_log_file_it_cannot_open(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # The path of the log file is a directory: opening it fails, as if descriptors had run out.
+    # A directory has the log file's path. Opening the file fails, as it does when the process has
+    # run out of descriptors.
     handler = logging.FileHandler(tmp_path / "log", delay=True)
     os.mkdir(tmp_path / "log")
     with logging_to(handler):
@@ -401,7 +407,7 @@ OPEN_SCOPES = [
 
 @pytest.mark.filterwarnings("ignore:Async generator")
 @pytest.mark.parametrize("handler", OPEN_SCOPES, ids=lambda each: each.__name__)
-async def test_a_scope_left_open_ends_only_its_own_connection(
+async def test_a_scope_left_open_ends_only_that_handlers_connection(
     handler: Handler, records: Records
 ) -> None:
     stats = await serve_with_bystanders(handler)

@@ -181,7 +181,7 @@ async def test_iteration_over_a_listener_ends_when_it_closes() -> None:
 
 
 @pytest.mark.parametrize("host", [None, "127.0.0.1"])
-async def test_closing_wakes_the_task_in_accept(host: str | None) -> None:
+async def test_closing_a_listener_wakes_the_task_in_accept(host: str | None) -> None:
     listener = await trisock.listen(0, host=host)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(accept_raises_closed, listener)
@@ -223,7 +223,7 @@ async def test_hasconnection_takes_no_connection_from_a_waiting_accept() -> None
             assert len(got) == 1
 
 
-async def test_closing_resets_a_connection_found_by_hasconnection() -> None:
+async def test_closing_a_listener_resets_a_connection_found_by_hasconnection() -> None:
     async with await trisock.listen(0) as listener:
         client = await trisock.connect("localhost", listener.port)
         while not listener.hasconnection():

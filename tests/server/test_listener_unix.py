@@ -66,7 +66,7 @@ async def test_closing_a_listener_removes_a_relative_path_after_chdir(
     assert not (tmp_path / "socket").exists()
 
 
-async def test_a_path_with_a_listener_is_in_use(path: Path) -> None:
+async def test_listen_unix_refuses_a_path_that_is_in_use(path: Path) -> None:
     async with await trisock.listen_unix(path) as listener:
         for _ in range(2):
             with pytest.raises(OSError, match="in use") as caught:

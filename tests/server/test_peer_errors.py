@@ -123,7 +123,7 @@ async def test_a_handlers_own_error_is_logged_with_its_traceback(
                 raise ValueError("the request was cut short") from exc
             if way == "group":
                 raise ExceptionGroup("both", [exc, ValueError("and a fault")]) from None
-            raise trisock.IncompleteReadError(b"", 5) from None  # the handler's own
+            raise trisock.IncompleteReadError(b"", 5) from None  # the handler's own error
 
     async with serving(handler) as server:
         async with await connect(server) as client:

@@ -279,7 +279,7 @@ async def test_starting_and_stopping_while_clients_connect_never_fails() -> None
 
 
 async def test_a_server_whose_listener_is_closed_ends_with_an_error() -> None:
-    """Nobody would notice a silent end. ``trio.serve_listeners`` raises this error as well."""
+    """If the server ended silently, nobody would notice. ``trio.serve_listeners`` raises, too."""
     listener = await trisock.listen(0, host="127.0.0.1")
     with pytest.RaisesGroup(trio.ClosedResourceError, flatten_subgroups=True):
         async with trio.open_nursery() as nursery:

@@ -288,7 +288,7 @@ async def test_starttls_waits_for_an_earlier_broadcast(
 
 
 @pytest.mark.parametrize("how", ["timeout", "cancelled", "aborted"])
-async def test_starttls_behind_a_broadcast_can_end_early(
+async def test_starttls_can_end_while_it_waits_for_a_broadcast(
     how: str, server_tls: ServerTLS, jumping_clock: trio.testing.MockClock
 ) -> None:
     done = []

@@ -12,7 +12,7 @@ from trisock import ClientTLS, ServerTLS, Socket
 
 @pytest.fixture
 def layer() -> str:
-    """``"tls"``, or ``"plain"`` (before starttls). Tests parametrize it."""
+    """``"tls"`` if the ends ``a`` and ``b`` have called starttls, otherwise ``"plain"``."""
     return "tls"
 
 

@@ -24,7 +24,7 @@ from trisock._errors import describe_ssl_error
 
 @pytest.fixture
 def layer() -> str:
-    """Here ``a`` and ``b``, the two ends, have not called starttls yet."""
+    """In this file, the two ends ``a`` and ``b`` have not called starttls yet."""
     return "plain"
 
 
@@ -34,7 +34,10 @@ def layer() -> str:
 async def failing_handshake(
     client_tls: object, server_tls: object
 ) -> tuple[Socket, TLSError, Socket, TLSError | None]:
-    """Run a handshake that fails at the client or at both ends. Return each end and its error."""
+    """Run a handshake that fails at the client or at both ends.
+
+    Return each end and its error. The server's error may be ``None``.
+    """
     client, server = await tcp_pair()
     errors: dict[str, TLSError] = {}
 

@@ -18,7 +18,7 @@ from trisock._net.lines import Lines
 # More bytes than the kernel can hold: the broadcast ends only after the client reads them.
 BROADCAST_SIZE = 8_000_000
 
-# Every way to read: all reads of a socket, and an iterator that has already split more lines.
+# Every way to read: the read methods of a socket, and a line iterator that still holds lines.
 WAYS = [*READS, "split lines"]
 
 
@@ -32,9 +32,9 @@ async def handler_behind_a_broadcast(
 ) -> AsyncIterator[tuple[Socket, Lines, Socket]]:
     """Yield a handler's socket, its line iterator and the client.
 
-    A broadcast to the client is in flight. A call of starttls or stoptls waits for the end of the
-    broadcast. The iterator has returned the first line of ``text``, and has already split the
-    other lines.
+    A broadcast to the client is in flight. If a test calls starttls or stoptls, the call waits
+    until the broadcast ends. The iterator has returned the first line of ``text``, and has already
+    split the other lines.
     """
     sock: Socket
     lines: Lines
@@ -125,7 +125,7 @@ async def test_lines_that_were_split_before_stoptls_are_kept(
         assert [await anext(lines), await anext(lines)] == [b"two", b"three"]
 
 
-async def test_lines_are_refused_while_another_task_reads() -> None:
+async def test_a_line_iterator_cannot_read_while_another_task_reads() -> None:
     a, b = unix_pair()
     async with closing(a, b):
         lines = a.lines()

@@ -145,7 +145,10 @@ async def test_starttls_uses_a_client_hello_that_was_received_earlier(
 async def test_plain_text_injected_after_starttls_fails_the_handshake(
     role: str, where: str, authority: Authority, client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
-    """An attacker injects plain text after the command: CVE-2011-0411 and "NO STARTTLS" (2021)."""
+    """An attacker injects plain text after the STARTTLS command or after the reply.
+
+    See CVE-2011-0411 and "NO STARTTLS" (2021).
+    """
     sock, raw = raw_pair()
     injected = b"MAIL FROM:<attacker>\r\n" if role == "server" else b"250 all is well\r\n"
     command = b"STARTTLS\r\n" if role == "server" else b"220 go ahead\r\n"
@@ -236,6 +239,7 @@ async def test_a_wrong_argument_leaves_the_connection_unchanged(
 async def test_the_most_specific_name_is_verified(
     authority: Authority, server_tls: ServerTLS
 ) -> None:
+    """The name in ``tls`` overrides the connected host. ``server_hostname`` overrides both."""
     context = raw_client_context(authority)
     for tls, name_given, verified in [
         (ClientTLS(ca=authority.pem), None, "127.0.0.1"),  # the host given to connect
@@ -278,7 +282,7 @@ async def test_an_ssl_context_works_in_either_role(authority: Authority) -> None
 
 @pytest.mark.filterwarnings("ignore:ssl.PROTOCOL_TLS is deprecated")
 @pytest.mark.parametrize("layer", ["plain"])
-async def test_a_protocol_tls_context_takes_its_role_from_the_socket(
+async def test_a_context_for_both_roles_takes_the_sockets_role(
     a: Socket, b: Socket, authority: Authority
 ) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS)

@@ -82,7 +82,7 @@ async def test_stoptls_is_refused_while_data_after_the_handshake_is_unread(
     async with data_after_the_handshake(authority, server_tls) as (sock, raw):
         raw.shutdown(socket.SHUT_WR)
         await trio.lowlevel.wait_readable(sock.fileno())
-        assert sock.isopen()  # the kernel has received FIN, but TLS has no close_notify
+        assert sock.isopen()  # FIN has arrived, but no close_notify
         with pytest.raises(RuntimeError, match="decrypted bytes are unread"):
             await sock.stoptls()
         assert sock.isopen()
@@ -142,10 +142,13 @@ async def test_stoptls_fails_if_the_peer_does_not_send_close_notify(
 
 
 @pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
-async def test_stoptls_does_not_accept_an_alert_as_close_notify(
+async def test_stoptls_does_not_accept_another_alert_as_close_notify(
     version: str, authority: Authority, server_tls: ServerTLS, a: Socket, b: Socket
 ) -> None:
-    """OpenSSL accepts the alert, and leaves an error in its queue for the next connection."""
+    """OpenSSL mistakes the alert for close_notify, and leaves an error in its error queue.
+
+    All connections of the thread share that queue.
+    """
     async with tls_server_and_raw_client(authority, server_tls, version) as (sock, peer):
         peer.incoming.write(b"\x17\x03\x03\x00\x20" + bytes(32))  # a forged record
         with pytest.raises(ssl.SSLError, match=r"(?i)bad record mac"):

@@ -116,7 +116,7 @@ async def test_an_https_compatible_close_sends_no_close_notify(
 
 
 async def test_close_sends_close_notify_despite_unread_data(a: Socket, b: Socket) -> None:
-    """SSL_shutdown fails because of the unread data, and the session tickets are still unsent."""
+    """The unread data makes SSL_shutdown fail. The session tickets are still unsent."""
     for _ in range(3):
         await a.send(b"never read")
     await trio.lowlevel.wait_readable(b.fileno())

@@ -1,4 +1,4 @@
-"""The code paths of TLSStream that real peers rarely reach. Each test reaches one of them."""
+"""Each test reaches a code path of TLSStream that real peers rarely reach."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ async def test_a_response_that_fails_does_not_lose_decrypted_data(
         await a.recv()
 
 
-async def test_eof_while_a_response_waits_raises_tls_error(
+async def test_eof_before_a_response_is_sent_raises_tls_error(
     a: Socket, tls: TLSStream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def ended(self: TLSStream) -> bool:
@@ -169,7 +169,7 @@ async def test_a_response_that_fails_during_a_send_ends_sending(
     assert tls.final_bytes() == b""
 
 
-async def test_arrived_records_are_returned_though_the_stream_is_closed(
+async def test_received_records_are_returned_after_the_stream_is_closed(
     a: Socket, b: Socket, tls: TLSStream
 ) -> None:
     await b.send(b"data")

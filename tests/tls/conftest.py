@@ -11,6 +11,6 @@ from trisock import Certificate
 
 @pytest.fixture(scope="session")
 def wide_certificate(authority: Authority) -> Certificate:
-    """A client's certificate so large that a session ticket with it spans several records."""
+    """A large client certificate. A session ticket that contains it spans several records."""
     names = [f"{number}.{'x' * 60}.example.org" for number in range(300)]
     return certificate(authority.ca.issue_cert(*names, key_type=trustme.KeyType.ECDSA))

@@ -206,7 +206,7 @@ def test_a_bad_certificate_raises_value_error(bad: bytes) -> None:
     assert type(caught.value) is ValueError
 
 
-def test_with_warnings_as_errors_only_value_error_is_raised() -> None:
+def test_only_value_error_is_raised_if_warnings_are_errors() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with contextlib.suppress(ValueError):
@@ -321,8 +321,8 @@ def test_a_key_is_never_readable_by_other_users(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_missing_password_is_not_prompted_for(authority: Authority) -> None:
-    """By default, OpenSSL prompts for a missing password on the terminal."""
+def test_openssl_does_not_prompt_for_a_missing_password(authority: Authority) -> None:
+    """By default, OpenSSL prompts on the terminal for a missing password."""
     chain, key = pems(authority, "example.org")
     certificate = Certificate(chain, encrypted(key, b"secret"), "secret")
     object.__setattr__(certificate, "_password", None)

@@ -1,4 +1,4 @@
-"""Splitting a ClientHello does not change what ClientHelloReader finds. Memory is bounded."""
+"""Splitting a ClientHello does not change what ClientHelloReader finds. Its memory is bounded."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_every_split_into_records_and_segments_gives_the_same_hello(
 
 @settings(max_examples=500, deadline=None, derandomize=True)
 @given(data=st.data())
-def test_a_mutated_hello_gives_the_same_result_byte_by_byte(data: st.DataObject) -> None:
+def test_feeding_a_mutated_hello_byte_by_byte_changes_nothing(data: st.DataObject) -> None:
     wire = bytearray(WHOLE)
     for _ in range(data.draw(st.integers(1, 4))):
         wire[data.draw(st.integers(0, len(wire) - 1))] = data.draw(st.integers(0, 255))

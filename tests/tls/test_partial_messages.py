@@ -34,7 +34,7 @@ class PartialTicketPeer(PostHandshakePeer):
 async def partial_ticket_pair(
     authority: Authority, wide_certificate: Certificate, *, https_compatible: bool = False
 ) -> AsyncIterator[tuple[Socket, PartialTicketPeer]]:
-    """Yield a TLS client that has received half of a session ticket, and its server."""
+    """Yield a TLS client and its server. The client has received half of a session ticket."""
     server_tls = ServerTLS(
         authority.issue("example.org"), client_ca=authority.pem, require_client_certificate=True
     )
@@ -52,7 +52,7 @@ async def partial_ticket_pair(
 
 @pytest.fixture
 def https_compatible() -> bool:
-    """The argument of starttls. Tests parametrize it."""
+    """The ``https_compatible`` argument of starttls. Tests can parametrize this fixture."""
     return False
 
 

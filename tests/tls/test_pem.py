@@ -45,7 +45,7 @@ def test_a_trusted_certificate_of_one_byte_is_kept_whole() -> None:
     assert pem.certificates(block("TRUSTED CERTIFICATE", b"\x30")) == [b"\x30"]
 
 
-def test_a_key_whose_headers_never_end_is_damaged() -> None:
+def test_a_key_whose_headers_never_end_is_refused() -> None:
     key = (
         b"-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n-----END RSA PRIVATE KEY-----\n"
     )

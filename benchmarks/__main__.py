@@ -22,7 +22,7 @@ SVG = Path("docs/benchmark.svg")
 
 
 def main() -> None:
-    """Run the command line."""
+    """Parse the command line, and run the command."""
     args = _parse()
     if args.list:
         _list()
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def _compare(args: argparse.Namespace, setup: Setup) -> None:
-    # rich and matplotlib are imported in this function, because the tests do not install them.
+    # Imported here, because rich and matplotlib are not installed for the tests.
     from rich.console import Console
 
     from . import record, report

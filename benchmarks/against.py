@@ -33,7 +33,7 @@ def main() -> int:
     parser.add_argument("--rows", default=",".join(ROWS), help="ROW,...")
     parser.add_argument("--quick", action="store_true", help="less work in each round")
     args = parser.parse_args()
-    # Imported here because the tests do not install this dependency.
+    # Imported here, because rich is not installed for the tests.
     from rich import box
     from rich.console import Console
     from rich.table import Table

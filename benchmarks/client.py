@@ -19,18 +19,18 @@ from .loop import READABLE, WRITABLE, Job, Loop
 MESSAGE_SIZE = 64
 LINE_SIZE = 64
 
-# In seconds. If the server is silent for longer, it has lost data.
+# Seconds to wait for the server. If it is silent for longer, it has probably lost data.
 PATIENCE = 20
 
 # The number of short-lived connections in progress at the same time.
 VISITORS = 16
 
-# The size of the client's reads and writes. It is larger than the servers' 64 KiB, so that the
-# client is faster than the server. It is larger than a TLS record (16 KiB), so that each read
-# empties OpenSSL's buffer: epoll cannot see data that is pending there.
+# The size of the client's reads and writes. The servers read and write at most 64 KiB at a
+# time, so the client is faster than the server. A TLS record has at most 16 KiB, so each read
+# empties OpenSSL's buffer: epoll cannot see data that is pending in that buffer.
 _PIECE = 262_144
-# Most responses are short. Allocating a large buffer for each one (mmap, page faults) took the
-# client five times as long as the rest of an echo.
+# The size of a read that expects a short response. When each of these reads allocated a large
+# buffer (mmap, page faults), the allocation took five times as long as the rest of an echo.
 _ANSWER = 4096
 _BYTES = b"x" * _PIECE
 _LINE = b"x" * (LINE_SIZE - 1) + b"\n"

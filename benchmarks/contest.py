@@ -1,4 +1,4 @@
-"""Measure all peers in one row. Each round measures every peer, so noise affects them equally."""
+"""Measure all peers in one row. Each round measures all peers, so noise affects all equally."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Spread:
 
 @dataclass
 class Series:
-    """The measurements of one peer in one row, one per round, and the reason for a failure."""
+    """One peer's measurements in one row (one per round), and the reason if the peer failed."""
 
     measurements: list[Measurement] = field(default_factory=list)
     failure: str | None = None
@@ -61,7 +61,7 @@ class Result:
         return statistics.median(each.cpu / each.wall for each in self.series[peer].measurements)
 
     def ratio(self, peer: str, to: str = BASE) -> Spread | None:
-        """Return the ratio of two peers' figures in each round, as a spread.
+        """Divide ``peer``'s figure by ``to``'s figure in each round, and return the spread.
 
         Returns None if a peer failed, or if ``to`` was not measured.
         """

@@ -53,7 +53,7 @@ class Loop:
             for fd, _ in ready:
                 job = jobs.get(fd)
                 if job is None:
-                    raise ValueError("an event on a descriptor without a job")
+                    raise ValueError("epoll reported an event on a descriptor that has no job")
                 wanted = next(job, None)
                 if wanted is None:
                     if jobs[fd] is job:

@@ -36,9 +36,9 @@ class Server:
             stderr=self._stderr,
         )
         self._announced: bytes | None = None
-        # The CPU clock of another process, numbered as in clock_getcpuclockid(3) (glibc,
+        # The ID of the server's CPU clock, computed as clock_getcpuclockid(3) does (glibc,
         # sysdeps/unix/sysv/linux; CPUCLOCK_SCHED is 2). This clock counts nanoseconds, but
-        # /proc/PID/stat counts hundredths of a second.
+        # /proc/PID/stat counts only hundredths of a second.
         self._cpu_clock = (~self._process.pid << 3) | 2
 
     @property

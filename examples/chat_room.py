@@ -35,7 +35,10 @@ def printable(line: bytes) -> str:
 
 @asynccontextmanager
 async def cancelled_by(event: trio.Event) -> AsyncIterator[None]:
-    """Cancel the block when the event is set. An exception propagates in an exception group."""
+    """Cancel the ``async with`` block when the event is set.
+
+    An exception in the block propagates in an exception group.
+    """
     async with trio.open_nursery() as nursery:
 
         async def cancel() -> None:
@@ -50,7 +53,7 @@ async def cancelled_by(event: trio.Event) -> AsyncIterator[None]:
 class ChatRoom:
     """The clients' names, and a channel of lines to broadcast.
 
-    The channel has no buffer, so a handler waits until its line is received.
+    The channel has no buffer, so a handler waits until ``tell_all`` takes its line.
     """
 
     server: trisock.Server

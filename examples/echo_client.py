@@ -20,8 +20,8 @@ import trisock
 
 
 async def standard_input() -> AsyncIterator[bytes]:
-    # Do not use sys.stdin: the abandoned thread would keep the lock of sys.stdin, and Python could
-    # abort at exit.
+    # Do not use sys.stdin: if this read is cancelled, its thread continues. The thread would keep
+    # the lock of sys.stdin, and Python could abort at exit.
     while chunk := await trio.to_thread.run_sync(os.read, 0, 65536, abandon_on_cancel=True):
         yield chunk
 

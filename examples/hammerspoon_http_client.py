@@ -1,4 +1,4 @@
-"""The HTTP client from Hammerspoon's page "hs.socket", with the same tags.
+"""The HTTP client from Hammerspoon's page "hs.socket", with the tags of that page.
 
 Pass a host. Also pass a port, unless it is 80:
 

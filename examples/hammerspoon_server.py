@@ -1,4 +1,4 @@
-"""A line server in hs.socket's style, which sends each line from a client to all clients.
+"""A server in the style of hs.socket. It sends every received line to all clients.
 
 Run it, and talk to it from several terminals:
 

@@ -71,11 +71,11 @@ async def serve(host: str, port: int, tls: trisock.ServerTLS) -> None:
 
 
 def create_test_certificate(ca_file: str | None) -> trisock.Certificate:
-    """Create a certificate for this machine, and write its CA to a file."""
+    """Create a certificate for localhost. If ``ca_file`` is given, write the CA to this file."""
     try:
         import trustme
     except ImportError:
-        sys.exit("give --cert and --key, or install trustme, which creates a test certificate")
+        sys.exit("no certificate: give --cert and --key, or install trustme to create one")
     ca = trustme.CA()
     if ca_file is not None:
         ca.cert_pem.write_to_path(ca_file)

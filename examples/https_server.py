@@ -10,10 +10,10 @@ Run it with a certificate that it creates, and talk to it:
 Or use your own certificate: `--cert chain.pem --key key.pem`.
 
 How TLS ends: on a connection of `bind(tls=...)`, each side ends TLS with close_notify, so that an
-attacker cannot truncate the data unnoticed. But HTTP has its own message lengths, so some clients
-close the connection without close_notify. Then the server's read raises `TLSError`, which is a
-`trio.BrokenResourceError`, and the server counts a peer error. This is harmless. For a server that
-neither expects nor sends close_notify, omit `tls` in `bind`, and call
+attacker cannot truncate the data unnoticed. But an HTTP message states its own length, so some
+clients close the connection without close_notify. Then the server's read raises `TLSError`, which
+is a `trio.BrokenResourceError`, and the server counts a peer error. This is harmless. For a server
+that neither expects nor sends close_notify, omit `tls` in `bind`, and call
 `sock.starttls(tls, https_compatible=True)` in the handler.
 """
 
@@ -67,7 +67,7 @@ def respond(request: Request) -> tuple[HTTPStatus, bytes]:
 
 
 class HTTPError(Exception):
-    """A bad request. The server responds with this status and closes the connection."""
+    """A bad request. The server responds with ``status`` and closes the connection."""
 
     def __init__(self, status: HTTPStatus) -> None:
         super().__init__(status.phrase)
@@ -169,7 +169,10 @@ async def exchange(sock: trisock.Socket, closing: trio.Event) -> bool:
 
 @asynccontextmanager
 async def cancelled_by(event: trio.Event) -> AsyncIterator[None]:
-    """Cancel the block when the event is set. An exception propagates in an exception group."""
+    """Cancel the ``async with`` block when the event is set.
+
+    An exception in the block propagates in an exception group.
+    """
     async with trio.open_nursery() as nursery:
 
         async def cancel() -> None:
@@ -215,11 +218,11 @@ async def serve(host: str, port: int, tls: trisock.ServerTLS) -> None:
 
 
 def create_test_certificate(ca_file: str | None) -> trisock.Certificate:
-    """Create a certificate for this machine, and write its CA to a file."""
+    """Create a certificate for localhost. If ``ca_file`` is given, write the CA to this file."""
     try:
         import trustme
     except ImportError:
-        sys.exit("give --cert and --key, or install trustme, which creates a test certificate")
+        sys.exit("no certificate: give --cert and --key, or install trustme to create one")
     ca = trustme.CA()
     if ca_file is not None:
         ca.cert_pem.write_to_path(ca_file)

@@ -18,11 +18,11 @@ from trisock.pluto import async_socket, scheduler, socket
 
 
 def create_test_certificate(ca_file: str | None) -> dict[str, bytes]:
-    """Create a certificate for this machine, and write its CA to a file."""
+    """Create a certificate for localhost. If ``ca_file`` is given, write the CA to this file."""
     try:
         import trustme
     except ImportError:
-        sys.exit("install trustme, which creates a test certificate")
+        sys.exit("no certificate: install trustme to create one")
     ca = trustme.CA()
     if ca_file is not None:
         ca.cert_pem.write_to_path(ca_file)

@@ -9,8 +9,9 @@ Run it with a certificate that it creates, and talk to it:
 
 Or use your own certificate: `--cert chain.pem --key key.pem`.
 
-Commands injected after STARTTLS (CVE-2011-0411) need no special care here: `starttls` treats every
-unread byte as part of the handshake, which then fails.
+An attacker may inject commands after STARTTLS (CVE-2011-0411). The injected
+commands are never executed: `starttls` treats every unread byte as part of the handshake, which
+then fails.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ CRLF = b"\r\n"
 # smuggle messages (CVE-2023-51764).
 END_OF_MESSAGE = b"\r\n.\r\n"
 
-# RFC 5321, section 4.1.1, with only the parameters that EHLO offers.
+# The syntax of RFC 5321, section 4.1.1, with only the parameters that EHLO offers.
 FROM = re.compile(
     r"FROM:<([!-;=?-~]*)>(?: SIZE=([0-9]{1,18})| BODY=(?:7BIT|8BITMIME))*", re.IGNORECASE
 )
@@ -215,11 +216,11 @@ async def serve(host: str, port: int, tls: trisock.ServerTLS) -> None:
 
 
 def create_test_certificate(ca_file: str | None) -> trisock.Certificate:
-    """Create a certificate for this machine, and write its CA to a file."""
+    """Create a certificate for localhost. If ``ca_file`` is given, write the CA to this file."""
     try:
         import trustme
     except ImportError:
-        sys.exit("give --cert and --key, or install trustme, which creates a test certificate")
+        sys.exit("no certificate: give --cert and --key, or install trustme to create one")
     ca = trustme.CA()
     if ca_file is not None:
         ca.cert_pem.write_to_path(ca_file)

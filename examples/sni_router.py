@@ -25,7 +25,7 @@ import trisock
 MAX_CLIENT_HELLO = 16 * 1024  # bytes; real ClientHellos have 200 to 2000
 TIMEOUT = 10  # seconds to receive the ClientHello and connect to the backend
 IDLE_TIMEOUT = 300  # seconds without a byte from either side
-HALF_CLOSED_TIMEOUT = 10  # seconds until a tunnel ends after EOF from one side
+HALF_CLOSED_TIMEOUT = 10  # seconds that a tunnel may last after EOF from one side
 
 HANDSHAKE = 22  # a record type (RFC 8446, section 5.1)
 CLIENT_HELLO = 1  # a handshake message type (RFC 8446, section 4)
@@ -88,7 +88,7 @@ def server_name(client_hello: bytes) -> str | None:
                 raise ValueError("excess bytes after the server names of the ClientHello")
     if not names:
         return None
-    # With several names, the backend might choose a different name than this router.
+    # If there are several names, the backend might choose a different one than this router.
     if len(names) > 1 or not re.fullmatch(rb"[A-Za-z0-9._-]{1,255}", names[0]):
         raise ValueError("the ClientHello requests something other than one host name")
     return str(names[0], "ascii").lower()

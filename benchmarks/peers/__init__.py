@@ -2,11 +2,11 @@
 
 Each server is written as an experienced user of the library would write it, without tuning. All
 servers read at most 64 KiB, write 64 KiB at a time, and keep the library's default for TCP_NODELAY.
-All can do these four kinds of work on a connection:
+Every server can do these four kinds of work on a connection:
 
 - ``echo``: echo everything until EOF.
-- ``receive``: echo the request, which is a decimal number, then read and drop that number of bytes,
-  and respond with the number received. Repeat.
+- ``receive``: receive a request, which is a decimal number, and echo it. Then read and drop that
+  number of bytes, and respond with the number of bytes received. Repeat.
 - ``send``: receive a request, which is a decimal number (a multiple of 65536), and respond with
   that number of bytes. Repeat.
 - ``lines``: count lines until EOF, and respond with the count.
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Peer:
-    """A library, or a way to run it.
+    """A library, or one way to run a library.
 
     Attributes:
       name: the name on the command line and in the tables.

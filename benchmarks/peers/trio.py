@@ -12,7 +12,7 @@ Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
 
 class LineReader:
-    """The line reader that many Trio programs write for themselves."""
+    """A line reader like those in many Trio programs."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream

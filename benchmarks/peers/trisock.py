@@ -1,4 +1,4 @@
-"""trisock: ``bind`` and the methods of its ``Socket``."""
+"""trisock: ``bind`` and the methods of ``Socket``."""
 
 from __future__ import annotations
 

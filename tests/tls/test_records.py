@@ -1,4 +1,4 @@
-"""Ciphertext is split into records, and plain text into pieces. Nothing here does I/O."""
+"""Ciphertext is split into records, and plain text is split into pieces. No test does I/O."""
 
 from __future__ import annotations
 

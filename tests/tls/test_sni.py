@@ -27,7 +27,7 @@ from trisock._tls.client_hello import ClientHello
 
 @pytest.fixture
 def unraisable(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Collects the exceptions that Python cannot raise and would otherwise print."""
+    """Collects unraisable exceptions, which ``sys.unraisablehook`` would otherwise print."""
     seen: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", seen.append)
     return seen
@@ -48,7 +48,7 @@ def padded(hello: bytes, size: int) -> bytes:
 
 
 def longest(hello: bytes) -> bytes:
-    """Return the longest ClientHello message. Its fields have 131,396 bytes in total."""
+    """Return a ClientHello message of the maximum size: its fields have 131,396 bytes in total."""
     body = hello[9:]
     at = 35 + body[34]
     ciphers_size = int.from_bytes(body[at : at + 2], "big")
@@ -73,7 +73,7 @@ def longest(hello: bytes) -> bytes:
 
 
 async def server_info(server_tls: object, name: str, context: ssl.SSLContext) -> TLSInfo:
-    """Return a server's TLSInfo about a client that requests ``name``."""
+    """Return the server's TLSInfo after a handshake with a client that requests ``name``."""
     a, b = await tcp_pair()
     async with closing(a, b), trio.open_nursery() as nursery:
         nursery.start_soon(lambda: a.starttls(context, server_hostname=name))
@@ -136,7 +136,7 @@ async def test_a_name_can_have_certificates_of_several_key_kinds(
         authority.issue(name, key_type=trustme.KeyType.RSA),
         authority.issue(name, key_type=trustme.KeyType.ECDSA),
     ]
-    if position:  # the default is for another name, so SNI has to select ``several.example``
+    if position:  # the default certificate has another name, so the server has to use SNI
         certificates.insert(0, authority.issue("first.example"))
     for key_kind, key_class in [("RSA", "RSA"), ("ECDSA", "EC")]:
         info = await client_info(certificates, requested, tls_1_2_context(authority, key_kind))

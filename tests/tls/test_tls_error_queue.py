@@ -33,7 +33,7 @@ try:
     _openssl = ctypes.PyDLL(_ssl.__file__)
     _openssl.ERR_set_error.restype = None
 except (AttributeError, OSError):
-    pytest.skip("OpenSSL's functions cannot be called from here", allow_module_level=True)
+    pytest.skip("ctypes cannot call OpenSSL's functions", allow_module_level=True)
 
 _ERR_LIB_SSL = 20
 
@@ -45,7 +45,7 @@ def leave_an_error() -> None:
 
 
 class LeavingErrors(trio.abc.Instrument):
-    """Leaves an error in the queue before each task step. The caller's code may leave one there."""
+    """Leaves an error in the queue before each task step, as code outside trisock may do."""
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
         leave_an_error()

@@ -49,7 +49,7 @@ def expand(secret: bytes, label: bytes, length: int) -> bytes:
 
 
 class Forger:
-    """Encrypts any content as TLS 1.3 records with AES-256-GCM."""
+    """Forges TLS 1.3 records with any content, which it encrypts with AES-256-GCM."""
 
     def __init__(self, secret: bytes) -> None:
         self._use(secret)
@@ -79,7 +79,7 @@ class Forger:
 async def forging(
     role: str, authority: Authority, tmp_path: Path
 ) -> AsyncIterator[tuple[Socket, socket.socket, Forger]]:
-    """Yield a Socket with a TLS role, its peer's raw socket, and a Forger with the peer's keys."""
+    """Yield the TLS client or server (``role``), its peer's raw socket, and the peer's Forger."""
     sock, raw = raw_pair()
     certificate = authority.issue("example.org")
     if role == "server":
@@ -134,7 +134,7 @@ async def forging(
     ],
 )
 @pytest.mark.parametrize("role", ["server", "client"])
-async def test_an_invalid_record_fails_the_connection(
+async def test_an_invalid_record_breaks_the_connection(
     role: str, kind: int, content: bytes, words: str, authority: Authority, tmp_path: Path
 ) -> None:
     async with forging(role, authority, tmp_path) as (sock, raw, forger):
@@ -152,7 +152,9 @@ async def test_a_server_refuses_session_tickets(authority: Authority, tmp_path: 
             await sock.recv()
 
 
-async def test_the_size_of_a_message_is_bounded(authority: Authority, tmp_path: Path) -> None:
+async def test_the_size_of_a_handshake_message_is_bounded(
+    authority: Authority, tmp_path: Path
+) -> None:
     async with forging("client", authority, tmp_path) as (sock, raw, forger):
         claim = bytes([NEW_SESSION_TICKET]) + b"\xff\xff\xff"  # announces 16 MiB
         raw.sendall(forger.record(HANDSHAKE, claim + bytes(16000)))
@@ -200,7 +202,7 @@ async def test_a_flood_blocks_no_other_task_and_uses_little_memory(
                     reading.cancel_scope.cancel()
             enough.set()
             assert await sock.recv() == b"the end"
-        assert memory() - before < 20_000_000  # the ticket flood totals 64 MB
+        assert memory() - before < 20_000_000  # the tickets have at least 64 MB
 
 
 # ---- all ways to read have the same bounds ----
@@ -291,7 +293,7 @@ async def test_stoptls_finds_unread_data_after_records_without_data(
         assert await sock.recv() == b"CCC\n"
         with pytest.raises(RuntimeError, match="decrypted bytes are unread") as caught:
             await sock.stoptls()
-        assert sock._connection.caused(caught.value)  # only the peer can cause this error
+        assert sock._connection.caused(caught.value)  # the peer caused the error, not the program
         assert await sock.recv() == b"more"
 
 

@@ -36,7 +36,7 @@ async def test_cancelling_a_read_with_an_unsent_response_damages_nothing(
         assert got == message
         peer.send(b"after")
         assert await sock.recv() == b"after"
-        # This send may fail. If it succeeds, the peer must be able to decrypt it.
+        # This send may fail. If it succeeds, the peer must be able to decrypt the data.
         with contextlib.suppress(trio.BrokenResourceError):
             await sock.send(b"more")
             assert peer.received() == b"more"
@@ -66,7 +66,7 @@ async def test_cancelling_a_read_that_has_responded_loses_no_data(authority: Aut
         assert got.startswith(b"precious")
 
 
-async def test_cancelling_a_read_as_it_receives_loses_no_data(
+async def test_cancelling_a_read_when_data_arrives_loses_no_data(
     authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = _transport.Transport.receive
@@ -132,7 +132,7 @@ async def test_a_response_and_a_send_can_both_wait_for_room(
             assert peer.received() == b""
 
 
-async def test_a_response_cut_short_damages_nothing(
+async def test_a_partly_sent_response_damages_nothing(
     authority: Authority, wide_certificate: Certificate
 ) -> None:
     async with post_handshake_pair(authority, wide_certificate) as (sock, peer):
@@ -144,7 +144,7 @@ async def test_a_response_cut_short_damages_nothing(
 
         async def send() -> None:
             assert await sock.recv() == b"hello"
-            # This send may fail. If it fails, it must send nothing.
+            # This send may fail. If it fails, the peer must receive no data.
             with contextlib.suppress(trio.BrokenResourceError):
                 await sock.send(b"from us")
             await sock.close()
@@ -180,10 +180,10 @@ async def test_endless_key_updates_break_a_connection_that_cannot_respond(
         nursery.cancel_scope.cancel()
 
 
-async def test_a_reader_leaves_queued_responses_to_a_waiting_sender(
+async def test_a_reader_leaves_the_send_queue_to_a_waiting_sender(
     authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If a reader sent the queue itself, it would have to open a nursery for each read."""
+    """If the reader flushed the queue itself, each read would have to open a nursery."""
 
     async def unexpected(self: _tls_stream.TLSStream) -> bool:
         raise AssertionError("the reader flushes the sender's queue")

@@ -1,4 +1,4 @@
-"""ClientTLS and ServerTLS: their options, and the contexts that they share."""
+"""ClientTLS and ServerTLS: their options, and which roles share a context."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_security_option_must_be_a_bool(authority: Authority, unset: object) -
 
 
 @pytest.mark.parametrize("protocol", ["imap\n", "\x7f", "\0", "a\tb", "h2\r"])
-def test_alpn_protocols_have_no_control_characters(protocol: str) -> None:
+def test_control_characters_in_alpn_protocols_are_refused(protocol: str) -> None:
     with pytest.raises(ValueError, match="printable") as caught:
         ClientTLS("x", alpn_protocols=["imap", protocol])
     assert repr(protocol) not in str(caught.value)
@@ -177,7 +177,7 @@ def test_verify_flags_do_not_depend_on_the_python_version(authority: Authority) 
 # ---- contexts ----
 
 
-def test_equal_values_share_a_context(authority: Authority) -> None:
+def test_equal_tls_arguments_share_a_context(authority: Authority) -> None:
     chain, key = pems(authority, "example.org")
 
     def context(tls: object, side: str) -> ssl.SSLContext:

@@ -238,7 +238,7 @@ INVALID: list[tuple[type[Exception], str, Callable[[Sockets], object]]] = [
     (TypeError, "not bool", lambda hs: hs.new().setTimeout(True)),
     (TypeError, "not NaN", lambda hs: hs.new().setTimeout(math.nan)),
     (TypeError, "of seconds", lambda hs: hs.new().setTimeout(SECRET)),  # type: ignore[arg-type]
-    (ValueError, "no larger", lambda hs: hs.new().setTimeout(10**400)),
+    (ValueError, "fits into a float", lambda hs: hs.new().setTimeout(10**400)),
     (TypeError, "a host and a port", lambda hs: hs.new().connect(LOCALHOST, True)),
     (TypeError, "a host and a port", lambda hs: hs.new().connect(LOCALHOST, SECRET)),  # type: ignore[arg-type]
     (TypeError, "a host and a port", lambda hs: hs.new().connect(SECRET.encode(), 80)),  # type: ignore[arg-type]

@@ -146,7 +146,7 @@ def test_a_call_during_interpreter_shutdown_raises_instead_of_hanging() -> None:
         sys.modules["a last reference"] = Holder()
         """
     )
-    assert "cannot be made here" in out
+    assert "cannot be made in the background thread" in out
 
 
 def test_sockets_are_still_open_in_atexit_functions() -> None:
@@ -191,7 +191,7 @@ def test_a_call_in_the_background_thread_raises_instead_of_hanging() -> None:
     async def call() -> None:
         background.call(s._sock.peek)
 
-    with pytest.raises(RuntimeError, match="cannot be made here"):
+    with pytest.raises(RuntimeError, match="cannot be made in the background thread"):
         background.call(call)
 
 

@@ -213,7 +213,7 @@ async def test_a_wrong_argument_leaves_the_connection_unchanged(
         ([{"chain": "x"}], {}, ValueError, "has the fields chain and private_key"),
         ([{"chain": "x", "private_key": "y"}], {}, ValueError, "not PEM"),
         (ClientTLS(ca=authority.pem), {"server_hostname": 1}, TypeError, "must be a str"),
-        ([good], {"server_hostname": "example.org"}, ValueError, "for the TLS client's role"),
+        ([good], {"server_hostname": "example.org"}, ValueError, "a TLS server takes no server_hostname"),
         (client_tls, {"server_hostname": ""}, ValueError, "not a host name"),
         (client_tls, {"handshake_timeout": "1"}, TypeError, "number of seconds"),
         (client_tls, {"handshake_timeout": True}, TypeError, "number of seconds"),

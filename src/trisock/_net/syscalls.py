@@ -46,11 +46,12 @@ class _BorrowedSocket(socket.socket):
 
 
 class BorrowedSocket:
-    """The ``socket.socket`` calls that Transport needs, for a stream that the user passed in.
+    """The methods of ``socket.socket`` that Transport calls, for a stream that the user passed in.
 
-    Trio hides the stream's ``socket.socket``, so we know only the descriptor. Each call first
-    checks that the stream still owns the descriptor. Without this check, if other code closed the
-    stream, we would use an unrelated connection that has got the same descriptor number.
+    Trio hides the stream's ``socket.socket``, so we know only the descriptor. Each method first
+    checks that the stream still owns the descriptor. Other code may have closed the stream, and an
+    unrelated connection may have got the same descriptor number. Without this check, we would use
+    that connection.
     """
 
     __slots__ = ("_borrowed", "_number", "fileno")
@@ -125,8 +126,8 @@ else:
     def unread_bytes(descriptor: int) -> int:
         """Return the number of bytes in the kernel's receive queue.
 
-        If urgent data is pending, the number may be wrong, but it is at least 1: an unread urgent
-        byte, too, makes close(2) send RST.
+        If urgent data is pending, the number may be wrong, but it is at least 1, because an unread
+        urgent byte also makes close(2) send RST.
         """
         answer = fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4))
         count = int.from_bytes(answer, sys.byteorder)
@@ -219,18 +220,18 @@ def abort_connection(sock: trio.socket.SocketType) -> None:
         return
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_AND_RESET)
-        # A peer that receives FIN before RST may see a clean end. So send FIN only if close(2) will
+        # A peer that receives FIN before RST may see a clean EOF. So send FIN only if close(2) will
         # not reset the connection.
         if not _close_resets(sock):
             sock.shutdown(socket.SHUT_RDWR)
 
 
 def end_connection(sock: trio.socket.SocketType, *, may_be_unread: bool) -> None:
-    """End a connection as close(2) would, but for all processes that hold the descriptor.
+    """End a connection as close(2) would, even if other processes hold the descriptor.
 
     close(2) has no effect on the connection while another process, such as a forked child, holds
-    the descriptor. Like close(2), this sends RST if input is unread. (It checks for unread input
-    only if ``may_be_unread`` is True.)
+    the descriptor. Like close(2), this function sends RST if input is unread. (The function checks
+    for unread input only if ``may_be_unread`` is True.)
     """
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)

@@ -1,8 +1,8 @@
 """TLSStream: TLS over a Transport.
 
 A ``TLSEngine`` encrypts and decrypts. This module moves ciphertext between the engine and the
-transport. ``trio.SSLStream`` runs the handshake and the shutdown, as trisock's design requires: the
-engine is its SSL context, and a ``CiphertextStream`` is its transport.
+transport. ``trio.SSLStream`` runs the handshake and the shutdown, as trisock's design requires. The
+``SSLStream`` uses the engine as its SSL context, and a ``CiphertextStream`` as its transport.
 
 How reading and sending work together, after the handshake:
 
@@ -14,13 +14,13 @@ How reading and sending work together, after the handshake:
   second task waits for the event ``_filled`` instead, and then checks for data.
 - Only one task may wait until the descriptor is writable. That task holds ``_writable_lock``.
 - All ciphertext is sent from one queue, in the engine. Bytes that the kernel does not accept are
-  put back at the head of the queue, so the order is right whichever task sends. While a sender
-  drains the queue (``_sending_rest``), it also sends OpenSSL's responses, so the reader need not.
+  put back at the head of the queue, so the order is right whichever task sends. A sender that
+  drains the queue (``_sending_rest``) also sends OpenSSL's responses, so no reader has to.
 - Data that has been encrypted must be sent: if a record is missing, the peer cannot decrypt the
   later ones. So a sender first waits until the descriptor is writable: a cancellation of this wait
   does no harm. Then the sender encrypts one piece and tries to send it, with no cancel point in
-  between. A cancellation after that makes later sends fail (``SendState.OVER``).
-- If OpenSSL must read before it writes, it expects the same call again afterwards (SSL_write(3)).
+  between. If a send is cancelled after it encrypted a piece, later sends fail (SendState.OVER).
+- If OpenSSL must read before it can write, we must repeat the same write later (SSL_write(3)).
 - After a failed send, reads still work: the peer's last data, or its alert, may have arrived.
 """
 
@@ -165,7 +165,7 @@ class TLSStream:
                 self._flush_responses()
                 if not await self._fill():
                     return self._transport_ended()
-            else:  # the code of _fill, repeated here for speed (row tls-echo1)
+            else:  # the code of _fill, repeated here for speed (benchmark row tls-echo1)
                 self._filling = True
                 try:
                     ciphertext = await self._transport.receive()
@@ -219,17 +219,17 @@ class TLSStream:
         return bool(ciphertext)
 
     def _wake_waiter(self) -> None:
-        """Wake the task that waits in ``_fill`` until our read is done."""
+        """Our read has ended: wake the task that waits for this in ``_fill``."""
         assert self._filled is not None
         self._filled.set()
         self._filled = None
 
     def _flush_responses(self) -> None:
-        """Send OpenSSL's pending responses (such as to a key update) if there is room.
+        """Send OpenSSL's pending responses if the descriptor is writable.
 
-        If there is no room, the responses stay queued. The next send includes them (RFC 8446,
-        section 4.6.3). Until then, a reader that waits for data also waits for room to send the
-        responses, because the peer may be waiting for them.
+        Otherwise the responses stay queued, and the next send includes them (RFC 8446, section
+        4.6.3). Until then, a reader that waits for data also waits until the descriptor is
+        writable, because the peer may be waiting for the responses.
         """
         with contextlib.suppress(trio.BrokenResourceError):
             if self.send_state is not SendState.OVER and self._transport.writable_now():
@@ -238,7 +238,7 @@ class TLSStream:
             raise self.engine.fail("the peer asks for responses but does not read them")
 
     async def _receive_and_flush(self) -> bool:
-        """Wait for ciphertext as ``_fill`` does. Meanwhile, flush responses when there is room."""
+        """Wait for ciphertext, as ``_fill`` does, and meanwhile flush the pending responses."""
         failure: Exception | None = None
         ciphertext = b""
 
@@ -334,8 +334,8 @@ class TLSStream:
                 while True:
                     if engine.failure is not None or self._send_failure is not None:
                         self._check_sending()
-                    # Once encrypted, the data must be sent. So wait for room before we encrypt: a
-                    # cancellation of this wait does no harm.
+                    # Once encrypted, the data must be sent. So first wait until the descriptor is
+                    # writable: a cancellation of this wait does no harm.
                     if not self._transport.writable_now():
                         await self._wait_writable()
                         self._check_sending()  # a reader may have failed meanwhile
@@ -367,7 +367,7 @@ class TLSStream:
             await trio.lowlevel.checkpoint()
 
     def enter(self, state: SendState) -> None:
-        """Enter a state, unless sending is OVER: meanwhile a reader's response may have failed."""
+        """Set ``send_state``, unless it is OVER. (A reader's flush may have failed meanwhile.)"""
         if self.send_state is not SendState.OVER:
             self.send_state = state
 
@@ -410,7 +410,7 @@ class TLSStream:
         self.enter(SendState.READY)
 
     async def _wait_writable(self) -> None:
-        try:  # usually free, and Lock.acquire would add a checkpoint
+        try:  # the lock is usually free, and Lock.acquire would add a checkpoint
             self._writable_lock.acquire_nowait()
         except trio.WouldBlock:
             await self._writable_lock.acquire()
@@ -486,9 +486,9 @@ class TLSStream:
     def final_bytes(self) -> bytes:
         """Return the bytes to send before FIN: ``close_notify``, or an alert after a failure.
 
-        Returns ``b""`` if the peer could not decrypt these bytes, if ``close_notify`` would claim
-        that an incomplete message is complete, if ``https_compatible`` makes it unnecessary, or in
-        a forked process. Nothing can be sent after this call.
+        Returns ``b""`` in a forked process, if the peer could not decrypt these bytes, if
+        ``https_compatible`` makes ``close_notify`` unnecessary, or if ``close_notify`` would claim
+        that an incomplete message is complete. Nothing can be sent after this call.
         """
         engine = self.engine
         if engine.forked:

@@ -8,9 +8,9 @@ does not lose data in flight.
 After a failed send, reads continue until EOF or an error, because data that the peer sent earlier
 may still be in the kernel.
 
-``receive`` and ``send`` are hot: all plain text goes through them, and Python code is half the
-cost of an echo. So each checks a single attribute to detect a broken or closed connection, and
-leaves rare cases to other functions (rows echo64, echo1, receive and send of ``nox -s bench``).
+``receive`` and ``send`` are hot: all plain text goes through them, and Python code is half the cost
+of an echo. So each of them checks a single attribute to detect a broken or closed connection, and
+leaves rare cases to other functions (benchmark rows ``echo64``, ``echo1``, ``receive``, ``send``).
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ from .syscalls import (
 )
 
 # A read asks for RECEIVE_SIZE bytes, to bound the memory per connection. After a full read, later
-# reads may ask for twice as many: when data arrives that fast, a pass through the scheduler costs
-# more than copying (in benchmark row receive, 1.5 times the speed of bare Trio, not 1.25 times).
-# 256 KiB is slower than 128 KiB, because it exceeds the CPU cache.
+# reads may ask for twice as many bytes: when data arrives that fast, a pass through the scheduler
+# costs more than copying. This raises our speed in benchmark row ``receive`` from 1.25 to 1.5 times
+# that of bare Trio. 256 KiB is slower than 128 KiB, because it exceeds the CPU cache.
 _LARGE_RECEIVE_SIZE = 131072
 
 # After four EAGAINs in a row, each of the next 15 reads waits before it calls recv. The peer is
-# probably waiting for our answers, so an immediate recv would find nothing (row echo1).
+# probably waiting for our answers, so an immediate recv would find nothing (benchmark row echo1).
 _MAX_EAGAINS = 4
 _WAIT_FIRST_READS = 15
 
@@ -67,8 +67,8 @@ _SENDFILE_SIZE = 1024 * 1024
 # The errnos (Unix, Windows) of calls on a descriptor that other code has closed.
 _CLOSED_ERRNOS = {errno.EBADF, errno.ENOTSOCK}
 
-# Reads and sends after a close raise copies of this error. Raising the error itself would add a
-# traceback to it each time.
+# After a close, every read or send raises a copy of this error. Raising the error itself would add
+# a traceback to it each time.
 _CLOSED = trio.ClosedResourceError("this socket was already closed")
 
 FailureT = TypeVar("FailureT", bound=BaseException)
@@ -119,8 +119,8 @@ class Transport:
         self._read_failure: Exception | None = None
         self._send_failure: Exception | None = None
         self._reset: trio.BrokenResourceError | None = None
-        # The failures that ``caused`` recognizes. The keys are ids, because the class of an
-        # exception may not support hashing or comparison.
+        # The failures for which ``caused`` returns True. The keys are their ids, because the class
+        # of an exception may not support hashing or comparison.
         self._failures: weakref.WeakValueDictionary[int, BaseException] | None = None
 
     # ---- reading ----
@@ -369,7 +369,7 @@ class Transport:
     def _sending_failed(self, exc: OSError) -> trio.BrokenResourceError:
         failure = self._broken_from(exc)
         # EPIPE means that the peer had sent FIN before, so the EOF of later reads is genuine. After
-        # another error, the kernel reports only EOF, so keep the error: a later read raises it.
+        # any other error, the kernel reports only EOF, so keep the error for a later read.
         if exc.errno != errno.EPIPE:
             self._reset = unraised_copy(failure)
         if self.eof_sent:
@@ -454,7 +454,7 @@ class Transport:
         self._close_descriptor()
 
     def close_descriptor_only(self) -> None:
-        """Close only our descriptor. The connection stays open in the other process."""
+        """Close only our descriptor: another process that holds the connection keeps it open."""
         self.begin_close()
         with contextlib.suppress(OSError):  # EBADF, if other code closed the socket
             socket.close(self._socket.detach())
@@ -485,7 +485,7 @@ class Transport:
         return self.broken(exc.strerror or str(exc))
 
     def broken(self, why: str) -> trio.BrokenResourceError:
-        """Return a new error that says why the connection is broken. ``caused`` recognizes it."""
+        """Return a new error that says why the connection is broken, and remember the error."""
         return self.remember_failure(trio.BrokenResourceError(f"the connection is broken: {why}"))
 
     def remember_failure(self, failure: FailureT) -> FailureT:

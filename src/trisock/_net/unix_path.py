@@ -267,7 +267,8 @@ class BoundPath:
 def _unlink(path: bytes, identity: Identity) -> None:
     """Remove the file at a path, if the file still has this identity."""
     directory, name = os.path.split(path)
-    # Open the directory, so that check and removal use the same one even if its path changes.
+    # Open the directory, so that the check and the removal happen in the same directory, even if
+    # the directory's path changes meanwhile.
     descriptor = None
     if _O_PATH is not None:
         with contextlib.suppress(OSError):  # such as EMFILE
@@ -286,7 +287,7 @@ def _unlink(path: bytes, identity: Identity) -> None:
 
 
 def _is_stale(name: str | bytes) -> bool:
-    """Return whether a path does not exist, or is a socket that no process has bound."""
+    """Return whether a path does not exist, or its file is a socket that is no longer open."""
     try:
         if not stat.S_ISSOCK(os.lstat(name).st_mode):
             return False

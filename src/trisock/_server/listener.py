@@ -45,8 +45,8 @@ async def listen(
     Args:
       port: 0 to 65535; 0 lets the system choose a free port (see ``Listener.port``).
       host: the local address or name to listen on. ``None`` means all addresses of this machine,
-        IPv4 and IPv6, on one port. A name means those of its addresses that belong to this machine.
-        ``"::"`` is IPv6 only, and ``"0.0.0.0"`` is IPv4 only.
+        IPv4 and IPv6, on one port. If ``host`` is a name, the listener uses those of its addresses
+        that belong to this machine. ``"::"`` is IPv6 only, and ``"0.0.0.0"`` is IPv4 only.
       backlog: how many connections may wait to be accepted. ``None`` means the system's maximum.
       reuse_port: share the port with other listeners of the same user; the kernel distributes the
         connections among them (``SO_REUSEPORT``).
@@ -251,7 +251,7 @@ class Listener(NotCopyable, trio.abc.Listener[Socket]):
                 await self._listening.wait()
 
     def hasconnection(self) -> bool:
-        """Return whether a connection is ready. After True, the next ``accept`` does not wait.
+        """Return whether a connection is ready. If so, the next ``accept`` does not wait.
 
         Returns False while another task is in ``accept``, because that task gets the connection.
         Source: Pluto's ``hasconnection``.

@@ -24,9 +24,9 @@ _MAX_BACKLOG = 0xFFFF
 # with dead connections must not block the program.
 _MAX_DEAD_PER_PASS = 64
 
-# The errors of accept(2) for a connection that died before it was accepted (accept(2), "Error
-# handling", plus those that Trio has found on other systems). Any other error concerns this
-# process.
+# The errors of accept(2) for a connection that died before it was accepted. (The list is from
+# accept(2), "Error handling", plus the errors that Trio has found on other systems.) Any other
+# error concerns this process.
 _DEAD_CONNECTION = {
     getattr(errno, name)
     for name in (

@@ -82,8 +82,8 @@ async def bind(
       host, backlog, reuse_port: as in ``listen``; not allowed with a ``Listener``.
       tls: the server's TLS role, as in ``Socket.starttls``. Each connection then starts with TLS.
         ``None``: each connection starts in plain text.
-      max_connections: the maximum number of concurrent connections. Each counts from just before
-        ``accept(2)`` until its handler has ended. Further connections wait in the listener's
+      max_connections: the maximum number of concurrent connections. A connection counts from just
+        before ``accept(2)`` until its handler has ended. Further connections wait in the listener's
         backlog. In addition, the same number of connections may be closing, for at most 2 seconds
         each. So a limit of 1,000 needs memory for 2,000 connections, and clients that never close
         can open 2,000 connections every 2 seconds. ``None``: no limit.
@@ -240,16 +240,16 @@ class Server(NotCopyable):
     async def broadcast(self, data: Buffer, *, timeout: float = 10) -> int:
         """Send the same data to all connections that are open now, concurrently.
 
-        If a handler's send is in progress, the broadcast waits for it to end, so it never splits a
-        handler's message. If the wait takes longer than ``timeout`` seconds, the connection is
-        skipped but not aborted, because something other than the client may block the handler. Once
-        the broadcast is sending to a client, the client is aborted if it does not receive the data
-        within ``timeout`` seconds. A slow client does not delay the others.
+        If a handler's send is in progress, the broadcast first waits for the end of this send, and
+        thus never splits a handler's message. If the wait takes longer than ``timeout`` seconds,
+        the connection is skipped but not aborted, because something other than the client may block
+        the handler. After the wait, the connection is aborted if the broadcast's own send takes
+        longer than ``timeout`` seconds. A slow client does not delay the others.
 
         A connection in a handshake, ``starttls`` or ``stoptls`` is skipped, even if that operation
-        begins while the broadcast waits for the handler's send. So the data is never sent in plain
-        text on a connection that used TLS when the broadcast began, or the reverse. A client that
-        has half-closed its connection still gets the data.
+        begins while the broadcast waits for the handler's send. So a connection that used TLS when
+        the broadcast began never gets the data in plain text, and a connection that used plain text
+        never gets it over TLS. A client that has half-closed its connection still gets the data.
 
         Args:
           data: the data to send. Mutable data is copied.
@@ -259,11 +259,11 @@ class Server(NotCopyable):
         Returns: the number of connections to which all of the data was sent (to the kernel's
         buffers).
 
-        If this is cancelled before it begins, nothing is sent. After that, it is shielded from
-        cancellation, for at most twice ``timeout``, because a message that is cut short makes its
-        connection unusable. With an infinite ``timeout`` it is not shielded: if it is cancelled, it
-        is unknown which connections got all of the data. Those that got only part can send nothing
-        more. A broadcast also ends when the server's handlers are cancelled.
+        If this is cancelled before it begins, nothing is sent. After that, the call is shielded
+        from cancellation (for at most twice ``timeout``), because a message that is cut short makes
+        its connection unusable. With an infinite ``timeout`` there is no shield: after a
+        cancellation it is unknown which connections got all of the data. One that got only part can
+        send nothing more. A broadcast also ends when the server's handlers are cancelled.
         """
         content = bytes(bytes_view(data))
         limit = seconds_or_inf("timeout", timeout)
@@ -316,8 +316,8 @@ class Server(NotCopyable):
     ) -> None:
         """Accept from one listening socket, and start a task for each connection.
 
-        Unlike ``trio.serve_listeners``, this accepts many pending connections in one pass, which
-        makes a short connection a third cheaper (benchmark row connections).
+        Unlike ``trio.serve_listeners``, this accepts many pending connections in one pass. That
+        makes a short connection a third cheaper (benchmark row ``connections``).
         """
         while True:
             try:
@@ -377,8 +377,8 @@ class Server(NotCopyable):
 
         If the handler leaves a cancel scope open, that scope can still cancel this task. So we
         await nothing after the handler. A close that has to wait runs in ``_finish``, in its own
-        task. (A scope around each handler would contain such scopes, but it would cost an eighth of
-        the memory of an idle connection.)
+        task. (A cancel scope around each handler would limit the effect to the handler, but would
+        cost an eighth of the memory of an idle connection.)
         """
         self._counts["accepted"] += 1
         self._counts["active"] += 1
@@ -420,7 +420,7 @@ class Server(NotCopyable):
         try:
             try:
                 if failure is not None:
-                    # If the peer sent EOF between two messages, no response to it is missing.
+                    # If the peer sent EOF between two messages, no response to the peer is missing.
                     complete = (
                         connection.caused(failure)
                         and type(failure) is IncompleteReadError

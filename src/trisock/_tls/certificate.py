@@ -1,7 +1,7 @@
 """Certificate: a chain and its private key, checked before a byte is sent.
 
-We load exactly the bytes that we have checked: ``pem`` parses the input once and writes it again,
-and OpenSSL gets only this output. No error quotes the input, which may be a key.
+We load exactly the bytes that we have checked: ``pem`` parses the input once and encodes it again,
+and OpenSSL gets only the result. No error quotes the input, which may be a key.
 """
 
 from __future__ import annotations
@@ -100,8 +100,9 @@ class Certificate:
             raise ValueError("private_key is of a type that TLS does not support")
         kind = type(key).__name__.removeprefix("_").removesuffix("PrivateKey")
         if kind == "RSA" and public_key not in leaf.tbs_certificate_bytes:
-            # cryptography treats an RSA-PSS key as RSA, and encodes it with the identifier of RSA.
-            # The certificate contains the identifier of RSA-PSS, so the encodings differ.
+            # The cryptography package treats an RSA-PSS key as RSA, and encodes it with the
+            # identifier of RSA. The certificate contains the identifier of RSA-PSS, so the
+            # encodings differ.
             kind = "RSA-PSS"
         set_field(self, "key_kind", kind)
         # Accept small keys here. Our own contexts refuse them later; a user's context may allow
@@ -117,7 +118,7 @@ class Certificate:
         private_key: str | os.PathLike[str] | None = None,
         password: str | bytes | None = None,
     ) -> Certificate:
-        """Read a certificate from PEM files, or from one file that also holds the key.
+        """Read a certificate and its key from two PEM files, or from one file that holds both.
 
         Raises ``OSError`` if a file cannot be read. Also raises all errors of ``Certificate()``.
         """
@@ -127,7 +128,7 @@ class Certificate:
         return cls(chain_pem, _read_file(private_key, "private_key"), password)
 
     def load_into(self, context: ssl.SSLContext) -> None:
-        """Load this certificate into an ``ssl.SSLContext``. Other types raise ``TypeError``."""
+        """Load this certificate into an ``ssl.SSLContext``. Any other type raises ``TypeError``."""
         if not isinstance(context, ssl.SSLContext):
             raise TypeError(f"context must be an ssl.SSLContext, not {type_name(context)}")
 
@@ -196,7 +197,7 @@ def to_certificate(value: object) -> Certificate:
         if unknown or missing:
             # Do not show the names of unknown fields: one of them may be a key.
             raise ValueError(
-                "a certificate has the fields chain and private_key (and password): "
+                "a certificate has the fields chain, private_key and, optionally, password: "
                 f"{listed(sorted(missing)) or 'none'} missing, {len(unknown)} unknown"
             )
         password = value.get("password")

@@ -5,7 +5,8 @@ section 3), and by whether the client can resume a session with a ticket. This m
 and decides nothing about the handshake. It leaves a malformed ClientHello to OpenSSL, which sends
 the right alert.
 
-The cost is linear in the number of bytes fed, whatever the size of the chunks.
+The cost of parsing is linear in the number of bytes, whatever the size of the chunks in which they
+arrive.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ class ClientHello:
       server_name: the name that the client requests, as sent, even if it is not valid. ``None`` if
         the client requests no name.
       supports_tickets: whether the client can store its session in a ticket, so that the server
-        need not store it. All TLS 1.3 clients can. Older clients can if they send the extension of
-        RFC 5077.
+        need not store it. True for all TLS 1.3 clients, and for older clients that send the
+        extension of RFC 5077.
     """
 
     server_name: bytes | None
@@ -53,7 +54,7 @@ class ClientHello:
 
     @functools.cached_property
     def host_name(self) -> str | None:
-        """``server_name`` as text, or ``None`` if it is no valid host name or is an IP address."""
+        """``server_name`` as text, or ``None`` if it is an IP address or not a valid host name."""
         return None if self.server_name is None else _host_name(self.server_name)
 
 
@@ -96,19 +97,19 @@ class ClientHelloReader:
         return None
 
     def wire(self) -> bytes:
-        """Return all bytes fed so far."""
+        """Return all bytes that were fed so far."""
         return bytes(self._wire)
 
     def _next_fragment(self) -> bytes | None:
         """Return the content of the next record, or ``None`` until it is complete."""
         header = self._wire[self._position : self._position + 5]
         if header and header[0] != _HANDSHAKE:
-            raise ValueError("not a record of a handshake")
+            raise ValueError("not a handshake record")
         if len(header) < 5:
             return None
         size = int.from_bytes(header[3:], "big")
         if header[1] != 3 or size > _MAX_FRAGMENT:
-            raise ValueError("not a record of TLS")
+            raise ValueError("not a TLS record")
         start = self._position + 5
         if len(self._wire) < start + size:
             return None
@@ -146,7 +147,7 @@ def parse_client_hello(body: bytes) -> ClientHello:
 
 
 def _extensions(body: bytes, at: int) -> dict[int, bytes]:
-    """Return the data of each extension, by type. The extensions fill the body from ``at`` on."""
+    """Return the data of each extension, by type. They fill ``body`` from ``at`` to its end."""
     at, end = _vector(body, at, 2)
     if end != len(body):
         raise ValueError("bytes follow the extensions")
@@ -187,7 +188,7 @@ def _host_name(name: bytes) -> str | None:
     if not _HOST_NAME.match(name):
         return None
     text = name.decode("ascii")
-    # RFC 6066, section 3: literal addresses are not permitted. (Colons are in no name anyway.)
+    # RFC 6066, section 3, does not permit IP addresses. (_HOST_NAME already excludes IPv6.)
     return None if _is_ipv4(text.removesuffix(".")) else text
 
 

@@ -15,7 +15,7 @@ from .certificate import Certificate
 from .client_hello import ClientHello
 
 # The maximum number of ended sessions in a server's cache, for each selection of certificates. An
-# attacker can make each session 0.7 MB large, so this is 11 MB.
+# attacker can make each session 0.7 MB large, so 16 sessions may take 11 MB.
 _MAX_STORED_SESSIONS = 16
 
 # The environment variables that select the system's trust store.
@@ -147,7 +147,8 @@ def _verifying_context(
     """Return Python's default context. If ``authorities`` (PEM) are given, it trusts only them.
 
     With ``authorities``, the context accepts partial chains, and certificates that break minor
-    rules of RFC 5280, on every Python version. (Python's default for both changed in 3.13.)
+    rules of RFC 5280, on every Python version. (By default, Python 3.13 and later refuse such
+    certificates, and earlier versions refuse partial chains.)
     """
     if authorities is None:
         return ssl.create_default_context(purpose)

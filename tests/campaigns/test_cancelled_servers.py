@@ -1,4 +1,4 @@
-"""Cancel servers of trisock and its dialects at every cancel point.
+"""Cancel servers of trisock, ``pluto`` and ``hammerspoon`` at every cancel point.
 
 See helpers/cancellation.py.
 """

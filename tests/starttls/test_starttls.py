@@ -210,7 +210,7 @@ async def test_a_wrong_argument_leaves_the_connection_unchanged(
         ("a b", {}, ValueError, "not a host name"),
         ([], {}, ValueError, "at least one certificate"),
         (["example.org"], {}, TypeError, "not a str"),
-        ([{"chain": "x"}], {}, ValueError, "private_key missing"),
+        ([{"chain": "x"}], {}, ValueError, "it lacks private_key"),
         ([{"chain": "x", "private_key": "y"}], {}, ValueError, "not PEM"),
         (ClientTLS(ca=authority.pem), {"server_hostname": 1}, TypeError, "must be a str"),
         (

@@ -273,7 +273,7 @@ def test_no_error_shows_a_damaged_or_misplaced_key(authority: Authority, tmp_pat
         (lambda: ClientTLS("x", alpn_protocols=[key]), "1 to 255 printable"),
         (lambda: ClientTLS("x", alpn_protocols=[key.encode()]), "not a bytes"),  # type: ignore[list-item]
         (lambda: ServerTLS(good, alpn_protocols=[key[:40] + "\n"]), "1 to 255 printable"),
-        (lambda: ServerTLS({key: chain}), "has the fields"),  # type: ignore[dict-item]
+        (lambda: ServerTLS({key: chain}), "it lacks .* and it has other fields"),  # type: ignore[dict-item]
         (lambda: ServerTLS({"chain": key, "private_key": key}), "chain is not a PEM certificate"),
         (
             lambda: ServerTLS({"chain": chain.encode() + b"\xff", "private_key": key[:-40]}),

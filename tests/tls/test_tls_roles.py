@@ -186,7 +186,7 @@ def test_equal_tls_arguments_share_a_context(authority: Authority) -> None:
     mapping = {"chain": chain, "private_key": key}
     assert context([mapping], "server") is context([dict(mapping)], "server")
     assert loading.to_certificate(mapping) is loading.to_certificate(dict(mapping))
-    with pytest.raises(ValueError, match="has the fields"):
+    with pytest.raises(ValueError, match="needs the fields"):
         loading.to_certificate({**mapping, "privat_key": key})
     # The system's trust store is loaded once for all server names.
     assert context("one.example", "client") is context("two.example", "client")

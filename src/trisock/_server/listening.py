@@ -69,13 +69,13 @@ class ListeningSockets:
         self._bound_path = bound_path
         self.closed = False
         self.dropped = 0
-        # A connection that was accepted in advance, for the next accept, and the ID of the process
-        # that accepted it. After a fork, the connection still belongs to the parent.
+        # A connection that was accepted in advance. The next accept returns it. After a fork, it
+        # still belongs to the process that accepted it, whose ID we keep.
         self._ahead: Connection | None = None
         self._ahead_pid = 0
 
     def accept_ahead(self) -> bool:
-        """Accept a connection in advance, for the next accept. Return False if there is none."""
+        """Accept a pending connection and keep it for the next accept. Return whether one is kept."""
         self.check_open()
         self._drop_inherited()
         if self._ahead is None:
@@ -85,7 +85,7 @@ class ListeningSockets:
         return self.has_ahead()
 
     def has_ahead(self) -> bool:
-        """Return whether a connection was accepted in advance, for the next accept."""
+        """Return whether a connection is kept for the next accept."""
         return self._ahead is not None
 
     def accept_nowait(self) -> Connection | None:

@@ -196,9 +196,11 @@ def to_certificate(value: object) -> Certificate:
         missing = {"chain", "private_key"} - set(value)
         if unknown or missing:
             # Do not show the names of unknown fields: one of them may be a key.
+            faults = [f"it lacks {listed(sorted(missing))}"] if missing else []
+            faults += ["it has other fields"] if unknown else []
             raise ValueError(
-                "a certificate has the fields chain, private_key and, optionally, password: "
-                f"{listed(sorted(missing)) or 'none'} missing, {len(unknown)} unknown"
+                "a certificate needs the fields chain and private_key, and may have the field "
+                f"password: {' and '.join(faults)}"
             )
         password = value.get("password")
         return _certificate(

@@ -75,7 +75,7 @@ class ListeningSockets:
         self._ahead_pid = 0
 
     def accept_ahead(self) -> bool:
-        """Accept a pending connection and keep it for the next accept. Return whether one is kept."""
+        """Accept a connection and keep it for the next accept. Return whether one is kept."""
         self.check_open()
         self._drop_inherited()
         if self._ahead is None:

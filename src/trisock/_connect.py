@@ -174,7 +174,7 @@ def _check_client_role(tls: TLSArgument, host: str | None) -> None:
     role = resolve_role(tls, server_hostname=None, connected_host=host, side="client")
     if role.server_side and not isinstance(tls, ssl.SSLContext):
         raise TypeError(
-            f"connect takes a TLS client's role, not {type_name(tls)}: "
+            f"tls must be a TLS client's role, not {type_name(tls)}: "
             "to be the TLS server on this connection, call starttls"
         )
 

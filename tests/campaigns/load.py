@@ -220,7 +220,7 @@ async def lingering(runner: Runner, others: int, max_connections: int) -> Result
         outcome.add_times()
 
     return await runner.measure(
-        f"{max_connections} lingering closes, {others} others",
+        f"{max_connections} lingering closes, {others} other clients",
         work,
         max_connections=max_connections,
     )

@@ -185,7 +185,7 @@ class SearchMachine(RuleBasedStateMachine):
         assert self.buffer.size == len(self.model)
 
 
-def test_any_mix_of_operations_agrees_with_a_plain_search(times: int) -> None:
+def test_any_mix_of_operations_matches_plain_bytes(times: int) -> None:
     options = settings(max_examples=100 * times, stateful_step_count=60, deadline=None)
     run_state_machine_as_test(SearchMachine, settings=options)
 

@@ -328,9 +328,9 @@ async def test_a_connection_that_dies_immediately_raises_an_oserror(
 async def test_connect_refuses_a_servers_tls_role(authority: Authority, free_port: int) -> None:
     certificate = authority.issue("localhost")
     for tls in (certificate, [certificate], trisock.ServerTLS(certificate)):
-        with pytest.raises(TypeError, match="takes a TLS client's role"):
+        with pytest.raises(TypeError, match="must be a TLS client's role"):
             await trisock.connect("localhost", free_port, tls=tls)
-        with pytest.raises(TypeError, match="takes a TLS client's role"):
+        with pytest.raises(TypeError, match="must be a TLS client's role"):
             await trisock.connect_unix("no such path", tls=tls)
 
 

@@ -132,7 +132,7 @@ def test_an_invalid_mode_is_refused(path: Path, mode: int, error: type[Exception
     assert os.listdir(path.parent) == []
 
 
-async def test_a_path_that_cannot_be_encoded_is_not_quoted() -> None:
+async def test_no_error_shows_a_path_that_cannot_be_encoded() -> None:
     with pytest.raises(ValueError, match="cannot be encoded") as caught:
         await trisock.listen_unix("secret\ud800")
     assert "secret" not in str(caught.value)

@@ -17,7 +17,7 @@ _MAX_SIZE = 8
 
 @functools.lru_cache(typed=True)  # typed, so that True is not taken for 1
 def frame_header(header: str | int) -> FrameHeader:
-    """Return the ``FrameHeader`` of a format. Formats are few, and parsing one takes time."""
+    """Return the ``FrameHeader`` of a format, from a cache: parsing a format takes time."""
     return FrameHeader(header)
 
 

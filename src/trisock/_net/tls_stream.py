@@ -474,7 +474,7 @@ class TLSStream:
                 self.break_cycle()
 
     def break_cycle(self) -> None:
-        """Break the reference cycle of ``SSLStream``, which is no longer used.
+        """Break the reference cycle of our ``SSLStream``, once it is no longer used.
 
         The ``SSLStream`` refers to itself by a bound method. If we kept this cycle, every closed
         connection (and a server's context with its sessions) would stay in memory until the garbage

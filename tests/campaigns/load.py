@@ -134,7 +134,7 @@ async def slowloris(
         outcome.facts["dropped"] = dropped
 
     return await runner.measure(
-        f"{slow} slow handshakes, {others} others",
+        f"{slow} slow handshakes, {others} other clients",
         work,
         **runner.tls(True),
         handshake_timeout=handshake_timeout,

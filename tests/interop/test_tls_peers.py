@@ -151,8 +151,9 @@ def alert_of(fault: Fault, case: Case) -> str:
 # ---- server programs ----
 
 # What our client reports if a server program rejects the client's certificate. ``{}`` stands for
-# the alert that OpenSSL sends for the certificate's fault. GnuTLS may send another alert. Go before 1.21 sends the same alert for every
-# fault. Node.js only closes the connection, with a reset if Node.js has unread data.
+# the alert that OpenSSL sends for the certificate's fault. GnuTLS may send another alert. Go before
+# 1.21 sends the same alert for every fault. Node.js only closes the connection, with a reset if
+# Node.js has unread data.
 REFUSED = {
     "openssl": "with the alert '{}'",
     "gnutls": "with the alert '({}|access denied|decode error)'",

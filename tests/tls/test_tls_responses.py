@@ -21,7 +21,7 @@ from trisock._net import tls_stream as _tls_stream
 from trisock._net import transport as _transport
 
 
-async def test_cancelling_a_read_with_an_unsent_response_damages_nothing(
+async def test_cancelling_a_read_while_a_response_is_unsent_corrupts_no_data(
     authority: Authority,
 ) -> None:
     async with post_handshake_pair(authority) as (sock, peer):

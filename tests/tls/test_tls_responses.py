@@ -21,7 +21,7 @@ from trisock._net import tls_stream as _tls_stream
 from trisock._net import transport as _transport
 
 
-async def test_cancelling_a_read_while_a_response_is_unsent_corrupts_no_data(
+async def test_a_cancelled_read_corrupts_no_data_while_responses_are_unsent(
     authority: Authority,
 ) -> None:
     async with post_handshake_pair(authority) as (sock, peer):

@@ -120,7 +120,7 @@ async def test_a_line_cut_short_raises_incomplete_read_error(a: Socket, b: Socke
     assert caught.value.partial == b"DELETE /"
 
 
-async def test_the_batch_iterator_raises_if_a_line_exceeds_the_limit(a: Socket, b: Socket) -> None:
+async def test_the_lines_iterator_raises_if_a_line_exceeds_the_limit(a: Socket, b: Socket) -> None:
     await b.send(b"x" * 100)
     with pytest.raises(LimitExceededError):
         async for _ in a.lines(max_bytes=99):

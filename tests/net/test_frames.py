@@ -25,13 +25,10 @@ Read = Callable[[Socket], AsyncIterator[bytes]]
 
 
 async def by_recv_frame(sock: Socket) -> AsyncIterator[bytes]:
-    while True:
-        try:
-            body = await sock.recv_frame(1)
-        except IncompleteReadError as exc:
-            assert exc.at_boundary
-            return
-        yield body
+    with pytest.raises(IncompleteReadError) as caught:
+        while True:
+            yield await sock.recv_frame(1)
+    assert caught.value.at_boundary
 
 
 def by_frames(sock: Socket) -> AsyncIterator[bytes]:
@@ -102,14 +99,14 @@ async def test_a_format_of_no_single_unsigned_integer_is_refused(header: str, a:
 
 @pytest.mark.parametrize("header", [0, 9, -1, 10**30])
 async def test_a_header_has_one_to_eight_bytes(header: int, a: Socket) -> None:
-    frame_header(1)  # True, below, must not be taken for this 1
     with pytest.raises(ValueError, match="1 to 8"):
         a.frames(header)
 
 
 @pytest.mark.parametrize("header", [True, 4.0, b"!I", None, [4], struct.Struct("!I")])
 async def test_a_header_of_another_type_is_refused(header: object, a: Socket) -> None:
-    with pytest.raises(TypeError, match="header|unhashable"):
+    frame_header(1)  # this must not make True valid
+    with pytest.raises(TypeError, match="header must be"):
         a.frames(header)  # type: ignore[arg-type]
 
 
@@ -182,6 +179,7 @@ async def test_frames_are_read_however_they_are_split(way: Read, a: Socket, b: S
 
 @WAYS
 @BOTH_LAYERS
+@pytest.mark.parametrize("family", ["unix"])
 async def test_frames_are_read_as_their_bytes_arrive(way: Read, a: Socket, b: Socket) -> None:
     got: list[bytes] = []
 
@@ -262,6 +260,7 @@ async def test_a_frame_cut_short_stays_unread(size: int, a: Socket, b: Socket) -
 
 
 @BOTH_LAYERS
+@pytest.mark.parametrize("family", ["unix"])
 async def test_a_frame_over_the_limit_is_refused_by_its_header(a: Socket, b: Socket) -> None:
     failures: list[LimitExceededError] = []
 
@@ -357,6 +356,7 @@ async def test_iterators_over_one_socket_take_turns(a: Socket) -> None:
     assert [await anext(lines), await anext(lines)] == [b"", b"line"]
 
 
+@pytest.mark.parametrize("family", ["unix"])
 async def test_a_cancelled_read_of_a_frame_loses_nothing(a: Socket, b: Socket) -> None:
     frames = a.frames()
     for read in (a.recv_frame, frames.__anext__):

@@ -362,6 +362,7 @@ class ReceiveBuffer:
         none. Each body has at most ``max_bytes`` bytes. The iterator ends as in ``take_lines``. The
         buffer must not be empty.
         """
+        self.commit_batch()
         chunk, start = self._oldest()
         stop = min(len(chunk), start + self._split_size)
         max_frames = self._split_size // _MIN_ITEM_SIZE

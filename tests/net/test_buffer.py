@@ -172,6 +172,12 @@ def test_push_front_restarts_the_search() -> None:
     assert buffer.find(b"\n") is None
     buffer.push_front(b"x\ny")
     assert buffer.find(b"\n") == 2
+    assert buffer.take(6) == b"x\nyabc"
+    buffer.append(b"abc\n")
+    assert buffer.find(b"\n", 2) is None
+    buffer.push_front(b"long")
+    assert buffer.find(b"\n", 3) is None  # the limit is inside the bytes that were pushed back
+    assert buffer.find(b"\n") == 8
 
 
 def lines_of(buffer: ReceiveBuffer, **options: object) -> Iterator[bytes]:

@@ -159,6 +159,27 @@ async def test_split_items_are_refused_while_another_task_reads(way: str) -> Non
         assert await anext(items) == b"two"
 
 
+@pytest.mark.parametrize("way", ["split lines", "batches after split lines", "split frames"])
+async def test_split_items_are_refused_while_another_task_is_at_a_checkpoint(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read that is served from the buffer lets other tasks run before it takes anything."""
+    a, b = unix_pair()
+    async with closing(a, b):
+        items: Items = a.frames(1) if way == "split frames" else a.lines()
+        a.unrecv(encoded(way, b"one", b"two"))
+        assert await anext(items) == b"one"
+        async with trio.open_nursery() as nursery:
+            with monkeypatch.context() as patch:
+                patch.setattr(trio.lowlevel, "checkpoint", trio.sleep_forever)
+                nursery.start_soon(a.receive_some)
+                await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(trio.BusyResourceError):
+                await read(way, a, items)
+            nursery.cancel_scope.cancel()
+        assert await anext(items) == b"two"
+
+
 @pytest.mark.parametrize("way", WAYS)
 async def test_every_read_after_an_abort_raises_closed_resource_error(way: str) -> None:
     a, b = unix_pair()

@@ -368,12 +368,3 @@ async def test_a_cancelled_read_of_a_frame_loses_nothing(a: Socket, b: Socket) -
                 nursery.cancel_scope.cancel()
         await b.send(b"f")
         assert await read() == b"abcdef"
-
-
-async def test_iterators_cannot_be_copied(a: Socket) -> None:
-    for iterator in (a.frames(), a.lines(), a.lines().batches()):
-        assert aiter(iterator) is iterator
-        with pytest.raises(TypeError, match="cannot be copied"):
-            copy.copy(iterator)
-        with pytest.raises(TypeError, match="cannot be pickled"):
-            pickle.dumps(iterator)

@@ -1,7 +1,6 @@
 """Every way to read from a Socket. A new read method needs an entry in READS.
 
-The reads of frames use a header of one byte, so they also return from any 123 bytes of text: the
-first letter of a text is taken for the length of a frame.
+The reads of frames use a header of one byte, so the first letter of a text is taken for a length.
 """
 
 from __future__ import annotations

@@ -28,9 +28,8 @@ TLS_HANDSHAKE = b"\x16"
 
 
 async def start_tls_if_client_hello(sock: trisock.Socket, tls: trisock.ServerTLS) -> None:
-    first = await sock.recv(1)  # unlike peek(), recv() waits
-    sock.unrecv(first)  # the TLS handshake or the HTTP request starts with this byte
-    if first == TLS_HANDSHAKE:
+    first = await sock.peek(wait=True)  # the TLS handshake or the HTTP request stays unread
+    if first.startswith(TLS_HANDSHAKE):
         await sock.starttls(tls)
 
 

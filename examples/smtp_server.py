@@ -44,18 +44,6 @@ FROM = re.compile(
 TO = re.compile(r"TO:<([!-;=?-~]+)>", re.IGNORECASE)
 
 
-async def skip_past(sock: trisock.Socket, delimiter: bytes) -> None:
-    """Drop everything up to and including the delimiter, without a size limit."""
-    while True:
-        try:
-            await sock.recv_until(delimiter)
-        except trisock.LimitExceededError as exc:
-            # The last bytes may be the start of the delimiter, so leave them unread.
-            await sock.recv_exactly(exc.limit - len(delimiter) + 1)
-        else:
-            return
-
-
 class Session:
     """One connection.
 
@@ -95,12 +83,12 @@ class Session:
         """Read and execute one command. Return whether another command may follow."""
         try:
             try:
-                line = await self.sock.recv_until(CRLF, max_bytes=MAX_COMMAND)
+                line = await self.sock.recv_line(delimiter=CRLF, max_bytes=MAX_COMMAND)
             except trisock.LimitExceededError:
-                await skip_past(self.sock, CRLF)
+                await self.sock.skip_until(CRLF)
                 await self.reply(500, "line too long")
                 return True
-            verb, _, argument = line.removesuffix(CRLF).decode("latin-1").partition(" ")
+            verb, _, argument = line.decode("latin-1").partition(" ")
             return await self.do(verb.upper(), argument.strip(" "))
         except trisock.IncompleteReadError:  # the client left without QUIT
             return False
@@ -185,7 +173,7 @@ class Session:
         try:
             received = await self.sock.recv_until(END_OF_MESSAGE, max_bytes=MAX_MESSAGE)
         except trisock.LimitExceededError:
-            await skip_past(self.sock, END_OF_MESSAGE)
+            await self.sock.skip_until(END_OF_MESSAGE)
             await self.reply(552, "message too large")
         else:
             # Undo dot-stuffing (RFC 5321, section 4.5.2).

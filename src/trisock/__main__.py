@@ -22,7 +22,7 @@ async def demo() -> None:
 
     async def serve(sock: Socket) -> None:
         await _say(sock, "server", "220 ready")
-        while (command := (await sock.recv_until(b"\r\n")).strip()) != b"QUIT":
+        while (command := await sock.recv_line(delimiter=b"\r\n")) != b"QUIT":
             if command == b"STARTTLS":
                 await _say(sock, "server", "220 go ahead")
                 await sock.starttls([certificate])

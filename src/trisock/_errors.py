@@ -94,7 +94,8 @@ def new_incomplete_read_error(
 class LimitExceededError(Exception):
     """A read found no delimiter within its limit, or a frame is longer than its limit.
 
-    No data is lost: the next read returns the data.
+    No data is lost: the next read returns the data. After a line that is too long, a server can go
+    on with ``skip_until``.
 
     Attributes:
       limit: the ``max_bytes`` that was exceeded.

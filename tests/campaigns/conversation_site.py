@@ -216,6 +216,18 @@ class Site:
             if not left:
                 return
 
+    async def _do_frames(self, sock: Socket, count: str) -> None:
+        for _ in range(int(count)):
+            body = await sock.recv_frame(3, max_bytes=100_000)
+            await sock.send_frame(body[::-1], header=3)
+
+    async def _do_skip(self, sock: Socket, limit: str) -> None:
+        """Skip a line that is over the limit, and say how many bytes were skipped."""
+        try:
+            await sock.recv_line(max_bytes=int(limit))
+        except trisock.LimitExceededError:
+            await sock.send(b"%d\n" % await sock.skip_until(b"\n"))
+
     async def _do_file(self, sock: Socket, part: str) -> None:
         offset, count = map(int, part.split())
         with open(self.file, "rb") as file:
@@ -380,7 +392,34 @@ async def lines(site: Site, sock: Socket, rng: random.Random) -> None:
         command = b"lines %d\n" % len(sent)
         nursery.start_soon(sock.send, command, *(line + b"\r\n" for line in sent))
         for line in sent:
-            check(await sock.recv_until(b"\r\n"), line[::-1] + b"\r\n")
+            check(await sock.recv_line(delimiter=b"\r\n"), line[::-1])
+
+
+async def frames(site: Site, sock: Socket, rng: random.Random) -> None:
+    bodies = [payload(rng, rng.choice([10, 1000, 100_000])) for _ in range(20)]
+    got: list[bytes] = []
+
+    async def send() -> None:
+        await sock.send(b"frames %d\n" % len(bodies))
+        for body in bodies:
+            await sock.send_frame(body[:10], body[10:], header=3)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send)
+        async for body in sock.frames(3):
+            got.append(body[::-1])
+            if len(got) == len(bodies):
+                break
+    check(got, bodies)
+
+
+async def skipped_line(site: Site, sock: Socket, rng: random.Random) -> None:
+    line = payload(rng).replace(b"\n", b"") + b"\n"
+    if len(line) < 10:
+        return
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sock.send, b"skip %d\n" % rng.randrange(1, len(line)), line)
+        check(await sock.recv_line(), b"%d" % len(line))
 
 
 async def file(site: Site, sock: Socket, rng: random.Random, command: bytes = b"file") -> None:
@@ -396,7 +435,7 @@ async def shared_file(site: Site, sock: Socket, rng: random.Random) -> None:
 
 async def growing_file(site: Site, sock: Socket, rng: random.Random) -> None:
     await sock.send(b"growing %s\n" % rng.choice([b"disk", b"memory"]))
-    count = int(await sock.recv_until(b"\n"))
+    count = int(await sock.recv_line())
     check(await sock.recv_exactly(count), site.content)
 
 
@@ -447,7 +486,7 @@ async def start_tls(site: Site, sock: Socket, rng: random.Random) -> None:
 
 STEPS: list[Step] = [
     *(echo, lines, file, shared_file, growing_file, piped),
-    *(push_back, cancelled_reads, start_tls),
+    *(push_back, cancelled_reads, start_tls, frames, skipped_line),
 ]
 
 

@@ -162,6 +162,7 @@ class Side:
     async def receive_all(self, sock: Socket, expected: bytes) -> None:
         """Read the expected bytes and compare them."""
         ways = [self.by_recv, self.by_size, self.by_delimiter, self.by_line, self.by_peek]
+        ways += [self.by_frame, self.by_batch]
         position = 0
         while position < len(expected):
             way = self.rng.choice([*ways, self.by_pushing_back, self.by_cancelling])
@@ -208,8 +209,32 @@ class Side:
             )
         return b""
 
+    async def by_batch(self, sock: Socket, expected: bytes, position: int) -> bytes:
+        """Read the next lines, if the expected bytes contain the end of a line."""
+        if b"\n" not in expected[position:]:
+            return b""
+        batches = sock.lines(keep_ends=True, max_bytes=1_000_000).batches()
+        batch = await anext(batches, None)
+        if batch is None:
+            raise EndedEarly(f"EOF after {position} of {len(expected)} bytes")
+        return b"".join(batch)
+
+    async def by_frame(self, sock: Socket, expected: bytes, position: int) -> bytes:
+        """Take the next two bytes for the length of a frame, if such a frame is expected."""
+        header = expected[position : position + 2]
+        length = int.from_bytes(header, "big")
+        if len(header) < 2 or position + 2 + length > len(expected):
+            return b""
+        if self.rng.random() < 0.5:
+            body = await sock.recv_frame(2)
+            return len(body).to_bytes(2, "big") + body
+        next_body = await anext(sock.frames(2), None)
+        if next_body is None:
+            raise EndedEarly(f"EOF after {position} of {len(expected)} bytes")
+        return len(next_body).to_bytes(2, "big") + next_body
+
     async def by_peek(self, sock: Socket, expected: bytes, position: int) -> bytes:
-        seen = await sock.peek()
+        seen = await sock.peek(wait=self.rng.random() < 0.5)
         data = await self.by_recv(sock, expected, position)
         if seen is not None and not seen.startswith(data):
             raise WrongBytes(f"peek returned {seen[:40]!r}, recv returned {data[:40]!r}")

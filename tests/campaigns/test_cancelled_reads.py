@@ -22,7 +22,8 @@ from helpers.cancellation import (
 from helpers.peers import Peer, Script
 from trisock import Socket
 
-DATA = b"one\ntwo\nthree\n"
+# These bytes are lines, and also frames with a header of one byte.
+DATA = b"\4one\n\4two\n\6three\n"
 
 
 async def recv(sock: Socket, got: list[bytes]) -> None:
@@ -63,8 +64,33 @@ async def all_lines(sock: Socket, got: list[bytes]) -> None:
         got.append(line)
 
 
+async def recv_line(sock: Socket, got: list[bytes]) -> None:
+    got.append(await sock.recv_line() + b"\n")
+
+
+async def all_batches(sock: Socket, got: list[bytes]) -> None:
+    async for batch in sock.lines(keep_ends=True).batches():
+        got += batch
+
+
+async def recv_frame(sock: Socket, got: list[bytes]) -> None:
+    body = await sock.recv_frame(1)
+    got.append(bytes([len(body)]) + body)
+
+
+async def all_frames(sock: Socket, got: list[bytes]) -> None:
+    async for body in sock.frames(1):
+        got.append(bytes([len(body)]) + body)
+
+
 async def peek(sock: Socket, got: list[bytes]) -> None:
     assert DATA.startswith(await sock.peek() or b"")
+
+
+async def peek_and_wait(sock: Socket, got: list[bytes]) -> None:
+    chunk = await sock.peek(wait=True)
+    assert chunk
+    assert DATA.startswith(chunk)
 
 
 async def pluto_recv(sock: Socket, got: list[bytes]) -> None:
@@ -83,12 +109,24 @@ READS = {
     receive_some: "Socket.receive_some",
     next_chunk: "Socket.__anext__",
     all_chunks: "Socket.__anext__",
+    recv_line: "Socket.recv_line",
     one_line: "Lines.__anext__",
     all_lines: "Lines.__anext__",
+    all_batches: "LineBatches.__anext__",
+    recv_frame: "Socket.recv_frame",
+    all_frames: "Frames.__anext__",
     peek: "Socket.peek",
+    peek_and_wait: "Socket.peek",
     pluto_recv: "pluto.socket.recv",
     pluto_peek: "pluto.socket.peek",
 }
+
+PEEKS = (peek, peek_and_wait, pluto_peek)
+# These reads need more than the first bytes of DATA.
+WHOLE_ITEMS = (
+    *(recv_exactly, recv_until, recv_line, one_line, all_lines),
+    *(all_batches, recv_frame, all_frames),
+)
 
 
 # Before its first yield, each function prepares the connection for the read. The steps after the
@@ -185,11 +223,11 @@ async def test_a_cancelled_read_loses_nothing(
         script = state(sock, peer)
         got: list[bytes] = []
         await attempt(lambda: read(sock, got), script)
-        if state is cut_short and read in (recv_exactly, recv_until, one_line, all_lines):
+        if state is cut_short and read in WHOLE_ITEMS:
             assert attempt.cancelled or isinstance(attempt.error, trisock.IncompleteReadError)
         else:
             assert attempt.error is None
-        if read in (peek, pluto_peek):
+        if read in PEEKS:
             assert not got
         elif not attempt.cancelled and attempt.error is None:
             assert got
@@ -199,9 +237,50 @@ async def test_a_cancelled_read_loses_nothing(
         assert b"".join(got) == (DATA[:3] if state is cut_short else DATA)
 
 
+def usual_skip(layer: str, state: object) -> bool:
+    return layer in (UNIX, "TLSv1_3 client")
+
+
+@covers("Socket.skip_until")
+@pytest.mark.parametrize(("layer", "state"), grid(usual_skip, LAYERS, STATES))
+@at_every_cancel_point
+async def test_a_cancelled_skip_can_be_called_again(
+    attempt: Attempt,
+    layer: str,
+    state: Callable[[Socket, Peer], Script],
+    connections: Connections,
+) -> None:
+    """The call drops bytes before it is cancelled, but never a part of the delimiter."""
+    async with connections.pair(layer) as (sock, peer):
+        script = state(sock, peer)
+        await attempt(lambda: sock.skip_until(b"two\n"), script)
+        for _ in script:
+            pass
+        if state is cut_short:
+            if not attempt.cancelled:
+                assert isinstance(attempt.error, trisock.IncompleteReadError)
+                assert not attempt.error.at_boundary
+            with pytest.raises(trisock.IncompleteReadError):
+                await sock.skip_until(b"two\n")
+            assert await sock.recv() == b""
+            return
+        assert attempt.error is None
+        if attempt.cancelled:
+            await sock.skip_until(b"two\n")
+        else:
+            assert attempt.value == DATA.index(b"two\n") + 4
+        assert b"".join([chunk async for chunk in sock]) == b"\6three\n"
+
+
 # With these layers, the peer sends the last flight of the handshake, and may add data to it.
 @pytest.mark.parametrize("layer", ["TLSv1_2 client", "TLSv1_3 server"])
-@pytest.mark.parametrize("read", [recv, recv_exactly, recv_until, receive_some, all_lines, peek])
+@pytest.mark.parametrize(
+    "read",
+    [
+        *(recv, recv_exactly, recv_until, receive_some, all_lines, peek),
+        *(peek_and_wait, all_batches, all_frames),
+    ],
+)
 @at_every_cancel_point
 async def test_a_cancelled_read_right_after_the_handshake_loses_nothing(
     attempt: Attempt,

@@ -1,7 +1,8 @@
-"""Fuzzing of lines and their limits."""
+"""Fuzzing of lines and frames, and of their limits."""
 
 from __future__ import annotations
 
+import pytest
 import trio
 import trio.testing
 from hypothesis import strategies as st
@@ -30,10 +31,16 @@ def test_lines_lose_nothing_and_stay_within_the_limit(fuzz: Fuzz) -> None:
             mutant.send(data)
             async with alongside(mutant.conversing(clock, "ended")):
                 lines = sock.lines(delimiter=delimiter, keep_ends=True, max_bytes=limit)
+                batches = lines.batches()
                 try:
                     while True:
                         if method == "lines":
                             got.append(await anext(lines))
+                        elif method == "batches":
+                            got += await anext(batches)
+                        elif method == "recv_line":
+                            line = await sock.recv_line(delimiter=delimiter, max_bytes=limit)
+                            got.append(line + delimiter)
                         else:
                             got.append(await sock.recv_until(delimiter, max_bytes=limit))
                 except StopAsyncIteration:
@@ -62,7 +69,7 @@ def test_lines_lose_nothing_and_stay_within_the_limit(fuzz: Fuzz) -> None:
         delimiter=DELIMITERS,
         limit=st.integers(1, 70),
         cuts=SOME_CUTS,
-        method=st.sampled_from(["lines", "recv_until"]),
+        method=st.sampled_from(["lines", "batches", "recv_until", "recv_line"]),
     )
 
 
@@ -106,4 +113,97 @@ def test_a_caller_can_skip_a_line_over_the_limit(fuzz: Fuzz) -> None:
         delimiter=DELIMITERS,
         limit=st.integers(1, 40),
         cuts=SOME_CUTS,
+    )
+
+
+def test_skip_until_goes_on_behind_each_line_over_the_limit(fuzz: Fuzz) -> None:
+    async def read(
+        clock: trio.testing.MockClock, data: bytes, delimiter: bytes, limit: int, cuts: list[int]
+    ) -> None:
+        *lines, rest = data.split(delimiter)
+        sizes = [len(line) + len(delimiter) for line in lines]
+        expected = [
+            line if size <= limit else size for line, size in zip(lines, sizes, strict=True)
+        ]
+        got: list[bytes | int] = []
+        async with mutant_pair(cuts) as (sock, mutant):
+            mutant.send(data)
+            async with alongside(mutant.conversing(clock, "ended")):
+                with pytest.raises(trisock.IncompleteReadError) as caught:
+                    while True:
+                        try:
+                            got.append(await sock.recv_line(delimiter=delimiter, max_bytes=limit))
+                        except trisock.LimitExceededError:
+                            got.append(await sock.skip_until(delimiter))
+                assert await sock.recv_exactly(sock.info().buffered) == caught.value.partial
+        assert got == expected
+        assert caught.value.at_boundary == (not rest)
+        assert caught.value.partial == (rest if len(rest) < limit else b"")
+
+    fuzz.run_async(
+        read,
+        150,
+        data=TEXTS,
+        delimiter=DELIMITERS,
+        limit=st.integers(1, 40),
+        cuts=SOME_CUTS,
+    )
+
+
+def test_frames_lose_nothing_and_stay_within_the_limit(fuzz: Fuzz) -> None:
+    """The bytes after the frames are arbitrary: a cut frame, a frame over the limit, or nothing."""
+
+    async def read(
+        clock: trio.testing.MockClock,
+        bodies: list[bytes],
+        header: int,
+        rest: bytes,
+        limit: int,
+        cuts: list[int],
+        method: str,
+    ) -> None:
+        frames = [len(body).to_bytes(header, "big") + body for body in bodies]
+        data = b"".join(frames) + rest
+        got: list[bytes] = []
+        error: Exception | None = None
+        async with mutant_pair(cuts) as (sock, mutant):
+            mutant.send(data)
+            async with alongside(mutant.conversing(clock, "ended")):
+                items = sock.frames(header, max_bytes=limit)
+                try:
+                    while True:
+                        if method == "frames":
+                            got.append(await anext(items))
+                        else:
+                            got.append(await sock.recv_frame(header, max_bytes=limit))
+                except StopAsyncIteration:
+                    pass
+                except (trisock.LimitExceededError, trisock.IncompleteReadError) as exc:
+                    error = exc
+                unread = b"".join([chunk async for chunk in sock])
+        again = b"".join(len(body).to_bytes(header, "big") + body for body in got)
+        assert again + unread == data
+        assert max(map(len, got), default=0) <= limit
+        assert got[: len(bodies)] == bodies[: len(got)]
+        length = int.from_bytes(unread[:header], "big")
+        if isinstance(error, trisock.LimitExceededError):
+            assert (error.limit, error.frame_length) == (limit, length)
+            assert limit < length
+        elif isinstance(error, trisock.IncompleteReadError):
+            assert error.partial == unread
+            assert len(unread) < (error.expected or 0)
+            assert error.expected == (header if len(unread) < header else header + length)
+            assert error.at_boundary == (not unread)
+        else:
+            assert not unread
+
+    fuzz.run_async(
+        read,
+        150,
+        bodies=st.lists(st.binary(max_size=20), max_size=8),
+        header=st.sampled_from([1, 2, 3, 4, 8]),
+        rest=st.binary(max_size=12),
+        limit=st.integers(1, 25),
+        cuts=SOME_CUTS,
+        method=st.sampled_from(["frames", "recv_frame"]),
     )

@@ -35,7 +35,23 @@ from hypothesis.stateful import (
 from helpers.authority import Authority
 from helpers.fuzzing import Fuzz
 from helpers.machine_peers import Message, Peer, T, TLSPeer, TrioRun
-from helpers.machine_reads import FAILURES, LIMIT, WAITS, Chunk, Exactly, Next, Opened, Read, Until
+from helpers.machine_reads import (
+    FAILURES,
+    LIMIT,
+    WAITS,
+    Batch,
+    Chunk,
+    Exactly,
+    Format,
+    FrameFormat,
+    LineFormat,
+    Next,
+    One,
+    Opened,
+    Peek,
+    Read,
+    Skip,
+)
 from trisock import (
     ClientTLS,
     ServerTLS,
@@ -64,6 +80,12 @@ a_lot = st.builds(
 )
 messages = st.one_of(a_little, a_little, a_little, a_lot)
 
+# The first letters of a text are taken for the length of a frame.
+formats: st.SearchStrategy[Format] = st.one_of(
+    st.builds(LineFormat, delimiters, st.booleans(), limits),
+    st.builds(FrameFormat, st.sampled_from([1, 1, "B", 2, "<H", 3]), limits),
+)
+
 single_reads = st.one_of(
     st.builds(
         Chunk,
@@ -71,7 +93,9 @@ single_reads = st.one_of(
         max_bytes=st.none() | st.sampled_from([1, 2, 3, 7, 1000]),
     ),
     st.builds(Exactly, st.integers(0, 12) | st.sampled_from([255, 1000, 16_385, 100_000])),
-    st.builds(Until, delimiters, limits),
+    st.builds(One, formats),
+    st.builds(One, formats),
+    st.just(Peek()),
 )
 
 # When to cancel a read. "before": before the read starts. "late": the read starts after its
@@ -146,7 +170,7 @@ class SocketMachine(RuleBasedStateMachine):
 
     def start(self, message: Message) -> Opened:
         self.peer.send(message)
-        return self.opens_lines(delimiter=b"\n", keep_ends=False, max_bytes=65536)
+        return self.opens_an_iterator(LineFormat(b"\n", False, 65536))
 
     # ---- the peer ----
 
@@ -169,35 +193,47 @@ class SocketMachine(RuleBasedStateMachine):
     ) -> None:
         self.call(self.perform, read, when, meanwhile, sending, look)
 
-    @rule(
-        target=iterators,
-        delimiter=delimiters,
-        keep_ends=st.booleans(),
-        max_bytes=limits,
-    )
-    def opens_lines(self, delimiter: bytes, keep_ends: bool, max_bytes: int) -> Opened:
-        lines = self.sock.lines(delimiter=delimiter, keep_ends=keep_ends, max_bytes=max_bytes)
-        self.opened.append(Opened(lines.__aiter__(), delimiter, keep_ends, max_bytes))
+    @rule(target=iterators, format=formats)
+    def opens_an_iterator(self, format: Format) -> Opened:
+        self.opened.append(Opened(format.iterate(self.sock).__aiter__(), format))
         return self.opened[-1]
 
     @rule(
         opened=iterators,
-        steps=st.integers(1, 4) | st.sampled_from([10, 1000, 30_000]),
+        steps=st.sampled_from(["batch", 1, 2, 3, 4, 10, 1000, 30_000]),
         when=cancellations,
         meanwhile=meanwhile,
         sending=sizes,
         look=st.booleans(),
     )
-    def reads_lines(
+    def reads_items(
         self,
         opened: Opened,
-        steps: int,
+        steps: int | str,
         when: str | int,
         meanwhile: list[Message],
         sending: int,
         look: bool,
     ) -> None:
-        self.call(self.perform, Next(opened, steps), when, meanwhile, sending, look)
+        many = Batch if isinstance(opened.format, LineFormat) else Next
+        read = Next(opened, steps) if isinstance(steps, int) else many(opened)
+        self.call(self.perform, read, when, meanwhile, sending, look)
+
+    @rule(
+        delimiter=delimiters,
+        when=st.sampled_from(["patient", "patient", "before", "late"]),
+        meanwhile=meanwhile,
+        look=st.booleans(),
+    )
+    def skips(self, delimiter: bytes, when: str, meanwhile: list[Message], look: bool) -> None:
+        """Skip to a delimiter.
+
+        If the call is cancelled while data is in flight, the model cannot know how much of the data
+        was dropped. So a call that may have to wait is cancelled before it begins.
+        """
+        if not self.synchronous and delimiter not in self.unread and not self.peer.ended:
+            when = "before"
+        self.call(self.perform, Skip(delimiter), when, meanwhile, 0, look)
 
     @precondition(lambda self: self.peer.ending is None)
     @rule(read=single_reads, line=lines)
@@ -257,7 +293,7 @@ class SocketMachine(RuleBasedStateMachine):
             await done.wait()
             assert await self.peer.receive(sending) == b"s" * sending
 
-        results, ending = read.expected(self.unread, self.peer.ended, got)
+        results, ending, dropped = read.expected(self.unread, self.peer.ended, got)
         if scope.cancelled_caught:
             if when in ("patient", "trickling"):
                 assert (len(got), ending) == (len(results), WAITS)
@@ -272,14 +308,19 @@ class SocketMachine(RuleBasedStateMachine):
 
         if isinstance(read, Chunk) and got and got[0]:
             self.check_chunk(got[0], read.limit, buffered)
+        elif isinstance(read, Peek):
+            if got and got[0]:
+                self.check_peeked(got[0])
         elif got or when not in ("before", "late"):
             self.front.clear()
         consumed = sum(each.count for each in results)
+        if when not in ("before", "late"):
+            consumed += dropped
         del self.unread[:consumed]
         for failure in failures:
             read.check(failure, self.unread)
             self.eof_seen |= FAILURES[type(failure)] != LIMIT
-        if isinstance(read, Chunk):
+        if isinstance(read, (Chunk, Peek)):
             self.eof_seen |= got == [b""]
         if buffered is not None:
             assert buffered - consumed <= sock.info().buffered <= len(self.unread)
@@ -326,6 +367,12 @@ class SocketMachine(RuleBasedStateMachine):
             several = ends[: ends.index(len(chunk)) + 1]
             assert len(several) == 1 or max(map(int.__sub__, several, [0, *several])) < 256
 
+    def check_peeked(self, chunk: bytes) -> None:
+        """Check a chunk that was not consumed: later reads of a chunk must return it."""
+        if not self.front:
+            self.front.append(chunk)
+        assert chunk == self.front[0]
+
     @rule(cancelled=st.booleans(), look=st.booleans())
     def peeks(self, cancelled: bool, look: bool) -> None:
         self.call(self.peek, cancelled, look)
@@ -353,9 +400,7 @@ class SocketMachine(RuleBasedStateMachine):
             assert self.unread.startswith(chunk)
             if look:
                 assert sock.info().buffered >= len(chunk)
-            if not self.front:
-                self.front.append(chunk)
-            assert chunk == self.front[0]
+            self.check_peeked(chunk)
 
     @rule(
         data=st.one_of(texts, texts, a_lot.map(lambda message: message.data)),
@@ -414,7 +459,9 @@ class SocketMachine(RuleBasedStateMachine):
 
         reads: list[Read] = [Next(opened, 1) for opened in self.opened]
         reads += [Chunk("recv", 1), Chunk("receive_some", None), Chunk("__anext__", None)]
-        reads += [Exactly(0), Exactly(1), Until(b"\n", 65536)]
+        reads += [Batch(each) for each in self.opened if isinstance(each.format, LineFormat)]
+        reads += [One(each.format) for each in self.opened]
+        reads += [Exactly(0), Exactly(1), Skip(b"\n"), Peek()]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(broadcast)
             await trio.testing.wait_all_tasks_blocked()

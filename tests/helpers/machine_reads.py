@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import abc
+import struct
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from trisock import (
-    IncompleteReadError,
-    LimitExceededError,
-    Socket,
-    TLSError,
-)
-from trisock._net.lines import Lines
+from trisock import Frames, IncompleteReadError, LimitExceededError, Lines, Socket, TLSError
 
 # The possible outcomes of a read that does not return.
 WAITS = "waits"
@@ -40,6 +35,7 @@ class Expected(NamedTuple):
 
     taken: list[Taken]  # the results of the steps that return
     ending: str | None  # the outcome of the next step, or None if all steps return
+    dropped: int = 0  # how many unread bytes the next step consumes although it does not return
 
 
 class Read(abc.ABC):
@@ -113,77 +109,226 @@ class Exactly(Read):
 
 
 @dataclass(frozen=True)
-class Until(Read):
-    delimiter: bytes
-    max_bytes: int
+class Peek(Read):
+    """``peek(wait=True)``: like ``recv``, but it consumes nothing."""
 
     async def step(self, sock: Socket) -> bytes:
-        return await sock.recv_until(self.delimiter, max_bytes=self.max_bytes)
+        return await sock.peek(wait=True)
 
     def expected(self, unread: bytearray, end: str | None, got: list[bytes]) -> Expected:
-        count, ending = _until(unread, 0, self.delimiter, self.max_bytes, end)
-        return Expected([Taken(bytes(unread[:count]), count)] if count else [], ending)
-
-    def check(self, failure: BaseException, unread: bytearray) -> None:
-        super().check(failure, unread)
-        if isinstance(failure, LimitExceededError):
-            assert failure.limit == self.max_bytes
+        taken, ending, _ = Chunk("recv", None).expected(unread, end, got)
+        return Expected([Taken(each.returned, 0) for each in taken], ending)
 
 
 @dataclass(frozen=True)
-class Opened:
-    """An iterator over lines, and its arguments."""
+class Skip(Read):
+    """``skip_until``. Its result counts as the text of the number."""
 
-    lines: Lines
+    delimiter: bytes
+
+    async def step(self, sock: Socket) -> bytes:
+        return b"%d" % await sock.skip_until(self.delimiter)
+
+    def expected(self, unread: bytearray, end: str | None, got: list[bytes]) -> Expected:
+        at = unread.find(self.delimiter)
+        if at >= 0:
+            count = at + len(self.delimiter)
+            return Expected([Taken(b"%d" % count, count)], None)
+        ending = _ending_without_enough(end)
+        kept = 0 if ending == INCOMPLETE else len(self.delimiter) - 1
+        return Expected([], ending, dropped=max(0, len(unread) - kept))
+
+
+# ---- lines and frames ----
+
+
+class Item(NamedTuple):
+    """The next line or frame, or the outcome (``ending``) of a read that does not return one."""
+
+    returned: bytes
+    size: int
+    ending: str | None
+
+
+class Format(abc.ABC):
+    """The format of the items (lines or frames) that a read returns."""
+
+    max_bytes: int
+
+    @abc.abstractmethod
+    async def read_one(self, sock: Socket) -> bytes:
+        """Read an item without an iterator."""
+
+    @abc.abstractmethod
+    def iterate(self, sock: Socket) -> Lines | Frames: ...
+
+    @abc.abstractmethod
+    def next_item(self, unread: bytearray, start: int, end: str | None) -> Item: ...
+
+    def check(self, failure: BaseException, unread: bytearray) -> None:
+        """Check the attributes of an error."""
+        if isinstance(failure, IncompleteReadError):
+            assert failure.partial == unread
+            assert failure.at_boundary == (not unread)
+            assert failure.expected == self.wanted(unread)
+        if isinstance(failure, LimitExceededError):
+            assert failure.limit == self.max_bytes
+
+    def wanted(self, unread: bytearray) -> int | None:
+        """Return the ``expected`` of an IncompleteReadError."""
+        return None
+
+
+@dataclass(frozen=True)
+class LineFormat(Format):
     delimiter: bytes
     keep_ends: bool
     max_bytes: int
 
+    async def read_one(self, sock: Socket) -> bytes:
+        read = sock.recv_until if self.keep_ends else sock.recv_line
+        return await read(delimiter=self.delimiter, max_bytes=self.max_bytes)
+
+    def iterate(self, sock: Socket) -> Lines:
+        return sock.lines(
+            delimiter=self.delimiter, keep_ends=self.keep_ends, max_bytes=self.max_bytes
+        )
+
+    def next_item(self, unread: bytearray, start: int, end: str | None) -> Item:
+        at = unread.find(self.delimiter, start)
+        size = at + len(self.delimiter) - start
+        if at >= 0 and size <= self.max_bytes:
+            kept = size if self.keep_ends else size - len(self.delimiter)
+            return Item(bytes(unread[start : start + kept]), size, None)
+        if at >= 0 or len(unread) - start >= self.max_bytes:
+            return Item(b"", 0, LIMIT)
+        return Item(b"", 0, _ending_without_enough(end))
+
 
 @dataclass(frozen=True)
-class Next(Read):
-    """A read of the next lines from an iterator. Later reads may use the same iterator."""
+class FrameFormat(Format):
+    header: str | int
+    max_bytes: int
 
-    opened: Opened
-    steps: int
+    async def read_one(self, sock: Socket) -> bytes:
+        return await sock.recv_frame(self.header, max_bytes=self.max_bytes)
 
-    always_a_cancel_point = False  # ``Lines`` has one cancel point per chunk, not per line
+    def iterate(self, sock: Socket) -> Frames:
+        return sock.frames(self.header, max_bytes=self.max_bytes)
 
-    async def step(self, sock: Socket) -> bytes:
-        return await self.opened.lines.__anext__()
+    @property
+    def size(self) -> int:
+        return self.header if isinstance(self.header, int) else struct.calcsize(self.header)
 
-    def expected(self, unread: bytearray, end: str | None, got: list[bytes]) -> Expected:
-        opened = self.opened
-        taken: list[Taken] = []
-        start = 0
-        for _ in range(self.steps):
-            count, ending = _until(unread, start, opened.delimiter, opened.max_bytes, end)
-            if not count:
-                if ending == INCOMPLETE and start == len(unread):
-                    ending = STOP
-                return Expected(taken, ending)
-            kept = count if opened.keep_ends else count - len(opened.delimiter)
-            taken.append(Taken(bytes(unread[start : start + kept]), count))
-            start += count
-        return Expected(taken, None)
+    def length(self, unread: bytearray, start: int) -> int | None:
+        """Return the length of the next frame's body, or None if its header is incomplete."""
+        header = unread[start : start + self.size]
+        if len(header) < self.size:
+            return None
+        little = isinstance(self.header, str) and self.header.startswith("<")
+        return int.from_bytes(header, "little" if little else "big")
+
+    def next_item(self, unread: bytearray, start: int, end: str | None) -> Item:
+        length = self.length(unread, start)
+        if length is None:
+            return Item(b"", 0, _ending_without_enough(end))
+        if length > self.max_bytes:
+            return Item(b"", 0, LIMIT)
+        size = self.size + length
+        if start + size > len(unread):
+            return Item(b"", 0, _ending_without_enough(end))
+        return Item(bytes(unread[start + self.size : start + size]), size, None)
 
     def check(self, failure: BaseException, unread: bytearray) -> None:
         super().check(failure, unread)
         if isinstance(failure, LimitExceededError):
-            assert failure.limit == self.opened.max_bytes
+            assert failure.frame_length == self.length(unread, 0)
+
+    def wanted(self, unread: bytearray) -> int | None:
+        return self.size + (self.length(unread, 0) or 0)
 
 
-def _until(
-    unread: bytearray, start: int, delimiter: bytes, max_bytes: int, end: str | None
-) -> tuple[int, str | None]:
-    """Return ``(size including the delimiter, None)``, or ``(0, outcome of the read)``."""
-    at = unread.find(delimiter, start)
-    count = at + len(delimiter) - start
-    if at >= 0 and count <= max_bytes:
-        return count, None
-    if at >= 0 or len(unread) - start >= max_bytes:
-        return 0, LIMIT
-    return 0, _ending_without_enough(end)
+@dataclass(frozen=True)
+class One(Read):
+    """A read of one item: ``recv_until``, ``recv_line`` or ``recv_frame``."""
+
+    format: Format
+
+    async def step(self, sock: Socket) -> bytes:
+        return await self.format.read_one(sock)
+
+    def expected(self, unread: bytearray, end: str | None, got: list[bytes]) -> Expected:
+        returned, size, ending = self.format.next_item(unread, 0, end)
+        return Expected([Taken(returned, size)] if size else [], ending)
+
+    def check(self, failure: BaseException, unread: bytearray) -> None:
+        self.format.check(failure, unread)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An iterator over items, and their format."""
+
+    items: Lines | Frames
+    format: Format
+
+
+@dataclass(frozen=True)
+class Next(Read):
+    """A read of the next items from an iterator. Later reads may use the same iterator."""
+
+    opened: Opened
+    steps: int = 1
+
+    always_a_cancel_point = False  # an iterator has one cancel point per batch, not per item
+
+    async def step(self, sock: Socket) -> bytes:
+        return await self.opened.items.__anext__()
+
+    def expected(self, unread: bytearray, end: str | None, got: list[bytes]) -> Expected:
+        taken: list[Taken] = []
+        start = 0
+        for _ in range(self.steps):
+            returned, size, ending = self.opened.format.next_item(unread, start, end)
+            if not size:
+                if ending == INCOMPLETE and start == len(unread):
+                    ending = STOP
+                return Expected(taken, ending)
+            taken.append(Taken(returned, size))
+            start += size
+        return Expected(taken, None)
+
+    def check(self, failure: BaseException, unread: bytearray) -> None:
+        self.opened.format.check(failure, unread)
+
+
+@dataclass(frozen=True)
+class Batch(Read):
+    """A read of a batch of lines. Its result counts as the lines with their delimiters, joined."""
+
+    opened: Opened
+
+    async def step(self, sock: Socket) -> bytes:
+        lines, format = self.opened.items, self.opened.format
+        assert isinstance(lines, Lines)
+        assert isinstance(format, LineFormat)
+        batch = await anext(lines.batches())
+        assert 1 <= len(batch) <= 2048
+        return b"".join(line if format.keep_ends else line + format.delimiter for line in batch)
+
+    def expected(self, unread: bytearray, end: str | None, got: list[bytes]) -> Expected:
+        taken, ending, _ = Next(self.opened, 1).expected(unread, end, [])
+        if not taken:
+            return Expected(taken, ending)
+        start = taken[0].count
+        while got and start < len(got[0]):  # the model does not know the size of the batch
+            _, size, ending = self.opened.format.next_item(unread, start, end)
+            assert size, f"the batch has more than the next lines: {ending}"
+            start += size
+        return Expected([Taken(bytes(unread[:start]), start)], None)
+
+    def check(self, failure: BaseException, unread: bytearray) -> None:
+        self.opened.format.check(failure, unread)
 
 
 def _ending_without_enough(end: str | None) -> str:

@@ -1,4 +1,7 @@
-"""Every way to read from a Socket. A new read method needs an entry in READS."""
+"""Every way to read from a Socket. A new read method needs an entry in READS.
+
+The reads of frames use a header of one byte, so the first letter of a text is taken for a length.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,16 @@ READS: dict[str, Read] = {
     "recv": lambda sock: sock.recv(),
     "recv a part": lambda sock: sock.recv(1),
     "peek": lambda sock: sock.peek(),
+    "peek and wait": lambda sock: sock.peek(wait=True),
     "recv_exactly": lambda sock: sock.recv_exactly(1),
     "recv_exactly nothing": lambda sock: sock.recv_exactly(0),
     "recv_until": lambda sock: sock.recv_until(b"\n"),
+    "recv_line": lambda sock: sock.recv_line(),
+    "skip_until": lambda sock: sock.skip_until(b"\n"),
+    "recv_frame": lambda sock: sock.recv_frame(1),
     "lines": lambda sock: anext(sock.lines()),
+    "batches": lambda sock: anext(sock.lines().batches()),
+    "frames": lambda sock: anext(sock.frames(1)),
     "receive_some": lambda sock: sock.receive_some(),
     "__anext__": lambda sock: anext(sock),
 }

@@ -78,7 +78,7 @@ async def smtp(site: Site, sock: Socket, *, must_log_in: bool = False) -> None:
                 response = argument.removeprefix("PLAIN").strip().encode()
                 if not response:
                     await sock.send(b"334 \r\n")
-                    response = (await sock.recv_until(CRLF)).strip()
+                    response = (await sock.recv_line(delimiter=CRLF)).strip()
                 logged_in = base64.b64decode(response) == f"\0{USER}\0{PASSWORD}".encode()
                 await sock.send(b"235 welcome\r\n" if logged_in else b"535 no\r\n")
             case "MAIL", _ if must_log_in and not logged_in:

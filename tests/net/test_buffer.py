@@ -61,7 +61,11 @@ class BufferMachine(RuleBasedStateMachine):
     def take(self, data: st.DataObject) -> None:
         count = data.draw(st.integers(0, len(self.model)))
         expected = self.model[:count]
-        assert self.buffer.take(count) == expected
+        assert self.buffer.peek_bytes(count) == expected
+        if data.draw(st.booleans()):
+            assert self.buffer.take(count) == expected
+        else:
+            self.buffer.drop(count)
         while count:
             chunk = self.chunks.popleft()
             if len(chunk) > count:
@@ -157,8 +161,9 @@ def test_a_whole_chunk_is_not_copied() -> None:
 
 
 def test_taking_more_bytes_than_are_unread_raises_assertion_error() -> None:
-    with pytest.raises(AssertionError):
-        ReceiveBuffer().take(1)
+    for method in (ReceiveBuffer.take, ReceiveBuffer.drop):
+        with pytest.raises(AssertionError):
+            method(ReceiveBuffer(), 1)
 
 
 def test_push_front_restarts_the_search() -> None:
@@ -167,6 +172,12 @@ def test_push_front_restarts_the_search() -> None:
     assert buffer.find(b"\n") is None
     buffer.push_front(b"x\ny")
     assert buffer.find(b"\n") == 2
+    assert buffer.take(6) == b"x\nyabc"
+    buffer.append(b"abc\n")
+    assert buffer.find(b"\n", 2) is None
+    buffer.push_front(b"long")
+    assert buffer.find(b"\n", 3) is None  # the limit is inside the bytes that were pushed back
+    assert buffer.find(b"\n") == 8
 
 
 def lines_of(buffer: ReceiveBuffer, **options: object) -> Iterator[bytes]:

@@ -18,6 +18,7 @@ from hypothesis.stateful import (
 from helpers.memory import held
 from helpers.scanned_bytes import ScannedBytes
 from trisock._net import receive_buffer as _buffer
+from trisock._net.frame_header import frame_header
 from trisock._net.receive_buffer import ReceiveBuffer
 
 KIB = 1024
@@ -151,7 +152,12 @@ class SearchMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def take(self, data: st.DataObject) -> None:
         count = data.draw(st.integers(0, len(self.model)))
-        assert self.buffer.take(count) == self.model[:count]
+        if self.model:
+            assert self.buffer.peek_bytes(count) == self.model[:count]
+        if data.draw(st.booleans()):
+            assert self.buffer.take(count) == self.model[:count]
+        else:
+            self.buffer.drop(count)
         self.model = self.model[count:]
 
     @rule(delimiter=delimiter, limit=limit)
@@ -177,6 +183,17 @@ class SearchMachine(RuleBasedStateMachine):
             expected, _, self.model = self.model.partition(delimiter)
             assert line == (expected + delimiter if keep else expected)
             assert len(expected + delimiter) <= limit
+
+    @precondition(lambda self: self.model)
+    @rule(limit=st.sampled_from([9, 10, 97, 98]), count=st.integers(0, 5))
+    def take_frames(self, limit: int, count: int) -> None:
+        """The letters are taken for lengths: 97 and 98. The line end is a length of 10."""
+        frames = self.buffer.take_frames(frame_header(1), limit)
+        for _, frame in zip(range(count), frames, strict=False):
+            length = self.model[0]
+            assert frame == self.model[1 : 1 + length]
+            assert len(frame) == length <= limit
+            self.model = self.model[1 + length :]
 
     @precondition(lambda self: self.model)
     @invariant()
@@ -235,7 +252,7 @@ def test_memory_stays_within_a_small_factor_of_the_unread_bytes(
 sizes = st.sampled_from([1, 1, 1, 2, 100, 255, 256, 257, 5000, 70_000])
 steps = st.lists(
     st.tuples(
-        st.sampled_from(["append", "push", "take", "chunk", "peek", "find", "lines"]),
+        st.sampled_from(["append", "push", "take", "chunk", "peek", "find", "lines", "frames"]),
         sizes,
         st.integers(1, 300),
     ),
@@ -262,6 +279,9 @@ def test_no_mix_of_operations_exceeds_the_memory_bound(steps: list[tuple[str, in
                 buffer.peek_chunk()
             elif what == "find":
                 buffer.find(b"\n")
+            elif what == "frames":
+                if buffer:
+                    next(buffer.take_frames(frame_header(1), 65536), None)
             elif buffer.find(b"\0") is not None:
                 next(buffer.take_lines(b"\0", False, 65536), None)
             if len(buffer) > 2 * MIB:

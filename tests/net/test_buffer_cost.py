@@ -6,6 +6,7 @@ A cost is linear if four times as many bytes, chunks or lines cost about four ti
 from __future__ import annotations
 
 import itertools
+import operator
 import sys
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 import pytest
 
 from helpers.scanned_bytes import ScannedBytes
+from trisock._net.frame_header import frame_header
 from trisock._net.receive_buffer import ReceiveBuffer
 
 # An operation that copies nothing may allocate this many bytes for small objects, and for the
@@ -106,7 +108,34 @@ def receive_in_parts(size: int, chunk: bytes, taken: list[int]) -> None:
     taken.append(size - len(buffer))
 
 
-@pytest.mark.parametrize("way", [receive, receive_exactly, receive_in_parts])
+def receive_and_drop(size: int, chunk: bytes, taken: list[int]) -> None:
+    """Drop all bytes that cannot be part of the delimiter, as they arrive."""
+    buffer = ReceiveBuffer()
+    dropped = 0
+    for _ in range(size // len(chunk)):
+        buffer.append(chunk)
+        assert buffer.find(b"\r\n") is None
+        dropped += len(buffer) - 1
+        buffer.drop(len(buffer) - 1)
+    taken.append(dropped)
+
+
+def receive_frame(size: int, chunk: bytes, taken: list[int]) -> None:
+    """Append a frame of ``size`` bytes in many chunks. Look for it after each chunk."""
+    buffer = ReceiveBuffer()
+    header = frame_header(8)
+    buffer.append(header.pack(size))
+    while len(buffer) < header.size + size:
+        assert header.length(buffer.peek_bytes(header.size)) == size
+        assert list(buffer.take_frames(header, size)) == []
+        buffer.append(chunk)
+    buffer.drop(header.size)
+    taken.append(len(buffer.take(size)))
+
+
+@pytest.mark.parametrize(
+    "way", [receive, receive_exactly, receive_in_parts, receive_and_drop, receive_frame]
+)
 @pytest.mark.parametrize(("chunk", "size"), [(bytes(KIB), 4 * MIB), (b"x", 10_000)])
 def test_taking_a_message_in_many_chunks_has_a_linear_cost(
     chunk: bytes, size: int, way: Callable[[int, bytes, list[int]], None]
@@ -149,6 +178,42 @@ def test_single_bytes_are_coalesced_once(traced: None) -> None:
         return allocated(lambda: buffer.append(b"x") for _ in range(count))
 
     assert append(20_000) < 5 * append(5_000)
+
+
+def test_a_frame_is_copied_once(traced: None) -> None:
+    buffer = ReceiveBuffer()
+    chunk = bytes(64 * KIB)
+    buffer.append(frame_header(4).pack(16 * MIB))
+    for _ in range(256):
+        buffer.append(chunk)
+    assert allocated([lambda: buffer.drop(4)]) < NO_COPY
+    assert allocated([lambda: buffer.take(16 * MIB)]) < 16 * MIB + 256 * NO_COPY
+
+
+def test_frames_in_one_chunk_are_copied_once(traced: None) -> None:
+    buffer = ReceiveBuffer()
+    size = 10_000 * 1002
+    buffer.append((frame_header(2).pack(1000) + bytes(1000)) * 10_000)
+    taken = 0
+
+    def take_batch() -> None:
+        nonlocal taken
+        for body in buffer.take_frames(frame_header(2), 1000):
+            taken += 2 + len(body)
+        if not taken % 130_260:  # sometimes switch to another read
+            taken += len(buffer.take(1002))
+
+    total = allocated(take_batch for _ in iter(lambda: len(buffer), 0))
+    assert taken == size
+    assert total < 2.2 * size  # the chunk is trimmed while it is read, which copies it once more
+
+
+def test_dropping_bytes_copies_nothing(traced: None) -> None:
+    buffer = ReceiveBuffer()
+    for _ in range(64):
+        buffer.append(bytes(MIB))
+    assert allocated([lambda: buffer.drop(63 * MIB + 1)]) < NO_COPY
+    assert len(buffer) == MIB - 1
 
 
 # ---- delimiters ----
@@ -255,6 +320,35 @@ def test_calling_take_lines_and_take_alternately_has_a_linear_cost(traced: None)
 
     assert_linear(take_alternately, 500)
     assert take_alternately(2_000) < 5 * take_alternately(500)
+
+
+def frames_of(buffer: ReceiveBuffer) -> Iterator[bytes]:
+    return buffer.take_frames(frame_header(1), 65536)
+
+
+def lines_of(buffer: ReceiveBuffer) -> Iterator[bytes]:
+    assert buffer.find(b"\0") == 1
+    return buffer.take_lines(b"\0", False, 65536)
+
+
+@pytest.mark.parametrize("take", [frames_of, lines_of])
+def test_taking_one_item_splits_few_others(
+    take: Callable[[ReceiveBuffer], Iterator[bytes]],
+) -> None:
+    """A program may use a new iterator for each item, and drop the rest of the batch."""
+    buffer = ReceiveBuffer()
+    buffer.append(bytes(10_000))  # empty frames, or empty lines that end with b"\0"
+    for _ in range(1000):
+        items = take(buffer)
+        assert next(items) == b""
+        assert operator.length_hint(items) <= 64
+    assert len(buffer) == 9_000
+    sizes = []
+    while buffer:
+        items = take(buffer)
+        sizes.append(operator.length_hint(items))
+        assert set(items) == {b""}
+    assert max(sizes) >= 1024  # a program that takes all items gets large batches
 
 
 def push_pieces_of_a_line(count: int) -> None:

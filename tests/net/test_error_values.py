@@ -29,6 +29,17 @@ async def error_of(read: str) -> IncompleteReadError:
         return caught.value
 
 
+async def error_of_skip() -> IncompleteReadError:
+    """Return an error whose message and ``at_boundary`` do not follow from ``partial``."""
+    a, b = unix_pair()
+    async with closing(a, b):
+        await b.send(SECRET)
+        await b.send_eof()
+        with pytest.raises(IncompleteReadError) as caught:
+            await a.skip_until(b"\n")
+        return caught.value
+
+
 @pytest.mark.parametrize("read", ["recv_exactly", "lines"])
 async def test_no_representation_of_an_error_shows_the_bytes(read: str) -> None:
     error = await error_of(read)
@@ -66,7 +77,12 @@ async def test_a_copied_or_pickled_error_equals_the_original(
         assert isinstance(twin, IncompleteReadError)
         assert type(twin.partial) is bytes
         assert (twin.partial, twin.expected) == (error.partial, error.expected)
+        assert twin.at_boundary is error.at_boundary is False
         assert (str(twin), repr(twin), twin.__dict__["note"]) == (str(error), repr(error), "kept")
+    twin = copied(await error_of_skip())
+    assert isinstance(twin, IncompleteReadError)
+    assert (twin.partial, twin.expected, twin.at_boundary) == (b"", None, False)
+    assert str(twin) == "the stream ended after 12 bytes, before the delimiter arrived"
     twin = copied(LimitExceededError(9))
     assert isinstance(twin, LimitExceededError)
     assert (twin.limit, str(twin)) == (9, "no delimiter within 9 bytes")

@@ -98,15 +98,31 @@ async def test_buffered_data_never_exceeds_the_limit_plus_one_read(a: Socket, b:
         a.abort()
 
 
-@pytest.mark.parametrize("how", ["lines", "recv_until", "cut short", "recv_exactly"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        *("lines", "batches", "recv_until", "recv_line", "cut short", "recv_exactly"),
+        *("skip_until", "frames", "recv_frame", "frame cut short"),
+    ],
+)
 async def test_a_peers_protocol_error_is_not_a_handler_error(
     how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def handler(sock: Socket) -> None:
         if how == "recv_until":
             await sock.recv_until(b"\n", max_bytes=512)
+        elif how == "recv_line":
+            await sock.recv_line(max_bytes=512)
+        elif how == "skip_until":
+            await sock.skip_until(b"\n")
         elif how == "recv_exactly":
             await sock.recv_exactly(1000)
+        elif how == "recv_frame":
+            await sock.recv_frame()
+        elif how == "batches":
+            await anext(sock.lines(max_bytes=512).batches())
+        elif "frame" in how:  # the length of the frame is ``b"xx"``
+            await anext(sock.frames(2, max_bytes=512 if how == "frames" else 65535))
         else:
             async for _ in sock.lines(max_bytes=512 if how == "lines" else 1000):
                 pass

@@ -13,7 +13,7 @@ import trio.testing
 from helpers.authority import Authority
 from helpers.pairs import clog, tcp_pair, unix_pair
 from helpers.reads import READS
-from trisock import ServerTLS, Socket
+from trisock import LimitExceededError, ServerTLS, Socket
 from trisock._net import linger as _linger
 from trisock._net.receive_buffer import ITEMS_AT_A_TIME
 from trisock._net.receiving import READS_PER_CHECKPOINT
@@ -92,6 +92,7 @@ async def test_every_async_method_is_a_cancel_point(layer: str, a: Socket, b: So
             lambda: a.send(b""),
             lambda: a.send(b"x"),
             lambda: a.send_all(b"x"),
+            lambda: a.send_frame(b"x"),
             lambda: a.send_file(file),
             lambda: a.wait_send_all_might_not_block(),
             *((lambda: a.send_eof(),) if layer == "plain" else ()),
@@ -145,24 +146,40 @@ async def test_reading_from_a_full_buffer_lets_other_tasks_run(
 ) -> None:
     # docs/design.md states these bounds.
     assert (READS_PER_CHECKPOINT, ITEMS_AT_A_TIME) == (64, 2048)
-    a.unrecv(b"x\n" * 6400)
-    for read in (
+    a.unrecv(b"\0\n" * 6400)
+    reads: list[Callable[[], Awaitable[object]]] = [
         lambda: a.recv(1),
         lambda: a.recv_exactly(1),
         lambda: a.recv_until(b"\n"),
+        lambda: a.recv_line(),
+        lambda: a.skip_until(b"\n"),
+        lambda: a.recv_frame(1),
         lambda: a.peek(),
-    ):
+        lambda: a.peek(wait=True),
+        lambda: refused(a.recv_frame(2, max_bytes=9)),
+    ]
+    for read in reads:
         before = other_runs()
         for _ in range(640):
             await read()
         assert other_runs() - before >= 9
-    for size in (2, 64):
-        a.unrecv((b"x" * (size - 1) + b"\n") * 10 * ITEMS_AT_A_TIME)
-        before = other_runs()
-        lines = a.lines()
-        for _ in range(10 * ITEMS_AT_A_TIME):
-            await lines.__anext__()
-        assert other_runs() - before >= 9
+    await a.recv_exactly(a.info().buffered)
+    for size in (1, 2, 64):
+        for item, items in [
+            (b"x" * (size - 1) + b"\n", a.lines()),
+            (bytes([size - 1]) + b"x" * (size - 1), a.frames(1)),
+            (b"x" * (size - 1) + b"\n", a.lines().batches()),
+        ]:
+            a.unrecv(item * 10 * ITEMS_AT_A_TIME)
+            before = other_runs()
+            while a.info().buffered:
+                await anext(items)
+            assert other_runs() - before >= 9
+
+
+async def refused(read: Awaitable[object]) -> None:
+    with pytest.raises(LimitExceededError):
+        await read
 
 
 @pytest.mark.parametrize("layer", ["plain", "tls"])

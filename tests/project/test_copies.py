@@ -49,6 +49,8 @@ async def one_of_each(
             refusing = {
                 "Socket": client,
                 "Lines": client.lines(),
+                "LineBatches": client.lines().batches(),
+                "Frames": client.frames(),
                 "Listener": listener,
                 "Server": server,
             }

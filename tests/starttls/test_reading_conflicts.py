@@ -12,38 +12,54 @@ import trio.testing
 import trisock
 from helpers.pairs import clog, closing, unix_pair
 from helpers.reads import READS
-from trisock import ClientTLS, ServerTLS, Socket, TLSError
-from trisock._net.lines import Lines
+from trisock import ClientTLS, Frames, Lines, ServerTLS, Socket, TLSError
 
 # More bytes than the kernel can hold: the broadcast ends only after the client reads them.
 BROADCAST_SIZE = 8_000_000
 
-# Every way to read: the read methods of a socket, and a line iterator that still holds lines.
-WAYS = [*READS, "split lines"]
+# Every way to read: all reads of a socket, and iterators that have already split more items.
+WAYS = [*READS, "split lines", "batches after split lines", "split frames"]
+
+Items = Lines | Frames
 
 
-async def read(way: str, sock: Socket, lines: Lines) -> None:
-    await (anext(lines) if way == "split lines" else READS[way](sock))
+async def read(way: str, sock: Socket, items: Items) -> None:
+    if way.startswith("batches"):
+        assert isinstance(items, Lines)
+        await anext(items.batches())
+    else:
+        await (anext(items) if way.startswith("split") else READS[way](sock))
+
+
+def encoded(way: str, *items: bytes) -> bytes:
+    """Return the items as frames with a header of one byte, or as lines. Both have equal sizes."""
+    if way == "split frames":
+        return b"".join(bytes([len(item)]) + item for item in items)
+    return b"".join(item + b"\n" for item in items)
 
 
 @contextlib.asynccontextmanager
 async def handler_behind_a_broadcast(
-    text: bytes, server_tls: ServerTLS | None = None, client_tls: ClientTLS | None = None
-) -> AsyncIterator[tuple[Socket, Lines, Socket]]:
-    """Yield a handler's socket, its line iterator and the client.
+    way: str,
+    text: bytes,
+    server_tls: ServerTLS | None = None,
+    client_tls: ClientTLS | None = None,
+) -> AsyncIterator[tuple[Socket, Items, Socket]]:
+    """Yield a handler's socket, its iterator and the client.
 
-    A broadcast to the client is in flight. If a test calls starttls or stoptls, the call waits
-    until the broadcast ends. The iterator has returned the first line of ``text``, and has already
-    split the other lines.
+    A broadcast to the client is in flight. A call of starttls or stoptls waits for the end of the
+    broadcast. The iterator has returned the first item (line or frame) of ``text``, and has already
+    split the other items.
     """
     sock: Socket
-    lines: Lines
+    items: Items
     ready = trio.Event()
 
     async def handler(accepted: Socket) -> None:
-        nonlocal sock, lines
-        sock, lines = accepted, accepted.lines()
-        await anext(lines)
+        nonlocal sock, items
+        sock = accepted
+        items = accepted.frames(1) if way == "split frames" else accepted.lines()
+        await anext(items)
         ready.set()
         await trio.sleep_forever()
 
@@ -55,7 +71,7 @@ async def handler_behind_a_broadcast(
             await ready.wait()
             nursery.start_soon(server.broadcast, bytes(BROADCAST_SIZE))
             await trio.testing.wait_all_tasks_blocked(0.01)
-            yield sock, lines, client
+            yield sock, items, client
         nursery.cancel_scope.cancel()
 
 
@@ -66,8 +82,8 @@ async def test_every_read_is_refused_while_tls_begins_or_ends(
 ) -> None:
     """No read may return plain text that was injected after a STARTTLS command."""
     roles = (server_tls, client_tls) if change == "stoptls" else (None, None)
-    text = b"STARTTLS\nRSET\nINJECTED\n"
-    async with handler_behind_a_broadcast(text, *roles) as (sock, lines, _):
+    text = encoded(way, b"STARTTLS", b"RSET", b"INJECTED")
+    async with handler_behind_a_broadcast(way, text, *roles) as (sock, items, _):
 
         async def begin() -> None:
             with pytest.raises((trio.ClosedResourceError, RuntimeError)):
@@ -78,13 +94,13 @@ async def test_every_read_is_refused_while_tls_begins_or_ends(
             await trio.testing.wait_all_tasks_blocked(0.01)
             for _ in range(3):
                 with pytest.raises(trio.BusyResourceError, match="reading"):
-                    await read(way, sock, lines)
+                    await read(way, sock, items)
                 with pytest.raises(trio.BusyResourceError, match="reading"):
                     sock.unrecv(b"x")
             assert sock.info().buffered == len(b"RSET\nINJECTED\n")
             sock.abort()
             with pytest.raises(trio.ClosedResourceError):
-                await read(way, sock, lines)
+                await read(way, sock, items)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -95,58 +111,82 @@ async def test_injected_lines_fail_the_handshake_despite_attempted_reads(
         with pytest.raises(TLSError, match="does not speak TLS"):
             await sock.starttls(server_tls)
 
-    text = b"STARTTLS\nMAIL FROM:<evil@example.org>\nDATA\n"
-    async with handler_behind_a_broadcast(text) as (sock, lines, client):
+    text = encoded(way, b"STARTTLS", b"MAIL FROM:<evil@example.org>", b"DATA")
+    async with handler_behind_a_broadcast(way, text) as (sock, items, client):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(begin)
             await trio.testing.wait_all_tasks_blocked(0.01)
             for _ in range(2):
                 with pytest.raises(trio.BusyResourceError):
-                    await read(way, sock, lines)
+                    await read(way, sock, items)
             assert await client.recv_exactly(BROADCAST_SIZE)  # now the handshake begins
 
 
-async def test_lines_that_were_split_before_stoptls_are_kept(
-    client_tls: ClientTLS, server_tls: ServerTLS
+@pytest.mark.parametrize("way", ["split lines", "split frames"])
+async def test_items_that_were_split_before_stoptls_are_kept(
+    way: str, client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
     async def end() -> None:
         with pytest.raises(RuntimeError, match="decrypted bytes are unread"):
             await sock.stoptls()
 
-    text = b"CCC\ntwo\nthree\n"
-    async with handler_behind_a_broadcast(text, server_tls, client_tls) as (sock, lines, client):
+    text = encoded(way, b"CCC", b"two", b"three")
+    behind_a_broadcast = handler_behind_a_broadcast(way, text, server_tls, client_tls)
+    async with behind_a_broadcast as (sock, items, client):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(end)
             await trio.testing.wait_all_tasks_blocked(0.01)
             for _ in range(2):
                 with pytest.raises(trio.BusyResourceError):
-                    await anext(lines)
+                    await anext(items)
             assert await client.recv_exactly(BROADCAST_SIZE)
-        assert [await anext(lines), await anext(lines)] == [b"two", b"three"]
+        assert [await anext(items), await anext(items)] == [b"two", b"three"]
 
 
-async def test_a_line_iterator_cannot_read_while_another_task_reads() -> None:
+@pytest.mark.parametrize("way", ["split lines", "split frames"])
+async def test_split_items_are_refused_while_another_task_reads(way: str) -> None:
     a, b = unix_pair()
     async with closing(a, b):
-        lines = a.lines()
-        a.unrecv(b"one\ntwo\n")
-        assert await anext(lines) == b"one"
+        items: Items = a.frames(1) if way == "split frames" else a.lines()
+        a.unrecv(encoded(way, b"one", b"two"))
+        assert await anext(items) == b"one"
         async with trio.open_nursery() as nursery:
             nursery.start_soon(a.recv_exactly, 100)
             await trio.testing.wait_all_tasks_blocked()
             with pytest.raises(trio.BusyResourceError):
-                await anext(lines)
+                await anext(items)
             nursery.cancel_scope.cancel()
-        assert await anext(lines) == b"two"
+        assert await anext(items) == b"two"
+
+
+@pytest.mark.parametrize("way", ["split lines", "batches after split lines", "split frames"])
+async def test_split_items_are_refused_while_another_task_is_at_a_checkpoint(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read that is served from the buffer lets other tasks run before it takes anything."""
+    a, b = unix_pair()
+    async with closing(a, b):
+        items: Items = a.frames(1) if way == "split frames" else a.lines()
+        a.unrecv(encoded(way, b"one", b"two"))
+        assert await anext(items) == b"one"
+        async with trio.open_nursery() as nursery:
+            with monkeypatch.context() as patch:
+                patch.setattr(trio.lowlevel, "checkpoint", trio.sleep_forever)
+                nursery.start_soon(a.receive_some)
+                await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(trio.BusyResourceError):
+                await read(way, a, items)
+            nursery.cancel_scope.cancel()
+        assert await anext(items) == b"two"
 
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_every_read_after_an_abort_raises_closed_resource_error(way: str) -> None:
     a, b = unix_pair()
     async with closing(a, b):
-        lines = a.lines()
-        a.unrecv(b"one\ntwo\n")
-        assert await anext(lines) == b"one"
+        items: Items = a.frames(1) if way == "split frames" else a.lines()
+        a.unrecv(encoded(way, b"one", b"two"))
+        assert await anext(items) == b"one"
 
         async def wait() -> None:
             with pytest.raises(trio.ClosedResourceError):
@@ -157,7 +197,7 @@ async def test_every_read_after_an_abort_raises_closed_resource_error(way: str) 
             await trio.testing.wait_all_tasks_blocked()
             a.abort()  # the reader is woken, but has not run yet
             with pytest.raises(trio.ClosedResourceError):
-                await read(way, a, lines)
+                await read(way, a, items)
             with pytest.raises(trio.ClosedResourceError):
                 a.unrecv(b"x")
 

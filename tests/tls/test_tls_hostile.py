@@ -217,6 +217,8 @@ async def peeking(sock: Socket) -> None:
 
 READERS: dict[str, Callable[[Socket], Awaitable[object]]] = {
     "peek": peeking,
+    "peek and wait": lambda sock: sock.peek(wait=True),
+    "skip_until": lambda sock: sock.skip_until(b"the end"),
     "recv": Socket.recv,
     "recv_exactly": lambda sock: sock.recv_exactly(1),
 }

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
+from typing import TypeVar
 
 from .._not_copyable import NotCopyable
 from .conflicts import ConflictDetector
 
 # Waits for an item. Returns the item, and an iterator over later items that have arrived.
 NextBatch = Callable[[], Awaitable["tuple[bytes, Iterator[bytes]]"]]
+
+SelfT = TypeVar("SelfT", bound="BatchIterator")
 
 
 class BatchIterator(NotCopyable):
@@ -35,7 +38,7 @@ class BatchIterator(NotCopyable):
         self._next_batch = next_batch
         self._batch: Iterator[bytes] = iter(())
 
-    def __aiter__(self) -> BatchIterator:
+    def __aiter__(self: SelfT) -> SelfT:
         return self
 
     async def __anext__(self) -> bytes:

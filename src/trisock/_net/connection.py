@@ -328,7 +328,7 @@ class Connection:
         self.reading.in_use = self.sending.in_use = True
         self.state = ConnectionState.CHANGING  # later broadcasts skip this connection
         self.generation += 1
-        self.buffer.commit_batch()  # stop the line iterators; lines not yet returned stay unread
+        self.buffer.commit_batch()  # stop the iterators; items not yet returned stay unread
         if not self.sending.locked:
             self.sending.locked = True
             return
@@ -460,7 +460,7 @@ class Connection:
         if self.state is not ConnectionState.ABORTED:
             self.state = state
         self.layer = self.transport
-        self.buffer.commit_batch()  # stop the iterators over lines
+        self.buffer.commit_batch()  # stop the iterators over lines and frames
         self.reading.closed = self.sending.closed = True
         if self.sending_file is not None:
             self.sending_file.cancel()

@@ -15,10 +15,13 @@ _FORMATS = {1: "!B", 2: "!H", 4: "!I", 8: "!Q"}
 _MAX_SIZE = 8
 
 
-@functools.lru_cache(typed=True)  # typed, so that True is not taken for 1
 def frame_header(header: str | int) -> FrameHeader:
-    """Return the ``FrameHeader`` of a format, from a cache: parsing a format takes time."""
-    return FrameHeader(header)
+    """Return the ``FrameHeader`` of a format. Raises ``TypeError`` or ``ValueError``."""
+    if isinstance(header, bool) or not isinstance(header, (str, int)):
+        raise TypeError(
+            f"header must be a struct format or a number of bytes, not {quoted(header)}"
+        )
+    return _parsed(header)
 
 
 class FrameHeader:
@@ -29,7 +32,7 @@ class FrameHeader:
         big-endian integer in bytes, 1 to 8.
 
     Raises:
-      ValueError, TypeError: ``header`` is neither.
+      ValueError: ``header`` is neither.
 
     Attributes:
       size: the size of the header, in bytes.
@@ -47,20 +50,15 @@ class FrameHeader:
                     f"header must be a struct format of one unsigned integer: {quoted(header)}"
                 )
             self._set_format(header)
-        elif isinstance(header, int) and not isinstance(header, bool):
-            if not 1 <= header <= _MAX_SIZE:
-                raise ValueError(f"header must be 1 to {_MAX_SIZE} bytes, not {quoted(header)}")
-            if header in _FORMATS:
-                self._set_format(_FORMATS[header])
-            else:
-                self.size = header
-                self._pack = lambda length: length.to_bytes(header, "big")
-                self._unpack_from = lambda data, start: (
-                    int.from_bytes(data[start : start + header], "big"),
-                )
+        elif not 1 <= header <= _MAX_SIZE:
+            raise ValueError(f"header must be 1 to {_MAX_SIZE} bytes, not {quoted(header)}")
+        elif header in _FORMATS:
+            self._set_format(_FORMATS[header])
         else:
-            raise TypeError(
-                f"header must be a struct format or a number of bytes, not {quoted(header)}"
+            self.size = header
+            self._pack = lambda length: length.to_bytes(header, "big")
+            self._unpack_from = lambda data, start: (
+                int.from_bytes(data[start : start + header], "big"),
             )
         self.max_length: int = 256**self.size - 1
 
@@ -106,3 +104,7 @@ class FrameHeader:
             bodies.append(chunk[body:end])
             start = end
         return bodies, start
+
+
+# Programs use few formats, and parsing one takes time.
+_parsed = functools.lru_cache(FrameHeader)

@@ -12,6 +12,3 @@ class Frames(BatchIterator):
     """
 
     __slots__ = ()
-
-    def __aiter__(self) -> Frames:
-        return self

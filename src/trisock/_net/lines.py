@@ -14,9 +14,6 @@ class Lines(BatchIterator):
 
     __slots__ = ()
 
-    def __aiter__(self) -> Lines:
-        return self
-
     def batches(self) -> LineBatches:
         """Iterate over lists of lines: ``async for lines in sock.lines().batches():``.
 

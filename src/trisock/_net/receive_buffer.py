@@ -26,11 +26,12 @@ The cost of the operations, for any sizes:
   each side of a seam are scanned again. A seam is a position where two chunks meet, where an
   earlier call stopped at its limit, or where bytes were pushed back. A call with another delimiter
   starts a new search.
-- ``take_frames`` copies each frame once, and ``drop`` copies nothing.
-- ``take_lines`` scans each byte of a taken line once, and copies it twice. It splits one piece of a
-  chunk at a time, so it may also scan bytes of the piece that are not taken. One call scans fewer
-  than ``_FIRST_SPLIT_SIZE + n`` of these extra bytes, where ``n`` is the number of bytes taken
-  since an earlier call last scanned extra bytes.
+- ``take_lines`` scans each byte of a taken line once, and copies it twice. ``take_frames`` copies
+  each byte of a taken frame once. Both split one piece of a chunk at a time, so they may also scan
+  and copy bytes of the piece that are not taken. The piece after that has at most
+  ``_FIRST_SPLIT_SIZE`` bytes.
+- ``drop`` and ``peek_bytes`` of bytes in one chunk take constant time. ``drop`` copies nothing but
+  the rest of a chunk that is mostly read.
 - ``entries`` takes constant time per chunk and copies nothing.
 """
 
@@ -59,8 +60,12 @@ _MAX_CONSUMED_BYTES = 16384
 _FIRST_SPLIT_SIZE = 1024
 _MAX_SPLIT_SIZE = 131072
 
+# An item counts as at least this many bytes of a piece. Otherwise the first piece could have 1024
+# empty frames, which take 100 µs to split, and the program may take only one of them.
+_MIN_ITEM_SIZE = 64
+
 # Maximum number of items in a batch. Other tasks do not run while the program iterates over them.
-ITEMS_AT_A_TIME = 2048
+ITEMS_AT_A_TIME = _MAX_SPLIT_SIZE // _MIN_ITEM_SIZE
 
 
 # An exhausted iterator, shared by all buffers without a batch.
@@ -344,7 +349,7 @@ class ReceiveBuffer:
         # In a piece of this size, no line is longer than max_bytes (including its delimiter).
         size = min(self._split_size, max_bytes)
         piece = chunk[start : start + size] if start or len(chunk) > size else chunk
-        lines = piece.split(delimiter, ITEMS_AT_A_TIME)
+        lines = piece.split(delimiter, self._split_size // _MIN_ITEM_SIZE)
         rest = lines.pop()  # the bytes after the last delimiter
         if keep_ends:
             lines = [line + delimiter for line in lines]
@@ -358,9 +363,11 @@ class ReceiveBuffer:
         none. Each body has at most ``max_bytes`` bytes. The iterator ends as in ``take_lines``. The
         buffer must not be empty.
         """
+        self.commit_batch()
         chunk, start = self._oldest()
         stop = min(len(chunk), start + self._split_size)
-        frames, end = header.split(chunk, start, stop, max_bytes, ITEMS_AT_A_TIME)
+        max_frames = self._split_size // _MIN_ITEM_SIZE
+        frames, end = header.split(chunk, start, stop, max_bytes, max_frames)
         return self._begin_batch(frames, end - start, header.size)
 
     # ---- batches ----

@@ -1,6 +1,6 @@
 """BufferedReceiver: every way to read from a connection.
 
-All reads keep one promise: a read that fails or is cancelled consumes nothing.
+All reads but ``skip_until`` keep one promise: a read that fails or is cancelled consumes nothing.
 """
 
 from __future__ import annotations
@@ -219,7 +219,8 @@ class BufferedReceiver(trio.abc.ReceiveStream):
           trio.BrokenResourceError: the connection is broken.
 
         Unlike the other reads, it drops data while it waits: if it fails or is cancelled, what was
-        dropped stays dropped. The start of a delimiter that has not arrived in full is kept.
+        dropped stays dropped. While the connection is open, it keeps the last bytes that may be the
+        start of the delimiter, so you can call it again.
         """
         wanted = delimiter_bytes(delimiter)
         dropped = 0
@@ -313,9 +314,10 @@ class BufferedReceiver(trio.abc.ReceiveStream):
 
         Raises:
           IncompleteReadError: the stream ended before the end of the frame. ``at_boundary`` is True
-            if it ended between two frames. ``partial`` begins with the header.
-          LimitExceededError: the body is longer than ``max_bytes``. Only its header was read, and
-            stays unread.
+            if it ended between two frames. ``partial`` begins with the header. ``expected`` is the
+            size of the whole frame, or of the header if that was cut short too.
+          LimitExceededError: the body is longer than ``max_bytes``. It is raised as soon as the
+            header has arrived. The header stays unread. ``frame_length`` is the body's length.
           trio.BrokenResourceError: the connection is broken.
           ValueError, TypeError: an argument is invalid.
 
@@ -342,8 +344,8 @@ class BufferedReceiver(trio.abc.ReceiveStream):
 
         Raises:
           IncompleteReadError: the stream ended inside a frame. Its bytes stay unread.
-          LimitExceededError: a body is longer than ``max_bytes``. It is raised before the body is
-            read.
+          LimitExceededError: a body is longer than ``max_bytes``. It is raised as soon as the
+            header has arrived. The frame stays unread.
 
         If cancelled, it consumes nothing: the next read starts at the next frame.
         """

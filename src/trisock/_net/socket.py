@@ -49,7 +49,8 @@ class Socket(NotCopyable, BufferedReceiver, Sender, trio.abc.HalfCloseableStream
     """A connection that can start TLS, and can later return to plain text.
 
     ``connect``, ``Listener`` and ``Server`` create Sockets. The constructor wraps a
-    ``trio.SocketStream``, which only the Socket may use afterwards.
+    ``trio.SocketStream``, which only the Socket may use afterwards. The stream keeps its socket
+    options: the constructor does not turn TCP keepalive on, unlike ``connect`` and ``Listener``.
 
     Args:
       stream: the connection.

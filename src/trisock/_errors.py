@@ -158,6 +158,9 @@ _NOT_TLS = {
     "BAD_RECORD_TYPE",
 }
 
+# The verify codes of OpenSSL (x509_vfy.h) for a chain that does not end in a trusted certificate.
+_UNTRUSTED_ISSUER = {18, 19, 20, 21}
+
 _DESCRIPTIONS = {
     "UNSUPPORTED_PROTOCOL": "the peer supports no TLS version that we accept",
     "VERSION_TOO_LOW": "the peer supports no TLS version that we accept",
@@ -183,12 +186,16 @@ def ssl_reason(exc: ssl.SSLError) -> str:
     return found[1].upper().replace(" ", "_") if found else ""
 
 
-def describe_ssl_error(exc: ssl.SSLError) -> str:
-    """Describe an SSLError in plain words."""
+def describe_ssl_error(exc: ssl.SSLError, *, server_side: bool = False) -> str:
+    """Describe an SSLError in plain words. ``server_side``: whether this side is the TLS server."""
     if isinstance(exc, ssl.SSLZeroReturnError):
         return "the peer ended TLS"
     if isinstance(exc, ssl.SSLCertVerificationError):
-        return f"the certificate was refused: {exc.verify_message}"
+        text = f"the certificate was refused: {exc.verify_message}"
+        if exc.verify_code in _UNTRUSTED_ISSUER:
+            argument = "ServerTLS(client_ca=...)" if server_side else "ClientTLS(ca=...)"
+            text += f" (if you trust its issuer, pass the issuer to {argument})"
+        return text
     reason = ssl_reason(exc)
     if reason in _NOT_TLS:
         return f"the peer does not speak TLS ({_to_words(reason)})"

@@ -294,7 +294,7 @@ TLS_CASES: dict[str, tuple[Case, str]] = {
     "starttls again": (starttls_again, "the connection with .* is already using TLS"),
     "stoptls with unread data": (
         stoptls_with_unread_data,
-        "the connection with .* cannot end TLS: decrypted bytes are unread: read them first",
+        "the connection with .* cannot end TLS while decrypted bytes are unread: read them first",
     ),
     "stoptls after a cancelled send": (
         stoptls_after_a_cancelled_send,

@@ -32,8 +32,6 @@ ResultT = TypeVar("ResultT")
 # a checkpoint.
 _MAX_RECORDS_BEFORE_ALERT = 1024
 
-_UNREAD_BYTES = "decrypted bytes are unread: read them first"
-
 
 class ConnectionState(enum.Enum):
     """The state of a connection."""
@@ -293,8 +291,8 @@ class Connection:
             if self.buffer:
                 # The peer caused this error: it has sent data without waiting for our reply. So
                 # ``caused`` must return True for the error.
-                text = f"{self.transport} cannot end TLS: {_UNREAD_BYTES}"
-                raise self.transport.remember_failure(_UnreadError(text))
+                why = "cannot end TLS while decrypted bytes are unread: read them first"
+                raise self.transport.remember_failure(_UnreadError(f"{self.transport} {why}"))
             trailing = await self._close_on_error(self.tls.unwrap())
             self.tls.break_cycle()
             self.tls = self.tls_info = None

@@ -396,7 +396,7 @@ class TLSEngine:
 
     def _fail_from_ssl(self, exc: ssl.SSLError) -> TLSError:
         return self.fail(
-            describe_ssl_error(exc),
+            describe_ssl_error(exc, server_side=self._role.server_side),
             reason=ssl_reason(exc) or None,
             verify_code=getattr(exc, "verify_code", None),
         )

@@ -115,6 +115,17 @@ async def recv_after_the_stream_was_closed(sock: Socket, _: Socket) -> None:
     await sock.recv()
 
 
+async def send_eof_during_close(sock: Socket, _: Socket) -> None:
+    send_eof = sock.stream.send_eof
+
+    async def close_first() -> None:
+        sock.abort()  # as another task might, before the call reaches shutdown(2)
+        await send_eof()
+
+    sock.stream.send_eof = close_first  # type: ignore[method-assign]
+    await sock.send_eof()
+
+
 def woken_by_close(function: Callable[[Socket], Awaitable[object]]) -> Case:
     async def case(sock: Socket, _: Socket) -> None:
         failure: list[Exception] = []
@@ -201,6 +212,7 @@ PLAIN_CASES: dict[str, tuple[Case, str]] = {
     "recv after the stream was closed": (recv_after_the_stream_was_closed, CLOSED),
     "recv during close": (woken_by_close(lambda sock: sock.recv()), CLOSED),
     "send during close": (woken_by_close(lambda sock: sock.send(HUGE)), CLOSED),
+    "send_eof during close": (send_eof_during_close, CLOSED),
     "two readers": (during(Socket.recv, lambda sock: sock.recv()), BUSY),
     "lines and a reader": (during(Socket.recv, lambda sock: anext(sock.lines())), BUSY),
     "two senders": (during(lambda sock: sock.send(HUGE), lambda sock: sock.send(b"")), BUSY),

@@ -300,10 +300,13 @@ class Transport:
         self.descriptor()
         try:
             await self.stream.send_eof()
+        except trio.ClosedResourceError:  # Trio's message names no peer
+            raise self.closed_error() from None
         except trio.BrokenResourceError as exc:
             cause = exc.__cause__
             assert isinstance(cause, OSError)
             raise self._broken_from(cause) from cause
+        self.descriptor()  # raises if it was closed while we waited
 
     def can_send(self) -> bool:
         """Return whether a send may still succeed. Asks the kernel."""

@@ -131,6 +131,21 @@ async def test_cansend_is_false_after_a_send_that_was_cut_short(a: Socket, b: So
     assert b.info().cansend
 
 
+@EVERYWHERE
+async def test_cansend_is_false_after_a_file_that_was_cut_short(a: Socket) -> None:
+    class BrokenFile:
+        parts = iter([b"the first half"])
+
+        def read(self, size: int) -> bytes:
+            for part in self.parts:
+                return part
+            raise OSError("the disk is broken")
+
+    with pytest.raises(OSError, match="the disk is broken"):
+        await a.send_file(BrokenFile())  # type: ignore[arg-type]
+    await assert_cannot_send(a)
+
+
 @pytest.mark.parametrize("layer", ["tls"])
 async def test_cansend_is_false_after_tls_has_failed(a: Socket, b: Socket) -> None:
     await b.stream.send_eof()  # without close_notify

@@ -112,6 +112,11 @@ async def test_unix_sockets_have_no_keepalive(tmp_path: object) -> None:
         async with closing(client, server, *unix_pair()):
             assert not client.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
             assert not server.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    raw = socket.socket(socket.AF_UNIX)
+    raw.bind(f"{tmp_path}/adopted")
+    raw.listen()
+    async with trisock.Listener([raw]):
+        assert not raw.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
 
 
 async def test_keepalive_uses_the_options_that_the_platform_has(

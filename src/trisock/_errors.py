@@ -11,6 +11,8 @@ import ssl
 
 import trio
 
+from ._address import Address
+
 
 class TLSError(trio.BrokenResourceError):
     """TLS failed; the message says why in plain words.
@@ -51,13 +53,13 @@ class IncompleteReadError(EOFError):
         self._partial = partial
         self._entries: list[tuple[bytes, int]] = []
         self.expected = expected
-        self._describe(len(partial))
+        self._describe("the stream", len(partial))
 
-    def _describe(self, size: int) -> None:
+    def _describe(self, stream: str, size: int) -> None:
         wanted = "the delimiter" if self.expected is None else f"{self.expected} bytes"
         self.at_boundary = size == 0
         # Only the message is in args, because repr() and many log formatters show args.
-        self.args = (f"the stream ended after {size} bytes, before {wanted} arrived",)
+        self.args = (f"{stream} ended after {size} bytes, before {wanted} arrived",)
 
     @property
     def partial(self) -> bytes:
@@ -75,7 +77,7 @@ class IncompleteReadError(EOFError):
 
 
 def new_incomplete_read_error(
-    entries: list[tuple[bytes, int]], size: int, expected: int | None
+    entries: list[tuple[bytes, int]], size: int, expected: int | None, peer: Address
 ) -> IncompleteReadError:
     """Return an error whose ``partial`` is the unread bytes of the given entries.
 
@@ -87,7 +89,7 @@ def new_incomplete_read_error(
     """
     error = IncompleteReadError(b"", expected)
     error._entries = entries
-    error._describe(size)
+    error._describe(f"the stream from {peer}", size)
     return error
 
 
@@ -107,11 +109,27 @@ class LimitExceededError(Exception):
         super().__init__(limit)
         self.limit = limit
         self.frame_length = frame_length
+        self._peer: Address | None = None
 
     def __str__(self) -> str:
+        sender = "" if self._peer is None else f" from {self._peer}"
         if self.frame_length is None:
-            return f"no delimiter within {self.limit} bytes"
-        return f"a frame of {self.frame_length} bytes exceeds the limit of {self.limit} bytes"
+            text = f"no delimiter within {self.limit} bytes{sender}"
+            advice = ": raise max_bytes, or drop the data with skip_until"
+        else:
+            what = f"a frame of {self.frame_length} bytes{sender}"
+            text = f"{what} exceeds the limit of {self.limit} bytes"
+            advice = ": raise max_bytes, or close the connection"
+        return text + advice if sender else text
+
+
+def new_limit_exceeded_error(
+    limit: int, peer: Address, *, frame_length: int | None = None
+) -> LimitExceededError:
+    """Return an error whose text names the peer."""
+    error = LimitExceededError(limit, frame_length=frame_length)
+    error._peer = peer
+    return error
 
 
 def unraised_copy(failure: trio.BrokenResourceError) -> trio.BrokenResourceError:
@@ -141,6 +159,9 @@ _NOT_TLS = {
     "BAD_RECORD_TYPE",
 }
 
+# The verify codes of OpenSSL (x509_vfy.h) for a chain that does not end in a trusted certificate.
+_UNTRUSTED_ISSUER = {18, 19, 20, 21}
+
 _DESCRIPTIONS = {
     "UNSUPPORTED_PROTOCOL": "the peer supports no TLS version that we accept",
     "VERSION_TOO_LOW": "the peer supports no TLS version that we accept",
@@ -166,12 +187,16 @@ def ssl_reason(exc: ssl.SSLError) -> str:
     return found[1].upper().replace(" ", "_") if found else ""
 
 
-def describe_ssl_error(exc: ssl.SSLError) -> str:
-    """Describe an SSLError in plain words."""
+def describe_ssl_error(exc: ssl.SSLError, *, server_side: bool = False) -> str:
+    """Describe an SSLError in plain words. ``server_side``: whether this side is the TLS server."""
     if isinstance(exc, ssl.SSLZeroReturnError):
         return "the peer ended TLS"
     if isinstance(exc, ssl.SSLCertVerificationError):
-        return f"the certificate was refused: {exc.verify_message}"
+        text = f"the certificate was refused: {exc.verify_message}"
+        if exc.verify_code in _UNTRUSTED_ISSUER:
+            argument = "ServerTLS(client_ca=...)" if server_side else "ClientTLS(ca=...)"
+            text += f" (if you trust its issuer, pass the issuer to {argument})"
+        return text
     reason = ssl_reason(exc)
     if reason in _NOT_TLS:
         return f"the peer does not speak TLS ({_to_words(reason)})"

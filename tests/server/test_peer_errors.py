@@ -95,7 +95,8 @@ async def test_a_peers_error_is_logged_in_one_line(
     for each in lines:
         assert each.levelno == logging.INFO
         assert not each.exc_info
-        assert "127.0.0.1:" in each.getMessage()
+        assert each.getMessage().startswith("closed the connection with 127.0.0.1:")
+        assert each.getMessage().count("127.0.0.1:") == 1
         assert "\n" not in each.getMessage()
         assert len(each.getMessage()) < 200
 

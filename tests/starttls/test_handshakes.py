@@ -379,6 +379,8 @@ async def test_client_certificates_are_requested_for_every_server_name(
         else:
             words = "sent no certificate" if sent == "none" else "certificate was refused"
             assert words in str(server_error)
+            advice = "(if you trust its issuer, pass the issuer to ServerTLS(client_ca=...))"
+            assert (advice in str(server_error)) == (sent != "none")
 
 
 @pytest.fixture

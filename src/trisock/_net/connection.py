@@ -32,8 +32,6 @@ ResultT = TypeVar("ResultT")
 # a checkpoint.
 _MAX_RECORDS_BEFORE_ALERT = 1024
 
-_UNREAD_BYTES = "decrypted bytes are unread: read them first"
-
 
 class ConnectionState(enum.Enum):
     """The state of a connection."""
@@ -76,7 +74,6 @@ class Connection:
     __slots__ = (
         "_closed",
         "_local",
-        "_peer",
         "buffer",
         "connected_host",
         "generation",
@@ -94,18 +91,16 @@ class Connection:
     def __init__(
         self, stream: trio.SocketStream, side: Side, raw: stdlib_socket.socket | None = None
     ) -> None:
-        # Raw sockaddrs; converted to Address lazily.
-        self._peer = stream.socket.getpeername()
-        self._local = stream.socket.getsockname()
+        self.transport = Transport(stream, raw)
+        self._local = stream.socket.getsockname()  # converted to Address lazily
         self.side: Side = side
         self.connected_host: str | None = None
-        self.transport = Transport(stream, raw)
         self.tls: TLSStream | None = None
         self.tls_info: TLSInfo | None = None
         self.layer: Transport | TLSStream = self.transport
         self.buffer = ReceiveBuffer()
-        self.reading = ConflictDetector("another task is reading from this socket")
-        self.sending = SendLock("another task is sending on this socket")
+        self.reading = ConflictDetector("reading from", self.transport)
+        self.sending = SendLock("sending on", self.transport)
         self.sending_file: trio.CancelScope | None = None
         self.state = ConnectionState.PLAIN
         self.generation = 0
@@ -121,7 +116,7 @@ class Connection:
     @property
     def peer(self) -> Address:
         """The peer's address."""
-        return address_from_sockaddr(self.stream.socket.family, self._peer)
+        return self.transport.peer
 
     @property
     def local(self) -> Address:
@@ -138,6 +133,10 @@ class Connection:
             return False
         return bool(self.buffer) or not self.layer.at_end()
 
+    def can_send(self) -> bool:
+        """Return whether a send may still succeed."""
+        return not self.transport.closing and self.layer.can_send()
+
     def caused(self, exc: BaseException) -> bool:
         """Return whether this connection caused the error, for example because it was aborted."""
         if type(exc) is trio.ClosedResourceError:  # isinstance may run the program's code
@@ -147,13 +146,13 @@ class Connection:
     def check_open(self) -> None:
         """Raise ``ClosedResourceError`` if the connection is closed, or being closed."""
         if self.transport.closing:
-            raise trio.ClosedResourceError("this socket was already closed")
+            raise self.transport.closed_error()
 
     def check_plain(self) -> None:
         """Raise an error unless TLS can start, which needs an idle, plain-text connection."""
         self._check_idle()
         if self.tls is not None:
-            raise RuntimeError("this connection is already using TLS")
+            raise RuntimeError(f"{self.transport} is already using TLS")
 
     # ---- data ----
 
@@ -268,7 +267,6 @@ class Connection:
                 role,
                 early=self.buffer.peek_all(),
                 https_compatible=https_compatible,
-                peer=self.peer,
             )
             self.buffer = ReceiveBuffer()
             self.tls = self.layer = tls
@@ -285,7 +283,7 @@ class Connection:
         self.check_open()
         self._check_idle()
         if self.tls is None:
-            raise RuntimeError("this connection is not using TLS")
+            raise RuntimeError(f"{self.transport} is not using TLS: call starttls first")
         await self._acquire_both()
         try:
             if self.tls.engine.can_read and not self.buffer:
@@ -293,7 +291,8 @@ class Connection:
             if self.buffer:
                 # The peer caused this error: it has sent data without waiting for our reply. So
                 # ``caused`` must return True for the error.
-                raise self.transport.remember_failure(_UnreadError(_UNREAD_BYTES))
+                why = "cannot end TLS while decrypted bytes are unread: read them first"
+                raise self.transport.remember_failure(_UnreadError(f"{self.transport} {why}"))
             trailing = await self._close_on_error(self.tls.unwrap())
             self.tls.break_cycle()
             self.tls = self.tls_info = None

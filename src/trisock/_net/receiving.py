@@ -13,7 +13,11 @@ from typing import Literal, overload
 import trio
 
 from .._arguments import Buffer, bytes_view, check_bool, delimiter_bytes, positive_int, quoted
-from .._errors import IncompleteReadError, LimitExceededError, new_incomplete_read_error
+from .._errors import (
+    IncompleteReadError,
+    new_incomplete_read_error,
+    new_limit_exceeded_error,
+)
 from .connection import Connection
 from .frame_header import FrameHeader, frame_header
 from .frames import Frames
@@ -237,12 +241,12 @@ class BufferedReceiver(trio.abc.ReceiveStream):
                     dropped += buffer.size
                     buffer.drop(buffer.size)
                     raise self._connection.transport.remember_failure(
-                        new_incomplete_read_error([], dropped, None)
+                        new_incomplete_read_error([], dropped, None, self._connection.peer)
                     )
             buffer.drop(end)
             return dropped + end
 
-    async def _find(self, delimiter: bytes, max_bytes: int) -> int:
+    async def _find(self, delimiter: bytes, max_bytes: int, *, iterating: bool = False) -> int:
         """Wait for a delimiter. Returns the number of bytes up to its end. Consumes nothing."""
         self._connection.check_open()
         buffer = self._connection.buffer
@@ -250,11 +254,12 @@ class BufferedReceiver(trio.abc.ReceiveStream):
         while (end := buffer.find(delimiter, max_bytes)) is None and buffer.size < max_bytes:
             waited = True
             if not await self._receive():
-                raise self._incomplete(None)
+                raise self._incomplete(None, iterating)
         if not waited:
             await self._buffered_checkpoint()
         if end is None:
-            raise self._connection.transport.remember_failure(LimitExceededError(max_bytes))
+            failure = new_limit_exceeded_error(max_bytes, self._connection.peer)
+            raise self._connection.transport.remember_failure(failure)
         return end
 
     def lines(
@@ -292,12 +297,7 @@ class BufferedReceiver(trio.abc.ReceiveStream):
     ) -> tuple[bytes, Iterator[bytes]]:
         """Wait for a line. Returns it, and an iterator over more lines that have arrived."""
         with self._connection.reading:
-            try:
-                end = await self._find(delimiter, max_bytes)
-            except IncompleteReadError as exc:
-                if not exc.at_boundary:
-                    raise
-                raise StopAsyncIteration from None
+            end = await self._find(delimiter, max_bytes, iterating=True)
             batch = self._connection.buffer.take_lines(delimiter, keep_ends, max_bytes)
             self._reads_since_checkpoint += operator.length_hint(batch)
             for line in batch:
@@ -359,29 +359,28 @@ class BufferedReceiver(trio.abc.ReceiveStream):
     ) -> tuple[bytes, Iterator[bytes]]:
         """Wait for a frame. Returns its body, and an iterator over later ones that have arrived."""
         with self._connection.reading:
-            try:
-                size = await self._find_frame(header, max_bytes)
-            except IncompleteReadError as exc:
-                if not exc.at_boundary:
-                    raise
-                raise StopAsyncIteration from None
+            size = await self._find_frame(header, max_bytes, iterating=True)
             batch = self._connection.buffer.take_frames(header, max_bytes)
             self._reads_since_checkpoint += operator.length_hint(batch)
             for body in batch:
                 return body, batch
             return self._take_frame(header, size), batch  # the frame spans chunks
 
-    async def _find_frame(self, header: FrameHeader, max_bytes: int) -> int:
+    async def _find_frame(
+        self, header: FrameHeader, max_bytes: int, *, iterating: bool = False
+    ) -> int:
         """Wait for a frame. Returns its size, including the header. Consumes nothing."""
         self._connection.check_open()
-        waited = await self._buffer_at_least(header.size)
+        waited = await self._buffer_at_least(header.size, iterating)
         length = header.length(self._connection.buffer.peek_bytes(header.size))
         if length <= max_bytes:
             waited |= await self._buffer_at_least(header.size + length)
         if not waited:
             await self._buffered_checkpoint()
         if length > max_bytes:
-            failure = LimitExceededError(max_bytes, frame_length=length)
+            failure = new_limit_exceeded_error(
+                max_bytes, self._connection.peer, frame_length=length
+            )
             raise self._connection.transport.remember_failure(failure)
         return header.size + length
 
@@ -414,13 +413,18 @@ class BufferedReceiver(trio.abc.ReceiveStream):
             raise StopAsyncIteration
         return chunk
 
-    def _incomplete(self, expected: int | None) -> IncompleteReadError:
-        entries = self._connection.buffer.entries()
-        return self._connection.transport.remember_failure(
-            new_incomplete_read_error(entries, self._connection.buffer.size, expected)
-        )
+    def _incomplete(
+        self, expected: int | None, iterating: bool
+    ) -> IncompleteReadError | StopAsyncIteration:
+        """Return the exception for the end of the stream. An iteration ends between two items."""
+        connection = self._connection
+        if iterating and not connection.buffer.size:
+            return StopAsyncIteration()
+        entries, size = connection.buffer.entries(), connection.buffer.size
+        failure = new_incomplete_read_error(entries, size, expected, connection.peer)
+        return connection.transport.remember_failure(failure)
 
-    async def _buffer_at_least(self, n: int) -> bool:
+    async def _buffer_at_least(self, n: int, iterating: bool = False) -> bool:
         """Wait until ``n`` bytes are unread. Returns whether it had to wait. Consumes nothing."""
         buffer = self._connection.buffer
         buffer.commit_batch()
@@ -428,7 +432,7 @@ class BufferedReceiver(trio.abc.ReceiveStream):
             return False
         while buffer.size < n:
             if not await self._receive():
-                raise self._incomplete(n)
+                raise self._incomplete(n, iterating)
         return True
 
     async def _buffered_checkpoint(self) -> None:

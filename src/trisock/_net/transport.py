@@ -2,8 +2,7 @@
 
 A Transport uses the descriptor of a ``trio.SocketStream``. Unlike the stream, it tries one plain
 system call first and waits only after ``EAGAIN``. It can also read and write without waiting (for
-``peek`` and TLS), send several buffers in one call, and send files without copying them. Closing it
-does not lose data in flight.
+``peek`` and TLS), and send several buffers in one call. Closing it does not lose data in flight.
 
 After a failed send, reads continue until EOF or an error, because data that the peer sent earlier
 may still be in the kernel.
@@ -17,8 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
-import signal
 import socket
 import sys
 import weakref
@@ -28,10 +25,10 @@ from typing import NoReturn, TypeVar
 import trio
 
 from .. import _fork
+from .._address import Address, address_from_sockaddr
 from .._errors import unraised_copy
 from .linger import linger
 from .syscalls import (
-    HAS_SENDFILE,
     IOV_MAX,
     POLLERR,
     RECEIVE_SIZE,
@@ -39,6 +36,7 @@ from .syscalls import (
     BorrowedSocket,
     abort_connection,
     end_connection,
+    is_hung_up,
     peek_byte,
     poll_readable,
     unacknowledged_bytes,
@@ -57,31 +55,29 @@ _LARGE_RECEIVE_SIZE = 131072
 _MAX_EAGAINS = 4
 _WAIT_FIRST_READS = 15
 
-# The errors that os.sendfile raises for a file or an offset that it does not support.
-_SENDFILE_UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EOVERFLOW}
-
-# Maximum bytes per os.sendfile call. The call blocks while it reads the file, so a small count
-# keeps the event loop's pauses short on a slow disk.
-_SENDFILE_SIZE = 1024 * 1024
-
 # The errnos (Unix, Windows) of calls on a descriptor that other code has closed.
 _CLOSED_ERRNOS = {errno.EBADF, errno.ENOTSOCK}
 
-# After a close, every read or send raises a copy of this error. Raising the error itself would add
-# a traceback to it each time.
-_CLOSED = trio.ClosedResourceError("this socket was already closed")
+# The failure of a connection that this side has closed. It is never raised itself, because that
+# would add a traceback to it each time.
+_CLOSED = trio.ClosedResourceError()
+
+# Why sends fail after a cancelled send. The peer cannot tell where the next message begins.
+CUT_SHORT = "an earlier send was cut short, so nothing more can be sent"
 
 FailureT = TypeVar("FailureT", bound=BaseException)
 
 
 class Transport:
-    """One connection's descriptor.
+    """One connection's descriptor. ``str`` names the connection in an error.
 
     Args:
       stream: the connection. Only the Transport may read, write or close the stream. Other code
           may use the stream for everything else, such as socket options.
       raw: the ``socket.socket`` that the stream was made from, if known. Calls on ``raw`` are
           cheaper than calls on a ``BorrowedSocket``, and just as safe.
+
+    Raises OSError if the connection is already dead (``ENOTCONN``).
 
     Invariant: once ``_read_failure`` is set, every read raises a copy of it. Once ``_send_failure``
     is set, every send raises a copy of it. Once ``closing`` is set, both failures are set, and only
@@ -93,6 +89,7 @@ class Transport:
     __slots__ = (
         "_eagain_count",
         "_failures",
+        "_peer",
         "_poll_writable",
         "_raw",
         "_read_failure",
@@ -107,6 +104,7 @@ class Transport:
     def __init__(self, stream: trio.SocketStream, raw: socket.socket | None = None) -> None:
         self.stream = stream
         self._socket = stream.socket
+        self._peer = stream.socket.getpeername()  # converted to Address lazily
         self._raw: socket.socket | BorrowedSocket
         if raw is not None and raw.fileno() == stream.socket.fileno():
             self._raw = raw
@@ -122,6 +120,14 @@ class Transport:
         # The failures for which ``caused`` returns True. The keys are their ids, because the class
         # of an exception may not support hashing or comparison.
         self._failures: weakref.WeakValueDictionary[int, BaseException] | None = None
+
+    def __str__(self) -> str:
+        return f"the connection with {self.peer}"
+
+    @property
+    def peer(self) -> Address:
+        """The peer's address."""
+        return address_from_sockaddr(self._socket.family, self._peer)
 
     # ---- reading ----
 
@@ -153,8 +159,11 @@ class Transport:
         while True:
             descriptor = self._raw.fileno()
             if descriptor < 0:  # other code closed the socket
-                self._raise_failure(_CLOSED)
-            await trio.lowlevel.wait_readable(descriptor)
+                raise self.closed_error()
+            try:
+                await trio.lowlevel.wait_readable(descriptor)
+            except trio.ClosedResourceError:  # Trio's message names no peer
+                raise self.closed_error() from None
             try:
                 return self.receive_nowait()
             except BlockingIOError:
@@ -202,7 +211,7 @@ class Transport:
         if self._read_failure is not None:
             return True
         try:
-            descriptor = self._descriptor()
+            descriptor = self.descriptor()
             events = poll_readable(descriptor)
             if not events:
                 return False
@@ -236,7 +245,7 @@ class Transport:
             except BlockingIOError:
                 sent = 0
             except OSError as exc:
-                raise self._sending_failed(exc) from exc
+                raise self.sending_failed(exc) from exc
             if sent == len(data):
                 await trio.lowlevel.cancel_shielded_checkpoint()
             else:
@@ -272,68 +281,41 @@ class Transport:
         if not checkpointed:
             await trio.lowlevel.cancel_shielded_checkpoint()
 
-    async def sendfile(
-        self, descriptor: int, offset: int, count: int, on_sent: Callable[[int], None]
-    ) -> bool:
-        """Send part of a file with sendfile(2), without copying it. A full checkpoint.
-
-        Returns False, and sends nothing, if the kernel cannot send this file. Calls ``on_sent``
-        with the size of each piece. Stops early at the file's EOF. Cancellation has the same effect
-        as in ``send``.
-        """
-        await trio.lowlevel.checkpoint()
-        self.check_sending()
-        if sys.platform == "win32" or not HAS_SENDFILE:
-            return False
-        if signal.getsignal(signal.SIGPIPE) is signal.SIG_DFL:
-            return False  # sendfile(2) has no MSG_NOSIGNAL: SIGPIPE would kill the process
-        started = False
-        end = offset + count
-        try:
-            while offset < end:
-                try:
-                    sent = os.sendfile(
-                        self._descriptor(), descriptor, offset, min(_SENDFILE_SIZE, end - offset)
-                    )
-                except BlockingIOError:
-                    await self.wait_writable()
-                    continue
-                except OSError as exc:
-                    if not started and exc.errno in _SENDFILE_UNSUPPORTED:
-                        return False
-                    if exc.errno == errno.EIO:  # an error of the file, not of the connection
-                        raise
-                    raise self._sending_failed(exc) from exc
-                if sent == 0:
-                    break
-                started = True
-                offset += sent
-                on_sent(sent)
-                await trio.lowlevel.checkpoint()
-        except BaseException:
-            if started:
-                self.cut_short()
-            raise
-        return True
-
     def writable_now(self) -> bool:
         """Return False if a send would block now, and True if it would send bytes or fail."""
         if self._poll_writable is None:  # created at the first use, because only TLS needs it
-            self._poll_writable = writable_poller(self._descriptor())
+            self._poll_writable = writable_poller(self.descriptor())
         return bool(self._poll_writable(0))
 
     async def wait_writable(self) -> None:
         """Wait until ``writable_now`` would return True. A full checkpoint."""
-        await trio.lowlevel.wait_writable(self._descriptor())
-        self._descriptor()  # raises if it was closed while we waited
+        try:
+            await trio.lowlevel.wait_writable(self.descriptor())
+        except trio.ClosedResourceError:  # Trio's message names no peer
+            raise self.closed_error() from None
+        self.descriptor()  # raises if it was closed while we waited
 
     async def send_eof(self) -> None:
         """Send FIN. Reading still works. A second call changes nothing. A full checkpoint."""
-        self._descriptor()
+        self.descriptor()
         try:
             await self.stream.send_eof()
+        except trio.ClosedResourceError:  # Trio's message names no peer
+            raise self.closed_error() from None
         except trio.BrokenResourceError as exc:
-            raise self.remember_failure(exc) from exc.__cause__
+            cause = exc.__cause__
+            assert isinstance(cause, OSError)
+            raise self._broken_from(cause) from cause
+        self.descriptor()  # raises if it was closed while we waited
+
+    def can_send(self) -> bool:
+        """Return whether a send may still succeed. Asks the kernel."""
+        if self._send_failure or self._read_failure or self._reset or self.eof_sent:
+            return False
+        try:
+            return not is_hung_up(self.descriptor())
+        except (OSError, trio.ClosedResourceError):  # other code closed the socket
+            return False
 
     @property
     def eof_sent(self) -> bool:
@@ -344,14 +326,14 @@ class Transport:
         """Raise the error that the next send would raise, if it is already known."""
         if self._send_failure is not None:
             self._raise_failure(self._send_failure)
-        self._descriptor()
+        self.descriptor()
         if self.eof_sent:
-            raise trio.ClosedResourceError("nothing can be sent after send_eof")
+            raise self._eof_error()
 
     def cut_short(self) -> None:
         """Make later sends fail, because only part of a message or a file was sent."""
         if self._send_failure is None:
-            self._send_failure = self.broken("an earlier send was cut short")
+            self._send_failure = self.broken(CUT_SHORT)
 
     def send_nowait(self, *buffers: bytes | memoryview) -> int:
         """Send as many bytes as the kernel accepts now, and return their number (it may be 0)."""
@@ -364,16 +346,17 @@ class Transport:
         except BlockingIOError:
             return 0
         except OSError as exc:
-            raise self._sending_failed(exc) from exc
+            raise self.sending_failed(exc) from exc
 
-    def _sending_failed(self, exc: OSError) -> trio.BrokenResourceError:
+    def sending_failed(self, exc: OSError) -> trio.BrokenResourceError:
+        """Return the error to raise after a system call that sends has failed."""
         failure = self._broken_from(exc)
         # EPIPE means that the peer had sent FIN before, so the EOF of later reads is genuine. After
         # any other error, the kernel reports only EOF, so keep the error for a later read.
         if exc.errno != errno.EPIPE:
             self._reset = unraised_copy(failure)
         if self.eof_sent:
-            raise trio.ClosedResourceError("nothing can be sent after send_eof") from None
+            raise self._eof_error() from None
         return failure
 
     # ---- closing ----
@@ -468,25 +451,33 @@ class Transport:
 
     # ---- errors ----
 
-    def _descriptor(self) -> int:
+    def descriptor(self) -> int:
+        """Return the descriptor. Raises ``ClosedResourceError`` if it is closed."""
         descriptor = self._socket.fileno()
         if descriptor < 0 or self.closing:
-            raise trio.ClosedResourceError(*_CLOSED.args)
+            raise self.closed_error()
         return descriptor
 
     def _raise_failure(self, failure: Exception) -> NoReturn:
         if isinstance(failure, trio.BrokenResourceError):
             raise self.remember_failure(unraised_copy(failure))
-        raise trio.ClosedResourceError(*_CLOSED.args)
+        raise self.closed_error()
+
+    def closed_error(self) -> trio.ClosedResourceError:
+        """Return the error of a call after this side has closed the connection."""
+        return trio.ClosedResourceError(f"this side has already closed {self}")
+
+    def _eof_error(self) -> trio.ClosedResourceError:
+        return trio.ClosedResourceError(f"nothing can be sent after send_eof on {self}")
 
     def _broken_from(self, exc: OSError) -> trio.BrokenResourceError:
         if exc.errno in _CLOSED_ERRNOS:  # other code closed the socket
-            raise trio.ClosedResourceError(*_CLOSED.args) from None
+            raise self.closed_error() from None
         return self.broken(exc.strerror or str(exc))
 
     def broken(self, why: str) -> trio.BrokenResourceError:
         """Return a new error that says why the connection is broken, and remember the error."""
-        return self.remember_failure(trio.BrokenResourceError(f"the connection is broken: {why}"))
+        return self.remember_failure(trio.BrokenResourceError(f"{self} is broken: {why}"))
 
     def remember_failure(self, failure: FailureT) -> FailureT:
         """Remember that this connection caused the failure, and return the failure."""

@@ -373,7 +373,8 @@ class TLSEngine:
     def refuse_in_fork(self) -> NoReturn:
         """Raise an error: this process and its parent would use the same keys and nonces."""
         if self.failure is None:
-            self.set_failure(trio.BrokenResourceError(f"the connection is broken: {_FORKED}"))
+            text = f"the connection with {self._peer} is broken: {_FORKED}"
+            self.set_failure(trio.BrokenResourceError(text))
         assert self.failure is not None
         raise self._remember(unraised_copy(self.failure))
 
@@ -399,7 +400,7 @@ class TLSEngine:
 
     def _fail_from_ssl(self, exc: ssl.SSLError) -> TLSError:
         return self.fail(
-            describe_ssl_error(exc),
+            describe_ssl_error(exc, server_side=self._role.server_side),
             reason=ssl_reason(exc) or None,
             verify_code=getattr(exc, "verify_code", None),
         )

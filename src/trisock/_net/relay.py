@@ -325,7 +325,7 @@ def _naming_peer(
 ) -> trio.BrokenResourceError:
     """Return a copy of an error that names the peer. The connection remembers it."""
     text, peer = str(failure), str(connection.peer)
-    if not re.search(rf"(?<!\S){re.escape(peer)}(?!\w)", text):
+    if not re.search(rf"(?<![\w.:]){re.escape(peer)}(?!\w)", text):
         why = text.removeprefix("the connection is broken: ")
         text = f"the connection with {peer} is broken: {why}"
     if isinstance(failure, TLSError):

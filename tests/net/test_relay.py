@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import socket
 from collections.abc import Awaitable, Callable
@@ -264,7 +263,6 @@ async def test_relay_of_a_socket_in_use_changes_nothing(
         with pytest.raises(trio.BusyResourceError):
             await trisock.relay(a, b)
         nursery.cancel_scope.cancel()
-
 
 
 @pytest.mark.parametrize("state", ["idle", "blocked"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import socket
 from collections.abc import Awaitable, Callable
@@ -23,6 +24,8 @@ from helpers.relaying import (
     send_and_end,
 )
 from trisock import ClientTLS, ServerTLS, Socket, TLSError
+from trisock._net import linger
+from trisock._net import relay as _relay
 
 LARGE = bytes(range(256)) * 20_000  # more than the kernel accepts in one call
 
@@ -141,6 +144,11 @@ async def abort(sock: Socket) -> None:
     sock.abort()
 
 
+async def send_and_close(sock: Socket, data: bytes) -> None:
+    await sock.send(data)
+    await sock.close()
+
+
 async def truncate(sock: Socket) -> None:
     sock.stream.socket.shutdown(socket.SHUT_WR)
 
@@ -197,23 +205,39 @@ async def test_a_reset_after_the_other_peers_end_is_an_error(
 @EACH_PEER
 @EACH_LAYER
 async def test_data_of_a_peer_that_then_closed_arrives_before_the_reset(
-    layers: tuple[str, str], first: str, roles: tuple[Any, Any]
+    layers: tuple[str, str], first: str, roles: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The peer does not receive what the other one sends afterwards, so that is an error."""
-    async with relaying(layers, roles) as relayed:
+    acknowledged = []
+
+    async def wait_until_acknowledged(sink: trio.socket.SocketType) -> None:
+        acknowledged.append(sink.fileno())
+        await linger.wait_until_acknowledged(sink)
+
+    monkeypatch.setattr(_relay, "wait_until_acknowledged", wait_until_acknowledged)
+    async with relaying(layers, roles) as relayed, trio.open_nursery() as nursery:
         peer, other = peers(relayed, first)
-        other.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
-        await peer.send(LARGE[:300_000])
-        await peer.close()
-        for _ in range(2):  # the first one causes a reset, and the second one meets it
-            await other.send(b"x")
-            await trio.testing.wait_all_tasks_blocked(0.005)
-        assert await other.recv_exactly(300_000) == LARGE[:300_000]
+        sink = (relayed.b if first == "x" else relayed.a).fileno()
+        nursery.start_soon(send_and_close, peer, LARGE)
+        assert await other.recv_exactly(len(LARGE)) == LARGE
+        with contextlib.suppress(trio.BrokenResourceError):
+            while True:
+                await other.send(b"x")  # the first one causes a reset, and the second one meets it
+                await trio.testing.wait_all_tasks_blocked(0.005)
         await relayed.assert_broken_by(peer)
-        with pytest.raises(trio.BrokenResourceError):
-            await other.send(b"x")
-            await read_all(other)
-            await other.send(b"x")
+        assert acknowledged == [sink]
+
+
+async def test_waiting_for_acknowledgement_ends_when_the_peer_reads(a: Socket, b: Socket) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send_and_end, a, LARGE)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        with trio.move_on_after(0.1) as scope:
+            await linger.wait_until_acknowledged(a.stream.socket)
+        assert scope.cancelled_caught
+        await read_all(b)
+        with trio.fail_after(1.5):
+            await linger.wait_until_acknowledged(a.stream.socket)
 
 
 @EACH_PEER

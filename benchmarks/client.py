@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import socket
 import ssl
@@ -39,6 +40,14 @@ _NAME = "localhost"  # the name in the certificate
 
 _NOTHING_YET = (BlockingIOError, ssl.SSLWantReadError)
 _FULL = (BlockingIOError, ssl.SSLWantWriteError)
+
+
+@functools.cache
+def upstream() -> socket.socket:
+    """Return the listening socket to which relays connect."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    listening.settimeout(PATIENCE)
+    return listening
 
 
 class Wrong(Exception):
@@ -130,6 +139,34 @@ class Client:
         self.open(1)
         self._run(_lines, count)
 
+    def relay(self, count: int) -> None:
+        """Send ``count`` bytes through a new relay. Check that all of them arrive, and then EOF."""
+        near, far = self._open_relay()
+        with Loop(PATIENCE) as loop:
+            loop.start(near.fileno(), _send_and_end(near, count))
+            loop.start(far.fileno(), _receive_all(far, count))
+            loop.run()
+
+    def idle_relays(self, count: int) -> None:
+        """Open ``count`` more relays, send one message each way on each, and keep them open."""
+        for _ in range(count):
+            ends = self._open_relay()
+            for sock, other in (ends, ends[::-1]):
+                message = os.urandom(MESSAGE_SIZE)
+                sock.send(message)
+                with Loop(PATIENCE) as loop:
+                    loop.start(other.fileno(), _expect(other, message))
+                    loop.run()
+
+    def _open_relay(self) -> tuple[socket.socket, socket.socket]:
+        """Connect to the relay, and accept the relay's connection."""
+        self.open(1)
+        far, _ = upstream().accept()
+        far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        far.setblocking(False)
+        self._socks.append(far)
+        return self._socks[-2], far
+
     def _run(self, load: Callable[[socket.socket, int], Job], count: int) -> None:
         """Run a load on the newest connection."""
         sock = self._socks[-1]
@@ -209,6 +246,34 @@ def _download(sock: socket.socket, count: int) -> Job:
             left -= size
     if left:
         raise Wrong(f"the server sent {-left} excess bytes")
+
+
+def _send_and_end(sock: socket.socket, count: int) -> Job:
+    left = count
+    data = memoryview(_BYTES)
+    with sock:
+        while left:
+            left -= yield from _send_some(sock, data[:left])
+        sock.shutdown(socket.SHUT_WR)
+        if (yield from _receive(sock)):
+            raise Wrong("the relay sent data that the other end has not sent")
+
+
+def _receive_all(sock: socket.socket, count: int) -> Job:
+    received = 0
+    buffer = bytearray(_PIECE)
+    with sock:
+        while True:
+            try:
+                size = sock.recv_into(buffer)
+            except _NOTHING_YET:
+                yield READABLE
+                continue
+            if not size:
+                break
+            received += size
+    if received != count:
+        raise Wrong(f"the relay passed on {received} of {count} bytes")
 
 
 def _lines(sock: socket.socket, count: int) -> Job:

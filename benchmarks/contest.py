@@ -12,6 +12,7 @@ from pathlib import Path
 
 import trustme
 
+from .client import upstream
 from .measure import Failed, Measurement, measure
 from .peers import BASE, Peer
 from .rows import ROWS, Row
@@ -116,7 +117,7 @@ def prepare(directory: Path) -> Setup:
 
 def _allow_connections() -> None:
     """Raise the descriptor limit for the memory rows. The servers inherit the limit."""
-    wanted = 2 * max(max(row.amount, row.connections) for row in ROWS.values() if row.is_memory)
+    wanted = 4 * max(max(row.amount, row.connections) for row in ROWS.values() if row.is_memory)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
@@ -136,6 +137,8 @@ def compete(
     for peer in peers:
         if peer.missing:
             series[peer.name].failure = f"not installed: {', '.join(peer.missing)}"
+        elif row.work not in peer.works:
+            series[peer.name].failure = f"has no server for {row.work!r}"
     for number in range(rounds):
         shift = number % len(peers)
         order = [each for each in [*peers[shift:], *peers[:shift]] if not series[each.name].failure]
@@ -163,4 +166,6 @@ def start(row: Row, peer: Peer, setup: Setup, *arguments: str) -> Server:
         command.append(f"--flavour={peer.flavour}")
     if row.tls:
         command.append(f"--tls={setup.certificates}")
+    if row.work == "relay":
+        command.append(f"--upstream={upstream().getsockname()[1]}")
     return Server(command, setup.server_core, peer.source)

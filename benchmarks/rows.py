@@ -7,8 +7,8 @@ from typing import Literal
 
 from .peers.serving import BLOCK_SIZE
 
-Work = Literal["echo", "receive", "send", "lines"]
-Load = Literal["echo", "visit", "upload", "download", "lines", "idle"]
+Work = Literal["echo", "receive", "send", "lines", "relay"]
+Load = Literal["echo", "visit", "upload", "download", "lines", "idle", "relay", "idle_relays"]
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -45,7 +45,7 @@ class Row:
     @property
     def is_memory(self) -> bool:
         """Whether the figure is bytes per connection, where lower is better."""
-        return self.load == "idle"
+        return self.load in ("idle", "idle_relays")
 
     def warm_up(self, amount: int) -> int:
         """Return the amount of warm-up work: a tenth (for bytes, rounded up to whole blocks)."""
@@ -86,6 +86,10 @@ ROWS = {row.name: row for row in [
         "connections", 1_000, 300, 1.3, connections=0),
     Row("tls-memory", "memory of an idle TLS connection", "echo", "idle",
         "connections", 1_000, 300, 1.1, tls=True, connections=0),
+    Row("relay", "relay between two connections", "relay", "relay",
+        "bytes", GIB, 256 * MIB, 1.2, connections=0),
+    Row("relay-memory", "memory of an idle relay", "relay", "idle_relays",
+        "connections", 1_000, 300, 1.1, connections=0),
 ]}
 # fmt: on
 

@@ -24,8 +24,7 @@ import trisock
 
 MAX_CLIENT_HELLO = 16 * 1024  # bytes; real ClientHellos have 200 to 2000
 TIMEOUT = 10  # seconds to receive the ClientHello and connect to the backend
-IDLE_TIMEOUT = 300  # seconds without a byte from either side
-HALF_CLOSED_TIMEOUT = 10  # seconds that a tunnel may last after EOF from one side
+IDLE_TIMEOUT = 60  # seconds without a byte from either side
 
 HANDSHAKE = 22  # a record type (RFC 8446, section 5.1)
 CLIENT_HELLO = 1  # a handshake message type (RFC 8446, section 4)
@@ -117,40 +116,7 @@ async def peek_client_hello(sock: trisock.Socket) -> bytes:
     return bytes(message)
 
 
-# ---- the tunnel ----
-
-
-async def tunnel(client: trisock.Socket, backend: trisock.Socket) -> None:
-    """Relay data and EOF in both directions, until both sides have sent EOF or one side breaks.
-
-    A tunnel occupies one of the server's slots, so two timeouts limit it: IDLE_TIMEOUT while both
-    sides are silent, and HALF_CLOSED_TIMEOUT after EOF from one side.
-    """
-    ended = False
-
-    async def pump(source: trisock.Socket, sink: trisock.Socket) -> None:
-        nonlocal ended
-        try:
-            async for chunk in source:
-                if not ended:
-                    limit.deadline = trio.current_time() + IDLE_TIMEOUT
-                try:
-                    await sink.send(chunk)
-                except trio.BrokenResourceError:
-                    return  # the other pump still relays data that arrived from the sink
-            await sink.send_eof()
-        except trio.BrokenResourceError:
-            # Close both sides. No reset is needed: TLS shows both ends that data is missing.
-            limit.cancel()
-        finally:
-            ended = True
-            limit.deadline = min(limit.deadline, trio.current_time() + HALF_CLOSED_TIMEOUT)
-
-    with trio.move_on_after(IDLE_TIMEOUT) as limit:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(pump, client, backend)
-            nursery.start_soon(pump, backend, client)
-
+# ---- routing ----
 
 Address = tuple[str, int]
 
@@ -165,8 +131,10 @@ class Router:
         with trio.move_on_after(TIMEOUT):
             backend = await self.connect_for(client)
         if backend is not None:
-            async with backend:
-                await tunnel(client, backend)
+            try:
+                await trisock.relay(client, backend, idle_timeout=IDLE_TIMEOUT)
+            except trio.BrokenResourceError as exc:
+                logger.info("%s", exc)
 
     async def connect_for(self, client: trisock.Socket) -> trisock.Socket | None:
         """Connect to the backend for the name that the client requests. Return None on failure."""

@@ -2,7 +2,7 @@
 
 Each server is written as an experienced user of the library would write it, without tuning. All
 servers read at most 64 KiB, write 64 KiB at a time, and keep the library's default for TCP_NODELAY.
-Every server can do these four kinds of work on a connection:
+Every server can do the first four of these kinds of work on a connection, and some can relay:
 
 - ``echo``: echo everything until EOF.
 - ``receive``: receive a request, which is a decimal number, and echo it. Then read and drop that
@@ -10,12 +10,17 @@ Every server can do these four kinds of work on a connection:
 - ``send``: receive a request, which is a decimal number (a multiple of 65536), and respond with
   that number of bytes. Repeat.
 - ``lines``: count lines until EOF, and respond with the count.
+- ``relay``: connect to the upstream port, and copy data and EOF both ways.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from dataclasses import dataclass
+
+BASIC_WORKS = ("echo", "receive", "send", "lines")
+ALL_WORKS = (*BASIC_WORKS, "relay")
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,8 @@ class Peer:
       module: the server's module.
       flavour: the event loop, if the module supports several.
       packages: the required packages. Their versions are recorded with the results.
+      works: the kinds of work that the server can do.
+      programs: the required programs.
       source: a directory for the server's ``PYTHONPATH``, to run another build.
     """
 
@@ -36,12 +43,15 @@ class Peer:
     module: str
     flavour: str = ""
     packages: tuple[str, ...] = ()
+    works: tuple[str, ...] = BASIC_WORKS
+    programs: tuple[str, ...] = ()
     source: str = ""
 
     @property
     def missing(self) -> list[str]:
-        """The required packages that are not installed."""
-        return [each for each in self.packages if importlib.util.find_spec(each) is None]
+        """The required packages and programs that are not installed."""
+        packages = [each for each in self.packages if importlib.util.find_spec(each) is None]
+        return packages + [each for each in self.programs if shutil.which(each) is None]
 
 
 SUBJECT = "trisock"  # the peer that has targets
@@ -50,9 +60,9 @@ BASE = "trio"  # ratios are relative to this peer
 # fmt: off
 PEERS = {peer.name: peer for peer in [
     Peer(BASE, "bare Trio",
-         "benchmarks.peers.trio", packages=("trio",)),
+         "benchmarks.peers.trio", packages=("trio",), works=ALL_WORKS),
     Peer(SUBJECT, "trisock",
-         "benchmarks.peers.trisock", packages=("trisock", "trio")),
+         "benchmarks.peers.trisock", packages=("trisock", "trio"), works=ALL_WORKS),
     Peer("anyio-trio", "anyio on Trio",
          "benchmarks.peers.anyio", "trio", packages=("anyio", "trio")),
     Peer("anyio-asyncio", "anyio on asyncio",
@@ -65,5 +75,7 @@ PEERS = {peer.name: peer for peer in [
          "benchmarks.peers.gevent", packages=("gevent",)),
     Peer("epoll", "a bare epoll loop, the minimum cost",
          "benchmarks.peers.epoll"),
+    Peer("haproxy", "HAProxy in TCP mode, the limit for a relay",
+         "benchmarks.peers.haproxy", works=("relay",), programs=("haproxy",)),
 ]}
 # fmt: on

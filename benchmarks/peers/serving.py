@@ -24,14 +24,16 @@ class Options:
     """The options of a server.
 
     Attributes:
-      work: ``echo``, ``receive``, ``send`` or ``lines``.
+      work: ``echo``, ``receive``, ``send``, ``lines`` or ``relay``.
       tls: the directory of ``chain.pem`` and ``key.pem``, or ``None`` for plain TCP.
       flavour: the event loop, if a peer supports several.
+      upstream: the port to which a relay connects.
     """
 
     work: str
     tls: Path | None
     flavour: str
+    upstream: int = 0
 
     def server_context(self) -> ssl.SSLContext | None:
         """Return an SSL context with our certificate, or ``None`` for plain TCP."""
@@ -45,9 +47,10 @@ class Options:
 def parse_options() -> Options:
     """Parse the command line, and set up the process as the driver requests."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("work", choices=["echo", "receive", "send", "lines"])
+    parser.add_argument("work", choices=["echo", "receive", "send", "lines", "relay"])
     parser.add_argument("--tls", type=Path)
     parser.add_argument("--flavour", default="")
+    parser.add_argument("--upstream", type=int, default=0)
     parser.add_argument("--core", type=int, help="the core to run on")
     parser.add_argument(
         "--parent", type=int, help="the PID of the driver: exit when the driver dies"
@@ -60,7 +63,7 @@ def parse_options() -> Options:
         _end_with(args.parent)
     if args.profile is not None:
         _profile_to(args.profile)
-    return Options(args.work, args.tls, args.flavour)
+    return Options(args.work, args.tls, args.flavour, args.upstream)
 
 
 def announce(port: int) -> None:

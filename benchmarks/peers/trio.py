@@ -66,8 +66,23 @@ async def lines(stream: Stream) -> None:
     await stream.send_all(b"%d" % count)
 
 
+async def relay(port: int, stream: Stream) -> None:
+    async def copy(source: Stream, sink: Stream) -> None:
+        while chunk := await source.receive_some(READ_SIZE):
+            await sink.send_all(chunk)
+        if isinstance(sink, trio.SocketStream):
+            await sink.send_eof()
+
+    async with await trio.open_tcp_stream(HOST, port) as upstream:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(copy, stream, upstream)
+            nursery.start_soon(copy, upstream, stream)
+
+
 async def main(options: Options) -> None:
-    handler = {"echo": echo, "receive": receive, "send": send, "lines": lines}[options.work]
+    handlers = {"echo": echo, "receive": receive, "send": send, "lines": lines}
+    handlers["relay"] = functools.partial(relay, options.upstream)
+    handler = handlers[options.work]
     context = options.server_context()
     async with trio.open_nursery() as nursery:
         if context is None:

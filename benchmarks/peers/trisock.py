@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import trio
 
 import trisock
@@ -39,8 +41,14 @@ async def lines(sock: trisock.Socket) -> None:
     await sock.send(b"%d" % count)
 
 
+async def relay(port: int, sock: trisock.Socket) -> None:
+    await trisock.relay(sock, await trisock.connect(HOST, port))
+
+
 async def main(options: Options) -> None:
-    handler = {"echo": echo, "receive": receive, "send": send, "lines": lines}[options.work]
+    handlers = {"echo": echo, "receive": receive, "send": send, "lines": lines}
+    handlers["relay"] = functools.partial(relay, options.upstream)
+    handler = handlers[options.work]
     tls = None
     if options.tls is not None:
         tls = [trisock.Certificate.from_files(options.tls / "chain.pem", options.tls / "key.pem")]

@@ -6,6 +6,7 @@ from ._connect import connect, connect_unix
 from ._errors import IncompleteReadError, LimitExceededError, TLSError
 from ._net.frames import Frames
 from ._net.lines import LineBatches, Lines
+from ._net.relay import relay
 from ._net.socket import ConnectionInfo, Socket
 from ._server.listener import Listener, listen, listen_nowait, listen_unix, listen_unix_nowait
 from ._server.server import Handler, Server, bind
@@ -43,4 +44,5 @@ __all__ = [
     "listen_nowait",
     "listen_unix",
     "listen_unix_nowait",
+    "relay",
 ]

@@ -18,6 +18,7 @@ if sys.platform != "linux":
 
 from benchmarks import record
 from benchmarks.against import compare
+from benchmarks.client import upstream
 from benchmarks.contest import Result, Series, Setup, compete, prepare
 from benchmarks.measure import Measurement
 from benchmarks.peers import PEERS, Peer
@@ -73,11 +74,30 @@ with socket.create_server((HOST, 0)) as listening:
 """
 
 
+# A relay that loses the last byte. The warm-up is shorter than one read.
+LOSSY_RELAY = """
+import socket
+from benchmarks.peers.serving import HOST, announce, parse_options
+
+options = parse_options()
+with socket.create_server((HOST, 0)) as listening:
+    announce(listening.getsockname()[1])
+    sock, _ = listening.accept()
+    with sock, socket.create_connection((HOST, options.upstream)) as upstream:
+        data = b""
+        while chunk := sock.recv(65536):
+            data += chunk
+        upstream.sendall(data[:-1])
+"""
+
+
 @pytest.fixture(scope="module")
 def setup(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setup]:
     cores = os.sched_getaffinity(0)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    yield prepare(tmp_path_factory.mktemp("certificates"))
+    with upstream():
+        yield prepare(tmp_path_factory.mktemp("certificates"))
+    upstream.cache_clear()
     os.sched_setaffinity(0, cores)
     resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
@@ -92,6 +112,31 @@ def test_every_peer_does_all_the_work_of_each_benchmark(name: str, setup: Setup)
         [measured] = series.measurements
         assert measured.amount == SMALL_AMOUNTS[name]
         assert measured.cpu > 0
+
+
+@pytest.mark.parametrize("peer", ["trio", "trisock", "haproxy"])
+@pytest.mark.parametrize(("name", "amount"), [("relay", 4 * MIB), ("relay-memory", 20)])
+def test_a_relay_passes_everything_on(name: str, amount: int, peer: str, setup: Setup) -> None:
+    if PEERS[peer].missing:
+        pytest.skip(f"the program {peer} is not installed")
+    result = compete(ROWS[name], [PEERS[peer]], setup, amount=amount, rounds=1)
+    assert result.series[peer].failure is None
+    assert len(result.series[peer].measurements) == 1
+
+
+def test_a_relay_that_loses_data_gets_no_result(
+    setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lossy.py").write_text(LOSSY_RELAY)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    lossy = Peer("lossy", "", "lossy", works=("relay",))
+    result = compete(ROWS["relay"], [lossy], setup, amount=MIB, rounds=1)
+    assert "of 131072 bytes" in str(result.series["lossy"].failure)
+
+
+def test_a_peer_without_the_work_of_a_row_is_reported(setup: Setup) -> None:
+    result = compete(ROWS["relay"], [PEERS["asyncio"]], setup, amount=MIB, rounds=1)
+    assert result.series["asyncio"].failure == "has no server for 'relay'"
 
 
 @pytest.mark.parametrize("name", ["echo1", "connections", "receive", "send", "lines"])

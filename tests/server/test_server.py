@@ -103,7 +103,7 @@ async def test_bind_in_a_closed_nursery_leaves_nothing_listening() -> None:
         await trisock.bind(nursery, 0, echo)
 
 
-def test_only_three_calls_have_a_timeout() -> None:
+def test_only_four_calls_have_a_timeout() -> None:
     """All other calls rely on cancel scopes."""
     calls = {
         f"{owner.__name__}.{name}": call
@@ -116,7 +116,7 @@ def test_only_three_calls_have_a_timeout() -> None:
         name
         for name, call in calls.items()
         if any("timeout" in each for each in inspect.signature(call).parameters)
-    } == {"Socket.starttls", "trisock.bind", "Server.broadcast"}
+    } == {"Socket.starttls", "trisock.bind", "trisock.relay", "Server.broadcast"}
 
 
 async def test_every_async_call_of_a_server_is_a_cancel_point() -> None:

@@ -72,3 +72,12 @@ async def linger(
                 await trio.lowlevel.wait_readable(descriptor)
             else:  # the peer has sent FIN: wait_readable would return at once
                 await trio.sleep_forever()
+
+
+async def wait_until_acknowledged(sock: trio.socket.SocketType) -> None:
+    """Wait until the peer's kernel has all data that was sent, for at most ``LINGER_SECONDS``."""
+    interval = _MIN_POLL_INTERVAL
+    deadline = trio.current_time() + LINGER_SECONDS
+    while unacknowledged_bytes(sock) and trio.current_time() < deadline:
+        await trio.sleep(interval)
+        interval = min(2 * interval, _MAX_POLL_INTERVAL)

@@ -321,3 +321,8 @@ def new_socket(connection: Connection) -> Socket:
     sock = object.__new__(Socket)
     sock._set_up(connection)
     return sock
+
+
+def connection_of(sock: Socket) -> Connection:
+    """Return the ``Connection`` of a Socket."""
+    return sock._connection

@@ -97,6 +97,9 @@ if sys.platform == "win32":  # pragma: no cover (tests run on Linux with ctypes)
     def poll_readable(handle: int) -> int:
         return len(select.select([handle], [], [], 0)[0])
 
+    def has_hung_up(handle: int) -> bool:
+        return False
+
     def writable_poller(handle: int) -> Callable[[int], object]:
         return lambda timeout: select.select([], [handle], [], timeout)[1]
 
@@ -119,6 +122,13 @@ else:
         poll = select.poll()
         poll.register(descriptor, events)
         return sum(found for _, found in poll.poll(0))
+
+    def has_hung_up(descriptor: int) -> bool:
+        """Return whether the peer has sent FIN or a reset, even if data before it is unread.
+
+        Only Linux reports a FIN while data is unread.
+        """
+        return bool(poll_readable(descriptor, getattr(select, "POLLRDHUP", 0)))
 
     def writable_poller(descriptor: int) -> Callable[[int], object]:
         """Return a function that takes a timeout and returns whether a send would not block."""
@@ -157,16 +167,27 @@ def peek_byte(sock: trio.socket.SocketType) -> bytes:
         borrowed.detach()
 
 
+def send_queue_size(sock: trio.socket.SocketType) -> int:
+    """Return the number of sent bytes that the peer's kernel has not acknowledged.
+
+    For a Unix socket: a measure of the bytes that the peer has not read. Returns 0 on systems other
+    than Linux, because only Linux reports the number.
+    """
+    if sys.platform == "linux":
+        answer = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))  # tcp(7): SIOCOUTQ
+        return int.from_bytes(answer, sys.byteorder)
+    return 0
+
+
 def unacknowledged_bytes(sock: trio.socket.SocketType) -> int:
     """Return the number of sent bytes that the peer's kernel has not acknowledged.
 
     Returns 0 for a Unix socket: its data goes directly to the peer's receive queue, and stays there
     after a close. Returns 0 on systems other than Linux, because only Linux reports the number.
     """
-    if sys.platform == "linux" and sock.family != socket.AF_UNIX:
-        answer = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))  # tcp(7): SIOCOUTQ
-        return int.from_bytes(answer, sys.byteorder)
-    return 0
+    if sys.platform == "linux" and sock.family == socket.AF_UNIX:
+        return 0
+    return send_queue_size(sock)
 
 
 INTERNET_FAMILIES = (socket.AF_INET, socket.AF_INET6)

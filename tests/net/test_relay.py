@@ -1,0 +1,331 @@
+"""relay: what each peer sees, whatever the other peer does."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+import trisock
+from helpers.pairs import closing, pair, read_all, tcp_pair
+from helpers.relaying import (
+    PLAIN_OR_TLS,
+    Relayed,
+    end,
+    flood,
+    read_to_end,
+    relaying,
+    send_and_end,
+)
+from trisock import ClientTLS, ServerTLS, Socket, TLSError
+from trisock._net import linger
+from trisock._net import relay as _relay
+
+LARGE = bytes(range(256)) * 20_000  # more than the kernel accepts in one call
+
+ALL_LAYERS = list(itertools.product(PLAIN_OR_TLS, repeat=2))
+EACH_LAYER = pytest.mark.parametrize("layers", ALL_LAYERS, ids="-".join)
+EACH_PEER = pytest.mark.parametrize("first", ["x", "y"])
+
+
+@pytest.fixture
+def roles(client_tls: ClientTLS, server_tls: ServerTLS) -> tuple[Any, Any]:
+    return client_tls, server_tls
+
+
+def peers(relayed: Relayed, first: str) -> tuple[Socket, Socket]:
+    """Return both peers. The first one is named ``first``."""
+    pair = relayed.x, relayed.y
+    return pair if first == "x" else pair[::-1]
+
+
+async def assert_reset(sock: Socket) -> None:
+    with pytest.raises(trio.BrokenResourceError):
+        await read_all(sock)
+
+
+# ---- data ----
+
+
+@EACH_LAYER
+@pytest.mark.parametrize("size", [0, 1, len(LARGE)])
+async def test_relay_copies_everything_and_returns_both_counts(
+    size: int, layers: tuple[str, str], roles: tuple[Any, Any]
+) -> None:
+    received = {}
+
+    async def receive(name: str, sock: Socket) -> None:
+        received[name] = await read_to_end(sock)
+
+    async with relaying(layers, roles) as relayed, trio.open_nursery() as nursery:
+        nursery.start_soon(send_and_end, relayed.x, LARGE[:size])
+        nursery.start_soon(send_and_end, relayed.y, b"answer")
+        nursery.start_soon(receive, "x", relayed.x)
+        nursery.start_soon(receive, "y", relayed.y)
+        assert await relayed.result() == (size, 6)
+    assert received["x"] == b"answer"
+    assert received["y"] == LARGE[:size]
+
+
+@EACH_LAYER
+async def test_relay_forwards_data_in_the_receive_buffer_first(
+    layers: tuple[str, str], roles: tuple[Any, Any]
+) -> None:
+    (x, a), (b, y) = [await pair(layer, *roles) for layer in layers]
+    async with closing(x, a, b, y), trio.open_nursery() as nursery:
+        await x.send(b"second, ")
+        await x.send(b"third, ")
+        await y.send(b"an answer")
+        assert await a.peek(wait=True)
+        assert await b.peek(wait=True)
+        a.unrecv(b"first, ")
+        nursery.start_soon(trisock.relay, a, b)
+        await x.send(b"last")
+        wanted = b"first, second, third, last"
+        assert await y.recv_exactly(len(wanted)) == wanted
+        assert await x.recv_exactly(9) == b"an answer"
+        nursery.cancel_scope.cancel()
+
+
+@EACH_LAYER
+async def test_relay_passes_small_messages_on_at_once(
+    layers: tuple[str, str], roles: tuple[Any, Any]
+) -> None:
+    async with relaying(layers, roles) as relayed:
+        for _ in range(50):
+            await relayed.x.send(b"ping")
+            assert await relayed.y.recv() == b"ping"
+            await relayed.y.send(b"pong")
+            assert await relayed.x.recv() == b"pong"
+
+
+# ---- ends ----
+
+
+@pytest.mark.parametrize("layer", PLAIN_OR_TLS)
+async def test_the_other_direction_continues_after_an_end(
+    layer: str, roles: tuple[Any, Any]
+) -> None:
+    async with relaying((layer, "plain"), roles) as relayed:
+        await send_and_end(relayed.x, b"request")
+        assert await read_to_end(relayed.y) == b"request"
+        await relayed.y.send(b"answer, ")
+        assert await relayed.x.recv() == b"answer, "
+        await send_and_end(relayed.y, b"the rest")
+        assert await read_to_end(relayed.x) == b"the rest"
+        assert await relayed.result() == (7, 16)
+
+
+@pytest.mark.parametrize("layer", PLAIN_OR_TLS)
+async def test_close_notify_is_sent_when_both_directions_have_ended(
+    layer: str, roles: tuple[Any, Any]
+) -> None:
+    async with relaying((layer, "tls"), roles) as relayed:
+        await send_and_end(relayed.x, b"request")
+        assert await relayed.y.recv() == b"request"
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert await relayed.y.peek() is None
+        await send_and_end(relayed.y, b"answer")
+        assert await read_to_end(relayed.x) == b"answer"
+        assert await read_to_end(relayed.y) == b""
+        assert await relayed.result() == (7, 6)
+
+
+# ---- broken connections ----
+
+
+async def abort(sock: Socket) -> None:
+    sock.abort()
+
+
+async def send_and_close(sock: Socket, data: bytes) -> None:
+    await sock.send(data)
+    await sock.close()
+
+
+async def truncate(sock: Socket) -> None:
+    sock.stream.socket.shutdown(socket.SHUT_WR)
+
+
+async def send_garbage(sock: Socket) -> None:
+    sock.stream.socket._sock.send(b"\x17\x03\x03\x00\x20" + b"x" * 32)  # type: ignore[attr-defined]
+
+
+BREAKS: dict[Callable[[Socket], Awaitable[None]], list[str]] = {
+    abort: PLAIN_OR_TLS,
+    truncate: ["tls"],
+    send_garbage: ["tls"],
+}
+
+
+@pytest.mark.parametrize(
+    ("breaks", "first", "layers"),
+    [
+        (breaks, first, layers)
+        for breaks, first, layers in itertools.product(BREAKS, "xy", ALL_LAYERS)
+        if layers["xy".index(first)] in BREAKS[breaks]
+    ],
+)
+async def test_a_broken_connection_aborts_the_other_one(
+    breaks: Callable[[Socket], Awaitable[None]],
+    first: str,
+    layers: tuple[str, str],
+    roles: tuple[Any, Any],
+) -> None:
+    async with relaying(layers, roles) as relayed:
+        peer, other = peers(relayed, first)
+        await peer.send(b"data")
+        assert await other.recv() == b"data"
+        await breaks(peer)
+        await relayed.assert_broken_by(peer)
+        assert isinstance(relayed.outcome, TLSError) == (breaks is not abort)
+        await assert_reset(other)
+
+
+@EACH_PEER
+@EACH_LAYER
+async def test_a_reset_after_the_other_peers_end_is_an_error(
+    layers: tuple[str, str], first: str, roles: tuple[Any, Any]
+) -> None:
+    async with relaying(layers, roles) as relayed:
+        peer, other = peers(relayed, first)
+        await end(other)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        await abort(peer)
+        await relayed.assert_broken_by(peer)
+        await assert_reset(other)
+
+
+@EACH_PEER
+@EACH_LAYER
+async def test_data_of_a_peer_that_then_closed_arrives_before_the_reset(
+    layers: tuple[str, str], first: str, roles: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The peer does not receive what the other one sends afterwards, so that is an error."""
+    acknowledged = []
+
+    async def wait_until_acknowledged(sink: trio.socket.SocketType) -> None:
+        acknowledged.append(sink.fileno())
+        await linger.wait_until_acknowledged(sink)
+
+    monkeypatch.setattr(_relay, "wait_until_acknowledged", wait_until_acknowledged)
+    async with relaying(layers, roles) as relayed, trio.open_nursery() as nursery:
+        peer, other = peers(relayed, first)
+        sink = (relayed.b if first == "x" else relayed.a).fileno()
+        nursery.start_soon(send_and_close, peer, LARGE)
+        assert await other.recv_exactly(len(LARGE)) == LARGE
+        with contextlib.suppress(trio.BrokenResourceError):
+            while True:
+                await other.send(b"x")  # the first one causes a reset, and the second one meets it
+                await trio.testing.wait_all_tasks_blocked(0.005)
+        await relayed.assert_broken_by(peer)
+        assert acknowledged == [sink]
+
+
+async def test_waiting_for_acknowledgement_ends_when_the_peer_reads(a: Socket, b: Socket) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send_and_end, a, LARGE)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        with trio.move_on_after(0.1) as scope:
+            await linger.wait_until_acknowledged(a.stream.socket)
+        assert scope.cancelled_caught
+        await read_all(b)
+        with trio.fail_after(1.5):
+            await linger.wait_until_acknowledged(a.stream.socket)
+
+
+@EACH_PEER
+@EACH_LAYER
+async def test_a_reset_is_noticed_while_the_other_peer_does_not_read(
+    layers: tuple[str, str], first: str, roles: tuple[Any, Any]
+) -> None:
+    async with relaying(layers, roles) as relayed, trio.open_nursery() as nursery:
+        peer, other = peers(relayed, first)
+        nursery.start_soon(flood, peer)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        peer.abort()
+        with trio.fail_after(20):  # not after the 60 seconds of a half-closed connection
+            await relayed.assert_broken_by(peer)
+        await assert_reset(other)
+
+
+# ---- misuse ----
+
+
+async def test_wrong_arguments_change_nothing() -> None:
+    a, b = await tcp_pair()
+    async with closing(a, b):
+        for arguments, error in (
+            ((a, b.stream), TypeError),
+            ((None, b), TypeError),
+            ((a, a), ValueError),
+        ):
+            with pytest.raises(error):
+                await trisock.relay(*arguments)  # type: ignore[arg-type]
+        for timeout, error in (-1, ValueError), ("1", TypeError), (True, TypeError):
+            with pytest.raises(error):
+                await trisock.relay(a, b, idle_timeout=timeout)  # type: ignore[arg-type]
+        await a.send(b"x")
+        assert await b.recv() == b"x"
+
+
+@pytest.mark.parametrize("busy", ["a", "b"])
+@pytest.mark.parametrize("use", [Socket.recv, flood], ids=["recv", "send"])
+async def test_relay_of_a_socket_in_use_changes_nothing(
+    use: Callable[[Socket], Awaitable[object]], busy: str
+) -> None:
+    (x, a), (b, y) = await tcp_pair(), await tcp_pair()
+    async with closing(x, a, b, y), trio.open_nursery() as nursery:
+        nursery.start_soon(use, a if busy == "a" else b)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        with pytest.raises(trio.BusyResourceError):
+            await trisock.relay(a, b)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("state", ["idle", "blocked"])
+async def test_other_tasks_cannot_use_relayed_sockets(state: str, roles: tuple[Any, Any]) -> None:
+    async with relaying(("plain", "plain"), roles) as relayed, trio.open_nursery() as nursery:
+        if state == "blocked":
+            nursery.start_soon(flood, relayed.x)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        for sock in relayed.a, relayed.b:
+            for call in sock.recv, sock.send_eof, lambda sock=sock: sock.send(b"x"):
+                with pytest.raises(trio.BusyResourceError):
+                    await call()
+        relayed.y.abort()
+        await relayed.assert_broken_by(relayed.y)
+
+
+@pytest.mark.parametrize("state", ["idle", "blocked"])
+@pytest.mark.parametrize("end_it", [abort, Socket.close], ids=["abort", "close"])
+@pytest.mark.parametrize("closed", ["a", "b"])
+async def test_closing_one_socket_aborts_the_other_one(
+    closed: str,
+    end_it: Callable[[Socket], Awaitable[None]],
+    state: str,
+    roles: tuple[Any, Any],
+) -> None:
+    async with relaying(("plain", "plain"), roles) as relayed, trio.open_nursery() as nursery:
+        if state == "blocked":
+            nursery.start_soon(flood, relayed.x)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        await end_it(relayed.a if closed == "a" else relayed.b)
+        assert isinstance(await relayed.result(), trio.ClosedResourceError)
+        await assert_reset(relayed.y if closed == "a" else relayed.x)
+
+
+async def test_relay_of_a_closed_socket_aborts_the_other_one() -> None:
+    (x, a), (b, y) = await tcp_pair(), await tcp_pair()
+    async with closing(x, a, b, y):
+        await a.close()
+        with pytest.raises(trio.ClosedResourceError):
+            await trisock.relay(a, b)
+        assert b.fileno() == -1
+        await assert_reset(y)

@@ -1,0 +1,293 @@
+"""relay: its time limits, the memory that a peer can make it hold, and no cyclic garbage."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import itertools
+import random
+import tracemalloc
+import weakref
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+import trisock
+from helpers.pairs import closing, pair, read_all, tcp_pair
+from helpers.relaying import (
+    PLAIN_OR_TLS,
+    end,
+    flood,
+    read_to_end,
+    relaying,
+    send_and_end,
+)
+from trisock import Address, ClientTLS, ServerTLS, Socket
+from trisock._net import relay as _relay
+
+ALL_LAYERS = list(itertools.product(PLAIN_OR_TLS, repeat=2))
+EACH_LAYER = pytest.mark.parametrize("layers", ALL_LAYERS, ids="-".join)
+
+LIMIT = 10  # seconds of an autojump clock
+
+
+@pytest.fixture
+def roles(client_tls: ClientTLS, server_tls: ServerTLS) -> tuple[Any, Any]:
+    return client_tls, server_tls
+
+
+@pytest.fixture
+def jumping_clock(monkeypatch: pytest.MonkeyPatch) -> trio.testing.MockClock:
+    """Return a clock that lets bytes in flight arrive before it jumps."""
+    monkeypatch.setattr(_relay, "_HALF_CLOSED_TIMEOUT", LIMIT)
+    return trio.testing.MockClock(autojump_threshold=0.02)
+
+
+# ---- time limits ----
+
+
+@EACH_LAYER
+async def test_silence_for_the_idle_timeout_ends_both_cleanly(
+    layers: tuple[str, str], jumping_clock: trio.testing.MockClock, roles: tuple[Any, Any]
+) -> None:
+    start = trio.current_time()
+    async with relaying(layers, roles, idle_timeout=LIMIT) as relayed:
+        for sender, receiver in ((relayed.x, relayed.y), (relayed.y, relayed.x)):
+            await trio.sleep(LIMIT - 1)
+            await sender.send(b"data")
+            assert await receiver.recv() == b"data"
+        assert await read_all(relayed.x) == b""
+        assert await read_all(relayed.y) == b""
+        assert trio.current_time() - start == pytest.approx(3 * LIMIT - 2, abs=1)
+        assert await relayed.result() == (4, 4)
+
+
+async def test_two_silent_open_peers_have_no_default_limit(
+    jumping_clock: trio.testing.MockClock, roles: tuple[Any, Any]
+) -> None:
+    async with relaying(("plain", "tls"), roles) as relayed:
+        await trio.sleep(3 * LIMIT)
+        await relayed.x.send(b"data")
+        assert await relayed.y.recv() == b"data"
+        assert not relayed.done.is_set()
+
+
+@EACH_LAYER
+@pytest.mark.parametrize("idle_timeout", [None, LIMIT])
+async def test_after_one_end_the_other_direction_has_a_limit(
+    idle_timeout: float | None,
+    layers: tuple[str, str],
+    jumping_clock: trio.testing.MockClock,
+    roles: tuple[Any, Any],
+) -> None:
+    async with relaying(layers, roles, idle_timeout=idle_timeout) as relayed:
+        await end(relayed.x)
+        start = trio.current_time()
+        for _ in range(3):
+            await relayed.y.send(b"data")
+            assert await relayed.x.recv() == b"data"
+            await trio.sleep(LIMIT - 1)
+        assert await read_to_end(relayed.x) == b""
+        assert await read_to_end(relayed.y) == b""
+        assert trio.current_time() - start == pytest.approx(3 * LIMIT - 2, abs=1)
+        assert await relayed.result() == (0, 12)
+
+
+@EACH_LAYER
+async def test_a_peer_that_reads_nothing_for_the_limit_is_broken(
+    layers: tuple[str, str], jumping_clock: trio.testing.MockClock, roles: tuple[Any, Any]
+) -> None:
+    start = trio.current_time()
+    async with relaying(layers, roles, idle_timeout=LIMIT) as relayed:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(flood, relayed.x)
+            await relayed.assert_broken_by(relayed.y)
+            # The kernels may still move bytes while the clock jumps.
+            assert LIMIT <= trio.current_time() - start <= 4 * LIMIT
+            with pytest.raises(trio.BrokenResourceError):
+                await read_all(relayed.y)
+
+
+@pytest.mark.parametrize("layers", [("plain", "plain"), ("tls", "tls")], ids="-".join)
+async def test_a_source_that_ended_does_not_wait_for_a_stalled_peer(
+    layers: tuple[str, str], jumping_clock: trio.testing.MockClock, roles: tuple[Any, Any]
+) -> None:
+    """The peer that has ended its direction may be gone, so the default limit applies."""
+    start = trio.current_time()
+    async with relaying(layers, roles, small=True) as relayed:
+        async with trio.open_nursery() as nursery:
+
+            async def send_and_leave() -> None:
+                with trio.move_on_after(2):
+                    await flood(relayed.x)
+                relayed.x._connection.close_immediately()
+
+            nursery.start_soon(send_and_leave)
+            await relayed.done.wait()
+        assert isinstance(relayed.outcome, trio.BrokenResourceError)
+        assert "accepted no data" in str(relayed.outcome)
+        assert LIMIT <= trio.current_time() - start <= LIMIT + 5
+
+
+@pytest.mark.parametrize("layer", PLAIN_OR_TLS)
+async def test_a_slow_reader_is_not_taken_for_a_stalled_one(
+    layer: str, jumping_clock: trio.testing.MockClock, roles: tuple[Any, Any]
+) -> None:
+    size = 1_000_000
+    received = 0
+    async with relaying((layer, layer), roles, idle_timeout=3, small=True) as relayed:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send_and_end, relayed.x, b"x" * size)
+            while received < size:
+                await trio.sleep(2)
+                received += len(await relayed.y.recv())  # up to 64 KiB, from the kernel
+                while relayed.y.info().buffered:
+                    received += len(await relayed.y.recv())
+            await end(relayed.y)
+        assert await relayed.result() == (size, 0)
+    assert trio.current_time() > 15
+
+
+# ---- memory ----
+
+
+@EACH_LAYER
+async def test_relay_holds_one_read_if_the_sink_stalls(
+    layers: tuple[str, str], roles: tuple[Any, Any]
+) -> None:
+    async with relaying(layers, roles) as relayed, trio.open_nursery() as nursery:
+        tracemalloc.start()
+        try:
+            nursery.start_soon(flood, relayed.x)
+            await trio.testing.wait_all_tasks_blocked(0.1)
+            held, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert held < 3 * 131072 + 2 * 65536  # includes what the flooding peer itself holds
+        assert len(relayed.a._connection.buffer) == 0
+        nursery.cancel_scope.cancel()
+
+
+# ---- garbage ----
+
+
+async def ended(x: Socket, y: Socket) -> None:
+    await end(x)
+    await end(y)
+
+
+async def reset(x: Socket, y: Socket) -> None:
+    x.abort()
+
+
+async def stalled_and_reset(x: Socket, y: Socket) -> None:
+    with trio.move_on_after(0.2):
+        await flood(x)
+    x.abort()
+
+
+async def cancelled(x: Socket, y: Socket) -> None:
+    pass
+
+
+@pytest.mark.parametrize("how", [ended, reset, stalled_and_reset, cancelled])
+@pytest.mark.parametrize("layers", [("plain", "plain"), ("tls", "tls")], ids="-".join)
+async def test_a_finished_relay_is_freed_immediately(
+    layers: tuple[str, str],
+    how: Callable[[Socket, Socket], Awaitable[None]],
+    roles: tuple[Any, Any],
+) -> None:
+    async def run_relay(a: Socket, b: Socket) -> None:
+        with contextlib.suppress(trio.BrokenResourceError):
+            await trisock.relay(a, b)
+
+    async def run(a: Socket, b: Socket, x: Socket, y: Socket) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run_relay, a, b)
+            await how(x, y)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            if how is cancelled:
+                nursery.cancel_scope.cancel()
+
+    gc.collect()
+    gc.disable()
+    try:
+        (x, a), (b, y) = [await pair(layer, *roles) for layer in layers]
+        references = [weakref.ref(each) for each in (a, b, a.stream, b.stream)]
+        await run(a, b, x, y)
+        x.abort()
+        y.abort()
+        del a, b
+        await trio.lowlevel.checkpoint()
+        assert [each() for each in references] == [None] * 4
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        relays = [each for each in gc.garbage if type(each).__module__ == _relay.__name__]
+        assert relays == []
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+
+
+# ---- errors ----
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("the connection is broken: why", "the connection with 10.0.0.1:80 is broken: why"),
+        ("why", "the connection with 10.0.0.1:80 is broken: why"),
+        ("lost 10.0.0.1:8080", "the connection with 10.0.0.1:80 is broken: lost 10.0.0.1:8080"),
+        ("the connection with 10.0.0.1:80 is broken: why", None),
+        ("TLS with 'a.example' (10.0.0.1:80) failed: why", None),
+    ],
+)
+async def test_the_error_names_the_peer_once(
+    text: str, named: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        trisock._net.connection.Connection, "peer", property(lambda _: Address("10.0.0.1", 80))
+    )
+    a, b = await tcp_pair()
+    async with closing(a, b):
+        error = _relay._naming_peer(trio.BrokenResourceError(text), a._connection)
+        assert str(error) == (named or text)
+        assert a._connection.caused(error)
+
+
+# ---- chance ----
+
+
+@EACH_LAYER
+async def test_random_sizes_both_ways_arrive_byte_for_byte(
+    layers: tuple[str, str], roles: tuple[Any, Any], times: int
+) -> None:
+    for seed in range(3 * times):
+        choose = random.Random(seed)
+        data = [choose.randbytes(choose.choice([0, 100, 10_000, 3_000_000])) for _ in range(2)]
+        received: dict[int, bytes] = {}
+
+        async def send(sock: Socket, data: bytes, choose: random.Random) -> None:
+            while data:
+                size = choose.choice([1, 100, 16_384, 65_536, 1_000_000])
+                await sock.send(data[:size])
+                data = data[size:]
+                if not choose.randrange(5):
+                    await trio.sleep(0.001)
+            await end(sock)
+
+        async def receive(number: int, sock: Socket, received: dict[int, bytes] = received) -> None:
+            received[number] = await read_to_end(sock)
+
+        small = bool(choose.randrange(2))
+        async with relaying(layers, roles, small=small) as relayed:
+            async with trio.open_nursery() as nursery:
+                for number, sock in enumerate((relayed.x, relayed.y)):
+                    nursery.start_soon(send, sock, data[number], random.Random(seed + number))
+                    nursery.start_soon(receive, 1 - number, sock)
+            assert await relayed.result() == (len(data[0]), len(data[1]))
+        assert received == dict(enumerate(data))

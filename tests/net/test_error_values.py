@@ -79,10 +79,12 @@ async def test_a_copied_or_pickled_error_equals_the_original(
         assert (twin.partial, twin.expected) == (error.partial, error.expected)
         assert twin.at_boundary is error.at_boundary is False
         assert (str(twin), repr(twin), twin.__dict__["note"]) == (str(error), repr(error), "kept")
-    twin = copied(await error_of_skip())
+    skipped = await error_of_skip()
+    twin = copied(skipped)
     assert isinstance(twin, IncompleteReadError)
     assert (twin.partial, twin.expected, twin.at_boundary) == (b"", None, False)
-    assert str(twin) == "the stream ended after 12 bytes, before the delimiter arrived"
+    assert str(twin) == str(skipped)
+    assert "ended after 12 bytes, before the delimiter arrived" in str(twin)
     twin = copied(LimitExceededError(9))
     assert isinstance(twin, LimitExceededError)
     assert (twin.limit, str(twin)) == (9, "no delimiter within 9 bytes")

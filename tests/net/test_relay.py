@@ -228,6 +228,16 @@ async def test_data_of_a_peer_that_then_closed_arrives_before_the_reset(
         assert acknowledged == [sink]
 
 
+async def test_a_failed_send_does_not_end_the_other_direction(roles: tuple[Any, Any]) -> None:
+    async with relaying(("plain", "plain"), roles, small=True) as relayed:
+        await relayed.x.send(LARGE[:300_000])  # more than the relay can pass on
+        await relayed.x.close()
+        await relayed.y.send(b"x")
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert await relayed.y.recv_exactly(300_000) == LARGE[:300_000]
+        assert isinstance(await relayed.result(), trio.BrokenResourceError)
+
+
 async def test_waiting_for_acknowledgement_ends_when_the_peer_reads(a: Socket, b: Socket) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(send_and_end, a, LARGE)

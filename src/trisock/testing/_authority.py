@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import functools
-import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,8 +20,9 @@ _WRONG_NAME = "wrong-name.invalid"
 
 _DAY = datetime.timedelta(days=1)
 
-# All authorities of this process, so that ``client_tls_of`` can find the one that a server uses.
-_authorities: weakref.WeakSet[Authority] = weakref.WeakSet()
+# Who has issued each certificate, in PEM. The test may have dropped the Authority itself, as in
+# ``serving(handler, tls=Authority().server_tls())``.
+_issuers: dict[Certificate, bytes] = {}
 
 
 class Authority:
@@ -52,7 +52,6 @@ class Authority:
         self._ca = trustme.CA()
         self.ca = self._ca.cert_pem.bytes()
         self._certificates: dict[object, Certificate] = {}
-        _authorities.add(self)
 
     def certificate(self, *names: str) -> Certificate:
         """Return a server's certificate for these names.
@@ -110,7 +109,8 @@ class Authority:
                 not_before=now - 2 * _DAY if expired else None,
                 not_after=now - _DAY if expired else None,
             )
-            self._certificates[key] = _certificate(issued)
+            self._certificates[key] = certificate = _certificate(issued)
+            _issuers[certificate] = self.ca
         return self._certificates[key]
 
 
@@ -132,8 +132,8 @@ def client_tls_of(tls: TLSArgument) -> ClientTLS | None:
     except TypeError:  # an ssl.SSLContext
         return None
     first = cast("Sequence[Certificate]", role.certificates)[0]
-    for authority in _authorities:
-        if first in authority._certificates.values():
-            name = first.names[0].replace("*", "any") if first.names else None
-            return ClientTLS(name, ca=authority.ca)
-    return None
+    if first not in _issuers:
+        return None
+    # A certificate for IP addresses has no names: it is verified for the address of ``connect``.
+    name = first.names[0].replace("*", "any") if first.names else None
+    return ClientTLS(name, ca=_issuers[first])

@@ -109,6 +109,7 @@ class Serving:
             )
 
     def _abort(self) -> None:
+        self.server.stop(grace=0)
         for client in self._clients:
             client.abort()
 
@@ -154,7 +155,6 @@ async def serving(handler: Handler, **bind_arguments: Any) -> AsyncIterator[Serv
         arguments.setdefault("host", "127.0.0.1")
     logged = LoggedErrors()
     server: Server | None = None
-    raised: list[BaseException] = []  # by the block
     failures: list[BaseException] = []
     with logged.installed():
         try:
@@ -165,31 +165,28 @@ async def serving(handler: Handler, **bind_arguments: Any) -> AsyncIterator[Serv
                 try:
                     yield s
                     await s._finish()
-                except BaseException as exc:
-                    raised.append(exc)
+                except Exception as exc:  # kept from the nursery, which would wrap it in a group
+                    failures.append(exc)
+                    s._abort()
+                except BaseException:  # Cancelled, which has to reach its cancel scope
                     s._abort()
                     raise
         except BaseException as exc:
-            failures.append(_unwrapped(exc, raised))
+            failures.append(_unwrapped(exc))
     if server is not None:
         failures += logged.found(server)
     try:
         if len(failures) > 1:
-            who = "the block and the server" if raised else "the server"
-            raise BaseExceptionGroup(f"errors of {who}", failures)
+            raise BaseExceptionGroup("several errors of a serving block", failures)
         if failures:
             raise failures[0]
     finally:
-        del raised, failures, logged  # the tracebacks refer to this frame
+        del failures, logged  # the tracebacks refer to this frame
 
 
-def _unwrapped(exc: BaseException, raised: list[BaseException]) -> BaseException:
-    """Remove the groups that nurseries have added. A group that the block raised stays whole."""
-    while (
-        isinstance(exc, BaseExceptionGroup)
-        and len(exc.exceptions) == 1
-        and not any(exc is each for each in raised)
-    ):
+def _unwrapped(exc: BaseException) -> BaseException:
+    """Remove the groups that nurseries have added around one exception."""
+    while isinstance(exc, BaseExceptionGroup) and len(exc.exceptions) == 1:
         exc = exc.exceptions[0]
     return exc
 

@@ -42,15 +42,16 @@ async def socket_pair(*, tls: bool = False) -> tuple[Socket, Socket]:
 
 
 async def _connected() -> tuple[Socket, Socket]:
-    async with await trisock.listen(0, host="127.0.0.1") as listener:
+    listener = await trisock.listen(0, host="127.0.0.1")
+    try:
         client = await trisock.connect("127.0.0.1", listener.port)
         try:
             # Another program of this machine may have connected first.
-            while True:
-                server = await listener.accept()
-                if server.getpeer() == client.getlocal():
-                    return client, server
+            while (server := await listener.accept()).getpeer() != client.getlocal():
                 server.abort()
         except BaseException:
             client.abort()
             raise
+    finally:
+        listener.abort()  # not close, whose cancellation would lose the two ends
+    return client, server

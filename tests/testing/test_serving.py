@@ -12,7 +12,6 @@ import pytest
 import trio
 
 import trisock
-from helpers.pairs import RESET
 from helpers.serving import echo
 from trisock import Socket, TLSError
 from trisock.testing import Authority, serving
@@ -276,9 +275,7 @@ async def test_an_error_that_the_peer_caused_is_not_raised() -> None:
 
     async with serving(handler) as s:
         await (await s.connect()).send(b"half a li")
-        client = await s.connect()
-        client.socket.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, RESET)
-        client.stream.socket.close()
+        (await s.connect()).abort()
     assert s.server.stats().peer_errors == 2
 
 

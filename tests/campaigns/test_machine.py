@@ -32,7 +32,6 @@ from hypothesis.stateful import (
     rule,
 )
 
-from helpers.authority import Authority
 from helpers.fuzzing import Fuzz
 from helpers.machine_peers import Message, Peer, T, TLSPeer, TrioRun
 from helpers.machine_reads import FAILURES, LIMIT, WAITS, Chunk, Exactly, Next, Opened, Read, Until
@@ -42,6 +41,7 @@ from trisock import (
     Socket,
     TLSError,
 )
+from trisock.testing import Authority
 
 # ---- strategies ----
 
@@ -526,8 +526,8 @@ def _authority() -> Authority:
 @functools.cache
 def _tls(role: str) -> ClientTLS | ServerTLS:
     if role == "client":
-        return ClientTLS("example.org", ca=_authority().pem)
-    return ServerTLS(_authority().issue("example.org"))
+        return _authority().client_tls("example.org")
+    return _authority().server_tls("example.org")
 
 
 @functools.cache

@@ -13,7 +13,6 @@ import pytest
 import trio
 import trio.testing
 
-from helpers.authority import Authority
 from helpers.blocked import cancel_when_blocked
 from helpers.pairs import clog, closing, reset, tls_pair
 from helpers.raw_tls import RawTLS
@@ -23,6 +22,7 @@ from helpers.serving import connect
 from trisock import ClientTLS, ServerTLS, Socket, TLSError
 from trisock._net import linger as _linger
 from trisock._net import syscalls as _syscalls
+from trisock.testing import Authority
 
 HEADER = b"HTTP/1.1 200 OK\r\nConnection: Close\r\nContent-Length: 10000000\r\n\r\n"
 BODY = bytes(range(250)) * 40_000  # 10 MB
@@ -144,7 +144,7 @@ async def test_the_alert_of_a_failed_read_precedes_the_close(
     after_data: bool, sock: Socket, raw: socket.socket, authority: Authority, server_tls: ServerTLS
 ) -> None:
     """The peer receives an alert about the forged record (RFC 8446, section 6.2)."""
-    context = ssl.create_default_context(cadata=authority.pem.decode())
+    context = ssl.create_default_context(cadata=authority.ca.decode())
     peer = RawTLS(raw, context, server_hostname="example.org")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(sock.starttls, server_tls)

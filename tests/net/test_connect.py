@@ -15,12 +15,12 @@ import trio
 import trio.testing
 
 import trisock
-from helpers.authority import Authority
 from helpers.blocked import cancel_when_blocked
 from helpers.pairs import closing
 from helpers.resolver import Resolver
 from helpers.server import serving
 from trisock import ClientTLS, ServerTLS, TLSError, _connect
+from trisock.testing import Authority
 
 
 @pytest.fixture
@@ -193,7 +193,7 @@ async def test_connect_can_start_tls(
         for tls, name in [
             (True, "localhost"),
             ("example.org", "example.org"),
-            (ClientTLS(ca=authority.pem), "localhost"),
+            (ClientTLS(ca=authority.ca), "localhost"),
         ]:
             async with await trisock.connect("localhost", server.port, tls=tls) as sock:  # type: ignore[arg-type]
                 assert sock.tls is not None
@@ -326,7 +326,7 @@ async def test_a_connection_that_dies_immediately_raises_an_oserror(
 
 
 async def test_connect_refuses_a_servers_tls_role(authority: Authority, free_port: int) -> None:
-    certificate = authority.issue("localhost")
+    certificate = authority.certificate("localhost")
     for tls in (certificate, [certificate], trisock.ServerTLS(certificate)):
         with pytest.raises(TypeError, match="takes a TLS client's role"):
             await trisock.connect("localhost", free_port, tls=tls)

@@ -14,11 +14,11 @@ import trio
 import trio.testing
 
 import trisock
-from helpers.authority import Authority
 from helpers.pairs import closing, pair, raw_pair, tls_pair
 from helpers.raw_tls import RawTLS, handshake
 from trisock import ClientTLS, ServerTLS, Socket
 from trisock._net.tls_stream import SendState
+from trisock.testing import Authority
 
 End = Callable[[Socket, Socket], Awaitable[object]]
 BROKEN = contextlib.suppress(trio.BrokenResourceError)
@@ -92,7 +92,7 @@ async def test_a_client_that_read_session_tickets_is_freed_immediately(
     """OpenSSL's servers send two tickets by default, in records before the first data."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.num_tickets = tickets
-    authority.issue("example.org").load_into(context)
+    authority.certificate("example.org").load_into(context)
     sock, raw = raw_pair()
     peer = RawTLS(raw, context, server_side=True)
     with raw:

@@ -14,11 +14,11 @@ import trio
 import trio.testing
 
 import trisock
-from helpers.authority import Authority
 from helpers.pairs import all_served, closing, read_all
 from helpers.server import connected, logged, serving
 from helpers.serving import connect, echo
 from trisock import ClientTLS, ServerTLS, Socket
+from trisock.testing import Authority
 
 # ---- starting ----
 
@@ -312,7 +312,7 @@ async def test_a_tls_server_counts_failed_handshakes(
             (sock,) = server.connections
             assert sock.istls()
         with pytest.raises(trisock.TLSError):
-            await connect(server, tls=ClientTLS("example.net", ca=authority.pem))
+            await connect(server, tls=authority.client_tls("example.net"))
         async with await connect(server) as client:
             await client.send(b"GET / HTTP/1.1\r\n\r\n")
             assert (await client.recv())[:1] in (b"", b"\x15")  # an alert, if OpenSSL sends one
@@ -336,7 +336,10 @@ async def test_a_handshake_with_a_silent_client_times_out(
 async def test_set_tls_applies_to_new_connections(
     authority: Authority, client_tls: ClientTLS
 ) -> None:
-    old, new = authority.issue("example.org"), authority.issue("example.org", "new.example")
+    old, new = (
+        authority.certificate("example.org"),
+        authority.certificate("example.org", "new.example"),
+    )
     async with serving(echo, tls=[old]) as server:
         async with await connect(server, tls=client_tls) as client:
             await client.send(b"hello")
@@ -356,7 +359,7 @@ async def test_set_tls_applies_to_new_connections(
 async def test_bind_copies_the_list_of_certificates(
     authority: Authority, client_tls: ClientTLS
 ) -> None:
-    certificates = [authority.issue("example.org")]
+    certificates = [authority.certificate("example.org")]
     async with serving(echo, tls=certificates) as server:
         certificates.clear()
         async with await connect(server, tls=client_tls) as client:

@@ -8,10 +8,10 @@ import pytest
 import trio
 import trio.testing
 
-from helpers.authority import Authority
 from helpers.pairs import closing, small_pair, tls_pair
 from helpers.raw_tls import raw_client_context
 from trisock import ClientTLS, ServerTLS, Socket, TLSError
+from trisock.testing import Authority
 
 
 async def cancel_while_blocked(sock: Socket, data: bytes) -> None:

@@ -9,9 +9,10 @@ from collections.abc import Awaitable, Callable
 import pytest
 import trio
 
-from helpers.pairs import closing, tcp_pair, tls_pair
+from helpers.pairs import closing, tls_pair
 from helpers.reads import READS
 from trisock import ClientTLS, ServerTLS, Socket, bind, pluto
+from trisock.testing import socket_pair
 
 USES: dict[str, Callable[[Socket], Awaitable[object]]] = {
     "send": lambda sock: sock.send(b"secret"),
@@ -121,7 +122,7 @@ def test_a_child_can_start_tls_on_a_plain_connection(
         await sock.send(b"from the child")
         assert await server.recv() == b"from the child"
 
-    client, server = trio.run(tcp_pair)
+    client, server = trio.run(socket_pair)
     assert in_child(upgrade_and_send, client) == "nothing"
     client.abort()
     server.abort()

@@ -21,11 +21,11 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
-from helpers.authority import Authority
 from helpers.memory import allocated
 from helpers.pairs import closing, raw_pair, tls_pair
 from helpers.raw_tls import RawTLS, handshake, raw_client_context
 from trisock import ClientTLS, ServerTLS, Socket, TLSError
+from trisock.testing import Authority
 
 # RFC 8446, section 5.1
 ALERT, HANDSHAKE, DATA, HEARTBEAT = 21, 22, 23, 24
@@ -81,7 +81,7 @@ async def forging(
 ) -> AsyncIterator[tuple[Socket, socket.socket, Forger]]:
     """Yield a Socket with a TLS role, its peer's raw socket, and a Forger with the peer's keys."""
     sock, raw = raw_pair()
-    certificate = authority.issue("example.org")
+    certificate = authority.certificate("example.org")
     if role == "server":
         context = raw_client_context(authority)
         tls: ServerTLS | ClientTLS = ServerTLS(certificate)
@@ -90,7 +90,7 @@ async def forging(
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.num_tickets = 0
         certificate.load_into(context)
-        tls = ClientTLS("example.org", ca=authority.pem)
+        tls = authority.client_tls("example.org")
         options = {"server_side": True}
     context.keylog_filename = str(tmp_path / "keys")
     peer = RawTLS(raw, context, **options)

@@ -533,11 +533,10 @@ def _tls(role: str) -> ClientTLS | ServerTLS:
 @functools.cache
 def _peer_context(side: str, version: ssl.TLSVersion) -> ssl.SSLContext:
     if side == "client":
-        context = ssl.create_default_context()
-        _authority().ca.configure_trust(context)
+        context = ssl.create_default_context(cadata=_authority().ca.decode())
     else:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        _authority().ca.issue_cert("example.org").configure_cert(context)
+        _authority().certificate("example.org").load_into(context)
     context.minimum_version = context.maximum_version = version
     return context
 

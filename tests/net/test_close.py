@@ -14,7 +14,7 @@ import trio
 import trio.testing
 
 from helpers.blocked import cancel_when_blocked
-from helpers.pairs import clog, closing, reset, tls_pair
+from helpers.pairs import clog, closing, reset
 from helpers.raw_tls import RawTLS
 from helpers.reads import READS
 from helpers.server import serving
@@ -22,7 +22,7 @@ from helpers.serving import connect
 from trisock import ClientTLS, ServerTLS, Socket, TLSError
 from trisock._net import linger as _linger
 from trisock._net import syscalls as _syscalls
-from trisock.testing import Authority
+from trisock.testing import Authority, socket_pair
 
 HEADER = b"HTTP/1.1 200 OK\r\nConnection: Close\r\nContent-Length: 10000000\r\n\r\n"
 BODY = bytes(range(250)) * 40_000  # 10 MB
@@ -87,11 +87,9 @@ async def test_a_tls_response_to_an_unread_request_arrives_whole(
                     assert await sock.recv() == b""  # close_notify has arrived
 
 
-async def test_closing_with_unread_tls_tickets_loses_no_sent_data(
-    client_tls: ClientTLS, server_tls: ServerTLS, times: int
-) -> None:
+async def test_closing_with_unread_tls_tickets_loses_no_sent_data(times: int) -> None:
     for _ in range(5 * times):
-        client, server = await tls_pair(client_tls, server_tls)
+        client, server = await socket_pair(tls=True)
         async with closing(client, server):
             await server.send(b"an unread banner")  # carries the tickets
             await client.send(b"x" * 100_000)

@@ -91,11 +91,13 @@ async def test_router_connects_curl_to_the_named_server(
     async with AsyncExitStack() as stack:
         routes = []
         for name, issuer in (("one.example", authority), ("two.example", other_authority)):
-            cert, key, ca = (str(tmp_path / f"{name}.{kind}") for kind in ("cert", "key", "ca"))
-            issued = issuer.ca.issue_cert(name)
-            issued.cert_chain_pems[0].write_to_path(cert)
-            issued.private_key_pem.write_to_path(key)
-            issuer.ca.cert_pem.write_to_path(ca)
+            paths = [tmp_path / f"{name}.{kind}" for kind in ("cert", "key", "ca")]
+            issued = issuer.certificate(name)
+            for path, pem in zip(
+                paths, (issued._chain, issued._private_key, issuer.ca), strict=True
+            ):
+                path.write_bytes(pem)
+            cert, key, ca = map(str, paths)
             cas.append(ca)
             backend = await stack.enter_async_context(
                 running("https_server", "--cert", cert, "--key", key)

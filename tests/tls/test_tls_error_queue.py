@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from helpers.client_hellos import records_of
-from helpers.pairs import closing, raw_pair, tls_pair
+from helpers.pairs import closing, raw_pair
 from helpers.raw_tls import (
     RawTLS,
     handshake,
@@ -101,10 +101,8 @@ async def test_a_split_record_is_read_despite_a_stray_error(
             assert await sock.recv() == b"hello"
 
 
-async def test_a_connections_own_error_still_breaks_the_connection(
-    client_tls: ClientTLS, server_tls: ServerTLS
-) -> None:
-    client, server = await tls_pair(client_tls, server_tls)
+async def test_a_connections_own_error_still_breaks_the_connection() -> None:
+    client, server = await socket_pair(tls=True)
     async with closing(client, server):
         leave_an_error()
         await client.stream.send_all(b"\x17\x03\x03\0\x20" + bytes(32))

@@ -22,10 +22,10 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from helpers.memory import allocated
-from helpers.pairs import closing, raw_pair, tls_pair
+from helpers.pairs import closing, raw_pair
 from helpers.raw_tls import RawTLS, handshake, raw_client_context
 from trisock import ClientTLS, ServerTLS, Socket, TLSError
-from trisock.testing import Authority
+from trisock.testing import Authority, socket_pair
 
 # RFC 8446, section 5.1
 ALERT, HANDSHAKE, DATA, HEARTBEAT = 21, 22, 23, 24
@@ -296,10 +296,8 @@ async def test_stoptls_finds_unread_data_after_records_without_data(
 
 
 @pytest.mark.skipif(not allocated(), reason="malloc does not report its allocations")
-async def test_an_idle_connection_frees_memory_after_a_burst(
-    client_tls: ClientTLS, server_tls: ServerTLS
-) -> None:
-    pairs = [await tls_pair(client_tls, server_tls) for _ in range(10)]
+async def test_an_idle_connection_frees_memory_after_a_burst() -> None:
+    pairs = [await socket_pair(tls=True) for _ in range(10)]
     async with closing(*(sock for pair in pairs for sock in pair)):
 
         async def send(client: Socket, size: int) -> None:

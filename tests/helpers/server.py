@@ -18,12 +18,15 @@ from trisock import Socket
 
 
 @contextlib.asynccontextmanager
-async def serving(
+async def bound(
     handler: Callable[[Socket], Awaitable[object]],
     at: int | trisock.Listener = 0,
     **options: Any,
 ) -> AsyncIterator[trisock.Server]:
-    """Start a server. When the block ends, stop the server and wait for its handlers."""
+    """Start a server whose handlers may fail. When the block ends, wait for its handlers.
+
+    Where a handler must not fail, use ``trisock.testing.serving``.
+    """
     async with trio.open_nursery() as nursery:
         server = await trisock.bind(nursery, at, handler, **options)
         yield server

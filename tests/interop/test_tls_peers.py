@@ -21,7 +21,7 @@ import trisock
 from helpers.certificates import der
 from helpers.pairs import closing
 from helpers.programs import running
-from helpers.server import serving
+from helpers.server import bound
 from helpers.serving import echo
 from helpers.tls_axes import VERSIONS, Authorities, Fault, client_of
 from helpers.tls_programs import (
@@ -291,7 +291,7 @@ async def echoing(server_tls: ServerTLS) -> AsyncIterator[tuple[int, list[trisoc
         infos.append(await sock.starttls(server_tls))
         await echo(sock)
 
-    async with serving(upgrade_and_echo, host="127.0.0.1") as server:
+    async with bound(upgrade_and_echo, host="127.0.0.1") as server:
         yield server.port, infos
 
 

@@ -17,12 +17,10 @@ from helpers.blocked import cancel_when_blocked
 from helpers.pairs import clog, closing, reset
 from helpers.raw_tls import RawTLS
 from helpers.reads import READS
-from helpers.server import serving
-from helpers.serving import connect
-from trisock import ClientTLS, ServerTLS, Socket, TLSError
+from trisock import ServerTLS, Socket, TLSError
 from trisock._net import linger as _linger
 from trisock._net import syscalls as _syscalls
-from trisock.testing import Authority, socket_pair
+from trisock.testing import Authority, serving, socket_pair
 
 HEADER = b"HTTP/1.1 200 OK\r\nConnection: Close\r\nContent-Length: 10000000\r\n\r\n"
 BODY = bytes(range(250)) * 40_000  # 10 MB
@@ -70,17 +68,15 @@ async def post_with_curl(port: int) -> bytes:
 async def test_a_response_to_an_unread_request_arrives_whole(
     post: Callable[[int], Awaitable[bytes]], times: int
 ) -> None:
-    async with serving(respond_without_reading) as server:
+    async with serving(respond_without_reading) as s:
         for _ in range(20 * times):
-            assert await post(server.port) == HEADER + BODY
+            assert await post(s.server.port) == HEADER + BODY
 
 
-async def test_a_tls_response_to_an_unread_request_arrives_whole(
-    client_tls: ClientTLS, server_tls: ServerTLS
-) -> None:
-    async with serving(respond_without_reading, tls=server_tls) as server:
+async def test_a_tls_response_to_an_unread_request_arrives_whole(server_tls: ServerTLS) -> None:
+    async with serving(respond_without_reading, tls=server_tls) as s:
         for _ in range(5):
-            async with await connect(server, tls=client_tls) as sock:
+            async with await s.connect() as sock:
                 async with trio.open_nursery() as uploading:
                     uploading.start_soon(sock.send, UPLOAD)
                     assert await sock.recv_exactly(len(HEADER) + len(BODY)) == HEADER + BODY

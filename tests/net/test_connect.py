@@ -18,9 +18,8 @@ import trisock
 from helpers.blocked import cancel_when_blocked
 from helpers.pairs import closing
 from helpers.resolver import Resolver
-from helpers.server import serving
 from trisock import ClientTLS, ServerTLS, TLSError, _connect
-from trisock.testing import Authority
+from trisock.testing import Authority, serving
 
 
 @pytest.fixture
@@ -189,23 +188,23 @@ async def test_connect_can_start_tls(
     async def hello(sock: trisock.Socket) -> None:
         await sock.send(b"hello")
 
-    async with serving(hello, tls=server_tls) as server:
+    async with serving(hello, tls=server_tls, host=None) as s:
         for tls, name in [
             (True, "localhost"),
             ("example.org", "example.org"),
             (ClientTLS(ca=authority.ca), "localhost"),
         ]:
-            async with await trisock.connect("localhost", server.port, tls=tls) as sock:  # type: ignore[arg-type]
+            async with await trisock.connect("localhost", s.server.port, tls=tls) as sock:  # type: ignore[arg-type]
                 assert sock.tls is not None
                 assert sock.tls.server_hostname == name
                 assert await sock.recv() == b"hello"
         with pytest.raises(TLSError, match="Hostname mismatch"):
-            await trisock.connect("localhost", server.port, tls="example.net")
+            await trisock.connect("localhost", s.server.port, tls="example.net")
         with pytest.raises(TLSError, match="IP address mismatch"):
-            await trisock.connect("127.0.0.2", server.port, tls=True)
+            await trisock.connect("127.0.0.2", s.server.port, tls=True)
         monkeypatch.delenv("SSL_CERT_FILE")
         with pytest.raises(TLSError, match="local issuer certificate"):
-            await trisock.connect("localhost", server.port, tls=True)
+            await trisock.connect("localhost", s.server.port, tls=True)
 
 
 # ---- Unix ----

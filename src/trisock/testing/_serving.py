@@ -45,7 +45,8 @@ class Serving:
 
     def __init__(self, server: Server, tls: TLSArgument | None) -> None:
         self.server = server
-        self._tls = tls
+        self._starts_tls = tls is not None
+        self._client_tls = None if tls is None else client_tls_of(tls)
         self._clients: list[Socket] = []
 
     async def connect(self, **arguments: Any) -> Socket:
@@ -67,13 +68,13 @@ class Serving:
 
         If cancelled, the connection may stay open until the end of the block.
         """
-        if self._tls is not None and "tls" not in arguments:
-            arguments["tls"] = client_tls_of(self._tls)
-            if arguments["tls"] is None:
+        if self._starts_tls and "tls" not in arguments:
+            if self._client_tls is None:
                 raise ValueError(
                     "the server's certificate is not from a trisock.testing.Authority, so tls must "
                     "be given: a ClientTLS, or None to connect in plain text"
                 )
+            arguments["tls"] = self._client_tls
         host, port = self.server.addresses[0]
         if port == 0:
             client = await trisock.connect_unix(host, **arguments)

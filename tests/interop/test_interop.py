@@ -18,11 +18,11 @@ import trio
 import trio.testing
 
 import trisock
-from helpers.pairs import all_served, closing, read_all
+from helpers.pairs import closing, read_all
 from helpers.programs import curl, lines_of, running
 from helpers.tls_programs import Case, openssl_client
 from trisock import Certificate, ClientTLS, ServerTLS, Socket, TLSError
-from trisock.testing import Authority, socket_pair
+from trisock.testing import Authority, serving, socket_pair
 
 
 async def http(sock: Socket) -> None:
@@ -43,24 +43,23 @@ async def test_curl_fetches_over_http_and_verified_https(
         Certificate.from_files(pem / "chain.pem", pem / "key.pem"), alpn_protocols=["http/1.1"]
     )
     (pem / "other.pem").write_bytes(other_authority.ca)
-    async with trio.open_nursery() as nursery:
-        plain = await trisock.bind(nursery, 0, http)
-        secure = await trisock.bind(nursery, 0, http, tls=tls)
+    async with serving(http, host=None) as plain, serving(http, host=None, tls=tls) as secure:
         for host in ("127.0.0.1", "[::1]", "localhost"):
-            done = await curl(f"http://{host}:{plain.port}/plain")
+            done = await curl(f"http://{host}:{plain.server.port}/plain")
             assert (done.returncode, done.stdout) == (0, b"body of /plain")
         for options in (["--tlsv1.3"], ["--tls-max", "1.2"]):
             done = await curl(
-                *options, "--cacert", f"{pem}/ca.pem", f"https://localhost:{secure.port}/secure"
+                *options,
+                "--cacert",
+                f"{pem}/ca.pem",
+                f"https://localhost:{secure.server.port}/secure",
             )
             assert (done.returncode, done.stdout) == (0, b"body of /secure")
-        done = await curl("--cacert", f"{pem}/other.pem", f"https://localhost:{secure.port}/")
+        done = await curl(
+            "--cacert", f"{pem}/other.pem", f"https://localhost:{secure.server.port}/"
+        )
         assert done.returncode == 60  # the peer's certificate cannot be authenticated
-        await all_served(secure, 3)
-        secure.stop()
-        plain.stop()
-        await secure.wait_closed()
-        assert secure.stats() == trisock.ServerStats(accepted=3, failed_handshakes=1)
+    assert secure.server.stats() == trisock.ServerStats(accepted=3, failed_handshakes=1)
 
 
 # ---- openssl ----

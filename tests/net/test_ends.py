@@ -19,8 +19,7 @@ import trisock
 from helpers.blocked import cancel_when_blocked
 from helpers.forks import run_in_child
 from helpers.pairs import RESET, all_served, closing, read_all
-from helpers.server import bound
-from helpers.serving import connect
+from helpers.server import bound, connect
 from trisock import ClientTLS, ServerTLS, Socket, TLSError
 from trisock._net import linger as _linger
 from trisock._net import syscalls as _syscalls

@@ -12,8 +12,7 @@ import trio
 import trio.testing
 
 import trisock
-from helpers.server import bound, broadcasting, connected
-from helpers.serving import chat
+from helpers.server import bound, broadcasting, chat, connected
 from trisock import ClientTLS, ServerTLS, Socket
 from trisock._net.connection import Connection
 from trisock.testing import serving

@@ -18,8 +18,7 @@ import trio.testing
 
 import trisock
 from helpers.pairs import all_served
-from helpers.server import bound, connected
-from helpers.serving import connect, echo
+from helpers.server import bound, connect, connected, echo
 from trisock import Socket
 
 if sys.version_info < (3, 11):

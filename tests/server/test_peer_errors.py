@@ -15,8 +15,7 @@ import trio.testing
 import trisock
 from helpers.failures import few_descriptors
 from helpers.pairs import all_served
-from helpers.server import bound, logged
-from helpers.serving import connect
+from helpers.server import bound, connect, logged
 from trisock import ServerTLS, Socket
 from trisock.testing import serving
 

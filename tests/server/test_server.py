@@ -15,8 +15,7 @@ import trio.testing
 
 import trisock
 from helpers.pairs import all_served, closing, read_all
-from helpers.server import bound, connected, logged
-from helpers.serving import connect, echo
+from helpers.server import bound, connect, connected, echo, logged
 from trisock import ClientTLS, ServerTLS, Socket
 from trisock.testing import Authority, serving
 

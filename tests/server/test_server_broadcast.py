@@ -13,8 +13,7 @@ import trio
 import trio.testing
 
 import trisock
-from helpers.server import broadcasting, logged
-from helpers.serving import chat
+from helpers.server import broadcasting, chat, logged
 from trisock import ClientTLS, ServerTLS, Socket
 from trisock.testing import serving
 

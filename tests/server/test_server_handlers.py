@@ -11,8 +11,7 @@ import pytest
 import trio
 
 import trisock
-from helpers.server import bound, connected, logged
-from helpers.serving import connect
+from helpers.server import bound, connect, connected, logged
 from trisock import Socket
 from trisock.testing import serving
 

@@ -14,8 +14,7 @@ import trio.testing
 import trisock
 from helpers.failures import few_descriptors, reset_in_the_backlog
 from helpers.pairs import all_served
-from helpers.server import bound, logged
-from helpers.serving import chat, connect, echo
+from helpers.server import bound, chat, connect, echo, logged
 from trisock import ClientTLS, ServerTLS, Socket
 from trisock._net.connection import Connection
 from trisock.testing import serving

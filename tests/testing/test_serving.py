@@ -12,7 +12,7 @@ import pytest
 import trio
 
 import trisock
-from helpers.serving import echo
+from helpers.server import echo
 from trisock import Socket, TLSError
 from trisock.testing import Authority, serving
 

@@ -15,10 +15,10 @@ import trio
 
 pytest.register_assert_rewrite("helpers")  # makes failed asserts in helpers show values
 
-from helpers.authority import Authority
 from helpers.deadline import DEADLINE
 from trisock import ClientTLS, ServerTLS, Socket
 from trisock.pluto.blocking import background
+from trisock.testing import Authority
 
 # These may be missing even with --all-programs: Debian installs only one of vsftpd and proftpd.
 OPTIONAL = {"vsftpd"}
@@ -124,12 +124,12 @@ def other_authority() -> Authority:
 
 @pytest.fixture(scope="session")
 def server_tls(authority: Authority) -> ServerTLS:
-    return ServerTLS(authority.issue("localhost", "example.org", "127.0.0.1", "::1"))
+    return authority.server_tls("localhost", "example.org", "127.0.0.1", "::1")
 
 
 @pytest.fixture(scope="session")
 def client_tls(authority: Authority) -> ClientTLS:
-    return ClientTLS("example.org", ca=authority.pem)
+    return authority.client_tls("example.org")
 
 
 @pytest.fixture(scope="session")
@@ -142,8 +142,8 @@ def times(request: pytest.FixtureRequest) -> int:
 @pytest.fixture
 def pem(authority: Authority, tmp_path: Path) -> Path:
     """A directory with ca.pem, and a server's chain.pem and key.pem (mode 0600)."""
-    good = authority.issue("localhost", "127.0.0.1")
-    (tmp_path / "ca.pem").write_bytes(authority.pem)
+    good = authority.certificate()
+    (tmp_path / "ca.pem").write_bytes(authority.ca)
     (tmp_path / "chain.pem").write_bytes(good._chain)
     (tmp_path / "key.pem").touch(mode=0o600)
     (tmp_path / "key.pem").write_bytes(good._private_key)
@@ -154,7 +154,7 @@ def pem(authority: Authority, tmp_path: Path) -> Path:
 def trusted(tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
     """Add the tests' authority to the system's trust store, for this process only."""
     path = tmp_path / "trusted.pem"
-    path.write_bytes(authority.pem)
+    path.write_bytes(authority.ca)
     monkeypatch.setenv("SSL_CERT_FILE", str(path))
 
 

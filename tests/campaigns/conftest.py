@@ -10,10 +10,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from helpers.authority import Authority
 from helpers.cancellation import Connections
 from helpers.fuzzing import Fuzz
 from trisock import ClientTLS, ServerTLS
+from trisock.testing import Authority
 
 
 @pytest.fixture
@@ -37,9 +37,9 @@ def connections(authority: Authority, client_tls: ClientTLS, server_tls: ServerT
     for version, side in itertools.product(["TLSv1_2", "TLSv1_3"], ["client", "server"]):
         if side == "client":  # our side is the client, so the peer is the server
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            authority.issue("example.org").load_into(context)
+            authority.certificate("example.org").load_into(context)
         else:
-            context = ssl.create_default_context(cadata=authority.pem.decode())
+            context = ssl.create_default_context(cadata=authority.ca.decode())
         context.maximum_version = ssl.TLSVersion[version]
         peer_contexts[f"{version} {side}"] = context
     return Connections(client_tls, server_tls, peer_contexts)

@@ -26,9 +26,10 @@ from typing import Any, TypeVar
 import trio
 
 import trisock
-from helpers.authority import Authority, certificate
+from helpers.authority import issue
 from helpers.exceptions import leaves_of
-from trisock import ClientTLS, ServerTLS, Socket
+from trisock import ServerTLS, Socket
+from trisock.testing import Authority
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
@@ -137,14 +138,14 @@ class Site:
         self.path = directory / "sock"
         self.faults = 0
         self.log = Log()
-        self.identity = self.authority.issue(NAME)
+        self.identity = self.authority.certificate(NAME)
         self.tls = self.new_tls()
-        self.trusting = ClientTLS(NAME, ca=self.authority.pem)
-        self.old = ssl.create_default_context(cadata=self.authority.pem.decode())
+        self.trusting = self.authority.client_tls(NAME)
+        self.old = ssl.create_default_context(cadata=self.authority.ca.decode())
         self.old.maximum_version = ssl.TLSVersion.TLSv1_2
 
     def new_tls(self) -> ServerTLS:
-        return ServerTLS(certificate(self.authority.ca.issue_cert(NAME, LOCALHOST)))
+        return ServerTLS(issue(self.authority, NAME, LOCALHOST))
 
     @contextlib.asynccontextmanager
     async def open(self, grace: float | None) -> AsyncIterator[None]:

@@ -42,7 +42,7 @@ from dialect_conversations import (
 )
 from helpers.client_hellos import client_hello
 from helpers.pairs import RESET
-from trisock import ClientTLS, ServerTLS, Socket
+from trisock import ServerTLS, Socket
 
 _OVER = (trio.BrokenResourceError, trio.ClosedResourceError)
 
@@ -194,7 +194,7 @@ async def plain_text_after_starttls(site: Site, rng: random.Random) -> None:
 
 
 async def an_untrusted_certificate(site: Site, rng: random.Random) -> None:
-    tls = ClientTLS(NAME, ca=site.stranger.pem)
+    tls = site.stranger.client_tls(NAME)
     with contextlib.suppress(trisock.TLSError):
         (await trisock.connect(LOCALHOST, site.secure.port, tls=tls)).abort()
         raise BrokenPromise("an untrusted certificate was accepted")
@@ -206,10 +206,10 @@ async def a_client_certificate(site: Site, rng: random.Random) -> None:
     A client without one completes its side of the handshake before the server refuses the client.
     """
     requiring = ServerTLS(
-        site.identity, client_ca=site.authority.pem, require_client_certificate=True
+        site.identity, client_ca=site.authority.ca, require_client_certificate=True
     )
     identity = rng.choice([site.identity, None])
-    tls = ClientTLS(NAME, ca=site.authority.pem, certificate=identity)
+    tls = site.authority.client_tls(NAME, certificate=identity)
 
     async def handler(sock: Socket) -> None:
         check(sock.tls is not None and sock.tls.peer_certificate is not None, True)

@@ -332,7 +332,7 @@ def main() -> None:
 
 
 async def show(names: list[str], quick: bool) -> None:
-    from helpers.authority import Authority  # only this function needs it
+    from trisock.testing import Authority  # only this function needs it
 
     problems = []
     runner = Runner(Authority())

@@ -19,7 +19,7 @@ import trio
 from helpers.programs import lines_of, running
 
 if TYPE_CHECKING:
-    from helpers.authority import Authority
+    from trisock.testing import Authority
 
 NAME = "localhost"
 
@@ -263,8 +263,8 @@ class Runner:
     """Runs scenarios, each with a new server."""
 
     def __init__(self, authority: Authority) -> None:
-        self._ca = authority.pem.decode()
-        issued = authority.issue(NAME)
+        self._ca = authority.ca.decode()
+        issued = authority.certificate(NAME)
         self._certificate = (issued._chain.decode(), issued._private_key.decode())
 
     def tls(self, wanted: bool) -> dict[str, Any]:

@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator
 import pytest
 from hypothesis import strategies as st
 
-from helpers.authority import Authority
 from helpers.fuzzing import SOME_CHANGES, Change, Fuzz, changed
 from helpers.odd_certificates import BAD_CHAINS, KEY, SERIAL_0, self_signed
 from helpers.pem import assert_shows_no_key, chains_and_keys, der_of, encoded
 from trisock import Certificate, ClientTLS, ServerTLS, TLSInfo
 from trisock._tls.info import new_tls_info
+from trisock.testing import Authority
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +93,7 @@ def test_a_mutated_certificate_loads_or_raises_value_error(
 ) -> None:
     """The mutation is inside the certificate. The PEM encoding around it is valid."""
     key = encoded(KEY)
-    real = [self_signed(), der_of(authority.pem), *BAD_CHAINS.values(), SERIAL_0]
+    real = [self_signed(), der_of(authority.ca), *BAD_CHAINS.values(), SERIAL_0]
 
     def load(index: int, changes: list[Change]) -> None:
         der = changed(real[index], changes)

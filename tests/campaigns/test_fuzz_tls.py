@@ -15,7 +15,6 @@ import trio.testing
 from hypothesis import strategies as st
 
 import trisock
-from helpers.authority import Authority
 from helpers.client_hellos import handshake_of, hello_for, hello_with, name_extension
 from helpers.examples import name_or_value_error, sni_router
 from helpers.flights import certificate_in
@@ -24,6 +23,7 @@ from helpers.mutants import SOME_CUTS, Mutant, mutant_pair
 from helpers.pairs import raw_pair
 from helpers.peers import Script, alongside
 from trisock import ClientTLS, ServerTLS, Socket, TLSError
+from trisock.testing import Authority
 
 # ---- the handshake ----
 
@@ -36,24 +36,24 @@ def roles_of(
 ) -> tuple[ClientTLS | ServerTLS, ssl.SSLContext]:
     """Return the TLS role of our socket, and the SSL context of its peer."""
     version, _, side = role.partition(" ")
-    certificate = authority.issue("example.org")
+    certificate = authority.certificate("example.org")
     ours: ClientTLS | ServerTLS
     if side == "client":
-        ours = ClientTLS(
-            "example.org", ca=authority.pem, certificate=certificate if client_certificate else None
+        ours = authority.client_tls(
+            "example.org", certificate=certificate if client_certificate else None
         )
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     else:
         ours = ServerTLS(
             certificate,
-            client_ca=authority.pem if client_certificate else None,
+            client_ca=authority.ca if client_certificate else None,
             require_client_certificate=client_certificate,
         )
-        context = ssl.create_default_context(cadata=authority.pem.decode())
+        context = ssl.create_default_context(cadata=authority.ca.decode())
     if side == "client" or client_certificate:
         certificate.load_into(context)
     if side == "client" and client_certificate:
-        context.load_verify_locations(cadata=authority.pem.decode())
+        context.load_verify_locations(cadata=authority.ca.decode())
         context.verify_mode = ssl.CERT_REQUIRED
     context.maximum_version = ssl.TLSVersion[version]
     return ours, context
@@ -318,7 +318,7 @@ def test_a_server_chooses_the_certificate_that_matches_the_name(
     authority: Authority, fuzz: Fuzz
 ) -> None:
     """If no certificate matches, the server chooses the first. It may refuse an invalid name."""
-    certificates = [authority.issue(*names) for names in NAMES]
+    certificates = [authority.certificate(*names) for names in NAMES]
     role = ServerTLS(certificates)
     ders = [ssl.PEM_cert_to_DER_cert(each._chain.decode()) for each in certificates]
 

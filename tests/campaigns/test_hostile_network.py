@@ -24,13 +24,13 @@ import trio
 
 import hostile_plan
 import trisock
-from helpers.authority import Authority
 from helpers.exceptions import leaves_of
 from helpers.pairs import all_served
 from hostile_network import HostileNetwork
 from hostile_plan import DOWN, PHASES, UP, VARIANTS, Kind, Mode, Phase, Plan, combinations
 from hostile_sides import HANG, HASTE, PATIENCE, Side
 from trisock import ClientTLS, IncompleteReadError, ServerTLS, Socket
+from trisock.testing import Authority
 
 
 class Conversation:
@@ -253,7 +253,7 @@ def env(
 ) -> Iterator[Environment]:
     tls: ClientTLS | ssl.SSLContext = client_tls
     if plans[0].version == "TLSv1.2":
-        tls = ssl.create_default_context(cadata=authority.pem.decode())
+        tls = ssl.create_default_context(cadata=authority.ca.decode())
         tls.maximum_version = ssl.TLSVersion.TLSv1_2
     env = Environment(tls, server_tls)
     logger = logging.getLogger("trisock.server")

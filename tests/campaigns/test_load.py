@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 import load
-from helpers.authority import Authority
 from load_runner import MIB, Result, Runner
+from trisock.testing import Authority
 
 
 @pytest.fixture(scope="session")

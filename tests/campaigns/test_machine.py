@@ -32,7 +32,6 @@ from hypothesis.stateful import (
     rule,
 )
 
-from helpers.authority import Authority
 from helpers.fuzzing import Fuzz
 from helpers.machine_peers import Message, Peer, T, TLSPeer, TrioRun
 from helpers.machine_reads import (
@@ -58,6 +57,7 @@ from trisock import (
     Socket,
     TLSError,
 )
+from trisock.testing import Authority
 
 # ---- strategies ----
 
@@ -573,18 +573,17 @@ def _authority() -> Authority:
 @functools.cache
 def _tls(role: str) -> ClientTLS | ServerTLS:
     if role == "client":
-        return ClientTLS("example.org", ca=_authority().pem)
-    return ServerTLS(_authority().issue("example.org"))
+        return _authority().client_tls("example.org")
+    return _authority().server_tls("example.org")
 
 
 @functools.cache
 def _peer_context(side: str, version: ssl.TLSVersion) -> ssl.SSLContext:
     if side == "client":
-        context = ssl.create_default_context()
-        _authority().ca.configure_trust(context)
+        context = ssl.create_default_context(cadata=_authority().ca.decode())
     else:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        _authority().ca.issue_cert("example.org").configure_cert(context)
+        _authority().certificate("example.org").load_into(context)
     context.minimum_version = context.maximum_version = version
     return context
 

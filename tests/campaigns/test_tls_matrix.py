@@ -23,7 +23,7 @@ from helpers.certificates import (
     VALID,
     der,
 )
-from helpers.pairs import closing, tcp_pair
+from helpers.pairs import closing
 from helpers.raw_tls import Outcome, visit
 from helpers.tls_axes import (
     ALPNS,
@@ -43,6 +43,7 @@ from helpers.tls_axes import (
 )
 from trisock import Certificate, ClientTLS, ServerTLS, Socket, TLSError, TLSInfo
 from trisock._errors import describe_ssl_error, ssl_reason
+from trisock.testing import socket_pair
 
 # The part of a TLS 1.2 cipher's name that depends on the kind of the server's key.
 AUTHENTICATION = {"RSA 2048": "RSA", "P-256": "ECDSA", "P-384": "ECDSA", "Ed25519": "ECDSA"}
@@ -77,7 +78,7 @@ async def converse(
         assert await sock.recv() == b""  # close_notify
         return info
 
-    a, b = await tcp_pair()
+    a, b = await socket_pair()
     async with closing(a, b), trio.open_nursery() as nursery:
 
         async def run(side: str) -> None:

@@ -13,11 +13,11 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 import trisock
-from helpers.authority import Authority
 from helpers.hammerspoon import LOCALHOST, Calls, Log, clients_of, unix_client, until
 from helpers.pairs import closing, read_all
 from trisock import ClientTLS, ServerTLS
 from trisock.hammerspoon import Socket, Sockets
+from trisock.testing import Authority
 
 pytestmark = pytest.mark.usefixtures("trusted")
 
@@ -130,7 +130,7 @@ async def test_startTLS_sends_no_plain_text_after_a_hostname_mismatch(
     client.write("secret\n", calls)
     client.read("\n")
     assert await peer.recv_exactly(11) == b"plain text\n"
-    received = await received_by_tls_server(peer, ServerTLS(authority.issue("example.org")))
+    received = await received_by_tls_server(peer, authority.server_tls("example.org"))
     assert received.startswith(b"\x16\x03")  # a TLS handshake record
     assert b"secret" not in received
     await until(lambda: client.info()["isDisconnected"])
@@ -148,7 +148,7 @@ async def test_startTLS_with_an_unknown_authority_disconnects(
     arguments: tuple[Any, ...],
 ) -> None:
     client.startTLS(*arguments).write("secret\n", calls)
-    unknown = other_authority.issue("localhost", "example.org", "127.0.0.1")
+    unknown = other_authority.certificate("localhost", "example.org", "127.0.0.1")
     received = await received_by_tls_server(peer, ServerTLS(unknown))
     assert received.startswith(b"\x16\x03")
     assert b"secret" not in received
@@ -160,7 +160,7 @@ async def test_startTLS_False_accepts_any_certificate(
     client: Socket, peer: trisock.Socket, other_authority: Authority, calls: Calls
 ) -> None:
     client.startTLS(False)
-    await check_tls(client, peer, ServerTLS(other_authority.issue("any.example")), calls)
+    await check_tls(client, peer, other_authority.server_tls("any.example"), calls)
 
 
 @unix_client

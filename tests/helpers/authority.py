@@ -1,28 +1,24 @@
-"""The certificate authority of most tests."""
+"""Certificates that the kit's Authority does not issue."""
 
 from __future__ import annotations
+
+import functools
+from typing import Any
 
 import trustme
 
 from trisock import Certificate
+from trisock.testing import Authority
 
 
-class Authority:
-    """A certificate authority. It caches its certificates, because generating keys is slow."""
-
-    def __init__(self) -> None:
-        self.ca = trustme.CA()
-        self.pem = self.ca.cert_pem.bytes()
-        self._issued: dict[object, Certificate] = {}
-
-    def issue(self, *names: str, key_type: trustme.KeyType = trustme.KeyType.ECDSA) -> Certificate:
-        key = (names, key_type)
-        if key not in self._issued:
-            self._issued[key] = certificate(self.ca.issue_cert(*names, key_type=key_type))
-        return self._issued[key]
+def issue(authority: Authority, *names: str, **options: Any) -> Certificate:
+    """Return a new certificate. The options are those of trustme's ``issue_cert``."""
+    leaf = authority._ca.issue_cert(*names, **options)
+    chain = b"".join(blob.bytes() for blob in leaf.cert_chain_pems)
+    return Certificate(chain, leaf.private_key_pem.bytes())
 
 
-def certificate(leaf: trustme.LeafCert) -> Certificate:
-    return Certificate(
-        b"".join(blob.bytes() for blob in leaf.cert_chain_pems), leaf.private_key_pem.bytes()
-    )
+@functools.cache
+def rsa_certificate(authority: Authority, *names: str) -> Certificate:
+    """Return a certificate with an RSA key. It is cached, because generating the key is slow."""
+    return issue(authority, *names, key_type=trustme.KeyType.RSA)

@@ -7,7 +7,6 @@ import os
 import socket
 import struct
 from collections.abc import AsyncIterator
-from typing import Any
 
 import trio
 
@@ -16,22 +15,6 @@ from trisock import Socket
 
 # If SO_LINGER has this value, closing a TCP socket resets the connection.
 RESET = struct.pack("ii", 1, 0)
-
-
-async def tcp_pair() -> tuple[Socket, Socket]:
-    """Return the two ends (client, server) of a TCP connection."""
-    async with await trisock.listen(0, host="127.0.0.1") as listener:
-        client = await trisock.connect("127.0.0.1", listener.port)
-        return client, await listener.accept()
-
-
-async def tls_pair(client_tls: Any, server_tls: Any) -> tuple[Socket, Socket]:
-    """Return the two ends (client, server) of a TCP connection after starttls."""
-    client, server = await tcp_pair()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(server.starttls, server_tls)
-        await client.starttls(client_tls)
-    return client, server
 
 
 @contextlib.asynccontextmanager
@@ -70,21 +53,6 @@ def unix_pair() -> tuple[Socket, Socket]:
     """Return the two ends of a Unix connection. Unlike TCP's, its capacity is predictable."""
     a, b = (trio.socket.from_stdlib_socket(each) for each in socket.socketpair())
     return Socket(trio.SocketStream(a)), Socket(trio.SocketStream(b), side="server")
-
-
-async def pair(layer: str, client_tls: Any, server_tls: Any) -> tuple[Socket, Socket]:
-    """Return the two ends of a TCP connection. If the layer is ``"tls"``, call starttls on both."""
-    return await (tls_pair(client_tls, server_tls) if layer == "tls" else tcp_pair())
-
-
-async def small_pair(layer: str, client_tls: Any, server_tls: Any) -> tuple[Socket, Socket]:
-    """Like ``pair``, but with a Unix connection, whose buffers fill quickly."""
-    a, b = unix_pair()
-    if layer == "tls":
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(b.starttls, server_tls)
-            await a.starttls(client_tls)
-    return a, b
 
 
 async def clog(sock: Socket) -> None:

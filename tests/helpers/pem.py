@@ -8,17 +8,17 @@ import functools
 import traceback
 from typing import Any
 
-import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from helpers.authority import Authority
+from helpers.authority import issue
+from trisock.testing import Authority
 
 
 def pems(authority: Authority, *names: str) -> tuple[bytes, bytes]:
-    leaf = authority.ca.issue_cert(*names, key_type=trustme.KeyType.ECDSA)
-    return leaf.cert_chain_pems[0].bytes(), leaf.private_key_pem.bytes()
+    certificate = issue(authority, *names)
+    return certificate._chain, certificate._private_key
 
 
 def encrypted(key: bytes, password: bytes) -> bytes:

@@ -24,9 +24,9 @@ from typing import Any, NoReturn
 
 import pytest
 import trio
-import trustme
 
 from helpers.deadline import DEADLINE
+from trisock import Certificate
 from trisock.pluto import async_socket, socket
 from trisock.pluto.blocking import background
 
@@ -166,12 +166,9 @@ async def starttls_on_both(
     )
 
 
-def pluto_certificate(leaf: trustme.LeafCert) -> dict[str, str | bytes]:
+def pluto_certificate(certificate: Certificate) -> dict[str, str | bytes]:
     """Return a certificate in the form that Pluto's page documents."""
-    return {
-        "chain": b"".join(each.bytes() for each in leaf.cert_chain_pems).decode(),
-        "private_key": leaf.private_key_pem.bytes(),
-    }
+    return {"chain": certificate._chain.decode(), "private_key": certificate._private_key}
 
 
 def serve_once(response: bytes = b"HTTP/1.1 200 OK\r\n\r\n") -> tuple[int, Thread]:

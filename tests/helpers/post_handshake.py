@@ -15,10 +15,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import trio
 import trio.testing
 
-from helpers.authority import Authority
 from helpers.pairs import closing, raw_unix_pair
 from helpers.raw_tls import RawTLS, handshake, raw_client_context
 from trisock import Certificate, Socket
+from trisock.testing import Authority
 
 
 class PostHandshakePeer(RawTLS):
@@ -109,8 +109,8 @@ async def post_handshake_pair(
     If ``wide_certificate`` is given, the client responds with more than one record.
     """
     server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue("example.org").load_into(server_context)
-    server_context.load_verify_locations(cadata=authority.pem.decode())
+    authority.certificate("example.org").load_into(server_context)
+    server_context.load_verify_locations(cadata=authority.ca.decode())
     server_context.verify_mode = ssl.CERT_OPTIONAL
     server_context.post_handshake_auth = True
     client_context = raw_client_context(authority)

@@ -11,9 +11,9 @@ from typing import Any
 import trio
 
 import trisock
-from helpers.authority import Authority
 from helpers.pairs import closing, raw_pair
 from trisock import ServerTLS, Socket, TLSError, TLSInfo
+from trisock.testing import Authority
 
 
 async def upgrade(
@@ -69,7 +69,7 @@ class RawTLS:
 
 def raw_client_context(authority: Authority, version: str = "TLSv1_3") -> ssl.SSLContext:
     """Return a client context that trusts the authority. ``version`` is the highest TLS version."""
-    context = ssl.create_default_context(cadata=authority.pem.decode())
+    context = ssl.create_default_context(cadata=authority.ca.decode())
     context.maximum_version = ssl.TLSVersion[version]
     return context
 

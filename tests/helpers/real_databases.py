@@ -10,7 +10,6 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from helpers.authority import Authority
 from helpers.real_servers import (
     PASSWORD,
     RealServer,
@@ -18,6 +17,7 @@ from helpers.real_servers import (
     prepared,
     started,
 )
+from trisock.testing import Authority
 
 # ---- OpenLDAP ----
 

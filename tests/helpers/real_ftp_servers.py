@@ -7,14 +7,12 @@ import pwd
 import shutil
 from collections.abc import Iterator
 
-from trustme import KeyType
-
-from helpers.authority import Authority
 from helpers.real_servers import (
     RealServer,
     prepared,
     started,
 )
+from trisock.testing import Authority
 
 # ---- ProFTPD ----
 
@@ -75,7 +73,7 @@ def proftpd(authority: Authority) -> Iterator[RealServer]:
     ``bob`` have the password ``PASSWORD``, and share the directory ``home``.
     """
     names = ("ftp", "reuse", "plain")
-    with prepared(authority, *names, key_type=KeyType.RSA) as (directory, ports):
+    with prepared(authority, *names, rsa=True) as (directory, ports):
         home = directory / "home"
         home.mkdir()
         shutil.chown(home, "nobody")
@@ -127,7 +125,7 @@ strict_ssl_write_shutdown=YES
 @contextlib.contextmanager
 def vsftpd(authority: Authority) -> Iterator[RealServer]:
     """Start vsftpd. Data connections must reuse the TLS session (vsftpd's default)."""
-    with prepared(authority, "ftp", key_type=KeyType.RSA) as (directory, ports):
+    with prepared(authority, "ftp", rsa=True) as (directory, ports):
         for name in ("home", "home/upload", "empty"):
             (directory / name).mkdir()
         shutil.chown(directory / "home/upload", "daemon")

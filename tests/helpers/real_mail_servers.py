@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from helpers.authority import Authority
 from helpers.real_servers import (
     PASSWORD,
     RealServer,
@@ -16,6 +15,7 @@ from helpers.real_servers import (
     started,
     write_certificate,
 )
+from trisock.testing import Authority
 
 # ---- Postfix ----
 
@@ -165,7 +165,7 @@ def dovecot(authority: Authority) -> Iterator[RealServer]:
     sends the certificate for that name.
     """
     with prepared(authority, "imap", "imaps", "pop3", "lmtp") as (directory, ports):
-        write_certificate(authority.issue("imap.example.org"), directory, "named")
+        write_certificate(authority.certificate("imap.example.org"), directory, "named")
         (directory / "home").mkdir()
         shutil.chown(directory / "home", "nobody")
         configuration = directory / "dovecot.conf"

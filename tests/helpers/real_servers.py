@@ -23,10 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import trustme
-
-from helpers.authority import Authority
+from helpers.authority import rsa_certificate
 from trisock import Certificate
+from trisock.testing import Authority
 
 # How long a server may take to start, and to stop, in seconds.
 _PATIENCE = 30
@@ -119,14 +118,15 @@ def write_certificate(
 def prepared(
     authority: Authority,
     *ports: str,
-    key_type: trustme.KeyType = trustme.KeyType.ECDSA,
+    rsa: bool = False,
     user: str | None = None,
 ) -> Iterator[tuple[Path, dict[str, int]]]:
     """Make a server's directory with server.pem, server.key and ca.pem. Reserve its ports."""
     with temporary_directory() as directory, reserved_ports(*ports) as numbers:
-        certificate = authority.issue("localhost", "127.0.0.1", key_type=key_type)
+        issue = rsa_certificate if rsa else Authority.certificate
+        certificate = issue(authority, "localhost", "127.0.0.1")
         write_certificate(certificate, directory, "server", user)
-        (directory / "ca.pem").write_bytes(authority.pem)
+        (directory / "ca.pem").write_bytes(authority.ca)
         yield directory, numbers
 
 

@@ -11,8 +11,10 @@ from typing import Any
 import trio
 
 import trisock
-from helpers.pairs import closing, pair, small_pair
+from helpers.pairs import closing, unix_pair
+from helpers.raw_tls import upgrade
 from trisock import Socket, TLSError
+from trisock.testing import Authority, socket_pair
 
 PLAIN_OR_TLS = ["plain", "tls"]
 
@@ -50,14 +52,22 @@ class Relayed:
         error = await self.result()
         assert isinstance(error, trio.BrokenResourceError), error
         other = self.y if peer is self.x else self.x
-        assert re.search(rf"with (.example.org. \()?{peer.getlocal()}\W", str(error))
+        assert re.search(rf"with (.localhost. \()?{peer.getlocal()}\W", str(error))
         assert str(other.getlocal()) not in str(error)
+
+
+async def small_pair(*, tls: bool) -> tuple[Socket, Socket]:
+    """Return the two ends of a Unix connection."""
+    a, b = unix_pair()
+    if tls:
+        authority = Authority()
+        await upgrade(a, authority.client_tls(), b, authority.server_tls())
+    return a, b
 
 
 @contextlib.asynccontextmanager
 async def relaying(
     layers: Iterable[str],
-    roles: tuple[Any, Any],
     *,
     idle_timeout: float | None = None,
     small: bool = False,
@@ -66,12 +76,11 @@ async def relaying(
 
     Args:
       layers: the layer of each connection, ``"plain"`` or ``"tls"``.
-      roles: the client's and the server's TLS role.
       idle_timeout: as in ``relay``.
       small: whether to use Unix connections, whose buffers fill quickly.
     """
-    connect = small_pair if small else pair
-    (x, a), (b, y) = [await connect(layer, *roles) for layer in layers]
+    connect = small_pair if small else socket_pair
+    (x, a), (b, y) = [await connect(tls=layer == "tls") for layer in layers]
     relayed = Relayed(x, a, b, y)
     async with closing(x, a, b, y), trio.open_nursery() as nursery:
         nursery.start_soon(relayed.run, idle_timeout)

@@ -1,4 +1,4 @@
-"""Context managers that run a server, a client or a broadcast, and a filter for log records."""
+"""Handlers, servers whose handlers may fail, clients, broadcasts, and a filter for log records."""
 
 from __future__ import annotations
 
@@ -13,17 +13,33 @@ import trio.testing
 
 import trisock
 from helpers.pairs import closing
-from helpers.serving import connect
 from trisock import Socket
 
 
+async def echo(sock: Socket) -> None:
+    async for chunk in sock:
+        await sock.send(chunk)
+
+
+async def chat(sock: Socket) -> None:
+    await sock.send(b"hi\n")
+    await sock.recv()
+
+
+async def connect(server: trisock.Server, **options: Any) -> Socket:
+    return await trisock.connect("127.0.0.1", server.port, **options)
+
+
 @contextlib.asynccontextmanager
-async def serving(
+async def bound(
     handler: Callable[[Socket], Awaitable[object]],
     at: int | trisock.Listener = 0,
     **options: Any,
 ) -> AsyncIterator[trisock.Server]:
-    """Start a server. When the block ends, stop the server and wait for its handlers."""
+    """Start a server whose handlers may fail. When the block ends, wait for its handlers.
+
+    Where a handler must not fail, use ``trisock.testing.serving``.
+    """
     async with trio.open_nursery() as nursery:
         server = await trisock.bind(nursery, at, handler, **options)
         yield server

@@ -8,14 +8,14 @@ from typing import Any
 import trio
 from cryptography import x509
 
-from helpers.authority import Authority
-from helpers.pairs import closing, tcp_pair
+from helpers.pairs import closing
 from trisock import TLSInfo
+from trisock.testing import Authority, socket_pair
 
 
 async def client_info(server_tls: Any, name: str | None, context: ssl.SSLContext) -> TLSInfo:
     """Return the TLSInfo of a client that sends this name as SNI."""
-    a, b = await tcp_pair()
+    a, b = await socket_pair()
     async with closing(a, b), trio.open_nursery() as nursery:
         nursery.start_soon(b.starttls, server_tls)
         return await a.starttls(context, server_hostname=name)
@@ -29,6 +29,6 @@ def names_of(info: TLSInfo) -> list[str]:
 
 
 def trusting(authority: Authority) -> ssl.SSLContext:
-    context = ssl.create_default_context(cadata=authority.pem.decode())
+    context = ssl.create_default_context(cadata=authority.ca.decode())
     context.check_hostname = False  # the tests check the name themselves
     return context

@@ -8,13 +8,11 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
-import trio
-import trustme
-
 import trisock
-from helpers.authority import Authority, certificate
+from helpers.authority import issue
 from helpers.starttls_servers import Site
-from trisock import Certificate, Socket
+from trisock import Certificate, Socket, testing
+from trisock.testing import Authority
 
 Server = Callable[[Site, Socket], Awaitable[None]]
 
@@ -25,23 +23,19 @@ FILE = random.Random(1).randbytes(1_048_576 + 3)
 
 def make_site(authority: Authority, directory: Path) -> Site:
     (directory / "files").mkdir(parents=True)
-    (directory / "ca.pem").write_bytes(authority.pem)
-    return Site(issue(authority, "localhost", "127.0.0.1", "::1"), directory / "files")
+    (directory / "ca.pem").write_bytes(authority.ca)
+    return Site(site_certificate(authority), directory / "files")
 
 
-def issue(authority: Authority, *names: str) -> Certificate:
+def site_certificate(authority: Authority, *names: str) -> Certificate:
+    """Return a certificate for these names, or for those of this machine."""
+    names = names or ("localhost", "127.0.0.1", "::1")
     # OpenLDAP rejects a certificate without a common name.
-    return certificate(
-        authority.ca.issue_cert(*names, common_name=names[0], key_type=trustme.KeyType.ECDSA)
-    )
+    return issue(authority, *names, common_name=names[0])
 
 
 @contextlib.asynccontextmanager
 async def serving(server: Server, site: Site) -> AsyncIterator[trisock.Server]:
-    """Run a server for the duration of a block. When the block ends, wait for the handlers."""
-    async with trio.open_nursery() as nursery:
-        bound = await trisock.bind(nursery, 0, functools.partial(server, site))
-        yield bound
-        bound.stop()
-        await bound.wait_closed()
-        assert bound.stats().handler_errors == 0
+    """Run a server for the duration of a block. No handler may fail."""
+    async with testing.serving(functools.partial(server, site), host=None) as s:
+        yield s.server

@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from helpers.authority import Authority
+from trisock.testing import Authority
 
 CRLF = b"\r\n"
 
@@ -42,7 +42,7 @@ def for_version(
 ) -> ssl.SSLContext:
     """Return a client's context for one TLS version."""
     context = kind(ssl.PROTOCOL_TLS_CLIENT)
-    context.load_verify_locations(cadata=authority.pem.decode())
+    context.load_verify_locations(cadata=authority.ca.decode())
     only = ssl.TLSVersion[version.replace(".", "_")]
     context.minimum_version = context.maximum_version = only
     return context

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from helpers import real_databases, real_ftp_servers, real_mail_servers
-from helpers.authority import Authority
 from helpers.real_servers import RealServer
 from helpers.starttls_servers import Site
 from helpers.starttls_sites import make_site
 from helpers.tls_axes import Authorities
 from helpers.tls_programs import GO_NAME_ERROR, PEERS, Files, Peer, our_peer
 from trisock import ServerTLS
+from trisock.testing import Authority
 
 # The program that each server fixture needs.
 PROGRAMS = {

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 import trisock
-from helpers.authority import Authority, certificate
+from helpers.authority import issue
 from helpers.ldap_client import (
     ADMIN,
     CONFIDENTIALITY_REQUIRED,
@@ -45,6 +45,7 @@ from helpers.postgres_client import (
 from helpers.real_servers import PASSWORD, RealServer
 from helpers.tls_clients import RefusedError, both_versions, cancelled_often, for_version
 from trisock import ClientTLS, Socket
+from trisock.testing import Authority
 
 pytestmark = pytest.mark.interop
 
@@ -66,7 +67,7 @@ async def test_slapd_refuses_a_password_in_plain_text(
         code, _ = await ldap(sock, bind(ADMIN, PASSWORD.encode()))
         assert code == CONFIDENTIALITY_REQUIRED
         await ldap_starttls(sock)
-        await sock.starttls(ClientTLS(ca=authority.pem))
+        await sock.starttls(ClientTLS(ca=authority.ca))
         await ldap_login(sock)
         assert await ldap_whoami(sock) == b"dn:" + ADMIN
 
@@ -78,7 +79,7 @@ async def test_slapd_stores_and_returns_a_large_value(
         return ber(SEQUENCE, octet_string(name), ber(0x31, octet_string(value)))
 
     large = secrets.token_hex(500_000).encode()
-    async with ldap_client(slapd, ClientTLS(ca=authority.pem)) as sock:
+    async with ldap_client(slapd, ClientTLS(ca=authority.ca)) as sock:
         await ldap_login(sock)
         attributes = ber(
             SEQUENCE,
@@ -117,8 +118,8 @@ async def test_slapd_stores_and_returns_a_large_value(
 async def test_slapd_identifies_a_client_by_its_certificate(
     slapd: RealServer, authority: Authority
 ) -> None:
-    leaf = authority.ca.issue_cert("client.example.org", common_name="certified")
-    tls = ClientTLS(ca=authority.pem, certificate=certificate(leaf))
+    certified = issue(authority, "client.example.org", common_name="certified")
+    tls = ClientTLS(ca=authority.ca, certificate=certified)
     async with ldap_client(slapd, tls) as sock:
         code, _ = await ldap(sock, SASL_EXTERNAL)
         assert code == SUCCESS
@@ -191,8 +192,8 @@ async def test_postgresql_identifies_a_client_by_its_certificate(
     ]:
         context = for_version(version, authority)
         if common_name is not None:
-            leaf = authority.ca.issue_cert("client.example.org", common_name=common_name)
-            certificate(leaf).load_into(context)
+            certified = issue(authority, "client.example.org", common_name=common_name)
+            certified.load_into(context)
         async with pg_client(postgresql, context) as sock:
             await pg_startup(sock, b"certified")
             if error is None:
@@ -212,7 +213,7 @@ async def test_cancelled_reads_of_a_large_result_lose_nothing(
     """The result has 6 MB. Its messages are not aligned with TLS records."""
     query = f"SELECT repeat(md5(i::text), 100) FROM generate_series(1, {ROWS}) i"
     rows = [hashlib.md5(b"%d" % i).hexdigest().encode() * 100 for i in range(1, ROWS + 1)]
-    async with pg_client(postgresql, ClientTLS(ca=authority.pem)) as sock:
+    async with pg_client(postgresql, ClientTLS(ca=authority.ca)) as sock:
         await pg_login(sock)
         if checkpoints is None:
             assert await pg_query(sock, query) == rows

@@ -14,13 +14,13 @@ import trio
 import trio.testing
 
 import trisock
-from helpers.authority import Authority
 from helpers.ftp_client import ftp_login, ftp_starttls, ftp_transfer
 from helpers.mail_client import ask, expect
 from helpers.pairs import read_all
 from helpers.real_servers import RealServer
 from helpers.tls_clients import RefusedError, ResumingContext, both_versions, for_version
 from trisock import ClientTLS, Socket, TLSError
+from trisock.testing import Authority
 
 pytestmark = pytest.mark.interop
 

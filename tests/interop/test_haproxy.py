@@ -13,12 +13,12 @@ import trio
 
 import trisock
 from helpers import starttls_servers as servers
-from helpers.authority import Authority
 from helpers.pairs import all_served
 from helpers.programs import running
 from helpers.starttls_servers import Proxied, Site
 from helpers.starttls_sites import FILE, serving
-from trisock import ClientTLS, Socket
+from trisock import Socket
+from trisock.testing import Authority
 
 pytestmark = pytest.mark.needs("haproxy")
 
@@ -94,7 +94,7 @@ async def test_behind_haproxy_each_client_has_its_own_address(
     server: str, host: str, how: str, site: Site, pem: Path, authority: Authority
 ) -> None:
     behind = BehindProxy(read_ahead=how == "TLS, read ahead")
-    tls = None if how == "plain" else ClientTLS("localhost", ca=authority.pem)
+    tls = None if how == "plain" else authority.client_tls("localhost")
     line = FILE.replace(b"\n", b"")
     served = 0
 
@@ -139,7 +139,7 @@ async def test_behind_haproxy_a_unix_client_has_no_address(
     async with (
         serving(behind, site) as bound,
         haproxy(path, bound.port, pem, server=server),
-        await trisock.connect_unix(path, tls=ClientTLS("localhost", ca=authority.pem)) as sock,
+        await trisock.connect_unix(path, tls=authority.client_tls("localhost")) as sock,
     ):
         await sock.send(b"hello\n")
         assert await sock.recv_until(b"\n") == b"None hello\n"
@@ -159,9 +159,7 @@ async def test_haproxy_reports_the_tls_that_it_terminated(
             bind=f"ssl crt {combined}",
             server="send-proxy-v2 proxy-v2-options ssl,authority,crc32c",
         ) as port,
-        await trisock.connect(
-            "127.0.0.1", port, tls=ClientTLS("localhost", ca=authority.pem)
-        ) as sock,
+        await trisock.connect("127.0.0.1", port, tls=authority.client_tls("localhost")) as sock,
     ):
         await sock.send(b"hello\n")
         assert await sock.recv_until(b"\n") == f"{sock.getlocal()} hello\n".encode()

@@ -18,11 +18,11 @@ import trio
 import trio.testing
 
 import trisock
-from helpers.authority import Authority
-from helpers.pairs import all_served, closing, read_all, tcp_pair
+from helpers.pairs import closing, read_all
 from helpers.programs import curl, lines_of, running
 from helpers.tls_programs import Case, openssl_client
 from trisock import Certificate, ClientTLS, ServerTLS, Socket, TLSError
+from trisock.testing import Authority, serving, socket_pair
 
 
 async def http(sock: Socket) -> None:
@@ -42,25 +42,24 @@ async def test_curl_fetches_over_http_and_verified_https(
     tls = ServerTLS(
         Certificate.from_files(pem / "chain.pem", pem / "key.pem"), alpn_protocols=["http/1.1"]
     )
-    (pem / "other.pem").write_bytes(other_authority.pem)
-    async with trio.open_nursery() as nursery:
-        plain = await trisock.bind(nursery, 0, http)
-        secure = await trisock.bind(nursery, 0, http, tls=tls)
+    (pem / "other.pem").write_bytes(other_authority.ca)
+    async with serving(http, host=None) as plain, serving(http, host=None, tls=tls) as secure:
         for host in ("127.0.0.1", "[::1]", "localhost"):
-            done = await curl(f"http://{host}:{plain.port}/plain")
+            done = await curl(f"http://{host}:{plain.server.port}/plain")
             assert (done.returncode, done.stdout) == (0, b"body of /plain")
         for options in (["--tlsv1.3"], ["--tls-max", "1.2"]):
             done = await curl(
-                *options, "--cacert", f"{pem}/ca.pem", f"https://localhost:{secure.port}/secure"
+                *options,
+                "--cacert",
+                f"{pem}/ca.pem",
+                f"https://localhost:{secure.server.port}/secure",
             )
             assert (done.returncode, done.stdout) == (0, b"body of /secure")
-        done = await curl("--cacert", f"{pem}/other.pem", f"https://localhost:{secure.port}/")
+        done = await curl(
+            "--cacert", f"{pem}/other.pem", f"https://localhost:{secure.server.port}/"
+        )
         assert done.returncode == 60  # the peer's certificate cannot be authenticated
-        await all_served(secure, 3)
-        secure.stop()
-        plain.stop()
-        await secure.wait_closed()
-        assert secure.stats() == trisock.ServerStats(accepted=3, failed_handshakes=1)
+    assert secure.server.stats() == trisock.ServerStats(accepted=3, failed_handshakes=1)
 
 
 # ---- openssl ----
@@ -119,7 +118,7 @@ async def test_garbage_after_a_key_update_raises_tls_error(
     pem: Path, server_tls: ServerTLS
 ) -> None:
     async with s_client(pem) as (stdin, _, from_client):
-        to_server, server = await tcp_pair()
+        to_server, server = await socket_pair()
         async with closing(to_server, server), trio.open_nursery() as nursery:
 
             async def forward(source: Socket, target: Socket) -> None:
@@ -183,7 +182,7 @@ async def test_a_client_fetches_only_from_a_verified_nginx(
             pass_fds=[listening.fileno()],
             stderr=subprocess.DEVNULL,
         ):
-            for tls in (ClientTLS(ca=authority.pem), ClientTLS("localhost", ca=authority.pem)):
+            for tls in (ClientTLS(ca=authority.ca), authority.client_tls("localhost")):
                 async with await trisock.connect("127.0.0.1", port, tls=tls) as sock:
                     await sock.send(
                         b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
@@ -191,8 +190,8 @@ async def test_a_client_fetches_only_from_a_verified_nginx(
                     response = await read_all(sock)
                     assert response.endswith(b"\r\n\r\nhello from nginx\n")
             for tls, words in [
-                (ClientTLS(ca=other_authority.pem), "local issuer"),
-                (ClientTLS("example.net", ca=authority.pem), "Hostname mismatch"),
+                (ClientTLS(ca=other_authority.ca), "local issuer"),
+                (authority.client_tls("example.net"), "Hostname mismatch"),
             ]:
                 with pytest.raises(TLSError, match=words):
                     await trisock.connect("127.0.0.1", port, tls=tls)

@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 import trisock
-from helpers.authority import Authority, certificate
+from helpers.authority import issue
 from helpers.mail_client import (
     a_mail,
     ask,
@@ -33,6 +33,7 @@ from helpers.mail_client import (
 from helpers.real_servers import PASSWORD, RealServer
 from helpers.tls_clients import CRLF, RefusedError, both_versions, cancelled_often, for_version
 from trisock import ClientTLS, Socket
+from trisock.testing import Authority
 
 pytestmark = pytest.mark.interop
 
@@ -72,9 +73,9 @@ async def test_postfix_relays_only_for_clients_with_a_certificate(
     version: str, postfix: RealServer, authority: Authority
 ) -> None:
     """Postfix names the certificate's owner in the message."""
-    leaf = authority.ca.issue_cert("client.example.org", common_name="certified")
     with_certificate = for_version(version, authority)
-    certificate(leaf).load_into(with_certificate)
+    certified = issue(authority, "client.example.org", common_name="certified")
+    certified.load_into(with_certificate)
     mail, recipient = b"Subject: small\r\n\r\nhello\r\n", b"bob@elsewhere.example"
     async with await arrivals(postfix) as listener:
         with pytest.raises(RefusedError, match="Access denied"):
@@ -87,7 +88,7 @@ async def test_postfix_relays_only_for_clients_with_a_certificate(
 
 async def test_postfix_supports_implicit_tls(postfix: RealServer, authority: Authority) -> None:
     async with await trisock.connect(
-        "127.0.0.1", postfix.ports["smtps"], tls=ClientTLS(ca=authority.pem)
+        "127.0.0.1", postfix.ports["smtps"], tls=ClientTLS(ca=authority.ca)
     ) as sock:
         await expect(sock, 220)
         await smtp_hello(sock)
@@ -107,7 +108,7 @@ async def imap_client(
         "127.0.0.1", dovecot.ports["imap"], local_address="127.0.0.2"
     ) as sock:
         await imap_starttls(sock)
-        await sock.starttls(ClientTLS(ca=authority.pem))
+        await sock.starttls(ClientTLS(ca=authority.ca))
         await imap(sock, b"LOGIN %s %s" % (user, PASSWORD.encode()))
         await imap(sock, b"SELECT INBOX")
         yield sock
@@ -194,7 +195,7 @@ async def test_dovecot_selects_the_certificate_by_sni(
     for name in ("imap.example.org", "localhost"):
         async with await trisock.connect("127.0.0.1", dovecot.ports["imap"]) as sock:
             await imap_starttls(sock)
-            info = await sock.starttls(ClientTLS(name, ca=authority.pem))
+            info = await sock.starttls(authority.client_tls(name))
             assert info.peer_certificate is not None
             seen.add(info.peer_certificate)
             await imap_login(sock)
@@ -202,7 +203,7 @@ async def test_dovecot_selects_the_certificate_by_sni(
 
 
 async def test_dovecot_supports_implicit_tls(dovecot: RealServer, authority: Authority) -> None:
-    tls = ClientTLS("imap.example.org", ca=authority.pem)
+    tls = authority.client_tls("imap.example.org")
     async with await trisock.connect("127.0.0.1", dovecot.ports["imaps"], tls=tls) as sock:
         assert (await sock.recv_until(CRLF)).startswith(b"* OK ")
         await imap_login(sock)
@@ -217,12 +218,12 @@ async def test_a_message_sent_over_lmtp_arrives_over_pop3(
     mail = a_mail()
     async with await trisock.connect_unix(dovecot.directory / "lmtp") as sock:
         await lmtp_starttls(sock)
-        await sock.starttls(ClientTLS("localhost", ca=authority.pem))
+        await sock.starttls(authority.client_tls("localhost"))
         await lmtp_hello(sock)
         await deliver(sock, mail, b"carol@example.org")
     async with await trisock.connect("127.0.0.1", dovecot.ports["pop3"]) as sock:
         await pop3_starttls(sock)
-        await sock.starttls(ClientTLS(ca=authority.pem))
+        await sock.starttls(ClientTLS(ca=authority.ca))
         await pop3(sock, b"USER carol")
         await pop3(sock, b"PASS " + PASSWORD.encode())
         await pop3(sock, b"RETR 1")

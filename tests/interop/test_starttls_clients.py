@@ -27,13 +27,13 @@ import trisock
 from helpers import starttls_databases as databases
 from helpers import starttls_ftp
 from helpers import starttls_servers as servers
-from helpers.authority import Authority
 from helpers.pairs import all_served
 from helpers.postgres_client import pg_starttls
 from helpers.starttls_servers import PASSWORD, USER, Site
-from helpers.starttls_sites import FILE, MAIL, Server, issue, make_site, serving
+from helpers.starttls_sites import FILE, MAIL, Server, make_site, serving, site_certificate
 from helpers.tls_clients import both_versions
-from trisock import ClientTLS, ServerTLS, Socket
+from trisock import ServerTLS, Socket
+from trisock.testing import Authority
 
 
 class ProgramError(Exception):
@@ -299,8 +299,8 @@ async def test_a_client_upgrades_only_with_a_valid_certificate(
     caplog.set_level(logging.INFO, "trisock.server")
     valid = site.tls
     invalid = {
-        "authority": issue(other_authority, "localhost", "127.0.0.1", "::1"),
-        "name": issue(authority, "example.net"),
+        "authority": site_certificate(other_authority),
+        "name": site_certificate(authority, "example.net"),
     }
     async with serving(server, site) as bound:
         visit = Visit(site, bound.port, pem / "ca.pem", version)
@@ -354,7 +354,7 @@ async def test_channel_binding_exposes_a_trusted_man_in_the_middle(
 
     Only channel binding (RFC 5929) shows that it is not the server's certificate.
     """
-    other_certificate = issue(authority, "localhost")
+    other_certificate = site_certificate(authority, "localhost")
 
     async def man_in_the_middle(_: Site, sock: Socket) -> None:
         assert await sock.recv_exactly(8) == databases.SSL_REQUEST
@@ -362,7 +362,7 @@ async def test_channel_binding_exposes_a_trusted_man_in_the_middle(
         await sock.starttls(other_certificate)
         async with await trisock.connect("127.0.0.1", real.port) as onward:
             await pg_starttls(onward)
-            await onward.starttls(ClientTLS("localhost", ca=authority.pem))
+            await onward.starttls(authority.client_tls("localhost"))
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(forward, sock, onward)
                 await forward(onward, sock)

@@ -13,7 +13,6 @@ import trisock
 from helpers import starttls_databases as databases
 from helpers import starttls_ftp
 from helpers import starttls_servers as servers
-from helpers.authority import Authority
 from helpers.ldap_client import ber
 from helpers.pairs import all_served
 from helpers.postgres_client import message
@@ -23,7 +22,8 @@ from helpers.starttls_servers import Site
 from helpers.starttls_sites import Server, serving
 from helpers.tls_clients import both_versions
 from helpers.tls_programs import OPENSSL_VERSIONS
-from trisock import ClientTLS, Socket, TLSError
+from trisock import Socket, TLSError
+from trisock.testing import Authority
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ async def test_commands_injected_before_tls_are_never_executed(
     """The attacks of CVE-2011-0411, CVE-2021-23214 and "NO STARTTLS" (2021)."""
     caplog.set_level(logging.INFO, "trisock.server")
     dialogue = DIALOGUES[protocol]
-    tls = ClientTLS("localhost", ca=authority.pem)
+    tls = authority.client_tls("localhost")
     async with serving(dialogue.server, site) as bound:
         async with await trisock.connect("127.0.0.1", bound.port) as sock:
             address = sock.getlocal()
@@ -235,7 +235,7 @@ async def test_replies_injected_before_tls_fail_the_handshake(
 ) -> None:
     """The attacks of CVE-2021-23222 and "NO STARTTLS" (2021)."""
     dialogue = DIALOGUES[protocol]
-    tls = ClientTLS("localhost", ca=authority.pem)
+    tls = authority.client_tls("localhost")
 
     async def serve(site: Site, sock: Socket) -> None:
         await dialogue.grant_tls(sock, injected)
@@ -260,7 +260,7 @@ async def test_replies_injected_before_tls_fail_the_handshake(
 
 
 async def test_a_truncated_upload_leaves_no_file(site: Site, authority: Authority) -> None:
-    tls = ClientTLS("localhost", ca=authority.pem)
+    tls = authority.client_tls("localhost")
     async with serving(starttls_ftp.ftp, site) as bound:
         async with await trisock.connect("127.0.0.1", bound.port) as control:
             await DIALOGUES["ftp"].request_tls(control)

@@ -13,7 +13,6 @@ import trio
 import trio.testing
 
 import trisock
-from helpers.authority import Authority
 from helpers.ftp_client import ftp_login, ftp_starttls, vsftp_login
 from helpers.ldap_client import ldap_login, ldap_starttls
 from helpers.mail_client import (
@@ -30,6 +29,7 @@ from helpers.postgres_client import pg_login, pg_starttls
 from helpers.real_servers import PASSWORD, RealServer
 from helpers.tls_clients import RefusedError, both_versions, for_version
 from trisock import ClientTLS, Socket, TLSError
+from trisock.testing import Authority
 
 pytestmark = pytest.mark.interop
 
@@ -121,8 +121,8 @@ async def test_a_server_with_an_invalid_certificate_gets_no_password(
 ) -> None:
     service, _ = endpoint
     for tls, words in [
-        (ClientTLS(ca=other_authority.pem), "local issuer|self-signed certificate in"),
-        (ClientTLS("example.net", ca=authority.pem), "Hostname mismatch"),
+        (ClientTLS(ca=other_authority.ca), "local issuer|self-signed certificate in"),
+        (authority.client_tls("example.net"), "Hostname mismatch"),
     ]:
         async with await connected(endpoint) as sock:
             await service.starttls(sock)

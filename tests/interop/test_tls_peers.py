@@ -21,8 +21,7 @@ import trisock
 from helpers.certificates import der
 from helpers.pairs import closing
 from helpers.programs import running
-from helpers.server import serving
-from helpers.serving import echo
+from helpers.server import echo
 from helpers.tls_axes import VERSIONS, Authorities, Fault, client_of
 from helpers.tls_programs import (
     ALL,
@@ -39,6 +38,7 @@ from helpers.tls_programs import (
     run_server,
 )
 from trisock import ServerTLS, Socket, TLSError
+from trisock.testing import serving
 
 
 def each(peer: Peer) -> Any:
@@ -292,8 +292,8 @@ async def echoing(server_tls: ServerTLS) -> AsyncIterator[tuple[int, list[trisoc
         infos.append(await sock.starttls(server_tls))
         await echo(sock)
 
-    async with serving(upgrade_and_echo, host="127.0.0.1") as server:
-        yield server.port, infos
+    async with serving(upgrade_and_echo) as s:
+        yield s.server.port, infos
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 import trio
 
-from helpers.pairs import closing, raw_pair, raw_unix_pair, tcp_pair, unix_pair
+from helpers.pairs import closing, raw_pair, raw_unix_pair, unix_pair
 from helpers.raw_tls import upgrade
 from trisock import ClientTLS, ServerTLS, Socket
 from trisock._net import send_file as _send_file
+from trisock.testing import socket_pair
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ async def ends(
     server_tls: ServerTLS,
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[tuple[Socket, Socket]]:
-    a, b = unix_pair() if family == "unix" else await tcp_pair()
+    a, b = unix_pair() if family == "unix" else await socket_pair()
     async with closing(a, b):
         if layer == "tls":
             await upgrade(a, client_tls, b, server_tls)

@@ -18,7 +18,7 @@ import trustme
 
 import trisock
 from helpers.pairs import all_served, closing
-from helpers.serving import connect
+from helpers.server import connect
 from trisock import ClientTLS, Socket
 
 HOSTILE_NAMES = [

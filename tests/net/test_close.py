@@ -13,16 +13,14 @@ import pytest
 import trio
 import trio.testing
 
-from helpers.authority import Authority
 from helpers.blocked import cancel_when_blocked
-from helpers.pairs import clog, closing, reset, tls_pair
+from helpers.pairs import clog, closing, reset
 from helpers.raw_tls import RawTLS
 from helpers.reads import READS
-from helpers.server import serving
-from helpers.serving import connect
-from trisock import ClientTLS, ServerTLS, Socket, TLSError
+from trisock import ServerTLS, Socket, TLSError
 from trisock._net import linger as _linger
 from trisock._net import syscalls as _syscalls
+from trisock.testing import Authority, serving, socket_pair
 
 HEADER = b"HTTP/1.1 200 OK\r\nConnection: Close\r\nContent-Length: 10000000\r\n\r\n"
 BODY = bytes(range(250)) * 40_000  # 10 MB
@@ -70,28 +68,24 @@ async def post_with_curl(port: int) -> bytes:
 async def test_a_response_to_an_unread_request_arrives_whole(
     post: Callable[[int], Awaitable[bytes]], times: int
 ) -> None:
-    async with serving(respond_without_reading) as server:
+    async with serving(respond_without_reading) as s:
         for _ in range(20 * times):
-            assert await post(server.port) == HEADER + BODY
+            assert await post(s.server.port) == HEADER + BODY
 
 
-async def test_a_tls_response_to_an_unread_request_arrives_whole(
-    client_tls: ClientTLS, server_tls: ServerTLS
-) -> None:
-    async with serving(respond_without_reading, tls=server_tls) as server:
+async def test_a_tls_response_to_an_unread_request_arrives_whole(server_tls: ServerTLS) -> None:
+    async with serving(respond_without_reading, tls=server_tls) as s:
         for _ in range(5):
-            async with await connect(server, tls=client_tls) as sock:
+            async with await s.connect() as sock:
                 async with trio.open_nursery() as uploading:
                     uploading.start_soon(sock.send, UPLOAD)
                     assert await sock.recv_exactly(len(HEADER) + len(BODY)) == HEADER + BODY
                     assert await sock.recv() == b""  # close_notify has arrived
 
 
-async def test_closing_with_unread_tls_tickets_loses_no_sent_data(
-    client_tls: ClientTLS, server_tls: ServerTLS, times: int
-) -> None:
+async def test_closing_with_unread_tls_tickets_loses_no_sent_data(times: int) -> None:
     for _ in range(5 * times):
-        client, server = await tls_pair(client_tls, server_tls)
+        client, server = await socket_pair(tls=True)
         async with closing(client, server):
             await server.send(b"an unread banner")  # carries the tickets
             await client.send(b"x" * 100_000)
@@ -144,7 +138,7 @@ async def test_the_alert_of_a_failed_read_precedes_the_close(
     after_data: bool, sock: Socket, raw: socket.socket, authority: Authority, server_tls: ServerTLS
 ) -> None:
     """The peer receives an alert about the forged record (RFC 8446, section 6.2)."""
-    context = ssl.create_default_context(cadata=authority.pem.decode())
+    context = ssl.create_default_context(cadata=authority.ca.decode())
     peer = RawTLS(raw, context, server_hostname="example.org")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(sock.starttls, server_tls)

@@ -15,12 +15,11 @@ import trio
 import trio.testing
 
 import trisock
-from helpers.authority import Authority
 from helpers.blocked import cancel_when_blocked
 from helpers.pairs import closing
 from helpers.resolver import Resolver
-from helpers.server import serving
 from trisock import ClientTLS, ServerTLS, TLSError, _connect
+from trisock.testing import Authority, serving
 
 
 @pytest.fixture
@@ -189,23 +188,23 @@ async def test_connect_can_start_tls(
     async def hello(sock: trisock.Socket) -> None:
         await sock.send(b"hello")
 
-    async with serving(hello, tls=server_tls) as server:
+    async with serving(hello, tls=server_tls, host=None) as s:
         for tls, name in [
             (True, "localhost"),
             ("example.org", "example.org"),
-            (ClientTLS(ca=authority.pem), "localhost"),
+            (ClientTLS(ca=authority.ca), "localhost"),
         ]:
-            async with await trisock.connect("localhost", server.port, tls=tls) as sock:  # type: ignore[arg-type]
+            async with await trisock.connect("localhost", s.server.port, tls=tls) as sock:  # type: ignore[arg-type]
                 assert sock.tls is not None
                 assert sock.tls.server_hostname == name
                 assert await sock.recv() == b"hello"
         with pytest.raises(TLSError, match="Hostname mismatch"):
-            await trisock.connect("localhost", server.port, tls="example.net")
+            await trisock.connect("localhost", s.server.port, tls="example.net")
         with pytest.raises(TLSError, match="IP address mismatch"):
-            await trisock.connect("127.0.0.2", server.port, tls=True)
+            await trisock.connect("127.0.0.2", s.server.port, tls=True)
         monkeypatch.delenv("SSL_CERT_FILE")
         with pytest.raises(TLSError, match=r"pass the issuer to ClientTLS\(ca="):
-            await trisock.connect("localhost", server.port, tls=True)
+            await trisock.connect("localhost", s.server.port, tls=True)
 
 
 @pytest.mark.parametrize("https_compatible", [False, True])
@@ -363,7 +362,7 @@ async def test_a_connection_that_dies_immediately_raises_an_oserror(
 
 
 async def test_connect_refuses_a_servers_tls_role(authority: Authority, free_port: int) -> None:
-    certificate = authority.issue("localhost")
+    certificate = authority.certificate("localhost")
     for tls in (certificate, [certificate], trisock.ServerTLS(certificate)):
         with pytest.raises(TypeError, match="must be a TLS client's role"):
             await trisock.connect("localhost", free_port, tls=tls)

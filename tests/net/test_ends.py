@@ -19,12 +19,12 @@ import trisock
 from helpers.blocked import cancel_when_blocked
 from helpers.forks import run_in_child
 from helpers.pairs import RESET, all_served, closing, read_all
-from helpers.server import serving
-from helpers.serving import connect
+from helpers.server import bound, connect
 from trisock import ClientTLS, ServerTLS, Socket, TLSError
 from trisock._net import linger as _linger
 from trisock._net import syscalls as _syscalls
 from trisock._server import server as _server
+from trisock.testing import serving
 
 BOTH_FAMILIES = pytest.mark.parametrize("family", ["tcp", "unix"])
 
@@ -225,7 +225,7 @@ async def test_close_notify_is_sent_only_if_the_handler_returns(
     client_tls: ClientTLS,
     server_tls: ServerTLS,
 ) -> None:
-    async with serving(handler, host="127.0.0.1", tls=server_tls) as server:
+    async with bound(handler, tls=server_tls) as server:
         async with closing(client := await connect(server, tls=client_tls)):
             assert (await client.recv_exactly(4)) == b"half"
             if whole:
@@ -254,18 +254,18 @@ async def test_async_with_sends_close_notify_only_if_its_body_succeeds(
 
 
 async def test_a_peer_that_closes_between_lines_receives_close_notify(
-    client_tls: ClientTLS, server_tls: ServerTLS
+    server_tls: ServerTLS,
 ) -> None:
     async def handler(sock: Socket) -> None:
         while True:
             await sock.send(b"to " + await sock.recv_until(b"\n"))
 
-    async with serving(handler, tls=server_tls) as server:
-        async with closing(client := await connect(server, tls=client_tls)):
-            await client.send(b"hello\n")
-            assert await client.recv() == b"to hello\n"
-            with trio.fail_after(10):
-                await client.stoptls()  # waits for the server's close_notify
+    async with serving(handler, tls=server_tls) as s:
+        client = await s.connect()
+        await client.send(b"hello\n")
+        assert await client.recv() == b"to hello\n"
+        with trio.fail_after(10):
+            await client.stoptls()  # waits for the server's close_notify
 
 
 async def test_sent_data_arrives_even_if_the_handler_then_fails() -> None:
@@ -273,7 +273,7 @@ async def test_sent_data_arrives_even_if_the_handler_then_fails() -> None:
         await sock.send(b"x" * 2_000_000)
         raise HandlerError
 
-    async with serving(handler, host="127.0.0.1") as server, await connect(server) as client:
+    async with bound(handler, host="127.0.0.1") as server, await connect(server) as client:
         await client.send(b"unread")
         assert await client.recv_exactly(2_000_000)
         assert await client.recv() == b""
@@ -316,28 +316,28 @@ async def served_clients(server: trisock.Server, count: int) -> AsyncIterator[li
 
 @pytest.mark.usefixtures("endless_linger")
 async def test_a_close_that_waits_for_its_peer_occupies_no_slot() -> None:
-    async with serving(say_bye, host="127.0.0.1", max_connections=3) as server:
-        async with served_clients(server, 3):
+    async with serving(say_bye, max_connections=3) as s:
+        async with served_clients(s.server, 3):
             with trio.fail_after(10):
-                async with served_clients(server, 1):
+                async with served_clients(s.server, 1):
                     pass
 
 
 @pytest.mark.usefixtures("endless_linger")
 async def test_the_number_of_connections_lingering_without_a_slot_is_limited() -> None:
-    async with serving(say_bye, host="127.0.0.1", max_connections=3) as server:
-        async with served_clients(server, 6) as clients:
-            late = [await lingering_client(server) for _ in range(4)]
+    async with serving(say_bye, max_connections=3) as s:
+        async with served_clients(s.server, 6) as clients:
+            late = [await lingering_client(s.server) for _ in range(4)]
             async with closing(*late):
                 await trio.testing.wait_all_tasks_blocked(0.01)
-                assert server.stats().accepted == server.stats().active == 6
+                assert s.server.stats().accepted == s.server.stats().active == 6
                 # When any client leaves, the next client is served. No slot is lost.
                 for leaving, client in zip([*clients[4:], *clients[:2]], late, strict=True):
                     await leaving.close()
                     await assert_served(client)
-                    assert server.stats().active <= 7
-        await all_served(server, 10)
-        async with served_clients(server, 6):
+                    assert s.server.stats().active <= 7
+        await all_served(s.server, 10)
+        async with served_clients(s.server, 6):
             pass
 
 

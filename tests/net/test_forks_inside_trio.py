@@ -11,6 +11,7 @@ import trio.testing
 import trisock
 from helpers.forks import run_in_child
 from trisock import Socket
+from trisock.testing import serving
 
 
 async def test_a_child_closing_a_listener_leaves_the_parents_accept_waiting() -> None:
@@ -31,16 +32,13 @@ async def test_a_child_closing_a_listener_leaves_the_parents_accept_waiting() ->
 
 
 async def test_a_child_that_stops_a_server_leaves_the_parent_serving() -> None:
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, Socket.recv, host="127.0.0.1")
+    async with serving(Socket.recv) as s:
         await trio.testing.wait_all_tasks_blocked()
-        run_in_child(lambda: server.stop(0))
-        async with await trisock.connect("127.0.0.1", server.port):
-            while not server.connections:
-                await trio.lowlevel.checkpoint()
-            run_in_child(server.stop)
-            assert not server.closing.is_set()
-        server.stop()
+        run_in_child(lambda: s.server.stop(0))
+        await s.connect()
+        run_in_child(s.server.stop)
+        assert len(s.server.connections) == 1
+        assert not s.server.closing.is_set()
 
 
 @pytest.mark.parametrize(

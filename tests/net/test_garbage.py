@@ -14,11 +14,11 @@ import trio
 import trio.testing
 
 import trisock
-from helpers.authority import Authority
-from helpers.pairs import closing, pair, raw_pair, tls_pair
+from helpers.pairs import closing, raw_pair
 from helpers.raw_tls import RawTLS, handshake
 from trisock import ClientTLS, ServerTLS, Socket
 from trisock._net.tls_stream import SendState
+from trisock.testing import Authority, socket_pair
 
 End = Callable[[Socket, Socket], Awaitable[object]]
 BROKEN = contextlib.suppress(trio.BrokenResourceError)
@@ -72,10 +72,8 @@ async def cancelled_close(a: Socket, b: Socket) -> None:
 
 @pytest.mark.parametrize("end", [closed, aborted, failed_reads, cancelled_close])
 @pytest.mark.parametrize("layer", ["plain", "tls"])
-async def test_an_ended_connection_is_freed_immediately(
-    layer: str, end: End, client_tls: ClientTLS, server_tls: ServerTLS
-) -> None:
-    a, b = await pair(layer, client_tls, server_tls)
+async def test_an_ended_connection_is_freed_immediately(layer: str, end: End) -> None:
+    a, b = await socket_pair(tls=layer == "tls")
     references = [weakref.ref(each) for each in (a, b, a.stream, b.stream)]
     references += [weakref.ref(each._connection.tls) for each in (a, b) if each._connection.tls]
     async with closing(a, b):
@@ -92,7 +90,7 @@ async def test_a_client_that_read_session_tickets_is_freed_immediately(
     """OpenSSL's servers send two tickets by default, in records before the first data."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.num_tickets = tickets
-    authority.issue("example.org").load_into(context)
+    authority.certificate("example.org").load_into(context)
     sock, raw = raw_pair()
     peer = RawTLS(raw, context, server_side=True)
     with raw:
@@ -107,14 +105,12 @@ async def test_a_client_that_read_session_tickets_is_freed_immediately(
     assert alive(references) == []
 
 
-async def test_a_failed_connection_with_a_queued_response_is_freed_immediately(
-    client_tls: ClientTLS, server_tls: ServerTLS
-) -> None:
+async def test_a_failed_connection_with_a_queued_response_is_freed_immediately() -> None:
     async def read(sock: Socket) -> None:
         with BROKEN:
             await sock.recv()
 
-    a, b = await tls_pair(client_tls, server_tls)
+    a, b = await socket_pair(tls=True)
     tls = a._connection.tls
     assert tls is not None
     tls.engine.put_back(b"a response")
@@ -130,8 +126,8 @@ async def test_a_failed_connection_with_a_queued_response_is_freed_immediately(
     assert alive(references) == []
 
 
-async def test_stoptls_frees_all_tls_state(client_tls: ClientTLS, server_tls: ServerTLS) -> None:
-    a, b = await tls_pair(client_tls, server_tls)
+async def test_stoptls_frees_all_tls_state() -> None:
+    a, b = await socket_pair(tls=True)
     references = [weakref.ref(each._connection.tls) for each in (a, b) if each._connection.tls]
     assert len(references) == 2
     async with closing(a, b):

@@ -14,8 +14,8 @@ import trio.testing
 import trisock
 from helpers.pairs import closing
 from helpers.resolver import Resolver
-from helpers.server import serving
-from helpers.serving import echo
+from helpers.server import echo
+from trisock.testing import serving
 
 IP_LOCAL_PORT_RANGE = 51  # added in Linux 6.3; Python has no constant for it yet
 
@@ -103,8 +103,8 @@ async def test_listen_skips_the_non_local_addresses_of_a_name(
 async def test_bind_skips_the_non_local_addresses_of_a_name() -> None:
     names = {"both.example": ["192.0.2.1", "127.0.0.1"]}
     trio.socket.set_custom_hostname_resolver(Resolver(**names))
-    async with serving(echo, host="both.example") as server:
-        assert [address.host for address in server.addresses] == ["127.0.0.1"]
+    async with serving(echo, host="both.example") as s:
+        assert [address.host for address in s.server.addresses] == ["127.0.0.1"]
 
 
 @pytest.mark.parametrize("addresses", [["192.0.2.1"], ["192.0.2.1", "2001:db8::1"]])

@@ -19,9 +19,10 @@ import trio.testing
 
 import trisock
 from helpers.blocked import cancel_when_blocked
-from helpers.pairs import closing, tcp_pair
+from helpers.pairs import closing
 from helpers.raw_tls import upgrade
 from trisock import ClientTLS, LimitExceededError, ServerTLS, Socket, TLSError
+from trisock.testing import socket_pair
 
 # A Unix peer chooses its name, which is a path.
 HOSTILE_NAME = "\n2025-01-01 INFO sshd Accepted password for root\x1b[2K\u202e"
@@ -39,7 +40,7 @@ async def ends(
 ) -> AsyncIterator[tuple[Socket, Socket]]:
     monkeypatch.chdir(tmp_path)
     if family == "tcp":
-        a, b = await tcp_pair()
+        a, b = await socket_pair()
     else:
         async with await trisock.listen_unix("server") as listener:
             raw = trio.socket.socket(socket.AF_UNIX)

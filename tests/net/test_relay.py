@@ -6,14 +6,13 @@ import contextlib
 import itertools
 import socket
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
 import trisock
-from helpers.pairs import closing, pair, read_all, tcp_pair
+from helpers.pairs import closing, read_all
 from helpers.relaying import (
     PLAIN_OR_TLS,
     Relayed,
@@ -23,20 +22,16 @@ from helpers.relaying import (
     relaying,
     send_and_end,
 )
-from trisock import ClientTLS, ServerTLS, Socket, TLSError
+from trisock import Socket, TLSError
 from trisock._net import linger
 from trisock._net import relay as _relay
+from trisock.testing import socket_pair
 
 LARGE = bytes(range(256)) * 20_000  # more than the kernel accepts in one call
 
 ALL_LAYERS = list(itertools.product(PLAIN_OR_TLS, repeat=2))
 EACH_LAYER = pytest.mark.parametrize("layers", ALL_LAYERS, ids="-".join)
 EACH_PEER = pytest.mark.parametrize("first", ["x", "y"])
-
-
-@pytest.fixture
-def roles(client_tls: ClientTLS, server_tls: ServerTLS) -> tuple[Any, Any]:
-    return client_tls, server_tls
 
 
 def peers(relayed: Relayed, first: str) -> tuple[Socket, Socket]:
@@ -56,14 +51,14 @@ async def assert_reset(sock: Socket) -> None:
 @EACH_LAYER
 @pytest.mark.parametrize("size", [0, 1, len(LARGE)])
 async def test_relay_copies_everything_and_returns_both_counts(
-    size: int, layers: tuple[str, str], roles: tuple[Any, Any]
+    size: int, layers: tuple[str, str]
 ) -> None:
     received = {}
 
     async def receive(name: str, sock: Socket) -> None:
         received[name] = await read_to_end(sock)
 
-    async with relaying(layers, roles) as relayed, trio.open_nursery() as nursery:
+    async with relaying(layers) as relayed, trio.open_nursery() as nursery:
         nursery.start_soon(send_and_end, relayed.x, LARGE[:size])
         nursery.start_soon(send_and_end, relayed.y, b"answer")
         nursery.start_soon(receive, "x", relayed.x)
@@ -74,10 +69,8 @@ async def test_relay_copies_everything_and_returns_both_counts(
 
 
 @EACH_LAYER
-async def test_relay_forwards_data_in_the_receive_buffer_first(
-    layers: tuple[str, str], roles: tuple[Any, Any]
-) -> None:
-    (x, a), (b, y) = [await pair(layer, *roles) for layer in layers]
+async def test_relay_forwards_data_in_the_receive_buffer_first(layers: tuple[str, str]) -> None:
+    (x, a), (b, y) = [await socket_pair(tls=layer == "tls") for layer in layers]
     async with closing(x, a, b, y), trio.open_nursery() as nursery:
         await x.send(b"second, ")
         await x.send(b"third, ")
@@ -94,10 +87,8 @@ async def test_relay_forwards_data_in_the_receive_buffer_first(
 
 
 @EACH_LAYER
-async def test_relay_passes_small_messages_on_at_once(
-    layers: tuple[str, str], roles: tuple[Any, Any]
-) -> None:
-    async with relaying(layers, roles) as relayed:
+async def test_relay_passes_small_messages_on_at_once(layers: tuple[str, str]) -> None:
+    async with relaying(layers) as relayed:
         for _ in range(50):
             await relayed.x.send(b"ping")
             assert await relayed.y.recv() == b"ping"
@@ -109,10 +100,8 @@ async def test_relay_passes_small_messages_on_at_once(
 
 
 @pytest.mark.parametrize("layer", PLAIN_OR_TLS)
-async def test_the_other_direction_continues_after_an_end(
-    layer: str, roles: tuple[Any, Any]
-) -> None:
-    async with relaying((layer, "plain"), roles) as relayed:
+async def test_the_other_direction_continues_after_an_end(layer: str) -> None:
+    async with relaying((layer, "plain")) as relayed:
         await send_and_end(relayed.x, b"request")
         assert await read_to_end(relayed.y) == b"request"
         await relayed.y.send(b"answer, ")
@@ -123,10 +112,8 @@ async def test_the_other_direction_continues_after_an_end(
 
 
 @pytest.mark.parametrize("layer", PLAIN_OR_TLS)
-async def test_close_notify_is_sent_when_both_directions_have_ended(
-    layer: str, roles: tuple[Any, Any]
-) -> None:
-    async with relaying((layer, "tls"), roles) as relayed:
+async def test_close_notify_is_sent_when_both_directions_have_ended(layer: str) -> None:
+    async with relaying((layer, "tls")) as relayed:
         await send_and_end(relayed.x, b"request")
         assert await relayed.y.recv() == b"request"
         await trio.testing.wait_all_tasks_blocked(0.01)
@@ -176,9 +163,8 @@ async def test_a_broken_connection_aborts_the_other_one(
     breaks: Callable[[Socket], Awaitable[None]],
     first: str,
     layers: tuple[str, str],
-    roles: tuple[Any, Any],
 ) -> None:
-    async with relaying(layers, roles) as relayed:
+    async with relaying(layers) as relayed:
         peer, other = peers(relayed, first)
         await peer.send(b"data")
         assert await other.recv() == b"data"
@@ -191,9 +177,9 @@ async def test_a_broken_connection_aborts_the_other_one(
 @EACH_PEER
 @EACH_LAYER
 async def test_a_reset_after_the_other_peers_end_is_an_error(
-    layers: tuple[str, str], first: str, roles: tuple[Any, Any]
+    layers: tuple[str, str], first: str
 ) -> None:
-    async with relaying(layers, roles) as relayed:
+    async with relaying(layers) as relayed:
         peer, other = peers(relayed, first)
         await end(other)
         await trio.testing.wait_all_tasks_blocked(0.01)
@@ -205,7 +191,7 @@ async def test_a_reset_after_the_other_peers_end_is_an_error(
 @EACH_PEER
 @EACH_LAYER
 async def test_data_of_a_peer_that_then_closed_arrives_before_the_reset(
-    layers: tuple[str, str], first: str, roles: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+    layers: tuple[str, str], first: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The peer does not receive what the other one sends afterwards, so that is an error."""
     acknowledged = []
@@ -215,7 +201,7 @@ async def test_data_of_a_peer_that_then_closed_arrives_before_the_reset(
         await linger.wait_until_acknowledged(sink)
 
     monkeypatch.setattr(_relay, "wait_until_acknowledged", wait_until_acknowledged)
-    async with relaying(layers, roles) as relayed, trio.open_nursery() as nursery:
+    async with relaying(layers) as relayed, trio.open_nursery() as nursery:
         peer, other = peers(relayed, first)
         sink = (relayed.b if first == "x" else relayed.a).fileno()
         nursery.start_soon(send_and_close, peer, LARGE)
@@ -228,8 +214,8 @@ async def test_data_of_a_peer_that_then_closed_arrives_before_the_reset(
         assert acknowledged == [sink]
 
 
-async def test_a_failed_send_does_not_end_the_other_direction(roles: tuple[Any, Any]) -> None:
-    async with relaying(("plain", "plain"), roles, small=True) as relayed:
+async def test_a_failed_send_does_not_end_the_other_direction() -> None:
+    async with relaying(("plain", "plain"), small=True) as relayed:
         await relayed.x.send(LARGE[:300_000])  # more than the relay can pass on
         await relayed.x.close()
         await relayed.y.send(b"x")
@@ -253,9 +239,9 @@ async def test_waiting_for_acknowledgement_ends_when_the_peer_reads(a: Socket, b
 @EACH_PEER
 @EACH_LAYER
 async def test_a_reset_is_noticed_while_the_other_peer_does_not_read(
-    layers: tuple[str, str], first: str, roles: tuple[Any, Any]
+    layers: tuple[str, str], first: str
 ) -> None:
-    async with relaying(layers, roles) as relayed, trio.open_nursery() as nursery:
+    async with relaying(layers) as relayed, trio.open_nursery() as nursery:
         peer, other = peers(relayed, first)
         nursery.start_soon(flood, peer)
         await trio.testing.wait_all_tasks_blocked(0.05)
@@ -269,7 +255,7 @@ async def test_a_reset_is_noticed_while_the_other_peer_does_not_read(
 
 
 async def test_wrong_arguments_change_nothing() -> None:
-    a, b = await tcp_pair()
+    a, b = await socket_pair()
     async with closing(a, b):
         for arguments, error in (
             ((a, b.stream), TypeError),
@@ -290,7 +276,7 @@ async def test_wrong_arguments_change_nothing() -> None:
 async def test_relay_of_a_socket_in_use_changes_nothing(
     use: Callable[[Socket], Awaitable[object]], busy: str
 ) -> None:
-    (x, a), (b, y) = await tcp_pair(), await tcp_pair()
+    (x, a), (b, y) = await socket_pair(), await socket_pair()
     async with closing(x, a, b, y), trio.open_nursery() as nursery:
         nursery.start_soon(use, a if busy == "a" else b)
         await trio.testing.wait_all_tasks_blocked(0.05)
@@ -300,8 +286,8 @@ async def test_relay_of_a_socket_in_use_changes_nothing(
 
 
 @pytest.mark.parametrize("state", ["idle", "blocked"])
-async def test_other_tasks_cannot_use_relayed_sockets(state: str, roles: tuple[Any, Any]) -> None:
-    async with relaying(("plain", "plain"), roles) as relayed, trio.open_nursery() as nursery:
+async def test_other_tasks_cannot_use_relayed_sockets(state: str) -> None:
+    async with relaying(("plain", "plain")) as relayed, trio.open_nursery() as nursery:
         if state == "blocked":
             nursery.start_soon(flood, relayed.x)
         await trio.testing.wait_all_tasks_blocked(0.05)
@@ -320,9 +306,8 @@ async def test_closing_one_socket_aborts_the_other_one(
     closed: str,
     end_it: Callable[[Socket], Awaitable[None]],
     state: str,
-    roles: tuple[Any, Any],
 ) -> None:
-    async with relaying(("plain", "plain"), roles) as relayed, trio.open_nursery() as nursery:
+    async with relaying(("plain", "plain")) as relayed, trio.open_nursery() as nursery:
         if state == "blocked":
             nursery.start_soon(flood, relayed.x)
         await trio.testing.wait_all_tasks_blocked(0.05)
@@ -332,7 +317,7 @@ async def test_closing_one_socket_aborts_the_other_one(
 
 
 async def test_relay_of_a_closed_socket_aborts_the_other_one() -> None:
-    (x, a), (b, y) = await tcp_pair(), await tcp_pair()
+    (x, a), (b, y) = await socket_pair(), await socket_pair()
     async with closing(x, a, b, y):
         await a.close()
         with pytest.raises(trio.ClosedResourceError):

@@ -9,14 +9,13 @@ import random
 import tracemalloc
 import weakref
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
 import trisock
-from helpers.pairs import closing, pair, read_all, tcp_pair
+from helpers.pairs import read_all
 from helpers.relaying import (
     PLAIN_OR_TLS,
     end,
@@ -25,18 +24,14 @@ from helpers.relaying import (
     relaying,
     send_and_end,
 )
-from trisock import Address, ClientTLS, ServerTLS, Socket
+from trisock import Socket
 from trisock._net import relay as _relay
+from trisock.testing import socket_pair
 
 ALL_LAYERS = list(itertools.product(PLAIN_OR_TLS, repeat=2))
 EACH_LAYER = pytest.mark.parametrize("layers", ALL_LAYERS, ids="-".join)
 
 LIMIT = 10  # seconds of an autojump clock
-
-
-@pytest.fixture
-def roles(client_tls: ClientTLS, server_tls: ServerTLS) -> tuple[Any, Any]:
-    return client_tls, server_tls
 
 
 @pytest.fixture
@@ -51,10 +46,10 @@ def jumping_clock(monkeypatch: pytest.MonkeyPatch) -> trio.testing.MockClock:
 
 @EACH_LAYER
 async def test_silence_for_the_idle_timeout_ends_both_cleanly(
-    layers: tuple[str, str], jumping_clock: trio.testing.MockClock, roles: tuple[Any, Any]
+    layers: tuple[str, str], jumping_clock: trio.testing.MockClock
 ) -> None:
     start = trio.current_time()
-    async with relaying(layers, roles, idle_timeout=LIMIT) as relayed:
+    async with relaying(layers, idle_timeout=LIMIT) as relayed:
         for sender, receiver in ((relayed.x, relayed.y), (relayed.y, relayed.x)):
             await trio.sleep(LIMIT - 1)
             await sender.send(b"data")
@@ -66,9 +61,9 @@ async def test_silence_for_the_idle_timeout_ends_both_cleanly(
 
 
 async def test_two_silent_open_peers_have_no_default_limit(
-    jumping_clock: trio.testing.MockClock, roles: tuple[Any, Any]
+    jumping_clock: trio.testing.MockClock,
 ) -> None:
-    async with relaying(("plain", "tls"), roles) as relayed:
+    async with relaying(("plain", "tls")) as relayed:
         await trio.sleep(3 * LIMIT)
         await relayed.x.send(b"data")
         assert await relayed.y.recv() == b"data"
@@ -81,9 +76,8 @@ async def test_after_one_end_the_other_direction_has_a_limit(
     idle_timeout: float | None,
     layers: tuple[str, str],
     jumping_clock: trio.testing.MockClock,
-    roles: tuple[Any, Any],
 ) -> None:
-    async with relaying(layers, roles, idle_timeout=idle_timeout) as relayed:
+    async with relaying(layers, idle_timeout=idle_timeout) as relayed:
         await end(relayed.x)
         start = trio.current_time()
         for _ in range(3):
@@ -98,10 +92,10 @@ async def test_after_one_end_the_other_direction_has_a_limit(
 
 @EACH_LAYER
 async def test_a_peer_that_reads_nothing_for_the_limit_is_broken(
-    layers: tuple[str, str], jumping_clock: trio.testing.MockClock, roles: tuple[Any, Any]
+    layers: tuple[str, str], jumping_clock: trio.testing.MockClock
 ) -> None:
     start = trio.current_time()
-    async with relaying(layers, roles, idle_timeout=LIMIT) as relayed:
+    async with relaying(layers, idle_timeout=LIMIT) as relayed:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(flood, relayed.x)
             await relayed.assert_broken_by(relayed.y)
@@ -113,11 +107,11 @@ async def test_a_peer_that_reads_nothing_for_the_limit_is_broken(
 
 @pytest.mark.parametrize("layers", [("plain", "plain"), ("tls", "tls")], ids="-".join)
 async def test_a_source_that_ended_does_not_wait_for_a_stalled_peer(
-    layers: tuple[str, str], jumping_clock: trio.testing.MockClock, roles: tuple[Any, Any]
+    layers: tuple[str, str], jumping_clock: trio.testing.MockClock
 ) -> None:
     """The peer that has ended its direction may be gone, so the default limit applies."""
     start = trio.current_time()
-    async with relaying(layers, roles, small=True) as relayed:
+    async with relaying(layers, small=True) as relayed:
         async with trio.open_nursery() as nursery:
 
             async def send_and_leave() -> None:
@@ -134,11 +128,11 @@ async def test_a_source_that_ended_does_not_wait_for_a_stalled_peer(
 
 @pytest.mark.parametrize("layer", PLAIN_OR_TLS)
 async def test_a_slow_reader_is_not_taken_for_a_stalled_one(
-    layer: str, jumping_clock: trio.testing.MockClock, roles: tuple[Any, Any]
+    layer: str, jumping_clock: trio.testing.MockClock
 ) -> None:
     size = 1_000_000
     received = 0
-    async with relaying((layer, layer), roles, idle_timeout=3, small=True) as relayed:
+    async with relaying((layer, layer), idle_timeout=3, small=True) as relayed:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(send_and_end, relayed.x, b"x" * size)
             while received < size:
@@ -155,10 +149,8 @@ async def test_a_slow_reader_is_not_taken_for_a_stalled_one(
 
 
 @EACH_LAYER
-async def test_relay_holds_one_read_if_the_sink_stalls(
-    layers: tuple[str, str], roles: tuple[Any, Any]
-) -> None:
-    async with relaying(layers, roles) as relayed, trio.open_nursery() as nursery:
+async def test_relay_holds_one_read_if_the_sink_stalls(layers: tuple[str, str]) -> None:
+    async with relaying(layers) as relayed, trio.open_nursery() as nursery:
         tracemalloc.start()
         try:
             nursery.start_soon(flood, relayed.x)
@@ -198,7 +190,6 @@ async def cancelled(x: Socket, y: Socket) -> None:
 async def test_a_finished_relay_is_freed_immediately(
     layers: tuple[str, str],
     how: Callable[[Socket, Socket], Awaitable[None]],
-    roles: tuple[Any, Any],
 ) -> None:
     async def run_relay(a: Socket, b: Socket) -> None:
         with contextlib.suppress(trio.BrokenResourceError):
@@ -215,7 +206,7 @@ async def test_a_finished_relay_is_freed_immediately(
     gc.collect()
     gc.disable()
     try:
-        (x, a), (b, y) = [await pair(layer, *roles) for layer in layers]
+        (x, a), (b, y) = [await socket_pair(tls=layer == "tls") for layer in layers]
         references = [weakref.ref(each) for each in (a, b, a.stream, b.stream)]
         await run(a, b, x, y)
         x.abort()
@@ -233,38 +224,12 @@ async def test_a_finished_relay_is_freed_immediately(
         gc.enable()
 
 
-# ---- errors ----
-
-
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [
-        ("the connection is broken: why", "the connection with 10.0.0.1:80 is broken: why"),
-        ("why", "the connection with 10.0.0.1:80 is broken: why"),
-        ("lost 10.0.0.1:8080", "the connection with 10.0.0.1:80 is broken: lost 10.0.0.1:8080"),
-        ("the connection with 10.0.0.1:80 is broken: why", None),
-        ("TLS with 'a.example' (10.0.0.1:80) failed: why", None),
-    ],
-)
-async def test_the_error_names_the_peer_once(
-    text: str, named: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        trisock._net.connection.Connection, "peer", property(lambda _: Address("10.0.0.1", 80))
-    )
-    a, b = await tcp_pair()
-    async with closing(a, b):
-        error = _relay._naming_peer(trio.BrokenResourceError(text), a._connection)
-        assert str(error) == (named or text)
-        assert a._connection.caused(error)
-
-
 # ---- chance ----
 
 
 @EACH_LAYER
 async def test_random_sizes_both_ways_arrive_byte_for_byte(
-    layers: tuple[str, str], roles: tuple[Any, Any], times: int
+    layers: tuple[str, str], times: int
 ) -> None:
     for seed in range(3 * times):
         choose = random.Random(seed)
@@ -284,7 +249,7 @@ async def test_random_sizes_both_ways_arrive_byte_for_byte(
             received[number] = await read_to_end(sock)
 
         small = bool(choose.randrange(2))
-        async with relaying(layers, roles, small=small) as relayed:
+        async with relaying(layers, small=small) as relayed:
             async with trio.open_nursery() as nursery:
                 for number, sock in enumerate((relayed.x, relayed.y)):
                     nursery.start_soon(send, sock, data[number], random.Random(seed + number))

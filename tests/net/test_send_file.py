@@ -16,9 +16,10 @@ import pytest
 import trio
 import trio.testing
 
-from helpers.pairs import closing, pair, read_all, until_full
-from trisock import ClientTLS, ServerTLS, Socket
+from helpers.pairs import closing, read_all, until_full
+from trisock import Socket
 from trisock._net import send_file as _send_file
+from trisock.testing import socket_pair
 
 MIB = 1024 * 1024
 CONTENT = os.urandom(3 * MIB + 7)
@@ -84,14 +85,12 @@ async def test_three_sends_can_share_a_file(
     layer: str,
     kind: str,
     make_file: MakeFile,
-    client_tls: ClientTLS,
-    server_tls: ServerTLS,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if layer == "no sendfile":
         monkeypatch.setattr(_send_file, "HAS_SENDFILE", False)
     file = make_file(kind, CONTENT)
-    pairs = [await pair(layer, client_tls, server_tls) for _ in range(3)]
+    pairs = [await socket_pair(tls=layer == "tls") for _ in range(3)]
     async with closing(*(sock for each in pairs for sock in each)):
 
         async def send(sock: Socket, offset: int) -> None:

@@ -16,8 +16,9 @@ import pytest
 import trio
 import trio.testing
 
-from helpers.pairs import clog, closing, tcp_pair
+from helpers.pairs import clog, closing
 from trisock import Socket
+from trisock.testing import socket_pair
 
 Write = Callable[[bytes], object]
 Silent = tuple[BinaryIO, Write]
@@ -157,7 +158,7 @@ async def test_bytes_read_ahead_from_a_pipe_are_sent_immediately(
 
 async def test_several_sends_of_one_pipe_send_each_byte_once(silent: Silent) -> None:
     file, write = silent
-    pairs = [await tcp_pair() for _ in range(3)]
+    pairs = [await socket_pair() for _ in range(3)]
     async with closing(*(sock for each in pairs for sock in each)):
         async with trio.open_nursery() as nursery:
             for a, _ in pairs:

@@ -10,13 +10,13 @@ import pytest
 import trio
 import trio.testing
 
-from helpers.authority import Authority
-from helpers.pairs import clog, tcp_pair, unix_pair
+from helpers.pairs import clog, unix_pair
 from helpers.reads import READS
 from trisock import LimitExceededError, ServerTLS, Socket
 from trisock._net import linger as _linger
 from trisock._net.receive_buffer import ITEMS_AT_A_TIME
 from trisock._net.receiving import READS_PER_CHECKPOINT
+from trisock.testing import Authority, socket_pair
 
 Pair = Callable[[], Awaitable[tuple[Socket, Socket]]]
 
@@ -28,7 +28,7 @@ def short_linger(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def open_pair(family: str) -> tuple[Socket, Socket]:
-    return await tcp_pair() if family == "tcp" else unix_pair()
+    return await socket_pair() if family == "tcp" else unix_pair()
 
 
 def clogged(family: str, open_pair: Pair) -> Pair | None:
@@ -61,7 +61,7 @@ async def test_a_socket_passes_trios_check_of_half_closeable_streams(family: str
 async def test_a_tls_socket_passes_trios_two_way_stream_check(
     authority: Authority, server_tls: ServerTLS, version: str, family: str
 ) -> None:
-    context = ssl.create_default_context(cadata=authority.pem.decode())
+    context = ssl.create_default_context(cadata=authority.ca.decode())
     context.maximum_version = ssl.TLSVersion[version]
 
     async def tls_pair() -> tuple[Socket, Socket]:

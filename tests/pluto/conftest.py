@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from helpers.authority import Authority
 from helpers.deadline import DEADLINE
 from helpers.pluto import pluto_certificate
 from trisock.pluto.blocking import background
 from trisock.pluto.trio_thread import TrioThread
+from trisock.testing import Authority
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def bounded(no_leaked_descriptor: None) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def certs(authority: Authority) -> list[dict[str, str | bytes]]:
-    return [pluto_certificate(authority.ca.issue_cert("localhost", "127.0.0.1"))]
+    return [pluto_certificate(authority.certificate())]
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import pytest
 import trio
 import trio.testing
 
-from helpers.authority import Authority
 from helpers.pluto import (
     Thread,
     both_sides,
@@ -30,6 +29,7 @@ from helpers.pluto import (
     wait_readable,
 )
 from trisock.pluto import async_socket, listener, socket
+from trisock.testing import Authority
 
 pytestmark = pytest.mark.usefixtures("bounded")  # some tests make blocking calls
 
@@ -227,7 +227,7 @@ async def test_unrecv_puts_data_before_all_unread_data() -> None:
 
 
 def client_hello(authority: Authority) -> tuple[ssl.SSLObject, ssl.MemoryBIO, ssl.MemoryBIO]:
-    context = ssl.create_default_context(cadata=authority.pem.decode())
+    context = ssl.create_default_context(cadata=authority.ca.decode())
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     peer = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
     with contextlib.suppress(ssl.SSLWantReadError):

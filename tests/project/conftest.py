@@ -7,15 +7,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from helpers.authority import Authority
 from helpers.shared_examples import SharedServer, shared
+from trisock.testing import Authority
 
 
 @pytest.fixture
 def other_ca(tmp_path: pathlib.Path, other_authority: Authority) -> str:
     """The path of a CA certificate. The servers' certificates are from other CAs."""
     path = tmp_path / "other-ca.pem"
-    path.write_bytes(other_authority.pem)
+    path.write_bytes(other_authority.ca)
     return str(path)
 
 

@@ -12,8 +12,8 @@ import pytest
 import trio
 
 import trisock
-from helpers.pairs import closing, tls_pair
-from trisock import ClientTLS, ServerTLS
+from helpers.pairs import closing
+from trisock.testing import socket_pair
 
 WAYS: dict[str, Callable[[Any], Any]] = {
     "copy": copy.copy,
@@ -31,9 +31,7 @@ ROLES = {"Certificate", "ClientTLS", "ServerTLS"}
 
 
 @asynccontextmanager
-async def one_of_each(
-    client_tls: ClientTLS, server_tls: ServerTLS
-) -> AsyncIterator[tuple[dict[str, Any], dict[str, Any]]]:
+async def one_of_each() -> AsyncIterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Yield two dicts, which map the names of classes to objects.
 
     The objects in the first dict refuse to be copied. Those in the second dict can be copied.
@@ -42,7 +40,7 @@ async def one_of_each(
     async def handler(sock: object) -> None:
         """Do nothing."""
 
-    client, server_side = await tls_pair(client_tls, server_tls)
+    client, server_side = await socket_pair(tls=True)
     async with closing(client, server_side), trio.open_nursery() as nursery:
         server = await trisock.bind(nursery, 0, handler, host="127.0.0.1")
         async with await trisock.listen(0, host="127.0.0.1") as listener:
@@ -67,21 +65,17 @@ async def one_of_each(
         server.stop()
 
 
-async def test_every_public_class_is_tested_here(
-    client_tls: ClientTLS, server_tls: ServerTLS
-) -> None:
+async def test_every_public_class_is_tested_here() -> None:
     public = {name for name in trisock.__all__ if isinstance(getattr(trisock, name), type)}
-    async with one_of_each(client_tls, server_tls) as (refusing, copied):
+    async with one_of_each() as (refusing, copied):
         assert public == {*refusing, *copied, *ROLES}
         for name, each in {**refusing, **copied}.items():
             assert type(each) is getattr(trisock, name)
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_an_object_that_uses_a_socket_refuses_to_be_copied(
-    way: str, client_tls: ClientTLS, server_tls: ServerTLS
-) -> None:
-    async with one_of_each(client_tls, server_tls) as (refusing, _):
+async def test_an_object_that_uses_a_socket_refuses_to_be_copied(way: str) -> None:
+    async with one_of_each() as (refusing, _):
         for name, each in refusing.items():
             with pytest.raises(
                 TypeError, match=f"a {name} cannot be (copied|pickled): a second object"
@@ -91,10 +85,8 @@ async def test_an_object_that_uses_a_socket_refuses_to_be_copied(
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_an_object_that_only_holds_values_can_be_copied(
-    way: str, client_tls: ClientTLS, server_tls: ServerTLS
-) -> None:
-    async with one_of_each(client_tls, server_tls) as (_, copied):
+async def test_an_object_that_only_holds_values_can_be_copied(way: str) -> None:
+    async with one_of_each() as (_, copied):
         for each in copied.values():
             twin = WAYS[way](each)
             assert type(twin) is type(each)

@@ -11,13 +11,13 @@ import pytest
 import trio
 
 import trisock
-from helpers.authority import Authority
 from helpers.example_clients import codes, reply, trusting
 from helpers.examples import EXAMPLES, command, running, started
 from helpers.pairs import read_all
 from helpers.programs import curl, run
 from helpers.shared_examples import SharedServer
-from trisock import ClientTLS, Socket
+from trisock import Socket
+from trisock.testing import Authority
 
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 CLIENTS = {"echo_client", "pluto_client", "hammerspoon_http_client"}
@@ -87,13 +87,14 @@ async def test_a_tls_server_accepts_certificate_and_key_in_one_file(
     name: str, tmp_path: pathlib.Path, authority: Authority
 ) -> None:
     path = tmp_path / "both.pem"
-    authority.ca.issue_cert("given.example").private_key_and_cert_chain_pem.write_to_path(str(path))
+    given = authority.certificate("given.example")
+    path.write_bytes(given._private_key + given._chain)
     async with running(name, "--cert", str(path)) as server:
         async with await trisock.connect("127.0.0.1", server.port) as sock:
             if name == "smtp_server":
                 await reply(sock)
                 assert await codes(sock, b"STARTTLS\r\n") == [220]
-            await sock.starttls(ClientTLS("given.example", ca=authority.pem))
+            await sock.starttls(authority.client_tls("given.example"))
 
 
 # ---- echo_server, echo_client ----

@@ -11,9 +11,9 @@ import pytest
 import trisock
 from helpers.floors import FLOORS, MODULES, floor_of, imports_of, name_of
 
-# The faces are trisock.pluto, trisock.hammerspoon and the command line. They use public names and
-# four private modules: _guard protects calls to the user's code, _text escapes untrusted text, and
-# _connect and _address contain functions that have no public name.
+# The faces are trisock.pluto, trisock.hammerspoon, trisock.testing and the command line. They use
+# public names and four private modules: _guard protects calls to the user's code, _text escapes
+# untrusted text, and _connect and _address contain functions that have no public name.
 OPEN_TO_FACES = {"_guard", "_text", "_connect", "_address"}
 
 TESTS = sorted(Path(__file__).parents[1].rglob("*.py"))
@@ -86,6 +86,6 @@ def test_test_files_stay_small(path: Path) -> None:
 def test_the_docs_name_every_test_file_of_a_module() -> None:
     tests = Path(__file__).parents[1]
     docs = (tests.parent / "docs/design.md").read_text()
-    folders = ("net", "tls", "starttls", "server")
+    folders = ("net", "tls", "starttls", "server", "testing")
     files = [file for folder in folders for file in (tests / folder).glob("test_*.py")]
     assert [file.stem for file in files if f"`{file.stem}`" not in docs] == []

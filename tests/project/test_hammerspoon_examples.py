@@ -10,7 +10,7 @@ import trisock
 from helpers.examples import command, running
 from helpers.pairs import closing
 from helpers.programs import run
-from helpers.server import serving
+from trisock.testing import serving
 
 HEADER = "HTTP/1.0 200 OK\r\nContent-Length: 14\r\n\r\n"
 
@@ -23,8 +23,8 @@ async def get(answer: bytes) -> tuple[bytes, str]:
         requests.append(await sock.recv_until(b"\r\n\r\n"))
         await sock.send(answer)
 
-    async with serving(handler, host="127.0.0.1") as server:
-        result = await run(*command("hammerspoon_http_client", "127.0.0.1", str(server.port)))
+    async with serving(handler) as s:
+        result = await run(*command("hammerspoon_http_client", "127.0.0.1", str(s.server.port)))
     assert (result.returncode, result.stderr) == (0, b"")
     [request] = requests
     return request, result.stdout.decode()

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import trisock
-from helpers.authority import Authority
 from helpers.client_hellos import client_hello, handshake_of, hello_with, name_extension, split
 from helpers.examples import command, name_or_value_error, running, sni_router
-from helpers.pairs import closing, read_all, tcp_pair
+from helpers.pairs import closing, read_all
 from helpers.programs import curl, run
+from trisock.testing import Authority, socket_pair
 
 
 def handshake_message(name: str | None) -> bytes:
@@ -91,11 +91,13 @@ async def test_router_connects_curl_to_the_named_server(
     async with AsyncExitStack() as stack:
         routes = []
         for name, issuer in (("one.example", authority), ("two.example", other_authority)):
-            cert, key, ca = (str(tmp_path / f"{name}.{kind}") for kind in ("cert", "key", "ca"))
-            issued = issuer.ca.issue_cert(name)
-            issued.cert_chain_pems[0].write_to_path(cert)
-            issued.private_key_pem.write_to_path(key)
-            issuer.ca.cert_pem.write_to_path(ca)
+            paths = [tmp_path / f"{name}.{kind}" for kind in ("cert", "key", "ca")]
+            issued = issuer.certificate(name)
+            for path, pem in zip(
+                paths, (issued._chain, issued._private_key, issuer.ca), strict=True
+            ):
+                path.write_bytes(pem)
+            cert, key, ca = map(str, paths)
             cas.append(ca)
             backend = await stack.enter_async_context(
                 running("https_server", "--cert", cert, "--key", key)
@@ -196,7 +198,7 @@ CUT_SHORT = [
 
 @pytest.mark.parametrize("garbage", [*GARBAGE, *CUT_SHORT], ids=lambda garbage: repr(garbage[:9]))
 async def test_peeking_at_garbage_raises_only_value_error(garbage: bytes) -> None:
-    client, server = await tcp_pair()
+    client, server = await socket_pair()
     async with closing(client, server):
         await client.send(garbage)
         if garbage in CUT_SHORT:
@@ -207,7 +209,7 @@ async def test_peeking_at_garbage_raises_only_value_error(garbage: bytes) -> Non
 
 
 async def test_peeking_at_a_client_hello_leaves_it_unread() -> None:
-    client, server = await tcp_pair()
+    client, server = await socket_pair()
     async with closing(client, server):
         hello = client_hello("echo.example", largest_record=9)
         await client.send(hello, b"and more")

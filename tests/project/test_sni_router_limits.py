@@ -13,9 +13,9 @@ import trisock
 from helpers.client_hellos import client_hello
 from helpers.examples import sni_router
 from helpers.pairs import closing, read_all
-from helpers.server import serving
-from helpers.serving import connect
+from helpers.server import connect
 from trisock import Socket
+from trisock.testing import serving
 
 HELLO = client_hello("any.example")
 SLOTS = 5
@@ -32,14 +32,12 @@ def jumping_clock(monkeypatch: pytest.MonkeyPatch) -> trio.testing.MockClock:
 @asynccontextmanager
 async def routing(handler: Callable[[Socket], Awaitable[None]]) -> AsyncIterator[trisock.Server]:
     """Run a router with few slots in front of a backend."""
-    async with serving(handler, host="127.0.0.1") as backend:
-        router = sni_router.Router({}, ("127.0.0.1", backend.port))
-        async with serving(router.handle, host="127.0.0.1", max_connections=SLOTS) as server:
-            try:
-                yield server
-            finally:
-                server.stop(grace=0)
-                backend.stop(grace=0)
+    async with serving(handler) as backend:
+        router = sni_router.Router({}, ("127.0.0.1", backend.server.port))
+        async with serving(router.handle, max_connections=SLOTS) as s:
+            yield s.server
+            s.server.stop(grace=0)
+            backend.server.stop(grace=0)
 
 
 @asynccontextmanager

@@ -12,11 +12,10 @@ import trio
 import trio.testing
 
 import trisock
-from helpers.pairs import closing
-from helpers.server import broadcasting, connected, serving
-from helpers.serving import chat, connect
+from helpers.server import bound, broadcasting, chat, connected
 from trisock import ClientTLS, ServerTLS, Socket
 from trisock._net.connection import Connection
+from trisock.testing import serving
 
 BIG = b"b" * 20_000_000
 
@@ -32,12 +31,12 @@ PASSES = pytest.mark.parametrize("between", range(6))
 
 @PASSES
 async def test_a_broadcast_under_tls_is_never_sent_in_plain_text(
-    between: int, server_tls: ServerTLS, client_tls: ClientTLS
+    between: int, server_tls: ServerTLS
 ) -> None:
     async def handler(sock: Socket) -> None:
         await sock.recv_until(b"CCC\n")
         async with trio.open_nursery() as inner:
-            inner.start_soon(lambda: server.broadcast(b"SECRET\n", timeout=3))
+            inner.start_soon(lambda: s.server.broadcast(b"SECRET\n", timeout=3))
             await passes(between)
             try:
                 await sock.stoptls()
@@ -45,16 +44,15 @@ async def test_a_broadcast_under_tls_is_never_sent_in_plain_text(
                 return  # the client read SECRET where it expected close_notify
         await sock.send(b"plain\n")
 
-    async with serving(handler, tls=server_tls) as server:
+    async with serving(handler, tls=server_tls) as s:
         for _ in range(5):
-            client = await connect(server, tls=client_tls)
-            async with closing(client):
-                await client.send(b"CCC\n")
-                try:
-                    await client.stoptls()
-                except trisock.TLSError:
-                    continue  # SECRET arrived encrypted
-                assert b"".join([chunk async for chunk in client]) == b"plain\n"
+            client = await s.connect()
+            await client.send(b"CCC\n")
+            try:
+                await client.stoptls()
+            except trisock.TLSError:
+                continue  # SECRET arrived encrypted
+            assert b"".join([chunk async for chunk in client]) == b"plain\n"
 
 
 @PASSES
@@ -65,7 +63,7 @@ async def test_a_broadcast_never_aborts_a_starttls(
 
     async def handler(sock: Socket) -> None:
         async def broadcast() -> None:
-            delivered.append(await server.broadcast(b"NEWS\n", timeout=0.05))
+            delivered.append(await s.server.broadcast(b"NEWS\n", timeout=0.05))
 
         async with trio.open_nursery() as inner:
             inner.start_soon(broadcast)
@@ -73,18 +71,17 @@ async def test_a_broadcast_never_aborts_a_starttls(
             await sock.starttls(server_tls)
         await sock.send(b"secret")
 
-    async with serving(handler) as server:
+    async with serving(handler) as s:
         for _ in range(10):
             delivered.clear()
-            client = await connect(server)
-            async with closing(client):
-                while not delivered:  # send the ClientHello after the broadcast
-                    await trio.lowlevel.checkpoint()
-                if delivered == [1]:
-                    assert await client.recv_until(b"\n") == b"NEWS\n"
-                await client.starttls(client_tls)
-                assert await client.recv() == b"secret"
-    assert server.stats() == trisock.ServerStats(accepted=10)
+            client = await s.connect()
+            while not delivered:  # send the ClientHello after the broadcast
+                await trio.lowlevel.checkpoint()
+            if delivered == [1]:
+                assert await client.recv_until(b"\n") == b"NEWS\n"
+            await client.starttls(client_tls)
+            assert await client.recv() == b"secret"
+    assert s.server.stats() == trisock.ServerStats(accepted=10)
 
 
 async def test_a_broadcast_skips_a_handler_that_waits_for_a_file() -> None:
@@ -95,17 +92,17 @@ async def test_a_broadcast_skips_a_handler_that_waits_for_a_file() -> None:
             await sock.send_file(pipe)
         await sock.recv()
 
-    async with serving(handler) as server:
-        async with await connect(server) as client:
+    async with serving(handler) as s:
+        async with await s.connect() as client:
             os.write(sink, b"first,")
             assert await client.recv_exactly(6) == b"first,"
-            assert await server.broadcast(b"news", timeout=0.1) == 0
+            assert await s.server.broadcast(b"news", timeout=0.1) == 0
             os.write(sink, b"second")
             os.close(sink)
             assert await client.recv_exactly(6) == b"second"
-            assert await server.broadcast(b"news") == 1
+            assert await s.server.broadcast(b"news") == 1
             assert await client.recv_exactly(4) == b"news"
-    assert server.stats() == trisock.ServerStats(accepted=1)
+    assert s.server.stats() == trisock.ServerStats(accepted=1)
 
 
 async def test_a_broadcast_skips_a_client_that_reads_a_long_response() -> None:
@@ -113,32 +110,32 @@ async def test_a_broadcast_skips_a_client_that_reads_a_long_response() -> None:
         await sock.send(BIG)
         await sock.recv()
 
-    async with serving(handler) as server, await connect(server) as client:
+    async with serving(handler) as s, await s.connect() as client:
         got = len(await client.recv())
-        async with broadcasting(server, b"news", timeout=0.1) as delivered:
+        async with broadcasting(s.server, b"news", timeout=0.1) as delivered:
             while not delivered:  # read steadily, but slower than the server sends
                 got += len(await client.recv(50_000))
                 await trio.sleep(0.01)
         assert delivered == [0]
         await client.recv_exactly(len(BIG) - got)
-        assert await server.broadcast(b"more") == 1
+        assert await s.server.broadcast(b"more") == 1
         assert await client.recv_exactly(4) == b"more"
-    assert server.stats() == trisock.ServerStats(accepted=1)
+    assert s.server.stats() == trisock.ServerStats(accepted=1)
 
 
 async def test_a_started_broadcast_is_shielded_from_cancellation() -> None:
-    async with serving(chat) as server, connected(server) as client:
+    async with serving(chat) as s, await s.connect() as client:
         assert await client.recv() == b"hi\n"
         with trio.CancelScope() as scope:
-            async with broadcasting(server, BIG) as delivered:
+            async with broadcasting(s.server, BIG) as delivered:
                 scope.cancel()
                 # The scope is cancelled. An unshielded checkpoint would raise Cancelled here,
                 # before the broadcast ends.
-                assert server.connections
+                assert s.server.connections
                 with trio.CancelScope(shield=True):
                     assert await client.recv_exactly(len(BIG)) == BIG
         assert delivered == [1]
-        assert await server.broadcast(b"news") == 1
+        assert await s.server.broadcast(b"news") == 1
         assert await client.recv_exactly(4) == b"news"
 
 
@@ -169,7 +166,7 @@ async def test_an_error_in_a_broadcast_is_raised_to_the_caller(
         raise ValueError("unexpected")
 
     monkeypatch.setattr(Connection, "broadcast", broken)
-    async with serving(Socket.recv) as server, connected(server) as client:
+    async with bound(Socket.recv) as server, connected(server) as client:
         with pytest.RaisesGroup(ValueError):
             await server.broadcast(b"news")
         assert len(server.connections) == 1

@@ -21,8 +21,7 @@ import trio.testing
 
 import trisock
 from helpers.pairs import all_served
-from helpers.server import connected, serving
-from helpers.serving import connect, echo
+from helpers.server import bound, connect, connected, echo
 from trisock import Socket
 
 if sys.version_info < (3, 11):
@@ -79,7 +78,7 @@ async def serve_with_bystanders(handler: Handler) -> trisock.ServerStats:
         else:
             await echo(sock)
 
-    async with serving(fail_or_echo, host="127.0.0.1") as server:
+    async with bound(fail_or_echo, host="127.0.0.1") as server:
         async with await connect(server) as bystander:
             await bystander.send(b"echo\n1")
             assert await bystander.recv() == b"1"
@@ -199,7 +198,7 @@ async def test_a_mixed_exception_group_is_separated_despite_a_broken_split(
         raise Group("both", [Unhashable(), BaseExceptionGroup("in it", [Stop(), KeyError("k")])])
 
     with pytest.raises(BaseExceptionGroup) as caught:
-        async with serving(handler, host="127.0.0.1") as server, await connect(server):
+        async with bound(handler, host="127.0.0.1") as server, await connect(server):
             await trio.sleep_forever()
     assert "Stop" in repr(caught.value)
     assert "Unhashable" not in repr(caught.value)
@@ -278,7 +277,7 @@ async def test_the_server_survives_a_peer_error_it_cannot_log(
         await sock.recv_exactly(10)
 
     with logging_to(Raising(LookupError("logging is broken"))):
-        async with serving(handler, host="127.0.0.1") as server:
+        async with bound(handler, host="127.0.0.1") as server:
             for number in (1, 2):
                 async with await connect(server) as client:
                     await client.send(b"half")
@@ -323,7 +322,7 @@ async def test_an_unhashable_error_caused_by_a_socket_error_is_logged(records: R
         except trisock.IncompleteReadError as exc:
             raise ProtocolError(500) from exc
 
-    async with serving(handler, host="127.0.0.1") as server, await connect(server) as bystander:
+    async with bound(handler, host="127.0.0.1") as server, await connect(server) as bystander:
         async with await connect(server) as client:
             await client.send(b"no en")
             await client.send_eof()
@@ -483,6 +482,6 @@ async def test_an_interrupt_passes_through_a_scope_left_open(records: Records) -
         raise KeyboardInterrupt
 
     with pytest.raises(BaseExceptionGroup) as caught:
-        async with serving(handler, host="127.0.0.1") as server, await connect(server):
+        async with bound(handler, host="127.0.0.1") as server, await connect(server):
             await trio.sleep_forever()
     assert "KeyboardInterrupt" in "".join(traceback.format_exception(caught.value))

@@ -14,10 +14,10 @@ import trio.testing
 
 import trisock
 from helpers.failures import few_descriptors
-from helpers.pairs import all_served, closing
-from helpers.server import connected, logged, serving
-from helpers.serving import connect
-from trisock import ClientTLS, ServerTLS, Socket
+from helpers.pairs import all_served
+from helpers.server import bound, connect, logged
+from trisock import ServerTLS, Socket
+from trisock.testing import serving
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
@@ -81,14 +81,14 @@ CASES: list[tuple[Part, Part]] = [
 async def test_a_peers_error_is_logged_in_one_line(
     handler: Part, peer: Part, log: pytest.LogCaptureFixture
 ) -> None:
-    async with serving(handler) as server:
+    async with serving(handler) as s:
         for _ in range(PEERS):
-            async with connected(server) as client:
+            async with await s.connect() as client:
                 await peer(client)
-                while server.connections:
+                while s.server.connections:
                     await trio.lowlevel.checkpoint()
-        await all_served(server, PEERS)
-    stats = server.stats()
+        await all_served(s.server, PEERS)
+    stats = s.server.stats()
     assert (stats.peer_errors, stats.handler_errors) == (PEERS, 0)
     lines = [each for each in log.records if each.name == "trisock.server"]
     assert len(lines) == PEERS
@@ -102,13 +102,13 @@ async def test_a_peers_error_is_logged_in_one_line(
 
 
 async def test_a_forged_record_is_logged_in_one_line(
-    server_tls: ServerTLS, client_tls: ClientTLS, log: pytest.LogCaptureFixture
+    server_tls: ServerTLS, log: pytest.LogCaptureFixture
 ) -> None:
-    async with serving(read_lines, tls=server_tls) as server:
-        async with closing(client := await connect(server, tls=client_tls)):
-            os.write(client.fileno(), b"not TLS" * 10)
-            await all_served(server, 1)
-    assert server.stats() == trisock.ServerStats(accepted=1, peer_errors=1)
+    async with serving(read_lines, tls=server_tls) as s:
+        client = await s.connect()
+        os.write(client.fileno(), b"not TLS" * 10)
+        await all_served(s.server, 1)
+    assert s.server.stats() == trisock.ServerStats(accepted=1, peer_errors=1)
     assert not [each for each in log.records if each.levelno > logging.INFO or each.exc_info]
 
 
@@ -126,7 +126,7 @@ async def test_a_handlers_own_error_is_logged_with_its_traceback(
                 raise ExceptionGroup("both", [exc, ValueError("and a fault")]) from None
             raise trisock.IncompleteReadError(b"", 5) from None  # the handler's own error
 
-    async with serving(handler) as server:
+    async with bound(handler) as server:
         async with await connect(server) as client:
             await client.send(b"half")
     assert server.stats() == trisock.ServerStats(accepted=1, handler_errors=1)
@@ -148,7 +148,7 @@ def run_on_a_fast_clock(main: Callable[[], Awaitable[None]]) -> None:
 
 def test_descriptor_exhaustion_is_logged_once_a_minute(log: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
-        async with serving(return_immediately, max_connections=100) as server:
+        async with bound(return_immediately, max_connections=100) as server:
             clients = [
                 socket.create_connection((host, server.port))
                 for host in ("127.0.0.1", "::1")
@@ -171,7 +171,7 @@ def test_recurring_descriptor_exhaustion_is_logged_once_a_minute(
     log: pytest.LogCaptureFixture,
 ) -> None:
     async def main() -> None:
-        async with serving(return_immediately, host="127.0.0.1") as server:
+        async with bound(return_immediately, host="127.0.0.1") as server:
             for _ in range(5):
                 with socket.create_connection(("127.0.0.1", server.port)), few_descriptors(0):
                     await trio.sleep(2)

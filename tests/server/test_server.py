@@ -14,17 +14,16 @@ import trio
 import trio.testing
 
 import trisock
-from helpers.authority import Authority
 from helpers.pairs import all_served, closing, read_all
-from helpers.server import connected, logged, serving
-from helpers.serving import connect, echo
+from helpers.server import bound, connect, connected, echo, logged
 from trisock import ClientTLS, ServerTLS, Socket
+from trisock.testing import Authority, serving
 
 # ---- starting ----
 
 
 async def test_a_handler_runs_for_each_connection() -> None:
-    async with serving(echo) as server:
+    async with bound(echo) as server:
         assert server.addresses == (("0.0.0.0", server.port), ("::", server.port))
         hosts = ("127.0.0.1", "::1", "127.0.0.1")
         clients = [await trisock.connect(host, server.port) for host in hosts]
@@ -54,14 +53,14 @@ async def test_plutos_bind_example_works() -> None:
             content,
         )
 
-    async with serving(handler) as server, await connect(server) as client:
+    async with serving(handler) as s, await s.connect() as client:
         await client.send(b"GET / HTTP/1.1\r\n\r\n")
         assert (await read_all(client)).endswith(b"\r\n\r\nHello, world!")
 
 
 async def test_bind_takes_over_a_listener() -> None:
     listener = await trisock.listen(0, host="127.0.0.1")
-    async with serving(echo, listener) as server:
+    async with bound(echo, listener) as server:
         assert server.port == listener.port
         (await connect(server)).abort()
     with pytest.raises(trio.ClosedResourceError):
@@ -145,19 +144,19 @@ async def test_every_async_call_of_a_server_is_a_cancel_point() -> None:
 async def test_stop_lets_handlers_finish() -> None:
     async def handler(sock: Socket) -> None:
         await sock.send(b"working")
-        await server.closing.wait()
+        await s.server.closing.wait()
         await sock.send(b"done")
 
-    async with serving(handler) as server, await connect(server) as client:
+    async with serving(handler) as s, await s.connect() as client:
         assert await client.recv() == b"working"
-        server.stop()
-        assert server.closing.is_set()
-        assert "closing, 1 connections>" in repr(server)
+        s.server.stop()
+        assert s.server.closing.is_set()
+        assert "closing, 1 connections>" in repr(s.server)
         with pytest.raises(ConnectionRefusedError):
-            await connect(server)
+            await s.connect()
         assert await client.recv() == b"done"
         assert await client.recv() == b""
-        await server.wait_closed()
+        await s.server.wait_closed()
 
 
 async def test_stop_cancels_handlers_after_the_grace_period(
@@ -172,7 +171,7 @@ async def test_stop_cancels_handlers_after_the_grace_period(
             cancelled.append(trio.current_time())
             raise
 
-    async with serving(handler) as server:
+    async with bound(handler) as server:
         clients = [await connect(server) for _ in range(2)]
         async with closing(*clients):
             while len(server.connections) < 2:
@@ -192,11 +191,11 @@ async def test_stop_works_in_a_handler_and_before_the_server_starts() -> None:
         server.stop(grace=0)
         await trio.sleep_forever()
 
-    async with serving(handler) as server:
+    async with bound(handler) as server:
         async with closing(client := await connect(server)):
             assert await client.recv() == b""
             await server.wait_closed()
-    async with serving(handler) as server:
+    async with bound(handler) as server:
         server.stop()
     await server.wait_closed()
     with pytest.raises(ValueError, match="grace must be 0 or more, not -1"):
@@ -207,14 +206,12 @@ async def test_a_refused_argument_changes_nothing() -> None:
     listener = await trisock.listen(0, host="127.0.0.1")
     with pytest.raises(TypeError, match=r"needs a trio.Nursery, not 5"):
         await trisock.bind(5, listener, trio.sleep)  # type: ignore[arg-type]
-    async with serving(Socket.recv, listener) as server:
+    async with serving(Socket.recv, port_or_listener=listener) as s:
         with pytest.raises(ValueError, match="grace is too long"):
-            server.stop(10**400)
+            s.server.stop(10**400)
         with pytest.raises(TypeError, match="grace must be a number of seconds or None"):
-            server.stop("1")  # type: ignore[arg-type]
-        assert not server.closing.is_set()
-        async with await connect(server):
-            server.stop()
+            s.server.stop("1")  # type: ignore[arg-type]
+        assert not s.server.closing.is_set()
 
 
 async def test_stop_refuses_connections_that_have_no_handler_yet() -> None:
@@ -222,28 +219,28 @@ async def test_stop_refuses_connections_that_have_no_handler_yet() -> None:
 
     async def handler(sock: Socket) -> None:
         handled.append(sock.getpeer())
-        server.stop()
+        s.server.stop()
 
     listener = await trisock.listen(0, host="127.0.0.1")
     clients = [await trisock.connect("127.0.0.1", listener.port) for _ in range(3)]
-    async with closing(*clients), serving(handler, listener) as server:
-        await server.wait_closed()
+    async with closing(*clients), serving(handler, port_or_listener=listener) as s:
+        await s.server.wait_closed()
     assert len(handled) == 1
-    assert server.stats() == trisock.ServerStats(accepted=3, refused=2)
+    assert s.server.stats() == trisock.ServerStats(accepted=3, refused=2)
 
 
 async def test_stop_drops_handshakes_in_progress(server_tls: ServerTLS) -> None:
-    async with serving(echo, tls=server_tls) as server:
-        async with closing(client := await connect(server)):  # the client sends nothing
-            while server.stats().active < 1:
-                await trio.lowlevel.checkpoint()
-            await trio.testing.wait_all_tasks_blocked()
-            assert server.connections == ()
-            server.stop()
-            await server.wait_closed()
-            assert server.stats() == trisock.ServerStats(accepted=1, refused=1)
-            with contextlib.suppress(trio.BrokenResourceError):
-                assert await client.recv() == b""
+    async with serving(echo, tls=server_tls) as s:
+        client = await s.connect(tls=None)  # the client sends nothing
+        while s.server.stats().active < 1:
+            await trio.lowlevel.checkpoint()
+        await trio.testing.wait_all_tasks_blocked()
+        assert s.server.connections == ()
+        s.server.stop()
+        await s.server.wait_closed()
+        assert s.server.stats() == trisock.ServerStats(accepted=1, refused=1)
+        with contextlib.suppress(trio.BrokenResourceError):
+            assert await client.recv() == b""
 
 
 async def test_cancelling_the_nursery_cancels_handlers_without_grace() -> None:
@@ -289,11 +286,11 @@ async def test_a_server_whose_listener_is_closed_ends_with_an_error() -> None:
 
 
 async def test_stop_closes_the_port_immediately() -> None:
-    async with serving(echo, host="127.0.0.1") as server:
+    async with serving(echo) as s:
         await trio.testing.wait_all_tasks_blocked()
-        server.stop()
+        s.server.stop()
         with socket.socket() as sock:
-            assert sock.connect_ex(("127.0.0.1", server.port)) == errno.ECONNREFUSED
+            assert sock.connect_ex(("127.0.0.1", s.server.port)) == errno.ECONNREFUSED
 
 
 # ---- TLS ----
@@ -305,20 +302,20 @@ async def test_a_tls_server_counts_failed_handshakes(
     server_tls: ServerTLS,
     log: pytest.LogCaptureFixture,
 ) -> None:
-    async with serving(echo, tls=server_tls) as server:
-        async with await connect(server, tls=client_tls) as client:
+    async with serving(echo, tls=server_tls) as s:
+        async with await s.connect() as client:
             await client.send(b"hello")
             assert await client.recv() == b"hello"
-            (sock,) = server.connections
+            (sock,) = s.server.connections
             assert sock.istls()
         with pytest.raises(trisock.TLSError):
-            await connect(server, tls=ClientTLS("example.net", ca=authority.pem))
-        async with await connect(server) as client:
+            await s.connect(tls=authority.client_tls("example.net"))
+        async with await s.connect(tls=None) as client:
             await client.send(b"GET / HTTP/1.1\r\n\r\n")
             assert (await client.recv())[:1] in (b"", b"\x15")  # an alert, if OpenSSL sends one
-        await all_served(server, 3)
-    assert server.stats() == trisock.ServerStats(accepted=3, failed_handshakes=2)
-    assert not server._handshakes
+        await all_served(s.server, 3)
+    assert s.server.stats() == trisock.ServerStats(accepted=3, failed_handshakes=2)
+    assert not s.server._handshakes
     assert any("does not speak TLS" in each.getMessage() for each in log.records)
     assert not logged(log, logging.WARNING)
 
@@ -326,40 +323,39 @@ async def test_a_tls_server_counts_failed_handshakes(
 async def test_a_handshake_with_a_silent_client_times_out(
     server_tls: ServerTLS, jumping_clock: trio.testing.MockClock
 ) -> None:
-    async with serving(echo, tls=server_tls, handshake_timeout=3) as server:
-        async with closing(client := await connect(server)):
-            assert await client.recv() == b""
-            assert trio.current_time() > 2
-    assert server.stats().failed_handshakes == 1
+    async with serving(echo, tls=server_tls, handshake_timeout=3) as s:
+        client = await s.connect(tls=None)
+        assert await client.recv() == b""
+        assert trio.current_time() > 2
+    assert s.server.stats().failed_handshakes == 1
 
 
-async def test_set_tls_applies_to_new_connections(
-    authority: Authority, client_tls: ClientTLS
-) -> None:
-    old, new = authority.issue("example.org"), authority.issue("example.org", "new.example")
-    async with serving(echo, tls=[old]) as server:
-        async with await connect(server, tls=client_tls) as client:
+async def test_set_tls_applies_to_new_connections(authority: Authority) -> None:
+    old, new = (
+        authority.certificate("example.org"),
+        authority.certificate("example.org", "new.example"),
+    )
+    async with serving(echo, tls=[old]) as s:
+        async with await s.connect() as client:
             await client.send(b"hello")
             assert await client.recv() == b"hello"
             for wrong, error in [(None, TypeError), ("x", TypeError), ([], ValueError)]:
                 with pytest.raises(error):
-                    server.set_tls(wrong)  # type: ignore[arg-type]
-            server.set_tls([new])
+                    s.server.set_tls(wrong)  # type: ignore[arg-type]
+            s.server.set_tls([new])
             await client.send(b"still here")
             assert await client.recv() == b"still here"
-            async with await connect(server, tls=client_tls) as other:
+            async with await s.connect() as other:
                 assert client.tls is not None
                 assert other.tls is not None
                 assert client.tls.peer_certificate != other.tls.peer_certificate
 
 
-async def test_bind_copies_the_list_of_certificates(
-    authority: Authority, client_tls: ClientTLS
-) -> None:
-    certificates = [authority.issue("example.org")]
-    async with serving(echo, tls=certificates) as server:
+async def test_bind_copies_the_list_of_certificates(authority: Authority) -> None:
+    certificates = [authority.certificate("example.org")]
+    async with serving(echo, tls=certificates) as s:
         certificates.clear()
-        async with await connect(server, tls=client_tls) as client:
+        async with await s.connect() as client:
             assert client.istls()
 
 
@@ -370,7 +366,7 @@ async def test_a_failing_ssl_context_ends_connections_but_not_the_server(
         def wrap_bio(self, *_: object, **__: object) -> ssl.SSLObject:
             raise RuntimeError("a plug-in has failed")
 
-    async with serving(echo, tls=Failing(ssl.PROTOCOL_TLS_SERVER)) as server:
+    async with bound(echo, tls=Failing(ssl.PROTOCOL_TLS_SERVER)) as server:
         async with await connect(server) as client:
             assert await client.recv() == b""
     assert server.stats().failed_handshakes == 1

@@ -13,10 +13,9 @@ import trio
 import trio.testing
 
 import trisock
-from helpers.pairs import closing
-from helpers.server import broadcasting, connected, logged, serving
-from helpers.serving import chat, connect
+from helpers.server import broadcasting, chat, logged
 from trisock import ClientTLS, ServerTLS, Socket
+from trisock.testing import serving
 
 BIG = b"b" * 5_000_000  # a send of BIG blocks until the client reads
 HUGE = b"b" * 50_000_000  # exceeds the maximum size of the kernel's buffers
@@ -26,22 +25,21 @@ HUGE = b"b" * 50_000_000  # exceeds the maximum size of the kernel's buffers
 
 
 async def test_broadcast_reaches_all_open_connections() -> None:
-    async with serving(chat) as server:
-        assert await server.broadcast(b"nobody") == 0
-        clients = [await connect(server) for _ in range(5)]
-        async with closing(*clients):
-            for client in clients:
-                assert await client.recv() == b"hi\n"
-            assert await server.broadcast(bytearray(b"news")) == 5
-            for client in clients:
-                assert await client.recv() == b"news"
-            clients[0].abort()
-            await clients[1].close()
-            while len(server.connections) > 3:
-                await trio.lowlevel.checkpoint()
-            assert await server.broadcast(memoryview(b"more")) == 3
-            with pytest.raises(TypeError, match="expected bytes, bytearray or memoryview"):
-                await server.broadcast("text")  # type: ignore[arg-type]
+    async with serving(chat) as s:
+        assert await s.server.broadcast(b"nobody") == 0
+        clients = [await s.connect() for _ in range(5)]
+        for client in clients:
+            assert await client.recv() == b"hi\n"
+        assert await s.server.broadcast(bytearray(b"news")) == 5
+        for client in clients:
+            assert await client.recv() == b"news"
+        clients[0].abort()
+        await clients[1].close()
+        while len(s.server.connections) > 3:
+            await trio.lowlevel.checkpoint()
+        assert await s.server.broadcast(memoryview(b"more")) == 3
+        with pytest.raises(TypeError, match="expected bytes, bytearray or memoryview"):
+            await s.server.broadcast("text")  # type: ignore[arg-type]
 
 
 async def test_broadcast_reaches_half_closed_clients() -> None:
@@ -50,31 +48,29 @@ async def test_broadcast_reaches_half_closed_clients() -> None:
     async def handler(sock: Socket) -> None:
         await sock.recv_until(b"\n")
         assert await sock.recv() == b""
-        await server.closing.wait()
+        await s.server.closing.wait()
 
-    async with serving(handler) as server, connected(server) as client:
+    async with serving(handler) as s, await s.connect() as client:
         await client.send(b"SUBSCRIBE\n")
         await client.send_eof()
-        while server.connections[0].isopen():
+        while s.server.connections[0].isopen():
             await trio.lowlevel.checkpoint()
-        assert await server.broadcast(b"news") == 1
+        assert await s.server.broadcast(b"news") == 1
         assert await client.recv() == b"news"
-        server.stop()
 
 
 async def test_a_broadcast_survives_clients_that_leave_and_join() -> None:
-    async with serving(chat) as server:
-        staying, leaving = await connect(server), await connect(server)
+    async with serving(chat) as s:
+        staying, leaving = await s.connect(), await s.connect()
         assert await staying.recv() == await leaving.recv() == b"hi\n"
-        async with broadcasting(server, BIG) as delivered:
+        async with broadcasting(s.server, BIG) as delivered:
             leaving.abort()
-            late = await connect(server)
+            late = await s.connect()
             assert await late.recv() == b"hi\n"
             assert await staying.recv_exactly(len(BIG)) == BIG
-        async with closing(staying, late):
-            assert delivered == [1]
-            assert await server.broadcast(b"news") == 2
-            assert await staying.recv() == await late.recv() == b"news"
+        assert delivered == [1]
+        assert await s.server.broadcast(b"news") == 2
+        assert await staying.recv() == await late.recv() == b"news"
 
 
 @pytest.mark.parametrize("how", ["reset by the client", "closed by the handler"])
@@ -82,21 +78,20 @@ async def test_a_broadcast_skips_closed_connections(how: str) -> None:
     async def handler(sock: Socket) -> None:
         if how == "closed by the handler" and await sock.recv() == b"QUIT":
             await sock.close()
-        await server.closing.wait()
+        await s.server.closing.wait()
 
-    async with serving(handler) as server:
-        async with await connect(server) as leaving, await connect(server) as staying:
+    async with serving(handler) as s:
+        async with await s.connect() as leaving, await s.connect() as staying:
             await staying.send(b"STAY")
             if how == "closed by the handler":
                 await leaving.send(b"QUIT")
                 assert await leaving.recv() == b""
             else:
                 leaving.abort()
-            while len(server.connections) < 2 or all(each.isopen() for each in server.connections):
+            while all(each.isopen() for each in s.server.connections):
                 await trio.lowlevel.checkpoint()
-            assert await server.broadcast(b"news") == 1
+            assert await s.server.broadcast(b"news") == 1
             assert await staying.recv() == b"news"
-            server.stop()
 
 
 @pytest.mark.parametrize("tls_from_the_start", [False, True])
@@ -111,50 +106,48 @@ async def test_a_broadcast_skips_connections_in_a_handshake(
         await sock.recv()
 
     async with (
-        serving(chat, tls=server_tls) if tls_from_the_start else serving(upgrade) as server,
-        await connect(server) as client,
+        serving(chat, tls=server_tls) if tls_from_the_start else serving(upgrade) as s,
+        await s.connect(tls=None) as client,
     ):
-        while server.stats().active < 1:
+        while s.server.stats().active < 1:
             await trio.lowlevel.checkpoint()
         await trio.testing.wait_all_tasks_blocked()
         start = trio.current_time()
-        assert await server.broadcast(b"PLAIN") == 0
+        assert await s.server.broadcast(b"PLAIN") == 0
         assert trio.current_time() == start  # the broadcast did not wait for the handshake
         await client.starttls(client_tls)
         if tls_from_the_start:
             assert await client.recv() == b"hi\n"
-        while not (server.connections and server.connections[0].istls()):
+        while not (s.server.connections and s.server.connections[0].istls()):
             await trio.lowlevel.checkpoint()
-        assert await server.broadcast(b"SECRET") == 1
+        assert await s.server.broadcast(b"SECRET") == 1
         assert await client.recv() == b"SECRET"
 
 
 async def test_broadcast_sends_to_all_concurrently(jumping_clock: trio.testing.MockClock) -> None:
-    async with serving(chat) as server:
-        slow = [await connect(server) for _ in range(3)]
-        async with closing(*slow):
-            for each in slow:
-                assert await each.recv() == b"hi\n"
-            start = trio.current_time()
-            assert await server.broadcast(HUGE, timeout=5) == 0
-            assert trio.current_time() - start == pytest.approx(5, abs=1)
+    async with serving(chat) as s:
+        slow = [await s.connect() for _ in range(3)]
+        for each in slow:
+            assert await each.recv() == b"hi\n"
+        start = trio.current_time()
+        assert await s.server.broadcast(HUGE, timeout=5) == 0
+        assert trio.current_time() - start == pytest.approx(5, abs=1)
 
 
 async def test_a_broadcast_aborts_a_slow_client_and_no_other(
     jumping_clock: trio.testing.MockClock, log: pytest.LogCaptureFixture
 ) -> None:
-    async with serving(chat) as server:
-        slow, fast = await connect(server), await connect(server)
-        async with closing(slow, fast):
-            assert await slow.recv() == await fast.recv() == b"hi\n"
-            async with broadcasting(server, HUGE, timeout=5) as delivered:
-                assert await fast.recv_exactly(len(HUGE)) == HUGE
-            assert delivered == [1]
-            with pytest.raises(trio.BrokenResourceError):
-                while await slow.recv():
-                    pass
-            assert server.stats().aborted == 1
-    assert server.stats().handler_errors == 0  # an abort by the server is not a handler's error
+    async with serving(chat) as s:
+        slow, fast = await s.connect(), await s.connect()
+        assert await slow.recv() == await fast.recv() == b"hi\n"
+        async with broadcasting(s.server, HUGE, timeout=5) as delivered:
+            assert await fast.recv_exactly(len(HUGE)) == HUGE
+        assert delivered == [1]
+        with pytest.raises(trio.BrokenResourceError):
+            while await slow.recv():
+                pass
+        assert s.server.stats().aborted == 1
+    assert s.server.stats().handler_errors == 0  # an abort by the server is not a handler's error
     assert not logged(log, logging.WARNING)
     assert ": it was aborted" in log.text
 
@@ -162,10 +155,10 @@ async def test_a_broadcast_aborts_a_slow_client_and_no_other(
 async def test_a_broadcast_without_a_timeout_can_be_cancelled(
     jumping_clock: trio.testing.MockClock,
 ) -> None:
-    async with serving(chat) as server, connected(server) as client:
+    async with serving(chat) as s, await s.connect() as client:
         assert await client.recv() == b"hi\n"
         with trio.move_on_after(1) as scope:
-            await server.broadcast(HUGE, timeout=math.inf)
+            await s.server.broadcast(HUGE, timeout=math.inf)
         assert scope.cancelled_caught
 
 
@@ -174,10 +167,10 @@ async def test_a_broadcast_copies_its_data_at_the_call() -> None:
         await sock.send(BIG)
         await sock.recv()
 
-    async with serving(handler) as server, connected(server) as client:
+    async with serving(handler) as s, await s.connect() as client:
         await trio.testing.wait_all_tasks_blocked()
         news = bytearray(b"old")
-        async with broadcasting(server, news):
+        async with broadcasting(s.server, news):
             news[:] = b"new"
             assert await client.recv_exactly(len(BIG) + 3) == BIG + b"old"
 
@@ -190,8 +183,8 @@ async def behind_a_broadcast(
     handler: Callable[[Socket], Awaitable[None]], data: bytes = BIG, **options: float
 ) -> AsyncIterator[Socket]:
     """Connect a client, and start a broadcast that waits for the client to read."""
-    async with serving(handler) as server, connected(server) as client:
-        async with broadcasting(server, data, **options):
+    async with serving(handler) as s, await s.connect() as client:
+        async with broadcasting(s.server, data, **options):
             yield client
 
 
@@ -201,9 +194,9 @@ async def test_a_broadcast_never_splits_a_handlers_send() -> None:
         await sock.send(b"after")
         await sock.recv()
 
-    async with serving(handler) as server, connected(server) as client:
+    async with serving(handler) as s, await s.connect() as client:
         await trio.testing.wait_all_tasks_blocked()  # the handler is still sending
-        async with broadcasting(server, b"NEWS"), broadcasting(server, b"MORE"):
+        async with broadcasting(s.server, b"NEWS"), broadcasting(s.server, b"MORE"):
             assert await client.recv_exactly(len(BIG)) == BIG
             # The handler's next send waits for the broadcasts.
             assert await client.recv_exactly(13) == b"NEWSMOREafter"
@@ -347,9 +340,9 @@ async def test_a_broadcast_just_before_starttls_is_sent_whole_or_dropped(
         await sock.starttls(server_tls)
         await sock.send(b"secret")
 
-    async with serving(handler) as server, connected(server) as client:
+    async with serving(handler) as s, await s.connect() as client:
         await trio.testing.wait_all_tasks_blocked()
-        async with broadcasting(server, b"NEWS") as delivered:
+        async with broadcasting(s.server, b"NEWS") as delivered:
             assert await client.recv_exactly(len(reply)) == reply
             # The broadcast is sent whole before starttls begins, or not at all.
             news = await client.peek()
@@ -369,7 +362,7 @@ async def test_a_broadcast_overtaken_by_starttls_is_dropped(
         async with trio.open_nursery() as inner:
 
             async def broadcast() -> None:
-                delivered.append(await server.broadcast(b"NEWS"))
+                delivered.append(await s.server.broadcast(b"NEWS"))
 
             async with sock._connection.sending:
                 inner.start_soon(broadcast)
@@ -377,7 +370,7 @@ async def test_a_broadcast_overtaken_by_starttls_is_dropped(
             await sock.starttls(server_tls)  # before the broadcast's task runs
         await sock.recv()
 
-    async with serving(handler) as server:
-        async with await connect(server) as client:
+    async with serving(handler) as s:
+        async with await s.connect() as client:
             await client.starttls(client_tls)
     assert delivered == [0]

@@ -11,10 +11,9 @@ import pytest
 import trio
 
 import trisock
-from helpers.pairs import all_served, closing
-from helpers.server import connected, logged, serving
-from helpers.serving import connect
+from helpers.server import bound, connect, connected, logged
 from trisock import Socket
+from trisock.testing import serving
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup, ExceptionGroup
@@ -29,7 +28,7 @@ async def test_a_handlers_exception_is_logged_and_the_server_continues(
             raise ValueError("the fault")
         await sock.send(b"fine")
 
-    async with serving(handler) as server:
+    async with bound(handler) as server:
         async with await connect(server) as client:
             await client.send(b"fail")
             assert await client.recv() == b"an answer before the fault"
@@ -55,7 +54,7 @@ async def test_an_exception_group_is_logged_once(log: pytest.LogCaptureFixture) 
             nursery.start_soon(fail, ValueError("one"))
             nursery.start_soon(fail, KeyError("two"))
 
-    async with serving(handler) as server, await connect(server) as client:
+    async with bound(handler) as server, await connect(server) as client:
         assert await client.recv() == b""
     assert server.stats().handler_errors == 1
     (record,) = logged(log, logging.ERROR)
@@ -125,11 +124,9 @@ async def test_a_vanished_peer_is_logged_without_a_traceback(
         else:
             await sock.recv()
 
-    async with serving(handler) as server:
-        async with connected(server):
-            pass
-        await all_served(server, 1)
-    assert server.stats() == trisock.ServerStats(accepted=1, peer_errors=1)
+    async with serving(handler) as s:
+        (await s.connect()).abort()
+    assert s.server.stats() == trisock.ServerStats(accepted=1, peer_errors=1)
     assert not logged(log, logging.WARNING)
     assert any("closed the connection with" in each.getMessage() for each in log.records)
 
@@ -147,7 +144,7 @@ async def use_the_socket_after_a_close(sock: Socket) -> None:
 async def test_an_error_not_caused_by_the_peer_is_logged(
     handler: Callable[[Socket], Awaitable[None]], log: pytest.LogCaptureFixture
 ) -> None:
-    async with serving(handler) as server, await connect(server) as client:
+    async with bound(handler) as server, await connect(server) as client:
         assert await client.recv() == b""
     assert server.stats() == trisock.ServerStats(accepted=1, handler_errors=1)
     assert logged(log, logging.ERROR)
@@ -157,9 +154,9 @@ async def test_a_handler_may_close_its_socket_itself() -> None:
     async def handler(sock: Socket) -> None:
         await sock.close()
 
-    async with serving(handler) as server, await connect(server) as client:
+    async with serving(handler) as s, await s.connect() as client:
         assert await client.recv() == b""
-    assert server.stats() == trisock.ServerStats(accepted=1)
+    assert s.server.stats() == trisock.ServerStats(accepted=1)
 
 
 async def send_forever(sock: Socket) -> None:
@@ -175,12 +172,12 @@ async def test_a_reset_seen_by_two_tasks_is_logged_without_traceback(
             inner.start_soon(sock.recv)
             inner.start_soon(send_forever, sock)
 
-    async with serving(handler) as server:
+    async with serving(handler) as s:
         for _ in range(10):
-            async with closing(client := await connect(server)):
-                await client.recv()
-        await all_served(server, 10)
-    assert server.stats() == trisock.ServerStats(accepted=10, peer_errors=10)
+            client = await s.connect()
+            await client.recv()
+            client.abort()
+    assert s.server.stats() == trisock.ServerStats(accepted=10, peer_errors=10)
     assert not logged(log, logging.WARNING)
 
 
@@ -190,8 +187,8 @@ async def test_send_eof_to_a_vanished_peer_fails_only_that_connection() -> None:
             await send_forever(sock)
         await sock.send_eof()
 
-    async with serving(handler) as server:
-        async with closing(client := await connect(server)):
-            await client.recv()
-        await all_served(server, 1)
-    assert server.stats() == trisock.ServerStats(accepted=1, peer_errors=1)
+    async with serving(handler) as s:
+        client = await s.connect()
+        await client.recv()
+        client.abort()
+    assert s.server.stats() == trisock.ServerStats(accepted=1, peer_errors=1)

@@ -13,20 +13,20 @@ import trio.testing
 
 import trisock
 from helpers.failures import few_descriptors, reset_in_the_backlog
-from helpers.pairs import all_served, closing
-from helpers.server import logged, serving
-from helpers.serving import chat, connect, echo
+from helpers.pairs import all_served
+from helpers.server import bound, chat, connect, echo, logged
 from trisock import ClientTLS, ServerTLS, Socket
 from trisock._net.connection import Connection
+from trisock.testing import serving
 
 
 async def test_connections_over_max_connections_stay_in_the_backlog() -> None:
-    async with serving(chat, max_connections=2) as server:
-        clients = [await connect(server) for _ in range(3)]
+    async with serving(chat, max_connections=2) as s:
+        clients = [await s.connect() for _ in range(3)]
         for client in clients[:2]:
             assert await client.recv() == b"hi\n"
         await trio.testing.wait_all_tasks_blocked()
-        assert server.stats().accepted == 2
+        assert s.server.stats().accepted == 2
         assert await clients[2].peek() is None
         await clients[0].close()
         assert await clients[2].recv() == b"hi\n"
@@ -34,7 +34,7 @@ async def test_connections_over_max_connections_stay_in_the_backlog() -> None:
             await client.close()
         # Both connection slots are still usable.
         for _ in range(5):
-            pair = [await connect(server), await connect(server)]
+            pair = [await s.connect(), await s.connect()]
             for client in pair:
                 assert await client.recv() == b"hi\n"
                 client.abort()
@@ -45,15 +45,14 @@ async def test_a_full_server_leaves_connections_to_other_processes() -> None:
     listening = socket.create_server(("127.0.0.1", 0))
     async with (
         trisock.Listener([listening.dup()]) as other,
-        serving(chat, trisock.Listener([listening]), max_connections=1) as server,
+        serving(chat, port_or_listener=trisock.Listener([listening]), max_connections=1) as s,
     ):
-        first = await connect(server)
+        first = await s.connect()
         assert await first.recv() == b"hi\n"
-        second = await connect(server)
+        await s.connect()
         await trio.testing.wait_all_tasks_blocked()
         assert other.hasconnection()
-        async with closing(first, second, await other.accept()):
-            server.stop()
+        (await other.accept()).abort()
 
 
 async def test_the_number_of_closing_connections_without_a_slot_is_bounded() -> None:
@@ -66,34 +65,32 @@ async def test_the_number_of_closing_connections_without_a_slot_is_bounded() -> 
         await trio.lowlevel.wait_readable(sock.fileno())
         await sock.send(b"bye")
 
-    async with serving(handler, max_connections=1) as server:
-        first = await connect(server)
+    async with serving(handler, max_connections=1) as s:
+        first = await s.connect()
         await first.send(b"unread: the close has to linger")
         assert await first.recv() == b"bye"
-        second, third = await connect(server), await connect(server)
-        async with closing(second, third):
-            await second.send(b"unread")
-            assert await second.recv() == b"bye"
-            await third.send(b"unread")
-            await trio.testing.wait_all_tasks_blocked()
-            assert server.stats().accepted == 2
-            await first.close()
-            assert await third.recv() == b"bye"
+        second, third = await s.connect(), await s.connect()
+        await second.send(b"unread")
+        assert await second.recv() == b"bye"
+        await third.send(b"unread")
+        await trio.testing.wait_all_tasks_blocked()
+        assert s.server.stats().accepted == 2
+        await first.close()
+        assert await third.recv() == b"bye"
 
 
 async def test_a_handshake_occupies_a_connection_slot(
     client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
-    async with serving(chat, tls=server_tls, max_connections=1) as server:
-        silent, second = await connect(server), await connect(server)
-        async with closing(silent, second):
-            while not server.stats().active:
-                await trio.lowlevel.checkpoint()
-            await trio.testing.wait_all_tasks_blocked()
-            assert server.stats().accepted == 1
-            silent.abort()
-            await second.starttls(client_tls)
-            assert await second.recv() == b"hi\n"
+    async with serving(chat, tls=server_tls, max_connections=1) as s:
+        silent, second = await s.connect(tls=None), await s.connect(tls=None)
+        while not s.server.stats().active:
+            await trio.lowlevel.checkpoint()
+        await trio.testing.wait_all_tasks_blocked()
+        assert s.server.stats().accepted == 1
+        silent.abort()
+        await second.starttls(client_tls)
+        assert await second.recv() == b"hi\n"
 
 
 async def test_a_failed_handshake_frees_its_slot_before_the_connection_closes(
@@ -102,13 +99,13 @@ async def test_a_failed_handshake_frees_its_slot_before_the_connection_closes(
     active: list[int] = []
 
     async def handler(sock: Socket) -> None:
-        active.append(server.stats().active)
+        active.append(s.server.stats().active)
         await sock.send(b"hi\n")
 
-    async with serving(handler, tls=server_tls, max_connections=1) as server:
-        async with await connect(server) as plain, await connect(server) as second:
+    async with serving(handler, tls=server_tls, max_connections=1) as s:
+        async with await s.connect(tls=None) as plain, await s.connect(tls=None) as second:
             await plain.send(b"GET / HTTP/1.1\r\n\r\n" + bytes(200_000))
-            while not server.stats().failed_handshakes:
+            while not s.server.stats().failed_handshakes:
                 await trio.lowlevel.checkpoint()
             await second.starttls(client_tls)
             assert await second.recv() == b"hi\n"
@@ -120,7 +117,7 @@ async def test_a_failed_handshake_frees_its_slot_before_the_connection_closes(
 async def test_a_server_survives_running_out_of_descriptors(
     limit: int | None, log: pytest.LogCaptureFixture, autojump_clock: trio.testing.MockClock
 ) -> None:
-    async with serving(echo, host="127.0.0.1", max_connections=limit) as server:
+    async with bound(echo, host="127.0.0.1", max_connections=limit) as server:
         clients = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(10)]
         with few_descriptors(5):
             while not any("EMFILE" in each.getMessage() for each in log.records):
@@ -139,12 +136,12 @@ async def test_a_full_backlog_does_not_starve_other_tasks() -> None:
     accepted = []
 
     async def handler(_: Socket) -> None:
-        accepted.append(server.stats().accepted)
+        accepted.append(s.server.stats().accepted)
 
     listener = await trisock.listen(0, host="127.0.0.1")
     clients = [socket.create_connection(("127.0.0.1", listener.port)) for _ in range(200)]
-    async with serving(handler, listener) as server:
-        await all_served(server, 200)
+    async with serving(handler, port_or_listener=listener) as s:
+        await all_served(s.server, 200)
         for client in clients:
             client.close()
     assert min(accepted) <= 64 < max(accepted) == 200
@@ -154,11 +151,11 @@ async def test_a_server_survives_connections_that_die_before_accept() -> None:
     listener = await trisock.listen(0, host="127.0.0.1")
     for _ in range(3):
         reset_in_the_backlog(listener.port)
-    async with serving(echo, listener, max_connections=1) as server:
-        async with await connect(server) as client:
+    async with serving(echo, port_or_listener=listener, max_connections=1) as s:
+        async with await s.connect() as client:
             await client.send(b"hello")
             assert await client.recv() == b"hello"
-        assert server.stats().dropped == 3
+        assert s.server.stats().dropped == 3
 
 
 async def test_an_unexpected_error_of_accept_ends_the_server(
@@ -190,7 +187,7 @@ async def test_a_failed_accept_frees_its_connection_slot(
 
     monkeypatch.setattr(listening, "accept_from", accept)
     async with (
-        serving(chat, listener, max_connections=1) as server,
+        bound(chat, listener, max_connections=1) as server,
         await connect(server) as client,
     ):
         assert await client.recv() == b"hi\n"

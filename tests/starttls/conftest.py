@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from helpers.pairs import closing, pair
-from trisock import ClientTLS, ServerTLS, Socket
+from helpers.pairs import closing
+from trisock import Socket
+from trisock.testing import socket_pair
 
 
 @pytest.fixture
@@ -17,9 +18,7 @@ def layer() -> str:
 
 
 @pytest.fixture
-async def ends(
-    layer: str, client_tls: ClientTLS, server_tls: ServerTLS
-) -> AsyncIterator[tuple[Socket, Socket]]:
-    a, b = await pair(layer, client_tls, server_tls)
+async def ends(layer: str) -> AsyncIterator[tuple[Socket, Socket]]:
+    a, b = await socket_pair(tls=layer == "tls")
     async with closing(a, b):
         yield a, b

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import hashlib
 import os
 import re
@@ -14,12 +13,12 @@ import pytest
 import trio
 import trio.testing
 
-from helpers.authority import Authority, certificate
 from helpers.client_hellos import records_of
-from helpers.pairs import RESET, closing, raw_pair, tcp_pair, unix_pair
+from helpers.pairs import RESET, closing, raw_pair, unix_pair
 from helpers.raw_tls import RawTLS, raw_client_context, upgrade, visit
 from trisock import Certificate, ClientTLS, ServerTLS, Socket, TLSError, TLSInfo
 from trisock._errors import describe_ssl_error
+from trisock.testing import Authority, socket_pair
 
 
 @pytest.fixture
@@ -38,7 +37,7 @@ async def failing_handshake(
 
     Return each end and its error. The server's error may be ``None``.
     """
-    client, server = await tcp_pair()
+    client, server = await socket_pair()
     errors: dict[str, TLSError] = {}
 
     async def run(name: str, sock: Socket, tls: object) -> None:
@@ -52,11 +51,6 @@ async def failing_handshake(
         nursery.start_soon(run, "server", server, server_tls)
         await run("client", client, client_tls)
     return client, errors["client"], server, errors.get("server")
-
-
-def expired(authority: Authority) -> Certificate:
-    past = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=1)
-    return certificate(authority.ca.issue_cert("example.org", not_after=past))
 
 
 @pytest.mark.parametrize(
@@ -78,16 +72,16 @@ async def test_a_bad_certificate_fails_the_handshake_at_both_ends(
     authority: Authority,
     other_authority: Authority,
 ) -> None:
-    good = authority.issue("example.org")
-    root = other_authority.ca
+    good = authority.certificate("example.org")
+    root = other_authority._ca
     client_tls, server_certificate = {
-        "another name": (ClientTLS("example.net", ca=authority.pem), good),
-        "another address": (ClientTLS("127.0.0.1", ca=authority.pem), good),
-        "another authority": (ClientTLS("example.org", ca=other_authority.pem), good),
+        "another name": (authority.client_tls("example.net"), good),
+        "another address": (authority.client_tls("127.0.0.1"), good),
+        "another authority": (other_authority.client_tls("example.org"), good),
         "not in the trust store": (ClientTLS("example.org"), good),
-        "expired": (ClientTLS("example.org", ca=authority.pem), expired(authority)),
+        "expired": (authority.client_tls("example.org"), authority.expired("example.org")),
         "self-signed": (
-            ClientTLS("localhost", ca=authority.pem),
+            authority.client_tls("localhost"),
             Certificate(root.cert_pem.bytes(), root.private_key_pem.bytes()),
         ),
     }[why]
@@ -113,7 +107,7 @@ async def test_a_handshake_without_a_common_version_fails(
 ) -> None:
     new = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     new.minimum_version = ssl.TLSVersion.TLSv1_3
-    authority.issue("example.org").load_into(new)
+    authority.certificate("example.org").load_into(new)
 
     async def server_side() -> None:
         with pytest.raises(TLSError, match="no TLS version that we accept"):
@@ -128,7 +122,7 @@ async def test_a_handshake_without_a_common_version_fails(
 
 
 async def test_tls_before_1_2_is_disabled(authority: Authority, server_tls: ServerTLS) -> None:
-    for context in (server_tls._context(), ClientTLS("example.org", ca=authority.pem)._context()):
+    for context in (server_tls._context(), authority.client_tls("example.org")._context()):
         assert context.minimum_version == ssl.TLSVersion.TLSv1_2
 
 
@@ -301,8 +295,8 @@ async def test_alpn_chooses_a_common_protocol(
     b: Socket,
     authority: Authority,
 ) -> None:
-    client_tls = ClientTLS("example.org", ca=authority.pem, alpn_protocols=client)
-    certificate = authority.issue("example.org")
+    client_tls = authority.client_tls("example.org", alpn_protocols=client)
+    certificate = authority.certificate("example.org")
     server_tls = ServerTLS(certificate, alpn_protocols=server, require_alpn=required)
     infos = await upgrade(a, client_tls, b, server_tls)
     assert [info.alpn_protocol for info in infos] == [chosen, chosen]
@@ -312,8 +306,8 @@ async def test_alpn_chooses_a_common_protocol(
 async def test_a_handshake_fails_without_a_required_alpn_protocol(
     protocols: list[str], a: Socket, b: Socket, authority: Authority
 ) -> None:
-    client_tls = ClientTLS("example.org", ca=authority.pem, alpn_protocols=protocols)
-    strict = ServerTLS(authority.issue("example.org"), alpn_protocols=["h2"], require_alpn=True)
+    client_tls = authority.client_tls("example.org", alpn_protocols=protocols)
+    strict = authority.server_tls("example.org", alpn_protocols=["h2"], require_alpn=True)
     with pytest.RaisesGroup(
         pytest.RaisesExc(TLSError, match="shares no ALPN protocol"), flatten_subgroups=True
     ):
@@ -337,8 +331,8 @@ async def test_client_certificates_are_requested_for_every_server_name(
     other_authority: Authority,
 ) -> None:
     server_tls = ServerTLS(
-        [authority.issue("example.org"), authority.issue("second.example")],
-        client_ca=authority.pem,
+        [authority.certificate("example.org"), authority.certificate("second.example")],
+        client_ca=authority.ca,
         require_client_certificate=required,
         alpn_protocols=["x"] if required else [],
     )
@@ -346,10 +340,10 @@ async def test_client_certificates_are_requested_for_every_server_name(
     context.set_alpn_protocols(["x"])
     if sent != "none":
         issuer = authority if sent == "good" else other_authority
-        issuer.issue("client@example.org").load_into(context)
+        issuer.certificate("client@example.org").load_into(context)
     works = sent == "good" or (sent == "none" and not required)
     server_error: TLSError | None = None
-    a, b = await tcp_pair()
+    a, b = await socket_pair()
 
     async def server_side() -> None:
         nonlocal server_error
@@ -385,8 +379,8 @@ async def test_client_certificates_are_requested_for_every_server_name(
 
 @pytest.fixture
 def strict_server_tls(authority: Authority) -> ServerTLS:
-    return ServerTLS(
-        authority.issue("example.org"), client_ca=authority.pem, require_client_certificate=True
+    return authority.server_tls(
+        "example.org", client_ca=authority.ca, require_client_certificate=True
     )
 
 
@@ -417,8 +411,8 @@ async def test_a_client_that_only_sends_learns_why_it_was_refused(
 async def test_client_tls_sends_its_certificate(
     a: Socket, b: Socket, authority: Authority, strict_server_tls: ServerTLS
 ) -> None:
-    certificate = authority.issue("client@example.org")
-    client_tls = ClientTLS("example.org", ca=authority.pem, certificate=certificate)
+    certificate = authority.certificate("client@example.org")
+    client_tls = authority.client_tls("example.org", certificate=certificate)
     _, info = await upgrade(a, client_tls, b, strict_server_tls)
     assert info.peer_certificate
 

@@ -9,10 +9,10 @@ import pytest
 import trio
 import trio.testing
 
-import trisock
 from helpers.pairs import clog, closing, unix_pair
 from helpers.reads import READS
 from trisock import ClientTLS, Frames, Lines, ServerTLS, Socket, TLSError
+from trisock.testing import serving
 
 # More bytes than the kernel can hold: the broadcast ends only after the client reads them.
 BROADCAST_SIZE = 8_000_000
@@ -63,16 +63,15 @@ async def handler_behind_a_broadcast(
         ready.set()
         await trio.sleep_forever()
 
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, handler, host="127.0.0.1", tls=server_tls)
-        client = await trisock.connect("127.0.0.1", server.port, tls=client_tls)
-        async with closing(client):
-            await client.send(text)
-            await ready.wait()
-            nursery.start_soon(server.broadcast, bytes(BROADCAST_SIZE))
-            await trio.testing.wait_all_tasks_blocked(0.01)
-            yield sock, items, client
+    async with serving(handler, tls=server_tls) as s, trio.open_nursery() as nursery:
+        client = await s.connect(tls=client_tls)
+        await client.send(text)
+        await ready.wait()
+        nursery.start_soon(s.server.broadcast, bytes(BROADCAST_SIZE))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        yield sock, items, client
         nursery.cancel_scope.cancel()
+        s.server.stop(grace=0)
 
 
 @pytest.mark.parametrize("change", ["starttls", "stoptls"])

@@ -10,12 +10,12 @@ import trio
 import trio.testing
 
 import trisock
-from helpers.authority import Authority
 from helpers.blocked import cancel_when_blocked
-from helpers.pairs import closing, raw_pair, tcp_pair
+from helpers.pairs import closing, raw_pair
 from helpers.raw_tls import RawTLS, raw_client_context, upgrade
 from helpers.reads import READS
 from trisock import ClientTLS, ServerTLS, Socket, TLSError
+from trisock.testing import Authority, socket_pair
 
 # ---- encrypted conversations ----
 
@@ -199,7 +199,7 @@ async def test_a_context_that_fails_leaves_the_connection_unchanged(a: Socket) -
 async def test_a_wrong_argument_leaves_the_connection_unchanged(
     a: Socket, b: Socket, authority: Authority, client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
-    good = authority.issue("example.org")
+    good = authority.certificate("example.org")
     a.unrecv(b"early")
     no_check = ssl.create_default_context()
     for tls, options, error, words in [
@@ -212,7 +212,7 @@ async def test_a_wrong_argument_leaves_the_connection_unchanged(
         (["example.org"], {}, TypeError, "not a str"),
         ([{"chain": "x"}], {}, ValueError, "it lacks private_key"),
         ([{"chain": "x", "private_key": "y"}], {}, ValueError, "not PEM"),
-        (ClientTLS(ca=authority.pem), {"server_hostname": 1}, TypeError, "must be a str"),
+        (ClientTLS(ca=authority.ca), {"server_hostname": 1}, TypeError, "must be a str"),
         (
             [good],
             {"server_hostname": "example.org"},
@@ -228,7 +228,7 @@ async def test_a_wrong_argument_leaves_the_connection_unchanged(
         with pytest.raises(error, match=words):
             await a.starttls(tls, **options)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="needs the server's name"):
-        await b.starttls(ClientTLS(ca=authority.pem))
+        await b.starttls(ClientTLS(ca=authority.ca))
     with pytest.raises(ValueError, match="server_hostname is needed"):
         await b.starttls(no_check)
     with pytest.raises(RuntimeError, match="not using TLS"):
@@ -247,14 +247,14 @@ async def test_the_most_specific_name_is_verified(
     """The name in ``tls`` overrides the connected host. ``server_hostname`` overrides both."""
     context = raw_client_context(authority)
     for tls, name_given, verified in [
-        (ClientTLS(ca=authority.pem), None, "127.0.0.1"),  # the host given to connect
-        (ClientTLS("example.org", ca=authority.pem), None, "example.org"),
-        (ClientTLS("example.net", ca=authority.pem), "localhost", "localhost"),
-        (ClientTLS("example.org.", ca=authority.pem), None, "example.org"),
+        (ClientTLS(ca=authority.ca), None, "127.0.0.1"),  # the host given to connect
+        (authority.client_tls("example.org"), None, "example.org"),
+        (authority.client_tls("example.net"), "localhost", "localhost"),
+        (authority.client_tls("example.org."), None, "example.org"),
         (context, None, "127.0.0.1"),
         (context, "localhost", "localhost"),
     ]:
-        a, b = await tcp_pair()
+        a, b = await socket_pair()
         async with closing(a, b), trio.open_nursery() as nursery:
             nursery.start_soon(b.starttls, server_tls)
             info = await a.starttls(tls, server_hostname=name_given)
@@ -265,20 +265,20 @@ async def test_the_most_specific_name_is_verified(
 async def test_an_international_name_is_verified_in_its_ascii_form(
     a: Socket, b: Socket, authority: Authority
 ) -> None:
-    role = ClientTLS("faß.de", ca=authority.pem)
-    infos = await upgrade(a, role, b, [authority.issue("xn--fa-hia.de")])
+    role = authority.client_tls("faß.de")
+    infos = await upgrade(a, role, b, [authority.certificate("xn--fa-hia.de")])
     assert [info.server_hostname for info in infos] == ["xn--fa-hia.de", "xn--fa-hia.de"]
 
 
 async def test_an_ssl_context_works_in_either_role(authority: Authority) -> None:
     client_context = raw_client_context(authority)
     server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue("127.0.0.1").load_into(server_context)
-    a, b = await tcp_pair()
+    authority.certificate("127.0.0.1").load_into(server_context)
+    a, b = await socket_pair()
     async with closing(a, b):
         infos = await upgrade(a, client_context, b, server_context)
         assert [info.server_hostname for info in infos] == ["127.0.0.1", None]
-    a, b = await tcp_pair()
+    a, b = await socket_pair()
     async with closing(a, b), trio.open_nursery() as nursery:
         nursery.start_soon(a.starttls, server_context)  # the side that connected is the TLS server
         info = await b.starttls(client_context, server_hostname="127.0.0.1")
@@ -291,7 +291,7 @@ async def test_a_context_for_both_roles_takes_the_sockets_role(
     a: Socket, b: Socket, authority: Authority
 ) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS)
-    authority.issue("127.0.0.1").load_into(context)
+    authority.certificate("127.0.0.1").load_into(context)
     infos = await upgrade(a, context, b, context)
     assert infos[0].peer_certificate
 
@@ -302,7 +302,7 @@ async def test_without_verification_any_certificate_is_accepted(
     name: str | None, a: Socket, b: Socket, authority: Authority
 ) -> None:
     role = ClientTLS(name, verify=False)
-    info, _ = await upgrade(a, role, b, [authority.issue("example.org")])
+    info, _ = await upgrade(a, role, b, [authority.certificate("example.org")])
     assert info.peer_certificate
 
 

@@ -11,10 +11,10 @@ import pytest
 import trio
 import trio.testing
 
-from helpers.authority import Authority
 from helpers.pairs import RESET, closing, raw_pair
 from helpers.raw_tls import RawTLS, raw_client_context, tls_server_and_raw_client
 from trisock import ServerTLS, Socket, TLSError
+from trisock.testing import Authority
 
 
 async def test_stoptls_is_refused_while_decrypted_bytes_are_unread(a: Socket, b: Socket) -> None:

@@ -8,11 +8,11 @@ import pytest
 import trio
 import trio.testing
 
-from helpers.authority import Authority
-from helpers.pairs import closing, tcp_pair
+from helpers.pairs import closing
 from helpers.raw_tls import raw_client_context
 from trisock import ClientTLS, ServerTLS, Socket, TLSError
 from trisock._net import syscalls as _syscalls
+from trisock.testing import Authority, socket_pair
 
 # The size of a record with one byte of data: header, data, type and tag (RFC 8446, section 5.2).
 RECORD_OF_ONE_BYTE = 5 + 1 + 1 + 16
@@ -67,7 +67,7 @@ async def test_eof_without_close_notify_raises_tls_error(
     context = raw_client_context(authority)
     if ignored_by_context:
         context.options |= getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 1 << 7)
-    a, b = await tcp_pair()
+    a, b = await socket_pair()
     async with closing(a, b):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(b.starttls, server_tls)
@@ -85,7 +85,7 @@ async def test_eof_without_close_notify_raises_tls_error(
 async def https_compatible_pair(
     client_tls: ClientTLS, server_tls: ServerTLS, *, client_too: bool
 ) -> tuple[Socket, Socket]:
-    a, b = await tcp_pair()
+    a, b = await socket_pair()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(lambda: b.starttls(server_tls, https_compatible=True))
         await a.starttls(client_tls, https_compatible=client_too)

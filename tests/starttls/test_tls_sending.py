@@ -8,10 +8,10 @@ import pytest
 import trio
 import trio.testing
 
-from helpers.authority import Authority
-from helpers.pairs import closing, small_pair, tls_pair
-from helpers.raw_tls import raw_client_context
+from helpers.pairs import closing, unix_pair
+from helpers.raw_tls import raw_client_context, upgrade
 from trisock import ClientTLS, ServerTLS, Socket, TLSError
+from trisock.testing import Authority, socket_pair
 
 
 async def cancel_while_blocked(sock: Socket, data: bytes) -> None:
@@ -48,8 +48,9 @@ async def test_starttls_fails_after_a_cancelled_send(a: Socket, client_tls: Clie
 async def test_a_tls_send_cancelled_before_its_first_byte_changes_nothing(
     client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
-    a, b = await small_pair("tls", client_tls, server_tls)
+    a, b = unix_pair()
     async with closing(a, b):
+        await upgrade(a, client_tls, b, server_tls)
         sent = 0
         while a._connection.transport.writable_now():
             await a.send(b"x" * 1000)
@@ -100,8 +101,9 @@ async def test_a_cancelled_short_tls_send_sends_all_or_nothing(
 ) -> None:
     context = raw_client_context(authority, version)
     context.check_hostname = False
-    a, b = await tls_pair(context, server_tls)
+    a, b = await socket_pair()
     async with closing(a, b):
+        await upgrade(a, context, b, server_tls)
         sent = False
         async with trio.open_nursery() as nursery:
 

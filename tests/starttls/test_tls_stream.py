@@ -9,11 +9,12 @@ import pytest
 import trio
 import trio.testing
 
-from helpers.pairs import closing, tcp_pair
+from helpers.pairs import closing
 from trisock import ClientTLS, ServerTLS, Socket, TLSError, _fork
 from trisock._net import connection as _connection
 from trisock._net.tls_stream import SendState, TLSStream
 from trisock._tls import engine as engine_module
+from trisock.testing import socket_pair
 
 
 @pytest.fixture
@@ -130,7 +131,7 @@ async def test_an_unreadable_certificate_of_a_resumed_session_raises_tls_error(
 
     monkeypatch.setattr(ssl.SSLObject, "session_reused", property(lambda self: True))
     monkeypatch.setattr(engine_module, "has_expired", unreadable)
-    a, b = await tcp_pair()
+    a, b = await socket_pair()
     async with closing(a, b), trio.open_nursery() as nursery:
 
         async def serve() -> None:

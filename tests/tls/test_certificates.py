@@ -19,16 +19,16 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import dsa
 
-from helpers.authority import Authority
 from helpers.certificates import CertificateAuthority
 from helpers.client_hellos import hello_for
 from helpers.flights import certificates_in, flight_for
 from helpers.odd_certificates import BAD_CHAINS, KEY, SERIAL_0, self_signed
-from helpers.pairs import closing, tcp_pair
+from helpers.pairs import closing
 from helpers.pem import chains_and_keys, encoded, encrypted, pems
 from helpers.sni import client_info, names_of, trusting
 from trisock import Certificate, ClientTLS, ServerTLS
 from trisock._tls import certificate as loading
+from trisock.testing import Authority, socket_pair
 
 KEY_PEM = encoded(KEY)
 
@@ -88,14 +88,14 @@ AROUND = {
 @pytest.mark.parametrize("around", AROUND.values(), ids=AROUND)
 async def test_text_outside_the_pem_blocks_is_ignored(around: bytes, authority: Authority) -> None:
     chain, key = pems(authority, "example.org")
-    ca = around + authority.pem + around + authority.pem + around
+    ca = around + authority.ca + around + authority.ca + around
     odd = Certificate(around + chain + around, around + key + around)
     assert odd == Certificate(chain, key)
     info = await client_info(ServerTLS(odd, client_ca=ca), "example.org", trusting(authority))
     assert names_of(info) == ["example.org"]
     client = ClientTLS("example.org", ca=ca, certificate=odd)
-    assert client == ClientTLS("example.org", ca=authority.pem, certificate=odd)
-    a, b = await tcp_pair()
+    assert client == ClientTLS("example.org", ca=authority.ca, certificate=odd)
+    a, b = await socket_pair()
     async with closing(a, b), trio.open_nursery() as nursery:
         nursery.start_soon(b.starttls, odd)
         await a.starttls(client)
@@ -108,7 +108,7 @@ def test_any_line_ending_is_accepted(ending: bytes, authority: Authority) -> Non
     odd = Certificate(chain.replace(b"\n", ending), secret.replace(b"\n", ending), "secret")
     assert odd.names == ("example.org",)
     assert ServerTLS(odd)
-    assert ClientTLS("example.org", ca=authority.pem.replace(b"\n", ending))
+    assert ClientTLS("example.org", ca=authority.ca.replace(b"\n", ending))
 
 
 async def test_each_certificate_of_a_chain_is_sent_once(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ async def test_an_ed25519_key_is_accepted(authority: Authority) -> None:
     context = trusting(authority)
     context.verify_mode = ssl.CERT_NONE
     info = await client_info(
-        [authority.issue("first.example"), certificate], "example.org", context
+        [authority.certificate("first.example"), certificate], "example.org", context
     )
     assert info.peer_certificate == ssl.PEM_cert_to_DER_cert(chains[3].decode())
     with pytest.raises(ValueError, match="signature"):
@@ -161,7 +161,7 @@ def test_a_certificate_without_dns_names_uses_its_common_name() -> None:
 
 
 def test_a_certificate_is_immutable(authority: Authority) -> None:
-    certificate = authority.issue("localhost")
+    certificate = authority.certificate("localhost")
     with pytest.raises(AttributeError, match="cannot be changed"):
         certificate.names = ("another.example",)
     with pytest.raises(AttributeError, match="cannot be changed"):
@@ -243,8 +243,8 @@ def test_a_path_that_is_too_long_is_not_quoted() -> None:
 def test_no_repr_shows_a_key(authority: Authority) -> None:
     chain, key = pems(authority, "example.org", "example.net")
     certificate = Certificate(chain, key, "hunter2")
-    role = ServerTLS(certificate, client_ca=authority.pem)
-    client = ClientTLS("example.org", ca=authority.pem, certificate=certificate)
+    role = ServerTLS(certificate, client_ca=authority.ca)
+    client = ClientTLS("example.org", ca=authority.ca, certificate=certificate)
     secret_line = key.decode().splitlines()[1]
     for thing in (certificate, role, client, [certificate], str(certificate)):
         assert secret_line not in repr(thing)
@@ -354,7 +354,7 @@ print(os.listdir("/tmp" if sys.argv[2] == "chroot" else sys.argv[3]))
 def test_certificates_work_without_proc_and_memfd(
     how: str, authority: Authority, tmp_path: Path
 ) -> None:
-    good = authority.issue("example.org")
+    good = authority.certificate("example.org")
     (tmp_path / "both.pem").write_bytes(good._chain + good._private_key)
     (tmp_path / "root" / "tmp").mkdir(parents=True)
     root = tmp_path / "root" if how == "chroot" else tmp_path / "root" / "tmp"
@@ -374,7 +374,7 @@ def test_certificates_work_if_proc_cannot_be_opened(
         return real(path, flags, *args)
 
     monkeypatch.setattr(loading.os, "open", without_proc)
-    ServerTLS(authority.issue("localhost"))
+    ServerTLS(authority.certificate("localhost"))
 
 
 def test_an_error_says_that_no_file_can_be_created(
@@ -386,4 +386,4 @@ def test_an_error_says_that_no_file_can_be_created(
     monkeypatch.setattr(os, "memfd_create", refused)
     monkeypatch.setattr("tempfile.mkstemp", refused)
     with pytest.raises(PermissionError, match=r"OpenSSL reads certificates from files .* refused"):
-        authority.issue("example.org").load_into(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+        authority.certificate("example.org").load_into(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))

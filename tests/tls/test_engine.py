@@ -13,10 +13,10 @@ import pytest
 import trio
 
 import trisock
-from helpers.authority import Authority
 from trisock import Address, ClientTLS, ServerTLS, TLSError, TLSInfo
 from trisock._tls.engine import TRANSITIONS, TLSEngine, TLSState
 from trisock._tls.roles import resolve_role
+from trisock.testing import Authority, serving
 
 PEER = Address("192.0.2.1", 25)
 
@@ -186,7 +186,7 @@ def test_a_failed_engine_raises_a_fresh_copy_of_its_failure(
 def test_a_failed_handshake_names_the_peer_and_queues_an_alert(
     server_tls: ServerTLS, authority: Authority
 ) -> None:
-    client = Side(ClientTLS("other.example", ca=authority.pem), "client")
+    client = Side(authority.client_tls("other.example"), "client")
     server = Side(server_tls, "server")
     flight = server.handshake_step(client.handshake_step(b""))
     with pytest.raises(TLSError, match=r"TLS handshake with 'other\.example' \(192\.0\.2\.1:25\)"):
@@ -213,13 +213,11 @@ def test_SSLStream_uses_only_five_attributes_of_the_engine(  # noqa: N802
             await sock.send(await sock.recv())
             await sock.stoptls()
 
-        async with trio.open_nursery() as nursery:
-            server = await trisock.bind(nursery, 0, echo, host="127.0.0.1", tls=server_tls)
-            async with await trisock.connect("127.0.0.1", server.port, tls=client_tls) as sock:
-                await sock.send(b"x")
-                assert await sock.recv() == b"x"
-                await sock.stoptls()
-            server.stop()
+        async with serving(echo, tls=server_tls) as s:
+            sock = await s.connect()
+            await sock.send(b"x")
+            assert await sock.recv() == b"x"
+            await sock.stoptls()
 
     monkeypatch.setattr(TLSEngine, "__getattribute__", recorded)
     trio.run(main)

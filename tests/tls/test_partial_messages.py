@@ -10,11 +10,11 @@ import pytest
 import trio
 import trio.testing
 
-from helpers.authority import Authority
 from helpers.pairs import closing, raw_unix_pair
 from helpers.post_handshake import PostHandshakePeer, post_handshake_pair, start_until_blocked
 from helpers.raw_tls import RawTLS, raw_client_context
-from trisock import Certificate, ClientTLS, ServerTLS, Socket, TLSError
+from trisock import Certificate, ServerTLS, Socket, TLSError
+from trisock.testing import Authority
 
 
 class PartialTicketPeer(PostHandshakePeer):
@@ -35,10 +35,10 @@ async def partial_ticket_pair(
     authority: Authority, wide_certificate: Certificate, *, https_compatible: bool = False
 ) -> AsyncIterator[tuple[Socket, PartialTicketPeer]]:
     """Yield a TLS client and its server. The client has received half of a session ticket."""
-    server_tls = ServerTLS(
-        authority.issue("example.org"), client_ca=authority.pem, require_client_certificate=True
+    server_tls = authority.server_tls(
+        "example.org", client_ca=authority.ca, require_client_certificate=True
     )
-    client_tls = ClientTLS("example.org", ca=authority.pem, certificate=wide_certificate)
+    client_tls = authority.client_tls("example.org", certificate=wide_certificate)
     sock, raw = raw_unix_pair()
     peer = PartialTicketPeer(raw, server_tls._context(), server_side=True)
     with raw:

@@ -10,19 +10,19 @@ from pathlib import Path
 
 import pytest
 import trio
-import trustme
 from cryptography import x509
 
-from helpers.authority import Authority
+from helpers.authority import rsa_certificate
 from helpers.certificates import der
 from helpers.client_hellos import hello_for, in_records, records_of
 from helpers.flights import certificate_in, flight_for
-from helpers.pairs import closing, tcp_pair
+from helpers.pairs import closing
 from helpers.raw_tls import raw_client_context, visit
 from helpers.sni import client_info, names_of, trusting
 from trisock import Certificate, ServerTLS, TLSError, TLSInfo
 from trisock._tls import roles
 from trisock._tls.client_hello import ClientHello
+from trisock.testing import Authority, socket_pair
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def longest(hello: bytes) -> bytes:
 
 async def server_info(server_tls: object, name: str, context: ssl.SSLContext) -> TLSInfo:
     """Return the server's TLSInfo after a handshake with a client that requests ``name``."""
-    a, b = await tcp_pair()
+    a, b = await socket_pair()
     async with closing(a, b), trio.open_nursery() as nursery:
         nursery.start_soon(lambda: a.starttls(context, server_hostname=name))
         return await b.starttls(server_tls)  # type: ignore[arg-type]
@@ -82,7 +82,7 @@ async def server_info(server_tls: object, name: str, context: ssl.SSLContext) ->
 
 @pytest.fixture
 def two_certificates(authority: Authority) -> list[Certificate]:
-    return [authority.issue("first.example"), authority.issue("second.example")]
+    return [authority.certificate("first.example"), authority.certificate("second.example")]
 
 
 # ---- the selected certificate ----
@@ -90,10 +90,10 @@ def two_certificates(authority: Authority) -> list[Certificate]:
 
 async def test_sni_selects_the_certificate(authority: Authority) -> None:
     certificates = [
-        authority.issue("first.example"),
-        authority.issue("second.example", "*.wild.example"),
-        authority.issue("third.example", "exact.wild.example"),
-        authority.issue("*.only-wild.example"),
+        authority.certificate("first.example"),
+        authority.certificate("second.example", "*.wild.example"),
+        authority.certificate("third.example", "exact.wild.example"),
+        authority.certificate("*.only-wild.example"),
     ]
     context = trusting(authority)
     for name, expected in [
@@ -112,7 +112,10 @@ async def test_sni_selects_the_certificate(authority: Authority) -> None:
 
 
 async def test_a_certificate_selected_by_a_wildcard_is_verified(authority: Authority) -> None:
-    certificates = [authority.issue("first.example"), authority.issue("*.only-wild.example")]
+    certificates = [
+        authority.certificate("first.example"),
+        authority.certificate("*.only-wild.example"),
+    ]
     await client_info(certificates, "any.only-wild.example", raw_client_context(authority))
 
 
@@ -133,11 +136,11 @@ async def test_a_name_can_have_certificates_of_several_key_kinds(
 ) -> None:
     name = "several.example"
     certificates = [
-        authority.issue(name, key_type=trustme.KeyType.RSA),
-        authority.issue(name, key_type=trustme.KeyType.ECDSA),
+        rsa_certificate(authority, name),
+        authority.certificate(name),
     ]
     if position:  # the default certificate has another name, so the server has to use SNI
-        certificates.insert(0, authority.issue("first.example"))
+        certificates.insert(0, authority.certificate("first.example"))
     for key_kind, key_class in [("RSA", "RSA"), ("ECDSA", "EC")]:
         info = await client_info(certificates, requested, tls_1_2_context(authority, key_kind))
         assert info.peer_certificate is not None
@@ -149,9 +152,9 @@ async def test_a_name_can_have_certificates_of_several_key_kinds(
 async def test_a_wildcard_certificate_supplies_a_missing_key_kind(
     authority: Authority,
 ) -> None:
-    exact = authority.issue("www.example.org", key_type=trustme.KeyType.ECDSA)
-    wild = authority.issue("*.example.org", key_type=trustme.KeyType.RSA)
-    first = authority.issue("first.example")
+    exact = authority.certificate("www.example.org")
+    wild = rsa_certificate(authority, "*.example.org")
+    first = authority.certificate("first.example")
     for key_kind, name in [("RSA", "*.example.org"), ("ECDSA", "www.example.org")]:
         context = tls_1_2_context(authority, key_kind)
         info = await client_info([first, exact, wild], "www.example.org", context)
@@ -167,7 +170,7 @@ async def test_one_name_can_have_rsa_and_rsa_pss_certificates(
     command += ["-newkey", "rsa-pss", "-pkeyopt", "rsa_keygen_bits:2048"]
     subprocess.run([*command, "-keyout", key, "-out", chain], check=True, capture_output=True)
     certificates = [
-        authority.issue("example.org", key_type=trustme.KeyType.RSA),
+        rsa_certificate(authority, "example.org"),
         Certificate.from_files(chain, key),
     ]
     assert [each.key_kind for each in certificates] == ["RSA", "RSA-PSS"]
@@ -186,7 +189,7 @@ def test_the_shared_context_is_used_if_descriptors_run_out(
     authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     role = roles.resolve_role(
-        ServerTLS(authority.issue("localhost")),
+        authority.server_tls("localhost"),
         server_hostname=None,
         connected_host=None,
         side="server",
@@ -242,8 +245,8 @@ async def test_a_hello_can_span_several_records(
 async def test_server_hostname_is_the_name_that_the_client_sent(
     own_context: bool, version: str, authority: Authority
 ) -> None:
-    certificate = authority.issue("example.org")
-    role: object = ServerTLS([authority.issue("first.example"), certificate])
+    certificate = authority.certificate("example.org")
+    role: object = ServerTLS([authority.certificate("first.example"), certificate])
     if own_context:
         role = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         certificate.load_into(role)
@@ -261,7 +264,7 @@ async def test_server_hostname_is_the_name_that_the_client_sent(
 async def test_a_resumed_session_gets_the_newly_requested_server_hostname(
     authority: Authority,
 ) -> None:
-    role = ServerTLS(authority.issue("a.example", "b.example"))
+    role = authority.server_tls("a.example", "b.example")
     context = raw_client_context(authority, "TLSv1_2")
     session = None
     for name in ("a.example", "b.example"):
@@ -274,8 +277,8 @@ async def test_a_resumed_session_gets_the_newly_requested_server_hostname(
 async def test_an_sni_callback_of_the_callers_context_is_called(authority: Authority) -> None:
     requested = []
     first, second = (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) for _ in range(2))
-    authority.issue("first.example").load_into(first)
-    authority.issue("second.example").load_into(second)
+    authority.certificate("first.example").load_into(first)
+    authority.certificate("second.example").load_into(second)
 
     def choose(ssl_object: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
         requested.append(name)

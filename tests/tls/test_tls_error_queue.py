@@ -17,9 +17,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from helpers.authority import Authority
 from helpers.client_hellos import records_of
-from helpers.pairs import closing, raw_pair, tcp_pair, tls_pair
+from helpers.pairs import closing, raw_pair
 from helpers.raw_tls import (
     RawTLS,
     handshake,
@@ -28,6 +27,7 @@ from helpers.raw_tls import (
     upgrade,
 )
 from trisock import ClientTLS, ServerTLS
+from trisock.testing import Authority, socket_pair
 
 try:
     _openssl = ctypes.PyDLL(_ssl.__file__)
@@ -67,7 +67,7 @@ async def test_a_connection_survives_stray_errors_in_the_queue(
     version: str, authority: Authority, client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
     with leaving_errors():
-        client, server = await tcp_pair()
+        client, server = await socket_pair()
         client._connection.connected_host = "example.org"
         async with closing(client, server):
             for _ in range(2):
@@ -101,10 +101,8 @@ async def test_a_split_record_is_read_despite_a_stray_error(
             assert await sock.recv() == b"hello"
 
 
-async def test_a_connections_own_error_still_breaks_the_connection(
-    client_tls: ClientTLS, server_tls: ServerTLS
-) -> None:
-    client, server = await tls_pair(client_tls, server_tls)
+async def test_a_connections_own_error_still_breaks_the_connection() -> None:
+    client, server = await socket_pair(tls=True)
     async with closing(client, server):
         leave_an_error()
         await client.stream.send_all(b"\x17\x03\x03\0\x20" + bytes(32))
@@ -138,8 +136,8 @@ def issue(
 
 def client_with_a_bad_chain(authority: Authority, tmp_path: Path) -> ssl.SSLContext:
     """Return the context of a client that sends a good chain and one bad certificate."""
-    root = x509.load_pem_x509_certificate(authority.pem)
-    root_key = authority.ca._private_key
+    root = x509.load_pem_x509_certificate(authority.ca)
+    root_key = authority._ca._private_key
     intermediate, intermediate_key = issue("Middle", root.subject, root_key, is_ca=True, san=b"")
     bad, _ = issue("Middle", root.subject, root_key, is_ca=True, san=b"\x30\x03\x82\x05a")
     leaf, key = issue("client", intermediate.subject, intermediate_key, is_ca=False, san=b"")
@@ -148,14 +146,14 @@ def client_with_a_bad_chain(authority: Authority, tmp_path: Path) -> ssl.SSLCont
         b"".join(each.public_bytes(pem) for each in (leaf, bad, intermediate))
         + key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
-    context = ssl.create_default_context(cadata=authority.pem.decode())
+    context = ssl.create_default_context(cadata=authority.ca.decode())
     context.load_cert_chain(tmp_path / "chain.pem")
     return context
 
 
 @pytest.fixture
 def verifying_server_tls(authority: Authority) -> ServerTLS:
-    return ServerTLS(authority.issue("example.org"), client_ca=authority.pem)
+    return authority.server_tls("example.org", client_ca=authority.ca)
 
 
 async def test_a_bad_chain_breaks_no_other_connection(

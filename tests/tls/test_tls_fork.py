@@ -9,9 +9,10 @@ from collections.abc import Awaitable, Callable
 import pytest
 import trio
 
-from helpers.pairs import closing, tcp_pair, tls_pair
+from helpers.pairs import closing
 from helpers.reads import READS
 from trisock import ClientTLS, ServerTLS, Socket, bind, pluto
+from trisock.testing import socket_pair
 
 USES: dict[str, Callable[[Socket], Awaitable[object]]] = {
     "send": lambda sock: sock.send(b"secret"),
@@ -60,11 +61,9 @@ def forked(function: Callable[[], str]) -> str:
 def test_only_the_parent_can_use_tls_after_a_fork(
     use: Callable[[Socket], Awaitable[object]],
     role: str,
-    client_tls: ClientTLS,
-    server_tls: ServerTLS,
 ) -> None:
     async def before() -> tuple[Socket, Socket]:
-        client, server = await tls_pair(client_tls, server_tls)
+        client, server = await socket_pair(tls=True)
         ours, peer = (client, server) if role == "client" else (server, client)
         await peer.send(b"for the parent")
         return ours, peer
@@ -92,9 +91,7 @@ def test_only_the_parent_can_use_tls_after_a_fork(
     trio.run(after, ours, peer)
 
 
-def test_an_abort_in_a_child_does_not_reset_the_connection(
-    client_tls: ClientTLS, server_tls: ServerTLS
-) -> None:
+def test_an_abort_in_a_child_does_not_reset_the_connection() -> None:
     async def after() -> None:
         async with closing(client, server):
             await client.send(b"one")
@@ -106,7 +103,7 @@ def test_an_abort_in_a_child_does_not_reset_the_connection(
         client.abort()
         return str(client.fileno())
 
-    client, server = trio.run(tls_pair, client_tls, server_tls)
+    client, server = trio.run(lambda: socket_pair(tls=True))
     assert forked(abort) == "-1"
     trio.run(after)
 
@@ -121,7 +118,7 @@ def test_a_child_can_start_tls_on_a_plain_connection(
         await sock.send(b"from the child")
         assert await server.recv() == b"from the child"
 
-    client, server = trio.run(tcp_pair)
+    client, server = trio.run(socket_pair)
     assert in_child(upgrade_and_send, client) == "nothing"
     client.abort()
     server.abort()

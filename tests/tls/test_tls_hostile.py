@@ -21,11 +21,11 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
-from helpers.authority import Authority
 from helpers.memory import allocated
-from helpers.pairs import closing, raw_pair, tls_pair
+from helpers.pairs import closing, raw_pair
 from helpers.raw_tls import RawTLS, handshake, raw_client_context
 from trisock import ClientTLS, ServerTLS, Socket, TLSError
+from trisock.testing import Authority, socket_pair
 
 # RFC 8446, section 5.1
 ALERT, HANDSHAKE, DATA, HEARTBEAT = 21, 22, 23, 24
@@ -81,7 +81,7 @@ async def forging(
 ) -> AsyncIterator[tuple[Socket, socket.socket, Forger]]:
     """Yield the TLS client or server (``role``), its peer's raw socket, and the peer's Forger."""
     sock, raw = raw_pair()
-    certificate = authority.issue("example.org")
+    certificate = authority.certificate("example.org")
     if role == "server":
         context = raw_client_context(authority)
         tls: ServerTLS | ClientTLS = ServerTLS(certificate)
@@ -90,7 +90,7 @@ async def forging(
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.num_tickets = 0
         certificate.load_into(context)
-        tls = ClientTLS("example.org", ca=authority.pem)
+        tls = authority.client_tls("example.org")
         options = {"server_side": True}
     context.keylog_filename = str(tmp_path / "keys")
     peer = RawTLS(raw, context, **options)
@@ -300,10 +300,8 @@ async def test_stoptls_finds_unread_data_after_records_without_data(
 
 
 @pytest.mark.skipif(not allocated(), reason="malloc does not report its allocations")
-async def test_an_idle_connection_frees_memory_after_a_burst(
-    client_tls: ClientTLS, server_tls: ServerTLS
-) -> None:
-    pairs = [await tls_pair(client_tls, server_tls) for _ in range(10)]
+async def test_an_idle_connection_frees_memory_after_a_burst() -> None:
+    pairs = [await socket_pair(tls=True) for _ in range(10)]
     async with closing(*(sock for pair in pairs for sock in pair)):
 
         async def send(client: Socket, size: int) -> None:

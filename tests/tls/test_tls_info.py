@@ -10,11 +10,11 @@ from unittest import mock
 
 import pytest
 
-from helpers.authority import Authority
 from helpers.odd_certificates import BAD_CHAINS, SERIAL_0
 from helpers.sni import client_info, trusting
 from trisock import TLSInfo
 from trisock._tls.info import new_tls_info
+from trisock.testing import Authority
 
 
 def info_about(certificate: bytes) -> TLSInfo:
@@ -50,5 +50,7 @@ def test_channel_binding_with_an_invalid_certificate_raises_only_value_error(bad
 
 
 async def test_tls_info_can_be_copied_and_pickled(authority: Authority) -> None:
-    info = await client_info([authority.issue("example.org")], "example.org", trusting(authority))
+    info = await client_info(
+        [authority.certificate("example.org")], "example.org", trusting(authority)
+    )
     assert pickle.loads(pickle.dumps(info)) == copy.deepcopy(info) == info

@@ -12,13 +12,13 @@ import pytest
 import trio
 import trio.testing
 
-from helpers.authority import Authority
 from helpers.pairs import clog, closing, raw_pair
 from helpers.post_handshake import PostHandshakePeer, post_handshake_pair, start_until_blocked
 from helpers.raw_tls import handshake, raw_client_context
 from trisock import Certificate, ServerTLS, TLSError
 from trisock._net import tls_stream as _tls_stream
 from trisock._net import transport as _transport
+from trisock.testing import Authority
 
 
 async def test_a_cancelled_read_corrupts_no_data_while_responses_are_unsent(

@@ -11,10 +11,10 @@ import pytest
 import trio
 import trio.testing
 
-from helpers.authority import Authority
 from helpers.pairs import clog
 from helpers.post_handshake import post_handshake_pair, start_until_blocked
 from trisock import Certificate, Socket
+from trisock.testing import Authority
 
 
 async def test_a_peer_that_closes_mid_message_breaks_the_send(authority: Authority) -> None:

@@ -14,20 +14,20 @@ from pathlib import Path
 import pytest
 import trio
 
-from helpers.authority import Authority
 from helpers.certificates import CertificateAuthority, der
-from helpers.pairs import closing, tcp_pair
+from helpers.pairs import closing
 from helpers.pem import pems
 from helpers.raw_tls import raw_client_context
 from trisock import ClientTLS, ServerTLS
 from trisock._tls import certificate as loading
 from trisock._tls import roles
+from trisock.testing import Authority, socket_pair
 
 # ---- options ----
 
 
 def test_roles_check_their_options(authority: Authority) -> None:
-    good = authority.issue("example.org")
+    good = authority.certificate("example.org")
     for make, error, words in [
         (lambda: ServerTLS([]), ValueError, "at least one certificate"),
         (lambda: ServerTLS("pem"), TypeError, "not a str"),
@@ -65,7 +65,7 @@ def test_roles_check_their_options(authority: Authority) -> None:
 
 @pytest.mark.parametrize("unset", [None, 0, "", "no", ()])
 def test_a_security_option_must_be_a_bool(authority: Authority, unset: object) -> None:
-    certificate = authority.issue("localhost")
+    certificate = authority.certificate("localhost")
     with pytest.raises(TypeError, match="verify must be True or False"):
         ClientTLS("localhost", verify=unset)  # type: ignore[arg-type]
     for name in ("require_alpn", "require_client_certificate"):
@@ -84,20 +84,20 @@ def test_control_characters_in_alpn_protocols_are_refused(protocol: str) -> None
 
 
 def test_roles_are_immutable_and_hashable(authority: Authority) -> None:
-    role = ClientTLS("example.org", ca=authority.pem, alpn_protocols=["imap"])
+    role = ClientTLS("example.org", ca=authority.ca, alpn_protocols=["imap"])
     with pytest.raises(AttributeError):
         role.verify = False  # type: ignore[misc]
-    assert {role: 1}[ClientTLS("example.org", ca=authority.pem.decode(), alpn_protocols=("imap",))]
-    server = ServerTLS([authority.issue("example.org")])
+    assert {role: 1}[ClientTLS("example.org", ca=authority.ca.decode(), alpn_protocols=("imap",))]
+    server = ServerTLS([authority.certificate("example.org")])
     with pytest.raises(AttributeError):
         server.certificates = ()  # type: ignore[misc]
-    assert server == ServerTLS(authority.issue("example.org"))
+    assert server == ServerTLS(authority.certificate("example.org"))
 
 
 def test_roles_can_be_copied_but_a_key_cannot_be_pickled(authority: Authority) -> None:
-    good = authority.issue("example.org")
-    client = ClientTLS("example.org", ca=authority.pem, alpn_protocols=["imap"])
-    server = ServerTLS(good, client_ca=authority.pem)
+    good = authority.certificate("example.org")
+    client = ClientTLS("example.org", ca=authority.ca, alpn_protocols=["imap"])
+    server = ServerTLS(good, client_ca=authority.ca)
     for role in (client, server, ClientTLS("example.org", certificate=good), good):
         for twin in (copy.copy(role), copy.deepcopy(role)):
             assert twin == role
@@ -122,7 +122,7 @@ def test_roles_can_be_copied_but_a_key_cannot_be_pickled(authority: Authority) -
 
 
 def test_verification_is_on_by_default(authority: Authority) -> None:
-    verified = ClientTLS("example.org", ca=authority.pem)._context()
+    verified = ClientTLS("example.org", ca=authority.ca)._context()
     assert verified.check_hostname
     assert verified.verify_mode == ssl.CERT_REQUIRED
     assert len(verified.get_ca_certs()) == 1  # only the given authority is trusted
@@ -138,15 +138,15 @@ async def test_the_environment_selects_the_systems_trust_store(
     variable: str, authority: Authority, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     path = tmp_path / "ca.pem"
-    path.write_bytes(authority.pem)
+    path.write_bytes(authority.ca)
     if variable == "SSL_CERT_DIR":
         path = tmp_path
         # OpenSSL looks for a file named after the hash of the certificate's subject.
         subprocess.run(["openssl", "rehash", path], check=True)
     monkeypatch.setenv(variable, str(path))
-    a, b = await tcp_pair()
+    a, b = await socket_pair()
     async with closing(a, b), trio.open_nursery() as nursery:
-        nursery.start_soon(b.starttls, [authority.issue("example.org")])
+        nursery.start_soon(b.starttls, [authority.certificate("example.org")])
         await a.starttls("example.org")
 
 
@@ -156,7 +156,7 @@ async def test_an_intermediate_or_leaf_can_be_the_trust_anchor() -> None:
     good = between.issue("example.org")
     leaf = ssl.DER_cert_to_PEM_cert(der(good)).encode()
     for anchor in (root.pem, between.pem, leaf):
-        a, b = await tcp_pair()
+        a, b = await socket_pair()
         async with closing(a, b), trio.open_nursery() as nursery:
             role = ServerTLS(good, client_ca=anchor, require_client_certificate=True)
             nursery.start_soon(b.starttls, role)
@@ -166,8 +166,8 @@ async def test_an_intermediate_or_leaf_can_be_the_trust_anchor() -> None:
 
 def test_verify_flags_do_not_depend_on_the_python_version(authority: Authority) -> None:
     for context in (
-        ClientTLS("x", ca=authority.pem)._context(),
-        ServerTLS(authority.issue("example.org"), client_ca=authority.pem)._context(),
+        ClientTLS("x", ca=authority.ca)._context(),
+        ServerTLS(authority.certificate("example.org"), client_ca=authority.ca)._context(),
     ):
         assert context.verify_flags & ssl.VERIFY_X509_PARTIAL_CHAIN
         assert not context.verify_flags & ssl.VERIFY_X509_STRICT
@@ -196,7 +196,7 @@ def test_equal_tls_arguments_share_a_context(authority: Authority) -> None:
 def test_each_trust_store_has_its_own_context(
     variable: str, authority: Authority, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (tmp_path / "ca.pem").write_bytes(authority.pem)
+    (tmp_path / "ca.pem").write_bytes(authority.ca)
     role = ClientTLS("example.org")
     before = role._context()
     path = tmp_path / "ca.pem" if variable == "SSL_CERT_FILE" else tmp_path
@@ -221,9 +221,11 @@ async def test_ended_connections_leave_few_sessions_in_memory(
     monkeypatch.setattr(ssl.SSLContext, "wrap_bio", recorded)
     context = raw_client_context(authority, "TLSv1_2")
     context.options |= ssl.OP_NO_TICKET
-    role = ServerTLS([authority.issue("example.org"), authority.issue("second.example")])
+    role = ServerTLS(
+        [authority.certificate("example.org"), authority.certificate("second.example")]
+    )
     for number in range(100):
-        a, b = await tcp_pair()
+        a, b = await socket_pair()
         name = ("example.org", "second.example")[number % 2]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(b.starttls, role)

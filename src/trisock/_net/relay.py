@@ -18,14 +18,12 @@ from __future__ import annotations
 import errno
 import math
 import os
-import re
 import socket as stdlib_socket
 from collections.abc import Sequence
 
 import trio
 
 from .._arguments import quoted, seconds_or_inf
-from .._errors import TLSError
 from .connection import Connection
 from .linger import wait_until_acknowledged
 from .socket import Socket, connection_of
@@ -194,8 +192,6 @@ class _Relay:
             for direction in self._directions:
                 if direction.source is broken and direction.complete:
                     await wait_until_acknowledged(direction.sink.stream.socket)
-            if isinstance(failure, trio.BrokenResourceError):
-                raise _naming_peer(failure, broken) from failure
             raise failure
         finally:
             del failure
@@ -318,20 +314,3 @@ class _Relay:
                 self._limit_the_rest()
             else:
                 self._end_with(source, source.transport.broken(os.strerror(number)))
-
-
-def _naming_peer(
-    failure: trio.BrokenResourceError, connection: Connection
-) -> trio.BrokenResourceError:
-    """Return a copy of an error that names the peer. The connection remembers it."""
-    text, peer = str(failure), str(connection.peer)
-    if not re.search(rf"(?<![\w.:]){re.escape(peer)}(?!\w)", text):
-        why = text.removeprefix("the connection is broken: ")
-        text = f"the connection with {peer} is broken: {why}"
-    if isinstance(failure, TLSError):
-        named: trio.BrokenResourceError = TLSError(
-            text, reason=failure.reason, verify_code=failure.verify_code
-        )
-    else:
-        named = trio.BrokenResourceError(text)
-    return connection.transport.remember_failure(named)

@@ -1,0 +1,195 @@
+"""Script: one side of a conversation, as a list of steps."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+from typing import Protocol
+
+import trio
+
+from .. import Buffer, Socket, TLSArgument
+from ._expectation import Expectation, Mismatch, expectation, shown
+
+_logger = logging.getLogger("trisock.testing")
+
+
+class _Step(Protocol):
+    async def run(self, sock: Socket) -> None: ...
+
+
+class Script:
+    r"""One side of a conversation: what to send, and what to expect, step by step.
+
+    A script is a handler, or plays a client::
+
+        server = Script().send(b"220 ready\r\n").expect(b"QUIT\r\n").send(b"221 bye\r\n")
+        async with serving(server) as s:
+            await program_under_test(s.server.port)
+
+        client = Script().expect(b"220 ready\r\n").send(b"QUIT\r\n").expect(b"221 bye\r\n")
+        await client(await s.connect())
+
+    Each method adds a step and returns the script. Running a script does not change it, so many
+    connections can run it at the same time.
+
+    Args:
+      byte_by_byte: whether to send each byte by itself, and to let other tasks read it before the
+        next one follows. This shows whether the peer depends on how its input is split.
+
+    ``await script(sock)`` runs the steps. The socket stays open (and ``bind`` closes it when its
+    handler has ended). It raises:
+
+      AssertionError: something else came, or the connection ended or broke. The message has the
+        number of the step, the peer, what was expected, and what came, as far as 120 bytes each.
+      trio.ClosedResourceError, trio.BusyResourceError: the test itself closed the socket, or uses
+        it at the same time.
+
+    A script has no time limit. Where a peer may be silent, use ``trio.fail_after``. If a script is
+    cancelled while it expects something, it logs a warning on ``trisock.testing`` that says what.
+    Bytes that an unfinished step has received are pushed back, so they are still unread.
+    """
+
+    def __init__(self, *, byte_by_byte: bool = False) -> None:
+        if not isinstance(byte_by_byte, bool):
+            found = type(byte_by_byte).__name__
+            raise TypeError(f"byte_by_byte must be True or False, not a {found}")
+        self._byte_by_byte = byte_by_byte
+        self._steps: list[_Step] = []
+
+    def __repr__(self) -> str:
+        return f"<trisock.testing.Script of {len(self._steps)} steps>"
+
+    def send(self, *buffers: Buffer) -> Script:
+        """Send all bytes of all buffers."""
+        for each in buffers:
+            if not isinstance(each, (bytes, bytearray, memoryview)):
+                raise TypeError(f"send takes bytes, not a {type(each).__name__}")
+        return self._add(_Send(b"".join(buffers), self._byte_by_byte))
+
+    def expect(self, expected: Buffer | re.Pattern[bytes]) -> Script:
+        r"""Receive exactly these bytes, or a match of a pattern. What follows stays unread.
+
+        Args:
+          expected: bytes, or a compiled pattern of bytes. The pattern is tried at the current
+            position after each byte, from the first byte on, and the first match counts. So the
+            result does not depend on how the input is split, and a pattern should end with
+            something that ends the message: ``re.compile(rb"\\d+")`` takes only the first digit of
+            ``250``, and ``re.compile(rb"\\d+ [^\\n]*\\n")`` takes the line. A match must end within
+            16,384 bytes.
+
+        Raises ``TypeError`` for ``str`` and for a pattern of ``str``, and ``ValueError`` for empty
+        bytes.
+        """
+        return self._add(_Expect(expectation(expected)))
+
+    def expect_eof(self) -> Script:
+        """Expect the end of the stream: FIN or, under TLS, ``close_notify``."""
+        return self._add(_ExpectEOF())
+
+    def starttls(self, tls: TLSArgument) -> Script:
+        """Call ``Socket.starttls``, as client or as server.
+
+        A byte that was received and not yet expected makes the handshake fail, as in every program
+        that uses ``Socket.starttls``.
+
+        Args:
+          tls: the TLS role, such as ``Authority.server_tls()`` or ``Authority.client_tls()``.
+        """
+        return self._add(_StartTLS(tls))
+
+    def _add(self, step: _Step) -> Script:
+        self._steps.append(step)
+        return self
+
+    async def __call__(self, sock: Socket) -> None:
+        """Run the steps on a connection."""
+        steps = list(self._steps)
+        for number, step in enumerate(steps, 1):
+            where = f"step {number} of {len(steps)}, with {sock.getpeer()}"
+            try:
+                await step.run(sock)
+            except _StepError as exc:
+                raise AssertionError(f"{where}: {exc}") from exc.__cause__
+            except trio.BrokenResourceError as exc:
+                raise AssertionError(f"{where}: {step} failed: {exc}") from exc
+            except trio.Cancelled:
+                _logger.warning("%s: cancelled at %s", where, step)
+                raise
+
+
+class _StepError(Exception):
+    """What happened instead of what was expected."""
+
+
+class _Send:
+    def __init__(self, data: bytes, byte_by_byte: bool) -> None:
+        self._data = data
+        self._byte_by_byte = byte_by_byte
+
+    def __str__(self) -> str:
+        return f"send {shown(self._data)}"
+
+    async def run(self, sock: Socket) -> None:
+        if not self._byte_by_byte:
+            await sock.send(self._data)
+            return
+        for index in range(len(self._data)):
+            await sock.send(self._data[index : index + 1])
+            # In the first pass of the scheduler the reader wakes up, and in the second it reads.
+            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()
+
+
+class _Expect:
+    def __init__(self, expected: Expectation) -> None:
+        self._expected = expected
+
+    def __str__(self) -> str:
+        return f"expect {self._expected}"
+
+    async def run(self, sock: Socket) -> None:
+        received = bytearray()
+        size: int | None = None
+        try:
+            while size is None:
+                chunk = await sock.recv()
+                if not chunk:
+                    after = f" after {shown(received)}" if received else ""
+                    raise _StepError(f"expected {self._expected}, but the stream ended{after}")
+                received += chunk
+                size = self._expected.find(received, len(received) - len(chunk))
+        except Mismatch as exc:
+            raise _StepError(f"expected {self._expected}, but {exc}") from None
+        except trio.BrokenResourceError as exc:
+            after = f" after {shown(received)}" if received else ""
+            raise _StepError(
+                f"expected {self._expected}, but the connection broke{after}: {exc}"
+            ) from exc
+        finally:
+            # If another task has closed the socket, nobody can read the rest.
+            with contextlib.suppress(trio.ClosedResourceError, trio.BusyResourceError):
+                sock.unrecv(received[size or 0 :])
+
+
+class _ExpectEOF:
+    def __str__(self) -> str:
+        return "expect the end of the stream"
+
+    async def run(self, sock: Socket) -> None:
+        chunk = await sock.recv()
+        if chunk:
+            sock.unrecv(chunk)
+            raise _StepError(f"expected the end of the stream, but {shown(chunk)} came")
+
+
+class _StartTLS:
+    def __init__(self, tls: TLSArgument) -> None:
+        self._tls = tls
+
+    def __str__(self) -> str:
+        return "starttls"
+
+    async def run(self, sock: Socket) -> None:
+        await sock.starttls(self._tls)

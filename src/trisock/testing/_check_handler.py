@@ -1,0 +1,284 @@
+"""check_handler: run hostile clients against a handler."""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import Literal
+
+import trio
+import trio.testing
+
+from .. import ClientTLS, Handler, Server, TLSArgument, bind
+from .._guard import leaves, text
+from . import _hostile_clients as clients
+from ._hostile_clients import Session
+from ._watched_handler import WatchedHandler, Watchdog
+
+Client = Callable[[Session], Awaitable[None]]
+
+# A leak is what each connection leaves behind. What only the first one leaves may be a cache.
+_ROUNDS = 3
+
+_POLL = 0.01  # seconds between two looks at what a connection has left behind
+
+# The clients of every handler. They connect in plain text or under TLS.
+_CLIENTS: dict[str, Client] = {
+    "silent client": clients.silent,
+    "half-close": clients.half_close,
+    "reset at once": clients.reset_at_once,
+    "reset after the greeting": clients.reset_after_greeting,
+    "reset in the middle of a line": clients.reset_in_line,
+    "reset after a line": clients.reset_after_line,
+    "cancellation": clients.cancellation,
+    "garbage": clients.garbage,
+    "truncation": clients.truncation,
+    "byte by byte": clients.byte_by_byte,
+    "many connections": clients.many_connections,
+    "endless line": clients.endless_line,
+    "slow reader": clients.slow_reader,
+}
+
+# The clients of a handler that starts TLS.
+_TLS_CLIENTS: dict[str, Client] = {
+    "reset in the handshake": clients.reset_in_handshake,
+    "truncated handshake": clients.truncated_handshake,
+}
+
+# The clients of a handler that has a command to start TLS.
+_STARTTLS_CLIENTS: dict[str, Client] = {
+    "plain text after STARTTLS": clients.plain_text,
+    "injection": clients.injection,
+    "reset after STARTTLS": clients.reset_after_starttls,
+    "STARTTLS twice": clients.starttls_twice,
+}
+
+
+async def check_handler(
+    handler: Handler,
+    *,
+    greeting: bytes | None = None,
+    starttls: bytes | None = None,
+    tls: TLSArgument | Literal[True] | None = None,
+    timeout: float = 10,
+) -> None:
+    r"""Run hostile clients against a handler, and raise ``AssertionError`` if it has a fault.
+
+    Each client connects to a server that ``bind`` runs with the handler on 127.0.0.1::
+
+        async def test_handler() -> None:
+            await check_handler(handle, greeting=b"220 ready\r\n", starttls=b"STARTTLS\r\n")
+
+    The clients:
+
+    - A client is silent, resets the connection at various points, or ends only its own side. The
+      handler must end when the client has ended its side, has left, or when the server cancels the
+      handler.
+    - One line (``NOOP``) is cut short, and one arrives byte by byte. Half a line must not be
+      answered like a whole one, and the answer must not depend on how the line arrives.
+    - Lines of other protocols, control characters, text that is not UTF-8, random bytes.
+    - A line that does not end, and many lines from a client that reads no answers. The handler may
+      wait, or end the connection. It must not hold more than 8 MiB for one client, and must serve
+      other clients meanwhile.
+    - 20 connections at the same time.
+    - With ``starttls``: a line in the same segment behind the command, which the handler must not
+      answer under TLS (CVE-2011-0411); plain text instead of the handshake; a handshake that is cut
+      short; the command under TLS. All other clients come in plain text and under TLS.
+
+    After each client, the handler must have ended, must not have raised an exception that ``bind``
+    logs at ERROR, and no task that it has started and no descriptor may be left. What the first
+    connection leaves behind may be a cache. A leak is what each of three connections leaves behind.
+
+    Args:
+      handler: an async function that takes a ``Socket``.
+      greeting: what the handler sends first in plain text, or how that begins. ``None``: the
+        clients do not wait for a greeting.
+      starttls: the command that starts TLS, with its line end. If TLS can start only after other
+        commands, these come first, in the same bytes. ``None``: there is no such command.
+      tls: the client's role. Without ``starttls``, it means that the handler starts TLS at once.
+        ``None`` with ``starttls`` means a client that accepts any certificate. ``True`` means a
+        verified client, as in ``connect``.
+      timeout: how many seconds the handler may take to end after a client, and for one step without
+        a checkpoint. A handler without a fault never needs this time.
+
+    Raises:
+      AssertionError: the handler has a fault. The message names the client, and what happened: what
+        leaked, hung, was held, was injected, or was raised (which is then the cause).
+      TypeError, ValueError: an argument is invalid.
+
+    A handler that reaches no checkpoint is ended by an exception (CPython only), and so is one that
+    goes on when it is cancelled. But one that waits under a shield for anything but its own socket
+    cannot be ended, and neither can a blocking call of C code: then ``check_handler`` waits too. It
+    works with ``autojump_clock``. If it is cancelled, everything is closed.
+    """
+    role = _check_arguments(handler, greeting, starttls, tls, timeout)
+    watchdog = Watchdog(timeout)
+    with watchdog.running():
+        check = _Check(handler, watchdog, greeting, starttls, role, timeout)
+        if role is None or starttls is not None:
+            for name, client in _CLIENTS.items():
+                await check.run(name, client, secure=False)
+        if role is not None:
+            more = _TLS_CLIENTS if starttls is None else {**_TLS_CLIENTS, **_STARTTLS_CLIENTS}
+            for name, client in more.items():
+                await check.run(name, client, secure=True)
+            for name, client in _CLIENTS.items():
+                await check.run(f"{name} under TLS", client, secure=True)
+
+
+def _check_arguments(
+    handler: Handler,
+    greeting: bytes | None,
+    starttls: bytes | None,
+    tls: TLSArgument | Literal[True] | None,
+    timeout: float,
+) -> TLSArgument | Literal[True] | None:
+    """Raise an error if an argument is invalid. Return the client's role."""
+    if not callable(handler):
+        raise TypeError(f"a handler must be an async function, not {type(handler).__name__}")
+    for name, value in (("greeting", greeting), ("starttls", starttls)):
+        if value is not None and not isinstance(value, bytes):
+            raise TypeError(f"{name} must be bytes or None, not {type(value).__name__}")
+    if starttls == b"":
+        raise ValueError("starttls must not be empty")
+    if tls is not None and tls is not True and not isinstance(tls, (str, ClientTLS, ssl.SSLContext)):
+        raise TypeError(f"tls must be the role of a TLS client, not {type(tls).__name__}")
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise TypeError(f"timeout must be a number of seconds, not {type(timeout).__name__}")
+    if not 0 < timeout < math.inf:
+        raise ValueError(f"timeout must be positive and finite, not {timeout}")
+    return ClientTLS(verify=False) if tls is None and starttls is not None else tls
+
+
+class _Hung(AssertionError):
+    """Something did not happen in time."""
+
+
+class _Check:
+    """The check of one handler."""
+
+    def __init__(
+        self,
+        handler: Handler,
+        watchdog: Watchdog,
+        greeting: bytes | None,
+        starttls: bytes | None,
+        tls: TLSArgument | Literal[True] | None,
+        timeout: float,
+    ) -> None:
+        self._handler = handler
+        self._watchdog = watchdog
+        self._greeting = greeting
+        self._starttls = starttls
+        self._tls = tls
+        self._timeout = timeout
+
+    async def run(self, name: str, client: Client, *, secure: bool) -> None:
+        """Run one client, and raise ``AssertionError`` if the handler has a fault."""
+        for number in range(_ROUNDS):
+            tasks, descriptors = set(self._watchdog.started_by_handlers), _descriptors()
+            try:
+                await self._run_once(client, secure=secure)
+            except AssertionError as exc:
+                raise AssertionError(f"{name}: {exc}") from exc.__cause__
+
+            def left() -> str:
+                leaked = self._watchdog.started_by_handlers - tasks  # noqa: B023
+                if leaked:
+                    names = ", ".join(sorted({task.name for task in leaked}))
+                    return f"tasks running ({names})"
+                files = _descriptors() - descriptors  # noqa: B023
+                return f"descriptors open ({len(files)})" if files else ""
+
+            if not await self._is_left(left, self._timeout if number == 0 else 0):
+                return
+        raise AssertionError(f"{name}: each connection leaves {left()}")
+
+    async def _is_left(self, left: Callable[[], str], seconds: float) -> bool:
+        """Return whether something is left after this time."""
+        if not left():
+            return False
+        with trio.move_on_after(seconds) as scope, self._watchdog.limiting(scope):
+            while left():
+                gc.collect()  # an exception in a reference cycle may hold a socket
+                await trio.sleep(_POLL)
+        gc.collect()
+        return bool(left())
+
+    async def _run_once(self, client: Client, *, secure: bool) -> None:
+        watched = WatchedHandler(self._handler, self._watchdog)
+        fault: AssertionError | None = None
+        try:
+            async with trio.open_nursery() as nursery:
+                server = await bind(nursery, 0, watched, host="127.0.0.1")
+                session = Session(
+                    server,
+                    watched,
+                    greeting=self._greeting,
+                    starttls=self._starttls,
+                    tls=self._tls,
+                    secure=secure,
+                    timeout=self._timeout,
+                )
+                try:
+                    await self._attend(client, session)
+                except AssertionError as exc:
+                    fault = exc
+                finally:
+                    session.abort()
+                    await self._stop(server, session)
+        except BaseException as exc:
+            # A handler that was given up may have left scopes open, which Trio reports.
+            if not watched.is_abandoned or any(
+                not issubclass(type(leaf), (RuntimeError, GeneratorExit)) for leaf in leaves(exc)
+            ):
+                raise
+        self._judge(server, watched, fault)
+
+    async def _attend(self, client: Client, session: Session) -> None:
+        """Run the client, and wait until the handler has ended."""
+        await self._in_time(client, session)
+        await self._in_time(Session.all_ended, session)
+
+    async def _in_time(self, function: Client, session: Session) -> None:
+        with trio.move_on_after(self._timeout) as scope, self._watchdog.limiting(scope):
+            await function(session)
+        if scope.cancelled_caught:
+            raise _Hung(f"{session.waiting} (waited {self._timeout:g} seconds)")
+
+    async def _stop(self, server: Server, session: Session) -> None:
+        """Cancel the handlers that are left. Give up those that still do not end."""
+        server.stop(grace=0)
+        with trio.move_on_after(self._timeout) as scope, self._watchdog.limiting(scope):
+            await server.wait_closed()
+        if scope.cancelled_caught:
+            session.watched.abandon()
+
+    def _judge(self, server: Server, watched: WatchedHandler, fault: AssertionError | None) -> None:
+        """Raise the fault that is closest to the cause."""
+        if watched.is_stuck:
+            raise AssertionError(f"the handler ran for {self._timeout:g} seconds without a checkpoint")
+        if server.stats().handler_errors and not watched.is_abandoned:
+            failure = watched.failures[-1]
+            name = type(failure).__name__
+            raise AssertionError(f"the handler raised {name}: {text(failure)}") from failure
+        if fault is not None:
+            raise fault
+
+
+def _descriptors() -> set[tuple[int, int, int]]:
+    """Return the numbers of the open descriptors, and what they refer to. Empty on Windows."""
+    found = set()
+    for directory in ("/proc/self/fd", "/dev/fd"):
+        if os.path.isdir(directory):
+            for name in os.listdir(directory):
+                try:
+                    status = os.fstat(int(name))
+                except OSError:  # the descriptor of os.listdir
+                    continue
+                found.add((int(name), status.st_dev, status.st_ino))
+            break
+    return found

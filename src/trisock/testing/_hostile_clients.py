@@ -1,0 +1,469 @@
+"""The hostile clients of ``check_handler``.
+
+Each is a function of a ``Session``. It returns when the client has left, and raises
+``AssertionError`` if an answer of the handler is wrong. Whether the handler ends, what it raises
+and what it leaves behind is checked by the caller.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import random
+import re
+import socket
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import trio
+import trio.testing
+
+from .. import ClientTLS, Server, Socket, TLSArgument, TLSError, connect
+from ._watched_handler import WatchedHandler
+
+# How long nothing must happen until we take the handler to be waiting for the client, in seconds.
+# What is sent over loopback arrives at once, but a busy machine may be late.
+_QUIET = 0.005
+
+_MANY = 20  # connections at the same time
+
+# The most that a handler may hold for one client, in bytes.
+MAX_HELD = 8 * 1024 * 1024
+
+_ROUND = 128 * 1024  # bytes to send before the next look at how much the handler holds
+_PIECE = 16 * 1024
+
+_ALERT = re.compile(rb"\x15\x03[\x00-\x04]\x00\x02..", re.DOTALL)  # an unencrypted TLS alert
+
+
+class Session:
+    """What a client needs: connections to one server, and what is known about its protocol.
+
+    Args:
+      server: runs the handler.
+      watched: the handler.
+      greeting, starttls, timeout: as in ``check_handler``.
+      tls: the client's role.
+      secure: whether ``open`` starts TLS.
+
+    Attributes:
+      line: a line, which most protocols answer.
+      waiting: what the client waits for, as the start of an error message.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        watched: WatchedHandler,
+        *,
+        greeting: bytes | None,
+        starttls: bytes | None,
+        tls: TLSArgument | Literal[True] | None,
+        secure: bool,
+        timeout: float,
+    ) -> None:
+        self.server = server
+        self.watched = watched
+        self.starttls = starttls or b""
+        self.secure = secure
+        self.timeout = timeout
+        self._greeting = greeting or b""
+        self._tls = tls
+        self._end_of_line = b"\n" if self.starttls[-2:] not in (b"", b"\r\n") else b"\r\n"
+        self._socks: list[Socket] = []
+        self.line = b"NOOP" + self._end_of_line
+        self.waiting = ""
+
+    async def connect(self) -> Socket:
+        """Connect, and wait until the handler has the connection and has greeted."""
+        self.waiting = "the handler has not started"
+        number = self.watched.started + 1
+        sock = await connect("127.0.0.1", self.server.port)
+        self._socks.append(sock)
+        await self.watched.until(lambda: self.watched.started >= number)
+        self.waiting = "the handler has not sent its greeting"
+        greeting = await _read(sock, len(self._greeting))
+        if greeting != self._greeting:
+            raise AssertionError(f"the greeting is {greeting!r}, not {self._greeting!r}")
+        return sock
+
+    async def open(self) -> Socket:
+        """Connect, and start TLS if the session is secure."""
+        sock = await self.connect()
+        if self.secure:
+            if self.starttls and not await self.ask_for_tls(sock):
+                raise AssertionError(f"the handler ended the connection after {self.starttls!r}")
+            try:
+                await self.start_tls(sock)
+            except TLSError as exc:
+                raise AssertionError(f"TLS did not start: {exc}") from exc
+        return sock
+
+    async def ask_for_tls(self, sock: Socket, injected: bytes = b"") -> bool:
+        """Send the STARTTLS command, and drop the answer. Return whether the stream goes on."""
+        if not self._greeting:
+            await self.quiet()
+            await _drop_arrived(sock)
+        await _send(sock, self.starttls + injected)
+        self.waiting = f"the handler has not answered {self.starttls!r}"
+        with contextlib.suppress(trio.BrokenResourceError):
+            await sock.peek(wait=True)
+        await self.quiet()
+        return await _drop_arrived(sock)
+
+    async def start_tls(self, sock: Socket) -> None:
+        self.waiting = "the TLS handshake has not ended"
+        role = ClientTLS() if self._tls is True else self._tls
+        assert role is not None
+        await sock.starttls(role)
+
+    async def quiet(self) -> None:
+        """Wait until the handler waits: for the client, or for anything else."""
+        with trio.move_on_after(self.timeout / 2):
+            await trio.testing.wait_all_tasks_blocked(_QUIET)
+
+    async def finish(self, sock: Socket) -> bytes:
+        """Send FIN (under TLS, without ``close_notify``). Return what arrives until the end."""
+        self.waiting = "the handler is still running after the client has sent EOF"
+        with contextlib.suppress(OSError):
+            sock.stream.socket.shutdown(socket.SHUT_WR)
+        received = b""
+        with contextlib.suppress(trio.BrokenResourceError):
+            async for chunk in sock:
+                received += chunk
+        sock.abort()
+        return received
+
+    async def answers(self, data: bytes = b"") -> bytes:
+        """Open a connection, send data and FIN, and return what arrives until the end."""
+        sock = await self.open()
+        await _send(sock, data)
+        return await self.finish(sock)
+
+    async def all_ended(self) -> None:
+        """Abort the connections that are left, and wait until the handler has ended for each."""
+        self.abort()
+        await self.quiet()
+        self.waiting = "the handler is still running after the client has left"
+        await self.watched.until(lambda: not self.watched.running)
+
+    def abort(self) -> None:
+        for sock in self._socks:
+            sock.abort()
+
+
+async def _read(sock: Socket, n: int) -> bytes:
+    """Return n bytes, or fewer if the stream ends."""
+    data = b""
+    with contextlib.suppress(trio.BrokenResourceError):
+        while len(data) < n and (chunk := await sock.recv(n - len(data))):
+            data += chunk
+    return data
+
+
+async def _send(sock: Socket, data: bytes) -> None:
+    """Send data. The handler may have ended the connection, and its answer is still unread."""
+    with contextlib.suppress(trio.BrokenResourceError):
+        await sock.send(data)
+
+
+async def _drop_arrived(sock: Socket) -> bool:
+    """Drop what has arrived. Return whether the stream goes on."""
+    while chunk := await sock.peek():
+        await sock.recv()
+    return chunk is None
+
+
+def _added(answer: bytes, usual: set[bytes]) -> bytes:
+    """Return what an answer has in addition to the usual answers, or ``b""``.
+
+    If the usual answers differ (they may contain the time), only a longer answer counts.
+    """
+    if answer in usual or (len(usual) > 1 and len(answer) <= max(map(len, usual))):
+        return b""
+    common = 0
+    while any(each[: common + 1] == answer[: common + 1] for each in usual) and common < min(
+        len(answer), max(map(len, usual))
+    ):
+        common += 1
+    return answer[common:]
+
+
+# ---- clients that leave ----
+
+
+async def silent(session: Session) -> None:
+    """Say nothing, and leave."""
+    sock = await session.open()
+    await session.quiet()
+    session.waiting = "the handler is still running after the client has closed the connection"
+    await sock.close()
+
+
+async def half_close(session: Session) -> None:
+    """Send a line and EOF, and read until the handler closes the connection."""
+    await session.answers(session.line)
+
+
+async def reset_at_once(session: Session) -> None:
+    sock = await connect("127.0.0.1", session.server.port)
+    sock.abort()
+
+
+async def reset_after_greeting(session: Session) -> None:
+    sock = await session.open()
+    await session.quiet()
+    sock.abort()
+
+
+async def reset_in_line(session: Session) -> None:
+    sock = await session.open()
+    await _send(sock, session.line[:2])
+    await session.quiet()
+    sock.abort()
+
+
+async def reset_after_line(session: Session) -> None:
+    sock = await session.open()
+    await _send(sock, session.line)
+    await session.quiet()
+    sock.abort()
+
+
+async def cancellation(session: Session) -> None:
+    """Say nothing while the server cancels the handler."""
+    await session.open()
+    await session.quiet()
+    session.server.stop(grace=0)
+    session.waiting = "the handler is still running after it was cancelled"
+    await session.watched.until(lambda: not session.watched.running)
+
+
+# ---- clients whose answers are compared ----
+
+
+async def truncation(session: Session) -> None:
+    """End the stream in the middle of a line. The line must not be answered like a whole one."""
+    nothing = await session.answers()
+    whole = await session.answers(session.line)
+    sock = await session.open()
+    await _send(sock, session.line.rstrip())
+    await session.quiet()
+    if await sock.peek() is not None:
+        return  # the handler does not wait for the end of a line
+    answer = await session.finish(sock)
+    if answer == whole != nothing:
+        raise AssertionError(f"the handler took half a line for a whole one: it sent {answer!r}")
+
+
+async def byte_by_byte(session: Session) -> None:
+    """Send a line in pieces of one byte. The answer must be that to a line in one piece."""
+    for _ in range(3):  # an answer may depend on other things, such as the time
+        whole = await session.answers(session.line)
+        sock = await session.open()
+        for number in range(len(session.line)):
+            await _send(sock, session.line[number : number + 1])
+            await session.quiet()
+        answer = await session.finish(sock)
+        if answer == whole or whole != await session.answers(session.line):
+            return
+    raise AssertionError(f"the handler sent {answer!r}, but to a whole line it sends {whole!r}")
+
+
+# ---- clients that send nonsense ----
+
+
+def _nonsense() -> list[bytes]:
+    rng = random.Random(1)  # noqa: S311 (these numbers are no secrets)
+    lines = [b"", b" ", b"\0", b"\xff\xfe\xfd", b"NOOP \xff", b"-1", b"9" * 5000, b"%s{0}:", b":"]
+    text = bytes(rng.choice(b"az09 :;,.<>()[]{}=%$\\\"'\t\r\n") for _ in range(5000))
+    binary = rng.randbytes(20_000)
+    return [*(line + b"\r\n" for line in lines), bytes(64), b"\xff" * 64, text, binary]
+
+
+async def garbage(session: Session) -> None:
+    """Send what no client of any protocol sends."""
+    for nonsense in _nonsense():
+        await session.answers(nonsense)
+
+
+# ---- clients that send much ----
+
+
+async def endless_line(session: Session) -> None:
+    """Send a line that does not end, and read the answers."""
+    sock = await session.open()
+    async with trio.open_nursery() as nursery:
+
+        async def read() -> None:
+            with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                while await sock.recv():
+                    pass
+
+        nursery.start_soon(read)
+        is_held = await _flood(session, sock, b"x" * _PIECE)
+        nursery.cancel_scope.cancel()
+    _check_held(is_held)
+
+
+async def slow_reader(session: Session) -> None:
+    """Send lines and read nothing. Another client must be served meanwhile."""
+    lines = (b"NOOP 0123456" + session.line[4:]) * (_PIECE // 14)
+    # With the smallest buffers in the kernel, the answers soon have to wait for the client.
+    session.watched.narrow = True
+    sock = await session.open()
+    session.watched.narrow = False
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+    _check_held(await _flood(session, sock, lines))
+    other = await session.open()
+    await _send(other, session.line)
+    await session.finish(other)
+    await session.quiet()
+    sock.abort()
+
+
+def _check_held(is_held: bool) -> None:
+    if is_held:
+        size = MAX_HELD // (1024 * 1024)
+        raise AssertionError(f"the handler holds more than {size} MiB for one client")
+
+
+async def _flood(session: Session, sock: Socket, piece: bytes) -> bool:
+    """Send until the handler reads no more, or clearly holds little of what it has read.
+
+    Returns True if the handler holds more than ``MAX_HELD``.
+    """
+    session.waiting = "the handler reads slowly"
+    started = time.monotonic()
+    sent = 0
+    with _memory() as growth, trio.move_on_after(session.timeout / 2):
+        while time.monotonic() - started < session.timeout / 2:
+            if not await _send_unless_stuck(sock, piece):
+                return False
+            sent += len(piece)
+            if growth() > MAX_HELD:
+                gc.collect()
+                if growth() > MAX_HELD:
+                    return True
+            if sent % _ROUND < len(piece):
+                await session.quiet()
+                if growth() < sent / 8:
+                    return False
+    return False
+
+
+async def _send_unless_stuck(sock: Socket, data: bytes) -> bool:
+    """Send data. Return False if the peer does not read, or if the connection has ended."""
+    sent = False
+    async with trio.open_nursery() as nursery:
+
+        async def give_up() -> None:
+            await trio.testing.wait_all_tasks_blocked(_QUIET)
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(give_up)
+        with contextlib.suppress(trio.BrokenResourceError):
+            await sock.send(data)
+            sent = True
+        nursery.cancel_scope.cancel()
+    return sent
+
+
+@contextlib.contextmanager
+def _memory() -> Iterator[Callable[[], int]]:
+    """Measure memory. The value returns by how many bytes Python's objects have grown."""
+    was_tracing = tracemalloc.is_tracing()
+    if not was_tracing:
+        tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    try:
+        yield lambda: tracemalloc.get_traced_memory()[0] - before
+    finally:
+        if not was_tracing:
+            tracemalloc.stop()
+
+
+async def many_connections(session: Session) -> None:
+    """Open many connections at the same time."""
+    async with trio.open_nursery() as nursery:
+        for _ in range(_MANY):
+            nursery.start_soon(session.answers, session.line)
+
+
+# ---- clients that attack STARTTLS ----
+
+
+async def injection(session: Session) -> None:
+    """Add a line behind STARTTLS, as an attacker can do. It must not be answered under TLS."""
+    usual = {await session.answers(), await session.answers()}
+    for injected in (session.line, session.starttls):
+        sock = await session.connect()
+        if not await session.ask_for_tls(sock, injected):
+            continue  # the handshake has failed already
+        try:
+            await session.start_tls(sock)
+        except TLSError:
+            continue
+        if added := _added(await session.finish(sock), usual):
+            raise AssertionError(
+                f"the handler answered a line under TLS that was sent in plain text behind "
+                f"{session.starttls!r}: it sent {added!r}"
+            )
+
+
+async def plain_text(session: Session) -> None:
+    """Send STARTTLS, and then a line in plain text. It must not be answered."""
+    usual = {
+        _ALERT.sub(b"", await _plain_answers(session, b"")),
+        _ALERT.sub(b"", await _plain_answers(session, b"")),
+    }
+    answer = _ALERT.sub(b"", await _plain_answers(session, session.line))
+    if added := _added(answer, usual):
+        raise AssertionError(f"the handler went on in plain text: it sent {added!r}")
+
+
+async def _plain_answers(session: Session, data: bytes) -> bytes:
+    sock = await session.connect()
+    if not data:
+        await _send(sock, session.starttls)
+        return await session.finish(sock)
+    await _send(sock, session.starttls)
+    session.waiting = f"the handler has not answered {session.starttls!r}"
+    await sock.peek(wait=True)
+    await session.quiet()
+    await _send(sock, data)
+    return await session.finish(sock)
+
+
+async def reset_after_starttls(session: Session) -> None:
+    sock = await session.connect()
+    await session.ask_for_tls(sock)
+    sock.abort()
+
+
+# A ClientHello begins like this: a record of 512 bytes, of which only the header arrives.
+_HALF_HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
+
+
+async def reset_in_handshake(session: Session) -> None:
+    sock = await session.connect()
+    if session.starttls:
+        await session.ask_for_tls(sock)
+    await _send(sock, _HALF_HELLO)
+    await session.quiet()
+    sock.abort()
+
+
+async def truncated_handshake(session: Session) -> None:
+    sock = await session.connect()
+    if session.starttls:
+        await session.ask_for_tls(sock)
+    await _send(sock, _HALF_HELLO)
+    await session.finish(sock)
+
+
+async def starttls_twice(session: Session) -> None:
+    """Send STARTTLS under TLS."""
+    await session.answers(session.starttls)

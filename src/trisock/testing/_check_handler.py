@@ -16,7 +16,7 @@ from .. import ClientTLS, Handler, Server, TLSArgument, bind
 from .._guard import leaves, text
 from . import _hostile_clients as clients
 from ._hostile_clients import Session
-from ._watched_handler import WatchedHandler, Watchdog
+from ._watched_handler import Watchdog, WatchedHandler
 
 Client = Callable[[Session], Awaitable[None]]
 
@@ -81,8 +81,8 @@ async def check_handler(
       answered like a whole one, and the answer must not depend on how the line arrives.
     - Lines of other protocols, control characters, text that is not UTF-8, random bytes.
     - A line that does not end, and many lines from a client that reads no answers. The handler may
-      wait, or end the connection. It must not hold more than 8 MiB for one client, and must serve
-      other clients meanwhile.
+      wait, or end the connection. It must not hold more than 8 MiB of the line or 2 MiB of answers,
+      and must serve other clients meanwhile.
     - 20 connections at the same time.
     - With ``starttls``: a line in the same segment behind the command, which the handler must not
       answer under TLS (CVE-2011-0411); plain text instead of the handshake; a handshake that is cut
@@ -144,17 +144,17 @@ def _check_arguments(
             raise TypeError(f"{name} must be bytes or None, not {type(value).__name__}")
     if starttls == b"":
         raise ValueError("starttls must not be empty")
-    if tls is not None and tls is not True and not isinstance(tls, (str, ClientTLS, ssl.SSLContext)):
+    if (
+        tls is not None
+        and tls is not True
+        and not isinstance(tls, (str, ClientTLS, ssl.SSLContext))
+    ):
         raise TypeError(f"tls must be the role of a TLS client, not {type(tls).__name__}")
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
         raise TypeError(f"timeout must be a number of seconds, not {type(timeout).__name__}")
     if not 0 < timeout < math.inf:
         raise ValueError(f"timeout must be positive and finite, not {timeout}")
     return ClientTLS(verify=False) if tls is None and starttls is not None else tls
-
-
-class _Hung(AssertionError):
-    """Something did not happen in time."""
 
 
 class _Check:
@@ -201,7 +201,7 @@ class _Check:
         """Return whether something is left after this time."""
         if not left():
             return False
-        with trio.move_on_after(seconds) as scope, self._watchdog.limiting(scope):
+        with self._watchdog.limit(seconds):
             while left():
                 gc.collect()  # an exception in a reference cycle may hold a socket
                 await trio.sleep(_POLL)
@@ -217,6 +217,7 @@ class _Check:
                 session = Session(
                     server,
                     watched,
+                    self._watchdog,
                     greeting=self._greeting,
                     starttls=self._starttls,
                     tls=self._tls,
@@ -244,15 +245,15 @@ class _Check:
         await self._in_time(Session.all_ended, session)
 
     async def _in_time(self, function: Client, session: Session) -> None:
-        with trio.move_on_after(self._timeout) as scope, self._watchdog.limiting(scope):
+        with self._watchdog.limit(self._timeout) as scope:
             await function(session)
         if scope.cancelled_caught:
-            raise _Hung(f"{session.waiting} (waited {self._timeout:g} seconds)")
+            raise AssertionError(f"{session.waiting} (waited {self._timeout:g} seconds)")
 
     async def _stop(self, server: Server, session: Session) -> None:
         """Cancel the handlers that are left. Give up those that still do not end."""
         server.stop(grace=0)
-        with trio.move_on_after(self._timeout) as scope, self._watchdog.limiting(scope):
+        with self._watchdog.limit(self._timeout) as scope:
             await server.wait_closed()
         if scope.cancelled_caught:
             session.watched.abandon()
@@ -260,9 +261,11 @@ class _Check:
     def _judge(self, server: Server, watched: WatchedHandler, fault: AssertionError | None) -> None:
         """Raise the fault that is closest to the cause."""
         if watched.is_stuck:
-            raise AssertionError(f"the handler ran for {self._timeout:g} seconds without a checkpoint")
+            raise AssertionError(
+                f"the handler ran for {self._timeout:g} seconds without a checkpoint"
+            )
         if server.stats().handler_errors and not watched.is_abandoned:
-            failure = watched.failures[-1]
+            failure = watched.failures[0]
             name = type(failure).__name__
             raise AssertionError(f"the handler raised {name}: {text(failure)}") from failure
         if fault is not None:

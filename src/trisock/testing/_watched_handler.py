@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import socket
 import threading
 import time
@@ -116,7 +117,7 @@ class Watchdog(trio.abc.Instrument):
     """Observes the tasks of handlers, and ends what has run too long in real time.
 
     Trio cannot end a task that reaches no checkpoint. So a thread raises an exception in it. The
-    thread also cancels scopes: with ``autojump_clock``, a task that runs in a loop stops the clock.
+    thread also cancels a scope: with ``autojump_clock``, a task that runs in a loop stops the clock.
 
     Attributes:
       started_by_handlers: the running tasks that handlers have started, directly or indirectly.
@@ -126,7 +127,7 @@ class Watchdog(trio.abc.Instrument):
         self._timeout = timeout
         self._handlers: set[trio.lowlevel.Task] = set()
         self._step: tuple[float, trio.lowlevel.Task] | None = None
-        self._deadlines: dict[trio.CancelScope, float] = {}
+        self._limit: tuple[trio.CancelScope, float] | None = None
         self._stopped = threading.Event()
         self.started_by_handlers: set[trio.lowlevel.Task] = set()
 
@@ -157,13 +158,22 @@ class Watchdog(trio.abc.Instrument):
             self._handlers.discard(task)
 
     @contextlib.contextmanager
-    def limiting(self, scope: trio.CancelScope) -> Iterator[None]:
-        """Cancel a scope after ``timeout`` seconds of real time."""
-        self._deadlines[scope] = time.monotonic() + self._timeout
-        try:
-            yield
-        finally:
-            del self._deadlines[scope]
+    def limit(self, seconds: float) -> Iterator[trio.CancelScope]:
+        """Cancel the block after some seconds, of Trio's clock or of real time."""
+        with trio.CancelScope() as scope:
+            self._limit = (scope, math.inf)
+            self.renew(seconds)
+            try:
+                yield scope
+            finally:
+                self._limit = None
+
+    def renew(self, seconds: float) -> None:
+        """Let the seconds of ``limit`` begin again."""
+        if self._limit is not None:
+            scope, _ = self._limit
+            scope.deadline = trio.current_time() + seconds
+            self._limit = (scope, time.monotonic() + seconds)
 
     # ---- the instrument ----
 
@@ -197,9 +207,9 @@ class Watchdog(trio.abc.Instrument):
             step = self._step
             if step is not None and now - step[0] > self._timeout:
                 _raise_in_thread(thread, _NoCheckpoint)
-            for scope, deadline in list(self._deadlines.items()):
-                if now > deadline:
-                    token.run_sync_soon(scope.cancel, idempotent=True)
+            limit = self._limit
+            if limit is not None and now > limit[1]:
+                token.run_sync_soon(limit[0].cancel, idempotent=True)
 
 
 def _raise_in_thread(thread: int, exception: type[BaseException]) -> None:

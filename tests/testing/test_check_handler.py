@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -507,15 +506,32 @@ async def test_second_starttls_that_raises_is_found(server_tls: ServerTLS) -> No
             if line.strip() == b"STARTTLS":
                 await sock.starttls(server_tls)
 
-    failure = await finds_start("STARTTLS twice: the handler raised RuntimeError: ", handle)
+    failure = await finds(
+        "STARTTLS twice: the handler raised RuntimeError: this connection is already using TLS",
+        handle,
+        starttls=STARTTLS,
+    )
     assert isinstance(failure.__cause__, RuntimeError)
 
 
-async def finds_start(start: str, handler: trisock.Handler) -> AssertionError:
-    with pytest.raises(AssertionError, match="^" + re.escape(start)) as caught:
-        await check_handler(handler, starttls=STARTTLS)
-    return caught.value
+async def test_handler_that_knows_no_tls_is_found() -> None:
+    message = (
+        "plain text after STARTTLS: the handler went on in plain text: it sent b'ok NOOP\\r\\n'"
+    )
+    await finds(message, answer_lines, starttls=STARTTLS)
 
 
-async def test_handler_without_tls_is_found(patient_clock: object) -> None:
-    await finds_start("reset in the handshake under TLS", answer_lines)
+async def test_failed_handshake_is_found(server_tls: ServerTLS) -> None:
+    async def handle(sock: Socket) -> None:
+        await sock.starttls(server_tls)
+
+    with pytest.raises(AssertionError, match=r"^silent client under TLS: TLS did not start: "):
+        await check_handler(handle, tls=True)
+
+
+async def test_end_after_starttls_is_found() -> None:
+    async def handle(sock: Socket) -> None:
+        await sock.recv_line()
+
+    message = "injection: the handler ended the connection after b'STARTTLS\\r\\n'"
+    await finds(message, handle, starttls=STARTTLS)

@@ -26,6 +26,7 @@ from ._watched_handler import Watchdog, WatchedHandler
 # How long nothing must happen until we take the handler to be waiting for the client, in seconds.
 # What is sent over loopback arrives at once, but a busy machine may be late.
 _QUIET = 0.005
+_CERTAINLY_QUIET = 0.05  # an acknowledgement may be delayed by 40 ms
 
 _HOST = "127.0.0.1"
 
@@ -39,6 +40,7 @@ _MIB = 1024 * 1024
 MAX_LINE, MAX_ANSWERS = 8, 2
 
 _ROUND = 128 * 1024  # bytes to send before the next look at how much the handler holds
+_FILL = 640 * 1024  # bytes of lines, whose answers are more than the kernel takes
 _PIECE = 16 * 1024
 _SMALL_WINDOW = 16384
 
@@ -362,7 +364,8 @@ async def slow_reader(session: Session) -> None:
     session.watched.narrow = True
     sock = await session.open()
     session.watched.narrow = False
-    await _flood(session, sock, lines, MAX_ANSWERS)
+    if not await _fill(session, sock, lines):
+        await _flood(session, sock, lines, MAX_ANSWERS)
     other = await session.open()
     await _send(other, session.line)
     await session.finish(other, "the handler serves no other client while one client does not read")
@@ -370,18 +373,26 @@ async def slow_reader(session: Session) -> None:
     sock.abort()
 
 
+async def _fill(session: Session, sock: Socket, piece: bytes) -> bool:
+    """Send so much that the kernel's buffers are full of answers.
+
+    Returns whether the handler reads no more, because its answers wait for the client.
+    """
+    with _time_to_send(session) as has_time:
+        for _ in range(_FILL // len(piece)):
+            if not has_time() or not await _send_unless_stuck(sock, piece, _CERTAINLY_QUIET):
+                return True
+    return False
+
+
 async def _flood(session: Session, sock: Socket, piece: bytes, most: int) -> None:
     """Send until the handler reads no more, or clearly holds little of what it has read.
 
     Raises AssertionError if the handler holds more than ``most`` MiB.
     """
-    session.expect("the handler reads slowly", 2 * session.timeout)
-    started = time.monotonic()
     sent = 0
-    with _memory() as growth, trio.move_on_after(session.timeout):
-        while time.monotonic() - started < session.timeout:
-            if not await _send_unless_stuck(sock, piece):
-                return
+    with _memory() as growth, _time_to_send(session) as has_time:
+        while has_time() and await _send_unless_stuck(sock, piece):
             sent += len(piece)
             if growth() > most * _MIB:
                 gc.collect()
@@ -393,13 +404,25 @@ async def _flood(session: Session, sock: Socket, piece: bytes, most: int) -> Non
                     return
 
 
-async def _send_unless_stuck(sock: Socket, data: bytes) -> bool:
+@contextlib.contextmanager
+def _time_to_send(session: Session) -> Iterator[Callable[[], bool]]:
+    """Cancel the block after ``timeout`` seconds: a handler may read slowly.
+
+    The value returns whether that much real time has not passed yet.
+    """
+    session.expect("the handler reads slowly", 2 * session.timeout)
+    end = time.monotonic() + session.timeout
+    with trio.move_on_after(session.timeout):
+        yield lambda: time.monotonic() < end
+
+
+async def _send_unless_stuck(sock: Socket, data: bytes, quiet: float = _QUIET) -> bool:
     """Send data. Return False if the peer does not read, or if the connection has ended."""
     sent = False
     async with trio.open_nursery() as nursery:
 
         async def give_up() -> None:
-            await trio.testing.wait_all_tasks_blocked(_QUIET)
+            await trio.testing.wait_all_tasks_blocked(quiet)
             nursery.cancel_scope.cancel()
 
         nursery.start_soon(give_up)

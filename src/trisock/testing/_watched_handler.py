@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import math
 import socket
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Generator, Iterator
@@ -16,15 +17,18 @@ import trio
 from .. import Handler, Socket
 from .._guard import leaves
 
-# How often the watchdog looks, in seconds.
-_WATCHDOG_INTERVAL = 0.05
+_SMALL_BUFFER = 16384  # bytes. With less, Linux waits for an acknowledgement after each few sends.
+
+# How often the watchdog looks, at most, in seconds. It wakes Trio each time, which must not disturb
+# those who wait until nothing happens.
+_WATCHDOG_SECONDS = 1
 
 
 class WatchedHandler:
     """A handler for ``bind`` that runs the given handler.
 
     Attributes:
-      narrow: whether to give new connections the smallest send buffer.
+      narrow: whether to give new connections a small send buffer.
       started: how many connections the handler has got.
       running: how many calls of the handler are running.
       failures: what the handler has raised.
@@ -47,7 +51,7 @@ class WatchedHandler:
     async def __call__(self, sock: Socket) -> None:
         """Run the handler for one connection."""
         if self.narrow:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SMALL_BUFFER)
         self.started += 1
         self.running += 1
         self._socks.add(sock)
@@ -117,7 +121,7 @@ class Watchdog(trio.abc.Instrument):
     """Observes the tasks of handlers, and ends what has run too long in real time.
 
     Trio cannot end a task that reaches no checkpoint. So a thread raises an exception in it. The
-    thread also cancels a scope: with ``autojump_clock``, a task that runs in a loop stops the clock.
+    thread also cancels a scope, because a task that runs in a loop stops an ``autojump_clock``.
 
     Attributes:
       started_by_handlers: the running tasks that handlers have started, directly or indirectly.
@@ -126,7 +130,7 @@ class Watchdog(trio.abc.Instrument):
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
         self._handlers: set[trio.lowlevel.Task] = set()
-        self._step: tuple[float, trio.lowlevel.Task] | None = None
+        self._has_answered = True
         self._limit: tuple[trio.CancelScope, float] | None = None
         self._stopped = threading.Event()
         self.started_by_handlers: set[trio.lowlevel.Task] = set()
@@ -150,11 +154,9 @@ class Watchdog(trio.abc.Instrument):
         """Take the current task for a handler's."""
         task = trio.lowlevel.current_task()
         self._handlers.add(task)
-        self._step = (time.monotonic(), task)
         try:
             yield
         finally:
-            self._step = None
             self._handlers.discard(task)
 
     @contextlib.contextmanager
@@ -177,39 +179,45 @@ class Watchdog(trio.abc.Instrument):
 
     # ---- the instrument ----
 
-    def _is_observed(self, task: trio.lowlevel.Task) -> bool:
-        return task in self._handlers or task in self.started_by_handlers
-
     def task_spawned(self, task: trio.lowlevel.Task) -> None:
         """Remember a task that a handler has started."""
         with contextlib.suppress(RuntimeError):  # outside of tasks
-            if self._is_observed(trio.lowlevel.current_task()):
+            parent = trio.lowlevel.current_task()
+            if parent in self._handlers or parent in self.started_by_handlers:
                 self.started_by_handlers.add(task)
 
     def task_exited(self, task: trio.lowlevel.Task) -> None:
         """Forget a task."""
         self.started_by_handlers.discard(task)
 
-    def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        """Note when a step begins."""
-        if self._is_observed(task):
-            self._step = (time.monotonic(), task)
-
-    def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        """Note that a step has ended."""
-        self._step = None
-
     # ---- the thread ----
 
     def _watch(self, thread: int, token: trio.lowlevel.TrioToken) -> None:
-        while not self._stopped.wait(min(_WATCHDOG_INTERVAL, self._timeout / 4)):
+        interval = min(_WATCHDOG_SECONDS, self._timeout / 4)
+        asked = 0.0
+        while not self._stopped.wait(interval):
             now = time.monotonic()
-            step = self._step
-            if step is not None and now - step[0] > self._timeout:
-                _raise_in_thread(thread, _NoCheckpoint)
             limit = self._limit
             if limit is not None and now > limit[1]:
                 token.run_sync_soon(limit[0].cancel, idempotent=True)
+            if self._has_answered:
+                self._has_answered = False
+                asked = now
+                token.run_sync_soon(self._answer)
+            elif now - asked > self._timeout and self._is_running_a_handler(thread):
+                _raise_in_thread(thread, _NoCheckpoint)
+
+    def _answer(self) -> None:
+        self._has_answered = True
+
+    def _is_running_a_handler(self, thread: int) -> bool:
+        tasks = {getattr(task.coro, "cr_frame", None) for task in list(self.started_by_handlers)}
+        frame = sys._current_frames().get(thread)
+        while frame is not None:
+            if frame.f_code is WatchedHandler.__call__.__code__ or frame in tasks:
+                return True
+            frame = frame.f_back
+        return False
 
 
 def _raise_in_thread(thread: int, exception: type[BaseException]) -> None:

@@ -138,7 +138,7 @@ def _check_arguments(
     starttls: bytes | None,
     tls: TLSArgument | Literal[True] | None,
     timeout: float,
-) -> TLSArgument | Literal[True] | None:
+) -> TLSArgument | None:
     """Raise an error if an argument is invalid. Return the client's role."""
     if not callable(handler):
         raise TypeError(f"a handler must be an async function, not {type(handler).__name__}")
@@ -157,7 +157,9 @@ def _check_arguments(
         raise TypeError(f"timeout must be a number of seconds, not {type(timeout).__name__}")
     if not 0 < timeout < math.inf:
         raise ValueError(f"timeout must be positive and finite, not {timeout}")
-    return ClientTLS(verify=False) if tls is None and starttls is not None else tls
+    if tls is None:
+        return None if starttls is None else ClientTLS(verify=False)
+    return ClientTLS() if tls is True else tls
 
 
 class _Check:
@@ -169,7 +171,7 @@ class _Check:
         watchdog: Watchdog,
         greeting: bytes | None,
         starttls: bytes | None,
-        tls: TLSArgument | Literal[True] | None,
+        tls: TLSArgument | None,
         timeout: float,
     ) -> None:
         self._handler = handler
@@ -186,38 +188,32 @@ class _Check:
 
     async def _run(self, name: str, client: Client, *, secure: bool) -> None:
         """Run one client, and raise ``AssertionError`` if the handler has a fault."""
+        left = ""
         for number in range(_ROUNDS):
-            tasks, descriptors = set(self._watchdog.started_by_handlers), _descriptors()
+            before = _Resources(self._watchdog)
             try:
                 await self._run_once(client, secure=secure)
             except AssertionError as exc:
                 raise AssertionError(f"{name}: {exc}") from exc.__cause__
-
-            def left() -> str:
-                leaked = self._watchdog.started_by_handlers - tasks  # noqa: B023
-                if leaked:
-                    names = ", ".join(sorted({task.name for task in leaked}))
-                    return f"tasks running ({names})"
-                files = _descriptors() - descriptors  # noqa: B023
-                return f"descriptors open ({len(files)})" if files else ""
-
-            if not await self._is_left(left, self._timeout if number == 0 else 0):
+            left = await self._left(before, self._timeout if number == 0 else 0)
+            if not left:
                 return
-        raise AssertionError(f"{name}: each connection leaves {left()}")
+        raise AssertionError(f"{name}: each connection leaves {left}")
 
-    async def _is_left(self, left: Callable[[], str], seconds: float) -> bool:
-        """Return whether something is left after this time."""
-        if not left():
-            return False
-        with self._watchdog.limit(seconds):
-            while left():
-                gc.collect()  # an exception in a reference cycle may hold a socket
-                await trio.sleep(_POLL)
-        gc.collect()
-        return bool(left())
+    async def _left(self, before: _Resources, seconds: float) -> str:
+        """Return what is left after this time, or ``""``."""
+        if before.left():
+            with self._watchdog.limit(seconds):
+                while before.left():
+                    gc.collect()  # an exception in a reference cycle may hold a socket
+                    await trio.sleep(_POLL)
+            gc.collect()
+        return before.left()
 
     async def _run_once(self, client: Client, *, secure: bool) -> None:
+        """Run a server for one client."""
         watched = WatchedHandler(self._handler, self._watchdog)
+        handler_errors = 0
         fault: AssertionError | None = None
         try:
             async with trio.open_nursery() as nursery:
@@ -239,13 +235,14 @@ class _Check:
                 finally:
                     session.abort()
                     await self._stop(server, session)
+                handler_errors = server.stats().handler_errors
         except BaseException as exc:
             # A handler that was given up may have left scopes open, which Trio reports.
             if not watched.is_abandoned or any(
                 not issubclass(type(leaf), (RuntimeError, GeneratorExit)) for leaf in leaves(exc)
             ):
                 raise
-        self._judge(server, watched, fault)
+        self._judge(watched, handler_errors, fault)
 
     async def _attend(self, client: Client, session: Session) -> None:
         """Run the client, and wait until the handler has ended."""
@@ -266,18 +263,37 @@ class _Check:
         if scope.cancelled_caught:
             session.watched.abandon()
 
-    def _judge(self, server: Server, watched: WatchedHandler, fault: AssertionError | None) -> None:
+    def _judge(
+        self, watched: WatchedHandler, handler_errors: int, fault: AssertionError | None
+    ) -> None:
         """Raise the fault that is closest to the cause."""
         if watched.is_stuck:
             raise AssertionError(
                 f"the handler ran for {self._timeout:g} seconds without a checkpoint"
             )
-        if server.stats().handler_errors and not watched.is_abandoned:
+        if handler_errors and not watched.is_abandoned:
             failure = watched.failures[0]
             name = type(failure).__name__
             raise AssertionError(f"the handler raised {name}: {text(failure)}") from failure
         if fault is not None:
             raise fault
+
+
+class _Resources:
+    """The tasks and descriptors that a handler may leave behind, at one moment."""
+
+    def __init__(self, watchdog: Watchdog) -> None:
+        self._watchdog = watchdog
+        self._tasks = set(watchdog.started_by_handlers)
+        self._descriptors = _descriptors()
+
+    def left(self) -> str:
+        """Describe what has been added since then, or return ``""``."""
+        tasks = self._watchdog.started_by_handlers - self._tasks
+        if tasks:
+            return f"tasks running ({', '.join(sorted({task.name for task in tasks}))})"
+        descriptors = _descriptors() - self._descriptors
+        return f"descriptors open ({len(descriptors)})" if descriptors else ""
 
 
 def _descriptors() -> set[tuple[int, int, int]]:

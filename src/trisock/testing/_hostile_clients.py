@@ -15,7 +15,6 @@ import socket
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
-from typing import Literal
 
 import trio
 import trio.testing
@@ -39,7 +38,7 @@ _MIB = 1024 * 1024
 # fill.
 MAX_LINE, MAX_ANSWERS = 8, 2
 
-_ROUND = 128 * 1024  # bytes to send before the next look at how much the handler holds
+_ROUND = 64 * 1024  # bytes to send before the next look at how much the handler holds
 _FILL = 640 * 1024  # bytes of lines, whose answers are more than the kernel takes
 _PIECE = 16 * 1024
 _SMALL_WINDOW = 16384
@@ -71,7 +70,7 @@ class Session:
         *,
         greeting: bytes | None,
         starttls: bytes | None,
-        tls: TLSArgument | Literal[True] | None,
+        tls: TLSArgument | None,
         secure: bool,
         timeout: float,
     ) -> None:
@@ -145,7 +144,7 @@ class Session:
 
     async def start_tls(self, sock: Socket) -> None:
         self.expect("the TLS handshake has not ended")
-        role = ClientTLS() if self._tls is True else self._tls
+        role = self._tls
         assert role is not None
         has_name = isinstance(role, str) or (isinstance(role, ClientTLS) and role.server_hostname)
         await sock.starttls(role, server_hostname=None if has_name else _HOST)
@@ -304,6 +303,7 @@ async def truncation(session: Session) -> None:
 
 async def byte_by_byte(session: Session) -> None:
     """Send a line in pieces of one byte. The answer must be that to a line in one piece."""
+    answer = whole = b""
     for _ in range(3):  # an answer may depend on other things, such as the time
         whole = await session.answers(session.line)
         sock = await session.open()
@@ -364,13 +364,30 @@ async def slow_reader(session: Session) -> None:
     session.watched.narrow = True
     sock = await session.open()
     session.watched.narrow = False
-    if not await _fill(session, sock, lines):
+    await _send(sock, lines)
+    if not await _is_answered(sock) or not await _fill(session, sock, lines):
         await _flood(session, sock, lines, MAX_ANSWERS)
     other = await session.open()
     await _send(other, session.line)
     await session.finish(other, "the handler serves no other client while one client does not read")
     await session.quiet()
     sock.abort()
+
+
+async def _is_answered(sock: Socket) -> bool:
+    """Return whether an answer has arrived, and leave it in the kernel."""
+    answered = False
+    async with trio.open_nursery() as nursery:
+
+        async def give_up() -> None:
+            await trio.testing.wait_all_tasks_blocked(_QUIET)
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(give_up)
+        await trio.lowlevel.wait_readable(sock.stream.socket)
+        answered = True
+        nursery.cancel_scope.cancel()
+    return answered
 
 
 async def _fill(session: Session, sock: Socket, piece: bytes) -> bool:
@@ -391,16 +408,19 @@ async def _flood(session: Session, sock: Socket, piece: bytes, most: int) -> Non
     Raises AssertionError if the handler holds more than ``most`` MiB.
     """
     sent = 0
-    with _memory() as growth, _time_to_send(session) as has_time:
+    with _memory() as memory, _time_to_send(session) as has_time:
+        await _send_unless_stuck(sock, piece)
+        await session.quiet()
+        before = memory()
         while has_time() and await _send_unless_stuck(sock, piece):
             sent += len(piece)
-            if growth() > most * _MIB:
+            if memory() - before > most * _MIB:
                 gc.collect()
-                if growth() > most * _MIB:
+                if memory() - before > most * _MIB:
                     raise AssertionError(f"the handler holds more than {most} MiB for one client")
             if sent % _ROUND < len(piece):
                 await session.quiet()
-                if growth() < sent / 8:
+                if memory() - before < sent / 8:
                     return
 
 
@@ -435,13 +455,12 @@ async def _send_unless_stuck(sock: Socket, data: bytes, quiet: float = _QUIET) -
 
 @contextlib.contextmanager
 def _memory() -> Iterator[Callable[[], int]]:
-    """Measure memory. The value returns by how many bytes Python's objects have grown."""
+    """Measure memory. The value returns how many bytes Python's objects take."""
     was_tracing = tracemalloc.is_tracing()
     if not was_tracing:
         tracemalloc.start()
-    before = tracemalloc.get_traced_memory()[0]
     try:
-        yield lambda: tracemalloc.get_traced_memory()[0] - before
+        yield lambda: tracemalloc.get_traced_memory()[0]
     finally:
         if not was_tracing:
             tracemalloc.stop()

@@ -278,6 +278,21 @@ async def test_loop_without_checkpoint_at_eof_is_found() -> None:
     await finds(message, handle, timeout=0.3)
 
 
+async def test_loop_without_checkpoint_in_another_task_is_found() -> None:
+    async def handle(sock: Socket) -> None:
+        async def read() -> None:
+            while await sock.recv():
+                pass
+            while True:
+                pass
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+
+    message = "silent client: the handler ran for 0.3 seconds without a checkpoint"
+    await finds(message, handle, timeout=0.3)
+
+
 async def test_loop_with_checkpoints_is_found_with_autojump_clock(autojump_clock: object) -> None:
     async def handle(sock: Socket) -> None:
         while await sock.recv() != b"QUIT\n":
@@ -300,6 +315,25 @@ async def test_swallowed_cancellation_is_found() -> None:
                 return
             except BaseException:
                 continue
+
+    message = (
+        "cancellation: the handler is still running after it was cancelled (waited 0.3 seconds)"
+    )
+    await finds(message, handle, timeout=0.3)
+
+
+async def test_cancellation_swallowed_inside_a_nursery_is_found() -> None:
+    async def handle(sock: Socket) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep, 0)
+            while True:
+                try:
+                    if not await sock.recv():
+                        return
+                except trio.BrokenResourceError:
+                    return
+                except BaseException:
+                    continue
 
     message = (
         "cancellation: the handler is still running after it was cancelled (waited 0.3 seconds)"
@@ -374,7 +408,7 @@ async def test_unbounded_line_is_found() -> None:
                 await sock.send(b"ok " + line + b"\n")
 
     message = "endless line: the handler holds more than 8 MiB for one client"
-    await finds(message, handle)
+    await finds(message, handle, timeout=40)
 
 
 @pytest.mark.parametrize("answer", [b"ok\n", b"a longer answer, which fills the buffers sooner\n"])
@@ -392,7 +426,7 @@ async def test_unbounded_queue_of_answers_is_found(answer: bytes) -> None:
                 await send.send(answer + line)
 
     message = "slow reader: the handler holds more than 2 MiB for one client"
-    await finds(message, handle)
+    await finds(message, handle, timeout=40)
 
 
 async def test_client_that_holds_up_other_clients_is_found(patient_clock: object) -> None:
@@ -499,6 +533,14 @@ async def test_handler_that_goes_on_in_plain_text_is_found(server_tls: ServerTLS
     await finds(message, handle, starttls=STARTTLS)
 
 
+async def test_missing_answer_to_starttls_is_found(patient_clock: object) -> None:
+    message = (
+        "plain text after STARTTLS: the handler has not answered b'STARTTLS\\r\\n' "
+        "(waited 10 seconds)"
+    )
+    await finds(message, discard, starttls=STARTTLS)
+
+
 async def test_second_starttls_that_raises_is_found(server_tls: ServerTLS) -> None:
     async def handle(sock: Socket) -> None:
         async for line in sock.lines():
@@ -535,3 +577,33 @@ async def test_end_after_starttls_is_found() -> None:
 
     message = "injection: the handler ended the connection after b'STARTTLS\\r\\n'"
     await finds(message, handle, starttls=STARTTLS)
+
+
+# ---- arguments ----
+
+
+@pytest.mark.parametrize(
+    ("message", "arguments"),
+    [
+        ("a handler must be an async function, not int", {"handler": 1}),
+        ("greeting must be bytes or None, not str", {"greeting": "220 "}),
+        ("starttls must be bytes or None, not bool", {"starttls": True}),
+        ("starttls must not be empty", {"starttls": b""}),
+        ("tls must be the role of a TLS client, not bool", {"tls": False}),
+        ("timeout must be a number of seconds, not bool", {"timeout": True}),
+        ("timeout must be positive and finite, not inf", {"timeout": float("inf")}),
+        ("timeout must be positive and finite, not 0", {"timeout": 0}),
+    ],
+)
+async def test_invalid_argument_is_rejected(message: str, arguments: dict[str, Any]) -> None:
+    with pytest.raises((TypeError, ValueError)) as caught:
+        await check_handler(**{"handler": echo, **arguments})
+    assert str(caught.value) == message
+
+
+async def test_errors_that_end_a_server_end_the_check() -> None:
+    async def handle(sock: Socket) -> None:
+        raise SystemExit(3)
+
+    with pytest.RaisesGroup(SystemExit, flatten_subgroups=True):
+        await check_handler(handle)

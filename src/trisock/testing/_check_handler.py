@@ -126,9 +126,9 @@ async def check_handler(
         if role is None:
             await check.run_all(_SLOW_READER, secure=False)
             return
-        await check.run_all(_TLS_CLIENTS, secure=True)
         if starttls is not None:
             await check.run_all(_STARTTLS_CLIENTS, secure=True)
+        await check.run_all(_TLS_CLIENTS, secure=True)
         await check.run_all({**_CLIENTS, **_SLOW_READER}, secure=True, suffix=" under TLS")
 
 

@@ -80,9 +80,10 @@ async def faults(
       OSError: no port can be opened.
 
     The relay runs in a nursery of its own. It holds at most one chunk for each direction of a
-    connection, so a receiver that does not read stops the sender. It passes on a half-close and a
-    reset. A connection that the server refuses is reset. Cancellation closes everything. The
-    pauses follow Trio's clock, so they take no time with ``autojump_clock``.
+    connection, so a receiver that does not read stops the sender. It passes on a half-close, and a
+    reset when it next reads from that side. A connection that the server refuses is reset.
+    Cancellation closes everything. The pauses follow Trio's clock, so they take no time with
+    ``autojump_clock``.
     """
     for name, number in (("port", port), ("seed", seed)):
         if type(number) is not int:

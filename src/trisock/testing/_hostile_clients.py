@@ -136,11 +136,15 @@ class Session:
             await self.quiet()
             await _drop_arrived(sock)
         await _send(sock, self.starttls + injected)
+        await self.wait_for_answer(sock)
+        return await _drop_arrived(sock)
+
+    async def wait_for_answer(self, sock: Socket) -> None:
+        """Wait until the answer to the STARTTLS command, or the end, has arrived."""
         self.expect(f"the handler has not answered {self.starttls!r}")
         with contextlib.suppress(trio.BrokenResourceError):
             await sock.peek(wait=True)
         await self.quiet()
-        return await _drop_arrived(sock)
 
     async def start_tls(self, sock: Socket) -> None:
         self.expect("the TLS handshake has not ended")
@@ -226,12 +230,13 @@ def _added(answer: bytes, usual: set[bytes]) -> bytes:
     """
     if answer in usual or (len(usual) > 1 and len(answer) <= max(map(len, usual))):
         return b""
-    common = 0
-    while any(each[: common + 1] == answer[: common + 1] for each in usual) and common < min(
-        len(answer), max(map(len, usual))
-    ):
-        common += 1
-    return answer[common:]
+    return answer[max(_shared(answer, each) for each in usual) :]
+
+
+def _shared(one: bytes, other: bytes) -> int:
+    """Return the length of the common start."""
+    differ = (number for number, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    return next(differ, min(len(one), len(other)))
 
 
 # ---- clients that leave ----
@@ -516,15 +521,12 @@ async def plain_text(session: Session) -> None:
 
 
 async def _plain_answers(session: Session, data: bytes) -> bytes:
+    """Send STARTTLS and, after the answer, data in plain text. Return all answers."""
     sock = await session.connect()
-    if not data:
-        await _send(sock, session.starttls)
-        return await session.finish(sock)
     await _send(sock, session.starttls)
-    session.expect(f"the handler has not answered {session.starttls!r}")
-    await sock.peek(wait=True)
-    await session.quiet()
-    await _send(sock, data)
+    if data:
+        await session.wait_for_answer(sock)
+        await _send(sock, data)
     return await session.finish(sock)
 
 

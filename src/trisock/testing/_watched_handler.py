@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import math
 import socket
 import sys
@@ -100,13 +101,16 @@ class _Call:
     def __await__(self) -> Generator[Any, Any, None]:
         steps = self._call.__await__()
         assert isinstance(steps, Generator)
-        outcome = None
+        step = functools.partial(steps.send, None)
         while True:
             try:
-                trap = steps.send(outcome)
+                trap = step()
             except StopIteration:
                 return
-            outcome = yield trap
+            try:
+                step = functools.partial(steps.send, (yield trap))
+            except BaseException as exc:
+                step = functools.partial(steps.throw, exc)
             if self._watched.is_abandoned:
                 with contextlib.suppress(BaseException):  # it may ignore GeneratorExit too
                     steps.close()

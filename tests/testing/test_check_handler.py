@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -577,6 +579,61 @@ async def test_end_after_starttls_is_found() -> None:
 
     message = "injection: the handler ended the connection after b'STARTTLS\\r\\n'"
     await finds(message, handle, starttls=STARTTLS)
+
+
+# ---- the program around it ----
+
+
+async def test_greeting_that_changes_with_the_load_is_found() -> None:
+    active = 0
+
+    async def handle(sock: Socket) -> None:
+        nonlocal active
+        active += 1
+        try:
+            await sock.send(b"220 ready\n" if active < 10 else b"421 busy\n")
+            await answer_lines(sock)
+        finally:
+            active -= 1
+
+    message = "many connections: the greeting is b'421 ', not b'220 '"
+    await finds(message, handle, greeting=b"220 ")
+
+
+async def test_other_tasks_may_run_long() -> None:
+    done = trio.Event()
+
+    async def block() -> None:
+        time.sleep(0.5)
+        done.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(block)
+        with contextlib.suppress(AssertionError):  # nothing runs in the meantime
+            await check_handler(echo, timeout=0.1)
+    assert done.is_set()
+
+
+async def test_memory_is_traced_on_if_it_was_traced_before() -> None:
+    tracemalloc.start()
+    try:
+        await check_handler(echo)
+        assert tracemalloc.is_tracing()
+    finally:
+        tracemalloc.stop()
+    await check_handler(discard)
+    assert not tracemalloc.is_tracing()
+
+
+async def test_cancelled_check_leaves_nothing() -> None:
+    for checkpoints in range(0, 400, 37):
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(check_handler, echo)
+                for _ in range(checkpoints):
+                    await trio.lowlevel.checkpoint()
+                scope.cancel()
+        assert scope.cancelled_caught
 
 
 # ---- arguments ----

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import AsyncIterator, Callable
 
 import trio
@@ -124,9 +123,11 @@ async def _relay(
     nursery: trio.Nursery,
 ) -> None:
     # Not bind: Trio starts tasks in a random order, and the number must be the order of accept.
-    for number in itertools.count():
+    number = 0
+    while True:
         client = await listener.accept()
         nursery.start_soon(_carry, client, port, plan_of(number))
+        number += 1
 
 
 async def _carry(client: Socket, port: int, plan: ConnectionPlan) -> None:

@@ -176,10 +176,10 @@ class Watchdog(trio.abc.Instrument):
 
     def renew(self, seconds: float) -> None:
         """Let the seconds of ``limit`` begin again."""
-        if self._limit is not None:
-            scope, _ = self._limit
-            scope.deadline = trio.current_time() + seconds
-            self._limit = (scope, time.monotonic() + seconds)
+        assert self._limit is not None
+        scope, _ = self._limit
+        scope.deadline = trio.current_time() + seconds
+        self._limit = (scope, time.monotonic() + seconds)
 
     # ---- the instrument ----
 

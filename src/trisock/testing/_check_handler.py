@@ -14,7 +14,7 @@ import trio
 import trio.testing
 
 from .. import ClientTLS, Handler, Server, TLSArgument, bind
-from .._guard import leaves, text
+from .._guard import text
 from . import _hostile_clients as clients
 from ._hostile_clients import Session
 from ._watched_handler import Watchdog, WatchedHandler
@@ -113,10 +113,12 @@ async def check_handler(
         leaked, hung, was held, was injected, or was raised (which is then the cause).
       TypeError, ValueError: an argument is invalid.
 
-    A handler that reaches no checkpoint is ended by an exception (CPython only), and so is one that
-    goes on when it is cancelled. But one that waits under a shield for anything but its own socket
-    cannot be ended, and neither can a blocking call of C code: then ``check_handler`` waits too. It
-    works with ``autojump_clock``. If it is cancelled, everything is closed.
+    A handler that reaches no checkpoint is ended by an exception (CPython only). A handler that goes
+    on when it is cancelled is given up. Some handlers cannot be ended, and ``check_handler`` then
+    waits for them: a handler that waits under a shield for anything but its own socket, one whose
+    child task goes on when it is cancelled, and one in a blocking call.
+
+    It works with ``autojump_clock``. If it is cancelled, everything is closed.
     """
     role = _check_arguments(handler, greeting, starttls, tls, timeout)
     watchdog = Watchdog(timeout)
@@ -216,33 +218,26 @@ class _Check:
         watched = WatchedHandler(self._handler, self._watchdog)
         handler_errors = 0
         fault: AssertionError | None = None
-        try:
-            async with trio.open_nursery() as nursery:
-                server = await bind(nursery, 0, watched, host="127.0.0.1")
-                session = Session(
-                    server,
-                    watched,
-                    self._watchdog,
-                    greeting=self._greeting,
-                    starttls=self._starttls,
-                    tls=self._tls,
-                    secure=secure,
-                    timeout=self._timeout,
-                )
-                try:
-                    await self._attend(client, session)
-                except AssertionError as exc:
-                    fault = exc
-                finally:
-                    session.abort()
-                    await self._stop(server, session)
-                handler_errors = server.stats().handler_errors
-        except BaseException as exc:
-            # A handler that was given up may have left scopes open, which Trio reports.
-            if not watched.is_abandoned or any(
-                not issubclass(type(leaf), (RuntimeError, GeneratorExit)) for leaf in leaves(exc)
-            ):
-                raise
+        async with trio.open_nursery() as nursery:
+            server = await bind(nursery, 0, watched, host="127.0.0.1")
+            session = Session(
+                server,
+                watched,
+                self._watchdog,
+                greeting=self._greeting,
+                starttls=self._starttls,
+                tls=self._tls,
+                secure=secure,
+                timeout=self._timeout,
+            )
+            try:
+                await self._attend(client, session)
+            except AssertionError as exc:
+                fault = exc
+            finally:
+                session.abort()
+                await self._stop(server, session)
+            handler_errors = server.stats().handler_errors
         self._judge(watched, handler_errors, fault)
 
     async def _attend(self, client: Client, session: Session) -> None:

@@ -12,9 +12,9 @@ import trio
 import trio.testing
 
 import trisock
+from helpers.handlers import echo
 from helpers.pairs import closing, read_all
 from helpers.server import serving
-from helpers.serving import echo
 from trisock import ClientTLS, ServerTLS, Socket
 from trisock.testing._fault_plan import INJECTED, ConnectionPlan
 from trisock.testing._faults import FaultyRelay, faults

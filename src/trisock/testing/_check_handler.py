@@ -15,8 +15,9 @@ import trio.testing
 
 from .. import ClientTLS, Handler, Server, TLSArgument, bind
 from .._guard import text
+from . import _flooding_clients
 from . import _hostile_clients as clients
-from ._hostile_clients import Session
+from ._session import Session
 from ._watched_handler import Watchdog, WatchedHandler
 
 Client = Callable[[Session], Awaitable[None]]
@@ -39,11 +40,11 @@ _CLIENTS: dict[str, Client] = {
     "truncation": clients.truncation,
     "byte by byte": clients.byte_by_byte,
     "many connections": clients.many_connections,
-    "endless line": clients.endless_line,
+    "endless line": _flooding_clients.endless_line,
 }
 
 # This client takes as long as all others together, so it runs once: under TLS, if there is TLS.
-_SLOW_READER: dict[str, Client] = {"slow reader": clients.slow_reader}
+_SLOW_READER: dict[str, Client] = {"slow reader": _flooding_clients.slow_reader}
 
 # The clients of a handler that starts TLS.
 _TLS_CLIENTS: dict[str, Client] = {
@@ -113,8 +114,8 @@ async def check_handler(
         leaked, hung, was held, was injected, or was raised (which is then the cause).
       TypeError, ValueError: an argument is invalid.
 
-    A handler that reaches no checkpoint is ended by an exception (CPython only). A handler that goes
-    on when it is cancelled is given up. Some handlers cannot be ended, and ``check_handler`` then
+    A handler that reaches no checkpoint is ended by an exception (CPython only). One that goes on
+    when it is cancelled is given up. Some handlers cannot be ended, and ``check_handler`` then
     waits for them: a handler that waits under a shield for anything but its own socket, one whose
     child task goes on when it is cancelled, and one in a blocking call.
 

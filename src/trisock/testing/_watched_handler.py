@@ -7,10 +7,10 @@ import ctypes
 import functools
 import math
 import socket
-import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Generator, Iterator
+from sys import _current_frames  # public, in spite of its name
 from typing import Any
 
 import trio
@@ -216,7 +216,7 @@ class Watchdog(trio.abc.Instrument):
 
     def _is_running_a_handler(self, thread: int) -> bool:
         tasks = {getattr(task.coro, "cr_frame", None) for task in list(self.started_by_handlers)}
-        frame = sys._current_frames().get(thread)
+        frame = _current_frames().get(thread)
         while frame is not None:
             if frame.f_code is WatchedHandler.__call__.__code__ or frame in tasks:
                 return True

@@ -14,7 +14,6 @@ import trio.testing
 import trisock
 from helpers.handlers import echo
 from helpers.pairs import closing, read_all
-from helpers.server import serving
 from trisock import ClientTLS, ServerTLS, Socket
 from trisock.testing._fault_plan import INJECTED, ConnectionPlan
 from trisock.testing._faults import FaultyRelay, faults
@@ -22,6 +21,15 @@ from trisock.testing._faults import FaultyRelay, faults
 OFF: dict[str, Any] = dict.fromkeys(("split", "delay", "truncate", "reset", "inject"), False)
 
 DATA = random.Random(1).randbytes(300_000)
+
+
+@contextlib.asynccontextmanager
+async def serving(handler: trisock.Handler) -> AsyncIterator[trisock.Server]:
+    """Run a server. When the block ends, wait for its handlers, even those that have failed."""
+    async with trio.open_nursery() as nursery:
+        server = await trisock.bind(nursery, 0, handler, host="127.0.0.1")
+        yield server
+        server.stop()
 
 
 @contextlib.asynccontextmanager

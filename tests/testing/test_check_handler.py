@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import time
 import tracemalloc
@@ -118,6 +119,26 @@ async def test_what_only_the_first_connection_leaves_is_no_leak() -> None:
         await check_handler(handle, timeout=0.2)
         nursery.cancel_scope.cancel()
     os.close(left[0])
+
+
+async def test_descriptor_in_a_reference_cycle_is_no_leak() -> None:
+    class Descriptor:
+        def __init__(self) -> None:
+            self.number = os.dup(0)
+            self.cycle = self
+
+        def __del__(self) -> None:
+            os.close(self.number)
+
+    async def handle(sock: Socket) -> None:
+        Descriptor()
+        await echo(sock)
+
+    gc.disable()
+    try:
+        await check_handler(handle)
+    finally:
+        gc.enable()
 
 
 # ---- the examples ----

@@ -172,20 +172,48 @@ async def test_swallowed_cancellation_is_found() -> None:
     await finds(message, handle, timeout=0.3)
 
 
-async def test_handler_that_swallows_everything_is_given_up() -> None:
-    async def handle(sock: Socket) -> None:
-        async with trio.open_nursery():
+async def swallow_in_except(sock: Socket) -> None:
+    async with trio.open_nursery():
+        while True:
+            try:
+                if not await sock.recv():
+                    return
+            except BaseException:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+
+
+async def swallow_and_fail(sock: Socket) -> None:
+    while True:
+        try:
+            if not await sock.recv():
+                return
+        except BaseException:
+            try:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+            except GeneratorExit:
+                raise ValueError from None
+
+
+async def swallow_everywhere(sock: Socket) -> None:
+    while True:
+        try:
+            if not await sock.recv():
+                return
+        except BaseException:
             while True:
                 try:
-                    if not await sock.recv():
-                        return
-                except BaseException:
                     await trio.lowlevel.cancel_shielded_checkpoint()
+                    break
+                except BaseException:
+                    continue
 
+
+@pytest.mark.parametrize("handler", [swallow_in_except, swallow_and_fail, swallow_everywhere])
+async def test_handler_that_swallows_everything_is_given_up(handler: trisock.Handler) -> None:
     message = (
         "reset at once: the handler is still running after the client has left (waited 0.3 seconds)"
     )
-    await finds(message, handle, timeout=0.3)
+    await finds(message, handler, timeout=0.3)
 
 
 async def test_shielded_read_is_found_and_ended(patient_clock: object) -> None:

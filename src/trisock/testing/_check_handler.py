@@ -211,7 +211,6 @@ class _Check:
                 while before.left():
                     gc.collect()  # an exception in a reference cycle may hold a socket
                     await trio.sleep(_POLL)
-            gc.collect()
         return before.left()
 
     async def _run_once(self, client: Client, *, secure: bool) -> None:

@@ -40,7 +40,6 @@ class WatchedHandler:
     def __init__(self, handler: Handler, watchdog: Watchdog) -> None:
         self._handler = handler
         self._watchdog = watchdog
-        self._socks: set[Socket] = set()
         self._changed = trio.Event()
         self.narrow = False
         self.started = 0
@@ -55,7 +54,6 @@ class WatchedHandler:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SMALL_BUFFER)
         self.started += 1
         self.running += 1
-        self._socks.add(sock)
         self._notify()
         try:
             with self._watchdog.watching():
@@ -67,7 +65,6 @@ class WatchedHandler:
             self.failures.append(exc)
             raise
         finally:
-            self._socks.discard(sock)
             self.running -= 1
             self._notify()
 
@@ -83,12 +80,10 @@ class WatchedHandler:
     def abandon(self) -> None:
         """Give up all running calls.
 
-        A call ends at its next checkpoint. A call that is shielded from cancellation reaches this
-        checkpoint only if it waits for its own socket, which is aborted.
+        A call ends when it next wakes up. If it waits for its own socket, it does so because the
+        client has left.
         """
         self.is_abandoned = True
-        for sock in list(self._socks):
-            sock.abort()
 
 
 class _Call:
@@ -112,9 +107,24 @@ class _Call:
             except BaseException as exc:
                 step = functools.partial(steps.throw, exc)
             if self._watched.is_abandoned:
-                with contextlib.suppress(BaseException):  # it may ignore GeneratorExit too
-                    steps.close()
+                _close(steps)
                 return
+
+
+# Calls that go on even when they are closed. Python would report it if one was destroyed.
+_unclosable: list[Generator[Any, Any, object]] = []
+
+
+def _close(steps: Generator[Any, Any, object]) -> None:
+    for _ in range(3):
+        try:
+            steps.close()
+        except RuntimeError:  # it goes on
+            continue
+        except BaseException:  # noqa: S110 (it has ended)
+            pass
+        return
+    _unclosable.append(steps)
 
 
 class _NoCheckpoint(BaseException):

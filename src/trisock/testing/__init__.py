@@ -13,13 +13,23 @@
 ``Authority`` and TLS pairs need trustme: ``pip install 'trisock[testing]'``. Without trustme they
 raise ``ImportError``, and everything else works.
 
-Nothing here uses a host name, a file, a thread or another process. So tests can use Trio's
-``autojump_clock``.
+Nothing here uses a host name, a file or another process, and only ``check_handler`` uses a thread.
+So tests can use Trio's ``autojump_clock``.
 """
 
 from ._authority import Authority
+from ._check_handler import check_handler
+from ._faults import FaultyRelay, faults
 from ._script import Script
 from ._serving import serving
 from ._socket_pair import socket_pair
 
-__all__ = ["Authority", "Script", "serving", "socket_pair"]
+__all__ = [
+    "Authority",
+    "FaultyRelay",
+    "Script",
+    "check_handler",
+    "faults",
+    "serving",
+    "socket_pair",
+]

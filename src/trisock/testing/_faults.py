@@ -1,0 +1,193 @@
+"""faults: a relay that treats connections as a bad network does."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+
+import trio
+
+from .. import Listener, Socket, connect, listen
+from ._fault_plan import INJECTED, ConnectionPlan, Direction
+
+_HOST = "127.0.0.1"
+
+
+class FaultyRelay:
+    """A relay that ``faults`` has started.
+
+    Attributes:
+      port: the port on 127.0.0.1 to connect to instead of the server's.
+      injected: the line that ``inject`` adds. It must never have an effect.
+    """
+
+    injected = INJECTED
+
+    def __init__(self, listener: Listener) -> None:
+        self.port = listener.addresses[0].port
+
+
+@contextlib.asynccontextmanager
+async def faults(
+    port: int,
+    *,
+    seed: int = 0,
+    split: bool = True,
+    delay: bool = True,
+    truncate: bool = False,
+    reset: bool = False,
+    inject: bool = False,
+) -> AsyncIterator[FaultyRelay]:
+    """Run a relay to the server at ``port`` that treats connections as a bad network does.
+
+    Each connection to ``relay.port`` on 127.0.0.1 is relayed to ``port`` on 127.0.0.1. The faults
+    of the n-th connection depend on ``seed`` and n only, and each fault is tied to an offset in the
+    stream. So a failure can be repeated. Turning one kind of fault on or off does not change the
+    others::
+
+        async with faults(server.port, seed=seed, reset=True) as relay:
+            async with await trisock.connect("127.0.0.1", relay.port) as sock:
+                ...
+
+    Every program must work with ``split`` and ``delay``, which are on by default. The other faults
+    end or damage connections.
+
+    Args:
+      port: the server's port.
+      seed: selects the faults.
+      split: send the bytes in pieces. Every second piece has 1 to 4 bytes, on average, and the
+        others have 1 to 4096.
+      delay: pause before the first 64 bytes are complete, and then every 1 to 4096 bytes. A pause
+        is 1 to 8 schedule points. In one pause out of four, it is also a sleep of 1 to 10
+        milliseconds, at most 16 times for each direction of a connection.
+      truncate: end one connection out of two in both directions, as if each side had closed it:
+        under TLS, without ``close_notify``. This happens after a number of bytes in one of the two
+        directions. The number is 0 to 4095, and small numbers are likelier: half of them are below
+        64. A connection that carries fewer bytes is not hit.
+      reset: reset one connection out of two, on both sides, after a number of bytes that is drawn
+        as for ``truncate``. With both faults, one connection out of two gets one of them.
+      inject: add the line ``relay.injected``, as an attacker can do before TLS starts. It follows
+        the first line of the client that contains ``TLS`` in upper or lower case (``STARTTLS``,
+        ``STLS``, ``AUTH TLS``), in the same segment. In one connection out of two, it follows the
+        next line of the server instead. A connection that starts with TLS gets no line.
+
+    Returns: a context manager, whose value has the attributes ``port`` and ``injected``. Its end
+    closes all connections immediately.
+
+    Raises:
+      TypeError: ``port`` or ``seed`` is not an int, or another argument is not a bool.
+      OSError: no port can be opened.
+
+    The relay runs in a nursery of its own. It holds at most one chunk for each direction of a
+    connection, so a receiver that does not read stops the sender. It passes on a half-close, and a
+    reset when it next reads from that side. A connection that the server refuses is reset.
+    Cancellation closes everything. The pauses follow Trio's clock, so they take no time with
+    ``autojump_clock``.
+    """
+    for name, number in (("port", port), ("seed", seed)):
+        if type(number) is not int:
+            raise TypeError(f"{name} must be an int, not {type(number).__name__}")
+    kinds = {
+        "split": split,
+        "delay": delay,
+        "truncate": truncate,
+        "reset": reset,
+        "inject": inject,
+    }
+    for name, value in kinds.items():
+        if type(value) is not bool:
+            raise TypeError(f"{name} must be a bool, not {type(value).__name__}")
+
+    def plan_of(connection: int) -> ConnectionPlan:
+        return ConnectionPlan(seed, connection, **kinds)
+
+    failure: BaseException | None = None
+    async with await listen(0, host=_HOST) as listener, trio.open_nursery() as nursery:
+        nursery.start_soon(_relay, listener, port, plan_of, nursery)
+        try:
+            yield FaultyRelay(listener)
+        except BaseException as exc:
+            failure = exc  # raised behind the nursery, which would put it into a group
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        try:
+            raise failure
+        finally:
+            del failure  # its traceback refers to this frame
+
+
+async def _relay(
+    listener: Listener,
+    port: int,
+    plan_of: Callable[[int], ConnectionPlan],
+    nursery: trio.Nursery,
+) -> None:
+    # Not bind: Trio starts tasks in a random order, and the number must be the order of accept.
+    number = 0
+    while True:
+        client = await listener.accept()
+        nursery.start_soon(_carry, client, port, plan_of(number))
+        number += 1
+
+
+async def _carry(client: Socket, port: int, plan: ConnectionPlan) -> None:
+    """Relay one connection until both directions have ended, or the connection is cut."""
+    try:
+        server = await connect(_HOST, port)
+    except OSError:
+        client.abort()
+        return
+    except BaseException:
+        client.abort()
+        raise
+    try:
+        clean = await _copy_both(client, server, plan)
+        if clean:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(client.close)
+                nursery.start_soon(server.close)
+    finally:
+        client.abort()
+        server.abort()
+
+
+async def _copy_both(client: Socket, server: Socket, plan: ConnectionPlan) -> bool:
+    """Copy both directions. Return whether to close the connections, rather than reset them."""
+    clean = True
+    async with trio.open_nursery() as nursery:
+
+        async def copy(source: Socket, target: Socket, direction: Direction) -> None:
+            nonlocal clean
+            try:
+                clean &= await _copy(source, target, direction, plan)
+            except trio.BrokenResourceError:  # the source was reset
+                clean = False
+                nursery.cancel_scope.cancel()
+            if plan.is_cut():
+                nursery.cancel_scope.cancel()
+
+        nursery.start_soon(copy, client, server, plan.up)
+        nursery.start_soon(copy, server, client, plan.down)
+    return plan.cut == "truncate" if plan.is_cut() else clean
+
+
+async def _copy(source: Socket, target: Socket, direction: Direction, plan: ConnectionPlan) -> bool:
+    """Copy one direction until it ends or the connection is cut.
+
+    Returns False if the target can receive no more. The data that the target sent before its reset
+    is then still on its way in the other direction, which ends with the reset.
+    """
+    while not plan.is_cut() and (chunk := await source.recv()):
+        for piece in direction.feed(chunk):
+            for _ in range(piece.passes):
+                await trio.lowlevel.checkpoint()
+            if piece.seconds:
+                await trio.sleep(piece.seconds)
+            try:
+                await target.send(piece.data)
+            except trio.BrokenResourceError:
+                return False
+    if not plan.is_cut():
+        with contextlib.suppress(trio.BrokenResourceError):
+            await target.send_eof()
+    return True

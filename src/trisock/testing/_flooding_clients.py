@@ -1,0 +1,162 @@
+"""The hostile clients of ``check_handler`` that send much."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+
+import trio
+import trio.testing
+
+from .. import Socket
+from ._session import QUIET, Session, send
+
+_CERTAINLY_QUIET = 0.05  # seconds; an acknowledgement may be delayed by 40 ms
+
+_MIB = 1024 * 1024
+
+# The most that a handler may hold for one client, in MiB: of a line, and of answers. A line may be
+# a message, which may be large. Answers to short lines are small, and a queue of them is slow to
+# fill.
+MAX_LINE, MAX_ANSWERS = 8, 2
+
+_ROUND = 64 * 1024  # bytes to send before the next look at how much the handler holds
+_FILL = 640 * 1024  # bytes of lines, whose answers are more than the kernel takes
+_PIECE = 16 * 1024
+
+
+async def endless_line(session: Session) -> None:
+    """Send a line that does not end, and read the answers."""
+    sock = await session.open()
+    fault: AssertionError | None = None
+    async with trio.open_nursery() as nursery:
+
+        async def read() -> None:
+            with contextlib.suppress(trio.BrokenResourceError):
+                while await sock.recv():
+                    pass
+
+        nursery.start_soon(read)
+        try:
+            await _flood(session, sock, b"x" * _PIECE, MAX_LINE)
+        except AssertionError as exc:
+            fault = exc  # raised behind the nursery, which would put it into a group
+        nursery.cancel_scope.cancel()
+    if fault is not None:
+        raise fault
+
+
+async def slow_reader(session: Session) -> None:
+    """Send lines and read nothing. Another client must be served meanwhile."""
+    lines = (b"NOOP 0123456" + session.line[4:]) * (_PIECE // 14)
+    # With small buffers in the kernel, the answers soon have to wait for the client.
+    session.watched.narrow = True
+    sock = await session.open()
+    session.watched.narrow = False
+    await send(sock, lines)
+    if not await _is_answered(sock) or not await _fill(session, sock, lines):
+        await _flood(session, sock, lines, MAX_ANSWERS)
+    other = await session.open()
+    await send(other, session.line)
+    await session.finish(other, "the handler serves no other client while one client does not read")
+    await session.quiet()
+    sock.abort()
+
+
+async def _is_answered(sock: Socket) -> bool:
+    """Return whether an answer has arrived, and leave it in the kernel."""
+    answered = False
+    async with trio.open_nursery() as nursery:
+
+        async def give_up() -> None:
+            await trio.testing.wait_all_tasks_blocked(QUIET)
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(give_up)
+        await trio.lowlevel.wait_readable(sock.stream.socket)
+        answered = True
+        nursery.cancel_scope.cancel()
+    return answered
+
+
+async def _fill(session: Session, sock: Socket, piece: bytes) -> bool:
+    """Send so much that the kernel's buffers are full of answers.
+
+    Returns whether the handler reads no more, because its answers wait for the client.
+    """
+    with _time_to_send(session) as has_time:
+        for _ in range(_FILL // len(piece)):
+            if not has_time() or not await _send_unless_stuck(sock, piece, _CERTAINLY_QUIET):
+                return True
+    return False
+
+
+async def _flood(session: Session, sock: Socket, piece: bytes, most: int) -> None:
+    """Send until the handler reads no more, or clearly holds little of what it has read.
+
+    Raises AssertionError if the handler holds more than ``most`` MiB.
+    """
+    sent = 0
+    with _memory() as memory, _time_to_send(session) as has_time:
+        await _send_unless_stuck(sock, piece)
+        await session.quiet()
+        before = memory()
+
+        def held() -> int:
+            if memory() - before > most * _MIB:
+                gc.collect()
+            return memory() - before
+
+        while has_time() and await _send_unless_stuck(sock, piece):
+            sent += len(piece)
+            if held() > most * _MIB:
+                raise AssertionError(f"the handler holds more than {most} MiB for one client")
+            if sent % _ROUND < len(piece):
+                await session.quiet()
+                if held() < sent / 8:
+                    return
+
+
+@contextlib.contextmanager
+def _time_to_send(session: Session) -> Iterator[Callable[[], bool]]:
+    """Cancel the block after ``timeout`` seconds: a handler may read slowly.
+
+    The value returns whether that much real time has not passed yet.
+    """
+    session.expect("the handler reads slowly", 2 * session.timeout)
+    end = time.monotonic() + session.timeout
+    with trio.move_on_after(session.timeout):
+        yield lambda: time.monotonic() < end
+
+
+async def _send_unless_stuck(sock: Socket, data: bytes, quiet: float = QUIET) -> bool:
+    """Send data. Return False if the peer does not read, or if the connection has ended."""
+    sent = False
+    async with trio.open_nursery() as nursery:
+
+        async def give_up() -> None:
+            await trio.testing.wait_all_tasks_blocked(quiet)
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(give_up)
+        with contextlib.suppress(trio.BrokenResourceError):
+            await sock.send(data)
+            sent = True
+        nursery.cancel_scope.cancel()
+    return sent
+
+
+@contextlib.contextmanager
+def _memory() -> Iterator[Callable[[], int]]:
+    """Measure memory. The value returns how many bytes Python's objects take."""
+    was_tracing = tracemalloc.is_tracing()
+    if not was_tracing:
+        tracemalloc.start()
+    try:
+        yield lambda: tracemalloc.get_traced_memory()[0]
+    finally:
+        if not was_tracing:
+            tracemalloc.stop()

@@ -1,0 +1,226 @@
+"""The hostile clients of ``check_handler``.
+
+Each is a function of a ``Session``. It returns when the client has left, and raises
+``AssertionError`` if an answer of the handler is wrong. Whether the handler ends, what it raises
+and what it leaves behind is checked by the caller.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import re
+
+import trio
+
+from .. import TLSError
+from ._session import Session, send
+
+_MANY = 20  # connections at the same time
+
+_ALERT = re.compile(rb"\x15\x03[\x00-\x04]\x00\x02..", re.DOTALL)  # an unencrypted TLS alert
+
+
+def _added(answer: bytes, usual: set[bytes]) -> bytes:
+    """Return what an answer has in addition to the usual answers, or ``b""``.
+
+    If the usual answers differ (they may contain the time), only a longer answer counts.
+    """
+    if answer in usual or (len(usual) > 1 and len(answer) <= max(map(len, usual))):
+        return b""
+    return answer[max(_shared(answer, each) for each in usual) :]
+
+
+def _shared(one: bytes, other: bytes) -> int:
+    """Return the length of the common start."""
+    differ = (number for number, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    return next(differ, min(len(one), len(other)))
+
+
+# ---- clients that leave ----
+
+
+async def silent(session: Session) -> None:
+    """Say nothing, and leave."""
+    sock = await session.open()
+    await session.quiet()
+    session.expect("the handler is still running after the client has closed the connection")
+    await sock.close()
+
+
+async def half_close(session: Session) -> None:
+    """Send a line and EOF, and read until the handler closes the connection."""
+    await session.answers(session.line)
+
+
+async def reset_at_once(session: Session) -> None:
+    sock = await session.connect_only()
+    sock.abort()
+
+
+async def reset_after_greeting(session: Session) -> None:
+    sock = await session.open()
+    await session.quiet()
+    sock.abort()
+
+
+async def reset_in_line(session: Session) -> None:
+    sock = await session.open()
+    await send(sock, session.line[:2])
+    await session.quiet()
+    sock.abort()
+
+
+async def reset_after_line(session: Session) -> None:
+    sock = await session.open()
+    await send(sock, session.line)
+    await session.quiet()
+    sock.abort()
+
+
+async def cancellation(session: Session) -> None:
+    """Say nothing while the server cancels the handler."""
+    await session.open()
+    await session.quiet()
+    session.server.stop(grace=0)
+    session.expect("the handler is still running after it was cancelled")
+    await session.watched.until(lambda: not session.watched.running)
+
+
+# ---- clients whose answers are compared ----
+
+
+async def truncation(session: Session) -> None:
+    """End the stream in the middle of a line. The line must not be answered like a whole one."""
+    nothing = await session.answers()
+    whole = await session.answers(session.line)
+    sock = await session.open()
+    await send(sock, session.line.rstrip())
+    await session.quiet()
+    if await sock.peek() is not None:
+        return  # the handler does not wait for the end of a line
+    answer = await session.finish(sock)
+    if answer == whole != nothing:
+        raise AssertionError(f"the handler took half a line for a whole one: it sent {answer!r}")
+
+
+async def byte_by_byte(session: Session) -> None:
+    """Send a line in pieces of one byte. The answer must be that to a line in one piece."""
+    answer = whole = b""
+    for _ in range(3):  # an answer may depend on other things, such as the time
+        whole = await session.answers(session.line)
+        sock = await session.open()
+        for number in range(len(session.line)):
+            await send(sock, session.line[number : number + 1])
+            await session.quiet()
+        answer = await session.finish(sock)
+        if answer == whole or whole != await session.answers(session.line):
+            return
+    raise AssertionError(f"the handler sent {answer!r}, but to a whole line it sends {whole!r}")
+
+
+# ---- clients that send nonsense ----
+
+
+def _nonsense() -> list[bytes]:
+    rng = random.Random(1)  # noqa: S311 (these numbers are no secrets)
+    lines = [b"", b" ", b"\0", b"\xff\xfe\xfd", b"NOOP \xff", b"-1", b"9" * 5000, b"%s{0}:", b":"]
+    text = bytes(rng.choice(b"az09 :;,.<>()[]{}=%$\\\"'\t\r\n") for _ in range(5000))
+    binary = rng.randbytes(20_000)
+    return [*(line + b"\r\n" for line in lines), bytes(64), b"\xff" * 64, text, binary]
+
+
+async def garbage(session: Session) -> None:
+    """Send what no client of any protocol sends."""
+    for nonsense in _nonsense():
+        await session.answers(nonsense)
+
+
+async def many_connections(session: Session) -> None:
+    """Open many connections at the same time."""
+    faults: list[AssertionError] = []
+
+    async def exchange() -> None:
+        try:
+            await session.answers(session.line)
+        except AssertionError as exc:
+            faults.append(exc)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(_MANY):
+            nursery.start_soon(exchange)
+    if faults:
+        raise faults[0]
+
+
+# ---- clients that attack STARTTLS ----
+
+
+async def injection(session: Session) -> None:
+    """Add a line behind STARTTLS, as an attacker can do. It must not be answered under TLS."""
+    usual = {await session.answers(), await session.answers()}
+    for injected in (session.line, session.starttls):
+        answer = b""
+        sock = await session.connect()
+        with contextlib.suppress(TLSError):  # the handshake fails, as it must with a line in it
+            if await session.ask_for_tls(sock, injected):
+                await session.start_tls(sock)
+                answer = await session.finish(sock)
+        if answer and (added := _added(answer, usual)):
+            raise AssertionError(
+                f"the handler answered a line under TLS that was sent in plain text behind "
+                f"{session.starttls!r}: it sent {added!r}"
+            )
+
+
+async def plain_text(session: Session) -> None:
+    """Send STARTTLS, and then a line in plain text. It must not be answered."""
+    usual = {
+        _ALERT.sub(b"", await _plain_answers(session, b"")),
+        _ALERT.sub(b"", await _plain_answers(session, b"")),
+    }
+    answer = _ALERT.sub(b"", await _plain_answers(session, session.line))
+    if added := _added(answer, usual):
+        raise AssertionError(f"the handler went on in plain text: it sent {added!r}")
+
+
+async def _plain_answers(session: Session, data: bytes) -> bytes:
+    """Send STARTTLS and, after the answer, data in plain text. Return all answers."""
+    sock = await session.connect()
+    await send(sock, session.starttls)
+    if data:
+        await session.wait_for_answer(sock)
+        await send(sock, data)
+    return await session.finish(sock)
+
+
+async def reset_after_starttls(session: Session) -> None:
+    sock = await session.connect()
+    await session.ask_for_tls(sock)
+    sock.abort()
+
+
+# A ClientHello begins like this: a record of 512 bytes, of which only the header arrives.
+_HALF_HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
+
+
+async def reset_in_handshake(session: Session) -> None:
+    sock = await session.connect()
+    if session.starttls:
+        await session.ask_for_tls(sock)
+    await send(sock, _HALF_HELLO)
+    await session.quiet()
+    sock.abort()
+
+
+async def truncated_handshake(session: Session) -> None:
+    sock = await session.connect()
+    if session.starttls:
+        await session.ask_for_tls(sock)
+    await send(sock, _HALF_HELLO)
+    await session.finish(sock)
+
+
+async def starttls_twice(session: Session) -> None:
+    """Send STARTTLS under TLS."""
+    await session.answers(session.starttls)

@@ -1,0 +1,202 @@
+"""A session of a hostile client: its connections to one server, and its time limit."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import sys
+
+import trio
+import trio.testing
+
+from .. import ClientTLS, Server, Socket, TLSArgument, TLSError
+from ._watched_handler import Watchdog, WatchedHandler
+
+# How long nothing must happen until we take the handler to be waiting for the client, in seconds.
+# What is sent over loopback arrives at once, but a busy machine may be late.
+QUIET = 0.005
+
+_HOST = "127.0.0.1"
+
+_SMALL_WINDOW = 16384  # bytes
+
+
+class Session:
+    """What a client needs: connections to one server, and what is known about its protocol.
+
+    Args:
+      server: runs the handler.
+      watched: the handler.
+      watchdog: limits the time of the client.
+      greeting, starttls, timeout: as in ``check_handler``.
+      tls: the client's role.
+      secure: whether ``open`` starts TLS.
+
+    Attributes:
+      line: a line, which most protocols answer.
+      waiting: what the client waits for, as the start of an error message.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        watched: WatchedHandler,
+        watchdog: Watchdog,
+        *,
+        greeting: bytes | None,
+        starttls: bytes | None,
+        tls: TLSArgument | None,
+        secure: bool,
+        timeout: float,
+    ) -> None:
+        self.server = server
+        self.watched = watched
+        self._watchdog = watchdog
+        self.starttls = starttls or b""
+        self.secure = secure
+        self.timeout = timeout
+        self._greeting = greeting or b""
+        self._tls = tls
+        self._end_of_line = b"\n" if self.starttls[-2:] not in (b"", b"\r\n") else b"\r\n"
+        self._socks: list[Socket] = []
+        self.line = b"NOOP" + self._end_of_line
+        self.waiting = ""
+
+    async def connect(self) -> Socket:
+        """Connect, and wait until the handler has the connection and has greeted."""
+        sock = await self.connect_only()
+        self.expect("the handler has not sent its greeting")
+        greeting = await _read(sock, len(self._greeting))
+        if greeting != self._greeting:
+            raise AssertionError(f"the greeting is {greeting!r}, not {self._greeting!r}")
+        return sock
+
+    async def connect_only(self) -> Socket:
+        """Connect, and wait until the handler has the connection."""
+        self.expect("the handler has not started")
+        number = self.watched.started + 1
+        raw = trio.socket.socket()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(raw)
+            if self.watched.narrow:
+                _narrow(raw)
+            await raw.connect((_HOST, self.server.port))
+            sock = Socket(trio.SocketStream(raw))
+            stack.pop_all()
+        self._socks.append(sock)
+        await self.watched.until(lambda: self.watched.started >= number)
+        return sock
+
+    async def open(self) -> Socket:
+        """Connect, and start TLS if the session is secure."""
+        sock = await self.connect()
+        if self.secure:
+            if self.starttls and not await self.ask_for_tls(sock):
+                raise AssertionError(f"the handler ended the connection after {self.starttls!r}")
+            try:
+                await self.start_tls(sock)
+            except TLSError as exc:
+                raise AssertionError(f"TLS did not start: {exc}") from exc
+        return sock
+
+    async def ask_for_tls(self, sock: Socket, injected: bytes = b"") -> bool:
+        """Send the STARTTLS command, and drop the answer. Return whether the stream goes on."""
+        if not self._greeting:
+            await self.quiet()
+            await _drop_arrived(sock)
+        await send(sock, self.starttls + injected)
+        await self.wait_for_answer(sock)
+        return await _drop_arrived(sock)
+
+    async def wait_for_answer(self, sock: Socket) -> None:
+        """Wait until the answer to the STARTTLS command, or the end, has arrived."""
+        self.expect(f"the handler has not answered {self.starttls!r}")
+        with contextlib.suppress(trio.BrokenResourceError):
+            await sock.peek(wait=True)
+        await self.quiet()
+
+    async def start_tls(self, sock: Socket) -> None:
+        self.expect("the TLS handshake has not ended")
+        role = self._tls
+        assert role is not None
+        has_name = isinstance(role, str) or (isinstance(role, ClientTLS) and role.server_hostname)
+        await sock.starttls(role, server_hostname=None if has_name else _HOST)
+
+    def expect(self, what: str, seconds: float | None = None) -> None:
+        """Give the handler time from now on: ``timeout`` seconds by default.
+
+        Args:
+          what: says, at the start of an error message, what is wrong if this time passes.
+        """
+        self.waiting = what
+        self._watchdog.renew(self.timeout if seconds is None else seconds)
+
+    async def quiet(self) -> None:
+        """Wait until the handler waits: for the client, or for anything else."""
+        with trio.move_on_after(self.timeout / 2):
+            await trio.testing.wait_all_tasks_blocked(QUIET)
+
+    async def finish(
+        self,
+        sock: Socket,
+        waiting: str = "the handler is still running after the client has sent EOF",
+    ) -> bytes:
+        """Send FIN (under TLS, without ``close_notify``). Return what arrives until the end."""
+        self.expect(waiting)
+        with contextlib.suppress(OSError):
+            sock.stream.socket.shutdown(socket.SHUT_WR)
+        received = b""
+        with contextlib.suppress(trio.BrokenResourceError):
+            async for chunk in sock:
+                received += chunk
+        sock.abort()
+        return received
+
+    async def answers(self, data: bytes = b"") -> bytes:
+        """Open a connection, send data and FIN, and return what arrives until the end."""
+        sock = await self.open()
+        await send(sock, data)
+        return await self.finish(sock)
+
+    async def all_ended(self) -> None:
+        """Abort the connections that are left, and wait until the handler has ended for each."""
+        self.abort()
+        await self.quiet()
+        self.expect("the handler is still running after the client has left")
+        await self.watched.until(lambda: not self.watched.running)
+
+    def abort(self) -> None:
+        for sock in self._socks:
+            sock.abort()
+
+
+def _narrow(raw: trio.socket.SocketType) -> None:
+    """Let the peer send only a little that is not read. Call it before the connect."""
+    if sys.platform == "linux":
+        # With a small SO_RCVBUF, Linux also drops acknowledgements now and then. Then what we send
+        # gets stuck.
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP, _SMALL_WINDOW)
+    else:  # pragma: no cover (tests run on Linux)
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SMALL_WINDOW)
+
+
+async def _read(sock: Socket, n: int) -> bytes:
+    """Return n bytes, or fewer if the stream ends."""
+    data = b""
+    with contextlib.suppress(trio.BrokenResourceError):
+        while len(data) < n and (chunk := await sock.recv(n - len(data))):
+            data += chunk
+    return data
+
+
+async def send(sock: Socket, data: bytes) -> None:
+    """Send data. The handler may have ended the connection, and its answer is still unread."""
+    with contextlib.suppress(trio.BrokenResourceError):
+        await sock.send(data)
+
+
+async def _drop_arrived(sock: Socket) -> bool:
+    """Drop what has arrived. Return whether the stream goes on."""
+    while chunk := await sock.peek():
+        await sock.recv()
+    return chunk is None

@@ -1,0 +1,40 @@
+"""Handlers without faults, and a check of what ``check_handler`` finds in others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import trisock
+from trisock import Socket
+from trisock.testing._check_handler import check_handler
+
+STARTTLS = b"STARTTLS\r\n"
+
+
+async def echo(sock: Socket) -> None:
+    async for chunk in sock:
+        await sock.send(chunk)
+
+
+async def discard(sock: Socket) -> None:
+    async for _ in sock:
+        pass
+
+
+async def answer_lines(sock: Socket) -> None:
+    async for line in sock.lines():
+        await sock.send(b"ok " + line + b"\n")
+
+
+async def leave_at_once(sock: Socket) -> None:
+    await sock.send(b"goodbye\n")
+
+
+async def finds(message: str, handler: trisock.Handler, **options: Any) -> AssertionError:
+    """Check that ``check_handler`` raises exactly this message."""
+    with pytest.raises(AssertionError) as caught:
+        await check_handler(handler, **options)
+    assert str(caught.value) == message
+    return caught.value

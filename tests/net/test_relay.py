@@ -201,6 +201,7 @@ async def test_data_of_a_peer_that_then_closed_arrives_before_the_reset(
         await linger.wait_until_acknowledged(sink)
 
     monkeypatch.setattr(_relay, "wait_until_acknowledged", wait_until_acknowledged)
+    monkeypatch.setattr(linger, "LINGER_SECONDS", 0.1)  # the close need not wait for the reset
     async with relaying(layers) as relayed, trio.open_nursery() as nursery:
         peer, other = peers(relayed, first)
         sink = (relayed.b if first == "x" else relayed.a).fileno()

@@ -20,7 +20,13 @@ from helpers.shared_examples import SharedServer
 from trisock import ClientTLS, Socket
 
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
-CLIENTS = {"connection_pool", "echo_client", "pluto_client", "hammerspoon_http_client"}
+CLIENTS = {
+    "connection_pool",
+    "echo_client",
+    "hammerspoon_http_client",
+    "many_writers",
+    "pluto_client",
+}
 SERVERS = [
     name
     for name in NAMES
@@ -68,6 +74,7 @@ async def test_a_tls_server_without_certificates_says_to_install_trustme(
     [
         ("connection_pool", ["--port", "PORT", "hello"], 1, "Connection refused"),
         ("echo_client", ["--port", "PORT", "hello"], 1, "Connection refused"),
+        ("many_writers", ["--port", "PORT"], 1, "Connection refused"),
         ("pluto_client", ["--port", "PORT"], 1, "Failed to connect.\n"),
         ("hammerspoon_http_client", ["127.0.0.1", "PORT"], 0, "Connection refused"),
     ],

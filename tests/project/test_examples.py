@@ -28,6 +28,7 @@ CLIENTS = {
     "many_writers",
     "pluto_client",
     "socks_client",
+    "websocket_client",
 }
 SERVERS = [
     name
@@ -78,6 +79,7 @@ async def test_a_tls_server_without_certificates_says_to_install_trustme(
         ("echo_client", ["--port", "PORT", "hello"], 1, "Connection refused"),
         ("many_writers", ["--port", "PORT"], 1, "Connection refused"),
         ("h11_client", ["http://127.0.0.1:PORT/"], 1, "Connection refused"),
+        ("websocket_client", ["ws://127.0.0.1:PORT/", "hello"], 1, "Connection refused"),
         ("socks_client", ["--proxy", "socks5://127.0.0.1:PORT", "https://x/"], 1, "not connect"),
         ("pluto_client", ["--port", "PORT"], 1, "Failed to connect.\n"),
         ("hammerspoon_http_client", ["127.0.0.1", "PORT"], 0, "Connection refused"),

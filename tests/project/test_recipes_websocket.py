@@ -125,7 +125,10 @@ async def test_a_stopping_server_says_goodbye(sock: Socket, stopping: trio.Event
             await websocket.get_message()
 
 
-async def test_a_message_over_the_limit_closes_the_websocket(sock: Socket) -> None:
+async def test_a_message_over_the_limit_closes_the_websocket(
+    sock: Socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipe, "MAX_MESSAGE", 2**30)  # the client's limit, not the server's
     with raises_alone(ConnectionClosed, lambda exc: exc.reason.code == 1009):
         async with recipe.websocket_over(sock, "example.org", "/") as websocket:
             await websocket.send_message(b"x" * (1024 * 1024 + 1))

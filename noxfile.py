@@ -43,6 +43,7 @@ NOT_FOR_COVERAGE = [
     "tests/interop/test_tls_scanners.py",
     "tests/project/test_benchmarks.py",
     "tests/project/test_*examples.py",
+    "tests/project/test_recipes_*.py",
 ]
 
 INSTALLED = [each for each in PYTHONS if shutil.which(f"python{each}")]
@@ -105,13 +106,15 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def examples(session: nox.Session) -> None:
-    """Each example, against real clients."""
+    """Each example and recipe, against real peers."""
     session.install(".[tests]")
+    folder = Path("tests/project")
+    files = [*folder.glob("test_*examples.py"), *folder.glob("test_recipes_*.py")]
     session.run(
         "python",
         "-m",
         "pytest",
-        *map(str, sorted(Path("tests/project").glob("test_*examples.py"))),
+        *map(str, sorted(files)),
         *session.posargs,
     )
 

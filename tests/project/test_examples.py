@@ -20,7 +20,17 @@ from trisock import Socket
 from trisock.testing import Authority
 
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
-CLIENTS = {"echo_client", "pluto_client", "hammerspoon_http_client"}
+CLIENTS = {
+    "anyio_stream",
+    "connection_pool",
+    "echo_client",
+    "h11_client",
+    "hammerspoon_http_client",
+    "many_writers",
+    "pluto_client",
+    "socks_client",
+    "websocket_client",
+}
 SERVERS = [
     name
     for name in NAMES
@@ -66,7 +76,13 @@ async def test_a_tls_server_without_certificates_says_to_install_trustme(
 @pytest.mark.parametrize(
     ("name", "arguments", "status", "complaint"),
     [
+        ("connection_pool", ["--port", "PORT", "hello"], 1, "Connection refused"),
         ("echo_client", ["--port", "PORT", "hello"], 1, "Connection refused"),
+        ("many_writers", ["--port", "PORT"], 1, "Connection refused"),
+        ("h11_client", ["http://127.0.0.1:PORT/"], 1, "Connection refused"),
+        ("websocket_client", ["ws://127.0.0.1:PORT/", "hello"], 1, "Connection refused"),
+        ("anyio_stream", ["--port", "PORT", "hello"], 1, "Connection refused"),
+        ("socks_client", ["--proxy", "socks5://127.0.0.1:PORT", "https://x/"], 1, "not connect"),
         ("pluto_client", ["--port", "PORT"], 1, "Failed to connect.\n"),
         ("hammerspoon_http_client", ["127.0.0.1", "PORT"], 0, "Connection refused"),
     ],

@@ -2,7 +2,7 @@
 
 Each server is written as an experienced user of the library would write it, without tuning. All
 servers read at most 64 KiB, write 64 KiB at a time, and keep the library's default for TCP_NODELAY.
-All can do these four kinds of work on a connection:
+All can do these kinds of work on a connection:
 
 - ``echo``: echo everything until EOF.
 - ``receive``: echo the request, which is a decimal number, then read and drop that number of bytes,
@@ -10,6 +10,9 @@ All can do these four kinds of work on a connection:
 - ``send``: receive a request, which is a decimal number (a multiple of 65536), and respond with
   that number of bytes. Repeat.
 - ``lines``: count lines until EOF, and respond with the count.
+- ``batches``: the same, by lists of lines if the library has them.
+- ``frames``: count length-prefixed frames until EOF, and respond with the count. The header is a
+  big-endian integer of 4 bytes.
 """
 
 from __future__ import annotations

@@ -35,6 +35,25 @@ class LineReader:
             self._buffer += more
 
 
+class ExactReader:
+    """The reader of exact sizes that many Trio programs write for themselves."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._buffer = bytearray()
+
+    async def read_exactly(self, size: int) -> bytes | bytearray:
+        """Return exactly ``size`` bytes, or ``b""`` at EOF."""
+        while len(self._buffer) < size:
+            more = await self._stream.receive_some(READ_SIZE)
+            if not more:
+                return b""
+            self._buffer += more
+        data = self._buffer[:size]
+        del self._buffer[:size]
+        return data
+
+
 async def echo(stream: Stream) -> None:
     while chunk := await stream.receive_some(READ_SIZE):
         await stream.send_all(chunk)
@@ -66,8 +85,25 @@ async def lines(stream: Stream) -> None:
     await stream.send_all(b"%d" % count)
 
 
+async def frames(stream: Stream) -> None:
+    reader = ExactReader(stream)
+    count = 0
+    while header := await reader.read_exactly(4):
+        await reader.read_exactly(int.from_bytes(header, "big"))
+        count += 1
+    await stream.send_all(b"%d" % count)
+
+
 async def main(options: Options) -> None:
-    handler = {"echo": echo, "receive": receive, "send": send, "lines": lines}[options.work]
+    handlers = {
+        "echo": echo,
+        "receive": receive,
+        "send": send,
+        "lines": lines,
+        "batches": lines,
+        "frames": frames,
+    }
+    handler = handlers[options.work]
     context = options.server_context()
     async with trio.open_nursery() as nursery:
         if context is None:

@@ -39,8 +39,31 @@ async def lines(sock: trisock.Socket) -> None:
     await sock.send(b"%d" % count)
 
 
+async def batches(sock: trisock.Socket) -> None:
+    count = 0
+    async for some in sock.lines().batches():
+        for _ in some:
+            count += 1
+    await sock.send(b"%d" % count)
+
+
+async def frames(sock: trisock.Socket) -> None:
+    count = 0
+    async for _ in sock.frames():
+        count += 1
+    await sock.send(b"%d" % count)
+
+
 async def main(options: Options) -> None:
-    handler = {"echo": echo, "receive": receive, "send": send, "lines": lines}[options.work]
+    handlers = {
+        "echo": echo,
+        "receive": receive,
+        "send": send,
+        "lines": lines,
+        "batches": batches,
+        "frames": frames,
+    }
+    handler = handlers[options.work]
     tls = None
     if options.tls is not None:
         tls = [trisock.Certificate.from_files(options.tls / "chain.pem", options.tls / "key.pem")]

@@ -18,7 +18,7 @@ import trio
 from helpers.pairs import closing, raw_pair, raw_unix_pair, tcp_pair, unix_pair
 from helpers.raw_tls import upgrade
 from trisock import ClientTLS, ServerTLS, Socket
-from trisock._net import transport as _transport
+from trisock._net import send_file as _send_file
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ async def ends(
         if layer == "tls":
             await upgrade(a, client_tls, b, server_tls)
         elif layer == "no sendfile":
-            monkeypatch.setattr(_transport, "HAS_SENDFILE", False)
+            monkeypatch.setattr(_send_file, "HAS_SENDFILE", False)
         yield a, b
 
 

@@ -19,7 +19,6 @@ import trio.testing
 from helpers.pairs import closing, pair, read_all, until_full
 from trisock import ClientTLS, ServerTLS, Socket
 from trisock._net import send_file as _send_file
-from trisock._net import transport as _transport
 
 MIB = 1024 * 1024
 CONTENT = os.urandom(3 * MIB + 7)
@@ -90,7 +89,7 @@ async def test_three_sends_can_share_a_file(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if layer == "no sendfile":
-        monkeypatch.setattr(_transport, "HAS_SENDFILE", False)
+        monkeypatch.setattr(_send_file, "HAS_SENDFILE", False)
     file = make_file(kind, CONTENT)
     pairs = [await pair(layer, client_tls, server_tls) for _ in range(3)]
     async with closing(*(sock for each in pairs for sock in each)):
@@ -263,7 +262,7 @@ async def test_send_file_works_with_the_default_thread_limiter_exhausted(
 
 def test_a_piece_of_a_file_is_at_most_1_mib() -> None:
     assert _send_file.FILE_CHUNK <= MIB
-    assert _transport._SENDFILE_SIZE <= MIB
+    assert _send_file._SENDFILE_SIZE <= MIB
 
 
 # ---- errors that leave the connection intact ----

@@ -21,6 +21,7 @@ import math
 import operator
 import os
 import select
+import signal
 import socket
 import stat
 import sys
@@ -32,11 +33,19 @@ from typing import Any, ClassVar, TypeVar
 import trio
 
 from .._arguments import quoted
+from .syscalls import HAS_SENDFILE
 from .tls_stream import SendState, TLSStream
 from .transport import Transport
 
 # How many bytes are read at a time when sendfile(2) is not used.
 FILE_CHUNK = 262_144
+
+# The errors that os.sendfile raises for a file or an offset that it does not support.
+_SENDFILE_UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EOVERFLOW}
+
+# Maximum bytes per os.sendfile call. The call blocks while it reads the file, so a small count
+# keeps the event loop's pauses short on a slow disk.
+_SENDFILE_SIZE = 1024 * 1024
 
 # How many threads may read at the same time, per limiter. We do not use Trio's default limiter,
 # because its threads also resolve host names, which may take minutes. Regular files have one
@@ -170,7 +179,9 @@ async def send_file(
     elif source.size is not None:
         left = max(0, source.size - offset)
     descriptor = source.descriptor if tls is None and left else None
-    if descriptor is not None and await transport.sendfile(descriptor, offset, int(left), on_sent):
+    if descriptor is not None and await _sendfile(
+        transport, descriptor, offset, int(left), on_sent
+    ):
         return
     layer = transport if tls is None else tls
     before = SendState.READY if tls is None else tls.send_state
@@ -208,6 +219,50 @@ async def send_file(
     if tls is not None:
         whole = not left or (count is None and not source.has_shrunk())
         tls.enter(before if whole else SendState.IN_MESSAGE)
+
+
+async def _sendfile(
+    transport: Transport, file: int, offset: int, count: int, on_sent: Callable[[int], None]
+) -> bool:
+    """Send part of a file with sendfile(2), without copying it. A full checkpoint.
+
+    Returns False, and sends nothing, if the kernel cannot send this file. Calls ``on_sent`` with
+    the size of each piece. Stops early at the file's EOF. Cancellation has the same effect as in
+    ``Transport.send``.
+    """
+    await trio.lowlevel.checkpoint()
+    transport.check_sending()
+    if sys.platform == "win32" or not HAS_SENDFILE:
+        return False
+    if signal.getsignal(signal.SIGPIPE) is signal.SIG_DFL:
+        return False  # sendfile(2) has no MSG_NOSIGNAL: SIGPIPE would kill the process
+    started = False
+    end = offset + count
+    try:
+        while offset < end:
+            size = min(_SENDFILE_SIZE, end - offset)
+            try:
+                sent = os.sendfile(transport.descriptor(), file, offset, size)
+            except BlockingIOError:
+                await transport.wait_writable()
+                continue
+            except OSError as exc:
+                if not started and exc.errno in _SENDFILE_UNSUPPORTED:
+                    return False
+                if exc.errno == errno.EIO:  # an error of the file, not of the connection
+                    raise
+                raise transport.sending_failed(exc) from exc
+            if sent == 0:
+                break
+            started = True
+            offset += sent
+            on_sent(sent)
+            await trio.lowlevel.checkpoint()
+    except BaseException:
+        if started:
+            transport.cut_short()
+        raise
+    return True
 
 
 # ---- kinds of files ----

@@ -2,8 +2,7 @@
 
 A Transport uses the descriptor of a ``trio.SocketStream``. Unlike the stream, it tries one plain
 system call first and waits only after ``EAGAIN``. It can also read and write without waiting (for
-``peek`` and TLS), send several buffers in one call, and send files without copying them. Closing it
-does not lose data in flight.
+``peek`` and TLS), and send several buffers in one call. Closing it does not lose data in flight.
 
 After a failed send, reads continue until EOF or an error, because data that the peer sent earlier
 may still be in the kernel.
@@ -17,8 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
-import signal
 import socket
 import sys
 import weakref
@@ -31,7 +28,6 @@ from .. import _fork
 from .._errors import unraised_copy
 from .linger import linger
 from .syscalls import (
-    HAS_SENDFILE,
     IOV_MAX,
     POLLERR,
     RECEIVE_SIZE,
@@ -56,13 +52,6 @@ _LARGE_RECEIVE_SIZE = 131072
 # probably waiting for our answers, so an immediate recv would find nothing (row echo1).
 _MAX_EAGAINS = 4
 _WAIT_FIRST_READS = 15
-
-# The errors that os.sendfile raises for a file or an offset that it does not support.
-_SENDFILE_UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EOVERFLOW}
-
-# Maximum bytes per os.sendfile call. The call blocks while it reads the file, so a small count
-# keeps the event loop's pauses short on a slow disk.
-_SENDFILE_SIZE = 1024 * 1024
 
 # The errnos (Unix, Windows) of calls on a descriptor that other code has closed.
 _CLOSED_ERRNOS = {errno.EBADF, errno.ENOTSOCK}
@@ -202,7 +191,7 @@ class Transport:
         if self._read_failure is not None:
             return True
         try:
-            descriptor = self._descriptor()
+            descriptor = self.descriptor()
             events = poll_readable(descriptor)
             if not events:
                 return False
@@ -236,7 +225,7 @@ class Transport:
             except BlockingIOError:
                 sent = 0
             except OSError as exc:
-                raise self._sending_failed(exc) from exc
+                raise self.sending_failed(exc) from exc
             if sent == len(data):
                 await trio.lowlevel.cancel_shielded_checkpoint()
             else:
@@ -272,64 +261,20 @@ class Transport:
         if not checkpointed:
             await trio.lowlevel.cancel_shielded_checkpoint()
 
-    async def sendfile(
-        self, descriptor: int, offset: int, count: int, on_sent: Callable[[int], None]
-    ) -> bool:
-        """Send part of a file with sendfile(2), without copying it. A full checkpoint.
-
-        Returns False, and sends nothing, if the kernel cannot send this file. Calls ``on_sent``
-        with the size of each piece. Stops early at the file's EOF. Cancellation has the same effect
-        as in ``send``.
-        """
-        await trio.lowlevel.checkpoint()
-        self.check_sending()
-        if sys.platform == "win32" or not HAS_SENDFILE:
-            return False
-        if signal.getsignal(signal.SIGPIPE) is signal.SIG_DFL:
-            return False  # sendfile(2) has no MSG_NOSIGNAL: SIGPIPE would kill the process
-        started = False
-        end = offset + count
-        try:
-            while offset < end:
-                try:
-                    sent = os.sendfile(
-                        self._descriptor(), descriptor, offset, min(_SENDFILE_SIZE, end - offset)
-                    )
-                except BlockingIOError:
-                    await self.wait_writable()
-                    continue
-                except OSError as exc:
-                    if not started and exc.errno in _SENDFILE_UNSUPPORTED:
-                        return False
-                    if exc.errno == errno.EIO:  # an error of the file, not of the connection
-                        raise
-                    raise self._sending_failed(exc) from exc
-                if sent == 0:
-                    break
-                started = True
-                offset += sent
-                on_sent(sent)
-                await trio.lowlevel.checkpoint()
-        except BaseException:
-            if started:
-                self.cut_short()
-            raise
-        return True
-
     def writable_now(self) -> bool:
         """Return False if a send would block now, and True if it would send bytes or fail."""
         if self._poll_writable is None:  # created at the first use, because only TLS needs it
-            self._poll_writable = writable_poller(self._descriptor())
+            self._poll_writable = writable_poller(self.descriptor())
         return bool(self._poll_writable(0))
 
     async def wait_writable(self) -> None:
         """Wait until ``writable_now`` would return True. A full checkpoint."""
-        await trio.lowlevel.wait_writable(self._descriptor())
-        self._descriptor()  # raises if it was closed while we waited
+        await trio.lowlevel.wait_writable(self.descriptor())
+        self.descriptor()  # raises if it was closed while we waited
 
     async def send_eof(self) -> None:
         """Send FIN. Reading still works. A second call changes nothing. A full checkpoint."""
-        self._descriptor()
+        self.descriptor()
         try:
             await self.stream.send_eof()
         except trio.BrokenResourceError as exc:
@@ -344,7 +289,7 @@ class Transport:
         """Raise the error that the next send would raise, if it is already known."""
         if self._send_failure is not None:
             self._raise_failure(self._send_failure)
-        self._descriptor()
+        self.descriptor()
         if self.eof_sent:
             raise trio.ClosedResourceError("nothing can be sent after send_eof")
 
@@ -364,9 +309,10 @@ class Transport:
         except BlockingIOError:
             return 0
         except OSError as exc:
-            raise self._sending_failed(exc) from exc
+            raise self.sending_failed(exc) from exc
 
-    def _sending_failed(self, exc: OSError) -> trio.BrokenResourceError:
+    def sending_failed(self, exc: OSError) -> trio.BrokenResourceError:
+        """Return the error to raise after a system call that sends has failed."""
         failure = self._broken_from(exc)
         # EPIPE means that the peer had sent FIN before, so the EOF of later reads is genuine. After
         # another error, the kernel reports only EOF, so keep the error: a later read raises it.
@@ -468,7 +414,8 @@ class Transport:
 
     # ---- errors ----
 
-    def _descriptor(self) -> int:
+    def descriptor(self) -> int:
+        """Return the descriptor. Raises ``ClosedResourceError`` if it is closed."""
         descriptor = self._socket.fileno()
         if descriptor < 0 or self.closing:
             raise trio.ClosedResourceError(*_CLOSED.args)

@@ -95,8 +95,9 @@ class Connection:
         self, stream: trio.SocketStream, side: Side, raw: stdlib_socket.socket | None = None
     ) -> None:
         # Raw sockaddrs; converted to Address lazily.
-        self._peer = stream.socket.getpeername()
-        self._local = stream.socket.getsockname()
+        descriptor = raw or stream.socket
+        self._peer = descriptor.getpeername()
+        self._local = descriptor.getsockname()
         self.side: Side = side
         self.connected_host: str | None = None
         self.transport = Transport(stream, raw)

@@ -96,6 +96,9 @@ if sys.platform == "win32":  # pragma: no cover (tests run on Linux with ctypes)
     def poll_readable(handle: int) -> int:
         return len(select.select([handle], [], [], 0)[0])
 
+    def readable_poller(handle: int) -> Callable[[int], object]:
+        return lambda timeout: select.select([handle], [], [], timeout)[0]
+
     def writable_poller(handle: int) -> Callable[[int], object]:
         return lambda timeout: select.select([], [handle], [], timeout)[1]
 
@@ -115,6 +118,12 @@ else:
         poll = select.poll()
         poll.register(descriptor, events)
         return sum(found for _, found in poll.poll(0))
+
+    def readable_poller(descriptor: int) -> Callable[[int], object]:
+        """Return a function that takes a timeout and returns whether a read would not block."""
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return poll.poll
 
     def writable_poller(descriptor: int) -> Callable[[int], object]:
         """Return a function that takes a timeout and returns whether a send would not block."""

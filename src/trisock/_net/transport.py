@@ -76,10 +76,12 @@ class Transport:
     is set, every send raises a copy of it. Once ``closing`` is set, both failures are set, and only
     the methods that close use the descriptor. A send that was cut short sets ``_send_failure``,
     because the peer cannot tell where the next message begins. ``_reset`` is the error of an
-    earlier send; a read that finds EOF raises a copy of it.
+    earlier send; a read that finds EOF raises a copy of it. Once ``_at_eof`` is set, a read has
+    found EOF: nothing is unread in the kernel, and the peer can send nothing more.
     """
 
     __slots__ = (
+        "_at_eof",
         "_eagain_count",
         "_failures",
         "_poll_writable",
@@ -104,6 +106,7 @@ class Transport:
         self._receive_size = RECEIVE_SIZE
         self._eagain_count = 0
         self._poll_writable: Callable[[int], object] | None = None
+        self._at_eof = False
         self.closing = False
         self._read_failure: Exception | None = None
         self._send_failure: Exception | None = None
@@ -175,6 +178,7 @@ class Transport:
         if self._reset is not None:
             self._read_failure = self._reset
             self._raise_failure(self._reset)
+        self._at_eof = True
         return b""
 
     def _reading_failed(self, exc: OSError) -> trio.BrokenResourceError:
@@ -376,7 +380,13 @@ class Transport:
         self._read_failure = self._send_failure = _CLOSED
 
     def _is_drained(self) -> bool:
-        """Return whether all input has been read and the peer has acknowledged all our data."""
+        """Return whether no later input can destroy data in flight.
+
+        Either the peer's FIN has been read, or all input has been read and the peer has
+        acknowledged all our data.
+        """
+        if self._at_eof:  # usual after a short connection (rows connections and connections1)
+            return True
         descriptor = self._socket.fileno()
         if descriptor < 0:  # other code closed the socket
             return True

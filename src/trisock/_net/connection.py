@@ -421,13 +421,18 @@ class Connection:
     def close_if_drained(self) -> bool:
         """If no wait is needed, close gracefully and return True. Otherwise return False.
 
-        Under TLS a graceful close always needs a wait, because it sends ``close_notify``.
+        Under TLS a graceful close sends ``close_notify``. So it needs a wait, unless the peer has
+        already ended its side (row tls-handshakes).
         """
         if self.transport.closing:
             return self.fileno() < 0
-        if self.tls is not None or self.reading.in_use or self.sending.locked:
+        if self.reading.in_use or self.sending.locked:
             return False
-        if not self.transport.close_if_drained():
+        if self.tls is None:
+            closed = self.transport.close_if_drained()
+        else:
+            closed = self.tls.close_if_ended()
+        if not closed:
             return False
         self._mark_closed()
         return True

@@ -28,12 +28,14 @@ async def linger(
     final_bytes: bytes,
     *,
     fin_sent: bool,
-) -> None:
+) -> bool:
     """Send ``final_bytes`` and FIN, then read until closing is safe or a limit is reached.
 
     Closing is safe after the peer's FIN. Closing is also safe if the peer has acknowledged all data
     and has sent nothing during the close. (A peer that has sent something is likely to send more,
     and input after the close causes a reset.)
+
+    Returns: whether the peer's FIN has been read, so that nothing is unread.
 
     Raises OSError if the connection breaks. Then the caller closes immediately.
     """
@@ -50,16 +52,16 @@ async def linger(
         except BlockingIOError:
             data = None
         if data == b"" and not final_bytes:
-            return  # the peer has sent FIN: no later input can cause RST
+            return True  # the peer has sent FIN: no later input can cause RST
         if not final_bytes and not drained and data is None and unacknowledged_bytes(sock) == 0:
-            return
+            return False
         if not final_bytes and not fin_sent:
             sock.shutdown(socket.SHUT_WR)
             fin_sent = True
         if data:
             drained += len(data)
             if drained > LINGER_BYTES:
-                return
+                return False
             await trio.lowlevel.checkpoint()
             continue
         poll_at = deadline
@@ -72,3 +74,4 @@ async def linger(
                 await trio.lowlevel.wait_readable(descriptor)
             else:  # the peer has sent FIN: wait_readable would return at once
                 await trio.sleep_forever()
+    return False

@@ -483,6 +483,24 @@ class TLSStream:
         if not self._in_ssl_stream:
             vars(self._ssl_stream).clear()
 
+    def close_if_ended(self) -> bool:
+        """If the peer has ended TLS and the connection, close both and return True.
+
+        Otherwise return False, and leave everything to a close that can wait.
+        """
+        engine = self.engine
+        if engine.state is not TLSState.PEER_CLOSED or engine.forked:
+            return False
+        if not self._transport.has_ended():
+            return False
+        if final_bytes := self.final_bytes():
+            engine.put_back(final_bytes)
+            # If this fails, the peer no longer reads.
+            with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                if not self._send_nowait():
+                    return False
+        return self._transport.close_if_drained()
+
     def final_bytes(self) -> bytes:
         """Return the bytes to send before FIN: ``close_notify``, or an alert after a failure.
 

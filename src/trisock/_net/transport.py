@@ -349,14 +349,16 @@ class Transport:
         no error except ``Cancelled``.
         """
         self._mark_closing()
-        drained = False
+        all_read = False
         try:
             with contextlib.suppress(OSError, trio.ClosedResourceError):
-                drained = not final_bytes and self._is_drained()
-                if not drained:
-                    await linger(self._socket, self._raw, final_bytes, fin_sent=self.eof_sent)
+                all_read = not final_bytes and self._is_drained()
+                if not all_read:
+                    all_read = await linger(
+                        self._socket, self._raw, final_bytes, fin_sent=self.eof_sent
+                    )
         finally:
-            end_connection(self._socket, may_be_unread=not drained)
+            end_connection(self._socket, may_be_unread=not all_read)
             self._close_descriptor()
 
     def close_if_drained(self) -> bool:
@@ -373,6 +375,15 @@ class Transport:
         end_connection(self._socket, may_be_unread=False)
         self._close_descriptor()
         return True
+
+    def has_ended(self) -> bool:
+        """Return whether the peer has sent FIN. If not, input that has arrived may be dropped."""
+        if not self._at_eof:
+            with contextlib.suppress(
+                BlockingIOError, trio.BrokenResourceError, trio.ClosedResourceError
+            ):
+                self.receive_nowait()
+        return self._at_eof
 
     def _mark_closing(self) -> None:
         """Make all reads and sends fail, except those of ``close`` itself."""

@@ -79,10 +79,21 @@ def format_unix_path(path: str | bytes) -> str:
 
 def format_host_port(host: str, port: int) -> str:
     """Format ``host:port``, with brackets around an IPv6 address (RFC 3986, section 3.2.2)."""
-    if not _is_ip(host) and max(map(len, host.split("."))) > MAX_QUOTED_LABEL:
+    if (
+        len(host) > MAX_QUOTED_LABEL
+        and not _is_ip(host)
+        and max(map(len, host.split("."))) > MAX_QUOTED_LABEL
+    ):
         return f"<a host name of {len(host)} characters>:{port}"
     host = printable(host)
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def without_peer(text: str, peer: Address) -> str:
+    """Remove the peer's address from an error's text, for a line that names the peer already."""
+    for phrase in (f" with {peer}", f" from {peer}", f" ({peer})"):
+        text = text.replace(phrase, "", 1)
+    return text
 
 
 def address_from_sockaddr(family: int, sockaddr: object) -> Address:

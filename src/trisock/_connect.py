@@ -18,8 +18,9 @@ from ._address import (
     to_ascii_host,
     with_message,
 )
-from ._arguments import quoted, type_name
+from ._arguments import check_bool, quoted, type_name
 from ._net.connection import Connection
+from ._net.keepalive import enable_keepalive
 from ._net.socket import Socket, new_socket
 from ._net.syscalls import LINGER_AND_RESET
 from ._net.unix_path import unix_path, unix_socket
@@ -42,6 +43,7 @@ async def connect(
     port: int,
     *,
     tls: TLSArgument | Literal[True] | None = None,
+    https_compatible: bool = False,
     local_address: str | None = None,
 ) -> Socket:
     """Connect over TCP to a host name, an IPv4 address or an IPv6 address.
@@ -55,6 +57,7 @@ async def connect(
       tls: ``True`` starts TLS immediately: the server's certificate must match ``host`` and chain
         to the system's trust store. ``None`` means plain text. Any other value is passed to
         ``Socket.starttls``, and must be for a TLS client.
+      https_compatible: as in ``Socket.starttls``. It needs ``tls``.
       local_address: the local address to connect from.
 
     Returns: a ``Socket`` whose side is ``"client"``.
@@ -69,6 +72,10 @@ async def connect(
       TLSError: TLS failed (see ``Socket.starttls``).
       TypeError, ValueError: an argument is invalid; no connection was made.
 
+    TCP keepalive is on: after 15 seconds without data the kernel sends a probe, and then one every
+    15 seconds. After 9 unanswered probes the connection breaks with ``ETIMEDOUT``. To turn
+    keepalive off, call ``sock.setsockopt(SOL_SOCKET, SO_KEEPALIVE, 0)``.
+
     A cancelled call leaves nothing open. Source: Pluto's ``socket.connect``.
     """
     ascii_host = to_ascii_host(host)
@@ -77,14 +84,17 @@ async def connect(
         if not isinstance(local_address, str):
             raise TypeError(f"local_address must be a str or None, not {quoted(local_address)}")
         local_address = to_ascii_host(local_address)
+    check_bool("https_compatible", https_compatible)
     if tls is not None:
         tls = ClientTLS() if tls is True else tls
         _check_client_role(tls, host)
+    elif https_compatible:
+        raise ValueError("https_compatible is for TLS: pass tls as well")
     where = format_host_port(host, port)
     for _ in range(_SELF_CONNECT_TRIES):
         raw = await _open_tcp(ascii_host, port, local_address, where)
         if not _reset_if_self_connected(raw):
-            return await _start(raw, host, tls, where)
+            return await _start(raw, host, tls, where, https_compatible)
     text = f"cannot connect to {where}: {os.strerror(errno.ECONNREFUSED)}"
     raise ConnectionRefusedError(errno.ECONNREFUSED, text)
 
@@ -103,7 +113,9 @@ async def _open_tcp(
         raise OSError(number, f"cannot connect to {where}: {os.strerror(number)}") from attempts
     # Move the descriptor to our own ``socket.socket``, whose methods are cheaper than Trio's.
     family, kind, protocol = stream.socket.family, stream.socket.type, stream.socket.proto
-    return socket.socket(family, kind, protocol, stream.socket.detach())
+    raw = socket.socket(family, kind, protocol, stream.socket.detach())
+    enable_keepalive(raw)
+    return raw
 
 
 def _reset_if_self_connected(raw: socket.socket) -> bool:
@@ -180,7 +192,11 @@ def _check_client_role(tls: TLSArgument, host: str | None) -> None:
 
 
 async def _start(
-    raw: socket.socket, host: str | None, tls: TLSArgument | None, where: str
+    raw: socket.socket,
+    host: str | None,
+    tls: TLSArgument | None,
+    where: str,
+    https_compatible: bool = False,
 ) -> Socket:
     try:
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(raw))
@@ -194,7 +210,7 @@ async def _start(
     sock = new_socket(connection)
     if tls is not None:
         try:
-            await sock.starttls(tls)
+            await sock.starttls(tls, https_compatible=https_compatible)
         except BaseException:  # the caller's own SSLContext may raise anything
             sock.abort()
             raise

@@ -11,6 +11,8 @@ import ssl
 
 import trio
 
+from ._address import Address
+
 
 class TLSError(trio.BrokenResourceError):
     """TLS failed; the message says why in plain words.
@@ -51,13 +53,13 @@ class IncompleteReadError(EOFError):
         self._partial = partial
         self._entries: list[tuple[bytes, int]] = []
         self.expected = expected
-        self._describe(len(partial))
+        self._describe("the stream", len(partial))
 
-    def _describe(self, size: int) -> None:
+    def _describe(self, stream: str, size: int) -> None:
         wanted = "the delimiter" if self.expected is None else f"{self.expected} bytes"
         self.at_boundary = size == 0
         # Only the message is in args, because repr() and many log formatters show args.
-        self.args = (f"the stream ended after {size} bytes, before {wanted} arrived",)
+        self.args = (f"{stream} ended after {size} bytes, before {wanted} arrived",)
 
     @property
     def partial(self) -> bytes:
@@ -75,7 +77,7 @@ class IncompleteReadError(EOFError):
 
 
 def new_incomplete_read_error(
-    entries: list[tuple[bytes, int]], size: int, expected: int | None
+    entries: list[tuple[bytes, int]], size: int, expected: int | None, peer: Address
 ) -> IncompleteReadError:
     """Return an error whose ``partial`` is the unread bytes of the given entries.
 
@@ -87,7 +89,7 @@ def new_incomplete_read_error(
     """
     error = IncompleteReadError(b"", expected)
     error._entries = entries
-    error._describe(size)
+    error._describe(f"the stream from {peer}", size)
     return error
 
 
@@ -106,11 +108,27 @@ class LimitExceededError(Exception):
         super().__init__(limit)
         self.limit = limit
         self.frame_length = frame_length
+        self._peer: Address | None = None
 
     def __str__(self) -> str:
+        sender = "" if self._peer is None else f" from {self._peer}"
         if self.frame_length is None:
-            return f"no delimiter within {self.limit} bytes"
-        return f"a frame of {self.frame_length} bytes exceeds the limit of {self.limit} bytes"
+            text = f"no delimiter within {self.limit} bytes{sender}"
+            advice = ": raise max_bytes, or drop the data with skip_until"
+        else:
+            what = f"a frame of {self.frame_length} bytes{sender}"
+            text = f"{what} exceeds the limit of {self.limit} bytes"
+            advice = ": raise max_bytes, or close the connection"
+        return text + advice if sender else text
+
+
+def new_limit_exceeded_error(
+    limit: int, peer: Address, *, frame_length: int | None = None
+) -> LimitExceededError:
+    """Return an error whose text names the peer."""
+    error = LimitExceededError(limit, frame_length=frame_length)
+    error._peer = peer
+    return error
 
 
 def unraised_copy(failure: trio.BrokenResourceError) -> trio.BrokenResourceError:

@@ -208,6 +208,43 @@ async def test_connect_can_start_tls(
             await trisock.connect("localhost", server.port, tls=True)
 
 
+@pytest.mark.parametrize("https_compatible", [False, True])
+async def test_connect_passes_https_compatible_on_to_tls(
+    client_tls: ClientTLS, server_tls: ServerTLS, https_compatible: bool
+) -> None:
+    async with (
+        await trisock.listen(0, host="127.0.0.1") as listener,
+        trio.open_nursery() as nursery,
+    ):
+
+        async def serve() -> None:
+            async with await listener.accept() as sock:
+                await sock.starttls(server_tls)
+                await sock.send(b"hello")
+                await sock.stream.send_eof()  # FIN, but no close_notify
+                await sock.recv()
+
+        nursery.start_soon(serve)
+        sock = await trisock.connect(
+            "127.0.0.1", listener.port, tls=client_tls, https_compatible=https_compatible
+        )
+        async with closing(sock):
+            assert await sock.recv() == b"hello"
+            if https_compatible:
+                assert await sock.recv() == b""
+            else:
+                with pytest.raises(TLSError, match="without close_notify"):
+                    await sock.recv()
+            nursery.cancel_scope.cancel()
+
+
+async def test_https_compatible_without_tls_is_refused(free_port: int) -> None:
+    with pytest.raises(ValueError, match="https_compatible is for TLS: pass tls as well"):
+        await trisock.connect("127.0.0.1", free_port, https_compatible=True)
+    with pytest.raises(TypeError, match="https_compatible must be"):
+        await trisock.connect("127.0.0.1", free_port, tls=True, https_compatible=1)  # type: ignore[arg-type]
+
+
 # ---- Unix ----
 
 

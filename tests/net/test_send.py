@@ -247,7 +247,7 @@ async def test_a_send_cut_short_breaks_sending_but_not_reading(
 
 
 async def test_a_cancelled_wait_for_the_send_lock_leaves_no_conflict() -> None:
-    lock = SendLock("busy")
+    lock = SendLock("sending on", "a socket")
     await lock.acquire()
     async with trio.open_nursery() as nursery:
 
@@ -291,7 +291,9 @@ async def test_received_data_can_be_read_after_a_failed_send(
     await sock.send(b"a request that is not read")
     raw.sendall(b"421 too busy\r\n")
     raw.close()
-    with pytest.raises(trio.BrokenResourceError, match="connection is broken"):
+    with pytest.raises(
+        trio.BrokenResourceError, match=f"the connection with {sock.getpeer()} is broken"
+    ):
         while True:
             await sock.send(b"more")
     assert sock.isopen()

@@ -54,6 +54,7 @@ async def test_info_describes_a_connection(a: Socket, b: Socket) -> None:
         peer=a.getpeer(),
         side="client",
         isopen=True,
+        cansend=True,
         istls=False,
         tls=None,
         buffered=3,

@@ -270,8 +270,8 @@ def test_an_unprintable_exception_is_logged_by_its_type_name(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO", "trisock.pluto")
-    log_reason(UnprintableError(), "connect: ")
-    assert [record.getMessage() for record in caplog.records] == ["connect: UnprintableError"]
+    log_reason(UnprintableError())
+    assert [record.getMessage() for record in caplog.records] == ["UnprintableError"]
 
 
 def test_a_client_put_back_into_a_closed_listener_is_closed() -> None:

@@ -17,6 +17,10 @@ class ConflictDetector:
 
     Hot paths use ``in_use`` and ``check`` instead of ``with``, to save two function calls.
 
+    Args:
+      action: what a task does with the resource, such as ``"reading from"``.
+      resource: its ``str`` names it in an error. It is formatted only for an error.
+
     Attributes:
       in_use: whether a task is using the direction.
       closed: whether the socket is closed. If it is, a second task gets ``ClosedResourceError``
@@ -24,10 +28,11 @@ class ConflictDetector:
         task, which is about to stop.
     """
 
-    __slots__ = ("_message", "closed", "in_use")
+    __slots__ = ("_action", "_resource", "closed", "in_use")
 
-    def __init__(self, message: str) -> None:
-        self._message = message
+    def __init__(self, action: str, resource: object) -> None:
+        self._action = action
+        self._resource = resource
         self.in_use = self.closed = False
 
     def __enter__(self) -> None:
@@ -42,8 +47,11 @@ class ConflictDetector:
         """Raise ``BusyResourceError`` if a task is using the direction."""
         if self.in_use:
             if self.closed:
-                raise trio.ClosedResourceError("this socket was already closed")
-            raise trio.BusyResourceError(self._message)
+                raise trio.ClosedResourceError(f"this side has already closed {self._resource}")
+            raise trio.BusyResourceError(
+                f"another task is {self._action} {self._resource}: "
+                "only one task may do this at a time"
+            )
 
 
 class SendLock(ConflictDetector):
@@ -59,8 +67,8 @@ class SendLock(ConflictDetector):
 
     __slots__ = ("locked", "waiters")
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
+    def __init__(self, action: str, resource: object) -> None:
+        super().__init__(action, resource)
         self.locked = False
         self.waiters: trio.lowlevel.ParkingLot | None = None
 

@@ -76,7 +76,6 @@ class Connection:
     __slots__ = (
         "_closed",
         "_local",
-        "_peer",
         "buffer",
         "connected_host",
         "generation",
@@ -94,19 +93,16 @@ class Connection:
     def __init__(
         self, stream: trio.SocketStream, side: Side, raw: stdlib_socket.socket | None = None
     ) -> None:
-        # Raw sockaddrs; converted to Address lazily.
-        descriptor = raw or stream.socket
-        self._peer = descriptor.getpeername()
-        self._local = descriptor.getsockname()
+        self.transport = Transport(stream, raw)
+        self._local = (raw or stream.socket).getsockname()  # converted to Address lazily
         self.side: Side = side
         self.connected_host: str | None = None
-        self.transport = Transport(stream, raw)
         self.tls: TLSStream | None = None
         self.tls_info: TLSInfo | None = None
         self.layer: Transport | TLSStream = self.transport
         self.buffer = ReceiveBuffer()
-        self.reading = ConflictDetector("another task is reading from this socket")
-        self.sending = SendLock("another task is sending on this socket")
+        self.reading = ConflictDetector("reading from", self.transport)
+        self.sending = SendLock("sending on", self.transport)
         self.sending_file: trio.CancelScope | None = None
         self.state = ConnectionState.PLAIN
         self.generation = 0
@@ -122,7 +118,7 @@ class Connection:
     @property
     def peer(self) -> Address:
         """The peer's address."""
-        return address_from_sockaddr(self.stream.socket.family, self._peer)
+        return self.transport.peer
 
     @property
     def local(self) -> Address:
@@ -139,6 +135,10 @@ class Connection:
             return False
         return bool(self.buffer) or not self.layer.at_end()
 
+    def can_send(self) -> bool:
+        """Return whether a send may still succeed."""
+        return not self.transport.closing and self.layer.can_send()
+
     def caused(self, exc: BaseException) -> bool:
         """Return whether the error comes from this connection, for example after its abort."""
         if type(exc) is trio.ClosedResourceError:  # isinstance may run the program's code
@@ -148,13 +148,13 @@ class Connection:
     def check_open(self) -> None:
         """Raise ``ClosedResourceError`` if the connection is closed, or being closed."""
         if self.transport.closing:
-            raise trio.ClosedResourceError("this socket was already closed")
+            raise self.transport.closed_error()
 
     def check_plain(self) -> None:
         """Raise an error unless TLS can start, which needs an idle, plain-text connection."""
         self._check_idle()
         if self.tls is not None:
-            raise RuntimeError("this connection is already using TLS")
+            raise RuntimeError(f"{self.transport} is already using TLS")
 
     # ---- data ----
 
@@ -269,7 +269,6 @@ class Connection:
                 role,
                 early=self.buffer.peek_all(),
                 https_compatible=https_compatible,
-                peer=self.peer,
             )
             self.buffer = ReceiveBuffer()
             self.tls = self.layer = tls
@@ -286,7 +285,7 @@ class Connection:
         self.check_open()
         self._check_idle()
         if self.tls is None:
-            raise RuntimeError("this connection is not using TLS")
+            raise RuntimeError(f"{self.transport} is not using TLS: call starttls first")
         await self._acquire_both()
         try:
             if self.tls.engine.can_read and not self.buffer:
@@ -294,7 +293,8 @@ class Connection:
             if self.buffer:
                 # The peer caused this error: it has sent data without waiting for our reply. So
                 # ``caused`` must return True for the error.
-                raise self.transport.remember_failure(_UnreadError(_UNREAD_BYTES))
+                text = f"{self.transport} cannot end TLS: {_UNREAD_BYTES}"
+                raise self.transport.remember_failure(_UnreadError(text))
             trailing = await self._close_on_error(self.tls.unwrap())
             self.tls.break_cycle()
             self.tls = self.tls_info = None

@@ -13,7 +13,11 @@ from typing import Literal, overload
 import trio
 
 from .._arguments import Buffer, bytes_view, check_bool, delimiter_bytes, positive_int, quoted
-from .._errors import IncompleteReadError, LimitExceededError, new_incomplete_read_error
+from .._errors import (
+    IncompleteReadError,
+    new_incomplete_read_error,
+    new_limit_exceeded_error,
+)
 from .connection import Connection
 from .frame_header import FrameHeader, frame_header
 from .frames import Frames
@@ -236,7 +240,7 @@ class BufferedReceiver(trio.abc.ReceiveStream):
                     dropped += buffer.size
                     buffer.drop(buffer.size)
                     raise self._connection.transport.remember_failure(
-                        new_incomplete_read_error([], dropped, None)
+                        new_incomplete_read_error([], dropped, None, self._connection.peer)
                     )
             buffer.drop(end)
             return dropped + end
@@ -253,7 +257,8 @@ class BufferedReceiver(trio.abc.ReceiveStream):
         if not waited:
             await self._buffered_checkpoint()
         if end is None:
-            raise self._connection.transport.remember_failure(LimitExceededError(max_bytes))
+            failure = new_limit_exceeded_error(max_bytes, self._connection.peer)
+            raise self._connection.transport.remember_failure(failure)
         return end
 
     def lines(
@@ -379,7 +384,9 @@ class BufferedReceiver(trio.abc.ReceiveStream):
         if not waited:
             await self._buffered_checkpoint()
         if length > max_bytes:
-            failure = LimitExceededError(max_bytes, frame_length=length)
+            failure = new_limit_exceeded_error(
+                max_bytes, self._connection.peer, frame_length=length
+            )
             raise self._connection.transport.remember_failure(failure)
         return header.size + length
 
@@ -413,10 +420,10 @@ class BufferedReceiver(trio.abc.ReceiveStream):
         return chunk
 
     def _incomplete(self, expected: int | None) -> IncompleteReadError:
-        entries = self._connection.buffer.entries()
-        return self._connection.transport.remember_failure(
-            new_incomplete_read_error(entries, self._connection.buffer.size, expected)
-        )
+        connection = self._connection
+        entries, size = connection.buffer.entries(), connection.buffer.size
+        failure = new_incomplete_read_error(entries, size, expected, connection.peer)
+        return connection.transport.remember_failure(failure)
 
     async def _buffer_at_least(self, n: int) -> bool:
         """Wait until ``n`` bytes are unread. Returns whether it had to wait. Consumes nothing."""

@@ -192,7 +192,8 @@ class Sender(trio.abc.SendStream):
             finally:
                 await source.close()
         if count is not None and sent < count:
-            raise EOFError(f"the file ended after {sent} of {count} bytes were sent")
+            peer = self._connection.peer
+            raise EOFError(f"the file ended after {sent} of {count} bytes were sent to {peer}")
         return sent
 
     def _file_failure(self, exc: trio.BrokenResourceError, sent: int) -> trio.BrokenResourceError:
@@ -217,5 +218,8 @@ class Sender(trio.abc.SendStream):
         async with self._connection.sending:
             self._connection.check_open()
             if self._connection.tls is not None:
-                raise NotImplementedError("there is no half-closed state under TLS")
+                raise NotImplementedError(
+                    f"{self._connection.transport} uses TLS, which has no half-closed state: "
+                    "call close, or mark the end of your data in the protocol"
+                )
             await self._connection.transport.send_eof()

@@ -31,6 +31,9 @@ class ConnectionInfo:
       peer: the peer's address.
       side: our side of the connection, ``"client"`` or ``"server"``.
       isopen: the result of ``Socket.isopen()``.
+      cansend: whether a send may still succeed. False once this side has closed the connection or
+        called ``send_eof``, once the connection is broken, and after a send that was cut short.
+        The peer may end the connection at any time, so a True may already be out of date.
       istls: the result of ``Socket.istls()``.
       tls: the value of ``Socket.tls``.
       buffered: the number of unread bytes in the receive buffer, including pushed-back ones.
@@ -40,6 +43,7 @@ class ConnectionInfo:
     peer: Address
     side: Side
     isopen: bool
+    cansend: bool
     istls: bool
     tls: TLSInfo | None
     buffered: int
@@ -49,7 +53,8 @@ class Socket(NotCopyable, BufferedReceiver, Sender, trio.abc.HalfCloseableStream
     """A connection that can start TLS, and can later return to plain text.
 
     ``connect``, ``Listener`` and ``Server`` create Sockets. The constructor wraps a
-    ``trio.SocketStream``, which only the Socket may use afterwards.
+    ``trio.SocketStream``, which only the Socket may use afterwards. The stream keeps its socket
+    options: the constructor does not turn TCP keepalive on, unlike ``connect`` and ``Listener``.
 
     Args:
       stream: the connection.
@@ -271,6 +276,7 @@ class Socket(NotCopyable, BufferedReceiver, Sender, trio.abc.HalfCloseableStream
             peer=self.getpeer(),
             side=self._connection.side,
             isopen=self.isopen(),
+            cansend=self._connection.can_send(),
             istls=self.istls(),
             tls=self._connection.tls_info,
             buffered=len(self._connection.buffer),

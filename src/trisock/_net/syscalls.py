@@ -102,6 +102,9 @@ if sys.platform == "win32":  # pragma: no cover (tests run on Linux with ctypes)
     def writable_poller(handle: int) -> Callable[[int], object]:
         return lambda timeout: select.select([], [handle], [], timeout)[1]
 
+    def is_hung_up(handle: int) -> bool:
+        return False
+
     def unread_bytes(handle: int) -> int:
         with _borrow(handle) as sock, contextlib.suppress(BlockingIOError):
             return len(sock.recv(1, socket.MSG_PEEK))
@@ -130,6 +133,14 @@ else:
         poll = select.poll()
         poll.register(descriptor, select.POLLOUT)
         return poll.poll
+
+    def is_hung_up(descriptor: int) -> bool:
+        """Return whether poll(2) reports that sending is over, such as after a reset.
+
+        A peer that has only ended its own side (FIN) may still read, so this returns False then.
+        """
+        # POLLOUT makes macOS report the end of sending. Otherwise it would report FIN.
+        return bool(poll_readable(descriptor, select.POLLOUT) & select.POLLHUP)
 
     def unread_bytes(descriptor: int) -> int:
         """Return the number of bytes in the kernel's receive queue.

@@ -34,14 +34,14 @@ from typing import cast
 
 import trio
 
-from .._address import Address
+from .._address import without_peer
 from .._errors import TLSError, unraised_copy
 from .._tls.engine import TLSEngine, TLSState
 from .._tls.info import TLSInfo
 from .._tls.records import SEND_SIZE, pieces
 from .._tls.roles import TLSRole
 from .ciphertext_stream import CiphertextStream, EndOfTransport
-from .transport import Transport
+from .transport import CUT_SHORT, Transport
 
 # Maximum number of bytes in unsent responses, enough for about 2000 key updates. While a send waits
 # for room, the same queue also holds one encrypted piece of the message: at most SEND_SIZE bytes,
@@ -75,7 +75,6 @@ class TLSStream:
       role: our TLS role, and the peer that we expect.
       early: bytes that were received before TLS began, but belong to TLS.
       https_compatible: as in ``trio.SSLStream``: ``close_notify`` is neither sent nor required.
-      peer: the peer's address, for errors.
 
     Invariant: ciphertext is sent in the order in which the engine wrote it, whichever task sends
     it. After a failed send, reads still work: earlier data from the peer may still be unread.
@@ -87,17 +86,11 @@ class TLSStream:
     """
 
     def __init__(
-        self,
-        transport: Transport,
-        role: TLSRole,
-        *,
-        early: bytes,
-        https_compatible: bool,
-        peer: Address,
+        self, transport: Transport, role: TLSRole, *, early: bytes, https_compatible: bool
     ) -> None:
         self._transport = transport
         self._https_compatible = https_compatible
-        self.engine = TLSEngine(role, peer, transport.remember_failure)
+        self.engine = TLSEngine(role, transport.peer, transport.remember_failure)
         self.engine.incoming.write(early)
         self.send_state = SendState.READY
         self._send_failure: trio.BrokenResourceError | None = None
@@ -316,7 +309,7 @@ class TLSStream:
         # RFC 8446, section 6.1, requires close_notify. We cannot rely on OpenSSL for this check: a
         # user's context, or a later version of Python, may set OP_IGNORE_UNEXPECTED_EOF.
         why = "the peer ended the connection without close_notify: data may be missing"
-        raise self.engine.fail(why)
+        raise self.engine.fail(f"{why} (https_compatible=True accepts this)")
 
     # ---- sending ----
 
@@ -359,7 +352,7 @@ class TLSStream:
             if started:
                 self.send_state = SendState.OVER
                 if not isinstance(exc, Exception) and engine.failure is None:
-                    engine.set_failure(self._transport.broken("an earlier send was cut short"))
+                    engine.set_failure(self._transport.broken(CUT_SHORT))
             raise
         self.enter(before)
         if not started:
@@ -429,10 +422,16 @@ class TLSStream:
         if self._send_failure is not None:
             raise self._transport.remember_failure(unraised_copy(self._send_failure))
 
+    def can_send(self) -> bool:
+        """Return whether a send may still succeed. Asks the kernel."""
+        if self.send_state is SendState.OVER or self.engine.failure or self.engine.forked:
+            return False
+        return self._transport.can_send()
+
     def cut_short(self) -> None:
         """Make later sends fail, because only part of a file was sent."""
         self.send_state = SendState.OVER
-        self._send_failure = self._transport.broken("an earlier send was cut short")
+        self._send_failure = self._transport.broken(CUT_SHORT)
 
     # ---- shutdown ----
 
@@ -447,7 +446,7 @@ class TLSStream:
         if engine.forked:
             engine.refuse_in_fork()
         if engine.failure is not None or self._send_failure is not None:
-            raise engine.fail("an earlier send was cut short")
+            raise engine.fail(CUT_SHORT)
         if self.send_state is not SendState.READY:  # close_notify would claim that all was sent
             raise engine.fail("a file was sent only in part")
         with self._using_ssl_stream(at_end="the peer ended the connection without close_notify"):
@@ -467,7 +466,8 @@ class TLSStream:
         except TLSError:
             raise
         except trio.BrokenResourceError as exc:
-            raise self.engine.fail(str(exc) or "the connection broke") from exc.__cause__
+            text = without_peer(str(exc), self._transport.peer) or "the connection broke"
+            raise self.engine.fail(text) from exc.__cause__
         finally:
             self._in_ssl_stream = False
             if self._transport.closing:

@@ -18,23 +18,23 @@ import contextlib
 import errno
 import socket
 import sys
-import weakref
 from collections.abc import Callable, Sequence
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 
 import trio
 
 from .. import _fork
 from .._errors import unraised_copy
+from .descriptor import Descriptor
 from .linger import linger
 from .syscalls import (
     IOV_MAX,
     POLLERR,
     RECEIVE_SIZE,
     SEND_FLAGS,
-    BorrowedSocket,
     abort_connection,
     end_connection,
+    is_hung_up,
     peek_byte,
     poll_readable,
     unacknowledged_bytes,
@@ -53,24 +53,24 @@ _LARGE_RECEIVE_SIZE = 131072
 _MAX_EAGAINS = 4
 _WAIT_FIRST_READS = 15
 
-# The errnos (Unix, Windows) of calls on a descriptor that other code has closed.
-_CLOSED_ERRNOS = {errno.EBADF, errno.ENOTSOCK}
+# The failure of a connection that this side has closed. It is never raised itself, because that
+# would add a traceback to it each time.
+_CLOSED = trio.ClosedResourceError()
 
-# Reads and sends after a close raise copies of this error. Raising the error itself would add a
-# traceback to it each time.
-_CLOSED = trio.ClosedResourceError("this socket was already closed")
-
-FailureT = TypeVar("FailureT", bound=BaseException)
+# Why sends fail after a cancelled send. The peer cannot tell where the next message begins.
+CUT_SHORT = "an earlier send was cut short, so nothing more can be sent"
 
 
-class Transport:
-    """One connection's descriptor.
+class Transport(Descriptor):
+    """One connection's descriptor. ``str`` names the connection in an error.
 
     Args:
       stream: the connection. Only the Transport may read, write or close the stream. Other code
           may use the stream for everything else, such as socket options.
       raw: the ``socket.socket`` that the stream was made from, if known. Calls on ``raw`` are
           cheaper than calls on a ``BorrowedSocket``, and just as safe.
+
+    Raises OSError if the connection is already dead (``ENOTCONN``).
 
     Invariant: once ``_read_failure`` is set, every read raises a copy of it. Once ``_send_failure``
     is set, every send raises a copy of it. Once ``closing`` is set, both failures are set, and only
@@ -83,37 +83,22 @@ class Transport:
     __slots__ = (
         "_at_eof",
         "_eagain_count",
-        "_failures",
         "_poll_writable",
-        "_raw",
         "_read_failure",
         "_receive_size",
         "_reset",
         "_send_failure",
-        "_socket",
-        "closing",
-        "stream",
     )
 
     def __init__(self, stream: trio.SocketStream, raw: socket.socket | None = None) -> None:
-        self.stream = stream
-        self._socket = stream.socket
-        self._raw: socket.socket | BorrowedSocket
-        if raw is not None and raw.fileno() == stream.socket.fileno():
-            self._raw = raw
-        else:
-            self._raw = BorrowedSocket(stream.socket)
+        super().__init__(stream, raw)
         self._receive_size = RECEIVE_SIZE
         self._eagain_count = 0
         self._poll_writable: Callable[[int], object] | None = None
         self._at_eof = False
-        self.closing = False
         self._read_failure: Exception | None = None
         self._send_failure: Exception | None = None
         self._reset: trio.BrokenResourceError | None = None
-        # The failures that ``caused`` recognizes. The keys are ids, because the class of an
-        # exception may not support hashing or comparison.
-        self._failures: weakref.WeakValueDictionary[int, BaseException] | None = None
 
     # ---- reading ----
 
@@ -145,8 +130,11 @@ class Transport:
         while True:
             descriptor = self._raw.fileno()
             if descriptor < 0:  # other code closed the socket
-                self._raise_failure(_CLOSED)
-            await trio.lowlevel.wait_readable(descriptor)
+                raise self.closed_error()
+            try:
+                await trio.lowlevel.wait_readable(descriptor)
+            except trio.ClosedResourceError:  # Trio's message names no peer
+                raise self.closed_error() from None
             try:
                 return self.receive_nowait()
             except BlockingIOError:
@@ -273,7 +261,10 @@ class Transport:
 
     async def wait_writable(self) -> None:
         """Wait until ``writable_now`` would return True. A full checkpoint."""
-        await trio.lowlevel.wait_writable(self.descriptor())
+        try:
+            await trio.lowlevel.wait_writable(self.descriptor())
+        except trio.ClosedResourceError:  # Trio's message names no peer
+            raise self.closed_error() from None
         self.descriptor()  # raises if it was closed while we waited
 
     async def send_eof(self) -> None:
@@ -282,7 +273,18 @@ class Transport:
         try:
             await self.stream.send_eof()
         except trio.BrokenResourceError as exc:
-            raise self.remember_failure(exc) from exc.__cause__
+            cause = exc.__cause__
+            assert isinstance(cause, OSError)
+            raise self._broken_from(cause) from cause
+
+    def can_send(self) -> bool:
+        """Return whether a send may still succeed. Asks the kernel."""
+        if self._send_failure or self._read_failure or self._reset or self.eof_sent:
+            return False
+        try:
+            return not is_hung_up(self.descriptor())
+        except (OSError, trio.ClosedResourceError):  # other code closed the socket
+            return False
 
     @property
     def eof_sent(self) -> bool:
@@ -295,12 +297,12 @@ class Transport:
             self._raise_failure(self._send_failure)
         self.descriptor()
         if self.eof_sent:
-            raise trio.ClosedResourceError("nothing can be sent after send_eof")
+            raise self._eof_error()
 
     def cut_short(self) -> None:
         """Make later sends fail, because only part of a message or a file was sent."""
         if self._send_failure is None:
-            self._send_failure = self.broken("an earlier send was cut short")
+            self._send_failure = self.broken(CUT_SHORT)
 
     def send_nowait(self, *buffers: bytes | memoryview) -> int:
         """Send as many bytes as the kernel accepts now, and return their number (it may be 0)."""
@@ -323,7 +325,7 @@ class Transport:
         if exc.errno != errno.EPIPE:
             self._reset = unraised_copy(failure)
         if self.eof_sent:
-            raise trio.ClosedResourceError("nothing can be sent after send_eof") from None
+            raise self._eof_error() from None
         return failure
 
     # ---- closing ----
@@ -435,34 +437,10 @@ class Transport:
 
     # ---- errors ----
 
-    def descriptor(self) -> int:
-        """Return the descriptor. Raises ``ClosedResourceError`` if it is closed."""
-        descriptor = self._socket.fileno()
-        if descriptor < 0 or self.closing:
-            raise trio.ClosedResourceError(*_CLOSED.args)
-        return descriptor
-
     def _raise_failure(self, failure: Exception) -> NoReturn:
         if isinstance(failure, trio.BrokenResourceError):
             raise self.remember_failure(unraised_copy(failure))
-        raise trio.ClosedResourceError(*_CLOSED.args)
+        raise self.closed_error()
 
-    def _broken_from(self, exc: OSError) -> trio.BrokenResourceError:
-        if exc.errno in _CLOSED_ERRNOS:  # other code closed the socket
-            raise trio.ClosedResourceError(*_CLOSED.args) from None
-        return self.broken(exc.strerror or str(exc))
-
-    def broken(self, why: str) -> trio.BrokenResourceError:
-        """Return a new error that says why the connection is broken. ``caused`` recognizes it."""
-        return self.remember_failure(trio.BrokenResourceError(f"the connection is broken: {why}"))
-
-    def remember_failure(self, failure: FailureT) -> FailureT:
-        """Remember that this connection caused the failure, and return the failure."""
-        if self._failures is None:
-            self._failures = weakref.WeakValueDictionary()
-        self._failures[id(failure)] = failure
-        return failure
-
-    def caused(self, exc: BaseException) -> bool:
-        """Return whether ``remember_failure`` was called with this same exception."""
-        return self._failures is not None and self._failures.get(id(exc)) is exc
+    def _eof_error(self) -> trio.ClosedResourceError:
+        return trio.ClosedResourceError(f"nothing can be sent after send_eof on {self}")

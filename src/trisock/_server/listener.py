@@ -201,6 +201,11 @@ class Listener(NotCopyable, trio.abc.Listener[Socket]):
 
     Raises:
       TypeError, ValueError: ``sockets`` is empty, or one of them is not a listening stream socket.
+
+    TCP keepalive is turned on for all accepted connections, with the times of ``connect``. A socket
+    in ``sockets`` whose keepalive is already on keeps its own times. A connection that is already
+    in the backlog of such a socket has the options that the socket had when the client connected.
+    To turn keepalive off for one connection, call ``Socket.setsockopt``.
     """
 
     def __init__(self, sockets: Iterable[socket.socket | trio.socket.SocketType]) -> None:
@@ -208,7 +213,7 @@ class Listener(NotCopyable, trio.abc.Listener[Socket]):
 
     def _set_up(self, listening: ListeningSockets) -> None:
         self._listening = listening
-        self._accepting = ConflictDetector("another task is accepting from this listener")
+        self._accepting = ConflictDetector("accepting from", "this listener")
 
     def __repr__(self) -> str:
         state = "closed" if self._listening.closed else "open"

@@ -15,6 +15,7 @@ from .. import _fork
 from .._address import address_from_sockaddr
 from .._arguments import quoted
 from .._net.connection import Connection
+from .._net.keepalive import enable_keepalive
 from .._net.unix_path import BoundPath
 
 # The kernel stores the backlog in 16 bits and caps it at the system's limit.
@@ -209,6 +210,7 @@ def bind_all(
                 # The family is disabled, or the name also resolves to another machine's address.
                 missing.append(exc)
                 continue
+            enable_keepalive(sock)  # before any client can connect
             sock.listen(backlog)
             port = sock.getsockname()[1]
             sockets.append(sock)
@@ -229,6 +231,7 @@ def _adopt(sock: socket.socket | trio.socket.SocketType) -> socket.socket:
     if isinstance(sock, trio.socket.SocketType):
         sock = socket.socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
     sock.setblocking(False)
+    enable_keepalive(sock)
     return sock
 
 

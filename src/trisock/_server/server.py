@@ -12,13 +12,12 @@ from typing import TypeAlias
 import trio
 
 from .. import _fork, _guard
-from .._address import Address
+from .._address import Address, without_peer
 from .._arguments import Buffer, bytes_view, quoted, seconds_or_inf
 from .._errors import IncompleteReadError
 from .._net.connection import Connection, ConnectionState
 from .._net.socket import Socket, new_socket
 from .._not_copyable import NotCopyable
-from .._text import printable
 from .._tls.roles import ClientTLS, TLSArgument, TLSRole, resolve_role
 from .accepting import Acceptor
 from .broadcast import Broadcast
@@ -395,7 +394,7 @@ class Server(NotCopyable):
                 _guard.log(_logger, logging.INFO, "%s", _guard.text(exc))
             else:
                 message = "the TLS handshake with %s failed"
-                _guard.log(_logger, logging.ERROR, message, _peer(connection), exc_info=exc)
+                _guard.log(_logger, logging.ERROR, message, str(connection.peer), exc_info=exc)
         else:
             return True
         finally:
@@ -409,19 +408,17 @@ class Server(NotCopyable):
             self._counts["peer_errors"] += 1
             if not _guard.is_logged(_logger, logging.INFO):
                 return
-            why = "; ".join(dict.fromkeys(map(_reason, each)))
+            why = "; ".join(dict.fromkeys(_reason(leaf, connection.peer) for leaf in each))
             message = "closed the connection with %s: %s"
-            _guard.log(_logger, logging.INFO, message, _peer(connection), why)
+            _guard.log(_logger, logging.INFO, message, str(connection.peer), why)
         else:
             self._counts["handler_errors"] += 1
             message = "the handler of %s failed"
-            _guard.log(_logger, logging.ERROR, message, _peer(connection), exc_info=errors)
+            _guard.log(_logger, logging.ERROR, message, str(connection.peer), exc_info=errors)
 
 
-def _reason(exc: BaseException) -> str:
+def _reason(exc: BaseException, peer: Address) -> str:
     # A ClosedResourceError gets here only after an abort, by a broadcast or by the handler.
-    return "it was aborted" if type(exc) is trio.ClosedResourceError else _guard.text(exc)
-
-
-def _peer(connection: Connection) -> str:
-    return printable(str(connection.peer))
+    if type(exc) is trio.ClosedResourceError:
+        return "it was aborted"
+    return without_peer(_guard.text(exc), peer)

@@ -369,7 +369,8 @@ class TLSEngine:
     def refuse_in_fork(self) -> NoReturn:
         """Raise an error. With the parent's keys, the next record would reuse a nonce."""
         if self.failure is None:
-            self.set_failure(trio.BrokenResourceError(f"the connection is broken: {_FORKED}"))
+            text = f"the connection with {self._peer} is broken: {_FORKED}"
+            self.set_failure(trio.BrokenResourceError(text))
         assert self.failure is not None
         raise self._remember(unraised_copy(self.failure))
 

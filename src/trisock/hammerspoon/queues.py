@@ -22,6 +22,7 @@ import trio
 
 import trisock
 
+from .._address import without_peer
 from .._guard import log, text
 from .._text import printable
 from .callbacks import PendingCallbacks, cost
@@ -180,7 +181,10 @@ class QueuedConnection:
             # After a failed write, a read often fails for the same reason: log the second failure
             # only at DEBUG.
             level = logging.DEBUG if self._sending_ended else self._loglevel
-            log(logger, level, "%s: %s", self._name, text(exc))
+            why = text(exc)
+            if self.sock is not None:  # otherwise, connecting failed
+                why = without_peer(why, self.sock.getpeer())
+            log(logger, level, "%s: %s", self._name, why)
         else:
             log(logger, logging.ERROR, "%s failed", self._name, exc_info=exc)
 
@@ -237,6 +241,9 @@ class QueuedConnection:
                     data = await self.sock.recv_until(read.until, max_bytes=MAX_READ)
         except trisock.IncompleteReadError:
             self._disconnect_in_order()
+        except trisock.LimitExceededError as exc:
+            # The original's advice is about arguments that a program cannot pass here.
+            raise trisock.LimitExceededError(exc.limit) from None
         else:
             log(logger, logging.DEBUG, "%s: data read", self._name)
             read.deliver(data)

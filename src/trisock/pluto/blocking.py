@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, NoReturn, ParamSpec
 import trio
 
 from .._guard import leaves, log, text
-from .._text import printable
 from .call import Call
 from .trio_thread import TrioThread
 
@@ -54,9 +53,9 @@ def close_descriptor(sock: trio.socket.SocketType) -> None:
         socket.close(descriptor)
 
 
-def log_reason(reason: Exception, where: str = "") -> None:
+def log_reason(reason: Exception) -> None:
     """Log a failure as text. (A log handler that stores exceptions would keep their frames.)"""
-    log(_logger, logging.INFO, "%s", printable(where) + text(reason))
+    log(_logger, logging.INFO, "%s", text(reason))
 
 
 def run_trio(main: Callable[[], Awaitable[None]]) -> None:

@@ -273,7 +273,7 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
         return self._upgrade.check() and self._closing.check()
 
     def _is_over(self, reason: Exception) -> Literal[False]:
-        log_reason(reason, f"{self._sock.getpeer()}: ")
+        log_reason(reason)
         return False
 
 

@@ -43,7 +43,7 @@ class CiphertextStream(trio.abc.Stream):
             try:
                 data = self._transport.receive_nowait()
             except BlockingIOError:
-                data = await self._transport.receive()
+                data = await self._transport.wait_and_receive()
             if not data:
                 raise EndOfTransport
             incoming.write(data)

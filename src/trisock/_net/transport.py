@@ -127,6 +127,10 @@ class Transport(Descriptor):
             self._eagain_count += 1
             if self._eagain_count == _MAX_EAGAINS + _WAIT_FIRST_READS:
                 self._eagain_count = _MAX_EAGAINS - 1
+        return await self.wait_and_receive()
+
+    async def wait_and_receive(self) -> bytes:
+        """Do the same as ``receive``, but wait first. Call it after an EAGAIN."""
         while True:
             descriptor = self._raw.fileno()
             if descriptor < 0:  # other code closed the socket

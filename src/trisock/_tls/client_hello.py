@@ -10,7 +10,6 @@ The cost is linear in the number of bytes fed, whatever the size of the chunks.
 
 from __future__ import annotations
 
-import functools
 import ipaddress
 import re
 from dataclasses import dataclass
@@ -51,7 +50,7 @@ class ClientHello:
     server_name: bytes | None
     supports_tickets: bool
 
-    @functools.cached_property
+    @property
     def host_name(self) -> str | None:
         """``server_name`` as text, or ``None`` if it is no valid host name or is an IP address."""
         return None if self.server_name is None else _host_name(self.server_name)
@@ -152,10 +151,13 @@ def _extensions(body: bytes, at: int) -> dict[int, bytes]:
         raise ValueError("bytes follow the extensions")
     found: dict[int, bytes] = {}
     while at < end:
-        if at + 2 > end:
+        start = at + 4
+        if start > end:
             raise ValueError("an extension is cut short")
         kind = (body[at] << 8) + body[at + 1]
-        start, at = _vector(body, at + 2, 2)
+        at = start + (body[at + 2] << 8) + body[at + 3]
+        if at > end:
+            raise ValueError("an extension is cut short")
         if kind in found:
             raise ValueError("an extension occurs twice")
         found[kind] = body[start:at]

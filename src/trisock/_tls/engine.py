@@ -103,6 +103,7 @@ class TLSEngine:
         self._tickets = b""
         self._unsent: bytes | memoryview = b""
         self.state = TLSState.HANDSHAKE
+        self._waiting = False  # the handshake can continue only when more bytes have arrived
         self._phase = "TLS handshake"  # how error messages begin
         self.failure: trio.BrokenResourceError | None = None
 
@@ -136,9 +137,14 @@ class TLSEngine:
         self.check()
         if self._hello is not None:
             self._read_hello(self._hello)
+        elif self._waiting and not self._incoming_bio.pending:
+            # SSLStream asks again after each send. OpenSSL would give the same answer, at the cost
+            # of a new exception (row tls-handshakes).
+            raise ssl.SSLWantReadError
         try:
             self._ssl_object.do_handshake()
         except ssl.SSLWantReadError:
+            self._waiting = True
             raise
         except ssl.SSLZeroReturnError as exc:
             raise self._fail_from_ssl(exc) from exc
@@ -152,9 +158,10 @@ class TLSEngine:
                 raise
             except ssl.SSLError:
                 raise self._fail_from_ssl(exc) from exc
-        # The peer's certificates may have left an error in the queue, although the handshake
-        # succeeded.
-        clear_error_queue()
+        if self._ssl_object.context.verify_mode is not ssl.CERT_NONE:
+            # The peer's certificates may have left an error in the queue, although the handshake
+            # succeeded.
+            clear_error_queue()
         if self._role.server_side and self.version() == "TLSv1.3":
             # We send the session tickets with the first data. If we sent them now, and the client
             # closed without reading them, the data that it has sent would be lost
@@ -174,7 +181,11 @@ class TLSEngine:
         self._hello = None
         self._requested_name = hello.host_name
         if self._role.sni_contexts is not None:
-            self._create_ssl_object(self._role.sni_contexts.choose(hello))
+            self._create_ssl_object(
+                self._role.sni_contexts.choose(
+                    self._requested_name, supports_tickets=hello.supports_tickets
+                )
+            )
 
     def unwrap(self) -> None:
         """Advance the shutdown. Raises ``ssl.SSLWantReadError`` until it is finished.
@@ -350,7 +361,8 @@ class TLSEngine:
         # nothing.
         with contextlib.suppress(ssl.SSLError):
             self._ssl_object.unwrap()
-        clear_error_queue()  # an alert may have left an error in the queue
+        if self.state is not TLSState.PEER_CLOSED:
+            clear_error_queue()  # an alert may have left an error in the queue
 
     # ---- errors ----
 

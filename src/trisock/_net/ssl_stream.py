@@ -54,7 +54,6 @@ class SSLStreamRunner:
             engine.incoming.write(await self._transport.receive())
             if not engine.incoming.pending:
                 raise EndOfTransport
-        engine.feed_record()
         await self._ssl_stream.do_handshake()
 
     async def unwrap(self) -> bytes:

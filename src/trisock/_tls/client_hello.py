@@ -130,7 +130,10 @@ def parse_client_hello(body: bytes) -> ClientHello:
     """Parse a ClientHello, without its message header. Raises ``ValueError`` if it is malformed."""
     at = 2 + 32  # legacy_version, random
     for width in (1, 2, 1):  # legacy_session_id, cipher_suites, legacy_compression_methods
-        _, at = _vector(body, at, width)
+        start = at + width
+        at = start + int.from_bytes(body[at:start], "big")
+    if at > len(body):
+        raise ValueError("a field is cut short")
     name, supports_tickets = None, False
     if at < len(body):  # a TLS 1.2 client may have no extensions
         extensions = _extensions(body, at)
@@ -140,7 +143,7 @@ def parse_client_hello(body: bytes) -> ClientHello:
         if _SUPPORTED_VERSIONS in extensions:
             versions = extensions[_SUPPORTED_VERSIONS]
             start, end = _vector(versions, 0, 1)
-            supports_tickets |= any(versions[i : i + 2] == _TLS_1_3 for i in range(start, end, 2))
+            supports_tickets |= _TLS_1_3 in [versions[i : i + 2] for i in range(start, end, 2)]
     return ClientHello(name, supports_tickets)
 
 

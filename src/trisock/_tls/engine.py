@@ -78,6 +78,7 @@ class TLSEngine:
     read returns a whole record, so OpenSSL holds no decrypted bytes.
 
     Attributes:
+      awaits_peer: whether the handshake needs more bytes from the peer.
       incoming: ciphertext that was read from the kernel but not passed to OpenSSL yet.
       outgoing: ciphertext that OpenSSL has written since the last ``data_to_send``.
       failure: the error in the state FAILED, otherwise ``None``. Only copies of it are raised.
@@ -103,7 +104,7 @@ class TLSEngine:
         self._tickets = b""
         self._unsent: bytes | memoryview = b""
         self.state = TLSState.HANDSHAKE
-        self._waiting = False  # the handshake can continue only when more bytes have arrived
+        self.awaits_peer = False
         self._phase = "TLS handshake"  # how error messages begin
         self.failure: trio.BrokenResourceError | None = None
 
@@ -135,16 +136,15 @@ class TLSEngine:
     def do_handshake(self) -> None:
         """Advance the handshake. Raises ``ssl.SSLWantReadError`` until it is finished."""
         self.check()
+        if self.incoming.pending and not self._incoming_bio.pending:
+            self._incoming_bio.write(self.incoming.take_many()[0])
         if self._hello is not None:
             self._read_hello(self._hello)
-        elif self._waiting and not self._incoming_bio.pending:
-            # SSLStream asks again after each send. OpenSSL would give the same answer, at the cost
-            # of a new exception (row tls-handshakes).
-            raise ssl.SSLWantReadError
+        self.awaits_peer = False
         try:
             self._ssl_object.do_handshake()
         except ssl.SSLWantReadError:
-            self._waiting = True
+            self.awaits_peer = True
             raise
         except ssl.SSLZeroReturnError as exc:
             raise self._fail_from_ssl(exc) from exc

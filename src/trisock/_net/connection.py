@@ -69,6 +69,9 @@ class Connection:
       generation: incremented when a ``starttls`` or ``stoptls`` begins. After an await, an earlier
         decision (for example, to send encrypted data) is still valid only if ``generation`` has
         not changed.
+      send_credit: how many bytes may be sent before a send must be a schedule point. Every read
+        sets it to 0, except a read of an item from a batch (of lines or frames). So while there is
+        a batch, every send is a schedule point.
       sending_file: the cancel scope of a running ``send_file``. A close cancels this scope, because
         closing the connection's descriptor does not wake a task that waits for a file.
     """
@@ -81,6 +84,7 @@ class Connection:
         "generation",
         "layer",
         "reading",
+        "send_credit",
         "sending",
         "sending_file",
         "side",
@@ -103,6 +107,7 @@ class Connection:
         self.buffer = ReceiveBuffer()
         self.reading = ConflictDetector("reading from", self.transport)
         self.sending = SendLock("sending on", self.transport)
+        self.send_credit = 0
         self.sending_file: trio.CancelScope | None = None
         self.state = ConnectionState.PLAIN
         self.generation = 0

@@ -301,11 +301,13 @@ class TLSStream:
 
     # ---- sending ----
 
-    async def send(self, buffers: Sequence[bytes | memoryview]) -> None:
-        """Encrypt and send all bytes of all buffers. A full checkpoint.
+    async def send(self, buffers: Sequence[bytes | memoryview], *, schedule: bool = True) -> None:
+        """Encrypt and send all bytes of all buffers. A cancel point.
 
         If cancelled before the first byte is sent, nothing changes. If cancelled later, the
         connection becomes unusable.
+
+        ``schedule``: as in ``Transport.send``.
         """
         engine = self.engine
         before = self.send_state
@@ -332,10 +334,10 @@ class TLSStream:
                         raise self._transport.broken("the peer has ended the connection")
                 started = True
                 self.send_state = SendState.IN_MESSAGE
-                if self._send_nowait():
-                    await trio.lowlevel.cancel_shielded_checkpoint()
-                else:
+                if not self._send_nowait():
                     await self._send_rest()
+                elif schedule:
+                    await trio.lowlevel.cancel_shielded_checkpoint()
         except BaseException as exc:
             if started:
                 self.send_state = SendState.OVER

@@ -205,11 +205,13 @@ class Transport(Descriptor):
 
     # ---- writing ----
 
-    async def send(self, buffers: Sequence[bytes | memoryview]) -> None:
-        """Send all bytes of all buffers. A full checkpoint.
+    async def send(self, buffers: Sequence[bytes | memoryview], *, schedule: bool = True) -> None:
+        """Send all bytes of all buffers. A cancel point.
 
         If cancelled before the first byte is sent, it changes nothing. If cancelled later, every
         later send fails.
+
+        ``schedule``: whether this is also a schedule point if the kernel accepts all bytes at once.
         """
         if self._send_failure is not None:
             self._raise_failure(self._send_failure)
@@ -222,17 +224,19 @@ class Transport(Descriptor):
                 sent = 0
             except OSError as exc:
                 raise self.sending_failed(exc) from exc
-            if sent == len(data):
-                await trio.lowlevel.cancel_shielded_checkpoint()
-            else:
+            if sent != len(data):
                 await self._send_rest([memoryview(data)[sent:]], started=bool(sent))
+            elif schedule:
+                await trio.lowlevel.cancel_shielded_checkpoint()
         else:
             views = [memoryview(each) for each in buffers if len(each)]
             if not views:
                 self.check_sending()
-            await self._send_rest(views, started=False)
+            await self._send_rest(views, started=False, schedule=schedule)
 
-    async def _send_rest(self, views: list[memoryview], *, started: bool) -> None:
+    async def _send_rest(
+        self, views: list[memoryview], *, started: bool, schedule: bool = True
+    ) -> None:
         first = 0  # the index of the first view with unsent bytes
         checkpointed = False
         try:
@@ -254,7 +258,7 @@ class Transport(Descriptor):
             if started:
                 self.cut_short()
             raise
-        if not checkpointed:
+        if schedule and not checkpointed:
             await trio.lowlevel.cancel_shielded_checkpoint()
 
     def writable_now(self) -> bool:

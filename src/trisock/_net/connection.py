@@ -272,7 +272,7 @@ class Connection:
             tls = TLSStream(
                 self.transport,
                 role,
-                early=self.buffer.peek_all(),
+                early=self.buffer.peek_all() if self.buffer else b"",
                 https_compatible=https_compatible,
             )
             self.buffer = ReceiveBuffer()

@@ -7,7 +7,7 @@ import socket
 
 import trio
 
-from .syscalls import RECEIVE_SIZE, SEND_FLAGS, BorrowedSocket, unacknowledged_bytes
+from .syscalls import FINAL_SEND_FLAGS, RECEIVE_SIZE, BorrowedSocket, unacknowledged_bytes
 
 # A close reads the peer's data until one of these limits is reached: the limit in seconds if the
 # peer is silent or slow, or the limit in bytes if the peer is fast. With 1 MiB instead of 64 MiB, a
@@ -46,7 +46,7 @@ async def linger(
         descriptor = sock.fileno()
         if final_bytes and not fin_sent:
             with contextlib.suppress(BlockingIOError):
-                final_bytes = final_bytes[raw.send(final_bytes, SEND_FLAGS) :]
+                final_bytes = final_bytes[raw.send(final_bytes, FINAL_SEND_FLAGS) :]
         try:
             data: bytes | None = raw.recv(RECEIVE_SIZE)
         except BlockingIOError:

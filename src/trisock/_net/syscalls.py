@@ -37,6 +37,9 @@ _NO_LINGER = struct.pack(_LINGER_FORMAT, 0, 0)
 # process. macOS lacks the flag. Windows lacks it too, but has no SIGPIPE.
 SEND_FLAGS: int = getattr(socket, "MSG_NOSIGNAL", 0)
 
+# For the last bytes before FIN. With MSG_MORE, Linux sends both in one packet (row tls-handshakes).
+FINAL_SEND_FLAGS: int = SEND_FLAGS | getattr(socket, "MSG_MORE", 0)
+
 
 class _BorrowedSocket(socket.socket):
     """A socket object that does not own its descriptor, and therefore never closes it."""

@@ -38,6 +38,7 @@ from .._tls.info import TLSInfo
 from .._tls.records import SEND_SIZE, pieces
 from .._tls.roles import TLSRole
 from .ssl_stream import SSLStreamRunner
+from .syscalls import FINAL_SEND_FLAGS, SEND_FLAGS
 from .transport import CUT_SHORT, Transport
 
 # Maximum number of bytes in unsent responses, enough for about 2000 key updates. While a send waits
@@ -87,7 +88,7 @@ class TLSStream:
     ) -> None:
         self._transport = transport
         self._https_compatible = https_compatible
-        self.engine = TLSEngine(role, transport.peer, transport.remember_failure)
+        self.engine = TLSEngine(role, lambda: transport.peer, transport.remember_failure)
         self.engine.incoming.write(early)
         self.send_state = SendState.READY
         self._send_failure: trio.BrokenResourceError | None = None
@@ -354,13 +355,13 @@ class TLSStream:
         if self.send_state is not SendState.OVER:
             self.send_state = state
 
-    def _send_nowait(self) -> bool:
+    def _send_nowait(self, flags: int = SEND_FLAGS) -> bool:
         """Send the engine's pending ciphertext. Returns whether the kernel accepted all of it."""
         if self.engine.forked:
             self.engine.refuse_in_fork()
         data = self.engine.data_to_send()
         try:
-            sent = self._transport.send_nowait(data)
+            sent = self._transport.send_nowait(data, flags=flags)
         except trio.BrokenResourceError as exc:
             self.send_state = SendState.OVER
             self._send_failure = unraised_copy(exc)
@@ -462,7 +463,7 @@ class TLSStream:
             engine.put_back(final_bytes)
             # If this fails, the peer no longer reads.
             with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                if not self._send_nowait():
+                if not self._send_nowait(FINAL_SEND_FLAGS):
                     return False
         return self._transport.close_if_drained()
 

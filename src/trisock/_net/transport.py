@@ -312,14 +312,14 @@ class Transport(Descriptor):
         if self._send_failure is None:
             self._send_failure = self.broken(CUT_SHORT)
 
-    def send_nowait(self, *buffers: bytes | memoryview) -> int:
+    def send_nowait(self, *buffers: bytes | memoryview, flags: int = SEND_FLAGS) -> int:
         """Send as many bytes as the kernel accepts now, and return their number (it may be 0)."""
         if self._send_failure is not None:
             self._raise_failure(self._send_failure)
         try:
             if sys.platform == "win32" or len(buffers) == 1:  # Windows has no sendmsg
-                return self._raw.send(buffers[0], SEND_FLAGS)
-            return self._raw.sendmsg(buffers, (), SEND_FLAGS)
+                return self._raw.send(buffers[0], flags)
+            return self._raw.sendmsg(buffers, (), flags)
         except BlockingIOError:
             return 0
         except OSError as exc:

@@ -69,7 +69,7 @@ class TLSEngine:
 
     Args:
       role: our TLS role, and the peer that we expect.
-      peer: the peer's address, for errors.
+      peer: returns the peer's address, for errors.
       remember: called with each error before it is raised, so that the connection recognizes its
         own errors.
 
@@ -91,7 +91,7 @@ class TLSEngine:
     def __init__(
         self,
         role: TLSRole,
-        peer: Address,
+        peer: Callable[[], Address],
         remember: Callable[[trio.BrokenResourceError], trio.BrokenResourceError],
     ) -> None:
         self._role = role
@@ -381,7 +381,7 @@ class TLSEngine:
     def refuse_in_fork(self) -> NoReturn:
         """Raise an error. With the parent's keys, the next record would reuse a nonce."""
         if self.failure is None:
-            text = f"the connection with {self._peer} is broken: {_FORKED}"
+            text = f"the connection with {self._peer()} is broken: {_FORKED}"
             self.set_failure(trio.BrokenResourceError(text))
         assert self.failure is not None
         raise self._remember(unraised_copy(self.failure))
@@ -400,7 +400,7 @@ class TLSEngine:
         self, why: str, *, reason: str | None = None, verify_code: int | None = None
     ) -> TLSError:
         """Enter FAILED, and return the error to raise."""
-        text = f"{self._phase} with {self._role.peer_name(self._peer)} failed: {why}"
+        text = f"{self._phase} with {self._role.peer_name(self._peer())} failed: {why}"
         error = TLSError(text, reason=reason, verify_code=verify_code)
         self.set_failure(error)
         self._remember(error)

@@ -19,6 +19,7 @@ from .loop import READABLE, WRITABLE, Job, Loop
 
 MESSAGE_SIZE = 64
 LINE_SIZE = 64
+FRAME_SIZE = 64  # with the header of 4 bytes
 
 # Seconds to wait for the server. If it is silent for longer, it has probably lost data.
 PATIENCE = 20
@@ -36,6 +37,8 @@ _ANSWER = 4096
 _BYTES = b"x" * _PIECE
 _LINE = b"x" * (LINE_SIZE - 1) + b"\n"
 _LINES = _LINE * (_PIECE // LINE_SIZE)
+_FRAME = (FRAME_SIZE - 4).to_bytes(4, "big") + b"x" * (FRAME_SIZE - 4)
+_FRAMES = _FRAME * (_PIECE // FRAME_SIZE)
 _NAME = "localhost"  # the name in the certificate
 
 _NOTHING_YET = (BlockingIOError, ssl.SSLWantReadError)
@@ -104,6 +107,13 @@ class Client:
         Up to ``VISITORS`` connections are open at a time. With TLS, each connection has a full
         handshake.
         """
+        self._visit(count, VISITORS)
+
+    def visit_singly(self, count: int) -> None:
+        """Do the same as ``visit``, one connection at a time."""
+        self._visit(count, 1)
+
+    def _visit(self, count: int, visitors: int) -> None:
         with Loop(PATIENCE) as loop:
             visits = iter(range(count))
 
@@ -117,7 +127,7 @@ class Client:
                 yield from _visit(sock, self._address, self._context)
                 next_visit()
 
-            for _ in range(VISITORS):
+            for _ in range(visitors):
                 next_visit()
             loop.run()
 
@@ -166,6 +176,11 @@ class Client:
         far.setblocking(False)
         self._socks.append(far)
         return self._socks[-2], far
+
+    def frames(self, count: int) -> None:
+        """Send ``count`` frames on a new connection, then FIN. Check the server's count."""
+        self.open(1)
+        self._run(_frames, count)
 
     def _run(self, load: Callable[[socket.socket, int], Job], count: int) -> None:
         """Run a load on the newest connection."""
@@ -280,14 +295,27 @@ def _lines(sock: socket.socket, count: int) -> Job:
     # The first line is half the length of the others. So the server's 64 KiB reads end in the
     # middle of a line.
     yield from _send(sock, _LINE[LINE_SIZE // 2 :])
-    left = (count - 1) * LINE_SIZE
-    lines = memoryview(_LINES)
+    yield from _repeat(sock, _LINES, LINE_SIZE, count - 1)
+    yield from _expect(sock, b"%d" % count)
+
+
+def _frames(sock: socket.socket, count: int) -> Job:
+    # The first frame is half the length of the others, as in _lines.
+    body = _FRAME[FRAME_SIZE // 2 + 4 :]
+    yield from _send(sock, len(body).to_bytes(4, "big") + body)
+    yield from _repeat(sock, _FRAMES, FRAME_SIZE, count - 1)
+    yield from _expect(sock, b"%d" % count)
+
+
+def _repeat(sock: socket.socket, items: bytes, size: int, count: int) -> Job:
+    """Send ``count`` items of the given size, then FIN. ``items`` holds many of them."""
+    left = count * size
+    view = memoryview(items)
     sent = 0
     while sent < left:
-        start = sent % LINE_SIZE
-        sent += yield from _send_some(sock, lines[start : start + left - sent])
+        start = sent % size
+        sent += yield from _send_some(sock, view[start : start + left - sent])
     sock.shutdown(socket.SHUT_WR)
-    yield from _expect(sock, b"%d" % count)
 
 
 # ---- socket calls ----

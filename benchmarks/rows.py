@@ -7,8 +7,19 @@ from typing import Literal
 
 from .peers.serving import BLOCK_SIZE
 
-Work = Literal["echo", "receive", "send", "lines", "relay"]
-Load = Literal["echo", "visit", "upload", "download", "lines", "idle", "relay", "idle_relays"]
+Work = Literal["echo", "receive", "send", "lines", "batches", "frames", "relay"]
+Load = Literal[
+    "echo",
+    "visit",
+    "visit_singly",
+    "upload",
+    "download",
+    "lines",
+    "frames",
+    "idle",
+    "relay",
+    "idle_relays",
+]
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -67,17 +78,23 @@ ROWS = {row.name: row for row in [
     Row("echo1", "echo, 1 connection, 64 bytes", "echo", "echo",
         "messages", 20_000, 4_000, 1.12),
     Row("connections", "connect, 1 echo, close", "echo", "visit",
-        "connections", 5_000, 1_000, 1.4, connections=0),
+        "connections", 5_000, 1_000, 1.9, connections=0),
+    Row("connections1", "connect, 1 echo, close, one at a time", "echo", "visit_singly",
+        "connections", 5_000, 1_000, 1.3, connections=0),
     Row("receive", "read and drop", "receive", "upload",
-        "bytes", GIB, 256 * MIB, 1.4),
+        "bytes", GIB, 256 * MIB, 1.3),
     Row("send", "write", "send", "download",
-        "bytes", GIB, 256 * MIB, 1.25),
+        "bytes", GIB, 256 * MIB, 1.5),
     Row("lines", "64-byte lines, pipelined", "lines", "lines",
         "lines", 4_000_000, 500_000, 2.0, connections=0),
+    Row("batches", "64-byte lines in batches, pipelined", "batches", "lines",
+        "lines", 4_000_000, 500_000, 3.5, connections=0),
+    Row("frames", "frames of 60 bytes, pipelined", "frames", "frames",
+        "frames", 2_000_000, 250_000, 2.0, connections=0),
     Row("tls-echo1", "TLS: echo, 1 connection, 64 bytes", "echo", "echo",
         "messages", 20_000, 3_000, 1.3, tls=True),
     Row("tls-handshakes", "TLS: connect, 1 echo, close", "echo", "visit",
-        "connections", 1_500, 300, 1.1, tls=True, connections=0),
+        "connections", 1_500, 300, 1.2, tls=True, connections=0),
     Row("tls-receive", "TLS: read and drop", "receive", "upload",
         "bytes", 256 * MIB, 64 * MIB, 1.8, tls=True),
     Row("tls-send", "TLS: write", "send", "download",

@@ -2,7 +2,7 @@
 
 Each server is written as an experienced user of the library would write it, without tuning. All
 servers read at most 64 KiB, write 64 KiB at a time, and keep the library's default for TCP_NODELAY.
-Every server can do the first four of these kinds of work on a connection, and some can relay:
+Every server can do the first six of these kinds of work on a connection, and some can relay:
 
 - ``echo``: echo everything until EOF.
 - ``receive``: receive a request, which is a decimal number, and echo it. Then read and drop that
@@ -10,6 +10,9 @@ Every server can do the first four of these kinds of work on a connection, and s
 - ``send``: receive a request, which is a decimal number (a multiple of 65536), and respond with
   that number of bytes. Repeat.
 - ``lines``: count lines until EOF, and respond with the count.
+- ``batches``: the same, by lists of lines if the library has them.
+- ``frames``: count length-prefixed frames until EOF, and respond with the count. The header is a
+  big-endian integer of 4 bytes.
 - ``relay``: connect to the upstream port, and copy data and EOF both ways.
 """
 

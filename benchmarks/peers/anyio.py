@@ -45,8 +45,29 @@ async def lines(stream: ByteStream) -> None:
             await stream.send(b"%d" % count)
 
 
+async def frames(stream: ByteStream) -> None:
+    async with stream:
+        buffered = BufferedByteReceiveStream(stream)
+        count = 0
+        try:
+            while True:
+                header = await buffered.receive_exactly(4)
+                await buffered.receive_exactly(int.from_bytes(header, "big"))
+                count += 1
+        except anyio.IncompleteRead:
+            await stream.send(b"%d" % count)
+
+
 async def main(options: Options) -> None:
-    handler = {"echo": echo, "receive": receive, "send": send, "lines": lines}[options.work]
+    handlers = {
+        "echo": echo,
+        "receive": receive,
+        "send": send,
+        "lines": lines,
+        "batches": lines,
+        "frames": frames,
+    }
+    handler = handlers[options.work]
     listener = await anyio.create_tcp_listener(local_host=HOST)
     port = listener.extra(SocketAttribute.local_port)
     context = options.server_context()

@@ -46,8 +46,29 @@ async def lines(reader: StreamReader, writer: StreamWriter) -> None:
     writer.close()
 
 
+async def frames(reader: StreamReader, writer: StreamWriter) -> None:
+    count = 0
+    try:
+        while True:
+            header = await reader.readexactly(4)
+            await reader.readexactly(int.from_bytes(header, "big"))
+            count += 1
+    except asyncio.IncompleteReadError:
+        writer.write(b"%d" % count)
+    await writer.drain()
+    writer.close()
+
+
 async def main(options: Options) -> None:
-    handler = {"echo": echo, "receive": receive, "send": send, "lines": lines}[options.work]
+    handlers = {
+        "echo": echo,
+        "receive": receive,
+        "send": send,
+        "lines": lines,
+        "batches": lines,
+        "frames": frames,
+    }
+    handler = handlers[options.work]
     server = await asyncio.start_server(handler, HOST, 0, ssl=options.server_context())
     announce(server.sockets[0].getsockname()[1])
     await server.serve_forever()

@@ -44,6 +44,23 @@ def lines(sock: socket.socket) -> Job:
     yield from sendall(sock, b"%d" % count)
 
 
+def frames(sock: socket.socket) -> Job:
+    count = 0
+    rest = b""
+    while chunk := (yield from recv(sock)):
+        data = rest + chunk
+        start = 0
+        while len(data) >= start + 4:
+            end = start + 4 + int.from_bytes(data[start : start + 4], "big")
+            if len(data) < end:
+                break
+            _ = data[start + 4 : end]
+            count += 1
+            start = end
+        rest = data[start:]
+    yield from sendall(sock, b"%d" % count)
+
+
 def recv(sock: socket.socket) -> Generator[int, None, bytes]:
     while True:
         try:
@@ -62,7 +79,15 @@ def sendall(sock: socket.socket, data: bytes) -> Job:
 
 
 def main(options: Options) -> None:
-    handler = {"echo": echo, "receive": receive, "send": send, "lines": lines}[options.work]
+    handlers = {
+        "echo": echo,
+        "receive": receive,
+        "send": send,
+        "lines": lines,
+        "batches": lines,
+        "frames": frames,
+    }
+    handler = handlers[options.work]
     context = options.server_context()
     loop = Loop()
 

@@ -40,8 +40,25 @@ def lines(sock: socket, _address: object) -> None:
     sock.sendall(b"%d" % count)
 
 
+def frames(sock: socket, _address: object) -> None:
+    count = 0
+    with sock.makefile("rb") as file:
+        while header := file.read(4):
+            file.read(int.from_bytes(header, "big"))
+            count += 1
+    sock.sendall(b"%d" % count)
+
+
 def main(options: Options) -> None:
-    handler = {"echo": echo, "receive": receive, "send": send, "lines": lines}[options.work]
+    handlers = {
+        "echo": echo,
+        "receive": receive,
+        "send": send,
+        "lines": lines,
+        "batches": lines,
+        "frames": frames,
+    }
+    handler = handlers[options.work]
     secured = {}
     if options.tls is not None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # gevent's class, which does not block

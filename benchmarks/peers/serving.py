@@ -15,6 +15,7 @@ HOST = "127.0.0.1"
 READ_SIZE = 65536
 BLOCK_SIZE = 65536
 BLOCK = b"x" * BLOCK_SIZE
+WORKS = ["echo", "receive", "send", "lines", "batches", "frames", "relay"]
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
@@ -24,7 +25,7 @@ class Options:
     """The options of a server.
 
     Attributes:
-      work: ``echo``, ``receive``, ``send``, ``lines`` or ``relay``.
+      work: what to do on each connection, as in ``benchmarks.peers``.
       tls: the directory of ``chain.pem`` and ``key.pem``, or ``None`` for plain TCP.
       flavour: the event loop, if a peer supports several.
       upstream: the port to which a relay connects.
@@ -47,7 +48,7 @@ class Options:
 def parse_options() -> Options:
     """Parse the command line, and set up the process as the driver requests."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("work", choices=["echo", "receive", "send", "lines", "relay"])
+    parser.add_argument("work", choices=WORKS)
     parser.add_argument("--tls", type=Path)
     parser.add_argument("--flavour", default="")
     parser.add_argument("--upstream", type=int, default=0)

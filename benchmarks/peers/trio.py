@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -33,6 +34,25 @@ class LineReader:
             if not more:
                 return b""
             self._buffer += more
+
+
+class ExactReader:
+    """The reader of exact sizes that many Trio programs write for themselves."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._buffer = bytearray()
+
+    async def read_exactly(self, size: int) -> bytes | bytearray:
+        """Return exactly ``size`` bytes, or ``b""`` at EOF."""
+        while len(self._buffer) < size:
+            more = await self._stream.receive_some(READ_SIZE)
+            if not more:
+                return b""
+            self._buffer += more
+        data = self._buffer[:size]
+        del self._buffer[:size]
+        return data
 
 
 async def echo(stream: Stream) -> None:
@@ -79,9 +99,25 @@ async def relay(port: int, stream: Stream) -> None:
             nursery.start_soon(copy, upstream, stream)
 
 
+async def frames(stream: Stream) -> None:
+    reader = ExactReader(stream)
+    count = 0
+    while header := await reader.read_exactly(4):
+        await reader.read_exactly(int.from_bytes(header, "big"))
+        count += 1
+    await stream.send_all(b"%d" % count)
+
+
 async def main(options: Options) -> None:
-    handlers = {"echo": echo, "receive": receive, "send": send, "lines": lines}
-    handlers["relay"] = functools.partial(relay, options.upstream)
+    handlers: dict[str, Callable[[Stream], Awaitable[None]]] = {
+        "echo": echo,
+        "receive": receive,
+        "send": send,
+        "lines": lines,
+        "batches": lines,
+        "frames": frames,
+        "relay": functools.partial(relay, options.upstream),
+    }
     handler = handlers[options.work]
     context = options.server_context()
     async with trio.open_nursery() as nursery:

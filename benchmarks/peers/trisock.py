@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -45,9 +46,31 @@ async def relay(port: int, sock: trisock.Socket) -> None:
     await trisock.relay(sock, await trisock.connect(HOST, port))
 
 
+async def batches(sock: trisock.Socket) -> None:
+    count = 0
+    async for some in sock.lines().batches():
+        for _ in some:
+            count += 1
+    await sock.send(b"%d" % count)
+
+
+async def frames(sock: trisock.Socket) -> None:
+    count = 0
+    async for _ in sock.frames():
+        count += 1
+    await sock.send(b"%d" % count)
+
+
 async def main(options: Options) -> None:
-    handlers = {"echo": echo, "receive": receive, "send": send, "lines": lines}
-    handlers["relay"] = functools.partial(relay, options.upstream)
+    handlers: dict[str, Callable[[trisock.Socket], Awaitable[None]]] = {
+        "echo": echo,
+        "receive": receive,
+        "send": send,
+        "lines": lines,
+        "batches": batches,
+        "frames": frames,
+        "relay": functools.partial(relay, options.upstream),
+    }
     handler = handlers[options.work]
     tls = None
     if options.tls is not None:

@@ -212,6 +212,22 @@ async def test_a_failed_system_call_in_close_if_drained_changes_nothing(
         await trio.lowlevel.checkpoint()
 
 
+async def test_after_the_peers_fin_a_close_does_not_wait_for_acknowledgements(
+    sock: Socket, raw: socket.socket
+) -> None:
+    raw.shutdown(socket.SHUT_WR)
+    assert await sock.recv() == b""
+    sent = 0
+    while not _syscalls.unacknowledged_bytes(sock.stream.socket):
+        await sock.send(b"x" * 16384)
+        sent += 16384
+    assert sock._connection.close_if_drained()
+    received = 0
+    while data := await trio.to_thread.run_sync(raw.recv, 65536):
+        received += len(data)
+    assert received == sent
+
+
 # ---- second, cancelled and aborted closes ----
 
 

@@ -23,7 +23,8 @@ from helpers.server import bound, connect
 from trisock import ClientTLS, ServerTLS, Socket, TLSError
 from trisock._net import linger as _linger
 from trisock._net import syscalls as _syscalls
-from trisock._server import server as _server
+from trisock._server import accepting as _accepting
+from trisock._server.listening import ListeningSockets
 from trisock.testing import serving
 
 BOTH_FAMILIES = pytest.mark.parametrize("family", ["tcp", "unix"])
@@ -347,12 +348,12 @@ async def test_descriptor_exhaustion_is_reported_again_after_a_quiet_interval(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     caplog.set_level(logging.ERROR)
-    monkeypatch.setattr(_server, "_REPORT_SECONDS", 5)
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, 0, say_bye, host="127.0.0.1")
-        for _ in range(2):
-            server._exhaustion = "EMFILE (too many open files)"
-            await server._report_exhaustion()
-            assert server._exhaustion is None
-        nursery.cancel_scope.cancel()
+    monkeypatch.setattr(_accepting, "_REPORT_SECONDS", 5)
+    sockets = ListeningSockets([socket.create_server(("127.0.0.1", 0))])
+    acceptor = _accepting.Acceptor(sockets, None, trio.Event(), pytest.fail)
+    for _ in range(2):
+        acceptor._exhaustion = "EMFILE (too many open files)"
+        await acceptor._report_exhaustion()
+        assert acceptor._exhaustion is None
+    sockets.close()
     assert len(caplog.records) == 2

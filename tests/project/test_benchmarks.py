@@ -30,9 +30,12 @@ BASIC_PEERS = [PEERS[name] for name in ("trio", "trisock", "asyncio", "epoll")]
 SMALL_AMOUNTS = {
     "echo64": 1280,
     "connections": 40,
+    "connections1": 20,
     "receive": 4 * MIB,
     "send": 4 * MIB,
     "lines": 10_000,
+    "batches": 10_000,
+    "frames": 10_000,
     "tls-handshakes": 20,
     "tls-receive": MIB,
     "tls-send": MIB,
@@ -48,10 +51,10 @@ def serve(work, sock):
     if work == "echo":
         sock.sendall(sock.recv(READ_SIZE)[:-1])
         return
-    if work == "lines":
+    if work in ("lines", "frames"):
         count = -1
         while chunk := sock.recv(READ_SIZE):
-            count += chunk.count(b"\\n")
+            count += chunk.count(b"\\n" if work == "lines" else b"\\0\\0\\0")
         sock.sendall(b"%d" % count)
         return
     request = sock.recv(READ_SIZE)
@@ -139,7 +142,7 @@ def test_a_peer_without_the_work_of_a_row_is_reported(setup: Setup) -> None:
     assert result.series["asyncio"].failure == "has no server for 'relay'"
 
 
-@pytest.mark.parametrize("name", ["echo1", "connections", "receive", "send", "lines"])
+@pytest.mark.parametrize("name", ["echo1", "connections", "receive", "send", "lines", "frames"])
 def test_a_server_that_loses_data_gets_no_result(
     name: str, setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

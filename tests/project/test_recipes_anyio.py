@@ -18,6 +18,7 @@ from anyio.abc import SocketAttribute
 from anyio.streams.buffered import BufferedByteReceiveStream
 from anyio.streams.text import TextReceiveStream
 from anyio.streams.tls import TLSAttribute, TLSStream
+from helpers.serving import echo
 
 import trisock
 from helpers.blocked import cancel_when_blocked
@@ -25,7 +26,6 @@ from helpers.examples import EXAMPLES, command, load, running
 from helpers.pairs import closing, pair
 from helpers.programs import run
 from helpers.server import serving
-from helpers.serving import echo
 from trisock import ClientTLS, ServerTLS, Socket
 
 recipe = load("anyio_stream")

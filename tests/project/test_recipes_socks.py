@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 import pytest
 import python_socks
 import trio
+from helpers.serving import echo
 from python_socks.async_.trio import Proxy
 
 import trisock
@@ -22,7 +23,6 @@ from helpers.examples import command, load
 from helpers.pairs import read_all
 from helpers.programs import run, running
 from helpers.server import serving
-from helpers.serving import echo
 from helpers.shared_examples import SharedServer
 from trisock import ClientTLS, ServerTLS, Socket
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 
 import pytest
@@ -9,7 +10,7 @@ import trio
 import trio.testing
 
 from helpers.pairs import closing
-from helpers.raw_tls import raw_client_context
+from helpers.raw_tls import raw_client_context, tls_server_and_raw_client
 from trisock import ClientTLS, ServerTLS, Socket, TLSError
 from trisock._net import syscalls as _syscalls
 from trisock.testing import Authority, socket_pair
@@ -125,3 +126,35 @@ async def test_close_sends_close_notify_despite_unread_data(a: Socket, b: Socket
         nursery.start_soon(b.close)
         assert await a.recv() == b""
         nursery.start_soon(a.close)
+
+
+@pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
+async def test_after_the_peers_end_close_notify_is_sent_without_waiting(
+    authority: Authority, server_tls: ServerTLS, version: str
+) -> None:
+    async with tls_server_and_raw_client(authority, server_tls, version) as (sock, peer):
+        with pytest.raises(ssl.SSLWantReadError):
+            peer.ssl.unwrap()
+        peer.flush()
+        assert await sock.recv() == b""
+        assert not sock._connection.close_if_drained()  # no FIN yet: a close must wait
+        peer.raw.shutdown(socket.SHUT_WR)
+        await trio.lowlevel.wait_readable(sock.fileno())
+        assert sock._connection.close_if_drained()
+        assert not sock.isopen()
+        assert sock.fileno() == -1
+        peer.run(peer.ssl.unwrap)  # close_notify has arrived
+        assert peer.raw.recv(1) == b""
+
+
+async def test_a_tls_close_waits_until_the_peer_has_sent_fin(
+    authority: Authority, server_tls: ServerTLS
+) -> None:
+    async with tls_server_and_raw_client(authority, server_tls) as (sock, peer):
+        assert not sock._connection.close_if_drained()
+        assert sock.isopen()
+        peer.raw.shutdown(socket.SHUT_WR)  # without close_notify
+        await trio.lowlevel.wait_readable(sock.fileno())
+        assert not sock._connection.close_if_drained()
+        with pytest.raises(TLSError, match="without close_notify"):
+            await sock.recv()

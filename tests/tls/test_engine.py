@@ -27,7 +27,7 @@ class Side:
     def __init__(self, tls: ClientTLS | ServerTLS, side: str) -> None:
         role = resolve_role(tls, server_hostname=None, connected_host=None, side=side)
         self.errors: list[trio.BrokenResourceError] = []
-        self.engine = TLSEngine(role, PEER, self.remember)
+        self.engine = TLSEngine(role, lambda: PEER, self.remember)
         self.bio = ssl.MemoryBIO()
         self.engine.wrap_bio(self.bio, ssl.MemoryBIO())
         self.info: TLSInfo | None = None

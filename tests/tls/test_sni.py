@@ -21,7 +21,6 @@ from helpers.raw_tls import raw_client_context, visit
 from helpers.sni import client_info, names_of, trusting
 from trisock import Certificate, ServerTLS, TLSError, TLSInfo
 from trisock._tls import roles
-from trisock._tls.client_hello import ClientHello
 from trisock.testing import Authority, socket_pair
 
 
@@ -200,8 +199,8 @@ def test_the_shared_context_is_used_if_descriptors_run_out(
         raise OSError(24, "too many open files")
 
     monkeypatch.setattr(role.sni_contexts, "_build", broken)
-    shared = role.sni_contexts.choose(ClientHello(b"localhost", supports_tickets=True))
-    assert role.sni_contexts.choose(ClientHello(b"localhost", supports_tickets=False)) is shared
+    shared = role.sni_contexts.choose("localhost", supports_tickets=True)
+    assert role.sni_contexts.choose("localhost", supports_tickets=False) is shared
 
 
 # ---- the ClientHello ----

@@ -43,17 +43,26 @@ class CiphertextStream(trio.abc.Stream):
             try:
                 data = self._transport.receive_nowait()
             except BlockingIOError:
-                data = await self._transport.receive()
-            if not data:
-                raise EndOfTransport
-            incoming.write(data)
+                data = await self._transport.wait_and_receive()
+            self._received(data)
         return bytes(incoming.take_many()[0])
+
+    def _received(self, data: bytes) -> None:
+        if not data:
+            raise EndOfTransport
+        self._engine.incoming.write(data)
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         # TLSStream reports a failed send when SSLStream has finished. Until then, SSLStream can
         # still read earlier data from the peer, such as an alert.
         with contextlib.suppress(trio.BrokenResourceError):
             await self._send(bytes(data))
+        # If the peer's answer comes next, receive it here. Otherwise SSLStream would call OpenSSL
+        # in vain, and then acquire another lock, which is a checkpoint (row tls-handshakes).
+        engine = self._engine
+        if engine.awaits_peer and not engine.incoming.pending:
+            engine.check()
+            self._received(await self._transport.wait_and_receive())
 
     async def wait_send_all_might_not_block(self) -> None:
         """Do nothing: the Socket waits on the Transport directly."""

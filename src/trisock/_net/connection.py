@@ -67,6 +67,9 @@ class Connection:
       generation: incremented when a ``starttls`` or ``stoptls`` begins. After an await, an earlier
         decision (for example, to send encrypted data) is still valid only if ``generation`` has
         not changed.
+      send_credit: how many bytes may be sent before a send must be a schedule point. Every read
+        sets it to 0, except a read of an item from a batch (of lines or frames). So while there is
+        a batch, every send is a schedule point.
       sending_file: the cancel scope of a running ``send_file``. A close cancels this scope, because
         closing the connection's descriptor does not wake a task that waits for a file.
     """
@@ -79,6 +82,7 @@ class Connection:
         "generation",
         "layer",
         "reading",
+        "send_credit",
         "sending",
         "sending_file",
         "side",
@@ -92,7 +96,7 @@ class Connection:
         self, stream: trio.SocketStream, side: Side, raw: stdlib_socket.socket | None = None
     ) -> None:
         self.transport = Transport(stream, raw)
-        self._local = stream.socket.getsockname()  # converted to Address lazily
+        self._local = (raw or stream.socket).getsockname()  # converted to Address lazily
         self.side: Side = side
         self.connected_host: str | None = None
         self.tls: TLSStream | None = None
@@ -101,6 +105,7 @@ class Connection:
         self.buffer = ReceiveBuffer()
         self.reading = ConflictDetector("reading from", self.transport)
         self.sending = SendLock("sending on", self.transport)
+        self.send_credit = 0
         self.sending_file: trio.CancelScope | None = None
         self.state = ConnectionState.PLAIN
         self.generation = 0
@@ -265,7 +270,7 @@ class Connection:
             tls = TLSStream(
                 self.transport,
                 role,
-                early=self.buffer.peek_all(),
+                early=self.buffer.peek_all() if self.buffer else b"",
                 https_compatible=https_compatible,
             )
             self.buffer = ReceiveBuffer()
@@ -419,13 +424,18 @@ class Connection:
     def close_if_drained(self) -> bool:
         """If no wait is needed, close gracefully and return True. Otherwise return False.
 
-        Under TLS a graceful close always needs a wait, because it sends ``close_notify``.
+        Under TLS a graceful close sends ``close_notify``. So it needs a wait, unless the peer has
+        already ended its side (row tls-handshakes).
         """
         if self.transport.closing:
             return self.fileno() < 0
-        if self.tls is not None or self.reading.in_use or self.sending.locked:
+        if self.reading.in_use or self.sending.locked:
             return False
-        if not self.transport.close_if_drained():
+        if self.tls is None:
+            closed = self.transport.close_if_drained()
+        else:
+            closed = self.tls.close_if_ended()
+        if not closed:
             return False
         self._mark_closed()
         return True

@@ -7,7 +7,7 @@ import socket
 
 import trio
 
-from .syscalls import RECEIVE_SIZE, SEND_FLAGS, BorrowedSocket, unacknowledged_bytes
+from .syscalls import FINAL_SEND_FLAGS, RECEIVE_SIZE, BorrowedSocket, unacknowledged_bytes
 
 # A close reads the peer's data until one of these limits is reached: the limit in seconds if the
 # peer is silent or slow, or the limit in bytes if the peer is fast. With 1 MiB instead of 64 MiB, a
@@ -28,12 +28,14 @@ async def linger(
     final_bytes: bytes,
     *,
     fin_sent: bool,
-) -> None:
+) -> bool:
     """Send ``final_bytes`` and FIN, then read until closing is safe or a limit is reached.
 
     Closing is safe after the peer's FIN. Closing is also safe if the peer has acknowledged all data
     and has sent nothing during the close. (A peer that has sent something is likely to send more,
     and input after the close causes a reset.)
+
+    Returns: whether the peer's FIN has been read, so that nothing is unread.
 
     Raises OSError if the connection breaks. The caller must then close it immediately.
     """
@@ -44,22 +46,22 @@ async def linger(
         descriptor = sock.fileno()
         if final_bytes and not fin_sent:
             with contextlib.suppress(BlockingIOError):
-                final_bytes = final_bytes[raw.send(final_bytes, SEND_FLAGS) :]
+                final_bytes = final_bytes[raw.send(final_bytes, FINAL_SEND_FLAGS) :]
         try:
             data: bytes | None = raw.recv(RECEIVE_SIZE)
         except BlockingIOError:
             data = None
         if data == b"" and not final_bytes:
-            return  # the peer has sent FIN: no later input can cause RST
+            return True  # the peer has sent FIN: no later input can cause RST
         if not final_bytes and not drained and data is None and unacknowledged_bytes(sock) == 0:
-            return
+            return False
         if not final_bytes and not fin_sent:
             sock.shutdown(socket.SHUT_WR)
             fin_sent = True
         if data:
             drained += len(data)
             if drained > LINGER_BYTES:
-                return
+                return False
             await trio.lowlevel.checkpoint()
             continue
         poll_at = deadline
@@ -72,6 +74,7 @@ async def linger(
                 await trio.lowlevel.wait_readable(descriptor)
             else:  # the peer has sent FIN: wait_readable would return at once
                 await trio.sleep_forever()
+    return False
 
 
 async def wait_until_acknowledged(sock: trio.socket.SocketType) -> None:

@@ -260,6 +260,11 @@ class ReceiveBuffer:
             index += 1
         return b"".join(parts)
 
+    @property
+    def in_batch(self) -> bool:
+        """Whether an iterator of ``take_lines`` or ``take_frames`` may still yield items."""
+        return self._batch is not None
+
     def peek_all(self) -> bytes:
         """Return all unread bytes without taking them."""
         return b"".join(chunk[start:] for chunk, start in self.entries())

@@ -84,6 +84,7 @@ class BufferedReceiver(trio.abc.ReceiveStream):
             return buffer.take_chunk(max_bytes)
         finally:
             reading.in_use = False
+            connection.send_credit = 0
 
     @overload
     async def peek(self, *, wait: Literal[True]) -> bytes: ...
@@ -116,6 +117,7 @@ class BufferedReceiver(trio.abc.ReceiveStream):
                 return self._connection.buffer.peek_chunk()
             await trio.lowlevel.checkpoint()
             self._connection.check_open()
+            self._connection.send_credit = 0
             chunk = self._connection.receive_nowait()
             if chunk:
                 self._connection.buffer.append(chunk)
@@ -400,6 +402,7 @@ class BufferedReceiver(trio.abc.ReceiveStream):
         with self._connection.reading:
             self._connection.check_open()
             if self._connection.buffer:
+                self._connection.send_credit = 0
                 await trio.lowlevel.checkpoint()
                 self._connection.check_open()
             else:
@@ -437,6 +440,7 @@ class BufferedReceiver(trio.abc.ReceiveStream):
 
     async def _buffered_checkpoint(self) -> None:
         """Checkpoint before a read that is served from the buffer."""
+        self._connection.send_credit = 0
         self._reads_since_checkpoint += 1
         if self._reads_since_checkpoint < READS_PER_CHECKPOINT:
             await trio.lowlevel.checkpoint_if_cancelled()
@@ -450,4 +454,5 @@ class BufferedReceiver(trio.abc.ReceiveStream):
         connection = self._connection
         chunk = await connection.layer.receive()
         connection.buffer_received(chunk)
+        connection.send_credit = 0
         return bool(chunk)

@@ -37,6 +37,9 @@ _NO_LINGER = struct.pack(_LINGER_FORMAT, 0, 0)
 # process. macOS lacks the flag. Windows lacks it too, but has no SIGPIPE.
 SEND_FLAGS: int = getattr(socket, "MSG_NOSIGNAL", 0)
 
+# For the last bytes before FIN. With MSG_MORE, Linux sends both in one packet (row tls-handshakes).
+FINAL_SEND_FLAGS: int = SEND_FLAGS | getattr(socket, "MSG_MORE", 0)
+
 
 class _BorrowedSocket(socket.socket):
     """A socket object that does not own its descriptor, and therefore never closes it."""
@@ -100,6 +103,9 @@ if sys.platform == "win32":  # pragma: no cover (tests run on Linux with ctypes)
     def has_hung_up(handle: int) -> bool:
         return False
 
+    def readable_poller(handle: int) -> Callable[[int], object]:
+        return lambda timeout: select.select([handle], [], [], timeout)[0]
+
     def writable_poller(handle: int) -> Callable[[int], object]:
         return lambda timeout: select.select([], [handle], [], timeout)[1]
 
@@ -129,6 +135,12 @@ else:
         Only Linux reports a FIN while data is unread.
         """
         return bool(poll_readable(descriptor, getattr(select, "POLLRDHUP", 0)))
+
+    def readable_poller(descriptor: int) -> Callable[[int], object]:
+        """Return a function that takes a timeout and returns whether a read would not block."""
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return poll.poll
 
     def writable_poller(descriptor: int) -> Callable[[int], object]:
         """Return a function that takes a timeout and returns whether a send would not block."""

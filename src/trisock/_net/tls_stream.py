@@ -28,19 +28,17 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import ssl
-from collections.abc import Iterator, Sequence
-from typing import cast
+from collections.abc import Sequence
 
 import trio
 
-from .._address import without_peer
 from .._errors import TLSError, unraised_copy
 from .._tls.engine import TLSEngine, TLSState
 from .._tls.info import TLSInfo
 from .._tls.records import SEND_SIZE, pieces
 from .._tls.roles import TLSRole
-from .ciphertext_stream import CiphertextStream, EndOfTransport
+from .ssl_stream import SSLStreamRunner
+from .syscalls import FINAL_SEND_FLAGS, SEND_FLAGS
 from .transport import CUT_SHORT, Transport
 
 # Maximum number of bytes in unsent responses, enough for about 2000 key updates. While a send waits
@@ -90,22 +88,17 @@ class TLSStream:
     ) -> None:
         self._transport = transport
         self._https_compatible = https_compatible
-        self.engine = TLSEngine(role, transport.peer, transport.remember_failure)
+        self.engine = TLSEngine(role, lambda: transport.peer, transport.remember_failure)
         self.engine.incoming.write(early)
         self.send_state = SendState.READY
         self._send_failure: trio.BrokenResourceError | None = None
         self._sending_rest = False  # a sender is draining the queue, responses included
         # Trio allows only one task to wait until a descriptor is writable, but a reader and a
         # sender may both need to wait for that.
-        self._writable_lock = trio.Lock()
+        self._writable_lock: trio.Lock | None = None  # created by the first wait
         self._filling = False
         self._filled: trio.Event | None = None  # set when the read in progress ends
-        self._ssl_stream = trio.SSLStream(
-            CiphertextStream(transport, self.engine, self.send_ciphertext),
-            cast(ssl.SSLContext, self.engine),
-            server_side=role.server_side,
-        )
-        self._in_ssl_stream = False
+        self._runner = SSLStreamRunner(transport, self.engine, self.send_ciphertext)
 
     # ---- handshake ----
 
@@ -115,21 +108,17 @@ class TLSStream:
         After a failure or a cancellation the connection is unusable. ``final_bytes`` then returns
         the bytes to send before closing.
         """
-        engine = self.engine
-        with (
-            trio.CancelScope(deadline=deadline) as scope,
-            self._using_ssl_stream(at_end="the peer closed the connection"),
-        ):
-            if engine.server_side and not engine.incoming.pending:
-                # The client sends first, so wait for its data before OpenSSL is called.
-                engine.incoming.write(await self._transport.receive())
-                if not engine.incoming.pending:
-                    raise EndOfTransport
-            engine.feed_record()
-            await self._ssl_stream.do_handshake()
+        with trio.CancelScope(deadline=deadline) as scope:
+            await self._runner.do_handshake()
+            self._check_sent()
         if scope.cancelled_caught:
-            raise engine.fail(f"not finished within {timeout:g} seconds")
-        return engine.finish_handshake()
+            raise self.engine.fail(f"not finished within {timeout:g} seconds")
+        return self.engine.finish_handshake()
+
+    def _check_sent(self) -> None:
+        """Raise an error if ``SSLStream`` could not send: it does not notice this itself."""
+        if self._send_failure is not None:
+            raise self.engine.fail("the peer closed the connection")
 
     # ---- reading ----
 
@@ -313,11 +302,13 @@ class TLSStream:
 
     # ---- sending ----
 
-    async def send(self, buffers: Sequence[bytes | memoryview]) -> None:
-        """Encrypt and send all bytes of all buffers. A full checkpoint.
+    async def send(self, buffers: Sequence[bytes | memoryview], *, schedule: bool = True) -> None:
+        """Encrypt and send all bytes of all buffers. A cancel point.
 
         If cancelled before the first byte is sent, nothing changes. If cancelled later, the
         connection becomes unusable.
+
+        ``schedule``: as in ``Transport.send``.
         """
         engine = self.engine
         before = self.send_state
@@ -344,10 +335,10 @@ class TLSStream:
                         raise self._transport.broken("the peer has ended the connection")
                 started = True
                 self.send_state = SendState.IN_MESSAGE
-                if self._send_nowait():
-                    await trio.lowlevel.cancel_shielded_checkpoint()
-                else:
+                if not self._send_nowait():
                     await self._send_rest()
+                elif schedule:
+                    await trio.lowlevel.cancel_shielded_checkpoint()
         except BaseException as exc:
             if started:
                 self.send_state = SendState.OVER
@@ -364,13 +355,13 @@ class TLSStream:
         if self.send_state is not SendState.OVER:
             self.send_state = state
 
-    def _send_nowait(self) -> bool:
+    def _send_nowait(self, flags: int = SEND_FLAGS) -> bool:
         """Send the engine's pending ciphertext. Returns whether the kernel accepted all of it."""
         if self.engine.forked:
             self.engine.refuse_in_fork()
         data = self.engine.data_to_send()
         try:
-            sent = self._transport.send_nowait(data)
+            sent = self._transport.send_nowait(data, flags=flags)
         except trio.BrokenResourceError as exc:
             self.send_state = SendState.OVER
             self._send_failure = unraised_copy(exc)
@@ -403,14 +394,15 @@ class TLSStream:
         self.enter(SendState.READY)
 
     async def _wait_writable(self) -> None:
+        lock = self._writable_lock = self._writable_lock or trio.Lock()
         try:  # the lock is usually free, and Lock.acquire would add a checkpoint
-            self._writable_lock.acquire_nowait()
+            lock.acquire_nowait()
         except trio.WouldBlock:
-            await self._writable_lock.acquire()
+            await lock.acquire()
         try:
             await self._transport.wait_writable()
         finally:
-            self._writable_lock.release()
+            lock.release()
 
     async def wait_writable(self) -> None:
         """Wait until a send might not block. A full checkpoint."""
@@ -449,39 +441,31 @@ class TLSStream:
             raise engine.fail(CUT_SHORT)
         if self.send_state is not SendState.READY:  # close_notify would claim that all was sent
             raise engine.fail("a file was sent only in part")
-        with self._using_ssl_stream(at_end="the peer ended the connection without close_notify"):
-            _, trailing = await self._ssl_stream.unwrap()
-        return bytes(trailing) + engine.incoming.take_all()
-
-    @contextlib.contextmanager
-    def _using_ssl_stream(self, *, at_end: str) -> Iterator[None]:
-        """Convert the errors of ``SSLStream`` to ``TLSError``. ``at_end``: the message for EOF."""
-        self._in_ssl_stream = True
-        try:
-            yield
-            if self._send_failure is not None:
-                raise self.engine.fail("the peer closed the connection")
-        except EndOfTransport:
-            raise self.engine.fail(at_end) from None
-        except TLSError:
-            raise
-        except trio.BrokenResourceError as exc:
-            text = without_peer(str(exc), self._transport.peer) or "the connection broke"
-            raise self.engine.fail(text) from exc.__cause__
-        finally:
-            self._in_ssl_stream = False
-            if self._transport.closing:
-                self.break_cycle()
+        trailing = await self._runner.unwrap()
+        self._check_sent()
+        return trailing + engine.incoming.take_all()
 
     def break_cycle(self) -> None:
-        """Break the reference cycle of our ``SSLStream``, once it is no longer used.
+        """Break the reference cycle of our ``SSLStream``, once it is no longer used."""
+        self._runner.break_cycle()
 
-        The ``SSLStream`` refers to itself by a bound method. If we kept this cycle, every closed
-        connection (and a server's context with its sessions) would stay in memory until the garbage
-        collector runs.
+    def close_if_ended(self) -> bool:
+        """If the peer has ended TLS and the connection, close both and return True.
+
+        Otherwise return False, and leave everything to a close that can wait.
         """
-        if not self._in_ssl_stream:
-            vars(self._ssl_stream).clear()
+        engine = self.engine
+        if engine.state is not TLSState.PEER_CLOSED or engine.forked:
+            return False
+        if not self._transport.has_ended():
+            return False
+        if final_bytes := self.final_bytes():
+            engine.put_back(final_bytes)
+            # If this fails, the peer no longer reads.
+            with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                if not self._send_nowait(FINAL_SEND_FLAGS):
+                    return False
+        return self._transport.close_if_drained()
 
     def final_bytes(self) -> bytes:
         """Return the bytes to send before FIN: ``close_notify``, or an alert after a failure.

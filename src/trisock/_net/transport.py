@@ -18,22 +18,20 @@ import contextlib
 import errno
 import socket
 import sys
-import weakref
 from collections.abc import Callable, Sequence
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 
 import trio
 
 from .. import _fork
-from .._address import Address, address_from_sockaddr
 from .._errors import unraised_copy
+from .descriptor import Descriptor
 from .linger import linger
 from .syscalls import (
     IOV_MAX,
     POLLERR,
     RECEIVE_SIZE,
     SEND_FLAGS,
-    BorrowedSocket,
     abort_connection,
     end_connection,
     is_hung_up,
@@ -55,9 +53,6 @@ _LARGE_RECEIVE_SIZE = 131072
 _MAX_EAGAINS = 4
 _WAIT_FIRST_READS = 15
 
-# The errnos (Unix, Windows) of calls on a descriptor that other code has closed.
-_CLOSED_ERRNOS = {errno.EBADF, errno.ENOTSOCK}
-
 # The failure of a connection that this side has closed. It is never raised itself, because that
 # would add a traceback to it each time.
 _CLOSED = trio.ClosedResourceError()
@@ -65,10 +60,8 @@ _CLOSED = trio.ClosedResourceError()
 # Why sends fail after a cancelled send. The peer cannot tell where the next message begins.
 CUT_SHORT = "an earlier send was cut short, so nothing more can be sent"
 
-FailureT = TypeVar("FailureT", bound=BaseException)
 
-
-class Transport:
+class Transport(Descriptor):
     """One connection's descriptor. ``str`` names the connection in an error.
 
     Args:
@@ -83,51 +76,29 @@ class Transport:
     is set, every send raises a copy of it. Once ``closing`` is set, both failures are set, and only
     the methods that close use the descriptor. A send that was cut short sets ``_send_failure``,
     because the peer cannot tell where the next message begins. ``_reset`` is the error of an
-    earlier send; a read that finds EOF raises a copy of it.
+    earlier send; a read that finds EOF raises a copy of it. Once ``_at_eof`` is set, a read has
+    found EOF: nothing is unread in the kernel, and the peer can send nothing more.
     """
 
     __slots__ = (
+        "_at_eof",
         "_eagain_count",
-        "_failures",
-        "_peer",
         "_poll_writable",
-        "_raw",
         "_read_failure",
         "_receive_size",
         "_reset",
         "_send_failure",
-        "_socket",
-        "closing",
-        "stream",
     )
 
     def __init__(self, stream: trio.SocketStream, raw: socket.socket | None = None) -> None:
-        self.stream = stream
-        self._socket = stream.socket
-        self._peer = stream.socket.getpeername()  # converted to Address lazily
-        self._raw: socket.socket | BorrowedSocket
-        if raw is not None and raw.fileno() == stream.socket.fileno():
-            self._raw = raw
-        else:
-            self._raw = BorrowedSocket(stream.socket)
+        super().__init__(stream, raw)
         self._receive_size = RECEIVE_SIZE
         self._eagain_count = 0
         self._poll_writable: Callable[[int], object] | None = None
-        self.closing = False
+        self._at_eof = False
         self._read_failure: Exception | None = None
         self._send_failure: Exception | None = None
         self._reset: trio.BrokenResourceError | None = None
-        # The failures for which ``caused`` returns True. The keys are their ids, because the class
-        # of an exception may not support hashing or comparison.
-        self._failures: weakref.WeakValueDictionary[int, BaseException] | None = None
-
-    def __str__(self) -> str:
-        return f"the connection with {self.peer}"
-
-    @property
-    def peer(self) -> Address:
-        """The peer's address."""
-        return address_from_sockaddr(self._socket.family, self._peer)
 
     # ---- reading ----
 
@@ -156,6 +127,10 @@ class Transport:
             self._eagain_count += 1
             if self._eagain_count == _MAX_EAGAINS + _WAIT_FIRST_READS:
                 self._eagain_count = _MAX_EAGAINS - 1
+        return await self.wait_and_receive()
+
+    async def wait_and_receive(self) -> bytes:
+        """Do the same as ``receive``, but wait first. Call it after an EAGAIN."""
         while True:
             descriptor = self._raw.fileno()
             if descriptor < 0:  # other code closed the socket
@@ -195,6 +170,7 @@ class Transport:
         if self._reset is not None:
             self._read_failure = self._reset
             self._raise_failure(self._reset)
+        self._at_eof = True
         return b""
 
     def _reading_failed(self, exc: OSError) -> trio.BrokenResourceError:
@@ -229,11 +205,13 @@ class Transport:
 
     # ---- writing ----
 
-    async def send(self, buffers: Sequence[bytes | memoryview]) -> None:
-        """Send all bytes of all buffers. A full checkpoint.
+    async def send(self, buffers: Sequence[bytes | memoryview], *, schedule: bool = True) -> None:
+        """Send all bytes of all buffers. A cancel point.
 
         If cancelled before the first byte is sent, it changes nothing. If cancelled later, every
         later send fails.
+
+        ``schedule``: whether this is also a schedule point if the kernel accepts all bytes at once.
         """
         if self._send_failure is not None:
             self._raise_failure(self._send_failure)
@@ -246,17 +224,19 @@ class Transport:
                 sent = 0
             except OSError as exc:
                 raise self.sending_failed(exc) from exc
-            if sent == len(data):
-                await trio.lowlevel.cancel_shielded_checkpoint()
-            else:
+            if sent != len(data):
                 await self._send_rest([memoryview(data)[sent:]], started=bool(sent))
+            elif schedule:
+                await trio.lowlevel.cancel_shielded_checkpoint()
         else:
             views = [memoryview(each) for each in buffers if len(each)]
             if not views:
                 self.check_sending()
-            await self._send_rest(views, started=False)
+            await self._send_rest(views, started=False, schedule=schedule)
 
-    async def _send_rest(self, views: list[memoryview], *, started: bool) -> None:
+    async def _send_rest(
+        self, views: list[memoryview], *, started: bool, schedule: bool = True
+    ) -> None:
         first = 0  # the index of the first view with unsent bytes
         checkpointed = False
         try:
@@ -278,7 +258,7 @@ class Transport:
             if started:
                 self.cut_short()
             raise
-        if not checkpointed:
+        if schedule and not checkpointed:
             await trio.lowlevel.cancel_shielded_checkpoint()
 
     def writable_now(self) -> bool:
@@ -335,14 +315,14 @@ class Transport:
         if self._send_failure is None:
             self._send_failure = self.broken(CUT_SHORT)
 
-    def send_nowait(self, *buffers: bytes | memoryview) -> int:
+    def send_nowait(self, *buffers: bytes | memoryview, flags: int = SEND_FLAGS) -> int:
         """Send as many bytes as the kernel accepts now, and return their number (it may be 0)."""
         if self._send_failure is not None:
             self._raise_failure(self._send_failure)
         try:
             if sys.platform == "win32" or len(buffers) == 1:  # Windows has no sendmsg
-                return self._raw.send(buffers[0], SEND_FLAGS)
-            return self._raw.sendmsg(buffers, (), SEND_FLAGS)
+                return self._raw.send(buffers[0], flags)
+            return self._raw.sendmsg(buffers, (), flags)
         except BlockingIOError:
             return 0
         except OSError as exc:
@@ -382,14 +362,16 @@ class Transport:
         no error except ``Cancelled``.
         """
         self._mark_closing()
-        drained = False
+        all_read = False
         try:
             with contextlib.suppress(OSError, trio.ClosedResourceError):
-                drained = not final_bytes and self._is_drained()
-                if not drained:
-                    await linger(self._socket, self._raw, final_bytes, fin_sent=self.eof_sent)
+                all_read = not final_bytes and self._is_drained()
+                if not all_read:
+                    all_read = await linger(
+                        self._socket, self._raw, final_bytes, fin_sent=self.eof_sent
+                    )
         finally:
-            end_connection(self._socket, may_be_unread=not drained)
+            end_connection(self._socket, may_be_unread=not all_read)
             self._close_descriptor()
 
     def close_if_drained(self) -> bool:
@@ -407,13 +389,28 @@ class Transport:
         self._close_descriptor()
         return True
 
+    def has_ended(self) -> bool:
+        """Return whether the peer has sent FIN. If not, input that has arrived may be dropped."""
+        if not self._at_eof:
+            with contextlib.suppress(
+                BlockingIOError, trio.BrokenResourceError, trio.ClosedResourceError
+            ):
+                self.receive_nowait()
+        return self._at_eof
+
     def _mark_closing(self) -> None:
         """Make all reads and sends fail, except those of ``close`` itself."""
         self.closing = True
         self._read_failure = self._send_failure = _CLOSED
 
     def _is_drained(self) -> bool:
-        """Return whether all input has been read and the peer has acknowledged all our data."""
+        """Return whether no later input can destroy data in flight.
+
+        Either the peer's FIN has been read, or all input has been read and the peer has
+        acknowledged all our data.
+        """
+        if self._at_eof:  # usual after a short connection (rows connections and connections1)
+            return True
         descriptor = self._socket.fileno()
         if descriptor < 0:  # other code closed the socket
             return True
@@ -451,41 +448,10 @@ class Transport:
 
     # ---- errors ----
 
-    def descriptor(self) -> int:
-        """Return the descriptor. Raises ``ClosedResourceError`` if it is closed."""
-        descriptor = self._socket.fileno()
-        if descriptor < 0 or self.closing:
-            raise self.closed_error()
-        return descriptor
-
     def _raise_failure(self, failure: Exception) -> NoReturn:
         if isinstance(failure, trio.BrokenResourceError):
             raise self.remember_failure(unraised_copy(failure))
         raise self.closed_error()
 
-    def closed_error(self) -> trio.ClosedResourceError:
-        """Return the error of a call after this side has closed the connection."""
-        return trio.ClosedResourceError(f"this side has already closed {self}")
-
     def _eof_error(self) -> trio.ClosedResourceError:
         return trio.ClosedResourceError(f"nothing can be sent after send_eof on {self}")
-
-    def _broken_from(self, exc: OSError) -> trio.BrokenResourceError:
-        if exc.errno in _CLOSED_ERRNOS:  # other code closed the socket
-            raise self.closed_error() from None
-        return self.broken(exc.strerror or str(exc))
-
-    def broken(self, why: str) -> trio.BrokenResourceError:
-        """Return a new error that says why the connection is broken, and remember the error."""
-        return self.remember_failure(trio.BrokenResourceError(f"{self} is broken: {why}"))
-
-    def remember_failure(self, failure: FailureT) -> FailureT:
-        """Remember that this connection caused the failure, and return the failure."""
-        if self._failures is None:
-            self._failures = weakref.WeakValueDictionary()
-        self._failures[id(failure)] = failure
-        return failure
-
-    def caused(self, exc: BaseException) -> bool:
-        """Return whether ``remember_failure`` was called with this same exception."""
-        return self._failures is not None and self._failures.get(id(exc)) is exc

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import math
-import os
-import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias
@@ -22,22 +19,12 @@ from .._net.connection import Connection, ConnectionState
 from .._net.socket import Socket, new_socket
 from .._not_copyable import NotCopyable
 from .._tls.roles import ClientTLS, TLSArgument, TLSRole, resolve_role
+from .accepting import Acceptor
 from .broadcast import Broadcast
 from .listener import Listener, listen, take_over
 from .listening import ListeningSockets
 from .slots import Slots
 from .stats import ServerStats
-
-# After accepting this many connections from one listening socket, let other tasks run.
-_ACCEPTS_PER_PASS = 64
-
-# The errors of accept(2) when a resource has run out, and the seconds to wait before the next try.
-# Both are the same as in Trio's serve_listeners.
-_RESOURCE_ERRNOS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
-_RETRY_SECONDS = 0.1
-
-# Clients can cause these errors. So log one line when they begin, and then one line per minute.
-_REPORT_SECONDS = 60
 
 Handler: TypeAlias = "Callable[[Socket], Awaitable[object]]"
 
@@ -166,8 +153,6 @@ class Server(NotCopyable):
         self._accept_scope = trio.CancelScope()
         self._handler_scope = trio.CancelScope()
         self._handler_nursery: trio.Nursery | None = None
-        self._exhaustion: str | None = None
-        self._exhausted_accepts = 0
         self._closed = trio.Event()
         self.closing = trio.Event()
 
@@ -300,76 +285,18 @@ class Server(NotCopyable):
                 async with trio.open_nursery() as handler_nursery:
                     self._handler_nursery = handler_nursery
                     with self._accept_scope:
-                        async with trio.open_nursery() as accept_nursery:
-                            for sock in self._listening.sockets:
-                                accept_nursery.start_soon(
-                                    self._accept_from, sock, handler_nursery, accept_nursery
-                                )
+                        await Acceptor(
+                            self._listening, self._slots, self.closing, self._start
+                        ).run()
         finally:
             self.closing.set()
             self._listening.close()
             self._closed.set()
 
-    async def _accept_from(
-        self, listening: socket.socket, handlers: trio.Nursery, acceptors: trio.Nursery
-    ) -> None:
-        """Accept from one listening socket, and start a task for each connection.
-
-        Unlike ``trio.serve_listeners``, this accepts many pending connections in one pass. That
-        makes a short connection a third cheaper (benchmark row ``connections``).
-        """
-        while True:
-            try:
-                for _ in range(_ACCEPTS_PER_PASS):
-                    if not await self._accept_one(listening, handlers):
-                        break
-                await trio.lowlevel.wait_readable(listening)
-            except trio.ClosedResourceError:
-                if self.closing.is_set():  # stop() was called
-                    return
-                raise
-            except OSError as exc:
-                if exc.errno not in _RESOURCE_ERRNOS:
-                    raise
-                self._exhausted_accepts += 1
-                if self._exhaustion is None:
-                    self._exhaustion = f"{errno.errorcode[exc.errno]} ({os.strerror(exc.errno)})"
-                    acceptors.start_soon(self._report_exhaustion)
-                await trio.sleep(_RETRY_SECONDS)
-
-    async def _report_exhaustion(self) -> None:
-        """Log that accept failed: one line immediately, then one per minute with a count."""
-        message = "accept failed with %s; retrying every %s seconds"
-        _guard.log(_logger, logging.ERROR, message, self._exhaustion, _RETRY_SECONDS)
-        self._exhausted_accepts = 0
-        await trio.sleep(_REPORT_SECONDS)
-        while self._exhausted_accepts:
-            message = "accept failed with %s %s times in the last %s seconds"
-            count, self._exhausted_accepts = self._exhausted_accepts, 0
-            _guard.log(_logger, logging.ERROR, message, self._exhaustion, count, _REPORT_SECONDS)
-            await trio.sleep(_REPORT_SECONDS)
-        self._exhaustion = None
-
-    async def _accept_one(self, listening: socket.socket, handlers: trio.Nursery) -> bool:
-        """Accept one connection. Return False if none is pending.
-
-        This acquires a slot before accepting, so that excess connections wait in the backlog.
-        """
-        if self._slots is not None:
-            try:
-                self._slots.acquire_nowait()
-            except trio.WouldBlock:
-                await self._slots.acquire()
-        connection = None
-        try:
-            connection = self._listening.accept_from(listening)
-        finally:
-            if connection is None and self._slots is not None:
-                self._slots.release()
-        if connection is None:
-            return False
-        handlers.start_soon(self._serve, connection)
-        return True
+    def _start(self, connection: Connection) -> None:
+        """Start a task for a connection."""
+        assert self._handler_nursery is not None
+        self._handler_nursery.start_soon(self._serve, connection)
 
     async def _serve(self, connection: Connection) -> None:
         """Serve one connection, from its accept until its handler has ended.
@@ -382,7 +309,6 @@ class Server(NotCopyable):
         self._counts["accepted"] += 1
         self._counts["active"] += 1
         failure: BaseException | None = None
-        outer_deadline = trio.current_effective_deadline()
         try:
             if self._tls is None or await self._handshake(connection):
                 if self.closing.is_set():
@@ -397,7 +323,8 @@ class Server(NotCopyable):
         except BaseException as exc:
             failure = exc
         deadline = trio.current_effective_deadline()
-        if failure is None and deadline == outer_deadline and connection.close_if_drained():
+        # A finite deadline may be that of a scope that the handler has left open.
+        if failure is None and deadline == math.inf and connection.close_if_drained():
             self._counts["active"] -= 1
             if self._slots is not None:
                 self._slots.release()

@@ -11,7 +11,6 @@ arrive.
 
 from __future__ import annotations
 
-import functools
 import ipaddress
 import re
 from dataclasses import dataclass
@@ -52,7 +51,7 @@ class ClientHello:
     server_name: bytes | None
     supports_tickets: bool
 
-    @functools.cached_property
+    @property
     def host_name(self) -> str | None:
         """``server_name`` as text, or ``None`` if it is an IP address or not a valid host name."""
         return None if self.server_name is None else _host_name(self.server_name)
@@ -132,7 +131,10 @@ def parse_client_hello(body: bytes) -> ClientHello:
     """Parse a ClientHello, without its message header. Raises ``ValueError`` if it is malformed."""
     at = 2 + 32  # legacy_version, random
     for width in (1, 2, 1):  # legacy_session_id, cipher_suites, legacy_compression_methods
-        _, at = _vector(body, at, width)
+        start = at + width
+        at = start + int.from_bytes(body[at:start], "big")
+    if at > len(body):
+        raise ValueError("a field is cut short")
     name, supports_tickets = None, False
     if at < len(body):  # a TLS 1.2 client may have no extensions
         extensions = _extensions(body, at)
@@ -142,7 +144,7 @@ def parse_client_hello(body: bytes) -> ClientHello:
         if _SUPPORTED_VERSIONS in extensions:
             versions = extensions[_SUPPORTED_VERSIONS]
             start, end = _vector(versions, 0, 1)
-            supports_tickets |= any(versions[i : i + 2] == _TLS_1_3 for i in range(start, end, 2))
+            supports_tickets |= _TLS_1_3 in [versions[i : i + 2] for i in range(start, end, 2)]
     return ClientHello(name, supports_tickets)
 
 
@@ -153,10 +155,13 @@ def _extensions(body: bytes, at: int) -> dict[int, bytes]:
         raise ValueError("bytes follow the extensions")
     found: dict[int, bytes] = {}
     while at < end:
-        if at + 2 > end:
+        start = at + 4
+        if start > end:
             raise ValueError("an extension is cut short")
         kind = (body[at] << 8) + body[at + 1]
-        start, at = _vector(body, at + 2, 2)
+        at = start + (body[at + 2] << 8) + body[at + 3]
+        if at > end:
+            raise ValueError("an extension is cut short")
         if kind in found:
             raise ValueError("an extension occurs twice")
         found[kind] = body[start:at]

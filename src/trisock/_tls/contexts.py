@@ -12,7 +12,6 @@ import ssl
 from collections.abc import Iterable
 
 from .certificate import Certificate
-from .client_hello import ClientHello
 
 # The maximum number of ended sessions in a server's cache, for each selection of certificates. An
 # attacker can make each session 0.7 MB large, so 16 sessions may take 11 MB.
@@ -92,14 +91,14 @@ class ServerContexts:
         """The context for clients that request no name, or an unknown one."""
         return self._contexts[self._default]
 
-    def choose(self, hello: ClientHello) -> ssl.SSLContext:
-        """Return the context for a client."""
+    def choose(self, host_name: str | None, *, supports_tickets: bool) -> ssl.SSLContext:
+        """Return the context for a client, by the contents of its ClientHello."""
         selected = self._default
-        if hello.host_name is not None:
-            name = hello.host_name.lower().removesuffix(".")
+        if host_name is not None:
+            name = host_name.lower().removesuffix(".")
             found = self._by_name.get(name) or self._by_name.get(_wildcard(name))
             selected = found or selected
-        if hello.supports_tickets:
+        if supports_tickets:
             return self._contexts[selected]
         context, uses_left = self._stateful.get(selected, (None, 0))
         if context is None or not uses_left:

@@ -73,7 +73,7 @@ class TLSEngine:
 
     Args:
       role: our TLS role, and the peer that we expect.
-      peer: the peer's address, for errors.
+      peer: returns the peer's address, for errors.
       remember: called with each error before it is raised, so that the connection recognizes its
         own errors.
 
@@ -82,6 +82,7 @@ class TLSEngine:
     trusted. Every read returns a whole record, so OpenSSL holds no decrypted bytes.
 
     Attributes:
+      awaits_peer: whether the handshake needs more bytes from the peer.
       incoming: ciphertext that was read from the kernel but not passed to OpenSSL yet.
       outgoing: ciphertext that OpenSSL has written since the last ``data_to_send``.
       failure: the error in the state FAILED, otherwise ``None``. Only copies of it are raised.
@@ -94,7 +95,7 @@ class TLSEngine:
     def __init__(
         self,
         role: TLSRole,
-        peer: Address,
+        peer: Callable[[], Address],
         remember: Callable[[trio.BrokenResourceError], trio.BrokenResourceError],
     ) -> None:
         self._role = role
@@ -107,6 +108,7 @@ class TLSEngine:
         self._tickets = b""
         self._unsent: bytes | memoryview = b""
         self.state = TLSState.HANDSHAKE
+        self.awaits_peer = False
         self._phase = "TLS handshake"  # how error messages begin
         self.failure: trio.BrokenResourceError | None = None
 
@@ -138,11 +140,15 @@ class TLSEngine:
     def do_handshake(self) -> None:
         """Advance the handshake. Raises ``ssl.SSLWantReadError`` until it is finished."""
         self.check()
+        if self.incoming.pending and not self._incoming_bio.pending:
+            self._incoming_bio.write(self.incoming.take_many()[0])
         if self._hello is not None:
             self._read_hello(self._hello)
+        self.awaits_peer = False
         try:
             self._ssl_object.do_handshake()
         except ssl.SSLWantReadError:
+            self.awaits_peer = True
             raise
         except ssl.SSLZeroReturnError as exc:
             raise self._fail_from_ssl(exc) from exc
@@ -156,9 +162,10 @@ class TLSEngine:
                 raise
             except ssl.SSLError:
                 raise self._fail_from_ssl(exc) from exc
-        # The peer's certificates may have left an error in the queue, although the handshake
-        # succeeded.
-        clear_error_queue()
+        if self._ssl_object.context.verify_mode is not ssl.CERT_NONE:
+            # The peer's certificates may have left an error in the queue, although the handshake
+            # succeeded.
+            clear_error_queue()
         if self._role.server_side and self.version() == "TLSv1.3":
             # We send the session tickets with the first data. If we sent them now, and the client
             # closed without reading them, the data that it has sent would be lost
@@ -178,7 +185,11 @@ class TLSEngine:
         self._hello = None
         self._requested_name = hello.host_name
         if self._role.sni_contexts is not None:
-            self._create_ssl_object(self._role.sni_contexts.choose(hello))
+            self._create_ssl_object(
+                self._role.sni_contexts.choose(
+                    self._requested_name, supports_tickets=hello.supports_tickets
+                )
+            )
 
     def unwrap(self) -> None:
         """Advance the shutdown. Raises ``ssl.SSLWantReadError`` until it is finished.
@@ -354,7 +365,8 @@ class TLSEngine:
         # nothing.
         with contextlib.suppress(ssl.SSLError):
             self._ssl_object.unwrap()
-        clear_error_queue()  # an alert may have left an error in the queue
+        if self.state is not TLSState.PEER_CLOSED:
+            clear_error_queue()  # an alert may have left an error in the queue
 
     # ---- errors ----
 
@@ -373,7 +385,7 @@ class TLSEngine:
     def refuse_in_fork(self) -> NoReturn:
         """Raise an error: this process and its parent would use the same keys and nonces."""
         if self.failure is None:
-            text = f"the connection with {self._peer} is broken: {_FORKED}"
+            text = f"the connection with {self._peer()} is broken: {_FORKED}"
             self.set_failure(trio.BrokenResourceError(text))
         assert self.failure is not None
         raise self._remember(unraised_copy(self.failure))
@@ -392,7 +404,7 @@ class TLSEngine:
         self, why: str, *, reason: str | None = None, verify_code: int | None = None
     ) -> TLSError:
         """Enter FAILED, and return the error to raise."""
-        text = f"{self._phase} with {self._role.peer_name(self._peer)} failed: {why}"
+        text = f"{self._phase} with {self._role.peer_name(self._peer())} failed: {why}"
         error = TLSError(text, reason=reason, verify_code=verify_code)
         self.set_failure(error)
         self._remember(error)

@@ -1,0 +1,86 @@
+"""Descriptor: the descriptor of one connection, and the errors that name its peer."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import weakref
+from typing import TypeVar
+
+import trio
+
+from .._address import Address, address_from_sockaddr
+from .syscalls import BorrowedSocket
+
+# The errnos (Unix, Windows) of calls on a descriptor that other code has closed.
+_CLOSED_ERRNOS = {errno.EBADF, errno.ENOTSOCK}
+
+FailureT = TypeVar("FailureT", bound=BaseException)
+
+
+class Descriptor:
+    """One connection's descriptor. This is the base class of ``Transport``.
+
+    Args: as in ``Transport``.
+
+    Attributes:
+      stream: the connection.
+      closing: whether this side has begun to close the connection.
+    """
+
+    __slots__ = ("_failures", "_peer", "_raw", "_socket", "closing", "stream")
+
+    def __init__(self, stream: trio.SocketStream, raw: socket.socket | None = None) -> None:
+        self.stream = stream
+        self._socket = stream.socket
+        self._raw: socket.socket | BorrowedSocket
+        if raw is not None and raw.fileno() == stream.socket.fileno():
+            self._raw = raw
+        else:
+            self._raw = BorrowedSocket(stream.socket)
+        self._peer = stream.socket.getpeername()  # converted to Address lazily
+        self.closing = False
+        # The failures that ``caused`` recognizes. The keys are ids, because the class of an
+        # exception may not support hashing or comparison.
+        self._failures: weakref.WeakValueDictionary[int, BaseException] | None = None
+
+    def __str__(self) -> str:
+        return f"the connection with {self.peer}"
+
+    @property
+    def peer(self) -> Address:
+        """The peer's address."""
+        return address_from_sockaddr(self._socket.family, self._peer)
+
+    def descriptor(self) -> int:
+        """Return the descriptor. Raises ``ClosedResourceError`` if it is closed."""
+        descriptor = self._socket.fileno()
+        if descriptor < 0 or self.closing:
+            raise self.closed_error()
+        return descriptor
+
+    # ---- errors ----
+
+    def closed_error(self) -> trio.ClosedResourceError:
+        """Return the error of a call after this side has closed the connection."""
+        return trio.ClosedResourceError(f"this side has already closed {self}")
+
+    def broken(self, why: str) -> trio.BrokenResourceError:
+        """Return a new error that says why the connection is broken. ``caused`` recognizes it."""
+        return self.remember_failure(trio.BrokenResourceError(f"{self} is broken: {why}"))
+
+    def _broken_from(self, exc: OSError) -> trio.BrokenResourceError:
+        if exc.errno in _CLOSED_ERRNOS:  # other code closed the socket
+            raise self.closed_error() from None
+        return self.broken(exc.strerror or str(exc))
+
+    def remember_failure(self, failure: FailureT) -> FailureT:
+        """Remember that this connection caused the failure, and return the failure."""
+        if self._failures is None:
+            self._failures = weakref.WeakValueDictionary()
+        self._failures[id(failure)] = failure
+        return failure
+
+    def caused(self, exc: BaseException) -> bool:
+        """Return whether ``remember_failure`` was called with this same exception."""
+        return self._failures is not None and self._failures.get(id(exc)) is exc

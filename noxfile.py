@@ -42,7 +42,7 @@ NOT_FOR_COVERAGE = [
     "tests/interop/test_tls_peers.py",
     "tests/interop/test_tls_scanners.py",
     "tests/project/test_benchmarks.py",
-    "tests/project/test_*examples.py",
+    "tests/project/test_*example*.py",
     "tests/project/test_recipes_*.py",
 ]
 

@@ -7,6 +7,7 @@ import gc
 import os
 import shutil
 import signal
+import socket
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -137,6 +138,14 @@ def times(request: pytest.FixtureRequest) -> int:
     """The factor for the rounds of randomized tests (``--times``)."""
     number: int = request.config.getoption("--times")
     return number
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port: int = sock.getsockname()[1]
+        return port
 
 
 @pytest.fixture

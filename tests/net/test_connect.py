@@ -22,14 +22,6 @@ from trisock import ClientTLS, ServerTLS, TLSError, _connect
 from trisock.testing import Authority, serving
 
 
-@pytest.fixture
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port
-
-
 @pytest.mark.parametrize(
     ("listen_host", "host"),
     [

@@ -1,0 +1,80 @@
+"""A key-value store over TLS: serve, put KEY VALUE, get KEY (python -m trustme first)."""
+
+import signal
+import sys
+from pathlib import Path
+
+import trio
+import trio.testing
+
+import trisock
+from trisock.testing import Authority, check_handler, serving
+
+PORT, MAX_BYTES, MAX_KEYS, IDLE_SECONDS = 7117, 64_000, 10_000, 60
+
+
+class Store(dict[bytes, bytes]):
+    def answer(self, request: bytes) -> bytes:
+        match request.split(b" ", 2):
+            case [b"put", key, value] if len(self) < MAX_KEYS:
+                self[key] = value
+                return b"+"
+            case [b"get", key] if key in self:
+                return b"+" + self[key]
+        return b"-refused"
+
+    async def handle(self, sock: trisock.Socket) -> None:
+        with trio.move_on_after(IDLE_SECONDS) as idle:  # the client is silent, or does not read
+            try:
+                async for request in sock.frames(max_bytes=MAX_BYTES):  # "!I": a length of 4 bytes
+                    await sock.send_frame(self.answer(request))
+                    idle.deadline = trio.current_time() + IDLE_SECONDS
+            except trisock.LimitExceededError as exc:
+                await sock.send_frame(b"-more than %d bytes" % exc.limit)
+
+
+async def serve(tls: trisock.Certificate) -> None:
+    listener = await trisock.listen(PORT)
+    async with trio.open_nursery() as nursery:
+        server = await trisock.bind(nursery, listener, Store().handle, tls=tls, max_connections=100)
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            await anext(aiter(signals))
+        server.stop(grace=1)
+
+
+async def ask(request: bytes, port: int, tls: trisock.ClientTLS) -> bytes:
+    async with await trisock.connect("localhost", port, tls=tls) as sock:
+        await sock.send_frame(request)
+        return await sock.recv_frame(max_bytes=MAX_BYTES)
+
+
+async def test_a_value_is_kept() -> None:
+    authority = Authority()
+    async with serving(Store().handle, tls=authority.server_tls()) as s:
+        for request, answer in (b"put k v w", b"+"), (b"get k", b"+v w"), (b"get x", b"-refused"):
+            assert await ask(request, s.server.port, authority.client_tls()) == answer
+
+
+async def test_frames_that_are_too_long_or_cut_short() -> None:
+    async with serving(Store().handle) as s, await s.connect() as rude, await s.connect() as gone:
+        await rude.send((MAX_BYTES + 1).to_bytes(4, "big"))
+        assert await rude.recv_frame() + await rude.recv() == b"-more than 64000 bytes"
+        await gone.send(b"\0\0\0\x08put k v")  # 7 of 8 bytes
+    assert s.server.stats().peer_errors == 1
+
+
+async def test_silent_and_hostile_clients(autojump_clock: trio.testing.MockClock) -> None:
+    async with serving(Store().handle) as s, await s.connect() as silent:
+        assert await silent.recv() == b""
+    await check_handler(Store().handle)
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["serve"]:
+            trio.run(serve, trisock.Certificate.from_files("server.pem", "server.key"))
+        case ["get", _] | ["put", _, _]:
+            tls = trisock.ClientTLS("localhost", ca=Path("client.pem").read_text())
+            print(trio.run(ask, " ".join(sys.argv[1:]).encode(), PORT, tls).decode())
+        case _:
+            sys.exit(__doc__)

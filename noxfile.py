@@ -109,7 +109,7 @@ def examples(session: nox.Session) -> None:
     """Each example and recipe, against real peers."""
     session.install(".[tests]")
     folder = Path("tests/project")
-    files = [*folder.glob("test_*examples.py"), *folder.glob("test_recipes_*.py")]
+    files = [*folder.glob("test_*example*.py"), *folder.glob("test_recipes_*.py")]
     session.run(
         "python",
         "-m",

@@ -19,7 +19,8 @@ from helpers.shared_examples import SharedServer
 from trisock import Socket
 from trisock.testing import Authority
 
-NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
+# key_value has no options. test_key_value_example.py tests it.
+NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py") if path.stem != "key_value")
 CLIENTS = {
     "anyio_stream",
     "connection_pool",

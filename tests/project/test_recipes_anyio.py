@@ -18,25 +18,23 @@ from anyio.abc import SocketAttribute
 from anyio.streams.buffered import BufferedByteReceiveStream
 from anyio.streams.text import TextReceiveStream
 from anyio.streams.tls import TLSAttribute, TLSStream
-from helpers.serving import echo
 
 import trisock
 from helpers.blocked import cancel_when_blocked
 from helpers.examples import EXAMPLES, command, load, running
-from helpers.pairs import closing, pair
+from helpers.pairs import closing
 from helpers.programs import run
-from helpers.server import serving
-from trisock import ClientTLS, ServerTLS, Socket
+from helpers.server import bound, echo
+from trisock import ServerTLS, Socket
+from trisock.testing import socket_pair
 
 recipe = load("anyio_stream")
 AnyIOStream = recipe.AnyIOStream
 
 
 @pytest.fixture(params=["plain", "tls"])
-async def ends(
-    request: pytest.FixtureRequest, client_tls: ClientTLS, server_tls: ServerTLS
-) -> AsyncIterator[tuple[Socket, Socket]]:
-    a, b = await pair(request.param, client_tls, server_tls)
+async def ends(request: pytest.FixtureRequest) -> AsyncIterator[tuple[Socket, Socket]]:
+    a, b = await socket_pair(tls=request.param == "tls")
     async with closing(a, b):
         yield a, b
 
@@ -161,8 +159,8 @@ async def test_the_address_of_a_unix_socket_is_a_path(tmp_path: Path) -> None:
 
 
 async def test_anyios_tls_runs_over_the_stream(authority: Any, server_tls: ServerTLS) -> None:
-    context = ssl.create_default_context(cadata=authority.pem.decode())
-    async with serving(echo, host="127.0.0.1", tls=server_tls) as server:
+    context = ssl.create_default_context(cadata=authority.ca.decode())
+    async with bound(echo, host="127.0.0.1", tls=server_tls) as server:
         sock = await trisock.connect("127.0.0.1", server.port)
         tls = await TLSStream.wrap(AnyIOStream(sock), hostname="localhost", ssl_context=context)
         async with tls:
@@ -178,7 +176,7 @@ async def test_anyios_tls_runs_over_the_stream(authority: Any, server_tls: Serve
 
 def test_anyio_run_works_with_the_trio_backend() -> None:
     async def main() -> None:
-        async with serving(echo, host="127.0.0.1") as server:
+        async with bound(echo, host="127.0.0.1") as server:
             async with AnyIOStream(await trisock.connect("127.0.0.1", server.port)) as stream:
                 with anyio.fail_after(30):
                     await stream.send(b"hello")
@@ -198,7 +196,7 @@ async def test_the_program_reports_a_server_that_hangs_up() -> None:
         with contextlib.suppress(trio.BrokenResourceError):
             await sock.recv()
 
-    async with serving(hang_up, host="127.0.0.1") as server:
+    async with bound(hang_up, host="127.0.0.1") as server:
         result = await run(*command("anyio_stream", "--port", str(server.port), "one"))
     assert (result.returncode, result.stdout) == (1, b"")
     assert result.stderr.count(b"\n") == 1  # no traceback

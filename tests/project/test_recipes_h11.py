@@ -14,7 +14,7 @@ import trio
 import trisock
 from helpers.examples import command, load, running
 from helpers.programs import run
-from helpers.server import serving
+from helpers.server import bound
 from helpers.shared_examples import SharedServer
 from trisock import ClientTLS, ServerTLS, Socket
 
@@ -47,7 +47,7 @@ async def talking(
                     await trio.lowlevel.checkpoint()
 
     client_tls, server_tls = tls or (None, None)
-    async with serving(respond, host="127.0.0.1", tls=server_tls) as server:
+    async with bound(respond, host="127.0.0.1", tls=server_tls) as server:
         async with await trisock.connect("127.0.0.1", server.port, tls=client_tls) as sock:
             yield recipe.HTTPConnection(sock, "example.org"), requests
 
@@ -107,7 +107,7 @@ async def test_tls_that_is_cut_short_does_not_end_a_body(
         await sock.send(UNTIL_EOF)
         await sock.stream.send_eof()  # an attacker's FIN: no close_notify
 
-    async with serving(cut_short, host="127.0.0.1", tls=server_tls) as server:
+    async with bound(cut_short, host="127.0.0.1", tls=server_tls) as server:
         sock = await trisock.connect("127.0.0.1", server.port, tls=client_tls)
         async with sock:
             with pytest.raises(trisock.TLSError):
@@ -173,7 +173,7 @@ async def test_the_program_reports_a_bad_response_in_one_line(answer: bytes) -> 
         await sock.recv_until(b"\r\n\r\n")
         await sock.send(answer)
 
-    async with serving(respond, host="127.0.0.1") as server:
+    async with bound(respond, host="127.0.0.1") as server:
         result = await run(*command("h11_client", f"http://127.0.0.1:{server.port}/"))
     assert (result.returncode, result.stdout) == (1, b"")
     assert result.stderr.count(b"\n") == 1  # no traceback

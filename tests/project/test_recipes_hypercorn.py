@@ -21,7 +21,7 @@ import trisock
 from helpers.examples import command, load, running, started
 from helpers.pairs import all_served, read_all
 from helpers.programs import curl
-from helpers.server import logged, serving
+from helpers.server import bound, logged
 from trisock import ClientTLS, ServerTLS, Socket
 
 recipe = load("hypercorn_server")
@@ -45,7 +45,7 @@ async def hosting(
     context = WorkerContext(None)
     config = config or Config()
     handler = functools.partial(recipe.handle, wrap_app(app, 1000, "asgi"), config, context, {})
-    async with serving(handler, host="127.0.0.1", tls=roles[1]) as server:
+    async with bound(handler, host="127.0.0.1", tls=roles[1]) as server:
         yield server, context
         await context.terminated.set()
 

@@ -20,7 +20,7 @@ from helpers.cancellation import Attempt, at_every_cancel_point
 from helpers.examples import command, load, running
 from helpers.pairs import all_served
 from helpers.programs import run
-from helpers.server import serving
+from helpers.server import bound
 from trisock import ClientTLS, ServerTLS, Socket
 
 Pool = load("connection_pool").Pool
@@ -47,7 +47,7 @@ async def pooled(
     roles: Roles, size: int = 1, handler: trisock.Handler = answer
 ) -> AsyncIterator[tuple[Any, trisock.Server]]:
     client_tls, server_tls = roles
-    async with serving(handler, host="127.0.0.1", tls=server_tls) as server:
+    async with bound(handler, host="127.0.0.1", tls=server_tls) as server:
         connect = functools.partial(trisock.connect, "127.0.0.1", server.port, tls=client_tls)
         async with Pool(connect, size) as pool:
             yield pool, server
@@ -219,7 +219,7 @@ async def test_leaving_the_pool_closes_idle_connections_cleanly(roles: Roles) ->
         ends.append(await sock.recv())  # under TLS, b"" only after close_notify
 
     client_tls, server_tls = roles
-    async with serving(note_the_end, host="127.0.0.1", tls=server_tls) as server:
+    async with bound(note_the_end, host="127.0.0.1", tls=server_tls) as server:
         connect = functools.partial(trisock.connect, "127.0.0.1", server.port, tls=client_tls)
         async with Pool(connect, 2) as pool:
             async with pool.connection():
@@ -340,7 +340,7 @@ async def test_the_program_reports_a_server_that_hangs_up() -> None:
     async def hang_up(sock: Socket) -> None:
         await sock.recv_line()
 
-    async with serving(hang_up, host="127.0.0.1") as server:
+    async with bound(hang_up, host="127.0.0.1") as server:
         result = await run(*command("connection_pool", "--port", str(server.port), "one", "two"))
     assert (result.returncode, result.stdout) == (1, b"")
     assert sorted(line[:4] for line in result.stderr.decode().splitlines()) == ["one:", "two:"]

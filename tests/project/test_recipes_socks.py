@@ -13,7 +13,6 @@ from contextlib import asynccontextmanager
 import pytest
 import python_socks
 import trio
-from helpers.serving import echo
 from python_socks.async_.trio import Proxy
 
 import trisock
@@ -22,7 +21,7 @@ from helpers.example_clients import codes, reply, trusting
 from helpers.examples import command, load
 from helpers.pairs import read_all
 from helpers.programs import run, running
-from helpers.server import serving
+from helpers.server import bound, echo
 from helpers.shared_examples import SharedServer
 from trisock import ClientTLS, ServerTLS, Socket
 
@@ -98,14 +97,14 @@ async def proxied(
     login: tuple[bytes, bytes] | None = None, injected: bytes = b""
 ) -> AsyncIterator[SOCKS5Proxy]:
     proxy = SOCKS5Proxy(login, injected)
-    async with serving(proxy.handle, host="127.0.0.1") as proxy.server:
+    async with bound(proxy.handle, host="127.0.0.1") as proxy.server:
         yield proxy
 
 
 @pytest.fixture
 async def target(server_tls: ServerTLS) -> AsyncIterator[trisock.Server]:
     """An echo server that uses TLS."""
-    async with serving(echo, host="127.0.0.1", tls=server_tls) as server:
+    async with bound(echo, host="127.0.0.1", tls=server_tls) as server:
         yield server
 
 
@@ -135,7 +134,7 @@ async def test_the_proxy_may_require_a_login(target: trisock.Server, client_tls:
 
 async def test_plain_text_reaches_both_ends_unchanged() -> None:
     sent = bytes(range(256)) * 2000
-    async with serving(echo, host="127.0.0.1") as server, proxied() as proxy:
+    async with bound(echo, host="127.0.0.1") as server, proxied() as proxy:
         async with await connect_through_proxy(proxy.url, "127.0.0.1", server.port) as sock:
             async with trio.open_nursery() as nursery:
 
@@ -200,7 +199,7 @@ async def test_a_proxy_that_hangs_up_is_an_error(leave: object) -> None:
         if (ending := leave(sock)) is not None:  # type: ignore[operator]
             await ending
 
-    async with serving(hang_up, host="127.0.0.1") as server:
+    async with bound(hang_up, host="127.0.0.1") as server:
         with pytest.raises((python_socks.ProxyError, OSError)):
             await connect_through_proxy(f"socks5://127.0.0.1:{server.port}", "example.org", 443)
 
@@ -213,7 +212,7 @@ async def test_a_cancelled_connect_closes_the_connection(client_tls: ClientTLS) 
             await read_all(sock)
         ended.append(sock)
 
-    async with serving(be_silent, host="127.0.0.1") as server, proxied() as proxy:
+    async with bound(be_silent, host="127.0.0.1") as server, proxied() as proxy:
         # First the proxy is silent, then the server behind the proxy.
         for url in (f"socks5://127.0.0.1:{server.port}", proxy.url):
             connect = functools.partial(connect_through_proxy, tls=client_tls)

@@ -17,7 +17,7 @@ import trisock
 from helpers.examples import command, load, running
 from helpers.pairs import all_served, read_all
 from helpers.programs import run
-from helpers.server import logged, serving
+from helpers.server import bound, logged
 from trisock import ClientTLS, ServerTLS, Socket
 
 handle = load("websocket_server").handle
@@ -53,7 +53,7 @@ async def server(
     roles: tuple[ClientTLS | None, ServerTLS | None], stopping: trio.Event
 ) -> AsyncIterator[trisock.Server]:
     handler = functools.partial(handle, stopping)
-    async with serving(handler, host="127.0.0.1", tls=roles[1]) as server:
+    async with bound(handler, host="127.0.0.1", tls=roles[1]) as server:
         yield server
 
 
@@ -111,7 +111,7 @@ async def test_the_client_closes_the_websocket_cleanly(
 
 async def test_trio_websockets_own_client_talks_to_the_server(stopping: trio.Event) -> None:
     handler = functools.partial(handle, stopping)
-    async with serving(handler, host="127.0.0.1") as server:
+    async with bound(handler, host="127.0.0.1") as server:
         url = f"ws://127.0.0.1:{server.port}/"
         async with trio_websocket.open_websocket_url(url) as websocket:
             await websocket.send_message("hello")
@@ -140,7 +140,7 @@ async def test_a_refusal_raises_connection_rejected() -> None:
         await sock.recv_until(b"\r\n\r\n")
         await sock.send(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
 
-    async with serving(refuse, host="127.0.0.1") as server:
+    async with bound(refuse, host="127.0.0.1") as server:
         sock = await trisock.connect("127.0.0.1", server.port)
         with raises_alone(ConnectionRejected, lambda exc: exc.status_code == 403):
             async with recipe.websocket_over(sock, "example.org", "/"):
@@ -158,7 +158,7 @@ async def test_a_server_that_never_responds_is_a_timeout(
         await sock.recv_until(b"\r\n\r\n")
         await sock.send(beginning)
 
-    async with serving(hang_up, host="127.0.0.1") as server:
+    async with bound(hang_up, host="127.0.0.1") as server:
         sock = await trisock.connect("127.0.0.1", server.port)
         with raises_alone(trio.TooSlowError):
             async with recipe.websocket_over(sock, "example.org", "/"):

@@ -11,8 +11,9 @@ import trio.testing
 
 from helpers.blocked import cancel_when_blocked
 from helpers.examples import command, load, running
-from helpers.pairs import closing, read_all, small_pair
+from helpers.pairs import closing, read_all, unix_pair
 from helpers.programs import run
+from helpers.raw_tls import upgrade
 from trisock import ClientTLS, ServerTLS, Socket
 
 recipe = load("many_writers")
@@ -24,8 +25,10 @@ LONG = b"x" * 1_000_000 + b"\n"  # more than the kernel's buffers hold
 async def ends(
     request: pytest.FixtureRequest, client_tls: ClientTLS, server_tls: ServerTLS
 ) -> AsyncIterator[tuple[Socket, Socket]]:
-    a, b = await small_pair(request.param, client_tls, server_tls)
+    a, b = unix_pair()
     async with closing(a, b):
+        if request.param == "tls":
+            await upgrade(a, client_tls, b, server_tls)
         yield a, b
 
 

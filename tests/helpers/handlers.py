@@ -8,7 +8,7 @@ import pytest
 
 import trisock
 from trisock import Socket
-from trisock.testing._check_handler import check_handler
+from trisock.testing import check_handler
 
 STARTTLS = b"STARTTLS\r\n"
 

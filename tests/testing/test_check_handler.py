@@ -17,7 +17,7 @@ import trisock
 from helpers.examples import load
 from helpers.handlers import STARTTLS, answer_lines, discard, echo, leave_at_once
 from trisock import ServerTLS, Socket
-from trisock.testing._check_handler import check_handler
+from trisock.testing import check_handler
 
 # ---- correct handlers ----
 

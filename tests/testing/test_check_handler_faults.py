@@ -13,7 +13,7 @@ import trio.testing
 import trisock
 from helpers.handlers import STARTTLS, answer_lines, discard, echo, finds, leave_at_once
 from trisock import ServerTLS, Socket
-from trisock.testing._check_handler import check_handler
+from trisock.testing import check_handler
 
 
 @pytest.fixture

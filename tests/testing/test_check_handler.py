@@ -164,6 +164,21 @@ async def test_chat_room_passes() -> None:
         nursery.cancel_scope.cancel()
 
 
+async def test_https_server_passes() -> None:
+    converse = load("https_server").converse
+    await check_handler(lambda sock: converse(sock, trio.Event()))
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_server_of_http_and_https_passes(
+    tls: bool, client_tls: trisock.ClientTLS, server_tls: ServerTLS
+) -> None:
+    example = load("http_and_https")
+    await check_handler(
+        lambda sock: example.handle(server_tls, sock), tls=client_tls if tls else None
+    )
+
+
 # ---- the program around it ----
 
 

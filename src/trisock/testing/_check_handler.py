@@ -71,55 +71,58 @@ async def check_handler(
 ) -> None:
     r"""Run hostile clients against a handler, and raise ``AssertionError`` if it has a fault.
 
-    Each client connects to a server that ``bind`` runs with the handler on 127.0.0.1::
+    Each client connects to a server of its own, which ``bind`` runs with the handler on 127.0.0.1::
 
         async def test_handler() -> None:
             await check_handler(handle, greeting=b"220 ready\r\n", starttls=b"STARTTLS\r\n")
 
     The clients:
 
-    - A client is silent, resets the connection at various points, or ends only its own side. The
-      handler must end when the client has ended its side, has left, or when the server cancels the
-      handler.
-    - One line (``NOOP``) is cut short, and one arrives byte by byte. Half a line must not be
-      answered like a whole one, and the answer must not depend on how the line arrives.
-    - Lines of other protocols, control characters, text that is not UTF-8, random bytes.
-    - A line that does not end, and many lines from a client that reads no answers. The handler may
-      wait, or end the connection. It must not hold more than 8 MiB of the line or 2 MiB of answers,
-      and must serve other clients meanwhile.
-    - 20 connections at the same time.
-    - With ``starttls``: a line in the same segment behind the command, which the handler must not
-      answer under TLS (CVE-2011-0411); plain text instead of the handshake; a handshake that is cut
-      short; the command under TLS. The other clients come in plain text and under TLS, except for
-      the slow reader, which comes under TLS only.
+    - Some clients are silent, reset the connection at various points, or end only their own side.
+      One says nothing while the server cancels the handler. The handler must end each time.
+    - One client sends half a line (``NOOP``). The answer must not be the answer to a whole line.
+      Another sends a line byte by byte. The answer must be the one to a line in one piece.
+    - One client sends lines of other protocols, control characters, text that is not UTF-8, and
+      random bytes.
+    - One client sends a line that does not end. Another sends many lines, and reads no answers. The
+      handler may wait, or end the connection. It must not hold more than 8 MiB of the line or 2 MiB
+      of answers, and it must serve other clients meanwhile.
+    - 20 clients connect at the same time.
+    - With ``starttls``, one client sends a line behind the command, in the same segment. The
+      handler must not answer this line under TLS (CVE-2011-0411). Others send plain text instead of
+      a handshake, cut the handshake short, or send the command under TLS. The clients above then
+      come twice, in plain text and under TLS. The one that reads no answers comes under TLS only.
 
-    After each client, the handler must have ended, must not have raised an exception that ``bind``
-    logs at ERROR, and no task that it has started and no descriptor may be left. What the first
-    connection leaves behind may be a cache. A leak is what each of three connections leaves behind.
+    After each client, three things must hold. The handler has ended. It has raised no exception
+    that ``bind`` logs at ERROR. No task that it started is running, and no descriptor is left open.
+    What only the first connection leaves may be a cache. So a leak counts only if each of three
+    connections leaves something.
 
     Args:
       handler: an async function that takes a ``Socket``.
       greeting: what the handler sends first in plain text, or how that begins. ``None``: the
         clients do not wait for a greeting.
       starttls: the command that starts TLS, with its line end. If TLS can start only after other
-        commands, these come first, in the same bytes. ``None``: there is no such command.
-      tls: the client's role. Without ``starttls``, it means that the handler starts TLS at once.
-        ``None`` with ``starttls`` means a client that accepts any certificate. ``True`` means a
-        verified client, as in ``connect``.
-      timeout: how many seconds the handler may take to end after a client, and for one step without
-        a checkpoint. A handler without a fault never needs this time.
+        commands, put these before it, in the same bytes. ``None``: there is no such command.
+      tls: the client's role. Without ``starttls``, the handler must start TLS at once. ``None``
+        with ``starttls`` is a client that accepts any certificate. ``True`` is a client that
+        verifies the server, as in ``connect``.
+      timeout: how many seconds the handler may take to end after a client, and how many seconds it
+        may run without a checkpoint. A handler without a fault does not need this time.
 
     Raises:
-      AssertionError: the handler has a fault. The message names the client, and what happened: what
-        leaked, hung, was held, was injected, or was raised (which is then the cause).
+      AssertionError: the handler has a fault. The message names the client and says what happened.
+        An exception that the handler raised is the cause.
       TypeError, ValueError: an argument is invalid.
 
-    A handler that reaches no checkpoint is ended by an exception (CPython only). One that goes on
-    when it is cancelled is given up. Some handlers cannot be ended, and ``check_handler`` then
-    waits for them: a handler that waits under a shield for anything but its own socket, one whose
-    child task goes on when it is cancelled, and one in a blocking call.
+    It takes about a second, and works with ``autojump_clock``. If it is cancelled, everything is
+    closed.
 
-    It works with ``autojump_clock``. If it is cancelled, everything is closed.
+    A handler that reaches no checkpoint is ended by an exception (CPython only). A handler that
+    goes on when it is cancelled is given up. Three kinds of handlers cannot be ended, and
+    ``check_handler`` waits for them: a handler that waits under a shield for anything but its own
+    socket, a handler whose child task goes on when it is cancelled, and a handler in a blocking
+    call.
     """
     profile = _profile(handler, greeting, starttls, tls, timeout)
     watchdog = Watchdog(timeout)

@@ -125,23 +125,17 @@ async def _relay(
 
 async def _carry(client: Socket, port: int, plan: ConnectionPlan) -> None:
     """Relay one connection until both directions have ended, or the connection is cut."""
-    try:
-        server = await connect(_HOST, port)
-    except OSError:
-        client.abort()
-        return
-    except BaseException:
-        client.abort()
-        raise
-    try:
-        clean = await _copy_both(client, server, plan)
-        if clean:
+    with contextlib.ExitStack() as stack:
+        stack.callback(client.abort)
+        try:
+            server = await connect(_HOST, port)
+        except OSError:
+            return
+        stack.callback(server.abort)
+        if await _copy_both(client, server, plan):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(client.close)
                 nursery.start_soon(server.close)
-    finally:
-        client.abort()
-        server.abort()
 
 
 async def _copy_both(client: Socket, server: Socket, plan: ConnectionPlan) -> bool:

@@ -1,4 +1,4 @@
-"""The hostile clients of ``check_handler`` that send much."""
+"""The hostile clients of ``check_handler`` that send a lot of data."""
 
 from __future__ import annotations
 

@@ -13,11 +13,6 @@ from trisock.testing import check_handler
 STARTTLS = b"STARTTLS\r\n"
 
 
-async def echo(sock: Socket) -> None:
-    async for chunk in sock:
-        await sock.send(chunk)
-
-
 async def discard(sock: Socket) -> None:
     async for _ in sock:
         pass

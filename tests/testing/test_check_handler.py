@@ -15,7 +15,8 @@ import trio.testing
 
 import trisock
 from helpers.examples import load
-from helpers.handlers import STARTTLS, answer_lines, discard, echo, leave_at_once
+from helpers.handlers import STARTTLS, answer_lines, discard, leave_at_once
+from helpers.server import echo
 from trisock import ServerTLS, Socket
 from trisock.testing import check_handler
 

@@ -14,7 +14,8 @@ import trio
 import trio.testing
 
 import trisock
-from helpers.handlers import STARTTLS, answer_lines, discard, echo, finds, leave_at_once
+from helpers.handlers import STARTTLS, answer_lines, discard, finds, leave_at_once
+from helpers.server import echo
 from trisock import ServerTLS, Socket
 from trisock.testing import check_handler
 

@@ -13,8 +13,8 @@ import trio
 import trio.testing
 
 import trisock
-from helpers.handlers import echo
 from helpers.pairs import closing, read_all
+from helpers.server import echo
 from trisock import ClientTLS, ServerTLS, Socket
 from trisock.testing import FaultyRelay, faults, serving
 from trisock.testing._fault_plan import ConnectionPlan

@@ -8,14 +8,9 @@ import pytest
 
 import trisock
 from trisock import Socket
-from trisock.testing._check_handler import check_handler
+from trisock.testing import check_handler
 
 STARTTLS = b"STARTTLS\r\n"
-
-
-async def echo(sock: Socket) -> None:
-    async for chunk in sock:
-        await sock.send(chunk)
 
 
 async def discard(sock: Socket) -> None:

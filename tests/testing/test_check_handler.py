@@ -15,9 +15,10 @@ import trio.testing
 
 import trisock
 from helpers.examples import load
-from helpers.handlers import STARTTLS, answer_lines, discard, echo, leave_at_once
+from helpers.handlers import STARTTLS, answer_lines, discard, leave_at_once
+from helpers.server import echo
 from trisock import ServerTLS, Socket
-from trisock.testing._check_handler import check_handler
+from trisock.testing import check_handler
 
 # ---- correct handlers ----
 
@@ -162,6 +163,21 @@ async def test_chat_room_passes() -> None:
         nursery.start_soon(room.tell_all)
         await check_handler(room.visit, greeting=b"* who are you?\n")
         nursery.cancel_scope.cancel()
+
+
+async def test_https_server_passes() -> None:
+    converse = load("https_server").converse
+    await check_handler(lambda sock: converse(sock, trio.Event()))
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_server_of_http_and_https_passes(
+    tls: bool, client_tls: trisock.ClientTLS, server_tls: ServerTLS
+) -> None:
+    example = load("http_and_https")
+    await check_handler(
+        lambda sock: example.handle(server_tls, sock), tls=client_tls if tls else None
+    )
 
 
 # ---- the program around it ----

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -11,9 +14,10 @@ import trio
 import trio.testing
 
 import trisock
-from helpers.handlers import STARTTLS, answer_lines, discard, echo, finds, leave_at_once
+from helpers.handlers import STARTTLS, answer_lines, discard, finds, leave_at_once
+from helpers.server import echo
 from trisock import ServerTLS, Socket
-from trisock.testing._check_handler import check_handler
+from trisock.testing import check_handler
 
 
 @pytest.fixture
@@ -143,6 +147,19 @@ async def test_loop_without_checkpoint_in_another_task_is_found() -> None:
     await finds(message, handle, timeout=0.3)
 
 
+async def test_loop_without_checkpoint_that_catches_everything_is_found() -> None:
+    async def handle(sock: Socket) -> None:
+        await sock.recv()
+        with contextlib.suppress(BaseException):
+            while True:
+                pass
+        while True:
+            pass
+
+    message = "silent client: the handler ran for 0.2 seconds without a checkpoint"
+    await finds(message, handle, timeout=0.2)
+
+
 async def test_loop_with_checkpoints_is_found_with_autojump_clock(autojump_clock: object) -> None:
     async def handle(sock: Socket) -> None:
         while await sock.recv() != b"QUIT\n":
@@ -214,6 +231,31 @@ async def test_handler_that_swallows_everything_is_given_up(handler: trisock.Han
         "reset at once: the handler is still running after the client has left (waited 0.3 seconds)"
     )
     await finds(message, handler, timeout=0.3)
+
+
+def test_program_ends_after_a_handler_that_could_not_be_ended() -> None:
+    program = """
+        import trio
+        from trisock.testing import check_handler
+
+        async def handle(sock):
+            while True:
+                try:
+                    await sock.recv()
+                except BaseException:
+                    continue
+
+        async def main():
+            try:
+                await check_handler(handle, timeout=0.1)
+            except AssertionError as exc:
+                print(str(exc).split(":")[0])
+
+        trio.run(main)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    assert (result.stdout, result.stderr) == ("silent client\n", "")
 
 
 async def test_shielded_read_is_found_and_ended(patient_clock: object) -> None:
@@ -314,7 +356,13 @@ async def test_unbounded_line_is_found() -> None:
     await finds(message, handle, timeout=40)
 
 
-@pytest.mark.parametrize("answer", [b"ok\n", b"a longer answer, which fills the buffers sooner\n"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(b"ok\n", marks=pytest.mark.rare),
+        b"a longer answer, which fills the buffers sooner\n",
+    ],
+)
 async def test_unbounded_queue_of_answers_is_found(answer: bytes) -> None:
     async def handle(sock: Socket) -> None:
         send, receive = trio.open_memory_channel[bytes](1_000_000_000)

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import math
-import os
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import Literal
 
 import trio
-import trio.testing
 
-from .. import ClientTLS, Handler, Server, TLSArgument, bind
+from .. import ClientTLS, Handler, TLSArgument, bind
 from .._guard import text
 from . import _flooding_clients
 from . import _hostile_clients as clients
-from ._session import Session
-from ._watched_handler import Watchdog, WatchedHandler
+from ._logged_errors import LoggedErrors
+from ._resources import Resources
+from ._session import Profile, Session
+from ._watchdog import Watchdog
+from ._watched_handler import WatchedHandler
 
 Client = Callable[[Session], Awaitable[None]]
 
@@ -71,63 +71,66 @@ async def check_handler(
 ) -> None:
     r"""Run hostile clients against a handler, and raise ``AssertionError`` if it has a fault.
 
-    Each client connects to a server that ``bind`` runs with the handler on 127.0.0.1::
+    Each client connects to a server of its own, which ``bind`` runs with the handler on 127.0.0.1::
 
         async def test_handler() -> None:
             await check_handler(handle, greeting=b"220 ready\r\n", starttls=b"STARTTLS\r\n")
 
     The clients:
 
-    - A client is silent, resets the connection at various points, or ends only its own side. The
-      handler must end when the client has ended its side, has left, or when the server cancels the
-      handler.
-    - One line (``NOOP``) is cut short, and one arrives byte by byte. Half a line must not be
-      answered like a whole one, and the answer must not depend on how the line arrives.
-    - Lines of other protocols, control characters, text that is not UTF-8, random bytes.
-    - A line that does not end, and many lines from a client that reads no answers. The handler may
-      wait, or end the connection. It must not hold more than 8 MiB of the line or 2 MiB of answers,
-      and must serve other clients meanwhile.
-    - 20 connections at the same time.
-    - With ``starttls``: a line in the same segment behind the command, which the handler must not
-      answer under TLS (CVE-2011-0411); plain text instead of the handshake; a handshake that is cut
-      short; the command under TLS. The other clients come in plain text and under TLS, except for
-      the slow reader, which comes under TLS only.
+    - Some clients are silent, reset the connection at various points, or end only their own side.
+      One says nothing while the server cancels the handler. The handler must end each time.
+    - One client sends half a line (``NOOP``). The answer must not be the answer to a whole line.
+      Another sends a line byte by byte. The answer must be the one to a line in one piece.
+    - One client sends lines of other protocols, control characters, text that is not UTF-8, and
+      random bytes.
+    - One client sends a line that does not end. Another sends many lines, and reads no answers. The
+      handler may wait, or end the connection. It must not hold more than 8 MiB of the line or 2 MiB
+      of answers, and it must serve other clients meanwhile.
+    - 20 clients connect at the same time.
+    - With ``starttls``, one client sends a line behind the command, in the same segment. The
+      handler must not answer this line under TLS (CVE-2011-0411). Others send plain text instead of
+      a handshake, cut the handshake short, or send the command under TLS. The clients above then
+      come twice, in plain text and under TLS. The one that reads no answers comes under TLS only.
 
-    After each client, the handler must have ended, must not have raised an exception that ``bind``
-    logs at ERROR, and no task that it has started and no descriptor may be left. What the first
-    connection leaves behind may be a cache. A leak is what each of three connections leaves behind.
+    After each client, three things must hold. The handler has ended. It has raised no exception
+    that ``bind`` logs at ERROR. No task that it started is running, and no descriptor is left open.
+    What only the first connection leaves may be a cache. So a leak counts only if each of three
+    connections leaves something.
 
     Args:
       handler: an async function that takes a ``Socket``.
       greeting: what the handler sends first in plain text, or how that begins. ``None``: the
         clients do not wait for a greeting.
       starttls: the command that starts TLS, with its line end. If TLS can start only after other
-        commands, these come first, in the same bytes. ``None``: there is no such command.
-      tls: the client's role. Without ``starttls``, it means that the handler starts TLS at once.
-        ``None`` with ``starttls`` means a client that accepts any certificate. ``True`` means a
-        verified client, as in ``connect``.
-      timeout: how many seconds the handler may take to end after a client, and for one step without
-        a checkpoint. A handler without a fault never needs this time.
+        commands, put these before it, in the same bytes. ``None``: there is no such command.
+      tls: the client's role. Without ``starttls``, the handler must start TLS at once. ``None``
+        with ``starttls`` is a client that accepts any certificate. ``True`` is a client that
+        verifies the server, as in ``connect``.
+      timeout: how many seconds the handler may take to end after a client, and how many seconds it
+        may run without a checkpoint. A handler without a fault does not need this time.
 
     Raises:
-      AssertionError: the handler has a fault. The message names the client, and what happened: what
-        leaked, hung, was held, was injected, or was raised (which is then the cause).
+      AssertionError: the handler has a fault. The message names the client and says what happened.
+        An exception that the handler raised is the cause.
       TypeError, ValueError: an argument is invalid.
 
-    A handler that reaches no checkpoint is ended by an exception (CPython only). One that goes on
-    when it is cancelled is given up. Some handlers cannot be ended, and ``check_handler`` then
-    waits for them: a handler that waits under a shield for anything but its own socket, one whose
-    child task goes on when it is cancelled, and one in a blocking call.
+    It takes about a second, and works with ``autojump_clock``. If it is cancelled, everything is
+    closed.
 
-    It works with ``autojump_clock``. If it is cancelled, everything is closed.
+    A handler that reaches no checkpoint is ended by an exception (CPython only). A handler that
+    goes on when it is cancelled is given up. Three kinds of handlers cannot be ended, and
+    ``check_handler`` waits for them: a handler that waits under a shield for anything but its own
+    socket, a handler whose child task goes on when it is cancelled, and a handler in a blocking
+    call.
     """
-    role = _check_arguments(handler, greeting, starttls, tls, timeout)
+    profile = _profile(handler, greeting, starttls, tls, timeout)
     watchdog = Watchdog(timeout)
     with watchdog.running():
-        check = _Check(handler, watchdog, greeting, starttls, role, timeout)
-        if role is None or starttls is not None:
+        check = _Check(handler, profile, watchdog)
+        if profile.tls is None or starttls is not None:
             await check.run_all(_CLIENTS, secure=False)
-        if role is None:
+        if profile.tls is None:
             await check.run_all(_SLOW_READER, secure=False)
             return
         if starttls is not None:
@@ -136,14 +139,14 @@ async def check_handler(
         await check.run_all({**_CLIENTS, **_SLOW_READER}, secure=True, suffix=" under TLS")
 
 
-def _check_arguments(
+def _profile(
     handler: Handler,
     greeting: bytes | None,
     starttls: bytes | None,
     tls: TLSArgument | Literal[True] | None,
     timeout: float,
-) -> TLSArgument | None:
-    """Raise an error if an argument is invalid. Return the client's role."""
+) -> Profile:
+    """Return what is known about the handler. Raise an error if an argument is invalid."""
     if not callable(handler):
         raise TypeError(f"a handler must be an async function, not {type(handler).__name__}")
     for name, value in (("greeting", greeting), ("starttls", starttls)):
@@ -161,29 +164,20 @@ def _check_arguments(
         raise TypeError(f"timeout must be a number of seconds, not {type(timeout).__name__}")
     if not 0 < timeout < math.inf:
         raise ValueError(f"timeout must be positive and finite, not {timeout}")
-    if tls is None:
-        return None if starttls is None else ClientTLS(verify=False)
-    return ClientTLS() if tls is True else tls
+    if tls is True:
+        tls = ClientTLS()
+    elif tls is None and starttls is not None:
+        tls = ClientTLS(verify=False)
+    return Profile(greeting or b"", starttls or b"", tls, timeout)
 
 
 class _Check:
     """The check of one handler."""
 
-    def __init__(
-        self,
-        handler: Handler,
-        watchdog: Watchdog,
-        greeting: bytes | None,
-        starttls: bytes | None,
-        tls: TLSArgument | None,
-        timeout: float,
-    ) -> None:
+    def __init__(self, handler: Handler, profile: Profile, watchdog: Watchdog) -> None:
         self._handler = handler
+        self._profile = profile
         self._watchdog = watchdog
-        self._greeting = greeting
-        self._starttls = starttls
-        self._tls = tls
-        self._timeout = timeout
 
     async def run_all(self, some: dict[str, Client], *, secure: bool, suffix: str = "") -> None:
         """Run clients one after the other."""
@@ -194,17 +188,17 @@ class _Check:
         """Run one client, and raise ``AssertionError`` if the handler has a fault."""
         left = ""
         for number in range(_ROUNDS):
-            before = _Resources(self._watchdog)
+            before = Resources(self._watchdog)
             try:
                 await self._run_once(client, secure=secure)
             except AssertionError as exc:
                 raise AssertionError(f"{name}: {exc}") from exc.__cause__
-            left = await self._left(before, self._timeout if number == 0 else 0)
+            left = await self._left(before, self._profile.timeout if number == 0 else 0)
             if not left:
                 return
         raise AssertionError(f"{name}: each connection leaves {left}")
 
-    async def _left(self, before: _Resources, seconds: float) -> str:
+    async def _left(self, before: Resources, seconds: float) -> str:
         """Return what is left after this time, or ``""``."""
         if before.left():
             with self._watchdog.limit(seconds):
@@ -216,29 +210,21 @@ class _Check:
     async def _run_once(self, client: Client, *, secure: bool) -> None:
         """Run a server for one client."""
         watched = WatchedHandler(self._handler, self._watchdog)
-        handler_errors = 0
+        logged = LoggedErrors()
         fault: AssertionError | None = None
-        async with trio.open_nursery() as nursery:
-            server = await bind(nursery, 0, watched, host="127.0.0.1")
-            session = Session(
-                server,
-                watched,
-                self._watchdog,
-                greeting=self._greeting,
-                starttls=self._starttls,
-                tls=self._tls,
-                secure=secure,
-                timeout=self._timeout,
-            )
-            try:
-                await self._attend(client, session)
-            except AssertionError as exc:
-                fault = exc
-            finally:
-                session.abort()
-                await self._stop(server, session)
-            handler_errors = server.stats().handler_errors
-        self._judge(watched, handler_errors, fault)
+        with logged.installed():
+            async with trio.open_nursery() as nursery:
+                with logged.of_tasks_started_here():
+                    server = await bind(nursery, 0, watched, host="127.0.0.1")
+                session = Session(server, watched, self._watchdog, self._profile, secure=secure)
+                try:
+                    await self._attend(client, session)
+                except AssertionError as exc:
+                    fault = exc
+                finally:
+                    session.abort()
+                    await self._stop(session)
+        self._judge(watched, logged.found(server), fault)
 
     async def _attend(self, client: Client, session: Session) -> None:
         """Run the client, and wait until the handler has ended."""
@@ -246,59 +232,30 @@ class _Check:
         await self._in_time(Session.all_ended, session)
 
     async def _in_time(self, function: Client, session: Session) -> None:
-        with self._watchdog.limit(self._timeout) as scope:
+        seconds = self._profile.timeout
+        with self._watchdog.limit(seconds) as scope:
             await function(session)
         if scope.cancelled_caught:
-            raise AssertionError(f"{session.waiting} (waited {self._timeout:g} seconds)")
+            raise AssertionError(f"{session.waiting} (waited {seconds:g} seconds)")
 
-    async def _stop(self, server: Server, session: Session) -> None:
+    async def _stop(self, session: Session) -> None:
         """Cancel the handlers that are left. Give up those that still do not end."""
-        server.stop(grace=0)
-        with self._watchdog.limit(self._timeout) as scope:
-            await server.wait_closed()
+        session.server.stop(grace=0)
+        with self._watchdog.limit(self._profile.timeout) as scope:
+            await session.server.wait_closed()
         if scope.cancelled_caught:
             session.watched.abandon()
 
     def _judge(
-        self, watched: WatchedHandler, handler_errors: int, fault: AssertionError | None
+        self, watched: WatchedHandler, errors: list[BaseException], fault: AssertionError | None
     ) -> None:
         """Raise the fault that is closest to the cause."""
         if watched.is_stuck:
             raise AssertionError(
-                f"the handler ran for {self._timeout:g} seconds without a checkpoint"
+                f"the handler ran for {self._profile.timeout:g} seconds without a checkpoint"
             )
-        if handler_errors and not watched.is_abandoned:
-            failure = watched.failures[0]
-            name = type(failure).__name__
-            raise AssertionError(f"the handler raised {name}: {text(failure)}") from failure
+        if errors and not watched.is_abandoned:
+            name = type(errors[0]).__name__
+            raise AssertionError(f"the handler raised {name}: {text(errors[0])}") from errors[0]
         if fault is not None:
             raise fault
-
-
-class _Resources:
-    """The tasks and descriptors that a handler may leave behind, at one moment."""
-
-    def __init__(self, watchdog: Watchdog) -> None:
-        self._watchdog = watchdog
-        self._tasks = set(watchdog.started_by_handlers)
-        self._descriptors = _descriptors()
-
-    def left(self) -> str:
-        """Describe what has been added since then, or return ``""``."""
-        tasks = self._watchdog.started_by_handlers - self._tasks
-        if tasks:
-            return f"tasks running ({', '.join(sorted({task.name for task in tasks}))})"
-        descriptors = _descriptors() - self._descriptors
-        return f"descriptors open ({len(descriptors)})" if descriptors else ""
-
-
-def _descriptors() -> set[tuple[int, int, int]]:
-    """Return the numbers of the open descriptors, and what they refer to. Empty on Windows."""
-    directory = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"
-    found = set()
-    if os.path.isdir(directory):  # pragma: no branch (tests run on Linux)
-        for name in os.listdir(directory):
-            with contextlib.suppress(OSError):  # os.listdir had a descriptor too
-                status = os.fstat(int(name))
-                found.add((int(name), status.st_dev, status.st_ino))
-    return found

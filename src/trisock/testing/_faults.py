@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 import trio
 
 from .. import Listener, Socket, connect, listen
+from ._background_tasks import background_tasks
 from ._fault_plan import INJECTED, ConnectionPlan, Direction
 
 _HOST = "127.0.0.1"
@@ -79,8 +80,10 @@ async def faults(
       OSError: no port can be opened.
 
     The relay runs in a nursery of its own. It holds at most one chunk for each direction of a
-    connection, so a receiver that does not read stops the sender. It passes on a half-close, and a
-    reset when it next reads from that side. A connection that the server refuses is reset.
+    connection, so a receiver that does not read stops the sender. A half-close is passed on. A
+    reset of one side is passed on when the relay next reads from that side. While the relay waits
+    for a receiver that does not read, it does not read from the sender, so it does not notice that
+    the sender has reset its connection. A connection that the server refuses is reset.
     Cancellation closes everything. The pauses follow Trio's clock, so they take no time with
     ``autojump_clock``.
     """
@@ -101,19 +104,9 @@ async def faults(
     def plan_of(connection: int) -> ConnectionPlan:
         return ConnectionPlan(seed, connection, **kinds)
 
-    failure: BaseException | None = None
-    async with await listen(0, host=_HOST) as listener, trio.open_nursery() as nursery:
+    async with await listen(0, host=_HOST) as listener, background_tasks() as nursery:
         nursery.start_soon(_relay, listener, port, plan_of, nursery)
-        try:
-            yield FaultyRelay(listener)
-        except BaseException as exc:
-            failure = exc  # raised behind the nursery, which would put it into a group
-        nursery.cancel_scope.cancel()
-    if failure is not None:
-        try:
-            raise failure
-        finally:
-            del failure  # its traceback refers to this frame
+        yield FaultyRelay(listener)
 
 
 async def _relay(
@@ -132,23 +125,17 @@ async def _relay(
 
 async def _carry(client: Socket, port: int, plan: ConnectionPlan) -> None:
     """Relay one connection until both directions have ended, or the connection is cut."""
-    try:
-        server = await connect(_HOST, port)
-    except OSError:
-        client.abort()
-        return
-    except BaseException:
-        client.abort()
-        raise
-    try:
-        clean = await _copy_both(client, server, plan)
-        if clean:
+    with contextlib.ExitStack() as stack:
+        stack.callback(client.abort)
+        try:
+            server = await connect(_HOST, port)
+        except OSError:
+            return
+        stack.callback(server.abort)
+        if await _copy_both(client, server, plan):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(client.close)
                 nursery.start_soon(server.close)
-    finally:
-        client.abort()
-        server.abort()
 
 
 async def _copy_both(client: Socket, server: Socket, plan: ConnectionPlan) -> bool:

@@ -1,4 +1,4 @@
-"""The hostile clients of ``check_handler`` that send much."""
+"""The hostile clients of ``check_handler`` that send a lot of data."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import contextlib
 import gc
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 import trio
 import trio.testing
 
 from .. import Socket
+from ._background_tasks import background_tasks
 from ._session import QUIET, Session, send
 
 _CERTAINLY_QUIET = 0.05  # seconds; an acknowledgement may be delayed by 40 ms
@@ -31,22 +32,15 @@ _PIECE = 16 * 1024
 async def endless_line(session: Session) -> None:
     """Send a line that does not end, and read the answers."""
     sock = await session.open()
-    fault: AssertionError | None = None
-    async with trio.open_nursery() as nursery:
 
-        async def read() -> None:
-            with contextlib.suppress(trio.BrokenResourceError):
-                while await sock.recv():
-                    pass
+    async def read() -> None:
+        with contextlib.suppress(trio.BrokenResourceError):
+            while await sock.recv():
+                pass
 
+    async with background_tasks() as nursery:
         nursery.start_soon(read)
-        try:
-            await _flood(session, sock, b"x" * _PIECE, MAX_LINE)
-        except AssertionError as exc:
-            fault = exc  # raised behind the nursery, which would put it into a group
-        nursery.cancel_scope.cancel()
-    if fault is not None:
-        raise fault
+        await _flood(session, sock, b"x" * _PIECE, MAX_LINE)
 
 
 async def slow_reader(session: Session) -> None:
@@ -68,18 +62,7 @@ async def slow_reader(session: Session) -> None:
 
 async def _is_answered(sock: Socket) -> bool:
     """Return whether an answer has arrived, and leave it in the kernel."""
-    answered = False
-    async with trio.open_nursery() as nursery:
-
-        async def give_up() -> None:
-            await trio.testing.wait_all_tasks_blocked(QUIET)
-            nursery.cancel_scope.cancel()
-
-        nursery.start_soon(give_up)
-        await trio.lowlevel.wait_readable(sock.stream.socket)
-        answered = True
-        nursery.cancel_scope.cancel()
-    return answered
+    return await _unless_stuck(QUIET, trio.lowlevel.wait_readable, sock.stream.socket)
 
 
 async def _fill(session: Session, sock: Socket, piece: bytes) -> bool:
@@ -134,19 +117,27 @@ def _time_to_send(session: Session) -> Iterator[Callable[[], bool]]:
 
 async def _send_unless_stuck(sock: Socket, data: bytes, quiet: float = QUIET) -> bool:
     """Send data. Return False if the peer does not read, or if the connection has ended."""
-    sent = False
-    async with trio.open_nursery() as nursery:
+    try:
+        return await _unless_stuck(quiet, sock.send, data)
+    except trio.BrokenResourceError:
+        return False
 
-        async def give_up() -> None:
-            await trio.testing.wait_all_tasks_blocked(quiet)
-            nursery.cancel_scope.cancel()
 
+async def _unless_stuck(
+    quiet: float, function: Callable[..., Awaitable[object]], *args: object
+) -> bool:
+    """Call an async function. Cancel it, and return False, once all tasks wait for something."""
+    scope = trio.CancelScope()
+
+    async def give_up() -> None:
+        await trio.testing.wait_all_tasks_blocked(quiet)
+        scope.cancel()
+
+    async with background_tasks() as nursery:
         nursery.start_soon(give_up)
-        with contextlib.suppress(trio.BrokenResourceError):
-            await sock.send(data)
-            sent = True
-        nursery.cancel_scope.cancel()
-    return sent
+        with scope:
+            await function(*args)
+    return not scope.cancelled_caught
 
 
 @contextlib.contextmanager

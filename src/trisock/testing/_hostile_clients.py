@@ -14,6 +14,7 @@ import re
 import trio
 
 from .. import TLSError
+from ._expectation import shown
 from ._session import Session, send
 
 _MANY = 20  # connections at the same time
@@ -101,7 +102,9 @@ async def truncation(session: Session) -> None:
         return  # the handler does not wait for the end of a line
     answer = await session.finish(sock)
     if answer == whole != nothing:
-        raise AssertionError(f"the handler took half a line for a whole one: it sent {answer!r}")
+        raise AssertionError(
+            f"the handler took half a line for a whole one: it sent {shown(answer)}"
+        )
 
 
 async def byte_by_byte(session: Session) -> None:
@@ -116,7 +119,9 @@ async def byte_by_byte(session: Session) -> None:
         answer = await session.finish(sock)
         if answer == whole or whole != await session.answers(session.line):
             return
-    raise AssertionError(f"the handler sent {answer!r}, but to a whole line it sends {whole!r}")
+    raise AssertionError(
+        f"the handler sent {shown(answer)}, but to a whole line it sends {shown(whole)}"
+    )
 
 
 # ---- clients that send nonsense ----
@@ -169,7 +174,7 @@ async def injection(session: Session) -> None:
         if answer and (added := _added(answer, usual)):
             raise AssertionError(
                 f"the handler answered a line under TLS that was sent in plain text behind "
-                f"{session.starttls!r}: it sent {added!r}"
+                f"{session.starttls!r}: it sent {shown(added)}"
             )
 
 
@@ -181,7 +186,7 @@ async def plain_text(session: Session) -> None:
     }
     answer = _ALERT.sub(b"", await _plain_answers(session, session.line))
     if added := _added(answer, usual):
-        raise AssertionError(f"the handler went on in plain text: it sent {added!r}")
+        raise AssertionError(f"the handler went on in plain text: it sent {shown(added)}")
 
 
 async def _plain_answers(session: Session, data: bytes) -> bytes:

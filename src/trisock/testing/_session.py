@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import socket
 import sys
+from dataclasses import dataclass
 
 import trio
 import trio.testing
 
 from .. import ClientTLS, Server, Socket, TLSArgument, TLSError
-from ._watched_handler import Watchdog, WatchedHandler
+from ._expectation import shown
+from ._watchdog import Watchdog
+from ._watched_handler import WatchedHandler
 
 # How long nothing must happen until we take the handler to be waiting for the client, in seconds.
 # What is sent over loopback arrives at once, but a busy machine may be late.
@@ -21,6 +24,23 @@ _HOST = "127.0.0.1"
 _SMALL_WINDOW = 16384  # bytes
 
 
+@dataclass(frozen=True)
+class Profile:
+    """What is known about a handler.
+
+    Attributes:
+      greeting: how the bytes begin that the handler sends first, or ``b""``.
+      starttls: the command that starts TLS, or ``b""``.
+      tls: the client's role, or ``None`` if the handler does not start TLS.
+      timeout: as in ``check_handler``.
+    """
+
+    greeting: bytes
+    starttls: bytes
+    tls: TLSArgument | None
+    timeout: float
+
+
 class Session:
     """What a client needs: connections to one server, and what is known about its protocol.
 
@@ -28,8 +48,7 @@ class Session:
       server: runs the handler.
       watched: the handler.
       watchdog: limits the time of the client.
-      greeting, starttls, timeout: as in ``check_handler``.
-      tls: the client's role.
+      profile: what is known about the handler.
       secure: whether ``open`` starts TLS.
 
     Attributes:
@@ -42,24 +61,21 @@ class Session:
         server: Server,
         watched: WatchedHandler,
         watchdog: Watchdog,
+        profile: Profile,
         *,
-        greeting: bytes | None,
-        starttls: bytes | None,
-        tls: TLSArgument | None,
         secure: bool,
-        timeout: float,
     ) -> None:
         self.server = server
         self.watched = watched
         self._watchdog = watchdog
-        self.starttls = starttls or b""
+        self._greeting = profile.greeting
+        self.starttls = profile.starttls
+        self._tls = profile.tls
+        self.timeout = profile.timeout
         self.secure = secure
-        self.timeout = timeout
-        self._greeting = greeting or b""
-        self._tls = tls
-        self._end_of_line = b"\n" if self.starttls[-2:] not in (b"", b"\r\n") else b"\r\n"
         self._socks: list[Socket] = []
-        self.line = b"NOOP" + self._end_of_line
+        has_bare_newlines = self.starttls and not self.starttls.endswith(b"\r\n")
+        self.line = b"NOOP\n" if has_bare_newlines else b"NOOP\r\n"
         self.waiting = ""
 
     async def connect(self) -> Socket:
@@ -68,7 +84,7 @@ class Session:
         self.expect("the handler has not sent its greeting")
         greeting = await _read(sock, len(self._greeting))
         if greeting != self._greeting:
-            raise AssertionError(f"the greeting is {greeting!r}, not {self._greeting!r}")
+            raise AssertionError(f"the greeting is {shown(greeting)}, not {shown(self._greeting)}")
         return sock
 
     async def connect_only(self) -> Socket:

@@ -1,28 +1,22 @@
-"""Run a handler, and notice what it leaves behind, what it raises and whether it ends."""
+"""Run a handler, notice when it ends, and give it up if it does not."""
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
-import math
 import socket
-import threading
-import time
-from collections.abc import Awaitable, Callable, Generator, Iterator
-from sys import _current_frames  # public, in spite of its name
+from collections.abc import Awaitable, Callable, Generator
 from typing import Any
 
 import trio
 
 from .. import Handler, Socket
 from .._guard import leaves
+from ._watchdog import NoCheckpoint, Watchdog
 
-_SMALL_BUFFER = 16384  # bytes. With less, Linux waits for an acknowledgement after each few sends.
-
-# How often the watchdog looks, at most, in seconds. It wakes Trio each time, which must not disturb
-# those who wait until nothing happens.
-_WATCHDOG_SECONDS = 1
+# In bytes. When it is full of short answers, Linux waits 40 ms for a delayed acknowledgement. With
+# 16 KiB this happened 20 times until a client that does not read had stopped the handler.
+_SMALL_BUFFER = 65536
 
 
 class WatchedHandler:
@@ -32,7 +26,6 @@ class WatchedHandler:
       narrow: whether to give new connections a small send buffer.
       started: how many connections the handler has got.
       running: how many calls of the handler are running.
-      failures: what the handler has raised.
       is_stuck: whether a call was ended because it ran too long without a checkpoint.
       is_abandoned: whether calls were given up because they did not end when cancelled.
     """
@@ -44,7 +37,6 @@ class WatchedHandler:
         self.narrow = False
         self.started = 0
         self.running = 0
-        self.failures: list[BaseException] = []
         self.is_stuck = False
         self.is_abandoned = False
 
@@ -59,11 +51,9 @@ class WatchedHandler:
             with self._watchdog.watching():
                 await _Call(self._handler(sock), self)
         except BaseException as exc:
-            if any(issubclass(type(leaf), _NoCheckpoint) for leaf in leaves(exc)):
-                self.is_stuck = True
-                return
-            self.failures.append(exc)
-            raise
+            if not any(issubclass(type(leaf), NoCheckpoint) for leaf in leaves(exc)):
+                raise
+            self.is_stuck = True
         finally:
             self.running -= 1
             self._notify()
@@ -111,11 +101,8 @@ class _Call:
                 return
 
 
-# Calls that go on even when they are closed. Python would report it if one was destroyed.
-_unclosable: list[Generator[Any, Any, object]] = []
-
-
 def _close(steps: Generator[Any, Any, object]) -> None:
+    """End a call by an exception. If it goes on, never run it again."""
     for _ in range(3):
         try:
             steps.close()
@@ -124,117 +111,6 @@ def _close(steps: Generator[Any, Any, object]) -> None:
         except BaseException:  # noqa: S110 (it has ended)
             pass
         return
-    _unclosable.append(steps)
-
-
-class _NoCheckpoint(BaseException):
-    """Raised in a handler that has run too long without a checkpoint."""
-
-
-class Watchdog(trio.abc.Instrument):
-    """Observes the tasks of handlers, and ends what has run too long in real time.
-
-    Trio cannot end a task that reaches no checkpoint. So a thread raises an exception in it. The
-    thread also cancels a scope, because a task that runs in a loop stops an ``autojump_clock``.
-
-    Attributes:
-      started_by_handlers: the running tasks that handlers have started, directly or indirectly.
-    """
-
-    def __init__(self, timeout: float) -> None:
-        self._timeout = timeout
-        self._handlers: set[trio.lowlevel.Task] = set()
-        self._has_answered = True
-        self._limit: tuple[trio.CancelScope, float] | None = None
-        self._stopped = threading.Event()
-        self.started_by_handlers: set[trio.lowlevel.Task] = set()
-
-    @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        """Observe all tasks of this Trio run."""
-        arguments = (threading.get_ident(), trio.lowlevel.current_trio_token())
-        thread = threading.Thread(target=self._watch, args=arguments, daemon=True)
-        trio.lowlevel.add_instrument(self)
-        thread.start()
-        try:
-            yield
-        finally:
-            trio.lowlevel.remove_instrument(self)
-            self._stopped.set()
-            thread.join()
-
-    @contextlib.contextmanager
-    def watching(self) -> Iterator[None]:
-        """Take the current task for a handler's."""
-        task = trio.lowlevel.current_task()
-        self._handlers.add(task)
-        try:
-            yield
-        finally:
-            self._handlers.discard(task)
-
-    @contextlib.contextmanager
-    def limit(self, seconds: float) -> Iterator[trio.CancelScope]:
-        """Cancel the block after some seconds, of Trio's clock or of real time."""
-        with trio.CancelScope() as scope:
-            self._limit = (scope, math.inf)
-            self.renew(seconds)
-            try:
-                yield scope
-            finally:
-                self._limit = None
-
-    def renew(self, seconds: float) -> None:
-        """Let the seconds of ``limit`` begin again."""
-        assert self._limit is not None
-        scope, _ = self._limit
-        scope.deadline = trio.current_time() + seconds
-        self._limit = (scope, time.monotonic() + seconds)
-
-    # ---- the instrument ----
-
-    def task_spawned(self, task: trio.lowlevel.Task) -> None:
-        """Remember a task that a handler has started."""
-        with contextlib.suppress(RuntimeError):  # outside of tasks
-            parent = trio.lowlevel.current_task()
-            if parent in self._handlers or parent in self.started_by_handlers:
-                self.started_by_handlers.add(task)
-
-    def task_exited(self, task: trio.lowlevel.Task) -> None:
-        """Forget a task."""
-        self.started_by_handlers.discard(task)
-
-    # ---- the thread ----
-
-    def _watch(self, thread: int, token: trio.lowlevel.TrioToken) -> None:
-        interval = min(_WATCHDOG_SECONDS, self._timeout / 4)
-        asked = 0.0
-        while not self._stopped.wait(interval):
-            now = time.monotonic()
-            limit = self._limit
-            if limit is not None and now > limit[1]:
-                token.run_sync_soon(limit[0].cancel, idempotent=True)
-            if self._has_answered:
-                self._has_answered = False
-                asked = now
-                token.run_sync_soon(self._answer)
-            elif now - asked > self._timeout and self._is_running_a_handler(thread):
-                _raise_in_thread(thread, _NoCheckpoint)
-
-    def _answer(self) -> None:
-        self._has_answered = True
-
-    def _is_running_a_handler(self, thread: int) -> bool:
-        tasks = {getattr(task.coro, "cr_frame", None) for task in list(self.started_by_handlers)}
-        frame = _current_frames().get(thread)
-        while frame is not None:
-            if frame.f_code is WatchedHandler.__call__.__code__ or frame in tasks:
-                return True
-            frame = frame.f_back
-        return False
-
-
-def _raise_in_thread(thread: int, exception: type[BaseException]) -> None:
-    """Raise an exception in another thread, as soon as it runs Python code (CPython only)."""
-    set_async_exc = ctypes.pythonapi.PyThreadState_SetAsyncExc
-    set_async_exc(ctypes.c_ulong(thread), ctypes.py_object(exception))
+    # Python would close it again when it destroys it, at the latest at the end of the program. A
+    # handler that catches everything in a loop could then loop forever. So nobody may destroy it.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(steps))

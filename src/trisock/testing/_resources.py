@@ -1,0 +1,37 @@
+"""What a handler may leave behind: tasks and descriptors."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from ._watchdog import Watchdog
+
+
+class Resources:
+    """The tasks and descriptors that a handler may leave behind, at one moment."""
+
+    def __init__(self, watchdog: Watchdog) -> None:
+        self._watchdog = watchdog
+        self._tasks = set(watchdog.started_by_handlers)
+        self._descriptors = _descriptors()
+
+    def left(self) -> str:
+        """Describe what has been added since then, or return ``""``."""
+        tasks = self._watchdog.started_by_handlers - self._tasks
+        if tasks:
+            return f"tasks running ({', '.join(sorted({task.name for task in tasks}))})"
+        descriptors = _descriptors() - self._descriptors
+        return f"descriptors open ({len(descriptors)})" if descriptors else ""
+
+
+def _descriptors() -> set[tuple[int, int, int]]:
+    """Return the numbers of the open descriptors, and what they refer to. Empty on Windows."""
+    directory = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"
+    found = set()
+    if os.path.isdir(directory):  # pragma: no branch (tests run on Linux)
+        for name in os.listdir(directory):
+            with contextlib.suppress(OSError):  # os.listdir had a descriptor too
+                status = os.fstat(int(name))
+                found.add((int(name), status.st_dev, status.st_ino))
+    return found

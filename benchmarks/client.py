@@ -19,7 +19,7 @@ from .loop import READABLE, WRITABLE, Job, Loop
 
 MESSAGE_SIZE = 64
 LINE_SIZE = 64
-FRAME_SIZE = 64  # with the header of 4 bytes
+FRAME_SIZE = 64  # including the 4-byte header
 
 # Seconds to wait for the server. If it is silent for longer, it has probably lost data.
 PATIENCE = 20
@@ -150,7 +150,7 @@ class Client:
         self._run(_lines, count)
 
     def relay(self, count: int) -> None:
-        """Send ``count`` bytes through a new relay. Check that all of them arrive, and then EOF."""
+        """Send ``count`` bytes through a new relay. Check that all bytes and EOF arrive."""
         near, far = self._open_relay()
         with Loop(PATIENCE) as loop:
             loop.start(near.fileno(), _send_and_end(near, count))
@@ -158,7 +158,7 @@ class Client:
             loop.run()
 
     def idle_relays(self, count: int) -> None:
-        """Open ``count`` more relays, send one message each way on each, and keep them open."""
+        """Open ``count`` more relays, send a message each way through each, and keep them open."""
         for _ in range(count):
             ends = self._open_relay()
             for sock, other in (ends, ends[::-1]):
@@ -271,7 +271,7 @@ def _send_and_end(sock: socket.socket, count: int) -> Job:
             left -= yield from _send_some(sock, data[:left])
         sock.shutdown(socket.SHUT_WR)
         if (yield from _receive(sock)):
-            raise Wrong("the relay sent data that the other end has not sent")
+            raise Wrong("the relay sent data, but the other end has sent none")
 
 
 def _receive_all(sock: socket.socket, count: int) -> Job:
@@ -300,7 +300,7 @@ def _lines(sock: socket.socket, count: int) -> Job:
 
 
 def _frames(sock: socket.socket, count: int) -> Job:
-    # The first frame is half the length of the others, as in _lines.
+    # The first frame is half the length of the others, for the reason given in _lines.
     body = _FRAME[FRAME_SIZE // 2 + 4 :]
     yield from _send(sock, len(body).to_bytes(4, "big") + body)
     yield from _repeat(sock, _FRAMES, FRAME_SIZE, count - 1)
@@ -308,7 +308,7 @@ def _frames(sock: socket.socket, count: int) -> Job:
 
 
 def _repeat(sock: socket.socket, items: bytes, size: int, count: int) -> Job:
-    """Send ``count`` items of the given size, then FIN. ``items`` holds many of them."""
+    """Send ``count`` items of the given size, then FIN. ``items`` consists of many such items."""
     left = count * size
     view = memoryview(items)
     sent = 0

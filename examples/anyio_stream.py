@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 async def translated(operation: Awaitable[T]) -> T:
-    """Await a method of a ``Socket``. Raise AnyIO's exceptions for Trio's, and for ``b""``."""
+    """Await a method of a ``Socket``. Turn Trio exceptions and ``b""`` into AnyIO exceptions."""
     try:
         result = await operation
     except trio.BrokenResourceError as exc:
@@ -43,7 +43,7 @@ async def translated(operation: Awaitable[T]) -> T:
 
 
 def attributes(sock: trisock.Socket) -> Mapping[Any, Callable[[], Any]]:
-    """Return AnyIO's typed attributes of a ``Socket``, as far as it has them."""
+    """Return AnyIO's typed attributes of a ``Socket``. Omit those that the socket lacks."""
     values: dict[Any, Any] = {
         SocketAttribute.family: sock.socket.family,
         SocketAttribute.local_address: plain(sock.getlocal()),
@@ -60,7 +60,7 @@ def attributes(sock: trisock.Socket) -> Mapping[Any, Callable[[], Any]]:
 
 
 def plain(address: trisock.Address) -> tuple[str, int] | str:
-    """Return an address as AnyIO has it: that of a Unix socket (port 0) is only a path."""
+    """Return an address in AnyIO's form. For a Unix socket (port 0), this is only the path."""
     return (address.host, address.port) if address.port else address.host
 
 

@@ -1,7 +1,7 @@
-"""A pool of client connections: at most so many at once, and idle ones are used again.
+"""A pool of client connections. It limits their number, and reuses idle connections.
 
 Start the echo server (`python examples/echo_server.py --port 7777`). Then run this client. It sends
-each argument as a line, all at the same time, over at most two connections:
+each argument as a line. The lines are sent concurrently, over at most two connections:
 
     python examples/connection_pool.py --port 7777 --size 2 one two three four five
 
@@ -99,8 +99,8 @@ async def is_idle(sock: trisock.Socket) -> bool:
     """Return whether a connection is open in both directions and nothing is unread."""
     try:
         await sock.send(b"")  # raises if sending is over, for example after a send was cut short
-        # peek() reads what has arrived, and returns None if there is nothing, or only an error.
-        # After an error, such as a reset, isopen() is False.
+        # peek() returns None if neither data nor EOF has arrived. It also returns None after an
+        # error, such as a reset, but then isopen() is False.
         return await sock.peek() is None and sock.isopen()
     except (trio.BrokenResourceError, trio.ClosedResourceError):
         return False

@@ -40,25 +40,26 @@ class HTTPConnection:
     @property
     def reusable(self) -> bool:
         """Whether the connection is ready for a request."""
-        # No request is under way, and there are neither unasked bytes nor the end of the stream.
+        # No request is in progress, and h11 has received no extra bytes and no EOF.
         return self._http.our_state is h11.IDLE and self._http.trailing_data == (b"", False)
 
     async def get(self, target: str) -> tuple[h11.Response, bytes]:
         """Send a GET request, and return the response and its body.
 
-        After an exception, also after a cancellation, close the socket.
+        After any exception, including a cancellation, close the socket.
 
         Raises:
           h11.RemoteProtocolError: the server violates the protocol, or the response is cut short.
           EOFError: the server closed the connection before its response. Servers close idle
-            connections, so repeat the request over a new connection if it was not the first one.
+            connections. So if this was not the connection's first request, repeat the request over
+            a new connection.
           ValueError: the body is larger than ``MAX_BODY``.
           trio.BrokenResourceError: the connection is broken.
         """
         request = h11.Request(method="GET", target=target, headers=[("Host", self._host)])
         await self._send(request, h11.EndOfMessage())
         while not isinstance(event := await self._next_event(), h11.Response):
-            pass  # it is an InformationalResponse (1xx), and the response follows
+            pass  # an InformationalResponse (1xx): the final response follows
         response = event
         body = bytearray()
         while isinstance(event := await self._next_event(), h11.Data):

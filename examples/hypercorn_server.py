@@ -6,7 +6,7 @@ Run the application in this file, or your own, and talk to it:
     curl http://localhost:8080/
     python examples/hypercorn_server.py --port 8080 --app package.module:app
 
-With `--cert chain.pem --key key.pem`, it speaks HTTP/2 or HTTP/1.1 over TLS. ALPN decides which. On
+With `--cert chain.pem --key key.pem`, the server uses TLS, and ALPN selects HTTP/2 or HTTP/1.1. On
 Ctrl-C or SIGTERM, requests in progress have three seconds to finish (`Config.graceful_timeout`).
 
 hypercorn opens its own listening sockets. Its public function `hypercorn.trio.serve` does not take
@@ -46,7 +46,9 @@ async def hello(scope: Any, receive: Any, send: Any) -> None:
             await send({"type": f"lifespan.{event}.complete"})
         return
     if scope["type"] != "http":
-        raise NotImplementedError(f"there is no answer to a {scope['type']} request")
+        raise NotImplementedError(
+            f"this application does not support the scope type {scope['type']}"
+        )
     text = f"Hello! You asked for {scope['path']} over HTTP/{scope['http_version']}\n".encode()
     headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(text))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -54,14 +56,14 @@ async def hello(scope: Any, receive: Any, send: Any) -> None:
 
 
 class TLSConnection:
-    """A ``Socket`` after its TLS handshake, with the names that hypercorn knows TLS by.
+    """Wraps a ``Socket`` after its TLS handshake, so that hypercorn recognizes the TLS connection.
 
-    hypercorn uses these names of a ``trio.SSLStream``. There is no ``send_eof``, because TLS has no
-    half-closed state.
+    These are the attributes of a ``trio.SSLStream`` that hypercorn uses. There is no ``send_eof``,
+    because TLS has no half-closed state.
     """
 
     def __init__(self, sock: trisock.Socket) -> None:
-        self.transport_stream = sock  # hypercorn asks its ``socket`` for the addresses
+        self.transport_stream = sock  # hypercorn gets the addresses from its ``socket``
         self.send_all = sock.send_all
         self.receive_some = sock.receive_some
         self.aclose = sock.aclose
@@ -114,7 +116,7 @@ async def stop(server: trisock.Server, context: WorkerContext, grace: float) -> 
     with trio.move_on_after(grace):
         await server.wait_closed()
     for sock in server.connections:
-        sock.abort()  # hypercorn shields its sends, so cancelling does not end one that is stuck
+        sock.abort()  # ends a stuck send, which hypercorn shields from cancellation
 
 
 def load(path: str) -> Framework:

@@ -1,4 +1,4 @@
-"""A key-value store over TLS: serve, put KEY VALUE, get KEY (python -m trustme first)."""
+"""Key-value store over TLS. Run python -m trustme, then this: serve, put KEY VALUE, or get KEY."""
 
 import signal
 import sys
@@ -26,7 +26,7 @@ class Store(dict[bytes, bytes]):
     async def handle(self, sock: trisock.Socket) -> None:
         with trio.move_on_after(IDLE_SECONDS) as idle:  # the client is silent, or does not read
             try:
-                async for request in sock.frames(max_bytes=MAX_BYTES):  # "!I": a length of 4 bytes
+                async for request in sock.frames(max_bytes=MAX_BYTES):  # length prefix: 4 bytes
                     await sock.send_frame(self.answer(request))
                     idle.deadline = trio.current_time() + IDLE_SECONDS
             except trisock.LimitExceededError as exc:
@@ -48,14 +48,14 @@ async def ask(request: bytes, port: int, tls: trisock.ClientTLS) -> bytes:
         return await sock.recv_frame(max_bytes=MAX_BYTES)
 
 
-async def test_a_value_is_kept() -> None:
+async def test_get_returns_the_value_that_put_stored() -> None:
     authority = Authority()
     async with serving(Store().handle, tls=authority.server_tls()) as s:
         for request, answer in (b"put k v w", b"+"), (b"get k", b"+v w"), (b"get x", b"-refused"):
             assert await ask(request, s.server.port, authority.client_tls()) == answer
 
 
-async def test_frames_that_are_too_long_or_cut_short() -> None:
+async def test_long_frames_are_refused_and_cut_frames_are_peer_errors() -> None:
     async with serving(Store().handle) as s, await s.connect() as rude, await s.connect() as gone:
         await rude.send((MAX_BYTES + 1).to_bytes(4, "big"))
         assert await rude.recv_frame() + await rude.recv() == b"-more than 64000 bytes"
@@ -63,7 +63,7 @@ async def test_frames_that_are_too_long_or_cut_short() -> None:
     assert s.server.stats().peer_errors == 1
 
 
-async def test_silent_and_hostile_clients(autojump_clock: trio.testing.MockClock) -> None:
+async def test_no_silent_or_hostile_client_remains(autojump_clock: trio.testing.MockClock) -> None:
     async with serving(Store().handle) as s, await s.connect() as silent:
         assert await silent.recv() == b""
     await check_handler(Store().handle)

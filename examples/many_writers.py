@@ -1,14 +1,14 @@
 """Several tasks write to one connection.
 
-Only one task at a time may send on a `Socket`: a second one gets `trio.BusyResourceError`, because
+Only one task at a time may send on a `Socket`. A second task gets `trio.BusyResourceError`, because
 the two messages could mix. There are two ways to share a connection:
 
-- `send_from` is the only task that sends. The others hand it whole messages through a channel. A
+- `send_from` is the only task that sends. The writers hand it whole messages through a channel. A
   cancelled writer never harms the connection: its message is sent whole, or not at all. Use this
-  way unless you need the other one.
-- `LockedSender` is a lock. When its `send` returns, the kernel has the data. But a writer that is
-  cancelled in the middle of its message has sent an unknown part of it. The connection cannot be
-  used after that, and every other writer gets `trio.BrokenResourceError`.
+  way unless a writer must know that the kernel has its data.
+- `LockedSender` holds a lock while it sends. When its `send` returns, the kernel has the data. But
+  if a writer is cancelled in the middle of a message, an unknown part of the message has been sent.
+  Nothing can be sent after that, and every other writer gets `trio.BrokenResourceError`.
 
 Start the echo server (`python examples/echo_server.py --port 7777`). Then run this client, whose
 writers send numbered lines at the same time:
@@ -27,7 +27,7 @@ import trio
 
 import trisock
 
-MAX_WAITING = 16  # messages in the channel; after that, writers wait until the peer has read more
+MAX_WAITING = 16  # messages in the channel; when it is full, writers wait until the peer reads more
 
 
 async def send_from(messages: trio.MemoryReceiveChannel[bytes], sock: trisock.Socket) -> None:
@@ -41,7 +41,7 @@ async def send_from(messages: trio.MemoryReceiveChannel[bytes], sock: trisock.So
 
 
 class LockedSender:
-    """A socket's ``send``, for several tasks. They send in the order in which they called it."""
+    """Lets several tasks send on one socket, in the order in which they called ``send``."""
 
     def __init__(self, sock: trisock.Socket) -> None:
         self._sock = sock
@@ -62,7 +62,7 @@ async def write_through_channel(sock: trisock.Socket, writers: int, lines: int) 
     send_channel, receive_channel = trio.open_memory_channel[bytes](MAX_WAITING)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(send_from, receive_channel, sock)
-        # send_from ends when the channel is closed: when the last writer has ended.
+        # When the last writer has ended, this closes the channel, and then send_from ends.
         async with send_channel, trio.open_nursery() as writing:
             for number in range(1, writers + 1):
                 writing.start_soon(write, f"writer {number}", lines, send_channel.send)

@@ -1,7 +1,7 @@
 """A connection through a SOCKS proxy, with TLS from end to end. Needs `pip install python-socks`.
 
-`python-socks` talks to the proxy, and the `Socket` adopts the connection. The proxy carries the
-encrypted data only: TLS verifies the server behind the proxy.
+`python-socks` talks to the proxy, and the `Socket` adopts the connection. The proxy carries
+only encrypted data, and TLS verifies the server behind the proxy.
 
 Fetch a page over HTTPS through a proxy (`ssh -D 1080 HOST` and Tor are SOCKS proxies):
 
@@ -41,7 +41,7 @@ async def connect_through_proxy(
       tls: the TLS role, as in ``Socket.starttls``: usually ``host``. ``None`` means plain text.
 
     Raises:
-      python_socks.ProxyError: the proxy refuses, or cannot connect to the server.
+      python_socks.ProxyError: the proxy refuses the request, or cannot reach the server.
       OSError: the connection to the proxy fails or breaks.
       trisock.TLSError: the TLS handshake failed.
     """
@@ -49,11 +49,11 @@ async def connect_through_proxy(
     connection = await proxy.connect(host, port)
     try:
         sock = trisock.Socket(trio.SocketStream(connection))
-    except OSError:  # the proxy has reset the connection meanwhile
+    except OSError:  # the proxy has already reset the connection
         connection.close()
         raise
     if tls is not None:
-        await sock.starttls(tls)  # closes the socket if it fails or is cancelled
+        await sock.starttls(tls)  # on failure or cancellation, this closes the socket
     return sock
 
 

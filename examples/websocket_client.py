@@ -1,12 +1,12 @@
 """A WebSocket client: trio-websocket over a `Socket`. Needs `pip install trio-websocket`.
 
-It sends each argument as a message, and prints the answers:
+The client sends each argument as a message, and prints the answers:
 
     python examples/websocket_server.py --port 9000
     python examples/websocket_client.py ws://127.0.0.1:9000/ "first message" "second message"
 
-trio-websocket connects by itself as well. With a `Socket` underneath, the connection can go through
-a proxy (`socks_client.py`), start with STARTTLS, or use the options of `ClientTLS`.
+trio-websocket can also connect without trisock. With a `Socket` underneath, the connection can go
+through a proxy (`socks_client.py`), start with STARTTLS, or use the options of `ClientTLS`.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ async def websocket_over(
     All exceptions are in an exception group, because a nursery surrounds the block.
 
     Raises:
-      trio.TooSlowError: no response, or the server closed the connection without one.
+      trio.TooSlowError: no complete response came in time, or the server hung up.
       trio_websocket.ConnectionRejected: the server refused to open a WebSocket.
     """
     async with sock, trio.open_nursery() as nursery:  # for the task that reads frames
         with trio.fail_after(TIMEOUT):
-            # trio-websocket's annotation is narrower than what it accepts: any Trio stream.
+            # trio-websocket accepts any Trio stream, although its annotation does not say so.
             stream = cast(Any, sock)
             websocket = await wrap_client_stream(
                 nursery, stream, host, resource, max_message_size=MAX_MESSAGE

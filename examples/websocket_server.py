@@ -48,7 +48,8 @@ async def handle(stopping: trio.Event, sock: trisock.Socket) -> None:
                     await websocket.aclose()
             nursery.cancel_scope.cancel()
     except ExceptionGroup as group:
-        # The client has left, or say_goodbye has closed the WebSocket. Any of the tasks may notice.
+        # ConnectionClosed means that the client has left, or that say_goodbye has closed the
+        # WebSocket. Any of the tasks may raise it.
         _, other = group.split(ConnectionClosed)
         if other is not None:
             raise other from None

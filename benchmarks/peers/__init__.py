@@ -2,7 +2,8 @@
 
 Each server is written as an experienced user of the library would write it, without tuning. All
 servers read at most 64 KiB, write 64 KiB at a time, and keep the library's default for TCP_NODELAY.
-Every server can do the first six of these kinds of work on a connection, and some can relay:
+There are seven kinds of work on a connection. The servers of the two Trio peers can do all of them,
+HAProxy only ``relay``, and the other servers all but ``relay``:
 
 - ``echo``: echo everything until EOF.
 - ``receive``: receive a request, which is a decimal number, and echo it. Then read and drop that
@@ -10,7 +11,7 @@ Every server can do the first six of these kinds of work on a connection, and so
 - ``send``: receive a request, which is a decimal number (a multiple of 65536), and respond with
   that number of bytes. Repeat.
 - ``lines``: count lines until EOF, and respond with the count.
-- ``batches``: the same, by lists of lines if the library has them.
+- ``batches``: like ``lines``, but read lists of lines if the library supports this.
 - ``frames``: count length-prefixed frames until EOF, and respond with the count. The header is a
   big-endian integer of 4 bytes.
 - ``relay``: connect to the upstream port, and copy data and EOF both ways.
@@ -78,7 +79,7 @@ PEERS = {peer.name: peer for peer in [
          "benchmarks.peers.gevent", packages=("gevent",)),
     Peer("epoll", "a bare epoll loop, the minimum cost",
          "benchmarks.peers.epoll"),
-    Peer("haproxy", "HAProxy in TCP mode, the limit for a relay",
+    Peer("haproxy", "HAProxy in TCP mode, the upper limit for a relay",
          "benchmarks.peers.haproxy", works=("relay",), programs=("haproxy",)),
 ]}
 # fmt: on

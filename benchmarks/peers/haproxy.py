@@ -1,4 +1,4 @@
-"""HAProxy in TCP mode, which relays with one thread of C. It is the limit for a relay."""
+"""HAProxy in TCP mode: a relay in C with one thread, as the upper limit for all relays."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def main(options: Options) -> None:
     listening = socket.create_server((HOST, 0))
     listening.set_inheritable(True)
     text = CONFIGURATION.format(descriptor=listening.fileno(), host=HOST, port=options.upstream)
-    # The descriptor is inherited: the new program reads its configuration from it.
+    # HAProxy inherits this descriptor, and reads its configuration from the file.
     file = os.memfd_create("haproxy.cfg", flags=0)
     os.write(file, text.encode())
     announce(listening.getsockname()[1])

@@ -37,7 +37,7 @@ class LineReader:
 
 
 class ExactReader:
-    """The reader of exact sizes that many Trio programs write for themselves."""
+    """Reads an exact number of bytes. Many Trio programs contain a class like this one."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream

@@ -54,4 +54,6 @@ async def _until_served(key_value: object, port: int, client_tls: ClientTLS) -> 
 def test_without_arguments_the_program_explains_itself() -> None:
     done = subprocess.run([sys.executable, str(PROGRAM)], capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.startswith("A key-value store over TLS: serve, put KEY VALUE, get KEY")
+    assert done.stderr.startswith(
+        "Key-value store over TLS. Run python -m trustme, then this: serve"
+    )

@@ -68,7 +68,7 @@ async def test_an_idle_connection_is_used_again(roles: Roles) -> None:
         assert server.stats().accepted == 1
 
 
-async def test_many_tasks_share_at_most_size_connections(roles: Roles) -> None:
+async def test_many_tasks_share_the_allowed_number_of_connections(roles: Roles) -> None:
     async with pooled(roles, size=3) as (pool, server):
         async with trio.open_nursery() as nursery:
             for number in range(50):
@@ -93,9 +93,7 @@ async def test_connections_are_lent_in_the_order_of_the_calls() -> None:
 
 
 @pytest.mark.parametrize("what", ["close", "reset", "fin", "unasked bytes"])
-async def test_an_idle_connection_that_the_peer_changed_is_replaced(
-    roles: Roles, what: str
-) -> None:
+async def test_an_idle_connection_that_became_unusable_is_replaced(roles: Roles, what: str) -> None:
     async with pooled(roles) as (pool, server):
         before = await ask(pool)
         await trio.testing.wait_all_tasks_blocked()  # the server's send has ended
@@ -114,7 +112,7 @@ async def test_an_idle_connection_that_the_peer_changed_is_replaced(
         assert server.stats().accepted == 2
 
 
-async def test_an_answer_that_was_not_read_is_never_lent(roles: Roles) -> None:
+async def test_a_connection_with_an_unread_answer_is_never_lent_again(roles: Roles) -> None:
     async with pooled(roles) as (pool, server):
         async with pool.connection() as sock:
             await sock.send(b"one\ntwo\n")
@@ -192,11 +190,11 @@ async def test_a_failed_connect_takes_no_slot() -> None:
 
 
 @at_every_cancel_point
-async def test_a_cancelled_request_leaves_nothing_behind(roles: Roles, attempt: Attempt) -> None:
+async def test_a_cancelled_request_frees_its_slot(roles: Roles, attempt: Attempt) -> None:
     async with pooled(roles, size=2) as (pool, server):
         await ask(pool)
         (peer,) = server.connections
-        peer.abort()  # so that the call checks an idle connection, and then connects
+        peer.abort()  # the call finds this connection broken, and connects again
         await trio.lowlevel.wait_readable(pool._idle[0].socket)
         await attempt(lambda: ask(pool))
         async with trio.open_nursery() as nursery:  # both slots are free
@@ -216,7 +214,7 @@ async def test_leaving_the_pool_closes_idle_connections_cleanly(roles: Roles) ->
 
     async def note_the_end(sock: Socket) -> None:
         await answer(sock)
-        ends.append(await sock.recv())  # under TLS, b"" only after close_notify
+        ends.append(await sock.recv())  # with TLS, this returns b"" only after close_notify
 
     client_tls, server_tls = roles
     async with bound(note_the_end, host="127.0.0.1", tls=server_tls) as server:
@@ -311,7 +309,7 @@ async def test_a_busy_connection_is_not_lent() -> None:
     async with pooled((None, None)) as (pool, server):
         async with trio.open_nursery() as nursery:
             async with pool.connection() as sock:
-                nursery.start_soon(read_to_the_end, sock)  # a mistake: it outlives the block
+                nursery.start_soon(read_to_the_end, sock)  # a mistake: the task outlives the block
                 await trio.testing.wait_all_tasks_blocked()
             with pytest.raises(trio.BusyResourceError):
                 await ask(pool)

@@ -32,7 +32,7 @@ class SOCKS5Proxy:
     """A SOCKS5 proxy (RFC 1928, RFC 1929).
 
     Attributes:
-      requested: the hosts that clients asked for, as they were sent.
+      requested: the hosts that clients asked for, exactly as the clients sent them.
       server: the running server.
     """
 
@@ -156,7 +156,7 @@ async def test_starttls_follows_an_unencrypted_greeting(smtp: SharedServer) -> N
             assert await codes(sock, b"NOOP\r\n") == [250]
 
 
-async def test_bytes_that_the_proxy_injects_break_the_handshake(
+async def test_the_handshake_fails_if_the_proxy_injects_bytes(
     target: trisock.Server, client_tls: ClientTLS
 ) -> None:
     async with proxied(injected=b"220 injected\r\n") as proxy:

@@ -109,7 +109,7 @@ async def test_the_client_closes_the_websocket_cleanly(
     assert reasons == [1000]
 
 
-async def test_trio_websockets_own_client_talks_to_the_server(stopping: trio.Event) -> None:
+async def test_the_client_of_trio_websocket_talks_to_the_server(stopping: trio.Event) -> None:
     handler = functools.partial(handle, stopping)
     async with bound(handler, host="127.0.0.1") as server:
         url = f"ws://127.0.0.1:{server.port}/"
@@ -118,7 +118,9 @@ async def test_trio_websockets_own_client_talks_to_the_server(stopping: trio.Eve
             assert await websocket.get_message() == "hello"
 
 
-async def test_a_stopping_server_says_goodbye(sock: Socket, stopping: trio.Event) -> None:
+async def test_a_stopping_server_closes_websockets_with_code_1001(
+    sock: Socket, stopping: trio.Event
+) -> None:
     with raises_alone(ConnectionClosed, lambda exc: exc.reason.code == 1001):
         async with recipe.websocket_over(sock, "example.org", "/") as websocket:
             stopping.set()
@@ -144,12 +146,12 @@ async def test_a_refusal_raises_connection_rejected() -> None:
         sock = await trisock.connect("127.0.0.1", server.port)
         with raises_alone(ConnectionRejected, lambda exc: exc.status_code == 403):
             async with recipe.websocket_over(sock, "example.org", "/"):
-                raise AssertionError("there is no WebSocket")
+                raise AssertionError("the client opened a WebSocket despite the refusal")
     assert not sock.isopen()
 
 
 @pytest.mark.parametrize("beginning", [b"", b"HTTP/1.1 101 Swi"])
-async def test_a_server_that_never_responds_is_a_timeout(
+async def test_a_missing_or_incomplete_response_raises_too_slow_error(
     beginning: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recipe, "TIMEOUT", 0.1)

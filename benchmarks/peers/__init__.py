@@ -23,7 +23,7 @@ import importlib.util
 import shutil
 from dataclasses import dataclass
 
-BASIC_WORKS = ("echo", "receive", "send", "lines")
+BASIC_WORKS = ("echo", "receive", "send", "lines", "batches", "frames")
 ALL_WORKS = (*BASIC_WORKS, "relay")
 
 

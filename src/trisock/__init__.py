@@ -4,8 +4,7 @@ from ._address import Address
 from ._arguments import Buffer
 from ._connect import connect, connect_unix
 from ._errors import IncompleteReadError, LimitExceededError, TLSError
-from ._net.frames import Frames
-from ._net.lines import LineBatches, Lines
+from ._net.iterators import Frames, LineBatches, Lines
 from ._net.relay import relay
 from ._net.socket import ConnectionInfo, Socket
 from ._server.listener import Listener, listen, listen_nowait, listen_unix, listen_unix_nowait

@@ -90,13 +90,6 @@ def format_host_port(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def without_peer(text: str, peer: Address) -> str:
-    """Remove the peer's address from an error's text, for a line that names the peer already."""
-    for phrase in (f" with {peer}", f" from {peer}", f" ({peer})"):
-        text = text.replace(phrase, "", 1)
-    return text
-
-
 def address_from_sockaddr(family: int, sockaddr: object) -> Address:
     """Convert a sockaddr from ``getpeername``, ``getsockname`` or ``accept`` to an Address."""
     if isinstance(sockaddr, (str, bytes)):  # AF_UNIX (bytes: an abstract name, on Linux)

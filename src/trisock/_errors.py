@@ -12,6 +12,7 @@ import ssl
 import trio
 
 from ._address import Address
+from ._text import message_without_peer, set_message
 
 
 class TLSError(trio.BrokenResourceError):
@@ -53,13 +54,14 @@ class IncompleteReadError(EOFError):
         self._partial = partial
         self._entries: list[tuple[bytes, int]] = []
         self.expected = expected
-        self._describe("the stream", len(partial))
+        self._describe(len(partial))
 
-    def _describe(self, stream: str, size: int) -> None:
+    def _describe(self, size: int, sender: str = "") -> None:
         wanted = "the delimiter" if self.expected is None else f"{self.expected} bytes"
         self.at_boundary = size == 0
         # Only the message is in args, because repr() and many log formatters show args.
-        self.args = (f"{stream} ended after {size} bytes, before {wanted} arrived",)
+        end = f" ended after {size} bytes, before {wanted} arrived"
+        set_message(self, f"the stream{sender}{end}", without_peer=f"the stream{end}")
 
     @property
     def partial(self) -> bytes:
@@ -89,7 +91,7 @@ def new_incomplete_read_error(
     """
     error = IncompleteReadError(b"", expected)
     error._entries = entries
-    error._describe(f"the stream from {peer}", size)
+    error._describe(size, f" from {peer}")
     return error
 
 
@@ -106,21 +108,20 @@ class LimitExceededError(Exception):
     """
 
     def __init__(self, limit: int, *, frame_length: int | None = None) -> None:
-        super().__init__(limit)
         self.limit = limit
         self.frame_length = frame_length
-        self._peer: Address | None = None
+        self._describe()
 
-    def __str__(self) -> str:
-        sender = "" if self._peer is None else f" from {self._peer}"
+    def _describe(self, sender: str = "", advice: str = "") -> None:
         if self.frame_length is None:
-            text = f"no delimiter within {self.limit} bytes{sender}"
-            advice = ": raise max_bytes, or drop the data with skip_until"
+            what, why = f"no delimiter within {self.limit} bytes", ""
         else:
-            what = f"a frame of {self.frame_length} bytes{sender}"
-            text = f"{what} exceeds the limit of {self.limit} bytes"
-            advice = ": raise max_bytes, or close the connection"
-        return text + advice if sender else text
+            what = f"a frame of {self.frame_length} bytes"
+            why = f" exceeds the limit of {self.limit} bytes"
+        set_message(self, what + sender + why + advice, without_peer=what + why + advice)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.limit,), {**self.__dict__, "args": self.args}
 
 
 def new_limit_exceeded_error(
@@ -128,7 +129,8 @@ def new_limit_exceeded_error(
 ) -> LimitExceededError:
     """Return an error whose text names the peer."""
     error = LimitExceededError(limit, frame_length=frame_length)
-    error._peer = peer
+    instead = "drop the data with skip_until" if frame_length is None else "close the connection"
+    error._describe(f" from {peer}", f": raise max_bytes, or {instead}")
     return error
 
 
@@ -139,9 +141,11 @@ def unraised_copy(failure: trio.BrokenResourceError) -> trio.BrokenResourceError
     connection, through the frames of its traceback. If the connection also stored the raised copy,
     the error and the connection would form a reference cycle.
     """
+    copied = trio.BrokenResourceError()
     if isinstance(failure, TLSError):
-        return TLSError(str(failure), reason=failure.reason, verify_code=failure.verify_code)
-    return trio.BrokenResourceError(*failure.args)
+        copied = TLSError("", reason=failure.reason, verify_code=failure.verify_code)
+    without_peer = message_without_peer(failure) or str(failure)
+    return set_message(copied, str(failure), without_peer=without_peer)
 
 
 # ---- ssl.SSLError in plain words ----

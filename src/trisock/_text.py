@@ -1,6 +1,10 @@
-"""Escape untrusted text for one line of a log, an error message or a repr."""
+"""Texts for one line of a log, an error message or a repr."""
 
 from __future__ import annotations
+
+from typing import TypeVar
+
+ErrorT = TypeVar("ErrorT", bound=BaseException)
 
 
 def printable(text: str) -> str:
@@ -13,3 +17,21 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def set_message(error: ErrorT, message: str, *, without_peer: str) -> ErrorT:
+    """Set the message of our own error, and return the error.
+
+    ``without_peer``: the message without the peer's address, for log lines that begin with it.
+    """
+    error.args = (message,)
+    vars(error)["_without_peer"] = without_peer
+    return error
+
+
+def message_without_peer(exc: BaseException) -> str | None:
+    """Return what ``set_message`` has stored, as one line. ``None`` for any other exception."""
+    try:
+        return printable(vars(exc)["_without_peer"])
+    except Exception:  # the exception may be the user's
+        return None

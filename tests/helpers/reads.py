@@ -11,6 +11,9 @@ from trisock import Socket
 
 Read = Callable[[Socket], Awaitable[object]]
 
+# A line, and a frame with a header of one byte: data for one call of any read.
+ITEM = b"\5line\n"
+
 # Each key starts with the name of the method. tests/project/test_reads.py finds missing methods.
 READS: dict[str, Read] = {
     "recv": lambda sock: sock.recv(),

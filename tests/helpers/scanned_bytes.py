@@ -18,6 +18,12 @@ class ScannedBytes(bytes):
         ScannedBytes.scanned += (at + len(sub) if at >= 0 else end) - start
         return at
 
+    def rfind(self, sub: bytes, start: int = 0, end: int | None = None) -> int:  # type: ignore[override]
+        end = len(self) if end is None else min(end, len(self))
+        at = super().rfind(sub, start, end)
+        ScannedBytes.scanned += end - max(at, start)
+        return at
+
     def split(self, sep: bytes, maxsplit: int = -1) -> list[bytes]:  # type: ignore[override]
         ScannedBytes.scanned += len(self)
         return super().split(sep, maxsplit)

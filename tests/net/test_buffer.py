@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterator
 
@@ -204,6 +205,24 @@ def test_take_lines_respects_keep_ends_and_max_bytes() -> None:
     assert list(lines_of(buffer, keep_ends=True)) == [b"a\n", b"bb\n"]
     assert buffer.find(b"\n") == 101  # longer than max_bytes, so take_lines left it unread
     assert buffer.take(101) == b"c" * 100 + b"\n"
+
+
+@pytest.mark.parametrize("delimiter", [b"a", b"ab", b"aa", b"aba"])
+@pytest.mark.parametrize("max_bytes", range(1, 8))
+def test_no_split_line_exceeds_the_limit(delimiter: bytes, max_bytes: int) -> None:
+    for letters in itertools.product("ab", repeat=10):
+        text = "".join(letters).encode()
+        lines = [line + delimiter for line in text.split(delimiter)[:-1]]
+        fitting = list(itertools.takewhile(lambda line: len(line) <= max_bytes, lines))
+        buffer = ReceiveBuffer()
+        buffer.append(text)
+        got = []
+        while (end := buffer.find(delimiter, max_bytes)) is not None:
+            taken = buffer.take_line_list(delimiter, True, max_bytes)
+            got += taken or [buffer.take(end)]
+            if delimiter != delimiter[::-1] or len(delimiter) == 1:
+                assert taken == fitting  # all lines at once
+        assert got == fitting
 
 
 def test_a_line_across_two_chunks_is_taken_with_later_lines() -> None:

@@ -351,6 +351,35 @@ def test_taking_one_item_splits_few_others(
     assert max(sizes) >= 1024  # a program that takes all items gets large batches
 
 
+@pytest.mark.parametrize("delimiter", [b"\n", b"\r\n"])
+@pytest.mark.parametrize("spare", [0, 1, 500])
+def test_a_low_limit_does_not_make_batches_small(spare: int, delimiter: bytes) -> None:
+    line = b"x" * 50 + delimiter
+    buffer = ReceiveBuffer()
+    buffer.append(line * 2000)
+    batches = 0
+    while buffer:
+        assert buffer.find(delimiter, len(line) + spare) == len(line)
+        for each in buffer.take_lines(delimiter, True, len(line) + spare):
+            assert each == line
+        batches += 1
+    assert batches <= 6
+
+
+def test_lines_over_the_limit_cost_one_search_each() -> None:
+    """A short line before each line that is too long: a batch has only the short line."""
+    ScannedBytes.scanned = 0
+    buffer = ReceiveBuffer()
+    pair = b"x\n" + b"y" * 80 + b"\n"
+    buffer.append(ScannedBytes(pair * 1000))
+    for _ in range(1000):
+        assert buffer.find(b"\n", 80) == 2
+        assert buffer.take_line_list(b"\n", False, 80) == [b"x"]
+        assert buffer.find(b"\n", 80) is None
+        buffer.drop(81)
+    assert ScannedBytes.scanned < 4 * len(pair) * 1000
+
+
 def push_pieces_of_a_line(count: int) -> None:
     """In a long queue, take the first byte of each line, push it back, and take it again."""
     buffer = ReceiveBuffer()

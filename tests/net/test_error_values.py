@@ -87,7 +87,9 @@ async def test_a_copied_or_pickled_error_equals_the_original(
     assert "ended after 12 bytes, before the delimiter arrived" in str(twin)
     twin = copied(LimitExceededError(9))
     assert isinstance(twin, LimitExceededError)
-    assert (twin.limit, str(twin)) == (9, "no delimiter within 9 bytes")
+    assert (twin.limit, twin.frame_length) == (9, None)
+    assert str(twin) == "no delimiter within 9 bytes"
+    assert repr(twin) == "LimitExceededError('no delimiter within 9 bytes')"
 
 
 @pytest.mark.parametrize("family", ["unix"])

@@ -135,6 +135,23 @@ async def test_the_lines_iterator_raises_if_a_line_exceeds_the_limit(a: Socket, 
     assert await a.recv_exactly(14) == b"x" * 9 + b"\nrest"
 
 
+async def test_the_iterator_goes_on_after_a_skipped_line(a: Socket, b: Socket) -> None:
+    await b.send(b"one\n" + b"x" * 9 + b"\ntwo\n")
+    await b.send_eof()
+    lines = a.lines(max_bytes=9)
+    got: list[bytes] = []
+    while True:
+        try:
+            line = await anext(lines, None)
+        except LimitExceededError:
+            assert await a.skip_until(b"\n") == 10
+            continue
+        if line is None:
+            break
+        got.append(line)
+    assert got == [b"one", b"two"]
+
+
 async def test_iterating_over_a_socket_yields_chunks(a: Socket, b: Socket) -> None:
     await b.send(b"abc")
     await b.send_eof()

@@ -21,7 +21,8 @@ import trisock
 from helpers.blocked import cancel_when_blocked
 from helpers.pairs import closing
 from helpers.raw_tls import upgrade
-from trisock import ClientTLS, LimitExceededError, ServerTLS, Socket, TLSError
+from trisock import ClientTLS, IncompleteReadError, LimitExceededError, ServerTLS, Socket, TLSError
+from trisock._text import message_without_peer
 from trisock.testing import socket_pair
 
 # A Unix peer chooses its name, which is a path.
@@ -61,8 +62,15 @@ async def error_of(case: Case, sock: Socket, peer: Socket) -> Exception:
     error: Exception = caught.value
     assert str(error).isprintable()
     assert str(error).count(str(sock.getpeer())) == 1, str(error)
+    caused = isinstance(error, (trio.BrokenResourceError, IncompleteReadError, LimitExceededError))
+    short = message_without_peer(error)
+    if caused:  # such an error is logged in a line that names the peer already
+        assert short
+        assert str(sock.getpeer()) not in short
+        assert repr(error) == f"{type(error).__name__}({str(error)!r})"
     for copied in (copy.copy(error), pickle.loads(pickle.dumps(error))):
         assert (type(copied), str(copied)) == (type(error), str(error))
+        assert message_without_peer(copied) == short
     return error
 
 
@@ -348,6 +356,13 @@ async def test_an_error_of_a_broken_handshake_names_the_peer_once(
     assert re.fullmatch(f"TLS handshake with .* failed: ({reason})", str(error)), str(error)
 
 
+async def test_a_reason_may_contain_the_peers_address(a: Socket) -> None:
+    why = f"a proxy says that the connection with {a.getpeer()}8080 is broken"
+    error = a._connection.transport.broken(why)
+    assert str(error) == f"the connection with {a.getpeer()} is broken: {why}"
+    assert message_without_peer(error) == f"the connection is broken: {why}"
+
+
 # ---- errors that programs raise themselves ----
 
 
@@ -355,6 +370,7 @@ def test_errors_that_programs_make_need_no_peer() -> None:
     assert str(LimitExceededError(9)) == "no delimiter within 9 bytes"
     long = LimitExceededError(9, frame_length=10)
     assert str(long) == "a frame of 10 bytes exceeds the limit of 9 bytes"
+    assert repr(long) == "LimitExceededError('a frame of 10 bytes exceeds the limit of 9 bytes')"
     assert str(trisock.IncompleteReadError(b"abc", 5)) == (
         "the stream ended after 3 bytes, before 5 bytes arrived"
     )

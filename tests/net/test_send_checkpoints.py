@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from helpers.reads import READS
+from helpers.reads import ITEM, READS
 from trisock import Socket
 
 pytestmark = pytest.mark.parametrize("layer", ["plain", "tls"])
@@ -59,7 +59,7 @@ async def test_the_first_send_after_a_buffered_read_is_a_schedule_point(
 ) -> None:
     await a.send(b"x")
     for _ in range(20):
-        a.unrecv(b"line\n")
+        a.unrecv(ITEM)
         await READS[name](a)
         assert await is_schedule_point(a.send(b"x"))
 
@@ -70,7 +70,7 @@ async def test_the_first_send_after_a_received_chunk_is_a_schedule_point(
 ) -> None:
     await a.send(b"x")
     for _ in range(5):
-        await b.send(b"line\n")
+        await b.send(ITEM)
         await trio.lowlevel.wait_readable(a.fileno())
         await READS[name](a)
         assert await is_schedule_point(a.send(b"x"))

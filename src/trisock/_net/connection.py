@@ -1,7 +1,7 @@
 """Connection: the layers of one connection, and their changes (starttls, stoptls, close).
 
-Nothing here is public. Users see ``Socket`` and ``BufferedReceiver``, and a ``Server`` keeps the
-``Connection`` of each of its sockets.
+Nothing here is public. Users see ``Socket``, with its base classes ``BufferedReceiver`` and
+``Sender``. A ``Server`` keeps the ``Connection`` of each of its sockets.
 """
 
 from __future__ import annotations
@@ -259,8 +259,8 @@ class Connection:
         try:
             await self._acquire_both(deadline)
         except trio.TooSlowError:
-            text = f"TLS handshake with {role.peer_name(self.peer)} failed: blocked by a broadcast"
-            raise self.transport.remember_failure(TLSError(text)) from None
+            failure = role.failure("TLS handshake", self.peer, "blocked by a broadcast")
+            raise self.transport.remember_failure(failure) from None
         try:
             try:
                 self.transport.check_sending()

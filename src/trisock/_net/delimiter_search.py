@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 # A chunk, and the offset of its first unread byte.
 Entry = tuple[bytes, int]
 
@@ -10,6 +12,38 @@ def unread(entry: Entry) -> int:
     """Return the number of unread bytes."""
     chunk, start = entry
     return len(chunk) - start
+
+
+def end_of_lines(
+    chunk: bytes, start: int, stop: int, delimiter: bytes, max_bytes: int, max_lines: int
+) -> int:
+    """Return an offset, at most ``stop``, such that no line before it is longer than ``max_bytes``.
+
+    The first line begins at ``start``. The length of a line includes its delimiter. The offset is
+    ``stop`` if possible. It is smaller if a line is too long, or if there are at least
+    ``max_lines`` lines before the offset.
+
+    We look for the last delimiter in each ``max_bytes`` bytes. So the time is that of one search
+    for each ``max_bytes`` bytes, and not for each line.
+    """
+    end = start
+    # A delimiter may overlap itself, such as b"\n\n" in b"\n\n\n". The last delimiter may then
+    # begin in the one that ends the line.
+    window = max_bytes - (len(delimiter) - 1 if _overlaps_itself(delimiter) else 0)
+    for _ in range(max_lines):
+        if stop - end <= window:
+            return stop
+        last = chunk.rfind(delimiter, end, end + window)
+        if last < 0:
+            break
+        end = last + len(delimiter)
+    return end
+
+
+@functools.lru_cache
+def _overlaps_itself(delimiter: bytes) -> bool:
+    """Return whether the delimiter begins and ends with the same bytes."""
+    return any(delimiter.endswith(delimiter[:size]) for size in range(1, len(delimiter)))
 
 
 class DelimiterSearch:

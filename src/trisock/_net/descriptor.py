@@ -10,6 +10,7 @@ from typing import TypeVar
 import trio
 
 from .._address import Address, address_from_sockaddr
+from .._text import set_message
 from .syscalls import BorrowedSocket
 
 # The errnos (Unix, Windows) of calls on a descriptor that other code has closed.
@@ -63,11 +64,16 @@ class Descriptor:
 
     def closed_error(self) -> trio.ClosedResourceError:
         """Return the error of a call after this side has closed the connection."""
-        return trio.ClosedResourceError(f"this side has already closed {self}")
+        return self._error(trio.ClosedResourceError(), "this side has already closed {}")
 
     def broken(self, why: str) -> trio.BrokenResourceError:
         """Return a new error that says why the connection is broken. ``caused`` recognizes it."""
-        return self.remember_failure(trio.BrokenResourceError(f"{self} is broken: {why}"))
+        return self.remember_failure(self._error(trio.BrokenResourceError(), "{} is broken: ", why))
+
+    def _error(self, error: FailureT, message: str, why: str = "") -> FailureT:
+        """Set the message of an error, in which ``{}`` stands for this connection."""
+        without_peer = message.format("the connection") + why
+        return set_message(error, message.format(self) + why, without_peer=without_peer)
 
     def _broken_from(self, exc: OSError) -> trio.BrokenResourceError:
         if exc.errno in _CLOSED_ERRNOS:  # other code closed the socket

@@ -19,7 +19,8 @@ def frame_header(header: str | int) -> FrameHeader:
     """Return the ``FrameHeader`` of a format. Raises ``TypeError`` or ``ValueError``."""
     if isinstance(header, bool) or not isinstance(header, (str, int)):
         raise TypeError(
-            f"header must be a struct format or a number of bytes, not {quoted(header)}"
+            'header must be a struct format such as "!I", or a number of bytes, '
+            f"not {quoted(header)}"
         )
     return _parsed(header)
 
@@ -29,7 +30,8 @@ class FrameHeader:
 
     Args:
       header: a ``struct`` format of one unsigned integer, such as ``"!I"``, or the size of a
-        big-endian integer in bytes, 1 to 8.
+        big-endian integer in bytes, 1 to 8. A format begins with its byte order, because otherwise
+        ``struct`` uses the byte order and the sizes of this machine.
 
     Raises:
       ValueError: ``header`` is neither.
@@ -45,9 +47,10 @@ class FrameHeader:
         self._unpack_from: Callable[[bytes, int], tuple[int]]
         self._pack: Callable[[int], bytes]
         if isinstance(header, str):
-            if not re.fullmatch(r"[@=<>!]?[BHILQN]", header):
+            if not re.fullmatch("[!><][BHILQ]", header):
                 raise ValueError(
-                    f"header must be a struct format of one unsigned integer: {quoted(header)}"
+                    'header must be a struct format of one unsigned integer after "!", ">" or "<", '
+                    f'such as "!I", not {quoted(header)}'
                 )
             self._set_format(header)
         elif not 1 <= header <= _MAX_SIZE:
@@ -63,10 +66,7 @@ class FrameHeader:
         self.max_length: int = 256**self.size - 1
 
     def _set_format(self, text: str) -> None:
-        try:
-            format = struct.Struct(text)
-        except struct.error as exc:  # "N" exists only in native mode
-            raise ValueError(f"header is not a struct format: {exc}") from None
+        format = struct.Struct(text)
         self.size = format.size
         self._pack = format.pack
         self._unpack_from = format.unpack_from

@@ -26,10 +26,10 @@ The cost of the operations, for any sizes:
   each side of a seam are scanned again. A seam is a position where two chunks meet, where an
   earlier call stopped at its limit, or where bytes were pushed back. A call with another delimiter
   starts a new search.
-- ``take_lines`` scans each byte of a taken line once, and copies it twice. ``take_frames`` copies
-  each byte of a taken frame once. Both split one piece of a chunk at a time, so they may also scan
-  and copy bytes of the piece that are not taken. The piece after that has at most
-  ``_FIRST_SPLIT_SIZE`` bytes.
+- ``take_lines`` scans each byte of a taken line at most twice, and copies it twice.
+  ``take_frames`` copies each byte of a taken frame once. Both split one piece of a chunk at a time,
+  so they may also scan and copy bytes of the piece that are not taken. The piece after that has at
+  most ``_FIRST_SPLIT_SIZE`` bytes. ``take_line_list`` costs the same, but takes all of its piece.
 - ``drop`` and ``peek_bytes`` of bytes in one chunk take constant time. ``drop`` copies nothing but
   the rest of a chunk that is mostly read.
 - ``entries`` takes constant time per chunk and copies nothing.
@@ -41,7 +41,7 @@ import operator
 import sys
 from collections.abc import Iterator
 
-from .delimiter_search import DelimiterSearch, Entry, unread
+from .delimiter_search import DelimiterSearch, Entry, end_of_lines, unread
 from .frame_header import FrameHeader
 
 # Runs of small chunks are coalesced, to bound the overhead: an entry takes more than 100 bytes in
@@ -67,13 +67,12 @@ _MIN_ITEM_SIZE = 64
 # Maximum number of items in a batch. Other tasks do not run while the program iterates over them.
 ITEMS_AT_A_TIME = _MAX_SPLIT_SIZE // _MIN_ITEM_SIZE
 
-
 # An exhausted iterator, shared by all buffers without a batch.
 _NO_ITEMS: Iterator[bytes] = iter(())
 
 
 class ReceiveBuffer:
-    """A queue of chunks that can be read by chunk, by count, by delimiter and by line.
+    """A queue of chunks that can be read by chunk, count, delimiter, line and frame.
 
     Invariant: the unread bytes are those of ``_front``, from its last entry to its first, and then
     those of ``_back``, in order. No entry is empty (``start < len(chunk)``), and ``size`` is the
@@ -260,11 +259,6 @@ class ReceiveBuffer:
             index += 1
         return b"".join(parts)
 
-    @property
-    def in_batch(self) -> bool:
-        """Whether an iterator of ``take_lines`` or ``take_frames`` may still yield items."""
-        return self._batch is not None
-
     def peek_all(self) -> bytes:
         """Return all unread bytes without taking them."""
         return b"".join(chunk[start:] for chunk, start in self.entries())
@@ -339,27 +333,39 @@ class ReceiveBuffer:
         """Return an iterator over the first lines. The iterator consumes each line that it yields.
 
         Call ``find`` first: it must have found the end of the first line. The iterator yields the
-        lines that are complete in one piece of the oldest chunk. There may be no such line. Each
-        line has at most ``max_bytes`` bytes, including its delimiter. Any operation except
-        ``append`` and ``len`` ends the iterator, and the lines that it has not yielded remain
-        unread.
+        lines that are complete in one piece of the oldest chunk, up to the first that is too long.
+        There may be no such line. Each has at most ``max_bytes`` bytes, including its delimiter.
+        Any operation except ``append`` and ``len`` ends the iterator, and the lines that it has not
+        yielded remain unread.
         """
+        lines, size = self._split_lines(delimiter, keep_ends, max_bytes, self._split_size)
+        return self._begin_batch(lines, size, 0 if keep_ends else len(delimiter))
+
+    def take_line_list(self, delimiter: bytes, keep_ends: bool, max_bytes: int) -> list[bytes]:
+        """Take the lines of a large piece. Call ``find`` first, as for ``take_lines``."""
+        lines, size = self._split_lines(delimiter, keep_ends, max_bytes, _MAX_SPLIT_SIZE)
+        self.drop(size)
+        return lines
+
+    def _split_lines(
+        self, delimiter: bytes, keep_ends: bool, max_bytes: int, split_size: int
+    ) -> tuple[list[bytes], int]:
+        """Split the lines off the first piece. Returns them, and their size with delimiters."""
         search = self._search
         assert search is not None, "call find first"
         # The index, in the queue, of the chunk in which the first delimiter ends.
         index = search.chunk_number - (self._chunks_end - self._count())
         if index and not self._merge_oldest_two(index):
-            return iter(())
+            return [], 0
         chunk, start = self._oldest()
-        # In a piece of this size, no line is longer than max_bytes (including its delimiter).
-        size = min(self._split_size, max_bytes)
-        piece = chunk[start : start + size] if start or len(chunk) > size else chunk
-        lines = piece.split(delimiter, self._split_size // _MIN_ITEM_SIZE)
+        max_lines = split_size // _MIN_ITEM_SIZE
+        stop = min(len(chunk), start + split_size)
+        stop = end_of_lines(chunk, start, stop, delimiter, max_bytes, max_lines)
+        piece = chunk[start:stop]  # a copy, unless it is the whole chunk
+        lines = piece.split(delimiter, max_lines)
         rest = lines.pop()  # the bytes after the last delimiter
-        if keep_ends:
-            lines = [line + delimiter for line in lines]
-        overhead = 0 if keep_ends else len(delimiter)
-        return self._begin_batch(lines, len(piece) - len(rest), overhead)
+        size = len(piece) - len(rest)
+        return ([line + delimiter for line in lines] if keep_ends else lines), size
 
     def take_frames(self, header: FrameHeader, max_bytes: int) -> Iterator[bytes]:
         """Return an iterator over the bodies of the first frames. It consumes what it yields.
@@ -376,6 +382,11 @@ class ReceiveBuffer:
         return self._begin_batch(frames, end - start, header.size)
 
     # ---- batches ----
+
+    @property
+    def in_batch(self) -> bool:
+        """Whether an iterator of ``take_lines`` or ``take_frames`` may still yield items."""
+        return self._batch is not None
 
     def _begin_batch(self, items: list[bytes], size: int, overhead: int) -> Iterator[bytes]:
         """Begin a batch.

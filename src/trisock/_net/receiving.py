@@ -20,8 +20,7 @@ from .._errors import (
 )
 from .connection import Connection
 from .frame_header import FrameHeader, frame_header
-from .frames import Frames
-from .lines import Lines
+from .iterators import Frames, Lines
 
 # After this many reads from the receive buffer, a read lets other tasks run. A read from the buffer
 # takes microseconds, so 64 reads do not delay other tasks noticeably. One pass through the
@@ -226,7 +225,8 @@ class BufferedReceiver(trio.abc.ReceiveStream):
 
         Unlike the other reads, it drops data while it waits: if it fails or is cancelled, what was
         dropped stays dropped. While the connection is open, it keeps the last bytes that may be the
-        start of the delimiter, so you can call it again.
+        start of the delimiter, so you can call it again. The ``at_boundary`` of that call does not
+        count what an earlier call has dropped: it may be True in the middle of a line.
         """
         wanted = delimiter_bytes(delimiter)
         dropped = 0
@@ -270,8 +270,9 @@ class BufferedReceiver(trio.abc.ReceiveStream):
         r"""Iterate over lines: ``async for line in sock.lines():``.
 
         The iterator holds no bytes of its own: you can leave the loop at any time, and the next
-        read starts at the next line. Lines that arrived together are returned without checkpoints
-        between them, but at most 2048 lines in a row.
+        read starts at the next line. After an error, too, you can go on with the same iterator.
+        Lines that arrived together are returned without checkpoints between them, but at most 2048
+        lines in a row.
 
         Args:
           delimiter: the end of a line, such as ``b"\r\n"``.
@@ -286,13 +287,13 @@ class BufferedReceiver(trio.abc.ReceiveStream):
 
         If cancelled, it consumes nothing: the next read starts at the next line.
         """
-        next_batch = functools.partial(
-            self._next_lines,
-            delimiter_bytes(delimiter),
-            keep_ends,
-            positive_int("max_bytes", max_bytes),
+        wanted = delimiter_bytes(delimiter)
+        limit = positive_int("max_bytes", max_bytes)
+        return Lines(
+            self._connection.reading,
+            functools.partial(self._next_lines, wanted, keep_ends, limit),
+            functools.partial(self._next_list, wanted, keep_ends, limit),
         )
-        return Lines(self._connection.reading, next_batch)
 
     async def _next_lines(
         self, delimiter: bytes, keep_ends: bool, max_bytes: int
@@ -300,12 +301,23 @@ class BufferedReceiver(trio.abc.ReceiveStream):
         """Wait for a line. Returns it, and an iterator over more lines that have arrived."""
         with self._connection.reading:
             end = await self._find(delimiter, max_bytes, iterating=True)
-            batch = self._connection.buffer.take_lines(delimiter, keep_ends, max_bytes)
-            self._reads_since_checkpoint += operator.length_hint(batch)
-            for line in batch:
-                return line, batch
-            line = self._connection.buffer.take(end)  # the line spans chunks
-            return line if keep_ends else line[: -len(delimiter)], batch
+            lines = self._connection.buffer.take_lines(delimiter, keep_ends, max_bytes)
+            self._reads_since_checkpoint += operator.length_hint(lines)
+            for line in lines:
+                return line, lines
+            return self._take_line(delimiter, keep_ends, end), lines
+
+    async def _next_list(self, delimiter: bytes, keep_ends: bool, max_bytes: int) -> list[bytes]:
+        """Wait for a line. Returns a list of it and more lines that have arrived."""
+        with self._connection.reading:
+            end = await self._find(delimiter, max_bytes, iterating=True)
+            lines = self._connection.buffer.take_line_list(delimiter, keep_ends, max_bytes)
+            self._reads_since_checkpoint += len(lines)
+            return lines or [self._take_line(delimiter, keep_ends, end)]
+
+    def _take_line(self, delimiter: bytes, keep_ends: bool, size: int) -> bytes:
+        line = self._connection.buffer.take(size)
+        return line if keep_ends else line[: -len(delimiter)]
 
     async def recv_frame(self, header: str | int = "!I", *, max_bytes: int = 1048576) -> bytes:
         """Return the body of the next length-prefixed frame.
@@ -340,7 +352,8 @@ class BufferedReceiver(trio.abc.ReceiveStream):
         Args:
           header: the format of the length in front of each body. A ``struct`` format of one
             unsigned integer, such as ``"!I"`` or ``"<H"``, or the size of a big-endian integer in
-            bytes (``3`` means 24 bits). The length does not count the header itself.
+            bytes (``3`` means 24 bits). A format begins with ``!``, ``>`` or ``<``. The length does
+            not count the header itself.
           max_bytes: the maximum length of a body, in bytes. The buffer holds at most ``max_bytes``
             plus the header and the result of one more read.
 

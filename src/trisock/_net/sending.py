@@ -9,7 +9,8 @@ from typing import BinaryIO
 import trio
 
 from .._arguments import Buffer, bytes_view
-from .._errors import TLSError
+from .._errors import TLSError, unraised_copy
+from .._text import message_without_peer, set_message
 from .connection import Connection
 from .frame_header import frame_header
 from .send_file import check_arguments, open_source, send_file
@@ -102,7 +103,12 @@ class Sender(trio.abc.SendStream):
 
         Cancellation has the same effect as in ``send``.
         """
-        views = tuple(map(bytes_view, buffers))
+        try:
+            views = tuple(map(bytes_view, buffers))
+        except TypeError as exc:
+            if str not in map(type, buffers):
+                raise
+            raise TypeError(f"{exc} (pass the format of the header as header=)") from None
         await self.send(frame_header(header).pack(sum(map(len, views))), *views)
 
     async def send_all(self, data: Buffer) -> None:
@@ -222,10 +228,9 @@ class Sender(trio.abc.SendStream):
             self._connection.raise_pending_alert()
         except TLSError as alert:
             exc = alert
-        text = f"{exc}, after {sent} bytes of the file"
-        if isinstance(exc, TLSError):
-            return TLSError(text, reason=exc.reason, verify_code=exc.verify_code)
-        return trio.BrokenResourceError(text)
+        after = f", after {sent} bytes of the file"
+        without_peer = (message_without_peer(exc) or str(exc)) + after
+        return set_message(unraised_copy(exc), str(exc) + after, without_peer=without_peer)
 
     async def send_eof(self) -> None:
         """Close the sending half (FIN). Reading still works. A second call changes nothing.

@@ -8,8 +8,8 @@ from typing import TypeVar, cast
 
 import trio
 
-from .._address import without_peer
 from .._errors import TLSError
+from .._text import message_without_peer
 from .._tls.engine import TLSEngine
 from .ciphertext_stream import CiphertextStream, EndOfTransport
 from .transport import Transport
@@ -72,8 +72,8 @@ class SSLStreamRunner:
         except TLSError:
             raise
         except trio.BrokenResourceError as exc:
-            text = without_peer(str(exc), self._transport.peer) or "the connection broke"
-            raise self._engine.fail(text) from exc.__cause__
+            why = message_without_peer(exc) or str(exc) or "the connection broke"
+            raise self._engine.fail(why) from exc.__cause__
         finally:
             self._running = False
             if self._transport.closing:

@@ -454,4 +454,4 @@ class Transport(Descriptor):
         raise self.closed_error()
 
     def _eof_error(self) -> trio.ClosedResourceError:
-        return trio.ClosedResourceError(f"nothing can be sent after send_eof on {self}")
+        return self._error(trio.ClosedResourceError(), "nothing can be sent after send_eof on {}")

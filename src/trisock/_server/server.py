@@ -12,12 +12,13 @@ from typing import TypeAlias
 import trio
 
 from .. import _fork, _guard
-from .._address import Address, without_peer
+from .._address import Address
 from .._arguments import Buffer, bytes_view, quoted, seconds_or_inf
 from .._errors import IncompleteReadError
 from .._net.connection import Connection, ConnectionState
 from .._net.socket import Socket, new_socket
 from .._not_copyable import NotCopyable
+from .._text import message_without_peer
 from .._tls.roles import ClientTLS, TLSArgument, TLSRole, resolve_role
 from .accepting import Acceptor
 from .broadcast import Broadcast
@@ -408,7 +409,7 @@ class Server(NotCopyable):
             self._counts["peer_errors"] += 1
             if not _guard.is_logged(_logger, logging.INFO):
                 return
-            why = "; ".join(dict.fromkeys(_reason(leaf, connection.peer) for leaf in each))
+            why = "; ".join(dict.fromkeys(_reason(leaf) for leaf in each))
             message = "closed the connection with %s: %s"
             _guard.log(_logger, logging.INFO, message, str(connection.peer), why)
         else:
@@ -417,8 +418,8 @@ class Server(NotCopyable):
             _guard.log(_logger, logging.ERROR, message, str(connection.peer), exc_info=errors)
 
 
-def _reason(exc: BaseException, peer: Address) -> str:
+def _reason(exc: BaseException) -> str:
     # A ClosedResourceError gets here only after an abort, by a broadcast or by the handler.
     if type(exc) is trio.ClosedResourceError:
         return "it was aborted"
-    return without_peer(_guard.text(exc), peer)
+    return message_without_peer(exc) or _guard.text(exc)

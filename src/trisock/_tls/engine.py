@@ -16,6 +16,7 @@ import trio
 from .. import _fork
 from .._address import Address
 from .._errors import TLSError, describe_ssl_error, ssl_reason, unraised_copy
+from .._text import set_message
 from .client_hello import ClientHelloReader, TooLongError
 from .error_queue import clear_error_queue
 from .info import TLSInfo, has_expired, new_tls_info
@@ -385,8 +386,12 @@ class TLSEngine:
     def refuse_in_fork(self) -> NoReturn:
         """Raise an error: this process and its parent would use the same keys and nonces."""
         if self.failure is None:
-            text = f"the connection with {self._peer()} is broken: {_FORKED}"
-            self.set_failure(trio.BrokenResourceError(text))
+            failure = set_message(
+                trio.BrokenResourceError(),
+                f"the connection with {self._peer()} is broken: {_FORKED}",
+                without_peer=f"the connection is broken: {_FORKED}",
+            )
+            self.set_failure(failure)
         assert self.failure is not None
         raise self._remember(unraised_copy(self.failure))
 
@@ -404,8 +409,8 @@ class TLSEngine:
         self, why: str, *, reason: str | None = None, verify_code: int | None = None
     ) -> TLSError:
         """Enter FAILED, and return the error to raise."""
-        text = f"{self._phase} with {self._role.peer_name(self._peer())} failed: {why}"
-        error = TLSError(text, reason=reason, verify_code=verify_code)
+        error = self._role.failure(self._phase, self._peer(), why)
+        error.reason, error.verify_code = reason, verify_code
         self.set_failure(error)
         self._remember(error)
         return error

@@ -13,6 +13,8 @@ from typing import Any, cast
 
 from .._address import Address, to_tls_name
 from .._arguments import check_bool, quoted, type_name
+from .._errors import TLSError
+from .._text import set_message
 from . import pem
 from .certificate import (
     Certificate,
@@ -171,10 +173,16 @@ class TLSRole:
     #: The contexts from which the ClientHello selects. None for a client or a user's context.
     sni_contexts: ServerContexts | None = None
 
-    def peer_name(self, peer: Address) -> str:
-        """Return the peer's name for an error message."""
-        name = self.server_hostname
-        return str(peer) if name is None else f"{quoted(name)} ({peer})"
+    def failure(self, phase: str, peer: Address, why: str) -> TLSError:
+        """Return an error whose message names the phase that failed, and the peer."""
+        name, address = "", f" with {peer}"
+        if self.server_hostname is not None:
+            name, address = f" with {quoted(self.server_hostname)}", f" ({peer})"
+        return set_message(
+            TLSError(""),
+            f"{phase}{name}{address} failed: {why}",
+            without_peer=f"{phase}{name} failed: {why}",
+        )
 
 
 def parse_role(tls: object) -> object:

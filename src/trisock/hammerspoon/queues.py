@@ -22,9 +22,8 @@ import trio
 
 import trisock
 
-from .._address import without_peer
 from .._guard import log, text
-from .._text import printable
+from .._text import message_without_peer, printable
 from .callbacks import PendingCallbacks, cost
 from .hangup import wait_for_hangup
 from .operations import Delivery, Operation, Queue, Read, ReadBudget, Write
@@ -181,9 +180,7 @@ class QueuedConnection:
             # After a failed write, a read often fails for the same reason: log the second failure
             # only at DEBUG.
             level = logging.DEBUG if self._sending_ended else self._loglevel
-            why = text(exc)
-            if self.sock is not None:  # otherwise, connecting failed
-                why = without_peer(why, self.sock.getpeer())
+            why = message_without_peer(exc) or text(exc)
             log(logger, level, "%s: %s", self._name, why)
         else:
             log(logger, logging.ERROR, "%s failed", self._name, exc_info=exc)

@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import trio
 
 import trisock
-from helpers.pairs import closing, unix_pair
+from helpers.pairs import closing, read_all, unix_pair
 from helpers.raw_tls import upgrade
 from trisock import Socket, TLSError
 from trisock.testing import Authority, socket_pair
@@ -121,3 +122,8 @@ async def flood(sock: Socket) -> None:
     with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
         while True:
             await sock.send(b"x" * 65536)
+
+
+async def assert_reset(sock: Socket) -> None:
+    with pytest.raises(trio.BrokenResourceError):
+        await read_all(sock)

@@ -16,6 +16,7 @@ from helpers.pairs import closing, read_all
 from helpers.relaying import (
     PLAIN_OR_TLS,
     Relayed,
+    assert_reset,
     end,
     flood,
     read_to_end,
@@ -38,11 +39,6 @@ def peers(relayed: Relayed, first: str) -> tuple[Socket, Socket]:
     """Return both peers. The first one is named ``first``."""
     pair = relayed.x, relayed.y
     return pair if first == "x" else pair[::-1]
-
-
-async def assert_reset(sock: Socket) -> None:
-    with pytest.raises(trio.BrokenResourceError):
-        await read_all(sock)
 
 
 # ---- data ----
@@ -270,58 +266,3 @@ async def test_wrong_arguments_change_nothing() -> None:
                 await trisock.relay(a, b, idle_timeout=timeout)  # type: ignore[arg-type]
         await a.send(b"x")
         assert await b.recv() == b"x"
-
-
-@pytest.mark.parametrize("busy", ["a", "b"])
-@pytest.mark.parametrize("use", [Socket.recv, flood], ids=["recv", "send"])
-async def test_relay_of_a_socket_in_use_changes_nothing(
-    use: Callable[[Socket], Awaitable[object]], busy: str
-) -> None:
-    (x, a), (b, y) = await socket_pair(), await socket_pair()
-    async with closing(x, a, b, y), trio.open_nursery() as nursery:
-        nursery.start_soon(use, a if busy == "a" else b)
-        await trio.testing.wait_all_tasks_blocked(0.05)
-        with pytest.raises(trio.BusyResourceError):
-            await trisock.relay(a, b)
-        nursery.cancel_scope.cancel()
-
-
-@pytest.mark.parametrize("state", ["idle", "blocked"])
-async def test_other_tasks_cannot_use_relayed_sockets(state: str) -> None:
-    async with relaying(("plain", "plain")) as relayed, trio.open_nursery() as nursery:
-        if state == "blocked":
-            nursery.start_soon(flood, relayed.x)
-        await trio.testing.wait_all_tasks_blocked(0.05)
-        for sock in relayed.a, relayed.b:
-            for call in sock.recv, sock.send_eof, lambda sock=sock: sock.send(b"x"):
-                with pytest.raises(trio.BusyResourceError):
-                    await call()
-        relayed.y.abort()
-        await relayed.assert_broken_by(relayed.y)
-
-
-@pytest.mark.parametrize("state", ["idle", "blocked"])
-@pytest.mark.parametrize("end_it", [abort, Socket.close], ids=["abort", "close"])
-@pytest.mark.parametrize("closed", ["a", "b"])
-async def test_closing_one_socket_aborts_the_other_one(
-    closed: str,
-    end_it: Callable[[Socket], Awaitable[None]],
-    state: str,
-) -> None:
-    async with relaying(("plain", "plain")) as relayed, trio.open_nursery() as nursery:
-        if state == "blocked":
-            nursery.start_soon(flood, relayed.x)
-        await trio.testing.wait_all_tasks_blocked(0.05)
-        await end_it(relayed.a if closed == "a" else relayed.b)
-        assert isinstance(await relayed.result(), trio.ClosedResourceError)
-        await assert_reset(relayed.y if closed == "a" else relayed.x)
-
-
-async def test_relay_of_a_closed_socket_aborts_the_other_one() -> None:
-    (x, a), (b, y) = await socket_pair(), await socket_pair()
-    async with closing(x, a, b, y):
-        await a.close()
-        with pytest.raises(trio.ClosedResourceError):
-            await trisock.relay(a, b)
-        assert b.fileno() == -1
-        await assert_reset(y)

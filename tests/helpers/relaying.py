@@ -15,6 +15,7 @@ import trisock
 from helpers.pairs import closing, read_all, unix_pair
 from helpers.raw_tls import upgrade
 from trisock import Socket, TLSError
+from trisock._tls.engine import TLSState
 from trisock.testing import Authority, socket_pair
 
 PLAIN_OR_TLS = ["plain", "tls"]
@@ -115,6 +116,17 @@ async def read_to_end(sock: Socket) -> bytes:
         if not str(exc).endswith("the peer ended TLS"):
             raise
     return bytes(received)
+
+
+async def until_end_noticed(sock: Socket) -> None:
+    """Wait until ``relay`` has read the end of this socket's stream."""
+    connection = sock._connection
+    while not (
+        connection.transport._at_eof
+        if connection.tls is None
+        else connection.tls.engine.state is TLSState.PEER_CLOSED
+    ):
+        await trio.lowlevel.checkpoint()
 
 
 async def flood(sock: Socket) -> None:

@@ -12,7 +12,7 @@ import trio
 import trio.testing
 
 import trisock
-from helpers.pairs import closing, read_all
+from helpers.pairs import closing, read_all, until_full
 from helpers.relaying import (
     PLAIN_OR_TLS,
     Relayed,
@@ -22,10 +22,13 @@ from helpers.relaying import (
     read_to_end,
     relaying,
     send_and_end,
+    small_pair,
+    until_end_noticed,
 )
 from trisock import Socket, TLSError
 from trisock._net import linger
 from trisock._net import relay as _relay
+from trisock._net.connection import Connection
 from trisock.testing import socket_pair
 
 LARGE = bytes(range(256)) * 20_000  # more than the kernel accepts in one call
@@ -112,7 +115,8 @@ async def test_close_notify_is_sent_when_both_directions_have_ended(layer: str) 
     async with relaying((layer, "tls")) as relayed:
         await send_and_end(relayed.x, b"request")
         assert await relayed.y.recv() == b"request"
-        await trio.testing.wait_all_tasks_blocked(0.01)
+        await until_end_noticed(relayed.a)
+        await trio.testing.wait_all_tasks_blocked()
         assert await relayed.y.peek() is None
         await send_and_end(relayed.y, b"answer")
         assert await read_to_end(relayed.x) == b"answer"
@@ -178,7 +182,7 @@ async def test_a_reset_after_the_other_peers_end_is_an_error(
     async with relaying(layers) as relayed:
         peer, other = peers(relayed, first)
         await end(other)
-        await trio.testing.wait_all_tasks_blocked(0.01)
+        await until_end_noticed(relayed.b if first == "x" else relayed.a)
         await abort(peer)
         await relayed.assert_broken_by(peer)
         await assert_reset(other)
@@ -216,9 +220,57 @@ async def test_a_failed_send_does_not_end_the_other_direction() -> None:
         await relayed.x.send(LARGE[:300_000])  # more than the relay can pass on
         await relayed.x.close()
         await relayed.y.send(b"x")
-        await trio.testing.wait_all_tasks_blocked(0.01)
+        await trio.testing.wait_all_tasks_blocked()  # a Unix socket delivers at once
         assert await relayed.y.recv_exactly(300_000) == LARGE[:300_000]
         assert isinstance(await relayed.result(), trio.BrokenResourceError)
+
+
+@EACH_PEER
+async def test_a_read_tells_why_a_connection_broke_not_a_send(first: str) -> None:
+    """The send fails first: a peer that has ended TLS without ``close_notify`` is gone."""
+    layers = ("tls", "plain") if first == "x" else ("plain", "tls")
+    async with relaying(layers, small=True) as relayed:
+        peer, other = peers(relayed, first)
+        await peer.send(LARGE[:300_000])  # more than the relay can pass on
+        peer._connection.close_immediately()
+        await other.send(b"x")
+        await trio.testing.wait_all_tasks_blocked()
+        assert await other.recv_exactly(300_000) == LARGE[:300_000]
+        with pytest.raises(TLSError, match="without close_notify"):
+            raise await relayed.result()
+
+
+async def test_relay_closes_both_sockets_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = []
+    both_begun = trio.Event()
+    close = Connection.close
+
+    async def close_together(self: Connection) -> None:
+        begun.append(self)
+        if len(begun) == 2:
+            both_begun.set()
+        await both_begun.wait()
+        await close(self)
+
+    async with relaying(("plain", "plain"), small=True) as relayed:
+        monkeypatch.setattr(Connection, "close", close_together)
+        await end(relayed.x)
+        await end(relayed.y)
+        assert await relayed.result() == (0, 0)
+    monkeypatch.undo()
+
+
+async def test_a_tls_sink_that_broke_is_not_a_clean_end() -> None:
+    """The sink's last ``send_file`` failed before the relay began."""
+    (x, a), (b, y) = await small_pair(tls=False), await small_pair(tls=True)
+    async with closing(x, a, b, y):
+        tls = b._connection.tls
+        assert tls is not None
+        tls.cut_short()
+        await end(x)
+        await end(y)
+        with pytest.raises(trio.BrokenResourceError, match="cut short"):
+            await trisock.relay(a, b)
 
 
 async def test_waiting_for_acknowledgement_ends_when_the_peer_reads(a: Socket, b: Socket) -> None:
@@ -241,7 +293,8 @@ async def test_a_reset_is_noticed_while_the_other_peer_does_not_read(
     async with relaying(layers) as relayed, trio.open_nursery() as nursery:
         peer, other = peers(relayed, first)
         nursery.start_soon(flood, peer)
-        await trio.testing.wait_all_tasks_blocked(0.05)
+        await until_full(relayed.b if first == "x" else relayed.a)
+        await until_full(peer)
         peer.abort()
         with trio.fail_after(20):  # not after the 60 seconds of a half-closed connection
             await relayed.assert_broken_by(peer)

@@ -285,6 +285,17 @@ async def test_waiting_for_acknowledgement_ends_when_the_peer_reads(a: Socket, b
             await linger.wait_until_acknowledged(a.stream.socket)
 
 
+async def test_waiting_for_acknowledgement_ends_when_the_socket_is_closed(
+    a: Socket, b: Socket
+) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(flood, a)
+        await until_full(a)
+        nursery.start_soon(linger.wait_until_acknowledged, a.stream.socket)
+        await trio.lowlevel.checkpoint()
+        a.abort()
+
+
 @EACH_PEER
 @EACH_LAYER
 async def test_a_reset_is_noticed_while_the_other_peer_does_not_read(

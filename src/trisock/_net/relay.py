@@ -162,7 +162,7 @@ class _Direction:
         self.sink = sink
         self.state = _State.READING
         self.count = 0
-        self.progress = (0, 0)
+        self.progress: tuple[int, int] = (0, 0)
         self.failure: Exception | None = None
         self.broken: Connection | None = None
 

@@ -186,6 +186,19 @@ async def test_bytes_that_arrived_before_the_limit_are_relayed(
             assert await relayed.y.recv() == b"data"
 
 
+async def test_an_end_that_arrived_before_the_limit_is_relayed(
+    still_clock: trio.testing.MockClock,
+) -> None:
+    for _ in range(12):
+        async with relaying(("plain", "plain"), idle_timeout=1, small=True) as relayed:
+            await trio.testing.wait_all_tasks_blocked()
+            relayed.x.socket._sock.shutdown(socket.SHUT_WR)  # type: ignore[attr-defined]
+            still_clock.jump(1)
+            assert await relayed.y.recv() == b""
+            await relayed.y.send(b"answer")
+            assert await relayed.x.recv() == b"answer"
+
+
 @pytest.mark.parametrize("idle_timeout", [None, LIMIT])
 async def test_the_limit_begins_anew_when_one_direction_ends(
     idle_timeout: float | None, jumping_clock: trio.testing.MockClock

@@ -116,8 +116,6 @@ async def relay(a: Socket, b: Socket, *, idle_timeout: float | None = None) -> t
     try:
         for end in ends:
             await end.sending.acquire()  # waits only for a broadcast in progress
-        for end in ends:
-            end.check_open()
         counts = await _Relay(*ends, limit).run()
         await _close(*ends)
     except BaseException:
@@ -176,7 +174,7 @@ class _Relay:
 
     Invariant: once a direction has failed, only the other one may still run, and only if its source
     is the broken connection: that peer may have sent data before the connection broke.
-    ``_last_moved`` is the time at which the last byte moved or the last direction ended.
+    ``_last_moved`` is the time at which the last byte, or the end of a stream, moved.
     """
 
     __slots__ = ("_checking", "_directions", "_last_moved", "_limit", "_limited", "_nursery")
@@ -240,7 +238,6 @@ class _Relay:
             if reading or isinstance(exc, trio.ClosedResourceError):
                 self._nursery.cancel_scope.cancel()
         direction.state = _State.ENDED
-        self._last_moved = trio.current_time()
         if all(each.state is _State.ENDED for each in self._directions):
             self._nursery.cancel_scope.cancel()  # ends the tasks that check
         else:
@@ -265,6 +262,7 @@ class _Relay:
                     await self._send_rest(sink, memoryview(chunk)[sent:])
                 direction.state = _State.READING
                 direction.count += len(chunk)
+        self._last_moved = trio.current_time()
         direction.state = _State.SENDING
         if sink.tls is None:
             await sink.transport.send_eof()

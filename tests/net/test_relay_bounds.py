@@ -184,6 +184,22 @@ async def test_bytes_that_arrived_before_the_limit_are_relayed(
             os.write(relayed.x.fileno(), b"data")
             still_clock.jump(1)
             assert await relayed.y.recv() == b"data"
+            await trio.testing.wait_all_tasks_blocked()
+            assert not relayed.done.is_set()
+
+
+async def test_progress_just_before_the_limit_counts(
+    jumping_clock: trio.testing.MockClock,
+) -> None:
+    """The sends in progress are checked once a second: last when 10 seconds have passed."""
+    async with relaying(("plain", "plain"), idle_timeout=10.5, small=True) as relayed:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(flood, relayed.x)
+            await trio.sleep(10.2)
+            await relayed.y.recv()
+            await trio.sleep(1)
+            assert not relayed.done.is_set()
+            nursery.cancel_scope.cancel()
 
 
 async def test_an_end_that_arrived_before_the_limit_is_relayed(

@@ -50,6 +50,11 @@ async def assert_connected(sock: Socket, peer: Socket) -> None:
         assert await receiver.recv_exactly(5) == b"hello"
 
 
+@pytest.fixture
+def still_clock() -> trio.testing.MockClock:
+    return trio.testing.MockClock()
+
+
 # ---- broadcasts ----
 
 
@@ -279,12 +284,28 @@ async def test_closed_sockets_deliver_nothing_from_their_buffers() -> None:
         a.unrecv(b"x" * 1_000_000)
         nursery.start_soon(relay)
         await until_full(b)
+        await trio.testing.wait_all_tasks_blocked()  # the next check comes a second later
         a.abort()
         received = bytearray()
         with contextlib.suppress(trio.BrokenResourceError):
             async for chunk in y:
                 received += chunk
         assert not received.strip(b"x")
+
+
+async def test_a_sink_may_be_closed_when_its_send_is_checked(
+    still_clock: trio.testing.MockClock,
+) -> None:
+    for _ in range(12):  # Trio wakes the tasks of one pass in random order
+        async with relaying(("plain", "plain"), small=True) as relayed:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(flood, relayed.x)
+                await until_full(relayed.b)
+                await trio.testing.wait_all_tasks_blocked()
+                relayed.b.abort()
+                still_clock.jump(1)
+                assert isinstance(await relayed.result(), trio.ClosedResourceError)
+                nursery.cancel_scope.cancel()
 
 
 async def test_lines_that_an_iterator_has_not_returned_are_relayed() -> None:

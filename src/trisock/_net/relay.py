@@ -232,11 +232,10 @@ class _Relay:
         try:
             await self._copy(direction)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-            reading = direction.state is _State.READING
-            direction.fail(direction.source if reading else direction.sink, exc)
-            # After a failed send, first relay what the sink's peer had sent before.
-            if reading or isinstance(exc, trio.ClosedResourceError):
-                self._nursery.cancel_scope.cancel()
+            if direction.state is _State.READING:
+                self._end_with(direction, exc)
+            else:  # first relay what the sink's peer had sent before
+                direction.fail(direction.sink, exc)
         direction.state = _State.ENDED
         if all(each.state is _State.ENDED for each in self._directions):
             self._nursery.cancel_scope.cancel()  # ends the tasks that check
@@ -344,5 +343,6 @@ class _Relay:
                 self._end_with(direction, source.transport.broken(os.strerror(number)))
 
     def _end_with(self, direction: _Direction, failure: Exception) -> None:
+        """End the relay, because the source of this direction is broken or closed."""
         direction.fail(direction.source, failure)
         self._nursery.cancel_scope.cancel()

@@ -261,6 +261,22 @@ async def test_data_of_a_sender_that_left_waits_for_a_slow_reader(
         assert await y.recv_exactly(len(data)) == data
 
 
+async def test_a_later_blocked_send_is_checked_too(
+    jumping_clock: trio.testing.MockClock,
+) -> None:
+    async with relaying(("tls", "tls"), small=True) as relayed, trio.open_nursery() as nursery:
+        await relayed.x.send(b"data")
+        assert await relayed.y.recv() == b"data"
+        await trio.sleep(3)  # the checks of the first send end
+        nursery.start_soon(flood, relayed.x)
+        await until_full(relayed.b)
+        await trio.testing.wait_all_tasks_blocked()
+        relayed.a.abort()  # only a check can notice this
+        with trio.fail_after(LIMIT):
+            assert isinstance(await relayed.result(), trio.ClosedResourceError)
+        nursery.cancel_scope.cancel()
+
+
 # ---- memory ----
 
 
@@ -284,7 +300,6 @@ async def test_relay_holds_one_read_if_the_sink_stalls(layers: tuple[str, str]) 
             held, _ = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-        print(layers, held)
         assert held < 1.4 * 131072 + held_by_tls
         assert len(relayed.a._connection.buffer) == 0
         nursery.cancel_scope.cancel()

@@ -8,12 +8,14 @@ from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import trio
 
 import trisock
-from helpers.pairs import closing, unix_pair
+from helpers.pairs import closing, read_all, unix_pair
 from helpers.raw_tls import upgrade
 from trisock import Socket, TLSError
+from trisock._tls.engine import TLSState
 from trisock.testing import Authority, socket_pair
 
 PLAIN_OR_TLS = ["plain", "tls"]
@@ -116,8 +118,24 @@ async def read_to_end(sock: Socket) -> bytes:
     return bytes(received)
 
 
+async def until_end_noticed(sock: Socket) -> None:
+    """Wait until ``relay`` has read the end of this socket's stream."""
+    connection = sock._connection
+    while not (
+        connection.transport._at_eof
+        if connection.tls is None
+        else connection.tls.engine.state is TLSState.PEER_CLOSED
+    ):
+        await trio.lowlevel.checkpoint()
+
+
 async def flood(sock: Socket) -> None:
     """Send until the connection breaks."""
     with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
         while True:
             await sock.send(b"x" * 65536)
+
+
+async def assert_reset(sock: Socket) -> None:
+    with pytest.raises(trio.BrokenResourceError):
+        await read_all(sock)

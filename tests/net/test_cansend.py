@@ -106,7 +106,7 @@ async def test_cansend_needs_no_hangup_report_from_the_kernel(
     a: Socket, b: Socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Windows has no such report."""
-    monkeypatch.setattr(_transport, "is_hung_up", lambda _: False)
+    monkeypatch.setattr(_transport, "sending_is_over", lambda _: False)
     assert a.info().cansend
     b.abort()
     await send_until_broken(a)
@@ -117,7 +117,7 @@ async def test_cansend_needs_no_hangup_report_from_the_kernel(
 async def test_cansend_is_false_after_a_failed_read(
     a: Socket, b: Socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_transport, "is_hung_up", lambda _: False)
+    monkeypatch.setattr(_transport, "sending_is_over", lambda _: False)
     b.abort()
     with pytest.raises(trio.BrokenResourceError):
         await a.recv()

@@ -12,19 +12,23 @@ import trio
 import trio.testing
 
 import trisock
-from helpers.pairs import closing, read_all
+from helpers.pairs import closing, read_all, until_full
 from helpers.relaying import (
     PLAIN_OR_TLS,
     Relayed,
+    assert_reset,
     end,
     flood,
     read_to_end,
     relaying,
     send_and_end,
+    small_pair,
+    until_end_noticed,
 )
 from trisock import Socket, TLSError
 from trisock._net import linger
 from trisock._net import relay as _relay
+from trisock._net.connection import Connection
 from trisock.testing import socket_pair
 
 LARGE = bytes(range(256)) * 20_000  # more than the kernel accepts in one call
@@ -38,11 +42,6 @@ def peers(relayed: Relayed, first: str) -> tuple[Socket, Socket]:
     """Return both peers. The first one is named ``first``."""
     pair = relayed.x, relayed.y
     return pair if first == "x" else pair[::-1]
-
-
-async def assert_reset(sock: Socket) -> None:
-    with pytest.raises(trio.BrokenResourceError):
-        await read_all(sock)
 
 
 # ---- data ----
@@ -116,7 +115,8 @@ async def test_close_notify_is_sent_when_both_directions_have_ended(layer: str) 
     async with relaying((layer, "tls")) as relayed:
         await send_and_end(relayed.x, b"request")
         assert await relayed.y.recv() == b"request"
-        await trio.testing.wait_all_tasks_blocked(0.01)
+        await until_end_noticed(relayed.a)
+        await trio.testing.wait_all_tasks_blocked()
         assert await relayed.y.peek() is None
         await send_and_end(relayed.y, b"answer")
         assert await read_to_end(relayed.x) == b"answer"
@@ -182,7 +182,7 @@ async def test_a_reset_after_the_other_peers_end_is_an_error(
     async with relaying(layers) as relayed:
         peer, other = peers(relayed, first)
         await end(other)
-        await trio.testing.wait_all_tasks_blocked(0.01)
+        await until_end_noticed(relayed.b if first == "x" else relayed.a)
         await abort(peer)
         await relayed.assert_broken_by(peer)
         await assert_reset(other)
@@ -220,9 +220,57 @@ async def test_a_failed_send_does_not_end_the_other_direction() -> None:
         await relayed.x.send(LARGE[:300_000])  # more than the relay can pass on
         await relayed.x.close()
         await relayed.y.send(b"x")
-        await trio.testing.wait_all_tasks_blocked(0.01)
+        await trio.testing.wait_all_tasks_blocked()  # a Unix socket delivers at once
         assert await relayed.y.recv_exactly(300_000) == LARGE[:300_000]
         assert isinstance(await relayed.result(), trio.BrokenResourceError)
+
+
+@EACH_PEER
+async def test_a_read_tells_why_a_connection_broke_not_a_send(first: str) -> None:
+    """The send fails first: a peer that has ended TLS without ``close_notify`` is gone."""
+    layers = ("tls", "plain") if first == "x" else ("plain", "tls")
+    async with relaying(layers, small=True) as relayed:
+        peer, other = peers(relayed, first)
+        await peer.send(LARGE[:300_000])  # more than the relay can pass on
+        peer._connection.close_immediately()
+        await other.send(b"x")
+        await trio.testing.wait_all_tasks_blocked()
+        assert await other.recv_exactly(300_000) == LARGE[:300_000]
+        with pytest.raises(TLSError, match="without close_notify"):
+            raise await relayed.result()
+
+
+async def test_relay_closes_both_sockets_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = []
+    both_begun = trio.Event()
+    close = Connection.close
+
+    async def close_together(self: Connection) -> None:
+        begun.append(self)
+        if len(begun) == 2:
+            both_begun.set()
+        await both_begun.wait()
+        await close(self)
+
+    async with relaying(("plain", "plain"), small=True) as relayed:
+        monkeypatch.setattr(Connection, "close", close_together)
+        await end(relayed.x)
+        await end(relayed.y)
+        assert await relayed.result() == (0, 0)
+    monkeypatch.undo()
+
+
+async def test_a_tls_sink_that_broke_is_not_a_clean_end() -> None:
+    """The sink's last ``send_file`` failed before the relay began."""
+    (x, a), (b, y) = await small_pair(tls=False), await small_pair(tls=True)
+    async with closing(x, a, b, y):
+        tls = b._connection.tls
+        assert tls is not None
+        tls.cut_short()
+        await end(x)
+        await end(y)
+        with pytest.raises(trio.BrokenResourceError, match="cut short"):
+            await trisock.relay(a, b)
 
 
 async def test_waiting_for_acknowledgement_ends_when_the_peer_reads(a: Socket, b: Socket) -> None:
@@ -237,6 +285,17 @@ async def test_waiting_for_acknowledgement_ends_when_the_peer_reads(a: Socket, b
             await linger.wait_until_acknowledged(a.stream.socket)
 
 
+async def test_waiting_for_acknowledgement_ends_when_the_socket_is_closed(
+    a: Socket, b: Socket
+) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(flood, a)
+        await until_full(a)
+        nursery.start_soon(linger.wait_until_acknowledged, a.stream.socket)
+        await trio.lowlevel.checkpoint()
+        a.abort()
+
+
 @EACH_PEER
 @EACH_LAYER
 async def test_a_reset_is_noticed_while_the_other_peer_does_not_read(
@@ -245,7 +304,8 @@ async def test_a_reset_is_noticed_while_the_other_peer_does_not_read(
     async with relaying(layers) as relayed, trio.open_nursery() as nursery:
         peer, other = peers(relayed, first)
         nursery.start_soon(flood, peer)
-        await trio.testing.wait_all_tasks_blocked(0.05)
+        await until_full(relayed.b if first == "x" else relayed.a)
+        await until_full(peer)
         peer.abort()
         with trio.fail_after(20):  # not after the 60 seconds of a half-closed connection
             await relayed.assert_broken_by(peer)
@@ -270,58 +330,3 @@ async def test_wrong_arguments_change_nothing() -> None:
                 await trisock.relay(a, b, idle_timeout=timeout)  # type: ignore[arg-type]
         await a.send(b"x")
         assert await b.recv() == b"x"
-
-
-@pytest.mark.parametrize("busy", ["a", "b"])
-@pytest.mark.parametrize("use", [Socket.recv, flood], ids=["recv", "send"])
-async def test_relay_of_a_socket_in_use_changes_nothing(
-    use: Callable[[Socket], Awaitable[object]], busy: str
-) -> None:
-    (x, a), (b, y) = await socket_pair(), await socket_pair()
-    async with closing(x, a, b, y), trio.open_nursery() as nursery:
-        nursery.start_soon(use, a if busy == "a" else b)
-        await trio.testing.wait_all_tasks_blocked(0.05)
-        with pytest.raises(trio.BusyResourceError):
-            await trisock.relay(a, b)
-        nursery.cancel_scope.cancel()
-
-
-@pytest.mark.parametrize("state", ["idle", "blocked"])
-async def test_other_tasks_cannot_use_relayed_sockets(state: str) -> None:
-    async with relaying(("plain", "plain")) as relayed, trio.open_nursery() as nursery:
-        if state == "blocked":
-            nursery.start_soon(flood, relayed.x)
-        await trio.testing.wait_all_tasks_blocked(0.05)
-        for sock in relayed.a, relayed.b:
-            for call in sock.recv, sock.send_eof, lambda sock=sock: sock.send(b"x"):
-                with pytest.raises(trio.BusyResourceError):
-                    await call()
-        relayed.y.abort()
-        await relayed.assert_broken_by(relayed.y)
-
-
-@pytest.mark.parametrize("state", ["idle", "blocked"])
-@pytest.mark.parametrize("end_it", [abort, Socket.close], ids=["abort", "close"])
-@pytest.mark.parametrize("closed", ["a", "b"])
-async def test_closing_one_socket_aborts_the_other_one(
-    closed: str,
-    end_it: Callable[[Socket], Awaitable[None]],
-    state: str,
-) -> None:
-    async with relaying(("plain", "plain")) as relayed, trio.open_nursery() as nursery:
-        if state == "blocked":
-            nursery.start_soon(flood, relayed.x)
-        await trio.testing.wait_all_tasks_blocked(0.05)
-        await end_it(relayed.a if closed == "a" else relayed.b)
-        assert isinstance(await relayed.result(), trio.ClosedResourceError)
-        await assert_reset(relayed.y if closed == "a" else relayed.x)
-
-
-async def test_relay_of_a_closed_socket_aborts_the_other_one() -> None:
-    (x, a), (b, y) = await socket_pair(), await socket_pair()
-    async with closing(x, a, b, y):
-        await a.close()
-        with pytest.raises(trio.ClosedResourceError):
-            await trisock.relay(a, b)
-        assert b.fileno() == -1
-        await assert_reset(y)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
+import os
 import random
+import select
+import socket
 import tracemalloc
 import weakref
 from collections.abc import Awaitable, Callable
@@ -15,9 +18,10 @@ import trio
 import trio.testing
 
 import trisock
-from helpers.pairs import read_all
+from helpers.pairs import closing, read_all, until_full
 from helpers.relaying import (
     PLAIN_OR_TLS,
+    Relayed,
     end,
     flood,
     read_to_end,
@@ -26,6 +30,7 @@ from helpers.relaying import (
 )
 from trisock import Socket
 from trisock._net import relay as _relay
+from trisock._net.syscalls import poll_readable
 from trisock.testing import socket_pair
 
 ALL_LAYERS = list(itertools.product(PLAIN_OR_TLS, repeat=2))
@@ -39,6 +44,11 @@ def jumping_clock(monkeypatch: pytest.MonkeyPatch) -> trio.testing.MockClock:
     """Return a clock that lets bytes in flight arrive before it jumps."""
     monkeypatch.setattr(_relay, "_HALF_CLOSED_TIMEOUT", LIMIT)
     return trio.testing.MockClock(autojump_threshold=0.02)
+
+
+@pytest.fixture
+def still_clock() -> trio.testing.MockClock:
+    return trio.testing.MockClock()
 
 
 # ---- time limits ----
@@ -145,20 +155,152 @@ async def test_a_slow_reader_is_not_taken_for_a_stalled_one(
     assert trio.current_time() > 15
 
 
+@EACH_LAYER
+async def test_a_slow_reader_needs_no_report_of_the_send_queue(
+    layers: tuple[str, str],
+    jumping_clock: trio.testing.MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Only Linux reports how many bytes are in the send queue."""
+    monkeypatch.setattr(_relay, "send_queue_size", lambda _: 0)
+    async with relaying(layers, idle_timeout=3, small=True) as relayed:
+        relayed.b.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # the kernel's minimum
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(flood, relayed.x)
+            for _ in range(15):
+                await trio.sleep(2)
+                assert not relayed.done.is_set()
+                await relayed.y._connection.transport.receive()  # a part of one chunk
+            nursery.cancel_scope.cancel()
+
+
+async def test_bytes_that_arrived_before_the_limit_are_relayed(
+    still_clock: trio.testing.MockClock,
+) -> None:
+    """The event loop is blocked until after the limit, so the reader and the limit both wake."""
+    for _ in range(12):  # Trio wakes the tasks of one pass in random order
+        async with relaying(("plain", "plain"), idle_timeout=1, small=True) as relayed:
+            await trio.testing.wait_all_tasks_blocked()
+            os.write(relayed.x.fileno(), b"data")
+            still_clock.jump(1)
+            assert await relayed.y.recv() == b"data"
+            await trio.testing.wait_all_tasks_blocked()
+            assert not relayed.done.is_set()
+
+
+async def test_progress_just_before_the_limit_counts(
+    jumping_clock: trio.testing.MockClock,
+) -> None:
+    """The sends in progress are checked once a second: last when 10 seconds have passed."""
+    async with relaying(("plain", "plain"), idle_timeout=10.5, small=True) as relayed:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(flood, relayed.x)
+            await trio.sleep(10.2)
+            await relayed.y.recv()
+            await trio.sleep(1)
+            assert not relayed.done.is_set()
+            nursery.cancel_scope.cancel()
+
+
+async def test_an_end_that_arrived_before_the_limit_is_relayed(
+    still_clock: trio.testing.MockClock,
+) -> None:
+    for _ in range(12):
+        async with relaying(("plain", "plain"), idle_timeout=1, small=True) as relayed:
+            await trio.testing.wait_all_tasks_blocked()
+            relayed.x.socket._sock.shutdown(socket.SHUT_WR)  # type: ignore[attr-defined]
+            still_clock.jump(1)
+            assert await relayed.y.recv() == b""
+            await relayed.y.send(b"answer")
+            assert await relayed.x.recv() == b"answer"
+
+
+@pytest.mark.parametrize("idle_timeout", [None, LIMIT])
+async def test_the_limit_begins_anew_when_one_direction_ends(
+    idle_timeout: float | None, jumping_clock: trio.testing.MockClock
+) -> None:
+    async with relaying(("plain", "plain"), idle_timeout=idle_timeout) as relayed:
+        await trio.sleep(LIMIT - 1)
+        await end(relayed.x)
+        await trio.sleep(LIMIT - 1)
+        await relayed.y.send(b"data")
+        assert await relayed.x.recv() == b"data"
+
+
+async def test_the_limit_begins_when_the_stalled_sender_hangs_up(
+    jumping_clock: trio.testing.MockClock,
+) -> None:
+    data = bytes(range(250)) * 1200  # more than the relay can pass on
+    async with relaying(("plain", "plain"), small=True) as relayed:
+        await relayed.x.send(data)
+        await trio.sleep(3 * LIMIT)
+        await end(relayed.x)
+        await trio.sleep(LIMIT - 2)
+        assert await relayed.y.recv_exactly(len(data)) == data
+        await end(relayed.y)
+        assert await relayed.result() == (len(data), 0)
+
+
+async def test_data_of_a_sender_that_left_waits_for_a_slow_reader(
+    jumping_clock: trio.testing.MockClock,
+) -> None:
+    """The reset follows the sender's FIN (EPIPE), so the data before FIN is complete."""
+    data = bytes(range(250)) * 1200
+    (x, a), (b, y) = await socket_pair(), await socket_pair()
+    a.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1_000_000)  # has room for all of the rest
+    b.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    relayed = Relayed(x, a, b, y)
+    async with closing(x, a, b, y), trio.open_nursery() as nursery:
+        nursery.start_soon(relayed.run, None)
+        await x.send(data)
+        await x.close()
+        await y.send(b"x")  # x is closed, so its kernel answers with a reset
+        while not poll_readable(a.fileno()) & select.POLLERR:
+            await trio.lowlevel.checkpoint()
+        await trio.sleep(LIMIT / 2)  # a check of the source finds the error
+        assert await y.recv_exactly(len(data)) == data
+
+
+async def test_a_later_blocked_send_is_checked_too(
+    jumping_clock: trio.testing.MockClock,
+) -> None:
+    async with relaying(("tls", "tls"), small=True) as relayed, trio.open_nursery() as nursery:
+        await relayed.x.send(b"data")
+        assert await relayed.y.recv() == b"data"
+        await trio.sleep(3)  # the checks of the first send end
+        nursery.start_soon(flood, relayed.x)
+        await until_full(relayed.b)
+        await trio.testing.wait_all_tasks_blocked()
+        relayed.a.abort()  # only a check can notice this
+        with trio.fail_after(LIMIT):
+            assert isinstance(await relayed.result(), trio.ClosedResourceError)
+        nursery.cancel_scope.cancel()
+
+
 # ---- memory ----
 
 
 @EACH_LAYER
 async def test_relay_holds_one_read_if_the_sink_stalls(layers: tuple[str, str]) -> None:
+    data = b"x" * 65536
+    held_by_tls = layers.count("tls") * 70_000  # one encrypted piece in each sender: x and relay
+
+    async def fill(sock: Socket) -> None:
+        while True:
+            await sock.send(data)
+
     async with relaying(layers) as relayed, trio.open_nursery() as nursery:
+        await trio.testing.wait_all_tasks_blocked()
         tracemalloc.start()
         try:
-            nursery.start_soon(flood, relayed.x)
+            nursery.start_soon(fill, relayed.x)
+            await until_full(relayed.b)
+            await until_full(relayed.x)
             await trio.testing.wait_all_tasks_blocked(0.1)
             held, _ = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-        assert held < 3 * 131072 + 2 * 65536  # includes what the flooding peer itself holds
+        assert held < 1.4 * 131072 + held_by_tls
         assert len(relayed.a._connection.buffer) == 0
         nursery.cancel_scope.cancel()
 

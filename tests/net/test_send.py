@@ -361,6 +361,16 @@ async def test_send_eof_closes_only_one_direction(a: Socket, b: Socket) -> None:
     assert await a.recv() == b"answer"
 
 
+@BOTH_FAMILIES
+async def test_send_eof_fails_after_a_send_was_cut_short(a: Socket, b: Socket) -> None:
+    """FIN would claim that the data is complete."""
+    await cancel_when_blocked(a.send, b"x" * 50_000_000)
+    for _ in range(2):
+        with pytest.raises(trio.BrokenResourceError, match="cut short"):
+            await a.send_eof()
+    assert not a._connection.transport.eof_sent
+
+
 @pytest.mark.parametrize("adopted", [False, True])
 async def test_send_after_send_eof_does_not_hide_a_reset(adopted: bool) -> None:
     """The kernel reports a reset only once.

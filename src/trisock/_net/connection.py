@@ -39,6 +39,7 @@ class ConnectionState(enum.Enum):
     PLAIN = enum.auto()
     CHANGING = enum.auto()  # starttls or stoptls is in progress
     TLS = enum.auto()
+    RELAYED = enum.auto()  # relay has the connection, and will close it
     CLOSING = enum.auto()
     CLOSED = enum.auto()
     ABORTED = enum.auto()  # closed by ``abort``
@@ -64,9 +65,9 @@ class Connection:
     CLOSING, CLOSED or ABORTED. (Hot paths check ``transport.closing``: ``state`` would be slower.)
 
     Attributes:
-      generation: incremented when a ``starttls`` or ``stoptls`` begins. After an await, an earlier
-        decision (for example, to send encrypted data) is still valid only if ``generation`` has
-        not changed.
+      generation: incremented when a ``starttls``, ``stoptls`` or ``relay`` begins. After an await,
+        an earlier decision (for example, to send encrypted data) is still valid only if
+        ``generation`` has not changed.
       send_credit: how many bytes may be sent before a send must be a schedule point. Every read
         sets it to 0, except a read of an item from a batch (of lines or frames). So while there is
         a batch, every send is a schedule point.
@@ -155,7 +156,7 @@ class Connection:
 
     def check_plain(self) -> None:
         """Raise an error unless TLS can start, which needs an idle, plain-text connection."""
-        self._check_idle()
+        self.check_idle()
         if self.tls is not None:
             raise RuntimeError(f"{self.transport} is already using TLS")
 
@@ -218,8 +219,9 @@ class Connection:
         sends for at most ``timeout`` seconds. If the peer has not accepted all data by then, the
         connection is aborted (``trio.TooSlowError``).
 
-        The data is meant only for this ``generation`` of the connection. If a later ``starttls`` or
-        ``stoptls`` has begun, no send begins, and the connection is not aborted.
+        The data is meant only for this ``generation`` of the connection. If a later ``starttls``,
+        ``stoptls`` or ``relay`` has begun, no send begins. If a ``starttls`` or ``stoptls`` begins
+        during the send, the connection is not aborted.
 
         Returns: whether all of the data was sent.
         """
@@ -238,7 +240,7 @@ class Connection:
                 return True
             # If a starttls is waiting for this lock, let it proceed. The starttls raises an error
             # if our send was cut short.
-            if generation != self.generation:
+            if self.state is ConnectionState.CHANGING:
                 return False
             self.abort()
             raise trio.TooSlowError
@@ -286,7 +288,7 @@ class Connection:
     async def stoptls(self) -> None:
         """End TLS and continue in plain text. Fails if decrypted bytes are unread."""
         self.check_open()
-        self._check_idle()
+        self.check_idle()
         if self.tls is None:
             raise RuntimeError(f"{self.transport} is not using TLS: call starttls first")
         await self._acquire_both()
@@ -318,9 +320,25 @@ class Connection:
                 return
             await trio.lowlevel.checkpoint()
 
-    def _check_idle(self) -> None:
+    def check_idle(self) -> None:
+        """Raise ``BusyResourceError`` if a task is using the connection."""
         self.reading.check()
         self.sending.check()
+
+    def reserve(self, state: ConnectionState) -> None:
+        """Reserve both directions: other reads and sends fail, and later broadcasts skip us.
+
+        The caller must call ``check_idle`` first, with no await in between. A broadcast that has
+        already begun may still hold the send lock.
+        """
+        self.reading.in_use = self.sending.in_use = True
+        self.state = state
+        self.generation += 1
+        self.buffer.commit_batch()  # stop the iterators; items not yet returned stay unread
+
+    def is_reserved(self) -> bool:
+        """Return whether ``starttls``, ``stoptls`` or ``relay`` has both directions."""
+        return self.state in (ConnectionState.CHANGING, ConnectionState.RELAYED)
 
     async def _acquire_both(self, deadline: float = math.inf) -> None:
         """Acquire both directions, so that no other task uses the layers while they change.
@@ -329,10 +347,7 @@ class Connection:
         (``TooSlowError``), or if the call is cancelled, the connection is closed, because the peer
         expects a TLS message next.
         """
-        self.reading.in_use = self.sending.in_use = True
-        self.state = ConnectionState.CHANGING  # later broadcasts skip this connection
-        self.generation += 1
-        self.buffer.commit_batch()  # stop the iterators; items not yet returned stay unread
+        self.reserve(ConnectionState.CHANGING)
         if not self.sending.locked:
             self.sending.locked = True
             return

@@ -81,6 +81,8 @@ async def wait_until_acknowledged(sock: trio.socket.SocketType) -> None:
     """Wait until the peer's kernel has all data that was sent, for at most ``LINGER_SECONDS``."""
     interval = _MIN_POLL_INTERVAL
     deadline = trio.current_time() + LINGER_SECONDS
-    while unacknowledged_bytes(sock) and trio.current_time() < deadline:
+    while trio.current_time() < deadline:
+        if sock.fileno() < 0 or not unacknowledged_bytes(sock):  # below 0: closed by another task
+            return
         await trio.sleep(interval)
         interval = min(2 * interval, _MAX_POLL_INTERVAL)

@@ -4,8 +4,9 @@ A relay has one task for each direction. The task reads from the source and send
 turn. So it holds the result of one read at most, and a slow sink slows its source down.
 
 While such a task is blocked in a send, nobody reads from its source. So another task then checks
-once a second whether the source has hung up. That task is started by a send that blocks, and ends
-when no send is blocked, so an idle relay does not need it.
+once a second whether the source has hung up, and whether the sink accepts data. That task is
+started before a send that may block, and ends when no send is in progress. So an idle relay does
+not need it.
 
 The kernel could move the bytes without copying them (``splice``, through a pipe). For pieces of 64
 KiB this was 1.0 times as fast as ``recv`` and ``send``, for 256 KiB 1.3 times, and for 1 MiB twice.
@@ -15,6 +16,7 @@ of 1 MiB.
 
 from __future__ import annotations
 
+import enum
 import errno
 import math
 import os
@@ -24,16 +26,16 @@ from collections.abc import Sequence
 import trio
 
 from .._arguments import quoted, seconds_or_inf
-from .connection import Connection
+from .connection import Connection, ConnectionState
 from .linger import wait_until_acknowledged
 from .socket import Socket, connection_of
-from .syscalls import has_hung_up, send_queue_size
+from .syscalls import peer_ended, send_queue_size
 
 # Seconds that one direction may be silent after the other has ended, if there is no idle_timeout.
 # A peer that has ended its direction may be gone, which only a send to it would show.
 _HALF_CLOSED_TIMEOUT = 60.0
 
-# How often (seconds) to look at the source and the sink of a send that is blocked.
+# How often (seconds) to look at the source and the sink of a send in progress.
 _BLOCKED_INTERVAL = 1.0
 
 
@@ -77,7 +79,8 @@ async def relay(a: Socket, b: Socket, *, idle_timeout: float | None = None) -> t
         open. Once one direction has ended, the limit is then 60 seconds. The same holds once the
         sender of data that cannot be delivered has hung up.
 
-    Returns: the number of bytes from ``a`` to ``b``, and from ``b`` to ``a``.
+    Returns: the number of bytes from ``a`` to ``b``, and from ``b`` to ``a``. The result does not
+    tell whether the peers ended their directions or the time limit did.
 
     Raises:
       trio.BrokenResourceError: a connection is broken (``TLSError`` is a subclass). The message
@@ -92,8 +95,9 @@ async def relay(a: Socket, b: Socket, *, idle_timeout: float | None = None) -> t
 
     Both sockets are closed when ``relay`` returns or raises, except after the errors that change
     nothing. If cancelled, ``relay`` aborts both. If cancelled after both directions have ended, it
-    closes both immediately. While ``relay`` runs, any other read or send on the sockets gets
-    ``BusyResourceError``, and a server's ``broadcast`` leaves them out.
+    closes both immediately. From the call on, any other read or send on the sockets gets
+    ``BusyResourceError``, and a server's ``broadcast`` skips them. If a broadcast is being sent to
+    one of the sockets already, ``relay`` first waits for its end.
     """
     for name, sock in ("a", a), ("b", b):
         if not isinstance(sock, Socket):
@@ -102,19 +106,23 @@ async def relay(a: Socket, b: Socket, *, idle_timeout: float | None = None) -> t
         raise ValueError("a and b must be two different sockets")
     limit = seconds_or_inf("idle_timeout", idle_timeout)
     ends = connection_of(a), connection_of(b)
+    # No await between the checks and the reservations: another task must not begin a send.
     for end in ends:
-        end.reading.check()
-        end.sending.check()
+        if not end.transport.closing:
+            end.check_idle()
+    for end in ends:
+        end.reserve(ConnectionState.RELAYED)
+    # Nothing gives the reservations and locks back: both connections are closed in any case.
     try:
-        with ends[0].reading, ends[1].reading:
-            async with ends[0].sending, ends[1].sending:
-                counts = await _Relay(*ends, limit).run()
-                await _close(*ends)
-                return counts
+        for end in ends:
+            await end.sending.acquire()  # waits only for a broadcast in progress
+        counts = await _Relay(*ends, limit).run()
+        await _close(*ends)
     except BaseException:
         for end in ends:
             end.abort()
         raise
+    return counts
 
 
 async def _close(a: Connection, b: Connection) -> None:
@@ -124,104 +132,112 @@ async def _close(a: Connection, b: Connection) -> None:
         await b.close()
 
 
+class _State(enum.Enum):
+    """What the task of a direction does."""
+
+    READING = enum.auto()
+    SENDING = enum.auto()  # may be blocked, and holds data that the sink has not accepted
+    ENDED = enum.auto()
+
+
 class _Direction:
     """One direction of a relay.
 
+    Invariant: ``failure`` and ``broken`` are set together.
+
     Attributes:
+      state: what its task does.
       count: how many bytes the sink has accepted.
-      sending: whether its task is sending to the sink (and may be blocked), not reading.
-      ended: whether its task has ended.
-      complete: whether the sink has got everything up to the end of the source.
-      queue_size: the number of bytes in the sink's send queue when a send was last seen blocked.
+      progress: what a check last saw of a send in progress. It changes when the sink accepts bytes.
+      failure: the error that ended this direction before the end of the source.
+      broken: the connection with that error: the source or the sink.
     """
 
-    __slots__ = ("complete", "count", "ended", "queue_size", "sending", "sink", "source")
+    __slots__ = ("broken", "count", "failure", "progress", "sink", "source", "state")
 
     def __init__(self, source: Connection, sink: Connection) -> None:
         self.source = source
         self.sink = sink
-        self.count = self.queue_size = 0
-        self.sending = self.ended = self.complete = False
+        self.state = _State.READING
+        self.count = 0
+        self.progress: tuple[int, int] = (0, 0)
+        self.failure: Exception | None = None
+        self.broken: Connection | None = None
+
+    def fail(self, broken: Connection, failure: Exception) -> None:
+        self.broken = broken
+        self.failure = failure
 
 
 class _Relay:
     """The state of one relay.
 
-    Invariant: ``_failure`` is a broken connection and its error. Once it is set, only the direction
-    whose source is the broken connection may still run: its peer may have sent data before it
-    broke. ``_last_moved`` is the time at which the last byte moved or the last direction ended.
+    Invariant: once a direction has failed, only the other one may still run, and only if its source
+    is the broken connection: that peer may have sent data before the connection broke.
+    ``_last_moved`` is the time at which the last byte, or the end of a stream, moved.
     """
 
-    __slots__ = (
-        "_checking",
-        "_directions",
-        "_failure",
-        "_last_moved",
-        "_limit",
-        "_limited",
-        "_nursery",
-    )
+    __slots__ = ("_checking", "_directions", "_last_moved", "_limit", "_limited", "_nursery")
 
     def __init__(self, a: Connection, b: Connection, idle_timeout: float) -> None:
         self._directions = _Direction(a, b), _Direction(b, a)
         self._limit = _HALF_CLOSED_TIMEOUT if idle_timeout == math.inf else idle_timeout
         self._limited = idle_timeout != math.inf  # whether a task enforces the limit
-        self._checking = False  # whether a task looks after blocked sends
+        self._checking = False  # whether a task looks after sends in progress
         self._last_moved = trio.current_time()
-        self._failure: tuple[Connection, Exception] | None = None
 
     async def run(self) -> tuple[int, int]:
         """Copy until both directions have ended. Returns the number of bytes each way."""
         there, back = self._directions
-        async with trio.open_nursery() as self._nursery:
-            if self._limited:
-                self._nursery.start_soon(self._limit_silence)
-            self._nursery.start_soon(self._run_direction, back)
-            await self._run_direction(there)
-        for direction in self._directions:
-            if direction.sending and self._failure is None:  # what it holds will not be sent
-                why = f"the peer has accepted no data for {self._limit:g} seconds"
-                self._failure = direction.sink, direction.sink.transport.broken(why)
-        if self._failure is not None:
-            await self._raise_failure(*self._failure)
-        return there.count, back.count
-
-    async def _raise_failure(self, broken: Connection, failure: Exception) -> None:
-        self._failure = None  # or the error and its traceback would form a cycle
         try:
-            for direction in self._directions:
-                if direction.source is broken and direction.complete:
-                    await wait_until_acknowledged(direction.sink.stream.socket)
-            raise failure
+            async with trio.open_nursery() as self._nursery:
+                if self._limited:
+                    self._nursery.start_soon(self._limit_silence)
+                self._nursery.start_soon(self._run_direction, back)
+                await self._run_direction(there)
+            failed = self._failed_direction()
+            if failed is None:
+                return there.count, back.count
+            await self._deliver_complete_data(failed.broken)
+            assert failed.failure is not None
+            raise failed.failure
         finally:
-            del failure
+            there.failure = back.failure = None  # their tracebacks refer to the directions
 
-    def _end_with(self, broken: Connection, failure: Exception) -> None:
-        """End the relay immediately, with this error, unless the other connection broke first.
+    def _failed_direction(self) -> _Direction | None:
+        """Return the direction whose error decides the outcome, or ``None`` after a clean end."""
+        failed = [each for each in self._directions if each.failure is not None]
+        for each in failed:
+            # A read knows better than a send why a connection broke, because TLS has alerts.
+            if each.broken is each.source:
+                return each
+        if failed:
+            return failed[0]
+        for each in self._directions:
+            if each.state is _State.SENDING:  # the time limit has passed
+                why = f"the peer has accepted no data for {self._limit:g} seconds"
+                each.fail(each.sink, each.sink.transport.broken(why))
+                return each
+        return None
 
-        The last error of a connection counts: a read knows better than a send why it broke, because
-        TLS has alerts.
-        """
-        if self._failure is None or self._failure[0] is broken:
-            self._failure = broken, failure
-        self._nursery.cancel_scope.cancel()
+    async def _deliver_complete_data(self, broken: Connection | None) -> None:
+        """If all data of the broken connection was sent, wait until it has arrived."""
+        for each in self._directions:
+            if each.source is broken and each.state is _State.ENDED and each.failure is None:
+                await wait_until_acknowledged(each.sink.stream.socket)
 
     # ---- one direction ----
 
     async def _run_direction(self, direction: _Direction) -> None:
         try:
             await self._copy(direction)
-            direction.complete = True
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-            broken = direction.sink if direction.sending else direction.source
-            if not direction.sending or isinstance(exc, trio.ClosedResourceError):
-                self._end_with(broken, exc)
-            elif self._failure is None:  # first relay what the sink's peer had sent before
-                self._failure = broken, exc
-        direction.sending = False
-        direction.ended = True
-        self._last_moved = trio.current_time()
-        if all(each.ended for each in self._directions):
+            if direction.state is _State.READING:
+                self._end_with(direction, exc)
+            else:  # first relay what the sink's peer had sent before
+                direction.fail(direction.sink, exc)
+        direction.state = _State.ENDED
+        if all(each.state is _State.ENDED for each in self._directions):
             self._nursery.cancel_scope.cancel()  # ends the tasks that check
         else:
             self._limit_the_rest()
@@ -230,8 +246,7 @@ class _Relay:
         """Copy everything, and the end of the stream."""
         source, sink = direction.source, direction.sink
         while source.buffer:
-            direction.sending = True
-            await trio.lowlevel.checkpoint()
+            source.check_open()  # a closed connection keeps its buffer
             await self._send(direction, [source.buffer.take_chunk(None)])
         while chunk := await source.layer.receive():
             if source.tls is not None:
@@ -240,33 +255,33 @@ class _Relay:
                 await self._send(direction, [chunk])
             else:  # the hot path (row relay). Each pass has one checkpoint, in ``receive``.
                 self._last_moved = trio.current_time()
-                direction.sending = True
+                direction.state = _State.SENDING
                 sent = sink.transport.send_nowait(chunk)
                 if sent < len(chunk):
-                    await self._send_rest(direction, memoryview(chunk)[sent:])
-                direction.sending = False
+                    await self._send_rest(sink, memoryview(chunk)[sent:])
+                direction.state = _State.READING
                 direction.count += len(chunk)
-        direction.sending = True
+        self._last_moved = trio.current_time()
+        direction.state = _State.SENDING
         if sink.tls is None:
             await sink.transport.send_eof()
+        else:
+            sink.tls.check_sending()  # ``close_notify`` will be sent by the close
 
     async def _send(self, direction: _Direction, chunks: Sequence[bytes]) -> None:
         self._last_moved = trio.current_time()
-        direction.sending = True
-        if not self._checking:
-            self._check_while_blocked()
+        direction.state = _State.SENDING
+        self._start_checking()
         await direction.sink.layer.send(chunks)
-        direction.sending = False
+        direction.state = _State.READING
         direction.count += sum(map(len, chunks))
 
-    async def _send_rest(self, direction: _Direction, data: memoryview) -> None:
+    async def _send_rest(self, sink: Connection, data: memoryview) -> None:
         """Send what the kernel did not accept at once, in plain text."""
-        if not self._checking:
-            self._check_while_blocked()
-        transport = direction.sink.transport
+        self._start_checking()
         while data:
-            await transport.wait_writable()
-            data = data[transport.send_nowait(data) :]
+            await sink.transport.wait_writable()
+            data = data[sink.transport.send_nowait(data) :]
 
     # ---- time limits ----
 
@@ -279,38 +294,55 @@ class _Relay:
 
     async def _limit_silence(self) -> None:
         # One task for the whole relay: a deadline for each chunk would cost more than the chunk.
-        while (  # noqa: ASYNC110 (the deadline moves)
-            deadline := self._last_moved + self._limit
-        ) > trio.current_time():
+        while (deadline := self._last_moved + self._limit) > trio.current_time():
             await trio.sleep_until(deadline)
+            # If the event loop was blocked, bytes may have arrived in time. Let them move first.
+            await trio.lowlevel.checkpoint()
+            self._look_for_progress()
         self._nursery.cancel_scope.cancel()
 
-    def _check_while_blocked(self) -> None:
-        self._checking = True
-        self._nursery.start_soon(self._check_blocked_sends)
+    def _look_for_progress(self) -> None:
+        """Notice sinks that have accepted a part of a send in progress."""
+        for each in self._directions:
+            sink = each.sink
+            if each.state is _State.SENDING and sink.fileno() >= 0:
+                progress = sink.transport.sent_count, send_queue_size(sink.stream.socket)
+                if progress != each.progress:
+                    each.progress = progress
+                    self._last_moved = trio.current_time()
 
-    async def _check_blocked_sends(self) -> None:
-        while blocked := [each for each in self._directions if each.sending]:
-            for direction in blocked:
-                self._check_blocked_send(direction)
+    # ---- sends in progress ----
+
+    def _start_checking(self) -> None:
+        if not self._checking:
+            self._checking = True
+            self._nursery.start_soon(self._check_sends)
+
+    async def _check_sends(self) -> None:
+        while sending := [each for each in self._directions if each.state is _State.SENDING]:
+            self._look_for_progress()
+            for each in sending:
+                self._check_source(each)
             await trio.sleep(min(_BLOCKED_INTERVAL, self._limit / 4))
         self._checking = False
 
-    def _check_blocked_send(self, direction: _Direction) -> None:
-        """Notice a sink that still reads, if slowly, and a source that is gone."""
-        source, sink = direction.source, direction.sink
-        if source.fileno() < 0:
-            self._end_with(source, trio.ClosedResourceError("this socket was already closed"))
-        if source.fileno() < 0 or sink.fileno() < 0:  # closed by another task
+    def _check_source(self, direction: _Direction) -> None:
+        """Notice that the source is gone, although nobody reads from it."""
+        source = direction.source
+        try:
+            descriptor = source.transport.descriptor()
+        except trio.ClosedResourceError as exc:
+            self._end_with(direction, exc)
             return
-        queue_size = send_queue_size(sink.stream.socket)
-        if queue_size != direction.queue_size:
-            direction.queue_size = queue_size
-            self._last_moved = trio.current_time()
-        if has_hung_up(source.fileno()):
+        if peer_ended(descriptor):
             # A peer that has ended its direction may be gone. A peer that has reset is gone.
             number = source.stream.getsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_ERROR)
             if number in (0, errno.EPIPE):  # EPIPE: it had sent FIN before, so its data is complete
                 self._limit_the_rest()
             else:
-                self._end_with(source, source.transport.broken(os.strerror(number)))
+                self._end_with(direction, source.transport.broken(os.strerror(number)))
+
+    def _end_with(self, direction: _Direction, failure: Exception) -> None:
+        """End the relay, because the source of this direction is broken or closed."""
+        direction.fail(direction.source, failure)
+        self._nursery.cancel_scope.cancel()

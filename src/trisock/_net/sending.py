@@ -237,7 +237,8 @@ class Sender(trio.abc.SendStream):
 
         Raises:
           NotImplementedError: under TLS, because ``trio.SSLStream`` has no half-closed state.
-          trio.BrokenResourceError: the connection is broken.
+          trio.BrokenResourceError: the connection is broken, or an earlier send was cut short. (FIN
+            would claim that the data is complete.)
 
         If cancelled, FIN may or may not have been sent.
         """

@@ -100,7 +100,7 @@ if sys.platform == "win32":  # pragma: no cover (tests run on Linux with ctypes)
     def poll_readable(handle: int) -> int:
         return len(select.select([handle], [], [], 0)[0])
 
-    def has_hung_up(handle: int) -> bool:
+    def peer_ended(handle: int) -> bool:
         return False
 
     def readable_poller(handle: int) -> Callable[[int], object]:
@@ -109,7 +109,7 @@ if sys.platform == "win32":  # pragma: no cover (tests run on Linux with ctypes)
     def writable_poller(handle: int) -> Callable[[int], object]:
         return lambda timeout: select.select([], [handle], [], timeout)[1]
 
-    def is_hung_up(handle: int) -> bool:
+    def sending_is_over(handle: int) -> bool:
         return False
 
     def unread_bytes(handle: int) -> int:
@@ -129,7 +129,7 @@ else:
         poll.register(descriptor, events)
         return sum(found for _, found in poll.poll(0))
 
-    def has_hung_up(descriptor: int) -> bool:
+    def peer_ended(descriptor: int) -> bool:
         """Return whether the peer has sent FIN or a reset, even if data before it is unread.
 
         Only Linux reports a FIN while data is unread.
@@ -148,7 +148,7 @@ else:
         poll.register(descriptor, select.POLLOUT)
         return poll.poll
 
-    def is_hung_up(descriptor: int) -> bool:
+    def sending_is_over(descriptor: int) -> bool:
         """Return whether poll(2) reports that sending is over, such as after a reset.
 
         A peer that has only ended its own side (FIN) may still read, so this returns False then.

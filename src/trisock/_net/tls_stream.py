@@ -228,7 +228,7 @@ class TLSStream:
             with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 while self.engine.unsent and self.send_state is not SendState.OVER:
                     await self._wait_writable()
-                    self._check_sending()
+                    self.check_sending()
                     self._flush_responses()
 
         async with trio.open_nursery() as nursery:
@@ -317,12 +317,12 @@ class TLSStream:
             for piece in pieces(buffers):
                 while True:
                     if engine.failure is not None or self._send_failure is not None:
-                        self._check_sending()
+                        self.check_sending()
                     # Once encrypted, the data must be sent. So first wait until the descriptor is
                     # writable: a cancellation of this wait does no harm.
                     if not self._transport.writable_now():
                         await self._wait_writable()
-                        self._check_sending()  # a reader may have failed meanwhile
+                        self.check_sending()  # a reader may have failed meanwhile
                     await trio.lowlevel.checkpoint_if_cancelled()
                     if engine.write(piece):
                         break
@@ -347,7 +347,7 @@ class TLSStream:
             raise
         self.enter(before)
         if not started:
-            self._check_sending()
+            self.check_sending()
             await trio.lowlevel.checkpoint()
 
     def enter(self, state: SendState) -> None:
@@ -406,10 +406,11 @@ class TLSStream:
 
     async def wait_writable(self) -> None:
         """Wait until a send might not block. A full checkpoint."""
-        self._check_sending()
+        self.check_sending()
         await self._wait_writable()
 
-    def _check_sending(self) -> None:
+    def check_sending(self) -> None:
+        """Raise the error that the next send would raise, if it is already known."""
         self.engine.check()
         if self._send_failure is not None:
             raise self._transport.remember_failure(unraised_copy(self._send_failure))

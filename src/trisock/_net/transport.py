@@ -34,9 +34,9 @@ from .syscalls import (
     SEND_FLAGS,
     abort_connection,
     end_connection,
-    is_hung_up,
     peek_byte,
     poll_readable,
+    sending_is_over,
     unacknowledged_bytes,
     unread_bytes,
     writable_poller,
@@ -78,6 +78,10 @@ class Transport(Descriptor):
     because the peer cannot tell where the next message begins. ``_reset`` is the error of an
     earlier send; a read that finds EOF raises a copy of it. Once ``_at_eof`` is set, a read has
     found EOF: nothing is unread in the kernel, and the peer can send nothing more.
+
+    Attributes:
+      sent_count: how many bytes ``send_nowait`` has sent. A long send that makes progress
+        increases it.
     """
 
     __slots__ = (
@@ -88,6 +92,7 @@ class Transport(Descriptor):
         "_receive_size",
         "_reset",
         "_send_failure",
+        "sent_count",
     )
 
     def __init__(self, stream: trio.SocketStream, raw: socket.socket | None = None) -> None:
@@ -99,6 +104,7 @@ class Transport(Descriptor):
         self._read_failure: Exception | None = None
         self._send_failure: Exception | None = None
         self._reset: trio.BrokenResourceError | None = None
+        self.sent_count = 0
 
     # ---- reading ----
 
@@ -276,7 +282,13 @@ class Transport(Descriptor):
         self.descriptor()  # raises if it was closed while we waited
 
     async def send_eof(self) -> None:
-        """Send FIN. Reading still works. A second call changes nothing. A full checkpoint."""
+        """Send FIN. Reading still works. A second call changes nothing. A full checkpoint.
+
+        Raises the error of an earlier send that was cut short: FIN would claim that the data is
+        complete.
+        """
+        if self._send_failure is not None:
+            self._raise_failure(self._send_failure)
         self.descriptor()
         try:
             await self.stream.send_eof()
@@ -293,7 +305,7 @@ class Transport(Descriptor):
         if self._send_failure or self._read_failure or self._reset or self.eof_sent:
             return False
         try:
-            return not is_hung_up(self.descriptor())
+            return not sending_is_over(self.descriptor())
         except (OSError, trio.ClosedResourceError):  # other code closed the socket
             return False
 
@@ -321,12 +333,15 @@ class Transport(Descriptor):
             self._raise_failure(self._send_failure)
         try:
             if sys.platform == "win32" or len(buffers) == 1:  # Windows has no sendmsg
-                return self._raw.send(buffers[0], flags)
-            return self._raw.sendmsg(buffers, (), flags)
+                sent = self._raw.send(buffers[0], flags)
+            else:
+                sent = self._raw.sendmsg(buffers, (), flags)
         except BlockingIOError:
             return 0
         except OSError as exc:
             raise self.sending_failed(exc) from exc
+        self.sent_count += sent
+        return sent
 
     def sending_failed(self, exc: OSError) -> trio.BrokenResourceError:
         """Return the error to raise after a system call that sends has failed."""

@@ -15,7 +15,7 @@ from .. import _fork, _guard
 from .._address import Address
 from .._arguments import Buffer, bytes_view, quoted, seconds_or_inf
 from .._errors import IncompleteReadError
-from .._net.connection import Connection, ConnectionState
+from .._net.connection import Connection
 from .._net.socket import Socket, new_socket
 from .._not_copyable import NotCopyable
 from .._text import message_without_peer
@@ -234,12 +234,14 @@ class Server(NotCopyable):
         A connection in a handshake, ``starttls`` or ``stoptls`` is skipped, even if that operation
         begins while the broadcast waits for the handler's send. So a connection that used TLS when
         the broadcast began never gets the data in plain text, and a connection that used plain text
-        never gets it over TLS. A client that has half-closed its connection still gets the data.
+        never gets it over TLS. A connection in ``relay`` is skipped in the same way. A client that
+        has half-closed its connection still gets the data.
 
         Args:
           data: the data to send. Mutable data is copied.
           timeout: seconds to wait for the handler's send, and again for the broadcast's own send.
-            With ``math.inf``, a client that does not read blocks the call.
+            With ``math.inf``, a client that does not read blocks the call, and so does a handler's
+            ``send_file`` from a pipe that is silent.
 
         Returns: the number of connections to which all of the data was sent (to the kernel's
         buffers).
@@ -253,11 +255,7 @@ class Server(NotCopyable):
         content = bytes(bytes_view(data))
         limit = seconds_or_inf("timeout", timeout)
         await trio.lowlevel.checkpoint_if_cancelled()
-        targets = [
-            (each, each.generation)
-            for each in self._connections
-            if each.state is not ConnectionState.CHANGING
-        ]
+        targets = [(each, each.generation) for each in self._connections if not each.is_reserved()]
         if not targets:
             await trio.lowlevel.cancel_shielded_checkpoint()
             return 0

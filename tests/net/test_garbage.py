@@ -62,6 +62,21 @@ async def failed_reads(a: Socket, b: Socket) -> None:
             await b.recv_until(b"\n")
 
 
+async def exceeded_limits(a: Socket, b: Socket) -> None:
+    await a.send(b"a line of 21 bytes...\n")
+    reads: list[Callable[[], Awaitable[object]]] = [
+        lambda: b.recv_until(b"\n", max_bytes=9),
+        lambda: b.recv_line(max_bytes=9),
+        lambda: anext(b.lines(max_bytes=9)),
+        lambda: anext(b.lines(max_bytes=9).batches()),
+        lambda: b.recv_frame(1, max_bytes=9),
+        lambda: anext(b.frames(1, max_bytes=9)),
+    ]
+    for read in reads:
+        with contextlib.suppress(trisock.LimitExceededError):
+            await read()
+
+
 async def cancelled_close(a: Socket, b: Socket) -> None:
     with trio.CancelScope() as scope:
         scope.cancel()
@@ -70,7 +85,7 @@ async def cancelled_close(a: Socket, b: Socket) -> None:
         await b.recv()
 
 
-@pytest.mark.parametrize("end", [closed, aborted, failed_reads, cancelled_close])
+@pytest.mark.parametrize("end", [closed, aborted, failed_reads, exceeded_limits, cancelled_close])
 @pytest.mark.parametrize("layer", ["plain", "tls"])
 async def test_an_ended_connection_is_freed_immediately(layer: str, end: End) -> None:
     a, b = await socket_pair(tls=layer == "tls")

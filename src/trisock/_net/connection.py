@@ -261,8 +261,9 @@ class Connection:
         try:
             await self._acquire_both(deadline)
         except trio.TooSlowError:
-            failure = role.failure("TLS handshake", self.peer, "blocked by a broadcast")
-            raise self.transport.remember_failure(failure) from None
+            raise self.transport.remember_failure(
+                role.failure("TLS handshake", self.peer, "blocked by a broadcast")
+            ) from None
         try:
             try:
                 self.transport.check_sending()

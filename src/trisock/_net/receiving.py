@@ -15,6 +15,7 @@ import trio
 from .._arguments import Buffer, bytes_view, check_bool, delimiter_bytes, positive_int, quoted
 from .._errors import (
     IncompleteReadError,
+    LimitExceededError,
     new_incomplete_read_error,
     new_limit_exceeded_error,
 )
@@ -260,8 +261,7 @@ class BufferedReceiver(trio.abc.ReceiveStream):
         if not waited:
             await self._buffered_checkpoint()
         if end is None:
-            failure = new_limit_exceeded_error(max_bytes, self._connection.peer)
-            raise self._connection.transport.remember_failure(failure)
+            raise self._limit_exceeded(max_bytes)
         return end
 
     def lines(
@@ -393,10 +393,7 @@ class BufferedReceiver(trio.abc.ReceiveStream):
         if not waited:
             await self._buffered_checkpoint()
         if length > max_bytes:
-            failure = new_limit_exceeded_error(
-                max_bytes, self._connection.peer, frame_length=length
-            )
-            raise self._connection.transport.remember_failure(failure)
+            raise self._limit_exceeded(max_bytes, frame_length=length)
         return header.size + length
 
     def _take_frame(self, header: FrameHeader, size: int) -> bytes:
@@ -439,6 +436,16 @@ class BufferedReceiver(trio.abc.ReceiveStream):
         entries, size = connection.buffer.entries(), connection.buffer.size
         failure = new_incomplete_read_error(entries, size, expected, connection.peer)
         return connection.transport.remember_failure(failure)
+
+    def _limit_exceeded(
+        self, max_bytes: int, frame_length: int | None = None
+    ) -> LimitExceededError:
+        # The caller must not keep the error in a variable: the error's traceback would refer to the
+        # caller's frame, and the frame to the error.
+        failure = new_limit_exceeded_error(
+            max_bytes, self._connection.peer, frame_length=frame_length
+        )
+        return self._connection.transport.remember_failure(failure)
 
     async def _buffer_at_least(self, n: int, iterating: bool = False) -> bool:
         """Wait until ``n`` bytes are unread. Returns whether it had to wait. Consumes nothing."""

@@ -325,8 +325,38 @@ async def test_wrong_arguments_change_nothing() -> None:
         ):
             with pytest.raises(error):
                 await trisock.relay(*arguments)  # type: ignore[arg-type]
-        for timeout, error in (-1, ValueError), ("1", TypeError), (True, TypeError):
+        for timeout, error in (
+            (-1, ValueError),
+            (0, ValueError),
+            ("1", TypeError),
+            (True, TypeError),
+        ):
             with pytest.raises(error):
                 await trisock.relay(a, b, idle_timeout=timeout)  # type: ignore[arg-type]
         await a.send(b"x")
         assert await b.recv() == b"x"
+
+
+@pytest.mark.parametrize("which", ["a", "b"])
+@pytest.mark.parametrize("layers", [("plain", "plain"), ("tls", "tls")])
+async def test_relay_refuses_a_socket_whose_send_was_cut_short(
+    which: str, layers: tuple[str, str]
+) -> None:
+    (x, a), (b, y) = [await socket_pair(tls=layer == "tls") for layer in layers]
+    broken = a if which == "a" else b
+    async with closing(x, a, b, y):
+        with trio.move_on_after(0.01):
+            await broken.send(bytes(20_000_000))  # more than the kernel's buffers hold
+        assert not broken.info().cansend
+        with pytest.raises(trio.BrokenResourceError, match="cut short"):
+            await trisock.relay(a, b)
+        await assert_reset(y if which == "a" else x)
+
+
+async def test_relay_refuses_a_socket_after_send_eof() -> None:
+    (x, a), (b, y) = await socket_pair(), await socket_pair()
+    async with closing(x, a, b, y):
+        await b.send_eof()
+        with pytest.raises(trio.ClosedResourceError, match="send_eof"):
+            await trisock.relay(a, b)
+        await assert_reset(x)

@@ -74,6 +74,9 @@ class Lines(ItemIterator):
         loop over single lines, for programs that read millions of them. All lines of a list are
         consumed when the list is returned. The limits and the errors are those of ``Socket.lines``.
 
+        Do not use it before ``starttls``: the list with the STARTTLS command may also have lines
+        that an attacker injected, and these lines would not make the handshake fail.
+
         If cancelled, it consumes nothing: the next read starts at the next line.
         """
         return LineBatches(self._next_list)

@@ -68,16 +68,18 @@ async def relay(a: Socket, b: Socket, *, idle_timeout: float | None = None) -> t
     as the peer of ``b`` is         ``close_notify``)
     ==============================  ====================================  ==========================
 
-    TLS has no half-closed state, so ``close_notify`` can only be sent by closing. On a Unix socket
-    there is no reset, and the peer sees EOF instead.
+    ``SSLStream`` has no half-closed state, so ``close_notify`` can only be sent by closing. On a
+    Unix socket, the peer sees a reset only if data from it is unread. Otherwise it sees EOF.
 
     Args:
       a: one socket.
       b: the other socket.
-      idle_timeout: the time limit in seconds. When no byte has moved in either direction for this
-        long, both directions count as ended. ``None`` means no limit while both directions are
-        open. Once one direction has ended, the limit is then 60 seconds. The same holds once the
-        sender of data that cannot be delivered has hung up.
+      idle_timeout: the time limit in seconds, more than 0. When no byte has moved in either
+        direction for this long, both directions count as ended. ``None`` means no limit while both
+        directions are open. Once one direction has ended, the limit is then 60 seconds. The same
+        holds once the sender of data that cannot be delivered has hung up. A kernel reports that
+        its program has read only after many KiB. So a peer that reads slowly can look stalled for
+        seconds, and a limit of a few seconds may reset it.
 
     Returns: the number of bytes from ``a`` to ``b``, and from ``b`` to ``a``. The result does not
     tell whether the peers ended their directions or the time limit did.
@@ -85,10 +87,10 @@ async def relay(a: Socket, b: Socket, *, idle_timeout: float | None = None) -> t
     Raises:
       trio.BrokenResourceError: a connection is broken (``TLSError`` is a subclass). The message
         names the address of the peer that broke it. The other connection was aborted, because its
-        peer must not see a clean end. Also raised if a peer read nothing for the time limit while
-        data for it was waiting.
-      trio.ClosedResourceError: a socket was closed, before the call or by another task. The other
-        one was aborted.
+        peer must not see a clean end. Also raised if a peer accepted nothing for the time limit
+        while data for it was waiting, or if an earlier send on a socket was cut short.
+      trio.ClosedResourceError: a socket was closed, before the call or by another task, or
+        ``send_eof`` was called on it. The other one was aborted.
       trio.BusyResourceError: another task is using one of the sockets. Nothing has changed.
       TypeError, ValueError: an argument is invalid, or both sockets are the same one. Nothing has
         changed.
@@ -105,6 +107,8 @@ async def relay(a: Socket, b: Socket, *, idle_timeout: float | None = None) -> t
     if a is b:
         raise ValueError("a and b must be two different sockets")
     limit = seconds_or_inf("idle_timeout", idle_timeout)
+    if limit == 0:
+        raise ValueError("idle_timeout must be more than 0")
     ends = connection_of(a), connection_of(b)
     # No await between the checks and the reservations: another task must not begin a send.
     for end in ends:
@@ -116,6 +120,7 @@ async def relay(a: Socket, b: Socket, *, idle_timeout: float | None = None) -> t
     try:
         for end in ends:
             await end.sending.acquire()  # waits only for a broadcast in progress
+            end.layer.check_sending()
         counts = await _Relay(*ends, limit).run()
         await _close(*ends)
     except BaseException:

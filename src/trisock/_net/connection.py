@@ -283,6 +283,11 @@ class Connection:
         finally:
             self._release_both()
 
+    def time_out_handshake(self, timeout: float) -> None:
+        """Make the handshake in progress fail, because it has taken ``timeout`` seconds."""
+        if self.tls is not None and not self.transport.closing:
+            self.tls.time_out(timeout)
+
     async def stoptls(self) -> None:
         """End TLS and continue in plain text. Fails if decrypted bytes are unread."""
         self.check_open()

@@ -347,6 +347,10 @@ class Transport(Descriptor):
         After this, only the methods that close the descriptor have an effect.
         """
         self._mark_closing()
+        self.wake_tasks()
+
+    def wake_tasks(self) -> None:
+        """Wake waiting tasks with ``ClosedResourceError``."""
         if self._socket.fileno() >= 0:
             _fork.notify_closing(self._socket.fileno())
 

@@ -191,7 +191,7 @@ class _Relay:
         try:
             for direction in self._directions:
                 if direction.source is broken and direction.complete:
-                    await wait_until_acknowledged(direction.sink.stream.socket)
+                    await wait_until_acknowledged(direction.sink.socket)
             raise failure
         finally:
             del failure
@@ -303,13 +303,13 @@ class _Relay:
             self._end_with(source, trio.ClosedResourceError("this socket was already closed"))
         if source.fileno() < 0 or sink.fileno() < 0:  # closed by another task
             return
-        queue_size = send_queue_size(sink.stream.socket)
+        queue_size = send_queue_size(sink.socket)
         if queue_size != direction.queue_size:
             direction.queue_size = queue_size
             self._last_moved = trio.current_time()
         if has_hung_up(source.fileno()):
             # A peer that has ended its direction may be gone. A peer that has reset is gone.
-            number = source.stream.getsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_ERROR)
+            number = source.socket.getsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_ERROR)
             if number in (0, errno.EPIPE):  # EPIPE: it had sent FIN before, so its data is complete
                 self._limit_the_rest()
             else:

@@ -16,6 +16,8 @@ pytestmark = pytest.mark.parametrize("layer", ["plain", "tls"])
 
 KIB = 1024
 
+MESSAGE = b"\0\0\0\1\n"  # a line, and a frame of one byte
+
 
 async def is_schedule_point(call: Awaitable[object]) -> bool:
     """Await a call that is always a cancel point. Return whether it is also a schedule point."""
@@ -59,7 +61,7 @@ async def test_the_first_send_after_a_buffered_read_is_a_schedule_point(
 ) -> None:
     await a.send(b"x")
     for _ in range(20):
-        a.unrecv(b"line\n")
+        a.unrecv(MESSAGE)
         await READS[name](a)
         assert await is_schedule_point(a.send(b"x"))
 
@@ -70,7 +72,7 @@ async def test_the_first_send_after_a_received_chunk_is_a_schedule_point(
 ) -> None:
     await a.send(b"x")
     for _ in range(5):
-        await b.send(b"line\n")
+        await b.send(MESSAGE)
         await trio.lowlevel.wait_readable(a.fileno())
         await READS[name](a)
         assert await is_schedule_point(a.send(b"x"))

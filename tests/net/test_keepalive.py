@@ -66,7 +66,19 @@ async def test_a_servers_connections_inherit_keepalive_from_the_listening_socket
         server.stop()
     assert found == [ON]
     assert (socket.SOL_SOCKET, socket.SO_KEEPALIVE) not in changed
-    assert (socket.IPPROTO_TCP, socket.TCP_NODELAY) in changed  # by trio.SocketStream
+    assert (socket.SOL_SOCKET, socket.SO_LINGER) in changed  # at the close
+
+
+async def test_accepted_connections_have_the_options_of_trio_streams() -> None:
+    adopted = socket.create_server(("127.0.0.1", 0))
+    for each in (0, trisock.Listener([adopted])):
+        listener = each or await trisock.listen(0, host="127.0.0.1")
+        async with listener:
+            client = await trisock.connect("127.0.0.1", listener.port)
+            async with closing(client, server := await listener.accept()):
+                for option in (trio.socket.TCP_NODELAY, trio.socket.TCP_NOTSENT_LOWAT):
+                    found = server.getsockopt(socket.IPPROTO_TCP, option)
+                    assert found == client.stream.getsockopt(socket.IPPROTO_TCP, option) != 0
 
 
 async def test_setsockopt_turns_keepalive_off(a: Socket, b: Socket) -> None:

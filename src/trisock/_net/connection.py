@@ -53,9 +53,9 @@ class Connection:
     """One connection: its descriptor, its TLS layer, its unread bytes and its locks.
 
     Args:
-      stream: the connection.
+      connection: the connection, as Trio's stream or as Trio's socket.
       side: our side of the connection.
-      raw: the socket under ``stream``, if it is known.
+      raw: the socket under ``connection``, if it is known.
 
     Raises OSError if the connection is already dead (``ENOTCONN``).
 
@@ -94,10 +94,13 @@ class Connection:
     )
 
     def __init__(
-        self, stream: trio.SocketStream, side: Side, raw: stdlib_socket.socket | None = None
+        self,
+        connection: trio.SocketStream | trio.socket.SocketType,
+        side: Side,
+        raw: stdlib_socket.socket | None = None,
     ) -> None:
-        self.transport = Transport(stream, raw)
-        self._local = (raw or stream.socket).getsockname()  # converted to Address lazily
+        self.transport = Transport(connection, raw)
+        self._local = (raw or self.socket).getsockname()  # converted to Address lazily
         self.side: Side = side
         self.connected_host: str | None = None
         self.tls: TLSStream | None = None
@@ -120,6 +123,11 @@ class Connection:
         return self.transport.stream
 
     @property
+    def socket(self) -> trio.socket.SocketType:
+        """The underlying Trio socket."""
+        return self.transport.socket
+
+    @property
     def peer(self) -> Address:
         """The peer's address."""
         return self.transport.peer
@@ -127,11 +135,11 @@ class Connection:
     @property
     def local(self) -> Address:
         """Our own address."""
-        return address_from_sockaddr(self.stream.socket.family, self._local)
+        return address_from_sockaddr(self.socket.family, self._local)
 
     def fileno(self) -> int:
         """Return the file descriptor, or -1 once it is closed."""
-        return self.stream.socket.fileno()
+        return self.socket.fileno()
 
     def is_open(self) -> bool:
         """Return whether data is unread or may still arrive."""
@@ -285,6 +293,11 @@ class Connection:
             return self.tls_info
         finally:
             self._release_both()
+
+    def time_out_handshake(self, timeout: float) -> None:
+        """Make the handshake in progress fail, because it has taken ``timeout`` seconds."""
+        if self.tls is not None and not self.transport.closing:
+            self.tls.time_out(timeout)
 
     async def stoptls(self) -> None:
         """End TLS and continue in plain text. Fails if decrypted bytes are unread."""

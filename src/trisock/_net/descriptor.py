@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import socket
+import socket as stdlib_socket
 import weakref
 from typing import TypeVar
 
@@ -25,21 +25,27 @@ class Descriptor:
     Args: as in ``Transport``.
 
     Attributes:
-      stream: the connection.
       closing: whether this side has begun to close the connection.
     """
 
-    __slots__ = ("_failures", "_peer", "_raw", "_socket", "closing", "stream")
+    __slots__ = ("_failures", "_peer", "_raw", "_socket", "_stream", "closing")
 
-    def __init__(self, stream: trio.SocketStream, raw: socket.socket | None = None) -> None:
-        self.stream = stream
-        self._socket = stream.socket
-        self._raw: socket.socket | BorrowedSocket
-        if raw is not None and raw.fileno() == stream.socket.fileno():
+    def __init__(
+        self,
+        connection: trio.SocketStream | trio.socket.SocketType,
+        raw: stdlib_socket.socket | None,
+    ) -> None:
+        self._stream: trio.SocketStream | None = None
+        if isinstance(connection, trio.SocketStream):
+            self._stream = connection
+            connection = connection.socket
+        self._socket = connection
+        self._raw: stdlib_socket.socket | BorrowedSocket
+        if raw is not None and raw.fileno() == connection.fileno():
             self._raw = raw
         else:
-            self._raw = BorrowedSocket(stream.socket)
-        self._peer = stream.socket.getpeername()  # converted to Address lazily
+            self._raw = BorrowedSocket(connection)
+        self._peer = connection.getpeername()  # converted to Address lazily
         self.closing = False
         # The failures that ``caused`` recognizes. The keys are ids, because the class of an
         # exception may not support hashing or comparison.
@@ -47,6 +53,18 @@ class Descriptor:
 
     def __str__(self) -> str:
         return f"the connection with {self.peer}"
+
+    @property
+    def socket(self) -> trio.socket.SocketType:
+        """Trio's socket. Closing it or transferring data with it breaks the connection."""
+        return self._socket
+
+    @property
+    def stream(self) -> trio.SocketStream:
+        """Trio's stream. It is created when it is first needed (rows connections, memory)."""
+        if self._stream is None:
+            self._stream = trio.SocketStream(self._socket)
+        return self._stream
 
     @property
     def peer(self) -> Address:

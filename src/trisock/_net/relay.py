@@ -229,7 +229,7 @@ class _Relay:
         """If all data of the broken connection was sent, wait until it has arrived."""
         for each in self._directions:
             if each.source is broken and each.state is _State.ENDED and each.failure is None:
-                await wait_until_acknowledged(each.sink.stream.socket)
+                await wait_until_acknowledged(each.sink.socket)
 
     # ---- one direction ----
 
@@ -341,7 +341,7 @@ class _Relay:
             return
         if peer_ended(descriptor):
             # A peer that has ended its direction may be gone. A peer that has reset is gone.
-            number = source.stream.getsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_ERROR)
+            number = source.socket.getsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_ERROR)
             if number in (0, errno.EPIPE):  # EPIPE: it had sent FIN before, so its data is complete
                 self._limit_the_rest()
             else:

@@ -233,7 +233,7 @@ class Socket(NotCopyable, BufferedReceiver, Sender, trio.abc.HalfCloseableStream
 
         Reading from it or writing to it breaks the Socket.
         """
-        return self._connection.stream.socket
+        return self._connection.socket
 
     @property
     def tls(self) -> TLSInfo | None:
@@ -298,9 +298,9 @@ class Socket(NotCopyable, BufferedReceiver, Sender, trio.abc.HalfCloseableStream
         """Set a socket option; see ``socket.socket.setsockopt``."""
         self._connection.check_open()
         if value is None and length is not None:
-            self.stream.setsockopt(level, option, None, length)
+            self._connection.socket.setsockopt(level, option, None, length)
         elif value is not None and length is None:
-            self.stream.setsockopt(level, option, value)
+            self._connection.socket.setsockopt(level, option, value)
         else:
             raise TypeError("setsockopt takes a value, or None and a length")
 
@@ -313,7 +313,7 @@ class Socket(NotCopyable, BufferedReceiver, Sender, trio.abc.HalfCloseableStream
     def getsockopt(self, level: int, option: int, buffersize: int = 0) -> int | bytes:
         """Return a socket option; see ``socket.socket.getsockopt``."""
         self._connection.check_open()
-        return self.stream.getsockopt(level, option, buffersize)
+        return self._connection.socket.getsockopt(level, option, buffersize)
 
 
 def new_socket(connection: Connection) -> Socket:

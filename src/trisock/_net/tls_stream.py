@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import math
 from collections.abc import Sequence
 
 import trio
@@ -108,12 +109,25 @@ class TLSStream:
         After a failure or a cancellation the connection is unusable. ``final_bytes`` then returns
         the bytes to send before closing.
         """
-        with trio.CancelScope(deadline=deadline) as scope:
-            await self._runner.do_handshake()
-            self._check_sent()
-        if scope.cancelled_caught:
-            raise self.engine.fail(f"not finished within {timeout:g} seconds")
+        try:
+            if deadline == math.inf:  # no scope is cheaper (row tls-handshakes)
+                await self._runner.do_handshake()
+            else:
+                with trio.CancelScope(deadline=deadline) as scope:
+                    await self._runner.do_handshake()
+                if scope.cancelled_caught:
+                    self.time_out(timeout)
+        except trio.ClosedResourceError:
+            self.engine.check()  # raises if ``time_out`` has woken us
+            raise
+        self.engine.check()
+        self._check_sent()
         return self.engine.finish_handshake()
+
+    def time_out(self, timeout: float) -> None:
+        """Make the handshake in progress fail, because it has taken ``timeout`` seconds."""
+        self.engine.fail(f"not finished within {timeout:g} seconds")
+        self._transport.wake_tasks()
 
     def _check_sent(self) -> None:
         """Raise an error if ``SSLStream`` could not send: it does not notice this itself."""

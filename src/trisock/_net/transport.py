@@ -1,8 +1,9 @@
 """Transport: one connection's descriptor, with no TLS and no buffer.
 
-A Transport uses the descriptor of a ``trio.SocketStream``. Unlike the stream, it tries one plain
-system call first and waits only after ``EAGAIN``. It can also read and write without waiting (for
-``peek`` and TLS), and send several buffers in one call. Closing it does not lose data in flight.
+A Transport uses the descriptor of one of Trio's sockets. Unlike ``trio.SocketStream``, it tries one
+plain system call first and waits only after ``EAGAIN``. It can also read and write without waiting
+(for ``peek`` and TLS), and send several buffers in one call. Closing it does not lose data in
+flight.
 
 After a failed send, reads continue until EOF or an error, because data that the peer sent earlier
 may still be in the kernel.
@@ -65,9 +66,10 @@ class Transport(Descriptor):
     """One connection's descriptor. ``str`` names the connection in an error.
 
     Args:
-      stream: the connection. Only the Transport may read, write or close the stream. Other code
-          may use the stream for everything else, such as socket options.
-      raw: the ``socket.socket`` that the stream was made from, if known. Calls on ``raw`` are
+      connection: the connection, as Trio's stream or as Trio's socket. Only the Transport may
+          read, write or close it. Other code may use it for everything else, such as socket
+          options.
+      raw: the ``socket.socket`` that the connection was made from, if known. Calls on ``raw`` are
           cheaper than calls on a ``BorrowedSocket``, and just as safe.
 
     Raises OSError if the connection is already dead (``ENOTCONN``).
@@ -95,8 +97,10 @@ class Transport(Descriptor):
         "sent_count",
     )
 
-    def __init__(self, stream: trio.SocketStream, raw: socket.socket | None = None) -> None:
-        super().__init__(stream, raw)
+    def __init__(
+        self, connection: trio.SocketStream | trio.socket.SocketType, raw: socket.socket | None
+    ) -> None:
+        super().__init__(connection, raw)
         self._receive_size = RECEIVE_SIZE
         self._eagain_count = 0
         self._poll_writable: Callable[[int], object] | None = None
@@ -362,6 +366,10 @@ class Transport(Descriptor):
         After this, only the methods that close the descriptor have an effect.
         """
         self._mark_closing()
+        self.wake_tasks()
+
+    def wake_tasks(self) -> None:
+        """Wake waiting tasks with ``ClosedResourceError``."""
         if self._socket.fileno() >= 0:
             _fork.notify_closing(self._socket.fileno())
 

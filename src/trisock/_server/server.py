@@ -22,6 +22,7 @@ from .._text import message_without_peer
 from .._tls.roles import ClientTLS, TLSArgument, TLSRole, resolve_role
 from .accepting import Acceptor
 from .broadcast import Broadcast
+from .handshake_timer import HandshakeTimer
 from .listener import Listener, listen, take_over
 from .listening import ListeningSockets
 from .slots import Slots
@@ -146,10 +147,9 @@ class Server(NotCopyable):
         self._listening = listening
         self._handler = handler
         self._tls = tls
-        self._handshake_timeout = handshake_timeout
         self._slots = None if max_connections is None else Slots(max_connections)
         self._connections: dict[Connection, Socket] = {}
-        self._handshakes: set[Connection] = set()
+        self._handshakes = HandshakeTimer(handshake_timeout)
         self._counts: Counter[str] = Counter()
         self._accept_scope = trio.CancelScope()
         self._handler_scope = trio.CancelScope()
@@ -284,13 +284,18 @@ class Server(NotCopyable):
                 async with trio.open_nursery() as handler_nursery:
                     self._handler_nursery = handler_nursery
                     with self._accept_scope:
-                        await Acceptor(
-                            self._listening, self._slots, self.closing, self._start
-                        ).run()
+                        await self._accept()
         finally:
             self.closing.set()
             self._listening.close()
             self._closed.set()
+
+    async def _accept(self) -> None:
+        """Accept connections and time their handshakes, until the server closes."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._handshakes.run)
+            await Acceptor(self._listening, self._slots, self.closing, self._start).run()
+            nursery.cancel_scope.cancel()
 
     def _start(self, connection: Connection) -> None:
         """Start a task for a connection."""
@@ -379,10 +384,13 @@ class Server(NotCopyable):
     async def _handshake(self, connection: Connection) -> bool:
         """Do the TLS handshake. Return whether it succeeded, and log a failure."""
         assert self._tls is not None
+        if self.closing.is_set():  # Server.stop was called before this task ran
+            self._counts["refused"] += 1
+            return False
         self._handshakes.add(connection)
         try:
             await connection.starttls(
-                self._tls, https_compatible=False, timeout=self._handshake_timeout, close=False
+                self._tls, https_compatible=False, timeout=math.inf, close=False
             )
         except Exception as exc:
             if type(exc) is trio.ClosedResourceError and self.closing.is_set():

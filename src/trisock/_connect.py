@@ -57,7 +57,7 @@ async def connect(
       tls: ``True`` starts TLS immediately: the server's certificate must match ``host`` and chain
         to the system's trust store. ``None`` means plain text. Any other value is passed to
         ``Socket.starttls``, and must be for a TLS client.
-      https_compatible: as in ``Socket.starttls``. It needs ``tls``.
+      https_compatible: as in ``Socket.starttls``. ``True`` is allowed only with ``tls``.
       local_address: the local address to connect from.
 
     Returns: a ``Socket`` whose side is ``"client"``.

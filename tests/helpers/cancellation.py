@@ -114,7 +114,7 @@ class Attempt(trio.abc.Instrument):
 
 
 def at_every_cancel_point(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
-    """Run a test once for each cancel point of the call that it makes with ``attempt``."""
+    """Run a test once for each cancel point. The test makes its call with ``attempt``."""
 
     @functools.wraps(test)
     async def repeated(**fixtures: object) -> None:

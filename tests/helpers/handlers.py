@@ -1,4 +1,4 @@
-"""Handlers without faults, and a check of what ``check_handler`` finds in others."""
+"""Handlers without faults, and a check of the faults that ``check_handler`` finds."""
 
 from __future__ import annotations
 

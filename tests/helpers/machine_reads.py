@@ -122,7 +122,7 @@ class Peek(Read):
 
 @dataclass(frozen=True)
 class Skip(Read):
-    """``skip_until``. Its result counts as the text of the number."""
+    """``skip_until``. A step returns its result, a number, as decimal text."""
 
     delimiter: bytes
 
@@ -304,7 +304,7 @@ class Next(Read):
 
 @dataclass(frozen=True)
 class Batch(Read):
-    """A read of a batch of lines. Its result counts as the lines with their delimiters, joined."""
+    """A read of a batch of lines. A step returns the lines joined, with their delimiters."""
 
     opened: Opened
 
@@ -323,7 +323,7 @@ class Batch(Read):
         start = taken[0].count
         while got and start < len(got[0]):  # the model does not know the size of the batch
             _, size, ending = self.opened.format.next_item(unread, start, end)
-            assert size, f"the batch has more than the next lines: {ending}"
+            assert size, f"the batch is longer than the lines that were expected: {ending}"
             start += size
         return Expected([Taken(bytes(unread[:start]), start)], None)
 

@@ -28,7 +28,7 @@ def make_site(authority: Authority, directory: Path) -> Site:
 
 
 def site_certificate(authority: Authority, *names: str) -> Certificate:
-    """Return a certificate for these names, or for those of this machine."""
+    """Return a certificate for ``names``. The default is the names of the local host."""
     names = names or ("localhost", "127.0.0.1", "::1")
     # OpenLDAP rejects a certificate without a common name.
     return issue(authority, *names, common_name=names[0])

@@ -18,7 +18,7 @@ EVERYWHERE = pytest.mark.parametrize(
 
 
 async def assert_cannot_send(sock: Socket) -> None:
-    """Check that info says what a send then confirms."""
+    """Check that ``info().cansend`` is False and that a send fails."""
     assert not sock.info().cansend
     with pytest.raises((trio.BrokenResourceError, trio.ClosedResourceError)):
         await sock.send(b"x")

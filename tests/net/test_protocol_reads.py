@@ -109,7 +109,7 @@ async def test_skip_until_finds_a_delimiter_however_it_is_split(
                 a.unrecv(whole[start:end])
             assert await a.skip_until(delimiter) == skipped
             assert await a.recv_exactly(len(whole) - skipped) == whole[skipped:]
-    # The same, but byte by byte from the kernel, so that all but the last bytes are dropped.
+    # Skip again, but let the bytes arrive one by one: all but the last ones are dropped early.
     counts: list[int] = []
 
     async def skip() -> None:
@@ -381,7 +381,7 @@ async def test_an_abort_wakes_a_peek_that_waits(layer: str, a: Socket, b: Socket
         await a.peek(wait=True)
 
 
-# ---- all of them ----
+# ---- frames and lines ----
 
 
 @BOTH_LAYERS

@@ -38,7 +38,7 @@ async def test_one_in_sixteen_sends_is_a_schedule_point(a: Socket) -> None:
     assert all(any(found[i : i + 16]) for i in range(len(found) - 15))
 
 
-async def test_most_sends_in_a_row_are_no_schedule_points(a: Socket) -> None:
+async def test_most_sends_in_a_row_are_not_schedule_points(a: Socket) -> None:
     found = await schedule_points(a, b"x", 100)
     assert sum(found) < 10
 

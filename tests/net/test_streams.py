@@ -120,7 +120,7 @@ async def test_every_async_method_is_a_cancel_point(layer: str, a: Socket, b: So
 @pytest.mark.parametrize("layer", ["plain", "tls"])
 async def test_every_use_of_the_transport_is_a_schedule_point(a: Socket, b: Socket) -> None:
     for send in (lambda: b.send(b"x"), lambda: b.send(b"x", b"y"), lambda: b.send()):
-        b.unrecv(b"read before the send")  # later sends in a row may be only cancel points
+        b.unrecv(b"read before the send")  # so the send is a schedule point
         await b.recv()
         with trio.testing.assert_checkpoints():
             await send()

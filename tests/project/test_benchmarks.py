@@ -137,7 +137,7 @@ def test_a_relay_that_loses_data_gets_no_result(
     assert "of 131072 bytes" in str(result.series["lossy"].failure)
 
 
-def test_a_peer_without_the_work_of_a_row_is_reported(setup: Setup) -> None:
+def test_a_peer_without_a_server_for_a_row_is_reported(setup: Setup) -> None:
     result = compete(ROWS["relay"], [PEERS["asyncio"]], setup, amount=MIB, rounds=1)
     assert result.series["asyncio"].failure == "has no server for 'relay'"
 

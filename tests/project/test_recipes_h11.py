@@ -85,7 +85,7 @@ async def test_a_connection_that_the_server_ends_is_not_reusable() -> None:
             await connection.get("/")
 
 
-async def test_bytes_behind_a_response_make_the_connection_unusable() -> None:
+async def test_bytes_after_a_response_make_the_connection_unusable() -> None:
     async with talking(WITH_LENGTH + OK) as (connection, _):
         await connection.get("/")
         assert not connection.reusable

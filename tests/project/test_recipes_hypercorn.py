@@ -122,11 +122,11 @@ async def test_a_websocket_works(roles: Roles) -> None:
 
 @pytest.mark.parametrize("leave", [Socket.close, Socket.abort])
 @pytest.mark.parametrize("sent", [b"", b"GET / HT", b"SSH-2.0\r\n\r\n", GET, GET * 10])
-async def test_clients_that_vanish_end_only_their_own_connection(
+async def test_a_vanished_client_ends_only_its_own_connection(
     roles: Roles, sent: bytes, leave: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = Config()
-    config.keep_alive_timeout = 0.1  # so long hypercorn waits after the client has left
+    config.keep_alive_timeout = 0.1  # hypercorn waits this long after a client leaves
     async with hosting(recipe.hello, roles, config) as (server, _):
         sock = await connect(server, roles)
         await sock.send(sent)
@@ -206,7 +206,7 @@ async def app(scope, receive, send):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-async def test_an_application_of_ones_own_finishes_its_requests(
+async def test_an_application_of_the_user_finishes_its_requests(
     tmp_path: Path, signum: signal.Signals
 ) -> None:
     (tmp_path / "own.py").write_text(APP)

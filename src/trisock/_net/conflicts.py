@@ -19,7 +19,7 @@ class ConflictDetector:
 
     Args:
       action: what a task does with the resource, such as ``"reading from"``.
-      resource: its ``str`` names it in an error. It is formatted only for an error.
+      resource: error messages name it with ``str(resource)``. Only an error calls this ``str``.
 
     Attributes:
       in_use: whether a task is using the direction.

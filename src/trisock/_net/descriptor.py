@@ -1,4 +1,4 @@
-"""Descriptor: the descriptor of one connection, and the errors that name its peer."""
+"""Descriptor: the file descriptor of one connection, and the errors that name its peer."""
 
 from __future__ import annotations
 

@@ -47,7 +47,8 @@ class FrameHeader:
         self._unpack_from: Callable[[bytes, int], tuple[int]]
         self._pack: Callable[[int], bytes]
         if isinstance(header, str):
-            if not re.fullmatch("[!><][BHILQ]", header):
+            # Without "!", ">" or "<", a wire format would depend on the machine. One byte does not.
+            if not re.fullmatch("[!><]?B|[!><][HILQ]", header):
                 raise ValueError(
                     'header must be a struct format of one unsigned integer after "!", ">" or "<", '
                     f'such as "!I", not {quoted(header)}'

@@ -16,8 +16,8 @@ from .frame_header import frame_header
 from .send_file import check_arguments, open_source, send_file
 
 # Sends in a row are cheaper if not all of them are schedule points (row send). Between two schedule
-# points, they may send _SEND_CREDIT bytes. Each counts as at least _MIN_CREDIT bytes. So among 16
-# sends in a row, at least one is a schedule point, and so is at least one in each MiB.
+# points, they may send _SEND_CREDIT bytes. Each send counts as at least _MIN_CREDIT bytes. So among
+# 16 sends in a row, at least one is a schedule point, and so is at least one send in each MiB.
 _MIN_CREDIT = 65536
 _SEND_CREDIT = 15 * _MIN_CREDIT
 

@@ -54,8 +54,8 @@ _LARGE_RECEIVE_SIZE = 131072
 _MAX_EAGAINS = 4
 _WAIT_FIRST_READS = 15
 
-# The failure of a connection that this side has closed. It is never raised itself, because that
-# would add a traceback to it each time.
+# The failure of a connection that this side has closed. Calls raise a new error
+# instead, because raising this one would add a traceback to it each time.
 _CLOSED = trio.ClosedResourceError()
 
 # Why sends fail after a cancelled send. The peer cannot tell where the next message begins.
@@ -216,7 +216,7 @@ class Transport(Descriptor):
     # ---- writing ----
 
     async def send(self, buffers: Sequence[bytes | memoryview], *, schedule: bool = True) -> None:
-        """Send all bytes of all buffers. A cancel point.
+        """Send all bytes of all buffers. Every call is a cancel point.
 
         If cancelled before the first byte is sent, it changes nothing. If cancelled later, every
         later send fails.
@@ -348,7 +348,7 @@ class Transport(Descriptor):
         return sent
 
     def sending_failed(self, exc: OSError) -> trio.BrokenResourceError:
-        """Return the error to raise after a system call that sends has failed."""
+        """Return the error to raise for a failed send. ``exc`` is the system call's error."""
         failure = self._broken_from(exc)
         # EPIPE means that the peer had sent FIN before, so the EOF of later reads is genuine. After
         # any other error, the kernel reports only EOF, so keep the error for a later read.
@@ -427,10 +427,10 @@ class Transport(Descriptor):
         self._read_failure = self._send_failure = _CLOSED
 
     def _is_drained(self) -> bool:
-        """Return whether no later input can destroy data in flight.
+        """Return whether data in flight is safe from later input.
 
-        Either the peer's FIN has been read, or all input has been read and the peer has
-        acknowledged all our data.
+        It is safe if the peer's FIN has been read, or if all input has been read and the peer
+        has acknowledged all our data.
         """
         if self._at_eof:  # usual after a short connection (rows connections and connections1)
             return True

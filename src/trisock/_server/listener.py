@@ -202,10 +202,10 @@ class Listener(NotCopyable, trio.abc.Listener[Socket]):
     Raises:
       TypeError, ValueError: ``sockets`` is empty, or one of them is not a listening stream socket.
 
-    Accepted connections have the options of ``trio.SocketStream`` (such as ``TCP_NODELAY``) and TCP
-    keepalive, with the times of ``connect``. A socket in ``sockets`` whose keepalive is already on
-    keeps its own times. A connection that is already in the backlog of such a socket has the
-    options that the socket had when the client connected.
+    All accepted connections have the options of ``trio.SocketStream`` (such as ``TCP_NODELAY``) and
+    TCP keepalive, with the times of ``connect``. If keepalive is already on for one of the
+    ``sockets``, this socket keeps its own times. If a connection is already in the backlog of one
+    of the ``sockets``, it has the options that this socket had when the client connected.
     To turn keepalive off for one connection, call ``Socket.setsockopt``.
     """
 

@@ -71,7 +71,7 @@ class ListeningSockets:
         self.closed = False
         self.dropped = 0
         # A connection that was accepted in advance. The next accept returns it. After a fork, it
-        # still belongs to the process that accepted it, whose ID we keep.
+        # still belongs to the process that accepted it. ``_ahead_pid`` is that process's ID.
         self._ahead: Connection | None = None
         self._ahead_pid = 0
 

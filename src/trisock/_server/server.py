@@ -327,7 +327,7 @@ class Server(NotCopyable):
         except BaseException as exc:
             failure = exc
         deadline = trio.current_effective_deadline()
-        # A finite deadline may be that of a scope that the handler has left open.
+        # A finite deadline may come from a cancel scope that the handler entered but never exited.
         if failure is None and deadline == math.inf and connection.close_if_drained():
             self._counts["active"] -= 1
             if self._slots is not None:

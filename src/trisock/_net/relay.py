@@ -311,7 +311,7 @@ class _Relay:
         for each in self._directions:
             sink = each.sink
             if each.state is _State.SENDING and sink.fileno() >= 0:
-                progress = sink.transport.sent_count, send_queue_size(sink.stream.socket)
+                progress = sink.transport.sent_count, send_queue_size(sink.socket)
                 if progress != each.progress:
                     each.progress = progress
                     self._last_moved = trio.current_time()

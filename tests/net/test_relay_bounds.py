@@ -109,14 +109,14 @@ async def test_a_peer_that_reads_nothing_for_the_limit_is_broken(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(flood, relayed.x)
             await relayed.assert_broken_by(relayed.y)
-            # The kernels may still move bytes while the clock jumps.
+            # The kernel may still move bytes while the clock jumps.
             assert LIMIT <= trio.current_time() - start <= 4 * LIMIT
             with pytest.raises(trio.BrokenResourceError):
                 await read_all(relayed.y)
 
 
 @pytest.mark.parametrize("layers", [("plain", "plain"), ("tls", "tls")], ids="-".join)
-async def test_a_source_that_ended_does_not_wait_for_a_stalled_peer(
+async def test_a_stalled_peer_has_a_limit_once_the_source_ended(
     layers: tuple[str, str], jumping_clock: trio.testing.MockClock
 ) -> None:
     """The peer that has ended its direction may be gone, so the default limit applies."""
@@ -147,7 +147,7 @@ async def test_a_slow_reader_is_not_taken_for_a_stalled_one(
             nursery.start_soon(send_and_end, relayed.x, b"x" * size)
             while received < size:
                 await trio.sleep(2)
-                received += len(await relayed.y.recv())  # up to 64 KiB, from the kernel
+                received += len(await relayed.y.recv())  # up to 64 KiB
                 while relayed.y.info().buffered:
                     received += len(await relayed.y.recv())
             await end(relayed.y)
@@ -156,7 +156,7 @@ async def test_a_slow_reader_is_not_taken_for_a_stalled_one(
 
 
 @EACH_LAYER
-async def test_a_slow_reader_needs_no_report_of_the_send_queue(
+async def test_a_slow_reader_is_tolerated_without_the_send_queues_size(
     layers: tuple[str, str],
     jumping_clock: trio.testing.MockClock,
     monkeypatch: pytest.MonkeyPatch,
@@ -177,7 +177,7 @@ async def test_a_slow_reader_needs_no_report_of_the_send_queue(
 async def test_bytes_that_arrived_before_the_limit_are_relayed(
     still_clock: trio.testing.MockClock,
 ) -> None:
-    """The event loop is blocked until after the limit, so the reader and the limit both wake."""
+    """Data arrives before the limit, but the event loop notices both only after the limit."""
     for _ in range(12):  # Trio wakes the tasks of one pass in random order
         async with relaying(("plain", "plain"), idle_timeout=1, small=True) as relayed:
             await trio.testing.wait_all_tasks_blocked()
@@ -191,7 +191,7 @@ async def test_bytes_that_arrived_before_the_limit_are_relayed(
 async def test_progress_just_before_the_limit_counts(
     jumping_clock: trio.testing.MockClock,
 ) -> None:
-    """The sends in progress are checked once a second: last when 10 seconds have passed."""
+    """Blocked sends are checked once a second. The last check before the limit is at 10 s."""
     async with relaying(("plain", "plain"), idle_timeout=10.5, small=True) as relayed:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(flood, relayed.x)
@@ -244,10 +244,10 @@ async def test_the_limit_begins_when_the_stalled_sender_hangs_up(
 async def test_data_of_a_sender_that_left_waits_for_a_slow_reader(
     jumping_clock: trio.testing.MockClock,
 ) -> None:
-    """The reset follows the sender's FIN (EPIPE), so the data before FIN is complete."""
+    """EPIPE means that the reset came after the sender's FIN, so the data is complete."""
     data = bytes(range(250)) * 1200
     (x, a), (b, y) = await socket_pair(), await socket_pair()
-    a.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1_000_000)  # has room for all of the rest
+    a.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1_000_000)  # room for all of the data
     b.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
     relayed = Relayed(x, a, b, y)
     async with closing(x, a, b, y), trio.open_nursery() as nursery:
@@ -257,7 +257,7 @@ async def test_data_of_a_sender_that_left_waits_for_a_slow_reader(
         await y.send(b"x")  # x is closed, so its kernel answers with a reset
         while not poll_readable(a.fileno()) & select.POLLERR:
             await trio.lowlevel.checkpoint()
-        await trio.sleep(LIMIT / 2)  # a check of the source finds the error
+        await trio.sleep(LIMIT / 2)  # meanwhile, a check of the source finds the reset
         assert await y.recv_exactly(len(data)) == data
 
 
@@ -366,7 +366,7 @@ async def test_a_finished_relay_is_freed_immediately(
         gc.enable()
 
 
-# ---- chance ----
+# ---- random sizes ----
 
 
 @EACH_LAYER

@@ -158,7 +158,7 @@ class Client:
             loop.run()
 
     def idle_relays(self, count: int) -> None:
-        """Open ``count`` more relays, send a message each way through each, and keep them open."""
+        """Open ``count`` more relays, test each one in both directions, and keep them open."""
         for _ in range(count):
             ends = self._open_relay()
             for sock, other in (ends, ends[::-1]):

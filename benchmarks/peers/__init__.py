@@ -2,8 +2,8 @@
 
 Each server is written as an experienced user of the library would write it, without tuning. All
 servers read at most 64 KiB, write 64 KiB at a time, and keep the library's default for TCP_NODELAY.
-There are seven kinds of work on a connection. The servers of the two Trio peers can do all of them,
-HAProxy only ``relay``, and the other servers all but ``relay``:
+There are seven kinds of work on a connection. The servers of the two Trio peers can do all seven.
+HAProxy can do only ``relay``. The other servers can do all kinds except ``relay``:
 
 - ``echo``: echo everything until EOF.
 - ``receive``: receive a request, which is a decimal number, and echo it. Then read and drop that

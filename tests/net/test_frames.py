@@ -19,7 +19,7 @@ from trisock._net.receive_buffer import ReceiveBuffer
 
 BOTH_LAYERS = pytest.mark.parametrize("layer", ["plain", "tls"])
 
-# A way to read frames with a header of one byte. It reads at most one frame, or none at the end.
+# A way to read all frames until EOF. Each frame has a header of one byte.
 Read = Callable[[Socket], AsyncIterator[bytes]]
 
 
@@ -84,7 +84,7 @@ def test_a_header_is_a_struct_format_or_a_size(
     "header",
     ["", "!", "!b", "!i", "!II", "2I", "1I", "!I\n", " I", "! I", "=N", "<N", "P", "f", "4s", "x"],
 )
-async def test_a_format_of_no_single_unsigned_integer_is_refused(header: str, a: Socket) -> None:
+async def test_a_format_other_than_one_unsigned_integer_is_refused(header: str, a: Socket) -> None:
     with pytest.raises(ValueError, match='such as "!I"'):
         a.frames(header)
     with pytest.raises(ValueError, match='such as "!I"'):
@@ -101,14 +101,14 @@ def test_a_header_that_depends_on_the_machine_is_refused(order: str, code: str) 
 
 
 @pytest.mark.parametrize("header", [0, 9, -1, 10**30])
-async def test_a_header_has_one_to_eight_bytes(header: int, a: Socket) -> None:
+async def test_a_header_size_outside_one_to_eight_bytes_is_refused(header: int, a: Socket) -> None:
     with pytest.raises(ValueError, match="1 to 8"):
         a.frames(header)
 
 
 @pytest.mark.parametrize("header", [True, 4.0, b"!I", None, [4], struct.Struct("!I")])
 async def test_a_header_of_another_type_is_refused(header: object, a: Socket) -> None:
-    frame_header(1)  # this must not make True valid
+    frame_header(1)  # fills the cache: True == 1, but True must be refused
     with pytest.raises(TypeError, match="header must be"):
         a.frames(header)  # type: ignore[arg-type]
 
@@ -135,7 +135,7 @@ def test_split_stops_before_an_incomplete_or_a_long_frame() -> None:
 # ---- the receive buffer ----
 
 
-def test_a_batch_of_frames_consumes_what_it_has_yielded() -> None:
+def test_take_frames_consumes_only_the_frames_that_it_has_yielded() -> None:
     for taken in range(4):
         buffer = ReceiveBuffer()
         buffer.append(b"\1a\0\2bc\4d")
@@ -296,12 +296,12 @@ async def test_the_longest_possible_length_is_over_the_limit(a: Socket) -> None:
         assert caught.value.frame_length == 2**64 - 1
     async with trio.open_nursery() as nursery:
         nursery.start_soon(lambda: a.recv_frame("!Q", max_bytes=2**70))
-        await trio.testing.wait_all_tasks_blocked()  # it waits for the body
+        await trio.testing.wait_all_tasks_blocked()  # recv_frame waits for the body
         nursery.cancel_scope.cancel()
     assert await a.recv() == b"\xff" * 8 + b"body"
 
 
-async def test_frames_before_one_over_the_limit_are_returned(a: Socket) -> None:
+async def test_frames_before_a_frame_over_the_limit_are_returned(a: Socket) -> None:
     a.unrecv(b"\1a\2bc\3def\1g")
     got = []
     with pytest.raises(LimitExceededError) as caught:

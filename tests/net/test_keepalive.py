@@ -93,7 +93,7 @@ async def test_an_adopted_listening_socket_gets_keepalive(defaults: tuple[int, .
     async with trisock.Listener([raw]) as listener:
         late = socket.create_connection(raw.getsockname())
         with early, late:
-            # The first connection was already in the backlog, so it has no keepalive.
+            # The connection that was already waiting in the backlog keeps the default options.
             for expected in (defaults, ON):
                 async with closing(sock := await listener.accept()):
                     assert keepalive(sock) == expected

@@ -128,7 +128,7 @@ async def send_eof_during_close(sock: Socket, _: Socket) -> None:
     send_eof = sock.stream.send_eof
 
     async def close_first() -> None:
-        sock.abort()  # as another task might, before the call reaches shutdown(2)
+        sock.abort()  # another task might do this before send_eof calls shutdown(2)
         await send_eof()
 
     sock.stream.send_eof = close_first  # type: ignore[method-assign]

@@ -51,14 +51,14 @@ async def test_recv_line_tells_a_clean_end_from_half_a_line(a: Socket, b: Socket
 
 async def test_the_limit_of_a_line_includes_its_delimiter(a: Socket, b: Socket) -> None:
     a.unrecv(b"12345678\r\nnext")
-    for limit in (1, 2, 9):  # the first one is shorter than the delimiter
+    for limit in (1, 2, 9):  # 1 is less than the delimiter's length
         with pytest.raises(LimitExceededError) as caught:
             await a.recv_line(delimiter=b"\r\n", max_bytes=limit)
         assert (caught.value.limit, caught.value.frame_length) == (limit, None)
     assert await a.recv_line(delimiter=b"\r\n", max_bytes=10) == b"12345678"
 
 
-async def test_a_limit_below_the_delimiter_is_exceeded_by_any_byte(a: Socket, b: Socket) -> None:
+async def test_any_byte_exceeds_a_limit_below_the_delimiters_length(a: Socket, b: Socket) -> None:
     await b.send(b"\r")
     with pytest.raises(LimitExceededError):
         await a.recv_line(delimiter=b"\r\n", max_bytes=1)
@@ -109,7 +109,8 @@ async def test_skip_until_finds_a_delimiter_however_it_is_split(
                 a.unrecv(whole[start:end])
             assert await a.skip_until(delimiter) == skipped
             assert await a.recv_exactly(len(whole) - skipped) == whole[skipped:]
-    # Skip again, but let the bytes arrive one by one: all but the last ones are dropped early.
+    # Now the bytes arrive from the kernel one at a time. skip_until drops them as they arrive, and
+    # keeps fewer bytes than the delimiter has.
     counts: list[int] = []
 
     async def skip() -> None:
@@ -127,7 +128,7 @@ async def test_skip_until_finds_a_delimiter_however_it_is_split(
 
 
 @pytest.mark.parametrize("rest", [b"", b"x", b"xyz\r", b"\r", b"\r\n\r"])
-async def test_skip_until_drops_everything_before_the_end(
+async def test_skip_until_drops_all_data_if_no_delimiter_arrives(
     rest: bytes, a: Socket, b: Socket
 ) -> None:
     await b.send(rest)
@@ -199,7 +200,7 @@ async def test_what_was_dropped_before_a_reset_stays_dropped(
         await sock.skip_until(b"\n")
 
 
-async def test_a_repeated_skip_knows_nothing_of_the_cancelled_one(a: Socket, b: Socket) -> None:
+async def test_a_skip_ignores_what_a_cancelled_skip_has_dropped(a: Socket, b: Socket) -> None:
     await b.send(b"half a line")
     await cancel_when_blocked(a.skip_until, b"\n")
     assert a.info().buffered == 0
@@ -259,7 +260,7 @@ async def test_a_batch_has_the_lines_that_have_arrived(a: Socket, b: Socket) -> 
             (b"ee\n", [b"three"]),
             (b"fo", []),
             (b"u", []),
-            (b"r\nfive\n", [b"four"]),  # a line in three chunks comes alone
+            (b"r\nfive\n", [b"four"]),  # a line from three chunks is a batch of its own
         ]:
             await trio.testing.wait_all_tasks_blocked()
             got.clear()
@@ -336,7 +337,7 @@ async def test_a_peek_that_waits_consumes_nothing(layer: str, a: Socket, b: Sock
     assert await a.recv() == b""
 
 
-async def test_a_peek_that_waits_returns_data_pushed_back_at_the_end(a: Socket, b: Socket) -> None:
+async def test_a_peek_that_waits_returns_data_pushed_back_after_eof(a: Socket, b: Socket) -> None:
     await b.send_eof()
     assert await a.peek(wait=True) == b""
     a.unrecv(b"again")

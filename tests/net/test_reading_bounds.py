@@ -119,7 +119,7 @@ async def test_a_peers_protocol_error_is_not_a_handler_error(
             await sock.recv_frame()
         elif how == "batches":
             await anext(sock.lines(max_bytes=512).batches())
-        elif "frame" in how:  # the length of the frame is ``b"xx"``
+        elif "frame" in how:  # ``b"xx"`` is read as the frame's length
             await anext(sock.frames(2, max_bytes=512 if how == "frames" else 65535))
         else:
             async for _ in sock.lines(max_bytes=512 if how == "lines" else 1000):

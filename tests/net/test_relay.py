@@ -190,10 +190,10 @@ async def test_a_reset_after_the_other_peers_end_is_an_error(
 
 @EACH_PEER
 @EACH_LAYER
-async def test_data_of_a_peer_that_then_closed_arrives_before_the_reset(
+async def test_data_sent_before_a_close_arrives_before_the_reset(
     layers: tuple[str, str], first: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The peer does not receive what the other one sends afterwards, so that is an error."""
+    """The closed peer cannot receive what the other peer then sends, so relay raises an error."""
     acknowledged = []
 
     async def wait_until_acknowledged(sink: trio.socket.SocketType) -> None:
@@ -209,7 +209,8 @@ async def test_data_of_a_peer_that_then_closed_arrives_before_the_reset(
         assert await other.recv_exactly(len(LARGE)) == LARGE
         with contextlib.suppress(trio.BrokenResourceError):
             while True:
-                await other.send(b"x")  # the first one causes a reset, and the second one meets it
+                # The first byte causes a reset, and sending the second byte meets the reset.
+                await other.send(b"x")
                 await trio.testing.wait_all_tasks_blocked(0.005)
         await relayed.assert_broken_by(peer)
         assert acknowledged == [sink]
@@ -226,8 +227,8 @@ async def test_a_failed_send_does_not_end_the_other_direction() -> None:
 
 
 @EACH_PEER
-async def test_a_read_tells_why_a_connection_broke_not_a_send(first: str) -> None:
-    """The send fails first: a peer that has ended TLS without ``close_notify`` is gone."""
+async def test_relay_reports_the_error_of_the_read_not_the_send(first: str) -> None:
+    """The send fails first, because the peer has closed (without ``close_notify``)."""
     layers = ("tls", "plain") if first == "x" else ("plain", "tls")
     async with relaying(layers, small=True) as relayed:
         peer, other = peers(relayed, first)
@@ -260,7 +261,7 @@ async def test_relay_closes_both_sockets_at_the_same_time(monkeypatch: pytest.Mo
     monkeypatch.undo()
 
 
-async def test_a_tls_sink_that_broke_is_not_a_clean_end() -> None:
+async def test_a_tls_sink_that_was_already_broken_makes_relay_fail() -> None:
     """The sink's last ``send_file`` failed before the relay began."""
     (x, a), (b, y) = await small_pair(tls=False), await small_pair(tls=True)
     async with closing(x, a, b, y):

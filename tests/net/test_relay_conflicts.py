@@ -22,7 +22,7 @@ BIG = b"b" * 5_000_000  # a send of BIG blocks until the peer reads
 
 @contextlib.asynccontextmanager
 async def broadcasting_to(sock: Socket, timeout: float) -> AsyncIterator[list[object]]:
-    """Send a broadcast to a socket during the block. The list will have the outcome."""
+    """Broadcast to a socket during the ``with`` block. The yielded list gets the outcome."""
     outcome: list[object] = []
 
     async def broadcast() -> None:
@@ -59,7 +59,7 @@ def still_clock() -> trio.testing.MockClock:
 
 
 @pytest.mark.parametrize("busy", ["a", "b"])
-async def test_relay_that_waits_for_a_broadcast_has_both_sockets(busy: str) -> None:
+async def test_relay_reserves_both_sockets_while_it_waits_for_a_broadcast(busy: str) -> None:
     (x, a), (b, y) = unix_pair(), unix_pair()
     target, reader = (a, x) if busy == "a" else (b, y)
     async with closing(x, a, b, y), trio.open_nursery() as nursery:
@@ -85,7 +85,7 @@ async def test_a_slow_broadcast_aborts_its_socket_and_ends_the_relay() -> None:
         assert (a.fileno(), b.fileno()) == (-1, -1)
 
 
-async def test_relay_cancelled_while_it_waits_aborts_both() -> None:
+async def test_a_relay_cancelled_while_it_waits_aborts_both_sockets() -> None:
     (x, a), (b, y) = unix_pair(), unix_pair()
     async with closing(x, a, b, y), broadcasting_to(a, math.inf), trio.open_nursery() as nursery:
         nursery.start_soon(trisock.relay, a, b)
@@ -153,7 +153,7 @@ async def test_a_broadcast_skips_a_relay_that_begins_during_its_wait() -> None:
 
 @pytest.mark.parametrize("busy", ["a", "b"])
 @pytest.mark.parametrize("use", [Socket.recv, flood], ids=["recv", "send"])
-async def test_relay_of_a_socket_in_use_changes_nothing(
+async def test_relay_refuses_a_socket_in_use_and_changes_nothing(
     use: Callable[[Socket], Awaitable[object]], busy: str
 ) -> None:
     (x, a), (b, y) = unix_pair(), unix_pair()
@@ -255,7 +255,7 @@ async def test_relay_of_a_closed_socket_aborts_the_other_one(closed: str) -> Non
 
 
 async def test_relay_of_a_socket_that_is_closing_aborts_the_other_one() -> None:
-    """The task that read from the socket has not noticed yet that the socket is closed."""
+    """The task that reads from the socket has not yet noticed that the socket is closed."""
     (x, a), (b, y) = await socket_pair(), await socket_pair()
 
     async def read() -> None:
@@ -272,7 +272,7 @@ async def test_relay_of_a_socket_that_is_closing_aborts_the_other_one() -> None:
         await assert_reset(y)
 
 
-async def test_closed_sockets_deliver_nothing_from_their_buffers() -> None:
+async def test_relay_sends_nothing_more_from_a_closed_sockets_buffer() -> None:
     (x, a), (b, y) = unix_pair(), unix_pair()
     async with closing(x, a, b, y), trio.open_nursery() as nursery:
 

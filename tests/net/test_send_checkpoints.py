@@ -1,4 +1,4 @@
-"""Among sends in a row, not every send is a schedule point, but other tasks run often enough."""
+"""Not all sends in a row are schedule points, but enough of them are to let other tasks run."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ async def is_schedule_point(call: Awaitable[object]) -> bool:
 
 
 async def schedule_points(sock: Socket, data: bytes, count: int) -> list[bool]:
-    """Send ``count`` times. Return for each send whether it was a schedule point."""
+    """Send ``count`` times. Return one bool per send: whether it was a schedule point."""
     return [await is_schedule_point(sock.send(data)) for _ in range(count)]
 
 
-async def test_one_in_sixteen_sends_is_a_schedule_point(a: Socket) -> None:
+async def test_at_least_one_of_sixteen_sends_is_a_schedule_point(a: Socket) -> None:
     found = await schedule_points(a, b"x", 100)
     assert found[0]
     assert all(any(found[i : i + 16]) for i in range(len(found) - 15))

@@ -77,7 +77,7 @@ with socket.create_server((HOST, 0)) as listening:
 """
 
 
-# A relay that loses the last byte. The warm-up is shorter than one read.
+# A relay that loses the last byte.
 LOSSY_RELAY = """
 import socket
 from benchmarks.peers.serving import HOST, announce, parse_options
@@ -137,7 +137,7 @@ def test_a_relay_that_loses_data_gets_no_result(
     assert "of 131072 bytes" in str(result.series["lossy"].failure)
 
 
-def test_a_peer_without_a_server_for_a_row_is_reported(setup: Setup) -> None:
+def test_a_peer_that_lacks_a_kind_of_work_is_reported(setup: Setup) -> None:
     result = compete(ROWS["relay"], [PEERS["asyncio"]], setup, amount=MIB, rounds=1)
     assert result.series["asyncio"].failure == "has no server for 'relay'"
 

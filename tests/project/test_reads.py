@@ -22,7 +22,7 @@ def test_the_list_of_reads_has_every_read_method() -> None:
 
 
 def _is_read(name: str, function: object) -> bool:
-    """Return whether a method is public and either is async or returns an iterator."""
+    """Return whether a method is public and either is async or returns an async iterator."""
     if name.startswith("_") or not inspect.isfunction(function):
         return False
     if inspect.iscoroutinefunction(function):

@@ -1,4 +1,4 @@
-"""The examples of docs/testing.md, run as the tests that they are."""
+"""The examples in docs/testing.md are tests, and they pass."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAMES = re.findall(r"^async def (test_\w+)", PAGE, re.MULTILINE)
 
 @pytest.fixture(scope="module")
 def namespace() -> dict[str, Any]:
-    """What the blocks of the page define, as one program."""
+    """Run all code blocks of the page as one program, and return the names that it defines."""
     found: dict[str, Any] = {}
     for block in BLOCKS:
         exec(compile(block, "docs/testing.md", "exec"), found)
@@ -35,6 +35,6 @@ def test_an_example_of_the_page_passes(name: str, namespace: dict[str, Any]) -> 
         trio.run(test)
 
 
-def test_each_block_has_examples() -> None:
+def test_each_code_block_of_the_page_contains_a_test() -> None:
     assert len(BLOCKS) >= 5
     assert all("async def test_" in block for block in BLOCKS)

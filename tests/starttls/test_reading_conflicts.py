@@ -32,7 +32,7 @@ async def read(way: str, sock: Socket, items: Items) -> None:
 
 
 def encoded(way: str, *items: bytes) -> bytes:
-    """Return the items as lines, or as frames with a one-byte header. Both have the same size."""
+    """Return the items as lines, or as frames with a one-byte header: both have the same length."""
     if way == "split frames":
         return b"".join(bytes([len(item)]) + item for item in items)
     return b"".join(item + b"\n" for item in items)
@@ -159,7 +159,7 @@ async def test_split_items_are_refused_while_another_task_reads(way: str) -> Non
 
 
 @pytest.mark.parametrize("way", ["split lines", "batches after split lines", "split frames"])
-async def test_split_items_are_refused_during_another_reads_checkpoint(
+async def test_split_items_are_refused_during_the_checkpoint_of_another_read(
     way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A read that is served from the buffer lets other tasks run before it takes anything."""

@@ -220,7 +220,7 @@ class Side:
         return b"".join(batch)
 
     async def by_frame(self, sock: Socket, expected: bytes, position: int) -> bytes:
-        """Take the next two bytes for the length of a frame, if such a frame is expected."""
+        """Read the next bytes as a frame, if the expected bytes contain the whole frame."""
         header = expected[position : position + 2]
         length = int.from_bytes(header, "big")
         if len(header) < 2 or position + 2 + length > len(expected):

@@ -80,7 +80,7 @@ a_lot = st.builds(
 )
 messages = st.one_of(a_little, a_little, a_little, a_lot)
 
-# The first letters of a text are taken for the length of a frame.
+# A read of frames parses the first letters of a text as the length of a frame.
 formats: st.SearchStrategy[Format] = st.one_of(
     st.builds(LineFormat, delimiters, st.booleans(), limits),
     st.builds(FrameFormat, st.sampled_from([1, 1, "B", 2, "<H", 3]), limits),

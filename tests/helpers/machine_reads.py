@@ -122,7 +122,7 @@ class Peek(Read):
 
 @dataclass(frozen=True)
 class Skip(Read):
-    """``skip_until``. Its result counts as the text of the number."""
+    """``skip_until``. The step returns the number of skipped bytes as text."""
 
     delimiter: bytes
 
@@ -175,7 +175,7 @@ class Format(abc.ABC):
             assert failure.limit == self.max_bytes
 
     def wanted(self, unread: bytearray) -> int | None:
-        """Return the ``expected`` of an IncompleteReadError."""
+        """Return the value that an IncompleteReadError must have in ``expected``."""
         return None
 
 
@@ -304,7 +304,7 @@ class Next(Read):
 
 @dataclass(frozen=True)
 class Batch(Read):
-    """A read of a batch of lines. Its result counts as the lines with their delimiters, joined."""
+    """A read of a batch of lines. The step joins the lines, with their delimiters."""
 
     opened: Opened
 
@@ -323,7 +323,7 @@ class Batch(Read):
         start = taken[0].count
         while got and start < len(got[0]):  # the model does not know the size of the batch
             _, size, ending = self.opened.format.next_item(unread, start, end)
-            assert size, f"the batch has more than the next lines: {ending}"
+            assert size, f"the batch has more bytes than the model's lines: {ending}"
             start += size
         return Expected([Taken(bytes(unread[:start]), start)], None)
 

@@ -1,6 +1,6 @@
 """Every way to read from a Socket. A new read method needs an entry in READS.
 
-The reads of frames use a header of one byte, so the first letter of a text is taken for a length.
+The reads of frames use a header of one byte, so they parse the first letter of a text as a length.
 """
 
 from __future__ import annotations

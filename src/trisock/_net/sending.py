@@ -15,9 +15,10 @@ from .connection import Connection
 from .frame_header import frame_header
 from .send_file import check_arguments, open_source, send_file
 
-# Sends in a row are cheaper if not all of them are schedule points (row send). Between two schedule
-# points, they may send _SEND_CREDIT bytes. Each counts as at least _MIN_CREDIT bytes. So among 16
-# sends in a row, at least one is a schedule point, and so is at least one in each MiB.
+# Sends in a row are cheaper if not all of them are schedule points (benchmark row send). Between
+# two schedule points, sends may use up a credit of _SEND_CREDIT bytes. Each send uses up at least
+# _MIN_CREDIT bytes of the credit. So sends in a row include a schedule point at least once per 16
+# calls, and at least once per MiB of data.
 _MIN_CREDIT = 65536
 _SEND_CREDIT = 15 * _MIN_CREDIT
 
@@ -40,8 +41,8 @@ class Sender(trio.abc.SendStream):
         returns.
 
         Every call is a cancel point. The first ``send`` after a read is a schedule point, so other
-        tasks run. Among later sends in a row, at least one in 16 is a schedule point, and at least
-        one in each MiB.
+        tasks run. Later sends in a row include a schedule point at least once per 16 calls, and at
+        least once per MiB of data.
 
         Raises:
           trio.BrokenResourceError: the connection is broken (``TLSError`` is a subclass). Data

@@ -37,7 +37,8 @@ _NO_LINGER = struct.pack(_LINGER_FORMAT, 0, 0)
 # process. macOS lacks the flag. Windows lacks it too, but has no SIGPIPE.
 SEND_FLAGS: int = getattr(socket, "MSG_NOSIGNAL", 0)
 
-# For the last bytes before FIN. With MSG_MORE, Linux sends both in one packet (row tls-handshakes).
+# Flags for sending the last bytes before FIN. With MSG_MORE, Linux sends these bytes and the FIN in
+# one packet (benchmark row tls-handshakes).
 FINAL_SEND_FLAGS: int = SEND_FLAGS | getattr(socket, "MSG_MORE", 0)
 
 
@@ -151,9 +152,9 @@ else:
     def sending_is_over(descriptor: int) -> bool:
         """Return whether poll(2) reports that sending is over, such as after a reset.
 
-        A peer that has only ended its own side (FIN) may still read, so this returns False then.
+        Returns False if the peer has only sent FIN, because the peer may still read.
         """
-        # POLLOUT makes macOS report the end of sending. Otherwise it would report FIN.
+        # With POLLOUT, macOS reports the end of sending. Without POLLOUT, macOS would report FIN.
         return bool(poll_readable(descriptor, select.POLLOUT) & select.POLLHUP)
 
     def unread_bytes(descriptor: int) -> int:

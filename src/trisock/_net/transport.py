@@ -53,11 +53,11 @@ _LARGE_RECEIVE_SIZE = 131072
 _MAX_EAGAINS = 4
 _WAIT_FIRST_READS = 15
 
-# The failure of a connection that this side has closed. It is never raised itself, because that
-# would add a traceback to it each time.
+# The failure of a connection that this side has closed. This exception itself is never raised,
+# because each raise would add a traceback to it.
 _CLOSED = trio.ClosedResourceError()
 
-# Why sends fail after a cancelled send. The peer cannot tell where the next message begins.
+# Sends fail after one that was cut short: the peer cannot tell where the next message begins.
 CUT_SHORT = "an earlier send was cut short, so nothing more can be sent"
 
 
@@ -344,7 +344,7 @@ class Transport(Descriptor):
         return sent
 
     def sending_failed(self, exc: OSError) -> trio.BrokenResourceError:
-        """Return the error to raise after a system call that sends has failed."""
+        """Return the error that a send must raise after its system call has failed."""
         failure = self._broken_from(exc)
         # EPIPE means that the peer had sent FIN before, so the EOF of later reads is genuine. After
         # any other error, the kernel reports only EOF, so keep the error for a later read.
@@ -405,7 +405,7 @@ class Transport(Descriptor):
         return True
 
     def has_ended(self) -> bool:
-        """Return whether the peer has sent FIN. If not, input that has arrived may be dropped."""
+        """Return whether EOF has been read. If not, first try one read, and drop its data."""
         if not self._at_eof:
             with contextlib.suppress(
                 BlockingIOError, trio.BrokenResourceError, trio.ClosedResourceError
@@ -419,7 +419,7 @@ class Transport(Descriptor):
         self._read_failure = self._send_failure = _CLOSED
 
     def _is_drained(self) -> bool:
-        """Return whether no later input can destroy data in flight.
+        """Return whether our data in flight is safe, even if more input arrives.
 
         Either the peer's FIN has been read, or all input has been read and the peer has
         acknowledged all our data.

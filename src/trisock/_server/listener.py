@@ -204,8 +204,8 @@ class Listener(NotCopyable, trio.abc.Listener[Socket]):
 
     TCP keepalive is turned on for all accepted connections, with the times of ``connect``. A socket
     in ``sockets`` whose keepalive is already on keeps its own times. A connection that is already
-    in the backlog of such a socket has the options that the socket had when the client connected.
-    To turn keepalive off for one connection, call ``Socket.setsockopt``.
+    in the backlog of a socket in ``sockets`` has the options that the socket had when the client
+    connected. To turn keepalive off for one connection, call ``Socket.setsockopt``.
     """
 
     def __init__(self, sockets: Iterable[socket.socket | trio.socket.SocketType]) -> None:

@@ -70,13 +70,13 @@ class ListeningSockets:
         self._bound_path = bound_path
         self.closed = False
         self.dropped = 0
-        # A connection that was accepted in advance. The next accept returns it. After a fork, it
-        # still belongs to the process that accepted it, whose ID we keep.
+        # A connection that was accepted in advance. The next accept returns it. After a fork, the
+        # connection still belongs to the process that accepted it (``_ahead_pid``).
         self._ahead: Connection | None = None
         self._ahead_pid = 0
 
     def accept_ahead(self) -> bool:
-        """Accept a connection and keep it for the next accept. Return whether one is kept."""
+        """Accept a connection and keep it for the next accept. Return ``has_ahead()``."""
         self.check_open()
         self._drop_inherited()
         if self._ahead is None:

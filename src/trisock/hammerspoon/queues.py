@@ -239,7 +239,7 @@ class QueuedConnection:
         except trisock.IncompleteReadError:
             self._disconnect_in_order()
         except trisock.LimitExceededError as exc:
-            # The original's advice is about arguments that a program cannot pass here.
+            # The advice in the caught error is about arguments that a program cannot pass here.
             raise trisock.LimitExceededError(exc.limit) from None
         else:
             log(logger, logging.DEBUG, "%s: data read", self._name)

@@ -22,7 +22,8 @@ def printable(text: str) -> str:
 def set_message(error: ErrorT, message: str, *, without_peer: str) -> ErrorT:
     """Set the message of our own error, and return the error.
 
-    ``without_peer``: the message without the peer's address, for log lines that begin with it.
+    ``without_peer``: the message without the peer's address, for log lines that begin with the
+    address.
     """
     error.args = (message,)
     vars(error)["_without_peer"] = without_peer
@@ -30,8 +31,8 @@ def set_message(error: ErrorT, message: str, *, without_peer: str) -> ErrorT:
 
 
 def message_without_peer(exc: BaseException) -> str | None:
-    """Return what ``set_message`` has stored, as one line. ``None`` for any other exception."""
+    """Return the ``without_peer`` of ``set_message``, as one line, or ``None`` if never set."""
     try:
         return printable(vars(exc)["_without_peer"])
-    except Exception:  # the exception may be the user's
+    except Exception:  # a user's exception class may raise any error here
         return None

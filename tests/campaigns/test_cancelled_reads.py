@@ -250,7 +250,7 @@ async def test_a_cancelled_skip_can_be_called_again(
     state: Callable[[Socket, Peer], Script],
     connections: Connections,
 ) -> None:
-    """The call drops bytes before it is cancelled, but never a part of the delimiter."""
+    """Before it is cancelled, the call may drop bytes, but no part of the delimiter."""
     async with connections.pair(layer) as (sock, peer):
         script = state(sock, peer)
         await attempt(lambda: sock.skip_until(b"two\n"), script)

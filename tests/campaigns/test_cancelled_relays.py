@@ -37,7 +37,7 @@ async def sink_is_clogged(sock: Socket, peer: Peer) -> None:
 
 
 def talking(a: Peer, b: Peer) -> Script:
-    """Let both peers send and end, one step at a time."""
+    """Let each peer send data and then call ``end``, one step at a time."""
     yield
     for peer, other in ((a, b), (b, a)):
         peer.say(b"data")
@@ -89,7 +89,7 @@ async def test_a_cancelled_relay_closes_both_sockets(
             assert b_peer.heard[-4:] == a_peer.heard == b"data"
         await assert_closed(a, a_peer)
         await assert_closed(b, b_peer)
-        # Until both directions have ended, nobody may see a clean end under TLS.
+        # Until both directions have ended, no TLS peer may see a clean end.
         if attempt.cancelled and not (a_peer.heard and b_peer.heard):
             assert not (a_peer.finished and first in TLS)
             assert not (b_peer.finished and second in TLS)

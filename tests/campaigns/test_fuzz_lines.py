@@ -116,7 +116,7 @@ def test_a_caller_can_skip_a_line_over_the_limit(fuzz: Fuzz) -> None:
     )
 
 
-def test_skip_until_goes_on_behind_each_line_over_the_limit(fuzz: Fuzz) -> None:
+def test_skip_until_drops_each_line_over_the_limit(fuzz: Fuzz) -> None:
     async def read(
         clock: trio.testing.MockClock, data: bytes, delimiter: bytes, limit: int, cuts: list[int]
     ) -> None:

@@ -23,7 +23,9 @@ PLAIN_OR_TLS = ["plain", "tls"]
 
 @dataclass
 class Relayed:
-    """A relay between the sockets ``a`` and ``b``. ``x`` is the peer of ``a``, and ``y`` of ``b``.
+    """A relay between the sockets ``a`` and ``b``.
+
+    ``x`` is the peer of ``a``, and ``y`` is the peer of ``b``.
 
     Attributes:
       outcome: what ``relay`` returned or raised, once ``done`` is set.
@@ -106,13 +108,14 @@ async def send_and_end(sock: Socket, data: bytes) -> None:
 
 
 async def read_to_end(sock: Socket) -> bytes:
-    """Return all data until the peer ends its direction. We may have ended ours before."""
+    """Return all data until the peer ends its direction. Ours may have ended earlier."""
     received = bytearray()
     try:
         async for chunk in sock:
             received += chunk
     except TLSError as exc:
-        # After our own close_notify, Python's ssl module reports the peer's as an error.
+        # After we have sent close_notify, Python's ssl module reports the peer's close_notify as an
+        # error.
         if not str(exc).endswith("the peer ended TLS"):
             raise
     return bytes(received)

@@ -36,6 +36,6 @@ def site_certificate(authority: Authority, *names: str) -> Certificate:
 
 @contextlib.asynccontextmanager
 async def serving(server: Server, site: Site) -> AsyncIterator[trisock.Server]:
-    """Run a server for the duration of a block. No handler may fail."""
+    """Run a server for the duration of a block. Raises the errors of ``testing.serving``."""
     async with testing.serving(functools.partial(server, site), host=None) as s:
         yield s.server

@@ -187,7 +187,7 @@ class SearchMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.model)
     @rule(limit=st.sampled_from([9, 10, 97, 98]), count=st.integers(0, 5))
     def take_frames(self, limit: int, count: int) -> None:
-        """The letters are taken for lengths: 97 and 98. The line end is a length of 10."""
+        """Each byte may be a frame's length: ``a`` is 97, ``b`` is 98, a line end is 10."""
         frames = self.buffer.take_frames(frame_header(1), limit)
         for _, frame in zip(range(count), frames, strict=False):
             length = self.model[0]

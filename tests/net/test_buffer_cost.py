@@ -109,7 +109,7 @@ def receive_in_parts(size: int, chunk: bytes, taken: list[int]) -> None:
 
 
 def receive_and_drop(size: int, chunk: bytes, taken: list[int]) -> None:
-    """Drop all bytes that cannot be part of the delimiter, as they arrive."""
+    """As bytes arrive, drop all that cannot be part of the delimiter."""
     buffer = ReceiveBuffer()
     dropped = 0
     for _ in range(size // len(chunk)):
@@ -121,7 +121,7 @@ def receive_and_drop(size: int, chunk: bytes, taken: list[int]) -> None:
 
 
 def receive_frame(size: int, chunk: bytes, taken: list[int]) -> None:
-    """Append a frame of ``size`` bytes in many chunks. Look for it after each chunk."""
+    """Append a frame of ``size`` bytes in many chunks. Look for the frame after each chunk."""
     buffer = ReceiveBuffer()
     header = frame_header(8)
     buffer.append(header.pack(size))
@@ -367,7 +367,7 @@ def test_a_low_limit_does_not_make_batches_small(spare: int, delimiter: bytes) -
 
 
 def test_lines_over_the_limit_cost_one_search_each() -> None:
-    """A short line before each line that is too long: a batch has only the short line."""
+    """Each line over the limit follows a short line, which is a batch by itself."""
     ScannedBytes.scanned = 0
     buffer = ReceiveBuffer()
     pair = b"x\n" + b"y" * 80 + b"\n"

@@ -102,10 +102,10 @@ async def test_cansend_is_false_after_a_failed_send(a: Socket, b: Socket) -> Non
 
 
 @LAYERS
-async def test_cansend_needs_no_hangup_report_from_the_kernel(
+async def test_cansend_is_false_after_a_failed_send_without_hangup_report(
     a: Socket, b: Socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Windows has no such report."""
+    """On Windows, the kernel does not report hangups."""
     monkeypatch.setattr(_transport, "sending_is_over", lambda _: False)
     assert a.info().cansend
     b.abort()
@@ -132,7 +132,7 @@ async def test_cansend_is_false_after_a_send_that_was_cut_short(a: Socket, b: So
 
 
 @EVERYWHERE
-async def test_cansend_is_false_after_a_file_that_was_cut_short(a: Socket) -> None:
+async def test_cansend_is_false_after_send_file_was_cut_short(a: Socket) -> None:
     class BrokenFile:
         parts = iter([b"the first half"])
 

@@ -40,8 +40,8 @@ class Sender(trio.abc.SendStream):
         returns.
 
         Every call is a cancel point. The first ``send`` after a read is a schedule point, so other
-        tasks run. Among later sends in a row, at least one in 16 is a schedule point, and at least
-        one in each MiB.
+        tasks run. Later sends in a row include a schedule point at least once per 16 calls, and at
+        least once per MiB of data.
 
         Raises:
           trio.BrokenResourceError: the connection is broken (``TLSError`` is a subclass). Data

@@ -58,7 +58,7 @@ _WAIT_FIRST_READS = 15
 # instead, because raising this one would add a traceback to it each time.
 _CLOSED = trio.ClosedResourceError()
 
-# Why sends fail after a cancelled send. The peer cannot tell where the next message begins.
+# Sends fail after one that was cut short: the peer cannot tell where the next message begins.
 CUT_SHORT = "an earlier send was cut short, so nothing more can be sent"
 
 
@@ -413,7 +413,7 @@ class Transport(Descriptor):
         return True
 
     def has_ended(self) -> bool:
-        """Return whether the peer has sent FIN. If not, input that has arrived may be dropped."""
+        """Return whether EOF has been read. If not, first try one read, and drop its data."""
         if not self._at_eof:
             with contextlib.suppress(
                 BlockingIOError, trio.BrokenResourceError, trio.ClosedResourceError

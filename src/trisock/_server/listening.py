@@ -76,7 +76,7 @@ class ListeningSockets:
         self._ahead_pid = 0
 
     def accept_ahead(self) -> bool:
-        """Accept a connection and keep it for the next accept. Return whether one is kept."""
+        """Accept a connection and keep it for the next accept. Return ``has_ahead()``."""
         self.check_open()
         self._drop_inherited()
         if self._ahead is None:

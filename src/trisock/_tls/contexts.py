@@ -92,7 +92,7 @@ class ServerContexts:
         return self._contexts[self._default]
 
     def choose(self, host_name: str | None, *, supports_tickets: bool) -> ssl.SSLContext:
-        """Return the context for a client, by the contents of its ClientHello."""
+        """Return the context to use for a client, depending on its ClientHello."""
         selected = self._default
         if host_name is not None:
             name = host_name.lower().removesuffix(".")

@@ -28,6 +28,7 @@ from helpers.cancellation import (
 )
 from helpers.peers import Peer, Script
 from trisock import Socket
+from trisock._server.broadcast import broadcast_to
 
 
 def is_tls(wire: bytes) -> bool:
@@ -127,7 +128,7 @@ async def test_a_starttls_cancelled_during_a_broadcast_closes_the_socket(
 
         async def broadcast() -> None:
             with contextlib.suppress(trio.ClosedResourceError):
-                await sock._connection.broadcast(LARGE, sock._connection.generation, math.inf)
+                await broadcast_to(sock._connection, LARGE, sock._connection.generation, math.inf)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(broadcast)

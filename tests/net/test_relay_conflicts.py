@@ -15,6 +15,7 @@ from helpers.pairs import closing, read_all, unix_pair, until_full
 from helpers.relaying import assert_reset, flood, relaying
 from trisock import Socket
 from trisock._net.relay import connection_of
+from trisock._server.broadcast import broadcast_to
 from trisock.testing import serving, socket_pair
 
 BIG = b"b" * 5_000_000  # a send of BIG blocks until the peer reads
@@ -28,7 +29,7 @@ async def broadcasting_to(sock: Socket, timeout: float) -> AsyncIterator[list[ob
     async def broadcast() -> None:
         connection = connection_of(sock)
         try:
-            outcome.append(await connection.broadcast(BIG, connection.generation, timeout))
+            outcome.append(await broadcast_to(connection, BIG, connection.generation, timeout))
         except (trio.TooSlowError, trio.ClosedResourceError) as exc:
             outcome.append(exc)
 

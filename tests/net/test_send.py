@@ -23,6 +23,7 @@ from helpers.reads import READS
 from trisock import Socket
 from trisock._net import transport as _transport
 from trisock._net.conflicts import SendLock
+from trisock._server.broadcast import broadcast_to
 
 IOV_MAX = _transport.IOV_MAX
 MIB = 1024 * 1024
@@ -275,7 +276,7 @@ async def test_starttls_fails_after_a_broadcast_was_cut_short(
     delivered: list[bool] = []
 
     async def broadcast() -> None:
-        delivered.append(await a._connection.broadcast(b"news", a._connection.generation, 5))
+        delivered.append(await broadcast_to(a._connection, b"news", a._connection.generation, 5))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(broadcast)

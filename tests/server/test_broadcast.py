@@ -14,7 +14,7 @@ import trio.testing
 import trisock
 from helpers.server import bound, broadcasting, chat, connected
 from trisock import ClientTLS, ServerTLS, Socket
-from trisock._net.connection import Connection
+from trisock._server import broadcast as _broadcast
 from trisock.testing import serving
 
 BIG = b"b" * 20_000_000
@@ -165,7 +165,7 @@ async def test_an_error_in_a_broadcast_is_raised_to_the_caller(
     async def broken(sock: Socket, *_: object) -> bool:
         raise ValueError("unexpected")
 
-    monkeypatch.setattr(Connection, "broadcast", broken)
+    monkeypatch.setattr(_broadcast, "broadcast_to", broken)
     async with bound(Socket.recv) as server, connected(server) as client:
         with pytest.RaisesGroup(ValueError):
             await server.broadcast(b"news")

@@ -6,7 +6,6 @@ Nothing here is public. Users see ``Socket``, with its base classes ``BufferedRe
 
 from __future__ import annotations
 
-import enum
 import math
 import socket as stdlib_socket
 from collections.abc import Awaitable, Sequence
@@ -19,6 +18,7 @@ from .._errors import TLSError, unraised_copy
 from .._tls.info import TLSInfo
 from .._tls.roles import TLSRole
 from .conflicts import ConflictDetector, SendLock
+from .connection_state import ConnectionState
 from .receive_buffer import ReceiveBuffer
 from .syscalls import RECEIVE_SIZE
 from .tls_stream import TLSStream
@@ -31,18 +31,6 @@ ResultT = TypeVar("ResultT")
 # After a failed send, we look for an alert in at most this many records, because the search is not
 # a checkpoint.
 _MAX_RECORDS_BEFORE_ALERT = 1024
-
-
-class ConnectionState(enum.Enum):
-    """The state of a connection."""
-
-    PLAIN = enum.auto()
-    CHANGING = enum.auto()  # starttls or stoptls is in progress
-    TLS = enum.auto()
-    RELAYED = enum.auto()  # relay has the connection, and will close it
-    CLOSING = enum.auto()
-    CLOSED = enum.auto()
-    ABORTED = enum.auto()  # closed by ``abort``
 
 
 class _UnreadError(RuntimeError):
@@ -217,43 +205,6 @@ class Connection:
             self.buffer.append(chunk)
         if isinstance(tls.engine.failure, TLSError):
             raise self.transport.remember_failure(unraised_copy(tls.engine.failure)) from None
-
-    async def broadcast(self, data: bytes, generation: int, timeout: float) -> bool:
-        """Send the data of a server's broadcast, once no other send is in progress.
-
-        The broadcast first waits at most ``timeout`` seconds for the send lock. If another task
-        holds the lock for longer, nothing is sent. The connection is not aborted, because that
-        task may be waiting for something other than the peer. Once the broadcast has the lock, it
-        sends for at most ``timeout`` seconds. If the peer has not accepted all data by then, the
-        connection is aborted (``trio.TooSlowError``).
-
-        The data is meant only for this ``generation`` of the connection. If a later ``starttls``,
-        ``stoptls`` or ``relay`` has begun, no send begins. If a ``starttls`` or ``stoptls`` begins
-        during the send, the connection is not aborted.
-
-        Returns: whether all of the data was sent.
-        """
-        if generation != self.generation:
-            return False
-        lock = self.sending
-        with trio.move_on_after(timeout) as waiting:
-            await lock.acquire()
-        if waiting.cancelled_caught:
-            return False
-        try:
-            if generation != self.generation:
-                return False
-            with trio.move_on_after(timeout):
-                await self.send([memoryview(data)])
-                return True
-            # If a starttls is waiting for this lock, let it proceed. The starttls raises an error
-            # if our send was cut short.
-            if self.state is ConnectionState.CHANGING:
-                return False
-            self.abort()
-            raise trio.TooSlowError
-        finally:
-            lock.release()
 
     # ---- TLS ----
 

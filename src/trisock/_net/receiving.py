@@ -220,8 +220,8 @@ class BufferedReceiver(trio.abc.ReceiveStream):
         Returns: how many bytes were dropped, including the delimiter.
 
         Raises:
-          IncompleteReadError: the stream ended before the delimiter arrived. Everything was
-            dropped, so ``partial`` is empty. ``at_boundary`` is True if nothing was dropped.
+          IncompleteReadError: the stream ended before the delimiter arrived. What arrived
+            was dropped, so ``partial`` is empty. ``at_boundary`` is True if nothing had arrived.
           trio.BrokenResourceError: the connection is broken.
 
         Unlike the other reads, it drops data while it waits: if it fails or is cancelled, what was

@@ -26,7 +26,8 @@ from collections.abc import Sequence
 import trio
 
 from .._arguments import quoted, seconds_or_inf
-from .connection import Connection, ConnectionState
+from .connection import Connection
+from .connection_state import ConnectionState
 from .linger import wait_until_acknowledged
 from .socket import Socket, connection_of
 from .syscalls import peer_ended, send_queue_size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import trio
 
 from .._net.connection import Connection
+from .._net.connection_state import ConnectionState
 
 
 class Broadcast:
@@ -43,9 +44,48 @@ class Broadcast:
 
     async def _send(self, connection: Connection, generation: int) -> None:
         try:
-            if await connection.broadcast(self.content, generation, self.timeout):
+            if await broadcast_to(connection, self.content, generation, self.timeout):
                 self.delivered += 1
         except trio.TooSlowError:
             self.aborted += 1
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
+
+
+async def broadcast_to(
+    connection: Connection, data: bytes, generation: int, timeout: float
+) -> bool:
+    """Send the data of a broadcast to one connection, once no other send is in progress.
+
+    This first waits at most ``timeout`` seconds for the send lock. If another task holds the lock
+    for longer, nothing is sent. The connection is not aborted, because that task may be waiting for
+    something other than the peer. With the lock, this sends for at most ``timeout`` seconds. If the
+    peer has not accepted all data by then, the connection is aborted (``trio.TooSlowError``).
+
+    The data is meant only for this ``generation`` of the connection. If a later ``starttls``,
+    ``stoptls`` or ``relay`` has begun, no send begins. If a ``starttls`` or ``stoptls`` begins
+    during the send, the connection is not aborted.
+
+    Returns: whether all of the data was sent.
+    """
+    if generation != connection.generation:
+        return False
+    lock = connection.sending
+    with trio.move_on_after(timeout) as waiting:
+        await lock.acquire()
+    if waiting.cancelled_caught:
+        return False
+    try:
+        if generation != connection.generation:
+            return False
+        with trio.move_on_after(timeout):
+            await connection.send([memoryview(data)])
+            return True
+        # If a starttls is waiting for this lock, let it proceed. The starttls raises an error if
+        # our send was cut short.
+        if connection.state is ConnectionState.CHANGING:
+            return False
+        connection.abort()
+        raise trio.TooSlowError
+    finally:
+        lock.release()

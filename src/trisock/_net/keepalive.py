@@ -1,7 +1,7 @@
 """TCP keepalive: the kernel detects a peer that has vanished.
 
-Without it, such a peer would hold a server's slot forever, because a silent connection carries no
-packets. The times are the same as in Go's ``net``.
+Without keepalive, such a peer would hold a server's slot forever, because a silent
+connection carries no packets. The times are the same as in Go's ``net``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def enable_keepalive(sock: socket.socket) -> None:
 
     On a listening socket this also sets the options of each connection that is established later:
     accept(2) returns sockets that have inherited them, at no cost. A connection that is already in
-    the backlog stays without.
+    the backlog does not get them.
 
     A Unix socket is left alone. So is a socket whose keepalive is already on, because its owner has
     chosen its times. A platform that lacks some of the options uses its default for these.

@@ -404,8 +404,8 @@ class Connection:
     def close_if_drained(self) -> bool:
         """If no wait is needed, close gracefully and return True. Otherwise return False.
 
-        Under TLS a graceful close sends ``close_notify``. So it needs a wait, unless the peer has
-        already ended its side (row tls-handshakes).
+        Under TLS a graceful close sends ``close_notify``. So the close must wait, unless the peer
+        has already ended its side (row tls-handshakes).
         """
         if self.transport.closing:
             return self.fileno() < 0

@@ -23,8 +23,8 @@ def end_of_lines(
     ``stop`` if possible. It is smaller if a line is too long, or if there are at least
     ``max_lines`` lines before the offset.
 
-    We look for the last delimiter in each ``max_bytes`` bytes. So the time is that of one search
-    for each ``max_bytes`` bytes, and not for each line.
+    We look for the last delimiter in each ``max_bytes`` bytes. So there are few searches if
+    lines are much shorter than ``max_bytes``.
     """
     end = start
     # A delimiter may overlap itself, such as b"\n\n" in b"\n\n\n". The last delimiter may then

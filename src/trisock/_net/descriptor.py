@@ -81,7 +81,7 @@ class Descriptor:
     # ---- errors ----
 
     def closed_error(self) -> trio.ClosedResourceError:
-        """Return the error of a call after this side has closed the connection."""
+        """Return the error for a call made after this side has closed the connection."""
         return self._error(trio.ClosedResourceError(), "this side has already closed {}")
 
     def broken(self, why: str) -> trio.BrokenResourceError:

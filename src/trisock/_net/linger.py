@@ -78,7 +78,7 @@ async def linger(
 
 
 async def wait_until_acknowledged(sock: trio.socket.SocketType) -> None:
-    """Wait until the peer's kernel has all data that was sent, for at most ``LINGER_SECONDS``."""
+    """Wait at most ``LINGER_SECONDS`` until the peer's kernel has all data that was sent."""
     interval = _MIN_POLL_INTERVAL
     deadline = trio.current_time() + LINGER_SECONDS
     while trio.current_time() < deadline:

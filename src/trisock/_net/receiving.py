@@ -226,8 +226,8 @@ class BufferedReceiver(trio.abc.ReceiveStream):
 
         Unlike the other reads, it drops data while it waits: if it fails or is cancelled, what was
         dropped stays dropped. While the connection is open, it keeps the last bytes that may be the
-        start of the delimiter, so you can call it again. The ``at_boundary`` of that call does not
-        count what an earlier call has dropped: it may be True in the middle of a line.
+        start of the delimiter, so you can call it again. That call's ``at_boundary`` ignores what
+        earlier calls have dropped, so it may be True in the middle of a line.
         """
         wanted = delimiter_bytes(delimiter)
         dropped = 0
@@ -429,7 +429,7 @@ class BufferedReceiver(trio.abc.ReceiveStream):
     def _incomplete(
         self, expected: int | None, iterating: bool
     ) -> IncompleteReadError | StopAsyncIteration:
-        """Return the exception for the end of the stream. An iteration ends between two items."""
+        """Return the error for the end of the stream, or the end of an iteration between items."""
         connection = self._connection
         if iterating and not connection.buffer.size:
             return StopAsyncIteration()

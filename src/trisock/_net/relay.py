@@ -33,7 +33,7 @@ from .socket import Socket, connection_of
 from .syscalls import peer_ended, send_queue_size
 
 # Seconds that one direction may be silent after the other has ended, if there is no idle_timeout.
-# A peer that has ended its direction may be gone, which only a send to it would show.
+# A peer that has ended its direction may be gone. Only a send to it would show this.
 _HALF_CLOSED_TIMEOUT = 60.0
 
 # How often (seconds) to look at the source and the sink of a send in progress.
@@ -77,10 +77,10 @@ async def relay(a: Socket, b: Socket, *, idle_timeout: float | None = None) -> t
       b: the other socket.
       idle_timeout: the time limit in seconds, more than 0. When no byte has moved in either
         direction for this long, both directions count as ended. ``None`` means no limit while both
-        directions are open. Once one direction has ended, the limit is then 60 seconds. The same
-        holds once the sender of data that cannot be delivered has hung up. A kernel reports that
-        its program has read only after many KiB. So a peer that reads slowly can look stalled for
-        seconds, and a limit of a few seconds may reset it.
+        directions are open, and 60 seconds once one direction has ended, or once a peer has hung
+        up while data from it cannot be delivered. A kernel reports progress only after its program
+        has read many KiB. So a peer that reads slowly can look stalled for seconds, and a limit of
+        a few seconds may reset it.
 
     Returns: the number of bytes from ``a`` to ``b``, and from ``b`` to ``a``. The result does not
     tell whether the peers ended their directions or the time limit did.

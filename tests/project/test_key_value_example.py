@@ -21,7 +21,8 @@ def test_the_example_with_its_tests_has_at_most_80_lines() -> None:
     assert PROGRAM.read_text().count("\n") <= 80
 
 
-def test_the_examples_own_tests_pass() -> None:
+def test_the_examples_own_tests_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)  # options of our own conftest
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider"]
     done = subprocess.run([*command, str(PROGRAM)], cwd=ROOT, capture_output=True, text=True)
     assert "3 passed" in done.stdout, done.stdout

@@ -66,7 +66,7 @@ async def test_frames_that_are_too_long_or_cut_short() -> None:
 async def test_silent_and_hostile_clients(autojump_clock: trio.testing.MockClock) -> None:
     async with serving(Store().handle) as s, await s.connect() as silent:
         assert await silent.recv() == b""
-    await check_handler(Store().handle)
+    await check_handler(Store().handle, request=b"\0\0\0\5get k")
 
 
 if __name__ == "__main__":

@@ -97,7 +97,11 @@ async def test_death_on_a_frame_that_is_not_utf8_is_found() -> None:
             await sock.send_frame(frame.decode().encode())
 
     await check_handler(handle)  # NOOP is no frame for it
-    await finds("", handle, request=GET)
+    message = (
+        "garbage: the handler raised UnicodeDecodeError: 'utf-8' codec can't decode byte 0x97 in "
+        "position 5: invalid start byte"
+    )
+    await finds(message, handle, request=GET)
 
 
 async def test_death_on_an_empty_frame_is_found() -> None:
@@ -116,7 +120,8 @@ async def test_death_on_a_longer_frame_is_found() -> None:
                 raise ValueError(f"a key of {len(key)} bytes")
             await sock.send_frame(word)
 
-    await finds("", handle, request=GET)
+    message = "garbage: the handler raised ValueError: a key of 251 bytes"
+    await finds(message, handle, request=GET)
 
 
 async def test_swallowed_incomplete_read_is_found(autojump_clock: object) -> None:
@@ -131,7 +136,10 @@ async def test_swallowed_incomplete_read_is_found(autojump_clock: object) -> Non
             except trisock.LimitExceededError:
                 return
 
-    await finds("", handle, request=GET, timeout=0.3)
+    message = (
+        "garbage: the handler is still running after the client has sent EOF (waited 0.3 seconds)"
+    )
+    await finds(message, handle, request=GET, timeout=0.3)
 
 
 async def test_death_on_a_header_cut_short_is_found() -> None:
@@ -145,7 +153,11 @@ async def test_death_on_a_header_cut_short_is_found() -> None:
             except trisock.IncompleteReadError:
                 return
 
-    await finds("", handle, request=GET)
+    message = (
+        "reset in the middle of a request: the handler raised error: unpack requires a buffer of "
+        "4 bytes"
+    )
+    await finds(message, handle, request=GET)
 
 
 async def test_frame_held_without_a_bound_is_found() -> None:
@@ -192,7 +204,11 @@ async def test_frame_cut_short_and_taken_for_whole_is_found() -> None:
         except trisock.IncompleteReadError:
             return
 
-    await finds("", handle, request=GET)
+    message = (
+        "truncation: the handler took half a request for a whole one: it sent "
+        r"b'\x00\x00\x00\x07did get'"
+    )
+    await finds(message, handle, request=GET)
 
 
 async def test_chunk_taken_for_a_frame_is_found() -> None:
@@ -200,7 +216,11 @@ async def test_chunk_taken_for_a_frame_is_found() -> None:
         while chunk := await sock.recv():
             await sock.send_frame(chunk[4:])
 
-    await finds("", handle, request=b"\0\0\0\1k")
+    message = (
+        f"byte by byte: the handler sent {bytes(20)!r}, but to a whole request it sends "
+        r"b'\x00\x00\x00\x01k'"
+    )
+    await finds(message, handle, request=b"\0\0\0\1k")
 
 
 async def test_unbounded_queue_of_answers_is_found() -> None:

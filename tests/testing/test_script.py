@@ -120,9 +120,7 @@ async def test_scripts_send_and_expect_frames(header: str | int, a: Socket, b: S
 async def test_another_frame_is_a_failure_and_stays_unread(a: Socket, b: Socket) -> None:
     await a.send_frame(b"get")
     text = await failure(Script().expect_frame(b"put"), b)
-    assert text.endswith(
-        r"expected b'\x00\x00\x00\x03put', but b'\x00\x00\x00\x03get' came"
-    )
+    assert text.endswith(r"expected b'\x00\x00\x00\x03put', but b'\x00\x00\x00\x03get' came")
     assert await b.recv_frame() == b"get"
 
 

@@ -101,8 +101,8 @@ async def check_handler(
       answers, and it must serve other clients meanwhile.
     - 20 clients connect at the same time.
     - With ``starttls``, one client sends a request behind the command, in the same segment. The
-      handler must not answer this request under TLS (CVE-2011-0411). Others send plain text instead of
-      a handshake, cut the handshake short, or send the command under TLS. The clients above then
+      handler must not answer this request under TLS (CVE-2011-0411). Others send plain text instead
+      of a handshake, cut the handshake short, or send the command under TLS. The clients above then
       come twice, in plain text and under TLS. The one that reads no answers comes under TLS only.
 
     After each client, three things must hold. The handler has ended. It has raised no exception
@@ -185,7 +185,11 @@ def _profile(
     ):
         raise TypeError(f"tls must be the role of a TLS client, not {type(tls).__name__}")
     if server_tls is not None and not isinstance(server_tls, (ServerTLS, ssl.SSLContext)):
-        server_tls = ServerTLS(cast("Any", server_tls))
+        try:
+            server_tls = ServerTLS(cast("Any", server_tls))
+        except TypeError:
+            found = type(server_tls).__name__
+            raise TypeError(f"server_tls must be the role of a TLS server, not {found}") from None
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
         raise TypeError(f"timeout must be a number of seconds, not {type(timeout).__name__}")
     if not 0 < timeout < math.inf:

@@ -20,8 +20,8 @@ _CERTAINLY_QUIET = 0.05  # seconds; an acknowledgement may be delayed by 40 ms
 _MIB = 1024 * 1024
 
 # The most that a handler may hold for one client, in MiB: of a request, and of answers. A request
-# may be a message, which may be large. Answers to short requests are small, and a queue of them is slow to
-# fill.
+# may be a message, which may be large. Answers to short requests are small, and a queue of them is
+# slow to fill.
 MAX_REQUEST, MAX_ANSWERS = 8, 2
 
 _ROUND = 64 * 1024  # bytes to send before the next look at how much the handler holds

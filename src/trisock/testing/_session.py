@@ -33,7 +33,7 @@ class Profile:
       request: a valid request.
       starttls: the command that starts TLS, or ``b""``.
       tls: the client's role, or ``None`` if the handler does not start TLS.
-      server_tls: the server's role, or ``None`` if the server starts no TLS before the handler runs.
+      server_tls: the server's role, or ``None`` if the server does not start TLS by itself.
       timeout: as in ``check_handler``.
     """
 

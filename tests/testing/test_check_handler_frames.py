@@ -8,7 +8,6 @@ import pytest
 import trio
 
 import trisock
-from helpers.examples import load
 from helpers.handlers import answer_lines, finds
 from trisock import Socket
 from trisock.testing import check_handler
@@ -64,14 +63,12 @@ async def answer_http(sock: Socket) -> None:
 @pytest.mark.parametrize(
     ("handler", "request_bytes"),
     [
-        (answer_frames, GET),
         (answer_frames_by_hand, GET),
         (answer_short_frames, b"\0\5get k"),
         (answer_typed_messages, b"Q\0\0\0\x0dSELECT 1;"),
         (answer_http, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"),
         (answer_frames, b"\0\0\x50\0" + bytes(0x5000)),
         (answer_lines, b"\r\n"),
-        (load("key_value").Store().handle, GET),
     ],
 )
 async def test_correct_handler_passes(handler: trisock.Handler, request_bytes: bytes) -> None:
@@ -223,6 +220,7 @@ async def test_chunk_taken_for_a_frame_is_found() -> None:
     await finds(message, handle, request=b"\0\0\0\1k")
 
 
+@pytest.mark.rare  # another test has a queue of answers to lines
 async def test_unbounded_queue_of_answers_is_found() -> None:
     async def handle(sock: Socket) -> None:
         send, receive = trio.open_memory_channel[bytes](1_000_000_000)

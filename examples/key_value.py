@@ -66,7 +66,7 @@ async def test_long_frames_are_refused_and_cut_frames_are_peer_errors() -> None:
 async def test_no_silent_or_hostile_client_remains(autojump_clock: trio.testing.MockClock) -> None:
     async with serving(Store().handle) as s, await s.connect() as silent:
         assert await silent.recv() == b""
-    await check_handler(Store().handle)
+    await check_handler(Store().handle, request=b"\0\0\0\5get k")
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ import trisock
 from helpers.examples import load
 from helpers.handlers import STARTTLS, answer_lines, discard, leave_at_once
 from helpers.server import echo
-from trisock import ServerTLS, Socket
-from trisock.testing import check_handler
+from trisock import ClientTLS, ServerTLS, Socket
+from trisock.testing import Authority, check_handler
 
 # ---- correct handlers ----
 
@@ -230,6 +230,13 @@ async def test_cancelled_check_leaves_nothing() -> None:
         ("starttls must be bytes or None, not bool", {"starttls": True}),
         ("starttls must not be empty", {"starttls": b""}),
         ("tls must be the role of a TLS client, not bool", {"tls": False}),
+        ("server_tls must be the role of a TLS server, not ClientTLS", {"server_tls": ClientTLS()}),
+        ("request must be bytes or None, not str", {"request": "get k"}),
+        ("request must have at least 2 bytes, not 1", {"request": b"x"}),
+        (
+            "server_tls and starttls exclude each other: TLS can start only once",
+            {"server_tls": ServerTLS(Authority().certificate()), "starttls": STARTTLS},
+        ),
         ("timeout must be a number of seconds, not bool", {"timeout": True}),
         ("timeout must be positive and finite, not inf", {"timeout": float("inf")}),
         ("timeout must be positive and finite, not 0", {"timeout": 0}),

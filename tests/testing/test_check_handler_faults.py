@@ -352,7 +352,7 @@ async def test_unbounded_line_is_found() -> None:
                 line, _, data = data.partition(b"\n")
                 await sock.send(b"ok " + line + b"\n")
 
-    message = "endless line: the handler holds more than 8 MiB for one client"
+    message = "endless request: the handler holds more than 8 MiB for one client"
     await finds(message, handle, timeout=40)
 
 
@@ -411,7 +411,7 @@ async def test_line_cut_short_and_taken_for_whole_is_found() -> None:
                 return
             await sock.send(b"did " + line.strip() + b"\n")
 
-    message = "truncation: the handler took half a line for a whole one: it sent b'did NOOP\\n'"
+    message = "truncation: the handler took half a request for a whole one: it sent b'did NOOP\\n'"
     await finds(message, handle)
 
 
@@ -422,7 +422,7 @@ async def test_chunk_taken_for_a_message_is_found() -> None:
 
     message = (
         "byte by byte: the handler sent b'did N\\ndid O\\ndid O\\ndid P\\ndid \\ndid \\n', "
-        "but to a whole line it sends b'did NOOP\\n'"
+        "but to a whole request it sends b'did NOOP\\n'"
     )
     await finds(message, handle)
 
@@ -462,7 +462,7 @@ def injectable(tls: ServerTLS, known: Callable[[bytes], bool]) -> trisock.Handle
 
 async def test_injected_line_is_found(server_tls: ServerTLS) -> None:
     message = (
-        "injection: the handler answered a line under TLS that was sent in plain text behind "
+        "injection: the handler answered a request under TLS that was sent in plain text behind "
         "b'STARTTLS\\r\\n': it sent b'250 {}\\r\\n'"
     )
     handle = injectable(server_tls, lambda line: True)

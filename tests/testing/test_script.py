@@ -102,6 +102,38 @@ async def test_many_connections_run_a_script_at_once() -> None:
             nursery.start_soon(client, await s.connect())
 
 
+# ---- frames ----
+
+
+@pytest.mark.parametrize("header", ["!I", "<H", 3])
+async def test_scripts_send_and_expect_frames(header: str | int, a: Socket, b: Socket) -> None:
+    script = Script().expect_frame(b"get k", header).send_frame(bytearray(b"+v"), header)
+    script.expect_frame(memoryview(b""), header).send_frame(b"", header)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(script, b)
+        await a.send_frame(b"get k", header=header)
+        assert await a.recv_frame(header) == b"+v"
+        await a.send_frame(header=header)
+        assert await a.recv_frame(header) == b""
+
+
+async def test_another_frame_is_a_failure_and_stays_unread(a: Socket, b: Socket) -> None:
+    await a.send_frame(b"get")
+    text = await failure(Script().expect_frame(b"put"), b)
+    assert text.endswith(r"expected b'\x00\x00\x00\x03put', but b'\x00\x00\x00\x03get' came")
+    assert await b.recv_frame() == b"get"
+
+
+def test_invalid_frames_are_found_before_the_script_runs() -> None:
+    for add in (Script().send_frame, Script().expect_frame):
+        with pytest.raises(TypeError, match="the body of a frame must be bytes, not a str"):
+            add("text")  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="a frame of 256 bytes is too long for its header"):
+            add(bytes(256), "B")
+        with pytest.raises(ValueError, match="header must be a struct format"):
+            add(b"", "!i")
+
+
 # ---- expect ----
 
 

@@ -6,11 +6,11 @@ import gc
 import math
 import ssl
 from collections.abc import Awaitable, Callable
-from typing import Literal
+from typing import Any, Literal, cast
 
 import trio
 
-from .. import ClientTLS, Handler, TLSArgument, bind
+from .. import ClientTLS, Handler, ServerTLS, Socket, TLSArgument, bind
 from .._guard import text
 from . import _flooding_clients
 from . import _hostile_clients as clients
@@ -33,14 +33,14 @@ _CLIENTS: dict[str, Client] = {
     "half-close": clients.half_close,
     "reset at once": clients.reset_at_once,
     "reset after the greeting": clients.reset_after_greeting,
-    "reset in the middle of a line": clients.reset_in_line,
-    "reset after a line": clients.reset_after_line,
+    "reset in the middle of a request": clients.reset_in_request,
+    "reset after a request": clients.reset_after_request,
     "cancellation": clients.cancellation,
     "garbage": clients.garbage,
     "truncation": clients.truncation,
     "byte by byte": clients.byte_by_byte,
     "many connections": clients.many_connections,
-    "endless line": _flooding_clients.endless_line,
+    "endless request": _flooding_clients.endless_request,
 }
 
 # This client takes as long as all others together, so it runs once: under TLS, if there is TLS.
@@ -65,8 +65,10 @@ async def check_handler(
     handler: Handler,
     *,
     greeting: bytes | None = None,
+    request: bytes | None = None,
     starttls: bytes | None = None,
     tls: TLSArgument | Literal[True] | None = None,
+    server_tls: TLSArgument | None = None,
     timeout: float = 10,
 ) -> None:
     r"""Run hostile clients against a handler, and raise ``AssertionError`` if it has a fault.
@@ -76,21 +78,31 @@ async def check_handler(
         async def test_handler() -> None:
             await check_handler(handle, greeting=b"220 ready\r\n", starttls=b"STARTTLS\r\n")
 
+    The clients send the line ``NOOP``. This fits protocols of lines. For other protocols, such as
+    those with length-prefixed frames, pass a valid request. Without it, a handler of frames takes
+    ``NOOP`` for a length of 1.3 GB, and what it does with whole frames is not checked::
+
+        await check_handler(handle, request=b"\0\0\0\5get k")
+
     The clients:
 
     - Some clients are silent, reset the connection at various points, or end only their own side.
       One says nothing while the server cancels the handler. The handler must end each time.
-    - One client sends half a line (``NOOP``). The answer must not be the answer to a whole line.
-      Another sends a line byte by byte. The answer must be the one to a line in one piece.
-    - One client sends lines of other protocols, control characters, text that is not UTF-8, and
-      random bytes.
-    - One client sends a line that does not end. Another sends many lines, and reads no answers. The
-      handler may wait, or end the connection. It must not hold more than 8 MiB of the line or 2 MiB
-      of answers, and it must serve other clients meanwhile.
+    - One client sends the request without its line end or last byte. The answer must not be the
+      answer to a whole request. Another sends the request byte by byte. The answer must be the one
+      to a request in one piece.
+    - One client sends lines of other protocols, control characters, text that is not UTF-8, random
+      bytes, the request with a changed byte, and the start of the request with random bytes behind
+      it. The random bytes are the same in each run.
+    - One client sends a line that does not end. If there is a ``request``, it also sends the start
+      of the request with bytes of the highest value behind it, which a handler of frames takes for
+      a large length. Another client sends many requests, and reads no answers. The handler may
+      wait, or end the connection. It must not hold more than 8 MiB of a request or 2 MiB of
+      answers, and it must serve other clients meanwhile.
     - 20 clients connect at the same time.
-    - With ``starttls``, one client sends a line behind the command, in the same segment. The
-      handler must not answer this line under TLS (CVE-2011-0411). Others send plain text instead of
-      a handshake, cut the handshake short, or send the command under TLS. The clients above then
+    - With ``starttls``, one client sends a request behind the command, in the same segment. The
+      handler must not answer this request under TLS (CVE-2011-0411). Others send plain text instead
+      of a handshake, cut the handshake short, or send the command under TLS. The clients above then
       come twice, in plain text and under TLS. The one that reads no answers comes under TLS only.
 
     After each client, three things must hold. The handler has ended. It has raised no exception
@@ -102,11 +114,17 @@ async def check_handler(
       handler: an async function that takes a ``Socket``.
       greeting: what the handler sends first in plain text, or how that begins. ``None``: the
         clients do not wait for a greeting.
+      request: a whole request of the protocol that the handler answers, at least 2 bytes. It is
+        best if a request changes nothing, because it is sent many times. ``None``: the line
+        ``NOOP``, with the line end of ``starttls`` (``\r\n`` if there is no such command).
       starttls: the command that starts TLS, with its line end. If TLS can start only after other
         commands, put these before it, in the same bytes. ``None``: there is no such command.
-      tls: the client's role. Without ``starttls``, the handler must start TLS at once. ``None``
-        with ``starttls`` is a client that accepts any certificate. ``True`` is a client that
-        verifies the server, as in ``connect``.
+      tls: the client's role. The handler itself must call ``starttls``: at once, if there is no
+        command and no ``server_tls``. ``None`` with ``starttls`` or ``server_tls`` is a client that
+        accepts any certificate. ``True`` is a client that verifies the server, as in ``connect``.
+      server_tls: the server's role, for a handler that runs under ``bind(tls=...)``. Each
+        connection then starts with TLS before the handler is called. It cannot be combined with
+        ``starttls``.
       timeout: how many seconds the handler may take to end after a client, and how many seconds it
         may run without a checkpoint. A handler without a fault does not need this time.
 
@@ -124,10 +142,10 @@ async def check_handler(
     socket, a handler whose child task goes on when it is cancelled, and a handler in a blocking
     call.
     """
-    profile = _profile(handler, greeting, starttls, tls, timeout)
+    profile = _profile(handler, greeting, request, starttls, tls, server_tls, timeout)
     watchdog = Watchdog(timeout)
     with watchdog.running():
-        check = _Check(handler, profile, watchdog)
+        check = _Check(_served(handler, profile.server_tls), profile, watchdog)
         if profile.tls is None or starttls is not None:
             await check.run_all(_CLIENTS, secure=False)
         if profile.tls is None:
@@ -142,33 +160,60 @@ async def check_handler(
 def _profile(
     handler: Handler,
     greeting: bytes | None,
+    request: bytes | None,
     starttls: bytes | None,
     tls: TLSArgument | Literal[True] | None,
+    server_tls: TLSArgument | None,
     timeout: float,
 ) -> Profile:
     """Return what is known about the handler. Raise an error if an argument is invalid."""
     if not callable(handler):
         raise TypeError(f"a handler must be an async function, not {type(handler).__name__}")
-    for name, value in (("greeting", greeting), ("starttls", starttls)):
+    for name, value in (("greeting", greeting), ("request", request), ("starttls", starttls)):
         if value is not None and not isinstance(value, bytes):
             raise TypeError(f"{name} must be bytes or None, not {type(value).__name__}")
     if starttls == b"":
         raise ValueError("starttls must not be empty")
+    if request is not None and len(request) < 2:
+        raise ValueError(f"request must have at least 2 bytes, not {len(request)}")
+    if server_tls is not None and starttls is not None:
+        raise ValueError("server_tls and starttls exclude each other: TLS can start only once")
     if (
         tls is not None
         and tls is not True
         and not isinstance(tls, (str, ClientTLS, ssl.SSLContext))
     ):
         raise TypeError(f"tls must be the role of a TLS client, not {type(tls).__name__}")
+    if server_tls is not None and not isinstance(server_tls, (ServerTLS, ssl.SSLContext)):
+        try:
+            server_tls = ServerTLS(cast("Any", server_tls))
+        except TypeError:
+            found = type(server_tls).__name__
+            raise TypeError(f"server_tls must be the role of a TLS server, not {found}") from None
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
         raise TypeError(f"timeout must be a number of seconds, not {type(timeout).__name__}")
     if not 0 < timeout < math.inf:
         raise ValueError(f"timeout must be positive and finite, not {timeout}")
     if tls is True:
         tls = ClientTLS()
-    elif tls is None and starttls is not None:
+    elif tls is None and (starttls is not None or server_tls is not None):
         tls = ClientTLS(verify=False)
-    return Profile(greeting or b"", starttls or b"", tls, timeout)
+    if request is None:
+        has_bare_newlines = starttls and not starttls.endswith(b"\r\n")
+        request = b"NOOP\n" if has_bare_newlines else b"NOOP\r\n"
+    return Profile(greeting or b"", request, starttls or b"", tls, server_tls, timeout)
+
+
+def _served(handler: Handler, tls: TLSArgument | None) -> Handler:
+    """Return a handler that starts TLS first, as ``bind`` does with ``tls``."""
+    if tls is None:
+        return handler
+
+    async def start_tls_and_handle(sock: Socket) -> None:
+        await sock.starttls(tls)
+        await handler(sock)
+
+    return start_tls_and_handle
 
 
 class _Check:

@@ -19,6 +19,12 @@ from ._session import Session, send
 
 _MANY = 20  # connections at the same time
 
+_MANY_BYTES = 64  # a longer request is sent byte by byte as far as this; each byte takes 5 ms
+
+# A header is hardly longer than this. Each of so many bytes of a request is changed, and as many of
+# the other bytes.
+_HEADER = 8
+
 _ALERT = re.compile(rb"\x15\x03[\x00-\x04]\x00\x02..", re.DOTALL)  # an unencrypted TLS alert
 
 
@@ -50,8 +56,8 @@ async def silent(session: Session) -> None:
 
 
 async def half_close(session: Session) -> None:
-    """Send a line and EOF, and read until the handler closes the connection."""
-    await session.answers(session.line)
+    """Send a request and EOF, and read until the handler closes the connection."""
+    await session.answers(session.request)
 
 
 async def reset_at_once(session: Session) -> None:
@@ -65,16 +71,17 @@ async def reset_after_greeting(session: Session) -> None:
     sock.abort()
 
 
-async def reset_in_line(session: Session) -> None:
-    sock = await session.open()
-    await send(sock, session.line[:2])
-    await session.quiet()
-    sock.abort()
+async def reset_in_request(session: Session) -> None:
+    for part in (session.request[:2], session.cut_request):
+        sock = await session.open()
+        await send(sock, part)
+        await session.quiet()
+        sock.abort()
 
 
-async def reset_after_line(session: Session) -> None:
+async def reset_after_request(session: Session) -> None:
     sock = await session.open()
-    await send(sock, session.line)
+    await send(sock, session.request)
     await session.quiet()
     sock.abort()
 
@@ -92,35 +99,37 @@ async def cancellation(session: Session) -> None:
 
 
 async def truncation(session: Session) -> None:
-    """End the stream in the middle of a line. The line must not be answered like a whole one."""
+    """End the stream in the middle of a request. The answer must not be that to a whole one."""
     nothing = await session.answers()
-    whole = await session.answers(session.line)
+    whole = await session.answers(session.request)
+    await session.answers(session.request[:2])  # perhaps in the middle of a header
     sock = await session.open()
-    await send(sock, session.line.rstrip())
+    await send(sock, session.cut_request)
     await session.quiet()
     if await sock.peek() is not None:
-        return  # the handler does not wait for the end of a line
+        return  # the handler does not wait for the end of a request
     answer = await session.finish(sock)
     if answer == whole != nothing:
         raise AssertionError(
-            f"the handler took half a line for a whole one: it sent {shown(answer)}"
+            f"the handler took half a request for a whole one: it sent {shown(answer)}"
         )
 
 
 async def byte_by_byte(session: Session) -> None:
-    """Send a line in pieces of one byte. The answer must be that to a line in one piece."""
+    """Send a request in pieces of one byte. The answer must be that to a request in one piece."""
     answer = whole = b""
     for _ in range(3):  # an answer may depend on other things, such as the time
-        whole = await session.answers(session.line)
+        whole = await session.answers(session.request)
         sock = await session.open()
-        for number in range(len(session.line)):
-            await send(sock, session.line[number : number + 1])
+        first, rest = session.request[:_MANY_BYTES], session.request[_MANY_BYTES:]
+        for piece in [*(bytes([each]) for each in first), rest[:-1], rest[-1:]]:
+            await send(sock, piece)
             await session.quiet()
         answer = await session.finish(sock)
-        if answer == whole or whole != await session.answers(session.line):
+        if answer == whole or whole != await session.answers(session.request):
             return
     raise AssertionError(
-        f"the handler sent {shown(answer)}, but to a whole line it sends {shown(whole)}"
+        f"the handler sent {shown(answer)}, but to a whole request it sends {shown(whole)}"
     )
 
 
@@ -135,9 +144,29 @@ def _nonsense() -> list[bytes]:
     return [*(line + b"\r\n" for line in lines), bytes(64), b"\xff" * 64, text, binary]
 
 
+def _changed(request: bytes) -> list[bytes]:
+    """Return requests that start like this one, and go on differently.
+
+    A header that has changed should also have a body that is whole. So a byte becomes zero, or it
+    becomes 255 and enough bytes follow.
+    """
+    rng = random.Random(2)  # noqa: S311 (these numbers are no secrets)
+    rest = range(_HEADER, len(request))
+    positions = [*range(min(_HEADER, len(request))), *rng.sample(rest, min(_HEADER, len(rest)))]
+    changed = []
+    for number in positions:
+        start, end = request[:number], request[number + 1 :]
+        changed += [
+            start + b"\0" + end,
+            start + b"\xff" + end + rng.randbytes(255),
+            start + rng.randbytes(1 + len(end)),
+        ]
+    return changed
+
+
 async def garbage(session: Session) -> None:
-    """Send what no client of any protocol sends."""
-    for nonsense in _nonsense():
+    """Send what no client of any protocol sends, and changed requests."""
+    for nonsense in [*_nonsense(), *_changed(session.request)]:
         await session.answers(nonsense)
 
 
@@ -147,7 +176,7 @@ async def many_connections(session: Session) -> None:
 
     async def exchange() -> None:
         try:
-            await session.answers(session.line)
+            await session.answers(session.request)
         except AssertionError as exc:
             faults.append(exc)
 
@@ -162,29 +191,29 @@ async def many_connections(session: Session) -> None:
 
 
 async def injection(session: Session) -> None:
-    """Add a line behind STARTTLS, as an attacker can do. It must not be answered under TLS."""
+    """Add a request behind STARTTLS, as an attacker can do. It must not be answered under TLS."""
     usual = {await session.answers(), await session.answers()}
-    for injected in (session.line, session.starttls):
+    for injected in (session.request, session.starttls):
         answer = b""
         sock = await session.connect()
-        with contextlib.suppress(TLSError):  # the handshake fails, as it must with a line in it
+        with contextlib.suppress(TLSError):  # the handshake fails, as it must
             if await session.ask_for_tls(sock, injected):
                 await session.start_tls(sock)
                 answer = await session.finish(sock)
         if answer and (added := _added(answer, usual)):
             raise AssertionError(
-                f"the handler answered a line under TLS that was sent in plain text behind "
+                f"the handler answered a request under TLS that was sent in plain text behind "
                 f"{session.starttls!r}: it sent {shown(added)}"
             )
 
 
 async def plain_text(session: Session) -> None:
-    """Send STARTTLS, and then a line in plain text. It must not be answered."""
+    """Send STARTTLS, and then a request in plain text. It must not be answered."""
     usual = {
         _ALERT.sub(b"", await _plain_answers(session, b"")),
         _ALERT.sub(b"", await _plain_answers(session, b"")),
     }
-    answer = _ALERT.sub(b"", await _plain_answers(session, session.line))
+    answer = _ALERT.sub(b"", await _plain_answers(session, session.request))
     if added := _added(answer, usual):
         raise AssertionError(f"the handler went on in plain text: it sent {shown(added)}")
 

@@ -10,6 +10,7 @@ from typing import Protocol
 import trio
 
 from .. import Buffer, Socket, TLSArgument
+from .._net.frame_header import frame_header
 from ._expectation import Expectation, Mismatch, expectation, shown
 
 _logger = logging.getLogger("trisock.testing")
@@ -68,6 +69,17 @@ class Script:
                 raise TypeError(f"send takes bytes, not a {type(each).__name__}")
         return self._add(_Send(b"".join(buffers), self._byte_by_byte))
 
+    def send_frame(self, body: Buffer, header: str | int = "!I") -> Script:
+        """Send one length-prefixed frame.
+
+        Args:
+          body: the body.
+          header: the format of the length in front of the body, as in ``Socket.frames``.
+
+        Raises ``TypeError`` and ``ValueError`` if the header is invalid or the body is too long.
+        """
+        return self.send(_frame(body, header))
+
     def expect(self, expected: Buffer | re.Pattern[bytes]) -> Script:
         r"""Receive exactly these bytes, or a match of a pattern. What follows stays unread.
 
@@ -83,6 +95,15 @@ class Script:
         bytes.
         """
         return self._add(_Expect(expectation(expected)))
+
+    def expect_frame(self, body: Buffer, header: str | int = "!I") -> Script:
+        """Receive exactly one length-prefixed frame with this body. What follows stays unread.
+
+        Args:
+          body: the body. It may be empty.
+          header: as in ``send_frame``.
+        """
+        return self.expect(_frame(body, header))
 
     def expect_eof(self) -> Script:
         """Expect the end of the stream: FIN or, under TLS, ``close_notify``."""
@@ -117,6 +138,13 @@ class Script:
             except trio.Cancelled:
                 _logger.warning("%s: cancelled at %s", where, step)
                 raise
+
+
+def _frame(body: Buffer, header: str | int) -> bytes:
+    if not isinstance(body, (bytes, bytearray, memoryview)):
+        raise TypeError(f"the body of a frame must be bytes, not a {type(body).__name__}")
+    data = bytes(body)
+    return frame_header(header).pack(len(data)) + data
 
 
 class _StepError(Exception):

@@ -30,14 +30,18 @@ class Profile:
 
     Attributes:
       greeting: how the bytes begin that the handler sends first, or ``b""``.
+      request: a valid request.
       starttls: the command that starts TLS, or ``b""``.
       tls: the client's role, or ``None`` if the handler does not start TLS.
+      server_tls: the server's role, or ``None`` if the server does not start TLS by itself.
       timeout: as in ``check_handler``.
     """
 
     greeting: bytes
+    request: bytes
     starttls: bytes
     tls: TLSArgument | None
+    server_tls: TLSArgument | None
     timeout: float
 
 
@@ -52,7 +56,9 @@ class Session:
       secure: whether ``open`` starts TLS.
 
     Attributes:
-      line: a line, which most protocols answer.
+      request: a valid request of the protocol.
+      is_line: whether the request is the line that is sent by default.
+      cut_request: the request without its end: without the line end, or without the last byte.
       waiting: what the client waits for, as the start of an error message.
     """
 
@@ -74,8 +80,12 @@ class Session:
         self.timeout = profile.timeout
         self.secure = secure
         self._socks: list[Socket] = []
-        has_bare_newlines = self.starttls and not self.starttls.endswith(b"\r\n")
-        self.line = b"NOOP\n" if has_bare_newlines else b"NOOP\r\n"
+        self._server_starts_tls = profile.server_tls is not None
+        self.request = profile.request
+        self.is_line = self.request.rstrip() == b"NOOP"
+        without_line_end = self.request.rstrip(b"\r\n")
+        is_text = without_line_end != self.request
+        self.cut_request = without_line_end if is_text else self.request[:-1]
         self.waiting = ""
 
     async def connect(self) -> Socket:
@@ -112,7 +122,8 @@ class Session:
             try:
                 await self.start_tls(sock)
             except TLSError as exc:
-                raise AssertionError(f"TLS did not start: {exc}") from exc
+                hint = "" if self._server_starts_tls else "; the handler itself must call starttls"
+                raise AssertionError(f"TLS did not start: {exc}{hint}") from exc
         return sock
 
     async def ask_for_tls(self, sock: Socket, injected: bytes = b"") -> bool:

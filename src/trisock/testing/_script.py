@@ -84,12 +84,12 @@ class Script:
         r"""Receive exactly these bytes, or a match of a pattern. What follows stays unread.
 
         Args:
-          expected: bytes, or a compiled pattern of bytes. The pattern is tried at the current
-            position after each byte, from the first byte on, and the first match counts. So the
-            result does not depend on how the input is split, and a pattern should end with
-            something that ends the message: ``re.compile(rb"\\d+")`` takes only the first digit of
-            ``250``, and ``re.compile(rb"\\d+ [^\\n]*\\n")`` takes the line. A match must end within
-            16,384 bytes.
+          expected: bytes, or a compiled pattern of bytes. A match must begin at the first unread
+            byte and end within 16,384 bytes. The pattern is tried on the first byte alone, then on
+            the first two, and so on, and the first match counts. So the result does not depend on
+            how the input is split, and a pattern should end with something that ends the message:
+            ``re.compile(rb"\\d+")`` takes only the first digit of ``250``, and
+            ``re.compile(rb"\\d+ [^\\n]*\\n")`` takes the line.
 
         Raises ``TypeError`` for ``str`` and for a pattern of ``str``, and ``ValueError`` for empty
         bytes.

@@ -140,7 +140,7 @@ async def serving(handler: Handler, **bind_arguments: Any) -> AsyncIterator[Serv
 
     Raises at the end of the block:
       Whatever ``bind`` logs at ERROR, which is what a handler raised and its peer did not cause.
-        It is logged as well. Several errors are raised in a group.
+        These errors are both logged and raised. Several errors are raised in a group.
       AssertionError: a handler did not end (see above).
       Whatever the block raised. If handlers failed as well, a group contains the block's exception
         first, and then the handlers' exceptions. The group hides nothing: the handler's error is

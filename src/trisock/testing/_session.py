@@ -136,7 +136,7 @@ class Session:
         return await _drop_arrived(sock)
 
     async def wait_for_answer(self, sock: Socket) -> None:
-        """Wait until the answer to the STARTTLS command, or the end, has arrived."""
+        """Wait until the handler answers the STARTTLS command or the connection ends."""
         self.expect(f"the handler has not answered {self.starttls!r}")
         with contextlib.suppress(trio.BrokenResourceError):
             await sock.peek(wait=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import gc
 import itertools
@@ -325,8 +324,11 @@ async def test_a_finished_relay_is_freed_immediately(
     how: Callable[[Socket, Socket], Awaitable[None]],
 ) -> None:
     async def run_relay(a: Socket, b: Socket) -> None:
-        with contextlib.suppress(trio.BrokenResourceError):
+        # contextlib.suppress splits exception groups (Python 3.12), and leaves a reference cycle.
+        try:  # noqa: SIM105
             await trisock.relay(a, b)
+        except trio.BrokenResourceError:
+            pass
 
     async def run(a: Socket, b: Socket, x: Socket, y: Socket) -> None:
         async with trio.open_nursery() as nursery:

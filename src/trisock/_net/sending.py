@@ -60,6 +60,9 @@ class Sender(trio.abc.SendStream):
         # This is the hot path (benchmark rows echo1 and send). It inlines this code:
         # ``async with connection.sending: await connection.send(views)``.
         connection = self._connection
+        lock = connection.sending
+        if lock.in_use:
+            lock.check()
         credit = connection.send_credit
         if credit:
             credit -= max(_MIN_CREDIT, sum(map(len, views)))
@@ -67,9 +70,6 @@ class Sender(trio.abc.SendStream):
             schedule, connection.send_credit = True, _SEND_CREDIT
         else:
             schedule, connection.send_credit = False, credit
-        lock = connection.sending
-        if lock.in_use:
-            lock.check()
         lock.in_use = True
         try:
             if lock.locked:

@@ -50,7 +50,8 @@ class HandshakeTimer:
 
     def _end_overdue(self) -> None:
         now = trio.current_time()
-        for connection, deadline in list(self._deadlines.items()):
+        while self._deadlines:  # no copy of the dict: thousands of clients may be silent
+            connection, deadline = next(iter(self._deadlines.items()))
             if deadline > now:
                 break
             self.discard(connection)

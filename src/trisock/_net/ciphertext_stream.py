@@ -58,7 +58,7 @@ class CiphertextStream(trio.abc.Stream):
         with contextlib.suppress(trio.BrokenResourceError):
             await self._send(bytes(data))
         # If the peer's answer comes next, receive it here. Otherwise SSLStream would call OpenSSL
-        # in vain. It would then acquire another lock, and that is a checkpoint (row
+        # before any data has arrived, and then acquire another lock, which is a checkpoint (row
         # tls-handshakes).
         engine = self._engine
         if engine.awaits_peer and not engine.incoming.pending:

@@ -244,7 +244,7 @@ class _Check:
         raise AssertionError(f"{name}: each connection leaves {left}")
 
     async def _left(self, before: Resources, seconds: float) -> str:
-        """Return what is left after this time, or ``""``."""
+        """Describe what handlers have left behind when the time is over, or return ``""``."""
         if before.left():
             with self._watchdog.limit(seconds):
                 while before.left():

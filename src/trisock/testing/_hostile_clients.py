@@ -21,8 +21,8 @@ _MANY = 20  # connections at the same time
 
 _MANY_BYTES = 64  # a longer request is sent byte by byte as far as this; each byte takes 5 ms
 
-# A header is hardly longer than this. Each of so many bytes of a request is changed, and as many of
-# the other bytes.
+# The size of a long header, in bytes. The garbage clients change each of the first 8 bytes of a
+# request, and 8 of its other bytes.
 _HEADER = 8
 
 _ALERT = re.compile(rb"\x15\x03[\x00-\x04]\x00\x02..", re.DOTALL)  # an unencrypted TLS alert

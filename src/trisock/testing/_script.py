@@ -32,7 +32,7 @@ class Script:
         client = Script().expect(b"220 ready\r\n").send(b"QUIT\r\n").expect(b"221 bye\r\n")
         await client(await s.connect())
 
-    Each method adds a step and returns the script. Running a script does not change it, so many
+    Each method adds a step and returns the script. A script does not change when it runs. So many
     connections can run it at the same time.
 
     Args:

@@ -153,6 +153,13 @@ def load(session: nox.Session) -> None:
 
 
 @nox.session
+def restarts(session: nox.Session) -> None:
+    """20 restarts of a server under load, in three ways, lose no request (``-- --quick``)."""
+    session.install(".[tests]")
+    session.run("python", "tests/campaigns/restarts.py", *session.posargs)
+
+
+@nox.session
 def soak(session: nox.Session) -> None:
     """An hour of mixed work that must not leak anything (shorter: ``-- --minutes 1``)."""
     session.install(".[tests]")

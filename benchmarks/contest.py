@@ -64,12 +64,12 @@ class Result:
     def ratio(self, peer: str, to: str = BASE) -> Spread | None:
         """Divide ``peer``'s figure by ``to``'s figure in each round, and return the spread.
 
-        Returns None if a peer failed, or if ``to`` was not measured.
+        Returns None if either of them failed or is not in this row.
         """
-        base = self.series.get(to)
-        if base is None or base.failure or self.series[peer].failure:
+        own, base = self.series.get(peer), self.series.get(to)
+        if own is None or base is None or own.failure or base.failure:
             return None
-        rounds = zip(self.series[peer].measurements, base.measurements, strict=True)
+        rounds = zip(own.measurements, base.measurements, strict=True)
         return Spread.of([ours.figure(self.row) / its.figure(self.row) for ours, its in rounds])
 
 
@@ -132,14 +132,16 @@ def compete(
     amount: int,
     rounds: int,
 ) -> Result:
-    """Measure every peer in every round. After a peer has failed, skip it in later rounds."""
+    """Measure every peer in every round. After a peer has failed, skip it in later rounds.
+
+    A peer that has no server for the row's work is left out.
+    """
+    peers = [each for each in peers if row.work in each.works]
     series = {peer.name: Series() for peer in peers}
     for peer in peers:
         if peer.missing:
             series[peer.name].failure = f"not installed: {', '.join(peer.missing)}"
-        elif row.work not in peer.works:
-            series[peer.name].failure = f"has no server for {row.work!r}"
-    for number in range(rounds):
+    for number in range(rounds if peers else 0):
         shift = number % len(peers)
         order = [each for each in [*peers[shift:], *peers[:shift]] if not series[each.name].failure]
         with contextlib.ExitStack() as stack:

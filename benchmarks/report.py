@@ -40,7 +40,7 @@ def show_row(result: Result, console: Console) -> None:
 
 def show_summary(results: list[Result], console: Console) -> None:
     """Print the ratios of every row, and whether trisock meets its targets."""
-    peers = [each for each in results[0].series if each != BASE]
+    peers = dict.fromkeys(each for result in results for each in result.series if each != BASE)
     table = _table("work per CPU second of the server, bare Trio = 1; memory: lower is better")
     table.add_column("row")
     for peer in peers:
@@ -69,7 +69,7 @@ def _target(result: Result) -> str:
 
 
 def _absence(result: Result, peer: str) -> str:
-    return "failed" if result.series[peer].failure else ""
+    return "failed" if peer in result.series else ""
 
 
 def _figure(figure: float, row: Row) -> str:

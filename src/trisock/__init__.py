@@ -3,7 +3,13 @@
 from ._address import Address
 from ._arguments import Buffer
 from ._connect import connect, connect_unix
-from ._errors import IncompleteReadError, LimitExceededError, TLSError
+from ._errors import (
+    IdleTimeoutError,
+    IncompleteReadError,
+    LimitExceededError,
+    ServerClosing,
+    TLSError,
+)
 from ._net.iterators import Frames, LineBatches, Lines
 from ._net.relay import relay
 from ._net.socket import ConnectionInfo, Socket
@@ -24,12 +30,14 @@ __all__ = [
     "ConnectionInfo",
     "Frames",
     "Handler",
+    "IdleTimeoutError",
     "IncompleteReadError",
     "LimitExceededError",
     "LineBatches",
     "Lines",
     "Listener",
     "Server",
+    "ServerClosing",
     "ServerStats",
     "ServerTLS",
     "Socket",

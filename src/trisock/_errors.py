@@ -134,6 +134,28 @@ def new_limit_exceeded_error(
     return error
 
 
+class IdleTimeoutError(trio.TooSlowError):
+    """The peer sent nothing for the ``timeout`` of ``Socket.idle``.
+
+    No data is lost, and the socket stays open: the handler may say goodbye before it returns.
+
+    Attributes:
+      at_boundary: whether nothing of a request had arrived.
+    """
+
+    def __init__(self, *args: object, at_boundary: bool = True) -> None:
+        super().__init__(*args)
+        self.at_boundary = at_boundary
+
+
+class ServerClosing(Exception):
+    """The server is stopping, and the peer has begun no request (see ``Socket.idle``).
+
+    For ``bind``, this is a normal end of the handler. A handler that wants to say goodbye catches
+    it: the socket is still open.
+    """
+
+
 def unraised_copy(failure: trio.BrokenResourceError) -> trio.BrokenResourceError:
     """Return an equal error that was never raised.
 

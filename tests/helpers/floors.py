@@ -41,12 +41,19 @@ def floor_of(module: str) -> int:
 
 
 def imports_of(path: Path) -> set[str]:
-    """Return the names of the trisock modules that a module imports (``""`` is the package)."""
+    """Return the names of the trisock modules that a module imports (``""`` is the package).
+
+    Imports that only a type checker sees do not count.
+    """
     name = name_of(path)
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     modules = {name_of(each) for each in MODULES}
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    for node in list(ast.walk(tree)):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [each.name for each in node.names if each.name.split(".")[0] == "trisock"]
             found |= {each.removeprefix("trisock").removeprefix(".") for each in names}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import socket as stdlib_socket
 from collections.abc import Awaitable, Sequence
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import trio
 
@@ -23,6 +23,9 @@ from .receive_buffer import ReceiveBuffer
 from .syscalls import RECEIVE_SIZE
 from .tls_stream import TLSStream
 from .transport import Transport
+
+if TYPE_CHECKING:
+    from .idle import IdleBlock, ServerState
 
 Side = Literal["client", "server"]
 
@@ -53,14 +56,18 @@ class Connection:
     CLOSING, CLOSED or ABORTED. (Hot paths check ``transport.closing``: ``state`` would be slower.)
 
     Attributes:
+      fresh_until: if nothing has been read yet, the time from which the connection counts as idle.
       generation: incremented when a ``starttls``, ``stoptls`` or ``relay`` begins. After an await,
         an earlier decision (for example, to send encrypted data) is still valid only if
         ``generation`` has not changed.
+      idle: the idle block that was entered last, while there is one.
+      in_idle_read: whether a read waits in an idle block.
       send_credit: how many bytes may be sent before a send must be a schedule point. Every read
         sets it to 0, except a read of an item from a batch (of lines or frames). So while there is
         a batch, every send is a schedule point.
       sending_file: the cancel scope of a running ``send_file``. A close cancels this scope, because
         closing the connection's descriptor does not wake a task that waits for a file.
+      server: the ``Server`` that has accepted the connection, if any.
     """
 
     __slots__ = (
@@ -68,12 +75,16 @@ class Connection:
         "_local",
         "buffer",
         "connected_host",
+        "fresh_until",
         "generation",
+        "idle",
+        "in_idle_read",
         "layer",
         "reading",
         "send_credit",
         "sending",
         "sending_file",
+        "server",
         "side",
         "state",
         "tls",
@@ -99,6 +110,10 @@ class Connection:
         self.sending = SendLock("sending on", self.transport)
         self.send_credit = 0
         self.sending_file: trio.CancelScope | None = None
+        self.server: ServerState | None = None
+        self.idle: IdleBlock | None = None
+        self.in_idle_read = False
+        self.fresh_until = 0.0
         self.state = ConnectionState.PLAIN
         self.generation = 0
         self._closed: trio.Event | None = None  # created by the first task that waits for it
@@ -177,6 +192,11 @@ class Connection:
             return self.transport.receive_nowait()
         except (BlockingIOError, trio.BrokenResourceError):
             return None
+
+    def interrupt_idle_read(self) -> None:
+        """Wake a read that waits in an idle block, so that it looks whether it must end."""
+        if self.in_idle_read:
+            self.transport.interrupt_read()
 
     async def send(self, buffers: Sequence[bytes | memoryview]) -> None:
         """Send all bytes of all buffers. The caller must hold the send lock. A full checkpoint."""

@@ -1,14 +1,15 @@
 """Socket: the public interface of one connection.
 
-The read methods are in ``receiving``, and the send methods are in ``sending``. The layers of a
-connection (TLS and the transport), and the changes of these layers, are in ``connection``.
+The read methods are in ``receiving`` and ``message_receiving``, and the send methods are in
+``sending``. The layers of a connection (TLS and the transport), and the changes of these layers,
+are in ``connection``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from types import TracebackType
-from typing import overload
+from typing import TYPE_CHECKING, cast, overload
 
 import trio
 
@@ -18,8 +19,12 @@ from .._not_copyable import NotCopyable
 from .._tls.info import TLSInfo
 from .._tls.roles import TLSArgument, resolve_role
 from .connection import Connection, Side
-from .receiving import BufferedReceiver
+from .idle import IdleBlock
+from .message_receiving import MessageReceiver
 from .sending import Sender
+
+if TYPE_CHECKING:
+    from .._server.server import Server
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class ConnectionInfo:
     buffered: int
 
 
-class Socket(NotCopyable, BufferedReceiver, Sender, trio.abc.HalfCloseableStream):
+class Socket(NotCopyable, MessageReceiver, Sender, trio.abc.HalfCloseableStream):
     """A connection that can start TLS, and can later return to plain text.
 
     ``connect``, ``Listener`` and ``Server`` create Sockets. The constructor wraps a
@@ -169,6 +174,48 @@ class Socket(NotCopyable, BufferedReceiver, Sender, trio.abc.HalfCloseableStream
         If cancelled, the socket is closed immediately.
         """
         await self._connection.stoptls()
+
+    # ---- serving ----
+
+    @property
+    def server(self) -> Server | None:
+        """The ``Server`` whose handler has this socket, or ``None``."""
+        return cast("Server | None", self._connection.server)
+
+    def idle(self, timeout: float | None = None) -> IdleBlock:
+        """Return a context manager for the time in which a handler waits for the next request.
+
+        A server that stops need not wait for such a handler::
+
+            while True:
+                with sock.idle(timeout=300):
+                    line = await sock.recv_line()
+                await do(line)
+
+        When the server begins to stop, a read of this socket that waits in the block looks once
+        more at what has arrived. If it would still have to wait, it raises ``ServerClosing``, which
+        ``bind`` takes as a normal end of the handler. A block that is entered later raises it at
+        the first read that has to wait. Nothing but reads of this socket is ended.
+
+        A request of which bytes have arrived has begun: while anything is unread, or once a read in
+        the block has received anything, a read goes on, within the server's grace. Under TLS, only
+        decrypted bytes count. A new connection from which nothing has come yet has at least 5
+        seconds for its first request. ``lines(idle=True)`` and ``frames(idle=True)`` do all of this
+        for each of their waits.
+
+        Without a server, only the timeout has an effect, so a handler can be tested alone.
+
+        Args:
+          timeout: how many seconds a read may wait for a byte from the peer, or ``None`` for no
+            limit. In nested blocks, the shortest timeout holds.
+
+        Raises in the reads of the block:
+          ServerClosing: the server is stopping. No data is lost, and the socket is still open.
+          IdleTimeoutError: the peer sent nothing for ``timeout`` seconds. No data is lost.
+
+        Raises ``ValueError`` or ``TypeError`` if the timeout is invalid.
+        """
+        return IdleBlock(self._connection, seconds_or_inf("timeout", timeout))
 
     # ---- closing ----
 

@@ -40,7 +40,7 @@ from .._tls.records import SEND_SIZE, pieces
 from .._tls.roles import TLSRole
 from .ssl_stream import SSLStreamRunner
 from .syscalls import FINAL_SEND_FLAGS, SEND_FLAGS
-from .transport import CUT_SHORT, Transport
+from .transport import CUT_SHORT, ReadInterrupted, Transport
 
 # Maximum number of bytes in unsent responses, enough for about 2000 key updates. While a send waits
 # for room, the same queue also holds one encrypted piece of the message: at most SEND_SIZE bytes,
@@ -332,8 +332,7 @@ class TLSStream:
                 while True:
                     if engine.failure is not None or self._send_failure is not None:
                         self.check_sending()
-                    # Once encrypted, the data must be sent. So first wait until the descriptor is
-                    # writable: a cancellation of this wait does no harm.
+                    # Once encrypted, the data must be sent. So wait (and be cancelled) before that.
                     if not self._transport.writable_now():
                         await self._wait_writable()
                         self.check_sending()  # a reader may have failed meanwhile
@@ -344,9 +343,11 @@ class TLSStream:
                     if engine.incoming.pending:
                         engine.feed_record()
                         await trio.lowlevel.checkpoint()
-                    elif not await self._fill():
-                        self._transport_ended()
-                        raise self._transport.broken("the peer has ended the connection")
+                    else:
+                        with contextlib.suppress(ReadInterrupted):  # meant for a reader
+                            if not await self._fill():
+                                self._transport_ended()
+                                raise self._transport.broken("the peer has ended the connection")
                 started = True
                 self.send_state = SendState.IN_MESSAGE
                 if not self._send_nowait():

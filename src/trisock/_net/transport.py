@@ -62,6 +62,10 @@ _CLOSED = trio.ClosedResourceError()
 CUT_SHORT = "an earlier send was cut short, so nothing more can be sent"
 
 
+class ReadInterrupted(Exception):
+    """``interrupt_read`` has woken a read that was waiting. The read has consumed nothing."""
+
+
 class Transport(Descriptor):
     """One connection's descriptor. ``str`` names the connection in an error.
 
@@ -148,7 +152,9 @@ class Transport(Descriptor):
             try:
                 await trio.lowlevel.wait_readable(descriptor)
             except trio.ClosedResourceError:  # Trio's message names no peer
-                raise self.closed_error() from None
+                if self._was_closed():
+                    raise self.closed_error() from None
+                raise ReadInterrupted from None
             try:
                 return self.receive_nowait()
             except BlockingIOError:
@@ -279,11 +285,18 @@ class Transport(Descriptor):
 
     async def wait_writable(self) -> None:
         """Wait until ``writable_now`` would return True. A full checkpoint."""
-        try:
-            await trio.lowlevel.wait_writable(self.descriptor())
-        except trio.ClosedResourceError:  # Trio's message names no peer
-            raise self.closed_error() from None
+        while True:
+            try:
+                await trio.lowlevel.wait_writable(self.descriptor())
+                break
+            except trio.ClosedResourceError:  # Trio's message names no peer
+                if self._was_closed():
+                    raise self.closed_error() from None
         self.descriptor()  # raises if it was closed while we waited
+
+    def interrupt_read(self) -> None:
+        """Wake the read that is waiting, with ``ReadInterrupted``. A send just goes on waiting."""
+        self.wake_tasks()
 
     async def send_eof(self) -> None:
         """Send FIN. Reading still works. A second call changes nothing. A full checkpoint.
@@ -411,6 +424,9 @@ class Transport(Descriptor):
         end_connection(self._socket, may_be_unread=False)
         self._close_descriptor()
         return True
+
+    def _was_closed(self) -> bool:
+        return self.closing or self._socket.fileno() < 0
 
     def has_ended(self) -> bool:
         """Return whether EOF has been read. If not, first try one read, and drop its data."""

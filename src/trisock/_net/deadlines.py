@@ -1,0 +1,76 @@
+"""Deadlines: one task that watches the deadlines of many items."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+import trio
+
+ItemT = TypeVar("ItemT")
+
+
+class Deadlines(Generic[ItemT]):
+    """The deadlines of many items, and the task that reports the overdue ones.
+
+    One task for all items is cheaper than a cancel scope for each (rows tls-handshakes and
+    idle-timeout).
+
+    Args:
+      expire: called with each overdue item and its timeout, after the item is discarded.
+
+    Invariant: all items in one dict of ``_by_timeout`` have the same timeout. So they are in the
+    order of their deadlines. ``_wake_at`` is not later than the earliest deadline.
+    """
+
+    def __init__(self, expire: Callable[[ItemT, float], object]) -> None:
+        self._expire = expire
+        self._by_timeout: dict[float, dict[ItemT, float]] = {}
+        self._sleep = trio.CancelScope()
+        self._wake_at = math.inf
+
+    def add(self, item: ItemT, timeout: float) -> None:
+        """Set the item's deadline: ``timeout`` seconds from now. ``math.inf`` means never."""
+        deadline = trio.current_time() + timeout
+        items = self._by_timeout.get(timeout)
+        if items is None:
+            items = self._by_timeout[timeout] = {}
+        items[item] = deadline
+        if deadline < self._wake_at:
+            self._wake_at = self._sleep.deadline = deadline
+
+    def discard(self, item: ItemT, timeout: float) -> None:
+        """Remove the item's deadline. ``timeout``: as in ``add``."""
+        items = self._by_timeout.get(timeout)
+        if items is not None:
+            items.pop(item, None)
+
+    def limit(self, timeout: float) -> None:
+        """Give the items without a deadline the deadline ``timeout`` seconds from now."""
+        for item in self._by_timeout.pop(math.inf, {}):
+            self.add(item, timeout)
+
+    async def run(self) -> None:
+        """Report overdue items. Runs until it is cancelled."""
+        while True:
+            self._wake_at = self._expire_overdue()
+            with trio.CancelScope(deadline=self._wake_at) as self._sleep:
+                await trio.sleep_forever()
+
+    def _expire_overdue(self) -> float:
+        """Report each item that is overdue. Return the earliest deadline of the others."""
+        now = trio.current_time()
+        earliest = math.inf
+        for timeout in list(self._by_timeout):
+            items = self._by_timeout[timeout]
+            while items:  # no copy of the dict: it may have thousands of items
+                item, deadline = next(iter(items.items()))
+                if deadline > now:
+                    earliest = min(earliest, deadline)
+                    break
+                del items[item]
+                self._expire(item, timeout)
+            else:
+                del self._by_timeout[timeout]
+        return earliest

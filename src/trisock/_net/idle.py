@@ -1,0 +1,172 @@
+"""IdleBlock: the time in which a handler waits for its peer's next request.
+
+A read that waits in such a block ends when the server begins to stop, or after a timeout. A request
+of which bytes have arrived has begun: then only the timeout ends the read.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Protocol, TypeVar
+
+import trio
+
+from .._errors import IdleTimeoutError, ServerClosing
+from .._not_copyable import NotCopyable
+from .._text import set_message
+from .connection import Connection
+from .deadlines import Deadlines
+from .transport import ReadInterrupted
+
+ResultT = TypeVar("ResultT")
+
+# A connection from which nothing has come yet is not idle for so many seconds, because its request
+# is on the way. (Go's http.Server.Shutdown has the same rule.)
+FRESH_SECONDS = 5
+
+
+class ServerState(Protocol):
+    """What a connection knows of its server.
+
+    Attributes:
+      closing: set when the server begins to stop.
+      idle_deadlines: the deadlines of the reads that wait in an idle block.
+    """
+
+    closing: trio.Event
+    idle_deadlines: Deadlines[Connection]
+
+
+class IdleBlock(NotCopyable):
+    """The context manager that ``Socket.idle`` returns.
+
+    Invariant: ``connection.idle`` is the block that was entered last, and ``_outer`` leads to the
+    earlier ones.
+
+    Attributes:
+      begun: whether bytes of a request have arrived: some were unread when the block began, or a
+        read in the block has received some.
+    """
+
+    __slots__ = ("_active", "_connection", "_outer", "_timeout", "begun")
+
+    def __init__(self, connection: Connection, timeout: float = math.inf) -> None:
+        self._connection = connection
+        self._timeout = timeout
+        self._outer: IdleBlock | None = None
+        self._active = False
+        self.begun = False
+
+    def __enter__(self) -> None:
+        if self._active:
+            raise RuntimeError("this idle block is already in use: call idle() for each block")
+        connection = self._connection
+        self._active = True
+        self.begun = len(connection.buffer) > 0
+        self._outer = connection.idle
+        connection.idle = self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._active = False
+        if self._connection.idle is self:
+            self._connection.idle = self._outer
+        else:  # another task has entered a later block, and is still in it
+            later = self._connection.idle
+            while later is not None and later._outer is not self:
+                later = later._outer
+            assert later is not None
+            later._outer = self._outer
+        self._outer = None
+
+    def timeout(self) -> float:
+        """Return the shortest timeout of this block and the blocks around it."""
+        if self._outer is None:
+            return self._timeout
+        return min(self._timeout, self._outer.timeout())
+
+    def begin(self) -> None:
+        """Note that bytes of a request have arrived, in this block and the blocks around it."""
+        self.begun = True
+        if self._outer is not None:
+            self._outer.begin()
+
+
+async def receive_idle(connection: Connection, block: IdleBlock) -> bytes:
+    """Receive a chunk, as ``connection.layer.receive`` does, in an idle block.
+
+    Raises ``ServerClosing`` if the server is stopping and no request has begun, and
+    ``IdleTimeoutError`` if no byte arrives in time. Before that, it looks once more whether a chunk
+    has arrived. If it fails or is cancelled, it consumes nothing.
+    """
+    if connection.buffer.size:
+        block.begin()
+    timeout = block.timeout()
+    deadline = math.inf if timeout == math.inf else trio.current_time() + timeout
+    server = connection.server
+    connection.in_idle_read = True
+    try:
+        while True:
+            closing = server is not None and not block.begun and server.closing.is_set()
+            chunk = None
+            try:
+                if closing or (server is None and timeout < math.inf):
+                    until = min(deadline, connection.fresh_until) if closing else deadline
+                    with trio.CancelScope(deadline=until):
+                        chunk = await connection.layer.receive()
+                elif server is None or timeout == math.inf:
+                    chunk = await connection.layer.receive()
+                else:  # no cancel scope (row idle-timeout)
+                    server.idle_deadlines.add(connection, timeout)
+                    try:
+                        chunk = await connection.layer.receive()
+                    finally:
+                        server.idle_deadlines.discard(connection, timeout)
+            except ReadInterrupted:
+                pass
+            if chunk is None:
+                chunk = connection.receive_nowait()
+            if chunk is not None:
+                break
+            if closing and connection.fresh_until <= trio.current_time():
+                raise _server_closing(connection)
+            if deadline <= trio.current_time():
+                raise _idle_timeout(connection, block)
+    finally:
+        connection.in_idle_read = False
+    if chunk:
+        block.begin()
+    return chunk
+
+
+def while_idle(
+    connection: Connection, read: Callable[[], Awaitable[ResultT]]
+) -> Callable[[], Awaitable[ResultT]]:
+    """Return a function that reads in an idle block."""
+    block = IdleBlock(connection)
+
+    @functools.wraps(read)
+    async def read_in_block() -> ResultT:
+        with block:
+            return await read()
+
+    return read_in_block
+
+
+def _server_closing(connection: Connection) -> ServerClosing:
+    why = "the server is stopping, and no request has begun"
+    return set_message(ServerClosing(), f"{why} on {connection.transport}", without_peer=why)
+
+
+def _idle_timeout(connection: Connection, block: IdleBlock) -> IdleTimeoutError:
+    error = IdleTimeoutError(at_boundary=not block.begun)
+    why = f"sent nothing for {block.timeout():g} seconds"
+    set_message(error, f"{connection.peer} {why}", without_peer=f"the peer {why}")
+    return connection.transport.remember_failure(error)

@@ -18,15 +18,26 @@ _inherited: trio.lowlevel.TrioToken | None = None
 count = 0
 
 
+# The number of forks that this process, or a process that it was forked from, has seen. A child may
+# hold the descriptors that were open when it was forked.
+forks = 0
+
+
+def _notice_child() -> None:
+    global forks
+    forks += 1
+
+
 def _notice_fork() -> None:
-    global _inherited, count
+    global _inherited, count, forks
     count += 1
+    forks += 1
     with contextlib.suppress(RuntimeError):  # if not inside Trio
         _inherited = trio.lowlevel.current_trio_token()
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch (Windows has no fork)
-    os.register_at_fork(after_in_child=_notice_fork)
+    os.register_at_fork(after_in_parent=_notice_child, after_in_child=_notice_fork)
 
 
 def in_copied_run() -> bool:

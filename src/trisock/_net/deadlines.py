@@ -43,8 +43,9 @@ class Deadlines(Generic[ItemT]):
     def discard(self, item: ItemT, timeout: float) -> None:
         """Remove the item's deadline. ``timeout``: as in ``add``."""
         items = self._by_timeout.get(timeout)
-        if items is not None:
-            items.pop(item, None)
+        if items is None or items.pop(item, None) is None:
+            for others in self._by_timeout.values():  # ``limit`` has changed its timeout
+                others.pop(item, None)
 
     def limit(self, timeout: float) -> None:
         """Give the items without a deadline the deadline ``timeout`` seconds from now."""

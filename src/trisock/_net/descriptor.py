@@ -19,6 +19,10 @@ _CLOSED_ERRNOS = {errno.EBADF, errno.ENOTSOCK}
 FailureT = TypeVar("FailureT", bound=BaseException)
 
 
+class ReadInterrupted(Exception):
+    """``Transport.interrupt_read`` has woken a read, which has consumed nothing."""
+
+
 class Descriptor:
     """One connection's descriptor. This is the base class of ``Transport``.
 

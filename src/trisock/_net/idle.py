@@ -19,7 +19,7 @@ from .._not_copyable import NotCopyable
 from .._text import set_message
 from .connection import Connection
 from .deadlines import Deadlines
-from .transport import ReadInterrupted
+from .descriptor import ReadInterrupted
 
 ResultT = TypeVar("ResultT")
 

@@ -38,9 +38,10 @@ from .._tls.engine import TLSEngine, TLSState
 from .._tls.info import TLSInfo
 from .._tls.records import SEND_SIZE, pieces
 from .._tls.roles import TLSRole
+from .descriptor import ReadInterrupted
 from .ssl_stream import SSLStreamRunner
 from .syscalls import FINAL_SEND_FLAGS, SEND_FLAGS
-from .transport import CUT_SHORT, ReadInterrupted, Transport
+from .transport import CUT_SHORT, Transport
 
 # Maximum number of bytes in unsent responses, enough for about 2000 key updates. While a send waits
 # for room, the same queue also holds one encrypted piece of the message: at most SEND_SIZE bytes,

@@ -26,7 +26,7 @@ import trio
 
 from .. import _fork
 from .._errors import unraised_copy
-from .descriptor import Descriptor
+from .descriptor import Descriptor, ReadInterrupted
 from .linger import linger
 from .syscalls import (
     IOV_MAX,
@@ -62,10 +62,6 @@ _CLOSED = trio.ClosedResourceError()
 CUT_SHORT = "an earlier send was cut short, so nothing more can be sent"
 
 
-class ReadInterrupted(Exception):
-    """``interrupt_read`` has woken a read that was waiting. The read has consumed nothing."""
-
-
 class Transport(Descriptor):
     """One connection's descriptor. ``str`` names the connection in an error.
 
@@ -93,6 +89,7 @@ class Transport(Descriptor):
     __slots__ = (
         "_at_eof",
         "_eagain_count",
+        "_interrupts",
         "_poll_writable",
         "_read_failure",
         "_receive_size",
@@ -107,6 +104,7 @@ class Transport(Descriptor):
         super().__init__(connection, raw)
         self._receive_size = RECEIVE_SIZE
         self._eagain_count = 0
+        self._interrupts = 0  # how often interrupt_read was called
         self._poll_writable: Callable[[int], object] | None = None
         self._at_eof = False
         self._read_failure: Exception | None = None
@@ -149,12 +147,13 @@ class Transport(Descriptor):
             descriptor = self._raw.fileno()
             if descriptor < 0:  # other code closed the socket
                 raise self.closed_error()
+            interrupts = self._interrupts
             try:
                 await trio.lowlevel.wait_readable(descriptor)
             except trio.ClosedResourceError:  # Trio's message names no peer
-                if self._was_closed():
-                    raise self.closed_error() from None
-                raise ReadInterrupted from None
+                if self._was_interrupted(interrupts):
+                    raise ReadInterrupted from None
+                raise self.closed_error() from None
             try:
                 return self.receive_nowait()
             except BlockingIOError:
@@ -286,17 +285,23 @@ class Transport(Descriptor):
     async def wait_writable(self) -> None:
         """Wait until ``writable_now`` would return True. A full checkpoint."""
         while True:
+            interrupts = self._interrupts
             try:
                 await trio.lowlevel.wait_writable(self.descriptor())
                 break
             except trio.ClosedResourceError:  # Trio's message names no peer
-                if self._was_closed():
+                if not self._was_interrupted(interrupts):
                     raise self.closed_error() from None
         self.descriptor()  # raises if it was closed while we waited
 
     def interrupt_read(self) -> None:
         """Wake the read that is waiting, with ``ReadInterrupted``. A send just goes on waiting."""
+        self._interrupts += 1
         self.wake_tasks()
+
+    def _was_interrupted(self, interrupts: int) -> bool:
+        """Return whether ``interrupt_read`` has ended a wait. ``interrupts``: the count before."""
+        return self._interrupts != interrupts and not self.closing and self._socket.fileno() >= 0
 
     async def send_eof(self) -> None:
         """Send FIN. Reading still works. A second call changes nothing. A full checkpoint.
@@ -424,9 +429,6 @@ class Transport(Descriptor):
         end_connection(self._socket, may_be_unread=False)
         self._close_descriptor()
         return True
-
-    def _was_closed(self) -> bool:
-        return self.closing or self._socket.fileno() < 0
 
     def has_ended(self) -> bool:
         """Return whether EOF has been read. If not, first try one read, and drop its data."""

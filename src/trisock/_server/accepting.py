@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -13,6 +14,7 @@ import trio
 from .. import _guard
 from .._net.connection import Connection
 from .._net.syscalls import readable_poller
+from .draining import drain
 from .listening import ListeningSockets
 from .slots import Slots
 
@@ -38,6 +40,7 @@ class Acceptor:
       slots: the limit on concurrent connections, or ``None``.
       closing: an event that is set before the server closes ``listening``.
       start: called with each connection, which then belongs to the server, with its slot.
+      background: runs the task that reports errors of accept(2).
 
     Invariant: ``_exhaustion`` names the error of accept(2) while a task reports this error, and
     ``_exhausted_accepts`` counts the errors since the last report.
@@ -49,21 +52,50 @@ class Acceptor:
         slots: Slots | None,
         closing: trio.Event,
         start: Callable[[Connection], None],
+        background: trio.Nursery,
     ) -> None:
         self._listening = listening
         self._slots = slots
         self._closing = closing
         self._start = start
+        self._background = background
         self._exhaustion: str | None = None
         self._exhausted_accepts = 0
 
     async def run(self) -> None:
-        """Accept until the server closes."""
+        """Accept until this is cancelled."""
         async with trio.open_nursery() as nursery:
             for sock in self._listening.sockets:
-                nursery.start_soon(self._accept_from, sock, nursery)
+                nursery.start_soon(self._accept_from, sock)
 
-    async def _accept_from(self, listening: socket.socket, nursery: trio.Nursery) -> None:
+    async def drain(self) -> None:
+        """Accept the clients that wait, and let no others in.
+
+        If another process may hold the listening sockets, it takes the clients that wait.
+        """
+        if self._listening.has_ahead():
+            await self._accept_one(self._listening.sockets[0])
+        if self._listening.is_shared():
+            return
+        async with trio.open_nursery() as nursery:
+            for sock in self._listening.sockets:
+                nursery.start_soon(self._drain, sock)
+
+    async def _drain(self, listening: socket.socket) -> None:
+        async def accept_one() -> bool:
+            try:
+                return await self._accept_one(listening)
+            except OSError as exc:
+                if exc.errno == errno.EINVAL:  # after the shutdown of a Unix socket
+                    return False
+                await self._wait_for_resources(exc)
+                return True
+
+        with contextlib.suppress(trio.ClosedResourceError):  # the sockets were closed at once
+            self._listening.check_open()
+            await drain(listening, accept_one)
+
+    async def _accept_from(self, listening: socket.socket) -> None:
         """Accept from one listening socket.
 
         Unlike ``trio.serve_listeners``, this accepts many pending connections in one pass, which
@@ -85,13 +117,7 @@ class Acceptor:
                     return
                 raise
             except OSError as exc:
-                if exc.errno not in _RESOURCE_ERRNOS:
-                    raise
-                self._exhausted_accepts += 1
-                if self._exhaustion is None:
-                    self._exhaustion = f"{errno.errorcode[exc.errno]} ({os.strerror(exc.errno)})"
-                    nursery.start_soon(self._report_exhaustion)
-                await trio.sleep(_RETRY_SECONDS)
+                await self._wait_for_resources(exc)
 
     async def _accept_one(self, listening: socket.socket) -> bool:
         """Accept one connection. Return False if none is pending.
@@ -113,6 +139,16 @@ class Acceptor:
             return False
         self._start(connection)
         return True
+
+    async def _wait_for_resources(self, exc: OSError) -> None:
+        """Wait before the next accept, because a resource has run out. Raise other errors."""
+        if exc.errno not in _RESOURCE_ERRNOS:
+            raise exc
+        self._exhausted_accepts += 1
+        if self._exhaustion is None:
+            self._exhaustion = f"{errno.errorcode[exc.errno]} ({os.strerror(exc.errno)})"
+            self._background.start_soon(self._report_exhaustion)
+        await trio.sleep(_RETRY_SECONDS)
 
     async def _report_exhaustion(self) -> None:
         """Log that accept failed: one line immediately, then one per minute with a count."""

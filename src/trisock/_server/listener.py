@@ -202,6 +202,9 @@ class Listener(NotCopyable, trio.abc.Listener[Socket]):
     Raises:
       TypeError, ValueError: ``sockets`` is empty, or one of them is not a listening stream socket.
 
+    Such sockets count as shared with another process. When a server on them stops, it closes its
+    copies at once, and the other process takes the clients that wait.
+
     All accepted connections have the options of ``trio.SocketStream`` (such as ``TCP_NODELAY``) and
     TCP keepalive, with the times of ``connect``. If keepalive is already on for one of the
     ``sockets``, this socket keeps its own times. If a connection is already in the backlog of one
@@ -211,6 +214,7 @@ class Listener(NotCopyable, trio.abc.Listener[Socket]):
 
     def __init__(self, sockets: Iterable[socket.socket | trio.socket.SocketType]) -> None:
         self._set_up(ListeningSockets(sockets))
+        self._listening.shared = True
 
     def _set_up(self, listening: ListeningSockets) -> None:
         self._listening = listening
@@ -229,6 +233,16 @@ class Listener(NotCopyable, trio.abc.Listener[Socket]):
     def addresses(self) -> tuple[Address, ...]:
         """All addresses of the listening sockets. Still available after the listener is closed."""
         return self._listening.addresses
+
+    @property
+    def sockets(self) -> tuple[socket.socket, ...]:
+        """The listening sockets, for a program that gives them to another process.
+
+        Once they were read, they count as shared: a server that stops leaves the clients in the
+        backlog to the other process. Accepting from one of them breaks the listener.
+        """
+        self._listening.shared = True
+        return tuple(self._listening.sockets)
 
     @property
     def dropped(self) -> int:

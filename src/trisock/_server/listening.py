@@ -54,6 +54,7 @@ class ListeningSockets:
     Attributes:
       addresses: all addresses that the sockets listen on; still available after ``close``.
       dropped: the number of connections that died before they could be accepted.
+      shared: whether the program knows the sockets, and may have given them to another process.
     """
 
     def __init__(
@@ -68,6 +69,8 @@ class ListeningSockets:
             address_from_sockaddr(sock.family, sock.getsockname()) for sock in self.sockets
         )
         self._bound_path = bound_path
+        self._forks = _fork.forks
+        self.shared = False
         self.closed = False
         self.dropped = 0
         # A connection that was accepted in advance. The next accept returns it. After a fork, it
@@ -157,6 +160,10 @@ class ListeningSockets:
         self._drop_inherited()
         if self._ahead is not None:
             self._ahead.abort()
+
+    def is_shared(self) -> bool:
+        """Return whether another process may hold the sockets."""
+        return self.shared or self._forks != _fork.forks
 
     def check_open(self) -> None:
         """Raise ``ClosedResourceError`` if the sockets are closed."""

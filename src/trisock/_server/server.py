@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -11,18 +10,18 @@ from typing import TypeAlias
 
 import trio
 
-from .. import _fork, _guard
+from .. import _fork
 from .._address import Address
 from .._arguments import Buffer, bytes_view, quoted, seconds_or_inf
-from .._errors import IncompleteReadError
 from .._net.connection import Connection
+from .._net.deadlines import Deadlines
+from .._net.idle import FRESH_SECONDS
 from .._net.socket import Socket, new_socket
 from .._not_copyable import NotCopyable
-from .._text import message_without_peer
 from .._tls.roles import ClientTLS, TLSArgument, TLSRole, resolve_role
 from .accepting import Acceptor
 from .broadcast import Broadcast
-from .handshake_timer import HandshakeTimer
+from .handler_errors import is_complete, is_server_closing, log, log_handshake, log_or_raise
 from .listener import Listener, listen, take_over
 from .listening import ListeningSockets
 from .slots import Slots
@@ -30,7 +29,9 @@ from .stats import ServerStats
 
 Handler: TypeAlias = "Callable[[Socket], Awaitable[object]]"
 
-_logger = logging.getLogger("trisock.server")
+# After the server has begun to stop without a limit (``stop(grace=None)``), a TLS handshake without
+# a timeout gets this one.
+_LAST_HANDSHAKE_TIMEOUT = 60
 
 
 async def bind(
@@ -129,11 +130,12 @@ class Server(NotCopyable):
     """A running server, made by ``bind``.
 
     Attributes:
-      closing: a ``trio.Event``, set when the server begins to stop. Idle handlers can wait for it.
+      closing: a ``trio.Event``, set when the server begins to stop: it lets no new clients in.
+      idle_deadlines: for the library's own use.
 
-    Invariant: a connection is in ``_handshakes`` exactly while the handshake of ``bind(tls=)``
-    runs, and in ``_connections`` exactly while its handler runs. ``stop`` closes the connections in
-    ``_handshakes``, and ``broadcast`` sends to those in ``_connections``.
+    Invariant: a connection is in ``_connections`` exactly while its handler runs. ``broadcast``
+    sends to these connections. ``_accept_scope.deadline`` is the time at which ``closing`` is set,
+    and ``_handler_scope.deadline`` is the end of the grace.
     """
 
     def __init__(
@@ -149,11 +151,14 @@ class Server(NotCopyable):
         self._tls = tls
         self._slots = None if max_connections is None else Slots(max_connections)
         self._connections: dict[Connection, Socket] = {}
-        self._handshakes = HandshakeTimer(handshake_timeout)
+        self._handshake_timeout = handshake_timeout
+        self._handshakes = Deadlines(Connection.time_out_handshake)
+        self.idle_deadlines = Deadlines(_interrupt_idle_read)
         self._counts: Counter[str] = Counter()
         self._accept_scope = trio.CancelScope()
         self._handler_scope = trio.CancelScope()
         self._handler_nursery: trio.Nursery | None = None
+        self._ready = True
         self._closed = trio.Event()
         self.closing = trio.Event()
 
@@ -191,29 +196,52 @@ class Server(NotCopyable):
         """
         self._tls = _server_role(tls)
 
-    def stop(self, grace: float | None = None) -> None:
-        """Begin to stop the server. Synchronous. Handlers may also call this.
+    @property
+    def ready(self) -> bool:
+        """Whether new clients should come here: False as soon as ``stop`` was called.
 
-        The server stops accepting, sets ``closing`` and drops the ``bind(tls=)`` handshakes that
-        are in progress. Handlers may continue for ``grace`` seconds, and are then cancelled. A
-        second call can only shorten that time. In a forked child, this closes the child's listening
-        sockets and leaves the parent's server alone.
+        For the health check of a load balancer.
+        """
+        return self._ready
+
+    def stop(self, grace: float | None = 30, *, delay: float = 0) -> None:
+        """Begin to stop the server, without losing a client. Synchronous. Handlers may call this.
+
+        1. For ``delay`` seconds, the server goes on accepting with ``ready`` False, so that a load
+           balancer sees it.
+        2. Then ``closing`` is set, and the server lets no new clients in. It serves those that wait
+           in the backlog or are in the handshake, and closes its listening sockets. (If another
+           process may hold the sockets, the server closes its copies at once: the other process
+           takes the clients that wait.) Reads in an idle block end (see ``Socket.idle``).
+        3. After ``grace`` more seconds, the handlers are cancelled, and the rest is reset.
+
+        A second call can only make these times earlier. In a forked child, this closes the child's
+        listening sockets and leaves the parent's server alone.
+
+        On Linux, the server lets no new clients in by dropping their first packet (SYN), so that
+        they try again a second later, here or elsewhere. Where the system does not allow this
+        filter, they wait in a full backlog. New clients of a Unix socket get ECONNREFUSED.
 
         Args:
-          grace: the seconds for which handlers may continue. ``None`` means as long as they need.
+          grace: the seconds for which handlers may go on. ``None`` means as long as they need; a
+            TLS handshake without a timeout then gets 60 seconds. 0 stops everything at once.
+          delay: the seconds before the server begins to stop.
+
+        Raises ``ValueError`` or ``TypeError`` if an argument is invalid.
         """
         seconds = seconds_or_inf("grace", grace)
+        begin = trio.current_time() + seconds_or_inf("delay", delay)
         # In a forked child, cancelling tasks would remove descriptors from the parent's epoll set.
         if _fork.in_copied_run():
             self._listening.close()
             return
-        self.closing.set()
-        self._accept_scope.cancel()
-        self._listening.close()
-        for connection in self._handshakes:
-            connection.close_immediately()
-        deadline = trio.current_time() + seconds
-        self._handler_scope.deadline = min(self._handler_scope.deadline, deadline)
+        self._ready = False
+        self._accept_scope.deadline = min(self._accept_scope.deadline, begin)
+        self._handler_scope.deadline = min(self._handler_scope.deadline, begin + seconds)
+        if self._accept_scope.deadline <= trio.current_time():
+            self._begin_closing()
+        if self._handler_scope.deadline <= trio.current_time():
+            self._listening.close()
 
     async def wait_closed(self) -> None:
         """Wait until the last handler has ended and the last connection is closed.
@@ -281,21 +309,37 @@ class Server(NotCopyable):
     async def _run(self) -> None:
         try:
             with self._handler_scope:
-                async with trio.open_nursery() as handler_nursery:
-                    self._handler_nursery = handler_nursery
-                    with self._accept_scope:
-                        await self._accept()
+                async with trio.open_nursery() as background:
+                    background.start_soon(self._handshakes.run)
+                    background.start_soon(self.idle_deadlines.run)
+                    async with trio.open_nursery() as self._handler_nursery:
+                        await self._accept(background)
+                    background.cancel_scope.cancel()
         finally:
+            self._ready = False
             self.closing.set()
             self._listening.close()
             self._closed.set()
 
-    async def _accept(self) -> None:
-        """Accept connections and time their handshakes, until the server closes."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._handshakes.run)
-            await Acceptor(self._listening, self._slots, self.closing, self._start).run()
-            nursery.cancel_scope.cancel()
+    async def _accept(self, background: trio.Nursery) -> None:
+        """Accept until the server begins to stop. Then serve the clients that wait."""
+        acceptor = Acceptor(self._listening, self._slots, self.closing, self._start, background)
+        with self._accept_scope:
+            await acceptor.run()
+        self._begin_closing()
+        await acceptor.drain()
+        self._listening.close()
+
+    def _begin_closing(self) -> None:
+        if self.closing.is_set():
+            return
+        self.closing.set()
+        self._accept_scope.cancel()
+        if self._handler_scope.deadline == math.inf:
+            self._handshake_timeout = min(self._handshake_timeout, _LAST_HANDSHAKE_TIMEOUT)
+            self._handshakes.limit(_LAST_HANDSHAKE_TIMEOUT)
+        for connection in self._connections:
+            connection.interrupt_idle_read()
 
     def _start(self, connection: Connection) -> None:
         """Start a task for a connection."""
@@ -314,18 +358,17 @@ class Server(NotCopyable):
         self._counts["active"] += 1
         failure: BaseException | None = None
         try:
-            if self._tls is None or await self._handshake(connection):
-                if self.closing.is_set():
-                    self._counts["refused"] += 1
-                else:
-                    sock = new_socket(connection)
-                    self._connections[connection] = sock
-                    try:
-                        await self._handler(sock)
-                    finally:
-                        del self._connections[connection]
+            if self._tls is None or await self._handshake(connection, self._tls):
+                connection.server = self
+                connection.fresh_until = trio.current_time() + FRESH_SECONDS
+                sock = new_socket(connection)
+                self._connections[connection] = sock
+                try:
+                    await self._handler(sock)
+                finally:
+                    del self._connections[connection]
         except BaseException as exc:
-            failure = exc
+            failure = None if is_server_closing(exc) else exc
         deadline = trio.current_effective_deadline()
         # A finite deadline may come from a cancel scope that the handler entered but never exited.
         if failure is None and deadline == math.inf and connection.close_if_drained():
@@ -350,16 +393,12 @@ class Server(NotCopyable):
         try:
             try:
                 if failure is not None:
-                    # If the peer sent EOF between two messages, no response to the peer is missing.
-                    complete = (
-                        connection.caused(failure)
-                        and type(failure) is IncompleteReadError
-                        and failure.at_boundary
-                    )
-                    self._log_or_raise(connection, _guard.stray_cancelled(failure) or failure)
+                    complete = is_complete(connection, failure)
+                    log_or_raise(connection, failure, self._counts)
                 elif deadline < math.inf and deadline < trio.current_effective_deadline():
                     complete = False
-                    self._log(connection, RuntimeError("the handler left a cancel scope open"))
+                    why = RuntimeError("the handler left a cancel scope open")
+                    log(connection, why, self._counts)
             finally:
                 # Everything that a handler sent arrives, even if the handler failed. But after a
                 # failure we send no close_notify, which would claim that nothing is missing. If the
@@ -371,61 +410,23 @@ class Server(NotCopyable):
             self._counts["active"] -= 1
             del failure
 
-    def _log_or_raise(self, connection: Connection, failure: BaseException) -> None:
-        """Log each ``Exception``, and raise the rest."""
-        errors, rest = _guard.split_errors(failure)
-        if errors is not None:
-            self._log(connection, errors)
-        if rest is failure:
-            raise failure
-        if rest is not None:
-            raise rest from None
-
-    async def _handshake(self, connection: Connection) -> bool:
+    async def _handshake(self, connection: Connection, tls: TLSRole) -> bool:
         """Do the TLS handshake. Return whether it succeeded, and log a failure."""
-        assert self._tls is not None
-        if self.closing.is_set():  # Server.stop was called before this task ran
-            self._counts["refused"] += 1
-            return False
-        self._handshakes.add(connection)
+        timeout = self._handshake_timeout
+        self._handshakes.add(connection, timeout)
         try:
-            await connection.starttls(
-                self._tls, https_compatible=False, timeout=math.inf, close=False
-            )
+            await connection.starttls(tls, https_compatible=False, timeout=math.inf, close=False)
         except Exception as exc:
-            if type(exc) is trio.ClosedResourceError and self.closing.is_set():
-                self._counts["refused"] += 1
-                return False
             self._counts["failed_handshakes"] += 1
-            if connection.caused(exc):
-                _guard.log(_logger, logging.INFO, "%s", _guard.text(exc))
-            else:
-                message = "the TLS handshake with %s failed"
-                _guard.log(_logger, logging.ERROR, message, str(connection.peer), exc_info=exc)
-        else:
-            return True
+            log_handshake(connection, exc)
+            return False
+        except BaseException:  # the grace has ended
+            self._counts["refused"] += 1
+            raise
         finally:
-            self._handshakes.discard(connection)
-        return False
-
-    def _log(self, connection: Connection, errors: BaseException) -> None:
-        """Log the ``Exception``, or the group, that a handler raised."""
-        each = _guard.leaves(errors)
-        if all(connection.caused(leaf) for leaf in each):
-            self._counts["peer_errors"] += 1
-            if not _guard.is_logged(_logger, logging.INFO):
-                return
-            why = "; ".join(dict.fromkeys(_reason(leaf) for leaf in each))
-            message = "closed the connection with %s: %s"
-            _guard.log(_logger, logging.INFO, message, str(connection.peer), why)
-        else:
-            self._counts["handler_errors"] += 1
-            message = "the handler of %s failed"
-            _guard.log(_logger, logging.ERROR, message, str(connection.peer), exc_info=errors)
+            self._handshakes.discard(connection, timeout)
+        return True
 
 
-def _reason(exc: BaseException) -> str:
-    # A ClosedResourceError gets here only after an abort, by a broadcast or by the handler.
-    if type(exc) is trio.ClosedResourceError:
-        return "it was aborted"
-    return message_without_peer(exc) or _guard.text(exc)
+def _interrupt_idle_read(connection: Connection, _: float) -> None:
+    connection.interrupt_idle_read()

@@ -130,7 +130,8 @@ class QueuedServer:
             self._scope.cancel()
             self._listener.abort()
         else:
-            self._server.stop()
+            self._server.stop(grace=None)
+            self._listener.abort()
         for connection in self.connections:
             connection.disconnect()
 

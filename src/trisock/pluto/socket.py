@@ -343,7 +343,7 @@ class listener(RunBound):  # noqa: N801 (Pluto's name)
         self._closed = True
         self._undelivered.clear()
         if self._server is not None:
-            self._server.stop()
+            self._server.stop(grace=None)
         elif not self._serving:
             self._listening.abort()
         await trio.lowlevel.checkpoint()
@@ -372,7 +372,7 @@ class listener(RunBound):  # noqa: N801 (Pluto's name)
             async with trio.open_nursery() as nursery:
                 self._server = await trisock.bind(nursery, self._listening, handle)
                 if self._closed:
-                    self._server.stop()
+                    self._server.stop(grace=None)
         finally:
             self._listening.abort()  # needed if cancelled before the server owned the listener
             self._run = bound_in

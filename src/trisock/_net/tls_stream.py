@@ -49,8 +49,7 @@ from .transport import CUT_SHORT, Transport
 _MAX_RESPONSE_BYTES = 65536
 _MAX_PIECE = SEND_SIZE + 4096
 
-# Maximum number of records to decrypt ahead before other tasks run. This many take about two
-# milliseconds.
+# Maximum number of records to decrypt ahead before other tasks run: about two milliseconds' work.
 _MAX_RECORDS_AHEAD = 1024
 
 # Maximum number of times that one ``peek`` reads from the kernel to find a record with data. A peer

@@ -155,6 +155,7 @@ class Server(NotCopyable):
         self._handler_scope = trio.CancelScope()
         self._handler_nursery: trio.Nursery | None = None
         self._closed = trio.Event()
+        self._stop_requested = False
         self.closing = trio.Event()
 
     def __repr__(self) -> str:
@@ -191,7 +192,12 @@ class Server(NotCopyable):
         """
         self._tls = _server_role(tls)
 
-    def stop(self, grace: float | None = None) -> None:
+    @property
+    def ready(self) -> bool:
+        """False as soon as stopping was asked for."""
+        return not self._stop_requested
+
+    def stop(self, grace: float | None = None, *, delay: float = 0) -> None:
         """Begin to stop the server. Synchronous. Handlers may also call this.
 
         The server stops accepting, sets ``closing`` and drops the ``bind(tls=)`` handshakes that
@@ -201,8 +207,13 @@ class Server(NotCopyable):
 
         Args:
           grace: the seconds for which handlers may continue. ``None`` means as long as they need.
+          delay: the seconds for which the server goes on accepting first.
         """
         seconds = seconds_or_inf("grace", grace)
+        self._stop_requested = True
+        if delay > 0:
+            trio.lowlevel.spawn_system_task(self._stop_later, grace, delay)
+            return
         # In a forked child, cancelling tasks would remove descriptors from the parent's epoll set.
         if _fork.in_copied_run():
             self._listening.close()
@@ -214,6 +225,11 @@ class Server(NotCopyable):
             connection.close_immediately()
         deadline = trio.current_time() + seconds
         self._handler_scope.deadline = min(self._handler_scope.deadline, deadline)
+
+    async def _stop_later(self, grace: float | None, delay: float) -> None:
+        with trio.move_on_after(delay):
+            await self.closing.wait()
+        self.stop(grace)
 
     async def wait_closed(self) -> None:
         """Wait until the last handler has ended and the last connection is closed.

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
-import logging
+import functools
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from types import EllipsisType
@@ -18,6 +17,7 @@ from .._not_copyable import NotCopyable
 from .._tls.roles import ServerTLS, TLSArgument, parse_role
 from .listener import Listener
 from .notify import READY, STOPPING, ServiceManager
+from .reloading import reload_all
 from .server import Handler, Server, bind
 from .signals import SIGHUP, SignalReceiver
 
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 OnReload: TypeAlias = "Callable[[Service], object]"
-
-_logger = logging.getLogger("trisock.server")
 
 # The open service of this process. The key is the number of forks before this process began: a
 # forked child inherits the entry of its parent, but looks for its own.
@@ -220,25 +218,25 @@ async def _open(settings: _Settings, signals: SignalReceiver) -> AsyncIterator[S
     """Do what ``open_service`` does, with signals that are received already."""
     failure: BaseException | None = None
     try:
-        async with trio.open_nursery() as nursery:
-            service = Service(nursery, settings)
-            service._start(signals)
-            try:
-                with service._block_scope:
-                    yield service
-            except BaseException as exc:
-                failure = exc
-                raise
-            await service._finish()
-            nursery.cancel_scope.cancel()
-    except BaseException as exc:
-        if failure is None or not _same(_guard.leaves(exc), _guard.leaves(failure)):
-            raise
-    if failure is not None:
         try:
+            async with trio.open_nursery() as nursery:
+                service = Service(nursery, settings)
+                service._start(signals)
+                try:
+                    with service._block_scope:
+                        yield service
+                except BaseException as exc:
+                    failure = exc
+                    raise
+                await service._finish()
+                nursery.cancel_scope.cancel()
+        except BaseException as exc:
+            if failure is None or not _same(_guard.leaves(exc), _guard.leaves(failure)):
+                raise
+        if failure is not None:
             raise failure
-        finally:
-            del failure  # its traceback refers to this frame
+    finally:
+        del failure  # its traceback refers to this frame
 
 
 def _same(some: list[BaseException], others: list[BaseException]) -> bool:
@@ -369,41 +367,15 @@ class Service(NotCopyable):
                 self.stop(grace=0, delay=0)
 
     async def _reload_on_request(self) -> None:
+        on_reload = self._settings.on_reload
+        call = None if on_reload is None else functools.partial(on_reload, self)
         while True:
             await self._reload_requested.wait()
             if self._stopping.is_set():
                 return
             self._reload_requested = trio.Event()
             await self._manager.notify_reloading()
-            await self._reload()
+            roles = [each for each in self._servers.values() if each is not None]
+            await reload_all([*roles, *self._settings.reload], call)
             if not self._stopping.is_set():
                 await self._manager.notify(READY)
-
-    async def _reload(self) -> None:
-        """Reload each certificate once, then call ``on_reload``. Log what they raise."""
-        roles = [each for each in self._servers.values() if each is not None]
-        for role in {id(each): each for each in (*roles, *self._settings.reload)}.values():
-            try:
-                role.reload()
-            except Exception as exc:
-                _log("cannot reload certificates; the old ones stay in use", exc)
-        try:
-            await _guard.isolated(self._call_on_reload)
-        except BaseException as exc:
-            errors, rest = _guard.split_errors(exc)
-            if errors is not None:
-                _log("on_reload failed", errors)
-            if rest is exc:
-                raise
-            if rest is not None:
-                raise rest from None
-
-    async def _call_on_reload(self) -> None:
-        if self._settings.on_reload is not None:
-            result = self._settings.on_reload(self)
-            if inspect.isawaitable(result):
-                await result
-
-
-def _log(message: str, exc: BaseException) -> None:
-    _guard.log(_logger, logging.ERROR, message, exc_info=exc)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import signal
 import socket
@@ -341,13 +340,6 @@ async def test_a_forked_childs_stop_leaves_the_parent_alone() -> None:
         async with await connect(server) as client:
             await client.send(b"still here")
             assert await client.recv() == b"still here"
-        service.stop()
-
-
-async def test_a_service_refuses_to_be_copied() -> None:
-    async with trisock.open_service() as service:
-        with pytest.raises(TypeError, match="a Service cannot be copied"):
-            copy.copy(service)
         service.stop()
 
 

@@ -14,6 +14,7 @@ import pytest
 import trio
 
 import trisock
+from helpers.forks import run_in_child
 from helpers.server import echo
 from helpers.services import program, systemd
 from trisock._server.signals import SignalReceiver
@@ -250,6 +251,23 @@ def test_a_handler_that_the_program_has_set_meanwhile_stays() -> None:
         with SignalReceiver():
             signal.signal(signal.SIGTERM, mine)
         assert signal.getsignal(signal.SIGTERM) is mine
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_in_a_forked_child_a_signal_means_what_it_did_before() -> None:
+    seen: list[int] = []
+
+    def raise_in_child() -> None:
+        for _ in range(2):
+            signal.raise_signal(signal.SIGTERM)
+        assert seen == [os.getpid()] * 2
+
+    before = signal.signal(signal.SIGTERM, lambda *_: seen.append(os.getpid()))
+    try:
+        with SignalReceiver():
+            run_in_child(raise_in_child)
+        assert not seen
     finally:
         signal.signal(signal.SIGTERM, before)
 

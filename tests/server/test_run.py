@@ -272,7 +272,7 @@ def test_in_a_forked_child_a_signal_means_what_it_did_before() -> None:
         signal.signal(signal.SIGTERM, before)
 
 
-def test_a_third_signal_of_a_kind_is_not_kept() -> None:
+def test_a_third_sighup_that_nobody_has_received_is_not_kept() -> None:
     async def receive() -> list[int]:
         found = [await receiver.receive() for _ in range(2)]
         with trio.move_on_after(0) as scope:
@@ -282,9 +282,20 @@ def test_a_third_signal_of_a_kind_is_not_kept() -> None:
 
     with SignalReceiver() as receiver:
         for _ in range(3):
-            signal.raise_signal(signal.SIGTERM)
-        assert trio.run(receive) == [signal.SIGTERM] * 2
-        signal.raise_signal(signal.SIGTERM)  # Trio's run is over
+            signal.raise_signal(signal.SIGHUP)
+        assert trio.run(receive) == [signal.SIGHUP] * 2
+        signal.raise_signal(signal.SIGHUP)  # Trio's run is over
+
+
+def test_a_third_ctrl_c_ends_an_endless_loop() -> None:
+    async def block() -> None:
+        with trio.move_on_after(0):
+            await receiver.receive()
+        for _ in range(3):
+            signal.raise_signal(signal.SIGINT)
+
+    with SignalReceiver() as receiver, pytest.raises(KeyboardInterrupt):
+        trio.run(block)
 
 
 def test_run_in_another_thread_takes_no_signal() -> None:

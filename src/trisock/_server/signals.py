@@ -17,8 +17,8 @@ from .. import _fork
 SIGHUP: Final = getattr(signal, "SIGHUP", None)
 _SIGNALS: Final = [each for each in (signal.SIGTERM, signal.SIGINT, SIGHUP) if each is not None]
 
-# How many signals of one kind may wait to be received. The second SIGTERM means something else than
-# the first, and a third means the same as the second.
+# How many signals of one kind may wait to be received: the second SIGTERM means something else than
+# the first. If two are waiting at the third, the event loop is blocked.
 _MAX_WAITING: Final = 2
 
 
@@ -31,6 +31,10 @@ class SignalReceiver:
     traceback.)
 
     Python allows this only in the main thread. In another thread, no signal is taken.
+
+    A signal means what it meant before the block in a forked child, and if it stops the program but
+    the event loop is blocked and has not received the last two of its kind. So a Ctrl-C can end a
+    program with an endless loop.
 
     Invariant: ``_previous`` has the handlers to give back, and is empty outside the block.
     ``_waiting`` has the signals that no task has received yet, oldest first.
@@ -69,18 +73,22 @@ class SignalReceiver:
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         """Handle a signal. Python calls this between any two instructions of the main thread."""
         if self._forks != _fork.count:
-            # In a forked child, the signal means what it meant before the block. (The child's copy
-            # of the token would wake the parent.)
-            self._give_back()
-            signal.raise_signal(signum)
+            # A forked child. Its copy of the token would wake the parent.
+            self._raise_as_before(signum)
         elif self._waiting.count(signum) < _MAX_WAITING:
             self._waiting.append(signum)
             if self._token is not None:
                 with contextlib.suppress(trio.RunFinishedError):
                     self._token.run_sync_soon(self._wake)
+        elif signum != SIGHUP:
+            self._raise_as_before(signum)
 
     def _wake(self) -> None:
         self._arrived.set()
+
+    def _raise_as_before(self, signum: int) -> None:
+        self._give_back()
+        signal.raise_signal(signum)
 
     def _give_back(self) -> None:
         """Restore each handler, unless the program has set another one in the meantime."""

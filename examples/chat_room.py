@@ -13,7 +13,6 @@ client.
 from __future__ import annotations
 
 import argparse
-import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
@@ -116,17 +115,10 @@ class ChatRoom:
 
 async def serve(host: str, port: int) -> None:
     room = ChatRoom()
-    async with trio.open_nursery() as nursery:
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            room.server = await trisock.bind(
-                nursery, port, room.visit, host=host, max_connections=500
-            )
-            nursery.start_soon(room.tell_all)
-            print(f"listening on port {room.server.port}", flush=True)
-            await anext(signals)
-        room.server.stop(grace=5)
-        await room.server.wait_closed()
-        room.say.close()
+    async with trisock.open_service(grace=5) as service:
+        room.server = await service.bind(port, room.visit, host=host, max_connections=500)
+        service.nursery.start_soon(room.tell_all)  # cancelled when the last client has left
+        print(f"listening on port {room.server.port}", flush=True)
 
 
 def main() -> None:

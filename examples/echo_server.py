@@ -11,7 +11,6 @@ Ctrl-C or SIGTERM stops it. Clients then have a second to finish.
 from __future__ import annotations
 
 import argparse
-import signal
 
 import trio
 
@@ -24,12 +23,9 @@ async def echo(sock: trisock.Socket) -> None:
 
 
 async def serve(host: str, port: int) -> None:
-    async with trio.open_nursery() as nursery:
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            server = await trisock.bind(nursery, port, echo, host=host, max_connections=500)
-            print(f"listening on port {server.port}", flush=True)
-            await anext(signals)
-        server.stop(grace=1)
+    async with trisock.open_service(grace=1) as service:
+        server = await service.bind(port, echo, host=host, max_connections=500)
+        print(f"listening on port {server.port}", flush=True)
 
 
 def main() -> None:

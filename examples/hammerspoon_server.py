@@ -12,11 +12,11 @@ clients, and does not tell them apart. `chat_room.py` shows a server that tells 
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 
 import trio
 
+import trisock
 from trisock import hammerspoon
 
 
@@ -38,16 +38,12 @@ async def serve(port: int) -> None:
         server.write(b"> " + data)
         server.read("\n")
 
-    async with hammerspoon.open_sockets() as hs:
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            server = hs.server(port, callback)
-            if server.info()["isDisconnected"]:
-                sys.exit(1)  # the reason has been logged
-            print(f"listening on port {server.info()['localPort']}", flush=True)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(greet, server)
-                await anext(signals)
-                nursery.cancel_scope.cancel()
+    async with hammerspoon.open_sockets() as hs, trisock.open_service() as service:
+        server = hs.server(port, callback)
+        if server.info()["isDisconnected"]:
+            sys.exit(1)  # the reason has been logged
+        service.nursery.start_soon(greet, server)
+        print(f"listening on port {server.info()['localPort']}", flush=True)
 
 
 def main() -> None:

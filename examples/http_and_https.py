@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import signal
 import sys
 
 import trio
@@ -61,12 +60,9 @@ async def handle(tls: trisock.ServerTLS, sock: trisock.Socket) -> None:
 
 async def serve(host: str, port: int, tls: trisock.ServerTLS) -> None:
     handler = functools.partial(handle, tls)
-    async with trio.open_nursery() as nursery:
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            server = await trisock.bind(nursery, port, handler, host=host, max_connections=500)
-            print(f"listening on port {server.port}", flush=True)
-            await anext(signals)
-        server.stop(grace=1)
+    async with trisock.open_service(grace=1, reload=[tls]) as service:
+        server = await service.bind(port, handler, host=host, max_connections=500)
+        print(f"listening on port {server.port}", flush=True)
 
 
 def create_test_certificate(ca_file: str | None) -> trisock.Certificate:

@@ -13,15 +13,13 @@ How TLS ends: on a connection of `bind(tls=...)`, each side ends TLS with close_
 attacker cannot truncate the data unnoticed. But an HTTP message states its own length, so some
 clients close the connection without close_notify. Then the server's read raises `TLSError`, which
 is a `trio.BrokenResourceError`, and the server counts a peer error. This is harmless. For a server
-that neither expects nor sends close_notify, omit `tls` in `bind`, and call
-`sock.starttls(tls, https_compatible=True)` in the handler.
+that neither expects nor sends close_notify, pass `https_compatible=True` to `bind`.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -207,14 +205,9 @@ async def serve(host: str, port: int, tls: trisock.ServerTLS) -> None:
     async def handler(sock: trisock.Socket) -> None:
         await converse(sock, server.closing)
 
-    async with trio.open_nursery() as nursery:
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            server = await trisock.bind(
-                nursery, port, handler, host=host, tls=tls, max_connections=500
-            )
-            print(f"listening on port {server.port}", flush=True)
-            await anext(signals)
-        server.stop(grace=5)
+    async with trisock.open_service(grace=5) as service:
+        server = await service.bind(port, handler, host=host, tls=tls, max_connections=500)
+        print(f"listening on port {server.port}", flush=True)
 
 
 def create_test_certificate(ca_file: str | None) -> trisock.Certificate:

@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib
-import signal
 import sys
 from typing import Any, cast
 
@@ -98,20 +97,17 @@ async def serve(
     async with trio.open_nursery() as lifespan_nursery:
         await lifespan_nursery.start(lifespan.handle_lifespan)
         await lifespan.wait_for_startup()
-        async with trio.open_nursery() as nursery:
-            with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-                server = await trisock.bind(
-                    nursery, port, handler, host=host, tls=tls, max_connections=500
-                )
-                print(f"listening on port {server.port}", flush=True)
-                await anext(signals)
-            await stop(server, context, config.graceful_timeout)
+        async with trisock.open_service(grace=config.graceful_timeout) as service:
+            server = await service.bind(port, handler, host=host, tls=tls, max_connections=500)
+            service.nursery.start_soon(finish, server, context, config.graceful_timeout)
+            print(f"listening on port {server.port}", flush=True)
         await lifespan.wait_for_shutdown()
         lifespan_nursery.cancel_scope.cancel()
 
 
-async def stop(server: trisock.Server, context: WorkerContext, grace: float) -> None:
-    server.stop(grace=grace)
+async def finish(server: trisock.Server, context: WorkerContext, grace: float) -> None:
+    """Finish hypercorn's connections when the server stops."""
+    await server.closing.wait()
     await context.terminated.set()  # hypercorn closes idle connections immediately
     with trio.move_on_after(grace):
         await server.wait_closed()

@@ -1,6 +1,5 @@
 """Key-value store over TLS. Run python -m trustme, then this: serve, put KEY VALUE, or get KEY."""
 
-import signal
 import sys
 from pathlib import Path
 
@@ -33,13 +32,8 @@ class Store(dict[bytes, bytes]):
                 await sock.send_frame(b"-more than %d bytes" % exc.limit)
 
 
-async def serve(tls: trisock.Certificate) -> None:
-    listener = await trisock.listen(PORT)
-    async with trio.open_nursery() as nursery:
-        server = await trisock.bind(nursery, listener, Store().handle, tls=tls, max_connections=100)
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            await anext(aiter(signals))
-        server.stop(grace=1)
+def serve(tls: trisock.Certificate) -> None:
+    trisock.run(PORT, Store().handle, tls=tls, max_connections=100, grace=1)
 
 
 async def ask(request: bytes, port: int, tls: trisock.ClientTLS) -> bytes:
@@ -72,7 +66,7 @@ async def test_no_silent_or_hostile_client_remains(autojump_clock: trio.testing.
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["serve"]:
-            trio.run(serve, trisock.Certificate.from_files("server.pem", "server.key"))
+            serve(trisock.Certificate.from_files("server.pem", "server.key"))
         case ["get", _] | ["put", _, _]:
             tls = trisock.ClientTLS("localhost", ca=Path("client.pem").read_text())
             print(trio.run(ask, " ".join(sys.argv[1:]).encode(), PORT, tls).decode())

@@ -7,7 +7,7 @@ Run it with a certificate that it creates, and talk to it:
     curl --ssl-reqd --cacert ca.pem smtp://localhost:2525 \
         --mail-from me@example.org --mail-rcpt you@example.org --upload-file mail.txt
 
-Or use your own certificate: `--cert chain.pem --key key.pem`.
+Or use your own certificate: `--cert chain.pem --key key.pem`. SIGHUP reads its files again.
 
 An attacker may inject commands after STARTTLS (CVE-2011-0411). The injected
 commands are never executed: `starttls` treats every unread byte as part of the handshake, which
@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import functools
 import re
-import signal
 import socket
 import sys
 
@@ -195,12 +194,9 @@ async def handle(tls: trisock.ServerTLS, sock: trisock.Socket) -> None:
 
 async def serve(host: str, port: int, tls: trisock.ServerTLS) -> None:
     handler = functools.partial(handle, tls)
-    async with trio.open_nursery() as nursery:
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            server = await trisock.bind(nursery, port, handler, host=host, max_connections=100)
-            print(f"listening on port {server.port}", flush=True)
-            await anext(signals)
-        server.stop(grace=5)
+    async with trisock.open_service(grace=5, reload=[tls]) as service:
+        server = await service.bind(port, handler, host=host, max_connections=100)
+        print(f"listening on port {server.port}", flush=True)
 
 
 def create_test_certificate(ca_file: str | None) -> trisock.Certificate:

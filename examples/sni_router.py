@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import logging
 import re
-import signal
 from dataclasses import dataclass
 
 import trio
@@ -155,14 +154,9 @@ class Router:
 
 
 async def serve(host: str, port: int, router: Router) -> None:
-    async with trio.open_nursery() as nursery:
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            server = await trisock.bind(
-                nursery, port, router.handle, host=host, max_connections=400
-            )
-            print(f"listening on port {server.port}", flush=True)
-            await anext(signals)
-        server.stop(grace=5)
+    async with trisock.open_service(grace=5) as service:
+        server = await service.bind(port, router.handle, host=host, max_connections=400)
+        print(f"listening on port {server.port}", flush=True)
 
 
 def address(text: str) -> Address:

@@ -12,8 +12,6 @@ WebSocket with code 1001 (going away).
 from __future__ import annotations
 
 import argparse
-import functools
-import signal
 import sys
 
 import trio
@@ -61,17 +59,12 @@ async def say_goodbye(stopping: trio.Event, websocket: WebSocketConnection) -> N
 
 
 async def serve(host: str, port: int, tls: trisock.ServerTLS | None) -> None:
-    stopping = trio.Event()
-    handler = functools.partial(handle, stopping)
-    async with trio.open_nursery() as nursery:
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            server = await trisock.bind(
-                nursery, port, handler, host=host, tls=tls, max_connections=500
-            )
-            print(f"listening on port {server.port}", flush=True)
-            await anext(signals)
-        stopping.set()
-        server.stop(grace=1)
+    async def handler(sock: trisock.Socket) -> None:
+        await handle(server.closing, sock)
+
+    async with trisock.open_service(grace=1) as service:
+        server = await service.bind(port, handler, host=host, tls=tls, max_connections=500)
+        print(f"listening on port {server.port}", flush=True)
 
 
 def main() -> None:

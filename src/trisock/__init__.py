@@ -15,6 +15,7 @@ from ._net.relay import relay
 from ._net.socket import ConnectionInfo, Socket
 from ._server.listener import Listener, listen, listen_nowait, listen_unix, listen_unix_nowait
 from ._server.server import Handler, Server, bind
+from ._server.service import Service, open_service, run
 from ._server.stats import ServerStats
 from ._tls.certificate import Certificate
 from ._tls.info import TLSInfo
@@ -40,6 +41,7 @@ __all__ = [
     "ServerClosing",
     "ServerStats",
     "ServerTLS",
+    "Service",
     "Socket",
     "TLSArgument",
     "TLSError",
@@ -51,5 +53,7 @@ __all__ = [
     "listen_nowait",
     "listen_unix",
     "listen_unix_nowait",
+    "open_service",
     "relay",
+    "run",
 ]

@@ -43,7 +43,10 @@ async def one_of_each() -> AsyncIterator[tuple[dict[str, Any], dict[str, Any]]]:
     client, server_side = await socket_pair(tls=True)
     async with closing(client, server_side), trio.open_nursery() as nursery:
         server = await trisock.bind(nursery, 0, handler, host="127.0.0.1")
-        async with await trisock.listen(0, host="127.0.0.1") as listener:
+        async with (
+            await trisock.listen(0, host="127.0.0.1") as listener,
+            trisock.open_service() as service,
+        ):
             refusing = {
                 "Socket": client,
                 "Lines": client.lines(),
@@ -51,6 +54,7 @@ async def one_of_each() -> AsyncIterator[tuple[dict[str, Any], dict[str, Any]]]:
                 "Frames": client.frames(),
                 "Listener": listener,
                 "Server": server,
+                "Service": service,
             }
             copied = {
                 "Address": client.getpeer(),
@@ -62,6 +66,7 @@ async def one_of_each() -> AsyncIterator[tuple[dict[str, Any], dict[str, Any]]]:
                 "LimitExceededError": trisock.LimitExceededError(9),
             }
             yield refusing, copied
+            service.stop()
         server.stop()
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import signal
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-import trio
 
 from helpers.documents import ROOT
-from helpers.examples import EXAMPLES, load
+from helpers.examples import EXAMPLES, load, started
+from helpers.services import systemd
 from trisock import ClientTLS
-from trisock.testing import Authority
 
 PROGRAM = EXAMPLES / "key_value.py"
 
@@ -28,28 +28,22 @@ def test_the_examples_own_tests_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "3 passed" in done.stdout, done.stdout
 
 
-async def test_the_server_keeps_values_until_a_signal_stops_it(
-    monkeypatch: pytest.MonkeyPatch, free_port: int
-) -> None:
+async def test_the_server_keeps_values_until_a_signal_stops_it(pem: Path, free_port: int) -> None:
     key_value = load("key_value")
-    monkeypatch.setattr(key_value, "PORT", free_port)
-    authority = Authority()
-    client_tls = authority.client_tls()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(key_value.serve, authority.certificate())
-        await _until_served(key_value, free_port, client_tls)
-        assert await key_value.ask(b"put name value", free_port, client_tls) == b"+"
-        assert await key_value.ask(b"get name", free_port, client_tls) == b"+value"
-        signal.raise_signal(signal.SIGTERM)
-
-
-async def _until_served(key_value: object, port: int, client_tls: ClientTLS) -> None:
-    while True:
-        try:
-            await key_value.ask(b"get nothing", port, client_tls)  # type: ignore[attr-defined]
-            return
-        except ConnectionRefusedError:
-            await trio.lowlevel.checkpoint()
+    client_tls = ClientTLS("localhost", ca=(pem / "ca.pem").read_bytes())
+    source = (
+        f"import runpy; example = runpy.run_path({str(PROGRAM)!r}); "
+        f"example['serve'].__globals__['PORT'] = {free_port}; "
+        "example['serve'](example['trisock'].Certificate.from_files('chain.pem', 'key.pem'))"
+    )
+    command = [sys.executable, "-X", "dev", "-c", source]
+    with systemd(pem / "notify") as manager:
+        environment = {**os.environ, "NOTIFY_SOCKET": manager.path}
+        async with started(command, cwd=pem, env=environment) as server:
+            assert await manager.receive() == b"READY=1"
+            assert await key_value.ask(b"put name value", free_port, client_tls) == b"+"
+            assert await key_value.ask(b"get name", free_port, client_tls) == b"+value"
+            await server.stop()
 
 
 def test_without_arguments_the_program_explains_itself() -> None:

@@ -145,7 +145,8 @@ async def test_stopping_closes_idle_connections_immediately(roles: Roles) -> Non
             await sock.send(GET)
             await read_response(sock)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(recipe.stop, server, context, 600)
+                server.stop(grace=600)
+                nursery.start_soon(recipe.finish, server, context, 600)
                 assert await read_all(sock) == b""
 
 
@@ -161,7 +162,8 @@ async def test_stopping_ends_a_send_that_is_stuck(roles: Roles) -> None:
         async with await connect(server, roles) as sock:
             await sock.send(GET)
             await sending.wait()
-            await recipe.stop(server, context, 0.1)
+            server.stop(grace=0.1)
+            await recipe.finish(server, context, 0.1)
             await server.wait_closed()
             with pytest.raises(trio.BrokenResourceError):
                 await read_all(sock)

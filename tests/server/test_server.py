@@ -82,6 +82,7 @@ async def test_bind_with_bad_arguments_leaves_nothing_listening(
             ((0, echo), {"max_connections": True}, TypeError, "int or None"),
             ((0, echo), {"max_connections": 1.5}, TypeError, "int or None"),
             ((0, echo), {"handshake_timeout": "x"}, TypeError, "handshake_timeout"),
+            ((0, echo), {"https_compatible": None}, TypeError, "https_compatible must be"),
             ((0, echo), {"tls": "example.org"}, TypeError, "needs certificates, not a str"),
             ((0, echo), {"tls": client_tls}, TypeError, "needs certificates, not a ClientTLS"),
             ((0, echo), {"tls": context}, ValueError, "context of a TLS server"),
@@ -347,6 +348,31 @@ async def test_bind_copies_the_list_of_certificates(authority: Authority) -> Non
         certificates.clear()
         async with await s.connect() as client:
             assert client.istls()
+
+
+@pytest.mark.parametrize("compatible", [False, True])
+async def test_an_https_compatible_server_does_not_require_close_notify(
+    compatible: bool, server_tls: ServerTLS, client_tls: ClientTLS
+) -> None:
+    async with bound(echo, tls=server_tls, https_compatible=compatible) as server:
+        async with await connect(server, tls=client_tls, https_compatible=True) as client:
+            await client.send(b"hello")
+            assert await client.recv() == b"hello"
+        await all_served(server, 1)
+    assert server.stats().peer_errors == (not compatible)
+
+
+async def test_an_https_compatible_server_sends_no_close_notify(
+    server_tls: ServerTLS, client_tls: ClientTLS
+) -> None:
+    async def answer(sock: trisock.Socket) -> None:
+        await sock.send(b"hello")
+
+    async with bound(answer, tls=server_tls, https_compatible=True) as server:
+        async with await connect(server, tls=client_tls) as client:
+            assert await client.recv() == b"hello"
+            with pytest.raises(trisock.TLSError, match="without close_notify"):
+                await client.recv()
 
 
 async def test_a_failing_ssl_context_ends_connections_but_not_the_server(

@@ -12,7 +12,7 @@ import trio
 
 from .. import _fork
 from .._address import Address
-from .._arguments import Buffer, bytes_view, quoted, seconds_or_inf
+from .._arguments import Buffer, bytes_view, check_bool, quoted, seconds_or_inf
 from .._net.connection import Connection
 from .._net.deadlines import Deadlines
 from .._net.idle import FRESH_SECONDS
@@ -43,6 +43,7 @@ async def bind(
     tls: TLSArgument | None = None,
     max_connections: int | None = None,
     handshake_timeout: float | None = 60,
+    https_compatible: bool = False,
     backlog: int | None = None,
     reuse_port: bool = False,
 ) -> Server:
@@ -77,6 +78,8 @@ async def bind(
         each. So a limit of 1,000 needs memory for 2,000 connections, and clients that never close
         can open 2,000 connections every 2 seconds. ``None``: no limit.
       handshake_timeout: the maximum seconds for a TLS handshake. ``None``: no limit.
+      https_compatible: as in ``Socket.starttls``, for the TLS of ``tls``: a client may end the
+        connection without ``close_notify``, and the server does not send it.
 
     Returns: the ``Server``. No handler starts before ``bind`` has returned.
 
@@ -99,13 +102,14 @@ async def bind(
             raise ValueError(f"max_connections must be 1 or more, not {quoted(max_connections)}")
     role = None if tls is None else _server_role(tls)
     timeout = seconds_or_inf("handshake_timeout", handshake_timeout)
+    check_bool("https_compatible", https_compatible)
     if isinstance(port_or_listener, Listener):
         if host is not None or backlog is not None or reuse_port:
             raise ValueError("host, backlog and reuse_port are for a port, not for a Listener")
         listener = port_or_listener
     else:
         listener = await listen(port_or_listener, host=host, backlog=backlog, reuse_port=reuse_port)
-    server = Server(take_over(listener), handler, role, max_connections, timeout)
+    server = Server(take_over(listener), handler, role, max_connections, timeout, https_compatible)
     try:
         if listener is port_or_listener:  # otherwise listen was the checkpoint
             await trio.lowlevel.checkpoint()
@@ -145,10 +149,12 @@ class Server(NotCopyable):
         tls: TLSRole | None,
         max_connections: int | None,
         handshake_timeout: float,
+        https_compatible: bool,
     ) -> None:
         self._listening = listening
         self._handler = handler
         self._tls = tls
+        self._https_compatible = https_compatible
         self._slots = None if max_connections is None else Slots(max_connections)
         self._connections: dict[Connection, Socket] = {}
         self._handshake_timeout = handshake_timeout
@@ -415,7 +421,9 @@ class Server(NotCopyable):
         timeout = self._handshake_timeout
         self._handshakes.add(connection, timeout)
         try:
-            await connection.starttls(tls, https_compatible=False, timeout=math.inf, close=False)
+            await connection.starttls(
+                tls, https_compatible=self._https_compatible, timeout=math.inf, close=False
+            )
         except Exception as exc:
             self._counts["failed_handshakes"] += 1
             log_handshake(connection, exc)

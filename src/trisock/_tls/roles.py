@@ -147,6 +147,10 @@ class ServerTLS:
         )
         set_field(self, "_built", contexts)
 
+    def reload(self) -> bool:
+        """Read the certificates' files again."""
+        return False
+
     def _context(self) -> ssl.SSLContext:
         return self._built.default
 

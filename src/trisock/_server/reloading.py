@@ -1,0 +1,51 @@
+"""What a service does on SIGHUP: reload the certificates, and call the program's function."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Iterable
+
+from .. import _guard
+from .._tls.roles import ServerTLS
+
+_logger = logging.getLogger("trisock.server")
+
+
+async def reload_all(roles: Iterable[ServerTLS], on_reload: Callable[[], object] | None) -> None:
+    """Reload each role once, then call ``on_reload``, sync or async.
+
+    Each ``Exception`` is logged. Other exceptions propagate.
+    """
+    # Equal roles are different objects with certificates of their own.
+    for role in {id(each): each for each in roles}.values():
+        try:
+            role.reload()
+        except Exception as exc:
+            _log("cannot reload a certificate; the old one stays in use", exc)
+    if on_reload is None:
+        return
+
+    async def call() -> None:
+        result = on_reload()
+        if inspect.isawaitable(result):
+            await result
+
+    try:
+        await _guard.isolated(call)
+    except BaseException as exc:
+        _log_or_raise(exc)
+
+
+def _log_or_raise(failure: BaseException) -> None:
+    errors, rest = _guard.split_errors(failure)
+    if errors is not None:
+        _log("on_reload failed", errors)
+    if rest is failure:
+        raise failure
+    if rest is not None:
+        raise rest from None
+
+
+def _log(message: str, exc: BaseException) -> None:
+    _guard.log(_logger, logging.ERROR, message, exc_info=exc)

@@ -1,0 +1,381 @@
+"""run and open_service: the life of a program with servers, from its start to its last signal."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from types import EllipsisType
+from typing import TYPE_CHECKING, TypeAlias, TypedDict, cast
+
+import trio
+
+from .. import _fork, _guard
+from .._arguments import quoted, seconds_or_inf
+from .._not_copyable import NotCopyable
+from .._tls.roles import ServerTLS, TLSArgument, parse_role
+from .listener import Listener
+from .notify import READY, STOPPING, ServiceManager
+from .reloading import reload_all
+from .server import Handler, Server, bind
+from .signals import SIGHUP, SignalReceiver
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+OnReload: TypeAlias = "Callable[[Service], object]"
+
+# The open service of this process. The key is the number of forks before this process began: a
+# forked child inherits the entry of its parent, but looks for its own.
+_open_services: dict[int, object] = {}
+
+
+class BindOptions(TypedDict, total=False):
+    """The keyword arguments of ``bind``, for ``run`` and ``Service.bind``."""
+
+    host: str | None
+    tls: TLSArgument | None
+    max_connections: int | None
+    handshake_timeout: float | None
+    https_compatible: bool
+    backlog: int | None
+    reuse_port: bool
+
+
+def run(
+    port_or_listener: int | Listener,
+    handler: Handler,
+    *,
+    grace: float | None = 30,
+    delay: float = 0,
+    reload: Iterable[ServerTLS] = (),
+    on_reload: OnReload | None = None,
+    **options: Unpack[BindOptions],
+) -> None:
+    """Run a program that is one server, until it is stopped. Call this outside Trio.
+
+    - SIGTERM or SIGINT (Ctrl-C) stops the server, as ``Server.stop(grace, delay=delay)`` does. A
+      second signal stops it immediately. A handler may stop it too. There is no traceback, and
+      ``run`` returns when the last connection is closed.
+    - SIGHUP reloads the certificates: see ``open_service``.
+    - A program that was started by systemd with ``Type=notify`` or ``Type=notify-reload`` tells
+      systemd about its state, and feeds the watchdog if systemd has one for it.
+
+    ::
+
+        async def handler(sock):
+            async for line in sock.lines():
+                await sock.send(line, b"\\n")
+
+        trisock.run(7777, handler)
+
+    Args:
+      port_or_listener, handler: as in ``bind``.
+      grace: the seconds for which handlers may continue after a signal. ``None`` means as long as
+        they need.
+      delay: the seconds for which the server goes on accepting after a signal. Meanwhile
+        ``Server.ready`` is False, which a health check can show to a load balancer.
+      reload, on_reload: as in ``open_service``.
+      options: the other arguments of ``bind``.
+
+    Raises:
+      OSError: as in ``listen``, and not in a group.
+      RuntimeError: the caller is inside Trio, or another service runs in this program.
+      TypeError, ValueError: an argument is invalid.
+
+    In a thread other than the main thread, no signal is taken: this is a rule of Python.
+    """
+    if trio.lowlevel.in_trio_run():
+        raise RuntimeError("trisock.run starts Trio itself; inside Trio, use trisock.open_service")
+    settings = _Settings(grace, delay, reload, on_reload)
+
+    async def main() -> None:
+        async with _open(settings, signals) as service:
+            await service.bind(port_or_listener, handler, **options)
+
+    failure: BaseException | None = None
+    with _only_service(), SignalReceiver() as signals:
+        try:
+            trio.run(main)
+        except BaseException as exc:
+            failure = exc
+    if failure is not None:
+        # The nursery is not the caller's. So an exception that is alone in its group, such as a
+        # handler's SystemExit, comes out as it is.
+        leaves = _guard.leaves(failure)
+        try:
+            raise leaves[0] if len(leaves) == 1 else failure
+        finally:
+            del failure, leaves  # the traceback refers to this frame
+
+
+@contextlib.asynccontextmanager
+async def open_service(
+    *,
+    grace: float | None = 30,
+    delay: float = 0,
+    reload: Iterable[ServerTLS] = (),
+    on_reload: OnReload | None = None,
+) -> AsyncIterator[Service]:
+    """Run a program with several servers, or with tasks beside its server, inside Trio.
+
+    ::
+
+        async with trisock.open_service(reload=[tls]) as service:
+            await service.bind(25, smtp)  # its handler calls starttls(tls)
+            await service.bind(465, smtp, tls=tls)
+            service.nursery.start_soon(deliver_mail)
+
+    The block starts the servers. When it ends, the program is ready: systemd is told so, and
+    ``open_service`` waits until the service is stopped. A signal stops it, or ``Service.stop``, or
+    ``Server.stop`` of each of its servers. (A service without a server waits too.) Once all servers
+    have closed, the tasks in ``service.nursery`` are cancelled.
+
+    - SIGTERM or SIGINT (Ctrl-C) calls ``Service.stop``. A second signal stops all servers
+      immediately. A signal that arrives while the block still runs also cancels the block.
+    - SIGHUP calls ``ServerTLS.reload`` for the ``tls`` of each server and for each of ``reload``,
+      then ``on_reload(service)``. Each ``Exception`` is logged at ERROR on the logger
+      ``trisock.server``. If a certificate cannot be reloaded, the old one stays in use. Signals
+      that arrive during a reload cause one more. There is no reload before the program is ready,
+      and none after it was told to stop.
+    - systemd, if it has set ``NOTIFY_SOCKET``, gets ``READY=1``, ``RELOADING=1`` (with
+      ``MONOTONIC_USEC``), ``STOPPING=1`` and, if it asks for that, ``WATCHDOG=1`` (sd_notify(3)).
+      In a forked child, nothing is sent.
+
+    Args:
+      grace: the seconds for which handlers may continue after the stop. ``None`` means as long as
+        they need.
+      delay: the seconds for which servers go on accepting after the stop. Meanwhile
+        ``Server.ready`` is False, which a health check can show to a load balancer.
+      reload: the roles that handlers pass to ``Socket.starttls``.
+      on_reload: a function that takes the ``Service``, sync or async.
+
+    Raises:
+      RuntimeError: another service runs in this program.
+      TypeError, ValueError: an argument is invalid.
+
+    An exception from the block comes out as it is, and not in a group, unless a task fails too.
+    Exceptions from tasks come out in a group. Either ends the servers without grace, and so does a
+    cancellation.
+
+    Signals are taken in the main thread only, which is a rule of Python. When the service ends,
+    their handlers are restored.
+    """
+    settings = _Settings(grace, delay, reload, on_reload)
+    with _only_service(), SignalReceiver() as signals:
+        async with _open(settings, signals) as service:
+            yield service
+
+
+class _Settings:
+    """The arguments of ``open_service``, checked."""
+
+    def __init__(
+        self,
+        grace: float | None,
+        delay: float,
+        reload: Iterable[ServerTLS],
+        on_reload: OnReload | None,
+    ) -> None:
+        seconds_or_inf("grace", grace)
+        _check_delay(delay)
+        if isinstance(reload, ServerTLS):
+            raise TypeError("reload must be a list of trisock.ServerTLS, not one of them")
+        self.grace = grace
+        self.delay = delay
+        self.reload = tuple(reload)
+        for role in self.reload:
+            if not isinstance(role, ServerTLS):
+                raise TypeError(f"reload must be a list of trisock.ServerTLS, not {quoted(role)}")
+        if on_reload is not None and not callable(on_reload):
+            raise TypeError(f"on_reload must be a function, not {quoted(on_reload)}")
+        self.on_reload = on_reload
+
+
+def _check_delay(delay: object) -> None:
+    if delay is None:
+        raise TypeError("delay must be a number of seconds, not None")
+    seconds_or_inf("delay", cast(float, delay))
+
+
+@contextlib.contextmanager
+def _only_service() -> Iterator[None]:
+    """Raise RuntimeError if this process is in another block like this one."""
+    me = object()
+    if _open_services.setdefault(_fork.count, me) is not me:
+        raise RuntimeError(
+            "another service runs in this program; one service can have many servers"
+        )
+    try:
+        yield
+    finally:
+        _open_services.pop(_fork.count, None)
+
+
+@contextlib.asynccontextmanager
+async def _open(settings: _Settings, signals: SignalReceiver) -> AsyncIterator[Service]:
+    """Do what ``open_service`` does, with signals that are received already."""
+    failure: BaseException | None = None
+    try:
+        try:
+            async with trio.open_nursery() as nursery:
+                service = Service(nursery, settings)
+                service._start(signals)
+                try:
+                    with service._block_scope:
+                        yield service
+                except BaseException as exc:
+                    failure = exc
+                    raise
+                await service._finish()
+                nursery.cancel_scope.cancel()
+        except BaseException as exc:
+            if failure is None or not _same(_guard.leaves(exc), _guard.leaves(failure)):
+                raise
+        if failure is not None:
+            raise failure
+    finally:
+        del failure  # its traceback refers to this frame
+
+
+def _same(some: list[BaseException], others: list[BaseException]) -> bool:
+    return list(map(id, some)) == list(map(id, others))
+
+
+class Service(NotCopyable):
+    """The servers of a program, and the tasks beside them. ``open_service`` makes it.
+
+    Attributes:
+      nursery: runs the servers, and tasks of the program that shall live as long as they. These
+        tasks are cancelled once all servers have closed.
+
+    Invariant: ``_servers`` has each server that was bound and has not closed yet, with its
+    certificates if it was bound with ``tls``.
+    """
+
+    def __init__(self, nursery: trio.Nursery, settings: _Settings) -> None:
+        self.nursery = nursery
+        self._settings = settings
+        self._manager = ServiceManager(os.environ)
+        self._block_scope = trio.CancelScope()
+        self._servers: dict[Server, ServerTLS | None] = {}
+        self._has_bound = False
+        self._ready = False
+        self._stopping = trio.Event()
+        self._reload_requested = trio.Event()
+
+    async def bind(
+        self, port_or_listener: int | Listener, handler: Handler, **options: Unpack[BindOptions]
+    ) -> Server:
+        """Start a server, as ``trisock.bind`` does, in the nursery of the service.
+
+        Args:
+          port_or_listener, handler, options: as in ``trisock.bind``.
+
+        Returns: the ``Server``.
+
+        Raises:
+          RuntimeError: the service was stopped.
+          OSError, TypeError, ValueError: as in ``trisock.bind``.
+
+        A cancelled call leaves nothing listening.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._check_running()
+        tls = options.get("tls")
+        if tls is not None:
+            # A server keeps no ServerTLS that was made from bare certificates. We keep it, to
+            # reload it.
+            options["tls"] = tls = cast(TLSArgument, parse_role(tls))
+        server = await bind(self.nursery, port_or_listener, handler, **options)
+        if self._stopping.is_set():  # stopped while bind looked up the host
+            server.stop(grace=0)
+            self._check_running()
+        self._servers[server] = tls if isinstance(tls, ServerTLS) else None
+        self._has_bound = True
+        self.nursery.start_soon(self._watch, server)
+        return server
+
+    def _check_running(self) -> None:
+        if self._stopping.is_set():
+            raise RuntimeError("this service was stopped, so it starts no more servers")
+
+    def stop(
+        self, grace: float | EllipsisType | None = ..., *, delay: float | EllipsisType = ...
+    ) -> None:
+        """Stop all servers, as ``Server.stop`` does, and then end the service. Synchronous.
+
+        A second call can only shorten the times.
+
+        Args:
+          grace: the seconds for which handlers may continue. ``None`` means as long as they need.
+            The default is the ``grace`` of ``open_service``.
+          delay: the seconds for which the servers go on accepting first. The default is the
+            ``delay`` of ``open_service``.
+        """
+        settings = self._settings
+        grace = settings.grace if isinstance(grace, EllipsisType) else grace
+        delay = settings.delay if isinstance(delay, EllipsisType) else delay
+        seconds_or_inf("grace", grace)
+        _check_delay(delay)
+        for server in self._servers:
+            server.stop(grace, delay=delay)
+        self._stopping.set()
+
+    # ---- the tasks of the service ----
+
+    def _start(self, signals: SignalReceiver) -> None:
+        self.nursery.start_soon(self._receive_signals, signals)
+        self.nursery.start_soon(self._manager.feed_watchdog)
+
+    async def _finish(self) -> None:
+        """Do what follows the block, until all servers have closed."""
+        self._ready = True
+        self._stop_if_servers_stop()
+        if not self._stopping.is_set():
+            await self._manager.notify(READY)
+            self.nursery.start_soon(self._reload_on_request)
+        await self._stopping.wait()
+        await self._manager.notify(STOPPING)
+        for server in tuple(self._servers):
+            await server.wait_closed()
+
+    async def _watch(self, server: Server) -> None:
+        """Notice that a server was stopped, by a handler for example."""
+        await server.closing.wait()
+        self._stop_if_servers_stop()
+        await server.wait_closed()
+        del self._servers[server]
+
+    def _stop_if_servers_stop(self) -> None:
+        stopping = all(server.closing.is_set() for server in self._servers)
+        if self._ready and self._has_bound and stopping:
+            self._stopping.set()
+
+    async def _receive_signals(self, signals: SignalReceiver) -> None:
+        stops = 0
+        while True:
+            if await signals.receive() == SIGHUP:
+                self._reload_requested.set()
+                continue
+            stops += 1
+            if stops == 1:
+                self.stop()
+                self._block_scope.cancel()
+            else:
+                self.stop(grace=0, delay=0)
+
+    async def _reload_on_request(self) -> None:
+        on_reload = self._settings.on_reload
+        call = None if on_reload is None else functools.partial(on_reload, self)
+        while True:
+            await self._reload_requested.wait()
+            if self._stopping.is_set():
+                return
+            self._reload_requested = trio.Event()
+            await self._manager.notify_reloading()
+            roles = [each for each in self._servers.values() if each is not None]
+            await reload_all([*roles, *self._settings.reload], call)
+            if not self._stopping.is_set():
+                await self._manager.notify(READY)

@@ -1,0 +1,99 @@
+"""SignalReceiver: receive the signals that stop and reload a program."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections import deque
+from types import FrameType, TracebackType
+from typing import Any, Final
+
+import trio
+
+from .. import _fork
+
+# Windows has no SIGHUP.
+SIGHUP: Final = getattr(signal, "SIGHUP", None)
+_SIGNALS: Final = [each for each in (signal.SIGTERM, signal.SIGINT, SIGHUP) if each is not None]
+
+# How many signals of one kind may wait to be received: the second SIGTERM means something else than
+# the first. If two are waiting at the third, the event loop is blocked.
+_MAX_WAITING: Final = 2
+
+
+class SignalReceiver:
+    """Takes SIGTERM, SIGINT and SIGHUP in a ``with`` block, and gives them back at its end.
+
+    The block may begin before Trio runs. Then a signal that comes too early is kept until a task
+    asks for it. (``trio.open_signal_receiver`` works only inside Trio. At its end it raises again
+    what nobody has received, so a Ctrl-C at the last moment would end the program with a
+    traceback.)
+
+    Python allows this only in the main thread. In another thread, no signal is taken.
+
+    A signal means what it meant before the block in a forked child, and if it stops the program but
+    the event loop is blocked and has not received the last two of its kind. So a Ctrl-C can end a
+    program with an endless loop.
+
+    Invariant: ``_previous`` has the handlers to give back, and is empty outside the block.
+    ``_waiting`` has the signals that no task has received yet, oldest first.
+    """
+
+    def __init__(self) -> None:
+        self._forks = _fork.count
+        self._previous: dict[int, Any] = {}
+        self._waiting: deque[int] = deque()
+        self._arrived = trio.Event()
+        self._token: trio.lowlevel.TrioToken | None = None
+
+    def __enter__(self) -> SignalReceiver:
+        if threading.current_thread() is threading.main_thread():
+            for signum in _SIGNALS:
+                self._previous[signum] = signal.signal(signum, self._handle)
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self._give_back()
+
+    async def receive(self) -> int:
+        """Wait for the next signal, and return its number. One task may wait at a time."""
+        self._token = trio.lowlevel.current_trio_token()
+        await trio.lowlevel.checkpoint()
+        while not self._waiting:
+            self._arrived = trio.Event()
+            await self._arrived.wait()
+        return self._waiting.popleft()
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        """Handle a signal. Python calls this between any two instructions of the main thread."""
+        if self._forks != _fork.count:
+            # A forked child. Its copy of the token would wake the parent.
+            self._raise_as_before(signum)
+        elif self._waiting.count(signum) < _MAX_WAITING:
+            self._waiting.append(signum)
+            if self._token is not None:
+                with contextlib.suppress(trio.RunFinishedError):
+                    self._token.run_sync_soon(self._wake)
+        elif signum != SIGHUP:
+            self._raise_as_before(signum)
+
+    def _wake(self) -> None:
+        self._arrived.set()
+
+    def _raise_as_before(self, signum: int) -> None:
+        self._give_back()
+        signal.raise_signal(signum)
+
+    def _give_back(self) -> None:
+        """Restore each handler, unless the program has set another one in the meantime."""
+        while self._previous:
+            signum, previous = self._previous.popitem()
+            if signal.getsignal(signum) == self._handle:
+                # None: the handler was not set by Python, and Python cannot restore it.
+                signal.signal(signum, signal.SIG_DFL if previous is None else previous)

@@ -1,0 +1,205 @@
+"""SIGHUP reloads a service: its certificates, then whatever ``on_reload`` does."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+import trisock
+from helpers.server import echo, logged
+from helpers.services import Systemd
+from trisock import ServerTLS, Service
+from trisock.testing import Authority
+
+
+class Reloads:
+    """Counts the calls of ``ServerTLS.reload``, by role."""
+
+    def __init__(self) -> None:
+        self.roles: list[ServerTLS] = []
+        self.failure: BaseException | None = None
+
+
+@pytest.fixture
+def reloads(monkeypatch: pytest.MonkeyPatch) -> Reloads:
+    reloads = Reloads()
+
+    def reload(role: ServerTLS) -> bool:
+        reloads.roles.append(role)
+        if reloads.failure is not None:
+            raise reloads.failure
+        return True
+
+    monkeypatch.setattr(ServerTLS, "reload", reload)
+    return reloads
+
+
+async def reloaded_once(manager: Systemd) -> None:
+    """Raise SIGHUP, and wait until the service has reloaded."""
+    assert await manager.receive() == b"READY=1"
+    signal.raise_signal(signal.SIGHUP)
+    assert (await manager.receive()).startswith(b"RELOADING=1\n")
+    assert await manager.receive() == b"READY=1"
+
+
+async def test_sighup_reloads_each_role_once(
+    manager: Systemd, reloads: Reloads, authority: Authority
+) -> None:
+    certificate = authority.certificate("localhost")
+    one, two = ServerTLS(certificate), ServerTLS(certificate)  # equal, but not the same
+    calls: list[Service] = []
+
+    async def check() -> None:
+        await reloaded_once(manager)
+        assert [each is one or each is two for each in reloads.roles] == [False, True, True]
+        assert reloads.roles[0] == one  # from the bare certificate
+        assert calls == [service]
+        service.stop()
+
+    async with trisock.open_service(reload=[one, two, one], on_reload=calls.append) as service:
+        await service.bind(0, echo, host="127.0.0.1")
+        await service.bind(0, echo, host="127.0.0.1", tls=certificate)
+        await service.bind(0, echo, host="127.0.0.1", tls=one)
+        service.nursery.start_soon(check)
+        reloads.roles.clear()
+
+
+async def test_a_server_that_has_closed_is_not_reloaded(
+    manager: Systemd, reloads: Reloads, server_tls: ServerTLS
+) -> None:
+    async def check() -> None:
+        await reloaded_once(manager)
+        assert reloads.roles == []
+        service.stop()
+
+    async with trisock.open_service() as service:
+        server = await service.bind(0, echo, host="127.0.0.1", tls=server_tls)
+        await service.bind(0, echo, host="127.0.0.1")
+        server.stop()
+        await server.wait_closed()
+        service.nursery.start_soon(check)
+
+
+class Unhashable(Exception):
+    """Like an exception that is a dataclass."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+async def leave_scope_open(service: Service) -> None:
+    trio.CancelScope(deadline=trio.current_time()).__enter__()
+    await trio.sleep_forever()
+
+
+async def raise_group(service: Service) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(leave_scope_open, service)
+        raise Unhashable
+
+
+def fail(service: Service) -> None:
+    raise Unhashable
+
+
+@pytest.mark.parametrize("on_reload", [fail, raise_group, leave_scope_open])
+async def test_what_a_reload_raises_is_logged(
+    on_reload: Any,
+    manager: Systemd,
+    reloads: Reloads,
+    log: pytest.LogCaptureFixture,
+    server_tls: ServerTLS,
+) -> None:
+    reloads.failure = Unhashable("no such file")
+
+    async def check() -> None:
+        await reloaded_once(manager)
+        certificate, function = logged(log, logging.ERROR)
+        assert certificate.name == function.name == "trisock.server"
+        assert certificate.getMessage().startswith("cannot reload a certificate")
+        assert certificate.exc_info
+        assert function.getMessage() == "on_reload failed"
+        assert function.exc_info
+        service.stop()
+
+    async with trisock.open_service(reload=[server_tls], on_reload=on_reload) as service:
+        service.nursery.start_soon(check)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+async def test_system_exit_of_on_reload_ends_the_service(
+    grouped: bool, manager: Systemd, log: pytest.LogCaptureFixture
+) -> None:
+    async def on_reload(service: Service) -> None:
+        async with trio.open_nursery() as nursery:
+            if grouped:
+                nursery.start_soon(fail_soon)
+            raise SystemExit(3)
+
+    async def fail_soon() -> None:
+        raise KeyError
+
+    with pytest.raises(BaseException) as caught:  # noqa: PT011
+        async with trisock.open_service(on_reload=on_reload) as service:
+            service.nursery.start_soon(reloaded_once, manager)
+    assert caught.group_contains(SystemExit)
+    assert len(logged(log, logging.ERROR)) == grouped
+
+
+async def test_signals_during_a_reload_cause_one_more(manager: Systemd) -> None:
+    calls = []
+
+    async def on_reload(service: Service) -> None:
+        calls.append(True)
+        if len(calls) == 1:
+            for _ in range(3):
+                signal.raise_signal(signal.SIGHUP)
+                await trio.testing.wait_all_tasks_blocked()
+
+    async def check() -> None:
+        await reloaded_once(manager)
+        assert (await manager.receive()).startswith(b"RELOADING=1\n")
+        assert await manager.receive() == b"READY=1"
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(calls) == 2
+        service.stop()
+
+    async with trisock.open_service(on_reload=on_reload) as service:
+        service.nursery.start_soon(check)
+
+
+async def test_sighup_before_the_program_is_ready_waits(manager: Systemd) -> None:
+    calls = []
+
+    def on_reload(service: Service) -> None:
+        calls.append(True)
+        service.stop()
+
+    async with trisock.open_service(on_reload=on_reload):
+        signal.raise_signal(signal.SIGHUP)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not calls
+    assert await manager.receive() == b"READY=1"
+    assert (await manager.receive()).startswith(b"RELOADING=1\n")
+    assert await manager.receive() == b"STOPPING=1"
+    assert manager.silent()  # a service that stops is not ready again
+
+
+async def test_sighup_after_the_stop_does_nothing(manager: Systemd) -> None:
+    async def check() -> None:
+        async with await trisock.connect("127.0.0.1", server.port) as client:
+            await client.send(b"x")
+            await client.recv()
+            service.stop()
+            signal.raise_signal(signal.SIGHUP)
+            await trio.testing.wait_all_tasks_blocked()
+
+    async with trisock.open_service(on_reload=fail) as service:
+        server = await service.bind(0, echo, host="127.0.0.1")
+        service.nursery.start_soon(check)
+    assert [await manager.receive() for _ in range(2)] == [b"READY=1", b"STOPPING=1"]
+    assert manager.silent()

@@ -1,0 +1,91 @@
+"""TrustedProxies: whose PROXY headers a server believes, and receiving such a header."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+from typing import TypeAlias
+
+from .._address import Address, is_unix_address
+from .._arguments import quoted
+from .._net.connection import Connection
+from .._net.proxy_header import MAX_HEADER
+from .._net.proxy_parser import parse_proxy_header
+
+_Network: TypeAlias = "ipaddress.IPv4Network | ipaddress.IPv6Network"
+
+# The IPv6 addresses to which IPv4 addresses are mapped. We show a mapped address as IPv4.
+_MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
+
+
+class TrustedProxies:
+    """The proxies that may send PROXY headers to a server.
+
+    Args:
+      proxies: networks (``"10.0.0.0/8"``), addresses (``"::1"``), and ``"unix"`` for all clients of
+        a Unix socket.
+
+    Raises TypeError or ValueError if ``proxies`` is invalid or empty.
+    """
+
+    def __init__(self, proxies: Iterable[str]) -> None:
+        if isinstance(proxies, str) or not isinstance(proxies, Iterable):
+            found = quoted(proxies)
+            raise TypeError(f"trusted_proxies must be a list of networks, not {found}")
+        given = list(proxies)
+        if not given:
+            raise ValueError("trusted_proxies is empty, so every connection would be refused")
+        self._unix = "unix" in given
+        self._networks = [_network(each) for each in given if each != "unix"]
+
+    def __contains__(self, peer: Address) -> bool:
+        if is_unix_address(peer):
+            return self._unix
+        ip = ipaddress.ip_address(peer.host.partition("%")[0])
+        return any(ip in network for network in self._networks)
+
+
+def _network(text: object) -> _Network:
+    if not isinstance(text, str):
+        raise TypeError(f"a trusted proxy must be a str, not {quoted(text)}")
+    try:
+        network = ipaddress.ip_network(text)
+    except ValueError:
+        raise ValueError(
+            f"a trusted proxy must be a network, an address or 'unix', not {quoted(text)}"
+            f"{_hint(text)}"
+        ) from None
+    if isinstance(network, ipaddress.IPv6Network) and network.subnet_of(_MAPPED):
+        packed = network.network_address.packed[12:]
+        return ipaddress.IPv4Network((packed, network.prefixlen - 96))
+    return network
+
+
+def _hint(text: str) -> str:
+    """Explain the common mistake: an address inside the network instead of its first address."""
+    try:
+        return f": did you mean {str(ipaddress.ip_network(text, strict=False))!r}?"
+    except ValueError:
+        return ""
+
+
+async def receive_proxy_header(connection: Connection) -> None:
+    """Receive a PROXY header, whose addresses become those of the connection.
+
+    Call this before any other read. Bytes after the header stay unread. The header and these bytes
+    are at most ``MAX_HEADER`` bytes.
+
+    Raises ``ValueError`` if the connection does not begin with a valid header, and the errors of
+    ``Transport.receive``. After an error, or if cancelled, the connection is unusable.
+    """
+    received = b""
+    parsed = None
+    while parsed is None:
+        chunk = await connection.transport.wait_and_receive(MAX_HEADER - len(received))
+        if not chunk:
+            raise ValueError(f"it ended {'inside' if received else 'before'} its PROXY header")
+        received += chunk
+        parsed = parse_proxy_header(received)
+    header, size = parsed
+    connection.buffer_received(received[size:])
+    connection.set_proxy_header(header)

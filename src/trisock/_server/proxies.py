@@ -6,16 +6,31 @@ import ipaddress
 from collections.abc import Iterable
 from typing import TypeAlias
 
+import trio
+
 from .._address import Address, is_unix_address
 from .._arguments import quoted
 from .._net.connection import Connection
 from .._net.proxy_header import MAX_HEADER
 from .._net.proxy_parser import parse_proxy_header
+from .._text import message_without_peer
 
 _Network: TypeAlias = "ipaddress.IPv4Network | ipaddress.IPv6Network"
 
 # The IPv6 addresses to which IPv4 addresses are mapped. We show a mapped address as IPv4.
 _MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
+
+
+class ProxyHeaderError(Exception):
+    """A connection is refused, because of its PROXY header.
+
+    Attributes:
+      counter: the counter in ``ServerStats`` for such connections.
+    """
+
+    def __init__(self, counter: str, reason: str) -> None:
+        super().__init__(reason)
+        self.counter = counter
 
 
 class TrustedProxies:
@@ -38,11 +53,52 @@ class TrustedProxies:
         self._unix = "unix" in given
         self._networks = [_network(each) for each in given if each != "unix"]
 
-    def __contains__(self, peer: Address) -> bool:
+    async def receive_header(self, connection: Connection) -> None:
+        """Receive a PROXY header, whose addresses become those of the connection.
+
+        Call this before any other read. Bytes after the header stay unread. With these bytes, the
+        header has at most ``MAX_HEADER`` bytes.
+
+        Raises:
+          ProxyHeaderError: the peer is not trusted, or has sent no valid header. The caller must
+            reset the connection.
+          trio.ClosedResourceError: another task has closed the connection.
+
+        If cancelled, the connection is unusable.
+        """
+        if not self._trusts(connection.peer):
+            raise ProxyHeaderError("untrusted_proxies", "it is not a trusted proxy")
+        try:
+            await _receive_header(connection)
+        except (ValueError, trio.BrokenResourceError) as exc:
+            why = message_without_peer(exc) or str(exc)
+            raise ProxyHeaderError("bad_proxy_headers", why) from None
+        except trio.ClosedResourceError as exc:
+            if not connection.caused(exc):
+                raise
+            why = "its PROXY header has not arrived in time"
+            raise ProxyHeaderError("bad_proxy_headers", why) from None
+
+    def _trusts(self, peer: Address) -> bool:
         if is_unix_address(peer):
             return self._unix
         ip = ipaddress.ip_address(peer.host.partition("%")[0])
         return any(ip in network for network in self._networks)
+
+
+async def _receive_header(connection: Connection) -> None:
+    received = b""
+    parsed = None
+    while parsed is None:
+        chunk = await connection.transport.wait_and_receive(MAX_HEADER - len(received))
+        if not chunk:
+            raise ValueError(f"it ended {'inside' if received else 'before'} its PROXY header")
+        received += chunk
+        parsed = parse_proxy_header(received)
+    header, size = parsed
+    if size < len(received):
+        connection.buffer.append(received[size:])
+    connection.set_proxy_header(header)
 
 
 def _network(text: object) -> _Network:
@@ -67,25 +123,3 @@ def _hint(text: str) -> str:
         return f": did you mean {str(ipaddress.ip_network(text, strict=False))!r}?"
     except ValueError:
         return ""
-
-
-async def receive_proxy_header(connection: Connection) -> None:
-    """Receive a PROXY header, whose addresses become those of the connection.
-
-    Call this before any other read. Bytes after the header stay unread. The header and these bytes
-    are at most ``MAX_HEADER`` bytes.
-
-    Raises ``ValueError`` if the connection does not begin with a valid header, and the errors of
-    ``Transport.receive``. After an error, or if cancelled, the connection is unusable.
-    """
-    received = b""
-    parsed = None
-    while parsed is None:
-        chunk = await connection.transport.wait_and_receive(MAX_HEADER - len(received))
-        if not chunk:
-            raise ValueError(f"it ended {'inside' if received else 'before'} its PROXY header")
-        received += chunk
-        parsed = parse_proxy_header(received)
-    header, size = parsed
-    connection.buffer_received(received[size:])
-    connection.set_proxy_header(header)

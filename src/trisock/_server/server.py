@@ -25,7 +25,7 @@ from .broadcast import Broadcast
 from .handshake_timer import HandshakeTimer
 from .listener import Listener, listen, take_over
 from .listening import ListeningSockets
-from .proxies import TrustedProxies, receive_proxy_header
+from .proxies import ProxyHeaderError, TrustedProxies
 from .slots import Slots
 from .stats import ServerStats
 
@@ -404,36 +404,28 @@ class Server(NotCopyable):
             return False
         self._handshakes.add(connection)
         try:
-            if self._proxies is not None and not await self._receive_header(connection):
+            proxies = self._proxies
+            if proxies is not None and not await self._receive_header(proxies, connection):
                 return False
-            # From here on, connection.peer is the client's address, also behind a proxy.
+            # Here, connection.peer is the client's address, also behind a proxy.
             return self._tls is None or await self._handshake(connection)
         finally:
             self._handshakes.discard(connection)
 
-    async def _receive_header(self, connection: Connection) -> bool:
-        """Receive the PROXY header. If there is none, log that, and reset the connection."""
-        assert self._proxies is not None
-        if connection.peer not in self._proxies:
-            reason, count = "it is not a trusted proxy", "untrusted_proxies"
-        else:
-            try:
-                await receive_proxy_header(connection)
-            except (ValueError, trio.BrokenResourceError) as exc:
-                reason = message_without_peer(exc) or str(exc)
-            except trio.ClosedResourceError:
-                if self.closing.is_set():
-                    self._counts["refused"] += 1
-                    return False
-                reason = "its PROXY header has not arrived in time"
-            else:
-                return True
-            count = "bad_proxy_headers"
-        self._counts[count] += 1
-        message = "refused the connection with %s: %s"
-        _guard.log(_logger, logging.INFO, message, str(connection.peer), reason)
-        connection.abort()
-        return False
+    async def _receive_header(self, proxies: TrustedProxies, connection: Connection) -> bool:
+        """Receive the PROXY header. If that fails, log it and reset the connection."""
+        try:
+            await proxies.receive_header(connection)
+        except ProxyHeaderError as exc:
+            self._counts[exc.counter] += 1
+            message = "refused the connection with %s: %s"
+            _guard.log(_logger, logging.INFO, message, str(connection.peer), str(exc))
+            connection.abort()
+            return False
+        except trio.ClosedResourceError:  # Server.stop was called
+            self._counts["refused"] += 1
+            return False
+        return True
 
     async def _handshake(self, connection: Connection) -> bool:
         """Do the TLS handshake. Return whether it succeeded, and log a failure."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterable
 from typing import TypeAlias
 
@@ -19,6 +20,9 @@ _Network: TypeAlias = "ipaddress.IPv4Network | ipaddress.IPv6Network"
 
 # The IPv6 addresses to which IPv4 addresses are mapped. We show a mapped address as IPv4.
 _MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
+
+# What looks like a network, and is thus no secret.
+_NETWORK = re.compile(r"[0-9A-Fa-f:.]{1,39}/[0-9.]{0,15}")
 
 
 class ProxyHeaderError(Exception):
@@ -107,9 +111,9 @@ def _network(text: object) -> _Network:
     try:
         network = ipaddress.ip_network(text)
     except ValueError:
+        found = repr(text) if _NETWORK.fullmatch(text) else quoted(text)
         raise ValueError(
-            f"a trusted proxy must be a network, an address or 'unix', not {quoted(text)}"
-            f"{_hint(text)}"
+            f"a trusted proxy must be a network, an address or 'unix', not {found}{_hint(text)}"
         ) from None
     if isinstance(network, ipaddress.IPv6Network) and network.subnet_of(_MAPPED):
         packed = network.network_address.packed[12:]

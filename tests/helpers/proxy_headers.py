@@ -118,16 +118,67 @@ def refused_by_package(data: bytes) -> bool | None:
     return False
 
 
+def fields_of(data: bytes) -> tuple[int, int]:
+    """Return the command, and the family and protocol, of a header of version 2. Else zeros."""
+    if data.startswith(SIGNATURE) and len(data) >= 16:
+        return data[12], data[13]
+    return 0, 0
+
+
+def rest_of(data: bytes) -> bytes:
+    """Return what follows the head of a header of version 2."""
+    return data[16 : 16 + struct.unpack_from("!H", data, 14)[0]]
+
+
+def are_tlvs(data: bytes) -> bool:
+    """Return whether data consists of TLVs, and nothing else."""
+    while len(data) >= 3:
+        size = 3 + struct.unpack_from("!H", data, 1)[0]
+        if size > len(data):
+            return False
+        data = data[size:]
+    return not data
+
+
 def package_errs(data: bytes) -> bool:
     """Return whether the package may refuse this header although it is valid.
 
-    - It reads the checksum as that of the TLVs in the order of their types. By section 2.2.3, it is
-      that of the bytes received.
-    - It takes the addresses in a LOCAL header for TLVs.
-    - It has ASCII paths only.
+    - It computes the checksum over the TLVs in the order of their types. By section 2.2.3, the
+      checksum is that of the bytes received.
+    - It does not ignore what follows the head of a LOCAL header: it looks for a checksum in
+      addresses, and in what is no sequence of TLVs.
+    - It knows only ASCII paths.
     """
-    if not data.startswith(SIGNATURE) or len(data) < 16:
-        return False
-    command, family, _ = struct.unpack_from("!BBH", data, 12)
+    command, family = fields_of(data)
     has_checksum = tlv(3, bytes(4))[:3] in data[16:]
-    return has_checksum or (command == LOCAL and family != 0) or family >> 4 == 3
+    ignored = command == LOCAL and (family != 0 or not are_tlvs(rest_of(data)))
+    return has_checksum or ignored or family >> 4 == 3
+
+
+def haproxy_errs(data: bytes) -> bool:
+    """Return whether HAProxy 2.6 may refuse this header although it is valid.
+
+    - It does not ignore what follows UNKNOWN.
+    - A receiver may refuse UDP, Unix sockets and unspecified families only by using the
+      connection's own addresses (section 2.2). HAProxy looks for TLVs in the wrong place, and
+      refuses the header.
+    """
+    command, family = fields_of(data)
+    unsupported = command == PROXY and family in (0, UDP4, UDP6, UNIX_STREAM, UNIX_DATAGRAM)
+    return unsupported or data.startswith(b"PROXY UNKNOWN ")
+
+
+def haproxy_is_lax(data: bytes) -> bool:
+    """Return whether HAProxy 2.6 may accept this header although it is malformed.
+
+    - It accepts IPv4 addresses such as ``1.2``, and ports over 65535.
+    - It does not verify the checksum of a LOCAL header, nor the encoding of text in TLVs.
+    - It accepts headers of more than 4,096 bytes, if its buffer has room for them.
+    """
+    command, _ = fields_of(data)
+    return (
+        data.startswith((b"PROXY TCP4 ", b"PROXY TCP6 "))
+        or command == LOCAL
+        or any(bytes([kind, 0]) in data for kind in (2, 0x20, 0x30))
+        or len(data) > 4096
+    )

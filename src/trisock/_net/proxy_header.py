@@ -60,7 +60,7 @@ class ProxyHeader:
         Version 1 has no Unix addresses. An IPv6 zone is not sent.
       tlvs: further fields, as pairs of a type and a value, in the order of the header. Only for
         version 2. A received header contains its unknown fields too, but not the checksum (type 3),
-        which ``to_bytes`` computes.
+        which ``to_bytes`` computes. A received ``"LOCAL"`` header has none.
 
     If a field occurs twice, the properties return the first.
 

@@ -107,22 +107,34 @@ def _parse_binary(data: bytes) -> tuple[ProxyHeader, int] | None:
     size = V2_HEAD.size + rest_size
     if size > MAX_HEADER:
         raise ValueError(f"its PROXY header is longer than {MAX_HEADER} bytes")
-    ends_size = _ENDS.get(family)
-    if ends_size is None or ends_size > rest_size:
-        # In a LOCAL header, the family is ignored, and need not fit the rest (section 2.2).
-        if command == v2.PROXY:
-            raise ValueError("its PROXY header is too short for its addresses")
-        ends_size = rest_size
+    if command == v2.LOCAL:
+        return _parse_local(data, family, size)
+    tlvs_start = V2_HEAD.size + _ENDS[family]
+    if tlvs_start > size:
+        raise ValueError("its PROXY header is too short for its addresses")
     if len(data) < size:
         return None
-    tlvs_start = V2_HEAD.size + ends_size
     tlvs = split_tlvs(data[tlvs_start:size])
     _check_crc(data[:size], tlvs, tlvs_start)
     tlvs = tuple(each for each in tlvs if each[0] != CRC32C)
-    if command == v2.LOCAL:
-        return ProxyHeader(command="LOCAL", tlvs=tlvs), size
     source, destination = _addresses(family, data[V2_HEAD.size : tlvs_start])
     return ProxyHeader(source=source, destination=destination, tlvs=tlvs), size
+
+
+def _parse_local(data: bytes, family: int, size: int) -> tuple[ProxyHeader, int] | None:
+    """Parse a LOCAL header. What follows its head is ignored, except for a checksum (2.2, 2.2.3).
+
+    The family is ignored too, so it may be one that does not exist, or does not fit the size.
+    """
+    if len(data) < size:
+        return None
+    tlvs_start = V2_HEAD.size + _ENDS.get(family, MAX_HEADER)
+    try:
+        tlvs = split_tlvs(data[tlvs_start:size])
+    except ValueError:
+        tlvs = ()
+    _check_crc(data[:size], tlvs, tlvs_start)
+    return ProxyHeader(command="LOCAL"), size
 
 
 def _check_crc(header: bytes, tlvs: TLVs, tlvs_start: int) -> None:

@@ -125,19 +125,20 @@ def fields_of(data: bytes) -> tuple[int, int]:
     return 0, 0
 
 
-def rest_of(data: bytes) -> bytes:
-    """Return what follows the head of a header of version 2."""
-    return data[16 : 16 + struct.unpack_from("!H", data, 14)[0]]
+def places_of(data: bytes, at: int) -> list[tuple[int, int]] | None:
+    """Return the type and the place of each TLV from ``at`` on, or ``None`` if there is other data.
 
-
-def are_tlvs(data: bytes) -> bool:
-    """Return whether data consists of TLVs, and nothing else."""
-    while len(data) >= 3:
-        size = 3 + struct.unpack_from("!H", data, 1)[0]
-        if size > len(data):
-            return False
-        data = data[size:]
-    return not data
+    The place is that of the value.
+    """
+    end = 16 + struct.unpack_from("!H", data, 14)[0]
+    found = []
+    while at < end:
+        if at + 3 > end:
+            return None
+        kind, size = struct.unpack_from("!BH", data, at)
+        found.append((kind, at + 3))
+        at += 3 + size
+    return found if at == end else None
 
 
 def package_errs(data: bytes) -> bool:
@@ -150,9 +151,20 @@ def package_errs(data: bytes) -> bool:
     - It knows only ASCII paths.
     """
     command, family = fields_of(data)
-    has_checksum = tlv(3, bytes(4))[:3] in data[16:]
-    ignored = command == LOCAL and (family != 0 or not are_tlvs(rest_of(data)))
-    return has_checksum or ignored or family >> 4 == 3
+    if command not in (LOCAL, PROXY):
+        return False
+    places = places_of(data, 16 + len(ENDS.get(family, b"")))
+    if command == LOCAL and (family != 0 or places is None):
+        return True
+    if family >> 4 == 3:
+        return True
+    checksums = [place for kind, place in places or [] if kind == 3]
+    if len(checksums) != 1:
+        return False
+    (at,) = checksums
+    header = data[: 16 + struct.unpack_from("!H", data, 14)[0]]
+    zeroed = header[:at] + bytes(4) + header[at + 4 :]
+    return bool(crc32c(zeroed) == int.from_bytes(header[at : at + 4], "big"))
 
 
 def haproxy_errs(data: bytes) -> bool:

@@ -12,8 +12,13 @@ import trio
 
 import trisock
 from helpers.haproxy import haproxy
-from helpers.proxy_headers import VALID, haproxy_errs, haproxy_is_lax, package_errs
-from helpers.proxy_headers import refused_by_package
+from helpers.proxy_headers import (
+    VALID,
+    haproxy_errs,
+    haproxy_is_lax,
+    package_errs,
+    refused_by_package,
+)
 from helpers.proxy_mutants import mutants, valid_header
 from helpers.server import bound
 from trisock import ProxyHeader, Socket
@@ -71,7 +76,7 @@ async def test_what_haproxy_refuses_is_refused_and_reaches_no_handler(
         handled.append(accepted(sock.proxy_header, b"".join([chunk async for chunk in sock])))
 
     async def send(data: bytes) -> None:
-        cut = random.randrange(1, len(data) + 1)
+        cut = random.randrange(len(data) + 1)
         with contextlib.suppress(trio.BrokenResourceError, ConnectionError):
             async with await trisock.connect("127.0.0.1", ours.port) as sock:
                 await sock.send(data[:cut])

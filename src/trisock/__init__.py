@@ -11,6 +11,8 @@ from ._errors import (
     TLSError,
 )
 from ._net.iterators import Frames, LineBatches, Lines
+from ._net.proxy_header import ProxyHeader
+from ._net.proxy_tlvs import ProxySSL
 from ._net.relay import relay
 from ._net.socket import ConnectionInfo, Socket
 from ._server.listener import Listener, listen, listen_nowait, listen_unix, listen_unix_nowait
@@ -37,6 +39,8 @@ __all__ = [
     "LineBatches",
     "Lines",
     "Listener",
+    "ProxyHeader",
+    "ProxySSL",
     "Server",
     "ServerClosing",
     "ServerStats",

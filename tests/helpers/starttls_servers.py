@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import base64
 import re
-import socket
-import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trisock import Address, Certificate, ServerTLS, Socket
+from trisock import Certificate, ServerTLS, Socket
 
 CRLF = b"\r\n"
 USER = "user"
@@ -266,50 +264,3 @@ async def telnet(site: Site, sock: Socket) -> None:
         line = await sock.recv_until(CRLF)
         site.record(sock, line)
         await sock.send(b"received ", line)
-
-
-# ---- behind a proxy ----
-
-PROXY_V2 = b"\r\n\r\n\0\r\nQUIT\n"
-
-
-@dataclass(frozen=True)
-class Proxied:
-    """A PROXY header.
-
-    Attributes:
-      client: the client's address, or None if the proxy itself opened the connection.
-      fields: the other fields of version 2, by type.
-    """
-
-    client: Address | None
-    fields: dict[int, bytes] = field(default_factory=dict)
-
-
-async def receive_proxy_header(sock: Socket) -> Proxied:
-    """Read a PROXY header, of version 1 or 2."""
-    start = await sock.recv_exactly(12)
-    if start != PROXY_V2:
-        sock.unrecv(start)
-        match (await sock.recv_until(CRLF, max_bytes=107)).split():
-            case [b"PROXY", b"UNKNOWN", *_]:
-                return Proxied(None)
-            case [b"PROXY", b"TCP4" | b"TCP6", client, _, client_port, _]:
-                return Proxied(Address(client.decode(), int(client_port)))
-        raise ValueError("not a PROXY header")
-    command, family, size = struct.unpack("!BBH", await sock.recv_exactly(4))
-    content = await sock.recv_exactly(size)
-    if command == 0x20:  # LOCAL
-        return Proxied(None)
-    kind, width = {0x11: (socket.AF_INET, 4), 0x21: (socket.AF_INET6, 16)}[family]
-    host = socket.inet_ntop(kind, content[:width])
-    (port,) = struct.unpack_from("!H", content, 2 * width)
-    return Proxied(Address(host, port), split_tlv(content[2 * width + 4 :]))
-
-
-def split_tlv(data: bytes) -> dict[int, bytes]:
-    found = {}
-    while data:
-        kind, size = struct.unpack_from("!BH", data)
-        found[kind], data = data[3 : 3 + size], data[3 + size :]
-    return found

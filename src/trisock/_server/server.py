@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeAlias
 
 import trio
@@ -21,16 +20,18 @@ from .._not_copyable import NotCopyable
 from .._tls.roles import ClientTLS, TLSArgument, TLSRole, resolve_role
 from .accepting import Acceptor
 from .broadcast import Broadcast
-from .handler_errors import is_complete, is_server_closing, log, log_handshake, log_or_raise
+from .handler_errors import is_complete, is_server_closing, log, log_or_raise
 from .listener import Listener, listen, take_over
 from .listening import ListeningSockets
+from .opening import Opening
+from .proxies import TrustedProxies
 from .slots import Slots
 from .stats import ServerStats
 
 Handler: TypeAlias = "Callable[[Socket], Awaitable[object]]"
 
-# After the server has begun to stop without a limit (``stop(grace=None)``), a TLS handshake without
-# a timeout gets this one.
+# If a server stops without a limit (``stop(grace=None)``), a PROXY header and a TLS handshake that
+# have no timeout get this one.
 _LAST_HANDSHAKE_TIMEOUT = 60
 
 
@@ -42,6 +43,7 @@ async def bind(
     host: str | None = None,
     tls: TLSArgument | None = None,
     max_connections: int | None = None,
+    trusted_proxies: Iterable[str] | None = None,
     handshake_timeout: float | None = 60,
     https_compatible: bool = False,
     backlog: int | None = None,
@@ -77,7 +79,14 @@ async def bind(
         backlog. In addition, the same number of connections may be closing, for at most 2 seconds
         each. So a limit of 1,000 needs memory for 2,000 connections, and clients that never close
         can open 2,000 connections every 2 seconds. ``None``: no limit.
-      handshake_timeout: the maximum seconds for a TLS handshake. ``None``: no limit.
+      trusted_proxies: the proxies in front of the server, such as HAProxy: networks
+        (``"10.0.0.0/8"``), addresses (``"::1"``) or ``"unix"``. Each connection must then begin
+        with a header of the PROXY protocol (version 1 or 2), before TLS. ``getpeer``, ``getlocal``
+        and the log show the addresses in the header, unless the proxy itself is the client (health
+        checks). A connection from elsewhere, or without a valid header, is reset and logged at
+        INFO. ``None``: no connection begins with a header.
+      handshake_timeout: the maximum seconds for a TLS handshake, including the PROXY header.
+        ``None``: no limit.
       https_compatible: as in ``Socket.starttls``, for the TLS of ``tls``: a client may end the
         connection without ``close_notify``, and the server does not send it.
 
@@ -101,6 +110,7 @@ async def bind(
         if max_connections < 1:
             raise ValueError(f"max_connections must be 1 or more, not {quoted(max_connections)}")
     role = None if tls is None else _server_role(tls)
+    proxies = None if trusted_proxies is None else TrustedProxies(trusted_proxies)
     timeout = seconds_or_inf("handshake_timeout", handshake_timeout)
     check_bool("https_compatible", https_compatible)
     if isinstance(port_or_listener, Listener):
@@ -109,7 +119,8 @@ async def bind(
         listener = port_or_listener
     else:
         listener = await listen(port_or_listener, host=host, backlog=backlog, reuse_port=reuse_port)
-    server = Server(take_over(listener), handler, role, max_connections, timeout, https_compatible)
+    opening = Opening(role, proxies, timeout, https_compatible=https_compatible)
+    server = Server(take_over(listener), handler, opening, max_connections)
     try:
         if listener is port_or_listener:  # otherwise listen was the checkpoint
             await trio.lowlevel.checkpoint()
@@ -146,21 +157,16 @@ class Server(NotCopyable):
         self,
         listening: ListeningSockets,
         handler: Handler,
-        tls: TLSRole | None,
+        opening: Opening,
         max_connections: int | None,
-        handshake_timeout: float,
-        https_compatible: bool,
     ) -> None:
         self._listening = listening
         self._handler = handler
-        self._tls = tls
-        self._https_compatible = https_compatible
+        self._opening = opening
         self._slots = None if max_connections is None else Slots(max_connections)
         self._connections: dict[Connection, Socket] = {}
-        self._handshake_timeout = handshake_timeout
-        self._handshakes = Deadlines(Connection.time_out_handshake)
         self.idle_deadlines = Deadlines(_interrupt_idle_read)
-        self._counts: Counter[str] = Counter()
+        self._counts = opening.counts
         self._accept_scope = trio.CancelScope()
         self._handler_scope = trio.CancelScope()
         self._handler_nursery: trio.Nursery | None = None
@@ -200,7 +206,7 @@ class Server(NotCopyable):
         Raises TypeError or ValueError if ``tls`` is invalid or ``None``: a server does not fall
         back to plain text. If this raises, nothing changes.
         """
-        self._tls = _server_role(tls)
+        self._opening.tls = _server_role(tls)
 
     @property
     def ready(self) -> bool:
@@ -316,7 +322,7 @@ class Server(NotCopyable):
         try:
             with self._handler_scope:
                 async with trio.open_nursery() as background:
-                    background.start_soon(self._handshakes.run)
+                    background.start_soon(self._opening.deadlines.run)
                     background.start_soon(self.idle_deadlines.run)
                     async with trio.open_nursery() as self._handler_nursery:
                         await self._accept(background)
@@ -342,8 +348,7 @@ class Server(NotCopyable):
         self.closing.set()
         self._accept_scope.cancel()
         if self._handler_scope.deadline == math.inf:
-            self._handshake_timeout = min(self._handshake_timeout, _LAST_HANDSHAKE_TIMEOUT)
-            self._handshakes.limit(_LAST_HANDSHAKE_TIMEOUT)
+            self._opening.limit(_LAST_HANDSHAKE_TIMEOUT)
         for connection in self._connections:
             connection.interrupt_idle_read()
 
@@ -364,7 +369,7 @@ class Server(NotCopyable):
         self._counts["active"] += 1
         failure: BaseException | None = None
         try:
-            if self._tls is None or await self._handshake(connection, self._tls):
+            if self._opening.is_empty() or await self._opening.run(connection):
                 connection.server = self
                 connection.fresh_until = trio.current_time() + FRESH_SECONDS
                 sock = new_socket(connection)
@@ -415,25 +420,6 @@ class Server(NotCopyable):
         finally:
             self._counts["active"] -= 1
             del failure
-
-    async def _handshake(self, connection: Connection, tls: TLSRole) -> bool:
-        """Do the TLS handshake. Return whether it succeeded, and log a failure."""
-        timeout = self._handshake_timeout
-        self._handshakes.add(connection, timeout)
-        try:
-            await connection.starttls(
-                tls, https_compatible=self._https_compatible, timeout=math.inf, close=False
-            )
-        except Exception as exc:
-            self._counts["failed_handshakes"] += 1
-            log_handshake(connection, exc)
-            return False
-        except BaseException:  # the grace has ended
-            self._counts["refused"] += 1
-            raise
-        finally:
-            self._handshakes.discard(connection, timeout)
-        return True
 
 
 def _interrupt_idle_read(connection: Connection, _: float) -> None:

@@ -1,0 +1,95 @@
+"""Opening: what comes before a connection's handler. The PROXY header, then the TLS handshake."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+
+from .. import _guard
+from .._net.connection import Connection
+from .._net.deadlines import Deadlines
+from .._tls.roles import TLSRole
+from .handler_errors import log_handshake
+from .proxies import ProxyHeaderError, TrustedProxies
+
+_logger = logging.getLogger("trisock.server")
+
+
+class Opening:
+    """Opens the connections of a server, each within one time limit.
+
+    Args:
+      tls: the TLS role of each connection, or ``None``.
+      proxies: who must send a PROXY header first, or ``None``.
+      timeout: the maximum seconds for both together, or ``math.inf``.
+      https_compatible: as in ``Socket.starttls``.
+
+    Attributes:
+      tls: the TLS role of later connections.
+      counts: the server's counters.
+      deadlines: the deadlines of the connections that are being opened.
+    """
+
+    def __init__(
+        self,
+        tls: TLSRole | None,
+        proxies: TrustedProxies | None,
+        timeout: float,
+        *,
+        https_compatible: bool,
+    ) -> None:
+        self.tls = tls
+        self._proxies = proxies
+        self._timeout = timeout
+        self._https_compatible = https_compatible
+        self.counts: Counter[str] = Counter()
+        self.deadlines = Deadlines(Connection.time_out_handshake)
+
+    def is_empty(self) -> bool:
+        """Return whether the handler is the first to read from a connection."""
+        return self.tls is None and self._proxies is None
+
+    def limit(self, timeout: float) -> None:
+        """Limit the time of the openings that have no limit."""
+        self._timeout = min(self._timeout, timeout)
+        self.deadlines.limit(timeout)
+
+    async def run(self, connection: Connection) -> bool:
+        """Open a connection. Return whether its handler may run; if not, the reason is logged."""
+        timeout = self._timeout
+        self.deadlines.add(connection, timeout)
+        try:
+            if self._proxies is not None and not await self._receive_header(connection):
+                return False
+            # From here on, connection.peer is the client's address, also behind a proxy.
+            return self.tls is None or await self._handshake(connection, self.tls)
+        except BaseException:  # the grace has ended
+            self.counts["refused"] += 1
+            raise
+        finally:
+            self.deadlines.discard(connection, timeout)
+
+    async def _receive_header(self, connection: Connection) -> bool:
+        """Receive the PROXY header. If that fails, reset the connection."""
+        assert self._proxies is not None
+        try:
+            await self._proxies.receive_header(connection)
+        except ProxyHeaderError as exc:
+            self.counts[exc.counter] += 1
+            message = "refused the connection with %s: %s"
+            _guard.log(_logger, logging.INFO, message, str(connection.peer), str(exc))
+            connection.abort()
+            return False
+        return True
+
+    async def _handshake(self, connection: Connection, tls: TLSRole) -> bool:
+        try:
+            await connection.starttls(
+                tls, https_compatible=self._https_compatible, timeout=math.inf, close=False
+            )
+        except Exception as exc:
+            self.counts["failed_handshakes"] += 1
+            log_handshake(connection, exc)
+            return False
+        return True

@@ -17,7 +17,7 @@ import trio
 import trisock
 
 # A request is in flight at least for this time.
-SERVICE_SECONDS = 0.05
+SERVICE_SECONDS = 0.15
 
 # An answer of several packets: a restart could cut it short.
 _ANSWER_LINES = 500

@@ -44,8 +44,7 @@ listen restarts
 class _Processes:
     """The processes of one server, in order of their start."""
 
-    def __init__(self, nursery: trio.Nursery, directory: Path, environment: dict[str, str]) -> None:
-        self._nursery = nursery
+    def __init__(self, directory: Path, environment: dict[str, str]) -> None:
         self._environment = {**os.environ, **environment}
         self._notify = trio.socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._notify_path = str(directory / "notify")
@@ -59,9 +58,9 @@ class _Processes:
     async def __aexit__(self, *exc_info: object) -> None:
         self._notify.close()
 
-    async def start(self, number: int, **options: object) -> None:
+    async def start(self, nursery: trio.Nursery, number: int, **options: object) -> None:
         """Start the server, and wait until it says READY. It must exit with status 0."""
-        self.current = await self._nursery.start(
+        self.current = await nursery.start(
             lambda task_status: trio.run_process(
                 [*_SERVER, str(number)],
                 env=self._environment,
@@ -85,14 +84,14 @@ async def inherited(
         fd = listening.fileno()
         environment = {**environment, "INHERITED": "1"}
         async with (
+            _Processes(directory, environment) as processes,
             trio.open_nursery() as nursery,
-            _Processes(nursery, directory, environment) as processes,
         ):
-            await processes.start(fd, pass_fds=[fd])
+            await processes.start(nursery, fd, pass_fds=[fd])
 
             async def restart() -> None:
                 old = processes.current
-                await processes.start(fd, pass_fds=[fd])
+                await processes.start(nursery, fd, pass_fds=[fd])
                 old.terminate()
 
             yield listening.getsockname()[1], restart
@@ -112,8 +111,8 @@ async def behind_haproxy(
         config = directory / "haproxy.cfg"
         config.write_text(_HAPROXY.format(fd=fd, port=port))
         async with (
+            _Processes(directory, environment) as processes,
             trio.open_nursery() as nursery,
-            _Processes(nursery, directory, environment) as processes,
         ):
             haproxy = await nursery.start(
                 lambda task_status: trio.run_process(
@@ -124,12 +123,12 @@ async def behind_haproxy(
                     task_status=task_status,
                 )
             )
-            await processes.start(port)
+            await processes.start(nursery, port)
 
             async def restart() -> None:
                 processes.current.terminate()
                 await processes.current.wait()
-                await processes.start(port)
+                await processes.start(nursery, port)
 
             yield listening.getsockname()[1], restart
             processes.current.terminate()

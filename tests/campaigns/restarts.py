@@ -40,7 +40,7 @@ from restart_ways import WAYS, Restart
 from trisock.pluto.blocking import run_trio  # raises a bare KeyboardInterrupt, not a group
 from trisock.testing import Authority
 
-_CLIENTS = 150
+_CLIENTS = 200
 _PATIENCE = 60  # seconds until a client gives up
 
 

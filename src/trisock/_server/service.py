@@ -37,6 +37,7 @@ class BindOptions(TypedDict, total=False):
     host: str | None
     tls: TLSArgument | None
     max_connections: int | None
+    trusted_proxies: Iterable[str] | None
     handshake_timeout: float | None
     https_compatible: bool
     backlog: int | None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import signal
 import socket
 import sys
 import threading
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import trio
@@ -28,6 +29,15 @@ if sys.version_info < (3, 11):
 async def silent(sock: trisock.Socket) -> None:
     """Wait until cancelled."""
     await trio.sleep_forever()
+
+
+@contextlib.contextmanager
+def no_stray_cancelled() -> Iterator[None]:
+    """Fail if the block raises ``Cancelled``. (pytest-trio would take it for the test's end.)"""
+    try:
+        yield
+    except trio.Cancelled as exc:
+        raise AssertionError("a stray Cancelled") from exc
 
 
 async def stop_soon(service: Service) -> None:
@@ -175,6 +185,21 @@ async def test_cancelling_the_service_cancels_handlers_without_grace() -> None:
     assert scope.cancelled_caught
     with pytest.raises(ConnectionRefusedError):
         await connect(server)
+
+
+@pytest.mark.parametrize("in_block", [False, True])
+async def test_cancelling_the_nursery_of_a_service_ends_it_quietly(in_block: bool) -> None:
+    async def cancel() -> None:
+        await trio.testing.wait_all_tasks_blocked()
+        service.nursery.cancel_scope.cancel()
+
+    with no_stray_cancelled():
+        async with trisock.open_service() as service:
+            server = await service.bind(0, echo, host="127.0.0.1")
+            service.nursery.start_soon(cancel)
+            if in_block:
+                await trio.sleep_forever()
+        assert server.closing.is_set()
 
 
 # ---- bind ----
@@ -347,11 +372,12 @@ async def test_a_forked_childs_stop_leaves_the_parent_alone() -> None:
 
 
 async def test_a_signal_cancels_a_block_that_still_runs() -> None:
-    async with trisock.open_service() as service:
-        server = await service.bind(0, echo, host="127.0.0.1")
-        signal.raise_signal(signal.SIGTERM)
-        await trio.sleep_forever()
-    assert server.closing.is_set()
+    with no_stray_cancelled():
+        async with trisock.open_service() as service:
+            server = await service.bind(0, echo, host="127.0.0.1")
+            signal.raise_signal(signal.SIGTERM)
+            await trio.sleep_forever()
+        assert server.closing.is_set()
 
 
 async def test_a_signal_during_bind_raises_no_error() -> None:
@@ -361,12 +387,13 @@ async def test_a_signal_during_bind_raises_no_error() -> None:
             await trio.sleep_forever()
 
     trio.socket.set_custom_hostname_resolver(Slow())
-    async with trisock.open_service() as service:
-        server = await service.bind(0, echo, host="127.0.0.1")
-        async with connected(server):
-            await service.bind(0, echo, host="name")
-            raise AssertionError("bind was not cancelled")
-    assert server.closing.is_set()
+    with no_stray_cancelled():
+        async with trisock.open_service() as service:
+            server = await service.bind(0, echo, host="127.0.0.1")
+            async with connected(server):
+                await service.bind(0, echo, host="name")
+                raise AssertionError("bind was not cancelled")
+        assert server.closing.is_set()
 
 
 @pytest.mark.parametrize("stop", [Service.stop, lambda _: signal.raise_signal(signal.SIGTERM)])

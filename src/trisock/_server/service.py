@@ -234,8 +234,9 @@ async def _open(settings: _Settings, signals: SignalReceiver) -> AsyncIterator[S
         except BaseException as exc:
             if failure is None or not _same(_guard.leaves(exc), _guard.leaves(failure)):
                 raise
-        if failure is not None:
-            raise failure
+        else:
+            return  # the nursery may have caught a Cancelled of the block
+        raise failure
     finally:
         del failure  # its traceback refers to this frame
 

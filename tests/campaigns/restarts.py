@@ -115,7 +115,7 @@ class Load:
                 self._result.lost[str(exc)] += 1
                 sock = None
             except (OSError, trio.BrokenResourceError, trio.TooSlowError) as exc:
-                self._result.lost[f"{type(exc).__name__}: {exc}"[:60]] += 1
+                self._result.lost[f"{type(exc).__name__}: {exc}"] += 1
                 sock = None
             else:
                 self._result.answered += 1

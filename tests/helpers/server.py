@@ -14,6 +14,7 @@ import trio.testing
 import trisock
 from helpers.pairs import closing
 from trisock import Socket
+from trisock._net.connection import Connection
 
 
 async def echo(sock: Socket) -> None:
@@ -44,6 +45,22 @@ async def bound(
         server = await trisock.bind(nursery, at, handler, **options)
         yield server
         server.stop()
+
+
+def opening(server: trisock.Server) -> list[Connection]:
+    """Return the connections that wait for a PROXY header or are in the TLS handshake."""
+    by_timeout = server._opening.deadlines._by_timeout
+    return [connection for each in by_timeout.values() for connection in each]
+
+
+async def until_refused(port: int) -> None:
+    """Connect again and again, until nobody listens on the port."""
+    while True:
+        try:
+            sock = await trisock.connect("127.0.0.1", port)
+        except ConnectionRefusedError:
+            return
+        await sock.close()
 
 
 @contextlib.asynccontextmanager

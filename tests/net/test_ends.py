@@ -350,10 +350,11 @@ async def test_descriptor_exhaustion_is_reported_again_after_a_quiet_interval(
     caplog.set_level(logging.ERROR)
     monkeypatch.setattr(_accepting, "_REPORT_SECONDS", 5)
     sockets = ListeningSockets([socket.create_server(("127.0.0.1", 0))])
-    acceptor = _accepting.Acceptor(sockets, None, trio.Event(), pytest.fail)
-    for _ in range(2):
-        acceptor._exhaustion = "EMFILE (too many open files)"
-        await acceptor._report_exhaustion()
-        assert acceptor._exhaustion is None
+    async with trio.open_nursery() as nursery:
+        acceptor = _accepting.Acceptor(sockets, None, trio.Event(), pytest.fail, nursery)
+        for _ in range(2):
+            acceptor._exhaustion = "EMFILE (too many open files)"
+            await acceptor._report_exhaustion()
+            assert acceptor._exhaustion is None
     sockets.close()
     assert len(caplog.records) == 2

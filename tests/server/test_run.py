@@ -15,7 +15,7 @@ import trio
 
 import trisock
 from helpers.forks import run_in_child
-from helpers.server import echo
+from helpers.server import echo, until_refused
 from helpers.services import program, systemd
 from trisock._server.signals import SignalReceiver
 
@@ -45,8 +45,7 @@ async def test_a_signal_stops_the_program_when_its_clients_have_left(
                 running.ask_to_stop(signum)
                 assert await manager.receive(pid) == b"STOPPING=1"
                 await talk(client)
-                with pytest.raises(ConnectionRefusedError):
-                    await trisock.connect("127.0.0.1", running.port)
+                await until_refused(running.port)
             assert await running.line() == "returned"
             await running.stop()  # checks that the status is 0 and that stderr is empty
 

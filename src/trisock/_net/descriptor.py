@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket as stdlib_socket
 import weakref
@@ -9,6 +10,7 @@ from typing import TypeVar
 
 import trio
 
+from .. import _fork
 from .._address import Address, address_from_sockaddr
 from .._text import set_message
 from .syscalls import BorrowedSocket
@@ -88,6 +90,19 @@ class Descriptor:
         if descriptor < 0 or self.closing:
             raise self.closed_error()
         return descriptor
+
+    def wake_tasks(self) -> None:
+        """Wake waiting tasks with ``ClosedResourceError``."""
+        if self._socket.fileno() >= 0:
+            _fork.notify_closing(self._socket.fileno())
+
+    def close_descriptor(self) -> None:
+        """Close the descriptor, and wake the tasks that wait for it."""
+        if _fork.can_wake_tasks():
+            self._socket.close()
+            return
+        with contextlib.suppress(OSError):  # EBADF, if it is already closed
+            stdlib_socket.close(self._socket.detach())
 
     # ---- errors ----
 

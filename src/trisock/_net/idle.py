@@ -136,8 +136,10 @@ async def receive_idle(connection: Connection, block: IdleBlock) -> bytes:
             if chunk is not None:
                 break
             if closing and connection.fresh_until <= trio.current_time():
+                connection.transport.peer_may_be_sending = True
                 raise _server_closing(connection)
             if deadline <= trio.current_time():
+                connection.transport.peer_may_be_sending = True
                 raise _idle_timeout(connection, block)
     finally:
         connection.in_idle_read = False

@@ -28,12 +28,16 @@ async def linger(
     final_bytes: bytes,
     *,
     fin_sent: bool,
+    fin_first: bool,
 ) -> bool:
     """Send ``final_bytes`` and FIN, then read until closing is safe or a limit is reached.
 
     Closing is safe after the peer's FIN. Closing is also safe if the peer has acknowledged all data
     and has sent nothing during the close. (A peer that has sent something is likely to send more,
     and input after the close causes a reset.)
+
+    ``fin_first``: whether the peer must also have acknowledged our FIN. It may be sending a request
+    at this moment: the RST that answers the request must not overtake the FIN.
 
     Returns: whether the peer's FIN has been read, so that nothing is unread.
 
@@ -53,7 +57,8 @@ async def linger(
             data = None
         if data == b"" and not final_bytes:
             return True  # the peer has sent FIN: no later input can cause RST
-        if not final_bytes and not drained and data is None and unacknowledged_bytes(sock) == 0:
+        is_quiet = data is None and not (final_bytes or drained)
+        if is_quiet and (fin_sent or not fin_first) and unacknowledged_bytes(sock) == 0:
             return False
         if not final_bytes and not fin_sent:
             sock.shutdown(socket.SHUT_WR)

@@ -24,7 +24,6 @@ from typing import NoReturn
 
 import trio
 
-from .. import _fork
 from .._errors import unraised_copy
 from .descriptor import Descriptor, ReadInterrupted
 from .linger import linger
@@ -82,6 +81,7 @@ class Transport(Descriptor):
     found EOF: nothing is unread in the kernel, and the peer can send nothing more.
 
     Attributes:
+      peer_may_be_sending: whether we close although the peer may send a request at any time.
       sent_count: how many bytes ``send_nowait`` has sent. A long send that makes progress
         increases it.
     """
@@ -95,6 +95,7 @@ class Transport(Descriptor):
         "_receive_size",
         "_reset",
         "_send_failure",
+        "peer_may_be_sending",
         "sent_count",
     )
 
@@ -110,6 +111,7 @@ class Transport(Descriptor):
         self._read_failure: Exception | None = None
         self._send_failure: Exception | None = None
         self._reset: trio.BrokenResourceError | None = None
+        self.peer_may_be_sending = False
         self.sent_count = 0
 
     # ---- reading ----
@@ -386,11 +388,6 @@ class Transport(Descriptor):
         self._mark_closing()
         self.wake_tasks()
 
-    def wake_tasks(self) -> None:
-        """Wake waiting tasks with ``ClosedResourceError``."""
-        if self._socket.fileno() >= 0:
-            _fork.notify_closing(self._socket.fileno())
-
     async def close(self, final_bytes: bytes = b"") -> None:
         """Send ``final_bytes``, then FIN, and close without losing data in flight.
 
@@ -409,11 +406,15 @@ class Transport(Descriptor):
                 all_read = not final_bytes and self._is_drained()
                 if not all_read:
                     all_read = await linger(
-                        self._socket, self._raw, final_bytes, fin_sent=self.eof_sent
+                        self._socket,
+                        self._raw,
+                        final_bytes,
+                        fin_sent=self.eof_sent,
+                        fin_first=self.peer_may_be_sending,
                     )
         finally:
             end_connection(self._socket, may_be_unread=not all_read)
-            self._close_descriptor()
+            self.close_descriptor()
 
     def close_if_drained(self) -> bool:
         """If no data can be lost, close and return True. Otherwise return False and do nothing.
@@ -427,7 +428,7 @@ class Transport(Descriptor):
             return False
         self._mark_closing()
         end_connection(self._socket, may_be_unread=False)
-        self._close_descriptor()
+        self.close_descriptor()
         return True
 
     def has_ended(self) -> bool:
@@ -455,6 +456,8 @@ class Transport(Descriptor):
         descriptor = self._socket.fileno()
         if descriptor < 0:  # other code closed the socket
             return True
+        if self.peer_may_be_sending:
+            return False
         return unread_bytes(descriptor) == 0 and unacknowledged_bytes(self._socket) == 0
 
     def abort(self) -> None:
@@ -466,25 +469,18 @@ class Transport(Descriptor):
         self.begin_close()
         if self._socket.fileno() >= 0:
             abort_connection(self._socket)
-        self._close_descriptor()
+        self.close_descriptor()
 
     def close_immediately(self) -> None:
         """Close immediately, as ``trio.SocketStream`` does. The kernel still sends queued data."""
         self.begin_close()
         end_connection(self._socket, may_be_unread=True)
-        self._close_descriptor()
+        self.close_descriptor()
 
     def close_descriptor_only(self) -> None:
         """Close only our descriptor: another process that holds the connection keeps it open."""
         self.begin_close()
         with contextlib.suppress(OSError):  # EBADF, if other code closed the socket
-            socket.close(self._socket.detach())
-
-    def _close_descriptor(self) -> None:
-        if _fork.can_wake_tasks():
-            self._socket.close()
-            return
-        with contextlib.suppress(OSError):  # EBADF, if it is already closed
             socket.close(self._socket.detach())
 
     # ---- errors ----

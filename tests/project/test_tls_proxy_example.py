@@ -89,8 +89,8 @@ async def test_a_backend_that_is_down_resets_the_client(
                 await client.recv()
             peer = client.getlocal()
         proxy.complaints = (
-            f"reset the connection with {peer}: cannot connect to 127.0.0.1:{free_port}: "
-            "Connection refused\n"
+            f"reset the connection with {peer}: [Errno 111] cannot connect to "
+            f"127.0.0.1:{free_port}: Connection refused\n"
         )
 
 

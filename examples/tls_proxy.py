@@ -73,7 +73,7 @@ class TLSProxy:
 
 
 async def serve(
-    port: int, tls: trisock.ServerTLS, trusted_proxies: list[str], proxy: TLSProxy
+    host: str, port: int, tls: trisock.ServerTLS, trusted_proxies: list[str], proxy: TLSProxy
 ) -> None:
     async with trio.open_nursery() as nursery:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
@@ -81,6 +81,7 @@ async def serve(
                 nursery,
                 port,
                 proxy.handle,
+                host=host,
                 tls=tls,
                 max_connections=1000,
                 trusted_proxies=trusted_proxies,
@@ -95,6 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8443, help="0 for any free port")
     parser.add_argument("--cert", required=True, metavar="FILE", help="certificate chain (PEM)")
     parser.add_argument("--key", metavar="FILE", help="private key (PEM)")
@@ -106,10 +108,11 @@ def main() -> None:
         help="where the balancer connects from (repeat the option for more; default: this machine)",
     )
     args = parser.parse_args()
-    host, _, port = args.backend.rpartition(":")
+    backend_host, _, backend_port = args.backend.rpartition(":")
+    proxy = TLSProxy(backend_host.strip("[]"), int(backend_port))
     tls = trisock.ServerTLS(trisock.Certificate.from_files(args.cert, args.key))
     trusted = args.trust or ["127.0.0.0/8", "::1"]
-    trio.run(serve, args.port, tls, trusted, TLSProxy(host.strip("[]"), int(port)))
+    trio.run(serve, args.host, args.port, tls, trusted, proxy)
 
 
 if __name__ == "__main__":

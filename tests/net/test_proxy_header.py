@@ -12,7 +12,7 @@ import trio
 from proxyprotocol.v2 import ProxyProtocolV2
 
 import trisock
-from helpers.pairs import closing, reset
+from helpers.pairs import reset
 from helpers.proxy_headers import SSL, VALID, binary, refused_by_package, tlv, with_crc
 from trisock import Address, ClientTLS, ProxyHeader, ProxySSL, Socket
 from trisock._net.proxy_parser import parse_proxy_header
@@ -278,16 +278,3 @@ async def test_connect_takes_only_a_proxy_header(header: Any, tmp_path: Path) ->
             listening.accept()
     with pytest.raises(TypeError, match="proxy_header"):
         await trisock.connect_unix(str(tmp_path / "none"), proxy_header=header)
-
-
-async def test_a_cancelled_connect_with_a_header_leaves_nothing_open(tmp_path: Path) -> None:
-    path = str(tmp_path / "socket")
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(path)
-        listening.listen()
-        with trio.CancelScope() as scope:
-            scope.cancel()
-            sock = await trisock.connect_unix(path, proxy_header=HEADER)
-            async with closing(sock):
-                pass
-        assert scope.cancelled_caught

@@ -264,9 +264,11 @@ class Connection:
 
         If TLS has not begun, no PROXY header has come, and the connection is reset.
         """
+        if self.transport.closing:
+            return
         if self.tls is None:
             self.abort()
-        elif not self.transport.closing:
+        else:
             self.tls.time_out(timeout)
 
     async def stoptls(self) -> None:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import trio
 
@@ -58,7 +58,7 @@ class _Processes:
     async def __aexit__(self, *exc_info: object) -> None:
         self._notify.close()
 
-    async def start(self, nursery: trio.Nursery, number: int, **options: object) -> None:
+    async def start(self, nursery: trio.Nursery, number: int, **options: Any) -> None:
         """Start the server, and wait until it says READY. It must exit with status 0."""
         self.current = await nursery.start(
             lambda task_status: trio.run_process(

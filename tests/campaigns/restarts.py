@@ -36,7 +36,7 @@ os.environ.setdefault("REQUEST_LOG", os.devnull)  # restart_server opens it when
 import trisock
 from helpers.pem import pems
 from restart_server import answer
-from restart_ways import WAYS, Restart
+from restart_ways import WAYS
 from trisock.pluto.blocking import run_trio  # raises a bare KeyboardInterrupt, not a group
 from trisock.testing import Authority
 
@@ -136,6 +136,8 @@ class Load:
                 )
             request = b"request %d.%d" % (number, attempt)
             self.in_flight += 1
+            async with self._progress:
+                self._progress.notify_all()
             try:
                 answered = await _exchange(sock, request)
             except BaseException:
@@ -155,11 +157,11 @@ class Load:
             sock = None
         raise AssertionError
 
-    async def until(self, answered: int) -> None:
-        """Wait until so many requests are answered (or lost)."""
+    async def until(self, answered: int, in_flight: int) -> None:
+        """Wait until so many requests are answered (or lost), and so many others in flight."""
         result = self._result
         async with self._progress:
-            while result.answered + result.lost.total() < answered:
+            while result.answered + result.lost.total() < answered or self.in_flight < in_flight:
                 await self._progress.wait()
 
 
@@ -204,21 +206,15 @@ async def run(
             load = Load(port, role, result, requests, stay)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(load.run, clients)
-                await _restart_at_intervals(load, restart, result, requests, restarts)
+                for number in range(1, restarts + 1):
+                    await load.until(requests * number // (restarts + 1), clients // 4)
+                    result.in_flight.append(load.in_flight)
+                    await restart()
         read = set(log.read_bytes().splitlines())
     if served := len(load.dropped & read):
         result.lost["a clean end after a handler has read the request"] += served
     result.seconds = trio.current_time() - begin
     return result
-
-
-async def _restart_at_intervals(
-    load: Load, restart: Restart, result: Result, requests: int, restarts: int
-) -> None:
-    for number in range(1, restarts + 1):
-        await load.until(requests * number // (restarts + 1))
-        result.in_flight.append(load.in_flight)
-        await restart()
 
 
 def _write_certificate(authority: Authority, directory: Path) -> dict[str, str]:

@@ -123,6 +123,25 @@ async def test_a_cancelled_connect_leaves_nothing_open(
         await assert_connected_or_nothing_left(attempt, connected, acceptor)
 
 
+@at_every_cancel_point
+async def test_a_cancelled_connect_sends_a_whole_proxy_header_or_nothing(attempt: Attempt) -> None:
+    header = trisock.ProxyHeader()
+    with accepting(("127.0.0.1", 0)) as acceptor:
+        address = acceptor.listening.getsockname()
+        await attempt(
+            lambda: trisock.connect(*address, proxy_header=header), during(acceptor.acting())
+        )
+        assert attempt.error is None
+        if attempt.cancelled:
+            acceptor.act()
+            assert all(peer.gone for peer in acceptor.peers)
+            assert {bytes(peer.heard) for peer in acceptor.peers} <= {b"", header.to_bytes()}
+            return
+        async with closing(attempt.value):
+            acceptor.act()
+            assert [bytes(peer.heard) for peer in acceptor.peers] == [header.to_bytes()]
+
+
 @pytest.mark.parametrize("layer", [PLAIN, "TLSv1_3 client"])
 @at_every_cancel_point
 async def test_a_cancelled_connect_to_several_addresses_leaves_nothing_open(

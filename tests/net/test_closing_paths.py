@@ -11,6 +11,7 @@ import trisock
 from helpers.pairs import closing
 from trisock import Socket
 from trisock._net import linger as _linger
+from trisock._net.connection_state import ConnectionState
 from trisock._net.syscalls import send_queue_size
 from trisock._net.tls_stream import TLSStream
 from trisock.testing import socket_pair
@@ -59,12 +60,21 @@ def test_a_handler_may_return_while_another_task_reads() -> None:
     trio.run(main)
 
 
-async def test_a_handshake_timeout_resets_a_connection_without_tls() -> None:
+async def test_a_handshake_timeout_before_tls_resets_the_connection() -> None:
     a, b = await socket_pair()
     async with closing(a, b):
         a._connection.time_out_handshake(1)
-        with pytest.raises(trio.BrokenResourceError):
+        with pytest.raises(trio.BrokenResourceError, match="reset"):
             await b.recv()
+
+
+async def test_a_handshake_timeout_ignores_a_closed_connection() -> None:
+    a, b = await socket_pair()
+    async with closing(a, b):
+        a._connection.close_immediately()
+        a._connection.time_out_handshake(1)
+        assert a._connection.state is ConnectionState.CLOSED
+        assert await b.recv() == b""
 
 
 async def test_waiting_for_acknowledgement_ends_at_its_limit(

@@ -61,6 +61,8 @@ async def one_of_each() -> AsyncIterator[tuple[dict[str, Any], dict[str, Any]]]:
                 "ConnectionInfo": client.info(),
                 "TLSInfo": client.tls,
                 "ServerStats": server.stats(),
+                "ProxyHeader": trisock.ProxyHeader(tlvs=((4, b""),)),
+                "ProxySSL": trisock.ProxySSL(client=1, verify=1),
                 "TLSError": trisock.TLSError("no", reason="WHY", verify_code=62),
                 "IncompleteReadError": trisock.IncompleteReadError(b"abc", 5),
                 "LimitExceededError": trisock.LimitExceededError(9),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import socket
+import weakref
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -484,3 +486,32 @@ async def test_trusted_proxies_of_a_wrong_type_are_refused(
 ) -> None:
     with pytest.raises(TypeError, match="trusted"):
         await trisock.bind(nursery, 0, echo, trusted_proxies=trusted)
+
+
+# ---- garbage ----
+
+
+async def test_refused_connections_are_freed_without_the_collector(
+    jumping_clock: trio.testing.MockClock,
+) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        references: list[weakref.ref[object]] = []
+        async with behind(handshake_timeout=1) as server:
+            for chunk in (b"GET / HTTP/1.1\r\n", b"PROXY UNKNOWN\n", b"PROXY"):
+                with socket.create_connection(("127.0.0.1", server.port)) as raw:
+                    raw.setblocking(False)
+                    while not [*server._handshakes]:
+                        await trio.lowlevel.checkpoint()
+                    (connection,) = server._handshakes
+                    references.append(weakref.ref(connection.transport.socket))
+                    del connection
+                    raw.send(chunk)
+                    await trio.lowlevel.wait_readable(raw)
+                    with pytest.raises(ConnectionResetError):
+                        raw.recv(1)
+        await server.wait_closed()
+        assert [each() for each in references] == [None] * 3
+    finally:
+        gc.enable()

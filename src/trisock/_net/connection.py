@@ -18,7 +18,7 @@ from .._errors import TLSError, unraised_copy
 from .._tls.info import TLSInfo
 from .._tls.roles import TLSRole
 from .conflicts import ConflictDetector, SendLock
-from .connection_state import ConnectionState
+from .connection_state import ConnectionState, UnreadError
 from .proxy_header import ProxyHeader
 from .receive_buffer import ReceiveBuffer
 from .syscalls import RECEIVE_SIZE
@@ -35,10 +35,6 @@ ResultT = TypeVar("ResultT")
 # After a failed send, we look for an alert in at most this many records, because the search is not
 # a checkpoint.
 _MAX_RECORDS_BEFORE_ALERT = 1024
-
-
-class _UnreadError(RuntimeError):
-    """A RuntimeError that supports weak references, which ``Transport.remember_failure`` needs."""
 
 
 class Connection:
@@ -283,9 +279,11 @@ class Connection:
 
         If TLS has not begun, no PROXY header has come, and the connection is reset.
         """
+        if self.transport.closing:
+            return
         if self.tls is None:
             self.abort()
-        elif not self.transport.closing:
+        else:
             self.tls.time_out(timeout)
 
     async def stoptls(self) -> None:
@@ -302,7 +300,7 @@ class Connection:
                 # The peer caused this error: it has sent data without waiting for our reply. So
                 # ``caused`` must return True for the error.
                 why = "cannot end TLS while decrypted bytes are unread: read them first"
-                raise self.transport.remember_failure(_UnreadError(f"{self.transport} {why}"))
+                raise self.transport.remember_failure(UnreadError(f"{self.transport} {why}"))
             trailing = await self._close_on_error(self.tls.unwrap())
             self.tls.break_cycle()
             self.tls = self.tls_info = None

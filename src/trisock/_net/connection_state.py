@@ -15,3 +15,7 @@ class ConnectionState(enum.Enum):
     CLOSING = enum.auto()
     CLOSED = enum.auto()
     ABORTED = enum.auto()  # closed by ``abort``
+
+
+class UnreadError(RuntimeError):
+    """A RuntimeError that supports weak references, which ``Transport.remember_failure`` needs."""

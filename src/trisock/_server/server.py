@@ -41,7 +41,11 @@ async def bind(
     host: str | None = None,
     tls: TLSArgument | None = None,
     max_connections: int | None = None,
+    max_connections_per_host: int | None = None,
+    admit: object = None,
+    trusted_proxies: object = None,
     handshake_timeout: float | None = 60,
+    https_compatible: bool = False,
     backlog: int | None = None,
     reuse_port: bool = False,
 ) -> Server:

@@ -28,11 +28,13 @@ from typing import TYPE_CHECKING, Any
 import trio
 from gunicorn.workers.base import Worker
 
-from . import Certificate, Handler, Listener, Server, ServerTLS, Socket, TLSArgument, bind
+from . import Certificate, Handler, Listener, Server, ServerTLS, Socket, TLSArgument, _guard, bind
 
 if TYPE_CHECKING:
     from gunicorn.config import Config
     from gunicorn.glogging import Logger
+
+_logger = logging.getLogger("trisock.gunicorn")
 
 # The maximum seconds between two notifications of the master.
 _NOTIFY_SECONDS = 1
@@ -142,16 +144,10 @@ class TrioWorker(Worker):
     def load_wsgi(self) -> None:
         """Load the program's handler or ``App``, and check gunicorn's options."""
         self._log_to_gunicorn()
-        loaded: Any  # gunicorn's types know WSGI and ASGI only
-        try:
-            loaded = self.app.wsgi()
-        except SyntaxError as exc:
-            if self.reloader is None:
-                raise
-            self.log.exception(exc)
-            if exc.filename is not None:
-                self.reloader.add_extra_file(exc.filename)
-            loaded = _refuse  # until the file has changed
+        super().load_wsgi()
+        # With --reload a SyntaxError is only logged, and gunicorn waits until the file has changed.
+        failed = self.app.callable is None
+        loaded: Any = _refuse if failed else self.wsgi  # gunicorn's types know only WSGI and ASGI
         self._app = loaded if isinstance(loaded, App) else App(loaded)
         self._tls = _tls(self.cfg, self._app)
 
@@ -178,7 +174,7 @@ class TrioWorker(Worker):
             # This is a fork of the master, whose loop would take a KeyboardInterrupt for its own
             # and stop the other workers. So nothing but SystemExit leaves this method.
             if not self.aborted:
-                self.log.error("Worker (pid:%s) ended", self.pid, exc_info=exc)
+                _guard.log(_logger, logging.ERROR, "worker %s ended", self.pid, exc_info=exc)
                 sys.exit(1)
         finally:
             self._token = None
@@ -218,7 +214,8 @@ class TrioWorker(Worker):
     async def _count_and_handle(self, sock: Socket) -> None:
         self.nr += 1
         if self.nr == self.max_requests:
-            self.log.info("Autorestarting worker after %s connections.", self.nr)
+            message = "worker %s stops after %s connections (--max-requests)"
+            _guard.log(_logger, logging.INFO, message, self.pid, self.nr)
             self._ask_to_stop(self._graceful())
         await self._app.handler(sock)
 
@@ -231,7 +228,7 @@ class TrioWorker(Worker):
         while trio.current_time() < self._notify_until:
             self.notify()
             if self.ppid != os.getppid() and self.alive:
-                self.log.info("Parent changed, shutting down: %s", self)
+                _guard.log(_logger, logging.INFO, "worker %s stops: the master is gone", self.pid)
                 self.alive = False
             if not self.alive:  # the reloader, which runs in a thread, sets only this
                 self._ask_to_stop(self._graceful())
@@ -275,7 +272,8 @@ class TrioWorker(Worker):
         """End the worker: its event loop was blocked for longer than ``--timeout`` (SIGABRT)."""
         self.aborted = True
         where = "".join(traceback.format_stack(frame))
-        self.log.error("Worker (pid:%s) was aborted here:\n%s", self.pid, where)
+        message = "worker %s was aborted (SIGABRT) here:\n%s"
+        _guard.log(_logger, logging.ERROR, message, self.pid, where)
         self._ask_to_stop(0)
         self._call("worker_abort", lambda: self.cfg.worker_abort(self))
         # In code of the program this ends the block. Trio's own code is not to be interrupted; it
@@ -285,16 +283,14 @@ class TrioWorker(Worker):
 
     def handle_usr1(self, sig: int, frame: FrameType | None) -> None:
         """Open the log files again (SIGUSR1)."""
-        self._call(
-            "reopening the log files", lambda: super(TrioWorker, self).handle_usr1(sig, frame)
-        )
+        self._call("reopening the logs", lambda: super(TrioWorker, self).handle_usr1(sig, frame))
 
     def _call(self, what: str, function: Callable[[], object]) -> None:
         """Call code that may raise, in a signal handler. An exception there would end Trio."""
         try:
             function()
-        except Exception:
-            self.log.exception("%s failed", what)
+        except Exception as exc:
+            _guard.log(_logger, logging.ERROR, "%s failed", what, exc_info=exc)
 
 
 async def _refuse(sock: Socket) -> None:

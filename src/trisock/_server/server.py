@@ -319,7 +319,7 @@ class Server(NotCopyable):
         failure: BaseException | None = None
         try:
             if self._tls is None or await self._handshake(connection):
-                if self.closing.is_set():
+                if False:
                     self._counts["refused"] += 1
                 else:
                     sock = new_socket(connection)

@@ -5,6 +5,8 @@ from ._arguments import Buffer
 from ._connect import connect, connect_unix
 from ._errors import IncompleteReadError, LimitExceededError, TLSError
 from ._net.iterators import Frames, LineBatches, Lines
+from ._net.proxy_header import ProxyHeader
+from ._net.proxy_tlvs import ProxySSL
 from ._net.relay import relay
 from ._net.socket import ConnectionInfo, Socket
 from ._server.listener import Listener, listen, listen_nowait, listen_unix, listen_unix_nowait
@@ -29,6 +31,8 @@ __all__ = [
     "LineBatches",
     "Lines",
     "Listener",
+    "ProxyHeader",
+    "ProxySSL",
     "Server",
     "ServerStats",
     "ServerTLS",

@@ -49,7 +49,7 @@ class Address(NamedTuple):
     port: int
 
     def __str__(self) -> str:
-        if self.port == 0 and not _is_ip(self.host):
+        if is_unix_address(self):
             return format_unix_path(self.host)
         return format_host_port(self.host, self.port)
 
@@ -65,6 +65,11 @@ class UnixAddress(Address):
 
     def __str__(self) -> str:
         return format_unix_path(self.host)
+
+
+def is_unix_address(address: Address) -> bool:
+    """Return whether this is the address of a Unix socket."""
+    return isinstance(address, UnixAddress) or (address.port == 0 and not _is_ip(address.host))
 
 
 def format_unix_path(path: str | bytes) -> str:

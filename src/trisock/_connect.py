@@ -21,6 +21,7 @@ from ._address import (
 from ._arguments import check_bool, quoted, type_name
 from ._net.connection import Connection
 from ._net.keepalive import enable_keepalive
+from ._net.proxy_header import ProxyHeader
 from ._net.socket import Socket, new_socket
 from ._net.syscalls import LINGER_AND_RESET
 from ._net.unix_path import unix_path, unix_socket
@@ -45,6 +46,7 @@ async def connect(
     tls: TLSArgument | Literal[True] | None = None,
     https_compatible: bool = False,
     local_address: str | None = None,
+    proxy_header: ProxyHeader | None = None,
 ) -> Socket:
     """Connect over TCP to a host name, an IPv4 address or an IPv6 address.
 
@@ -59,6 +61,7 @@ async def connect(
         ``Socket.starttls``, and must be for a TLS client.
       https_compatible: as in ``Socket.starttls``. ``True`` is allowed only with ``tls``.
       local_address: the local address to connect from.
+      proxy_header: a PROXY header, which is sent first, before TLS. The server must expect it.
 
     Returns: a ``Socket`` whose side is ``"client"``.
 
@@ -70,6 +73,8 @@ async def connect(
         itself. ``connect`` never returns such a connection: it retries, and finally raises
         ``ConnectionRefusedError``.
       TLSError: TLS failed (see ``Socket.starttls``).
+      trio.BrokenResourceError: the server has closed the connection before ``proxy_header`` was
+        sent.
       TypeError, ValueError: an argument is invalid; no connection was made.
 
     TCP keepalive is on: after 15 seconds without data the kernel sends a probe, and then one every
@@ -85,6 +90,7 @@ async def connect(
             raise TypeError(f"local_address must be a str or None, not {quoted(local_address)}")
         local_address = to_ascii_host(local_address)
     check_bool("https_compatible", https_compatible)
+    _check_proxy_header(proxy_header)
     if tls is not None:
         tls = ClientTLS() if tls is True else tls
         _check_client_role(tls, host)
@@ -94,7 +100,7 @@ async def connect(
     for _ in range(_SELF_CONNECT_TRIES):
         raw = await _open_tcp(ascii_host, port, local_address, where)
         if not _reset_if_self_connected(raw):
-            return await _start(raw, host, tls, where, https_compatible)
+            return await _start(raw, host, tls, where, https_compatible, proxy_header)
     text = f"cannot connect to {where}: {os.strerror(errno.ECONNREFUSED)}"
     raise ConnectionRefusedError(errno.ECONNREFUSED, text)
 
@@ -138,24 +144,27 @@ async def connect_unix(
     path: str | bytes | os.PathLike[str] | os.PathLike[bytes],
     *,
     tls: TLSArgument | None = None,
+    proxy_header: ProxyHeader | None = None,
 ) -> Socket:
     r"""Connect to a Unix socket.
 
     Args:
       path: the path; on Linux also an abstract name (``"\0name"``).
       tls: as in ``Socket.starttls``. A client that verifies the server must give the server's name.
+      proxy_header: as in ``connect``.
 
     Returns: a ``Socket`` whose side is ``"client"``.
 
     Raises:
       OSError: nothing listens on the path (``FileNotFoundError``, ``ConnectionRefusedError``, ...).
         The path is the error's ``filename``. Also raised if the platform has no Unix sockets.
-      TLSError: TLS failed (see ``Socket.starttls``).
+      TLSError, trio.BrokenResourceError: as in ``connect``.
       TypeError, ValueError: an argument is invalid.
 
     If the listener's backlog is full, the call waits. A cancelled call leaves nothing open.
     """
     name = unix_path(path)
+    _check_proxy_header(proxy_header)
     if tls is not None:
         _check_client_role(tls, None)
     sock = unix_socket(name)
@@ -175,7 +184,12 @@ async def connect_unix(
     except BaseException:
         sock.close()
         raise
-    return await _start(sock, None, tls, format_unix_path(name))
+    return await _start(sock, None, tls, format_unix_path(name), False, proxy_header)
+
+
+def _check_proxy_header(header: object) -> None:
+    if header is not None and not isinstance(header, ProxyHeader):
+        raise TypeError(f"proxy_header must be a ProxyHeader or None, not {quoted(header)}")
 
 
 def _check_client_role(tls: TLSArgument, host: str | None) -> None:
@@ -196,7 +210,8 @@ async def _start(
     host: str | None,
     tls: TLSArgument | None,
     where: str,
-    https_compatible: bool = False,
+    https_compatible: bool,
+    proxy_header: ProxyHeader | None,
 ) -> Socket:
     try:
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(raw))
@@ -208,12 +223,14 @@ async def _start(
         raise with_message(exc, f"cannot connect to {where}") from exc
     connection.connected_host = host
     sock = new_socket(connection)
-    if tls is not None:
-        try:
+    try:
+        if proxy_header is not None:
+            await sock.send(proxy_header.to_bytes())
+        if tls is not None:
             await sock.starttls(tls, https_compatible=https_compatible)
-        except BaseException:  # the caller's own SSLContext may raise anything
-            sock.abort()
-            raise
+    except BaseException:  # the caller's own SSLContext may raise anything
+        sock.abort()
+        raise
     return sock
 
 

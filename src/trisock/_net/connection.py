@@ -19,6 +19,7 @@ from .._tls.info import TLSInfo
 from .._tls.roles import TLSRole
 from .conflicts import ConflictDetector, SendLock
 from .connection_state import ConnectionState
+from .proxy_header import ProxyHeader
 from .receive_buffer import ReceiveBuffer
 from .syscalls import RECEIVE_SIZE
 from .tls_stream import TLSStream
@@ -53,6 +54,7 @@ class Connection:
     CLOSING, CLOSED or ABORTED. (Hot paths check ``transport.closing``: ``state`` would be slower.)
 
     Attributes:
+      proxy_header: the PROXY header that was received, if any.
       generation: incremented when a ``starttls``, ``stoptls`` or ``relay`` begins. After an await,
         an earlier decision (for example, to send encrypted data) is still valid only if
         ``generation`` has not changed.
@@ -70,6 +72,7 @@ class Connection:
         "connected_host",
         "generation",
         "layer",
+        "proxy_header",
         "reading",
         "send_credit",
         "sending",
@@ -88,7 +91,9 @@ class Connection:
         raw: stdlib_socket.socket | None = None,
     ) -> None:
         self.transport = Transport(connection, raw)
-        self._local = (raw or self.socket).getsockname()  # converted to Address lazily
+        # A sockaddr, which is converted to Address lazily, or the Address of a PROXY header.
+        self._local: object = (raw or self.socket).getsockname()
+        self.proxy_header: ProxyHeader | None = None
         self.side: Side = side
         self.connected_host: str | None = None
         self.tls: TLSStream | None = None
@@ -117,12 +122,14 @@ class Connection:
 
     @property
     def peer(self) -> Address:
-        """The peer's address."""
+        """The peer's address. Behind a proxy: the client's address."""
         return self.transport.peer
 
     @property
     def local(self) -> Address:
-        """Our own address."""
+        """Our own address. Behind a proxy: the address that the client has connected to."""
+        if isinstance(self._local, Address):
+            return self._local
         return address_from_sockaddr(self.socket.family, self._local)
 
     def fileno(self) -> int:
@@ -155,6 +162,13 @@ class Connection:
         self.check_idle()
         if self.tls is not None:
             raise RuntimeError(f"{self.transport} is already using TLS")
+
+    def set_proxy_header(self, header: ProxyHeader) -> None:
+        """Record the PROXY header that was received. Its addresses become the connection's."""
+        self.proxy_header = header
+        if header.source is not None and header.destination is not None:
+            self.transport.peer = header.source
+            self._local = header.destination
 
     # ---- data ----
 
@@ -246,8 +260,13 @@ class Connection:
             self._release_both()
 
     def time_out_handshake(self, timeout: float) -> None:
-        """Make the handshake in progress fail, because it has taken ``timeout`` seconds."""
-        if self.tls is not None and not self.transport.closing:
+        """Make the handshake in progress fail, because it has taken ``timeout`` seconds.
+
+        If TLS has not begun, no PROXY header has come, and the connection is reset.
+        """
+        if self.tls is None:
+            self.abort()
+        elif not self.transport.closing:
             self.tls.time_out(timeout)
 
     async def stoptls(self) -> None:

@@ -45,7 +45,8 @@ class Descriptor:
             self._raw = raw
         else:
             self._raw = BorrowedSocket(connection)
-        self._peer = connection.getpeername()  # converted to Address lazily
+        # A sockaddr, which is converted to Address lazily, or the Address of a PROXY header.
+        self._peer: object = connection.getpeername()
         self.closing = False
         # The failures that ``caused`` recognizes. The keys are ids, because the class of an
         # exception may not support hashing or comparison.
@@ -68,8 +69,14 @@ class Descriptor:
 
     @property
     def peer(self) -> Address:
-        """The peer's address."""
+        """The peer's address. Behind a proxy: the client's address."""
+        if isinstance(self._peer, Address):
+            return self._peer
         return address_from_sockaddr(self._socket.family, self._peer)
+
+    @peer.setter
+    def peer(self, address: Address) -> None:
+        self._peer = address
 
     def descriptor(self) -> int:
         """Return the descriptor. Raises ``ClosedResourceError`` if it is closed."""

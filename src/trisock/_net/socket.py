@@ -18,6 +18,7 @@ from .._not_copyable import NotCopyable
 from .._tls.info import TLSInfo
 from .._tls.roles import TLSArgument, resolve_role
 from .connection import Connection, Side
+from .proxy_header import ProxyHeader
 from .receiving import BufferedReceiver
 from .sending import Sender
 
@@ -37,6 +38,7 @@ class ConnectionInfo:
       istls: the result of ``Socket.istls()``.
       tls: the value of ``Socket.tls``.
       buffered: the number of unread bytes in the receive buffer, including pushed-back ones.
+      proxy_header: the value of ``Socket.proxy_header``.
     """
 
     local: Address
@@ -47,6 +49,7 @@ class ConnectionInfo:
     istls: bool
     tls: TLSInfo | None
     buffered: int
+    proxy_header: ProxyHeader | None = None
 
 
 class Socket(NotCopyable, BufferedReceiver, Sender, trio.abc.HalfCloseableStream):
@@ -240,8 +243,15 @@ class Socket(NotCopyable, BufferedReceiver, Sender, trio.abc.HalfCloseableStream
         """The negotiated TLS parameters, or ``None`` while the connection is plain text."""
         return self._connection.tls_info
 
+    @property
+    def proxy_header(self) -> ProxyHeader | None:
+        """The PROXY header that was received, or ``None``. See ``bind(trusted_proxies=...)``."""
+        return self._connection.proxy_header
+
     def getpeer(self) -> Address:
         """Return the peer's address, even after ``close``. Source: Pluto's ``socket.getpeer``.
+
+        Behind a trusted proxy, this is the client's address (the source in the PROXY header).
 
         The address of a Unix socket is ``(path, 0)``. The peer chooses this path, and the path may
         look like an IP address. Port 0 identifies a Unix socket, because a TCP port is never 0.
@@ -249,7 +259,11 @@ class Socket(NotCopyable, BufferedReceiver, Sender, trio.abc.HalfCloseableStream
         return self._connection.peer
 
     def getlocal(self) -> Address:
-        """Return our own address, even after ``close``."""
+        """Return our own address, even after ``close``.
+
+        Behind a trusted proxy, this is the address to which the client has connected (the
+        destination in the PROXY header).
+        """
         return self._connection.local
 
     def getside(self) -> Side:
@@ -280,6 +294,7 @@ class Socket(NotCopyable, BufferedReceiver, Sender, trio.abc.HalfCloseableStream
             istls=self.istls(),
             tls=self._connection.tls_info,
             buffered=len(self._connection.buffer),
+            proxy_header=self._connection.proxy_header,
         )
 
     def fileno(self) -> int:

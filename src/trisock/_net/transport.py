@@ -139,7 +139,7 @@ class Transport(Descriptor):
                 self._eagain_count = _MAX_EAGAINS - 1
         return await self.wait_and_receive()
 
-    async def wait_and_receive(self) -> bytes:
+    async def wait_and_receive(self, max_bytes: int | None = None) -> bytes:
         """Do the same as ``receive``, but wait first. Call it after an EAGAIN."""
         while True:
             descriptor = self._raw.fileno()
@@ -150,11 +150,11 @@ class Transport(Descriptor):
             except trio.ClosedResourceError:  # Trio's message names no peer
                 raise self.closed_error() from None
             try:
-                return self.receive_nowait()
+                return self.receive_nowait(max_bytes)
             except BlockingIOError:
                 pass
 
-    def receive_nowait(self) -> bytes:
+    def receive_nowait(self, max_bytes: int | None = None) -> bytes:
         """Return bytes that have arrived, or ``b""`` at EOF.
 
         Raises ``BlockingIOError`` if no bytes have arrived. Other errors are stored, and later
@@ -164,7 +164,7 @@ class Transport(Descriptor):
         if self._read_failure is not None:
             self._raise_failure(self._read_failure)
         try:
-            data = self._raw.recv(self._receive_size)
+            data = self._raw.recv(max_bytes or self._receive_size)
         except BlockingIOError:
             raise
         except OSError as exc:

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeAlias
 
 import trio
@@ -25,6 +25,7 @@ from .broadcast import Broadcast
 from .handshake_timer import HandshakeTimer
 from .listener import Listener, listen, take_over
 from .listening import ListeningSockets
+from .proxies import ProxyHeaderError, TrustedProxies
 from .slots import Slots
 from .stats import ServerStats
 
@@ -43,7 +44,7 @@ async def bind(
     max_connections: int | None = None,
     max_connections_per_host: int | None = None,
     admit: object = None,
-    trusted_proxies: object = None,
+    trusted_proxies: Iterable[str] | None = None,
     handshake_timeout: float | None = 60,
     https_compatible: bool = False,
     backlog: int | None = None,
@@ -79,7 +80,14 @@ async def bind(
         backlog. In addition, the same number of connections may be closing, for at most 2 seconds
         each. So a limit of 1,000 needs memory for 2,000 connections, and clients that never close
         can open 2,000 connections every 2 seconds. ``None``: no limit.
-      handshake_timeout: the maximum seconds for a TLS handshake. ``None``: no limit.
+      trusted_proxies: the proxies in front of the server, such as HAProxy: networks
+        (``"10.0.0.0/8"``), addresses (``"::1"``) or ``"unix"``. Each connection must then begin
+        with a header of the PROXY protocol (version 1 or 2), before TLS. ``getpeer``, ``getlocal``
+        and the log show the addresses in the header, unless the proxy itself is the client (health
+        checks). A connection from elsewhere, or without a valid header, is reset and logged at
+        INFO. ``None``: no connection begins with a header.
+      handshake_timeout: the maximum seconds for a TLS handshake, including the PROXY header.
+        ``None``: no limit.
 
     Returns: the ``Server``. No handler starts before ``bind`` has returned.
 
@@ -101,6 +109,7 @@ async def bind(
         if max_connections < 1:
             raise ValueError(f"max_connections must be 1 or more, not {quoted(max_connections)}")
     role = None if tls is None else _server_role(tls)
+    proxies = None if trusted_proxies is None else TrustedProxies(trusted_proxies)
     timeout = seconds_or_inf("handshake_timeout", handshake_timeout)
     if isinstance(port_or_listener, Listener):
         if host is not None or backlog is not None or reuse_port:
@@ -108,7 +117,7 @@ async def bind(
         listener = port_or_listener
     else:
         listener = await listen(port_or_listener, host=host, backlog=backlog, reuse_port=reuse_port)
-    server = Server(take_over(listener), handler, role, max_connections, timeout)
+    server = Server(take_over(listener), handler, role, max_connections, proxies, timeout)
     try:
         if listener is port_or_listener:  # otherwise listen was the checkpoint
             await trio.lowlevel.checkpoint()
@@ -135,9 +144,10 @@ class Server(NotCopyable):
     Attributes:
       closing: a ``trio.Event``, set when the server begins to stop. Idle handlers can wait for it.
 
-    Invariant: a connection is in ``_handshakes`` exactly while the handshake of ``bind(tls=)``
-    runs, and in ``_connections`` exactly while its handler runs. ``stop`` closes the connections in
-    ``_handshakes``, and ``broadcast`` sends to those in ``_connections``.
+    Invariant: a connection is in ``_handshakes`` exactly while ``_open`` waits for its PROXY header
+    or for the handshake of ``bind(tls=)``, and in ``_connections`` exactly while its handler runs.
+    ``stop`` closes the connections in ``_handshakes``, and ``broadcast`` sends to those in
+    ``_connections``.
     """
 
     def __init__(
@@ -146,12 +156,14 @@ class Server(NotCopyable):
         handler: Handler,
         tls: TLSRole | None,
         max_connections: int | None,
+        proxies: TrustedProxies | None,
         handshake_timeout: float,
     ) -> None:
         self._listening = listening
         self._handler = handler
         self._tls = tls
         self._slots = None if max_connections is None else Slots(max_connections)
+        self._proxies = proxies
         self._connections: dict[Connection, Socket] = {}
         self._handshakes = HandshakeTimer(handshake_timeout)
         self._counts: Counter[str] = Counter()
@@ -318,7 +330,7 @@ class Server(NotCopyable):
         self._counts["active"] += 1
         failure: BaseException | None = None
         try:
-            if self._tls is None or await self._handshake(connection):
+            if (self._tls is None and self._proxies is None) or await self._open(connection):
                 if False:
                     self._counts["refused"] += 1
                 else:
@@ -385,13 +397,42 @@ class Server(NotCopyable):
         if rest is not None:
             raise rest from None
 
-    async def _handshake(self, connection: Connection) -> bool:
-        """Do the TLS handshake. Return whether it succeeded, and log a failure."""
-        assert self._tls is not None
+    async def _open(self, connection: Connection) -> bool:
+        """Receive the PROXY header, then do the TLS handshake, within one time limit.
+
+        Returns whether the handler may run.
+        """
         if self.closing.is_set():  # Server.stop was called before this task ran
             self._counts["refused"] += 1
             return False
         self._handshakes.add(connection)
+        try:
+            proxies = self._proxies
+            if proxies is not None and not await self._receive_header(proxies, connection):
+                return False
+            # Here, connection.peer is the client's address, also behind a proxy.
+            return self._tls is None or await self._handshake(connection)
+        finally:
+            self._handshakes.discard(connection)
+
+    async def _receive_header(self, proxies: TrustedProxies, connection: Connection) -> bool:
+        """Receive the PROXY header. If that fails, log it and reset the connection."""
+        try:
+            await proxies.receive_header(connection)
+        except ProxyHeaderError as exc:
+            self._counts[exc.counter] += 1
+            message = "refused the connection with %s: %s"
+            _guard.log(_logger, logging.INFO, message, str(connection.peer), str(exc))
+            connection.abort()
+            return False
+        except trio.ClosedResourceError:  # Server.stop was called
+            self._counts["refused"] += 1
+            return False
+        return True
+
+    async def _handshake(self, connection: Connection) -> bool:
+        """Do the TLS handshake. Return whether it succeeded, and log a failure."""
+        assert self._tls is not None
         try:
             await connection.starttls(
                 self._tls, https_compatible=False, timeout=math.inf, close=False
@@ -406,11 +447,8 @@ class Server(NotCopyable):
             else:
                 message = "the TLS handshake with %s failed"
                 _guard.log(_logger, logging.ERROR, message, str(connection.peer), exc_info=exc)
-        else:
-            return True
-        finally:
-            self._handshakes.discard(connection)
-        return False
+            return False
+        return True
 
     def _log(self, connection: Connection, errors: BaseException) -> None:
         """Log the ``Exception``, or the group, that a handler raised."""

@@ -15,6 +15,8 @@ class ServerStats:
       dropped: connections that died before they could be accepted.
       refused: connections that were accepted but not given to the handler, because the server was
         stopping.
+      untrusted_proxies: connections that came from elsewhere than from ``bind(trusted_proxies=)``.
+      bad_proxy_headers: connections of a trusted proxy without a valid PROXY header.
       failed_handshakes: connections whose handshake for ``bind(tls=)`` failed or timed out.
       handler_errors: connections whose handler raised an ``Exception`` that the peer did not cause.
         Each is logged with its traceback.
@@ -27,6 +29,8 @@ class ServerStats:
     active: int = 0
     dropped: int = 0
     refused: int = 0
+    untrusted_proxies: int = 0
+    bad_proxy_headers: int = 0
     failed_handshakes: int = 0
     handler_errors: int = 0
     peer_errors: int = 0

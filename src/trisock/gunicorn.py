@@ -194,10 +194,11 @@ class TrioWorker(Worker):
 
     async def _serve(self) -> None:
         app, cfg = self._app, self.cfg
-        async with trio.open_nursery() as nursery:
+        sockets = [socket.socket(fileno=each.detach()) for each in self.sockets]
+        async with Listener(sockets) as listener, trio.open_nursery() as nursery:
             self._server = await bind(
                 nursery,
-                Listener([socket.socket(fileno=each.detach()) for each in self.sockets]),
+                listener,
                 app.handler if self.max_requests == sys.maxsize else self._count_and_handle,
                 tls=self._tls,
                 max_connections=cfg.worker_connections or None,

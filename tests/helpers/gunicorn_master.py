@@ -20,16 +20,17 @@ from trisock import ClientTLS
 
 # Answers each line with the worker's PID and the line. Some lines are commands.
 APP = """
+import logging
 import os
 import time
 
-import trisock
 from trisock.gunicorn import App
 
 
 async def handler(sock):
     async for line in sock.lines(max_bytes=100):
         if line == b"block":
+            logging.getLogger("trisock.server").info("blocks")
             time.sleep(60)
         elif line == b"exit":
             raise SystemExit
@@ -88,9 +89,19 @@ class Master:
 
 @contextlib.asynccontextmanager
 async def gunicorn(
-    folder: Path, *options: str | Path, app: str = APP, target: str = "app:handler", port: int = 0
+    folder: Path,
+    *options: str | Path,
+    app: str = APP,
+    target: str = "app:handler",
+    port: int = 0,
+    status: int = 0,
 ) -> AsyncIterator[Master]:
-    """Run gunicorn for the duration of a block, with a program. At the end, it stops gracefully."""
+    """Run gunicorn for the duration of a block. At the end, it stops gracefully.
+
+    Args:
+      app, target: the text of the module ``app``, and the name of the program in it.
+      status: the exit status that is expected.
+    """
     (folder / "app.py").write_text(app)
     process = await trio.lowlevel.open_process(
         [
@@ -107,10 +118,10 @@ async def gunicorn(
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(master.read_log)
-            master.port = int((await master.logged(r"Listening at: \S+:(\d+) "))[0])
+            master.port = int((await master.logged(r"Listening at: http://[^:]+:(\d+)"))[0])
             yield master
             process.terminate()
-            assert await process.wait() == 0
+            assert await process.wait() == status
     except BaseException:
         print(*master.log, sep="\n")  # pytest shows this if the test fails
         raise

@@ -175,7 +175,7 @@ class TrioWorker(Worker):
             # and stop the other workers. So nothing but SystemExit leaves this method.
             if not self.aborted:
                 _guard.log(_logger, logging.ERROR, "worker %s ended", self.pid, exc_info=exc)
-                sys.exit(1)
+            sys.exit(1)
         finally:
             self._token = None
         if self.aborted:

@@ -92,33 +92,30 @@ async def gunicorn(
     folder: Path,
     *options: str | Path,
     app: str = APP,
-    target: str = "app:handler",
+    target: str | None = "app:handler",
     port: int = 0,
     status: int = 0,
 ) -> AsyncIterator[Master]:
     """Run gunicorn for the duration of a block. At the end, it stops gracefully.
 
     Args:
-      app, target: the text of the module ``app``, and the name of the program in it.
+      app: the text of the module ``app``.
+      target: the program in it. ``None``: gunicorn.conf.py says this, and the worker's class.
       status: the exit status that is expected.
     """
     (folder / "app.py").write_text(app)
+    command = [sys.executable, "-m", "gunicorn", "--no-control-socket"]
+    command += ["--bind", f"127.0.0.1:{port}", *map(str, options)]
+    if target is not None:
+        command += ["--worker-class", "trisock.gunicorn.TrioWorker", target]
     process = await trio.lowlevel.open_process(
-        [
-            *(sys.executable, "-m", "gunicorn", "--no-control-socket", "--bind"),
-            *(f"127.0.0.1:{port}", "--worker-class", "trisock.gunicorn.TrioWorker"),
-            *map(str, options),
-            target,
-        ],
-        cwd=folder,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
+        command, cwd=folder, stderr=subprocess.PIPE, start_new_session=True
     )
     master = Master(process)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(master.read_log)
-            master.port = int((await master.logged(r"Listening at: http://[^:]+:(\d+)"))[0])
+            master.port = int((await master.logged(r"Listening at: https?://[^:]+:(\d+)"))[0])
             yield master
             process.terminate()
             assert await process.wait() == status

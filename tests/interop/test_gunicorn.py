@@ -256,3 +256,12 @@ async def test_gunicorn_halts_if_a_worker_cannot_boot(tmp_path: Path) -> None:
         await master.process.wait()
         await master.logged("--keyfile, --ca-certs and --cert-reqs need --certfile")
         await master.logged("Worker failed to boot")
+
+
+async def test_gunicorn_halts_if_a_hup_brings_a_broken_program(tmp_path: Path) -> None:
+    async with gunicorn(tmp_path, status=3) as master:
+        assert await master.ask(b"hello")
+        (tmp_path / "app.py").write_text("handler = 1 / 0")
+        master.process.send_signal(signal.SIGHUP)
+        await master.process.wait()
+        await master.logged("Worker failed to boot")

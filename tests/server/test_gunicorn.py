@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from pathlib import Path
 
 import trisock
+from helpers.documents import ROOT
 from helpers.gunicorn_master import Load, gunicorn
 from trisock import ProxyHeader
 from trisock.testing import Authority
@@ -60,3 +62,21 @@ async def test_options_select_tls_and_trusted_proxies(
             await sock.send(b"who\n")
             answer = await sock.recv_line()
     assert answer.endswith(b" 192.0.2.1:1000")
+
+
+async def test_the_program_and_configuration_in_the_docs_run_as_they_stand(
+    pem: Path, authority: Authority
+) -> None:
+    page = (ROOT / "docs/deploying.md").read_text()
+    section = re.split(r"^## ", page, flags=re.MULTILINE)
+    (text,) = [each for each in section if each.startswith("gunicorn\n")]
+    program, configuration = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    (pem / "gunicorn.conf.py").write_text(configuration)
+    async with gunicorn(pem, app=program, target=None) as master:
+        tls = authority.client_tls("localhost")
+        async with await trisock.connect("127.0.0.1", master.port, tls=tls) as sock:
+            await sock.send(b"hello\n")
+            assert await sock.recv_line() == b"hello"
+            await master.workers(4)
+            master.process.send_signal(signal.SIGHUP)
+            assert await sock.recv() == b""  # the connection is idle, so it ends at once

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import signal
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from gunicorn.config import Config
 from gunicorn.glogging import Logger
 
@@ -75,12 +77,14 @@ async def ask(worker: TrioWorker) -> bytes:
     return b""
 
 
-def serve(worker: TrioWorker, client: Callable[[], Awaitable[object]]) -> None:
+def serve(
+    worker: TrioWorker, client: Callable[[], Awaitable[object]], *, seconds: float = 20
+) -> None:
     """Run the worker, with a client in the same run of Trio."""
 
     @contextlib.asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
-        with trio.fail_after(20):
+        with trio.fail_after(seconds):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(client)
                 yield
@@ -365,6 +369,41 @@ def test_a_stopping_worker_closes_its_listening_sockets_at_once(make_worker: Any
 
     serve(worker, client)
     assert not worker.alive
+
+
+@pytest.mark.parametrize(("timeout", "grace"), [(30, 29), (5, 4.5)])
+def test_handlers_and_notifications_end_shortly_before_the_graceful_timeout(
+    timeout: int, grace: float, make_worker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = trio.testing.MockClock(autojump_threshold=0.01)
+    monkeypatch.setattr(trio, "run", functools.partial(trio.run, clock=clock))
+    cancelled_at = 0.0
+    notified_at: list[float] = []
+    begin = clock.current_time()
+
+    async def handler(sock: Socket) -> None:
+        nonlocal cancelled_at
+        try:
+            await trio.sleep_forever()
+        finally:
+            cancelled_at = trio.current_time()
+            with trio.CancelScope(shield=True):  # does not end
+                await trio.sleep(100)
+
+    worker = make_worker(handler, graceful_timeout=timeout)
+    worker.notify = lambda: notified_at.append(trio.current_time())
+
+    async def client() -> None:
+        async with await trisock.connect(*worker.test_address):
+            while worker._server is None or not worker._server.connections:
+                await trio.lowlevel.checkpoint()
+            worker.handle_exit(signal.SIGTERM, None)
+            await trio.sleep(10)
+            worker.handle_exit(signal.SIGTERM, None)  # does not begin another grace
+
+    serve(worker, client, seconds=1000)
+    assert cancelled_at - begin == pytest.approx(grace, abs=0.5)
+    assert grace - 1.5 < notified_at[-1] - begin < grace + 0.5
 
 
 @pytest.mark.parametrize("term_first", [False, True])

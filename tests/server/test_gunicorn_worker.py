@@ -494,9 +494,9 @@ def test_a_signal_between_lifespan_and_listening_stops_the_server(make_worker: A
     worker.run()
 
 
-@pytest.mark.parametrize("protected", [False, True])
+@pytest.mark.parametrize("where", ["handler", "task of the lifespan", "Trio"])
 def test_sigabrt_ends_the_worker_wherever_it_is(
-    protected: bool, make_worker: Any, caplog: pytest.LogCaptureFixture
+    where: str, make_worker: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     hooks: list[object] = []
 
@@ -504,18 +504,25 @@ def test_sigabrt_ends_the_worker_wherever_it_is(
         worker.handle_abort(signal.SIGABRT, sys._getframe())
 
     async def handler(sock: Socket) -> None:
-        if protected:  # Trio's own code
+        if where == "handler":
+            abort()
+        await trio.sleep_forever()
+
+    async def client() -> None:
+        if where == "Trio":
             trio.lowlevel.current_trio_token().run_sync_soon(abort)
-            await trio.sleep_forever()
-        abort()
+        elif where == "task of the lifespan":
+            abort()
+        await ask(worker)
 
     worker = make_worker(handler, worker_abort=hooks.append)
     with pytest.raises(SystemExit) as raised:
-        serve(worker, lambda: ask(worker))
+        serve(worker, client)
     assert raised.value.code == 1
     assert hooks == [worker]
     assert "was aborted (SIGABRT) here:" in caplog.text
     assert "in abort" in caplog.text
+    assert "ended" not in caplog.text
 
 
 def test_an_aborted_worker_exits_though_its_program_raises(make_worker: Any) -> None:

@@ -157,7 +157,7 @@ def test_zero_worker_connections_mean_no_limit(make_worker: Any, options_of: Any
     [
         ({"proxy_protocol": False}, None),
         ({"proxy_protocol": True}, ["127.0.0.1", "::1", "unix"]),
-        ({"proxy_protocol": True, "proxy_allow_ips": "10.0.0.0/8"}, ["10.0.0.0/8", "unix"]),
+        ({"proxy_protocol": True, "proxy_allow_ips": "192.0.2.1"}, ["192.0.2.1", "unix"]),
         ({"proxy_protocol": True, "proxy_allow_ips": "*"}, ["0.0.0.0/0", "::/0", "unix"]),
     ],
 )

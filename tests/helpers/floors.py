@@ -26,7 +26,7 @@ FLOORS = [
     {"_server"},
     {"_connect"},
     {""},  # the public names
-    {"pluto", "hammerspoon", "testing", "__main__"},  # these use the public names
+    {"pluto", "hammerspoon", "testing", "gunicorn", "__main__"},  # these use the public names
 ]
 
 

@@ -1,0 +1,548 @@
+"""TrioWorker without a master: its worker runs in the test's process."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from gunicorn.config import Config
+from gunicorn.glogging import Logger
+
+import trisock
+from trisock import ServerTLS, Socket
+from trisock.gunicorn import App, TrioWorker
+from trisock.testing import serving
+
+
+class Program:
+    """What gunicorn has in place of the program that it loads."""
+
+    def __init__(self, app: Any) -> None:
+        self.callable = None
+        self._app = app
+
+    def wsgi(self) -> Any:
+        if isinstance(self._app, BaseException):
+            raise self._app
+        self.callable = self._app
+        return self._app
+
+
+@pytest.fixture
+def make_worker() -> Iterator[Callable[..., TrioWorker]]:
+    """A function that makes a worker, listening on a port of its own."""
+    with contextlib.ExitStack() as stack:
+
+        def make(app: Any, **settings: object) -> TrioWorker:
+            config = Config()
+            for name, value in settings.items():
+                config.set(name, value)
+            listening = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            log = Logger(config)
+            stack.callback(log.error_log.handlers.clear)
+            worker = TrioWorker(
+                1, os.getppid(), [listening], Program(app), config.timeout / 2, config, log
+            )
+            worker.pid = os.getpid()
+            worker.test_address = listening.getsockname()
+            stack.callback(worker.tmp.close)
+            return worker
+
+        yield make
+
+
+async def echo(sock: Socket) -> None:
+    async for line in sock.lines(max_bytes=100):
+        await sock.send(line, b"\n")
+
+
+async def ask(worker: TrioWorker) -> bytes:
+    """Connect and ask one question. Return ``b""`` if there is no answer."""
+    with contextlib.suppress(ConnectionResetError, trio.BrokenResourceError):
+        async with await trisock.connect(*worker.test_address) as sock:
+            await sock.send(b"hello\n")
+            return await sock.recv()
+    return b""
+
+
+def serve(
+    worker: TrioWorker, client: Callable[[], Awaitable[object]], *, seconds: float = 20
+) -> None:
+    """Run the worker, with a client in the same run of Trio."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        with trio.fail_after(seconds):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(client)
+                yield
+
+    worker.load_wsgi()
+    worker._app = dataclasses.replace(worker._app, lifespan=lifespan)
+    worker.run()
+
+
+class Recorded(Exception):
+    """Raised in place of serving."""
+
+
+@pytest.fixture
+def options_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[TrioWorker], dict[str, Any]]:
+    """A function that returns the options that a worker gives to ``bind``."""
+    recorded: dict[str, Any] = {}
+
+    async def record(
+        nursery: trio.Nursery, listener: trisock.Listener, handler: Any, **options: Any
+    ) -> None:
+        recorded.update(options)
+        listener.abort()
+        raise Recorded
+
+    def options(worker: TrioWorker) -> dict[str, Any]:
+        worker.load_wsgi()
+        with pytest.RaisesGroup(Recorded, flatten_subgroups=True):
+            worker.run()
+        return recorded
+
+    monkeypatch.setattr(trisock.gunicorn, "bind", record)
+    return options
+
+
+# ---- options ----
+
+
+def test_an_app_and_gunicorn_give_bind_its_options(
+    make_worker: Any, options_of: Any, server_tls: ServerTLS
+) -> None:
+    def admit(address: object) -> bool:
+        return True
+
+    app = App(
+        echo,
+        tls=server_tls,
+        max_connections_per_host=5,
+        admit=admit,
+        handshake_timeout=7,
+        https_compatible=True,
+    )
+    assert options_of(make_worker(app, worker_connections=9)) == {
+        "tls": server_tls,
+        "max_connections": 9,
+        "max_connections_per_host": 5,
+        "admit": admit,
+        "trusted_proxies": None,
+        "handshake_timeout": 7,
+        "https_compatible": True,
+    }
+
+
+def test_zero_worker_connections_mean_no_limit(make_worker: Any, options_of: Any) -> None:
+    assert options_of(make_worker(echo, worker_connections=0))["max_connections"] is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"proxy_protocol": False}, None),
+        ({"proxy_protocol": True}, ["127.0.0.1", "::1", "unix"]),
+        ({"proxy_protocol": True, "proxy_allow_ips": "192.0.2.1"}, ["192.0.2.1", "unix"]),
+        ({"proxy_protocol": True, "proxy_allow_ips": "*"}, ["0.0.0.0/0", "::/0", "unix"]),
+    ],
+)
+def test_proxy_allow_from_names_the_trusted_proxies(
+    settings: dict[str, Any], expected: list[str] | None, make_worker: Any, options_of: Any
+) -> None:
+    assert options_of(make_worker(echo, **settings))["trusted_proxies"] == expected
+
+
+@pytest.mark.parametrize("cert_reqs", [0, 1, 2])
+def test_cert_reqs_decides_about_client_certificates(
+    cert_reqs: int, pem: Path, make_worker: Any, options_of: Any
+) -> None:
+    files = {"certfile": "chain.pem", "keyfile": "key.pem", "ca_certs": "ca.pem"}
+    paths = {name: str(pem / file) for name, file in files.items()}
+    tls = options_of(make_worker(echo, cert_reqs=cert_reqs, **paths))["tls"]
+    assert (tls.client_ca is not None) == (cert_reqs > 0)
+    assert tls.require_client_certificate == (cert_reqs == 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"certfile": "chain.pem", "ciphers": "DEFAULT"}, "--ciphers"),
+        ({"keyfile": "key.pem"}, "need --certfile"),
+        ({"ca_certs": "ca.pem"}, "need --certfile"),
+        ({"cert_reqs": 2}, "need --certfile"),
+        ({"certfile": "chain.pem", "keyfile": "key.pem", "cert_reqs": 1}, "needs --ca-certs"),
+    ],
+)
+def test_an_option_about_tls_is_never_ignored(
+    settings: dict[str, Any], message: str, pem: Path, make_worker: Any
+) -> None:
+    for name in ("certfile", "keyfile", "ca_certs"):
+        if name in settings:
+            settings = {**settings, name: str(pem / settings[name])}
+    with pytest.raises(ValueError, match=message):
+        make_worker(echo, **settings).load_wsgi()
+
+
+def test_a_certfile_and_the_tls_of_an_app_exclude_each_other(
+    pem: Path, server_tls: ServerTLS, make_worker: Any
+) -> None:
+    worker = make_worker(App(echo, tls=server_tls), certfile=str(pem / "chain.pem"))
+    with pytest.raises(ValueError, match="both --certfile and App"):
+        worker.load_wsgi()
+
+
+@pytest.mark.parametrize(
+    ("settings", "warning"),
+    [({}, None), ({"threads": 2}, "--threads"), ({"reuse_port": True}, "--reuse-port")],
+)
+def test_the_master_warns_of_options_that_do_not_fit(
+    settings: dict[str, Any], warning: str | None
+) -> None:
+    config = Config()
+    for name, value in settings.items():
+        config.set(name, value)
+    warnings: list[str] = []
+    log: Any = logging.Logger("master")
+    log.warning = warnings.append
+    TrioWorker.check_config(config, log)
+    assert [warning in each for each in warnings if warning] == [True] * len(settings)
+
+
+async def test_an_app_can_be_called_like_its_handler() -> None:
+    async with serving(App(echo)) as s:
+        client = await s.connect()
+        await client.send(b"hello\n")
+        assert await client.recv_line() == b"hello"
+
+
+# ---- loading ----
+
+
+def test_after_a_syntax_error_with_reload_clients_are_reset(make_worker: Any) -> None:
+    files: list[str] = []
+
+    class Reloader:
+        add_extra_file = staticmethod(files.append)
+
+    worker = make_worker(SyntaxError("bad", ("app.py", 1, 1, "x", 1, 1)), reload=True)
+    worker.reloader = Reloader()
+
+    async def client() -> None:
+        assert await ask(worker) == b""
+        worker.handle_exit(signal.SIGTERM, None)
+
+    serve(worker, client)
+    assert files == ["app.py"]
+
+
+def test_a_syntax_error_without_reload_is_raised(make_worker: Any) -> None:
+    with pytest.raises(SyntaxError):
+        make_worker(SyntaxError()).load_wsgi()
+
+
+def test_a_program_that_has_configured_logging_keeps_it(make_worker: Any) -> None:
+    logger = logging.getLogger("trisock")
+    assert logger.hasHandlers()  # the root logger has those of pytest
+    make_worker(echo).load_wsgi()
+    assert not logger.handlers
+
+
+def test_a_worker_that_cannot_listen_has_not_booted(make_worker: Any) -> None:
+    worker = make_worker("not a handler")
+    worker.booted = True  # as gunicorn leaves it
+    worker.load_wsgi()
+    with pytest.RaisesGroup(TypeError, flatten_subgroups=True):
+        worker.run()
+    assert not worker.booted
+
+
+# ---- serving ----
+
+
+def test_the_worker_tells_the_master_that_it_is_alive(make_worker: Any) -> None:
+    worker = make_worker(echo, timeout=1)
+    notified: list[trio.Event] = []
+    worker.notify = lambda: notified.append(trio.Event())
+
+    async def client() -> None:
+        assert await ask(worker) == b"hello\n"
+        while len(notified) < 3:
+            await trio.sleep(0.01)
+        assert worker.booted
+        worker.handle_exit(signal.SIGTERM, None)
+
+    serve(worker, client)
+
+
+def test_the_worker_stops_if_its_master_is_gone(
+    make_worker: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    worker = make_worker(echo)
+    worker.ppid = -1
+
+    async def client() -> None:
+        pass
+
+    serve(worker, client)
+    assert "the master is gone" in caplog.text
+
+
+def test_the_worker_stops_if_the_reloader_asks_for_it(make_worker: Any) -> None:
+    worker = make_worker(echo, timeout=1)
+
+    async def client() -> None:
+        assert await ask(worker) == b"hello\n"
+        worker.alive = False
+
+    serve(worker, client)
+
+
+def test_max_requests_is_a_number_of_connections(make_worker: Any) -> None:
+    worker = make_worker(echo, max_requests=2)
+
+    async def client() -> None:
+        assert await ask(worker) == b"hello\n"
+        assert worker.alive
+        assert await ask(worker) == b"hello\n"
+
+    serve(worker, client)
+    assert worker.nr == 2
+
+
+def test_an_interrupt_in_a_handler_ends_only_this_worker(
+    make_worker: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def handler(sock: Socket) -> None:
+        raise KeyboardInterrupt
+
+    worker = make_worker(handler)
+    with pytest.raises(SystemExit) as raised:
+        serve(worker, lambda: ask(worker))
+    assert raised.value.code == 1
+    assert "KeyboardInterrupt" in caplog.text
+
+
+def test_an_error_of_the_lifespan_is_raised(make_worker: Any) -> None:
+    worker = make_worker(echo)
+
+    async def client() -> None:
+        raise Recorded
+
+    with pytest.RaisesGroup(Recorded, flatten_subgroups=True):
+        serve(worker, client)
+
+
+# ---- stopping ----
+
+
+def test_a_stopping_worker_closes_its_listening_sockets_at_once(make_worker: Any) -> None:
+    worker = make_worker(echo)
+
+    async def client() -> None:
+        async with await trisock.connect(*worker.test_address) as sock:
+            await sock.send(b"one\n")
+            assert await sock.recv() == b"one\n"
+            for _ in range(3):  # the master sends SIGTERM again and again
+                worker.handle_exit(signal.SIGTERM, None)
+            while worker._server is None or not worker._server.closing.is_set():
+                await trio.lowlevel.checkpoint()
+            with pytest.raises(ConnectionRefusedError):
+                await trisock.connect(*worker.test_address)
+            await sock.send(b"two\n")  # the grace
+            assert await sock.recv() == b"two\n"
+
+    serve(worker, client)
+    assert not worker.alive
+
+
+@pytest.mark.parametrize(("timeout", "grace"), [(30, 29), (5, 4.5)])
+def test_handlers_and_notifications_end_shortly_before_the_graceful_timeout(
+    timeout: int, grace: float, make_worker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = trio.testing.MockClock(autojump_threshold=0.01)
+    monkeypatch.setattr(trio, "run", functools.partial(trio.run, clock=clock))
+    cancelled_at = 0.0
+    notified_at: list[float] = []
+    begin = clock.current_time()
+
+    async def handler(sock: Socket) -> None:
+        nonlocal cancelled_at
+        try:
+            await trio.sleep_forever()
+        finally:
+            cancelled_at = trio.current_time()
+            with trio.CancelScope(shield=True):  # does not end
+                await trio.sleep(100)
+
+    worker = make_worker(handler, graceful_timeout=timeout)
+    worker.notify = lambda: notified_at.append(trio.current_time())
+
+    async def client() -> None:
+        async with await trisock.connect(*worker.test_address):
+            while worker._server is None or not worker._server.connections:
+                await trio.lowlevel.checkpoint()
+            worker.handle_exit(signal.SIGTERM, None)
+            await trio.sleep(10)
+            worker.handle_exit(signal.SIGTERM, None)  # does not begin another grace
+
+    serve(worker, client, seconds=1000)
+    assert cancelled_at - begin == pytest.approx(grace, abs=0.5)
+    assert grace - 1.5 < notified_at[-1] - begin < grace + 0.5
+
+
+@pytest.mark.parametrize("term_first", [False, True])
+def test_sigquit_ends_connections_and_calls_worker_int_once(
+    term_first: bool, make_worker: Any
+) -> None:
+    hooks: list[object] = []
+    worker = make_worker(echo, worker_int=hooks.append)
+
+    async def client() -> None:
+        async with await trisock.connect(*worker.test_address) as sock:
+            await sock.send(b"one\n")
+            assert await sock.recv() == b"one\n"
+            if term_first:
+                worker.handle_exit(signal.SIGTERM, None)
+            worker.handle_quit(signal.SIGQUIT, None)
+            worker.handle_quit(signal.SIGINT, None)
+            assert await sock.recv() == b""
+
+    serve(worker, client)
+    assert hooks == [worker]
+
+
+def test_a_hook_that_raises_is_logged(make_worker: Any, caplog: pytest.LogCaptureFixture) -> None:
+    def worker_int(worker: object) -> None:
+        raise Recorded
+
+    worker = make_worker(echo, worker_int=worker_int)
+
+    async def client() -> None:
+        worker.handle_quit(signal.SIGQUIT, None)
+
+    serve(worker, client)
+    assert "worker_int failed" in caplog.text
+
+
+def test_a_log_that_cannot_be_reopened_is_logged(
+    make_worker: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = make_worker(echo)
+
+    def reopen_files() -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(worker.log, "reopen_files", reopen_files)
+    worker.handle_usr1(signal.SIGUSR1, None)
+    assert "reopening the logs failed" in caplog.text
+
+
+def test_a_signal_before_the_server_listens_ends_the_worker(make_worker: Any) -> None:
+    worker = make_worker(echo)
+    worker.load_wsgi()
+    worker.handle_exit(signal.SIGTERM, None)
+    worker.run()
+    assert not worker.booted
+
+
+def test_sigquit_while_the_program_is_loaded_exits(make_worker: Any) -> None:
+    hooks: list[object] = []
+    worker = make_worker(echo, worker_int=hooks.append)
+    with pytest.raises(SystemExit):
+        worker.handle_quit(signal.SIGQUIT, None)
+    assert hooks == [worker]
+
+
+@pytest.mark.parametrize("name", ["handle_exit", "handle_quit"])
+def test_a_signal_ends_a_lifespan_that_has_not_begun(name: str, make_worker: Any) -> None:
+    @contextlib.asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        getattr(worker, name)(signal.SIGTERM, None)
+        await trio.sleep_forever()
+        yield
+
+    worker = make_worker(App(echo, lifespan=lifespan))
+    worker.load_wsgi()
+    worker.run()
+    assert not worker.booted
+
+
+def test_a_signal_between_lifespan_and_listening_stops_the_server(make_worker: Any) -> None:
+    @contextlib.asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        worker.alive = False  # as the reloader does
+        yield
+
+    worker = make_worker(App(echo, lifespan=lifespan))
+    worker.load_wsgi()
+    worker.run()
+
+
+@pytest.mark.parametrize("where", ["handler", "task of the lifespan", "Trio"])
+def test_sigabrt_ends_the_worker_wherever_it_is(
+    where: str, make_worker: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    hooks: list[object] = []
+
+    def abort() -> None:
+        worker.handle_abort(signal.SIGABRT, sys._getframe())
+
+    async def handler(sock: Socket) -> None:
+        if where == "handler":
+            abort()
+        await trio.sleep_forever()
+
+    async def client() -> None:
+        if where == "Trio":
+            trio.lowlevel.current_trio_token().run_sync_soon(abort)
+        elif where == "task of the lifespan":
+            abort()
+        await ask(worker)
+
+    worker = make_worker(handler, worker_abort=hooks.append)
+    with pytest.raises(SystemExit) as raised:
+        serve(worker, client)
+    assert raised.value.code == 1
+    assert hooks == [worker]
+    assert "was aborted (SIGABRT) here:" in caplog.text
+    assert "in abort" in caplog.text
+    assert "ended" not in caplog.text
+
+
+def test_an_aborted_worker_exits_though_its_program_raises(make_worker: Any) -> None:
+    async def handler(sock: Socket) -> None:
+        try:
+            worker.handle_abort(signal.SIGABRT, None)
+        except SystemExit:
+            await trio.sleep_forever()  # the program goes on
+
+    @contextlib.asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, worker)
+            try:
+                yield
+            finally:
+                raise Recorded
+
+    worker = make_worker(App(handler, lifespan=lifespan))
+    worker.load_wsgi()
+    with pytest.raises(SystemExit) as raised:
+        worker.run()
+    assert raised.value.code == 1

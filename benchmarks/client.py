@@ -162,7 +162,7 @@ class Client:
         for _ in range(count):
             ends = self._open_relay()
             for sock, other in (ends, ends[::-1]):
-                message = os.urandom(MESSAGE_SIZE)
+                message = _message()
                 sock.send(message)
                 with Loop(PATIENCE) as loop:
                     loop.start(other.fileno(), _expect(other, message))
@@ -193,8 +193,13 @@ class Client:
 # ---- one connection ----
 
 
+def _message() -> bytes:
+    """Return random bytes that are one line."""
+    return os.urandom(MESSAGE_SIZE).hex().encode()[: MESSAGE_SIZE - 1] + b"\n"
+
+
 def _echo(sock: socket.socket, count: int) -> Job:
-    message = os.urandom(MESSAGE_SIZE)
+    message = _message()
     for _ in range(count):
         sock.send(message)  # so short that the kernel never refuses or splits it
         yield READABLE

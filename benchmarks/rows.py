@@ -7,7 +7,7 @@ from typing import Literal
 
 from .peers.serving import BLOCK_SIZE
 
-Work = Literal["echo", "receive", "send", "lines", "batches", "frames", "relay"]
+Work = Literal["echo", "line-echo", "receive", "send", "lines", "batches", "frames", "relay"]
 Load = Literal[
     "echo",
     "visit",
@@ -77,6 +77,8 @@ ROWS = {row.name: row for row in [
         "messages", 60_000, 12_000, 1.5, connections=64),
     Row("echo1", "echo, 1 connection, 64 bytes", "echo", "echo",
         "messages", 20_000, 4_000, 1.12),
+    Row("line-echo", "echo of lines, 1 connection, 64 bytes", "line-echo", "echo",
+        "messages", 20_000, 4_000, 1.2),
     Row("connections", "connect, 1 echo, close", "echo", "visit",
         "connections", 5_000, 1_000, 1.9, connections=0),
     Row("connections1", "connect, 1 echo, close, one at a time", "echo", "visit_singly",

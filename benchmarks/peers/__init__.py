@@ -2,10 +2,13 @@
 
 Each server is written as an experienced user of the library would write it, without tuning. All
 servers read at most 64 KiB, write 64 KiB at a time, and keep the library's default for TCP_NODELAY.
-There are seven kinds of work on a connection. The servers of the two Trio peers can do all seven.
-HAProxy can do only ``relay``. The other servers can do all kinds except ``relay``:
+There are eight kinds of work on a connection. The servers of the two Trio peers can do all of them.
+HAProxy can do only ``relay``. The other servers can do all kinds except ``relay`` and
+``line-echo``:
 
 - ``echo``: echo everything until EOF.
+- ``line-echo``: echo line after line until EOF. Two more peers do only this: trisock with idle
+  blocks, to show what these cost.
 - ``receive``: receive a request, which is a decimal number, and echo it. Then read and drop that
   number of bytes, and respond with the number of bytes received. Repeat.
 - ``send``: receive a request, which is a decimal number (a multiple of 65536), and respond with
@@ -24,7 +27,7 @@ import shutil
 from dataclasses import dataclass
 
 BASIC_WORKS = ("echo", "receive", "send", "lines", "batches", "frames")
-ALL_WORKS = (*BASIC_WORKS, "relay")
+ALL_WORKS = (*BASIC_WORKS, "line-echo", "relay")
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,12 @@ PEERS = {peer.name: peer for peer in [
          "benchmarks.peers.trio", packages=("trio",), works=ALL_WORKS),
     Peer(SUBJECT, "trisock",
          "benchmarks.peers.trisock", packages=("trisock", "trio"), works=ALL_WORKS),
+    Peer("trisock-idle-lines", "trisock with lines(idle=True)",
+         "benchmarks.peers.trisock", "idle-lines", packages=("trisock", "trio"),
+         works=("line-echo",)),
+    Peer("trisock-idle-block", "trisock with an idle block for each line",
+         "benchmarks.peers.trisock", "idle-block", packages=("trisock", "trio"),
+         works=("line-echo",)),
     Peer("anyio-trio", "anyio on Trio",
          "benchmarks.peers.anyio", "trio", packages=("anyio", "trio")),
     Peer("anyio-asyncio", "anyio on asyncio",

@@ -15,7 +15,7 @@ HOST = "127.0.0.1"
 READ_SIZE = 65536
 BLOCK_SIZE = 65536
 BLOCK = b"x" * BLOCK_SIZE
-WORKS = ["echo", "receive", "send", "lines", "batches", "frames", "relay"]
+WORKS = ["echo", "line-echo", "receive", "send", "lines", "batches", "frames", "relay"]
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 

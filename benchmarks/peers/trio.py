@@ -78,6 +78,12 @@ async def send(stream: Stream) -> None:
             await stream.send_all(BLOCK)
 
 
+async def line_echo(stream: Stream) -> None:
+    reader = LineReader(stream)
+    while line := await reader.readline():
+        await stream.send_all(line)
+
+
 async def lines(stream: Stream) -> None:
     reader = LineReader(stream)
     count = 0
@@ -111,6 +117,7 @@ async def frames(stream: Stream) -> None:
 async def main(options: Options) -> None:
     handlers: dict[str, Callable[[Stream], Awaitable[None]]] = {
         "echo": echo,
+        "line-echo": line_echo,
         "receive": receive,
         "send": send,
         "lines": lines,

@@ -17,6 +17,26 @@ async def echo(sock: trisock.Socket) -> None:
         await sock.send(chunk)
 
 
+async def line_echo(sock: trisock.Socket) -> None:
+    async for line in sock.lines(keep_ends=True):
+        await sock.send(line)
+
+
+async def idle_lines(sock: trisock.Socket) -> None:
+    async for line in sock.lines(keep_ends=True, idle=True):
+        await sock.send(line)
+
+
+async def idle_block(sock: trisock.Socket) -> None:
+    while True:
+        try:
+            with sock.idle(timeout=300):
+                line = await sock.recv_line()
+        except trisock.IncompleteReadError:
+            break
+        await sock.send(line, b"\n")
+
+
 async def receive(sock: trisock.Socket) -> None:
     while request := await sock.recv():
         await sock.send(request)
@@ -64,6 +84,9 @@ async def frames(sock: trisock.Socket) -> None:
 async def main(options: Options) -> None:
     handlers: dict[str, Callable[[trisock.Socket], Awaitable[None]]] = {
         "echo": echo,
+        "line-echo": line_echo,
+        "line-echo idle-lines": idle_lines,
+        "line-echo idle-block": idle_block,
         "receive": receive,
         "send": send,
         "lines": lines,
@@ -71,7 +94,7 @@ async def main(options: Options) -> None:
         "frames": frames,
         "relay": functools.partial(relay, options.upstream),
     }
-    handler = handlers[options.work]
+    handler = handlers[f"{options.work} {options.flavour}".strip()]
     tls = None
     if options.tls is not None:
         tls = [trisock.Certificate.from_files(options.tls / "chain.pem", options.tls / "key.pem")]

@@ -231,8 +231,9 @@ async def test_a_stop_while_bind_looks_up_the_host_leaves_nothing_listening() ->
     async with trisock.open_service() as service:
         with pytest.raises(RuntimeError, match="this service was stopped"):
             await service.bind(port, echo, host="name")
-    with pytest.raises(ConnectionRefusedError):
-        await trisock.connect("127.0.0.1", port)
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(ConnectionRefusedError):
+            await trisock.connect("127.0.0.1", port)
 
 
 async def test_a_service_binds_with_tls(
@@ -378,6 +379,15 @@ async def test_a_signal_cancels_a_block_that_still_runs() -> None:
             signal.raise_signal(signal.SIGTERM)
             await trio.sleep_forever()
         assert server.closing.is_set()
+
+
+async def test_bind_after_a_signal_is_cancelled_in_the_block() -> None:
+    with no_stray_cancelled():
+        async with trisock.open_service() as service:
+            signal.raise_signal(signal.SIGTERM)
+            with trio.CancelScope(shield=True):
+                await trio.testing.wait_all_tasks_blocked()
+            await service.bind(0, echo, host="127.0.0.1")  # a RuntimeError elsewhere
 
 
 async def test_a_signal_during_bind_raises_no_error() -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import signal
 import socket
 import sys
 import threading
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import trio
@@ -19,6 +18,7 @@ import trisock
 from helpers.forks import run_in_child
 from helpers.resolver import Resolver
 from helpers.server import connect, connected, echo
+from helpers.services import no_stray_cancelled
 from trisock import Service
 from trisock._server.service import BindOptions, _open_services
 
@@ -29,15 +29,6 @@ if sys.version_info < (3, 11):
 async def silent(sock: trisock.Socket) -> None:
     """Wait until cancelled."""
     await trio.sleep_forever()
-
-
-@contextlib.contextmanager
-def no_stray_cancelled() -> Iterator[None]:
-    """Fail if the block raises ``Cancelled``. (pytest-trio would take it for the test's end.)"""
-    try:
-        yield
-    except trio.Cancelled as exc:
-        raise AssertionError("a stray Cancelled") from exc
 
 
 async def stop_soon(service: Service) -> None:
@@ -114,6 +105,7 @@ async def test_a_service_ends_when_each_server_was_stopped() -> None:
             second.stop()
 
         service.nursery.start_soon(stop)
+    assert second.closing.is_set()
 
 
 async def test_a_service_ends_if_its_servers_end_before_the_block() -> None:

@@ -7,13 +7,16 @@ import re
 import socket
 import struct
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import trio
 
+import trisock
 from helpers.examples import Running, started
+from trisock import Service
 
 # Every program begins with these lines. ``listener`` gets a free port, which the program prints.
 PROLOGUE = """
@@ -71,3 +74,32 @@ def systemd(path: str | Path) -> Iterator[Systemd]:
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         yield Systemd(sock, text)
+
+
+@contextmanager
+def no_stray_cancelled() -> Iterator[None]:
+    """Fail if the block raises ``Cancelled``. (pytest-trio would take it for the test's end.)"""
+    try:
+        yield
+    except trio.Cancelled as exc:
+        raise AssertionError("a stray Cancelled") from exc
+
+
+@asynccontextmanager
+async def checked_service(
+    check: Callable[[], Awaitable[object]], **options: Any
+) -> AsyncIterator[Service]:
+    """Open a service, and stop it when ``check()`` has returned. Fail if it ends before."""
+    checked = False
+
+    async def check_and_stop() -> None:
+        nonlocal checked
+        await check()
+        checked = True
+        service.stop()
+
+    with no_stray_cancelled():
+        async with trisock.open_service(**options) as service:
+            yield service
+            service.nursery.start_soon(check_and_stop)
+        assert checked, "the service ended before it was stopped"

@@ -61,12 +61,13 @@ def test_the_watchdog_is_fed_twice_per_period(
     assert watchdog_interval(environment, 7) == interval
 
 
-@pytest.mark.parametrize("value", ["", "0", "-1", "1.5", "x", "²", "9" * 21, " 1"])
+@pytest.mark.parametrize("value", ["", "0", "-1", "1.5", "x", "²", "9" * 21, " 1", "\n"])
 @pytest.mark.parametrize("name", ["WATCHDOG_USEC", "WATCHDOG_PID"])
 def test_a_bad_watchdog_variable_is_a_value_error(name: str, value: str) -> None:
     environment = {"WATCHDOG_USEC": "1", name: value}
-    with pytest.raises(ValueError, match=f"{name} is not a positive number"):
+    with pytest.raises(ValueError, match=f"{name} is not a positive number") as caught:
         watchdog_interval(environment, 7)
+    assert str(caught.value).isprintable()
 
 
 def test_reloading_gives_the_time_in_microseconds() -> None:
@@ -129,6 +130,8 @@ async def test_a_service_that_was_stopped_is_never_ready(manager: Systemd) -> No
 
 
 async def test_a_servers_own_stop_is_told_when_it_begins(manager: Systemd) -> None:
+    told = []
+
     async def stop() -> None:
         assert await manager.receive() == b"READY=1"
         async with await trisock.connect("127.0.0.1", server.port) as client:
@@ -136,11 +139,12 @@ async def test_a_servers_own_stop_is_told_when_it_begins(manager: Systemd) -> No
             await client.recv()
             server.stop()
             assert await manager.receive() == b"STOPPING=1"
-            assert not server._closed.is_set()
+            told.append(server._closed.is_set())
 
     async with trisock.open_service() as service:
         server = await service.bind(0, echo, host="127.0.0.1")
         service.nursery.start_soon(stop)
+    assert told == [False]
 
 
 async def test_the_watchdog_is_fed_while_the_event_loop_runs(

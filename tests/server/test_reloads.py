@@ -12,7 +12,7 @@ import trio.testing
 
 import trisock
 from helpers.server import echo, logged
-from helpers.services import Systemd
+from helpers.services import Systemd, checked_service
 from trisock import ServerTLS, Service
 from trisock.testing import Authority
 
@@ -59,13 +59,11 @@ async def test_sighup_reloads_each_role_once(
         assert [each is one or each is two for each in reloads.roles] == [False, True, True]
         assert reloads.roles[0] == one  # from the bare certificate
         assert calls == [service]
-        service.stop()
 
-    async with trisock.open_service(reload=[one, two, one], on_reload=calls.append) as service:
+    async with checked_service(check, reload=[one, two, one], on_reload=calls.append) as service:
         await service.bind(0, echo, host="127.0.0.1")
         await service.bind(0, echo, host="127.0.0.1", tls=certificate)
         await service.bind(0, echo, host="127.0.0.1", tls=one)
-        service.nursery.start_soon(check)
         reloads.roles.clear()
 
 
@@ -75,14 +73,12 @@ async def test_a_server_that_has_closed_is_not_reloaded(
     async def check() -> None:
         await reloaded_once(manager)
         assert reloads.roles == []
-        service.stop()
 
-    async with trisock.open_service() as service:
+    async with checked_service(check) as service:
         server = await service.bind(0, echo, host="127.0.0.1", tls=server_tls)
         await service.bind(0, echo, host="127.0.0.1")
         server.stop()
         await server.wait_closed()
-        service.nursery.start_soon(check)
 
 
 class Unhashable(Exception):
@@ -124,10 +120,9 @@ async def test_what_a_reload_raises_is_logged(
         assert certificate.exc_info
         assert function.getMessage() == "on_reload failed"
         assert function.exc_info
-        service.stop()
 
-    async with trisock.open_service(reload=[server_tls], on_reload=on_reload) as service:
-        service.nursery.start_soon(check)
+    async with checked_service(check, reload=[server_tls], on_reload=on_reload):
+        pass
 
 
 @pytest.mark.parametrize("grouped", [False, True])
@@ -166,10 +161,9 @@ async def test_signals_during_a_reload_cause_one_more(manager: Systemd) -> None:
         assert await manager.receive() == b"READY=1"
         await trio.testing.wait_all_tasks_blocked()
         assert len(calls) == 2
-        service.stop()
 
-    async with trisock.open_service(on_reload=on_reload) as service:
-        service.nursery.start_soon(check)
+    async with checked_service(check, on_reload=on_reload):
+        pass
 
 
 async def test_sighup_before_the_program_is_ready_waits(manager: Systemd) -> None:

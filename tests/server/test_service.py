@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import signal
 import socket
 import sys
 import threading
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import trio
@@ -19,6 +18,7 @@ import trisock
 from helpers.forks import run_in_child
 from helpers.resolver import Resolver
 from helpers.server import connect, connected, echo
+from helpers.services import no_stray_cancelled
 from trisock import Service
 from trisock._server.service import BindOptions, _open_services
 
@@ -29,15 +29,6 @@ if sys.version_info < (3, 11):
 async def silent(sock: trisock.Socket) -> None:
     """Wait until cancelled."""
     await trio.sleep_forever()
-
-
-@contextlib.contextmanager
-def no_stray_cancelled() -> Iterator[None]:
-    """Fail if the block raises ``Cancelled``. (pytest-trio would take it for the test's end.)"""
-    try:
-        yield
-    except trio.Cancelled as exc:
-        raise AssertionError("a stray Cancelled") from exc
 
 
 async def stop_soon(service: Service) -> None:
@@ -114,6 +105,7 @@ async def test_a_service_ends_when_each_server_was_stopped() -> None:
             second.stop()
 
         service.nursery.start_soon(stop)
+    assert second.closing.is_set()
 
 
 async def test_a_service_ends_if_its_servers_end_before_the_block() -> None:
@@ -231,8 +223,9 @@ async def test_a_stop_while_bind_looks_up_the_host_leaves_nothing_listening() ->
     async with trisock.open_service() as service:
         with pytest.raises(RuntimeError, match="this service was stopped"):
             await service.bind(port, echo, host="name")
-    with pytest.raises(ConnectionRefusedError):
-        await trisock.connect("127.0.0.1", port)
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(ConnectionRefusedError):
+            await trisock.connect("127.0.0.1", port)
 
 
 async def test_a_service_binds_with_tls(
@@ -378,6 +371,15 @@ async def test_a_signal_cancels_a_block_that_still_runs() -> None:
             signal.raise_signal(signal.SIGTERM)
             await trio.sleep_forever()
         assert server.closing.is_set()
+
+
+async def test_bind_after_a_signal_is_cancelled_in_the_block() -> None:
+    with no_stray_cancelled():
+        async with trisock.open_service() as service:
+            signal.raise_signal(signal.SIGTERM)
+            with trio.CancelScope(shield=True):
+                await trio.testing.wait_all_tasks_blocked()
+            await service.bind(0, echo, host="127.0.0.1")  # a RuntimeError elsewhere
 
 
 async def test_a_signal_during_bind_raises_no_error() -> None:

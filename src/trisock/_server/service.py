@@ -58,7 +58,8 @@ def run(
 
     - SIGTERM or SIGINT (Ctrl-C) stops the server, as ``Server.stop(grace, delay=delay)`` does. A
       second signal stops it immediately. A handler may stop it too. There is no traceback, and
-      ``run`` returns when the last connection is closed.
+      ``run`` returns when the last connection is closed. If the event loop is blocked, a third
+      signal of one kind does what it would do without ``run``: it ends the program.
     - SIGHUP reloads the certificates: see ``open_service``.
     - A program that was started by systemd with ``Type=notify`` or ``Type=notify-reload`` tells
       systemd about its state, and feeds the watchdog if systemd has one for it.
@@ -78,7 +79,7 @@ def run(
       delay: the seconds for which the server goes on accepting after a signal. Meanwhile
         ``Server.ready`` is False, which a health check can show to a load balancer.
       reload, on_reload: as in ``open_service``.
-      options: the other arguments of ``bind``.
+      options: ``host``, ``tls``, ``max_connections`` and the other keyword arguments of ``bind``.
 
     Raises:
       OSError: as in ``listen``, and not in a group.

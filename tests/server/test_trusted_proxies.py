@@ -471,6 +471,8 @@ async def test_unix_clients_are_not_trusted_by_default(
         ([""], "not ''"),
         (["UNIX"], "not 'UNIX'"),
         (["127.0.0.1:80"], "127.0.0.1:80"),
+        (["fe80::1%lo"], "fe80::1%lo"),
+        (["10.0.0.0/255.0.0.256"], "10.0.0.0/255.0.0.256"),
     ],
 )
 async def test_invalid_trusted_proxies_are_refused_by_bind(

@@ -199,7 +199,7 @@ def _check_address(name: str, address: object) -> None:
 
 
 def _ip(address: Address) -> _IP:
-    return ipaddress.ip_address(address.host.partition("%")[0])
+    return ipaddress.ip_address(address.host)
 
 
 def _packed_ipv6(ip: _IP) -> bytes:

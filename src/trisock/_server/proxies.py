@@ -86,7 +86,7 @@ class TrustedProxies:
     def _trusts(self, peer: Address) -> bool:
         if is_unix_address(peer):
             return self._unix
-        ip = ipaddress.ip_address(peer.host.partition("%")[0])
+        ip = ipaddress.ip_address(peer.host)
         return any(ip in network for network in self._networks)
 
 
@@ -109,6 +109,8 @@ def _network(text: object) -> _Network:
     if not isinstance(text, str):
         raise TypeError(f"a trusted proxy must be a str, not {quoted(text)}")
     try:
+        if "%" in text:  # ipaddress would ignore the zone
+            raise ValueError
         network = ipaddress.ip_network(text)
     except ValueError:
         found = repr(text) if _NETWORK.fullmatch(text) else quoted(text)

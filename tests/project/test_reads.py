@@ -8,13 +8,14 @@ from collections.abc import AsyncIterator
 
 from helpers.reads import READS
 from trisock import Lines
+from trisock._net.message_receiving import MessageReceiver
 from trisock._net.receiving import BufferedReceiver
 
 
 def test_the_list_of_reads_has_every_read_method() -> None:
     methods = {
         name
-        for cls in (BufferedReceiver, Lines)
+        for cls in (BufferedReceiver, MessageReceiver, Lines)
         for name, function in vars(cls).items()
         if name == "__anext__" or _is_read(name, function)
     }

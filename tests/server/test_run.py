@@ -105,7 +105,6 @@ trisock.run(listener, handler, grace=0.1)
         await running.stop()
 
 
-@pytest.mark.skipif(not hasattr(trisock.Socket, "server"), reason="Socket.server is not there yet")
 async def test_run_returns_after_a_handler_has_stopped_its_server(tmp_path: Path) -> None:
     source = """
 async def handler(sock):

@@ -504,9 +504,9 @@ async def test_refused_connections_are_freed_without_the_collector(
             for chunk in (b"GET / HTTP/1.1\r\n", b"PROXY UNKNOWN\n", b"PROXY"):
                 with socket.create_connection(("127.0.0.1", server.port)) as raw:
                     raw.setblocking(False)
-                    while not [*server._handshakes]:
+                    while not opening(server):
                         await trio.lowlevel.checkpoint()
-                    (connection,) = server._handshakes
+                    (connection,) = opening(server)
                     references.append(weakref.ref(connection.transport.socket))
                     del connection
                     raw.send(chunk)

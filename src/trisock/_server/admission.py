@@ -84,11 +84,14 @@ class Admission:
                 raise TypeError(f"admit must return a bool, not {quoted(answer)}")
         except BaseException as exc:
             errors, rest = _guard.split_errors(_guard.stray_cancelled(exc) or exc)
-            if errors is not None:
-                self._failed.log(address, errors)
-            if rest is not None:
-                raise rest from None
-            return False
+            try:
+                if errors is not None:
+                    self._failed.log(address, errors)
+                if rest is not None:
+                    raise rest from None
+                return False
+            finally:
+                del errors, rest  # their tracebacks refer to this frame
         return answer
 
 

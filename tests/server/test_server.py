@@ -79,8 +79,8 @@ async def test_bind_with_bad_arguments_leaves_nothing_listening(
             ((listener, None), {}, TypeError, "a handler must be an async function"),
             (("80", echo), {}, TypeError, "a port must be an int"),
             ((0, echo), {"max_connections": 0}, ValueError, "1 or more"),
-            ((0, echo), {"max_connections": True}, TypeError, "int or None"),
-            ((0, echo), {"max_connections": 1.5}, TypeError, "int or None"),
+            ((0, echo), {"max_connections": True}, TypeError, "CapacityLimiter or None"),
+            ((0, echo), {"max_connections": 1.5}, TypeError, "CapacityLimiter or None"),
             ((0, echo), {"handshake_timeout": "x"}, TypeError, "handshake_timeout"),
             ((0, echo), {"https_compatible": None}, TypeError, "https_compatible must be"),
             ((0, echo), {"tls": "example.org"}, TypeError, "needs certificates, not a str"),
@@ -340,6 +340,15 @@ async def test_set_tls_applies_to_new_connections(authority: Authority) -> None:
                 assert client.tls is not None
                 assert other.tls is not None
                 assert client.tls.peer_certificate != other.tls.peer_certificate
+
+
+async def test_set_tls_fails_on_a_server_without_tls(server_tls: ServerTLS) -> None:
+    async with serving(echo) as s:
+        with pytest.raises(RuntimeError, match="bound with tls"):
+            s.server.set_tls(server_tls)
+        async with await s.connect() as client:
+            await client.send(b"still plain text")
+            assert await client.recv() == b"still plain text"
 
 
 async def test_bind_copies_the_list_of_certificates(authority: Authority) -> None:

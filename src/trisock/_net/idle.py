@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Protocol, TypeVar
@@ -34,10 +35,12 @@ class ServerState(Protocol):
     Attributes:
       closing: set when the server begins to stop.
       idle_deadlines: the deadlines of the reads that wait in an idle block.
+      counts: the counters of the server.
     """
 
     closing: trio.Event
     idle_deadlines: Deadlines[Connection]
+    counts: Counter[str]
 
 
 class IdleBlock(NotCopyable):

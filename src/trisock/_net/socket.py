@@ -15,6 +15,7 @@ import trio
 
 from .._address import Address
 from .._arguments import Buffer, check_bool, quoted, seconds_or_inf
+from .._errors import TLSError
 from .._not_copyable import NotCopyable
 from .._tls.info import TLSInfo
 from .._tls.roles import TLSArgument, resolve_role
@@ -158,7 +159,14 @@ class Socket(NotCopyable, MessageReceiver, Sender, trio.abc.HalfCloseableStream)
             connected_host=connection.connected_host,
             side=connection.side,
         )
-        return await connection.starttls(role, https_compatible=https_compatible, timeout=timeout)
+        try:
+            return await connection.starttls(
+                role, https_compatible=https_compatible, timeout=timeout
+            )
+        except TLSError:
+            if connection.server is not None:
+                connection.server.counts["failed_handshakes"] += 1
+            raise
 
     async def stoptls(self) -> None:
         """End TLS cleanly and continue in plain text.

@@ -15,9 +15,12 @@ from .._text import message_without_peer
 _logger = logging.getLogger("trisock.server")
 
 
-def is_server_closing(failure: BaseException) -> bool:
-    """Return whether the failure is ``ServerClosing``, alone or in a group: a normal end."""
-    return all(type(leaf) is ServerClosing for leaf in _guard.leaves(failure))
+def is_normal_end(connection: Connection, failure: BaseException) -> bool:
+    """Return whether a handler may end with this exception, alone or in a group.
+
+    Normal ends are ``ServerClosing``, and the peer's EOF between two messages.
+    """
+    return all(_is_normal(connection, leaf) for leaf in _guard.leaves(failure))
 
 
 def is_complete(connection: Connection, failure: BaseException) -> bool:
@@ -46,27 +49,40 @@ def log_or_raise(connection: Connection, failure: BaseException, counts: Counter
 
 def log(connection: Connection, errors: BaseException, counts: Counter[str]) -> None:
     """Log and count the ``Exception``, or the group, that a handler raised."""
-    leaves = [leaf for leaf in _guard.leaves(errors) if type(leaf) is not ServerClosing]
+    leaves = [leaf for leaf in _guard.leaves(errors) if not _is_normal(connection, leaf)]
+    extra = about(connection)
     if all(connection.caused(leaf) for leaf in leaves):
         counts["peer_errors"] += 1
         if not _guard.is_logged(_logger, logging.INFO):
             return
         why = "; ".join(dict.fromkeys(_reason(leaf) for leaf in leaves))
         message = "closed the connection with %s: %s"
-        _guard.log(_logger, logging.INFO, message, str(connection.peer), why)
+        _guard.log(_logger, logging.INFO, message, str(connection.peer), why, extra=extra)
     else:
         counts["handler_errors"] += 1
-        message = "the handler of %s failed"
-        _guard.log(_logger, logging.ERROR, message, str(connection.peer), exc_info=errors)
+        message, peer = "the handler of %s failed", str(connection.peer)
+        _guard.log(_logger, logging.ERROR, message, peer, exc_info=errors, extra=extra)
 
 
 def log_handshake(connection: Connection, exc: Exception) -> None:
     """Log a failed handshake of ``bind(tls=)``."""
+    extra = about(connection)
     if connection.caused(exc):
-        _guard.log(_logger, logging.INFO, "%s", _guard.text(exc))
+        _guard.log(_logger, logging.INFO, "%s", _guard.text(exc), extra=extra)
     else:
-        message = "the TLS handshake with %s failed"
-        _guard.log(_logger, logging.ERROR, message, str(connection.peer), exc_info=exc)
+        message, peer = "the TLS handshake with %s failed", str(connection.peer)
+        _guard.log(_logger, logging.ERROR, message, peer, exc_info=exc, extra=extra)
+
+
+def about(connection: Connection) -> dict[str, object]:
+    """Return the ``extra`` of a log record about a connection: ``record.peer``, an Address."""
+    return {"peer": connection.peer}
+
+
+def _is_normal(connection: Connection, leaf: BaseException) -> bool:
+    if type(leaf) is IncompleteReadError:
+        return leaf.at_boundary and connection.caused(leaf)
+    return type(leaf) is ServerClosing
 
 
 def _reason(exc: BaseException) -> str:

@@ -10,7 +10,8 @@ from .. import _guard
 from .._net.connection import Connection
 from .._net.deadlines import Deadlines
 from .._tls.roles import TLSRole
-from .handler_errors import log_handshake
+from .admission import Admission
+from .handler_errors import about, log_handshake
 from .proxies import ProxyHeaderError, TrustedProxies
 
 _logger = logging.getLogger("trisock.server")
@@ -22,11 +23,13 @@ class Opening:
     Args:
       tls: the TLS role of each connection, or ``None``.
       proxies: who must send a PROXY header first, or ``None``.
+      admission: which clients are refused, or ``None``.
       timeout: the maximum seconds for both together, or ``math.inf``.
       https_compatible: as in ``Socket.starttls``.
 
     Attributes:
       tls: the TLS role of later connections.
+      admission: which clients are refused.
       counts: the server's counters.
       deadlines: the deadlines of the connections that are being opened.
     """
@@ -35,12 +38,14 @@ class Opening:
         self,
         tls: TLSRole | None,
         proxies: TrustedProxies | None,
+        admission: Admission | None,
         timeout: float,
         *,
         https_compatible: bool,
     ) -> None:
         self.tls = tls
         self._proxies = proxies
+        self.admission = admission
         self._timeout = timeout
         self._https_compatible = https_compatible
         self.counts: Counter[str] = Counter()
@@ -49,6 +54,26 @@ class Opening:
     def is_empty(self) -> bool:
         """Return whether the handler is the first to read from a connection."""
         return self.tls is None and self._proxies is None
+
+    def refuses_early(self, connection: Connection) -> bool:
+        """Refuse a connection right after its accept, if its address is not admitted.
+
+        Behind a proxy, the client's address is not known yet: ``run`` asks for it.
+        """
+        return self._proxies is None and self._refuses(connection)
+
+    def _refuses(self, connection: Connection) -> bool:
+        """If the client is not admitted, reset its connection and return True."""
+        if self.admission is None:
+            return False
+        admitted = False
+        try:
+            admitted = self.admission.admit(connection)
+        finally:
+            if not admitted:
+                self.counts["refused"] += 1
+                connection.abort()
+        return not admitted
 
     def limit(self, timeout: float) -> None:
         """Limit the time of the openings that have no limit."""
@@ -60,7 +85,9 @@ class Opening:
         timeout = self._timeout
         self.deadlines.add(connection, timeout)
         try:
-            if self._proxies is not None and not await self._receive_header(connection):
+            if self._proxies is not None and not (
+                await self._receive_header(connection) and not self._refuses(connection)
+            ):
                 return False
             # From here on, connection.peer is the client's address, also behind a proxy.
             return self.tls is None or await self._handshake(connection, self.tls)
@@ -78,7 +105,14 @@ class Opening:
         except ProxyHeaderError as exc:
             self.counts[exc.counter] += 1
             message = "refused the connection with %s: %s"
-            _guard.log(_logger, logging.INFO, message, str(connection.peer), str(exc))
+            _guard.log(
+                _logger,
+                logging.INFO,
+                message,
+                str(connection.peer),
+                str(exc),
+                extra=about(connection),
+            )
             connection.abort()
             return False
         return True

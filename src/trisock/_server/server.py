@@ -15,12 +15,13 @@ from .._arguments import Buffer, bytes_view, check_bool, quoted, seconds_or_inf
 from .._net.connection import Connection
 from .._net.deadlines import Deadlines
 from .._net.idle import FRESH_SECONDS
-from .._net.socket import Socket, new_socket
+from .._net.socket import Socket, connection_of, new_socket
 from .._not_copyable import NotCopyable
 from .._tls.roles import ClientTLS, TLSArgument, TLSRole, resolve_role
 from .accepting import Acceptor
+from .admission import Admission
 from .broadcast import Broadcast
-from .handler_errors import is_complete, is_server_closing, log, log_or_raise
+from .handler_errors import is_complete, is_normal_end, log, log_or_raise
 from .listener import Listener, listen, take_over
 from .listening import ListeningSockets
 from .opening import Opening
@@ -42,7 +43,9 @@ async def bind(
     *,
     host: str | None = None,
     tls: TLSArgument | None = None,
-    max_connections: int | None = None,
+    max_connections: int | trio.CapacityLimiter | None = None,
+    max_connections_per_host: int | None = None,
+    admit: Callable[[Address], bool] | None = None,
     trusted_proxies: Iterable[str] | None = None,
     handshake_timeout: float | None = 60,
     https_compatible: bool = False,
@@ -78,7 +81,19 @@ async def bind(
         before ``accept(2)`` until its handler has ended. Further connections wait in the listener's
         backlog. In addition, the same number of connections may be closing, for at most 2 seconds
         each. So a limit of 1,000 needs memory for 2,000 connections, and clients that never close
-        can open 2,000 connections every 2 seconds. ``None``: no limit.
+        can open 2,000 connections every 2 seconds. Servers that get the same
+        ``trio.CapacityLimiter`` share its limit; the program may change ``total_tokens`` at any
+        time. ``None``: no limit.
+      max_connections_per_host: the maximum number of connections of one host, until they are
+        closed. A host is an IPv4 address or an IPv6 network (/64); a link-local address is a host
+        of its own. Clients of a Unix socket have no host, and no such limit. A further connection
+        is reset at once and holds no slot. ``None``: no limit.
+      admit: a plain function that takes the client's ``Address`` and returns whether it may
+        connect. It must not block. If it returns False or raises, the connection is reset at once
+        and holds no slot. It is called only for clients that are within
+        ``max_connections_per_host``. Behind a proxy, both use the address in the PROXY header, as
+        soon as it has come. ``stats().refused`` counts these connections. The log gets at most one
+        line a minute about full hosts, at INFO, and one about an ``admit`` that raises, at ERROR.
       trusted_proxies: the proxies in front of the server, such as HAProxy: networks
         (``"10.0.0.0/8"``), addresses (``"::1"``) or ``"unix"``. Each connection must then begin
         with a header of the PROXY protocol (version 1 or 2), before TLS. ``getpeer``, ``getlocal``
@@ -103,12 +118,10 @@ async def bind(
         raise TypeError(f"a server needs a trio.Nursery, not {quoted(nursery)}")
     if not callable(handler):
         raise TypeError(f"a handler must be an async function, not {quoted(handler)}")
-    if max_connections is not None:
-        if not isinstance(max_connections, int) or isinstance(max_connections, bool):
-            found = quoted(max_connections)
-            raise TypeError(f"max_connections must be an int or None, not {found}")
-        if max_connections < 1:
-            raise ValueError(f"max_connections must be 1 or more, not {quoted(max_connections)}")
+    slots = None if max_connections is None else Slots(max_connections)
+    admission = None
+    if max_connections_per_host is not None or admit is not None:
+        admission = Admission(max_connections_per_host, admit)
     role = None if tls is None else _server_role(tls)
     proxies = None if trusted_proxies is None else TrustedProxies(trusted_proxies)
     timeout = seconds_or_inf("handshake_timeout", handshake_timeout)
@@ -119,8 +132,8 @@ async def bind(
         listener = port_or_listener
     else:
         listener = await listen(port_or_listener, host=host, backlog=backlog, reuse_port=reuse_port)
-    opening = Opening(role, proxies, timeout, https_compatible=https_compatible)
-    server = Server(take_over(listener), handler, opening, max_connections)
+    opening = Opening(role, proxies, admission, timeout, https_compatible=https_compatible)
+    server = Server(take_over(listener), handler, opening, slots)
     try:
         if listener is port_or_listener:  # otherwise listen was the checkpoint
             await trio.lowlevel.checkpoint()
@@ -146,7 +159,7 @@ class Server(NotCopyable):
 
     Attributes:
       closing: a ``trio.Event``, set when the server begins to stop: it lets no new clients in.
-      idle_deadlines: for the library's own use.
+      idle_deadlines, counts: for the library's own use.
 
     Invariant: a connection is in ``_connections`` exactly while its handler runs. ``broadcast``
     sends to these connections. ``_accept_scope.deadline`` is the time at which ``closing`` is set,
@@ -158,15 +171,15 @@ class Server(NotCopyable):
         listening: ListeningSockets,
         handler: Handler,
         opening: Opening,
-        max_connections: int | None,
+        slots: Slots | None,
     ) -> None:
         self._listening = listening
         self._handler = handler
         self._opening = opening
-        self._slots = None if max_connections is None else Slots(max_connections)
+        self._slots = slots
         self._connections: dict[Connection, Socket] = {}
         self.idle_deadlines = Deadlines(_interrupt_idle_read)
-        self._counts = opening.counts
+        self.counts = opening.counts
         self._accept_scope = trio.CancelScope()
         self._handler_scope = trio.CancelScope()
         self._handler_nursery: trio.Nursery | None = None
@@ -179,7 +192,7 @@ class Server(NotCopyable):
             "closed" if self._closed.is_set() else "closing" if self.closing.is_set() else "open"
         )
         where = ", ".join(map(str, self.addresses))
-        return f"<trisock.Server {where} {state}, {self._counts['active']} connections>"
+        return f"<trisock.Server {where} {state}, {self.counts['active']} connections>"
 
     @property
     def port(self) -> int:
@@ -198,14 +211,18 @@ class Server(NotCopyable):
 
     def stats(self) -> ServerStats:
         """Return the counters."""
-        return ServerStats(dropped=self._listening.dropped, **self._counts)
+        return ServerStats(dropped=self._listening.dropped, **self.counts)
 
     def set_tls(self, tls: TLSArgument) -> None:
         """Use other certificates (or other TLS settings) for new connections.
 
         Raises TypeError or ValueError if ``tls`` is invalid or ``None``: a server does not fall
-        back to plain text. If this raises, nothing changes.
+        back to plain text. Raises RuntimeError if the server was not bound with ``tls``: its
+        connections start in plain text, and ``starttls`` has the handler's own role. If this
+        raises, nothing changes.
         """
+        if self._opening.tls is None:
+            raise RuntimeError("set_tls needs a server that was bound with tls")
         self._opening.tls = _server_role(tls)
 
     @property
@@ -262,8 +279,10 @@ class Server(NotCopyable):
         """
         await self._closed.wait()
 
-    async def broadcast(self, data: Buffer, *, timeout: float = 10) -> int:
-        """Send the same data to all connections that are open now, concurrently.
+    async def broadcast(
+        self, data: Buffer, *, to: Iterable[Socket] | None = None, timeout: float = 10
+    ) -> int:
+        """Send the same data to many connections of this server, concurrently.
 
         If a handler's send is in progress, the broadcast first waits for the end of this send, and
         thus never splits a handler's message. If the wait takes longer than ``timeout`` seconds,
@@ -279,12 +298,17 @@ class Server(NotCopyable):
 
         Args:
           data: the data to send. Mutable data is copied.
+          to: the sockets to send to, such as the members of a chat room. Closed sockets and those
+            of other servers are skipped, and a duplicate is sent to once. ``None``: all connections
+            that are open now.
           timeout: seconds to wait for the handler's send, and again for the broadcast's own send.
             With ``math.inf``, a client that does not read blocks the call, and so does a handler's
             ``send_file`` from a pipe that is silent.
 
         Returns: the number of connections to which all of the data was sent (to the kernel's
         buffers).
+
+        Raises TypeError if ``to`` has anything but Sockets. Then nothing is sent.
 
         If this is cancelled before it begins, nothing is sent. After that, the call is shielded
         from cancellation (for at most twice ``timeout``), because a message that is cut short makes
@@ -294,8 +318,9 @@ class Server(NotCopyable):
         """
         content = bytes(bytes_view(data))
         limit = seconds_or_inf("timeout", timeout)
+        members = self._connections if to is None else self._members(to)
         await trio.lowlevel.checkpoint_if_cancelled()
-        targets = [(each, each.generation) for each in self._connections if not each.is_reserved()]
+        targets = [(each, each.generation) for each in members if not each.is_reserved()]
         if not targets:
             await trio.lowlevel.cancel_shielded_checkpoint()
             return 0
@@ -311,10 +336,23 @@ class Server(NotCopyable):
             broadcast.scope.cancel()
             raise
         finally:
-            self._counts["aborted"] += broadcast.aborted
+            self.counts["aborted"] += broadcast.aborted
         if broadcast.failure is not None:
             raise broadcast.failure
         return broadcast.delivered
+
+    def _members(self, socks: Iterable[Socket]) -> dict[Connection, None]:
+        """Return the connections of these sockets that this server has, each once."""
+        if not isinstance(socks, Iterable):
+            raise TypeError(f"to must be an iterable of Sockets, not {quoted(socks)}")
+        found: dict[Connection, None] = {}
+        for sock in socks:
+            if not isinstance(sock, Socket):
+                raise TypeError(f"to must have only Sockets, not {quoted(sock)}")
+            connection = connection_of(sock)
+            if connection in self._connections:
+                found[connection] = None
+        return found
 
     # ---- the server's task ----
 
@@ -354,8 +392,22 @@ class Server(NotCopyable):
 
     def _start(self, connection: Connection) -> None:
         """Start a task for a connection."""
+        if self._opening.admission is not None and self._refuses(connection):
+            return
         assert self._handler_nursery is not None
         self._handler_nursery.start_soon(self._serve, connection)
+
+    def _refuses(self, connection: Connection) -> bool:
+        """Refuse a connection if its address is not admitted. Then it holds no slot and no task."""
+        refused = True
+        try:
+            refused = self._opening.refuses_early(connection)
+        finally:
+            if refused:
+                self.counts["accepted"] += 1
+                if self._slots is not None:
+                    self._slots.release()
+        return refused
 
     async def _serve(self, connection: Connection) -> None:
         """Serve one connection, from its accept until its handler has ended.
@@ -365,8 +417,8 @@ class Server(NotCopyable):
         task. (A cancel scope around each handler would limit the effect to the handler, but would
         cost an eighth of the memory of an idle connection.)
         """
-        self._counts["accepted"] += 1
-        self._counts["active"] += 1
+        self.counts["accepted"] += 1
+        self.counts["active"] += 1
         failure: BaseException | None = None
         try:
             if self._opening.is_empty() or await self._opening.run(connection):
@@ -379,11 +431,11 @@ class Server(NotCopyable):
                 finally:
                     del self._connections[connection]
         except BaseException as exc:
-            failure = None if is_server_closing(exc) else exc
+            failure = None if is_normal_end(connection, exc) else exc
         deadline = trio.current_effective_deadline()
         # A finite deadline may come from a cancel scope that the handler entered but never exited.
         if failure is None and deadline == math.inf and connection.close_if_drained():
-            self._counts["active"] -= 1
+            self._forget(connection)
             if self._slots is not None:
                 self._slots.release()
         else:
@@ -405,11 +457,11 @@ class Server(NotCopyable):
             try:
                 if failure is not None:
                     complete = is_complete(connection, failure)
-                    log_or_raise(connection, failure, self._counts)
+                    log_or_raise(connection, failure, self.counts)
                 elif deadline < math.inf and deadline < trio.current_effective_deadline():
                     complete = False
                     why = RuntimeError("the handler left a cancel scope open")
-                    log(connection, why, self._counts)
+                    log(connection, why, self.counts)
             finally:
                 # Everything that a handler sent arrives, even if the handler failed. But after a
                 # failure we send no close_notify, which would claim that nothing is missing. If the
@@ -418,8 +470,14 @@ class Server(NotCopyable):
                 with contextlib.nullcontext() if slots is None else slots.while_closing():
                     await connection.close(complete=complete)
         finally:
-            self._counts["active"] -= 1
+            self._forget(connection)
             del failure
+
+    def _forget(self, connection: Connection) -> None:
+        """Stop counting a connection: it is closed."""
+        self.counts["active"] -= 1
+        if self._opening.admission is not None:
+            self._opening.admission.release(connection)
 
 
 def _interrupt_idle_read(connection: Connection, _: float) -> None:

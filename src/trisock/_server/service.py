@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypedDict, cast
 import trio
 
 from .. import _fork, _guard
+from .._address import Address
 from .._arguments import quoted, seconds_or_inf
 from .._not_copyable import NotCopyable
 from .._tls.roles import ServerTLS, TLSArgument, parse_role
@@ -36,7 +37,9 @@ class BindOptions(TypedDict, total=False):
 
     host: str | None
     tls: TLSArgument | None
-    max_connections: int | None
+    max_connections: int | trio.CapacityLimiter | None
+    max_connections_per_host: int | None
+    admit: Callable[[Address], bool] | None
     trusted_proxies: Iterable[str] | None
     handshake_timeout: float | None
     https_compatible: bool

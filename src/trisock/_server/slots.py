@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Iterator
 
 import trio
 
+from .._arguments import quoted
+
+
+class _Closing:
+    """The closing connections of all servers that share one limiter.
+
+    Invariant: ``in_use`` counts the closing slots in use. ``waiting`` has an entry for each closing
+    connection that still holds a normal slot, oldest first.
+    """
+
+    def __init__(self) -> None:
+        self.in_use = 0
+        self.waiting: dict[object, Slots] = {}
+
+
+_closing_of: weakref.WeakKeyDictionary[trio.CapacityLimiter, _Closing] = weakref.WeakKeyDictionary()
+
 
 class Slots:
-    """``limit`` slots for connections, and ``limit`` closing slots for those that are closing.
+    """Slots for connections, and as many closing slots for those that are closing.
 
     A close may wait up to two seconds for its peer, and the wait costs the peer nothing. To keep
     slots free for other peers, a connection that starts to close releases its slot and moves to a
@@ -17,28 +35,44 @@ class Slots:
     (If we closed the oldest connection immediately instead, a burst of hostile clients would
     destroy responses to honest ones.)
 
-    Invariant: ``_closing`` counts the closing slots in use, at most ``limit``. ``_holding`` has an
-    entry for each closing connection that still holds a normal slot, oldest first. It is empty
-    unless ``_closing`` equals ``limit``.
+    Args:
+      limit: the number of slots, or a limiter. Servers with the same limiter share its slots, and
+        also the closing slots. The program may change ``total_tokens`` at any time.
+
+    Raises TypeError or ValueError if ``limit`` is invalid.
+
+    Invariant: ``_borrowers`` has one entry for each slot in use. (A borrower may hold only one
+    token of a limiter. The slots are alike, so it does not matter which borrower is released.)
     """
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._free = trio.Semaphore(limit)
-        self._closing = 0
-        self._holding: dict[object, None] = {}
+    def __init__(self, limit: int | trio.CapacityLimiter) -> None:
+        if isinstance(limit, trio.CapacityLimiter):
+            self._limiter = limit
+        elif not isinstance(limit, int) or isinstance(limit, bool):
+            wanted = "an int, a trio.CapacityLimiter or None"
+            raise TypeError(f"max_connections must be {wanted}, not {quoted(limit)}")
+        elif limit < 1:
+            raise ValueError(f"max_connections must be 1 or more, not {quoted(limit)}")
+        else:
+            self._limiter = trio.CapacityLimiter(limit)
+        self._closing = _closing_of.setdefault(self._limiter, _Closing())
+        self._borrowers: list[object] = []
 
     def acquire_nowait(self) -> None:
         """Acquire a slot, or raise ``trio.WouldBlock``."""
-        self._free.acquire_nowait()
+        borrower = object()
+        self._limiter.acquire_on_behalf_of_nowait(borrower)
+        self._borrowers.append(borrower)
 
     async def acquire(self) -> None:
         """Acquire a slot. Wait if none is free."""
-        await self._free.acquire()
+        borrower = object()
+        await self._limiter.acquire_on_behalf_of(borrower)
+        self._borrowers.append(borrower)
 
     def release(self) -> None:
         """Release a slot."""
-        self._free.release()
+        self._limiter.release_on_behalf_of(self._borrowers.pop())
 
     @contextlib.contextmanager
     def while_closing(self) -> Iterator[None]:
@@ -47,20 +81,24 @@ class Slots:
         If a closing slot is free, the slot is released at the start. Otherwise it is released when
         another connection leaves a closing slot, or at the end of the block.
         """
+        closing = self._closing
         close = object()
-        if self._closing < self._limit:
-            self._closing += 1
-            self._free.release()
-        else:
-            self._holding[close] = None
+        closing.waiting[close] = self
+        self._fill_closing_slots()
         try:
             yield
         finally:
-            if close in self._holding:
-                del self._holding[close]
-                self._free.release()
-            elif self._holding:  # the oldest entry takes our closing slot and releases its own slot
-                del self._holding[next(iter(self._holding))]
-                self._free.release()
+            if close in closing.waiting:
+                del closing.waiting[close]
+                self.release()
             else:
-                self._closing -= 1
+                closing.in_use -= 1
+                self._fill_closing_slots()
+
+    def _fill_closing_slots(self) -> None:
+        """Move the oldest closing connections to the closing slots that are free."""
+        closing = self._closing
+        while closing.waiting and closing.in_use < self._limiter.total_tokens:
+            slots = closing.waiting.pop(next(iter(closing.waiting)))
+            closing.in_use += 1
+            slots.release()

@@ -26,7 +26,8 @@ from .tls_stream import TLSStream
 from .transport import Transport
 
 if TYPE_CHECKING:
-    from .idle import IdleBlock, ServerState
+    from .idle import IdleBlock
+    from .server_state import ServerState
 
 Side = Literal["client", "server"]
 
@@ -64,7 +65,7 @@ class Connection:
         sets it to 0, except a read of an item from a batch (of lines or frames). So while there is
         a batch, every send is a schedule point.
       sending_file: the cancel scope of a running ``send_file``. A close cancels this scope.
-      server: the ``Server`` that has accepted the connection, if any.
+      server_state: what the server shares with the connection, if a server has accepted it.
     """
 
     __slots__ = (
@@ -82,7 +83,7 @@ class Connection:
         "send_credit",
         "sending",
         "sending_file",
-        "server",
+        "server_state",
         "side",
         "state",
         "tls",
@@ -110,7 +111,7 @@ class Connection:
         self.sending = SendLock("sending on", self.transport)
         self.send_credit = 0
         self.sending_file: trio.CancelScope | None = None
-        self.server: ServerState | None = None
+        self.server_state: ServerState | None = None
         self.idle: IdleBlock | None = None
         self.in_idle_read = False
         self.fresh_until = 0.0

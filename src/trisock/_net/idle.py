@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import trio
 
@@ -19,7 +18,6 @@ from .._errors import IdleTimeoutError, ServerClosing
 from .._not_copyable import NotCopyable
 from .._text import set_message
 from .connection import Connection
-from .deadlines import Deadlines
 from .descriptor import ReadInterrupted
 
 ResultT = TypeVar("ResultT")
@@ -27,20 +25,6 @@ ResultT = TypeVar("ResultT")
 # A connection from which nothing has come yet is not idle for so many seconds, because its request
 # is on the way. (Go's http.Server.Shutdown has the same rule.)
 FRESH_SECONDS = 5
-
-
-class ServerState(Protocol):
-    """What a connection knows of its server.
-
-    Attributes:
-      closing: set when the server begins to stop.
-      idle_deadlines: the deadlines of the reads that wait in an idle block.
-      counts: the counters of the server.
-    """
-
-    closing: trio.Event
-    idle_deadlines: Deadlines[Connection]
-    counts: Counter[str]
 
 
 class IdleBlock(NotCopyable):
@@ -113,7 +97,7 @@ async def receive_idle(connection: Connection, block: IdleBlock) -> bytes:
         block.begin()
     timeout = block.timeout()
     deadline = math.inf if timeout == math.inf else trio.current_time() + timeout
-    server = connection.server
+    server = connection.server_state
     connection.in_idle_read = True
     try:
         while True:

@@ -164,8 +164,8 @@ class Socket(NotCopyable, MessageReceiver, Sender, trio.abc.HalfCloseableStream)
                 role, https_compatible=https_compatible, timeout=timeout
             )
         except TLSError:
-            if connection.server is not None:
-                connection.server.counts["failed_handshakes"] += 1
+            if connection.server_state is not None:
+                connection.server_state.counts["failed_handshakes"] += 1
             raise
 
     async def stoptls(self) -> None:
@@ -191,7 +191,8 @@ class Socket(NotCopyable, MessageReceiver, Sender, trio.abc.HalfCloseableStream)
     @property
     def server(self) -> Server | None:
         """The ``Server`` whose handler has this socket, or ``None``."""
-        return cast("Server | None", self._connection.server)
+        state = self._connection.server_state
+        return None if state is None else cast("Server | None", state.server())
 
     def idle(self, timeout: float | None = None) -> IdleBlock:
         """Return a context manager for the time in which a handler waits for the next request.

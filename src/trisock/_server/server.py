@@ -13,8 +13,8 @@ from .. import _fork
 from .._address import Address
 from .._arguments import Buffer, bytes_view, check_bool, quoted, seconds_or_inf
 from .._net.connection import Connection
-from .._net.deadlines import Deadlines
 from .._net.idle import FRESH_SECONDS
+from .._net.server_state import ServerState
 from .._net.socket import Socket, connection_of, new_socket
 from .._not_copyable import NotCopyable
 from .._tls.roles import ClientTLS, TLSArgument, TLSRole, resolve_role
@@ -159,7 +159,6 @@ class Server(NotCopyable):
 
     Attributes:
       closing: a ``trio.Event``, set when the server begins to stop: it lets no new clients in.
-      idle_deadlines, counts: for the library's own use.
 
     Invariant: a connection is in ``_connections`` exactly while its handler runs. ``broadcast``
     sends to these connections. ``_accept_scope.deadline`` is the time at which ``closing`` is set,
@@ -178,21 +177,21 @@ class Server(NotCopyable):
         self._opening = opening
         self._slots = slots
         self._connections: dict[Connection, Socket] = {}
-        self.idle_deadlines = Deadlines(_interrupt_idle_read)
-        self.counts = opening.counts
+        self._state = ServerState(self)
+        self._counts = opening.counts = self._state.counts
         self._accept_scope = trio.CancelScope()
         self._handler_scope = trio.CancelScope()
         self._handler_nursery: trio.Nursery | None = None
         self._ready = True
         self._closed = trio.Event()
-        self.closing = trio.Event()
+        self.closing = self._state.closing
 
     def __repr__(self) -> str:
         state = (
             "closed" if self._closed.is_set() else "closing" if self.closing.is_set() else "open"
         )
         where = ", ".join(map(str, self.addresses))
-        return f"<trisock.Server {where} {state}, {self.counts['active']} connections>"
+        return f"<trisock.Server {where} {state}, {self._counts['active']} connections>"
 
     @property
     def port(self) -> int:
@@ -211,7 +210,7 @@ class Server(NotCopyable):
 
     def stats(self) -> ServerStats:
         """Return the counters."""
-        return ServerStats(dropped=self._listening.dropped, **self.counts)
+        return ServerStats(dropped=self._listening.dropped, **self._counts)
 
     def set_tls(self, tls: TLSArgument) -> None:
         """Use other certificates (or other TLS settings) for new connections.
@@ -336,7 +335,7 @@ class Server(NotCopyable):
             broadcast.scope.cancel()
             raise
         finally:
-            self.counts["aborted"] += broadcast.aborted
+            self._counts["aborted"] += broadcast.aborted
         if broadcast.failure is not None:
             raise broadcast.failure
         return broadcast.delivered
@@ -361,7 +360,7 @@ class Server(NotCopyable):
             with self._handler_scope:
                 async with trio.open_nursery() as background:
                     background.start_soon(self._opening.deadlines.run)
-                    background.start_soon(self.idle_deadlines.run)
+                    background.start_soon(self._state.idle_deadlines.run)
                     async with trio.open_nursery() as self._handler_nursery:
                         await self._accept(background)
                     background.cancel_scope.cancel()
@@ -404,7 +403,7 @@ class Server(NotCopyable):
             refused = self._opening.refuses_early(connection)
         finally:
             if refused:
-                self.counts["accepted"] += 1
+                self._counts["accepted"] += 1
                 if self._slots is not None:
                     self._slots.release()
         return refused
@@ -417,12 +416,12 @@ class Server(NotCopyable):
         task. (A cancel scope around each handler would limit the effect to the handler, but would
         cost an eighth of the memory of an idle connection.)
         """
-        self.counts["accepted"] += 1
-        self.counts["active"] += 1
+        self._counts["accepted"] += 1
+        self._counts["active"] += 1
         failure: BaseException | None = None
         try:
             if self._opening.is_empty() or await self._opening.run(connection):
-                connection.server = self
+                connection.server_state = self._state
                 connection.fresh_until = trio.current_time() + FRESH_SECONDS
                 sock = new_socket(connection)
                 self._connections[connection] = sock
@@ -457,11 +456,11 @@ class Server(NotCopyable):
             try:
                 if failure is not None:
                     complete = is_complete(connection, failure)
-                    log_or_raise(connection, failure, self.counts)
+                    log_or_raise(connection, failure, self._counts)
                 elif deadline < math.inf and deadline < trio.current_effective_deadline():
                     complete = False
                     why = RuntimeError("the handler left a cancel scope open")
-                    log(connection, why, self.counts)
+                    log(connection, why, self._counts)
             finally:
                 # Everything that a handler sent arrives, even if the handler failed. But after a
                 # failure we send no close_notify, which would claim that nothing is missing. If the
@@ -475,10 +474,6 @@ class Server(NotCopyable):
 
     def _forget(self, connection: Connection) -> None:
         """Stop counting a connection: it is closed."""
-        self.counts["active"] -= 1
+        self._counts["active"] -= 1
         if self._opening.admission is not None:
             self._opening.admission.release(connection)
-
-
-def _interrupt_idle_read(connection: Connection, _: float) -> None:
-    connection.interrupt_idle_read()

@@ -126,3 +126,14 @@ async def test_a_hard_stop_gives_all_slots_back(how: str) -> None:
     assert limiter.borrowed_tokens == 0
     for client in clients:
         client.abort()
+
+
+async def test_a_close_without_a_closing_slot_releases_its_slot_at_its_end() -> None:
+    limiter = trio.CapacityLimiter(1)
+    slots = Slots(limiter)
+    slots.acquire_nowait()
+    with slots.while_closing():
+        slots.acquire_nowait()
+        with slots.while_closing():
+            assert limiter.borrowed_tokens == 1
+        assert limiter.borrowed_tokens == 0

@@ -320,7 +320,7 @@ async def test_a_refused_connection_is_reset_for_a_forked_child_too() -> None:
             while not opening(server):
                 await trio.lowlevel.checkpoint()
             (connection,) = opening(server)
-            with socket.fromfd(connection.fileno(), socket.AF_INET, socket.SOCK_STREAM):
+            with socket.fromfd(connection.socket.fileno(), socket.AF_INET, socket.SOCK_STREAM):
                 raw.send(b"GET /")
                 await trio.lowlevel.wait_readable(raw)
                 with pytest.raises(ConnectionResetError):

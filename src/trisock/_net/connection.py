@@ -122,11 +122,6 @@ class Connection:
     # ---- information ----
 
     @property
-    def stream(self) -> trio.SocketStream:
-        """The underlying Trio stream."""
-        return self.transport.stream
-
-    @property
     def socket(self) -> trio.socket.SocketType:
         """The underlying Trio socket."""
         return self.transport.socket
@@ -142,10 +137,6 @@ class Connection:
         if isinstance(self._local, Address):
             return self._local
         return address_from_sockaddr(self.socket.family, self._local)
-
-    def fileno(self) -> int:
-        """Return the file descriptor, or -1 once it is closed."""
-        return self.socket.fileno()
 
     def is_open(self) -> bool:
         """Return whether data is unread or may still arrive."""
@@ -405,7 +396,7 @@ class Connection:
         if self.transport.closing:  # already closed, or being closed by another task
             try:
                 await trio.lowlevel.checkpoint()
-                if self.fileno() >= 0:
+                if self.socket.fileno() >= 0:
                     if self._closed is None:
                         self._closed = trio.Event()
                     await self._closed.wait()
@@ -445,7 +436,7 @@ class Connection:
         has already ended its side (row tls-handshakes).
         """
         if self.transport.closing:
-            return self.fileno() < 0
+            return self.socket.fileno() < 0
         if self.reading.in_use or self.sending.locked:
             return False
         if self.tls is None:

@@ -284,7 +284,7 @@ class Socket(NotCopyable, MessageReceiver, Sender, trio.abc.HalfCloseableStream)
 
         Reading from it or writing to it breaks the Socket.
         """
-        return self._connection.stream
+        return self._connection.transport.stream
 
     @property
     def socket(self) -> trio.socket.SocketType:
@@ -355,7 +355,7 @@ class Socket(NotCopyable, MessageReceiver, Sender, trio.abc.HalfCloseableStream)
 
     def fileno(self) -> int:
         """Return the file descriptor, or -1 once it is closed."""
-        return self._connection.fileno()
+        return self._connection.socket.fileno()
 
     @overload
     def setsockopt(self, level: int, option: int, value: int | Buffer) -> None: ...

@@ -420,6 +420,7 @@ def test_sigquit_ends_connections_and_calls_worker_int_once(
             if term_first:
                 worker.handle_exit(signal.SIGTERM, None)
             worker.handle_quit(signal.SIGQUIT, None)
+            worker.handle_exit(signal.SIGTERM, None)
             worker.handle_quit(signal.SIGINT, None)
             assert await sock.recv() == b""
 
@@ -499,6 +500,7 @@ def test_sigabrt_ends_the_worker_wherever_it_is(
     where: str, make_worker: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     hooks: list[object] = []
+    cleanups: list[str] = []
 
     def abort() -> None:
         worker.handle_abort(signal.SIGABRT, sys._getframe())
@@ -513,7 +515,13 @@ def test_sigabrt_ends_the_worker_wherever_it_is(
             trio.lowlevel.current_trio_token().run_sync_soon(abort)
         elif where == "task of the lifespan":
             abort()
-        await ask(worker)
+        with trio.CancelScope(shield=True):
+            await ask(worker)
+        try:
+            await trio.sleep(10)
+        except trio.Cancelled:
+            cleanups.append(where)
+            raise
 
     worker = make_worker(handler, worker_abort=hooks.append)
     with pytest.raises(SystemExit) as raised:
@@ -523,6 +531,7 @@ def test_sigabrt_ends_the_worker_wherever_it_is(
     assert "was aborted (SIGABRT) here:" in caplog.text
     assert "in abort" in caplog.text
     assert "ended" not in caplog.text
+    assert cleanups == ([] if where == "task of the lifespan" else [where])
 
 
 def test_an_aborted_worker_exits_though_its_program_raises(make_worker: Any) -> None:

@@ -1,4 +1,4 @@
-"""TrioWorker in a real gunicorn. ``tests/interop/test_gunicorn_signals.py`` has the longer tests."""
+"""TrioWorker in a real gunicorn. ``interop/test_gunicorn_signals.py`` has the longer tests."""
 
 from __future__ import annotations
 

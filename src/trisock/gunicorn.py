@@ -209,8 +209,6 @@ class TrioWorker(Worker):
                 https_compatible=app.https_compatible,
             )
             self.booted = True
-            if not self.alive:
-                self._stop()
 
     async def _count_and_handle(self, sock: Socket) -> None:
         self.nr += 1

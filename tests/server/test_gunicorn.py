@@ -1,4 +1,4 @@
-"""TrioWorker in a real gunicorn. ``tests/interop/test_gunicorn_signals.py`` has longer tests."""
+"""TrioWorker in a real gunicorn. ``interop/test_gunicorn_signals.py`` has the longer tests."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ async def test_a_hup_replaces_all_workers_and_loses_no_request(tmp_path: Path) -
                 await master.exited(pid)
             await load.answered(new)
     assert load.answers.keys() == {*old, *new}
+    assert not master.found("RuntimeWarning")  # Trio's, if gunicorn keeps the wakeup descriptor
 
 
 async def test_an_aborted_worker_logs_where_it_was_and_is_replaced(tmp_path: Path) -> None:

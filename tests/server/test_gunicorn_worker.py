@@ -351,8 +351,16 @@ def test_an_error_of_the_lifespan_is_raised(make_worker: Any) -> None:
 # ---- stopping ----
 
 
-def test_a_stopping_worker_closes_its_listening_sockets_at_once(make_worker: Any) -> None:
+def copies_of(sock: socket.socket) -> int:
+    """Return how many descriptors of this process are the same socket."""
+    name = f"socket:[{os.fstat(sock.fileno()).st_ino}]"
+    links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+    return sum(os.path.islink(link) and os.readlink(link) == name for link in links)
+
+
+def test_a_stopping_worker_leaves_new_clients_to_its_siblings(make_worker: Any) -> None:
     worker = make_worker(echo)
+    sibling = worker.sockets[0].dup()
 
     async def client() -> None:
         async with await trisock.connect(*worker.test_address) as sock:
@@ -360,14 +368,16 @@ def test_a_stopping_worker_closes_its_listening_sockets_at_once(make_worker: Any
             assert await sock.recv() == b"one\n"
             for _ in range(3):  # the master sends SIGTERM again and again
                 worker.handle_exit(signal.SIGTERM, None)
-            while worker._server is None or not worker._server.closing.is_set():
+            while copies_of(sibling) > 1:
                 await trio.lowlevel.checkpoint()
-            with pytest.raises(ConnectionRefusedError):
-                await trisock.connect(*worker.test_address)
-            await sock.send(b"two\n")  # the grace
+            async with await trisock.connect(*worker.test_address):
+                sibling.accept()[0].close()
+            await sock.send(b"two\n")  # within the grace
             assert await sock.recv() == b"two\n"
 
-    serve(worker, client)
+    with sibling:
+        sibling.settimeout(10)
+        serve(worker, client)
     assert not worker.alive
 
 
@@ -420,6 +430,7 @@ def test_sigquit_ends_connections_and_calls_worker_int_once(
             if term_first:
                 worker.handle_exit(signal.SIGTERM, None)
             worker.handle_quit(signal.SIGQUIT, None)
+            worker.handle_exit(signal.SIGTERM, None)
             worker.handle_quit(signal.SIGINT, None)
             assert await sock.recv() == b""
 
@@ -499,6 +510,7 @@ def test_sigabrt_ends_the_worker_wherever_it_is(
     where: str, make_worker: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     hooks: list[object] = []
+    cleanups: list[str] = []
 
     def abort() -> None:
         worker.handle_abort(signal.SIGABRT, sys._getframe())
@@ -513,7 +525,13 @@ def test_sigabrt_ends_the_worker_wherever_it_is(
             trio.lowlevel.current_trio_token().run_sync_soon(abort)
         elif where == "task of the lifespan":
             abort()
-        await ask(worker)
+        with trio.CancelScope(shield=True):
+            await ask(worker)
+        try:
+            await trio.sleep(10)
+        except trio.Cancelled:
+            cleanups.append(where)
+            raise
 
     worker = make_worker(handler, worker_abort=hooks.append)
     with pytest.raises(SystemExit) as raised:
@@ -523,6 +541,7 @@ def test_sigabrt_ends_the_worker_wherever_it_is(
     assert "was aborted (SIGABRT) here:" in caplog.text
     assert "in abort" in caplog.text
     assert "ended" not in caplog.text
+    assert cleanups == ([] if where == "task of the lifespan" else [where])
 
 
 def test_an_aborted_worker_exits_though_its_program_raises(make_worker: Any) -> None:

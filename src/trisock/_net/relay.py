@@ -311,7 +311,7 @@ class _Relay:
         """Notice sinks that have accepted a part of a send in progress."""
         for each in self._directions:
             sink = each.sink
-            if each.state is _State.SENDING and sink.fileno() >= 0:
+            if each.state is _State.SENDING and sink.socket.fileno() >= 0:
                 progress = sink.transport.sent_count, send_queue_size(sink.socket)
                 if progress != each.progress:
                     each.progress = progress

@@ -6,6 +6,7 @@ See helpers/cancellation.py.
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 from pathlib import Path
 
@@ -58,6 +59,37 @@ async def test_a_cancelled_bind_leaves_no_listener(attempt: Attempt, given: str)
         if not attempt.cancelled:
             attempt.value.stop()
     trisock.listen_nowait(port).abort()
+
+
+@covers("open_service", "Service.bind")
+@at_every_cancel_point
+async def test_a_cancelled_service_leaves_no_server_and_no_signal_handler(
+    attempt: Attempt,
+) -> None:
+    handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+    listener = trisock.listen_nowait(0, host="127.0.0.1")
+    services: list[trisock.Service] = []
+    peers: list[Peer] = []
+
+    async def serve() -> None:
+        async with trisock.open_service() as service:
+            services.append(service)
+            await service.bind(listener, greet)
+
+    def script() -> Script:
+        peers.append(peer := Peer(connect_to(listener)))
+        yield from acting_until_heard(peer, b"hello")
+        peer.end()
+        yield
+        services[0].stop()
+
+    await attempt(serve, script())
+    assert attempt.error is None
+    assert handlers == [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+    listener.abort()  # if the call was cancelled before the server owned it
+    for peer in peers:
+        peer.raw.close()
+    trisock.listen_nowait(listener.port, host="127.0.0.1").abort()
 
 
 @covers("bind")

@@ -185,7 +185,11 @@ class Environment(logging.Handler):
         failure = await side.run(converse)
         lost = (trio.BrokenResourceError, IncompleteReadError)
         if failure is not None and all(isinstance(each, lost) for each in leaves_of(failure)):
-            self.lost[conversation.server] += 1
+            if any(str(each).startswith("TLS handshake") for each in leaves_of(failure)):
+                self.failed_handshakes[conversation.server] += 1
+            # A server does not count an end between two messages.
+            if not all(getattr(each, "at_boundary", False) for each in leaves_of(failure)):
+                self.lost[conversation.server] += 1
             raise failure
 
 

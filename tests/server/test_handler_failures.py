@@ -485,3 +485,18 @@ async def test_an_interrupt_passes_through_a_scope_left_open(records: Records) -
         async with bound(handler, host="127.0.0.1") as server, await connect(server):
             await trio.sleep_forever()
     assert "KeyboardInterrupt" in "".join(traceback.format_exception(caught.value))
+
+
+async def test_a_handlers_system_exit_survives_the_servers_cancellation() -> None:
+    async def handler(sock: Socket) -> None:
+        try:
+            await sock.recv()
+        finally:
+            raise SystemExit(7)
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        async with trio.open_nursery() as nursery:
+            server = await trisock.bind(nursery, 0, handler, host="127.0.0.1")
+            async with connected(server):
+                nursery.cancel_scope.cancel()
+    assert caught.value.split(SystemExit)[1] is None

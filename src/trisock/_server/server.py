@@ -452,22 +452,24 @@ class Server(NotCopyable):
           deadline: ``trio.current_effective_deadline()`` when the handler ended.
         """
         complete = True  # whether the handler sent everything it meant to send
+        slots = self._slots
         try:
-            try:
-                if failure is not None:
-                    complete = is_complete(connection, failure)
-                    log_or_raise(connection, failure, self._counts)
-                elif deadline < math.inf and deadline < trio.current_effective_deadline():
-                    complete = False
-                    why = RuntimeError("the handler left a cancel scope open")
-                    log(connection, why, self._counts)
-            finally:
+            with contextlib.nullcontext() if slots is None else slots.while_closing():
+                try:
+                    if failure is not None:
+                        complete = is_complete(connection, failure)
+                        log_or_raise(connection, failure, self._counts)
+                    elif deadline < math.inf and deadline < trio.current_effective_deadline():
+                        complete = False
+                        why = RuntimeError("the handler left a cancel scope open")
+                        log(connection, why, self._counts)
+                except BaseException:
+                    # No await here: a Cancelled would replace, say, a SystemExit.
+                    connection.close_immediately()
+                    raise
                 # Everything that a handler sent arrives, even if the handler failed. But after a
-                # failure we send no close_notify, which would claim that nothing is missing. If the
-                # handler was cancelled, close() does not wait: the kernel sends its buffer.
-                slots = self._slots
-                with contextlib.nullcontext() if slots is None else slots.while_closing():
-                    await connection.close(complete=complete)
+                # failure we send no close_notify, which would claim that nothing is missing.
+                await connection.close(complete=complete)
         finally:
             self._forget(connection)
             del failure

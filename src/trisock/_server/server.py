@@ -422,7 +422,8 @@ class Server(NotCopyable):
         try:
             if self._opening.is_empty() or await self._opening.run(connection):
                 connection.server_state = self._state
-                connection.fresh_until = trio.current_time() + FRESH_SECONDS
+                if not connection.buffer.size:  # otherwise data has come with the handshake
+                    connection.fresh_until = trio.current_time() + FRESH_SECONDS
                 sock = new_socket(connection)
                 self._connections[connection] = sock
                 try:

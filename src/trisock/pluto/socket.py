@@ -344,7 +344,7 @@ class listener(RunBound):  # noqa: N801 (Pluto's name)
         self._undelivered.clear()
         if self._server is not None:
             self._server.stop(grace=None)
-        elif not self._serving:
+        if self._server is not None or not self._serving:
             self._listening.abort()
         await trio.lowlevel.checkpoint()
         return cast("Done", None)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import signal
+import ssl
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +13,9 @@ import trio
 import trio.testing
 
 import trisock
+from helpers.pem import pems
 from helpers.server import echo, logged
-from helpers.services import Systemd, checked_service
+from helpers.services import Systemd, checked_service, program, systemd
 from trisock import ServerTLS, Service
 from trisock.testing import Authority
 
@@ -197,3 +200,44 @@ async def test_sighup_after_the_stop_does_nothing(manager: Systemd) -> None:
         service.nursery.start_soon(check)
     assert [await manager.receive() for _ in range(2)] == [b"READY=1", b"STOPPING=1"]
     assert manager.silent()
+
+
+RELOADED = """
+tls = trisock.ServerTLS(trisock.Certificate.from_files("chain.pem", "key.pem"))
+trisock.run(listener, echo, tls=tls)
+"""
+
+
+async def test_sighup_reads_renewed_files(
+    tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def renew() -> bytes:
+        chain, key = pems(authority, "localhost")
+        Path("chain.pem").write_bytes(chain)
+        Path("key.pem").write_bytes(key)
+        return ssl.PEM_cert_to_DER_cert(chain.decode())
+
+    async def connect() -> trisock.Socket:
+        tls = authority.client_tls("localhost")
+        return await trisock.connect("127.0.0.1", running.port, tls=tls)
+
+    def certificate(sock: trisock.Socket) -> bytes | None:
+        return sock.tls.peer_certificate if sock.tls else None
+
+    first = renew()
+    with systemd(tmp_path / "notify") as manager:
+        async with program(RELOADED, NOTIFY_SOCKET=manager.path) as running:
+            assert await manager.receive() == b"READY=1"
+            async with await connect() as before:
+                assert certificate(before) == first
+                second = renew()
+                running.process.send_signal(signal.SIGHUP)
+                assert (await manager.receive()).startswith(b"RELOADING=1")
+                assert await manager.receive() == b"READY=1"
+                async with await connect() as after:
+                    assert certificate(after) == second
+                await before.send(b"still there\n")
+                assert await before.recv_line() == b"still there"
+            await running.stop()

@@ -198,7 +198,7 @@ def test_the_shared_context_is_used_if_descriptors_run_out(
     def broken(chosen: object) -> ssl.SSLContext:
         raise OSError(24, "too many open files")
 
-    monkeypatch.setattr(role.sni_contexts, "_build", broken)
+    monkeypatch.setattr(role.sni_contexts.contexts, "_build", broken)
     shared = role.sni_contexts.choose("localhost", supports_tickets=True)
     assert role.sni_contexts.choose("localhost", supports_tickets=False) is shared
 

@@ -7,6 +7,7 @@ and OpenSSL gets only the result. No error quotes the input, which may be a key.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import errno
 import functools
 import os
@@ -54,15 +55,19 @@ class Certificate:
     names or, if it has no DNS names, by its common name (RFC 6125, section 6.4.4).
     """
 
-    __slots__ = ("_chain", "_password", "_private_key", "key_kind", "names")
+    __slots__ = ("_chain", "_files", "_password", "_private_key", "key_kind", "names", "not_after")
 
     #: The names that the certificate is valid for, in lower case; wildcards as ``*.example.org``.
     names: tuple[str, ...]
     #: The type of the key, such as ``"RSA"``. A client decides which key types it accepts.
     key_kind: str
+    #: The end of the validity, in UTC. A chain may end earlier, with one of its other certificates.
+    not_after: datetime.datetime
     _chain: bytes
     _private_key: bytes
     _password: bytes | None
+    #: The files of ``from_files``: the chain's, and the key's. ``None`` means the same file.
+    _files: tuple[str, str | None] | None
 
     # Invariant: OpenSSL has accepted _chain with _private_key. Both are PEM that ``pem`` has
     # written.
@@ -70,6 +75,7 @@ class Certificate:
     def __init__(
         self, chain: str | bytes, private_key: str | bytes, password: str | bytes | None = None
     ) -> None:
+        set_field(self, "_files", None)
         chain_pem = pem_argument(chain, "chain")
         key_pem = pem_argument(private_key, "private_key")
         set_field(self, "_password", None if password is None else _password_argument(password))
@@ -81,6 +87,8 @@ class Certificate:
         set_field(
             self, "names", as_value_error("chain: the names cannot be read", lambda: _names(leaf))
         )
+        end = as_value_error("chain: its dates cannot be read", lambda: leaf.not_valid_after_utc)
+        set_field(self, "not_after", end)
         public_key = as_value_error(
             "chain: the public key cannot be read", lambda: _public_bytes(leaf.public_key())
         )
@@ -120,12 +128,18 @@ class Certificate:
     ) -> Certificate:
         """Read a certificate and its key from two PEM files, or from one file that holds both.
 
+        ``ServerTLS.reload`` reads the files again. (So they are found again after a ``chdir``, but
+        not after a ``chroot``.)
+
         Raises ``OSError`` if a file cannot be read. Also raises all errors of ``Certificate()``.
         """
-        chain_pem = _read_file(chain, "chain")
-        if private_key is None:
-            return cls(chain_pem, chain_pem, password)
-        return cls(chain_pem, _read_file(private_key, "private_key"), password)
+        chain_pem = key_pem = read_file(chain, "chain")
+        if private_key is not None:
+            key_pem = read_file(private_key, "private_key")
+        certificate = cls(chain_pem, key_pem, password)
+        key_path = None if private_key is None else os.path.abspath(os.fsdecode(private_key))
+        set_field(certificate, "_files", (os.path.abspath(os.fsdecode(chain)), key_path))
+        return certificate
 
     def load_into(self, context: ssl.SSLContext) -> None:
         """Load this certificate into an ``ssl.SSLContext``. Any other type raises ``TypeError``."""
@@ -175,6 +189,17 @@ class Certificate:
             "pickle would show its private key. Where the certificate is needed, read its files "
             "again (Certificate.from_files)."
         )
+
+
+def reread(certificate: Certificate) -> Certificate:
+    """Read a certificate's files again. Without files, return the same certificate.
+
+    If nothing has changed, the result is equal to the certificate. Raises the errors of
+    ``Certificate.from_files``.
+    """
+    if certificate._files is None:
+        return certificate
+    return Certificate.from_files(*certificate._files, certificate._password)
 
 
 _TLS_KEYS = (
@@ -241,7 +266,7 @@ def pem_argument(value: object, what: str) -> bytes:
     return data
 
 
-def _read_file(path: str | os.PathLike[str], what: str) -> bytes:
+def read_file(path: str | os.PathLike[str], what: str) -> bytes:
     """Return a file's content. An error shows the path, unless the path itself may be a key."""
     name = os.fsdecode(path)
     if not name.isprintable() or "-----BEGIN" in name:

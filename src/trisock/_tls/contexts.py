@@ -124,6 +124,27 @@ class ServerContexts:
         return context
 
 
+class CurrentContexts:
+    """The contexts that a ``ServerTLS`` uses now. ``ServerTLS.reload`` replaces them.
+
+    Connections keep this object, so each handshake uses the newest contexts.
+    """
+
+    __slots__ = ("contexts",)
+
+    def __init__(self, contexts: ServerContexts) -> None:
+        self.contexts = contexts
+
+    @property
+    def default(self) -> ssl.SSLContext:
+        """The context for clients that request no name, or an unknown one."""
+        return self.contexts.default
+
+    def choose(self, host_name: str | None, *, supports_tickets: bool) -> ssl.SSLContext:
+        """Return the context to use for a client, depending on its ClientHello."""
+        return self.contexts.choose(host_name, supports_tickets=supports_tickets)
+
+
 # Equal roles share one ServerContexts.
 server_contexts = functools.lru_cache(maxsize=32)(ServerContexts)
 

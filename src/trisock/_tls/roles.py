@@ -9,6 +9,7 @@ import dataclasses
 import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 from .._address import Address, to_tls_name
@@ -21,10 +22,19 @@ from .certificate import (
     CertificateLike,
     as_value_error,
     pem_argument,
+    read_file,
+    reread,
     set_field,
     to_certificate,
 )
-from .contexts import ServerContexts, SystemTrust, client_context, server_contexts, system_trust
+from .contexts import (
+    CurrentContexts,
+    ServerContexts,
+    SystemTrust,
+    client_context,
+    server_contexts,
+    system_trust,
+)
 
 
 @dataclass(frozen=True)
@@ -34,19 +44,20 @@ class ClientTLS:
     Args:
       server_hostname: the name (or IP address) that the server's certificate must match. The
         default is the host given to ``connect``.
-      ca: the certificates to trust, in PEM, instead of the system's trust store. Besides roots,
-        they may be intermediates or the server's own certificate, because verification stops at a
-        trusted certificate.
+      ca: the certificates to trust, instead of the system's trust store: in PEM, or the
+        ``pathlib.Path`` of a file. Besides roots, they may be intermediates or the server's own
+        certificate, because verification stops at a trusted certificate.
       alpn_protocols: the protocols to offer, in order of preference (RFC 7301).
       certificate: the client certificate to send if the server requests one.
       verify: ``False`` accepts any certificate from anybody. The connection is then not protected
         from an attacker in the middle.
 
-    Raises ``ValueError`` or ``TypeError`` if an argument is invalid. Immutable.
+    Raises ``ValueError`` or ``TypeError`` if an argument is invalid, and ``OSError`` if the file
+    cannot be read. Immutable.
     """
 
     server_hostname: str | None = None
-    ca: str | bytes | None = field(default=None, kw_only=True, repr=False)
+    ca: str | bytes | Path | None = field(default=None, kw_only=True, repr=False)
     alpn_protocols: Sequence[str] = field(default=(), kw_only=True)
     certificate: CertificateLike | None = field(default=None, kw_only=True)
     verify: bool = field(default=True, kw_only=True)
@@ -98,24 +109,28 @@ class ServerTLS:
         that requests no name, or an unknown name, gets the first certificate.
       alpn_protocols: the supported protocols, in order of preference (RFC 7301).
       require_alpn: whether to reject a client that supports none of these protocols.
-      client_ca: the certificates to trust, in PEM, when client certificates are verified. Besides
-        roots, they may be intermediates or clients' own certificates, because verification stops
-        at a trusted certificate. If ``client_ca`` is given, the server requests a certificate from
-        each client, and rejects an invalid one.
+      client_ca: the certificates to trust when client certificates are verified: in PEM, or the
+        ``pathlib.Path`` of a file. Besides roots, they may be intermediates or clients' own
+        certificates, because verification stops at a trusted certificate. If ``client_ca`` is
+        given, the server requests a certificate from each client, and rejects an invalid one.
       require_client_certificate: whether to also reject a client that sends no certificate.
 
     The other settings apply to all certificates. A TLS 1.2 client without ticket support
     can resume only a recent session, because the server stores at most 16 ended sessions.
 
-    Raises ``ValueError`` or ``TypeError`` if an argument is invalid. Immutable.
+    Raises ``ValueError`` or ``TypeError`` if an argument is invalid, and ``OSError`` if the file
+    cannot be read. Immutable, except that ``reload`` changes what is read from files. A copy is the
+    same object.
     """
 
     certificates: CertificateLike | Sequence[CertificateLike]
     alpn_protocols: Sequence[str] = field(default=(), kw_only=True)
     require_alpn: bool = field(default=False, kw_only=True)
-    client_ca: str | bytes | None = field(default=None, kw_only=True, repr=False)
+    client_ca: str | bytes | Path | None = field(default=None, kw_only=True, repr=False)
     require_client_certificate: bool = field(default=False, kw_only=True)
-    _built = cast("ServerContexts", None)  # not a field, as in ClientTLS
+    # Not fields, as in ClientTLS: what was read last, and the contexts made from it.
+    _read = cast("tuple[tuple[Certificate, ...], bytes | None]", None)
+    _built = cast("CurrentContexts", None)
 
     def __post_init__(self) -> None:
         given = self.certificates
@@ -133,26 +148,60 @@ class ServerTLS:
         check_bool("require_client_certificate", self.require_client_certificate)
         if self.require_alpn and not self.alpn_protocols:
             raise ValueError("require_alpn needs alpn_protocols")
+        client_ca = None
         if self.client_ca is not None:
-            set_field(self, "client_ca", _authorities(self.client_ca, "client_ca"))
+            client_ca = _authorities(self.client_ca, "client_ca")
+            if not isinstance(self.client_ca, Path):
+                set_field(self, "client_ca", client_ca)
         elif self.require_client_certificate:
             # With the system's trust store, any certificate from a public authority would be
             # accepted.
             raise ValueError("require_client_certificate needs client_ca")
-        contexts = server_contexts(
-            cast("tuple[Certificate, ...]", self.certificates),
-            tuple(self.alpn_protocols),
-            cast("bytes | None", self.client_ca),
-            self.require_client_certificate,
-        )
-        set_field(self, "_built", contexts)
+        read = cast("tuple[Certificate, ...]", self.certificates), client_ca
+        set_field(self, "_built", CurrentContexts(self._contexts_of(*read)))
+        set_field(self, "_read", read)
 
     def reload(self) -> bool:
-        """Read the certificates' files again."""
-        return False
+        """Read the files again: those of ``Certificate.from_files``, and ``client_ca``'s ``Path``.
+
+        Each later handshake uses what the files contain now: in ``bind(tls=)``, and in each
+        ``starttls`` with this object. Handshakes in progress are not disturbed, and connections go
+        on. No older session can be resumed, so a client that the new ``client_ca`` rejects cannot
+        get in with one. The fields, equality and hash stay those of the arguments.
+
+        Call this after a writer has finished: a chain that lacks its last certificates may look
+        complete. It reads files and may take milliseconds. It may be called in any thread.
+
+        Returns: whether anything has changed.
+
+        Raises ``ValueError`` if a file is broken, half written, or does not fit the others, and
+        ``OSError`` if a file cannot be read. The old certificates then stay in use.
+        """
+        certificates, client_ca = self._read
+        if isinstance(self.client_ca, Path):
+            client_ca = _authorities(self.client_ca, "client_ca")
+        read = tuple(map(reread, certificates)), client_ca
+        if read == self._read:
+            return False
+        self._built.contexts = self._contexts_of(*read)
+        set_field(self, "_read", read)
+        return True
+
+    def _contexts_of(
+        self, certificates: tuple[Certificate, ...], client_ca: bytes | None
+    ) -> ServerContexts:
+        return server_contexts(
+            certificates, tuple(self.alpn_protocols), client_ca, self.require_client_certificate
+        )
 
     def _context(self) -> ssl.SSLContext:
         return self._built.default
+
+    def __copy__(self) -> ServerTLS:
+        return self
+
+    def __deepcopy__(self, memo: object) -> ServerTLS:
+        return self
 
     def __getstate__(self) -> dict[str, Any]:
         return _fields_of(self)
@@ -175,7 +224,7 @@ class TLSRole:
     server_hostname: str | None
     require_alpn: bool = False
     #: The contexts from which the ClientHello selects. None for a client or a user's context.
-    sni_contexts: ServerContexts | None = None
+    sni_contexts: CurrentContexts | None = None
 
     def failure(self, phase: str, peer: Address, why: str) -> TLSError:
         """Return an error whose message names the phase that failed, and the peer."""
@@ -253,7 +302,7 @@ def _restore(role: ClientTLS | ServerTLS, state: dict[str, Any]) -> None:
 
 def _authorities(value: object, what: str) -> bytes:
     """Return the certificates to trust, as PEM written by the module ``pem``."""
-    data = pem_argument(value, what)
+    data = pem_argument(read_file(value, what) if isinstance(value, Path) else value, what)
     return pem.encode_certificates(
         as_value_error(
             f"{what} holds no PEM certificate that OpenSSL can use",

@@ -109,6 +109,8 @@ def test_a_reload_returns_whether_anything_has_changed(files: Files) -> None:
 
 
 def test_certificates_without_files_do_not_change(authority: Authority) -> None:
+    certificate = authority.certificate("localhost")
+    assert certificate.reread() is certificate
     assert not authority.server_tls("localhost").reload()
 
 

@@ -141,6 +141,16 @@ class Certificate:
         set_field(certificate, "_files", (os.path.abspath(os.fsdecode(chain)), key_path))
         return certificate
 
+    def reread(self) -> Certificate:
+        """Read the files of ``from_files`` again. Without files, return the same certificate.
+
+        If nothing has changed, the result is equal to this certificate. Raises all errors of
+        ``from_files``.
+        """
+        if self._files is None:
+            return self
+        return Certificate.from_files(*self._files, self._password)
+
     def load_into(self, context: ssl.SSLContext) -> None:
         """Load this certificate into an ``ssl.SSLContext``. Any other type raises ``TypeError``."""
         if not isinstance(context, ssl.SSLContext):
@@ -189,17 +199,6 @@ class Certificate:
             "pickle would show its private key. Where the certificate is needed, read its files "
             "again (Certificate.from_files)."
         )
-
-
-def reread(certificate: Certificate) -> Certificate:
-    """Read a certificate's files again. Without files, return the same certificate.
-
-    If nothing has changed, the result is equal to the certificate. Raises the errors of
-    ``Certificate.from_files``.
-    """
-    if certificate._files is None:
-        return certificate
-    return Certificate.from_files(*certificate._files, certificate._password)
 
 
 _TLS_KEYS = (

@@ -23,7 +23,6 @@ from .certificate import (
     as_value_error,
     pem_argument,
     read_file,
-    reread,
     set_field,
     to_certificate,
 )
@@ -180,7 +179,7 @@ class ServerTLS:
         certificates, client_ca = self._read
         if isinstance(self.client_ca, Path):
             client_ca = _authorities(self.client_ca, "client_ca")
-        read = tuple(map(reread, certificates)), client_ca
+        read = tuple(each.reread() for each in certificates), client_ca
         if read == self._read:
             return False
         self._built.contexts = self._contexts_of(*read)

@@ -25,6 +25,7 @@ from .._net.unix_path import (
     unix_path,
 )
 from .._not_copyable import NotCopyable
+from .activation import activated_sockets
 from .listening import ListeningSockets, backlog_size, bind_all
 
 # With port 0, the kernel chooses a free port for the first address, and the other addresses must
@@ -215,6 +216,27 @@ class Listener(NotCopyable, trio.abc.Listener[Socket]):
     def __init__(self, sockets: Iterable[socket.socket | trio.socket.SocketType]) -> None:
         self._set_up(ListeningSockets(sockets))
         self._listening.shared = True
+
+    @classmethod
+    def from_systemd(cls, name: str | None = None) -> Listener:
+        """Return a Listener for sockets that systemd has opened for this program.
+
+        In the socket unit, ``ListenStream=`` opens them. systemd holds them too, so no client is
+        lost while the program restarts. The sockets are not passed on to child processes.
+
+        Args:
+          name: the sockets of this name (``FileDescriptorName=``; by default the socket unit's
+            name). ``None``: all that were not taken yet.
+
+        Raises:
+          OSError: systemd has passed no such sockets to this process, or they were taken already.
+          ValueError: one of them is not a listening stream socket. Nothing was taken.
+
+        After a success, the variables ``LISTEN_*`` are gone from the environment. Source:
+        sd_listen_fds(3).
+        """
+        with activated_sockets(name) as sockets:
+            return cls(sockets)
 
     def _set_up(self, listening: ListeningSockets) -> None:
         self._listening = listening

@@ -1,0 +1,127 @@
+"""A server that stops, at each step of each of its tasks, answers or leaves alone.
+
+Each request is answered whole, or no handler has read it and the client sees a clean end. Then the
+client can send it again.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Awaitable, Callable
+
+import pytest
+import trio
+
+import trisock
+from helpers.cancellation import PLAIN, SERVERS, Connections, connect_to, grid
+from helpers.peers import Peer, Script, alongside
+from trisock import Socket
+
+# What the client sends, in steps: a request, two at once, one in two halves, and one more.
+STEPS = [b"one\n", b"two\nthree\n", b"fo", b"ur\n", b"five\n"]
+
+Handler = Callable[[Socket, list[bytes]], Awaitable[None]]
+
+
+async def by_lines(sock: Socket, requests: list[bytes]) -> None:
+    async for line in sock.lines(idle=True):
+        requests.append(line)
+        await trio.lowlevel.checkpoint()
+        await sock.send(line, b"!\n")
+
+
+async def by_blocks(sock: Socket, requests: list[bytes]) -> None:
+    while True:
+        try:
+            with sock.idle(timeout=100):
+                line = await sock.recv_line()
+        except trisock.IncompleteReadError:
+            return
+        requests.append(line)
+        await sock.send(line, b"!\n")
+
+
+async def by_batches(sock: Socket, requests: list[bytes]) -> None:
+    async for lines in sock.lines(idle=True).batches():
+        requests += lines
+        await sock.send(*(line + b"!\n" for line in lines))
+
+
+class StopAt(trio.abc.Instrument):
+    """Stops a server before step number ``moment`` of all its tasks."""
+
+    def __init__(self, moment: int) -> None:
+        self.moment = moment
+        self.passed = 0
+        self.server: trisock.Server | None = None
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        if self.server is not None and "run_steps" not in task.name:  # the client's script
+            self.passed += 1
+            if self.passed == self.moment:
+                self.server.stop()
+
+
+@pytest.mark.parametrize(
+    ("handler", "layer"),
+    grid(
+        lambda handler, layer: handler is by_lines or layer == PLAIN,
+        [by_lines, by_blocks, by_batches],
+        [PLAIN, *SERVERS],
+    ),
+)
+async def test_a_stop_at_any_moment_loses_no_request(
+    handler: Handler, layer: str, connections: Connections
+) -> None:
+    for moment in itertools.count(1):
+        stop = StopAt(moment)
+        trio.lowlevel.add_instrument(stop)
+        try:
+            await converse(stop, handler, layer, connections)
+        finally:
+            trio.lowlevel.remove_instrument(stop)
+        if stop.passed < moment:
+            assert moment > 20
+            return
+
+
+async def converse(stop: StopAt, handler: Handler, layer: str, connections: Connections) -> None:
+    requests: list[bytes] = []
+    listener = trisock.listen_nowait(0, host="127.0.0.1")
+    with Peer(connect_to(listener)) as peer:
+        connections.start_tls(peer, layer)
+
+        def script() -> Script:
+            """Send each step when the server waits, then end. A server that lives on is stopped."""
+            assert stop.server is not None
+            yield from until(lambda: peer.gone or layer == PLAIN or peer.secured)
+            for step in STEPS:
+                if not peer.gone:
+                    peer.say(step)
+                for _ in range(2):
+                    yield
+                    peer.act()
+            peer.end()
+            yield from until(lambda: peer.gone)
+            peer.end()  # FIN, after TLS has ended
+            stop.server.stop()
+
+        def until(condition: Callable[[], bool]) -> Script:
+            while not condition():
+                yield
+                peer.act()
+
+        async with trio.open_nursery() as nursery:
+            stop.server = await trisock.bind(
+                nursery,
+                listener,
+                lambda sock: handler(sock, requests),
+                tls=connections.role_of(layer),
+            )
+            async with alongside(script()):
+                await stop.server.wait_closed()
+        peer.act()
+        where = f"at moment {stop.moment}"
+        assert peer.heard == b"".join(each + b"!\n" for each in requests), where
+        assert peer.finished, where
+        assert stop.server.stats().handler_errors == 0

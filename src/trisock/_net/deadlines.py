@@ -55,23 +55,24 @@ class Deadlines(Generic[ItemT]):
     async def run(self) -> None:
         """Report overdue items. Runs until it is cancelled."""
         while True:
-            self._wake_at = self._expire_overdue()
+            self._expire_overdue()
+            self._wake_at = self._earliest()
             with trio.CancelScope(deadline=self._wake_at) as self._sleep:
                 await trio.sleep_forever()
 
-    def _expire_overdue(self) -> float:
-        """Report each item that is overdue. Return the earliest deadline of the others."""
+    def _expire_overdue(self) -> None:
         now = trio.current_time()
-        earliest = math.inf
-        for timeout in list(self._by_timeout):
-            items = self._by_timeout[timeout]
+        for timeout, items in list(self._by_timeout.items()):
             while items:  # no copy of the dict: it may have thousands of items
                 item, deadline = next(iter(items.items()))
                 if deadline > now:
-                    earliest = min(earliest, deadline)
                     break
                 del items[item]
                 self._expire(item, timeout)
-            else:
-                del self._by_timeout[timeout]
-        return earliest
+
+    def _earliest(self) -> float:
+        """Return the earliest deadline, and forget timeouts that nothing has."""
+        self._by_timeout = {timeout: items for timeout, items in self._by_timeout.items() if items}
+        return min(
+            (next(iter(items.values())) for items in self._by_timeout.values()), default=math.inf
+        )

@@ -239,3 +239,30 @@ async def test_a_hard_stop_during_a_drain_ends_it(
             server.stop(grace=0)
             with trio.fail_after(1):
                 await server.wait_closed()
+
+
+# ---- reuse_port ----
+
+
+async def test_a_stop_serves_its_own_clients_of_a_reused_port(
+    prepare: Callable[[Listener], None],
+) -> None:
+    """The kernel has distributed the clients. Those in the queue of the first server stay there."""
+    listeners = [await trisock.listen(0, host="127.0.0.1", reuse_port=True)]
+    port = listeners[0].port
+    listeners.append(await trisock.listen(port, host="127.0.0.1", reuse_port=True))
+    prepare(listeners[0])
+    clients = [await connect_to(listeners[0]) for _ in range(30)]
+    async with (
+        closing(*clients),
+        bound(greet, listeners[0]) as first,
+        bound(greet, listeners[1]) as second,
+    ):
+        first.stop()
+        assert [await read_all(client) for client in clients] == [b"hello"] * 30
+        await first.wait_closed()
+        late = [await connect_to(second) for _ in range(10)]
+        async with closing(*late):
+            assert [await read_all(client) for client in late] == [b"hello"] * 10
+    assert 0 < first.stats().accepted < 30
+    assert first.stats().accepted + second.stats().accepted == 40

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import trio.testing
 
 from helpers.services import Systemd, systemd
+from helpers.stopping import lock_filter
+from trisock import Listener
 
 
 @pytest.fixture
@@ -30,3 +33,13 @@ def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Systemd
     with systemd(tmp_path / "notify") as manager:
         monkeypatch.setenv("NOTIFY_SOCKET", manager.path)
         yield manager
+
+
+@pytest.fixture(params=["filter", "full backlog"])
+def prepare(request: pytest.FixtureRequest) -> Callable[[Listener], None]:
+    """Prepare a listener for one of the two ways in which a server lets no new clients in."""
+    if request.param == "full backlog":
+        return lock_filter
+    if os.geteuid() != 0:
+        pytest.skip("a filter may need root")
+    return lambda listener: None

@@ -93,8 +93,8 @@ async def test_a_server_needs_no_time_limit_for_handshakes(
             assert await client.recv() == b"hello"
 
 
-async def test_no_handshake_begins_after_stop(
-    server_tls: ServerTLS, monkeypatch: pytest.MonkeyPatch
+async def test_a_handshake_that_has_not_begun_goes_on_after_stop(
+    server_tls: ServerTLS, client_tls: ClientTLS, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = Server._start
 
@@ -103,8 +103,9 @@ async def test_no_handshake_begins_after_stop(
         server.stop()  # before the connection's task has run
 
     monkeypatch.setattr(Server, "_start", start_and_stop)
-    async with serving(echo, tls=server_tls) as s:
-        async with await s.connect(tls=None) as client:
-            assert await client.recv() == b""
-            await s.server.wait_closed()
-    assert s.server.stats() == trisock.ServerStats(accepted=1, refused=1)
+    async with serving(echo, tls=server_tls) as s, await s.connect(tls=client_tls) as client:
+        await client.send(b"hello")
+        assert await client.recv() == b"hello"
+        await client.close()
+        await s.server.wait_closed()
+    assert s.server.stats() == trisock.ServerStats(accepted=1)

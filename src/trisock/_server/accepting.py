@@ -83,17 +83,20 @@ class Acceptor:
 
     async def _drain(self, listening: socket.socket) -> None:
         async def accept_one() -> bool:
-            try:
-                return await self._accept_one(listening)
-            except OSError as exc:
-                if exc.errno == errno.EINVAL:  # after the shutdown of a Unix socket
-                    return False
-                await self._wait_for_resources(exc)
-                return True
+            while True:
+                try:
+                    return await self._accept_one(listening)
+                except OSError as exc:
+                    if exc.errno == errno.EINVAL:  # after the shutdown of a Unix socket
+                        return False
+                    await self._wait_for_resources(exc)
 
         with contextlib.suppress(trio.ClosedResourceError):  # the sockets were closed at once
             self._listening.check_open()
             await drain(listening, accept_one)
+            # Do not wait for the drains of the other sockets: without a filter, the door of this
+            # one stays closed only for a moment.
+            self._listening.close_one(listening)
 
     async def _accept_from(self, listening: socket.socket) -> None:
         """Accept from one listening socket.

@@ -53,6 +53,8 @@ async def drain(listening: socket.socket, accept_one: Callable[[], Awaitable[boo
     Args:
       listening: a listening socket that no other process holds.
       accept_one: accepts one client. Returns False if none waits.
+
+    If the socket is closed meanwhile, this returns.
     """
     is_unix = listening.family not in (socket.AF_INET, socket.AF_INET6)
     filtered = _close_door(listening, is_unix=is_unix)
@@ -60,6 +62,8 @@ async def drain(listening: socket.socket, accept_one: Callable[[], Awaitable[boo
     give_up_at = trio.current_time() + HALF_OPEN_SECONDS
     while True:
         await trio.lowlevel.checkpoint()
+        if listening.fileno() < 0:
+            return
         overdue = trio.current_time() >= give_up_at
         if is_pending(0):
             if overdue and not filtered:  # new clients still come in, so stop counting them
@@ -69,7 +73,8 @@ async def drain(listening: socket.socket, accept_one: Callable[[], Awaitable[boo
             if not await accept_one() and is_unix:
                 return
         elif overdue or is_unix or not _may_be_half_open(listening):
-            return
+            if not is_pending(0):  # a client may have finished its handshake since the last look
+                return
         else:
             with trio.move_on_after(_POLL_SECONDS):
                 await trio.lowlevel.wait_readable(listening)
@@ -82,13 +87,14 @@ def _close_door(listening: socket.socket, *, is_unix: bool) -> bool:
     filter if the system allows one, and otherwise because the backlog is full.
     """
     if is_unix:
-        listening.shutdown(socket.SHUT_RD)
+        with contextlib.suppress(OSError):  # ENOTCONN on macOS
+            listening.shutdown(socket.SHUT_RD)
         return True
     if sys.platform == "linux":
         program = ctypes.create_string_buffer(_DROP_SYN)
         length = len(_DROP_SYN) // struct.calcsize("HBBI")
         argument = struct.pack("HP", length, ctypes.addressof(program))
-        with contextlib.suppress(PermissionError):  # some systems want CAP_NET_ADMIN
+        with contextlib.suppress(OSError):  # some systems want CAP_NET_ADMIN
             listening.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, argument)
             return True
     listening.listen(0)

@@ -49,7 +49,8 @@ class ListeningSockets:
     Raises TypeError or ValueError if there is no socket, or if one is not a listening stream
     socket.
 
-    Invariant: all sockets listen until ``close``, which closes all of them.
+    Invariant: all ``sockets`` listen until they are closed, all by ``close`` or each by
+    ``close_one``.
 
     Attributes:
       addresses: all addresses that the sockets listen on; still available after ``close``.
@@ -155,11 +156,17 @@ class ListeningSockets:
         if self._bound_path is not None:
             self._bound_path.remove()
         for sock in self.sockets:
-            _fork.notify_closing(sock.fileno())
-            sock.close()
+            self.close_one(sock)
         self._drop_inherited()
         if self._ahead is not None:
             self._ahead.abort()
+            self._ahead = None
+
+    def close_one(self, sock: socket.socket) -> None:
+        """Stop listening on one of the sockets. ``close`` must follow."""
+        if sock.fileno() >= 0:
+            _fork.notify_closing(sock.fileno())
+            sock.close()
 
     def is_shared(self) -> bool:
         """Return whether another process may hold the sockets."""

@@ -77,7 +77,8 @@ class Opening:
 
     def limit(self, timeout: float) -> None:
         """Limit the time of the openings that have no limit."""
-        self._timeout = min(self._timeout, timeout)
+        if self._timeout == math.inf:
+            self._timeout = timeout
         self.deadlines.limit(timeout)
 
     async def run(self, connection: Connection) -> bool:

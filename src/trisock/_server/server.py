@@ -376,8 +376,10 @@ class Server(NotCopyable):
         with self._accept_scope:
             await acceptor.run()
         self._begin_closing()
-        await acceptor.drain()
-        self._listening.close()
+        try:
+            await acceptor.drain()
+        finally:
+            self._listening.close()
 
     def _begin_closing(self) -> None:
         if self.closing.is_set():

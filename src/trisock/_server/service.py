@@ -70,7 +70,7 @@ def run(
     ::
 
         async def handler(sock):
-            async for line in sock.lines():
+            async for line in sock.lines(idle=True):
                 await sock.send(line, b"\\n")
 
         trisock.run(7777, handler)

@@ -383,10 +383,10 @@ async def test_after_the_header_there_is_no_time_limit(
             assert await client.recv() == b"two"
 
 
-async def test_stop_ends_a_wait_for_a_header() -> None:
+async def test_the_end_of_the_grace_ends_a_wait_for_a_header() -> None:
     async with behind() as server, await connect(server) as client:
         await trio.testing.wait_all_tasks_blocked()
-        server.stop()
+        server.stop(grace=0)
         with contextlib.suppress(trio.BrokenResourceError):
             assert await client.recv() == b""
         await server.wait_closed()

@@ -134,6 +134,41 @@ async def test_without_a_filter_a_stop_lets_no_flood_in_for_long(
             assert raw.recv(10) == b"hello"
 
 
+async def test_a_handshake_that_ends_between_two_looks_is_served(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clients: list[socket.socket] = []
+
+    def finish_handshake(sock: socket.socket) -> bool:
+        if not clients:
+            clients.append(socket.create_connection(sock.getsockname()))
+        return False
+
+    monkeypatch.setattr(draining, "_may_be_half_open", finish_handshake)
+    listener = await trisock.listen(0, host="127.0.0.1")
+    lock_filter(listener)
+    async with bound(greet, listener) as server:
+        server.stop()
+        await server.wait_closed()
+    with clients[0] as client:
+        assert client.recv(10) == b"hello"
+
+
+async def test_a_drain_ends_when_its_socket_is_closed() -> None:
+    accepts = 0
+
+    async def accept_one() -> bool:
+        nonlocal accepts
+        accepts += 1
+        sock.close()
+        return True
+
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        with socket.create_connection(sock.getsockname()):
+            await draining.drain(sock, accept_one)
+    assert accepts == 1
+
+
 # ---- as an ordinary user ----
 
 

@@ -167,8 +167,13 @@ async def test_further_calls_only_make_the_times_earlier(
 
 
 def run_for_long(function: Callable[[], Awaitable[None]]) -> None:
-    """Run a test without the deadline that the others have."""
-    trio.run(function, clock=trio.testing.MockClock(autojump_threshold=0.05))
+    """Run a test with a deadline that is later than that of the others."""
+
+    async def limited() -> None:
+        with trio.fail_after(20_000):
+            await function()
+
+    trio.run(limited, clock=trio.testing.MockClock(autojump_threshold=0.05))
 
 
 def test_without_a_limit_handlers_go_on_as_long_as_they_need() -> None:

@@ -30,6 +30,7 @@ MAX_COMMAND = 512  # bytes in a command, including CRLF (RFC 5321, section 4.5.3
 MAX_MESSAGE = 4 * 1024 * 1024  # bytes; a connection holds at most one message
 MAX_RECIPIENTS = 100  # RFC 5321, section 4.5.3.1.8
 TIMEOUT = 600  # seconds for one command, including a message (RFC 5321, section 4.5.3.2)
+IDLE_TIMEOUT = 300  # seconds without a byte of the next command (RFC 5321, section 4.5.3.2.7)
 
 CRLF = b"\r\n"
 # Only this ends a message. If two servers disagree about where a message ends, an attacker can
@@ -68,10 +69,13 @@ class Session:
     async def run(self) -> None:
         await self.reply(220, f"{self.host} ESMTP")
         more = True
-        while more:
-            more = False
-            with trio.move_on_after(TIMEOUT):
-                more = await self.serve_one_command()
+        try:
+            while more:
+                more = False
+                with trio.move_on_after(TIMEOUT):
+                    more = await self.serve_one_command()
+        except (trisock.ServerClosing, trisock.IdleTimeoutError):
+            await self.reply(421, f"{self.host} closing the connection")
 
     async def reply(self, code: int, *lines: str) -> None:
         *first, last = lines
@@ -82,7 +86,9 @@ class Session:
         """Read and execute one command. Return whether another command may follow."""
         try:
             try:
-                line = await self.sock.recv_line(delimiter=CRLF, max_bytes=MAX_COMMAND)
+                # A server that stops need not wait for a client that has sent nothing.
+                with self.sock.idle(IDLE_TIMEOUT):
+                    line = await self.sock.recv_line(delimiter=CRLF, max_bytes=MAX_COMMAND)
             except trisock.LimitExceededError:
                 await self.sock.skip_until(CRLF)
                 await self.reply(500, "line too long")

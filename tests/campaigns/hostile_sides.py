@@ -58,6 +58,7 @@ class Side:
         self.encrypted = False
         self.saw_eof = False
         self.saw_close_notify = False
+        self.failed_handshakes = 0  # those of starttls
         self.complaints: list[str] = []
         self.ended = trio.Event()
 
@@ -136,6 +137,7 @@ class Side:
                 handshake_timeout=self.handshake_timeout,
             )
         except TLSError:
+            self.failed_handshakes += 1
             # After a failed handshake, sending must fail, or the network would see MARKER.
             with pytest.raises(trio.ClosedResourceError):
                 await sock.send(MARKER)

@@ -183,10 +183,9 @@ class Environment(logging.Handler):
                 await side.converse(sock)
 
         failure = await side.run(converse)
+        self.failed_handshakes[conversation.server] += side.failed_handshakes
         lost = (trio.BrokenResourceError, IncompleteReadError)
         if failure is not None and all(isinstance(each, lost) for each in leaves_of(failure)):
-            if any(str(each).startswith("TLS handshake") for each in leaves_of(failure)):
-                self.failed_handshakes[conversation.server] += 1
             # A server does not count an end between two messages.
             if not all(getattr(each, "at_boundary", False) for each in leaves_of(failure)):
                 self.lost[conversation.server] += 1

@@ -49,6 +49,9 @@ def for_version(
 
 
 both_versions = pytest.mark.parametrize("version", ["TLSv1.2", "TLSv1.3"])
+usually_the_newest = pytest.mark.parametrize(
+    "version", [pytest.param("TLSv1.2", marks=pytest.mark.rare), "TLSv1.3"]
+)
 
 
 async def cancelled_often(read: Callable[[], Awaitable[bytes]], checkpoints: int) -> bytes:

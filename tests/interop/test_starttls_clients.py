@@ -31,7 +31,7 @@ from helpers.pairs import all_served
 from helpers.postgres_client import pg_starttls
 from helpers.starttls_servers import PASSWORD, USER, Site
 from helpers.starttls_sites import FILE, MAIL, Server, make_site, serving, site_certificate
-from helpers.tls_clients import both_versions
+from helpers.tls_clients import usually_the_newest
 from trisock import ServerTLS, Socket
 from trisock.testing import Authority
 
@@ -282,7 +282,7 @@ ALERTS = {
 
 
 @pytest.mark.parametrize(("talk", "server", "error"), CLIENTS)
-@both_versions
+@usually_the_newest
 @pytest.mark.filterwarnings("ignore:'nntplib' is deprecated:DeprecationWarning")
 async def test_a_client_upgrades_only_with_a_valid_certificate(
     talk: Callable[[Visit], Awaitable[None]],

@@ -20,7 +20,7 @@ from helpers.programs import run
 from helpers.starttls_databases import ldap_message
 from helpers.starttls_servers import Site
 from helpers.starttls_sites import Server, serving
-from helpers.tls_clients import both_versions
+from helpers.tls_clients import usually_the_newest
 from helpers.tls_programs import OPENSSL_VERSIONS
 from trisock import Socket, TLSError
 from trisock.testing import Authority
@@ -165,7 +165,7 @@ async def test_every_starttls_protocol_of_openssl_is_covered() -> None:
 
 
 @pytest.mark.needs("openssl")
-@both_versions
+@usually_the_newest
 @each_protocol
 async def test_openssl_upgrades_in_each_protocol(
     protocol: str, version: str, site: Site, pem: Path

@@ -15,6 +15,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from helpers.cancellation import grid
 from helpers.memory import held
 from helpers.scanned_bytes import ScannedBytes
 from trisock._net import receive_buffer as _buffer
@@ -33,9 +34,15 @@ def count_from_zero() -> None:
 # ---- scanning ----
 
 
-@pytest.mark.parametrize("taken", [1, 63, 64, 65, 300])
-@pytest.mark.parametrize("delimiter", [b"\n", b"\r\n", b"\r\n.\r\n"])
-@pytest.mark.parametrize("size", [1, 100, 70_000])
+@pytest.mark.parametrize(
+    ("size", "delimiter", "taken"),
+    grid(
+        lambda size, delimiter, taken: taken == 64 or (size, delimiter) == (100, b"\r\n"),
+        [1, 100, 70_000],
+        [b"\n", b"\r\n", b"\r\n.\r\n"],
+        [1, 63, 64, 65, 300],
+    ),
+)
 def test_skipping_bytes_without_a_delimiter_scans_each_byte_once(
     size: int, delimiter: bytes, taken: int
 ) -> None:

@@ -285,7 +285,7 @@ def run_injected(text: str) -> str:
     return run_program(text, prelude=INJECT)
 
 
-@pytest.mark.parametrize("stopped", [False, True])
+@pytest.mark.parametrize("stopped", [False, pytest.param(True, marks=pytest.mark.rare)])
 def test_an_exception_at_any_line_of_recv_loses_no_byte(stopped: bool) -> None:
     run_injected(
         f"""

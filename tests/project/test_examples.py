@@ -37,7 +37,7 @@ SERVERS = [
     name
     for name in NAMES
     # Other files test how these two stop.
-    if name not in {*CLIENTS, "hammerspoon_server", "tls_proxy"}
+    if name not in {*CLIENTS, "hammerspoon_server", "tls_proxy", "submission_server"}
 ]
 TLS_SERVERS = ["https_server", "smtp_server", "http_and_https"]
 

@@ -222,6 +222,10 @@ READERS: dict[str, Callable[[Socket], Awaitable[object]]] = {
     "recv": Socket.recv,
     "recv_exactly": lambda sock: sock.recv_exactly(1),
 }
+USUAL_READERS = [
+    pytest.param(read, id=name, marks=() if name in ("peek", "recv") else pytest.mark.rare)
+    for name, read in READERS.items()
+]
 
 
 @pytest.mark.parametrize("read", READERS.values(), ids=READERS)
@@ -240,7 +244,7 @@ async def test_every_read_responds_to_key_updates(
         assert received >= 990 * 22  # responses to almost all requests
 
 
-@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+@pytest.mark.parametrize("read", USUAL_READERS)
 async def test_the_responses_of_every_read_are_bounded(
     read: Callable[[Socket], Awaitable[object]], authority: Authority, tmp_path: Path
 ) -> None:
@@ -263,7 +267,7 @@ async def test_the_responses_of_every_read_are_bounded(
             sock.abort()
 
 
-@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+@pytest.mark.parametrize("read", USUAL_READERS)
 async def test_every_read_lets_other_tasks_run_between_empty_records(
     read: Callable[[Socket], Awaitable[object]], authority: Authority, tmp_path: Path
 ) -> None:

@@ -26,12 +26,12 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import trio
+from gunicorn.config import Config
 from gunicorn.workers.base import Worker
 
 from . import Certificate, Handler, Listener, Server, ServerTLS, Socket, TLSArgument, _guard, bind
 
 if TYPE_CHECKING:
-    from gunicorn.config import Config
     from gunicorn.glogging import Logger
 
 _logger = logging.getLogger("trisock.gunicorn")
@@ -303,6 +303,8 @@ def _tls(cfg: Config, app: App) -> TLSArgument | None:
     """
     if cfg.ciphers is not None:
         raise ValueError("TrioWorker does not use --ciphers; use App(tls=ssl_context)")
+    if cfg.ssl_context is not Config().ssl_context:
+        raise ValueError("TrioWorker does not use the hook ssl_context; use App(tls=ssl_context)")
     if not cfg.certfile:
         if cfg.keyfile or cfg.ca_certs or cfg.cert_reqs:
             raise ValueError("--keyfile, --ca-certs and --cert-reqs need --certfile")

@@ -182,6 +182,10 @@ def test_cert_reqs_decides_about_client_certificates(
     ("settings", "message"),
     [
         ({"certfile": "chain.pem", "ciphers": "DEFAULT"}, "--ciphers"),
+        (
+            {"certfile": "chain.pem", "ssl_context": lambda config, default: default()},
+            "ssl_context",
+        ),
         ({"keyfile": "key.pem"}, "need --certfile"),
         ({"ca_certs": "ca.pem"}, "need --certfile"),
         ({"cert_reqs": 2}, "need --certfile"),

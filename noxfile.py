@@ -36,6 +36,7 @@ NOT_FOR_COVERAGE = [
     "tests/campaigns/test_fuzz_proxy_headers.py",
     "tests/campaigns/test_fuzz_tls.py",
     "tests/campaigns/test_load.py",
+    "tests/campaigns/test_restarts.py",
     "tests/interop/test_haproxy.py",
     "tests/interop/test_haproxy_fuzz.py",
     "tests/interop/test_nginx_proxy.py",

@@ -37,7 +37,7 @@ def count_from_zero() -> None:
 @pytest.mark.parametrize(
     ("size", "delimiter", "taken"),
     grid(
-        lambda size, delimiter, taken: taken == 64 or (size, delimiter) == (100, b"\r\n"),
+        lambda size, delimiter, taken: taken == 64 or size == 100,
         [1, 100, 70_000],
         [b"\n", b"\r\n", b"\r\n.\r\n"],
         [1, 63, 64, 65, 300],

@@ -110,14 +110,23 @@ async def test_blocks_of_two_tasks_may_overlap(
     first, second, third = a.idle(3), a.idle(2), a.idle(1)
     for each in (first, second, third):
         each.__enter__()
-    second.__exit__(None, None, None)
+    first.__exit__(None, None, None)  # two later blocks go on
     third.__exit__(None, None, None)
     begin = trio.current_time()
     with pytest.raises(IdleTimeoutError):
         await a.recv()
-    assert trio.current_time() == begin + 3
-    first.__exit__(None, None, None)
+    assert trio.current_time() == begin + 2
+    second.__exit__(None, None, None)
     assert a._connection.idle is None
+
+
+async def test_bytes_in_an_inner_block_count_in_the_outer_one(a: Socket, b: Socket) -> None:
+    outer = a.idle()
+    await b.send(b"x")
+    with outer:
+        with a.idle():
+            assert await a.recv() == b"x"
+        assert outer.begun
 
 
 async def test_a_block_cannot_be_used_twice_at_once(a: Socket) -> None:

@@ -72,7 +72,7 @@ async def test_connect_returns_while_another_task_never_waits(autojump_clock: ob
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(spin)
-        trio.lowlevel.current_clock().rate = 1000  # type: ignore[attr-defined]
+        trio.lowlevel.current_clock().rate = 50  # type: ignore[attr-defined]
         async with serving(echo) as s:
             await s.connect()
         nursery.cancel_scope.cancel()

@@ -87,8 +87,6 @@ class Acceptor:
                 try:
                     return await self._accept_one(listening)
                 except OSError as exc:
-                    if exc.errno == errno.EINVAL:  # after the shutdown of a Unix socket
-                        return False
                     await self._wait_for_resources(exc)
 
         with contextlib.suppress(trio.ClosedResourceError):  # the sockets were closed at once

@@ -66,7 +66,6 @@ class TrustedProxies:
         Raises:
           ProxyHeaderError: the peer is not trusted, or has sent no valid header. The caller must
             reset the connection.
-          trio.ClosedResourceError: another task has closed the connection.
 
         If cancelled, the connection is unusable.
         """
@@ -77,9 +76,7 @@ class TrustedProxies:
         except (ValueError, trio.BrokenResourceError) as exc:
             why = message_without_peer(exc) or str(exc)
             raise ProxyHeaderError("bad_proxy_headers", why) from None
-        except trio.ClosedResourceError as exc:
-            if not connection.caused(exc):
-                raise
+        except trio.ClosedResourceError:  # the time limit has aborted the connection
             why = "its PROXY header has not arrived in time"
             raise ProxyHeaderError("bad_proxy_headers", why) from None
 

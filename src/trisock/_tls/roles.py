@@ -205,10 +205,6 @@ class ServerTLS:
     def __getstate__(self) -> dict[str, Any]:
         return _fields_of(self)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        _restore(self, state)
-        self.__post_init__()
-
 
 TLSArgument = str | ClientTLS | ServerTLS | ssl.SSLContext | Certificate | Sequence[CertificateLike]
 

@@ -317,7 +317,7 @@ def test_the_worker_stops_if_the_reloader_asks_for_it(make_worker: Any) -> None:
     serve(worker, client)
 
 
-def test_max_requests_is_a_number_of_connections(make_worker: Any) -> None:
+def test_max_requests_counts_connections(make_worker: Any) -> None:
     worker = make_worker(echo, max_requests=2)
 
     async def client() -> None:

@@ -80,7 +80,7 @@ async def test_bytes_injected_before_tls_fail_the_script(authority: Authority) -
 
 
 @pytest.mark.parametrize("tls", [False, True])
-async def test_the_peer_reads_each_byte_by_itself(tls: bool) -> None:
+async def test_the_peer_reads_one_byte_at_a_time(tls: bool) -> None:
     a, b = await socket_pair(tls=tls)
     chunks = []
 

@@ -180,7 +180,7 @@ class _Relay:
 
     Invariant: once a direction has failed, only the other one may still run, and only if its source
     is the broken connection: that peer may have sent data before the connection broke.
-    ``_last_moved`` is the time at which the last byte, or the end of a stream, moved.
+    ``_last_moved`` is the time at which the relay last passed on data, or the end of a stream.
     """
 
     __slots__ = ("_checking", "_directions", "_last_moved", "_limit", "_limited", "_nursery")

@@ -32,9 +32,9 @@ class SignalReceiver:
 
     Python allows this only in the main thread. In another thread, no signal is taken.
 
-    A signal means what it meant before the block in a forked child, and if it stops the program but
-    the event loop is blocked and has not received the last two of its kind. So a Ctrl-C can end a
-    program with an endless loop.
+    In two cases a signal means what it meant before the block: in a forked child, and if the event
+    loop is blocked and has not received the last two signals of this kind. So Ctrl-C can stop a
+    program that is stuck in an endless loop.
 
     Invariant: ``_previous`` has the handlers to give back, and is empty outside the block.
     ``_waiting`` has the signals that no task has received yet, oldest first.

@@ -381,7 +381,7 @@ class Socket:
         return connections_of(self._endpoint)
 
     def info(self) -> Info:
-        """Return the object's state, as a dict with the 19 keys of hs.socket's page.
+        """Return the object's state as a dict with the 19 keys of hs.socket's page.
 
         Source: ``hs.socket:info``.
         """

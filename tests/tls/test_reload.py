@@ -171,12 +171,12 @@ def test_a_failed_reload_of_client_ca_changes_nothing(
     ca = tmp_path / "ca.pem"
     ca.write_bytes(authority.ca)
     role = files.role(client_ca=ca)
-    read = role._read
+    contexts = role._built.contexts
     files.renew()
     half(ca) if damage == "half" else ca.unlink()
     with pytest.raises((ValueError, FileNotFoundError)):
         role.reload()
-    assert role._read is read
+    assert role._built.contexts is contexts
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
@@ -287,6 +287,39 @@ def test_files_are_found_again_after_a_chdir(
     monkeypatch.chdir("/")
     files.renew()
     assert role.reload()
+
+
+def test_a_relative_client_ca_is_found_again_after_a_chdir(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ca.pem").write_bytes(files.authority.ca)
+    monkeypatch.chdir(tmp_path)
+    role = files.role(client_ca=Path("ca.pem"))
+    monkeypatch.chdir("/")
+    assert not role.reload()
+
+
+def test_a_slow_reload_does_not_undo_a_later_one(
+    files: Files, tmp_path: Path, other_authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one reload reads, another one begins, and installs what is newer."""
+    ca = tmp_path / "ca.pem"
+    ca.write_bytes(files.authority.ca)
+    role = files.role(client_ca=ca, require_client_certificate=True)
+    reread = Certificate.reread
+
+    def slowly(certificate: Certificate) -> Certificate:
+        monkeypatch.setattr(Certificate, "reread", reread)
+        ca.write_bytes(other_authority.ca)
+        assert role.reload()
+        return reread(certificate)
+
+    monkeypatch.setattr(Certificate, "reread", slowly)
+    files.renew()
+    assert not role.reload()
+    newest = role._built.contexts
+    assert not role.reload()
+    assert role._built.contexts is newest
 
 
 def test_one_file_with_chain_and_key_is_reloaded(files: Files, tmp_path: Path) -> None:

@@ -19,8 +19,10 @@ _UNNAMED = "unknown"
 
 _VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
 
-# The passed descriptors that were not taken yet, with their names, and the process that has them.
+# The passed descriptors that were not taken yet, with their names, the names of those that were
+# taken, and the process that has them.
 _passed: dict[int, str] = {}
+_taken: set[str] = set()
 _pid = 0
 
 
@@ -28,17 +30,18 @@ _pid = 0
 def activated_sockets(name: str | None) -> Iterator[list[socket.socket]]:
     """Yield the sockets of this name, or all that were not taken yet. The block takes them.
 
-    If the block raises, nothing is taken. Raises OSError if there are none, and ValueError if a
-    descriptor is not a stream socket.
+    If the block raises, nothing is taken. Raises OSError if there are none, TypeError if the name
+    is not a str, and ValueError if a descriptor is not a stream socket.
     """
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"name must be a str or None, not {quoted(name)}")
     _read_environment()
     found = [number for number, each in _passed.items() if name in (None, each)]
     if not found:
         named = "" if name is None else f" named {quoted(name)}"
-        raise OSError(
-            errno.ENOENT,
-            f"systemd has passed no sockets{named} to this process, or they were taken already",
-        )
+        if name in _taken or (name is None and _taken):
+            raise OSError(errno.ENOENT, f"the sockets{named} of systemd were taken already")
+        raise OSError(errno.ENOENT, f"systemd has passed no sockets{named} to this process")
     sockets: list[socket.socket] = []
     try:
         sockets.extend(map(_socket_of, found))
@@ -48,17 +51,17 @@ def activated_sockets(name: str | None) -> Iterator[list[socket.socket]]:
             sock.detach()
         raise
     for number in found:
-        del _passed[number]
+        _taken.add(_passed.pop(number))
     for variable in _VARIABLES:
         os.environ.pop(variable, None)
 
 
 def _read_environment() -> None:
-    global _passed, _pid
+    global _passed, _taken, _pid
     if "LISTEN_FDS" in os.environ:
-        _passed, _pid = _from_environment(), os.getpid()
+        _passed, _taken, _pid = _from_environment(), set(), os.getpid()
     elif _pid != os.getpid():  # they belong to the process that has forked this one
-        _passed = {}
+        _passed, _taken = {}, set()
 
 
 def _from_environment() -> dict[int, str]:
@@ -70,10 +73,15 @@ def _from_environment() -> dict[int, str]:
     except ValueError:
         raise OSError(errno.EINVAL, "LISTEN_PID and LISTEN_FDS are not numbers") from None
     names = os.environ.get("LISTEN_FDNAMES", "").split(":")
-    names += [_UNNAMED] * (count - len(names))
-    found = {_FIRST + index: names[index] or _UNNAMED for index in range(count)}
-    for number in found:
-        os.set_inheritable(number, False)
+    found = {}
+    for number in range(_FIRST, _FIRST + count):
+        try:
+            os.set_inheritable(number, False)
+        except OSError as exc:
+            message = f"LISTEN_FDS is {count}, but the descriptor {number} is not open"
+            raise OSError(exc.errno, message) from None
+        index = number - _FIRST
+        found[number] = (names[index] if index < len(names) else "") or _UNNAMED
     return found
 
 

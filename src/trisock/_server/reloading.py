@@ -6,6 +6,8 @@ import inspect
 import logging
 from collections.abc import Callable, Iterable
 
+import trio
+
 from .. import _guard
 from .._tls.roles import ServerTLS
 
@@ -20,7 +22,9 @@ async def reload_all(roles: Iterable[ServerTLS], on_reload: Callable[[], object]
     # Equal roles are different objects with certificates of their own.
     for role in {id(each): each for each in roles}.values():
         try:
-            role.reload()
+            # In a thread, because a file may block, for example on a network mount. A stop does not
+            # wait for it.
+            await trio.to_thread.run_sync(role.reload, abandon_on_cancel=True)
         except Exception as exc:
             _log("cannot reload a certificate; the old one stays in use", exc)
     if on_reload is None:

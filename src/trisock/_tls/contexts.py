@@ -7,8 +7,10 @@ milliseconds. A context never changes after it was built.
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import ssl
+import threading
 from collections.abc import Iterable
 
 from .certificate import Certificate
@@ -128,12 +130,33 @@ class CurrentContexts:
     """The contexts that a ``ServerTLS`` uses now. ``ServerTLS.reload`` replaces them.
 
     Connections keep this object, so each handshake uses the newest contexts.
+
+    Two threads may reload at the same time. Each takes a number before it reads the files. Contexts
+    with a lower number than the current ones are not used, because their files were read earlier.
+
+    Attributes:
+      read: what was read from files for the current contexts.
+      contexts: the current contexts.
     """
 
-    __slots__ = ("contexts",)
-
-    def __init__(self, contexts: ServerContexts) -> None:
+    def __init__(self, read: object, contexts: ServerContexts) -> None:
+        self.read = read
         self.contexts = contexts
+        self._number = 0
+        self._numbers = itertools.count(1)
+        self._lock = threading.Lock()
+
+    def next_number(self) -> int:
+        """Return a number for a reload that begins."""
+        return next(self._numbers)
+
+    def replace(self, number: int, read: object, contexts: ServerContexts) -> bool:
+        """Use other contexts, unless a later reload was faster. Return whether they are used."""
+        with self._lock:
+            if number < self._number:
+                return False
+            self._number, self.read, self.contexts = number, read, contexts
+            return True
 
     @property
     def default(self) -> ssl.SSLContext:

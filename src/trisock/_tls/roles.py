@@ -127,8 +127,8 @@ class ServerTLS:
     require_alpn: bool = field(default=False, kw_only=True)
     client_ca: str | bytes | Path | None = field(default=None, kw_only=True, repr=False)
     require_client_certificate: bool = field(default=False, kw_only=True)
-    # Not fields, as in ClientTLS: what was read last, and the contexts made from it.
-    _read = cast("tuple[tuple[Certificate, ...], bytes | None]", None)
+    # Not fields, as in ClientTLS. A relative path would not survive a ``chdir``.
+    _client_ca_path = cast("Path | None", None)
     _built = cast("CurrentContexts", None)
 
     def __post_init__(self) -> None:
@@ -150,15 +150,16 @@ class ServerTLS:
         client_ca = None
         if self.client_ca is not None:
             client_ca = _authorities(self.client_ca, "client_ca")
-            if not isinstance(self.client_ca, Path):
+            if isinstance(self.client_ca, Path):
+                set_field(self, "_client_ca_path", self.client_ca.absolute())
+            else:
                 set_field(self, "client_ca", client_ca)
         elif self.require_client_certificate:
             # With the system's trust store, any certificate from a public authority would be
             # accepted.
             raise ValueError("require_client_certificate needs client_ca")
         read = cast("tuple[Certificate, ...]", self.certificates), client_ca
-        set_field(self, "_built", CurrentContexts(self._contexts_of(*read)))
-        set_field(self, "_read", read)
+        set_field(self, "_built", CurrentContexts(read, self._contexts_of(*read)))
 
     def reload(self) -> bool:
         """Read the files again: those of ``Certificate.from_files``, and ``client_ca``'s ``Path``.
@@ -169,22 +170,23 @@ class ServerTLS:
         get in with one. The fields, equality and hash stay those of the arguments.
 
         Call this after a writer has finished: a chain that lacks its last certificates may look
-        complete. It reads files and may take milliseconds. It may be called in any thread.
+        complete. It reads files and may take milliseconds. It may be called in any thread. If calls
+        overlap, the one that began last decides.
 
         Returns: whether anything has changed.
 
         Raises ``ValueError`` if a file is broken, half written, or does not fit the others, and
         ``OSError`` if a file cannot be read. The old certificates then stay in use.
         """
-        certificates, client_ca = self._read
-        if isinstance(self.client_ca, Path):
-            client_ca = _authorities(self.client_ca, "client_ca")
+        current = self._built
+        number = current.next_number()
+        before = cast("tuple[tuple[Certificate, ...], bytes | None]", current.read)
+        certificates, client_ca = before
+        if self._client_ca_path is not None:
+            client_ca = _authorities(self._client_ca_path, "client_ca")
         read = tuple(each.reread() for each in certificates), client_ca
-        if read == self._read:
-            return False
-        self._built.contexts = self._contexts_of(*read)
-        set_field(self, "_read", read)
-        return True
+        is_used = current.replace(number, read, self._contexts_of(*read))
+        return is_used and read != before
 
     def _contexts_of(
         self, certificates: tuple[Certificate, ...], client_ca: bytes | None

@@ -78,7 +78,7 @@ ROWS = {row.name: row for row in [
     Row("echo1", "echo, 1 connection, 64 bytes", "echo", "echo",
         "messages", 20_000, 4_000, 1.12),
     Row("line-echo", "echo of lines, 1 connection, 64 bytes", "line-echo", "echo",
-        "messages", 20_000, 4_000, 1.2),
+        "messages", 20_000, 4_000, 1.0),
     Row("connections", "connect, 1 echo, close", "echo", "visit",
         "connections", 5_000, 1_000, 1.9, connections=0),
     Row("connections1", "connect, 1 echo, close, one at a time", "echo", "visit_singly",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import compileall
 import contextlib
 import gc
 import os
 import shutil
 import signal
 import socket
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import trio
 
 pytest.register_assert_rewrite("helpers")  # makes failed asserts in helpers show values
 
+import trisock
 from helpers.deadline import DEADLINE
 from trisock import ClientTLS, ServerTLS, Socket
 from trisock.pluto.blocking import background
@@ -60,12 +63,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.obj = _bounded(function)  # type: ignore[attr-defined]
 
 
-def pytest_configure() -> None:
-    """Enable Ctrl-C and extend PATH, for this process and the programs that tests start."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Enable Ctrl-C, extend PATH and compile trisock, also for the programs that tests start."""
     # A shell starts background jobs with SIGINT ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # Debian installs servers in directories that only root has on its PATH.
     os.environ["PATH"] += f"{os.pathsep}/usr/sbin{os.pathsep}/sbin"
+    # With PYTHONDONTWRITEBYTECODE, each of these programs would compile trisock again.
+    if sys.dont_write_bytecode and not hasattr(config, "workerinput"):
+        compileall.compile_dir(Path(trisock.__file__).parent, quiet=2)
 
 
 def pytest_collection_finish() -> None:

@@ -76,6 +76,7 @@ async def converse(
         assert await sock.recv_exactly(len(question)) == question
         await sock.send(answer)
         assert await sock.recv() == b""  # close_notify
+        await sock.close()  # or else the client's close waits for a delayed ACK
         return info
 
     a, b = await socket_pair()

@@ -81,8 +81,8 @@ def peer(pair: tuple[Socket, trisock.Socket]) -> trisock.Socket:
 
 @pytest.fixture
 def autojump_clock() -> MockClock:
-    """A clock that jumps when all tasks have been blocked for 50 ms.
+    """A clock that jumps when all tasks have been blocked for 20 ms.
 
     Data that is sent over loopback arrives sooner.
     """
-    return MockClock(autojump_threshold=0.05)
+    return MockClock(autojump_threshold=0.02)

@@ -109,6 +109,8 @@ async def visit(
             peer.run(peer.ssl.do_handshake)
             peer.run(lambda: peer.ssl.read(100))  # in TLS 1.3, also reads the session tickets
             peer.run(lambda: peer.ssl.unwrap())
+        with contextlib.suppress(OSError):
+            raw.shutdown(socket.SHUT_WR)  # or else the server's close waits for a delayed ACK
 
     with raw:
         async with closing(sock), trio.open_nursery() as nursery:

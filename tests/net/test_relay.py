@@ -300,8 +300,9 @@ async def test_waiting_for_acknowledgement_ends_when_the_socket_is_closed(
 @EACH_PEER
 @EACH_LAYER
 async def test_a_reset_is_noticed_while_the_other_peer_does_not_read(
-    layers: tuple[str, str], first: str
+    layers: tuple[str, str], first: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(_relay, "_BLOCKED_INTERVAL", 0.1)
     async with relaying(layers) as relayed, trio.open_nursery() as nursery:
         peer, other = peers(relayed, first)
         nursery.start_soon(flood, peer)

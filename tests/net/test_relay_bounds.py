@@ -152,7 +152,14 @@ async def test_a_slow_reader_is_not_taken_for_a_stalled_one(
     assert trio.current_time() > 15
 
 
-@EACH_LAYER
+@pytest.mark.parametrize(
+    "layers",
+    [
+        pytest.param(each, marks=() if each[0] == each[1] else pytest.mark.rare)
+        for each in ALL_LAYERS
+    ],
+    ids="-".join,
+)
 async def test_a_slow_reader_is_tolerated_without_the_send_queues_size(
     layers: tuple[str, str],
     jumping_clock: trio.testing.MockClock,
@@ -322,7 +329,10 @@ async def cancelled(x: Socket, y: Socket) -> None:
 async def test_a_finished_relay_is_freed_immediately(
     layers: tuple[str, str],
     how: Callable[[Socket, Socket], Awaitable[None]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(_relay, "_BLOCKED_INTERVAL", 0.1)
+
     async def run_relay(a: Socket, b: Socket) -> None:
         # contextlib.suppress splits exception groups (Python 3.12), and leaves a reference cycle.
         try:  # noqa: SIM105

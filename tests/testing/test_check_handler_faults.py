@@ -360,7 +360,7 @@ async def test_unbounded_line_is_found() -> None:
     "answer",
     [
         pytest.param(b"ok\n", marks=pytest.mark.rare),
-        b"a longer answer, which fills the buffers sooner\n",
+        b"a longer answer, which fills the buffers sooner" * 20 + b"\n",
     ],
 )
 async def test_unbounded_queue_of_answers_is_found(answer: bytes) -> None:

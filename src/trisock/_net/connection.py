@@ -59,7 +59,7 @@ class Connection:
         an earlier decision (for example, to send encrypted data) is still valid only if
         ``generation`` has not changed.
       idle: the idle block that was entered last, while there is one.
-      in_idle_read: whether a read waits in an idle block.
+      in_idle_read: whether a read waits in an idle block. Under TLS, ``idle_scope`` cancels it.
       proxy_header: the PROXY header that was received, if any.
       send_credit: how many bytes may be sent before a send must be a schedule point. Every read
         sets it to 0, except a read of an item from a batch (of lines or frames). So while there is
@@ -76,6 +76,7 @@ class Connection:
         "fresh_until",
         "generation",
         "idle",
+        "idle_scope",
         "in_idle_read",
         "layer",
         "proxy_header",
@@ -114,6 +115,7 @@ class Connection:
         self.server_state: ServerState | None = None
         self.idle: IdleBlock | None = None
         self.in_idle_read = False
+        self.idle_scope: trio.CancelScope | None = None
         self.fresh_until = 0.0
         self.state = ConnectionState.PLAIN
         self.generation = 0
@@ -196,8 +198,10 @@ class Connection:
 
     def interrupt_idle_read(self) -> None:
         """Wake a read that waits in an idle block, so that it looks whether it must end."""
-        if self.in_idle_read:
+        if self.in_idle_read and self.tls is None:
             self.transport.interrupt_read()
+        elif self.in_idle_read and self.idle_scope is not None:
+            self.idle_scope.cancel()
 
     async def send(self, buffers: Sequence[bytes | memoryview]) -> None:
         """Send all bytes of all buffers. The caller must hold the send lock. A full checkpoint."""
@@ -210,9 +214,8 @@ class Connection:
     def raise_pending_alert(self) -> None:
         """After a failed send, raise the peer's alert if one has arrived.
 
-        In TLS 1.3, a server may reject a client's certificate after the client has finished its
-        handshake. The client's send then fails, and only the alert tells why. Data that the peer
-        sent before the alert is buffered, so it is not lost.
+        In TLS 1.3, a server may reject a client's certificate after the handshake. The client's
+        send then fails, and only the alert tells why. Data before the alert is buffered.
         """
         tls = self.tls
         if tls is None or self.reading.in_use:
@@ -234,8 +237,7 @@ class Connection:
     ) -> TLSInfo:
         """Start TLS. Unread bytes become the start of the peer's handshake.
 
-        ``close``: whether a failed handshake closes the connection gracefully. If False, the caller
-        must close the connection.
+        ``close``: whether a failed handshake closes gracefully. If False, the caller must close.
         """
         deadline = trio.current_time() + timeout
         try:
@@ -336,9 +338,8 @@ class Connection:
     async def _acquire_both(self, deadline: float = math.inf) -> None:
         """Acquire both directions, so that no other task uses the layers while they change.
 
-        Waits only for a broadcast in progress. If the deadline passes before the broadcast ends
-        (``TooSlowError``), or if the call is cancelled, the connection is closed, because the peer
-        expects a TLS message next.
+        Waits only for a broadcast in progress. If this takes too long (``TooSlowError``) or is
+        cancelled, the connection is closed, because the peer expects a TLS message next.
         """
         self.reserve(ConnectionState.CHANGING)
         if not self.sending.locked:
@@ -369,9 +370,8 @@ class Connection:
     ) -> ResultT:
         """Await a change of the layers. If it fails, close the connection.
 
-        ``gracefully``: whether to close gracefully after an error that the peer caused. If False,
-        the caller must close the connection after such an error. A server passes False, to release
-        the connection's slot first: a graceful close may wait for the peer.
+        ``gracefully``: whether to close gracefully after an error that the peer caused. A server
+        passes False, and closes later, to release the connection's slot before a wait for the peer.
         """
         try:
             return await change

@@ -104,11 +104,12 @@ async def receive_idle(connection: Connection, block: IdleBlock) -> bytes:
             closing = server is not None and not block.begun and server.closing.is_set()
             chunk = None
             try:
-                if closing or (server is None and timeout < math.inf):
+                # Under TLS, a read does more than to wait for the descriptor.
+                if closing or connection.tls is not None or server is None:
                     until = min(deadline, connection.fresh_until) if closing else deadline
-                    with trio.CancelScope(deadline=until):
+                    with trio.CancelScope(deadline=until) as connection.idle_scope:
                         chunk = await connection.layer.receive()
-                elif server is None or timeout == math.inf:
+                elif timeout == math.inf:
                     chunk = await connection.layer.receive()
                 else:  # no cancel scope (row idle-timeout)
                     server.idle_deadlines.add(connection, timeout)

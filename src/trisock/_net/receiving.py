@@ -73,6 +73,7 @@ class BufferedReceiver(trio.abc.ReceiveStream):
                     chunk = await connection.layer.receive()
                 else:
                     chunk = await receive_idle(connection, idle)
+                connection.fresh_until = 0.0
                 tls = connection.tls
                 if max_bytes is None and (tls is None or not tls.engine.incoming.pending):
                     return chunk
@@ -86,7 +87,6 @@ class BufferedReceiver(trio.abc.ReceiveStream):
         finally:
             reading.in_use = False
             connection.send_credit = 0
-            connection.fresh_until = 0.0
 
     @overload
     async def peek(self, *, wait: Literal[True]) -> bytes: ...
@@ -122,6 +122,7 @@ class BufferedReceiver(trio.abc.ReceiveStream):
             self._connection.send_credit = 0
             chunk = self._connection.receive_nowait()
             if chunk:
+                self._connection.fresh_until = 0.0
                 self._connection.buffer.append(chunk)
             return chunk
 

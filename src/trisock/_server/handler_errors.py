@@ -28,10 +28,11 @@ def is_complete(connection: Connection, failure: BaseException) -> bool:
 
     This is so if the peer ended the connection, or fell silent, between two messages.
     """
-    return (
-        type(failure) in (IncompleteReadError, IdleTimeoutError)
-        and connection.caused(failure)
-        and getattr(failure, "at_boundary", False)
+    return all(
+        type(leaf) in (IncompleteReadError, IdleTimeoutError)
+        and connection.caused(leaf)
+        and getattr(leaf, "at_boundary", False)
+        for leaf in _guard.leaves(failure)
     )
 
 
@@ -50,6 +51,8 @@ def log_or_raise(connection: Connection, failure: BaseException, counts: Counter
 def log(connection: Connection, errors: BaseException, counts: Counter[str]) -> None:
     """Log and count the ``Exception``, or the group, that a handler raised."""
     leaves = [leaf for leaf in _guard.leaves(errors) if not _is_normal(connection, leaf)]
+    if not leaves:  # a normal end, beside something that is raised
+        return
     extra = about(connection)
     if all(connection.caused(leaf) for leaf in leaves):
         counts["peer_errors"] += 1

@@ -258,6 +258,8 @@ class Server(NotCopyable):
         Raises ``ValueError`` or ``TypeError`` if an argument is invalid.
         """
         seconds = seconds_or_inf("grace", grace)
+        if delay is None:
+            raise TypeError("delay must be a number of seconds, not None")
         begin = trio.current_time() + seconds_or_inf("delay", delay)
         # In a forked child, cancelling tasks would remove descriptors from the parent's epoll set.
         if _fork.in_copied_run():

@@ -500,3 +500,17 @@ async def test_a_handlers_system_exit_survives_the_servers_cancellation() -> Non
             async with connected(server):
                 nursery.cancel_scope.cancel()
     assert caught.value.split(SystemExit)[1] is None
+
+
+async def test_server_closing_beside_a_system_exit_is_no_error() -> None:
+    async def handler(sock: Socket) -> None:
+        await sock.recv()
+        raise BaseExceptionGroup("both", [trisock.ServerClosing(), SystemExit(7)])
+
+    with pytest.raises(BaseExceptionGroup):
+        async with trio.open_nursery() as nursery:
+            server = await trisock.bind(nursery, 0, handler, host="127.0.0.1")
+            async with connected(server) as client:
+                await client.send(b"x")
+                await server.wait_closed()
+    assert server.stats() == trisock.ServerStats(accepted=1)

@@ -265,3 +265,10 @@ async def test_the_backlog_of_a_tls_server_reaches_its_handlers(
                 assert await client.recv() == b"hello"
         await server.wait_closed()
     assert server.stats() == trisock.ServerStats(accepted=5)
+
+
+async def test_a_stop_needs_a_finite_delay() -> None:
+    async with bound(echo, host="127.0.0.1") as server:
+        with pytest.raises(TypeError, match="delay must be a number"):
+            server.stop(delay=None)  # type: ignore[arg-type]
+        assert server.ready

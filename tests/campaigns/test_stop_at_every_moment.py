@@ -17,7 +17,8 @@ from helpers.cancellation import PLAIN, SERVERS, Connections, connect_to, grid
 from helpers.peers import Peer, Script, alongside
 from trisock import Socket
 
-# What the client sends, in steps: a request, two at once, one in two halves, and one more.
+# What the client sends, in steps: a request, two at once, one in two halves, and one more. Of the
+# last one, a TLS record is cut in two.
 STEPS = [b"one\n", b"two\nthree\n", b"fo", b"ur\n", b"five\n"]
 
 Handler = Callable[[Socket, list[bytes]], Awaitable[None]]
@@ -45,6 +46,10 @@ async def by_batches(sock: Socket, requests: list[bytes]) -> None:
     async for lines in sock.lines(idle=True).batches():
         requests += lines
         await sock.send(*(line + b"!\n" for line in lines))
+
+
+def in_parts(wire: bytes, step: bytes) -> list[bytes]:
+    return [wire[:-1], wire[-1:]] if step == STEPS[-1] else [wire]
 
 
 class StopAt(trio.abc.Instrument):
@@ -96,11 +101,13 @@ async def converse(stop: StopAt, handler: Handler, layer: str, connections: Conn
             assert stop.server is not None
             yield from until(lambda: peer.gone or layer == PLAIN or peer.secured)
             for step in STEPS:
-                if not peer.gone:
-                    peer.say(step)
-                for _ in range(2):
+                parts = [] if peer.gone else in_parts(peer.encrypt(step), step)
+                for part in parts:
+                    peer.send(part)
                     yield
                     peer.act()
+                yield
+                peer.act()
             peer.end()
             yield from until(lambda: peer.gone)
             peer.end()  # FIN, after TLS has ended

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 
 import pytest
 import trio
+import trio.testing
 
 import trisock
 from helpers.pairs import closing
@@ -109,3 +111,21 @@ async def test_a_full_send_queue_makes_a_tls_close_wait(monkeypatch: pytest.Monk
             patch.setattr(TLSStream, "_send_nowait", lambda *_: False)
             assert not tls.close_if_ended()
         await b.close()
+
+
+async def test_a_tls_close_after_a_shutdown_by_other_code_loses_nothing(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    """There is a close_notify to send, but nothing can follow FIN. The clock stands still."""
+    a, b = await socket_pair(tls=True)
+
+    async def receive() -> None:
+        assert len(await b.recv_exactly(1_000_000)) == 1_000_000
+        await b.close()
+
+    async with closing(a, b), trio.open_nursery() as nursery:
+        await b.send(b"unread")
+        nursery.start_soon(receive)
+        await a.send(bytes(1_000_000))
+        a.stream.socket.shutdown(socket.SHUT_WR)
+        await a.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import AsyncIterator
 
 import pytest
 import trio
@@ -21,11 +22,12 @@ class Watched:
 
 
 @pytest.fixture
-async def watched(nursery: trio.Nursery) -> Watched:
+async def watched(nursery: trio.Nursery) -> AsyncIterator[Watched]:
     watched = Watched()
     nursery.start_soon(watched.deadlines.run)
     await trio.testing.wait_all_tasks_blocked()
-    return watched
+    yield watched
+    watched.deadlines.close()
 
 
 async def test_each_item_expires_at_its_own_time(
@@ -93,6 +95,18 @@ async def test_an_expiring_item_may_add_others(
     watched.deadlines.add("a", 1)
     await trio.sleep(10)
     assert watched.expired == [("a", 1, 1), ("a", 2, 3), ("a", 3, 6)]
+
+
+async def test_computed_timeouts_need_little_memory(watched: Watched) -> None:
+    """Also while the task sleeps."""
+    watched.deadlines.add("first", 1)
+    for number in range(1000):
+        watched.deadlines.add("a", 2 + number / 1000)
+        watched.deadlines.discard("a", 2 + number / 1000)
+    assert len(watched.deadlines._by_timeout) <= 16
+    for number in range(1000):
+        watched.deadlines.add(str(number), 5 + number)
+    assert len(watched.deadlines._by_timeout) >= 1001
 
 
 async def test_timeouts_without_items_are_forgotten(

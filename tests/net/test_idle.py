@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 import trio
@@ -11,6 +11,7 @@ import trio.testing
 from helpers.pairs import closing
 from helpers.reads import ITEM, READS, waits
 from trisock import IdleTimeoutError, Socket
+from trisock._net.iterators import Lines
 from trisock.testing import socket_pair
 
 
@@ -171,6 +172,19 @@ async def test_a_second_reader_is_refused_during_an_idle_read(a: Socket) -> None
             await trio.testing.wait_all_tasks_blocked()
             with pytest.raises(trio.BusyResourceError):
                 await a.recv()
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("iterate", [Socket.lines, Socket.frames, Lines.batches])
+async def test_a_second_reader_of_an_idle_iterator_is_refused(
+    iterate: Callable[..., AsyncIterator[object]], a: Socket
+) -> None:
+    items = a.lines(idle=True).batches() if iterate is Lines.batches else iterate(a, idle=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(anext, items)
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(trio.BusyResourceError):
+            await anext(items)
         nursery.cancel_scope.cancel()
 
 

@@ -160,19 +160,21 @@ good.abort()
 
 
 def test_children_inherit_neither_sockets_nor_variables() -> None:
-    with listening() as sock:
+    with listening() as one, listening() as two:
         lines = run(
             """
-listener = Listener.from_systemd()
+listener = Listener.from_systemd("one")
 print(os.get_inheritable(3))
 child = os.fork()
 if not child:
-    print(attempt(Listener.from_systemd)[:17], flush=True)
+    print(attempt(lambda: Listener.from_systemd("two"))[:17], flush=True)
     os._exit(0)
 os.waitpid(child, 0)
 listener.abort()
+Listener.from_systemd("two").abort()
 """,
-            [sock],
+            [one, two],
+            LISTEN_FDNAMES="one:two",
         )
     assert lines == ["False", "FileNotFoundError"]
 

@@ -229,6 +229,18 @@ async def test_an_interrupt_in_admit_ends_the_server() -> None:
     assert limiter.borrowed_tokens == 0
 
 
+async def test_an_interrupt_in_admit_behind_a_proxy_counts_once() -> None:
+    def interrupt(_: Address) -> bool:
+        raise KeyboardInterrupt
+
+    with pytest.RaisesGroup(KeyboardInterrupt, flatten_subgroups=True):
+        async with tcp(admit=interrupt, trusted_proxies=["127.0.0.1"]) as server:
+            header = ProxyHeader(source=Address("192.0.2.1", 1), destination=Address("::1", 2))
+            async with await connect(server, proxy_header=header):
+                await trio.sleep_forever()
+    assert server.stats().refused == 1
+
+
 async def test_admit_may_stop_the_server() -> None:
     def admit(_: Address) -> bool:
         server.stop(grace=0)

@@ -26,7 +26,7 @@ from helpers.stopping import (
     needs_filter,
 )
 from trisock import Listener, Socket
-from trisock._server import draining
+from trisock._server import draining, half_open
 
 SO_DETACH_FILTER = 27
 
@@ -55,16 +55,34 @@ async def test_clients_in_the_tcp_handshake_are_served(
     assert server.stats().accepted == 1
 
 
+def deny_netlink(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do what systemd's RestrictAddressFamilies does."""
+    monkeypatch.setattr(half_open, "_NETLINK_SOCK_DIAG", 31)  # EPROTONOSUPPORT
+
+
+def deny_dump(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do what a kernel without sock_diag for TCP does."""
+    monkeypatch.setattr(half_open, "_SOCK_DIAG_BY_FAMILY", 2000)  # NLMSG_ERROR: EINVAL
+
+
+def deny_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    deny_netlink(monkeypatch)
+    monkeypatch.setattr(half_open, "Path", lambda path: Path("/missing"))
+
+
 @needs_filter
-@pytest.mark.parametrize("table", [draining.Path, lambda path: Path("/missing")])
+@pytest.mark.parametrize("deny", [None, deny_netlink, deny_dump, deny_proc])
 async def test_a_stop_waits_one_second_for_half_open_clients(
-    table: object, monkeypatch: pytest.MonkeyPatch, mock_clock: trio.testing.MockClock
+    deny: Callable[[pytest.MonkeyPatch], None] | None,
+    monkeypatch: pytest.MonkeyPatch,
+    mock_clock: trio.testing.MockClock,
 ) -> None:
     """Also if the system does not say whether there are any."""
-    monkeypatch.setattr(draining, "Path", table)
+    if deny is not None:
+        deny(monkeypatch)
     listener = await trisock.listen(0, host="127.0.0.1")
     async with bound(echo, listener) as server:
-        if table is draining.Path:
+        if deny is not deny_proc:
             hold_handshakes(listener)
             raw = socket.create_connection(("127.0.0.1", server.port))
             # Without an answer from the client, the handshake stays where it is.
@@ -93,9 +111,15 @@ async def test_the_wait_for_half_open_clients_is_within_the_grace() -> None:
         assert trio.current_time() - begin < 0.9
 
 
+@pytest.mark.parametrize("deny", [None, deny_netlink, deny_dump])
 async def test_a_stop_without_clients_takes_no_time(
-    prepare: Callable[[Listener], None], mock_clock: trio.testing.MockClock
+    prepare: Callable[[Listener], None],
+    deny: Callable[[pytest.MonkeyPatch], None] | None,
+    monkeypatch: pytest.MonkeyPatch,
+    mock_clock: trio.testing.MockClock,
 ) -> None:
+    if deny is not None:
+        deny(monkeypatch)
     listener = await trisock.listen(0)
     prepare(listener)
     async with bound(echo, listener) as server:
@@ -144,7 +168,7 @@ async def test_a_handshake_that_ends_between_two_looks_is_served(
             clients.append(socket.create_connection(sock.getsockname()))
         return False
 
-    monkeypatch.setattr(draining, "_may_be_half_open", finish_handshake)
+    monkeypatch.setattr(draining, "may_be_half_open", finish_handshake)
     listener = await trisock.listen(0, host="127.0.0.1")
     lock_filter(listener)
     async with bound(greet, listener) as server:
@@ -262,7 +286,7 @@ async def test_a_hard_stop_during_a_drain_ends_it(
     prepare: Callable[[Listener], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At each step of the drain."""
-    monkeypatch.setattr(draining, "_may_be_half_open", lambda sock: sock.getsockname())
+    monkeypatch.setattr(draining, "may_be_half_open", lambda sock: sock.getsockname())
     for steps in range(8):
         listener = await trisock.listen(0, host="127.0.0.1")
         prepare(listener)

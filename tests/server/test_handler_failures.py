@@ -21,7 +21,7 @@ import trio.testing
 
 import trisock
 from helpers.pairs import all_served
-from helpers.server import bound, connect, connected, echo
+from helpers.server import bound, connect, connected, echo, logged
 from trisock import Socket
 
 if sys.version_info < (3, 11):
@@ -505,7 +505,12 @@ async def test_a_handlers_system_exit_survives_the_servers_cancellation() -> Non
 async def test_server_closing_beside_a_system_exit_is_no_error() -> None:
     async def handler(sock: Socket) -> None:
         await sock.recv()
-        raise BaseExceptionGroup("both", [trisock.ServerClosing(), SystemExit(7)])
+        server.stop()
+        try:
+            with sock.idle():
+                await sock.recv()
+        except trisock.ServerClosing as exc:
+            raise BaseExceptionGroup("both", [exc, SystemExit(7)]) from None
 
     with pytest.raises(BaseExceptionGroup):
         async with trio.open_nursery() as nursery:
@@ -514,3 +519,28 @@ async def test_server_closing_beside_a_system_exit_is_no_error() -> None:
                 await client.send(b"x")
                 await server.wait_closed()
     assert server.stats() == trisock.ServerStats(accepted=1)
+
+
+async def test_server_closing_of_another_servers_socket_is_an_error(
+    log: pytest.LogCaptureFixture,
+) -> None:
+    others: list[Socket] = []
+
+    async def keep(sock: Socket) -> None:
+        others.append(sock)
+        await sock.recv()
+        await trio.sleep_forever()
+
+    async def handler(sock: Socket) -> None:
+        with others[0].idle():
+            await others[0].recv()
+
+    async with bound(keep, host="127.0.0.1") as other, connected(other) as first:
+        await first.send(b"x")
+        async with bound(handler, host="127.0.0.1") as server, connected(server):
+            await trio.testing.wait_all_tasks_blocked()
+            other.stop(grace=1000)
+            await trio.testing.wait_all_tasks_blocked()
+            other.stop(grace=0)
+    assert server.stats() == trisock.ServerStats(accepted=1, handler_errors=1)
+    assert logged(log, logging.ERROR)

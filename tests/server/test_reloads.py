@@ -70,6 +70,34 @@ async def test_sighup_reloads_each_role_once(
         reloads.roles.clear()
 
 
+async def test_sighup_reloads_the_role_of_set_tls(
+    manager: Systemd, reloads: Reloads, server_tls: ServerTLS, authority: Authority
+) -> None:
+    other = authority.server_tls()
+
+    async def check() -> None:
+        await reloaded_once(manager)
+        assert [each is other for each in reloads.roles] == [True]
+
+    async with checked_service(check) as service:
+        server = await service.bind(0, echo, host="127.0.0.1", tls=server_tls)
+        server.set_tls(other)
+
+
+async def test_a_context_of_the_program_is_not_reloaded(
+    manager: Systemd, reloads: Reloads, authority: Authority
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.certificate("localhost").load_into(context)
+
+    async def check() -> None:
+        await reloaded_once(manager)
+        assert reloads.roles == []
+
+    async with checked_service(check) as service:
+        await service.bind(0, echo, host="127.0.0.1", tls=context)
+
+
 async def test_a_server_that_has_closed_is_not_reloaded(
     manager: Systemd, reloads: Reloads, server_tls: ServerTLS
 ) -> None:

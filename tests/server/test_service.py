@@ -9,6 +9,7 @@ import sys
 import threading
 import typing
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import trio
@@ -20,6 +21,7 @@ from helpers.resolver import Resolver
 from helpers.server import connect, connected, echo
 from helpers.services import no_stray_cancelled
 from trisock import Service
+from trisock._server import service
 from trisock._server.service import BindOptions, _open_services
 
 if sys.version_info < (3, 11):
@@ -396,6 +398,21 @@ async def test_a_signal_during_bind_raises_no_error() -> None:
                 await service.bind(0, echo, host="name")
                 raise AssertionError("bind was not cancelled")
         assert server.closing.is_set()
+
+
+async def test_a_signal_just_after_bind_raises_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def bind(*args: Any, **options: Any) -> trisock.Server:
+        server = await trisock.bind(*args, **options)
+        signal.raise_signal(signal.SIGTERM)
+        with trio.CancelScope(shield=True):
+            await trio.testing.wait_all_tasks_blocked()
+        return server
+
+    monkeypatch.setattr(service, "bind", bind)
+    with no_stray_cancelled():
+        async with trisock.open_service() as opened:
+            await opened.bind(0, echo, host="127.0.0.1")
+            raise AssertionError("bind was not cancelled")
 
 
 @pytest.mark.parametrize("stop", [Service.stop, lambda _: signal.raise_signal(signal.SIGTERM)])

@@ -13,7 +13,8 @@ import trio.testing
 from helpers.pairs import closing, raw_unix_pair
 from helpers.post_handshake import PostHandshakePeer, post_handshake_pair, start_until_blocked
 from helpers.raw_tls import RawTLS, raw_client_context
-from trisock import Certificate, ServerTLS, Socket, TLSError
+from trisock import Certificate, ServerClosing, ServerTLS, Socket, TLSError
+from trisock._net.server_state import ServerState
 from trisock.testing import Authority
 
 
@@ -222,3 +223,27 @@ async def test_a_record_that_begins_during_the_handshake_is_read_whole(
             await sock.starttls(server_tls)
             nursery.start_soon(trio.to_thread.run_sync, lambda: raw.sendall(rest))
             assert await sock.recv() == b"first data"
+
+
+async def test_an_idle_read_ends_although_a_sender_reads(
+    authority: Authority, wide_certificate: Certificate
+) -> None:
+    owner = trio.Event()
+    state = ServerState(owner)
+    ended = trio.Event()
+
+    async def read() -> None:
+        with pytest.raises(ServerClosing), sock.idle():
+            await sock.recv()
+        ended.set()
+
+    async with partial_ticket_pair(authority, wide_certificate) as (sock, peer):
+        sock._connection.server_state = state
+        assert await sock.peek() is None
+        async with trio.open_nursery() as nursery:
+            await start_until_blocked(nursery, sock.send, b"ping")
+            await start_until_blocked(nursery, read)
+            state.closing.set()
+            sock._connection.interrupt_idle_read()
+            await ended.wait()
+            peer.raw.sendall(peer.second_half)

@@ -59,7 +59,7 @@ class Connection:
         an earlier decision (for example, to send encrypted data) is still valid only if
         ``generation`` has not changed.
       idle: the idle block that was entered last, while there is one.
-      in_idle_read: whether a read waits in an idle block. Under TLS, ``idle_scope`` cancels it.
+      in_idle_read: whether a read waits in an idle block.
       proxy_header: the PROXY header that was received, if any.
       send_credit: how many bytes may be sent before a send must be a schedule point. Every read
         sets it to 0, except a read of an item from a batch (of lines or frames). So while there is
@@ -76,7 +76,6 @@ class Connection:
         "fresh_until",
         "generation",
         "idle",
-        "idle_scope",
         "in_idle_read",
         "layer",
         "proxy_header",
@@ -115,7 +114,6 @@ class Connection:
         self.server_state: ServerState | None = None
         self.idle: IdleBlock | None = None
         self.in_idle_read = False
-        self.idle_scope: trio.CancelScope | None = None
         self.fresh_until = 0.0
         self.state = ConnectionState.PLAIN
         self.generation = 0
@@ -198,10 +196,8 @@ class Connection:
 
     def interrupt_idle_read(self) -> None:
         """Wake a read that waits in an idle block, so that it looks whether it must end."""
-        if self.in_idle_read and self.tls is None:
-            self.transport.interrupt_read()
-        elif self.in_idle_read and self.idle_scope is not None:
-            self.idle_scope.cancel()
+        if self.in_idle_read:
+            self.layer.interrupt_read()
 
     async def send(self, buffers: Sequence[bytes | memoryview]) -> None:
         """Send all bytes of all buffers. The caller must hold the send lock. A full checkpoint."""

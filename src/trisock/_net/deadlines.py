@@ -10,6 +10,9 @@ import trio
 
 ItemT = TypeVar("ItemT")
 
+# So many timeouts are kept although no item has them now: a new item is likely to have one of them.
+_MIN_TIMEOUTS = 16
+
 
 class Deadlines(Generic[ItemT]):
     """The deadlines of many items, and the task that reports the overdue ones.
@@ -21,12 +24,15 @@ class Deadlines(Generic[ItemT]):
       expire: called with each overdue item and its timeout, after the item is discarded.
 
     Invariant: all items in one dict of ``_by_timeout`` have the same timeout. So they are in the
-    order of their deadlines. ``_wake_at`` is not later than the earliest deadline.
+    order of their deadlines. ``_wake_at`` is not later than the earliest deadline. There are
+    never more than ``_max_timeouts`` dicts.
     """
 
     def __init__(self, expire: Callable[[ItemT, float], object]) -> None:
         self._expire = expire
         self._by_timeout: dict[float, dict[ItemT, float]] = {}
+        self._max_timeouts = _MIN_TIMEOUTS
+        self._running = trio.CancelScope(shield=True)
         self._sleep = trio.CancelScope()
         self._wake_at = math.inf
 
@@ -35,6 +41,7 @@ class Deadlines(Generic[ItemT]):
         deadline = trio.current_time() + timeout
         items = self._by_timeout.get(timeout)
         if items is None:
+            self._make_room()
             items = self._by_timeout[timeout] = {}
         items[item] = deadline
         if deadline < self._wake_at:
@@ -53,12 +60,21 @@ class Deadlines(Generic[ItemT]):
             self.add(item, timeout)
 
     async def run(self) -> None:
-        """Report overdue items. Runs until it is cancelled."""
-        while True:
-            self._expire_overdue()
-            self._wake_at = self._earliest()
-            with trio.CancelScope(deadline=self._wake_at) as self._sleep:
-                await trio.sleep_forever()
+        """Report overdue items until ``close`` is called.
+
+        This is shielded, because cancelled tasks may still need their deadlines.
+        """
+        with self._running:
+            while True:
+                self._expire_overdue()
+                self._forget_unused()
+                self._wake_at = self._earliest()
+                with trio.CancelScope(deadline=self._wake_at) as self._sleep:
+                    await trio.sleep_forever()
+
+    def close(self) -> None:
+        """End ``run``."""
+        self._running.cancel()
 
     def _expire_overdue(self) -> None:
         now = trio.current_time()
@@ -71,8 +87,17 @@ class Deadlines(Generic[ItemT]):
                 self._expire(item, timeout)
 
     def _earliest(self) -> float:
-        """Return the earliest deadline, and forget timeouts that nothing has."""
-        self._by_timeout = {timeout: items for timeout, items in self._by_timeout.items() if items}
+        """Return the earliest deadline. No dict may be empty."""
         return min(
             (next(iter(items.values())) for items in self._by_timeout.values()), default=math.inf
         )
+
+    def _make_room(self) -> None:
+        """Make room for one more timeout. A program may compute a new one for each read."""
+        if len(self._by_timeout) >= self._max_timeouts:
+            self._forget_unused()
+            self._max_timeouts = max(_MIN_TIMEOUTS, 2 * len(self._by_timeout))
+
+    def _forget_unused(self) -> None:
+        """Forget the timeouts that no item has."""
+        self._by_timeout = {timeout: items for timeout, items in self._by_timeout.items() if items}

@@ -6,7 +6,6 @@ of which bytes have arrived has begun: then only the timeout ends the read.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Awaitable, Callable
 from types import TracebackType
@@ -104,10 +103,9 @@ async def receive_idle(connection: Connection, block: IdleBlock) -> bytes:
             closing = server is not None and not block.begun and server.closing.is_set()
             chunk = None
             try:
-                # Under TLS, a read does more than to wait for the descriptor.
-                if closing or connection.tls is not None or server is None:
+                if closing or server is None:
                     until = min(deadline, connection.fresh_until) if closing else deadline
-                    with trio.CancelScope(deadline=until) as connection.idle_scope:
+                    with trio.CancelScope(deadline=until):
                         chunk = await connection.layer.receive()
                 elif timeout == math.inf:
                     chunk = await connection.layer.receive()
@@ -142,8 +140,8 @@ def while_idle(
     """Return a function that reads in an idle block."""
     block = IdleBlock(connection)
 
-    @functools.wraps(read)
     async def read_in_block() -> ResultT:
+        connection.reading.check()  # before this second reader enters the block of the first
         with block:
             return await read()
 
@@ -152,7 +150,8 @@ def while_idle(
 
 def _server_closing(connection: Connection) -> ServerClosing:
     why = "the server is stopping, and no request has begun"
-    return set_message(ServerClosing(), f"{why} on {connection.transport}", without_peer=why)
+    error = set_message(ServerClosing(), f"{why} on {connection.transport}", without_peer=why)
+    return connection.transport.remember_failure(error)
 
 
 def _idle_timeout(connection: Connection, block: IdleBlock) -> IdleTimeoutError:

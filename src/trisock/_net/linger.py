@@ -43,12 +43,14 @@ async def linger(
 
     Raises OSError if the connection breaks. The caller must then close it immediately.
     """
+    if fin_sent:
+        final_bytes = b""  # nothing can follow FIN
     drained = 0
     interval = _MIN_POLL_INTERVAL
     deadline = trio.current_time() + LINGER_SECONDS
     while trio.current_time() < deadline:
         descriptor = sock.fileno()
-        if final_bytes and not fin_sent:
+        if final_bytes:
             with contextlib.suppress(BlockingIOError):
                 final_bytes = final_bytes[raw.send(final_bytes, FINAL_SEND_FLAGS) :]
         try:

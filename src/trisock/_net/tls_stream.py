@@ -140,10 +140,11 @@ class TLSStream:
         """Return one record's bytes, or ``b""`` after ``close_notify``. A full checkpoint.
 
         If cancelled, it consumes nothing. Other records may have arrived together with this record:
-        ``receive_pending`` returns them.
+        ``receive_pending`` returns them. ``interrupt_read`` ends it with ``ReadInterrupted``.
         """
         engine = self.engine
         incoming = engine.incoming
+        interrupts = self._transport.interrupts
         if engine.failure is not None:
             engine.check()
         if incoming.pending or engine.state is TLSState.PEER_CLOSED:
@@ -175,6 +176,12 @@ class TLSStream:
             data = self._read_record()
             if data is not None:
                 return data
+            if self._transport.interrupts != interrupts:  # while we did not wait for ciphertext
+                raise ReadInterrupted
+
+    def interrupt_read(self) -> None:
+        """End the ``receive`` that is in progress, unless it can return a record."""
+        self._transport.interrupt_read()  # if this wakes a sender, the sender wakes the reader
 
     def _read_record(self) -> bytes | None:
         """Return what ``TLSEngine.read`` returns, and flush OpenSSL's responses.
@@ -250,7 +257,7 @@ class TLSStream:
             try:
                 ciphertext = await self._transport.receive()
                 self.engine.incoming.write(ciphertext)
-            except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            except (trio.BrokenResourceError, trio.ClosedResourceError, ReadInterrupted) as exc:
                 failure = exc  # raised below: the nursery would wrap it in an ExceptionGroup
             nursery.cancel_scope.cancel()
         if failure is not None:

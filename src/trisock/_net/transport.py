@@ -81,6 +81,7 @@ class Transport(Descriptor):
     found EOF: nothing is unread in the kernel, and the peer can send nothing more.
 
     Attributes:
+      interrupts: how often ``interrupt_read`` was called.
       peer_may_be_sending: whether we close although the peer may send a request at any time.
       sent_count: how many bytes ``send_nowait`` has sent. A long send that makes progress
         increases it.
@@ -89,12 +90,12 @@ class Transport(Descriptor):
     __slots__ = (
         "_at_eof",
         "_eagain_count",
-        "_interrupts",
         "_poll_writable",
         "_read_failure",
         "_receive_size",
         "_reset",
         "_send_failure",
+        "interrupts",
         "peer_may_be_sending",
         "sent_count",
     )
@@ -105,7 +106,7 @@ class Transport(Descriptor):
         super().__init__(connection, raw)
         self._receive_size = RECEIVE_SIZE
         self._eagain_count = 0
-        self._interrupts = 0  # how often interrupt_read was called
+        self.interrupts = 0
         self._poll_writable: Callable[[int], object] | None = None
         self._at_eof = False
         self._read_failure: Exception | None = None
@@ -149,7 +150,7 @@ class Transport(Descriptor):
             descriptor = self._raw.fileno()
             if descriptor < 0:  # other code closed the socket
                 raise self.closed_error()
-            interrupts = self._interrupts
+            interrupts = self.interrupts
             try:
                 await trio.lowlevel.wait_readable(descriptor)
             except trio.ClosedResourceError:  # Trio's message names no peer
@@ -287,7 +288,7 @@ class Transport(Descriptor):
     async def wait_writable(self) -> None:
         """Wait until ``writable_now`` would return True. A full checkpoint."""
         while True:
-            interrupts = self._interrupts
+            interrupts = self.interrupts
             try:
                 await trio.lowlevel.wait_writable(self.descriptor())
                 break
@@ -298,12 +299,12 @@ class Transport(Descriptor):
 
     def interrupt_read(self) -> None:
         """Wake the read that is waiting, with ``ReadInterrupted``. A send just goes on waiting."""
-        self._interrupts += 1
+        self.interrupts += 1
         self.wake_tasks()
 
     def _was_interrupted(self, interrupts: int) -> bool:
         """Return whether ``interrupt_read`` has ended a wait. ``interrupts``: the count before."""
-        return self._interrupts != interrupts and not self.closing and self._socket.fileno() >= 0
+        return self.interrupts != interrupts and not self.closing and self._socket.fileno() >= 0
 
     async def send_eof(self) -> None:
         """Send FIN. Reading still works. A second call changes nothing. A full checkpoint.

@@ -12,11 +12,11 @@ import socket
 import struct
 import sys
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import trio
 
 from .._net.syscalls import readable_poller
+from .half_open import may_be_half_open
 
 # The maximum time to wait for clients that were still connecting when the door was closed.
 HALF_OPEN_SECONDS = 1
@@ -39,9 +39,6 @@ _DROP_SYN = b"".join(
 
 # In struct tcp_info of a listening socket, tcpi_unacked is the length of the backlog.
 _TCPI_UNACKED = struct.Struct("=24xI")
-
-# SYN_RECV in /proc/net/tcp: a client whose TCP handshake is not finished.
-_SYN_RECV = "03"
 
 
 async def drain(listening: socket.socket, accept_one: Callable[[], Awaitable[bool]]) -> None:
@@ -72,7 +69,7 @@ async def drain(listening: socket.socket, accept_one: Callable[[], Awaitable[boo
                 return
             if not await accept_one() and is_unix:
                 return
-        elif overdue or is_unix or not _may_be_half_open(listening):
+        elif overdue or is_unix or not may_be_half_open(listening):
             if not is_pending(0):  # a client may have finished its handshake since the last look
                 return
         else:
@@ -108,17 +105,3 @@ def _backlog(listening: socket.socket) -> int:
     info = listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCPI_UNACKED.size)
     waiting: int = _TCPI_UNACKED.unpack(info)[0]
     return waiting
-
-
-def _may_be_half_open(listening: socket.socket) -> bool:
-    """Return whether a client may be in the TCP handshake. True if the system does not tell."""
-    table = "/proc/net/tcp6" if listening.family == socket.AF_INET6 else "/proc/net/tcp"
-    port = f":{listening.getsockname()[1]:04X}"
-    try:
-        with Path(table).open() as lines:
-            return any(
-                fields[1].endswith(port) and fields[3] == _SYN_RECV
-                for fields in map(str.split, lines)
-            )
-    except OSError:
-        return True

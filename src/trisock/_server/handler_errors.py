@@ -18,7 +18,8 @@ _logger = logging.getLogger("trisock.server")
 def is_normal_end(connection: Connection, failure: BaseException) -> bool:
     """Return whether a handler may end with this exception, alone or in a group.
 
-    Normal ends are ``ServerClosing``, and the peer's EOF between two messages.
+    Normal ends are ``ServerClosing``, and the peer's EOF between two messages. Both must come from
+    the handler's own connection.
     """
     return all(_is_normal(connection, leaf) for leaf in _guard.leaves(failure))
 
@@ -85,7 +86,7 @@ def about(connection: Connection) -> dict[str, object]:
 def _is_normal(connection: Connection, leaf: BaseException) -> bool:
     if type(leaf) is IncompleteReadError:
         return leaf.at_boundary and connection.caused(leaf)
-    return type(leaf) is ServerClosing
+    return type(leaf) is ServerClosing and connection.caused(leaf)
 
 
 def _reason(exc: BaseException) -> str:

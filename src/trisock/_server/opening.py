@@ -6,6 +6,8 @@ import logging
 import math
 from collections import Counter
 
+import trio
+
 from .. import _guard
 from .._net.connection import Connection
 from .._net.deadlines import Deadlines
@@ -92,7 +94,7 @@ class Opening:
                 return False
             # From here on, connection.peer is the client's address, also behind a proxy.
             return self.tls is None or await self._handshake(connection, self.tls)
-        except BaseException:  # the grace has ended
+        except trio.Cancelled:  # the grace has ended
             self.counts["refused"] += 1
             raise
         finally:

@@ -17,7 +17,7 @@ from .._net.idle import FRESH_SECONDS
 from .._net.server_state import ServerState
 from .._net.socket import Socket, connection_of, new_socket
 from .._not_copyable import NotCopyable
-from .._tls.roles import ClientTLS, TLSArgument, TLSRole, resolve_role
+from .._tls.roles import ClientTLS, ServerTLS, TLSArgument, TLSRole, resolve_role
 from .accepting import Acceptor
 from .admission import Admission
 from .broadcast import Broadcast
@@ -61,7 +61,9 @@ async def bind(
     An ``Exception`` from a handler, alone or in a group, ends only that handler's connection. It is
     logged on the logger ``trisock.server`` with the peer's address. The log entry is one line at
     INFO if the exception comes from the handler's own socket and is one that the peer can cause
-    (``BrokenResourceError``, ``TLSError``, ``IncompleteReadError``, ``LimitExceededError``). Any
+    (``BrokenResourceError``, ``TLSError``, ``IncompleteReadError``, ``LimitExceededError``,
+    ``IdleTimeoutError``). Two exceptions of the handler's own socket are normal ends, and are not
+    logged: ``ServerClosing``, and an ``IncompleteReadError`` whose ``at_boundary`` is True. Any
     other exception is logged at ERROR with a traceback. Anything that is not an ``Exception``
     (``KeyboardInterrupt``, ``SystemExit``) ends the server.
 
@@ -224,6 +226,10 @@ class Server(NotCopyable):
             raise RuntimeError("set_tls needs a server that was bound with tls")
         self._opening.tls = _server_role(tls)
 
+    def _server_tls(self) -> ServerTLS | None:
+        """Return the certificates of new connections, which a service reloads."""
+        return None if self._opening.tls is None else self._opening.tls.server_tls
+
     @property
     def ready(self) -> bool:
         """Whether new clients should come here: False as soon as ``stop`` was called.
@@ -363,8 +369,12 @@ class Server(NotCopyable):
                 async with trio.open_nursery() as background:
                     background.start_soon(self._opening.deadlines.run)
                     background.start_soon(self._state.idle_deadlines.run)
-                    async with trio.open_nursery() as self._handler_nursery:
-                        await self._accept(background)
+                    try:
+                        async with trio.open_nursery() as self._handler_nursery:
+                            await self._accept(background)
+                    finally:
+                        self._opening.deadlines.close()
+                        self._state.idle_deadlines.close()
                     background.cancel_scope.cancel()
         finally:
             self._ready = False

@@ -15,7 +15,7 @@ from .. import _fork, _guard
 from .._address import Address
 from .._arguments import quoted, seconds_or_inf
 from .._not_copyable import NotCopyable
-from .._tls.roles import ServerTLS, TLSArgument, parse_role
+from .._tls.roles import ServerTLS, TLSArgument
 from .listener import Listener
 from .notify import READY, STOPPING, ServiceManager
 from .reloading import reload_all
@@ -139,8 +139,8 @@ async def open_service(
 
     - SIGTERM or SIGINT (Ctrl-C) calls ``Service.stop``. A second signal stops all servers
       immediately. A signal that arrives while the block still runs also cancels the block.
-    - SIGHUP calls ``ServerTLS.reload`` for the ``tls`` of each server and for each of ``reload``,
-      then ``on_reload(service)``. Each ``Exception`` is logged at ERROR on the logger
+    - SIGHUP calls ``ServerTLS.reload`` for each server's current ``tls`` and for each of
+      ``reload``, then ``on_reload(service)``. Each ``Exception`` is logged at ERROR on the logger
       ``trisock.server``. If a certificate cannot be reloaded, the old one stays in use. Signals
       that arrive during a reload cause one more. There is no reload before the program is ready,
       and none after it was told to stop.
@@ -256,8 +256,7 @@ class Service(NotCopyable):
       nursery: runs the servers, and tasks of the program that shall live as long as they. These
         tasks are cancelled once all servers have closed.
 
-    Invariant: ``_servers`` has each server that was bound and has not closed yet, with its
-    certificates if it was bound with ``tls``.
+    Invariant: ``_servers`` has each server that was bound and has not closed yet.
     """
 
     def __init__(self, nursery: trio.Nursery, settings: _Settings) -> None:
@@ -265,7 +264,7 @@ class Service(NotCopyable):
         self._settings = settings
         self._manager = ServiceManager(os.environ)
         self._block_scope = trio.CancelScope()
-        self._servers: dict[Server, ServerTLS | None] = {}
+        self._servers: dict[Server, None] = {}
         self._has_bound = False
         self._ready = False
         self._stopping = trio.Event()
@@ -289,16 +288,12 @@ class Service(NotCopyable):
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         self._check_running()
-        tls = options.get("tls")
-        if tls is not None:
-            # A server keeps no ServerTLS that was made from bare certificates. We keep it, to
-            # reload it.
-            options["tls"] = tls = cast(TLSArgument, parse_role(tls))
         server = await bind(self.nursery, port_or_listener, handler, **options)
         if self._stopping.is_set():  # stopped while bind looked up the host
             server.stop(grace=0)
+            await trio.lowlevel.checkpoint_if_cancelled()  # a signal also cancels the block
             self._check_running()
-        self._servers[server] = tls if isinstance(tls, ServerTLS) else None
+        self._servers[server] = None
         self._has_bound = True
         self.nursery.start_soon(self._watch, server)
         return server
@@ -381,7 +376,7 @@ class Service(NotCopyable):
                 return
             self._reload_requested = trio.Event()
             await self._manager.notify_reloading()
-            roles = [each for each in self._servers.values() if each is not None]
+            roles = [role for server in self._servers if (role := server._server_tls())]
             await reload_all([*roles, *self._settings.reload], call)
             if not self._stopping.is_set():
                 await self._manager.notify(READY)

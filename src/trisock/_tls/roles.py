@@ -222,6 +222,8 @@ class TLSRole:
     require_alpn: bool = False
     #: The contexts from which the ClientHello selects. None for a client or a user's context.
     sni_contexts: CurrentContexts | None = None
+    #: What was given, or made from bare certificates. ``reload`` changes its later handshakes.
+    server_tls: ServerTLS | None = None
 
     def failure(self, phase: str, peer: Address, why: str) -> TLSError:
         """Return an error whose message names the phase that failed, and the peer."""
@@ -258,7 +260,7 @@ def resolve_role(
         raise TypeError(f"server_hostname must be a str, not {type_name(server_hostname)}")
     tls = parse_role(tls)
     if isinstance(tls, ServerTLS):
-        role = TLSRole(tls._context(), True, None, tls.require_alpn, tls._built)
+        role = TLSRole(tls._context(), True, None, tls.require_alpn, tls._built, tls)
     elif isinstance(tls, ClientTLS):
         name = _first_given(server_hostname, tls.server_hostname, connected_host)
         role = TLSRole(tls._context(), False, name)

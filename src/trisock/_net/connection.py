@@ -197,7 +197,7 @@ class Connection:
     def interrupt_idle_read(self) -> None:
         """Wake a read that waits in an idle block, so that it looks whether it must end."""
         if self.in_idle_read:
-            self.layer.interrupt_read()
+            self.transport.interrupt_read()
 
     async def send(self, buffers: Sequence[bytes | memoryview]) -> None:
         """Send all bytes of all buffers. The caller must hold the send lock. A full checkpoint."""

@@ -1,8 +1,8 @@
 """TLSStream: TLS over a Transport.
 
-A ``TLSEngine`` encrypts and decrypts. This module moves ciphertext between the engine and the
-transport. ``trio.SSLStream`` runs the handshake and the shutdown, as trisock's design requires. The
-``SSLStream`` uses the engine as its SSL context, and a ``CiphertextStream`` as its transport.
+A ``TLSEngine`` encrypts and decrypts. This module moves ciphertext between it and the transport.
+``trio.SSLStream`` runs the handshake and the shutdown: its context is the engine, and its transport
+a ``CiphertextStream``.
 
 How reading and sending work together, after the handshake:
 
@@ -140,7 +140,7 @@ class TLSStream:
         """Return one record's bytes, or ``b""`` after ``close_notify``. A full checkpoint.
 
         If cancelled, it consumes nothing. Other records may have arrived together with this record:
-        ``receive_pending`` returns them. ``interrupt_read`` ends it with ``ReadInterrupted``.
+        ``receive_pending`` returns them. ``Transport.interrupt_read`` ends this.
         """
         engine = self.engine
         incoming = engine.incoming
@@ -176,18 +176,13 @@ class TLSStream:
             data = self._read_record()
             if data is not None:
                 return data
-            if self._transport.interrupts != interrupts:  # while we did not wait for ciphertext
+            if self._transport.interrupts != interrupts:  # while we did not wait
                 raise ReadInterrupted
-
-    def interrupt_read(self) -> None:
-        """End the ``receive`` that is in progress, unless it can return a record."""
-        self._transport.interrupt_read()  # if this wakes a sender, the sender wakes the reader
 
     def _read_record(self) -> bytes | None:
         """Return what ``TLSEngine.read`` returns, and flush OpenSSL's responses.
 
-        If the flush fails after data was decrypted, this returns the data, and the next call raises
-        the error.
+        If the flush fails after data was decrypted, the next call raises the error.
         """
         data = self.engine.read()
         if self.engine.outgoing.pending:
@@ -201,9 +196,8 @@ class TLSStream:
     async def _fill(self) -> bool:
         """Wait for ciphertext. Returns False at EOF.
 
-        A sender may also need ciphertext, if only part of a TLS message has arrived. If a reader
-        and a sender both call this, the first one reads, and the second one waits for the first. A
-        full checkpoint. If cancelled, it consumes nothing.
+        A sender needs it if only part of a TLS message has arrived. If a reader and a sender call
+        this, the second waits for the first. A full checkpoint. If cancelled, it consumes nothing.
         """
         if self._filling:
             self._filled = trio.Event()
@@ -270,8 +264,7 @@ class TLSStream:
     def receive_pending(self) -> list[bytes]:
         """Return the bytes of each record that was already read from the kernel.
 
-        If there are very many records, it returns only the first ones, to bound the time. It leaves
-        errors and EOF to the next ``receive``.
+        Of very many records, it returns only the first. Errors and EOF are left to ``receive``.
         """
         records: list[bytes] = []
         engine, more = self.engine, True
@@ -285,9 +278,9 @@ class TLSStream:
     def receive_nowait(self) -> bytes | None:
         """Return one record's bytes, or ``b""`` at EOF, without waiting.
 
-        Returns ``None`` if no whole record has arrived, or if many empty records arrived first. It
-        also returns ``None`` after an error, which the next ``receive`` raises. The only error that
-        this raises itself is ``ClosedResourceError``, if other code has closed the stream.
+        Returns ``None`` if no whole record has arrived, if many empty records arrived first, or
+        after an error, which the next ``receive`` raises. The only error that this raises itself is
+        ``ClosedResourceError``, if other code has closed the stream.
         """
         for _ in range(_MAX_PEEK_READS):
             if self.engine.failure is not None:
@@ -406,8 +399,8 @@ class TLSStream:
     async def send_ciphertext(self, data: bytes) -> None:
         """Send ciphertext that ``SSLStream`` took from the engine.
 
-        Data that is already encrypted must be sent, so nothing can cancel the first attempt. If
-        cancelled later, ``send_state`` stays IN_MESSAGE, so ``final_bytes`` returns nothing.
+        Nothing can cancel the first attempt. If cancelled later, ``send_state`` stays IN_MESSAGE,
+        so ``final_bytes`` returns nothing.
         """
         self.engine.put_back(self.engine.data_to_send() + data)
         self.send_state = SendState.IN_MESSAGE
@@ -493,9 +486,9 @@ class TLSStream:
     def final_bytes(self) -> bytes:
         """Return the bytes to send before FIN: ``close_notify``, or an alert after a failure.
 
-        Returns ``b""`` in a forked process, if the peer could not decrypt these bytes, if
-        ``https_compatible`` makes ``close_notify`` unnecessary, or if ``close_notify`` would claim
-        that an incomplete message is complete. Nothing can be sent after this call.
+        Returns ``b""`` in a forked process, if the peer could not decrypt these bytes, with
+        ``https_compatible``, or if ``close_notify`` would claim that an incomplete message is
+        complete. Nothing can be sent after this call.
         """
         engine = self.engine
         if engine.forked:

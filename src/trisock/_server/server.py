@@ -226,10 +226,6 @@ class Server(NotCopyable):
             raise RuntimeError("set_tls needs a server that was bound with tls")
         self._opening.tls = _server_role(tls)
 
-    def _server_tls(self) -> ServerTLS | None:
-        """Return the certificates of new connections, which a service reloads."""
-        return None if self._opening.tls is None else self._opening.tls.server_tls
-
     @property
     def ready(self) -> bool:
         """Whether new clients should come here: False as soon as ``stop`` was called.
@@ -494,3 +490,8 @@ class Server(NotCopyable):
         self._counts["active"] -= 1
         if self._opening.admission is not None:
             self._opening.admission.release(connection)
+
+
+def server_tls_of(server: Server) -> ServerTLS | None:
+    """Return the role of new connections, which a service reloads."""
+    return None if server._opening.tls is None else server._opening.tls.server_tls

@@ -19,7 +19,7 @@ from .._tls.roles import ServerTLS, TLSArgument
 from .listener import Listener
 from .notify import READY, STOPPING, ServiceManager
 from .reloading import reload_all
-from .server import Handler, Server, bind
+from .server import Handler, Server, bind, server_tls_of
 from .signals import SIGHUP, SignalReceiver
 
 if TYPE_CHECKING:
@@ -376,7 +376,7 @@ class Service(NotCopyable):
                 return
             self._reload_requested = trio.Event()
             await self._manager.notify_reloading()
-            roles = [role for server in self._servers if (role := server._server_tls())]
+            roles = [role for server in self._servers if (role := server_tls_of(server))]
             await reload_all([*roles, *self._settings.reload], call)
             if not self._stopping.is_set():
                 await self._manager.notify(READY)

@@ -152,6 +152,19 @@ async def test_a_broadcast_aborts_a_slow_client_and_no_other(
     assert ": it was aborted" in log.text
 
 
+@pytest.mark.parametrize("tls", [False, True])
+async def test_a_broadcast_with_a_timeout_of_0_makes_one_attempt(
+    tls: bool, server_tls: ServerTLS
+) -> None:
+    role = server_tls if tls else None
+    async with serving(chat, tls=role) as s, await s.connect() as client:
+        assert await client.recv() == b"hi\n"
+        assert await s.server.broadcast(b"news", timeout=0) == 1
+        assert await client.recv() == b"news"
+        assert await s.server.broadcast(HUGE, timeout=0) == 0
+        assert s.server.stats().aborted == 1
+
+
 async def test_a_broadcast_without_a_timeout_can_be_cancelled(
     jumping_clock: trio.testing.MockClock,
 ) -> None:

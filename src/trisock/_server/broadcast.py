@@ -78,7 +78,9 @@ async def broadcast_to(
     try:
         if generation != connection.generation:
             return False
-        with trio.move_on_after(timeout):
+        with trio.CancelScope() as sending:
+            # Set after the scope was entered, so that a ``timeout`` of 0 allows the first attempt.
+            sending.deadline = trio.current_time() + timeout
             await connection.send([memoryview(data)])
             return True
         # If a starttls is waiting for this lock, let it proceed. The starttls raises an error if

@@ -17,6 +17,7 @@ import math
 import os
 import signal
 import socket
+import ssl
 import sys
 import traceback
 from collections.abc import Callable
@@ -311,12 +312,14 @@ def _tls(cfg: Config, app: App) -> TLSArgument | None:
         return app.tls
     if app.tls is not None:
         raise ValueError("both --certfile and App(tls=) are given")
+    if cfg.cert_reqs not in tuple(ssl.VerifyMode):
+        raise ValueError("--cert-reqs must be 0, 1 or 2")
     if cfg.cert_reqs and not cfg.ca_certs:
         raise ValueError("--cert-reqs needs --ca-certs: the authorities to trust")
     return ServerTLS(
         Certificate.from_files(cfg.certfile, cfg.keyfile),
         client_ca=Path(cfg.ca_certs).read_bytes() if cfg.cert_reqs else None,
-        require_client_certificate=cfg.cert_reqs == 2,  # ssl.CERT_REQUIRED
+        require_client_certificate=cfg.cert_reqs == ssl.CERT_REQUIRED,
     )
 
 

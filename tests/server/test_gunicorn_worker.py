@@ -190,6 +190,7 @@ def test_cert_reqs_decides_about_client_certificates(
         ({"ca_certs": "ca.pem"}, "need --certfile"),
         ({"cert_reqs": 2}, "need --certfile"),
         ({"certfile": "chain.pem", "keyfile": "key.pem", "cert_reqs": 1}, "needs --ca-certs"),
+        ({"certfile": "chain.pem", "ca_certs": "ca.pem", "cert_reqs": 3}, "must be 0, 1 or 2"),
     ],
 )
 def test_an_option_about_tls_is_never_ignored(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import socket
@@ -184,6 +185,33 @@ async def test_a_read_outside_a_block_has_the_grace() -> None:
         await trio.testing.wait_all_tasks_blocked()
         s.server.stop()
         await trio.testing.wait_all_tasks_blocked()
+        await client.send(b"late\n")
+        assert await client.recv() == b"late"
+
+
+@pytest.mark.parametrize("own_block", [False, True])
+@pytest.mark.parametrize("tls", [False, True])
+async def test_another_tasks_block_limits_a_read_only_while_it_lasts(
+    tls: bool, own_block: bool, jumping_clock: trio.testing.MockClock, authority: Authority
+) -> None:
+    async def handler(sock: Socket) -> None:
+        await sock.recv_line()
+
+        async def read() -> None:
+            with sock.idle(timeout=30) if own_block else contextlib.nullcontext():
+                await sock.send(await sock.recv_line())
+
+        async with trio.open_nursery() as nursery:
+            with sock.idle(timeout=10):
+                nursery.start_soon(read)
+                await trio.sleep(5)
+            if not own_block:
+                sock.server.stop(grace=30)  # type: ignore[union-attr]
+
+    role = authority.server_tls() if tls else None
+    async with serving(handler, tls=role) as s, await s.connect() as client:
+        await client.send(b"go\n")
+        await trio.sleep(20)
         await client.send(b"late\n")
         assert await client.recv() == b"late"
 

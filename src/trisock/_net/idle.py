@@ -71,6 +71,13 @@ class IdleBlock(NotCopyable):
             assert later is not None
             later._outer = self._outer
         self._outer = None
+        if self._connection.in_idle_read:  # a read of another task; see _receive_without
+            self._connection.interrupt_idle_read()
+
+    @property
+    def active(self) -> bool:
+        """Whether the block was entered and not left."""
+        return self._active
 
     def timeout(self) -> float:
         """Return the shortest timeout of this block and the blocks around it."""
@@ -116,7 +123,8 @@ async def receive_idle(connection: Connection, block: IdleBlock) -> bytes:
                     finally:
                         server.idle_deadlines.discard(connection, timeout)
             except ReadInterrupted:
-                pass
+                if not block.active or block.timeout() != timeout:
+                    return await _receive_without(connection, block)
             if chunk is None:
                 chunk = connection.receive_nowait()
             if chunk is not None:
@@ -132,6 +140,18 @@ async def receive_idle(connection: Connection, block: IdleBlock) -> bytes:
     if chunk:
         block.begin()
     return chunk
+
+
+async def _receive_without(connection: Connection, block: IdleBlock) -> bytes:
+    """Go on with a read after another task has left its block, which no longer limits the read.
+
+    ``block`` is that of the read. The time of the blocks that remain starts again.
+    """
+    remaining = block if block.active else connection.idle
+    if remaining is not None:
+        return await receive_idle(connection, remaining)
+    connection.in_idle_read = False
+    return await connection.layer.receive()
 
 
 def while_idle(

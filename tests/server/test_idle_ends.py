@@ -204,6 +204,24 @@ async def test_a_new_connections_idle_timeout_holds_while_the_server_stops(
         assert await client.recv() == b""
 
 
+async def test_a_stop_does_not_extend_the_idle_timeout_of_a_begun_request(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    async def handler(sock: Socket) -> None:
+        await sock.recv_line()
+        with pytest.raises(IdleTimeoutError), sock.idle(timeout=5):
+            await sock.recv_line()
+
+    async with serving(handler) as s, await s.connect() as client:
+        await client.send(b"request\nhalf a line")
+        await until_idle(s.server)
+        mock_clock.jump(3)
+        s.server.stop()
+        await trio.testing.wait_all_tasks_blocked()
+        mock_clock.jump(2)
+        assert await client.recv() == b""
+
+
 async def test_a_shielded_handler_keeps_its_idle_timeout(
     mock_clock: trio.testing.MockClock,
 ) -> None:

@@ -104,13 +104,14 @@ async def receive_idle(connection: Connection, block: IdleBlock) -> bytes:
     timeout = block.timeout()
     deadline = math.inf if timeout == math.inf else trio.current_time() + timeout
     server = connection.server_state
+    has_waited = False
     connection.in_idle_read = True
     try:
         while True:
             closing = server is not None and not block.begun and server.closing.is_set()
             chunk = None
             try:
-                if closing or server is None:
+                if closing or server is None or has_waited:
                     until = min(deadline, connection.fresh_until) if closing else deadline
                     with trio.CancelScope(deadline=until):
                         chunk = await connection.layer.receive()
@@ -125,6 +126,7 @@ async def receive_idle(connection: Connection, block: IdleBlock) -> bytes:
             except ReadInterrupted:
                 if not block.active or block.timeout() != timeout:
                     return await _receive_without(connection, block)
+            has_waited = True
             if chunk is None:
                 chunk = connection.receive_nowait()
             if chunk is not None:

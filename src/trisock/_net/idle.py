@@ -71,7 +71,7 @@ class IdleBlock(NotCopyable):
             assert later is not None
             later._outer = self._outer
         self._outer = None
-        if self._connection.in_idle_read:  # a read of another task; see _receive_without
+        if self._connection.in_idle_read:  # a read of another task looks anew
             self._connection.interrupt_idle_read()
 
     @property
@@ -102,7 +102,7 @@ async def receive_idle(connection: Connection, block: IdleBlock) -> bytes:
     if connection.buffer.size:
         block.begin()
     timeout = block.timeout()
-    deadline = math.inf if timeout == math.inf else trio.current_time() + timeout
+    deadline = _deadline(timeout)
     server = connection.server_state
     has_waited = False
     connection.in_idle_read = True
@@ -124,8 +124,14 @@ async def receive_idle(connection: Connection, block: IdleBlock) -> bytes:
                     finally:
                         server.idle_deadlines.discard(connection, timeout)
             except ReadInterrupted:
-                if not block.active or block.timeout() != timeout:
-                    return await _receive_without(connection, block)
+                if not block.active or block.timeout() != timeout:  # another task has left a block
+                    remaining = block if block.active else connection.idle
+                    if remaining is None:
+                        connection.in_idle_read = False
+                        return await connection.layer.receive()
+                    block = remaining
+                    timeout = block.timeout()
+                    deadline = _deadline(timeout)
             has_waited = True
             if chunk is None:
                 chunk = connection.receive_nowait()
@@ -144,16 +150,8 @@ async def receive_idle(connection: Connection, block: IdleBlock) -> bytes:
     return chunk
 
 
-async def _receive_without(connection: Connection, block: IdleBlock) -> bytes:
-    """Go on with a read after another task has left its block, which no longer limits the read.
-
-    ``block`` is that of the read. The time of the blocks that remain starts again.
-    """
-    remaining = block if block.active else connection.idle
-    if remaining is not None:
-        return await receive_idle(connection, remaining)
-    connection.in_idle_read = False
-    return await connection.layer.receive()
+def _deadline(timeout: float) -> float:
+    return math.inf if timeout == math.inf else trio.current_time() + timeout
 
 
 def while_idle(

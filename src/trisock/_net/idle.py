@@ -97,14 +97,19 @@ async def receive_idle(connection: Connection, block: IdleBlock) -> bytes:
     timeout = block.timeout()
     deadline = math.inf if timeout == math.inf else trio.current_time() + timeout
     server = connection.server_state
+    has_waited = False
     connection.in_idle_read = True
     try:
         while True:
             closing = server is not None and not block.begun and server.closing.is_set()
+            until = min(deadline, connection.fresh_until) if closing else deadline
+            is_over = (closing or has_waited or not timeout) and until <= trio.current_time()
             chunk = None
             try:
-                if closing or server is None:
-                    until = min(deadline, connection.fresh_until) if closing else deadline
+                if is_over:
+                    if not has_waited:
+                        await trio.lowlevel.checkpoint()
+                elif closing or server is None:
                     with trio.CancelScope(deadline=until):
                         chunk = await connection.layer.receive()
                 elif timeout == math.inf:
@@ -117,15 +122,15 @@ async def receive_idle(connection: Connection, block: IdleBlock) -> bytes:
                         server.idle_deadlines.discard(connection, timeout)
             except ReadInterrupted:
                 pass
+            has_waited = True
             if chunk is None:
                 chunk = connection.receive_nowait()
             if chunk is not None:
                 break
-            if closing and connection.fresh_until <= trio.current_time():
+            if is_over:
                 connection.transport.peer_may_be_sending = True
-                raise _server_closing(connection)
-            if deadline <= trio.current_time():
-                connection.transport.peer_may_be_sending = True
+                if deadline > until:
+                    raise _server_closing(connection)
                 raise _idle_timeout(connection, block)
     finally:
         connection.in_idle_read = False

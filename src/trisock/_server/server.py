@@ -21,7 +21,14 @@ from .._tls.roles import ClientTLS, ServerTLS, TLSArgument, TLSRole, resolve_rol
 from .accepting import Acceptor
 from .admission import Admission
 from .broadcast import Broadcast
-from .handler_errors import is_complete, is_normal_end, log, log_or_raise
+from .handler_errors import (
+    is_cancelled,
+    is_complete,
+    is_normal_end,
+    log,
+    log_end_of_grace,
+    log_or_raise,
+)
 from .listener import Listener, listen, take_over
 from .listening import ListeningSockets
 from .opening import Opening
@@ -372,6 +379,8 @@ class Server(NotCopyable):
                         self._opening.deadlines.close()
                         self._state.idle_deadlines.close()
                     background.cancel_scope.cancel()
+            if self._handler_scope.cancelled_caught and self._counts["cancelled"]:
+                log_end_of_grace(self.addresses[0], self._counts["cancelled"])
         finally:
             self._ready = False
             self.closing.set()
@@ -474,7 +483,9 @@ class Server(NotCopyable):
                         complete = False
                         why = RuntimeError("the handler left a cancel scope open")
                         log(connection, why, self._counts)
-                except BaseException:
+                except BaseException as exc:
+                    has_run = connection.server_state is not None
+                    self._counts["cancelled"] += has_run and is_cancelled(exc)
                     # No await here: a Cancelled would replace, say, a SystemExit.
                     connection.close_immediately()
                     raise

@@ -10,24 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from helpers import real_databases, real_ftp_servers, real_mail_servers
-from helpers.real_servers import RealServer
+from helpers import (
+    real_chat_servers,
+    real_databases,
+    real_ftp_servers,
+    real_mail_servers,
+    real_news_servers,
+)
+from helpers.real_servers import PROGRAMS, RealServer
 from helpers.starttls_servers import Site
 from helpers.starttls_sites import make_site
 from helpers.tls_axes import Authorities
 from helpers.tls_programs import GO_NAME_ERROR, PEERS, Files, Peer, our_peer
 from trisock import ServerTLS
 from trisock.testing import Authority
-
-# The program that each server fixture needs.
-PROGRAMS = {
-    "postfix": "postfix",
-    "dovecot": "dovecot",
-    "slapd": "slapd",
-    "postgresql": "pg_ctlcluster",
-    "proftpd": "proftpd",
-    "vsftpd": "vsftpd",
-}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -60,6 +56,16 @@ postgresql = fixture_of(real_databases.postgresql, root=False)
 postgresql_without_tls = fixture_of(real_databases.postgresql, root=False, tls=False)
 proftpd = fixture_of(real_ftp_servers.proftpd, root=True)
 vsftpd = fixture_of(real_ftp_servers.vsftpd, root=True)
+mariadb = fixture_of(real_databases.mariadb, root=False)
+mariadb_without_tls = fixture_of(real_databases.mariadb, root=False, tls=False)
+prosody = fixture_of(real_chat_servers.prosody, root=True)
+prosody_without_tls = fixture_of(real_chat_servers.prosody, root=True, tls=False)
+inspircd = fixture_of(real_chat_servers.inspircd, root=True)
+inspircd_without_tls = fixture_of(real_chat_servers.inspircd, root=True, tls=False)
+nnrpd = fixture_of(real_news_servers.nnrpd, root=True)
+nnrpd_without_tls = fixture_of(real_news_servers.nnrpd, root=True, tls=False)
+iksd = fixture_of(real_news_servers.iksd, root=True)
+iksd_without_tls = fixture_of(real_news_servers.iksd, root=True, tls=False)
 
 
 @pytest.fixture

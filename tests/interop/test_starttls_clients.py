@@ -28,7 +28,6 @@ from helpers import starttls_databases as databases
 from helpers import starttls_ftp
 from helpers import starttls_servers as servers
 from helpers.pairs import all_served
-from helpers.postgres_client import pg_starttls
 from helpers.starttls_servers import PASSWORD, USER, Site
 from helpers.starttls_sites import FILE, MAIL, Server, make_site, serving, site_certificate
 from helpers.tls_clients import usually_the_newest
@@ -360,9 +359,9 @@ async def test_channel_binding_exposes_a_trusted_man_in_the_middle(
         assert await sock.recv_exactly(8) == databases.SSL_REQUEST
         await sock.send(b"S")
         await sock.starttls(other_certificate)
-        async with await trisock.connect("127.0.0.1", real.port) as onward:
-            await pg_starttls(onward)
-            await onward.starttls(authority.client_tls("localhost"))
+        async with await trisock.connect(
+            "127.0.0.1", real.port, tls=authority.client_tls("localhost"), starttls="postgres"
+        ) as onward:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(forward, sock, onward)
                 await forward(onward, sock)

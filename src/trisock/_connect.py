@@ -27,7 +27,7 @@ from ._net.syscalls import LINGER_AND_RESET
 from ._net.unix_path import unix_path, unix_socket
 from ._tls.roles import ClientTLS, TLSArgument, resolve_role
 from .starttls import PROTOCOLS, upgrade
-from .starttls.client import check_protocol
+from .starttls.driver import check_protocol
 
 # If the backlog of a Unix listener is full, a non-blocking connect fails with EAGAIN, and no event
 # reports when there is room again. So retry: first after the minimum interval (seconds), then
@@ -128,12 +128,14 @@ async def connect(
         local_address = to_ascii_host(local_address)
     check_bool("https_compatible", https_compatible)
     _check_proxy_header(proxy_header)
-    if https_compatible and (tls is None or starttls is not None):
-        raise ValueError("https_compatible is for TLS from the start: pass tls, without starttls")
+    if https_compatible and starttls is not None:
+        raise ValueError("https_compatible is for TLS from the start, not for starttls")
     if tls is True or (tls is None and starttls is not None):
         tls = ClientTLS()
     if tls is not None:
         _check_client_role(tls, host)
+    elif https_compatible:
+        raise ValueError("https_compatible is for TLS: pass tls as well")
     where = format_host_port(host, port)
     for _ in range(_SELF_CONNECT_TRIES):
         raw = await _open_tcp(ascii_host, port, local_address, where)
@@ -144,7 +146,7 @@ async def connect(
 
 
 def _starttls_port(protocol: str, port: int | None) -> int:
-    check_protocol(protocol)
+    check_protocol(protocol, PROTOCOLS)
     return PROTOCOLS[protocol][0] if port is None else port
 
 

@@ -63,17 +63,17 @@ class StartTLSError(TLSError):
         self.offered = offered
         self.reply = reply
 
-    def link(self, stream: weakref.ref[trio.SocketStream]) -> None:
-        """Note which connection caused the error, so that its server does not blame the handler."""
-        self._stream = stream
+    def link(self, socket: trio.socket.SocketType) -> None:
+        """Note which connection caused the error. Its server does not blame the handler then."""
+        self._socket = weakref.ref(socket)
 
-    def is_caused_by(self, stream: trio.SocketStream) -> bool:
-        """Return whether the peer of this stream caused the error."""
-        linked = vars(self).get("_stream")
-        return linked is not None and linked() is stream
+    def is_caused_by(self, socket: trio.socket.SocketType) -> bool:
+        """Return whether the peer of this socket caused the error."""
+        linked = vars(self).get("_socket")
+        return linked is not None and linked() is socket
 
     def __reduce__(self) -> tuple[Any, ...]:
-        state = {name: value for name, value in vars(self).items() if name != "_stream"}
+        state = {name: value for name, value in vars(self).items() if name != "_socket"}
         return type(self), self.args, state
 
 

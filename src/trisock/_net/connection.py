@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import trio
 
 from .._address import Address, address_from_sockaddr
-from .._errors import StartTLSError, TLSError, unraised_copy
+from .._errors import TLSError, unraised_copy
 from .._tls.info import TLSInfo
 from .._tls.roles import TLSRole
 from .conflicts import ConflictDetector, SendLock
@@ -154,8 +154,6 @@ class Connection:
         """Return whether this connection caused the error, for example because it was aborted."""
         if type(exc) is trio.ClosedResourceError:  # isinstance may run the program's code
             return self.state is ConnectionState.ABORTED
-        if type(exc) is StartTLSError:
-            return exc.is_caused_by(self.transport.stream)
         return self.transport.caused(exc)
 
     def check_open(self) -> None:

@@ -10,5 +10,6 @@
 """
 
 from .client import PROTOCOLS, upgrade
+from .server import accept
 
-__all__ = ["PROTOCOLS", "upgrade"]
+__all__ = ["PROTOCOLS", "accept", "upgrade"]

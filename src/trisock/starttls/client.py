@@ -8,13 +8,22 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from .._address import is_unix_address
-from .._arguments import quoted, seconds_or_inf, type_name
+from .._arguments import seconds_or_inf, type_name
 from .._tls.roles import ClientTLS, resolve_role
-from .conversation import Names, Negotiation
-from .driver import run
+from .conversation import CheckQuiet, Names, Negotiation
+from .driver import check_protocol, check_socket, run
+from .ftp import ftp_client
 from .imap import imap_client
+from .irc import irc_client
+from .ldap import ldap_client
+from .mysql import mysql_client
+from .nntp import nntp_client
+from .pop3 import pop3_client
 from .postgres import postgres_client
+from .sieve import sieve_client
 from .smtp import lmtp_client, smtp_client
+from .telnet import telnet_client
+from .xmpp import xmpp_client, xmpp_server_client
 
 if TYPE_CHECKING:
     from .._address import Address
@@ -25,7 +34,17 @@ _CLIENTS: dict[str, tuple[tuple[int, ...], Callable[[Names], Negotiation]]] = {
     "smtp": ((587, 25), smtp_client),
     "lmtp": ((24,), lmtp_client),
     "imap": ((143,), imap_client),
+    "pop3": ((110,), pop3_client),
+    "sieve": ((4190,), sieve_client),
+    "ftp": ((21,), ftp_client),
+    "nntp": ((119,), nntp_client),
+    "ldap": ((389,), ldap_client),
     "postgres": ((5432,), postgres_client),
+    "mysql": ((3306,), mysql_client),
+    "xmpp": ((5222,), xmpp_client),
+    "xmpp-server": ((5269,), xmpp_server_client),
+    "irc": ((6667,), irc_client),
+    "telnet": ((23,), telnet_client),
 }
 
 #: The protocols of ``upgrade``, each with its default ports. ``connect(starttls=)`` uses the first
@@ -72,7 +91,7 @@ async def upgrade(
     At most 64 KiB, 512 lines and 8 KiB per line are accepted before TLS, 16 KiB of them as the
     greeting.
     """
-    check_protocol(protocol)
+    check_protocol(protocol, PROTOCOLS)
     seconds = seconds_or_inf("timeout", timeout)
     if tls is None:
         tls = ClientTLS()
@@ -81,23 +100,20 @@ async def upgrade(
     )
     if role.server_side:
         raise TypeError(f"tls must be a TLS client's role, not {type_name(tls)}")
-    if sock.istls():
-        raise RuntimeError(f"the connection with {sock.getpeer()} is already using TLS")
-    sock.unrecv(b"")  # raises an error if the socket is closed or another task is reading
+    if role.server_hostname is None and protocol.startswith("xmpp"):
+        raise ValueError(f"{protocol} needs the server's name: give it in tls")
+    check_socket(sock)
     names = Names(_address_literal(sock.getlocal()), role.server_hostname)
     _, client = _CLIENTS[protocol]
-    greeting, _ = await run(sock, protocol, client(names), tls, seconds)
+    greeting, _ = await run(sock, protocol, _then_quiet(client(names)), tls, seconds)
     return greeting
 
 
-def check_protocol(protocol: object) -> None:
-    """Raise ``TypeError`` or ``ValueError`` unless the protocol is one of ``PROTOCOLS``."""
-    if not isinstance(protocol, str):
-        raise TypeError(f"a protocol must be a str, not {quoted(protocol)}")
-    if protocol not in PROTOCOLS:
-        raise ValueError(
-            f"a protocol must be one of {', '.join(PROTOCOLS)}, not {quoted(protocol)}"
-        )
+def _then_quiet(negotiation: Negotiation) -> Negotiation:
+    """Check that nothing follows the go-ahead: in TLS, the client speaks first."""
+    greeting = yield from negotiation
+    yield CheckQuiet()
+    return greeting
 
 
 def _address_literal(address: Address) -> bytes:

@@ -7,11 +7,18 @@ TLS, and raises ``Refusal`` if TLS must not begin.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
 CRLF = b"\r\n"
+
+#: How many commands a server reads before STARTTLS. Then it ends the connection.
+MAX_COMMANDS = 20
+
+# The end of a line that announces a literal (RFC 9051, section 4.3; RFC 5804, section 1.2).
+_LITERAL = re.compile(rb"\{(\d{1,9})\+?\}\Z")
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,7 @@ class Until:
 
 @dataclass(frozen=True)
 class CheckQuiet:
-    """Fail if the peer has sent more than was asked for. A server asks before its go-ahead."""
+    """Raise ``Refusal`` if the peer has sent more than was received so far."""
 
 
 Request: TypeAlias = Send | Line | Exactly | Until | CheckQuiet
@@ -87,13 +94,22 @@ class Refusal(Exception):
         self.reply = reply
 
 
+def line_with_literals() -> Part[bytes]:
+    """Receive a line that goes on after each literal in it, as in IMAP and ManageSieve."""
+    line = yield Line()
+    while literal := _LITERAL.search(line):
+        content = yield Exactly(int(literal[1]))
+        line += CRLF + content + (yield Line())
+    return line
+
+
 def unexpected(reply: bytes, *, offered: bool | None = None) -> Refusal:
     """Return the refusal for a reply that the protocol does not allow here."""
     return Refusal("the server sent something unexpected", offered=offered, reply=reply)
 
 
 def refused(reply: bytes, *, offered: bool | None = None) -> Refusal:
-    """Return the refusal for a server that does not want TLS now."""
+    """Return the refusal for a server that rejects our request."""
     return Refusal("the server refused STARTTLS", offered=offered, reply=reply)
 
 
@@ -105,3 +121,13 @@ def not_offered(reply: bytes | None = None) -> Refusal:
 def unwelcome(greeting: bytes) -> Refusal:
     """Return the refusal for a server that greets us with an error."""
     return Refusal("the server's greeting is not a welcome", reply=greeting)
+
+
+def client_quit() -> Refusal:
+    """Return the refusal for a client that ends the session."""
+    return Refusal("the client quit without asking for TLS")
+
+
+def too_many_commands() -> Refusal:
+    """Return the refusal for a client that goes on without TLS."""
+    return Refusal(f"the client sent {MAX_COMMANDS} commands without asking for TLS")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import weakref
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import trio
 
-from .._errors import IncompleteReadError, LimitExceededError, StartTLSError
+from .._arguments import quoted
+from .._errors import IncompleteReadError, LimitExceededError, ServerClosing, StartTLSError
 from .._text import printable, set_message
 from .conversation import CheckQuiet, Exactly, Line, Negotiation, Refusal, Request, Send, Until
 
@@ -25,6 +26,21 @@ MAX_TOTAL = 65536  # bytes
 
 # How many bytes of a reply an error's text shows.
 _SHOWN = 200
+
+
+def check_protocol(protocol: object, known: Iterable[str]) -> None:
+    """Raise ``TypeError`` or ``ValueError`` unless the protocol is known."""
+    if not isinstance(protocol, str):
+        raise TypeError(f"a protocol must be a str, not {quoted(protocol)}")
+    if protocol not in known:
+        raise ValueError(f"a protocol must be one of {', '.join(known)}, not {quoted(protocol)}")
+
+
+def check_socket(sock: Socket) -> None:
+    """Raise an error unless a negotiation can begin."""
+    if sock.istls():
+        raise RuntimeError(f"the connection with {sock.getpeer()} is already using TLS")
+    sock.unrecv(b"")  # raises an error if the socket is closed or another task is reading
 
 
 async def run(
@@ -57,6 +73,9 @@ async def _negotiate(
         except (trio.BrokenResourceError, IncompleteReadError) as exc:
             failure = _error(sock, protocol, Refusal(_how_it_ended(exc, limits)))
             failure.__cause__ = exc
+        except ServerClosing:
+            await sock.aclose()
+            raise
         await sock.aclose()  # gracefully: a server's last words must arrive
     if failure is None:
         what = "nothing" if not limits.received else "no complete answer"
@@ -75,8 +94,7 @@ async def _converse(sock: Socket, negotiation: Negotiation, limits: _Limits) -> 
             request = negotiation.send(await _perform(sock, request, limits))
     except StopIteration as stop:
         greeting: bytes = stop.value
-    await _check_quiet(sock)
-    return greeting
+        return greeting
 
 
 async def _perform(sock: Socket, request: Request, limits: _Limits) -> bytes:
@@ -87,11 +105,12 @@ async def _perform(sock: Socket, request: Request, limits: _Limits) -> bytes:
     if isinstance(request, CheckQuiet):
         await _check_quiet(sock)
         return b""
-    if isinstance(request, Exactly):
-        limits.check(request.size)
-        data = await sock.recv_exactly(request.size)
-    else:
-        data = await _delimited(sock, request, limits)
+    with sock.idle():  # a server that stops need not wait for a client that says nothing
+        if isinstance(request, Exactly):
+            limits.check(request.size)
+            data = await sock.recv_exactly(request.size)
+        else:
+            data = await _delimited(sock, request, limits)
     limits.received += len(data)
     return data.removesuffix(b"\n").removesuffix(b"\r") if isinstance(request, Line) else data
 
@@ -111,8 +130,7 @@ async def _delimited(sock: Socket, request: Line | Until, limits: _Limits) -> by
 async def _check_quiet(sock: Socket) -> None:
     """Fail if the peer has sent more than its part: TLS begins, and these bytes are not TLS.
 
-    What arrives after this check becomes part of the handshake, which then fails
-    (CVE-2011-0411).
+    What arrives after this check becomes part of the handshake, which then fails (CVE-2011-0411).
     """
     if await sock.peek():
         raise Refusal("unencrypted bytes came behind the last message before TLS")
@@ -156,7 +174,7 @@ def _error(sock: Socket, protocol: str, refusal: Refusal) -> StartTLSError:
     if refusal.reply is not None:
         why += f": {shown(refusal.reply)}"
     error = StartTLSError("", protocol=protocol, offered=refusal.offered, reply=refusal.reply)
-    error.link(weakref.ref(sock.stream))
+    error.link(sock.socket)
     return set_message(
         error,
         f"STARTTLS ({protocol}) with {sock.getpeer()} failed: {why}",

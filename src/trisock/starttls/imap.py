@@ -6,26 +6,32 @@ import re
 
 from .conversation import (
     CRLF,
-    Exactly,
+    MAX_COMMANDS,
+    CheckQuiet,
     Line,
     Names,
     Negotiation,
     Part,
     Refusal,
     Send,
+    client_quit,
+    line_with_literals,
     not_offered,
     refused,
+    too_many_commands,
     unexpected,
     unwelcome,
 )
 
-# The end of a line that announces a literal (RFC 9051, section 4.3).
-_LITERAL = re.compile(rb"\{(\d{1,9})\}$")
+_CAPABILITIES = b"IMAP4rev1 STARTTLS LOGINDISABLED"
+
+# RFC 9051, section 9: any ASTRING-CHAR except "+".
+_TAG = re.compile(rb"""[^\x00-\x20\x7f-\xff(){%*"\\+]{1,64}""")
 
 
 def imap_client(names: Names) -> Negotiation:
     """Ask for TLS by CAPABILITY and STARTTLS (RFC 9051, section 6.2.1)."""
-    greeting = yield from _response()
+    greeting = yield from line_with_literals()
     kind = greeting[:10].upper()
     if kind.startswith(b"* PREAUTH "):
         # STARTTLS is impossible once the client is authenticated (RFC 9051, section 7.1.4).
@@ -47,11 +53,41 @@ def imap_client(names: Names) -> Negotiation:
     return greeting
 
 
+def imap_server(names: Names) -> Negotiation:
+    """Offer TLS, and refuse a login without it (RFC 9051, sections 6.2.1 and 11.2)."""
+    yield Send(b"* OK [CAPABILITY " + _CAPABILITIES + b"] ready\r\n")
+    for _ in range(MAX_COMMANDS):
+        line = yield Line()
+        tag, _, command = line.rstrip(b" ").partition(b" ")
+        command = command.upper()
+        if not _TAG.fullmatch(tag):
+            yield Send(b"* BAD invalid tag\r\n")
+        elif command == b"STARTTLS":
+            yield CheckQuiet()
+            yield Send(tag + b" OK begin TLS\r\n")
+            return b""
+        elif command == b"LOGOUT":
+            yield Send(b"* BYE logging out\r\n" + tag + b" OK done\r\n")
+            raise client_quit()
+        elif command == b"CAPABILITY":
+            untagged = b"* CAPABILITY " + _CAPABILITIES + CRLF
+            yield Send(untagged + tag + b" OK done\r\n")
+        elif command == b"NOOP":
+            yield Send(tag + b" OK done\r\n")
+        elif command.endswith(b"+}"):  # a literal follows at once, and is not a command
+            yield Send(b"* BYE no literals without TLS\r\n")
+            raise Refusal("the client sent a literal without TLS")
+        else:
+            yield Send(tag + b" NO [PRIVACYREQUIRED] STARTTLS first\r\n")
+    yield Send(b"* BYE STARTTLS first\r\n")
+    raise too_many_commands()
+
+
 def _responses(tag: bytes) -> Part[tuple[bytes, list[bytes]]]:
     """Return the tagged response and the untagged responses before it (RFC 9051, section 7)."""
     untagged: list[bytes] = []
     while True:
-        response = yield from _response()
+        response = yield from line_with_literals()
         if response.startswith(tag + b" "):
             return response, untagged
         if not response.startswith(b"* "):
@@ -59,12 +95,3 @@ def _responses(tag: bytes) -> Part[tuple[bytes, list[bytes]]]:
         if response[:5].upper() == b"* BYE":
             raise Refusal("the server ended the session", reply=response)
         untagged.append(response)
-
-
-def _response() -> Part[bytes]:
-    """Return a response: a line, which goes on after each literal in it."""
-    response = yield Line()
-    while literal := _LITERAL.search(response):
-        content = yield Exactly(int(literal[1]))
-        response += CRLF + content + (yield Line())
-    return response

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from helpers.mail_client import ask, pop3_lines
-from helpers.tls_clients import CRLF
+from helpers.tls_clients import CRLF, RefusedError
 from trisock import Socket
 
 # ---- XMPP ----
@@ -36,16 +36,21 @@ async def xmpp_server_hello(sock: Socket) -> None:
 
 async def irc_login(sock: Socket) -> None:
     """Register. Ask the server whether the connection is secure (numeric 671)."""
-    await sock.send(b"NICK alice\r\nUSER alice 0 * :alice\r\nWHOIS alice\r\n")
-    numerics = set()
+    await sock.send(b"NICK alice\r\nUSER alice 0 * :alice\r\n")
+    await _irc_numeric(sock, b"001")
+    await sock.send(b"WHOIS alice\r\n")
+    await _irc_numeric(sock, b"671")
+
+
+async def _irc_numeric(sock: Socket, numeric: bytes) -> None:
+    """Read lines until this numeric reply, and answer PING."""
     async for line in sock.lines(delimiter=CRLF):
         words = line.split(b" ")
         if words[0] == b"PING":
             await sock.send(b"PONG ", words[1], CRLF)
-        numerics.add(words[1])
-        if words[1] == b"318":  # the end of WHOIS
-            break
-    assert {b"001", b"671"} <= numerics
+        elif words[1] == numeric:
+            return
+    raise RefusedError("the server closed the connection")
 
 
 # ---- NNTP ----

@@ -25,9 +25,9 @@ http_ports = {{ }}
 https_ports = {{ }}
 modules_enabled = {{ "saslauth", {modules} "disco", "s2s", "c2s", "dialback" }}
 modules_disabled = {{ "http", "admin_shell", "s2s_auth_certs" }}
-allow_unencrypted_plain_auth = false
-c2s_require_encryption = true
-s2s_require_encryption = true
+allow_unencrypted_plain_auth = {without_tls}
+c2s_require_encryption = {with_tls}
+s2s_require_encryption = {with_tls}
 ssl = {{ certificate = "{directory}/server.pem", key = "{directory}/server.key" }}
 VirtualHost "localhost"
 VirtualHost "example.net"
@@ -41,7 +41,10 @@ def prosody(authority: Authority, *, tls: bool = True) -> Iterator[RealServer]:
         shutil.chown(directory, "prosody")
         modules = '"tls",' if tls else ""
         configuration = directory / "prosody.cfg.lua"
-        configuration.write_text(PROSODY.format(directory=directory, modules=modules, **ports))
+        required = {"with_tls": str(tls).lower(), "without_tls": str(not tls).lower()}
+        configuration.write_text(
+            PROSODY.format(directory=directory, modules=modules, **required, **ports)
+        )
         command: list[str | Path] = ["prosody", "-F", "--config", configuration]
         with started(command, directory, ports, user="prosody") as server:
             yield server
@@ -59,6 +62,7 @@ INSPIRCD = """
 <path configdir="{directory}" datadir="{directory}" logdir="{directory}">
 <dns server="127.0.0.1" timeout="1">
 <module name="ssl_gnutls">
+<module name="sslinfo">
 <sslprofile name="test" provider="gnutls" certfile="{directory}/server.pem"
  keyfile="{directory}/server.key" cafile="{directory}/ca.pem">
 {modules}

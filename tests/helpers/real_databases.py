@@ -143,7 +143,7 @@ socket = {directory}/socket
 """
 
 MARIADB_USERS = """
-CREATE USER alice@127.0.0.1 IDENTIFIED BY '{password}' REQUIRE SSL;
+CREATE USER alice@'127.0.0.%' IDENTIFIED BY '{password}' REQUIRE SSL;
 """
 
 MARIADB_TLS = """

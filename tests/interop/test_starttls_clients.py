@@ -246,7 +246,7 @@ postgres, postgres_with_password = databases.postgres, databases.postgres_with_p
 
 CLIENTS = [
     client("smtplib", by_smtplib, submission, PYTHON),
-    client("smtplib-lmtp", by_smtplib, servers.smtp, PYTHON, kind=smtplib.LMTP),
+    client("smtplib-lmtp", by_smtplib, servers.lmtp, PYTHON, kind=smtplib.LMTP),
     client("imaplib", by_imaplib, servers.imap, PYTHON),
     client("poplib", by_poplib, servers.pop3, PYTHON),
     client("ftplib", by_ftplib, ftp, PYTHON),

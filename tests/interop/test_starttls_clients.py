@@ -36,7 +36,7 @@ from trisock.testing import Authority
 
 
 class ProgramError(Exception):
-    """A program failed. The error's text is what the program printed to stderr."""
+    """A program failed. The error's text is what the program printed."""
 
 
 @dataclass
@@ -69,7 +69,7 @@ class Visit:
             env={**os.environ, "HOME": str(self.ca.parent), **{k: str(v) for k, v in env.items()}},
         )
         if done.returncode:
-            raise ProgramError(done.stderr.decode())
+            raise ProgramError((done.stdout + done.stderr).decode(errors="replace"))
         return done.stdout
 
 
@@ -387,3 +387,99 @@ async def test_curl_returns_the_control_channel_to_plain_text(site: Site, pem: P
     cleared = site.commands.index(("TLSv1.3", b"CCC"))
     assert ("TLSv1.3", f"PASS {PASSWORD}".encode()) in site.commands[:cleared]
     assert site.commands[cleared + 1] == (None, b"PWD")
+
+
+# ---- clients that verify no name, or do not ask for TLS ----
+
+SMALL_MAIL = b"Subject: small\r\n\r\nhello\r\n"
+
+
+async def swaks(visit: Visit, *options: str | Path) -> bytes:
+    return await visit.run(
+        *("swaks", "--server", f"localhost:{visit.port}", "--helo", "client"),
+        *("--from", "me@example.org", "--to", "you@example.org", "--data", "-", *options),
+        stdin=SMALL_MAIL,
+    )
+
+
+@pytest.mark.needs("swaks")
+@usually_the_newest
+@pytest.mark.parametrize(
+    ("server", "options"),
+    [
+        (submission, ["--auth", "PLAIN", "--auth-user", USER, "--auth-password", PASSWORD]),
+        (servers.lmtp, ["--protocol", "LMTP"]),
+    ],
+    ids=["smtp", "lmtp"],
+)
+async def test_swaks_upgrades_only_with_a_trusted_certificate(
+    server: Server,
+    options: list[str],
+    version: str,
+    site: Site,
+    pem: Path,
+    other_authority: Authority,
+) -> None:
+    """swaks verifies no name."""
+    options = [*options, "--tls-protocol", version.lower().replace(".", "_")]
+    verify = ("--tls", "--tls-verify", "--tls-ca-path", pem / "ca.pem")
+    async with serving(server, site) as bound:
+        visit = Visit(site, bound.port, pem / "ca.pem", version)
+        valid = site.tls
+        site.tls = ServerTLS(site_certificate(other_authority))
+        with pytest.raises(ProgramError, match="certificate verify failed"):
+            await swaks(visit, *verify, *options)
+        assert not site.commands
+        site.tls = valid
+        await swaks(visit, *verify, *options)
+    (mail,) = site.mail
+    assert mail.startswith(SMALL_MAIL)
+    assert {tls for tls, _ in site.commands} == {version}
+
+
+async def curl_in_plain_text(visit: Visit, url: str) -> bytes:
+    return await visit.run(
+        *("curl", "--silent", "--show-error", "--noproxy", "*"),
+        *("--user", f"{USER}:{PASSWORD}", url.replace("PORT", str(visit.port))),
+    )
+
+
+async def psql_in_plain_text(visit: Visit) -> bytes:
+    where = f"host=localhost port={visit.port} user={USER} dbname=test sslmode=disable"
+    return await visit.run("psql", "--no-psqlrc", "-c", "select 1", where, PGPASSWORD=PASSWORD)
+
+
+@pytest.mark.parametrize(
+    ("talk", "server", "error"),
+    [
+        pytest.param(swaks, submission, "<.* 530 ", id="swaks", marks=pytest.mark.needs("swaks")),
+        pytest.param(
+            functools.partial(curl_in_plain_text, url="imap://localhost:PORT/INBOX"),
+            *(servers.imap, "Login denied"),
+            id="curl-imap",
+            marks=pytest.mark.needs("curl"),
+        ),
+        pytest.param(
+            functools.partial(curl_in_plain_text, url="pop3://localhost:PORT/1"),
+            *(servers.pop3, "Login denied"),
+            id="curl-pop3",
+            marks=pytest.mark.needs("curl"),
+        ),
+        pytest.param(
+            *(psql_in_plain_text, postgres, "SSL|TLS"),
+            id="psql",
+            marks=pytest.mark.needs("psql"),
+        ),
+    ],
+)
+async def test_a_client_without_tls_is_refused(
+    talk: Callable[[Visit], Awaitable[bytes]], server: Server, error: str, site: Site, pem: Path
+) -> None:
+    """``accept`` ends the session, and the server gets no command."""
+    async with serving(server, site) as bound:
+        with pytest.raises(ProgramError, match=error):
+            await talk(Visit(site, bound.port, pem / "ca.pem"))
+        await all_served(bound, 1)
+        assert bound.stats().peer_errors == 1
+    assert not site.commands
+    assert not site.mail

@@ -84,6 +84,7 @@ class WithoutTLS:
       offered: ``StartTLSError.offered``: False if the server tells what it offers.
       port: the port's name, if it is not the protocol's.
       local_address: the client's address.
+      timeout: how long to wait for an answer, in seconds.
     """
 
     protocol: str
@@ -91,6 +92,7 @@ class WithoutTLS:
     offered: bool | None
     port: str | None = None
     local_address: str = CLIENT_ADDRESS
+    timeout: float = 60
 
 
 # Dovecot does not offer TLS to this address.
@@ -108,7 +110,8 @@ WITHOUT_TLS = {
     "mysql": WithoutTLS("mysql", "mariadb_without_tls", False),
     "xmpp": WithoutTLS("xmpp", "prosody_without_tls", False),
     "xmpp-server": WithoutTLS("xmpp-server", "prosody_without_tls", False),
-    "irc": WithoutTLS("irc", "inspircd_without_tls", None),
+    # Before a client registers, InspIRCd does not answer a command that it does not know.
+    "irc": WithoutTLS("irc", "inspircd_without_tls", None, timeout=0.5),
     "telnet": WithoutTLS("telnet", "iksd_without_tls", None),
 }
 
@@ -197,7 +200,9 @@ async def test_a_server_without_tls_gets_no_password(
     case, port = without_tls
     async with await trisock.connect("127.0.0.1", port, local_address=case.local_address) as sock:
         with pytest.raises(StartTLSError) as raised:
-            await trisock.starttls.upgrade(sock, case.protocol, authority.client_tls())
+            await trisock.starttls.upgrade(
+                sock, case.protocol, authority.client_tls(), timeout=case.timeout
+            )
         assert raised.value.protocol == case.protocol
         assert raised.value.offered is case.offered
         assert not sock.isopen()

@@ -105,6 +105,13 @@ async def imap_login(sock: Socket) -> None:
     await imap(sock, b"LOGIN alice " + PASSWORD.encode())
 
 
+async def imap_hello(sock: Socket) -> None:
+    """Ask a server that supports only SASL's PLAIN, and only with TLS, what it offers."""
+    (capabilities,) = await imap(sock, b"CAPABILITY")
+    assert b"AUTH=PLAIN" in capabilities.split()
+    assert b"STARTTLS" not in capabilities.split()
+
+
 async def pop3_ok(sock: Socket) -> bytes:
     line = await sock.recv_until(CRLF)
     if not line.startswith(b"+OK"):
@@ -126,6 +133,13 @@ async def pop3_lines(sock: Socket) -> list[bytes]:
     return lines
 
 
+async def pop3_hello(sock: Socket) -> None:
+    await pop3(sock, b"CAPA")
+    capabilities = await pop3_lines(sock)
+    assert b"SASL PLAIN" in capabilities
+    assert b"STLS" not in capabilities
+
+
 async def pop3_login(sock: Socket) -> None:
     await pop3(sock, b"USER alice")
     await pop3(sock, b"PASS " + PASSWORD.encode())
@@ -134,9 +148,15 @@ async def pop3_login(sock: Socket) -> None:
 # ---- ManageSieve ----
 
 
-async def sieve_login(sock: Socket) -> None:
+async def sieve_hello(sock: Socket) -> None:
     """After the handshake, the server sends its capabilities unasked (RFC 5804, section 2.2)."""
-    assert b'"SASL" "PLAIN"' in await sieve_ok(sock)
+    capabilities = await sieve_ok(sock)
+    assert b'"SASL" "PLAIN"' in capabilities
+    assert b'"STARTTLS"' not in capabilities
+
+
+async def sieve_login(sock: Socket) -> None:
+    await sieve_hello(sock)
     response = base64.b64encode(f"\0alice\0{PASSWORD}".encode())
     await sock.send(b'AUTHENTICATE "PLAIN" "%s"\r\n' % response)
     await sieve_ok(sock)

@@ -49,6 +49,8 @@ PROGRAMS = {
     "inspircd": "inspircd",
     "nnrpd": "/usr/lib/news/bin/nnrpd",
     "iksd": "iksd",
+    "exim": "exim4",
+    "cyrus": "cyrmaster",
 }
 
 

@@ -16,6 +16,7 @@ from helpers import (
     real_ftp_servers,
     real_mail_servers,
     real_news_servers,
+    real_other_mail_servers,
 )
 from helpers.real_servers import PROGRAMS, RealServer
 from helpers.starttls_servers import Site
@@ -56,6 +57,10 @@ postgresql = fixture_of(real_databases.postgresql, root=False)
 postgresql_without_tls = fixture_of(real_databases.postgresql, root=False, tls=False)
 proftpd = fixture_of(real_ftp_servers.proftpd, root=True)
 vsftpd = fixture_of(real_ftp_servers.vsftpd, root=True)
+exim = fixture_of(real_other_mail_servers.exim, root=True)
+exim_without_tls = fixture_of(real_other_mail_servers.exim, root=True, tls=False)
+cyrus = fixture_of(real_other_mail_servers.cyrus, root=True)
+cyrus_without_tls = fixture_of(real_other_mail_servers.cyrus, root=True, tls=False)
 mariadb = fixture_of(real_databases.mariadb, root=False)
 mariadb_without_tls = fixture_of(real_databases.mariadb, root=False, tls=False)
 prosody = fixture_of(real_chat_servers.prosody, root=True)

@@ -22,7 +22,16 @@ from helpers.chat_client import (
 )
 from helpers.ftp_client import ftp_login, vsftp_login
 from helpers.ldap_client import ldap_login
-from helpers.mail_client import imap_login, lmtp_hello, pop3_login, sieve_login, smtp_hello
+from helpers.mail_client import (
+    imap_hello,
+    imap_login,
+    lmtp_hello,
+    pop3_hello,
+    pop3_login,
+    sieve_hello,
+    sieve_login,
+    smtp_hello,
+)
 from helpers.mysql_client import mysql_login
 from helpers.postgres_client import pg_login
 from helpers.real_servers import PASSWORD, PROGRAMS, RealServer
@@ -57,10 +66,15 @@ class Service:
 
 SERVICES = {
     "smtp": Service("smtp", "postfix", smtp_hello, b"220 mail.example.org ESMTP Postfix"),
+    "smtp-exim": Service("smtp", "exim", smtp_hello, b"220 mail.example.org ESMTP Exim"),
     "lmtp": Service("lmtp", "dovecot", lmtp_hello, b"220 "),
+    "lmtp-cyrus": Service("lmtp", "cyrus", lmtp_hello, b"220 mail.example.org Cyrus LMTP"),
     "imap": Service("imap", "dovecot", imap_login, b"* OK [CAPABILITY "),
+    "imap-cyrus": Service("imap", "cyrus", imap_hello, b"mail.example.org Cyrus IMAP"),
     "pop3": Service("pop3", "dovecot", pop3_login, b"+OK Dovecot"),
+    "pop3-cyrus": Service("pop3", "cyrus", pop3_hello, b"+OK mail.example.org Cyrus POP3"),
     "sieve": Service("sieve", "dovecot", sieve_login, b'"IMPLEMENTATION" "Dovecot'),
+    "sieve-cyrus": Service("sieve", "cyrus", sieve_hello, b'"IMPLEMENTATION" "Cyrus'),
     "ftp": Service("ftp", "proftpd", ftp_login, b"220 ProFTPD"),
     "ftp-vsftpd": Service("ftp", "vsftpd", vsftp_login, b"220 (vsFTPd"),
     "nntp": Service("nntp", "nnrpd", nntp_hello, b"201 localhost InterNetNews"),
@@ -100,9 +114,14 @@ NO_TLS_ADDRESS = "127.0.0.3"
 
 WITHOUT_TLS = {
     "smtp": WithoutTLS("smtp", "postfix", False, port="plain"),
+    "smtp-exim": WithoutTLS("smtp", "exim_without_tls", False),
+    "lmtp-cyrus": WithoutTLS("lmtp", "cyrus_without_tls", False),
     "imap": WithoutTLS("imap", "dovecot", False, local_address=NO_TLS_ADDRESS),
+    "imap-cyrus": WithoutTLS("imap", "cyrus_without_tls", False),
     "pop3": WithoutTLS("pop3", "dovecot", None, local_address=NO_TLS_ADDRESS),
+    "pop3-cyrus": WithoutTLS("pop3", "cyrus_without_tls", None),
     "sieve": WithoutTLS("sieve", "dovecot", True, local_address=NO_TLS_ADDRESS),
+    "sieve-cyrus": WithoutTLS("sieve", "cyrus_without_tls", False),
     "ftp": WithoutTLS("ftp", "proftpd", None, port="plain"),
     "nntp": WithoutTLS("nntp", "nnrpd_without_tls", None),
     "ldap": WithoutTLS("ldap", "slapd_without_tls", False),

@@ -18,6 +18,7 @@ from helpers import (
     real_news_servers,
     real_other_mail_servers,
 )
+from helpers.program_versions import package_of
 from helpers.real_servers import PROGRAMS, RealServer
 from helpers.starttls_servers import Site
 from helpers.starttls_sites import make_site
@@ -32,6 +33,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for fixture in PROGRAMS.keys() & getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.needs(PROGRAMS[fixture]))
+
+
+# The programs that the tests of this run need.
+needed: set[str] = set()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Remember the programs that a test needs."""
+    for mark in item.iter_markers("needs"):
+        needed.update(mark.args)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the version of each program, for a report. Workers of pytest-xdist print nothing."""
+    if needed:
+        terminalreporter.section("versions of the programs")
+        for line in sorted({package_of(program) for program in needed}):
+            terminalreporter.write_line(line)
 
 
 def fixture_of(

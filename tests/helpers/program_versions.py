@@ -6,6 +6,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
+# Debian's programs that run those of the newest PostgreSQL.
+_BEHIND = {"pg_ctlcluster": "postgres", "psql": "psql"}
+
 
 def package_of(program: str) -> str:
     """Return the package and the version of a program, or say that it belongs to no package."""
@@ -22,11 +25,11 @@ def package_of(program: str) -> str:
 
 
 def _path(program: str) -> Path | None:
-    if program == "pg_ctlcluster":  # it belongs to PostgreSQL of any version
-        servers = Path("/usr/lib/postgresql").glob("*/bin/postgres")
-        return max(servers, key=lambda path: int(path.parts[-3]), default=None)
-    found = shutil.which(program)
-    return None if found is None else Path(found)
+    if real := _BEHIND.get(program):
+        found = Path("/usr/lib/postgresql").glob(f"*/bin/{real}")
+        return max(found, key=lambda path: int(path.parts[-3]), default=None)
+    which = shutil.which(program)
+    return None if which is None else Path(which)
 
 
 def _dpkg_query(*arguments: str) -> str:

@@ -402,6 +402,7 @@ async def swaks(visit: Visit, *options: str | Path) -> bytes:
     )
 
 
+@pytest.mark.interop
 @pytest.mark.needs("swaks")
 @usually_the_newest
 @pytest.mark.parametrize(
@@ -452,7 +453,11 @@ async def psql_in_plain_text(visit: Visit) -> bytes:
 @pytest.mark.parametrize(
     ("talk", "server", "error"),
     [
-        pytest.param(swaks, submission, "<.* 530 ", id="swaks", marks=pytest.mark.needs("swaks")),
+        pytest.param(
+            *(swaks, submission, "<.* 530 "),
+            id="swaks",
+            marks=[pytest.mark.interop, pytest.mark.needs("swaks")],
+        ),
         pytest.param(
             functools.partial(curl_in_plain_text, url="imap://localhost:PORT/INBOX"),
             *(servers.imap, "Login denied"),

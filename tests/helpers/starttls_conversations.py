@@ -132,9 +132,8 @@ CLIENT_CONVERSATIONS: dict[str, Conversation] = {
         b"@time=1 :irc.example.org 670 * :go ahead\r\n",
     ],
     "telnet": [
-        Heard(b"\xff\xfb\x2e"),
         b"login\xff\xfd\x18",
-        Heard(b"\xff\xfc\x18"),
+        Heard(b"\xff\xfb\x2e\xff\xfc\x18"),
         b"\xff\xfb\x01",
         Heard(b"\xff\xfe\x01"),
         b"\xff\xf1\xff\xfc\x05\xff\xfa\x18\x01\xff\xf0\xff\xfd\x2e",

@@ -23,8 +23,15 @@ def telnet_client(names: Names) -> Negotiation:
     The greeting is empty. Text and other options of the server are read and dropped. Other options
     are refused until we have announced TLS.
     """
-    yield Send(_IAC + _WILL + _START_TLS)
-    while (command := (yield from _command())) != _DO + _START_TLS:
+    command = yield from _command()
+    # C-Kermit reads and drops a ClientHello that arrives together with FOLLOWS. It has sent its own
+    # FOLLOWS as soon as it knows WILL. So to a server that asks, we send both in one piece: its
+    # FOLLOWS is then an answer to ours.
+    answer = _IAC + _WILL + _START_TLS
+    if command not in (_DO + _START_TLS, _DONT + _START_TLS):
+        yield Send(answer)
+        answer = b""
+    while command != _DO + _START_TLS:
         verb, option = command[:1], command[1:2]
         if option == _START_TLS and verb == _DONT:
             raise refused(_IAC + command)
@@ -32,7 +39,8 @@ def telnet_client(names: Names) -> Negotiation:
             yield Send(_IAC + _WONT + option)
         elif verb == _WILL:
             yield Send(_IAC + _DONT + option)
-    yield Send(_IAC + _SB + _START_TLS + _FOLLOWS + _IAC + _SE)
+        command = yield from _command()
+    yield Send(answer + _IAC + _SB + _START_TLS + _FOLLOWS + _IAC + _SE)
     while (command := (yield from _command())) != _SB + _START_TLS + _FOLLOWS:
         if command == _DONT + _START_TLS:
             raise refused(_IAC + command)

@@ -15,12 +15,12 @@ from .._arguments import Buffer, bytes_view, check_bool, quoted, seconds_or_inf
 from .._net.connection import Connection
 from .._net.idle import FRESH_SECONDS
 from .._net.server_state import ServerState
-from .._net.socket import Socket, connection_of, new_socket
+from .._net.socket import Socket, new_socket
 from .._not_copyable import NotCopyable
 from .._tls.roles import ClientTLS, ServerTLS, TLSArgument, TLSRole, resolve_role
 from .accepting import Acceptor
 from .admission import Admission
-from .broadcast import Broadcast
+from .broadcast import Broadcast, members_of
 from .handler_errors import (
     is_cancelled,
     is_complete,
@@ -328,7 +328,7 @@ class Server(NotCopyable):
         """
         content = bytes(bytes_view(data))
         limit = seconds_or_inf("timeout", timeout)
-        members = self._connections if to is None else self._members(to)
+        members = self._connections if to is None else members_of(self._connections, to)
         await trio.lowlevel.checkpoint_if_cancelled()
         targets = [(each, each.generation) for each in members if not each.is_reserved()]
         if not targets:
@@ -350,19 +350,6 @@ class Server(NotCopyable):
         if broadcast.failure is not None:
             raise broadcast.failure
         return broadcast.delivered
-
-    def _members(self, socks: Iterable[Socket]) -> dict[Connection, None]:
-        """Return the connections of these sockets that this server has, each once."""
-        if not isinstance(socks, Iterable):
-            raise TypeError(f"to must be an iterable of Sockets, not {quoted(socks)}")
-        found: dict[Connection, None] = {}
-        for sock in socks:
-            if not isinstance(sock, Socket):
-                raise TypeError(f"to must have only Sockets, not {quoted(sock)}")
-            connection = connection_of(sock)
-            if connection in self._connections:
-                found[connection] = None
-        return found
 
     # ---- the server's task ----
 

@@ -27,7 +27,8 @@ FLOORS = [
     {"_server"},
     {"_connect"},
     {""},  # the public names
-    {"pluto", "hammerspoon", "testing", "gunicorn", "__main__"},  # these use the public names
+    {"pluto", "hammerspoon", "testing", "gunicorn", "_command"},  # these use the public names
+    {"__main__"},  # runs the command
 ]
 
 

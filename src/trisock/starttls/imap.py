@@ -32,15 +32,15 @@ _TAG = re.compile(rb"""[^\x00-\x20\x7f-\xff(){%*"\\+]{1,64}""")
 def imap_client(names: Names) -> Negotiation:
     """Ask for TLS by CAPABILITY and STARTTLS (RFC 9051, section 6.2.1)."""
     greeting = yield from line_with_literals()
-    kind = greeting[:10].upper()
-    if kind.startswith(b"* PREAUTH "):
+    kind = greeting.upper().split(b" ")[:2]
+    if kind == [b"*", b"PREAUTH"]:
         # STARTTLS is impossible once the client is authenticated (RFC 9051, section 7.1.4).
         raise Refusal("the server has authenticated us already", offered=False, reply=greeting)
-    if not kind.startswith(b"* OK "):
+    if kind != [b"*", b"OK"]:
         raise unwelcome(greeting)
     yield Send(b"a1 CAPABILITY" + CRLF)
     final, untagged = yield from _responses(b"a1")
-    if not final.upper().startswith(b"A1 OK "):
+    if not _is_ok(final):
         raise not_offered(final)
     words = [line.upper().split(b" ") for line in untagged]
     if not any(each[:2] == [b"*", b"CAPABILITY"] and b"STARTTLS" in each for each in words):
@@ -48,7 +48,7 @@ def imap_client(names: Names) -> Negotiation:
     yield Send(b"a2 STARTTLS" + CRLF)
     # Untagged responses are legal here. They are not protected, so nobody may believe them.
     final, _ = yield from _responses(b"a2")
-    if not final.upper().startswith(b"A2 OK "):
+    if not _is_ok(final):
         raise refused(final, offered=True)
     return greeting
 
@@ -95,3 +95,7 @@ def _responses(tag: bytes) -> Part[tuple[bytes, list[bytes]]]:
         if response[:5].upper() == b"* BYE":
             raise Refusal("the server ended the session", reply=response)
         untagged.append(response)
+
+
+def _is_ok(tagged: bytes) -> bool:
+    return tagged.upper().split(b" ")[1] == b"OK"

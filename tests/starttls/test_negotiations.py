@@ -25,6 +25,8 @@ from helpers.starttls_conversations import (
     said_by_us,
     server,
 )
+from trisock.starttls.conversation import Names, Send
+from trisock.starttls.xmpp import xmpp_client
 
 HELLO = b"220 ready\r\n"
 EHLO_OK = b"250-x\r\n250 STARTTLS\r\n"
@@ -212,6 +214,21 @@ def test_an_ldap_length_may_have_the_long_form() -> None:
 def test_a_ping_with_a_bare_cr_is_not_answered() -> None:
     replay = Replay(client("irc"), b"PING a\rQUIT\r\n:x 670\r\n")
     assert replay.sent == b"STARTTLS\r\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "domain"),
+    [
+        ("xn--bcher-kva.example", "bücher.example"),
+        ("my_host.example", "my_host.example"),
+        ("::1", "::1"),
+        ("192.0.2.1", "192.0.2.1"),
+    ],
+)
+def test_xmpp_names_the_domain_in_unicode(name: str, domain: str) -> None:
+    request = next(xmpp_client(Names(b"localhost", name)))
+    assert isinstance(request, Send)
+    assert f" to='{domain}' ".encode() in request.data
 
 
 def test_mysql_flags_are_those_of_both_sides() -> None:

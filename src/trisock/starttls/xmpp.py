@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from xml.parsers import expat
 
+import idna
+
 from .conversation import (
     Names,
     Negotiation,
@@ -33,7 +35,7 @@ def xmpp_server_client(names: Names) -> Negotiation:
 
 def _negotiate(names: Names, namespace: str) -> Negotiation:
     header = (
-        f"<?xml version='1.0'?><stream:stream to='{names.server}' version='1.0' "
+        f"<?xml version='1.0'?><stream:stream to='{_domain(names.server or '')}' version='1.0' "
         f"xmlns='{namespace}' xmlns:stream='http://etherx.jabber.org/streams'>"
     )
     yield Send(header.encode())
@@ -49,6 +51,14 @@ def _negotiate(names: Names, namespace: str) -> Negotiation:
     if answer[0] != _TLS + "proceed":
         raise refused(stream.received, offered=True)
     return b""
+
+
+def _domain(name: str) -> str:
+    """Return the form that XMPP uses: U-labels instead of A-labels (RFC 7622, section 3.2)."""
+    try:
+        return idna.decode(name)
+    except UnicodeError:  # an IPv6 address, or a name that IDNA does not know
+        return name
 
 
 class _Stream:
@@ -71,10 +81,9 @@ class _Stream:
         parser.StartDoctypeDeclHandler = _forbidden
         parser.CommentHandler = _forbidden
         parser.ProcessingInstructionHandler = _forbidden
-        if hasattr(parser, "SetReparseDeferralEnabled"):
-            # Expat would wait for more data before it parses a tag with a ">" in an attribute. The
-            # limits of the driver bound the work of parsing such a tag again.
-            parser.SetReparseDeferralEnabled(False)
+        # Newer versions of Expat wait for more data before they parse a tag that has a ">" in an
+        # attribute. The limits of the driver bound the work of parsing such a tag again.
+        getattr(parser, "SetReparseDeferralEnabled", bool)(False)
         self._events, self._parser = events, parser
 
     def header(self) -> Part[None]:

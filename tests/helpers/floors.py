@@ -31,6 +31,10 @@ FLOORS = [
     {"__main__"},  # runs the command
 ]
 
+# What the faces may import: the public names, and a public module.
+FACES = FLOORS[-2]
+PUBLIC = {"", "starttls"}
+
 
 def name_of(path: Path) -> str:
     parts = path.relative_to(SOURCE).with_suffix("").parts

@@ -132,7 +132,7 @@ def check(
     """Check the certificates of servers: names, chain and expiry, and the TLS connection."""
     for target in urls:
         if not target.scheme.tls:
-            raise click.UsageError(f"{target.url!r} has no TLS to check")
+            raise click.UsageError(f"'{target.url}' has no TLS to check")
     options = Options(_roles(ca, name), timeout, warn_days, injection)
     return functools.partial(actions.check, urls, options, parallel=parallel, as_json=as_json)
 
@@ -161,7 +161,7 @@ def connect(
     ends the connection.
     """
     if not url.scheme.tls and (ca or name):
-        raise click.UsageError(f"--ca and --name are for TLS, which {url.url!r} does not use")
+        raise click.UsageError(f"--ca and --name are for TLS, which '{url.url}' does not use")
     role = _roles(ca, name).role(url.scheme.alpn)
     return functools.partial(actions.connect, url, role, proxy_protocol=proxy_protocol, keep_lf=lf)
 

@@ -51,7 +51,7 @@ def explain(
         if isinstance(error, StartTLSError) and error.offered is False:
             return f"{printable(str(error))}: turn it on in the server, or check the port"
     if isinstance(error, socket.gaierror):
-        return f"{printable(error.strerror)}: check the name"
+        return f"{printable(error.strerror or str(error))}: check the name"
     if isinstance(error, OSError):
         return _explain_os_error(error)
     return printable(str(error)) or type(error).__name__

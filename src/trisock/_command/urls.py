@@ -80,22 +80,22 @@ def parse(url: str) -> Target:
     name, separator, rest = url.partition("://")
     if not separator:
         raise ValueError(
-            f"{_without_user(shown)!r} has no scheme: write tls://HOST:PORT for TLS from the "
+            f"'{_without_user(shown)}' has no scheme: write tls://HOST:PORT for TLS from the "
             "start, or the protocol, as in imap://HOST"
         )
     scheme = SCHEMES.get(name.lower())
     if scheme is None:
         raise ValueError(_unknown_scheme(printable(name)))
     if "@" in rest:
-        raise ValueError(f"{_without_user(shown)!r} names a user: give the host alone")
+        raise ValueError(f"'{_without_user(shown)}' names a user: give the host alone")
     rest = rest.removesuffix("/")
     if re.search(r"[/?#]", rest):
-        raise ValueError(f"{shown!r} has a path: nothing may follow the host and the port")
+        raise ValueError(f"'{shown}' has a path: nothing may follow the host and the port")
     host, port = _split(rest, shown)
     if port is None:
         port = scheme.port
     if port is None:
-        raise ValueError(f"{shown!r} has no port, as in {name.lower()}://HOST:PORT")
+        raise ValueError(f"'{shown}' has no port, as in {name.lower()}://HOST:PORT")
     (to_tls_name if scheme.tls else to_ascii_host)(host)
     return Target(shown, scheme, host, port)
 
@@ -105,25 +105,25 @@ def _split(rest: str, shown: str) -> tuple[str, int | None]:
     found = re.fullmatch(r"\[([^\[\]]*)\](?::(.*))?|([^:\[\]]*)(?::([^:]*))?", rest, re.DOTALL)
     if found is None:
         raise ValueError(
-            f"{shown!r} has no valid host and port: write an IPv6 address in brackets, as in "
+            f"'{shown}' has no valid host and port: write an IPv6 address in brackets, as in "
             "imap://[2001:db8::1]:143"
         )
     bracketed, bracketed_port, plain, plain_port = found.groups()
     if bracketed is not None:
         if ":" not in bracketed:
-            raise ValueError(f"{shown!r}: brackets are for IPv6 addresses")
+            raise ValueError(f"'{shown}': brackets are for IPv6 addresses")
         host, port = bracketed.replace("%25", "%", 1), bracketed_port  # RFC 6874, section 2
     else:
         host, port = plain, plain_port
     if not host:
-        raise ValueError(f"{shown!r} has no host")
+        raise ValueError(f"'{shown}' has no host")
     return host, None if port is None else _to_port(port, shown)
 
 
 def _to_port(text: str, shown: str) -> int:
     if re.fullmatch("[0-9]{1,5}", text) and 1 <= int(text) <= 65535:
         return int(text)
-    raise ValueError(f"{shown!r}: a port is a number from 1 to 65535")
+    raise ValueError(f"'{shown}': a port is a number from 1 to 65535")
 
 
 def _without_user(url: str) -> str:
@@ -134,4 +134,4 @@ def _without_user(url: str) -> str:
 def _unknown_scheme(name: str) -> str:
     if name.lower() == "http":
         return "http has no TLS: write https://HOST, or tcp://HOST:80 for plain text"
-    return f"the scheme {name!r} is not one of {', '.join(sorted(SCHEMES))}, unix"
+    return f"the scheme '{name}' is not one of {', '.join(sorted(SCHEMES))}, unix"

@@ -21,8 +21,8 @@ from trisock import ServerTLS, Socket
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
-def test_check_shows_a_table_in_color_that_fits(servers: Servers) -> None:
-    urls = (servers.good, servers.soon, servers.wrong)
+def test_check_shows_a_table_in_color_that_fits(servers: Servers, free_port: int) -> None:
+    urls = (servers.good, servers.soon, servers.wrong, f"tls://localhost:{free_port}")
     with on_terminal(*trisock("check", "--ca", servers.ca, *urls)) as terminal:
         assert terminal.wait() == 2
         shown = terminal.shown
@@ -31,7 +31,7 @@ def test_check_shows_a_table_in_color_that_fits(servers: Servers) -> None:
     assert re.search(r"\x1b\[1;31mCRITICAL", shown)
     lines = ESCAPE.sub("", shown).splitlines()
     assert max(map(cell_len, lines)) <= WIDTH
-    assert lines[-1].strip() == "3 checked: 1 good, 1 soon to expire, 1 bad"
+    assert lines[-1].strip() == "4 checked: 1 good, 1 soon to expire, 2 bad"
 
 
 def test_no_color_is_respected(servers: Servers) -> None:

@@ -19,10 +19,11 @@ LOCAL = ("localhost", "127.0.0.1", "::1")
 
 @dataclass(frozen=True)
 class LocalServer:
-    """A handler, and the role of TLS from the start (or None)."""
+    """A handler, the role of TLS from the start (or None), and a port (0: any free one)."""
 
     handler: Handler
     tls: ServerTLS | None = None
+    port: int = 0
 
 
 @contextlib.contextmanager
@@ -33,7 +34,7 @@ def serving(*servers: LocalServer) -> Iterator[list[int]]:
     async def main() -> None:
         async with trio.open_nursery() as nursery:
             bound = [
-                await bind(nursery, 0, each.handler, host="127.0.0.1", tls=each.tls)
+                await bind(nursery, each.port, each.handler, host="127.0.0.1", tls=each.tls)
                 for each in servers
             ]
             token = trio.lowlevel.current_trio_token()
@@ -61,14 +62,14 @@ async def echo(sock: Socket) -> None:
         await sock.send(chunk)
 
 
-def offering(protocol: str, tls: ServerTLS) -> LocalServer:
+def offering(protocol: str, tls: ServerTLS, *, port: int = 0) -> LocalServer:
     """Return a server with STARTTLS."""
 
     async def handler(sock: Socket) -> None:
         await starttls.accept(sock, protocol, tls)
         await quiet(sock)
 
-    return LocalServer(handler)
+    return LocalServer(handler, port=port)
 
 
 def days(number: float) -> Dates:

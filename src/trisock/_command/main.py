@@ -32,7 +32,7 @@ def run(arguments: Sequence[str] | None) -> int:
         return _MISSING_EXTRA
     except (KeyboardInterrupt, click.Abort):
         return _INTERRUPTED
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # click exits if the reader of its help has gone
         output.discard()
         return _BROKEN_PIPE
     except OSError as exc:  # of stdin or stdout: those of the network are handled below

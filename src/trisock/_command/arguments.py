@@ -52,13 +52,14 @@ def _protocols() -> str:
 
 
 @click.group(
+    "trisock",
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Try:  trisock check imap://mail.example.org https://example.org",
 )
 @click.version_option(__version__, prog_name="trisock", message="%(prog)s %(version)s")
 @click.pass_context
-def trisock(ctx: click.Context) -> None:
+def cli(ctx: click.Context) -> None:
     """Check the TLS of servers, and talk to them, also where TLS begins with STARTTLS.
 
     "trisock COMMAND --help" tells more about a command.
@@ -67,7 +68,7 @@ def trisock(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-@trisock.command(
+@cli.command(
     short_help="Check the certificates and the TLS of servers.",
     epilog=f"""{_protocols()}
 
@@ -137,7 +138,7 @@ def check(
     return functools.partial(actions.check, urls, options, parallel=parallel, as_json=as_json)
 
 
-@trisock.command(
+@cli.command(
     short_help="Talk to a server.",
     epilog=f"""{_protocols()} In plain text: tcp://HOST:PORT and unix:PATH.
 
@@ -166,7 +167,7 @@ def connect(
     return functools.partial(actions.connect, url, role, proxy_protocol=proxy_protocol, keep_lf=lf)
 
 
-@trisock.command()
+@cli.command()
 def demo() -> Action:
     """Show a conversation over loopback that upgrades to TLS."""
     return functools.partial(actions.demo)

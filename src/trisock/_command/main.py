@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import click
 
 from . import output
-from .arguments import trisock
+from .arguments import cli
 from .demo import MissingExtraError
 
 # The exit statuses besides those of ``check``.
@@ -44,7 +44,7 @@ def run(arguments: Sequence[str] | None) -> int:
 def _act(arguments: Sequence[str] | None) -> int:
     """Parse with click, then act. click itself would turn a broken pipe into the status 1."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    action = trisock.main(given, prog_name="trisock", standalone_mode=False)
+    action = cli.main(given, prog_name="trisock", standalone_mode=False)
     if isinstance(action, functools.partial):
         status: int = action()
         return status

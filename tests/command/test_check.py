@@ -173,6 +173,42 @@ def test_alpn_is_offered_and_shown(
     assert [each["alpn"] for each in json.loads(done.out)] == ["imap", "http/1.1", None]
 
 
+@pytest.mark.parametrize("scheme", ["imaps", "tls"])
+def test_a_server_that_refuses_our_alpn_is_asked_without(
+    scheme: str, command_ca: CertificateAuthority, ca_file: Path, command: Command
+) -> None:
+    """The scheme tls offers nothing, so there is nothing to leave out."""
+    tls = server_tls(command_ca)
+    hellos: list[bytes] = []
+
+    async def refuse_once(sock: Socket) -> None:
+        hellos.append(await sock.peek(wait=True) or b"")
+        if len(hellos) == 1:
+            await sock.recv()
+            await sock.send(b"\x15\x03\x03\0\x02\x02\x78")  # the alert no_application_protocol
+            return
+        await sock.starttls(tls)
+        await quiet(sock)
+
+    with serving(LocalServer(refuse_once)) as [port]:
+        done = command("check", "--ca", ca_file, f"{scheme}://localhost:{port}")
+    assert done.status == (0 if scheme == "imaps" else 2)
+    assert [b"\x04imap" in hello for hello in hellos] == (
+        [True, False] if not done.status else [False]
+    )
+
+
+def test_a_server_that_resets_after_the_handshake_is_good(
+    command_ca: CertificateAuthority, ca_file: Path, command: Command
+) -> None:
+    async def reset(sock: Socket) -> None:
+        sock.abort()
+
+    with serving(LocalServer(reset, server_tls(command_ca))) as [port]:
+        done = command("check", "--ca", ca_file, f"tls://localhost:{port}")
+    assert done.status == 0
+
+
 def test_a_server_in_plain_text_is_explained(ca_file: Path, command: Command) -> None:
     async def greet(sock: Socket) -> None:
         await sock.send(b"* OK ready\r\n")
@@ -302,6 +338,15 @@ def test_many_names_are_shortened(
     with serving(LocalServer(quiet, tls)) as [port]:
         done = command("check", "--ca", ca_file, f"tls://localhost:{port}")
     assert "for localhost, 0.example, 1.example and 7 more; " in done.out
+
+
+def test_long_names_are_cut(
+    command_ca: CertificateAuthority, ca_file: Path, command: Command
+) -> None:
+    tls = server_tls(command_ca, "localhost", "a" * 300)
+    with serving(LocalServer(quiet, tls)) as [port]:
+        done = command("check", "--json", "--ca", ca_file, f"tls://localhost:{port}")
+    assert json.loads(done.out)[0]["names"] == ["localhost", "a" * 255 + "..."]
 
 
 def test_unreadable_dates_are_critical(

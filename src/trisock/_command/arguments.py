@@ -84,7 +84,7 @@ Examples:
   trisock check imap://mail.example.org imaps://mail.example.org
   trisock check --ca ca.pem --name mail.example.org smtp://10.0.0.5:25
   trisock check --json $(cat urls) | jq '.[] | select(.status > 0)'
-"""
+""",
 )
 @click.argument("urls", metavar="URL...", nargs=-1, required=True, callback=_targets)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list of objects.")
@@ -146,7 +146,7 @@ def check(
 Examples:
   trisock connect imap://mail.example.org
   printf 'GET / HTTP/1.0\\r\\n\\r\\n' | trisock connect https://example.org
-"""
+""",
 )
 @click.argument("url", metavar="URL", callback=_target)
 @_CA

@@ -15,6 +15,9 @@ from .._text import printable
 
 T = TypeVar("T")
 
+# How many characters of a name are shown. A host name has at most 253 (RFC 1035, section 2.3.4).
+_MAX_TEXT = 255
+
 
 @dataclass(frozen=True)
 class CertificateFacts:
@@ -45,11 +48,15 @@ def read_certificate(der: bytes | None) -> CertificateFacts:
     if leaf is None:
         return CertificateFacts()
     return CertificateFacts(
-        tuple(map(printable, _attempt(lambda: _names(leaf)) or ())),
-        _attempt(lambda: printable(_issuer(leaf))),
+        tuple(map(_shown, _attempt(lambda: _names(leaf)) or ())),
+        _attempt(lambda: _shown(_issuer(leaf))),
         _attempt(lambda: leaf.not_valid_before_utc),
         _attempt(lambda: leaf.not_valid_after_utc),
     )
+
+
+def _shown(text: str) -> str:
+    return printable(text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT] + "...")
 
 
 def _attempt(function: Callable[[], T]) -> T | None:

@@ -20,6 +20,9 @@ from .urls import Target
 #: The states of a URL, and the exit statuses of the command, as Nagios has them.
 GOOD, EXPIRES_SOON, BAD = 0, 1, 2
 
+# OpenSSL's reasons of a server that shares no ALPN protocol (RFC 7301, section 3.2).
+_NO_ALPN = ("NO_APPLICATION_PROTOCOL", "TLSV1_ALERT_NO_APPLICATION_PROTOCOL")
+
 
 @dataclass(frozen=True)
 class Result:
@@ -30,7 +33,7 @@ class Result:
       status: ``GOOD``, ``EXPIRES_SOON`` or ``BAD``.
       error: what is wrong and what to do, or ``None``.
       verified: whether the certificate is valid for the name, and its chain is trusted.
-      tls: the connection, or ``None`` if there was no handshake.
+      version, cipher, alpn: of the connection; ``None`` if there was no handshake.
       certificate: what the certificate says.
       days_left: whole days until the certificate expires, or ``None`` if that is not known.
       injection: whether plain text behind STARTTLS is accepted. ``None``: not tested.
@@ -40,7 +43,9 @@ class Result:
     status: int
     error: str | None
     verified: bool
-    tls: TLSInfo | None
+    version: str | None
+    cipher: str | None
+    alpn: str | None
     certificate: CertificateFacts
     days_left: int | None
     injection: bool | None
@@ -114,19 +119,28 @@ async def check(target: Target, options: Options) -> Result:
 
 
 async def _look(target: Target, roles: Roles, seen: _Seen) -> None:
+    alpn = target.scheme.alpn
     try:
-        await _handshake(target, roles.role(target.scheme.alpn), seen)
+        try:
+            await _handshake(target, roles.role(alpn), seen)
+        except TLSError as exc:
+            if exc.reason not in _NO_ALPN or not alpn:
+                raise
+            # Most clients offer nothing by ALPN, but for browsers.
+            alpn = ()
+            await _handshake(target, roles.role(alpn), seen)
     except NETWORK_ERRORS as exc:
         seen.failure = exc
         if isinstance(exc, TLSError) and exc.verify_code is not None:
             with contextlib.suppress(*NETWORK_ERRORS):
-                await _handshake(target, roles.role(target.scheme.alpn, verify=False), seen)
+                await _handshake(target, roles.role(alpn, verify=False), seen)
 
 
 async def _handshake(target: Target, role: ClientTLS, seen: _Seen) -> None:
     sock = await open_target(target, role)
     seen.tls = sock.tls
-    await sock.close()
+    with contextlib.suppress(*NETWORK_ERRORS):  # what has been seen counts
+        await sock.close()
 
 
 async def _inject(target: Target, protocol: str, roles: Roles, seen: _Seen) -> None:
@@ -159,7 +173,9 @@ def _judge(target: Target, options: Options, seen: _Seen) -> Result:
         status=status,
         error=error,
         verified=seen.tls is not None and seen.failure is None,
-        tls=seen.tls,
+        version=None if seen.tls is None else seen.tls.version,
+        cipher=None if seen.tls is None else seen.tls.cipher,
+        alpn=None if seen.tls is None else seen.tls.alpn_protocol,
         certificate=facts,
         days_left=days,
         injection=seen.injection,

@@ -18,7 +18,8 @@ def run(function: Callable[[], Awaitable[T]]) -> T:
 
 async def _run_until_interrupted(function: Callable[[], Awaitable[T]]) -> T:
     previous = signal.getsignal(signal.SIGINT)
-    if previous is signal.SIG_IGN:  # such as a shell's background job
+    # Ignored: a shell's background job, for example. None: a program around Python handles it.
+    if previous in (signal.SIG_IGN, None):
         return await function()
     token = trio.lowlevel.current_trio_token()
     with trio.CancelScope() as scope:

@@ -31,9 +31,9 @@ def _to_object(result: Result) -> dict[str, object]:
         "status": result.status,
         "error": result.error,
         "verified": result.verified,
-        "version": result.tls and result.tls.version,
-        "cipher": result.tls and result.tls.cipher,
-        "alpn": result.tls and result.tls.alpn_protocol,
+        "version": result.version,
+        "cipher": result.cipher,
+        "alpn": result.alpn,
         "names": list(result.certificate.names),
         "issuer": result.certificate.issuer,
         "not_before": _iso(result.certificate.not_before),
@@ -118,7 +118,7 @@ def _days(number: int) -> str:
 
 
 def _names(result: Result) -> str:
-    return f"for {listed(result.certificate.names)}" if result.tls else ""
+    return f"for {listed(result.certificate.names)}" if result.version else ""
 
 
 def _issuer(result: Result) -> str:
@@ -128,10 +128,7 @@ def _issuer(result: Result) -> str:
 
 
 def _connection(result: Result) -> str:
-    if result.tls is None:
-        return ""
-    alpn = f" {result.tls.alpn_protocol}" if result.tls.alpn_protocol else ""
-    return f"{result.tls.version} {result.tls.cipher}{alpn}"
+    return " ".join(filter(None, (result.version, result.cipher, result.alpn)))
 
 
 def _injection(result: Result) -> str:

@@ -58,6 +58,14 @@ def test_a_server_that_does_not_answer_inside_tls_is_good(
     assert done.out.endswith("; no injection\n")
 
 
+def test_postgresql_may_complain_inside_tls() -> None:
+    """PostgreSQL 15 does so, and ends the connection."""
+    complaint = b"SFATAL\0VFATAL\0C08P01\0Mreceived unencrypted data after SSL request\0\0"
+    is_answered = INJECTED["postgres"].is_answered
+    assert not is_answered(b"E\0\0\0\x46" + complaint)
+    assert is_answered(b"E\0\0\0\x46" + complaint.replace(b"08P01", b"28000"))
+
+
 def test_a_server_that_floods_is_good(
     command_ca: CertificateAuthority, ca_file: Path, command: Command
 ) -> None:

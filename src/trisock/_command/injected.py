@@ -61,6 +61,12 @@ _POSTGRES_FIELDS = b"\x00\x03\x00\x00user\0trisock\0database\0trisock\0\0"
 _POSTGRES_STARTUP = struct.pack("!I", 4 + len(_POSTGRES_FIELDS)) + _POSTGRES_FIELDS
 _POSTGRES_CANCEL = bytes.fromhex("00000010 04d2162e 00000000 00000000")
 
+
+def _answers_startup(data: bytes) -> bool:
+    # Since CVE-2021-23214, a server that has noticed says so inside TLS: a protocol violation.
+    return bool(data) and b"C08P01\0" not in data
+
+
 # MySQL ("Protocol::HandshakeResponse41"): a login as trisock without a password. A packet of one
 # byte is the farewell: a server answers that the handshake is bad.
 _MYSQL_LOGIN = (
@@ -106,7 +112,7 @@ INJECTED: dict[str, Injected] = {
     "nntp": Injected(b"STARTTLS\r\n", b"DATE\r\n", b"QUIT\r\n", _begins_otherwise(b"205", b"400")),
     "ldap": Injected(b"1.3.6.1.4.1.1466.20037", _LDAP_SEARCH, _LDAP_UNBIND, _holds(_LDAP_ID)),
     "postgres": Injected(
-        bytes.fromhex("04d2162f"), _POSTGRES_STARTUP, _POSTGRES_CANCEL, lambda data: bool(data)
+        bytes.fromhex("04d2162f"), _POSTGRES_STARTUP, _POSTGRES_CANCEL, _answers_startup
     ),
     "mysql": Injected(b"\x20\0\0\x01", _MYSQL_PACKET, _MYSQL_FAREWELL, _answers_login),
     "xmpp": _xmpp(b"jabber:client"),

@@ -10,12 +10,16 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from helpers.certificates import EXPIRED, NOT_YET_VALID, CertificateAuthority
 from helpers.command import Command, Servers
 from helpers.local_servers import LocalServer, offering, quiet, server_tls, serving
 from trisock import Certificate, ServerTLS, Socket
 from trisock._command import check as check_module
+from trisock._command.certificate import CertificateFacts
+from trisock._command.check import Options, Result
+from trisock._command.urls import Target
 
 KEYS = [
     "url", "status", "error", "verified", "version", "cipher", "alpn", "names", "issuer",
@@ -261,18 +265,15 @@ def test_a_timeout_bounds_a_silent_server(ca_file: Path, command: Command) -> No
 
 
 def test_a_timeout_bounds_the_close_too(
-    command_ca: CertificateAuthority, ca_file: Path, command: Command
+    servers: Servers, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The certificate was verified by then, so the server is good."""
 
-    async def never_ends(sock: Socket) -> None:
-        await sock.send(bytes(100_000))
+    async def never(sock: Socket) -> None:
         await trio.sleep_forever()
 
-    with serving(LocalServer(never_ends, server_tls(command_ca))) as [port]:
-        url = f"tls://127.0.0.1:{port}"
-        done = command("check", "--timeout", "1", "--ca", ca_file, url)
-    assert done.status == 0
+    monkeypatch.setattr(Socket, "close", never)
+    assert command("check", "--timeout", "2", "--ca", servers.ca, servers.good).status == 0
 
 
 def test_a_timeout_bounds_the_look_up(
@@ -361,25 +362,28 @@ def test_unreadable_dates_are_critical(
     )
 
 
+@pytest.mark.parametrize(("parallel", "expected"), [(1, 1), (7, 7), (50, 20)])
 def test_only_so_many_run_at_once(
-    command_ca: CertificateAuthority, ca_file: Path, command: Command
+    parallel: int,
+    expected: int,
+    servers: Servers,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     active = most = 0
-    tls = server_tls(command_ca)
 
-    async def handler(sock: Socket) -> None:
+    async def counted(target: Target, options: Options) -> Result:
         nonlocal active, most
         active += 1
         most = max(most, active)
-        await sock.starttls(tls)
-        await quiet(sock)
+        await trio.testing.wait_all_tasks_blocked()
         active -= 1
+        nothing = CertificateFacts()
+        return Result(target.url, 0, None, True, None, None, None, nothing, None, None)
 
-    with serving(LocalServer(handler)) as [port]:
-        urls = [f"tls://127.0.0.1:{port}"] * 20
-        assert command("check", "--ca", ca_file, "--parallel", 1, *urls).status == 0
-        assert most == 1
-        assert command("check", "--ca", ca_file, "--parallel", 30, *urls).status == 0
+    monkeypatch.setattr("trisock._command.checks.check", counted)
+    done = command("check", "--parallel", parallel, *[servers.good] * 20)
+    assert (done.status, most) == (0, expected)
 
 
 def test_too_few_descriptors_are_explained(

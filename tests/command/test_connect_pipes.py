@@ -131,7 +131,7 @@ def test_under_tls_a_peer_that_falls_silent_is_closed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """TLS has no half-close. The peer goes on as long as it says something."""
-    monkeypatch.setattr(connect_module, "_SILENCE", 0.2)
+    monkeypatch.setattr(connect_module, "_SILENCE", 1)
     closed: list[bytes] = []
 
     async def handler(sock: Socket) -> None:

@@ -49,7 +49,7 @@ def test_a_server_that_forgets_injected_text_is_good(
 def test_a_server_that_does_not_answer_inside_tls_is_good(
     manner: Manner, command_ca: CertificateAuthority, ca_file: Path, command: Command
 ) -> None:
-    timeout = 0.5 if manner is Manner.HANGS else 10
+    timeout = 2 if manner is Manner.HANGS else 10
     with serving(server("smtp", manner, server_tls(command_ca))) as [port]:
         url = f"smtp://127.0.0.1:{port}"
         options = ("--injection", "--timeout", timeout, "--ca", ca_file)

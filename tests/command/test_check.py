@@ -270,7 +270,10 @@ def test_a_timeout_bounds_the_close_too(
     """The certificate was verified by then, so the server is good."""
 
     async def never(sock: Socket) -> None:
-        await trio.sleep_forever()
+        try:
+            await trio.sleep_forever()
+        finally:
+            sock.abort()
 
     monkeypatch.setattr(Socket, "close", never)
     assert command("check", "--timeout", "2", "--ca", servers.ca, servers.good).status == 0

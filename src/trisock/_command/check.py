@@ -115,25 +115,31 @@ async def check(target: Target, options: Options) -> Result:
         protocol = target.scheme.protocol
         if options.injection and seen.tls is not None and protocol in INJECTED:
             await _inject(target, protocol, options.roles, seen)
-    return _judge(target, options, seen)
+    result = _judge(target, options, seen)
+    seen.failure = None  # its traceback refers to a frame that refers to ``seen``
+    return result
 
 
 async def _look(target: Target, roles: Roles, seen: _Seen) -> None:
-    alpn = target.scheme.alpn
     try:
-        try:
-            await _handshake(target, roles.role(alpn), seen)
-        except TLSError as exc:
-            if exc.reason not in _NO_ALPN or not alpn:
-                raise
-            # Most clients offer nothing by ALPN, but for browsers.
-            alpn = ()
-            await _handshake(target, roles.role(alpn), seen)
+        await _verify(target, roles, seen)
     except NETWORK_ERRORS as exc:
         seen.failure = exc
         if isinstance(exc, TLSError) and exc.verify_code is not None:
+            role = roles.role(target.scheme.alpn, verify=False)
             with contextlib.suppress(*NETWORK_ERRORS):
-                await _handshake(target, roles.role(alpn, verify=False), seen)
+                await _handshake(target, role, seen)
+
+
+async def _verify(target: Target, roles: Roles, seen: _Seen) -> None:
+    alpn = target.scheme.alpn
+    try:
+        await _handshake(target, roles.role(alpn), seen)
+    except TLSError as exc:
+        if exc.reason not in _NO_ALPN or not alpn:
+            raise
+        # Clients that offer nothing get in, as most clients of mail do.
+        await _handshake(target, roles.role(()), seen)
 
 
 async def _handshake(target: Target, role: ClientTLS, seen: _Seen) -> None:

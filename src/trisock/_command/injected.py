@@ -39,11 +39,13 @@ def _begins_otherwise(*codes: bytes) -> Callable[[bytes], bool]:
     return lambda data: re.match(rb"[0-9]{3}", data) is not None and data[:3] not in codes
 
 
-# 421 and 400: the server is shutting down.
-_SMTP = Injected(b"STARTTLS\r\n", b"NOOP\r\n", b"QUIT\r\n", _begins_otherwise(b"221", b"421"))
+# 421 and 400: the server is shutting down. 220, 200 and 201: it greets again, against the RFCs.
+_QUITS = _begins_otherwise(b"221", b"421", b"220")
+_NNTP_QUITS = _begins_otherwise(b"205", b"400", b"200", b"201")
+
+_SMTP = Injected(b"STARTTLS\r\n", b"NOOP\r\n", b"QUIT\r\n", _QUITS)
 
 _TAG = b"trisock-injected"
-
 
 # LDAPMessages (RFC 4511, section 4): a search of the root DSE, and an UnbindRequest, which a server
 # does not answer. An answer has the messageID of its request: 77.
@@ -108,8 +110,8 @@ INJECTED: dict[str, Injected] = {
         b"STLS\r\n", b"XINJECTED\r\n", b"QUIT\r\n", lambda data: data[:4].upper() == b"-ERR"
     ),
     "sieve": Injected(b"STARTTLS\r\n", b'NOOP "' + _TAG + b'"\r\n', b"LOGOUT\r\n", _holds(_TAG)),
-    "ftp": Injected(b"AUTH TLS\r\n", b"NOOP\r\n", b"QUIT\r\n", _begins_otherwise(b"221", b"421")),
-    "nntp": Injected(b"STARTTLS\r\n", b"DATE\r\n", b"QUIT\r\n", _begins_otherwise(b"205", b"400")),
+    "ftp": Injected(b"AUTH TLS\r\n", b"NOOP\r\n", b"QUIT\r\n", _QUITS),
+    "nntp": Injected(b"STARTTLS\r\n", b"DATE\r\n", b"QUIT\r\n", _NNTP_QUITS),
     "ldap": Injected(b"1.3.6.1.4.1.1466.20037", _LDAP_SEARCH, _LDAP_UNBIND, _holds(_LDAP_ID)),
     "postgres": Injected(
         bytes.fromhex("04d2162f"), _POSTGRES_STARTUP, _POSTGRES_CANCEL, _answers_startup

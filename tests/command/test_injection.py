@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from helpers.certificates import CertificateAuthority
-from helpers.command import Command
+from helpers.command import Command, Servers
 from helpers.injectable_servers import WORDS, Manner, server
-from helpers.local_servers import LocalServer, echo, offering, quiet, server_tls, serving
+from helpers.local_servers import LocalServer, echo, offering, server_tls, serving
 from trisock import Socket, starttls
 from trisock._command.injected import INJECTED
+from trisock._command.urls import Target
 
 
 def test_every_protocol_but_telnet_has_an_injected_command() -> None:
@@ -93,21 +94,15 @@ def test_our_own_servers_accept_no_injected_text(
     assert (done.status, json.loads(done.out)[0]["injection"]) == (0, False)
 
 
-def test_a_server_that_takes_one_connection_only_was_not_tested(
-    command_ca: CertificateAuthority, ca_file: Path, command: Command
+def test_a_server_that_takes_no_second_connection_was_not_tested(
+    servers: Servers, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tls = server_tls(command_ca)
+    async def refuse(target: Target) -> Socket:
+        raise ConnectionRefusedError
 
-    async def handler(sock: Socket) -> None:
-        assert sock.server is not None
-        await starttls.accept(sock, "imap", tls)
-        sock.server.stop()
-        await quiet(sock)
-
-    with serving(LocalServer(handler)) as [port]:
-        url = f"imap://127.0.0.1:{port}"
-        done = command("check", "--json", "--injection", "--ca", ca_file, url)
-    assert (done.status, json.loads(done.out)[0]["injection"]) == (0, None)
+    monkeypatch.setattr("trisock._command.check.connect_plain", refuse)
+    done = command("check", "--json", "--injection", "--ca", servers.ca, servers.soon)
+    assert (done.status, json.loads(done.out)[0]["injection"]) == (1, None)
 
 
 def test_without_starttls_there_is_nothing_to_inject(

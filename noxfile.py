@@ -37,6 +37,7 @@ NOT_FOR_COVERAGE = [
     "tests/campaigns/test_fuzz_tls.py",
     "tests/campaigns/test_load.py",
     "tests/campaigns/test_restarts.py",
+    "tests/campaigns/test_starttls_conversations.py",
     "tests/interop/test_haproxy.py",
     "tests/interop/test_haproxy_fuzz.py",
     "tests/interop/test_nginx_proxy.py",

@@ -21,8 +21,6 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from email.utils import formatdate
 from http import HTTPStatus
@@ -149,12 +147,16 @@ async def send_response(
     await sock.send(head.encode(), b"" if head_only else body)
 
 
-async def exchange(sock: trisock.Socket, closing: trio.Event) -> bool:
+def is_stopping(sock: trisock.Socket) -> bool:
+    return sock.server is not None and sock.server.closing.is_set()
+
+
+async def exchange(sock: trisock.Socket) -> bool:
     """Respond to one request. Return whether another request may follow."""
     try:
         request = await read_request(sock)
         status, body = respond(request)
-        keep_alive = request.keep_alive and not closing.is_set()
+        keep_alive = request.keep_alive and not is_stopping(sock)
         head_only = request.method == "HEAD"
     except HTTPError as exc:
         status, body = exc.status, f"{exc}\n".encode()
@@ -165,48 +167,27 @@ async def exchange(sock: trisock.Socket, closing: trio.Event) -> bool:
     return keep_alive
 
 
-@asynccontextmanager
-async def cancelled_by(event: trio.Event) -> AsyncIterator[None]:
-    """Cancel the ``async with`` block when the event is set.
-
-    An exception in the block propagates in an exception group.
-    """
-    async with trio.open_nursery() as nursery:
-
-        async def cancel() -> None:
-            await event.wait()
-            nursery.cancel_scope.cancel()
-
-        nursery.start_soon(cancel)
-        yield
-        nursery.cancel_scope.cancel()
+async def request_begins(sock: trisock.Socket) -> bool:
+    """Wait for a request. Return False at EOF, or after IDLE_TIMEOUT."""
+    try:
+        with sock.idle(IDLE_TIMEOUT):  # a server that stops ends this wait
+            return bool(await sock.peek(wait=True))
+    except trisock.IdleTimeoutError:
+        return False
 
 
-async def request_begins(sock: trisock.Socket, closing: trio.Event) -> bool:
-    """Wait for a request. Return False at EOF, after IDLE_TIMEOUT, or if the server is closing."""
-    async with cancelled_by(closing):
-        with trio.move_on_after(IDLE_TIMEOUT):
-            chunk = await sock.recv()
-            sock.unrecv(chunk)
-            return bool(chunk)
-    return False
-
-
-async def converse(sock: trisock.Socket, closing: trio.Event) -> None:
+async def converse(sock: trisock.Socket) -> None:
     """Respond to the requests of one connection, one after the other."""
     keep_alive = True
-    while keep_alive and await request_begins(sock, closing):
+    while keep_alive and await request_begins(sock):
         keep_alive = False
         with trio.move_on_after(EXCHANGE_TIMEOUT):
-            keep_alive = await exchange(sock, closing)
+            keep_alive = await exchange(sock)
 
 
 async def serve(host: str, port: int, tls: trisock.ServerTLS) -> None:
-    async def handler(sock: trisock.Socket) -> None:
-        await converse(sock, server.closing)
-
     async with trisock.open_service(grace=5) as service:
-        server = await service.bind(port, handler, host=host, tls=tls, max_connections=500)
+        server = await service.bind(port, converse, host=host, tls=tls, max_connections=500)
         print(f"listening on port {server.port}", flush=True)
 
 

@@ -24,8 +24,9 @@ from trisock import ClientTLS, ServerTLS, Socket
 from trisock.pluto.blocking import background
 from trisock.testing import Authority
 
-# These may be missing even with --all-programs: Debian installs only one of vsftpd and proftpd.
-OPTIONAL = {"vsftpd"}
+# These may be missing even with --all-programs: Debian does not install vsftpd beside ProFTPD, Exim
+# beside Postfix, and Cyrus beside Dovecot.
+OPTIONAL = {"vsftpd", "exim4", "cyrmaster"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,5 +1,6 @@
 """A socket library for Trio: start in plain text, upgrade to TLS on the same connection."""
 
+from . import starttls
 from ._address import Address
 from ._arguments import Buffer
 from ._connect import connect, connect_unix
@@ -8,6 +9,7 @@ from ._errors import (
     IncompleteReadError,
     LimitExceededError,
     ServerClosing,
+    StartTLSError,
     TLSError,
 )
 from ._net.iterators import Frames, LineBatches, Lines
@@ -47,6 +49,7 @@ __all__ = [
     "ServerTLS",
     "Service",
     "Socket",
+    "StartTLSError",
     "TLSArgument",
     "TLSError",
     "TLSInfo",
@@ -60,4 +63,5 @@ __all__ = [
     "open_service",
     "relay",
     "run",
+    "starttls",
 ]

@@ -6,7 +6,7 @@ import errno
 import os
 import socket
 import ssl
-from typing import Literal
+from typing import Literal, overload
 
 import trio
 
@@ -26,6 +26,8 @@ from ._net.socket import Socket, new_socket
 from ._net.syscalls import LINGER_AND_RESET
 from ._net.unix_path import unix_path, unix_socket
 from ._tls.roles import ClientTLS, TLSArgument, resolve_role
+from .starttls import PROTOCOLS, upgrade
+from .starttls.driver import check_protocol
 
 # If the backlog of a Unix listener is full, a non-blocking connect fails with EAGAIN, and no event
 # reports when there is room again. So retry: first after the minimum interval (seconds), then
@@ -39,6 +41,7 @@ _MAX_RETRY_INTERVAL = 0.1
 _SELF_CONNECT_TRIES = 16
 
 
+@overload
 async def connect(
     host: str,
     port: int,
@@ -47,6 +50,31 @@ async def connect(
     https_compatible: bool = False,
     local_address: str | None = None,
     proxy_header: ProxyHeader | None = None,
+    starttls: str | None = None,
+) -> Socket: ...
+
+
+@overload
+async def connect(
+    host: str,
+    port: int | None = None,
+    *,
+    tls: TLSArgument | Literal[True] | None = None,
+    local_address: str | None = None,
+    proxy_header: ProxyHeader | None = None,
+    starttls: str,
+) -> Socket: ...
+
+
+async def connect(
+    host: str,
+    port: int | None = None,
+    *,
+    tls: TLSArgument | Literal[True] | None = None,
+    https_compatible: bool = False,
+    local_address: str | None = None,
+    proxy_header: ProxyHeader | None = None,
+    starttls: str | None = None,
 ) -> Socket:
     """Connect over TCP to a host name, an IPv4 address or an IPv6 address.
 
@@ -55,13 +83,17 @@ async def connect(
 
     Args:
       host: a name, which may be internationalized, or an address.
-      port: 0 to 65535.
+      port: 0 to 65535. With ``starttls``, the default is the protocol's first port.
       tls: ``True`` starts TLS immediately: the server's certificate must match ``host`` and chain
         to the system's trust store. ``None`` means plain text. Any other value is passed to
         ``Socket.starttls``, and must be for a TLS client.
       https_compatible: as in ``Socket.starttls``. ``True`` is allowed only with ``tls``.
       local_address: the local address to connect from.
       proxy_header: a PROXY header, which is sent first, before TLS. The server must expect it.
+      starttls: a protocol of ``trisock.starttls.PROTOCOLS``, such as ``"imap"``. The connection
+        begins in plain text, and TLS starts as the protocol says (``trisock.starttls.upgrade``).
+        ``tls`` is the role; ``None`` and ``True`` verify the server for ``host``. The negotiation
+        and the handshake may take 60 seconds together. There is no fallback to plain text.
 
     Returns: a ``Socket`` whose side is ``"client"``.
 
@@ -73,6 +105,7 @@ async def connect(
         itself. ``connect`` never returns such a connection: it retries, and finally raises
         ``ConnectionRefusedError``.
       TLSError: TLS failed (see ``Socket.starttls``).
+      StartTLSError: with ``starttls``, the negotiation failed: TLS was not offered, for example.
       trio.BrokenResourceError: the server has closed the connection before ``proxy_header`` was
         sent.
       TypeError, ValueError: an argument is invalid; no connection was made.
@@ -84,6 +117,10 @@ async def connect(
     A cancelled call leaves nothing open. Source: Pluto's ``socket.connect``.
     """
     ascii_host = to_ascii_host(host)
+    if starttls is not None:
+        port = _starttls_port(starttls, port)
+    elif port is None:
+        raise TypeError("connect needs a port, unless starttls names a protocol")
     check_port(port, host)
     if local_address is not None:
         if not isinstance(local_address, str):
@@ -91,8 +128,11 @@ async def connect(
         local_address = to_ascii_host(local_address)
     check_bool("https_compatible", https_compatible)
     _check_proxy_header(proxy_header)
+    if https_compatible and starttls is not None:
+        raise ValueError("https_compatible is for TLS from the start, not for starttls")
+    if tls is True or (tls is None and starttls is not None):
+        tls = ClientTLS()
     if tls is not None:
-        tls = ClientTLS() if tls is True else tls
         _check_client_role(tls, host)
     elif https_compatible:
         raise ValueError("https_compatible is for TLS: pass tls as well")
@@ -100,9 +140,14 @@ async def connect(
     for _ in range(_SELF_CONNECT_TRIES):
         raw = await _open_tcp(ascii_host, port, local_address, where)
         if not _reset_if_self_connected(raw):
-            return await _start(raw, host, tls, where, https_compatible, proxy_header)
+            return await _start(raw, host, tls, where, https_compatible, proxy_header, starttls)
     text = f"cannot connect to {where}: {os.strerror(errno.ECONNREFUSED)}"
     raise ConnectionRefusedError(errno.ECONNREFUSED, text)
+
+
+def _starttls_port(protocol: str, port: int | None) -> int:
+    check_protocol(protocol, PROTOCOLS)
+    return PROTOCOLS[protocol][0] if port is None else port
 
 
 async def _open_tcp(
@@ -212,6 +257,7 @@ async def _start(
     where: str,
     https_compatible: bool,
     proxy_header: ProxyHeader | None,
+    protocol: str | None = None,
 ) -> Socket:
     try:
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(raw))
@@ -226,7 +272,9 @@ async def _start(
     try:
         if proxy_header is not None:
             await sock.send(proxy_header.to_bytes())
-        if tls is not None:
+        if protocol is not None:
+            await upgrade(sock, protocol, tls)
+        elif tls is not None:
             await sock.starttls(tls, https_compatible=https_compatible)
     except BaseException:  # the caller's own SSLContext may raise anything
         sock.abort()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 import ssl
+import weakref
+from typing import Any
 
 import trio
 
@@ -35,6 +37,44 @@ class TLSError(trio.BrokenResourceError):
         super().__init__(message)
         self.reason = reason
         self.verify_code = verify_code
+
+
+class StartTLSError(TLSError):
+    """The negotiation before TLS failed (``trisock.starttls``). The socket is closed.
+
+    Attributes:
+      protocol: the protocol, such as ``"smtp"``.
+      offered: whether the server offered STARTTLS. ``None`` if that is unknown, as in a protocol
+        that cannot ask.
+      reply: what the server answered, or ``None``. Nobody has authenticated it. The message shows
+        its beginning, with control characters escaped.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        protocol: str = "",
+        offered: bool | None = None,
+        reply: bytes | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.protocol = protocol
+        self.offered = offered
+        self.reply = reply
+
+    def link(self, socket: trio.socket.SocketType) -> None:
+        """Note which connection caused the error. Its server does not blame the handler then."""
+        self._socket = weakref.ref(socket)
+
+    def is_caused_by(self, socket: trio.socket.SocketType) -> bool:
+        """Return whether the peer of this socket caused the error."""
+        linked = vars(self).get("_socket")
+        return linked is not None and linked() is socket
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        state = {name: value for name, value in vars(self).items() if name != "_socket"}
+        return type(self), self.args, state
 
 
 class IncompleteReadError(EOFError):

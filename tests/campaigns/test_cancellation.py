@@ -11,13 +11,18 @@ import trio.testing
 
 import trisock
 from helpers.cancellation import LAYERS, TLS, Connections, connect_to, covered
-from trisock import hammerspoon, pluto
+from trisock import hammerspoon, pluto, starttls
 
 
 def public_async_names() -> set[str]:
     """Return the public names that are awaited, iterated over or entered asynchronously."""
     names = {"pluto.socket.connect", "pluto.scheduler.run"}  # not async, but return an awaitable
-    for module, prefix in (trisock, ""), (pluto, "pluto."), (hammerspoon, "hammerspoon."):
+    for module, prefix in (
+        (trisock, ""),
+        (starttls, "starttls."),
+        (pluto, "pluto."),
+        (hammerspoon, "hammerspoon."),
+    ):
         for name in module.__all__:
             thing = getattr(module, name)
             if not inspect.isclass(thing):

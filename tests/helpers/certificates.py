@@ -51,18 +51,24 @@ class CertificateAuthority:
       pem: the authority's own certificate.
     """
 
-    def __init__(self, name: str, *, issuer: CertificateAuthority | None = None) -> None:
+    def __init__(
+        self, name: str, *, issuer: CertificateAuthority | None = None, dates: Dates = VALID
+    ) -> None:
         self._name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
         self._key = ec.generate_private_key(
             ec.SECP256R1()
         )  # not cached: each authority needs its own key
         builder = (
-            _builder(self._name, self._key, VALID)
+            _builder(self._name, self._key, dates)
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
             .add_extension(_usage(certificates=True), critical=True)
         )
         self.pem = _pem((issuer or self)._sign(builder))
         self._chain: bytes = b"" if issuer is None else self.pem + issuer._chain
+
+    def own_certificate(self) -> Certificate:
+        """Return the authority's own certificate, for a server that uses it as its own."""
+        return Certificate(self.pem, _key_pem(self._key))
 
     def issue(
         self,
@@ -94,14 +100,7 @@ class CertificateAuthority:
             points = x509.CRLDistributionPoints([x509.DistributionPoint(where, None, None, None)])
             builder = builder.add_extension(points, critical=False)
         chain = _pem(self._sign(builder)) + (self._chain if with_chain else b"")
-        return Certificate(
-            chain,
-            key.private_bytes(
-                serialization.Encoding.PEM,
-                serialization.PrivateFormat.PKCS8,
-                serialization.NoEncryption(),
-            ),
-        )
+        return Certificate(chain, _key_pem(key))
 
     def _sign(self, builder: x509.CertificateBuilder) -> x509.Certificate:
         identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
@@ -142,6 +141,14 @@ def _usage(*, certificates: bool) -> x509.KeyUsage:
         crl_sign=certificates,
         encipher_only=False,
         decipher_only=False,
+    )
+
+
+def _key_pem(key: Key) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
     )
 
 

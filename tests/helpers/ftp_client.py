@@ -12,11 +12,6 @@ from helpers.real_servers import PASSWORD
 from trisock import ClientTLS, Socket
 
 
-async def ftp_starttls(sock: Socket) -> None:
-    await expect(sock, 220)
-    await ask(sock, b"AUTH TLS", 234)
-
-
 async def ftp_login(sock: Socket, user: bytes = b"alice") -> None:
     await ask(sock, b"USER " + user, 331)
     await ask(sock, b"PASS " + PASSWORD.encode(), 230)

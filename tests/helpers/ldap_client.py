@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from helpers.real_servers import PASSWORD
-from helpers.tls_clients import RefusedError
 from trisock import Socket
 
 
@@ -73,12 +72,6 @@ SASL_EXTERNAL = ber(
     octet_string(b""),
     ber(0xA3, octet_string(b"EXTERNAL"), octet_string(b"")),
 )
-
-
-async def ldap_starttls(sock: Socket) -> None:
-    code, _ = await ldap(sock, extended(b"1.3.6.1.4.1.1466.20037"))
-    if code != SUCCESS:
-        raise RefusedError(code)
 
 
 async def ldap_login(sock: Socket) -> None:

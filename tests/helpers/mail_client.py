@@ -1,4 +1,4 @@
-"""The client side of SMTP, LMTP, IMAP and POP3: commands and replies."""
+"""The client side of SMTP, LMTP, IMAP, POP3 and ManageSieve: commands and replies."""
 
 from __future__ import annotations
 
@@ -35,19 +35,8 @@ async def ask(sock: Socket, command: bytes, code: int) -> bytes:
     return await expect(sock, code)
 
 
-async def smtp_starttls(sock: Socket, hello: bytes = b"EHLO client.example.org") -> None:
-    await expect(sock, 220)
-    if b"STARTTLS\r\n" not in await ask(sock, hello, 250):
-        raise RefusedError("the server offers no STARTTLS")
-    await ask(sock, b"STARTTLS", 220)
-
-
 async def smtp_hello(sock: Socket) -> None:
     assert b"STARTTLS" not in await ask(sock, b"EHLO client.example.org", 250)
-
-
-async def lmtp_starttls(sock: Socket) -> None:
-    await smtp_starttls(sock, b"LHLO client.example.org")
 
 
 async def lmtp_hello(sock: Socket) -> None:
@@ -112,17 +101,15 @@ async def imap_ok(sock: Socket) -> list[bytes]:
     raise RefusedError("the server closed the connection")
 
 
-async def imap_starttls(sock: Socket) -> None:
-    greeting = await sock.recv_until(CRLF)
-    assert greeting.startswith(b"* OK ")
-    (capabilities,) = await imap(sock, b"CAPABILITY")
-    if b"STARTTLS" not in capabilities.split():
-        raise RefusedError("the server offers no STARTTLS")
-    await imap(sock, b"STARTTLS")
-
-
 async def imap_login(sock: Socket) -> None:
     await imap(sock, b"LOGIN alice " + PASSWORD.encode())
+
+
+async def imap_hello(sock: Socket) -> None:
+    """Ask a server that supports only SASL's PLAIN, and only with TLS, what it offers."""
+    (capabilities,) = await imap(sock, b"CAPABILITY")
+    assert b"AUTH=PLAIN" in capabilities.split()
+    assert b"STARTTLS" not in capabilities.split()
 
 
 async def pop3_ok(sock: Socket) -> bytes:
@@ -146,14 +133,42 @@ async def pop3_lines(sock: Socket) -> list[bytes]:
     return lines
 
 
-async def pop3_starttls(sock: Socket) -> None:
-    await pop3_ok(sock)
+async def pop3_hello(sock: Socket) -> None:
     await pop3(sock, b"CAPA")
-    if b"STLS" not in await pop3_lines(sock):
-        raise RefusedError("the server offers no STLS")
-    await pop3(sock, b"STLS")
+    capabilities = await pop3_lines(sock)
+    assert b"SASL PLAIN" in capabilities
+    assert b"STLS" not in capabilities
 
 
 async def pop3_login(sock: Socket) -> None:
     await pop3(sock, b"USER alice")
     await pop3(sock, b"PASS " + PASSWORD.encode())
+
+
+# ---- ManageSieve ----
+
+
+async def sieve_hello(sock: Socket) -> None:
+    """After the handshake, the server sends its capabilities unasked (RFC 5804, section 2.2)."""
+    capabilities = await sieve_ok(sock)
+    assert b'"SASL" "PLAIN"' in capabilities
+    assert b'"STARTTLS"' not in capabilities
+
+
+async def sieve_login(sock: Socket) -> None:
+    await sieve_hello(sock)
+    response = base64.b64encode(f"\0alice\0{PASSWORD}".encode())
+    await sock.send(b'AUTHENTICATE "PLAIN" "%s"\r\n' % response)
+    await sieve_ok(sock)
+
+
+async def sieve_ok(sock: Socket) -> list[bytes]:
+    """Return the lines that the server sends before OK."""
+    lines: list[bytes] = []
+    async for line in sock.lines(delimiter=CRLF):
+        if line.startswith((b"NO", b"BYE")):
+            raise RefusedError(line)
+        if line.startswith(b"OK"):
+            return lines
+        lines.append(line)
+    raise RefusedError("the server closed the connection")

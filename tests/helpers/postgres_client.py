@@ -17,12 +17,6 @@ def message(kind: bytes, *contents: bytes) -> bytes:
     return kind + (len(content) + 4).to_bytes(4, "big") + content
 
 
-async def pg_starttls(sock: Socket) -> None:
-    await sock.send(message(b"", (80877103).to_bytes(4, "big")))  # SSLRequest
-    if await sock.recv_exactly(1) != b"S":
-        raise RefusedError("the server offers no TLS")
-
-
 async def pg_receive(sock: Socket) -> tuple[bytes, bytes]:
     """Skip informational messages, and return the next message of another kind."""
     while True:

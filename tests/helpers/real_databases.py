@@ -1,4 +1,4 @@
-"""OpenLDAP and PostgreSQL servers."""
+"""OpenLDAP, PostgreSQL and MariaDB servers."""
 
 from __future__ import annotations
 
@@ -123,4 +123,57 @@ def postgresql(authority: Authority, *, tls: bool = True) -> Iterator[RealServer
             user="postgres",
             stop=signal.SIGINT,  # SIGTERM would wait until the clients disconnect
         ) as server:
+            yield server
+
+
+# ---- MariaDB ----
+
+MARIADB = """
+[mariadbd]
+basedir = /usr
+bind_address = 127.0.0.1
+datadir = {directory}/data
+init_file = {directory}/users.sql
+max_connect_errors = 1000000
+pid_file = {directory}/pid
+port = {mysql}
+skip_name_resolve
+socket = {directory}/socket
+{tls}
+"""
+
+MARIADB_USERS = """
+CREATE USER alice@'127.0.0.%' IDENTIFIED BY '{password}' REQUIRE SSL;
+"""
+
+MARIADB_TLS = """
+ssl_ca = {directory}/ca.pem
+ssl_cert = {directory}/server.pem
+ssl_key = {directory}/server.key
+"""
+
+
+@contextlib.contextmanager
+def mariadb(authority: Authority, *, tls: bool = True) -> Iterator[RealServer]:
+    """Start MariaDB, which speaks the MySQL protocol, with or without TLS.
+
+    The user ``alice`` has the password ``PASSWORD``, and needs TLS to log in.
+    """
+    with prepared(authority, "mysql", user="mysql") as (directory, ports):
+        if os.geteuid() == 0:
+            shutil.chown(directory, "mysql")
+        configuration = directory / "my.cnf"
+        with_tls = MARIADB_TLS.format(directory=directory) if tls else "skip_ssl"
+        configuration.write_text(MARIADB.format(directory=directory, tls=with_tls, **ports))
+        users = directory / "users.sql"
+        users.write_text(MARIADB_USERS.format(password=PASSWORD))
+        subprocess.run(
+            ["mariadb-install-db", f"--defaults-file={configuration}", "--skip-test-db"],
+            check=True,
+            cwd=directory,
+            capture_output=True,
+            **_identity("mysql"),
+        )
+        command = ["mariadbd", f"--defaults-file={configuration}"]
+        with started(command, directory, ports, user="mysql") as server:
             yield server

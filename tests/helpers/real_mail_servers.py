@@ -104,7 +104,7 @@ state_dir = {directory}/state
 log_path = {directory}/log
 instance_name = {directory.name}
 listen = 127.0.0.1
-protocols = imap pop3 lmtp
+protocols = imap pop3 lmtp sieve
 ssl = required
 ssl_cert = <{directory}/server.pem
 ssl_key = <{directory}/server.key
@@ -139,6 +139,14 @@ service pop3-login {{
     port = 0
   }}
 }}
+service managesieve-login {{
+  inet_listener sieve {{
+    port = {sieve}
+  }}
+  inet_listener sieve_deprecated {{
+    port = 0
+  }}
+}}
 service lmtp {{
   inet_listener lmtp {{
     port = {lmtp}
@@ -159,12 +167,12 @@ remote 127.0.0.3 {{
 
 @contextlib.contextmanager
 def dovecot(authority: Authority) -> Iterator[RealServer]:
-    """Start Dovecot: IMAP and POP3 with STARTTLS, IMAP with implicit TLS, and LMTP.
+    """Start Dovecot: IMAP, POP3, LMTP and ManageSieve with STARTTLS, IMAP with implicit TLS.
 
     Every user name is valid, with the password ``PASSWORD``. If SNI is imap.example.org, the server
     sends the certificate for that name.
     """
-    with prepared(authority, "imap", "imaps", "pop3", "lmtp") as (directory, ports):
+    with prepared(authority, "imap", "imaps", "pop3", "sieve", "lmtp") as (directory, ports):
         write_certificate(authority.certificate("imap.example.org"), directory, "named")
         (directory / "home").mkdir()
         shutil.chown(directory / "home", "nobody")

@@ -18,7 +18,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,24 @@ _PATIENCE = 30
 _PORTS = range(20_000, 30_000)
 
 PASSWORD = "secret"  # the password of all users
+
+
+# The program that each server fixture needs.
+PROGRAMS = {
+    "postfix": "postfix",
+    "dovecot": "dovecot",
+    "slapd": "slapd",
+    "postgresql": "pg_ctlcluster",
+    "mariadb": "mariadbd",
+    "proftpd": "proftpd",
+    "vsftpd": "vsftpd",
+    "prosody": "prosody",
+    "inspircd": "inspircd",
+    "nnrpd": "/usr/lib/news/bin/nnrpd",
+    "iksd": "iksd",
+    "exim": "exim4",
+    "cyrus": "cyrmaster",
+}
 
 
 @dataclass(frozen=True)
@@ -141,13 +159,14 @@ def answers(port: int) -> bool:
 
 @contextlib.contextmanager
 def started(
-    command: list[str | Path],
+    command: Sequence[str | Path],
     directory: Path,
     ports: dict[str, int],
     *,
     announced: bytes | None = None,
     user: str | None = None,
     stop: signal.Signals = signal.SIGTERM,
+    env: dict[str, str] | None = None,
 ) -> Iterator[RealServer]:
     """Start a server, wait until it is ready, and stop all its processes at the end.
 
@@ -158,6 +177,7 @@ def started(
       announced: wait until the log contains this message. By default, wait until all ports listen.
       user: the user that runs the server, if the tests run as root.
       stop: the signal that stops the server.
+      env: the environment of the server. By default, it is the environment of the tests.
     """
     log = directory / "log"
 
@@ -173,6 +193,7 @@ def started(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
+            env=env,
             start_new_session=True,  # Postfix kills its process group: keep the tests out of it
             **_identity(user),
         )

@@ -12,7 +12,7 @@ from cryptography import x509
 from helpers.ldap_client import ber, ber_elements
 from helpers.postgres_client import message
 from helpers.starttls_servers import PASSWORD, Site
-from trisock import Socket
+from trisock import Socket, starttls
 
 # ---- LDAP ----
 
@@ -70,12 +70,8 @@ async def receive_pg(sock: Socket) -> bytes:
 
 async def postgres(site: Site, sock: Socket, *, password: bool = False) -> None:
     """Answer each query with the literal that it contains."""
-    while (startup := await receive_pg(sock))[:2] != b"\0\3":  # not version 3 of the protocol
-        if startup != SSL_REQUEST[4:] or sock.istls():
-            await sock.send(b"N")
-            continue
-        await sock.send(b"S")
-        await sock.starttls(site.tls)
+    await starttls.accept(sock, "postgres", site.tls)
+    startup = await receive_pg(sock)
     site.record(sock, startup)
     if password and not await scram_sha_256_plus(site, sock):
         await sock.send(message(b"E", b"SFATAL\0C28P01\0Mchannel binding required\0\0"))

@@ -1,6 +1,7 @@
 """Small STARTTLS servers, for third-party clients.
 
 Each server is a function ``protocol(site, sock)``. It supports the commands that the clients send.
+Where ``trisock.starttls.accept`` knows the protocol, it is the server until TLS has started.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trisock import Certificate, ServerTLS, Socket
+from trisock import Certificate, ServerTLS, Socket, starttls
 
 CRLF = b"\r\n"
 USER = "user"
@@ -43,6 +44,11 @@ class Site:
         return verb.upper(), argument
 
 
+def knows_password(response: bytes) -> bool:
+    """Return whether a response to SASL's PLAIN has the user and the password (RFC 4616)."""
+    return base64.b64decode(response) == f"\0{USER}\0{PASSWORD}".encode()
+
+
 # ---- mail ----
 
 
@@ -61,23 +67,30 @@ def dot_stuffed(text: bytes) -> bytes:
 
 
 async def smtp(site: Site, sock: Socket, *, must_log_in: bool = False) -> None:
-    """Receive mail over SMTP (RFC 3207), or over LMTP with one recipient."""
+    """Receive mail over SMTP (RFC 3207)."""
+    await starttls.accept(sock, "smtp", site.tls, hostname="localhost")
+    await receive_mail(site, sock, must_log_in=must_log_in)
+
+
+async def lmtp(site: Site, sock: Socket) -> None:
+    """Receive mail over LMTP (RFC 2033), with one recipient."""
+    await starttls.accept(sock, "lmtp", site.tls, hostname="localhost")
+    await receive_mail(site, sock)
+
+
+async def receive_mail(site: Site, sock: Socket, *, must_log_in: bool = False) -> None:
+    """Speak SMTP or LMTP under TLS."""
     logged_in = False
-    await sock.send(b"220 localhost ready\r\n")
     async for line in sock.lines(delimiter=CRLF):
         match site.record(sock, line):
             case "EHLO" | "LHLO", _:
-                offer = b"AUTH PLAIN" if sock.istls() else b"STARTTLS"
-                await sock.send(b"250-localhost\r\n250 ", offer, CRLF)
-            case "STARTTLS", _ if not sock.istls():
-                await sock.send(b"220 go ahead\r\n")
-                await sock.starttls(site.tls)
-            case "AUTH", argument if sock.istls():
+                await sock.send(b"250-localhost\r\n250 AUTH PLAIN\r\n")
+            case "AUTH", argument:
                 response = argument.removeprefix("PLAIN").strip().encode()
                 if not response:
                     await sock.send(b"334 \r\n")
                     response = (await sock.recv_line(delimiter=CRLF)).strip()
-                logged_in = base64.b64decode(response) == f"\0{USER}\0{PASSWORD}".encode()
+                logged_in = knows_password(response)
                 await sock.send(b"235 welcome\r\n" if logged_in else b"535 no\r\n")
             case "MAIL", _ if must_log_in and not logged_in:
                 await sock.send(b"530 log in first\r\n")
@@ -101,21 +114,18 @@ async def submission(site: Site, sock: Socket) -> None:
 
 async def pop3(site: Site, sock: Socket) -> None:
     """Deliver mail over POP3 (RFC 2595)."""
-    await sock.send(b"+OK ready\r\n")
+    await starttls.accept(sock, "pop3", site.tls)
     async for line in sock.lines(delimiter=CRLF):
         match site.record(sock, line):
             case "CAPA", _:
-                await sock.send(b"+OK\r\n", b"USER" if sock.istls() else b"STLS", b"\r\n.\r\n")
-            case "STLS", _ if not sock.istls():
-                await sock.send(b"+OK go ahead\r\n")
-                await sock.starttls(site.tls)
-            case "USER", _ if sock.istls():
+                await sock.send(b"+OK\r\nUSER\r\n.\r\n")
+            case "USER", _:
                 await sock.send(b"+OK\r\n")
-            case "PASS", password if sock.istls():
+            case "PASS", password:
                 await sock.send(b"+OK\r\n" if password == PASSWORD else b"-ERR no\r\n")
-            case "STAT", _ if sock.istls():
+            case "STAT", _:
                 await sock.send(b"+OK %d %d\r\n" % (len(site.mail), sum(map(len, site.mail))))
-            case "RETR", number if sock.istls():
+            case "RETR", number:
                 await sock.send(b"+OK\r\n", dot_stuffed(site.mail[int(number) - 1]))
             case "QUIT", _:
                 await sock.send(b"+OK goodbye\r\n")
@@ -126,29 +136,30 @@ async def pop3(site: Site, sock: Socket) -> None:
 
 async def imap(site: Site, sock: Socket) -> None:
     """Receive and deliver mail over IMAP (RFC 9051)."""
-    await sock.send(b"* OK IMAP4rev1 ready\r\n")
+    await starttls.accept(sock, "imap", site.tls)
     async for line in sock.lines(delimiter=CRLF):
         tag, _, command = line.partition(b" ")
         match site.record(sock, command):
             case "CAPABILITY", _:
-                offer = b"" if sock.istls() else b" STARTTLS"
-                await sock.send(b"* CAPABILITY IMAP4rev1", offer, CRLF)
-            case "STARTTLS", _ if not sock.istls():
-                await sock.send(tag, b" OK go ahead\r\n")
-                await sock.starttls(site.tls)
-                continue
-            case "LOGIN", argument if sock.istls():
+                # curl remembers LOGINDISABLED from before TLS, and then needs AUTH=PLAIN.
+                await sock.send(b"* CAPABILITY IMAP4rev1 AUTH=PLAIN\r\n")
+            case "AUTHENTICATE", "PLAIN":
+                await sock.send(b"+ \r\n")
+                if not knows_password(await sock.recv_line(delimiter=CRLF)):
+                    await sock.send(tag, b" NO wrong\r\n")
+                    continue
+            case "LOGIN", argument:
                 if argument.replace('"', "") != f"{USER} {PASSWORD}":
                     await sock.send(tag, b" NO wrong\r\n")
                     continue
-            case "SELECT", _ if sock.istls():
+            case "SELECT", _:
                 await sock.send(b"* %d EXISTS\r\n" % len(site.mail))
-            case "APPEND", argument if sock.istls():
+            case "APPEND", argument:
                 await sock.send(b"+ go ahead\r\n")
                 size = int(argument.rpartition("{")[2].removesuffix("}"))
                 site.mail.append(await sock.recv_exactly(size))
                 await sock.recv_until(CRLF)
-            case "FETCH" | "UID", argument if sock.istls():
+            case "FETCH" | "UID", argument:
                 number = int(argument.removeprefix("FETCH ").partition(" ")[0])
                 text = site.mail[number - 1]
                 await sock.send(

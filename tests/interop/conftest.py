@@ -10,8 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from helpers import real_databases, real_ftp_servers, real_mail_servers
-from helpers.real_servers import RealServer
+from helpers import (
+    real_chat_servers,
+    real_databases,
+    real_ftp_servers,
+    real_mail_servers,
+    real_news_servers,
+    real_other_mail_servers,
+)
+from helpers.program_versions import package_of
+from helpers.real_servers import PROGRAMS, RealServer
 from helpers.starttls_servers import Site
 from helpers.starttls_sites import make_site
 from helpers.tls_axes import Authorities
@@ -19,22 +27,30 @@ from helpers.tls_programs import GO_NAME_ERROR, PEERS, Files, Peer, our_peer
 from trisock import ServerTLS
 from trisock.testing import Authority
 
-# The program that each server fixture needs.
-PROGRAMS = {
-    "postfix": "postfix",
-    "dovecot": "dovecot",
-    "slapd": "slapd",
-    "postgresql": "pg_ctlcluster",
-    "proftpd": "proftpd",
-    "vsftpd": "vsftpd",
-}
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """For each server fixture that a test uses, mark the test as needing the server's program."""
     for item in items:
         for fixture in PROGRAMS.keys() & getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.needs(PROGRAMS[fixture]))
+
+
+# The programs that the tests of this run need.
+needed: set[str] = set()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Remember the programs that a test needs."""
+    for mark in item.iter_markers("needs"):
+        needed.update(mark.args)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the version of each program, for a report. Workers of pytest-xdist print nothing."""
+    if needed:
+        terminalreporter.section("versions of the programs")
+        for line in sorted({package_of(program) for program in needed}):
+            terminalreporter.write_line(line)
 
 
 def fixture_of(
@@ -60,6 +76,20 @@ postgresql = fixture_of(real_databases.postgresql, root=False)
 postgresql_without_tls = fixture_of(real_databases.postgresql, root=False, tls=False)
 proftpd = fixture_of(real_ftp_servers.proftpd, root=True)
 vsftpd = fixture_of(real_ftp_servers.vsftpd, root=True)
+exim = fixture_of(real_other_mail_servers.exim, root=True)
+exim_without_tls = fixture_of(real_other_mail_servers.exim, root=True, tls=False)
+cyrus = fixture_of(real_other_mail_servers.cyrus, root=True)
+cyrus_without_tls = fixture_of(real_other_mail_servers.cyrus, root=True, tls=False)
+mariadb = fixture_of(real_databases.mariadb, root=False)
+mariadb_without_tls = fixture_of(real_databases.mariadb, root=False, tls=False)
+prosody = fixture_of(real_chat_servers.prosody, root=True)
+prosody_without_tls = fixture_of(real_chat_servers.prosody, root=True, tls=False)
+inspircd = fixture_of(real_chat_servers.inspircd, root=True)
+inspircd_without_tls = fixture_of(real_chat_servers.inspircd, root=True, tls=False)
+nnrpd = fixture_of(real_news_servers.nnrpd, root=True)
+nnrpd_without_tls = fixture_of(real_news_servers.nnrpd, root=True, tls=False)
+iksd = fixture_of(real_news_servers.iksd, root=True)
+iksd_without_tls = fixture_of(real_news_servers.iksd, root=True, tls=False)
 
 
 @pytest.fixture

@@ -28,7 +28,6 @@ from helpers.ldap_client import (
     ldap_login,
     ldap_receive,
     ldap_send,
-    ldap_starttls,
     ldap_whoami,
     octet_string,
 )
@@ -39,12 +38,11 @@ from helpers.postgres_client import (
     pg_login,
     pg_query,
     pg_receive,
-    pg_starttls,
     pg_startup,
 )
 from helpers.real_servers import PASSWORD, RealServer
 from helpers.tls_clients import RefusedError, both_versions, cancelled_often, for_version
-from trisock import ClientTLS, Socket
+from trisock import ClientTLS, Socket, StartTLSError
 from trisock.testing import Authority
 
 pytestmark = pytest.mark.interop
@@ -54,9 +52,9 @@ pytestmark = pytest.mark.interop
 
 @contextlib.asynccontextmanager
 async def ldap_client(slapd: RealServer, tls: ClientTLS | ssl.SSLContext) -> AsyncIterator[Socket]:
-    async with await trisock.connect("127.0.0.1", slapd.ports["ldap"]) as sock:
-        await ldap_starttls(sock)
-        await sock.starttls(tls)
+    async with await trisock.connect(
+        "127.0.0.1", slapd.ports["ldap"], tls=tls, starttls="ldap"
+    ) as sock:
         yield sock
 
 
@@ -66,8 +64,7 @@ async def test_slapd_refuses_a_password_in_plain_text(
     async with await trisock.connect("127.0.0.1", slapd.ports["ldap"]) as sock:
         code, _ = await ldap(sock, bind(ADMIN, PASSWORD.encode()))
         assert code == CONFIDENTIALITY_REQUIRED
-        await ldap_starttls(sock)
-        await sock.starttls(ClientTLS(ca=authority.ca))
+        await trisock.starttls.upgrade(sock, "ldap", ClientTLS(ca=authority.ca))
         await ldap_login(sock)
         assert await ldap_whoami(sock) == b"dn:" + ADMIN
 
@@ -145,9 +142,9 @@ async def test_slapd_answers_stoptls_and_closes_the_connection(
 async def pg_client(
     postgresql: RealServer, tls: ClientTLS | ssl.SSLContext
 ) -> AsyncIterator[Socket]:
-    async with await trisock.connect("127.0.0.1", postgresql.ports["postgres"]) as sock:
-        await pg_starttls(sock)
-        await sock.starttls(tls)
+    async with await trisock.connect(
+        "127.0.0.1", postgresql.ports["postgres"], tls=tls, starttls="postgres"
+    ) as sock:
         yield sock
 
 
@@ -165,7 +162,9 @@ async def test_postgresql_login_uses_tls_channel_binding(
         assert await pg_query(sock, query) == [version.encode()]
 
 
-async def test_postgresql_allows_plain_text_only_over_a_unix_socket(postgresql: RealServer) -> None:
+async def test_postgresql_allows_plain_text_only_over_a_unix_socket(
+    postgresql: RealServer, authority: Authority
+) -> None:
     port = postgresql.ports["postgres"]
     async with await trisock.connect("127.0.0.1", port) as sock:
         await pg_startup(sock, b"postgres")
@@ -173,8 +172,9 @@ async def test_postgresql_allows_plain_text_only_over_a_unix_socket(postgresql: 
             await pg_receive(sock)
     path = postgresql.directory / f".s.PGSQL.{port}"
     async with await trisock.connect_unix(path) as sock:
-        with pytest.raises(RefusedError, match="no TLS"):
-            await pg_starttls(sock)
+        with pytest.raises(StartTLSError, match="does not offer"):
+            await trisock.starttls.upgrade(sock, "postgres", authority.client_tls())
+    async with await trisock.connect_unix(path) as sock:
         await pg_startup(sock, b"postgres")
         await pg_logged_in(sock)
         assert await pg_query(sock, "SELECT 6 * 7") == [b"42"]

@@ -14,7 +14,7 @@ import trio
 import trio.testing
 
 import trisock
-from helpers.ftp_client import ftp_login, ftp_starttls, ftp_transfer
+from helpers.ftp_client import ftp_login, ftp_transfer
 from helpers.mail_client import ask, expect
 from helpers.pairs import read_all
 from helpers.real_servers import RealServer
@@ -29,9 +29,9 @@ pytestmark = pytest.mark.interop
 async def ftp_client(
     server: RealServer, port: str, tls: ClientTLS | ssl.SSLContext, user: bytes = b"alice"
 ) -> AsyncIterator[Socket]:
-    async with await trisock.connect("127.0.0.1", server.ports[port]) as sock:
-        await ftp_starttls(sock)
-        await sock.starttls(tls, server_hostname="localhost")
+    async with await trisock.connect(
+        "localhost", server.ports[port], tls=tls, starttls="ftp"
+    ) as sock:
         await ftp_login(sock, user)
         yield sock
 

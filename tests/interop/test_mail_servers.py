@@ -20,15 +20,11 @@ from helpers.mail_client import (
     imap,
     imap_login,
     imap_ok,
-    imap_starttls,
     lmtp_hello,
-    lmtp_starttls,
     pop3,
     pop3_lines,
-    pop3_starttls,
     receive_mail,
     smtp_hello,
-    smtp_starttls,
 )
 from helpers.real_servers import PASSWORD, RealServer
 from helpers.tls_clients import CRLF, RefusedError, both_versions, cancelled_often, for_version
@@ -48,9 +44,9 @@ async def arrivals(postfix: RealServer) -> trisock.Listener:
 async def send_mail(
     postfix: RealServer, tls: ssl.SSLContext, mail: bytes, recipient: bytes
 ) -> None:
-    async with await trisock.connect("127.0.0.1", postfix.ports["smtp"]) as sock:
-        await smtp_starttls(sock)
-        await sock.starttls(tls)
+    async with await trisock.connect(
+        "127.0.0.1", postfix.ports["smtp"], tls=tls, starttls="smtp"
+    ) as sock:
         await smtp_hello(sock)
         await deliver(sock, mail, recipient)
 
@@ -104,11 +100,10 @@ async def imap_client(
     dovecot: RealServer, authority: Authority, user: bytes
 ) -> AsyncIterator[Socket]:
     """Connect, upgrade to TLS and log in to an empty mailbox."""
+    tls = ClientTLS(ca=authority.ca)
     async with await trisock.connect(
-        "127.0.0.1", dovecot.ports["imap"], local_address="127.0.0.2"
+        "127.0.0.1", dovecot.ports["imap"], local_address="127.0.0.2", tls=tls, starttls="imap"
     ) as sock:
-        await imap_starttls(sock)
-        await sock.starttls(ClientTLS(ca=authority.ca))
         await imap(sock, b"LOGIN %s %s" % (user, PASSWORD.encode()))
         await imap(sock, b"SELECT INBOX")
         yield sock
@@ -193,11 +188,12 @@ async def test_dovecot_selects_the_certificate_by_sni(
 ) -> None:
     seen = set()
     for name in ("imap.example.org", "localhost"):
-        async with await trisock.connect("127.0.0.1", dovecot.ports["imap"]) as sock:
-            await imap_starttls(sock)
-            info = await sock.starttls(authority.client_tls(name))
-            assert info.peer_certificate is not None
-            seen.add(info.peer_certificate)
+        async with await trisock.connect(
+            "127.0.0.1", dovecot.ports["imap"], tls=authority.client_tls(name), starttls="imap"
+        ) as sock:
+            assert sock.tls is not None
+            assert sock.tls.peer_certificate is not None
+            seen.add(sock.tls.peer_certificate)
             await imap_login(sock)
     assert len(seen) == 2
 
@@ -217,13 +213,12 @@ async def test_a_message_sent_over_lmtp_arrives_over_pop3(
     """The LMTP connection uses STARTTLS on a Unix socket."""
     mail = a_mail()
     async with await trisock.connect_unix(dovecot.directory / "lmtp") as sock:
-        await lmtp_starttls(sock)
-        await sock.starttls(authority.client_tls("localhost"))
+        await trisock.starttls.upgrade(sock, "lmtp", authority.client_tls("localhost"))
         await lmtp_hello(sock)
         await deliver(sock, mail, b"carol@example.org")
-    async with await trisock.connect("127.0.0.1", dovecot.ports["pop3"]) as sock:
-        await pop3_starttls(sock)
-        await sock.starttls(ClientTLS(ca=authority.ca))
+    async with await trisock.connect(
+        "127.0.0.1", dovecot.ports["pop3"], tls=ClientTLS(ca=authority.ca), starttls="pop3"
+    ) as sock:
         await pop3(sock, b"USER carol")
         await pop3(sock, b"PASS " + PASSWORD.encode())
         await pop3(sock, b"RETR 1")

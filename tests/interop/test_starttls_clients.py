@@ -28,7 +28,6 @@ from helpers import starttls_databases as databases
 from helpers import starttls_ftp
 from helpers import starttls_servers as servers
 from helpers.pairs import all_served
-from helpers.postgres_client import pg_starttls
 from helpers.starttls_servers import PASSWORD, USER, Site
 from helpers.starttls_sites import FILE, MAIL, Server, make_site, serving, site_certificate
 from helpers.tls_clients import usually_the_newest
@@ -37,7 +36,7 @@ from trisock.testing import Authority
 
 
 class ProgramError(Exception):
-    """A program failed. The error's text is what the program printed to stderr."""
+    """A program failed. The error's text is what the program printed."""
 
 
 @dataclass
@@ -70,7 +69,7 @@ class Visit:
             env={**os.environ, "HOME": str(self.ca.parent), **{k: str(v) for k, v in env.items()}},
         )
         if done.returncode:
-            raise ProgramError(done.stderr.decode())
+            raise ProgramError((done.stdout + done.stderr).decode(errors="replace"))
         return done.stdout
 
 
@@ -247,7 +246,7 @@ postgres, postgres_with_password = databases.postgres, databases.postgres_with_p
 
 CLIENTS = [
     client("smtplib", by_smtplib, submission, PYTHON),
-    client("smtplib-lmtp", by_smtplib, servers.smtp, PYTHON, kind=smtplib.LMTP),
+    client("smtplib-lmtp", by_smtplib, servers.lmtp, PYTHON, kind=smtplib.LMTP),
     client("imaplib", by_imaplib, servers.imap, PYTHON),
     client("poplib", by_poplib, servers.pop3, PYTHON),
     client("ftplib", by_ftplib, ftp, PYTHON),
@@ -360,9 +359,9 @@ async def test_channel_binding_exposes_a_trusted_man_in_the_middle(
         assert await sock.recv_exactly(8) == databases.SSL_REQUEST
         await sock.send(b"S")
         await sock.starttls(other_certificate)
-        async with await trisock.connect("127.0.0.1", real.port) as onward:
-            await pg_starttls(onward)
-            await onward.starttls(authority.client_tls("localhost"))
+        async with await trisock.connect(
+            "127.0.0.1", real.port, tls=authority.client_tls("localhost"), starttls="postgres"
+        ) as onward:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(forward, sock, onward)
                 await forward(onward, sock)
@@ -388,3 +387,104 @@ async def test_curl_returns_the_control_channel_to_plain_text(site: Site, pem: P
     cleared = site.commands.index(("TLSv1.3", b"CCC"))
     assert ("TLSv1.3", f"PASS {PASSWORD}".encode()) in site.commands[:cleared]
     assert site.commands[cleared + 1] == (None, b"PWD")
+
+
+# ---- clients that verify no name, or do not ask for TLS ----
+
+SMALL_MAIL = b"Subject: small\r\n\r\nhello\r\n"
+
+
+async def swaks(visit: Visit, *options: str | Path) -> bytes:
+    return await visit.run(
+        *("swaks", "--server", f"localhost:{visit.port}", "--helo", "client"),
+        *("--from", "me@example.org", "--to", "you@example.org", "--data", "-", *options),
+        stdin=SMALL_MAIL,
+    )
+
+
+@pytest.mark.interop
+@pytest.mark.needs("swaks")
+@usually_the_newest
+@pytest.mark.parametrize(
+    ("server", "options"),
+    [
+        (submission, ["--auth", "PLAIN", "--auth-user", USER, "--auth-password", PASSWORD]),
+        (servers.lmtp, ["--protocol", "LMTP"]),
+    ],
+    ids=["smtp", "lmtp"],
+)
+async def test_swaks_upgrades_only_with_a_trusted_certificate(
+    server: Server,
+    options: list[str],
+    version: str,
+    site: Site,
+    pem: Path,
+    other_authority: Authority,
+) -> None:
+    """swaks verifies no name."""
+    options = [*options, "--tls-protocol", version.lower().replace(".", "_")]
+    verify = ("--tls", "--tls-verify", "--tls-ca-path", pem / "ca.pem")
+    async with serving(server, site) as bound:
+        visit = Visit(site, bound.port, pem / "ca.pem", version)
+        valid = site.tls
+        site.tls = ServerTLS(site_certificate(other_authority))
+        with pytest.raises(ProgramError, match="certificate verify failed"):
+            await swaks(visit, *verify, *options)
+        assert not site.commands
+        site.tls = valid
+        await swaks(visit, *verify, *options)
+    (mail,) = site.mail
+    assert mail.startswith(SMALL_MAIL)
+    assert {tls for tls, _ in site.commands} == {version}
+
+
+async def curl_in_plain_text(visit: Visit, url: str) -> bytes:
+    return await visit.run(
+        *("curl", "--silent", "--show-error", "--noproxy", "*"),
+        *("--user", f"{USER}:{PASSWORD}", url.replace("PORT", str(visit.port))),
+    )
+
+
+async def psql_in_plain_text(visit: Visit) -> bytes:
+    where = f"host=localhost port={visit.port} user={USER} dbname=test sslmode=disable"
+    return await visit.run("psql", "--no-psqlrc", "-c", "select 1", where, PGPASSWORD=PASSWORD)
+
+
+@pytest.mark.parametrize(
+    ("talk", "server", "error"),
+    [
+        pytest.param(
+            *(swaks, submission, "<.* 530 "),
+            id="swaks",
+            marks=[pytest.mark.interop, pytest.mark.needs("swaks")],
+        ),
+        pytest.param(
+            functools.partial(curl_in_plain_text, url="imap://localhost:PORT/INBOX"),
+            *(servers.imap, "Login denied"),
+            id="curl-imap",
+            marks=pytest.mark.needs("curl"),
+        ),
+        pytest.param(
+            functools.partial(curl_in_plain_text, url="pop3://localhost:PORT/1"),
+            *(servers.pop3, "Login denied"),
+            id="curl-pop3",
+            marks=pytest.mark.needs("curl"),
+        ),
+        pytest.param(
+            *(psql_in_plain_text, postgres, "SSL|TLS"),
+            id="psql",
+            marks=pytest.mark.needs("psql"),
+        ),
+    ],
+)
+async def test_a_client_without_tls_is_refused(
+    talk: Callable[[Visit], Awaitable[bytes]], server: Server, error: str, site: Site, pem: Path
+) -> None:
+    """``accept`` ends the session, and the server gets no command."""
+    async with serving(server, site) as bound:
+        with pytest.raises(ProgramError, match=error):
+            await talk(Visit(site, bound.port, pem / "ca.pem"))
+        await all_served(bound, 1)
+        assert bound.stats().peer_errors == 1
+    assert not site.commands
+    assert not site.mail

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import re
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import trio
 
 import trisock
 from helpers import starttls_databases as databases
@@ -22,7 +24,7 @@ from helpers.starttls_servers import Site
 from helpers.starttls_sites import Server, serving
 from helpers.tls_clients import usually_the_newest
 from helpers.tls_programs import OPENSSL_VERSIONS
-from trisock import Socket, TLSError
+from trisock import IncompleteReadError, Socket, TLSError
 from trisock.testing import Authority
 
 
@@ -71,24 +73,27 @@ XMPP = Dialogue(
     OPEN_STREAM + b"</stream:stream>",
     b"</stream:features></stream:stream>",
 )
-SMTP = Dialogue(
-    servers.smtp,
-    ((b"", b"220 localhost ready\r\n"), (b"EHLO client\r\n", b"250 STARTTLS\r\n")),
-    *(STARTTLS, b"220 go ahead\r\n", QUIT, b"221 goodbye\r\n"),
-)
 # The keys are OpenSSL's names of the protocols.
 DIALOGUES = {
-    "smtp": SMTP,
-    "lmtp": SMTP,
+    "smtp": Dialogue(
+        servers.smtp,
+        ((b"", b"220 localhost ESMTP\r\n"), (b"EHLO client\r\n", b"250 STARTTLS\r\n")),
+        *(STARTTLS, b"220 Go ahead\r\n", QUIT, b"221 goodbye\r\n"),
+    ),
+    "lmtp": Dialogue(
+        servers.lmtp,
+        ((b"", b"220 localhost LMTP\r\n"), (b"LHLO client\r\n", b"250 STARTTLS\r\n")),
+        *(STARTTLS, b"220 Go ahead\r\n", QUIT, b"221 goodbye\r\n"),
+    ),
     "pop3": Dialogue(
         servers.pop3,
         ((b"", b"+OK ready\r\n"),),
-        *(b"STLS\r\n", b"+OK go ahead\r\n", QUIT, b"+OK goodbye\r\n"),
+        *(b"STLS\r\n", b"+OK begin TLS\r\n", QUIT, b"+OK goodbye\r\n"),
     ),
     "imap": Dialogue(
         servers.imap,
         ((b"", b"ready\r\n"), (b". CAPABILITY\r\n", b". OK done\r\n")),
-        *(b". STARTTLS\r\n", b". OK go ahead\r\n"),
+        *(b". STARTTLS\r\n", b". OK begin TLS\r\n"),
         *(b". LOGOUT\r\n", b"* BYE goodbye\r\n. OK done\r\n"),
     ),
     "ftp": Dialogue(
@@ -212,21 +217,24 @@ async def test_commands_injected_before_tls_are_never_executed(
     tls = authority.client_tls("localhost")
     async with serving(dialogue.server, site) as bound:
         async with await trisock.connect("127.0.0.1", bound.port) as sock:
-            address = sock.getlocal()
-            await dialogue.request_tls(sock, injected=dialogue.last)
-            commands = site.commands.copy()
-            with pytest.raises(TLSError):
-                await sock.starttls(tls)
-        await all_served(bound, 1)
-        assert site.commands == commands
-        (logged,) = caplog.messages
-        assert logged.startswith(f"closed the connection with {address}: TLS handshake failed: ")
-        async with await trisock.connect("127.0.0.1", bound.port) as sock:
             await dialogue.request_tls(sock)
+            commands = site.commands.copy()
             await sock.starttls(tls)
             await sock.send(dialogue.last)
             await sock.recv_until(dialogue.reply)
+        assert bound.stats().peer_errors == 0
+        site.commands.clear()
+        async with await trisock.connect("127.0.0.1", bound.port) as sock:
+            address = sock.getlocal()
+            with pytest.raises((trio.BrokenResourceError, IncompleteReadError)):
+                await dialogue.request_tls(sock, injected=dialogue.last)
+                await sock.starttls(tls)
+        await all_served(bound, 2)
+        assert site.commands == commands
         assert bound.stats().peer_errors == 1
+    (logged,) = caplog.messages
+    start = re.escape(f"closed the connection with {address}: ")
+    assert re.match(rf"{start}(STARTTLS \(\S+\)|TLS handshake) failed: ", logged)
 
 
 @each_protocol

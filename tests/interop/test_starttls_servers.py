@@ -5,7 +5,7 @@ If a server refuses TLS, the client does not continue in plain text.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 import pytest
@@ -13,25 +13,36 @@ import trio
 import trio.testing
 
 import trisock
-from helpers.ftp_client import ftp_login, ftp_starttls, vsftp_login
-from helpers.ldap_client import ldap_login, ldap_starttls
-from helpers.mail_client import (
-    imap_login,
-    imap_starttls,
-    lmtp_hello,
-    lmtp_starttls,
-    pop3_login,
-    pop3_starttls,
-    smtp_hello,
-    smtp_starttls,
+from helpers.chat_client import (
+    irc_login,
+    nntp_hello,
+    telnet_prompt,
+    xmpp_client_hello,
+    xmpp_server_hello,
 )
-from helpers.postgres_client import pg_login, pg_starttls
-from helpers.real_servers import PASSWORD, RealServer
-from helpers.tls_clients import RefusedError, both_versions, for_version
-from trisock import ClientTLS, Socket, TLSError
+from helpers.ftp_client import ftp_login, vsftp_login
+from helpers.ldap_client import ldap_login
+from helpers.mail_client import (
+    imap_hello,
+    imap_login,
+    lmtp_hello,
+    pop3_hello,
+    pop3_login,
+    sieve_hello,
+    sieve_login,
+    smtp_hello,
+)
+from helpers.mysql_client import mysql_login
+from helpers.postgres_client import pg_login
+from helpers.real_servers import PASSWORD, PROGRAMS, RealServer
+from helpers.tls_clients import both_versions, for_version
+from trisock import ClientTLS, Socket, StartTLSError, TLSError
 from trisock.testing import Authority
 
 pytestmark = pytest.mark.interop
+
+# From its own address, 127.0.0.1, Dovecot would accept a log-in without TLS.
+CLIENT_ADDRESS = "127.0.0.2"
 
 
 @dataclass(frozen=True)
@@ -39,104 +50,190 @@ class Service:
     """A server's port for a protocol that upgrades to TLS.
 
     Attributes:
+      protocol: the name of the protocol.
       server: the fixture that starts the server.
-      port: the port's name.
-      starttls: a function that requests TLS, and raises RefusedError if the server refuses.
-      login: a function that logs in, or sends another command that needs TLS.
-      needs: the program that must be installed.
-      local_address: the client's address.
+      session: a function that logs in, or sends another command that needs TLS.
+      greeting: what the greeting contains.
+      port: the port's name, if it is not the protocol's.
     """
 
+    protocol: str
     server: str
-    port: str
-    starttls: Callable[[Socket], Awaitable[None]]
-    login: Callable[[Socket], Awaitable[None]]
-    needs: str
-    # From its own address, 127.0.0.1, Dovecot would accept a log-in without TLS.
-    local_address: str = "127.0.0.2"
+    session: Callable[[Socket], Awaitable[None]]
+    greeting: bytes = b""
+    port: str | None = None
 
 
-def services(**named: Service) -> list[object]:
-    return [
-        pytest.param(service, id=name, marks=pytest.mark.needs(service.needs))
-        for name, service in named.items()
-    ]
+SERVICES = {
+    "smtp": Service("smtp", "postfix", smtp_hello, b"220 mail.example.org ESMTP Postfix"),
+    "smtp-exim": Service("smtp", "exim", smtp_hello, b"220 mail.example.org ESMTP Exim"),
+    "lmtp": Service("lmtp", "dovecot", lmtp_hello, b"220 "),
+    "lmtp-cyrus": Service("lmtp", "cyrus", lmtp_hello, b"220 mail.example.org Cyrus LMTP"),
+    "imap": Service("imap", "dovecot", imap_login, b"* OK [CAPABILITY "),
+    "imap-cyrus": Service("imap", "cyrus", imap_hello, b"mail.example.org Cyrus IMAP"),
+    "pop3": Service("pop3", "dovecot", pop3_login, b"+OK Dovecot"),
+    "pop3-cyrus": Service("pop3", "cyrus", pop3_hello, b"+OK mail.example.org Cyrus POP3"),
+    "sieve": Service("sieve", "dovecot", sieve_login, b'"IMPLEMENTATION" "Dovecot'),
+    "sieve-cyrus": Service("sieve", "cyrus", sieve_hello, b'"IMPLEMENTATION" "Cyrus'),
+    "ftp": Service("ftp", "proftpd", ftp_login, b"220 ProFTPD"),
+    "ftp-vsftpd": Service("ftp", "vsftpd", vsftp_login, b"220 (vsFTPd"),
+    "nntp": Service("nntp", "nnrpd", nntp_hello, b"201 localhost InterNetNews"),
+    "ldap": Service("ldap", "slapd", ldap_login),
+    "postgres": Service("postgres", "postgresql", pg_login),
+    "mysql": Service("mysql", "mariadb", mysql_login, b"-MariaDB-"),
+    "xmpp": Service("xmpp", "prosody", xmpp_client_hello),
+    "xmpp-server": Service("xmpp-server", "prosody", xmpp_server_hello),
+    "irc": Service("irc", "inspircd", irc_login),
+    "telnet": Service("telnet", "iksd", telnet_prompt),
+}
 
 
-ALL = services(
-    smtp=Service("postfix", "smtp", smtp_starttls, smtp_hello, "postfix"),
-    imap=Service("dovecot", "imap", imap_starttls, imap_login, "dovecot"),
-    pop3=Service("dovecot", "pop3", pop3_starttls, pop3_login, "dovecot"),
-    lmtp=Service("dovecot", "lmtp", lmtp_starttls, lmtp_hello, "dovecot"),
-    ldap=Service("slapd", "ldap", ldap_starttls, ldap_login, "slapd"),
-    postgresql=Service("postgresql", "postgres", pg_starttls, pg_login, "pg_ctlcluster"),
-    ftp=Service("proftpd", "ftp", ftp_starttls, ftp_login, "proftpd"),
-    vsftp=Service("vsftpd", "ftp", ftp_starttls, vsftp_login, "vsftpd"),
-)
+@dataclass(frozen=True)
+class WithoutTLS:
+    """A server's port without TLS.
 
-# Dovecot does not offer TLS to 127.0.0.3.
-WITHOUT_TLS = services(
-    smtp=Service("postfix", "plain", smtp_starttls, smtp_hello, "postfix"),
-    imap=Service("dovecot", "imap", imap_starttls, imap_login, "dovecot", "127.0.0.3"),
-    pop3=Service("dovecot", "pop3", pop3_starttls, pop3_login, "dovecot", "127.0.0.3"),
-    ldap=Service("slapd_without_tls", "ldap", ldap_starttls, ldap_login, "slapd"),
-    postgresql=Service(
-        "postgresql_without_tls", "postgres", pg_starttls, pg_login, "pg_ctlcluster"
-    ),
-    ftp=Service("proftpd", "plain", ftp_starttls, ftp_login, "proftpd"),
-)
+    Attributes:
+      protocol: the name of the protocol.
+      server: the fixture that starts the server.
+      offered: ``StartTLSError.offered``: False if the server tells what it offers.
+      port: the port's name, if it is not the protocol's.
+      local_address: the client's address.
+      timeout: how long to wait for an answer, in seconds.
+    """
+
+    protocol: str
+    server: str
+    offered: bool | None
+    port: str | None = None
+    local_address: str = CLIENT_ADDRESS
+    timeout: float = 60
+
+
+# Dovecot does not offer TLS to this address.
+NO_TLS_ADDRESS = "127.0.0.3"
+
+WITHOUT_TLS = {
+    "smtp": WithoutTLS("smtp", "postfix", False, port="plain"),
+    "smtp-exim": WithoutTLS("smtp", "exim_without_tls", False),
+    "lmtp-cyrus": WithoutTLS("lmtp", "cyrus_without_tls", False),
+    "imap": WithoutTLS("imap", "dovecot", False, local_address=NO_TLS_ADDRESS),
+    "imap-cyrus": WithoutTLS("imap", "cyrus_without_tls", False),
+    "pop3": WithoutTLS("pop3", "dovecot", None, local_address=NO_TLS_ADDRESS),
+    "pop3-cyrus": WithoutTLS("pop3", "cyrus_without_tls", None),
+    "sieve": WithoutTLS("sieve", "dovecot", True, local_address=NO_TLS_ADDRESS),
+    "sieve-cyrus": WithoutTLS("sieve", "cyrus_without_tls", False),
+    "ftp": WithoutTLS("ftp", "proftpd", None, port="plain"),
+    "nntp": WithoutTLS("nntp", "nnrpd_without_tls", None),
+    "ldap": WithoutTLS("ldap", "slapd_without_tls", False),
+    "postgres": WithoutTLS("postgres", "postgresql_without_tls", False),
+    "mysql": WithoutTLS("mysql", "mariadb_without_tls", False),
+    "xmpp": WithoutTLS("xmpp", "prosody_without_tls", False),
+    "xmpp-server": WithoutTLS("xmpp-server", "prosody_without_tls", False),
+    # Before a client registers, InspIRCd does not answer a command that it does not know.
+    "irc": WithoutTLS("irc", "inspircd_without_tls", None, timeout=0.5),
+    "telnet": WithoutTLS("telnet", "iksd_without_tls", None),
+}
+
+
+def parametrized(name: str, cases: Mapping[str, Service | WithoutTLS]) -> pytest.MarkDecorator:
+    """Run a test with each case and its server, which starts before the test."""
+    parameters = []
+    for key, case in cases.items():
+        program = PROGRAMS[case.server.removesuffix("_without_tls")]
+        parameters.append(pytest.param(case, id=key, marks=pytest.mark.needs(program)))
+    return pytest.mark.parametrize(name, parameters, indirect=True)
 
 
 @pytest.fixture(scope="module")
-def endpoint(request: pytest.FixtureRequest) -> tuple[Service, int]:
+def service(request: pytest.FixtureRequest) -> tuple[Service, int]:
     """A service and its port."""
-    server: RealServer = request.getfixturevalue(request.param.server)
-    return request.param, server.ports[request.param.port]
+    case: Service = request.param
+    server: RealServer = request.getfixturevalue(case.server)
+    return case, server.ports[case.port or case.protocol]
 
 
-async def connected(endpoint: tuple[Service, int]) -> Socket:
-    service, port = endpoint
-    return await trisock.connect("127.0.0.1", port, local_address=service.local_address)
+@pytest.fixture(scope="module")
+def without_tls(request: pytest.FixtureRequest) -> tuple[WithoutTLS, int]:
+    """A server without TLS and its port."""
+    case: WithoutTLS = request.param
+    server: RealServer = request.getfixturevalue(case.server)
+    return case, server.ports[case.port or case.protocol]
 
 
-@pytest.mark.parametrize("endpoint", ALL, indirect=True)
+@parametrized("service", SERVICES)
 @both_versions
-async def test_a_client_logs_in_after_an_upgrade(
-    endpoint: tuple[Service, int], version: str, authority: Authority
+async def test_a_session_works_after_connect_with_starttls(
+    service: tuple[Service, int], version: str, authority: Authority
 ) -> None:
-    """If no name is given, the certificate must be valid for the server's address."""
-    service, _ = endpoint
-    for given, verified in [("localhost", "localhost"), (None, "127.0.0.1")]:
-        async with await connected(endpoint) as sock:
-            await service.starttls(sock)
-            tls = for_version(version, authority)
-            info = await sock.starttls(tls, server_hostname=given)
-            assert (info.version, info.server_hostname) == (version, verified)
-            await service.login(sock)
+    """The name in the certificate must be the host's."""
+    case, port = service
+    async with await trisock.connect(
+        "localhost",
+        port,
+        local_address=CLIENT_ADDRESS,
+        tls=for_version(version, authority),
+        starttls=case.protocol,
+    ) as sock:
+        assert sock.tls is not None
+        assert (sock.tls.version, sock.tls.server_hostname) == (version, "localhost")
+        await case.session(sock)
 
 
-@pytest.mark.parametrize("endpoint", ALL, indirect=True)
-async def test_a_server_with_an_invalid_certificate_gets_no_password(
-    endpoint: tuple[Service, int], authority: Authority, other_authority: Authority
+@parametrized("service", SERVICES)
+async def test_upgrade_returns_the_greeting(
+    service: tuple[Service, int], authority: Authority
 ) -> None:
-    service, _ = endpoint
+    """Another name than the host's can be verified."""
+    case, port = service
+    async with await trisock.connect("127.0.0.1", port, local_address=CLIENT_ADDRESS) as sock:
+        tls = authority.client_tls("localhost")
+        greeting = await trisock.starttls.upgrade(sock, case.protocol, tls)
+        assert case.greeting in greeting
+        assert bool(greeting) is bool(case.greeting)
+        await case.session(sock)
+
+
+@parametrized("service", SERVICES)
+async def test_an_invalid_certificate_gets_no_password(
+    service: tuple[Service, int], authority: Authority, other_authority: Authority
+) -> None:
+    """Prosody is responsible for example.net too, but has no certificate for it."""
+    case, port = service
     for tls, words in [
-        (ClientTLS(ca=other_authority.ca), "local issuer|self-signed certificate in"),
+        (other_authority.client_tls("localhost"), "local issuer|self-signed certificate in"),
         (authority.client_tls("example.net"), "Hostname mismatch"),
     ]:
-        async with await connected(endpoint) as sock:
-            await service.starttls(sock)
-            with pytest.raises(TLSError, match=words):
-                await sock.starttls(tls)
+        async with await trisock.connect("127.0.0.1", port, local_address=CLIENT_ADDRESS) as sock:
+            with pytest.raises(TLSError, match=words) as raised:
+                await trisock.starttls.upgrade(sock, case.protocol, tls)
+            assert not isinstance(raised.value, StartTLSError)
             assert not sock.isopen()
             with pytest.raises(trio.ClosedResourceError):
                 await sock.send(PASSWORD.encode())
 
 
-@pytest.mark.parametrize("endpoint", WITHOUT_TLS, indirect=True)
-async def test_a_server_without_tls_gets_no_password(endpoint: tuple[Service, int]) -> None:
-    service, _ = endpoint
-    async with await connected(endpoint) as sock:
-        with pytest.raises(RefusedError):
-            await service.starttls(sock)
-        assert not sock.istls()
+@parametrized("without_tls", WITHOUT_TLS)
+async def test_a_server_without_tls_gets_no_password(
+    without_tls: tuple[WithoutTLS, int], authority: Authority
+) -> None:
+    case, port = without_tls
+    async with await trisock.connect("127.0.0.1", port, local_address=case.local_address) as sock:
+        with pytest.raises(StartTLSError) as raised:
+            await trisock.starttls.upgrade(
+                sock, case.protocol, authority.client_tls(), timeout=case.timeout
+            )
+        assert raised.value.protocol == case.protocol
+        assert raised.value.offered is case.offered
+        assert not sock.isopen()
+
+
+async def test_connect_closes_the_connection_if_tls_is_refused(
+    postfix: RealServer, authority: Authority
+) -> None:
+    with pytest.raises(StartTLSError, match=r"STARTTLS \(smtp\)"):
+        await trisock.connect(
+            "127.0.0.1",
+            postfix.ports["plain"],
+            tls=ClientTLS(ca=authority.ca),
+            starttls="smtp",
+        )

@@ -66,6 +66,9 @@ async def one_of_each() -> AsyncIterator[tuple[dict[str, Any], dict[str, Any]]]:
                 "TLSError": trisock.TLSError("no", reason="WHY", verify_code=62),
                 "IncompleteReadError": trisock.IncompleteReadError(b"abc", 5),
                 "LimitExceededError": trisock.LimitExceededError(9),
+                "StartTLSError": trisock.StartTLSError(
+                    "no", protocol="imap", offered=False, reply=b"a NO"
+                ),
                 "IdleTimeoutError": trisock.IdleTimeoutError("no", at_boundary=False),
                 "ServerClosing": trisock.ServerClosing("no"),
             }

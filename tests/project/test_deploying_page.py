@@ -45,30 +45,80 @@ async def connect(port: int) -> trisock.Socket:
             continue
 
 
+class Ports(dict[str, int]):
+    """A free port for each one that the page names."""
+
+    def __init__(self) -> None:
+        for name in ("2525", "12525", "18080", "22525", "28080"):
+            with socket.create_server(("127.0.0.1", 0)) as free:
+                self[name] = free.getsockname()[1]
+
+    def put_into(self, text: str) -> str:
+        return re.sub(rf"\b({'|'.join(self)})\b", lambda found: str(self[found[1]]), text)
+
+    def program(self, *changes: tuple[str, str]) -> list[str]:
+        """Return the command of the page's program, with these changes."""
+        source = block("HAProxy", "python")
+        for old, new in changes:
+            assert old in source
+            source = source.replace(old, new)
+        return [sys.executable, "-c", self.put_into(source)]
+
+
+async def ask(sock: trisock.Socket) -> None:
+    await sock.send(b"hello\n")
+    assert await sock.recv_line() == f"{sock.getlocal()} said hello".encode()
+
+
 @pytest.mark.needs("haproxy")
-async def test_haproxy_and_the_program_of_the_page_run(tmp_path: Path) -> None:
-    ports = {}
-    for number in ("2525", "12525", "18080"):
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            ports[number] = str(free.getsockname()[1])
-
-    def with_free_ports(text: str) -> str:
-        return re.sub(r"\b(2525|12525|18080)\b", lambda found: ports[found[1]], text)
-
+async def test_with_two_servers_a_stop_sends_new_clients_to_the_other(tmp_path: Path) -> None:
+    ports = Ports()
     config = tmp_path / "haproxy.cfg"
-    config.write_text(with_free_ports(block("HAProxy", "text")))
-    program = [sys.executable, "-c", with_free_ports(block("HAProxy", "python"))]
-    health = int(ports["18080"])
-    async with started(program) as server:
-        assert await ready(health)
+    config.write_text(ports.put_into(block("HAProxy", "text")))
+    one = ports.program()
+    two = ports.program(("12525", "22525"), ("18080", "28080"))
+    async with started(one) as server, started(two) as other:
+        assert await ready(ports["18080"])
+        assert await ready(ports["28080"])
         async with running("haproxy", "-db", "-f", config):
-            async with await connect(int(ports["2525"])) as client:
-                await client.send(b"hello\n")
-                assert await client.recv_line() == f"{client.getlocal()} said hello".encode()
+            async with (
+                await connect(ports["2525"]) as first,
+                await connect(ports["2525"]) as second,
+            ):
+                await ask(first)
+                await ask(second)
                 server.process.terminate()
-                while await ready(health):
+                while await ready(ports["18080"]):
                     pass
-                await client.send(b"still there\n")  # during the delay
-                assert (await client.recv_line()).endswith(b" said still there")
+                await ask(first)  # during the delay
+                await ask(second)
                 server.process.terminate()  # at once
                 assert await server.process.wait() == 0
+            for _ in range(4):
+                async with await connect(ports["2525"]) as late:
+                    await late.send(b"hello\n")
+                    assert (await late.recv_line()).endswith(b" said hello")
+        other.process.terminate()
+        other.process.terminate()
+
+
+@pytest.mark.needs("haproxy")
+async def test_with_one_server_clients_wait_during_a_restart(tmp_path: Path) -> None:
+    """The configuration without checks, and the program without a delay."""
+    ports = Ports()
+    text = re.sub(r".*(option httpchk|server two).*\n| check .*", "", block("HAProxy", "text"))
+    config = tmp_path / "haproxy.cfg"
+    config.write_text(ports.put_into(text))
+    program = ports.program(("delay=5", "delay=0"))
+    async with running("haproxy", "-db", "-f", config):
+        async with started(program) as server:
+            assert await ready(ports["18080"])
+            async with await connect(ports["2525"]) as client:
+                await ask(client)
+                server.process.terminate()
+                assert await client.recv() == b""
+            assert await server.process.wait() == 0
+        async with await connect(ports["2525"]) as waits:
+            await waits.send(b"hello\n")
+            async with started(program):
+                assert await waits.recv_line() == f"{waits.getlocal()} said hello".encode()

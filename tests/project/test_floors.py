@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import trisock
-from helpers.floors import FLOORS, MODULES, floor_of, imports_of, name_of
+from helpers.floors import FACES, MODULES, PUBLIC, floor_of, imports_of, name_of
 
 # The faces are trisock.pluto, trisock.hammerspoon, trisock.testing and the command line. They use
 # public names and five private modules: _guard protects calls to the user's code, _text escapes
@@ -35,10 +35,10 @@ def test_modules_import_only_from_their_floor_or_lower_floors(path: Path) -> Non
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_faces_use_public_names(path: Path) -> None:
     face = name_of(path).split(".")[0]
-    if face not in FLOORS[-1]:
+    if face not in FACES:
         return
     for imported in imports_of(path):
-        assert imported in {"", *OPEN_TO_FACES} or imported.split(".")[0] == face
+        assert imported in {*PUBLIC, *OPEN_TO_FACES} or imported.split(".")[0] == face
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "trisock":
             assert node.attr in trisock.__all__

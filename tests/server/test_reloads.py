@@ -269,3 +269,20 @@ async def test_sighup_reads_renewed_files(
                 await before.send(b"still there\n")
                 assert await before.recv_line() == b"still there"
             await running.stop()
+
+
+async def test_a_reload_says_what_has_changed(
+    manager: Systemd, server_tls: ServerTLS, pem: Path, log: pytest.LogCaptureFixture
+) -> None:
+    renewed = ServerTLS(trisock.Certificate.from_files(pem / "chain.pem", pem / "key.pem"))
+    chain, key = pems(Authority(), "localhost")
+    (pem / "chain.pem").write_bytes(chain)
+    (pem / "key.pem").write_bytes(key)
+
+    async def check() -> None:
+        await reloaded_once(manager)
+
+    async with checked_service(check, reload=[server_tls, renewed]):
+        pass
+    expected = "SIGHUP: certificates reloaded; 1 of 2 TLS roles have changed"
+    assert [record.getMessage() for record in log.records] == [expected]

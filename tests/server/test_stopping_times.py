@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Awaitable, Callable
 
@@ -272,3 +273,25 @@ async def test_a_stop_needs_a_finite_delay() -> None:
         with pytest.raises(TypeError, match="delay must be a number"):
             server.stop(delay=None)  # type: ignore[arg-type]
         assert server.ready
+
+
+async def test_handlers_that_the_grace_has_cut_off_are_counted(
+    log: pytest.LogCaptureFixture,
+) -> None:
+    async def handler(sock: Socket) -> None:
+        if await sock.recv() == b"stay":
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.sleep_forever)
+
+    async with bound(handler, host="127.0.0.1") as server:
+        async with connected(server) as one, connected(server) as two, connected(server) as three:
+            await one.send(b"stay")
+            await two.send(b"stay")
+            await three.send(b"go")
+            assert await three.recv() == b""
+            server.stop(grace=0)
+            await server.wait_closed()
+    assert server.stats() == trisock.ServerStats(accepted=3, cancelled=2)
+    (record,) = log.records
+    where = f"the server on {server.addresses[0]} cancelled 2 handlers at the end of its grace"
+    assert (record.levelno, record.getMessage()) == (logging.INFO, where)

@@ -167,7 +167,7 @@ async def test_chat_room_passes() -> None:
 
 async def test_https_server_passes() -> None:
     converse = load("https_server").converse
-    await check_handler(lambda sock: converse(sock, trio.Event()))
+    await check_handler(converse)
 
 
 @pytest.mark.parametrize("tls", [False, True])

@@ -12,6 +12,7 @@ import trio
 
 from .. import _fork
 from .._address import Address, address_from_sockaddr
+from .._errors import StartTLSError
 from .._text import set_message
 from .syscalls import BorrowedSocket
 
@@ -132,5 +133,11 @@ class Descriptor:
         return failure
 
     def caused(self, exc: BaseException) -> bool:
-        """Return whether ``remember_failure`` was called with this same exception."""
+        """Return whether this connection caused the error.
+
+        Either ``remember_failure`` was called with this same exception, or a STARTTLS negotiation
+        on this connection has raised it.
+        """
+        if type(exc) is StartTLSError:
+            return exc.is_caused_by(self._socket)
         return self._failures is not None and self._failures.get(id(exc)) is exc

@@ -109,10 +109,14 @@ async def receive_idle(connection: Connection, block: IdleBlock) -> bytes:
     try:
         while True:
             closing = server is not None and not block.begun and server.closing.is_set()
+            until = min(deadline, connection.fresh_until) if closing else deadline
+            is_over = (closing or has_waited or not timeout) and until <= trio.current_time()
             chunk = None
             try:
-                if closing or server is None or has_waited:
-                    until = min(deadline, connection.fresh_until) if closing else deadline
+                if is_over:
+                    if not has_waited:
+                        await trio.lowlevel.checkpoint()
+                elif closing or server is None or has_waited:
                     with trio.CancelScope(deadline=until):
                         chunk = await connection.layer.receive()
                 elif timeout == math.inf:
@@ -137,11 +141,10 @@ async def receive_idle(connection: Connection, block: IdleBlock) -> bytes:
                 chunk = connection.receive_nowait()
             if chunk is not None:
                 break
-            if closing and connection.fresh_until <= trio.current_time():
+            if is_over:
                 connection.transport.peer_may_be_sending = True
-                raise _server_closing(connection)
-            if deadline <= trio.current_time():
-                connection.transport.peer_may_be_sending = True
+                if deadline > until:
+                    raise _server_closing(connection)
                 raise _idle_timeout(connection, block)
     finally:
         connection.in_idle_read = False

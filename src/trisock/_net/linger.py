@@ -28,16 +28,12 @@ async def linger(
     final_bytes: bytes,
     *,
     fin_sent: bool,
-    fin_first: bool,
 ) -> bool:
     """Send ``final_bytes`` and FIN, then read until closing is safe or a limit is reached.
 
     Closing is safe after the peer's FIN. Closing is also safe if the peer has acknowledged all data
-    and has sent nothing during the close. (A peer that has sent something is likely to send more,
-    and input after the close causes a reset.)
-
-    ``fin_first``: whether the peer must also have acknowledged our FIN. It may be sending a request
-    at this moment: the RST that answers the request must not overtake the FIN.
+    and our FIN, and has sent nothing during the close. (A peer that has sent something is likely to
+    send more, and input after the close causes a reset, which must not overtake our FIN.)
 
     Returns: whether the peer's FIN has been read, so that nothing is unread.
 
@@ -53,6 +49,9 @@ async def linger(
         if final_bytes:
             with contextlib.suppress(BlockingIOError):
                 final_bytes = final_bytes[raw.send(final_bytes, FINAL_SEND_FLAGS) :]
+        if not final_bytes and not fin_sent:
+            sock.shutdown(socket.SHUT_WR)
+            fin_sent = True
         try:
             data: bytes | None = raw.recv(RECEIVE_SIZE)
         except BlockingIOError:
@@ -60,11 +59,8 @@ async def linger(
         if data == b"" and not final_bytes:
             return True  # the peer has sent FIN: no later input can cause RST
         is_quiet = data is None and not (final_bytes or drained)
-        if is_quiet and (fin_sent or not fin_first) and unacknowledged_bytes(sock) == 0:
+        if is_quiet and unacknowledged_bytes(sock) == 0:
             return False
-        if not final_bytes and not fin_sent:
-            sock.shutdown(socket.SHUT_WR)
-            fin_sent = True
         if data:
             drained += len(data)
             if drained > LINGER_BYTES:

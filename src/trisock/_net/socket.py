@@ -295,6 +295,11 @@ class Socket(NotCopyable, MessageReceiver, Sender, trio.abc.HalfCloseableStream)
         return self._connection.socket
 
     @property
+    def connected_host(self) -> str | None:
+        """The host that was passed to ``connect``, or ``None`` if there was none."""
+        return self._connection.connected_host
+
+    @property
     def tls(self) -> TLSInfo | None:
         """The negotiated TLS parameters, or ``None`` while the connection is plain text."""
         return self._connection.tls_info

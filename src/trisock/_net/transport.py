@@ -411,7 +411,6 @@ class Transport(Descriptor):
                         self._raw,
                         final_bytes,
                         fin_sent=self.eof_sent,
-                        fin_first=self.peer_may_be_sending,
                     )
         finally:
             end_connection(self._socket, may_be_unread=not all_read)

@@ -41,7 +41,9 @@ def activated_sockets(name: str | None) -> Iterator[list[socket.socket]]:
         named = "" if name is None else f" named {quoted(name)}"
         if name in _taken or (name is None and _taken):
             raise OSError(errno.ENOENT, f"the sockets{named} of systemd were taken already")
-        raise OSError(errno.ENOENT, f"systemd has passed no sockets{named} to this process")
+        others = f" (but {', '.join(map(quoted, _passed.values()))})" if _passed else ""
+        message = f"systemd has passed no sockets{named} to this process{others}"
+        raise OSError(errno.ENOENT, message)
     sockets: list[socket.socket] = []
     try:
         sockets.extend(map(_socket_of, found))

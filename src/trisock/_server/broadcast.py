@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterable
+
 import trio
 
+from .._arguments import quoted
 from .._net.connection import Connection
 from .._net.connection_state import ConnectionState
+from .._net.socket import Socket, connection_of
 
 
 class Broadcast:
@@ -91,3 +95,19 @@ async def broadcast_to(
         raise trio.TooSlowError
     finally:
         lock.release()
+
+
+def members_of(
+    connections: Container[Connection], socks: Iterable[Socket]
+) -> dict[Connection, None]:
+    """Return those of ``connections`` that belong to these sockets, each once."""
+    if not isinstance(socks, Iterable):
+        raise TypeError(f"to must be an iterable of Sockets, not {quoted(socks)}")
+    found: dict[Connection, None] = {}
+    for sock in socks:
+        if not isinstance(sock, Socket):
+            raise TypeError(f"to must have only Sockets, not {quoted(sock)}")
+        connection = connection_of(sock)
+        if connection in connections:
+            found[connection] = None
+    return found

@@ -8,6 +8,7 @@ from collections import Counter
 import trio
 
 from .. import _guard
+from .._address import Address
 from .._errors import IdleTimeoutError, IncompleteReadError, ServerClosing
 from .._net.connection import Connection
 from .._text import message_without_peer
@@ -35,6 +36,11 @@ def is_complete(connection: Connection, failure: BaseException) -> bool:
         and getattr(leaf, "at_boundary", False)
         for leaf in _guard.leaves(failure)
     )
+
+
+def is_cancelled(failure: BaseException) -> bool:
+    """Return whether the handler was cancelled."""
+    return any(type(leaf) is trio.Cancelled for leaf in _guard.leaves(failure))
 
 
 def log_or_raise(connection: Connection, failure: BaseException, counts: Counter[str]) -> None:
@@ -76,6 +82,12 @@ def log_handshake(connection: Connection, exc: Exception) -> None:
     else:
         message, peer = "the TLS handshake with %s failed", str(connection.peer)
         _guard.log(_logger, logging.ERROR, message, peer, exc_info=exc, extra=extra)
+
+
+def log_end_of_grace(address: Address, cancelled: int) -> None:
+    """Log that handlers of the server on this address were cancelled."""
+    message = "the server on %s cancelled %s handlers at the end of its grace"
+    _guard.log(_logger, logging.INFO, message, str(address), str(cancelled))
 
 
 def about(connection: Connection) -> dict[str, object]:

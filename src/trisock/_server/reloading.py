@@ -20,13 +20,17 @@ async def reload_all(roles: Iterable[ServerTLS], on_reload: Callable[[], object]
     Each ``Exception`` is logged. Other exceptions propagate.
     """
     # Equal roles are different objects with certificates of their own.
-    for role in {id(each): each for each in roles}.values():
+    each_once = {id(each): each for each in roles}.values()
+    changed = 0
+    for role in each_once:
         try:
             # In a thread, because a file may block, for example on a network mount. A stop does not
             # wait for it.
-            await trio.to_thread.run_sync(role.reload, abandon_on_cancel=True)
+            changed += await trio.to_thread.run_sync(role.reload, abandon_on_cancel=True)
         except Exception as exc:
             _log("cannot reload a certificate; the old one stays in use", exc)
+    message = "SIGHUP: certificates reloaded; %s of %s TLS roles have changed"
+    _guard.log(_logger, logging.INFO, message, str(changed), str(len(each_once)))
     if on_reload is None:
         return
 

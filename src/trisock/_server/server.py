@@ -15,13 +15,20 @@ from .._arguments import Buffer, bytes_view, check_bool, quoted, seconds_or_inf
 from .._net.connection import Connection
 from .._net.idle import FRESH_SECONDS
 from .._net.server_state import ServerState
-from .._net.socket import Socket, connection_of, new_socket
+from .._net.socket import Socket, new_socket
 from .._not_copyable import NotCopyable
 from .._tls.roles import ClientTLS, ServerTLS, TLSArgument, TLSRole, resolve_role
 from .accepting import Acceptor
 from .admission import Admission
-from .broadcast import Broadcast
-from .handler_errors import is_complete, is_normal_end, log, log_or_raise
+from .broadcast import Broadcast, members_of
+from .handler_errors import (
+    is_cancelled,
+    is_complete,
+    is_normal_end,
+    log,
+    log_end_of_grace,
+    log_or_raise,
+)
 from .listener import Listener, listen, take_over
 from .listening import ListeningSockets
 from .opening import Opening
@@ -321,7 +328,7 @@ class Server(NotCopyable):
         """
         content = bytes(bytes_view(data))
         limit = seconds_or_inf("timeout", timeout)
-        members = self._connections if to is None else self._members(to)
+        members = self._connections if to is None else members_of(self._connections, to)
         await trio.lowlevel.checkpoint_if_cancelled()
         targets = [(each, each.generation) for each in members if not each.is_reserved()]
         if not targets:
@@ -344,19 +351,6 @@ class Server(NotCopyable):
             raise broadcast.failure
         return broadcast.delivered
 
-    def _members(self, socks: Iterable[Socket]) -> dict[Connection, None]:
-        """Return the connections of these sockets that this server has, each once."""
-        if not isinstance(socks, Iterable):
-            raise TypeError(f"to must be an iterable of Sockets, not {quoted(socks)}")
-        found: dict[Connection, None] = {}
-        for sock in socks:
-            if not isinstance(sock, Socket):
-                raise TypeError(f"to must have only Sockets, not {quoted(sock)}")
-            connection = connection_of(sock)
-            if connection in self._connections:
-                found[connection] = None
-        return found
-
     # ---- the server's task ----
 
     async def _run(self) -> None:
@@ -372,6 +366,8 @@ class Server(NotCopyable):
                         self._opening.deadlines.close()
                         self._state.idle_deadlines.close()
                     background.cancel_scope.cancel()
+            if self._handler_scope.cancelled_caught and self._counts["cancelled"]:
+                log_end_of_grace(self.addresses[0], self._counts["cancelled"])
         finally:
             self._ready = False
             self.closing.set()
@@ -474,7 +470,9 @@ class Server(NotCopyable):
                         complete = False
                         why = RuntimeError("the handler left a cancel scope open")
                         log(connection, why, self._counts)
-                except BaseException:
+                except BaseException as exc:
+                    has_run = connection.server_state is not None
+                    self._counts["cancelled"] += has_run and is_cancelled(exc)
                     # No await here: a Cancelled would replace, say, a SystemExit.
                     connection.close_immediately()
                     raise

@@ -24,6 +24,7 @@ class ServerStats:
       peer_errors: connections whose handler ended with an error that the peer can cause: the peer
         vanished, broke TLS, or sent a line that was too long.
       aborted: connections that ``broadcast`` aborted because they were too slow.
+      cancelled: handlers that were cancelled, for example because the grace of ``stop`` had ended.
     """
 
     accepted: int = 0
@@ -36,3 +37,4 @@ class ServerStats:
     handler_errors: int = 0
     peer_errors: int = 0
     aborted: int = 0
+    cancelled: int = 0

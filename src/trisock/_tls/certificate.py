@@ -131,12 +131,16 @@ class Certificate:
         ``ServerTLS.reload`` reads the files again. (So they are found again after a ``chdir``, but
         not after a ``chroot``.)
 
-        Raises ``OSError`` if a file cannot be read. Also raises all errors of ``Certificate()``.
+        Raises ``OSError`` if a file cannot be read, and all errors of ``Certificate()``.
         """
         chain_pem = key_pem = read_file(chain, "chain")
         if private_key is not None:
             key_pem = read_file(private_key, "private_key")
-        certificate = cls(chain_pem, key_pem, password)
+        try:
+            certificate = cls(chain_pem, key_pem, password)
+        except ValueError as exc:
+            key = "" if private_key is None else f" and {os.fsdecode(private_key)}"
+            raise ValueError(f"{exc} (in {os.fsdecode(chain)}{key})") from None
         key_path = None if private_key is None else os.path.abspath(os.fsdecode(private_key))
         set_field(certificate, "_files", (os.path.abspath(os.fsdecode(chain)), key_path))
         return certificate

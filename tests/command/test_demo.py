@@ -1,4 +1,4 @@
-"""``python -m trisock demo``."""
+"""``trisock demo``."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import sys
 
 import pytest
 
-from trisock.__main__ import main
+from helpers.command import Command
+from helpers.pseudo_terminal import trisock
 
 
 def test_the_demo_shows_both_sides_upgrading_to_tls() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "trisock", "demo"], capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run(trisock("demo"), capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     before = lines.index(next(line for line in lines if "both sides upgrade to TLSv1.3" in line))
@@ -24,19 +23,16 @@ def test_the_demo_shows_both_sides_upgrading_to_tls() -> None:
     assert "mail.example.org" in done.stdout
 
 
-def test_the_demo_can_run_inside_the_test_process(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["demo"]) == 0
-    assert "221 bye" in capsys.readouterr().out
+def test_the_demo_can_run_inside_the_test_process(command: Command) -> None:
+    done = command("demo")
+    assert (done.status, done.err) == (0, "")
+    assert "221 bye" in done.out
 
 
 def test_the_demo_without_trustme_says_what_to_install(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "trustme", None)
-    assert main(["demo"]) == 1
-    assert "pip install 'trisock[demo]'" in capsys.readouterr().err
-
-
-def test_the_program_requires_a_command(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main([])
+    done = command("demo")
+    assert (done.status, done.out) == (1, "")
+    assert "pip install 'trisock[demo]'" in done.err

@@ -1,0 +1,1 @@
+"""The command ``trisock``: ``check``, ``connect`` and ``demo``. Needs the extra ``cli``."""

@@ -1,0 +1,60 @@
+"""What each command does. Each function returns the exit status."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Sequence
+
+from .. import ClientTLS
+from . import interrupts, output
+from .check import BAD, GOOD, Options, Result
+from .checks import check_all
+from .connect import ConversationFailedError, Ends, converse
+from .demo import demo as run_demo
+from .progress import Progress
+from .report import show_table, to_json, to_line
+from .urls import Target
+
+
+def check(targets: Sequence[Target], options: Options, *, parallel: int, as_json: bool) -> int:
+    """Check URLs, and show the results. The worst one is the exit status."""
+    table = None if as_json else output.terminal(sys.stdout)
+    in_lines = not as_json and table is None
+
+    def show(result: Result) -> None:
+        if in_lines:
+            output.show(to_line(result))
+
+    progress = Progress(output.terminal(sys.stderr), len(targets))
+    results = interrupts.run(
+        functools.partial(
+            check_all, targets, options, parallel=parallel, progress=progress, show=show
+        )
+    )
+    if as_json:
+        output.show(to_json(results))
+    elif table is not None:
+        show_table(table, results)
+    return max(result.status for result in results)
+
+
+def connect(target: Target, tls: ClientTLS, *, proxy_protocol: bool, keep_lf: bool) -> int:
+    """Talk to a server until it ends the connection."""
+    ends = Ends(output.descriptor(sys.stdin), output.descriptor(sys.stdout), output.notify)
+    try:
+        interrupts.run(
+            functools.partial(
+                converse, target, tls, ends, proxy_protocol=proxy_protocol, keep_lf=keep_lf
+            )
+        )
+    except ConversationFailedError as exc:
+        output.say(f"trisock: {exc}")
+        return BAD
+    return GOOD
+
+
+def demo() -> int:
+    """Show the demo."""
+    interrupts.run(functools.partial(run_demo, output.plain_console()))
+    return GOOD

@@ -1,0 +1,83 @@
+"""What a certificate says, as text that is safe to show (no I/O)."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from cryptography import x509
+from cryptography.x509.oid import NameOID
+
+from .._text import printable
+
+T = TypeVar("T")
+
+# How many characters of a name are shown. A host name has at most 253 (RFC 1035, section 2.3.4).
+_MAX_TEXT = 255
+
+
+@dataclass(frozen=True)
+class CertificateFacts:
+    """What a certificate says. Whatever cannot be read is missing.
+
+    Attributes:
+      names: the names and IP addresses of the subject alternative name. If it has none: the common
+        name (RFC 6125, section 6.4.4).
+      issuer: the issuer's common name, or else its whole name.
+      not_before, not_after: the dates, in UTC.
+    """
+
+    names: tuple[str, ...] = ()
+    issuer: str | None = None
+    not_before: datetime.datetime | None = None
+    not_after: datetime.datetime | None = None
+
+    def days_left(self, now: datetime.datetime) -> int | None:
+        """Return how many whole days are left. The number is negative after the end."""
+        return None if self.not_after is None else (self.not_after - now).days
+
+
+def read_certificate(der: bytes | None) -> CertificateFacts:
+    """Read a peer's certificate."""
+    if der is None:
+        return CertificateFacts()
+    leaf = _attempt(lambda: x509.load_der_x509_certificate(der))
+    if leaf is None:
+        return CertificateFacts()
+    return CertificateFacts(
+        tuple(map(_shown, _attempt(lambda: _names(leaf)) or ())),
+        _attempt(lambda: _shown(_issuer(leaf))),
+        _attempt(lambda: leaf.not_valid_before_utc),
+        _attempt(lambda: leaf.not_valid_after_utc),
+    )
+
+
+def _shown(text: str) -> str:
+    return printable(text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT] + "...")
+
+
+def _attempt(function: Callable[[], T]) -> T | None:
+    # ``cryptography`` raises errors of many types for odd certificates, and it warns.
+    with contextlib.suppress(Exception):
+        return function()
+    return None
+
+
+def _names(leaf: x509.Certificate) -> list[str]:
+    found: list[str] = []
+    with contextlib.suppress(x509.ExtensionNotFound):
+        extension = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        found += extension.value.get_values_for_type(x509.DNSName)
+        found += map(str, extension.value.get_values_for_type(x509.IPAddress))
+    return found or _common_names(leaf.subject)
+
+
+def _issuer(leaf: x509.Certificate) -> str:
+    return ", ".join(_common_names(leaf.issuer)) or leaf.issuer.rfc4514_string()
+
+
+def _common_names(name: x509.Name) -> list[str]:
+    return [str(each.value) for each in name.get_attributes_for_oid(NameOID.COMMON_NAME)]

@@ -1,0 +1,188 @@
+"""Check one URL: connect, verify the certificate, and judge."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from .. import ClientTLS, TLSError, TLSInfo
+from .certificate import CertificateFacts, read_certificate
+from .explain import INJECTABLE, UNREADABLE_DATES, explain, explain_expiry, explain_timeout
+from .injected import INJECTED
+from .injection import is_injectable
+from .opening import NETWORK_ERRORS, connect_plain, open_target
+from .urls import Target
+
+#: The states of a URL, and the exit statuses of the command, as Nagios has them.
+GOOD, EXPIRES_SOON, BAD = 0, 1, 2
+
+# OpenSSL's reasons of a server that shares no ALPN protocol (RFC 7301, section 3.2).
+_NO_ALPN = ("NO_APPLICATION_PROTOCOL", "TLSV1_ALERT_NO_APPLICATION_PROTOCOL")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was found out about a URL. All text is safe to show.
+
+    Attributes:
+      url: the URL as it was given.
+      status: ``GOOD``, ``EXPIRES_SOON`` or ``BAD``.
+      error: what is wrong and what to do, or ``None``.
+      verified: whether the certificate is valid for the name, and its chain is trusted.
+      version, cipher, alpn: of the connection; ``None`` if there was no handshake.
+      certificate: what the certificate says.
+      days_left: whole days until the certificate expires, or ``None`` if that is not known.
+      injection: whether plain text behind STARTTLS is accepted. ``None``: not tested.
+    """
+
+    url: str
+    status: int
+    error: str | None
+    verified: bool
+    version: str | None
+    cipher: str | None
+    alpn: str | None
+    certificate: CertificateFacts
+    days_left: int | None
+    injection: bool | None
+
+
+class Roles:
+    """The TLS roles of all checks. They differ in the protocols that they offer by ALPN.
+
+    Args:
+      ca: the file of the authorities to trust instead of the system's, or ``None``.
+      name: the name to verify instead of each URL's host, or ``None``.
+
+    Raises ``OSError`` if the file cannot be read, and ``ValueError`` if an argument is invalid.
+    """
+
+    def __init__(self, ca: Path | None, name: str | None) -> None:
+        self.name = name
+        role = ClientTLS(name, ca=ca)
+        self._ca = role.ca  # read once
+        self._roles: dict[tuple[tuple[str, ...], bool], ClientTLS] = {((), True): role}
+
+    def role(self, alpn: tuple[str, ...], *, verify: bool = True) -> ClientTLS:
+        """Return the role that offers these protocols."""
+        found = self._roles.get((alpn, verify))
+        if found is None:
+            ca = self._ca if verify else None
+            found = ClientTLS(self.name, ca=ca, alpn_protocols=alpn, verify=verify)
+            self._roles[alpn, verify] = found
+        return found
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of the checks.
+
+    Attributes:
+      roles: the TLS roles.
+      timeout: the limit for one URL, in seconds: names, connections, handshakes and their ends.
+      warn_days: a certificate with fewer days left expires soon.
+      injection: whether to test if plain text behind STARTTLS is accepted.
+    """
+
+    roles: Roles
+    timeout: float
+    warn_days: int
+    injection: bool
+
+
+@dataclass
+class _Seen:
+    """What was seen until the time was over."""
+
+    tls: TLSInfo | None = None
+    failure: Exception | None = None
+    injection: bool | None = None
+
+
+async def check(target: Target, options: Options) -> Result:
+    """Check a URL. Whatever the network does, this returns a result.
+
+    A certificate that does not verify is shown as well: a second connection, which verifies
+    nothing, fetches it.
+    """
+    seen = _Seen()
+    with trio.move_on_after(options.timeout):
+        await _look(target, options.roles, seen)
+        protocol = target.scheme.protocol
+        if options.injection and seen.tls is not None and protocol in INJECTED:
+            await _inject(target, protocol, options.roles, seen)
+    result = _judge(target, options, seen)
+    seen.failure = None  # its traceback refers to a frame that refers to ``seen``
+    return result
+
+
+async def _look(target: Target, roles: Roles, seen: _Seen) -> None:
+    try:
+        await _verify(target, roles, seen)
+    except NETWORK_ERRORS as exc:
+        seen.failure = exc
+        if isinstance(exc, TLSError) and exc.verify_code is not None:
+            role = roles.role(target.scheme.alpn, verify=False)
+            with contextlib.suppress(*NETWORK_ERRORS):
+                await _handshake(target, role, seen)
+
+
+async def _verify(target: Target, roles: Roles, seen: _Seen) -> None:
+    alpn = target.scheme.alpn
+    try:
+        await _handshake(target, roles.role(alpn), seen)
+    except TLSError as exc:
+        if exc.reason not in _NO_ALPN or not alpn:
+            raise
+        # Clients that offer nothing get in, as most clients of mail do.
+        await _handshake(target, roles.role(()), seen)
+
+
+async def _handshake(target: Target, role: ClientTLS, seen: _Seen) -> None:
+    sock = await open_target(target, role)
+    seen.tls = sock.tls
+    with contextlib.suppress(*NETWORK_ERRORS):  # what has been seen counts
+        await sock.close()
+
+
+async def _inject(target: Target, protocol: str, roles: Roles, seen: _Seen) -> None:
+    with contextlib.suppress(*NETWORK_ERRORS):  # of connecting again
+        sock = await connect_plain(target)
+        seen.injection = False  # also if the server does not answer in time
+        seen.injection = await is_injectable(sock, protocol, roles.role((), verify=False))
+
+
+def _judge(target: Target, options: Options, seen: _Seen) -> Result:
+    now = datetime.datetime.now(datetime.timezone.utc)
+    facts = read_certificate(None if seen.tls is None else seen.tls.peer_certificate)
+    days = facts.days_left(now)
+    status, error = BAD, None
+    if seen.failure is not None:
+        name = options.roles.name or target.host
+        error = explain(seen.failure, facts, name, target, now)
+    elif seen.tls is None:
+        error = explain_timeout(options.timeout)
+    elif seen.injection:
+        error = INJECTABLE
+    elif days is None or facts.not_after is None:
+        error = UNREADABLE_DATES
+    elif days < options.warn_days:
+        status, error = EXPIRES_SOON, explain_expiry(days, facts.not_after)
+    else:
+        status = GOOD
+    return Result(
+        url=target.url,
+        status=status,
+        error=error,
+        verified=seen.tls is not None and seen.failure is None,
+        version=None if seen.tls is None else seen.tls.version,
+        cipher=None if seen.tls is None else seen.tls.cipher,
+        alpn=None if seen.tls is None else seen.tls.alpn_protocol,
+        certificate=facts,
+        days_left=days,
+        injection=seen.injection,
+    )

@@ -1,0 +1,141 @@
+"""A terminal on a connection."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import math
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import trio
+
+from .. import ClientTLS, Socket
+from .._text import printable
+from .certificate import CertificateFacts
+from .explain import explain
+from .opening import NETWORK_ERRORS, open_target
+from .terminal import TerminalText, read, write
+from .urls import Target
+
+# TLS has no half-close. So, once the input has ended, a TLS peer that says nothing for this long
+# (in seconds) gets close_notify. ``relay`` waits as long.
+_SILENCE = 60
+
+
+class ConversationFailedError(Exception):
+    """The connection could not be made, or it broke. The text says why, and is safe to show."""
+
+
+@dataclass(frozen=True)
+class Ends:
+    """The descriptors of the terminal.
+
+    Attributes:
+      input: where to read what to send; ``None`` if there is no input.
+      output: where to write what the peer sends; ``None`` to drop it.
+      notify: called with a text for the user.
+    """
+
+    input: int | None
+    output: int | None
+    notify: Callable[[str], None]
+
+
+async def converse(
+    target: Target, tls: ClientTLS, ends: Ends, *, proxy_protocol: bool, keep_lf: bool
+) -> None:
+    """Connect, send the input, and show what the peer sends until the peer ends.
+
+    Input from a terminal gets CRLF line ends, unless ``keep_lf``. Other input is sent as it is. At
+    its end, this side is ended, where that can be done without ending the other.
+
+    Raises: ``ConversationFailedError`` if the network or the peer fails, and ``OSError`` if the
+    input or the output does. Cancelled, it closes the connection immediately.
+    """
+    try:
+        sock = await open_target(target, tls, proxy_protocol=proxy_protocol)
+    except NETWORK_ERRORS as exc:
+        raise ConversationFailedError(_explain(exc, target, tls)) from exc
+    try:
+        ends.notify(_describe(sock))
+        await _Conversation(sock, ends, keep_lf=keep_lf).run()
+        await sock.close()
+    except trio.BrokenResourceError as exc:
+        raise ConversationFailedError(_explain(exc, target, tls)) from exc
+    finally:
+        sock.abort()
+
+
+def _explain(error: Exception, target: Target, tls: ClientTLS) -> str:
+    now = datetime.datetime.now(datetime.timezone.utc)
+    name = tls.server_hostname or target.host
+    return explain(error, CertificateFacts(), name, target, now)
+
+
+def _describe(sock: Socket) -> str:
+    how = "in plain text"
+    if sock.tls is not None:
+        name = f" with {printable(sock.tls.server_hostname)}" if sock.tls.server_hostname else ""
+        how = f"{sock.tls.version} {sock.tls.cipher}{name}"
+    return f"connected to {sock.getpeer()}, {how}"
+
+
+class _Conversation:
+    """Both directions of a conversation.
+
+    ``failure`` is the error that ended one of them. It is raised bare, and not in a group.
+    """
+
+    def __init__(self, sock: Socket, ends: Ends, *, keep_lf: bool) -> None:
+        self._sock = sock
+        self._ends = ends
+        self._to_crlf = ends.input is not None and os.isatty(ends.input) and not keep_lf
+        on_terminal = ends.output is not None and os.isatty(ends.output)
+        self._text = TerminalText() if on_terminal else None
+        self._silence = trio.CancelScope()
+        self._failure: Exception | None = None
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._run_direction, self._send, nursery.cancel_scope)
+            await self._run_direction(self._receive, nursery.cancel_scope)
+            nursery.cancel_scope.cancel()
+        if self._failure is not None:
+            raise self._failure
+
+    async def _run_direction(
+        self, direction: Callable[[], Awaitable[None]], other: trio.CancelScope
+    ) -> None:
+        try:
+            await direction()
+        except Exception as exc:
+            self._failure = exc
+            other.cancel()
+
+    async def _send(self) -> None:
+        with contextlib.suppress(trio.BrokenResourceError):  # reading tells why
+            if self._ends.input is not None:
+                while data := await read(self._ends.input):
+                    await self._sock.send(data.replace(b"\n", b"\r\n") if self._to_crlf else data)
+            if self._sock.istls():
+                self._silence.deadline = trio.current_time() + _SILENCE
+                self._ends.notify("end of the input; waiting for the peer to end")
+            else:
+                await self._sock.send_eof()
+
+    async def _receive(self) -> None:
+        with self._silence:
+            while data := await self._sock.recv():
+                if self._silence.deadline != math.inf:
+                    self._silence.deadline = trio.current_time() + _SILENCE
+                await self._show(data)
+            await self._show(b"", final=True)
+            self._ends.notify("the peer has ended the connection")
+
+    async def _show(self, data: bytes, *, final: bool = False) -> None:
+        if self._text is not None:
+            data = self._text.convert(data, final=final)
+        if self._ends.output is not None:
+            await write(self._ends.output, data)

@@ -1,0 +1,141 @@
+"""Say in plain English what is wrong with a server, and what to do (no I/O)."""
+
+from __future__ import annotations
+
+import datetime
+import errno
+import socket
+
+from .. import StartTLSError, TLSError
+from .._text import printable
+from .certificate import CertificateFacts
+from .urls import Target
+
+# The verify codes of OpenSSL (x509_vfy.h).
+_NOT_YET_VALID, _EXPIRED, _SELF_SIGNED = 9, 10, 18
+_UNTRUSTED = (19, 20, 21)
+_WRONG_NAME, _WRONG_ADDRESS = 62, 64
+
+# OpenSSL's reasons for a peer whose first bytes are not TLS.
+_NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG")
+
+_ADVICE_BY_ERRNO = {
+    errno.ECONNREFUSED: "nothing listens there, or a firewall refuses: check the host and the port",
+    errno.EHOSTUNREACH: "check the address and the network",
+    errno.ENETUNREACH: "check the address and the network",
+    errno.EMFILE: "this program may open no more files: use a lower --parallel",
+}
+
+#: How many names of a certificate a text shows.
+MAX_NAMES = 3
+
+
+def explain(
+    error: Exception, facts: CertificateFacts, name: str, target: Target, now: datetime.datetime
+) -> str:
+    """Say what an error means, and what to do.
+
+    Args:
+      error: why the connection failed.
+      facts: the server's certificate, if it is known.
+      name: the name that the certificate must have.
+      target: the URL.
+      now: the current time.
+    """
+    if isinstance(error, TLSError):
+        if error.verify_code is not None:
+            return explain_verification(error.verify_code, str(error), facts, name, now)
+        if error.reason in _NOT_TLS and target.scheme.protocol is None:
+            advice = "if its protocol begins in plain text, write that, as in imap://HOST"
+            return f"{printable(str(error))}: {advice}"
+        if isinstance(error, StartTLSError) and error.offered is False:
+            return f"{printable(str(error))}: turn it on in the server, or check the port"
+    if isinstance(error, socket.gaierror):
+        return f"{printable(error.strerror or str(error))}: check the name"
+    if isinstance(error, OSError):
+        return _explain_os_error(error)
+    return printable(str(error)) or type(error).__name__
+
+
+def _explain_os_error(error: OSError) -> str:
+    text = printable(error.strerror or str(error))
+    if error.filename is not None:
+        text = f"cannot connect to {printable(str(error.filename))}: {text}"
+    advice = _ADVICE_BY_ERRNO.get(error.errno or 0, "")
+    return f"{text}: {advice}" if advice else text
+
+
+def explain_verification(
+    code: int, text: str, facts: CertificateFacts, name: str, now: datetime.datetime
+) -> str:
+    """Say why a certificate was refused.
+
+    Args:
+      code: OpenSSL's verify code.
+      text: OpenSSL's text, for the codes that are rare.
+      facts, name, now: as in ``explain``.
+    """
+    name = printable(name)
+    issuer = f" by {facts.issuer}" if facts.issuer else ""
+    if code in (_WRONG_NAME, _WRONG_ADDRESS):
+        names = f"for {listed(facts.names)}, " if facts.names else ""
+        return (
+            f"the certificate is {names}not for {name}: get one that also names it, or check the "
+            "name that clients use (--name)"
+        )
+    if code == _EXPIRED and facts.not_after is not None and facts.not_after < now:
+        return (
+            f"the certificate expired on {facts.not_after:%Y-%m-%d}: renew it, and make the server "
+            "load it"
+        )
+    if code == _EXPIRED:
+        return "a certificate of the chain has expired: replace it in what the server sends"
+    if code == _NOT_YET_VALID and facts.not_before is not None and facts.not_before > now:
+        return (
+            f"the certificate is not valid before {facts.not_before:%Y-%m-%d %H:%M} UTC: check the "
+            "clocks of both machines"
+        )
+    if code == _SELF_SIGNED:
+        return (
+            "the certificate is self-signed, and not trusted here: get one from an authority, or "
+            "trust it with --ca FILE"
+        )
+    if code in _UNTRUSTED:
+        return (
+            f"the certificate was issued{issuer}, which is not trusted here: make the server send "
+            "its intermediate certificates too, or trust the authority with --ca FILE"
+        )
+    return printable(text)
+
+
+def explain_expiry(days: int, not_after: datetime.datetime) -> str:
+    """Say that a valid certificate ends soon."""
+    when = {0: "today", 1: "in 1 day"}.get(days, f"in {days} days")
+    return (
+        f"the certificate expires {when}, on {not_after:%Y-%m-%d}: renew it, and make the server "
+        "load it"
+    )
+
+
+def explain_timeout(seconds: float) -> str:
+    """Say that a server did not answer in time."""
+    return (
+        f"no answer within {seconds:g} seconds: check the host and the port, or allow more with "
+        "--timeout"
+    )
+
+
+UNREADABLE_DATES = "the dates of the certificate cannot be read: replace it"
+
+INJECTABLE = (
+    "the server takes plain text behind STARTTLS as if it had come encrypted, so an attacker can "
+    "inject commands (CVE-2011-0411): update the server"
+)
+
+
+def listed(names: tuple[str, ...]) -> str:
+    """List the first names of a certificate."""
+    if not names:
+        return "no name"
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more

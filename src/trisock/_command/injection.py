@@ -1,0 +1,71 @@
+"""The injection test: does a server take plain text behind STARTTLS for encrypted text?"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, cast
+
+from .. import Buffer, ClientTLS, Socket, TLSArgument, TLSInfo, starttls
+from .injected import INJECTED, Injected
+from .opening import NETWORK_ERRORS
+
+# How many bytes of answers are looked at.
+_MAX_ANSWERS = 65536
+
+
+class _InjectingSocket:
+    """A Socket that sends a further command in the segment that asks for TLS.
+
+    ``starttls.upgrade`` runs the conversation over it.
+    """
+
+    def __init__(self, sock: Socket, injected: Injected) -> None:
+        self._sock = sock
+        self._injected = injected
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+    async def send(self, *buffers: Buffer) -> None:
+        data = b"".join(buffers)
+        if self._injected.starttls in data and not self._sock.istls():
+            data += self._injected.command
+        await self._sock.send(data)
+
+    async def starttls(self, tls: TLSArgument, **options: Any) -> TLSInfo:
+        return await self._sock.starttls(tls, **options)
+
+
+async def is_injectable(sock: Socket, protocol: str, tls: ClientTLS) -> bool:
+    """Return whether the server answers, inside TLS, a command that was sent before TLS.
+
+    A negotiation or a handshake that fails means no: the server has noticed.
+
+    Args:
+      sock: a new connection, in plain text. It is closed afterwards.
+      protocol: one of ``INJECTED``.
+      tls: the role. It should accept any certificate, because the test sends nothing secret.
+
+    A cancelled call closes the socket as well.
+    """
+    injected = INJECTED[protocol]
+    try:
+        with contextlib.suppress(*NETWORK_ERRORS):
+            await starttls.upgrade(cast("Socket", _InjectingSocket(sock, injected)), protocol, tls)
+            return injected.is_answered(await _answers(sock, injected))
+        return False
+    finally:
+        sock.abort()
+
+
+async def _answers(sock: Socket, injected: Injected) -> bytes:
+    """Say farewell, and return what the server sends until it ends the connection."""
+    data = b""
+    with contextlib.suppress(*NETWORK_ERRORS):
+        await sock.send(injected.farewell)
+        while len(data) < _MAX_ANSWERS and not injected.is_answered(data):
+            chunk = await sock.recv()
+            if not chunk:
+                break
+            data += chunk
+    return data

@@ -1,0 +1,69 @@
+"""Where the command writes: stdout and stderr, and whether these are terminals."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from typing import TextIO
+
+from rich.console import Console
+
+
+def terminal(stream: TextIO | None) -> Console | None:
+    """Return a console for ``sys.stdout`` or ``sys.stderr``, or ``None`` if it is no terminal."""
+    if stream is None or not stream.isatty():
+        return None
+    return Console(file=stream, highlight=False)
+
+
+def plain_console() -> Console:
+    """Return a console for stdout that writes plain text, unless stdout is a terminal."""
+    return terminal(sys.stdout) or Console(force_terminal=False, no_color=True, highlight=False)
+
+
+def say(text: str) -> None:
+    """Write a line to stderr. An error is ignored: there is nowhere to report it."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            print(text, file=sys.stderr, flush=True)
+
+
+def notify(text: str) -> None:
+    """Write a line to stderr if it is a terminal: scripts have no use for it."""
+    if terminal(sys.stderr) is not None:
+        say(text)
+
+
+def show(text: str) -> None:
+    """Write a line to stdout at once, so that a pipe's reader sees it."""
+    print(text, flush=True)
+
+
+def flush() -> None:
+    """Write what is still buffered. Raises ``OSError`` if it cannot be written."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def descriptor(stream: TextIO | None) -> int | None:
+    """Return the descriptor of ``sys.stdin`` or ``sys.stdout``, or ``None`` if it is closed."""
+    # The number of a closed one may belong to a socket by now.
+    return None if stream is None else stream.fileno()
+
+
+def escape_unencodable() -> None:
+    """Show characters that the encoding of stdout lacks as escapes."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def discard() -> None:
+    """Send what is still written to stdout nowhere: its reader has gone."""
+    with contextlib.suppress(OSError, AttributeError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(null, sys.stdout.fileno())
+        finally:
+            os.close(null)

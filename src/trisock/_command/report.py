@@ -1,0 +1,142 @@
+"""Show results: a table on a terminal, a line for each in a pipe, or JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from .check import BAD, EXPIRES_SOON, GOOD, Result
+from .explain import listed
+
+# The words of Nagios.
+_WORDS = {GOOD: "OK", EXPIRES_SOON: "WARNING", BAD: "CRITICAL"}
+_STYLES = {GOOD: "green", EXPIRES_SOON: "yellow", BAD: "red"}
+_SUMMARY = {GOOD: "good", EXPIRES_SOON: "soon to expire", BAD: "bad"}
+
+
+def to_json(results: Sequence[Result]) -> str:
+    """Return the results as a JSON list, in ASCII."""
+    return json.dumps([_to_object(each) for each in results], indent=2)
+
+
+def _to_object(result: Result) -> dict[str, object]:
+    return {
+        "url": result.url,
+        "status": result.status,
+        "error": result.error,
+        "verified": result.verified,
+        "version": result.version,
+        "cipher": result.cipher,
+        "alpn": result.alpn,
+        "names": list(result.certificate.names),
+        "issuer": result.certificate.issuer,
+        "not_before": _iso(result.certificate.not_before),
+        "not_after": _iso(result.certificate.not_after),
+        "days_left": result.days_left,
+        "injection": result.injection,
+    }
+
+
+def _iso(date: datetime | None) -> str | None:
+    return None if date is None else date.isoformat()
+
+
+def to_line(result: Result) -> str:
+    """Return a result as one line."""
+    parts = [result.error] if result.error else []
+    parts += [part for part in (_expiry(result), _names(result), _issuer(result)) if part]
+    parts += [part for part in (_connection(result), _injection(result)) if part]
+    return f"{_WORDS[result.status]} {result.url}: {'; '.join(parts)}"
+
+
+def to_table(results: Sequence[Result]) -> RenderableType:
+    """Return a table for a terminal, with a summary."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, expand=False)
+    table.add_column("Status", no_wrap=True)
+    table.add_column("URL", overflow="fold", max_width=34)
+    table.add_column("Certificate", overflow="fold")
+    table.add_column("Expires", no_wrap=True)
+    for result in results:
+        style = _STYLES[result.status]
+        table.add_row(
+            Text(_WORDS[result.status], f"bold {style}"),
+            Text(result.url),
+            _details(result, style),
+            _dates(result, style),
+        )
+    return Group(table, _summary(results))
+
+
+def _details(result: Result, style: str) -> Text:
+    """Describe the certificate and the connection. ``Text`` interprets no markup."""
+    text = Text()
+    for part, how in (
+        (result.error, style),
+        (_names(result), ""),
+        (_issuer(result), "dim"),
+        (_connection(result), "dim"),
+        (_injection(result), "dim"),
+    ):
+        if part:
+            text.append("\n" if text else "").append(part, how)
+    return text
+
+
+def _dates(result: Result, style: str) -> Text:
+    if result.days_left is None or result.certificate.not_after is None:
+        return Text("")
+    text = Text(f"{result.certificate.not_after:%Y-%m-%d}")
+    return text.append(f"\n{_days(result.days_left)}", style)
+
+
+def _summary(results: Sequence[Result]) -> Text:
+    text = Text(f"\n{len(results)} checked: ")
+    counts = {status: sum(each.status == status for each in results) for status in _WORDS}
+    found = [(status, count) for status, count in counts.items() if count]
+    for index, (status, count) in enumerate(found):
+        text.append(", " if index else "")
+        text.append(f"{count} {_SUMMARY[status]}", _STYLES[status])
+    return text
+
+
+def _expiry(result: Result) -> str:
+    if result.days_left is None:
+        return ""
+    return f"expires {result.certificate.not_after:%Y-%m-%d} ({_days(result.days_left)})"
+
+
+def _days(number: int) -> str:
+    if number < 0:
+        return "expired"
+    return "1 day left" if number == 1 else f"{number} days left"
+
+
+def _names(result: Result) -> str:
+    return f"for {listed(result.certificate.names)}" if result.version else ""
+
+
+def _issuer(result: Result) -> str:
+    issuer = result.certificate.issuer
+    trust = "" if result.verified else ", not verified"
+    return f"issued by {issuer}{trust}" if issuer else ""
+
+
+def _connection(result: Result) -> str:
+    return " ".join(filter(None, (result.version, result.cipher, result.alpn)))
+
+
+def _injection(result: Result) -> str:
+    if result.injection is None:
+        return ""
+    return "text behind STARTTLS is accepted" if result.injection else "no injection"
+
+
+def show_table(console: Console, results: Sequence[Result]) -> None:
+    """Print the table."""
+    console.print(to_table(results))

@@ -1,0 +1,58 @@
+"""Read and write the descriptors of a terminal, a pipe or a file, without blocking Trio.
+
+The descriptors stay in blocking mode: others share them, such as the shell.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import os
+import re
+
+import trio
+
+from .._text import printable
+
+_CHUNK = 65536  # bytes
+
+
+async def read(descriptor: int) -> bytes:
+    """Read the next bytes; ``b""`` at the end. A cancelled read has taken nothing."""
+    try:
+        await trio.lowlevel.wait_readable(descriptor)
+    except OSError:
+        # Regular files cannot be waited for (epoll), nor anything but sockets on Windows. There,
+        # an abandoned thread may take input.
+        return await trio.to_thread.run_sync(os.read, descriptor, _CHUNK, abandon_on_cancel=True)
+    return os.read(descriptor, _CHUNK)
+
+
+async def write(descriptor: int, data: bytes) -> None:
+    """Write all bytes. A cancelled write has written an unknown part."""
+    # A thread: waiting for room does not tell how much room there is.
+    await trio.to_thread.run_sync(_write_all, descriptor, data, abandon_on_cancel=True)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+class TerminalText:
+    """Turns what a peer sends into text that is safe on a terminal.
+
+    Control characters could move the cursor, set the window's title, or make some terminals type.
+    They are escaped, but for line ends and tabs. A carriage return is taken for a line end.
+    """
+
+    def __init__(self) -> None:
+        decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
+        self._decoder = io.IncrementalNewlineDecoder(decoder, translate=True)
+
+    def convert(self, data: bytes, *, final: bool = False) -> bytes:
+        """Convert the next bytes. The rest of a character waits for more, unless ``final``."""
+        text: str = self._decoder.decode(data, final)
+        parts = re.split("([\n\t])", text)
+        safe = "".join(part if part in ("\n", "\t") else printable(part) for part in parts)
+        return safe.encode()

@@ -1,0 +1,125 @@
+"""upgrade: the client's side."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from .._address import is_unix_address
+from .._arguments import seconds_or_inf, type_name
+from .._tls.roles import ClientTLS, resolve_role
+from .conversation import CheckQuiet, Names, Negotiation
+from .driver import check_protocol, check_socket, run
+from .ftp import ftp_client
+from .imap import imap_client
+from .irc import irc_client
+from .ldap import ldap_client
+from .mysql import mysql_client
+from .nntp import nntp_client
+from .pop3 import pop3_client
+from .postgres import postgres_client
+from .sieve import sieve_client
+from .smtp import lmtp_client, smtp_client
+from .telnet import telnet_client
+from .xmpp import xmpp_client, xmpp_server_client
+
+if TYPE_CHECKING:
+    from .._address import Address
+    from .._net.socket import Socket
+    from .._tls.roles import TLSArgument
+
+_CLIENTS: dict[str, tuple[tuple[int, ...], Callable[[Names], Negotiation]]] = {
+    "smtp": ((587, 25), smtp_client),
+    "lmtp": ((24,), lmtp_client),
+    "imap": ((143,), imap_client),
+    "pop3": ((110,), pop3_client),
+    "sieve": ((4190,), sieve_client),
+    "ftp": ((21,), ftp_client),
+    "nntp": ((119,), nntp_client),
+    "ldap": ((389,), ldap_client),
+    "postgres": ((5432,), postgres_client),
+    "mysql": ((3306,), mysql_client),
+    "xmpp": ((5222,), xmpp_client),
+    "xmpp-server": ((5269,), xmpp_server_client),
+    "irc": ((6667,), irc_client),
+    "telnet": ((23,), telnet_client),
+}
+
+#: The protocols of ``upgrade``, each with its default ports. ``connect(starttls=)`` uses the first
+#: one.
+PROTOCOLS: Mapping[str, tuple[int, ...]] = MappingProxyType(
+    {name: ports for name, (ports, _) in _CLIENTS.items()}
+)
+
+
+async def upgrade(
+    sock: Socket, protocol: str, tls: TLSArgument | None = None, *, timeout: float | None = 60
+) -> bytes:
+    """Ask a server for TLS as the protocol says, then start TLS.
+
+    Call it on a new connection: it reads the greeting. No other task may use the connection
+    meanwhile.
+
+    Args:
+      sock: a connection in plain text, from which nothing was read.
+      protocol: one of ``PROTOCOLS``.
+      tls: the role of a TLS client, as in ``Socket.starttls``. ``None`` verifies the server for the
+        host that was passed to ``connect``.
+      timeout: how many seconds the negotiation and the handshake may take together, or ``None`` for
+        no limit.
+
+    Returns: the greeting, without its last line end: for POP3, APOP's timestamp is in it. For
+    MySQL, it is the server's first packet as it came. ``b""`` where the server does not speak
+    first (LDAP, PostgreSQL, IRC, Telnet) and for XMPP.
+
+    Raises:
+      StartTLSError: the server does not offer TLS, refused it, or broke the rules; or it was silent
+        for too long, or ended the connection. The socket is closed.
+      TLSError: the handshake failed. The socket is closed.
+      RuntimeError: the connection already uses TLS. Nothing has changed.
+      TypeError, ValueError: an argument is invalid. Nothing has changed.
+      trio.BusyResourceError: another task is reading. Nothing has changed.
+
+    If cancelled, the socket is closed immediately. After any failure the socket is closed, and
+    nothing more is sent in plain text.
+
+    **Forget what was said before TLS**, the greeting too: an attacker may have written it. Ask for
+    the capabilities again.
+
+    At most 64 KiB, 512 lines and 8 KiB per line are accepted before TLS, 16 KiB of them as the
+    greeting.
+    """
+    check_protocol(protocol, PROTOCOLS)
+    seconds = seconds_or_inf("timeout", timeout)
+    if tls is None:
+        tls = ClientTLS()
+    role = resolve_role(
+        tls, server_hostname=None, connected_host=sock.connected_host, side=sock.getside()
+    )
+    if role.server_side:
+        raise TypeError(f"tls must be a TLS client's role, not {type_name(tls)}")
+    if role.server_hostname is None and protocol.startswith("xmpp"):
+        raise ValueError(f"{protocol} needs the server's name: give it in tls")
+    check_socket(sock)
+    names = Names(_address_literal(sock.getlocal()), role.server_hostname)
+    _, client = _CLIENTS[protocol]
+    greeting, _ = await run(sock, protocol, _then_quiet(client(names)), tls, seconds)
+    return greeting
+
+
+def _then_quiet(negotiation: Negotiation) -> Negotiation:
+    """Check that nothing follows the go-ahead: in TLS, the client speaks first."""
+    greeting = yield from negotiation
+    yield CheckQuiet()
+    return greeting
+
+
+def _address_literal(address: Address) -> bytes:
+    """Name this host by its address (RFC 5321, section 4.1.3): a look-up could take long."""
+    if is_unix_address(address):
+        return b"localhost"
+    ip = ipaddress.ip_address(address.host.partition("%")[0])
+    tag = "IPv6:" if ip.version == 6 else ""
+    return f"[{tag}{ip}]".encode()

@@ -1,0 +1,133 @@
+"""The vocabulary of a negotiation: what a generator asks of its driver (no I/O).
+
+A negotiation is a generator. It yields one request at a time, and the driver answers with the bytes
+that were received (``b""`` for ``Send``). It returns the greeting once the other side has agreed to
+TLS, and raises ``Refusal`` if TLS must not begin.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import TypeAlias, TypeVar
+
+CRLF = b"\r\n"
+
+#: How many commands a server reads before STARTTLS. Then it ends the connection.
+MAX_COMMANDS = 20
+
+# The end of a line that announces a literal (RFC 9051, section 4.3; RFC 5804, section 1.2).
+_LITERAL = re.compile(rb"\{(\d{1,9})\+?\}\Z")
+
+
+@dataclass(frozen=True)
+class Send:
+    """Send these bytes."""
+
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Line:
+    """Receive a line, and answer it without its line end (LF or CRLF)."""
+
+
+@dataclass(frozen=True)
+class Exactly:
+    """Receive exactly this many bytes."""
+
+    size: int
+
+
+@dataclass(frozen=True)
+class Until:
+    """Receive everything up to and including this delimiter."""
+
+    delimiter: bytes
+
+
+@dataclass(frozen=True)
+class CheckQuiet:
+    """Raise ``Refusal`` if the peer has sent more than was received so far."""
+
+
+Request: TypeAlias = Send | Line | Exactly | Until | CheckQuiet
+
+ResultT = TypeVar("ResultT")
+
+#: A part of a negotiation, with any result.
+Part: TypeAlias = Generator[Request, bytes, ResultT]
+
+#: A whole negotiation, which returns the greeting.
+Negotiation: TypeAlias = Part[bytes]
+
+
+@dataclass(frozen=True)
+class Names:
+    """The names that a negotiation may need.
+
+    Attributes:
+      own: how this side names itself: an address literal (client) or a host name (server).
+      server: the name that the server's certificate must have, or ``None`` if it may have any.
+    """
+
+    own: bytes
+    server: str | None = None
+
+
+class Refusal(Exception):
+    """TLS must not begin.
+
+    Attributes:
+      why: the reason, for the error's text.
+      offered: whether STARTTLS was offered, or ``None`` if this is unknown.
+      reply: the peer's reply, or ``None``. The error's text shows a part of it.
+    """
+
+    def __init__(
+        self, why: str, *, offered: bool | None = None, reply: bytes | None = None
+    ) -> None:
+        super().__init__(why)
+        self.why = why
+        self.offered = offered
+        self.reply = reply
+
+
+def line_with_literals() -> Part[bytes]:
+    """Receive a line that goes on after each literal in it, as in IMAP and ManageSieve."""
+    line = yield Line()
+    while literal := _LITERAL.search(line):
+        content = yield Exactly(int(literal[1]))
+        line += CRLF + content + (yield Line())
+    return line
+
+
+def unexpected(reply: bytes, *, offered: bool | None = None) -> Refusal:
+    """Return the refusal for a reply that the protocol does not allow here."""
+    return Refusal("the server sent something unexpected", offered=offered, reply=reply)
+
+
+def refused(reply: bytes, *, offered: bool | None = None) -> Refusal:
+    """Return the refusal for a server that rejects our request."""
+    return Refusal("the server refused STARTTLS", offered=offered, reply=reply)
+
+
+def not_offered(reply: bytes | None = None) -> Refusal:
+    """Return the refusal for a server that does not offer STARTTLS."""
+    return Refusal("the server does not offer STARTTLS", offered=False, reply=reply)
+
+
+def unwelcome(greeting: bytes) -> Refusal:
+    """Return the refusal for a server that greets us with an error."""
+    return Refusal("the server's greeting is not a welcome", reply=greeting)
+
+
+def client_quit() -> Refusal:
+    """Return the refusal for a client that ends the session."""
+    return Refusal("the client quit without asking for TLS")
+
+
+def too_many_commands() -> Refusal:
+    """Return the refusal for a client that goes on without TLS."""
+    return Refusal(f"the client sent {MAX_COMMANDS} commands without asking for TLS")

@@ -1,0 +1,188 @@
+"""The driver of every negotiation: the I/O, the limits, the deadline, and the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import trio
+
+from .._arguments import quoted
+from .._errors import IncompleteReadError, LimitExceededError, ServerClosing, StartTLSError
+from .._text import printable, set_message
+from .conversation import CheckQuiet, Exactly, Line, Negotiation, Refusal, Request, Send, Until
+
+if TYPE_CHECKING:
+    from .._net.socket import Socket
+    from .._tls.info import TLSInfo
+    from .._tls.roles import TLSArgument
+
+# What a peer may send in plain text. Real greetings and capabilities take 2 KiB at most; the banner
+# of an FTP server may be longer. Besides this, the socket's buffer holds the result of one read.
+MAX_LINE = 8192  # bytes of a line, with its end
+MAX_LINES = 512
+MAX_GREETING = 16384  # bytes before we have sent anything
+MAX_TOTAL = 65536  # bytes
+
+# How many bytes of a reply an error's text shows.
+_SHOWN = 200
+
+
+def check_protocol(protocol: object, known: Iterable[str]) -> None:
+    """Raise ``TypeError`` or ``ValueError`` unless the protocol is known."""
+    if not isinstance(protocol, str):
+        raise TypeError(f"a protocol must be a str, not {quoted(protocol)}")
+    if protocol not in known:
+        raise ValueError(f"a protocol must be one of {', '.join(known)}, not {quoted(protocol)}")
+
+
+def check_socket(sock: Socket) -> None:
+    """Raise an error unless a negotiation can begin."""
+    if sock.istls():
+        raise RuntimeError(f"the connection with {sock.getpeer()} is already using TLS")
+    sock.unrecv(b"")  # raises an error if the socket is closed or another task is reading
+
+
+async def run(
+    sock: Socket, protocol: str, negotiation: Negotiation, tls: TLSArgument, timeout: float
+) -> tuple[bytes, TLSInfo]:
+    """Negotiate, then start TLS, within ``timeout`` seconds. Returns the greeting and the TLSInfo.
+
+    On any failure, the socket is closed. Nothing is sent in plain text after a failure.
+    """
+    deadline = trio.current_time() + timeout
+    try:
+        greeting = await _negotiate(sock, protocol, negotiation, deadline, timeout)
+        left = max(0.0, deadline - trio.current_time())
+        return greeting, await sock.starttls(tls, handshake_timeout=left)
+    except BaseException:
+        sock.abort()  # changes nothing if the socket is closed already
+        raise
+
+
+async def _negotiate(
+    sock: Socket, protocol: str, negotiation: Negotiation, deadline: float, timeout: float
+) -> bytes:
+    limits = _Limits()
+    failure: StartTLSError | None = None
+    with trio.move_on_at(deadline):
+        try:
+            return await _converse(sock, negotiation, limits)
+        except Refusal as refusal:
+            failure = _error(sock, protocol, refusal)
+        except (trio.BrokenResourceError, IncompleteReadError) as exc:
+            failure = _error(sock, protocol, Refusal(_how_it_ended(exc, limits)))
+            failure.__cause__ = exc
+        except ServerClosing:
+            await sock.aclose()
+            raise
+        await sock.aclose()  # gracefully: a server's last words must arrive
+    if failure is None:
+        what = "nothing" if not limits.received else "no complete answer"
+        failure = _error(sock, protocol, Refusal(f"{what} arrived within {timeout:g} seconds"))
+    try:
+        raise failure
+    finally:
+        del failure  # it refers to this frame, and the frame to it
+
+
+async def _converse(sock: Socket, negotiation: Negotiation, limits: _Limits) -> bytes:
+    """Run a negotiation to its end. Returns the greeting, or raises ``Refusal``."""
+    try:
+        request = next(negotiation)
+        while True:
+            request = negotiation.send(await _perform(sock, request, limits))
+    except StopIteration as stop:
+        greeting: bytes = stop.value
+        return greeting
+
+
+async def _perform(sock: Socket, request: Request, limits: _Limits) -> bytes:
+    if isinstance(request, Send):
+        limits.spoken = True
+        await sock.send(request.data)
+        return b""
+    if isinstance(request, CheckQuiet):
+        await _check_quiet(sock)
+        return b""
+    with sock.idle():  # a server that stops need not wait for a client that says nothing
+        if isinstance(request, Exactly):
+            limits.check(request.size)
+            data = await sock.recv_exactly(request.size)
+        else:
+            data = await _delimited(sock, request, limits)
+    limits.received += len(data)
+    return data.removesuffix(b"\n").removesuffix(b"\r") if isinstance(request, Line) else data
+
+
+async def _delimited(sock: Socket, request: Line | Until, limits: _Limits) -> bytes:
+    delimiter = request.delimiter if isinstance(request, Until) else b"\n"
+    limits.count_line()
+    limits.check(1)
+    try:
+        return await sock.recv_until(delimiter, max_bytes=min(MAX_LINE, limits.left()))
+    except LimitExceededError as exc:
+        if exc.limit < MAX_LINE:
+            limits.check(exc.limit + 1)
+        raise Refusal(f"the peer sent a line of more than {MAX_LINE} bytes") from None
+
+
+async def _check_quiet(sock: Socket) -> None:
+    """Fail if the peer has sent more than its part: TLS begins, and these bytes are not TLS.
+
+    What arrives after this check becomes part of the handshake, which then fails (CVE-2011-0411).
+    """
+    if await sock.peek():
+        raise Refusal("unencrypted bytes came behind the last message before TLS")
+
+
+class _Limits:
+    """What the peer has sent.
+
+    ``received`` counts the bytes of complete answers. ``spoken``: whether we have sent anything.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self.lines = 0
+        self.spoken = False
+
+    def left(self) -> int:
+        return (MAX_TOTAL if self.spoken else MAX_GREETING) - self.received
+
+    def check(self, size: int) -> None:
+        if size > self.left():
+            what = "" if self.spoken else " as its greeting"
+            limit = MAX_TOTAL if self.spoken else MAX_GREETING
+            raise Refusal(f"the peer sent more than {limit} bytes{what}")
+
+    def count_line(self) -> None:
+        self.lines += 1
+        if self.lines > MAX_LINES:
+            raise Refusal(f"the peer sent more than {MAX_LINES} lines")
+
+
+def _how_it_ended(exc: Exception, limits: _Limits) -> str:
+    if isinstance(exc, IncompleteReadError):
+        when = "" if limits.received else " before it said anything"
+        return f"the peer closed the connection{when}"
+    return "the connection broke"
+
+
+def _error(sock: Socket, protocol: str, refusal: Refusal) -> StartTLSError:
+    why = refusal.why
+    if refusal.reply is not None:
+        why += f": {shown(refusal.reply)}"
+    error = StartTLSError("", protocol=protocol, offered=refusal.offered, reply=refusal.reply)
+    error.link(sock.socket)
+    return set_message(
+        error,
+        f"STARTTLS ({protocol}) with {sock.getpeer()} failed: {why}",
+        without_peer=f"STARTTLS ({protocol}) failed: {why}",
+    )
+
+
+def shown(reply: bytes) -> str:
+    """Show the beginning of a peer's reply on one line, with control characters escaped."""
+    text = printable(reply[:_SHOWN].decode("utf-8", "backslashreplace"))
+    return f"'{text}'" + ("..." if len(reply) > _SHOWN else "")

@@ -1,0 +1,100 @@
+"""accept: the server's side."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from .._address import to_ascii_host
+from .._arguments import quoted, seconds_or_inf, type_name
+from .._tls.roles import resolve_role
+from .conversation import Names, Negotiation
+from .driver import check_protocol, check_socket, run
+from .imap import imap_server
+from .pop3 import pop3_server
+from .postgres import postgres_server
+from .smtp import lmtp_server, smtp_server
+
+if TYPE_CHECKING:
+    from .._net.socket import Socket
+    from .._tls.info import TLSInfo
+    from .._tls.roles import TLSArgument
+
+_SERVERS: dict[str, Callable[[Names], Negotiation]] = {
+    "smtp": smtp_server,
+    "lmtp": lmtp_server,
+    "imap": imap_server,
+    "pop3": pop3_server,
+    "postgres": postgres_server,
+}
+
+# SMTP also allows an address literal: [192.0.2.1] (RFC 5321, section 4.1.3).
+_ADDRESS_LITERAL = re.compile(r"\[[0-9A-Za-z:.-]{1,64}\]")
+
+
+async def accept(
+    sock: Socket,
+    protocol: str,
+    tls: TLSArgument,
+    *,
+    hostname: str | None = None,
+    timeout: float | None = 60,
+) -> TLSInfo:
+    """Be the server until the client asks for TLS as the protocol says, then start TLS.
+
+    Call it at the start of a handler. It sends the greeting, offers STARTTLS, and refuses every
+    command that needs TLS, in the protocol's own words. The session begins anew under TLS, without
+    a second greeting: SMTP's client sends ``EHLO`` again.
+
+    Args:
+      sock: a new connection in plain text.
+      protocol: ``"smtp"``, ``"lmtp"``, ``"imap"``, ``"pop3"`` or ``"postgres"``.
+      tls: the role of a TLS server, as in ``Socket.starttls``.
+      hostname: how the server names itself in SMTP and LMTP: a host name, or an address literal
+        such as ``"[192.0.2.1]"``. The default is the machine's name.
+      timeout: how many seconds the negotiation and the handshake may take together, or ``None`` for
+        no limit.
+
+    Returns: the negotiated parameters (also in ``Socket.tls``).
+
+    Raises:
+      StartTLSError: the client quit, went on without TLS for 20 commands, broke the rules, or was
+        silent for too long. It was answered, and the socket is closed. In a handler of ``bind``,
+        this is one line in the log, as with all errors that a peer can cause.
+      TLSError: the handshake failed. The socket is closed.
+      ServerClosing: the server is stopping, and the client has not asked for TLS. The socket is
+        closed.
+      RuntimeError: the connection already uses TLS. Nothing has changed.
+      TypeError, ValueError: an argument is invalid. Nothing was sent.
+      trio.BusyResourceError: another task is reading. Nothing has changed.
+
+    If cancelled, the socket is closed immediately.
+
+    What the client sends behind STARTTLS, before TLS, is never executed (CVE-2011-0411): the
+    connection ends. The same holds for PostgreSQL (CVE-2021-23214). The limits of ``upgrade``
+    apply.
+    """
+    check_protocol(protocol, _SERVERS)
+    seconds = seconds_or_inf("timeout", timeout)
+    own = _own_name(hostname)
+    role = resolve_role(tls, server_hostname=None, connected_host=None, side=sock.getside())
+    if not role.server_side:
+        raise TypeError(f"tls must be a TLS server's role, not {type_name(tls)}")
+    check_socket(sock)
+    _, info = await run(sock, protocol, _SERVERS[protocol](Names(own)), tls, seconds)
+    return info
+
+
+def _own_name(hostname: str | None) -> bytes:
+    if hostname is None:
+        try:
+            return to_ascii_host(socket.gethostname()).encode()
+        except ValueError:  # the machine has a name that no client would accept
+            return b"localhost"
+    if not isinstance(hostname, str):
+        raise TypeError(f"hostname must be a str or None, not {quoted(hostname)}")
+    if _ADDRESS_LITERAL.fullmatch(hostname):
+        return hostname.encode()
+    return to_ascii_host(hostname).encode()

@@ -1,0 +1,65 @@
+"""The option START_TLS of Telnet."""
+
+from __future__ import annotations
+
+from .conversation import Exactly, Names, Negotiation, Part, Send, refused
+
+_IAC, _DONT, _DO, _WONT, _WILL, _SB, _SE = (
+    b"\xff",
+    b"\xfe",
+    b"\xfd",
+    b"\xfc",
+    b"\xfb",
+    b"\xfa",
+    b"\xf0",
+)
+_START_TLS = b"\x2e"
+_FOLLOWS = b"\x01"
+
+
+def telnet_client(names: Names) -> Negotiation:
+    """Ask for TLS by the option START_TLS (draft-altman-telnet-starttls-02, section 4).
+
+    The greeting is empty. Text and other options of the server are read and dropped. Other options
+    are refused until we have announced TLS.
+    """
+    command = yield from _command()
+    # C-Kermit reads and drops a ClientHello that arrives together with FOLLOWS. It has sent its own
+    # FOLLOWS as soon as it knows WILL. So to a server that asks, we send both in one piece: its
+    # FOLLOWS is then an answer to ours.
+    answer = _IAC + _WILL + _START_TLS
+    if command not in (_DO + _START_TLS, _DONT + _START_TLS):
+        yield Send(answer)
+        answer = b""
+    while command != _DO + _START_TLS:
+        verb, option = command[:1], command[1:2]
+        if option == _START_TLS and verb == _DONT:
+            raise refused(_IAC + command)
+        if verb == _DO:
+            yield Send(_IAC + _WONT + option)
+        elif verb == _WILL:
+            yield Send(_IAC + _DONT + option)
+        command = yield from _command()
+    yield Send(answer + _IAC + _SB + _START_TLS + _FOLLOWS + _IAC + _SE)
+    while (command := (yield from _command())) != _SB + _START_TLS + _FOLLOWS:
+        if command == _DONT + _START_TLS:
+            raise refused(_IAC + command)
+    return b""
+
+
+def _command() -> Part[bytes]:
+    """Return the next command, without IAC: the verb, and what belongs to it (RFC 854).
+
+    A subnegotiation is returned without its end.
+    """
+    while True:
+        while (yield Exactly(1)) != _IAC:
+            pass
+        verb = yield Exactly(1)
+        if verb in (_DO, _DONT, _WILL, _WONT):
+            return verb + (yield Exactly(1))
+        if verb == _SB:
+            content = verb
+            while not content.endswith(_IAC + _SE):
+                content += yield Exactly(1)
+            return content[:-2]

@@ -1,0 +1,243 @@
+"""``trisock connect`` with pipes and files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from helpers.certificates import CertificateAuthority
+from helpers.command import Servers
+from helpers.local_servers import LocalServer, echo, server_tls, serving
+from trisock import Socket, starttls
+from trisock.__main__ import main
+from trisock._command import connect as connect_module
+
+Connect = Callable[..., tuple[int, bytes, str]]
+
+
+@pytest.fixture
+def connect(capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch) -> Connect:
+    """Run ``trisock connect`` in this process. Returns the status, stdout and stderr."""
+
+    def run(*arguments: object, stdin: bytes | Path = b"") -> tuple[int, bytes, str]:
+        with _opened(stdin) as file:
+            monkeypatch.setattr(sys, "stdin", file)
+            status = main(["connect", *map(str, arguments)])
+        out, err = capfdbinary.readouterr()
+        return status, out, err.decode()
+
+    return run
+
+
+@contextlib.contextmanager
+def _opened(stdin: bytes | Path) -> Iterator[object]:
+    if isinstance(stdin, Path):
+        with stdin.open() as file:
+            yield file
+        return
+    reader, writer = os.pipe()
+    os.write(writer, stdin)
+    os.close(writer)
+    with open(reader) as file:
+        yield file
+
+
+def test_piped_input_goes_as_it_is_and_the_end_is_passed_on(connect: Connect) -> None:
+    """The server ends only after the half-close, and its last words arrive."""
+
+    async def count(sock: Socket) -> None:
+        received = b"".join([chunk async for chunk in sock])
+        await sock.send(received, b"%d" % len(received))
+
+    with serving(LocalServer(count)) as [port]:
+        status, out, err = connect(f"tcp://127.0.0.1:{port}", stdin=b"a\nb\r\n\xff\x1b")
+    assert (status, out, err) == (0, b"a\nb\r\n\xff\x1b7", "")
+
+
+def test_a_file_is_sent(connect: Connect, tmp_path: Path) -> None:
+    path = tmp_path / "input"
+    path.write_bytes(bytes(range(256)) * 1000)
+    with serving(LocalServer(echo)) as [port]:
+        status, out, _ = connect(f"tcp://127.0.0.1:{port}", stdin=path)
+    assert (status, out) == (0, path.read_bytes())
+
+
+def test_a_unix_socket_is_connected_to(connect: Connect, tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+
+        def answer() -> None:
+            peer, _ = listening.accept()
+            with peer:
+                while data := peer.recv(1000):
+                    peer.sendall(data)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        status, out, _ = connect(f"unix:{path}", "--proxy-protocol", stdin=b"hello")
+        thread.join(30)
+    assert (status, out) == (0, b"PROXY UNKNOWN\r\nhello")
+
+
+def test_an_absent_unix_socket_is_explained(connect: Connect, tmp_path: Path) -> None:
+    status, out, err = connect(f"unix:{tmp_path}/s")
+    assert (status, out) == (2, b"")
+    assert err == f"trisock: cannot connect to {tmp_path}/s: No such file or directory\n"
+
+
+def test_a_proxy_header_comes_first_with_the_connections_addresses(
+    connect: Connect, command_ca: CertificateAuthority, ca_file: Path
+) -> None:
+    tls = server_tls(command_ca)
+
+    async def handler(sock: Socket) -> None:
+        header = await sock.recv_line(delimiter=b"\r\n")
+        expected = b"PROXY TCP4 127.0.0.1 127.0.0.1 %d %d"
+        assert header == expected % (sock.getpeer().port, sock.getlocal().port)
+        await starttls.accept(sock, "imap", tls)
+        await sock.send(await sock.recv())
+
+    with serving(LocalServer(handler)) as [port]:
+        url = f"imap://127.0.0.1:{port}"
+        status, out, _ = connect(url, "--ca", ca_file, "--proxy-protocol", stdin=b"hello")
+    assert (status, out) == (0, b"hello")
+
+
+def test_under_tls_the_server_ends_the_connection(
+    connect: Connect, command_ca: CertificateAuthority, ca_file: Path
+) -> None:
+    async def handler(sock: Socket) -> None:
+        assert await sock.recv_line() == b"QUIT"
+        await sock.send(b"221 bye\r\n")
+
+    with serving(LocalServer(handler, server_tls(command_ca))) as [port]:
+        status, out, err = connect(f"tls://localhost:{port}", "--ca", ca_file, stdin=b"QUIT\n")
+    assert (status, out, err) == (0, b"221 bye\r\n", "")
+
+
+def test_under_tls_a_peer_that_falls_silent_is_closed(
+    connect: Connect,
+    command_ca: CertificateAuthority,
+    ca_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """TLS has no half-close. The peer goes on as long as it says something."""
+    monkeypatch.setattr(connect_module, "_SILENCE", 1)
+    closed: list[bytes] = []
+
+    async def handler(sock: Socket) -> None:
+        data = await sock.recv()
+        for _ in range(5):
+            await sock.send(data)
+        closed.append(await sock.recv())
+
+    with serving(LocalServer(handler, server_tls(command_ca))) as [port]:
+        url = f"tls://localhost:{port}"
+        status, out, _ = connect(url, "--ca", ca_file, stdin=b"hello")
+    assert (status, out, closed) == (0, b"hello" * 5, [b""])
+
+
+def test_the_end_of_the_peer_ends_the_command(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The input is still open then."""
+
+    async def handler(sock: Socket) -> None:
+        await sock.send(b"bye\n")
+
+    reader, writer = os.pipe()
+    with serving(LocalServer(handler)) as [port], open(reader), open(writer, "wb"):
+        status, out, _ = connect(f"tcp://127.0.0.1:{port}", stdin=Path(f"/proc/self/fd/{reader}"))
+    assert (status, out) == (0, b"bye\n")
+
+
+def test_a_certificate_that_does_not_verify_ends_the_command(
+    connect: Connect, servers: Servers
+) -> None:
+    status, out, err = connect(servers.wrong, "--ca", servers.ca, stdin=b"secret")
+    assert (status, out) == (2, b"")
+    assert err == (
+        "trisock: the certificate is not for localhost: get one that also names it, or check the "
+        "name that clients use (--name)\n"
+    )
+    status, _, err = connect(servers.wrong, "--ca", servers.ca, "--name", "b.example")
+    assert (status, "not for b.example" in err) == (2, True)
+
+
+def test_a_connection_that_breaks_is_an_error(connect: Connect) -> None:
+    async def handler(sock: Socket) -> None:
+        await sock.send(b"half an ans")
+        await sock.recv()
+        sock.abort()
+
+    with serving(LocalServer(handler)) as [port]:
+        status, out, err = connect(f"tcp://127.0.0.1:{port}", stdin=b"hello")
+    assert (status, out) == (2, b"half an ans")
+    assert err.startswith("trisock: ")
+    assert "Traceback" not in err
+
+
+def test_without_an_input_or_an_output_it_still_talks(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shell has closed them (``<&- >&-``)."""
+    received: list[bytes] = []
+
+    async def handler(sock: Socket) -> None:
+        await sock.send(b"hello")
+        received.append(await sock.recv())
+
+    with serving(LocalServer(handler)) as [port]:
+        monkeypatch.setattr(sys, "stdin", None)
+        monkeypatch.setattr(sys, "stdout", None)
+        assert main(["connect", f"tcp://127.0.0.1:{port}"]) == 0
+    assert received == [b""]
+
+
+def test_an_output_whose_reader_has_gone_ends_the_command(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async def handler(sock: Socket) -> None:
+        await sock.send(b"hello")
+        await sock.recv()
+
+    reader, writer = os.pipe()
+    os.close(reader)
+    with (
+        serving(LocalServer(handler)) as [port],
+        open(writer, "w") as out,
+        open(os.devnull) as null,
+    ):
+        monkeypatch.setattr(sys, "stdin", null)
+        monkeypatch.setattr(sys, "stdout", out)
+        status = main(["connect", f"tcp://127.0.0.1:{port}"])
+    assert (status, capfd.readouterr().err) == (141, "")
+
+
+def test_an_input_that_cannot_be_read_is_explained(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A directory, for example."""
+
+    class Directory:
+        def fileno(self) -> int:
+            return descriptor
+
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    try:
+        with serving(LocalServer(echo)) as [port]:
+            monkeypatch.setattr(sys, "stdin", Directory())
+            status = main(["connect", f"tcp://127.0.0.1:{port}"])
+    finally:
+        os.close(descriptor)
+    assert status == 3
+    assert capfd.readouterr().err == "trisock: input or output failed: [Errno 21] Is a directory\n"

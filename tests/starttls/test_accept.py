@@ -1,0 +1,212 @@
+"""trisock.starttls.accept: the server's side."""
+
+from __future__ import annotations
+
+import logging
+import socket
+
+import pytest
+import trio
+import trio.testing
+
+import trisock
+from helpers.pairs import closing, read_all, unix_pair
+from helpers.server import bound, connect
+from helpers.starttls_conversations import SERVER_CONVERSATIONS, SSL_REQUEST, Heard
+from trisock import ClientTLS, ServerTLS, Socket, StartTLSError, TLSError
+from trisock.starttls import accept
+from trisock.testing import Script, serving
+
+
+def client_script(protocol: str, *, byte_by_byte: bool = False) -> Script:
+    steps = Script(byte_by_byte=byte_by_byte)
+    for each in SERVER_CONVERSATIONS[protocol]:
+        steps = steps.expect(each.data) if isinstance(each, Heard) else steps.send(each)
+    return steps
+
+
+async def fail(sock: Socket, protocol: str, tls: ServerTLS) -> StartTLSError:
+    with pytest.raises(StartTLSError) as caught:
+        await accept(sock, protocol, tls)
+    assert sock.fileno() == -1
+    assert caught.value.protocol == protocol
+    assert caught.value.reply is None
+    return caught.value
+
+
+@pytest.mark.parametrize("byte_by_byte", [False, True])
+@pytest.mark.parametrize("protocol", SERVER_CONVERSATIONS)
+async def test_accept_starts_tls(
+    protocol: str, byte_by_byte: bool, client_tls: ClientTLS, server_tls: ServerTLS
+) -> None:
+    a, b = unix_pair()
+    peer = client_script(protocol, byte_by_byte=byte_by_byte).starttls(client_tls).send(b"hello")
+    async with closing(a, b), trio.open_nursery() as nursery:
+        nursery.start_soon(peer, a)
+        info = await accept(b, protocol, server_tls, hostname="localhost")
+        assert info is b.tls
+        assert await b.recv_exactly(5) == b"hello"
+
+
+@pytest.mark.parametrize(
+    ("hostname", "name"),
+    [
+        (None, socket.gethostname().encode()),
+        ("mx_1.example.org", b"mx_1.example.org"),
+        ("bücher.example", b"xn--bcher-kva.example"),
+        ("[IPv6:2001:db8::1]", b"[IPv6:2001:db8::1]"),
+    ],
+)
+async def test_a_server_names_itself(
+    hostname: str | None, name: bytes, server_tls: ServerTLS
+) -> None:
+    a, b = unix_pair()
+    async with closing(a, b), trio.open_nursery() as nursery:
+        nursery.start_soon(
+            Script().expect(b"220 " + name + b" LMTP\r\n").send(b"QUIT\r\n").expect(b"221 Bye\r\n"),
+            a,
+        )
+        with pytest.raises(StartTLSError, match="the client quit without asking for TLS"):
+            await accept(b, "lmtp", server_tls, hostname=hostname)
+
+
+async def test_a_machine_with_an_odd_name_is_localhost(
+    monkeypatch: pytest.MonkeyPatch, server_tls: ServerTLS
+) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "my machine")
+    a, b = unix_pair()
+    async with closing(a, b):
+        await a.send(b"QUIT\r\n")
+        await fail(b, "smtp", server_tls)
+        assert await read_all(a) == b"220 localhost ESMTP\r\n221 Bye\r\n"
+
+
+async def test_a_wrong_argument_sends_nothing(client_tls: ClientTLS, server_tls: ServerTLS) -> None:
+    a, b = unix_pair()
+    async with closing(a, b):
+        for protocol, tls, options, error, text in [
+            (
+                "ftp",
+                server_tls,
+                {},
+                ValueError,
+                "imap, pop3, postgres, not 'ftp'",
+            ),
+            ("smtp", client_tls, {}, TypeError, "TLS server's role, not a ClientTLS"),
+            ("smtp", server_tls, {"hostname": "a b"}, ValueError, "not a host name"),
+            ("smtp", server_tls, {"hostname": "a\r\n221 x"}, ValueError, "not a host name"),
+            ("smtp", server_tls, {"hostname": b"a"}, TypeError, "hostname must be a str"),
+            ("smtp", server_tls, {"timeout": "1"}, TypeError, "timeout must be a number"),
+        ]:
+            with pytest.raises(error, match=text):
+                await accept(b, protocol, tls, **options)
+        assert await a.peek() is None
+        assert b.isopen()
+
+
+@pytest.mark.parametrize(
+    ("protocol", "said", "answer"),
+    [
+        ("smtp", b"EHLO x\r\nSTARTTLS\r\nMAIL FROM:<a@b>\r\n", b"250 STARTTLS\r\n"),
+        ("lmtp", b"STARTTLS\r\nx", b" LMTP\r\n"),
+        ("imap", b"a STARTTLS\r\nb LOGIN x y\r\n", b"] ready\r\n"),
+        ("pop3", b"STLS\r\nUSER x\r\n", b"+OK ready\r\n"),
+        ("postgres", SSL_REQUEST + b"\0", b""),
+    ],
+)
+async def test_injected_bytes_end_the_connection_without_a_go_ahead(
+    protocol: str, said: bytes, answer: bytes, server_tls: ServerTLS
+) -> None:
+    a, b = unix_pair()
+    async with closing(a, b):
+        await a.send(said)
+        await a.send_eof()
+        error = await fail(b, protocol, server_tls)
+        received = await read_all(a)
+    assert "unencrypted bytes came behind the last message before TLS" in str(error)
+    assert received.endswith(answer)
+    assert bool(received) == bool(answer)
+
+
+async def test_bytes_injected_later_fail_the_handshake(server_tls: ServerTLS) -> None:
+    a, b = unix_pair()
+    async with closing(a, b), trio.open_nursery() as nursery:
+        peer = Script().expect(b"+OK ready\r\n").send(b"STLS\r\n").expect(b"+OK begin TLS\r\n")
+        nursery.start_soon(peer.send(b"USER x\r\n"), a)
+        with pytest.raises(TLSError, match="does not speak TLS"):
+            await accept(b, "pop3", server_tls)
+        assert b.fileno() == -1
+
+
+async def test_an_error_never_quotes_the_client(server_tls: ServerTLS) -> None:
+    a, b = unix_pair()
+    async with closing(a, b):
+        await a.send(b"PASS hunter2\r\n" * 20)
+        error = await fail(b, "pop3", server_tls)
+    assert "hunter2" not in str(error) + repr(error) + repr(vars(error))
+    assert "20 commands" in str(error)
+
+
+async def test_a_client_that_is_silent_is_closed_in_time(
+    autojump_clock: trio.testing.MockClock, server_tls: ServerTLS
+) -> None:
+    a, b = unix_pair()
+    async with closing(a, b):
+        with pytest.raises(StartTLSError, match="nothing arrived within 5 seconds"):
+            await accept(b, "pop3", server_tls, timeout=5)
+        assert trio.current_time() == 5
+
+
+async def test_a_failure_is_one_line_in_the_log(
+    server_tls: ServerTLS, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def handler(sock: Socket) -> None:
+        await accept(sock, "pop3", server_tls)
+
+    with caplog.at_level(logging.INFO):
+        async with bound(handler) as server:
+            client = await connect(server)
+            await client.send(b"QUIT\r\n")
+            assert (await read_all(client)).endswith(b"+OK bye\r\n")
+            await client.close()
+    assert server.stats().peer_errors == 1
+    (record,) = caplog.records
+    assert record.levelno == logging.INFO
+    assert record.exc_info is None
+    assert record.getMessage().endswith(
+        ": STARTTLS (pop3) failed: the client quit without asking for TLS"
+    )
+
+
+async def test_an_error_of_another_connection_is_the_handlers_fault(
+    server_tls: ServerTLS, client_tls: ClientTLS
+) -> None:
+    async def handler(sock: Socket) -> None:
+        await trisock.connect("127.0.0.1", other.server.port, starttls="pop3", tls=client_tls)
+
+    async with serving(Script().send(b"-ERR\r\n")) as other, bound(handler) as server:
+        client = await connect(server)
+        await read_all(client)
+        await client.close()
+    assert server.stats().handler_errors == 1
+
+
+async def test_a_stop_ends_the_wait_for_starttls(server_tls: ServerTLS) -> None:
+    caught: list[BaseException] = []
+
+    async def handler(sock: Socket) -> None:
+        try:
+            await accept(sock, "pop3", server_tls)
+        except trisock.ServerClosing as exc:
+            assert sock.fileno() == -1
+            caught.append(exc)
+            raise
+
+    async with serving(handler) as s:
+        client = await s.connect()
+        await client.send(b"CAPA\r\n")
+        assert await client.recv_until(b"\r\n.\r\n") == b"+OK ready\r\n+OK\r\nSTLS\r\n.\r\n"
+        s.server.stop()
+        assert await client.recv() == b""
+        await client.close()
+    assert len(caught) == 1

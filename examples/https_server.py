@@ -186,7 +186,7 @@ async def converse(sock: trisock.Socket) -> None:
 
 
 async def serve(host: str, port: int, tls: trisock.ServerTLS) -> None:
-    async with trisock.open_service(grace=5) as service:
+    async with trisock.open_service(grace=10) as service:
         server = await service.bind(port, converse, host=host, tls=tls, max_connections=500)
         print(f"listening on port {server.port}", flush=True)
 

@@ -312,6 +312,8 @@ async def test_https_server_finishes_a_request_before_it_stops(ca: str) -> None:
     async with running("https_server", "--write-ca", ca) as server:
         idle = await trisock.connect("127.0.0.1", server.port, tls=trusting(ca))
         async with idle, await trisock.connect("127.0.0.1", server.port, tls=trusting(ca)) as sock:
+            await idle.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            await idle.recv_until(b"You asked for /\n")  # otherwise it may still send its request
             await sock.send(b"POST / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n")
             await sock.send(b"Content-Length: 5\r\n\r\n")
             assert await sock.recv_until(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"

@@ -98,8 +98,8 @@ class ServiceManager:
         except ValueError as exc:
             self._warn("%s", _guard.text(exc))
 
-    async def notify(self, message: bytes) -> None:
-        """Send a message. This takes at most 5 seconds, and is a checkpoint.
+    async def notify(self, message: bytes, timeout: float = _SEND_TIMEOUT) -> None:
+        """Send a message. This takes at most ``timeout`` seconds, and is a checkpoint.
 
         If systemd's queue has room, the message is sent before any other task runs.
         """
@@ -107,7 +107,7 @@ class ServiceManager:
             await trio.lowlevel.checkpoint()
             return
         try:
-            with trio.fail_after(_SEND_TIMEOUT):
+            with trio.fail_after(timeout):
                 await _send(self._address, message)
         except (OSError, trio.TooSlowError) as exc:
             if not self._failing:

@@ -32,6 +32,10 @@ OnReload: TypeAlias = "Callable[[Service], object]"
 _open_services: dict[int, object] = {}
 
 
+# How long (in seconds) a stop waits for room in the queue of systemd.
+_STOPPING_TIMEOUT = 1
+
+
 class BindOptions(TypedDict, total=False):
     """The keyword arguments of ``bind``, for ``run`` and ``Service.bind``."""
 
@@ -338,7 +342,7 @@ class Service(NotCopyable):
             await self._manager.notify(READY)
             self.nursery.start_soon(self._reload_on_request)
         await self._stopping.wait()
-        await self._manager.notify(STOPPING)
+        await self._manager.notify(STOPPING, _STOPPING_TIMEOUT)
         for server in tuple(self._servers):
             await server.wait_closed()
 

@@ -201,17 +201,37 @@ async def test_a_program_lives_if_systemd_is_gone(
     assert len(logged(log, logging.WARNING)) == 2
 
 
+def fill(manager: Systemd) -> None:
+    """Fill the queue of messages."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.setblocking(False)
+        other.connect(manager.path)
+        with pytest.raises(BlockingIOError):
+            while True:
+                other.send(b"X")
+
+
+async def test_a_full_queue_delays_a_stop_for_one_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    async def stop_when_full() -> None:
+        assert await manager.receive() == b"READY=1"
+        fill(manager)
+        service.stop()
+
+    with systemd(tmp_path / "notify") as manager:
+        monkeypatch.setenv("NOTIFY_SOCKET", manager.path)
+        async with trisock.open_service() as service:
+            service.nursery.start_soon(stop_when_full)
+    assert trio.current_time() == pytest.approx(1)
+
+
 async def test_a_full_queue_delays_a_message_for_five_seconds(
     tmp_path: Path, log: pytest.LogCaptureFixture, autojump_clock: trio.testing.MockClock
 ) -> None:
     with systemd(tmp_path / "notify") as manager:
         service_manager = ServiceManager({"NOTIFY_SOCKET": manager.path})
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
-            other.setblocking(False)
-            other.connect(manager.path)
-            with pytest.raises(BlockingIOError):
-                while True:
-                    other.send(b"X")
+        fill(manager)
         began = trio.current_time()
         await service_manager.notify(READY)
         assert trio.current_time() - began == pytest.approx(5)

@@ -68,6 +68,10 @@ class Session:
 
     async def run(self) -> None:
         await self.reply(220, f"{self.host} ESMTP")
+        await self.serve()
+
+    async def serve(self) -> None:
+        """Serve commands. The client has had its greeting."""
         more = True
         try:
             while more:

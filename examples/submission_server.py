@@ -1,8 +1,10 @@
 """SMTP submission in production: STARTTLS on port 587, and TLS from the first byte on port 465.
 
+Port 587 takes nothing but STARTTLS in plain text: no password and no mail (RFC 8314).
+
 systemd opens both ports (`examples/systemd/`), so the program needs no privileges, and no client is
 lost while it restarts. SIGTERM stops it: requests that have begun are answered, and idle clients
-get a 421. SIGHUP reads the certificate's files again. To try it without systemd:
+get a 421 under TLS. SIGHUP reads the certificate's files again. To try it without systemd:
 
     python examples/submission_server.py --cert chain.pem --key key.pem --ports 1587 1465
 """
@@ -15,7 +17,7 @@ import ipaddress
 import logging
 
 import trio
-from smtp_server import handle
+from smtp_server import Session, handle
 
 import trisock
 
@@ -31,6 +33,11 @@ def admit(address: trisock.Address) -> bool:
     return not any(client in network for network in DENIED)
 
 
+async def handle_after_starttls(tls: trisock.ServerTLS, sock: trisock.Socket) -> None:
+    await trisock.starttls.accept(sock, "smtp", tls)
+    await Session(sock, tls).serve()
+
+
 async def listeners(ports: list[int]) -> list[trisock.Listener]:
     """Return the listeners for submission and for submissions (RFC 8314, section 3.3)."""
     if ports:
@@ -39,18 +46,16 @@ async def listeners(ports: list[int]) -> list[trisock.Listener]:
 
 
 async def serve(tls: trisock.ServerTLS, ports: list[int]) -> None:
-    handler = functools.partial(handle, tls)
     starttls, implicit = await listeners(ports)
     async with trisock.open_service(grace=30, reload=[tls]) as service:
         bind = functools.partial(
             service.bind,
-            handler=handler,
             max_connections=MAX_CONNECTIONS,
             max_connections_per_host=MAX_CONNECTIONS_PER_HOST,
             admit=admit,
         )
-        await bind(starttls)
-        await bind(implicit, tls=tls)
+        await bind(starttls, functools.partial(handle_after_starttls, tls))
+        await bind(implicit, functools.partial(handle, tls), tls=tls)
         print(f"listening on ports {starttls.port} {implicit.port}", flush=True)
 
 

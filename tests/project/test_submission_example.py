@@ -61,32 +61,39 @@ async def test_an_idle_client_gets_a_goodbye_when_the_server_stops(
     pem: Path, authority: Authority
 ) -> None:
     async with submission(pem) as (server, starttls, implicit):
-        plain = await trisock.connect("127.0.0.1", starttls)
-        secure = await trisock.connect("127.0.0.1", implicit, tls=authority.client_tls("localhost"))
-        for client in (plain, secure):
-            assert (await client.recv_line()).startswith(b"220")
+        tls = authority.client_tls("localhost")
+        upgraded = await trisock.connect("127.0.0.1", starttls, tls=tls, starttls="smtp")
+        secure = await trisock.connect("127.0.0.1", implicit, tls=tls)
+        assert (await secure.recv_line()).startswith(b"220")
+        for client in (upgraded, secure):
             await client.send(b"NOOP\r\n")
             assert (await client.recv_line()).startswith(b"250")
         server.process.terminate()
-        for client in (plain, secure):
+        for client in (upgraded, secure):
             assert (await client.recv_line()).startswith(b"421")
             assert await client.recv() == b""
             await client.close()
         assert await server.process.wait() == 0
 
 
+async def test_mail_in_plain_text_is_refused(pem: Path) -> None:
+    async with submission(pem) as (server, starttls, _):
+        async with await trisock.connect("127.0.0.1", starttls) as client:
+            await client.send(b"EHLO me\r\nMAIL FROM:<me@example.org>\r\nQUIT\r\n")
+            replies = [line[:4] async for line in client.lines(delimiter=b"\r\n")]
+            assert replies == [b"220 ", b"250-", b"250 ", b"530 ", b"221 "]
+        server.process.terminate()
+        assert await server.process.wait() == 0
+
+
 async def test_sighup_renews_the_certificate_of_both_ports(pem: Path, authority: Authority) -> None:
     async def shown(port: int, *, implicit: bool) -> bytes | None:
-        tls = authority.client_tls("localhost")
-        async with await trisock.connect("127.0.0.1", port, tls=tls if implicit else None) as sock:
-            await sock.recv_line()
-            if not implicit:
-                await sock.send(b"EHLO me\r\n")
-                while (await sock.recv_line())[3:4] == b"-":
-                    pass
-                await sock.send(b"STARTTLS\r\n")
-                await sock.recv_line()
-                await sock.starttls(tls)
+        async with await trisock.connect(
+            "127.0.0.1",
+            port,
+            tls=authority.client_tls("localhost"),
+            starttls=None if implicit else "smtp",
+        ) as sock:
             return sock.tls.peer_certificate if sock.tls else None
 
     async with submission(pem) as (server, starttls, implicit):

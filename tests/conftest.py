@@ -80,6 +80,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.obj = _bounded(function)  # type: ignore[attr-defined]
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
+    """Run one worker more than there are cores, because tests wait for much of their time."""
+    return (yield) + 1
+
+
 def pytest_configure() -> None:
     """Enable Ctrl-C and extend PATH, also for the programs that tests start."""
     # A shell starts background jobs with SIGINT ignored.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import compileall
 import contextlib
 import gc
 import os
@@ -10,15 +9,18 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
 import trio
 
+# Cache the tests' bytecode even with PYTHONDONTWRITEBYTECODE: to compile all tests takes 6 s in
+# each worker. The programs that tests start find trisock compiled, too.
+sys.dont_write_bytecode = False
+
 pytest.register_assert_rewrite("helpers")  # makes failed asserts in helpers show values
 
-import trisock
 from helpers.deadline import DEADLINE
 from trisock import ClientTLS, ServerTLS, Socket
 from trisock.pluto.blocking import background
@@ -53,9 +55,24 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
                 fail_or_skip(f"the program {program} is not installed")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Make each worker begin with other files, so that each one compiles a part of the tests."""
+    report = yield
+    if isinstance(collector, pytest.Dir) and report.passed:
+        worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+        workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+        first = len(report.result) * worker // workers
+        report.result = report.result[first:] + report.result[:first]
+    return report
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the randomized tests. Give each async test a deadline, which a fixture cannot do."""
+    items.sort(key=lambda item: item.path)  # all workers must have the same order
     for item in items:
         if "times" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.chance)
@@ -64,15 +81,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.obj = _bounded(function)  # type: ignore[attr-defined]
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Enable Ctrl-C, extend PATH and compile trisock, also for the programs that tests start."""
+@pytest.hookimpl(wrapper=True)
+def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
+    """Run one worker more than there are cores, because tests wait for much of their time."""
+    return (yield) + 1
+
+
+def pytest_configure() -> None:
+    """Enable Ctrl-C and extend PATH, also for the programs that tests start."""
     # A shell starts background jobs with SIGINT ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # Debian installs servers in directories that only root has on its PATH.
     os.environ["PATH"] += f"{os.pathsep}/usr/sbin{os.pathsep}/sbin"
-    # With PYTHONDONTWRITEBYTECODE, each of these programs would compile trisock again.
-    if sys.dont_write_bytecode and not hasattr(config, "workerinput"):
-        compileall.compile_dir(Path(trisock.__file__).parent, quiet=2)
+    # Python's development mode checks each block of memory. That is for extensions in C, and slow.
+    os.environ["PYTHONMALLOC"] = "default"
 
 
 def pytest_collection_finish() -> None:

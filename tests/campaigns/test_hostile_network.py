@@ -230,7 +230,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     tests: dict[str, list[Plan]] = {}
     for plan in map(hostile_plan.plan, seeds):
         tests.setdefault(f"{plan.variant} {plan.seed // size}", []).append(plan)
-    metafunc.parametrize("plans", tests.values(), ids=tests.keys())
+    metafunc.parametrize(
+        "plans",
+        [
+            pytest.param(plans, id=name, marks=() if is_usual(plans[0]) else pytest.mark.rare)
+            for name, plans in tests.items()
+        ],
+    )
+
+
+def is_usual(plan: Plan) -> bool:
+    """Return whether a normal run tries this plan: TLS 1.2 only without STARTTLS."""
+    return plan.version != "TLSv1.2" or plan.mode == Mode.TLS or "HOSTILE_SEED" in os.environ
 
 
 @pytest.fixture(scope="module")

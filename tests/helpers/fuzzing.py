@@ -2,8 +2,8 @@
 
 The inputs are random bytes, and real conversations with mutations: flipped bits; removed, inserted
 or repeated parts; changed record types, versions or lengths; moved records. A normal run always
-tries the same examples. ``--times N`` tries N times as many examples, and different ones in each
-run.
+tries the same examples, and only half of them. ``--times N`` tries N times as many examples, and
+different ones in each run.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Fuzz:
         self.examples = 0
 
     def __call__(self, check: Check, examples: int, **strategies: st.SearchStrategy[Any]) -> None:
-        """Run ``check(**drawn)`` on ``examples`` inputs, or N times as many with ``--times N``."""
+        """Run ``check(**drawn)`` on half of the examples, or on N times as many (``--times N``)."""
 
         def counted(**drawn: Any) -> None:
             self.examples += 1
@@ -54,14 +54,17 @@ class Fuzz:
     def run_machine(
         self, machine: type[RuleBasedStateMachine], examples: int, *, steps: int
     ) -> None:
-        """Run a state machine on ``examples`` inputs, or N times as many with ``--times N``."""
-        self.examples += examples * self._times
+        """Run a state machine on half of the examples, or on N times as many (``--times N``)."""
+        self.examples += self._number(examples)
         tuned = settings(self._settings(examples), derandomize=False, stateful_step_count=steps)
         run_state_machine_as_test(machine, settings=tuned)
 
+    def _number(self, examples: int) -> int:
+        return examples // 2 if self._times == 1 else examples * self._times
+
     def _settings(self, examples: int) -> settings:
         return settings(
-            max_examples=examples * self._times,
+            max_examples=self._number(examples),
             derandomize=self._times == 1,
             database=None,
             deadline=None,

@@ -89,7 +89,7 @@ class BufferMachine(RuleBasedStateMachine):
 
 
 def test_any_mix_of_operations_keeps_every_byte(times: int) -> None:
-    options = settings(max_examples=100 * times, deadline=None)
+    options = settings(max_examples=50 * times, deadline=None)
     run_state_machine_as_test(BufferMachine, settings=options)
 
 

@@ -210,7 +210,7 @@ class SearchMachine(RuleBasedStateMachine):
 
 
 def test_any_mix_of_operations_matches_plain_bytes(times: int) -> None:
-    options = settings(max_examples=100 * times, stateful_step_count=60, deadline=None)
+    options = settings(max_examples=50 * times, stateful_step_count=60, deadline=None)
     run_state_machine_as_test(SearchMachine, settings=options)
 
 
@@ -250,7 +250,7 @@ def test_memory_stays_within_a_small_factor_of_the_unread_bytes(
     add: Callable[[ReceiveBuffer, bytes], None], pattern: list[int]
 ) -> None:
     buffer = ReceiveBuffer()
-    while len(buffer) < 400_000:
+    while len(buffer) < 200_000:
         for size in pattern:
             add(buffer, fresh(size))
     assert_bounded(buffer)
@@ -268,7 +268,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(steps=steps)
 def test_no_mix_of_operations_exceeds_the_memory_bound(steps: list[tuple[str, int, int]]) -> None:
     buffer = ReceiveBuffer()

@@ -32,7 +32,7 @@ async def time_to_skip(sock: Socket, size: int, delimiter: bytes) -> float:
     return taken
 
 
-@pytest.mark.parametrize("delimiter", [b"\n", b"\r\n"])
+@pytest.mark.parametrize("delimiter", [pytest.param(b"\n", marks=pytest.mark.rare), b"\r\n"])
 @pytest.mark.parametrize("family", ["unix"])
 async def test_skipping_a_long_line_has_a_linear_cost(delimiter: bytes, a: Socket) -> None:
     await time_to_skip(a, 10_000, delimiter)

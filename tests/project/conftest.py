@@ -32,6 +32,13 @@ def https(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServer]:
 
 
 @pytest.fixture(scope="module")
+def http_and_https(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServer]:
+    ca = str(tmp_path_factory.mktemp("http_and_https") / "ca.pem")
+    with shared("http_and_https", ca) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
 def smtp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServer]:
     with shared("smtp_server", str(tmp_path_factory.mktemp("smtp") / "ca.pem")) as server:
         yield server

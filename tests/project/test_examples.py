@@ -330,15 +330,15 @@ async def test_https_server_finishes_a_request_before_it_stops(ca: str) -> None:
 
 
 @pytest.mark.needs("curl")
-async def test_one_port_serves_http_and_https(ca: str, other_ca: str) -> None:
-    async with running("http_and_https", "--write-ca", ca) as server:
-        for _ in range(2):
-            result = await curl(f"http://127.0.0.1:{server.port}/")
-            assert (result.returncode, result.stdout) == (0, b"HTTP, unencrypted\n")
-            result = await curl("--cacert", ca, f"https://127.0.0.1:{server.port}/")
-            assert (result.returncode, result.stdout) == (0, b"HTTPS with TLSv1.3\n")
-            result = await curl("--cacert", other_ca, f"https://127.0.0.1:{server.port}/")
-            assert result.returncode == 60
+async def test_one_port_serves_http_and_https(http_and_https: SharedServer, other_ca: str) -> None:
+    address = f"127.0.0.1:{http_and_https.port}/"
+    for _ in range(2):
+        result = await curl(f"http://{address}")
+        assert (result.returncode, result.stdout) == (0, b"HTTP, unencrypted\n")
+        result = await curl("--cacert", http_and_https.ca, f"https://{address}")
+        assert (result.returncode, result.stdout) == (0, b"HTTPS with TLSv1.3\n")
+        result = await curl("--cacert", other_ca, f"https://{address}")
+        assert result.returncode == 60
 
 
 @pytest.mark.parametrize(
@@ -352,15 +352,13 @@ async def test_one_port_serves_http_and_https(ca: str, other_ca: str) -> None:
     ],
 )
 async def test_http_and_https_survives_clients_that_speak_neither_protocol(
-    sent: bytes, answer: bytes, ca: str
+    sent: bytes, answer: bytes, http_and_https: SharedServer
 ) -> None:
-    async with running("http_and_https", "--write-ca", ca) as server:
-        async with await trisock.connect("127.0.0.1", server.port) as sock:
-            await sock.send(sent)
-            await sock.send_eof()
-            received = await read_all(sock)
-            assert received.startswith(answer)
-            assert bool(received) == bool(answer)
-        async with await trisock.connect("127.0.0.1", server.port, tls=trusting(ca)) as sock:
-            await sock.send(b"GET / HTTP/1.1\r\n\r\n")
-            assert (await read_all(sock)).endswith(b"HTTPS with TLSv1.3\n")
+    async with await trisock.connect("127.0.0.1", http_and_https.port) as sock:
+        await sock.send(sent)
+        await sock.send_eof()
+        received = await read_all(sock)
+        assert received.startswith(answer)
+        assert bool(received) == bool(answer)
+    healthy = await ask(http_and_https, b"GET / HTTP/1.1\r\n\r\n")
+    assert healthy.endswith(b"HTTPS with TLSv1.3\n")

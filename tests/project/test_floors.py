@@ -25,23 +25,30 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 MODULE_LINES, CLASS_LINES, TEST_LINES = 500, 450, 600
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_modules_import_only_from_their_floor_or_lower_floors(path: Path) -> None:
-    name = name_of(path)
-    for imported in imports_of(path):
-        assert floor_of(imported) <= floor_of(name), f"{name} must not import {imported}"
+@pytest.fixture(scope="module")
+def trees() -> dict[str, ast.Module]:
+    """The modules, parsed."""
+    return {name_of(path): ast.parse(path.read_text()) for path in MODULES}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_faces_use_public_names(path: Path) -> None:
-    face = name_of(path).split(".")[0]
-    if face not in FACES:
-        return
-    for imported in imports_of(path):
-        assert imported in {*PUBLIC, *OPEN_TO_FACES} or imported.split(".")[0] == face
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "trisock":
-            assert node.attr in trisock.__all__
+def test_modules_import_only_from_their_floor_or_lower_floors() -> None:
+    for path in MODULES:
+        name = name_of(path)
+        for imported in imports_of(path):
+            assert floor_of(imported) <= floor_of(name), f"{name} must not import {imported}"
+
+
+def test_faces_use_public_names(trees: dict[str, ast.Module]) -> None:
+    for path in MODULES:
+        name = name_of(path)
+        face = name.split(".")[0]
+        if face not in FACES:
+            continue
+        for imported in imports_of(path):
+            assert imported in {*PUBLIC, *OPEN_TO_FACES} or imported.split(".")[0] == face, name
+        for node in ast.walk(trees[name]):
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "trisock":
+                assert node.attr in trisock.__all__, name
 
 
 def test_there_are_no_circular_imports() -> None:
@@ -59,29 +66,28 @@ def test_there_are_no_circular_imports() -> None:
         visit(name, ())
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_no_module_uses_another_modules_private_names(path: Path) -> None:
-    tree = ast.parse(path.read_text())
-    attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
-    own = {node.name for node in ast.walk(tree) if isinstance(node, FUNCTIONS)}
-    own |= {node.attr for node in attributes if ast.unparse(node.value) in ("self", "cls")}
-    private = {node.attr for node in attributes if re.match("_[a-z]", node.attr)}
-    assert private <= own
+def test_no_module_uses_another_modules_private_names(trees: dict[str, ast.Module]) -> None:
+    for name, tree in trees.items():
+        attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+        own = {node.name for node in ast.walk(tree) if isinstance(node, FUNCTIONS)}
+        own |= {node.attr for node in attributes if ast.unparse(node.value) in ("self", "cls")}
+        private = {node.attr for node in attributes if re.match("_[a-z]", node.attr)}
+        assert private <= own, name
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_modules_and_classes_stay_small(path: Path) -> None:
-    text = path.read_text()
-    assert text.count("\n") <= MODULE_LINES
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.ClassDef):
-            assert node.end_lineno is not None
-            assert node.end_lineno - node.lineno < CLASS_LINES, node.name
+def test_modules_and_classes_stay_small(trees: dict[str, ast.Module]) -> None:
+    for path in MODULES:
+        assert path.read_text().count("\n") <= MODULE_LINES, path
+    for name, tree in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                assert node.end_lineno is not None
+                assert node.end_lineno - node.lineno < CLASS_LINES, f"{name}.{node.name}"
 
 
-@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.name)
-def test_test_files_stay_small(path: Path) -> None:
-    assert path.read_text().count("\n") <= TEST_LINES
+def test_test_files_stay_small() -> None:
+    for path in TESTS:
+        assert path.read_text().count("\n") <= TEST_LINES, path
 
 
 def test_the_docs_name_every_test_file_of_a_module() -> None:

@@ -45,7 +45,7 @@ async def test_leaked_task_is_found(place: str) -> None:
 
         name = f"{__name__}.test_leaked_task_is_found.<locals>.forgotten"
         message = f"silent client: each connection leaves tasks running ({name})"
-        await finds(message, handle, timeout=0.2)
+        await finds(message, handle, timeout=1)
         done.set()
 
 
@@ -56,7 +56,7 @@ async def test_leaked_descriptor_is_found() -> None:
         leaked.append(os.dup(sock.fileno()))
         await echo(sock)
 
-    await finds("silent client: each connection leaves descriptors open (1)", handle, timeout=0.2)
+    await finds("silent client: each connection leaves descriptors open (1)", handle, timeout=1)
     for each in leaked:
         os.close(each)
 
@@ -70,7 +70,7 @@ async def test_leaked_connection_is_found() -> None:
             await echo(sock)
 
         message = "silent client: each connection leaves descriptors open (1)"
-        await finds(message, handle, timeout=0.2)
+        await finds(message, handle, timeout=1)
         for each in leaked:
             each.abort()
 

@@ -28,7 +28,7 @@ async def test_tls_server_end_point_replaces_weak_hashes() -> None:
     certificate = mock.Mock()
     certificate.signature_hash_algorithm.name = "sha1"
     certificate.fingerprint = lambda algorithm: hashlib.new(algorithm.name, b"der").digest()
-    with mock.patch("cryptography.x509.load_der_x509_certificate", return_value=certificate):
+    with mock.patch("trisock._tls.x509.load_certificate", return_value=certificate):
         binding = info_about(b"der").channel_binding("tls-server-end-point")
     assert binding == hashlib.sha256(b"der").digest()
 

@@ -8,6 +8,8 @@ import gc
 import pickle
 import ssl
 import subprocess
+import sys
+import textwrap
 import weakref
 from pathlib import Path
 
@@ -235,3 +237,14 @@ async def test_ended_connections_leave_few_sessions_in_memory(
             nursery.start_soon(b.close)
     gc.collect()
     assert sum(each.session_stats()["number"] for each in contexts) <= 16
+
+
+def test_a_program_without_tls_does_not_import_cryptography() -> None:
+    program = """
+        import sys, trisock
+        assert "cryptography" not in sys.modules
+        trisock.ClientTLS("example.org")
+        assert "cryptography" in sys.modules
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    subprocess.run(command, check=True)

@@ -15,16 +15,14 @@ import ssl
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NoReturn, TypeVar
-
-from cryptography import x509
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
-from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, PublicKeyTypes
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from .._arguments import type_name
 from .._text import printable
 from . import pem
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 T = TypeVar("T")
 
@@ -75,22 +73,24 @@ class Certificate:
     def __init__(
         self, chain: str | bytes, private_key: str | bytes, password: str | bytes | None = None
     ) -> None:
+        from . import x509
+
         set_field(self, "_files", None)
         chain_pem = pem_argument(chain, "chain")
         key_pem = pem_argument(private_key, "private_key")
         set_field(self, "_password", None if password is None else _password_argument(password))
         ders = as_value_error("chain is not a PEM certificate", lambda: pem.certificates(chain_pem))
         set_field(self, "_chain", pem.encode_certificates(ders))
-        leaf = as_value_error(
-            "chain is not a certificate", lambda: x509.load_der_x509_certificate(ders[0])
-        )
+        leaf = as_value_error("chain is not a certificate", lambda: x509.load_certificate(ders[0]))
         set_field(
-            self, "names", as_value_error("chain: the names cannot be read", lambda: _names(leaf))
+            self,
+            "names",
+            as_value_error("chain: the names cannot be read", lambda: x509.names_of(leaf)),
         )
         end = as_value_error("chain: its dates cannot be read", lambda: leaf.not_valid_after_utc)
         set_field(self, "not_after", end)
         public_key = as_value_error(
-            "chain: the public key cannot be read", lambda: _public_bytes(leaf.public_key())
+            "chain: the public key cannot be read", lambda: x509.public_bytes(leaf.public_key())
         )
         key_pem = as_value_error(
             "private_key is not a PEM private key", lambda: pem.private_key(key_pem)
@@ -98,20 +98,15 @@ class Certificate:
         set_field(self, "_private_key", key_pem)
         key = _load_key(self._private_key, self._password)
         if public_key != as_value_error(
-            "private_key cannot be used", lambda: _public_bytes(key.public_key())
+            "private_key cannot be used", lambda: x509.public_bytes(key.public_key())
         ):
             raise ValueError(
                 "private_key does not match the first certificate of the chain, "
                 f"which is for {listed(self.names) or 'no name'}"
             )
-        if not isinstance(key, _TLS_KEYS):
+        kind = x509.kind_of(key, leaf, public_key)
+        if kind is None:
             raise ValueError("private_key is of a type that TLS does not support")
-        kind = type(key).__name__.removeprefix("_").removesuffix("PrivateKey")
-        if kind == "RSA" and public_key not in leaf.tbs_certificate_bytes:
-            # The cryptography package treats an RSA-PSS key as RSA, and encodes it with the
-            # identifier of RSA. The certificate contains the identifier of RSA-PSS, so the
-            # encodings differ.
-            kind = "RSA-PSS"
         set_field(self, "key_kind", kind)
         # Accept small keys here. Our own contexts refuse them later; a user's context may allow
         # them.
@@ -205,13 +200,6 @@ class Certificate:
         )
 
 
-_TLS_KEYS = (
-    rsa.RSAPrivateKey,
-    ec.EllipticCurvePrivateKey,
-    ed25519.Ed25519PrivateKey,
-    ed448.Ed448PrivateKey,
-)
-
 CertificateLike = Certificate | Mapping[str, str | bytes]
 
 
@@ -295,8 +283,10 @@ def as_value_error(problem: str, function: Callable[[], T]) -> T:
 
 
 def _load_key(pem: bytes, password: bytes | None) -> PrivateKeyTypes:
+    from . import x509
+
     try:
-        return serialization.load_pem_private_key(pem, password)
+        return x509.load_key(pem, password)
     except TypeError:  # the password is missing, or not needed
         if password is None:
             raise ValueError("private_key is encrypted, and no password was given") from None
@@ -314,23 +304,6 @@ def _redacted(exc: Exception) -> str:
 
 def listed(names: Iterable[str]) -> str:
     return ", ".join(map(printable, names))
-
-
-def _public_bytes(key: PublicKeyTypes) -> bytes:
-    return key.public_bytes(
-        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-
-
-def _names(leaf: x509.Certificate) -> tuple[str, ...]:
-    found: list[str] = []
-    with contextlib.suppress(x509.ExtensionNotFound):
-        extension = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName)
-        found = extension.value.get_values_for_type(x509.DNSName)
-    if not found:
-        common = leaf.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
-        found = [str(attribute.value) for attribute in common]
-    return tuple(name.lower().removesuffix(".") for name in found)
 
 
 @contextlib.contextmanager

@@ -5,18 +5,17 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-
 from .._arguments import quoted
 from .certificate import as_value_error
 
 
 def has_expired(certificate: bytes) -> bool:
     """Return whether a certificate (DER) has expired. Raises ``ValueError`` if it is unreadable."""
+    from . import x509
+
     end = as_value_error(
         "the certificate cannot be read",
-        lambda: x509.load_der_x509_certificate(certificate).not_valid_after_utc,
+        lambda: x509.load_certificate(certificate).not_valid_after_utc,
     )
     return end.timestamp() < time.time()
 
@@ -83,17 +82,10 @@ def new_tls_info(
 
 
 def _server_end_point(server_certificate: bytes) -> bytes:
-    def digest() -> bytes | None:
-        certificate = x509.load_der_x509_certificate(server_certificate)
-        algorithm = certificate.signature_hash_algorithm
-        if algorithm is None:  # Ed25519, Ed448
-            return None
-        if algorithm.name in ("md5", "sha1"):
-            algorithm = hashes.SHA256()
-        return certificate.fingerprint(algorithm)
+    from . import x509
 
     refused = "tls-server-end-point is not defined for this certificate's signature"
-    found = as_value_error(refused, digest)
+    found = as_value_error(refused, lambda: x509.end_point(server_certificate))
     if found is None:
         raise ValueError(refused)
     return found

@@ -72,6 +72,8 @@ class ClientTLS:
         if self.certificate is not None:
             set_field(self, "certificate", to_certificate(self.certificate))
         check_bool("verify", self.verify)
+        from . import x509  # noqa: F401 (it takes 35 ms to import, which no handshake should wait for)
+
         self._context()
 
     def _context(self) -> ssl.SSLContext:

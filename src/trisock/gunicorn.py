@@ -27,7 +27,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import trio
-from gunicorn.config import Config
+from gunicorn.config import Config, NewSSLContext
 from gunicorn.workers.base import Worker
 
 from . import Certificate, Handler, Listener, Server, ServerTLS, Socket, TLSArgument, _guard, bind
@@ -304,7 +304,7 @@ def _tls(cfg: Config, app: App) -> TLSArgument | None:
     """
     if cfg.ciphers is not None:
         raise ValueError("TrioWorker does not use --ciphers; use App(tls=ssl_context)")
-    if cfg.ssl_context is not Config().ssl_context:
+    if cfg.ssl_context is not NewSSLContext.default:
         raise ValueError("TrioWorker does not use the hook ssl_context; use App(tls=ssl_context)")
     if not cfg.certfile:
         if cfg.keyfile or cfg.ca_certs or cfg.cert_reqs:

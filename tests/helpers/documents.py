@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ast
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -11,9 +11,7 @@ ROOT = Path(__file__).parents[2]
 def all_tests() -> set[str]:
     """Return the names of all tests, as ``file::function``."""
     return {
-        f"{path.name}::{node.name}"
+        f"{path.name}::{name}"
         for path in (ROOT / "tests").rglob("test_*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
-        and node.name.startswith("test_")
+        for name in re.findall(r"^(?:async )?def (test_\w+)", path.read_text(), re.MULTILINE)
     }

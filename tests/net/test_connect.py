@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import re
+import select
 import socket
+import struct
 import sys
 import weakref
 from pathlib import Path
@@ -351,6 +353,23 @@ async def test_a_connection_that_dies_immediately_raises_an_oserror(
         number = errno.ENOBUFS
         with pytest.raises(OSError, match="No buffer space"):
             await trisock.connect("127.0.0.1", listener.port)
+
+
+async def test_a_connection_that_is_reset_immediately_raises_connection_reset_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def reset(raw: socket.socket) -> None:  # runs just after the connection was made
+            peer, _ = listening.accept()
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            peer.close()
+            select.select([raw], [], [])
+
+        monkeypatch.setattr(_connect, "enable_keepalive", reset)
+        host, port = listening.getsockname()
+        with pytest.raises(ConnectionResetError, match=f"{host}:{port}"):
+            await trisock.connect(host, port)
 
 
 async def test_connect_refuses_a_servers_tls_role(authority: Authority, free_port: int) -> None:

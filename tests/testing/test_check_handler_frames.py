@@ -63,12 +63,12 @@ async def answer_http(sock: Socket) -> None:
 @pytest.mark.parametrize(
     ("handler", "request_bytes"),
     [
-        (answer_frames_by_hand, GET),
+        pytest.param(answer_frames_by_hand, GET, marks=pytest.mark.rare),
         (answer_short_frames, b"\0\5get k"),
         (answer_typed_messages, b"Q\0\0\0\x0dSELECT 1;"),
         (answer_http, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"),
         (answer_frames, b"\0\0\x50\0" + bytes(0x5000)),
-        (answer_lines, b"\r\n"),
+        pytest.param(answer_lines, b"\r\n", marks=pytest.mark.rare),
     ],
 )
 async def test_correct_handler_passes(handler: trisock.Handler, request_bytes: bytes) -> None:

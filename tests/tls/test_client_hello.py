@@ -69,6 +69,11 @@ def test_feeding_a_mutated_hello_byte_by_byte_changes_nothing(data: st.DataObjec
     assert ClientHelloReader().feed(bytes(wire)) == hello
 
 
+def test_another_handshake_message_is_refused_at_its_first_byte() -> None:
+    server_hello = in_records(b"\x02", 1)
+    assert ClientHelloReader().feed(server_hello) == NOT_A_CLIENT_HELLO
+
+
 def test_a_reader_refuses_more_than_256_kib() -> None:
     reader = ClientHelloReader()
     for _ in range(256 * 1024 // 5):

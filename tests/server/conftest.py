@@ -24,7 +24,7 @@ def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 @pytest.fixture
 def jumping_clock() -> trio.testing.MockClock:
     """An autojump clock that jumps only after bytes in flight have had time to arrive."""
-    return trio.testing.MockClock(autojump_threshold=0.02)
+    return trio.testing.MockClock(autojump_threshold=0.05)
 
 
 @pytest.fixture

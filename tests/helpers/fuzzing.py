@@ -1,9 +1,9 @@
 """Fuzzing: any input from outside leads to a documented result.
 
 The inputs are random bytes, and real conversations with mutations: flipped bits; removed, inserted
-or repeated parts; changed record types, versions or lengths; moved records. A normal run always
-tries the same examples, and only half of them. ``--times N`` tries N times as many examples, and
-different ones in each run.
+or repeated parts; changed record types, versions or lengths; moved records. A normal run tries half
+of the examples, always the same ones. ``--times N`` tries N times as many examples, and different
+ones in each run.
 """
 
 from __future__ import annotations
@@ -24,6 +24,11 @@ Check = Callable[..., None]
 AsyncCheck = Callable[..., Awaitable[None]]
 
 
+def number_of(examples: int, times: int) -> int:
+    """Return half of ``examples`` for a normal run, and N times as many for ``--times N``."""
+    return examples // 2 if times == 1 else examples * times
+
+
 class Fuzz:
     """Runs a check on many examples."""
 
@@ -32,7 +37,7 @@ class Fuzz:
         self.examples = 0
 
     def __call__(self, check: Check, examples: int, **strategies: st.SearchStrategy[Any]) -> None:
-        """Run ``check(**drawn)`` on half of the examples, or on N times as many (``--times N``)."""
+        """Run ``check(**drawn)`` on the ``number_of`` these examples."""
 
         def counted(**drawn: Any) -> None:
             self.examples += 1
@@ -54,17 +59,14 @@ class Fuzz:
     def run_machine(
         self, machine: type[RuleBasedStateMachine], examples: int, *, steps: int
     ) -> None:
-        """Run a state machine on half of the examples, or on N times as many (``--times N``)."""
-        self.examples += self._number(examples)
+        """Run a state machine on the ``number_of`` these examples, which are always new ones."""
+        self.examples += number_of(examples, self._times)
         tuned = settings(self._settings(examples), derandomize=False, stateful_step_count=steps)
         run_state_machine_as_test(machine, settings=tuned)
 
-    def _number(self, examples: int) -> int:
-        return examples // 2 if self._times == 1 else examples * self._times
-
     def _settings(self, examples: int) -> settings:
         return settings(
-            max_examples=self._number(examples),
+            max_examples=number_of(examples, self._times),
             derandomize=self._times == 1,
             database=None,
             deadline=None,

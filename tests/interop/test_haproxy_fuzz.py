@@ -62,7 +62,7 @@ async def ask_haproxy(port: int, headers: list[bytes]) -> list[bytes]:
     return answers
 
 
-@pytest.mark.parametrize("count", [350, pytest.param(14_000, marks=pytest.mark.interop)])
+@pytest.mark.parametrize("count", [700, pytest.param(14_000, marks=pytest.mark.interop)])
 async def test_what_haproxy_refuses_is_refused_and_reaches_no_handler(
     count: int, times: int, tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from helpers.fuzzing import number_of
 from trisock._net.receive_buffer import ReceiveBuffer
 
 # A small alphabet makes delimiters and partial delimiters frequent.
@@ -89,7 +90,7 @@ class BufferMachine(RuleBasedStateMachine):
 
 
 def test_any_mix_of_operations_keeps_every_byte(times: int) -> None:
-    options = settings(max_examples=50 * times, deadline=None)
+    options = settings(max_examples=number_of(100, times), deadline=None)
     run_state_machine_as_test(BufferMachine, settings=options)
 
 

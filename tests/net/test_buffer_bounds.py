@@ -16,6 +16,7 @@ from hypothesis.stateful import (
 )
 
 from helpers.cancellation import grid
+from helpers.fuzzing import number_of
 from helpers.memory import held
 from helpers.scanned_bytes import ScannedBytes
 from trisock._net import receive_buffer as _buffer
@@ -210,7 +211,7 @@ class SearchMachine(RuleBasedStateMachine):
 
 
 def test_any_mix_of_operations_matches_plain_bytes(times: int) -> None:
-    options = settings(max_examples=50 * times, stateful_step_count=60, deadline=None)
+    options = settings(max_examples=number_of(100, times), stateful_step_count=60, deadline=None)
     run_state_machine_as_test(SearchMachine, settings=options)
 
 
@@ -268,7 +269,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(steps=steps)
 def test_no_mix_of_operations_exceeds_the_memory_bound(steps: list[tuple[str, int, int]]) -> None:
     buffer = ReceiveBuffer()

@@ -30,7 +30,7 @@ def test_every_split_into_three_parts_gives_the_same_hello() -> None:
         assert reader.wire() == WHOLE
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=300, deadline=None, derandomize=True)
 @given(
     size=st.integers(1, 300),
     cuts=st.lists(st.integers(0, 2000), max_size=20),
@@ -54,7 +54,7 @@ def test_every_split_into_records_and_segments_gives_the_same_hello(
     assert ClientHelloReader().feed(wire + rest) == found  # later bytes are ignored
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=500, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_feeding_a_mutated_hello_byte_by_byte_changes_nothing(data: st.DataObject) -> None:
     wire = bytearray(WHOLE)

@@ -211,6 +211,14 @@ def test_an_ldap_length_may_have_the_long_form() -> None:
     assert (replay.greeting, replay.unread) == (b"", b"")
 
 
+def test_telnet_data_may_hold_the_byte_255_and_then_the_byte_of_se() -> None:
+    """IAC IAC is data, so the SE behind it ends nothing."""
+    terminal_type = b"\xff\xfa\x18\xff\xff\xf0\xff\xfd\x2e\xff\xf0"
+    replay = Replay(client("telnet"), terminal_type + b"\xff\xfe\x2e")
+    assert replay.sent == b"\xff\xfb\x2e"
+    assert replay.refusal is not None
+
+
 def test_a_ping_with_a_bare_cr_is_not_answered() -> None:
     replay = Replay(client("irc"), b"PING a\rQUIT\r\n:x 670\r\n")
     assert replay.sent == b"STARTTLS\r\n"

@@ -110,6 +110,7 @@ def test_the_greeting_is_returned(protocol: str, greeting: bytes) -> None:
         ("sieve", b'BYE "busy"\r\n', None, b'BYE "busy"'),
         ("sieve", b'"SIEVE" "STARTTLS"\r\nOK\r\n', False, None),
         ("sieve", b'"STARTTLSX"\r\n{9}\r\nSTARTTLSX\r\nOK (X) "y"\r\n', False, None),
+        ("sieve", SIEVE + b"NO {3}\r\n{9}\r\n", True, b"NO {3}\r\n{9}"),
         ("sieve", SIEVE + b"NO {4+}\r\nOK\r\n\r\n", True, b"NO {4+}\r\nOK\r\n"),
         # FTP and NNTP
         ("ftp", b"421 busy\r\n", None, b"421 busy"),

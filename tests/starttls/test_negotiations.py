@@ -89,6 +89,8 @@ def test_the_greeting_is_returned(protocol: str, greeting: bytes) -> None:
         ("smtp", b"220_ready\r\n", None, b"220_ready"),
         ("smtp", b"220-a\r\n221 b\r\n", None, b"221 b"),
         ("smtp", HELLO + b"502 what?\r\n", False, b"502 what?"),
+        ("smtp", HELLO + b"421 busy\r\n", None, b"421 busy"),
+        ("lmtp", HELLO + b"501 [127.0.0.1]?\r\n", None, b"501 [127.0.0.1]?"),
         ("smtp", HELLO + b"250-STARTTLS\r\n250 XSTARTTLS\r\n", False, None),
         ("smtp", HELLO + EHLO_OK + b"454 not now\r\n", True, b"454 not now"),
         ("lmtp", HELLO + b"500\r\n", False, b"500"),

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import click
 
 from . import output
-from .arguments import cli
+from .arguments import Action, cli
 from .demo import MissingExtraError
 
 # The exit statuses besides those of ``check``.
@@ -49,10 +49,9 @@ def run(arguments: Sequence[str] | None) -> int:
 def _act(arguments: Sequence[str] | None) -> int:
     """Parse with click, then act. click itself would turn a broken pipe into the status 1."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    action = cli.main(given, prog_name="trisock", standalone_mode=False)
+    action: Action | int | None = cli.main(given, prog_name="trisock", standalone_mode=False)
     if callable(action):
-        status: int = action()
-        return status
+        return action()
     return _SUCCESS  # click has shown the help or the version
 
 

@@ -47,7 +47,7 @@ def run(arguments: Sequence[str] | None) -> int:
 
 
 def _act(arguments: Sequence[str] | None) -> int:
-    """Parse with click, then act. click itself would turn a broken pipe into the status 1."""
+    """Parse with click, then act outside it: click exits with 1 if a pipe breaks."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     action: Action | int | None = cli.main(given, prog_name="trisock", standalone_mode=False)
     if callable(action):

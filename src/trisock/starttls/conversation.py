@@ -49,7 +49,7 @@ class Until:
 
 @dataclass(frozen=True)
 class CheckQuiet:
-    """Raise ``Refusal`` if the peer has sent more than was received so far."""
+    """Raise ``Refusal`` if anything from the peer is unread."""
 
 
 Request: TypeAlias = Send | Line | Exactly | Until | CheckQuiet

@@ -63,18 +63,20 @@ class StartTLSError(TLSError):
         self.offered = offered
         self.reply = reply
 
-    def link(self, socket: trio.socket.SocketType) -> None:
-        """Note which connection caused the error. Its server does not blame the handler then."""
-        self._socket = weakref.ref(socket)
-
-    def is_caused_by(self, socket: trio.socket.SocketType) -> bool:
-        """Return whether the peer of this socket caused the error."""
-        linked = vars(self).get("_socket")
-        return linked is not None and linked() is socket
-
     def __reduce__(self) -> tuple[Any, ...]:
         state = {name: value for name, value in vars(self).items() if name != "_socket"}
         return type(self), self.args, state
+
+
+def blame_peer(error: StartTLSError, socket: trio.socket.SocketType) -> None:
+    """Note whose peer caused the error: a server then does not blame its handler."""
+    vars(error)["_socket"] = weakref.ref(socket)
+
+
+def is_peer_to_blame(error: StartTLSError, socket: trio.socket.SocketType) -> bool:
+    """Return whether ``blame_peer`` was called with this error and this socket."""
+    noted = vars(error).get("_socket")
+    return noted is not None and noted() is socket
 
 
 class IncompleteReadError(EOFError):

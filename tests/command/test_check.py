@@ -18,8 +18,8 @@ from helpers.local_servers import LocalServer, offering, quiet, server_tls, serv
 from trisock import Certificate, ServerTLS, Socket
 from trisock._command import check as check_module
 from trisock._command.certificate import CertificateFacts
-from trisock._command.check import Options, Result
-from trisock._command.urls import Target
+from trisock._command.check import Options, Result, Roles
+from trisock._command.urls import Target, parse
 
 KEYS = [
     "url", "status", "error", "verified", "version", "cipher", "alpn", "names", "issuer",
@@ -202,6 +202,24 @@ def test_a_server_that_refuses_our_alpn_is_asked_without(
     )
 
 
+def test_a_server_that_refuses_our_alpn_still_shows_a_certificate_that_does_not_verify(
+    command_ca: CertificateAuthority, ca_file: Path, command: Command
+) -> None:
+    tls = server_tls(command_ca, "other.example")
+
+    async def refuse_alpn(sock: Socket) -> None:
+        if b"\x04imap" in (await sock.peek(wait=True) or b""):
+            await sock.recv()
+            await sock.send(b"\x15\x03\x03\0\x02\x02\x78")  # the alert no_application_protocol
+            return
+        await sock.starttls(tls)
+
+    with serving(LocalServer(refuse_alpn)) as [port]:
+        done = command("check", "--ca", ca_file, f"imaps://localhost:{port}")
+    assert done.status == 2
+    assert "the certificate is for other.example, not for localhost" in done.out
+
+
 def test_a_server_that_resets_after_the_handshake_is_good(
     command_ca: CertificateAuthority, ca_file: Path, command: Command
 ) -> None:
@@ -262,6 +280,19 @@ def test_a_timeout_bounds_a_silent_server(ca_file: Path, command: Command) -> No
             done = command("check", "--timeout", "0.1", "--ca", ca_file, url)
             assert done.status == 2
             assert "no answer within 0.1 seconds: check the host and the port" in done.out
+
+
+@pytest.mark.parametrize("scheme", ["tls", "imap"])
+def test_a_timeout_may_be_longer_than_that_of_the_library(scheme: str) -> None:
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            target = parse(f"{scheme}://127.0.0.1:{silent.getsockname()[1]}")
+            result = await check_module.check(target, Options(Roles(None, None), 200, 14, True))
+        assert result.error is not None
+        assert "no answer within 200 seconds" in result.error
+        assert trio.current_time() == pytest.approx(200)
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
 def test_a_timeout_bounds_the_close_too(

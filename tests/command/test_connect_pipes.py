@@ -132,6 +132,8 @@ def test_under_tls_a_peer_that_falls_silent_is_closed(
 ) -> None:
     """TLS has no half-close. The peer goes on as long as it says something."""
     monkeypatch.setattr(connect_module, "_SILENCE", 1)
+    told: list[str] = []
+    monkeypatch.setattr("trisock._command.output.notify", told.append)
     closed: list[bytes] = []
 
     async def handler(sock: Socket) -> None:
@@ -144,6 +146,10 @@ def test_under_tls_a_peer_that_falls_silent_is_closed(
         url = f"tls://localhost:{port}"
         status, out, _ = connect(url, "--ca", ca_file, stdin=b"hello")
     assert (status, out, closed) == (0, b"hello" * 5, [b""])
+    assert told[1:] == [
+        "end of the input; waiting for the peer to end",
+        "the peer was silent for 1 seconds; closing",
+    ]
 
 
 def test_the_end_of_the_peer_ends_the_command(

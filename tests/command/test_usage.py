@@ -201,6 +201,36 @@ def test_a_full_disk_is_explained(servers: Servers) -> None:
     assert done.stderr == "trisock: input or output failed: [Errno 28] No space left on device\n"
 
 
+def test_wrong_usage_is_3_although_stderr_is_full() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command_line("bogus"), stdout=subprocess.PIPE, stderr=full, timeout=60
+        )
+    assert (done.returncode, done.stdout) == (3, b"")
+
+
+def test_wrong_usage_is_not_written_to_stdout_when_stderr_is_closed(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    done = command("bogus")
+    assert (done.status, done.out) == (3, "")
+
+
+@pytest.mark.parametrize(
+    ("instruction", "shown"),
+    [("zsh_source", "_trisock_completion"), ("bash_complete", "plain,check")],
+)
+def test_a_shell_can_complete_the_command_line(
+    instruction: str, shown: str, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_TRISOCK_COMPLETE", instruction)
+    monkeypatch.setenv("COMP_WORDS", "trisock ch")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    done = command()
+    assert (done.status, done.err, shown in done.out) == (0, "", True)
+
+
 def test_an_encoding_that_lacks_a_character_shows_an_escape() -> None:
     done = subprocess.run(
         command_line("check", "--timeout", "1", "tls://b\u00fccher.invalid:1"),

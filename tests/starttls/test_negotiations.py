@@ -89,6 +89,8 @@ def test_the_greeting_is_returned(protocol: str, greeting: bytes) -> None:
         ("smtp", b"220_ready\r\n", None, b"220_ready"),
         ("smtp", b"220-a\r\n221 b\r\n", None, b"221 b"),
         ("smtp", HELLO + b"502 what?\r\n", False, b"502 what?"),
+        ("smtp", HELLO + b"421 busy\r\n", None, b"421 busy"),
+        ("lmtp", HELLO + b"501 [127.0.0.1]?\r\n", None, b"501 [127.0.0.1]?"),
         ("smtp", HELLO + b"250-STARTTLS\r\n250 XSTARTTLS\r\n", False, None),
         ("smtp", HELLO + EHLO_OK + b"454 not now\r\n", True, b"454 not now"),
         ("lmtp", HELLO + b"500\r\n", False, b"500"),
@@ -110,6 +112,7 @@ def test_the_greeting_is_returned(protocol: str, greeting: bytes) -> None:
         ("sieve", b'BYE "busy"\r\n', None, b'BYE "busy"'),
         ("sieve", b'"SIEVE" "STARTTLS"\r\nOK\r\n', False, None),
         ("sieve", b'"STARTTLSX"\r\n{9}\r\nSTARTTLSX\r\nOK (X) "y"\r\n', False, None),
+        ("sieve", SIEVE + b"NO {3}\r\n{9}\r\n", True, b"NO {3}\r\n{9}"),
         ("sieve", SIEVE + b"NO {4+}\r\nOK\r\n\r\n", True, b"NO {4+}\r\nOK\r\n"),
         # FTP and NNTP
         ("ftp", b"421 busy\r\n", None, b"421 busy"),
@@ -209,6 +212,14 @@ def test_an_ldap_length_may_have_the_long_form() -> None:
     response = b"\x30\x82\x00\x0d" + LDAP_SUCCESS[2:5] + b"\x78\x81\x07" + LDAP_SUCCESS[7:]
     replay = Replay(client("ldap"), response)
     assert (replay.greeting, replay.unread) == (b"", b"")
+
+
+def test_telnet_data_may_hold_the_byte_255_and_then_the_byte_of_se() -> None:
+    """IAC IAC is data, so the SE behind it ends nothing."""
+    terminal_type = b"\xff\xfa\x18\xff\xff\xf0\xff\xfd\x2e\xff\xf0"
+    replay = Replay(client("telnet"), terminal_type + b"\xff\xfe\x2e")
+    assert replay.sent == b"\xff\xfb\x2e"
+    assert replay.refusal is not None
 
 
 def test_a_ping_with_a_bare_cr_is_not_answered() -> None:

@@ -170,7 +170,7 @@ def connect(
 @cli.command()
 def demo() -> Action:
     """Show a conversation over loopback that upgrades to TLS."""
-    return functools.partial(actions.demo)
+    return actions.demo
 
 
 def _roles(ca: Path | None, name: str | None) -> Roles:

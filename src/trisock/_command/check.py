@@ -122,28 +122,23 @@ async def check(target: Target, options: Options) -> Result:
 
 async def _look(target: Target, roles: Roles, seen: _Seen) -> None:
     try:
-        await _verify(target, roles, seen)
+        await _handshake(target, roles, seen, verify=True)
     except NETWORK_ERRORS as exc:
         seen.failure = exc
         if isinstance(exc, TLSError) and exc.verify_code is not None:
-            role = roles.role(target.scheme.alpn, verify=False)
             with contextlib.suppress(*NETWORK_ERRORS):
-                await _handshake(target, role, seen)
+                await _handshake(target, roles, seen, verify=False)
 
 
-async def _verify(target: Target, roles: Roles, seen: _Seen) -> None:
+async def _handshake(target: Target, roles: Roles, seen: _Seen, *, verify: bool) -> None:
     alpn = target.scheme.alpn
     try:
-        await _handshake(target, roles.role(alpn), seen)
+        sock = await open_target(target, roles.role(alpn, verify=verify), timeout=None)
     except TLSError as exc:
         if exc.reason not in _NO_ALPN or not alpn:
             raise
         # Clients that offer nothing get in, as most clients of mail do.
-        await _handshake(target, roles.role(()), seen)
-
-
-async def _handshake(target: Target, role: ClientTLS, seen: _Seen) -> None:
-    sock = await open_target(target, role)
+        sock = await open_target(target, roles.role((), verify=verify), timeout=None)
     seen.tls = sock.tls
     with contextlib.suppress(*NETWORK_ERRORS):  # what has been seen counts
         await sock.close()

@@ -49,10 +49,11 @@ async def converse(
     """Connect, send the input, and show what the peer sends until the peer ends.
 
     Input from a terminal gets CRLF line ends, unless ``keep_lf``. Other input is sent as it is. At
-    its end, this side is ended, where that can be done without ending the other.
+    the end of the input, a connection in plain text is half-closed. TLS has no half-close: there,
+    the connection is closed once the peer has been silent for 60 seconds.
 
     Raises: ``ConversationFailedError`` if the network or the peer fails, and ``OSError`` if the
-    input or the output does. Cancelled, it closes the connection immediately.
+    input or the output fails. If cancelled, the connection is closed immediately.
     """
     try:
         sock = await open_target(target, tls, proxy_protocol=proxy_protocol)
@@ -133,6 +134,8 @@ class _Conversation:
                 await self._show(data)
             await self._show(b"", final=True)
             self._ends.notify("the peer has ended the connection")
+        if self._silence.cancelled_caught:
+            self._ends.notify(f"the peer was silent for {_SILENCE} seconds; closing")
 
     async def _show(self, data: bytes, *, final: bool = False) -> None:
         if self._text is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any, cast
 
-from .. import Buffer, ClientTLS, Socket, TLSArgument, TLSInfo, starttls
+from .. import Buffer, ClientTLS, Socket, starttls
 from .injected import INJECTED, Injected
 from .opening import NETWORK_ERRORS
 
@@ -16,7 +16,7 @@ _MAX_ANSWERS = 65536
 class _InjectingSocket:
     """A Socket that sends a further command in the segment that asks for TLS.
 
-    ``starttls.upgrade`` runs the conversation over it.
+    ``starttls.upgrade`` runs the conversation over it. Everything but ``send`` is the socket's own.
     """
 
     def __init__(self, sock: Socket, injected: Injected) -> None:
@@ -32,9 +32,6 @@ class _InjectingSocket:
             data += self._injected.command
         await self._sock.send(data)
 
-    async def starttls(self, tls: TLSArgument, **options: Any) -> TLSInfo:
-        return await self._sock.starttls(tls, **options)
-
 
 async def is_injectable(sock: Socket, protocol: str, tls: ClientTLS) -> bool:
     """Return whether the server answers, inside TLS, a command that was sent before TLS.
@@ -46,12 +43,13 @@ async def is_injectable(sock: Socket, protocol: str, tls: ClientTLS) -> bool:
       protocol: one of ``INJECTED``.
       tls: the role. It should accept any certificate, because the test sends nothing secret.
 
-    A cancelled call closes the socket as well.
+    The call has no time limit of its own. A cancelled call closes the socket as well.
     """
     injected = INJECTED[protocol]
     try:
         with contextlib.suppress(*NETWORK_ERRORS):
-            await starttls.upgrade(cast("Socket", _InjectingSocket(sock, injected)), protocol, tls)
+            injecting = cast("Socket", _InjectingSocket(sock, injected))
+            await starttls.upgrade(injecting, protocol, tls, timeout=None)
             return injected.is_answered(await _answers(sock, injected))
         return False
     finally:

@@ -18,19 +18,23 @@ _CHUNK = 65536  # bytes
 
 
 async def read(descriptor: int) -> bytes:
-    """Read the next bytes; ``b""`` at the end. A cancelled read has taken nothing."""
+    """Read the next bytes; ``b""`` at the end.
+
+    A cancelled read has taken nothing, unless a thread reads: see below.
+    """
     try:
         await trio.lowlevel.wait_readable(descriptor)
     except OSError:
-        # Regular files cannot be waited for (epoll), nor anything but sockets on Windows. There,
-        # an abandoned thread may take input.
+        # epoll does not wait for regular files, and Windows waits for sockets only. So a thread
+        # reads. If the read is cancelled, the abandoned thread may still take input.
         return await trio.to_thread.run_sync(os.read, descriptor, _CHUNK, abandon_on_cancel=True)
     return os.read(descriptor, _CHUNK)
 
 
 async def write(descriptor: int, data: bytes) -> None:
     """Write all bytes. A cancelled write has written an unknown part."""
-    # A thread: waiting for room does not tell how much room there is.
+    # In a thread: a descriptor that is writable may have less room than the data needs, and a
+    # blocking write would then block Trio.
     await trio.to_thread.run_sync(_write_all, descriptor, data, abandon_on_cancel=True)
 
 

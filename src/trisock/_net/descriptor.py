@@ -12,7 +12,7 @@ import trio
 
 from .. import _fork
 from .._address import Address, address_from_sockaddr
-from .._errors import StartTLSError
+from .._errors import StartTLSError, is_peer_to_blame
 from .._text import set_message
 from .syscalls import BorrowedSocket
 
@@ -139,5 +139,5 @@ class Descriptor:
         on this connection has raised it.
         """
         if type(exc) is StartTLSError:
-            return exc.is_caused_by(self._socket)
+            return is_peer_to_blame(exc, self._socket)
         return self._failures is not None and self._failures.get(id(exc)) is exc

@@ -70,26 +70,27 @@ async def upgrade(
       timeout: how many seconds the negotiation and the handshake may take together, or ``None`` for
         no limit.
 
-    Returns: the greeting, without its last line end: for POP3, APOP's timestamp is in it. For
-    MySQL, it is the server's first packet as it came. ``b""`` where the server does not speak
-    first (LDAP, PostgreSQL, IRC, Telnet) and for XMPP.
+    Returns: the greeting, without its last line end. POP3's greeting holds APOP's timestamp.
+    MySQL's greeting is the server's first packet, with its header. For LDAP, PostgreSQL, XMPP, IRC
+    and Telnet the greeting is ``b""``.
 
     Raises:
-      StartTLSError: the server does not offer TLS, refused it, or broke the rules; or it was silent
-        for too long, or ended the connection. The socket is closed.
+      StartTLSError: the server does not offer TLS, refused it, broke the rules, was silent for too
+        long, or ended the connection. The socket is closed.
       TLSError: the handshake failed. The socket is closed.
       RuntimeError: the connection already uses TLS. Nothing has changed.
       TypeError, ValueError: an argument is invalid. Nothing has changed.
       trio.BusyResourceError: another task is reading. Nothing has changed.
+      trio.ClosedResourceError: the socket is closed.
 
-    If cancelled, the socket is closed immediately. After any failure the socket is closed, and
-    nothing more is sent in plain text.
+    If cancelled, the socket is closed immediately. Once the negotiation has failed, nothing more is
+    sent in plain text.
 
     **Forget what was said before TLS**, the greeting too: an attacker may have written it. Ask for
     the capabilities again.
 
-    At most 64 KiB, 512 lines and 8 KiB per line are accepted before TLS, 16 KiB of them as the
-    greeting.
+    Before TLS, the server may send 64 KiB in all, 512 lines, and 8 KiB per line. Its greeting may
+    take 16 KiB of them.
     """
     check_protocol(protocol, PROTOCOLS)
     seconds = seconds_or_inf("timeout", timeout)

@@ -49,7 +49,7 @@ class Until:
 
 @dataclass(frozen=True)
 class CheckQuiet:
-    """Raise ``Refusal`` if the peer has sent more than was received so far."""
+    """Raise ``Refusal`` if anything from the peer is unread."""
 
 
 Request: TypeAlias = Send | Line | Exactly | Until | CheckQuiet
@@ -97,10 +97,13 @@ class Refusal(Exception):
 def line_with_literals() -> Part[bytes]:
     """Receive a line that goes on after each literal in it, as in IMAP and ManageSieve."""
     line = yield Line()
+    parts = [line]
+    # Only a line that was read as one announces a literal. The literal's own end does not.
     while literal := _LITERAL.search(line):
         content = yield Exactly(int(literal[1]))
-        line += CRLF + content + (yield Line())
-    return line
+        line = yield Line()
+        parts += [CRLF, content, line]
+    return b"".join(parts)
 
 
 def unexpected(reply: bytes, *, offered: bool | None = None) -> Refusal:

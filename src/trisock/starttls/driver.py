@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 import trio
 
 from .._arguments import quoted
-from .._errors import IncompleteReadError, LimitExceededError, ServerClosing, StartTLSError
+from .._errors import (
+    IncompleteReadError,
+    LimitExceededError,
+    ServerClosing,
+    StartTLSError,
+    blame_peer,
+)
 from .._text import printable, set_message
 from .conversation import CheckQuiet, Exactly, Line, Negotiation, Refusal, Request, Send, Until
 
@@ -25,7 +31,7 @@ MAX_GREETING = 16384  # bytes before we have sent anything
 MAX_TOTAL = 65536  # bytes
 
 # How many bytes of a reply an error's text shows.
-_SHOWN = 200
+_MAX_SHOWN = 200
 
 
 def check_protocol(protocol: object, known: Iterable[str]) -> None:
@@ -172,9 +178,9 @@ def _how_it_ended(exc: Exception, limits: _Limits) -> str:
 def _error(sock: Socket, protocol: str, refusal: Refusal) -> StartTLSError:
     why = refusal.why
     if refusal.reply is not None:
-        why += f": {shown(refusal.reply)}"
+        why += f": {_shown(refusal.reply)}"
     error = StartTLSError("", protocol=protocol, offered=refusal.offered, reply=refusal.reply)
-    error.link(sock.socket)
+    blame_peer(error, sock.socket)
     return set_message(
         error,
         f"STARTTLS ({protocol}) with {sock.getpeer()} failed: {why}",
@@ -182,7 +188,7 @@ def _error(sock: Socket, protocol: str, refusal: Refusal) -> StartTLSError:
     )
 
 
-def shown(reply: bytes) -> str:
+def _shown(reply: bytes) -> str:
     """Show the beginning of a peer's reply on one line, with control characters escaped."""
-    text = printable(reply[:_SHOWN].decode("utf-8", "backslashreplace"))
-    return f"'{text}'" + ("..." if len(reply) > _SHOWN else "")
+    text = printable(reply[:_MAX_SHOWN].decode("utf-8", "backslashreplace"))
+    return f"'{text}'" + ("..." if len(reply) > _MAX_SHOWN else "")

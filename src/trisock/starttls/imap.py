@@ -54,7 +54,7 @@ def imap_client(names: Names) -> Negotiation:
 
 
 def imap_server(names: Names) -> Negotiation:
-    """Offer TLS, and refuse a login without it (RFC 9051, sections 6.2.1 and 11.2)."""
+    """Offer TLS, and refuse a login without it (RFC 9051, sections 6.2.1 and 6.2.3)."""
     yield Send(b"* OK [CAPABILITY " + _CAPABILITIES + b"] ready\r\n")
     for _ in range(MAX_COMMANDS):
         line = yield Line()

@@ -42,7 +42,7 @@ async def accept(
     hostname: str | None = None,
     timeout: float | None = 60,
 ) -> TLSInfo:
-    """Be the server until the client asks for TLS as the protocol says, then start TLS.
+    """Speak the server's part until the client asks for TLS, then start TLS.
 
     Call it at the start of a handler. It sends the greeting, offers STARTTLS, and refuses every
     command that needs TLS, in the protocol's own words. The session begins anew under TLS, without
@@ -60,15 +60,17 @@ async def accept(
     Returns: the negotiated parameters (also in ``Socket.tls``).
 
     Raises:
-      StartTLSError: the client quit, went on without TLS for 20 commands, broke the rules, or was
-        silent for too long. It was answered, and the socket is closed. In a handler of ``bind``,
-        this is one line in the log, as with all errors that a peer can cause.
+      StartTLSError: the client quit, sent 20 commands without asking for TLS, broke the rules, was
+        silent for too long, or ended the connection. The socket is closed, after the reply that the
+        protocol has for this. In a handler of ``bind``, this is one line in the log, as with all
+        errors that a peer can cause.
       TLSError: the handshake failed. The socket is closed.
       ServerClosing: the server is stopping, and the client has not asked for TLS. The socket is
         closed.
       RuntimeError: the connection already uses TLS. Nothing has changed.
       TypeError, ValueError: an argument is invalid. Nothing was sent.
       trio.BusyResourceError: another task is reading. Nothing has changed.
+      trio.ClosedResourceError: the socket is closed.
 
     If cancelled, the socket is closed immediately.
 

@@ -10,6 +10,7 @@ from .conversation import (
     Names,
     Negotiation,
     Part,
+    Refusal,
     Send,
     client_quit,
     not_offered,
@@ -18,6 +19,9 @@ from .conversation import (
     unexpected,
     unwelcome,
 )
+
+# The replies of a server that does not know EHLO or LHLO (RFC 5321, section 3.2).
+_NO_EXTENSIONS = (b"500", b"502")
 
 
 def smtp_client(names: Names) -> Negotiation:
@@ -36,8 +40,10 @@ def _client(names: Names, hello: bytes) -> Negotiation:
         raise unwelcome(CRLF.join(greeting))
     yield Send(hello + b" " + names.own + CRLF)
     code, lines = yield from _reply()
-    if code != b"250":
+    if code in _NO_EXTENSIONS:
         raise not_offered(CRLF.join(lines))
+    if code != b"250":
+        raise Refusal(f"the server refused {hello.decode()}", reply=CRLF.join(lines))
     # The first line holds the server's name, and each other line a keyword (RFC 5321, 4.1.1.1).
     if not any(line[4:].strip().upper() == b"STARTTLS" for line in lines[1:]):
         raise not_offered()

@@ -59,7 +59,16 @@ def _command() -> Part[bytes]:
         if verb in (_DO, _DONT, _WILL, _WONT):
             return verb + (yield Exactly(1))
         if verb == _SB:
-            content = verb
-            while not content.endswith(_IAC + _SE):
-                content += yield Exactly(1)
-            return content[:-2]
+            return verb + (yield from _subnegotiation())
+
+
+def _subnegotiation() -> Part[bytes]:
+    """Return the bytes up to IAC SE. IAC IAC stands for one byte 255 (RFC 855)."""
+    content = bytearray()
+    while True:
+        byte = yield Exactly(1)
+        if byte == _IAC:
+            byte = yield Exactly(1)
+            if byte == _SE:
+                return bytes(content)
+        content += byte

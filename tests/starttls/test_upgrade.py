@@ -116,7 +116,7 @@ async def test_connect_upgrades_and_verifies_the_host(
     peer = script(conversation).starttls(authority.server_tls("localhost")).send(b"hello")
     async with serving(peer, host="127.0.0.1") as s:
         for port in (s.server.port, None):
-            monkeypatch.setattr("trisock._connect.PROTOCOLS", {"smtp": (s.server.port,)})
+            monkeypatch.setattr("trisock._connect.PROTOCOLS", {"smtp": (s.server.port, 1)})
             for tls in (True, None):
                 sock = await trisock.connect("localhost", port, starttls="smtp", tls=tls)
                 assert await sock.recv() == b"hello"

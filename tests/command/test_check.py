@@ -18,7 +18,8 @@ from helpers.local_servers import LocalServer, offering, quiet, server_tls, serv
 from trisock import Certificate, ServerTLS, Socket
 from trisock._command import check as check_module
 from trisock._command.certificate import CertificateFacts
-from trisock._command.check import Options, Result, Roles
+from trisock._command.check import Options, Result
+from trisock._command.roles import Roles
 from trisock._command.urls import Target, parse
 
 KEYS = [

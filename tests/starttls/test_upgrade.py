@@ -8,6 +8,7 @@ import gc
 import itertools
 import pickle
 import ssl
+from typing import Literal
 
 import pytest
 import trio
@@ -123,6 +124,21 @@ async def test_connect_upgrades_and_verifies_the_host(
                 assert sock.connected_host == "localhost"
                 assert sock.getpeer().port == s.server.port
                 await sock.close()
+
+
+@pytest.mark.parametrize("tls", [None, True])
+async def test_connect_refuses_a_certificate_that_is_not_for_the_host(
+    tls: Literal[True] | None, trusted: None, authority: Authority
+) -> None:
+    async def peer(sock: Socket) -> None:
+        await script(CLIENT_CONVERSATIONS["pop3"])(sock)
+        with pytest.raises(TLSError):
+            await sock.starttls(authority.server_tls("other.example"))
+
+    async with serving(peer, host="127.0.0.1") as s:
+        with pytest.raises(TLSError, match="not valid for 'localhost'") as caught:
+            await trisock.connect("localhost", s.server.port, starttls="pop3", tls=tls)
+    assert caught.value.reason == "CERTIFICATE_VERIFY_FAILED"
 
 
 async def test_connect_closes_a_connection_without_starttls(client_tls: ClientTLS) -> None:

@@ -334,6 +334,19 @@ def test_an_unknown_host_is_explained(
     assert "host.invalid:1: Name or service not known: check the name" in done.out
 
 
+def test_json_is_ascii_so_that_every_encoding_can_write_it(
+    ca_file: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unknown(*args: object, **options: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(RESOLVER, unknown)
+    url = "tls://bücher.invalid:1"
+    done = command("check", "--json", "--ca", ca_file, url)
+    assert done.out.isascii()
+    assert json.loads(done.out)[0]["url"] == url
+
+
 def test_the_second_look_may_fail(
     command_ca: CertificateAuthority, ca_file: Path, command: Command
 ) -> None:

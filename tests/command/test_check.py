@@ -18,7 +18,8 @@ from helpers.local_servers import LocalServer, offering, quiet, server_tls, serv
 from trisock import Certificate, ServerTLS, Socket
 from trisock._command import check as check_module
 from trisock._command.certificate import CertificateFacts
-from trisock._command.check import Options, Result, Roles
+from trisock._command.check import Options, Result
+from trisock._command.roles import Roles
 from trisock._command.urls import Target, parse
 
 KEYS = [
@@ -331,6 +332,19 @@ def test_an_unknown_host_is_explained(
     done = command("check", "--ca", ca_file, "tls://host.invalid:1")
     assert done.status == 2
     assert "host.invalid:1: Name or service not known: check the name" in done.out
+
+
+def test_json_is_ascii_so_that_every_encoding_can_write_it(
+    ca_file: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unknown(*args: object, **options: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(RESOLVER, unknown)
+    url = "tls://bücher.invalid:1"
+    done = command("check", "--json", "--ca", ca_file, url)
+    assert done.out.isascii()
+    assert json.loads(done.out)[0]["url"] == url
 
 
 def test_the_second_look_may_fail(

@@ -112,6 +112,28 @@ def test_a_proxy_header_comes_first_with_the_connections_addresses(
     assert (status, out) == (0, b"hello")
 
 
+@pytest.mark.parametrize(
+    ("server_alpn", "selected"), [(("h2", "http/1.1"), "http/1.1"), (("h2",), None)]
+)
+def test_http_2_is_not_offered(
+    server_alpn: tuple[str, ...],
+    selected: str | None,
+    connect: Connect,
+    command_ca: CertificateAuthority,
+    ca_file: Path,
+) -> None:
+    """A server that prefers HTTP/2 would not understand what is typed."""
+
+    async def handler(sock: Socket) -> None:
+        assert sock.tls is not None
+        await sock.send(str(sock.tls.alpn_protocol).encode())
+
+    tls = server_tls(command_ca, alpn=server_alpn)
+    with serving(LocalServer(handler, tls)) as [port]:
+        status, out, _ = connect(f"https://localhost:{port}", "--ca", ca_file)
+    assert (status, out) == (0, str(selected).encode())
+
+
 def test_under_tls_the_server_ends_the_connection(
     connect: Connect, command_ca: CertificateAuthority, ca_file: Path
 ) -> None:

@@ -95,6 +95,7 @@ async def test_a_wrong_argument_sends_nothing(client_tls: ClientTLS, server_tls:
             ("smtp", client_tls, {}, TypeError, "TLS server's role, not a ClientTLS"),
             ("smtp", server_tls, {"hostname": "a b"}, ValueError, "not a host name"),
             ("smtp", server_tls, {"hostname": "a\r\n221 x"}, ValueError, "not a host name"),
+            ("smtp", server_tls, {"hostname": "[::1]\r\n221 x"}, ValueError, "not a host name"),
             ("smtp", server_tls, {"hostname": b"a"}, TypeError, "hostname must be a str"),
             ("smtp", server_tls, {"timeout": "1"}, TypeError, "timeout must be a number"),
         ]:

@@ -8,6 +8,7 @@ import gc
 import itertools
 import pickle
 import ssl
+from typing import Literal
 
 import pytest
 import trio
@@ -116,13 +117,28 @@ async def test_connect_upgrades_and_verifies_the_host(
     peer = script(conversation).starttls(authority.server_tls("localhost")).send(b"hello")
     async with serving(peer, host="127.0.0.1") as s:
         for port in (s.server.port, None):
-            monkeypatch.setattr("trisock._connect.PROTOCOLS", {"smtp": (s.server.port,)})
+            monkeypatch.setattr("trisock._connect.PROTOCOLS", {"smtp": (s.server.port, 1)})
             for tls in (True, None):
                 sock = await trisock.connect("localhost", port, starttls="smtp", tls=tls)
                 assert await sock.recv() == b"hello"
                 assert sock.connected_host == "localhost"
                 assert sock.getpeer().port == s.server.port
                 await sock.close()
+
+
+@pytest.mark.parametrize("tls", [None, True])
+async def test_connect_refuses_a_certificate_that_is_not_for_the_host(
+    tls: Literal[True] | None, trusted: None, authority: Authority
+) -> None:
+    async def peer(sock: Socket) -> None:
+        await script(CLIENT_CONVERSATIONS["pop3"])(sock)
+        with pytest.raises(TLSError):
+            await sock.starttls(authority.server_tls("other.example"))
+
+    async with serving(peer, host="127.0.0.1") as s:
+        with pytest.raises(TLSError, match="not valid for 'localhost'") as caught:
+            await trisock.connect("localhost", s.server.port, starttls="pop3", tls=tls)
+    assert caught.value.reason == "CERTIFICATE_VERIFY_FAILED"
 
 
 async def test_connect_closes_a_connection_without_starttls(client_tls: ClientTLS) -> None:

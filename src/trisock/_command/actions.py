@@ -6,7 +6,6 @@ import functools
 import sys
 from collections.abc import Sequence
 
-from .. import ClientTLS
 from . import interrupts, output
 from .check import BAD, GOOD, Options, Result
 from .checks import check_all
@@ -14,6 +13,7 @@ from .connect import ConversationFailedError, Ends, converse
 from .demo import demo as run_demo
 from .progress import Progress
 from .report import show_table, to_json, to_line
+from .roles import Roles
 from .urls import Target
 
 
@@ -39,13 +39,13 @@ def check(targets: Sequence[Target], options: Options, *, parallel: int, as_json
     return max(result.status for result in results)
 
 
-def connect(target: Target, tls: ClientTLS, *, proxy_protocol: bool, keep_lf: bool) -> int:
+def connect(target: Target, roles: Roles, *, proxy_protocol: bool, keep_lf: bool) -> int:
     """Talk to a server until it ends the connection."""
     ends = Ends(output.descriptor(sys.stdin), output.descriptor(sys.stdout), output.notify)
     try:
         interrupts.run(
             functools.partial(
-                converse, target, tls, ends, proxy_protocol=proxy_protocol, keep_lf=keep_lf
+                converse, target, roles, ends, proxy_protocol=proxy_protocol, keep_lf=keep_lf
             )
         )
     except ConversationFailedError as exc:

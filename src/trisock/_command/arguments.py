@@ -11,7 +11,8 @@ import click
 
 from .. import __version__
 from . import actions
-from .check import Options, Roles
+from .check import Options
+from .roles import Roles
 from .urls import SCHEMES, Target, parse
 
 Action: TypeAlias = Callable[[], int]
@@ -163,8 +164,8 @@ def connect(
     """
     if not url.scheme.tls and (ca or name):
         raise click.UsageError(f"--ca and --name are for TLS, which '{url.url}' does not use")
-    role = _roles(ca, name).role(url.scheme.alpn)
-    return functools.partial(actions.connect, url, role, proxy_protocol=proxy_protocol, keep_lf=lf)
+    roles = _roles(ca, name)
+    return functools.partial(actions.connect, url, roles, proxy_protocol=proxy_protocol, keep_lf=lf)
 
 
 @cli.command()

@@ -5,23 +5,20 @@ from __future__ import annotations
 import contextlib
 import datetime
 from dataclasses import dataclass
-from pathlib import Path
 
 import trio
 
-from .. import ClientTLS, TLSError, TLSInfo
+from .. import TLSError, TLSInfo
 from .certificate import CertificateFacts, read_certificate
 from .explain import INJECTABLE, UNREADABLE_DATES, explain, explain_expiry, explain_timeout
 from .injected import INJECTED
 from .injection import is_injectable
 from .opening import NETWORK_ERRORS, connect_plain, open_target
+from .roles import Roles
 from .urls import Target
 
 #: The states of a URL, and the exit statuses of the command, as Nagios has them.
 GOOD, EXPIRES_SOON, BAD = 0, 1, 2
-
-# OpenSSL's reasons of a server that shares no ALPN protocol (RFC 7301, section 3.2).
-_NO_ALPN = ("NO_APPLICATION_PROTOCOL", "TLSV1_ALERT_NO_APPLICATION_PROTOCOL")
 
 
 @dataclass(frozen=True)
@@ -49,32 +46,6 @@ class Result:
     certificate: CertificateFacts
     days_left: int | None
     injection: bool | None
-
-
-class Roles:
-    """The TLS roles of all checks. They differ in the protocols that they offer by ALPN.
-
-    Args:
-      ca: the file of the authorities to trust instead of the system's, or ``None``.
-      name: the name to verify instead of each URL's host, or ``None``.
-
-    Raises ``OSError`` if the file cannot be read, and ``ValueError`` if an argument is invalid.
-    """
-
-    def __init__(self, ca: Path | None, name: str | None) -> None:
-        self.name = name
-        role = ClientTLS(name, ca=ca)
-        self._ca = role.ca  # read once
-        self._roles: dict[tuple[tuple[str, ...], bool], ClientTLS] = {((), True): role}
-
-    def role(self, alpn: tuple[str, ...], *, verify: bool = True) -> ClientTLS:
-        """Return the role that offers these protocols."""
-        found = self._roles.get((alpn, verify))
-        if found is None:
-            ca = self._ca if verify else None
-            found = ClientTLS(self.name, ca=ca, alpn_protocols=alpn, verify=verify)
-            self._roles[alpn, verify] = found
-        return found
 
 
 @dataclass(frozen=True)
@@ -131,14 +102,7 @@ async def _look(target: Target, roles: Roles, seen: _Seen) -> None:
 
 
 async def _handshake(target: Target, roles: Roles, seen: _Seen, *, verify: bool) -> None:
-    alpn = target.scheme.alpn
-    try:
-        sock = await open_target(target, roles.role(alpn, verify=verify), timeout=None)
-    except TLSError as exc:
-        if exc.reason not in _NO_ALPN or not alpn:
-            raise
-        # Clients that offer nothing get in, as most clients of mail do.
-        sock = await open_target(target, roles.role((), verify=verify), timeout=None)
+    sock = await open_target(target, roles, target.scheme.alpn, verify=verify, timeout=None)
     seen.tls = sock.tls
     with contextlib.suppress(*NETWORK_ERRORS):  # what has been seen counts
         await sock.close()

@@ -11,17 +11,21 @@ from dataclasses import dataclass
 
 import trio
 
-from .. import ClientTLS, Socket
+from .. import Socket
 from .._text import printable
 from .certificate import CertificateFacts
 from .explain import explain
 from .opening import NETWORK_ERRORS, open_target
+from .roles import Roles
 from .terminal import TerminalText, read, write
 from .urls import Target
 
 # TLS has no half-close. So, once the input has ended, a TLS peer that says nothing for this long
 # (in seconds) gets close_notify. ``relay`` waits as long.
 _SILENCE = 60
+
+# Nobody can type HTTP/2. A server that may choose prefers it, so it is not offered.
+_BINARY_HTTP = "h2"
 
 
 class ConversationFailedError(Exception):
@@ -44,7 +48,7 @@ class Ends:
 
 
 async def converse(
-    target: Target, tls: ClientTLS, ends: Ends, *, proxy_protocol: bool, keep_lf: bool
+    target: Target, roles: Roles, ends: Ends, *, proxy_protocol: bool, keep_lf: bool
 ) -> None:
     """Connect, send the input, and show what the peer sends until the peer ends.
 
@@ -55,23 +59,24 @@ async def converse(
     Raises: ``ConversationFailedError`` if the network or the peer fails, and ``OSError`` if the
     input or the output fails. If cancelled, the connection is closed immediately.
     """
+    alpn = tuple(each for each in target.scheme.alpn if each != _BINARY_HTTP)
     try:
-        sock = await open_target(target, tls, proxy_protocol=proxy_protocol)
+        sock = await open_target(target, roles, alpn, proxy_protocol=proxy_protocol)
     except NETWORK_ERRORS as exc:
-        raise ConversationFailedError(_explain(exc, target, tls)) from exc
+        raise ConversationFailedError(_explain(exc, target, roles)) from exc
     try:
         ends.notify(_describe(sock))
         await _Conversation(sock, ends, keep_lf=keep_lf).run()
         await sock.close()
     except trio.BrokenResourceError as exc:
-        raise ConversationFailedError(_explain(exc, target, tls)) from exc
+        raise ConversationFailedError(_explain(exc, target, roles)) from exc
     finally:
         sock.abort()
 
 
-def _explain(error: Exception, target: Target, tls: ClientTLS) -> str:
+def _explain(error: Exception, target: Target, roles: Roles) -> str:
     now = datetime.datetime.now(datetime.timezone.utc)
-    name = tls.server_hostname or target.host
+    name = roles.name or target.host
     return explain(error, CertificateFacts(), name, target, now)
 
 

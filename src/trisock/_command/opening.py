@@ -9,30 +9,58 @@ from .. import (
     LimitExceededError,
     ProxyHeader,
     Socket,
+    TLSError,
     connect,
     connect_unix,
     starttls,
 )
+from .roles import Roles
 from .urls import Target
 
 #: What a network, a peer and its certificate can cause.
 NETWORK_ERRORS = (OSError, trio.BrokenResourceError, EOFError, LimitExceededError, ValueError)
 
 
+# OpenSSL's reasons for a server that shares no ALPN protocol with us (RFC 7301, section 3.2).
+_NO_ALPN = ("NO_APPLICATION_PROTOCOL", "TLSV1_ALERT_NO_APPLICATION_PROTOCOL")
+
+
 async def open_target(
-    target: Target, tls: ClientTLS, *, timeout: float | None = 60, proxy_protocol: bool = False
+    target: Target,
+    roles: Roles,
+    alpn: tuple[str, ...],
+    *,
+    verify: bool = True,
+    timeout: float | None = 60,
+    proxy_protocol: bool = False,
 ) -> Socket:
     """Connect, and start TLS if the URL says so. A cancelled or failed call leaves nothing open.
 
+    If the server refuses all protocols that ALPN offers, a second connection offers none. Most
+    clients of mail offer none either.
+
     Args:
       target: where to connect.
-      tls: the role for TLS. It verifies the name in the role, or the URL's host.
+      roles: the roles for TLS.
+      alpn: the protocols to offer by ALPN.
+      verify: whether to verify the certificate for the name in ``roles``, or for the URL's host.
       timeout: how many seconds STARTTLS and the handshake may take together, or ``None`` for no
         limit.
       proxy_protocol: whether to send a PROXY header first, with the connection's own addresses.
 
     Raises: one of ``NETWORK_ERRORS``.
     """
+    try:
+        return await _open(target, roles.role(alpn, verify=verify), timeout, proxy_protocol)
+    except TLSError as exc:
+        if exc.reason not in _NO_ALPN or not alpn:
+            raise
+    return await _open(target, roles.role((), verify=verify), timeout, proxy_protocol)
+
+
+async def _open(
+    target: Target, tls: ClientTLS, timeout: float | None, proxy_protocol: bool
+) -> Socket:
     sock = await connect_plain(target)
     try:
         if proxy_protocol:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .conversation import Exactly, Names, Negotiation, Part, Send, refused
+from .conversation import Exactly, Names, Negotiation, Part, Send, Until, refused
 
 _IAC, _DONT, _DO, _WONT, _WILL, _SB, _SE = (
     b"\xff",
@@ -53,13 +53,21 @@ def _command() -> Part[bytes]:
     A subnegotiation is returned without its end.
     """
     while True:
-        while (yield Exactly(1)) != _IAC:
-            pass
+        yield Until(_IAC)
         verb = yield Exactly(1)
         if verb in (_DO, _DONT, _WILL, _WONT):
             return verb + (yield Exactly(1))
         if verb == _SB:
-            content = verb
-            while not content.endswith(_IAC + _SE):
-                content += yield Exactly(1)
-            return content[:-2]
+            return verb + (yield from _subnegotiation())
+
+
+def _subnegotiation() -> Part[bytes]:
+    """Return the content of a subnegotiation. In it, IAC IAC stands for a byte 255 (RFC 855)."""
+    content = b""
+    while True:
+        content += yield Until(_IAC)
+        end = yield Exactly(1)
+        if end == _SE:
+            return content[:-1]
+        if end != _IAC:
+            content += end

@@ -133,7 +133,7 @@ async def connect(
     if tls is True or (tls is None and starttls is not None):
         tls = ClientTLS()
     if tls is not None:
-        _check_client_role(tls, host)
+        _check_client_role(tls, host, starttls is not None)
     elif https_compatible:
         raise ValueError("https_compatible is for TLS: pass tls as well")
     where = format_host_port(host, port)
@@ -237,13 +237,14 @@ def _check_proxy_header(header: object) -> None:
         raise TypeError(f"proxy_header must be a ProxyHeader or None, not {quoted(header)}")
 
 
-def _check_client_role(tls: TLSArgument, host: str | None) -> None:
+def _check_client_role(tls: TLSArgument, host: str | None, upgrades: bool = False) -> None:
     """Check ``tls`` before connecting.
 
-    Raises ``TypeError`` for the role of a TLS server, unless ``tls`` is a bare ``SSLContext``.
+    Raises ``TypeError`` for the role of a TLS server. A bare ``SSLContext`` may be one, unless the
+    connection begins with STARTTLS (``upgrades``).
     """
     role = resolve_role(tls, server_hostname=None, connected_host=host, side="client")
-    if role.server_side and not isinstance(tls, ssl.SSLContext):
+    if role.server_side and (upgrades or not isinstance(tls, ssl.SSLContext)):
         raise TypeError(
             f"tls must be a TLS client's role, not {type_name(tls)}: "
             "to be the TLS server on this connection, call starttls"

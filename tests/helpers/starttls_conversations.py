@@ -239,7 +239,7 @@ class Replay:
         if delimiter not in self.unread:
             raise EndOfInputError(self.unread)
         taken = self._take(self.unread.index(delimiter) + len(delimiter))
-        return taken.rstrip(b"\r\n") if isinstance(request, Line) else taken
+        return taken.removesuffix(b"\n").removesuffix(b"\r") if isinstance(request, Line) else taken
 
     def _take(self, size: int) -> bytes:
         if len(self.unread) < size:

@@ -55,6 +55,8 @@ async def test_accept_starts_tls(
         ("mx_1.example.org", b"mx_1.example.org"),
         ("bücher.example", b"xn--bcher-kva.example"),
         ("[IPv6:2001:db8::1]", b"[IPv6:2001:db8::1]"),
+        ("192.0.2.1", b"[192.0.2.1]"),
+        ("fe80::1%lo", b"[IPv6:fe80::1]"),
     ],
 )
 async def test_a_server_names_itself(

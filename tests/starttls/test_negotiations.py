@@ -208,6 +208,23 @@ def test_a_client_refuses(
         assert replay.refusal.reply == reply
 
 
+@pytest.mark.parametrize("content", [b"{9}", b"x{1+}", b"{" * 50])
+def test_a_literal_may_end_like_an_announcement(content: bytes) -> None:
+    literal = b"{%d}\r\n%b\r\n" % (len(content), content)
+    replay = Replay(client("imap"), b"* OK " + literal + CAPABLE + b"a2 OK\r\n")
+    assert (replay.greeting, replay.unread) == (b"* OK " + literal[:-2], b"")
+    replay = Replay(client("sieve"), b'"X" ' + literal + SIEVE + b"OK\r\n")
+    assert (replay.refusal, replay.unread) == (None, b"")
+
+
+def test_a_subnegotiation_of_telnet_may_hold_any_byte() -> None:
+    odd = b"\xff\xfa\x18\xff\xff\xf0\xff\xfe\x2e\xff\xff\xff\xf0"
+    received = odd + b"\xff\xfd\x2e" + odd + b"\xff\xfa\x2e\x01\xff\xf0"
+    replay = Replay(client("telnet"), received)
+    assert (replay.greeting, replay.unread) == (b"", b"")
+    assert replay.sent == b"\xff\xfb\x2e\xff\xfa\x2e\x01\xff\xf0"
+
+
 def test_an_ldap_length_may_have_the_long_form() -> None:
     response = b"\x30\x82\x00\x0d" + LDAP_SUCCESS[2:5] + b"\x78\x81\x07" + LDAP_SUCCESS[7:]
     replay = Replay(client("ldap"), response)

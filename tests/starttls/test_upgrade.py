@@ -170,6 +170,9 @@ async def test_connect_rejects_arguments_before_it_connects(server_tls: ServerTL
         await trisock.connect("localhost", 1, starttls="imap", https_compatible=True)
     with pytest.raises(TypeError, match="tls must be a TLS client's role"):
         await trisock.connect("localhost", 1, starttls="imap", tls=server_tls)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with pytest.raises(TypeError, match="tls must be a TLS client's role, not a SSLContext"):
+        await trisock.connect("localhost", 1, starttls="imap", tls=context)
 
 
 # ---- arguments ----
@@ -238,6 +241,10 @@ async def test_upgrade_needs_an_idle_connection_in_plain_text(
         ("smtp", (b"220-" + b"x" * 4000 + b"\r\n") * 5, "more than 16384 bytes as its greeting"),
         ("irc", (b"x" * 8000 + b"\r\n") * 9, "more than 65536 bytes"),
         ("ldap", b"\x30\x84\xff\xff\xff\xff", "more than 65536 bytes"),
+        ("imap", b"* OK {99999999999999999999}\r\n", "more than 16384 bytes as its greeting"),
+        ("telnet", b"\xff\xfc\x01" * 513, "more than 512 lines, tags or commands"),
+        ("telnet", b"\xff\xfd\x01" + b"x" * 9000, "a line of more than 8192 bytes"),
+        ("telnet", b"\xff\xfd\x01\xff\xfa" + b"x" * 9000, "a line of more than 8192 bytes"),
         ("pop3", b"+OK\r\n+OK\r\nDELE 1\r\n", "unencrypted bytes came behind the last message"),
         ("pop3", b"-ERR \x1b[31m\xff\r\n", r": '-ERR \x1b[31m\xff'"),
         ("pop3", b"-ERR " + b"x" * 1000 + b"\r\n", f": '-ERR {'x' * 195}'..."),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 from .._address import is_unix_address
 from .._arguments import seconds_or_inf, type_name
 from .._tls.roles import ClientTLS, resolve_role
-from .conversation import CheckQuiet, Names, Negotiation
+from .conversation import CheckQuiet, Names, Negotiation, address_literal
 from .driver import check_protocol, check_socket, run
 from .ftp import ftp_client
 from .imap import imap_client
@@ -80,8 +79,9 @@ async def upgrade(
       TLSError: the handshake failed. The socket is closed.
       RuntimeError: the connection already uses TLS. Nothing has changed.
       TypeError, ValueError: an argument is invalid. Nothing has changed.
-      trio.BusyResourceError: another task is reading. Nothing has changed.
-      trio.ClosedResourceError: the socket is closed.
+      trio.BusyResourceError: another task is reading. Nothing has changed. If another task is
+        sending, the socket is closed.
+      trio.ClosedResourceError: the socket is closed, or ``send_eof`` was called.
 
     If cancelled, the socket is closed immediately. Once the negotiation has failed, nothing more is
     sent in plain text.
@@ -89,8 +89,8 @@ async def upgrade(
     **Forget what was said before TLS**, the greeting too: an attacker may have written it. Ask for
     the capabilities again.
 
-    Before TLS, the server may send 64 KiB in all, 512 lines, and 8 KiB per line. Its greeting may
-    take 16 KiB of them.
+    Before TLS, the server may send 64 KiB in all, 512 lines, and 8 KiB per line. XMPP's tags and
+    Telnet's commands count as lines. The greeting may take 16 KiB.
     """
     check_protocol(protocol, PROTOCOLS)
     seconds = seconds_or_inf("timeout", timeout)
@@ -104,7 +104,7 @@ async def upgrade(
     if role.server_hostname is None and protocol.startswith("xmpp"):
         raise ValueError(f"{protocol} needs the server's name: give it in tls")
     check_socket(sock)
-    names = Names(_address_literal(sock.getlocal()), role.server_hostname)
+    names = Names(_own_name(sock.getlocal()), role.server_hostname)
     _, client = _CLIENTS[protocol]
     greeting, _ = await run(sock, protocol, _then_quiet(client(names)), tls, seconds)
     return greeting
@@ -117,10 +117,6 @@ def _then_quiet(negotiation: Negotiation) -> Negotiation:
     return greeting
 
 
-def _address_literal(address: Address) -> bytes:
-    """Name this host by its address (RFC 5321, section 4.1.3): a look-up could take long."""
-    if is_unix_address(address):
-        return b"localhost"
-    ip = ipaddress.ip_address(address.host.partition("%")[0])
-    tag = "IPv6:" if ip.version == 6 else ""
-    return f"[{tag}{ip}]".encode()
+def _own_name(address: Address) -> bytes:
+    """Name this host by its address: a look-up could take long."""
+    return b"localhost" if is_unix_address(address) else address_literal(address.host)

@@ -7,6 +7,7 @@ TLS, and raises ``Refusal`` if TLS must not begin.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ CRLF = b"\r\n"
 #: How many commands a server reads before STARTTLS. Then it ends the connection.
 MAX_COMMANDS = 20
 
-# The end of a line that announces a literal (RFC 9051, section 4.3; RFC 5804, section 1.2).
-_LITERAL = re.compile(rb"\{(\d{1,9})\+?\}\Z")
+# The end of a line that announces a literal (RFC 9051, section 4.3; RFC 5804, section 1.2). No
+# number has more digits than this.
+_LITERAL = re.compile(rb"\{(\d{1,20})\+?\}\Z")
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,16 @@ def line_with_literals() -> Part[bytes]:
         line = yield Line()
         parts += [CRLF, content, line]
     return b"".join(parts)
+
+
+def address_literal(host: str) -> bytes:
+    """Write an IP address as SMTP does: ``[192.0.2.1]`` (RFC 5321, section 4.1.3).
+
+    Raises ``ValueError`` if the host is not an IP address.
+    """
+    ip = ipaddress.ip_address(host.partition("%")[0])
+    tag = "IPv6:" if ip.version == 6 else ""
+    return f"[{tag}{ip}]".encode()
 
 
 def unexpected(reply: bytes, *, offered: bool | None = None) -> Refusal:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # What a peer may send in plain text. Real greetings and capabilities take 2 KiB at most; the banner
 # of an FTP server may be longer. Besides this, the socket's buffer holds the result of one read.
 MAX_LINE = 8192  # bytes of a line, with its end
-MAX_LINES = 512
+MAX_LINES = 512  # also tags (XMPP) and commands (Telnet)
 MAX_GREETING = 16384  # bytes before we have sent anything
 MAX_TOTAL = 65536  # bytes
 
@@ -165,7 +165,7 @@ class _Limits:
     def count_line(self) -> None:
         self.lines += 1
         if self.lines > MAX_LINES:
-            raise Refusal(f"the peer sent more than {MAX_LINES} lines")
+            raise Refusal(f"the peer sent more than {MAX_LINES} lines, tags or commands")
 
 
 def _how_it_ended(exc: Exception, limits: _Limits) -> str:

@@ -42,7 +42,7 @@ def imap_client(names: Names) -> Negotiation:
     final, untagged = yield from _responses(b"a1")
     if not _is_ok(final):
         raise not_offered(final)
-    words = [line.upper().split(b" ") for line in untagged]
+    words = (line.upper().split(b" ") for line in untagged)
     if not any(each[:2] == [b"*", b"CAPABILITY"] and b"STARTTLS" in each for each in words):
         raise not_offered()
     yield Send(b"a2 STARTTLS" + CRLF)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from .._address import to_ascii_host
 from .._arguments import quoted, seconds_or_inf, type_name
 from .._tls.roles import resolve_role
-from .conversation import Names, Negotiation
+from .conversation import Names, Negotiation, address_literal
 from .driver import check_protocol, check_socket, run
 from .imap import imap_server
 from .pop3 import pop3_server
@@ -52,8 +52,8 @@ async def accept(
       sock: a new connection in plain text.
       protocol: ``"smtp"``, ``"lmtp"``, ``"imap"``, ``"pop3"`` or ``"postgres"``.
       tls: the role of a TLS server, as in ``Socket.starttls``.
-      hostname: how the server names itself in SMTP and LMTP: a host name, or an address literal
-        such as ``"[192.0.2.1]"``. The default is the machine's name.
+      hostname: how the server names itself in SMTP and LMTP: a host name, an IP address, or an
+        address literal such as ``"[192.0.2.1]"``. The default is the machine's name.
       timeout: how many seconds the negotiation and the handshake may take together, or ``None`` for
         no limit.
 
@@ -69,10 +69,12 @@ async def accept(
         closed.
       RuntimeError: the connection already uses TLS. Nothing has changed.
       TypeError, ValueError: an argument is invalid. Nothing was sent.
-      trio.BusyResourceError: another task is reading. Nothing has changed.
-      trio.ClosedResourceError: the socket is closed.
+      trio.BusyResourceError, trio.ClosedResourceError: as in ``upgrade``.
 
     If cancelled, the socket is closed immediately.
+
+    ``Server.broadcast`` without ``to`` also reaches clients that have not asked for TLS yet, in
+    plain text. Pass it the sockets for which ``accept`` has returned.
 
     What the client sends behind STARTTLS, before TLS, is never executed (CVE-2011-0411): the
     connection ends. The same holds for PostgreSQL (CVE-2021-23214). The limits of ``upgrade``
@@ -99,4 +101,7 @@ def _own_name(hostname: str | None) -> bytes:
         raise TypeError(f"hostname must be a str or None, not {quoted(hostname)}")
     if _ADDRESS_LITERAL.fullmatch(hostname):
         return hostname.encode()
-    return to_ascii_host(hostname).encode()
+    try:
+        return address_literal(hostname)
+    except ValueError:  # a host name
+        return to_ascii_host(hostname).encode()

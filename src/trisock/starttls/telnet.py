@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .conversation import Exactly, Names, Negotiation, Part, Send, refused
+from .conversation import Exactly, Names, Negotiation, Part, Send, Until, refused
 
 _IAC, _DONT, _DO, _WONT, _WILL, _SB, _SE = (
     b"\xff",
@@ -53,8 +53,7 @@ def _command() -> Part[bytes]:
     A subnegotiation is returned without its end.
     """
     while True:
-        while (yield Exactly(1)) != _IAC:
-            pass
+        yield Until(_IAC)
         verb = yield Exactly(1)
         if verb in (_DO, _DONT, _WILL, _WONT):
             return verb + (yield Exactly(1))
@@ -63,12 +62,12 @@ def _command() -> Part[bytes]:
 
 
 def _subnegotiation() -> Part[bytes]:
-    """Return the bytes up to IAC SE. IAC IAC stands for one byte 255 (RFC 855)."""
-    content = bytearray()
+    """Return the content of a subnegotiation. In it, IAC IAC stands for a byte 255 (RFC 855)."""
+    content = b""
     while True:
-        byte = yield Exactly(1)
-        if byte == _IAC:
-            byte = yield Exactly(1)
-            if byte == _SE:
-                return bytes(content)
-        content += byte
+        content += yield Until(_IAC)
+        end = yield Exactly(1)
+        if end == _SE:
+            return content[:-1]
+        if end != _IAC:
+            content += end

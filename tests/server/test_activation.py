@@ -126,6 +126,13 @@ def test_without_sockets_for_this_process_it_is_an_os_error(pid: str, count: str
     assert NONE in line or "not numbers" in line or "descriptor 4 is not open" in line
 
 
+@pytest.mark.parametrize("count", ["", "-1", "+1", " 1", "0_1", "\u0661", "1" * 5000])
+def test_a_malformed_number_of_sockets_is_an_os_error(count: str) -> None:
+    with listening() as sock:
+        (line,) = run("print(attempt(Listener.from_systemd))", [sock], LISTEN_FDS=count)
+    assert "not numbers" in line
+
+
 def test_a_program_that_systemd_did_not_start_gets_an_os_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -27,6 +27,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import trio
+from gunicorn.arbiter import Arbiter
 from gunicorn.config import Config, NewSSLContext
 from gunicorn.workers.base import Worker
 
@@ -68,7 +69,8 @@ class App:
       lifespan: a function that returns an async context manager. Each worker enters it in its run
         of Trio before it accepts, and exits it when its last connection is closed. It is the place
         for a pool of database connections, or for tasks beside the server. An error while entering
-        it makes gunicorn halt, as an error in the program's import does.
+        it (or ``SystemExit``) makes gunicorn halt, as an error in the program's import does. An
+        error of a worker that was asked to stop meanwhile does not.
 
     An ``App`` can be called like its handler, so the same object can be passed to ``bind``.
     """
@@ -168,15 +170,17 @@ class TrioWorker(Worker):
         self.booted = False  # until the server listens: if this fails, gunicorn halts
         try:
             trio.run(self._main)
-        except Exception:
-            if not self.aborted:
-                raise
         except BaseException as exc:
+            # A worker that was asked to stop while it started is no reason to halt gunicorn.
+            self.booted = self.booted or not self.alive
+            if self.aborted:
+                sys.exit(1)
+            if isinstance(exc, Exception):
+                raise
             # This is a fork of the master, whose loop would take a KeyboardInterrupt for its own
             # and stop the other workers. So nothing but SystemExit leaves this method.
-            if not self.aborted:
-                _guard.log(_logger, logging.ERROR, "worker %s ended", self.pid, exc_info=exc)
-            sys.exit(1)
+            _guard.log(_logger, logging.ERROR, "worker %s ended", self.pid, exc_info=exc)
+            sys.exit(1 if self.booted else Arbiter.WORKER_BOOT_ERROR)
         finally:
             self._token = None
         if self.aborted:

@@ -132,6 +132,13 @@ for pid, count in [("1", "1"), (own, "0"), (own, "x"), ("x", "1"), ("", "1"), (o
         assert NONE in line or "not numbers" in line or "descriptor 4 is not open" in line
 
 
+@pytest.mark.parametrize("count", ["", "-1", "+1", " 1", "0_1", "\u0661", "1" * 5000])
+def test_a_malformed_number_of_sockets_is_an_os_error(count: str) -> None:
+    with listening() as sock:
+        (line,) = run("print(attempt(Listener.from_systemd))", [sock], LISTEN_FDS=count)
+    assert "not numbers" in line
+
+
 def test_a_program_that_systemd_did_not_start_gets_an_os_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -159,6 +159,58 @@ async def test_stopping_the_server_ends_a_broadcast(how: str, timeout: float) ->
     await server.wait_closed()
 
 
+async def chat_until_idle(sock: Socket) -> None:
+    await sock.recv()
+    await sock.send(b"hi\n")
+    with sock.idle():
+        await sock.recv()
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_a_stop_does_not_cut_a_broadcast_short(tls: bool, server_tls: ServerTLS) -> None:
+    async with serving(chat_until_idle, tls=server_tls if tls else None) as s:
+        async with await s.connect() as client:
+            await client.send(b"hello")
+            assert await client.recv_until(b"\n") == b"hi\n"
+            async with broadcasting(s.server, BIG) as delivered:
+                s.server.stop()
+                while s.server.connections:
+                    await trio.lowlevel.checkpoint()
+                assert await client.recv_exactly(len(BIG)) == BIG
+                assert await client.recv() == b""
+            assert delivered == [1]
+
+
+async def test_a_stop_aborts_a_client_that_does_not_take_a_broadcast(
+    jumping_clock: trio.testing.MockClock,
+) -> None:
+    async with bound(chat_until_idle) as server, connected(server) as client:
+        await client.send(b"hello")
+        assert await client.recv_until(b"\n") == b"hi\n"
+        async with broadcasting(server, BIG, timeout=math.inf) as delivered:
+            server.stop(grace=None)
+            await server.wait_closed()
+        assert delivered == [0]
+        assert server.stats().aborted == 1
+        with pytest.raises(trio.BrokenResourceError):
+            while await client.recv():
+                pass
+
+
+async def test_a_hard_stop_ends_the_wait_for_a_broadcast() -> None:
+    async with bound(chat_until_idle) as server, connected(server) as client:
+        await client.send(b"hello")
+        assert await client.recv_until(b"\n") == b"hi\n"
+        async with broadcasting(server, BIG, timeout=math.inf) as delivered:
+            server.stop(grace=None)
+            while server.connections:
+                await trio.lowlevel.checkpoint()
+            server.stop(grace=0)
+            await server.wait_closed()
+        assert delivered == [0]
+        assert server.stats().active == 0
+
+
 async def test_an_error_in_a_broadcast_is_raised_to_the_caller(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

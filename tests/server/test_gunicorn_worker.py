@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from gunicorn.arbiter import Arbiter
 from gunicorn.config import Config
 from gunicorn.glogging import Logger
 
@@ -276,6 +277,19 @@ def test_a_worker_that_cannot_listen_has_not_booted(make_worker: Any) -> None:
     assert not worker.booted
 
 
+def test_a_lifespan_that_exits_halts_gunicorn(make_worker: Any) -> None:
+    @contextlib.asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        sys.exit("no database")
+        yield
+
+    worker = make_worker(App(echo, lifespan=lifespan))
+    worker.load_wsgi()
+    with pytest.raises(SystemExit) as raised:
+        worker.run()
+    assert raised.value.code == Arbiter.WORKER_BOOT_ERROR
+
+
 # ---- serving ----
 
 
@@ -497,6 +511,31 @@ def test_a_signal_ends_a_lifespan_that_has_not_begun(name: str, make_worker: Any
     worker.load_wsgi()
     worker.run()
     assert not worker.booted
+
+
+@pytest.mark.parametrize("error", [Recorded, SystemExit])
+def test_an_error_of_a_worker_told_to_stop_never_halts_gunicorn(
+    error: type[BaseException], make_worker: Any
+) -> None:
+    @contextlib.asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        worker.handle_exit(signal.SIGTERM, None)
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise error
+        yield
+
+    worker = make_worker(App(echo, lifespan=lifespan))
+    worker.load_wsgi()
+    if error is SystemExit:
+        with pytest.raises(SystemExit) as raised:
+            worker.run()
+        assert raised.value.code == 1
+    else:
+        with pytest.RaisesGroup(error, flatten_subgroups=True):
+            worker.run()
+        assert worker.booted  # otherwise the master halts
 
 
 def test_a_signal_between_lifespan_and_listening_stops_the_server(make_worker: Any) -> None:

@@ -17,6 +17,7 @@ _FIRST = 3
 # How systemd calls a descriptor without a name.
 _UNNAMED = "unknown"
 
+_MAX_DIGITS = 20  # those of a 64-bit number
 _VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
 
 # The passed descriptors that were not taken yet, with their names, the names of those that were
@@ -68,12 +69,9 @@ def _read_environment() -> None:
 
 def _from_environment() -> dict[int, str]:
     """Return the descriptors that the environment promises to this process, with their names."""
-    try:
-        if int(os.environ.get("LISTEN_PID", "")) != os.getpid():
-            return {}
-        count = int(os.environ["LISTEN_FDS"])
-    except ValueError:
-        raise OSError(errno.EINVAL, "LISTEN_PID and LISTEN_FDS are not numbers") from None
+    if _number("LISTEN_PID") != os.getpid():
+        return {}
+    count = _number("LISTEN_FDS")
     names = os.environ.get("LISTEN_FDNAMES", "").split(":")
     found = {}
     for number in range(_FIRST, _FIRST + count):
@@ -85,6 +83,14 @@ def _from_environment() -> dict[int, str]:
         index = number - _FIRST
         found[number] = (names[index] if index < len(names) else "") or _UNNAMED
     return found
+
+
+def _number(variable: str) -> int:
+    text = os.environ.get(variable, "")
+    # int() alone also takes "1_0", and digits of other scripts.
+    if not (text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS):
+        raise OSError(errno.EINVAL, "LISTEN_PID and LISTEN_FDS are not numbers")
+    return int(text)
 
 
 def _socket_of(number: int) -> socket.socket:

@@ -9,6 +9,7 @@ import trio
 from .._arguments import quoted
 from .._net.connection import Connection
 from .._net.connection_state import ConnectionState
+from .._net.linger import LINGER_SECONDS
 from .._net.socket import Socket, connection_of
 
 
@@ -95,6 +96,31 @@ async def broadcast_to(
         raise trio.TooSlowError
     finally:
         lock.release()
+
+
+async def finish_broadcasts(connection: Connection) -> bool:
+    """Before a close, wait until the broadcasts to the connection have ended.
+
+    A handler may end while a broadcast is in progress. If the connection were closed then, the
+    message would be cut short, and in plain text the client would see a clean end. The wait has the
+    limit of any close, because a broadcast may have no timeout. After that, the connection is
+    aborted. If the wait is cancelled, the connection is closed immediately.
+
+    Returns: whether the connection was aborted.
+    """
+    lock = connection.sending
+    if lock.in_use or not lock.locked:
+        return False
+    try:
+        with trio.move_on_after(LINGER_SECONDS):
+            await lock.acquire()
+            lock.release()
+            return False
+    except BaseException:
+        connection.close_immediately()
+        raise
+    connection.abort()
+    return True
 
 
 def members_of(

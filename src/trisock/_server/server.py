@@ -20,7 +20,7 @@ from .._not_copyable import NotCopyable
 from .._tls.roles import ClientTLS, ServerTLS, TLSArgument, TLSRole, resolve_role
 from .accepting import Acceptor
 from .admission import Admission
-from .broadcast import Broadcast, members_of
+from .broadcast import Broadcast, finish_broadcasts, members_of
 from .handler_errors import (
     is_cancelled,
     is_complete,
@@ -300,6 +300,9 @@ class Server(NotCopyable):
         the handler. After the wait, the connection is aborted if the broadcast's own send takes
         longer than ``timeout`` seconds. A slow client does not delay the others.
 
+        If a handler ends meanwhile, its client still gets the whole message, unless it takes longer
+        than 2 seconds from then on. Then the connection is aborted.
+
         A connection in a handshake, ``starttls`` or ``stoptls`` is skipped, even if that operation
         begins while the broadcast waits for the handler's send. So a connection that used TLS when
         the broadcast began never gets the data in plain text, and a connection that used plain text
@@ -476,6 +479,7 @@ class Server(NotCopyable):
                     # No await here: a Cancelled would replace, say, a SystemExit.
                     connection.close_immediately()
                     raise
+                self._counts["aborted"] += await finish_broadcasts(connection)
                 # Everything that a handler sent arrives, even if the handler failed. But after a
                 # failure we send no close_notify, which would claim that nothing is missing.
                 await connection.close(complete=complete)

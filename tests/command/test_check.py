@@ -383,6 +383,17 @@ def test_names_of_a_certificate_are_escaped(
     ]
 
 
+def test_the_issuer_is_escaped(ca_file: Path, command: Command) -> None:
+    stranger = CertificateAuthority("a\x1b]0;title\x07\nOK")
+    with serving(LocalServer(quiet, server_tls(stranger))) as [port]:
+        url = f"tls://localhost:{port}"
+        plain = command("check", "--ca", ca_file, url)
+        as_json = command("check", "--json", "--ca", ca_file, url)
+    assert plain.out.count(r"issued by a\x1b]0;title\x07\nOK, ") == 2
+    assert len(plain.out.splitlines()) == 1
+    assert json.loads(as_json.out)[0]["issuer"] == r"a\x1b]0;title\x07\nOK"
+
+
 def test_many_names_are_shortened(
     command_ca: CertificateAuthority, ca_file: Path, command: Command
 ) -> None:

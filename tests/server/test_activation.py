@@ -84,6 +84,8 @@ print(left())
 listener.abort()
 """,
             [four, six, unix],
+            LISTEN_FDNAMES="a:b:c",
+            LISTEN_PIDFDID="1",
         )
         ports = four.getsockname()[1], six.getsockname()[1]
     assert lines == [f"127.0.0.1:{ports[0]}", f"[::1]:{ports[1]}", path, "[]"]

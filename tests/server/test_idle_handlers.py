@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import os
 import socket
 import ssl
 import sys
@@ -17,7 +18,7 @@ import trio.testing
 
 import trisock
 from helpers.peers import Peer
-from helpers.reads import READS, waits
+from helpers.reads import ITEM, READS, waits
 from helpers.server import bound, connect, logged
 from trisock import IdleTimeoutError, ServerClosing, Socket
 from trisock.testing import Authority, serving
@@ -83,6 +84,25 @@ async def test_requests_that_have_arrived_are_answered(tls: bool, authority: Aut
 
 
 @pytest.mark.parametrize("tls", [False, True])
+async def test_a_request_that_arrives_just_before_the_stop_is_answered(
+    tls: bool, authority: Authority
+) -> None:
+    """The kernel has received it, but the handler's read is not awake yet."""
+    role = authority.server_tls() if tls else None
+    async with serving(echo_lines, tls=role) as s, await s.connect() as client:
+        await used(client)
+        await until_idle(s.server)
+        request = b"last\n"
+        if tls:
+            engine = client._connection.tls.engine  # type: ignore[union-attr]
+            engine.write(request)
+            request = engine.data_to_send()
+        os.write(client.fileno(), request)
+        s.server.stop()
+        assert [line async for line in client.lines()] == [b"last"]
+
+
+@pytest.mark.parametrize("tls", [False, True])
 async def test_a_request_that_has_begun_may_be_completed(tls: bool, authority: Authority) -> None:
     role = authority.server_tls() if tls else None
     async with serving(echo_lines, tls=role) as s, await s.connect() as client:
@@ -110,6 +130,49 @@ async def test_a_block_that_has_consumed_something_goes_on() -> None:
         await trio.testing.wait_all_tasks_blocked()
         await client.send(b"body")
         assert await client.recv() == b"body"
+
+
+async def test_bytes_pushed_back_in_a_block_are_a_request_that_has_begun() -> None:
+    async def handler(sock: Socket) -> None:
+        await sock.recv_line()
+        with sock.idle():
+            sock.unrecv(b"ha")
+            await sock.send(await sock.recv_line())
+
+    async with serving(handler) as s, await s.connect() as client:
+        await client.send(b"go\n")
+        await until_idle(s.server)
+        s.server.stop()
+        await trio.testing.wait_all_tasks_blocked()
+        await client.send(b"lf\n")
+        assert await client.recv() == b"half"
+
+
+@pytest.mark.parametrize("idle", [True, False])
+@pytest.mark.parametrize("iterator", ["lines", "batches", "frames"])
+async def test_an_iterator_ends_at_a_stop_only_if_idle(iterator: str, idle: bool) -> None:
+    async def handler(sock: Socket) -> None:
+        options = {"idle": True} if idle else {}
+        items = {
+            "lines": lambda: sock.lines(**options),
+            "batches": lambda: sock.lines(**options).batches(),
+            "frames": lambda: sock.frames(1, **options),
+        }
+        async for _ in items[iterator]():
+            await sock.send(b"x")
+
+    async with serving(handler) as s, await s.connect() as client:
+        for _ in range(2):  # each wait is a block of its own
+            await client.send(ITEM)
+            assert await client.recv() == b"x"
+        await trio.testing.wait_all_tasks_blocked()
+        s.server.stop(grace=None)  # the end of a grace would look alike
+        if not idle:
+            await trio.testing.wait_all_tasks_blocked()
+            await client.send(ITEM)
+            assert await client.recv() == b"x"
+            await client.send_eof()
+        assert await client.recv() == b""
 
 
 async def test_half_a_tls_record_is_no_request(authority: Authority) -> None:
@@ -344,6 +407,24 @@ async def test_a_new_connection_has_five_seconds_for_its_request(
         assert await silent.peek() is None
         mock_clock.jump(1)
         assert await silent.recv() == b""
+
+
+async def test_the_five_seconds_count_from_the_end_of_the_handshake(
+    authority: Authority, mock_clock: trio.testing.MockClock
+) -> None:
+    async with serving(echo_lines, tls=authority.server_tls()) as s:
+        client = await s.connect(tls=None)
+        while not s.server.stats().active:
+            await trio.lowlevel.checkpoint()
+        mock_clock.jump(20)
+        await client.starttls(authority.client_tls())
+        await until_idle(s.server)
+        s.server.stop()
+        await trio.testing.wait_all_tasks_blocked()
+        mock_clock.jump(4)
+        await client.send(b"request\n")
+        assert await client.recv_line() == b"request"
+        assert await client.recv() == b""
 
 
 async def test_data_that_comes_with_the_handshake_counts_as_a_request(

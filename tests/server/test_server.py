@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import inspect
 import logging
@@ -37,6 +38,8 @@ async def test_a_handler_runs_for_each_connection() -> None:
         assert all(sock.getside() == "server" for sock in server.connections)
         assert server.stats() == trisock.ServerStats(accepted=3, active=3)
         assert "open, 3 connections>" in repr(server)
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            server.stats().active = 0  # type: ignore[misc]
         for client in clients:
             await client.close()
     assert server.stats() == trisock.ServerStats(accepted=3)
@@ -249,8 +252,10 @@ async def test_cancelling_the_nursery_cancels_handlers_without_grace() -> None:
         server = await trisock.bind(nursery, 0, echo)
         async with connected(server):
             (sock,) = server.connections
+            assert len(nursery.child_tasks) == 1  # handlers have a nursery of their own
             nursery.cancel_scope.cancel()
     assert server.closing.is_set()
+    assert not server.ready
     await server.wait_closed()
     assert not sock.isopen()
     assert server.stats().active == 0
@@ -396,3 +401,5 @@ async def test_a_failing_ssl_context_ends_connections_but_not_the_server(
             assert await client.recv() == b""
     assert server.stats().failed_handshakes == 1
     assert "a plug-in has failed" in log.text
+    (record,) = logged(log, logging.ERROR)
+    assert record.peer == client.getlocal()  # type: ignore[attr-defined]

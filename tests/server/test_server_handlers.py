@@ -140,7 +140,15 @@ async def use_the_socket_after_a_close(sock: Socket) -> None:
     await sock.recv()
 
 
-@pytest.mark.parametrize("handler", [use_another_broken_connection, use_the_socket_after_a_close])
+async def set_a_deadline_of_its_own(sock: Socket) -> None:
+    with trio.fail_after(0):
+        await sock.recv()
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [use_another_broken_connection, use_the_socket_after_a_close, set_a_deadline_of_its_own],
+)
 async def test_an_error_not_caused_by_the_peer_is_logged(
     handler: Callable[[Socket], Awaitable[None]], log: pytest.LogCaptureFixture
 ) -> None:

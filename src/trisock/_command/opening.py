@@ -20,7 +20,6 @@ from .urls import Target
 #: What a network, a peer and its certificate can cause.
 NETWORK_ERRORS = (OSError, trio.BrokenResourceError, EOFError, LimitExceededError, ValueError)
 
-
 # OpenSSL's reasons for a server that shares no ALPN protocol with us (RFC 7301, section 3.2).
 _NO_ALPN = ("NO_APPLICATION_PROTOCOL", "TLSV1_ALERT_NO_APPLICATION_PROTOCOL")
 
@@ -43,7 +42,8 @@ async def open_target(
       target: where to connect.
       roles: the roles for TLS.
       alpn: the protocols to offer by ALPN.
-      verify: whether to verify the certificate for the name in ``roles``, or for the URL's host.
+      verify: whether to verify the certificate. It must have the name in ``roles``, or else the
+        URL's host.
       timeout: how many seconds STARTTLS and the handshake may take together, or ``None`` for no
         limit.
       proxy_protocol: whether to send a PROXY header first, with the connection's own addresses.

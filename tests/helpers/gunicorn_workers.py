@@ -41,8 +41,9 @@ def worker_maker() -> Iterator[Callable[..., TrioWorker]]:
             listening = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
             log = Logger(config)
             stack.callback(log.error_log.handlers.clear)
-            worker = TrioWorker(
-                1, os.getppid(), [listening], Program(app), config.timeout / 2, config, log
+            program: Any = Program(app)
+            worker: Any = TrioWorker(
+                1, os.getppid(), [listening], program, config.timeout / 2, config, log
             )
             worker.pid = os.getpid()
             worker.test_address = listening.getsockname()

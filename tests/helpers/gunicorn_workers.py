@@ -30,11 +30,11 @@ class Program:
 
 
 @contextlib.contextmanager
-def worker_maker() -> Iterator[Callable[..., TrioWorker]]:
+def worker_maker() -> Iterator[Callable[..., Any]]:
     """Yield a function that makes a worker, listening on a port of its own."""
     with contextlib.ExitStack() as stack:
 
-        def make(app: Any, **settings: object) -> TrioWorker:
+        def make(app: Any, **settings: object) -> Any:
             config = Config()
             for name, value in settings.items():
                 config.set(name, value)

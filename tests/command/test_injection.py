@@ -34,6 +34,17 @@ def test_a_server_that_believes_injected_text_is_found(
     assert result["verified"]
 
 
+def test_a_certificate_that_does_not_verify_does_not_hide_an_injection(
+    command_ca: CertificateAuthority, ca_file: Path, command: Command
+) -> None:
+    tls = server_tls(command_ca, "other.example")
+    with serving(server("imap", Manner.BELIEVES, tls)) as [port]:
+        url = f"imap://127.0.0.1:{port}"
+        done = command("check", "--json", "--injection", "--ca", ca_file, url)
+    (result,) = json.loads(done.out)
+    assert (done.status, result["verified"], result["injection"]) == (2, False, True)
+
+
 @pytest.mark.parametrize("protocol", WORDS)
 def test_a_server_that_forgets_injected_text_is_good(
     protocol: str, command_ca: CertificateAuthority, ca_file: Path, command: Command

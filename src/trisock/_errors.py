@@ -44,8 +44,8 @@ class StartTLSError(TLSError):
 
     Attributes:
       protocol: the protocol, such as ``"smtp"``.
-      offered: whether the server offered STARTTLS. ``None`` if that is unknown, as in a protocol
-        that cannot ask.
+      offered: whether the server offered STARTTLS. ``None`` if the negotiation failed before that
+        was known, and in a protocol that cannot ask.
       reply: what the server answered, or ``None``. Nobody has authenticated it. The message shows
         its beginning, with control characters escaped.
     """

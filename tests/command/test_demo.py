@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -36,3 +37,16 @@ def test_the_demo_without_trustme_says_what_to_install(
     done = command("demo")
     assert (done.status, done.out) == (1, "")
     assert "pip install 'trisock[demo]'" in done.err
+
+
+@pytest.mark.parametrize(("sink", "status"), [("a pipe without a reader", 141), ("/dev/full", 3)])
+def test_the_demo_without_an_output_has_no_traceback(sink: str, status: int) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as closed, open("/dev/full", "w") as full:
+        stdout = full if sink == "/dev/full" else closed
+        done = subprocess.run(
+            trisock("demo"), stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=60
+        )
+    assert done.returncode == status
+    assert "Traceback" not in done.stderr

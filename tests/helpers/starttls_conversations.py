@@ -12,6 +12,7 @@ from trisock.starttls.conversation import (
     Line,
     Names,
     Negotiation,
+    Offered,
     Refusal,
     Request,
     Send,
@@ -231,7 +232,7 @@ class Replay:
         if isinstance(request, Send):
             self.sent += request.data
             return b""
-        if isinstance(request, CheckQuiet):
+        if isinstance(request, (CheckQuiet, Offered)):
             return b""
         if isinstance(request, Exactly):
             return self._take(request.size)

@@ -289,6 +289,16 @@ async def test_a_broken_connection_is_a_starttls_error(client_tls: ClientTLS) ->
     assert str(error).endswith("the connection broke")
 
 
+@pytest.mark.parametrize("then", [b"", b"220 go ahead\r\ninjected\r\n", b"454 no\r\n"])
+async def test_an_offer_is_remembered(then: bytes, client_tls: ClientTLS) -> None:
+    a, b = unix_pair()
+    async with closing(a, b):
+        await b.send(b"220 hi\r\n250-me\r\n250 STARTTLS\r\n", then)
+        await b.send_eof()
+        error = await fail(a, "smtp", client_tls)
+    assert error.offered is True
+
+
 def test_a_silent_peer_times_out(client_tls: ClientTLS) -> None:
     async def main() -> None:
         a, b = unix_pair()

@@ -76,7 +76,6 @@ def explain_verification(
       facts, name, now: as in ``explain``.
     """
     name = printable(name)
-    issuer = f" by {facts.issuer}" if facts.issuer else ""
     if code in (_WRONG_NAME, _WRONG_ADDRESS):
         names = f"for {listed(facts.names)}, " if facts.names else ""
         return (
@@ -88,8 +87,10 @@ def explain_verification(
             f"the certificate expired on {facts.not_after:%Y-%m-%d}: renew it, and make the server "
             "load it"
         )
-    if code == _EXPIRED:
+    if code == _EXPIRED and facts.not_after is not None:
         return "a certificate of the chain has expired: replace it in what the server sends"
+    if code == _EXPIRED:
+        return "a certificate has expired: renew the server's, or replace the one in its chain"
     if code == _NOT_YET_VALID and facts.not_before is not None and facts.not_before > now:
         return (
             f"the certificate is not valid before {facts.not_before:%Y-%m-%d %H:%M} UTC: check the "
@@ -101,9 +102,10 @@ def explain_verification(
             "trust it with --ca FILE"
         )
     if code in _UNTRUSTED:
+        issuer = f"was issued by {facts.issuer}, which" if facts.issuer else "has an issuer that"
         return (
-            f"the certificate was issued{issuer}, which is not trusted here: make the server send "
-            "its intermediate certificates too, or trust the authority with --ca FILE"
+            f"the certificate {issuer} is not trusted here: make the server send its intermediate "
+            "certificates too, or trust the authority with --ca FILE"
         )
     return printable(text)
 

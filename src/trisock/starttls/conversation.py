@@ -54,7 +54,12 @@ class CheckQuiet:
     """Raise ``Refusal`` if anything from the peer is unread."""
 
 
-Request: TypeAlias = Send | Line | Exactly | Until | CheckQuiet
+@dataclass(frozen=True)
+class Offered:
+    """Note that the server offers TLS: a later failure does not mean that it does not."""
+
+
+Request: TypeAlias = Send | Line | Exactly | Until | CheckQuiet | Offered
 
 ResultT = TypeVar("ResultT")
 

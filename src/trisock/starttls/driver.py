@@ -16,7 +16,17 @@ from .._errors import (
     blame_peer,
 )
 from .._text import printable, set_message
-from .conversation import CheckQuiet, Exactly, Line, Negotiation, Refusal, Request, Send, Until
+from .conversation import (
+    CheckQuiet,
+    Exactly,
+    Line,
+    Negotiation,
+    Offered,
+    Refusal,
+    Request,
+    Send,
+    Until,
+)
 
 if TYPE_CHECKING:
     from .._net.socket import Socket
@@ -84,8 +94,10 @@ async def _negotiate(
             raise
         await sock.aclose()  # gracefully: a server's last words must arrive
     if failure is None:
-        what = "nothing" if not limits.received else "no complete answer"
-        failure = _error(sock, protocol, Refusal(f"{what} arrived within {timeout:g} seconds"))
+        why = _what_is_missing(sock, limits)
+        failure = _error(sock, protocol, Refusal(f"{why} within {timeout:g} seconds"))
+    if limits.offered:
+        failure.offered = True
     try:
         raise failure
     finally:
@@ -110,6 +122,9 @@ async def _perform(sock: Socket, request: Request, limits: _Limits) -> bytes:
         return b""
     if isinstance(request, CheckQuiet):
         await _check_quiet(sock)
+        return b""
+    if isinstance(request, Offered):
+        limits.offered = True
         return b""
     with sock.idle():  # a server that stops need not wait for a client that says nothing
         if isinstance(request, Exactly):
@@ -146,12 +161,14 @@ class _Limits:
     """What the peer has sent.
 
     ``received`` counts the bytes of complete answers. ``spoken``: whether we have sent anything.
+    ``offered``: whether the server has offered TLS.
     """
 
     def __init__(self) -> None:
         self.received = 0
         self.lines = 0
         self.spoken = False
+        self.offered = False
 
     def left(self) -> int:
         return (MAX_TOTAL if self.spoken else MAX_GREETING) - self.received
@@ -166,6 +183,12 @@ class _Limits:
         self.lines += 1
         if self.lines > MAX_LINES:
             raise Refusal(f"the peer sent more than {MAX_LINES} lines, tags or commands")
+
+
+def _what_is_missing(sock: Socket, limits: _Limits) -> str:
+    if sock.getside() == "server":
+        return "the client did not ask for TLS"
+    return "no complete answer arrived" if limits.received else "nothing arrived"
 
 
 def _how_it_ended(exc: Exception, limits: _Limits) -> str:

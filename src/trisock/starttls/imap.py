@@ -11,6 +11,7 @@ from .conversation import (
     Line,
     Names,
     Negotiation,
+    Offered,
     Part,
     Refusal,
     Send,
@@ -45,6 +46,7 @@ def imap_client(names: Names) -> Negotiation:
     words = (line.upper().split(b" ") for line in untagged)
     if not any(each[:2] == [b"*", b"CAPABILITY"] and b"STARTTLS" in each for each in words):
         raise not_offered()
+    yield Offered()
     yield Send(b"a2 STARTTLS" + CRLF)
     # Untagged responses are legal here. They are not protected, so nobody may believe them.
     final, _ = yield from _responses(b"a2")

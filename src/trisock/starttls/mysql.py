@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import struct
 
-from .conversation import Exactly, Names, Negotiation, Part, Refusal, Send, not_offered, unexpected
+from .conversation import (
+    Exactly,
+    Names,
+    Negotiation,
+    Offered,
+    Part,
+    Refusal,
+    Send,
+    not_offered,
+    unexpected,
+)
 
 _SSL, _PROTOCOL_41 = 0x0800, 0x0200
 
@@ -35,6 +45,7 @@ def mysql_client(names: Names) -> Negotiation:
     flags = int.from_bytes(packet[start : start + 2] + upper, "little")
     if not flags & _SSL or not flags & _PROTOCOL_41:
         raise not_offered()
+    yield Offered()
     request = struct.pack("<IIB23x", _FLAGS & flags, _MAX_PACKET, _UTF8MB4)
     yield Send(struct.pack("<I", 1 << 24 | len(request)) + request)
     return header + packet

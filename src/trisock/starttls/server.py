@@ -62,8 +62,8 @@ async def accept(
     Raises:
       StartTLSError: the client quit, sent 20 commands without asking for TLS, broke the rules, was
         silent for too long, or ended the connection. The socket is closed, after the reply that the
-        protocol has for this. In a handler of ``bind``, this is one line in the log, as with all
-        errors that a peer can cause.
+        protocol has for this, if the client was not silent. In a handler of ``bind``, this is one
+        line in the log, as with all errors that a peer can cause.
       TLSError: the handshake failed. The socket is closed.
       ServerClosing: the server is stopping, and the client has not asked for TLS. The socket is
         closed.

@@ -8,6 +8,7 @@ from .conversation import (
     CRLF,
     Names,
     Negotiation,
+    Offered,
     Part,
     Send,
     line_with_literals,
@@ -32,6 +33,7 @@ def sieve_client(names: Names) -> Negotiation:
         raise unwelcome(greeting)
     if not any(_STARTTLS.match(line) for line in capabilities):
         raise not_offered()
+    yield Offered()
     yield Send(b"STARTTLS" + CRLF)
     ok, _, final = yield from _response()
     if not ok:

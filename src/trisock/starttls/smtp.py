@@ -9,6 +9,7 @@ from .conversation import (
     Line,
     Names,
     Negotiation,
+    Offered,
     Part,
     Refusal,
     Send,
@@ -47,6 +48,7 @@ def _client(names: Names, hello: bytes) -> Negotiation:
     # The first line holds the server's name, and each other line a keyword (RFC 5321, 4.1.1.1).
     if not any(line[4:].strip().upper() == b"STARTTLS" for line in lines[1:]):
         raise not_offered()
+    yield Offered()
     yield Send(b"STARTTLS" + CRLF)
     code, lines = yield from _reply()
     if code != b"220":

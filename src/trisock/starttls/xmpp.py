@@ -9,6 +9,7 @@ import idna
 from .conversation import (
     Names,
     Negotiation,
+    Offered,
     Part,
     Refusal,
     Send,
@@ -46,6 +47,7 @@ def _negotiate(names: Names, namespace: str) -> Negotiation:
         raise unexpected(stream.received)
     if _TLS + "starttls" not in features[1:]:
         raise not_offered()
+    yield Offered()
     yield Send(b"<starttls xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>")
     answer = yield from stream.element()
     if answer[0] != _TLS + "proceed":

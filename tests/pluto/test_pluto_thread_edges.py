@@ -162,6 +162,52 @@ def test_calls_after_a_stop_request_wait_for_the_next_thread() -> None:
     assert list(thread._inbox) == [behind]
 
 
+def test_a_withdrawn_stop_request_is_ignored() -> None:
+    withdrawn, stop = Stop(), Stop()
+    withdrawn.withdrawn = True
+    run_to_end(new_thread(withdrawn, stop))
+    assert stop.agreed
+    assert not withdrawn.agreed
+
+
+class Abandon(Stop):
+    """Abandons a call when the thread looks at this request."""
+
+    def __init__(self, call: Call[None]) -> None:
+        self._call: Call[None] | None = None
+        super().__init__()
+        self._call = call
+
+    @property
+    def withdrawn(self) -> bool:
+        if self._call is not None:
+            self._call.abandoned = True
+        return True
+
+    @withdrawn.setter
+    def withdrawn(self, value: bool) -> None:
+        pass
+
+
+def test_a_call_that_is_abandoned_before_it_begins_does_not_run() -> None:
+    ran: list[str] = []
+    stop = Stop()
+
+    async def run() -> None:
+        ran.append("run")
+
+    async def end() -> None:
+        ran.append("end")
+        thread._inbox.append(stop)
+        thread.wake()
+
+    call = Call(run, None)
+    thread = new_thread(call, Abandon(call), Call(end, None))
+    run_to_end(thread)
+    assert stop.agreed
+    assert ran == ["end"]
+
+
 def test_a_call_returns_its_result_even_if_the_thread_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     background.call(answer)
     assert background.call(stop_during_call(monkeypatch)) == "result"

@@ -142,6 +142,12 @@ def test_an_extension_that_occurs_twice_is_refused() -> None:
     assert ClientHelloReader().feed(hello_with_extensions(ticket * 2)) is NOT_A_CLIENT_HELLO
 
 
+def test_bytes_behind_the_extensions_are_refused() -> None:
+    hello = hello_with(b"") + b"\0"
+    longer = hello[:1] + (len(hello) - 4).to_bytes(3, "big") + hello[4:]
+    assert ClientHelloReader().feed(in_records(longer, 16384)) is NOT_A_CLIENT_HELLO
+
+
 @pytest.mark.parametrize("cut", [b"\0", b"\0\x0a", b"\0\x0a\0", b"\0\x0a\0\x05ab"])
 def test_an_extension_that_is_cut_short_is_refused(cut: bytes) -> None:
     assert ClientHelloReader().feed(hello_with_extensions(cut)) == NOT_A_CLIENT_HELLO

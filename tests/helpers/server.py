@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -45,6 +47,12 @@ async def bound(
         server = await trisock.bind(nursery, at, handler, **options)
         yield server
         server.stop()
+
+
+def limit_of_the_backlog(sock: socket.socket) -> int:
+    """Return the kernel's limit for a listening socket: tcpi_sacked in struct tcp_info."""
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
+    return int.from_bytes(info[28:], sys.byteorder)
 
 
 def opening(server: trisock.Server) -> list[Connection]:

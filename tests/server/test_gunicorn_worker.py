@@ -21,6 +21,7 @@ from gunicorn.arbiter import Arbiter
 import trisock
 from helpers.gunicorn_workers import echo_lines as echo
 from helpers.gunicorn_workers import worker_maker
+from helpers.server import limit_of_the_backlog
 from trisock import Socket
 from trisock.gunicorn import App, TrioWorker
 
@@ -153,6 +154,18 @@ def test_the_worker_stops_if_the_reloader_asks_for_it(make_worker: Any) -> None:
     async def client() -> None:
         assert await ask(worker) == b"hello\n"
         worker.alive = False
+
+    serve(worker, client)
+
+
+def test_the_worker_keeps_the_backlog_that_the_master_has_set(make_worker: Any) -> None:
+    worker = make_worker(echo)
+    worker.sockets[0].listen(7)
+
+    async def client() -> None:
+        assert await ask(worker) == b"hello\n"
+        assert limit_of_the_backlog(worker._server._listening.sockets[0]) == 7
+        worker.handle_exit(signal.SIGTERM, None)
 
     serve(worker, client)
 

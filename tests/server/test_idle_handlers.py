@@ -318,12 +318,14 @@ async def test_a_handler_can_say_goodbye() -> None:
         assert await client.recv() == b"421 closing\n"
 
 
-async def test_server_closing_in_a_group_is_a_normal_end() -> None:
+@pytest.mark.parametrize("tls", [False, True])
+async def test_server_closing_in_a_group_is_a_normal_end(tls: bool, authority: Authority) -> None:
     async def handler(sock: Socket) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(echo_lines, sock)
 
-    async with serving(handler) as s, await s.connect() as client:
+    role = authority.server_tls() if tls else None
+    async with serving(handler, tls=role) as s, await s.connect() as client:
         await used(client)
         await until_idle(s.server)
         s.server.stop()

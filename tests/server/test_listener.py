@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 
 import pytest
 import trio
@@ -13,6 +14,7 @@ import trio.testing
 import trisock
 from helpers.failures import few_descriptors, reset_in_the_backlog
 from helpers.pairs import closing
+from helpers.server import bound, limit_of_the_backlog
 from trisock import Listener
 from trisock._server import listening as _listening
 
@@ -115,6 +117,10 @@ async def test_two_listeners_can_share_a_port_with_reuse_port() -> None:
     async with await trisock.listen(0, host="127.0.0.1", reuse_port=True) as one:
         async with await trisock.listen(one.port, host="127.0.0.1", reuse_port=True) as two:
             assert one.port == two.port
+        async with bound(
+            trisock.Socket.recv, one.port, host="127.0.0.1", reuse_port=True
+        ) as server:
+            assert one.port == server.port
 
 
 async def test_reuse_port_fails_on_platforms_without_so_reuseport(
@@ -123,6 +129,18 @@ async def test_reuse_port_fails_on_platforms_without_so_reuseport(
     monkeypatch.delattr(socket, "SO_REUSEPORT")
     with pytest.raises(OSError, match="no SO_REUSEPORT on this platform"):
         await trisock.listen(0, reuse_port=True)
+
+
+@pytest.mark.parametrize("backlog", [None, 0, 7])
+async def test_the_backlog_is_the_given_one_or_the_systems_maximum(backlog: int | None) -> None:
+    maximum = int(Path("/proc/sys/net/core/somaxconn").read_text())
+    expected = min(maximum, 0xFFFF) if backlog is None else backlog
+    async with bound(trisock.Socket.recv, host="127.0.0.1", backlog=backlog) as server:
+        assert limit_of_the_backlog(server._listening.sockets[0]) == expected
+    async with await trisock.listen(0, host="127.0.0.1", backlog=backlog) as listener:
+        assert limit_of_the_backlog(listener.sockets[0]) == expected
+    async with trisock.listen_nowait(0, host="127.0.0.1", backlog=backlog) as listener:
+        assert limit_of_the_backlog(listener.sockets[0]) == expected
 
 
 async def test_listen_refuses_invalid_arguments() -> None:
@@ -136,6 +154,7 @@ async def test_listen_refuses_invalid_arguments() -> None:
         ((0,), {"backlog": -1}, ValueError, "backlog must be 0 or more"),
         ((0,), {"host": "unknown.invalid"}, OSError, "cannot listen on unknown.invalid:0"),
         ((0,), {"host": "192.0.2.1"}, OSError, "cannot listen on 192.0.2.1:0"),
+        ((0, "127.0.0.1"), {}, TypeError, "positional argument"),
     ]:
         with pytest.raises(error, match=words):
             await trisock.listen(*arguments, **options)  # type: ignore[arg-type]
@@ -217,10 +236,11 @@ async def test_hasconnection_takes_no_connection_from_a_waiting_accept() -> None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(accept)
             await trio.testing.wait_all_tasks_blocked()
-            client = await trisock.connect("localhost", listener.port)
-            assert not listener.hasconnection()
-        async with closing(client, *got):
-            assert len(got) == 1
+            client = socket.create_connection(("127.0.0.1", listener.port))
+            assert not listener.hasconnection()  # no other task has run since the connect
+        with client:
+            async with closing(*got):
+                assert len(got) == 1
 
 
 async def test_closing_a_listener_resets_a_connection_found_by_hasconnection() -> None:

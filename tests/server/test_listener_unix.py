@@ -158,6 +158,18 @@ async def test_the_mode_is_set_before_the_first_client_can_connect(
         assert modes == [0o640, 0o666]
 
 
+async def test_further_clients_wait_if_the_backlog_is_full(path: Path) -> None:
+    async with await trisock.listen_unix(path, backlog=2):
+        with contextlib.ExitStack() as clients:
+            for _ in range(3):  # Linux lets one more wait
+                sock = clients.enter_context(socket.socket(socket.AF_UNIX))
+                sock.setblocking(False)
+                sock.connect(str(path))
+            with socket.socket(socket.AF_UNIX) as sock, pytest.raises(BlockingIOError):
+                sock.setblocking(False)
+                sock.connect(str(path))
+
+
 async def test_a_missing_directory_raises_an_oserror_with_the_path(tmp_path: Path) -> None:
     path = tmp_path / "nothing" / "socket"
     with pytest.raises(FileNotFoundError) as caught:

@@ -123,8 +123,10 @@ async def test_a_server_survives_running_out_of_descriptors(
             while not any("EMFILE" in each.getMessage() for each in log.records):
                 await trio.sleep(0.01)
             assert server.stats().accepted == 5
+        begin = trio.current_time()
         while server.stats().accepted < 10:
             await trio.sleep(0.01)
+        assert trio.current_time() - begin < 0.15  # as in trio.serve_listeners
         for client in clients:
             with trio.socket.from_stdlib_socket(client) as talking:
                 await talking.send(b"hello")
@@ -201,5 +203,7 @@ def test_default_timeouts_and_size_limits_are_finite() -> None:
     assert default(Socket.starttls, "handshake_timeout") == 60
     assert default(trisock.bind, "handshake_timeout") == 60
     assert default(trisock.Server.broadcast, "timeout") == 10
+    for stop in (trisock.Server.stop, trisock.run, trisock.open_service):
+        assert (default(stop, "grace"), default(stop, "delay")) == (30, 0)
     assert default(Socket.recv_until, "max_bytes") == 65536
     assert default(Socket.lines, "max_bytes") == 65536

@@ -92,10 +92,12 @@ async def test_without_a_grace_the_backlog_is_reset_at_once() -> None:
             await client.recv()
 
 
-async def test_a_stop_with_a_client_accepted_in_advance() -> None:
+@pytest.mark.parametrize("shared", [False, True])
+async def test_a_stop_with_a_client_accepted_in_advance(shared: bool) -> None:
     """``hasconnection`` accepts in advance. This client is served, or reset if no grace is left."""
     for grace, expected in [(30, b"hello"), (0, None)]:
         listener = await trisock.listen(0, host="127.0.0.1")
+        assert not shared or listener.sockets  # reading them makes them shared
         client = await connect_to(listener)
         assert listener.hasconnection()
         async with closing(client), bound(greet, listener, max_connections=1) as server:

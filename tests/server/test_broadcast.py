@@ -12,10 +12,11 @@ import trio
 import trio.testing
 
 import trisock
+from helpers.pairs import closing
 from helpers.server import bound, broadcasting, chat, connected
 from trisock import ClientTLS, ServerTLS, Socket
 from trisock._server import broadcast as _broadcast
-from trisock.testing import serving
+from trisock.testing import serving, socket_pair
 
 BIG = b"b" * 20_000_000
 
@@ -209,6 +210,18 @@ async def test_a_hard_stop_ends_the_wait_for_a_broadcast() -> None:
             await server.wait_closed()
         assert delivered == [0]
         assert server.stats().active == 0
+
+
+async def test_a_cancelled_wait_for_a_broadcast_closes_immediately() -> None:
+    a, b = await socket_pair()
+    async with closing(a, b):
+        await a._connection.sending.acquire()  # as a broadcast does
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await _broadcast.finish_broadcasts(a._connection)
+        assert scope.cancelled_caught
+        assert a.fileno() < 0
+        assert await b.recv() == b""
 
 
 async def test_an_error_in_a_broadcast_is_raised_to_the_caller(

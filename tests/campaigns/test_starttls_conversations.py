@@ -252,8 +252,8 @@ STRATEGIES = {
 
 
 def conversations(times: int) -> int:
-    """How many per protocol: a few in the usual run, and 10,000 in ``nox -s chance``."""
-    return 40 if times == 1 else 500
+    """How many per protocol and round: 10,000 in ``nox -s chance``, and a few in other runs."""
+    return 500 if times >= 20 else 80
 
 
 @pytest.mark.parametrize("protocol", CLIENT_CONVERSATIONS)

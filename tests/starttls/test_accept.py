@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import socket
+import ssl
 
 import pytest
 import trio
@@ -102,6 +103,9 @@ async def test_a_wrong_argument_sends_nothing(client_tls: ClientTLS, server_tls:
                 "imap, pop3, postgres, not 'ftp'",
             ),
             ("smtp", client_tls, {}, TypeError, "TLS server's role, not a ClientTLS"),
+            ("smtp", ClientTLS(), {}, TypeError, "TLS server's role, not a ClientTLS"),
+            ("smtp", "mail.example.org", {}, TypeError, "TLS server's role, not a str"),
+            ("smtp", ssl.create_default_context(), {}, TypeError, "role, not a SSLContext"),
             ("smtp", server_tls, {"hostname": "a b"}, ValueError, "not a host name"),
             ("smtp", server_tls, {"hostname": "a\r\n221 x"}, ValueError, "not a host name"),
             ("smtp", server_tls, {"hostname": "[::1]\r\n221 x"}, ValueError, "not a host name"),

@@ -87,7 +87,8 @@ async def accept(
     check_protocol(protocol, _SERVERS)
     seconds = seconds_or_inf("timeout", timeout)
     own = _own_name(hostname)
-    role = resolve_role(tls, server_hostname=None, connected_host=None, side=sock.getside())
+    # A server verifies no host name. This one lets a client's role get as far as its refusal.
+    role = resolve_role(tls, server_hostname=None, connected_host="client", side=sock.getside())
     if not role.server_side:
         raise TypeError(f"tls must be a TLS server's role, not {type_name(tls)}")
     check_socket(sock)

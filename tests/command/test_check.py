@@ -443,7 +443,7 @@ def test_only_so_many_run_at_once(
         nothing = CertificateFacts()
         return Result(target.url, 0, None, True, None, None, None, nothing, None, None)
 
-    monkeypatch.setattr("trisock._command.checks.check", counted)
+    monkeypatch.setattr("trisock._command.check_all.check", counted)
     done = command("check", "--parallel", parallel, *[servers.good] * 20)
     assert (done.status, most) == (0, expected)
 

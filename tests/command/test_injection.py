@@ -12,12 +12,12 @@ from helpers.command import Command, Servers
 from helpers.injectable_servers import WORDS, Manner, server
 from helpers.local_servers import LocalServer, echo, offering, server_tls, serving
 from trisock import Socket, starttls
-from trisock._command.injected import INJECTED
+from trisock._command.injected_commands import INJECTED_COMMANDS
 from trisock._command.urls import Target
 
 
 def test_every_protocol_but_telnet_has_an_injected_command() -> None:
-    assert set(INJECTED) == set(WORDS) == set(starttls.PROTOCOLS) - {"telnet"}
+    assert set(INJECTED_COMMANDS) == set(WORDS) == set(starttls.PROTOCOLS) - {"telnet"}
 
 
 @pytest.mark.parametrize("protocol", WORDS)
@@ -73,7 +73,7 @@ def test_a_server_that_does_not_answer_inside_tls_is_good(
 def test_postgresql_may_complain_inside_tls() -> None:
     """PostgreSQL 15 does so, and ends the connection."""
     complaint = b"SFATAL\0VFATAL\0C08P01\0Mreceived unencrypted data after SSL request\0\0"
-    is_answered = INJECTED["postgres"].is_answered
+    is_answered = INJECTED_COMMANDS["postgres"].is_answered
     assert not is_answered(b"E\0\0\0\x46" + complaint)
     assert is_answered(b"E\0\0\0\x46" + complaint.replace(b"08P01", b"28000"))
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from . import interrupts, output
 from .check import BAD, GOOD, Options, Result
-from .checks import check_all
+from .check_all import check_all
 from .connect import ConversationFailedError, Ends, converse
 from .demo import demo as run_demo
 from .progress import Progress

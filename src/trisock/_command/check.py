@@ -11,7 +11,7 @@ import trio
 from .. import TLSError, TLSInfo
 from .certificate import CertificateFacts, read_certificate
 from .explain import INJECTABLE, UNREADABLE_DATES, explain, explain_expiry, explain_timeout
-from .injected import INJECTED
+from .injected_commands import INJECTED_COMMANDS
 from .injection import is_injectable
 from .opening import NETWORK_ERRORS, connect_plain, open_target
 from .roles import Roles
@@ -84,7 +84,7 @@ async def check(target: Target, options: Options) -> Result:
     with trio.move_on_after(options.timeout):
         await _look(target, options.roles, seen)
         protocol = target.scheme.protocol
-        if options.injection and seen.tls is not None and protocol in INJECTED:
+        if options.injection and seen.tls is not None and protocol in INJECTED_COMMANDS:
             await _inject(target, protocol, options.roles, seen)
     result = _judge(target, options, seen)
     seen.failure = None  # its traceback refers to a frame that refers to ``seen``

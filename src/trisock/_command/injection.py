@@ -6,7 +6,7 @@ import contextlib
 from typing import Any, cast
 
 from .. import Buffer, ClientTLS, Socket, starttls
-from .injected import INJECTED, Injected
+from .injected_commands import INJECTED_COMMANDS, InjectedCommand
 from .opening import NETWORK_ERRORS
 
 # How many bytes of answers are looked at.
@@ -19,7 +19,7 @@ class _InjectingSocket:
     ``starttls.upgrade`` runs the conversation over it. Everything but ``send`` is the socket's own.
     """
 
-    def __init__(self, sock: Socket, injected: Injected) -> None:
+    def __init__(self, sock: Socket, injected: InjectedCommand) -> None:
         self._sock = sock
         self._injected = injected
 
@@ -40,12 +40,12 @@ async def is_injectable(sock: Socket, protocol: str, tls: ClientTLS) -> bool:
 
     Args:
       sock: a new connection, in plain text. It is closed afterwards.
-      protocol: one of ``INJECTED``.
+      protocol: one of ``INJECTED_COMMANDS``.
       tls: the role. It should accept any certificate, because the test sends nothing secret.
 
     The call has no time limit of its own. A cancelled call closes the socket as well.
     """
-    injected = INJECTED[protocol]
+    injected = INJECTED_COMMANDS[protocol]
     try:
         with contextlib.suppress(*NETWORK_ERRORS):
             injecting = cast("Socket", _InjectingSocket(sock, injected))
@@ -56,7 +56,7 @@ async def is_injectable(sock: Socket, protocol: str, tls: ClientTLS) -> bool:
         sock.abort()
 
 
-async def _answers(sock: Socket, injected: Injected) -> bytes:
+async def _answers(sock: Socket, injected: InjectedCommand) -> bytes:
     """Say farewell, and return what the server sends until it ends the connection."""
     data = b""
     with contextlib.suppress(*NETWORK_ERRORS):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Injected:
+class InjectedCommand:
     """What to send for one protocol, and how to tell the answers apart.
 
     Attributes:
@@ -43,7 +43,7 @@ def _begins_otherwise(*codes: bytes) -> Callable[[bytes], bool]:
 _QUITS = _begins_otherwise(b"221", b"421", b"220")
 _NNTP_QUITS = _begins_otherwise(b"205", b"400", b"200", b"201")
 
-_SMTP = Injected(b"STARTTLS\r\n", b"NOOP\r\n", b"QUIT\r\n", _QUITS)
+_SMTP = InjectedCommand(b"STARTTLS\r\n", b"NOOP\r\n", b"QUIT\r\n", _QUITS)
 
 _TAG = b"trisock-injected"
 
@@ -86,7 +86,7 @@ def _answers_login(data: bytes) -> bool:
     return bool(packet)
 
 
-def _xmpp(namespace: bytes) -> Injected:
+def _xmpp(namespace: bytes) -> InjectedCommand:
     # A stream begins anew inside TLS (RFC 6120, section 5.4.3.3). An injected header makes the
     # server send its features; the bare end of a stream is an error.
     header = (
@@ -95,29 +95,35 @@ def _xmpp(namespace: bytes) -> Injected:
         + b"' xmlns:stream='http://etherx.jabber.org/streams'>"
     )
     features = _holds(b"<stream:features", b"<host-unknown")
-    return Injected(b"<starttls", header, b"</stream:stream>", features)
+    return InjectedCommand(b"<starttls", header, b"</stream:stream>", features)
 
 
 #: The protocols of ``starttls.PROTOCOLS``, but for Telnet: its servers speak unasked, so that
 #: nothing tells an answer.
-INJECTED: dict[str, Injected] = {
+INJECTED_COMMANDS: dict[str, InjectedCommand] = {
     "smtp": _SMTP,
     "lmtp": _SMTP,
-    "imap": Injected(
+    "imap": InjectedCommand(
         b" STARTTLS\r\n", _TAG + b" NOOP\r\n", b"trisock-end LOGOUT\r\n", _holds(_TAG)
     ),
-    "pop3": Injected(
+    "pop3": InjectedCommand(
         b"STLS\r\n", b"XINJECTED\r\n", b"QUIT\r\n", lambda data: data[:4].upper() == b"-ERR"
     ),
-    "sieve": Injected(b"STARTTLS\r\n", b'NOOP "' + _TAG + b'"\r\n', b"LOGOUT\r\n", _holds(_TAG)),
-    "ftp": Injected(b"AUTH TLS\r\n", b"NOOP\r\n", b"QUIT\r\n", _QUITS),
-    "nntp": Injected(b"STARTTLS\r\n", b"DATE\r\n", b"QUIT\r\n", _NNTP_QUITS),
-    "ldap": Injected(b"1.3.6.1.4.1.1466.20037", _LDAP_SEARCH, _LDAP_UNBIND, _holds(_LDAP_ID)),
-    "postgres": Injected(
+    "sieve": InjectedCommand(
+        b"STARTTLS\r\n", b'NOOP "' + _TAG + b'"\r\n', b"LOGOUT\r\n", _holds(_TAG)
+    ),
+    "ftp": InjectedCommand(b"AUTH TLS\r\n", b"NOOP\r\n", b"QUIT\r\n", _QUITS),
+    "nntp": InjectedCommand(b"STARTTLS\r\n", b"DATE\r\n", b"QUIT\r\n", _NNTP_QUITS),
+    "ldap": InjectedCommand(
+        b"1.3.6.1.4.1.1466.20037", _LDAP_SEARCH, _LDAP_UNBIND, _holds(_LDAP_ID)
+    ),
+    "postgres": InjectedCommand(
         bytes.fromhex("04d2162f"), _POSTGRES_STARTUP, _POSTGRES_CANCEL, _answers_startup
     ),
-    "mysql": Injected(b"\x20\0\0\x01", _MYSQL_PACKET, _MYSQL_FAREWELL, _answers_login),
+    "mysql": InjectedCommand(b"\x20\0\0\x01", _MYSQL_PACKET, _MYSQL_FAREWELL, _answers_login),
     "xmpp": _xmpp(b"jabber:client"),
     "xmpp-server": _xmpp(b"jabber:server"),
-    "irc": Injected(b"STARTTLS\r\n", b"CAP LS 302\r\n", b"QUIT\r\n", _holds(b" CAP ", b" 451 ")),
+    "irc": InjectedCommand(
+        b"STARTTLS\r\n", b"CAP LS 302\r\n", b"QUIT\r\n", _holds(b" CAP ", b" 451 ")
+    ),
 }

@@ -459,6 +459,17 @@ def test_too_few_descriptors_are_explained(
     assert (done.status, "use a lower --parallel" in done.out) == (2, True)
 
 
+def test_a_programming_error_is_not_taken_for_a_bad_server(
+    ca_file: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def wrong(*args: object, **options: object) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(trio, "open_tcp_stream", wrong)
+    with pytest.RaisesGroup(pytest.RaisesExc(ValueError, match="a bug"), flatten_subgroups=True):
+        command("check", "--ca", ca_file, "tls://127.0.0.1:1")
+
+
 @pytest.mark.parametrize("protocol", ["smtp", "lmtp", "imap", "pop3", "postgres"])
 def test_starttls_of_our_own_servers_is_good(
     protocol: str, command_ca: CertificateAuthority, ca_file: Path, command: Command

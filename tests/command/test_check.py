@@ -157,6 +157,25 @@ def self_signed(name: str) -> Certificate:
     return CertificateAuthority(name).own_certificate()
 
 
+@pytest.mark.parametrize("names", [(), ("127.0.0.1",)], ids=["no names", "an address only"])
+def test_a_certificate_with_a_common_name_only_is_explained(
+    names: tuple[str, ...], command_ca: CertificateAuthority, ca_file: Path, command: Command
+) -> None:
+    tls = ServerTLS(command_ca.issue(*names, common_name="localhost"))
+    with serving(LocalServer(quiet, tls)) as [port]:
+        url = f"tls://localhost:{port}"
+        done = command("check", "--json", "--ca", ca_file, url)
+    (result,) = json.loads(done.out)
+    assert (done.status, result["names"]) == (2, list(names))
+    assert result["error"] == (
+        "the certificate is for 127.0.0.1, not for localhost: get one that also names it, or check "
+        "the name that clients use (--name)"
+        if names
+        else "the certificate has no subjectAltName with a host name, and clients ignore a common "
+        "name: get one that has localhost in its subjectAltName"
+    )
+
+
 def test_a_certificate_for_another_purpose_is_explained_by_openssl(
     command_ca: CertificateAuthority, ca_file: Path, command: Command
 ) -> None:

@@ -194,8 +194,8 @@ def test_a_certificate_that_does_not_verify_ends_the_command(
     status, out, err = connect(servers.wrong, "--ca", servers.ca, stdin=b"secret")
     assert (status, out) == (2, b"")
     assert err == (
-        "trisock: the certificate is not for localhost: get one that also names it, or check the "
-        "name that clients use (--name)\n"
+        "trisock: the certificate is not for localhost: get one that also names it in its "
+        "subjectAltName, or check the name that clients use (--name)\n"
     )
     status, _, err = connect(servers.wrong, "--ca", servers.ca, "--name", "b.example")
     assert (status, "not for b.example" in err) == (2, True)

@@ -77,11 +77,7 @@ def explain_verification(
     """
     name = printable(name)
     if code in (_WRONG_NAME, _WRONG_ADDRESS):
-        names = f"for {listed(facts.names)}, " if facts.names else ""
-        return (
-            f"the certificate is {names}not for {name}: get one that also names it, or check the "
-            "name that clients use (--name)"
-        )
+        return _explain_wrong_name(facts, name)
     if code == _EXPIRED and facts.not_after is not None and facts.not_after < now:
         return (
             f"the certificate expired on {facts.not_after:%Y-%m-%d}: renew it, and make the server "
@@ -108,6 +104,21 @@ def explain_verification(
             "certificates too, or trust the authority with --ca FILE"
         )
     return printable(text)
+
+
+def _explain_wrong_name(facts: CertificateFacts, name: str) -> str:
+    names, where = "", " in its subjectAltName"
+    if facts.names:
+        names, where = f"for {listed(facts.names)}, ", ""
+    elif facts.not_after is not None:  # the certificate has been seen
+        return (
+            "the certificate has no subjectAltName with a host name, and clients ignore a common "
+            f"name: get one that has {name} in its subjectAltName"
+        )
+    return (
+        f"the certificate is {names}not for {name}: get one that also names it{where}, or check "
+        "the name that clients use (--name)"
+    )
 
 
 def explain_expiry(days: int, not_after: datetime.datetime) -> str:

@@ -67,6 +67,8 @@ def _attempt(function: Callable[[], T]) -> T | None:
 
 
 def _names(leaf: x509.Certificate) -> list[str]:
+    # These are what a client compares, as they are written. ``Certificate.names`` is for SNI: there
+    # are no addresses, and a common name may stand in.
     with contextlib.suppress(x509.ExtensionNotFound):
         extension = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName)
         names: list[str] = extension.value.get_values_for_type(x509.DNSName)
@@ -75,8 +77,5 @@ def _names(leaf: x509.Certificate) -> list[str]:
 
 
 def _issuer(leaf: x509.Certificate) -> str:
-    return ", ".join(_common_names(leaf.issuer)) or leaf.issuer.rfc4514_string()
-
-
-def _common_names(name: x509.Name) -> list[str]:
-    return [str(each.value) for each in name.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    common = leaf.issuer.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return ", ".join(str(each.value) for each in common) or leaf.issuer.rfc4514_string()

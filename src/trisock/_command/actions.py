@@ -12,7 +12,7 @@ from .check_all import check_all
 from .connect import ConversationFailedError, Ends, converse
 from .demo import demo as run_demo
 from .progress import Progress
-from .report import show_table, to_json, to_line
+from .report import show_on_terminal, to_json, to_line
 from .roles import Roles
 from .urls import Target
 
@@ -35,7 +35,7 @@ def check(targets: Sequence[Target], options: Options, *, parallel: int, as_json
     if as_json:
         output.show(to_json(results))
     elif table is not None:
-        show_table(table, results)
+        show_on_terminal(table, results)
     return max(result.status for result in results)
 
 

@@ -17,10 +17,9 @@ from helpers.command import Command, Servers
 from helpers.local_servers import LocalServer, offering, quiet, server_tls, serving
 from trisock import Certificate, ServerTLS, Socket
 from trisock._command import check as check_module
-from trisock._command.certificate import CertificateFacts
-from trisock._command.check import Options, Result
+from trisock._command.check import Options
 from trisock._command.roles import Roles
-from trisock._command.urls import Target, parse
+from trisock._command.urls import parse
 
 KEYS = [
     "url", "status", "error", "verified", "version", "cipher", "alpn", "names", "issuer",
@@ -441,30 +440,6 @@ def test_unreadable_dates_are_critical(
     assert (
         "the dates of the certificate cannot be read: replace it; for no name; TLSv1.3" in done.out
     )
-
-
-@pytest.mark.parametrize(("parallel", "expected"), [(1, 1), (7, 7), (50, 20)])
-def test_only_so_many_run_at_once(
-    parallel: int,
-    expected: int,
-    servers: Servers,
-    command: Command,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    active = most = 0
-
-    async def counted(target: Target, options: Options) -> Result:
-        nonlocal active, most
-        active += 1
-        most = max(most, active)
-        await trio.testing.wait_all_tasks_blocked()
-        active -= 1
-        nothing = CertificateFacts()
-        return Result(target.url, 0, None, True, None, None, None, nothing, None, None)
-
-    monkeypatch.setattr("trisock._command.check_all.check", counted)
-    done = command("check", "--parallel", parallel, *[servers.good] * 20)
-    assert (done.status, most) == (0, expected)
 
 
 def test_too_few_descriptors_are_explained(

@@ -133,6 +133,25 @@ def test_ctrl_c_ends_a_check_at_once(scheme: str) -> None:
             assert terminal.wait() == 130
             assert "Traceback" not in terminal.shown
             assert "\x1b[?25h" in terminal.shown
+            assert "interrupted: 0 of 2 checked" in terminal.shown
+            assert "Status" not in terminal.shown  # no table without rows
+
+
+def test_ctrl_c_shows_what_is_known_by_then(servers: Servers) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        urls = [servers.wrong, f"tls://127.0.0.1:{silent.getsockname()[1]}", servers.good]
+        with on_terminal(*trisock("check", "--ca", servers.ca, *urls)) as terminal:
+            terminal.read_until("2/3")
+            terminal.type("\x03")
+            assert terminal.wait() == 130
+            shown = ESCAPE.sub("", terminal.shown)
+    assert "interrupted: 2 of 3 checked" in shown
+    _, _, table = shown.partition("Status")
+    assert [line.split()[:2] for line in table.splitlines() if "://" in line] == [
+        ["CRITICAL", servers.wrong],
+        ["OK", servers.good],
+    ]
+    assert "2 checked: 1 good, 1 bad" in table
 
 
 async def describe(sock: Socket) -> None:

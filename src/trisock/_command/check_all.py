@@ -15,23 +15,52 @@ from .urls import Target
 _LOOKUPS_PER_CHECK = 2
 
 
+class Finished:
+    """The results of the checks that have finished, in the order of the URLs.
+
+    Args:
+      show: called with each result, once all before it are known.
+
+    Invariant: the first ``_shown`` URLs have results, and these were shown.
+    """
+
+    def __init__(self, show: Callable[[Result], None]) -> None:
+        self._show = show
+        self._shown = 0
+        self._results: dict[int, Result] = {}
+
+    def add(self, number: int, result: Result) -> None:
+        """Add the result of a URL, and show those whose turn it is."""
+        self._results[number] = result
+        while self._shown in self._results:
+            self._shown += 1
+            self._show(self._results[self._shown - 1])
+
+    def show_rest(self) -> None:
+        """Show the results that wait for one before them: it will not come."""
+        for number in sorted(self._results):
+            if number >= self._shown:
+                self._show(self._results[number])
+
+    def results(self) -> list[Result]:
+        """Return the results."""
+        return [self._results[number] for number in sorted(self._results)]
+
+
 async def check_all(
     targets: Sequence[Target],
     options: Options,
+    finished: Finished,
     *,
     parallel: int,
     progress: Progress,
-    show: Callable[[Result], None],
-) -> list[Result]:
-    """Check all URLs, ``parallel`` of them at once. Returns the results in the order of the URLs.
+) -> None:
+    """Check all URLs, ``parallel`` of them at once, and add the results to ``finished``.
 
-    ``show`` is called with each result as soon as it and all before it are known. What ``show``
-    raises ends the checks.
+    What ``finished`` raises ends the checks. If cancelled, ``finished`` has the results so far.
     """
     threads = trio.to_thread.current_default_thread_limiter()
     threads.total_tokens = max(threads.total_tokens, _LOOKUPS_PER_CHECK * parallel)
-    results: dict[int, Result] = {}
-    shown = 0
     failure: Exception | None = None
     send, receive = trio.open_memory_channel[tuple[int, Result]](0)
     todo = enumerate(targets)
@@ -42,17 +71,13 @@ async def check_all(
         send.close()
         try:
             async for number, result in receive:
-                results[number] = result
                 progress.advance()
-                while shown in results:
-                    shown += 1
-                    show(results[shown - 1])
+                finished.add(number, result)
         except Exception as exc:  # bare, and not in a group
             failure = exc
         nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure
-    return [results[number] for number in range(len(targets))]
 
 
 async def _work(

@@ -186,7 +186,7 @@ def test_ctrl_c_while_it_parses_gives_no_traceback(
     def interrupt(url: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("trisock._command.arguments.parse", interrupt)
+    monkeypatch.setattr("trisock._command.url_list.parse", interrupt)
     assert command("check", "tls://host:1").status == 130
 
 

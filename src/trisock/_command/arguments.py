@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias, cast
@@ -14,6 +15,7 @@ from .._text import printable
 from . import actions
 from .check import Options
 from .roles import Roles
+from .url_list import parse_all
 from .urls import SCHEMES, Target, check_host, parse
 
 Action: TypeAlias = Callable[[], int]
@@ -33,24 +35,12 @@ def _target(ctx: click.Context, param: click.Parameter, url: str) -> Target:
 def _targets(
     ctx: click.Context, param: click.Parameter, urls: tuple[str, ...]
 ) -> tuple[Target, ...]:
-    """Parse the URLs of servers with TLS. One error names all that are wrong."""
-    targets: list[Target] = []
-    errors: list[str] = []
-    for url in urls:
-        try:
-            targets.append(_with_tls(parse(url)))
-        except ValueError as exc:
-            errors.append(str(exc))
-    if errors:
-        text = errors[0] if len(errors) == 1 else "".join(f"\n  {each}" for each in errors)
-        raise click.BadParameter(text, ctx, param)
-    return tuple(targets)
-
-
-def _with_tls(target: Target) -> Target:
-    if not target.scheme.tls:
-        raise ValueError(f"'{target.url}' has no TLS to check")
-    return target
+    if ctx.resilient_parsing:  # for a shell's completion, which must not read standard input
+        return ()
+    try:
+        return parse_all(urls, sys.stdin)
+    except ValueError as exc:
+        raise click.BadParameter(str(exc), ctx, param) from None
 
 
 def _positive(ctx: click.Context, param: click.Parameter, seconds: float) -> float:
@@ -136,7 +126,7 @@ Exit status, the worst of all URLs:
 Examples:
   trisock check imap://mail.example.org imaps://mail.example.org
   trisock check --ca ca.pem --name mail.example.org smtp://10.0.0.5:25
-  trisock check --json $(cat urls) | jq '.[] | select(.status > 0)'
+  trisock check --json - < urls | jq '.[] | select(.status > 0)'
 """,
 )
 @click.argument("urls", metavar="URL...", nargs=-1, required=True, callback=_targets)
@@ -183,7 +173,10 @@ def check(
     parallel: int,
     injection: bool,
 ) -> Action:
-    """Check the certificates of servers: names, chain and expiry, and the TLS connection."""
+    """Check the certificates of servers: names, chain and expiry, and the TLS connection.
+
+    The URL "-" reads URLs from standard input, one on each line. Comments begin with "#".
+    """
     options = Options(Roles(ca, name), timeout, warn_days, injection)
     return functools.partial(actions.check, urls, options, parallel=parallel, as_json=as_json)
 

@@ -7,7 +7,7 @@ import errno
 import socket
 
 from .. import StartTLSError, TLSError
-from .._text import printable
+from .._text import format_seconds, printable
 from .certificate import CertificateFacts
 from .urls import Target
 
@@ -133,8 +133,8 @@ def explain_expiry(days: int, not_after: datetime.datetime) -> str:
 def explain_timeout(seconds: float) -> str:
     """Say that a server did not answer in time."""
     return (
-        f"no answer within {seconds:g} seconds: check the host and the port, or allow more with "
-        "--timeout"
+        f"no answer within {format_seconds(seconds)}: check the host and the port, or allow more "
+        "with --timeout"
     )
 
 

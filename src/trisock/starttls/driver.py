@@ -15,7 +15,7 @@ from .._errors import (
     StartTLSError,
     blame_peer,
 )
-from .._text import printable, set_message
+from .._text import format_seconds, printable, set_message
 from .conversation import (
     CheckQuiet,
     Exactly,
@@ -95,7 +95,7 @@ async def _negotiate(
         await sock.aclose()  # gracefully: a server's last words must arrive
     if failure is None:
         why = _what_is_missing(sock, limits)
-        failure = _error(sock, protocol, Refusal(f"{why} within {timeout:g} seconds"))
+        failure = _error(sock, protocol, Refusal(f"{why} within {format_seconds(timeout)}"))
     if limits.offered:
         failure.offered = True
     try:

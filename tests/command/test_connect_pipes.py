@@ -166,12 +166,13 @@ def test_under_tls_a_peer_that_falls_silent_is_closed(
 
     with serving(LocalServer(handler, server_tls(command_ca))) as [port]:
         url = f"tls://localhost:{port}"
-        status, out, _ = connect(url, "--ca", ca_file, stdin=b"hello")
-    assert (status, out, closed) == (0, b"hello" * 5, [b""])
-    assert told[1:] == [
-        "end of the input; waiting for the peer to end",
-        "the peer was silent for 1 seconds; closing",
-    ]
+        status, out, err = connect(url, "--ca", ca_file, stdin=b"hello")
+    assert (status, out, closed) == (2, b"hello" * 5, [b""])
+    assert told[1:] == ["end of the input; waiting for the peer to end"]
+    assert err == (
+        "trisock: the peer did not end the connection, and was silent for 1 second: end the input "
+        "with a command that makes it end, such as QUIT\n"
+    )
 
 
 def test_the_end_of_the_peer_ends_the_command(
@@ -201,14 +202,20 @@ def test_a_certificate_that_does_not_verify_ends_the_command(
     assert (status, "not for b.example" in err) == (2, True)
 
 
-def test_a_connection_that_breaks_is_an_error(connect: Connect) -> None:
+@pytest.mark.parametrize("scheme", ["tcp", "tls"])
+def test_a_connection_that_breaks_after_the_input_is_an_error(
+    scheme: str, connect: Connect, command_ca: CertificateAuthority, ca_file: Path
+) -> None:
     async def handler(sock: Socket) -> None:
         await sock.send(b"half an ans")
-        await sock.recv()
+        assert await sock.recv() == b"hello"
+        if not sock.istls():
+            assert await sock.recv() == b""  # the end of the input
         sock.abort()
 
-    with serving(LocalServer(handler)) as [port]:
-        status, out, err = connect(f"tcp://127.0.0.1:{port}", stdin=b"hello")
+    tls, ca = (server_tls(command_ca), ("--ca", ca_file)) if scheme == "tls" else (None, ())
+    with serving(LocalServer(handler, tls)) as [port]:
+        status, out, err = connect(f"{scheme}://127.0.0.1:{port}", *ca, stdin=b"hello")
     assert (status, out) == (2, b"half an ans")
     assert err.startswith("trisock: ")
     assert "Traceback" not in err

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import trio
 
 from .. import Socket
-from .._text import printable
+from .._text import format_seconds, printable
 from .certificate import CertificateFacts
 from .explain import explain
 from .opening import NETWORK_ERRORS, open_target
@@ -56,8 +56,9 @@ async def converse(
     the end of the input, a connection in plain text is half-closed. TLS has no half-close: there,
     the connection is closed once the peer has been silent for 60 seconds.
 
-    Raises: ``ConversationFailedError`` if the network or the peer fails, and ``OSError`` if the
-    input or the output fails. If cancelled, the connection is closed immediately.
+    Raises: ``ConversationFailedError`` if the network or the peer fails. A peer that is silent for
+    too long fails as well: its answer may be incomplete. ``OSError`` if the input or the output
+    fails. If cancelled, the connection is closed immediately.
     """
     alpn = tuple(each for each in target.scheme.alpn if each != _BINARY_HTTP)
     try:
@@ -66,12 +67,17 @@ async def converse(
         raise ConversationFailedError(_explain(exc, target, roles)) from exc
     try:
         ends.notify(_describe(sock))
-        await _Conversation(sock, ends, keep_lf=keep_lf).run()
+        has_ended = await _Conversation(sock, ends, keep_lf=keep_lf).run()
         await sock.close()
     except trio.BrokenResourceError as exc:
         raise ConversationFailedError(_explain(exc, target, roles)) from exc
     finally:
         sock.abort()
+    if not has_ended:
+        raise ConversationFailedError(
+            f"the peer did not end the connection, and was silent for {format_seconds(_SILENCE)}: "
+            "end the input with a command that makes it end, such as QUIT"
+        )
 
 
 def _explain(error: Exception, target: Target, roles: Roles) -> str:
@@ -103,13 +109,15 @@ class _Conversation:
         self._silence = trio.CancelScope()
         self._failure: Exception | None = None
 
-    async def run(self) -> None:
+    async def run(self) -> bool:
+        """Run the conversation. Returns whether the peer has ended it, or was silent instead."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._run_direction, self._send, nursery.cancel_scope)
             await self._run_direction(self._receive, nursery.cancel_scope)
             nursery.cancel_scope.cancel()
         if self._failure is not None:
             raise self._failure
+        return not self._silence.cancelled_caught
 
     async def _run_direction(
         self, direction: Callable[[], Awaitable[None]], other: trio.CancelScope
@@ -139,8 +147,6 @@ class _Conversation:
                 await self._show(data)
             await self._show(b"", final=True)
             self._ends.notify("the peer has ended the connection")
-        if self._silence.cancelled_caught:
-            self._ends.notify(f"the peer was silent for {_SILENCE} seconds; closing")
 
     async def _show(self, data: bytes, *, final: bool = False) -> None:
         if self._text is not None:

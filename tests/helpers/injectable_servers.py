@@ -25,9 +25,9 @@ class Manner(enum.Enum):
 class Words:
     """What a server says.
 
-    ``request`` matches all of the message that asks for TLS. ``bye`` answers the farewell, and
-    ``answer`` the injected command. ``before`` are the client's words before STARTTLS, each with
-    its reply.
+    ``request`` matches all of the message that asks for TLS. ``bye`` answers the command that
+    ends the session, and ``answer`` the injected command. ``before`` are the client's words before
+    STARTTLS, each with its reply.
     """
 
     greeting: bytes

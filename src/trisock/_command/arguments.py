@@ -161,7 +161,7 @@ Examples:
 @click.option(
     "--injection",
     is_flag=True,
-    help="Also test whether the server takes plain text behind STARTTLS for encrypted text.",
+    help="Also test whether an attacker can inject commands along with STARTTLS.",
 )
 def check(
     urls: tuple[Target, ...],

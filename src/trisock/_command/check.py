@@ -33,7 +33,8 @@ class Result:
       version, cipher, alpn: of the connection; ``None`` if there was no handshake.
       certificate: what the certificate says.
       days_left: whole days until the certificate expires, or ``None`` if that is not known.
-      injection: whether plain text behind STARTTLS is accepted. ``None``: not tested.
+      injection: whether the server executes plain-text commands inside TLS, so that an attacker
+        can inject commands. ``None``: not tested.
     """
 
     url: str
@@ -56,7 +57,7 @@ class Options:
       roles: the TLS roles.
       timeout: the limit for one URL, in seconds: names, connections, handshakes and their ends.
       warn_days: a certificate with fewer days left expires soon.
-      injection: whether to test if plain text behind STARTTLS is accepted.
+      injection: whether to run the injection test.
     """
 
     roles: Roles

@@ -141,8 +141,8 @@ def explain_timeout(seconds: float) -> str:
 UNREADABLE_DATES = "the dates of the certificate cannot be read: replace it"
 
 INJECTABLE = (
-    "the server takes plain text behind STARTTLS as if it had come encrypted, so an attacker can "
-    "inject commands (CVE-2011-0411): update the server"
+    "inside TLS, the server executes a command that came in plain text with STARTTLS: an attacker "
+    "can inject commands (CVE-2011-0411), so update the server"
 )
 
 

@@ -161,4 +161,4 @@ def _connection(result: Result) -> str:
 def _injection(result: Result) -> str:
     if result.injection is None:
         return ""
-    return "text behind STARTTLS is accepted" if result.injection else "no injection"
+    return "injection possible" if result.injection else "no injection"

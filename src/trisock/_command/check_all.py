@@ -85,6 +85,8 @@ async def _work(
     options: Options,
     done: trio.MemorySendChannel[tuple[int, Result]],
 ) -> None:
-    async with done:
+    # Not ``async with``: its checkpoint lets the receiver end first and cancel this task, and
+    # ``Cancelled`` would replace the error of a check.
+    with done:
         for number, target in todo:
             await done.send((number, await check(target, options)))

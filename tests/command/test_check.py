@@ -250,44 +250,50 @@ def test_a_server_that_resets_after_the_handshake_is_good(
     assert done.status == 0
 
 
-def test_a_server_in_plain_text_is_explained(ca_file: Path, command: Command) -> None:
-    async def greet(sock: Socket) -> None:
-        await sock.send(b"* OK ready\r\n")
+def saying(greeting: bytes, *replies: bytes) -> LocalServer:
+    """Return a server in plain text that answers each line with the next reply."""
+
+    async def handler(sock: Socket) -> None:
+        await sock.send(greeting)
+        for reply in replies:
+            await sock.recv_line()
+            await sock.send(reply)
         await quiet(sock)
 
-    with serving(LocalServer(greet)) as [port]:
-        done = command("check", "--ca", ca_file, f"imaps://localhost:{port}")
-    assert done.status == 2
-    assert "if its protocol begins in plain text, write that, as in imap://HOST" in done.out
+    return LocalServer(handler)
 
 
-def test_a_server_without_starttls_is_explained_and_its_text_escaped(
-    ca_file: Path, command: Command
+@pytest.mark.parametrize(
+    ("scheme", "server", "texts"),
+    [
+        (
+            "imaps",
+            saying(b"* OK ready\r\n"),
+            ["if its protocol begins in plain text, write that, as in imap://HOST"],
+        ),
+        (
+            "imap",
+            saying(
+                b"* OK [red]\x1b]0;title\x07 :boom:\r\n",
+                b"* CAPABILITY IMAP4rev1\r\na1 OK \x1b[2J\r\n",
+            ),
+            [
+                "the server does not offer STARTTLS",
+                "turn it on in the server, or check the port",
+            ],
+        ),
+        ("pop3", saying(b"+OK ready\r\n", b"-ERR \x1b[2Jno\r\n"), [r"-ERR \x1b[2Jno"]),
+    ],
+    ids=["in plain text", "without STARTTLS", "refuses STARTTLS"],
+)
+def test_a_server_that_does_not_start_tls_is_explained_and_its_text_escaped(
+    scheme: str, server: LocalServer, texts: list[str], ca_file: Path, command: Command
 ) -> None:
-    async def greet(sock: Socket) -> None:
-        await sock.send(b"* OK [red]\x1b]0;title\x07 :boom:\r\n")
-        await sock.recv_line()
-        await sock.send(b"* CAPABILITY IMAP4rev1\r\na1 OK \x1b[2J\r\n")
-        await quiet(sock)
-
-    with serving(LocalServer(greet)) as [port]:
-        done = command("check", "--ca", ca_file, f"imap://localhost:{port}")
+    with serving(server) as [port]:
+        done = command("check", "--ca", ca_file, f"{scheme}://localhost:{port}")
     assert done.status == 2
-    assert "the server does not offer STARTTLS" in done.out
-    assert "turn it on in the server, or check the port" in done.out
+    assert [text for text in texts if text not in done.out] == []
     assert "\x1b" not in done.out
-
-
-def test_a_refusal_of_starttls_is_shown_escaped(ca_file: Path, command: Command) -> None:
-    async def greet(sock: Socket) -> None:
-        await sock.send(b"+OK ready\r\n")
-        await sock.recv_line()
-        await sock.send(b"-ERR \x1b[2Jno\r\n")
-        await quiet(sock)
-
-    with serving(LocalServer(greet)) as [port]:
-        done = command("check", "--ca", ca_file, f"pop3://localhost:{port}")
-    assert (done.status, r"-ERR \x1b[2Jno" in done.out) == (2, True)
 
 
 def test_a_timeout_bounds_a_silent_server(ca_file: Path, command: Command) -> None:

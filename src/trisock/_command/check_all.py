@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import trio
 
@@ -61,32 +61,25 @@ async def check_all(
     """
     threads = trio.to_thread.current_default_thread_limiter()
     threads.total_tokens = max(threads.total_tokens, _LOOKUPS_PER_CHECK * parallel)
-    failure: Exception | None = None
-    send, receive = trio.open_memory_channel[tuple[int, Result]](0)
     todo = enumerate(targets)
+    failure: Exception | None = None
+
+    async def work() -> None:
+        nonlocal failure
+        for number, target in todo:
+            result = await check(target, options)
+            progress.advance()
+            try:
+                finished.add(number, result)
+            except Exception as exc:  # raised below, because a nursery would wrap it in a group
+                failure = exc
+                workers.cancel_scope.cancel()
+
     async with trio.open_nursery() as nursery:
         nursery.start_soon(progress.run)
-        for _ in range(min(parallel, len(targets))):
-            nursery.start_soon(_work, todo, options, send.clone())
-        send.close()
-        try:
-            async for number, result in receive:
-                progress.advance()
-                finished.add(number, result)
-        except Exception as exc:  # bare, and not in a group
-            failure = exc
+        async with trio.open_nursery() as workers:
+            for _ in range(min(parallel, len(targets))):
+                workers.start_soon(work)
         nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure
-
-
-async def _work(
-    todo: Iterator[tuple[int, Target]],
-    options: Options,
-    done: trio.MemorySendChannel[tuple[int, Result]],
-) -> None:
-    # Not ``async with``: its checkpoint lets the receiver end first and cancel this task, and
-    # ``Cancelled`` would replace the error of a check.
-    with done:
-        for number, target in todo:
-            await done.send((number, await check(target, options)))

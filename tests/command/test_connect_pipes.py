@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
+import trio
+import trio.testing
 
 from helpers.certificates import CertificateAuthority
 from helpers.command import Servers
 from helpers.local_servers import LocalServer, echo, server_tls, serving
-from trisock import Socket, starttls
+from trisock import Socket, bind, starttls
 from trisock.__main__ import main
 from trisock._command import connect as connect_module
+from trisock._command.connect import Ends, converse
+from trisock._command.roles import Roles
+from trisock._command.urls import parse
 
 Connect = Callable[..., tuple[int, bytes, str]]
 
@@ -173,6 +180,39 @@ def test_under_tls_a_peer_that_falls_silent_is_closed(
         "trisock: the peer did not end the connection, and was silent for 1 second: end the input "
         "with a command that makes it end, such as QUIT\n"
     )
+
+
+async def test_a_slow_output_is_no_silence_of_the_peer(
+    command_ca: CertificateAuthority,
+    ca_file: Path,
+    mock_clock: trio.testing.MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connect_module, "_SILENCE", 1)
+    size = 300_000  # more than a pipe holds
+
+    async def answer(sock: Socket) -> None:
+        await sock.send(bytes(size))
+
+    reader, writer = os.pipe()
+    with open(os.devnull) as null, open(reader, "rb") as end, open(writer, "wb"):
+        ends = Ends(null.fileno(), writer, lambda text: None)
+        roles = Roles(ca_file.read_bytes(), None)
+        async with trio.open_nursery() as nursery:
+            tls = server_tls(command_ca)
+            server = await bind(nursery, 0, answer, host="127.0.0.1", tls=tls)
+            target = parse(f"tls://localhost:{server.port}")
+            async with trio.open_nursery() as talking:
+                talking.start_soon(
+                    partial(converse, target, roles, ends, proxy_protocol=False, keep_lf=False)
+                )
+                while select.select([], [writer], [], 0)[1]:  # until the pipe is full
+                    await trio.lowlevel.checkpoint()
+                mock_clock.jump(2)
+                await trio.testing.wait_all_tasks_blocked()
+                received = await trio.to_thread.run_sync(end.read, size)
+            nursery.cancel_scope.cancel()
+    assert received == bytes(size)
 
 
 def test_the_end_of_the_peer_ends_the_command(

@@ -67,17 +67,12 @@ async def converse(
         raise ConversationFailedError(_explain(exc, target, roles)) from exc
     try:
         ends.notify(_describe(sock))
-        has_ended = await _Conversation(sock, ends, keep_lf=keep_lf).run()
+        await _Conversation(sock, ends, keep_lf=keep_lf).run()
         await sock.close()
     except trio.BrokenResourceError as exc:
         raise ConversationFailedError(_explain(exc, target, roles)) from exc
     finally:
         sock.abort()
-    if not has_ended:
-        raise ConversationFailedError(
-            f"the peer did not end the connection, and was silent for {format_seconds(_SILENCE)}: "
-            "end the input with a command that makes it end, such as QUIT"
-        )
 
 
 def _explain(error: Exception, target: Target, roles: Roles) -> str:
@@ -97,7 +92,10 @@ def _describe(sock: Socket) -> str:
 class _Conversation:
     """Both directions of a conversation.
 
-    ``failure`` is the error that ended one of them. It is raised bare, and not in a group.
+    ``_failure`` is the error that ended one of them. It is raised bare, and not in a group.
+
+    Invariant: ``_waiting`` surrounds each read. It has a deadline once the input has ended
+    (``_is_limited``). While the output is slow, no read waits, so this is no silence of the peer.
     """
 
     def __init__(self, sock: Socket, ends: Ends, *, keep_lf: bool) -> None:
@@ -106,27 +104,26 @@ class _Conversation:
         self._to_crlf = ends.input is not None and os.isatty(ends.input) and not keep_lf
         on_terminal = ends.output is not None and os.isatty(ends.output)
         self._text = TerminalText() if on_terminal else None
-        self._silence = trio.CancelScope()
+        self._is_limited = False
+        self._waiting = trio.CancelScope()
         self._failure: Exception | None = None
 
-    async def run(self) -> bool:
-        """Run the conversation. Returns whether the peer has ended it, or was silent instead."""
+    async def run(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._run_direction, self._send, nursery.cancel_scope)
             await self._run_direction(self._receive, nursery.cancel_scope)
             nursery.cancel_scope.cancel()
         if self._failure is not None:
             raise self._failure
-        return not self._silence.cancelled_caught
 
     async def _run_direction(
-        self, direction: Callable[[], Awaitable[None]], other: trio.CancelScope
+        self, direction: Callable[[], Awaitable[None]], both: trio.CancelScope
     ) -> None:
         try:
             await direction()
         except Exception as exc:
             self._failure = exc
-            other.cancel()
+            both.cancel()
 
     async def _send(self) -> None:
         with contextlib.suppress(trio.BrokenResourceError):  # reading tells why
@@ -134,19 +131,28 @@ class _Conversation:
                 while data := await read(self._ends.input):
                     await self._sock.send(data.replace(b"\n", b"\r\n") if self._to_crlf else data)
             if self._sock.istls():
-                self._silence.deadline = trio.current_time() + _SILENCE
+                self._is_limited = True
+                self._waiting.deadline = trio.current_time() + _SILENCE
                 self._ends.notify("end of the input; waiting for the peer to end")
             else:
                 await self._sock.send_eof()
 
     async def _receive(self) -> None:
-        with self._silence:
-            while data := await self._sock.recv():
-                if self._silence.deadline != math.inf:
-                    self._silence.deadline = trio.current_time() + _SILENCE
-                await self._show(data)
-            await self._show(b"", final=True)
-            self._ends.notify("the peer has ended the connection")
+        while data := await self._next():
+            await self._show(data)
+        await self._show(b"", final=True)
+        self._ends.notify("the peer has ended the connection")
+
+    async def _next(self) -> bytes:
+        """Return what ``recv`` returns. Close the connection if the peer is silent."""
+        deadline = trio.current_time() + _SILENCE if self._is_limited else math.inf
+        with trio.CancelScope(deadline=deadline) as self._waiting:
+            return await self._sock.recv()
+        await self._sock.close()
+        raise ConversationFailedError(
+            f"the peer did not end the connection, and was silent for {format_seconds(_SILENCE)}: "
+            "end the input with a command that makes it end, such as QUIT"
+        )
 
     async def _show(self, data: bytes, *, final: bool = False) -> None:
         if self._text is not None:

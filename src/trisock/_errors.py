@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import ssl
 import weakref
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import trio
 
@@ -39,11 +39,24 @@ class TLSError(trio.BrokenResourceError):
         self.verify_code = verify_code
 
 
+#: Why a negotiation failed. ``StartTLSError.kind`` says what each means.
+StartTLSFailure: TypeAlias = Literal["not offered", "refused", "violation", "timeout", "closed"]
+
+
 class StartTLSError(TLSError):
     """The negotiation before TLS failed (``trisock.starttls``). The socket is closed.
 
     Attributes:
       protocol: the protocol, such as ``"smtp"``.
+      kind: why it failed.
+
+        - ``"not offered"``: the server does not know STARTTLS, or has it switched off.
+        - ``"refused"``: the peer said no. The server's greeting was no welcome, or the server
+          refused the request. On the server's side: the client quit, or went on without TLS.
+        - ``"violation"``: the peer broke the protocol's rules or exceeded a limit, or bytes came
+          where TLS must begin.
+        - ``"timeout"``: the time was over. (In the handshake, this is a ``TLSError``.)
+        - ``"closed"``: the peer ended the session, or the connection broke.
       offered: whether the server offered STARTTLS. ``None`` if the negotiation failed before that
         was known, and in a protocol that cannot ask.
       reply: what the server answered, or ``None``. Nobody has authenticated it. The message shows
@@ -55,11 +68,13 @@ class StartTLSError(TLSError):
         message: str,
         *,
         protocol: str = "",
+        kind: StartTLSFailure = "violation",
         offered: bool | None = None,
         reply: bytes | None = None,
     ) -> None:
         super().__init__(message)
         self.protocol = protocol
+        self.kind: StartTLSFailure = kind
         self.offered = offered
         self.reply = reply
 

@@ -11,7 +11,7 @@ import trio
 from .. import TLSError, TLSInfo
 from .certificate import CertificateFacts, read_certificate
 from .explain import INJECTABLE, UNREADABLE_DATES, explain, explain_expiry, explain_timeout
-from .injected import INJECTED
+from .injected_commands import INJECTED_COMMANDS
 from .injection import is_injectable
 from .opening import NETWORK_ERRORS, connect_plain, open_target
 from .roles import Roles
@@ -33,7 +33,8 @@ class Result:
       version, cipher, alpn: of the connection; ``None`` if there was no handshake.
       certificate: what the certificate says.
       days_left: whole days until the certificate expires, or ``None`` if that is not known.
-      injection: whether plain text behind STARTTLS is accepted. ``None``: not tested.
+      injection: whether the server executes plain-text commands inside TLS, so that an attacker
+        can inject commands. ``None``: not tested.
     """
 
     url: str
@@ -56,7 +57,7 @@ class Options:
       roles: the TLS roles.
       timeout: the limit for one URL, in seconds: names, connections, handshakes and their ends.
       warn_days: a certificate with fewer days left expires soon.
-      injection: whether to test if plain text behind STARTTLS is accepted.
+      injection: whether to run the injection test.
     """
 
     roles: Roles
@@ -84,7 +85,7 @@ async def check(target: Target, options: Options) -> Result:
     with trio.move_on_after(options.timeout):
         await _look(target, options.roles, seen)
         protocol = target.scheme.protocol
-        if options.injection and seen.tls is not None and protocol in INJECTED:
+        if options.injection and seen.tls is not None and protocol in INJECTED_COMMANDS:
             await _inject(target, protocol, options.roles, seen)
     result = _judge(target, options, seen)
     seen.failure = None  # its traceback refers to a frame that refers to ``seen``

@@ -7,7 +7,7 @@ import errno
 import socket
 
 from .. import StartTLSError, TLSError
-from .._text import printable
+from .._text import format_seconds, printable
 from .certificate import CertificateFacts
 from .urls import Target
 
@@ -77,11 +77,7 @@ def explain_verification(
     """
     name = printable(name)
     if code in (_WRONG_NAME, _WRONG_ADDRESS):
-        names = f"for {listed(facts.names)}, " if facts.names else ""
-        return (
-            f"the certificate is {names}not for {name}: get one that also names it, or check the "
-            "name that clients use (--name)"
-        )
+        return _explain_wrong_name(facts, name)
     if code == _EXPIRED and facts.not_after is not None and facts.not_after < now:
         return (
             f"the certificate expired on {facts.not_after:%Y-%m-%d}: renew it, and make the server "
@@ -110,6 +106,21 @@ def explain_verification(
     return printable(text)
 
 
+def _explain_wrong_name(facts: CertificateFacts, name: str) -> str:
+    names, where = "", " in its subjectAltName"
+    if facts.names:
+        names, where = f"for {listed(facts.names)}, ", ""
+    elif facts.not_after is not None:  # the certificate has been seen
+        return (
+            "the certificate has no subjectAltName with a host name, and clients ignore a common "
+            f"name: get one that has {name} in its subjectAltName"
+        )
+    return (
+        f"the certificate is {names}not for {name}: get one that also names it{where}, or check "
+        "the name that clients use (--name)"
+    )
+
+
 def explain_expiry(days: int, not_after: datetime.datetime) -> str:
     """Say that a valid certificate ends soon."""
     when = {0: "today", 1: "in 1 day"}.get(days, f"in {days} days")
@@ -122,16 +133,16 @@ def explain_expiry(days: int, not_after: datetime.datetime) -> str:
 def explain_timeout(seconds: float) -> str:
     """Say that a server did not answer in time."""
     return (
-        f"no answer within {seconds:g} seconds: check the host and the port, or allow more with "
-        "--timeout"
+        f"no answer within {format_seconds(seconds)}: check the host and the port, or allow more "
+        "with --timeout"
     )
 
 
 UNREADABLE_DATES = "the dates of the certificate cannot be read: replace it"
 
 INJECTABLE = (
-    "the server takes plain text behind STARTTLS as if it had come encrypted, so an attacker can "
-    "inject commands (CVE-2011-0411): update the server"
+    "inside TLS, the server executes a command that came in plain text with STARTTLS: an attacker "
+    "can inject commands (CVE-2011-0411), so update the server"
 )
 
 

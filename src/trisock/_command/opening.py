@@ -6,7 +6,6 @@ import trio
 
 from .. import (
     ClientTLS,
-    LimitExceededError,
     ProxyHeader,
     Socket,
     TLSError,
@@ -17,8 +16,9 @@ from .. import (
 from .roles import Roles
 from .urls import Target
 
-#: What a network, a peer and its certificate can cause.
-NETWORK_ERRORS = (OSError, trio.BrokenResourceError, EOFError, LimitExceededError, ValueError)
+#: What a network, a peer and its certificate can cause. ``TLSError`` and ``StartTLSError`` are
+#: ``BrokenResourceError`` too. Arguments were checked before: a ``ValueError`` would be a bug here.
+NETWORK_ERRORS = (OSError, trio.BrokenResourceError)
 
 # OpenSSL's reasons for a server that shares no ALPN protocol with us (RFC 7301, section 3.2).
 _NO_ALPN = ("NO_APPLICATION_PROTOCOL", "TLSV1_ALERT_NO_APPLICATION_PROTOCOL")

@@ -17,9 +17,6 @@ from helpers.command import Command, Servers
 from helpers.local_servers import LocalServer, offering, quiet, server_tls, serving
 from trisock import Certificate, ServerTLS, Socket
 from trisock._command import check as check_module
-from trisock._command.check import Options
-from trisock._command.roles import Roles
-from trisock._command.urls import parse
 
 KEYS = [
     "url", "status", "error", "verified", "version", "cipher", "alpn", "names", "issuer",
@@ -296,54 +293,17 @@ def test_a_server_that_does_not_start_tls_is_explained_and_its_text_escaped(
     assert "\x1b" not in done.out
 
 
-def test_a_timeout_bounds_a_silent_server(ca_file: Path, command: Command) -> None:
-    """The backlog accepts the connection, and nobody answers."""
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        port = silent.getsockname()[1]
-        for scheme in ("tls", "imap"):
-            url = f"{scheme}://127.0.0.1:{port}"
-            done = command("check", "--timeout", "0.1", "--ca", ca_file, url)
-            assert done.status == 2
-            assert "no answer within 0.1 seconds: check the host and the port" in done.out
-
-
-@pytest.mark.parametrize("scheme", ["tls", "imap"])
-def test_a_timeout_may_be_longer_than_that_of_the_library(scheme: str) -> None:
-    async def main() -> None:
-        with socket.create_server(("127.0.0.1", 0)) as silent:
-            target = parse(f"{scheme}://127.0.0.1:{silent.getsockname()[1]}")
-            result = await check_module.check(target, Options(Roles(None, None), 200, 14, True))
-        assert result.error is not None
-        assert "no answer within 200 seconds" in result.error
-        assert trio.current_time() == pytest.approx(200)
-
-    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
-
-
-def test_a_timeout_bounds_the_close_too(
-    servers: Servers, command: Command, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("scheme", "implicit"), [("ldap", "ldaps"), ("xmpp", "xmpps"), ("postgres", "tls")]
+)
+def test_a_server_with_tls_from_the_start_is_explained(
+    scheme: str, implicit: str, command_ca: CertificateAuthority, ca_file: Path, command: Command
 ) -> None:
-    """The certificate was verified by then, so the server is good."""
-
-    async def never(sock: Socket) -> None:
-        try:
-            await trio.sleep_forever()
-        finally:
-            sock.abort()
-
-    monkeypatch.setattr(Socket, "close", never)
-    assert command("check", "--timeout", "2", "--ca", servers.ca, servers.good).status == 0
-
-
-def test_a_timeout_bounds_the_look_up(
-    ca_file: Path, command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def never(*args: object, **options: object) -> None:
-        await trio.sleep_forever()
-
-    monkeypatch.setattr(RESOLVER, never)
-    done = command("check", "--timeout", "0.1", "--ca", ca_file, "tls://host.invalid:1")
-    assert (done.status, "no answer within 0.1 seconds" in done.out) == (2, True)
+    """It ends the connection, because what the client says is not TLS."""
+    with serving(LocalServer(quiet, server_tls(command_ca))) as [port]:
+        done = command("check", "--ca", ca_file, f"{scheme}://localhost:{port}")
+    assert done.status == 2
+    assert f"check the port, or write {implicit}:// if it expects TLS from the start" in done.out
 
 
 def test_an_unknown_host_is_explained(

@@ -15,6 +15,7 @@ from helpers.injectable_servers import WORDS, Manner, server
 from helpers.local_servers import LocalServer, echo, offering, server_tls, serving
 from trisock import Socket, starttls
 from trisock._command.injected_commands import INJECTED_COMMANDS
+from trisock._command.stages import Opening
 from trisock._command.urls import Target
 
 
@@ -118,7 +119,7 @@ def test_our_own_servers_accept_no_injected_text(
 def test_a_server_that_takes_no_second_connection_was_not_tested(
     servers: Servers, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def refuse(target: Target) -> Socket:
+    async def refuse(target: Target, opening: Opening) -> Socket:
         raise ConnectionRefusedError
 
     monkeypatch.setattr("trisock._command.check.connect_plain", refuse)

@@ -15,6 +15,7 @@ from .injected_commands import INJECTED_COMMANDS
 from .injection import is_injectable
 from .opening import NETWORK_ERRORS, connect_plain, open_target
 from .roles import Roles
+from .stages import Opening
 from .urls import Target
 
 #: The states of a URL, and the exit statuses of the command, as Nagios has them.
@@ -70,6 +71,7 @@ class Options:
 class _Seen:
     """What was seen until the time was over."""
 
+    opening: Opening
     tls: TLSInfo | None = None
     failure: Exception | None = None
     injection: bool | None = None
@@ -81,7 +83,7 @@ async def check(target: Target, options: Options) -> Result:
     A certificate that does not verify is shown as well: a second connection, which verifies
     nothing, fetches it.
     """
-    seen = _Seen()
+    seen = _Seen(Opening())
     with trio.move_on_after(options.timeout):
         await _look(target, options.roles, seen)
         protocol = target.scheme.protocol
@@ -103,7 +105,7 @@ async def _look(target: Target, roles: Roles, seen: _Seen) -> None:
 
 
 async def _handshake(target: Target, roles: Roles, seen: _Seen, *, verify: bool) -> None:
-    sock = await open_target(target, roles, target.scheme.alpn, verify=verify, timeout=None)
+    sock = await open_target(target, roles, target.scheme.alpn, seen.opening, verify=verify)
     seen.tls = sock.tls
     with contextlib.suppress(*NETWORK_ERRORS):  # what has been seen counts
         await sock.close()
@@ -111,7 +113,7 @@ async def _handshake(target: Target, roles: Roles, seen: _Seen, *, verify: bool)
 
 async def _inject(target: Target, protocol: str, roles: Roles, seen: _Seen) -> None:
     with contextlib.suppress(*NETWORK_ERRORS):  # of connecting again
-        sock = await connect_plain(target)
+        sock = await connect_plain(target, seen.opening)
         seen.injection = False  # also if the server does not answer in time
         seen.injection = await is_injectable(sock, protocol, roles.role((), verify=False))
 
@@ -125,7 +127,8 @@ def _judge(target: Target, options: Options, seen: _Seen) -> Result:
         name = options.roles.name or target.host
         error = explain(seen.failure, facts, name, target, now)
     elif seen.tls is None:
-        error = explain_timeout(options.timeout)
+        text = explain_timeout(seen.opening.stage, options.timeout, target)
+        error = f"{text}, or allow more with --timeout"
     elif seen.injection:
         error = INJECTABLE
     elif days is None or facts.not_after is None:

@@ -8,6 +8,7 @@ import trio
 
 from .check import Options, Result, check
 from .progress import Progress
+from .stages import note_look_ups
 from .urls import Target
 
 # Trio resolves names in threads, 40 at once. A look-up whose check has timed out holds its thread
@@ -59,6 +60,7 @@ async def check_all(
 
     What ``finished`` raises ends the checks. If cancelled, ``finished`` has the results so far.
     """
+    note_look_ups()
     threads = trio.to_thread.current_default_thread_limiter()
     threads.total_tokens = max(threads.total_tokens, _LOOKUPS_PER_CHECK * parallel)
     todo = enumerate(targets)

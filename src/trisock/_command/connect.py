@@ -14,11 +14,15 @@ import trio
 from .. import Socket
 from .._text import format_seconds, printable
 from .certificate import CertificateFacts
-from .explain import explain
+from .explain import explain, explain_timeout
 from .opening import NETWORK_ERRORS, open_target
 from .roles import Roles
+from .stages import Opening, note_look_ups
 from .terminal import TerminalText, read, write
 from .urls import Target
+
+# In seconds: for the look-up of the name, the connection, STARTTLS and the handshake together.
+_OPENING_LIMIT = 60
 
 # TLS has no half-close. So, once the input has ended, a TLS peer that says nothing for this long
 # (in seconds) gets close_notify. ``relay`` waits as long.
@@ -61,10 +65,16 @@ async def converse(
     fails. If cancelled, the connection is closed immediately.
     """
     alpn = tuple(each for each in target.scheme.alpn if each != _BINARY_HTTP)
+    note_look_ups()
+    opening = Opening()
+    sock: Socket | None = None
     try:
-        sock = await open_target(target, roles, alpn, proxy_protocol=proxy_protocol)
+        with trio.move_on_after(_OPENING_LIMIT):
+            sock = await open_target(target, roles, alpn, opening, proxy_protocol=proxy_protocol)
     except NETWORK_ERRORS as exc:
         raise ConversationFailedError(_explain(exc, target, roles)) from exc
+    if sock is None:
+        raise ConversationFailedError(explain_timeout(opening.stage, _OPENING_LIMIT, target))
     try:
         ends.notify(_describe(sock))
         await _Conversation(sock, ends, keep_lf=keep_lf).run()

@@ -117,6 +117,12 @@ def check_host(host: str, *, tls: bool) -> None:
         raise ValueError(f"'{printable(host)}'{words}{rest}") from None
 
 
+def implicit_scheme(target: Target) -> str:
+    """Return the scheme for TLS from the start that corresponds to a scheme with STARTTLS."""
+    name, _, _ = target.url.lower().partition(":")
+    return f"{name}s" if f"{name}s" in SCHEMES else "tls"
+
+
 def _split(rest: str, shown: str) -> tuple[str, int | None]:
     """Split ``host:port`` (RFC 3986, section 3.2). The port may be missing."""
     found = re.fullmatch(r"\[([^\[\]]*)\](?::(.*))?|([^:\[\]]*)(?::([^:]*))?", rest, re.DOTALL)

@@ -67,22 +67,22 @@ class BufferedReceiver(trio.abc.ReceiveStream):
         reading.in_use = True
         try:
             buffer = connection.buffer
-            if not buffer.size:  # the hot path bypasses the buffer
-                idle = connection.idle
-                if idle is None:
-                    chunk = await connection.layer.receive()
-                else:
-                    chunk = await receive_idle(connection, idle)
-                connection.fresh_until = 0.0
-                tls = connection.tls
-                if max_bytes is None and (tls is None or not tls.engine.incoming.pending):
-                    return chunk
-                connection.buffer_received(chunk)
-            elif buffer:
+            buffer.commit_batch()
+            if buffer.size:
                 connection.check_open()
                 await self._buffered_checkpoint()
+                return buffer.take_chunk(max_bytes)
+            idle = connection.idle
+            if idle is None:
+                chunk = await connection.layer.receive()
             else:
-                await self._receive()
+                chunk = await receive_idle(connection, idle)
+            self._reads_since_checkpoint = 0
+            connection.fresh_until = 0.0
+            tls = connection.tls
+            if max_bytes is None and (tls is None or not tls.engine.incoming.pending):
+                return chunk  # the hot path bypasses the buffer
+            connection.buffer_received(chunk)
             return buffer.take_chunk(max_bytes)
         finally:
             reading.in_use = False

@@ -20,6 +20,8 @@ _WRONG_NAME, _WRONG_ADDRESS = 62, 64
 # OpenSSL's reasons for a peer whose first bytes are not TLS.
 _NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG")
 
+_CHECK_RESOLVER = "check the name, and the resolver of this machine"
+
 # For a server that says nothing before TLS.
 _IMPLICIT_TLS = "check the port, or write {}:// if it expects TLS from the start"
 
@@ -58,7 +60,10 @@ def explain(
             advice = _IMPLICIT_TLS.format(implicit_scheme(target))
             return f"{printable(str(error))}: {advice}"
     if isinstance(error, socket.gaierror):
-        return f"{printable(error.strerror or str(error))}: check the name"
+        text = printable(error.strerror or str(error))
+        if error.errno == socket.EAI_AGAIN:  # no name server has answered
+            return f"{text}: {_CHECK_RESOLVER}"
+        return f"{text}: check the name"
     if isinstance(error, OSError):
         return _explain_os_error(error)
     return printable(str(error)) or type(error).__name__
@@ -147,7 +152,7 @@ def explain_timeout(stage: Stage, seconds: float, target: Target) -> str:
     """
     advice = "check the host and the port"
     if stage is Stage.LOOK_UP:
-        advice = "check the name, and the resolver of this machine"
+        advice = _CHECK_RESOLVER
     elif stage is Stage.GREETING:
         advice = _IMPLICIT_TLS.format(implicit_scheme(target))
     return f"no answer within {format_seconds(seconds)}, {stage.value}: {advice}"

@@ -20,11 +20,14 @@ _WRONG_NAME, _WRONG_ADDRESS = 62, 64
 # OpenSSL's reasons for a peer whose first bytes are not TLS.
 _NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG")
 
+_CHECK_RESOLVER = "check the name, and the resolver of this machine"
+
 # For a server that says nothing before TLS.
 _IMPLICIT_TLS = "check the port, or write {}:// if it expects TLS from the start"
 
 _ADVICE_BY_ERRNO = {
     errno.ECONNREFUSED: "nothing listens there, or a firewall refuses: check the host and the port",
+    errno.ETIMEDOUT: "check the host and the port",
     errno.EHOSTUNREACH: "check the address and the network",
     errno.ENETUNREACH: "check the address and the network",
     errno.EMFILE: "this program may open no more files: use a lower --parallel",
@@ -46,30 +49,35 @@ def explain(
       target: the URL.
       now: the current time.
     """
-    if isinstance(error, TLSError):
-        if error.verify_code is not None:
-            return explain_verification(error.verify_code, str(error), facts, name, now)
-        if error.reason in _NOT_TLS and target.scheme.protocol is None:
-            advice = "if its protocol begins in plain text, write that, as in imap://HOST"
-            return f"{printable(str(error))}: {advice}"
-        if isinstance(error, StartTLSError) and error.kind == "not offered":
-            return f"{printable(str(error))}: turn it on in the server, or check the port"
-        if isinstance(error, StartTLSError) and error.kind == "closed" and error.offered is None:
-            advice = _IMPLICIT_TLS.format(implicit_scheme(target))
-            return f"{printable(str(error))}: {advice}"
-    if isinstance(error, socket.gaierror):
-        return f"{printable(error.strerror or str(error))}: check the name"
-    if isinstance(error, OSError):
-        return _explain_os_error(error)
-    return printable(str(error)) or type(error).__name__
-
-
-def _explain_os_error(error: OSError) -> str:
-    text = printable(error.strerror or str(error))
-    if error.filename is not None:
-        text = f"cannot connect to {printable(str(error.filename))}: {text}"
-    advice = _ADVICE_BY_ERRNO.get(error.errno or 0, "")
+    if isinstance(error, TLSError) and error.verify_code is not None:
+        return explain_verification(error.verify_code, str(error), facts, name, now)
+    text, advice = printable(_text(error)), _advice(error, target)
     return f"{text}: {advice}" if advice else text
+
+
+def _text(error: Exception) -> str:
+    if isinstance(error, OSError):
+        text = error.strerror or str(error)
+        return text if error.filename is None else f"cannot connect to {error.filename}: {text}"
+    return str(error) or type(error).__name__
+
+
+def _advice(error: Exception, target: Target) -> str | None:
+    """Return what to do, or ``None`` if nobody knows."""
+    if isinstance(error, StartTLSError):
+        if error.kind == "not offered":
+            return "turn it on in the server, or check the port"
+        if error.kind == "closed" and error.offered is None:
+            return _IMPLICIT_TLS.format(implicit_scheme(target))
+    elif isinstance(error, TLSError):
+        if error.reason in _NOT_TLS and target.scheme.protocol is None:
+            return "if its protocol begins in plain text, write that, as in imap://HOST"
+    elif isinstance(error, socket.gaierror):
+        # EAI_AGAIN: no name server has answered.
+        return _CHECK_RESOLVER if error.errno == socket.EAI_AGAIN else "check the name"
+    elif isinstance(error, OSError):
+        return _ADVICE_BY_ERRNO.get(error.errno or 0)
+    return None
 
 
 def explain_verification(
@@ -147,7 +155,7 @@ def explain_timeout(stage: Stage, seconds: float, target: Target) -> str:
     """
     advice = "check the host and the port"
     if stage is Stage.LOOK_UP:
-        advice = "check the name, and the resolver of this machine"
+        advice = _CHECK_RESOLVER
     elif stage is Stage.GREETING:
         advice = _IMPLICIT_TLS.format(implicit_scheme(target))
     return f"no answer within {format_seconds(seconds)}, {stage.value}: {advice}"

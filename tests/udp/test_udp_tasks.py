@@ -15,7 +15,9 @@ from trisock import UDPSocket, open_udp
 from trisock._udp import sending
 
 
-async def test_a_second_receiver_gets_busyresourceerror(udp: UDPSocket, client: UDPSocket) -> None:
+async def test_a_second_receiver_gets_busyresourceerror(
+    udp: UDPSocket, port: int, raw: socket.socket
+) -> None:
     text = r"another task is receiving from the UDP socket \[::\]:\d+: only one task"
     async with trio.open_nursery() as nursery:
         nursery.start_soon(udp.recv)
@@ -25,10 +27,10 @@ async def test_a_second_receiver_gets_busyresourceerror(udp: UDPSocket, client: 
         with pytest.raises(trio.BusyResourceError, match=text):
             async for _ in udp:
                 raise AssertionError("another task receives")
-        await client.send(b"x")
+        raw.sendto(b"x", ("127.0.0.1", port))
         with pytest.raises(trio.BusyResourceError, match=text):  # though a datagram has arrived
             await udp.recv()
-    await client.send(b"y")
+    raw.sendto(b"y", ("127.0.0.1", port))
     assert (await udp.recv()).data == b"y"
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Awaitable
 
 import pytest
 import trio
 import trio.testing
 
+from helpers.checkpoints import is_schedule_point
+from helpers.full_buffer import full_buffer
+from helpers.waiting import is_waiting
 from trisock import UDPSocket, open_udp
-from trisock._udp import sending
 
 
 async def test_a_second_receiver_gets_busyresourceerror(
@@ -70,68 +71,36 @@ async def test_any_number_of_tasks_may_send(udp: UDPSocket, client: UDPSocket) -
         assert [len(data) for data in got if set(data) == {number}] == sizes[1:]
 
 
-class FullBuffer:
-    """A kernel whose buffer is full for a number of sends. (See also test_namespaces.)"""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, full: int, then: int = 0) -> None:
-        self._left = full
-        self._then = then
-        self._send = sending.send_to
-        monkeypatch.setattr(sending, "send_to", self)
-
-    def __call__(self, *arguments: object) -> None:
-        if self._left:
-            self._left -= 1
-            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-        if self._then:
-            raise OSError(self._then, os.strerror(self._then))
-        self._send(*arguments)  # type: ignore[arg-type]
-
-
-async def test_sends_wait_for_room_one_after_the_other(
-    udp: UDPSocket, client: UDPSocket, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    FullBuffer(monkeypatch, full=7)
-    async with trio.open_nursery() as nursery:
-        for number in range(3):
-            nursery.start_soon(client.send, bytes([number]))
+async def test_sends_wait_for_room_one_after_the_other(udp: UDPSocket, client: UDPSocket) -> None:
+    with full_buffer(7):
+        async with trio.open_nursery() as nursery:
+            for number in range(3):
+                nursery.start_soon(client.send, bytes([number]))
     assert {(await udp.recv()).data[0] for _ in range(3)} == {0, 1, 2}
 
 
-async def test_a_send_that_has_waited_can_fail(
-    udp: UDPSocket, port: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    FullBuffer(monkeypatch, full=2, then=errno.ENETDOWN)
-    with pytest.raises(OSError, match=rf"cannot send to 127\.0\.0\.1:{port}: Network is down"):
+async def test_a_send_that_has_waited_can_fail(udp: UDPSocket, port: int) -> None:
+    with (
+        full_buffer(2, then=errno.ENETDOWN),
+        pytest.raises(OSError, match=rf"cannot send to 127\.0\.0\.1:{port}: Network is down"),
+    ):
         await udp.send(b"x", ("127.0.0.1", port))
 
 
-async def test_a_send_that_waits_ends_with_the_socket(
-    client: UDPSocket, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    FullBuffer(monkeypatch, full=1)
-    async with trio.open_nursery() as nursery:
+async def test_a_send_that_waits_ends_with_the_socket(client: UDPSocket) -> None:
+    with full_buffer(1):
+        async with trio.open_nursery() as nursery:
 
-        async def send() -> None:
-            with pytest.raises(trio.ClosedResourceError, match="is closed"):
-                await client.send(b"x")
+            async def send() -> None:
+                with pytest.raises(trio.ClosedResourceError, match="is closed"):
+                    await client.send(b"x")
 
-        nursery.start_soon(send)
-        await trio.lowlevel.checkpoint()
-        client.abort()
+            nursery.start_soon(send)
+            await trio.lowlevel.checkpoint()
+            client.abort()
 
 
 # ---- checkpoints ----
-
-
-async def is_schedule_point(call: Awaitable[object]) -> bool:
-    """Await a call that is always a cancel point. Return whether it is also a schedule point."""
-    try:
-        with trio.testing.assert_checkpoints():
-            await call
-    except AssertionError:
-        return False
-    return True
 
 
 async def test_at_least_one_of_sixteen_sends_is_a_schedule_point(client: UDPSocket) -> None:
@@ -250,3 +219,45 @@ async def test_a_timeout_loses_no_datagram(udp: UDPSocket, client: UDPSocket) ->
     udp.stop_receiving()
     got += [datagram.data async for datagram in udp]
     assert [int.from_bytes(data, "big") for data in got] == list(range(200))
+
+
+async def test_a_datagram_that_another_process_takes_is_waited_for_again(
+    udp: UDPSocket, client: UDPSocket
+) -> None:
+    class Thief(trio.abc.Instrument):
+        """Takes the datagram after Trio has seen it, as a forked child may do."""
+
+        taken = b""
+
+        def before_task_step(self, task: trio.lowlevel.Task) -> None:
+            if not self.taken and is_waiting(udp):
+                with socket.socket(fileno=os.dup(udp.fileno())) as raw:
+                    self.taken = raw.recv(100)
+
+    thief = Thief()
+    async with trio.open_nursery() as nursery:
+
+        async def receive() -> None:
+            assert (await udp.recv()).data == b"second"
+
+        nursery.start_soon(receive)
+        await trio.testing.wait_all_tasks_blocked()
+        await client.send(b"first")
+        trio.lowlevel.add_instrument(thief)
+        await trio.testing.wait_all_tasks_blocked()
+        trio.lowlevel.remove_instrument(thief)
+        assert thief.taken == b"first"
+        await client.send(b"second")
+
+
+async def test_a_wake_up_by_other_code_changes_nothing(udp: UDPSocket, client: UDPSocket) -> None:
+    async with trio.open_nursery() as nursery:
+
+        async def receive() -> None:
+            assert (await udp.recv()).data == b"hello"
+
+        nursery.start_soon(receive)
+        await trio.testing.wait_all_tasks_blocked()
+        trio.lowlevel.notify_closing(udp.fileno())
+        await trio.testing.wait_all_tasks_blocked()
+        await client.send(b"hello")

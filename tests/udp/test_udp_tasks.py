@@ -12,7 +12,6 @@ import trio.testing
 
 from helpers.checkpoints import is_schedule_point
 from helpers.full_buffer import full_buffer
-from helpers.waiting import is_waiting
 from trisock import UDPSocket, open_udp
 
 
@@ -222,7 +221,7 @@ async def test_a_timeout_loses_no_datagram(udp: UDPSocket, client: UDPSocket) ->
 
 
 async def test_a_datagram_that_another_process_takes_is_waited_for_again(
-    udp: UDPSocket, client: UDPSocket
+    udp: UDPSocket, port: int, raw: socket.socket
 ) -> None:
     class Thief(trio.abc.Instrument):
         """Takes the datagram after Trio has seen it, as a forked child may do."""
@@ -230,24 +229,27 @@ async def test_a_datagram_that_another_process_takes_is_waited_for_again(
         taken = b""
 
         def before_task_step(self, task: trio.lowlevel.Task) -> None:
-            if not self.taken and is_waiting(udp):
-                with socket.socket(fileno=os.dup(udp.fileno())) as raw:
-                    self.taken = raw.recv(100)
+            if not self.taken and task is receiver:
+                with socket.socket(fileno=os.dup(udp.fileno())) as twin:
+                    self.taken = twin.recv(100)
 
     thief = Thief()
+    receiver = None
     async with trio.open_nursery() as nursery:
 
         async def receive() -> None:
+            nonlocal receiver
+            receiver = trio.lowlevel.current_task()
             assert (await udp.recv()).data == b"second"
 
         nursery.start_soon(receive)
         await trio.testing.wait_all_tasks_blocked()
-        await client.send(b"first")
         trio.lowlevel.add_instrument(thief)
+        raw.sendto(b"first", ("127.0.0.1", port))
         await trio.testing.wait_all_tasks_blocked()
         trio.lowlevel.remove_instrument(thief)
         assert thief.taken == b"first"
-        await client.send(b"second")
+        raw.sendto(b"second", ("127.0.0.1", port))
 
 
 async def test_a_wake_up_by_other_code_changes_nothing(udp: UDPSocket, client: UDPSocket) -> None:

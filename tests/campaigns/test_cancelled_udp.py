@@ -19,9 +19,8 @@ from helpers.waiting import is_waiting
 from trisock import UDPSocket
 
 
-@pytest.fixture(autouse=True)
-async def resolver() -> None:
-    """A resolver without threads: a real lookup goes on for a while after it was cancelled."""
+def use_resolver() -> None:
+    """Resolve ``name`` without threads: a real lookup goes on for a while after a cancellation."""
     trio.socket.set_custom_hostname_resolver(Resolver(name=["127.0.0.1"]))
 
 
@@ -38,6 +37,7 @@ OPENS: dict[str, Callable[[int, str | None], Call]] = {
 async def test_a_cancelled_open_leaves_the_port_free(
     attempt: Attempt, name: str, host: str | None
 ) -> None:
+    use_resolver()
     async with await trisock.open_udp(host=host) as udp:
         port = udp.getlocal().port
     await attempt(OPENS[name](port, host))
@@ -93,6 +93,7 @@ async def test_a_cancelled_receive_loses_no_datagram(
 async def test_a_cancelled_send_has_sent_nothing(
     attempt: Attempt, earlier: int, host: str, full: int
 ) -> None:
+    use_resolver()
     async with await trisock.open_udp() as udp:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as raw:
             raw.bind(("127.0.0.1", 0))
@@ -172,6 +173,7 @@ async def service() -> AsyncIterator[trisock.Service]:
 async def test_a_cancelled_open_of_a_service_leaves_the_port_free(
     attempt: Attempt, host: str | None
 ) -> None:
+    use_resolver()
     async with await trisock.open_udp(host=host) as udp:
         port = udp.getlocal().port
     async with service() as running:

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from trisock._udp import sending
+from trisock._udp import syscalls
 
 
 @contextlib.contextmanager
 def full_buffer(times: int, then: int = 0) -> Iterator[None]:
     """Refuse a number of sends. Later ones fail with the errno ``then``, unless it is 0."""
-    real = sending.send_to
+    real = syscalls.send_to
     left = times
 
     def send_to(*arguments: object) -> None:
@@ -27,5 +27,5 @@ def full_buffer(times: int, then: int = 0) -> Iterator[None]:
         real(*arguments)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sending, "send_to", send_to)
+        patch.setattr("trisock._udp.sending.send_to", send_to)
         yield

@@ -152,7 +152,7 @@ async def a_pluto_server(site: Site, rng: random.Random) -> None:
         async with await trisock.connect(LOCALHOST, listener.port) as sock:
             await sock.send(b"hello")
             check(b"".join([chunk async for chunk in sock]), b"hello")
-        await listener.close()
+        listener.close()
 
 
 # ---- hammerspoon ----

@@ -57,7 +57,7 @@ def test_the_bind_and_starttls_examples_on_plutos_page_work(
 
     async def talk() -> None:
         received.append(await in_thread(client))
-        await server.close()
+        server.close()
 
     received: list[bytes] = []
     sched.add(talk)

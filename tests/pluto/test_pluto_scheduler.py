@@ -16,7 +16,7 @@ import trio.testing
 import trisock
 from helpers.deadline import DEADLINE
 from helpers.pluto import both_sides, check_not_listening, echo, got, in_thread, recv_all
-from trisock.pluto import async_socket, listener, scheduler, socket
+from trisock.pluto import async_socket, coroutine, scheduler, socket
 
 pytestmark = pytest.mark.usefixtures("bounded")  # some tests make blocking calls
 
@@ -45,13 +45,13 @@ async def test_bind_serves_each_client_in_its_own_task() -> None:
         await s.send("together")
 
     bound = socket.bind(sched, 0, handler)
-    assert isinstance(bound, listener)
+    assert isinstance(bound, coroutine)
 
     async def clients() -> None:
         async with trio.open_nursery() as nursery:
             for _ in range(2):
                 nursery.start_soon(talk)
-        await bound.close()
+        bound.close()
 
     async def talk() -> None:
         assert await response(bound.port) == b"together"
@@ -71,7 +71,7 @@ async def test_bind_listens_immediately() -> None:
         async def talk() -> None:
             assert await in_thread(lambda: raw.recv(100)) == b"early"
             raw.close()
-            await bound.close()
+            bound.close()
 
         sched.add(talk)
         await got(sched.run())
@@ -84,7 +84,7 @@ async def test_bind_raises_oserror_if_the_port_is_in_use() -> None:
     with pytest.raises(OSError, match=rf"cannot listen on \*:{bound.port}") as caught:
         socket.bind(sched, bound.port, echo)
     assert caught.value.errno == errno.EADDRINUSE
-    await got(bound.close())
+    bound.close()
 
 
 @both_sides
@@ -93,7 +93,7 @@ async def test_closing_a_bound_listener_lets_handlers_finish() -> None:
     order = []
 
     async def handler(s: async_socket) -> None:
-        await bound.close()
+        bound.close()
         with pytest.raises(OSError, match="connect"):
             await trio.open_tcp_stream("127.0.0.1", bound.port)
         order.append("handler")
@@ -107,15 +107,14 @@ async def test_closing_a_bound_listener_lets_handlers_finish() -> None:
     sched.add(talk)
     await got(sched.run())
     assert order == ["handler"]
-    await got(bound.close())  # a second close does nothing
-    assert not bound.hasconnection()
+    bound.close()  # a second close does nothing
 
 
 @both_sides
 async def test_a_listener_that_is_closed_before_run_serves_no_client() -> None:
     sched = scheduler()
     bound = socket.bind(sched, 0, echo)
-    await got(bound.close())
+    bound.close()
     check_not_listening(bound.port)
     await got(sched.run())
 
@@ -129,7 +128,7 @@ async def test_a_listener_that_is_closed_during_startup_serves_no_client(
     begin = trisock.bind
 
     async def close_and_begin(*args: Any) -> trisock.Server:
-        await bound.close()
+        bound.close()
         return await begin(*args)
 
     monkeypatch.setattr(trisock, "bind", close_and_begin)
@@ -158,7 +157,7 @@ async def test_bind_accepts_plain_functions_that_return_an_awaitable() -> None:
 
     async def talk() -> None:
         assert await response(listening.port) == b"hello"
-        await listening.close()
+        listening.close()
 
     sched.add(talk)
     await got(sched.run())
@@ -180,7 +179,7 @@ async def test_a_handler_error_is_logged_and_the_server_continues(
     async def talk() -> None:
         assert await response(bound.port, b"fail") == b""
         assert await response(bound.port, b"go on") == b"fine"
-        await bound.close()
+        bound.close()
 
     sched.add(talk)
     await got(sched.run())
@@ -203,8 +202,8 @@ async def test_a_running_handler_can_call_bind() -> None:
     async def talk() -> None:
         port = int(await response(first.port))
         assert await response(port, b"hello") == b"hello"
-        await first.close()
-        await second[0].close()
+        first.close()
+        second[0].close()
 
     sched.add(talk)
     await got(sched.run())
@@ -241,7 +240,7 @@ async def test_scheduler_run_propagates_errors_from_added_functions() -> None:
         raise ValueError("a mistake")
 
     sched.add(fail)
-    with pytest.RaisesGroup(pytest.RaisesExc(ValueError, match="a mistake")):
+    with pytest.raises(ValueError, match="a mistake"):
         await got(sched.run())
     await got(sched.run())  # the scheduler can run again
 
@@ -267,7 +266,7 @@ def test_a_server_continues_when_a_handler_drops_its_socket() -> None:
     dropped = []
 
     def handler(s: async_socket) -> Awaitable[object]:
-        sock = s._sock
+        sock = s._transport.sock
 
         async def rest() -> None:
             gc.collect()
@@ -283,7 +282,7 @@ def test_a_server_continues_when_a_handler_drops_its_socket() -> None:
     async def talk() -> None:
         for _ in range(3):
             assert await response(bound.port) == b"still here"
-        await bound.close()
+        bound.close()
 
     sched.add(talk)
     sched.run()

@@ -110,7 +110,7 @@ async def test_one_program_can_mix_the_three_interfaces(
 
         await all_served(server, 3)
         server.stop()
-        await listener.close()
+        listener.close()
 
 
 # ---- the tables ----

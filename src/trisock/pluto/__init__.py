@@ -23,7 +23,8 @@ For type checkers, ``socket`` has blocking calls and ``async_socket`` has calls 
 Source: Pluto's documentation, page "Socket". ``docs/dialects.md`` lists the differences.
 """
 
-from .scheduler import scheduler
+from .scheduler import coroutine, scheduler
+from .server import server
 from .socket import async_socket, listener, socket
 
-__all__ = ["async_socket", "listener", "scheduler", "socket"]
+__all__ = ["async_socket", "coroutine", "listener", "scheduler", "server", "socket"]

@@ -280,6 +280,15 @@ def in_child(function: Callable[[], object]) -> None:
 # ---- failures of the system ----
 
 
+def failing(error: BaseException) -> Callable[..., None]:
+    """Return a function that raises an exception."""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    return fail
+
+
 def refuse_thread(*_: object, **__: object) -> NoReturn:
     """Fail as ``Thread.start`` does when the system cannot start a thread."""
     raise RuntimeError("can't start new thread")

@@ -15,7 +15,16 @@ import trio.testing
 
 import trisock
 from helpers.deadline import DEADLINE
-from helpers.pluto import both_sides, check_not_listening, echo, got, in_thread, recv_all
+from helpers.pluto import (
+    both_sides,
+    check_not_listening,
+    echo,
+    failing,
+    got,
+    in_thread,
+    recv_all,
+)
+from helpers.pluto_udp import needs_ipv6
 from trisock.pluto import async_socket, coroutine, scheduler, socket
 
 pytestmark = pytest.mark.usefixtures("bounded")  # some tests make blocking calls
@@ -186,6 +195,126 @@ async def test_a_handler_error_is_logged_and_the_server_continues(
     (record,) = [each for each in caplog.records if each.name == "trisock.server"]
     assert record.levelno == logging.ERROR
     assert isinstance(record.exc_info[1], ValueError)
+
+
+@both_sides
+async def test_errorfunc_also_gets_a_handler_error(caplog: pytest.LogCaptureFixture) -> None:
+    sched = scheduler()
+    errors: list[object] = []
+    sched.errorfunc = errors.append
+
+    async def handler(s: async_socket) -> None:
+        if await s.recv() == b"fail":
+            raise ValueError("a mistake")
+        trio.CancelScope(deadline=-1).__enter__()
+        await trio.lowlevel.checkpoint()
+
+    bound = socket.bind(sched, 0, handler)
+
+    async def talk() -> None:
+        assert await response(bound.port, b"fail") == b""
+        assert await response(bound.port, b"leave a scope open") == b""
+        bound.close()
+
+    sched.add(talk)
+    await got(sched.run())
+    assert [type(each) for each in errors] == [ValueError, RuntimeError]
+    assert len([each for each in caplog.records if each.name == "trisock.server"]) == 2
+
+
+@both_sides
+async def test_an_error_in_errorfunc_for_a_handler_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    sched = scheduler()
+    sched.errorfunc = failing(KeyError("in errorfunc"))
+
+    async def handler(s: async_socket) -> None:
+        raise ValueError("a mistake")
+
+    bound = socket.bind(sched, 0, handler)
+
+    async def talk() -> None:
+        for _ in range(2):
+            assert await response(bound.port) == b""
+        bound.close()
+
+    sched.add(talk)
+    await got(sched.run())
+    records = [each for each in caplog.records if each.name == "trisock.server"]
+    assert len(records) == 2
+    assert "in errorfunc" in caplog.text
+    assert "a mistake" in caplog.text
+
+
+@both_sides
+async def test_a_failed_coroutine_ends_the_servers_of_its_scheduler() -> None:
+    sched = scheduler()
+    bound = socket.bind(sched, 0, echo)
+
+    async def fail() -> None:
+        await trio.testing.wait_all_tasks_blocked()
+        raise ValueError("a mistake")
+
+    sched.add(fail)
+    with pytest.raises(ValueError, match="a mistake"):
+        await got(sched.run())
+    check_not_listening(bound.port)
+    bound.close()
+
+
+def test_closing_a_bound_server_in_another_thread_ends_it() -> None:
+    sched = scheduler()
+    bound = socket.bind(sched, 0, echo)
+
+    async def close_elsewhere() -> None:
+        assert await response(bound.port, b"hello") == b"hello"
+        await in_thread(bound.close)
+
+    sched.add(close_elsewhere)
+    sched.run()
+    check_not_listening(bound.port)
+
+
+# ---- where ----
+
+
+@both_sides
+@pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("[::1]", marks=needs_ipv6)])
+async def test_bind_serves_one_address(host: str) -> None:
+    sched = scheduler()
+    bound = socket.bind(sched, f"{host}:0", echo)
+    assert repr(bound) == f"<trisock.pluto.server <trisock.Listener {host}:{bound.port} open>>"
+
+    async def talk() -> None:
+        s = await socket.connect(host.strip("[]"), bound.port)
+        assert s is not None
+        await s.send("hello")
+        assert await s.recv() == b"hello"
+        await s.close()
+        bound.close()
+
+    sched.add(talk)
+    await got(sched.run())
+
+
+@both_sides
+async def test_bind_raises_for_an_occupied_or_invalid_place() -> None:
+    sched = scheduler()
+    bound = socket.bind(sched, "127.0.0.1:0", echo)
+    with pytest.raises(OSError, match=rf"cannot listen on 127.0.0.1:{bound.port}") as caught:
+        socket.bind(sched, f"127.0.0.1:{bound.port}", echo)
+    assert caught.value.errno == errno.EADDRINUSE
+    for where in ("127.0.0.1", "localhost:0", "127.0.0.1:65536", 65536, "a secret"):
+        with pytest.raises(ValueError, match="port") as invalid:
+            socket.bind(sched, where, echo)
+        assert "secret" not in str(invalid.value)
+    for mistake in (None, True, 1.5, b":0"):
+        with pytest.raises(TypeError, match="where to listen must be an int or a str"):
+            socket.bind(sched, mistake, echo)  # type: ignore[arg-type]
+    bound.close()
+    check_not_listening(bound.port)
+    await got(sched.run())  # nothing of the failed calls is left
 
 
 @both_sides

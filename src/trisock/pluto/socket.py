@@ -29,10 +29,13 @@ from .server import server
 from .starttls import TLS, TLSOptions, TLSResult
 from .tcp import TCPTransport
 from .trio_thread import ThreadStartError
+from .udp import UDPTransport, connect_udp
 from .where import parse_where
 
 if TYPE_CHECKING:
     from .scheduler import Done
+
+Transport = TCPTransport | UDPTransport
 
 __all__ = ["async_socket", "coroutine", "listener", "scheduler", "server", "socket"]
 
@@ -45,11 +48,14 @@ weakref.finalize(background, len, ())
 class socket(RunBound):  # noqa: N801 (Pluto's name)
     """A connection, made by ``connect`` for a client, by ``accept`` or ``bind`` for a server.
 
+    ``connect`` and ``udpserver`` also make UDP sockets. Such a socket is not connected: its peer is
+    whom it sends to. Nothing is waited for, encrypted, repeated or put into order.
+
     Garbage collection closes a socket silently. Calls can also be written as on Pluto's page:
     ``socket.send(s, data)``.
     """
 
-    def __init__(self, transport: TCPTransport, run: Run | None) -> None:
+    def __init__(self, transport: Transport, run: Run | None) -> None:
         super().__init__(run)
         self._transport = transport
 
@@ -57,21 +63,31 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
         return f"<trisock.pluto.{type(self).__name__} {self._transport!r}>"
 
     @staticmethod
-    def connect(host: str, port: int) -> _Made:
-        """Connect over TCP. Await it inside Trio; it blocks outside.
+    def connect(host: str, port: int, transport: Literal["tcp", "udp"] = "tcp") -> _Made:
+        """Connect over TCP, or open a UDP socket. Await it inside Trio; it blocks outside.
 
         Args:
           host: an IPv4 or IPv6 address, or a name that resolves to one.
           port: the port.
+          transport: ``"tcp"`` or ``"udp"``. With UDP, nothing is sent yet, so a peer that does not
+            exist is no failure. ``recv`` receives only from this peer and those of ``setpeer``, but
+            from anybody if one of them is a multicast or broadcast address.
 
         Returns: a socket, or ``None`` on failure.
 
-        Source: ``socket.connect``.
+        Raises ``TypeError`` or ``ValueError`` if there is no such transport. Source:
+        ``socket.connect``.
         """
+        if not isinstance(transport, str):
+            raise TypeError(f"a transport must be a str, not {describe(transport)}")
+        if transport not in ("tcp", "udp"):
+            raise ValueError("a transport must be 'tcp' or 'udp'")
         run = current_run()
 
         async def make() -> socket | None:
             try:
+                if transport == "udp":
+                    return _wrap(await connect_udp(host, port), run)
                 return _wrap(TCPTransport(await trisock.connect(host, port)), run)
             except (OSError, ValueError) as exc:
                 log_reason(exc)
@@ -132,13 +148,40 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
         sched.add(bound)
         return bound
 
+    @staticmethod
+    def udpserver(where: int | str) -> socket | None:
+        """Open a UDP socket that answers. Synchronous.
+
+        ``recv`` returns the next datagram from anybody, and ``send`` then answers its sender.
+        Inside Trio, the result is an ``async_socket``. (For type checkers, call
+        ``async_socket.udpserver`` there.)
+
+        Args:
+          where: a port, or an address and a port, as in ``listen``.
+
+        Returns: the socket, or ``None`` on failure, such as a port already in use.
+
+        Source: ``socket.udpserver``.
+        """
+        try:
+            port, host = parse_where(where)
+            udp = trisock.open_udp_nowait(port, host=host)
+        except (OSError, ValueError) as exc:
+            log_reason(exc)
+            return None
+        return _wrap(UDPTransport(udp, "server"), current_run())
+
     @async_or_blocking()
     async def send(self, data: str | bytes) -> bool:
         """Send all of the data. Await it inside Trio; it blocks outside.
 
         Returns: whether the data was sent. After ``False``, nothing more can be sent. But data may
         still arrive, so ``isopen`` may still be True, for example after a Ctrl-C interrupted the
-        send. (Pluto's ``send`` returns nothing.) Source: ``socket.send``.
+        send. (Pluto's ``send`` returns nothing.)
+
+        A UDP socket sends one datagram to its peer. False means that this datagram was not sent, as
+        it is too long or there is no route. True does not mean that it arrives. Source:
+        ``socket.send``.
         """
         return await self._transport.send(_to_bytes(data))
 
@@ -150,7 +193,10 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
         """Return the oldest unread chunk. Await it inside Trio; it blocks outside.
 
         Returns: the data of one read from the kernel or, with TLS, of one record. Returns ``None``
-        when the connection is over. Source: ``socket.recv``.
+        when the connection is over.
+
+        A UDP socket returns one datagram, and ``None`` only when it is closed. Empty datagrams are
+        dropped. Source: ``socket.recv``.
         """
         return await self._transport.recv()
 
@@ -195,7 +241,8 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
         The protocol is ``None`` if the two sides have none in common.
 
         A Ctrl-C closes the socket. Invalid certificates and options raise ``TypeError`` or
-        ``ValueError`` and leave the connection untouched. Source: ``socket.starttls``.
+        ``ValueError`` and leave the connection untouched. For a UDP socket, the result is False.
+        Source: ``socket.starttls``.
         """
         return await self._transport.starttls(tls, options)
 
@@ -210,9 +257,25 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
     def getpeer(self) -> tuple[str, int]:
         """Return the peer's address and port: ``ip, port = s.getpeer()``. Synchronous.
 
-        This works both inside and outside Trio, even after ``close``. Source: ``socket.getpeer``.
+        This works both inside and outside Trio, even after ``close``. For a UDP socket it is whom
+        ``send`` sends to: ``("::", 0)`` if a server has received nothing yet. Source:
+        ``socket.getpeer``.
         """
         return self._transport.getpeer()
+
+    def setpeer(self, ip: str, port: int) -> None:
+        """Send to another peer from now on. For UDP sockets. Synchronous.
+
+        A server's next ``recv`` changes the peer again.
+
+        Args:
+          ip: an IPv4 or IPv6 address, not a name.
+          port: 1 to 65535.
+
+        Raises ``TypeError`` if it is a TCP socket, and ``TypeError`` or ``ValueError`` if an
+        argument is invalid. Source: ``socket.setpeer``.
+        """
+        self._call(functools.partial(self._transport.setpeer, ip, port))
 
     def getside(self) -> Literal["client", "server"]:
         """Return which side of the connection this is. Synchronous. Source: ``socket.getside``."""
@@ -222,6 +285,15 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
         """Return whether the connection is encrypted. Synchronous. Source: ``socket.istls``."""
         return self._transport.istls()
 
+    def isudp(self) -> bool:
+        """Return whether this is a UDP socket. Synchronous. Source: ``socket.isudp``."""
+        return self._transport.is_udp
+
+    @property
+    def port(self) -> int:
+        """Our own port, which is useful after ``udpserver`` with port 0. (Pluto has neither.)"""
+        return self._transport.port
+
     def isopen(self) -> bool:
         """Return whether the connection is open. Synchronous. Source: ``socket.isopen``."""
         return self._call(self._transport.isopen)
@@ -229,6 +301,12 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
 
 class async_socket(socket, InsideTrio):  # noqa: N801 (named like socket)
     """A socket made inside Trio: its calls are awaited."""
+
+    if TYPE_CHECKING:
+
+        @staticmethod
+        def udpserver(where: int | str) -> async_socket | None:
+            """See ``socket.udpserver``."""
 
 
 if TYPE_CHECKING:
@@ -305,7 +383,7 @@ def _of_server(sock: trisock.Socket) -> async_socket:
     return async_socket(TCPTransport(sock, owned=False), run)
 
 
-def _wrap(transport: TCPTransport, run: Run | None) -> socket:
+def _wrap(transport: Transport, run: Run | None) -> socket:
     return socket(transport, None) if run is None else async_socket(transport, run)
 
 

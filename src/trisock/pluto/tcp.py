@@ -21,6 +21,8 @@ _OVER = (trio.BrokenResourceError, trio.ClosedResourceError)
 class TCPTransport:
     """A TCP connection, maybe with TLS. Each method reports the end in Pluto's way."""
 
+    is_udp = False
+
     def __init__(self, sock: trisock.Socket, *, owned: bool = True) -> None:
         self.sock = sock
         self._to_push_back = b""  # data that could not be pushed back yet
@@ -120,9 +122,18 @@ class TCPTransport:
         """Return the peer's address and port."""
         return self.sock.getpeer()
 
+    def setpeer(self, ip: str, port: int) -> None:
+        """Raise ``TypeError``: a connection has one peer."""
+        raise TypeError("setpeer is for UDP sockets: the peer of a TCP connection cannot change")
+
     def getside(self) -> Literal["client", "server"]:
         """Return which side of the connection this is."""
         return self.sock.getside()
+
+    @property
+    def port(self) -> int:
+        """The local port."""
+        return self.sock.getlocal().port
 
     def istls(self) -> bool:
         """Return whether the connection uses TLS."""

@@ -21,11 +21,11 @@ def parse_where(where: int | str) -> tuple[int, str | None]:
         if not isinstance(where, int) or isinstance(where, bool):
             raise TypeError(f"where to listen must be an int or a str, not {describe(where)}")
         return where, None
-    host, _, port = where.rpartition(":")
+    host, colon, port = where.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     try:
-        if re.fullmatch("[0-9]{1,5}", port) is None:
+        if not colon or re.fullmatch("[0-9]{1,5}", port) is None:
             raise ValueError
         is_any = not host or ipaddress.ip_address(host) == ipaddress.IPv6Address("::")
     except ValueError:

@@ -43,7 +43,8 @@ def udpserver(where: int | str = "127.0.0.1:0") -> Any:
 
 
 async def udp_client(raw: stdlib.socket) -> Any:
-    client = await got(socket.connect(*raw.getsockname()[:2], "udp"))
+    host, port = raw.getsockname()[:2]
+    client = await got(socket.connect(host, port, "udp"))
     assert client is not None
     return client
 

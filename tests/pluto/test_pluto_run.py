@@ -327,6 +327,25 @@ async def test_errorfunc_gets_a_runtime_error_for_a_cancel_scope_left_open() -> 
 
 
 @both_sides
+@pytest.mark.parametrize("where", ["yieldfunc", "addloop", "errorfunc"])
+async def test_a_cancel_scope_left_open_ends_run(where: str) -> None:
+    sched = scheduler()
+
+    async def leave_open(*_: object) -> None:
+        trio.CancelScope(deadline=trio.current_time() + 0.01).__enter__()
+
+    sched.add(trio.sleep_forever)
+    if where == "addloop":
+        sched.addloop(leave_open)
+    else:
+        setattr(sched, where, leave_open)
+        if where == "errorfunc":
+            sched.add(failing(ValueError("a mistake")))
+    with pytest.raises(RuntimeError, match="ancel scope"):
+        await got(sched.run())
+
+
+@both_sides
 async def test_an_error_in_errorfunc_ends_run() -> None:
     sched = scheduler()
 

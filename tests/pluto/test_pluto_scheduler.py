@@ -97,7 +97,7 @@ async def test_bind_raises_oserror_if_the_port_is_in_use() -> None:
 
 
 @both_sides
-async def test_closing_a_bound_listener_lets_handlers_finish() -> None:
+async def test_closing_a_bound_server_lets_handlers_finish() -> None:
     sched = scheduler()
     order = []
 
@@ -120,7 +120,7 @@ async def test_closing_a_bound_listener_lets_handlers_finish() -> None:
 
 
 @both_sides
-async def test_a_listener_that_is_closed_before_run_serves_no_client() -> None:
+async def test_a_server_that_is_closed_before_run_serves_no_client() -> None:
     sched = scheduler()
     bound = socket.bind(sched, 0, echo)
     bound.close()
@@ -129,7 +129,7 @@ async def test_a_listener_that_is_closed_before_run_serves_no_client() -> None:
 
 
 @both_sides
-async def test_a_listener_that_is_closed_during_startup_serves_no_client(
+async def test_a_server_that_is_closed_during_startup_serves_no_client(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sched = scheduler()

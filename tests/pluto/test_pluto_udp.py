@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket as stdlib
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import trio
@@ -305,6 +306,28 @@ async def test_isudp_tells_the_transport() -> None:
         raw_server, address = listening.accept()
         raw_server.close()
         assert tcp.port == address[1]
+
+
+# ---- sides ----
+
+
+def test_a_udp_socket_can_be_used_only_where_it_was_made() -> None:
+    outside = udpserver()
+    made: list[Any] = []
+
+    async def use() -> None:
+        made.append(udpserver())
+        assert outside.isudp()
+        calls = [outside.recv, outside.peek, outside.close, outside.isopen]
+        for call in (*calls, lambda: outside.setpeer("127.0.0.1", 9), lambda: outside.send("x")):
+            with pytest.raises(RuntimeError, match="was made outside Trio"):
+                call()
+
+    trio.run(use)
+    (inside_trio,) = made
+    assert inside_trio.getpeer() == ("::", 0)
+    with pytest.raises(RuntimeError, match="was made inside Trio"):
+        inside_trio.recv()
 
 
 # ---- in a scheduler ----

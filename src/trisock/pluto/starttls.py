@@ -33,7 +33,7 @@ class Upgrade:
     """
 
     tls: trisock.TLSArgument
-    early_data: bytes = b""
+    early_data: bytes = dataclasses.field(default=b"", repr=False)
     returns_protocol: bool = False
 
 

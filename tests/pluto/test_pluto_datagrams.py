@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 import trisock
-from helpers.pluto import both_sides, checkpoint, got, in_child, run_both
+from helpers.pluto import both_sides, checkpoint, got, in_child, run_both, run_outside
 from helpers.pluto_udp import raw_socket, udp_client, udpserver, wait_arrived
 from trisock.pluto import socket
 from trisock.pluto.blocking import background
@@ -282,6 +282,17 @@ def test_an_interrupted_recv_puts_the_datagram_back_and_keeps_the_peer() -> None
         server.close()
         server._undo_recv(received)  # ignored, because the socket is closed
         assert server.recv() is None
+
+
+def test_an_interrupted_recv_or_starttls_of_a_client_is_undone() -> None:
+    with raw_socket() as raw:
+        s = run_outside(udp_client(raw))
+        raw.sendto(b"one", ("127.0.0.1", s.port))
+        s._undo_recv(s.recv())
+        assert s.recv() == b"one"
+        assert s.getpeer() == raw.getsockname()
+        s._undo_starttls(False)
+        assert not s.isopen()
 
 
 def test_an_interrupted_close_of_a_udp_socket_closes_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -175,16 +175,44 @@ async def test_a_cancelled_run_ends_and_can_run_again() -> None:
     await sched.run()
 
 
-def test_sys_exit_in_a_coroutine_ends_the_program_with_its_status() -> None:
-    run_program(
+def test_sys_exit_in_a_coroutine_ends_the_program_without_a_traceback() -> None:
+    out = run_program(
         """
         import sys
         sched = scheduler()
-        sched.add(sys.exit)
+        sched.add(lambda: sys.exit(0))
         sched.run()
         print("not reached")
         """
     )
+    assert out == ""
+
+
+def test_ctrl_c_ends_a_scheduler_in_which_all_tasks_wait() -> None:
+    """Trio then raises KeyboardInterrupt in the task that called ``run``, and in a group."""
+    out = run_program(
+        """
+        import os, signal, trio
+        async def interrupt():
+            await trio.to_thread.run_sync(os.kill, os.getpid(), signal.SIGINT)
+            await trio.sleep_forever()
+        async def fail_when_cancelled():
+            try:
+                await trio.sleep_forever()
+            finally:
+                raise ValueError("a mistake")
+        sched = scheduler()
+        for others in ([], [fail_when_cancelled]):
+            for function in (interrupt, trio.sleep_forever, *others):
+                sched.add(function)
+            try:
+                sched.run()
+            except KeyboardInterrupt as exc:
+                besides = getattr(exc.__cause__, "exceptions", [])
+                print("interrupted", [type(each).__name__ for each in besides])
+        """
+    )
+    assert out == "interrupted []\ninterrupted ['ValueError']\n"
 
 
 # ---- yieldfunc ----
@@ -358,6 +386,27 @@ async def test_an_error_in_errorfunc_ends_run() -> None:
     with pytest.raises(KeyError, match="in errorfunc") as caught:
         await got(sched.run())
     assert isinstance(caught.value.__cause__, ValueError)
+
+
+@both_sides
+async def test_a_failed_coroutine_cancels_an_errorfunc() -> None:
+    sched = scheduler()
+    order: list[str] = []
+
+    async def errorfunc(exc: Exception) -> None:
+        order.append(str(exc))
+        sched.errorfunc = None
+        sched.add(failing(ValueError("the second")))
+        try:
+            await trio.sleep_forever()
+        finally:
+            order.append("cancelled")
+
+    sched.errorfunc = errorfunc
+    sched.add(failing(ValueError("the first")))
+    with pytest.raises(ValueError, match="the second"):
+        await got(sched.run())
+    assert order == ["the first", "cancelled"]
 
 
 @both_sides

@@ -99,9 +99,10 @@ class scheduler:  # noqa: N801 (Pluto's name)
         self._yieldfunc: Callable[[], object] | None = None
         self._yieldfunc_set = trio.lowlevel.ParkingLot()
         self._round_ended = trio.lowlevel.ParkingLot()
-        # These are set while the scheduler runs.
+        # These are set while the scheduler runs. The nursery runs the coroutines.
         self._run: Run | None = None
         self._nursery: trio.Nursery | None = None
+        self._rounds = trio.CancelScope()
         self._failure: BaseException | None = None
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
@@ -207,12 +208,13 @@ class scheduler:  # noqa: N801 (Pluto's name)
             raise RuntimeError("this scheduler is already running")
         self._run = current_run()
         try:
-            async with trio.open_nursery() as rounds:
-                rounds.start_soon(self._run_rounds)
+            async with trio.open_nursery() as outer:
+                self._rounds = trio.CancelScope()
+                outer.start_soon(self._run_rounds)
                 async with trio.open_nursery() as self._nursery:
                     while self._waiting:
                         self._start(self._waiting.pop(0))
-                rounds.cancel_scope.cancel()
+                self._rounds.cancel()
             if self._failure is not None:
                 raise self._failure
         except BaseException as exc:
@@ -229,6 +231,7 @@ class scheduler:  # noqa: N801 (Pluto's name)
         self._nursery.start_soon(self._run_one, added, name=added._function)
 
     async def _run_one(self, added: coroutine) -> None:
+        assert self._nursery is not None
         try:
             await added._run_in(self)
         except BaseException as exc:
@@ -245,6 +248,9 @@ class scheduler:  # noqa: N801 (Pluto's name)
                     raise others from None
             finally:
                 del errors, others  # their tracebacks refer to this frame
+        finally:
+            if len(self._nursery.child_tasks) == 1:  # this is the last one: the last round ends
+                self._rounds.cancel()
 
     async def _report(self, error: BaseException) -> BaseException | None:
         """Call ``errorfunc``. Return the exception that it raised, if any."""
@@ -268,19 +274,20 @@ class scheduler:  # noqa: N801 (Pluto's name)
         self._nursery.cancel_scope.cancel()
 
     async def _run_rounds(self) -> None:
-        """Call ``yieldfunc`` between two rounds, while there is one."""
-        assert self._nursery is not None
+        """Call ``yieldfunc`` between two rounds, until the last coroutine ends."""
+        with self._rounds:
+            await self._call_yieldfunc()
+
+    async def _call_yieldfunc(self) -> None:
         while True:
             # Trio runs ready tasks in any order. After two checkpoints, each loop that we have
-            # unparked has called its function, and a task that has ended is gone.
+            # unparked has called its function.
             for _ in range(2):
                 await trio.lowlevel.checkpoint()
             if self._yieldfunc is None:
                 self._round_ended.unpark_all()
                 await self._yieldfunc_set.park()
                 continue
-            if not self._nursery.child_tasks:
-                return
             try:
                 await isolated(functools.partial(call, self._yieldfunc))
             except BaseException as exc:

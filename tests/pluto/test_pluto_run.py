@@ -267,6 +267,44 @@ async def test_yieldfunc_is_none_by_default_and_may_be_set_at_any_time() -> None
 
 
 @both_sides
+async def test_yieldfunc_may_be_set_and_cleared_while_all_tasks_wait() -> None:
+    sched = scheduler()
+
+    async def set_and_clear() -> None:
+        for _ in range(2):
+            called = trio.Event()
+            await trio.testing.wait_all_tasks_blocked()
+            sched.yieldfunc = called.set
+            await called.wait()
+            sched.yieldfunc = None
+
+    sched.add(set_and_clear)
+    await got(sched.run())
+
+
+@both_sides
+async def test_a_loop_goes_on_if_another_one_clears_yieldfunc() -> None:
+    sched = scheduler()
+    sched.yieldfunc = lambda: None
+    counts = [0, 0]
+
+    def count(index: int) -> bool:
+        counts[index] += 1
+        return counts[index] < 5
+
+    def clear() -> bool:
+        sched.yieldfunc = None
+        return False
+
+    # Trio runs them in this order or the reverse: one loop waits for the round when it is cleared.
+    sched.addloop(lambda: count(0))
+    sched.addloop(clear)
+    sched.addloop(lambda: count(1))
+    await got(sched.run())
+    assert counts == [5, 5]
+
+
+@both_sides
 async def test_run_ends_with_the_last_coroutine_and_not_after_yieldfunc() -> None:
     sched = scheduler()
     sched.yieldfunc = trio.sleep_forever
@@ -389,7 +427,7 @@ async def test_an_error_in_errorfunc_ends_run() -> None:
 
 
 @both_sides
-async def test_a_failed_coroutine_cancels_an_errorfunc() -> None:
+async def test_a_failed_coroutine_cancels_an_errorfunc(caplog: pytest.LogCaptureFixture) -> None:
     sched = scheduler()
     order: list[str] = []
 
@@ -407,6 +445,7 @@ async def test_a_failed_coroutine_cancels_an_errorfunc() -> None:
     with pytest.raises(ValueError, match="the second"):
         await got(sched.run())
     assert order == ["the first", "cancelled"]
+    assert not caplog.records  # the cancellation is no failure
 
 
 @both_sides

@@ -68,7 +68,6 @@ class server(coroutine):  # noqa: N801 (named like Pluto's classes)
                     self._end()
         finally:
             self._server = None
-            self._listening.abort()  # needed if cancelled before the server owned the listener
 
     async def _handle(self, sched: scheduler, sock: trisock.Socket) -> None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -11,11 +12,14 @@ import trio.testing
 
 import trisock
 from helpers.pluto import both_sides, checkpoint, got, in_child, run_both, run_outside
-from helpers.pluto_udp import raw_socket, udp_client, udpserver, wait_arrived
+from helpers.pluto_udp import needs_ipv6, raw_socket, udp_client, udpserver, wait_arrived
 from trisock.pluto import socket
 from trisock.pluto.blocking import background
 
 pytestmark = pytest.mark.usefixtures("bounded")  # some tests make blocking calls
+
+# Elsewhere, nobody has the address 0.0.0.0.
+only_linux = pytest.mark.skipif(sys.platform != "linux", reason="0.0.0.0 is this host on Linux")
 
 
 # ---- send ----
@@ -70,6 +74,27 @@ async def test_a_client_of_a_group_receives_from_anybody() -> None:
         device.sendto(b"NOTIFY", ("127.0.0.1", s.port))
         assert await got(s.recv()) == b"NOTIFY"
         assert s.getpeer() == ("239.255.255.250", 1900)
+
+
+@both_sides
+@pytest.mark.parametrize(
+    ("written", "host"),
+    [
+        ("::ffff:127.0.0.1", "127.0.0.1"),
+        pytest.param("0:0::1", "::1", marks=needs_ipv6),
+        pytest.param("::1%1", "::1", marks=needs_ipv6),
+        pytest.param("0.0.0.0", "127.0.0.1", marks=only_linux),
+    ],
+)
+async def test_a_client_receives_from_a_peer_that_is_written_in_another_way(
+    written: str, host: str
+) -> None:
+    with raw_socket(host) as raw:
+        s = await got(socket.connect(written, raw.getsockname()[1], "udp"))
+        assert await got(s.send(b"ping"))
+        data, address = raw.recvfrom(100)
+        raw.sendto(data, address)
+        assert await got(s.recv()) == b"ping"
 
 
 @both_sides

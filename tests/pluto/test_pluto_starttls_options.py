@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 import trisock
 from helpers.authority import rsa_certificate
@@ -148,9 +149,16 @@ async def test_starttls_returns_false_if_early_data_cannot_be_sent(
     assert "the peer is gone" in reasons()
 
 
+@pytest.mark.parametrize("when", ["before a byte is sent", "in the middle"])
 async def test_a_cancelled_send_of_early_data_closes_the_socket(
-    certs: Certs, trusted: None
+    when: str, certs: Certs, trusted: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if when == "before a byte is sent":
+
+        async def wait(self: trisock.Socket, data: bytes) -> None:
+            await trio.sleep_forever()
+
+        monkeypatch.setattr(trisock.Socket, "send", wait)
     client, server = await pair()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(server.starttls, certs)
@@ -166,7 +174,7 @@ async def test_a_cancelled_send_of_early_data_closes_the_socket(
             await client.starttls("localhost", {"early_data": bytes(50_000_000)})
     assert scope.cancelled_caught
     assert not client.isopen()
-    assert await client.send("x") is False
+    assert await client.recv() is None
 
 
 # ---- require_ecdhe ----

@@ -145,6 +145,10 @@ async def test_udpserver_answers_from_the_address_that_the_datagram_was_sent_to(
         await got(server.recv())
         await got(server.send("pong"))
         assert raw.recvfrom(100) == (b"pong", ("127.0.0.7", server.port))
+        with raw_socket() as other:  # has not sent to that address
+            server.setpeer(*other.getsockname())
+            await got(server.send("hello"))
+            assert other.recvfrom(100) == (b"hello", ("127.0.0.1", server.port))
 
 
 @both_sides

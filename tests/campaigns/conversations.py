@@ -36,6 +36,7 @@ from dialect_conversations import (
     hammerspoon_floods,
     hammerspoon_peers_vanish,
     hammerspoon_sockets,
+    pluto_datagrams,
     pluto_in_trio,
     pluto_interrupted,
     pluto_outside_trio,
@@ -430,7 +431,7 @@ KINDS: dict[str, list[Conversation]] = {
         *(a_server_starts_and_stops, a_stale_path),
     ],
     "dialects": [
-        *(pluto_in_trio, pluto_outside_trio, pluto_interrupted, a_pluto_server),
+        *(pluto_in_trio, pluto_outside_trio, pluto_interrupted, pluto_datagrams, a_pluto_server),
         *(hammerspoon_sockets, hammerspoon_peers_vanish, hammerspoon_floods),
     ],
 }

@@ -152,7 +152,36 @@ async def a_pluto_server(site: Site, rng: random.Random) -> None:
         async with await trisock.connect(LOCALHOST, listener.port) as sock:
             await sock.send(b"hello")
             check(b"".join([chunk async for chunk in sock]), b"hello")
-        await listener.close()
+        listener.close()
+
+
+async def pluto_datagrams(site: Site, rng: random.Random) -> None:
+    """A UDP server inside Trio, and a client in a thread that waits for each answer."""
+    messages = [payload(rng, 10_000) for _ in range(rng.randrange(1, 20))]
+    server = pluto.async_socket.udpserver(f"{LOCALHOST}:0")
+    assert server is not None
+
+    async def echo() -> None:
+        while data := await server.recv():
+            check(await server.send(data), True)
+
+    def script() -> None:
+        s = pluto.socket.connect(LOCALHOST, server.port, "udp")
+        assert s is not None
+        for message in messages:
+            check((s.send(message), s.recv(), s.isopen()), (True, message, True))
+        if rng.random() < 0.5:  # otherwise garbage collection closes it
+            s.close()
+
+    sched = pluto.scheduler()
+    serving = sched.add(echo)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sched.run)
+        await trio.to_thread.run_sync(script)
+        if rng.random() < 0.5:
+            await server.close()
+        else:
+            serving.close()
 
 
 # ---- hammerspoon ----

@@ -301,15 +301,15 @@ async def test_cancelling_open_sockets_releases_connections_of_closed_peers(
 @at_every_cancel_point
 async def test_a_cancelled_scheduler_ends_and_can_run_again(attempt: Attempt) -> None:
     scheduler = pluto.scheduler()
-    listener = pluto.socket.bind(scheduler, 0, lambda s: s.send(b"hello"))
+    server = pluto.socket.bind(scheduler, 0, lambda s: s.send(b"hello"))
 
     def script() -> Script:
-        with Peer(connect_to(listener._listening)) as peer:
+        with Peer(connect_to(server._listening)) as peer:
             yield from acting_until_heard(peer, b"hello")
-        listener._server.stop()
+        server.close()
 
     await attempt(scheduler.run, during(script()))
     assert attempt.error is None
-    trisock.listen_nowait(listener.port).abort()
+    trisock.listen_nowait(server.port).abort()
     scheduler.add(trio.lowlevel.checkpoint)
     await scheduler.run()

@@ -30,6 +30,7 @@ CLIENTS = {
     "hammerspoon_http_client",
     "many_writers",
     "pluto_client",
+    "pluto_wake_on_lan",
     "socks_client",
     "websocket_client",
 }

@@ -24,6 +24,10 @@ from ._server.stats import ServerStats
 from ._tls.certificate import Certificate
 from ._tls.info import TLSInfo
 from ._tls.roles import ClientTLS, ServerTLS, TLSArgument
+from ._udp.datagram import Datagram
+from ._udp.endpoint import UDPInfo
+from ._udp.opening import connect_udp, open_udp, open_udp_nowait
+from ._udp.socket import UDPSocket
 
 __version__ = "0.1.0"
 
@@ -33,6 +37,7 @@ __all__ = [
     "Certificate",
     "ClientTLS",
     "ConnectionInfo",
+    "Datagram",
     "Frames",
     "Handler",
     "IdleTimeoutError",
@@ -53,14 +58,19 @@ __all__ = [
     "TLSArgument",
     "TLSError",
     "TLSInfo",
+    "UDPInfo",
+    "UDPSocket",
     "bind",
     "connect",
+    "connect_udp",
     "connect_unix",
     "listen",
     "listen_nowait",
     "listen_unix",
     "listen_unix_nowait",
     "open_service",
+    "open_udp",
+    "open_udp_nowait",
     "relay",
     "run",
     "starttls",

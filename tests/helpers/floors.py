@@ -24,6 +24,7 @@ FLOORS = [
     {"_tls"},
     {"starttls"},  # below the Socket: it calls the public methods of the one it is given
     {"_net"},
+    {"_udp"},
     {"_server"},
     {"_connect"},
     {""},  # the public names

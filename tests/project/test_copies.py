@@ -45,6 +45,7 @@ async def one_of_each() -> AsyncIterator[tuple[dict[str, Any], dict[str, Any]]]:
         server = await trisock.bind(nursery, 0, handler, host="127.0.0.1")
         async with (
             await trisock.listen(0, host="127.0.0.1") as listener,
+            await trisock.open_udp() as udp,
             trisock.open_service() as service,
         ):
             refusing = {
@@ -55,6 +56,7 @@ async def one_of_each() -> AsyncIterator[tuple[dict[str, Any], dict[str, Any]]]:
                 "Listener": listener,
                 "Server": server,
                 "Service": service,
+                "UDPSocket": udp,
             }
             copied = {
                 "Address": client.getpeer(),
@@ -70,6 +72,8 @@ async def one_of_each() -> AsyncIterator[tuple[dict[str, Any], dict[str, Any]]]:
                     "no", protocol="imap", offered=False, reply=b"a NO"
                 ),
                 "IdleTimeoutError": trisock.IdleTimeoutError("no", at_boundary=False),
+                "Datagram": trisock.Datagram(b"data", client.getpeer(), None, False),
+                "UDPInfo": udp.info(),
                 "ServerClosing": trisock.ServerClosing("no"),
             }
             yield refusing, copied

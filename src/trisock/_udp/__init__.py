@@ -1,0 +1,1 @@
+"""Datagrams (UDP). Private: the public names are in ``trisock``."""

@@ -1,0 +1,152 @@
+"""Receiver: how a UDP socket receives."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import TypeVar, cast
+
+import trio
+
+from .. import _fork
+from .._address import with_message
+from .._arguments import positive_int
+from .addresses import address_from
+from .datagram import Datagram
+from .endpoint import CALLS_PER_CHECKPOINT, Endpoint
+from .syscalls import ANCILLARY_SIZE, MAX_DATAGRAM, MSG_TRUNC, Received
+
+# After four EAGAINs in a row, each of the next 15 receives waits before it calls recvmsg. The peer
+# is probably waiting for our answers, so an immediate recvmsg would find nothing.
+_MAX_EAGAINS = 4
+_WAIT_FIRST_RECEIVES = 15
+
+# A datagram in the kernel's buffer is charged with more bytes than this. So SO_RCVBUF divided by
+# this number is more than the buffer can hold.
+_MIN_CHARGE = 512
+
+# Datagram(...) costs twice as much.
+_new_datagram = cast("Callable[[type[Datagram], object], Datagram]", tuple.__new__)
+
+SelfT = TypeVar("SelfT", bound="Receiver")
+
+
+class Receiver(Endpoint):
+    """The receive methods of ``UDPSocket``."""
+
+    async def recv(self, max_bytes: int = MAX_DATAGRAM) -> Datagram:
+        """Wait for a datagram and return it.
+
+        Args:
+          max_bytes: return at most this many bytes of the datagram. The rest of it is lost, and
+            ``truncated`` is True. The default is enough for any datagram.
+
+        Raises:
+          OSError: the socket has one peer, and an ICMP error of an earlier send has arrived, such
+            as ``ConnectionRefusedError`` if nothing listens on the peer's port. (On Windows,
+            ``ConnectionResetError``.) The socket stays usable.
+          trio.ClosedResourceError: the socket is closed, or ``stop_receiving`` was called and
+            nothing is left.
+          trio.BusyResourceError: another task is receiving.
+          TypeError, ValueError: ``max_bytes`` is not a positive int.
+
+        If cancelled, it has received nothing: no datagram is lost.
+        """
+        if self._receiving.in_use:
+            self._receiving.check()
+        if max_bytes != MAX_DATAGRAM:
+            max_bytes = min(positive_int("max_bytes", max_bytes), MAX_DATAGRAM)
+        if self._rest is not None:
+            return await self._receive_rest(max_bytes)
+        if self._eagain_count < _MAX_EAGAINS:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            try:
+                received = self._receive(max_bytes, ANCILLARY_SIZE)
+            except BlockingIOError:
+                self._eagain_count += 1
+            except OSError as exc:
+                raise self._receiving_failed(exc) from exc
+            else:
+                self._eagain_count = 0
+                if self._calls_left:
+                    self._calls_left -= 1
+                else:
+                    with self._receiving:
+                        await self._schedule()
+                return self._datagram(received)
+        else:
+            self._eagain_count += 1
+            if self._eagain_count == _MAX_EAGAINS + _WAIT_FIRST_RECEIVES:
+                self._eagain_count = _MAX_EAGAINS - 1
+        with self._receiving:
+            return await self._wait_and_receive(max_bytes)
+
+    def __aiter__(self: SelfT) -> SelfT:
+        """Iterate over datagrams: ``async for datagram in udp``.
+
+        The loop ends when the socket is closed, and after ``stop_receiving`` when nothing is left.
+        It raises the errors of ``recv``.
+        """
+        return self
+
+    async def __anext__(self) -> Datagram:
+        try:
+            return await self.recv()
+        except trio.ClosedResourceError:
+            raise StopAsyncIteration from None
+
+    def stop_receiving(self) -> None:
+        """Receive only what has arrived already; sending still works.
+
+        ``recv`` returns the datagrams that the kernel holds, and then raises
+        ``trio.ClosedResourceError``; an iteration ends. So a server can finish its answers. While
+        datagrams arrive faster than they are received, this ends after as many as the kernel's
+        buffer can hold. A second call changes nothing.
+        """
+        if self._rest is None and self.isopen():
+            size = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+            self._rest = size // _MIN_CHARGE + 1
+            _fork.notify_closing(self._socket.fileno())  # the receiver looks once more
+
+    async def _wait_and_receive(self, max_bytes: int) -> Datagram:
+        self._calls_left = CALLS_PER_CHECKPOINT - 1
+        while True:
+            self._check_open()
+            try:
+                await trio.lowlevel.wait_readable(self._socket)
+            except trio.ClosedResourceError:  # Trio's message does not name the socket
+                self._check_open()
+                if self._rest is not None:
+                    return await self._receive_rest(max_bytes)
+            try:
+                return self._datagram(self._receive(max_bytes, ANCILLARY_SIZE))
+            except BlockingIOError:
+                pass
+            except OSError as exc:
+                raise self._receiving_failed(exc) from exc
+
+    async def _receive_rest(self, max_bytes: int) -> Datagram:
+        """Return a datagram that has arrived already, after ``stop_receiving``."""
+        await trio.lowlevel.checkpoint()
+        self._check_open()
+        if self._rest:
+            self._rest -= 1
+            try:
+                return self._datagram(self._receive(max_bytes, ANCILLARY_SIZE))
+            except BlockingIOError:
+                self._rest = 0
+            except OSError as exc:
+                raise self._receiving_failed(exc) from exc
+        raise trio.ClosedResourceError(f"{self} has stopped receiving")
+
+    def _datagram(self, received: Received) -> Datagram:
+        data, ancillary, flags, sockaddr = received
+        destination = self._destination or self._destinations.find(ancillary)
+        truncated = flags & MSG_TRUNC != 0
+        return _new_datagram(Datagram, (data, address_from(sockaddr), destination, truncated))
+
+    def _receiving_failed(self, exc: OSError) -> Exception:
+        if self._is_closed_error(exc):
+            return self._closed_error()
+        where = self._local if self._peer is None else self._peer
+        return with_message(exc, f"cannot receive {'on' if self._peer is None else 'from'} {where}")

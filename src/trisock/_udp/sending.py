@@ -1,0 +1,143 @@
+"""Sender: how a UDP socket sends."""
+
+from __future__ import annotations
+
+import socket
+from typing import cast
+
+import trio
+
+from .._address import format_host_port, to_ascii_host, with_message
+from .._arguments import Buffer, bytes_view
+from .addresses import SockAddr, check_address, sockaddr_for
+from .endpoint import Endpoint
+from .packet_info import AncillaryItem
+from .syscalls import send_to
+
+
+class Sender(Endpoint):
+    """The send method of ``UDPSocket``."""
+
+    async def send(
+        self,
+        data: Buffer,
+        address: tuple[str, int] | None = None,
+        *,
+        source: tuple[str, int] | None = None,
+    ) -> None:
+        """Send a datagram.
+
+        Args:
+          data: the payload, at most 65,507 bytes over IPv4 (65,527 over IPv6). May be empty.
+          address: the receiver, as ``(host, port)``. Leave it out if the socket has one peer. If
+            the host is a name, it is looked up each time, and its first address is used.
+          source: the local address to send from: ``datagram.destination`` to answer a datagram
+            from the address that it was sent to. Its port must be that of the socket. ``None``
+            leaves the choice to the system. A multicast or broadcast address cannot be a source, so
+            a datagram to such a destination cannot be answered from it.
+
+        Raises:
+          OSError: the system does not send it. The message names the address. Some reasons: it is
+            too long (``EMSGSIZE``), the network is unreachable, a broadcast was not allowed, the
+            port of the receiver is 0, the source is not an address of this machine, or the socket
+            does not have this kind of address (``EAFNOSUPPORT``). ``socket.gaierror``: the host is
+            unknown. If the socket has one peer, also an ICMP error of an earlier send, as in
+            ``recv``; then this datagram was not sent.
+          trio.ClosedResourceError: the socket is closed.
+          TypeError, ValueError: an argument is invalid.
+
+        A server should expect an ``OSError``: the address comes from the network, and may be one
+        that cannot be answered.
+
+        A datagram that was sent may be lost on its way, or arrive twice. If cancelled, it was not
+        sent.
+        """
+        if type(data) is not bytes:
+            data = bytes_view(data)
+        sockaddr = None
+        if self._peer is not None:
+            self._check_peer(address)
+        else:
+            host, port = check_address("address", address)
+            try:
+                sockaddr = sockaddr_for(self._family, host, port)
+            except OSError as exc:
+                raise self._sending_failed(exc, address) from exc
+            if sockaddr is None:
+                sockaddr = await self._look_up(host, port)
+        item = None if source is None else self._sources.find(source)
+        await trio.lowlevel.checkpoint_if_cancelled()
+        try:
+            send_to(self._socket, data, item, sockaddr)
+        except BlockingIOError:
+            await self._wait_and_send(data, item, sockaddr, address)
+        except OSError as exc:
+            raise self._sending_failed(exc, address, source) from exc
+        else:
+            if self._calls_left:
+                self._calls_left -= 1
+            else:
+                await self._schedule()
+
+    async def _wait_and_send(
+        self,
+        data: bytes | memoryview,
+        item: AncillaryItem | None,
+        sockaddr: SockAddr | None,
+        address: tuple[str, int] | None,
+    ) -> None:
+        if self._send_lock is None:
+            self._send_lock = trio.Lock()
+        async with self._send_lock:  # Trio lets only one task wait
+            while True:
+                self._check_open()
+                try:
+                    await trio.lowlevel.wait_writable(self._socket)
+                except trio.ClosedResourceError:  # by close, or by stop_receiving
+                    continue
+                try:
+                    send_to(self._socket, data, item, sockaddr)
+                    return
+                except BlockingIOError:
+                    pass
+                except OSError as exc:
+                    raise self._sending_failed(exc, address) from exc
+
+    def _check_peer(self, address: tuple[str, int] | None) -> None:
+        if address is not None and check_address("address", address) != self._peer:
+            raise ValueError(f"this socket sends to its one peer only: {self._peer}")
+
+    async def _look_up(self, host: str, port: int) -> SockAddr:
+        """Return the sockaddr of the first address of a name that the socket can reach."""
+        name = to_ascii_host(host)
+        family = self._family if self._is_single_family() else socket.AF_UNSPEC
+        try:
+            found = await trio.socket.getaddrinfo(
+                name.encode(), port, family=family, type=socket.SOCK_DGRAM
+            )
+        except OSError as exc:
+            raise self._sending_failed(exc, (host, port)) from exc
+        sockaddr = found[0][4]
+        if len(sockaddr) == 2 and self._family == socket.AF_INET6:
+            return f"::ffff:{sockaddr[0]}", port, 0, 0
+        return cast("SockAddr", sockaddr)
+
+    def _is_single_family(self) -> bool:
+        if self._family == socket.AF_INET:
+            return True
+        return bool(self.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY))
+
+    def _sending_failed(
+        self,
+        exc: OSError,
+        address: tuple[str, int] | None,
+        source: tuple[str, int] | None = None,
+    ) -> Exception:
+        if self._is_closed_error(exc):
+            return self._closed_error()
+        target = self._peer if address is None else address
+        assert target is not None
+        message = f"cannot send to {format_host_port(*target)}"
+        if source is not None:
+            message += f" from {format_host_port(*source)}"
+        return with_message(exc, message)

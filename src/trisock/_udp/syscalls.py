@@ -1,0 +1,111 @@
+"""What differs per platform when a UDP socket sends and receives."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import struct
+import sys
+from collections.abc import Callable
+from typing import TypeAlias
+
+from .._net.syscalls import SEND_FLAGS
+from .addresses import SockAddr
+from .packet_info import IP_PKTINFO, IPV6_RECVPKTINFO, AncillaryItem
+
+# No datagram has more bytes than this, except the jumbograms of IPv6, which UDP over the Internet
+# does not have: the length field of IPv4, and that of UDP, has 16 bits.
+MAX_DATAGRAM = 65535
+
+# Room for packet info and for the ancillary data of a few options that the program sets.
+ANCILLARY_SIZE = 256
+
+# Data, ancillary data, flags, and the sender's sockaddr: the result of ``recvmsg``.
+Received: TypeAlias = "tuple[bytes, list[AncillaryItem], int, SockAddr]"
+
+# struct sk_meminfo: nine numbers, of which the last is how many datagrams the kernel has dropped
+# (include/uapi/linux/sock_diag.h). SO_RXQ_OVFL shows the same counter, but costs time in each
+# receive, and shows it only when the next datagram arrives.
+_SO_MEMINFO = 55
+_MEMINFO = struct.Struct("@9I")
+
+if sys.platform == "win32":  # pragma: no cover (tests run on Linux)
+    MSG_TRUNC = 0x100
+
+    def receiver(sock: socket.socket, has_peer: bool) -> Callable[[int, int], Received]:
+        def receive(max_bytes: int, ancillary_size: int) -> Received:
+            while True:
+                try:
+                    # A smaller buffer would make this fail for a longer datagram, and lose it.
+                    data, sockaddr = sock.recvfrom(MAX_DATAGRAM)
+                    break
+                except ConnectionResetError:
+                    # An earlier send to a closed port was answered by ICMP. Other systems tell this
+                    # only if the socket has one peer.
+                    if has_peer:
+                        raise
+            return data[:max_bytes], [], MSG_TRUNC if len(data) > max_bytes else 0, sockaddr
+
+        return receive
+
+    def send_from(
+        sock: socket.socket,
+        data: bytes | memoryview,
+        source: AncillaryItem,
+        sockaddr: SockAddr | None,
+    ) -> None:
+        raise OSError(errno.EOPNOTSUPP, "this system cannot choose the source of a datagram")
+
+else:
+    MSG_TRUNC = socket.MSG_TRUNC
+
+    def receiver(sock: socket.socket, has_peer: bool) -> Callable[[int, int], Received]:
+        """Return a function that works like ``sock.recvmsg``."""
+        return sock.recvmsg
+
+    def send_from(
+        sock: socket.socket,
+        data: bytes | memoryview,
+        source: AncillaryItem,
+        sockaddr: SockAddr | None,
+    ) -> None:
+        """Send a datagram from a source address, to the peer if ``sockaddr`` is ``None``."""
+        sock.sendmsg([data], [source], SEND_FLAGS, sockaddr)
+
+
+def send_to(
+    sock: socket.socket,
+    data: bytes | memoryview,
+    source: AncillaryItem | None,
+    sockaddr: SockAddr | None,
+) -> None:
+    """Send a datagram. ``None`` for ``sockaddr`` is the one peer, and for ``source`` the default.
+
+    Raises ``BlockingIOError`` if there is no room in the kernel's buffer.
+    """
+    if source is not None:
+        send_from(sock, data, source, sockaddr)
+    elif sockaddr is None:
+        sock.send(data, SEND_FLAGS)
+    else:
+        sock.sendto(data, SEND_FLAGS, sockaddr)
+
+
+def request_packet_info(sock: socket.socket) -> None:
+    """Make ``recvmsg`` tell the destination of each datagram, if the system can."""
+    option = IPV6_RECVPKTINFO if sock.family == socket.AF_INET6 else IP_PKTINFO
+    if option is not None:  # pragma: no branch (Windows)
+        is_ipv6 = sock.family == socket.AF_INET6
+        sock.setsockopt(socket.IPPROTO_IPV6 if is_ipv6 else socket.IPPROTO_IP, option, 1)
+
+
+def dropped_datagrams(sock: socket.socket) -> int | None:
+    """Return how many datagrams the kernel has dropped at this socket. ``None``: it cannot tell."""
+    if sys.platform == "linux":  # pragma: no branch (tests run on Linux)
+        with contextlib.suppress(OSError):  # Linux has it since 4.12
+            answer = sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size)
+            if len(answer) == _MEMINFO.size:  # pragma: no branch
+                count: int = _MEMINFO.unpack(answer)[8]
+                return count
+    return None

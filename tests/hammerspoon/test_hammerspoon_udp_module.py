@@ -147,9 +147,7 @@ async def test_new_accepts_the_read_callback_of_a_udp_object(
 
 
 @pytest.mark.parametrize("wrong", ["print", 5, b""])
-async def test_a_callback_that_cannot_be_called_is_a_TypeError(
-    udp: UDPSockets, wrong: Any
-) -> None:
+async def test_a_callback_that_cannot_be_called_is_a_TypeError(udp: UDPSockets, wrong: Any) -> None:
     created = udp.new()
     for call in (
         udp.new,

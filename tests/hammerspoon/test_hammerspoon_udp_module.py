@@ -11,7 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from helpers.hammerspoon import LOCALHOST, Calls, Log, errors_in, until
+from helpers.hammerspoon import LOCALHOST, Calls, Log, errors_in
 from helpers.hammerspoon_udp import (
     BROADCAST,
     CLOSED,
@@ -93,14 +93,15 @@ async def test_timeout_applies_to_new_udp_objects_only(hs: Sockets, udp: UDPSock
 
 
 async def test_a_new_udp_object_sends_with_the_modules_timeout(
-    autojump_clock: MockClock, udp: UDPSockets, log: Log
+    autojump_clock: MockClock, udp: UDPSockets, log: Log, calls: Calls
 ) -> None:
     trio.socket.set_custom_hostname_resolver(WaitingResolver())
     udp.timeout = 5
     client = udp.new()
     udp.timeout = -1
-    client.send("lost", "name", 9)
-    await until(lambda: log.messages)
+    client.send("lost", "name", 9).send("next", LOCALHOST, 9, calls)
+    await calls.next()
+    assert "a send took more than 5 s" in log.text
     assert 5 <= trio.current_time() < 6
 
 

@@ -90,16 +90,16 @@ class Receiving:
             try:
                 # Which version the next datagram has is not known, so shorten it afterwards.
                 datagram = await sock.recv(max(1, *sizes.values()))
-            except trio.ClosedResourceError:  # closed, or replaced by ``connect``
+            except (OSError, trio.ClosedResourceError) as exc:
+                # An ICMP error of an earlier send: the socket stays usable. Or ``connect`` has
+                # replaced the socket.
+                if isinstance(exc, OSError):
+                    self._report(exc)
                 await trio.lowlevel.checkpoint()
-                return
-            except OSError as exc:  # an ICMP error of an earlier send; the socket stays usable
-                self._report(exc)
-                await trio.lowlevel.checkpoint()
-                return
-            size = sizes[version_of(datagram.address.host)]
-            if size:  # with a size of 0, hs.socket.udp drops the datagram
-                self._received = datagram.data[:size], pack_sockaddr(datagram.address)
+            else:
+                size = sizes[version_of(datagram.address.host)]
+                if size:  # with a size of 0, hs.socket.udp drops the datagram
+                    self._received = datagram.data[:size], pack_sockaddr(datagram.address)
 
     async def _call_back(self) -> None:
         """Call the read callback, behind the queued callbacks, and wait until it has ended."""

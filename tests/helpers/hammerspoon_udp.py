@@ -86,7 +86,7 @@ class WaitingResolver(Resolver):
         super().__init__(**names)
         self.release = trio.Event()
 
-    async def getaddrinfo(self, host: bytes | None, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    async def getaddrinfo(self, host: bytes | None, *args: Any, **kwargs: Any) -> Any:
         self.asked.append(host)
         await self.release.wait()
         return await super().getaddrinfo(host, *args, **kwargs)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from typing import Any
 
@@ -191,6 +192,29 @@ async def test_server_returns_a_closed_object_if_the_port_is_taken(
     assert server.info()["userData"] == ""
     assert f"cannot open UDP on *:{port}: Address already in use" in log.text
     assert server.listen(0) is server
+
+
+async def test_the_events_of_a_udp_object_are_logged_at_DEBUG(
+    udp: UDPSockets, calls: Calls, log: Log
+) -> None:
+    server: Any = udp.server(0, calls)
+    server.receive()
+    client: Any = udp.new().connect(LOCALHOST, port_of(server))
+    names = [repr(client), repr(server)]
+    client.send("x")
+    await calls.next()
+    client.close()
+    server.close()
+    ends = [line.partition("hs.socket.udp: ")[2] for line in log.text.splitlines()]
+    assert {f"hs.socket.udp: {end}" for end in ends} == {
+        f"{names[0]}: connected",
+        f"{names[0]}: data written",
+        f"{names[1]}: data read",
+        f"{names[0]}: closed",
+        f"{names[1]}: closed",
+    }
+    assert len(ends) == 5
+    assert {each.levelno for each in log.records} == {logging.DEBUG}
 
 
 # ---- the end of open_sockets ----

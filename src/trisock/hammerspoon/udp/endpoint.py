@@ -98,7 +98,7 @@ class Endpoint:
         self.is_server = is_server
         self.has_peer = False
         self.is_over = False
-        self.receiving = Receiving(lambda: self.sock, settings, callbacks, self._report)
+        self.receiving = Receiving(owner, lambda: self.sock, settings, callbacks, self._report)
         self._owner = owner
         self._settings = settings
         self._callbacks = callbacks
@@ -141,6 +141,8 @@ class Endpoint:
 
     def close(self) -> None:
         """Close the socket, drop what is queued, and end ``run``."""
+        if not self.is_over:
+            log(logger, logging.DEBUG, "%r: closed", self._owner)
         self.is_over = True
         self._operations.clear()
         self._scope.cancel()
@@ -196,7 +198,7 @@ class Endpoint:
         if self.sock is not None:  # the earlier sends have opened it
             self.sock.abort()
         self.sock = sock
-        self.receiving.restart()
+        self.receiving.drop()  # it may be from someone else
         log(logger, logging.DEBUG, "%r: connected", self._owner)
         if connect.fn is not None:
             self._callbacks.put(connect.fn)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import enum
 import inspect
+import logging
 from collections.abc import Callable
 
 import trio
 
 import trisock
 
+from ..._guard import log
 from ..callbacks import PendingCallbacks
+from ..queues import logger
 from ..sockaddr import pack_sockaddr
 from .settings import Settings, version_of
 
@@ -31,6 +34,7 @@ class Receiving:
     datagrams that have already arrived.
 
     Args:
+      owner: the object, for the log.
       get_socket: returns the socket, or ``None`` while there is none.
       settings: the object's settings.
       callbacks: the object's queued callbacks.
@@ -41,11 +45,13 @@ class Receiving:
 
     def __init__(
         self,
+        owner: object,
         get_socket: Callable[[], trisock.UDPSocket | None],
         settings: Settings,
         callbacks: PendingCallbacks,
         report: Callable[[Exception], None],
     ) -> None:
+        self._owner = owner
         self._get_socket = get_socket
         self._settings = settings
         self._callbacks = callbacks
@@ -66,6 +72,11 @@ class Receiving:
         """Look again at the mode, the settings and the socket, because one of them has changed."""
         self._wait.cancel()
         self._changed.unpark_all()
+
+    def drop(self) -> None:
+        """Drop a datagram whose callback has not begun, because the socket has been replaced."""
+        self._received = None
+        self.restart()
 
     # ---- in the background ----
 
@@ -99,6 +110,7 @@ class Receiving:
             else:
                 size = sizes[version_of(datagram.address.host)]
                 if size:  # with a size of 0, hs.socket.udp drops the datagram
+                    log(logger, logging.DEBUG, "%r: data read", self._owner)
                     self._received = datagram.data[:size], pack_sockaddr(datagram.address)
 
     async def _call_back(self) -> None:

@@ -205,6 +205,7 @@ async def test_the_events_of_a_udp_object_are_logged_at_DEBUG(
     await calls.next()
     client.close()
     server.close()
+    await wait_all_tasks_blocked()
     ends = [line.partition("hs.socket.udp: ")[2] for line in log.text.splitlines()]
     assert {f"hs.socket.udp: {end}" for end in ends} == {
         f"{names[0]}: connected",

@@ -13,6 +13,7 @@ import trio
 from trio.testing import MockClock
 
 import trisock
+from helpers.full_buffer import full_buffer
 from helpers.hammerspoon import LOCALHOST, Calls, Log, errors_in, measured, until
 from helpers.hammerspoon_udp import (
     BROADCAST,
@@ -350,6 +351,21 @@ async def test_setTimeout_0_sends_what_need_not_wait(
         client.send("waits", "name", port, calls).send("x", host, port, number, calls)
     assert await calls.take(40) == [(number,) for number in range(40)]
     assert log.text.count("a send took more than 0 s") == 40
+
+
+async def test_setTimeout_limits_the_wait_for_room_in_the_kernels_buffer(
+    udp: UDPSockets, host: str, there: Any, calls: Calls, log: Log
+) -> None:
+    address = (host, there.getsockname()[1])
+    client = udp.new()
+    with full_buffer(1):
+        client.setTimeout(0).send("no room", *address, 1, calls).send("next", *address, 2, calls)
+        assert await calls.next() == (2,)
+    assert "a send took more than 0 s" in log.text
+    with full_buffer(3):
+        client.setTimeout(-1).send("waits", *address, 3, calls).send("last", *address, 4, calls)
+        assert await calls.take(2) == [(3,), (4,)]
+    assert await received(there, 3) == [b"next", b"waits", b"last"]
 
 
 # ---- broadcast ----

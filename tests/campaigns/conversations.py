@@ -33,6 +33,7 @@ from conversation_site import (
 )
 from dialect_conversations import (
     a_pluto_server,
+    hammerspoon_datagrams,
     hammerspoon_floods,
     hammerspoon_peers_vanish,
     hammerspoon_sockets,
@@ -433,5 +434,6 @@ KINDS: dict[str, list[Conversation]] = {
     "dialects": [
         *(pluto_in_trio, pluto_outside_trio, pluto_interrupted, pluto_datagrams, a_pluto_server),
         *(hammerspoon_sockets, hammerspoon_peers_vanish, hammerspoon_floods),
+        hammerspoon_datagrams,
     ],
 }

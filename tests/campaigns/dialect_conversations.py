@@ -312,3 +312,47 @@ async def hammerspoon_floods(site: Site, rng: random.Random) -> None:
         while server.connections():
             await trio.sleep(0.001)
         check((len(got), got == lines), (number, True))
+
+
+async def hammerspoon_datagrams(site: Site, rng: random.Random) -> None:
+    """A server object echoes numbered datagrams. Each side pauses, and reads one or all."""
+    number = rng.randint(10, 300)
+    sent = [b"%d " % each + payload(rng, 1000) for each in range(number)]
+    got: list[bytes] = []
+
+    def serve(data: bytes, sockaddr: bytes) -> None:
+        sender = hs.udp.parseAddress(sockaddr)
+        assert sender is not None
+        server.send(data, sender["host"], sender["port"])
+        if rng.random() < 0.5:
+            server.receiveOne()
+
+    async def receive(data: bytes, sockaddr: bytes) -> None:
+        got.append(data)
+        if rng.random() < 0.3:
+            client.pause()
+            await trio.lowlevel.checkpoint()
+            check(got[-1], data)  # no callback while it is paused
+        rng.choice([client.receive, client.receiveOne])()
+
+    async with hammerspoon.open_sockets() as hs:
+        server = hs.udp.server(0, serve)
+        client = hs.udp.new(receive)
+        address = (rng.choice([LOCALHOST, "::1", "localhost"]), server.info()["localPort"])
+        is_connected = rng.random() < 0.5
+        if is_connected:
+            client.connect(*address)
+        for count, data in enumerate(sent, 1):
+            client.send(data) if is_connected else client.send(data, *address)
+            rng.choice([server.receive, server.receiveOne])()
+            client.receive()
+            while len(got) < count - 10:  # so that the kernel's buffers hold the rest
+                server.receive()
+                await trio.sleep(0)
+        while len(got) < number:
+            server.receive()
+            await trio.sleep(0)
+        check(got, sent)
+        if rng.random() < 0.5:
+            client.close()
+            check(client.closed(), True)

@@ -3,36 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import socket
-import tracemalloc
-from collections.abc import Iterator
 
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
 import trisock
-from helpers.hammerspoon import Calls, connect_to, raw_client, unix_server, until
+from helpers.hammerspoon import Calls, connect_to, measured, raw_client, unix_server, until
 from trisock import hammerspoon
 from trisock.hammerspoon import Socket, Sockets, callbacks, queues
 
 MIB = 1024 * 1024
-
-
-@contextlib.contextmanager
-def measured() -> Iterator[list[int]]:
-    """Yield a list. On exit, add the peak growth of traced memory (in bytes) to the list."""
-    grown: list[int] = []
-    gc.collect()
-    tracemalloc.start()
-    try:
-        before = tracemalloc.get_traced_memory()[0]
-        tracemalloc.reset_peak()
-        yield grown
-        grown.append(tracemalloc.get_traced_memory()[1] - before)
-    finally:
-        tracemalloc.stop()
 
 
 @unix_server

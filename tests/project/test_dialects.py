@@ -133,7 +133,7 @@ def names(cell: str) -> list[str]:
     return re.findall(r"`([^`]+)`", cell)
 
 
-@pytest.mark.parametrize("dialect", ["trisock.pluto", "trisock.hammerspoon"])
+@pytest.mark.parametrize("dialect", ["trisock.pluto", "trisock.hammerspoon", "hs.udp"])
 def test_each_row_of_the_tables_names_existing_tests(dialect: str) -> None:
     rows = tables()[dialect]
     known = all_tests()
@@ -175,3 +175,20 @@ def test_each_name_of_hs_socket_has_a_table_row() -> None:
     }
     assert there >= set(hammerspoon.Info.__annotations__)
     assert len(hammerspoon.Info.__annotations__) == 19
+
+
+def test_each_name_of_hs_socket_udp_has_a_table_row() -> None:
+    rows = tables()["hs.udp"]
+    there = [name.partition("(")[0] for row in rows for name in names(row[0])]
+    keys = [*hammerspoon.UDPInfo.__annotations__]
+    assert len(keys) == 25
+    assert sorted(there) == sorted(
+        [
+            *("timeout", "parseAddress", "new", "server", "tostring", *keys),
+            *("broadcast", "close", "closed", "connect", "connected", "enableIPv", "info"),
+            *("listen", "pause", "preferIPv", "receive", "read", "receiveOne", "readOne"),
+            *("reusePort", "send", "write", "setBufferSize", "setCallback", "setTimeout"),
+        ]
+    )
+    members = {name for name in vars(hammerspoon.UDPSocket) if not name.startswith("_")}
+    assert members <= {*there}

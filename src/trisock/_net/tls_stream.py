@@ -267,10 +267,10 @@ class TLSStream:
         Of very many records, it returns only the first. Errors and EOF are left to ``receive``.
         """
         records: list[bytes] = []
-        engine, more = self.engine, True
+        engine = self.engine
         with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            while more and engine.can_read and len(records) < _MAX_RECORDS_AHEAD:
-                more = engine.read_batch(records)
+            if engine.can_read:
+                engine.read_batch(records, _MAX_RECORDS_AHEAD)
                 if engine.outgoing.pending:
                     self._flush_responses()
         return records

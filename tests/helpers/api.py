@@ -41,8 +41,11 @@ NOT_CONSTRUCTED = {
     "trisock.Service",
     "trisock.hammerspoon.Socket",
     "trisock.hammerspoon.Sockets",
+    "trisock.hammerspoon.UDPSocket",
+    "trisock.hammerspoon.UDPSockets",
     "trisock.pluto.async_socket",
     "trisock.pluto.listener",
+    "trisock.pluto.server",
     "trisock.pluto.socket",
     "trisock.testing.FaultyRelay",
 }

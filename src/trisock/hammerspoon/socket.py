@@ -76,7 +76,7 @@ class Sockets:
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self.timeout: float = -1
-        self.udp = UDPSockets(nursery)
+        self.udp: UDPSockets = UDPSockets(nursery)
         self._nursery = nursery
 
     def new(self, fn: Callback | None = None) -> Socket:

@@ -399,6 +399,34 @@ async def test_a_context_of_ones_own_may_fail(client_tls: ClientTLS) -> None:
         assert a.fileno() == -1
 
 
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        (b"", "closed"),
+        (b"+OK\r\n", "closed"),
+        (b"-ERR no\r\n", "refused"),
+        (b"x" * 9000, "violation"),
+        (b"+OK\r\n+OK\r\nx", "violation"),
+    ],
+)
+async def test_an_error_has_a_kind(said: bytes, kind: str, client_tls: ClientTLS) -> None:
+    a, b = unix_pair()
+    async with closing(a, b):
+        await b.send(said)
+        await b.send_eof()
+        assert (await fail(a, "pop3", client_tls)).kind == kind
+
+
+async def test_a_silent_server_is_a_timeout(
+    client_tls: ClientTLS, autojump_clock: trio.testing.MockClock
+) -> None:
+    a, b = unix_pair()
+    async with closing(a, b):
+        with pytest.raises(StartTLSError) as caught:
+            await upgrade(a, "pop3", client_tls, timeout=5)
+        assert caught.value.kind == "timeout"
+
+
 async def test_an_error_can_be_copied_and_pickled(client_tls: ClientTLS) -> None:
     a, b = unix_pair()
     async with closing(a, b):
@@ -408,6 +436,7 @@ async def test_an_error_can_be_copied_and_pickled(client_tls: ClientTLS) -> None
         assert type(again) is StartTLSError
         assert str(again) == str(error)
         assert (again.protocol, again.offered, again.reply) == ("pop3", None, b"-ERR no")
+        assert again.kind == "refused"
     assert error.args == (str(error),)
 
 

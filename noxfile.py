@@ -29,6 +29,7 @@ if shutil.which("pyenv"):
 # The coverage session skips campaigns (docs/reliability.md) and tests that run whole programs.
 NOT_FOR_COVERAGE = [
     "tests/campaigns/test_cancel*.py",
+    "tests/campaigns/test_datagram_flow.py",
     "tests/campaigns/test_hostile_network.py",
     "tests/campaigns/test_fuzz_addresses.py",
     "tests/campaigns/test_fuzz_lines.py",
@@ -162,6 +163,13 @@ def restarts(session: nox.Session) -> None:
     """20 restarts of a server under load, in three ways, lose no request (``-- --quick``)."""
     session.install(".[tests]")
     session.run("python", "tests/campaigns/restarts.py", *session.posargs)
+
+
+@nox.session
+def datagrams(session: nox.Session) -> None:
+    """A million datagrams over loopback: none is lost, changed or mixed up."""
+    session.install(".[tests]")
+    session.run("python", "tests/campaigns/datagrams.py", *session.posargs)
 
 
 @nox.session

@@ -8,7 +8,10 @@ import trio
 
 
 class Resolver(trio.abc.HostnameResolver):
-    """Resolves names to the addresses that the test gives, and records each lookup."""
+    """Resolves names to the addresses that the test gives, and records each lookup.
+
+    A lookup in one family gets only the addresses of this family.
+    """
 
     def __init__(self, **names: list[str]) -> None:
         self.names = names
@@ -19,7 +22,7 @@ class Resolver(trio.abc.HostnameResolver):
     ) -> list[tuple[int, int, int, str, tuple[object, ...]]]:
         self.asked.append(host)
         await trio.lowlevel.checkpoint()  # a real lookup also yields
-        return [
+        found: list[tuple[int, int, int, str, tuple[object, ...]]] = [
             (
                 socket.AF_INET6 if ":" in address else socket.AF_INET,
                 type,
@@ -29,6 +32,7 @@ class Resolver(trio.abc.HostnameResolver):
             )
             for address in self.names[(host or b"").decode()]
         ]
+        return [each for each in found if family in (socket.AF_UNSPEC, each[0])]
 
     async def getnameinfo(self, sockaddr: object, flags: int) -> tuple[str, str]:
         raise NotImplementedError

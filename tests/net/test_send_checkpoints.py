@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Awaitable
 
 import pytest
 import trio
 import trio.testing
 
+from helpers.checkpoints import is_schedule_point
 from helpers.reads import ITEM, READS
 from trisock import Socket
 
 pytestmark = pytest.mark.parametrize("layer", ["plain", "tls"])
 
 KIB = 1024
-
-
-async def is_schedule_point(call: Awaitable[object]) -> bool:
-    """Await a call that is always a cancel point. Return whether it is also a schedule point."""
-    try:
-        with trio.testing.assert_checkpoints():
-            await call
-    except AssertionError:
-        return False
-    return True
 
 
 async def schedule_points(sock: Socket, data: bytes, count: int) -> list[bool]:

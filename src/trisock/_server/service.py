@@ -16,9 +16,12 @@ from .._address import Address
 from .._arguments import quoted, seconds_or_inf
 from .._not_copyable import NotCopyable
 from .._tls.roles import ServerTLS, TLSArgument
+from .._udp.opening import open_udp
+from .._udp.socket import UDPSocket
 from .listener import Listener
 from .notify import READY, STOPPING, ServiceManager
 from .reloading import reload_all
+from .served_udp import ServedUDP
 from .server import Handler, Server, bind, server_tls_of
 from .signals import SIGHUP, SignalReceiver
 
@@ -49,6 +52,15 @@ class BindOptions(TypedDict, total=False):
     https_compatible: bool
     backlog: int | None
     reuse_port: bool
+
+
+class UDPOptions(TypedDict, total=False):
+    """The keyword arguments of ``open_udp``, for ``Service.open_udp``."""
+
+    host: str | None
+    reuse_port: bool
+    reuse_address: bool
+    broadcast: bool
 
 
 def run(
@@ -260,7 +272,8 @@ class Service(NotCopyable):
       nursery: runs the servers, and tasks of the program that shall live as long as they. These
         tasks are cancelled once all servers have closed.
 
-    Invariant: ``_servers`` has each server that was bound and has not closed yet.
+    Invariant: ``_servers`` has each server that was bound and has not closed yet. A UDP socket
+    counts as a server.
     """
 
     def __init__(self, nursery: trio.Nursery, settings: _Settings) -> None:
@@ -268,7 +281,7 @@ class Service(NotCopyable):
         self._settings = settings
         self._manager = ServiceManager(os.environ)
         self._block_scope = trio.CancelScope()
-        self._servers: dict[Server, None] = {}
+        self._servers: dict[Server | ServedUDP, None] = {}
         self._has_bound = False
         self._ready = False
         self._stopping = trio.Event()
@@ -297,10 +310,64 @@ class Service(NotCopyable):
             server.stop(grace=0)
             await trio.lowlevel.checkpoint_if_cancelled()  # a signal also cancels the block
             self._check_running()
+        self._watch_over(server)
+        return server
+
+    async def open_udp(
+        self, port_or_socket: int | UDPSocket = 0, **options: Unpack[UDPOptions]
+    ) -> UDPSocket:
+        """Open a UDP socket, as ``trisock.open_udp`` does. It stops when the service stops.
+
+        ::
+
+            async def serve(udp):
+                async with udp, trio.open_nursery() as nursery:
+                    async for datagram in udp:
+                        await nursery.start(answer, udp, datagram)
+
+            async with trisock.open_service() as service:
+                service.nursery.start_soon(serve, await service.open_udp(7777))
+
+        The socket counts as a server. When the service stops, the socket receives no more
+        (``UDPSocket.stop_receiving``), so the loop ends. Tasks may still send. The program closes
+        the socket once it has sent its answers, as ``async with udp`` does. When the grace has
+        ended, the service closes it.
+
+        Args:
+          port_or_socket: a port, as in ``trisock.open_udp``, or a ``UDPSocket``, such as one that
+            was opened by ``open_udp_nowait`` before the program dropped its privileges.
+          options: as in ``trisock.open_udp``.
+
+        Returns: the ``UDPSocket``.
+
+        Raises:
+          RuntimeError: the service was stopped.
+          OSError, TypeError, ValueError: as in ``trisock.open_udp``.
+
+        A cancelled call leaves nothing open, except a socket that it was given.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._check_running()
+        if isinstance(port_or_socket, UDPSocket):
+            if options:
+                raise TypeError("a UDPSocket is open already, so it takes no options")
+            udp = port_or_socket
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        else:
+            udp = await open_udp(port_or_socket, **options)
+        if self._stopping.is_set():  # stopped while open_udp looked up the host
+            udp.abort()
+            await trio.lowlevel.checkpoint_if_cancelled()  # a signal also cancels the block
+            self._check_running()
+        served = ServedUDP(udp)
+        self.nursery.start_soon(served.run)
+        self._watch_over(served)
+        return udp
+
+    def _watch_over(self, server: Server | ServedUDP) -> None:
         self._servers[server] = None
         self._has_bound = True
         self.nursery.start_soon(self._watch, server)
-        return server
 
     def _check_running(self) -> None:
         if self._stopping.is_set():
@@ -346,7 +413,7 @@ class Service(NotCopyable):
         for server in tuple(self._servers):
             await server.wait_closed()
 
-    async def _watch(self, server: Server) -> None:
+    async def _watch(self, server: Server | ServedUDP) -> None:
         """Notice that a server was stopped, by a handler for example."""
         await server.closing.wait()
         self._stop_if_servers_stop()
@@ -380,7 +447,8 @@ class Service(NotCopyable):
                 return
             self._reload_requested = trio.Event()
             await self._manager.notify_reloading()
-            roles = [role for server in self._servers if (role := server_tls_of(server))]
+            servers = [server for server in self._servers if isinstance(server, Server)]
+            roles = [role for server in servers if (role := server_tls_of(server))]
             await reload_all([*roles, *self._settings.reload], call)
             if not self._stopping.is_set():
                 await self._manager.notify(READY)

@@ -44,7 +44,8 @@ class Receiver(Endpoint):
         Raises:
           OSError: the socket has one peer, and an ICMP error of an earlier send has arrived, such
             as ``ConnectionRefusedError`` if nothing listens on the peer's port. (On Windows,
-            ``ConnectionResetError``.) The socket stays usable.
+            ``ConnectionResetError``. Linux keeps errors to itself that may be temporary, such as an
+            unreachable host.) The socket stays usable.
           trio.ClosedResourceError: the socket is closed, or ``stop_receiving`` was called and
             nothing is left.
           trio.BusyResourceError: another task is receiving.

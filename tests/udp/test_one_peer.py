@@ -1,0 +1,137 @@
+"""A socket with one peer: it hears nobody else, and ICMP errors are errors of the next call."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+import trio
+import trio.testing
+
+from helpers.resolver import Resolver
+from trisock import Address, UDPSocket, connect_udp, open_udp
+
+
+@pytest.fixture(params=["127.0.0.1", "::1"])
+def host(request: pytest.FixtureRequest) -> str:
+    host: str = request.param
+    return host
+
+
+async def closed_port(host: str) -> int:
+    async with await open_udp(host=host) as udp:
+        return udp.getlocal().port
+
+
+async def test_only_the_peer_is_heard(client: UDPSocket, udp: UDPSocket) -> None:
+    async with await open_udp(host="127.0.0.1") as stranger:
+        await stranger.send(b"hello", client.getlocal())
+        await udp.send(b"from the peer", client.getlocal())
+        assert (await client.recv())[:2] == (b"from the peer", client.getpeer())
+
+
+async def test_an_address_must_be_that_of_the_peer(client: UDPSocket, udp: UDPSocket) -> None:
+    """So a function that answers datagrams works on every socket."""
+    await client.send(b"x", client.getpeer())
+    assert (await udp.recv()).data == b"x"
+    with pytest.raises(ValueError, match=r"sends to its one peer only: 127\.0\.0\.1:\d+$"):
+        await client.send(b"x", ("127.0.0.1", 9))
+    with pytest.raises(TypeError, match=r"address must be \(host, port\), not '127\.0\.0\.1'"):
+        await client.send(b"x", "127.0.0.1")  # type: ignore[arg-type]
+
+
+async def test_a_closed_port_is_the_error_of_the_next_recv(host: str) -> None:
+    port = await closed_port(host)
+    async with await connect_udp(host, port) as client:
+        await client.send(b"anyone?")
+        with pytest.raises(ConnectionRefusedError) as caught:
+            await client.recv()
+        where = Address(host, port)
+        assert str(caught.value) == f"[Errno 111] cannot receive from {where}: Connection refused"
+
+
+async def test_a_closed_port_is_the_error_of_the_next_send(host: str) -> None:
+    port = await closed_port(host)
+    async with await connect_udp(host, port) as client:
+        await client.send(b"anyone?")
+        with pytest.raises(ConnectionRefusedError) as caught:
+            await client.send(b"not sent")
+        where = Address(host, port)
+        assert str(caught.value) == f"[Errno 111] cannot send to {where}: Connection refused"
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, 2) as peer:
+            peer.bind((host, port))
+            await client.send(b"now you are there")  # the socket stays usable
+            assert peer.recv(100) == b"now you are there"
+
+
+async def test_a_closed_port_ends_a_recv_that_waits(host: str) -> None:
+    async with await connect_udp(host, await closed_port(host)) as client:
+        async with trio.open_nursery() as nursery:
+
+            async def receive() -> None:
+                with pytest.raises(ConnectionRefusedError, match="cannot receive from"):
+                    await client.recv()
+
+            nursery.start_soon(receive)
+            await trio.testing.wait_all_tasks_blocked()
+            await client.send(b"anyone?")
+
+
+async def test_an_icmp_error_leaves_the_loop_and_the_socket_stays_usable(host: str) -> None:
+    port = await closed_port(host)
+    async with await connect_udp(host, port) as client:
+        await client.send(b"anyone?")
+        with pytest.raises(ConnectionRefusedError):
+            async for _ in client:
+                raise AssertionError("nobody answers")
+        async with await open_udp(port, host=host) as peer:
+            await peer.send(b"here I am", client.getlocal())
+            async for datagram in client:
+                assert datagram.data == b"here I am"
+                break
+
+
+async def test_icmp_does_not_reach_a_socket_that_sends_to_anyone(
+    udp: UDPSocket, port: int, host: str
+) -> None:
+    """One client that is gone must not end a server."""
+    for _ in range(3):
+        await udp.send(b"anyone?", (host, await closed_port(host)))
+    await udp.send(b"to myself", (host, port))
+    assert (await udp.recv()).data == b"to myself"
+
+
+async def test_both_ends_are_known(host: str) -> None:
+    async with await open_udp(host=host) as udp:
+        client = await connect_udp(host, udp.getlocal().port)
+        assert client.getpeer() == udp.getlocal()
+        assert client.getlocal().host == host
+        assert udp.getpeer() is None
+        ends = f"{client.getlocal()} <-> {udp.getlocal()}"
+        assert repr(client) == f"<trisock.UDPSocket {ends} open>"
+        await client.close()
+        assert repr(client) == f"<trisock.UDPSocket {ends} closed>"
+        assert client.getpeer() == udp.getlocal()
+
+
+async def test_a_name_and_its_second_address(udp: UDPSocket, port: int) -> None:
+    # The first address is a group with no interface, to which nothing can be connected.
+    trio.socket.set_custom_hostname_resolver(Resolver(name=["ff02::1", "127.0.0.1"]))
+    async with await connect_udp("name", port) as client:
+        assert client.getpeer() == ("127.0.0.1", port)
+    trio.socket.set_custom_hostname_resolver(Resolver(name=["ff02::1", "ff02::2"]))
+    with pytest.raises(OSError, match=rf"cannot connect to name:{port}: Invalid argument"):
+        await connect_udp("name", port)
+
+
+async def test_wrong_arguments() -> None:
+    with pytest.raises(socket.gaierror, match=r"cannot connect to no\.such\.invalid:9"):
+        await connect_udp("no.such.invalid", 9)
+    with pytest.raises(ValueError, match="a peer's port must be in 1-65535, not 0"):
+        await connect_udp("127.0.0.1", 0)
+    for host, port in (("a b", 9), ("", 9), ("127.0.0.1", 65536), ("127.0.0.1:9", 9)):
+        with pytest.raises(ValueError, match=r"must be|is not a host name"):
+            await connect_udp(host, port)
+    for arguments in ((None, 9), ("127.0.0.1", "9"), (b"127.0.0.1", 9), ("127.0.0.1", None)):
+        with pytest.raises(TypeError, match="must be"):
+            await connect_udp(*arguments)  # type: ignore[arg-type]

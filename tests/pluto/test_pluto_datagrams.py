@@ -332,3 +332,21 @@ def test_an_interrupted_close_of_a_udp_socket_closes_it(monkeypatch: pytest.Monk
             s.close()
     assert not s.isopen()
     assert s.recv() is None
+
+
+@pytest.mark.parametrize("call", ["close", "starttls"])
+def test_a_call_after_an_interrupted_close_or_starttls_finds_the_socket_closed(call: str) -> None:
+    """The interrupt came before the background thread knew of the call."""
+    for method, arguments, result in (
+        ("send", ["x"], False),
+        ("recv", [], None),
+        ("peek", [], None),
+        ("unrecv", ["x"], None),
+        ("isopen", [], False),
+    ):
+        s = udpserver()
+        s.setpeer("127.0.0.1", 9)
+        intent = s._transport.closing if call == "close" else s._transport.upgrade
+        intent.recorded = True
+        assert getattr(s, method)(*arguments) is result
+        assert not s._transport._udp.isopen()

@@ -242,8 +242,10 @@ _NOT_TLS = {
     "BAD_RECORD_TYPE",
 }
 
-# The verify codes of OpenSSL (x509_vfy.h) for a chain that does not end in a trusted certificate.
+# The verify codes of OpenSSL (x509_vfy.h) for a chain that does not end in a trusted certificate,
+# and for a certificate with other names (host names, IP addresses).
 _UNTRUSTED_ISSUER = {18, 19, 20, 21}
+_OTHER_NAME = {62, 64}
 
 _DESCRIPTIONS = {
     "UNSUPPORTED_PROTOCOL": "the peer supports no TLS version that we accept",
@@ -279,6 +281,8 @@ def describe_ssl_error(exc: ssl.SSLError, *, server_side: bool = False) -> str:
         if exc.verify_code in _UNTRUSTED_ISSUER:
             argument = "ServerTLS(client_ca=...)" if server_side else "ClientTLS(ca=...)"
             text += f" (if you trust its issuer, pass the issuer to {argument})"
+        elif exc.verify_code in _OTHER_NAME:
+            text += " (the name must be in its subjectAltName)"
         return text
     reason = ssl_reason(exc)
     if reason in _NOT_TLS:

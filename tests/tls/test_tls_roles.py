@@ -131,6 +131,8 @@ def test_verification_is_on_by_default(authority: Authority) -> None:
     unverified = ClientTLS("example.org", verify=False)._context()
     assert not unverified.check_hostname
     assert unverified.verify_mode == ssl.CERT_NONE
+    for context in (verified, unverified, ClientTLS("example.org")._context()):
+        assert not context.hostname_checks_common_name
 
 
 @pytest.mark.parametrize(

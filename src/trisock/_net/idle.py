@@ -15,7 +15,7 @@ import trio
 
 from .._errors import IdleTimeoutError, ServerClosing
 from .._not_copyable import NotCopyable
-from .._text import set_message
+from .._text import format_seconds, set_message
 from .connection import Connection
 from .descriptor import ReadInterrupted
 
@@ -175,6 +175,6 @@ def _server_closing(connection: Connection) -> ServerClosing:
 
 def _idle_timeout(connection: Connection, block: IdleBlock) -> IdleTimeoutError:
     error = IdleTimeoutError(at_boundary=not block.begun)
-    why = f"sent nothing for {block.timeout():g} seconds"
+    why = f"sent nothing for {format_seconds(block.timeout())}"
     set_message(error, f"{connection.peer} {why}", without_peer=f"the peer {why}")
     return connection.transport.remember_failure(error)

@@ -42,6 +42,10 @@ def client_context(
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
+    # By default, OpenSSL compares the common name if the subjectAltName has no DNS names. RFC 9525,
+    # section 2, forbids it: any text may be a common name, and authorities do not check it as a
+    # host name.
+    context.hostname_checks_common_name = False
     _set_common(context, alpn_protocols)
     if certificate is not None:
         certificate.load_into(context)

@@ -41,8 +41,9 @@ class ClientTLS:
     """The TLS client's role, for ``starttls`` and ``connect(tls=)``. It verifies the server.
 
     Args:
-      server_hostname: the name (or IP address) that the server's certificate must match. The
-        default is the host given to ``connect``.
+      server_hostname: the name (or IP address) that the server's certificate must have in its
+        subjectAltName. A common name does not count (RFC 9525, section 2). The default is the host
+        given to ``connect``.
       ca: the certificates to trust, instead of the system's trust store: in PEM, or the
         ``pathlib.Path`` of a file. Besides roots, they may be intermediates or the server's own
         certificate, because verification stops at a trusted certificate.

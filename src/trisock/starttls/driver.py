@@ -16,7 +16,7 @@ from .._errors import (
     StartTLSError,
     blame_peer,
 )
-from .._text import printable, set_message
+from .._text import format_seconds, printable, set_message
 from .conversation import (
     CheckQuiet,
     Exactly,
@@ -95,7 +95,7 @@ async def _negotiate(
         except ServerClosing as exc:
             failure = exc
     if failure is None:
-        why = f"{_what_is_missing(sock, progress)} within {timeout:g} seconds"
+        why = f"{_what_is_missing(sock, progress)} within {format_seconds(timeout)}"
         failure = _error(sock, protocol, Refusal(why, kind="timeout"), progress)
     with trio.move_on_at(deadline):
         if isinstance(failure, ServerClosing) or failure.kind == "timeout":

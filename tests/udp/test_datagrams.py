@@ -154,6 +154,7 @@ async def test_more_ancillary_data_does_not_hide_the_destination(
         (("192.0.2.99", 0), "Network is unreachable"),  # another machine
         (("::1", 0), "Invalid argument"),  # of the other family
         (("fe80::1%absent", 0), "No such device"),
+        (("fe80::1%4294967297", 0), "No such device"),  # does not wrap around to interface 1
     ],
 )
 async def test_a_source_that_is_not_of_this_machine_is_an_oserror(
@@ -216,8 +217,9 @@ async def test_a_receiver_that_cannot_be_reached_is_an_oserror(udp: UDPSocket, p
     """A server gets addresses from the network, so none of them may be a ``ValueError``."""
     with pytest.raises(OSError, match=r"cannot send to 127\.0\.0\.1:0: Invalid argument"):
         await udp.send(b"x", ("127.0.0.1", 0))
-    with pytest.raises(OSError, match=r"cannot send to \[fe80::1%absent\]:9: No such device"):
-        await udp.send(b"x", ("fe80::1%absent", 9))
+    for zone in ("absent", "4294967297"):
+        with pytest.raises(OSError, match=rf"cannot send to \[fe80::1%{zone}\]:9: No such device"):
+            await udp.send(b"x", (f"fe80::1%{zone}", 9))
     with pytest.raises(PermissionError, match=r"cannot send to 127\.255\.255\.255:9: Permission"):
         await udp.send(b"x", ("127.255.255.255", 9))
     async with await open_udp(host="127.0.0.1") as ipv4, await open_udp(host="::1") as ipv6:

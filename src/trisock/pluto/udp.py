@@ -88,14 +88,15 @@ class UDPTransport:
         return True
 
     async def _send(self, data: bytes) -> None:
+        peer = self._peer  # a recv in another task may change it meanwhile
         if self._source is not None:
             try:
-                await self._udp.send(data, self._peer, source=self._source)
+                await self._udp.send(data, peer, source=self._source)
             except OSError:
                 pass  # perhaps it is the address of a group or a broadcast: send from another one
             else:
                 return
-        await self._udp.send(data, self._peer)
+        await self._udp.send(data, peer)
 
     async def recv(self) -> bytes | None:
         """Return the next datagram, or ``None`` if the socket is closed."""
@@ -191,6 +192,7 @@ class UDPTransport:
 
     def undo_starttls(self) -> None:
         """Close the socket after an interrupted ``starttls``."""
+        self._buffer.clear()
         self._udp.abort()
 
     async def close(self) -> None:
@@ -229,7 +231,10 @@ class UDPTransport:
         return self._check() and self._udp.isopen()
 
     def _check(self) -> bool:
-        return self.upgrade.check() and self.closing.check()
+        if self.upgrade.check() and self.closing.check():
+            return True
+        self._buffer.clear()  # the intent has closed the socket
+        return False
 
     def _receive_from(self, peer: trisock.Address) -> None:
         if self._senders is not None:

@@ -67,7 +67,7 @@ class Endpoint(NotCopyable, trio.abc.AsyncResource):
         self._destinations = Destinations(self._local.port)
         self._sources = Sources(self._family, self._local)
         self._receive = receiver(self._socket, self._peer is not None)
-        self._receiving = ConflictDetector("receiving from", self)
+        self._receiving = ConflictDetector("receiving from", str(self))  # self would be a cycle
         self._eagain_count = 0
         self._calls_left = 0
         self._rest: int | None = None

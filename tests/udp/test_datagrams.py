@@ -172,6 +172,25 @@ async def test_a_source_of_the_wrong_family_is_an_oserror(raw: socket.socket) ->
             await udp.send(b"x", raw.getsockname(), source=("::1", port))
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_where_the_source_cannot_be_chosen_it_is_an_oserror(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Windows, there are no such options and no ``sendmsg``."""
+
+    def cannot(*_: object) -> None:
+        raise OSError("this system cannot choose the source of a datagram")
+
+    monkeypatch.setattr("trisock._udp.packet_info.IP_PKTINFO", 0)
+    monkeypatch.setattr("trisock._udp.packet_info.IPV6_PKTINFO", 0)
+    monkeypatch.setattr("trisock._udp.syscalls.send_from", cannot)
+    async with await open_udp(host=host) as udp:
+        await udp.send(b"x", udp.getlocal(), source=udp.getlocal())
+        other = "127.0.0.2" if host == "127.0.0.1" else "::2"
+        with pytest.raises(OSError, match=r"cannot send to .* from .*: this system cannot"):
+            await udp.send(b"x", udp.getlocal(), source=(other, udp.getlocal().port))
+
+
 async def test_a_source_with_another_port_is_an_error(
     udp: UDPSocket, port: int, raw: socket.socket
 ) -> None:

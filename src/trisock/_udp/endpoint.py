@@ -202,12 +202,19 @@ def _adopt(sock: socket.socket | trio.socket.SocketType) -> socket.socket:
     is_internet = sock.family in (socket.AF_INET, socket.AF_INET6)
     if sock.type != socket.SOCK_DGRAM or not is_internet:
         raise ValueError(f"not a UDP socket: {sock!r}")
-    if not sock.getsockname()[1]:
+    if not _is_bound(sock):
         raise ValueError(f"not a bound socket: {sock!r}")
     if isinstance(sock, trio.socket.SocketType):
         sock = socket.socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
     sock.setblocking(False)
     return sock
+
+
+def _is_bound(sock: socket.socket | trio.socket.SocketType) -> bool:
+    try:
+        return bool(sock.getsockname()[1])
+    except OSError:  # WSAEINVAL: how Windows says no
+        return False
 
 
 def _peer_of(sock: socket.socket) -> Address | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import socket
 import struct
 import sys
@@ -55,7 +54,8 @@ if sys.platform == "win32":  # pragma: no cover (tests run on Linux)
         source: AncillaryItem,
         sockaddr: SockAddr | None,
     ) -> None:
-        raise OSError(errno.EOPNOTSUPP, "this system cannot choose the source of a datagram")
+        # Without an errno, whose text would replace this one in the error of ``UDPSocket.send``.
+        raise OSError("this system cannot choose the source of a datagram")
 
 else:
     MSG_TRUNC = socket.MSG_TRUNC
@@ -94,10 +94,11 @@ def send_to(
 
 def request_packet_info(sock: socket.socket) -> None:
     """Make ``recvmsg`` tell the destination of each datagram, if the system can."""
-    option = IPV6_RECVPKTINFO if sock.family == socket.AF_INET6 else IP_PKTINFO
-    if option is not None:  # pragma: no branch (Windows)
-        is_ipv6 = sock.family == socket.AF_INET6
-        sock.setsockopt(socket.IPPROTO_IPV6 if is_ipv6 else socket.IPPROTO_IP, option, 1)
+    level, option = socket.IPPROTO_IP, IP_PKTINFO
+    if sock.family == socket.AF_INET6:
+        level, option = socket.IPPROTO_IPV6, IPV6_RECVPKTINFO
+    if option:  # pragma: no branch (Windows)
+        sock.setsockopt(level, option, 1)
 
 
 def dropped_datagrams(sock: socket.socket) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import struct
 import sys
@@ -32,6 +33,10 @@ _MEMINFO = struct.Struct("@9I")
 if sys.platform == "win32":  # pragma: no cover (tests run on Linux)
     MSG_TRUNC = 0x100
 
+    # WSAECONNRESET and WSAENETRESET: ICMP has answered an earlier send, because the port is closed
+    # or the time to live has expired (Microsoft's documentation of recvfrom).
+    _ICMP_ERRNOS = (errno.ECONNRESET, errno.ENETRESET)
+
     def receiver(sock: socket.socket, has_peer: bool) -> Callable[[int, int], Received]:
         def receive(max_bytes: int, ancillary_size: int) -> Received:
             while True:
@@ -39,10 +44,9 @@ if sys.platform == "win32":  # pragma: no cover (tests run on Linux)
                     # A smaller buffer would make this fail for a longer datagram, and lose it.
                     data, sockaddr = sock.recvfrom(MAX_DATAGRAM)
                     break
-                except ConnectionResetError:
-                    # An earlier send to a closed port was answered by ICMP. Other systems tell this
-                    # only if the socket has one peer.
-                    if has_peer:
+                except OSError as exc:
+                    # Other systems report these errors only if the socket has one peer.
+                    if has_peer or exc.errno not in _ICMP_ERRNOS:
                         raise
             return data[:max_bytes], [], MSG_TRUNC if len(data) > max_bytes else 0, sockaddr
 

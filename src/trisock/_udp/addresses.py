@@ -1,4 +1,4 @@
-"""The addresses of a UDP socket: between what the kernel takes, and what users see."""
+"""Convert the addresses of a UDP socket between the forms of the kernel and of users."""
 
 from __future__ import annotations
 

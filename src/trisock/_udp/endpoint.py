@@ -35,8 +35,9 @@ class UDPInfo:
       peer: the one peer of the socket, or ``None``.
       isopen: the result of ``UDPSocket.isopen()``.
       dropped: how many datagrams the kernel has dropped at this socket since it was opened, mostly
-        because its buffer (``SO_RCVBUF``) was full. It is the counter of ``SO_RXQ_OVFL``, up to
-        date, modulo 2**32. ``None`` once the socket is closed, and on systems other than Linux.
+        because its buffer (``SO_RCVBUF``) was full. This is the counter of ``SO_RXQ_OVFL``, which
+        wraps around at 2**32. ``None`` once the socket is closed, on Linux before 4.12, and on
+        other systems.
     """
 
     local: Address
@@ -175,7 +176,7 @@ class Endpoint(NotCopyable, trio.abc.AsyncResource):
     # ---- for the methods of the subclasses ----
 
     async def _schedule(self) -> None:
-        """Be the schedule point of a call that need not wait."""
+        """Let other tasks run, after a call that need not wait."""
         self._calls_left = CALLS_PER_CHECKPOINT - 1
         await trio.lowlevel.cancel_shielded_checkpoint()
 

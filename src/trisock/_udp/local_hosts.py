@@ -1,4 +1,4 @@
-"""Destinations and Sources: between packet info and the local addresses that users see."""
+"""Destinations and Sources: convert between packet info and the local addresses of users."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ class UDPSocket:
     # ---- connecting, listening, closing ----
 
     def connect(self, host: str, port: int, fn: Callback | None = None) -> UDPSocket | None:
-        """Fix the peer: from then on, datagrams are sent to it and received from it only.
+        """Set the peer. From then on, datagrams are sent to it, and received only from it.
 
         ICMP errors of the peer are logged, and the object stays connected. If datagrams were sent
         before, the object gets a new local port.

@@ -129,11 +129,7 @@ class UDPTransport:
     async def _receive(self) -> None:
         """Wait for a datagram, and put it into the buffer."""
         while True:
-            try:
-                datagram = await self._udp.recv()
-            except ConnectionError as exc:  # on Windows: nobody has received an earlier send
-                log_reason(exc)
-                continue
+            datagram = await self._udp.recv()
             if datagram.data and self._is_wanted(datagram.address):
                 self._buffer.append(_Received(datagram.data, *datagram[1:3]))
                 return

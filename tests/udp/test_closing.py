@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import socket
+import weakref
 
 import pytest
 import trio
@@ -131,6 +133,29 @@ async def test_a_descriptor_that_other_code_closed(udp: UDPSocket, client: UDPSo
             await sock.recv()
         sock.abort()
         await sock.wait_closed()
+
+
+@every_close
+@pytest.mark.parametrize("earlier", [0, 1])
+async def test_a_closed_socket_is_freed_without_the_garbage_collector(
+    end: object, earlier: int
+) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        udp = await open_udp(host="127.0.0.1")
+        for _ in range(earlier):
+            await udp.send(b"x", udp.getlocal())
+            await udp.recv()
+            with trio.move_on_after(0):
+                await udp.recv()
+        await end(udp)  # type: ignore[operator]
+        await trio.lowlevel.checkpoint()  # Trio keeps the last Cancelled until then
+        freed = weakref.ref(udp)
+        del udp
+        assert freed() is None
+    finally:
+        gc.enable()
 
 
 # ---- stop_receiving ----

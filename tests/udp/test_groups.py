@@ -79,6 +79,8 @@ async def test_the_source_chooses_the_interface_for_a_group(udp: UDPSocket, port
         (GROUP, "absent", "cannot join 239.1.2.3 on the interface absent: No such device"),
         (GROUP, "a\nb", "cannot join 239.1.2.3 on the interface a\\nb: No such device"),
         (GROUP, 999_999, "cannot join 239.1.2.3 on the interface 999999: No such device"),
+        (GROUP, "2147483648", "cannot join 239.1.2.3 on the interface 2147483648: No such device"),
+        ("ff02::1%4294967297", None, "cannot join ff02::1%4294967297: No such device"),
         ("ff02::1", "absent", "cannot join ff02::1 on the interface absent: No such device"),
         ("ff02::1%absent", None, "cannot join ff02::1%absent: No such device"),
         (GROUP, "lo", "cannot join 239.1.2.3 on the interface lo: Address already in use"),

@@ -84,6 +84,8 @@ async def test_a_send_that_has_waited_can_fail(udp: UDPSocket, port: int) -> Non
         pytest.raises(OSError, match=rf"cannot send to 127\.0\.0\.1:{port}: Network is down"),
     ):
         await udp.send(b"x", ("127.0.0.1", port))
+    with full_buffer(1, then=errno.ENETDOWN), pytest.raises(OSError, match=r" from 127\.0\.0\.2:"):
+        await udp.send(b"x", ("127.0.0.1", port), source=("127.0.0.2", port))
 
 
 async def test_a_send_that_waits_ends_with_the_socket(client: UDPSocket) -> None:

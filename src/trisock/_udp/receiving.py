@@ -39,7 +39,7 @@ class Receiver(Endpoint):
         Raises:
           OSError: the socket has one peer, and an ICMP error of an earlier send has arrived, such
             as ``ConnectionRefusedError`` if nothing listens on the peer's port. (On Windows,
-            ``ConnectionResetError``. Linux keeps errors to itself that may be temporary, such as an
+            ``ConnectionResetError``. Linux does not report errors that may be temporary, such as an
             unreachable host.) The socket stays usable.
           trio.ClosedResourceError: the socket is closed, or ``stop_receiving`` was called and
             nothing is left.
@@ -100,7 +100,7 @@ class Receiver(Endpoint):
         if self._rest is None and self.isopen():
             size = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
             self._rest = size // _MIN_CHARGE + 1
-            _fork.notify_closing(self._socket.fileno())  # the receiver looks once more
+            _fork.notify_closing(self._socket.fileno())  # wakes the task that receives
 
     async def _wait_and_receive(self, max_bytes: int) -> Datagram:
         # The peer is probably waiting for our answer. While the schedule point of the answer runs,

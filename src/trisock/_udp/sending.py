@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from typing import cast
 
@@ -54,37 +55,31 @@ class Sender(Endpoint):
         """
         if type(data) is not bytes:
             data = bytes_view(data)
-        sockaddr = None
-        if self._peer is not None:
-            self._check_peer(address)
-        else:
-            host, port = check_address("address", address)
-            try:
-                sockaddr = sockaddr_for(self._family, host, port)
-            except OSError as exc:
-                raise self._sending_failed(exc, address) from exc
-            if sockaddr is None:
-                sockaddr = await self._look_up(host, port)
-        item = None if source is None else self._sources.find(source)
-        await trio.lowlevel.checkpoint_if_cancelled()
         try:
-            send_to(self._socket, data, item, sockaddr)
-        except BlockingIOError:
-            await self._wait_and_send(data, item, sockaddr, address)
+            sockaddr = None
+            if self._peer is not None:
+                self._check_peer(address)
+            else:
+                host, port = check_address("address", address)
+                sockaddr = sockaddr_for(self._family, host, port)
+                if sockaddr is None:
+                    sockaddr = await self._look_up(host, port)
+            item = None if source is None else self._sources.find(source)
+            await trio.lowlevel.checkpoint_if_cancelled()
+            try:
+                send_to(self._socket, data, item, sockaddr)
+            except BlockingIOError:
+                await self._wait_and_send(data, item, sockaddr)
+                return
         except OSError as exc:
             raise self._sending_failed(exc, address, source) from exc
+        if self._calls_left:
+            self._calls_left -= 1
         else:
-            if self._calls_left:
-                self._calls_left -= 1
-            else:
-                await self._schedule()
+            await self._schedule()
 
     async def _wait_and_send(
-        self,
-        data: bytes | memoryview,
-        item: AncillaryItem | None,
-        sockaddr: SockAddr | None,
-        address: tuple[str, int] | None,
+        self, data: bytes | memoryview, item: AncillaryItem | None, sockaddr: SockAddr | None
     ) -> None:
         if self._send_lock is None:
             self._send_lock = trio.Lock()
@@ -95,13 +90,9 @@ class Sender(Endpoint):
                     await trio.lowlevel.wait_writable(self._socket)
                 except trio.ClosedResourceError:  # by close, or by stop_receiving
                     continue
-                try:
+                with contextlib.suppress(BlockingIOError):
                     send_to(self._socket, data, item, sockaddr)
                     return
-                except BlockingIOError:
-                    pass
-                except OSError as exc:
-                    raise self._sending_failed(exc, address) from exc
 
     def _check_peer(self, address: tuple[str, int] | None) -> None:
         if address is not None and check_address("address", address) != self._peer:
@@ -111,12 +102,9 @@ class Sender(Endpoint):
         """Return the sockaddr of the first address of a name that the socket can reach."""
         name = to_ascii_host(host)
         family = self._family if self._is_single_family() else socket.AF_UNSPEC
-        try:
-            found = await trio.socket.getaddrinfo(
-                name.encode(), port, family=family, type=socket.SOCK_DGRAM
-            )
-        except OSError as exc:
-            raise self._sending_failed(exc, (host, port)) from exc
+        found = await trio.socket.getaddrinfo(
+            name.encode(), port, family=family, type=socket.SOCK_DGRAM
+        )
         sockaddr = found[0][4]
         if len(sockaddr) == 2 and self._family == socket.AF_INET6:
             return f"::ffff:{sockaddr[0]}", port, 0, 0
@@ -131,7 +119,7 @@ class Sender(Endpoint):
         self,
         exc: OSError,
         address: tuple[str, int] | None,
-        source: tuple[str, int] | None = None,
+        source: tuple[str, int] | None,
     ) -> Exception:
         if self._is_closed_error(exc):
             return self._closed_error()

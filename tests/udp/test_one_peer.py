@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from typing import Any
 
 import pytest
 import trio
@@ -33,7 +34,7 @@ async def test_only_the_peer_is_heard(client: UDPSocket, udp: UDPSocket) -> None
 class PromptStranger(socket.socket):
     """A socket to which a stranger sends as soon as it has a port, before it has a peer."""
 
-    def connect(self, sockaddr: tuple[str, int]) -> None:
+    def connect(self, sockaddr: Any) -> None:
         self.bind((sockaddr[0], 0))
         with socket.socket(self.family, socket.SOCK_DGRAM) as stranger:
             for _ in range(3):

@@ -66,6 +66,8 @@ class Receiver(Endpoint):
             except BlockingIOError:
                 self._eagain_count += 1
             except OSError as exc:
+                with self._receiving:
+                    await self._count_call()
                 raise self._receiving_failed(exc) from exc
             else:
                 self._eagain_count = 0

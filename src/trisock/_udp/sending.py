@@ -54,24 +54,24 @@ class Sender(Endpoint):
         """
         if type(data) is not bytes:
             data = bytes_view(data)
-        sockaddr = None
-        if self._peer is not None:
+        if self._peer is None:
+            check_address("address", address)
+        elif address is not None:
             self._check_peer(address)
-        else:
-            host, port = check_address("address", address)
-            try:
-                sockaddr = sockaddr_for(self._family, host, port)
-            except OSError as exc:
-                raise self._sending_failed(exc, address) from exc
-            if sockaddr is None:
-                sockaddr = await self._look_up(host, port)
-        item = None if source is None else self._sources.find(source)
         await trio.lowlevel.checkpoint_if_cancelled()
+        item = sockaddr = None
         try:
+            if source is not None:
+                item = self._sources.find(source)
+            if self._peer is None and address is not None:
+                sockaddr = sockaddr_for(self._family, *address)
+                if sockaddr is None:
+                    sockaddr = await self._look_up(*address)
             send_to(self._socket, data, item, sockaddr)
         except BlockingIOError:
             await self._wait_and_send(data, item, sockaddr, address)
         except OSError as exc:
+            await self._count_call()
             raise self._sending_failed(exc, address, source) from exc
         else:
             if self._calls_left:
@@ -103,20 +103,17 @@ class Sender(Endpoint):
                 except OSError as exc:
                     raise self._sending_failed(exc, address) from exc
 
-    def _check_peer(self, address: tuple[str, int] | None) -> None:
-        if address is not None and check_address("address", address) != self._peer:
+    def _check_peer(self, address: tuple[str, int]) -> None:
+        if check_address("address", address) != self._peer:
             raise ValueError(f"this socket sends to its one peer only: {self._peer}")
 
     async def _look_up(self, host: str, port: int) -> SockAddr:
         """Return the sockaddr of the first address of a name that the socket can reach."""
         name = to_ascii_host(host)
         family = self._family if self._is_single_family() else socket.AF_UNSPEC
-        try:
-            found = await trio.socket.getaddrinfo(
-                name.encode(), port, family=family, type=socket.SOCK_DGRAM
-            )
-        except OSError as exc:
-            raise self._sending_failed(exc, (host, port)) from exc
+        found = await trio.socket.getaddrinfo(
+            name.encode(), port, family=family, type=socket.SOCK_DGRAM
+        )
         sockaddr = found[0][4]
         if len(sockaddr) == 2 and self._family == socket.AF_INET6:
             return f"::ffff:{sockaddr[0]}", port, 0, 0

@@ -45,6 +45,19 @@ class UDPInfo:
     dropped: int | None
 
 
+@dataclass(frozen=True)
+class _Name:
+    """How messages name a UDP socket. It does not refer to the socket, which would be a cycle."""
+
+    local: Address
+    peer: Address | None
+
+    def __str__(self) -> str:
+        if self.peer is not None:
+            return f"the UDP socket {self.local} with the peer {self.peer}"
+        return f"the UDP socket {self.local}"
+
+
 class Endpoint(NotCopyable, trio.abc.AsyncResource):
     """What receiving and sending share. This is a base class of ``UDPSocket``.
 
@@ -67,7 +80,7 @@ class Endpoint(NotCopyable, trio.abc.AsyncResource):
         self._destinations = Destinations(self._local.port)
         self._sources = Sources(self._family, self._local)
         self._receive = receiver(self._socket, self._peer is not None)
-        self._receiving = ConflictDetector("receiving from", self)
+        self._receiving = ConflictDetector("receiving from", _Name(self._local, self._peer))
         self._eagain_count = 0
         self._calls_left = 0
         self._rest: int | None = None
@@ -75,9 +88,7 @@ class Endpoint(NotCopyable, trio.abc.AsyncResource):
         self._closed = trio.Event()
 
     def __str__(self) -> str:
-        if self._peer is not None:
-            return f"the UDP socket {self._local} with the peer {self._peer}"
-        return f"the UDP socket {self._local}"
+        return str(_Name(self._local, self._peer))
 
     def __repr__(self) -> str:
         ends = f"{self._local}" if self._peer is None else f"{self._local} <-> {self._peer}"

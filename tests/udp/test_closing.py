@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import socket
 import weakref
+from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
@@ -135,29 +137,6 @@ async def test_a_descriptor_that_other_code_closed(udp: UDPSocket, client: UDPSo
         await sock.wait_closed()
 
 
-@every_close
-@pytest.mark.parametrize("earlier", [0, 1])
-async def test_a_closed_socket_is_freed_without_the_garbage_collector(
-    end: object, earlier: int
-) -> None:
-    gc.collect()
-    gc.disable()
-    try:
-        udp = await open_udp(host="127.0.0.1")
-        for _ in range(earlier):
-            await udp.send(b"x", udp.getlocal())
-            await udp.recv()
-            with trio.move_on_after(0):
-                await udp.recv()
-        await end(udp)  # type: ignore[operator]
-        await trio.lowlevel.checkpoint()  # Trio keeps the last Cancelled until then
-        freed = weakref.ref(udp)
-        del udp
-        assert freed() is None
-    finally:
-        gc.enable()
-
-
 # ---- stop_receiving ----
 
 
@@ -263,3 +242,50 @@ def test_each_process_can_use_the_socket_in_its_own_run(raw: socket.socket) -> N
         raw.sendto(b"hello", udp.getlocal())
         process(lambda: trio.run(answer))
         assert raw.recv(100) == b"hello"
+
+
+# ---- memory ----
+
+
+async def used(udp: UDPSocket) -> None:
+    await udp.send(b"x", udp.getlocal())
+    await udp.recv()
+
+
+async def cancelled(udp: UDPSocket) -> None:
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await udp.recv()
+
+
+async def failed(udp: UDPSocket) -> None:
+    for address in (("127.0.0.1", 0), ("fe80::1%absent", 9)):
+        with contextlib.suppress(OSError):
+            await udp.send(b"x", address)
+    with contextlib.suppress(OSError):
+        udp.join_group("224.0.0.251", "absent")
+
+
+@pytest.mark.parametrize("use", [used, cancelled, failed])
+@every_end
+async def test_a_closed_socket_is_freed_without_the_garbage_collector(
+    end: Callable[[UDPSocket], Awaitable[None]], use: Callable[[UDPSocket], Awaitable[None]]
+) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        udp = await open_udp(host="127.0.0.1")
+        client = await connect_udp("127.0.0.1", udp.getlocal().port)
+        await client.send(b"x")
+        await udp.recv()
+        await use(udp)
+        for each in (udp, client):
+            await end(each)
+            with contextlib.suppress(trio.ClosedResourceError):
+                await each.recv()
+            await each.close()
+        references = [weakref.ref(udp), weakref.ref(client)]
+        del udp, client, each
+        assert [reference() for reference in references] == [None, None]
+    finally:
+        gc.enable()

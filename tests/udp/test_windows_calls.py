@@ -35,6 +35,9 @@ class FakeSocket:
     def __init__(self, *errnos: int) -> None:
         self.left = list(errnos)
 
+    def getpeername(self) -> tuple[str, int]:
+        return SENDER
+
     def recvfrom(self, size: int) -> tuple[bytes, Any]:
         assert size == 65535  # a longer datagram would be lost
         if self.left:

@@ -179,6 +179,13 @@ class Endpoint(NotCopyable, trio.abc.AsyncResource):
         self._calls_left = _CALLS_PER_CHECKPOINT - 1
         await trio.lowlevel.cancel_shielded_checkpoint()
 
+    async def _count_call(self) -> None:
+        """Count a call that did not wait. A loop that repeats a failing call must not starve."""
+        if self._calls_left:
+            self._calls_left -= 1
+        else:
+            await self._schedule()
+
     def _check_open(self) -> None:
         if self._socket.fileno() < 0:
             raise self._closed_error()

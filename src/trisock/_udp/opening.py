@@ -260,6 +260,11 @@ def _connect(family: int, sockaddr: tuple[Any, ...], broadcast: bool = False) ->
         if broadcast:  # before the connect, which a broadcast address needs
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         sock.connect(sockaddr)
+        if sock.getsockname() == sock.getpeername():
+            # The system has chosen the peer's port for us, because nobody had it. Try again while
+            # this socket has it.
+            with sock:
+                return _connect(family, sockaddr, broadcast)
         return UDPSocket(sock)
     except BaseException:
         sock.close()

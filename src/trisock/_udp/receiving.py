@@ -67,6 +67,8 @@ class Receiver(Endpoint):
             finally:
                 receiving.in_use = False
         except OSError as exc:
+            with receiving:
+                await self._count_call()
             raise self._receiving_failed(exc) from exc
         if self._calls_left:
             self._calls_left -= 1

@@ -55,23 +55,26 @@ class Sender(Endpoint):
         """
         if type(data) is not bytes:
             data = bytes_view(data)
+        if self._peer is None:
+            check_address("address", address)
+        elif address is not None:
+            self._check_peer(address)
+        await trio.lowlevel.checkpoint_if_cancelled()
+        item = sockaddr = None
         try:
-            sockaddr = None
-            if self._peer is not None:
-                self._check_peer(address)
-            else:
-                host, port = check_address("address", address)
-                sockaddr = sockaddr_for(self._family, host, port)
+            if source is not None:
+                item = self._sources.find(source)
+            if self._peer is None and address is not None:
+                sockaddr = sockaddr_for(self._family, *address)
                 if sockaddr is None:
-                    sockaddr = await self._look_up(host, port)
-            item = None if source is None else self._sources.find(source)
-            await trio.lowlevel.checkpoint_if_cancelled()
+                    sockaddr = await self._look_up(*address)
             try:
                 send_to(self._socket, data, item, sockaddr)
             except BlockingIOError:
                 await self._wait_and_send(data, item, sockaddr)
                 return
         except OSError as exc:
+            await self._count_call()
             raise self._sending_failed(exc, address, source) from exc
         if self._calls_left:
             self._calls_left -= 1
@@ -94,8 +97,8 @@ class Sender(Endpoint):
                     send_to(self._socket, data, item, sockaddr)
                     return
 
-    def _check_peer(self, address: tuple[str, int] | None) -> None:
-        if address is not None and check_address("address", address) != self._peer:
+    def _check_peer(self, address: tuple[str, int]) -> None:
+        if check_address("address", address) != self._peer:
             raise ValueError(f"this socket sends to its one peer only: {self._peer}")
 
     async def _look_up(self, host: str, port: int) -> SockAddr:

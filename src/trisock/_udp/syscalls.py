@@ -37,7 +37,7 @@ if sys.platform == "win32":  # pragma: no cover (tests run on Linux)
     # or the time to live has expired (Microsoft's documentation of recvfrom).
     _ICMP_ERRNOS = (errno.ECONNRESET, errno.ENETRESET)
 
-    def receiver(sock: socket.socket, has_peer: bool) -> Callable[[int, int], Received]:
+    def _any_receiver(sock: socket.socket, has_peer: bool) -> Callable[[int, int], Received]:
         def receive(max_bytes: int, ancillary_size: int) -> Received:
             while True:
                 try:
@@ -64,8 +64,7 @@ if sys.platform == "win32":  # pragma: no cover (tests run on Linux)
 else:
     MSG_TRUNC = socket.MSG_TRUNC
 
-    def receiver(sock: socket.socket, has_peer: bool) -> Callable[[int, int], Received]:
-        """Return a function that works like ``sock.recvmsg``."""
+    def _any_receiver(sock: socket.socket, has_peer: bool) -> Callable[[int, int], Received]:
         return sock.recvmsg
 
     def send_from(
@@ -76,6 +75,27 @@ else:
     ) -> None:
         """Send a datagram from a source address, to the peer if ``sockaddr`` is ``None``."""
         sock.sendmsg([data], [source], SEND_FLAGS, sockaddr)
+
+
+def receiver(sock: socket.socket, has_peer: bool) -> Callable[[int, int], Received]:
+    """Return a function that works like ``sock.recvmsg``.
+
+    If the socket has one peer, the datagrams of others are dropped. The kernel refuses them only
+    from the connect on. Before, it had given the socket a port, and kept what came there. So their
+    number is bounded by its buffer.
+    """
+    receive = _any_receiver(sock, has_peer)
+    if not has_peer:
+        return receive
+    peer = sock.getpeername()[:2]
+
+    def receive_from_peer(max_bytes: int, ancillary_size: int) -> Received:
+        while True:
+            received = receive(max_bytes, ancillary_size)
+            if received[3][:2] == peer:
+                return received
+
+    return receive_from_peer
 
 
 def send_to(

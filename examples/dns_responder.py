@@ -154,10 +154,18 @@ class Responder:
 async def main(port: int, records: Records) -> None:
     responder = Responder(records)
     async with trisock.open_service(grace=5) as service:
-        server = await service.bind(port, responder.serve_tcp, max_connections=100)
-        udp = await service.open_udp(server.port)
-        service.nursery.start_soon(responder.serve_udp, udp)
-        print("listening on port", server.port, flush=True)
+        while True:
+            udp = await trisock.open_udp(port)
+            try:
+                own_port = udp.getlocal().port
+                await service.bind(own_port, responder.serve_tcp, max_connections=100)
+                break
+            except OSError:
+                await udp.close()
+                if port != 0:  # else another free port may also be free for TCP
+                    raise
+        service.nursery.start_soon(responder.serve_udp, await service.open_udp(udp))
+        print("listening on port", own_port, flush=True)
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def test_test_files_stay_small() -> None:
 def test_the_docs_name_every_test_file_of_a_module() -> None:
     tests = Path(__file__).parents[1]
     docs = (tests.parent / "docs/design.md").read_text()
-    folders = ("net", "tls", "starttls", "server", "testing")
+    folders = ("net", "tls", "starttls", "server", "testing", "udp")
     files = [file for folder in folders for file in (tests / folder).glob("test_*.py")]
     assert [file.stem for file in files if f"`{file.stem}`" not in docs] == []
 

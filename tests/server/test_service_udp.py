@@ -248,8 +248,9 @@ async def allow(task_status):
 async def main():
     async with trisock.open_service() as service:
         await service.nursery.start(allow)
-        service.nursery.start_soon(serve, await service.open_udp(listener.port))
-        say("ready")
+        udp = await service.open_udp()
+        service.nursery.start_soon(serve, udp)
+        say(udp.getlocal().port)
     say("ended")
 
 trio.run(main)
@@ -259,8 +260,7 @@ trio.run(main)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_lets_the_answers_be_sent(client: UDPSocket, number: int) -> None:
     async with program(SERVER) as running:
-        assert await running.line() == "ready"
-        address = ("127.0.0.1", running.port)
+        address = ("127.0.0.1", int(await running.line()))
         await client.send(b"slow", address)
         assert await running.line() == "answers"
         running.process.send_signal(number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import socket
 
 import pytest
@@ -226,6 +227,12 @@ async def test_a_name_is_looked_up_in_the_family_of_the_socket(host: str) -> Non
     async with await open_udp(host=host) as udp:
         await udp.send(b"x", ("name", udp.getlocal().port))
         assert (await udp.recv()).address == udp.getlocal()
+
+
+async def test_a_port_may_be_an_enum(udp: UDPSocket, port: int) -> None:
+    ports = enum.IntEnum("Port", {"OWN": port})
+    await udp.send(b"x", ("127.0.0.1", ports.OWN))  # type: ignore[attr-defined]
+    assert (await udp.recv()).data == b"x"
 
 
 async def test_an_unknown_name_is_a_gaierror(udp: UDPSocket) -> None:

@@ -43,6 +43,16 @@ async def test_a_member_gets_what_is_sent_to_the_group(
     assert not is_waiting(member)
 
 
+@pytest.mark.parametrize(("group", "interface"), [("ff02::1234", "lo"), ("ff02::1234%lo", None)])
+async def test_a_group_of_ipv6_is_joined_once(
+    udp: UDPSocket, group: str, interface: str | None
+) -> None:
+    udp.join_group(group, interface)
+    with pytest.raises(OSError, match=re.escape(f"cannot join {group}") + ".*: Address already in"):
+        udp.join_group("ff02::1234%lo" if interface is None else group, interface)
+    udp.leave_group("ff02::1234", LO)
+
+
 async def test_a_socket_gets_only_the_groups_that_it_joined(
     member: UDPSocket, sender: UDPSocket
 ) -> None:

@@ -39,6 +39,8 @@ def check_address(name: str, address: object) -> tuple[str, int]:
     if not isinstance(address, tuple) or len(address) != 2:
         raise TypeError(f"{name} must be (host, port), not {quoted(address)}")
     host, port = address
+    if type(host) is str and type(port) is int and 0 <= port <= 65535:  # hot path
+        return host, port
     if not isinstance(host, str):
         raise TypeError(f"a host must be a str, not {quoted(host)}")
     check_port(port, host)
@@ -59,8 +61,10 @@ def pack_host(host: str) -> tuple[bytes, int] | None:
         packed = socket.inet_pton(socket.AF_INET6, bare)
     except (OSError, ValueError):
         return None
+    if not percent:
+        return packed, 0
     to_ascii_host(host)  # raises ValueError if the zone is invalid
-    return packed, interface_index(zone) if percent else 0
+    return packed, interface_index(zone)
 
 
 def interface_index(interface: str | int) -> int:

@@ -22,8 +22,8 @@ from .syscalls import dropped_datagrams, receiver, request_packet_info
 _CLOSED_ERRNOS = {errno.EBADF, errno.ENOTSOCK}
 
 # Among this many calls in a row that need not wait, at least one is a schedule point. A pass
-# through the scheduler costs as much as a call (benchmark row udp-echo).
-CALLS_PER_CHECKPOINT = 16
+# through the scheduler costs as much as a call (benchmark row udp-echo64).
+_CALLS_PER_CHECKPOINT = 16
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,6 @@ class Endpoint(NotCopyable, trio.abc.AsyncResource):
         self._sources = Sources(self._family, self._local)
         self._receive = receiver(self._socket, self._peer is not None)
         self._receiving = ConflictDetector("receiving from", str(self))  # self would be a cycle
-        self._eagain_count = 0
         self._calls_left = 0
         self._rest: int | None = None
         self._send_lock: trio.Lock | None = None
@@ -177,7 +176,7 @@ class Endpoint(NotCopyable, trio.abc.AsyncResource):
 
     async def _schedule(self) -> None:
         """Let other tasks run, after a call that need not wait."""
-        self._calls_left = CALLS_PER_CHECKPOINT - 1
+        self._calls_left = _CALLS_PER_CHECKPOINT - 1
         await trio.lowlevel.cancel_shielded_checkpoint()
 
     def _check_open(self) -> None:

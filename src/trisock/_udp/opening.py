@@ -173,12 +173,14 @@ async def connect_udp(host: str, port: int) -> UDPSocket:
 
 
 def connect_udp_nowait(host: str, port: int, *, broadcast: bool = False) -> UDPSocket:
-    """Do the same as ``connect_udp``, but synchronously. It has no public name.
+    """Do the same as ``connect_udp``, but synchronously. It may be called outside Trio.
 
     Args:
       host: an address. A name raises ``ValueError``, because a lookup could block.
       port: 1 to 65535.
       broadcast: allow a broadcast address as the peer (``SO_BROADCAST``).
+
+    Returns and raises the same as ``connect_udp``.
     """
     name = _check_peer(host, port)
     try:

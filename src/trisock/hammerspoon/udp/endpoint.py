@@ -14,7 +14,6 @@ import trio
 import trisock
 
 from ..._guard import log, text
-from ..._udp.opening import connect_udp_nowait
 from ..callbacks import PendingCallbacks, cost
 from ..queues import logger
 from .lookup import known_hosts, look_up
@@ -191,7 +190,7 @@ class Endpoint:
         settings = self._settings
         try:
             host = choose_host(hosts, settings.enabled, settings.preferred)
-            sock = connect_udp_nowait(host, connect.port, broadcast=settings.broadcast)
+            sock = trisock.connect_udp_nowait(host, connect.port, broadcast=settings.broadcast)
         except Exception as exc:
             self._connect_failed(exc)
             return

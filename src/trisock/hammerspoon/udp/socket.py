@@ -133,7 +133,6 @@ class UDPSocket:
         self._callbacks.clear()
         if self._latest is not None:
             self._latest.close()
-            self._latest = None
         return self
 
     def _open(self, port: int, *, reuse_port: bool = False) -> trisock.UDPSocket | None:

@@ -102,6 +102,30 @@ async def test_a_send_that_waits_ends_with_the_socket(client: UDPSocket) -> None
             client.abort()
 
 
+def context_of(error: BaseException) -> list[type[BaseException]]:
+    """Return the classes of the exceptions that a traceback shows before this one."""
+    context = error.__context__
+    return [] if context is None else [type(context), *context_of(context)]
+
+
+async def test_an_error_of_a_call_that_has_waited_does_not_show_the_eagain(
+    udp: UDPSocket, port: int
+) -> None:
+    with full_buffer(1, then=errno.ENETDOWN), pytest.raises(OSError, match="Network") as caught:
+        await udp.send(b"x", ("127.0.0.1", port))
+    assert BlockingIOError not in context_of(caught.value)
+    async with trio.open_nursery() as nursery:
+
+        async def receive() -> None:
+            with pytest.raises(trio.ClosedResourceError) as caught:
+                await udp.recv()
+            assert BlockingIOError not in context_of(caught.value)
+
+        nursery.start_soon(receive)
+        await trio.testing.wait_all_tasks_blocked()
+        udp.abort()
+
+
 # ---- checkpoints ----
 
 

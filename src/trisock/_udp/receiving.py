@@ -61,21 +61,23 @@ class Receiver(Endpoint):
         try:
             received = self._receive(max_bytes, ANCILLARY_SIZE)
         except BlockingIOError:
-            receiving.in_use = True
-            try:
-                return await self._wait_and_receive(max_bytes)
-            finally:
-                receiving.in_use = False
+            pass  # wait outside this handler: else it would be the context of later errors
         except OSError as exc:
             with receiving:
                 await self._count_call()
             raise self._receiving_failed(exc) from exc
-        if self._calls_left:
-            self._calls_left -= 1
         else:
-            with receiving:
-                await self._schedule()
-        return self._datagram(received)
+            if self._calls_left:
+                self._calls_left -= 1
+            else:
+                with receiving:
+                    await self._schedule()
+            return self._datagram(received)
+        receiving.in_use = True
+        try:
+            return await self._wait_and_receive(max_bytes)
+        finally:
+            receiving.in_use = False
 
     def __aiter__(self: SelfT) -> SelfT:
         """Iterate over datagrams: ``async for datagram in udp``.

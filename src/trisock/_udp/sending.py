@@ -71,15 +71,17 @@ class Sender(Endpoint):
             try:
                 send_to(self._socket, data, item, sockaddr)
             except BlockingIOError:
-                await self._wait_and_send(data, item, sockaddr)
+                pass  # wait outside this handler: else it would be the context of later errors
+            else:
+                if self._calls_left:
+                    self._calls_left -= 1
+                else:
+                    await self._schedule()
                 return
+            await self._wait_and_send(data, item, sockaddr)
         except OSError as exc:
             await self._count_call()
             raise self._sending_failed(exc, address, source) from exc
-        if self._calls_left:
-            self._calls_left -= 1
-        else:
-            await self._schedule()
 
     async def _wait_and_send(
         self, data: bytes | memoryview, item: AncillaryItem | None, sockaddr: SockAddr | None

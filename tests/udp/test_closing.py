@@ -7,12 +7,14 @@ import gc
 import socket
 import weakref
 from collections.abc import Awaitable, Callable
+from typing import NoReturn
 
 import pytest
 import trio
 import trio.testing
 
 from helpers.forks import run_in_child
+from helpers.resolver import Resolver
 from trisock import UDPSocket, connect_udp, open_udp, open_udp_nowait
 
 
@@ -112,6 +114,33 @@ async def test_a_close_during_a_lookup(host: str | None) -> None:
             nursery.start_soon(send)
             await trio.lowlevel.checkpoint()
             await udp.close()
+
+
+@every_close
+async def test_a_send_that_looks_up_a_name_ends_with_the_socket(
+    end: Callable[[UDPSocket], Awaitable[None]],
+) -> None:
+    """A server of names that does not answer must not hold up the end of a program."""
+
+    class SilentResolver(Resolver):
+        async def getaddrinfo(self, *_: object) -> NoReturn:  # type: ignore[override]
+            await trio.sleep_forever()
+            raise AssertionError("it was not cancelled")
+
+    trio.socket.set_custom_hostname_resolver(SilentResolver())
+    async with await open_udp() as udp, trio.open_nursery() as nursery:
+
+        async def send() -> None:
+            with pytest.raises(trio.ClosedResourceError, match="is closed"):
+                await udp.send(b"x", ("name", 9))
+
+        for _ in range(2):
+            nursery.start_soon(send)
+        await trio.testing.wait_all_tasks_blocked()
+        udp.stop_receiving()  # sending still works
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(nursery.child_tasks) == 2
+        await end(udp)
 
 
 async def test_wait_closed_waits_for_the_close(udp: UDPSocket) -> None:

@@ -126,6 +126,7 @@ async def test_an_ipv4_socket_has_no_ipv6_groups(sender: UDPSocket) -> None:
         (b"239.1.2.3", None, TypeError, "a group must be a str, not bytes (9 bytes)"),
         (None, None, TypeError, "a group must be a str, not None"),
         (GROUP, "", ValueError, "there is no such interface: ''"),
+        (GROUP, "a\0b", ValueError, "there is no such interface: a str of 3 characters"),
         (GROUP, 0, ValueError, "there is no such interface: 0"),
         (GROUP, -1, ValueError, "there is no such interface: -1"),
         (GROUP, 1 << 31, ValueError, "there is no such interface: 2147483648"),

@@ -72,6 +72,8 @@ class Endpoint(NotCopyable, trio.abc.AsyncResource):
         self._calls_left = 0
         self._rest: int | None = None
         self._send_lock: trio.Lock | None = None
+        # Of the sends that look up a name. Closing the socket cancels them.
+        self._lookups: set[trio.CancelScope] = set()
         self._closed = trio.Event()
 
     def __str__(self) -> str:
@@ -104,6 +106,9 @@ class Endpoint(NotCopyable, trio.abc.AsyncResource):
         """
         if self.isopen():
             self._receiving.closed = True
+            if _fork.can_wake_tasks():
+                for lookup in self._lookups:
+                    lookup.cancel()
             _fork.notify_closing(self._socket.fileno())
         self._socket.close()
         self._closed.set()

@@ -84,7 +84,11 @@ def _check(group: object, interface: object) -> None:
         return
     if isinstance(interface, bool) or not isinstance(interface, (str, int)):
         raise TypeError(f"interface must be a name, a number or None, not {quoted(interface)}")
-    if not interface or (isinstance(interface, int) and not 0 < interface < 1 << 31):
+    if isinstance(interface, int):
+        is_possible = 0 < interface < 1 << 31
+    else:
+        is_possible = interface != "" and "\0" not in interface
+    if not is_possible:
         raise ValueError(f"there is no such interface: {quoted(interface)}")
 
 

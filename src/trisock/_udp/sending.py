@@ -107,13 +107,19 @@ class Sender(Endpoint):
         """Return the sockaddr of the first address of a name that the socket can reach."""
         name = to_ascii_host(host)
         family = self._family if self._is_single_family() else socket.AF_UNSPEC
-        found = await trio.socket.getaddrinfo(
-            name.encode(), port, family=family, type=socket.SOCK_DGRAM
-        )
-        sockaddr = found[0][4]
-        if len(sockaddr) == 2 and self._family == socket.AF_INET6:
-            return f"::ffff:{sockaddr[0]}", port, 0, 0
-        return cast("SockAddr", sockaddr)
+        with trio.CancelScope() as scope:
+            self._lookups.add(scope)
+            try:
+                found = await trio.socket.getaddrinfo(
+                    name.encode(), port, family=family, type=socket.SOCK_DGRAM
+                )
+            finally:
+                self._lookups.discard(scope)
+            sockaddr = found[0][4]
+            if len(sockaddr) == 2 and self._family == socket.AF_INET6:
+                return f"::ffff:{sockaddr[0]}", port, 0, 0
+            return cast("SockAddr", sockaddr)
+        raise self._closed_error()
 
     def _is_single_family(self) -> bool:
         if self._family == socket.AF_INET:

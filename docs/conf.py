@@ -47,4 +47,5 @@ def mark_returns(*arguments: Any) -> None:
 
 
 def setup(app: Any) -> None:
+    """Connect the function above. Sphinx calls this."""
     app.connect("autodoc-process-docstring", mark_returns, priority=400)  # before napoleon

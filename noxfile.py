@@ -232,7 +232,7 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """The docs, as HTML in docs/_build."""
-    session.install("-e", ".", *nox.project.dependency_groups(PROJECT, "docs"))
+    session.install("-e", ".[gunicorn]", *nox.project.dependency_groups(PROJECT, "docs"))
     shutil.rmtree(Path("docs/_build"), ignore_errors=True)
     session.run("sphinx-build", "-W", "--keep-going", "docs", "docs/_build")
 

@@ -125,7 +125,7 @@ def coverage(session: nox.Session) -> None:
     ignored.append(
         "--deselect=tests/campaigns/test_tls_matrix.py::test_every_combination_gives_the_expected_result"
     )
-    session.run("coverage", "run", "-m", "pytest", *ignored, *session.posargs)
+    session.run("coverage", "run", "-m", "pytest", "tests", *ignored, *session.posargs)
     session.run("coverage", "combine", "--quiet")
     session.run("coverage", "report")
 
@@ -187,10 +187,17 @@ def interop(session: nox.Session) -> None:
 
 
 @nox.session
+def campaigns(session: nox.Session) -> None:
+    """Fuzzing, cancellation at every step, a hostile network, load: the small run of each."""
+    session.install(".[tests]")
+    session.run("python", "-m", "pytest", "tests/campaigns", *session.posargs)
+
+
+@nox.session
 def chance(session: nox.Session) -> None:
     """The randomized tests with 20 times as many rounds, and all cases of cancellation."""
     session.install(".[tests]")
-    options = ["-n", "0", "-m", "chance or rare", "--times", "20", "--capture=no"]
+    options = ["-n", "0", "-m", "chance or rare", "--times", "20", "--capture=no", "tests"]
     session.run("python", "-m", "pytest", *options, *session.posargs)
 
 

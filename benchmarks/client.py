@@ -27,6 +27,9 @@ PATIENCE = 20
 # The number of short-lived connections in progress at the same time.
 VISITORS = 16
 
+# The number of ports that send datagrams.
+UDP_CLIENTS = 64
+
 # The size of the client's reads and writes. The servers read and write at most 64 KiB at a
 # time, so the client is faster than the server. A TLS record has at most 16 KiB, so each read
 # empties OpenSSL's buffer: epoll cannot see data that is pending in that buffer.
@@ -167,6 +170,22 @@ class Client:
                 with Loop(PATIENCE) as loop:
                     loop.start(other.fileno(), _expect(other, message))
                     loop.run()
+
+    def udp_echo(self, count: int) -> None:
+        """Send ``count`` datagrams from ``UDP_CLIENTS`` ports. Each port waits for its echoes."""
+        self._udp_echo(count, UDP_CLIENTS)
+
+    def udp_echo_singly(self, count: int) -> None:
+        """Do the same as ``udp_echo``, from one port."""
+        self._udp_echo(count, 1)
+
+    def _udp_echo(self, count: int, clients: int) -> None:
+        while len(self._socks) < clients:
+            sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            self._socks.append(sock)
+            sock.connect(self._address)
+            sock.setblocking(False)
+        self.echo(count)
 
     def _open_relay(self) -> tuple[socket.socket, socket.socket]:
         """Connect to the relay, and accept the relay's connection."""

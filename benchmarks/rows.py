@@ -7,7 +7,9 @@ from typing import Literal
 
 from .peers.serving import BLOCK_SIZE
 
-Work = Literal["echo", "line-echo", "receive", "send", "lines", "batches", "frames", "relay"]
+Work = Literal[
+    "echo", "line-echo", "receive", "send", "lines", "batches", "frames", "relay", "udp-echo"
+]
 Load = Literal[
     "echo",
     "visit",
@@ -19,6 +21,8 @@ Load = Literal[
     "idle",
     "relay",
     "idle_relays",
+    "udp_echo",
+    "udp_echo_singly",
 ]
 
 MIB = 1 << 20
@@ -109,6 +113,10 @@ ROWS = {row.name: row for row in [
         "bytes", GIB, 256 * MIB, 1.2, connections=0),
     Row("relay-memory", "memory of an idle relay", "relay", "idle_relays",
         "connections", 1_000, 300, 1.1, connections=0),
+    Row("udp-echo64", "UDP: echo, 64 clients, 64 bytes", "udp-echo", "udp_echo",
+        "datagrams", 100_000, 20_000, 1.5, connections=0),
+    Row("udp-echo1", "UDP: echo, 1 client, 64 bytes", "udp-echo", "udp_echo_singly",
+        "datagrams", 40_000, 8_000, 0.95, connections=0),
 ]}
 # fmt: on
 

@@ -2,9 +2,9 @@
 
 Each server is written as an experienced user of the library would write it, without tuning. All
 servers read at most 64 KiB, write 64 KiB at a time, and keep the library's default for TCP_NODELAY.
-There are eight kinds of work on a connection. The servers of the two Trio peers can do all of them.
-HAProxy can do only ``relay``. The other servers can do all kinds except ``relay`` and
-``line-echo``:
+There are eight kinds of work on a connection, and one for datagrams. The servers of the two Trio
+peers can do all of them. HAProxy can do only ``relay``. The other servers can do all kinds except
+``relay`` and ``line-echo``, and those of anyio and gevent no ``udp-echo``:
 
 - ``echo``: echo everything until EOF.
 - ``line-echo``: echo line after line until EOF. Two more peers do only this: trisock with idle
@@ -18,6 +18,8 @@ HAProxy can do only ``relay``. The other servers can do all kinds except ``relay
 - ``frames``: count length-prefixed frames until EOF, and respond with the count. The header is a
   big-endian integer of 4 bytes.
 - ``relay``: connect to the upstream port, and copy data and EOF both ways.
+- ``udp-echo``: echo each datagram. One more peer does only this: trisock on all addresses, where it
+  answers from the address that was asked.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ import shutil
 from dataclasses import dataclass
 
 BASIC_WORKS = ("echo", "receive", "send", "lines", "batches", "frames")
-ALL_WORKS = (*BASIC_WORKS, "line-echo", "relay")
+WORKS_WITH_UDP = (*BASIC_WORKS, "udp-echo")
+ALL_WORKS = (*WORKS_WITH_UDP, "line-echo", "relay")
 
 
 @dataclass(frozen=True)
@@ -76,18 +79,21 @@ PEERS = {peer.name: peer for peer in [
     Peer("trisock-idle-block", "trisock with an idle block for each line",
          "benchmarks.peers.trisock", "idle-block", packages=("trisock", "trio"),
          works=("line-echo",)),
+    Peer("trisock-all-addresses", "trisock on all addresses, answering from the one asked",
+         "benchmarks.peers.trisock", "all-addresses", packages=("trisock", "trio"),
+         works=("udp-echo",)),
     Peer("anyio-trio", "anyio on Trio",
          "benchmarks.peers.anyio", "trio", packages=("anyio", "trio")),
     Peer("anyio-asyncio", "anyio on asyncio",
          "benchmarks.peers.anyio", "asyncio", packages=("anyio",)),
     Peer("asyncio", "asyncio streams",
-         "benchmarks.peers.asyncio"),
+         "benchmarks.peers.asyncio", works=WORKS_WITH_UDP),
     Peer("uvloop", "asyncio streams on uvloop",
-         "benchmarks.peers.asyncio", "uvloop", packages=("uvloop",)),
+         "benchmarks.peers.asyncio", "uvloop", packages=("uvloop",), works=WORKS_WITH_UDP),
     Peer("gevent", "gevent",
          "benchmarks.peers.gevent", packages=("gevent",)),
     Peer("epoll", "a bare epoll loop, the minimum cost",
-         "benchmarks.peers.epoll"),
+         "benchmarks.peers.epoll", works=WORKS_WITH_UDP),
     Peer("haproxy", "HAProxy in TCP mode, the upper limit for a relay",
          "benchmarks.peers.haproxy", works=("relay",), programs=("haproxy",)),
 ]}

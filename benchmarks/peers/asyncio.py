@@ -59,7 +59,24 @@ async def frames(reader: StreamReader, writer: StreamWriter) -> None:
     writer.close()
 
 
+class UDPEcho(asyncio.DatagramProtocol):
+    """Echoes each datagram."""
+
+    def connection_made(self, transport: asyncio.DatagramTransport) -> None:  # type: ignore[override]
+        """Keep the transport."""
+        self._transport = transport
+
+    def datagram_received(self, data: bytes, address: tuple[str, int]) -> None:
+        """Echo a datagram."""
+        self._transport.sendto(data, address)
+
+
 async def main(options: Options) -> None:
+    if options.work == "udp-echo":
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_datagram_endpoint(UDPEcho, local_addr=(HOST, 0))
+        announce(transport.get_extra_info("sockname")[1])
+        await loop.create_future()  # until the driver ends this process
     handlers = {
         "echo": echo,
         "receive": receive,

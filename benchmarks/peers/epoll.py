@@ -78,7 +78,25 @@ def sendall(sock: socket.socket, data: bytes) -> Job:
             yield WRITABLE
 
 
+def udp_echo(sock: socket.socket) -> Job:
+    while True:
+        try:
+            data, address = sock.recvfrom(READ_SIZE)
+        except BlockingIOError:
+            yield READABLE
+        else:
+            sock.sendto(data, address)
+
+
 def main(options: Options) -> None:
+    if options.work == "udp-echo":
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock, Loop() as loop:
+            sock.bind((HOST, 0))
+            sock.setblocking(False)
+            announce(sock.getsockname()[1])
+            loop.start(sock.fileno(), udp_echo(sock))
+            loop.run()
+        return
     handlers = {
         "echo": echo,
         "receive": receive,

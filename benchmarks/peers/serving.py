@@ -15,7 +15,10 @@ HOST = "127.0.0.1"
 READ_SIZE = 65536
 BLOCK_SIZE = 65536
 BLOCK = b"x" * BLOCK_SIZE
-WORKS = ["echo", "line-echo", "receive", "send", "lines", "batches", "frames", "relay"]
+WORKS = [
+    *("echo", "line-echo", "receive", "send", "lines", "batches", "frames", "relay"),
+    "udp-echo",
+]
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 

@@ -114,7 +114,19 @@ async def frames(stream: Stream) -> None:
     await stream.send_all(b"%d" % count)
 
 
+async def udp_echo() -> None:
+    with trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM) as sock:
+        await sock.bind((HOST, 0))
+        announce(sock.getsockname()[1])
+        while True:
+            data, address = await sock.recvfrom(READ_SIZE)
+            await sock.sendto(data, address)
+
+
 async def main(options: Options) -> None:
+    if options.work == "udp-echo":
+        await udp_echo()
+        return
     handlers: dict[str, Callable[[Stream], Awaitable[None]]] = {
         "echo": echo,
         "line-echo": line_echo,

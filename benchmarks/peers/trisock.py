@@ -81,7 +81,24 @@ async def frames(sock: trisock.Socket) -> None:
     await sock.send(b"%d" % count)
 
 
+async def udp_echo() -> None:
+    async with await trisock.open_udp(host=HOST) as udp:
+        announce(udp.getlocal().port)
+        async for datagram in udp:
+            await udp.send(datagram.data, datagram.address)
+
+
+async def udp_echo_on_all_addresses() -> None:
+    async with await trisock.open_udp() as udp:
+        announce(udp.getlocal().port)
+        async for datagram in udp:
+            await udp.send(datagram.data, datagram.address, source=datagram.destination)
+
+
 async def main(options: Options) -> None:
+    if options.work == "udp-echo":
+        await (udp_echo_on_all_addresses() if options.flavour else udp_echo())
+        return
     handlers: dict[str, Callable[[trisock.Socket], Awaitable[None]]] = {
         "echo": echo,
         "line-echo": line_echo,

@@ -24,7 +24,6 @@ from helpers.hammerspoon_udp import (
     sender,
 )
 from helpers.resolver import Resolver
-from trisock._udp.opening import connect_udp_nowait
 from trisock.hammerspoon import UDPSockets
 
 # ---- connect, connected ----
@@ -271,17 +270,6 @@ async def test_connected_is_true_only_after_connect(udp: UDPSockets, calls: Call
     assert await calls.next() == ()
     assert client.connected() is True
     assert client.close().connected() is False
-
-
-def test_connect_udp_nowait_checks_its_arguments() -> None:
-    for wrong in ("name", "localhost", "no\nname"):
-        with pytest.raises(ValueError, match=r"needs an address|not a host name"):
-            connect_udp_nowait(wrong, 9)
-    with pytest.raises(ValueError, match="1-65535"):
-        connect_udp_nowait(LOCALHOST, 0)
-    with pytest.raises(PermissionError, match=r"cannot connect to 127\.255\.255\.255:9"):
-        connect_udp_nowait(BROADCAST, 9)
-    connect_udp_nowait(BROADCAST, 9, broadcast=True).abort()
 
 
 # ---- listen ----

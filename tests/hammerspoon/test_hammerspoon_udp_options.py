@@ -136,6 +136,7 @@ async def test_preferIPv_chooses_between_the_addresses_of_a_name(
     server.receive()
     client: UDPSocket = udp.new().preferIPv(4).preferIPv(6)
     assert client.preferIPv(version) is client
+    assert client.info()["isIPVersionNeutral"] == (expected == IPV6_LOCALHOST and version != 6)
     client.send("by send", "both", port_of(server))
     data, sockaddr = await calls.next()
     assert (data, sender(sockaddr)[0]) == (b"by send", expected)

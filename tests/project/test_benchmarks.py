@@ -121,6 +121,14 @@ def test_every_peer_does_all_the_work_of_each_benchmark(name: str, setup: Setup)
         assert measured.cpu > 0
 
 
+@pytest.mark.parametrize("peer", ["trio", "trisock", "trisock-all-addresses", "asyncio", "epoll"])
+@pytest.mark.parametrize("name", ["udp-echo64", "udp-echo1"])
+def test_every_datagram_is_echoed(name: str, peer: str, setup: Setup) -> None:
+    result = compete(ROWS[name], [PEERS[peer]], setup, amount=640, rounds=1)
+    assert result.series[peer].failure is None
+    assert len(result.series[peer].measurements) == 1
+
+
 @pytest.mark.parametrize("peer", ["trio", "trisock", "haproxy"])
 @pytest.mark.parametrize(("name", "amount"), [("relay", 4 * MIB), ("relay-memory", 20)])
 def test_a_relay_passes_everything_on(name: str, amount: int, peer: str, setup: Setup) -> None:

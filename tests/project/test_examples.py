@@ -39,8 +39,9 @@ CLIENTS = {
 SERVERS = [
     name
     for name in NAMES
-    # Other files test how these two stop.
-    if name not in {*CLIENTS, "hammerspoon_server", "tls_proxy", "submission_server"}
+    # Other files test how these stop.
+    if name
+    not in {*CLIENTS, "hammerspoon_server", "mdns_listener", "tls_proxy", "submission_server"}
 ]
 TLS_SERVERS = ["https_server", "smtp_server", "http_and_https"]
 

@@ -93,6 +93,14 @@ def test_test_files_stay_small() -> None:
 def test_the_docs_name_every_test_file_of_a_module() -> None:
     tests = Path(__file__).parents[1]
     docs = (tests.parent / "docs/design.md").read_text()
-    folders = ("net", "tls", "starttls", "server", "testing")
+    folders = ("net", "tls", "starttls", "server", "testing", "udp")
     files = [file for folder in folders for file in (tests / folder).glob("test_*.py")]
     assert [file.stem for file in files if f"`{file.stem}`" not in docs] == []
+
+
+def test_the_usual_run_has_all_folders_of_tests_but_the_campaigns(
+    pytestconfig: pytest.Config,
+) -> None:
+    tests = Path(__file__).parents[1]
+    folders = {f"tests/{path.parent.name}" for path in tests.glob("*/test_*.py")}
+    assert set(pytestconfig.getini("testpaths")) == folders - {"tests/campaigns"}

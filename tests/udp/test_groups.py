@@ -43,6 +43,16 @@ async def test_a_member_gets_what_is_sent_to_the_group(
     assert not is_waiting(member)
 
 
+@pytest.mark.parametrize(("group", "interface"), [("ff02::1234", "lo"), ("ff02::1234%lo", None)])
+async def test_a_group_of_ipv6_is_joined_once(
+    udp: UDPSocket, group: str, interface: str | None
+) -> None:
+    udp.join_group(group, interface)
+    with pytest.raises(OSError, match=re.escape(f"cannot join {group}") + ".*: Address already in"):
+        udp.join_group("ff02::1234%lo" if interface is None else group, interface)
+    udp.leave_group("ff02::1234", LO)
+
+
 async def test_a_socket_gets_only_the_groups_that_it_joined(
     member: UDPSocket, sender: UDPSocket
 ) -> None:
@@ -79,6 +89,8 @@ async def test_the_source_chooses_the_interface_for_a_group(udp: UDPSocket, port
         (GROUP, "absent", "cannot join 239.1.2.3 on the interface absent: No such device"),
         (GROUP, "a\nb", "cannot join 239.1.2.3 on the interface a\\nb: No such device"),
         (GROUP, 999_999, "cannot join 239.1.2.3 on the interface 999999: No such device"),
+        (GROUP, "2147483648", "cannot join 239.1.2.3 on the interface 2147483648: No such device"),
+        ("ff02::1%4294967297", None, "cannot join ff02::1%4294967297: No such device"),
         ("ff02::1", "absent", "cannot join ff02::1 on the interface absent: No such device"),
         ("ff02::1%absent", None, "cannot join ff02::1%absent: No such device"),
         (GROUP, "lo", "cannot join 239.1.2.3 on the interface lo: Address already in use"),
@@ -114,6 +126,7 @@ async def test_an_ipv4_socket_has_no_ipv6_groups(sender: UDPSocket) -> None:
         (b"239.1.2.3", None, TypeError, "a group must be a str, not bytes (9 bytes)"),
         (None, None, TypeError, "a group must be a str, not None"),
         (GROUP, "", ValueError, "there is no such interface: ''"),
+        (GROUP, "a\0b", ValueError, "there is no such interface: a str of 3 characters"),
         (GROUP, 0, ValueError, "there is no such interface: 0"),
         (GROUP, -1, ValueError, "there is no such interface: -1"),
         (GROUP, 1 << 31, ValueError, "there is no such interface: 2147483648"),

@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -26,7 +26,7 @@ from .arguments import (
     parse_delimiter,
     to_bytes,
 )
-from .callbacks import CallbackQueue
+from .callbacks import Callback, CallbackQueue
 from .endpoints import QueuedClient, QueuedServer
 from .info import Info, connections_of, info_of
 from .operations import Delivery, Read
@@ -40,8 +40,6 @@ __all__ = ["Callback", "Info", "ParsedAddress", "Socket", "Sockets", "open_socke
 # DEBUG, so "debug" and "verbose" are the same.
 _LEVELS = ["nothing", "error", "warning", "info", "debug", "verbose"]
 _PYTHON_LEVELS = [logging.CRITICAL + 1, *range(logging.ERROR, 0, -10), logging.DEBUG]
-
-Callback = Callable[..., object]
 
 
 @asynccontextmanager

@@ -58,9 +58,9 @@ class Serving:
 
         Args:
           arguments: the keyword arguments of ``trisock.connect`` or, if the server listens on a
-            Unix socket, of ``trisock.connect_unix``. If the server has ``tls`` with a certificate
-            of an ``Authority``, the default of ``tls`` is a client that trusts this authority and
-            expects the certificate's first name. ``tls=None`` connects in plain text.
+            Unix socket, of ``trisock.connect_unix``. If the server uses TLS with a certificate
+            that an ``Authority`` has issued, the default is a client that trusts this authority,
+            and verifies the first name of the certificate. ``tls=None`` connects in plain text.
 
         Raises:
           ValueError: the server has ``tls`` with another certificate, and ``tls`` is not given.

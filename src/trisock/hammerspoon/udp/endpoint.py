@@ -14,7 +14,6 @@ import trio
 import trisock
 
 from ..._guard import log, text
-from ..._udp.opening import connect_udp_nowait
 from ..callbacks import PendingCallbacks, cost
 from ..queues import logger
 from .lookup import known_hosts, look_up
@@ -98,7 +97,7 @@ class Endpoint:
         self.is_server = is_server
         self.has_peer = False
         self.is_over = False
-        self.receiving = Receiving(owner, lambda: self.sock, settings, callbacks, self._report)
+        self.receiving = Receiving(owner, sock, settings, callbacks, self._report)
         self._owner = owner
         self._settings = settings
         self._callbacks = callbacks
@@ -191,14 +190,14 @@ class Endpoint:
         settings = self._settings
         try:
             host = choose_host(hosts, settings.enabled, settings.preferred)
-            sock = connect_udp_nowait(host, connect.port, broadcast=settings.broadcast)
+            sock = trisock.connect_udp_nowait(host, connect.port, broadcast=settings.broadcast)
         except Exception as exc:
             self._connect_failed(exc)
             return
         if self.sock is not None:  # the earlier sends have opened it
             self.sock.abort()
         self.sock = sock
-        self.receiving.drop()  # it may be from someone else
+        self.receiving.replace_socket(sock)
         log(logger, logging.DEBUG, "%r: connected", self._owner)
         if connect.fn is not None:
             self._callbacks.put(connect.fn)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import socket as stdlib_socket
-from collections.abc import Callable
 from typing import overload
 
 import trio
@@ -15,15 +14,13 @@ import trisock
 from ..._guard import log
 from ..._text import printable
 from ..arguments import check_callback, check_flag, check_timeout, is_int, parse_send, to_bytes
-from ..callbacks import CallbackQueue
+from ..callbacks import Callback, CallbackQueue
 from ..queues import logger
 from ..sockaddr import ParsedAddress, parse_sockaddr
 from .endpoint import Endpoint, Send
 from .info import UDPInfo, info_of, peer_of
 from .receiving import Mode
 from .settings import VERSIONS, Settings
-
-Callback = Callable[..., object]
 
 
 class UDPSockets:
@@ -79,7 +76,7 @@ class UDPSocket:
     # ---- connecting, listening, closing ----
 
     def connect(self, host: str, port: int, fn: Callback | None = None) -> UDPSocket | None:
-        """Fix the peer: from then on, datagrams are sent to it and received from it only.
+        """Set the peer. From then on, datagrams are sent to it, and received only from it.
 
         ICMP errors of the peer are logged, and the object stays connected. If datagrams were sent
         before, the object gets a new local port.
@@ -136,7 +133,6 @@ class UDPSocket:
         self._callbacks.clear()
         if self._latest is not None:
             self._latest.close()
-            self._latest = None
         return self
 
     def _open(self, port: int, *, reuse_port: bool = False) -> trisock.UDPSocket | None:

@@ -55,11 +55,27 @@ async def responder() -> AsyncIterator[Running]:
         yield server
 
 
-# ---- the page about datagrams ----
+# ---- docs/datagrams.md ----
 
 
-async def test_the_listener_on_the_page_hears_its_group() -> None:
-    (listener,) = [each for each in snippets("docs/datagrams.md") if "join_group" in each]
+async def test_the_pages_server_with_tasks_answers_until_a_signal_stops_it() -> None:
+    source = (
+        "import contextlib\nlistener.abort()\nasync def answer(data):\n    return data.upper()\n"
+        + snippets("docs/datagrams.md")[1]
+        + "\nasync def main():\n    async with trisock.open_service() as service:\n"
+        "        udp = await service.open_udp()\n        say(udp.getlocal().port)\n"
+        "        service.nursery.start_soon(serve, udp)\ntrio.run(main)\n"
+    )
+    async with program(source) as running:
+        port = int(await running.line())
+        async with await trisock.connect_udp("::1", port) as udp:
+            await udp.send(b"hello")
+            assert (await udp.recv()).data == b"HELLO"
+        await running.stop()
+
+
+async def test_the_pages_listener_hears_its_group() -> None:
+    listener = snippets("docs/datagrams.md")[3]
     listener = listener.replace("5353, reuse", "0, reuse").replace("eth0", "lo")
     listener = listener.replace('"224.0.0.251"', '"224.0.0.251", "lo"')
     ready = "        say(udp.getlocal().port)\n        async for"

@@ -207,6 +207,28 @@ async def test_after_stop_receiving_an_icmp_error_is_still_raised() -> None:
             await client.recv()
 
 
+async def test_after_stop_receiving_there_is_still_only_one_receiver(
+    udp: UDPSocket, client: UDPSocket
+) -> None:
+    for data in (b"first", b"second"):
+        await client.send(data)
+    udp.stop_receiving()
+    refused = 0
+
+    async def receive() -> None:
+        nonlocal refused
+        try:
+            await udp.recv()
+        except trio.BusyResourceError:
+            refused += 1
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(2):
+            nursery.start_soon(receive)
+    assert refused == 1
+    assert (await udp.recv()).data == b"second"
+
+
 async def test_a_close_ends_what_is_left(udp: UDPSocket, client: UDPSocket) -> None:
     await client.send(b"x")
     udp.stop_receiving()

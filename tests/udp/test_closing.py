@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import socket
+import weakref
 
 import pytest
 import trio
@@ -129,6 +132,25 @@ async def test_a_descriptor_that_other_code_closed(udp: UDPSocket, client: UDPSo
         await sock.wait_closed()
 
 
+@pytest.mark.parametrize("use", ["none", "recv", "error"])
+async def test_a_closed_socket_is_freed_at_once(use: str) -> None:
+    async with await open_udp(host="127.0.0.1") as gone:
+        port = gone.getlocal().port
+    udp = await (connect_udp("127.0.0.1", port) if use == "error" else open_udp())
+    freed = weakref.ref(udp)
+    gc.collect()
+    if use == "recv":
+        await udp.send(b"x", ("127.0.0.1", udp.getlocal().port))
+        await udp.recv()
+    elif use == "error":
+        await udp.send(b"x")
+        with contextlib.suppress(ConnectionRefusedError):
+            await udp.recv()
+    await udp.close()
+    del udp
+    assert freed() is None
+
+
 # ---- stop_receiving ----
 
 
@@ -172,6 +194,28 @@ async def test_after_stop_receiving_an_icmp_error_is_still_raised() -> None:
             await client.recv()
         with pytest.raises(trio.ClosedResourceError):
             await client.recv()
+
+
+async def test_after_stop_receiving_there_is_still_only_one_receiver(
+    udp: UDPSocket, client: UDPSocket
+) -> None:
+    for data in (b"first", b"second"):
+        await client.send(data)
+    udp.stop_receiving()
+    refused = 0
+
+    async def receive() -> None:
+        nonlocal refused
+        try:
+            await udp.recv()
+        except trio.BusyResourceError:
+            refused += 1
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(2):
+            nursery.start_soon(receive)
+    assert refused == 1
+    assert (await udp.recv()).data == b"second"
 
 
 async def test_a_close_ends_what_is_left(udp: UDPSocket, client: UDPSocket) -> None:

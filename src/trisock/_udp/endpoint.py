@@ -67,16 +67,16 @@ class Endpoint(NotCopyable, trio.abc.AsyncResource):
         self._destinations = Destinations(self._local.port)
         self._sources = Sources(self._family, self._local)
         self._receive = receiver(self._socket, self._peer is not None)
-        self._receiving = ConflictDetector("receiving from", self)
+        peer = "" if self._peer is None else f" with the peer {self._peer}"
+        self._name = f"the UDP socket {self._local}{peer}"
+        self._receiving = ConflictDetector("receiving from", self._name)
         self._calls_left = 0
         self._rest: int | None = None
         self._send_lock: trio.Lock | None = None
         self._closed = trio.Event()
 
     def __str__(self) -> str:
-        if self._peer is not None:
-            return f"the UDP socket {self._local} with the peer {self._peer}"
-        return f"the UDP socket {self._local}"
+        return self._name
 
     def __repr__(self) -> str:
         ends = f"{self._local}" if self._peer is None else f"{self._local} <-> {self._peer}"

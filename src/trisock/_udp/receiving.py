@@ -56,7 +56,8 @@ class Receiver(Endpoint):
         if max_bytes != MAX_DATAGRAM:
             max_bytes = min(positive_int("max_bytes", max_bytes), MAX_DATAGRAM)
         if self._rest is not None:
-            return await self._receive_rest(max_bytes)
+            with receiving:
+                return await self._receive_rest(max_bytes)
         await trio.lowlevel.checkpoint_if_cancelled()
         try:
             received = self._receive(max_bytes, ANCILLARY_SIZE)

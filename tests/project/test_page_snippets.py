@@ -190,7 +190,7 @@ async def test_the_udp_client_talks_to_the_udp_server(free_port: int) -> None:
     server, _, client = snippets("docs/datagrams.md")[:3]
     ready = ("udp = await service.open_udp(7777)\n", "udp = await service.open_udp(0)\n")
     say = "        print(udp.getlocal().port, flush=True)\n"
-    async with serving_program(program(servers[number], (ready[0], ready[1] + say))) as running:
+    async with serving_program(program(server, (ready[0], ready[1] + say))) as running:
         port = await running.line()
         result = await run(*program(client, ('"localhost", 7777', f'"127.0.0.1", {port}')))
         assert result.stdout == b"b'hello'\n"

@@ -17,6 +17,7 @@ import trisock
 
 from .._connect import connect_unix_nowait
 from .._guard import log
+from .._not_copyable import NotCopyable
 from .._text import printable
 from .arguments import (
     check_callback,
@@ -64,7 +65,7 @@ async def open_sockets() -> AsyncIterator[Sockets]:
             del error  # its traceback refers to this frame
 
 
-class Sockets:
+class Sockets(NotCopyable):
     """Hammerspoon's ``hs.socket``, made by ``open_sockets``.
 
     Attributes:
@@ -112,7 +113,7 @@ class Sockets:
         logger.setLevel(_PYTHON_LEVELS[number])
 
 
-class Socket:
+class Socket(NotCopyable):
     """Hammerspoon's ``hs.socket object``: a client, a server, or neither yet.
 
     Made by ``Sockets.new`` and ``Sockets.server``. Its methods are synchronous and do not wait.

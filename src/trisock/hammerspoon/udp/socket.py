@@ -12,6 +12,7 @@ import trio
 import trisock
 
 from ..._guard import log
+from ..._not_copyable import NotCopyable
 from ..._text import printable
 from ..arguments import check_callback, check_flag, check_timeout, is_int, parse_send, to_bytes
 from ..callbacks import Callback, CallbackQueue
@@ -23,7 +24,7 @@ from .receiving import Mode
 from .settings import VERSIONS, Settings
 
 
-class UDPSockets:
+class UDPSockets(NotCopyable):
     """Hammerspoon's ``hs.socket.udp``: the attribute ``udp`` of ``Sockets``.
 
     Attributes:
@@ -53,7 +54,7 @@ class UDPSockets:
         return parse_sockaddr(sockaddr) if isinstance(sockaddr, bytes) else None
 
 
-class UDPSocket:
+class UDPSocket(NotCopyable):
     """Hammerspoon's ``hs.socket.udp object``: closed, open, listening or connected.
 
     Made by ``UDPSockets.new`` and ``UDPSockets.server``. Its methods are synchronous and do not

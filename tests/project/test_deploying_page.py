@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import sys
@@ -49,8 +50,9 @@ class Ports(dict[str, int]):
     """A free port for each one that the page names."""
 
     def __init__(self) -> None:
-        for name in ("2525", "12525", "18080", "22525", "28080"):
-            with socket.create_server(("127.0.0.1", 0)) as free:
+        with contextlib.ExitStack() as stack:  # all at the same time, so that they differ
+            for name in ("2525", "12525", "18080", "22525", "28080"):
+                free = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
                 self[name] = free.getsockname()[1]
 
     def put_into(self, text: str) -> str:

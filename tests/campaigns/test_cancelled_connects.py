@@ -20,6 +20,7 @@ from helpers.cancellation import (
     Connections,
     advancing,
     at_every_cancel_point,
+    core_of,
     covers,
     during,
 )
@@ -119,7 +120,7 @@ async def test_a_cancelled_connect_leaves_nothing_open(
         lambda peer: connections.start_tls(peer, layer),
     ) as acceptor:
         await attempt(lambda: connect(acceptor), during(acceptor.acting()))
-        connected = getattr(attempt.value, "_sock", attempt.value)
+        connected = core_of(attempt.value)
         await assert_connected_or_nothing_left(attempt, connected, acceptor)
 
 

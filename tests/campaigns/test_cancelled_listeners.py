@@ -19,6 +19,7 @@ from helpers.cancellation import (
     advancing,
     at_every_cancel_point,
     connect_to,
+    core_of,
     covers,
     during,
 )
@@ -113,7 +114,7 @@ async def test_a_cancelled_accept_loses_no_connection(
         accepted = attempt.value or await listener.accept()
         assert not listener.hasconnection()
         with clients[0] as client:
-            async with closing(getattr(accepted, "_sock", accepted)):
+            async with closing(core_of(accepted)):
                 client.sendall(b"hello")
                 assert await accepted.recv() == b"hello"
 

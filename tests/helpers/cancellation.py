@@ -302,3 +302,9 @@ def advancing(clock: trio.testing.MockClock, script: Script) -> Script:
     for _ in itertools.chain(script, itertools.repeat(None)):
         clock.jump(0.1)
         yield
+
+
+def core_of(sock: Any) -> Any:
+    """Return the trisock.Socket of a connection, which may be one of ``trisock.pluto``."""
+    transport = getattr(sock, "_transport", None)
+    return transport.sock if isinstance(transport, TCPTransport) else sock

@@ -52,6 +52,30 @@ NOT_FOR_COVERAGE = [
     "tests/project/test_recipes_*.py",
 ]
 
+# The tests that need nothing of Unix. The others use Unix sockets, forks, signals or /proc.
+SMOKE = [
+    "tests/command/test_explain.py",
+    "tests/command/test_urls.py",
+    "tests/hammerspoon/test_hammerspoon_reads_and_writes.py",
+    "tests/net/test_buffer.py",
+    "tests/net/test_frames.py",
+    "tests/net/test_idle.py",
+    "tests/net/test_lines.py",
+    "tests/net/test_protocol_reads.py",
+    "tests/net/test_send_checkpoints.py",
+    "tests/net/test_socket.py",
+    "tests/net/test_streams.py",
+    "tests/pluto/test_pluto_sockets.py",
+    "tests/starttls/test_handshakes.py",
+    "tests/starttls/test_starttls.py",
+    "tests/testing/test_serving.py",
+    "tests/testing/test_socket_pair.py",
+    "tests/tls/test_client_hello.py",
+    "tests/tls/test_engine.py",
+    "tests/tls/test_pem.py",
+    "tests/tls/test_records.py",
+]
+
 INSTALLED = [each for each in PYTHONS if shutil.which(f"python{each}")]
 
 
@@ -68,6 +92,13 @@ def tests(session: nox.Session) -> None:
     """The tests, on the Python that runs nox, with the newest Trio."""
     session.install(".[tests]")
     session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def smoke(session: nox.Session) -> None:
+    """A selection of the tests that should pass on macOS and Windows too."""
+    session.install(".[tests]")
+    session.run("python", "-m", "pytest", "-k", "not unix", *SMOKE, *session.posargs)
 
 
 @nox.session(python=PYTHONS)
@@ -91,14 +122,14 @@ def coverage(session: nox.Session) -> None:
     ignored.append(
         "--deselect=tests/campaigns/test_tls_matrix.py::test_every_combination_gives_the_expected_result"
     )
-    session.run("coverage", "run", "-m", "pytest", *ignored, *session.posargs)
+    session.run("coverage", "run", "-m", "pytest", "tests", *ignored, *session.posargs)
     session.run("coverage", "combine", "--quiet")
     session.run("coverage", "report")
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Ruff, mypy and pyright."""
+    """Ruff, mypy and pyright. GitHub's workflow and issue forms match their schemas."""
     session.install(
         "-e", ".[tests]", "nox", *nox.project.dependency_groups(PROJECT, "lint", "bench")
     )
@@ -108,6 +139,14 @@ def lint(session: nox.Session) -> None:
     for platform in ("darwin", "win32"):
         session.run("mypy", "--platform", platform, "src")
     session.run("pyright")
+    github = Path(".github")
+    forms = [path for path in github.glob("ISSUE_TEMPLATE/*.yml") if path.stem != "config"]
+    for schema, files in [
+        ("github-workflows", [*github.glob("workflows/*.yml")]),
+        ("github-issue-forms", forms),
+        ("github-issue-config", [github / "ISSUE_TEMPLATE/config.yml"]),
+    ]:
+        session.run("check-jsonschema", f"--builtin-schema=vendor.{schema}", *map(str, files))
 
 
 @nox.session
@@ -144,10 +183,17 @@ def interop(session: nox.Session) -> None:
 
 
 @nox.session
+def campaigns(session: nox.Session) -> None:
+    """Fuzzing, cancellation at every step, a hostile network, load: the small run of each."""
+    session.install(".[tests]")
+    session.run("python", "-m", "pytest", "tests/campaigns", *session.posargs)
+
+
+@nox.session
 def chance(session: nox.Session) -> None:
     """The randomized tests with 20 times as many rounds, and all cases of cancellation."""
     session.install(".[tests]")
-    options = ["-n", "0", "-m", "chance or rare", "--times", "20", "--capture=no"]
+    options = ["-n", "0", "-m", "chance or rare", "--times", "20", "--capture=no", "tests"]
     session.run("python", "-m", "pytest", *options, *session.posargs)
 
 
@@ -192,6 +238,17 @@ def docs(session: nox.Session) -> None:
     session.install("-e", ".", *nox.project.dependency_groups(PROJECT, "docs"))
     shutil.rmtree(Path("docs/_build"), ignore_errors=True)
     session.run("sphinx-build", "-W", "--keep-going", "docs", "docs/_build")
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """The wheel and the sdist in dist/, and checks of both, on each installed Python."""
+    session.install("build", "twine")
+    shutil.rmtree("dist", ignore_errors=True)
+    session.run("python", "-m", "build")
+    session.run("twine", "check", "--strict", *map(str, Path("dist").iterdir()))
+    pythons = [f"python{each}" for each in INSTALLED]
+    session.run("python", "tests/distribution/check.py", *pythons)
 
 
 @nox.session

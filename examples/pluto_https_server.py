@@ -58,7 +58,7 @@ def main() -> None:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             print(f"listening on port {server.port}", flush=True)
             await anext(signals)
-        await server.close()
+        server.close()
 
     sched.add(until_stopped)
     sched.run()

@@ -133,8 +133,12 @@ def no_leaked_descriptor() -> Iterator[None]:
 
 
 def _descriptors() -> set[str]:
-    found = set()
-    for number in os.listdir("/proc/self/fd"):
+    found: set[str] = set()
+    try:
+        numbers = os.listdir("/proc/self/fd")
+    except OSError:  # only Linux has this directory
+        return found
+    for number in numbers:
         with contextlib.suppress(OSError):
             target = os.readlink(f"/proc/self/fd/{number}")
             if "anon_inode" not in target:

@@ -26,7 +26,7 @@ from ._tls.info import TLSInfo
 from ._tls.roles import ClientTLS, ServerTLS, TLSArgument
 from ._udp.datagram import Datagram
 from ._udp.endpoint import UDPInfo
-from ._udp.opening import connect_udp, open_udp, open_udp_nowait
+from ._udp.opening import connect_udp, connect_udp_nowait, open_udp, open_udp_nowait
 from ._udp.socket import UDPSocket
 
 __version__ = "0.1.0"
@@ -63,6 +63,7 @@ __all__ = [
     "bind",
     "connect",
     "connect_udp",
+    "connect_udp_nowait",
     "connect_unix",
     "listen",
     "listen_nowait",

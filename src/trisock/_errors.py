@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import ssl
 import weakref
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import trio
 
@@ -39,11 +39,24 @@ class TLSError(trio.BrokenResourceError):
         self.verify_code = verify_code
 
 
+#: Why a negotiation failed. ``StartTLSError.kind`` says what each means.
+StartTLSFailure: TypeAlias = Literal["not offered", "refused", "violation", "timeout", "closed"]
+
+
 class StartTLSError(TLSError):
     """The negotiation before TLS failed (``trisock.starttls``). The socket is closed.
 
     Attributes:
       protocol: the protocol, such as ``"smtp"``.
+      kind: why it failed.
+
+        - ``"not offered"``: the server does not know STARTTLS, or has it switched off.
+        - ``"refused"``: the peer said no. The server's greeting was no welcome, or the server
+          refused the request. On the server's side: the client quit, or went on without TLS.
+        - ``"violation"``: the peer broke the protocol's rules or exceeded a limit, or bytes came
+          where TLS must begin.
+        - ``"timeout"``: the time was over. (In the handshake, this is a ``TLSError``.)
+        - ``"closed"``: the peer ended the session, or the connection broke.
       offered: whether the server offered STARTTLS. ``None`` if the negotiation failed before that
         was known, and in a protocol that cannot ask.
       reply: what the server answered, or ``None``. Nobody has authenticated it. The message shows
@@ -55,11 +68,13 @@ class StartTLSError(TLSError):
         message: str,
         *,
         protocol: str = "",
+        kind: StartTLSFailure = "violation",
         offered: bool | None = None,
         reply: bytes | None = None,
     ) -> None:
         super().__init__(message)
         self.protocol = protocol
+        self.kind: StartTLSFailure = kind
         self.offered = offered
         self.reply = reply
 
@@ -227,8 +242,10 @@ _NOT_TLS = {
     "BAD_RECORD_TYPE",
 }
 
-# The verify codes of OpenSSL (x509_vfy.h) for a chain that does not end in a trusted certificate.
+# The verify codes of OpenSSL (x509_vfy.h) for a chain that does not end in a trusted certificate,
+# and for a certificate with other names (host names, IP addresses).
 _UNTRUSTED_ISSUER = {18, 19, 20, 21}
+_OTHER_NAME = {62, 64}
 
 _DESCRIPTIONS = {
     "UNSUPPORTED_PROTOCOL": "the peer supports no TLS version that we accept",
@@ -264,6 +281,8 @@ def describe_ssl_error(exc: ssl.SSLError, *, server_side: bool = False) -> str:
         if exc.verify_code in _UNTRUSTED_ISSUER:
             argument = "ServerTLS(client_ca=...)" if server_side else "ClientTLS(ca=...)"
             text += f" (if you trust its issuer, pass the issuer to {argument})"
+        elif exc.verify_code in _OTHER_NAME:
+            text += " (the name must be in its subjectAltName)"
         return text
     reason = ssl_reason(exc)
     if reason in _NOT_TLS:

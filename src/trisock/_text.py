@@ -19,6 +19,11 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
+def format_seconds(number: float) -> str:
+    """Format a duration: ``1 second``, ``0.5 seconds``."""
+    return f"{number:g} second{'' if number == 1 else 's'}"
+
+
 def set_message(error: ErrorT, message: str, *, without_peer: str) -> ErrorT:
     """Set the message of our own error, and return the error.
 

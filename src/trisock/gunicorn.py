@@ -36,6 +36,8 @@ from . import Certificate, Handler, Listener, Server, ServerTLS, Socket, TLSArgu
 if TYPE_CHECKING:
     from gunicorn.glogging import Logger
 
+__all__ = ["App", "TrioWorker"]
+
 _logger = logging.getLogger("trisock.gunicorn")
 
 # The maximum seconds between two notifications of the master.

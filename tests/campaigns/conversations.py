@@ -33,9 +33,11 @@ from conversation_site import (
 )
 from dialect_conversations import (
     a_pluto_server,
+    hammerspoon_datagrams,
     hammerspoon_floods,
     hammerspoon_peers_vanish,
     hammerspoon_sockets,
+    pluto_datagrams,
     pluto_in_trio,
     pluto_interrupted,
     pluto_outside_trio,
@@ -430,7 +432,8 @@ KINDS: dict[str, list[Conversation]] = {
         *(a_server_starts_and_stops, a_stale_path),
     ],
     "dialects": [
-        *(pluto_in_trio, pluto_outside_trio, pluto_interrupted, a_pluto_server),
+        *(pluto_in_trio, pluto_outside_trio, pluto_interrupted, pluto_datagrams, a_pluto_server),
         *(hammerspoon_sockets, hammerspoon_peers_vanish, hammerspoon_floods),
+        hammerspoon_datagrams,
     ],
 }

@@ -152,7 +152,36 @@ async def a_pluto_server(site: Site, rng: random.Random) -> None:
         async with await trisock.connect(LOCALHOST, listener.port) as sock:
             await sock.send(b"hello")
             check(b"".join([chunk async for chunk in sock]), b"hello")
-        await listener.close()
+        listener.close()
+
+
+async def pluto_datagrams(site: Site, rng: random.Random) -> None:
+    """A UDP server inside Trio, and a client in a thread that waits for each answer."""
+    messages = [payload(rng, 10_000) for _ in range(rng.randrange(1, 20))]
+    server = pluto.async_socket.udpserver(f"{LOCALHOST}:0")
+    assert server is not None
+
+    async def echo() -> None:
+        while data := await server.recv():
+            check(await server.send(data), True)
+
+    def script() -> None:
+        s = pluto.socket.connect(LOCALHOST, server.port, "udp")
+        assert s is not None
+        for message in messages:
+            check((s.send(message), s.recv(), s.isopen()), (True, message, True))
+        if rng.random() < 0.5:  # otherwise garbage collection closes it
+            s.close()
+
+    sched = pluto.scheduler()
+    serving = sched.add(echo)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sched.run)
+        await trio.to_thread.run_sync(script)
+        if rng.random() < 0.5:
+            await server.close()
+        else:
+            serving.close()
 
 
 # ---- hammerspoon ----
@@ -283,3 +312,47 @@ async def hammerspoon_floods(site: Site, rng: random.Random) -> None:
         while server.connections():
             await trio.sleep(0.001)
         check((len(got), got == lines), (number, True))
+
+
+async def hammerspoon_datagrams(site: Site, rng: random.Random) -> None:
+    """A server object echoes numbered datagrams. Each side pauses, and reads one or all."""
+    number = rng.randint(10, 300)
+    sent = [b"%d " % each + payload(rng, 1000) for each in range(number)]
+    got: list[bytes] = []
+
+    def serve(data: bytes, sockaddr: bytes) -> None:
+        sender = hs.udp.parseAddress(sockaddr)
+        assert sender is not None
+        server.send(data, sender["host"], sender["port"])
+        if rng.random() < 0.5:
+            server.receiveOne()
+
+    async def receive(data: bytes, sockaddr: bytes) -> None:
+        got.append(data)
+        if rng.random() < 0.3:
+            client.pause()
+            await trio.lowlevel.checkpoint()
+            check(got[-1], data)  # no callback while it is paused
+        rng.choice([client.receive, client.receiveOne])()
+
+    async with hammerspoon.open_sockets() as hs:
+        server = hs.udp.server(0, serve)
+        client = hs.udp.new(receive)
+        address = (rng.choice([LOCALHOST, "::1", "localhost"]), server.info()["localPort"])
+        is_connected = rng.random() < 0.5
+        if is_connected:
+            client.connect(*address)
+        for count, data in enumerate(sent, 1):
+            client.send(data) if is_connected else client.send(data, *address)
+            rng.choice([server.receive, server.receiveOne])()
+            client.receive()
+            while len(got) < count - 10:  # so that the kernel's buffers hold the rest
+                server.receive()
+                await trio.sleep(0)
+        while len(got) < number:
+            server.receive()
+            await trio.sleep(0)
+        check(got, sent)
+        if rng.random() < 0.5:
+            client.close()
+            check(client.closed(), True)

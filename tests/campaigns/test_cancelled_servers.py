@@ -297,19 +297,45 @@ async def test_cancelling_open_sockets_releases_connections_of_closed_peers(
     assert not list(tmp_path.iterdir())
 
 
+@at_every_cancel_point
+async def test_cancelling_open_sockets_closes_udp_objects(attempt: Attempt) -> None:
+    async def converse() -> None:
+        async with hammerspoon.open_sockets() as hs:
+            answered = trio.Event()
+
+            async def answer(data: bytes, sockaddr: bytes) -> None:
+                await trio.lowlevel.checkpoint()
+                sender = hs.parseAddress(sockaddr)
+                assert sender is not None
+                server.send(data, sender["host"], sender["port"])
+
+            server = hs.udp.server(0, answer)
+            server.receive()
+            client = hs.udp.new(lambda data, sockaddr: answered.set())
+            # It waits for the send, and then replaces the socket.
+            client.send(b"x", "127.0.0.1", server.info()["localPort"])
+            client.connect("127.0.0.1", server.info()["localPort"])
+            client.send(b"hello", lambda tag: trio.lowlevel.checkpoint())
+            client.receive()
+            await answered.wait()
+
+    await attempt(converse)
+    assert attempt.error is None
+
+
 @covers("pluto.scheduler.run")
 @at_every_cancel_point
 async def test_a_cancelled_scheduler_ends_and_can_run_again(attempt: Attempt) -> None:
     scheduler = pluto.scheduler()
-    listener = pluto.socket.bind(scheduler, 0, lambda s: s.send(b"hello"))
+    server = pluto.socket.bind(scheduler, 0, lambda s: s.send(b"hello"))
 
     def script() -> Script:
-        with Peer(connect_to(listener._listening)) as peer:
+        with Peer(connect_to(server._listening)) as peer:
             yield from acting_until_heard(peer, b"hello")
-        listener._server.stop()
+        server.close()
 
     await attempt(scheduler.run, during(script()))
     assert attempt.error is None
-    trisock.listen_nowait(listener.port).abort()
+    trisock.listen_nowait(server.port).abort()
     scheduler.add(trio.lowlevel.checkpoint)
     await scheduler.run()

@@ -17,10 +17,6 @@ from helpers.command import Command, Servers
 from helpers.local_servers import LocalServer, offering, quiet, server_tls, serving
 from trisock import Certificate, ServerTLS, Socket
 from trisock._command import check as check_module
-from trisock._command.certificate import CertificateFacts
-from trisock._command.check import Options, Result
-from trisock._command.roles import Roles
-from trisock._command.urls import Target, parse
 
 KEYS = [
     "url", "status", "error", "verified", "version", "cipher", "alpn", "names", "issuer",
@@ -157,6 +153,25 @@ def self_signed(name: str) -> Certificate:
     return CertificateAuthority(name).own_certificate()
 
 
+@pytest.mark.parametrize("names", [(), ("127.0.0.1",)], ids=["no names", "an address only"])
+def test_a_certificate_with_a_common_name_only_is_explained(
+    names: tuple[str, ...], command_ca: CertificateAuthority, ca_file: Path, command: Command
+) -> None:
+    tls = ServerTLS(command_ca.issue(*names, common_name="localhost"))
+    with serving(LocalServer(quiet, tls)) as [port]:
+        url = f"tls://localhost:{port}"
+        done = command("check", "--json", "--ca", ca_file, url)
+    (result,) = json.loads(done.out)
+    assert (done.status, result["names"]) == (2, list(names))
+    assert result["error"] == (
+        "the certificate is for 127.0.0.1, not for localhost: get one that also names it, or check "
+        "the name that clients use (--name)"
+        if names
+        else "the certificate has no subjectAltName with a host name, and clients ignore a common "
+        "name: get one that has localhost in its subjectAltName"
+    )
+
+
 def test_a_certificate_for_another_purpose_is_explained_by_openssl(
     command_ca: CertificateAuthority, ca_file: Path, command: Command
 ) -> None:
@@ -232,106 +247,91 @@ def test_a_server_that_resets_after_the_handshake_is_good(
     assert done.status == 0
 
 
-def test_a_server_in_plain_text_is_explained(ca_file: Path, command: Command) -> None:
-    async def greet(sock: Socket) -> None:
-        await sock.send(b"* OK ready\r\n")
+def saying(greeting: bytes, *replies: bytes) -> LocalServer:
+    """Return a server in plain text that answers each line with the next reply."""
+
+    async def handler(sock: Socket) -> None:
+        await sock.send(greeting)
+        for reply in replies:
+            await sock.recv_line()
+            await sock.send(reply)
         await quiet(sock)
 
-    with serving(LocalServer(greet)) as [port]:
-        done = command("check", "--ca", ca_file, f"imaps://localhost:{port}")
-    assert done.status == 2
-    assert "if its protocol begins in plain text, write that, as in imap://HOST" in done.out
+    return LocalServer(handler)
 
 
-def test_a_server_without_starttls_is_explained_and_its_text_escaped(
-    ca_file: Path, command: Command
+@pytest.mark.parametrize(
+    ("scheme", "server", "texts"),
+    [
+        (
+            "imaps",
+            saying(b"* OK ready\r\n"),
+            ["if its protocol begins in plain text, write that, as in imap://HOST"],
+        ),
+        (
+            "imap",
+            saying(
+                b"* OK [red]\x1b]0;title\x07 :boom:\r\n",
+                b"* CAPABILITY IMAP4rev1\r\na1 OK \x1b[2J\r\n",
+            ),
+            [
+                "the server does not offer STARTTLS",
+                "turn it on in the server, or check the port",
+            ],
+        ),
+        ("pop3", saying(b"+OK ready\r\n", b"-ERR \x1b[2Jno\r\n"), [r"-ERR \x1b[2Jno"]),
+    ],
+    ids=["in plain text", "without STARTTLS", "refuses STARTTLS"],
+)
+def test_a_server_that_does_not_start_tls_is_explained_and_its_text_escaped(
+    scheme: str, server: LocalServer, texts: list[str], ca_file: Path, command: Command
 ) -> None:
-    async def greet(sock: Socket) -> None:
-        await sock.send(b"* OK [red]\x1b]0;title\x07 :boom:\r\n")
-        await sock.recv_line()
-        await sock.send(b"* CAPABILITY IMAP4rev1\r\na1 OK \x1b[2J\r\n")
-        await quiet(sock)
-
-    with serving(LocalServer(greet)) as [port]:
-        done = command("check", "--ca", ca_file, f"imap://localhost:{port}")
+    with serving(server) as [port]:
+        done = command("check", "--ca", ca_file, f"{scheme}://localhost:{port}")
     assert done.status == 2
-    assert "the server does not offer STARTTLS" in done.out
-    assert "turn it on in the server, or check the port" in done.out
+    assert [text for text in texts if text not in done.out] == []
     assert "\x1b" not in done.out
 
 
-def test_a_refusal_of_starttls_is_shown_escaped(ca_file: Path, command: Command) -> None:
-    async def greet(sock: Socket) -> None:
-        await sock.send(b"+OK ready\r\n")
-        await sock.recv_line()
-        await sock.send(b"-ERR \x1b[2Jno\r\n")
-        await quiet(sock)
-
-    with serving(LocalServer(greet)) as [port]:
-        done = command("check", "--ca", ca_file, f"pop3://localhost:{port}")
-    assert (done.status, r"-ERR \x1b[2Jno" in done.out) == (2, True)
-
-
-def test_a_timeout_bounds_a_silent_server(ca_file: Path, command: Command) -> None:
-    """The backlog accepts the connection, and nobody answers."""
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        port = silent.getsockname()[1]
-        for scheme in ("tls", "imap"):
-            url = f"{scheme}://127.0.0.1:{port}"
-            done = command("check", "--timeout", "0.1", "--ca", ca_file, url)
-            assert done.status == 2
-            assert "no answer within 0.1 seconds: check the host and the port" in done.out
-
-
-@pytest.mark.parametrize("scheme", ["tls", "imap"])
-def test_a_timeout_may_be_longer_than_that_of_the_library(scheme: str) -> None:
-    async def main() -> None:
-        with socket.create_server(("127.0.0.1", 0)) as silent:
-            target = parse(f"{scheme}://127.0.0.1:{silent.getsockname()[1]}")
-            result = await check_module.check(target, Options(Roles(None, None), 200, 14, True))
-        assert result.error is not None
-        assert "no answer within 200 seconds" in result.error
-        assert trio.current_time() == pytest.approx(200)
-
-    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
-
-
-def test_a_timeout_bounds_the_close_too(
-    servers: Servers, command: Command, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("scheme", "implicit"), [("ldap", "ldaps"), ("xmpp", "xmpps"), ("postgres", "tls")]
+)
+def test_a_server_with_tls_from_the_start_is_explained(
+    scheme: str, implicit: str, command_ca: CertificateAuthority, ca_file: Path, command: Command
 ) -> None:
-    """The certificate was verified by then, so the server is good."""
-
-    async def never(sock: Socket) -> None:
-        try:
-            await trio.sleep_forever()
-        finally:
-            sock.abort()
-
-    monkeypatch.setattr(Socket, "close", never)
-    assert command("check", "--timeout", "2", "--ca", servers.ca, servers.good).status == 0
+    """It ends the connection, because what the client says is not TLS."""
+    with serving(LocalServer(quiet, server_tls(command_ca))) as [port]:
+        done = command("check", "--ca", ca_file, f"{scheme}://localhost:{port}")
+    assert done.status == 2
+    assert f"check the port, or write {implicit}:// if it expects TLS from the start" in done.out
 
 
-def test_a_timeout_bounds_the_look_up(
-    ca_file: Path, command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def never(*args: object, **options: object) -> None:
-        await trio.sleep_forever()
-
-    monkeypatch.setattr(RESOLVER, never)
-    done = command("check", "--timeout", "0.1", "--ca", ca_file, "tls://host.invalid:1")
-    assert (done.status, "no answer within 0.1 seconds" in done.out) == (2, True)
-
-
-def test_an_unknown_host_is_explained(
-    ca_file: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("number", "words", "advice"),
+    [
+        (socket.EAI_NONAME, "Name or service not known", "check the name\n"),
+        (
+            socket.EAI_AGAIN,
+            "Temporary failure in name resolution",
+            "check the name, and the resolver of this machine\n",
+        ),
+    ],
+)
+def test_a_failed_look_up_is_explained(
+    number: int,
+    words: str,
+    advice: str,
+    ca_file: Path,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def unknown(*args: object, **options: object) -> None:
-        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        raise socket.gaierror(number, words)
 
     monkeypatch.setattr(RESOLVER, unknown)
     done = command("check", "--ca", ca_file, "tls://host.invalid:1")
     assert done.status == 2
-    assert "host.invalid:1: Name or service not known: check the name" in done.out
+    assert done.out.endswith(f"host.invalid:1: {words}: {advice}")
 
 
 def test_json_is_ascii_so_that_every_encoding_can_write_it(
@@ -424,30 +424,6 @@ def test_unreadable_dates_are_critical(
     )
 
 
-@pytest.mark.parametrize(("parallel", "expected"), [(1, 1), (7, 7), (50, 20)])
-def test_only_so_many_run_at_once(
-    parallel: int,
-    expected: int,
-    servers: Servers,
-    command: Command,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    active = most = 0
-
-    async def counted(target: Target, options: Options) -> Result:
-        nonlocal active, most
-        active += 1
-        most = max(most, active)
-        await trio.testing.wait_all_tasks_blocked()
-        active -= 1
-        nothing = CertificateFacts()
-        return Result(target.url, 0, None, True, None, None, None, nothing, None, None)
-
-    monkeypatch.setattr("trisock._command.checks.check", counted)
-    done = command("check", "--parallel", parallel, *[servers.good] * 20)
-    assert (done.status, most) == (0, expected)
-
-
 def test_too_few_descriptors_are_explained(
     ca_file: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -457,6 +433,17 @@ def test_too_few_descriptors_are_explained(
     monkeypatch.setattr(trio, "open_tcp_stream", exhausted)
     done = command("check", "--ca", ca_file, "tls://127.0.0.1:1")
     assert (done.status, "use a lower --parallel" in done.out) == (2, True)
+
+
+def test_a_programming_error_is_not_taken_for_a_bad_server(
+    ca_file: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def wrong(*args: object, **options: object) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(trio, "open_tcp_stream", wrong)
+    with pytest.RaisesGroup(pytest.RaisesExc(ValueError, match="a bug"), flatten_subgroups=True):
+        command("check", "--ca", ca_file, "tls://127.0.0.1:1")
 
 
 @pytest.mark.parametrize("protocol", ["smtp", "lmtp", "imap", "pop3", "postgres"])

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
+import trio
+import trio.testing
 
 from helpers.certificates import CertificateAuthority
 from helpers.command import Servers
 from helpers.local_servers import LocalServer, echo, server_tls, serving
-from trisock import Socket, starttls
+from trisock import Socket, bind, starttls
 from trisock.__main__ import main
 from trisock._command import connect as connect_module
+from trisock._command.connect import Ends, converse
+from trisock._command.roles import Roles
+from trisock._command.urls import parse
 
 Connect = Callable[..., tuple[int, bytes, str]]
 
@@ -166,12 +173,46 @@ def test_under_tls_a_peer_that_falls_silent_is_closed(
 
     with serving(LocalServer(handler, server_tls(command_ca))) as [port]:
         url = f"tls://localhost:{port}"
-        status, out, _ = connect(url, "--ca", ca_file, stdin=b"hello")
-    assert (status, out, closed) == (0, b"hello" * 5, [b""])
-    assert told[1:] == [
-        "end of the input; waiting for the peer to end",
-        "the peer was silent for 1 seconds; closing",
-    ]
+        status, out, err = connect(url, "--ca", ca_file, stdin=b"hello")
+    assert (status, out, closed) == (2, b"hello" * 5, [b""])
+    assert told[1:] == ["end of the input; waiting for the peer to end"]
+    assert err == (
+        "trisock: the peer did not end the connection, and was silent for 1 second: end the input "
+        "with a command that makes it end, such as QUIT\n"
+    )
+
+
+async def test_a_slow_output_is_no_silence_of_the_peer(
+    command_ca: CertificateAuthority,
+    ca_file: Path,
+    mock_clock: trio.testing.MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connect_module, "_SILENCE", 1)
+    size = 300_000  # more than a pipe holds
+
+    async def answer(sock: Socket) -> None:
+        await sock.send(bytes(size))
+
+    reader, writer = os.pipe()
+    with open(os.devnull) as null, open(reader, "rb") as end, open(writer, "wb"):
+        ends = Ends(null.fileno(), writer, lambda text: None)
+        roles = Roles(ca_file.read_bytes(), None)
+        async with trio.open_nursery() as nursery:
+            tls = server_tls(command_ca)
+            server = await bind(nursery, 0, answer, host="127.0.0.1", tls=tls)
+            target = parse(f"tls://localhost:{server.port}")
+            async with trio.open_nursery() as talking:
+                talking.start_soon(
+                    partial(converse, target, roles, ends, proxy_protocol=False, keep_lf=False)
+                )
+                while select.select([], [writer], [], 0)[1]:  # until the pipe is full
+                    await trio.lowlevel.checkpoint()
+                mock_clock.jump(2)
+                await trio.testing.wait_all_tasks_blocked()
+                received = await trio.to_thread.run_sync(end.read, size)
+            nursery.cancel_scope.cancel()
+    assert received == bytes(size)
 
 
 def test_the_end_of_the_peer_ends_the_command(
@@ -194,21 +235,27 @@ def test_a_certificate_that_does_not_verify_ends_the_command(
     status, out, err = connect(servers.wrong, "--ca", servers.ca, stdin=b"secret")
     assert (status, out) == (2, b"")
     assert err == (
-        "trisock: the certificate is not for localhost: get one that also names it, or check the "
-        "name that clients use (--name)\n"
+        "trisock: the certificate is not for localhost: get one that also names it in its "
+        "subjectAltName, or check the name that clients use (--name)\n"
     )
     status, _, err = connect(servers.wrong, "--ca", servers.ca, "--name", "b.example")
     assert (status, "not for b.example" in err) == (2, True)
 
 
-def test_a_connection_that_breaks_is_an_error(connect: Connect) -> None:
+@pytest.mark.parametrize("scheme", ["tcp", "tls"])
+def test_a_connection_that_breaks_after_the_input_is_an_error(
+    scheme: str, connect: Connect, command_ca: CertificateAuthority, ca_file: Path
+) -> None:
     async def handler(sock: Socket) -> None:
         await sock.send(b"half an ans")
-        await sock.recv()
+        assert await sock.recv() == b"hello"
+        if not sock.istls():
+            assert await sock.recv() == b""  # the end of the input
         sock.abort()
 
-    with serving(LocalServer(handler)) as [port]:
-        status, out, err = connect(f"tcp://127.0.0.1:{port}", stdin=b"hello")
+    tls, ca = (server_tls(command_ca), ("--ca", ca_file)) if scheme == "tls" else (None, ())
+    with serving(LocalServer(handler, tls)) as [port]:
+        status, out, err = connect(f"{scheme}://127.0.0.1:{port}", *ca, stdin=b"hello")
     assert (status, out) == (2, b"half an ans")
     assert err.startswith("trisock: ")
     assert "Traceback" not in err

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,49 +14,60 @@ from helpers.command import Command, Servers
 from helpers.injectable_servers import WORDS, Manner, server
 from helpers.local_servers import LocalServer, echo, offering, server_tls, serving
 from trisock import Socket, starttls
-from trisock._command.injected import INJECTED
+from trisock._command.injected_commands import INJECTED_COMMANDS
+from trisock._command.stages import Opening
 from trisock._command.urls import Target
 
 
 def test_every_protocol_but_telnet_has_an_injected_command() -> None:
-    assert set(INJECTED) == set(WORDS) == set(starttls.PROTOCOLS) - {"telnet"}
+    assert set(INJECTED_COMMANDS) == set(WORDS) == set(starttls.PROTOCOLS) - {"telnet"}
+
+
+CheckInjection = Callable[..., tuple[int, Any]]
+
+
+@pytest.fixture
+def check_injection(ca_file: Path, command: Command) -> CheckInjection:
+    """Test a server, and return the exit status and its object in JSON."""
+
+    def check(protocol: str, server: LocalServer) -> tuple[int, Any]:
+        with serving(server) as [port]:
+            url = f"{protocol}://127.0.0.1:{port}"
+            done = command("check", "--json", "--injection", "--ca", ca_file, url)
+        (result,) = json.loads(done.out)
+        return done.status, result
+
+    return check
 
 
 @pytest.mark.parametrize("protocol", WORDS)
 def test_a_server_that_believes_injected_text_is_found(
-    protocol: str, command_ca: CertificateAuthority, ca_file: Path, command: Command
+    protocol: str, command_ca: CertificateAuthority, check_injection: CheckInjection
 ) -> None:
-    tls = server_tls(command_ca)
-    with serving(server(protocol, Manner.BELIEVES, tls)) as [port]:
-        url = f"{protocol}://127.0.0.1:{port}"
-        done = command("check", "--json", "--injection", "--ca", ca_file, url)
-    (result,) = json.loads(done.out)
-    assert (done.status, result["status"], result["injection"]) == (2, 2, True)
-    assert "an attacker can inject commands" in result["error"]
+    believing = server(protocol, Manner.BELIEVES, server_tls(command_ca))
+    status, result = check_injection(protocol, believing)
+    assert (status, result["status"], result["injection"]) == (2, 2, True)
+    assert result["error"].endswith(
+        "an attacker can inject commands (CVE-2011-0411), so update the server"
+    )
     assert result["verified"]
 
 
 def test_a_certificate_that_does_not_verify_does_not_hide_an_injection(
-    command_ca: CertificateAuthority, ca_file: Path, command: Command
+    command_ca: CertificateAuthority, check_injection: CheckInjection
 ) -> None:
-    tls = server_tls(command_ca, "other.example")
-    with serving(server("imap", Manner.BELIEVES, tls)) as [port]:
-        url = f"imap://127.0.0.1:{port}"
-        done = command("check", "--json", "--injection", "--ca", ca_file, url)
-    (result,) = json.loads(done.out)
-    assert (done.status, result["verified"], result["injection"]) == (2, False, True)
+    believing = server("imap", Manner.BELIEVES, server_tls(command_ca, "other.example"))
+    status, result = check_injection("imap", believing)
+    assert (status, result["verified"], result["injection"]) == (2, False, True)
 
 
 @pytest.mark.parametrize("protocol", WORDS)
 def test_a_server_that_forgets_injected_text_is_good(
-    protocol: str, command_ca: CertificateAuthority, ca_file: Path, command: Command
+    protocol: str, command_ca: CertificateAuthority, check_injection: CheckInjection
 ) -> None:
-    tls = server_tls(command_ca)
-    with serving(server(protocol, Manner.FORGETS, tls)) as [port]:
-        url = f"{protocol}://127.0.0.1:{port}"
-        done = command("check", "--json", "--injection", "--ca", ca_file, url)
-    (result,) = json.loads(done.out)
-    assert (done.status, result["error"], result["injection"]) == (0, None, False)
+    forgetful = server(protocol, Manner.FORGETS, server_tls(command_ca))
+    status, result = check_injection(protocol, forgetful)
+    assert (status, result["error"], result["injection"]) == (0, None, False)
 
 
 @pytest.mark.parametrize("manner", [Manner.ANSWERS, Manner.MUTE, Manner.HANGS])
@@ -73,7 +86,7 @@ def test_a_server_that_does_not_answer_inside_tls_is_good(
 def test_postgresql_may_complain_inside_tls() -> None:
     """PostgreSQL 15 does so, and ends the connection."""
     complaint = b"SFATAL\0VFATAL\0C08P01\0Mreceived unencrypted data after SSL request\0\0"
-    is_answered = INJECTED["postgres"].is_answered
+    is_answered = INJECTED_COMMANDS["postgres"].is_answered
     assert not is_answered(b"E\0\0\0\x46" + complaint)
     assert is_answered(b"E\0\0\0\x46" + complaint.replace(b"08P01", b"28000"))
 
@@ -97,18 +110,16 @@ def test_a_server_that_floods_is_good(
 
 @pytest.mark.parametrize("protocol", ["smtp", "lmtp", "imap", "pop3", "postgres"])
 def test_our_own_servers_accept_no_injected_text(
-    protocol: str, command_ca: CertificateAuthority, ca_file: Path, command: Command
+    protocol: str, command_ca: CertificateAuthority, check_injection: CheckInjection
 ) -> None:
-    with serving(offering(protocol, server_tls(command_ca))) as [port]:
-        url = f"{protocol}://127.0.0.1:{port}"
-        done = command("check", "--json", "--injection", "--ca", ca_file, url)
-    assert (done.status, json.loads(done.out)[0]["injection"]) == (0, False)
+    status, result = check_injection(protocol, offering(protocol, server_tls(command_ca)))
+    assert (status, result["injection"]) == (0, False)
 
 
 def test_a_server_that_takes_no_second_connection_was_not_tested(
     servers: Servers, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def refuse(target: Target) -> Socket:
+    async def refuse(target: Target, opening: Opening) -> Socket:
         raise ConnectionRefusedError
 
     monkeypatch.setattr("trisock._command.check.connect_plain", refuse)
@@ -117,9 +128,7 @@ def test_a_server_that_takes_no_second_connection_was_not_tested(
 
 
 def test_without_starttls_there_is_nothing_to_inject(
-    command_ca: CertificateAuthority, ca_file: Path, command: Command
+    command_ca: CertificateAuthority, check_injection: CheckInjection
 ) -> None:
-    with serving(LocalServer(echo, server_tls(command_ca))) as [port]:
-        url = f"tls://127.0.0.1:{port}"
-        done = command("check", "--json", "--injection", "--ca", ca_file, url)
-    assert (done.status, json.loads(done.out)[0]["injection"]) == (0, None)
+    status, result = check_injection("tls", LocalServer(echo, server_tls(command_ca)))
+    assert (status, result["injection"]) == (0, None)

@@ -21,17 +21,47 @@ from trisock import ServerTLS, Socket
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
-def test_check_shows_a_table_in_color_that_fits(servers: Servers, free_port: int) -> None:
+@pytest.fixture
+def four_urls(servers: Servers, free_port: int) -> tuple[object, ...]:
+    """Arguments of ``check``: a good server, an expiring, a wrong, and an absent one."""
     urls = (servers.good, servers.soon, servers.wrong, f"tls://localhost:{free_port}")
-    with on_terminal(*trisock("check", "--ca", servers.ca, *urls)) as terminal:
+    return ("--ca", servers.ca, *urls)
+
+
+@pytest.mark.parametrize("width", [200, WIDTH, 74, 73, 60, 40, 20])
+def test_check_is_in_color_and_fits_every_width(width: int, four_urls: tuple[object, ...]) -> None:
+    with on_terminal(*trisock("check", *four_urls), width=width) as terminal:
         assert terminal.wait() == 2
         shown = terminal.shown
     assert re.search(r"\x1b\[1;32mOK", shown)
     assert re.search(r"\x1b\[1;33mWARNING", shown)
     assert re.search(r"\x1b\[1;31mCRITICAL", shown)
-    lines = ESCAPE.sub("", shown).splitlines()
-    assert max(map(cell_len, lines)) <= WIDTH
-    assert lines[-1].strip() == "4 checked: 1 good, 1 soon to expire, 2 bad"
+    plain = ESCAPE.sub("", shown)
+    lines = plain.splitlines()
+    assert max(map(cell_len, lines)) <= width
+    assert " ".join(plain.split()).endswith("4 checked: 1 good, 1 soon to expire, 2 bad")
+    assert lines[0].startswith("Status") == (width >= 74)
+    if width >= 40:  # no cipher is cut
+        assert plain.count("TLS_AES_256_GCM_SHA384") == 3
+
+
+def test_a_narrow_terminal_gets_a_block_for_each_url(servers: Servers) -> None:
+    command = trisock("check", "--ca", servers.ca, servers.good, servers.soon)
+    with on_terminal(*command, width=40) as terminal:
+        assert terminal.wait() == 1
+        blocks = ESCAPE.sub("", terminal.shown).replace("\r", "").split("\n")
+    lines = [line.rstrip() for line in blocks]
+    date = next(line.split()[1] for line in lines if "(90 days left)" in line)
+    assert lines[:7] == [
+        f"OK {servers.good}",
+        "  for localhost, 127.0.0.1, ::1",
+        "  issued by Example CA",
+        "  TLSv1.3 TLS_AES_256_GCM_SHA384",
+        f"  expires {date} (90 days left)",
+        "",
+        f"WARNING {servers.soon}",
+    ]
+    assert lines[7].startswith("  the certificate expires in 5 days,")
 
 
 def test_no_color_is_respected(servers: Servers) -> None:
@@ -103,6 +133,25 @@ def test_ctrl_c_ends_a_check_at_once(scheme: str) -> None:
             assert terminal.wait() == 130
             assert "Traceback" not in terminal.shown
             assert "\x1b[?25h" in terminal.shown
+            assert "interrupted: 0 of 2 checked" in terminal.shown
+            assert "Status" not in terminal.shown  # no table without rows
+
+
+def test_ctrl_c_shows_what_is_known_by_then(servers: Servers) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        urls = [servers.wrong, f"tls://127.0.0.1:{silent.getsockname()[1]}", servers.good]
+        with on_terminal(*trisock("check", "--ca", servers.ca, *urls)) as terminal:
+            terminal.read_until("2/3")
+            terminal.type("\x03")
+            assert terminal.wait() == 130
+            shown = ESCAPE.sub("", terminal.shown)
+    assert "interrupted: 2 of 3 checked" in shown
+    _, _, table = shown.partition("Status")
+    assert [line.split()[:2] for line in table.splitlines() if "://" in line] == [
+        ["CRITICAL", servers.wrong],
+        ["OK", servers.good],
+    ]
+    assert "2 checked: 1 good, 1 bad" in table
 
 
 async def describe(sock: Socket) -> None:

@@ -79,6 +79,51 @@ def test_wrong_usage_of_any_kind_is_3(arguments: list[str], command: Command) ->
     assert "Error: " in done.err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["check", "--timeout", "0", "tls://h:1"], "'--timeout': 0 is not a number of seconds"),
+        (["check", "--timeout", "nan", "tls://h:1"], "'--timeout': nan is not a number of seconds"),
+        (["check", "--timeout", "soon", "tls://h:1"], "'--timeout': 'soon' is not"),
+        (["check", "--warn-days", "x", "tls://h:1"], "'--warn-days': 'x' is not"),
+        (["check", "--parallel", "0", "tls://h:1"], "'--parallel': 0 is not"),
+        (["check", "--ca", "/absent", "tls://h:1"], "'--ca': File '/absent' does not exist"),
+        (["check", "--ca", os.devnull, "tls://h:1"], "'--ca': '/dev/null' is not PEM: "),
+        (["connect", "--ca", "/proc/self/mem", "tls://h:1"], "'/proc/self/mem' cannot be read: "),
+        (["connect", "--name", "h:1", "tls://h:1"], "'--name': 'h:1' is not a host name: give"),
+        (["check", "--name", "a\x1b", "tls://h:1"], r"'--name': 'a\x1b' is not a host name"),
+        (["check", "--name", "a" * 99, "tls://h:1"], f"'{'a' * 99}' is not a host name"),
+        (["check", f"tls://{'a' * 99}:1"], f"'URL...': 'tls://{'a' * 99}:1': '{'a' * 99}' is not"),
+        (["check", "tcp://h:1"], "'URL...': 'tcp://h:1' has no TLS to check"),
+        (["connect", "tls://h"], "'URL': 'tls://h' has no port"),
+        (["connect", "--name", "other", "tcp://h:1"], "--name is for TLS, which 'tcp://h:1' does"),
+    ],
+    ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
+)
+def test_an_error_names_the_option_and_quotes_what_was_typed(
+    arguments: list[str], text: str, command: Command
+) -> None:
+    done = command(*arguments)
+    assert (done.status, done.out) == (3, "")
+    assert text in done.err
+
+
+def test_all_wrong_urls_are_reported_at_once(command: Command, free_port: int) -> None:
+    good = f"tls://127.0.0.1:{free_port}"
+    done = command("check", "host", good, "gopher://host", "unix:/run/s", "imap://me:secret@host")
+    assert (done.status, done.out) == (3, "")
+    _, _, listed = done.err.partition("Invalid value for 'URL...': \n")
+    lines = listed.splitlines()
+    assert [line.split()[0] for line in lines] == [
+        "'host'",
+        "'gopher://host':",
+        "'unix:/run/s'",
+        "'host'",
+    ]
+    assert "secret" not in done.err
+    assert good not in done.err
+
+
 def test_the_program_and_the_module_are_the_same(command: Command) -> None:
     (found,) = entry_points(group="console_scripts", name="trisock") or (None,)
     if found is not None:  # not installed, if the tests run from the source
@@ -141,7 +186,7 @@ def test_ctrl_c_while_it_parses_gives_no_traceback(
     def interrupt(url: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("trisock._command.arguments.parse", interrupt)
+    monkeypatch.setattr("trisock._command.url_list.parse", interrupt)
     assert command("check", "tls://host:1").status == 130
 
 

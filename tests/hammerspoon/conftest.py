@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 import pathlib
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 from trio.testing import MockClock
 
 import trisock
-from helpers.hammerspoon import Calls, Log, connected, raw_client, until
+from helpers.hammerspoon import LOCALHOST, Calls, Log, connected, raw_client, until
+from helpers.hammerspoon_udp import IPV6_LOCALHOST, raw_udp
 from trisock import hammerspoon
-from trisock.hammerspoon import Socket, Sockets
+from trisock.hammerspoon import Socket, Sockets, UDPSocket, UDPSockets
 
 
 @pytest.fixture
@@ -86,3 +88,31 @@ def autojump_clock() -> MockClock:
     Data that is sent over loopback arrives sooner.
     """
     return MockClock(autojump_threshold=0.02)
+
+
+# ---- hs.udp ----
+
+
+@pytest.fixture
+def udp(hs: Sockets) -> UDPSockets:
+    return hs.udp
+
+
+@pytest.fixture(params=[LOCALHOST, IPV6_LOCALHOST])
+def host(request: pytest.FixtureRequest) -> str:
+    """An address of this machine: IPv4, then IPv6."""
+    address: str = request.param
+    return address
+
+
+@pytest.fixture
+def there(host: str) -> Iterator[Any]:
+    """A UDP socket of Trio that is bound to ``host``."""
+    with raw_udp(host) as sock:
+        yield sock
+
+
+@pytest.fixture
+def listening(udp: UDPSockets, calls: Calls) -> UDPSocket:
+    """An object that listens on IPv4 and IPv6, with ``calls`` as its callback."""
+    return udp.server(0, calls)

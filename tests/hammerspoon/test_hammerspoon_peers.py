@@ -344,7 +344,7 @@ async def test_the_connect_callback_runs_after_the_server_has_accepted(
         calls(server.connections())
         server.write("hello\n")
 
-    for _ in range(10):
+    for _ in range(3):
         async with hammerspoon.open_sockets() as hs:
             server = hs.server(port_or_path)
             with contextlib.ExitStack() as stack:

@@ -39,6 +39,7 @@ from helpers.peers import Peer, Script, alongside
 from helpers.reads import READS
 from trisock import ClientTLS, ServerTLS, Socket, pluto
 from trisock.pluto.blocking import current_run
+from trisock.pluto.tcp import TCPTransport
 
 Call = Callable[[], Awaitable[Any]]
 
@@ -254,7 +255,9 @@ LARGE = bytes(range(256)) * 1200  # more than the kernel accepts in one call
 
 
 def pluto_socket(sock: Socket) -> pluto.async_socket:
-    return pluto.async_socket(sock, current_run(), owned=False)
+    run = current_run()
+    assert run is not None
+    return pluto.async_socket(TCPTransport(sock, owned=False), run)
 
 
 async def assert_closed(sock: Socket, peer: Peer) -> None:

@@ -73,28 +73,33 @@ class CertificateAuthority:
     def issue(
         self,
         *names: str,
+        common_name: str | None = None,
         kind: str = "P-256",
         dates: Dates = VALID,
         purpose: x509.ObjectIdentifier | None = None,
         revocation_list: str | None = None,
         with_chain: bool = True,
     ) -> Certificate:
-        """Issue a certificate for DNS names and addresses.
+        """Issue a certificate for DNS names and addresses. It may have a common name, too.
 
-        Without ``purpose``, both servers and clients can use the certificate.
+        Without names, there is no subjectAltName. Without ``purpose``, both servers and clients can
+        use the certificate.
         """
         key = key_of(kind)
+        subject = [] if common_name is None else [(x509.NameOID.COMMON_NAME, common_name)]
         builder = (
-            _builder(x509.Name([]), key, dates)
+            _builder(x509.Name(x509.NameAttribute(*each) for each in subject), key, dates)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(certificates=False), critical=True)
-            # Critical, because the subject is empty (RFC 5280, section 4.2.1.6).
-            .add_extension(x509.SubjectAlternativeName(list(map(_general, names))), critical=True)
             .add_extension(
                 x509.ExtendedKeyUsage([purpose] if purpose else [SERVERS_ONLY, CLIENTS_ONLY]),
                 critical=False,
             )
         )
+        if names:
+            # Critical if the subject is empty (RFC 5280, section 4.2.1.6).
+            alternative = x509.SubjectAlternativeName(list(map(_general, names)))
+            builder = builder.add_extension(alternative, critical=not subject)
         if revocation_list is not None:
             where = [x509.UniformResourceIdentifier(revocation_list)]
             points = x509.CRLDistributionPoints([x509.DistributionPoint(where, None, None, None)])

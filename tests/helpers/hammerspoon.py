@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import math
 import socket
-from collections.abc import AsyncIterator, Callable
+import tracemalloc
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -168,3 +170,18 @@ async def full_backlog(path: str) -> AsyncIterator[None]:
 def errors_in(log: pytest.LogCaptureFixture) -> list[str]:
     """Return the messages logged as errors. Each message reports a mistake in the program."""
     return [each.getMessage() for each in log.records if each.levelno >= logging.ERROR]
+
+
+@contextlib.contextmanager
+def measured() -> Iterator[list[int]]:
+    """Yield a list. On exit, add the peak growth of traced memory (in bytes) to the list."""
+    grown: list[int] = []
+    gc.collect()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        yield grown
+        grown.append(tracemalloc.get_traced_memory()[1] - before)
+    finally:
+        tracemalloc.stop()

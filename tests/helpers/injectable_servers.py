@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from helpers.local_servers import LocalServer
 from trisock import ServerTLS, Socket
-from trisock._command.injected import INJECTED
+from trisock._command.injected_commands import INJECTED_COMMANDS
 
 
 class Manner(enum.Enum):
@@ -25,9 +25,9 @@ class Manner(enum.Enum):
 class Words:
     """What a server says.
 
-    ``request`` matches all of the message that asks for TLS. ``bye`` answers the farewell, and
-    ``answer`` the injected command. ``before`` are the client's words before STARTTLS, each with
-    its reply.
+    ``request`` matches all of the message that asks for TLS. ``bye`` answers the command that
+    ends the session, and ``answer`` the injected command. ``before`` are the client's words before
+    STARTTLS, each with its reply.
     """
 
     greeting: bytes
@@ -124,7 +124,7 @@ def server(protocol: str, manner: Manner, tls: ServerTLS) -> LocalServer:
         await sock.send(words.greeting)
         rest = await _reach_starttls(sock, words)
         # Where there is no go-ahead (MySQL), the handshake may have arrived as well.
-        size = len(INJECTED[protocol].command) if b"\x16\x03" not in rest[:3] else 0
+        size = len(INJECTED_COMMANDS[protocol].command) if b"\x16\x03" not in rest[:3] else 0
         injected = rest[:size]
         sock.unrecv(rest[size:])
         if manner is Manner.HANGS and injected:

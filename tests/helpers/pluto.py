@@ -147,9 +147,9 @@ def check_not_listening(port: int) -> None:
 async def wait_readable(sock: Any) -> None:
     """Wait until data or EOF has arrived."""
     if inside():
-        await trio.lowlevel.wait_readable(sock._sock.fileno())
+        await trio.lowlevel.wait_readable(sock._transport.sock.fileno())
     else:
-        select.select([sock._sock.fileno()], [], [], DEADLINE)
+        select.select([sock._transport.sock.fileno()], [], [], DEADLINE)
 
 
 async def wait_for_client(listening: Any) -> None:
@@ -223,7 +223,7 @@ async def in_thread(function: Callable[[], Any]) -> Any:
 def recv_in_thread(sock: Any) -> Thread:
     """Start a read in a thread outside Trio, and wait until the read is in progress."""
     thread = Thread(sock.recv)
-    while not sock._sock._connection.reading.in_use:
+    while not sock._transport.sock._connection.reading.in_use:
         checkpoint()
     return thread
 
@@ -278,6 +278,15 @@ def in_child(function: Callable[[], object]) -> None:
 
 
 # ---- failures of the system ----
+
+
+def failing(error: BaseException) -> Callable[..., None]:
+    """Return a function that raises an exception."""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    return fail
 
 
 def refuse_thread(*_: object, **__: object) -> NoReturn:

@@ -1,4 +1,4 @@
-"""A pseudo-terminal of 80 columns, for programs that look whether they are on a terminal."""
+"""A pseudo-terminal, for programs that look whether they are on a terminal."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ WIDTH = 80
 TERM = "xterm-256color"
 
 
-def open_terminal() -> tuple[int, int]:
+def open_terminal(width: int = WIDTH) -> tuple[int, int]:
     """Return the descriptors of both ends: the user's, and the program's."""
     master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, WIDTH, 0, 0))
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
     return master, slave
 
 
@@ -35,8 +35,8 @@ class PseudoTerminal:
       process: the program.
     """
 
-    def __init__(self, *command: str, **environment: str) -> None:
-        self._master, self.slave = open_terminal()
+    def __init__(self, *command: str, width: int = WIDTH, **environment: str) -> None:
+        self._master, self.slave = open_terminal(width)
         self._shown = b""
         base = {
             key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "COLUMNS")
@@ -93,9 +93,9 @@ class PseudoTerminal:
 
 
 @contextlib.contextmanager
-def on_terminal(*command: str, **environment: str) -> Iterator[PseudoTerminal]:
+def on_terminal(*command: str, width: int = WIDTH, **environment: str) -> Iterator[PseudoTerminal]:
     """Run a program on a pseudo-terminal during a block."""
-    terminal = PseudoTerminal(*command, **environment)
+    terminal = PseudoTerminal(*command, width=width, **environment)
     try:
         yield terminal
     finally:

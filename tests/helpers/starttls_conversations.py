@@ -9,6 +9,7 @@ from trisock.starttls.client import _CLIENTS
 from trisock.starttls.conversation import (
     CheckQuiet,
     Exactly,
+    Farewell,
     Line,
     Names,
     Negotiation,
@@ -232,7 +233,7 @@ class Replay:
         if isinstance(request, Send):
             self.sent += request.data
             return b""
-        if isinstance(request, (CheckQuiet, Offered)):
+        if isinstance(request, (CheckQuiet, Farewell, Offered)):
             return b""
         if isinstance(request, Exactly):
             return self._take(request.size)

@@ -30,7 +30,8 @@ def check(authority: Authority, tmp_path: Path, capsys: pytest.CaptureFixture[st
         status = main(["check", "--json", "--injection", "--ca", str(ca), *urls])
         results = json.loads(capsys.readouterr().out)
         assert (status, [each["error"] for each in results]) == (0, [None] * len(urls))
-        expected = [False if scheme in starttls.PROTOCOLS else None for scheme in schemes]
+        tested = set(starttls.PROTOCOLS) - {"telnet"}
+        expected = [False if scheme in tested else None for scheme in schemes]
         assert [each["injection"] for each in results] == expected
 
     return check
@@ -41,7 +42,7 @@ def test_postfix_is_good(check: Check, postfix: RealServer) -> None:
 
 
 def test_dovecot_is_good(check: Check, dovecot: RealServer) -> None:
-    check(dovecot, "imap", "imaps", "pop3", "lmtp")
+    check(dovecot, "imap", "imaps", "pop3", "sieve", "lmtp")
 
 
 def test_openldap_is_good(check: Check, slapd: RealServer) -> None:
@@ -58,3 +59,31 @@ def test_proftpd_is_good(check: Check, proftpd: RealServer) -> None:
 
 def test_vsftpd_is_good(check: Check, vsftpd: RealServer) -> None:
     check(vsftpd, "ftp")
+
+
+def test_exim_is_good(check: Check, exim: RealServer) -> None:
+    check(exim, "smtp")
+
+
+def test_cyrus_is_good(check: Check, cyrus: RealServer) -> None:
+    check(cyrus, "imap", "pop3", "sieve", "lmtp")
+
+
+def test_mariadb_is_good(check: Check, mariadb: RealServer) -> None:
+    check(mariadb, "mysql")
+
+
+def test_prosody_is_good(check: Check, prosody: RealServer) -> None:
+    check(prosody, "xmpp", "xmpp-server")
+
+
+def test_inspircd_is_good(check: Check, inspircd: RealServer) -> None:
+    check(inspircd, "irc")
+
+
+def test_inn_is_good(check: Check, nnrpd: RealServer) -> None:
+    check(nnrpd, "nntp")
+
+
+def test_kermit_is_good(check: Check, iksd: RealServer) -> None:
+    check(iksd, "telnet")

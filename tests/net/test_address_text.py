@@ -20,6 +20,7 @@ import trisock
 from helpers.pairs import all_served, closing
 from helpers.server import connect
 from trisock import ClientTLS, Socket
+from trisock._text import format_seconds
 
 HOSTILE_NAMES = [
     "\0\n2025-01-01 INFO sshd Accepted password for root\x1b[2K",
@@ -281,6 +282,20 @@ async def sleep(_: Socket) -> None:
 async def test_a_port_with_many_digits_is_refused(port: int) -> None:
     with pytest.raises(ValueError, match=r"0-65535, not an int of \d+ bits"):
         await trisock.connect("localhost", port)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "0 seconds"),
+        (0.5, "0.5 seconds"),
+        (1, "1 second"),
+        (1.0, "1 second"),
+        (60, "60 seconds"),
+    ],
+)
+def test_one_second_is_singular(number: float, text: str) -> None:
+    assert format_seconds(number) == text
 
 
 def test_an_error_quotes_a_short_invalid_name() -> None:

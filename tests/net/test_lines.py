@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
@@ -188,3 +189,56 @@ async def test_info_and_isopen_do_not_discard_lines_already_split(a: Socket, b: 
             break
     assert unread == [11, 10, 4]
     assert await a.recv_exactly(4) == b"four"
+
+
+@pytest.mark.parametrize(
+    ("chunk", "delimiter"),
+    [
+        (b"one\n", b"\n"),
+        (b"\n", b"\n"),
+        (b"one\ntwo\n", b"\n"),
+        (b"one\r\n", b"\r\n"),
+        (b"\r", b"\r\n"),
+        (b"x", b"\r\n"),
+        (b"one\r\ntwo\r\nthree", b"\r\n"),
+        (b"one\n\n\n", b"\n\n"),
+    ],
+)
+async def test_a_chunk_of_one_line_reads_like_any_other(
+    a: Socket, b: Socket, chunk: bytes, delimiter: bytes
+) -> None:
+    rest = b"|" + delimiter
+    expected, remainder = (chunk + rest).split(delimiter, 1)
+    reads: list[Callable[[], Awaitable[object]]] = [
+        lambda: a.recv_line(delimiter=delimiter),
+        lambda: a.recv_until(delimiter),
+        lambda: anext(a.lines(delimiter=delimiter)),
+        lambda: anext(a.lines(delimiter=delimiter, keep_ends=True)),
+        lambda: anext(a.lines(delimiter=delimiter).batches()),
+    ]
+    got: list[object] = []
+    for read in reads:
+        async with trio.open_nursery() as nursery:
+
+            async def receive(read: Callable[[], Awaitable[object]] = read) -> None:
+                got.append(await read())
+
+            nursery.start_soon(receive)
+            await trio.testing.wait_all_tasks_blocked()
+            await b.send(chunk)
+            await trio.testing.wait_all_tasks_blocked()
+            await b.send(rest)
+        if read is not reads[-1]:
+            assert await a.recv_exactly(len(remainder)) == remainder
+    end = expected + delimiter
+    assert got[:4] == [expected, end, expected, end]
+    assert got[4] == (chunk.split(delimiter)[:-1] or [expected])
+
+
+async def test_a_line_over_the_limit_that_is_a_whole_chunk_stays_unread(
+    a: Socket, b: Socket
+) -> None:
+    await b.send(b"12345\n")
+    with pytest.raises(LimitExceededError):
+        await a.recv_line(max_bytes=5)
+    assert await a.recv_line(max_bytes=6) == b"12345"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 import signal
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -21,16 +20,14 @@ from trisock.testing import Authority
 def bounded(no_leaked_descriptor: None) -> Iterator[None]:
     """Limit a test's time, even inside a blocking call. Then stop the background thread."""
 
-    deadline = time.monotonic() + DEADLINE
+    def time_out(*_: object) -> None:
+        raise TimeoutError("this test takes too long")
 
-    def check_time(*_: object) -> None:
-        if time.monotonic() > deadline:
-            raise TimeoutError("this test takes too long")
-
-    before = signal.signal(signal.SIGALRM, check_time)
+    before = signal.signal(signal.SIGALRM, time_out)
     # Repeat the signal: CPython can miss a signal that arrives just before a thread waits for a
-    # lock.
-    signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
+    # lock. But send none before: at the end of a run, Trio closes the file descriptor to which
+    # signals are written, and an earlier signal could be written to it after that.
+    signal.setitimer(signal.ITIMER_REAL, DEADLINE, 0.1)
     try:
         yield
     finally:

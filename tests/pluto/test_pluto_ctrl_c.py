@@ -249,11 +249,11 @@ def test_data_from_an_interrupted_recv_is_received_before_other_data() -> None:
     client, raw = run_outside(raw_peer())
     with raw:
         client.unrecv("second")
-        client._unrecv(b"first")
-        client._unrecv(None)
+        client._undo_recv(b"first")
+        client._undo_recv(None)
         assert [client.recv() for _ in range(2)] == [b"first", b"second"]
         client.close()
-        client._unrecv(b"late")  # ignored, because the socket is closed
+        client._undo_recv(b"late")  # ignored, because the socket is closed
         assert client.recv() is None
 
 

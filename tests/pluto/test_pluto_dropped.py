@@ -110,7 +110,7 @@ async def test_dropping_an_unstarted_scheduler_closes_its_listener() -> None:
 async def test_dropping_a_closed_socket_closes_no_other_descriptor() -> None:
     client, raw = await raw_peer()
     with raw:
-        number = client._sock.fileno()
+        number = client._transport.sock.fileno()
         await got(client.close())
         with open(os.devnull) as other:
             os.dup2(other.fileno(), number)

@@ -6,7 +6,6 @@ import contextlib
 import copy
 import logging
 import pickle
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -26,9 +25,6 @@ from helpers.pluto import (
 )
 from trisock.pluto import scheduler, socket
 from trisock.pluto.blocking import background, log_reason
-
-if sys.version_info < (3, 11):
-    from exceptiongroup import BaseExceptionGroup
 
 pytestmark = pytest.mark.usefixtures("bounded")  # some tests make blocking calls
 
@@ -130,9 +126,8 @@ async def test_scheduler_run_raises_for_a_cancel_scope_left_open() -> None:
 
     sched = scheduler()
     sched.add(leave_open)
-    with pytest.raises(BaseExceptionGroup) as caught:
+    with pytest.raises(RuntimeError, match="ancel scope"):
         await sched.run()
-    assert caught.group_contains(RuntimeError, match="ancel scope")
     assert ended
 
 
@@ -258,7 +253,7 @@ def test_data_pushed_back_during_a_concurrent_read_is_kept() -> None:
     reading = recv_in_thread(client)
 
     async def put_back() -> None:
-        client._unrecv(b"first")
+        client._undo_recv(b"first")
 
     background.call(put_back)
     server.send("for the other")

@@ -105,6 +105,37 @@ def test_interrupted_recv_and_peek_lose_no_byte(times: int) -> None:
     assert out == "True True\n"
 
 
+@lossless
+def test_interrupted_recv_and_peek_of_a_udp_socket_lose_no_datagram(times: int) -> None:
+    out = run_interrupted(
+        f"""
+        server = socket.udpserver("127.0.0.1:0")
+        raw = stdlib.socket(stdlib.AF_INET, stdlib.SOCK_DGRAM)
+        raw.bind(("127.0.0.1", 0))
+        count = 500 * {times}
+        def feed():
+            for number in range(count):
+                while number > len(got) + 50:  # the kernel's buffer holds them
+                    time.sleep(0.0005)
+                raw.sendto(str(number).encode(), ("127.0.0.1", server.port))
+                time.sleep(0.0005)
+        got = []
+        threading.Thread(target=feed, daemon=True).start()
+        def receive():
+            while len(got) < count:
+                arm(0.0003 if interrupts % 2 else 0.0015)
+                if interrupts % 3 == 2:
+                    server.peek()
+                got.append(server.recv())
+        while not attempt(receive):
+            pass
+        print([int(each) for each in got] == list(range(count)), interrupts > 100 * {times})
+        """,
+        times,
+    )
+    assert out == "True True\n"
+
+
 @pytest.mark.parametrize("call", ["client.recv()", "listening.accept()", "unanswered()"])
 def test_every_interrupt_ends_a_call_that_would_block_forever(call: str, times: int) -> None:
     out = run_interrupted(

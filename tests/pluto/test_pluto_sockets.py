@@ -6,6 +6,7 @@ import contextlib
 import socket as stdlib
 import ssl
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import trio
@@ -28,6 +29,7 @@ from helpers.pluto import (
     wait_for_client,
     wait_readable,
 )
+from helpers.pluto_udp import can_bind_ipv6, needs_ipv6
 from trisock.pluto import async_socket, listener, socket
 from trisock.testing import Authority
 
@@ -110,6 +112,63 @@ async def test_listen_returns_none_for_an_invalid_or_occupied_port(
     listening = socket.listen(0)
     assert socket.listen(listening.port) is None
     assert f"cannot listen on *:{listening.port}: Address already in use" in reasons()[1]
+
+
+@both_sides
+@pytest.mark.parametrize(
+    ("host", "also"),
+    [
+        ("127.0.0.1", None),
+        ("0.0.0.0", "127.0.0.1"),
+        pytest.param("[::1]", "::1", marks=needs_ipv6),
+        pytest.param("::1", None, marks=needs_ipv6),
+    ],
+)
+async def test_listen_listens_on_one_address(host: str, also: str | None) -> None:
+    listening = socket.listen(f"{host}:0")
+    stdlib.create_connection((also or host, listening.port)).close()
+    other = "127.0.0.1" if "::" in host else "::1"
+    with pytest.raises(OSError, match=r"refused|assign|support"):
+        stdlib.create_connection((other, listening.port))
+
+
+@both_sides
+@pytest.mark.parametrize("where", [0, ":0", "[::]:0", ":::0"])
+async def test_listen_without_an_address_listens_on_all_addresses(where: int | str) -> None:
+    listening = socket.listen(where)
+    for host in ("127.0.0.1", *(["::1"] if can_bind_ipv6() else [])):
+        stdlib.create_connection((host, listening.port)).close()
+
+
+@both_sides
+@pytest.mark.parametrize(
+    "where",
+    [
+        *("", "80", "127.0.0.1", "127.0.0.1:", "127.0.0.1:80:", "127.0.0.1:-1", "127.0.0.1:65536"),
+        *(
+            "localhost:0",
+            "*:0",
+            "[127.0.0.1:0",
+            "[::1:0",
+            "x::1]:0",
+            "127.0.0.1:\u0660",
+            "127.0.0.1: 0",
+        ),
+        *("127.0.0.1:0\n", "1.2.3:0", "127.0.0.1:000000"),
+    ],
+)
+async def test_listen_returns_none_for_an_invalid_place(
+    where: str, reasons: Callable[[], list[str]]
+) -> None:
+    assert socket.listen(where) is None
+    assert len(reasons()) == 1
+
+
+@both_sides
+@pytest.mark.parametrize("mistake", [None, True, 1.5, b"127.0.0.1:0", ("127.0.0.1", 0)])
+async def test_listen_raises_type_error_for_anything_but_a_port_or_str(mistake: Any) -> None:
+    with pytest.raises(TypeError, match="where to listen must be an int or a str"):
+        socket.listen(mistake)
 
 
 # ---- send ----

@@ -23,6 +23,7 @@ from helpers.pluto import (
 )
 from trisock import ClientTLS, ServerTLS
 from trisock.pluto import async_socket
+from trisock.pluto.tcp import TCPTransport
 from trisock.testing import Authority
 
 pytestmark = pytest.mark.usefixtures("bounded")  # some tests make blocking calls
@@ -121,7 +122,7 @@ async def test_starttls_after_a_partial_send_closes_the_socket(
     certs: list[dict[str, str | bytes]],
 ) -> None:
     one, other = unix_pair()
-    s = async_socket(one, trio.lowlevel.current_trio_token())
+    s = async_socket(TCPTransport(one), trio.lowlevel.current_trio_token())
     await clog(one)
     one.unrecv(b"still to be read")
     os.read(other.fileno(), 200_000)  # make room for part of the next send

@@ -238,7 +238,7 @@ def test_a_process_with_open_sockets_exits_silently() -> None:
         assert listening.hasconnection()
         bound = socket.bind(scheduler(), 0, print)
         threading.Thread(target=server.recv, daemon=True).start()
-        while not server._sock._connection.reading.in_use:
+        while not server._transport.sock._connection.reading.in_use:
             server.istls()
         """,
         *STRICT,
@@ -305,7 +305,7 @@ def test_a_fork_inside_trio_does_not_disturb_the_run() -> None:
     client, server = run_outside(pair())
 
     async def main() -> None:
-        in_child(lambda: os.fstat(client._sock.fileno()))
+        in_child(lambda: os.fstat(client._transport.sock.fileno()))
         await trio.lowlevel.checkpoint()
 
     trio.run(main)

@@ -28,8 +28,11 @@ CLIENTS = {
     "echo_client",
     "h11_client",
     "hammerspoon_http_client",
+    "hammerspoon_ssdp",
+    "hammerspoon_wake_on_lan",
     "many_writers",
     "pluto_client",
+    "pluto_wake_on_lan",
     "socks_client",
     "websocket_client",
 }

@@ -12,10 +12,10 @@ import trisock
 from helpers.floors import FACES, MODULES, PUBLIC, floor_of, imports_of, name_of
 
 # The faces are trisock.pluto, trisock.hammerspoon, trisock.testing and the command line. They use
-# public names and five private modules: _guard protects calls to the user's code, _text escapes
-# untrusted text, and _connect, _address and _net.frame_header contain functions that have no public
-# name.
-OPEN_TO_FACES = {"_guard", "_text", "_connect", "_address", "_net.frame_header"}
+# public names and six private modules: _guard protects calls to the user's code, _text escapes
+# untrusted text, and _connect, _address, _net.frame_header and _udp.opening contain functions that
+# have no public name.
+OPEN_TO_FACES = {"_guard", "_text", "_connect", "_address", "_net.frame_header", "_udp.opening"}
 
 TESTS = sorted(Path(__file__).parents[1].rglob("*.py"))
 
@@ -96,3 +96,11 @@ def test_the_docs_name_every_test_file_of_a_module() -> None:
     folders = ("net", "tls", "starttls", "server", "testing", "udp")
     files = [file for folder in folders for file in (tests / folder).glob("test_*.py")]
     assert [file.stem for file in files if f"`{file.stem}`" not in docs] == []
+
+
+def test_the_usual_run_has_all_folders_of_tests_but_the_campaigns(
+    pytestconfig: pytest.Config,
+) -> None:
+    tests = Path(__file__).parents[1]
+    folders = {f"tests/{path.parent.name}" for path in tests.glob("*/test_*.py")}
+    assert set(pytestconfig.getini("testpaths")) == folders - {"tests/campaigns"}

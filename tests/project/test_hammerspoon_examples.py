@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import signal
+import sys
 
 import pytest
+import trio
 
 import trisock
-from helpers.examples import command, running
+from helpers.documents import ROOT
+from helpers.examples import command, running, started
+from helpers.hammerspoon_udp import BROADCAST, raw_udp
 from helpers.pairs import closing
 from helpers.programs import run
 from trisock.testing import serving
@@ -107,3 +111,90 @@ async def test_server_reports_a_port_in_use() -> None:
     assert (result.returncode, result.stdout) == (1, b"")
     assert b"cannot listen" in result.stderr
     assert result.stderr.count(b"\n") == 1
+
+
+# ---- Wake-on-LAN ----
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", BROADCAST])
+@pytest.mark.parametrize("mac", ["00:11:22:aa:BB:ff", "00-11-22-aa-bb-ff", "001122AABBFF"])
+async def test_wake_on_lan_sends_a_magic_packet(host: str, mac: str) -> None:
+    with raw_udp(host) as there:
+        arguments = [mac, "--host", host, "--port", str(there.getsockname()[1])]
+        result = await run(*command("hammerspoon_wake_on_lan", *arguments))
+        assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
+        address = b"\x00\x11\x22\xaa\xbb\xff"
+        assert await there.recv(1000) == b"\xff" * 6 + address * 16
+
+
+async def test_wake_on_lan_reports_a_packet_that_cannot_be_sent() -> None:
+    arguments = ["00:11:22:33:44:55", "--host", "127.0.0.1", "--port", "0"]
+    result = await run(*command("hammerspoon_wake_on_lan", *arguments))
+    assert (result.returncode, result.stdout) == (1, b"")
+    assert b"cannot send to 127.0.0.1:0" in result.stderr
+    assert result.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("mac", ["00:11:22:33:44", "00:11:22:33:44:55:66", "name"])
+async def test_wake_on_lan_reports_a_bad_address(mac: str) -> None:
+    result = await run(*command("hammerspoon_wake_on_lan", mac))
+    assert result.returncode == 2
+    assert b"invalid magic_packet value" in result.stderr
+
+
+# ---- SSDP ----
+
+
+async def test_ssdp_prints_each_device_that_answers_once() -> None:
+    with raw_udp() as device, raw_udp("127.0.0.2") as other:
+        port = str(device.getsockname()[1])
+        arguments = command("hammerspoon_ssdp", "--host", "127.0.0.1", "--port", port)
+        async with started([*arguments, "--target", "ssdp:all", "--seconds", "600"]) as client:
+            request, address = await device.recvfrom(2000)
+            assert request == (
+                b"M-SEARCH * HTTP/1.1\r\n"
+                b"HOST: 239.255.255.250:1900\r\n"
+                b'MAN: "ssdp:discover"\r\n'
+                b"MX: 5\r\n"
+                b"ST: ssdp:all\r\n"
+                b"\r\n"
+            )
+            for answer in [
+                b"",
+                b"NOTIFY * HTTP/1.1\r\nLOCATION: http://announced/\r\n\r\n",
+                b"HTTP/1.1 200 OK\r\nST: without a location\r\n\r\n",
+                b"HTTP/1.1 200 OK\r\nLOCATION: http://one/\r\n\r\n",
+                b"HTTP/1.1 200 OK\r\nLOCATION: http://one/\r\n\r\n",
+                b"HTTP/1.1 200 OK\r\nST: x\r\nlocation:http://two/\x1b[2J\r\n\r\n",
+            ]:
+                await device.sendto(answer, address)
+            await other.sendto(b"HTTP/1.1 200 OK\r\nLocation: http://one/\r\n\r\n", address)
+            printed = [await client.line() for _ in range(3)]
+            assert printed == [
+                "127.0.0.1 http://one/",
+                "127.0.0.1 http://two/",
+                "127.0.0.2 http://one/",
+            ]
+            assert client._read_stderr() == b""
+
+
+async def test_ssdp_ends_after_some_seconds() -> None:
+    with raw_udp() as silent:
+        port = str(silent.getsockname()[1])
+        arguments = ["--host", "127.0.0.1", "--port", port, "--seconds", "1"]
+        result = await run(*command("hammerspoon_ssdp", *arguments))
+        assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
+        assert b"\r\nMX: 1\r\n" in await silent.recv(1000)
+
+
+@pytest.mark.needs("unshare", "ip")
+async def test_ssdp_finds_a_device_by_multicast() -> None:
+    if (await trio.run_process(["unshare", "-rn", "true"], check=False)).returncode:
+        pytest.skip("this system does not let us make a network")
+    network = "ip link set lo up && ip addr add 10.0.0.1 dev lo && ip route add 239.0.0.0/8 dev lo"
+    program = [sys.executable, str(ROOT / "tests/helpers/ssdp_responder.py")]
+    arguments = command("hammerspoon_ssdp", "--seconds", "2")
+    shell = ["unshare", "-rn", "sh", "-c", f'{network} && exec "$@"', "sh"]
+    result = await run(*shell, *program, *arguments)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert result.stdout == b"10.0.0.1 http://device/\n"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import socket
+import ssl
 
 import pytest
 import trio
@@ -12,7 +15,12 @@ import trio.testing
 import trisock
 from helpers.pairs import closing, read_all, unix_pair
 from helpers.server import bound, connect
-from helpers.starttls_conversations import SERVER_CONVERSATIONS, SSL_REQUEST, Heard
+from helpers.starttls_conversations import (
+    GSSENC_REQUEST,
+    SERVER_CONVERSATIONS,
+    SSL_REQUEST,
+    Heard,
+)
 from trisock import ClientTLS, ServerTLS, Socket, StartTLSError, TLSError
 from trisock.starttls import accept
 from trisock.testing import Script, serving
@@ -95,6 +103,9 @@ async def test_a_wrong_argument_sends_nothing(client_tls: ClientTLS, server_tls:
                 "imap, pop3, postgres, not 'ftp'",
             ),
             ("smtp", client_tls, {}, TypeError, "TLS server's role, not a ClientTLS"),
+            ("smtp", ClientTLS(), {}, TypeError, "TLS server's role, not a ClientTLS"),
+            ("smtp", "mail.example.org", {}, TypeError, "TLS server's role, not a str"),
+            ("smtp", ssl.create_default_context(), {}, TypeError, "role, not a SSLContext"),
             ("smtp", server_tls, {"hostname": "a b"}, ValueError, "not a host name"),
             ("smtp", server_tls, {"hostname": "a\r\n221 x"}, ValueError, "not a host name"),
             ("smtp", server_tls, {"hostname": "[::1]\r\n221 x"}, ValueError, "not a host name"),
@@ -157,7 +168,95 @@ async def test_a_client_that_is_silent_is_closed_in_time(
     async with closing(a, b):
         with pytest.raises(StartTLSError, match="the client did not ask for TLS within 5 seconds"):
             await accept(b, "pop3", server_tls, timeout=5)
-        assert trio.current_time() == 5
+        assert 4 < trio.current_time() <= 5
+
+
+# What a client says, the end of the answer, and the beginning of the farewell.
+FAREWELLS = pytest.mark.parametrize(
+    ("protocol", "said", "answered", "farewell"),
+    [
+        ("smtp", b"EHLO x\r\n", b"250 STARTTLS\r\n", b"421 localhost Service closing"),
+        ("lmtp", b"LHLO x\r\n", b"250 STARTTLS\r\n", b"421 localhost Service closing"),
+        ("imap", b"a NOOP\r\n", b"a OK done\r\n", b"* BYE the server ends the session"),
+        ("pop3", b"CAPA\r\n", b".\r\n", b""),
+        ("postgres", GSSENC_REQUEST, b"N", b""),
+    ],
+)
+
+
+@FAREWELLS
+async def test_a_client_is_told_of_a_stop(
+    protocol: str, said: bytes, answered: bytes, farewell: bytes, server_tls: ServerTLS
+) -> None:
+    async def handler(sock: Socket) -> None:
+        await accept(sock, protocol, server_tls, hostname="localhost")
+
+    async with bound(handler) as server:
+        client = await connect(server)
+        await client.send(said)
+        await client.recv_until(answered)
+        server.stop()
+        rest = await read_all(client)
+        await client.close()
+    assert rest.startswith(farewell)
+    assert rest.endswith(b"\r\n") == bool(farewell)
+    assert server.stats().handler_errors == server.stats().peer_errors == 0
+
+
+@FAREWELLS
+async def test_a_client_is_told_that_the_time_is_over(
+    protocol: str,
+    said: bytes,
+    answered: bytes,
+    farewell: bytes,
+    server_tls: ServerTLS,
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    a, b = unix_pair()
+    async with closing(a, b):
+        await a.send(said + b"half")
+        with pytest.raises(StartTLSError) as caught:
+            await accept(b, protocol, server_tls, hostname="localhost", timeout=60)
+        assert caught.value.kind == "timeout"
+        assert 59 <= trio.current_time() <= 60
+        received = await read_all(a)
+    _, _, rest = received.partition(answered)
+    assert rest.startswith(farewell)
+    assert rest.endswith(b"\r\n") == bool(farewell)
+
+
+def fill(sock: Socket) -> None:
+    """Send until the peer's buffer takes no more."""
+    with socket.socket(fileno=os.dup(sock.fileno())) as raw, contextlib.suppress(BlockingIOError):
+        while True:
+            raw.send(b"x" * 1000)
+
+
+async def test_a_client_that_does_not_read_gets_no_farewell_in_a_reply(
+    server_tls: ServerTLS, autojump_clock: trio.testing.MockClock
+) -> None:
+    a, b = unix_pair()
+    async with closing(a, b):
+        fill(b)
+        with pytest.raises(StartTLSError, match="within 20 seconds"):
+            await accept(b, "smtp", server_tls, timeout=20)
+        assert b"421" not in await read_all(a)
+
+
+async def test_a_client_that_has_gone_gets_no_farewell(
+    server_tls: ServerTLS, autojump_clock: trio.testing.MockClock
+) -> None:
+    a, b = unix_pair()
+    async with closing(a, b), trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def leave() -> None:
+            await a.recv_until(b"\n")
+            a.socket.shutdown(socket.SHUT_RD)
+
+        with pytest.raises(StartTLSError, match="within 5 seconds"):
+            await accept(b, "smtp", server_tls, timeout=5)
+        assert b.fileno() == -1
 
 
 async def test_a_failure_is_one_line_in_the_log(

@@ -13,6 +13,7 @@ import pytest
 import trio
 import trio.testing
 
+from helpers.certificates import CertificateAuthority
 from helpers.client_hellos import records_of
 from helpers.pairs import RESET, closing, raw_pair, unix_pair
 from helpers.raw_tls import RawTLS, raw_client_context, upgrade, visit
@@ -100,6 +101,25 @@ async def test_a_bad_certificate_fails_the_handshake_at_both_ends(
         assert not sock.isopen()
         assert not sock.istls()
         await sock.close()
+
+
+@pytest.mark.parametrize("names", [(), ("127.0.0.1",)], ids=["no names", "an address only"])
+async def test_a_common_name_is_no_host_name(names: tuple[str, ...]) -> None:
+    authority = CertificateAuthority("root")
+    certificate = authority.issue(*names, common_name="example.org")
+    role = ClientTLS("example.org", ca=authority.pem)
+    _, error, _, _ = await failing_handshake(role, certificate)
+    assert error.verify_code == 62
+    assert str(error).endswith("(the name must be in its subjectAltName)")
+
+
+async def test_a_context_of_your_own_may_accept_a_common_name(a: Socket, b: Socket) -> None:
+    authority = CertificateAuthority("root")
+    context = ssl.create_default_context(cadata=authority.pem.decode())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(b.starttls, authority.issue(common_name="example.org"))
+        await a.starttls(context, server_hostname="example.org")
+    assert context.hostname_checks_common_name
 
 
 async def test_a_handshake_without_a_common_version_fails(

@@ -208,6 +208,31 @@ def test_a_client_refuses(
         assert replay.refusal.reply == reply
 
 
+@pytest.mark.parametrize(
+    ("protocol", "received", "kind"),
+    [
+        ("smtp", b"554 no\r\n", "refused"),
+        ("smtp", HELLO + b"502 what?\r\n", "not offered"),
+        ("smtp", HELLO + b"421 busy\r\n", "refused"),
+        ("smtp", HELLO + EHLO_OK + b"454 not now\r\n", "refused"),
+        ("smtp", HELLO + b"EHLO\r\n", "violation"),
+        ("imap", b"* PREAUTH hello\r\n", "not offered"),
+        ("imap", b"* OK x\r\n* BYE shutdown\r\n", "closed"),
+        ("ldap", LDAP_SUCCESS.replace(b"\x0a\x01\x00", b"\x0a\x01\x02"), "not offered"),
+        ("postgres", b"E", "refused"),
+        ("mysql", packet_of(0, b"\xff\x15\x04Host blocked"), "refused"),
+        ("xmpp", XMPP_GREETING + b"</stream:stream>", "closed"),
+        ("irc", b":x 421 * STARTTLS :what?\r\n", "not offered"),
+        ("irc", b":x 691 * :no\r\n", "refused"),
+        ("irc", b"ERROR :bye\r\n", "closed"),
+    ],
+)
+def test_a_refusal_has_a_kind(protocol: str, received: bytes, kind: str) -> None:
+    replay = Replay(client(protocol), received)
+    assert replay.refusal is not None
+    assert replay.refusal.kind == kind
+
+
 @pytest.mark.parametrize("content", [b"{9}", b"x{1+}", b"{" * 50])
 def test_a_literal_may_end_like_an_announcement(content: bytes) -> None:
     literal = b"{%d}\r\n%b\r\n" % (len(content), content)

@@ -116,9 +116,9 @@ async def test_hang_after_reset_is_found() -> None:
                 await trio.lowlevel.checkpoint()
 
     message = (
-        "reset at once: the handler is still running after the client has left (waited 0.3 seconds)"
+        "reset at once: the handler is still running after the client has left (waited 0.8 seconds)"
     )
-    await finds(message, handle, timeout=0.3)
+    await finds(message, handle, timeout=0.8)
 
 
 async def test_loop_without_checkpoint_at_eof_is_found() -> None:
@@ -129,8 +129,8 @@ async def test_loop_without_checkpoint_at_eof_is_found() -> None:
                 continue
             data = await sock.recv()
 
-    message = "silent client: the handler ran for 0.3 seconds without a checkpoint"
-    await finds(message, handle, timeout=0.3)
+    message = "silent client: the handler ran for 0.8 seconds without a checkpoint"
+    await finds(message, handle, timeout=0.8)
 
 
 async def test_loop_without_checkpoint_in_another_task_is_found() -> None:
@@ -144,8 +144,8 @@ async def test_loop_without_checkpoint_in_another_task_is_found() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(read)
 
-    message = "silent client: the handler ran for 0.3 seconds without a checkpoint"
-    await finds(message, handle, timeout=0.3)
+    message = "silent client: the handler ran for 0.8 seconds without a checkpoint"
+    await finds(message, handle, timeout=0.8)
 
 
 async def test_loop_without_checkpoint_that_catches_everything_is_found() -> None:
@@ -168,9 +168,9 @@ async def test_loop_with_checkpoints_is_found_with_autojump_clock(autojump_clock
 
     message = (
         "silent client: the handler is still running after the client has closed the connection "
-        "(waited 0.3 seconds)"
+        "(waited 0.8 seconds)"
     )
-    await finds(message, handle, timeout=0.3)
+    await finds(message, handle, timeout=0.8)
 
 
 async def test_swallowed_cancellation_is_found() -> None:
@@ -185,9 +185,9 @@ async def test_swallowed_cancellation_is_found() -> None:
                 continue
 
     message = (
-        "cancellation: the handler is still running after it was cancelled (waited 0.3 seconds)"
+        "cancellation: the handler is still running after it was cancelled (waited 0.8 seconds)"
     )
-    await finds(message, handle, timeout=0.3)
+    await finds(message, handle, timeout=0.8)
 
 
 async def swallow_in_except(sock: Socket) -> None:
@@ -235,9 +235,9 @@ async def swallow_everywhere(sock: Socket) -> None:
 )
 async def test_handler_that_swallows_everything_is_given_up(handler: trisock.Handler) -> None:
     message = (
-        "reset at once: the handler is still running after the client has left (waited 0.3 seconds)"
+        "reset at once: the handler is still running after the client has left (waited 0.8 seconds)"
     )
-    await finds(message, handler, timeout=0.3)
+    await finds(message, handler, timeout=0.8)
 
 
 def test_program_ends_after_a_handler_that_could_not_be_ended() -> None:

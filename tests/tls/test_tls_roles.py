@@ -68,8 +68,9 @@ def test_roles_check_their_options(authority: Authority) -> None:
 @pytest.mark.parametrize("unset", [None, 0, "", "no", ()])
 def test_a_security_option_must_be_a_bool(authority: Authority, unset: object) -> None:
     certificate = authority.certificate("localhost")
-    with pytest.raises(TypeError, match="verify must be True or False"):
-        ClientTLS("localhost", verify=unset)  # type: ignore[arg-type]
+    for name in ("verify", "require_ecdhe"):
+        with pytest.raises(TypeError, match=f"{name} must be True or False"):
+            ClientTLS("localhost", **{name: unset})  # type: ignore[arg-type]
     for name in ("require_alpn", "require_client_certificate"):
         with pytest.raises(TypeError, match=f"{name} must be True or False"):
             ServerTLS(certificate, **{name: unset})  # type: ignore[arg-type]
@@ -115,9 +116,27 @@ def test_roles_can_be_copied_but_a_key_cannot_be_pickled(authority: Authority) -
         "alpn_protocols": ("imap",),
         "certificate": None,
         "verify": True,
+        "require_ecdhe": False,
     }
     assert dataclasses.asdict(server)["certificates"] == (good,)
     assert dataclasses.replace(client, verify=False).verify is False
+
+
+# ---- ciphers ----
+
+
+def tls_1_2_suites(context: ssl.SSLContext) -> set[str]:
+    return {each["name"] for each in context.get_ciphers() if each["protocol"] != "TLSv1.3"}
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_require_ecdhe_offers_the_suites_of_a_server(verify: bool, authority: Authority) -> None:
+    server = ServerTLS(authority.certificate("localhost"))
+    required = ClientTLS("localhost", verify=verify, require_ecdhe=True)
+    assert tls_1_2_suites(required._context()) == tls_1_2_suites(server._context())
+    usual = dataclasses.replace(required, require_ecdhe=False)
+    assert tls_1_2_suites(usual._context()) > tls_1_2_suites(server._context())
+    assert usual != required
 
 
 # ---- trust ----
@@ -131,6 +150,8 @@ def test_verification_is_on_by_default(authority: Authority) -> None:
     unverified = ClientTLS("example.org", verify=False)._context()
     assert not unverified.check_hostname
     assert unverified.verify_mode == ssl.CERT_NONE
+    for context in (verified, unverified, ClientTLS("example.org")._context()):
+        assert not context.hostname_checks_common_name
 
 
 @pytest.mark.parametrize(

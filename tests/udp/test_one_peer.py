@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from helpers.resolver import Resolver
-from trisock import Address, UDPSocket, connect_udp, open_udp
+from trisock import Address, UDPSocket, connect_udp, connect_udp_nowait, open_udp
 
 
 @pytest.fixture(params=["127.0.0.1", "::1"])
@@ -135,3 +135,20 @@ async def test_wrong_arguments() -> None:
     for arguments in ((None, 9), ("127.0.0.1", "9"), (b"127.0.0.1", 9), ("127.0.0.1", None)):
         with pytest.raises(TypeError, match="must be"):
             await connect_udp(*arguments)  # type: ignore[arg-type]
+
+
+# ---- connect_udp_nowait ----
+
+
+def test_connect_udp_nowait_takes_addresses_only() -> None:
+    for wrong in ("name", "localhost", "no\nname"):
+        with pytest.raises(ValueError, match=r"needs an address|not a host name"):
+            connect_udp_nowait(wrong, 9)
+    with pytest.raises(ValueError, match="1-65535"):
+        connect_udp_nowait("127.0.0.1", 0)
+
+
+def test_connect_udp_nowait_needs_permission_for_a_broadcast_address() -> None:
+    with pytest.raises(PermissionError, match=r"cannot connect to 127\.255\.255\.255:9"):
+        connect_udp_nowait("127.255.255.255", 9)
+    connect_udp_nowait("127.255.255.255", 9, broadcast=True).abort()

@@ -8,34 +8,47 @@ from collections.abc import Sequence
 
 from . import interrupts, output
 from .check import BAD, GOOD, Options, Result
-from .checks import check_all
+from .check_all import Finished, check_all
 from .connect import ConversationFailedError, Ends, converse
 from .demo import demo as run_demo
 from .progress import Progress
-from .report import show_table, to_json, to_line
+from .report import show_on_terminal, to_json, to_line
 from .roles import Roles
 from .urls import Target
 
 
 def check(targets: Sequence[Target], options: Options, *, parallel: int, as_json: bool) -> int:
-    """Check URLs, and show the results. The worst one is the exit status."""
-    table = None if as_json else output.terminal(sys.stdout)
-    in_lines = not as_json and table is None
+    """Check URLs, and show the results. The worst one is the exit status.
+
+    After Ctrl-C, the results that are known are shown, and ``KeyboardInterrupt`` is raised.
+    """
+    console = None if as_json else output.terminal(sys.stdout)
+    in_lines = not as_json and console is None
 
     def show(result: Result) -> None:
         if in_lines:
             output.show(to_line(result))
 
+    finished = Finished(show)
     progress = Progress(output.terminal(sys.stderr), len(targets))
-    results = interrupts.run(
-        functools.partial(
-            check_all, targets, options, parallel=parallel, progress=progress, show=show
+    interrupted = False
+    try:
+        interrupts.run(
+            functools.partial(
+                check_all, targets, options, finished, parallel=parallel, progress=progress
+            )
         )
-    )
+    except KeyboardInterrupt:
+        interrupted = True
+        finished.show_rest()
+    results = finished.results()
     if as_json:
         output.show(to_json(results))
-    elif table is not None:
-        show_table(table, results)
+    elif console is not None and results:
+        show_on_terminal(console, results)
+    if interrupted:
+        output.say(f"interrupted: {len(results)} of {len(targets)} checked")
+        raise KeyboardInterrupt
     return max(result.status for result in results)
 
 

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import click
 
-from .. import __version__
+from .. import ClientTLS, __version__
+from .._text import printable
 from . import actions
 from .check import Options
 from .roles import Roles
-from .urls import SCHEMES, Target, parse
+from .url_list import parse_all
+from .urls import SCHEMES, Target, check_host, parse
 
 Action: TypeAlias = Callable[[], int]
+
+
+# Callbacks of click. Each turns what was typed into what the command needs. Its errors name the
+# option, and quote what was typed.
 
 
 def _target(ctx: click.Context, param: click.Parameter, url: str) -> Target:
@@ -28,19 +35,54 @@ def _target(ctx: click.Context, param: click.Parameter, url: str) -> Target:
 def _targets(
     ctx: click.Context, param: click.Parameter, urls: tuple[str, ...]
 ) -> tuple[Target, ...]:
-    return tuple(_target(ctx, param, url) for url in urls)
+    if ctx.resilient_parsing:  # for a shell's completion, which must not read standard input
+        return ()
+    try:
+        return parse_all(urls, sys.stdin)
+    except ValueError as exc:
+        raise click.BadParameter(str(exc), ctx, param) from None
 
 
 def _positive(ctx: click.Context, param: click.Parameter, seconds: float) -> float:
     if not seconds > 0:  # also for NaN
-        raise click.BadParameter("a number of seconds above 0 is needed", ctx, param)
+        raise click.BadParameter(f"{seconds:g} is not a number of seconds above 0", ctx, param)
     return seconds
+
+
+def _name(ctx: click.Context, param: click.Parameter, name: str | None) -> str | None:
+    try:
+        if name is not None:
+            check_host(name, tls=True)
+    except ValueError as exc:
+        raise click.BadParameter(str(exc), ctx, param) from None
+    return name
+
+
+def _authorities(ctx: click.Context, param: click.Parameter, path: Path | None) -> bytes | None:
+    """Read the certificates of a file. Returns them in PEM."""
+    if path is None:
+        return None
+    shown = printable(str(path))
+    try:
+        return cast("bytes", ClientTLS(ca=path).ca)
+    except OSError as exc:
+        raise click.BadParameter(f"'{shown}' cannot be read: {exc.strerror}", ctx, param) from None
+    except ValueError as exc:
+        text = str(exc).removeprefix("ca ")  # the name of the argument
+        raise click.BadParameter(f"'{shown}' {text}", ctx, param) from None
 
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
-_CA = click.option("--ca", type=_FILE, help="Trust the certificates in this PEM file only.")
-_NAME = click.option("--name", metavar="NAME", help="Verify this name instead of the URL's host.")
+_CA = click.option(
+    "--ca",
+    type=_FILE,
+    callback=_authorities,
+    help="Trust the certificates in this PEM file only.",
+)
+_NAME = click.option(
+    "--name", callback=_name, metavar="NAME", help="Verify this name instead of the URL's host."
+)
 
 
 def _protocols() -> str:
@@ -84,7 +126,7 @@ Exit status, the worst of all URLs:
 Examples:
   trisock check imap://mail.example.org imaps://mail.example.org
   trisock check --ca ca.pem --name mail.example.org smtp://10.0.0.5:25
-  trisock check --json $(cat urls) | jq '.[] | select(.status > 0)'
+  trisock check --json - < urls | jq '.[] | select(.status > 0)'
 """,
 )
 @click.argument("urls", metavar="URL...", nargs=-1, required=True, callback=_targets)
@@ -119,23 +161,23 @@ Examples:
 @click.option(
     "--injection",
     is_flag=True,
-    help="Also test whether the server takes plain text behind STARTTLS for encrypted text.",
+    help="Also test whether an attacker can inject commands along with STARTTLS.",
 )
 def check(
     urls: tuple[Target, ...],
     as_json: bool,
     warn_days: int,
-    ca: Path | None,
+    ca: bytes | None,
     name: str | None,
     timeout: float,
     parallel: int,
     injection: bool,
 ) -> Action:
-    """Check the certificates of servers: names, chain and expiry, and the TLS connection."""
-    for target in urls:
-        if not target.scheme.tls:
-            raise click.UsageError(f"'{target.url}' has no TLS to check")
-    options = Options(_roles(ca, name), timeout, warn_days, injection)
+    """Check the certificates of servers: names, chain and expiry, and the TLS connection.
+
+    The URL "-" reads URLs from standard input, one on each line. Comments begin with "#".
+    """
+    options = Options(Roles(ca, name), timeout, warn_days, injection)
     return functools.partial(actions.check, urls, options, parallel=parallel, as_json=as_json)
 
 
@@ -155,16 +197,17 @@ Examples:
 @click.option("--proxy-protocol", is_flag=True, help="Send a PROXY header first (version 1).")
 @click.option("--lf", is_flag=True, help="End the lines that you type with LF, not with CRLF.")
 def connect(
-    url: Target, ca: Path | None, name: str | None, proxy_protocol: bool, lf: bool
+    url: Target, ca: bytes | None, name: str | None, proxy_protocol: bool, lf: bool
 ) -> Action:
     """Talk to a server: what you type is sent, and what it sends is shown.
 
     Input from a pipe is sent as it is. At the end of the input, the output goes on until the server
     ends the connection.
     """
-    if not url.scheme.tls and (ca or name):
-        raise click.UsageError(f"--ca and --name are for TLS, which '{url.url}' does not use")
-    roles = _roles(ca, name)
+    for option, given in (("--ca", ca), ("--name", name)):
+        if given and not url.scheme.tls:
+            raise click.UsageError(f"{option} is for TLS, which '{url.url}' does not use")
+    roles = Roles(ca, name)
     return functools.partial(actions.connect, url, roles, proxy_protocol=proxy_protocol, keep_lf=lf)
 
 
@@ -172,10 +215,3 @@ def connect(
 def demo() -> Action:
     """Show a conversation over loopback that upgrades to TLS."""
     return actions.demo
-
-
-def _roles(ca: Path | None, name: str | None) -> Roles:
-    try:
-        return Roles(ca, name)
-    except (OSError, ValueError) as exc:
-        raise click.UsageError(str(exc)) from None

@@ -24,8 +24,8 @@ class CertificateFacts:
     """What a certificate says. Whatever cannot be read is missing.
 
     Attributes:
-      names: the names and IP addresses of the subject alternative name. If it has none: the common
-        name (RFC 6125, section 6.4.4).
+      names: the DNS names and IP addresses of the subjectAltName. Clients compare nothing else (RFC
+        9525, section 2).
       issuer: the issuer's common name, or else its whole name.
       not_before, not_after: the dates, in UTC.
     """
@@ -67,17 +67,15 @@ def _attempt(function: Callable[[], T]) -> T | None:
 
 
 def _names(leaf: x509.Certificate) -> list[str]:
-    found: list[str] = []
+    # These are what a client compares, as they are written. ``Certificate.names`` is for SNI: there
+    # are no addresses, and a common name may stand in.
     with contextlib.suppress(x509.ExtensionNotFound):
         extension = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName)
-        found += extension.value.get_values_for_type(x509.DNSName)
-        found += map(str, extension.value.get_values_for_type(x509.IPAddress))
-    return found or _common_names(leaf.subject)
+        names: list[str] = extension.value.get_values_for_type(x509.DNSName)
+        return [*names, *map(str, extension.value.get_values_for_type(x509.IPAddress))]
+    return []
 
 
 def _issuer(leaf: x509.Certificate) -> str:
-    return ", ".join(_common_names(leaf.issuer)) or leaf.issuer.rfc4514_string()
-
-
-def _common_names(name: x509.Name) -> list[str]:
-    return [str(each.value) for each in name.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    common = leaf.issuer.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return ", ".join(str(each.value) for each in common) or leaf.issuer.rfc4514_string()

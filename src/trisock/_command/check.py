@@ -11,10 +11,11 @@ import trio
 from .. import TLSError, TLSInfo
 from .certificate import CertificateFacts, read_certificate
 from .explain import INJECTABLE, UNREADABLE_DATES, explain, explain_expiry, explain_timeout
-from .injected import INJECTED
+from .injected_commands import INJECTED_COMMANDS
 from .injection import is_injectable
 from .opening import NETWORK_ERRORS, connect_plain, open_target
 from .roles import Roles
+from .stages import Opening
 from .urls import Target
 
 #: The states of a URL, and the exit statuses of the command, as Nagios has them.
@@ -33,7 +34,8 @@ class Result:
       version, cipher, alpn: of the connection; ``None`` if there was no handshake.
       certificate: what the certificate says.
       days_left: whole days until the certificate expires, or ``None`` if that is not known.
-      injection: whether plain text behind STARTTLS is accepted. ``None``: not tested.
+      injection: whether the server executes plain-text commands inside TLS, so that an attacker
+        can inject commands. ``None``: not tested.
     """
 
     url: str
@@ -56,7 +58,7 @@ class Options:
       roles: the TLS roles.
       timeout: the limit for one URL, in seconds: names, connections, handshakes and their ends.
       warn_days: a certificate with fewer days left expires soon.
-      injection: whether to test if plain text behind STARTTLS is accepted.
+      injection: whether to run the injection test.
     """
 
     roles: Roles
@@ -69,6 +71,7 @@ class Options:
 class _Seen:
     """What was seen until the time was over."""
 
+    opening: Opening
     tls: TLSInfo | None = None
     failure: Exception | None = None
     injection: bool | None = None
@@ -80,11 +83,11 @@ async def check(target: Target, options: Options) -> Result:
     A certificate that does not verify is shown as well: a second connection, which verifies
     nothing, fetches it.
     """
-    seen = _Seen()
+    seen = _Seen(Opening())
     with trio.move_on_after(options.timeout):
         await _look(target, options.roles, seen)
         protocol = target.scheme.protocol
-        if options.injection and seen.tls is not None and protocol in INJECTED:
+        if options.injection and seen.tls is not None and protocol in INJECTED_COMMANDS:
             await _inject(target, protocol, options.roles, seen)
     result = _judge(target, options, seen)
     seen.failure = None  # its traceback refers to a frame that refers to ``seen``
@@ -102,7 +105,7 @@ async def _look(target: Target, roles: Roles, seen: _Seen) -> None:
 
 
 async def _handshake(target: Target, roles: Roles, seen: _Seen, *, verify: bool) -> None:
-    sock = await open_target(target, roles, target.scheme.alpn, verify=verify, timeout=None)
+    sock = await open_target(target, roles, target.scheme.alpn, seen.opening, verify=verify)
     seen.tls = sock.tls
     with contextlib.suppress(*NETWORK_ERRORS):  # what has been seen counts
         await sock.close()
@@ -110,7 +113,7 @@ async def _handshake(target: Target, roles: Roles, seen: _Seen, *, verify: bool)
 
 async def _inject(target: Target, protocol: str, roles: Roles, seen: _Seen) -> None:
     with contextlib.suppress(*NETWORK_ERRORS):  # of connecting again
-        sock = await connect_plain(target)
+        sock = await connect_plain(target, seen.opening)
         seen.injection = False  # also if the server does not answer in time
         seen.injection = await is_injectable(sock, protocol, roles.role((), verify=False))
 
@@ -124,7 +127,8 @@ def _judge(target: Target, options: Options, seen: _Seen) -> Result:
         name = options.roles.name or target.host
         error = explain(seen.failure, facts, name, target, now)
     elif seen.tls is None:
-        error = explain_timeout(options.timeout)
+        text = explain_timeout(seen.opening.stage, options.timeout, target)
+        error = f"{text}, or allow more with --timeout"
     elif seen.injection:
         error = INJECTABLE
     elif days is None or facts.not_after is None:

@@ -12,13 +12,17 @@ from dataclasses import dataclass
 import trio
 
 from .. import Socket
-from .._text import printable
+from .._text import format_seconds, printable
 from .certificate import CertificateFacts
-from .explain import explain
+from .explain import explain, explain_timeout
 from .opening import NETWORK_ERRORS, open_target
 from .roles import Roles
+from .stages import Opening, note_look_ups
 from .terminal import TerminalText, read, write
 from .urls import Target
+
+# In seconds: for the look-up of the name, the connection, STARTTLS and the handshake together.
+_OPENING_LIMIT = 60
 
 # TLS has no half-close. So, once the input has ended, a TLS peer that says nothing for this long
 # (in seconds) gets close_notify. ``relay`` waits as long.
@@ -56,14 +60,21 @@ async def converse(
     the end of the input, a connection in plain text is half-closed. TLS has no half-close: there,
     the connection is closed once the peer has been silent for 60 seconds.
 
-    Raises: ``ConversationFailedError`` if the network or the peer fails, and ``OSError`` if the
-    input or the output fails. If cancelled, the connection is closed immediately.
+    Raises: ``ConversationFailedError`` if the network or the peer fails. A peer that is silent for
+    too long fails as well: its answer may be incomplete. ``OSError`` if the input or the output
+    fails. If cancelled, the connection is closed immediately.
     """
     alpn = tuple(each for each in target.scheme.alpn if each != _BINARY_HTTP)
+    note_look_ups()
+    opening = Opening()
+    sock: Socket | None = None
     try:
-        sock = await open_target(target, roles, alpn, proxy_protocol=proxy_protocol)
+        with trio.move_on_after(_OPENING_LIMIT):
+            sock = await open_target(target, roles, alpn, opening, proxy_protocol=proxy_protocol)
     except NETWORK_ERRORS as exc:
         raise ConversationFailedError(_explain(exc, target, roles)) from exc
+    if sock is None:
+        raise ConversationFailedError(explain_timeout(opening.stage, _OPENING_LIMIT, target))
     try:
         ends.notify(_describe(sock))
         await _Conversation(sock, ends, keep_lf=keep_lf).run()
@@ -91,7 +102,10 @@ def _describe(sock: Socket) -> str:
 class _Conversation:
     """Both directions of a conversation.
 
-    ``failure`` is the error that ended one of them. It is raised bare, and not in a group.
+    ``_failure`` is the error that ended one of them. It is raised bare, and not in a group.
+
+    Invariant: ``_waiting`` surrounds each read. It has a deadline once the input has ended
+    (``_is_limited``). While the output is slow, no read waits, so this is no silence of the peer.
     """
 
     def __init__(self, sock: Socket, ends: Ends, *, keep_lf: bool) -> None:
@@ -100,7 +114,8 @@ class _Conversation:
         self._to_crlf = ends.input is not None and os.isatty(ends.input) and not keep_lf
         on_terminal = ends.output is not None and os.isatty(ends.output)
         self._text = TerminalText() if on_terminal else None
-        self._silence = trio.CancelScope()
+        self._is_limited = False
+        self._waiting = trio.CancelScope()
         self._failure: Exception | None = None
 
     async def run(self) -> None:
@@ -112,13 +127,13 @@ class _Conversation:
             raise self._failure
 
     async def _run_direction(
-        self, direction: Callable[[], Awaitable[None]], other: trio.CancelScope
+        self, direction: Callable[[], Awaitable[None]], both: trio.CancelScope
     ) -> None:
         try:
             await direction()
         except Exception as exc:
             self._failure = exc
-            other.cancel()
+            both.cancel()
 
     async def _send(self) -> None:
         with contextlib.suppress(trio.BrokenResourceError):  # reading tells why
@@ -126,21 +141,28 @@ class _Conversation:
                 while data := await read(self._ends.input):
                     await self._sock.send(data.replace(b"\n", b"\r\n") if self._to_crlf else data)
             if self._sock.istls():
-                self._silence.deadline = trio.current_time() + _SILENCE
+                self._is_limited = True
+                self._waiting.deadline = trio.current_time() + _SILENCE
                 self._ends.notify("end of the input; waiting for the peer to end")
             else:
                 await self._sock.send_eof()
 
     async def _receive(self) -> None:
-        with self._silence:
-            while data := await self._sock.recv():
-                if self._silence.deadline != math.inf:
-                    self._silence.deadline = trio.current_time() + _SILENCE
-                await self._show(data)
-            await self._show(b"", final=True)
-            self._ends.notify("the peer has ended the connection")
-        if self._silence.cancelled_caught:
-            self._ends.notify(f"the peer was silent for {_SILENCE} seconds; closing")
+        while data := await self._next():
+            await self._show(data)
+        await self._show(b"", final=True)
+        self._ends.notify("the peer has ended the connection")
+
+    async def _next(self) -> bytes:
+        """Return what ``recv`` returns. Close the connection if the peer is silent."""
+        deadline = trio.current_time() + _SILENCE if self._is_limited else math.inf
+        with trio.CancelScope(deadline=deadline) as self._waiting:
+            return await self._sock.recv()
+        await self._sock.close()
+        raise ConversationFailedError(
+            f"the peer did not end the connection, and was silent for {format_seconds(_SILENCE)}: "
+            "end the input with a command that makes it end, such as QUIT"
+        )
 
     async def _show(self, data: bytes, *, final: bool = False) -> None:
         if self._text is not None:

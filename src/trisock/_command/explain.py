@@ -7,9 +7,10 @@ import errno
 import socket
 
 from .. import StartTLSError, TLSError
-from .._text import printable
+from .._text import format_seconds, printable
 from .certificate import CertificateFacts
-from .urls import Target
+from .stages import Stage
+from .urls import Target, implicit_scheme
 
 # The verify codes of OpenSSL (x509_vfy.h).
 _NOT_YET_VALID, _EXPIRED, _SELF_SIGNED = 9, 10, 18
@@ -19,8 +20,14 @@ _WRONG_NAME, _WRONG_ADDRESS = 62, 64
 # OpenSSL's reasons for a peer whose first bytes are not TLS.
 _NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG")
 
+_CHECK_RESOLVER = "check the name, and the resolver of this machine"
+
+# For a server that says nothing before TLS.
+_IMPLICIT_TLS = "check the port, or write {}:// if it expects TLS from the start"
+
 _ADVICE_BY_ERRNO = {
     errno.ECONNREFUSED: "nothing listens there, or a firewall refuses: check the host and the port",
+    errno.ETIMEDOUT: "check the host and the port",
     errno.EHOSTUNREACH: "check the address and the network",
     errno.ENETUNREACH: "check the address and the network",
     errno.EMFILE: "this program may open no more files: use a lower --parallel",
@@ -42,27 +49,35 @@ def explain(
       target: the URL.
       now: the current time.
     """
-    if isinstance(error, TLSError):
-        if error.verify_code is not None:
-            return explain_verification(error.verify_code, str(error), facts, name, now)
-        if error.reason in _NOT_TLS and target.scheme.protocol is None:
-            advice = "if its protocol begins in plain text, write that, as in imap://HOST"
-            return f"{printable(str(error))}: {advice}"
-        if isinstance(error, StartTLSError) and error.offered is False:
-            return f"{printable(str(error))}: turn it on in the server, or check the port"
-    if isinstance(error, socket.gaierror):
-        return f"{printable(error.strerror or str(error))}: check the name"
-    if isinstance(error, OSError):
-        return _explain_os_error(error)
-    return printable(str(error)) or type(error).__name__
-
-
-def _explain_os_error(error: OSError) -> str:
-    text = printable(error.strerror or str(error))
-    if error.filename is not None:
-        text = f"cannot connect to {printable(str(error.filename))}: {text}"
-    advice = _ADVICE_BY_ERRNO.get(error.errno or 0, "")
+    if isinstance(error, TLSError) and error.verify_code is not None:
+        return explain_verification(error.verify_code, str(error), facts, name, now)
+    text, advice = printable(_text(error)), _advice(error, target)
     return f"{text}: {advice}" if advice else text
+
+
+def _text(error: Exception) -> str:
+    if isinstance(error, OSError):
+        text = error.strerror or str(error)
+        return text if error.filename is None else f"cannot connect to {error.filename}: {text}"
+    return str(error) or type(error).__name__
+
+
+def _advice(error: Exception, target: Target) -> str | None:
+    """Return what to do, or ``None`` if nobody knows."""
+    if isinstance(error, StartTLSError):
+        if error.kind == "not offered":
+            return "turn it on in the server, or check the port"
+        if error.kind == "closed" and error.offered is None:
+            return _IMPLICIT_TLS.format(implicit_scheme(target))
+    elif isinstance(error, TLSError):
+        if error.reason in _NOT_TLS and target.scheme.protocol is None:
+            return "if its protocol begins in plain text, write that, as in imap://HOST"
+    elif isinstance(error, socket.gaierror):
+        # EAI_AGAIN: no name server has answered.
+        return _CHECK_RESOLVER if error.errno == socket.EAI_AGAIN else "check the name"
+    elif isinstance(error, OSError):
+        return _ADVICE_BY_ERRNO.get(error.errno or 0)
+    return None
 
 
 def explain_verification(
@@ -77,11 +92,7 @@ def explain_verification(
     """
     name = printable(name)
     if code in (_WRONG_NAME, _WRONG_ADDRESS):
-        names = f"for {listed(facts.names)}, " if facts.names else ""
-        return (
-            f"the certificate is {names}not for {name}: get one that also names it, or check the "
-            "name that clients use (--name)"
-        )
+        return _explain_wrong_name(facts, name)
     if code == _EXPIRED and facts.not_after is not None and facts.not_after < now:
         return (
             f"the certificate expired on {facts.not_after:%Y-%m-%d}: renew it, and make the server "
@@ -110,6 +121,21 @@ def explain_verification(
     return printable(text)
 
 
+def _explain_wrong_name(facts: CertificateFacts, name: str) -> str:
+    names, where = "", " in its subjectAltName"
+    if facts.names:
+        names, where = f"for {listed(facts.names)}, ", ""
+    elif facts.not_after is not None:  # the certificate has been seen
+        return (
+            "the certificate has no subjectAltName with a host name, and clients ignore a common "
+            f"name: get one that has {name} in its subjectAltName"
+        )
+    return (
+        f"the certificate is {names}not for {name}: get one that also names it{where}, or check "
+        "the name that clients use (--name)"
+    )
+
+
 def explain_expiry(days: int, not_after: datetime.datetime) -> str:
     """Say that a valid certificate ends soon."""
     when = {0: "today", 1: "in 1 day"}.get(days, f"in {days} days")
@@ -119,19 +145,27 @@ def explain_expiry(days: int, not_after: datetime.datetime) -> str:
     )
 
 
-def explain_timeout(seconds: float) -> str:
-    """Say that a server did not answer in time."""
-    return (
-        f"no answer within {seconds:g} seconds: check the host and the port, or allow more with "
-        "--timeout"
-    )
+def explain_timeout(stage: Stage, seconds: float, target: Target) -> str:
+    """Say that a server did not answer in time, and what to do.
+
+    Args:
+      stage: how far the opening of the connection had come.
+      seconds: the limit.
+      target: the URL.
+    """
+    advice = "check the host and the port"
+    if stage is Stage.LOOK_UP:
+        advice = _CHECK_RESOLVER
+    elif stage is Stage.GREETING:
+        advice = _IMPLICIT_TLS.format(implicit_scheme(target))
+    return f"no answer within {format_seconds(seconds)}, {stage.value}: {advice}"
 
 
 UNREADABLE_DATES = "the dates of the certificate cannot be read: replace it"
 
 INJECTABLE = (
-    "the server takes plain text behind STARTTLS as if it had come encrypted, so an attacker can "
-    "inject commands (CVE-2011-0411): update the server"
+    "inside TLS, the server executes a command that came in plain text with STARTTLS: an attacker "
+    "can inject commands (CVE-2011-0411), so update the server"
 )
 
 

@@ -1,4 +1,4 @@
-"""The injection test: does a server take plain text behind STARTTLS for encrypted text?"""
+"""The injection test: does a server execute a plain-text command that came with STARTTLS?"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 from typing import Any, cast
 
 from .. import Buffer, ClientTLS, Socket, starttls
-from .injected import INJECTED, Injected
+from .injected_commands import INJECTED_COMMANDS, InjectedCommand
 from .opening import NETWORK_ERRORS
 
 # How many bytes of answers are looked at.
@@ -14,12 +14,12 @@ _MAX_ANSWERS = 65536
 
 
 class _InjectingSocket:
-    """A Socket that sends a further command in the segment that asks for TLS.
+    """A Socket that adds a command to the segment that asks for TLS.
 
-    ``starttls.upgrade`` runs the conversation over it. Everything but ``send`` is the socket's own.
+    ``starttls.upgrade`` uses it for the negotiation. Only ``send`` differs from the socket's own.
     """
 
-    def __init__(self, sock: Socket, injected: Injected) -> None:
+    def __init__(self, sock: Socket, injected: InjectedCommand) -> None:
         self._sock = sock
         self._injected = injected
 
@@ -34,18 +34,18 @@ class _InjectingSocket:
 
 
 async def is_injectable(sock: Socket, protocol: str, tls: ClientTLS) -> bool:
-    """Return whether the server answers, inside TLS, a command that was sent before TLS.
+    """Return whether the server answers a plain-text command inside TLS.
 
-    A negotiation or a handshake that fails means no: the server has noticed.
+    If the negotiation or the handshake fails, the server does not: it has noticed the command.
 
     Args:
       sock: a new connection, in plain text. It is closed afterwards.
-      protocol: one of ``INJECTED``.
+      protocol: one of ``INJECTED_COMMANDS``.
       tls: the role. It should accept any certificate, because the test sends nothing secret.
 
     The call has no time limit of its own. A cancelled call closes the socket as well.
     """
-    injected = INJECTED[protocol]
+    injected = INJECTED_COMMANDS[protocol]
     try:
         with contextlib.suppress(*NETWORK_ERRORS):
             injecting = cast("Socket", _InjectingSocket(sock, injected))
@@ -56,11 +56,11 @@ async def is_injectable(sock: Socket, protocol: str, tls: ClientTLS) -> bool:
         sock.abort()
 
 
-async def _answers(sock: Socket, injected: Injected) -> bytes:
-    """Say farewell, and return what the server sends until it ends the connection."""
+async def _answers(sock: Socket, injected: InjectedCommand) -> bytes:
+    """End the session, and return what the server sends until it ends the connection."""
     data = b""
     with contextlib.suppress(*NETWORK_ERRORS):
-        await sock.send(injected.farewell)
+        await sock.send(injected.quit)
         while len(data) < _MAX_ANSWERS and not injected.is_answered(data):
             chunk = await sock.recv()
             if not chunk:

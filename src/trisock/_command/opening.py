@@ -6,7 +6,6 @@ import trio
 
 from .. import (
     ClientTLS,
-    LimitExceededError,
     ProxyHeader,
     Socket,
     TLSError,
@@ -15,10 +14,12 @@ from .. import (
     starttls,
 )
 from .roles import Roles
+from .stages import Opening, Stage
 from .urls import Target
 
-#: What a network, a peer and its certificate can cause.
-NETWORK_ERRORS = (OSError, trio.BrokenResourceError, EOFError, LimitExceededError, ValueError)
+#: What a network, a peer and its certificate can cause. ``TLSError`` and ``StartTLSError`` are
+#: ``BrokenResourceError`` too. Arguments were checked before: a ``ValueError`` would be a bug here.
+NETWORK_ERRORS = (OSError, trio.BrokenResourceError)
 
 # OpenSSL's reasons for a server that shares no ALPN protocol with us (RFC 7301, section 3.2).
 _NO_ALPN = ("NO_APPLICATION_PROTOCOL", "TLSV1_ALERT_NO_APPLICATION_PROTOCOL")
@@ -28,9 +29,9 @@ async def open_target(
     target: Target,
     roles: Roles,
     alpn: tuple[str, ...],
+    opening: Opening,
     *,
     verify: bool = True,
-    timeout: float | None = 60,
     proxy_protocol: bool = False,
 ) -> Socket:
     """Connect, and start TLS if the URL says so. A cancelled or failed call leaves nothing open.
@@ -42,44 +43,44 @@ async def open_target(
       target: where to connect.
       roles: the roles for TLS.
       alpn: the protocols to offer by ALPN.
+      opening: notes how far it has come.
       verify: whether to verify the certificate. It must have the name in ``roles``, or else the
         URL's host.
-      timeout: how many seconds STARTTLS and the handshake may take together, or ``None`` for no
-        limit.
       proxy_protocol: whether to send a PROXY header first, with the connection's own addresses.
 
-    Raises: one of ``NETWORK_ERRORS``.
+    Raises: one of ``NETWORK_ERRORS``. The call has no time limit of its own.
     """
     try:
-        return await _open(target, roles.role(alpn, verify=verify), timeout, proxy_protocol)
+        return await _open(target, roles.role(alpn, verify=verify), opening, proxy_protocol)
     except TLSError as exc:
         if exc.reason not in _NO_ALPN or not alpn:
             raise
-    return await _open(target, roles.role((), verify=verify), timeout, proxy_protocol)
+    return await _open(target, roles.role((), verify=verify), opening, proxy_protocol)
 
 
-async def _open(
-    target: Target, tls: ClientTLS, timeout: float | None, proxy_protocol: bool
-) -> Socket:
-    sock = await connect_plain(target)
+async def _open(target: Target, tls: ClientTLS, opening: Opening, proxy_protocol: bool) -> Socket:
+    sock = await connect_plain(target, opening)
     try:
         if proxy_protocol:
             await sock.send(_proxy_header(sock).to_bytes())
-        if target.scheme.protocol is not None:
-            await starttls.upgrade(sock, target.scheme.protocol, tls, timeout=timeout)
+        protocol = target.scheme.protocol
+        if protocol is not None:
+            await starttls.upgrade(opening.negotiating(sock), protocol, tls, timeout=None)
         elif target.scheme.tls:
-            await sock.starttls(tls, handshake_timeout=timeout)
+            opening.stage = Stage.HANDSHAKE
+            await sock.starttls(tls, handshake_timeout=None)
     except BaseException:
         sock.abort()
         raise
     return sock
 
 
-async def connect_plain(target: Target) -> Socket:
+async def connect_plain(target: Target, opening: Opening) -> Socket:
     """Connect, and stay in plain text."""
-    if target.path is not None:
-        return await connect_unix(target.path)
-    return await connect(target.host, target.port)
+    with opening.connecting():
+        if target.path is not None:
+            return await connect_unix(target.path)
+        return await connect(target.host, target.port)
 
 
 def _proxy_header(sock: Socket) -> ProxyHeader:

@@ -1,4 +1,4 @@
-"""Show results: a table on a terminal, a line for each in a pipe, or JSON."""
+"""Show results: a table or blocks on a terminal, a line for each in a pipe, or JSON."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from datetime import datetime
 
 from rich import box
 from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -18,6 +19,9 @@ from .explain import listed
 _WORDS = {GOOD: "OK", EXPIRES_SOON: "WARNING", BAD: "CRITICAL"}
 _STYLES = {GOOD: "green", EXPIRES_SOON: "yellow", BAD: "red"}
 _SUMMARY = {GOOD: "good", EXPIRES_SOON: "soon to expire", BAD: "bad"}
+
+# In columns. A narrower table has no room for the name of a cipher of TLS 1.3.
+_MIN_TABLE_WIDTH = 74
 
 
 def to_json(results: Sequence[Result]) -> str:
@@ -55,8 +59,14 @@ def to_line(result: Result) -> str:
     return f"{_WORDS[result.status]} {result.url}: {'; '.join(parts)}"
 
 
+def show_on_terminal(console: Console, results: Sequence[Result]) -> None:
+    """Print a table, or a block for each result if the terminal is narrow. Then a summary."""
+    shown = to_table(results) if console.width >= _MIN_TABLE_WIDTH else to_blocks(results)
+    console.print(shown, _summary(results))
+
+
 def to_table(results: Sequence[Result]) -> RenderableType:
-    """Return a table for a terminal, with a summary."""
+    """Return a table, which needs ``_MIN_TABLE_WIDTH`` columns, and an empty line."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, expand=False)
     table.add_column("Status", no_wrap=True)
     table.add_column("URL", overflow="fold", max_width=34)
@@ -70,18 +80,35 @@ def to_table(results: Sequence[Result]) -> RenderableType:
             _details(result, style),
             _dates(result, style),
         )
-    return Group(table, _summary(results))
+    return Padding(table, (0, 0, 1, 0), expand=False)
 
 
-def _details(result: Result, style: str) -> Text:
-    """Describe the certificate and the connection. ``Text`` interprets no markup."""
-    text = Text()
+def to_blocks(results: Sequence[Result]) -> RenderableType:
+    """Return a block of wrapped lines, and an empty line, for each result. It fits any width."""
+    return Group(*map(_block, results))
+
+
+def _block(result: Result) -> RenderableType:
+    style = _STYLES[result.status]
+    word = (_WORDS[result.status], f"bold {style}")
+    head = Text.assemble(word, f" {result.url}", overflow="fold")
+    details = _details(result, style, (_expiry(result), style))
+    return Group(head, Padding(details, (0, 0, 1, 2), expand=False))
+
+
+def _details(result: Result, style: str, *more: tuple[str, str]) -> Text:
+    """Describe the certificate and the connection. ``Text`` interprets no markup.
+
+    ``more``: further lines, each with its style.
+    """
+    text = Text(overflow="fold")
     for part, how in (
         (result.error, style),
         (_names(result), ""),
         (_issuer(result), "dim"),
         (_connection(result), "dim"),
         (_injection(result), "dim"),
+        *more,
     ):
         if part:
             text.append("\n" if text else "").append(part, how)
@@ -96,7 +123,7 @@ def _dates(result: Result, style: str) -> Text:
 
 
 def _summary(results: Sequence[Result]) -> Text:
-    text = Text(f"\n{len(results)} checked: ")
+    text = Text(f"{len(results)} checked: ")
     counts = {status: sum(each.status == status for each in results) for status in _WORDS}
     found = [(status, count) for status, count in counts.items() if count]
     for index, (status, count) in enumerate(found):
@@ -134,9 +161,4 @@ def _connection(result: Result) -> str:
 def _injection(result: Result) -> str:
     if result.injection is None:
         return ""
-    return "text behind STARTTLS is accepted" if result.injection else "no injection"
-
-
-def show_table(console: Console, results: Sequence[Result]) -> None:
-    """Print the table."""
-    console.print(to_table(results))
+    return "injection possible" if result.injection else "no injection"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from .. import ClientTLS
 
 
@@ -11,17 +9,16 @@ class Roles:
     """The TLS roles of all connections. They differ in the protocols that they offer by ALPN.
 
     Args:
-      ca: the file of the authorities to trust instead of the system's, or ``None``.
+      ca: the authorities to trust instead of the system's, in PEM, or ``None``.
       name: the name to verify instead of each URL's host, or ``None``.
 
-    Raises ``OSError`` if the file cannot be read, and ``ValueError`` if an argument is invalid.
+    Both are valid: they were checked when the command line was parsed.
     """
 
-    def __init__(self, ca: Path | None, name: str | None) -> None:
+    def __init__(self, ca: bytes | None, name: str | None) -> None:
         self.name = name
-        role = ClientTLS(name, ca=ca)
-        self._ca = role.ca  # read once
-        self._roles: dict[tuple[tuple[str, ...], bool], ClientTLS] = {((), True): role}
+        self._ca = ca
+        self._roles: dict[tuple[tuple[str, ...], bool], ClientTLS] = {}
 
     def role(self, alpn: tuple[str, ...], *, verify: bool = True) -> ClientTLS:
         """Return the role that offers these protocols."""

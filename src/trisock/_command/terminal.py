@@ -44,10 +44,11 @@ def _write_all(descriptor: int, data: bytes) -> None:
 
 
 class TerminalText:
-    """Turns what a peer sends into text that is safe on a terminal.
+    """Converts a peer's bytes to text that is safe to show on a terminal.
 
-    Control characters could move the cursor, set the window's title, or make some terminals type.
-    They are escaped, but for line ends and tabs. A carriage return is taken for a line end.
+    A control character can move the cursor, change the window's title, or make some terminals send
+    input to the shell. So each one is escaped, except line feeds and tabs. CRLF and a lone CR
+    become a line feed.
     """
 
     def __init__(self) -> None:

@@ -75,7 +75,7 @@ def parse(url: str) -> Target:
     shown = printable(url)
     if url[:5].lower() == "unix:":
         if not url[5:] or "\0" in url:
-            raise ValueError("a path must follow 'unix:', as in unix:/run/server.sock")
+            raise ValueError(f"'{shown}': a path must follow 'unix:', as in unix:/run/server.sock")
         return Target(shown, Scheme(None, tls=False), path=url[5:])
     name, separator, rest = url.partition("://")
     if not separator:
@@ -85,7 +85,9 @@ def parse(url: str) -> Target:
         )
     scheme = SCHEMES.get(name.lower())
     if scheme is None:
-        raise ValueError(_unknown_scheme(printable(name)))
+        raise ValueError(
+            f"'{_without_user(shown)}': {_unknown_scheme(_without_user(printable(name)))}"
+        )
     if "@" in rest:
         raise ValueError(f"'{_without_user(shown)}' names a user: give the host alone")
     rest = rest.removesuffix("/")
@@ -96,8 +98,29 @@ def parse(url: str) -> Target:
         port = scheme.port
     if port is None:
         raise ValueError(f"'{shown}' has no port, as in {name.lower()}://HOST:PORT")
-    (to_tls_name if scheme.tls else to_ascii_host)(host)
+    try:
+        check_host(host, tls=scheme.tls)
+    except ValueError as exc:
+        raise ValueError(f"'{shown}': {exc}") from None
     return Target(shown, scheme, host, port)
+
+
+def check_host(host: str, *, tls: bool) -> None:
+    """Raise ``ValueError`` unless the host is valid. The text quotes what was typed.
+
+    (The library's own text does not quote a host that may be a key.)
+    """
+    try:
+        (to_tls_name if tls else to_ascii_host)(host)
+    except ValueError as exc:
+        _, words, rest = str(exc).partition(" is not a host name")
+        raise ValueError(f"'{printable(host)}'{words}{rest}") from None
+
+
+def implicit_scheme(target: Target) -> str:
+    """Return the scheme for TLS from the start that corresponds to a scheme with STARTTLS."""
+    name, _, _ = target.url.lower().partition(":")
+    return f"{name}s" if f"{name}s" in SCHEMES else "tls"
 
 
 def _split(rest: str, shown: str) -> tuple[str, int | None]:

@@ -10,7 +10,8 @@ import trio
 
 ItemT = TypeVar("ItemT")
 
-# So many timeouts are kept although no item has them now: a new item is likely to have one of them.
+# How many different timeouts are remembered while no item uses them. A server has few, and its next
+# item is likely to use one of them again.
 _MIN_TIMEOUTS = 16
 
 

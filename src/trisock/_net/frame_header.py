@@ -96,9 +96,11 @@ class FrameHeader:
         """
         bodies: list[bytes] = []
         size, unpack_from = self.size, self._unpack_from
-        while start + size <= stop and len(bodies) < max_frames:
-            (length,) = unpack_from(chunk, start)
+        for _ in range(max_frames):
             body = start + size
+            if body > stop:
+                break
+            (length,) = unpack_from(chunk, start)
             end = body + length
             if end > stop or length > max_bytes:
                 break

@@ -15,7 +15,7 @@ import trio
 
 from .._errors import IdleTimeoutError, ServerClosing
 from .._not_copyable import NotCopyable
-from .._text import set_message
+from .._text import format_seconds, set_message
 from .connection import Connection
 from .descriptor import ReadInterrupted
 
@@ -33,24 +33,25 @@ class IdleBlock(NotCopyable):
     earlier ones.
 
     Attributes:
+      active: whether the block was entered and not left.
       begun: whether bytes of a request have arrived: some were unread when the block began, or a
         read in the block has received some.
     """
 
-    __slots__ = ("_active", "_connection", "_outer", "_timeout", "begun")
+    __slots__ = ("_connection", "_outer", "_timeout", "active", "begun")
 
     def __init__(self, connection: Connection, timeout: float = math.inf) -> None:
         self._connection = connection
         self._timeout = timeout
         self._outer: IdleBlock | None = None
-        self._active = False
+        self.active = False
         self.begun = False
 
     def __enter__(self) -> None:
-        if self._active:
+        if self.active:
             raise RuntimeError("this idle block is already in use: call idle() for each block")
         connection = self._connection
-        self._active = True
+        self.active = True
         self.begun = len(connection.buffer) > 0
         self._outer = connection.idle
         connection.idle = self
@@ -61,7 +62,7 @@ class IdleBlock(NotCopyable):
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._active = False
+        self.active = False
         if self._connection.idle is self:
             self._connection.idle = self._outer
         else:  # another task has entered a later block, and is still in it
@@ -71,13 +72,8 @@ class IdleBlock(NotCopyable):
             assert later is not None
             later._outer = self._outer
         self._outer = None
-        if self._connection.in_idle_read:  # a read of another task looks anew
+        if self._connection.in_idle_read:  # another task's read checks which block it is in now
             self._connection.interrupt_idle_read()
-
-    @property
-    def active(self) -> bool:
-        """Whether the block was entered and not left."""
-        return self._active
 
     def timeout(self) -> float:
         """Return the shortest timeout of this block and the blocks around it."""
@@ -179,6 +175,6 @@ def _server_closing(connection: Connection) -> ServerClosing:
 
 def _idle_timeout(connection: Connection, block: IdleBlock) -> IdleTimeoutError:
     error = IdleTimeoutError(at_boundary=not block.begun)
-    why = f"sent nothing for {block.timeout():g} seconds"
+    why = f"sent nothing for {format_seconds(block.timeout())}"
     set_message(error, f"{connection.peer} {why}", without_peer=f"the peer {why}")
     return connection.transport.remember_failure(error)

@@ -63,6 +63,9 @@ class MessageReceiver(BufferedReceiver):
     ) -> tuple[bytes, Iterator[bytes]]:
         """Wait for a line. Returns it, and an iterator over more lines that have arrived."""
         with self._connection.reading:
+            line = await self._receive_line(delimiter, max_bytes, iterating=True)
+            if line is not None:
+                return (line if keep_ends else line[: -len(delimiter)]), iter(())
             end = await self._find(delimiter, max_bytes, iterating=True)
             lines = self._connection.buffer.take_lines(delimiter, keep_ends, max_bytes)
             self._reads_since_checkpoint += operator.length_hint(lines)
@@ -73,6 +76,9 @@ class MessageReceiver(BufferedReceiver):
     async def _next_list(self, delimiter: bytes, keep_ends: bool, max_bytes: int) -> list[bytes]:
         """Wait for a line. Returns a list of it and more lines that have arrived."""
         with self._connection.reading:
+            line = await self._receive_line(delimiter, max_bytes, iterating=True)
+            if line is not None:
+                return [line if keep_ends else line[: -len(delimiter)]]
             end = await self._find(delimiter, max_bytes, iterating=True)
             lines = self._connection.buffer.take_line_list(delimiter, keep_ends, max_bytes)
             self._reads_since_checkpoint += len(lines)

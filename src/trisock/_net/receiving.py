@@ -67,22 +67,22 @@ class BufferedReceiver(trio.abc.ReceiveStream):
         reading.in_use = True
         try:
             buffer = connection.buffer
-            if not buffer.size:  # the hot path bypasses the buffer
-                idle = connection.idle
-                if idle is None:
-                    chunk = await connection.layer.receive()
-                else:
-                    chunk = await receive_idle(connection, idle)
-                connection.fresh_until = 0.0
-                tls = connection.tls
-                if max_bytes is None and (tls is None or not tls.engine.incoming.pending):
-                    return chunk
-                connection.buffer_received(chunk)
-            elif buffer:
+            buffer.commit_batch()
+            if buffer.size:
                 connection.check_open()
                 await self._buffered_checkpoint()
+                return buffer.take_chunk(max_bytes)
+            idle = connection.idle
+            if idle is None:
+                chunk = await connection.layer.receive()
             else:
-                await self._receive()
+                chunk = await receive_idle(connection, idle)
+            self._reads_since_checkpoint = 0
+            connection.fresh_until = 0.0
+            tls = connection.tls
+            if max_bytes is None and (tls is None or not tls.engine.incoming.pending):
+                return chunk  # the hot path bypasses the buffer
+            connection.buffer_received(chunk)
             return buffer.take_chunk(max_bytes)
         finally:
             reading.in_use = False
@@ -187,7 +187,7 @@ class BufferedReceiver(trio.abc.ReceiveStream):
         wanted = delimiter_bytes(delimiter)
         limit = positive_int("max_bytes", max_bytes)
         with self._connection.reading:
-            return self._connection.buffer.take(await self._find(wanted, limit))
+            return await self._take_until(wanted, limit)
 
     async def recv_line(self, *, delimiter: Buffer = b"\n", max_bytes: int = 65536) -> bytes:
         r"""Return the next line without its delimiter.
@@ -208,7 +208,7 @@ class BufferedReceiver(trio.abc.ReceiveStream):
         wanted = delimiter_bytes(delimiter)
         limit = positive_int("max_bytes", max_bytes)
         with self._connection.reading:
-            line = self._connection.buffer.take(await self._find(wanted, limit))
+            line = await self._take_until(wanted, limit)
         return line[: -len(wanted)]
 
     async def skip_until(self, delimiter: Buffer) -> int:
@@ -251,6 +251,40 @@ class BufferedReceiver(trio.abc.ReceiveStream):
                     )
             buffer.drop(end)
             return dropped + end
+
+    async def _take_until(self, delimiter: bytes, max_bytes: int) -> bytes:
+        """Wait for a delimiter. Take and return everything up to its end."""
+        line = await self._receive_line(delimiter, max_bytes)
+        if line is not None:
+            return line
+        return self._connection.buffer.take(await self._find(delimiter, max_bytes))
+
+    async def _receive_line(
+        self, delimiter: bytes, max_bytes: int, *, iterating: bool = False
+    ) -> bytes | None:
+        """If nothing is unread, receive a chunk. If it is exactly one line, take and return it.
+
+        Otherwise return ``None``, and ``_find`` does the work. A peer that waits for our answer to
+        each of its lines sends such chunks. For them, the buffer and its search would cost as much
+        as the system calls (row line-echo).
+        """
+        connection = self._connection
+        connection.check_open()
+        connection.buffer.commit_batch()
+        if connection.buffer.size:
+            return None
+        chunk = await self._receive_chunk()
+        if not chunk:
+            raise self._incomplete(None, iterating)
+        if (
+            chunk.endswith(delimiter)
+            and chunk.find(delimiter) == len(chunk) - len(delimiter)
+            and len(chunk) <= max_bytes
+            and (connection.tls is None or not connection.tls.engine.incoming.pending)
+        ):
+            return chunk
+        connection.buffer_received(chunk)
+        return None
 
     async def _find(self, delimiter: bytes, max_bytes: int, *, iterating: bool = False) -> int:
         """Wait for a delimiter. Returns the number of bytes up to its end. Consumes nothing."""
@@ -338,12 +372,18 @@ class BufferedReceiver(trio.abc.ReceiveStream):
 
     async def _receive(self) -> bool:
         """Wait for one more chunk and buffer it. Returns False at the end of the stream."""
+        chunk = await self._receive_chunk()
+        self._connection.buffer_received(chunk)
+        return bool(chunk)
+
+    async def _receive_chunk(self) -> bytes:
+        """Wait for one more chunk and return it. The caller must buffer it or pass it on."""
         connection = self._connection
         if connection.idle is None:
             chunk = await connection.layer.receive()
         else:
             chunk = await receive_idle(connection, connection.idle)
-        connection.buffer_received(chunk)
+        self._reads_since_checkpoint = 0  # receive is a full checkpoint
         connection.send_credit = 0
         connection.fresh_until = 0.0
-        return bool(chunk)
+        return chunk

@@ -26,6 +26,7 @@ from collections.abc import Sequence
 import trio
 
 from .._arguments import quoted, seconds_or_inf
+from .._text import format_seconds
 from .connection import Connection
 from .connection_state import ConnectionState
 from .linger import wait_until_acknowledged
@@ -221,7 +222,7 @@ class _Relay:
             return failed[0]
         for each in self._directions:
             if each.state is _State.SENDING:  # the time limit has passed
-                why = f"the peer has accepted no data for {self._limit:g} seconds"
+                why = f"the peer has accepted no data for {format_seconds(self._limit)}"
                 each.fail(each.sink, each.sink.transport.broken(why))
                 return each
         return None

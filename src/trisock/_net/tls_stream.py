@@ -34,6 +34,7 @@ from collections.abc import Sequence
 import trio
 
 from .._errors import TLSError, unraised_copy
+from .._text import format_seconds
 from .._tls.engine import TLSEngine, TLSState
 from .._tls.info import TLSInfo
 from .._tls.records import SEND_SIZE, pieces
@@ -106,8 +107,7 @@ class TLSStream:
     async def handshake(self, deadline: float, timeout: float) -> TLSInfo:
         """Negotiate keys and verify the peer. Raises ``TLSError`` if the handshake fails.
 
-        After a failure or a cancellation the connection is unusable. ``final_bytes`` then returns
-        the bytes to send before closing.
+        After a failure or a cancellation, only ``final_bytes`` is left to send before the close.
         """
         try:
             if deadline == math.inf:  # no scope is cheaper (row tls-handshakes)
@@ -126,7 +126,7 @@ class TLSStream:
 
     def time_out(self, timeout: float) -> None:
         """Make the handshake in progress fail, because it has taken ``timeout`` seconds."""
-        self.engine.fail(f"not finished within {timeout:g} seconds")
+        self.engine.fail(f"not finished within {format_seconds(timeout)}")
         self._transport.wake_tasks()
 
     def _check_sent(self) -> None:
@@ -267,10 +267,10 @@ class TLSStream:
         Of very many records, it returns only the first. Errors and EOF are left to ``receive``.
         """
         records: list[bytes] = []
-        engine, more = self.engine, True
+        engine = self.engine
         with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            while more and engine.can_read and len(records) < _MAX_RECORDS_AHEAD:
-                more = engine.read_batch(records)
+            if engine.can_read:
+                engine.read_batch(records, _MAX_RECORDS_AHEAD)
                 if engine.outgoing.pending:
                     self._flush_responses()
         return records

@@ -50,7 +50,8 @@ class Certificate:
     Anything outside the PEM blocks is ignored. Each certificate is sent once, in the order given.
     Certificates are immutable, compare by value, and never show their key. Copying one returns the
     same object, and pickling one raises ``TypeError``. A server selects a certificate by its DNS
-    names or, if it has no DNS names, by its common name (RFC 6125, section 6.4.4).
+    names or, if it has no DNS names, by its common name. (Many clients refuse such a certificate,
+    also ``ClientTLS``: RFC 9525, section 2.)
     """
 
     __slots__ = ("_chain", "_files", "_password", "_private_key", "key_kind", "names", "not_after")

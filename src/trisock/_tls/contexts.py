@@ -19,6 +19,9 @@ from .certificate import Certificate
 # attacker can make each session 0.7 MB large, so 16 sessions may take 11 MB.
 _MAX_STORED_SESSIONS = 16
 
+# Forward secrecy and AEAD, as RFC 9325, section 4.2, recommends for TLS 1.2.
+_ECDHE = "ECDHE+AESGCM:ECDHE+CHACHA20"
+
 # The environment variables that select the system's trust store.
 SystemTrust = tuple[str | None, str | None]
 
@@ -34,6 +37,7 @@ def client_context(
     alpn_protocols: tuple[str, ...],
     certificate: Certificate | None,
     verify: bool,
+    require_ecdhe: bool,
     trust: SystemTrust | None,  # used only in the cache key
 ) -> ssl.SSLContext:
     if verify:
@@ -42,7 +46,13 @@ def client_context(
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
+    # By default, OpenSSL compares the common name if the subjectAltName has no DNS names. RFC 9525,
+    # section 2, forbids it: any text may be a common name, and authorities do not check it as a
+    # host name.
+    context.hostname_checks_common_name = False
     _set_common(context, alpn_protocols)
+    if require_ecdhe:
+        context.set_ciphers(_ECDHE)
     if certificate is not None:
         certificate.load_into(context)
     return context
@@ -114,8 +124,7 @@ class ServerContexts:
     def _build(self, selected: tuple[Certificate, ...]) -> ssl.SSLContext:
         context = _verifying_context(ssl.Purpose.CLIENT_AUTH, self._client_ca, "client_ca")
         _set_common(context, self._alpn_protocols)
-        # Forward secrecy and AEAD, as RFC 9325, section 4.2, recommends for TLS 1.2.
-        context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")
+        context.set_ciphers(_ECDHE)
         context.options |= ssl.OP_NO_RENEGOTIATION  # RFC 7457, sections 2.6 and 2.10
         if self._client_ca is not None:
             context.verify_mode = (

@@ -290,27 +290,28 @@ class TLSEngine:
             self._enter(TLSState.PEER_CLOSED)
         return data
 
-    def read_batch(self, records: list[bytes]) -> bool:
-        """Append the data of a few received records to ``records``. Return whether more may follow.
+    def read_batch(self, records: list[bytes], max_records: int) -> None:
+        """Append the data of received records to ``records``, until it has ``max_records`` or more.
 
-        After ``close_notify``, ``incoming`` holds the bytes that followed it.
+        Stops after many empty records, and after ``close_notify``: ``incoming`` then holds the
+        bytes that followed it.
         """
-        ciphertext, count = self.incoming.take_many()
-        self._incoming_bio.write(ciphertext)
-        read = self._ssl_object.read
-        data: bytes | None = None
-        for _ in range(count):  # self.read, inlined (benchmark row tls-receive)
-            try:
-                data = read(_RECORD_SIZE)
-            except ssl.SSLError as exc:
-                data = self._read_further(exc)
-            if not data:
-                break
-            records.append(data)
-        if data is not None and not data:
-            self._enter(TLSState.PEER_CLOSED)
-            self.incoming.restart(self._incoming_bio.read())
-        return bool(data)
+        incoming, write, read = self.incoming, self._incoming_bio.write, self._ssl_object.read
+        data: bytes | None
+        while incoming.pending and len(records) < max_records:
+            ciphertext, count = incoming.take_many()
+            write(ciphertext)
+            for _ in range(count):  # self.read, inlined (benchmark row tls-receive)
+                try:
+                    data = read(_RECORD_SIZE)
+                except ssl.SSLError as exc:
+                    data = self._read_further(exc)
+                if not data:
+                    if data is not None:
+                        self._enter(TLSState.PEER_CLOSED)
+                        incoming.restart(self._incoming_bio.read())
+                    return
+                records.append(data)
 
     def _read_further(self, exc: ssl.SSLError) -> bytes | None:
         """Continue a read that raised ``exc``. The usual cause is an empty record."""

@@ -41,8 +41,9 @@ class ClientTLS:
     """The TLS client's role, for ``starttls`` and ``connect(tls=)``. It verifies the server.
 
     Args:
-      server_hostname: the name (or IP address) that the server's certificate must match. The
-        default is the host given to ``connect``.
+      server_hostname: the name (or IP address) that the server's certificate must have in its
+        subjectAltName. A common name does not count (RFC 9525, section 2). The default is the host
+        given to ``connect``.
       ca: the certificates to trust, instead of the system's trust store: in PEM, or the
         ``pathlib.Path`` of a file. Besides roots, they may be intermediates or the server's own
         certificate, because verification stops at a trusted certificate.
@@ -50,6 +51,9 @@ class ClientTLS:
       certificate: the client certificate to send if the server requests one.
       verify: ``False`` accepts any certificate from anybody. The connection is then not protected
         from an attacker in the middle.
+      require_ecdhe: whether to offer, for TLS 1.2, only the cipher suites that ``ServerTLS``
+        accepts: ECDHE, which has forward secrecy, with AES-GCM or ChaCha20-Poly1305 (RFC 9325,
+        section 4.2). TLS 1.3 has no others.
 
     Raises ``ValueError`` or ``TypeError`` if an argument is invalid, and ``OSError`` if the file
     cannot be read. Immutable.
@@ -60,6 +64,7 @@ class ClientTLS:
     alpn_protocols: Sequence[str] = field(default=(), kw_only=True)
     certificate: CertificateLike | None = field(default=None, kw_only=True)
     verify: bool = field(default=True, kw_only=True)
+    require_ecdhe: bool = field(default=False, kw_only=True)
     # Without an annotation this is not a field, so it is not compared, copied, pickled or shown.
     _built = cast("tuple[SystemTrust | None, ssl.SSLContext] | None", None)
 
@@ -72,6 +77,7 @@ class ClientTLS:
         if self.certificate is not None:
             set_field(self, "certificate", to_certificate(self.certificate))
         check_bool("verify", self.verify)
+        check_bool("require_ecdhe", self.require_ecdhe)
         from . import x509  # noqa: F401 (it takes 35 ms to import, which no handshake should wait for)
 
         self._context()
@@ -85,6 +91,7 @@ class ClientTLS:
                 tuple(self.alpn_protocols),
                 cast("Certificate | None", self.certificate),
                 self.verify,
+                self.require_ecdhe,
                 trust,
             )
             set_field(self, "_built", (trust, context))

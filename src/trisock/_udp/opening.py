@@ -175,6 +175,30 @@ async def connect_udp(host: str, port: int) -> UDPSocket:
         del failure  # the traceback refers to this frame
 
 
+def connect_udp_nowait(host: str, port: int, *, broadcast: bool = False) -> UDPSocket:
+    """Do the same as ``connect_udp``, but synchronously. It may be called outside Trio.
+
+    Args:
+      host: an address. A name raises ``ValueError``, because a lookup could block.
+      port: 1 to 65535.
+      broadcast: allow a broadcast address as the peer (``SO_BROADCAST``).
+
+    Returns and raises the same as ``connect_udp``.
+    """
+    name = _check(port, host)
+    if port == 0:
+        raise ValueError(f"a peer's port must be in 1-65535, not 0 (host {quoted(host)})")
+    try:
+        found = socket.getaddrinfo(name, port, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST)
+    except socket.gaierror:
+        raise ValueError(f"connect_udp_nowait needs an address: {quoted(host)}") from None
+    family, _, _, _, sockaddr = found[0]
+    try:
+        return _connect(family, sockaddr, broadcast)
+    except OSError as exc:
+        raise with_message(exc, f"cannot connect to {format_host_port(host, port)}") from exc
+
+
 def _check(port: int, host: str | None) -> bytes | None:
     """Check the arguments, and return the host in the form that the resolver needs."""
     check_port(port, host)
@@ -226,9 +250,11 @@ def _bind(family: int, sockaddr: tuple[Any, ...], both: bool, options: _Options)
         raise
 
 
-def _connect(family: int, sockaddr: tuple[Any, ...]) -> UDPSocket:
+def _connect(family: int, sockaddr: tuple[Any, ...], broadcast: bool = False) -> UDPSocket:
     sock = socket.socket(family, socket.SOCK_DGRAM)
     try:
+        if broadcast:  # before the connect, which a broadcast address needs
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         sock.connect(sockaddr)
         return UDPSocket(sock)
     except BaseException:

@@ -15,11 +15,28 @@ and writes queued before it. The callbacks of one object also run in order. A ca
 an async function. If a callback raises an exception, it is logged and affects nothing else. Leaving
 the ``open_sockets`` block ends everything.
 
+``hs.udp`` is ``hs.socket.udp``, which sends and receives datagrams::
+
+        hs.udp.server(9001, print).receive()
+        hs.udp.new().send("hello", "localhost", 9001)
+
 Received data is ``bytes``. ``str`` is encoded as UTF-8 when sent. hs.socket's log messages go to
-the logger ``trisock.hammerspoon``. Source: Hammerspoon's documentation, page "hs.socket".
-``docs/dialects.md`` lists the differences.
+the logger ``trisock.hammerspoon``. Source: Hammerspoon's documentation, pages "hs.socket" and
+"hs.socket.udp". ``docs/dialects.md`` lists the differences.
 """
 
 from .socket import Callback, Info, ParsedAddress, Socket, Sockets, open_sockets
+from .udp.info import UDPInfo
+from .udp.socket import UDPSocket, UDPSockets
 
-__all__ = ["Callback", "Info", "ParsedAddress", "Socket", "Sockets", "open_sockets"]
+__all__ = [
+    "Callback",
+    "Info",
+    "ParsedAddress",
+    "Socket",
+    "Sockets",
+    "UDPInfo",
+    "UDPSocket",
+    "UDPSockets",
+    "open_sockets",
+]

@@ -6,7 +6,7 @@ No error message quotes an argument: it may be a password, or a key passed as th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeGuard
 
 
@@ -39,11 +39,45 @@ def to_bytes(data: object) -> bytes:
         ) from None
 
 
-def check_callback(fn: Callable[..., object] | None) -> Callable[..., object] | None:
+def check_callback(fn: object) -> Callable[..., object] | None:
     """Return a callback. Raises ``TypeError`` if it cannot be called."""
-    if fn is not None and not callable(fn):
-        raise TypeError(f"a callback must be a function, not {type(fn).__name__}")
-    return fn
+    if fn is None or callable(fn):
+        return fn
+    raise TypeError(f"a callback must be a function, not {type(fn).__name__}")
+
+
+def check_flag(flag: object) -> None:
+    """Raise ``TypeError`` if a flag is not a bool."""
+    if not isinstance(flag, bool):
+        raise TypeError(f"a flag must be True or False, not {type(flag).__name__}")
+
+
+def parse_send(
+    has_peer: bool, arguments: Sequence[object], named: Mapping[str, object]
+) -> tuple[str | None, int, int, Callable[..., object] | None]:
+    """Parse what follows the data of ``hs.socket.udp:send``: ``[host, port][, tag][, fn]``.
+
+    Returns: the host, the port, the tag and the callback. If the object has one peer, the host is
+    ``None``, and the port 0.
+    """
+    names = ["tag", "fn"] if has_peer else ["host", "port", "tag", "fn"]
+    given: dict[str, object] = dict(zip(names, arguments, strict=False))
+    is_mistaken = len(arguments) > len(names) or not given.keys().isdisjoint(named)
+    given.update(named)
+    if is_mistaken or not given.keys() <= {*names}:
+        raise TypeError(f"send takes the data and at most {', '.join(names)}")
+    host, port = given.get("host"), given.get("port")
+    tag, fn = given.get("tag"), given.get("fn")
+    if fn is None and callable(tag):
+        tag, fn = None, tag
+    if not has_peer and not (isinstance(host, str) and is_int(port)):
+        kinds = f"{type(host).__name__}, {type(port).__name__}"
+        raise TypeError(f"it is not connected: send needs a host and a port, not {kinds}")
+    if not (tag is None or is_int(tag)):
+        more = ": it is connected, so send takes no host and port" if isinstance(tag, str) else ""
+        raise TypeError(f"a tag must be an int, not {type(tag).__name__}{more}")
+    tag, fn = -1 if tag is None else tag, check_callback(fn)
+    return (host, port, tag, fn) if isinstance(host, str) and is_int(port) else (None, 0, tag, fn)
 
 
 def check_timeout(timeout: object) -> float:

@@ -32,6 +32,7 @@ from .info import Info, connections_of, info_of
 from .operations import Delivery, Read
 from .queues import logger
 from .sockaddr import ParsedAddress, parse_sockaddr
+from .udp.socket import UDPSockets
 
 __all__ = ["Callback", "Info", "ParsedAddress", "Socket", "Sockets", "open_sockets"]
 
@@ -70,10 +71,12 @@ class Sockets:
 
     Attributes:
       timeout: the timeout (seconds) for the operations of new objects. Negative means no limit.
+      udp: Hammerspoon's ``hs.socket.udp``.
     """
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self.timeout: float = -1
+        self.udp: UDPSockets = UDPSockets(nursery)
         self._nursery = nursery
 
     def new(self, fn: Callback | None = None) -> Socket:

@@ -20,10 +20,12 @@ encoded as UTF-8 when sent.
 
 For type checkers, ``socket`` has blocking calls and ``async_socket`` has calls that are awaited.
 
-Source: Pluto's documentation, page "Socket". ``docs/dialects.md`` lists the differences.
+Source: Pluto's documentation, pages "Socket" and "Scheduler". ``docs/dialects.md`` lists the
+differences.
 """
 
-from .scheduler import scheduler
+from .scheduler import coroutine, scheduler
+from .server import server
 from .socket import async_socket, listener, socket
 
-__all__ = ["async_socket", "listener", "scheduler", "socket"]
+__all__ = ["async_socket", "coroutine", "listener", "scheduler", "server", "socket"]

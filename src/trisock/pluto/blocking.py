@@ -18,6 +18,7 @@ import trio
 
 from .._guard import leaves, log, text
 from .call import Call
+from .intent import Intent
 from .trio_thread import TrioThread
 
 if sys.version_info < (3, 11):  # pragma: no cover (one of the two on each version)
@@ -148,15 +149,15 @@ if TYPE_CHECKING:
 def async_or_blocking(
     undo: Callable[[Any, Any], object] | None = None,
     wrap: Callable[[Coroutine[Any, Any, Any]], object] | None = None,
-    intent: str = "",
+    intent: Callable[[Any], Intent] | None = None,
 ) -> Callable[[Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]], AsyncOrBlocking[P, R]]:
     """Decorate an async method of a RunBound: awaited inside Trio, blocking outside.
 
     Args:
       undo: called with the object and the result if a Ctrl-C kept the result from the caller.
       wrap: wraps the coroutine, inside Trio.
-      intent: the name of the attribute that holds the ``Intent`` of this call. The intent is
-        recorded even if an interrupt keeps the call from starting.
+      intent: returns the object's ``Intent`` for this call. The intent is recorded even if an
+        interrupt keeps the call from starting.
     """
 
     def decorate(method: Callable[..., Coroutine[Any, Any, R]]) -> Any:
@@ -164,9 +165,10 @@ def async_or_blocking(
         def call(self: RunBound, *args: Any, **kwargs: Any) -> object:
             if not self._in_trio():
                 on_not_started = None
-                if intent:
-                    getattr(self, intent).recorded = True
-                    on_not_started = getattr(self, intent).check
+                if intent is not None:
+                    intended = intent(self)
+                    intended.recorded = True
+                    on_not_started = intended.check
                 bound = functools.partial(method, self, *args, **kwargs)
                 blocking = Call(bound, undo and functools.partial(undo, self), on_not_started)
                 try:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-
-import trisock
+from collections.abc import Callable, Iterator
 
 
 class Intent:
@@ -17,14 +15,14 @@ class Intent:
     socket is aborted.
     """
 
-    def __init__(self, sock: trisock.Socket) -> None:
-        self._sock = sock
+    def __init__(self, abort: Callable[[], object]) -> None:
+        self._abort = abort
         self.recorded = self._working = False
 
     def check(self) -> bool:
         """If the call was made but its work never began, abort the socket and return False."""
         if self.recorded and not self._working:
-            self._sock.abort()
+            self._abort()
             return False
         return True
 

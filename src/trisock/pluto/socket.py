@@ -5,9 +5,8 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
-import inspect
 import weakref
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Literal, cast
 
 import trio
@@ -21,71 +20,75 @@ from .blocking import (
     RunBound,
     async_or_blocking,
     background,
-    close_descriptor,
     current_run,
     describe,
     log_reason,
 )
-from .intent import Intent
-from .scheduler import scheduler
+from .scheduler import coroutine, scheduler
+from .server import server
+from .starttls import TLS, TLSOptions, TLSResult
+from .tcp import TCPTransport
 from .trio_thread import ThreadStartError
+from .udp import UDPTransport, connect_udp
+from .where import parse_where
 
 if TYPE_CHECKING:
     from .scheduler import Done
 
-__all__ = ["async_socket", "listener", "scheduler", "socket"]
+Transport = TCPTransport | UDPTransport
 
-TLS = (
-    str
-    | Sequence[trisock.Certificate | Mapping[str, str | bytes]]
-    | trisock.ClientTLS
-    | trisock.ServerTLS
-)
+__all__ = ["async_socket", "coroutine", "listener", "scheduler", "server", "socket"]
 
 # weakref registers its exit handler when the first finalizer is created. We create one now, because
 # exit handlers run in reverse order: the program's exit handlers then run first, and can still use
 # the sockets.
 weakref.finalize(background, len, ())
 
-# These exceptions mean that the connection is over. Pluto reports this without an exception.
-_OVER = (trio.BrokenResourceError, trio.ClosedResourceError)
-
 
 class socket(RunBound):  # noqa: N801 (Pluto's name)
     """A connection, made by ``connect`` for a client, by ``accept`` or ``bind`` for a server.
+
+    ``connect`` and ``udpserver`` also make UDP sockets. Such a socket is not connected: its peer is
+    whom it sends to. Nothing is waited for, encrypted, repeated or put into order.
 
     Garbage collection closes a socket silently. Calls can also be written as on Pluto's page:
     ``socket.send(s, data)``.
     """
 
-    def __init__(self, sock: trisock.Socket, run: Run | None, *, owned: bool = True) -> None:
+    def __init__(self, transport: Transport, run: Run | None) -> None:
         super().__init__(run)
-        self._sock = sock
-        self._to_push_back = b""  # data that could not be pushed back yet
-        self._upgrade, self._closing = Intent(sock), Intent(sock)
-        if owned:  # a Server owns all other sockets, and would crash if we closed their descriptors
-            weakref.finalize(self, close_descriptor, sock.stream.socket)
+        self._transport = transport
 
     def __repr__(self) -> str:
-        return f"<trisock.pluto.{type(self).__name__} {self._sock!r}>"
+        return f"<trisock.pluto.{type(self).__name__} {self._transport!r}>"
 
     @staticmethod
-    def connect(host: str, port: int) -> _Made:
-        """Connect over TCP. Await it inside Trio; it blocks outside.
+    def connect(host: str, port: int, transport: Literal["tcp", "udp"] = "tcp") -> _Made:
+        """Connect over TCP, or open a UDP socket. Await it inside Trio; it blocks outside.
 
         Args:
           host: an IPv4 or IPv6 address, or a name that resolves to one.
           port: the port.
+          transport: ``"tcp"`` or ``"udp"``. With UDP, nothing is sent yet, so a peer that does not
+            exist is no failure. ``recv`` receives only from this peer and those of ``setpeer``, but
+            from anybody if one of them is a multicast or broadcast address.
 
         Returns: a socket, or ``None`` on failure.
 
-        Source: ``socket.connect``.
+        Raises ``TypeError`` or ``ValueError`` if there is no such transport. Source:
+        ``socket.connect``.
         """
+        if not isinstance(transport, str):
+            raise TypeError(f"a transport must be a str, not {describe(transport)}")
+        if transport not in ("tcp", "udp"):
+            raise ValueError("a transport must be 'tcp' or 'udp'")
         run = current_run()
 
         async def make() -> socket | None:
             try:
-                return _wrap(await trisock.connect(host, port), run)
+                if transport == "udp":
+                    return _wrap(await connect_udp(host, port), run)
+                return _wrap(TCPTransport(await trisock.connect(host, port)), run)
             except (OSError, ValueError) as exc:
                 log_reason(exc)
                 return None
@@ -99,50 +102,74 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
             return cast("_Made", None)
 
     @staticmethod
-    def listen(port: int) -> listener | None:
-        """Listen on a port, on all addresses of this machine. Synchronous.
+    def listen(where: int | str) -> listener | None:
+        """Listen for TCP connections. Synchronous.
 
         Args:
-          port: the port; 0 for a free one (see ``listener.port``).
+          where: a port, for all addresses of this machine, or an address and a port, such as
+            ``"1.2.3.4:567"`` or ``"[::1]:567"``. Port 0 takes a free one (see ``listener.port``).
 
         Returns: a listener, or ``None`` on failure, such as a port already in use.
 
         Source: ``socket.listen``.
         """
         try:
-            return listener(trisock.listen_nowait(port), current_run())
+            return listener(_listen(where), current_run())
         except (OSError, ValueError) as exc:
             log_reason(exc)
             return None
 
     @staticmethod
     def bind(
-        sched: scheduler, port: int, handler: Callable[[async_socket], Awaitable[object]]
-    ) -> listener:
+        sched: scheduler, where: int | str, handler: Callable[[async_socket], Awaitable[object]]
+    ) -> server:
         """Serve a port: run ``handler(s)`` in its own task for each client. Synchronous.
 
         The server listens immediately. It serves clients while the scheduler runs, and closes each
         socket when its handler returns. If a handler raises an exception, it is logged on the
-        logger ``trisock.server``.
+        logger ``trisock.server``, and passed to the scheduler's ``errorfunc`` if there is one.
 
         Args:
           sched: the scheduler that runs the server.
-          port: the port; 0 for a free one (see the listener's ``port``).
+          where: a port, or an address and a port, as in ``listen``.
           handler: an async function, or a function that returns an awaitable.
 
-        Returns: the listener. After ``listener.close()``, no more clients are accepted, and the
-        server ends when its last handler has ended.
+        Returns: the coroutine that was added to the scheduler. Its ``close`` ends the server, and
+        its ``port`` is the server's port.
 
-        Raises ``OSError`` if it cannot listen on the port. (Pluto also raises an error.)
-        Source: ``socket.bind``.
+        Raises ``OSError`` or ``ValueError`` if it cannot listen there, and ``TypeError`` for other
+        wrong arguments. Source: ``socket.bind``.
         """
         if not isinstance(sched, scheduler):
             raise TypeError(f"a server runs in a scheduler, not in {describe(sched)}")
         if not callable(handler):
             raise TypeError(f"a handler must be an async function, not {describe(handler)}")
-        bound = listener(trisock.listen_nowait(port), current_run())
-        sched.add(functools.partial(bound._serve, handler))
+        bound = server(_listen(where), handler, _of_server)
+        sched.add(bound)
         return bound
+
+    @staticmethod
+    def udpserver(where: int | str) -> socket | None:
+        """Open a UDP socket that answers. Synchronous.
+
+        ``recv`` returns the next datagram from anybody, and ``send`` then answers its sender.
+        Inside Trio, the result is an ``async_socket``. (For type checkers, call
+        ``async_socket.udpserver`` there.)
+
+        Args:
+          where: a port, or an address and a port, as in ``listen``.
+
+        Returns: the socket, or ``None`` on failure, such as a port already in use.
+
+        Source: ``socket.udpserver``.
+        """
+        try:
+            port, host = parse_where(where)
+            udp = trisock.open_udp_nowait(port, host=host)
+        except (OSError, ValueError) as exc:
+            log_reason(exc)
+            return None
+        return _wrap(UDPTransport(udp, "server"), current_run())
 
     @async_or_blocking()
     async def send(self, data: str | bytes) -> bool:
@@ -150,43 +177,28 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
 
         Returns: whether the data was sent. After ``False``, nothing more can be sent. But data may
         still arrive, so ``isopen`` may still be True, for example after a Ctrl-C interrupted the
-        send. (Pluto's ``send`` returns nothing.) Source: ``socket.send``.
+        send. (Pluto's ``send`` returns nothing.)
+
+        A UDP socket sends one datagram to its peer. False means that this datagram was not sent, as
+        it is too long or there is no route. True does not mean that it arrives. Source:
+        ``socket.send``.
         """
-        try:
-            self._check()
-            await self._sock.send(_to_bytes(data))
-        except _OVER as exc:
-            return self._is_over(exc)
-        return True
+        return await self._transport.send(_to_bytes(data))
 
-    def _unrecv(self, data: bytes | None) -> None:
-        self._to_push_back += data or b""
-        # If another thread is already reading, the next call pushes the data back.
-        with contextlib.suppress(trio.BusyResourceError):
-            self._push_back()
+    def _undo_recv(self, data: bytes | None) -> None:
+        self._transport.undo_recv(data)
 
-    def _push_back(self, more: bytes = b"") -> None:
-        self._check()
-        if self._to_push_back:
-            with contextlib.suppress(*_OVER):  # closed: the data is dropped
-                self._sock.unrecv(self._to_push_back)
-            self._to_push_back = b""
-        if more != b"":
-            self._sock.unrecv(more)
-
-    @async_or_blocking(undo=_unrecv)
+    @async_or_blocking(undo=_undo_recv)
     async def recv(self) -> bytes | None:
         """Return the oldest unread chunk. Await it inside Trio; it blocks outside.
 
         Returns: the data of one read from the kernel or, with TLS, of one record. Returns ``None``
-        when the connection is over. Source: ``socket.recv``.
+        when the connection is over.
+
+        A UDP socket returns one datagram, and ``None`` only when it is closed. Empty datagrams are
+        dropped. Source: ``socket.recv``.
         """
-        try:
-            self._push_back()
-            return await self._sock.recv() or None
-        except _OVER as exc:
-            self._is_over(exc)
-            return None
+        return await self._transport.recv()
 
     @async_or_blocking()
     async def peek(self) -> bytes | None:
@@ -195,12 +207,7 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
         Returns: the chunk, or ``None`` if no data has arrived. Inside Trio, the call must still be
         awaited. Source: ``socket.peek``.
         """
-        try:
-            self._push_back()
-            return await self._sock.peek() or None
-        except _OVER as exc:
-            self._is_over(exc)
-            return None
+        return await self._transport.peek()
 
     def unrecv(self, data: str | bytes) -> None:
         """Push data to the front of the receive buffer: the next ``recv`` returns it. Synchronous.
@@ -208,78 +215,98 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
         If ``starttls`` is called next, it reads the pushed data, such as a ClientHello. After
         ``close``, this does nothing. Source: ``socket.unrecv``.
         """
-        chunk = _to_bytes(data)
-        try:
-            self._call(functools.partial(self._push_back, chunk))
-        except _OVER as exc:
-            self._is_over(exc)
+        self._call(functools.partial(self._transport.unrecv, _to_bytes(data)))
 
-    @async_or_blocking(undo=lambda self, _: self._sock.abort(), intent="_upgrade")
-    async def starttls(self, tls: TLS) -> bool | None:
+    def _undo_starttls(self, result: object) -> None:
+        self._transport.undo_starttls()
+
+    @async_or_blocking(undo=_undo_starttls, intent=lambda self: self._transport.upgrade)
+    async def starttls(self, tls: TLS, options: TLSOptions | None = None) -> TLSResult:
         """Upgrade the connection to TLS. Await it inside Trio; it blocks outside.
 
         Args:
           tls: for a client, the name that the server's certificate must match. For a server, a list
             of certificates, each a mapping with the fields ``chain`` and ``private_key`` (PEM, any
             key type). Any ``tls`` argument of ``trisock.Socket.starttls`` also works.
+          options: a dict. A value of ``None`` means that the option is not set.
+
+            - ``alpn``: a list of protocols to negotiate, in order of preference.
+            - ``early_data`` (for a client): what to send directly after the handshake. (Python's
+              ``ssl`` cannot send it earlier.)
+            - ``require_ecdhe`` (for a client): True to offer only the cipher suites that trisock's
+              servers accept. All of them have ECDHE.
 
         Returns: True on success, False on failure (the socket is then closed), and ``None`` if TLS
-        is already in use.
+        is already in use. With ``alpn``, the result of success is a tuple, ``(True, protocol)``.
+        The protocol is ``None`` if the two sides have none in common.
 
-        A Ctrl-C closes the socket. Invalid certificates raise ``TypeError`` or ``ValueError`` and
-        leave the connection untouched. Source: ``socket.starttls``.
+        A Ctrl-C closes the socket. Invalid certificates and options raise ``TypeError`` or
+        ``ValueError`` and leave the connection untouched. For a UDP socket, the result is False.
+        Source: ``socket.starttls``.
         """
-        with self._upgrade.work():
-            if self._sock.istls():
-                return None
-            try:
-                self._push_back()
-                await self._sock.starttls(tls)
-            except _OVER as exc:
-                await self._sock.close()  # needed if the connection was broken before TLS began
-                return self._is_over(exc)
-            return True
+        return await self._transport.starttls(tls, options)
 
-    @async_or_blocking(intent="_closing")
+    @async_or_blocking(intent=lambda self: self._transport.closing)
     async def close(self) -> None:
         """Close the connection; no sent data is lost. Await it inside Trio; it blocks outside.
 
         Source: ``socket.close``.
         """
-        with self._closing.work():
-            await self._sock.close()
+        await self._transport.close()
 
     def getpeer(self) -> tuple[str, int]:
         """Return the peer's address and port: ``ip, port = s.getpeer()``. Synchronous.
 
-        This works both inside and outside Trio, even after ``close``. Source: ``socket.getpeer``.
+        This works both inside and outside Trio, even after ``close``. For a UDP socket it is whom
+        ``send`` sends to: ``("::", 0)`` if a server has received nothing yet. Source:
+        ``socket.getpeer``.
         """
-        return self._sock.getpeer()
+        return self._transport.getpeer()
+
+    def setpeer(self, ip: str, port: int) -> None:
+        """Send to another peer from now on. For UDP sockets. Synchronous.
+
+        A server's next ``recv`` changes the peer again.
+
+        Args:
+          ip: an IPv4 or IPv6 address, not a name.
+          port: 1 to 65535.
+
+        Raises ``TypeError`` if it is a TCP socket, and ``TypeError`` or ``ValueError`` if an
+        argument is invalid. Source: ``socket.setpeer``.
+        """
+        self._call(functools.partial(self._transport.setpeer, ip, port))
 
     def getside(self) -> Literal["client", "server"]:
         """Return which side of the connection this is. Synchronous. Source: ``socket.getside``."""
-        return self._sock.getside()
+        return self._transport.getside()
 
     def istls(self) -> bool:
         """Return whether the connection is encrypted. Synchronous. Source: ``socket.istls``."""
-        return self._sock.istls()
+        return self._transport.istls()
+
+    def isudp(self) -> bool:
+        """Return whether this is a UDP socket. Synchronous. Source: ``socket.isudp``."""
+        return self._transport.is_udp
+
+    @property
+    def port(self) -> int:
+        """Our own port, which is useful after ``udpserver`` with port 0. (Pluto has neither.)"""
+        return self._transport.port
 
     def isopen(self) -> bool:
         """Return whether the connection is open. Synchronous. Source: ``socket.isopen``."""
-        return self._call(
-            lambda: self._check() and (bool(self._to_push_back) or self._sock.isopen())
-        )
-
-    def _check(self) -> bool:
-        return self._upgrade.check() and self._closing.check()
-
-    def _is_over(self, reason: Exception) -> Literal[False]:
-        log_reason(reason)
-        return False
+        return self._call(self._transport.isopen)
 
 
 class async_socket(socket, InsideTrio):  # noqa: N801 (named like socket)
     """A socket made inside Trio: its calls are awaited."""
+
+    if TYPE_CHECKING:
+
+        @staticmethod
+        def udpserver(where: int | str) -> async_socket | None:
+            """See ``socket.udpserver``."""
 
 
 if TYPE_CHECKING:
@@ -296,8 +323,7 @@ class listener(RunBound):  # noqa: N801 (Pluto's name)
         self._listening = listening
         # accept returns these before it waits for another.
         self._undelivered: collections.deque[socket] = collections.deque()
-        self._serving = self._closed = False
-        self._server: trisock.Server | None = None
+        self._closed = False
         weakref.finalize(self, listening.abort)
 
     def __repr__(self) -> str:
@@ -321,7 +347,7 @@ class listener(RunBound):  # noqa: N801 (Pluto's name)
         """
         accepted = self._undelivered.popleft() if self._undelivered else None
         with contextlib.suppress(trio.ClosedResourceError):
-            accepted = accepted or _wrap(await self._listening.accept(), self._run)
+            accepted = accepted or _wrap(TCPTransport(await self._listening.accept()), self._run)
         return cast("_Made", accepted)
 
     def hasconnection(self) -> bool:
@@ -337,49 +363,28 @@ class listener(RunBound):  # noqa: N801 (Pluto's name)
     async def close(self) -> Done:
         """Stop listening. Await it inside Trio; it blocks outside.
 
-        If the listener was made by ``bind``, this also stops the server, which ends when its last
-        handler has ended. (In Pluto, garbage collection ends the server.)
+        Pluto has no such call: there, garbage collection closes a listener.
         """
         self._closed = True
         self._undelivered.clear()
-        if self._server is not None:
-            self._server.stop(grace=None)
-        if self._server is not None or not self._serving:
-            self._listening.abort()
+        self._listening.abort()
         await trio.lowlevel.checkpoint()
         return cast("Done", None)
 
-    async def _serve(self, handler: Callable[[async_socket], Awaitable[object]]) -> None:
-        """Run the server until it is closed.
 
-        The listener belongs to this run of Trio until then.
-        """
-
-        async def handle(sock: trisock.Socket) -> None:
-            awaitable = handler(async_socket(sock, self._run, owned=False))
-            if not inspect.isawaitable(awaitable):  # a plain function: it has awaited nothing
-                raise TypeError(
-                    "a handler must be an async function: "
-                    f"{describe(handler)} returned nothing to await"
-                )
-            await awaitable
-
-        if self._closed:
-            return
-        self._serving = True
-        bound_in, self._run = self._run, current_run()
-        try:
-            async with trio.open_nursery() as nursery:
-                self._server = await trisock.bind(nursery, self._listening, handle)
-                if self._closed:
-                    self._server.stop(grace=None)
-        finally:
-            self._listening.abort()  # needed if cancelled before the server owned the listener
-            self._run = bound_in
+def _listen(where: int | str) -> trisock.Listener:
+    port, host = parse_where(where)
+    return trisock.listen_nowait(port, host=host)
 
 
-def _wrap(sock: trisock.Socket, run: Run | None) -> socket:
-    return socket(sock, None) if run is None else async_socket(sock, run)
+def _of_server(sock: trisock.Socket) -> async_socket:
+    run = current_run()
+    assert run is not None
+    return async_socket(TCPTransport(sock, owned=False), run)
+
+
+def _wrap(transport: Transport, run: Run | None) -> socket:
+    return socket(transport, None) if run is None else async_socket(transport, run)
 
 
 def _to_bytes(data: str | bytes) -> bytes:

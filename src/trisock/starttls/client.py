@@ -101,12 +101,11 @@ async def upgrade(
     )
     if role.server_side:
         raise TypeError(f"tls must be a TLS client's role, not {type_name(tls)}")
-    if role.server_hostname is None and protocol.startswith("xmpp"):
-        raise ValueError(f"{protocol} needs the server's name: give it in tls")
     check_socket(sock)
     names = Names(_own_name(sock.getlocal()), role.server_hostname)
     _, client = _CLIENTS[protocol]
-    greeting, _ = await run(sock, protocol, _then_quiet(client(names)), tls, seconds)
+    negotiation = client(names)  # raises an error if it needs a name that is missing
+    greeting, _ = await run(sock, protocol, _then_quiet(negotiation), tls, seconds)
     return greeting
 
 

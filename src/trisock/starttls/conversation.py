@@ -1,8 +1,8 @@
 """The vocabulary of a negotiation: what a generator asks of its driver (no I/O).
 
 A negotiation is a generator. It yields one request at a time, and the driver answers with the bytes
-that were received (``b""`` for ``Send``). It returns the greeting once the other side has agreed to
-TLS, and raises ``Refusal`` if TLS must not begin.
+that were received, or with ``b""``. It returns the greeting once the other side has agreed to TLS,
+and raises ``Refusal`` if TLS must not begin.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import re
 from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
+
+from .._errors import StartTLSFailure
 
 CRLF = b"\r\n"
 
@@ -55,11 +57,18 @@ class CheckQuiet:
 
 
 @dataclass(frozen=True)
+class Farewell:
+    """Note what the peer is told if this side must end the session: a stop, or the time limit."""
+
+    data: bytes
+
+
+@dataclass(frozen=True)
 class Offered:
     """Note that the server offers TLS: a later failure does not mean that it does not."""
 
 
-Request: TypeAlias = Send | Line | Exactly | Until | CheckQuiet | Offered
+Request: TypeAlias = Send | Line | Exactly | Until | CheckQuiet | Farewell | Offered
 
 ResultT = TypeVar("ResultT")
 
@@ -88,15 +97,22 @@ class Refusal(Exception):
 
     Attributes:
       why: the reason, for the error's text.
+      kind: the attribute of the ``StartTLSError``.
       offered: whether STARTTLS was offered, or ``None`` if this is unknown.
       reply: the peer's reply, or ``None``. The error's text shows a part of it.
     """
 
     def __init__(
-        self, why: str, *, offered: bool | None = None, reply: bytes | None = None
+        self,
+        why: str,
+        *,
+        kind: StartTLSFailure = "violation",
+        offered: bool | None = None,
+        reply: bytes | None = None,
     ) -> None:
         super().__init__(why)
         self.why = why
+        self.kind: StartTLSFailure = kind
         self.offered = offered
         self.reply = reply
 
@@ -130,24 +146,31 @@ def unexpected(reply: bytes, *, offered: bool | None = None) -> Refusal:
 
 def refused(reply: bytes, *, offered: bool | None = None) -> Refusal:
     """Return the refusal for a server that rejects our request."""
-    return Refusal("the server refused STARTTLS", offered=offered, reply=reply)
+    return Refusal("the server refused STARTTLS", kind="refused", offered=offered, reply=reply)
 
 
 def not_offered(reply: bytes | None = None) -> Refusal:
     """Return the refusal for a server that does not offer STARTTLS."""
-    return Refusal("the server does not offer STARTTLS", offered=False, reply=reply)
+    why = "the server does not offer STARTTLS"
+    return Refusal(why, kind="not offered", offered=False, reply=reply)
 
 
 def unwelcome(greeting: bytes) -> Refusal:
     """Return the refusal for a server that greets us with an error."""
-    return Refusal("the server's greeting is not a welcome", reply=greeting)
+    return Refusal("the server's greeting is not a welcome", kind="refused", reply=greeting)
+
+
+def ended(reply: bytes) -> Refusal:
+    """Return the refusal for a server that ends the session."""
+    return Refusal("the server ended the session", kind="closed", reply=reply)
 
 
 def client_quit() -> Refusal:
     """Return the refusal for a client that ends the session."""
-    return Refusal("the client quit without asking for TLS")
+    return Refusal("the client quit without asking for TLS", kind="refused")
 
 
 def too_many_commands() -> Refusal:
     """Return the refusal for a client that goes on without TLS."""
-    return Refusal(f"the client sent {MAX_COMMANDS} commands without asking for TLS")
+    why = f"the client sent {MAX_COMMANDS} commands without asking for TLS"
+    return Refusal(why, kind="refused")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -15,10 +17,11 @@ from .._errors import (
     StartTLSError,
     blame_peer,
 )
-from .._text import printable, set_message
+from .._text import format_seconds, printable, set_message
 from .conversation import (
     CheckQuiet,
     Exactly,
+    Farewell,
     Line,
     Negotiation,
     Offered,
@@ -69,82 +72,93 @@ async def run(
     deadline = trio.current_time() + timeout
     try:
         greeting = await _negotiate(sock, protocol, negotiation, deadline, timeout)
-        left = max(0.0, deadline - trio.current_time())
+        left = _rounded_down(max(0.0, deadline - trio.current_time()))
         return greeting, await sock.starttls(tls, handshake_timeout=left)
     except BaseException:
         sock.abort()  # changes nothing if the socket is closed already
         raise
 
 
+def _rounded_down(seconds: float) -> float:
+    """Drop digits that nobody wants to read in an error: 58.7431 becomes 58.7."""
+    return math.floor(10 * seconds) / 10 if 1 < seconds < math.inf else seconds
+
+
 async def _negotiate(
     sock: Socket, protocol: str, negotiation: Negotiation, deadline: float, timeout: float
 ) -> bytes:
-    limits = _Limits()
-    failure: StartTLSError | None = None
-    with trio.move_on_at(deadline):
+    progress = _Progress()
+    failure: StartTLSError | ServerClosing | None = None
+    with trio.move_on_at(deadline - _seconds_for_farewell(sock, timeout)):
         try:
-            return await _converse(sock, negotiation, limits)
+            return await _converse(sock, negotiation, progress)
         except Refusal as refusal:
-            failure = _error(sock, protocol, refusal)
+            failure = _error(sock, protocol, refusal, progress)
         except (trio.BrokenResourceError, IncompleteReadError) as exc:
-            failure = _error(sock, protocol, Refusal(_how_it_ended(exc, limits)))
+            ending = Refusal(_how_it_ended(exc, progress), kind="closed")
+            failure = _error(sock, protocol, ending, progress)
             failure.__cause__ = exc
-        except ServerClosing:
-            await sock.aclose()
-            raise
-        await sock.aclose()  # gracefully: a server's last words must arrive
+        except ServerClosing as exc:
+            failure = exc
     if failure is None:
-        why = _what_is_missing(sock, limits)
-        failure = _error(sock, protocol, Refusal(f"{why} within {timeout:g} seconds"))
-    if limits.offered:
-        failure.offered = True
+        why = f"{_what_is_missing(sock, progress)} within {format_seconds(timeout)}"
+        failure = _error(sock, protocol, Refusal(why, kind="timeout"), progress)
+    with trio.move_on_at(deadline):
+        if isinstance(failure, ServerClosing) or failure.kind == "timeout":
+            await _say_farewell(sock, progress)
+        await sock.aclose()  # gracefully: a server's last words must arrive
     try:
         raise failure
     finally:
         del failure  # it refers to this frame, and the frame to it
 
 
-async def _converse(sock: Socket, negotiation: Negotiation, limits: _Limits) -> bytes:
+async def _converse(sock: Socket, negotiation: Negotiation, progress: _Progress) -> bytes:
     """Run a negotiation to its end. Returns the greeting, or raises ``Refusal``."""
     try:
         request = next(negotiation)
         while True:
-            request = negotiation.send(await _perform(sock, request, limits))
+            request = negotiation.send(await _perform(sock, request, progress))
     except StopIteration as stop:
         greeting: bytes = stop.value
         return greeting
 
 
-async def _perform(sock: Socket, request: Request, limits: _Limits) -> bytes:
+async def _perform(sock: Socket, request: Request, progress: _Progress) -> bytes:
     if isinstance(request, Send):
-        limits.spoken = True
+        progress.spoken = True
+        progress.listening = False
         await sock.send(request.data)
         return b""
     if isinstance(request, CheckQuiet):
         await _check_quiet(sock)
         return b""
-    if isinstance(request, Offered):
-        limits.offered = True
+    if isinstance(request, Farewell):
+        progress.farewell = request.data
         return b""
+    if isinstance(request, Offered):
+        progress.offered = True
+        return b""
+    progress.listening = True
     with sock.idle():  # a server that stops need not wait for a client that says nothing
         if isinstance(request, Exactly):
-            limits.check(request.size)
+            progress.check(request.size)
             data = await sock.recv_exactly(request.size)
         else:
-            data = await _delimited(sock, request, limits)
-    limits.received += len(data)
+            data = await _delimited(sock, request, progress)
+    progress.received += len(data)
     return data.removesuffix(b"\n").removesuffix(b"\r") if isinstance(request, Line) else data
 
 
-async def _delimited(sock: Socket, request: Line | Until, limits: _Limits) -> bytes:
+async def _delimited(sock: Socket, request: Line | Until, progress: _Progress) -> bytes:
     delimiter = request.delimiter if isinstance(request, Until) else b"\n"
-    limits.count_line()
-    limits.check(1)
+    progress.count_line()
+    progress.check(1)
     try:
-        return await sock.recv_until(delimiter, max_bytes=min(MAX_LINE, limits.left()))
+        return await sock.recv_until(delimiter, max_bytes=min(MAX_LINE, progress.left()))
     except LimitExceededError as exc:
         if exc.limit < MAX_LINE:
-            limits.check(exc.limit + 1)
+            progress.check(exc.limit + 1)
         raise Refusal(f"the peer sent a line of more than {MAX_LINE} bytes") from None
 
 
@@ -157,18 +171,37 @@ async def _check_quiet(sock: Socket) -> None:
         raise Refusal("unencrypted bytes came behind the last message before TLS")
 
 
-class _Limits:
-    """What the peer has sent.
+def _seconds_for_farewell(sock: Socket, timeout: float) -> float:
+    """Return how much of the time limit a server keeps for its farewell."""
+    return min(1.0, timeout / 10) if sock.getside() == "server" else 0.0
 
-    ``received`` counts the bytes of complete answers. ``spoken``: whether we have sent anything.
-    ``offered``: whether the server has offered TLS.
+
+async def _say_farewell(sock: Socket, progress: _Progress) -> None:
+    # A farewell in the middle of another message would be a part of that message.
+    if progress.listening and progress.farewell:
+        with contextlib.suppress(trio.BrokenResourceError):  # the client has gone
+            await sock.send(progress.farewell)
+
+
+class _Progress:
+    """How far the conversation has come, and the limits of what the peer may send.
+
+    Attributes:
+      received: how many bytes of complete answers have arrived.
+      lines: how many lines were requested.
+      spoken: whether we have sent anything.
+      listening: whether it is the peer's turn: all that we had to say was sent.
+      offered: whether the server has offered TLS.
+      farewell: what we say if we must end the session, or ``b""``.
     """
 
     def __init__(self) -> None:
         self.received = 0
         self.lines = 0
         self.spoken = False
+        self.listening = False
         self.offered = False
+        self.farewell = b""
 
     def left(self) -> int:
         return (MAX_TOTAL if self.spoken else MAX_GREETING) - self.received
@@ -185,24 +218,30 @@ class _Limits:
             raise Refusal(f"the peer sent more than {MAX_LINES} lines, tags or commands")
 
 
-def _what_is_missing(sock: Socket, limits: _Limits) -> str:
+def _what_is_missing(sock: Socket, progress: _Progress) -> str:
     if sock.getside() == "server":
         return "the client did not ask for TLS"
-    return "no complete answer arrived" if limits.received else "nothing arrived"
+    return "no complete answer arrived" if progress.received else "nothing arrived"
 
 
-def _how_it_ended(exc: Exception, limits: _Limits) -> str:
+def _how_it_ended(exc: Exception, progress: _Progress) -> str:
     if isinstance(exc, IncompleteReadError):
-        when = "" if limits.received else " before it said anything"
+        when = "" if progress.received else " before it said anything"
         return f"the peer closed the connection{when}"
     return "the connection broke"
 
 
-def _error(sock: Socket, protocol: str, refusal: Refusal) -> StartTLSError:
+def _error(sock: Socket, protocol: str, refusal: Refusal, progress: _Progress) -> StartTLSError:
     why = refusal.why
     if refusal.reply is not None:
         why += f": {_shown(refusal.reply)}"
-    error = StartTLSError("", protocol=protocol, offered=refusal.offered, reply=refusal.reply)
+    error = StartTLSError(
+        "",
+        protocol=protocol,
+        kind=refusal.kind,
+        offered=True if progress.offered else refusal.offered,
+        reply=refusal.reply,
+    )
     blame_peer(error, sock.socket)
     return set_message(
         error,

@@ -8,6 +8,7 @@ from .conversation import (
     CRLF,
     MAX_COMMANDS,
     CheckQuiet,
+    Farewell,
     Line,
     Names,
     Negotiation,
@@ -16,6 +17,7 @@ from .conversation import (
     Refusal,
     Send,
     client_quit,
+    ended,
     line_with_literals,
     not_offered,
     refused,
@@ -36,7 +38,8 @@ def imap_client(names: Names) -> Negotiation:
     kind = greeting.upper().split(b" ")[:2]
     if kind == [b"*", b"PREAUTH"]:
         # STARTTLS is impossible once the client is authenticated (RFC 9051, section 7.1.4).
-        raise Refusal("the server has authenticated us already", offered=False, reply=greeting)
+        why = "the server has authenticated us already"
+        raise Refusal(why, kind="not offered", offered=False, reply=greeting)
     if kind != [b"*", b"OK"]:
         raise unwelcome(greeting)
     yield Send(b"a1 CAPABILITY" + CRLF)
@@ -56,7 +59,8 @@ def imap_client(names: Names) -> Negotiation:
 
 
 def imap_server(names: Names) -> Negotiation:
-    """Offer TLS, and refuse a login without it (RFC 9051, sections 6.2.1 and 6.2.3)."""
+    """Offer TLS, and refuse a login without it (RFC 9051, sections 6.2.1, 6.2.3 and 7.1.5)."""
+    yield Farewell(b"* BYE the server ends the session\r\n")
     yield Send(b"* OK [CAPABILITY " + _CAPABILITIES + b"] ready\r\n")
     for _ in range(MAX_COMMANDS):
         line = yield Line()
@@ -78,7 +82,7 @@ def imap_server(names: Names) -> Negotiation:
             yield Send(tag + b" OK done\r\n")
         elif command.endswith(b"+}"):  # a literal follows at once, and is not a command
             yield Send(b"* BYE no literals without TLS\r\n")
-            raise Refusal("the client sent a literal without TLS")
+            raise Refusal("the client sent a literal without TLS", kind="refused")
         else:
             yield Send(tag + b" NO [PRIVACYREQUIRED] STARTTLS first\r\n")
     yield Send(b"* BYE STARTTLS first\r\n")
@@ -95,7 +99,7 @@ def _responses(tag: bytes) -> Part[tuple[bytes, list[bytes]]]:
         if not response.startswith(b"* "):
             raise unexpected(response)
         if response[:5].upper() == b"* BYE":
-            raise Refusal("the server ended the session", reply=response)
+            raise ended(response)
         untagged.append(response)
 
 

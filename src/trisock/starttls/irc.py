@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .conversation import CRLF, Line, Names, Negotiation, Refusal, Send, refused
+from .conversation import CRLF, Line, Names, Negotiation, Send, ended, not_offered, refused
 
 _UNKNOWN_COMMAND = b"421"
 
@@ -24,6 +24,8 @@ def irc_client(names: Names) -> Negotiation:
         if command == b"PING" and b"\r" not in line:
             yield Send(b"PONG " + b" ".join(words[1:]) + CRLF)
         elif command == b"ERROR":
-            raise Refusal("the server ended the session", reply=line)
+            raise ended(line)
+        elif command == _UNKNOWN_COMMAND:
+            raise not_offered(line)
         elif command[:1] in (b"4", b"6") and command.isdigit():
-            raise refused(line, offered=False if command == _UNKNOWN_COMMAND else None)
+            raise refused(line)

@@ -35,7 +35,7 @@ def mysql_client(names: Names) -> Negotiation:
     """
     header, packet = yield from _packet()
     if packet[:1] == b"\xff":
-        raise Refusal("the server refused the connection", reply=packet[3:])
+        raise Refusal("the server refused the connection", kind="refused", reply=packet[3:])
     # Version 10, the server's version as text, then a NUL, a thread number (4 bytes), a salt (8), a
     # filler (1), and the lower 16 flags. If there is more: charset (1), status (2), upper flags.
     start = packet.find(b"\0") + 14

@@ -38,7 +38,7 @@ def postgres_client(names: Names) -> Negotiation:
         raise not_offered(reply)
     if reply == b"E":
         # Nobody has authenticated the text of this ErrorResponse (CVE-2024-10977): do not read it.
-        raise Refusal("the server answered with an error", reply=reply)
+        raise Refusal("the server answered with an error", kind="refused", reply=reply)
     if reply != b"S":
         raise unexpected(reply)
     return b""
@@ -61,9 +61,9 @@ def postgres_server(names: Names) -> Negotiation:
         if message[:1] == b"\x16":
             raise Refusal("the client began TLS without a request")
         if message[4:] == _CANCEL_REQUEST:
-            raise Refusal("the client sent a CancelRequest without TLS")
+            raise Refusal("the client sent a CancelRequest without TLS", kind="refused")
         if message[4:6] == b"\0\3":  # a StartupMessage of version 3
             yield Send(_TLS_REQUIRED)
-            raise Refusal("the client began a session without TLS")
+            raise Refusal("the client began a session without TLS", kind="refused")
         raise Refusal("the client does not speak PostgreSQL's protocol")
     raise too_many_commands()

@@ -45,8 +45,12 @@ async def accept(
     """Speak the server's part until the client asks for TLS, then start TLS.
 
     Call it at the start of a handler. It sends the greeting, offers STARTTLS, and refuses every
-    command that needs TLS, in the protocol's own words. The session begins anew under TLS, without
-    a second greeting: SMTP's client sends ``EHLO`` again.
+    command that needs TLS, in the protocol's own words. There is no second greeting under TLS: the
+    client speaks first there (in SMTP, it sends ``EHLO`` again).
+
+    If the server stops, or the time is over, SMTP and LMTP clients are told by a reply 421 and IMAP
+    clients by ``BYE`` (RFC 5321, section 3.8; RFC 9051, section 7.1.5). The last tenth of the time
+    limit, or its last second if that is less, is kept for this.
 
     Args:
       sock: a new connection in plain text.
@@ -62,8 +66,8 @@ async def accept(
     Raises:
       StartTLSError: the client quit, sent 20 commands without asking for TLS, broke the rules, was
         silent for too long, or ended the connection. The socket is closed, after the reply that the
-        protocol has for this, if the client was not silent. In a handler of ``bind``, this is one
-        line in the log, as with all errors that a peer can cause.
+        protocol has for this. In a handler of ``bind``, this is one line in the log, as with all
+        errors that a peer can cause.
       TLSError: the handshake failed. The socket is closed.
       ServerClosing: the server is stopping, and the client has not asked for TLS. The socket is
         closed.
@@ -83,7 +87,8 @@ async def accept(
     check_protocol(protocol, _SERVERS)
     seconds = seconds_or_inf("timeout", timeout)
     own = _own_name(hostname)
-    role = resolve_role(tls, server_hostname=None, connected_host=None, side=sock.getside())
+    # A server verifies no host name. This one lets a client's role get as far as its refusal.
+    role = resolve_role(tls, server_hostname=None, connected_host="client", side=sock.getside())
     if not role.server_side:
         raise TypeError(f"tls must be a TLS server's role, not {type_name(tls)}")
     check_socket(sock)

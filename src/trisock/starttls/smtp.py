@@ -6,6 +6,7 @@ from .conversation import (
     CRLF,
     MAX_COMMANDS,
     CheckQuiet,
+    Farewell,
     Line,
     Names,
     Negotiation,
@@ -44,7 +45,8 @@ def _client(names: Names, hello: bytes) -> Negotiation:
     if code in _NO_EXTENSIONS:
         raise not_offered(CRLF.join(lines))
     if code != b"250":
-        raise Refusal(f"the server refused {hello.decode()}", reply=CRLF.join(lines))
+        why = f"the server refused {hello.decode()}"
+        raise Refusal(why, kind="refused", reply=CRLF.join(lines))
     # The first line holds the server's name, and each other line a keyword (RFC 5321, 4.1.1.1).
     if not any(line[4:].strip().upper() == b"STARTTLS" for line in lines[1:]):
         raise not_offered()
@@ -67,6 +69,8 @@ def lmtp_server(names: Names) -> Negotiation:
 
 
 def _server(names: Names, service: bytes, hellos: tuple[bytes, ...]) -> Negotiation:
+    # RFC 5321, section 3.8: a server that ends the session sends 421 first.
+    yield Farewell(b"421 %b Service closing transmission channel\r\n" % names.own)
     yield Send(b"220 %b %b\r\n" % (names.own, service))
     for _ in range(MAX_COMMANDS):
         line = yield Line()

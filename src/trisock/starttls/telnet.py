@@ -18,7 +18,7 @@ _FOLLOWS = b"\x01"
 
 
 def telnet_client(names: Names) -> Negotiation:
-    """Ask for TLS by the option START_TLS (draft-altman-telnet-starttls-02, section 4).
+    """Ask for TLS by the option START_TLS (draft-altman-telnet-starttls-02).
 
     The greeting is empty. Text and other options of the server are read and dropped. Other options
     are refused until we have announced TLS.

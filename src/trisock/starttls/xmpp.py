@@ -14,6 +14,7 @@ from .conversation import (
     Refusal,
     Send,
     Until,
+    ended,
     not_offered,
     refused,
     unexpected,
@@ -26,17 +27,17 @@ _TLS = "urn:ietf:params:xml:ns:xmpp-tls "
 
 def xmpp_client(names: Names) -> Negotiation:
     """Ask for TLS as a client (RFC 6120, section 5.4)."""
-    return _negotiate(names, "jabber:client")
+    return _negotiate(_domain("xmpp", names), "jabber:client")
 
 
 def xmpp_server_client(names: Names) -> Negotiation:
     """Ask for TLS as a server that connects to another one (RFC 6120, section 5.4)."""
-    return _negotiate(names, "jabber:server")
+    return _negotiate(_domain("xmpp-server", names), "jabber:server")
 
 
-def _negotiate(names: Names, namespace: str) -> Negotiation:
+def _negotiate(domain: str, namespace: str) -> Negotiation:
     header = (
-        f"<?xml version='1.0'?><stream:stream to='{_domain(names.server or '')}' version='1.0' "
+        f"<?xml version='1.0'?><stream:stream to='{domain}' version='1.0' "
         f"xmlns='{namespace}' xmlns:stream='http://etherx.jabber.org/streams'>"
     )
     yield Send(header.encode())
@@ -55,12 +56,17 @@ def _negotiate(names: Names, namespace: str) -> Negotiation:
     return b""
 
 
-def _domain(name: str) -> str:
-    """Return the form that XMPP uses: U-labels instead of A-labels (RFC 7622, section 3.2)."""
+def _domain(protocol: str, names: Names) -> str:
+    """Return the server's name with U-labels instead of A-labels (RFC 7622, section 3.2).
+
+    Raises ``ValueError`` if the name is unknown.
+    """
+    if names.server is None:
+        raise ValueError(f"{protocol} needs the server's name: give it in tls")
     try:
-        return idna.decode(name)
+        return idna.decode(names.server)
     except UnicodeError:  # an IPv6 address, or a name that IDNA does not know
-        return name
+        return names.server
 
 
 class _Stream:
@@ -105,7 +111,7 @@ class _Stream:
         while depth or not names:
             event = yield from self._event()
             if event is None and not depth:
-                raise Refusal("the server ended the stream", reply=self.received)
+                raise ended(self.received)
             if event is not None and depth < 2:
                 names.append(event[0])
             depth += -1 if event is None else 1

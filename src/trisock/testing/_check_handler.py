@@ -12,6 +12,7 @@ import trio
 
 from .. import ClientTLS, Handler, ServerTLS, Socket, TLSArgument, bind
 from .._guard import text
+from .._text import format_seconds
 from . import _flooding_clients
 from . import _hostile_clients as clients
 from ._logged_errors import LoggedErrors
@@ -281,7 +282,7 @@ class _Check:
         with self._watchdog.limit(seconds) as scope:
             await function(session)
         if scope.cancelled_caught:
-            raise AssertionError(f"{session.waiting} (waited {seconds:g} seconds)")
+            raise AssertionError(f"{session.waiting} (waited {format_seconds(seconds)})")
 
     async def _stop(self, session: Session) -> None:
         """Cancel the handlers that are left. Give up those that still do not end."""
@@ -296,9 +297,8 @@ class _Check:
     ) -> None:
         """Raise the fault that is closest to the cause."""
         if watched.is_stuck:
-            raise AssertionError(
-                f"the handler ran for {self._profile.timeout:g} seconds without a checkpoint"
-            )
+            ran = format_seconds(self._profile.timeout)
+            raise AssertionError(f"the handler ran for {ran} without a checkpoint")
         if errors and not watched.is_abandoned:
             name = type(errors[0]).__name__
             raise AssertionError(f"the handler raised {name}: {text(errors[0])}") from errors[0]

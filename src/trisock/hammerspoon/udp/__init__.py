@@ -1,0 +1,1 @@
+"""Hammerspoon's ``hs.socket.udp``. The public names are in ``trisock.hammerspoon``."""

@@ -1,0 +1,138 @@
+"""Receiving: which datagrams the read callback of an hs.socket.udp object gets, and when."""
+
+from __future__ import annotations
+
+import enum
+import inspect
+import logging
+from collections.abc import Callable
+
+import trio
+
+import trisock
+
+from ..._guard import log
+from ..callbacks import PendingCallbacks
+from ..queues import logger
+from ..sockaddr import pack_sockaddr
+from .settings import Settings, version_of
+
+
+class Mode(enum.Enum):
+    """How many datagrams the callback gets."""
+
+    PAUSED = enum.auto()
+    ONE = enum.auto()  # one datagram, and then PAUSED
+    CONTINUOUS = enum.auto()
+
+
+class Receiving:
+    """Receives datagrams, one at a time, and calls the read callback with each.
+
+    The next datagram is received when the callback of the last one has ended. All others wait in
+    the kernel's buffer, which is bounded. So a change of the mode or the callback also applies to
+    datagrams that have already arrived.
+
+    Args:
+      owner: the object, for the log.
+      get_socket: returns the socket, or ``None`` while there is none.
+      settings: the object's settings.
+      callbacks: the object's queued callbacks.
+      report: called with an error of the socket.
+
+    Invariant: ``_received`` is a datagram whose callback has not begun.
+    """
+
+    def __init__(
+        self,
+        owner: object,
+        get_socket: Callable[[], trisock.UDPSocket | None],
+        settings: Settings,
+        callbacks: PendingCallbacks,
+        report: Callable[[Exception], None],
+    ) -> None:
+        self._owner = owner
+        self._get_socket = get_socket
+        self._settings = settings
+        self._callbacks = callbacks
+        self._report = report
+        self._mode = Mode.PAUSED
+        self._received: tuple[bytes, bytes] | None = None
+        self._changed = trio.lowlevel.ParkingLot()
+        self._wait = trio.CancelScope()
+
+    # ---- synchronous calls ----
+
+    def set_mode(self, mode: Mode) -> None:
+        """Replace the mode."""
+        self._mode = mode
+        self.restart()
+
+    def restart(self) -> None:
+        """Look again at the mode, the settings and the socket, because one of them has changed."""
+        self._wait.cancel()
+        self._changed.unpark_all()
+
+    def drop(self) -> None:
+        """Drop a datagram whose callback has not begun, because the socket has been replaced."""
+        self._received = None
+        self.restart()
+
+    # ---- in the background ----
+
+    async def run(self) -> None:
+        """Receive, forever."""
+        while True:
+            sock = self._get_socket()
+            if sock is None or not self._is_wanted():
+                await self._changed.park()
+            elif self._received is not None:
+                await self._call_back()
+            else:
+                await self._receive(sock)
+
+    def _is_wanted(self) -> bool:
+        return self._mode is not Mode.PAUSED and self._settings.callback is not None
+
+    async def _receive(self, sock: trisock.UDPSocket) -> None:
+        """Wait for a datagram, or for ``restart``."""
+        sizes = self._settings.buffer_size
+        with trio.CancelScope() as self._wait:
+            try:
+                # Which version the next datagram has is not known, so shorten it afterwards.
+                datagram = await sock.recv(max(1, *sizes.values()))
+            except (OSError, trio.ClosedResourceError) as exc:
+                # An ICMP error of an earlier send: the socket stays usable. Or ``connect`` has
+                # replaced the socket.
+                if isinstance(exc, OSError):
+                    self._report(exc)
+                await trio.lowlevel.checkpoint()
+            else:
+                size = sizes[version_of(datagram.address.host)]
+                if size:  # with a size of 0, hs.socket.udp drops the datagram
+                    log(logger, logging.DEBUG, "%r: data read", self._owner)
+                    self._received = datagram.data[:size], pack_sockaddr(datagram.address)
+
+    async def _call_back(self) -> None:
+        """Call the read callback, behind the queued callbacks, and wait until it has ended."""
+        ended = trio.Event()
+
+        async def call() -> None:
+            try:
+                # Queued callbacks may have changed the mode or cleared the callback.
+                if self._received is not None and self._is_wanted():
+                    awaitable = self._deliver(*self._received)
+                    if inspect.isawaitable(awaitable):
+                        await awaitable
+            finally:
+                ended.set()
+
+        self._callbacks.put(call)
+        await ended.wait()
+
+    def _deliver(self, data: bytes, sockaddr: bytes) -> object:
+        assert self._settings.callback is not None
+        self._received = None
+        if self._mode is Mode.ONE:
+            self._mode = Mode.PAUSED
+        return self._settings.callback(data, sockaddr)

@@ -1,0 +1,77 @@
+"""What a program has set on an hs.socket.udp object, and the choice of an address by it. No I/O."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+
+# hs.socket.udp's limits for setBufferSize, by IP version, and the limit of a new object.
+MAX_BUFFER_SIZE = {4: 65535, 6: 4294967295}
+_DEFAULT_BUFFER_SIZE = 9216
+
+VERSIONS = (4, 6)
+
+
+@dataclass
+class Settings:
+    """The settings of an object. They stay when the object is closed.
+
+    Attributes:
+      timeout: seconds that a send may take. Negative means no limit.
+      callback: the read callback.
+      broadcast: whether it may send to broadcast addresses.
+      reuse_port: whether it shares its port with other sockets.
+      enabled: the IP versions that it uses.
+      preferred: the IP version to choose if a host has both; ``None`` means the first one.
+      buffer_size: by IP version, the maximum number of bytes of a datagram that it receives.
+    """
+
+    timeout: float
+    callback: Callable[..., object] | None
+    broadcast: bool = False
+    reuse_port: bool = False
+    enabled: set[int] = field(default_factory=lambda: set(VERSIONS))
+    preferred: int | None = None
+    buffer_size: dict[int, int] = field(
+        default_factory=lambda: dict.fromkeys(VERSIONS, _DEFAULT_BUFFER_SIZE)
+    )
+
+    def set_buffer_size(self, size: int, version: object) -> None:
+        """Set the buffer size of one IP version, or of both. Other values mean the maximum."""
+        for each in [version] if version in VERSIONS else VERSIONS:
+            limit = MAX_BUFFER_SIZE[each]
+            self.buffer_size[each] = size if 0 <= size <= limit else limit
+
+    def host_to_bind(self) -> str | None:
+        """Return the local host that stands for all addresses of the enabled IP versions.
+
+        Raises ``ValueError`` if no IP version is enabled.
+        """
+        if not self.enabled:
+            raise ValueError("IPv4 and IPv6 are both disabled")
+        if len(self.enabled) == 1:
+            return "0.0.0.0" if 4 in self.enabled else "::"  # noqa: S104
+        return None
+
+
+def version_of(host: str) -> int:
+    """Return the IP version of an address."""
+    return 6 if ":" in host else 4
+
+
+def choose_host(hosts: Sequence[str], versions: Collection[int], preferred: int | None) -> str:
+    """Return the address to use, of all the addresses of a host.
+
+    Args:
+      hosts: the addresses, in the order of the lookup.
+      versions: the IP versions that can be used.
+      preferred: the preferred IP version, or ``None`` to keep the order.
+
+    Raises ``OSError`` (``EAFNOSUPPORT``) if no address can be used.
+    """
+    usable = [host for host in hosts if version_of(host) in versions]
+    if not usable:
+        found = " and ".join(f"IPv{version}" for version in sorted({*map(version_of, hosts)}))
+        raise OSError(errno.EAFNOSUPPORT, f"the host has only {found}, which is not available")
+    return next((host for host in usable if version_of(host) == preferred), usable[0])

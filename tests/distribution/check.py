@@ -1,0 +1,168 @@
+"""Check the wheel and the sdist in ``dist``: what they contain, and that they work.
+
+    python tests/distribution/check.py [PYTHON ...]
+
+``nox -s build`` makes the two files and calls this with each installed Python. The wheel is
+installed in a fresh environment on each Python, without an extra and with each extra, and
+``installed.py`` runs in each environment. The sdist is unpacked. On the last Python, all of its
+tests are collected and some of them run, with the wheel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import functools
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+INSTALLED = Path(__file__).parent / "installed.py"
+PACKAGE = ROOT / "src"
+
+# Fast tests. Some need files that are not in the wheel, such as the documentation.
+SOME_TESTS = [
+    "tests/net/test_address.py",
+    "tests/net/test_lines.py",
+    "tests/tls/test_engine.py",
+    "tests/project/test_api.py",
+    "tests/project/test_floors.py",
+    "tests/project/test_reliability.py",
+]
+
+# This program and its children must not find the trisock of this directory.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("pythons", nargs="*", default=[sys.executable])
+    pythons: list[str] = parser.parse_args().pythons
+    (wheel,) = (ROOT / "dist").glob("*.whl")
+    (sdist,) = (ROOT / "dist").glob("*.tar.gz")
+    check_wheel(wheel)
+    check_sdist(sdist)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for python in pythons:
+            download(wheel, python, folder)
+        jobs = [
+            functools.partial(check_installed, wheel, python, extra, folder)
+            for python in pythons
+            for extra in ["", *extras_of(wheel)]
+        ]
+        jobs.append(functools.partial(check_tests, wheel, sdist, pythons[-1], folder))
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as executor:
+            try:
+                for job in concurrent.futures.as_completed(map(executor.submit, jobs)):
+                    print(job.result(), flush=True)
+            except SystemExit:
+                executor.shutdown(cancel_futures=True)
+                raise
+
+
+# ---- what they contain ----
+
+
+def check_wheel(wheel: Path) -> None:
+    """The wheel contains the package, and nothing else."""
+    with zipfile.ZipFile(wheel) as archive:
+        found = {name for name in archive.namelist() if ".dist-info/" not in name}
+    package = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert "trisock/py.typed" in found
+    assert found == package, f"{wheel.name}: {sorted(found ^ package)}"
+
+
+def check_sdist(sdist: Path) -> None:
+    """The sdist contains what git knows, and nothing else."""
+    with tarfile.open(sdist) as archive:
+        members = [Path(member.name) for member in archive if member.isfile()]
+    found = {path.relative_to(path.parts[0]).as_posix() for path in members} - {"PKG-INFO"}
+    if (ROOT / ".git").exists():
+        listed = run(["git", "ls-files", "-z"], ROOT).split("\0")
+        known = {name for name in listed if name and (ROOT / name).exists()}
+        assert found == known, f"{sdist.name}: {sorted(found ^ known)}"
+
+
+def extras_of(wheel: Path) -> list[str]:
+    """Return the extras of the wheel, without ``tests``."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = Parser().parsestr(archive.read(name).decode())
+    return [extra for extra in metadata.get_all("Provides-Extra", []) if extra != "tests"]
+
+
+# ---- whether they work ----
+
+
+def download(wheel: Path, python: str, folder: Path) -> None:
+    """Download what the wheel needs on this Python, once for all environments."""
+    environment = new_environment(python, folder / f"download-{python}")
+    extras = ",".join(["tests", *extras_of(wheel)])
+    pip(environment, "download", "--dest", str(folder / "wheels"), f"{wheel}[{extras}]")
+
+
+def check_installed(wheel: Path, python: str, extra: str, folder: Path) -> str:
+    """The wheel works with this extra, and says what is missing of the others."""
+    environment = new_environment(python, folder / f"{python}-{extra}")
+    install(environment, f"{wheel}[{extra}]" if extra else str(wheel), folder)
+    run([str(environment), "-I", str(INSTALLED), extra], folder)
+    return f"{python}, {f'the extra {extra}' if extra else 'no extra'}: works"
+
+
+def check_tests(wheel: Path, sdist: Path, python: str, folder: Path) -> str:
+    """The sdist can run its tests."""
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder / "sdist")
+    (unpacked,) = (folder / "sdist").iterdir()
+    environment = new_environment(python, folder / f"{python}-tests")
+    install(environment, f"{wheel}[tests]", folder)
+    pytest = [str(environment), "-m", "pytest", "-q", "-n", "0"]
+    collected = run([*pytest, "--collect-only", "-m", ""], unpacked).splitlines()[-1]
+    passed = run([*pytest, *SOME_TESTS], unpacked).splitlines()[-1]
+    return f"{python}, the tests of the sdist: {collected.strip('= ')}; {passed.strip('= ')}"
+
+
+def new_environment(python: str, folder: Path) -> Path:
+    """Make a virtual environment and return its Python."""
+    run([python, "-m", "venv", "--without-pip", str(folder)], ROOT)
+    return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def install(environment: Path, requirement: str, folder: Path) -> None:
+    options = ["--no-compile", "--no-index", "--find-links", str(folder / "wheels")]
+    pip(environment, "install", *options, requirement)
+
+
+def pip(environment: Path, *arguments: str) -> None:
+    run([sys.executable, "-m", "pip", "--quiet", "--python", str(environment), *arguments], ROOT)
+
+
+def run(command: list[str], folder: Path) -> str:
+    """Run a command, and return its output. If it fails, end this program and show the output."""
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise SystemExit(f"failed: {' '.join(command)}\n{done.stdout}")
+    return done.stdout
+
+
+if __name__ == "__main__":
+    main()

@@ -76,6 +76,9 @@ SMOKE = [
     "tests/tls/test_records.py",
 ]
 
+# mypy checks the snippets of the documentation.
+SNIPPETS = "tests/project/test_page_snippets.py"
+
 INSTALLED = [each for each in PYTHONS if shutil.which(f"python{each}")]
 
 
@@ -129,7 +132,7 @@ def coverage(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Ruff, mypy and pyright. GitHub's workflow and issue forms match their schemas."""
+    """Ruff, mypy (also for the snippets in the docs), pyright. GitHub files match their schemas."""
     session.install(
         "-e", ".[tests]", "nox", *nox.project.dependency_groups(PROJECT, "lint", "bench")
     )
@@ -139,6 +142,7 @@ def lint(session: nox.Session) -> None:
     for platform in ("darwin", "win32"):
         session.run("mypy", "--platform", platform, "src")
     session.run("pyright")
+    session.run("python", "-m", "pytest", "-n", "0", "-k", "type_check", SNIPPETS)
     github = Path(".github")
     forms = [path for path in github.glob("ISSUE_TEMPLATE/*.yml") if path.stem != "config"]
     for schema, files in [
@@ -235,7 +239,7 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """The docs, as HTML in docs/_build."""
-    session.install("-e", ".", *nox.project.dependency_groups(PROJECT, "docs"))
+    session.install("-e", ".[gunicorn]", *nox.project.dependency_groups(PROJECT, "docs"))
     shutil.rmtree(Path("docs/_build"), ignore_errors=True)
     session.run("sphinx-build", "-W", "--keep-going", "docs", "docs/_build")
 

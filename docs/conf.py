@@ -1,11 +1,51 @@
 """How Sphinx builds the docs: ``nox -s docs``."""
 
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import trisock.starttls.client
+import trisock.starttls.server
+
+# These two import some names for type checkers only. Sphinx resolves their annotations with these.
+for module in (trisock.starttls.client, trisock.starttls.server):
+    for name in ("Address", "Socket", "TLSArgument", "TLSInfo"):
+        vars(module).setdefault(name, getattr(trisock, name))
+
 project = "trisock"
-author = "the trisock developers"
+author = project_copyright = "the trisock developers"
+release = trisock.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
+html_title = "trisock"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 napoleon_google_docstring = True
 myst_heading_anchors = 3
+python_maximum_signature_line_length = 88
+
+
+def mark_returns(*arguments: Any) -> None:
+    """Make a field of ``Returns: ...`` on one line, which napoleon takes for a paragraph.
+
+    A paragraph in the middle would split the fields, and Sphinx would list the parameters twice.
+    """
+    lines: list[str] = arguments[-1]
+    inside = False
+    for number, line in enumerate(lines):
+        if re.match(r"Returns: \S", line):
+            lines[number] = f":returns: {line.removeprefix('Returns: ')}"
+            inside = True
+        elif inside and line.strip():
+            lines[number] = f"  {line}"
+        else:
+            inside = False
+
+
+def setup(app: Any) -> None:
+    """Connect the function above. Sphinx calls this."""
+    app.connect("autodoc-process-docstring", mark_returns, priority=400)  # before napoleon

@@ -24,10 +24,12 @@ import sys
 from dataclasses import dataclass
 from email.utils import formatdate
 from http import HTTPStatus
+from pathlib import Path
 
 import trio
 
 import trisock
+from trisock.testing import Authority
 
 MAX_HEAD = 16 * 1024  # bytes in the request line and header
 MAX_BODY = 1024 * 1024  # bytes
@@ -194,15 +196,12 @@ async def serve(host: str, port: int, tls: trisock.ServerTLS) -> None:
 def create_test_certificate(ca_file: str | None) -> trisock.Certificate:
     """Create a certificate for localhost. If ``ca_file`` is given, write the CA to this file."""
     try:
-        import trustme
+        authority = Authority()
     except ImportError:
         sys.exit("no certificate: give --cert and --key, or install trustme to create one")
-    ca = trustme.CA()
     if ca_file is not None:
-        ca.cert_pem.write_to_path(ca_file)
-    issued = ca.issue_cert("localhost", "127.0.0.1", "::1")
-    chain = b"".join(pem.bytes() for pem in issued.cert_chain_pems)
-    return trisock.Certificate(chain, issued.private_key_pem.bytes())
+        Path(ca_file).write_bytes(authority.ca)
+    return authority.certificate()
 
 
 def main() -> None:

@@ -1,4 +1,10 @@
-"""Key-value store over TLS. Run python -m trustme, then this: serve, put KEY VALUE, or get KEY."""
+"""A key-value store over TLS, with its client and its tests.
+
+    python -m trustme && python examples/key_value.py serve
+    python examples/key_value.py put KEY VALUE
+    python examples/key_value.py get KEY
+Its tests: python -m pytest examples/key_value.py
+"""
 
 import sys
 from pathlib import Path

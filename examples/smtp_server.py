@@ -21,10 +21,12 @@ import functools
 import re
 import socket
 import sys
+from pathlib import Path
 
 import trio
 
 import trisock
+from trisock.testing import Authority
 
 MAX_COMMAND = 512  # bytes in a command, including CRLF (RFC 5321, section 4.5.3.1.4)
 MAX_MESSAGE = 4 * 1024 * 1024  # bytes; a connection holds at most one message
@@ -212,15 +214,12 @@ async def serve(host: str, port: int, tls: trisock.ServerTLS) -> None:
 def create_test_certificate(ca_file: str | None) -> trisock.Certificate:
     """Create a certificate for localhost. If ``ca_file`` is given, write the CA to this file."""
     try:
-        import trustme
+        authority = Authority()
     except ImportError:
         sys.exit("no certificate: give --cert and --key, or install trustme to create one")
-    ca = trustme.CA()
     if ca_file is not None:
-        ca.cert_pem.write_to_path(ca_file)
-    issued = ca.issue_cert("localhost", "127.0.0.1", "::1")
-    chain = b"".join(pem.bytes() for pem in issued.cert_chain_pems)
-    return trisock.Certificate(chain, issued.private_key_pem.bytes())
+        Path(ca_file).write_bytes(authority.ca)
+    return authority.certificate()
 
 
 def main() -> None:

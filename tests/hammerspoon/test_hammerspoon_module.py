@@ -5,9 +5,12 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import os
 import pathlib
+import pickle
+from collections.abc import Callable
 
 import pytest
 import trio
@@ -298,3 +301,13 @@ async def test_a_clients_connect_and_disconnect_are_logged(hs: Sockets, log: Log
         await until(lambda: not server.connected())
         where = peer.getlocal()
     assert log.messages == [f"{where}: connected", f"the client {where}: disconnected"]
+
+
+@pytest.mark.parametrize("copying", [copy.copy, copy.deepcopy, pickle.dumps])
+async def test_the_objects_cannot_be_copied(
+    hs: Sockets, copying: Callable[[object], object]
+) -> None:
+    """A copy would share the queue of the object, and not its state."""
+    for each in (hs, hs.new(), hs.udp, hs.udp.new()):
+        with pytest.raises(TypeError, match=r"cannot be (copied|pickled)"):
+            copying(each)

@@ -78,7 +78,7 @@ def systemd(path: str | Path) -> Iterator[Systemd]:
 
 @contextmanager
 def no_stray_cancelled() -> Iterator[None]:
-    """Fail if the block raises ``Cancelled``. (pytest-trio would take it for the test's end.)"""
+    """Fail if the block raises ``Cancelled``. (pytest-trio would mistake it for its own.)"""
     try:
         yield
     except trio.Cancelled as exc:

@@ -195,7 +195,7 @@ def behaviours(protocol: str) -> list[str]:
 
 
 def script(protocol: str, behaviour: str, *, s_client: bool) -> Script:
-    """Return what the server does before TLS. A bad server ends the stream afterwards."""
+    """Return what the server does until TLS starts, or what a bad server does instead."""
     steps = good_server(protocol, s_client=s_client)
     if behaviour not in GOOD_BEHAVIOURS:
         _spoil(steps, *_bad_step(protocol, behaviour, steps), s_client=s_client)

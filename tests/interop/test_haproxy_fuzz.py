@@ -111,7 +111,8 @@ async def test_what_haproxy_refuses_is_refused_and_reaches_no_handler(
         expected.append(accepted(header, (data + REST)[size:]))
         assert refused_by_package(data + REST) is False or package_errs(data + REST), data
         if answer == b"":
-            # If nothing follows the header, HAProxy may see the client's FIN before it connects.
+            # If nothing follows the header, HAProxy may see the client's FIN before it has
+            # connected to the backend. Then it sends no answer.
             assert haproxy_errs(data) or size == len(data + REST), data
         elif header.source is None:  # then HAProxy shows itself as the client
             assert answer.partition(b"\n")[2] == (data + REST)[size:]

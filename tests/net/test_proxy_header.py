@@ -91,7 +91,7 @@ def test_the_largest_header_has_4096_bytes() -> None:
 # ---- what it says ----
 
 
-def test_the_properties_are_the_known_tlvs() -> None:
+def test_the_properties_return_the_values_of_known_tlvs() -> None:
     tlvs = tlv(1, b"h2\xff") + tlv(2, "b\u00fccher".encode()) + tlv(5, bytes(128)) + SSL
     header = parsed(with_crc(binary(tlvs + tlv(0x30, b"blue") + tlv(2, b"second"))))
     assert header.alpn == b"h2\xff"

@@ -52,7 +52,7 @@ def still_clock() -> trio.testing.MockClock:
 
 
 @EACH_LAYER
-async def test_silence_for_the_idle_timeout_ends_both_cleanly(
+async def test_the_idle_timeout_ends_both_connections_cleanly(
     layers: tuple[str, str], jumping_clock: trio.testing.MockClock
 ) -> None:
     start = trio.current_time()

@@ -1,4 +1,4 @@
-"""The three interfaces in one program, and the tables of docs/dialects.md."""
+"""The three interfaces in one program, and the tables of the pages about the dialects."""
 
 from __future__ import annotations
 
@@ -116,17 +116,24 @@ async def test_one_program_can_mix_the_three_interfaces(
 # ---- the tables ----
 
 
-def tables() -> dict[str, list[list[str]]]:
-    """Return the table rows of docs/dialects.md, grouped by heading."""
+def tables(*pages: str) -> dict[str, list[list[str]]]:
+    """Return the rows of the tables under "Names of `dialect`", grouped by dialect."""
     found: dict[str, list[list[str]]] = {}
-    heading = ""
-    for line in (ROOT / "docs" / "dialects.md").read_text().splitlines():
-        if line.startswith("## "):
-            heading = line.removeprefix("## ").strip("`")
-        elif line.startswith("| `"):
-            cells = re.split(r"(?<!\\)\|", line.strip("|"))
-            found.setdefault(heading, []).append([cell.strip() for cell in cells])
+    for page in pages:
+        text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+        for section in text.split("\n## Names of `")[1:]:
+            dialect, _, rest = section.partition("`\n")
+            lines = rest.partition("\n## ")[0].splitlines()
+            found[dialect] = [
+                [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip("|"))]
+                for line in lines
+                if line.startswith("| `")
+            ]
     return found
+
+
+USER_TABLES = tables("pluto.md", "hammerspoon.md")
+TEST_TABLES = tables("dialect-tests.md")
 
 
 def names(cell: str) -> list[str]:
@@ -135,17 +142,23 @@ def names(cell: str) -> list[str]:
 
 @pytest.mark.parametrize("dialect", ["trisock.pluto", "trisock.hammerspoon", "hs.udp"])
 def test_each_row_of_the_tables_names_existing_tests(dialect: str) -> None:
-    rows = tables()[dialect]
     known = all_tests()
-    for there, here, _, tests in rows:
-        assert names(here), there
+    for there, tests in TEST_TABLES[dialect]:
+        assert names(there), there
         assert names(tests), there
         unknown = [test for test in names(tests) if test not in known]
         assert not unknown, there
 
 
+@pytest.mark.parametrize("dialect", ["trisock.pluto", "trisock.hammerspoon", "hs.udp"])
+def test_each_row_for_users_has_a_row_of_tests(dialect: str) -> None:
+    rows = USER_TABLES[dialect]
+    assert all(names(here) for _, here, _ in rows)
+    assert [row[0] for row in rows] == [row[0] for row in TEST_TABLES[dialect]]
+
+
 def test_each_name_of_plutos_pages_has_a_table_row() -> None:
-    rows = tables()["trisock.pluto"]
+    rows = USER_TABLES["trisock.pluto"]
     there = {name.partition("(")[0] for row in rows for name in names(row[0])}
     assert there >= {
         *("socket.connect", "socket.listen", "socket.bind", "socket.udpserver", "socket.send"),
@@ -158,7 +171,7 @@ def test_each_name_of_plutos_pages_has_a_table_row() -> None:
 
 
 def test_each_public_name_of_trisock_pluto_is_in_the_tables() -> None:
-    here = " ".join(row[1] for row in tables()["trisock.pluto"])
+    here = " ".join(row[1] for row in USER_TABLES["trisock.pluto"])
     known = {"port"}  # Pluto has no such name; the rows of listen, bind and udpserver explain it
     for thing in (pluto.socket, pluto.listener, pluto.scheduler):
         for name in vars(thing):
@@ -166,7 +179,7 @@ def test_each_public_name_of_trisock_pluto_is_in_the_tables() -> None:
 
 
 def test_each_name_of_hs_socket_has_a_table_row() -> None:
-    rows = tables()["trisock.hammerspoon"]
+    rows = USER_TABLES["trisock.hammerspoon"]
     there = {name.partition("(")[0] for row in rows for name in names(row[0])}
     assert there >= {
         *("timeout", "parseAddress", "new", "server", "setLogLevel"),
@@ -178,7 +191,7 @@ def test_each_name_of_hs_socket_has_a_table_row() -> None:
 
 
 def test_each_name_of_hs_socket_udp_has_a_table_row() -> None:
-    rows = tables()["hs.udp"]
+    rows = USER_TABLES["hs.udp"]
     there = [name.partition("(")[0] for row in rows for name in names(row[0])]
     keys = [*hammerspoon.UDPInfo.__annotations__]
     assert len(keys) == 25

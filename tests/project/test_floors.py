@@ -13,9 +13,16 @@ from helpers.floors import FACES, MODULES, PUBLIC, floor_of, imports_of, name_of
 
 # The faces are trisock.pluto, trisock.hammerspoon, trisock.testing and the command line. They use
 # public names and six private modules: _guard protects calls to the user's code, _text escapes
-# untrusted text, and _connect, _address, _net.frame_header and _udp.opening contain functions that
-# have no public name.
-OPEN_TO_FACES = {"_guard", "_text", "_connect", "_address", "_net.frame_header", "_udp.opening"}
+# untrusted text, _not_copyable refuses copies, and _connect, _address and _net.frame_header contain
+# functions that have no public name.
+OPEN_TO_FACES = {
+    "_guard",
+    "_text",
+    "_not_copyable",
+    "_connect",
+    "_address",
+    "_net.frame_header",
+}
 
 TESTS = sorted(Path(__file__).parents[1].rglob("*.py"))
 

@@ -49,6 +49,5 @@ async def test_the_server_keeps_values_until_a_signal_stops_it(pem: Path, free_p
 def test_without_arguments_the_program_explains_itself() -> None:
     done = subprocess.run([sys.executable, str(PROGRAM)], capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.startswith(
-        "Key-value store over TLS. Run python -m trustme, then this: serve"
-    )
+    assert done.stderr.startswith("A key-value store over TLS")
+    assert "python examples/key_value.py serve\n" in done.stderr

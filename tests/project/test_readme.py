@@ -1,10 +1,12 @@
-"""The first program of the README."""
+"""The snippets of the README run as they stand, except for ports and paths."""
 
 from __future__ import annotations
 
 import contextlib
 import re
 import resource
+import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,14 +15,71 @@ import trio
 
 import trisock
 from helpers.documents import ROOT
+from helpers.programs import run
 from helpers.services import program, systemd
 from trisock.testing import Authority
 
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
 
 def first_program() -> str:
-    found = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert found is not None
-    return found[1].replace("run(7777,", "run(listener,")
+    return server_program(SNIPPETS[0])
+
+
+def server_program(source: str) -> str:
+    """Return the program, with a listener on a free port instead of its port."""
+    changed = re.sub(r"\brun\(\d+,", "run(listener,", source)
+    assert changed != source
+    return changed
+
+
+def client_program(source: str, port: int) -> list[str]:
+    changed = re.sub(r'connect\("localhost", \d+\)', f'connect("127.0.0.1", {port})', source)
+    assert changed != source
+    return [sys.executable, "-X", "dev", "-c", changed]
+
+
+def test_each_snippet_has_a_test() -> None:
+    server, client, starttls_server, starttls_client, udp = SNIPPETS
+    assert "run(7777" in server
+    assert "recv_line" in client
+    assert "sock.starttls(tls)" in starttls_server
+    assert "starttls(trisock.ClientTLS" in starttls_client
+    assert "open_udp" in udp
+
+
+async def test_the_first_client_talks_to_the_first_server() -> None:
+    async with program(first_program()) as running:
+        result = await run(*client_program(SNIPPETS[1], running.port))
+        assert (result.returncode, result.stdout) == (0, b"b'you said hello'\n")
+        running.ask_to_stop(signal.SIGINT)
+        await running.stop()
+
+
+async def test_the_starttls_client_talks_to_the_starttls_server(tmp_path: Path) -> None:
+    made = await run(sys.executable, "-m", "trustme", "-q", "-d", str(tmp_path))
+    assert made.returncode == 0
+
+    def with_paths(source: str) -> str:
+        """Name the files by their paths."""
+        return re.sub(r'"(\w+\.(?:pem|key))"', lambda m: repr(str(tmp_path / m[1])), source)
+
+    async with program(with_paths(server_program(SNIPPETS[2]))) as running:
+        result = await run(*client_program(with_paths(SNIPPETS[3]), running.port))
+        assert result.stdout.startswith(b"verified: TLSv1.3 ")
+        assert result.returncode == 0
+        running.ask_to_stop(signal.SIGINT)
+        await running.stop()
+
+
+async def test_the_udp_server_answers() -> None:
+    source = SNIPPETS[4].replace("7777", "0")
+    source = source.replace("as udp:\n", "as udp:\n        say(udp.getlocal().port)\n")
+    async with program(source) as running:
+        async with await trisock.connect_udp("127.0.0.1", int(await running.line())) as udp:
+            await udp.send(b"hello")
+            assert (await udp.recv()).data == b"hello"
 
 
 async def test_the_first_program_of_the_readme_serves(tmp_path: Path) -> None:
@@ -30,7 +89,8 @@ async def test_the_first_program_of_the_readme_serves(tmp_path: Path) -> None:
             assert await manager.receive() == b"READY=1"
             async with await trisock.connect("127.0.0.1", running.port) as client:
                 await client.send(b"hello\nworld\n")
-                assert [await client.recv_line() for _ in range(2)] == [b"hello", b"world"]
+                expected = [b"you said hello", b"you said world"]
+                assert [await client.recv_line() for _ in range(2)] == expected
             await running.stop()
 
 
@@ -51,7 +111,7 @@ async def test_the_first_program_stops_with_a_thousand_idle_clients(
         async with limiter:
             client = await trisock.connect("127.0.0.1", running.port, tls=role)
             await client.send(b"hello\n")
-            assert await client.recv_line() == b"hello"
+            assert await client.recv_line() == b"you said hello"
             clients.append(client)
 
     with systemd(tmp_path / "notify") as manager, descriptors(2_000):

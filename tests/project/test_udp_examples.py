@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import socket
 import struct
 import textwrap
@@ -16,8 +15,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import trisock
-from helpers.documents import ROOT
 from helpers.examples import Running, command, load, running, started
+from helpers.page_snippets import snippets
 from helpers.programs import run
 from helpers.services import program
 
@@ -56,38 +55,28 @@ async def responder() -> AsyncIterator[Running]:
         yield server
 
 
-# ---- the guide ----
+# ---- docs/datagrams.md ----
 
 
-def blocks_of_the_guide() -> list[str]:
-    """Return the programs in the guide's section about datagrams."""
-    guide = (ROOT / "docs" / "guide.md").read_text()
-    section = guide.partition("\n## Datagrams\n")[2].partition("\n## ")[0]
-    return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-
-
-async def test_the_guides_server_answers_until_a_signal_stops_it() -> None:
-    server, client, _ = blocks_of_the_guide()
+async def test_the_pages_server_with_tasks_answers_until_a_signal_stops_it() -> None:
     source = (
         "import contextlib\nlistener.abort()\nasync def answer(data):\n    return data.upper()\n"
-        + server.replace("service.open_udp(5300)", "opened(service)")
-        + "\nasync def opened(service):\n    udp = await service.open_udp()\n"
-        "    say(udp.getlocal().port)\n    return udp\ntrio.run(main)\n"
+        + snippets("docs/datagrams.md")[1]
+        + "\nasync def main():\n    async with trisock.open_service() as service:\n"
+        "        udp = await service.open_udp()\n        say(udp.getlocal().port)\n"
+        "        service.nursery.start_soon(serve, udp)\ntrio.run(main)\n"
     )
     async with program(source) as running:
         port = int(await running.line())
-        ask = {"trio": trio, "trisock": trisock, "query": b"hello"}
-        exec(
-            "async def ask():\n"
-            + textwrap.indent(client, "    ").replace('"dns.example.org", 5300', f'"::1", {port}'),
-            ask,
-        )
-        assert await ask["ask"]() == b"HELLO"  # type: ignore[operator]
+        async with await trisock.connect_udp("::1", port) as udp:
+            await udp.send(b"hello")
+            assert (await udp.recv()).data == b"HELLO"
         await running.stop()
 
 
-async def test_the_guides_listener_hears_its_group() -> None:
-    listener = blocks_of_the_guide()[2].replace("5353, reuse", "0, reuse").replace("eth0", "lo")
+async def test_the_pages_listener_hears_its_group() -> None:
+    listener = snippets("docs/datagrams.md")[3]
+    listener = listener.replace("5353, reuse", "0, reuse").replace("eth0", "lo")
     listener = listener.replace('"224.0.0.251"', '"224.0.0.251", "lo"')
     ready = "        say(udp.getlocal().port)\n        async for"
     source = "async def main():\n" + textwrap.indent(listener, "    ")
@@ -96,7 +85,7 @@ async def test_the_guides_listener_hears_its_group() -> None:
         port = int(await running.line())
         async with await trisock.open_udp(host="127.0.0.1") as udp:
             await udp.send(b"x", (GROUP, port))
-            assert await running.line() == f"{udp.getlocal()} to {GROUP}:{port}"
+            assert await running.line() == f"{udp.getlocal()} to {GROUP}:{port} 1 bytes"
         running.process.kill()
 
 

@@ -164,6 +164,27 @@ async def test_a_stop_during_the_lookup_leaves_nothing_open() -> None:
             await service.open_udp(host="name")
 
 
+@pytest.mark.parametrize("when", ["before", "during"])
+async def test_a_stopped_service_leaves_the_socket_that_it_was_given(
+    when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = trio.lowlevel.cancel_shielded_checkpoint
+
+    async def stop() -> None:
+        service.stop()
+        await real()
+
+    async with trisock.open_udp_nowait(host="127.0.0.1") as udp:
+        async with trisock.open_service() as service:
+            if when == "before":
+                service.stop()
+            with monkeypatch.context() as patch:
+                patch.setattr(trio.lowlevel, "cancel_shielded_checkpoint", stop)
+                with pytest.raises(RuntimeError, match="this service was stopped"):
+                    await service.open_udp(udp)
+        assert udp.isopen()
+
+
 @pytest.mark.parametrize("how", ["error", "cancellation"])
 async def test_the_end_of_the_block_closes_the_socket(how: str) -> None:
     class ProgramError(Exception):

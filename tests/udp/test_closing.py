@@ -6,12 +6,15 @@ import contextlib
 import gc
 import socket
 import weakref
+from collections.abc import Awaitable, Callable
+from typing import NoReturn
 
 import pytest
 import trio
 import trio.testing
 
 from helpers.forks import run_in_child
+from helpers.resolver import Resolver
 from trisock import UDPSocket, connect_udp, open_udp, open_udp_nowait
 
 
@@ -113,6 +116,33 @@ async def test_a_close_during_a_lookup(host: str | None) -> None:
             await udp.close()
 
 
+@every_close
+async def test_a_send_that_looks_up_a_name_ends_with_the_socket(
+    end: Callable[[UDPSocket], Awaitable[None]],
+) -> None:
+    """A server of names that does not answer must not hold up the end of a program."""
+
+    class SilentResolver(Resolver):
+        async def getaddrinfo(self, *_: object) -> NoReturn:  # type: ignore[override]
+            await trio.sleep_forever()
+            raise AssertionError("it was not cancelled")
+
+    trio.socket.set_custom_hostname_resolver(SilentResolver())
+    async with await open_udp() as udp, trio.open_nursery() as nursery:
+
+        async def send() -> None:
+            with pytest.raises(trio.ClosedResourceError, match="is closed"):
+                await udp.send(b"x", ("name", 9))
+
+        for _ in range(2):
+            nursery.start_soon(send)
+        await trio.testing.wait_all_tasks_blocked()
+        udp.stop_receiving()  # sending still works
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(nursery.child_tasks) == 2
+        await end(udp)
+
+
 async def test_wait_closed_waits_for_the_close(udp: UDPSocket) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(udp.wait_closed)
@@ -130,25 +160,6 @@ async def test_a_descriptor_that_other_code_closed(udp: UDPSocket, client: UDPSo
             await sock.recv()
         sock.abort()
         await sock.wait_closed()
-
-
-@pytest.mark.parametrize("use", ["none", "recv", "error"])
-async def test_a_closed_socket_is_freed_at_once(use: str) -> None:
-    async with await open_udp(host="127.0.0.1") as gone:
-        port = gone.getlocal().port
-    udp = await (connect_udp("127.0.0.1", port) if use == "error" else open_udp())
-    freed = weakref.ref(udp)
-    gc.collect()
-    if use == "recv":
-        await udp.send(b"x", ("127.0.0.1", udp.getlocal().port))
-        await udp.recv()
-    elif use == "error":
-        await udp.send(b"x")
-        with contextlib.suppress(ConnectionRefusedError):
-            await udp.recv()
-    await udp.close()
-    del udp
-    assert freed() is None
 
 
 # ---- stop_receiving ----
@@ -278,3 +289,50 @@ def test_each_process_can_use_the_socket_in_its_own_run(raw: socket.socket) -> N
         raw.sendto(b"hello", udp.getlocal())
         process(lambda: trio.run(answer))
         assert raw.recv(100) == b"hello"
+
+
+# ---- memory ----
+
+
+async def used(udp: UDPSocket) -> None:
+    await udp.send(b"x", udp.getlocal())
+    await udp.recv()
+
+
+async def cancelled(udp: UDPSocket) -> None:
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await udp.recv()
+
+
+async def failed(udp: UDPSocket) -> None:
+    for address in (("127.0.0.1", 0), ("fe80::1%absent", 9)):
+        with contextlib.suppress(OSError):
+            await udp.send(b"x", address)
+    with contextlib.suppress(OSError):
+        udp.join_group("224.0.0.251", "absent")
+
+
+@pytest.mark.parametrize("use", [used, cancelled, failed])
+@every_end
+async def test_a_closed_socket_is_freed_without_the_garbage_collector(
+    end: Callable[[UDPSocket], Awaitable[None]], use: Callable[[UDPSocket], Awaitable[None]]
+) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        udp = await open_udp(host="127.0.0.1")
+        client = await connect_udp("127.0.0.1", udp.getlocal().port)
+        await client.send(b"x")
+        await udp.recv()
+        await use(udp)
+        for each in (udp, client):
+            await end(each)
+            with contextlib.suppress(trio.ClosedResourceError):
+                await each.recv()
+            await each.close()
+        references = [weakref.ref(udp), weakref.ref(client)]
+        del udp, client, each
+        assert [reference() for reference in references] == [None, None]
+    finally:
+        gc.enable()

@@ -155,21 +155,42 @@ async def test_more_ancillary_data_does_not_hide_the_destination(
         (("192.0.2.99", 0), "Network is unreachable"),  # another machine
         (("::1", 0), "Invalid argument"),  # of the other family
         (("fe80::1%absent", 0), "No such device"),
+        (("fe80::1%4294967297", 0), "No such device"),  # does not wrap around to interface 1
     ],
 )
 async def test_a_source_that_is_not_of_this_machine_is_an_oserror(
     udp: UDPSocket, port: int, raw: socket.socket, source: tuple[str, int], text: str
 ) -> None:
     """A peer can choose the destination of its datagram, so it must not be a ``ValueError``."""
-    with pytest.raises(OSError, match=rf"cannot send .*from .*:{port}: {text}"):
+    with pytest.raises(OSError, match=rf"cannot send to 127.* from .*:{port}: {text}"):
         await udp.send(b"x", raw.getsockname(), source=(source[0], port))
 
 
 async def test_a_source_of_the_wrong_family_is_an_oserror(raw: socket.socket) -> None:
     async with await open_udp(host="0.0.0.0") as udp:
         port = udp.getlocal().port
-        with pytest.raises(OSError, match=rf"cannot send from \[::1\]:{port}: .*not supported"):
+        text = rf"cannot send to 127\.0\.0\.1:\d+ from \[::1\]:{port}: .*not supported"
+        with pytest.raises(OSError, match=text):
             await udp.send(b"x", raw.getsockname(), source=("::1", port))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_where_the_source_cannot_be_chosen_it_is_an_oserror(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Windows, there are no such options and no ``sendmsg``."""
+
+    def cannot(*_: object) -> None:
+        raise OSError("this system cannot choose the source of a datagram")
+
+    monkeypatch.setattr("trisock._udp.packet_info.IP_PKTINFO", 0)
+    monkeypatch.setattr("trisock._udp.packet_info.IPV6_PKTINFO", 0)
+    monkeypatch.setattr("trisock._udp.syscalls.send_from", cannot)
+    async with await open_udp(host=host) as udp:
+        await udp.send(b"x", udp.getlocal(), source=udp.getlocal())
+        other = "127.0.0.2" if host == "127.0.0.1" else "::2"
+        with pytest.raises(OSError, match=r"cannot send to .* from .*: this system cannot"):
+            await udp.send(b"x", udp.getlocal(), source=(other, udp.getlocal().port))
 
 
 async def test_a_source_with_another_port_is_an_error(
@@ -223,8 +244,9 @@ async def test_a_receiver_that_cannot_be_reached_is_an_oserror(udp: UDPSocket, p
     """A server gets addresses from the network, so none of them may be a ``ValueError``."""
     with pytest.raises(OSError, match=r"cannot send to 127\.0\.0\.1:0: Invalid argument"):
         await udp.send(b"x", ("127.0.0.1", 0))
-    with pytest.raises(OSError, match=r"cannot send to \[fe80::1%absent\]:9: No such device"):
-        await udp.send(b"x", ("fe80::1%absent", 9))
+    for zone in ("absent", "4294967297"):
+        with pytest.raises(OSError, match=rf"cannot send to \[fe80::1%{zone}\]:9: No such device"):
+            await udp.send(b"x", (f"fe80::1%{zone}", 9))
     with pytest.raises(PermissionError, match=r"cannot send to 127\.255\.255\.255:9: Permission"):
         await udp.send(b"x", ("127.255.255.255", 9))
     async with await open_udp(host="127.0.0.1") as ipv4, await open_udp(host="::1") as ipv6:

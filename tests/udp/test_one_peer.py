@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from typing import Any
 
 import pytest
 import trio
@@ -28,6 +29,45 @@ async def test_only_the_peer_is_heard(client: UDPSocket, udp: UDPSocket) -> None
         await stranger.send(b"hello", client.getlocal())
         await udp.send(b"from the peer", client.getlocal())
         assert (await client.recv())[:2] == (b"from the peer", client.getpeer())
+
+
+class PromptStranger(socket.socket):
+    """A socket to which a stranger sends as soon as it has a port, before it has a peer."""
+
+    def connect(self, sockaddr: Any) -> None:
+        self.bind((sockaddr[0], 0))
+        with socket.socket(self.family, socket.SOCK_DGRAM) as stranger:
+            for _ in range(3):
+                stranger.sendto(b"from a stranger", self.getsockname())
+        super().connect(sockaddr)
+
+
+async def test_who_sends_before_the_socket_has_its_peer_is_not_heard(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with await open_udp(host=host) as udp:
+        with monkeypatch.context() as patch:
+            patch.setattr("trisock._udp.opening.socket.socket", PromptStranger)
+            client = await connect_udp(host, udp.getlocal().port)
+        async with client:
+            await udp.send(b"from the peer", client.getlocal())
+            assert (await client.recv())[:2] == (b"from the peer", udp.getlocal())
+
+
+async def test_what_strangers_sent_does_not_end_a_wait(host: str) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, 2) as raw:
+        raw.bind((host, 0))
+        async with await open_udp(host=host) as udp, await open_udp(host=host) as stranger:
+            await stranger.send(b"from a stranger", raw.getsockname()[:2])
+            raw.connect(udp.getlocal())
+            async with UDPSocket(raw) as client, trio.open_nursery() as nursery:
+
+                async def receive() -> None:
+                    assert (await client.recv()).data == b"from the peer"
+
+                nursery.start_soon(receive)
+                await trio.testing.wait_all_tasks_blocked()
+                await udp.send(b"from the peer", client.getlocal())
 
 
 async def test_an_address_must_be_that_of_the_peer(client: UDPSocket, udp: UDPSocket) -> None:
@@ -135,6 +175,21 @@ async def test_wrong_arguments() -> None:
     for arguments in ((None, 9), ("127.0.0.1", "9"), (b"127.0.0.1", 9), ("127.0.0.1", None)):
         with pytest.raises(TypeError, match="must be"):
             await connect_udp(*arguments)  # type: ignore[arg-type]
+
+
+async def test_a_socket_is_never_its_own_peer(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    port = await closed_port(host)
+    connect = socket.socket.connect
+
+    def connect_from_the_port(sock: socket.socket, address: tuple[str, int]) -> None:
+        monkeypatch.undo()
+        sock.bind(address)
+        connect(sock, address)
+
+    monkeypatch.setattr(socket.socket, "connect", connect_from_the_port)
+    async with await connect_udp(host, port) as client:
+        assert client.getpeer() == (host, port)
+        assert client.getlocal().port != port
 
 
 # ---- connect_udp_nowait ----

@@ -258,6 +258,16 @@ def test_other_sockets_are_refused() -> None:
             UDPSocket(raw)
 
 
+def test_an_unbound_socket_of_windows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def getsockname(sock: socket.socket) -> object:
+        raise OSError(errno.EINVAL, "WSAEINVAL")
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as raw:
+        monkeypatch.setattr(socket.socket, "getsockname", getsockname)
+        with pytest.raises(ValueError, match="not a bound socket: <socket"):
+            UDPSocket(raw)
+
+
 async def test_a_failed_open_leaves_no_descriptor_open(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(sock: object) -> None:
         raise RuntimeError("no")

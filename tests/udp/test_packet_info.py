@@ -30,7 +30,6 @@ def ipv6_item(host: str, interface: int = 0) -> AncillaryItem:
 
 
 def ipv4_item(destination: str, local: str = "0.0.0.0", interface: int = 0) -> AncillaryItem:
-    assert IP_PKTINFO is not None
     packed = socket.inet_aton(local) + socket.inet_aton(destination)
     return socket.IPPROTO_IP, IP_PKTINFO, struct.pack("@I", interface) + packed
 

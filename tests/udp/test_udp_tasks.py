@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 
 import pytest
@@ -12,7 +13,7 @@ import trio.testing
 
 from helpers.checkpoints import is_schedule_point
 from helpers.full_buffer import full_buffer
-from trisock import UDPSocket, open_udp
+from trisock import Address, UDPSocket, open_udp
 
 
 async def test_a_second_receiver_gets_busyresourceerror(
@@ -84,6 +85,8 @@ async def test_a_send_that_has_waited_can_fail(udp: UDPSocket, port: int) -> Non
         pytest.raises(OSError, match=rf"cannot send to 127\.0\.0\.1:{port}: Network is down"),
     ):
         await udp.send(b"x", ("127.0.0.1", port))
+    with full_buffer(1, then=errno.ENETDOWN), pytest.raises(OSError, match=r" from 127\.0\.0\.2:"):
+        await udp.send(b"x", ("127.0.0.1", port), source=("127.0.0.2", port))
 
 
 async def test_a_send_that_waits_ends_with_the_socket(client: UDPSocket) -> None:
@@ -97,6 +100,30 @@ async def test_a_send_that_waits_ends_with_the_socket(client: UDPSocket) -> None
             nursery.start_soon(send)
             await trio.lowlevel.checkpoint()
             client.abort()
+
+
+def context_of(error: BaseException) -> list[type[BaseException]]:
+    """Return the classes of the exceptions that a traceback shows before this one."""
+    context = error.__context__
+    return [] if context is None else [type(context), *context_of(context)]
+
+
+async def test_an_error_of_a_call_that_has_waited_does_not_show_the_eagain(
+    udp: UDPSocket, port: int
+) -> None:
+    with full_buffer(1, then=errno.ENETDOWN), pytest.raises(OSError, match="Network") as caught:
+        await udp.send(b"x", ("127.0.0.1", port))
+    assert BlockingIOError not in context_of(caught.value)
+    async with trio.open_nursery() as nursery:
+
+        async def receive() -> None:
+            with pytest.raises(trio.ClosedResourceError) as caught:
+                await udp.recv()
+            assert BlockingIOError not in context_of(caught.value)
+
+        nursery.start_soon(receive)
+        await trio.testing.wait_all_tasks_blocked()
+        udp.abort()
 
 
 # ---- checkpoints ----
@@ -123,6 +150,45 @@ async def test_at_least_one_of_sixteen_calls_in_turn_is_a_schedule_point(udp: UD
     for _ in range(50):
         await_send = udp.send(b"x", ("127.0.0.1", udp.getlocal().port))
         found += [await is_schedule_point(await_send), await is_schedule_point(udp.recv())]
+    assert all(any(found[i : i + 16]) for i in range(len(found) - 15))
+
+
+@pytest.mark.parametrize(
+    ("address", "source"),
+    [
+        (("127.0.0.1", 0), None),  # the kernel refuses it
+        (("fe80::1%absent", 9), None),  # we refuse it
+        (("127.0.0.1", 9), "fe80::1%absent"),
+    ],
+)
+async def test_at_least_one_of_sixteen_sends_that_fail_is_a_schedule_point(
+    udp: UDPSocket, port: int, address: tuple[str, int], source: str | None
+) -> None:
+    """A loop that tries again and again must neither starve others nor survive its cancellation."""
+
+    async def send() -> None:
+        where = Address(*address)
+        with pytest.raises(OSError, match=rf"cannot send to {re.escape(str(where))}[ :]"):
+            await udp.send(b"x", address, source=None if source is None else (source, port))
+
+    found = [await is_schedule_point(send()) for _ in range(100)]
+    assert all(any(found[i : i + 16]) for i in range(len(found) - 15))
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await send()
+    assert scope.cancelled_caught
+
+
+async def test_at_least_one_of_sixteen_calls_on_a_closed_socket_is_a_schedule_point(
+    udp: UDPSocket,
+) -> None:
+    await udp.close()
+
+    async def call(number: int) -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await (udp.send(b"x", ("127.0.0.1", 9)) if number % 2 else udp.recv())
+
+    found = [await is_schedule_point(call(number)) for number in range(100)]
     assert all(any(found[i : i + 16]) for i in range(len(found) - 15))
 
 

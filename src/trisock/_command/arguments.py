@@ -173,7 +173,7 @@ def check(
     parallel: int,
     injection: bool,
 ) -> Action:
-    """Check the certificates of servers: names, chain and expiry, and the TLS connection.
+    """Check the TLS of servers, and the names, chain and expiry of their certificates.
 
     The URL "-" reads URLs from standard input, one on each line. Comments begin with "#".
     """

@@ -17,7 +17,7 @@ _LOOKUPS_PER_CHECK = 2
 
 
 class Finished:
-    """The results of the checks that have finished, in the order of the URLs.
+    """The results of the finished checks, in the order of the URLs.
 
     Args:
       show: called with each result, once all before it are known.
@@ -38,7 +38,7 @@ class Finished:
             self._show(self._results[self._shown - 1])
 
     def show_rest(self) -> None:
-        """Show the results that wait for one before them: it will not come."""
+        """Show the results that wait for a check that was cancelled."""
         for number in sorted(self._results):
             if number >= self._shown:
                 self._show(self._results[number])

@@ -1,4 +1,4 @@
-"""How far the opening of a connection has come. The text of a timeout says it."""
+"""The stages of opening a connection. The text of a timeout names the current one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .. import Buffer, Socket, TLSArgument, TLSInfo
 
 
 class Stage(enum.Enum):
-    """The stages of an opening, in order. The values are words for a text."""
+    """The stages, in order. The values are words for a text."""
 
     LOOK_UP = "while looking up the name"
     CONNECT = "while connecting"
@@ -26,7 +26,7 @@ class Stage(enum.Enum):
 
 
 class Opening:
-    """Notes the stage of a connection that is opened.
+    """The progress of one connection that is being opened.
 
     Attributes:
       stage: the current stage. After the end, it is the last one.

@@ -154,7 +154,8 @@ else:
 
         A peer that has only ended its own side (FIN) may still read, so the result is False.
         """
-        # With POLLOUT, macOS reports the end of sending. Without POLLOUT, it would report FIN.
+        # On macOS, POLLHUP means the end of sending only if POLLOUT is requested. Otherwise, the
+        # peer's FIN sets POLLHUP too.
         return bool(poll_readable(descriptor, select.POLLOUT) & select.POLLHUP)
 
     def unread_bytes(descriptor: int) -> int:

@@ -344,7 +344,7 @@ class Service(NotCopyable):
           RuntimeError: the service was stopped.
           OSError, TypeError, ValueError: as in ``trisock.open_udp``.
 
-        A cancelled call leaves nothing open, except a socket that it was given.
+        A call that fails or is cancelled leaves nothing open, except a socket that it was given.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         self._check_running()
@@ -356,7 +356,8 @@ class Service(NotCopyable):
         else:
             udp = await open_udp(port_or_socket, **options)
         if self._stopping.is_set():  # stopped while open_udp looked up the host
-            udp.abort()
+            if udp is not port_or_socket:
+                udp.abort()
             await trio.lowlevel.checkpoint_if_cancelled()  # a signal also cancels the block
             self._check_running()
         served = ServedUDP(udp)

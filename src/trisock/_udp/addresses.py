@@ -1,4 +1,4 @@
-"""The addresses of a UDP socket: between what the kernel takes, and what users see."""
+"""Convert the addresses of a UDP socket between the forms of the kernel and of users."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ from .._arguments import quoted
 from .packet_info import MAPPED_PREFIX, needs_zone
 
 SockAddr: TypeAlias = "tuple[str, int] | tuple[str, int, int, int]"
+
+# Interface numbers are C ints. A larger one would not fit a structure, or would wrap around in
+# ``sendto`` and so name another interface.
+_MAX_INTERFACE = (1 << 31) - 1
 
 # Address(host, port) costs three times as much.
 _new_address = cast("Callable[[type[Address], object], Address]", tuple.__new__)
@@ -70,7 +74,10 @@ def interface_index(interface: str | int) -> int:
             return socket.if_nametoindex(interface)
         except OSError:
             raise OSError(errno.ENODEV, os.strerror(errno.ENODEV)) from None
-    return int(interface)
+    index = int(interface)
+    if index > _MAX_INTERFACE:
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+    return index
 
 
 def sockaddr_for(family: int, host: str, port: int) -> SockAddr | None:

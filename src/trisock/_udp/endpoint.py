@@ -35,8 +35,9 @@ class UDPInfo:
       peer: the one peer of the socket, or ``None``.
       isopen: the result of ``UDPSocket.isopen()``.
       dropped: how many datagrams the kernel has dropped at this socket since it was opened, mostly
-        because its buffer (``SO_RCVBUF``) was full. It is the counter of ``SO_RXQ_OVFL``, up to
-        date, modulo 2**32. ``None`` once the socket is closed, and on systems other than Linux.
+        because its buffer (``SO_RCVBUF``) was full. This is the counter of ``SO_RXQ_OVFL``, which
+        wraps around at 2**32. ``None`` once the socket is closed, on Linux before 4.12, and on
+        other systems.
     """
 
     local: Address
@@ -67,16 +68,18 @@ class Endpoint(NotCopyable, trio.abc.AsyncResource):
         self._destinations = Destinations(self._local.port)
         self._sources = Sources(self._family, self._local)
         self._receive = receiver(self._socket, self._peer is not None)
-        peer = "" if self._peer is None else f" with the peer {self._peer}"
-        self._name = f"the UDP socket {self._local}{peer}"
-        self._receiving = ConflictDetector("receiving from", self._name)
+        self._receiving = ConflictDetector("receiving from", str(self))  # self would be a cycle
         self._calls_left = 0
         self._rest: int | None = None
         self._send_lock: trio.Lock | None = None
+        # Of the sends that look up a name. Closing the socket cancels them.
+        self._lookups: set[trio.CancelScope] = set()
         self._closed = trio.Event()
 
     def __str__(self) -> str:
-        return self._name
+        if self._peer is not None:
+            return f"the UDP socket {self._local} with the peer {self._peer}"
+        return f"the UDP socket {self._local}"
 
     def __repr__(self) -> str:
         ends = f"{self._local}" if self._peer is None else f"{self._local} <-> {self._peer}"
@@ -103,6 +106,9 @@ class Endpoint(NotCopyable, trio.abc.AsyncResource):
         """
         if self.isopen():
             self._receiving.closed = True
+            if _fork.can_wake_tasks():
+                for lookup in self._lookups:
+                    lookup.cancel()
             _fork.notify_closing(self._socket.fileno())
         self._socket.close()
         self._closed.set()
@@ -174,9 +180,16 @@ class Endpoint(NotCopyable, trio.abc.AsyncResource):
     # ---- for the methods of the subclasses ----
 
     async def _schedule(self) -> None:
-        """Be the schedule point of a call that need not wait."""
+        """Let other tasks run, after a call that need not wait."""
         self._calls_left = _CALLS_PER_CHECKPOINT - 1
         await trio.lowlevel.cancel_shielded_checkpoint()
+
+    async def _count_call(self) -> None:
+        """Count a call that did not wait. A loop that repeats a failing call must not starve."""
+        if self._calls_left:
+            self._calls_left -= 1
+        else:
+            await self._schedule()
 
     def _check_open(self) -> None:
         if self._socket.fileno() < 0:
@@ -201,12 +214,19 @@ def _adopt(sock: socket.socket | trio.socket.SocketType) -> socket.socket:
     is_internet = sock.family in (socket.AF_INET, socket.AF_INET6)
     if sock.type != socket.SOCK_DGRAM or not is_internet:
         raise ValueError(f"not a UDP socket: {sock!r}")
-    if not sock.getsockname()[1]:
+    if not _is_bound(sock):
         raise ValueError(f"not a bound socket: {sock!r}")
     if isinstance(sock, trio.socket.SocketType):
         sock = socket.socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
     sock.setblocking(False)
     return sock
+
+
+def _is_bound(sock: socket.socket | trio.socket.SocketType) -> bool:
+    try:
+        return bool(sock.getsockname()[1])
+    except OSError:  # WSAEINVAL: how Windows says no
+        return False
 
 
 def _peer_of(sock: socket.socket) -> Address | None:

@@ -1,4 +1,4 @@
-"""Multicast groups: join and leave them, and get no datagrams of groups that others joined."""
+"""Multicast groups: join and leave them, and receive no groups that only others have joined."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .._arguments import quoted
 from .._text import printable
 from .addresses import interface_index, pack_host
 
-# Linux: whether the socket gets the datagrams of all groups that any socket of this machine has
-# joined, which is the default (ip(7); include/uapi/linux/in6.h). Python has no names for them.
+# On Linux, a socket receives by default all groups that any socket of this machine has joined.
+# These options turn that off (ip(7); include/uapi/linux/in6.h). Python has no names for them.
 _IP_MULTICAST_ALL = 49
 _IPV6_MULTICAST_ALL = 29
 
@@ -28,7 +28,7 @@ _IPV6_MREQ = struct.Struct("@16sI")
 
 
 def only_joined_groups(sock: socket.socket) -> None:
-    """Make a socket get the datagrams of those groups only that it joins itself."""
+    """Make a socket receive only the groups that it joins itself."""
     if sys.platform == "linux":  # pragma: no branch (tests run on Linux)
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.IPPROTO_IP, _IP_MULTICAST_ALL, 0)
@@ -84,7 +84,11 @@ def _check(group: object, interface: object) -> None:
         return
     if isinstance(interface, bool) or not isinstance(interface, (str, int)):
         raise TypeError(f"interface must be a name, a number or None, not {quoted(interface)}")
-    if not interface or (isinstance(interface, int) and not 0 < interface < 1 << 31):
+    if isinstance(interface, int):
+        is_possible = 0 < interface < 1 << 31
+    else:
+        is_possible = interface != "" and "\0" not in interface
+    if not is_possible:
         raise ValueError(f"there is no such interface: {quoted(interface)}")
 
 

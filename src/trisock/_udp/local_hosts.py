@@ -1,8 +1,8 @@
-"""Destinations and Sources: between packet info and the local addresses that users see."""
+"""Destinations and Sources: convert between packet info and the local addresses of users."""
 
 from __future__ import annotations
 
-from .._address import Address, format_host_port, with_message
+from .._address import Address
 from .._arguments import quoted
 from .addresses import check_address, pack_for
 from .packet_info import AncillaryItem, destination_host, source_item
@@ -70,10 +70,7 @@ class Sources:
             raise ValueError(
                 f"a source must have the socket's port, {self._local.port}, not {quoted(port)}"
             )
-        try:
-            found = pack_for(self._family, host)
-        except OSError as exc:
-            raise with_message(exc, f"cannot send from {format_host_port(host, port)}") from exc
+        found = pack_for(self._family, host)
         if found is None:
             raise ValueError(f"a source must be an address, not a name: {quoted(host)}")
         if len(self._known) >= _MAX_REMEMBERED:

@@ -153,13 +153,10 @@ async def connect_udp(host: str, port: int) -> UDPSocket:
 
     A cancelled call leaves nothing open.
     """
-    ascii_host = to_ascii_host(host)
-    check_port(port, host)
-    if port == 0:
-        raise ValueError(f"a peer's port must be in 1-65535, not 0 (host {quoted(host)})")
+    name = _check_peer(host, port)
     where = format_host_port(host, port)
     try:
-        found = await trio.socket.getaddrinfo(ascii_host.encode(), port, type=socket.SOCK_DGRAM)
+        found = await trio.socket.getaddrinfo(name, port, type=socket.SOCK_DGRAM)
     except OSError as exc:
         raise with_message(exc, f"cannot connect to {where}") from exc
     failure: OSError | None = None
@@ -185,9 +182,7 @@ def connect_udp_nowait(host: str, port: int, *, broadcast: bool = False) -> UDPS
 
     Returns and raises the same as ``connect_udp``.
     """
-    name = _check(port, host)
-    if port == 0:
-        raise ValueError(f"a peer's port must be in 1-65535, not 0 (host {quoted(host)})")
+    name = _check_peer(host, port)
     try:
         found = socket.getaddrinfo(name, port, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST)
     except socket.gaierror:
@@ -205,6 +200,15 @@ def _check(port: int, host: str | None) -> bytes | None:
     if host is not None and not isinstance(host, str):
         raise TypeError(f"a host must be a str or None, not {quoted(host)}")
     return None if host is None else to_ascii_host(host).encode()
+
+
+def _check_peer(host: str, port: int) -> bytes:
+    """Check the arguments, and return the host in the form that the resolver needs."""
+    name = to_ascii_host(host).encode()
+    check_port(port, host)
+    if port == 0:
+        raise ValueError(f"a peer's port must be in 1-65535, not 0 (host {quoted(host)})")
+    return name
 
 
 def _all_addresses() -> _Found:
@@ -256,6 +260,11 @@ def _connect(family: int, sockaddr: tuple[Any, ...], broadcast: bool = False) ->
         if broadcast:  # before the connect, which a broadcast address needs
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         sock.connect(sockaddr)
+        if sock.getsockname() == sock.getpeername():
+            # The system has chosen the peer's port for us, because nobody had it. Try again while
+            # this socket has it.
+            with sock:
+                return _connect(family, sockaddr, broadcast)
         return UDPSocket(sock)
     except BaseException:
         sock.close()

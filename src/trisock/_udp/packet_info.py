@@ -17,18 +17,13 @@ from collections.abc import Iterable
 from .._address import zone_name
 
 # Some of these have a name in ``socket`` only since Python 3.12 or 3.14, or on one system only.
-IP_PKTINFO: int | None
+# 0: this system does not tell us. (Windows has no recvmsg.)
 if sys.platform == "linux":
-    IP_PKTINFO = 8
-    IPV6_RECVPKTINFO: int | None = 49
-    IPV6_PKTINFO = 50
+    IP_PKTINFO, IPV6_RECVPKTINFO, IPV6_PKTINFO = 8, 49, 50
 elif sys.platform == "darwin":  # pragma: no cover (tests run on Linux)
-    IP_PKTINFO = 26
-    IPV6_RECVPKTINFO = 61
-    IPV6_PKTINFO = 46
+    IP_PKTINFO, IPV6_RECVPKTINFO, IPV6_PKTINFO = 26, 61, 46
 else:  # pragma: no cover (tests run on Linux)
-    IP_PKTINFO = IPV6_RECVPKTINFO = None  # Windows has no recvmsg
-    IPV6_PKTINFO = 0
+    IP_PKTINFO = IPV6_RECVPKTINFO = IPV6_PKTINFO = 0
 
 # struct in_pktinfo: the interface, the local address (which is the source of what is sent), and the
 # destination in the header of what was received.
@@ -80,5 +75,4 @@ def source_item(family: int, packed: bytes, interface: int = 0) -> AncillaryItem
     """
     if family == socket.AF_INET6:
         return socket.IPPROTO_IPV6, IPV6_PKTINFO, _IN6_PKTINFO.pack(packed, interface)
-    assert IP_PKTINFO is not None
     return socket.IPPROTO_IP, IP_PKTINFO, _IN_PKTINFO.pack(0, packed, bytes(4))

@@ -39,7 +39,7 @@ class Receiver(Endpoint):
         Raises:
           OSError: the socket has one peer, and an ICMP error of an earlier send has arrived, such
             as ``ConnectionRefusedError`` if nothing listens on the peer's port. (On Windows,
-            ``ConnectionResetError``. Linux keeps errors to itself that may be temporary, such as an
+            ``ConnectionResetError``. Linux does not report errors that may be temporary, such as an
             unreachable host.) The socket stays usable.
           trio.ClosedResourceError: the socket is closed, or ``stop_receiving`` was called and
             nothing is left.
@@ -62,19 +62,23 @@ class Receiver(Endpoint):
         try:
             received = self._receive(max_bytes, ANCILLARY_SIZE)
         except BlockingIOError:
-            receiving.in_use = True
-            try:
-                return await self._wait_and_receive(max_bytes)
-            finally:
-                receiving.in_use = False
+            pass  # wait outside this handler: else it would be the context of later errors
         except OSError as exc:
-            raise self._receiving_failed(exc) from exc
-        if self._calls_left:
-            self._calls_left -= 1
-        else:
             with receiving:
-                await self._schedule()
-        return self._datagram(received)
+                await self._count_call()
+            raise self._receiving_failed(exc) from exc
+        else:
+            if self._calls_left:
+                self._calls_left -= 1
+            else:
+                with receiving:
+                    await self._schedule()
+            return self._datagram(received)
+        receiving.in_use = True
+        try:
+            return await self._wait_and_receive(max_bytes)
+        finally:
+            receiving.in_use = False
 
     def __aiter__(self: SelfT) -> SelfT:
         """Iterate over datagrams: ``async for datagram in udp``.
@@ -101,7 +105,7 @@ class Receiver(Endpoint):
         if self._rest is None and self.isopen():
             size = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
             self._rest = size // _MIN_CHARGE + 1
-            _fork.notify_closing(self._socket.fileno())  # the receiver looks once more
+            _fork.notify_closing(self._socket.fileno())  # wakes the task that receives
 
     async def _wait_and_receive(self, max_bytes: int) -> Datagram:
         # The peer is probably waiting for our answer. While the schedule point of the answer runs,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from typing import cast
 
@@ -54,37 +55,36 @@ class Sender(Endpoint):
         """
         if type(data) is not bytes:
             data = bytes_view(data)
-        sockaddr = None
-        if self._peer is not None:
+        if self._peer is None:
+            check_address("address", address)
+        elif address is not None:
             self._check_peer(address)
-        else:
-            host, port = check_address("address", address)
-            try:
-                sockaddr = sockaddr_for(self._family, host, port)
-            except OSError as exc:
-                raise self._sending_failed(exc, address) from exc
-            if sockaddr is None:
-                sockaddr = await self._look_up(host, port)
-        item = None if source is None else self._sources.find(source)
         await trio.lowlevel.checkpoint_if_cancelled()
+        item = sockaddr = None
         try:
-            send_to(self._socket, data, item, sockaddr)
-        except BlockingIOError:
-            await self._wait_and_send(data, item, sockaddr, address)
-        except OSError as exc:
-            raise self._sending_failed(exc, address, source) from exc
-        else:
-            if self._calls_left:
-                self._calls_left -= 1
+            if source is not None:
+                item = self._sources.find(source)
+            if self._peer is None and address is not None:
+                sockaddr = sockaddr_for(self._family, *address)
+                if sockaddr is None:
+                    sockaddr = await self._look_up(*address)
+            try:
+                send_to(self._socket, data, item, sockaddr)
+            except BlockingIOError:
+                pass  # wait outside this handler: else it would be the context of later errors
             else:
-                await self._schedule()
+                if self._calls_left:
+                    self._calls_left -= 1
+                else:
+                    await self._schedule()
+                return
+            await self._wait_and_send(data, item, sockaddr)
+        except OSError as exc:
+            await self._count_call()
+            raise self._sending_failed(exc, address, source) from exc
 
     async def _wait_and_send(
-        self,
-        data: bytes | memoryview,
-        item: AncillaryItem | None,
-        sockaddr: SockAddr | None,
-        address: tuple[str, int] | None,
+        self, data: bytes | memoryview, item: AncillaryItem | None, sockaddr: SockAddr | None
     ) -> None:
         if self._send_lock is None:
             self._send_lock = trio.Lock()
@@ -95,32 +95,31 @@ class Sender(Endpoint):
                     await trio.lowlevel.wait_writable(self._socket)
                 except trio.ClosedResourceError:  # by close, or by stop_receiving
                     continue
-                try:
+                with contextlib.suppress(BlockingIOError):
                     send_to(self._socket, data, item, sockaddr)
                     return
-                except BlockingIOError:
-                    pass
-                except OSError as exc:
-                    raise self._sending_failed(exc, address) from exc
 
-    def _check_peer(self, address: tuple[str, int] | None) -> None:
-        if address is not None and check_address("address", address) != self._peer:
+    def _check_peer(self, address: tuple[str, int]) -> None:
+        if check_address("address", address) != self._peer:
             raise ValueError(f"this socket sends to its one peer only: {self._peer}")
 
     async def _look_up(self, host: str, port: int) -> SockAddr:
         """Return the sockaddr of the first address of a name that the socket can reach."""
         name = to_ascii_host(host)
         family = self._family if self._is_single_family() else socket.AF_UNSPEC
-        try:
-            found = await trio.socket.getaddrinfo(
-                name.encode(), port, family=family, type=socket.SOCK_DGRAM
-            )
-        except OSError as exc:
-            raise self._sending_failed(exc, (host, port)) from exc
-        sockaddr = found[0][4]
-        if len(sockaddr) == 2 and self._family == socket.AF_INET6:
-            return f"::ffff:{sockaddr[0]}", port, 0, 0
-        return cast("SockAddr", sockaddr)
+        with trio.CancelScope() as scope:
+            self._lookups.add(scope)
+            try:
+                found = await trio.socket.getaddrinfo(
+                    name.encode(), port, family=family, type=socket.SOCK_DGRAM
+                )
+            finally:
+                self._lookups.discard(scope)
+            sockaddr = found[0][4]
+            if len(sockaddr) == 2 and self._family == socket.AF_INET6:
+                return f"::ffff:{sockaddr[0]}", port, 0, 0
+            return cast("SockAddr", sockaddr)
+        raise self._closed_error()
 
     def _is_single_family(self) -> bool:
         if self._family == socket.AF_INET:
@@ -131,7 +130,7 @@ class Sender(Endpoint):
         self,
         exc: OSError,
         address: tuple[str, int] | None,
-        source: tuple[str, int] | None = None,
+        source: tuple[str, int] | None,
     ) -> Exception:
         if self._is_closed_error(exc):
             return self._closed_error()

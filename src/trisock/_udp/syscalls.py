@@ -33,17 +33,20 @@ _MEMINFO = struct.Struct("@9I")
 if sys.platform == "win32":  # pragma: no cover (tests run on Linux)
     MSG_TRUNC = 0x100
 
-    def receiver(sock: socket.socket, has_peer: bool) -> Callable[[int, int], Received]:
+    # WSAECONNRESET and WSAENETRESET: ICMP has answered an earlier send, because the port is closed
+    # or the time to live has expired (Microsoft's documentation of recvfrom).
+    _ICMP_ERRNOS = (errno.ECONNRESET, errno.ENETRESET)
+
+    def _any_receiver(sock: socket.socket, has_peer: bool) -> Callable[[int, int], Received]:
         def receive(max_bytes: int, ancillary_size: int) -> Received:
             while True:
                 try:
                     # A smaller buffer would make this fail for a longer datagram, and lose it.
                     data, sockaddr = sock.recvfrom(MAX_DATAGRAM)
                     break
-                except ConnectionResetError:
-                    # An earlier send to a closed port was answered by ICMP. Other systems tell this
-                    # only if the socket has one peer.
-                    if has_peer:
+                except OSError as exc:
+                    # Other systems report these errors only if the socket has one peer.
+                    if has_peer or exc.errno not in _ICMP_ERRNOS:
                         raise
             return data[:max_bytes], [], MSG_TRUNC if len(data) > max_bytes else 0, sockaddr
 
@@ -55,13 +58,13 @@ if sys.platform == "win32":  # pragma: no cover (tests run on Linux)
         source: AncillaryItem,
         sockaddr: SockAddr | None,
     ) -> None:
-        raise OSError(errno.EOPNOTSUPP, "this system cannot choose the source of a datagram")
+        # Without an errno, whose text would replace this one in the error of ``UDPSocket.send``.
+        raise OSError("this system cannot choose the source of a datagram")
 
 else:
     MSG_TRUNC = socket.MSG_TRUNC
 
-    def receiver(sock: socket.socket, has_peer: bool) -> Callable[[int, int], Received]:
-        """Return a function that works like ``sock.recvmsg``."""
+    def _any_receiver(sock: socket.socket, has_peer: bool) -> Callable[[int, int], Received]:
         return sock.recvmsg
 
     def send_from(
@@ -72,6 +75,27 @@ else:
     ) -> None:
         """Send a datagram from a source address, to the peer if ``sockaddr`` is ``None``."""
         sock.sendmsg([data], [source], SEND_FLAGS, sockaddr)
+
+
+def receiver(sock: socket.socket, has_peer: bool) -> Callable[[int, int], Received]:
+    """Return a function that works like ``sock.recvmsg``.
+
+    If the socket has one peer, the datagrams of others are dropped. The kernel refuses them only
+    from the connect on. Before, it had given the socket a port, and kept what came there. So their
+    number is bounded by its buffer.
+    """
+    receive = _any_receiver(sock, has_peer)
+    if not has_peer:
+        return receive
+    peer = sock.getpeername()[:2]
+
+    def receive_from_peer(max_bytes: int, ancillary_size: int) -> Received:
+        while True:
+            received = receive(max_bytes, ancillary_size)
+            if received[3][:2] == peer:
+                return received
+
+    return receive_from_peer
 
 
 def send_to(
@@ -94,10 +118,11 @@ def send_to(
 
 def request_packet_info(sock: socket.socket) -> None:
     """Make ``recvmsg`` tell the destination of each datagram, if the system can."""
-    option = IPV6_RECVPKTINFO if sock.family == socket.AF_INET6 else IP_PKTINFO
-    if option is not None:  # pragma: no branch (Windows)
-        is_ipv6 = sock.family == socket.AF_INET6
-        sock.setsockopt(socket.IPPROTO_IPV6 if is_ipv6 else socket.IPPROTO_IP, option, 1)
+    level, option = socket.IPPROTO_IP, IP_PKTINFO
+    if sock.family == socket.AF_INET6:
+        level, option = socket.IPPROTO_IPV6, IPV6_RECVPKTINFO
+    if option:  # pragma: no branch (Windows)
+        sock.setsockopt(level, option, 1)
 
 
 def dropped_datagrams(sock: socket.socket) -> int | None:

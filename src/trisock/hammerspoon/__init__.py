@@ -22,7 +22,7 @@ the ``open_sockets`` block ends everything.
 
 Received data is ``bytes``. ``str`` is encoded as UTF-8 when sent. hs.socket's log messages go to
 the logger ``trisock.hammerspoon``. Source: Hammerspoon's documentation, pages "hs.socket" and
-"hs.socket.udp". ``docs/dialects.md`` lists the differences.
+"hs.socket.udp". ``docs/hammerspoon.md`` lists the differences.
 """
 
 from .socket import Callback, Info, ParsedAddress, Socket, Sockets, open_sockets

@@ -16,6 +16,9 @@ from .._guard import is_error, isolated, leaves, log
 if sys.version_info < (3, 11):  # pragma: no cover (one of the two on each version)
     from exceptiongroup import BaseExceptionGroup  # Trio depends on it anyway
 
+#: A function that a program passes, plain or async.
+Callback = Callable[..., object]
+
 # The overhead of a queue entry in bytes: the objects around its data, and its slot. (We measured
 # 200 to 450 bytes.) If the overhead were not counted, a flood of empty lines would cost nothing.
 ENTRY_OVERHEAD = 512

@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -17,6 +17,7 @@ import trisock
 
 from .._connect import connect_unix_nowait
 from .._guard import log
+from .._not_copyable import NotCopyable
 from .._text import printable
 from .arguments import (
     check_callback,
@@ -26,7 +27,7 @@ from .arguments import (
     parse_delimiter,
     to_bytes,
 )
-from .callbacks import CallbackQueue
+from .callbacks import Callback, CallbackQueue
 from .endpoints import QueuedClient, QueuedServer
 from .info import Info, connections_of, info_of
 from .operations import Delivery, Read
@@ -40,8 +41,6 @@ __all__ = ["Callback", "Info", "ParsedAddress", "Socket", "Sockets", "open_socke
 # DEBUG, so "debug" and "verbose" are the same.
 _LEVELS = ["nothing", "error", "warning", "info", "debug", "verbose"]
 _PYTHON_LEVELS = [logging.CRITICAL + 1, *range(logging.ERROR, 0, -10), logging.DEBUG]
-
-Callback = Callable[..., object]
 
 
 @asynccontextmanager
@@ -66,7 +65,7 @@ async def open_sockets() -> AsyncIterator[Sockets]:
             del error  # its traceback refers to this frame
 
 
-class Sockets:
+class Sockets(NotCopyable):
     """Hammerspoon's ``hs.socket``, made by ``open_sockets``.
 
     Attributes:
@@ -114,7 +113,7 @@ class Sockets:
         logger.setLevel(_PYTHON_LEVELS[number])
 
 
-class Socket:
+class Socket(NotCopyable):
     """Hammerspoon's ``hs.socket object``: a client, a server, or neither yet.
 
     Made by ``Sockets.new`` and ``Sockets.server``. Its methods are synchronous and do not wait.

@@ -20,7 +20,7 @@ encoded as UTF-8 when sent.
 
 For type checkers, ``socket`` has blocking calls and ``async_socket`` has calls that are awaited.
 
-Source: Pluto's documentation, pages "Socket" and "Scheduler". ``docs/dialects.md`` lists the
+Source: Pluto's documentation, pages "Socket" and "Scheduler". ``docs/pluto.md`` lists the
 differences.
 """
 

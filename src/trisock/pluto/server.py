@@ -55,8 +55,9 @@ class server(coroutine):  # noqa: N801 (named like Pluto's classes)
     def _end(self) -> None:
         if self._server is not None:
             self._server.stop(grace=None)
-        if self._server is not None or not self._started:
-            self._listening.abort()
+        elif self._started:
+            return  # trisock.bind is at work, and _work calls this again; or all has ended
+        self._listening.abort()
 
     async def _work(self, sched: scheduler) -> None:
         self._started = True

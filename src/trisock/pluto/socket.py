@@ -49,7 +49,8 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
     """A connection, made by ``connect`` for a client, by ``accept`` or ``bind`` for a server.
 
     ``connect`` and ``udpserver`` also make UDP sockets. Such a socket is not connected: its peer is
-    whom it sends to. Nothing is waited for, encrypted, repeated or put into order.
+    the address that it sends to. Datagrams are not encrypted. They can be lost, arrive twice, or
+    arrive in another order.
 
     Garbage collection closes a socket silently. Calls can also be written as on Pluto's page:
     ``socket.send(s, data)``.
@@ -257,8 +258,8 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
     def getpeer(self) -> tuple[str, int]:
         """Return the peer's address and port: ``ip, port = s.getpeer()``. Synchronous.
 
-        This works both inside and outside Trio, even after ``close``. For a UDP socket it is whom
-        ``send`` sends to: ``("::", 0)`` if a server has received nothing yet. Source:
+        This works both inside and outside Trio, even after ``close``. For a UDP socket, it is the
+        address that ``send`` sends to: ``("::", 0)`` if a server has received nothing yet. Source:
         ``socket.getpeer``.
         """
         return self._transport.getpeer()

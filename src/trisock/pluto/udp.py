@@ -88,14 +88,15 @@ class UDPTransport:
         return True
 
     async def _send(self, data: bytes) -> None:
+        peer = self._peer  # a recv in another task may change it meanwhile
         if self._source is not None:
             try:
-                await self._udp.send(data, self._peer, source=self._source)
+                await self._udp.send(data, peer, source=self._source)
             except OSError:
                 pass  # perhaps it is the address of a group or a broadcast: send from another one
             else:
                 return
-        await self._udp.send(data, self._peer)
+        await self._udp.send(data, peer)
 
     async def recv(self) -> bytes | None:
         """Return the next datagram, or ``None`` if the socket is closed."""
@@ -128,11 +129,7 @@ class UDPTransport:
     async def _receive(self) -> None:
         """Wait for a datagram, and put it into the buffer."""
         while True:
-            try:
-                datagram = await self._udp.recv()
-            except ConnectionError as exc:  # on Windows: nobody has received an earlier send
-                log_reason(exc)
-                continue
+            datagram = await self._udp.recv()
             if datagram.data and self._is_wanted(datagram.address):
                 self._buffer.append(_Received(datagram.data, *datagram[1:3]))
                 return
@@ -191,6 +188,7 @@ class UDPTransport:
 
     def undo_starttls(self) -> None:
         """Close the socket after an interrupted ``starttls``."""
+        self._buffer.clear()
         self._udp.abort()
 
     async def close(self) -> None:
@@ -229,7 +227,10 @@ class UDPTransport:
         return self._check() and self._udp.isopen()
 
     def _check(self) -> bool:
-        return self.upgrade.check() and self.closing.check()
+        if self.upgrade.check() and self.closing.check():
+            return True
+        self._buffer.clear()  # the intent has closed the socket
+        return False
 
     def _receive_from(self, peer: trisock.Address) -> None:
         if self._senders is not None:

@@ -90,8 +90,8 @@ async def check_handler(
     - Some clients are silent, reset the connection at various points, or end only their own side.
       One says nothing while the server cancels the handler. The handler must end each time.
     - One client sends the request without its line end or last byte. The answer must not be the
-      answer to a whole request. Another sends the request byte by byte. The answer must be the one
-      to a request in one piece.
+      answer to a whole request. Another sends the request byte by byte. The answer must be the
+      same as when the request arrives in one piece.
     - One client sends lines of other protocols, control characters, text that is not UTF-8, random
       bytes, the request with a changed byte, and the start of the request with random bytes behind
       it. The random bytes are the same in each run.

@@ -58,9 +58,9 @@ class Serving:
 
         Args:
           arguments: the keyword arguments of ``trisock.connect`` or, if the server listens on a
-            Unix socket, of ``trisock.connect_unix``. If the server has ``tls`` with a certificate
-            of an ``Authority``, the default of ``tls`` is a client that trusts this authority and
-            expects the certificate's first name. ``tls=None`` connects in plain text.
+            Unix socket, of ``trisock.connect_unix``. If the server uses TLS with a certificate
+            that an ``Authority`` has issued, the default is a client that trusts this authority,
+            and verifies the first name of the certificate. ``tls=None`` connects in plain text.
 
         Raises:
           ValueError: the server has ``tls`` with another certificate, and ``tls`` is not given.
@@ -138,13 +138,14 @@ async def serving(handler: Handler, **bind_arguments: Any) -> AsyncIterator[Serv
       bind_arguments: further arguments of ``trisock.bind``, such as ``tls``. The default of
         ``port_or_listener`` is any free port, and the default of ``host`` is ``"127.0.0.1"``.
 
-    Raises at the end of the block:
-      Whatever ``bind`` logs at ERROR, which is what a handler raised and its peer did not cause.
-        These errors are both logged and raised. Several errors are raised in a group.
+    Raises:
+      Exception: at the end of the block, whatever ``bind`` logs at ERROR, which is what a handler
+        raised and its peer did not cause. These errors are both logged and raised. Several errors
+        are raised in a group.
       AssertionError: a handler did not end (see above).
-      Whatever the block raised. If handlers failed as well, a group contains the block's exception
-        first, and then the handlers' exceptions. The group hides nothing: the handler's error is
-        often the cause of the block's error.
+      BaseException: whatever the block raised. If handlers failed as well, a group contains the
+        block's exception first, and then the handlers' exceptions. The group hides nothing: the
+        handler's error is often the cause of the block's error.
 
     ``s.connect(**arguments)`` takes the keyword arguments of ``trisock.connect``. When it returns,
     the handler runs, and waits or has ended. If the server has ``tls`` with a certificate of an

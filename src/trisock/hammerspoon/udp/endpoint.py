@@ -97,7 +97,7 @@ class Endpoint:
         self.is_server = is_server
         self.has_peer = False
         self.is_over = False
-        self.receiving = Receiving(owner, lambda: self.sock, settings, callbacks, self._report)
+        self.receiving = Receiving(owner, sock, settings, callbacks, self._report)
         self._owner = owner
         self._settings = settings
         self._callbacks = callbacks
@@ -197,7 +197,7 @@ class Endpoint:
         if self.sock is not None:  # the earlier sends have opened it
             self.sock.abort()
         self.sock = sock
-        self.receiving.drop()  # it may be from someone else
+        self.receiving.replace_socket(sock)
         log(logger, logging.DEBUG, "%r: connected", self._owner)
         if connect.fn is not None:
             self._callbacks.put(connect.fn)

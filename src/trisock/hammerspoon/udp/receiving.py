@@ -35,7 +35,7 @@ class Receiving:
 
     Args:
       owner: the object, for the log.
-      get_socket: returns the socket, or ``None`` while there is none.
+      sock: the socket, or ``None`` while there is none.
       settings: the object's settings.
       callbacks: the object's queued callbacks.
       report: called with an error of the socket.
@@ -46,13 +46,13 @@ class Receiving:
     def __init__(
         self,
         owner: object,
-        get_socket: Callable[[], trisock.UDPSocket | None],
+        sock: trisock.UDPSocket | None,
         settings: Settings,
         callbacks: PendingCallbacks,
         report: Callable[[Exception], None],
     ) -> None:
         self._owner = owner
-        self._get_socket = get_socket
+        self._sock = sock
         self._settings = settings
         self._callbacks = callbacks
         self._report = report
@@ -73,9 +73,10 @@ class Receiving:
         self._wait.cancel()
         self._changed.unpark_all()
 
-    def drop(self) -> None:
-        """Drop a datagram whose callback has not begun, because the socket has been replaced."""
-        self._received = None
+    def replace_socket(self, sock: trisock.UDPSocket) -> None:
+        """Receive from another socket. Drop a datagram whose callback has not begun."""
+        self._sock = sock
+        self._received = None  # it may be from someone other than the new socket's peer
         self.restart()
 
     # ---- in the background ----
@@ -83,13 +84,12 @@ class Receiving:
     async def run(self) -> None:
         """Receive, forever."""
         while True:
-            sock = self._get_socket()
-            if sock is None or not self._is_wanted():
+            if self._sock is None or not self._is_wanted():
                 await self._changed.park()
             elif self._received is not None:
                 await self._call_back()
             else:
-                await self._receive(sock)
+                await self._receive(self._sock)
 
     def _is_wanted(self) -> bool:
         return self._mode is not Mode.PAUSED and self._settings.callback is not None

@@ -1,4 +1,4 @@
-"""What a program has set on an hs.socket.udp object, and the choice of an address by it. No I/O."""
+"""The settings of an hs.socket.udp object, and the choice of an address by them. No I/O."""
 
 from __future__ import annotations
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import socket as stdlib_socket
-from collections.abc import Callable
 from typing import overload
 
 import trio
@@ -13,9 +12,10 @@ import trio
 import trisock
 
 from ..._guard import log
+from ..._not_copyable import NotCopyable
 from ..._text import printable
 from ..arguments import check_callback, check_flag, check_timeout, is_int, parse_send, to_bytes
-from ..callbacks import CallbackQueue
+from ..callbacks import Callback, CallbackQueue
 from ..queues import logger
 from ..sockaddr import ParsedAddress, parse_sockaddr
 from .endpoint import Endpoint, Send
@@ -23,10 +23,8 @@ from .info import UDPInfo, info_of, peer_of
 from .receiving import Mode
 from .settings import VERSIONS, Settings
 
-Callback = Callable[..., object]
 
-
-class UDPSockets:
+class UDPSockets(NotCopyable):
     """Hammerspoon's ``hs.socket.udp``: the attribute ``udp`` of ``Sockets``.
 
     Attributes:
@@ -56,7 +54,7 @@ class UDPSockets:
         return parse_sockaddr(sockaddr) if isinstance(sockaddr, bytes) else None
 
 
-class UDPSocket:
+class UDPSocket(NotCopyable):
     """Hammerspoon's ``hs.socket.udp object``: closed, open, listening or connected.
 
     Made by ``UDPSockets.new`` and ``UDPSockets.server``. Its methods are synchronous and do not
@@ -79,7 +77,7 @@ class UDPSocket:
     # ---- connecting, listening, closing ----
 
     def connect(self, host: str, port: int, fn: Callback | None = None) -> UDPSocket | None:
-        """Fix the peer: from then on, datagrams are sent to it and received from it only.
+        """Set the peer. From then on, datagrams are sent to it, and received only from it.
 
         ICMP errors of the peer are logged, and the object stays connected. If datagrams were sent
         before, the object gets a new local port.

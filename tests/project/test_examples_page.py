@@ -1,0 +1,30 @@
+"""docs/examples.md has each example, with a command that the example itself shows."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+import pytest
+
+from helpers.documents import ROOT
+from helpers.examples import EXAMPLES
+
+PAGE = (ROOT / "docs/examples.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^\| .+ \| `(.+)` \|$", PAGE, re.MULTILINE)
+NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
+
+
+def test_the_page_has_each_example_once() -> None:
+    assert sorted(re.findall(r"python examples/(\w+)\.py", " ".join(COMMANDS))) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_top_of_an_example_says_what_it_shows_and_how_to_try_it(name: str) -> None:
+    text = ast.get_docstring(ast.parse((EXAMPLES / f"{name}.py").read_text(encoding="utf-8")))
+    assert text is not None
+    first = text.partition("\n")[0]
+    assert re.fullmatch(r"[A-Z].{30,}\.", first), first
+    assert f"python examples/{name}.py" in text
+    [command] = [each for each in COMMANDS if f"python examples/{name}.py" in each]
+    assert command in re.sub(r"\s+", " ", text)

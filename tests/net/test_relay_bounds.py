@@ -1,4 +1,4 @@
-"""relay: its time limits, the memory that a peer can make it hold, and no cyclic garbage."""
+"""relay: its time limits and the memory that a peer can make it hold. It leaves no garbage."""
 
 from __future__ import annotations
 

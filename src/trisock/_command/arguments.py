@@ -173,7 +173,7 @@ def check(
     parallel: int,
     injection: bool,
 ) -> Action:
-    """Check the TLS of servers, and the names, chain and expiry of their certificates.
+    """Check servers: TLS, and the names, chain and expiry of their certificates.
 
     The URL "-" reads URLs from standard input, one on each line. Comments begin with "#".
     """

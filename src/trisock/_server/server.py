@@ -285,7 +285,7 @@ class Server(NotCopyable):
     async def wait_closed(self) -> None:
         """Wait until the last handler has ended and the last connection is closed.
 
-        Cancelling the wait changes nothing.
+        Cancelling the wait does not affect the server.
         """
         await self._closed.wait()
 

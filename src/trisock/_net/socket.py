@@ -24,6 +24,7 @@ from .idle import IdleBlock
 from .message_receiving import MessageReceiver
 from .proxy_header import ProxyHeader
 from .sending import Sender
+from .syscalls import set_option
 
 if TYPE_CHECKING:
     from .._server.server import Server
@@ -373,12 +374,7 @@ class Socket(NotCopyable, MessageReceiver, Sender, trio.abc.HalfCloseableStream)
     ) -> None:
         """Set a socket option; see ``socket.socket.setsockopt``."""
         self._connection.check_open()
-        if value is None and length is not None:
-            self._connection.socket.setsockopt(level, option, None, length)
-        elif value is not None and length is None:
-            self._connection.socket.setsockopt(level, option, value)
-        else:
-            raise TypeError("setsockopt takes a value, or None and a length")
+        set_option(self._connection.socket, level, option, value, length)
 
     @overload
     def getsockopt(self, level: int, option: int) -> int: ...

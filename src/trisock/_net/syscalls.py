@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import trio
 
+from .._arguments import Buffer
+
 # Maximum bytes per read; the same as Trio's default.
 RECEIVE_SIZE = 65536
 
@@ -169,6 +171,22 @@ else:
         if not count and poll_readable(descriptor, select.POLLPRI) & select.POLLPRI:
             return 1
         return count
+
+
+def set_option(
+    sock: socket.socket | trio.socket.SocketType,
+    level: int,
+    option: int,
+    value: int | Buffer | None,
+    length: int | None,
+) -> None:
+    """Set a socket option: to a value, or to a NULL pointer and a length."""
+    if value is None and length is not None:
+        sock.setsockopt(level, option, None, length)
+    elif value is not None and length is None:
+        sock.setsockopt(level, option, value)
+    else:
+        raise TypeError("setsockopt takes a value, or None and a length")
 
 
 def peek_byte(sock: trio.socket.SocketType) -> bytes:

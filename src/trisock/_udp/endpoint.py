@@ -13,6 +13,7 @@ from .. import _fork
 from .._address import Address, address_from_sockaddr
 from .._arguments import Buffer, quoted
 from .._net.conflicts import ConflictDetector
+from .._net.syscalls import set_option
 from .._not_copyable import NotCopyable
 from . import groups
 from .local_hosts import Destinations, Sources
@@ -159,12 +160,7 @@ class Endpoint(NotCopyable, trio.abc.AsyncResource):
     ) -> None:
         """Set a socket option; see ``socket.socket.setsockopt``."""
         self._check_open()
-        if value is None and length is not None:
-            self._socket.setsockopt(level, option, None, length)
-        elif value is not None and length is None:
-            self._socket.setsockopt(level, option, value)
-        else:
-            raise TypeError("setsockopt takes a value, or None and a length")
+        set_option(self._socket, level, option, value, length)
 
     @overload
     def getsockopt(self, level: int, option: int) -> int: ...

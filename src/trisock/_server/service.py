@@ -336,7 +336,8 @@ class Service(NotCopyable):
         Args:
           port_or_socket: a port, as in ``trisock.open_udp``, or a ``UDPSocket``, such as one that
             was opened by ``open_udp_nowait`` before the program dropped its privileges.
-          options: as in ``trisock.open_udp``.
+          options: ``host``, ``reuse_port``, ``reuse_address`` and ``broadcast``, as in
+            ``trisock.open_udp``.
 
         Returns: the ``UDPSocket``.
 

@@ -65,7 +65,8 @@ async def open_udp(
 
         async with await trisock.open_udp(7777) as udp:
             async for datagram in udp:
-                await udp.send(datagram.data, datagram.address, source=datagram.destination)
+                with contextlib.suppress(OSError):  # anyone can forge the address
+                    await udp.send(datagram.data, datagram.address, source=datagram.destination)
 
     Args:
       port: 0 to 65535; 0 lets the system choose a free port (see ``UDPSocket.getlocal``).
@@ -125,11 +126,7 @@ def open_udp_nowait(
     options = _Options(reuse_port, reuse_address, broadcast)
     if name is None:
         return _open(_all_addresses(), port, host, options)
-    try:
-        found = socket.getaddrinfo(name, port, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST)
-    except socket.gaierror:
-        raise ValueError(f"open_udp_nowait needs an address, not a name: {quoted(host)}") from None
-    return _open(found, port, host, options)
+    return _open(_without_look_up("open_udp_nowait", host, name, port), port, host, options)
 
 
 async def connect_udp(host: str, port: int) -> UDPSocket:
@@ -183,11 +180,7 @@ def connect_udp_nowait(host: str, port: int, *, broadcast: bool = False) -> UDPS
     Returns and raises the same as ``connect_udp``.
     """
     name = _check_peer(host, port)
-    try:
-        found = socket.getaddrinfo(name, port, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST)
-    except socket.gaierror:
-        raise ValueError(f"connect_udp_nowait needs an address: {quoted(host)}") from None
-    family, _, _, _, sockaddr = found[0]
+    family, _, _, _, sockaddr = _without_look_up("connect_udp_nowait", host, name, port)[0]
     try:
         return _connect(family, sockaddr, broadcast)
     except OSError as exc:
@@ -209,6 +202,17 @@ def _check_peer(host: str, port: int) -> bytes:
     if port == 0:
         raise ValueError(f"a peer's port must be in 1-65535, not 0 (host {quoted(host)})")
     return name
+
+
+def _without_look_up(caller: str, host: str | None, name: bytes, port: int) -> _Found:
+    """Return what ``getaddrinfo`` returns for an address. Raises ``ValueError`` for a name.
+
+    ``name`` is the host in the form that the resolver needs.
+    """
+    try:
+        return socket.getaddrinfo(name, port, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST)
+    except socket.gaierror:
+        raise ValueError(f"{caller} needs an address, not a name: {quoted(host)}") from None
 
 
 def _all_addresses() -> _Found:

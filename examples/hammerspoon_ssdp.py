@@ -26,7 +26,7 @@ def search(target: str, seconds: int) -> str:
         "M-SEARCH * HTTP/1.1\r\n"
         f"HOST: {GROUP}:{PORT}\r\n"
         'MAN: "ssdp:discover"\r\n'
-        f"MX: {min(5, max(1, seconds - 1))}\r\n"  # a device answers within so many seconds
+        f"MX: {min(5, max(1, seconds - 1))}\r\n"  # the seconds that a device may take
         f"ST: {target}\r\n"
         "\r\n"
     )

@@ -73,7 +73,7 @@ def offering(protocol: str, tls: ServerTLS, *, port: int = 0) -> LocalServer:
 
 
 def days(number: float) -> Dates:
-    """Return the dates of a certificate that expires after so many days."""
+    """Return the dates of a certificate that expires after this many days."""
     now = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)
     day = datetime.timedelta(days=1)
     return min(now, now + number * day) - day, now + number * day

@@ -13,13 +13,24 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 import trisock
-from helpers.hammerspoon import LOCALHOST, Calls, Log, connect_to, connected, errors_in, until
+from helpers.hammerspoon import (
+    LOCALHOST,
+    Calls,
+    Log,
+    connect_to,
+    connected,
+    errors_in,
+    fail,
+    fail_in_a_group,
+    fail_later,
+    until,
+)
 from helpers.pairs import closing
 from trisock import hammerspoon
 from trisock.hammerspoon import Sockets
 
 if sys.version_info < (3, 11):
-    from exceptiongroup import BaseExceptionGroup, ExceptionGroup
+    from exceptiongroup import BaseExceptionGroup
 
 
 async def test_callbacks_can_be_async(hs: Sockets, calls: Calls) -> None:
@@ -65,19 +76,6 @@ async def test_an_objects_callbacks_run_one_at_a_time_in_order(hs: Sockets, call
             resume.set()
             assert await calls.next() == ("still connecting",)
             assert await calls.take(3) == [(1,), (b"a\n", 2), (b"b\n", 3)]
-
-
-def fail(*_: object) -> None:
-    raise ZeroDivisionError("plain")
-
-
-async def fail_later(*_: object) -> None:
-    await trio.lowlevel.checkpoint()
-    raise ZeroDivisionError("async")
-
-
-async def fail_in_a_group(*_: object) -> None:
-    raise ExceptionGroup("group", [ZeroDivisionError("in a group")])
 
 
 @pytest.mark.parametrize(

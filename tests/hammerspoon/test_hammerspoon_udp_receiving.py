@@ -12,12 +12,22 @@ import pytest
 import trio
 
 import trisock
-from helpers.hammerspoon import LOCALHOST, Calls, Log, errors_in, measured, until
+from helpers.hammerspoon import (
+    LOCALHOST,
+    Calls,
+    Log,
+    errors_in,
+    fail,
+    fail_in_a_group,
+    fail_later,
+    measured,
+    until,
+)
 from helpers.hammerspoon_udp import port_of, raw_udp, sender
 from trisock.hammerspoon import UDPSocket, UDPSockets
 
 if sys.version_info < (3, 11):
-    from exceptiongroup import ExceptionGroup
+    pass
 
 MIB = 1024 * 1024
 
@@ -347,19 +357,6 @@ async def test_udp_callbacks_can_be_async_and_run_in_order(
     assert await calls.next() == (-1,)  # another object's callbacks do not wait
     resume.set()
     assert await calls.take(5) == [("done",), (5,), ("done",), (b"answer",), ("done",)]
-
-
-def fail(*_: object) -> None:
-    raise ZeroDivisionError("plain")
-
-
-async def fail_later(*_: object) -> None:
-    await trio.lowlevel.checkpoint()
-    raise ZeroDivisionError("async")
-
-
-async def fail_in_a_group(*_: object) -> None:
-    raise ExceptionGroup("group", [ZeroDivisionError("in a group")])
 
 
 async def leave_a_scope_open(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""Exception groups."""
+"""Exception groups, and an exception that no code can handle with ease."""
 
 from __future__ import annotations
 
@@ -13,3 +13,18 @@ def leaves_of(exc: BaseException) -> list[BaseException]:
     if isinstance(exc, BaseExceptionGroup):
         return [leaf for each in exc.exceptions for leaf in leaves_of(each)]
     return [exc]
+
+
+class HostileError(Exception):
+    """Raises an exception when it is logged, compared, hashed or tested for truth."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("compared")
+
+    def __bool__(self) -> bool:
+        raise RuntimeError("tested for truth")
+
+    def __str__(self) -> str:
+        raise RuntimeError("printed")

@@ -7,6 +7,7 @@ import gc
 import logging
 import math
 import socket
+import sys
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -18,6 +19,9 @@ import trio.testing
 import trisock
 from helpers.pairs import RESET, closing
 from trisock.hammerspoon import Socket, Sockets
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import ExceptionGroup
 
 Log = pytest.LogCaptureFixture
 
@@ -185,3 +189,19 @@ def measured() -> Iterator[list[int]]:
         grown.append(tracemalloc.get_traced_memory()[1] - before)
     finally:
         tracemalloc.stop()
+
+
+# ---- callbacks that fail ----
+
+
+def fail(*_: object) -> None:
+    raise ZeroDivisionError("plain")
+
+
+async def fail_later(*_: object) -> None:
+    await trio.lowlevel.checkpoint()
+    raise ZeroDivisionError("async")
+
+
+async def fail_in_a_group(*_: object) -> None:
+    raise ExceptionGroup("group", [ZeroDivisionError("in a group")])

@@ -1,6 +1,8 @@
-"""Whether a datagram waits in the kernel."""
+"""Waiting datagrams, and tasks that wait for them."""
 
 from __future__ import annotations
+
+import trio
 
 from trisock import UDPSocket
 from trisock._net.syscalls import poll_readable
@@ -9,3 +11,20 @@ from trisock._net.syscalls import poll_readable
 def is_waiting(udp: UDPSocket) -> bool:
     """Return whether a datagram can be received. On loopback, a send delivers it at once."""
     return poll_readable(udp.fileno()) != 0
+
+
+async def receive_twice(udp: UDPSocket) -> int:
+    """Receive in two tasks at the same time. Return how many of them were refused."""
+    refused = 0
+
+    async def receive() -> None:
+        nonlocal refused
+        try:
+            await udp.recv()
+        except trio.BusyResourceError:
+            refused += 1
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(2):
+            nursery.start_soon(receive)
+    return refused

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import trio
 
+from helpers.exceptions import HostileError
 from helpers.pluto import (
     FORK_WARNS,
     in_child,
@@ -27,21 +28,6 @@ from trisock.pluto import scheduler, socket
 from trisock.pluto.blocking import background, log_reason
 
 pytestmark = pytest.mark.usefixtures("bounded")  # some tests make blocking calls
-
-
-class HostileError(Exception):
-    """Raises an exception when it is logged, compared, hashed or tested for truth."""
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __eq__(self, other: object) -> bool:
-        raise RuntimeError("compared")
-
-    def __bool__(self) -> bool:
-        raise RuntimeError("tested for truth")
-
-    def __str__(self) -> str:
-        raise RuntimeError("printed")
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 import trio
 import trio.testing
 
+from helpers.exceptions import HostileError
 from helpers.pluto import both_sides, failing, got, inside, run_program
 from trisock.pluto import scheduler
 
@@ -17,21 +18,6 @@ if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
 pytestmark = pytest.mark.usefixtures("bounded")  # some tests make blocking calls
-
-
-class HostileError(Exception):
-    """Raises an exception when it is compared, hashed, tested for truth or printed."""
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __eq__(self, other: object) -> bool:
-        raise RuntimeError("compared")
-
-    def __bool__(self) -> bool:
-        raise RuntimeError("tested for truth")
-
-    def __str__(self) -> str:
-        raise RuntimeError("printed")
 
 
 # ---- run ----

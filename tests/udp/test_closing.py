@@ -15,6 +15,7 @@ import trio.testing
 
 from helpers.forks import run_in_child
 from helpers.resolver import Resolver
+from helpers.waiting import receive_twice
 from trisock import UDPSocket, connect_udp, open_udp, open_udp_nowait
 
 
@@ -213,19 +214,7 @@ async def test_after_stop_receiving_there_is_still_only_one_receiver(
     for data in (b"first", b"second"):
         await client.send(data)
     udp.stop_receiving()
-    refused = 0
-
-    async def receive() -> None:
-        nonlocal refused
-        try:
-            await udp.recv()
-        except trio.BusyResourceError:
-            refused += 1
-
-    async with trio.open_nursery() as nursery:
-        for _ in range(2):
-            nursery.start_soon(receive)
-    assert refused == 1
+    assert await receive_twice(udp) == 1
     assert (await udp.recv()).data == b"second"
 
 

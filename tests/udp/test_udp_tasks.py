@@ -13,6 +13,7 @@ import trio.testing
 
 from helpers.checkpoints import is_schedule_point
 from helpers.full_buffer import full_buffer
+from helpers.waiting import receive_twice
 from trisock import Address, UDPSocket, open_udp
 
 
@@ -40,19 +41,7 @@ async def test_a_receiver_at_its_schedule_point_keeps_others_out(
 ) -> None:
     await client.send(b"first")
     await client.send(b"second")
-    refused = 0
-
-    async def receive() -> None:
-        nonlocal refused
-        try:
-            await udp.recv()
-        except trio.BusyResourceError:
-            refused += 1
-
-    async with trio.open_nursery() as nursery:
-        for _ in range(2):
-            nursery.start_soon(receive)
-    assert refused == 1
+    assert await receive_twice(udp) == 1
     assert (await udp.recv()).data == b"second"
 
 

@@ -127,7 +127,6 @@ async def _converse(sock: Socket, negotiation: Negotiation, progress: _Progress)
 async def _perform(sock: Socket, request: Request, progress: _Progress) -> bytes:
     if isinstance(request, Send):
         progress.spoken = True
-        progress.listening = False
         await sock.send(request.data)
         return b""
     if isinstance(request, CheckQuiet):
@@ -139,7 +138,6 @@ async def _perform(sock: Socket, request: Request, progress: _Progress) -> bytes
     if isinstance(request, Offered):
         progress.offered = True
         return b""
-    progress.listening = True
     with sock.idle():  # a server that stops need not wait for a client that says nothing
         if isinstance(request, Exactly):
             progress.check(request.size)
@@ -177,9 +175,9 @@ def _seconds_for_farewell(sock: Socket, timeout: float) -> float:
 
 
 async def _say_farewell(sock: Socket, progress: _Progress) -> None:
-    # A farewell in the middle of another message would be a part of that message.
-    if progress.listening and progress.farewell:
-        with contextlib.suppress(trio.BrokenResourceError):  # the client has gone
+    if progress.farewell:
+        # The client has gone, or the time limit has cut a reply: then the socket refuses to send.
+        with contextlib.suppress(trio.BrokenResourceError):
             await sock.send(progress.farewell)
 
 
@@ -190,7 +188,6 @@ class _Progress:
       received: how many bytes of complete answers have arrived.
       lines: how many lines were requested.
       spoken: whether we have sent anything.
-      listening: whether it is the peer's turn: all that we had to say was sent.
       offered: whether the server has offered TLS.
       farewell: what we say if we must end the session, or ``b""``.
     """
@@ -199,7 +196,6 @@ class _Progress:
         self.received = 0
         self.lines = 0
         self.spoken = False
-        self.listening = False
         self.offered = False
         self.farewell = b""
 

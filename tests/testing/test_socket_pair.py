@@ -52,6 +52,24 @@ async def test_a_cancelled_call_leaves_nothing_open(tls: bool) -> None:
         sock.abort()
 
 
+async def test_a_call_cancelled_between_connect_and_accept_leaves_nothing_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = trisock.connect
+    clients = []
+
+    async def connect(host: str, port: int) -> trisock.Socket:
+        clients.append(await real(host, port))
+        scope.cancel()
+        return clients[0]
+
+    monkeypatch.setattr(trisock, "connect", connect)
+    with trio.CancelScope() as scope:
+        await socket_pair()
+    assert scope.cancelled_caught
+    assert clients[0].fileno() == -1
+
+
 async def cancel_after(passes: int, scope: trio.CancelScope) -> None:
     for _ in range(passes):
         await trio.lowlevel.checkpoint()

@@ -200,11 +200,30 @@ async def test_the_udp_client_talks_to_the_udp_server(free_port: int) -> None:
 
 
 async def test_plutos_script_talks_to_plutos_server(free_port: int) -> None:
-    script, server, _ = snippets("docs/pluto.md")
+    script, server = snippets("docs/pluto.md")[:2]
     async with started(program(server, ("8080", str(free_port)))):
         (await connect(free_port)).abort()
         result = await run(*program(script, ('"localhost", 8080', f'"127.0.0.1", {free_port}')))
         assert b"Hello, world!" in result.stdout
+
+
+async def test_plutos_datagram_is_answered(free_port: int) -> None:
+    script, server = snippets("docs/pluto.md")[3:]
+    command = program(server, ("7777", str(free_port)))
+    async with started([command[0], "-u", *command[1:]]) as running:
+        assert await running.line() == f"port {free_port}"
+        result = await run(*program(script, ('"localhost", 7777', f'"127.0.0.1", {free_port}')))
+        assert result.stdout == b"b'hello'\n"
+
+
+async def test_a_pluto_script_gives_up_waiting_for_a_datagram(free_port: int) -> None:
+    script = snippets("docs/pluto.md")[3]
+    changes = (
+        ('"localhost", 7777', f'"127.0.0.1", {free_port}'),
+        ("signal.ITIMER_REAL, 2", "signal.ITIMER_REAL, 0.01"),
+    )
+    result = await run(*program(script, *changes))
+    assert result.stdout == b"no answer\n"
 
 
 async def test_hammerspoons_client_prints_the_header() -> None:

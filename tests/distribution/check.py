@@ -33,7 +33,7 @@ SOME_TESTS = [
     "tests/tls/test_engine.py",
     "tests/project/test_api.py",
     "tests/project/test_floors.py",
-    "tests/project/test_reliability.py",
+    "tests/project/test_promises.py",
 ]
 
 # This program and its children must not find the trisock of this directory.

@@ -1,4 +1,4 @@
-"""docs/reliability.md names existing tests."""
+"""docs/promises.md names existing tests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from helpers.documents import ROOT, all_tests
 
 
 def test_each_promise_names_existing_tests() -> None:
-    text = (ROOT / "docs" / "reliability.md").read_text()
+    text = (ROOT / "docs" / "promises.md").read_text()
     known = all_tests()
     promises = [line for line in text.splitlines() if line.startswith("| ") and "::" in line]
     assert len(promises) > 50

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+from pathlib import Path
 from typing import Any
 
 import trisock.starttls.client
@@ -13,13 +15,20 @@ for module in (trisock.starttls.client, trisock.starttls.server):
     for name in ("Address", "Socket", "TLSArgument", "TLSInfo"):
         vars(module).setdefault(name, getattr(trisock, name))
 
+sys.path.append(str(Path(__file__).parent / "_extensions"))
+
 project = "trisock"
 author = project_copyright = "the trisock developers"
 release = trisock.__version__
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "link_names"]
+exclude_patterns = ["_build", "_extensions"]
 html_theme = "furo"
-html_title = "trisock"
+html_title = f"trisock {release}"
+html_theme_options = {
+    "source_repository": "https://github.com/trisock/trisock/",
+    "source_branch": "main",
+    "source_directory": "docs/",
+}
 html_static_path = ["_static"]
 html_css_files = ["tables.css"]
 autodoc_member_order = "bysource"

@@ -14,11 +14,13 @@ import argparse
 import concurrent.futures
 import functools
 import os
+import re
 import subprocess
 import sys
 import tarfile
 import tempfile
 import zipfile
+from email.message import Message
 from email.parser import Parser
 from pathlib import Path
 
@@ -71,7 +73,7 @@ def main() -> None:
 
 
 def check_wheel(wheel: Path) -> None:
-    """The wheel contains the package, and nothing else."""
+    """The wheel contains the package, and nothing else. The links of its README are absolute."""
     with zipfile.ZipFile(wheel) as archive:
         found = {name for name in archive.namelist() if ".dist-info/" not in name}
     package = {
@@ -81,6 +83,11 @@ def check_wheel(wheel: Path) -> None:
     }
     assert "trisock/py.typed" in found
     assert found == package, f"{wheel.name}: {sorted(found ^ package)}"
+    readme = str(metadata_of(wheel).get_payload())
+    links = re.findall(r"\]\(([^)]+)\)", readme)
+    assert len(links) > 20
+    relative = [link for link in links if not link.startswith("https://")]
+    assert not relative, f"{wheel.name}: PyPI cannot follow {relative}"
 
 
 def check_sdist(sdist: Path) -> None:
@@ -96,10 +103,15 @@ def check_sdist(sdist: Path) -> None:
 
 def extras_of(wheel: Path) -> list[str]:
     """Return the extras of the wheel, without ``tests``."""
+    extras = metadata_of(wheel).get_all("Provides-Extra", [])
+    return [extra for extra in extras if extra != "tests"]
+
+
+def metadata_of(wheel: Path) -> Message:
+    """Return the metadata of the wheel. The payload is the README."""
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
-        metadata = Parser().parsestr(archive.read(name).decode())
-    return [extra for extra in metadata.get_all("Provides-Extra", []) if extra != "tests"]
+        return Parser().parsestr(archive.read(name).decode())
 
 
 # ---- whether they work ----

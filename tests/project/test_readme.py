@@ -11,6 +11,7 @@ import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -19,7 +20,7 @@ import trisock
 from helpers.documents import ROOT
 from helpers.programs import run
 from helpers.services import program, systemd
-from trisock.testing import Authority
+from trisock.testing import Authority, check_handler
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -57,6 +58,24 @@ async def test_the_first_client_talks_to_the_first_server() -> None:
         assert (result.returncode, result.stdout) == (0, b"b'you said hello'\n")
         running.ask_to_stop(signal.SIGINT)
         await running.stop()
+
+
+def snippets_handler(source: str, monkeypatch: pytest.MonkeyPatch, pem: Path) -> trisock.Handler:
+    """Return the handler of a snippet that is a server."""
+    names: dict[str, Any] = {}
+    monkeypatch.setattr(trisock, "run", lambda *arguments, **options: None)
+    for name, path in ("server.pem", pem / "chain.pem"), ("server.key", pem / "key.pem"):
+        source = source.replace(name, str(path))
+    exec(source, names)
+    handler: trisock.Handler = names["handler"]
+    return handler
+
+
+async def test_check_handler_finds_no_fault_in_the_servers(
+    pem: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await check_handler(snippets_handler(SNIPPETS[0], monkeypatch, pem))
+    await check_handler(snippets_handler(SNIPPETS[2], monkeypatch, pem), starttls=b"STARTTLS\r\n")
 
 
 async def test_the_starttls_client_talks_to_the_starttls_server(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ QUICK_ROUNDS = 3
 JSON = Path("benchmarks/results/latest.json")
 WIDTH = 120  # the console has at least this width, because the widest table needs 120 columns
 SVG = Path("docs/benchmark.svg")
+OVERVIEW = Path("docs/benchmark-overview.svg")  # the README's
 
 
 def main() -> None:
@@ -65,6 +66,8 @@ def _compare(args: argparse.Namespace, setup: Setup) -> None:
         from . import chart
 
         chart.draw(results, path)
+        if full:
+            chart.draw_overview(results, OVERVIEW)
 
 
 def _profile(row: Row, peers: list[Peer], setup: Setup, *, quick: bool) -> None:

@@ -1,7 +1,8 @@
-"""A chart of all ratios to bare Trio: a panel for each row, and a bar for each peer."""
+"""Charts of the ratios to bare Trio: a panel for each row, and a bar for each peer."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,22 @@ LONGEST = 5.0
 
 COLUMNS = 3
 
+# What the README shows: six rows, and the peers that most readers know.
+OVERVIEW_ROWS = ("echo64", "connections", "lines", "tls-handshakes", "udp-echo64", "memory")
+OVERVIEW_PEERS = ("trio", "trisock", "anyio-trio", "asyncio", "uvloop")
 
-def draw(results: list[Result], path: Path) -> None:
+
+def draw_overview(results: list[Result], path: Path) -> None:
+    """Write the README's chart as SVG."""
+    shown = []
+    for name in OVERVIEW_ROWS:
+        (result,) = (each for each in results if each.row.name == name)
+        series = {peer: result.series[peer] for peer in OVERVIEW_PEERS if peer in result.series}
+        shown.append(dataclasses.replace(result, series=series))
+    draw(shown, path, with_targets=False)
+
+
+def draw(results: list[Result], path: Path, *, with_targets: bool = True) -> None:
     """Write the chart as SVG. Its text is stored as text, not as paths."""
     settings: dict[Any, Any] = {
         "svg.fonttype": "none",
@@ -48,13 +63,15 @@ def draw(results: list[Result], path: Path) -> None:
         )
         for panel, result in zip(grid.flat, results, strict=False):
             _draw_row(panel, result)
+            if with_targets:
+                panel.axvline(result.row.target, color=TARGET, linestyle="--", linewidth=1)
         for panel in list(grid.flat)[len(results) :]:
             panel.set_axis_off()
-        figure.suptitle(
-            "Work per CPU second of the server, relative to bare Trio "
-            "(bar: median of the rounds; line: lowest to highest; dashes: trisock's target)",
-            fontsize=9,
-        )
+        title = "Work per CPU second of the server, relative to bare Trio. "
+        title += "Bar: median of the rounds. Line: lowest to highest."
+        if with_targets:
+            title += " Dashes: trisock's target."
+        figure.suptitle(title, fontsize=9)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(
             path, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None}
@@ -65,21 +82,19 @@ def draw(results: list[Result], path: Path) -> None:
 def _draw_row(panel: Axes, result: Result) -> None:
     row = result.row
     names = list(result.series)
-    beyond = panel.get_yaxis_transform()  # x in axes coordinates, y in data coordinates
     longest = row.target
     for place, name in enumerate(names):
         ratio = result.ratio(name)
         if ratio is None:
-            panel.text(1.02, place, "no figure", transform=beyond, va="center", style="italic")
+            _label(panel, 0, place, "no figure")
             continue
         low, bar, high = (min(each, LONGEST) for each in (ratio.low, ratio.median, ratio.high))
         panel.barh(place, bar, color=HIGHLIGHT.get(name, OTHERS), height=0.7)
         panel.plot([low, high], [place, place], color=TEXT, linewidth=1.2)
         cut = " (cut)" if ratio.median > LONGEST else ""
-        panel.text(1.02, place, f"{ratio.median:.2f}{cut}", transform=beyond, va="center")
+        _label(panel, max(bar, high), place, f"{ratio.median:.2f}{cut}")
         longest = max(longest, high)
-    panel.axvline(row.target, color=TARGET, linestyle="--", linewidth=1)
-    panel.set_xlim(0, longest * 1.03)
+    panel.set_xlim(0, longest * 1.25)  # with room for the last figure
     panel.set_xticks([])
     panel.set_yticks(range(len(names)), names)
     panel.invert_yaxis()
@@ -87,3 +102,7 @@ def _draw_row(panel: Axes, result: Result) -> None:
     panel.spines[["top", "right", "bottom"]].set_visible(False)
     detail = "lower is better" if row.is_memory else amount_text(result.amount, row.unit)
     panel.set_title(f"{row.name}\n{row.title}; {detail}", loc="left", x=-0.42, fontsize=8)
+
+
+def _label(panel: Axes, x: float, place: int, text: str) -> None:
+    panel.annotate(text, (x, place), xytext=(4, 0), textcoords="offset points", va="center")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import os
 import re
@@ -229,6 +230,20 @@ def with_message(cause: OSError, message: str) -> OSError:
     if cause.errno is None:
         return OSError(f"{message}: {cause}")
     return OSError(cause.errno, f"{message}: {os.strerror(cause.errno)}")
+
+
+_BIND_HINTS = {
+    errno.EACCES: "ports below 1024 need root or CAP_NET_BIND_SERVICE",
+    errno.EADDRINUSE: "another program uses this port",
+    errno.EADDRNOTAVAIL: "no network interface has this address",
+}
+
+
+def bind_failure(cause: OSError, message: str) -> OSError:
+    """Do the same as ``with_message`` for an error of bind(2), and say what it means."""
+    failure = with_message(cause, message)
+    hint = _BIND_HINTS.get(cause.errno or 0)
+    return OSError(failure.errno, f"{failure.strerror} ({hint})") if hint else failure
 
 
 def same_errno(errors: Sequence[BaseException]) -> int | None:

@@ -147,19 +147,23 @@ class Acceptor:
             raise exc
         self._exhausted_accepts += 1
         if self._exhaustion is None:
-            self._exhaustion = f"{errno.errorcode[exc.errno]} ({os.strerror(exc.errno)})"
+            is_files = exc.errno in (errno.EMFILE, errno.ENFILE)
+            hint = ": raise the limit of open files, or set max_connections" if is_files else ""
+            self._exhaustion = f"{errno.errorcode[exc.errno]} ({os.strerror(exc.errno)}{hint})"
             self._background.start_soon(self._report_exhaustion)
         await trio.sleep(_RETRY_SECONDS)
 
     async def _report_exhaustion(self) -> None:
         """Log that accept failed: one line immediately, then one per minute with a count."""
-        message = "accept failed with %s; retrying every %s seconds"
-        _guard.log(_logger, logging.ERROR, message, self._exhaustion, _RETRY_SECONDS)
+        where = str(self._listening.addresses[0])
+        message = "the server on %s cannot accept: %s. It tries again every %s seconds"
+        _guard.log(_logger, logging.ERROR, message, where, self._exhaustion, _RETRY_SECONDS)
         self._exhausted_accepts = 0
         await trio.sleep(_REPORT_SECONDS)
         while self._exhausted_accepts:
-            message = "accept failed with %s %s times in the last %s seconds"
+            message = "the server on %s could not accept %s times in the last %s seconds: %s"
             count, self._exhausted_accepts = self._exhausted_accepts, 0
-            _guard.log(_logger, logging.ERROR, message, self._exhaustion, count, _REPORT_SECONDS)
+            arguments = (where, count, _REPORT_SECONDS, self._exhaustion)
+            _guard.log(_logger, logging.ERROR, message, *arguments)
             await trio.sleep(_REPORT_SECONDS)
         self._exhaustion = None

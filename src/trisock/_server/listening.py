@@ -175,7 +175,7 @@ class ListeningSockets:
     def check_open(self) -> None:
         """Raise ``ClosedResourceError`` if the sockets are closed."""
         if self.closed:
-            raise trio.ClosedResourceError("this listener is already closed")
+            raise trio.ClosedResourceError(f"the listener on {self.addresses[0]} is already closed")
 
     def _drop_inherited(self) -> None:
         """Forget a connection that the parent process accepted. It stays open in the parent."""

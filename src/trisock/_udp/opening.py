@@ -11,7 +11,13 @@ from typing import Any, TypeAlias
 
 import trio
 
-from .._address import check_port, format_host_port, to_ascii_host, with_message
+from .._address import (
+    bind_failure,
+    check_port,
+    format_host_port,
+    to_ascii_host,
+    with_message,
+)
 from .._arguments import check_bool, quoted
 from .endpoint import is_wildcard
 from .groups import only_joined_groups
@@ -236,7 +242,7 @@ def _open(found: _Found, port: int, host: str | None, options: _Options) -> UDPS
                     break
         assert failure is not None
         where = format_host_port("*" if host is None else host, port)
-        raise with_message(failure, f"cannot open UDP on {where}") from failure
+        raise bind_failure(failure, f"cannot open UDP on {where}") from failure
     finally:
         del failure  # the traceback refers to this frame
 

@@ -10,6 +10,7 @@ from typing import Literal, overload
 
 import trio
 
+from . import _guard
 from ._address import (
     check_port,
     format_host_port,
@@ -154,7 +155,10 @@ async def _open_tcp(
     ascii_host: str, port: int, local_address: str | None, where: str
 ) -> socket.socket:
     try:
-        stream = await trio.open_tcp_stream(ascii_host.encode(), port, local_address=local_address)
+        with _guard.bare():
+            stream = await trio.open_tcp_stream(
+                ascii_host.encode(), port, local_address=local_address
+            )
     except OSError as exc:
         attempts = exc.__cause__
         errors = getattr(attempts, "exceptions", (exc,))

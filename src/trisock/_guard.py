@@ -11,7 +11,7 @@ import logging
 import math
 import sys
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
 import trio
@@ -87,6 +87,27 @@ def leaves(exc: BaseException) -> list[BaseException]:
         else:
             found.append(each)
     return found
+
+
+@contextlib.contextmanager
+def bare() -> Iterator[None]:
+    """Raise an exception that is alone in a group without the group.
+
+    This is for a call that uses a nursery which its caller does not see. A Ctrl-C, for example, is
+    a ``KeyboardInterrupt`` for the caller, whatever the call was waiting for.
+    """
+    found: list[BaseException] = []
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        found = leaves(group)
+        if len(found) > 1:
+            raise
+    if found:
+        try:
+            raise found[0]
+        finally:
+            del found  # the traceback refers to this frame
 
 
 def is_error(exc: BaseException) -> bool:

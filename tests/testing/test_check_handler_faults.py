@@ -50,6 +50,9 @@ async def test_leaked_task_is_found(place: str) -> None:
         done.set()
 
 
+LEAKED_SOCKET = r"^silent client: each connection leaves descriptors open \(1: socket:\[\d+\]\)$"
+
+
 async def test_leaked_descriptor_is_found() -> None:
     leaked = []
 
@@ -57,7 +60,8 @@ async def test_leaked_descriptor_is_found() -> None:
         leaked.append(os.dup(sock.fileno()))
         await echo(sock)
 
-    await finds("silent client: each connection leaves descriptors open (1)", handle, timeout=1)
+    with pytest.raises(AssertionError, match=LEAKED_SOCKET):
+        await check_handler(handle, timeout=1)
     for each in leaked:
         os.close(each)
 
@@ -70,8 +74,8 @@ async def test_leaked_connection_is_found() -> None:
             leaked.append(await trisock.connect("127.0.0.1", listener.port))
             await echo(sock)
 
-        message = "silent client: each connection leaves descriptors open (1)"
-        await finds(message, handle, timeout=1)
+        with pytest.raises(AssertionError, match=LEAKED_SOCKET):
+            await check_handler(handle, timeout=1)
         for each in leaked:
             each.abort()
 
@@ -313,6 +317,46 @@ async def test_death_on_text_that_is_not_utf8_is_found() -> None:
         handle,
     )
     assert isinstance(failure.__cause__, UnicodeDecodeError)
+
+
+async def test_death_on_a_bad_number_is_found() -> None:
+    async def handle(sock: Socket) -> None:
+        async for line in sock.lines(max_bytes=100):
+            if line.startswith(b"PUT a-long-name-of-a-value ") and line[27:28] in b"-9":
+                int(line[27:], 8)
+            await sock.send(b"ok\n")
+
+    with pytest.raises(AssertionError, match=r"^garbage: the handler raised ValueError: "):
+        await check_handler(handle, request=b"PUT a-long-name-of-a-value 3\n")
+
+
+async def test_own_limit_error_is_explained() -> None:
+    async def handle(sock: Socket) -> None:
+        async for line in sock.lines(max_bytes=100):
+            if line != b"NOOP\r":
+                raise trisock.LimitExceededError(3)
+            await sock.send(b"ok\n")
+
+    explained = "not raised by this connection, so bind logs it as a handler's error"
+    with pytest.raises(AssertionError, match=explained):
+        await check_handler(handle)
+
+
+async def test_request_that_is_dropped_at_the_end_is_found() -> None:
+    async def handle(sock: Socket) -> None:
+        async for line in sock.lines(max_bytes=100):
+            for _ in range(10):  # FIN is right behind the request, but not yet here
+                await trio.lowlevel.checkpoint()
+            if await sock.peek() == b"":
+                return
+            await sock.send(line, b"\n")
+
+    with pytest.raises(AssertionError) as caught:
+        await check_handler(handle)
+    assert str(caught.value) == (
+        "half-close: the handler does not answer a request that the end of the stream follows at "
+        "once (if the end comes later, it sends b'NOOP\\r\\n')"
+    )
 
 
 async def test_death_on_unexpected_word_is_found() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import socket
 from collections.abc import AsyncIterator
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.pairs import closing
-from trisock import Socket
+from trisock import ClientTLS, ServerTLS, Socket, TLSError
 from trisock.testing import Authority, Script, serving, socket_pair
 from trisock.testing._expectation import MAX_PATTERN_BYTES, Mismatch, expectation
 
@@ -280,6 +281,47 @@ async def test_a_reset_is_a_failure(script: Script, text: str, a: Socket, b: Soc
     await a.send(b"x")
     a.abort()
     assert text in await failure(script, b)
+
+
+async def test_an_end_that_is_not_clean_can_be_expected(a: Socket, b: Socket) -> None:
+    b.abort()
+    await Script().expect_eof(clean=False)(a)
+
+
+async def test_an_end_without_close_notify_can_be_expected() -> None:
+    a, b = await socket_pair(tls=True)
+    async with closing(a, b):
+        b.socket.shutdown(socket.SHUT_WR)
+        await Script().expect_eof(clean=False)(a)
+
+
+async def test_bytes_are_no_end_of_any_kind(a: Socket, b: Socket) -> None:
+    await b.send(b"more")
+    message = await failure(Script().expect_eof(clean=False), a)
+    assert message.endswith("expected the end of the stream, but b'more' came")
+
+
+async def test_a_script_ends_its_side_and_reads_on(a: Socket, b: Socket) -> None:
+    await Script().send(b"last").send_eof()(a)
+    await Script().expect(b"last").expect_eof().send(b"answer")(b)
+    await Script().expect(b"answer")(a)
+
+
+async def test_a_client_that_refuses_the_certificate_can_be_expected(authority: Authority) -> None:
+    server = Script().expect(b"STARTTLS\n").starttls(ServerTLS(authority.expired()), refused=True)
+    async with serving(server) as s:
+        client = await s.connect()
+        await client.send(b"STARTTLS\n")
+        with pytest.raises(TLSError, match="certificate has expired"):
+            await client.starttls(authority.client_tls())
+
+
+async def test_a_client_that_accepts_a_bad_certificate_is_a_failure(authority: Authority) -> None:
+    server = Script().starttls(ServerTLS(authority.expired()), refused=True)
+    with pytest.raises(AssertionError, match="expected that the peer refuses the handshake, but"):
+        async with serving(server) as s:
+            client = await s.connect()
+            await client.starttls(ClientTLS("localhost", verify=False))
 
 
 async def test_a_failed_script_fails_the_test_that_serves_it() -> None:

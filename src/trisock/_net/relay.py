@@ -25,6 +25,7 @@ from collections.abc import Sequence
 
 import trio
 
+from .. import _guard
 from .._arguments import quoted, seconds_or_inf
 from .._text import format_seconds
 from .connection import Connection
@@ -134,9 +135,10 @@ async def relay(a: Socket, b: Socket, *, idle_timeout: float | None = None) -> t
 
 async def _close(a: Connection, b: Connection) -> None:
     """Close both gracefully, at the same time: each close may wait for its peer."""
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(a.close)
-        await b.close()
+    with _guard.bare():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(a.close)
+            await b.close()
 
 
 class _State(enum.Enum):
@@ -197,11 +199,12 @@ class _Relay:
         """Copy until both directions have ended. Returns the number of bytes each way."""
         there, back = self._directions
         try:
-            async with trio.open_nursery() as self._nursery:
-                if self._limited:
-                    self._nursery.start_soon(self._limit_silence)
-                self._nursery.start_soon(self._run_direction, back)
-                await self._run_direction(there)
+            with _guard.bare():
+                async with trio.open_nursery() as self._nursery:
+                    if self._limited:
+                        self._nursery.start_soon(self._limit_silence)
+                    self._nursery.start_soon(self._run_direction, back)
+                    await self._run_direction(there)
             failed = self._failed_direction()
             if failed is None:
                 return there.count, back.count

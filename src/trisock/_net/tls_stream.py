@@ -10,16 +10,16 @@ How reading and sending work together, after the handshake:
   responds to some messages, such as a key update. And a sender may have to read, because OpenSSL
   does not write while it has only part of an incoming TLS message. So each task may have to wait
   until the descriptor is readable or writable.
-- Only one task may wait until the descriptor is readable. That task sets ``_filling``. A
-  second task waits for the event ``_filled`` instead, and then checks for data.
-- Only one task may wait until the descriptor is writable. That task holds ``_writable_lock``.
-- All ciphertext is sent from one queue, in the engine. Bytes that the kernel does not accept are
-  put back at the head of the queue, so the order is right whichever task sends. A sender that
-  drains the queue (``_sending_rest``) also sends OpenSSL's responses, so no reader has to.
+- One task at a time waits until the descriptor is readable, and sets ``_filling``. A second one
+  waits for the event ``_filled`` instead, and then checks for data.
+- One task at a time waits until the descriptor is writable, and holds ``_writable_lock``.
+- All ciphertext is sent from one queue, in the engine. What the kernel does not accept returns to
+  its head, so the order is right whichever task sends. A sender that drains the queue
+  (``_sending_rest``) also sends OpenSSL's responses, so no reader has to.
 - Data that has been encrypted must be sent: if a record is missing, the peer cannot decrypt the
-  later ones. So a sender first waits until the descriptor is writable: a cancellation of this wait
-  does no harm. Then the sender encrypts one piece and tries to send it, with no cancel point in
-  between. If a send is cancelled after it encrypted a piece, later sends fail (SendState.OVER).
+  later ones. So a sender first waits until the descriptor is writable, where a cancellation does no
+  harm. Then it encrypts one piece and tries to send it, with no cancel point in between. If a send
+  is cancelled after that, later sends fail (SendState.OVER).
 - If OpenSSL must read before it can write, we must repeat the same write later (SSL_write(3)).
 - After a failed send, reads still work: the peer's last data, or its alert, may have arrived.
 """
@@ -33,6 +33,7 @@ from collections.abc import Sequence
 
 import trio
 
+from .. import _guard
 from .._errors import TLSError, unraised_copy
 from .._text import format_seconds
 from .._tls.engine import TLSEngine, TLSState
@@ -236,8 +237,7 @@ class TLSStream:
 
     async def _receive_and_flush(self) -> bool:
         """Wait for ciphertext, as ``_fill`` does, and meanwhile flush the pending responses."""
-        failure: Exception | None = None
-        ciphertext = b""
+        failure, ciphertext = None, b""
 
         async def flush() -> None:
             with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
@@ -246,14 +246,15 @@ class TLSStream:
                     self.check_sending()
                     self._flush_responses()
 
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(flush)
-            try:
-                ciphertext = await self._transport.receive()
-                self.engine.incoming.write(ciphertext)
-            except (trio.BrokenResourceError, trio.ClosedResourceError, ReadInterrupted) as exc:
-                failure = exc  # raised below: the nursery would wrap it in an ExceptionGroup
-            nursery.cancel_scope.cancel()
+        with _guard.bare():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(flush)
+                try:
+                    ciphertext = await self._transport.receive()
+                    self.engine.incoming.write(ciphertext)
+                except (trio.BrokenResourceError, trio.ClosedResourceError, ReadInterrupted) as exc:
+                    failure = exc  # raised below: a group would be garbage in a cycle
+                nursery.cancel_scope.cancel()
         if failure is not None:
             try:
                 raise failure

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import trio
 
-from .. import _fork
+from .. import _fork, _guard
 from .._address import address_from_sockaddr
 from .._arguments import quoted
 from .._net.connection import Connection
@@ -141,9 +141,10 @@ class ListeningSockets:
                 await trio.lowlevel.wait_readable(sock)
             nursery.cancel_scope.cancel()
 
-        async with trio.open_nursery() as nursery:
-            for sock in self.sockets:
-                nursery.start_soon(wait_for, sock)
+        with _guard.bare():
+            async with trio.open_nursery() as nursery:
+                for sock in self.sockets:
+                    nursery.start_soon(wait_for, sock)
 
     def close(self) -> None:
         """Stop listening. Connections that were not accepted are reset.

@@ -12,6 +12,7 @@ import trio
 import trisock
 
 from .._address import check_port, to_ascii_host
+from .._guard import bare
 from .blocking import describe, log_reason
 from .intent import Intent
 from .starttls import TLS, TLSOptions, TLSResult, parse_upgrade
@@ -157,19 +158,20 @@ class UDPTransport:
         Returns the exception that ends the receive, because the nursery would put it into a group.
         """
         failure = None
-        async with trio.open_nursery() as nursery:
 
-            async def limit() -> None:
-                for _ in range(_RECEIVE_PASSES):
-                    await trio.lowlevel.checkpoint()
-                nursery.cancel_scope.cancel()
-
-            nursery.start_soon(limit)
-            try:
-                await self._receive()
-            except Exception as exc:
-                failure = exc
+        async def limit() -> None:
+            for _ in range(_RECEIVE_PASSES):
+                await trio.lowlevel.checkpoint()
             nursery.cancel_scope.cancel()
+
+        with bare():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(limit)
+                try:
+                    await self._receive()
+                except Exception as exc:
+                    failure = exc
+                nursery.cancel_scope.cancel()
         return failure
 
     def unrecv(self, data: bytes) -> None:

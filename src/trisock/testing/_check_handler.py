@@ -10,7 +10,16 @@ from typing import Any, Literal, cast
 
 import trio
 
-from .. import ClientTLS, Handler, ServerTLS, Socket, TLSArgument, bind
+from .. import (
+    ClientTLS,
+    Handler,
+    IncompleteReadError,
+    LimitExceededError,
+    ServerTLS,
+    Socket,
+    TLSArgument,
+    bind,
+)
 from .._guard import text
 from .._text import format_seconds
 from . import _flooding_clients
@@ -20,6 +29,9 @@ from ._resources import Resources
 from ._session import Profile, Session
 from ._watchdog import Watchdog
 from ._watched_handler import WatchedHandler
+
+# If the connection itself raises these, bind logs them in one line as errors of the peer.
+_PEER_ERRORS = (IncompleteReadError, LimitExceededError, trio.BrokenResourceError)
 
 Client = Callable[[Session], Awaitable[None]]
 
@@ -87,14 +99,16 @@ async def check_handler(
 
     The clients:
 
-    - Some clients are silent, reset the connection at various points, or end only their own side.
-      One says nothing while the server cancels the handler. The handler must end each time.
+    - Some clients say nothing and leave, reset the connection at various points, or end only their
+      own side. One says nothing while the server cancels the handler. The handler must end each
+      time. A request must be answered even if the client ends its side right behind it.
     - One client sends the request without its line end or last byte. The answer must not be the
       answer to a whole request. Another sends the request byte by byte. The answer must be the
       same as when the request arrives in one piece.
     - One client sends lines of other protocols, control characters, text that is not UTF-8, random
-      bytes, the request with a changed byte, and the start of the request with random bytes behind
-      it. The random bytes are the same in each run.
+      bytes, the request with a changed byte or with bad numbers, and the start of the request with
+      random bytes behind it. The random bytes are the same in each run. Up to 32 bytes and 8
+      numbers of the request are changed.
     - One client sends a line that does not end. If there is a ``request``, it also sends the start
       of the request with bytes of the highest value behind it, which a handler of frames takes for
       a large length. Another client sends many requests, and reads no answers. The handler may
@@ -111,12 +125,16 @@ async def check_handler(
     What only the first connection leaves may be a cache. So a leak counts only if each of three
     connections leaves something.
 
+    The first fault ends the check, so there may be more. These are not checked: whether the handler
+    ends if a client stays silent, and whether it forgets what a client said before TLS.
+
     Args:
       handler: an async function that takes a ``Socket``.
       greeting: what the handler sends first in plain text, or how that begins. ``None``: the
         clients do not wait for a greeting.
       request: a whole request of the protocol that the handler answers, at least 2 bytes. It is
-        best if a request changes nothing, because it is sent many times. ``None``: the line
+        best if a request changes nothing, because it is sent many times. If it needs a login, put
+        that before it, in the same bytes. ``None``: the line
         ``NOOP``, with the line end of ``starttls`` (``\r\n`` if there is no such command).
       starttls: the command that starts TLS, with its line end. If TLS can start only after other
         commands, put these before it, in the same bytes. ``None``: there is no such command.
@@ -126,8 +144,9 @@ async def check_handler(
       server_tls: the server's role, for a handler that runs under ``bind(tls=...)``. Each
         connection then starts with TLS before the handler is called. It cannot be combined with
         ``starttls``.
-      timeout: how many seconds the handler may take to end after a client, and how many seconds it
-        may run without a checkpoint. A handler without a fault does not need this time.
+      timeout: how many seconds the handler may take to end after a client, how many seconds it may
+        run without a checkpoint, and how many seconds pass until a leak is reported. A handler
+        without a fault does not need this time.
 
     Raises:
       AssertionError: the handler has a fault. The message names the client and says what happened.
@@ -301,6 +320,9 @@ class _Check:
             raise AssertionError(f"the handler ran for {ran} without a checkpoint")
         if errors and not watched.is_abandoned:
             name = type(errors[0]).__name__
-            raise AssertionError(f"the handler raised {name}: {text(errors[0])}") from errors[0]
+            message = f"the handler raised {name}: {text(errors[0])}"
+            if isinstance(errors[0], _PEER_ERRORS):
+                message += " (not raised by this connection, so bind logs it as a handler's error)"
+            raise AssertionError(message) from errors[0]
         if fault is not None:
             raise fault

@@ -8,6 +8,7 @@ and what it leaves behind is checked by the caller.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 import re
 
@@ -21,9 +22,15 @@ _MANY = 20  # connections at the same time
 
 _MANY_BYTES = 64  # a longer request is sent byte by byte as far as this; each byte takes 5 ms
 
-# The size of a long header, in bytes. The garbage clients change each of the first 8 bytes of a
-# request, and 8 of its other bytes.
+# The garbage clients change each of the first 8 bytes of a request (the size of a long header), and
+# 24 of its other bytes.
 _HEADER = 8
+_OTHERS = 24
+
+# The garbage clients replace each of the first 8 numbers of a request by each of these.
+_NUMBER = re.compile(rb"[0-9]+")
+_NUMBERS = 8
+_BAD_NUMBERS = (b"", b"x", b"-1", b"1.5", b"\xb2", b"9" * 30)
 
 _ALERT = re.compile(rb"\x15\x03[\x00-\x04]\x00\x02..", re.DOTALL)  # an unencrypted TLS alert
 
@@ -56,8 +63,20 @@ async def silent(session: Session) -> None:
 
 
 async def half_close(session: Session) -> None:
-    """Send a request and EOF, and read until the handler closes the connection."""
-    await session.answers(session.request)
+    """Send a request and EOF, and read until the handler closes the connection.
+
+    A handler that answers the request only if EOF comes later has dropped it.
+    """
+    if await session.answers(session.request):
+        return
+    sock = await session.open()
+    await send(sock, session.request)
+    await session.quiet()
+    if answer := await session.finish(sock):
+        raise AssertionError(
+            f"the handler does not answer a request that the end of the stream follows at once "
+            f"(if the end comes later, it sends {shown(answer)})"
+        )
 
 
 async def reset_at_once(session: Session) -> None:
@@ -152,8 +171,12 @@ def _changed(request: bytes) -> list[bytes]:
     """
     rng = random.Random(2)  # noqa: S311 (these numbers are no secrets)
     rest = range(_HEADER, len(request))
-    positions = [*range(min(_HEADER, len(request))), *rng.sample(rest, min(_HEADER, len(rest)))]
-    changed = []
+    positions = [*range(min(_HEADER, len(request))), *rng.sample(rest, min(_OTHERS, len(rest)))]
+    changed = [
+        request[: found.start()] + bad + request[found.end() :]
+        for found in itertools.islice(_NUMBER.finditer(request), _NUMBERS)
+        for bad in _BAD_NUMBERS
+    ]
     for number in positions:
         start, end = request[:number], request[number + 1 :]
         changed += [

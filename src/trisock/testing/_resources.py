@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 
+from .._text import printable
 from ._watchdog import Watchdog
+
+_MAX_NAMED = 5  # descriptors that a message names
 
 
 class Resources:
@@ -22,7 +25,15 @@ class Resources:
         if tasks:
             return f"tasks running ({', '.join(sorted({task.name for task in tasks}))})"
         descriptors = _descriptors() - self._descriptors
-        return f"descriptors open ({len(descriptors)})" if descriptors else ""
+        named = ", ".join(_target(number) for number, _, _ in sorted(descriptors)[:_MAX_NAMED])
+        return f"descriptors open ({len(descriptors)}: {named})" if descriptors else ""
+
+
+def _target(number: int) -> str:
+    """Return the path, or the kind, of what a descriptor refers to."""
+    with contextlib.suppress(OSError):
+        return printable(os.readlink(f"/proc/self/fd/{number}"))
+    return f"number {number}"  # pragma: no cover (tests run on Linux)
 
 
 def _descriptors() -> set[tuple[int, int, int]]:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import trio
 
-from .. import Buffer, Socket, TLSArgument
+from .. import Buffer, Socket, TLSArgument, TLSError
 from .._net.frame_header import frame_header
 from ._expectation import Expectation, Mismatch, expectation, shown
 
@@ -53,9 +53,7 @@ class Script:
     """
 
     def __init__(self, *, byte_by_byte: bool = False) -> None:
-        if not isinstance(byte_by_byte, bool):
-            found = type(byte_by_byte).__name__
-            raise TypeError(f"byte_by_byte must be True or False, not a {found}")
+        _check_bool("byte_by_byte", byte_by_byte)
         self._byte_by_byte = byte_by_byte
         self._steps: list[_Step] = []
 
@@ -105,11 +103,21 @@ class Script:
         """
         return self.expect(_frame(body, header))
 
-    def expect_eof(self) -> Script:
-        """Expect the end of the stream: FIN or, under TLS, ``close_notify``."""
-        return self._add(_ExpectEOF())
+    def send_eof(self) -> Script:
+        """End this side, and go on reading, as ``Socket.send_eof`` does. TLS cannot do this."""
+        return self._add(_SendEOF())
 
-    def starttls(self, tls: TLSArgument) -> Script:
+    def expect_eof(self, *, clean: bool = True) -> Script:
+        """Expect the end of the stream: FIN or, under TLS, ``close_notify``.
+
+        Args:
+          clean: False also accepts a connection that breaks: a reset and, under TLS, an end without
+            ``close_notify``. A program that leaves by an exception ends a connection like this.
+        """
+        _check_bool("clean", clean)
+        return self._add(_ExpectEOF(clean))
+
+    def starttls(self, tls: TLSArgument, *, refused: bool = False) -> Script:
         """Call ``Socket.starttls``, as client or as server.
 
         A byte that was received and not yet expected makes the handshake fail, as in every program
@@ -117,8 +125,13 @@ class Script:
 
         Args:
           tls: the TLS role, such as ``Authority.server_tls()`` or ``Authority.client_tls()``.
+          refused: whether the peer must refuse the handshake, as a client does that rejects the
+            certificate. This is the last step then, because the connection is closed. (With TLS
+            1.3, a server refuses a client's certificate only after the client's handshake. For
+            this, use ``expect_eof(clean=False)`` as the next step.)
         """
-        return self._add(_StartTLS(tls))
+        _check_bool("refused", refused)
+        return self._add(_StartTLS(tls, refused))
 
     def _add(self, step: _Step) -> Script:
         self._steps.append(step)
@@ -138,6 +151,11 @@ class Script:
             except trio.Cancelled:
                 _logger.warning("%s: cancelled at %s", where, step)
                 raise
+
+
+def _check_bool(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, not a {type(value).__name__}")
 
 
 def _frame(body: Buffer, header: str | int) -> bytes:
@@ -201,23 +219,47 @@ class _Expect:
                 sock.unrecv(received[size or 0 :])
 
 
+class _SendEOF:
+    def __str__(self) -> str:
+        return "send the end of the stream"
+
+    async def run(self, sock: Socket) -> None:
+        await sock.send_eof()
+
+
 class _ExpectEOF:
+    def __init__(self, clean: bool) -> None:
+        self._clean = clean
+
     def __str__(self) -> str:
         return "expect the end of the stream"
 
     async def run(self, sock: Socket) -> None:
-        chunk = await sock.recv()
+        try:
+            chunk = await sock.recv()
+        except trio.BrokenResourceError:
+            if self._clean:
+                raise
+            return
         if chunk:
             sock.unrecv(chunk)
             raise _StepError(f"expected the end of the stream, but {shown(chunk)} came")
 
 
 class _StartTLS:
-    def __init__(self, tls: TLSArgument) -> None:
+    def __init__(self, tls: TLSArgument, refused: bool) -> None:
         self._tls = tls
+        self._refused = refused
 
     def __str__(self) -> str:
         return "starttls"
 
     async def run(self, sock: Socket) -> None:
-        await sock.starttls(self._tls)
+        try:
+            await sock.starttls(self._tls)
+        except TLSError:
+            if not self._refused:
+                raise
+        else:
+            if self._refused:
+                raise _StepError("expected that the peer refuses the handshake, but it succeeded")

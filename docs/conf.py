@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
+from sphinx import addnodes
+
 import trisock.starttls.client
 import trisock.starttls.server
 
@@ -55,6 +58,18 @@ def mark_returns(*arguments: Any) -> None:
             inside = False
 
 
+def drop_parameters(app: Any, domain: str, kind: str, content: Any) -> None:
+    """Drop the parameters of a class without a public constructor: its directive ends with ``()``.
+
+    Otherwise autodoc would list the annotations of ``__init__``.
+    """
+    if kind == "class" and not any(content.parent[0].findall(addnodes.desc_parameterlist)):
+        for field in list(content.findall(nodes.field)):
+            if field.parent.parent is content and field[0].astext().startswith(("param ", "type ")):
+                field.parent.remove(field)
+
+
 def setup(app: Any) -> None:
-    """Connect the function above. Sphinx calls this."""
+    """Connect the functions above. Sphinx calls this."""
     app.connect("autodoc-process-docstring", mark_returns, priority=400)  # before napoleon
+    app.connect("object-description-transform", drop_parameters, priority=900)  # after autodoc

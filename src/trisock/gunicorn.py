@@ -74,7 +74,8 @@ class App:
         it (or ``SystemExit``) makes gunicorn halt, as an error in the program's import does. An
         error of a worker that was asked to stop meanwhile does not.
 
-    An ``App`` can be called like its handler, so the same object can be passed to ``bind``.
+    An ``App`` can be called like its handler, so the same object can be passed to ``bind``. A
+    cancelled call cancels the handler.
     """
 
     handler: Handler

@@ -1,6 +1,7 @@
 """The snippets of the documentation compile and type-check, and those that are programs run.
 
-Other files test the snippets of the README and of docs/testing.md and docs/deploying.md.
+Other files test the snippets of the README, of docs/testing.md, of docs/deploying.md, and of the
+reference.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ PAGES = [
 WITH_SNIPPETS = [page for page in PAGES if snippets(page)]
 
 # The programs of these pages are run by another test file.
-RUN_ELSEWHERE = {"README.md", "docs/deploying.md", "docs/testing.md"}
+RUN_ELSEWHERE = {
+    *("README.md", "docs/deploying.md", "docs/testing.md"),
+    *(page for page in PAGES if page.startswith("docs/api-")),
+}
 
 
 def program(source: str, *changes: tuple[str, str]) -> list[str]:

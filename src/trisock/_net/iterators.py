@@ -56,7 +56,8 @@ class ItemIterator(NotCopyable):
 class Lines(ItemIterator):
     """The async iterator that ``Socket.lines`` returns.
 
-    Each line is consumed only when it is returned, so you can leave the loop at any time.
+    Each line is consumed only when it is returned, so you can leave the loop at any time. If
+    cancelled, it consumes nothing.
     """
 
     __slots__ = ("_next_list",)
@@ -85,7 +86,7 @@ class Lines(ItemIterator):
 class LineBatches(NotCopyable):
     """The async iterator that ``Lines.batches`` returns.
 
-    All lines of a list are consumed when the list is returned.
+    All lines of a list are consumed when the list is returned. If cancelled, it consumes nothing.
     """
 
     __slots__ = ("_next_list",)
@@ -103,7 +104,8 @@ class LineBatches(NotCopyable):
 class Frames(ItemIterator):
     """The async iterator that ``Socket.frames`` returns.
 
-    Each frame is consumed only when it is returned, so you can leave the loop at any time.
+    Each frame is consumed only when it is returned, so you can leave the loop at any time. If
+    cancelled, it consumes nothing.
     """
 
     __slots__ = ()

@@ -114,7 +114,8 @@ class Sender(trio.abc.SendStream):
     async def send_all(self, data: Buffer) -> None:
         """Do the same as ``send(data)``, except that every call is a full checkpoint.
 
-        This method implements ``trio.abc.SendStream``.
+        This method implements ``trio.abc.SendStream``. Cancellation has the same effect as in
+        ``send``.
         """
         self._connection.send_credit = 0
         await self.send(data)

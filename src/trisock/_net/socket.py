@@ -263,7 +263,7 @@ class Socket(NotCopyable, MessageReceiver, Sender, trio.abc.HalfCloseableStream)
         await self._connection.close(complete=exc_type is None)
 
     async def aclose(self) -> None:
-        """Close gracefully. The same as ``close``."""
+        """Close gracefully. The same as ``close``, also if cancelled."""
         await self.close()
 
     def abort(self) -> None:

@@ -1,8 +1,7 @@
 """TLSStream: TLS over a Transport.
 
 A ``TLSEngine`` encrypts and decrypts. This module moves ciphertext between it and the transport.
-``trio.SSLStream`` runs the handshake and the shutdown: its context is the engine, and its transport
-a ``CiphertextStream``.
+``trio.SSLStream`` runs the handshake and the shutdown, on the engine and a ``CiphertextStream``.
 
 How reading and sending work together, after the handshake:
 
@@ -20,8 +19,8 @@ How reading and sending work together, after the handshake:
   later ones. So a sender first waits until the descriptor is writable, where a cancellation does no
   harm. Then it encrypts one piece and tries to send it, with no cancel point in between. If a send
   is cancelled after that, later sends fail (SendState.OVER).
-- If OpenSSL must read before it can write, we must repeat the same write later (SSL_write(3)).
-- After a failed send, reads still work: the peer's last data, or its alert, may have arrived.
+- If OpenSSL must read before it can write, we repeat the same write later (SSL_write(3)). After a
+  failed send, reads still work: the peer's last data, or its alert, may have arrived.
 """
 
 from __future__ import annotations

@@ -198,6 +198,9 @@ class Listener(NotCopyable, trio.abc.Listener[Socket]):
     ``listen`` and ``listen_unix`` return a Listener. For sockets that already listen (socket
     activation), call ``Listener(sockets)``. The new Listener then owns these sockets.
 
+    ``async for sock in listener`` accepts one connection after the other. If cancelled, it has
+    accepted nothing.
+
     Args:
       sockets: listening stream sockets, of ``socket`` or ``trio.socket``.
 
@@ -323,7 +326,7 @@ class Listener(NotCopyable, trio.abc.Listener[Socket]):
         await trio.lowlevel.checkpoint()
 
     async def aclose(self) -> None:
-        """Stop listening. The same as ``close``."""
+        """Stop listening. The same as ``close``, also if cancelled."""
         await self.close()
 
     def abort(self) -> None:

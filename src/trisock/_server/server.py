@@ -168,11 +168,11 @@ class Server(NotCopyable):
 
     Attributes:
       closing: a ``trio.Event``, set when the server begins to stop: it lets no new clients in.
-
-    Invariant: a connection is in ``_connections`` exactly while its handler runs. ``broadcast``
-    sends to these connections. ``_accept_scope.deadline`` is the time at which ``closing`` is set,
-    and ``_handler_scope.deadline`` is the end of the grace.
     """
+
+    # Invariant: a connection is in _connections exactly while its handler runs. broadcast sends to
+    # these connections. _accept_scope.deadline is the time at which closing is set, and
+    # _handler_scope.deadline is the end of the grace.
 
     def __init__(
         self,

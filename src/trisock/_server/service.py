@@ -271,10 +271,10 @@ class Service(NotCopyable):
     Attributes:
       nursery: runs the servers, and tasks of the program that shall live as long as they. These
         tasks are cancelled once all servers have closed.
-
-    Invariant: ``_servers`` has each server that was bound and has not closed yet. A UDP socket
-    counts as a server.
     """
+
+    # Invariant: _servers has each server that was bound and has not closed yet. A UDP socket counts
+    # as a server.
 
     def __init__(self, nursery: trio.Nursery, settings: _Settings) -> None:
         self.nursery = nursery

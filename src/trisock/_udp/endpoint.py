@@ -97,7 +97,7 @@ class Endpoint(NotCopyable, trio.abc.AsyncResource):
         await trio.lowlevel.checkpoint()
 
     async def aclose(self) -> None:
-        """Close the socket. The same as ``close``."""
+        """Close the socket. The same as ``close``, also if cancelled."""
         await self.close()
 
     def abort(self) -> None:
@@ -115,7 +115,10 @@ class Endpoint(NotCopyable, trio.abc.AsyncResource):
         self._closed.set()
 
     async def wait_closed(self) -> None:
-        """Wait until the socket is closed. Always a checkpoint."""
+        """Wait until the socket is closed. Always a checkpoint.
+
+        Cancelling the wait does not affect the socket.
+        """
         await self._closed.wait()
 
     # ---- information ----

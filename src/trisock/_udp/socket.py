@@ -17,8 +17,9 @@ class UDPSocket(Receiver, Sender):
     One task may receive; a second one gets ``trio.BusyResourceError``. Any number of tasks may send
     at the same time, because a datagram is sent as a whole.
 
-    Every async method is a cancel point. Among 16 calls of ``send`` and ``recv`` in a row that need
-    not wait, at least one is a schedule point.
+    Every async method is a cancel point. A cancelled call has received nothing and sent nothing.
+    Among 16 calls of ``send`` and ``recv`` in a row that need not wait, at least one is a schedule
+    point.
 
     After ``close``, an iteration ends, and other methods raise ``trio.ClosedResourceError``, except
     those that only return information.

@@ -76,8 +76,8 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
 
         Returns: a socket, or ``None`` on failure.
 
-        Raises ``TypeError`` or ``ValueError`` if there is no such transport. Source:
-        ``socket.connect``.
+        Raises ``TypeError`` or ``ValueError`` if there is no such transport. A cancelled call
+        leaves nothing open. Source: ``socket.connect``.
         """
         if not isinstance(transport, str):
             raise TypeError(f"a transport must be a str, not {describe(transport)}")
@@ -181,8 +181,10 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
         send. (Pluto's ``send`` returns nothing.)
 
         A UDP socket sends one datagram to its peer. False means that this datagram was not sent, as
-        it is too long or there is no route. True does not mean that it arrives. Source:
-        ``socket.send``.
+        it is too long or there is no route. True does not mean that it arrives.
+
+        Cancellation has the same effect as in ``trisock.Socket.send``. Over UDP, a cancelled call
+        has sent nothing. Source: ``socket.send``.
         """
         return await self._transport.send(_to_bytes(data))
 
@@ -197,7 +199,7 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
         when the connection is over.
 
         A UDP socket returns one datagram, and ``None`` only when it is closed. Empty datagrams are
-        dropped. Source: ``socket.recv``.
+        dropped. If cancelled, ``recv`` consumes nothing. Source: ``socket.recv``.
         """
         return await self._transport.recv()
 
@@ -206,7 +208,7 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
         """Return the chunk that ``recv`` would return next, without consuming it or waiting for it.
 
         Returns: the chunk, or ``None`` if no data has arrived. Inside Trio, the call must still be
-        awaited. Source: ``socket.peek``.
+        awaited. If cancelled, it consumes nothing. Source: ``socket.peek``.
         """
         return await self._transport.peek()
 
@@ -241,9 +243,9 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
         is already in use. With ``alpn``, the result of success is a tuple, ``(True, protocol)``.
         The protocol is ``None`` if the two sides have none in common.
 
-        A Ctrl-C closes the socket. Invalid certificates and options raise ``TypeError`` or
-        ``ValueError`` and leave the connection untouched. For a UDP socket, the result is False.
-        Source: ``socket.starttls``.
+        A cancellation or a Ctrl-C closes the socket. Invalid certificates and options raise
+        ``TypeError`` or ``ValueError`` and leave the connection untouched. For a UDP socket, the
+        result is False. Source: ``socket.starttls``.
         """
         return await self._transport.starttls(tls, options)
 
@@ -251,7 +253,7 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
     async def close(self) -> None:
         """Close the connection; no sent data is lost. Await it inside Trio; it blocks outside.
 
-        Source: ``socket.close``.
+        If cancelled, it closes immediately. Source: ``socket.close``.
         """
         await self._transport.close()
 
@@ -344,7 +346,8 @@ class listener(RunBound):  # noqa: N801 (Pluto's name)
         """Wait for a client. Await it inside Trio; it blocks outside.
 
         Returns: the client's socket, or ``None`` when the listener is closed. Raises ``OSError`` if
-        the system has run out of a resource. Source: ``accept``.
+        the system has run out of a resource. A cancelled call has accepted nothing. Source:
+        ``accept``.
         """
         accepted = self._undelivered.popleft() if self._undelivered else None
         with contextlib.suppress(trio.ClosedResourceError):
@@ -364,7 +367,8 @@ class listener(RunBound):  # noqa: N801 (Pluto's name)
     async def close(self) -> Done:
         """Stop listening. Await it inside Trio; it blocks outside.
 
-        Pluto has no such call: there, garbage collection closes a listener.
+        The listener is closed even if this is cancelled. Pluto has no such call: there, garbage
+        collection closes a listener.
         """
         self._closed = True
         self._undelivered.clear()

@@ -411,6 +411,30 @@ async def test_a_new_connection_has_five_seconds_for_its_request(
         assert await silent.recv() == b""
 
 
+async def test_a_short_grace_leaves_a_new_connection_time_for_a_goodbye(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    async def handler(sock: Socket) -> None:
+        try:
+            with sock.idle():
+                await sock.recv_line()
+        except ServerClosing:
+            await sock.send(b"goodbye\n")
+
+    async with serving(handler) as s, await s.connect() as client:
+        while not s.server.connections:
+            await trio.lowlevel.checkpoint()
+        s.server.stop(grace=100)
+        s.server.stop(grace=3)
+        await trio.testing.wait_all_tasks_blocked()
+        mock_clock.jump(2.5)
+        assert await client.peek() is None
+        mock_clock.jump(0.2)
+        assert await client.recv_line() == b"goodbye"
+        assert await client.recv() == b""
+        assert s.server.stats().cancelled == 0
+
+
 async def test_the_five_seconds_count_from_the_end_of_the_handshake(
     authority: Authority, mock_clock: trio.testing.MockClock
 ) -> None:

@@ -104,8 +104,9 @@ async def receive_idle(connection: Connection, block: IdleBlock) -> bytes:
     connection.in_idle_read = True
     try:
         while True:
-            closing = server is not None and not block.begun and server.closing.is_set()
-            until = min(deadline, connection.fresh_until) if closing else deadline
+            until, closing = deadline, False
+            if server is not None and not block.begun and server.closing.is_set():
+                until, closing = min(deadline, connection.fresh_until, server.last_call), True
             is_over = (closing or has_waited or not timeout) and until <= trio.current_time()
             chunk = None
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections import Counter
 
@@ -10,6 +11,10 @@ import trio
 from .connection import Connection
 from .deadlines import Deadlines
 
+# The last part of the grace, in which the handler of a new connection can say goodbye: a tenth of
+# it, and at most this many seconds.
+_LAST_SECONDS = 1.0
+
 
 class ServerState:
     """The part of a server that its connections use.
@@ -17,6 +22,8 @@ class ServerState:
     Attributes:
       server: returns the ``Server``. A weak reference, because the server refers to this object.
       closing: set when the server begins to stop.
+      last_call: the time from which a new connection counts as idle too: shortly before the grace
+        ends, so that its handler can say goodbye.
       idle_deadlines: the deadlines of the reads that wait in an idle block.
       counts: the server's counters.
     """
@@ -24,8 +31,13 @@ class ServerState:
     def __init__(self, server: object) -> None:
         self.server = weakref.ref(server)
         self.closing = trio.Event()
+        self.last_call = math.inf
         self.idle_deadlines: Deadlines[Connection] = Deadlines(_interrupt_idle_read)
         self.counts: Counter[str] = Counter()
+
+    def limit_grace(self, end: float, seconds: float) -> None:
+        """Note when the grace ends, and how many seconds it has."""
+        self.last_call = end - min(_LAST_SECONDS, seconds / 10)
 
 
 def _interrupt_idle_read(connection: Connection, timeout: float) -> None:

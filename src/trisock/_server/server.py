@@ -277,6 +277,7 @@ class Server(NotCopyable):
         self._ready = False
         self._accept_scope.deadline = min(self._accept_scope.deadline, begin)
         self._handler_scope.deadline = min(self._handler_scope.deadline, begin + seconds)
+        self._state.limit_grace(self._handler_scope.deadline, seconds)
         if self._accept_scope.deadline <= trio.current_time():
             self._begin_closing()
         if self._handler_scope.deadline <= trio.current_time():
@@ -389,8 +390,7 @@ class Server(NotCopyable):
             self._listening.close()
 
     def _begin_closing(self) -> None:
-        if self.closing.is_set():
-            return
+        """Begin, or look again at the times, if they are earlier now."""
         self.closing.set()
         self._accept_scope.cancel()
         if self._handler_scope.deadline == math.inf:

@@ -27,8 +27,9 @@ class TLSError(trio.BrokenResourceError):
     Attributes:
       reason: OpenSSL's name for the error, such as ``"CERTIFICATE_VERIFY_FAILED"``. ``None`` if the
         error did not come from OpenSSL (a timeout, a connection that ended).
-      verify_code: OpenSSL's X509 verify code (``62`` is a host name mismatch). ``None`` unless this
-        side rejected the peer's certificate.
+      verify_code: OpenSSL's X509 verify code, as the constants of ``X509_V_ERR``: 9 is not yet
+        valid, 10 is expired, 2 and 18 to 21 are an issuer that is not trusted, 62 is another host
+        name, 64 is another IP address. ``None`` unless this side rejected the peer's certificate.
     """
 
     def __init__(

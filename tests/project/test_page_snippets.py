@@ -7,6 +7,7 @@ reference.
 from __future__ import annotations
 
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -117,6 +118,20 @@ async def test_the_first_program_of_a_page_serves(page: str, free_port: int) -> 
     }
     async with serving_program(program(sources[page][0], ("7777", str(free_port)))):
         assert await ask(free_port, b"a", b"b") == [b"you said a", b"you said b"]
+
+
+async def test_a_chat_reaches_all_and_waits_for_nobody(free_port: int) -> None:
+    chat = snippets("docs/writers.md")[2]
+    command = program(chat, ("7777", str(free_port)), ("](1000)", "](3)"))
+    async with serving_program(command):
+        async with await connect(free_port) as talks, await connect(free_port) as silent:
+            await silent.send(b"hello\n")
+            assert await talks.recv_line() == b"hello"
+            poller = select.poll()
+            poller.register(silent.fileno(), 0)  # tells a reset, and nothing else
+            while not poller.poll(0):  # until it is too far behind
+                await talks.send(b"x" * 500, b"\n")
+                assert await talks.recv_line() == b"x" * 500
 
 
 @pytest.mark.parametrize("number", [0, 1])

@@ -284,5 +284,5 @@ async def test_a_reload_says_what_has_changed(
 
     async with checked_service(check, reload=[server_tls, renewed]):
         pass
-    expected = "SIGHUP: certificates reloaded; 1 of 2 TLS roles have changed"
+    expected = "SIGHUP: 1 of 2 TLS roles have a new certificate, and 0 could not be reloaded"
     assert [record.getMessage() for record in log.records] == [expected]

@@ -213,8 +213,11 @@ class Socket(NotCopyable, MessageReceiver, Sender, trio.abc.HalfCloseableStream)
         A request of which bytes have arrived has begun: while anything is unread, or once a read in
         the block has received anything, a read goes on, within the server's grace. Under TLS, only
         decrypted bytes count. A new connection from which nothing has come yet has 5 seconds for
-        its first request, or until shortly before the grace ends. ``lines(idle=True)`` and ``frames(idle=True)`` do all of this
-        for each of their waits.
+        its first request, or until shortly before the grace ends. ``lines(idle=True)`` and
+        ``frames(idle=True)`` do all of this for each of their waits.
+
+        A request of several reads stays in one block, such as SMTP's ``DATA`` with its text. The
+        timeout goes on, and a stop does not cut the request short.
 
         Without a server, only the timeout has an effect, so a handler can be tested alone.
 

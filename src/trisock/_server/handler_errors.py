@@ -86,7 +86,7 @@ def log_handshake(connection: Connection, exc: Exception) -> None:
 
 def log_end_of_grace(address: Address, cancelled: int) -> None:
     """Log that handlers of the server on this address were cancelled."""
-    message = "the server on %s cancelled %s handlers at the end of its grace"
+    message = "the server on %s stopped, and cancelled the handlers that were left: %s"
     _guard.log(_logger, logging.INFO, message, str(address), str(cancelled))
 
 

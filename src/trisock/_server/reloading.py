@@ -21,16 +21,21 @@ async def reload_all(roles: Iterable[ServerTLS], on_reload: Callable[[], object]
     """
     # Equal roles are different objects with certificates of their own.
     each_once = {id(each): each for each in roles}.values()
-    changed = 0
+    changed = failed = 0
     for role in each_once:
         try:
             # In a thread, because a file may block, for example on a network mount. A stop does not
             # wait for it.
             changed += await trio.to_thread.run_sync(role.reload, abandon_on_cancel=True)
+        except (OSError, ValueError) as exc:  # its text says which file, and why
+            failed += 1
+            message = "cannot reload a certificate, so the old one stays in use: %s"
+            _guard.log(_logger, logging.ERROR, message, _guard.text(exc))
         except Exception as exc:
-            _log("cannot reload a certificate; the old one stays in use", exc)
-    message = "SIGHUP: certificates reloaded; %s of %s TLS roles have changed"
-    _guard.log(_logger, logging.INFO, message, str(changed), str(len(each_once)))
+            failed += 1
+            _log("cannot reload a certificate, so the old one stays in use", exc)
+    message = "SIGHUP: %s of %s TLS roles have a new certificate, and %s could not be reloaded"
+    _guard.log(_logger, logging.INFO, message, str(changed), str(len(each_once)), str(failed))
     if on_reload is None:
         return
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -72,16 +71,12 @@ async def run(
     deadline = trio.current_time() + timeout
     try:
         greeting = await _negotiate(sock, protocol, negotiation, deadline, timeout)
-        left = _rounded_down(max(0.0, deadline - trio.current_time()))
-        return greeting, await sock.starttls(tls, handshake_timeout=left)
+        left = max(0.0, deadline - trio.current_time())
+        shown = round(left, 1) or left  # an error shows it, and 58.743127 would be too exact
+        return greeting, await sock.starttls(tls, handshake_timeout=shown)
     except BaseException:
         sock.abort()  # changes nothing if the socket is closed already
         raise
-
-
-def _rounded_down(seconds: float) -> float:
-    """Drop digits that nobody wants to read in an error: 58.7431 becomes 58.7."""
-    return math.floor(10 * seconds) / 10 if 1 < seconds < math.inf else seconds
 
 
 async def _negotiate(

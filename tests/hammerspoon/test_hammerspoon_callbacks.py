@@ -172,7 +172,7 @@ async def test_an_async_callback_can_reconnect_its_own_object(hs: Sockets, calls
         client = hs.new(callback)
         client.connect(LOCALHOST, listener.port)
         client.read("\n", 1)
-        client.read("\n", "dropped")  # type: ignore[arg-type]
+        client.read("\n", 99)  # is dropped
         peer = await listener.accept()
         async with closing(peer):
             await peer.send(b"again\n")

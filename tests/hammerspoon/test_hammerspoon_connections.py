@@ -9,6 +9,7 @@ import logging
 import os
 import pathlib
 import socket
+from collections.abc import Callable
 
 import pytest
 import trio
@@ -27,7 +28,9 @@ from helpers.hammerspoon import (
     until,
 )
 from helpers.pairs import closing, read_all
+from trisock import ServerTLS, hammerspoon
 from trisock.hammerspoon import Socket, Sockets, callbacks
+from trisock.testing import Authority, Script, serving
 
 # ---- connect ----
 
@@ -312,3 +315,56 @@ async def test_callbacks_queued_before_a_disconnect_are_never_called() -> None:
         queue.put(calls, "new")
     assert await calls.next() == ("new",)
     assert await calls.none()
+
+
+async def test_a_server_may_be_disconnected_at_once(
+    hs: Sockets, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(3):
+        hs.server(0, print).disconnect()
+    await wait_all_tasks_blocked()
+    assert [each for each in caplog.records if each.levelno >= logging.WARNING] == []
+
+
+async def test_the_end_of_the_block_does_not_cut_off_a_disconnect(
+    authority: Authority, server_tls: ServerTLS
+) -> None:
+    script = Script().starttls(server_tls).expect(b"bye").expect_eof()  # with close_notify
+    async with serving(script) as s:
+        written = trio.Event()
+        async with hammerspoon.open_sockets() as hs:
+            client = hs.new(print)
+            client.connect("127.0.0.1", s.server.port).startTLS(authority.client_tls("localhost"))
+            client.write("bye", lambda tag: written.set())
+            await written.wait()
+            client.disconnect()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda s: s.write("x", "tag"),
+        lambda s: s.write("x", print, 1),
+        lambda s: s.write("x", True),
+        lambda s: s.write(5),
+        lambda s: s.read("\n", print),
+    ],
+)
+def test_wrong_arguments_raise_without_a_connection_too(call: Callable[[Socket], object]) -> None:
+    async def main() -> None:
+        async with hammerspoon.open_sockets() as hs:
+            with pytest.raises(TypeError):
+                call(hs.new(print))
+
+    trio.run(main)
+
+
+async def test_an_end_in_the_middle_of_a_read_is_logged(hs: Sockets, log: Log) -> None:
+    server = hs.server(0, print)
+    client = await trisock.connect("127.0.0.1", server.info()["localPort"])
+    while not server.connections():
+        await trio.lowlevel.checkpoint()
+    server.read("\n")
+    await client.send(b"half a li")
+    await client.close()
+    await until(lambda: "the peer has ended its side in the middle of a read" in log.text)

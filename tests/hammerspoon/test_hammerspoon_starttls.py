@@ -115,7 +115,6 @@ async def test_startTLS_accepts_verify_and_peerName(
         (False, "mismatch.example"),  # an explicit name is verified even if verify is False
         (ClientTLS("mismatch.example"),),
         (ClientTLS(), "mismatch.example"),
-        (ClientTLS("example.org"), "mismatch.example"),
     ],
 )
 async def test_startTLS_sends_no_plain_text_after_a_hostname_mismatch(
@@ -305,9 +304,17 @@ async def test_disconnect_drops_a_queued_startTLS(client: Socket, peer: trisock.
     assert not client.connected()
 
 
-async def test_startTLS_with_ServerTLS_and_a_peerName_disconnects(
-    client: Socket, peer: trisock.Socket, server_tls: ServerTLS, log: Log
+async def test_startTLS_takes_no_second_name(
+    client: Socket, peer: trisock.Socket, server_tls: ServerTLS
 ) -> None:
-    client.startTLS(server_tls, "example.org").write("secret")
+    with pytest.raises(TypeError, match="takes no name for a server's role"):
+        client.startTLS(server_tls, "example.org")
     assert await read_all(peer) == b""
-    assert "a TLS server takes no server_hostname" in log.text
+
+
+async def test_startTLS_does_not_replace_a_pinned_name(
+    client: Socket, peer: trisock.Socket
+) -> None:
+    with pytest.raises(TypeError, match="needs one name, but two were given"):
+        client.startTLS(trisock.ClientTLS("pinned.example", verify=False), "other.example")
+    assert await read_all(peer) == b""

@@ -20,6 +20,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -28,7 +29,7 @@ from typing import Any
 
 import trio
 import trisock
-from trisock import Socket, pluto
+from trisock import Socket, hammerspoon, pluto
 from trisock.testing import check_handler, faults, serving
 
 certificate: trisock.Certificate

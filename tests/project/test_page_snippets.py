@@ -255,7 +255,7 @@ async def test_hammerspoons_client_prints_the_header() -> None:
 
 
 async def test_hammerspoons_datagram_is_answered(free_port: int) -> None:
-    client = snippets("docs/hammerspoon.md")[1]
+    client = snippets("docs/hammerspoon.md")[-1]
     command = program(client, ("9001", str(free_port)), ("sleep(1)", "sleep_forever()"))
     async with started([command[0], "-u", *command[1:]]) as running:
         assert (await running.line()).startswith("b'pong 1' ")

@@ -80,6 +80,15 @@ def parse_send(
     return (host, port, tag, fn) if isinstance(host, str) and is_int(port) else (None, 0, tag, fn)
 
 
+def check_tag(tag: object) -> int:
+    """Return a tag: -1 for ``None``. Raises ``TypeError`` if it is not an int."""
+    if tag is None:
+        return -1
+    if not is_int(tag):
+        raise TypeError(f"a tag must be an int, not {type(tag).__name__}")
+    return tag
+
+
 def check_timeout(timeout: object) -> float:
     """Return a timeout (seconds). Raises ``TypeError`` or ``ValueError`` if it is invalid."""
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):

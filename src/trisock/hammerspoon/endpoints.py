@@ -59,9 +59,11 @@ class QueuedClient:
         self._callbacks = callbacks
         self._timeout = timeout
         self._scope = trio.CancelScope()
+        self._disconnected = False
 
     def disconnect(self) -> None:
         """Drop the queued operations, and end ``run``."""
+        self._disconnected = True
         self._scope.cancel()
 
     async def run(self, finish: Callable[[object], object]) -> None:
@@ -90,7 +92,10 @@ class QueuedClient:
             connection.sock = None
             finish(self)
             if sock is not None:
-                await sock.close()
+                # If the program has disconnected, the end of open_sockets does not cut off the
+                # close, which has a limit of its own. Otherwise the peer could miss close_notify.
+                with trio.CancelScope(shield=self._disconnected):
+                    await sock.close()
 
 
 class QueuedServer:
@@ -142,7 +147,9 @@ class QueuedServer:
                 async with trio.open_nursery() as nursery:
                     self._server = await trisock.bind(nursery, self._listener, self._serve)
                     self._changed.unpark_all()
-        except Exception as exc:  # accept(2) failed permanently
+        except Exception as exc:  # accept(2) failed permanently, or was stopped before it began
+            if not self._is_open:
+                return
             where = printable(self.path or str(self.addresses[0]))
             log(logger, logging.ERROR, "the server on %s failed", where, exc_info=exc)
         finally:

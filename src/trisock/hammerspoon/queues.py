@@ -236,7 +236,10 @@ class QueuedConnection:
                     data = await self.sock.recv_exactly(read.until)
                 else:
                     data = await self.sock.recv_until(read.until, max_bytes=MAX_READ)
-        except trisock.IncompleteReadError:
+        except trisock.IncompleteReadError as exc:
+            if not exc.at_boundary:
+                message = "%s: the peer has ended its side in the middle of a read"
+                log(logger, logging.INFO, message, self._name)
             self._disconnect_in_order()
         except trisock.LimitExceededError as exc:
             # The advice in ``exc`` is about arguments that a program cannot pass here.

@@ -21,6 +21,7 @@ from .._not_copyable import NotCopyable
 from .._text import printable
 from .arguments import (
     check_callback,
+    check_tag,
     check_timeout,
     describe_target,
     is_int,
@@ -254,7 +255,7 @@ class Socket(NotCopyable):
         returned.
         Source: ``hs.socket:read``.
         """
-        until = parse_delimiter(delimiter)
+        until, tag = parse_delimiter(delimiter), check_tag(tag)
         if self._callback is None:
             self._log("cannot read: there is no callback")
             return None
@@ -263,7 +264,6 @@ class Socket(NotCopyable):
             return None
         if until == 0:
             return self
-        tag = -1 if tag is None else tag
         deliver = partial(self._callbacks.put, self._deliver, tag)
         read = Read(until, self._limit, deliver, tag)
         for connection in self._endpoint.connections:
@@ -287,13 +287,13 @@ class Socket(NotCopyable):
         Returns: self. If there is no connection, this is only logged.
         Source: ``hs.socket:write``.
         """
-        if callable(tag):
+        if fn is None and callable(tag):
             fn, tag = tag, None
         check_callback(fn)
+        tag, data, put = check_tag(tag), to_bytes(message), self._callbacks.put
         if self._endpoint is None:
             self._log("cannot write: it is not connected")
             return self
-        data, put, tag = to_bytes(message), self._callbacks.put, -1 if tag is None else tag
         connections = list(self._endpoint.connections)
         # Not bool(fn): a callable object may have a __bool__.
         delivery = Delivery(len(connections), None if fn is None else partial(put, fn, tag))
@@ -320,8 +320,8 @@ class Socket(NotCopyable):
           peerName: the name that the certificate must match. The default is the host given to
             ``connect``. (By default, hs.socket verifies no name.)
 
-        Returns: self. Raises ``ValueError`` or ``TypeError`` if an argument is invalid, or if two
-        names are given.
+        Returns: self. Raises ``ValueError`` or ``TypeError``, and disconnects, if an argument is
+        invalid, or if two names are given.
         Source: ``hs.socket:startTLS``.
         """
         if self._endpoint is None:
@@ -329,8 +329,11 @@ class Socket(NotCopyable):
             return self
         name = verify if isinstance(verify, str) else peerName
         try:
-            if isinstance(verify, str) and peerName is not None:
+            own = verify.server_hostname if isinstance(verify, trisock.ClientTLS) else None
+            if peerName is not None and (isinstance(verify, str) or own not in (None, peerName)):
                 raise TypeError("startTLS needs one name, but two were given")
+            if peerName is not None and isinstance(verify, trisock.ServerTLS):
+                raise TypeError("startTLS takes no name for a server's role")
             if verify is None or isinstance(verify, (bool, str)):
                 verify = trisock.ClientTLS(name, verify=verify is not False or name is not None)
             elif not isinstance(verify, (trisock.ClientTLS, trisock.ServerTLS, ssl.SSLContext)):

@@ -19,6 +19,12 @@ def test_the_page_has_each_example_once() -> None:
     assert sorted(re.findall(r"python examples/(\w+)\.py", " ".join(COMMANDS))) == NAMES
 
 
+def test_the_page_of_sources_has_each_example_once() -> None:
+    sources = (ROOT / "docs/example-sources.md").read_text(encoding="utf-8")
+    assert re.findall(r"^```{literalinclude} \.\./examples/(\w+)\.py$", sources, re.M) == NAMES
+    assert re.findall(r"^## (\w+)\.py$", sources, re.M) == NAMES
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_top_of_an_example_says_what_it_shows_and_how_to_try_it(name: str) -> None:
     text = ast.get_docstring(ast.parse((EXAMPLES / f"{name}.py").read_text(encoding="utf-8")))

@@ -132,7 +132,7 @@ def coverage(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Ruff, mypy (also for the snippets in the docs), pyright. GitHub files match their schemas."""
+    """Ruff, mypy (also for the snippets in the docs), pyright. GitHub's and Read the Docs' files match their schemas."""
     session.install(
         "-e", ".[tests]", "nox", *nox.project.dependency_groups(PROJECT, "lint", "bench")
     )
@@ -149,6 +149,7 @@ def lint(session: nox.Session) -> None:
         ("github-workflows", [*github.glob("workflows/*.yml")]),
         ("github-issue-forms", forms),
         ("github-issue-config", [github / "ISSUE_TEMPLATE/config.yml"]),
+        ("readthedocs", [Path(".readthedocs.yaml")]),
     ]:
         session.run("check-jsonschema", f"--builtin-schema=vendor.{schema}", *map(str, files))
 

@@ -38,7 +38,7 @@ def test_each_file_exists(page: str) -> None:
 
 def test_each_link_leads_to_a_file() -> None:
     page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    links = re.findall(r"\]\((?!https:)([^)]+)\)", page)
+    links = re.findall(r"\]\((?!https:|#)([^)]+)\)", page)
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 

@@ -132,7 +132,7 @@ def coverage(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Ruff, mypy (also for the snippets in the docs), pyright. GitHub's and Read the Docs' files match their schemas."""
+    """Ruff, mypy (also for snippets in the docs), pyright, and schemas of configuration files."""
     session.install(
         "-e", ".[tests]", "nox", *nox.project.dependency_groups(PROJECT, "lint", "bench")
     )

@@ -179,7 +179,7 @@ def test_children_inherit_neither_sockets_nor_variables() -> None:
         lines = run(
             """
 listener = Listener.from_systemd("one")
-print(os.get_inheritable(3))
+print(os.get_inheritable(3), flush=True)
 child = os.fork()
 if not child:
     print(attempt(lambda: Listener.from_systemd("two"))[:17], flush=True)

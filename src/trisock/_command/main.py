@@ -35,13 +35,13 @@ def run(arguments: Sequence[str] | None) -> int:
     except SystemExit as exc:  # click's shell completion, or the reader of click's help has gone
         if not exc.code:
             return _SUCCESS
-        output.discard()
+        output.discard(sys.stdout)
         return _BROKEN_PIPE
     except BrokenPipeError:
-        output.discard()
+        output.discard(sys.stdout)
         return _BROKEN_PIPE
     except OSError as exc:  # of stdin or stdout: those of the network are handled below
-        output.discard()
+        output.discard(sys.stdout)
         output.say(f"trisock: input or output failed: {exc}")
         return _WRONG_USAGE
 

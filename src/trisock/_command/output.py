@@ -26,8 +26,10 @@ def plain_console() -> Console:
 def say(text: str) -> None:
     """Write a line to stderr. An error is ignored: there is nowhere to report it."""
     if sys.stderr is not None:
-        with contextlib.suppress(OSError):
+        try:
             print(text, file=sys.stderr, flush=True)
+        except OSError:
+            discard(sys.stderr)  # or Python would try again at the end, and exit with status 120
 
 
 def notify(text: str) -> None:
@@ -59,11 +61,11 @@ def escape_unencodable() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def discard() -> None:
-    """Send what is still written to stdout nowhere: its reader has gone."""
+def discard(stream: TextIO) -> None:
+    """Send what is still written to stdout or stderr nowhere: its reader has gone, for example."""
     with contextlib.suppress(OSError, AttributeError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         try:
-            os.dup2(null, sys.stdout.fileno())
+            os.dup2(null, stream.fileno())
         finally:
             os.close(null)

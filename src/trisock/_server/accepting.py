@@ -26,6 +26,14 @@ _ACCEPTS_PER_PASS = 64
 _RESOURCE_ERRNOS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 _RETRY_SECONDS = 0.1
 
+# What the operator can do about each of them.
+_ADVICE = {
+    errno.EMFILE: "raise the process's limit of open files (ulimit -n), or lower max_connections",
+    errno.ENFILE: "raise the system's limit of open files (fs.file-max)",
+    errno.ENOMEM: "the system is short of memory",
+    errno.ENOBUFS: "the system is short of memory",
+}
+
 # Clients can cause these errors. So log one line when they begin, and then one line per minute.
 _REPORT_SECONDS = 60
 
@@ -42,8 +50,9 @@ class Acceptor:
       start: called with each connection, which then belongs to the server, with its slot.
       background: runs the task that reports errors of accept(2).
 
-    Invariant: ``_exhaustion`` names the error of accept(2) while a task reports this error, and
-    ``_exhausted_accepts`` counts the errors since the last report.
+    Invariant: ``_exhaustion`` names the error of accept(2) while a task reports this error,
+    ``_advice`` says what to do about it, and ``_exhausted_accepts`` counts the errors since the
+    last report.
     """
 
     def __init__(
@@ -60,6 +69,7 @@ class Acceptor:
         self._start = start
         self._background = background
         self._exhaustion: str | None = None
+        self._advice = ""
         self._exhausted_accepts = 0
 
     async def run(self) -> None:
@@ -147,19 +157,24 @@ class Acceptor:
             raise exc
         self._exhausted_accepts += 1
         if self._exhaustion is None:
-            self._exhaustion = f"{errno.errorcode[exc.errno]} ({os.strerror(exc.errno)})"
+            number = exc.errno
+            self._exhaustion = f"{errno.errorcode[number]} ({os.strerror(number)})"
+            self._advice = _ADVICE[number]
             self._background.start_soon(self._report_exhaustion)
         await trio.sleep(_RETRY_SECONDS)
 
     async def _report_exhaustion(self) -> None:
         """Log that accept failed: one line immediately, then one per minute with a count."""
-        message = "accept failed with %s; retrying every %s seconds"
-        _guard.log(_logger, logging.ERROR, message, self._exhaustion, _RETRY_SECONDS)
+        message = "%s: accept failed with %s, so clients wait; %s"
+        self._log(message, self._exhaustion, self._advice)
         self._exhausted_accepts = 0
         await trio.sleep(_REPORT_SECONDS)
         while self._exhausted_accepts:
-            message = "accept failed with %s %s times in the last %s seconds"
+            message = "%s: accept failed with %s %s times in the last %s seconds; %s"
             count, self._exhausted_accepts = self._exhausted_accepts, 0
-            _guard.log(_logger, logging.ERROR, message, self._exhaustion, count, _REPORT_SECONDS)
+            self._log(message, self._exhaustion, count, _REPORT_SECONDS, self._advice)
             await trio.sleep(_REPORT_SECONDS)
         self._exhaustion = None
+
+    def _log(self, message: str, *args: object) -> None:
+        _guard.log(_logger, logging.ERROR, message, str(self._listening), *args)

@@ -240,7 +240,7 @@ class Listener(NotCopyable, trio.abc.Listener[Socket]):
 
     def _set_up(self, listening: ListeningSockets) -> None:
         self._listening = listening
-        self._accepting = ConflictDetector("accepting from", "this listener")
+        self._accepting = ConflictDetector("accepting from", listening)
 
     def __repr__(self) -> str:
         state = "closed" if self._listening.closed else "open"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Iterable
+from typing import cast
 
 import trio
 
 from .. import _guard
+from .._tls.certificate import Certificate, listed
 from .._tls.roles import ServerTLS
 
 _logger = logging.getLogger("trisock.server")
@@ -28,7 +30,8 @@ async def reload_all(roles: Iterable[ServerTLS], on_reload: Callable[[], object]
             # wait for it.
             changed += await trio.to_thread.run_sync(role.reload, abandon_on_cancel=True)
         except Exception as exc:
-            _log("cannot reload a certificate; the old one stays in use", exc)
+            message = "SIGHUP: cannot reload the certificate of %s; the old one stays in use: %s"
+            _log(message, exc, _names(role), _guard.text(exc))
     message = "SIGHUP: certificates reloaded; %s of %s TLS roles have changed"
     _guard.log(_logger, logging.INFO, message, str(changed), str(len(each_once)))
     if on_reload is None:
@@ -48,12 +51,18 @@ async def reload_all(roles: Iterable[ServerTLS], on_reload: Callable[[], object]
 def _log_or_raise(failure: BaseException) -> None:
     errors, rest = _guard.split_errors(failure)
     if errors is not None:
-        _log("on_reload failed", errors)
+        _log("SIGHUP: on_reload failed; the service goes on", errors)
     if rest is failure:
         raise failure
     if rest is not None:
         raise rest from None
 
 
-def _log(message: str, exc: BaseException) -> None:
-    _guard.log(_logger, logging.ERROR, message, exc_info=exc)
+def _log(message: str, exc: BaseException, *args: object) -> None:
+    _guard.log(_logger, logging.ERROR, message, *args, exc_info=exc)
+
+
+def _names(role: ServerTLS) -> str:
+    """Return the first name of each certificate of a role, for the log."""
+    certificates = cast("tuple[Certificate, ...]", role.certificates)
+    return ", ".join(listed(each.names[:1]) or "no name" for each in certificates)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import os
 import re
@@ -13,6 +14,8 @@ import idna
 
 from ._arguments import MAX_QUOTED_LABEL, quoted
 from ._text import printable
+
+_FIRST_UNPRIVILEGED_PORT = 1024
 
 _MAX_NAME = 253  # characters of a DNS name without its final dot (RFC 1035, section 2.3.4)
 
@@ -222,13 +225,26 @@ def check_port(port: object, host: str | None) -> None:
         raise ValueError(f"a port must be in 0-65535, not {quoted(port)}{where}")
 
 
-def with_message(cause: OSError, message: str) -> OSError:
-    """Return an ``OSError`` with a new message, the errno of ``cause``, and the matching class."""
+def with_message(cause: OSError, message: str, advice: str = "") -> OSError:
+    """Return an ``OSError`` with a new message, the errno of ``cause``, and the matching class.
+
+    ``advice``: what to do, or what the system's text leaves out.
+    """
     if isinstance(cause, socket.gaierror):
         return socket.gaierror(cause.errno, f"{message}: {cause.strerror}")
     if cause.errno is None:
         return OSError(f"{message}: {cause}")
-    return OSError(cause.errno, f"{message}: {os.strerror(cause.errno)}")
+    more = f" ({advice})" if advice else ""
+    return OSError(cause.errno, f"{message}: {os.strerror(cause.errno)}{more}")
+
+
+def advice_for_bind(exc: OSError, port: int) -> str:
+    """Return what the text of a failed bind(2) leaves out, or ``""``."""
+    if exc.errno == errno.EADDRNOTAVAIL:
+        return "it is not an address of this machine"
+    if exc.errno == errno.EACCES and 0 < port < _FIRST_UNPRIVILEGED_PORT:
+        return f"a port below {_FIRST_UNPRIVILEGED_PORT} needs privileges"
+    return ""
 
 
 def same_errno(errors: Sequence[BaseException]) -> int | None:

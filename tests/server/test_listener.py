@@ -101,6 +101,21 @@ async def test_a_machine_without_ipv6_listens_on_ipv4(
         await trisock.listen(0, host="::1")
 
 
+@pytest.mark.parametrize(("port", "more"), [(80, r" \(a port below 1024 needs .*\)"), (8080, "")])
+async def test_a_forbidden_port_raises_an_oserror_that_says_why(
+    port: int, more: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Forbidden(socket.socket):
+        def bind(self, address: object) -> None:
+            raise PermissionError(errno.EACCES, "no")
+
+    monkeypatch.setattr(_listening.socket, "socket", Forbidden)
+    with pytest.raises(
+        PermissionError, match=rf"cannot listen on \*:{port}: Permission denied{more}$"
+    ):
+        await trisock.listen(port)
+
+
 async def test_listen_fails_if_only_one_address_family_gets_a_descriptor() -> None:
     with few_descriptors(1), pytest.raises(OSError, match="cannot listen on") as caught:
         await trisock.listen(0)

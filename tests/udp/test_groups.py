@@ -145,5 +145,5 @@ async def test_a_wrong_group_or_interface_is_an_error(
 async def test_a_closed_socket_joins_nothing(udp: UDPSocket) -> None:
     await udp.close()
     for change in (udp.join_group, udp.leave_group):
-        with pytest.raises(trio.ClosedResourceError, match=r"the UDP socket .* is closed"):
+        with pytest.raises(trio.ClosedResourceError, match="already closed the UDP socket "):
             change(GROUP, "lo")

@@ -142,7 +142,7 @@ async def test_sends_wait_while_the_kernel_has_no_room(
 
     async def send_one() -> None:
         if ending == "closed":
-            with pytest.raises(trio.ClosedResourceError, match=r"the UDP socket .* is closed"):
+            with pytest.raises(trio.ClosedResourceError, match="already closed the UDP socket "):
                 await left.send(b"waits", absent)
         else:
             await left.send(b"waits", absent)

@@ -11,6 +11,7 @@ import trio
 
 from .._address import (
     Address,
+    advice_for_bind,
     check_port,
     format_host_port,
     to_ascii_host,
@@ -131,7 +132,8 @@ def _listen(
             return new_listener(ListeningSockets(bind_all(targets, port, backlog, reuse_port)))
         except OSError as exc:
             if port != 0 or exc.errno != errno.EADDRINUSE or not tries_left:
-                raise with_message(exc, f"cannot listen on {_where(port, host)}") from exc
+                message = f"cannot listen on {_where(port, host)}"
+                raise with_message(exc, message, advice_for_bind(exc, port)) from exc
     raise AssertionError("the last try has returned or raised")  # pragma: no cover
 
 

@@ -77,10 +77,8 @@ class Call(Generic[T]):
                 self.undo_result()
             if issubclass(type(exc), trio.Cancelled):
                 self.error = RuntimeError(
-                    (
-                        "a function in this call left a cancel scope open, such as a timeout inside an async "
-                        "generator"
-                    )
+                    "a function in this call left a cancel scope open, such as a timeout inside an "
+                    "async generator"
                 )
             else:
                 self.error = exc

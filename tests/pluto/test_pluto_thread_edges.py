@@ -141,7 +141,11 @@ def test_calls_propagate_exceptions_from_trio_run(
             background.call(answer)
     assert str(caught.value) == str(failure)
     logged = [record.getMessage() for record in caplog.records]
-    expected = [] if isinstance(failure, OSError) else ["the background thread failed"]
+    expected = (
+        []
+        if isinstance(failure, OSError)
+        else ["the background thread of trisock.pluto failed, with all calls in progress"]
+    )
     assert logged == expected
     assert background.call(answer) == "result"
 

@@ -105,7 +105,8 @@ async def connect(
     Raises:
       OSError: all attempts failed. The message contains the address, and the cause is the group of
         the individual errors. If these errors share one errno, the ``OSError`` has this errno
-        and the matching subclass (such as ``ConnectionRefusedError``). An unknown host raises
+        and the matching subclass (such as ``ConnectionRefusedError``). If they differ, the message
+        lists the first three different ones. An unknown host raises
         ``socket.gaierror``. If nothing listens on a local port, the kernel can connect a socket to
         itself. ``connect`` never returns such a connection: it retries, and finally raises
         ``ConnectionRefusedError``.

@@ -158,7 +158,8 @@ class _Thread:
                     call.answered.release()
                 elif issubclass(type(failure), OSError):
                     assert isinstance(failure, OSError)
-                    call.fail(ThreadStartError(failure.errno, failure.strerror))
+                    why = f"cannot start the background thread: {failure.strerror}"
+                    call.fail(ThreadStartError(failure.errno, why))
                 else:
                     call.fail(failure)
         while self._deferred:

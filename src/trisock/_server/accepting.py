@@ -21,18 +21,15 @@ from .slots import Slots
 # After accepting this many connections from one listening socket, let other tasks run.
 _ACCEPTS_PER_PASS = 64
 
-# The errors of accept(2) when a resource has run out, and the seconds to wait before the next try.
-# Both are the same as in Trio's serve_listeners.
-_RESOURCE_ERRNOS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
-_RETRY_SECONDS = 0.1
-
-# What the operator can do about each of them.
-_ADVICE = {
+# The errors of accept(2) when a resource has run out, with what to do, and the seconds to
+# wait before the next try. The errors and the seconds are the same as in Trio's serve_listeners.
+_RESOURCES = {
     errno.EMFILE: "raise the process's limit of open files (ulimit -n), or lower max_connections",
     errno.ENFILE: "raise the system's limit of open files (fs.file-max)",
     errno.ENOMEM: "the system is short of memory",
     errno.ENOBUFS: "the system is short of memory",
 }
+_RETRY_SECONDS = 0.1
 
 # Clients can cause these errors. So log one line when they begin, and then one line per minute.
 _REPORT_SECONDS = 60
@@ -153,13 +150,13 @@ class Acceptor:
 
     async def _wait_for_resources(self, exc: OSError) -> None:
         """Wait before the next accept, because a resource has run out. Raise other errors."""
-        if exc.errno not in _RESOURCE_ERRNOS:
+        if exc.errno not in _RESOURCES:
             raise exc
         self._exhausted_accepts += 1
         if self._exhaustion is None:
             number = exc.errno
             self._exhaustion = f"{errno.errorcode[number]} ({os.strerror(number)})"
-            self._advice = _ADVICE[number]
+            self._advice = _RESOURCES[number]
             self._background.start_soon(self._report_exhaustion)
         await trio.sleep(_RETRY_SECONDS)
 

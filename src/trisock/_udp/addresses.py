@@ -108,7 +108,7 @@ def sockaddr_for(family: int, host: str, port: int) -> SockAddr | None:
 
 
 def advice_for_broadcast(exc: OSError) -> str:
-    """Return what the error leaves out, on a socket where broadcast is not enabled, or ``""``."""
+    """Return what a connect or a send to a broadcast address leaves out, or ``""``."""
     if exc.errno == errno.EACCES:
         return "if it is a broadcast address, enable broadcast on the socket"
     return ""

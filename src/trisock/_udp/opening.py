@@ -187,7 +187,7 @@ def connect_udp_nowait(host: str, port: int, *, broadcast: bool = False) -> UDPS
         return _connect(family, sockaddr, broadcast)
     except OSError as exc:
         message = f"cannot connect to {format_host_port(host, port)}"
-        raise with_message(exc, message, "" if broadcast else advice_for_broadcast(exc)) from exc
+        raise with_message(exc, message, advice_for_broadcast(exc)) from exc
 
 
 def _check(port: int, host: str | None) -> bytes | None:

@@ -149,6 +149,4 @@ class Sender(Endpoint):
             return f"{size} bytes"
         if exc.errno == errno.EAFNOSUPPORT and self._family == socket.AF_INET:
             return ONLY_IPV4
-        if self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST):
-            return ""
         return advice_for_broadcast(exc)

@@ -160,7 +160,7 @@ async def _open_tcp(
     ascii_host: str, port: int, local_address: str | None, where: str
 ) -> socket.socket:
     if local_address is not None:
-        where += f" from {local_address}"
+        where += f" from {quoted(local_address)}"
     try:
         stream = await trio.open_tcp_stream(ascii_host.encode(), port, local_address=local_address)
     except OSError as exc:
@@ -181,9 +181,17 @@ async def _open_tcp(
 
 def _listed(errors: Sequence[Exception]) -> str:
     """List different errors of a connect. There may be as many as the name has addresses."""
-    texts = list(dict.fromkeys(map(text, errors)))
+    texts = list(dict.fromkeys(map(_reason, errors)))
     more = f"; and {len(texts) - _MAX_ERRORS} more" if len(texts) > _MAX_ERRORS else ""
     return "; ".join(texts[:_MAX_ERRORS]) + more
+
+
+def _reason(error: Exception) -> str:
+    # Trio's error about the local address has no errno. It quotes the address, which may be a key
+    # that was passed by mistake.
+    if isinstance(error, OSError) and error.errno is None:
+        return "local_address cannot be used for this host"
+    return text(error)
 
 
 def _reset_if_self_connected(raw: socket.socket) -> bool:

@@ -85,7 +85,7 @@ async def test_connect_raises_an_oserror_that_lists_different_errors(free_port: 
         await trisock.connect("two.example", free_port, local_address="127.0.0.1")
     assert type(caught.value) is OSError
     errors = caught.value.__cause__.exceptions  # type: ignore[union-attr]
-    where = f"cannot connect to two.example:{free_port} from 127.0.0.1: "
+    where = f"cannot connect to two.example:{free_port} from '127.0.0.1': "
     assert str(caught.value) == where + "; ".join(map(str, errors))
     assert len(errors) == 2
 
@@ -123,7 +123,9 @@ async def test_the_local_address_can_be_chosen() -> None:
         sock = await trisock.connect("127.0.0.1", listener.port, local_address="127.0.0.2")
         async with closing(sock):
             assert sock.getlocal().host == "127.0.0.2"
-    with pytest.raises(OSError, match=r"cannot connect to 127\.0\.0\.1:9 from 192\.0\.2\.1: "):
+    with pytest.raises(
+        OSError, match=r"cannot connect to 127\.0\.0\.1:9 from '192\.0\.2\.1': local_address cannot"
+    ):
         await trisock.connect("127.0.0.1", 9, local_address="192.0.2.1")
 
 

@@ -15,6 +15,8 @@ import idna
 from ._arguments import MAX_QUOTED_LABEL, quoted
 from ._text import printable
 
+_FIRST_UNPRIVILEGED_PORT = 1024
+
 _MAX_NAME = 253  # characters of a DNS name without its final dot (RFC 1035, section 2.3.4)
 
 # ASCII names that a resolver can look up or a certificate can contain. Ports, brackets, URLs, user
@@ -223,27 +225,26 @@ def check_port(port: object, host: str | None) -> None:
         raise ValueError(f"a port must be in 0-65535, not {quoted(port)}{where}")
 
 
-def with_message(cause: OSError, message: str) -> OSError:
-    """Return an ``OSError`` with a new message, the errno of ``cause``, and the matching class."""
+def with_message(cause: OSError, message: str, advice: str = "") -> OSError:
+    """Return an ``OSError`` with a new message, the errno of ``cause``, and the matching class.
+
+    ``advice``: what to do, or what the system's text leaves out.
+    """
     if isinstance(cause, socket.gaierror):
         return socket.gaierror(cause.errno, f"{message}: {cause.strerror}")
     if cause.errno is None:
         return OSError(f"{message}: {cause}")
-    return OSError(cause.errno, f"{message}: {os.strerror(cause.errno)}")
+    more = f" ({advice})" if advice else ""
+    return OSError(cause.errno, f"{message}: {os.strerror(cause.errno)}{more}")
 
 
-_BIND_HINTS = {
-    errno.EACCES: "ports below 1024 need root or CAP_NET_BIND_SERVICE",
-    errno.EADDRINUSE: "another program uses this port",
-    errno.EADDRNOTAVAIL: "no network interface has this address",
-}
-
-
-def bind_failure(cause: OSError, message: str) -> OSError:
-    """Do the same as ``with_message`` for an error of bind(2), and say what it means."""
-    failure = with_message(cause, message)
-    hint = _BIND_HINTS.get(cause.errno or 0)
-    return OSError(failure.errno, f"{failure.strerror} ({hint})") if hint else failure
+def advice_for_bind(exc: OSError, port: int) -> str:
+    """Return what the text of a failed bind(2) leaves out, or ``""``."""
+    if exc.errno == errno.EADDRNOTAVAIL:
+        return "it is not an address of this machine"
+    if exc.errno == errno.EACCES and 0 < port < _FIRST_UNPRIVILEGED_PORT:
+        return f"a port below {_FIRST_UNPRIVILEGED_PORT} needs privileges"
+    return ""
 
 
 def same_errno(errors: Sequence[BaseException]) -> int | None:

@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import ssl
+from collections.abc import Sequence
 from typing import Literal, overload
 
 import trio
@@ -20,12 +21,13 @@ from ._address import (
     with_message,
 )
 from ._arguments import check_bool, quoted, type_name
+from ._guard import text
 from ._net.connection import Connection
 from ._net.keepalive import enable_keepalive
 from ._net.proxy_header import ProxyHeader
 from ._net.socket import Socket, new_socket
 from ._net.syscalls import LINGER_AND_RESET
-from ._net.unix_path import unix_path, unix_socket
+from ._net.unix_path import CANNOT_CONNECT, unix_path, unix_socket
 from ._tls.roles import ClientTLS, TLSArgument, resolve_role
 from .starttls import PROTOCOLS, upgrade
 from .starttls.driver import check_protocol
@@ -40,6 +42,9 @@ _MAX_RETRY_INTERVAL = 0.1
 # as the source port. The socket is then connected to itself, and ``connect`` tries again. It makes
 # at most this many tries in all. This is rare, unless the range of ephemeral ports is tiny.
 _SELF_CONNECT_TRIES = 16
+
+# If attempts fail for different reasons, the message lists at most this many.
+_MAX_ERRORS = 3
 
 
 @overload
@@ -101,7 +106,8 @@ async def connect(
     Raises:
       OSError: all attempts failed. The message contains the address, and the cause is the group of
         the individual errors. If these errors share one errno, the ``OSError`` has this errno
-        and the matching subclass (such as ``ConnectionRefusedError``). An unknown host raises
+        and the matching subclass (such as ``ConnectionRefusedError``). If they differ, the message
+        lists the first three different ones. An unknown host raises
         ``socket.gaierror``. If nothing listens on a local port, the kernel can connect a socket to
         itself. ``connect`` never returns such a connection: it retries, and finally raises
         ``ConnectionRefusedError``.
@@ -142,8 +148,8 @@ async def connect(
         raw = await _open_tcp(ascii_host, port, local_address, where)
         if not _reset_if_self_connected(raw):
             return await _start(raw, host, tls, where, https_compatible, proxy_header, starttls)
-    text = f"cannot connect to {where}: {os.strerror(errno.ECONNREFUSED)}"
-    raise ConnectionRefusedError(errno.ECONNREFUSED, text)
+    message = f"cannot connect to {where}: {os.strerror(errno.ECONNREFUSED)}"
+    raise ConnectionRefusedError(errno.ECONNREFUSED, message)
 
 
 def _starttls_port(protocol: str, port: int | None) -> int:
@@ -154,6 +160,8 @@ def _starttls_port(protocol: str, port: int | None) -> int:
 async def _open_tcp(
     ascii_host: str, port: int, local_address: str | None, where: str
 ) -> socket.socket:
+    if local_address is not None:
+        where += f" from {quoted(local_address)}"
     try:
         with _guard.bare():
             stream = await trio.open_tcp_stream(
@@ -163,14 +171,31 @@ async def _open_tcp(
         attempts = exc.__cause__
         errors = getattr(attempts, "exceptions", (exc,))
         number = same_errno(errors)
-        if attempts is None or number is None:
-            raise with_message(exc, f"cannot connect to {where}") from attempts
+        if attempts is None:
+            raise with_message(exc, f"cannot connect to {where}") from None
+        if number is None:
+            raise OSError(f"cannot connect to {where}: {_listed(errors)}") from attempts
         raise OSError(number, f"cannot connect to {where}: {os.strerror(number)}") from attempts
     # Move the descriptor to our own ``socket.socket``, whose methods are cheaper than Trio's.
     family, kind, protocol = stream.socket.family, stream.socket.type, stream.socket.proto
     raw = socket.socket(family, kind, protocol, stream.socket.detach())
     enable_keepalive(raw)
     return raw
+
+
+def _listed(errors: Sequence[Exception]) -> str:
+    """List different errors of a connect. There may be as many as the name has addresses."""
+    texts = list(dict.fromkeys(map(_reason, errors)))
+    more = f"; and {len(texts) - _MAX_ERRORS} more" if len(texts) > _MAX_ERRORS else ""
+    return "; ".join(texts[:_MAX_ERRORS]) + more
+
+
+def _reason(error: Exception) -> str:
+    # Trio's error about the local address has no errno. It quotes the address, which may be a key
+    # that was passed by mistake.
+    if isinstance(error, OSError) and error.errno is None:
+        return "local_address cannot be used for this host"
+    return text(error)
 
 
 def _reset_if_self_connected(raw: socket.socket) -> bool:
@@ -229,7 +254,8 @@ async def connect_unix(
                 await trio.sleep(retry)
                 retry = min(2 * retry, _MAX_RETRY_INTERVAL)
             except OSError as exc:
-                raise OSError(exc.errno, exc.strerror, os.fsdecode(name)) from exc
+                message = f"{CANNOT_CONNECT}{exc.strerror}"
+                raise OSError(exc.errno, message, os.fsdecode(name)) from exc
     except BaseException:
         sock.close()
         raise

@@ -243,10 +243,21 @@ _NOT_TLS = {
     "BAD_RECORD_TYPE",
 }
 
-# The verify codes of OpenSSL (x509_vfy.h) for a chain that does not end in a trusted certificate,
-# and for a certificate with other names (host names, IP addresses).
+# The verify codes of OpenSSL (x509_vfy.h) for a certificate that is not valid yet or not any more,
+# for a chain that does not end in a trusted certificate, and for a certificate with other names
+# (host names, IP addresses).
+_NOT_VALID_NOW = {9, 10}
 _UNTRUSTED_ISSUER = {18, 19, 20, 21}
 _OTHER_NAME = {62, 64}
+
+#: What follows the text for a certificate that is not valid at this time.
+CHECK_CLOCK = " (or this machine's clock is wrong)"
+
+# What the names of alerts leave out.
+_ALERTS = {
+    "unknown ca": " (it does not trust our certificate, or our chain lacks an intermediate)",
+    "certificate required": " (it wants a client certificate: pass ClientTLS(certificate=...))",
+}
 
 _DESCRIPTIONS = {
     "UNSUPPORTED_PROTOCOL": "the peer supports no TLS version that we accept",
@@ -279,7 +290,9 @@ def describe_ssl_error(exc: ssl.SSLError, *, server_side: bool = False) -> str:
         return "the peer ended TLS"
     if isinstance(exc, ssl.SSLCertVerificationError):
         text = f"the certificate was refused: {exc.verify_message}"
-        if exc.verify_code in _UNTRUSTED_ISSUER:
+        if exc.verify_code in _NOT_VALID_NOW:
+            text += CHECK_CLOCK
+        elif exc.verify_code in _UNTRUSTED_ISSUER:
             argument = "ServerTLS(client_ca=...)" if server_side else "ClientTLS(ca=...)"
             text += f" (if you trust its issuer, pass the issuer to {argument})"
         elif exc.verify_code in _OTHER_NAME:
@@ -291,7 +304,8 @@ def describe_ssl_error(exc: ssl.SSLError, *, server_side: bool = False) -> str:
     if reason in _DESCRIPTIONS:
         return _DESCRIPTIONS[reason]
     if alert := re.match(r"(?:SSLV3|TLSV1|TLSV13)_(?:ALERT_)?(.+)", reason):
-        return f"the peer refused, with the alert '{_to_words(alert[1])}'"
+        name = _to_words(alert[1])
+        return f"the peer refused, with the alert '{name}'{_ALERTS.get(name, '')}"
     return _to_words(reason) or str(exc)
 
 

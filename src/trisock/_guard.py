@@ -70,7 +70,8 @@ def stray_cancelled(exc: BaseException) -> RuntimeError | None:
         return None
     error = RuntimeError(
         "trio.Cancelled was raised, but no scope around this call was cancelled: a cancel scope "
-        "was left open, or the Cancelled of another scope was stored and raised again"
+        "was left open, such as a timeout inside an async generator, or the Cancelled of another "
+        "scope was stored and raised again"
     )
     error.__cause__ = exc
     return error

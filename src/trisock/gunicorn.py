@@ -297,7 +297,8 @@ class TrioWorker(Worker):
         try:
             function()
         except Exception as exc:
-            _guard.log(_logger, logging.ERROR, "%s failed", what, exc_info=exc)
+            message = "worker %s: %s failed"
+            _guard.log(_logger, logging.ERROR, message, self.pid, what, exc_info=exc)
 
 
 async def _refuse(sock: Socket) -> None:
@@ -318,14 +319,14 @@ def _tls(cfg: Config, app: App) -> TLSArgument | None:
             raise ValueError("--keyfile, --ca-certs and --cert-reqs need --certfile")
         return app.tls
     if app.tls is not None:
-        raise ValueError("both --certfile and App(tls=) are given")
+        raise ValueError("both --certfile and App(tls=) are given: give one of them")
     if cfg.cert_reqs not in tuple(ssl.VerifyMode):
-        raise ValueError("--cert-reqs must be 0, 1 or 2")
+        raise ValueError(f"--cert-reqs must be 0, 1 or 2, not {cfg.cert_reqs}")
     if cfg.cert_reqs and not cfg.ca_certs:
         raise ValueError("--cert-reqs needs --ca-certs: the authorities to trust")
     return ServerTLS(
         Certificate.from_files(cfg.certfile, cfg.keyfile),
-        client_ca=Path(cfg.ca_certs).read_bytes() if cfg.cert_reqs else None,
+        client_ca=Path(cfg.ca_certs) if cfg.cert_reqs else None,
         require_client_certificate=cfg.cert_reqs == ssl.CERT_REQUIRED,
     )
 

@@ -372,5 +372,7 @@ def test_the_error_contains_the_alert_known_to_python_or_not(
 ) -> None:
     error = ssl.SSLError(1, f"[SSL] {text} (_ssl.c:1006)")
     error.reason = reason  # type: ignore[assignment]
-    assert describe_ssl_error(error) == f"the peer refused, with the alert '{alert}'"
+    shown, _, advice = describe_ssl_error(error).partition(" (")
+    assert shown == f"the peer refused, with the alert '{alert}'"
+    assert bool(advice) == (alert == "certificate required")
     assert ssl_reason(error) == text.upper().replace(" ", "_")

@@ -84,7 +84,18 @@ async def test_connect_raises_an_oserror_that_lists_different_errors(free_port: 
     with pytest.raises(OSError, match=f"two.example:{free_port}") as caught:
         await trisock.connect("two.example", free_port, local_address="127.0.0.1")
     assert type(caught.value) is OSError
-    assert len(caught.value.__cause__.exceptions) == 2  # type: ignore[union-attr]
+    errors = caught.value.__cause__.exceptions  # type: ignore[union-attr]
+    where = f"cannot connect to two.example:{free_port} from '127.0.0.1': "
+    assert str(caught.value) == where + "; ".join(map(str, errors))
+    assert len(errors) == 2
+
+
+async def test_connect_lists_three_different_errors_and_counts_the_others() -> None:
+    # Each loopback address is refused with a text of its own.
+    many = [f"127.0.0.{number}" for number in range(1, 6)]
+    trio.socket.set_custom_hostname_resolver(Resolver(**{"many.example": [*many, "::1"]}))
+    with pytest.raises(OSError, match=r"^cannot connect to many\.example:9 .*; and 3 more$"):
+        await trisock.connect("many.example", 9, local_address="127.0.0.1")
 
 
 async def test_connecting_to_an_unknown_host_raises_gaierror_naming_the_host() -> None:
@@ -112,6 +123,10 @@ async def test_the_local_address_can_be_chosen() -> None:
         sock = await trisock.connect("127.0.0.1", listener.port, local_address="127.0.0.2")
         async with closing(sock):
             assert sock.getlocal().host == "127.0.0.2"
+    with pytest.raises(
+        OSError, match=r"cannot connect to 127\.0\.0\.1:9 from '192\.0\.2\.1': local_address cannot"
+    ):
+        await trisock.connect("127.0.0.1", 9, local_address="192.0.2.1")
 
 
 async def test_connect_accepts_the_address_of_a_link_local_peer() -> None:
@@ -268,7 +283,9 @@ async def test_connect_unix_accepts_every_type_of_path(
 async def test_connect_unix_errors_include_the_path(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         await trisock.connect_unix(tmp_path / "nothing")
-    assert caught.value.filename == str(tmp_path / "nothing")
+    path = str(tmp_path / "nothing")
+    assert caught.value.filename == path
+    assert str(caught.value) == f"[Errno 2] cannot connect: No such file or directory: {path!r}"
     (tmp_path / "file").touch()
     with pytest.raises(ConnectionRefusedError) as caught_refused:
         await trisock.connect_unix(tmp_path / "file")

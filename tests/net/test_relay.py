@@ -333,7 +333,7 @@ async def test_wrong_arguments_change_nothing() -> None:
             ("1", TypeError),
             (True, TypeError),
         ):
-            with pytest.raises(error):
+            with pytest.raises(error, match=f"idle_timeout must be .*, not {timeout!r}$"):
                 await trisock.relay(a, b, idle_timeout=timeout)  # type: ignore[arg-type]
         await a.send(b"x")
         assert await b.recv() == b"x"

@@ -176,7 +176,7 @@ async def test_several_sends_of_one_pipe_send_each_byte_once(silent: Silent) -> 
 async def test_an_offset_into_a_pipe_is_refused(a: Socket, b: Socket, silent: Silent) -> None:
     file, write = silent
     write(b"12345")
-    with pytest.raises(OSError, match=r"[Ii]llegal seek|not seekable"):
+    with pytest.raises(OSError, match="offset must be 0 for a file that cannot seek"):
         await a.send_file(file, 2)
     assert await a.send_file(file, count=3) == 3
     await a.send(b"!")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -131,14 +132,17 @@ for pid, count in [("1", "1"), (own, "0"), (own, "x"), ("x", "1"), ("", "1"), (o
         )
     assert len(lines) == 6
     for line in lines:
-        assert NONE in line or "not numbers" in line or "descriptor 4 is not open" in line
+        assert NONE in line or "is not a number: " in line or "descriptor 4 is not open" in line
+    assert re.search(r"this process \(LISTEN_PID is '1', and this process is [0-9]+\)", lines[0])
+    assert "LISTEN_FDS is not a number: 'x'" in lines[2]
+    assert "LISTEN_PID is not a number: 'x'" in lines[3]
 
 
 @pytest.mark.parametrize("count", ["", "-1", "+1", " 1", "0_1", "\u0661", "1" * 5000])
 def test_a_malformed_number_of_sockets_is_an_os_error(count: str) -> None:
     with listening() as sock:
         (line,) = run("print(attempt(Listener.from_systemd))", [sock], LISTEN_FDS=count)
-    assert "not numbers" in line
+    assert "LISTEN_FDS is not a number: " in line
 
 
 def test_a_program_that_systemd_did_not_start_gets_an_os_error(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import re
 import socket
 import weakref
 from collections.abc import AsyncIterator, Callable
@@ -137,6 +138,8 @@ async def test_a_flood_from_one_host_keeps_nobody_out(log: pytest.LogCaptureFixt
             each.close()
     assert server.stats().refused == 96
     (record,) = [each for each in log.records if "refused" in each.getMessage()]
+    why = "its host has 4 connections already (max_connections_per_host)"
+    assert re.fullmatch(rf"refused the connection with \S+: {re.escape(why)}", record.getMessage())
     assert record.levelno == logging.INFO
     assert record.peer.host == "127.0.0.1"  # type: ignore[attr-defined]
     assert str(record.peer) in record.getMessage()  # type: ignore[attr-defined]

@@ -305,7 +305,7 @@ def test_a_hook_that_raises_is_logged(make_worker: Any, caplog: pytest.LogCaptur
         worker.handle_quit(signal.SIGQUIT, None)
 
     serve(worker, client)
-    assert "worker_int failed" in caplog.text
+    assert f"worker {os.getpid()}: worker_int failed" in caplog.text
 
 
 def test_a_log_that_cannot_be_reopened_is_logged(

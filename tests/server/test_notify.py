@@ -193,7 +193,8 @@ async def test_a_program_lives_if_systemd_is_gone(
     await service_manager.notify(READY)
     await service_manager.notify(READY)
     [record] = logged(log, logging.WARNING)  # the first failure in a row
-    assert "cannot notify systemd: [Errno 2] No such file" in record.getMessage()
+    why = f"cannot notify systemd at {tmp_path}/gone: [Errno 2] No such file or directory"
+    assert record.getMessage() == why
     with systemd(tmp_path / "gone") as manager:
         await service_manager.notify(READY)
         assert await manager.receive() == b"READY=1"
@@ -235,7 +236,9 @@ async def test_a_full_queue_delays_a_message_for_five_seconds(
         began = trio.current_time()
         await service_manager.notify(READY)
         assert trio.current_time() - began == pytest.approx(5)
-        assert len(logged(log, logging.WARNING)) == 1
+        [record] = logged(log, logging.WARNING)
+        why = "it has read no messages for 5 seconds"
+        assert record.getMessage() == f"cannot notify systemd at {manager.path}: {why}"
         async with trio.open_nursery() as nursery:
             nursery.start_soon(service_manager.notify, READY)
             while await manager.receive() != b"READY=1":

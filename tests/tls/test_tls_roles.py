@@ -65,6 +65,23 @@ def test_roles_check_their_options(authority: Authority) -> None:
             make()
 
 
+@pytest.mark.parametrize(
+    ("content", "words"), [("x", "is not PEM: "), ("-----BEGIN X\n", "holds no PEM certificate ")]
+)
+def test_a_bad_file_of_authorities_is_named(
+    content: str, words: str, authority: Authority, tmp_path: Path
+) -> None:
+    path = tmp_path / "ca.pem"
+    path.write_text(content)
+    good = authority.certificate("localhost")
+    for what, make in [
+        ("client_ca", lambda: ServerTLS(good, client_ca=path)),
+        ("ca", lambda: ClientTLS("x", ca=path)),
+    ]:
+        with pytest.raises(ValueError, match=rf"^{what} {words}.* \(in {path}\)$"):
+            make()
+
+
 @pytest.mark.parametrize("unset", [None, 0, "", "no", ()])
 def test_a_security_option_must_be_a_bool(authority: Authority, unset: object) -> None:
     certificate = authority.certificate("localhost")

@@ -52,7 +52,8 @@ async def test_it_ends_a_recv_that_waits(end: object, udp: UDPSocket) -> None:
 
         async def receive() -> None:
             with pytest.raises(
-                trio.ClosedResourceError, match=r"the UDP socket \[::\]:\d+ (is|has)"
+                trio.ClosedResourceError,
+                match=r"already closed .*\[::\]:|\[::\]:.* receives no more",
             ):
                 await udp.recv()
 
@@ -88,13 +89,17 @@ async def test_nothing_works_after_a_close(
     assert not sock.isopen()
     assert sock.fileno() == -1
     for call in (sock.recv, lambda: sock.recv(5), lambda: sock.send(b"x", address)):
-        with pytest.raises(trio.ClosedResourceError, match=r"^the UDP socket .* is closed$"):
+        with pytest.raises(
+            trio.ClosedResourceError, match=r"^this side has already closed the UDP socket "
+        ):
             await call()
     for change in (
         lambda: sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF),
         lambda: sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 9999),
     ):
-        with pytest.raises(trio.ClosedResourceError, match=r"^the UDP socket .* is closed$"):
+        with pytest.raises(
+            trio.ClosedResourceError, match=r"^this side has already closed the UDP socket "
+        ):
             change()
     async for _ in sock:
         raise AssertionError("nothing is received")
@@ -109,7 +114,7 @@ async def test_a_close_during_a_lookup(host: str | None) -> None:
         async with trio.open_nursery() as nursery:
 
             async def send() -> None:
-                with pytest.raises(trio.ClosedResourceError, match="is closed"):
+                with pytest.raises(trio.ClosedResourceError, match="already closed"):
                     await udp.send(b"x", ("localhost", 9))
 
             nursery.start_soon(send)
@@ -132,7 +137,7 @@ async def test_a_send_that_looks_up_a_name_ends_with_the_socket(
     async with await open_udp() as udp, trio.open_nursery() as nursery:
 
         async def send() -> None:
-            with pytest.raises(trio.ClosedResourceError, match="is closed"):
+            with pytest.raises(trio.ClosedResourceError, match="already closed"):
                 await udp.send(b"x", ("name", 9))
 
         for _ in range(2):
@@ -157,7 +162,7 @@ async def test_wait_closed_waits_for_the_close(udp: UDPSocket) -> None:
 async def test_a_descriptor_that_other_code_closed(udp: UDPSocket, client: UDPSocket) -> None:
     for sock in (udp, client):
         socket.close(sock._socket.detach())
-        with pytest.raises(trio.ClosedResourceError, match="is closed"):
+        with pytest.raises(trio.ClosedResourceError, match="already closed"):
             await sock.recv()
         sock.abort()
         await sock.wait_closed()
@@ -176,7 +181,9 @@ async def test_after_stop_receiving_what_has_arrived_is_received(
     got = [datagram.data[0] async for datagram in udp]
     assert got == list(range(20))
     await client.send(b"too late")
-    with pytest.raises(trio.ClosedResourceError, match=r"the UDP socket .* has stopped receiving"):
+    with pytest.raises(
+        trio.ClosedResourceError, match=r"the UDP socket .* receives no more: stop_receiving"
+    ):
         await udp.recv()
     await udp.send(b"still", client.getlocal())
     assert (await client.recv()).data == b"still"
@@ -222,7 +229,7 @@ async def test_a_close_ends_what_is_left(udp: UDPSocket, client: UDPSocket) -> N
     await client.send(b"x")
     udp.stop_receiving()
     await udp.close()
-    with pytest.raises(trio.ClosedResourceError, match="is closed"):
+    with pytest.raises(trio.ClosedResourceError, match="already closed"):
         await udp.recv()
 
 

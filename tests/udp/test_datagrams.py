@@ -42,7 +42,10 @@ async def test_a_datagram_that_is_too_long_is_an_error(
     where = f"[{host}]" if ":" in host else host
     with pytest.raises(OSError, match="Message too long") as caught:
         await udp.send(bytes(size), (host, port))
-    assert str(caught.value) == f"[Errno 90] cannot send to {where}:{port}: Message too long"
+    assert (
+        str(caught.value)
+        == f"[Errno 90] cannot send to {where}:{port}: Message too long ({size} bytes)"
+    )
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
@@ -169,7 +172,8 @@ async def test_a_source_that_is_not_of_this_machine_is_an_oserror(
 async def test_a_source_of_the_wrong_family_is_an_oserror(raw: socket.socket) -> None:
     async with await open_udp(host="0.0.0.0") as udp:
         port = udp.getlocal().port
-        text = rf"cannot send to 127\.0\.0\.1:\d+ from \[::1\]:{port}: .*not supported"
+        where = rf"cannot send to 127\.0\.0\.1:\d+ from \[::1\]:{port}"
+        text = rf"{where}: .*not supported .*\(this socket has only IPv4\)$"
         with pytest.raises(OSError, match=text):
             await udp.send(b"x", raw.getsockname(), source=("::1", port))
 
@@ -247,10 +251,14 @@ async def test_a_receiver_that_cannot_be_reached_is_an_oserror(udp: UDPSocket, p
     for zone in ("absent", "4294967297"):
         with pytest.raises(OSError, match=rf"cannot send to \[fe80::1%{zone}\]:9: No such device"):
             await udp.send(b"x", (f"fe80::1%{zone}", 9))
-    with pytest.raises(PermissionError, match=r"cannot send to 127\.255\.255\.255:9: Permission"):
+    with pytest.raises(
+        PermissionError, match=r"cannot send to 127\.255\.255\.255:9: Permission denied \(if"
+    ):
         await udp.send(b"x", ("127.255.255.255", 9))
     async with await open_udp(host="127.0.0.1") as ipv4, await open_udp(host="::1") as ipv6:
-        with pytest.raises(OSError, match=r"cannot send to \[::1\]:9: Address family not"):
+        with pytest.raises(
+            OSError, match=r"cannot send to \[::1\]:9: .* \(this socket has only IPv4\)$"
+        ):
             await ipv4.send(b"x", ("::1", 9))
         with pytest.raises(OSError, match=r"cannot send to 127\.0\.0\.1:9: Network is unreach"):
             await ipv6.send(b"x", ("127.0.0.1", 9))

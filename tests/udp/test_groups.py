@@ -111,7 +111,7 @@ async def test_other_groups_cannot_be_left(udp: UDPSocket) -> None:
 
 async def test_an_ipv4_socket_has_no_ipv6_groups(sender: UDPSocket) -> None:
     for change, verb in ((sender.join_group, "join"), (sender.leave_group, "leave")):
-        with pytest.raises(OSError, match=f"cannot {verb} ff02::1: Address family not supported"):
+        with pytest.raises(OSError, match=rf"cannot {verb} ff02::1: .* \(this socket has only"):
             change("ff02::1")
 
 
@@ -145,5 +145,5 @@ async def test_a_wrong_group_or_interface_is_an_error(
 async def test_a_closed_socket_joins_nothing(udp: UDPSocket) -> None:
     await udp.close()
     for change in (udp.join_group, udp.leave_group):
-        with pytest.raises(trio.ClosedResourceError, match=r"the UDP socket .* is closed"):
+        with pytest.raises(trio.ClosedResourceError, match="already closed the UDP socket "):
             change(GROUP, "lo")

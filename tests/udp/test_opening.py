@@ -81,7 +81,9 @@ def test_it_can_be_opened_before_trio_runs() -> None:
 
 
 async def test_the_address_of_another_machine_is_an_error(opener: Open) -> None:
-    with pytest.raises(OSError, match=r"cannot open UDP on 192\.0\.2\.99:9: Cannot assign"):
+    with pytest.raises(
+        OSError, match=r"cannot open UDP on 192\.0\.2\.99:9: .* \(it is not an address of"
+    ):
         await opener(9, host="192.0.2.99")
 
 

@@ -83,7 +83,7 @@ async def test_a_send_that_waits_ends_with_the_socket(client: UDPSocket) -> None
         async with trio.open_nursery() as nursery:
 
             async def send() -> None:
-                with pytest.raises(trio.ClosedResourceError, match="is closed"):
+                with pytest.raises(trio.ClosedResourceError, match="already closed"):
                     await client.send(b"x")
 
             nursery.start_soon(send)

@@ -58,7 +58,9 @@ def explain(
 def _text(error: Exception) -> str:
     if isinstance(error, OSError):
         text = error.strerror or str(error)
-        return text if error.filename is None else f"cannot connect to {error.filename}: {text}"
+        if error.filename is None:
+            return text
+        return f"cannot connect to {error.filename}: {text.removeprefix('cannot connect: ')}"
     return str(error) or type(error).__name__
 
 

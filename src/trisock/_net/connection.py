@@ -15,6 +15,7 @@ import trio
 
 from .._address import Address, address_from_sockaddr
 from .._errors import TLSError, unraised_copy
+from .._text import format_seconds
 from .._tls.info import TLSInfo
 from .._tls.roles import TLSRole
 from .conflicts import ConflictDetector, SendLock
@@ -240,7 +241,11 @@ class Connection:
             await self._acquire_both(deadline)
         except trio.TooSlowError:
             raise self.transport.remember_failure(
-                role.failure("TLS handshake", self.peer, "blocked by a broadcast")
+                role.failure(
+                    "TLS handshake",
+                    self.peer,
+                    f"blocked by a broadcast for {format_seconds(timeout)}",
+                )
             ) from None
         try:
             try:

@@ -111,7 +111,7 @@ async def relay(a: Socket, b: Socket, *, idle_timeout: float | None = None) -> t
         raise ValueError("a and b must be two different sockets")
     limit = seconds_or_inf("idle_timeout", idle_timeout)
     if limit == 0:
-        raise ValueError("idle_timeout must be more than 0")
+        raise ValueError(f"idle_timeout must be more than 0, not {quoted(idle_timeout)}")
     ends = connection_of(a), connection_of(b)
     # No await between the checks and the reservations: another task must not begin a send.
     for end in ends:

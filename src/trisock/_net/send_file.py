@@ -152,7 +152,9 @@ def check_arguments(file: Any, offset: int, count: int | None, progress: object)
     offset = operator.index(offset)
     for number in (offset, operator.index(count or 0)):
         if not 0 <= number < 2**63:
-            raise ValueError("offset and count must be 0 or more, and less than 2**63")
+            raise ValueError(
+                f"offset and count must be 0 or more, and less than 2**63, not {quoted(number)}"
+            )
     if progress is not None and not callable(progress):
         raise TypeError(f"progress must be a function, not {quoted(progress)}")
     return file, offset
@@ -172,7 +174,8 @@ async def send_file(
     stays IN_MESSAGE, so that no ``close_notify`` claims that the file was complete.
     """
     if source.consumes and offset:
-        raise OSError(errno.ESPIPE, os.strerror(errno.ESPIPE))
+        why = f"{os.strerror(errno.ESPIPE)}: offset must be 0 for a file that cannot seek"
+        raise OSError(errno.ESPIPE, why)
     left: float = math.inf
     if count is not None:
         left = count

@@ -37,6 +37,9 @@ _O_NONBLOCK: int = getattr(os, "O_NONBLOCK", 0)
 # by it.
 _MARKER_MODE = stat.S_ISUID | stat.S_ISVTX
 
+#: How the text of a failed connect to a path begins. The path is the error's ``filename``.
+CANNOT_CONNECT = "cannot connect: "
+
 # Maximum length of a path, in bytes. sun_path has 108 bytes on Linux, and 104 bytes on BSD and
 # macOS, including the final NUL.
 _MAX_PATH = 107 if sys.platform == "linux" else 103
@@ -101,7 +104,7 @@ def listening_unix_socket_nowait(
         if not isinstance(mode, int) or isinstance(mode, bool):
             raise TypeError(f"mode must be an int or None, not a {type(mode).__name__}")
         if not 0 <= mode <= 0o777:  # -1 would give everybody access
-            raise ValueError("mode must be from 0 to 0o777")
+            raise ValueError(f"mode must be from 0 to 0o777, not {quoted(mode)}")
     sock = unix_socket(name)
     try:
         if os.fsencode(name).startswith(b"\0"):
@@ -141,7 +144,7 @@ def _bind(sock: socket.socket, name: str | bytes) -> None:
     try:
         sock.bind(name)
     except OSError as exc:
-        raise OSError(exc.errno, exc.strerror, os.fsdecode(name)) from exc
+        raise OSError(exc.errno, f"cannot listen: {exc.strerror}", os.fsdecode(name)) from exc
 
 
 # ---- the file of a socket ----
@@ -156,7 +159,7 @@ def _identity(name: str | bytes, status: os.stat_result) -> Identity:
 
 
 def _replaced_error(name: str | bytes) -> OSError:
-    text = "another file has replaced the socket that was just bound"
+    text = "cannot listen: another file has replaced the socket that was just bound"
     return OSError(errno.EEXIST, text, os.fsdecode(name))
 
 
@@ -309,7 +312,8 @@ def _remove_stale(name: str | bytes) -> None:
             try:
                 _unlink(os.fsencode(name), (status.st_dev, status.st_ino))
             except OSError as exc:
-                raise OSError(exc.errno, exc.strerror, os.fsdecode(name)) from exc
+                message = f"cannot listen: {exc.strerror}"
+                raise OSError(exc.errno, message, os.fsdecode(name)) from exc
 
 
 class PathLockedError(BlockingIOError):
@@ -356,7 +360,9 @@ def _replace_lock(name: str | bytes) -> Iterator[None]:
         finally:
             os.close(descriptor)
     raise PathLockedError(
-        errno.EAGAIN, "another program is starting to listen on this path", os.fsdecode(name)
+        errno.EAGAIN,
+        "cannot listen: another program is starting to listen on this path",
+        os.fsdecode(name),
     )
 
 

@@ -21,9 +21,14 @@ from .slots import Slots
 # After accepting this many connections from one listening socket, let other tasks run.
 _ACCEPTS_PER_PASS = 64
 
-# The errors of accept(2) when a resource has run out, and the seconds to wait before the next try.
-# Both are the same as in Trio's serve_listeners.
-_RESOURCE_ERRNOS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
+# The errors of accept(2) when a resource has run out, with what to do, and the seconds to
+# wait before the next try. The errors and the seconds are the same as in Trio's serve_listeners.
+_RESOURCES = {
+    errno.EMFILE: "raise the process's limit of open files (ulimit -n), or lower max_connections",
+    errno.ENFILE: "raise the system's limit of open files (fs.file-max)",
+    errno.ENOMEM: "the system is short of memory",
+    errno.ENOBUFS: "the system is short of memory",
+}
 _RETRY_SECONDS = 0.1
 
 # Clients can cause these errors. So log one line when they begin, and then one line per minute.
@@ -42,8 +47,9 @@ class Acceptor:
       start: called with each connection, which then belongs to the server, with its slot.
       background: runs the task that reports errors of accept(2).
 
-    Invariant: ``_exhaustion`` names the error of accept(2) while a task reports this error, and
-    ``_exhausted_accepts`` counts the errors since the last report.
+    Invariant: ``_exhaustion`` names the error of accept(2) while a task reports this error,
+    ``_advice`` says what to do about it, and ``_exhausted_accepts`` counts the errors since the
+    last report.
     """
 
     def __init__(
@@ -60,6 +66,7 @@ class Acceptor:
         self._start = start
         self._background = background
         self._exhaustion: str | None = None
+        self._advice = ""
         self._exhausted_accepts = 0
 
     async def run(self) -> None:
@@ -143,27 +150,28 @@ class Acceptor:
 
     async def _wait_for_resources(self, exc: OSError) -> None:
         """Wait before the next accept, because a resource has run out. Raise other errors."""
-        if exc.errno not in _RESOURCE_ERRNOS:
+        if exc.errno not in _RESOURCES:
             raise exc
         self._exhausted_accepts += 1
         if self._exhaustion is None:
-            is_files = exc.errno in (errno.EMFILE, errno.ENFILE)
-            hint = ": raise the limit of open files, or set max_connections" if is_files else ""
-            self._exhaustion = f"{errno.errorcode[exc.errno]} ({os.strerror(exc.errno)}{hint})"
+            number = exc.errno
+            self._exhaustion = f"{errno.errorcode[number]} ({os.strerror(number)})"
+            self._advice = _RESOURCES[number]
             self._background.start_soon(self._report_exhaustion)
         await trio.sleep(_RETRY_SECONDS)
 
     async def _report_exhaustion(self) -> None:
         """Log that accept failed: one line immediately, then one per minute with a count."""
-        where = str(self._listening.addresses[0])
-        message = "the server on %s cannot accept: %s. It tries again every %s seconds"
-        _guard.log(_logger, logging.ERROR, message, where, self._exhaustion, _RETRY_SECONDS)
+        message = "%s: accept failed with %s, so clients wait; %s"
+        self._log(message, self._exhaustion, self._advice)
         self._exhausted_accepts = 0
         await trio.sleep(_REPORT_SECONDS)
         while self._exhausted_accepts:
-            message = "the server on %s could not accept %s times in the last %s seconds: %s"
+            message = "%s: accept failed with %s %s times in the last %s seconds; %s"
             count, self._exhausted_accepts = self._exhausted_accepts, 0
-            arguments = (where, count, _REPORT_SECONDS, self._exhaustion)
-            _guard.log(_logger, logging.ERROR, message, *arguments)
+            self._log(message, self._exhaustion, count, _REPORT_SECONDS, self._advice)
             await trio.sleep(_REPORT_SECONDS)
         self._exhaustion = None
+
+    def _log(self, message: str, *args: object) -> None:
+        _guard.log(_logger, logging.ERROR, message, str(self._listening), *args)

@@ -42,7 +42,7 @@ def activated_sockets(name: str | None) -> Iterator[list[socket.socket]]:
         named = "" if name is None else f" named {quoted(name)}"
         if name in _taken or (name is None and _taken):
             raise OSError(errno.ENOENT, f"the sockets{named} of systemd were taken already")
-        others = f" (but {', '.join(map(quoted, _passed.values()))})" if _passed else ""
+        others = f" (but {', '.join(map(quoted, _passed.values()))})" if _passed else _for_whom()
         message = f"systemd has passed no sockets{named} to this process{others}"
         raise OSError(errno.ENOENT, message)
     sockets: list[socket.socket] = []
@@ -85,11 +85,19 @@ def _from_environment() -> dict[int, str]:
     return found
 
 
+def _for_whom() -> str:
+    """Explain the common mistake: a shell script that starts the program without ``exec``."""
+    pid, own = os.environ.get("LISTEN_PID"), str(os.getpid())
+    return (
+        "" if pid in (None, own) else f" (LISTEN_PID is {quoted(pid)}, and this process is {own})"
+    )
+
+
 def _number(variable: str) -> int:
     text = os.environ.get(variable, "")
     # int() alone also takes "1_0", and digits of other scripts.
     if not (text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS):
-        raise OSError(errno.EINVAL, "LISTEN_PID and LISTEN_FDS are not numbers")
+        raise OSError(errno.EINVAL, f"{variable} is not a number: {quoted(text)}")
     return int(text)
 
 

@@ -46,8 +46,9 @@ class Admission:
         self._admit = admit
         self._hosts: dict[Connection, str] = {}
         self._numbers: Counter[str] = Counter()
-        self._crowded = _Report("refused %s: its host has too many connections", logging.INFO)
-        self._failed = _Report("refused %s: admit failed", logging.ERROR)
+        crowded = f"its host has {max_per_host} connections already (max_connections_per_host)"
+        self._crowded = _Report(f"refused the connection with %s: {crowded}", logging.INFO)
+        self._failed = _Report("refused the connection with %s: admit failed", logging.ERROR)
 
     def admit(self, connection: Connection) -> bool:
         """Return whether the client may connect. If so, call ``release`` later.

@@ -15,6 +15,8 @@ from .._text import message_without_peer
 
 _logger = logging.getLogger("trisock.server")
 
+LEFT_OPEN = "the handler left a cancel scope open, such as a timeout inside an async generator"
+
 
 def is_normal_end(connection: Connection, failure: BaseException) -> bool:
     """Return whether a handler may end with this exception, alone or in a group.

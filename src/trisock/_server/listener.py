@@ -11,7 +11,7 @@ import trio
 
 from .._address import (
     Address,
-    bind_failure,
+    advice_for_bind,
     check_port,
     format_host_port,
     to_ascii_host,
@@ -132,7 +132,8 @@ def _listen(
             return new_listener(ListeningSockets(bind_all(targets, port, backlog, reuse_port)))
         except OSError as exc:
             if port != 0 or exc.errno != errno.EADDRINUSE or not tries_left:
-                raise bind_failure(exc, f"cannot listen on {_where(port, host)}") from exc
+                message = f"cannot listen on {_where(port, host)}"
+                raise with_message(exc, message, advice_for_bind(exc, port)) from exc
     raise AssertionError("the last try has returned or raised")  # pragma: no cover
 
 
@@ -244,7 +245,7 @@ class Listener(NotCopyable, trio.abc.Listener[Socket]):
 
     def _set_up(self, listening: ListeningSockets) -> None:
         self._listening = listening
-        self._accepting = ConflictDetector("accepting from", "this listener")
+        self._accepting = ConflictDetector("accepting from", listening)
 
     def __repr__(self) -> str:
         state = "closed" if self._listening.closed else "open"

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import trio
 
 from .. import _fork, _guard
-from .._address import address_from_sockaddr
+from .._address import address_from_sockaddr, with_message
 from .._arguments import quoted
 from .._net.connection import Connection
 from .._net.keepalive import enable_keepalive
@@ -79,6 +79,9 @@ class ListeningSockets:
         self._ahead: Connection | None = None
         self._ahead_pid = 0
 
+    def __str__(self) -> str:
+        return f"the listener on {' and '.join(map(str, self.addresses))}"
+
     def accept_ahead(self) -> bool:
         """Accept a connection and keep it for the next accept. Return ``has_ahead()``."""
         self.check_open()
@@ -118,7 +121,7 @@ class ListeningSockets:
                 break
             except OSError as exc:
                 if exc.errno not in _DEAD_CONNECTION:
-                    raise
+                    raise with_message(exc, f"cannot accept from {self}") from exc
                 self.dropped += 1
                 continue
             try:
@@ -176,7 +179,7 @@ class ListeningSockets:
     def check_open(self) -> None:
         """Raise ``ClosedResourceError`` if the sockets are closed."""
         if self.closed:
-            raise trio.ClosedResourceError(f"the listener on {self.addresses[0]} is already closed")
+            raise trio.ClosedResourceError(f"this side has already closed {self}")
 
     def _drop_inherited(self) -> None:
         """Forget a connection that the parent process accepted. It stays open in the parent."""

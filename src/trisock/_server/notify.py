@@ -11,9 +11,10 @@ from collections.abc import Mapping
 import trio
 
 from .. import _fork, _guard
+from .._address import format_unix_path
 from .._net.syscalls import SEND_FLAGS
 from .._net.unix_path import unix_socket
-from .._text import printable
+from .._text import format_seconds, printable
 
 READY = b"READY=1"
 STOPPING = b"STOPPING=1"
@@ -109,12 +110,19 @@ class ServiceManager:
         try:
             with trio.fail_after(timeout):
                 await _send(self._address, message)
-        except (OSError, trio.TooSlowError) as exc:
-            if not self._failing:
-                self._failing = True
-                self._warn("cannot notify systemd: %s", _guard.text(exc))
+        except OSError as exc:
+            self._failed(_guard.text(exc))
+        except trio.TooSlowError:
+            self._failed(f"it has read no messages for {format_seconds(timeout)}")
         else:
             self._failing = False
+
+    def _failed(self, why: str) -> None:
+        if not self._failing:
+            self._failing = True
+            self._warn(
+                "cannot notify systemd at %s: %s", format_unix_path(self._address or ""), why
+            )
 
     async def notify_reloading(self) -> None:
         """Say that a reload has begun. ``READY`` says that it is over."""

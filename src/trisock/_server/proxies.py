@@ -70,7 +70,7 @@ class TrustedProxies:
         If cancelled, the connection is unusable.
         """
         if not self._trusts(connection.peer):
-            raise ProxyHeaderError("untrusted_proxies", "it is not a trusted proxy")
+            raise ProxyHeaderError("untrusted_proxies", "it is not in trusted_proxies")
         try:
             await _receive_header(connection)
         except (ValueError, trio.BrokenResourceError) as exc:

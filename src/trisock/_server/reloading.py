@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Iterable
+from typing import cast
 
 import trio
 
 from .. import _guard
+from .._tls.certificate import Certificate, listed
 from .._tls.roles import ServerTLS
 
 _logger = logging.getLogger("trisock.server")
@@ -27,13 +29,12 @@ async def reload_all(roles: Iterable[ServerTLS], on_reload: Callable[[], object]
             # In a thread, because a file may block, for example on a network mount. A stop does not
             # wait for it.
             changed += await trio.to_thread.run_sync(role.reload, abandon_on_cancel=True)
-        except (OSError, ValueError) as exc:  # its text says which file, and why
-            failed += 1
-            message = "cannot reload a certificate, so the old one stays in use: %s"
-            _guard.log(_logger, logging.ERROR, message, _guard.text(exc))
         except Exception as exc:
             failed += 1
-            _log("cannot reload a certificate, so the old one stays in use", exc)
+            message = "SIGHUP: cannot reload the certificate of %s; the old one stays in use: %s"
+            # The text of an OSError or ValueError is enough: it says which file, and why.
+            expected = isinstance(exc, (OSError, ValueError))
+            _log(message, None if expected else exc, _names(role), _guard.text(exc))
     message = "SIGHUP: %s of %s TLS roles have a new certificate, and %s could not be reloaded"
     _guard.log(_logger, logging.INFO, message, str(changed), str(len(each_once)), str(failed))
     if on_reload is None:
@@ -53,12 +54,18 @@ async def reload_all(roles: Iterable[ServerTLS], on_reload: Callable[[], object]
 def _log_or_raise(failure: BaseException) -> None:
     errors, rest = _guard.split_errors(failure)
     if errors is not None:
-        _log("on_reload failed", errors)
+        _log("SIGHUP: on_reload failed; the service goes on", errors)
     if rest is failure:
         raise failure
     if rest is not None:
         raise rest from None
 
 
-def _log(message: str, exc: BaseException) -> None:
-    _guard.log(_logger, logging.ERROR, message, exc_info=exc)
+def _log(message: str, exc: BaseException | None, *args: object) -> None:
+    _guard.log(_logger, logging.ERROR, message, *args, exc_info=exc)
+
+
+def _names(role: ServerTLS) -> str:
+    """Return the first name of each certificate of a role, for the log."""
+    certificates = cast("tuple[Certificate, ...]", role.certificates)
+    return ", ".join(listed(each.names[:1]) or "no name" for each in certificates)

@@ -22,6 +22,7 @@ from .accepting import Acceptor
 from .admission import Admission
 from .broadcast import Broadcast, finish_broadcasts, members_of
 from .handler_errors import (
+    LEFT_OPEN,
     is_cancelled,
     is_complete,
     is_normal_end,
@@ -471,7 +472,7 @@ class Server(NotCopyable):
                         log_or_raise(connection, failure, self._counts)
                     elif deadline < math.inf and deadline < trio.current_effective_deadline():
                         complete = False
-                        why = RuntimeError("the handler left a cancel scope open")
+                        why = RuntimeError(LEFT_OPEN)
                         log(connection, why, self._counts)
                 except BaseException as exc:
                     has_run = connection.server_state is not None

@@ -15,7 +15,7 @@ import trio
 
 from .. import _fork
 from .._address import Address
-from .._errors import TLSError, describe_ssl_error, ssl_reason, unraised_copy
+from .._errors import CHECK_CLOCK, TLSError, describe_ssl_error, ssl_reason, unraised_copy
 from .._text import set_message
 from .client_hello import ClientHelloReader, TooLongError
 from .error_queue import clear_error_queue
@@ -235,7 +235,7 @@ class TLSEngine:
             # OpenSSL verified the certificate when the session began, up to two hours ago. When the
             # session is resumed, OpenSSL does not verify the certificate again.
             raise self.fail(
-                "the certificate was refused: certificate has expired",
+                f"the certificate was refused: certificate has expired{CHECK_CLOCK}",
                 reason="CERTIFICATE_VERIFY_FAILED",
                 verify_code=10,
             )

@@ -310,7 +310,17 @@ def _restore(role: ClientTLS | ServerTLS, state: dict[str, Any]) -> None:
 
 def _authorities(value: object, what: str) -> bytes:
     """Return the certificates to trust, as PEM written by the module ``pem``."""
-    data = pem_argument(read_file(value, what) if isinstance(value, Path) else value, what)
+    if not isinstance(value, Path):
+        return _parse_authorities(value, what)
+    content = read_file(value, what)
+    try:
+        return _parse_authorities(content, what)
+    except ValueError as exc:
+        raise ValueError(f"{exc} (in {value})") from None
+
+
+def _parse_authorities(value: object, what: str) -> bytes:
+    data = pem_argument(value, what)
     return pem.encode_certificates(
         as_value_error(
             f"{what} holds no PEM certificate that OpenSSL can use",

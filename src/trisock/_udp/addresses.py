@@ -18,6 +18,9 @@ SockAddr: TypeAlias = "tuple[str, int] | tuple[str, int, int, int]"
 # ``sendto`` and so name another interface.
 _MAX_INTERFACE = (1 << 31) - 1
 
+#: What EAFNOSUPPORT leaves out.
+ONLY_IPV4 = "this socket has only IPv4"
+
 # Address(host, port) costs three times as much.
 _new_address = cast("Callable[[type[Address], object], Address]", tuple.__new__)
 
@@ -102,6 +105,13 @@ def sockaddr_for(family: int, host: str, port: int) -> SockAddr | None:
     if family == socket.AF_INET:
         raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
     return host.partition("%")[0], port, 0, interface
+
+
+def advice_for_broadcast(exc: OSError) -> str:
+    """Return what a connect or a send to a broadcast address leaves out, or ``""``."""
+    if exc.errno == errno.EACCES:
+        return "if it is a broadcast address, enable broadcast on the socket"
+    return ""
 
 
 def pack_for(family: int, host: str) -> tuple[bytes, int] | None:

@@ -195,7 +195,7 @@ class Endpoint(NotCopyable, trio.abc.AsyncResource):
             raise self._closed_error()
 
     def _closed_error(self) -> trio.ClosedResourceError:
-        return trio.ClosedResourceError(f"{self} is closed")
+        return trio.ClosedResourceError(f"this side has already closed {self}")
 
     def _is_closed_error(self, exc: OSError) -> bool:
         """Return whether a system call has failed because the descriptor is closed."""

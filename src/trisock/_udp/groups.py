@@ -12,7 +12,7 @@ import sys
 from .._address import with_message
 from .._arguments import quoted
 from .._text import printable
-from .addresses import interface_index, pack_host
+from .addresses import ONLY_IPV4, interface_index, pack_host
 
 # On Linux, a socket receives by default all groups that any socket of this machine has joined.
 # These options turn that off (ip(7); include/uapi/linux/in6.h). Python has no names for them.
@@ -74,7 +74,12 @@ def _change(
         else:
             raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
     except OSError as exc:
-        raise with_message(exc, f"cannot {verb} {group}{where}") from exc
+        advice = ""
+        if exc.errno == errno.EAFNOSUPPORT:
+            advice = ONLY_IPV4
+        elif exc.errno == errno.ENODEV and interface is None and "%" not in group:
+            advice = "pass the interface"
+        raise with_message(exc, f"cannot {verb} {group}{where}", advice) from exc
 
 
 def _check(group: object, interface: object) -> None:

@@ -11,14 +11,9 @@ from typing import Any, TypeAlias
 
 import trio
 
-from .._address import (
-    bind_failure,
-    check_port,
-    format_host_port,
-    to_ascii_host,
-    with_message,
-)
+from .._address import advice_for_bind, check_port, format_host_port, to_ascii_host, with_message
 from .._arguments import check_bool, quoted
+from .addresses import advice_for_broadcast
 from .endpoint import is_wildcard
 from .groups import only_joined_groups
 from .socket import UDPSocket
@@ -170,7 +165,8 @@ async def connect_udp(host: str, port: int) -> UDPSocket:
             failure = failure or exc
     assert failure is not None
     try:
-        raise with_message(failure, f"cannot connect to {where}") from failure
+        message, advice = f"cannot connect to {where}", advice_for_broadcast(failure)
+        raise with_message(failure, message, advice) from failure
     finally:
         del failure  # the traceback refers to this frame
 
@@ -190,7 +186,8 @@ def connect_udp_nowait(host: str, port: int, *, broadcast: bool = False) -> UDPS
     try:
         return _connect(family, sockaddr, broadcast)
     except OSError as exc:
-        raise with_message(exc, f"cannot connect to {format_host_port(host, port)}") from exc
+        message = f"cannot connect to {format_host_port(host, port)}"
+        raise with_message(exc, message, advice_for_broadcast(exc)) from exc
 
 
 def _check(port: int, host: str | None) -> bytes | None:
@@ -242,7 +239,8 @@ def _open(found: _Found, port: int, host: str | None, options: _Options) -> UDPS
                     break
         assert failure is not None
         where = format_host_port("*" if host is None else host, port)
-        raise bind_failure(failure, f"cannot open UDP on {where}") from failure
+        advice = advice_for_bind(failure, port)
+        raise with_message(failure, f"cannot open UDP on {where}", advice) from failure
     finally:
         del failure  # the traceback refers to this frame
 

@@ -138,7 +138,7 @@ class Receiver(Endpoint):
                 self._rest = 0
             except OSError as exc:
                 raise self._receiving_failed(exc) from exc
-        raise trio.ClosedResourceError(f"{self} has stopped receiving")
+        raise trio.ClosedResourceError(f"{self} receives no more: stop_receiving was called")
 
     def _datagram(self, received: Received) -> Datagram:
         data, ancillary, flags, sockaddr = received

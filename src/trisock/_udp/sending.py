@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 from typing import cast
 
@@ -10,7 +11,7 @@ import trio
 
 from .._address import format_host_port, to_ascii_host, with_message
 from .._arguments import Buffer, bytes_view
-from .addresses import SockAddr, check_address, sockaddr_for
+from .addresses import ONLY_IPV4, SockAddr, advice_for_broadcast, check_address, sockaddr_for
 from .endpoint import Endpoint
 from .packet_info import AncillaryItem
 from .syscalls import send_to
@@ -81,7 +82,7 @@ class Sender(Endpoint):
             await self._wait_and_send(data, item, sockaddr)
         except OSError as exc:
             await self._count_call()
-            raise self._sending_failed(exc, address, source) from exc
+            raise self._sending_failed(exc, len(data), address, source) from exc
 
     async def _wait_and_send(
         self, data: bytes | memoryview, item: AncillaryItem | None, sockaddr: SockAddr | None
@@ -101,7 +102,7 @@ class Sender(Endpoint):
 
     def _check_peer(self, address: tuple[str, int]) -> None:
         if check_address("address", address) != self._peer:
-            raise ValueError(f"this socket sends to its one peer only: {self._peer}")
+            raise ValueError(f"{self} sends only to its peer, not to {format_host_port(*address)}")
 
     async def _look_up(self, host: str, port: int) -> SockAddr:
         """Return the sockaddr of the first address of a name that the socket can reach."""
@@ -129,6 +130,7 @@ class Sender(Endpoint):
     def _sending_failed(
         self,
         exc: OSError,
+        size: int,
         address: tuple[str, int] | None,
         source: tuple[str, int] | None,
     ) -> Exception:
@@ -139,4 +141,12 @@ class Sender(Endpoint):
         message = f"cannot send to {format_host_port(*target)}"
         if source is not None:
             message += f" from {format_host_port(*source)}"
-        return with_message(exc, message)
+        return with_message(exc, message, self._advice(exc, size))
+
+    def _advice(self, exc: OSError, size: int) -> str:
+        """Return what the text of a failed send leaves out, or ``""``."""
+        if exc.errno == errno.EMSGSIZE:
+            return f"{size} bytes"
+        if exc.errno == errno.EAFNOSUPPORT and self._family == socket.AF_INET:
+            return ONLY_IPV4
+        return advice_for_broadcast(exc)

@@ -139,7 +139,8 @@ class QueuedConnection:
     def write(self, data: bytes, timeout: float, delivery: Delivery) -> None:
         """Queue a write."""
         if self._unsent > self._max_unsent and not self._scope.cancel_called:
-            self.fail(trio.BrokenResourceError(f"too many bytes are queued: {self._unsent}"))
+            why = f"the peer reads too slowly: {self._unsent} bytes are queued"
+            self.fail(trio.BrokenResourceError(why))
         if self._sending_ended:
             delivery.finish(False)
             return

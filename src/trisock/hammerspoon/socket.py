@@ -110,7 +110,8 @@ class Sockets(NotCopyable):
         """
         number = _LEVELS.index(level) if level in _LEVELS else level
         if type(number) is not int or not 0 <= number < len(_LEVELS):
-            raise ValueError(f"a log level must be one of {_LEVELS} or its number")
+            levels = ", ".join(_LEVELS)
+            raise ValueError(f"a log level must be one of {levels} or its number")
         logger.setLevel(_PYTHON_LEVELS[number])
 
 
@@ -161,7 +162,7 @@ class Socket(NotCopyable):
             kinds = f"{type(host_or_path).__name__}, {type(port).__name__}"
             raise TypeError(f"expected a host and a port, or a path, not {kinds}")
         path = os.path.expanduser(host_or_path) if port is None else ""
-        if self._in_use():
+        if self._in_use("connect"):
             return None
         sock = None
         if port is None:
@@ -188,7 +189,7 @@ class Socket(NotCopyable):
         ``None`` is returned.
         Source: ``hs.socket:listen``.
         """
-        if self._in_use():
+        if self._in_use("listen"):
             return None
         path = ""
         try:
@@ -198,7 +199,8 @@ class Socket(NotCopyable):
             else:
                 listener = trisock.listen_nowait(port_or_path)
         except (OSError, ValueError) as exc:
-            self._log(f"cannot listen: {exc}")
+            why = str(exc)
+            self._log(why if "cannot listen" in why else f"cannot listen: {why}")
             return None
         return self._start(QueuedServer(listener, self._callbacks.pending, path))
 
@@ -214,11 +216,11 @@ class Socket(NotCopyable):
             endpoint.disconnect()
         return self
 
-    def _in_use(self) -> bool:
+    def _in_use(self, action: str) -> bool:
         if self._nursery.cancel_scope.cancel_called:
-            self._log("its open_sockets() block has ended")
+            self._log(f"cannot {action}: its open_sockets() block has ended")
         elif self._endpoint is not None:
-            self._log("it is already connected or listening")
+            self._log(f"cannot {action}: it is already connected or listening (first disconnect)")
         else:
             return False
         return True

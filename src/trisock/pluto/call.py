@@ -76,7 +76,10 @@ class Call(Generic[T]):
             if self.has_value:  # the function left a cancel scope open
                 self.undo_result()
             if issubclass(type(exc), trio.Cancelled):
-                self.error = RuntimeError("a function in this call left a cancel scope open")
+                self.error = RuntimeError(
+                    "a function in this call left a cancel scope open, such as a timeout inside an "
+                    "async generator"
+                )
             else:
                 self.error = exc
         self.finished.release()

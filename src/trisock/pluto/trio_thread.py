@@ -133,7 +133,9 @@ class _Thread:
         except BaseException as exc:
             failure = exc
             if not issubclass(type(exc), OSError):
-                message = "the background thread failed"
+                message = (
+                    "the background thread of trisock.pluto failed, with all calls in progress"
+                )
                 log(_logger, logging.ERROR, message, exc_info=exc)
         self._shut_down(failure)
         deadline = time.monotonic() + _MAX_WAKE_SECONDS
@@ -156,7 +158,8 @@ class _Thread:
                     call.answered.release()
                 elif issubclass(type(failure), OSError):
                     assert isinstance(failure, OSError)
-                    call.fail(ThreadStartError(failure.errno, failure.strerror))
+                    why = f"cannot start the background thread: {failure.strerror}"
+                    call.fail(ThreadStartError(failure.errno, why))
                 else:
                     call.fail(failure)
         while self._deferred:

@@ -16,7 +16,7 @@ from .._errors import (
     StartTLSError,
     blame_peer,
 )
-from .._text import format_seconds, printable, set_message
+from .._text import format_seconds, message_without_peer, printable, set_message
 from .conversation import (
     CheckQuiet,
     Exactly,
@@ -97,6 +97,7 @@ async def _negotiate(
             failure = exc
     if failure is None:
         why = f"{_what_is_missing(sock, progress)} within {format_seconds(timeout)}"
+        why += _advice_for_silence(sock, progress)
         failure = _error(sock, protocol, Refusal(why, kind="timeout"), progress)
     with trio.move_on_at(deadline):
         if isinstance(failure, ServerClosing) or failure.kind == "timeout":
@@ -215,11 +216,18 @@ def _what_is_missing(sock: Socket, progress: _Progress) -> str:
     return "no complete answer arrived" if progress.received else "nothing arrived"
 
 
+def _advice_for_silence(sock: Socket, progress: _Progress) -> str:
+    """A server with TLS from the start waits for the client to begin."""
+    if sock.getside() == "server" or progress.received:
+        return ""
+    return " (does the server expect TLS from the start on this port?)"
+
+
 def _how_it_ended(exc: Exception, progress: _Progress) -> str:
     if isinstance(exc, IncompleteReadError):
         when = "" if progress.received else " before it said anything"
         return f"the peer closed the connection{when}"
-    return "the connection broke"
+    return message_without_peer(exc) or printable(str(exc))
 
 
 def _error(sock: Socket, protocol: str, refusal: Refusal, progress: _Progress) -> StartTLSError:
@@ -243,5 +251,5 @@ def _error(sock: Socket, protocol: str, refusal: Refusal, progress: _Progress) -
 
 def _shown(reply: bytes) -> str:
     """Show the beginning of a peer's reply on one line, with control characters escaped."""
-    text = printable(reply[:_MAX_SHOWN].decode("utf-8", "backslashreplace"))
-    return f"'{text}'" + ("..." if len(reply) > _MAX_SHOWN else "")
+    shown = printable(reply[:_MAX_SHOWN].decode("utf-8", "backslashreplace"))
+    return f"'{shown}'" + ("..." if len(reply) > _MAX_SHOWN else "")

@@ -189,7 +189,8 @@ class Endpoint:
     def _try_connect(self, connect: Connect, hosts: Sequence[str]) -> None:
         settings = self._settings
         try:
-            host = choose_host(hosts, settings.enabled, settings.preferred)
+            target = connect.host, connect.port
+            host = choose_host(hosts, settings.enabled, settings.preferred, target)
             sock = trisock.connect_udp_nowait(host, connect.port, broadcast=settings.broadcast)
         except Exception as exc:
             self._connect_failed(exc)
@@ -229,7 +230,8 @@ class Endpoint:
         assert self.sock is not None
         if send.host is not None:
             hosts = known_hosts(send.host) or await look_up(send.host, send.port)
-            host = choose_host(hosts, self.versions, self._settings.preferred)
+            target = send.host, send.port
+            host = choose_host(hosts, self.versions, self._settings.preferred, target)
             await self.sock.send(send.data, (host, send.port))
             return
         try:

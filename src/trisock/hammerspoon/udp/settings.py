@@ -6,6 +6,8 @@ import errno
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
+from ..._address import format_host_port
+
 # hs.socket.udp's limits for setBufferSize, by IP version, and the limit of a new object.
 MAX_BUFFER_SIZE = {4: 65535, 6: 4294967295}
 _DEFAULT_BUFFER_SIZE = 9216
@@ -49,7 +51,7 @@ class Settings:
         Raises ``ValueError`` if no IP version is enabled.
         """
         if not self.enabled:
-            raise ValueError("IPv4 and IPv6 are both disabled")
+            raise ValueError("cannot open a socket: IPv4 and IPv6 are both disabled")
         if len(self.enabled) == 1:
             return "0.0.0.0" if 4 in self.enabled else "::"  # noqa: S104
         return None
@@ -60,18 +62,26 @@ def version_of(host: str) -> int:
     return 6 if ":" in host else 4
 
 
-def choose_host(hosts: Sequence[str], versions: Collection[int], preferred: int | None) -> str:
+def choose_host(
+    hosts: Sequence[str],
+    versions: Collection[int],
+    preferred: int | None,
+    target: tuple[str, int],
+) -> str:
     """Return the address to use, of all the addresses of a host.
 
     Args:
       hosts: the addresses, in the order of the lookup.
       versions: the IP versions that can be used.
       preferred: the preferred IP version, or ``None`` to keep the order.
+      target: the host and the port, for the error.
 
     Raises ``OSError`` (``EAFNOSUPPORT``) if no address can be used.
     """
     usable = [host for host in hosts if version_of(host) in versions]
     if not usable:
         found = " and ".join(f"IPv{version}" for version in sorted({*map(version_of, hosts)}))
-        raise OSError(errno.EAFNOSUPPORT, f"the host has only {found}, which is not available")
+        where = format_host_port(*target)
+        why = f"cannot reach {where}: it has only {found}, which this object does not use"
+        raise OSError(errno.EAFNOSUPPORT, why)
     return next((host for host in usable if version_of(host) == preferred), usable[0])

@@ -97,11 +97,11 @@ class UDPSocket(NotCopyable):
         if not isinstance(host, str) or not is_int(port):
             kinds = f"{type(host).__name__}, {type(port).__name__}"
             raise TypeError(f"expected a host and a port, not {kinds}")
-        if self._has_ended():
+        if self._has_ended("connect"):
             return None
         endpoint = self._endpoint
         if endpoint is not None and (endpoint.has_peer or endpoint.is_server):
-            self._fail("it is already connected or listening")
+            self._fail("cannot connect: it is already connected or listening (first close)")
             return None
         if not self._settings.enabled:
             self._fail("cannot connect: IPv4 and IPv6 are both disabled")
@@ -118,7 +118,7 @@ class UDPSocket(NotCopyable):
         ``None`` is returned.
         Source: ``hs.socket.udp:listen``.
         """
-        if self._has_ended() or self._is_open("listen"):
+        if self._has_ended("listen") or self._is_open("listen"):
             return None
         sock = self._open(port, reuse_port=self._settings.reuse_port)
         if sock is None:
@@ -159,16 +159,16 @@ class UDPSocket(NotCopyable):
     def _endpoint(self) -> Endpoint | None:
         return None if self._latest is None or self._latest.is_over else self._latest
 
-    def _has_ended(self) -> bool:
+    def _has_ended(self, action: str) -> bool:
         if not self._nursery.cancel_scope.cancel_called:
             return False
-        self._fail("its open_sockets() block has ended")
+        self._fail(f"cannot {action}: its open_sockets() block has ended")
         return True
 
     def _is_open(self, action: str) -> bool:
         if self._endpoint is None:
             return False
-        self._fail(f"cannot {action}: it is not closed")
+        self._fail(f"cannot {action}: it is not closed (first close)")
         return True
 
     def _fail(self, error: str) -> None:
@@ -297,7 +297,7 @@ class UDPSocket(NotCopyable):
         has_peer = endpoint is not None and endpoint.has_peer
         host, port, tag, fn = parse_send(has_peer, arguments, named)
         data = to_bytes(message)
-        if self._has_ended():
+        if self._has_ended("send"):
             return self
         if endpoint is None:
             sock = self._open(0)

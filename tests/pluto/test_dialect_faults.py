@@ -142,7 +142,7 @@ def test_a_call_during_interpreter_shutdown_raises_instead_of_hanging() -> None:
                 try:
                     self.s.close()
                 except RuntimeError as exc:
-                    print(exc)
+                    print(exc, flush=True)
         sys.modules["a last reference"] = Holder()
         """
     )

@@ -150,7 +150,7 @@ class QueuedConnection:
     def start_tls(self, tls: trisock.TLSArgument, name: str | None, timeout: float) -> None:
         """Queue a handshake, after the queued reads and writes."""
         if self._has_tls:
-            log(logger, self._loglevel, "%s: it is already using TLS", self._name)
+            log(logger, logging.DEBUG, "%s: it is already using TLS", self._name)
             return
         self._has_tls = True
         reads_done, secured = trio.Event(), trio.Event()

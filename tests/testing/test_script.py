@@ -307,6 +307,13 @@ async def test_a_script_ends_its_side_and_reads_on(a: Socket, b: Socket) -> None
     await Script().expect(b"answer")(a)
 
 
+async def test_a_failure_to_end_the_own_side_names_the_step(a: Socket, b: Socket) -> None:
+    b.abort()
+    with pytest.raises(trio.BrokenResourceError):
+        await a.recv()
+    assert "send the end of the stream failed: " in await failure(Script().send_eof(), a)
+
+
 async def test_a_client_that_refuses_the_certificate_can_be_expected(authority: Authority) -> None:
     server = Script().expect(b"STARTTLS\n").starttls(ServerTLS(authority.expired()), refused=True)
     async with serving(server) as s:

@@ -254,3 +254,24 @@ async def test_errors_that_end_a_server_end_the_check() -> None:
 
     with pytest.RaisesGroup(SystemExit, flatten_subgroups=True):
         await check_handler(handle)
+
+
+async def test_request_may_be_dropped_at_an_end_without_close_notify(
+    server_tls: ServerTLS,
+) -> None:
+    async def handle(sock: Socket) -> None:
+        sends, answers = trio.open_memory_channel[bytes](4)
+
+        async def answer_all() -> None:
+            async for answer in answers:
+                await trio.lowlevel.checkpoint()
+                await sock.send(answer)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answer_all)
+            async with sends:
+                async for line in sock.lines(max_bytes=512):
+                    await sends.send(line + b"\n")
+
+    for _ in range(3):
+        await check_handler(handle, server_tls=server_tls)

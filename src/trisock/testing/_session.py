@@ -185,6 +185,13 @@ class Session:
         await send(sock, data)
         return await self.finish(sock)
 
+    async def late_answers(self, data: bytes) -> bytes:
+        """Do the same as ``answers``, but send FIN only when the handler waits."""
+        sock = await self.open()
+        await send(sock, data)
+        await self.quiet()
+        return await self.finish(sock)
+
     async def all_ended(self) -> None:
         """Abort the connections that are left, and wait until the handler has ended for each."""
         self.abort()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -175,10 +176,14 @@ def times(request: pytest.FixtureRequest) -> int:
 
 @pytest.fixture
 def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port
+    """A port that nobody listens on.
+
+    It is below the ports that the kernel chooses, so no other test gets it by listening on port 0.
+    """
+    while True:
+        port = secrets.randbelow(15_000) + 15_000
+        with contextlib.suppress(OSError), socket.create_server(("", port)):
+            return port
 
 
 @pytest.fixture

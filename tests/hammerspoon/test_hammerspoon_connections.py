@@ -101,10 +101,9 @@ async def test_an_object_in_use_cannot_connect_or_listen(hs: Sockets, log: Log, 
 
 
 async def test_a_failed_connect_is_logged_and_leaves_the_object_reusable(
-    hs: Sockets, log: Log, path: str, calls: Calls
+    hs: Sockets, log: Log, path: str, calls: Calls, free_port: int
 ) -> None:
-    async with await trisock.listen(0, host=LOCALHOST) as listener:
-        port = listener.port
+    port = free_port
     for arguments, words in [((LOCALHOST, port), "refused"), ((path,), "No such file")]:
         client = hs.new(calls)
         assert client.connect(*arguments, calls) is client  # type: ignore[arg-type]

@@ -100,10 +100,9 @@ async def test_a_tls_server_without_certificates_says_to_install_trustme(
     ],
 )
 async def test_a_client_reports_a_refused_connection_in_one_line(
-    name: str, arguments: list[str], status: int, complaint: str
+    name: str, arguments: list[str], status: int, complaint: str, free_port: int
 ) -> None:
-    async with await trisock.listen(0, host="127.0.0.1") as listener:
-        port = str(listener.port)
+    port = str(free_port)
     result = await run(*command(name, *[each.replace("PORT", port) for each in arguments]))
     assert (result.returncode, result.stdout) == (status, b"")
     assert complaint in result.stderr.decode()

@@ -179,9 +179,8 @@ async def test_a_wait_that_is_cancelled_takes_no_slot() -> None:
         assert server.stats().accepted == 1
 
 
-async def test_a_failed_connect_takes_no_slot() -> None:
-    async with await trisock.listen(0, host="127.0.0.1") as listener:
-        port = listener.port
+async def test_a_failed_connect_takes_no_slot(free_port: int) -> None:
+    port = free_port
     async with Pool(functools.partial(trisock.connect, "127.0.0.1", port), 1) as pool:
         for _ in range(3):
             with pytest.raises(ConnectionRefusedError):

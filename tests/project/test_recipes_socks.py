@@ -177,9 +177,8 @@ async def test_a_server_with_another_name_is_refused(
             )
 
 
-async def test_the_proxy_reports_a_refused_connection() -> None:
-    async with await trisock.listen(0, host="127.0.0.1") as listener:
-        port = listener.port
+async def test_the_proxy_reports_a_refused_connection(free_port: int) -> None:
+    port = free_port
     async with proxied() as proxy:
         with pytest.raises(python_socks.ProxyError, match="refused"):
             await connect_through_proxy(proxy.url, "example.org", port)
@@ -262,9 +261,10 @@ async def test_the_program_reports_a_failure_in_one_line(
 
 
 @pytest.mark.needs("microsocks")
-async def test_microsocks_carries_tls(target: trisock.Server, client_tls: ClientTLS) -> None:
-    async with await trisock.listen(0, host="127.0.0.1") as listener:
-        port = listener.port
+async def test_microsocks_carries_tls(
+    target: trisock.Server, client_tls: ClientTLS, free_port: int
+) -> None:
+    port = free_port
     async with running("microsocks", "-i", "127.0.0.1", "-p", port, stderr=subprocess.DEVNULL):
         while True:
             try:

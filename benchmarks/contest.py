@@ -78,7 +78,7 @@ class Setup:
     """The cores and certificates of a run.
 
     Attributes:
-      server_core: the servers' core.
+      server_core: the CPU core that the servers run on.
       client_core: the client's core (also the servers' core, if the machine has only one).
       certificates: the directory that contains ``chain.pem``, ``key.pem`` and ``ca.pem``.
     """

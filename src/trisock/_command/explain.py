@@ -139,7 +139,7 @@ def _explain_wrong_name(facts: CertificateFacts, name: str) -> str:
 
 
 def explain_expiry(days: int, not_after: datetime.datetime) -> str:
-    """Say that a valid certificate ends soon."""
+    """Say that a valid certificate expires soon."""
     when = {0: "today", 1: "in 1 day"}.get(days, f"in {days} days")
     return (
         f"the certificate expires {when}, on {not_after:%Y-%m-%d}: renew it, and make the server "

@@ -26,7 +26,7 @@ MAX_HEADER = 4096
 # The signature, the version and command, the family and protocol, and the length of the rest.
 V2_HEAD = struct.Struct("!12sBBH")
 
-# The commands of version 2, with the version in front.
+# The byte of version and command: 2 in the upper four bits, the command in the lower ones.
 LOCAL, PROXY = 0x20, 0x21
 
 # Families and protocols: unspecified; TCP and UDP over IPv4 and IPv6; streams and datagrams over

@@ -45,7 +45,7 @@ _BLOCKED_INTERVAL = 1.0
 async def relay(a: Socket, b: Socket, *, idle_timeout: float | None = None) -> tuple[int, int]:
     """Copy data both ways between two sockets until both directions have ended. Then close both.
 
-    Data that is in the receive buffers already is relayed first. A slow receiver slows the sender
+    Data in the receive buffers is relayed first. A slow receiver slows the sender
     down: ``relay`` holds at most the result of one read for each direction (128 KiB; under TLS, the
     records in 128 KiB of ciphertext).
 
@@ -79,8 +79,8 @@ async def relay(a: Socket, b: Socket, *, idle_timeout: float | None = None) -> t
       b: the other socket.
       idle_timeout: the time limit in seconds, more than 0. When no byte has moved in either
         direction for this long, both directions count as ended. ``None`` means no limit while both
-        directions are open, and 60 seconds once one direction has ended, or once a peer has hung
-        up while data from it cannot be delivered. A kernel reports progress only after its program
+        directions are open. Then the limit is 60 seconds: from the end of one direction, or from
+        the moment when a peer has hung up and its data cannot be delivered. A kernel reports progress only after its program
         has read many KiB. So a peer that reads slowly can look stalled for seconds, and a limit of
         a few seconds may reset it.
 
@@ -312,7 +312,7 @@ class _Relay:
         self._nursery.cancel_scope.cancel()
 
     def _look_for_progress(self) -> None:
-        """Notice sinks that have accepted a part of a send in progress."""
+        """Detect which sinks have accepted a part of the send in progress."""
         for each in self._directions:
             sink = each.sink
             if each.state is _State.SENDING and sink.socket.fileno() >= 0:

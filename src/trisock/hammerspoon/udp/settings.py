@@ -26,7 +26,7 @@ class Settings:
       reuse_port: whether it shares its port with other sockets.
       enabled: the IP versions that it uses.
       preferred: the IP version to choose if a host has both; ``None`` means the first one.
-      buffer_size: by IP version, the maximum number of bytes of a datagram that it receives.
+      buffer_size: the maximum size of a received datagram, in bytes, for each IP version.
     """
 
     timeout: float

@@ -80,9 +80,9 @@ async def relay(a: Socket, b: Socket, *, idle_timeout: float | None = None) -> t
       idle_timeout: the time limit in seconds, more than 0. When no byte has moved in either
         direction for this long, both directions count as ended. ``None`` means no limit while both
         directions are open. Then the limit is 60 seconds: from the end of one direction, or from
-        the moment when a peer has hung up and its data cannot be delivered. A kernel reports progress only after its program
-        has read many KiB. So a peer that reads slowly can look stalled for seconds, and a limit of
-        a few seconds may reset it.
+        the moment when a peer has hung up and its data cannot be delivered. A kernel reports
+        progress only after its program has read many KiB. So a peer that reads slowly can look
+        stalled for seconds, and a limit of a few seconds may reset it.
 
     Returns: the number of bytes from ``a`` to ``b``, and from ``b`` to ``a``. The result does not
     tell whether the peers ended their directions or the time limit did.

@@ -28,7 +28,8 @@ NAME = re.compile(r"(?:await |async for \w+ in |async with )*(?:await )?([A-Za-z
 # Without a dot before it, such a name is more often that of a parameter.
 ATTRIBUTES = ("attribute", "property")
 # The dialects have names such as ``connect`` too, which are other functions.
-DIALECTS = ("pluto", "hammerspoon", "api-pluto", "api-hammerspoon")
+DIALECTS = ("pluto", "hammerspoon", "api-pluto", "api-hammerspoon", "dialect-tests", "command")
+MAN_PAGE = re.compile(r"\w+\(\d\)")  # such as close(2)
 
 
 class LinkNames(SphinxPostTransform):
@@ -47,7 +48,7 @@ class LinkNames(SphinxPostTransform):
     def _link(self, literal: nodes.literal) -> None:
         objects = self.env.domains.python_domain.objects
         match = NAME.fullmatch(literal.astext())
-        if not match:
+        if not match or MAN_PAGE.fullmatch(literal.astext()):
             return
         for name in candidates(match[1], self._class_around(literal)):
             found = objects.get(name)

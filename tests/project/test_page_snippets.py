@@ -9,10 +9,12 @@ from __future__ import annotations
 import re
 import select
 import signal
+import socket
+import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -205,12 +207,20 @@ async def test_the_imap_client_upgrades(authority: Authority, tmp_path: Path) ->
 # ---- datagrams ----
 
 
+def send_from_port_0(port: int) -> None:
+    """Send a datagram that nobody can answer. Its UDP header is our own, without a checksum."""
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP) as raw:
+        raw.sendto(struct.pack("!4H", 0, port, 8, 0), ("127.0.0.1", 0))
+
+
 async def test_the_udp_client_talks_to_the_udp_server(free_port: int) -> None:
     server, _, client = snippets("docs/datagrams.md")[:3]
     ready = ("udp = await service.open_udp(7777)\n", "udp = await service.open_udp(0)\n")
     say = "        print(udp.getlocal().port, flush=True)\n"
     async with serving_program(program(server, (ready[0], ready[1] + say))) as running:
         port = await running.line()
+        with suppress(PermissionError):  # only root may forge a sender
+            send_from_port_0(int(port))
         result = await run(*program(client, ('"localhost", 7777', f'"127.0.0.1", {port}')))
         assert result.stdout == b"b'hello'\n"
 

@@ -6,8 +6,6 @@ import contextlib
 import re
 import resource
 import signal
-import socket
-import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,12 +42,10 @@ def client_program(source: str, port: int) -> list[str]:
 
 
 def test_each_snippet_has_a_test() -> None:
-    server, client, starttls_server, starttls_client, udp = SNIPPETS
+    server, client, starttls_server = SNIPPETS
     assert "run(7777" in server
     assert "recv_line" in client
     assert "sock.starttls(tls)" in starttls_server
-    assert "starttls(trisock.ClientTLS" in starttls_client
-    assert "open_udp" in udp
 
 
 async def test_the_first_client_talks_to_the_first_server() -> None:
@@ -76,40 +72,6 @@ async def test_check_handler_finds_no_fault_in_the_servers(
 ) -> None:
     await check_handler(snippets_handler(SNIPPETS[0], monkeypatch, pem))
     await check_handler(snippets_handler(SNIPPETS[2], monkeypatch, pem), starttls=b"STARTTLS\r\n")
-
-
-async def test_the_starttls_client_talks_to_the_starttls_server(tmp_path: Path) -> None:
-    made = await run(sys.executable, "-m", "trustme", "-q", "-d", str(tmp_path))
-    assert made.returncode == 0
-
-    def with_paths(source: str) -> str:
-        """Name the files by their paths."""
-        return re.sub(r'"(\w+\.(?:pem|key))"', lambda m: repr(str(tmp_path / m[1])), source)
-
-    async with program(with_paths(server_program(SNIPPETS[2]))) as running:
-        result = await run(*client_program(with_paths(SNIPPETS[3]), running.port))
-        assert result.stdout.startswith(b"verified: TLSv1.3 ")
-        assert result.returncode == 0
-        running.ask_to_stop(signal.SIGINT)
-        await running.stop()
-
-
-def send_from_port_0(port: int) -> None:
-    """Send a datagram that nobody can answer. Its UDP header is our own, without a checksum."""
-    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP) as raw:
-        raw.sendto(struct.pack("!4H", 0, port, 8, 0), ("127.0.0.1", 0))
-
-
-async def test_the_udp_server_answers() -> None:
-    source = SNIPPETS[4].replace("7777", "0")
-    source = source.replace("as udp:\n", "as udp:\n        say(udp.getlocal().port)\n")
-    async with program(source) as running:
-        port = int(await running.line())
-        with contextlib.suppress(PermissionError):  # only root may forge a sender
-            send_from_port_0(port)
-        async with await trisock.connect_udp("127.0.0.1", port) as udp:
-            await udp.send(b"hello")
-            assert (await udp.recv()).data == b"hello"
 
 
 async def test_the_first_program_of_the_readme_serves(tmp_path: Path) -> None:

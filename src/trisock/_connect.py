@@ -21,7 +21,6 @@ from ._address import (
     with_message,
 )
 from ._arguments import check_bool, quoted, type_name
-from ._guard import text
 from ._net.connection import Connection
 from ._net.keepalive import enable_keepalive
 from ._net.proxy_header import ProxyHeader
@@ -148,8 +147,8 @@ async def connect(
         raw = await _open_tcp(ascii_host, port, local_address, where)
         if not _reset_if_self_connected(raw):
             return await _start(raw, host, tls, where, https_compatible, proxy_header, starttls)
-    message = f"cannot connect to {where}: {os.strerror(errno.ECONNREFUSED)}"
-    raise ConnectionRefusedError(errno.ECONNREFUSED, message)
+    text = f"cannot connect to {where}: {os.strerror(errno.ECONNREFUSED)}"
+    raise ConnectionRefusedError(errno.ECONNREFUSED, text)
 
 
 def _starttls_port(protocol: str, port: int | None) -> int:
@@ -195,7 +194,7 @@ def _reason(error: Exception) -> str:
     # that was passed by mistake.
     if isinstance(error, OSError) and error.errno is None:
         return "local_address cannot be used for this host"
-    return text(error)
+    return _guard.text(error)
 
 
 def _reset_if_self_connected(raw: socket.socket) -> bool:

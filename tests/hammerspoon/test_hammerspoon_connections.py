@@ -103,8 +103,7 @@ async def test_an_object_in_use_cannot_connect_or_listen(hs: Sockets, log: Log, 
 async def test_a_failed_connect_is_logged_and_leaves_the_object_reusable(
     hs: Sockets, log: Log, path: str, calls: Calls, free_port: int
 ) -> None:
-    port = free_port
-    for arguments, words in [((LOCALHOST, port), "refused"), ((path,), "No such file")]:
+    for arguments, words in [((LOCALHOST, free_port), "refused"), ((path,), "No such file")]:
         client = hs.new(calls)
         assert client.connect(*arguments, calls) is client  # type: ignore[arg-type]
         client.write("lost", 1, calls).read(1)

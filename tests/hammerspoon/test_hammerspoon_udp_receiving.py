@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -25,9 +24,6 @@ from helpers.hammerspoon import (
 )
 from helpers.hammerspoon_udp import port_of, raw_udp, sender
 from trisock.hammerspoon import UDPSocket, UDPSockets
-
-if sys.version_info < (3, 11):
-    pass
 
 MIB = 1024 * 1024
 

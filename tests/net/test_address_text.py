@@ -292,9 +292,14 @@ async def test_a_port_with_many_digits_is_refused(port: int) -> None:
         (1, "1 second"),
         (1.0, "1 second"),
         (60, "60 seconds"),
+        (58.743127, "58.7 seconds"),
+        (0.999569, "1 second"),
+        (0.00512, "0.00512 seconds"),
+        (2.25, "2.25 seconds"),
+        (3600, "3600 seconds"),
     ],
 )
-def test_one_second_is_singular(number: float, text: str) -> None:
+def test_a_duration_has_no_useless_digits(number: float, text: str) -> None:
     assert format_seconds(number) == text
 
 

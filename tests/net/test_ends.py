@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import logging
 import os
@@ -353,8 +354,8 @@ async def test_descriptor_exhaustion_is_reported_again_after_a_quiet_interval(
     async with trio.open_nursery() as nursery:
         acceptor = _accepting.Acceptor(sockets, None, trio.Event(), pytest.fail, nursery)
         for _ in range(2):
-            acceptor._exhaustion = "EMFILE (too many open files)"
-            await acceptor._report_exhaustion()
+            acceptor._exhaustion = errno.EMFILE
+            await acceptor._report_exhaustion(errno.EMFILE)
             assert acceptor._exhaustion is None
     sockets.close()
     assert len(caplog.records) == 2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import sys
 import weakref
 from typing import Any
 
@@ -14,9 +13,6 @@ import trio.testing
 
 from helpers.pluto import Thread, both_sides, failing, got, in_thread
 from trisock.pluto import coroutine, scheduler
-
-if sys.version_info < (3, 11):
-    pass
 
 pytestmark = pytest.mark.usefixtures("bounded")  # some tests make blocking calls
 

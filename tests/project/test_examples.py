@@ -102,8 +102,8 @@ async def test_a_tls_server_without_certificates_says_to_install_trustme(
 async def test_a_client_reports_a_refused_connection_in_one_line(
     name: str, arguments: list[str], status: int, complaint: str, free_port: int
 ) -> None:
-    port = str(free_port)
-    result = await run(*command(name, *[each.replace("PORT", port) for each in arguments]))
+    with_port = [each.replace("PORT", str(free_port)) for each in arguments]
+    result = await run(*command(name, *with_port))
     assert (result.returncode, result.stdout) == (status, b"")
     assert complaint in result.stderr.decode()
     assert result.stderr.count(b"\n") == 1  # no traceback

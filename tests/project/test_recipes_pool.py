@@ -180,8 +180,7 @@ async def test_a_wait_that_is_cancelled_takes_no_slot() -> None:
 
 
 async def test_a_failed_connect_takes_no_slot(free_port: int) -> None:
-    port = free_port
-    async with Pool(functools.partial(trisock.connect, "127.0.0.1", port), 1) as pool:
+    async with Pool(functools.partial(trisock.connect, "127.0.0.1", free_port), 1) as pool:
         for _ in range(3):
             with pytest.raises(ConnectionRefusedError):
                 async with pool.connection():

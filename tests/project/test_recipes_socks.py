@@ -178,10 +178,9 @@ async def test_a_server_with_another_name_is_refused(
 
 
 async def test_the_proxy_reports_a_refused_connection(free_port: int) -> None:
-    port = free_port
     async with proxied() as proxy:
         with pytest.raises(python_socks.ProxyError, match="refused"):
-            await connect_through_proxy(proxy.url, "example.org", port)
+            await connect_through_proxy(proxy.url, "example.org", free_port)
 
 
 async def test_an_absent_proxy_is_an_os_error() -> None:
@@ -264,16 +263,15 @@ async def test_the_program_reports_a_failure_in_one_line(
 async def test_microsocks_carries_tls(
     target: trisock.Server, client_tls: ClientTLS, free_port: int
 ) -> None:
-    port = free_port
-    async with running("microsocks", "-i", "127.0.0.1", "-p", port, stderr=subprocess.DEVNULL):
+    async with running("microsocks", "-i", "127.0.0.1", "-p", free_port, stderr=subprocess.DEVNULL):
         while True:
             try:
-                await (await trisock.connect("127.0.0.1", port)).close()
+                await (await trisock.connect("127.0.0.1", free_port)).close()
                 break
             except ConnectionRefusedError:
                 await trio.sleep(0.01)
         async with await connect_through_proxy(
-            f"socks5://127.0.0.1:{port}", "localhost", target.port, tls=client_tls
+            f"socks5://127.0.0.1:{free_port}", "localhost", target.port, tls=client_tls
         ) as sock:
             await sock.send(b"hello")
             assert await sock.recv_exactly(5) == b"hello"

@@ -274,6 +274,24 @@ async def test_sighup_reads_renewed_files(
             await running.stop()
 
 
+async def test_a_file_that_cannot_be_reloaded_is_one_line(
+    manager: Systemd, pem: Path, log: pytest.LogCaptureFixture
+) -> None:
+    role = ServerTLS(trisock.Certificate.from_files(pem / "chain.pem", pem / "key.pem"))
+    (pem / "key.pem").unlink()
+
+    async def check() -> None:
+        await reloaded_once(manager)
+
+    async with checked_service(check, reload=[role]):
+        pass
+    failed, summary = log.records
+    assert failed.levelno == logging.ERROR
+    assert f"{pem / 'key.pem'}" in failed.getMessage()
+    assert failed.exc_info is None
+    assert summary.getMessage().endswith(" and 1 could not be reloaded")
+
+
 async def test_a_reload_says_what_has_changed(
     manager: Systemd, server_tls: ServerTLS, pem: Path, log: pytest.LogCaptureFixture
 ) -> None:

@@ -47,9 +47,8 @@ class Acceptor:
       start: called with each connection, which then belongs to the server, with its slot.
       background: runs the task that reports errors of accept(2).
 
-    Invariant: ``_exhaustion`` names the error of accept(2) while a task reports this error,
-    ``_advice`` says what to do about it, and ``_exhausted_accepts`` counts the errors since the
-    last report.
+    Invariant: ``_exhaustion`` is the errno of accept(2) while a task reports this error, and
+    ``_exhausted_accepts`` counts the errors since the last report.
     """
 
     def __init__(
@@ -65,8 +64,7 @@ class Acceptor:
         self._closing = closing
         self._start = start
         self._background = background
-        self._exhaustion: str | None = None
-        self._advice = ""
+        self._exhaustion: int | None = None
         self._exhausted_accepts = 0
 
     async def run(self) -> None:
@@ -154,22 +152,21 @@ class Acceptor:
             raise exc
         self._exhausted_accepts += 1
         if self._exhaustion is None:
-            number = exc.errno
-            self._exhaustion = f"{errno.errorcode[number]} ({os.strerror(number)})"
-            self._advice = _RESOURCES[number]
-            self._background.start_soon(self._report_exhaustion)
+            self._exhaustion = exc.errno
+            self._background.start_soon(self._report_exhaustion, exc.errno)
         await trio.sleep(_RETRY_SECONDS)
 
-    async def _report_exhaustion(self) -> None:
+    async def _report_exhaustion(self, number: int) -> None:
         """Log that accept failed: one line immediately, then one per minute with a count."""
+        name, advice = f"{errno.errorcode[number]} ({os.strerror(number)})", _RESOURCES[number]
         message = "%s: accept failed with %s, so clients wait; %s"
-        self._log(message, self._exhaustion, self._advice)
+        self._log(message, name, advice)
         self._exhausted_accepts = 0
         await trio.sleep(_REPORT_SECONDS)
         while self._exhausted_accepts:
             message = "%s: accept failed with %s %s times in the last %s seconds; %s"
             count, self._exhausted_accepts = self._exhausted_accepts, 0
-            self._log(message, self._exhaustion, count, _REPORT_SECONDS, self._advice)
+            self._log(message, name, count, _REPORT_SECONDS, advice)
             await trio.sleep(_REPORT_SECONDS)
         self._exhaustion = None
 

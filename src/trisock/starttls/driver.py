@@ -72,8 +72,7 @@ async def run(
     try:
         greeting = await _negotiate(sock, protocol, negotiation, deadline, timeout)
         left = max(0.0, deadline - trio.current_time())
-        shown = round(left, 1) or left  # an error shows it, and 58.743127 would be too exact
-        return greeting, await sock.starttls(tls, handshake_timeout=shown)
+        return greeting, await sock.starttls(tls, handshake_timeout=left)
     except BaseException:
         sock.abort()  # changes nothing if the socket is closed already
         raise

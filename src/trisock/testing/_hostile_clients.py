@@ -70,7 +70,7 @@ async def half_close(session: Session) -> None:
     """
     if await session.answers(session.request) or session.secure:
         return
-    if answer := await session.late_answers(session.request):
+    if answer := await session.answers(session.request, late_fin=True):
         raise AssertionError(
             f"the handler does not answer a request that the end of the stream follows at once "
             f"(if the end comes later, it sends {shown(answer)})"
@@ -136,14 +136,14 @@ async def byte_by_byte(session: Session) -> None:
     """Send a request in pieces of one byte. The answer must be that to a request in one piece."""
     answer = whole = b""
     for _ in range(3):  # an answer may depend on other things, such as the time
-        whole = await session.late_answers(session.request)
+        whole = await session.answers(session.request, late_fin=True)
         sock = await session.open()
         first, rest = session.request[:_MANY_BYTES], session.request[_MANY_BYTES:]
         for piece in [*(bytes([each]) for each in first), rest[:-1], rest[-1:]]:
             await send(sock, piece)
             await session.quiet()
         answer = await session.finish(sock)
-        if answer == whole or whole != await session.late_answers(session.request):
+        if answer == whole or whole != await session.answers(session.request, late_fin=True):
             return
     raise AssertionError(
         f"the handler sent {shown(answer)}, but to a whole request it sends {shown(whole)}"

@@ -11,6 +11,7 @@ import trio
 
 from .. import Buffer, Socket, TLSArgument, TLSError
 from .._net.frame_header import frame_header
+from ._arguments import check_bool
 from ._expectation import Expectation, Mismatch, expectation, shown
 
 _logger = logging.getLogger("trisock.testing")
@@ -53,7 +54,7 @@ class Script:
     """
 
     def __init__(self, *, byte_by_byte: bool = False) -> None:
-        _check_bool("byte_by_byte", byte_by_byte)
+        check_bool("byte_by_byte", byte_by_byte)
         self._byte_by_byte = byte_by_byte
         self._steps: list[_Step] = []
 
@@ -114,7 +115,7 @@ class Script:
           clean: False also accepts a connection that breaks: a reset and, under TLS, an end without
             ``close_notify``. A program that leaves by an exception ends a connection like this.
         """
-        _check_bool("clean", clean)
+        check_bool("clean", clean)
         return self._add(_ExpectEOF(clean))
 
     def starttls(self, tls: TLSArgument, *, refused: bool = False) -> Script:
@@ -130,7 +131,7 @@ class Script:
             1.3, a server refuses a client's certificate only after the client's handshake. For
             this, use ``expect_eof(clean=False)`` as the next step.)
         """
-        _check_bool("refused", refused)
+        check_bool("refused", refused)
         return self._add(_StartTLS(tls, refused))
 
     def _add(self, step: _Step) -> Script:
@@ -151,11 +152,6 @@ class Script:
             except trio.Cancelled:
                 _logger.warning("%s: cancelled at %s", where, step)
                 raise
-
-
-def _check_bool(name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, not a {type(value).__name__}")
 
 
 def _frame(body: Buffer, header: str | int) -> bytes:

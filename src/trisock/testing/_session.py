@@ -179,17 +179,16 @@ class Session:
         sock.abort()
         return received
 
-    async def answers(self, data: bytes = b"") -> bytes:
-        """Open a connection, send data and FIN, and return what arrives until the end."""
-        sock = await self.open()
-        await send(sock, data)
-        return await self.finish(sock)
+    async def answers(self, data: bytes = b"", *, late_fin: bool = False) -> bytes:
+        """Open a connection, send data and FIN, and return what arrives until the end.
 
-    async def late_answers(self, data: bytes) -> bytes:
-        """Do the same as ``answers``, but send FIN only when the handler waits."""
+        Args:
+          late_fin: whether to send FIN only when the handler waits.
+        """
         sock = await self.open()
         await send(sock, data)
-        await self.quiet()
+        if late_fin:
+            await self.quiet()
         return await self.finish(sock)
 
     async def all_ended(self) -> None:

@@ -7,6 +7,7 @@ import trio
 import trisock
 
 from .. import Socket
+from ._arguments import check_bool
 from ._authority import shared_authority
 
 
@@ -23,8 +24,7 @@ async def socket_pair(*, tls: bool = False) -> tuple[Socket, Socket]:
 
     A cancelled call leaves nothing open.
     """
-    if not isinstance(tls, bool):
-        raise TypeError(f"tls must be True or False, not a {type(tls).__name__}")
+    check_bool("tls", tls)
     authority = shared_authority() if tls else None
     client, server = await _connected()
     if authority is None:

@@ -1,0 +1,9 @@
+"""Check what the functions of the kit are given."""
+
+from __future__ import annotations
+
+
+def check_bool(name: str, value: object) -> None:
+    """Raise ``TypeError`` unless the value is a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, not a {type(value).__name__}")

@@ -104,6 +104,8 @@ async def forging(
                 for line in (tmp_path / "keys").read_text().splitlines()
                 if line.startswith(which)
             ]
+            # Close the file: the thread of the handshake may still refer to the context.
+            context.keylog_filename = None  # type: ignore[assignment]
             yield sock, raw, Forger(bytes.fromhex(secret))
 
 

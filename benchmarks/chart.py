@@ -26,11 +26,30 @@ TARGET = "#d2691e"
 # A bar longer than this is cut and labelled, so that it does not shrink all other bars.
 LONGEST = 5.0
 
-COLUMNS = 3
-
 # What the README shows: six rows, and the peers that most readers know.
-OVERVIEW_ROWS = ("echo64", "connections", "lines", "tls-handshakes", "udp-echo64", "memory")
+OVERVIEW_ROWS = {
+    "echo64": "Echo to 64 clients",
+    "connections": "Connections, one message each",
+    "lines": "Reading lines",
+    "tls-handshakes": "TLS connections, one message each",
+    "udp-echo64": "UDP echo to 64 clients",
+    "memory": "Memory of an idle connection",
+}
 OVERVIEW_PEERS = ("trio", "trisock", "anyio-trio", "asyncio", "uvloop")
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a chart is laid out. Sizes are in inches, and fonts in points."""
+
+    columns: int
+    width: float
+    panel_height: float
+    font: int
+
+
+WHOLE = Layout(columns=3, width=11, panel_height=2.4, font=8)
+OVERVIEW = Layout(columns=2, width=8.0, panel_height=1.5, font=10)  # as wide as GitHub shows it
 
 
 def draw_overview(results: list[Result], path: Path) -> None:
@@ -40,15 +59,39 @@ def draw_overview(results: list[Result], path: Path) -> None:
         (result,) = (each for each in results if each.row.name == name)
         series = {peer: result.series[peer] for peer in OVERVIEW_PEERS if peer in result.series}
         shown.append(dataclasses.replace(result, series=series))
-    draw(shown, path, with_targets=False)
+    titles = [
+        f"{title} (lower is better)" if result.row.is_memory else title
+        for title, result in zip(OVERVIEW_ROWS.values(), shown, strict=True)
+    ]
+    _draw(shown, titles, path, OVERVIEW, "Work per CPU second of a server, relative to bare Trio")
 
 
-def draw(results: list[Result], path: Path, *, with_targets: bool = True) -> None:
-    """Write the chart as SVG. Its text is stored as text, not as paths."""
+def draw(results: list[Result], path: Path) -> None:
+    """Write the chart of all rows as SVG."""
+    titles = []
+    for result in results:
+        row = result.row
+        detail = "lower is better" if row.is_memory else amount_text(result.amount, row.unit)
+        titles.append(f"{row.name}\n{row.title}; {detail}")
+    heading = "Work per CPU second of the server, relative to bare Trio. "
+    heading += "Bar: median of the rounds. Line: lowest to highest. Dashes: trisock's target."
+    _draw(results, titles, path, WHOLE, heading, with_targets=True)
+
+
+def _draw(
+    results: list[Result],
+    titles: list[str],
+    path: Path,
+    layout: Layout,
+    heading: str,
+    *,
+    with_targets: bool = False,
+) -> None:
+    # The text is stored as text, not as paths.
     settings: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": "trisock",  # reproducible output
-        "font.size": 8,
+        "font.size": layout.font,
         "axes.facecolor": "none",
         "text.color": TEXT,
         "axes.labelcolor": TEXT,
@@ -56,22 +99,20 @@ def draw(results: list[Result], path: Path, *, with_targets: bool = True) -> Non
         "xtick.color": TEXT,
         "ytick.color": TEXT,
     }
-    lines = -(-len(results) // COLUMNS)
+    lines = -(-len(results) // layout.columns)
+    size = (layout.width, layout.panel_height * lines)
     with plt.rc_context(settings):
         figure, grid = plt.subplots(
-            lines, COLUMNS, figsize=(11, 2.4 * lines), squeeze=False, layout="constrained"
+            lines, layout.columns, figsize=size, squeeze=False, layout="constrained"
         )
-        for panel, result in zip(grid.flat, results, strict=False):
+        for panel, result, title in zip(grid.flat, results, titles, strict=False):
             _draw_row(panel, result)
+            panel.set_title(title, loc="left", x=-0.42, fontsize=layout.font)
             if with_targets:
                 panel.axvline(result.row.target, color=TARGET, linestyle="--", linewidth=1)
         for panel in list(grid.flat)[len(results) :]:
             panel.set_axis_off()
-        title = "Work per CPU second of the server, relative to bare Trio. "
-        title += "Bar: median of the rounds. Line: lowest to highest."
-        if with_targets:
-            title += " Dashes: trisock's target."
-        figure.suptitle(title, fontsize=9)
+        figure.suptitle(heading, fontsize=layout.font + 1)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(
             path, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None}
@@ -100,8 +141,6 @@ def _draw_row(panel: Axes, result: Result) -> None:
     panel.invert_yaxis()
     panel.tick_params(length=0)
     panel.spines[["top", "right", "bottom"]].set_visible(False)
-    detail = "lower is better" if row.is_memory else amount_text(result.amount, row.unit)
-    panel.set_title(f"{row.name}\n{row.title}; {detail}", loc="left", x=-0.42, fontsize=8)
 
 
 def _label(panel: Axes, x: float, place: int, text: str) -> None:

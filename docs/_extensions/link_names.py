@@ -6,7 +6,9 @@ on GitHub and in a terminal. Here, each such literal becomes a link if the refer
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from docutils import nodes
@@ -15,21 +17,67 @@ from sphinx.application import Sphinx
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util.nodes import make_refnode
 
-# What a variable with this name holds, in all snippets.
-CLASSES = {
-    "sock": "Socket",
-    "client": "Socket",
-    "listener": "Listener",
-    "server": "Server",
-    "service": "Service",
-    "udp": "UDPSocket",
-}
 NAME = re.compile(r"(?:await |async for \w+ in |async with )*(?:await )?([A-Za-z_][\w.]*)(\(.*\))?")
+MAN_PAGE = re.compile(r"\w+\(\d\)")  # such as close(2)
 # Without a dot before it, such a name is more often that of a parameter.
 ATTRIBUTES = ("attribute", "property")
-# The dialects have names such as ``connect`` too, which are other functions.
-DIALECTS = ("pluto", "hammerspoon", "api-pluto", "api-hammerspoon", "dialect-tests", "command")
-MAN_PAGE = re.compile(r"\w+\(\d\)")  # such as close(2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """How the names on a page are meant.
+
+    Attributes:
+      scopes: the classes and modules in which a name is looked up, in this order.
+      variables: the class that a variable of this name holds in the page's snippets.
+    """
+
+    scopes: tuple[str, ...] = ("trisock.Socket", "trisock", "trisock.testing")
+    variables: Mapping[str, str] = dataclasses.field(
+        default_factory=lambda: {
+            "sock": "trisock.Socket",
+            "client": "trisock.Socket",
+            "listener": "trisock.Listener",
+            "server": "trisock.Server",
+            "service": "trisock.Service",
+            "udp": "trisock.UDPSocket",
+        }
+    )
+
+
+DATAGRAMS = Page(scopes=("trisock.UDPSocket", "trisock"))
+STARTTLS = Page(scopes=("trisock.starttls", "trisock.Socket", "trisock"))
+PLUTO = Page(
+    scopes=("trisock.pluto.socket", "trisock.pluto"),
+    variables={
+        "s": "trisock.pluto.socket",
+        "socket": "trisock.pluto.socket",
+        "listener": "trisock.pluto.listener",
+        "server": "trisock.pluto.server",
+        "scheduler": "trisock.pluto.scheduler",
+    },
+)
+HAMMERSPOON = Page(
+    scopes=("trisock.hammerspoon.Socket", "trisock.hammerspoon.Sockets", "trisock.hammerspoon"),
+    variables={
+        "hs": "trisock.hammerspoon.Sockets",
+        "hs.udp": "trisock.hammerspoon.UDPSockets",
+        "client": "trisock.hammerspoon.Socket",
+        "server": "trisock.hammerspoon.Socket",
+    },
+)
+UDP_SCOPES = ("trisock.hammerspoon.UDPSocket", "trisock.hammerspoon.UDPSockets")
+PAGES = {
+    "datagrams": DATAGRAMS,
+    "api-datagrams": DATAGRAMS,
+    "starttls": STARTTLS,
+    "pluto": PLUTO,
+    "api-pluto": PLUTO,
+    "hammerspoon": HAMMERSPOON,
+    "api-hammerspoon": HAMMERSPOON,
+}
+# The names on these pages are tests, and options of the command.
+WITHOUT_LINKS = ("dialect-tests", "command")
 
 
 class LinkNames(SphinxPostTransform):
@@ -39,18 +87,19 @@ class LinkNames(SphinxPostTransform):
 
     def run(self, **kwargs: Any) -> None:
         """Link the names of one page. Sphinx calls this."""
-        if self.env.docname.startswith(DIALECTS):
+        if self.env.docname in WITHOUT_LINKS:
             return
+        page = PAGES.get(self.env.docname, Page())
         for literal in list(self.document.findall(nodes.literal)):
             if not isinstance(literal.parent, (nodes.reference, nodes.title)):
-                self._link(literal)
+                self._link(literal, page)
 
-    def _link(self, literal: nodes.literal) -> None:
+    def _link(self, literal: nodes.literal, page: Page) -> None:
         objects = self.env.domains.python_domain.objects
         match = NAME.fullmatch(literal.astext())
         if not match or MAN_PAGE.fullmatch(literal.astext()):
             return
-        for name in candidates(match[1], self._class_around(literal)):
+        for name in candidates(match[1], page, scopes_around(literal)):
             found = objects.get(name)
             if found and ("." in match[1] or found.objtype not in ATTRIBUTES):
                 link = make_refnode(
@@ -60,24 +109,29 @@ class LinkNames(SphinxPostTransform):
                 link += literal
                 return
 
-    def _class_around(self, literal: nodes.literal) -> str:
-        """Return the class whose method a name without a dot is."""
-        node = literal.parent
-        while node is not None:
-            if isinstance(node, addnodes.desc):
-                signature = node[0]
-                name = signature.get("class") or signature.get("fullname")
-                return f"{signature.get('module')}.{name}"
-            node = node.parent
-        return "trisock.UDPSocket" if "datagrams" in self.env.docname else "trisock.Socket"
+
+def scopes_around(literal: nodes.literal) -> list[str]:
+    """Return the class whose docstring has the literal, and the modules that are its titles."""
+    scopes = []
+    node = literal.parent
+    while node is not None:
+        if isinstance(node, addnodes.desc):
+            signature = node[0]
+            name = signature.get("class") or signature.get("fullname")
+            scopes.append(f"{signature.get('module')}.{name}")
+        elif isinstance(node, nodes.section):
+            title = node[0].astext()
+            scopes += UDP_SCOPES if "hs.udp" in title else [title]  # such as trisock.testing
+        node = node.parent
+    return scopes
 
 
-def candidates(name: str, class_around: str) -> list[str]:
+def candidates(name: str, page: Page, around: list[str]) -> list[str]:
     """Return the full names that ``name`` may stand for, the likeliest first."""
-    first, _, rest = name.partition(".")
-    if first in CLASSES and rest:
-        name = f"{CLASSES[first]}.{rest}"
-    return [name, f"{class_around}.{name}", f"trisock.{name}", f"trisock.testing.{name}"]
+    first, _, rest = name.rpartition(".")
+    if first in page.variables:
+        return [f"{page.variables[first]}.{rest}"]
+    return [name, *(f"{scope}.{name}" for scope in (*around, *page.scopes))]
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -22,30 +22,22 @@ from helpers.certificates import CertificateAuthority
 from helpers.local_servers import LocalServer, offering, quiet, server_tls, serving
 from helpers.pseudo_terminal import WIDTH, on_terminal, trisock
 
-IMAPS, SUBMISSION, POP3, HTTPS = 50993, 50587, 50110, 50443
+SUBMISSION, IMAPS = 50587, 50993
 
 
 def draw(target: str) -> None:
-    """Run the command against four servers, and write the SVG."""
+    """Run the command against two servers, and write the SVG."""
     authority = CertificateAuthority("Example CA")
     names = ("localhost", "mail.example.org")
-    good = server_tls(authority, *names, left=83, alpn=("imap",))
+    good = server_tls(authority, *names, left=83)
     soon = server_tls(authority, *names, left=5)
-    wrong = server_tls(authority, "www.example.org", left=60, alpn=("h2",))
-    urls = (
-        f"imaps://localhost:{IMAPS}",
-        f"smtp://localhost:{SUBMISSION}",
-        f"pop3://localhost:{POP3}",
-        f"https://localhost:{HTTPS}",
-    )
+    urls = (f"smtp://localhost:{SUBMISSION}", f"imaps://localhost:{IMAPS}")
     with tempfile.TemporaryDirectory() as folder:
         ca = Path(folder, "ca.pem")
         ca.write_bytes(authority.pem)
         with serving(
-            LocalServer(quiet, good, IMAPS),
             offering("smtp", good, port=SUBMISSION),
-            offering("pop3", soon, port=POP3),
-            LocalServer(quiet, wrong, HTTPS),
+            LocalServer(quiet, soon, IMAPS),
         ):
             with on_terminal(*trisock("check", "--ca", ca, *urls)) as terminal:
                 terminal.wait()

@@ -28,6 +28,8 @@ ROOT = Path(__file__).parents[2]
 INSTALLED = Path(__file__).parent / "installed.py"
 PACKAGE = ROOT / "src"
 
+LINK = re.compile(r"\]\(([^)]+)\)")
+
 # Fast tests. Some need files that are not in the wheel, such as the documentation.
 SOME_TESTS = [
     "tests/net/test_address.py",
@@ -73,7 +75,7 @@ def main() -> None:
 
 
 def check_wheel(wheel: Path) -> None:
-    """The wheel contains the package, and nothing else. The links of its README are absolute."""
+    """The wheel contains the package, and nothing else. The links of its README lead to its tag."""
     with zipfile.ZipFile(wheel) as archive:
         found = {name for name in archive.namelist() if ".dist-info/" not in name}
     package = {
@@ -83,11 +85,20 @@ def check_wheel(wheel: Path) -> None:
     }
     assert "trisock/py.typed" in found
     assert found == package, f"{wheel.name}: {sorted(found ^ package)}"
-    readme = str(metadata_of(wheel).get_payload())
-    links = re.findall(r"\]\(([^)]+)\)", readme)
-    assert len(links) > 20
-    relative = [link for link in links if not link.startswith("https://")]
-    assert not relative, f"{wheel.name}: PyPI cannot follow {relative}"
+    metadata = metadata_of(wheel)
+    shown = LINK.findall(str(metadata.get_payload()))
+    written = LINK.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(written) > 20
+    assert shown == [_on_pypi(link, f"v{metadata['Version']}") for link in written]
+
+
+def _on_pypi(link: str, tag: str) -> str:
+    """Return what a link of the README must be on PyPI, which has no files beside it."""
+    if link.startswith("https://"):
+        return link
+    if link.endswith(".svg"):
+        return f"https://raw.githubusercontent.com/trisock/trisock/{tag}/{link}"
+    return f"https://github.com/trisock/trisock/blob/{tag}/{link}"
 
 
 def check_sdist(sdist: Path) -> None:

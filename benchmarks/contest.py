@@ -134,7 +134,7 @@ def compete(
 ) -> Result:
     """Measure every peer in every round. After a peer has failed, skip it in later rounds.
 
-    A peer that has no server for the row's work is left out.
+    A peer that has no server for the row's work is omitted.
     """
     peers = [each for each in peers if row.work in each.works]
     series = {peer.name: Series() for peer in peers}

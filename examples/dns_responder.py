@@ -5,10 +5,11 @@ Run it, and ask it (dig is in Debian's package bind9-dnsutils):
     python examples/dns_responder.py --port 5300 www.example.test=192.0.2.1 www.example.test=::1
     dig @127.0.0.1 -p 5300 www.example.test AAAA
 
-The example shows three things. A server on all addresses answers from the address that was asked.
-It is no amplifier: anyone can forge the sender of a datagram, so an answer over UDP is never longer
-than its query. A longer answer is truncated (TC), and the client asks again over TCP (RFC 2181,
-section 9; RFC 7766). And a signal stops both servers: what has arrived is still answered.
+The example shows three things. Each answer comes from the address that the query was sent to. The
+server is not an amplifier: anyone can forge the sender of a datagram, so an answer over UDP is
+never longer than its query. A longer answer is truncated (TC), and the client asks again over TCP
+(RFC 2181, section 9; RFC 7766). On a signal, both servers stop, but first they answer the queries
+that have already arrived.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def edns_version(rest: bytes) -> int | None:
 
 
 def answer(query: bytes, records: Records, limit: int) -> bytes | None:
-    """Return the answer to a query, or ``None`` if it deserves none.
+    """Return the answer to a query, or ``None`` if the query gets no answer.
 
     If the answer has more than ``limit`` bytes, it is truncated. A truncated answer is never longer
     than the query.
@@ -138,7 +139,7 @@ class Responder:
             async for query in udp:
                 response = answer(query.data, self.records, limit=len(query.data))
                 if response is not None:
-                    # The sender may be forged, and one that nobody can answer.
+                    # The sender's address may be forged, and one that nobody can answer.
                     with contextlib.suppress(OSError):
                         await udp.send(response, query.address, source=query.destination)
 
@@ -162,7 +163,7 @@ async def main(port: int, records: Records) -> None:
                 break
             except OSError:
                 await udp.close()
-                if port != 0:  # else another free port may also be free for TCP
+                if port != 0:  # with port 0, try another free port
                     raise
         service.nursery.start_soon(responder.serve_udp, await service.open_udp(udp))
         print("listening on port", own_port, flush=True)

@@ -1,11 +1,11 @@
 """An SSDP discovery in the style of Hammerspoon: it prints the UPnP devices of the network.
 
-It asks all devices by multicast, and prints the address and the location of each that answers:
+It asks all devices by multicast. For each device that answers, it prints the address and location:
 
     python examples/hammerspoon_ssdp.py
     python examples/hammerspoon_ssdp.py --target upnp:rootdevice --seconds 5
 
-To ask one device only, pass its address as `--host`.
+To ask only one device, pass its address as `--host`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def search(target: str, seconds: int) -> str:
         "M-SEARCH * HTTP/1.1\r\n"
         f"HOST: {GROUP}:{PORT}\r\n"
         'MAN: "ssdp:discover"\r\n'
-        f"MX: {min(5, max(1, seconds - 1))}\r\n"  # the seconds that a device may take
+        f"MX: {min(5, max(1, seconds - 1))}\r\n"  # a device may take this many seconds to answer
         f"ST: {target}\r\n"
         "\r\n"
     )
@@ -37,7 +37,7 @@ async def discover(target: str, seconds: int, host: str, port: int) -> None:
         found = set()
 
         def callback(data: bytes, sockaddr: bytes) -> None:
-            # Anyone can answer, so take visible characters only.
+            # Anyone can answer, so accept only visible characters.
             location = re.search(rb"(?im)^location:[ \t]*([!-~]+)", data)
             device = hs.parseAddress(sockaddr)
             if not data.startswith(b"HTTP/1.1 200 ") or not location or not device:

@@ -1,4 +1,4 @@
-"""A Wake-on-LAN sender in the style of Hammerspoon: it broadcasts a magic packet by `hs.udp`.
+"""A Wake-on-LAN sender in the style of Hammerspoon: it broadcasts a magic packet with `hs.udp`.
 
 Pass the hardware address of the machine to wake:
 
@@ -21,7 +21,7 @@ SECONDS = 2  # how long to wait until the packet is sent
 
 
 def magic_packet(mac: str) -> bytes:
-    """Return six bytes of 0xFF, and the address 16 times."""
+    """Return six bytes of 0xFF, followed by 16 copies of the address."""
     address = bytes.fromhex(mac.replace(":", "").replace("-", ""))
     if len(address) != 6:
         raise ValueError("a hardware address has 6 bytes")

@@ -172,7 +172,7 @@ async def exchange(sock: trisock.Socket) -> bool:
 async def request_begins(sock: trisock.Socket) -> bool:
     """Wait for a request. Return False at EOF, or after IDLE_TIMEOUT."""
     try:
-        with sock.idle(IDLE_TIMEOUT):  # a server that stops ends this wait
+        with sock.idle(IDLE_TIMEOUT):  # this wait ends if the server stops
             return bool(await sock.peek(wait=True))
     except trisock.IdleTimeoutError:
         return False

@@ -69,7 +69,7 @@ class TLSConnection:
         self._alpn_protocol = sock.tls.alpn_protocol if sock.tls else None
 
     async def do_handshake(self) -> None:
-        await trio.lowlevel.checkpoint()  # done already
+        await trio.lowlevel.checkpoint()  # the handshake is already complete
 
     def selected_alpn_protocol(self) -> str | None:
         return self._alpn_protocol

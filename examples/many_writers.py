@@ -1,11 +1,11 @@
 """Several tasks write to one connection.
 
-Only one task at a time may send on a `Socket`. A second task gets `trio.BusyResourceError`, because
-the two messages could mix. There are two ways to share a connection:
+Only one task at a time may send on a `Socket`. A second task gets `trio.BusyResourceError`,
+because otherwise the two messages could mix. There are two ways to share a connection:
 
 - `send_from` is the only task that sends. The writers hand it whole messages through a channel. A
   cancelled writer never harms the connection: its message is sent whole, or not at all. Use this
-  way unless a writer must know that the kernel has its data.
+  way unless a writer must know when the kernel has its data.
 - `LockedSender` holds a lock while it sends. When its `send` returns, the kernel has the data. But
   if a writer is cancelled in the middle of a message, an unknown part of the message has been sent.
   Nothing can be sent after that, and every other writer gets `trio.BrokenResourceError`.

@@ -1,12 +1,12 @@
-"""Show what the machines of the local network ask and tell each other by multicast DNS.
+"""Show the multicast DNS questions and records that machines send on the local network.
 
     python examples/mdns_listener.py
     python examples/mdns_listener.py --interface eth0
 
-Each line has the sender, and a question or a record: a printer tells where it is, a telephone asks
-for a speaker (RFC 6762). The example only listens. It shows how to join groups of IPv4 and IPv6
-on one socket, beside other programs on the same port, and how to read what anybody may have sent:
-names that point in circles, control characters, datagrams that are cut short.
+Each line has the sender, and a question or a record (RFC 6762). For example, a phone asks for
+speakers, or a printer tells its address. The example only listens. It shows how one socket joins
+IPv4 and IPv6 groups, and shares its port with other programs. It also shows how to parse untrusted
+data: names whose pointers form a loop, control characters, truncated datagrams.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import trisock
 GROUPS = ("224.0.0.251", "ff02::fb")
 PORT = 5353
 TYPES = {1: "A", 12: "PTR", 16: "TXT", 28: "AAAA", 33: "SRV", 47: "NSEC", 255: "ANY"}
-MAX_ITEMS = 50  # of one datagram; a short one can claim 65,535
+MAX_ITEMS = 50  # items to show of a datagram; even a short datagram can claim 65,535
 
 
 def printable(text: str) -> str:
@@ -41,7 +41,7 @@ def read_name(message: bytes, position: int) -> tuple[str, int]:
     while length := message[position]:
         if length >= 0xC0:
             target = (length & 0x3F) << 8 | message[position + 1]
-            if target >= start:  # each pointer points further back, so there is no circle
+            if target >= start:  # each pointer points further back, so there is no loop
                 raise ValueError("a pointer that does not point back")
             after = after or position + 2
             position = start = target
@@ -54,7 +54,7 @@ def read_name(message: bytes, position: int) -> tuple[str, int]:
 
 
 def items(message: bytes) -> Iterator[str]:
-    """Yield the questions and records of a message, in words, up to the first malformed one."""
+    """Describe each question and record of a message, up to the first malformed one."""
     try:
         _, _, questions, *records = struct.unpack_from("!6H", message)
         position = 12
@@ -79,7 +79,7 @@ async def listen(udp: trisock.UDPSocket) -> None:
 
 
 def join(udp: trisock.UDPSocket, interface: str | None) -> None:
-    """Join the groups of both families. One of them is enough."""
+    """Join the groups of both families. It is enough if one of them can be joined."""
     failures = []
     for group in GROUPS:
         try:

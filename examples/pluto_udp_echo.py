@@ -1,12 +1,12 @@
-"""A UDP echo server, as one writes it with Pluto's `socket.udpserver`: a loop without `await`.
+"""A UDP echo server in the style of Pluto's `socket.udpserver`: a loop without `await`.
 
 Run it, and talk to it:
 
     python examples/pluto_udp_echo.py --port 7777
     nc -u 127.0.0.1 7777
 
-Whoever can forge a sender's address can make this server send to that address, as with any server
-that answers over UDP. It answers a datagram with one of the same size, so it amplifies nothing.
+As with any server that answers over UDP, an attacker can forge a sender's address, and so make this
+server send to that address. Each answer has the size of its datagram, so nothing is amplified.
 """
 
 from __future__ import annotations

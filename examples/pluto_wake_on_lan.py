@@ -1,6 +1,7 @@
-"""A Wake-on-LAN sender, as one writes it with Pluto's UDP sockets: it wakes a sleeping machine.
+"""A Wake-on-LAN sender in the style of Pluto's UDP sockets: it wakes a sleeping machine.
 
-The machine's network card waits for its own MAC address, 16 times behind six bytes of `ff`:
+The network card of the machine waits for six bytes of `ff`, followed by 16 copies of its own MAC
+address:
 
     python examples/pluto_wake_on_lan.py 00:11:22:33:44:55
     python examples/pluto_wake_on_lan.py 00:11:22:33:44:55 --host 192.168.1.255

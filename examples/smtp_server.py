@@ -7,11 +7,11 @@ Run it with a certificate that it creates, and talk to it:
     curl --ssl-reqd --cacert ca.pem smtp://localhost:2525 \
         --mail-from me@example.org --mail-rcpt you@example.org --upload-file mail.txt
 
-Or use your own certificate: `--cert chain.pem --key key.pem`. SIGHUP reads its files again.
+Or use your own certificate: `--cert chain.pem --key key.pem`. On SIGHUP, the
+server reads these files again.
 
-An attacker may inject commands after STARTTLS (CVE-2011-0411). The injected
-commands are never executed: `starttls` treats every unread byte as part of the handshake, which
-then fails.
+An attacker may inject commands after STARTTLS (CVE-2011-0411). The injected commands are never
+executed: `starttls` treats every unread byte as part of the handshake, which then fails.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Session:
         await self.serve()
 
     async def serve(self) -> None:
-        """Serve commands. The client has had its greeting."""
+        """Serve commands, after the client has received its greeting."""
         more = True
         try:
             while more:
@@ -92,7 +92,7 @@ class Session:
         """Read and execute one command. Return whether another command may follow."""
         try:
             try:
-                # A server that stops need not wait for a client that has sent nothing.
+                # When the server stops, it need not wait for a client that has sent nothing.
                 with self.sock.idle(IDLE_TIMEOUT):
                     line = await self.sock.recv_line(delimiter=CRLF, max_bytes=MAX_COMMAND)
             except trisock.LimitExceededError:

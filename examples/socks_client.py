@@ -7,9 +7,9 @@ Fetch a page over HTTPS through a proxy (`ssh -D 1080 HOST` and Tor are SOCKS pr
 
     python examples/socks_client.py --proxy socks5://127.0.0.1:1080 https://example.org/
 
-In your program, call `connect_through_proxy`. For STARTTLS, leave `tls` out, and call
-`trisock.starttls.upgrade(sock, "imap", host)`. Do not use an HTTP proxy (`http://...`) if
-the server speaks first: python-socks drops what arrives together with the answer of such a proxy.
+In your program, call `connect_through_proxy`. For STARTTLS, omit `tls`, and call
+`trisock.starttls.upgrade(sock, "imap", host)`. Do not use an HTTP proxy (`http://...`) if the
+server speaks first: python-socks drops data that arrives together with the HTTP proxy's answer.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """SMTP submission in production: STARTTLS on port 587, and TLS from the first byte on port 465.
 
-Port 587 takes nothing but STARTTLS in plain text: no password and no mail (RFC 8314).
+Before STARTTLS, port 587 accepts no password and no mail (RFC 8314).
 
 systemd opens both ports (`examples/systemd/`), so the program needs no privileges, and no client is
-lost while it restarts. SIGTERM stops it: requests that have begun are answered, and idle clients
-get a 421 under TLS. SIGHUP reads the certificate's files again. To try it without systemd:
+lost while it restarts. SIGTERM stops the program: it answers the requests that have begun, and
+sends a 421 to idle clients under TLS. On SIGHUP, it reads the certificate's files again. To try it
+without systemd:
 
     python examples/submission_server.py --cert chain.pem --key key.pem --ports 1587 1465
 """
@@ -21,7 +22,7 @@ from smtp_server import Session, handle
 
 import trisock
 
-# Networks whose clients are refused, right after they have connected.
+# Clients from these networks are rejected right after they have connected.
 DENIED = [ipaddress.ip_network("192.0.2.0/24")]
 
 MAX_CONNECTIONS = 1_000  # on each port

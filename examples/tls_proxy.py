@@ -1,7 +1,7 @@
 """A TLS-terminating proxy between a load balancer and a backend that speaks plain text.
 
-The balancer names each client in a PROXY header, in front of the client's TLS. This proxy ends TLS,
-and names the client to the backend in a PROXY header of its own:
+The balancer sends a PROXY header, which names the client, before the client's TLS. This proxy
+terminates TLS, and names the client to the backend in its own PROXY header:
 
     client -- TLS --> HAProxy -- PROXY header, TLS --> tls_proxy -- PROXY header, plain --> backend
 
@@ -33,7 +33,7 @@ logger = logging.getLogger("tls_proxy")
 
 
 def header_for_backend(client: trisock.Socket) -> trisock.ProxyHeader:
-    """Return the header that tells the backend who the client is, and how it uses TLS."""
+    """Return the header that tells the backend who the client is, and how the client uses TLS."""
     received, tls = client.proxy_header, client.tls
     assert received is not None
     assert tls is not None

@@ -2,13 +2,13 @@
 
 Each server is written as an experienced user of the library would write it, without tuning. All
 servers read at most 64 KiB, write 64 KiB at a time, and keep the library's default for TCP_NODELAY.
-There are eight kinds of work on a connection, and one for datagrams. The servers of the two Trio
-peers can do all of them. HAProxy can do only ``relay``. The other servers can do all kinds except
-``relay`` and ``line-echo``, and those of anyio and gevent no ``udp-echo``:
+There are eight kinds of work on a connection, and one kind with datagrams. The servers of bare Trio
+and trisock can do all kinds. HAProxy can do only ``relay``. The other servers cannot do ``relay``
+and ``line-echo``, and the servers of anyio and gevent cannot do ``udp-echo`` either:
 
 - ``echo``: echo everything until EOF.
-- ``line-echo``: echo line after line until EOF. Two more peers do only this: trisock with idle
-  blocks, to show what these cost.
+- ``line-echo``: echo line after line until EOF. Two more peers do only this work. They use
+  trisock with idle blocks, and show the cost of these blocks.
 - ``receive``: receive a request, which is a decimal number, and echo it. Then read and drop that
   number of bytes, and respond with the number of bytes received. Repeat.
 - ``send``: receive a request, which is a decimal number (a multiple of 65536), and respond with
@@ -18,8 +18,8 @@ peers can do all of them. HAProxy can do only ``relay``. The other servers can d
 - ``frames``: count length-prefixed frames until EOF, and respond with the count. The header is a
   big-endian integer of 4 bytes.
 - ``relay``: connect to the upstream port, and copy data and EOF both ways.
-- ``udp-echo``: echo each datagram. One more peer does only this: trisock on all addresses, where it
-  answers from the address that was asked.
+- ``udp-echo``: echo each datagram. One more peer does only this work. It uses trisock on all
+  addresses, and answers from the address that the datagram was sent to.
 """
 
 from __future__ import annotations

@@ -92,10 +92,10 @@ def leaves(exc: BaseException) -> list[BaseException]:
 
 @contextlib.contextmanager
 def bare() -> Iterator[None]:
-    """Raise an exception that is alone in a group without the group.
+    """If a group with only one exception is raised, raise that exception without the group.
 
-    This is for a call that uses a nursery which its caller does not see. A Ctrl-C, for example, is
-    a ``KeyboardInterrupt`` for the caller, whatever the call was waiting for.
+    This is for a call with an internal nursery. The caller then gets a bare ``KeyboardInterrupt``
+    on Ctrl-C, for example, no matter where the call was waiting.
     """
     found: list[BaseException] = []
     try:
@@ -178,7 +178,7 @@ def log(
             info = (type(shown), shown, _attribute(shown, "__traceback__"))
         logger.log(level, message, *args, exc_info=info, extra=extra, stacklevel=2)
     except Exception as failure:
-        # Not print(file=sys.stderr): if sys.stderr is None, print writes to stdout.
+        # Do not use print(file=sys.stderr): if sys.stderr is None, print writes to stdout.
         with contextlib.suppress(Exception):
             lines = [f"logging on {logger.name!r} failed; the message was: {message % args}\n"]
             if shown is not None:

@@ -137,7 +137,7 @@ class TrioWorker(Worker):
 
     @classmethod
     def check_config(cls, cfg: Config, log: Logger) -> None:
-        """Warn of options that do not do what they seem to. The master calls this at its start."""
+        """Warn of options with an unexpected effect. The master calls this when it starts."""
         if cfg.threads > 1:
             log.warning("TrioWorker does not use --threads; the limit is --worker-connections")
         if cfg.reuse_port:

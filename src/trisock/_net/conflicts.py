@@ -19,7 +19,7 @@ class ConflictDetector:
 
     Args:
       action: what a task does with the resource, such as ``"reading from"``.
-      resource: error messages name it with ``str(resource)``. Only an error calls this ``str``.
+      resource: the object that error messages name. Only an error calls ``str(resource)``.
 
     Attributes:
       in_use: whether a task is using the direction.

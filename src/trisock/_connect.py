@@ -96,7 +96,8 @@ async def connect(
         ``Socket.starttls``, and must be for a TLS client.
       https_compatible: as in ``Socket.starttls``. ``True`` is allowed only with ``tls``.
       local_address: the local address to connect from.
-      proxy_header: a PROXY header, which is sent first, before TLS. The server must expect it.
+      proxy_header: a PROXY header, which is sent first, before TLS. The server must expect the
+        header.
       starttls: a protocol of ``trisock.starttls.PROTOCOLS``, such as ``"imap"``. The connection
         begins in plain text, and upgrades to TLS by the protocol's rules
         (``trisock.starttls.upgrade``). ``tls=None`` then means the same as ``tls=True``. The
@@ -225,7 +226,7 @@ async def connect_unix(
 
     Args:
       path: the path; on Linux also an abstract name (``"\0name"``).
-      tls: as in ``Socket.starttls``. A client that verifies the server must give the server's name.
+      tls: as in ``Socket.starttls``. To verify the server, a client must pass the server's name.
       proxy_header: as in ``connect``.
 
     Returns: a ``Socket`` whose side is ``"client"``.

@@ -142,8 +142,8 @@ def new_incomplete_read_error(
 ) -> IncompleteReadError:
     """Return an error whose ``partial`` is the unread bytes of the given entries.
 
-    ``size``: how many bytes of the requested data arrived. This is the total of the entries, unless
-    the read has dropped bytes (``skip_until``).
+    ``size``: how many bytes of the requested data arrived. This is the total size of the entries,
+    unless the read has dropped bytes (``skip_until``).
 
     The chunks are joined only when ``partial`` is read. A program may get this error, read one byte
     and retry, again and again. If the chunks were joined here, each retry would copy all of them.
@@ -157,8 +157,8 @@ def new_incomplete_read_error(
 class LimitExceededError(Exception):
     """A read found no delimiter within its limit, or a frame is longer than its limit.
 
-    No data is lost: the next read returns the data. A server can drop a line that is too long with
-    ``skip_until``, and then continue.
+    No data is lost: the next read returns the data. To continue after a line that is too long, a
+    server can drop the line with ``skip_until``.
 
     Attributes:
       limit: the ``max_bytes`` that was exceeded.
@@ -211,8 +211,8 @@ class IdleTimeoutError(trio.TooSlowError):
 class ServerClosing(Exception):
     """The server is stopping, and the peer has not begun a request (see ``Socket.idle``).
 
-    ``bind`` treats this error as a normal end of the handler. To send a last message, a handler can
-    catch the error: the socket is still open.
+    ``bind`` treats this error as a normal end of the handler. The socket is still open, so a
+    handler can catch the error and send a last message.
     """
 
 

@@ -18,8 +18,8 @@ _inherited: trio.lowlevel.TrioToken | None = None
 count = 0
 
 
-# The number of forks that this process and its ancestors have seen. If it has changed since a
-# descriptor was opened, another process may hold a copy of the descriptor.
+# The number of forks that this process and its ancestors have seen. If this number has changed
+# since a descriptor was opened, another process may hold a copy of the descriptor.
 forks = 0
 
 

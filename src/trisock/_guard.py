@@ -1,7 +1,8 @@
 """Call the user's code, and handle its exceptions.
 
 Handlers, callbacks and log filters may do anything. So this module never hashes or compares an
-exception, and never relies on a method of its class: a user's class may override any method.
+exception, and never relies on a method of its class, because a user's class may override any
+method.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ async def isolated(function: Callable[[], Awaitable[T]]) -> T:
 
     If the code leaves a cancel scope open (a timeout inside an async generator), that scope could
     cancel our task later. Trio detects the open scope when our scope around the code exits, and
-    raises ``RuntimeError``. A ``Cancelled`` that no enclosing scope requested also becomes a
-    ``RuntimeError``: as a ``Cancelled``, it would end the nursery silently. ``KeyboardInterrupt``
-    and the like always propagate.
+    raises ``RuntimeError``. Also raises ``RuntimeError`` for a ``Cancelled`` that no enclosing
+    scope requested, because such a ``Cancelled`` would end the nursery silently.
+    ``KeyboardInterrupt`` and the like always propagate.
     """
     failure: BaseException | None = None
     try:
@@ -121,7 +122,7 @@ def split_errors(exc: BaseException) -> tuple[BaseException | None, BaseExceptio
 
     If a group contains both kinds, each result is a flat group. But if only one exception is to be
     raised again, the second result is this exception itself. We do not call the group's ``split``
-    method: a user's class may override it.
+    method, because a user's class may override it.
     """
     each = leaves(exc)
     errors = [leaf for leaf in each if is_error(leaf)]
@@ -225,7 +226,7 @@ def _regroup(others: list[BaseException], tb: Any) -> BaseException:
 
 
 def _name(exc: BaseException) -> str:
-    # Not type(exc).__qualname__: a metaclass may override it.
+    # Do not use type(exc).__qualname__: a metaclass may override it.
     return printable(str(type.__dict__["__qualname__"].__get__(type(exc))))
 
 

@@ -142,7 +142,7 @@ class TrioWorker(Worker):
             log.warning("TrioWorker does not use --threads; the limit is --worker-connections")
         if cfg.reuse_port:
             log.warning(
-                "with --reuse-port a worker that stops resets the connections it has not accepted"
+                "with --reuse-port, a stopping worker resets connections that it has not accepted"
             )
 
     # ---- before Trio runs ----

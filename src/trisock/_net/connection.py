@@ -216,7 +216,7 @@ class Connection:
         """
         tls = self.tls
         if tls is None or self.reading.in_use:
-            return  # if another task is reading, it gets the alert
+            return  # a task that is reading gets the alert
         for _ in range(_MAX_RECORDS_BEFORE_ALERT):
             if len(self.buffer) >= RECEIVE_SIZE:
                 break
@@ -372,7 +372,7 @@ class Connection:
         """Await a change of the layers. If it fails, close the connection.
 
         ``gracefully``: whether to close gracefully after an error that the peer caused. A server
-        passes False and closes later: it must first release the connection's slot.
+        passes False and closes later, because it must first release the connection's slot.
         """
         try:
             return await change

@@ -52,7 +52,7 @@ class Deadlines(Generic[ItemT]):
         """Remove the item's deadline. ``timeout``: as in ``add``."""
         items = self._by_timeout.get(timeout)
         if items is None or items.pop(item, None) is None:
-            for others in self._by_timeout.values():  # ``limit`` has changed its timeout
+            for others in self._by_timeout.values():  # ``limit`` has changed the item's timeout
                 others.pop(item, None)
 
     def limit(self, timeout: float) -> None:
@@ -63,7 +63,7 @@ class Deadlines(Generic[ItemT]):
     async def run(self) -> None:
         """Report overdue items until ``close`` is called.
 
-        This is shielded, because cancelled tasks may still need their deadlines.
+        ``run`` is shielded, because cancelled tasks may still need their deadlines.
         """
         with self._running:
             while True:

@@ -64,7 +64,7 @@ class Descriptor:
 
     @property
     def socket(self) -> trio.socket.SocketType:
-        """Trio's socket. Closing it or transferring data with it breaks the connection."""
+        """Trio's socket. Do not close it or transfer data with it: this breaks the connection."""
         return self._socket
 
     @property

@@ -34,7 +34,7 @@ class FrameHeader:
         ``struct`` uses the byte order and the sizes of this machine.
 
     Raises:
-      ValueError: ``header`` is neither.
+      ValueError: ``header`` is neither a valid format nor a valid size.
 
     Attributes:
       size: the size of the header, in bytes.

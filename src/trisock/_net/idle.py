@@ -89,7 +89,7 @@ class IdleBlock(NotCopyable):
 
 
 async def receive_idle(connection: Connection, block: IdleBlock) -> bytes:
-    """Receive a chunk, as ``connection.layer.receive`` does, in an idle block.
+    """Receive a chunk inside an idle block, like ``connection.layer.receive``.
 
     Raises ``ServerClosing`` if the server is stopping and no request has begun, and
     ``IdleTimeoutError`` if no byte arrives in time. Before it raises one of these errors, it checks
@@ -125,7 +125,7 @@ async def receive_idle(connection: Connection, block: IdleBlock) -> bytes:
                     finally:
                         server.idle_deadlines.discard(connection, timeout)
             except ReadInterrupted:
-                if not block.active or block.timeout() != timeout:  # another task has left a block
+                if not block.active or block.timeout() != timeout:  # another task exited a block
                     remaining = block if block.active else connection.idle
                     if remaining is None:
                         connection.in_idle_read = False

@@ -23,7 +23,7 @@ class ItemIterator(NotCopyable):
     Each item is consumed only when it is returned, so you can leave the loop at any time.
     """
 
-    # This is a class because Python does not close an async generator when a loop is left early.
+    # This is a class because Python does not close an async generator when a loop exits early.
     #
     # Args:
     #   reading: detects whether another task is reading.

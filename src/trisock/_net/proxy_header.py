@@ -23,7 +23,8 @@ SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 # except that of the 16-bit length field. HAProxy's headers have at most a few hundred bytes.
 MAX_HEADER = 4096
 
-# The signature, the version and command, the family and protocol, and the length of the rest.
+# The fixed part of a version 2 header: the signature, the version and command, the family and
+# protocol, and the length of the rest.
 V2_HEAD = struct.Struct("!12sBBH")
 
 # The byte for the version and the command: the upper four bits hold the version (2), and the lower
@@ -114,7 +115,7 @@ class ProxyHeader:
 
     @property
     def authority(self) -> str | None:
-        """The host name that the client requested, such as by SNI. It may be any name."""
+        """The host name that the client requested, such as by SNI. It is not verified."""
         return proxy_tlvs.tlv_text(self.tlvs, proxy_tlvs.AUTHORITY, "utf-8")
 
     @property
@@ -134,7 +135,7 @@ class ProxyHeader:
         return None if value is None else proxy_tlvs.ssl_from_bytes(value)
 
     def to_bytes(self) -> bytes:
-        """Return the header as it is sent.
+        """Return the header in its wire format.
 
         Version 2 ends with a checksum (CRC32c), unless the header has no room for it. A header that
         was received for a UDP client is sent as a header for a TCP client. (Likewise, a Unix

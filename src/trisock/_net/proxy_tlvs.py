@@ -149,7 +149,7 @@ def check_tlvs(tlvs: object) -> TLVs:
 
 
 def check_values(tlvs: TLVs) -> None:
-    """Raise ``ValueError`` if a value contradicts the specification."""
+    """Raise ``ValueError`` if a value violates the specification."""
     for kind, value in tlvs:
         _check_text(kind, value, _ENCODINGS)
         if kind == UNIQUE_ID and len(value) > _MAX_UNIQUE_ID:

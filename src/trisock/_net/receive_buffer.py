@@ -370,8 +370,8 @@ class ReceiveBuffer:
         """Return an iterator over the first frames' bodies. It consumes each frame that it yields.
 
         The iterator yields the frames that are complete in one piece of the oldest chunk, and stops
-        before a body of more than ``max_bytes`` bytes. It may yield nothing. The same operations
-        end it as in ``take_lines``. The buffer must not be empty.
+        before a body of more than ``max_bytes`` bytes. It may yield nothing. Any operation except
+        ``append`` and ``len`` ends the iterator. The buffer must not be empty.
         """
         self.commit_batch()
         chunk, start = self._oldest()

@@ -3,8 +3,8 @@
 A relay has one task for each direction. The task reads from the source and sends to the sink, in
 turn. So it holds at most the result of one read, and a slow sink slows its source down.
 
-While such a task is blocked in a send, no task reads from its source. So a checking task then looks
-once a second whether the source has hung up, and whether the sink accepts data. The checking task
+While such a task is blocked in a send, no task reads from its source. So another task then checks
+once a second whether the source has hung up, and whether the sink accepts data. This checking task
 starts before a send that may block, and ends when no send is in progress. So an idle relay has no
 checking task.
 
@@ -35,7 +35,8 @@ from .socket import Socket, connection_of
 from .syscalls import peer_ended, send_queue_size
 
 # How many seconds one direction may be silent after the other direction has ended, if there is no
-# idle_timeout. The peer that ended its direction may be gone, which only a send to it would show.
+# idle_timeout. The peer that ended its direction may be gone, which only a send to this peer would
+# show.
 _HALF_CLOSED_TIMEOUT = 60.0
 
 # The interval (seconds) at which the source and the sink of a send in progress are checked.
@@ -55,20 +56,20 @@ async def relay(a: Socket, b: Socket, *, idle_timeout: float | None = None) -> t
     ==============================  ====================================  ==========================
     peer of ``a``                   peer of ``b``                         ``relay``
     ==============================  ====================================  ==========================
-    ends its direction (FIN, or     plain text: FIN, and may go on        goes on until the other
+    ends its direction (FIN, or     plain text: FIN, and may continue     continues until the other
     ``close_notify`` under TLS)     sending. TLS: ``close_notify``, as    direction has ended
                                     soon as ``b``'s direction has ended
     resets the connection           a reset                               ``BrokenResourceError``
     ends TLS without                a reset                               ``TLSError``
     ``close_notify``, or forges a
     record
-    closes the connection but is    the rest of what the peer of ``a``    ``BrokenResourceError``
-    still being sent data           had sent, then a reset
+    closes the connection but is    all data that the peer of ``a`` had   ``BrokenResourceError``
+    still being sent data           sent, then a reset
     does not read                   waits for room                        waits
     does not read for the time      a reset                               ``BrokenResourceError``
     limit
     is silent for the time limit,   the end of the stream (FIN or         returns
-    as the peer of ``b`` is         ``close_notify``)
+    like the peer of ``b``          ``close_notify``)
     ==============================  ====================================  ==========================
 
     ``SSLStream`` has no half-closed state, so ``close_notify`` can only be sent by closing. On a
@@ -80,8 +81,8 @@ async def relay(a: Socket, b: Socket, *, idle_timeout: float | None = None) -> t
       idle_timeout: the time limit in seconds, more than 0. When no byte has moved in either
         direction for this long, both directions count as ended. ``None`` means no limit while both
         directions are open. After one direction has ended, or a peer has hung up while its data
-        cannot be delivered, the limit is then 60 seconds. The peer's kernel reports progress only
-        after the peer's program has read many KiB. So a peer that reads slowly can look stalled for
+        cannot be delivered, the limit is 60 seconds. The peer's kernel reports progress only after
+        the peer's program has read many KiB. So a peer that reads slowly can look stalled for
         seconds, and a limit of a few seconds may reset its connection.
 
     Returns: the number of bytes from ``a`` to ``b``, and from ``b`` to ``a``. The result does not
@@ -91,8 +92,8 @@ async def relay(a: Socket, b: Socket, *, idle_timeout: float | None = None) -> t
       trio.BrokenResourceError: a connection is broken (``TLSError`` is a subclass). The message
         names the address of the peer that broke it. The other connection was aborted, because its
         peer must not see a clean end. Also raised if data for a peer was pending, but the peer
-        accepted none of it for the time limit. Also raised if an earlier send on a socket was cut
-        short.
+        accepted none of it within the time limit. Also raised if an earlier send on a socket was
+        cut short.
       trio.ClosedResourceError: a socket was closed, before the call or by another task, or
         ``send_eof`` was called on it. The other socket was aborted.
       trio.BusyResourceError: another task is using one of the sockets. Nothing has changed.
@@ -184,8 +185,9 @@ class _Relay:
     """The state of one relay.
 
     Invariant: once a direction has failed, the other direction may run only if its source is the
-    broken connection: that peer may have sent data before the connection broke. ``_last_moved`` is
-    the time at which the relay last relayed data or EOF, or a sink last accepted data.
+    broken connection, because that peer may have sent data before the connection broke.
+    ``_last_moved`` is the time at which the relay last relayed data or EOF, or a sink last accepted
+    data.
     """
 
     __slots__ = ("_checking", "_directions", "_last_moved", "_limit", "_limited", "_nursery")
@@ -351,7 +353,7 @@ class _Relay:
         if peer_ended(descriptor):
             # A peer that has sent FIN may be gone. A peer that has sent a reset is gone.
             number = source.socket.getsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_ERROR)
-            if number in (0, errno.EPIPE):  # EPIPE: it had sent FIN before, so its data is complete
+            if number in (0, errno.EPIPE):  # EPIPE: the peer had sent FIN, so its data is complete
                 self._limit_the_rest()
             else:
                 self._end_with(direction, source.transport.broken(os.strerror(number)))

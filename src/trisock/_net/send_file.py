@@ -54,7 +54,7 @@ _SENDFILE_SIZE = 1024 * 1024
 _MAX_READERS = 40
 
 # How long (seconds) a cancelled send waits for a thread that is reading from the disk. The thread
-# closes the duplicate descriptor after the read. Nearly always the read is done within this time,
+# closes the duplicate descriptor after the read. The read is nearly always done within this time,
 # so the duplicate is closed before ``send_file`` returns. A slow disk (NFS) may take longer.
 _CLOSE_TIMEOUT = 1.0
 

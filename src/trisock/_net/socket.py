@@ -39,9 +39,10 @@ class ConnectionInfo:
       peer: the peer's address.
       side: our side of the connection, ``"client"`` or ``"server"``.
       isopen: the result of ``Socket.isopen()``.
-      cansend: whether a send may still succeed. False once this side has closed the connection or
-        called ``send_eof``, once the connection is broken, and after a send that was cut short.
-        The peer may end the connection at any time, so ``True`` may already be out of date.
+      cansend: whether a send may still succeed. It is False once this side has closed the
+        connection or called ``send_eof``, once the connection is broken, and after a send that was
+        cut short. The peer may end the connection at any time, so ``True`` may already be out of
+        date.
       istls: the result of ``Socket.istls()``.
       tls: the value of ``Socket.tls``.
       buffered: the number of unread bytes in the receive buffer, including pushed-back ones.
@@ -64,7 +65,7 @@ class Socket(NotCopyable, MessageReceiver, Sender, trio.abc.HalfCloseableStream)
 
     ``connect``, ``Listener`` and ``Server`` create Sockets. The constructor wraps a
     ``trio.SocketStream``, which only the Socket may use afterwards. The stream keeps its socket
-    options: the constructor does not turn TCP keepalive on, unlike ``connect`` and ``Listener``.
+    options. Unlike ``connect`` and ``Listener``, the constructor does not turn TCP keepalive on.
 
     Args:
       stream: the connection.
@@ -198,7 +199,7 @@ class Socket(NotCopyable, MessageReceiver, Sender, trio.abc.HalfCloseableStream)
     def idle(self, timeout: float | None = None) -> IdleBlock:
         """Return a context manager to enter while a handler waits for the next request.
 
-        A stopping server does not have to wait for such a handler::
+        A stopping server does not have to wait for a handler in this block::
 
             while True:
                 with sock.idle(timeout=300):

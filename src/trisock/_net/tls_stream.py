@@ -20,7 +20,7 @@ How reading and sending work together, after the handshake:
   harm. Then it encrypts one piece and tries to send it, with no cancel point in between. If a send
   is cancelled after that, later sends fail (SendState.OVER).
 - If OpenSSL must read before it can write, we repeat the same write later (SSL_write(3)). After a
-  failed send, reads still work: the peer's last data, or its alert, may have arrived.
+  failed send, reads still work, because the peer's last data or its alert may have arrived.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ from .ssl_stream import SSLStreamRunner
 from .syscalls import FINAL_SEND_FLAGS, SEND_FLAGS
 from .transport import CUT_SHORT, Transport
 
-# Maximum number of bytes in unsent responses, enough for about 2000 key updates. While a send waits
-# for room, the same queue also holds one encrypted piece of the message: at most SEND_SIZE bytes,
-# plus the overhead of the TLS records.
+# Maximum number of bytes in OpenSSL's unsent responses, enough for about 2000 key updates. While a
+# send waits for room, the same queue also holds one encrypted piece of the message: at most
+# SEND_SIZE bytes, plus the overhead of the TLS records.
 _MAX_RESPONSE_BYTES = 65536
 _MAX_PIECE = SEND_SIZE + 4096
 
@@ -176,7 +176,7 @@ class TLSStream:
             data = self._read_record()
             if data is not None:
                 return data
-            if self._transport.interrupts != interrupts:  # while we were not waiting
+            if self._transport.interrupts != interrupts:  # interrupted while not waiting
                 raise ReadInterrupted
 
     def _read_record(self) -> bytes | None:
@@ -300,7 +300,7 @@ class TLSStream:
         return None
 
     def at_end(self) -> bool:
-        """Return whether nothing is left to read. Any unread ciphertext counts as data."""
+        """Return whether nothing more can be read. Any unread ciphertext counts as data."""
         engine = self.engine
         if engine.failure is not None or engine.state is TLSState.PEER_CLOSED or engine.forked:
             return True
@@ -344,7 +344,7 @@ class TLSStream:
                         engine.feed_record()
                         await trio.lowlevel.checkpoint()
                     else:
-                        with contextlib.suppress(ReadInterrupted):  # meant for a reader
+                        with contextlib.suppress(ReadInterrupted):  # which is for a reader
                             if not await self._fill():
                                 self._transport_ended()
                                 raise self._transport.broken("the peer has ended the connection")

@@ -79,11 +79,11 @@ class Transport(Descriptor):
     the methods that close use the descriptor. A send that was cut short sets ``_send_failure``,
     because the peer cannot tell where the next message begins. ``_reset`` is the error of an
     earlier send; a read that finds EOF raises a copy of it. Once ``_at_eof`` is set, a read has
-    found EOF: nothing is unread in the kernel, and the peer can send nothing more.
+    found EOF, so nothing is unread in the kernel, and the peer can send nothing more.
 
     Attributes:
       interrupts: how often ``interrupt_read`` was called.
-      peer_may_be_sending: whether we close although the peer may send a request at any time.
+      peer_may_be_sending: whether the peer may send a request at any moment while we close.
       sent_count: how many bytes ``send_nowait`` has sent. A long send that makes progress
         increases it.
     """
@@ -167,8 +167,8 @@ class Transport(Descriptor):
         """Return bytes that have arrived, or ``b""`` at EOF.
 
         Raises ``BlockingIOError`` if no bytes have arrived. Other errors are stored, and later
-        reads raise copies of them, because the kernel reports a reset only once: after that, it
-        reports EOF.
+        reads raise copies of them. The kernel reports a reset only once, and after that it reports
+        EOF.
         """
         if self._read_failure is not None:
             self._raise_failure(self._read_failure)

@@ -21,7 +21,7 @@ _LOCK_TIMEOUT = 10.0
 _LOCK_RETRY_SECONDS = 0.01
 
 # Two programs may race to lock a file that the lock's previous holder has removed. The program that
-# loses tries again. If it loses this many times, somebody is probably tampering with the file.
+# loses the race retries. If it loses this many times, somebody is probably tampering with the file.
 _LOCK_TRIES = 100
 
 # O_PATH opens a file without reading it. This needs no read permission and does not affect devices.

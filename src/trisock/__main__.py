@@ -1,4 +1,4 @@
-"""The command ``trisock``, also as ``python -m trisock``. It needs the extra ``cli``."""
+"""The command line: ``trisock`` or ``python -m trisock``. It needs the extra ``cli``."""
 
 from __future__ import annotations
 

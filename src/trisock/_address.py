@@ -37,7 +37,7 @@ class Address(NamedTuple):
     Attributes:
       host: an IPv4 or IPv6 address as text. An IPv4-mapped IPv6 address is shown as IPv4. An IPv6
         zone is kept (``fe80::1%eth0``), because ``connect`` needs it. For a Unix socket, ``host``
-        is its path, or ``""`` if the socket has none.
+        is the socket's path, or ``""`` if the socket is unnamed.
       port: the port, or 0 for a Unix socket.
 
     A Unix peer chooses its own path, which may look like an IP address. The port of a TCP
@@ -155,7 +155,8 @@ def to_ascii_host(host: str) -> str:
         return host
     name = host
     # Do not map a name that is too long. The mapped name would also be too long, unless the mapping
-    # removed many characters. (It removes only a few kinds, such as the soft hyphen.)
+    # removed many characters. (The mapping removes only a few kinds of characters, such as the soft
+    # hyphen.)
     if not host.isascii() and len(host) <= _MAX_NAME + 1:
         try:
             mapped = idna.uts46_remap(host, std3_rules=False, transitional=False)
@@ -182,7 +183,7 @@ def _check_zone(host: str) -> None:
 
 
 def _hint(host: str) -> str:
-    """Explain the common mistakes."""
+    """Return advice for a common mistake, or ``""``."""
     if "://" in host or "/" in host:
         return ": give the host alone, without the other parts of a URL"
     if "@" in host:
@@ -226,9 +227,9 @@ def check_port(port: object, host: str | None) -> None:
 
 
 def with_message(cause: OSError, message: str, advice: str = "") -> OSError:
-    """Return an ``OSError`` with a new message, the errno of ``cause``, and the matching class.
+    """Return an ``OSError`` with a new message, and with the errno and the class of ``cause``.
 
-    ``advice``: what to do, or what the system's text leaves out.
+    ``advice``: what to do, or a fact that the system's error text omits.
     """
     if isinstance(cause, socket.gaierror):
         return socket.gaierror(cause.errno, f"{message}: {cause.strerror}")
@@ -239,7 +240,7 @@ def with_message(cause: OSError, message: str, advice: str = "") -> OSError:
 
 
 def advice_for_bind(exc: OSError, port: int) -> str:
-    """Return what the text of a failed bind(2) leaves out, or ``""``."""
+    """Return advice that the system's text for a failed bind(2) lacks, or ``""``."""
     if exc.errno == errno.EADDRNOTAVAIL:
         return "it is not an address of this machine"
     if exc.errno == errno.EACCES and 0 < port < _FIRST_UNPRIVILEGED_PORT:

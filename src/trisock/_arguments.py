@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
 
-# A label of more than this many characters is not quoted: it may be a key or a token.
+# A label that is longer than this (characters) is not quoted: it may be a key or a token.
 MAX_QUOTED_LABEL = 32
 
 
@@ -42,8 +42,8 @@ def type_name(value: object) -> str:
 
 def check_bool(name: str, value: object) -> None:
     """Raise ``TypeError`` unless the value is a bool."""
-    # None is an error, although it is falsy: None may come from an option that the program never
-    # set, and False may disable a check.
+    # Reject None, although it is falsy: it may come from an option that the program never set, and
+    # treating it as False might disable a check.
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, not {type_name(value)}")
 

@@ -38,11 +38,12 @@ _MIN_RETRY_INTERVAL = 0.001
 _MAX_RETRY_INTERVAL = 0.1
 
 # When a client connects to a local port where nothing listens, the kernel may choose the same port
-# as the source port. The socket is then connected to itself, and ``connect`` tries again. It makes
-# at most this many tries in all. This is rare, unless the range of ephemeral ports is tiny.
+# as the source port. The socket is then connected to itself, and ``connect`` retries. This is the
+# maximum number of attempts. A self-connection is rare, unless the range of ephemeral ports is
+# tiny.
 _SELF_CONNECT_TRIES = 16
 
-# If attempts fail for different reasons, the message lists at most this many.
+# If attempts fail for different reasons, the message lists at most this many reasons.
 _MAX_ERRORS = 3
 
 
@@ -88,32 +89,34 @@ async def connect(
 
     Args:
       host: a name, which may be internationalized, or an address.
-      port: 0 to 65535. With ``starttls``, the default is the protocol's first port.
+      port: 0 to 65535. With ``starttls``, the default is the protocol's first port in
+        ``PROTOCOLS``.
       tls: ``True`` starts TLS immediately: the server's certificate must match ``host`` and chain
         to the system's trust store. ``None`` means plain text. Any other value is passed to
         ``Socket.starttls``, and must be for a TLS client.
       https_compatible: as in ``Socket.starttls``. ``True`` is allowed only with ``tls``.
       local_address: the local address to connect from.
-      proxy_header: a PROXY header, which is sent first, before TLS. The server must expect it.
+      proxy_header: a PROXY header, which is sent first, before TLS. The server must expect the
+        header.
       starttls: a protocol of ``trisock.starttls.PROTOCOLS``, such as ``"imap"``. The connection
-        begins in plain text, and TLS starts as the protocol says (``trisock.starttls.upgrade``).
-        ``tls`` is the role; ``None`` and ``True`` verify the server for ``host``. The negotiation
-        and the handshake may take 60 seconds together. There is no fallback to plain text.
+        begins in plain text, and upgrades to TLS by the protocol's rules
+        (``trisock.starttls.upgrade``). ``tls=None`` then means the same as ``tls=True``. The
+        negotiation and the handshake may take 60 seconds in total. There is no fallback to plain
+        text.
 
     Returns: a ``Socket`` whose side is ``"client"``.
 
     Raises:
       OSError: all attempts failed. The message contains the address, and the cause is the group of
         the individual errors. If these errors share one errno, the ``OSError`` has this errno
-        and the matching subclass (such as ``ConnectionRefusedError``). If they differ, the message
-        lists the first three different ones. An unknown host raises
-        ``socket.gaierror``. If nothing listens on a local port, the kernel can connect a socket to
-        itself. ``connect`` never returns such a connection: it retries, and finally raises
-        ``ConnectionRefusedError``.
+        and the matching subclass (such as ``ConnectionRefusedError``). If the errnos differ, the
+        message lists the first three distinct errors. An unknown host raises ``socket.gaierror``.
+        If nothing listens on a local port, the kernel can connect a socket to itself. ``connect``
+        never returns such a connection: it retries, and finally raises ``ConnectionRefusedError``.
       TLSError: TLS failed (see ``Socket.starttls``).
-      StartTLSError: with ``starttls``, the negotiation failed: TLS was not offered, for example.
-      trio.BrokenResourceError: the server has closed the connection before ``proxy_header`` was
-        sent.
+      StartTLSError: with ``starttls``, the negotiation failed (for example, the server did not
+        offer TLS).
+      trio.BrokenResourceError: the server closed the connection before ``proxy_header`` was sent.
       TypeError, ValueError: an argument is invalid; no connection was made.
 
     TCP keepalive is on: after 15 seconds without data the kernel sends a probe, and then one every
@@ -183,15 +186,15 @@ async def _open_tcp(
 
 
 def _listed(errors: Sequence[Exception]) -> str:
-    """List different errors of a connect. There may be as many as the name has addresses."""
+    """Join the distinct errors of a connect. Each address of the name may cause one error."""
     texts = list(dict.fromkeys(map(_reason, errors)))
     more = f"; and {len(texts) - _MAX_ERRORS} more" if len(texts) > _MAX_ERRORS else ""
     return "; ".join(texts[:_MAX_ERRORS]) + more
 
 
 def _reason(error: Exception) -> str:
-    # Trio's error about the local address has no errno. It quotes the address, which may be a key
-    # that was passed by mistake.
+    # Trio's error about the local address has no errno. The error's message quotes the address,
+    # which may be a key that was passed by mistake.
     if isinstance(error, OSError) and error.errno is None:
         return "local_address cannot be used for this host"
     return _guard.text(error)
@@ -223,7 +226,7 @@ async def connect_unix(
 
     Args:
       path: the path; on Linux also an abstract name (``"\0name"``).
-      tls: as in ``Socket.starttls``. A client that verifies the server must give the server's name.
+      tls: as in ``Socket.starttls``. To verify the server, a client must pass the server's name.
       proxy_header: as in ``connect``.
 
     Returns: a ``Socket`` whose side is ``"client"``.
@@ -269,8 +272,8 @@ def _check_proxy_header(header: object) -> None:
 def _check_client_role(tls: TLSArgument, host: str | None, upgrades: bool = False) -> None:
     """Check ``tls`` before connecting.
 
-    Raises ``TypeError`` for the role of a TLS server. A bare ``SSLContext`` may be one, unless the
-    connection begins with STARTTLS (``upgrades``).
+    Raises ``TypeError`` for the role of a TLS server. A bare ``SSLContext`` may have either role,
+    unless the connection begins with STARTTLS (``upgrades``).
     """
     role = resolve_role(tls, server_hostname=None, connected_host=host, side="client")
     if role.server_side and (upgrades or not isinstance(tls, ssl.SSLContext)):

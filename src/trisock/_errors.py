@@ -26,10 +26,10 @@ class TLSError(trio.BrokenResourceError):
 
     Attributes:
       reason: OpenSSL's name for the error, such as ``"CERTIFICATE_VERIFY_FAILED"``. ``None`` if the
-        error did not come from OpenSSL (a timeout, a connection that ended).
-      verify_code: OpenSSL's X509 verify code, as the constants of ``X509_V_ERR``: 9 is not yet
-        valid, 10 is expired, 2 and 18 to 21 are an issuer that is not trusted, 62 is another host
-        name, 64 is another IP address. ``None`` unless this side rejected the peer's certificate.
+        error did not come from OpenSSL (such as a timeout or an EOF).
+      verify_code: OpenSSL's verify code (an ``X509_V_ERR`` constant): 9 means not yet valid, 10
+        means expired, 2 and 18 to 21 mean an untrusted issuer, 62 means a wrong host name, 64 means
+        a wrong IP address. ``None`` unless this side rejected the peer's certificate.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class TLSError(trio.BrokenResourceError):
         self.verify_code = verify_code
 
 
-#: Why a negotiation failed. ``StartTLSError.kind`` says what each means.
+#: Why a negotiation failed. ``StartTLSError.kind`` explains each value.
 StartTLSFailure: TypeAlias = Literal["not offered", "refused", "violation", "timeout", "closed"]
 
 
@@ -51,17 +51,18 @@ class StartTLSError(TLSError):
       protocol: the protocol, such as ``"smtp"``.
       kind: why it failed.
 
-        - ``"not offered"``: the server does not know STARTTLS, or has it switched off.
-        - ``"refused"``: the peer said no. The server's greeting was no welcome, or the server
-          refused the request. On the server's side: the client quit, or went on without TLS.
-        - ``"violation"``: the peer broke the protocol's rules or exceeded a limit, or bytes came
-          where TLS must begin.
-        - ``"timeout"``: the time was over. (In the handshake, this is a ``TLSError``.)
+        - ``"not offered"``: the server does not support STARTTLS, or has disabled it.
+        - ``"refused"``: the peer refused. For a client: the server rejected the connection in its
+          greeting, or refused the request. For a server: the client quit, or continued without TLS.
+        - ``"violation"``: the peer broke the protocol's rules, exceeded a limit, or sent extra
+          bytes where TLS must begin.
+        - ``"timeout"``: the negotiation timed out. (A handshake that times out raises a plain
+          ``TLSError``.)
         - ``"closed"``: the peer ended the session, or the connection broke.
-      offered: whether the server offered STARTTLS. ``None`` if the negotiation failed before that
-        was known, and in a protocol that cannot ask.
-      reply: what the server answered, or ``None``. Nobody has authenticated it. The message shows
-        its beginning, with control characters escaped.
+      offered: whether the server offered STARTTLS. ``None`` if the negotiation failed before this
+        was known, or if the protocol has no way to ask.
+      reply: the server's reply, or ``None``. The reply is not authenticated. The error's message
+        shows the beginning of the reply, with control characters escaped.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class StartTLSError(TLSError):
 
 
 def blame_peer(error: StartTLSError, socket: trio.socket.SocketType) -> None:
-    """Note whose peer caused the error: a server then does not blame its handler."""
+    """Record that this socket's peer caused the error, so a server does not blame its handler."""
     vars(error)["_socket"] = weakref.ref(socket)
 
 
@@ -104,8 +105,8 @@ class IncompleteReadError(EOFError):
     Attributes:
       partial: the bytes that arrived.
       expected: how many bytes were requested, or ``None`` if the read was waiting for a delimiter.
-      at_boundary: whether the stream ended before the first byte of what was requested: between two
-        lines, frames or messages.
+      at_boundary: whether the stream ended between two lines, frames or messages: no byte of the
+        requested data had arrived.
     """
 
     def __init__(self, partial: bytes, expected: int | None) -> None:
@@ -132,7 +133,7 @@ class IncompleteReadError(EOFError):
     def __reduce__(self) -> tuple[object, ...]:
         own = ("_partial", "_entries", "expected")
         state = {name: value for name, value in self.__dict__.items() if name not in own}
-        # After skip_until, the message and at_boundary do not follow from partial.
+        # After skip_until, the message and at_boundary cannot be derived from partial.
         return type(self), (self.partial, self.expected), {**state, "args": self.args}
 
 
@@ -141,8 +142,8 @@ def new_incomplete_read_error(
 ) -> IncompleteReadError:
     """Return an error whose ``partial`` is the unread bytes of the given entries.
 
-    ``size``: how many bytes of the requested data arrived. These are the bytes of the entries,
-    unless the read has dropped them (``skip_until``).
+    ``size``: how many bytes of the requested data arrived. This is the total size of the entries,
+    unless the read has dropped bytes (``skip_until``).
 
     The chunks are joined only when ``partial`` is read. A program may get this error, read one byte
     and retry, again and again. If the chunks were joined here, each retry would copy all of them.
@@ -156,8 +157,8 @@ def new_incomplete_read_error(
 class LimitExceededError(Exception):
     """A read found no delimiter within its limit, or a frame is longer than its limit.
 
-    No data is lost: the next read returns the data. After a line that is too long, a server can go
-    on with ``skip_until``.
+    No data is lost: the next read returns the data. To continue after a line that is too long, a
+    server can drop the line with ``skip_until``.
 
     Attributes:
       limit: the ``max_bytes`` that was exceeded.
@@ -195,10 +196,11 @@ def new_limit_exceeded_error(
 class IdleTimeoutError(trio.TooSlowError):
     """The peer sent nothing for the ``timeout`` of ``Socket.idle``.
 
-    No data is lost, and the socket stays open: the handler may say goodbye before it returns.
+    No data is lost, and the socket stays open: the handler may send a last message before it
+    returns.
 
     Attributes:
-      at_boundary: whether nothing of a request had arrived.
+      at_boundary: whether no byte of a request had arrived.
     """
 
     def __init__(self, *args: object, at_boundary: bool = True) -> None:
@@ -207,10 +209,10 @@ class IdleTimeoutError(trio.TooSlowError):
 
 
 class ServerClosing(Exception):
-    """The server is stopping, and the peer has begun no request (see ``Socket.idle``).
+    """The server is stopping, and the peer has not begun a request (see ``Socket.idle``).
 
-    For ``bind``, this is a normal end of the handler. A handler that wants to say goodbye catches
-    it: the socket is still open.
+    ``bind`` treats this error as a normal end of the handler. The socket is still open, so a
+    handler can catch the error and send a last message.
     """
 
 
@@ -243,17 +245,16 @@ _NOT_TLS = {
     "BAD_RECORD_TYPE",
 }
 
-# The verify codes of OpenSSL (x509_vfy.h) for a certificate that is not valid yet or not any more,
-# for a chain that does not end in a trusted certificate, and for a certificate with other names
-# (host names, IP addresses).
+# OpenSSL's verify codes (x509_vfy.h): the certificate is not yet valid or has expired; the chain
+# does not end in a trusted certificate; the certificate has other host names or IP addresses.
 _NOT_VALID_NOW = {9, 10}
 _UNTRUSTED_ISSUER = {18, 19, 20, 21}
 _OTHER_NAME = {62, 64}
 
-#: What follows the text for a certificate that is not valid at this time.
+#: Appended to the message about a certificate that is not yet valid or has expired.
 CHECK_CLOCK = " (or this machine's clock is wrong)"
 
-# What the names of alerts leave out.
+# Explanations of alerts whose names say too little.
 _ALERTS = {
     "unknown ca": " (it does not trust our certificate, or our chain lacks an intermediate)",
     "certificate required": " (it wants a client certificate: pass ClientTLS(certificate=...))",
@@ -275,8 +276,8 @@ _DESCRIPTIONS = {
 def ssl_reason(exc: ssl.SSLError) -> str:
     """Return OpenSSL's name for the error, or ``""``.
 
-    Python's table of names has gaps, such as the no_application_protocol alert. For an error that
-    is missing there, we take the name from the message.
+    Python's table of names has gaps, such as the no_application_protocol alert. If an error is
+    missing in the table, we take the name from the message.
     """
     if exc.reason:
         return exc.reason

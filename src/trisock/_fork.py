@@ -1,4 +1,4 @@
-"""In a process forked inside ``trio.run``, the run is a copy, but the epoll set is the parent's."""
+"""A process forked inside ``trio.run`` has a copy of the run, but shares the parent's epoll set."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _inherited: trio.lowlevel.TrioToken | None = None
 count = 0
 
 
-# The number of forks that this process, or a process that it was forked from, has seen. A child may
-# hold the descriptors that were open when it was forked.
+# The number of forks that this process and its ancestors have seen. If this number has changed
+# since a descriptor was opened, another process may hold a copy of the descriptor.
 forks = 0
 
 

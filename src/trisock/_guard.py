@@ -1,7 +1,8 @@
 """Call the user's code, and handle its exceptions.
 
 Handlers, callbacks and log filters may do anything. So this module never hashes or compares an
-exception, and never relies on a method of its class: a user's class may override any method.
+exception, and never relies on a method of its class, because a user's class may override any
+method.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ async def isolated(function: Callable[[], Awaitable[T]]) -> T:
 
     If the code leaves a cancel scope open (a timeout inside an async generator), that scope could
     cancel our task later. Trio detects the open scope when our scope around the code exits, and
-    raises ``RuntimeError``. A ``Cancelled`` that no enclosing scope requested also becomes a
-    ``RuntimeError``: as a ``Cancelled``, it would end the nursery silently. ``KeyboardInterrupt``
-    and the like always propagate.
+    raises ``RuntimeError``. Also raises ``RuntimeError`` for a ``Cancelled`` that no enclosing
+    scope requested, because such a ``Cancelled`` would end the nursery silently.
+    ``KeyboardInterrupt`` and the like always propagate.
     """
     failure: BaseException | None = None
     try:
@@ -92,10 +93,10 @@ def leaves(exc: BaseException) -> list[BaseException]:
 
 @contextlib.contextmanager
 def bare() -> Iterator[None]:
-    """Raise an exception that is alone in a group without the group.
+    """If a group with only one exception is raised, raise that exception without the group.
 
-    This is for a call that uses a nursery which its caller does not see. A Ctrl-C, for example, is
-    a ``KeyboardInterrupt`` for the caller, whatever the call was waiting for.
+    This is for a call with an internal nursery. The caller then gets a bare ``KeyboardInterrupt``
+    on Ctrl-C, for example, no matter where the call was waiting.
     """
     found: list[BaseException] = []
     try:
@@ -121,7 +122,7 @@ def split_errors(exc: BaseException) -> tuple[BaseException | None, BaseExceptio
 
     If a group contains both kinds, each result is a flat group. But if only one exception is to be
     raised again, the second result is this exception itself. We do not call the group's ``split``
-    method: a user's class may override it.
+    method, because a user's class may override it.
     """
     each = leaves(exc)
     errors = [leaf for leaf in each if is_error(leaf)]
@@ -178,7 +179,7 @@ def log(
             info = (type(shown), shown, _attribute(shown, "__traceback__"))
         logger.log(level, message, *args, exc_info=info, extra=extra, stacklevel=2)
     except Exception as failure:
-        # Not print(file=sys.stderr): if sys.stderr is None, print writes to stdout.
+        # Do not use print(file=sys.stderr): if sys.stderr is None, print writes to stdout.
         with contextlib.suppress(Exception):
             lines = [f"logging on {logger.name!r} failed; the message was: {message % args}\n"]
             if shown is not None:
@@ -225,7 +226,7 @@ def _regroup(others: list[BaseException], tb: Any) -> BaseException:
 
 
 def _name(exc: BaseException) -> str:
-    # Not type(exc).__qualname__: a metaclass may override it.
+    # Do not use type(exc).__qualname__: a metaclass may override it.
     return printable(str(type.__dict__["__qualname__"].__get__(type(exc))))
 
 

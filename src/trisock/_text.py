@@ -1,4 +1,4 @@
-"""Texts for one line of a log, an error message or a repr."""
+"""Format text for one line of a log, an error message or a repr."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def printable(text: str) -> str:
 
 
 def format_seconds(number: float) -> str:
-    """Format a duration: ``1 second``, ``0.5 seconds``. Nobody wants to read ``58.743127``."""
+    """Format a duration: ``1 second``, ``0.5 seconds``. Round ``58.743127`` to ``58.7``."""
     shown = round(number, 1) if number > 10 else float(f"{number:.3g}")
     return f"{shown:g} second{'' if shown == 1 else 's'}"
 
@@ -37,7 +37,7 @@ def set_message(error: ErrorT, message: str, *, without_peer: str) -> ErrorT:
 
 
 def message_without_peer(exc: BaseException) -> str | None:
-    """Return the ``without_peer`` of ``set_message``, as one line, or ``None`` if never set."""
+    """Return the ``without_peer`` of ``set_message``, as one line, or ``None`` if there is none."""
     try:
         return printable(vars(exc)["_without_peer"])
     except Exception:  # a user's exception class may raise any error here

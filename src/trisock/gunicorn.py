@@ -40,15 +40,15 @@ __all__ = ["App", "TrioWorker"]
 
 _logger = logging.getLogger("trisock.gunicorn")
 
-# The maximum seconds between two notifications of the master.
+# The maximum time (seconds) between two notifications that a worker sends to the master.
 _NOTIFY_SECONDS = 1
 
-# At --graceful-timeout, a master that stops kills its workers. Workers cancel their handlers by
-# this much earlier, so that the handlers can clean up: a tenth of the time, at most this many
-# seconds.
+# A stopping master kills its workers at the end of --graceful-timeout. Workers cancel their
+# handlers before that, so that the handlers can clean up. The time for this cleanup is a tenth of
+# the timeout, but at most this many seconds.
 _CLEANUP_SECONDS = 1
 
-# --proxy-allow-from has no name for the peers of a Unix socket. gunicorn trusts all of them.
+# --proxy-allow-from has no name for the peers of a Unix socket. gunicorn trusts all such peers.
 _EVERYBODY = ("0.0.0.0/0", "::/0")
 
 
@@ -58,21 +58,21 @@ def _no_lifespan() -> contextlib.AbstractAsyncContextManager[object]:
 
 @dataclass(frozen=True)
 class App:
-    """A handler with the settings that gunicorn has no options for. Use it as gunicorn's ``app``.
+    """A handler, and the settings that no gunicorn option covers. Use it as gunicorn's ``app``.
 
     Args:
       handler: as in ``bind``. Each worker runs it for the connections that the worker accepts.
-      tls: the server's TLS role, as in ``bind``, for what ``--certfile`` cannot say (several
-        certificates, ALPN). It excludes ``--certfile``.
+      tls: the server's TLS role, as in ``bind``. Use it for what ``--certfile`` cannot express
+        (several certificates, ALPN). It cannot be combined with ``--certfile``.
       max_connections_per_host: as in ``bind``. Each worker counts its own connections.
       admit: as in ``bind``.
       handshake_timeout: as in ``bind``, in seconds.
       https_compatible: as in ``bind``.
-      lifespan: a function that returns an async context manager. Each worker enters it in its run
-        of Trio before it accepts, and exits it when its last connection is closed. It is the place
-        for a pool of database connections, or for tasks beside the server. An error while entering
-        it (or ``SystemExit``) makes gunicorn halt, as an error in the program's import does. An
-        error of a worker that was asked to stop meanwhile does not.
+      lifespan: a function that returns an async context manager. Each worker enters the context
+        manager inside Trio before it accepts connections, and exits it after the worker's last
+        connection is closed. Use it for a pool of database connections, or for background tasks. If
+        entering it raises an error (or ``SystemExit``), gunicorn halts, as after an error while the
+        program is imported. But gunicorn does not halt if the worker was asked to stop meanwhile.
 
     An ``App`` can be called like its handler, so the same object can be passed to ``bind``. A
     cancelled call cancels the handler.
@@ -102,10 +102,12 @@ class TrioWorker(Worker):
       Each new worker reads the files. ``--cert-reqs`` needs ``--ca-certs``.
     - ``--worker-connections``: ``max_connections`` of each worker (0: no limit).
     - ``--max-requests``: after this many connections a worker stops gracefully.
-    - ``--proxy-protocol`` with ``--proxy-allow-from``: ``trusted_proxies`` (both versions of the
-      protocol, whichever is named). As in gunicorn, peers on Unix sockets are trusted.
-    - ``--graceful-timeout``: the grace of a worker that stops. The handlers are cancelled a tenth
-      of this time before its end (at most 1 second), because the master then kills the worker.
+    - ``--proxy-protocol`` with ``--proxy-allow-from``: ``trusted_proxies``. Both versions of the
+      protocol are accepted, whichever version the option names. As in gunicorn, peers on Unix
+      sockets are trusted.
+    - ``--graceful-timeout``: how long the handlers of a stopping worker may continue. They are
+      cancelled a little earlier (a tenth of the time, at most 1 second), because the master kills
+      the worker at the end of this time.
     - ``--timeout``: the master kills a worker whose event loop is blocked for longer than this.
       The worker first logs where it was blocked.
 
@@ -113,31 +115,34 @@ class TrioWorker(Worker):
     cancels its handlers immediately. In each case it closes its copies of the listening sockets at
     once, so the other workers accept the next clients.
 
-    The logger ``trisock`` writes to gunicorn's error log, unless the program has configured it.
+    The logger ``trisock`` writes to gunicorn's error log, unless the program has configured this
+    logger.
     """
 
-    # How the worker was asked to stop: the seconds for its handlers. Infinity: not at all. The
-    # signal handlers, which run between any two bytecodes, lower it and set ``alive`` to False.
+    # The seconds that the handlers have to finish after a request to stop. Infinity means that no
+    # request has arrived. The signal handlers, which run between any two bytecodes, lower this
+    # value and set ``alive`` to False.
     _grace = math.inf
 
-    # Whether ``run`` has been called: signals then must not raise SystemExit at any place in Trio.
+    # Whether ``run`` has been called. After that, a signal must not raise SystemExit in Trio's
+    # code.
     _running = False
 
     _token: trio.lowlevel.TrioToken | None = None
     _scope: trio.CancelScope
     _server: Server | None = None
-    _notify_until = math.inf  # Trio's time
+    _notify_until = math.inf  # on Trio's clock
     _app: App
     _tls: TLSArgument | None
 
     @classmethod
     def check_config(cls, cfg: Config, log: Logger) -> None:
-        """Warn of options that do not do what they seem to. The master calls this at its start."""
+        """Warn of options with an unexpected effect. The master calls this when it starts."""
         if cfg.threads > 1:
             log.warning("TrioWorker does not use --threads; the limit is --worker-connections")
         if cfg.reuse_port:
             log.warning(
-                "with --reuse-port a worker that stops resets the connections it has not accepted"
+                "with --reuse-port, a stopping worker resets connections that it has not accepted"
             )
 
     # ---- before Trio runs ----
@@ -151,7 +156,7 @@ class TrioWorker(Worker):
         """Load the program's handler or ``App``, and check gunicorn's options."""
         self._log_to_gunicorn()
         super().load_wsgi()
-        # With --reload a SyntaxError is only logged, and gunicorn waits until the file has changed.
+        # With --reload a SyntaxError is only logged, and gunicorn waits until the file changes.
         failed = self.app.callable is None
         loaded: Any = _refuse if failed else self.wsgi  # gunicorn's types know only WSGI and ASGI
         self._app = loaded if isinstance(loaded, App) else App(loaded)
@@ -159,7 +164,7 @@ class TrioWorker(Worker):
 
     def _log_to_gunicorn(self) -> None:
         logger = logging.getLogger("trisock")
-        errors = getattr(self.log, "error_log", None)  # --logger-class may have none
+        errors = getattr(self.log, "error_log", None)  # a --logger-class may lack it
         if isinstance(errors, logging.Logger) and not logger.hasHandlers():
             for handler in errors.handlers:
                 logger.addHandler(handler)
@@ -170,18 +175,19 @@ class TrioWorker(Worker):
     def run(self) -> None:
         """Serve until the worker is asked to stop."""
         self._running = True
-        self.booted = False  # until the server listens: if this fails, gunicorn halts
+        self.booted = False  # if this is still False when the worker fails, gunicorn halts
         try:
             trio.run(self._main)
         except BaseException as exc:
-            # A worker that was asked to stop while it started is no reason to halt gunicorn.
+            # If the worker was asked to stop while it was starting, gunicorn must not halt.
             self.booted = self.booted or not self.alive
             if self.aborted:
                 sys.exit(1)
             if isinstance(exc, Exception):
                 raise
-            # This is a fork of the master, whose loop would take a KeyboardInterrupt for its own
-            # and stop the other workers. So nothing but SystemExit leaves this method.
+            # This process is a fork of the master. The master's loop is on the stack, and would
+            # treat a KeyboardInterrupt as its own and stop the other workers. So raise SystemExit
+            # instead.
             _guard.log(_logger, logging.ERROR, "worker %s ended", self.pid, exc_info=exc)
             sys.exit(1 if self.booted else Arbiter.WORKER_BOOT_ERROR)
         finally:
@@ -193,7 +199,7 @@ class TrioWorker(Worker):
         async with trio.open_nursery() as nursery:
             self._scope = nursery.cancel_scope
             self._token = trio.lowlevel.current_trio_token()
-            if not self.alive:  # a signal has come before
+            if not self.alive:  # a signal arrived earlier
                 return
             nursery.start_soon(self._notify_master)
             async with self._app.lifespan():
@@ -229,7 +235,7 @@ class TrioWorker(Worker):
     async def _notify_master(self) -> None:
         """Tell the master that the event loop is not blocked, until the grace has ended.
 
-        So the master kills a worker whose handlers do not end when they are cancelled.
+        After that, the master kills the worker if its handlers have ignored their cancellation.
         """
         seconds = min(_NOTIFY_SECONDS, self.timeout / 2) if self.timeout else _NOTIFY_SECONDS
         while trio.current_time() < self._notify_until:
@@ -237,7 +243,7 @@ class TrioWorker(Worker):
             if self.ppid != os.getppid() and self.alive:
                 _guard.log(_logger, logging.INFO, "worker %s stops: the master is gone", self.pid)
                 self.alive = False
-            if not self.alive:  # the reloader, which runs in a thread, sets only this
+            if not self.alive:  # the reloader's thread sets only ``alive``
                 self._ask_to_stop(self._graceful())
             await trio.sleep(seconds)
 
@@ -248,7 +254,7 @@ class TrioWorker(Worker):
         return seconds - min(_CLEANUP_SECONDS, seconds / 10)
 
     def _ask_to_stop(self, grace: float) -> None:
-        """Stop the server, soon. This may be called in a signal handler."""
+        """Ask the server to stop soon. A signal handler may call this."""
         self.alive = False
         self._grace = min(self._grace, grace)
         if self._token is not None:
@@ -256,7 +262,7 @@ class TrioWorker(Worker):
                 self._token.run_sync_soon(self._stop, idempotent=True)
 
     def _stop(self) -> None:
-        """Stop the server as it was asked to."""
+        """Stop the server with the requested grace. If aborted or not serving, cancel all tasks."""
         if self._server is None or self.aborted:
             self._scope.cancel()
         else:
@@ -264,7 +270,7 @@ class TrioWorker(Worker):
         self._notify_until = min(self._notify_until, trio.current_time() + self._grace)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Stop gracefully (SIGTERM). The master may send this many times."""
+        """Stop gracefully (SIGTERM). The master may send SIGTERM many times."""
         self._ask_to_stop(self._graceful())
 
     def handle_quit(self, sig: int, frame: FrameType | None) -> None:
@@ -283,7 +289,7 @@ class TrioWorker(Worker):
         _guard.log(_logger, logging.ERROR, message, self.pid, where)
         self._ask_to_stop(0)
         self._call("worker_abort", lambda: self.cfg.worker_abort(self))
-        # In code of the program this ends the block. Trio's own code is not to be interrupted; it
+        # In the program's code, SystemExit ends the block. Do not interrupt Trio's own code, which
         # will soon run _stop.
         if not self._running or not trio.lowlevel.currently_ki_protected():
             sys.exit(1)
@@ -293,7 +299,7 @@ class TrioWorker(Worker):
         self._call("reopening the logs", lambda: super(TrioWorker, self).handle_usr1(sig, frame))
 
     def _call(self, what: str, function: Callable[[], object]) -> None:
-        """Call code that may raise, in a signal handler. An exception there would end Trio."""
+        """In a signal handler, call code that may raise. An unhandled exception would end Trio."""
         try:
             function()
         except Exception as exc:
@@ -308,7 +314,7 @@ async def _refuse(sock: Socket) -> None:
 def _tls(cfg: Config, app: App) -> TLSArgument | None:
     """Return the TLS role that gunicorn's options and the ``App`` ask for.
 
-    Raises ValueError, with the name of the option, rather than ignore an option about security.
+    Raises ValueError, which names the option, instead of ignoring a security option.
     """
     if cfg.ciphers is not None:
         raise ValueError("TrioWorker does not use --ciphers; use App(tls=ssl_context)")

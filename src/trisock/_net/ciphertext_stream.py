@@ -24,7 +24,7 @@ class CiphertextStream(trio.abc.Stream):
 
     Args:
       transport: the connection.
-      engine: holds the ciphertext that has arrived.
+      engine: the TLS engine, which holds the ciphertext that has arrived.
       send: the function that sends ciphertext.
     """
 
@@ -57,9 +57,9 @@ class CiphertextStream(trio.abc.Stream):
         # still read earlier data from the peer, such as an alert.
         with contextlib.suppress(trio.BrokenResourceError):
             await self._send(bytes(data))
-        # If the peer's answer comes next, receive it here. Otherwise SSLStream would call OpenSSL
-        # before any data has arrived, and then acquire another lock, which is a checkpoint (row
-        # tls-handshakes).
+        # If the handshake needs the peer's answer next, receive the answer here. Otherwise
+        # SSLStream would call OpenSSL before any data has arrived, and then acquire another lock,
+        # which is a checkpoint (benchmark row tls-handshakes).
         engine = self._engine
         if engine.awaits_peer and not engine.incoming.pending:
             engine.check()

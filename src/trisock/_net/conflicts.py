@@ -19,12 +19,12 @@ class ConflictDetector:
 
     Args:
       action: what a task does with the resource, such as ``"reading from"``.
-      resource: error messages name it with ``str(resource)``. Only an error calls this ``str``.
+      resource: the object that error messages name. Only an error calls ``str(resource)``.
 
     Attributes:
       in_use: whether a task is using the direction.
-      closed: whether the socket is closed. If it is, a second task gets ``ClosedResourceError``
-        instead, because there is no mistake in the program: the close has already woken the first
+      closed: whether the socket is closed. If so, a second task gets ``ClosedResourceError``
+        instead. This is not a bug in the program, because the close has already woken the first
         task, which is about to stop.
     """
 
@@ -57,7 +57,7 @@ class ConflictDetector:
 class SendLock(ConflictDetector):
     """Lets only one task at a time send.
 
-    ``async with`` acquires the lock for a task of the application. A second such task gets
+    ``async with`` acquires the lock for a task of the application. A second application task gets
     ``BusyResourceError``. A broadcast waits instead: it calls ``acquire`` and ``release`` directly.
 
     Invariant: ``in_use`` is set while a task of the application holds the lock or waits for it.

@@ -45,7 +45,7 @@ class Connection:
     Args:
       connection: the connection, as Trio's stream or as Trio's socket.
       side: our side of the connection.
-      raw: the socket under ``connection``, if it is known.
+      raw: the ``socket.socket`` under ``connection``, if it is known.
 
     Raises OSError if the connection is already dead (``ENOTCONN``).
 
@@ -55,16 +55,16 @@ class Connection:
     CLOSING, CLOSED or ABORTED. (Hot paths check ``transport.closing``: ``state`` would be slower.)
 
     Attributes:
-      fresh_until: if nothing has been read yet, the time from which the connection counts as idle.
+      fresh_until: a connection from which nothing was read counts as idle only after this time.
       generation: incremented when a ``starttls``, ``stoptls`` or ``relay`` begins. After an await,
         an earlier decision (for example, to send encrypted data) is still valid only if
         ``generation`` has not changed.
-      idle: the idle block that was entered last, while there is one.
+      idle: the most recently entered idle block that is still active, or ``None``.
       in_idle_read: whether a read waits in an idle block.
       proxy_header: the PROXY header that was received, if any.
       send_credit: how many bytes may be sent before a send must be a schedule point. Every read
-        sets it to 0, except a read of an item from a batch (of lines or frames). So while there is
-        a batch, every send is a schedule point.
+        sets it to 0, except a read of an item from a batch (of lines or frames). Instead, every
+        send during a batch is a schedule point.
       sending_file: the cancel scope of a running ``send_file``. A close cancels this scope.
       server_state: what the server shares with the connection, if a server has accepted it.
     """
@@ -118,7 +118,7 @@ class Connection:
         self.fresh_until = 0.0
         self.state = ConnectionState.PLAIN
         self.generation = 0
-        self._closed: trio.Event | None = None  # created by the first task that waits for it
+        self._closed: trio.Event | None = None  # created by the first task that waits for the close
 
     # ---- information ----
 
@@ -161,7 +161,7 @@ class Connection:
             raise self.transport.closed_error()
 
     def check_plain(self) -> None:
-        """Raise an error unless TLS can start, which needs an idle, plain-text connection."""
+        """Raise an error unless TLS can start: the connection must be idle and in plain text."""
         self.check_idle()
         if self.tls is not None:
             raise RuntimeError(f"{self.transport} is already using TLS")
@@ -196,7 +196,7 @@ class Connection:
             return None
 
     def interrupt_idle_read(self) -> None:
-        """Wake a read that waits in an idle block, so that it looks whether it must end."""
+        """Wake a read that waits in an idle block, so that the read checks whether it must end."""
         if self.in_idle_read:
             self.transport.interrupt_read()
 
@@ -216,7 +216,7 @@ class Connection:
         """
         tls = self.tls
         if tls is None or self.reading.in_use:
-            return  # if another task is reading, it gets the alert
+            return  # a task that is reading gets the alert
         for _ in range(_MAX_RECORDS_BEFORE_ALERT):
             if len(self.buffer) >= RECEIVE_SIZE:
                 break
@@ -234,7 +234,7 @@ class Connection:
     ) -> TLSInfo:
         """Start TLS. Unread bytes become the start of the peer's handshake.
 
-        ``close``: whether a failed handshake closes gracefully. If False, the caller must close.
+        ``close``: whether a failed handshake closes the connection. If not, the caller must do so.
         """
         deadline = trio.current_time() + timeout
         try:
@@ -272,7 +272,7 @@ class Connection:
     def time_out_handshake(self, timeout: float) -> None:
         """Make the handshake in progress fail, because it has taken ``timeout`` seconds.
 
-        If TLS has not begun, no PROXY header has come, and the connection is reset.
+        If TLS has not begun, the PROXY header is still missing. Then the connection is reset.
         """
         if self.transport.closing:
             return
@@ -322,7 +322,7 @@ class Connection:
         self.sending.check()
 
     def reserve(self, state: ConnectionState) -> None:
-        """Reserve both directions: other reads and sends fail, and later broadcasts skip us.
+        """Reserve both directions: reads and sends fail, and later broadcasts skip this connection.
 
         The caller must call ``check_idle`` first, with no await in between. A broadcast that has
         already begun may still hold the send lock.
@@ -333,13 +333,13 @@ class Connection:
         self.buffer.commit_batch()  # stop the iterators; items not yet returned stay unread
 
     def is_reserved(self) -> bool:
-        """Return whether ``starttls``, ``stoptls`` or ``relay`` has both directions."""
+        """Return whether ``starttls``, ``stoptls`` or ``relay`` has reserved both directions."""
         return self.state in (ConnectionState.CHANGING, ConnectionState.RELAYED)
 
     async def _acquire_both(self, deadline: float = math.inf) -> None:
         """Acquire both directions, so that no other task uses the layers while they change.
 
-        Waits only for a broadcast in progress. If this takes too long (``TooSlowError``) or is
+        Waits only for a broadcast in progress. If the wait takes too long (``TooSlowError``) or is
         cancelled, the connection is closed, because the peer expects a TLS message next.
         """
         self.reserve(ConnectionState.CHANGING)
@@ -372,7 +372,7 @@ class Connection:
         """Await a change of the layers. If it fails, close the connection.
 
         ``gracefully``: whether to close gracefully after an error that the peer caused. A server
-        passes False, and closes later, to release the connection's slot before a wait for the peer.
+        passes False and closes later, because it must first release the connection's slot.
         """
         try:
             return await change
@@ -434,7 +434,7 @@ class Connection:
         """If no wait is needed, close gracefully and return True. Otherwise return False.
 
         Under TLS a graceful close sends ``close_notify``. So the close must wait, unless the peer
-        has already ended its side (row tls-handshakes).
+        has already ended its side (benchmark row tls-handshakes).
         """
         if self.transport.closing:
             return self.socket.fileno() < 0

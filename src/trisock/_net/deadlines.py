@@ -10,22 +10,22 @@ import trio
 
 ItemT = TypeVar("ItemT")
 
-# How many different timeouts are remembered while no item uses them. A server has few, and its next
-# item is likely to use one of them again.
+# ``add`` forgets unused timeouts only if there are at least this many timeouts. A server has few
+# different timeouts, and its next item is likely to use one of them again.
 _MIN_TIMEOUTS = 16
 
 
 class Deadlines(Generic[ItemT]):
     """The deadlines of many items, and the task that reports the overdue ones.
 
-    One task for all items is cheaper than a cancel scope for each (rows tls-handshakes and
-    idle-timeout).
+    One task for all items is cheaper than a cancel scope for each item (benchmark rows
+    tls-handshakes and idle-timeout).
 
     Args:
       expire: called with each overdue item and its timeout, after the item is discarded.
 
-    Invariant: all items in one dict of ``_by_timeout`` have the same timeout. So they are in the
-    order of their deadlines. ``_wake_at`` is not later than the earliest deadline. There are
+    Invariant: all items in one dict of ``_by_timeout`` have the same timeout. So each dict is in
+    the order of the deadlines. ``_wake_at`` is not later than the earliest deadline. There are
     never more than ``_max_timeouts`` dicts.
     """
 
@@ -52,18 +52,18 @@ class Deadlines(Generic[ItemT]):
         """Remove the item's deadline. ``timeout``: as in ``add``."""
         items = self._by_timeout.get(timeout)
         if items is None or items.pop(item, None) is None:
-            for others in self._by_timeout.values():  # ``limit`` has changed its timeout
+            for others in self._by_timeout.values():  # ``limit`` has changed the item's timeout
                 others.pop(item, None)
 
     def limit(self, timeout: float) -> None:
-        """Give the items without a deadline the deadline ``timeout`` seconds from now."""
+        """Set a deadline for all items that have none: ``timeout`` seconds from now."""
         for item in self._by_timeout.pop(math.inf, {}):
             self.add(item, timeout)
 
     async def run(self) -> None:
         """Report overdue items until ``close`` is called.
 
-        This is shielded, because cancelled tasks may still need their deadlines.
+        ``run`` is shielded, because cancelled tasks may still need their deadlines.
         """
         with self._running:
             while True:
@@ -94,7 +94,7 @@ class Deadlines(Generic[ItemT]):
         )
 
     def _make_room(self) -> None:
-        """Make room for one more timeout. A program may compute a new one for each read."""
+        """Make room for one more timeout. A program may compute a new timeout for each read."""
         if len(self._by_timeout) >= self._max_timeouts:
             self._forget_unused()
             self._max_timeouts = max(_MIN_TIMEOUTS, 2 * len(self._by_timeout))

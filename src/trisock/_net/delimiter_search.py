@@ -23,12 +23,12 @@ def end_of_lines(
     ``stop`` if possible. It is smaller if a line is too long, or if there are at least
     ``max_lines`` lines before the offset.
 
-    We look for the last delimiter in each ``max_bytes`` bytes. So there are few searches if
-    lines are much shorter than ``max_bytes``.
+    We search for the last delimiter in a window of ``max_bytes`` bytes, and then continue after
+    this delimiter. So there are few searches if lines are much shorter than ``max_bytes``.
     """
     end = start
-    # A delimiter may overlap itself, such as b"\n\n" in b"\n\n\n". The last delimiter may then
-    # begin in the one that ends the line.
+    # A delimiter may overlap itself, such as b"\n\n" in b"\n\n\n". The last match may then overlap
+    # the delimiter that ends the line.
     window = max_bytes - (len(delimiter) - 1 if _overlaps_itself(delimiter) else 0)
     for _ in range(max_lines):
         if stop - end <= window:
@@ -51,7 +51,7 @@ class DelimiterSearch:
 
     Invariant: there is no delimiter between ``start`` and ``end``. The next byte to scan is at
     ``end``, in chunk ``chunk_number``. ``chunk_position`` is the position of that chunk's first
-    unread byte. (If bytes of the chunk were taken, ``ReceiveBuffer.find`` updates
+    unread byte. (If bytes of the chunk were consumed, ``ReceiveBuffer.find`` updates
     ``chunk_position``.) A delimiter may span ``end``, so ``tail`` holds the last bytes before
     ``end``, at most ``len(delimiter) - 1`` of them. Bytes of ``tail`` before ``start`` are ignored.
 
@@ -93,7 +93,7 @@ class DelimiterSearch:
         overlap = len(delimiter) - 1
         tail = self.tail
         if tail:
-            if len(tail) > end - self.start:  # part of the tail was taken
+            if len(tail) > end - self.start:  # part of the tail was consumed
                 tail = tail[len(tail) - (end - self.start) :]
             seam = tail + chunk[offset : min(offset + overlap, limit)]
             index = seam.find(delimiter)
@@ -118,7 +118,7 @@ class DelimiterSearch:
         Returns False if no progress is left.
         """
         if self.match_end is not None and self.match_end - len(self.delimiter) < head:
-            self.match_end = None  # part of the match was taken
+            self.match_end = None  # part of the match was consumed
         if self.match_end is None and self.end <= head:
             return False
         self.start = max(self.start, head)

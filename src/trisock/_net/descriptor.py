@@ -55,7 +55,7 @@ class Descriptor:
         # A sockaddr, which is converted to Address lazily, or the Address of a PROXY header.
         self._peer: object = connection.getpeername()
         self.closing = False
-        # The failures that ``caused`` recognizes. The keys are ids, because the class of an
+        # The failures that ``caused()`` recognizes. The keys are ids, because the class of an
         # exception may not support hashing or comparison.
         self._failures: weakref.WeakValueDictionary[int, BaseException] | None = None
 
@@ -64,12 +64,12 @@ class Descriptor:
 
     @property
     def socket(self) -> trio.socket.SocketType:
-        """Trio's socket. Closing it or transferring data with it breaks the connection."""
+        """Trio's socket. Do not close it or transfer data with it: this breaks the connection."""
         return self._socket
 
     @property
     def stream(self) -> trio.SocketStream:
-        """Trio's stream. It is created when it is first needed (rows connections, memory)."""
+        """Trio's stream. It is created at the first use (benchmark rows connections and memory)."""
         if self._stream is None:
             self._stream = trio.SocketStream(self._socket)
         return self._stream

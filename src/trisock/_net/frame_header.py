@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from .._arguments import quoted
 
-# Sizes of headers, in bytes, for which ``struct`` has a code.
+# The header sizes, in bytes, for which ``struct`` has a code.
 _FORMATS = {1: "!B", 2: "!H", 4: "!I", 8: "!Q"}
 
 _MAX_SIZE = 8
@@ -34,11 +34,11 @@ class FrameHeader:
         ``struct`` uses the byte order and the sizes of this machine.
 
     Raises:
-      ValueError: ``header`` is neither.
+      ValueError: ``header`` is neither a valid format nor a valid size.
 
     Attributes:
       size: the size of the header, in bytes.
-      max_length: the longest body whose length fits into the header.
+      max_length: the maximum length of a body, in bytes, which is limited by the header's size.
     """
 
     __slots__ = ("_pack", "_unpack_from", "max_length", "size")
@@ -47,7 +47,8 @@ class FrameHeader:
         self._unpack_from: Callable[[bytes, int], tuple[int]]
         self._pack: Callable[[int], bytes]
         if isinstance(header, str):
-            # Without "!", ">" or "<", a wire format would depend on the machine. One byte does not.
+            # Without "!", ">" or "<", a wire format would depend on the machine. A format of one
+            # byte does not depend on the machine.
             if not re.fullmatch("[!><]?B|[!><][HILQ]", header):
                 raise ValueError(
                     'header must be a struct format of one unsigned integer after "!", ">" or "<", '
@@ -89,7 +90,7 @@ class FrameHeader:
     ) -> tuple[list[bytes], int]:
         """Split off the whole frames between ``start`` and ``stop``.
 
-        Stops before a frame that is cut short or longer than ``max_bytes``, and after
+        Stops before a frame that is incomplete or longer than ``max_bytes``, and after
         ``max_frames`` frames.
 
         Returns: the frames' bodies, and the offset of the first byte after them.
@@ -109,5 +110,5 @@ class FrameHeader:
         return bodies, start
 
 
-# Programs use few formats, and parsing one takes time.
+# Parsing a format takes time, and programs use few formats.
 _parsed = functools.lru_cache(FrameHeader)

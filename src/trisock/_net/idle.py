@@ -1,7 +1,7 @@
-"""IdleBlock: the time in which a handler waits for its peer's next request.
+"""IdleBlock: marks where a handler waits for its peer's next request.
 
-A read that waits in such a block ends when the server begins to stop, or after a timeout. A request
-of which bytes have arrived has begun: then only the timeout ends the read.
+A waiting read in such a block fails when the server begins to stop, or after a timeout. Once bytes
+of a request have arrived, only the timeout makes the read fail.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from .descriptor import ReadInterrupted
 
 ResultT = TypeVar("ResultT")
 
-# A connection from which nothing has come yet is not idle for so many seconds, because its request
-# is on the way. (Go's http.Server.Shutdown has the same rule.)
+# A new connection does not count as idle for this many seconds, even if no data has arrived,
+# because its first request is probably in flight. (Go's http.Server.Shutdown has the same rule.)
 FRESH_SECONDS = 5
 
 
 class IdleBlock(NotCopyable):
     """The context manager that ``Socket.idle`` returns.
 
-    Invariant: ``connection.idle`` is the block that was entered last, and ``_outer`` leads to the
-    earlier ones.
+    Invariant: ``connection.idle`` is the most recently entered active block. The ``_outer`` of a
+    block is the active block that was entered before it.
 
     Attributes:
-      active: whether the block was entered and not left.
-      begun: whether bytes of a request have arrived: some were unread when the block began, or a
-        read in the block has received some.
+      active: whether the block was entered and has not been exited yet.
+      begun: whether bytes of a request have arrived: bytes were unread when the block was entered,
+        or a read in the block has received bytes.
     """
 
     __slots__ = ("_connection", "_outer", "_timeout", "active", "begun")
@@ -72,28 +72,28 @@ class IdleBlock(NotCopyable):
             assert later is not None
             later._outer = self._outer
         self._outer = None
-        if self._connection.in_idle_read:  # another task's read checks which block it is in now
+        if self._connection.in_idle_read:  # let another task's read check which block it is in now
             self._connection.interrupt_idle_read()
 
     def timeout(self) -> float:
-        """Return the shortest timeout of this block and the blocks around it."""
+        """Return the shortest timeout of this block and its outer blocks."""
         if self._outer is None:
             return self._timeout
         return min(self._timeout, self._outer.timeout())
 
     def begin(self) -> None:
-        """Note that bytes of a request have arrived, in this block and the blocks around it."""
+        """Record that bytes of a request have arrived, for this block and its outer blocks."""
         self.begun = True
         if self._outer is not None:
             self._outer.begin()
 
 
 async def receive_idle(connection: Connection, block: IdleBlock) -> bytes:
-    """Receive a chunk, as ``connection.layer.receive`` does, in an idle block.
+    """Receive a chunk inside an idle block, like ``connection.layer.receive``.
 
     Raises ``ServerClosing`` if the server is stopping and no request has begun, and
-    ``IdleTimeoutError`` if no byte arrives in time. Before that, it looks once more whether a chunk
-    has arrived. If it fails or is cancelled, it consumes nothing.
+    ``IdleTimeoutError`` if no byte arrives in time. Before it raises one of these errors, it checks
+    once more whether a chunk has arrived. If it fails or is cancelled, it consumes nothing.
     """
     if connection.buffer.size:
         block.begin()
@@ -118,14 +118,14 @@ async def receive_idle(connection: Connection, block: IdleBlock) -> bytes:
                         chunk = await connection.layer.receive()
                 elif timeout == math.inf:
                     chunk = await connection.layer.receive()
-                else:  # no cancel scope (row idle-timeout)
+                else:  # without a cancel scope, for speed (benchmark row idle-timeout)
                     server.idle_deadlines.add(connection, timeout)
                     try:
                         chunk = await connection.layer.receive()
                     finally:
                         server.idle_deadlines.discard(connection, timeout)
             except ReadInterrupted:
-                if not block.active or block.timeout() != timeout:  # another task has left a block
+                if not block.active or block.timeout() != timeout:  # another task exited a block
                     remaining = block if block.active else connection.idle
                     if remaining is None:
                         connection.in_idle_read = False
@@ -161,7 +161,7 @@ def while_idle(
     block = IdleBlock(connection)
 
     async def read_in_block() -> ResultT:
-        connection.reading.check()  # before this second reader enters the block of the first
+        connection.reading.check()  # a second reader must not enter the first reader's block
         with block:
             return await read()
 

@@ -1,4 +1,4 @@
-"""Lines, LineBatches and Frames: the async iterators over what arrives on a connection."""
+"""Lines, LineBatches and Frames: async iterators over lines and frames that arrive."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ItemIterator(NotCopyable):
     Each item is consumed only when it is returned, so you can leave the loop at any time.
     """
 
-    # This is a class because Python does not close an async generator when a loop is left early.
+    # This is a class because Python does not close an async generator when a loop exits early.
     #
     # Args:
     #   reading: detects whether another task is reading.
@@ -71,12 +71,12 @@ class Lines(ItemIterator):
     def batches(self) -> LineBatches:
         """Iterate over lists of lines: ``async for lines in sock.lines().batches():``.
 
-        Each list has lines that have arrived: at least one, and at most 2048. This is faster than a
-        loop over single lines, for programs that read millions of them. All lines of a list are
-        consumed when the list is returned. The limits and the errors are those of ``Socket.lines``.
+        Each list has 1 to 2048 lines that have already arrived. For programs that read millions of
+        lines, this is faster than a loop over single lines. All lines of a list are consumed when
+        the list is returned. The limits and the errors are those of ``Socket.lines``.
 
-        Do not use it before ``starttls``: the list with the STARTTLS command may also have lines
-        that an attacker injected, and these lines would not make the handshake fail.
+        Do not use ``batches`` before ``starttls``: the list with the STARTTLS command may also have
+        lines that an attacker injected, and these lines would not make the handshake fail.
 
         If cancelled, it consumes nothing: the next read starts at the next line.
         """

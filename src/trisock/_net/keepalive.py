@@ -11,8 +11,9 @@ import socket
 
 from .syscalls import INTERNET_FAMILIES
 
-# The first probe is sent after this many seconds without data, and the next ones at this interval.
-# After this many unanswered probes, the connection fails with ETIMEDOUT: 150 seconds in all.
+# The kernel sends the first probe after IDLE_SECONDS without data, and further probes every
+# INTERVAL_SECONDS. After PROBES unanswered probes (150 seconds in total), the connection fails with
+# ETIMEDOUT.
 IDLE_SECONDS = 15
 INTERVAL_SECONDS = 15
 PROBES = 9
@@ -26,7 +27,8 @@ def enable_keepalive(sock: socket.socket) -> None:
     the backlog keeps the options that it has.
 
     A Unix socket is not changed. A socket whose keepalive is already on is not changed either,
-    because its owner has chosen the times. If the platform lacks an option, its default applies.
+    because its owner has chosen the times. If the platform lacks an option, the platform's default
+    applies.
     """
     if sock.family not in INTERNET_FAMILIES:
         return

@@ -81,11 +81,11 @@ async def linger(
 
 
 async def wait_until_acknowledged(sock: trio.socket.SocketType) -> None:
-    """Wait at most ``LINGER_SECONDS`` until the peer's kernel has all data that was sent."""
+    """Wait at most ``LINGER_SECONDS`` until the peer's kernel has acknowledged all sent data."""
     interval = _MIN_POLL_INTERVAL
     deadline = trio.current_time() + LINGER_SECONDS
     while trio.current_time() < deadline:
-        if sock.fileno() < 0 or not unacknowledged_bytes(sock):  # below 0: closed by another task
+        if sock.fileno() < 0 or not unacknowledged_bytes(sock):  # -1: closed by another task
             return
         await trio.sleep(interval)
         interval = min(2 * interval, _MAX_POLL_INTERVAL)

@@ -29,21 +29,20 @@ class MessageReceiver(BufferedReceiver):
         r"""Iterate over lines: ``async for line in sock.lines():``.
 
         The iterator holds no bytes of its own: you can leave the loop at any time, and the next
-        read starts at the next line. After an error, too, you can go on with the same iterator.
-        Lines that arrived together are returned without checkpoints between them, but at most 2048
-        lines in a row.
+        read starts at the next line. You can also continue with the same iterator after an error.
+        Up to 2048 lines that arrived together are returned without checkpoints between them.
 
         Args:
           delimiter: the end of a line, such as ``b"\r\n"``.
           keep_ends: whether lines keep their delimiter.
           max_bytes: the maximum length of a line, in bytes, including the delimiter. It also limits
             the size of the buffer, as in ``recv_until``.
-          idle: whether each wait for a line is in a block of ``Socket.idle()``. So the loop ends,
-            with ``ServerClosing``, when the server stops.
+          idle: whether each wait for a line is inside ``Socket.idle()``. If so, the loop ends with
+            ``ServerClosing`` when the server stops.
 
         Raises:
           IncompleteReadError: the stream ended in the middle of a line. The bytes of this line stay
-            unread. They are not returned, because a command that was cut short may look complete.
+            unread. They are not returned, because an incomplete command may look complete.
           LimitExceededError: a line is longer than ``max_bytes``.
 
         If cancelled, it consumes nothing: the next read starts at the next line.
@@ -74,7 +73,7 @@ class MessageReceiver(BufferedReceiver):
             return self._take_line(delimiter, keep_ends, end), lines
 
     async def _next_list(self, delimiter: bytes, keep_ends: bool, max_bytes: int) -> list[bytes]:
-        """Wait for a line. Returns a list of it and more lines that have arrived."""
+        """Wait for a line. Returns a list of this line and more lines that have arrived."""
         with self._connection.reading:
             line = await self._receive_line(delimiter, max_bytes, iterating=True)
             if line is not None:
@@ -98,7 +97,7 @@ class MessageReceiver(BufferedReceiver):
         Raises:
           IncompleteReadError: the stream ended before the end of the frame. ``at_boundary`` is True
             if it ended between two frames. ``partial`` begins with the header. ``expected`` is the
-            size of the whole frame, or of the header if that was cut short too.
+            size of the whole frame, or of the header if the header is incomplete too.
           LimitExceededError: the body is longer than ``max_bytes``. It is raised as soon as the
             header has arrived. The header stays unread. ``frame_length`` is the body's length.
           trio.BrokenResourceError: the connection is broken.
@@ -116,21 +115,21 @@ class MessageReceiver(BufferedReceiver):
     ) -> Frames:
         """Iterate over length-prefixed frames: ``async for body in sock.frames():``.
 
-        The iterator holds no bytes. You can leave the loop at any time, and the next read starts at
-        the next frame. Frames that arrived together are returned without checkpoints between them,
-        but at most 2048 frames in a row.
+        The iterator holds no bytes of its own: you can leave the loop at any time, and the next
+        read starts at the next frame. Up to 2048 frames that arrived together are returned without
+        checkpoints between them.
 
         Args:
-          header: the format of the length in front of each body. A ``struct`` format of one
+          header: the format of the length in front of each body: a ``struct`` format of one
             unsigned integer, such as ``"!I"`` or ``"<H"``, or the size of a big-endian integer in
-            bytes (``3`` means 24 bits). A format begins with ``!``, ``>`` or ``<``. The length does
-            not count the header itself.
+            bytes (``3`` means 24 bits). A ``struct`` format begins with ``!``, ``>`` or ``<``. The
+            length does not include the header itself.
           max_bytes: the maximum length of a body, in bytes. The buffer holds at most ``max_bytes``
             plus the header and the result of one more read.
           idle: as in ``lines``.
 
         Raises:
-          IncompleteReadError: the stream ended inside a frame. Its bytes stay unread.
+          IncompleteReadError: the stream ended inside a frame. The frame's bytes stay unread.
           LimitExceededError: a body is longer than ``max_bytes``. It is raised as soon as the
             header has arrived. The frame stays unread.
 
@@ -147,7 +146,7 @@ class MessageReceiver(BufferedReceiver):
     async def _next_frames(
         self, header: FrameHeader, max_bytes: int
     ) -> tuple[bytes, Iterator[bytes]]:
-        """Wait for a frame. Returns its body, and an iterator over later ones that have arrived."""
+        """Wait for a frame. Returns its body, and an iterator over later bodies that arrived."""
         with self._connection.reading:
             size = await self._find_frame(header, max_bytes, iterating=True)
             batch = self._connection.buffer.take_frames(header, max_bytes)

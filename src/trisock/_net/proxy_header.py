@@ -1,4 +1,4 @@
-"""ProxyHeader: what a proxy sends in front of a connection to name the client. It does no I/O.
+"""ProxyHeader: a proxy sends it before any other data, to name the client. It does no I/O.
 
 The specification of the PROXY protocol:
 https://www.haproxy.org/download/2.8/doc/proxy-protocol.txt
@@ -20,13 +20,15 @@ from .proxy_tlvs import ProxySSL, TLVs
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 
 # The largest header of version 2 that we send or receive, in bytes. The specification has no limit
-# other than that of the 16-bit length. HAProxy's headers have at most a few hundred bytes.
+# except that of the 16-bit length field. HAProxy's headers have at most a few hundred bytes.
 MAX_HEADER = 4096
 
-# The signature, the version and command, the family and protocol, and the length of the rest.
+# The fixed part of a version 2 header: the signature, the version and command, the family and
+# protocol, and the length of the rest.
 V2_HEAD = struct.Struct("!12sBBH")
 
-# The byte of version and command: 2 in the upper four bits, the command in the lower ones.
+# The byte for the version and the command: the upper four bits hold the version (2), and the lower
+# four bits hold the command.
 LOCAL, PROXY = 0x20, 0x21
 
 # Families and protocols: unspecified; TCP and UDP over IPv4 and IPv6; streams and datagrams over
@@ -40,7 +42,7 @@ UNIX_ENDS = struct.Struct("!108s108s")
 
 _UNIX_PATH_SIZE = 108
 
-_CRC_SIZE = 7  # bytes of its TLV
+_CRC_SIZE = 7  # bytes of the TLV with the checksum
 
 _IP: TypeAlias = "ipaddress.IPv4Address | ipaddress.IPv6Address"
 
@@ -55,14 +57,15 @@ class ProxyHeader:
       version: 1 (a line of text) or 2 (binary).
       command: ``"PROXY"``, or ``"LOCAL"`` if the proxy itself has opened the connection, such as
         for a health check. Version 1 has no ``"LOCAL"``.
-      source, destination: the addresses of the client, and of the proxy as the client sees it. Both
-        are ``None`` if the proxy does not know them (version 1: ``UNKNOWN``), and for ``"LOCAL"``.
-        Version 1 has no Unix addresses. An IPv6 zone is not sent.
-      tlvs: further fields, as pairs of a type and a value, in the order of the header. Only for
-        version 2. A received header contains its unknown fields too, but not the checksum (type 3),
-        which ``to_bytes`` computes. A received ``"LOCAL"`` header has none.
+      source, destination: the client's address, and the address to which the client has connected.
+        Both are ``None`` if the proxy does not know them (version 1: ``UNKNOWN``), and for
+        ``"LOCAL"``. Version 1 has no Unix addresses. An IPv6 zone is not sent.
+      tlvs: additional fields, as pairs of a type and a value, in the order of the header. Only
+        version 2 has them. The ``tlvs`` of a received header include unknown fields, but not the
+        checksum (type 3), which ``to_bytes`` computes. They are empty for a received ``"LOCAL"``
+        header.
 
-    If a field occurs twice, the properties return the first.
+    If a type occurs twice in ``tlvs``, the properties return the first value.
 
     Raises TypeError or ValueError if the attributes do not make a valid header. Source: the PROXY
     protocol's specification.
@@ -112,12 +115,12 @@ class ProxyHeader:
 
     @property
     def authority(self) -> str | None:
-        """The host name that the client has requested, such as by SNI. The client chooses it."""
+        """The host name that the client requested, such as by SNI. It is not verified."""
         return proxy_tlvs.tlv_text(self.tlvs, proxy_tlvs.AUTHORITY, "utf-8")
 
     @property
     def unique_id(self) -> bytes | None:
-        """The proxy's name for the connection, at most 128 bytes."""
+        """The proxy's unique ID for the connection, at most 128 bytes long."""
         return proxy_tlvs.tlv_value(self.tlvs, proxy_tlvs.UNIQUE_ID)
 
     @property
@@ -132,10 +135,11 @@ class ProxyHeader:
         return None if value is None else proxy_tlvs.ssl_from_bytes(value)
 
     def to_bytes(self) -> bytes:
-        """Return the header as it is sent.
+        """Return the header in its wire format.
 
         Version 2 ends with a checksum (CRC32c), unless the header has no room for it. A header that
-        was received for a UDP client (or a Unix datagram) is sent as one for a TCP client.
+        was received for a UDP client is sent as a header for a TCP client. (Likewise, a Unix
+        datagram socket becomes a Unix stream socket.)
         """
         return self._line() if self.version == 1 else self._binary()
 
@@ -161,7 +165,7 @@ class ProxyHeader:
         header = V2_HEAD.pack(SIGNATURE, command, family, size) + rest
         if not has_room:
             return header
-        # The checksum is that of the whole header, with zeros in its own place (section 2.2.3).
+        # The checksum covers the whole header, with zeros in place of the checksum (section 2.2.3).
         zeros = proxy_tlvs.join_tlvs(((proxy_tlvs.CRC32C, bytes(4)),))
         return (header + zeros)[:-4] + proxy_tlvs.crc32c(header + zeros).to_bytes(4, "big")
 
@@ -203,5 +207,5 @@ def _ip(address: Address) -> _IP:
 
 
 def _packed_ipv6(ip: _IP) -> bytes:
-    """Return an IPv6 address, or the IPv6 address to which an IPv4 address is mapped."""
+    """Return the 16 bytes of an IPv6 address. An IPv4 address is first mapped to IPv6."""
     return ip.packed if ip.version == 6 else bytes(10) + b"\xff\xff" + ip.packed

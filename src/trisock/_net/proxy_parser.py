@@ -1,6 +1,6 @@
 """parse_proxy_header: a strict parser of the PROXY protocol. It does no I/O.
 
-Sections are those of the specification:
+The section numbers in the comments refer to the specification:
 https://www.haproxy.org/download/2.8/doc/proxy-protocol.txt
 """
 
@@ -20,14 +20,14 @@ _MAX_LINE = 107  # bytes of a header of version 1, including its CRLF (section 2
 
 _LINE_START = b"PROXY "
 
-# Exactly one space between two fields, and no leading zeros in a port (section 2.1). What follows
-# UNKNOWN is ignored.
+# Fields are separated by exactly one space, and a port has no leading zeros (section 2.1). Any text
+# after UNKNOWN is ignored.
 _PORT = rb"(0|[1-9][0-9]{0,4})"
 _HOST = rb"([0-9A-Fa-f:.]+)"
 _TCP_LINE = re.compile(b" ".join([rb"PROXY TCP([46])", _HOST, _HOST, _PORT, _PORT]) + rb"\r\n")
 _UNKNOWN_LINE = re.compile(rb"PROXY UNKNOWN(?: .*)?\r\n", re.DOTALL)
 
-# The size of the two addresses for each family and protocol that the specification names.
+# The size in bytes of the two addresses (with ports), for each specified family and protocol.
 _ENDS = {
     v2.UNSPEC: 0,
     v2.TCP4: v2.IPV4_ENDS.size,
@@ -47,8 +47,8 @@ def parse_proxy_header(data: bytes) -> tuple[ProxyHeader, int] | None:
     Returns: the header and its size in bytes, or ``None`` if more bytes are needed. The result is
     never ``None`` for ``MAX_HEADER`` bytes or more.
 
-    Raises ``ValueError`` as soon as ``data`` cannot become a valid header. The message contains
-    nothing of ``data``.
+    Raises ``ValueError`` as soon as ``data`` cannot become a valid header. The message does not
+    quote ``data``.
     """
     if SIGNATURE.startswith(data[: len(SIGNATURE)]):
         return _parse_binary(data)
@@ -122,9 +122,9 @@ def _parse_binary(data: bytes) -> tuple[ProxyHeader, int] | None:
 
 
 def _parse_local(data: bytes, family: int, size: int) -> tuple[ProxyHeader, int] | None:
-    """Parse a LOCAL header. What follows its head is ignored, except for a checksum (2.2, 2.2.3).
+    """Parse a LOCAL header. Only its head and its checksum matter (sections 2.2 and 2.2.3).
 
-    The family is ignored too, so it may be one that does not exist, or does not fit the size.
+    The family is ignored, so it may be unknown, or may not fit the size of the header.
     """
     if len(data) < size:
         return None
@@ -167,7 +167,7 @@ def _addresses(family: int, data: bytes) -> tuple[Address, Address] | tuple[None
 
 
 def _ip_address(packed: bytes, port: int) -> Address:
-    """Return the same Address as for a connection from there."""
+    """Return the same Address that a connection from this address would have."""
     family = socket.AF_INET if len(packed) == 4 else socket.AF_INET6
     return address_from_sockaddr(family, (socket.inet_ntop(family, packed), port))
 

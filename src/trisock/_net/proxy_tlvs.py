@@ -1,6 +1,6 @@
 """The TLVs (type, length, value) of a PROXY header of version 2. It does no I/O.
 
-The sections in the comments are those of the specification:
+The section numbers in the comments refer to the specification:
 https://www.haproxy.org/download/2.8/doc/proxy-protocol.txt
 """
 
@@ -26,7 +26,7 @@ SSL_SIG_ALG = 0x24
 SSL_KEY_ALG = 0x25
 NETNS = 0x30
 
-# What the specification says of the values: text of an encoding, or a maximum size.
+# What the specification requires of the values: a text encoding, or a maximum size in bytes.
 _ENCODINGS = {AUTHORITY: "utf-8", NETNS: "ascii"}
 _SSL_ENCODINGS = {
     SSL_VERSION: "ascii",
@@ -37,7 +37,7 @@ _SSL_ENCODINGS = {
 }
 _MAX_UNIQUE_ID = 128
 
-# The bits of ProxySSL.client: the client used TLS, and it has shown a certificate.
+# The bits of ProxySSL.client: the client used TLS, and the client sent a certificate.
 _CLIENT_SSL = 0x01
 _CLIENT_CERTIFICATE = 0x02 | 0x04
 
@@ -47,14 +47,14 @@ _SSL_HEAD = struct.Struct("!BI")
 
 @dataclass(frozen=True, kw_only=True)
 class ProxySSL:
-    """What a proxy says about the TLS connection that it has with the client (section 2.2.6).
+    """What a proxy says about its TLS connection with the client (section 2.2.6).
 
     Attributes:
       client: a bit field. 1: the client uses TLS. 2: the client has sent a certificate in this
-        connection. 4: the client has sent one in this TLS session.
-      verify: the result of verifying the client's certificate. 0 means success, and also that there
-        was no certificate: use ``verified``.
-      tlvs: the further fields, as pairs of a type and a value.
+        connection. 4: the client has sent a certificate in this TLS session.
+      verify: the result of verifying the client's certificate. 0 means success, or that there was
+        no certificate. ``verified`` distinguishes the two cases.
+      tlvs: additional fields, as pairs of a type and a value.
     """
 
     client: int
@@ -149,7 +149,7 @@ def check_tlvs(tlvs: object) -> TLVs:
 
 
 def check_values(tlvs: TLVs) -> None:
-    """Raise ``ValueError`` if a value contradicts the specification."""
+    """Raise ``ValueError`` if a value violates the specification."""
     for kind, value in tlvs:
         _check_text(kind, value, _ENCODINGS)
         if kind == UNIQUE_ID and len(value) > _MAX_UNIQUE_ID:

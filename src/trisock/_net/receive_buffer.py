@@ -16,7 +16,7 @@ end of the queue is the end of a list, where it is cheap to add and remove entri
 The cost of the operations, for any sizes:
 
 - ``append`` and ``push_front`` run in constant time and copy nothing, apart from coalescing and
-  trimming (see below). The same is true of ``take_chunk`` if it returns a whole chunk.
+  trimming (see below). ``take_chunk`` has the same cost if it returns a whole chunk.
 - The memory is at most twice the unread bytes, plus a constant. To keep this bound, runs of small
   chunks are coalesced, many at a time, and a chunk that is mostly read is trimmed. Coalescing and
   trimming copy each byte a constant number of times.
@@ -28,10 +28,10 @@ The cost of the operations, for any sizes:
   starts a new search.
 - ``take_lines`` scans each byte of a taken line at most twice, and copies it twice.
   ``take_frames`` copies each byte of a taken frame once. Both split one piece of a chunk at a time,
-  so they may also scan and copy bytes of the piece that are not taken. The piece after that has at
-  most ``_FIRST_SPLIT_SIZE`` bytes. ``take_line_list`` costs the same, but takes all of its piece.
-- ``drop`` and ``peek_bytes`` of bytes in one chunk take constant time. ``drop`` copies nothing but
-  the rest of a chunk that is mostly read.
+  so they may also scan and copy bytes that are not taken. The next piece then has at most
+  ``_FIRST_SPLIT_SIZE`` bytes. ``take_line_list`` costs the same, but takes all lines of its piece.
+- ``drop`` takes constant time per chunk. It copies only the rest of a chunk that is mostly read.
+  ``peek_bytes`` copies only the bytes that it returns, at most twice.
 - ``entries`` takes constant time per chunk and copies nothing.
 """
 
@@ -54,8 +54,8 @@ _SMALL_CHUNK = 256
 # A chunk is trimmed when its read bytes outnumber its unread bytes by more than this number.
 _MAX_CONSUMED_BYTES = 16384
 
-# take_lines and take_frames split a piece of a chunk at a time. The size of the piece, in bytes,
-# begins small, because a program may switch to another kind of read after each item (a line or a
+# take_lines and take_frames split a piece of a chunk at a time. The size of a piece, in bytes, is
+# small at first, because a program may switch to another kind of read after each item (a line or a
 # frame). The size is multiplied by 4 whenever all items of a piece were taken.
 _FIRST_SPLIT_SIZE = 1024
 _MAX_SPLIT_SIZE = 131072
@@ -292,7 +292,7 @@ class ReceiveBuffer:
         elif search.end <= head:
             search.restart(head, oldest)
         else:
-            search.match_end = None  # part of the match was taken
+            search.match_end = None  # part of the match was consumed
             search.start = head
         index = search.chunk_number - oldest
         while search.end < stop:
@@ -333,10 +333,9 @@ class ReceiveBuffer:
         """Return an iterator over the first lines. The iterator consumes each line that it yields.
 
         Call ``find`` first: it must have found the end of the first line. The iterator yields the
-        lines that are complete in one piece of the oldest chunk, up to the first that is too long.
-        There may be no such line. Each has at most ``max_bytes`` bytes, including its delimiter.
-        Any operation except ``append`` and ``len`` ends the iterator, and the lines that it has not
-        yielded remain unread.
+        lines that are complete in one piece of the oldest chunk. It stops before a line of more
+        than ``max_bytes`` bytes (including the delimiter), and may yield nothing. Any operation
+        except ``append`` and ``len`` ends the iterator. Lines that were not yielded remain unread.
         """
         lines, size = self._split_lines(delimiter, keep_ends, max_bytes, self._split_size)
         return self._begin_batch(lines, size, 0 if keep_ends else len(delimiter))
@@ -350,7 +349,7 @@ class ReceiveBuffer:
     def _split_lines(
         self, delimiter: bytes, keep_ends: bool, max_bytes: int, split_size: int
     ) -> tuple[list[bytes], int]:
-        """Split the lines off the first piece. Returns them, and their size with delimiters."""
+        """Split the lines off the first piece. Returns the lines and their size with delimiters."""
         search = self._search
         assert search is not None, "call find first"
         # The index, in the queue, of the chunk in which the first delimiter ends.
@@ -368,11 +367,11 @@ class ReceiveBuffer:
         return ([line + delimiter for line in lines] if keep_ends else lines), size
 
     def take_frames(self, header: FrameHeader, max_bytes: int) -> Iterator[bytes]:
-        """Return an iterator over the bodies of the first frames. It consumes what it yields.
+        """Return an iterator over the first frames' bodies. It consumes each frame that it yields.
 
-        The iterator yields the frames that are whole in one piece of the oldest chunk. There may be
-        none. Each body has at most ``max_bytes`` bytes. The iterator ends as in ``take_lines``. The
-        buffer must not be empty.
+        The iterator yields the frames that are complete in one piece of the oldest chunk, and stops
+        before a body of more than ``max_bytes`` bytes. It may yield nothing. Any operation except
+        ``append`` and ``len`` ends the iterator. The buffer must not be empty.
         """
         self.commit_batch()
         chunk, start = self._oldest()
@@ -392,7 +391,7 @@ class ReceiveBuffer:
         """Begin a batch.
 
         ``size``: the number of bytes that all items take up in the buffer. ``overhead``: how many
-        of the bytes that an item takes up are not part of the item, such as a delimiter.
+        bytes an item takes up in the buffer beyond its own length, such as for a delimiter.
         """
         self._batch = items
         self._batch_iterator = iter(items)

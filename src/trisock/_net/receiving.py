@@ -103,7 +103,7 @@ class BufferedReceiver(trio.abc.ReceiveStream):
         next ``recv`` raises the error.
 
         Args:
-          wait: whether to wait until a chunk arrives or the stream ends. Then ``peek`` raises the
+          wait: whether to wait until a chunk arrives or the stream ends. If so, ``peek`` raises the
             errors that ``recv`` would raise.
 
         If cancelled, it consumes nothing. Source: Pluto's ``socket.peek``.
@@ -212,10 +212,10 @@ class BufferedReceiver(trio.abc.ReceiveStream):
         return line[: -len(wanted)]
 
     async def skip_until(self, delimiter: Buffer) -> int:
-        """Drop everything up to and including the first delimiter, however long it is.
+        """Drop all data up to and including the first delimiter, without a limit.
 
-        Use it after ``LimitExceededError`` to go on with the next line. The dropped bytes are not
-        held: the buffer holds at most the result of one read, as in ``recv_until``.
+        Use it after ``LimitExceededError`` to continue with the next line. Data is dropped as it
+        arrives, so the buffer holds at most the result of one read, as in ``recv_until``.
 
         Args:
           delimiter: the bytes to search for. It must not be empty.
@@ -223,14 +223,15 @@ class BufferedReceiver(trio.abc.ReceiveStream):
         Returns: how many bytes were dropped, including the delimiter.
 
         Raises:
-          IncompleteReadError: the stream ended before the delimiter arrived. What arrived
-            was dropped, so ``partial`` is empty. ``at_boundary`` is True if nothing had arrived.
+          IncompleteReadError: the stream ended before the delimiter arrived. The data that arrived
+            was dropped, so ``partial`` is empty. ``at_boundary`` is True if no data had arrived.
           trio.BrokenResourceError: the connection is broken.
 
-        Unlike the other reads, it drops data while it waits: if it fails or is cancelled, what was
-        dropped stays dropped. While the connection is open, it keeps the last bytes that may be the
-        start of the delimiter, so you can call it again. That call's ``at_boundary`` ignores what
-        earlier calls have dropped, so it may be True in the middle of a line.
+        Unlike the other reads, ``skip_until`` drops data while it waits: if it fails or is
+        cancelled, the dropped data is lost. Until the end of the stream, it keeps the last bytes,
+        which may be the start of the delimiter. So you can call ``skip_until`` again. The
+        ``at_boundary`` of that call ignores data that earlier calls have dropped, so it may be True
+        in the middle of a line.
         """
         wanted = delimiter_bytes(delimiter)
         dropped = 0
@@ -264,9 +265,9 @@ class BufferedReceiver(trio.abc.ReceiveStream):
     ) -> bytes | None:
         """If nothing is unread, receive a chunk. If it is exactly one line, take and return it.
 
-        Otherwise return ``None``, and ``_find`` does the work. A peer that waits for our answer to
-        each of its lines sends such chunks. For them, the buffer and its search would cost as much
-        as the system calls (row line-echo).
+        Otherwise buffer the chunk and return ``None``: the caller then uses ``_find``. A peer that
+        waits for our answer to each line sends chunks of exactly one line. For such chunks, the
+        buffer and its search would cost as much as the system calls (benchmark row line-echo).
         """
         connection = self._connection
         connection.check_open()

@@ -1,17 +1,17 @@
 """relay: copy both ways between two connections until both directions have ended.
 
 A relay has one task for each direction. The task reads from the source and sends to the sink, in
-turn. So it holds the result of one read at most, and a slow sink slows its source down.
+turn. So it holds at most the result of one read, and a slow sink slows its source down.
 
-While such a task is blocked in a send, nobody reads from its source. So another task then checks
-once a second whether the source has hung up, and whether the sink accepts data. That task is
-started before a send that may block, and ends when no send is in progress. So an idle relay does
-not need it.
+While such a task is blocked in a send, no task reads from its source. So another task then checks
+once a second whether the source has hung up, and whether the sink accepts data. This checking task
+starts before a send that may block, and ends when no send is in progress. So an idle relay has no
+checking task.
 
-The kernel could move the bytes without copying them (``splice``, through a pipe). For pieces of 64
-KiB this was 1.0 times as fast as ``recv`` and ``send``, for 256 KiB 1.3 times, and for 1 MiB twice.
-But each relay would need two pipes (four descriptors), and an unprivileged user may have 64 pipes
-of 1 MiB.
+The kernel could move the bytes without copying them (``splice``, through a pipe). Compared with
+``recv`` and ``send``, it was equally fast for pieces of 64 KiB, 1.3 times as fast for 256 KiB, and
+twice as fast for 1 MiB. But each relay would need two pipes (four descriptors), and an unprivileged
+user may have only 64 pipes of 1 MiB.
 """
 
 from __future__ import annotations
@@ -34,75 +34,77 @@ from .linger import wait_until_acknowledged
 from .socket import Socket, connection_of
 from .syscalls import peer_ended, send_queue_size
 
-# Seconds that one direction may be silent after the other has ended, if there is no idle_timeout.
-# A peer that has ended its direction may be gone. Only a send to it would show this.
+# How many seconds one direction may be silent after the other direction has ended, if there is no
+# idle_timeout. The peer that ended its direction may be gone, which only a send to this peer would
+# show.
 _HALF_CLOSED_TIMEOUT = 60.0
 
-# How often (seconds) to look at the source and the sink of a send in progress.
+# The interval (seconds) at which the source and the sink of a send in progress are checked.
 _BLOCKED_INTERVAL = 1.0
 
 
 async def relay(a: Socket, b: Socket, *, idle_timeout: float | None = None) -> tuple[int, int]:
-    """Copy data both ways between two sockets until both directions have ended. Then close both.
+    """Copy data both ways between two sockets until both directions have ended, then close both.
 
-    Data in the receive buffers is relayed first. A slow receiver slows the sender
-    down: ``relay`` holds at most the result of one read for each direction (128 KiB; under TLS, the
-    records in 128 KiB of ciphertext).
+    Data in the receive buffers is relayed first. A slow receiver slows the sender down: ``relay``
+    holds at most the result of one read for each direction (128 KiB; under TLS, the records in 128
+    KiB of ciphertext).
 
-    This table shows what happens when the peer of ``a`` does something, and what the peer of ``b``
-    sees. The roles of ``a`` and ``b`` can be swapped.
+    This table shows what the peer of ``b`` sees and what ``relay`` does when the peer of ``a`` does
+    something. The roles of ``a`` and ``b`` can be swapped.
 
     ==============================  ====================================  ==========================
     peer of ``a``                   peer of ``b``                         ``relay``
     ==============================  ====================================  ==========================
-    ends its direction (FIN, or     plain text: FIN, and may go on        goes on until the other
+    ends its direction (FIN, or     plain text: FIN, and may continue     continues until the other
     ``close_notify`` under TLS)     sending. TLS: ``close_notify``, as    direction has ended
                                     soon as ``b``'s direction has ended
     resets the connection           a reset                               ``BrokenResourceError``
     ends TLS without                a reset                               ``TLSError``
     ``close_notify``, or forges a
     record
-    closes the connection but is    the rest of what the peer of ``a``    ``BrokenResourceError``
-    still being sent data           had sent, then a reset
+    closes the connection but is    all data that the peer of ``a`` had   ``BrokenResourceError``
+    still being sent data           sent, then a reset
     does not read                   waits for room                        waits
     does not read for the time      a reset                               ``BrokenResourceError``
     limit
     is silent for the time limit,   the end of the stream (FIN or         returns
-    as the peer of ``b`` is         ``close_notify``)
+    like the peer of ``b``          ``close_notify``)
     ==============================  ====================================  ==========================
 
     ``SSLStream`` has no half-closed state, so ``close_notify`` can only be sent by closing. On a
-    Unix socket, the peer sees a reset only if data from it is unread. Otherwise it sees EOF.
+    Unix socket, the peer sees a reset only if data from this peer is unread. Otherwise it sees EOF.
 
     Args:
       a: one socket.
       b: the other socket.
       idle_timeout: the time limit in seconds, more than 0. When no byte has moved in either
         direction for this long, both directions count as ended. ``None`` means no limit while both
-        directions are open. Then the limit is 60 seconds: from the end of one direction, or from
-        the moment when a peer has hung up and its data cannot be delivered. A kernel reports
-        progress only after its program has read many KiB. So a peer that reads slowly can look
-        stalled for seconds, and a limit of a few seconds may reset it.
+        directions are open. After one direction has ended, or a peer has hung up while its data
+        cannot be delivered, the limit is 60 seconds. The peer's kernel reports progress only after
+        the peer's program has read many KiB. So a peer that reads slowly can look stalled for
+        seconds, and a limit of a few seconds may reset its connection.
 
     Returns: the number of bytes from ``a`` to ``b``, and from ``b`` to ``a``. The result does not
-    tell whether the peers ended their directions or the time limit did.
+    tell whether the peers or the time limit ended the relay.
 
     Raises:
       trio.BrokenResourceError: a connection is broken (``TLSError`` is a subclass). The message
         names the address of the peer that broke it. The other connection was aborted, because its
-        peer must not see a clean end. Also raised if a peer accepted nothing for the time limit
-        while data for it was waiting, or if an earlier send on a socket was cut short.
+        peer must not see a clean end. Also raised if data for a peer was pending, but the peer
+        accepted none of it within the time limit. Also raised if an earlier send on a socket was
+        cut short.
       trio.ClosedResourceError: a socket was closed, before the call or by another task, or
-        ``send_eof`` was called on it. The other one was aborted.
+        ``send_eof`` was called on it. The other socket was aborted.
       trio.BusyResourceError: another task is using one of the sockets. Nothing has changed.
-      TypeError, ValueError: an argument is invalid, or both sockets are the same one. Nothing has
-        changed.
+      TypeError, ValueError: an argument is invalid, or ``a`` and ``b`` are the same socket. Nothing
+        has changed.
 
     Both sockets are closed when ``relay`` returns or raises, except after the errors that change
     nothing. If cancelled, ``relay`` aborts both. If cancelled after both directions have ended, it
-    closes both immediately. From the call on, any other read or send on the sockets gets
-    ``BusyResourceError``, and a server's ``broadcast`` skips them. If a broadcast is being sent to
-    one of the sockets already, ``relay`` first waits for its end.
+    closes both immediately. Once ``relay`` is called, any other read or send on the sockets gets
+    ``BusyResourceError``, and a server's ``broadcast`` skips them. If a broadcast to one of the
+    sockets is already in progress, ``relay`` first waits until the broadcast has finished.
     """
     for name, sock in ("a", a), ("b", b):
         if not isinstance(sock, Socket):
@@ -119,7 +121,7 @@ async def relay(a: Socket, b: Socket, *, idle_timeout: float | None = None) -> t
             end.check_idle()
     for end in ends:
         end.reserve(ConnectionState.RELAYED)
-    # Nothing gives the reservations and locks back: both connections are closed in any case.
+    # The reservations and locks are never released, because both connections are always closed.
     try:
         for end in ends:
             await end.sending.acquire()  # waits only for a broadcast in progress
@@ -134,7 +136,7 @@ async def relay(a: Socket, b: Socket, *, idle_timeout: float | None = None) -> t
 
 
 async def _close(a: Connection, b: Connection) -> None:
-    """Close both gracefully, at the same time: each close may wait for its peer."""
+    """Close both gracefully and concurrently, because each close may wait for its peer."""
     with _guard.bare():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(a.close)
@@ -142,7 +144,7 @@ async def _close(a: Connection, b: Connection) -> None:
 
 
 class _State(enum.Enum):
-    """What the task of a direction does."""
+    """What the task of a direction is doing."""
 
     READING = enum.auto()
     SENDING = enum.auto()  # may be blocked, and holds data that the sink has not accepted
@@ -155,11 +157,12 @@ class _Direction:
     Invariant: ``failure`` and ``broken`` are set together.
 
     Attributes:
-      state: what its task does.
+      state: what its task is doing.
       count: how many bytes the sink has accepted.
-      progress: what a check last saw of a send in progress. It changes when the sink accepts bytes.
-      failure: the error that ended this direction before the end of the source.
-      broken: the connection with that error: the source or the sink.
+      progress: a measure of how far the send in progress was at the last check. It changes when the
+        sink accepts bytes.
+      failure: the error that ended this direction before the source's EOF.
+      broken: the connection that caused this error, which is the source or the sink.
     """
 
     __slots__ = ("broken", "count", "failure", "progress", "sink", "source", "state")
@@ -181,9 +184,10 @@ class _Direction:
 class _Relay:
     """The state of one relay.
 
-    Invariant: once a direction has failed, only the other one may still run, and only if its source
-    is the broken connection: that peer may have sent data before the connection broke.
-    ``_last_moved`` is the time at which the relay last passed on data, or the end of a stream.
+    Invariant: once a direction has failed, the other direction may run only if its source is the
+    broken connection, because that peer may have sent data before the connection broke.
+    ``_last_moved`` is the time at which the relay last relayed data or EOF, or a sink last accepted
+    data.
     """
 
     __slots__ = ("_checking", "_directions", "_last_moved", "_limit", "_limited", "_nursery")
@@ -192,7 +196,7 @@ class _Relay:
         self._directions = _Direction(a, b), _Direction(b, a)
         self._limit = _HALF_CLOSED_TIMEOUT if idle_timeout == math.inf else idle_timeout
         self._limited = idle_timeout != math.inf  # whether a task enforces the limit
-        self._checking = False  # whether a task looks after sends in progress
+        self._checking = False  # whether a task checks sends in progress
         self._last_moved = trio.current_time()
 
     async def run(self) -> tuple[int, int]:
@@ -218,7 +222,8 @@ class _Relay:
         """Return the direction whose error decides the outcome, or ``None`` after a clean end."""
         failed = [each for each in self._directions if each.failure is not None]
         for each in failed:
-            # A read knows better than a send why a connection broke, because TLS has alerts.
+            # A read's error explains the failure better than a send's, because reads receive TLS
+            # alerts.
             if each.broken is each.source:
                 return each
         if failed:
@@ -231,7 +236,7 @@ class _Relay:
         return None
 
     async def _deliver_complete_data(self, broken: Connection | None) -> None:
-        """If all data of the broken connection was sent, wait until it has arrived."""
+        """If all data from the broken connection was relayed, wait until that data has arrived."""
         for each in self._directions:
             if each.source is broken and each.state is _State.ENDED and each.failure is None:
                 await wait_until_acknowledged(each.sink.socket)
@@ -244,16 +249,16 @@ class _Relay:
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             if direction.state is _State.READING:
                 self._end_with(direction, exc)
-            else:  # first relay what the sink's peer had sent before
+            else:  # first relay data that the sink's peer sent earlier
                 direction.fail(direction.sink, exc)
         direction.state = _State.ENDED
         if all(each.state is _State.ENDED for each in self._directions):
-            self._nursery.cancel_scope.cancel()  # ends the tasks that check
+            self._nursery.cancel_scope.cancel()  # ends the checking tasks
         else:
             self._limit_the_rest()
 
     async def _copy(self, direction: _Direction) -> None:
-        """Copy everything, and the end of the stream."""
+        """Copy all data, and then EOF."""
         source, sink = direction.source, direction.sink
         while source.buffer:
             source.check_open()  # a closed connection keeps its buffer
@@ -263,7 +268,7 @@ class _Relay:
                 await self._send(direction, [chunk, *source.tls.receive_pending()])
             elif sink.tls is not None:
                 await self._send(direction, [chunk])
-            else:  # the hot path (row relay). Each pass has one checkpoint, in ``receive``.
+            else:  # the hot path (benchmark row relay). A pass has one checkpoint: ``receive``
                 self._last_moved = trio.current_time()
                 direction.state = _State.SENDING
                 sent = sink.transport.send_nowait(chunk)
@@ -287,7 +292,7 @@ class _Relay:
         direction.count += sum(map(len, chunks))
 
     async def _send_rest(self, sink: Connection, data: memoryview) -> None:
-        """Send what the kernel did not accept at once, in plain text."""
+        """Send plain text that the kernel did not accept at once."""
         self._start_checking()
         while data:
             await sink.transport.wait_writable()
@@ -303,7 +308,8 @@ class _Relay:
             self._nursery.start_soon(self._limit_silence)
 
     async def _limit_silence(self) -> None:
-        # One task for the whole relay: a deadline for each chunk would cost more than the chunk.
+        # One task serves the whole relay. A deadline for each chunk would cost more than copying
+        # it.
         while (deadline := self._last_moved + self._limit) > trio.current_time():
             await trio.sleep_until(deadline)
             # If the event loop was blocked, bytes may have arrived in time. Let them move first.
@@ -312,7 +318,7 @@ class _Relay:
         self._nursery.cancel_scope.cancel()
 
     def _look_for_progress(self) -> None:
-        """Detect which sinks have accepted a part of the send in progress."""
+        """Update ``_last_moved`` if a sink has accepted a part of the send in progress."""
         for each in self._directions:
             sink = each.sink
             if each.state is _State.SENDING and sink.socket.fileno() >= 0:
@@ -337,7 +343,7 @@ class _Relay:
         self._checking = False
 
     def _check_source(self, direction: _Direction) -> None:
-        """Notice that the source is gone, although nobody reads from it."""
+        """Detect that the source is gone while no task reads from it."""
         source = direction.source
         try:
             descriptor = source.transport.descriptor()
@@ -345,9 +351,9 @@ class _Relay:
             self._end_with(direction, exc)
             return
         if peer_ended(descriptor):
-            # A peer that has ended its direction may be gone. A peer that has reset is gone.
+            # A peer that has sent FIN may be gone. A peer that has sent a reset is gone.
             number = source.socket.getsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_ERROR)
-            if number in (0, errno.EPIPE):  # EPIPE: it had sent FIN before, so its data is complete
+            if number in (0, errno.EPIPE):  # EPIPE: the peer had sent FIN, so its data is complete
                 self._limit_the_rest()
             else:
                 self._end_with(direction, source.transport.broken(os.strerror(number)))

@@ -49,11 +49,12 @@ _SENDFILE_SIZE = 1024 * 1024
 
 # How many threads may read at the same time, per limiter. We do not use Trio's default limiter,
 # because its threads also resolve host names, which may take minutes. Regular files have one
-# limiter and file objects have another, because an object's ``read`` may wait for anything.
+# limiter and file objects have another, because an object's ``read`` may block for any length of
+# time.
 _MAX_READERS = 40
 
 # How long (seconds) a cancelled send waits for a thread that is reading from the disk. The thread
-# closes the duplicate descriptor after the read. Nearly always the read is done within this time,
+# closes the duplicate descriptor after the read. The read is nearly always done within this time,
 # so the duplicate is closed before ``send_file`` returns. A slow disk (NFS) may take longer.
 _CLOSE_TIMEOUT = 1.0
 
@@ -89,7 +90,7 @@ class Source:
     async def read(self, offset: int, size: int) -> bytes | memoryview | None:
         """Return a piece of the file. The piece is empty at EOF.
 
-        Returns ``None`` if another reader has taken the data first.
+        Returns ``None`` if another reader got the data first.
         """
         raise NotImplementedError  # pragma: no cover (every subclass overrides it)
 
@@ -395,7 +396,7 @@ else:
 
         async def read(self, offset: int, size: int) -> bytes:
             if self.size is not None and offset >= self.size:
-                return b""  # pread(2) is not called: it fails at the highest offsets
+                return b""  # do not call pread(2), which fails at the highest offsets
             data = await _in_thread(_disk_readers, self._read, offset, size, abandon_on_cancel=True)
             if self._regular and self.size is None and os.fstat(self._duplicate).st_size:
                 return b""  # the file was empty when send_file was called, and has grown since

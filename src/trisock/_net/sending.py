@@ -15,9 +15,9 @@ from .connection import Connection
 from .frame_header import frame_header
 from .send_file import check_arguments, open_source, send_file
 
-# Sends in a row are cheaper if not all of them are schedule points (row send). Between two schedule
-# points, they may send _SEND_CREDIT bytes. Each send counts as at least _MIN_CREDIT bytes. So among
-# 16 sends in a row, at least one is a schedule point, and so is at least one send in each MiB.
+# Consecutive sends are cheaper if not all of them are schedule points (benchmark row send). Between
+# two schedule points, they may send _SEND_CREDIT bytes. Each send counts as at least _MIN_CREDIT
+# bytes. So there is a schedule point at least once per 16 sends, and at least once per MiB.
 _MIN_CREDIT = 65536
 _SEND_CREDIT = 15 * _MIN_CREDIT
 
@@ -25,7 +25,7 @@ _SEND_CREDIT = 15 * _MIN_CREDIT
 class Sender(trio.abc.SendStream):
     """The send methods of ``Socket``.
 
-    This is a base class of ``Socket`` for the same reason as ``BufferedReceiver``, which has the
+    This is a base class of ``Socket`` for the same reason as ``BufferedReceiver``, which sets the
     attribute ``_connection``.
     """
 
@@ -40,8 +40,8 @@ class Sender(trio.abc.SendStream):
         returns.
 
         Every call is a cancel point. The first ``send`` after a read is a schedule point, so other
-        tasks run. Later sends in a row include a schedule point at least once per 16 calls, and at
-        least once per MiB of data.
+        tasks run. Consecutive sends after it include a schedule point at least once per 16 calls,
+        and at least once per MiB of data.
 
         Raises:
           trio.BrokenResourceError: the connection is broken (``TLSError`` is a subclass). Data
@@ -90,10 +90,10 @@ class Sender(trio.abc.SendStream):
             lock.in_use = False
 
     async def send_frame(self, *buffers: Buffer, header: str | int = "!I") -> None:
-        """Send one length-prefixed frame, whose body is made of all buffers.
+        """Send one length-prefixed frame, whose body consists of all buffers.
 
         Args:
-          buffers: the body.
+          buffers: the parts of the body.
           header: the format of the length in front of the body, as in ``frames``.
 
         Raises:
@@ -168,10 +168,11 @@ class Sender(trio.abc.SendStream):
           OSError: the file cannot be read. If part of the file was sent, every later send fails.
           ValueError, TypeError: an argument is invalid, or ``file`` is not readable or not binary.
 
-        Cancellation has the same effect as in ``send``. Bytes that were read from a pipe count as
-        sent, so the first read from a pipe waits until there is room to send. A wait for data from
-        a pipe can be cancelled at any time. The ``read`` method of a file object (such as a
-        ``gzip.GzipFile``) runs in a thread. A cancelled ``send_file`` waits until ``read`` returns.
+        Cancellation has the same effect as in ``send``. Bytes that were read from a pipe cannot be
+        put back, so they count as sent. The first read from a pipe therefore waits until there is
+        room to send. A wait for data from a pipe can be cancelled at any time. The ``read`` method
+        of a file object (such as a ``gzip.GzipFile``) runs in a thread. A cancelled ``send_file``
+        waits until ``read`` returns.
 
         ``os.sendfile`` is not used while SIGPIPE has its default action, because a peer that closes
         the connection could then kill the process.

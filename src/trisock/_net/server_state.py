@@ -11,8 +11,8 @@ import trio
 from .connection import Connection
 from .deadlines import Deadlines
 
-# The last part of the grace, in which the handler of a new connection can say goodbye: a tenth of
-# it, and at most this many seconds.
+# In the last part of the grace, the handler of a new connection can send a last message. This part
+# is a tenth of the grace, but at most this many seconds.
 _LAST_SECONDS = 1.0
 
 
@@ -20,10 +20,10 @@ class ServerState:
     """The part of a server that its connections use.
 
     Attributes:
-      server: returns the ``Server``. A weak reference, because the server refers to this object.
+      server: a weak reference to the ``Server``, because the server refers to this object.
       closing: set when the server begins to stop.
-      last_call: the time from which a new connection counts as idle too: shortly before the grace
-        ends, so that its handler can say goodbye.
+      last_call: the time, shortly before the grace ends, from which even a new connection counts as
+        idle, so that its handler can send a last message.
       idle_deadlines: the deadlines of the reads that wait in an idle block.
       counts: the server's counters.
     """
@@ -36,7 +36,7 @@ class ServerState:
         self.counts: Counter[str] = Counter()
 
     def limit_grace(self, end: float, seconds: float) -> None:
-        """Note when the grace ends, and how many seconds it has."""
+        """Set ``last_call`` for a grace that ends at ``end`` and lasts ``seconds``."""
         self.last_call = end - min(_LAST_SECONDS, seconds / 10)
 
 

@@ -39,9 +39,10 @@ class ConnectionInfo:
       peer: the peer's address.
       side: our side of the connection, ``"client"`` or ``"server"``.
       isopen: the result of ``Socket.isopen()``.
-      cansend: whether a send may still succeed. False once this side has closed the connection or
-        called ``send_eof``, once the connection is broken, and after a send that was cut short.
-        The peer may end the connection at any time, so a True may already be out of date.
+      cansend: whether a send may still succeed. It is False once this side has closed the
+        connection or called ``send_eof``, once the connection is broken, and after a send that was
+        cut short. The peer may end the connection at any time, so ``True`` may already be out of
+        date.
       istls: the result of ``Socket.istls()``.
       tls: the value of ``Socket.tls``.
       buffered: the number of unread bytes in the receive buffer, including pushed-back ones.
@@ -64,7 +65,7 @@ class Socket(NotCopyable, MessageReceiver, Sender, trio.abc.HalfCloseableStream)
 
     ``connect``, ``Listener`` and ``Server`` create Sockets. The constructor wraps a
     ``trio.SocketStream``, which only the Socket may use afterwards. The stream keeps its socket
-    options: the constructor does not turn TCP keepalive on, unlike ``connect`` and ``Listener``.
+    options. Unlike ``connect`` and ``Listener``, the constructor does not turn TCP keepalive on.
 
     Args:
       stream: the connection.
@@ -121,7 +122,7 @@ class Socket(NotCopyable, MessageReceiver, Sender, trio.abc.HalfCloseableStream)
             TLS server, pass one or more ``Certificate`` objects or a ``ServerTLS``. An
             ``ssl.SSLContext`` is accepted for both roles. The TLS role may differ from the side of
             the connection (RFC 4217, section 7).
-          server_hostname: the host name that the server's certificate must have. The default is
+          server_hostname: the host name that the server's certificate must match. The default is
             the name in ``tls`` or, if there is none, the host that was passed to ``connect``.
           https_compatible: whether to accept EOF without ``close_notify`` as the end of the stream,
             and to send no ``close_notify``. This is for protocols that mark the end of a message
@@ -142,9 +143,9 @@ class Socket(NotCopyable, MessageReceiver, Sender, trio.abc.HalfCloseableStream)
 
         If cancelled, the socket is closed immediately.
 
-        **Unread bytes become part of TLS.** Bytes that were pushed back, peeked at or received
-        ahead become the start of the peer's handshake. So plain text that an attacker injects after
-        the STARTTLS command makes the handshake fail (CVE-2011-0411). You can also peek at a
+        **Unread bytes become part of TLS.** Unread bytes (buffered, peeked at or pushed back)
+        become the start of the peer's handshake. So plain text that an attacker injects after the
+        STARTTLS command makes the handshake fail (CVE-2011-0411). You can also peek at a
         ClientHello before you call ``starttls``.
 
         Source: Pluto's ``socket.starttls``.
@@ -176,8 +177,8 @@ class Socket(NotCopyable, MessageReceiver, Sender, trio.abc.HalfCloseableStream)
         TLS.
 
         Raises:
-          RuntimeError: the connection does not use TLS, or decrypted bytes are unread. (They must
-            never be mistaken for plain text.) Nothing has changed.
+          RuntimeError: the connection does not use TLS, or decrypted bytes are unread. (Decrypted
+            bytes must never be mistaken for plain text.) Nothing has changed.
           TLSError: the peer was still sending encrypted data, or ended the connection without
             ``close_notify``. Also raised if an earlier send was cut short, or if an earlier
             ``send_file`` sent only part of its file. The socket is closed.
@@ -191,39 +192,39 @@ class Socket(NotCopyable, MessageReceiver, Sender, trio.abc.HalfCloseableStream)
 
     @property
     def server(self) -> Server | None:
-        """The ``Server`` whose handler has this socket, or ``None``."""
+        """The ``Server`` that accepted this connection, or ``None``."""
         state = self._connection.server_state
         return None if state is None else cast("Server | None", state.server())
 
     def idle(self, timeout: float | None = None) -> IdleBlock:
-        """Return a context manager for the time in which a handler waits for the next request.
+        """Return a context manager to enter while a handler waits for the next request.
 
-        A server that stops need not wait for such a handler::
+        A stopping server does not have to wait for a handler in this block::
 
             while True:
                 with sock.idle(timeout=300):
                     line = await sock.recv_line()
                 await do(line)
 
-        When the server begins to stop, a read of this socket that waits in the block looks once
-        more at what has arrived. If it would still have to wait, it raises ``ServerClosing``, which
-        ``bind`` takes as a normal end of the handler. A block that is entered later raises it at
-        the first read that has to wait. Nothing but reads of this socket is ended.
+        When the server begins to stop, a read of this socket that is waiting in the block checks
+        once more whether data has arrived. If not, the read raises ``ServerClosing``, which
+        ``bind`` treats as a normal end of the handler. In a block that is entered later, the first
+        read that has to wait raises ``ServerClosing``. Only reads of this socket are interrupted.
 
-        A request of which bytes have arrived has begun: while anything is unread, or once a read in
-        the block has received anything, a read goes on, within the server's grace. Under TLS, only
-        decrypted bytes count. A new connection from which nothing has come yet has 5 seconds for
-        its first request, or until shortly before the grace ends. ``lines(idle=True)`` and
-        ``frames(idle=True)`` do all of this for each of their waits.
+        A request that has begun is not interrupted: while data is unread, or once a read in the
+        block has received data, reads continue until the server's grace ends. Under TLS, only
+        decrypted bytes count. A new connection that has sent nothing has 5 seconds for its first
+        request, but at most until shortly before the grace ends. ``lines(idle=True)`` and
+        ``frames(idle=True)`` apply all of this to each of their waits.
 
-        A request of several reads stays in one block, such as SMTP's ``DATA`` with its text. The
-        timeout goes on, and a stop does not cut the request short.
+        Keep all reads of one request in the same block (for example, SMTP's ``DATA`` and its text).
+        The timeout then applies to each read, and a stop does not interrupt the request.
 
-        Without a server, only the timeout has an effect, so a handler can be tested alone.
+        Without a server, only the timeout has an effect. So a handler can be tested on its own.
 
         Args:
           timeout: how many seconds a read may wait for a byte from the peer, or ``None`` for no
-            limit. In nested blocks, the shortest timeout holds.
+            limit. In nested blocks, the shortest timeout applies.
 
         Raises in the reads of the block:
           ServerClosing: the server is stopping. No data is lost, and the socket is still open.
@@ -248,8 +249,8 @@ class Socket(NotCopyable, MessageReceiver, Sender, trio.abc.HalfCloseableStream)
         The connection also ends for other processes that hold the descriptor, such as a forked
         child. ``SO_LINGER`` has no effect.
 
-        If an exception leaves ``async with sock``, the socket closes in the same way but sends no
-        ``close_notify``, because ``close_notify`` would claim that the data is complete.
+        If ``async with sock`` exits with an exception, the socket closes in the same way but sends
+        no ``close_notify``, because ``close_notify`` would claim that the data is complete.
 
         Tasks that wait on the socket are woken with ``trio.ClosedResourceError``. A second call
         changes nothing. If cancelled, ``close`` closes immediately and raises ``Cancelled``.
@@ -266,7 +267,7 @@ class Socket(NotCopyable, MessageReceiver, Sender, trio.abc.HalfCloseableStream)
         await self._connection.close(complete=exc_type is None)
 
     async def aclose(self) -> None:
-        """Close gracefully. The same as ``close``, also if cancelled."""
+        """Close gracefully. This does the same as ``close``, also if cancelled."""
         await self.close()
 
     def abort(self) -> None:

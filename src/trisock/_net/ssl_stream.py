@@ -57,7 +57,10 @@ class SSLStreamRunner:
         await self._ssl_stream.do_handshake()
 
     async def unwrap(self) -> bytes:
-        """Exchange ``close_notify``. Returns bytes that ``SSLStream`` received after the peer's."""
+        """Exchange ``close_notify``.
+
+        Returns bytes that ``SSLStream`` received after the peer's ``close_notify``.
+        """
         at_end = "the peer ended the connection without close_notify"
         _, trailing = await self._run(self._ssl_stream.unwrap(), at_end=at_end)
         return bytes(trailing)

@@ -40,7 +40,7 @@ _NO_LINGER = struct.pack(_LINGER_FORMAT, 0, 0)
 SEND_FLAGS: int = getattr(socket, "MSG_NOSIGNAL", 0)
 
 # The flags for sending the last bytes before FIN. With MSG_MORE, Linux sends these bytes and FIN in
-# one packet (row tls-handshakes).
+# one packet (benchmark row tls-handshakes).
 FINAL_SEND_FLAGS: int = SEND_FLAGS | getattr(socket, "MSG_MORE", 0)
 
 
@@ -202,8 +202,8 @@ def peek_byte(sock: trio.socket.SocketType) -> bytes:
 def send_queue_size(sock: trio.socket.SocketType) -> int:
     """Return the number of sent bytes that the peer's kernel has not acknowledged.
 
-    For a Unix socket: a measure of the bytes that the peer has not read. Returns 0 on systems other
-    than Linux, because only Linux reports the number.
+    For a Unix socket, the number is a measure of the bytes that the peer has not read. Returns 0 on
+    systems other than Linux, because only Linux reports the number.
     """
     if sys.platform == "linux":
         answer = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))  # tcp(7): SIOCOUTQ

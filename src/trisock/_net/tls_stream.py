@@ -1,7 +1,7 @@
 """TLSStream: TLS over a Transport.
 
-A ``TLSEngine`` encrypts and decrypts. This module moves ciphertext between it and the transport.
-``trio.SSLStream`` runs the handshake and the shutdown, on the engine and a ``CiphertextStream``.
+A ``TLSEngine`` encrypts and decrypts. This module moves its ciphertext to and from the transport.
+``trio.SSLStream`` runs the handshake and the shutdown, on top of a ``CiphertextStream``.
 
 How reading and sending work together, after the handshake:
 
@@ -9,18 +9,18 @@ How reading and sending work together, after the handshake:
   responds to some messages, such as a key update. And a sender may have to read, because OpenSSL
   does not write while it has only part of an incoming TLS message. So each task may have to wait
   until the descriptor is readable or writable.
-- One task at a time waits until the descriptor is readable, and sets ``_filling``. A second one
+- One task at a time waits until the descriptor is readable, and sets ``_filling``. A second task
   waits for the event ``_filled`` instead, and then checks for data.
 - One task at a time waits until the descriptor is writable, and holds ``_writable_lock``.
-- All ciphertext is sent from one queue, in the engine. What the kernel does not accept returns to
-  its head, so the order is right whichever task sends. A sender that drains the queue
+- All ciphertext is sent from one queue, in the engine. Bytes that the kernel does not accept return
+  to the queue's head, so the order is right whichever task sends. A sender that drains the queue
   (``_sending_rest``) also sends OpenSSL's responses, so no reader has to.
 - Data that has been encrypted must be sent: if a record is missing, the peer cannot decrypt the
   later ones. So a sender first waits until the descriptor is writable, where a cancellation does no
   harm. Then it encrypts one piece and tries to send it, with no cancel point in between. If a send
   is cancelled after that, later sends fail (SendState.OVER).
 - If OpenSSL must read before it can write, we repeat the same write later (SSL_write(3)). After a
-  failed send, reads still work: the peer's last data, or its alert, may have arrived.
+  failed send, reads still work, because the peer's last data or its alert may have arrived.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ from .ssl_stream import SSLStreamRunner
 from .syscalls import FINAL_SEND_FLAGS, SEND_FLAGS
 from .transport import CUT_SHORT, Transport
 
-# Maximum number of bytes in unsent responses, enough for about 2000 key updates. While a send waits
-# for room, the same queue also holds one encrypted piece of the message: at most SEND_SIZE bytes,
-# plus the overhead of the TLS records.
+# Maximum number of bytes in OpenSSL's unsent responses, enough for about 2000 key updates. While a
+# send waits for room, the same queue also holds one encrypted piece of the message: at most
+# SEND_SIZE bytes, plus the overhead of the TLS records.
 _MAX_RESPONSE_BYTES = 65536
 _MAX_PIECE = SEND_SIZE + 4096
 
@@ -107,10 +107,10 @@ class TLSStream:
     async def handshake(self, deadline: float, timeout: float) -> TLSInfo:
         """Negotiate keys and verify the peer. Raises ``TLSError`` if the handshake fails.
 
-        After a failure or a cancellation, only ``final_bytes`` is left to send before the close.
+        After a failure or a cancellation, send only ``final_bytes``, and then close.
         """
         try:
-            if deadline == math.inf:  # no scope is cheaper (row tls-handshakes)
+            if deadline == math.inf:  # a scope would cost time (benchmark row tls-handshakes)
                 await self._runner.do_handshake()
             else:
                 with trio.CancelScope(deadline=deadline) as scope:
@@ -130,7 +130,7 @@ class TLSStream:
         self._transport.wake_tasks()
 
     def _check_sent(self) -> None:
-        """Raise an error if ``SSLStream`` could not send: it does not notice this itself."""
+        """Raise an error if a send failed, which ``CiphertextStream`` hides from ``SSLStream``."""
         if self._send_failure is not None:
             raise self.engine.fail("the peer closed the connection")
 
@@ -140,7 +140,7 @@ class TLSStream:
         """Return one record's bytes, or ``b""`` after ``close_notify``. A full checkpoint.
 
         If cancelled, it consumes nothing. Other records may have arrived together with this record:
-        ``receive_pending`` returns them. ``Transport.interrupt_read`` ends this.
+        ``receive_pending`` returns them. ``Transport.interrupt_read`` interrupts this call.
         """
         engine = self.engine
         incoming = engine.incoming
@@ -176,7 +176,7 @@ class TLSStream:
             data = self._read_record()
             if data is not None:
                 return data
-            if self._transport.interrupts != interrupts:  # while we did not wait
+            if self._transport.interrupts != interrupts:  # interrupted while not waiting
                 raise ReadInterrupted
 
     def _read_record(self) -> bytes | None:
@@ -196,8 +196,8 @@ class TLSStream:
     async def _fill(self) -> bool:
         """Wait for ciphertext. Returns False at EOF.
 
-        A sender needs it if only part of a TLS message has arrived. If a reader and a sender call
-        this, the second waits for the first. A full checkpoint. If cancelled, it consumes nothing.
+        A sender calls this if only part of a TLS message has arrived. A second caller waits for the
+        first one. A full checkpoint. If cancelled, it consumes nothing.
         """
         if self._filling:
             self._filled = trio.Event()
@@ -216,7 +216,7 @@ class TLSStream:
         return bool(ciphertext)
 
     def _wake_waiter(self) -> None:
-        """Our read has ended: wake the task that waits for this in ``_fill``."""
+        """Our read has ended: wake the task that waits for our read in ``_fill``."""
         assert self._filled is not None
         self._filled.set()
         self._filled = None
@@ -252,7 +252,7 @@ class TLSStream:
                     ciphertext = await self._transport.receive()
                     self.engine.incoming.write(ciphertext)
                 except (trio.BrokenResourceError, trio.ClosedResourceError, ReadInterrupted) as exc:
-                    failure = exc  # raised below: a group would be garbage in a cycle
+                    failure = exc  # raise it below: a group would form a reference cycle
                 nursery.cancel_scope.cancel()
         if failure is not None:
             try:
@@ -264,7 +264,7 @@ class TLSStream:
     def receive_pending(self) -> list[bytes]:
         """Return the bytes of each record that was already read from the kernel.
 
-        Of very many records, it returns only the first. Errors and EOF are left to ``receive``.
+        Stops after ``_MAX_RECORDS_AHEAD`` records. Leaves errors and EOF to the next ``receive``.
         """
         records: list[bytes] = []
         engine = self.engine
@@ -300,7 +300,7 @@ class TLSStream:
         return None
 
     def at_end(self) -> bool:
-        """Return whether nothing is left to read. Any unread ciphertext counts as data."""
+        """Return whether nothing more can be read. Any unread ciphertext counts as data."""
         engine = self.engine
         if engine.failure is not None or engine.state is TLSState.PEER_CLOSED or engine.forked:
             return True
@@ -332,7 +332,7 @@ class TLSStream:
                 while True:
                     if engine.failure is not None or self._send_failure is not None:
                         self.check_sending()
-                    # Once encrypted, the data must be sent. So wait (and be cancelled) before that.
+                    # Only the wait before encryption may be cancelled: encrypted data must be sent.
                     if not self._transport.writable_now():
                         await self._wait_writable()
                         self.check_sending()  # a reader may have failed meanwhile
@@ -344,7 +344,7 @@ class TLSStream:
                         engine.feed_record()
                         await trio.lowlevel.checkpoint()
                     else:
-                        with contextlib.suppress(ReadInterrupted):  # meant for a reader
+                        with contextlib.suppress(ReadInterrupted):  # which is for a reader
                             if not await self._fill():
                                 self._transport_ended()
                                 raise self._transport.broken("the peer has ended the connection")
@@ -486,9 +486,9 @@ class TLSStream:
     def final_bytes(self) -> bytes:
         """Return the bytes to send before FIN: ``close_notify``, or an alert after a failure.
 
-        Returns ``b""`` in a forked process, if the peer could not decrypt these bytes, with
-        ``https_compatible``, or if ``close_notify`` would claim that an incomplete message is
-        complete. Nothing can be sent after this call.
+        Returns ``b""`` if this process was forked after TLS began, if ``https_compatible`` forbids
+        ``close_notify``, or if ``send_state`` is not READY: the peer could not decrypt the bytes,
+        or an incomplete message would look complete. Nothing can be sent after this call.
         """
         engine = self.engine
         if engine.forked:

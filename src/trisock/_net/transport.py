@@ -53,16 +53,17 @@ _LARGE_RECEIVE_SIZE = 131072
 _MAX_EAGAINS = 4
 _WAIT_FIRST_READS = 15
 
-# The failure of a connection that this side has closed. Calls raise a new error
-# instead, because raising this one would add a traceback to it each time.
+# Marks a connection that this side has closed. Calls raise a new error instead of this object,
+# because each raise would add to the traceback of this object.
 _CLOSED = trio.ClosedResourceError()
 
-# Sends fail after one that was cut short: the peer cannot tell where the next message begins.
+# After a send that was cut short, later sends fail: the peer cannot tell where the next message
+# begins.
 CUT_SHORT = "an earlier send was cut short, so nothing more can be sent"
 
 
 class Transport(Descriptor):
-    """One connection's descriptor. ``str`` names the connection in an error.
+    """One connection's descriptor. ``str(transport)`` names the connection in error messages.
 
     Args:
       connection: the connection, as Trio's stream or as Trio's socket. Only the Transport may
@@ -78,11 +79,11 @@ class Transport(Descriptor):
     the methods that close use the descriptor. A send that was cut short sets ``_send_failure``,
     because the peer cannot tell where the next message begins. ``_reset`` is the error of an
     earlier send; a read that finds EOF raises a copy of it. Once ``_at_eof`` is set, a read has
-    found EOF: nothing is unread in the kernel, and the peer can send nothing more.
+    found EOF, so nothing is unread in the kernel, and the peer can send nothing more.
 
     Attributes:
       interrupts: how often ``interrupt_read`` was called.
-      peer_may_be_sending: whether we close although the peer may send a request at any time.
+      peer_may_be_sending: whether the peer may send a request at any moment while we close.
       sent_count: how many bytes ``send_nowait`` has sent. A long send that makes progress
         increases it.
     """
@@ -166,8 +167,8 @@ class Transport(Descriptor):
         """Return bytes that have arrived, or ``b""`` at EOF.
 
         Raises ``BlockingIOError`` if no bytes have arrived. Other errors are stored, and later
-        reads raise copies of them, because the kernel reports a reset only once: after that, it
-        reports EOF.
+        reads raise copies of them. The kernel reports a reset only once, and after that it reports
+        EOF.
         """
         if self._read_failure is not None:
             self._raise_failure(self._read_failure)
@@ -229,7 +230,8 @@ class Transport(Descriptor):
         If cancelled before the first byte is sent, it changes nothing. If cancelled later, every
         later send fails.
 
-        ``schedule``: whether this is also a schedule point if the kernel accepts all bytes at once.
+        ``schedule``: whether the call is a schedule point even if the kernel accepts all bytes at
+        once.
         """
         if self._send_failure is not None:
             self._raise_failure(self._send_failure)
@@ -298,12 +300,12 @@ class Transport(Descriptor):
         self.descriptor()  # raises if it was closed while we waited
 
     def interrupt_read(self) -> None:
-        """Wake the read that is waiting, with ``ReadInterrupted``. A send just goes on waiting."""
+        """Make a waiting read raise ``ReadInterrupted``. A waiting send continues to wait."""
         self.interrupts += 1
         self.wake_tasks()
 
     def _was_interrupted(self, interrupts: int) -> bool:
-        """Return whether ``interrupt_read`` has ended a wait. ``interrupts``: the count before."""
+        """Return whether ``interrupt_read`` ended a wait. ``interrupts``: the earlier count."""
         return self.interrupts != interrupts and not self.closing and self._socket.fileno() >= 0
 
     async def send_eof(self) -> None:
@@ -451,7 +453,7 @@ class Transport(Descriptor):
         It is safe if the peer's FIN has been read, or if all input has been read and the peer
         has acknowledged all our data.
         """
-        if self._at_eof:  # usual after a short connection (rows connections and connections1)
+        if self._at_eof:  # usual after a short connection (benchmark row connections)
             return True
         descriptor = self._socket.fileno()
         if descriptor < 0:  # other code closed the socket

@@ -21,7 +21,7 @@ _LOCK_TIMEOUT = 10.0
 _LOCK_RETRY_SECONDS = 0.01
 
 # Two programs may race to lock a file that the lock's previous holder has removed. The program that
-# loses tries again. If it loses this many times, somebody is probably tampering with the file.
+# loses the race retries. If it loses this many times, somebody is probably tampering with the file.
 _LOCK_TRIES = 100
 
 # O_PATH opens a file without reading it. This needs no read permission and does not affect devices.
@@ -33,11 +33,11 @@ _O_DIRECTORY: int = getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
 _O_NONBLOCK: int = getattr(os, "O_NONBLOCK", 0)
 
 # If the caller sets a mode, the socket's file has this marker mode from bind(2) to chmod(2). Nobody
-# can connect to a file with this mode. No socket in use has this mode, so we can recognize our file
-# by it.
+# can connect to a file with this mode. No socket in use has this mode, so this mode identifies our
+# file.
 _MARKER_MODE = stat.S_ISUID | stat.S_ISVTX
 
-#: How the text of a failed connect to a path begins. The path is the error's ``filename``.
+#: The start of the message if connecting to a path fails. The path is the error's ``filename``.
 CANNOT_CONNECT = "cannot connect: "
 
 # Maximum length of a path, in bytes. sun_path has 108 bytes on Linux, and 104 bytes on BSD and
@@ -202,8 +202,9 @@ def _set_mode(name: str | bytes, mode: int, marked: bool) -> BoundPath:
 def _is_ours(status: os.stat_result, marked: bool) -> bool:
     """Return whether this file is the socket that we just bound.
 
-    Anyone who may write to the directory can replace the file by another socket, even by one of our
-    own that needs a different mode. Only the marker mode identifies the socket that we just bound.
+    Anyone who may write to the directory can replace the file with another socket, even with one of
+    our own that needs a different mode. Only the marker mode identifies the socket that we just
+    bound.
     """
     if not stat.S_ISSOCK(status.st_mode) or status.st_uid != _euid() or status.st_nlink != 1:
         return False
@@ -297,8 +298,8 @@ def _is_stale(name: str | bytes) -> bool:
     except FileNotFoundError:  # its owner may have just removed it
         return True
     # The probe is a datagram socket, and a listener is a stream socket. So connecting to a bound
-    # path fails with EPROTOTYPE, even before listen(2), and the listener's queue gets no empty
-    # connection.
+    # path fails with EPROTOTYPE, even before listen(2), and no empty connection enters the
+    # listener's backlog.
     with unix_socket(name, socket.SOCK_DGRAM) as probe:
         probe.setblocking(False)
         return probe.connect_ex(name) == errno.ECONNREFUSED
@@ -325,10 +326,10 @@ def _replace_lock(name: str | bytes) -> Iterator[None]:
     """Hold a lock while a stale path is removed and bound again.
 
     Anybody can lock a file or directory that they can read, so the lock is a file that only this
-    user can open. Anyone who may write to the directory can replace the lock file by another file.
-    In that case we continue without a lock. Two of this user's programs that start at the same
-    moment may then both bind, but nobody can make us wait. The programs of different users have
-    different lock files, so they do not wait for each other.
+    user can open. Anyone who may write to the directory can replace the lock file with another
+    file. In that case we continue without a lock. Two of this user's programs that start at the
+    same moment may then both bind, but nobody can make us wait. The programs of different users
+    have different lock files, so they do not wait for each other.
     """
     if sys.platform == "win32":  # pragma: no cover (tests run on Linux)
         yield

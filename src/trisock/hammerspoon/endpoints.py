@@ -15,8 +15,8 @@ from .callbacks import PendingCallbacks
 from .operations import ReadBudget
 from .queues import QueuedConnection, accepted_connection, logger, time_limit
 
-# A client waits at most this long (seconds) for a server of the same program to accept the
-# connection. Accepting takes a few passes of the scheduler, unless the server cannot accept.
+# A client waits at most this long (seconds) for a server in the same program to accept the
+# connection. Usually, the server accepts within a few passes of the scheduler.
 _ACCEPT_SECONDS = 1.0
 
 # If a server accepts nothing for this many passes of the scheduler, we assume that it has accepted
@@ -92,8 +92,8 @@ class QueuedClient:
             connection.sock = None
             finish(self)
             if sock is not None:
-                # If the program has disconnected, the end of open_sockets does not cut off the
-                # close, which has a limit of its own. Otherwise the peer could miss close_notify.
+                # If the program has disconnected, the end of open_sockets must not cancel the
+                # close: the peer could miss close_notify. The close has its own time limit.
                 with trio.CancelScope(shield=self._disconnected):
                     await sock.close()
 
@@ -147,7 +147,7 @@ class QueuedServer:
                 async with trio.open_nursery() as nursery:
                     self._server = await trisock.bind(nursery, self._listener, self._serve)
                     self._changed.unpark_all()
-        except Exception as exc:  # accept(2) failed permanently, or was stopped before it began
+        except Exception as exc:  # accept(2) failed permanently, or disconnect came first
             if not self._is_open:
                 return
             where = printable(self.path or str(self.addresses[0]))

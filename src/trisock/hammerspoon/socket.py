@@ -46,7 +46,7 @@ _PYTHON_LEVELS = [logging.CRITICAL + 1, *range(logging.ERROR, 0, -10), logging.D
 
 @asynccontextmanager
 async def open_sockets() -> AsyncIterator[Sockets]:
-    """Open sockets for a block: ``async with open_sockets() as hs:``.
+    """Provide a ``Sockets`` object for a block: ``async with open_sockets() as hs:``.
 
     After the block, even if it was cancelled, all sockets are closed and all background work has
     ended. An exception raised in the block is not wrapped in a group.
@@ -86,7 +86,7 @@ class Sockets(NotCopyable):
     def server(self, port_or_path: int | str, fn: Callback | None = None) -> Socket:
         """Create an object and make it listen.
 
-        Returns the object even if it cannot listen. Source: ``server``.
+        Returns the object even if it cannot listen. Source: ``hs.socket.server``.
         """
         created = self.new(fn)
         created.listen(port_or_path)
@@ -94,7 +94,7 @@ class Sockets(NotCopyable):
 
     @staticmethod
     def parseAddress(sockaddr: bytes) -> ParsedAddress | None:  # noqa: N802
-        """Parse a binary sockaddr, IPv4 or IPv6, in BSD's or Linux's layout (see ``info``).
+        """Parse a binary IPv4 or IPv6 sockaddr (see ``info``), in the layout of BSD or Linux.
 
         Returns ``{"host": ..., "port": ..., "addressFamily": ...}``, or ``None`` for other data.
         Source: ``hs.socket.parseAddress``.
@@ -220,7 +220,7 @@ class Socket(NotCopyable):
         if self._nursery.cancel_scope.cancel_called:
             self._log(f"cannot {action}: its open_sockets() block has ended")
         elif self._endpoint is not None:
-            self._log(f"cannot {action}: it is already connected or listening (first disconnect)")
+            self._log(f"cannot {action}: it is already connected or listening (disconnect first)")
         else:
             return False
         return True
@@ -297,7 +297,7 @@ class Socket(NotCopyable):
             self._log("cannot write: it is not connected")
             return self
         connections = list(self._endpoint.connections)
-        # Not bool(fn): a callable object may have a __bool__.
+        # Compare fn with None, and do not use bool(fn): a callable object may define __bool__.
         delivery = Delivery(len(connections), None if fn is None else partial(put, fn, tag))
         for connection in connections:
             connection.write(data, self._limit, delivery)
@@ -374,7 +374,7 @@ class Socket(NotCopyable):
         return self
 
     def connected(self) -> bool:
-        """Return whether the client, or a client of the server, is connected.
+        """Return whether a client is connected or, for a server, whether it has any client.
 
         Source: ``hs.socket:connected``.
         """

@@ -17,7 +17,7 @@ _logger = logging.getLogger("trisock.pluto")
 
 
 def new_locked_lock() -> _thread.LockType:
-    """Return a locked lock that another thread releases once. (An Event would run Python code.)"""
+    """Return a locked lock, to be released once by another thread. (An Event runs Python code.)"""
     lock = _thread.allocate_lock()
     lock.acquire()
     return lock

@@ -24,7 +24,7 @@ class InjectedCommand:
       starttls: part of the message that asks for TLS. No other message contains it.
       command: the harmless command. It is sent in plain text, in the same segment.
       quit: the command that ends the session. It is sent inside TLS.
-      is_answered: whether the bytes that were received inside TLS answer ``command``.
+      is_answered: tells whether the bytes received inside TLS contain an answer to ``command``.
     """
 
     starttls: bytes
@@ -38,7 +38,7 @@ def _holds(*parts: bytes) -> Callable[[bytes], bool]:
 
 
 def _first_code_is_not(*codes: bytes) -> Callable[[bytes], bool]:
-    """Recognize an answer by its code. The first reply to ``quit`` alone has one of ``codes``."""
+    """Recognize an answer by the first code: the reply to ``quit`` alone has one of ``codes``."""
     return lambda data: re.match(rb"[0-9]{3}", data) is not None and data[:3] not in codes
 
 
@@ -93,8 +93,8 @@ def _answers_login(data: bytes) -> bool:
 
 def _xmpp(namespace: bytes) -> InjectedCommand:
     # Inside TLS, a new stream begins with a header (RFC 6120, section 5.4.3.3). If the server
-    # executes an injected header, it sends its features. Otherwise, the end of a stream that has
-    # not begun is an error.
+    # executes an injected header, it sends its features. Otherwise, it reports an error, because
+    # ``quit`` ends a stream that has not begun.
     header = (
         b"<?xml version='1.0'?><stream:stream to='trisock.invalid' version='1.0' xmlns='"
         + namespace
@@ -104,8 +104,8 @@ def _xmpp(namespace: bytes) -> InjectedCommand:
     return InjectedCommand(b"<starttls", header, b"</stream:stream>", features)
 
 
-#: By protocol of ``starttls.PROTOCOLS``. Telnet is missing: its servers send data unasked, so an
-#: answer cannot be recognized.
+#: The commands for each protocol of ``starttls.PROTOCOLS``. Telnet is missing: its servers send
+#: data unasked, so an answer cannot be recognized.
 INJECTED_COMMANDS: dict[str, InjectedCommand] = {
     "smtp": _SMTP,
     "lmtp": _SMTP,

@@ -1,4 +1,4 @@
-"""The URLs that the command takes (no I/O)."""
+"""The URLs that the command accepts (no I/O)."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Scheme:
     """What a scheme means.
 
     Attributes:
-      port: the default port, or ``None`` if the URL must have one.
+      port: the default port, or ``None`` if the URL must have a port.
       tls: whether the connection is encrypted: from the start, or after STARTTLS.
-      protocol: the protocol whose STARTTLS comes first, or ``None``.
-      alpn: the protocols to offer by ALPN: the names that IANA has registered.
+      protocol: the protocol that starts TLS by STARTTLS, or ``None``.
+      alpn: the protocols to offer by ALPN, by the names that IANA has registered.
     """
 
     port: int | None
@@ -106,9 +106,9 @@ def parse(url: str) -> Target:
 
 
 def check_host(host: str, *, tls: bool) -> None:
-    """Raise ``ValueError`` unless the host is valid. The text quotes what was typed.
+    """Raise ``ValueError`` unless the host is valid. The message quotes what was typed.
 
-    (The library's own text does not quote a host that may be a key.)
+    (The library's own message does not quote a host that may be a key.)
     """
     try:
         (to_tls_name if tls else to_ascii_host)(host)
@@ -150,7 +150,7 @@ def _to_port(text: str, shown: str) -> int:
 
 
 def _without_user(url: str) -> str:
-    # A user name may come with a password.
+    # The part before the "@" may contain a password.
     return url.rpartition("@")[2]
 
 

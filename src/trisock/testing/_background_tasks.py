@@ -1,4 +1,4 @@
-"""background_tasks: a nursery whose tasks end with the block, and leave the block's error alone."""
+"""background_tasks: a nursery whose tasks end with the block. It does not wrap exceptions."""
 
 from __future__ import annotations
 

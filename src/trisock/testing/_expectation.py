@@ -9,13 +9,13 @@ from typing import Protocol
 # that starts with ``.*`` takes 80 ms for 16 KiB without a match.
 MAX_PATTERN_BYTES = 16384
 
-# How many bytes an error shows, and how many of these are before the first difference.
+# An error shows at most this many bytes, and at most so many of them before the first difference.
 _SHOWN_BYTES = 120
 _SHOWN_BEFORE = 20
 
 
 class Mismatch(Exception):
-    """No further bytes can fulfil the expectation. The message completes "..., but"."""
+    """No further bytes can fulfil the expectation. The message follows "expected X, but"."""
 
 
 class Expectation(Protocol):
@@ -26,7 +26,7 @@ class Expectation(Protocol):
 
         Args:
           received: the bytes from the current position on.
-          tried: how many of these an earlier call has seen.
+          tried: how many of these bytes earlier calls have examined.
 
         Raises ``Mismatch`` if more bytes cannot help.
         """
@@ -60,7 +60,7 @@ class Literal:
 
 
 class Pattern:
-    """The shortest beginning of what comes that a pattern matches."""
+    """The shortest match of a pattern at the start of the unread bytes."""
 
     def __init__(self, pattern: re.Pattern[bytes]) -> None:
         self._pattern = pattern

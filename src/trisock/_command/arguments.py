@@ -78,7 +78,7 @@ _CA = click.option(
     "--ca",
     type=_FILE,
     callback=_authorities,
-    help="Trust the certificates in this PEM file only.",
+    help="Trust only the certificates in this PEM file.",
 )
 _NAME = click.option(
     "--name", callback=_name, metavar="NAME", help="Verify this name instead of the URL's host."

@@ -69,7 +69,7 @@ class Options:
 
 @dataclass
 class _Seen:
-    """What the check has found so far. A timeout leaves it incomplete."""
+    """What the check has found so far. After a timeout, this is incomplete."""
 
     opening: Opening
     tls: TLSInfo | None = None
@@ -112,9 +112,9 @@ async def _handshake(target: Target, roles: Roles, seen: _Seen, *, verify: bool)
 
 
 async def _inject(target: Target, protocol: str, roles: Roles, seen: _Seen) -> None:
-    with contextlib.suppress(*NETWORK_ERRORS):  # of the second connection
+    with contextlib.suppress(*NETWORK_ERRORS):  # the second connection may fail
         sock = await connect_plain(target, seen.opening)
-        seen.injection = False  # kept if the server does not answer in time
+        seen.injection = False  # the result if the server does not answer in time
         seen.injection = await is_injectable(sock, protocol, roles.role((), verify=False))
 
 

@@ -60,8 +60,8 @@ async def converse(
     the end of the input, a connection in plain text is half-closed. TLS has no half-close: a TLS
     connection is closed once the peer has been silent for 60 seconds.
 
-    Raises: ``ConversationFailedError`` if the network or the peer fails. A peer that is silent for
-    too long fails as well: its answer may be incomplete. ``OSError`` if the input or the output
+    Raises: ``ConversationFailedError`` if the network or the peer fails, or if the peer is silent
+    for too long, because its answer may then be incomplete. ``OSError`` if the input or the output
     fails. If cancelled, the connection is closed immediately.
     """
     alpn = tuple(each for each in target.scheme.alpn if each != _BINARY_HTTP)
@@ -102,10 +102,10 @@ def _describe(sock: Socket) -> str:
 class _Conversation:
     """Both directions of a conversation.
 
-    ``_failure`` is the error that ended a direction. It is raised bare, and not in a group.
+    ``_failure`` is the error that ended a direction. ``run`` raises it bare, and not in a group.
 
-    Invariant: ``_waiting`` surrounds each read. It has a deadline once the input has ended
-    (``_is_limited``). Slow output does not count as silence of the peer, because no read runs then.
+    Invariant: the scope ``_waiting`` surrounds each read. The scope has a deadline once the input
+    has ended (``_is_limited``). Slow output does not count as silence: no read runs meanwhile.
     """
 
     def __init__(self, sock: Socket, ends: Ends, *, keep_lf: bool) -> None:
@@ -136,7 +136,7 @@ class _Conversation:
             both.cancel()
 
     async def _send(self) -> None:
-        with contextlib.suppress(trio.BrokenResourceError):  # the read reports why
+        with contextlib.suppress(trio.BrokenResourceError):  # the read reports the reason
             if self._ends.input is not None:
                 while data := await read(self._ends.input):
                     await self._sock.send(data.replace(b"\n", b"\r\n") if self._to_crlf else data)

@@ -21,9 +21,9 @@ class InjectedCommand:
     """What to send for one protocol, and how to recognize the answer.
 
     Attributes:
-      starttls: part of the message that asks for TLS. No other message contains it.
-      command: the harmless command. It is sent in plain text, in the same segment.
-      quit: the command that ends the session. It is sent inside TLS.
+      starttls: part of the message that asks for TLS. No other message contains this part.
+      command: the harmless command, which is sent in plain text, in the same segment.
+      quit: the command that ends the session, which is sent inside TLS.
       is_answered: tells whether the bytes received inside TLS contain an answer to ``command``.
     """
 
@@ -69,7 +69,7 @@ _POSTGRES_CANCEL = bytes.fromhex("00000010 04d2162e 00000000 00000000")
 
 
 def _answers_startup(data: bytes) -> bool:
-    # A server with the fix for CVE-2021-23214 notices the injected bytes. It reports a protocol
+    # A server with the fix for CVE-2021-23214 notices the injected bytes, and reports a protocol
     # violation (08P01) inside TLS.
     return bool(data) and b"C08P01\0" not in data
 

@@ -39,9 +39,9 @@ async def is_injectable(sock: Socket, protocol: str, tls: ClientTLS) -> bool:
     If the negotiation or the handshake fails, return False: the server has noticed the command.
 
     Args:
-      sock: a new connection, in plain text. It is closed afterwards.
+      sock: a new connection, in plain text. This call closes it.
       protocol: one of ``INJECTED_COMMANDS``.
-      tls: the role. It should accept any certificate, because the test sends nothing secret.
+      tls: the role, which should accept any certificate, because the test sends nothing secret.
 
     The call has no time limit of its own. A cancelled call closes the socket as well.
     """

@@ -32,7 +32,7 @@ def run(arguments: Sequence[str] | None) -> int:
         return _MISSING_EXTRA
     except (KeyboardInterrupt, click.Abort):
         return _INTERRUPTED
-    except SystemExit as exc:  # from click: shell completion, or nobody reads the help any more
+    except SystemExit as exc:  # from click: after a shell completion, or a broken pipe
         if not exc.code:
             return _SUCCESS
         output.discard(sys.stdout)

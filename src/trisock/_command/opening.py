@@ -18,8 +18,8 @@ from .stages import Opening, Stage
 from .urls import Target
 
 #: The errors that a network, a peer or its certificate can cause. ``TLSError`` and
-#: ``StartTLSError`` are ``BrokenResourceError`` too. ``ValueError`` is not among these, because the
-#: arguments were checked before: it would be a bug.
+#: ``StartTLSError`` are ``BrokenResourceError`` too. A ``ValueError`` would be a bug here, because
+#: the arguments were checked before.
 NETWORK_ERRORS = (OSError, trio.BrokenResourceError)
 
 # OpenSSL's reasons when a server shares no ALPN protocol with us (RFC 7301, section 3.2).

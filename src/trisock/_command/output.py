@@ -51,7 +51,7 @@ def flush() -> None:
 
 def descriptor(stream: TextIO | None) -> int | None:
     """Return the descriptor of ``sys.stdin`` or ``sys.stdout``, or ``None`` if it is closed."""
-    # If it is closed, the number of its descriptor may belong to a socket by now.
+    # If the stream is closed, the number of its descriptor may belong to a socket by now.
     return None if stream is None else stream.fileno()
 
 

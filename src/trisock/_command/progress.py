@@ -28,7 +28,7 @@ class Progress:
                 progress.MofNCompleteColumn(),
                 progress.TimeElapsedColumn(),
                 console=console,
-                auto_refresh=False,  # it would start a thread
+                auto_refresh=False,  # True would start a thread
                 transient=True,
                 redirect_stdout=False,
                 redirect_stderr=False,

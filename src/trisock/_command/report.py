@@ -66,7 +66,7 @@ def show_on_terminal(console: Console, results: Sequence[Result]) -> None:
 
 
 def to_table(results: Sequence[Result]) -> RenderableType:
-    """Return a table with an empty line after it. It needs ``_MIN_TABLE_WIDTH`` columns."""
+    """Return a table with an empty line after it. A table needs ``_MIN_TABLE_WIDTH`` columns."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, expand=False)
     table.add_column("Status", no_wrap=True)
     table.add_column("URL", overflow="fold", max_width=34)
@@ -84,7 +84,7 @@ def to_table(results: Sequence[Result]) -> RenderableType:
 
 
 def to_blocks(results: Sequence[Result]) -> RenderableType:
-    """Return a block of lines for each result, with an empty line after it. They fit any width."""
+    """Return a block of lines and an empty line for each result. Blocks fit any width."""
     return Group(*map(_block, results))
 
 

@@ -12,7 +12,7 @@ class Roles:
       ca: the authorities to trust instead of the system's, in PEM, or ``None``.
       name: the name to verify instead of each URL's host, or ``None``.
 
-    Both are valid: they were checked when the command line was parsed.
+    Both arguments are valid: they were checked when the command line was parsed.
     """
 
     def __init__(self, ca: bytes | None, name: str | None) -> None:

@@ -1,4 +1,4 @@
-"""The stages of opening a connection. If it times out, the error names the current stage."""
+"""The stages of opening a connection. After a timeout, the error names the current stage."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Opening:
 class _NotingSocket:
     """Wraps a Socket, and records the stage of the negotiation.
 
-    When the client sends something, it no longer waits for the greeting.
+    As soon as the client sends something, it no longer waits for the greeting.
     """
 
     def __init__(self, sock: Socket, opening: Opening) -> None:

@@ -47,8 +47,8 @@ class TerminalText:
     """Converts a peer's bytes to text that is safe to show on a terminal.
 
     A control character can move the cursor, change the window's title, or make some terminals send
-    input to the shell. So each one is escaped, except line feeds and tabs. CRLF and a lone CR
-    become a line feed.
+    input to the shell. So all control characters are escaped, except line feeds and tabs. CRLF and
+    a lone CR become a line feed.
     """
 
     def __init__(self) -> None:

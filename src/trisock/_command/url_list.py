@@ -17,7 +17,7 @@ def parse_all(urls: Sequence[str], stdin: TextIO | None) -> tuple[Target, ...]:
     """Parse the URLs of servers with TLS.
 
     Args:
-      urls: the URLs. ``STDIN`` stands for those of ``stdin``: one on each line. A comment begins
+      urls: the URLs. ``STDIN`` stands for the URLs in ``stdin``, one on each line. A comment begins
         with ``#``, at the beginning of a line or after white space.
       stdin: standard input, or ``None`` if it is closed.
 

@@ -29,7 +29,7 @@ class Scheme:
     alpn: tuple[str, ...] = ()
 
 
-#: The schemes with a host. Those of ``starttls.PROTOCOLS`` begin in plain text.
+#: The schemes with a host. The schemes from ``starttls.PROTOCOLS`` begin in plain text.
 SCHEMES: dict[str, Scheme] = {
     **{name: Scheme(ports[0], protocol=name) for name, ports in starttls.PROTOCOLS.items()},
     "submission": Scheme(587, protocol="smtp"),
@@ -118,7 +118,7 @@ def check_host(host: str, *, tls: bool) -> None:
 
 
 def implicit_scheme(target: Target) -> str:
-    """Return the scheme for TLS from the start that corresponds to a scheme with STARTTLS."""
+    """Return the scheme that uses TLS from the start, for a URL whose scheme uses STARTTLS."""
     name, _, _ = target.url.lower().partition(":")
     return f"{name}s" if f"{name}s" in SCHEMES else "tls"
 

@@ -15,7 +15,7 @@ and writes queued before it. The callbacks of one object also run in order. A ca
 an async function. If a callback raises an exception, the exception is logged and affects nothing
 else. Leaving the ``open_sockets`` block closes all sockets and ends all background work.
 
-``hs.udp`` is Hammerspoon's ``hs.socket.udp``. It sends and receives datagrams::
+``hs.udp`` is Hammerspoon's ``hs.socket.udp``, for datagrams::
 
         hs.udp.server(9001, print).receive()
         hs.udp.new().send("hello", "localhost", 9001)

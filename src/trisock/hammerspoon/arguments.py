@@ -33,7 +33,7 @@ def to_bytes(data: object) -> bytes:
         return bytes(data)
     try:
         return data.encode()
-    except UnicodeEncodeError as exc:  # its repr contains the whole text
+    except UnicodeEncodeError as exc:  # the repr of this exception contains the whole text
         raise ValueError(
             f"the character at index {exc.start} cannot be sent: {exc.reason}"
         ) from None

@@ -39,7 +39,7 @@ def cost(*held: object) -> int:
 
 
 class PendingCallbacks:
-    """The queued callbacks of an object, until it is disconnected.
+    """The queued callbacks of an object, until the object is disconnected.
 
     Invariant: ``held`` is the cost of the queued callbacks and the running one.
     """
@@ -63,7 +63,10 @@ class PendingCallbacks:
             self._readers.unpark_all()
 
     async def wait_for_room(self) -> None:
-        """Wait until the callbacks hold at most ``MAX_HELD`` bytes. This may be no checkpoint."""
+        """Wait until the callbacks hold at most ``MAX_HELD`` bytes.
+
+        This is a checkpoint only if it has to wait.
+        """
         while self.held > MAX_HELD:
             await self._readers.park()
 
@@ -86,13 +89,15 @@ class CallbackQueue:
 
     @property
     def put(self) -> Callable[..., None]:
-        """The method that queues a function and its arguments. After ``clear``, get it again."""
+        """The method that queues a function and its arguments.
+
+        ``clear`` replaces this method. The old method then does nothing.
+        """
         return self.pending.put
 
     def clear(self) -> None:
         """Drop the queued callbacks. A running callback continues.
 
-        Any ``put`` that a caller got before this call does nothing afterwards.
         ``Socket.disconnect`` calls this, and also cancels the reads for the old callbacks. So no
         read waits for room in the old queue.
         """

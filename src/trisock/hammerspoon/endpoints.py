@@ -20,8 +20,8 @@ from .queues import QueuedConnection, accepted_connection, logger, time_limit
 _ACCEPT_SECONDS = 1.0
 
 # If a server accepts nothing for this many passes of the scheduler, we assume that it has accepted
-# all pending connections. In the first pass, the listening socket becomes readable. In the second,
-# the server accepts. In the third, the handler starts. The other passes are a margin.
+# all pending connections. Accepting takes three passes: the listening socket becomes readable, the
+# server accepts, and the handler starts. The other passes are a safety margin.
 _QUIET_PASSES = 16
 
 _servers: trio.lowlevel.RunVar[set[QueuedServer]] = trio.lowlevel.RunVar("hammerspoon's servers")
@@ -117,7 +117,7 @@ class QueuedServer:
         self._budget = ReadBudget()
         self._server: trisock.Server | None = None
         self._scope = trio.CancelScope()
-        # Used by clients in the same program, to wait until the server has accepted them.
+        # Clients in the same program use these to wait until the server has accepted them.
         self._is_open = True
         self._accepted = 0
         self._changed = trio.lowlevel.ParkingLot()
@@ -198,8 +198,8 @@ class QueuedServer:
             ):
                 await self._changed.park()
             return
-        # Unix clients have no address to compare. But their connections are in the backlog
-        # immediately, so it is enough to wait until the backlog is empty.
+        # Unix clients have no address to compare. But the connection of a Unix client is in the
+        # backlog immediately, so it is enough to wait until the backlog is empty.
         quiet = 0
         while self._is_open and quiet < _QUIET_PASSES:
             accepted = self._accepted

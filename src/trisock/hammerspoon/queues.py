@@ -2,8 +2,8 @@
 
 Each connection has a queue for reads and one for writes, because a read that waits for the peer
 must not block the write that the peer waits for. The operations of each queue are done in order. A
-TLS handshake is put into both queues. It begins when both queues have reached it, and both queues
-continue when it has ended.
+TLS handshake is put into both queues. The handshake begins when both queues have reached it, and
+both queues continue when it has ended.
 
 While no read is queued, the connection watches for EOF. If a chunk arrives instead, the chunk is
 pushed back to the front of the buffer. From then on, the connection reads nothing, and waits for a
@@ -243,7 +243,7 @@ class QueuedConnection:
                 log(logger, logging.INFO, message, self._name)
             self._disconnect_in_order()
         except trisock.LimitExceededError as exc:
-            # The advice in ``exc`` is about arguments that a program cannot pass here.
+            # Drop the advice in ``exc``: it is about arguments that a program cannot pass here.
             raise trisock.LimitExceededError(exc.limit) from None
         else:
             log(logger, logging.DEBUG, "%s: data read", self._name)

@@ -59,7 +59,7 @@ def parse_sockaddr(data: bytes) -> ParsedAddress | None:
 
 def pack_sockaddr(address: Address) -> bytes:
     """Return an IPv4 or IPv6 address in this system's layout, or ``b""`` for other addresses."""
-    if isinstance(address, UnixAddress):  # its path may look like an IP address
+    if isinstance(address, UnixAddress):  # a Unix path may look like an IP address
         return b""
     host, _, zone = address.host.partition("%")
     try:

@@ -118,7 +118,7 @@ class Sockets(NotCopyable):
 class Socket(NotCopyable):
     """Hammerspoon's ``hs.socket object``: a client, a server, or neither yet.
 
-    Made by ``Sockets.new`` and ``Sockets.server``. Its methods are synchronous and do not wait.
+    ``Sockets.new`` and ``Sockets.server`` make it. Its methods are synchronous and do not wait.
     """
 
     def __init__(self, nursery: trio.Nursery, timeout: float, fn: Callback | None) -> None:
@@ -145,7 +145,7 @@ class Socket(NotCopyable):
         """Connect: ``connect(host, port[, fn])``, or ``connect(path[, fn])`` to a Unix socket.
 
         Args:
-          host_or_path: a host name or an address. If no port is given, the path of a Unix socket.
+          host_or_path: a host name or an address or, without a port, the path of a Unix socket.
           port: 1 to 65535.
           fn: called once, without arguments, when connected. If the server is in the same program,
             it has usually accepted the connection by then.
@@ -183,7 +183,7 @@ class Socket(NotCopyable):
         return self._start(client)
 
     def listen(self, port_or_path: int | str) -> Socket | None:
-        """Listen on a port (0 for any free one), or on the path of a Unix socket.
+        """Listen on a port (0 for any free port), or on the path of a Unix socket.
 
         Returns: self. If listening fails, or the object is already in use, this is logged and
         ``None`` is returned.

@@ -34,7 +34,7 @@ class coroutine:  # noqa: N801 (Pluto's name)
     """What ``scheduler.add`` returns: a function that a scheduler runs once, in its own task."""
 
     def __init__(self, function: Callable[..., object]) -> None:
-        self._function = function  # the task also gets its name from this
+        self._function = function  # the task is named after the function
         self._added = self._closed = False
         # Both are set while the function runs.
         self._run: Run | None = None
@@ -130,8 +130,8 @@ class scheduler:  # noqa: N801 (Pluto's name)
     def addloop(self, function: Callable[[], object]) -> coroutine:
         """Add a function that is called again and again, until it returns ``False``. Synchronous.
 
-        After each call, the loop waits until the round has ended and ``yieldfunc`` was called. Only
-        then does it call the function again. Without a ``yieldfunc``, it waits for one millisecond.
+        Between two calls, the loop waits until the round has ended and ``yieldfunc`` was called.
+        Without a ``yieldfunc``, the loop waits for one millisecond.
 
         Args:
           function: as in ``add``. Only ``False`` ends the loop. ``None`` does not.
@@ -154,10 +154,10 @@ class scheduler:  # noqa: N801 (Pluto's name)
     def run(self) -> Done:
         """Run until all added functions have ended. To end a server, ``close`` its coroutine.
 
-        Await it inside Trio. Outside, it runs Trio in this thread, and a Ctrl-C ends it.
+        Await it inside Trio. Outside, ``run`` runs Trio in this thread, and a Ctrl-C ends the run.
 
         If a function raises an exception and there is no ``errorfunc``, the other functions are
-        cancelled, and then ``run`` raises the exception. (Exceptions of the others are logged.)
+        cancelled, and then ``run`` raises the exception. (Further exceptions are logged.)
         After that, or after a cancellation, ``run`` can be called again, to run the functions that
         were added since.
 

@@ -18,7 +18,7 @@ from .scheduler import call, coroutine, scheduler
 
 
 class server(coroutine):  # noqa: N801 (named like Pluto's classes)
-    """The coroutine of ``bind``. It runs a handler for each client, in a task of its own.
+    """The coroutine of ``bind``. It runs each client's handler in a separate task.
 
     If it never runs, garbage collection closes its port.
     """

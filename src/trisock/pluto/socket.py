@@ -48,8 +48,8 @@ weakref.finalize(background, len, ())
 class socket(RunBound):  # noqa: N801 (Pluto's name)
     """A connection, made by ``connect`` for a client, by ``accept`` or ``bind`` for a server.
 
-    ``connect`` and ``udpserver`` also make UDP sockets. Such a socket is not connected: its peer is
-    the address that it sends to. Datagrams are not encrypted. They can be lost, arrive twice, or
+    ``connect`` and ``udpserver`` also make UDP sockets. A UDP socket is not connected: its peer is
+    the address that it sends to. Datagrams are not encrypted, and can be lost, arrive twice, or
     arrive in another order.
 
     Garbage collection closes a socket silently. Calls can also be written as on Pluto's page:
@@ -72,7 +72,7 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
           port: the port.
           transport: ``"tcp"`` or ``"udp"``. With UDP, nothing is sent yet, so this succeeds even if
             the peer does not exist. ``recv`` receives only from this peer and those of ``setpeer``.
-            If one of these is a multicast or broadcast address, it receives from anybody.
+            If one of these is a multicast or broadcast address, ``recv`` receives from anybody.
 
         Returns: a socket, or ``None`` on failure.
 
@@ -108,7 +108,7 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
 
         Args:
           where: a port (on all addresses of this machine), or an address and a port, such as
-            ``"1.2.3.4:567"`` or ``"[::1]:567"``. 0 means any free port (see ``listener.port``).
+            ``"1.2.3.4:567"`` or ``"[::1]:567"``. Port 0 means any free port.
 
         Returns: a listener, or ``None`` on failure, such as a port already in use.
 
@@ -181,7 +181,8 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
         send. (Pluto's ``send`` returns nothing.)
 
         A UDP socket sends one datagram to its peer. False means that the datagram was not sent: it
-        is too long, or there is no route, for example. True does not mean that it arrives.
+        is too long, or there is no route, for example. True does not mean that the datagram
+        arrives.
 
         Cancellation has the same effect as in ``trisock.Socket.send``. Over UDP, a cancelled call
         has sent nothing. Source: ``socket.send``.
@@ -237,7 +238,7 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
             - ``early_data`` (for a client): what to send directly after the handshake. (Python's
               ``ssl`` cannot send it earlier.)
             - ``require_ecdhe`` (for a client): True to offer only the cipher suites that trisock's
-              servers accept. All of these use ECDHE.
+              servers accept. All these suites use ECDHE.
 
         Returns: True on success, False on failure (the socket is then closed), and ``None`` if TLS
         is already in use. With ``alpn``, success returns a tuple, ``(True, protocol)``. The
@@ -261,13 +262,13 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
         """Return the peer's address and port: ``ip, port = s.getpeer()``. Synchronous.
 
         This works both inside and outside Trio, even after ``close``. The peer of a UDP socket is
-        the address that ``send`` sends to. For a server that has received nothing yet, it is
+        the address that ``send`` sends to. Before a server has received anything, its peer is
         ``("::", 0)``. Source: ``socket.getpeer``.
         """
         return self._transport.getpeer()
 
     def setpeer(self, ip: str, port: int) -> None:
-        """Send to another peer from now on. For UDP sockets. Synchronous.
+        """Change the peer that a UDP socket sends to. Synchronous.
 
         A server's next ``recv`` changes the peer again.
 
@@ -275,8 +276,8 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
           ip: an IPv4 or IPv6 address, not a name.
           port: 1 to 65535.
 
-        Raises ``TypeError`` if it is a TCP socket, and ``TypeError`` or ``ValueError`` if an
-        argument is invalid. Source: ``socket.setpeer``.
+        Raises ``TypeError`` for a TCP socket, and ``TypeError`` or ``ValueError`` if an argument is
+        invalid. Source: ``socket.setpeer``.
         """
         self._call(functools.partial(self._transport.setpeer, ip, port))
 

@@ -74,7 +74,7 @@ def _server(tls: Any, settings: dict[str, Any]) -> trisock.TLSArgument:
     if isinstance(tls, trisock.Certificate | Mapping | Sequence):
         return trisock.ServerTLS(cast("Any", tls), **settings)
     # A copy of a ServerTLS would miss a later reload of the original.
-    raise TypeError(f"with {describe(tls)}, set alpn_protocols there, and not the option alpn")
+    raise TypeError(f"with {describe(tls)}, set its ALPN protocols, and not the option alpn")
 
 
 def _to_bytes(data: object) -> bytes:

@@ -1,16 +1,17 @@
 """Trio for synchronous programs: one background thread runs their calls.
 
 The thread starts with the first call. It is a daemon thread: it ends with the process, and does not
-keep the process alive. Only calls in progress are tied to the thread; sockets are not.
+keep the process alive. Only calls in progress depend on the thread. Sockets do not.
 
 **Interrupts.** A signal handler may raise an exception between any two bytecodes of the caller, and
-another while the first is handled. So the caller never acquires a lock that it has to release.
-It only uses operations that CPython does in one step of C: it appends to a deque, sets attributes,
-and waits for a lock that the background thread releases. ``Future``, ``Event`` and ``with lock``
-run Python code, and an exception there may leave their lock held. An interrupted call is marked as
-abandoned and put into the inbox once more. The background thread cancels the call, undoes its
-result (``undo``), and only then starts another call. A result can be lost only if a signal arrives
-when the result is already on the caller's stack. (Python 3.10 still handles signals at that point.)
+another while the first exception is handled. So the caller never acquires a lock that it has to
+release. It only uses operations that CPython does in one step of C: it appends to a deque, sets
+attributes, and waits for a lock that the background thread releases. ``Future``, ``Event`` and
+``with lock`` run Python code, and an exception there may leave their lock held. An interrupted call
+is marked as abandoned and put into the inbox once more. The background thread cancels the call,
+undoes its result (``undo``), and only then starts another call. A result can be lost only if a
+signal arrives when the result is already on the caller's stack. (Python 3.10 still handles signals
+at that point.)
 
 **Fork.** A thread does not survive ``fork``. So we stop the background thread before a fork, and
 the next call starts it again, in the parent and in the child. If another thread has a call in
@@ -274,8 +275,8 @@ class TrioThread:
         """Abandon a call whose result has not reached the caller.
 
         The caller calls this in its own frame, because an exception may occur there even after
-        ``result_of`` has returned. Usually ``result_of`` has already abandoned the call. This does
-        not wait, because the next call is queued after this one anyway.
+        ``result_of`` has returned. Usually ``result_of`` has already abandoned the call. There is
+        no need to wait here, because the next call is queued after this one anyway.
         """
         if not call.delivered:
             call.abandoned = True

@@ -156,7 +156,7 @@ class UDPTransport:
     async def _receive_nowait(self) -> Exception | None:
         """If a datagram has already arrived, put it into the buffer.
 
-        An exception of the receive is returned: if raised, the nursery would put it into a group.
+        If the receive fails, its exception is returned: raised, it would be wrapped in a group.
         """
         failure = None
 
@@ -260,7 +260,7 @@ async def connect_udp(host: str, port: int) -> UDPTransport:
     else:
         await trio.lowlevel.checkpoint()
     assert peer is not None
-    # A connected socket could not change its peer.
+    # Leave the socket unconnected: a connected socket could not change its peer.
     return UDPTransport(trisock.open_udp_nowait(broadcast=True), "client", peer)
 
 

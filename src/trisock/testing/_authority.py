@@ -73,8 +73,8 @@ class Authority:
         """Return a client's certificate, for ``ClientTLS(certificate=)``.
 
         Args:
-          name: a host name or an email address. It is the certificate's common name, and a subject
-            alternative name.
+          name: a host name or an email address, which becomes the certificate's common name and a
+            subject alternative name.
         """
         return self._issue(name, common_name=name)
 

@@ -9,8 +9,10 @@ from typing import Protocol
 # that starts with ``.*`` takes 80 ms for 16 KiB without a match.
 MAX_PATTERN_BYTES = 16384
 
-# An error shows at most this many bytes, and at most so many of them before the first difference.
+# An error shows at most this many bytes.
 _SHOWN_BYTES = 120
+
+# At most this many of the shown bytes come before the first difference.
 _SHOWN_BEFORE = 20
 
 

@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-# The line that ``inject`` adds. Most protocols know the command NOOP, or reject it with an answer.
+# The line that ``inject`` adds. Most protocols know the command NOOP, or answer it with an error.
 INJECTED = b"NOOP injected\r\n"
 
 # A line with more bytes is not a command that starts TLS.

@@ -119,7 +119,7 @@ async def _flood(
 
         await _send_unless_stuck(sock, start + piece)
         await session.quiet()
-        before += held()  # only growth from here on is due to the pieces
+        before += held()  # only growth from now on is caused by the pieces
         while has_time() and await _send_unless_stuck(sock, piece):
             sent += len(piece)
             held()
@@ -133,7 +133,7 @@ async def _flood(
 def _time_to_send(session: Session) -> Iterator[Callable[[], bool]]:
     """Cancel the block after ``timeout`` seconds: a handler may read slowly.
 
-    The value is a function: it returns False when this much real time has passed.
+    The value is a function, which returns False once this much real time has passed.
     """
     session.expect("the handler reads slowly", 2 * session.timeout)
     end = time.monotonic() + session.timeout
@@ -168,7 +168,7 @@ async def _unless_stuck(
 
 @contextlib.contextmanager
 def _memory() -> Iterator[Callable[[], int]]:
-    """Measure memory. The value is a function: it returns the size of Python's objects in bytes."""
+    """Measure memory. The value is a function: the size of Python's objects, in bytes."""
     was_tracing = tracemalloc.is_tracing()
     if not was_tracing:
         tracemalloc.start()

@@ -1,8 +1,8 @@
 """The hostile clients of ``check_handler``.
 
-Each client is a function that takes a ``Session``. It returns when the client has disconnected, and
-raises ``AssertionError`` if the handler's answer is wrong. The caller checks whether the handler
-ends, what it raises, and what it leaves behind.
+Each client is a function that takes a ``Session``. The function returns when the client has
+disconnected, and raises ``AssertionError`` if the handler's answer is wrong. The caller checks
+whether the handler ends, what it raises, and what it leaves behind.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ async def cancellation(session: Session) -> None:
 
 
 async def truncation(session: Session) -> None:
-    """Send EOF in the middle of a request. The answer must differ from that to a whole request."""
+    """Send EOF in the middle of a request. The answer must not be that to a whole request."""
     nothing = await session.answers()
     whole = await session.answers(session.request)
     await session.answers(session.request[:2])  # perhaps in the middle of a header
@@ -165,8 +165,8 @@ def _nonsense() -> list[bytes]:
 def _changed(request: bytes) -> list[bytes]:
     """Return requests that start like this one, and then differ.
 
-    After a changed header, the body should be complete. So the changed byte is 0, or it is 255 and
-    255 more bytes follow at the end.
+    A body should be complete even if its header is changed to a higher length. So a byte is changed
+    to 0, or it is changed to 255 and 255 more bytes are added at the end.
     """
     rng = random.Random(2)  # noqa: S311 (these numbers are no secrets)
     rest = range(_HEADER, len(request))
@@ -213,7 +213,7 @@ async def many_connections(session: Session) -> None:
 
 
 async def injection(session: Session) -> None:
-    """Send a request right after STARTTLS, as an attacker can. TLS must not carry an answer."""
+    """Send a request right after STARTTLS, as an attacker can. It must get no answer under TLS."""
     usual = {await session.answers(), await session.answers()}
     for injected in (session.request, session.starttls):
         answer = b""
@@ -230,7 +230,7 @@ async def injection(session: Session) -> None:
 
 
 async def plain_text(session: Session) -> None:
-    """Send STARTTLS, and then a request in plain text. It must not be answered."""
+    """Send STARTTLS, and then a request in plain text. The request must not be answered."""
     usual = {
         _ALERT.sub(b"", await _plain_answers(session, b"")),
         _ALERT.sub(b"", await _plain_answers(session, b"")),

@@ -1,7 +1,7 @@
 """LoggedErrors: what a server logs at ERROR, kept so that a test can raise it.
 
-Only the log has all errors that we need: the errors of the server itself, and the errors of
-handlers that no peer caused.
+Only the log has all errors that we need: the errors of the server itself, and those errors of
+handlers that were not caused by a peer.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _current: contextvars.ContextVar[LoggedErrors | None] = contextvars.ContextVar(
 class LoggedErrors(logging.Handler):
     """A log handler that keeps the errors of one server.
 
-    All servers share a logger. A server's tasks inherit the context of the call of ``bind``, so a
-    context variable tells whether the current task belongs to our server.
+    All servers share a logger. A server's tasks inherit the context in which ``bind`` was called,
+    so a context variable tells whether the current task belongs to our server.
     """
 
     def __init__(self) -> None:

@@ -42,7 +42,7 @@ def _descriptors() -> set[tuple[int, int, int]]:
     found = set()
     if os.path.isdir(directory):  # pragma: no branch (tests run on Linux)
         for name in os.listdir(directory):
-            with contextlib.suppress(OSError):  # os.listdir has closed its own
+            with contextlib.suppress(OSError):  # os.listdir has closed its descriptor
                 status = os.fstat(int(name))
                 found.add((int(name), status.st_dev, status.st_ino))
     return found

@@ -105,7 +105,7 @@ class Script:
         return self.expect(_frame(body, header))
 
     def send_eof(self) -> Script:
-        """Send EOF as ``Socket.send_eof`` does. Later steps can still receive. Not for TLS."""
+        """Send EOF, and keep receiving, as ``Socket.send_eof`` does. TLS has no half-close."""
         return self._add(_SendEOF())
 
     def expect_eof(self, *, clean: bool = True) -> Script:
@@ -121,7 +121,7 @@ class Script:
     def starttls(self, tls: TLSArgument, *, refused: bool = False) -> Script:
         """Call ``Socket.starttls``, as client or as server.
 
-        If a byte was received that no step has expected yet, the handshake fails, as in every
+        If there is an unread byte that no step has expected, the handshake fails, as in every
         program that uses ``Socket.starttls``.
 
         Args:

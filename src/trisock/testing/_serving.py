@@ -139,9 +139,9 @@ async def serving(handler: Handler, **bind_arguments: Any) -> AsyncIterator[Serv
         ``port_or_listener`` is any free port, and the default of ``host`` is ``"127.0.0.1"``.
 
     Raises:
-      Exception: at the end of the block, each error that ``bind`` logs at ERROR: an exception of a
-        handler that its peer did not cause. These errors are both logged and raised. Several errors
-        are raised in a group.
+      Exception: at the end of the block, each error that ``bind`` logs at ERROR. These are the
+        exceptions of handlers, except those that a peer caused. They are both logged and raised.
+        Several exceptions are raised in a group.
       AssertionError: a handler did not end (see above).
       BaseException: whatever the block raised. If handlers failed as well, a group contains the
         block's exception first, and then the handlers' exceptions. The group hides nothing: the

@@ -78,7 +78,7 @@ class WatchedHandler:
 
 
 class _Call:
-    """One call of the handler. It runs step by step, until the handler is abandoned."""
+    """One call of the handler. The call runs step by step, until the handler is abandoned."""
 
     def __init__(self, call: Awaitable[object], watched: WatchedHandler) -> None:
         self._call = call
@@ -112,6 +112,6 @@ def _close(steps: Generator[Any, Any, object]) -> None:
         except BaseException:  # noqa: S110 (the call has ended)
             pass
         return
-    # Python closes the object again when it destroys it, at the latest at exit. A handler that
-    # catches everything in a loop could then loop forever. So never let Python destroy the object.
+    # Python closes a coroutine again before destroying it, at the latest at exit. A handler that
+    # catches everything in a loop could then loop forever. So keep this coroutine alive forever.
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(steps))

@@ -20,8 +20,8 @@ from .lookup import known_hosts, look_up
 from .receiving import Receiving
 from .settings import Settings, choose_host, version_of
 
-# The maximum cost in bytes of the sends that an object has queued. They wait for a lookup, for room
-# in the kernel's buffer, or for callbacks. Further sends are dropped, as a full network would do.
+# The maximum cost in bytes of the sends that an object has queued. Sends wait for a lookup, for
+# room in the kernel's buffer, or for callbacks. Further sends are dropped, as in a full network.
 MAX_UNSENT = 16 * 1024 * 1024
 
 # The errnos that report an ICMP error about an earlier datagram. A send that raises such an error
@@ -131,7 +131,7 @@ class Endpoint:
         self._queue(send)
 
     def connect(self, host: str, port: int, fn: Callable[..., object] | None) -> None:
-        """Connect now if nothing is queued and the host needs no lookup. Otherwise queue it."""
+        """Connect now if nothing is queued and the host needs no lookup, else queue the connect."""
         self.has_peer = True
         connect, hosts = Connect(host, port, fn), known_hosts(host)
         if hosts is None or self._unsent:
@@ -196,7 +196,7 @@ class Endpoint:
         except Exception as exc:
             self._connect_failed(exc)
             return
-        if self.sock is not None:  # an earlier send has opened it
+        if self.sock is not None:  # an earlier send has opened the socket
             self.sock.abort()
         self.sock = sock
         self.receiving.replace_socket(sock)
@@ -256,7 +256,7 @@ class Endpoint:
 
 @contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    """Raise ``TimeoutError`` if a send has to wait longer than this."""
+    """Raise ``TimeoutError`` if a send in the block has to wait longer than ``seconds``."""
     with trio.CancelScope() as scope:
         # Do not pass the deadline to CancelScope: a timeout of 0 seconds would then cancel even a
         # send that need not wait.

@@ -76,7 +76,7 @@ class Receiving:
     def replace_socket(self, sock: trisock.UDPSocket) -> None:
         """Receive from another socket. Drop a datagram whose callback has not begun."""
         self._sock = sock
-        self._received = None  # it may be from someone other than the new socket's peer
+        self._received = None  # the sender may not be the new socket's peer
         self.restart()
 
     # ---- in the background ----

@@ -25,7 +25,7 @@ class Settings:
       broadcast: whether the object may send to broadcast addresses.
       reuse_port: whether the object shares its port with other sockets.
       enabled: the IP versions that the object uses.
-      preferred: the IP version to choose if a host has both; ``None`` means the first address's.
+      preferred: the IP version to choose if a host has both; ``None`` keeps the lookup's order.
       buffer_size: the maximum size of a received datagram, in bytes, for each IP version.
     """
 

@@ -57,7 +57,7 @@ class UDPSockets(NotCopyable):
 class UDPSocket(NotCopyable):
     """Hammerspoon's ``hs.socket.udp object``: closed, open, listening or connected.
 
-    Made by ``UDPSockets.new`` and ``UDPSockets.server``. Its methods are synchronous and do not
+    ``UDPSockets.new`` and ``UDPSockets.server`` make it. Its methods are synchronous and do not
     wait.
     """
 
@@ -192,9 +192,10 @@ class UDPSocket(NotCopyable):
         return self._receive(Mode.CONTINUOUS, fn)
 
     def receiveOne(self, fn: Callback | None = None) -> UDPSocket | None:  # noqa: N802
-        """Call the read callback for one datagram. The latest ``receive`` or ``receiveOne`` counts.
+        """Call the read callback for one datagram.
 
-        The arguments and the result are those of ``receive``. Source: ``hs.socket.udp:receiveOne``.
+        The latest call of ``receive`` or ``receiveOne`` counts. The arguments and the result are
+        those of ``receive``. Source: ``hs.socket.udp:receiveOne``.
         """
         return self._receive(Mode.ONE, fn)
 
@@ -202,7 +203,7 @@ class UDPSocket(NotCopyable):
     readOne = receiveOne  # noqa: N815
 
     def pause(self) -> UDPSocket:
-        """Suspend reading. ``receive`` or ``receiveOne`` resumes it.
+        """Suspend reading. ``receive`` or ``receiveOne`` resumes reading.
 
         Datagrams that arrive meanwhile stay in the kernel's buffer.
         Source: ``hs.socket.udp:pause``.
@@ -291,7 +292,7 @@ class UDPSocket(NotCopyable):
         dropped, and this is logged.
 
         Returns: self. Raises ``TypeError`` if an argument is invalid, if the host or the port is
-        missing, or if a connected object gets them. Source: ``hs.socket.udp:send``.
+        missing, or if a connected object gets a host or a port. Source: ``hs.socket.udp:send``.
         """
         endpoint = self._endpoint
         has_peer = endpoint is not None and endpoint.has_peer
@@ -332,8 +333,8 @@ class UDPSocket(NotCopyable):
         """Set the timeout (seconds) of sends queued from now on. Negative means no limit.
 
         The timeout limits how long a send waits for a lookup, or for room in the kernel's buffer.
-        It starts when the send reaches the front of the queue. With 0, a send does not wait. When
-        the timeout expires, the datagram is dropped, and this is logged.
+        The timeout starts when the send reaches the front of the queue. With 0, a send does not
+        wait. When the timeout expires, the datagram is dropped, and this is logged.
         Source: ``hs.socket.udp:setTimeout``.
         """
         self._settings.timeout = check_timeout(timeout)
@@ -349,8 +350,8 @@ class UDPSocket(NotCopyable):
     def reusePort(self, flag: bool = True) -> UDPSocket | None:  # noqa: N802
         """Share the port of ``listen`` with other objects and programs of this user, or do not.
 
-        All of them must share it. All of them receive a broadcast. Only one of them receives any
-        other datagram.
+        All these objects and programs must share the port. A broadcast reaches all of them. Any
+        other datagram reaches only one of them.
 
         Returns: self, or ``None`` (logged) if the object is not closed.
         Source: ``hs.socket.udp:reusePort``.
@@ -379,7 +380,7 @@ class UDPSocket(NotCopyable):
         return self
 
     def preferIPv(self, version: int | None = None) -> UDPSocket:  # noqa: N802
-        """Set the IP version to use for a host that has both: 4 or 6. Anything else means neutral.
+        """Prefer an IP version, 4 or 6, for hosts that have both. Anything else means neutral.
 
         Neutral, which is the default, uses the first address of the lookup.
         Source: ``hs.socket.udp:preferIPv``.

@@ -22,7 +22,7 @@ _NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG")
 
 _CHECK_RESOLVER = "check the name, and the resolver of this machine"
 
-# For a server that says nothing before TLS.
+# Advice for a server that sends nothing before TLS.
 _IMPLICIT_TLS = "check the port, or write {}:// if it expects TLS from the start"
 
 _ADVICE_BY_ERRNO = {

@@ -4,8 +4,8 @@ An attacker can add a plain-text command to the segment in which a client asks f
 server keeps this command, and executes it inside TLS, as if the client had sent it encrypted
 (CVE-2011-0411; "Why TLS Is Better Without STARTTLS", USENIX Security 2021).
 
-The test adds a harmless command in the same way. Inside TLS, it sends only the command that ends
-the session. An answer to the harmless command inside TLS shows that the server is vulnerable.
+The test adds a harmless command in the same way. Inside TLS, the test sends only the command that
+ends the session. An answer to the harmless command inside TLS shows that the server is vulnerable.
 """
 
 from __future__ import annotations

@@ -45,8 +45,8 @@ async def open_target(
       roles: the roles for TLS.
       alpn: the protocols to offer by ALPN.
       opening: records the current stage.
-      verify: whether to verify the certificate. It must be valid for the name in ``roles`` or, if
-        there is none, for the URL's host.
+      verify: whether to verify the certificate. A verified certificate must be valid for the name
+        in ``roles`` or, if there is none, for the URL's host.
       proxy_protocol: whether to send a PROXY header first, with the connection's own addresses.
 
     Raises: one of ``NETWORK_ERRORS``. The call has no time limit of its own.

@@ -6,7 +6,7 @@ from .. import ClientTLS
 
 
 class Roles:
-    """The TLS roles of all connections. They differ in ALPN, and in whether they verify.
+    """The TLS roles of all connections. Roles differ in ALPN, and in whether they verify.
 
     Args:
       ca: the authorities to trust instead of the system's, in PEM, or ``None``.

@@ -14,7 +14,7 @@ import trio
 from .._guard import is_error, isolated, leaves, log
 
 if sys.version_info < (3, 11):  # pragma: no cover (each version runs one of the two branches)
-    from exceptiongroup import BaseExceptionGroup  # Trio depends on it anyway
+    from exceptiongroup import BaseExceptionGroup  # Trio depends on this package
 
 #: A plain or async function that the program passes.
 Callback = Callable[..., object]

@@ -381,7 +381,7 @@ class Socket(NotCopyable):
         return self.connections() > 0
 
     def connections(self) -> int:
-        """Return the number of connections. Only a server can have more than 1.
+        """Return the number of connections. Only a server can have more than one connection.
 
         Source: ``hs.socket:connections``.
         """

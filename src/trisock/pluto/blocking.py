@@ -22,13 +22,13 @@ from .intent import Intent
 from .trio_thread import TrioThread
 
 if sys.version_info < (3, 11):  # pragma: no cover (each version runs one of the two branches)
-    from exceptiongroup import BaseExceptionGroup  # Trio depends on it anyway
+    from exceptiongroup import BaseExceptionGroup  # Trio depends on this package
 
 P = ParamSpec("P")
 R = TypeVar("R")
 Run = trio.lowlevel.TrioToken
 
-background = TrioThread()  # one for the whole process
+background = TrioThread()  # one thread for the whole process
 
 _logger = logging.getLogger("trisock.pluto")
 

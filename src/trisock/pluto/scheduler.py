@@ -16,7 +16,7 @@ from .._guard import isolated, leaves, log, split_errors
 from .blocking import Run, current_run, describe, run_trio
 
 if sys.version_info < (3, 11):  # pragma: no cover (each version runs one of the two branches)
-    from exceptiongroup import BaseExceptionGroup  # Trio depends on it anyway
+    from exceptiongroup import BaseExceptionGroup  # Trio depends on this package
 
 if TYPE_CHECKING:
 

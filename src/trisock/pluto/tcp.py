@@ -85,7 +85,7 @@ class TCPTransport:
             self.sock.unrecv(more)
 
     async def starttls(self, tls: TLS, options: TLSOptions | None) -> TLSResult:
-        """Upgrade to TLS. Close the connection and return False if that fails."""
+        """Upgrade to TLS. If the upgrade fails, close the connection and return False."""
         with self.upgrade.work():
             if self.sock.istls():
                 return None

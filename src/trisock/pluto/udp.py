@@ -77,7 +77,7 @@ class UDPTransport:
         return f"{self._side} {self._udp!r}"
 
     async def send(self, data: bytes) -> bool:
-        """Send a datagram to the peer. Return False if that is not possible."""
+        """Send a datagram to the peer. Return False if the send fails."""
         self._check()
         try:
             if self._peer is _NOBODY:

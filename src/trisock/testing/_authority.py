@@ -133,6 +133,6 @@ def client_tls_of(tls: TLSArgument) -> ClientTLS | None:
     first = cast("Sequence[Certificate]", role.certificates)[0]
     if first not in _issuers:
         return None
-    # ``names`` has no IP addresses. Without a name, the client verifies the address of ``connect``.
+    # ``names`` has no IP addresses. Without a name, the client verifies the address of the server.
     name = first.names[0].replace("*", "any") if first.names else None
     return ClientTLS(name, ca=_issuers[first])

@@ -21,7 +21,7 @@ class Mismatch(Exception):
 
 
 class Expectation(Protocol):
-    """What is expected next. ``str()`` describes it for an error."""
+    """What is expected next. ``str()`` describes the expectation for an error."""
 
     def find(self, received: bytearray, tried: int) -> int | None:
         """Return how many bytes fulfil the expectation, or None if more bytes are needed.
@@ -39,7 +39,7 @@ class Literal:
 
     def __init__(self, expected: bytes) -> None:
         if not expected:
-            raise ValueError("expect needs at least one byte; for the end there is expect_eof")
+            raise ValueError("expect needs at least one byte; to expect the end, use expect_eof")
         self._expected = expected
 
     def __str__(self) -> str:

@@ -19,7 +19,7 @@ class FaultyRelay:
 
     Attributes:
       port: the port on 127.0.0.1 to connect to instead of the server's.
-      injected: the line that ``inject`` adds. It must never have an effect.
+      injected: the line that ``inject`` adds, which must never have an effect.
     """
 
     injected = INJECTED
@@ -66,11 +66,12 @@ async def faults(
         two directions. The number is 0 to 4095, and small numbers are likelier: half of them are
         below 64. A connection that carries fewer bytes is not affected.
       reset: reset one connection out of two, on both sides, after a number of bytes that is drawn
-        as for ``truncate``. With both faults, one connection out of two gets one of them.
-      inject: add the line ``relay.injected``, as an attacker can do before TLS starts. It follows
-        the first line of the client that contains ``TLS`` in upper or lower case (``STARTTLS``,
-        ``STLS``, ``AUTH TLS``), in the same segment. In one connection out of two, it follows the
-        next line of the server instead. A connection that starts with TLS gets no line.
+        as for ``truncate``. If both are True, one connection out of two is truncated or reset.
+      inject: add the line ``relay.injected``, as an attacker can do before TLS starts. The added
+        line follows the client's first line that contains ``TLS`` in upper or lower case
+        (``STARTTLS``, ``STLS``, ``AUTH TLS``), in the same segment. In one connection out of two,
+        the added line follows the server's next line instead. Nothing is added to a connection that
+        starts with TLS.
 
     Returns: a context manager. Its value has the attributes ``port`` and ``injected``. The end of
     the block closes all connections immediately.

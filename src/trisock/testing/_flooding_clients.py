@@ -168,7 +168,7 @@ async def _unless_stuck(
 
 @contextlib.contextmanager
 def _memory() -> Iterator[Callable[[], int]]:
-    """Measure memory. The value is a function: the size of Python's objects, in bytes."""
+    """Measure memory. The value is a function that returns the bytes in use by Python's objects."""
     was_tracing = tracemalloc.is_tracing()
     if not was_tracing:
         tracemalloc.start()

@@ -165,8 +165,8 @@ def _nonsense() -> list[bytes]:
 def _changed(request: bytes) -> list[bytes]:
     """Return requests that start like this one, and then differ.
 
-    A body should be complete even if its header is changed to a higher length. So a byte is changed
-    to 0, or it is changed to 255 and 255 more bytes are added at the end.
+    The request should be complete even if the change makes its header promise more bytes. So a byte
+    is changed to 0, or it is changed to 255 and 255 more bytes are added at the end.
     """
     rng = random.Random(2)  # noqa: S311 (these numbers are no secrets)
     rest = range(_HEADER, len(request))

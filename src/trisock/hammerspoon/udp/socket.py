@@ -285,8 +285,8 @@ class UDPSocket(NotCopyable):
           host: a host name or an address. A connected object takes no host and port.
           port: 1 to 65535.
           tag: passed to ``fn``; ``None`` becomes -1.
-          fn: called once as ``fn(tag)`` when the datagram was sent. If it could not be sent, this
-            is logged, and ``fn`` is not called.
+          fn: called once as ``fn(tag)`` when the datagram was sent. If the send fails, this is
+            logged, and ``fn`` is not called.
 
         A closed object is opened, with a free port. If more than 16 MiB are queued, the datagram is
         dropped, and this is logged.
